@@ -1,0 +1,92 @@
+//! EndpointSlices: where a Service's traffic may go.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeName, ObjectName, Protocol};
+
+/// `addressType`. Slices of type FQDN are not a matter of a data plane and never get here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum AddressFamily {
+    /// `IPv4`.
+    V4,
+    /// `IPv6`.
+    V6,
+}
+
+/// `endpoints[].conditions`, with Kubernetes' defaults for absent ones filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Conditions {
+    /// May take new traffic. Absent = true.
+    pub ready: bool,
+    /// Would be ready were it not for `terminating`. Absent = `ready`.
+    pub serving: bool,
+    /// Its pod is being deleted. Absent = false.
+    pub terminating: bool,
+}
+
+impl Conditions {
+    /// A healthy endpoint.
+    pub const READY: Self = Self {
+        ready: true,
+        serving: true,
+        terminating: false,
+    };
+}
+
+/// One entry of `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// `addresses[0]`; the API says that consumers use only the first.
+    pub address: IpAddr,
+    /// `conditions`.
+    pub conditions: Conditions,
+    /// `nodeName`.
+    pub node: Option<NodeName>,
+    /// `zone`.
+    pub zone: Option<String>,
+    /// `hostname`, DNS only.
+    pub hostname: Option<String>,
+    /// `targetRef` where it is a Pod.
+    pub pod: Option<ObjectName>,
+    /// `hints.forZones`.
+    pub hinted_zones: Vec<String>,
+    /// `hints.forNodes`.
+    pub hinted_nodes: Vec<NodeName>,
+}
+
+/// One entry of `ports`. An entry without a number ("all ports") is not programmable and never gets here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EndpointPort {
+    /// `name`; joins with the name of the Service's port.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`, on the endpoint's address.
+    pub port: NonZeroU16,
+}
+
+/// An EndpointSlice (`discovery/v1`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSlice {
+    /// Namespace and name of the slice.
+    pub name: ObjectName,
+    /// Label `kubernetes.io/service-name`: the Service in the same namespace that it belongs to.
+    pub service: String,
+    /// `addressType`.
+    pub family: AddressFamily,
+    /// `endpoints`, in the object's order.
+    pub endpoints: Vec<Endpoint>,
+    /// `ports`.
+    pub ports: Vec<EndpointPort>,
+}
+
+impl EndpointSlice {
+    /// The Service that this slice belongs to.
+    #[must_use]
+    pub fn service_name(&self) -> ObjectName {
+        ObjectName::new(self.name.namespace.clone(), self.service.clone())
+    }
+}

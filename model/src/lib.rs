@@ -1,0 +1,36 @@
+//! The words that every room of Causeway speaks, and nothing that does I/O.
+//!
+//! Tour:
+//! - [`names`]: [`NodeName`], [`ObjectName`] and the other newtypes that stand at borders.
+//! - [`service`], [`endpoint`], [`node`], [`pod`]: slim Kubernetes objects, only the fields a data plane reads.
+//! - [`lease`]: a node's subnet in the pod network, flannel's JSON forms included.
+//! - [`wiring`]: the plan by which the CNI plugin wires one pod.
+//! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
+//! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
+//!   [`Snapshot::changed_since`] compares two.
+//! - [`diff`]: desired against actual, for every reconciler.
+//! - [`feed`]: how the agent hands its snapshot to the DNS process.
+
+pub mod diff;
+pub mod endpoint;
+pub mod feed;
+pub mod lease;
+pub mod names;
+pub mod node;
+pub mod pod;
+pub mod service;
+pub mod shared_map;
+pub mod snapshot;
+pub mod wiring;
+
+pub use diff::Diff;
+pub use endpoint::{AddressFamily, Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
+pub use node::Node;
+pub use pod::Pod;
+pub use service::{
+    InternalTrafficPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity,
+    TrafficPolicy,
+};
+pub use shared_map::SharedMap;
+pub use snapshot::{Change, Changed, Kind, Namespace, Snapshot};

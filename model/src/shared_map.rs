@@ -1,0 +1,204 @@
+//! A map whose copies share structure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Shards of a map; a change copies one of them. At 10,000 entries a shard holds about ten.
+const SHARDS: usize = 1024;
+
+/// A map that is cheap to copy and cheap to compare with an older copy of itself.
+///
+/// A copy costs `SHARDS` pointer copies; an edit copies the one shard it falls in (if that is shared); the
+/// comparison of two copies skips every shard that both share. So work is proportional to what changed, and a
+/// reader that missed some states still learns exactly what differs from the state it knows.
+///
+/// Iteration order is deterministic (same keys, same order, on every machine) but not sorted.
+pub struct SharedMap<K, V> {
+    shards: Arc<[Arc<BTreeMap<K, Arc<V>>>]>,
+    len: usize,
+}
+
+impl<K, V> Clone for SharedMap<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            shards: Arc::clone(&self.shards),
+            len: self.len,
+        }
+    }
+}
+
+impl<K: Ord, V> Default for SharedMap<K, V> {
+    fn default() -> Self {
+        let empty = Arc::new(BTreeMap::new());
+        Self {
+            shards: std::iter::repeat_n(empty, SHARDS).collect(),
+            len: 0,
+        }
+    }
+}
+
+impl<K: fmt::Debug + Ord, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.shards.iter().flat_map(|shard| shard.iter()))
+            .finish()
+    }
+}
+
+impl<K: Ord, V: PartialEq> PartialEq for SharedMap<K, V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len == other.len
+            && self
+                .shards
+                .iter()
+                .zip(other.shards.iter())
+                .all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
+    }
+}
+
+impl<K: Ord, V: Eq> Eq for SharedMap<K, V> {}
+
+impl<K: Ord + Hash + Clone, V: PartialEq> SharedMap<K, V> {
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The value of `key`.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&Arc<V>> {
+        self.shards[shard_of(key)].get(key)
+    }
+
+    /// Puts `value` at `key` and returns whether that changed anything.
+    pub fn insert(&mut self, key: K, value: V) -> bool {
+        if self.get(&key).is_some_and(|old| **old == value) {
+            return false;
+        }
+        if self.shard_mut(&key).insert(key, Arc::new(value)).is_none() {
+            self.len += 1;
+        }
+        true
+    }
+
+    /// Takes `key` out and returns what was there.
+    pub fn remove(&mut self, key: &K) -> Option<Arc<V>> {
+        self.get(key)?;
+        let old = self.shard_mut(key).remove(key);
+        self.len -= 1;
+        old
+    }
+
+    /// All entries, in an order that depends on the keys alone.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        self.shards.iter().flat_map(|shard| shard.iter())
+    }
+
+    /// Keys whose value here is not the value in `older`: added, changed and removed ones.
+    pub fn keys_changed_since<'a>(&'a self, older: &'a Self) -> Vec<&'a K> {
+        let mut changed = Vec::new();
+        for (new, old) in self
+            .shards
+            .iter()
+            .zip(older.shards.iter())
+            .filter(|(a, b)| !Arc::ptr_eq(a, b))
+        {
+            changed.extend(
+                new.iter()
+                    .filter(|(key, value)| !same(old.get(key), value))
+                    .map(|(key, _)| key),
+            );
+            changed.extend(old.keys().filter(|key| !new.contains_key(key)));
+        }
+        changed
+    }
+
+    fn shard_mut(&mut self, key: &K) -> &mut BTreeMap<K, Arc<V>> {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard_of(key)])
+    }
+}
+
+fn same<V: PartialEq>(old: Option<&Arc<V>>, new: &Arc<V>) -> bool {
+    old.is_some_and(|old| Arc::ptr_eq(old, new) || old == new)
+}
+
+fn shard_of(key: &impl Hash) -> usize {
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    key.hash(&mut hasher);
+    // invariant: the remainder is below SHARDS, which fits in usize.
+    (hasher.finish() % SHARDS as u64) as usize
+}
+
+/// FNV-1a, 64 bits: the same on every run and machine, which `DefaultHasher` does not promise. Names in a cluster
+/// come from its own API server; a flood of colliding names costs the flooder's cluster a longer shard, no more.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(&str, u32)]) -> SharedMap<String, u32> {
+        let mut map = SharedMap::default();
+        for (key, value) in entries {
+            map.insert((*key).to_owned(), *value);
+        }
+        map
+    }
+
+    #[test]
+    fn an_edited_copy_leaves_the_original_and_tells_exactly_what_differs() {
+        let before = map(&[("kept", 1), ("changed", 2), ("removed", 3)]);
+        let mut after = before.clone();
+        after.insert("changed".to_owned(), 20);
+        after.insert("added".to_owned(), 4);
+        assert_eq!(after.remove(&"removed".to_owned()).as_deref(), Some(&3));
+
+        assert_eq!(before, map(&[("kept", 1), ("changed", 2), ("removed", 3)]));
+        let mut keys = after.keys_changed_since(&before);
+        keys.sort();
+        assert_eq!(keys, ["added", "changed", "removed"]);
+        assert_eq!(after.keys_changed_since(&after.clone()), Vec::<&String>::new());
+    }
+
+    #[test]
+    fn putting_the_same_value_back_is_no_change() {
+        let before = map(&[("a", 1), ("b", 2)]);
+        let mut after = before.clone();
+        assert!(!after.insert("a".to_owned(), 1));
+        after.remove(&"b".to_owned());
+        after.insert("b".to_owned(), 2);
+        assert_eq!(after.keys_changed_since(&before), Vec::<&String>::new());
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn length_follows_inserts_overwrites_and_removals() {
+        let mut map = map(&[("a", 1), ("a", 2), ("b", 1)]);
+        assert_eq!(map.len(), 2);
+        assert_eq!(map.remove(&"nothing".to_owned()), None);
+        map.remove(&"a".to_owned());
+        map.remove(&"b".to_owned());
+        assert!(map.is_empty());
+    }
+}

@@ -1,0 +1,405 @@
+//! Everything that is known of the cluster at one moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap};
+
+/// A kind of object that a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// `core/v1` Services.
+    Service,
+    /// `discovery/v1` EndpointSlices.
+    EndpointSlice,
+    /// `core/v1` Nodes.
+    Node,
+    /// `core/v1` Namespaces.
+    Namespace,
+    /// `core/v1` Pods (watched only where a feature asks for them).
+    Pod,
+}
+
+/// A Namespace: DNS answers differently for names in one that exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+}
+
+/// One edit of a snapshot. In JSON: `{"service": {…}}`, `{"delete-service": {"namespace": …, "name": …}}`, and so on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// A Service was added or changed.
+    Service(Service),
+    /// A Service is gone.
+    DeleteService(ObjectName),
+    /// An EndpointSlice was added or changed.
+    EndpointSlice(EndpointSlice),
+    /// An EndpointSlice is gone.
+    DeleteEndpointSlice(ObjectName),
+    /// A Node was added or changed.
+    Node(Node),
+    /// A Node is gone.
+    DeleteNode(NodeName),
+    /// A Namespace was added or changed.
+    Namespace(Namespace),
+    /// A Namespace is gone.
+    DeleteNamespace(String),
+    /// A Pod was added or changed.
+    Pod(Pod),
+    /// A Pod is gone.
+    DeletePod(ObjectName),
+    /// The first complete list of a kind is in: from now on absence means absence.
+    Synced(Kind),
+}
+
+/// The cluster as one watcher knows it. A copy is cheap and shares structure with the original.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Services by name.
+    pub services: SharedMap<ObjectName, Service>,
+    /// EndpointSlices by the Service that they belong to, then by the slice's own name.
+    pub slices: SharedMap<ObjectName, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// Nodes by name.
+    pub nodes: SharedMap<NodeName, Node>,
+    /// Namespaces by name.
+    pub namespaces: SharedMap<String, Namespace>,
+    /// Pods by name.
+    pub pods: SharedMap<ObjectName, Pod>,
+    synced: BTreeSet<Kind>,
+    /// The Service of each slice, by the slice's name: a deletion names only the slice.
+    slice_owners: SharedMap<ObjectName, String>,
+}
+
+/// What differs between two snapshots. A changed slice counts as a change of its Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Services that changed, or whose endpoints did.
+    pub services: BTreeSet<ObjectName>,
+    /// Nodes that changed.
+    pub nodes: BTreeSet<NodeName>,
+    /// Namespaces that changed.
+    pub namespaces: BTreeSet<String>,
+    /// Pods that changed.
+    pub pods: BTreeSet<ObjectName>,
+    /// Kinds that became synced.
+    pub synced: BTreeSet<Kind>,
+}
+
+impl Changed {
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Snapshot {
+    /// Applies one edit and returns whether it changed anything.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Service(service) => self.services.insert(service.name.clone(), service),
+            Change::DeleteService(name) => self.services.remove(&name).is_some(),
+            Change::EndpointSlice(slice) => self.put_slice(slice),
+            Change::DeleteEndpointSlice(name) => self.remove_slice(&name),
+            Change::Node(node) => self.nodes.insert(node.name.clone(), node),
+            Change::DeleteNode(name) => self.nodes.remove(&name).is_some(),
+            Change::Namespace(namespace) => self.namespaces.insert(namespace.name.clone(), namespace),
+            Change::DeleteNamespace(name) => self.namespaces.remove(&name).is_some(),
+            Change::Pod(pod) => self.pods.insert(pod.name.clone(), pod),
+            Change::DeletePod(name) => self.pods.remove(&name).is_some(),
+            Change::Synced(kind) => self.synced.insert(kind),
+        }
+    }
+
+    /// Whether the first complete list of `kind` is in. Until then nothing may be deleted for being absent.
+    #[must_use]
+    pub fn is_synced(&self, kind: Kind) -> bool {
+        self.synced.contains(&kind)
+    }
+
+    /// The kinds whose first complete list is in.
+    pub fn synced(&self) -> impl Iterator<Item = Kind> {
+        self.synced.iter().copied()
+    }
+
+    /// The slices of a Service, by name. A Service without any has none.
+    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices
+            .get(service)
+            .into_iter()
+            .flat_map(|slices| slices.values().map(Arc::as_ref))
+    }
+
+    /// What differs between `older` and this snapshot, however many states lie between.
+    #[must_use]
+    pub fn changed_since(&self, older: &Self) -> Changed {
+        let mut services: BTreeSet<ObjectName> = self
+            .services
+            .keys_changed_since(&older.services)
+            .into_iter()
+            .cloned()
+            .collect();
+        services.extend(self.slices.keys_changed_since(&older.slices).into_iter().cloned());
+        Changed {
+            services,
+            nodes: self
+                .nodes
+                .keys_changed_since(&older.nodes)
+                .into_iter()
+                .cloned()
+                .collect(),
+            namespaces: self
+                .namespaces
+                .keys_changed_since(&older.namespaces)
+                .into_iter()
+                .cloned()
+                .collect(),
+            pods: self
+                .pods
+                .keys_changed_since(&older.pods)
+                .into_iter()
+                .cloned()
+                .collect(),
+            synced: self.synced.difference(&older.synced).copied().collect(),
+        }
+    }
+
+    /// The edits that make an empty snapshot into this one: objects first, `Synced` last.
+    pub fn as_changes(&self) -> impl Iterator<Item = Change> {
+        let namespaces = self
+            .namespaces
+            .iter()
+            .map(|(_, object)| Change::Namespace((**object).clone()));
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(_, object)| Change::Node((**object).clone()));
+        let services = self
+            .services
+            .iter()
+            .map(|(_, object)| Change::Service((**object).clone()));
+        let slices = self.slices.iter().flat_map(|(_, slices)| slices.values());
+        let slices = slices.map(|object| Change::EndpointSlice((**object).clone()));
+        let pods = self
+            .pods
+            .iter()
+            .map(|(_, object)| Change::Pod((**object).clone()));
+        let synced = self.synced.iter().map(|kind| Change::Synced(*kind));
+        namespaces
+            .chain(nodes)
+            .chain(services)
+            .chain(slices)
+            .chain(pods)
+            .chain(synced)
+    }
+
+    /// The edits that make `older` into this snapshot, sorted by object.
+    #[must_use]
+    pub fn changes_since(&self, older: &Self) -> Vec<Change> {
+        let changed = self.changed_since(older);
+        let mut changes = Vec::new();
+        changes.extend(
+            changed
+                .namespaces
+                .into_iter()
+                .map(|name| match self.namespaces.get(&name) {
+                    Some(object) => Change::Namespace((**object).clone()),
+                    None => Change::DeleteNamespace(name),
+                }),
+        );
+        changes.extend(changed.nodes.into_iter().map(|name| match self.nodes.get(&name) {
+            Some(object) => Change::Node((**object).clone()),
+            None => Change::DeleteNode(name),
+        }));
+        for name in changed.services {
+            changes.extend(self.service_changes(older, &name));
+        }
+        changes.extend(changed.pods.into_iter().map(|name| match self.pods.get(&name) {
+            Some(object) => Change::Pod((**object).clone()),
+            None => Change::DeletePod(name),
+        }));
+        changes.extend(changed.synced.into_iter().map(Change::Synced));
+        changes
+    }
+
+    fn service_changes(&self, older: &Self, name: &ObjectName) -> Vec<Change> {
+        let mut changes = Vec::new();
+        match (self.services.get(name), older.services.get(name)) {
+            (Some(new), old) if old != Some(new) => changes.push(Change::Service((**new).clone())),
+            (None, Some(_)) => changes.push(Change::DeleteService(name.clone())),
+            _ => {}
+        }
+        let empty = BTreeMap::new();
+        let new = self.slices.get(name).map_or(&empty, Arc::as_ref);
+        let old = older.slices.get(name).map_or(&empty, Arc::as_ref);
+        let put = new.iter().filter(|(key, slice)| old.get(*key) != Some(slice));
+        changes.extend(put.map(|(_, slice)| Change::EndpointSlice((**slice).clone())));
+        // A slice that moved to another Service is put there, not deleted here.
+        let gone = old
+            .iter()
+            .filter(|(key, slice)| !new.contains_key(*key) && self.slice_owners.get(&slice.name).is_none());
+        changes.extend(gone.map(|(_, slice)| Change::DeleteEndpointSlice(slice.name.clone())));
+        changes
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) -> bool {
+        let owner = slice.service_name();
+        let moved = self
+            .slice_owners
+            .get(&slice.name)
+            .is_some_and(|old| **old != slice.service);
+        if moved {
+            self.remove_slice(&slice.name);
+        }
+        self.slice_owners
+            .insert(slice.name.clone(), slice.service.clone());
+        let mut slices = self
+            .slices
+            .get(&owner)
+            .map(|slices| (**slices).clone())
+            .unwrap_or_default();
+        slices.insert(slice.name.name.clone(), Arc::new(slice));
+        self.slices.insert(owner, slices) || moved
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) -> bool {
+        let Some(service) = self.slice_owners.remove(name) else {
+            return false;
+        };
+        let owner = ObjectName::new(name.namespace.clone(), (*service).clone());
+        let Some(slices) = self.slices.get(&owner) else {
+            return false;
+        };
+        let mut slices = (**slices).clone();
+        slices.remove(&name.name);
+        if slices.is_empty() {
+            self.slices.remove(&owner);
+        } else {
+            self.slices.insert(owner, slices);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AddressFamily, ServiceKind, SessionAffinity, TrafficPolicy};
+
+    fn service(name: &str) -> Service {
+        Service {
+            name: ObjectName::new("default", name),
+            kind: ServiceKind::Headless,
+            ports: Vec::new(),
+            external_addresses: Vec::new(),
+            load_balancer: Vec::new(),
+            source_ranges: Vec::new(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            affinity: SessionAffinity::None,
+            traffic_distribution: None,
+            publish_not_ready: false,
+            proxy_labels: BTreeMap::new(),
+        }
+    }
+
+    fn slice(name: &str, service: &str) -> EndpointSlice {
+        EndpointSlice {
+            name: ObjectName::new("default", name),
+            service: service.to_owned(),
+            family: AddressFamily::V4,
+            endpoints: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+
+    fn snapshot(changes: impl IntoIterator<Item = Change>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for change in changes {
+            snapshot.apply(change);
+        }
+        snapshot
+    }
+
+    #[test]
+    fn a_changed_slice_is_a_change_of_its_service() {
+        let before = snapshot([Change::Service(service("a")), Change::Service(service("b"))]);
+        let mut after = before.clone();
+        after.apply(Change::EndpointSlice(slice("a-1", "a")));
+        let expected = BTreeSet::from([ObjectName::new("default", "a")]);
+        assert_eq!(
+            after.changed_since(&before),
+            Changed {
+                services: expected,
+                ..Changed::default()
+            }
+        );
+        assert_eq!(
+            after
+                .slices_of(&ObjectName::new("default", "a"))
+                .collect::<Vec<_>>(),
+            [&slice("a-1", "a")]
+        );
+    }
+
+    #[test]
+    fn a_slice_that_moves_to_another_service_changes_both() {
+        let before = snapshot([Change::EndpointSlice(slice("s", "a"))]);
+        let mut after = before.clone();
+        assert!(after.apply(Change::EndpointSlice(slice("s", "b"))));
+        let changed = after.changed_since(&before).services;
+        assert_eq!(
+            changed,
+            BTreeSet::from([ObjectName::new("default", "a"), ObjectName::new("default", "b")])
+        );
+        assert_eq!(after.slices_of(&ObjectName::new("default", "a")).count(), 0);
+    }
+
+    #[test]
+    fn edits_between_two_snapshots_rebuild_the_newer_from_the_older() {
+        let older = snapshot([
+            Change::Service(service("kept")),
+            Change::Service(service("gone")),
+            Change::EndpointSlice(slice("moves", "kept")),
+            Change::EndpointSlice(slice("leaves", "gone")),
+            Change::Namespace(Namespace {
+                name: "default".to_owned(),
+            }),
+        ]);
+        let mut newer = older.clone();
+        newer.apply(Change::DeleteService(ObjectName::new("default", "gone")));
+        newer.apply(Change::DeleteEndpointSlice(ObjectName::new("default", "leaves")));
+        newer.apply(Change::EndpointSlice(slice("moves", "new")));
+        newer.apply(Change::Service(service("new")));
+        newer.apply(Change::DeleteNamespace("default".to_owned()));
+        newer.apply(Change::Synced(Kind::Service));
+
+        let mut rebuilt = older.clone();
+        for change in newer.changes_since(&older) {
+            rebuilt.apply(change);
+        }
+        assert_eq!(rebuilt, newer);
+        assert_eq!(snapshot(newer.as_changes()), newer);
+        assert_eq!(newer.changes_since(&newer.clone()), []);
+    }
+
+    #[test]
+    fn the_same_object_again_is_no_change() {
+        let mut state = snapshot([
+            Change::Service(service("a")),
+            Change::EndpointSlice(slice("s", "a")),
+        ]);
+        assert!(!state.apply(Change::Service(service("a"))));
+        assert!(!state.apply(Change::EndpointSlice(slice("s", "a"))));
+        assert!(!state.apply(Change::DeleteEndpointSlice(ObjectName::new(
+            "default",
+            "never-there"
+        ))));
+    }
+}

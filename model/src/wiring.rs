@@ -1,0 +1,40 @@
+//! The plan by which the CNI plugin wires one pod: decided by the agent, applied by `causeway-cni` in the pod's
+//! network namespace, so that the agent needs no right to enter pods.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::{MacAddr, Mtu};
+
+/// A pair of veth devices, its addresses and routes. Everything in it is desired state: applying it twice is
+/// applying it once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WiringPlan {
+    /// Name of the device on the node's side, at most 15 bytes.
+    pub host_ifname: String,
+    /// MAC address of the device on the node's side.
+    pub host_mac: MacAddr,
+    /// Name of the device in the pod (`CNI_IFNAME`).
+    pub pod_ifname: String,
+    /// MAC address of the device in the pod.
+    pub pod_mac: MacAddr,
+    /// MTU of both devices.
+    pub mtu: Mtu,
+    /// Addresses of the pod's device, host prefixes (`/32`, `/128`).
+    pub addresses: Vec<IpNetwork>,
+    /// Link-local gateways that the pod resolves by a permanent neighbour entry to `host_mac`.
+    pub gateways: Vec<IpAddr>,
+    /// Routes in the pod: destination and the gateway it goes through; `None` = on the link.
+    pub routes: Vec<PodRoute>,
+}
+
+/// A route inside a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRoute {
+    /// Destination, `0.0.0.0/0` for the default route.
+    pub destination: IpNetwork,
+    /// Next hop; `None` = on the link.
+    pub gateway: Option<IpAddr>,
+}
