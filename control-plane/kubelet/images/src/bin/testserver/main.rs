@@ -1,0 +1,101 @@
+//! `testserver`: a small server, HTTP client and resolver for trying a cluster's network from inside it.
+//!
+//! - [`serve`]: HTTP that names its host and its client, TCP and UDP echo
+//! - [`fetch`]: HTTP requests, each on a connection of its own, one printed line each
+//! - [`dns`], [`resolve`]: a stub resolver that follows `/etc/resolv.conf` (search list and `ndots`)
+//! - [`udp_ping`]: UDP round trips, connected or not
+//!
+//! Exit code: 0 = good, 1 = a request failed, 2 = it could not run.
+
+mod args;
+mod clock;
+mod dns;
+mod fetch;
+mod http;
+mod resolve;
+mod serve;
+mod udp_ping;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use args::Args;
+
+const USAGE: &str = "\
+usage: testserver COMMAND
+
+  serve [--http :8080] [--tcp :PORT] [--udp :PORT] [--grace SECONDS]
+        answers /, /healthz, /readyz (POST /readyz?value=false switches it), /echo, /delay?ms=N; echoes TCP and UDP;
+        on SIGTERM it stops to listen, finishes open requests and exits 0
+  fetch URL… [--count N] [--interval-ms M] [--timeout-ms T] [--resolver IP] [--forever]
+        GETs each URL in turn; prints 'TIME STATUS HOSTNAME MICROSECONDS' per request and a summary
+  resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP]
+  udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected]
+  sleep SECONDS|infinity
+
+example: testserver fetch http://hello.default.svc.cluster.local/ --count 10 --interval-ms 100";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let outcome = Args::parse(words).and_then(|args| match command.as_str() {
+        "serve" => serve::run(&args),
+        "fetch" | "loop" => fetch::run(&args, command == "loop"),
+        "resolve" => resolve::run(&args),
+        "udp-ping" => udp_ping::run(&args),
+        "sleep" => sleep(&args),
+        "-h" | "--help" | "help" => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        other => Err(format!("unknown command {other:?}\n{USAGE}")),
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(message) => {
+            eprintln!("testserver: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The signals that end a container. Blocked before any thread starts, then waited for by one thread: process 1 of a
+/// PID namespace gets no signal that it does not ask for.
+fn ending_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
+}
+
+/// Lets SIGTERM and SIGINT end a program that has nothing to finish.
+fn exit_on_ending_signals() -> Result<(), String> {
+    let ends = ending_signals();
+    ends.thread_block()
+        .map_err(|error| format!("block signals: {error}"))?;
+    std::thread::spawn(move || {
+        let code = if ends.wait().is_ok() { 0 } else { 2 };
+        std::process::exit(code);
+    });
+    Ok(())
+}
+
+fn sleep(args: &Args) -> Result<bool, String> {
+    let ends = ending_signals();
+    ends.thread_block()
+        .map_err(|error| format!("block signals: {error}"))?;
+    let text = args.positional(0).unwrap_or("infinity");
+    if text != "infinity" {
+        let seconds: f64 = text
+            .parse()
+            .map_err(|_| format!("not a number of seconds: {text:?}"))?;
+        let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+        std::thread::spawn(move || {
+            std::thread::sleep(duration);
+            std::process::exit(0);
+        });
+    }
+    ends.wait()
+        .map_err(|error| format!("wait for a signal: {error}"))?;
+    Ok(true)
+}
