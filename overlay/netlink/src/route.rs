@@ -1,0 +1,287 @@
+//! Routes.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+
+use crate::address::family;
+
+/// The main routing table.
+pub const TABLE_MAIN: u32 = 254;
+
+/// How far an address or a destination is away (`rtnetlink(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Anywhere.
+    Universe,
+    /// On the link.
+    Link,
+    /// On this host.
+    Host,
+    /// Another of the kernel's numbers.
+    Other(u8),
+}
+
+impl From<u8> for Scope {
+    fn from(scope: u8) -> Self {
+        match scope {
+            0 => Self::Universe,
+            253 => Self::Link,
+            254 => Self::Host,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl From<Scope> for u8 {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Universe => 0,
+            Scope::Link => 253,
+            Scope::Host => 254,
+            Scope::Other(other) => other,
+        }
+    }
+}
+
+/// What happens to packets that a route matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouteKind {
+    /// They are forwarded.
+    Unicast,
+    /// They are for this host.
+    Local,
+    /// They are dropped in silence.
+    Blackhole,
+    /// They are refused with "host unreachable".
+    Unreachable,
+    /// Another of the kernel's numbers.
+    Other(u8),
+}
+
+impl From<u8> for RouteKind {
+    fn from(kind: u8) -> Self {
+        match kind {
+            1 => Self::Unicast,
+            2 => Self::Local,
+            6 => Self::Blackhole,
+            7 => Self::Unreachable,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl From<RouteKind> for u8 {
+    fn from(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Unicast => 1,
+            RouteKind::Local => 2,
+            RouteKind::Blackhole => 6,
+            RouteKind::Unreachable => 7,
+            RouteKind::Other(other) => other,
+        }
+    }
+}
+
+/// A route. The kernel's key is destination, table and metric (and for IPv4 the type of service, which is not used).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// Destination.
+    pub destination: IpNetwork,
+    /// Next hop.
+    pub gateway: Option<IpAddr>,
+    /// Index of the device it leaves through.
+    pub link: Option<u32>,
+    /// Preferred source address of packets that this host sends.
+    pub source: Option<IpAddr>,
+    /// Who made it: the owner's mark (`rtm_protocol`).
+    pub protocol: u8,
+    /// How far the destination is.
+    pub scope: Scope,
+    /// Routing table.
+    pub table: u32,
+    /// Its priority, lower wins. 0 for IPv4's best; IPv6 reads 1024 where 0 was written.
+    pub metric: u32,
+    /// The gateway is on the link although no address says so.
+    pub onlink: bool,
+    /// What happens to the packets.
+    pub kind: RouteKind,
+}
+
+impl Route {
+    /// A route through a device, in the main table.
+    #[must_use]
+    pub const fn on_link(destination: IpNetwork, link: u32, protocol: u8) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            link: Some(link),
+            source: None,
+            protocol,
+            scope: Scope::Link,
+            table: TABLE_MAIN,
+            metric: 0,
+            onlink: false,
+            kind: RouteKind::Unicast,
+        }
+    }
+
+    /// A route through a gateway, in the main table.
+    #[must_use]
+    pub const fn via(destination: IpNetwork, gateway: IpAddr, link: u32, protocol: u8) -> Self {
+        Self {
+            gateway: Some(gateway),
+            scope: Scope::Universe,
+            ..Self::on_link(destination, link, protocol)
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        if let Some(link) = self.link {
+            write!(f, " link {link}")?;
+        }
+        write!(f, " table {} protocol {}", self.table, self.protocol)
+    }
+}
+
+/// Which routes to list; the kernel does the filtering. `None` = any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteFilter {
+    /// Made by this owner.
+    pub protocol: Option<u8>,
+    /// In this table.
+    pub table: Option<u32>,
+    /// Leaving through this device.
+    pub link: Option<u32>,
+}
+
+impl RouteFilter {
+    /// Everything that an owner made, in any table.
+    #[must_use]
+    pub const fn made_by(protocol: u8) -> Self {
+        Self {
+            protocol: Some(protocol),
+            table: None,
+            link: None,
+        }
+    }
+
+    /// Whether a route passes; the kernel's own filter, for [`crate::FakeKernel`] and for events.
+    #[must_use]
+    pub fn admits(&self, route: &Route) -> bool {
+        self.protocol.is_none_or(|protocol| protocol == route.protocol)
+            && self.table.is_none_or(|table| table == route.table)
+            && self.link.is_none_or(|link| Some(link) == route.link)
+    }
+}
+
+pub(crate) fn encode_filter(filter: &RouteFilter, family: AddressFamily) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or(0));
+    message.attributes.extend(filter.table.map(RouteAttribute::Table));
+    message.attributes.extend(filter.link.map(RouteAttribute::Oif));
+    message
+}
+
+/// The question "which route does a packet to this address take" (`ip route get`).
+pub(crate) fn encode_lookup(address: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    message
+}
+
+pub(crate) fn encode(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(route.destination.ip());
+    header.destination_prefix_length = route.destination.prefix();
+    header.table = u8::try_from(route.table).unwrap_or(0);
+    header.protocol = RouteProtocol::from(route.protocol);
+    header.scope = RouteScope::from(u8::from(route.scope));
+    header.kind = RouteType::from(u8::from(route.kind));
+    if route.onlink {
+        header.flags = RouteFlags::Onlink;
+    }
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Destination(route.destination.network().into()));
+    attributes.push(RouteAttribute::Table(route.table));
+    attributes.extend(
+        route
+            .gateway
+            .map(|gateway| RouteAttribute::Gateway(gateway.into())),
+    );
+    attributes.extend(route.link.map(RouteAttribute::Oif));
+    attributes.extend(
+        route
+            .source
+            .map(|source| RouteAttribute::PrefSource(source.into())),
+    );
+    if route.metric != 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    message
+}
+
+/// `None` for what is not a route of ours to reason about: cached clones, multipath, other families.
+pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
+    let header = message.header;
+    if header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let unspecified: IpAddr = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut destination = unspecified;
+    let mut route = Route {
+        destination: IpNetwork::from(unspecified),
+        gateway: None,
+        link: None,
+        source: None,
+        protocol: u8::from(header.protocol),
+        scope: Scope::from(u8::from(header.scope)),
+        table: u32::from(header.table),
+        metric: 0,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        kind: RouteKind::from(u8::from(header.kind)),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Oif(index) => route.link = Some(index),
+            RouteAttribute::Priority(metric) => route.metric = metric,
+            RouteAttribute::Table(table) => route.table = table,
+            RouteAttribute::MultiPath(_) => return None,
+            _ => {}
+        }
+    }
+    route.destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
+    Some(route)
+}
+
+fn ip(address: RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(address.into()),
+        RouteAddress::Inet6(address) => Some(address.into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,295 @@
+//! The real kernel, in namespaces made for it. Needs root; says so when it is not.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netlink::{
+    AbsentIsFine, Address, Event, Events, Forwarding, Group, Kernel, LinkChange, LinkKind, Namespace,
+    Neighbour, Netlink, NewLink, NewLinkKind, Route, RouteFilter, VethPeer, Vxlan, sysctl,
+};
+
+const PROTOCOL: u8 = 213;
+
+/// A named namespace, removed on drop.
+struct TestNamespace {
+    name: String,
+    namespace: Namespace,
+}
+
+impl TestNamespace {
+    fn new(label: &str) -> Self {
+        let name = format!("cwt-nl-{label}-{}", std::process::id());
+        let namespace = Namespace::create(&name).expect("make a namespace");
+        Self { name, namespace }
+    }
+
+    fn netlink(&self) -> Netlink {
+        Netlink::open_in(&self.namespace).expect("open a socket in it")
+    }
+}
+
+impl Drop for TestNamespace {
+    fn drop(&mut self) {
+        if let Err(error) = Namespace::delete(&self.name) {
+            eprintln!("left behind: {error}");
+        }
+    }
+}
+
+fn not_root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED {test}: needs root");
+    }
+    !root
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn veth_with_peer_in(
+    kernel: &mut Netlink,
+    name: &str,
+    peer: &str,
+    namespace: Option<Namespace>,
+) -> netlink::Link {
+    let mut link = NewLink::new(
+        name,
+        NewLinkKind::Veth(VethPeer {
+            name: peer.to_owned(),
+            mac: Some([0x0a, 0, 0, 0, 0, 2]),
+            mtu: Some(1400),
+            namespace,
+        }),
+    );
+    link.mac = Some([0x0a, 0, 0, 0, 0, 1]);
+    link.mtu = Some(1400);
+    link.up = true;
+    link.alias = Some("cwt".to_owned());
+    kernel.create_link(&link).expect("make a veth")
+}
+
+#[test]
+fn a_veth_is_made_with_its_other_end_in_another_namespace_and_both_are_up() {
+    if not_root("veth") {
+        return;
+    }
+    let (near, far) = (TestNamespace::new("near"), TestNamespace::new("far"));
+    let mut kernel = near.netlink();
+    let link = veth_with_peer_in(&mut kernel, "eth0", "cwpeer", Some(far.namespace.clone()));
+    assert_eq!(link.kind, LinkKind::Veth);
+    assert!(link.up && link.parent_elsewhere);
+    assert_eq!(link.alias.as_deref(), Some("cwt"));
+    assert_eq!((link.mac, link.mtu), (Some([0x0a, 0, 0, 0, 0, 1]), 1400));
+    assert_eq!(kernel.link_at(link.index).expect("get"), Some(link.clone()));
+    assert_eq!(kernel.link_named("nosuch").expect("get"), None);
+
+    let other = far
+        .netlink()
+        .link_named("cwpeer")
+        .expect("get")
+        .expect("it is there");
+    far.netlink()
+        .change_link(other.index, &LinkChange::up())
+        .expect("up");
+    assert_eq!((other.mac, other.mtu), (Some([0x0a, 0, 0, 0, 0, 2]), 1400));
+
+    let again = kernel.create_link(&NewLink::new("eth0", NewLinkKind::Bridge));
+    assert!(again.expect_err("the name is taken").is_present());
+    kernel.delete_link(link.index).expect("delete");
+    assert_eq!(far.netlink().link_named("cwpeer").expect("get"), None);
+    kernel
+        .delete_link(link.index)
+        .absent_is_fine()
+        .expect("gone is fine");
+}
+
+#[test]
+fn addresses_routes_neighbours_and_forwarding_entries_read_back_as_written() {
+    if not_root("objects") {
+        return;
+    }
+    let place = TestNamespace::new("objects");
+    let mut kernel = place.netlink();
+    let link = veth_with_peer_in(&mut kernel, "eth0", "eth1", None).index;
+    let address = Address::global(link, "10.9.0.1/24".parse().expect("network"));
+    kernel.add_address(&address).expect("add");
+    kernel.add_address(&address).expect("add again");
+    let read = kernel.addresses(Some(link)).expect("list");
+    assert_eq!(
+        read.iter()
+            .filter(|found| found.network.is_ipv4())
+            .collect::<Vec<_>>(),
+        [&address]
+    );
+
+    let mut vxlan = NewLink::new(
+        "flannel.7",
+        NewLinkKind::Vxlan(Vxlan {
+            vni: 7,
+            local: Some(ip("10.9.0.1")),
+            device: Some(link),
+            port: 8472,
+            learning: false,
+            udp_csum: true,
+            gbp: false,
+            collect_metadata: false,
+        }),
+    );
+    vxlan.up = true;
+    let tunnel = kernel.create_link(&vxlan).expect("make a tunnel");
+    assert_eq!(
+        NewLinkKind::Vxlan(match tunnel.kind {
+            LinkKind::Vxlan(read) => read,
+            other => panic!("{other:?}"),
+        }),
+        vxlan.kind
+    );
+
+    let mut remote = Route::via(
+        "10.5.1.0/24".parse().expect("net"),
+        ip("10.5.1.0"),
+        tunnel.index,
+        PROTOCOL,
+    );
+    remote.onlink = true;
+    let pod = Route::on_link("10.5.0.9/32".parse().expect("net"), link, PROTOCOL);
+    for route in [&remote, &pod, &remote] {
+        kernel.replace_route(route).expect("replace");
+    }
+    let mut ours = kernel.routes(&RouteFilter::made_by(PROTOCOL)).expect("list");
+    ours.sort();
+    assert_eq!(ours, [pod.clone(), remote.clone()]);
+    assert_eq!(
+        kernel
+            .route_to(ip("10.9.0.77"))
+            .expect("look up")
+            .expect("on-link")
+            .gateway,
+        None
+    );
+    assert_eq!(kernel.route_to(ip("192.0.2.1")).expect("look up"), None);
+
+    let neighbour = Neighbour::permanent(tunnel.index, ip("10.5.1.0"), [2, 2, 2, 2, 2, 2]);
+    kernel.replace_neighbour(&neighbour).expect("replace");
+    assert_eq!(
+        kernel
+            .neighbours(Some(tunnel.index))
+            .expect("list")
+            .into_iter()
+            .filter(|n| n.permanent)
+            .collect::<Vec<_>>(),
+        std::slice::from_ref(&neighbour)
+    );
+
+    let first = Forwarding::permanent(tunnel.index, [2, 2, 2, 2, 2, 2], ip("10.9.0.2"));
+    let moved = Forwarding {
+        destination: ip("10.9.0.3"),
+        ..first.clone()
+    };
+    kernel.replace_forwarding(&first).expect("replace");
+    kernel.replace_forwarding(&moved).expect("replace");
+    assert_eq!(
+        kernel.forwarding(tunnel.index).expect("list"),
+        std::slice::from_ref(&moved)
+    );
+
+    kernel.delete_forwarding(&moved).expect("delete");
+    kernel.delete_neighbour(&neighbour).expect("delete");
+    kernel.delete_route(&remote).expect("delete");
+    assert!(kernel.delete_route(&remote).expect_err("gone").is_absent());
+    assert!(kernel.delete_neighbour(&neighbour).expect_err("gone").is_absent());
+    assert!(kernel.delete_forwarding(&moved).expect_err("gone").is_absent());
+}
+
+#[test]
+fn a_refusal_names_the_operation_the_object_and_the_kernels_words() {
+    if not_root("refusal") {
+        return;
+    }
+    let place = TestNamespace::new("refusal");
+    let route = Route::via("10.5.1.0/24".parse().expect("net"), ip("10.1.1.1"), 1, PROTOCOL);
+    let error = place
+        .netlink()
+        .replace_route(&route)
+        .expect_err("loopback is down");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("replace route 10.5.1.0/24 via 10.1.1.1 link 1 table 254 protocol 213: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn events_tell_of_changes_in_their_namespace_only() {
+    if not_root("events") {
+        return;
+    }
+    let (place, elsewhere) = (TestNamespace::new("events"), TestNamespace::new("quiet"));
+    let mut events = Events::open_in(
+        &place.namespace,
+        &[Group::Links, Group::RoutesV4, Group::Neighbours],
+    )
+    .expect("subscribe");
+    assert_eq!(events.next(Duration::from_millis(1)).expect("read"), None);
+    elsewhere
+        .netlink()
+        .create_link(&NewLink::new("br0", NewLinkKind::Bridge))
+        .expect("make");
+    let mut kernel = place.netlink();
+    let link = kernel
+        .create_link(&NewLink::new("br1", NewLinkKind::Bridge))
+        .expect("make");
+    kernel.change_link(link.index, &LinkChange::up()).expect("up");
+    let route = Route::on_link("10.5.1.0/24".parse().expect("net"), link.index, PROTOCOL);
+    kernel.replace_route(&route).expect("route");
+    kernel.delete_route(&route).expect("delete");
+    kernel.delete_link(link.index).expect("delete");
+
+    let mut seen = Vec::new();
+    while let Some(event) = events.next(Duration::from_secs(2)).expect("read") {
+        let last = matches!(&event, Event::LinkGone(gone) if gone.index == link.index);
+        seen.push(event);
+        if last {
+            break;
+        }
+    }
+    assert!(seen.contains(&Event::Route(route.clone())), "{seen:?}");
+    assert!(seen.contains(&Event::RouteGone(route)), "{seen:?}");
+    assert!(
+        seen.iter()
+            .all(|event| !matches!(event, Event::Link(link) if link.name == "br0"))
+    );
+    assert!(matches!(seen.last(), Some(Event::LinkGone(_))), "{seen:?}");
+}
+
+#[test]
+fn a_closure_runs_inside_the_namespace_and_the_caller_stays_outside() {
+    if not_root("run") {
+        return;
+    }
+    let place = TestNamespace::new("run");
+    let outside = Namespace::current().expect("current");
+    let inside = place
+        .namespace
+        .run(|| Namespace::current().expect("current"))
+        .expect("run");
+    assert_eq!(inside, place.namespace);
+    assert_eq!(Namespace::current().expect("current"), outside);
+    assert!(Namespace::pinned().expect("list").contains(&place.name));
+    let ensure = |value| {
+        place
+            .namespace
+            .run(move || sysctl::ensure("net/ipv4/ip_forward", value))
+    };
+    for (value, writes) in [
+        ("1", None),
+        ("1", Some(false)),
+        ("0", Some(true)),
+        ("0", Some(false)),
+    ] {
+        let wrote = ensure(value).expect("run").expect("write");
+        assert_eq!(wrote, writes.unwrap_or(wrote), "second write of {value}");
+    }
+}
