@@ -1,1 +1,78 @@
-//! 
+//! The testkit: what black-box tests of every area share.
+//!
+//! - [`topology`]: hosts and LANs made of network namespaces.
+//! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
+//! - [`cgroup`]: cgroup v2 directories, removed when dropped.
+//! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
+//! - [`privileged`]: the gate before everything that needs root.
+//!
+//! Everything that it makes in the system is named `cwt-PID-N-LABEL`, so that tests run side by side, and what a
+//! killed test left behind is recognised and removed by the next one.
+
+pub mod cgroup;
+pub mod process;
+pub mod topology;
+pub mod wait;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Whether a privileged test can run; says loudly on standard error when it cannot.
+///
+/// ```no_run
+/// # fn test() {
+/// if !tests::privileged("pods on two nodes reach each other") {
+///     return;
+/// }
+/// # }
+/// ```
+#[must_use]
+pub fn privileged(test: &str) -> bool {
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !root {
+        skipped(test, "needs root");
+    }
+    root
+}
+
+/// Says loudly that a test did not run.
+pub fn skipped(test: &str, reason: &str) {
+    eprintln!("\n==== SKIPPED: {test}: {reason} ====\n");
+}
+
+/// A name that no other test uses: `cwt-PID-N-LABEL`.
+pub(crate) fn unique_name(label: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("cwt-{}-{number}-{label}", std::process::id())
+}
+
+/// Whether a name was made by [`unique_name`] of a test process that is gone.
+pub(crate) fn is_stale(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("cwt-") else {
+        return false;
+    };
+    let Some((pid, _)) = rest.split_once('-') else {
+        return false;
+    };
+    pid.parse::<u32>()
+        .is_ok_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn only_names_of_dead_test_processes_are_stale() {
+        let own = super::unique_name("x");
+        let rows = [
+            (own.as_str(), false),
+            ("cwt-4294967294-0-x", true),
+            ("cwt-x-1", false),
+            ("cwt-nl-1", false),
+            ("node-1", false),
+        ];
+        for (name, stale) in rows {
+            assert_eq!(super::is_stale(name), stale, "{name}");
+        }
+    }
+}
