@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine with root and rustup's stable Rust.
+SHELL := /bin/bash
+CARGO ?= cargo
+BIN := target/debug
+STATE_DIR ?= /var/lib/causeway
+
+.PHONY: help demo down test test-full lint build
+
+help: ## Show this list
+	@awk -F': .*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Bring up three nodes, run a Service on them and show each step
+	@./setup.sh run
+	@$(CARGO) build --workspace --locked
+	@STATE_DIR=$(STATE_DIR) examples/demo.sh $(DEMO_FLAGS)
+
+down: ## Remove the cluster and everything it made
+	@$(BIN)/causeway down --state-dir $(STATE_DIR)
+
+build: ## Build all programs into target/debug
+	@./setup.sh build
+	@$(CARGO) build --workspace --locked
+
+lint: ## Formatting and clippy, as CI wants them
+	@./setup.sh build
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+test: ## Everything that a change must pass: lint, unit tests, kernel tests, a real cluster
+	@./setup.sh test
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) build --workspace --locked
+	@$(CARGO) test --workspace --locked
+
+test-full: ## test, and what is too long for every change
+	@$(MAKE) test
+	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --workspace --locked

@@ -1,0 +1,84 @@
+//! What this machine must give before anything is made on it. Each lack is one line that says how to mend it.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::settings::Settings;
+
+/// The programs of a node, found beside this one.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// `causeway-cluster`: this program.
+    pub cluster: PathBuf,
+    /// `causeway`: agent and DNS.
+    pub causeway: PathBuf,
+    /// `causeway-shim`: a container's parent.
+    pub shim: PathBuf,
+    /// The directory of `causeway-cni`.
+    pub cni_dir: PathBuf,
+}
+
+impl Programs {
+    /// Finds them.
+    pub fn find() -> anyhow::Result<Self> {
+        let cluster = std::env::current_exe().context("finding this program")?;
+        let dir = cluster.parent().map(Path::to_path_buf).unwrap_or_default();
+        let beside = |name: &str| {
+            let path = dir.join(name);
+            ensure!(path.is_file(), "{name} is missing beside {}: run make build", cluster.display());
+            Ok(path)
+        };
+        let (causeway, shim) = (beside("causeway")?, beside("causeway-shim")?);
+        beside("causeway-cni")?;
+        Ok(Self { causeway, shim, cni_dir: dir, cluster })
+    }
+}
+
+/// Refuses anyone but root.
+pub fn require_root() -> anyhow::Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "a cluster needs root (namespaces, mounts, BPF): run this with sudo");
+    Ok(())
+}
+
+/// Checks the kernel.
+pub fn check_kernel() -> anyhow::Result<()> {
+    let filesystems = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
+    for (name, why, option) in
+        [("overlay", "containers' root directories", "CONFIG_OVERLAY_FS"), ("bpf", "BPF pins", "CONFIG_BPF_SYSCALL")]
+    {
+        let there = filesystems.lines().any(|line| line.split_whitespace().last() == Some(name));
+        // A file system that is a module is listed once it was used.
+        ensure!(
+            there || module_exists(name),
+            "this kernel has no {name} file system, which {why} need: it must be built with {option}"
+        );
+    }
+    ensure!(
+        Path::new("/sys/fs/bpf").is_dir(),
+        "/sys/fs/bpf is missing: the kernel must be built with CONFIG_BPF_SYSCALL and sysfs mounted on /sys"
+    );
+    Ok(())
+}
+
+fn module_exists(name: &str) -> bool {
+    let Ok(release) = fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
+    let list = format!("/lib/modules/{}/modules.dep", release.trim());
+    fs::read_to_string(list).is_ok_and(|list| list.contains(&format!("/{name}.ko")))
+}
+
+/// Refuses ports that somebody listens on.
+pub fn check_ports(settings: &Settings) -> anyhow::Result<()> {
+    let mut ports = vec![("--api-port", settings.api_port)];
+    if settings.etcd.is_none() {
+        ports.push(("--etcd-port", settings.etcd_port));
+    }
+    for (flag, port) in ports {
+        if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            bail!("port {port} on 127.0.0.1: {error}; choose another with {flag}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! What the cluster's own processes run: the supervisor, the control plane, a kubelet.
+
+use std::future::Future;
+use std::io::IsTerminal as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::cgroup::Cgroup;
+use crate::layout::StateDir;
+use crate::preflight::Programs;
+use crate::settings::Settings;
+use crate::supervise::Unit;
+use crate::{owner, status, supervise, underlay};
+
+/// `causeway-cluster supervise`.
+pub fn supervisor(state: &StateDir) -> anyhow::Result<()> {
+    log_to_stderr();
+    // A session of its own: the end of the terminal is not its end. Fails only where it leads one already.
+    let _ = nix::unistd::setsid();
+    let _owner = owner::hold()?;
+    let settings = load(state)?;
+    let units = units(state, &settings, &Programs::find()?)?;
+    runtime()?.block_on(supervise::supervise(units, state.processes()))
+}
+
+fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::Result<Vec<Unit>> {
+    let cgroup = Cgroup::find()?;
+    let text = |path: &Path| path.display().to_string();
+    let cluster = text(&programs.cluster);
+    let enter = |places: &[String], command: &[String]| {
+        let places = [&[cluster.clone(), "enter".to_owned()], places, &["--".to_owned()], command].concat();
+        places
+    };
+    let unit = |name: String, command: Vec<String>| Unit { log: state.logs().join(format!("{name}.log")), name, command };
+
+    let root = text(state.root());
+    let control_plane = [cluster.clone(), "control-plane".to_owned(), "--state-dir".to_owned(), root];
+    let place = ["--cgroup".to_owned(), text(&cgroup.control_plane())];
+    let mut units = vec![unit("control-plane".to_owned(), enter(&place, &control_plane))];
+    for name in settings.node_names() {
+        let node = state.node(&name);
+        let places = [
+            "--net".to_owned(),
+            format!("{}/{}", netlink::netns::PIN_DIRECTORY, underlay::namespace_name(&name)),
+            "--mnt".to_owned(),
+            text(&state.namespaces().join(format!("{name}.mnt"))),
+            "--cgroup".to_owned(),
+            text(&cgroup.node_system(&name)),
+        ];
+        let causeway = text(&programs.causeway);
+        let daemons = [
+            ("kubelet", vec![cluster.clone(), "kubelet".to_owned(), "--config".to_owned(), text(&node.kubelet_config())]),
+            ("agent", vec![causeway.clone(), "node".to_owned(), "--config".to_owned(), text(&node.agent_config())]),
+            ("dns", vec![causeway, "dns".to_owned(), "--conf".to_owned(), text(&node.corefile())]),
+        ];
+        units.extend(daemons.into_iter().map(|(what, command)| unit(format!("{name}-{what}"), enter(&places, &command))));
+    }
+    Ok(units)
+}
+
+/// `causeway-cluster control-plane`: store, API server and controllers in one process.
+pub fn control_plane(state: &StateDir) -> anyhow::Result<()> {
+    log_to_stderr();
+    let settings = load(state)?;
+    runtime()?.block_on(until_signalled(|shutdown| run_control_plane(state.clone(), settings, shutdown)))
+}
+
+async fn run_control_plane(state: StateDir, settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let _stop_all = shutdown.clone().drop_guard();
+    let store = match &settings.etcd {
+        Some(_) => None,
+        None => Some(store::Server::bind(store_config(&state, &settings)).await.context("starting the store")?),
+    };
+    let store = async {
+        match store {
+            Some(store) => store.run(shutdown.clone()).await.context("the store"),
+            None => Ok(()),
+        }
+    };
+    let rest = run_api_and_controllers(&state, &settings, &shutdown);
+    tokio::try_join!(store, rest).map(|_| ())
+}
+
+async fn run_api_and_controllers(
+    state: &StateDir,
+    settings: &Settings,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let api = apiserver::Server::bind(api_config(state, settings)).await.context("starting the API server")?;
+    let api = async { api.run(shutdown.clone()).await.context("the API server") };
+    let controllers = async {
+        let client = status::client(&state.pki().join("controllers.kubeconfig")).await?;
+        let config = controllers_config(state, settings)?;
+        controllers::run(client, config, shutdown.clone()).await.context("the controllers")
+    };
+    tokio::try_join!(api, controllers).map(|_| ())
+}
+
+fn listen(settings: &Settings, port: u16) -> Vec<SocketAddr> {
+    let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), settings.control_plane_address().into()];
+    addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+}
+
+/// `causeway-cluster kubelet`.
+pub fn kubelet(config: &Path) -> anyhow::Result<()> {
+    log_to_stderr();
+    let text = std::fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
+    let config: kubelet::Config =
+        serde_yaml_ng::from_str(&text).with_context(|| format!("reading {}", config.display()))?;
+    runtime()?.block_on(until_signalled(|shutdown| async {
+        kubelet::run(config, shutdown).await.map_err(anyhow::Error::from)
+    }))
+}
+
+/// Runs `work` until it ends or a signal asks it to.
+async fn until_signalled<F: Future<Output = anyhow::Result<()>>>(
+    work: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let signalled = shutdown.clone();
+    tokio::spawn(async move {
+        if supervise::wait_for_signal().await.is_ok() {
+            signalled.cancel();
+        }
+    });
+    work(shutdown).await
+}
+
+fn load(state: &StateDir) -> anyhow::Result<Settings> {
+    Settings::load(&state.settings())?.with_context(|| format!("{} is missing", state.settings().display()))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the async runtime")
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,235 @@
+//! What a cluster was asked to be: validated once, kept in the state directory, read by `down` and `status`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+/// How Services reach their endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// Socket load balancing in eBPF, with nftables under it.
+    Ebpf,
+    /// nftables alone.
+    Nftables,
+}
+
+/// How pods of different nodes reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// VXLAN overlay.
+    Vxlan,
+    /// Plain routes through the nodes' addresses.
+    HostGw,
+}
+
+/// An etcd that somebody else runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalEtcd {
+    /// Client URLs.
+    pub endpoints: Vec<String>,
+    /// CA of the servers' certificates, for `https`.
+    pub ca: Option<PathBuf>,
+    /// Our certificate and key, where the server asks for one.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Everything that `causeway up` decides once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Number of nodes, 1 to 64.
+    pub nodes: u8,
+    /// Service datapath.
+    pub datapath: Datapath,
+    /// Pod network.
+    pub network: Network,
+    /// Pods' addresses; every node leases a /24 of it.
+    pub pod_cidr: Ipv4Network,
+    /// Services' addresses.
+    pub service_cidr: Ipv4Network,
+    /// The network that stands for the data centre's LAN: the control plane is its first address, nodes follow from
+    /// the eleventh.
+    pub underlay_cidr: Ipv4Network,
+    /// API server's port.
+    pub api_port: u16,
+    /// Embedded store's port.
+    pub etcd_port: u16,
+    /// Instead of the embedded store.
+    pub etcd: Option<ExternalEtcd>,
+    /// DNS domain of the cluster.
+    pub domain: String,
+}
+
+/// Name of the bridge on the host's side.
+pub const BRIDGE: &str = "causeway0";
+/// Position of the first node's address in the underlay.
+const FIRST_NODE: u32 = 11;
+
+impl Settings {
+    /// Refuses what cannot work, in one line that says why.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!((1..=64).contains(&self.nodes), "--nodes {}: from 1 to 64 nodes fit on one machine", self.nodes);
+        ensure!(
+            self.underlay_cidr.prefix() <= 25,
+            "--underlay-cidr {}: a /25 or larger is needed",
+            self.underlay_cidr
+        );
+        ensure!(self.pod_cidr.prefix() <= 22, "--pod-cidr {}: a /22 or larger is needed", self.pod_cidr);
+        ensure!(self.service_cidr.prefix() <= 24, "--service-cidr {}: a /24 or larger is needed", self.service_cidr);
+        let networks =
+            [("pod", self.pod_cidr), ("service", self.service_cidr), ("underlay", self.underlay_cidr)];
+        for (i, (name, network)) in networks.iter().enumerate() {
+            for (other_name, other) in &networks[i + 1..] {
+                ensure!(!network.overlaps(*other), "--{name}-cidr {network} overlaps --{other_name}-cidr {other}");
+            }
+        }
+        for endpoint in self.etcd.iter().flat_map(|etcd| &etcd.endpoints) {
+            ensure!(
+                endpoint.starts_with("http://") || endpoint.starts_with("https://"),
+                "--etcd {endpoint}: expected a URL like http://172.30.0.1:2379"
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads the settings of a cluster that was brought up; `None` where there is none.
+    pub fn load(path: &Path) -> anyhow::Result<Option<Self>> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        let settings = serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Some(settings))
+    }
+
+    /// Names of the nodes, in order.
+    pub fn node_names(&self) -> impl Iterator<Item = String> {
+        (1..=self.nodes).map(|index| format!("node-{index}"))
+    }
+
+    /// Address of the `index`-th node (from 0).
+    pub fn node_address(&self, index: u8) -> Ipv4Addr {
+        self.underlay_address(FIRST_NODE + u32::from(index))
+    }
+
+    /// The control plane's address on the underlay.
+    pub fn control_plane_address(&self) -> Ipv4Addr {
+        self.underlay_address(1)
+    }
+
+    /// Where the API server answers nodes.
+    pub fn api_address(&self) -> SocketAddr {
+        SocketAddr::from((self.control_plane_address(), self.api_port))
+    }
+
+    /// First address of the service range: the `kubernetes` Service.
+    pub fn kubernetes_service(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 1)
+    }
+
+    /// Tenth address of the service range: cluster DNS.
+    pub fn cluster_dns(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 10)
+    }
+
+    /// Client URLs of the store, embedded or not.
+    pub fn etcd_endpoints(&self) -> Vec<String> {
+        match &self.etcd {
+            Some(etcd) => etcd.endpoints.clone(),
+            None => vec![format!("https://{}:{}", self.control_plane_address(), self.etcd_port)],
+        }
+    }
+
+    fn underlay_address(&self, n: u32) -> Ipv4Addr {
+        nth(self.underlay_cidr, n)
+    }
+}
+
+fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
+    network.nth(n).expect("invariant: validate() admits only networks with more than 75 addresses")
+}
+
+/// Reads a `HOST:PORT`-less URL list as `--etcd` takes it.
+pub fn external_etcd(
+    urls: Vec<String>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> anyhow::Result<Option<ExternalEtcd>> {
+    if urls.is_empty() {
+        ensure!(ca.is_none() && cert.is_none() && key.is_none(), "--etcd-ca, --etcd-cert and --etcd-key go with --etcd");
+        return Ok(None);
+    }
+    let client = match (cert, key) {
+        (Some(cert), Some(key)) => Some((absolute(cert)?, absolute(key)?)),
+        (None, None) => None,
+        _ => bail!("--etcd-cert and --etcd-key go together"),
+    };
+    Ok(Some(ExternalEtcd { endpoints: urls, ca: ca.map(absolute).transpose()?, client }))
+}
+
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            nodes: 3,
+            datapath: Datapath::Ebpf,
+            network: Network::Vxlan,
+            pod_cidr: "10.244.0.0/16".parse().expect("valid"),
+            service_cidr: "10.96.0.0/12".parse().expect("valid"),
+            underlay_cidr: "172.30.0.0/24".parse().expect("valid"),
+            api_port: 6443,
+            etcd_port: 2379,
+            etcd: None,
+            domain: "cluster.local".to_owned(),
+        }
+    }
+
+    #[test]
+    fn well_known_addresses_are_kubernetes_own() {
+        let settings = settings();
+        assert_eq!(settings.kubernetes_service().to_string(), "10.96.0.1");
+        assert_eq!(settings.cluster_dns().to_string(), "10.96.0.10");
+        assert_eq!(settings.api_address().to_string(), "172.30.0.1:6443");
+        assert_eq!(settings.node_address(2).to_string(), "172.30.0.13");
+        assert_eq!(settings.node_names().collect::<Vec<_>>(), ["node-1", "node-2", "node-3"]);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_with_the_flag_named() {
+        let rows: [(&str, fn(&mut Settings)); 5] = [
+            ("--nodes 0: from 1 to 64 nodes fit on one machine", |s| s.nodes = 0),
+            ("--underlay-cidr 172.30.0.0/28: a /25 or larger is needed", |s| {
+                s.underlay_cidr = "172.30.0.0/28".parse().expect("valid");
+            }),
+            ("--pod-cidr 10.96.0.0/16 overlaps --service-cidr 10.96.0.0/12", |s| {
+                s.pod_cidr = "10.96.0.0/16".parse().expect("valid");
+            }),
+            ("--service-cidr 172.30.0.0/16 overlaps --underlay-cidr 172.30.0.0/24", |s| {
+                s.service_cidr = "172.30.0.0/16".parse().expect("valid");
+            }),
+            ("--etcd 127.0.0.1:2379: expected a URL like http://172.30.0.1:2379", |s| {
+                s.etcd =
+                    Some(ExternalEtcd { endpoints: vec!["127.0.0.1:2379".to_owned()], ca: None, client: None });
+            }),
+        ];
+        assert!(settings().validate().is_ok());
+        for (message, spoil) in rows {
+            let mut settings = settings();
+            spoil(&mut settings);
+            assert_eq!(settings.validate().expect_err(message).to_string(), message);
+        }
+    }
+}

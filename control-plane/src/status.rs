@@ -1,0 +1,218 @@
+//! `causeway status`, and the waits of `up`.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher;
+use kube::{Client, Config};
+use serde::Serialize;
+
+use crate::StateDirArg;
+use crate::layout::StateDir;
+use crate::owner::{self, Owner};
+use crate::settings::Settings;
+use crate::supervise::{self, Processes};
+
+/// Between two questions whether the API server is there; it has no way to tell us.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Flags of `status`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    state_dir: StateDirArg,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// What `status` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    state_dir: String,
+    kubeconfig: String,
+    settings: Settings,
+    supervisor_running: bool,
+    processes: Processes,
+    api_ready: bool,
+    nodes: Vec<NodeReport>,
+    pods_running: usize,
+    pods: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeReport {
+    name: String,
+    ready: bool,
+    reason: String,
+}
+
+impl Report {
+    fn is_good(&self) -> bool {
+        self.supervisor_running
+            && self.api_ready
+            && self.processes.values().all(|process| process.pid.is_some())
+            && self.nodes.len() == usize::from(self.settings.nodes)
+            && self.nodes.iter().all(|node| node.ready)
+    }
+}
+
+/// Prints what runs; the exit code says whether all is well.
+pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let state = args.state_dir.open()?;
+    let supervisor_running = match owner::find()? {
+        Owner::Running(dir) if dir == state.root() => true,
+        Owner::Remains(dir) if dir == state.root() => false,
+        Owner::Nobody => bail!("no cluster is up; causeway up makes one"),
+        Owner::Running(dir) | Owner::Remains(dir) => {
+            bail!("no cluster is up in {}; the one on this machine is in {}", state.root().display(), dir.display())
+        }
+    };
+    let Some(settings) = Settings::load(&state.settings())? else {
+        bail!("{} is missing", state.settings().display());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(collect(&state, settings, supervisor_running));
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => print!("{}", text(&report)),
+    }
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool) -> Report {
+    let mut report = Report {
+        state_dir: state.root().display().to_string(),
+        kubeconfig: state.admin_kubeconfig().display().to_string(),
+        settings,
+        supervisor_running,
+        processes: supervise::read_processes(&state.processes()).unwrap_or_default(),
+        api_ready: false,
+        nodes: Vec::new(),
+        pods_running: 0,
+        pods: 0,
+    };
+    let Ok(client) = client(&state.admin_kubeconfig()).await else { return report };
+    let list = ListParams::default();
+    let Ok(nodes) = Api::<Node>::all(client.clone()).list(&list).await else { return report };
+    report.api_ready = true;
+    report.nodes = nodes.items.iter().map(node_report).collect();
+    if let Ok(pods) = Api::<Pod>::all(client).list(&list).await {
+        let phase = |pod: &&Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        report.pods = pods.items.len();
+        report.pods_running = pods.items.iter().filter(phase).count();
+    }
+    report
+}
+
+fn node_report(node: &Node) -> NodeReport {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.filter(|condition| condition.type_ == "Ready").last();
+    NodeReport {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        ready: ready.is_some_and(|condition| condition.status == "True"),
+        reason: ready.and_then(|condition| condition.message.clone()).unwrap_or_default(),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let mark = |good: bool| if good { "✓" } else { "✗" };
+    let _ = writeln!(out, "cluster in {}", report.state_dir);
+    let _ = writeln!(out, "  {} supervisor", mark(report.supervisor_running));
+    let _ = writeln!(out, "  {} API server  https://{}", mark(report.api_ready), report.settings.api_address());
+    for (name, process) in &report.processes {
+        let pid = process.pid.map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
+        let _ = write!(out, "  {} {name:<20} {pid}", mark(process.pid.is_some()));
+        if process.restarts > 0 {
+            let _ = write!(out, ", {} restarts", process.restarts);
+        }
+        let exit = process.last_exit.as_ref().filter(|_| process.pid.is_none());
+        let _ = writeln!(out, "{}", exit.map(|exit| format!(" ({exit})")).unwrap_or_default());
+    }
+    for node in &report.nodes {
+        let state = if node.ready { "Ready" } else { node.reason.as_str() };
+        let _ = writeln!(out, "  {} {:<20} {state}", mark(node.ready), node.name);
+    }
+    let _ = writeln!(out, "  pods running: {} of {}", report.pods_running, report.pods);
+    let _ = writeln!(out, "\n  export KUBECONFIG={}", report.kubeconfig);
+    out
+}
+
+/// A client for the cluster.
+pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let kubeconfig =
+        Kubeconfig::read_from(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// Waits until the API server says that it is ready.
+pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result<()> {
+    let client = client(&state.admin_kubeconfig()).await?;
+    let request = || http::Request::get("/readyz").body(Vec::new());
+    within(timeout, "the API server did not get ready", async {
+        loop {
+            if client.request_text(request()?).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    })
+    .await
+}
+
+/// Waits until every node is Ready.
+pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Duration) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(client(&state.admin_kubeconfig()).await?);
+    let mut missing: std::collections::BTreeMap<String, String> =
+        settings.node_names().map(|name| (name, "not registered".to_owned())).collect();
+    let watch = watcher(nodes, watcher::Config::default()).filter_map(|event| async { event.ok() });
+    let mut events = std::pin::pin!(watch);
+    let all_ready = async {
+        while let Some(event) = events.next().await {
+            let (watcher::Event::Apply(node) | watcher::Event::InitApply(node)) = event else { continue };
+            let report = node_report(&node);
+            if report.ready {
+                missing.remove(&report.name);
+            } else {
+                missing.insert(report.name, report.reason);
+            }
+            if missing.is_empty() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(timeout, all_ready).await.is_ok() {
+        return Ok(());
+    }
+    let missing: Vec<_> = missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    bail!("not Ready after {} s: {}", timeout.as_secs(), missing.join("; "))
+}
+
+async fn within<T>(
+    timeout: Duration,
+    what: &str,
+    wait: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(timeout, wait).await {
+        Ok(result) => result,
+        Err(_) => bail!("{what} within {} s", timeout.as_secs()),
+    }
+}

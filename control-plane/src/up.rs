@@ -1,0 +1,246 @@
+//! `causeway up`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ipnetwork::Ipv4Network;
+
+use crate::StateDirArg;
+use crate::cgroup::Cgroup;
+use crate::layout::StateDir;
+use crate::node_files::{self, NodeFiles};
+use crate::owner::{self, Owner};
+use crate::pki::{self, Authority, Leaf, Usage};
+use crate::preflight::{self, Programs};
+use crate::progress::Progress;
+use crate::settings::{self, Datapath, Network, Settings};
+use crate::{down, kubeconfig, machine, status, supervise, underlay};
+
+/// Flags of `up`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    state_dir: StateDirArg,
+    /// Number of nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    /// How Services reach their endpoints
+    #[arg(long, value_enum, default_value = "ebpf")]
+    datapath: Datapath,
+    /// How pods of different nodes reach each other
+    #[arg(long, value_enum, default_value = "vxlan")]
+    network: Network,
+    /// Use this etcd instead of the built-in store (URL; may be given several times)
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    etcd: Vec<String>,
+    /// CA of the external etcd's certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_ca: Option<PathBuf>,
+    /// Client certificate for the external etcd
+    #[arg(long, value_name = "FILE")]
+    etcd_cert: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    etcd_key: Option<PathBuf>,
+    /// Addresses for pods; each node leases a /24
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: Ipv4Network,
+    /// Addresses for Services
+    #[arg(long, default_value = "10.96.0.0/12")]
+    service_cidr: Ipv4Network,
+    /// The network between the nodes
+    #[arg(long, default_value = "172.30.0.0/24")]
+    underlay_cidr: Ipv4Network,
+    /// Port of the API server
+    #[arg(long, default_value_t = 6443)]
+    api_port: u16,
+    /// Port of the built-in store
+    #[arg(long, default_value_t = 2379)]
+    etcd_port: u16,
+    /// Give up when the nodes are not Ready after this many seconds
+    #[arg(long, default_value_t = 120)]
+    timeout: u64,
+}
+
+impl UpArgs {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let (ca, cert, key) = (self.etcd_ca.clone(), self.etcd_cert.clone(), self.etcd_key.clone());
+        let settings = Settings {
+            nodes: self.nodes,
+            datapath: self.datapath,
+            network: self.network,
+            pod_cidr: self.pod_cidr,
+            service_cidr: self.service_cidr,
+            underlay_cidr: self.underlay_cidr,
+            api_port: self.api_port,
+            etcd_port: self.etcd_port,
+            etcd: settings::external_etcd(self.etcd.clone(), ca, cert, key)?,
+            domain: "cluster.local".to_owned(),
+        };
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+/// Brings the cluster up and waits until its nodes are Ready. What was half-made is removed when that fails.
+pub fn up(args: &UpArgs) -> anyhow::Result<()> {
+    preflight::require_root()?;
+    let settings = args.settings()?;
+    let state = args.state_dir.open()?;
+    let programs = Programs::find()?;
+    let progress = Progress::start();
+    match owner::find()? {
+        Owner::Running(dir) if dir == state.root() => return already_up(&state, &settings),
+        Owner::Running(dir) => bail!(
+            "a cluster with its state in {} is up on this machine: causeway down --state-dir {} removes it",
+            dir.display(),
+            dir.display()
+        ),
+        Owner::Remains(dir) => {
+            progress.stage("clean up after a crash", || down::remove_from_kernel(&StateDir::new(dir)))?;
+        }
+        Owner::Nobody => {}
+    }
+    let timeout = Duration::from_secs(args.timeout);
+    let result = bring_up(&progress, &state, &settings, &programs, timeout);
+    if let Err(error) = result {
+        // Logs are what explains the failure: they stay.
+        let _ = down::remove_from_kernel(&state);
+        return Err(error.context(format!("the cluster did not come up; its logs are in {}", state.logs().display())));
+    }
+    announce(&progress, &state, &settings);
+    Ok(())
+}
+
+fn already_up(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
+    let running = Settings::load(&state.settings())?;
+    if running.as_ref() != Some(settings) {
+        bail!("a cluster with other settings is up already: causeway down removes it");
+    }
+    println!("The cluster is up already.\n\n  export KUBECONFIG={}", state.admin_kubeconfig().display());
+    Ok(())
+}
+
+fn bring_up(
+    progress: &Progress,
+    state: &StateDir,
+    settings: &Settings,
+    programs: &Programs,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    progress.stage("check this machine", || {
+        preflight::check_kernel()?;
+        preflight::check_ports(settings)?;
+        underlay::check_free(settings)?;
+        Cgroup::find().map(drop)
+    })?;
+    progress.stage("certificates", || prepare_state(state, settings, programs))?;
+    owner::record(state.root())?;
+    progress.stage(&format!("{} nodes on {}", settings.nodes, settings.underlay_cidr), || {
+        make_machines(state, settings)
+    })?;
+    progress.stage("start the processes", || start_supervisor(state, programs))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    progress.stage("API server ready", || runtime.block_on(status::wait_for_api(state, timeout)))?;
+    progress.stage("all nodes Ready", || runtime.block_on(status::wait_for_nodes(state, settings, timeout)))
+}
+
+fn prepare_state(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::Result<()> {
+    for dir in [state.root().to_path_buf(), state.logs()] {
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    fs::write(state.settings(), serde_json::to_vec_pretty(settings)?)?;
+    let authority = Authority::open(state)?;
+    for (name, leaf) in control_plane_leaves(settings) {
+        authority.ensure(&state.key_pair(name), &leaf)?;
+    }
+    pki::ensure_key(&state.key_pair("service-account").key)?;
+    let server = format!("https://127.0.0.1:{}", settings.api_port);
+    let admin = state.key_pair("admin");
+    kubeconfig::write(&state.admin_kubeconfig(), &server, authority.ca_pem(), "admin", &admin)?;
+    let controllers = state.key_pair("controllers");
+    kubeconfig::write(&state.pki().join("controllers.kubeconfig"), &server, authority.ca_pem(), "controllers", &controllers)?;
+    for (index, name) in (0u8..).zip(settings.node_names()) {
+        node_files::write(&NodeFiles { state, settings, programs, authority: &authority, name: &name, index })?;
+    }
+    Ok(())
+}
+
+fn control_plane_leaves(settings: &Settings) -> Vec<(&'static str, Leaf)> {
+    let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+    let here = settings.control_plane_address().into();
+    let api_names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    let mut names: Vec<String> = api_names.iter().map(|&name| name.to_owned()).collect();
+    names.push(format!("kubernetes.default.svc.{}", settings.domain));
+    let api_server = Leaf {
+        common_name: "kube-apiserver".to_owned(),
+        organizations: Vec::new(),
+        addresses: vec![loopback, here, settings.kubernetes_service().into()],
+        names,
+        usage: Usage::Server,
+    };
+    let store = Leaf {
+        common_name: "etcd".to_owned(),
+        organizations: Vec::new(),
+        addresses: vec![loopback, here],
+        names: vec!["localhost".to_owned()],
+        usage: Usage::ServerAndClient,
+    };
+    vec![
+        ("apiserver", api_server),
+        ("etcd", store),
+        ("admin", Leaf::client("kubernetes-admin", &["system:masters"])),
+        ("controllers", Leaf::client("system:kube-controller-manager", &["system:masters"])),
+        ("apiserver-etcd-client", Leaf::client("kube-apiserver-etcd-client", &["system:masters"])),
+        ("apiserver-kubelet-client", Leaf::client("kube-apiserver-kubelet-client", &["system:masters"])),
+    ]
+}
+
+fn make_machines(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
+    let cgroup = Cgroup::find()?;
+    machine::mount_namespace_dir(&state.namespaces())?;
+    cgroup.create(&cgroup.control_plane())?;
+    cgroup.create(&cgroup.supervisor())?;
+    underlay::create(settings, state)?;
+    for name in settings.node_names() {
+        cgroup.create(&cgroup.node_system(&name))?;
+        cgroup.create(&cgroup.node(&name).join("pods"))?;
+        machine::create_mount_namespace(&state.namespaces().join(format!("{name}.mnt")))
+            .with_context(|| format!("making {name}"))?;
+    }
+    Ok(())
+}
+
+/// The supervisor makes itself a session of its own: it outlives the terminal that `up` was typed in.
+fn start_supervisor(state: &StateDir, programs: &Programs) -> anyhow::Result<()> {
+    let cgroup = Cgroup::find()?;
+    let log = supervise::open_log(&state.logs().join("supervisor.log"))?;
+    let mut child = Command::new(&programs.cluster)
+        .args(["enter", "--cgroup"])
+        .arg(cgroup.supervisor())
+        .arg("--")
+        .arg(&programs.cluster)
+        .args(["supervise", "--state-dir"])
+        .arg(state.root())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("starting the supervisor")?;
+    match child.try_wait()? {
+        Some(status) => bail!("the supervisor ended at once: {status}"),
+        None => Ok(()),
+    }
+}
+
+fn announce(progress: &Progress, state: &StateDir, settings: &Settings) {
+    println!(
+        "\n{} nodes Ready after {:.1} s.\n\n  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  causeway down",
+        settings.nodes,
+        progress.total_seconds(),
+        state.admin_kubeconfig().display()
+    );
+}
