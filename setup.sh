@@ -63,12 +63,17 @@ if ! has bpf-linker; then
     || die "bpf-linker could not be built. It needs LLVM $LLVM (packages llvm-$LLVM-dev libpolly-$LLVM-dev zlib1g-dev libzstd-dev libxml2-dev); see https://github.com/aya-rs/bpf-linker"
 fi
 
-# --- A real etcd to compare with, unpacked beside the build and never started as a service.
-if [ "$stage" = test ] && ! has etcd && [ ! -x target/tools/usr/bin/etcd ]; then
-  has apt-get || die "etcd is missing: put an etcd 3.4 or newer on PATH"
-  say "unpacking Debian's etcd-server into target/tools"
-  [ -n "$apt_updated" ] || apt-get update -qq >/dev/null
+# --- A real etcd and the oldest kubectl to compare with, unpacked beside the build: nothing is installed or started.
+unpack() { # PACKAGE PROGRAM
+  [ ! -x "target/tools/usr/bin/$2" ] || return 0
+  has apt-get || die "$2 is missing for the tests: put it at target/tools/usr/bin/$2"
+  say "unpacking Debian's $1 into target/tools"
+  if [ -z "$apt_updated" ]; then apt-get update -qq >/dev/null; apt_updated=1; fi
   mkdir -p target/tools
-  (cd target/tools && apt-get download -qq etcd-server >/dev/null && dpkg -x etcd-server_*.deb . && rm -f etcd-server_*.deb)
+  (cd target/tools && apt-get download -qq "$1" >/dev/null && dpkg -x "$1"_*.deb . && rm -f "$1"_*.deb)
+}
+if [ "$stage" = test ]; then
+  has etcd || unpack etcd-server etcd
+  unpack kubernetes-client kubectl
 fi
 say "ready: $stage"

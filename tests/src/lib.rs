@@ -3,6 +3,8 @@
 //! - [`topology`]: hosts and LANs made of network namespaces.
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
+//! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
+//! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
 //! - [`privileged`]: the gate before everything that needs root.
 //!
@@ -10,6 +12,8 @@
 //! killed test left behind is recognised and removed by the next one.
 
 pub mod cgroup;
+pub mod cluster;
+pub mod fake_api;
 pub mod process;
 pub mod topology;
 pub mod wait;

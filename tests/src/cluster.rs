@@ -1,0 +1,171 @@
+//! A real cluster for tests: `causeway up` into a directory of its own, `causeway down` at the end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::wait;
+
+/// Where cargo put the programs: beside the directory of this test.
+///
+/// # Panics
+/// When the test does not run from a cargo target directory.
+#[must_use]
+pub fn programs() -> PathBuf {
+    let test = std::env::current_exe().expect("invariant: the kernel names this program");
+    let deps = test.parent().expect("invariant: a program lies in a directory");
+    let dir = if deps.ends_with("deps") { deps.parent().expect("invariant: target/debug/deps has a parent") } else { deps };
+    dir.to_path_buf()
+}
+
+/// A cluster that is up.
+pub struct Cluster {
+    state_dir: PathBuf,
+}
+
+impl Cluster {
+    /// Brings one up with `flags` for `causeway up`.
+    ///
+    /// # Errors
+    /// With everything that `causeway up` said, when it failed.
+    pub fn up(state_dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let cluster = Self { state_dir: state_dir.to_path_buf() };
+        let output = cluster.causeway("up", flags)?;
+        ensure!(output.status.success(), "causeway up: {}", everything(&output));
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        Ok(cluster)
+    }
+
+    /// Runs a `causeway` command on this cluster's state directory.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn causeway(&self, command: &str, flags: &[&str]) -> anyhow::Result<Output> {
+        causeway(command, &self.state_dir, flags)
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.state_dir.join("admin.kubeconfig")
+    }
+
+    /// A `kubectl` for this cluster, not yet run.
+    #[must_use]
+    pub fn kubectl(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments);
+        command
+    }
+
+    /// Runs kubectl and returns what it printed.
+    ///
+    /// # Errors
+    /// With everything that it said, when it failed.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.kubectl("kubectl", arguments).output().context("starting kubectl")?;
+        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), everything(&output));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs kubectl, which must fail, and returns what it said on standard error.
+    ///
+    /// # Errors
+    /// When it succeeded.
+    pub fn refused(&self, arguments: &[&str], stdin: &str) -> anyhow::Result<String> {
+        use std::io::Write as _;
+        use std::process::Stdio;
+        let mut command = self.kubectl("kubectl", arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no standard input")?.write_all(stdin.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(!output.status.success(), "kubectl {} was not refused: {}", arguments.join(" "), everything(&output));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Applies a manifest.
+    ///
+    /// # Errors
+    /// As [`Cluster::run`].
+    pub fn apply(&self, manifest: &str) -> anyhow::Result<String> {
+        use std::io::Write as _;
+        use std::process::Stdio;
+        let mut command = self.kubectl("kubectl", &["apply", "-f", "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no standard input")?.write_all(manifest.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "kubectl apply: {}", everything(&output));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until kubectl prints `wanted` (white space at the ends aside).
+    ///
+    /// # Panics
+    /// With what it printed last, when that does not come to be.
+    #[track_caller]
+    pub fn await_output(&self, arguments: &[&str], wanted: &str, deadline: Duration) {
+        self.await_that(arguments, deadline, |text| text.trim() == wanted);
+    }
+
+    /// Waits until what kubectl prints satisfies `good`, and returns it.
+    ///
+    /// # Panics
+    /// With what it printed last, when that does not come to be.
+    #[track_caller]
+    pub fn await_that(&self, arguments: &[&str], deadline: Duration, good: impl Fn(&str) -> bool) -> String {
+        let observe = || self.run(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        let what = format!("kubectl {}", arguments.join(" "));
+        wait::until_value(&what, deadline, observe, |text| good(text))
+    }
+
+    /// The pid of a supervised process, for example `node-1-agent`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self, name: &str) -> anyhow::Result<i32> {
+        let text = std::fs::read(self.state_dir.join("processes.json"))?;
+        let processes: serde_json::Value = serde_json::from_slice(&text)?;
+        let pid = processes[name]["pid"].as_i64().with_context(|| format!("{name} does not run"))?;
+        Ok(i32::try_from(pid)?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        match self.causeway("down", &[]) {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => eprintln!("causeway down: {}", everything(&output)),
+            Err(error) => eprintln!("causeway down: {error:#}"),
+        }
+    }
+}
+
+/// Runs a `causeway` command.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn causeway(command: &str, state_dir: &Path, flags: &[&str]) -> anyhow::Result<Output> {
+    let program = programs().join("causeway");
+    Command::new(&program)
+        .arg(command)
+        .arg("--state-dir")
+        .arg(state_dir)
+        .args(flags)
+        .output()
+        .with_context(|| format!("starting {}", program.display()))
+}
+
+/// Exit code and both outputs, for a message.
+#[must_use]
+pub fn everything(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("{}\n{out}{err}", output.status)
+}
