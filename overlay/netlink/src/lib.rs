@@ -8,12 +8,15 @@
 //!   desired and actual state can be diffed.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
+//! - [`nft`] speaks nftables: typed rules and sets, transactions, read-back, repair; [`conntrack`] lists and forgets
+//!   tracked connections.
 //! - [`netns`] makes, pins, opens and enters network namespaces; [`sysctl`] reads and writes `/proc/sys` in them.
 //!
 //! Dumps ask for strict checking (`NETLINK_GET_STRICT_CHK`), so that the kernel filters, and are repeated when the
 //! kernel marks them as inconsistent (`NLM_F_DUMP_INTR`).
 
 pub mod address;
+pub mod conntrack;
 pub mod error;
 pub mod events;
 pub mod fake;
@@ -21,6 +24,8 @@ pub mod kernel;
 pub mod link;
 pub mod neighbour;
 pub mod netns;
+mod nfnetlink;
+pub mod nft;
 pub mod route;
 mod socket;
 pub mod sysctl;

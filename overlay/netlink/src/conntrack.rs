@@ -1,0 +1,155 @@
+//! Connection tracking: listing flows and deleting single ones.
+//!
+//! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::nfnetlink::{self, Message, attribute, flag};
+
+/// `NFNL_SUBSYS_CTNETLINK`.
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = SUBSYSTEM << 8 | 1;
+const DELETE: u16 = SUBSYSTEM << 8 | 2;
+const ATTEMPTS: usize = 10;
+
+/// Source and destination of the packets of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    /// Source address and port.
+    pub source: SocketAddr,
+    /// Destination address and port.
+    pub destination: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// A tracked flow of a protocol with ports (TCP, UDP, SCTP and the like).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// As the first packet was sent.
+    pub original: Tuple,
+    /// As answers are expected, translation included: after destination NAT its source is the endpoint.
+    pub reply: Tuple,
+    /// The kernel's attributes that name exactly this flow (tuple, zone, id), for its deletion.
+    identity: Vec<(u16, Vec<u8>)>,
+}
+
+/// Why conntrack did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No socket.
+    #[error("open a netfilter socket")]
+    Open(#[source] io::Error),
+    /// The list could not be read.
+    #[error("list tracked connections")]
+    List(#[source] io::Error),
+    /// A flow could not be deleted.
+    #[error("delete the tracked connection to {}", .flow.original.destination)]
+    Delete {
+        /// The flow.
+        flow: Box<Flow>,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A connection to conntrack in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: nfnetlink::Socket,
+}
+
+impl Conntrack {
+    /// Opens a connection.
+    pub fn open() -> Result<Self, Error> {
+        let socket = nfnetlink::Socket::open(0).map_err(Error::Open)?;
+        Ok(Self { socket })
+    }
+
+    /// All IPv4 flows for which `wanted` is true.
+    pub fn flows(&mut self, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
+        let request = Message::new(GET, flag::DUMP, family, 0);
+        let mut attempt = 0;
+        loop {
+            let mut flows = Vec::new();
+            attempt += 1;
+            let result = self.socket.dump(&request, |_, payload| {
+                flows.extend(Flow::decode(payload).filter(&wanted));
+                Ok(())
+            });
+            match result {
+                Ok(()) => return Ok(flows),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
+                Err(error) => return Err(Error::List(error)),
+            }
+        }
+    }
+
+    /// Forgets a flow: its next packet is a new connection. One that is gone already is fine.
+    pub fn delete(&mut self, flow: &Flow) -> Result<(), Error> {
+        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
+        let mut request = Message::new(DELETE, flag::ACK, family, 0);
+        for (kind, value) in &flow.identity {
+            let nested = if *kind == TUPLE_ORIGINAL { NESTED } else { 0 };
+            request.bytes(*kind | nested, value);
+        }
+        match self.socket.request(&request) {
+            Err(source) if source.raw_os_error() != Some(libc::ENOENT) => Err(Error::Delete {
+                flow: Box::new(flow.clone()),
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Flow {
+    fn decode(payload: &[u8]) -> Option<Self> {
+        let identity = [TUPLE_ORIGINAL, ZONE, ID]
+            .into_iter()
+            .filter_map(|kind| Some((kind, attribute(payload, kind)?.to_vec())));
+        Some(Self {
+            original: Tuple::decode(attribute(payload, TUPLE_ORIGINAL)?)?,
+            reply: Tuple::decode(attribute(payload, TUPLE_REPLY)?)?,
+            identity: identity.collect(),
+        })
+    }
+}
+
+impl Tuple {
+    fn decode(tuple: &[u8]) -> Option<Self> {
+        let ip = attribute(tuple, TUPLE_IP)?;
+        let proto = attribute(tuple, TUPLE_PROTO)?;
+        let address = |kind| {
+            attribute(ip, kind)?
+                .first_chunk::<4>()
+                .map(|octets| IpAddr::from(*octets))
+        };
+        let port = |kind| {
+            attribute(proto, kind)?
+                .first_chunk()
+                .map(|bytes| u16::from_be_bytes(*bytes))
+        };
+        Some(Self {
+            source: SocketAddr::new(address(IP_V4_SOURCE)?, port(PROTO_SOURCE_PORT)?),
+            destination: SocketAddr::new(address(IP_V4_DESTINATION)?, port(PROTO_DESTINATION_PORT)?),
+            protocol: *attribute(proto, PROTO_NUMBER)?.first()?,
+        })
+    }
+}
+
+const NESTED: u16 = 1 << 15;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const IP_V4_SOURCE: u16 = 1;
+const IP_V4_DESTINATION: u16 = 2;
+const PROTO_NUMBER: u16 = 1;
+const PROTO_SOURCE_PORT: u16 = 2;
+const PROTO_DESTINATION_PORT: u16 = 3;

@@ -1,0 +1,168 @@
+//! nftables over netlink, without the `nft` program: typed objects, one transaction per [`Batch`], and read-back.
+//!
+//! Tour:
+//! - [`object`]: [`Table`], [`Chain`], [`Set`], [`Element`], [`Verdict`]: what a table consists of.
+//! - [`rule`]: [`Rule`], a chain of matches and statements written fluently; [`rule::Expression`] is its alphabet.
+//! - [`batch`]: [`Batch`] collects changes; [`Nft::commit`] applies all or none and names every message that failed.
+//! - [`read`]: tables, chains, rules and elements as the kernel has them.
+//! - [`layout`]: [`Layout`] is the fixed part of an owned table; [`Nft::ensure`] repairs what differs.
+//! - [`monitor`]: who changed a table behind our back.
+//!
+//! ```no_run
+//! use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
+//! let pods = "10.244.0.0/16".parse().expect("a network");
+//! let mut layout = Layout::new(Table::new(Family::Ip, "example"));
+//! layout.add_chain(
+//!     Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
+//!     [
+//!         Rule::new("pods to pods keep their address").source(pods).destination(pods).returns(),
+//!         Rule::new("pods to the world").source(pods).masquerade(),
+//!     ],
+//! );
+//! let mut nft = Nft::open()?;
+//! nft.ensure(&layout)?;
+//! # Ok::<(), netlink::nft::Error>(())
+//! ```
+//!
+//! Sources: `include/uapi/linux/netfilter/nf_tables.h`, `net/netfilter/nf_tables_api.c`.
+
+use std::fmt;
+use std::io;
+
+use crate::nfnetlink;
+
+pub mod batch;
+pub mod layout;
+pub mod monitor;
+pub mod object;
+pub mod read;
+pub mod rule;
+
+pub use batch::Batch;
+pub use layout::{Layout, Repair};
+pub use monitor::Monitor;
+pub use object::{
+    BaseChain, Chain, DataType, Element, ElementData, Family, Hook, Set, SetKind, Table, Verdict,
+};
+pub use rule::Rule;
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u16 = 10;
+
+/// What a message asks for; `enum nf_tables_msg_types`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+enum Operation {
+    NewTable = 0,
+    GetTable = 1,
+    DeleteTable = 2,
+    NewChain = 3,
+    GetChain = 4,
+    DeleteChain = 5,
+    NewRule = 6,
+    GetRule = 7,
+    DeleteRule = 8,
+    NewSet = 9,
+    GetSet = 10,
+    NewElement = 12,
+    GetElement = 13,
+    DeleteElement = 14,
+}
+
+impl Operation {
+    const fn kind(self) -> u16 {
+        SUBSYSTEM << 8 | self as u16
+    }
+}
+
+/// A connection to nftables in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Nft {
+    socket: nfnetlink::Socket,
+}
+
+impl Nft {
+    /// Opens a connection. Needs `CAP_NET_ADMIN` in the namespace as soon as it is used.
+    pub fn open() -> Result<Self, Error> {
+        let socket = nfnetlink::Socket::open(0).map_err(Error::Open)?;
+        Ok(Self { socket })
+    }
+
+    /// How the kernel names this connection in events; see [`Monitor`].
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+}
+
+/// Why nftables did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No socket.
+    #[error("open a netfilter socket")]
+    Open(#[source] io::Error),
+    /// A batch did not reach the kernel.
+    #[error("send a batch of {bytes} bytes to nftables")]
+    Send {
+        /// Size of the batch.
+        bytes: usize,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's answer to a batch could not be read.
+    #[error("read the answer of nftables")]
+    Receive(#[source] io::Error),
+    /// The transaction was refused as a whole, because of these messages.
+    #[error("nftables refused the transaction: {}", Failures(.0))]
+    Refused(Vec<Failure>),
+    /// The kernel did not answer to the last message of a batch.
+    #[error("nftables did not acknowledge the transaction")]
+    NoAnswer,
+    /// A list could not be read.
+    #[error("list {what} of nftables")]
+    List {
+        /// What was asked for.
+        what: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether any message was refused with this errno, for example `ENOENT` for something that is not there.
+    #[must_use]
+    pub fn is(&self, errno: i32) -> bool {
+        match self {
+            Self::Refused(failures) => failures
+                .iter()
+                .any(|failure| failure.error.raw_os_error() == Some(errno)),
+            Self::List { source, .. } => source.raw_os_error() == Some(errno),
+            _ => false,
+        }
+    }
+}
+
+/// A message of a batch that the kernel refused.
+#[derive(Debug)]
+pub struct Failure {
+    /// Position in the batch.
+    pub index: usize,
+    /// What it asked for, for example `add elements to map endpoints`.
+    pub message: String,
+    /// The kernel's reason.
+    pub error: io::Error,
+}
+
+struct Failures<'a>(&'a [Failure]);
+
+impl fmt::Display for Failures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, failure) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "; " };
+            write!(f, "{separator}{}: {}", failure.message, failure.error)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! The fixed part of an owned table, and its repair.
+
+use std::collections::BTreeMap;
+
+use super::{Batch, Chain, Error, Nft, Rule, Set, Table};
+
+/// Chains with their rules, and sets, that a table must have. Elements of sets, and chains that are not named here,
+/// are the owner's business and are left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    table: Table,
+    sets: Vec<Set>,
+    chains: Vec<(Chain, Vec<Rule>)>,
+}
+
+/// What [`Nft::ensure`] found and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Everything was as it must be.
+    Unchanged,
+    /// These chains were absent or differed, and were written.
+    Chains(Vec<String>),
+    /// The table was absent, or held sets of another shape: it was made anew, and all sets are empty.
+    Rebuilt,
+}
+
+impl Layout {
+    /// A table with nothing in it.
+    #[must_use]
+    pub fn new(table: Table) -> Self {
+        Self {
+            table,
+            sets: Vec::new(),
+            chains: Vec::new(),
+        }
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The sets and maps.
+    #[must_use]
+    pub fn sets(&self) -> &[Set] {
+        &self.sets
+    }
+
+    /// Adds a set or map.
+    pub fn add_set(&mut self, set: Set) -> &mut Self {
+        self.sets.push(set);
+        self
+    }
+
+    /// Adds a chain and its rules in order.
+    pub fn add_chain(&mut self, chain: Chain, rules: impl IntoIterator<Item = Rule>) -> &mut Self {
+        self.chains.push((chain, rules.into_iter().collect()));
+        self
+    }
+
+    fn create(&self, batch: &mut Batch) {
+        batch.add_table();
+        for set in &self.sets {
+            batch.add_set(set);
+        }
+        // Chains before rules: a rule may jump to a chain that comes later.
+        for (chain, _) in &self.chains {
+            batch.add_chain(chain);
+        }
+        for (chain, rules) in &self.chains {
+            for rule in rules {
+                batch.add_rule(&chain.name, rule);
+            }
+        }
+    }
+}
+
+/// A chain that is absent or differs.
+struct WrongChain<'a> {
+    wanted: &'a Chain,
+    rules: &'a [Rule],
+    actual: Option<Chain>,
+}
+
+impl Nft {
+    /// Makes the table what the layout says, in one transaction, and writes nothing when it is that already.
+    pub fn ensure(&mut self, layout: &Layout) -> Result<Repair, Error> {
+        let table = &layout.table;
+        let mut batch = Batch::new(table);
+        let there = self.has_table(table)?;
+        if !there || !self.sets_fit(layout)? {
+            if there {
+                batch.add_table().delete_table();
+            }
+            layout.create(&mut batch);
+            self.commit(&batch)?;
+            return Ok(Repair::Rebuilt);
+        }
+        let wrong = self.wrong_chains(layout)?;
+        for WrongChain { wanted, actual, .. } in &wrong {
+            if let Some(actual) = actual {
+                batch.flush_chain(&actual.name);
+                // Hook, type and priority of a chain cannot be changed.
+                if actual != *wanted {
+                    batch.delete_chain(&actual.name);
+                }
+            }
+            batch.add_chain(wanted);
+        }
+        for WrongChain { wanted, rules, .. } in &wrong {
+            for rule in *rules {
+                batch.add_rule(&wanted.name, rule);
+            }
+        }
+        let names: Vec<_> = wrong.iter().map(|chain| chain.wanted.name.clone()).collect();
+        self.commit(&batch)?;
+        Ok(if names.is_empty() {
+            Repair::Unchanged
+        } else {
+            Repair::Chains(names)
+        })
+    }
+
+    /// Removes the table, if it is there.
+    pub fn remove(&mut self, table: &Table) -> Result<(), Error> {
+        if !self.has_table(table)? {
+            return Ok(());
+        }
+        let mut batch = Batch::new(table);
+        batch.delete_table();
+        self.commit(&batch)
+    }
+
+    fn sets_fit(&mut self, layout: &Layout) -> Result<bool, Error> {
+        let actual = self.sets(&layout.table)?;
+        Ok(layout.sets.iter().all(|set| actual.contains(&set.numbers())))
+    }
+
+    fn wrong_chains<'a>(&mut self, layout: &'a Layout) -> Result<Vec<WrongChain<'a>>, Error> {
+        let mut chains: BTreeMap<_, _> = self
+            .chains(&layout.table)?
+            .into_iter()
+            .map(|chain| (chain.name.clone(), chain))
+            .collect();
+        let mut comments: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
+        for rule in self.rules(&layout.table)? {
+            comments.entry(rule.chain).or_default().push(rule.comment);
+        }
+        let mut wrong = Vec::new();
+        for (chain, rules) in &layout.chains {
+            let actual = chains.remove(&chain.name);
+            let actual_rules = comments.remove(&chain.name).unwrap_or_default();
+            let wanted_rules = rules.iter().map(|rule| Some(rule.fingerprint()));
+            if actual.as_ref() != Some(chain) || !wanted_rules.eq(actual_rules) {
+                wrong.push(WrongChain {
+                    wanted: chain,
+                    rules,
+                    actual,
+                });
+            }
+        }
+        Ok(wrong)
+    }
+}

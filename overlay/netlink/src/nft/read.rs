@@ -1,0 +1,141 @@
+//! What the kernel has. A list during which another transaction ran is read again.
+
+use std::io;
+use std::time::Duration;
+
+use super::object::{
+    CHAIN_TABLE, ELEMENTS_LIST, ELEMENTS_SET, ELEMENTS_TABLE, LIST_ELEMENT, SET_TABLE, SetNumbers, TABLE_NAME,
+};
+use super::rule::{RULE_USERDATA, comment_of};
+use super::{Chain, Element, Error, Nft, Operation, Table};
+use crate::nfnetlink::{Message, attribute, attributes, be64, flag, text};
+
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+/// Transactions by others during each of that many readings in a row are given up on.
+const ATTEMPTS: usize = 10;
+
+/// How long the kernel is given to finish a resize before the next reading.
+const RESIZE_PAUSE: Duration = Duration::from_millis(20);
+
+/// A rule as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleInfo {
+    /// The chain that it stands in.
+    pub chain: String,
+    /// The kernel's number for it, unique in the table.
+    pub handle: u64,
+    /// The comment; [`Rule::fingerprint`](super::Rule::fingerprint) for rules made here.
+    pub comment: Option<String>,
+}
+
+impl Nft {
+    /// Whether the table is there.
+    pub fn has_table(&mut self, table: &Table) -> Result<bool, Error> {
+        let names = self.list("tables", Operation::GetTable, table, None, |payload| {
+            Some(vec![text(attribute(payload, TABLE_NAME)?)])
+        })?;
+        Ok(names.contains(&table.name))
+    }
+
+    /// Chains of the table.
+    pub fn chains(&mut self, table: &Table) -> Result<Vec<Chain>, Error> {
+        self.list("chains", Operation::GetChain, table, None, |payload| {
+            let owner = text(attribute(payload, CHAIN_TABLE)?);
+            let chain = (owner == table.name).then(|| Chain::decode(payload));
+            Some(chain.flatten().into_iter().collect())
+        })
+    }
+
+    /// Rules of the table, in order within each chain.
+    pub fn rules(&mut self, table: &Table) -> Result<Vec<RuleInfo>, Error> {
+        let filter = |message: &mut Message| {
+            message.text(RULE_TABLE, &table.name);
+        };
+        self.list("rules", Operation::GetRule, table, Some(&filter), |payload| {
+            if text(attribute(payload, RULE_TABLE)?) != table.name {
+                return Some(Vec::new());
+            }
+            Some(vec![RuleInfo {
+                chain: text(attribute(payload, RULE_CHAIN)?),
+                handle: attribute(payload, RULE_HANDLE).and_then(be64)?,
+                comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
+            }])
+        })
+    }
+
+    /// Sets and maps of the table.
+    pub(super) fn sets(&mut self, table: &Table) -> Result<Vec<SetNumbers>, Error> {
+        let filter = |message: &mut Message| {
+            message.text(SET_TABLE, &table.name);
+        };
+        self.list("sets", Operation::GetSet, table, Some(&filter), |payload| {
+            if text(attribute(payload, SET_TABLE)?) != table.name {
+                return Some(Vec::new());
+            }
+            Some(vec![SetNumbers::decode(payload)?])
+        })
+    }
+
+    /// Elements of a set or map, sorted. An absent table or set is an error with errno `ENOENT`.
+    ///
+    /// While the kernel resizes a set's hash table, which goes on for some milliseconds after a large transaction, a
+    /// list shows some elements twice and leaves as many others out (`nft_rhash_walk` resumes by position, and
+    /// positions change). Such a list is read again.
+    pub fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>, Error> {
+        let filter = |message: &mut Message| {
+            message.text(ELEMENTS_TABLE, &table.name).text(ELEMENTS_SET, set);
+        };
+        let what = "elements";
+        for attempt in 1.. {
+            let mut found = self.list(what, Operation::GetElement, table, Some(&filter), |payload| {
+                let Some(list) = attribute(payload, ELEMENTS_LIST) else {
+                    return Some(Vec::new());
+                };
+                let elements = attributes(list).filter(|(kind, _)| *kind == LIST_ELEMENT);
+                elements.map(|(_, element)| Element::decode(element)).collect()
+            })?;
+            found.sort_unstable();
+            if found.is_sorted_by(|a, b| a < b) {
+                return Ok(found);
+            }
+            if attempt == ATTEMPTS {
+                break;
+            }
+            std::thread::sleep(RESIZE_PAUSE);
+        }
+        Err(Error::List {
+            what,
+            source: io::ErrorKind::Interrupted.into(),
+        })
+    }
+
+    fn list<T>(
+        &mut self,
+        what: &'static str,
+        operation: Operation,
+        table: &Table,
+        filter: Option<&dyn Fn(&mut Message)>,
+        decode: impl Fn(&[u8]) -> Option<Vec<T>>,
+    ) -> Result<Vec<T>, Error> {
+        let mut request = Message::new(operation.kind(), flag::DUMP, table.family as u8, 0);
+        if let Some(filter) = filter {
+            filter(&mut request);
+        }
+        let mut attempt = 0;
+        loop {
+            let mut found = Vec::new();
+            attempt += 1;
+            let result = self.socket.dump(&request, |_, payload| {
+                found.extend(decode(payload).ok_or_else(crate::nfnetlink::malformed)?);
+                Ok(())
+            });
+            match result {
+                Ok(()) => return Ok(found),
+                Err(source) if source.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
+                Err(source) => return Err(Error::List { what, source }),
+            }
+        }
+    }
+}
