@@ -1,0 +1,319 @@
+//! One key space, many readers, one writer.
+//!
+//! Writes go through a bounded channel to the writer's thread, which runs those that came in while the last commit was
+//! syncing, commits them as one, and only then answers (group commit). In between, the new revisions are in memory but
+//! not *published*: readers and watches go by the published revision, so that nobody sees what a crash could undo.
+//! Readers share a lock with the writer, who holds it only while it changes memory, never while it syncs.
+
+mod writer;
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread::JoinHandle,
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    config::Clock,
+    disk::{self, Changes, Disk},
+    mvcc::{
+        Applied, Error as MvccError, EventBatch, KeyRange, Keyspace, LeaseId, Leases, Op, Range, RangeResult,
+        Revision,
+    },
+};
+use writer::{Command, Writer};
+
+/// Writes that wait for their turn; more wait in their connections.
+const QUEUE: usize = 1024;
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The key space refuses it.
+    #[error(transparent)]
+    Refused(#[from] MvccError),
+    /// The writer has ended: a shutdown, or a disk that fails.
+    #[error("the store is stopped")]
+    Stopped,
+}
+
+/// The store's memory, its writer, and its identity. Cheap to share.
+#[derive(Debug)]
+pub struct Engine {
+    state: Arc<RwLock<State>>,
+    commands: mpsc::Sender<Command>,
+    published: watch::Receiver<Revision>,
+    clock: Arc<dyn Clock>,
+    path: PathBuf,
+    /// The number of the cluster.
+    pub cluster_id: u64,
+    /// The number of its one member.
+    pub member_id: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    keyspace: Keyspace,
+    leases: Leases,
+    /// The newest revision that is durable.
+    published: Revision,
+}
+
+/// The writer's thread; it ends after [`Engine::stop`], when every engine is dropped, or with an error of the disk.
+pub type WriterThread = JoinHandle<Result<(), disk::Error>>;
+
+/// A lease as a client sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// The seconds that it was given.
+    pub granted_seconds: i64,
+    /// The seconds that remain.
+    pub remaining_seconds: i64,
+    /// The keys on it, in order.
+    pub keys: Vec<bytes::Bytes>,
+}
+
+impl Engine {
+    /// Builds the state from the disk and starts the writer. Leases begin their time again: while the store was down
+    /// nobody could renew them.
+    pub fn start(
+        disk: Disk,
+        contents: disk::Contents,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<(Self, WriterThread)> {
+        let disk::Contents {
+            cluster_id,
+            member_id,
+            compacted,
+            events,
+            leases: granted,
+        } = contents;
+        let (keyspace, stale) = Keyspace::restore(compacted, events);
+        let mut leases = Leases::default();
+        for (id, seconds) in granted {
+            // A number cannot be on disk twice, nor with more seconds than it was once granted.
+            let _ = leases.grant(id, seconds, clock.now());
+        }
+        for entry in keyspace.live() {
+            if let Some(id) = entry.lease {
+                leases.attach(id, entry.key.clone());
+            }
+        }
+        let published = keyspace.revision();
+        let state = Arc::new(RwLock::new(State {
+            keyspace,
+            leases,
+            published,
+        }));
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let (publisher, published) = watch::channel(published);
+        let path = disk.path().to_owned();
+        let writer = Writer::new(
+            Arc::clone(&state),
+            disk,
+            queue,
+            publisher,
+            Arc::clone(&clock),
+            stale,
+        );
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run())?;
+        Ok((
+            Self {
+                state,
+                commands,
+                published,
+                clock,
+                path,
+                cluster_id,
+                member_id,
+            },
+            thread,
+        ))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state
+            .read()
+            .expect("invariant: nothing panics while it changes the state")
+    }
+
+    /// The newest revision that is durable.
+    pub fn revision(&self) -> Revision {
+        self.read().published
+    }
+
+    /// Follows the newest durable revision.
+    pub fn follow(&self) -> watch::Receiver<Revision> {
+        self.published.clone()
+    }
+
+    /// Reads a range at the newest durable revision, or at an older one.
+    pub fn range(&self, range: &Range) -> Result<RangeResult, Error> {
+        let state = self.read();
+        Ok(state.keyspace.range(range, state.published)?)
+    }
+
+    /// What a watch finds at its cursor, the newest durable revision, and on an error the last compaction.
+    pub fn watch(&self, keys: &KeyRange, from: Revision, budget: usize, prev_kv: bool) -> Watched {
+        let state = self.read();
+        let batch = state.keyspace.watch(keys, from, state.published, budget, prev_kv);
+        Watched {
+            batch,
+            published: state.published,
+            compacted: state.keyspace.compacted(),
+        }
+    }
+
+    /// A number that depends on every entry at `revision` (the newest if absent), with the revision and the last
+    /// compaction.
+    pub fn hash(&self, revision: Option<Revision>) -> Result<Hash, Error> {
+        let state = self.read();
+        let range = Range {
+            revision,
+            ..Range::all(KeyRange::from_protocol(vec![0], vec![0]))
+        };
+        let found = state.keyspace.range(&range, state.published)?;
+        let revision = revision.unwrap_or(state.published);
+        Ok(Hash {
+            hash: hash_entries(&found),
+            revision,
+            compacted: state.keyspace.compacted(),
+        })
+    }
+
+    /// Runs the operation; the answer comes when it is durable.
+    pub async fn apply(&self, op: Op) -> Result<Applied, Error> {
+        self.ask(|reply| Command::Apply { op, reply }).await
+    }
+
+    /// Grants a lease (with a number of the store's choice if absent) and returns its number and seconds.
+    pub async fn grant(&self, id: Option<LeaseId>, ttl_seconds: i64) -> Result<(LeaseId, i64), Error> {
+        self.ask(|reply| Command::Grant {
+            id,
+            ttl_seconds,
+            reply,
+        })
+        .await
+    }
+
+    /// Ends a lease and returns the revision that deleted its keys.
+    pub async fn revoke(&self, id: LeaseId) -> Result<Revision, Error> {
+        self.ask(|reply| Command::Revoke { id, reply }).await
+    }
+
+    /// Ends the leases whose time is over, a revision each, and returns how many.
+    pub async fn expire_leases(&self) -> Result<usize, Error> {
+        let due = !self.read().leases.expired(self.clock.now()).is_empty();
+        if due {
+            self.ask(|reply| Command::ExpireLeases { reply }).await
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// Forgets what is not visible at `revision` or later; `physical` waits until the disk has forgotten it too.
+    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Revision, Error> {
+        self.ask(|reply| Command::Compact {
+            revision,
+            physical,
+            reply,
+        })
+        .await
+    }
+
+    /// Shrinks the file.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        self.ask(|reply| Command::Defragment { reply }).await
+    }
+
+    /// Ends the writer after the writes that came before.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Stop { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, MvccError>>) -> Command,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Error::Stopped)?;
+        Ok(answer.await.map_err(|_| Error::Stopped)??)
+    }
+
+    /// Starts a lease's time again; nothing for a lease that is not there.
+    pub fn renew(&self, id: LeaseId) -> Option<i64> {
+        let now = self.clock.now();
+        write(&self.state).leases.renew(id, now)
+    }
+
+    /// The lease, if it is there.
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
+        let state = self.read();
+        let (granted_seconds, remaining_seconds) = state.leases.time_to_live(id, self.clock.now())?;
+        Some(LeaseView {
+            granted_seconds,
+            remaining_seconds,
+            keys: state.leases.keys(id).cloned().collect(),
+        })
+    }
+
+    /// All leases, the next to end first.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.read().leases.ids().collect()
+    }
+
+    /// The bytes that the file takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+}
+
+/// What [`Engine::watch`] found.
+#[derive(Debug)]
+pub struct Watched {
+    /// The events, or why there are none.
+    pub batch: Result<EventBatch, MvccError>,
+    /// The newest durable revision.
+    pub published: Revision,
+    /// The last compaction.
+    pub compacted: Option<Revision>,
+}
+
+/// What [`Engine::hash`] found.
+#[derive(Debug)]
+pub struct Hash {
+    /// Over keys, values and revisions.
+    pub hash: u32,
+    /// Of which revision.
+    pub revision: Revision,
+    /// The last compaction.
+    pub compacted: Option<Revision>,
+}
+
+fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
+    state
+        .write()
+        .expect("invariant: nothing panics while it changes the state")
+}
+
+/// FNV-1a, 32 bits. It tells two states of this store apart; it is not the number that another server would give.
+fn hash_entries(found: &RangeResult) -> u32 {
+    found.entries.iter().fold(0x811c_9dc5, |hash, entry| {
+        let revision = entry.mod_revision.to_be_bytes();
+        let bytes = entry.key.iter().chain(&entry.value).chain(&revision);
+        bytes.fold(hash, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        })
+    })
+}

@@ -1,0 +1,155 @@
+//! `etcdserverpb.Lease`.
+
+use etcd_client::proto::{
+    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
+    PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService,
+    PbLeaseStatus, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Service, scope, status};
+use crate::{
+    mvcc::{Error, LeaseId},
+    scope::Scope,
+};
+
+/// Answers that wait for a client to read them; then its requests wait.
+const UNREAD_ANSWERS: usize = 16;
+
+#[tonic::async_trait]
+impl PbLeaseService for Service {
+    async fn lease_grant(
+        &self,
+        request: Request<PbLeaseGrantRequest>,
+    ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        let PbLeaseGrantRequest { ttl, id } = request.into_inner();
+        let (id, ttl) = self.engine.grant(LeaseId::from_protocol(id), ttl).await?;
+        let header = Some(self.header_now());
+        Ok(Response::new(PbLeaseGrantResponse {
+            header,
+            id: id.get(),
+            ttl,
+            error: String::new(),
+        }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<PbLeaseRevokeRequest>,
+    ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        let id = LeaseId::from_protocol(request.get_ref().id).ok_or(Error::LeaseNotFound)?;
+        self.check_lease(&scope(&request), id)?;
+        let revision = self.engine.revoke(id).await?;
+        Ok(Response::new(PbLeaseRevokeResponse {
+            header: Some(self.header(revision)),
+        }))
+    }
+
+    type LeaseKeepAliveStream = ReceiverStream<Result<PbLeaseKeepAliveResponse, Status>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<PbLeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let scope = scope(&request);
+        let (answers, stream) = mpsc::channel(UNREAD_ANSWERS);
+        tokio::spawn(self.clone().keep_alive(scope, request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<PbLeaseTimeToLiveRequest>,
+    ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        let scope = scope(&request);
+        let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
+        let header = Some(self.header_now());
+        let Some(lease) = LeaseId::from_protocol(id).and_then(|id| self.engine.lease(id)) else {
+            let absent = PbLeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: -1,
+                ..PbLeaseTimeToLiveResponse::default()
+            };
+            return Ok(Response::new(absent));
+        };
+        if !scope.permits_keys(&lease.keys) {
+            return Err(status::permission_denied());
+        }
+        let keys = lease
+            .keys
+            .iter()
+            .filter(|_| with_keys)
+            .map(|key| key.to_vec())
+            .collect();
+        let (ttl, granted_ttl) = (lease.remaining_seconds, lease.granted_seconds);
+        Ok(Response::new(PbLeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl,
+            granted_ttl,
+            keys,
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _: Request<PbLeaseLeasesRequest>,
+    ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        let leases = self
+            .engine
+            .leases()
+            .into_iter()
+            .map(|id| PbLeaseStatus { id: id.get() })
+            .collect();
+        Ok(Response::new(PbLeaseLeasesResponse {
+            header: Some(self.header_now()),
+            leases,
+        }))
+    }
+}
+
+impl Service {
+    /// A lease ends its keys with it, so that it is as closed to a client as they are.
+    fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
+        let keys = self.engine.lease(id).map(|lease| lease.keys).unwrap_or_default();
+        if scope.permits_keys(&keys) {
+            Ok(())
+        } else {
+            Err(status::permission_denied())
+        }
+    }
+
+    async fn keep_alive(
+        self,
+        scope: Scope,
+        mut requests: Streaming<PbLeaseKeepAliveRequest>,
+        answers: mpsc::Sender<Result<PbLeaseKeepAliveResponse, Status>>,
+    ) {
+        loop {
+            let request = tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = answers.closed() => return,
+                request = requests.message() => request,
+            };
+            let Ok(Some(PbLeaseKeepAliveRequest { id })) = request else {
+                return;
+            };
+            if answers.send(self.renewal(&scope, id)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn renewal(&self, scope: &Scope, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
+        let header = Some(self.header_now());
+        let lease = LeaseId::from_protocol(id);
+        if let Some(lease) = lease {
+            self.check_lease(scope, lease)?;
+        }
+        let ttl = lease.and_then(|lease| self.engine.renew(lease)).unwrap_or(0);
+        Ok(PbLeaseKeepAliveResponse { header, id, ttl })
+    }
+}

@@ -1,0 +1,106 @@
+//! What a client may touch.
+//!
+//! The one rule of authorization: a node's certificate (its subject has the organization `system:nodes`) opens only the
+//! network's keys, where the overlay keeps its subnet leases; any other certificate of the client CA opens everything.
+//! An operation is checked with the full range of keys that it could read or write.
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::mvcc::{KeyRange, Op, Txn};
+
+/// The organization that stands in the certificates of nodes.
+const NODES: &str = "system:nodes";
+
+/// The keys that nodes may touch.
+const NETWORK_PREFIX: &[u8] = b"/coreos.com/network/";
+
+/// The keys that a client may touch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// All, and every administrative call.
+    All,
+    /// Those of the range; no administrative call.
+    Only(KeyRange),
+}
+
+impl Scope {
+    /// The scope that a client's certificate gives; a certificate that cannot be read gives none.
+    pub fn of_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let mut organizations = certificate.subject().iter_organization();
+        let node = organizations.any(|organization| organization.as_str().is_ok_and(|name| name == NODES));
+        Some(if node { Self::network() } else { Self::All })
+    }
+
+    fn network() -> Self {
+        Self::Only(KeyRange::below(NETWORK_PREFIX))
+    }
+
+    /// Whether the client may touch everything.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// Whether the client may touch all keys of the range.
+    pub fn permits(&self, keys: &KeyRange) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(own) => keys.is_within(own),
+        }
+    }
+
+    /// Whether the client may touch all keys that the operation names, in every branch.
+    pub fn permits_op(&self, op: &Op) -> bool {
+        match op {
+            Op::Range(range) => self.permits(&range.keys),
+            Op::Put(put) => self.permits(&KeyRange::single(put.key.clone())),
+            Op::Delete(delete) => self.permits(&delete.keys),
+            Op::Txn(Txn {
+                compares,
+                success,
+                failure,
+            }) => {
+                compares.iter().all(|compare| self.permits(&compare.keys))
+                    && success.iter().chain(failure).all(|op| self.permits_op(op))
+            }
+        }
+    }
+
+    /// Whether the client may touch each of the keys (those on a lease, which end with it).
+    pub fn permits_keys(&self, keys: &[bytes::Bytes]) -> bool {
+        keys.iter()
+            .all(|key| self.permits(&KeyRange::single(key.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_may_touch_only_ranges_within_the_network_prefix() {
+        let rows: [(&[u8], &[u8], bool); 12] = [
+            (b"/coreos.com/network/config", b"", true),
+            (b"/coreos.com/network/", b"", true),
+            (
+                b"/coreos.com/network/subnets/",
+                b"/coreos.com/network/subnets0",
+                true,
+            ),
+            (b"/coreos.com/network/", b"/coreos.com/network0", true),
+            (b"/coreos.com/network/", b"/coreos.com/network1", false),
+            (b"/coreos.com/network/", b"\0", false),
+            (b"/coreos.com/network", b"", false),
+            (b"/coreos.com/network", b"/coreos.com/network0", false),
+            (b"/coreos.com/network0", b"", false),
+            (b"/registry/secrets/kube-system/a", b"", false),
+            (b"/a", b"/z", false),
+            (b"\0", b"\0", false),
+        ];
+        for (key, range_end, expected) in rows {
+            let keys = KeyRange::from_protocol(key, range_end);
+            assert_eq!(Scope::network().permits(&keys), expected, "{keys:?}");
+            assert!(Scope::All.permits(&keys), "{keys:?}");
+        }
+    }
+}
