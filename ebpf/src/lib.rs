@@ -1,1 +1,51 @@
-//! 
+//! The host side of the BPF programs: load, attach, pin, and typed access to their maps.
+//!
+//! Tour:
+//! - [`SocketHook`] is the program at `connect()` with its maps: [`SocketHook::open`] reuses what an earlier process
+//!   pinned, so that the death of its owner changes nothing for traffic.
+//! - [`TypedMap`] reads, writes and counts writes.
+//! - [`probe`] says in plain words what a machine lacks.
+//! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
+//!
+//! ```no_run
+//! use ebpf::{Capacity, HookConfig, SocketHook};
+//! let hook = SocketHook::open(&HookConfig {
+//!     cgroup: "/sys/fs/cgroup/causeway/node-1".into(),
+//!     pin_dir: "/sys/fs/bpf/causeway".into(),
+//!     capacity: Capacity::default(),
+//! })?;
+//! for (name, count) in hook.counters()? {
+//!     println!("{name} {count}");
+//! }
+//! # Ok::<(), ebpf::Error>(())
+//! ```
+
+pub mod error;
+pub mod map;
+pub mod probe;
+pub mod socket_hook;
+
+pub use ebpf_common as abi;
+pub use error::Error;
+pub use map::TypedMap;
+pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
+
+/// The compiled programs.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CAUSEWAY_BPF_OBJECT"));
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_object_carries_type_information_and_every_program_and_map() {
+        let object = aya_obj::Object::parse(super::OBJECT).expect("a BPF object");
+        assert!(
+            object.btf.is_some(),
+            ".BTF is missing: the flags of the nested build got lost"
+        );
+        let programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
+        assert_eq!(programs, ["connect4"]);
+        let mut maps: Vec<_> = object.maps.keys().map(String::as_str).collect();
+        maps.sort_unstable();
+        assert_eq!(maps, ["ENDPOINTS4", "FRONTENDS4", "NODES4", "SLOTS", "STATS"]);
+    }
+}

@@ -1,1 +1,33 @@
-//! 
+//! What the BPF programs and the host side must agree on to the byte: map keys, values and counters.
+//!
+//! Rules of this crate: `repr(C)`, every padding byte is a field that is zero, sizes are asserted, no `bool`, `enum`,
+//! `Option` or `usize` crosses the border. Addresses and ports are in network order, in types that say so.
+//! A change of any layout here is a new [`LAYOUT`], hence a new pin directory.
+//!
+//! Tour:
+//! - [`net`]: [`net::Ip4`] and [`net::Port`], the network-order words.
+//! - [`service`]: [`service::FrontendKey4`] → [`service::Frontend`] → [`service::SlotKey`] → [`service::Endpoint4`].
+//! - [`stats`]: what the programs count.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+pub mod net;
+pub mod service;
+pub mod stats;
+
+/// Version of every layout in this crate; part of the pin directory's name, so that an agent never reads maps that
+/// another layout wrote.
+pub const LAYOUT: u32 = 1;
+
+/// Lets aya move values of these types to and from the kernel as bytes.
+#[cfg(not(target_arch = "bpf"))]
+macro_rules! plain_old_data {
+    ($($name:ty),+ $(,)?) => {
+        $(
+            // SAFETY: repr(C) integers only, no implicit padding (asserted by size), every bit pattern is valid.
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) use plain_old_data;

@@ -1,0 +1,29 @@
+//! The maps, by the names under which the host side pins them. `max_entries` is a default: the loader sets it.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, PerCpuArray};
+use ebpf_common::net::Ip4;
+use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf_common::stats::Counter;
+
+#[map]
+pub static FRONTENDS4: HashMap<FrontendKey4, Frontend> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static SLOTS: HashMap<SlotKey, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static ENDPOINTS4: HashMap<u32, Endpoint4> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static NODES4: HashMap<Ip4, NodeAddress> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = STATS.get_ptr_mut(counter.0) {
+        // SAFETY: the verifier has checked the bounds; the slot belongs to this CPU, and cgroup programs run with
+        // migration disabled. A preempting program may lose one count, never memory safety.
+        unsafe { *value = (*value).wrapping_add(1) };
+    }
+}

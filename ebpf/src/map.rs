@@ -1,0 +1,56 @@
+//! Hash maps of the kernel with types, and a count of writes.
+
+use std::collections::BTreeMap;
+
+use aya::Pod;
+use aya::maps::{HashMap, MapData, MapError};
+
+use crate::Error;
+
+/// A hash map shared with BPF programs.
+#[derive(Debug)]
+pub struct TypedMap<K: Pod, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    writes: u64,
+}
+
+impl<K: Pod + Ord, V: Pod> TypedMap<K, V> {
+    pub(crate) fn new(name: &'static str, map: HashMap<MapData, K, V>) -> Self {
+        Self { name, map, writes: 0 }
+    }
+
+    /// Writes an entry; a reader sees the old value or the new one.
+    pub fn insert(&mut self, key: K, value: V) -> Result<(), Error> {
+        self.writes += 1;
+        self.map
+            .insert(key, value, 0)
+            .map_err(Error::map("write to", self.name))
+    }
+
+    /// Takes an entry out; one that is not there is fine.
+    pub fn remove(&mut self, key: &K) -> Result<(), Error> {
+        self.writes += 1;
+        match self.map.remove(key) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            Err(MapError::KeyNotFound) => Ok(()),
+            result => result.map_err(Error::map("delete from", self.name)),
+        }
+    }
+
+    /// Everything that is there.
+    pub fn entries(&self) -> Result<BTreeMap<K, V>, Error> {
+        self.map
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(Error::map("read", self.name))
+    }
+
+    /// How many entries were written or taken out since the map was opened.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+}

@@ -1,0 +1,63 @@
+//! What a machine must have before anything is loaded.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
+
+use crate::Error;
+
+/// The identity of a cgroup v2 directory: its inode number, which a directory made anew under the same name does not
+/// share.
+pub fn cgroup_id(cgroup: &Path) -> Result<u64, Error> {
+    let not_cgroup2 = || Error::NotCgroup2 {
+        path: cgroup.to_path_buf(),
+    };
+    if !is_on(cgroup, CGROUP2_SUPER_MAGIC) {
+        return Err(not_cgroup2());
+    }
+    std::fs::metadata(cgroup)
+        .map(|metadata| metadata.ino())
+        .map_err(|_| not_cgroup2())
+}
+
+/// Makes the pin directory, which must be on a BPF file system.
+pub fn make_pin_dir(dir: &Path) -> Result<(), Error> {
+    let existing = dir
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    if !is_on(existing, BPF_FS_MAGIC) {
+        return Err(Error::NotBpffs {
+            path: dir.to_path_buf(),
+            mount: usual_mount(dir),
+        });
+    }
+    std::fs::create_dir_all(dir).map_err(Error::pin("make", dir))
+}
+
+fn usual_mount(dir: &Path) -> PathBuf {
+    let usual = Path::new("/sys/fs/bpf");
+    if dir.starts_with(usual) {
+        usual.into()
+    } else {
+        dir.into()
+    }
+}
+
+fn is_on(path: &Path, file_system: FsType) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == file_system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_system_is_named_with_what_to_do() {
+        let error = cgroup_id(Path::new("/proc")).expect_err("not a cgroup");
+        assert!(error.to_string().contains("cgroup v2 must be mounted"), "{error}");
+        let error = make_pin_dir(Path::new("/proc/pins")).expect_err("not a BPF file system");
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    }
+}

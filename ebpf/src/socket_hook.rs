@@ -1,0 +1,291 @@
+//! The program at `connect()`, its maps, and what stays when its owner dies.
+//!
+//! ```text
+//! <pin_dir>/v1/FRONTENDS4 … STATS            maps
+//! <pin_dir>/v1/links/connect4-<cgroup id>    the attachment to one cgroup
+//! ```
+//! `v1` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it. A new program is attached first and
+//! its pin renamed over the old one's, which drops the old link: for a moment both run, and the second sees an address
+//! that is no Service's any more.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData, MapInfo, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs};
+use aya::{Ebpf, EbpfLoader, Pod};
+use ebpf_common::net::Ip4;
+use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf_common::stats::Counter;
+
+use crate::{Error, OBJECT, TypedMap, probe};
+
+const CONNECT4: &str = "connect4";
+
+/// How many entries the maps take. Entries are allocated as they come, so that room costs 16 bytes of kernel memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Address and port pairs of Services. Default 131,072.
+    pub frontends: u32,
+    /// Places of endpoints in Services' lists, twice over while a list is replaced. Default 1,048,576.
+    pub slots: u32,
+    /// Distinct endpoints. Default 262,144.
+    pub endpoints: u32,
+    /// Addresses of nodes. Default 16,384.
+    pub nodes: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            frontends: 1 << 17,
+            slots: 1 << 20,
+            endpoints: 1 << 18,
+            nodes: 1 << 14,
+        }
+    }
+}
+
+/// Where the hook sits and what it leaves behind.
+#[derive(Clone, Debug)]
+pub struct HookConfig {
+    /// The cgroup v2 directory whose processes, and those of all cgroups below it, connect through the hook.
+    pub cgroup: PathBuf,
+    /// Directory on a BPF file system for maps and links; made if absent.
+    pub pin_dir: PathBuf,
+    /// Sizes of maps that do not exist yet.
+    pub capacity: Capacity,
+}
+
+/// What [`SocketHook::ensure_attached`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// The pinned link runs this very program with these very maps.
+    Kept,
+    /// There was no link, or one of another program: now there is.
+    Made,
+}
+
+/// The hook: attached, pinned, and open for writing.
+pub struct SocketHook {
+    /// Services by address and port.
+    pub frontends: TypedMap<FrontendKey4, Frontend>,
+    /// Endpoints of Services by position.
+    pub slots: TypedMap<SlotKey, u32>,
+    /// Endpoints by id.
+    pub endpoints: TypedMap<u32, Endpoint4>,
+    /// Addresses of nodes.
+    pub nodes: TypedMap<Ip4, NodeAddress>,
+    stats: PerCpuArray<MapData, u64>,
+    programs: Ebpf,
+    cgroup: PathBuf,
+    directory: PathBuf,
+}
+
+impl SocketHook {
+    /// Loads the program, reuses or makes the maps, and attaches. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`).
+    pub fn open(config: &HookConfig) -> Result<Self, Error> {
+        probe::cgroup_id(&config.cgroup)?;
+        let directory = config.pin_dir.join(format!("v{}", ebpf_common::LAYOUT));
+        probe::make_pin_dir(&directory.join("links"))?;
+        let mut programs = load(&directory, config.capacity)?;
+        let stats = take_map(&mut programs, &directory, "STATS", 4, 8)?;
+        let mut hook = Self {
+            frontends: typed(&mut programs, &directory, "FRONTENDS4")?,
+            slots: typed(&mut programs, &directory, "SLOTS")?,
+            endpoints: typed(&mut programs, &directory, "ENDPOINTS4")?,
+            nodes: typed(&mut programs, &directory, "NODES4")?,
+            stats: PerCpuArray::try_from(stats).map_err(Error::map("open", "STATS"))?,
+            programs,
+            cgroup: config.cgroup.clone(),
+            directory,
+        };
+        hook.ensure_attached()?;
+        Ok(hook)
+    }
+
+    /// Attaches the program unless its pinned link is in order. Links to cgroups that are gone are removed.
+    pub fn ensure_attached(&mut self) -> Result<Attachment, Error> {
+        let links = self.directory.join("links");
+        std::fs::create_dir_all(&links).map_err(Error::pin("make", &links))?;
+        let cgroup_id = probe::cgroup_id(&self.cgroup)?;
+        let pin = links.join(format!("{CONNECT4}-{cgroup_id:x}"));
+        let attachment = if self.is_current(&pin)? {
+            Attachment::Kept
+        } else {
+            self.attach(&pin)?;
+            Attachment::Made
+        };
+        remove_other_links(&links, &pin)?;
+        Ok(attachment)
+    }
+
+    /// Pins the maps again where somebody removed their pins.
+    pub fn ensure_pinned(&mut self) -> Result<bool, Error> {
+        // The maps themselves are open here; only the name by which the next process finds them may be gone.
+        let missing = MAPS.iter().any(|name| !self.directory.join(name).exists());
+        if !missing {
+            return Ok(false);
+        }
+        let program = self.program()?.info().map_err(Error::program(CONNECT4))?;
+        let ids = program
+            .map_ids()
+            .map_err(Error::program(CONNECT4))?
+            .unwrap_or_default();
+        for id in ids {
+            let info = MapInfo::from_id(id).map_err(Error::map("find", "of the program"))?;
+            let Some(name) = MAPS.iter().find(|name| info.name_as_str() == Some(**name)) else {
+                continue;
+            };
+            let path = self.directory.join(name);
+            if !path.exists() {
+                let map = MapData::from_id(id).map_err(Error::map("open", name))?;
+                map.pin(&path)
+                    .map_err(|error| Error::pin("pin", &path)(std::io::Error::other(error)))?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Verdicts so far on this node, by name; they outlive the process.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let read = |(index, name): (u32, &'static str)| {
+            let values = self.stats.get(&index, 0).map_err(Error::map("read", "STATS"))?;
+            Ok((name, values.iter().sum()))
+        };
+        (0..Counter::COUNT).zip(Counter::NAMES).map(read).collect()
+    }
+
+    /// Entries written to any map since the hook was opened.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.frontends.writes() + self.slots.writes() + self.endpoints.writes() + self.nodes.writes()
+    }
+
+    fn program(&mut self) -> Result<&mut CgroupSockAddr, Error> {
+        let program = self
+            .programs
+            .program_mut(CONNECT4)
+            .ok_or(Error::Missing { name: CONNECT4 })?;
+        program.try_into().map_err(Error::program(CONNECT4))
+    }
+
+    /// Whether the pinned link runs this program (same instructions) on these maps.
+    fn is_current(&mut self, pin: &Path) -> Result<bool, Error> {
+        let Ok(link) = PinnedLink::from_pin(pin) else {
+            return Ok(false);
+        };
+        let Ok(link) = FdLink::from(link).info() else {
+            return Ok(false);
+        };
+        let wanted = identity(&self.program()?.info().map_err(Error::program(CONNECT4))?);
+        let linked = loaded_programs()
+            .flatten()
+            .find(|program| program.id() == link.program_id());
+        Ok(linked.is_some_and(|program| identity(&program) == wanted))
+    }
+
+    fn attach(&mut self, pin: &Path) -> Result<(), Error> {
+        let cgroup = self.cgroup.clone();
+        let failed = |source| Error::Attach {
+            name: CONNECT4,
+            cgroup: cgroup.clone(),
+            source,
+        };
+        let directory = File::open(&cgroup).map_err(|error| failed(error.into()))?;
+        let program = self.program()?;
+        // "Single" sets no flag, which for links means that several may coexist; the flags proper are refused.
+        let id = program
+            .attach(directory, CgroupAttachMode::Single)
+            .map_err(|error| failed(error.into()))?;
+        let link = program.take_link(id).map_err(|error| failed(error.into()))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(error.into()))?;
+        let next = pin.with_file_name(format!("{CONNECT4}-next"));
+        remove_if_there(&next)?;
+        link.pin(&next).map_err(|error| failed(error.into()))?;
+        std::fs::rename(&next, pin).map_err(Error::pin("put a new link at", pin))
+    }
+}
+
+impl std::fmt::Debug for SocketHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut hook = f.debug_struct("SocketHook");
+        hook.field("cgroup", &self.cgroup)
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+const MAPS: [&str; 5] = ["FRONTENDS4", "SLOTS", "ENDPOINTS4", "NODES4", "STATS"];
+
+fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {
+    let mut programs = EbpfLoader::new()
+        .default_map_pin_directory(directory)
+        .map_max_entries("FRONTENDS4", capacity.frontends)
+        .map_max_entries("SLOTS", capacity.slots)
+        .map_max_entries("ENDPOINTS4", capacity.endpoints)
+        .map_max_entries("NODES4", capacity.nodes)
+        .load(OBJECT)
+        .map_err(|error| Error::Load(Box::new(error)))?;
+    let program = programs
+        .program_mut(CONNECT4)
+        .ok_or(Error::Missing { name: CONNECT4 })?;
+    let program: &mut CgroupSockAddr = program.try_into().map_err(Error::program(CONNECT4))?;
+    program.load().map_err(Error::program(CONNECT4))?;
+    Ok(programs)
+}
+
+/// Instructions (without map addresses) and maps.
+fn identity(program: &ProgramInfo) -> (u64, Option<Vec<u32>>) {
+    let mut maps = program.map_ids().ok().flatten();
+    if let Some(maps) = &mut maps {
+        maps.sort_unstable();
+    }
+    (program.tag(), maps)
+}
+
+fn typed<K: Pod + Ord, V: Pod>(
+    programs: &mut Ebpf,
+    directory: &Path,
+    name: &'static str,
+) -> Result<TypedMap<K, V>, Error> {
+    let map = take_map(programs, directory, name, size_of::<K>(), size_of::<V>())?;
+    let map = HashMap::try_from(map).map_err(Error::map("open", name))?;
+    Ok(TypedMap::new(name, map))
+}
+
+/// Takes a map out of the object; one that was found pinned must have the sizes that this version means.
+fn take_map(
+    programs: &mut Ebpf,
+    directory: &Path,
+    name: &'static str,
+    key_bytes: usize,
+    value_bytes: usize,
+) -> Result<Map, Error> {
+    let path = directory.join(name);
+    let info = MapInfo::from_pin(&path).map_err(Error::map("open", name))?;
+    if (info.key_size() as usize, info.value_size() as usize) != (key_bytes, value_bytes) {
+        return Err(Error::ForeignMap { name, path });
+    }
+    programs.take_map(name).ok_or(Error::Missing { name })
+}
+
+fn remove_other_links(links: &Path, keep: &Path) -> Result<(), Error> {
+    let entries = std::fs::read_dir(links).map_err(Error::pin("list", links))?;
+    for entry in entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path != keep)
+    {
+        remove_if_there(&entry)?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::pin("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
