@@ -27,7 +27,9 @@ impl Cgroup {
         let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
         let mount = v2_mount(&mounts)
             .ok_or_else(|| anyhow!("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup"))?;
-        Ok(Self { root: Path::new(mount).join(ROOT) })
+        Ok(Self {
+            root: Path::new(mount).join(ROOT),
+        })
     }
 
     /// The control plane's cgroup.
@@ -53,7 +55,10 @@ impl Cgroup {
     /// Makes a cgroup and its parents, with the controllers that limits need switched on where they exist.
     pub fn create(&self, path: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(path).with_context(|| format!("creating the cgroup {}", path.display()))?;
-        let inner = path.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.root));
+        let inner = path
+            .ancestors()
+            .skip(1)
+            .take_while(|dir| dir.starts_with(&self.root));
         for dir in inner.collect::<Vec<_>>().into_iter().rev() {
             enable_controllers(dir);
         }
@@ -79,7 +84,8 @@ impl Cgroup {
             let left = give_up.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "processes in {} do not end", self.root.display());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout).context("waiting on cgroup.events")?;
+            poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout)
+                .context("waiting on cgroup.events")?;
         }
         Ok(())
     }
@@ -123,7 +129,8 @@ mod tests {
 
     #[test]
     fn the_v2_mount_is_found_beside_v1_alone_and_nowhere() {
-        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let hybrid =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let unified = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n";
         assert_eq!(v2_mount(hybrid), Some("/sys/fs/cgroup/unified"));
         assert_eq!(v2_mount(unified), Some("/sys/fs/cgroup"));

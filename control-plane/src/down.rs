@@ -49,7 +49,14 @@ pub fn down(args: &DownArgs) -> anyhow::Result<()> {
     if !args.keep_state {
         remove_state(&state)?;
     }
-    println!("The cluster is gone{}.", if args.keep_state { "; its state is kept" } else { "" });
+    println!(
+        "The cluster is gone{}.",
+        if args.keep_state {
+            "; its state is kept"
+        } else {
+            ""
+        }
+    );
     Ok(())
 }
 
@@ -62,8 +69,11 @@ pub fn remove_from_kernel(state: &StateDir) -> anyhow::Result<()> {
         }
     };
     let cgroup = Cgroup::find();
-    attempt("processes", cgroup.and_then(|cgroup| cgroup.destroy(KILL_DEADLINE)));
-    attempt("cgroups of version 1", crate::serve::remove_v1_cgroups());
+    attempt(
+        "processes",
+        cgroup.and_then(|cgroup| cgroup.destroy(KILL_DEADLINE)),
+    );
+
     attempt("mounts", machine::unmount_below(state.root()));
     attempt("network", underlay::destroy(state));
     if !failures.is_empty() {
@@ -75,7 +85,13 @@ pub fn remove_from_kernel(state: &StateDir) -> anyhow::Result<()> {
 /// Removes what `up` writes into the state directory, and the directory itself if nothing else is in it.
 fn remove_state(state: &StateDir) -> anyhow::Result<()> {
     let nodes = state.node("");
-    let directories = [state.pki(), state.store(), state.logs(), state.namespaces(), nodes.root().to_path_buf()];
+    let directories = [
+        state.pki(),
+        state.store(),
+        state.logs(),
+        state.namespaces(),
+        nodes.root().to_path_buf(),
+    ];
     for dir in directories {
         ignore_absent(fs::remove_dir_all(&dir), &dir)?;
     }

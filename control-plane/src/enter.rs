@@ -44,7 +44,9 @@ pub fn enter(args: &EnterArgs) -> anyhow::Result<()> {
     if let Some(mnt) = mnt {
         setns(mnt, CloneFlags::CLONE_NEWNS).context("entering the mount namespace")?;
     }
-    let [program, arguments @ ..] = args.command.as_slice() else { anyhow::bail!("no program given") };
+    let [program, arguments @ ..] = args.command.as_slice() else {
+        anyhow::bail!("no program given")
+    };
     let error = Command::new(program).args(arguments).exec();
     Err(error).with_context(|| format!("executing {program}"))
 }

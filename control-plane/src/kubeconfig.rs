@@ -12,7 +12,13 @@ use crate::layout::KeyPairFiles;
 use crate::pki;
 
 /// Writes a kubeconfig that reaches `server` as the user of `client`. The file holds a private key: mode 0600.
-pub fn write(path: &Path, server: &str, ca_pem: &str, user: &str, client: &KeyPairFiles) -> anyhow::Result<()> {
+pub fn write(
+    path: &Path,
+    server: &str,
+    ca_pem: &str,
+    user: &str,
+    client: &KeyPairFiles,
+) -> anyhow::Result<()> {
     let inline = |path: &Path| -> anyhow::Result<String> {
         let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         Ok(STANDARD.encode(bytes))

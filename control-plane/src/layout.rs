@@ -36,7 +36,10 @@ impl StateDir {
 
     /// A certificate and its key, by the name both files share.
     pub fn key_pair(&self, name: &str) -> KeyPairFiles {
-        KeyPairFiles { cert: self.pki().join(format!("{name}.crt")), key: self.pki().join(format!("{name}.key")) }
+        KeyPairFiles {
+            cert: self.pki().join(format!("{name}.crt")),
+            key: self.pki().join(format!("{name}.key")),
+        }
     }
 
     /// The administrator's kubeconfig.
@@ -66,7 +69,9 @@ impl StateDir {
 
     /// Everything of one node.
     pub fn node(&self, name: &str) -> NodeDir {
-        NodeDir { root: self.root.join("nodes").join(name) }
+        NodeDir {
+            root: self.root.join("nodes").join(name),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,9 +16,16 @@ const NONE: Option<&str> = None;
 /// (unshare(1), `--mount=`).
 pub fn mount_namespace_dir(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir)?;
-    mount(Some("causeway"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0700,size=1m"))
-        .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
-    mount(NONE, dir, NONE, MsFlags::MS_PRIVATE, NONE).with_context(|| format!("making {} private", dir.display()))
+    mount(
+        Some("causeway"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0700,size=1m"),
+    )
+    .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
+    mount(NONE, dir, NONE, MsFlags::MS_PRIVATE, NONE)
+        .with_context(|| format!("making {} private", dir.display()))
 }
 
 /// Unmounts everything at or below `dir`, innermost first. Nothing mounted there is no error.
@@ -33,7 +39,10 @@ pub fn unmount_below(dir: &Path) -> anyhow::Result<()> {
 
 /// Mount points at or below `dir`, outermost first.
 fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let points = mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape);
     points.filter(|path| path.starts_with(dir)).collect()
 }
 
@@ -82,28 +91,30 @@ pub fn machine_init() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
     // Mounts of the host go on to appear here; none from here appear there.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE).context("making / a slave mount")?;
-    mount(Some("causeway"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
-        .context("mounting /run")?;
+    mount(
+        Some("causeway"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755"),
+    )
+    .context("mounting /run")?;
     mount(NONE, "/run", NONE, MsFlags::MS_SHARED, NONE).context("making /run shared")?;
     for dir in ["/run/netns", "/run/causeway", "/run/flannel", "/run/lock"] {
         fs::create_dir_all(dir).with_context(|| format!("creating {dir}"))?;
     }
-    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .context("mounting the BPF file system on /sys/fs/bpf")?;
+    mount(
+        Some("bpf"),
+        "/sys/fs/bpf",
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .context("mounting the BPF file system on /sys/fs/bpf")?;
     println!("ready");
     let mut rest = String::new();
     std::io::stdin().read_line(&mut rest)?;
     Ok(())
-}
-
-/// Whether `file` holds a namespace (and is not the empty file that it is mounted on).
-pub fn holds_namespace(file: &Path) -> bool {
-    // invariant: nsfs files live on a device of their own.
-    let parent = file.parent().and_then(|parent| fs::metadata(parent).ok());
-    match (fs::metadata(file), parent) {
-        (Ok(file), Some(parent)) => file.dev() != parent.dev(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,11 @@ use crate::layout::StateDir;
 const DEFAULT_STATE_DIR: &str = "/var/lib/causeway";
 
 #[derive(Parser)]
-#[command(name = "causeway-cluster", version, about = "A Kubernetes cluster on one Linux machine")]
+#[command(
+    name = "causeway-cluster",
+    version,
+    about = "A Kubernetes cluster on one Linux machine"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,8 +47,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Bring a cluster up
-    #[command(after_help = "Examples:\n  causeway up\n  causeway up --nodes 5 --datapath nftables\n  \
-        causeway up --etcd http://172.30.0.1:2379\n\nExit code: 0 the cluster is up, 2 it could not be brought up.")]
+    #[command(
+        after_help = "Examples:\n  causeway up\n  causeway up --nodes 5 --datapath nftables\n  \
+        causeway up --etcd http://172.30.0.1:2379\n\nExit code: 0 the cluster is up, 2 it could not be brought up."
+    )]
     Up(up::UpArgs),
     /// Remove the cluster and everything it made
     #[command(after_help = "Examples:\n  causeway down\n  causeway down --keep-state\n\n\

@@ -58,7 +58,9 @@ pub fn hold() -> anyhow::Result<Flock<File>> {
 /// Forgets it.
 pub fn forget() -> anyhow::Result<()> {
     match fs::remove_file(OWNER) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {OWNER}")),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {OWNER}"))
+        }
         _ => Ok(()),
     }
 }

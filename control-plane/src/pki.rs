@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, anyhow};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -87,7 +87,10 @@ impl Authority {
         let ca_pem = params.self_signed(&key)?.pem();
         write_secret(&files.key, &key.serialize_pem())?;
         write_public(&files.cert, &ca_pem)?;
-        Ok(Self { issuer: Issuer::new(params, key), ca_pem })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            ca_pem,
+        })
     }
 
     fn load(files: &KeyPairFiles) -> anyhow::Result<Self> {
@@ -149,7 +152,11 @@ fn ca_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name("causeway", &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     set_lifetime(&mut params, CA_DAYS);
     params
 }
@@ -166,7 +173,10 @@ fn leaf_params(leaf: &Leaf) -> anyhow::Result<CertificateParams> {
     params.extended_key_usages = match leaf.usage {
         Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
         Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-        Usage::ServerAndClient => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::ServerAndClient => vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ],
     };
     params.use_authority_key_identifier_extension = true;
     set_lifetime(&mut params, LEAF_DAYS);
@@ -191,9 +201,15 @@ fn set_lifetime(params: &mut CertificateParams, days: u64) {
 
 fn will_do(cert: &Path, leaf: &Leaf) -> bool {
     let Ok(pem) = fs::read(cert) else { return false };
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return false };
-    let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else { return false };
-    lasts_long_enough(&certificate) && has_subject(&certificate, leaf) && has_alternative_names(&certificate, leaf)
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else {
+        return false;
+    };
+    let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else {
+        return false;
+    };
+    lasts_long_enough(&certificate)
+        && has_subject(&certificate, leaf)
+        && has_alternative_names(&certificate, leaf)
 }
 
 fn lasts_long_enough(certificate: &X509Certificate<'_>) -> bool {
@@ -206,19 +222,29 @@ fn has_subject(certificate: &X509Certificate<'_>, leaf: &Leaf) -> bool {
     let subject = certificate.subject();
     let common_name = subject.iter_common_name().filter_map(|name| name.as_str().ok());
     let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
-    common_name.eq([leaf.common_name.as_str()]) && organizations.eq(leaf.organizations.iter().map(String::as_str))
+    common_name.eq([leaf.common_name.as_str()])
+        && organizations.eq(leaf.organizations.iter().map(String::as_str))
 }
 
 fn has_alternative_names(certificate: &X509Certificate<'_>, leaf: &Leaf) -> bool {
     let extension = certificate.subject_alternative_name().ok().flatten();
-    let names: Vec<&GeneralName<'_>> = extension.iter().flat_map(|san| &san.value.general_names).collect();
-    let has_name = |name: &String| names.iter().any(|san| matches!(san, GeneralName::DNSName(have) if have == name));
+    let names: Vec<&GeneralName<'_>> = extension
+        .iter()
+        .flat_map(|san| &san.value.general_names)
+        .collect();
+    let has_name = |name: &String| {
+        names
+            .iter()
+            .any(|san| matches!(san, GeneralName::DNSName(have) if have == name))
+    };
     let has_address = |address: &IpAddr| {
         let octets = match address {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
         };
-        names.iter().any(|san| matches!(san, GeneralName::IPAddress(have) if **have == octets[..]))
+        names
+            .iter()
+            .any(|san| matches!(san, GeneralName::IPAddress(have) if **have == octets[..]))
     };
     leaf.names.iter().all(has_name) && leaf.addresses.iter().all(has_address)
 }

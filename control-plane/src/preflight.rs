@@ -28,28 +28,43 @@ impl Programs {
         let dir = cluster.parent().map(Path::to_path_buf).unwrap_or_default();
         let beside = |name: &str| {
             let path = dir.join(name);
-            ensure!(path.is_file(), "{name} is missing beside {}: run make build", cluster.display());
+            ensure!(
+                path.is_file(),
+                "{name} is missing beside {}: run make build",
+                cluster.display()
+            );
             Ok(path)
         };
         let (causeway, shim) = (beside("causeway")?, beside("causeway-shim")?);
         beside("causeway-cni")?;
-        Ok(Self { causeway, shim, cni_dir: dir, cluster })
+        Ok(Self {
+            causeway,
+            shim,
+            cni_dir: dir,
+            cluster,
+        })
     }
 }
 
 /// Refuses anyone but root.
 pub fn require_root() -> anyhow::Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "a cluster needs root (namespaces, mounts, BPF): run this with sudo");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "a cluster needs root (namespaces, mounts, BPF): run this with sudo"
+    );
     Ok(())
 }
 
 /// Checks the kernel.
 pub fn check_kernel() -> anyhow::Result<()> {
     let filesystems = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
-    for (name, why, option) in
-        [("overlay", "containers' root directories", "CONFIG_OVERLAY_FS"), ("bpf", "BPF pins", "CONFIG_BPF_SYSCALL")]
-    {
-        let there = filesystems.lines().any(|line| line.split_whitespace().last() == Some(name));
+    for (name, why, option) in [
+        ("overlay", "containers' root directories", "CONFIG_OVERLAY_FS"),
+        ("bpf", "BPF pins", "CONFIG_BPF_SYSCALL"),
+    ] {
+        let there = filesystems
+            .lines()
+            .any(|line| line.split_whitespace().last() == Some(name));
         // A file system that is a module is listed once it was used.
         ensure!(
             there || module_exists(name),
@@ -64,7 +79,9 @@ pub fn check_kernel() -> anyhow::Result<()> {
 }
 
 fn module_exists(name: &str) -> bool {
-    let Ok(release) = fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
+    let Ok(release) = fs::read_to_string("/proc/sys/kernel/osrelease") else {
+        return false;
+    };
     let list = format!("/lib/modules/{}/modules.dep", release.trim());
     fs::read_to_string(list).is_ok_and(|list| list.contains(&format!("/{name}.ko")))
 }

@@ -12,7 +12,10 @@ pub struct Progress {
 impl Progress {
     /// Starts the clock.
     pub fn start() -> Self {
-        Self { started: Instant::now(), interactive: std::io::stdout().is_terminal() }
+        Self {
+            started: Instant::now(),
+            interactive: std::io::stdout().is_terminal(),
+        }
     }
 
     /// Runs one stage. Its line is printed when it ends; on a terminal also while it runs.

@@ -32,20 +32,38 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
     let text = |path: &Path| path.display().to_string();
     let cluster = text(&programs.cluster);
     let enter = |places: &[String], command: &[String]| {
-        let places = [&[cluster.clone(), "enter".to_owned()], places, &["--".to_owned()], command].concat();
-        places
+        [
+            &[cluster.clone(), "enter".to_owned()],
+            places,
+            &["--".to_owned()],
+            command,
+        ]
+        .concat()
     };
-    let unit = |name: String, command: Vec<String>| Unit { log: state.logs().join(format!("{name}.log")), name, command };
+    let unit = |name: String, command: Vec<String>| Unit {
+        log: state.logs().join(format!("{name}.log")),
+        name,
+        command,
+    };
 
     let root = text(state.root());
-    let control_plane = [cluster.clone(), "control-plane".to_owned(), "--state-dir".to_owned(), root];
+    let control_plane = [
+        cluster.clone(),
+        "control-plane".to_owned(),
+        "--state-dir".to_owned(),
+        root,
+    ];
     let place = ["--cgroup".to_owned(), text(&cgroup.control_plane())];
     let mut units = vec![unit("control-plane".to_owned(), enter(&place, &control_plane))];
     for name in settings.node_names() {
         let node = state.node(&name);
         let places = [
             "--net".to_owned(),
-            format!("{}/{}", netlink::netns::PIN_DIRECTORY, underlay::namespace_name(&name)),
+            format!(
+                "{}/{}",
+                netlink::netns::PIN_DIRECTORY,
+                underlay::namespace_name(&name)
+            ),
             "--mnt".to_owned(),
             text(&state.namespaces().join(format!("{name}.mnt"))),
             "--cgroup".to_owned(),
@@ -53,11 +71,39 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
         ];
         let causeway = text(&programs.causeway);
         let daemons = [
-            ("kubelet", vec![cluster.clone(), "kubelet".to_owned(), "--config".to_owned(), text(&node.kubelet_config())]),
-            ("agent", vec![causeway.clone(), "node".to_owned(), "--config".to_owned(), text(&node.agent_config())]),
-            ("dns", vec![causeway, "dns".to_owned(), "--conf".to_owned(), text(&node.corefile())]),
+            (
+                "kubelet",
+                vec![
+                    cluster.clone(),
+                    "kubelet".to_owned(),
+                    "--config".to_owned(),
+                    text(&node.kubelet_config()),
+                ],
+            ),
+            (
+                "agent",
+                vec![
+                    causeway.clone(),
+                    "node".to_owned(),
+                    "--config".to_owned(),
+                    text(&node.agent_config()),
+                ],
+            ),
+            (
+                "dns",
+                vec![
+                    causeway,
+                    "dns".to_owned(),
+                    "--conf".to_owned(),
+                    text(&node.corefile()),
+                ],
+            ),
         ];
-        units.extend(daemons.into_iter().map(|(what, command)| unit(format!("{name}-{what}"), enter(&places, &command))));
+        units.extend(
+            daemons
+                .into_iter()
+                .map(|(what, command)| unit(format!("{name}-{what}"), enter(&places, &command))),
+        );
     }
     Ok(units)
 }
@@ -66,14 +112,24 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
 pub fn control_plane(state: &StateDir) -> anyhow::Result<()> {
     log_to_stderr();
     let settings = load(state)?;
-    runtime()?.block_on(until_signalled(|shutdown| run_control_plane(state.clone(), settings, shutdown)))
+    runtime()?.block_on(until_signalled(|shutdown| {
+        run_control_plane(state.clone(), settings, shutdown)
+    }))
 }
 
-async fn run_control_plane(state: StateDir, settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn run_control_plane(
+    state: StateDir,
+    settings: Settings,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let _stop_all = shutdown.clone().drop_guard();
     let store = match &settings.etcd {
         Some(_) => None,
-        None => Some(store::Server::bind(store_config(&state, &settings)).await.context("starting the store")?),
+        None => Some(
+            store::Server::bind(store_config(&state, &settings))
+                .await
+                .context("starting the store")?,
+        ),
     };
     let store = async {
         match store {
@@ -90,19 +146,104 @@ async fn run_api_and_controllers(
     settings: &Settings,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let api = apiserver::Server::bind(api_config(state, settings)).await.context("starting the API server")?;
+    let api = apiserver::Server::bind(api_config(state, settings))
+        .await
+        .context("starting the API server")?;
     let api = async { api.run(shutdown.clone()).await.context("the API server") };
     let controllers = async {
         let client = status::client(&state.pki().join("controllers.kubeconfig")).await?;
         let config = controllers_config(state, settings)?;
-        controllers::run(client, config, shutdown.clone()).await.context("the controllers")
+        controllers::run(client, config, shutdown.clone())
+            .await
+            .context("the controllers")
     };
     tokio::try_join!(api, controllers).map(|_| ())
 }
 
+fn store_config(state: &StateDir, settings: &Settings) -> store::Config {
+    let files = state.key_pair("etcd");
+    let tls = store::TlsFiles {
+        cert: files.cert,
+        key: files.key,
+        client_ca: state.key_pair("ca").cert,
+    };
+    store::Config {
+        tls: Some(tls),
+        ..store::Config::new(state.store(), listen(settings, settings.etcd_port))
+    }
+}
+
+fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
+    let serving = state.key_pair("apiserver");
+    let kubelet_client = state.key_pair("apiserver-kubelet-client");
+    apiserver::Config {
+        listen: listen(settings, settings.api_port),
+        cert: serving.cert,
+        key: serving.key,
+        client_ca: state.key_pair("ca").cert,
+        sa_signing_key: state.key_pair("service-account").key,
+        sa_issuer: apiserver::Config::DEFAULT_ISSUER.to_owned(),
+        etcd: api_etcd_config(state, settings),
+        service_cidr: settings.service_cidr.into(),
+        node_port_range: apiserver::Config::DEFAULT_NODE_PORTS,
+        kubelet_client_cert: kubelet_client.cert,
+        kubelet_client_key: kubelet_client.key,
+    }
+}
+
+fn api_etcd_config(state: &StateDir, settings: &Settings) -> apiserver::EtcdConfig {
+    let prefix = "/registry".to_owned();
+    match &settings.etcd {
+        Some(etcd) => {
+            let (cert, key) = etcd.client.clone().unzip();
+            let endpoints = etcd.endpoints.clone();
+            apiserver::EtcdConfig {
+                endpoints,
+                ca: etcd.ca.clone(),
+                cert,
+                key,
+                prefix,
+            }
+        }
+        None => {
+            let client = state.key_pair("apiserver-etcd-client");
+            let endpoints = vec![format!("https://127.0.0.1:{}", settings.etcd_port)];
+            let ca = Some(state.key_pair("ca").cert);
+            apiserver::EtcdConfig {
+                endpoints,
+                ca,
+                cert: Some(client.cert),
+                key: Some(client.key),
+                prefix,
+            }
+        }
+    }
+}
+
+fn controllers_config(state: &StateDir, settings: &Settings) -> anyhow::Result<controllers::Config> {
+    let kubernetes = controllers::KubernetesService {
+        cluster_ip: settings.kubernetes_service().into(),
+        port: 443,
+        addresses: vec![settings.control_plane_address().into()],
+        target_port: settings.api_port,
+    };
+    Ok(controllers::Config {
+        root_ca_pem: std::fs::read_to_string(state.key_pair("ca").cert)?,
+        kubernetes_service: Some(kubernetes),
+        cluster_dns: Some(settings.cluster_dns().into()),
+        ..controllers::Config::default()
+    })
+}
+
 fn listen(settings: &Settings, port: u16) -> Vec<SocketAddr> {
-    let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), settings.control_plane_address().into()];
-    addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
+    let addresses: [IpAddr; 2] = [
+        Ipv4Addr::LOCALHOST.into(),
+        settings.control_plane_address().into(),
+    ];
+    addresses
+        .into_iter()
+        .map(|address| SocketAddr::new(address, port))
+        .collect()
 }
 
 /// `causeway-cluster kubelet`.
@@ -135,11 +276,18 @@ fn load(state: &StateDir) -> anyhow::Result<Settings> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the async runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the async runtime")
 }
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .init();
 }

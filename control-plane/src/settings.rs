@@ -73,19 +73,37 @@ const FIRST_NODE: u32 = 11;
 impl Settings {
     /// Refuses what cannot work, in one line that says why.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!((1..=64).contains(&self.nodes), "--nodes {}: from 1 to 64 nodes fit on one machine", self.nodes);
+        ensure!(
+            (1..=64).contains(&self.nodes),
+            "--nodes {}: from 1 to 64 nodes fit on one machine",
+            self.nodes
+        );
         ensure!(
             self.underlay_cidr.prefix() <= 25,
             "--underlay-cidr {}: a /25 or larger is needed",
             self.underlay_cidr
         );
-        ensure!(self.pod_cidr.prefix() <= 22, "--pod-cidr {}: a /22 or larger is needed", self.pod_cidr);
-        ensure!(self.service_cidr.prefix() <= 24, "--service-cidr {}: a /24 or larger is needed", self.service_cidr);
-        let networks =
-            [("pod", self.pod_cidr), ("service", self.service_cidr), ("underlay", self.underlay_cidr)];
+        ensure!(
+            self.pod_cidr.prefix() <= 22,
+            "--pod-cidr {}: a /22 or larger is needed",
+            self.pod_cidr
+        );
+        ensure!(
+            self.service_cidr.prefix() <= 24,
+            "--service-cidr {}: a /24 or larger is needed",
+            self.service_cidr
+        );
+        let networks = [
+            ("pod", self.pod_cidr),
+            ("service", self.service_cidr),
+            ("underlay", self.underlay_cidr),
+        ];
         for (i, (name, network)) in networks.iter().enumerate() {
             for (other_name, other) in &networks[i + 1..] {
-                ensure!(!network.overlaps(*other), "--{name}-cidr {network} overlaps --{other_name}-cidr {other}");
+                ensure!(
+                    !network.overlaps(*other),
+                    "--{name}-cidr {network} overlaps --{other_name}-cidr {other}"
+                );
             }
         }
         for endpoint in self.etcd.iter().flat_map(|etcd| &etcd.endpoints) {
@@ -104,7 +122,8 @@ impl Settings {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        let settings = serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        let settings =
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         Ok(Some(settings))
     }
 
@@ -142,7 +161,11 @@ impl Settings {
     pub fn etcd_endpoints(&self) -> Vec<String> {
         match &self.etcd {
             Some(etcd) => etcd.endpoints.clone(),
-            None => vec![format!("https://{}:{}", self.control_plane_address(), self.etcd_port)],
+            None => vec![format!(
+                "https://{}:{}",
+                self.control_plane_address(),
+                self.etcd_port
+            )],
         }
     }
 
@@ -152,7 +175,9 @@ impl Settings {
 }
 
 fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
-    network.nth(n).expect("invariant: validate() admits only networks with more than 75 addresses")
+    network
+        .nth(n)
+        .expect("invariant: validate() admits only networks with more than 75 addresses")
 }
 
 /// Reads a `HOST:PORT`-less URL list as `--etcd` takes it.
@@ -163,7 +188,10 @@ pub fn external_etcd(
     key: Option<PathBuf>,
 ) -> anyhow::Result<Option<ExternalEtcd>> {
     if urls.is_empty() {
-        ensure!(ca.is_none() && cert.is_none() && key.is_none(), "--etcd-ca, --etcd-cert and --etcd-key go with --etcd");
+        ensure!(
+            ca.is_none() && cert.is_none() && key.is_none(),
+            "--etcd-ca, --etcd-cert and --etcd-key go with --etcd"
+        );
         return Ok(None);
     }
     let client = match (cert, key) {
@@ -171,7 +199,11 @@ pub fn external_etcd(
         (None, None) => None,
         _ => bail!("--etcd-cert and --etcd-key go together"),
     };
-    Ok(Some(ExternalEtcd { endpoints: urls, ca: ca.map(absolute).transpose()?, client }))
+    Ok(Some(ExternalEtcd {
+        endpoints: urls,
+        ca: ca.map(absolute).transpose()?,
+        client,
+    }))
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -204,26 +236,44 @@ mod tests {
         assert_eq!(settings.cluster_dns().to_string(), "10.96.0.10");
         assert_eq!(settings.api_address().to_string(), "172.30.0.1:6443");
         assert_eq!(settings.node_address(2).to_string(), "172.30.0.13");
-        assert_eq!(settings.node_names().collect::<Vec<_>>(), ["node-1", "node-2", "node-3"]);
+        assert_eq!(
+            settings.node_names().collect::<Vec<_>>(),
+            ["node-1", "node-2", "node-3"]
+        );
     }
 
     #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
-        let rows: [(&str, fn(&mut Settings)); 5] = [
-            ("--nodes 0: from 1 to 64 nodes fit on one machine", |s| s.nodes = 0),
+        type Spoil = fn(&mut Settings);
+        let rows: [(&str, Spoil); 5] = [
+            ("--nodes 0: from 1 to 64 nodes fit on one machine", |s| {
+                s.nodes = 0
+            }),
             ("--underlay-cidr 172.30.0.0/28: a /25 or larger is needed", |s| {
                 s.underlay_cidr = "172.30.0.0/28".parse().expect("valid");
             }),
-            ("--pod-cidr 10.96.0.0/16 overlaps --service-cidr 10.96.0.0/12", |s| {
-                s.pod_cidr = "10.96.0.0/16".parse().expect("valid");
-            }),
-            ("--service-cidr 172.30.0.0/16 overlaps --underlay-cidr 172.30.0.0/24", |s| {
-                s.service_cidr = "172.30.0.0/16".parse().expect("valid");
-            }),
-            ("--etcd 127.0.0.1:2379: expected a URL like http://172.30.0.1:2379", |s| {
-                s.etcd =
-                    Some(ExternalEtcd { endpoints: vec!["127.0.0.1:2379".to_owned()], ca: None, client: None });
-            }),
+            (
+                "--pod-cidr 10.96.0.0/16 overlaps --service-cidr 10.96.0.0/12",
+                |s| {
+                    s.pod_cidr = "10.96.0.0/16".parse().expect("valid");
+                },
+            ),
+            (
+                "--service-cidr 172.30.0.0/16 overlaps --underlay-cidr 172.30.0.0/24",
+                |s| {
+                    s.service_cidr = "172.30.0.0/16".parse().expect("valid");
+                },
+            ),
+            (
+                "--etcd 127.0.0.1:2379: expected a URL like http://172.30.0.1:2379",
+                |s| {
+                    s.etcd = Some(ExternalEtcd {
+                        endpoints: vec!["127.0.0.1:2379".to_owned()],
+                        ca: None,
+                        client: None,
+                    });
+                },
+            ),
         ];
         assert!(settings().validate().is_ok());
         for (message, spoil) in rows {

@@ -81,19 +81,29 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         Owner::Remains(dir) if dir == state.root() => false,
         Owner::Nobody => bail!("no cluster is up; causeway up makes one"),
         Owner::Running(dir) | Owner::Remains(dir) => {
-            bail!("no cluster is up in {}; the one on this machine is in {}", state.root().display(), dir.display())
+            bail!(
+                "no cluster is up in {}; the one on this machine is in {}",
+                state.root().display(),
+                dir.display()
+            )
         }
     };
     let Some(settings) = Settings::load(&state.settings())? else {
         bail!("{} is missing", state.settings().display());
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let report = runtime.block_on(collect(&state, settings, supervisor_running));
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Text => print!("{}", text(&report)),
     }
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool) -> Report {
@@ -108,9 +118,13 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
         pods_running: 0,
         pods: 0,
     };
-    let Ok(client) = client(&state.admin_kubeconfig()).await else { return report };
+    let Ok(client) = client(&state.admin_kubeconfig()).await else {
+        return report;
+    };
     let list = ListParams::default();
-    let Ok(nodes) = Api::<Node>::all(client.clone()).list(&list).await else { return report };
+    let Ok(nodes) = Api::<Node>::all(client.clone()).list(&list).await else {
+        return report;
+    };
     report.api_ready = true;
     report.nodes = nodes.items.iter().map(node_report).collect();
     if let Ok(pods) = Api::<Pod>::all(client).list(&list).await {
@@ -122,12 +136,17 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
 }
 
 fn node_report(node: &Node) -> NodeReport {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.filter(|condition| condition.type_ == "Ready").last();
     NodeReport {
         name: node.metadata.name.clone().unwrap_or_default(),
         ready: ready.is_some_and(|condition| condition.status == "True"),
-        reason: ready.and_then(|condition| condition.message.clone()).unwrap_or_default(),
+        reason: ready
+            .and_then(|condition| condition.message.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -136,15 +155,26 @@ fn text(report: &Report) -> String {
     let mark = |good: bool| if good { "✓" } else { "✗" };
     let _ = writeln!(out, "cluster in {}", report.state_dir);
     let _ = writeln!(out, "  {} supervisor", mark(report.supervisor_running));
-    let _ = writeln!(out, "  {} API server  https://{}", mark(report.api_ready), report.settings.api_address());
+    let _ = writeln!(
+        out,
+        "  {} API server  https://{}",
+        mark(report.api_ready),
+        report.settings.api_address()
+    );
     for (name, process) in &report.processes {
-        let pid = process.pid.map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
+        let pid = process
+            .pid
+            .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
         let _ = write!(out, "  {} {name:<20} {pid}", mark(process.pid.is_some()));
         if process.restarts > 0 {
             let _ = write!(out, ", {} restarts", process.restarts);
         }
         let exit = process.last_exit.as_ref().filter(|_| process.pid.is_none());
-        let _ = writeln!(out, "{}", exit.map(|exit| format!(" ({exit})")).unwrap_or_default());
+        let _ = writeln!(
+            out,
+            "{}",
+            exit.map(|exit| format!(" ({exit})")).unwrap_or_default()
+        );
     }
     for node in &report.nodes {
         let state = if node.ready { "Ready" } else { node.reason.as_str() };
@@ -181,13 +211,17 @@ pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result
 /// Waits until every node is Ready.
 pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Duration) -> anyhow::Result<()> {
     let nodes: Api<Node> = Api::all(client(&state.admin_kubeconfig()).await?);
-    let mut missing: std::collections::BTreeMap<String, String> =
-        settings.node_names().map(|name| (name, "not registered".to_owned())).collect();
+    let mut missing: std::collections::BTreeMap<String, String> = settings
+        .node_names()
+        .map(|name| (name, "not registered".to_owned()))
+        .collect();
     let watch = watcher(nodes, watcher::Config::default()).filter_map(|event| async { event.ok() });
     let mut events = std::pin::pin!(watch);
     let all_ready = async {
         while let Some(event) = events.next().await {
-            let (watcher::Event::Apply(node) | watcher::Event::InitApply(node)) = event else { continue };
+            let (watcher::Event::Apply(node) | watcher::Event::InitApply(node)) = event else {
+                continue;
+            };
             let report = node_report(&node);
             if report.ready {
                 missing.remove(&report.name);
@@ -202,7 +236,10 @@ pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Dura
     if tokio::time::timeout(timeout, all_ready).await.is_ok() {
         return Ok(());
     }
-    let missing: Vec<_> = missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    let missing: Vec<_> = missing
+        .iter()
+        .map(|(name, why)| format!("{name}: {why}"))
+        .collect();
     bail!("not Ready after {} s: {}", timeout.as_secs(), missing.join("; "))
 }
 

@@ -59,9 +59,14 @@ pub fn read_processes(path: &Path) -> anyhow::Result<Processes> {
 /// Runs all units until SIGTERM or SIGINT, then stops them in reverse order.
 pub async fn supervise(units: Vec<Unit>, status: PathBuf) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
-    let table = Arc::new(Table { path: status, processes: Mutex::default() });
-    let tasks: Vec<_> =
-        units.into_iter().map(|unit| tokio::spawn(keep_running(unit, Arc::clone(&table), shutdown.clone()))).collect();
+    let table = Arc::new(Table {
+        path: status,
+        processes: Mutex::default(),
+    });
+    let tasks: Vec<_> = units
+        .into_iter()
+        .map(|unit| tokio::spawn(keep_running(unit, Arc::clone(&table), shutdown.clone())))
+        .collect();
     wait_for_signal().await?;
     info!("stopping");
     shutdown.cancel();
@@ -100,7 +105,9 @@ async fn keep_running(unit: Unit, table: Arc<Table>, shutdown: CancellationToken
             }
             Err(error) => {
                 warn!(unit = unit.name, error = format!("{error:#}"), "cannot start");
-                table.update(&unit.name, |process| process.last_exit = Some(format!("{error:#}")));
+                table.update(&unit.name, |process| {
+                    process.last_exit = Some(format!("{error:#}"))
+                });
             }
         }
         if began.elapsed() > STABLE {
@@ -124,7 +131,9 @@ fn warn_unless_stopping(unit: &Unit, exit: &str, shutdown: &CancellationToken) {
 }
 
 fn start(unit: &Unit) -> anyhow::Result<Child> {
-    let [program, arguments @ ..] = unit.command.as_slice() else { anyhow::bail!("no program given") };
+    let [program, arguments @ ..] = unit.command.as_slice() else {
+        anyhow::bail!("no program given")
+    };
     let log = open_log(&unit.log)?;
     Command::new(program)
         .args(arguments)
@@ -137,7 +146,11 @@ fn start(unit: &Unit) -> anyhow::Result<Child> {
 
 /// Appends, so that a restart does not take away the reason of the end before it.
 pub fn open_log(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 async fn run_to_end(mut child: Child, shutdown: &CancellationToken) -> String {
@@ -174,7 +187,10 @@ impl Table {
         let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         edit(processes.entry(name.to_owned()).or_default());
         if let Err(error) = self.write(&processes) {
-            warn!(error = format!("{error:#}"), "cannot write the table of processes");
+            warn!(
+                error = format!("{error:#}"),
+                "cannot write the table of processes"
+            );
         }
     }
 

@@ -67,7 +67,11 @@ pub struct UpArgs {
 
 impl UpArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
-        let (ca, cert, key) = (self.etcd_ca.clone(), self.etcd_cert.clone(), self.etcd_key.clone());
+        let (ca, cert, key) = (
+            self.etcd_ca.clone(),
+            self.etcd_cert.clone(),
+            self.etcd_key.clone(),
+        );
         let settings = Settings {
             nodes: self.nodes,
             datapath: self.datapath,
@@ -100,7 +104,9 @@ pub fn up(args: &UpArgs) -> anyhow::Result<()> {
             dir.display()
         ),
         Owner::Remains(dir) => {
-            progress.stage("clean up after a crash", || down::remove_from_kernel(&StateDir::new(dir)))?;
+            progress.stage("clean up after a crash", || {
+                down::remove_from_kernel(&StateDir::new(dir))
+            })?;
         }
         Owner::Nobody => {}
     }
@@ -109,7 +115,10 @@ pub fn up(args: &UpArgs) -> anyhow::Result<()> {
     if let Err(error) = result {
         // Logs are what explains the failure: they stay.
         let _ = down::remove_from_kernel(&state);
-        return Err(error.context(format!("the cluster did not come up; its logs are in {}", state.logs().display())));
+        return Err(error.context(format!(
+            "the cluster did not come up; its logs are in {}",
+            state.logs().display()
+        )));
     }
     announce(&progress, &state, &settings);
     Ok(())
@@ -120,7 +129,10 @@ fn already_up(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
     if running.as_ref() != Some(settings) {
         bail!("a cluster with other settings is up already: causeway down removes it");
     }
-    println!("The cluster is up already.\n\n  export KUBECONFIG={}", state.admin_kubeconfig().display());
+    println!(
+        "The cluster is up already.\n\n  export KUBECONFIG={}",
+        state.admin_kubeconfig().display()
+    );
     Ok(())
 }
 
@@ -139,13 +151,20 @@ fn bring_up(
     })?;
     progress.stage("certificates", || prepare_state(state, settings, programs))?;
     owner::record(state.root())?;
-    progress.stage(&format!("{} nodes on {}", settings.nodes, settings.underlay_cidr), || {
-        make_machines(state, settings)
-    })?;
+    progress.stage(
+        &format!("{} nodes on {}", settings.nodes, settings.underlay_cidr),
+        || make_machines(state, settings),
+    )?;
     progress.stage("start the processes", || start_supervisor(state, programs))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    progress.stage("API server ready", || runtime.block_on(status::wait_for_api(state, timeout)))?;
-    progress.stage("all nodes Ready", || runtime.block_on(status::wait_for_nodes(state, settings, timeout)))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    progress.stage("API server ready", || {
+        runtime.block_on(status::wait_for_api(state, timeout))
+    })?;
+    progress.stage("all nodes Ready", || {
+        runtime.block_on(status::wait_for_nodes(state, settings, timeout))
+    })
 }
 
 fn prepare_state(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::Result<()> {
@@ -160,11 +179,30 @@ fn prepare_state(state: &StateDir, settings: &Settings, programs: &Programs) -> 
     pki::ensure_key(&state.key_pair("service-account").key)?;
     let server = format!("https://127.0.0.1:{}", settings.api_port);
     let admin = state.key_pair("admin");
-    kubeconfig::write(&state.admin_kubeconfig(), &server, authority.ca_pem(), "admin", &admin)?;
+    kubeconfig::write(
+        &state.admin_kubeconfig(),
+        &server,
+        authority.ca_pem(),
+        "admin",
+        &admin,
+    )?;
     let controllers = state.key_pair("controllers");
-    kubeconfig::write(&state.pki().join("controllers.kubeconfig"), &server, authority.ca_pem(), "controllers", &controllers)?;
+    kubeconfig::write(
+        &state.pki().join("controllers.kubeconfig"),
+        &server,
+        authority.ca_pem(),
+        "controllers",
+        &controllers,
+    )?;
     for (index, name) in (0u8..).zip(settings.node_names()) {
-        node_files::write(&NodeFiles { state, settings, programs, authority: &authority, name: &name, index })?;
+        node_files::write(&NodeFiles {
+            state,
+            settings,
+            programs,
+            authority: &authority,
+            name: &name,
+            index,
+        })?;
     }
     Ok(())
 }
@@ -172,7 +210,12 @@ fn prepare_state(state: &StateDir, settings: &Settings, programs: &Programs) -> 
 fn control_plane_leaves(settings: &Settings) -> Vec<(&'static str, Leaf)> {
     let loopback = std::net::Ipv4Addr::LOCALHOST.into();
     let here = settings.control_plane_address().into();
-    let api_names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    let api_names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
     let mut names: Vec<String> = api_names.iter().map(|&name| name.to_owned()).collect();
     names.push(format!("kubernetes.default.svc.{}", settings.domain));
     let api_server = Leaf {
@@ -193,9 +236,18 @@ fn control_plane_leaves(settings: &Settings) -> Vec<(&'static str, Leaf)> {
         ("apiserver", api_server),
         ("etcd", store),
         ("admin", Leaf::client("kubernetes-admin", &["system:masters"])),
-        ("controllers", Leaf::client("system:kube-controller-manager", &["system:masters"])),
-        ("apiserver-etcd-client", Leaf::client("kube-apiserver-etcd-client", &["system:masters"])),
-        ("apiserver-kubelet-client", Leaf::client("kube-apiserver-kubelet-client", &["system:masters"])),
+        (
+            "controllers",
+            Leaf::client("system:kube-controller-manager", &["system:masters"]),
+        ),
+        (
+            "apiserver-etcd-client",
+            Leaf::client("kube-apiserver-etcd-client", &["system:masters"]),
+        ),
+        (
+            "apiserver-kubelet-client",
+            Leaf::client("kube-apiserver-kubelet-client", &["system:masters"]),
+        ),
     ]
 }
 

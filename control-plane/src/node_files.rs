@@ -1,0 +1,212 @@
+//! What is written for a node before its processes start: certificates, kubeconfigs, and one configuration file for
+//! each of kubelet, agent and DNS.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::cgroup::Cgroup;
+use crate::kubeconfig;
+use crate::layout::{NodeDir, StateDir};
+use crate::pki::{Authority, Leaf, Usage};
+use crate::preflight::Programs;
+use crate::settings::{Datapath, Network, Settings};
+
+/// What the files are made of.
+pub struct NodeFiles<'a> {
+    /// The cluster's directory.
+    pub state: &'a StateDir,
+    /// The cluster's settings.
+    pub settings: &'a Settings,
+    /// The programs that the files name.
+    pub programs: &'a Programs,
+    /// Signs the node's certificates.
+    pub authority: &'a Authority,
+    /// The node's name.
+    pub name: &'a str,
+    /// Its position, from 0.
+    pub index: u8,
+}
+
+/// Writes everything of one node.
+pub fn write(node: &NodeFiles<'_>) -> anyhow::Result<()> {
+    let dir = node.state.node(node.name);
+    for path in [
+        dir.root().to_path_buf(),
+        dir.kubelet(),
+        dir.agent(),
+        dir.dns(),
+        dir.cni_conf(),
+    ] {
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+    }
+    write_certificates(node, &dir)?;
+    fs::write(dir.resolv_conf(), resolvers()?)?;
+    write_yaml(&dir.kubelet_config(), &kubelet_config(node, &dir)?)?;
+    write_yaml(&dir.agent_config(), &agent_config(node, &dir)?)?;
+    fs::write(dir.corefile(), corefile(node.settings, &dir))?;
+    Ok(())
+}
+
+fn write_yaml(path: &Path, value: &Value) -> anyhow::Result<()> {
+    fs::write(path, serde_yaml_ng::to_string(value)?).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_certificates(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<()> {
+    let user = format!("system:node:{}", node.name);
+    let serving = Leaf {
+        common_name: user.clone(),
+        organizations: vec!["system:nodes".to_owned()],
+        addresses: vec![
+            node.settings.node_address(node.index).into(),
+            Ipv4Addr::LOCALHOST.into(),
+        ],
+        names: vec![node.name.to_owned()],
+        usage: Usage::ServerAndClient,
+    };
+    // One certificate serves the kubelet as server and client, and the agent towards etcd: the same node.
+    let kubelet = node.state.key_pair(&format!("{}-kubelet", node.name));
+    node.authority.ensure(&kubelet, &serving)?;
+    let agent = node.state.key_pair(&format!("{}-agent", node.name));
+    let agent_user = format!("system:causeway-agent:{}", node.name);
+    node.authority
+        .ensure(&agent, &Leaf::client(&agent_user, &["system:causeway-agents"]))?;
+
+    let server = format!("https://{}", node.settings.api_address());
+    let ca = node.authority.ca_pem();
+    kubeconfig::write(&dir.kubeconfig("kubelet"), &server, ca, &user, &kubelet)?;
+    kubeconfig::write(&dir.kubeconfig("agent"), &server, ca, &agent_user, &agent)
+}
+
+/// The host's resolvers, without those that only the host's own loopback reaches.
+fn resolvers() -> anyhow::Result<String> {
+    let candidates = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    let read = |path: &&str| fs::read_to_string(path).ok().map(|text| without_loopback(&text));
+    let usable = candidates
+        .iter()
+        .filter_map(read)
+        .find(|text| text.contains("nameserver"));
+    Ok(usable.unwrap_or_else(|| {
+        "# The host names no resolver that a node can reach: only cluster names resolve.\n".to_owned()
+    }))
+}
+
+fn without_loopback(resolv_conf: &str) -> String {
+    let reachable = |line: &&str| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+        ["nameserver", address, ..] => address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| !address.is_loopback()),
+        _ => true,
+    };
+    resolv_conf
+        .lines()
+        .filter(reachable)
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
+    let settings = node.settings;
+    let serving = node.state.key_pair(&format!("{}-kubelet", node.name));
+    Ok(json!({
+        "nodeName": node.name,
+        "kubeconfig": dir.kubeconfig("kubelet"),
+        "stateDir": dir.kubelet(),
+        "nodeIp": settings.node_address(node.index),
+        "clusterDns": [settings.cluster_dns()],
+        "clusterDomain": settings.domain,
+        "resolvConf": dir.resolv_conf(),
+        "cniConfDir": dir.cni_conf(),
+        "cniBinDirs": [node.programs.cni_dir],
+        "cgroup": Cgroup::find()?.node(node.name),
+        "shim": node.programs.shim,
+        "cert": serving.cert,
+        "key": serving.key,
+        "clientCa": node.state.key_pair("ca").cert,
+    }))
+}
+
+fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
+    let settings = node.settings;
+    let mode = match settings.network {
+        Network::Vxlan => "vxlan",
+        Network::HostGw => "host-gw",
+    };
+    let datapath = match settings.datapath {
+        Datapath::Ebpf => "ebpf",
+        Datapath::Nftables => "nftables",
+    };
+    Ok(json!({
+        "nodeName": node.name,
+        "kubernetes": {"kubeconfig": dir.kubeconfig("agent")},
+        "network": {
+            "mode": mode,
+            "etcd": etcd_config(node),
+            "interface": "eth0",
+            "config": {"Network": settings.pod_cidr, "SubnetLen": 24, "Backend": {"Type": mode}},
+        },
+        "proxy": {"datapath": datapath, "cgroup": Cgroup::find()?.node(node.name)},
+        "dns": {"address": settings.cluster_dns()},
+        "cni": {"confDir": dir.cni_conf()},
+        "stateDir": dir.agent(),
+    }))
+}
+
+fn etcd_config(node: &NodeFiles<'_>) -> Value {
+    let endpoints = node.settings.etcd_endpoints();
+    match &node.settings.etcd {
+        Some(etcd) => {
+            let (cert, key) = etcd.client.clone().unzip();
+            json!({"endpoints": endpoints, "ca": etcd.ca, "cert": cert, "key": key})
+        }
+        None => {
+            let client = node.state.key_pair(&format!("{}-kubelet", node.name));
+            let ca = node.state.key_pair("ca").cert;
+            json!({"endpoints": endpoints, "ca": ca, "cert": client.cert, "key": client.key})
+        }
+    }
+}
+
+/// kubeadm's Corefile, on the node's own cluster DNS address.
+fn corefile(settings: &Settings, dir: &NodeDir) -> String {
+    format!(
+        "\
+.:53 {{
+    bind {address}
+    errors
+    health
+    ready
+    kubernetes {domain} in-addr.arpa ip6.arpa {{
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+        feed /run/causeway/dns.sock
+        state {state}
+    }}
+    prometheus :9153
+    forward . {resolv_conf}
+    loadbalance
+}}
+",
+        address = settings.cluster_dns(),
+        domain = settings.domain,
+        state = dir.dns().display(),
+        resolv_conf = dir.resolv_conf().display(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_on_the_hosts_loopback_are_left_out() {
+        let text = "# stub\nsearch example.org\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\noptions edns0\n";
+        assert_eq!(
+            without_loopback(text),
+            "# stub\nsearch example.org\nnameserver 192.0.2.1\noptions edns0\n"
+        );
+    }
+}
