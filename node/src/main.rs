@@ -1,2 +1,141 @@
-//! 
-fn main() {}
+//! `causeway`: the node agent, the DNS server, and the way to the cluster's own commands.
+//!
+//! - [`cli`]: commands, options, help texts.
+//! - [`cluster`]: hands `up`, `down`, `status`, `image` and `join` to `causeway-cluster`.
+//! - [`config`]: the agent's configuration file.
+//! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
+//! - [`agent`]: the composition root of `causeway node`.
+//! - [`backoff`]: how long to wait before trying again.
+
+mod agent;
+mod backoff;
+mod cli;
+mod cluster;
+mod config;
+mod watch;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command, ConfigArgs, ConfigCommand, NodeCommand, Output, VersionArgs};
+
+/// Found something wrong.
+const WRONG: u8 = 1;
+/// Could not run.
+const COULD_NOT_RUN: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Up(handed) => could_not_run(cluster::hand_over("up", &handed.arguments)),
+        Command::Down(handed) => could_not_run(cluster::hand_over("down", &handed.arguments)),
+        Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
+        Command::Image(handed) => could_not_run(cluster::hand_over("image", &handed.arguments)),
+        Command::Join(handed) => could_not_run(cluster::hand_over("join", &handed.arguments)),
+        Command::Node(node) => match node.command {
+            None => run_agent(&node.config),
+            Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
+            Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
+        },
+        Command::Dns(_) => could_not_run("the DNS server is not in this build"),
+        Command::Version(args) => {
+            print_version(&args);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run_agent(args: &ConfigArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: the agent programs the kernel's network");
+    }
+    let config = match config::load(&args.config, args.node_name.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return could_not_run(error),
+    };
+    start_logs();
+    exit_code(until_told(|shutdown| agent::run(config, shutdown)))
+}
+
+fn print_config(args: &ConfigArgs) -> ExitCode {
+    match config::load(&args.config, args.node_name.as_deref()) {
+        Ok(config) => {
+            print!("{}", config.to_yaml());
+            ExitCode::SUCCESS
+        }
+        Err(error) => found_wrong(&error),
+    }
+}
+
+fn check_config(args: &ConfigArgs) -> ExitCode {
+    match config::load(&args.config, args.node_name.as_deref()) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => found_wrong(&error),
+    }
+}
+
+/// A file that cannot be read was not looked at; one that can was, and is wrong.
+fn found_wrong(error: &config::ConfigError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(match error {
+        config::ConfigError::Read { .. } => COULD_NOT_RUN,
+        config::ConfigError::Parse { .. } | config::ConfigError::Invalid { .. } => WRONG,
+    })
+}
+
+fn print_version(args: &VersionArgs) {
+    let version = env!("CARGO_PKG_VERSION");
+    match args.output {
+        Output::Text => println!("causeway {version}"),
+        Output::Json => println!("{}", serde_json::json!({"name": "causeway", "version": version})),
+    }
+}
+
+/// Runs until it ends by itself, or the process is told to end: SIGTERM or SIGINT.
+fn until_told<F>(run: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("start the async runtime")?.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let told = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+        });
+        run(shutdown).await
+    })
+}
+
+/// Logs go to standard error, from `info` on unless `CAUSEWAY_LOG` says otherwise.
+fn start_logs() {
+    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn could_not_run(error: impl Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(COULD_NOT_RUN)
+}

@@ -1,0 +1,302 @@
+//! Hands the snapshot to the DNS process on the same node; see [`model::feed`].
+//!
+//! Each reader gets the whole snapshot, then what changes. A reader that is slow is not waited for and not queued
+//! for: when it took the last changes, it gets the difference to what is then the newest.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use model::feed::{Message, VERSION};
+use model::{Kind, Snapshot};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::socket::listen;
+use super::supervisor::Part;
+
+/// A reader that takes nothing for this long is cut off. It keeps what it has and comes back.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// Bytes that are handed to the kernel at once.
+const CHUNK: usize = 64 * 1024;
+
+/// What DNS answers from. A snapshot is sent only once these are complete: it replaces what the reader has, and
+/// an empty one would take every answer away when the agent restarts.
+const NEEDED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Namespace];
+
+/// Readers connected now.
+pub type Readers = Arc<AtomicU64>;
+
+/// Serves readers until shutdown.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve(
+    path: PathBuf,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    readers: Readers,
+    part: Part,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = listen(&path).with_context(|| format!("listen on {}", path.display()))?;
+    part.works();
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ended = tasks.join_next(), if !tasks.is_empty() => {}
+            accepted = listener.accept() => {
+                let (stream, _) = accepted.context("accept a reader")?;
+                let snapshots = snapshots.clone();
+                let readers = readers.clone();
+                tasks.spawn(async move {
+                    readers.fetch_add(1, Ordering::Relaxed);
+                    let end = serve_reader(stream, snapshots).await;
+                    readers.fetch_sub(1, Ordering::Relaxed);
+                    tracing::debug!(reason = %end, "DNS feed reader left");
+                });
+            }
+        }
+    }
+}
+
+/// Serves one reader, and returns why that ended.
+async fn serve_reader(stream: UnixStream, snapshots: watch::Receiver<Arc<Snapshot>>) -> std::io::Error {
+    let (mut back, mut stream) = stream.into_split();
+    // The reader never speaks: anything from it, its end above all, is the end.
+    let mut nothing = [0];
+    tokio::select! {
+        _left = back.read(&mut nothing) => std::io::ErrorKind::ConnectionAborted.into(),
+        end = feed(&mut stream, snapshots) => end.err().unwrap_or(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+async fn feed(
+    stream: &mut OwnedWriteHalf,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+) -> std::io::Result<()> {
+    let complete = |snapshot: &Arc<Snapshot>| NEEDED.iter().all(|kind| snapshot.is_synced(*kind));
+    let Ok(first) = snapshots
+        .wait_for(complete)
+        .await
+        .map(|snapshot| snapshot.clone())
+    else {
+        return Ok(());
+    };
+    let begin = std::iter::once(Message::Begin { version: VERSION });
+    let changes = first.as_changes().map(Message::Change);
+    send(stream, begin.chain(changes).chain([Message::End])).await?;
+    let mut sent = first;
+    while snapshots.changed().await.is_ok() {
+        let newest = snapshots.borrow_and_update().clone();
+        send(
+            stream,
+            newest.changes_since(&sent).into_iter().map(Message::Change),
+        )
+        .await?;
+        sent = newest;
+    }
+    Ok(())
+}
+
+/// Sends messages, one a line.
+async fn send(stream: &mut OwnedWriteHalf, messages: impl Iterator<Item = Message>) -> std::io::Result<()> {
+    let mut buffer = Vec::with_capacity(CHUNK);
+    for message in messages {
+        serde_json::to_writer(&mut buffer, &message)?;
+        buffer.push(b'\n');
+        if buffer.len() >= CHUNK {
+            write(stream, &buffer).await?;
+            buffer.clear();
+        }
+    }
+    write(stream, &buffer).await
+}
+
+async fn write(stream: &mut OwnedWriteHalf, bytes: &[u8]) -> std::io::Result<()> {
+    tokio::time::timeout(STALLED, stream.write_all(bytes)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use model::{Namespace, Node};
+    use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+    use tokio::net::unix::OwnedReadHalf;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::super::supervisor::Supervisor;
+    use super::*;
+    use model::Change;
+
+    /// A feed of what a test publishes, on a socket that is removed at the end.
+    struct Bench {
+        snapshots: watch::Sender<Arc<Snapshot>>,
+        path: PathBuf,
+        readers: Readers,
+        _server: AbortOnDropHandle<()>,
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    impl Bench {
+        fn start(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("cwt-feed-{}-{name}", std::process::id()));
+            let (snapshots, receiver) = watch::channel(Arc::default());
+            let readers = Readers::default();
+            let mut supervisor = Supervisor::new(CancellationToken::new());
+            let (serve_path, serve_readers) = (path.clone(), readers.clone());
+            supervisor.start("feed", move |part, shutdown| {
+                serve(
+                    serve_path.clone(),
+                    receiver.clone(),
+                    serve_readers.clone(),
+                    part,
+                    shutdown,
+                )
+            });
+            Self {
+                snapshots,
+                path,
+                readers,
+                _server: AbortOnDropHandle::new(tokio::spawn(supervisor.join())),
+            }
+        }
+
+        async fn connect(&self) -> (Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                match UnixStream::connect(&self.path).await {
+                    Ok(stream) => {
+                        let (read, write) = stream.into_split();
+                        return (BufReader::new(read).lines(), write);
+                    }
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+
+        fn publish(&self, changes: impl IntoIterator<Item = Change>) {
+            self.snapshots.send_modify(|snapshot| {
+                let mut next = (**snapshot).clone();
+                for change in changes {
+                    next.apply(change);
+                }
+                *snapshot = Arc::new(next);
+            });
+        }
+    }
+
+    async fn next(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> Message {
+        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
+        let line = line.expect("in time").expect("readable").expect("not the end");
+        serde_json::from_str(&line).expect("a message")
+    }
+
+    fn namespace(name: &str) -> Change {
+        Change::Namespace(Namespace {
+            name: name.to_owned(),
+        })
+    }
+
+    fn synced() -> [Change; 3] {
+        NEEDED.map(Change::Synced)
+    }
+
+    #[tokio::test]
+    async fn a_reader_rebuilds_the_snapshot_and_follows_it() {
+        let bench = Bench::start("follow");
+        bench.publish(
+            synced()
+                .into_iter()
+                .chain([namespace("default"), namespace("gone")]),
+        );
+        let (mut lines, _write) = bench.connect().await;
+        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        let mut rebuilt = Snapshot::default();
+        loop {
+            match next(&mut lines).await {
+                Message::Change(change) => assert!(rebuilt.apply(change)),
+                Message::End => break,
+                other @ Message::Begin { .. } => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(rebuilt, **bench.snapshots.borrow());
+        bench.publish([Change::DeleteNamespace("gone".to_owned()), namespace("new")]);
+        while rebuilt != **bench.snapshots.borrow() {
+            let Message::Change(change) = next(&mut lines).await else {
+                panic!("no change")
+            };
+            rebuilt.apply(change);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_before_everything_that_dns_needs_is_complete() {
+        let bench = Bench::start("complete");
+        let (mut lines, _write) = bench.connect().await;
+        bench.publish([
+            namespace("default"),
+            Change::Synced(Kind::Service),
+            Change::Synced(Kind::EndpointSlice),
+        ]);
+        let early = tokio::time::timeout(Duration::from_millis(200), lines.next_line()).await;
+        assert!(early.is_err(), "{early:?} came too early");
+        bench.publish([Change::Synced(Kind::Namespace)]);
+        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        assert_eq!(next(&mut lines).await, Message::Change(namespace("default")));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_skips_what_lies_between_and_a_gone_one_is_forgotten() {
+        let bench = Bench::start("slow");
+        bench.publish(synced());
+        let (mut lines, write) = bench.connect().await;
+        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        // Far more than any socket buffer holds, all of it about one object.
+        for round in 0..20_000_u32 {
+            let zone = Some(format!("{round:0>200}"));
+            bench.publish([Change::Node(Node {
+                name: "node-1".into(),
+                internal_addresses: Vec::new(),
+                external_addresses: Vec::new(),
+                pod_cidrs: Vec::new(),
+                zone,
+                draining: false,
+            })]);
+            tokio::task::yield_now().await;
+        }
+        let mut received = 0;
+        loop {
+            received += 1;
+            if let Message::Change(Change::Node(node)) = next(&mut lines).await
+                && node.zone.is_some_and(|zone| zone.ends_with("19999"))
+            {
+                break;
+            }
+        }
+        assert!(
+            received < 19_000,
+            "{received} messages for a reader that was not reading"
+        );
+        drop((lines, write));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while bench.readers.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "the reader is still there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Commands, options and help texts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
+#[derive(Debug, Parser)]
+#[command(
+    name = "causeway",
+    disable_version_flag = true,
+    after_help = "Exit codes: 0 = good, 1 = found something wrong, 2 = could not run.\n\
+                  Logs go to standard error; CAUSEWAY_LOG=debug shows more (tracing's filter syntax)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a whole cluster on this machine
+    #[command(disable_help_flag = true)]
+    Up(Handed),
+    /// Stop the cluster that `up` started
+    #[command(disable_help_flag = true)]
+    Down(Handed),
+    /// Show the cluster that `up` started
+    #[command(disable_help_flag = true)]
+    Status(Handed),
+    /// Make container images known to the bundled kubelet
+    #[command(disable_help_flag = true)]
+    Image(Handed),
+    /// Make this machine a node of a cluster
+    #[command(disable_help_flag = true)]
+    Join(Handed),
+    /// Run the agent of a node
+    #[command(after_help = "Examples:
+  causeway node --config /etc/causeway/node.yaml
+  causeway node config check --config node.yaml    # exit code 1 and a line for each problem
+  causeway node config print --config node.yaml    # what is in effect, defaults included
+  CAUSEWAY_LOG=causeway=debug causeway node        # reads /etc/causeway/node.yaml")]
+    Node(NodeArgs),
+    /// Run the DNS server
+    #[command(after_help = "Examples:
+  causeway dns --conf /etc/causeway/Corefile
+  dig @10.96.0.10 kubernetes.default.svc.cluster.local")]
+    Dns(DnsArgs),
+    /// Print the version
+    #[command(after_help = "Examples:
+  causeway version
+  causeway version -o json")]
+    Version(VersionArgs),
+}
+
+/// A command line that `causeway-cluster` understands.
+#[derive(Debug, Args)]
+pub struct Handed {
+    /// Options and arguments, as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
+}
+
+/// Options of `causeway node`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct NodeArgs {
+    /// What else than to run.
+    #[command(subcommand)]
+    pub command: Option<NodeCommand>,
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Commands below `causeway node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Commands below `causeway node config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration that is in effect, defaults included
+    #[command(after_help = "Examples:\n  causeway node config print --config node.yaml")]
+    Print(ConfigArgs),
+    /// Tell what is wrong with the configuration
+    #[command(after_help = "Examples:\n  causeway node config check --config node.yaml && echo good")]
+    Check(ConfigArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/causeway/node.yaml")]
+    pub config: PathBuf,
+    /// The node's name, in place of `nodeName` in the file
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+}
+
+/// Options of `causeway dns`.
+#[derive(Debug, Args)]
+pub struct DnsArgs {
+    /// The Corefile
+    #[arg(long, value_name = "FILE", default_value = "/etc/causeway/Corefile")]
+    pub conf: PathBuf,
+}
+
+/// Options of `causeway version`.
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Forms of output.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_our_own_shows_examples() {
+        fn check(command: &clap::Command) {
+            for command in command.get_subcommands() {
+                let groups = command.get_subcommands().next().is_some();
+                let handed = command.is_disable_help_flag_set();
+                let help = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let name = command.get_name();
+                assert!(
+                    help.contains("Examples:") || handed || name == "config",
+                    "{name} has no examples"
+                );
+                if groups {
+                    check(command);
+                }
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn cluster_commands_keep_their_arguments_as_they_are() {
+        let line = ["causeway", "up", "--nodes", "3", "-h", "--", "--x=y"];
+        let Command::Up(handed) = Cli::try_parse_from(line).expect("valid").command else {
+            panic!("not up");
+        };
+        assert_eq!(handed.arguments, ["--nodes", "3", "-h", "--", "--x=y"]);
+    }
+
+    #[test]
+    fn the_agents_configuration_is_named_before_or_after_the_command() {
+        let rows = [
+            (vec!["node", "--config", "f"], None),
+            (vec!["node", "config", "print", "--config", "f"], Some("print")),
+            (vec!["node", "config", "check", "--config", "f"], Some("check")),
+        ];
+        for (line, expected) in rows {
+            let line = ["causeway"].into_iter().chain(line);
+            let Command::Node(node) = Cli::try_parse_from(line).expect("valid").command else {
+                panic!("not node");
+            };
+            let (config, command) = match node.command {
+                None => (node.config, None),
+                Some(NodeCommand::Config(ConfigCommand::Print(config))) => (config, Some("print")),
+                Some(NodeCommand::Config(ConfigCommand::Check(config))) => (config, Some("check")),
+            };
+            assert_eq!((config.config, command), (PathBuf::from("f"), expected));
+        }
+    }
+}

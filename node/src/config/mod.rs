@@ -1,0 +1,169 @@
+//! The agent's configuration file.
+//!
+//! YAML, nested, every key checked: an unknown one is an error, not a silent default. [`load`] reads it once into
+//! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
+
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use model::NodeName;
+use serde::{Deserialize, Serialize};
+
+pub use sections::{Cni, Datapath, Dns, Kubernetes, Network, Proxy};
+
+/// Everything that the agent is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// This node's name, as in its Node object. Default: the host name in lower case, as kubelet's is. The option
+    /// `--node-name` and the environment's `NODE_NAME` come first, so that one file can serve all nodes.
+    #[serde(default = "host_name")]
+    pub node_name: NodeName,
+    /// The Kubernetes API server. Default: the service account of the pod that the agent runs in.
+    #[serde(default)]
+    pub kubernetes: Kubernetes,
+    /// The pod network. Default: absent, and then the agent makes none and serves no CNI plugin: the node's pods
+    /// are connected by something else, and only Services are the agent's.
+    pub network: Option<Network>,
+    /// The service proxy.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// What the agent does for the DNS server on the same node.
+    #[serde(default)]
+    pub dns: Dns,
+    /// Where the container runtime meets the agent. Without effect where `network` is absent.
+    #[serde(default)]
+    pub cni: Cni,
+    /// What must outlive the agent: the log of pod addresses. Default: `/var/lib/causeway/node`.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Where `/healthz` and `/livez` are served. Default: `0.0.0.0:10256`, kube-proxy's, which load balancers ask.
+    #[serde(default = "default_health_bind")]
+    pub health_bind: SocketAddr,
+    /// Where `/metrics` is served. Default: `127.0.0.1:10249`, kube-proxy's.
+    #[serde(default = "default_metrics_bind")]
+    pub metrics_bind: SocketAddr,
+}
+
+fn host_name() -> NodeName {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    NodeName(name.to_string_lossy().to_lowercase())
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/causeway/node".into()
+}
+
+fn default_health_bind() -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, 10_256).into()
+}
+
+fn default_metrics_bind() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 10_249).into()
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not YAML, or not these keys and types.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        #[source]
+        source: serde_yaml_ng::Error,
+    },
+    /// Values that make no sense, each on a line.
+    #[error("{path}: {}", problems.join(&format!("\n{}: ", path.display())))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Key and reason of each.
+        problems: Vec<String>,
+    },
+}
+
+/// Reads and checks the file at `path`. `node_name` replaces what the file says.
+///
+/// # Errors
+/// [`ConfigError`] tells every problem, not only the first.
+pub fn load(path: &Path, node_name: Option<&str>) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let parsed = serde_yaml_ng::from_str::<Config>(&text);
+    let mut config = parsed.map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    if let Some(name) = node_name {
+        config.node_name = name.into();
+    }
+    let problems = config.problems();
+    if problems.is_empty() {
+        return Ok(config);
+    }
+    Err(ConfigError::Invalid {
+        path: path.to_owned(),
+        problems,
+    })
+}
+
+impl Config {
+    /// The configuration as it is in effect, defaults included.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        serde_yaml_ng::to_string(self).expect("invariant: every key is a string")
+    }
+
+    /// What types alone do not say.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.node_name.0.is_empty() {
+            problems.push("nodeName: is empty".to_owned());
+        }
+        let paths = [
+            ("stateDir", &self.state_dir),
+            ("proxy.pinDir", &self.proxy.pin_dir),
+            ("dns.feedSocket", &self.dns.feed_socket),
+            ("cni.socket", &self.cni.socket),
+            ("cni.confDir", &self.cni.conf_dir),
+        ];
+        problems.extend(
+            paths
+                .into_iter()
+                .filter_map(|(key, path)| relative_path(key, path)),
+        );
+        if self.health_bind == self.metrics_bind {
+            problems.push(format!(
+                "metricsBind: {} is healthBind already",
+                self.metrics_bind
+            ));
+        }
+        problems.extend(self.kubernetes.problems());
+        problems.extend(self.proxy.problems());
+        problems.extend(self.dns.problems());
+        problems.extend(self.network.iter().flat_map(Network::problems));
+        problems
+    }
+}
+
+/// Sockets and pins are looked for by other processes, whose working directory is another.
+fn relative_path(key: &str, path: &Path) -> Option<String> {
+    (!path.is_absolute()).then(|| format!("{key}: {} is not an absolute path", path.display()))
+}

@@ -1,0 +1,273 @@
+//! The sections of the configuration.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::relative_path;
+
+/// The Kubernetes API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// A kubeconfig file; read again when it changes. Default: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Replaces the server's host. Needed where the server is otherwise named by a Service address, which nobody
+    /// serves before the agent does. Default: as the kubeconfig or the pod's environment says.
+    pub service_host: Option<String>,
+    /// Replaces the server's port. Default: likewise.
+    pub service_port: Option<u16>,
+}
+
+impl Kubernetes {
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(host) = &self.service_host
+            && (host.is_empty() || host.contains(['/', ' ', '@']))
+        {
+            problems.push(format!(
+                "kubernetes.serviceHost: {host:?} is not a host name or address"
+            ));
+        }
+        if self.service_port == Some(0) {
+            problems.push("kubernetes.servicePort: 0 is not a port number".to_owned());
+        }
+        problems
+    }
+}
+
+/// How packets travel between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// VXLAN (RFC 7348), over any IP network.
+    #[default]
+    Vxlan,
+    /// Plain routes, between nodes on one link.
+    HostGw,
+}
+
+/// The pod network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Network {
+    /// `vxlan` or `host-gw`: what `config` is filled in with where it names no backend. The network's own
+    /// configuration in etcd, once written, decides. Default: `vxlan`.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Where leases and the network's configuration are kept.
+    pub etcd: Etcd,
+    /// The device whose address the other nodes send to. Default: that of the default route.
+    pub interface: Option<String>,
+    /// The address that the other nodes send to. Default: the interface's first.
+    pub public_ip: Option<Ipv4Addr>,
+    /// flannel's network configuration (`Network`, `SubnetLen`, `Backend`, …), written to etcd if none is there;
+    /// one that is there is never changed. Default: absent: wait until somebody wrote one.
+    pub config: Option<serde_json::Value>,
+    /// Where the node's subnet is told to others, and read back at start to claim the same one again.
+    /// Default: `/run/flannel/subnet.env`.
+    #[serde(default = "default_subnet_env")]
+    pub subnet_env: PathBuf,
+}
+
+fn default_subnet_env() -> PathBuf {
+    "/run/flannel/subnet.env".into()
+}
+
+impl Network {
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = self.etcd.problems();
+        problems.extend(relative_path("network.subnetEnv", &self.subnet_env));
+        // IFNAMSIZ, with the closing zero byte.
+        if let Some(interface) = &self.interface
+            && (interface.is_empty() || interface.len() > 15)
+        {
+            problems.push(format!("network.interface: {interface:?} is not a device's name"));
+        }
+        if let Some(config) = &self.config
+            && config
+                .get("Network")
+                .and_then(|network| network.as_str())
+                .is_none()
+        {
+            problems.push("network.config: has no Network like 10.244.0.0/16".to_owned());
+        }
+        problems
+    }
+}
+
+/// An etcd, real or bundled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Etcd {
+    /// URLs of its members, `http://` or `https://`. At least one.
+    pub endpoints: Vec<String>,
+    /// What its keys begin with. Default: `/coreos.com/network`, flannel's.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// File with the certificate of its authority. Default: absent; needed for `https`.
+    pub ca: Option<PathBuf>,
+    /// File with our certificate. Default: absent: none is shown. Goes with `key`.
+    pub cert: Option<PathBuf>,
+    /// File with our private key.
+    pub key: Option<PathBuf>,
+}
+
+fn default_prefix() -> String {
+    "/coreos.com/network".to_owned()
+}
+
+impl Etcd {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.endpoints.is_empty() {
+            problems.push("network.etcd.endpoints: is empty".to_owned());
+        }
+        let is_url = |text: &str| {
+            let scheme = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+            scheme.is_some_and(|rest| !rest.is_empty())
+        };
+        let bad = self
+            .endpoints
+            .iter()
+            .enumerate()
+            .filter(|(_, endpoint)| !is_url(endpoint));
+        problems.extend(bad.map(|(index, endpoint)| {
+            format!("network.etcd.endpoints[{index}]: {endpoint:?} is not a URL like https://192.0.2.1:2379")
+        }));
+        let encrypted = self
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.starts_with("https://"));
+        if encrypted && self.ca.is_none() {
+            problems.push("network.etcd.ca: is needed for https".to_owned());
+        }
+        if self.cert.is_some() != self.key.is_some() {
+            problems.push("network.etcd: cert and key go together".to_owned());
+        }
+        if !self.prefix.starts_with('/') || self.prefix.ends_with('/') {
+            let prefix = &self.prefix;
+            problems.push(format!(
+                "network.etcd.prefix: {prefix:?} is not like /coreos.com/network"
+            ));
+        }
+        problems
+    }
+}
+
+/// What programs the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// Socket load balancing on cgroup hooks, with the nftables rules under it for what has no socket here.
+    #[default]
+    Ebpf,
+    /// nftables rules alone.
+    Nftables,
+    /// No proxy: Services are somebody else's.
+    None,
+}
+
+/// The service proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proxy {
+    /// `ebpf`, `nftables` or `none`. Default: `ebpf`.
+    #[serde(default)]
+    pub datapath: Datapath,
+    /// The cgroup v2 directory whose sockets are balanced: every pod and process of the node stands below it.
+    /// Default: the root of the cgroup v2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// Where on a bpffs maps and links are pinned, so that they outlive the agent.
+    /// Default: `/sys/fs/bpf/causeway`.
+    #[serde(default = "default_pin_dir")]
+    pub pin_dir: PathBuf,
+}
+
+fn default_pin_dir() -> PathBuf {
+    "/sys/fs/bpf/causeway".into()
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            datapath: Datapath::default(),
+            cgroup: None,
+            pin_dir: default_pin_dir(),
+        }
+    }
+}
+
+impl Proxy {
+    pub(super) fn problems(&self) -> Vec<String> {
+        let cgroup = self.cgroup.as_deref();
+        cgroup
+            .and_then(|path| relative_path("proxy.cgroup", path))
+            .into_iter()
+            .collect()
+    }
+}
+
+/// What the agent does for the DNS server on the same node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dns {
+    /// An address that the agent gives to the node's `lo`, for the DNS server to listen on. Default: absent: none.
+    pub address: Option<IpAddr>,
+    /// The socket on which the DNS server gets the cluster's state. Default: `/run/causeway/dns.sock`.
+    #[serde(default = "default_feed_socket")]
+    pub feed_socket: PathBuf,
+}
+
+fn default_feed_socket() -> PathBuf {
+    "/run/causeway/dns.sock".into()
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            address: None,
+            feed_socket: default_feed_socket(),
+        }
+    }
+}
+
+impl Dns {
+    pub(super) fn problems(&self) -> Vec<String> {
+        let wrong = self
+            .address
+            .filter(|address| address.is_unspecified() || address.is_multicast());
+        let problem = |address| format!("dns.address: {address} is not the address of one host");
+        wrong.map(problem).into_iter().collect()
+    }
+}
+
+/// Where the container runtime meets the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cni {
+    /// The socket on which the plugin `causeway-cni` asks. Default: `/run/causeway/cni.sock`.
+    #[serde(default = "default_cni_socket")]
+    pub socket: PathBuf,
+    /// Where `10-causeway.conflist` is written once pods can be connected. Default: `/etc/cni/net.d`.
+    #[serde(default = "default_conf_dir")]
+    pub conf_dir: PathBuf,
+}
+
+fn default_cni_socket() -> PathBuf {
+    "/run/causeway/cni.sock".into()
+}
+
+fn default_conf_dir() -> PathBuf {
+    "/etc/cni/net.d".into()
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            socket: default_cni_socket(),
+            conf_dir: default_conf_dir(),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `discovery/v1` EndpointSlices.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::discovery::v1 as discovery;
+use model::{
+    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, NodeName, ObjectName,
+};
+
+use super::faults::Faults;
+use super::object::{Converted, Watchable};
+
+/// The Service that a slice belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+impl Watchable for discovery::EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn convert(self, name: &ObjectName, faults: &mut Faults) -> Converted {
+        let Self {
+            address_type,
+            endpoints,
+            metadata,
+            ports,
+        } = self;
+        let labels = metadata.labels.unwrap_or_default();
+        let Some(service) = labels.get(SERVICE_NAME).filter(|service| !service.is_empty()) else {
+            return Converted::Irrelevant;
+        };
+        let family = match address_type.as_str() {
+            "IPv4" => AddressFamily::V4,
+            "IPv6" => AddressFamily::V6,
+            "FQDN" => return Converted::Irrelevant,
+            other => {
+                faults.add("addressType", format!("{other:?} is not IPv4, IPv6 or FQDN"));
+                return Converted::Invalid;
+            }
+        };
+        let endpoints = endpoints.into_iter().enumerate();
+        let ports = ports.unwrap_or_default().into_iter().enumerate();
+        Converted::Put(Box::new(Change::EndpointSlice(EndpointSlice {
+            name: name.clone(),
+            service: service.clone(),
+            family,
+            endpoints: endpoints
+                .filter_map(|(index, entry)| endpoint(index, entry, family, &name.namespace, faults))
+                .collect(),
+            ports: ports
+                .filter_map(|(index, entry)| endpoint_port(index, entry, faults))
+                .collect(),
+        })))
+    }
+}
+
+fn endpoint(
+    index: usize,
+    endpoint: discovery::Endpoint,
+    family: AddressFamily,
+    namespace: &str,
+    faults: &mut Faults,
+) -> Option<Endpoint> {
+    let discovery::Endpoint {
+        addresses,
+        conditions,
+        deprecated_topology: _,
+        hints,
+        hostname,
+        node_name,
+        target_ref,
+        zone,
+    } = endpoint;
+    let discovery::EndpointHints { for_nodes, for_zones } = hints.unwrap_or_default();
+    Some(Endpoint {
+        address: endpoint_address(index, &addresses, family, faults)?,
+        conditions: effective_conditions(conditions.unwrap_or_default()),
+        node: node_name.map(NodeName),
+        zone,
+        hostname,
+        pod: target_ref.and_then(|target| pod_name(target, namespace)),
+        hinted_zones: zone_names(for_zones.unwrap_or_default()),
+        hinted_nodes: node_names(for_nodes.unwrap_or_default()),
+    })
+}
+
+fn endpoint_address(
+    index: usize,
+    addresses: &[String],
+    family: AddressFamily,
+    faults: &mut Faults,
+) -> Option<IpAddr> {
+    let Some(first) = addresses.first() else {
+        faults.add(format!("endpoints[{index}].addresses"), "is empty");
+        return None;
+    };
+    let field = format!("endpoints[{index}].addresses[0]");
+    let address = faults.reachable_address(&field, first)?;
+    if address.is_ipv4() != (family == AddressFamily::V4) {
+        faults.add(field, format!("{address} is not of the slice's address type"));
+        return None;
+    }
+    Some(address)
+}
+
+/// Defaults of absent conditions: `discovery/v1` EndpointConditions.
+fn effective_conditions(conditions: discovery::EndpointConditions) -> Conditions {
+    let discovery::EndpointConditions {
+        ready,
+        serving,
+        terminating,
+    } = conditions;
+    let ready = ready.unwrap_or(true);
+    Conditions {
+        ready,
+        serving: serving.unwrap_or(ready),
+        terminating: terminating.unwrap_or(false),
+    }
+}
+
+fn pod_name(target: ObjectReference, slice_namespace: &str) -> Option<ObjectName> {
+    let ObjectReference {
+        api_version: _,
+        field_path: _,
+        kind,
+        name,
+        namespace,
+        resource_version: _,
+        uid: _,
+    } = target;
+    if kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    let namespace = namespace.unwrap_or_else(|| slice_namespace.to_owned());
+    Some(ObjectName::new(namespace, name?))
+}
+
+fn zone_names(zones: Vec<discovery::ForZone>) -> Vec<String> {
+    zones
+        .into_iter()
+        .map(|discovery::ForZone { name }| name)
+        .collect()
+}
+
+fn node_names(nodes: Vec<discovery::ForNode>) -> Vec<NodeName> {
+    nodes
+        .into_iter()
+        .map(|discovery::ForNode { name }| NodeName(name))
+        .collect()
+}
+
+fn endpoint_port(index: usize, port: discovery::EndpointPort, faults: &mut Faults) -> Option<EndpointPort> {
+    let discovery::EndpointPort {
+        app_protocol: _,
+        name,
+        port,
+        protocol,
+    } = port;
+    // No number means all ports, which no proxy can program.
+    let port = faults.port(&format!("ports[{index}].port"), port?);
+    let protocol = faults.protocol(&format!("ports[{index}].protocol"), protocol.as_deref());
+    Some(EndpointPort {
+        name: name.unwrap_or_default(),
+        protocol: protocol?,
+        port: port?,
+    })
+}

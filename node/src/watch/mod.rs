@@ -1,0 +1,122 @@
+//! The cluster as the API tells it: Services, EndpointSlices, Nodes and Namespaces, as one [`Snapshot`].
+//!
+//! ```text
+//! API ─ list, watch ─► stream::watch_kind (one per kind) ─ Observed ─► owner ─ Arc<Snapshot> ─► proxy, DNS feed, …
+//! ```
+//!
+//! - [`client`]: credentials and a connection that notices a server gone silent.
+//! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
+//!   [`endpoint_slice`] and [`node`]. `k8s-openapi` types go no further than these.
+//! - [`faults`]: what of an object is not used, and why.
+//! - [`stream`]: streaming lists where the server has them, pages elsewhere, back-off, 410, 401.
+//! - [`owner`]: the snapshot, relists by mark and sweep, and publication.
+//!
+//! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
+//! was complete, and only a complete list removes what it does not name.
+
+mod client;
+mod endpoint_slice;
+mod faults;
+mod node;
+mod object;
+mod owner;
+mod service;
+mod status;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use model::Snapshot;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use client::ApiSource;
+pub use status::Status;
+
+use crate::backoff::Backoff;
+use stream::{Ended, Observed, watch_kind};
+
+/// Observations on their way to the owner. Beyond it the watches wait, and with them, by TCP, the server.
+const IN_FLIGHT: usize = 1024;
+
+/// The kinds that [`run`] watches.
+pub const KINDS: [model::Kind; 4] = [
+    model::Kind::Service,
+    model::Kind::EndpointSlice,
+    model::Kind::Node,
+    model::Kind::Namespace,
+];
+
+/// Watches until shutdown. The snapshot survives every change of connection and credentials.
+pub async fn run(
+    source: ApiSource,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    status: Status,
+    shutdown: CancellationToken,
+) {
+    let (observer, observed) = mpsc::channel(IN_FLIGHT);
+    tokio::select! {
+        () = owner::run(observed, snapshots, status.clone()) => {}
+        () = keep_watching(source, observer, status) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, status: Status) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        let written = source.written();
+        match source.client().await {
+            Ok(client) => {
+                let rotated = {
+                    let source = source.clone();
+                    move || source.written() != written
+                };
+                watch_all(client, observer.clone(), &status, rotated).await;
+                if observer.is_closed() {
+                    return;
+                }
+            }
+            Err(error) => KINDS.into_iter().for_each(|kind| status.failed(kind, &error)),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Watches every kind until one of them needs new credentials.
+async fn watch_all(
+    client: Client,
+    observer: mpsc::Sender<Observed>,
+    status: &Status,
+    rotated: impl Fn() -> bool + Clone + Send + Sync + 'static,
+) {
+    let mut kinds = JoinSet::new();
+    macro_rules! watch {
+        ($kind:ty) => {
+            kinds.spawn(watch_kind::<$kind>(
+                client.clone(),
+                observer.clone(),
+                status.clone(),
+                rotated.clone(),
+            ))
+        };
+    }
+    watch!(Service);
+    watch!(EndpointSlice);
+    watch!(Node);
+    watch!(Namespace);
+    match kinds.join_next().await {
+        Some(Ok(Ended::Credentials)) => {
+            tracing::warn!("API server wants other credentials, reading them again")
+        }
+        Some(Ok(Ended::Closed)) | None => {}
+        Some(Err(error)) => tracing::error!(%error, "watch broke off, starting all again"),
+    }
+}

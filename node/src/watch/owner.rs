@@ -1,0 +1,140 @@
+//! The one owner of the snapshot: applies what is observed, and publishes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Change, Kind, ObjectName, Snapshot};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::faults::RejectedObjects;
+use super::object::{Converted, deletion};
+use super::status::Status;
+use super::stream::Observed;
+
+/// At most one publication in this time: a single change is published at once, a burst as one.
+pub(super) const PUBLICATION_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Observations that are applied before the clock is looked at again.
+const BATCH: usize = 256;
+
+/// The cluster as it is known so far.
+#[derive(Default)]
+pub(super) struct Owner {
+    snapshot: Snapshot,
+    /// Names that the list in progress has named so far. Everything else goes when it is complete.
+    listed: BTreeMap<Kind, BTreeSet<ObjectName>>,
+    rejected: RejectedObjects,
+}
+
+/// Applies and publishes until the observers are gone.
+pub(super) async fn run(
+    mut observed: mpsc::Receiver<Observed>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    status: Status,
+) {
+    let mut owner = Owner::default();
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut unpublished = false;
+    let mut not_before = Instant::now();
+    loop {
+        tokio::select! {
+            count = observed.recv_many(&mut batch, BATCH) => if count == 0 {
+                return;
+            },
+            () = tokio::time::sleep_until(not_before), if unpublished => {}
+        }
+        for observation in batch.drain(..) {
+            unpublished |= owner.apply(observation);
+        }
+        if unpublished && Instant::now() >= not_before {
+            status.set_rejected(owner.rejected.all());
+            snapshots.send_replace(Arc::new(owner.snapshot.clone()));
+            status.published();
+            unpublished = false;
+            not_before = Instant::now() + PUBLICATION_INTERVAL;
+        }
+    }
+}
+
+impl Owner {
+    /// Applies one observation and returns whether it changed anything that is to be published.
+    pub(super) fn apply(&mut self, observed: Observed) -> bool {
+        match observed {
+            Observed::ListBegins(kind) => {
+                self.listed.insert(kind, BTreeSet::new());
+                false
+            }
+            Observed::Object {
+                kind,
+                name,
+                converted,
+                rejected,
+            } => {
+                if let Some(listed) = self.listed.get_mut(&kind) {
+                    listed.insert(name.clone());
+                }
+                let faults_changed = self.rejected.update(kind, &name, rejected);
+                let changed = match converted {
+                    Converted::Put(change) => self.snapshot.apply(*change),
+                    Converted::Irrelevant => self.snapshot.apply(deletion(kind, name)),
+                    Converted::Invalid => false,
+                };
+                changed || faults_changed
+            }
+            Observed::Gone(kind, name) => {
+                self.rejected.forget(kind, &name);
+                self.snapshot.apply(deletion(kind, name))
+            }
+            Observed::ListEnds(kind) => self.sweep(kind),
+        }
+    }
+
+    /// Removes what the complete list did not name.
+    fn sweep(&mut self, kind: Kind) -> bool {
+        let Some(listed) = self.listed.remove(&kind) else {
+            return false;
+        };
+        let known = self.names(kind);
+        let mut changed = self.snapshot.apply(Change::Synced(kind));
+        // Each of these kinds always has a member: `default`, `kubernetes`, this node. A server that lists none has
+        // lost its store, and what it lost still runs. Deletions by name are believed.
+        if listed.is_empty() && !known.is_empty() {
+            tracing::warn!(
+                ?kind,
+                known = known.len(),
+                "server lists nothing, what is known stays in use"
+            );
+            return changed;
+        }
+        for name in known.difference(&listed) {
+            changed |= self.snapshot.apply(deletion(kind, name.clone()));
+        }
+        self.rejected.retain_listed(kind, &listed);
+        changed
+    }
+
+    fn names(&self, kind: Kind) -> BTreeSet<ObjectName> {
+        let cluster_scoped = |name: &str| ObjectName::new("", name);
+        let snapshot = &self.snapshot;
+        match kind {
+            Kind::Service => snapshot.services.iter().map(|(name, _)| name.clone()).collect(),
+            Kind::EndpointSlice => {
+                let slices = snapshot.slices.iter().flat_map(|(_, slices)| slices.values());
+                slices.map(|slice| slice.name.clone()).collect()
+            }
+            Kind::Node => snapshot
+                .nodes
+                .iter()
+                .map(|(name, _)| cluster_scoped(&name.0))
+                .collect(),
+            Kind::Namespace => snapshot
+                .namespaces
+                .iter()
+                .map(|(name, _)| cluster_scoped(name))
+                .collect(),
+            Kind::Pod => snapshot.pods.iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
+}

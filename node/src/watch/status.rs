@@ -1,0 +1,131 @@
+//! How the watches are doing, for health checks and metrics.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use model::Kind;
+
+use super::faults::Rejected;
+
+/// How the watch of one kind is doing.
+#[derive(Clone, Debug, Default)]
+pub struct KindStatus {
+    /// Lists that were begun.
+    pub lists: u64,
+    /// Requests and streams that failed.
+    pub errors: u64,
+    /// When the server said something last.
+    pub heard: Option<Instant>,
+    /// The error that it fails with since then, until the server says something again.
+    pub failing: Option<Failing>,
+}
+
+/// A failure that lasts.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// When it began.
+    pub since: Instant,
+    /// The latest error, with its causes.
+    pub error: String,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    kinds: BTreeMap<Kind, KindStatus>,
+    rejected: Vec<Rejected>,
+    publications: u64,
+}
+
+/// Shared by the watches that write it and whoever reports it.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Status {
+    /// The status of each kind that was tried.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeMap<Kind, KindStatus> {
+        self.lock().kinds.clone()
+    }
+
+    /// What is in the API at this moment and not used.
+    #[must_use]
+    pub fn rejected(&self) -> Vec<Rejected> {
+        self.lock().rejected.clone()
+    }
+
+    /// How many snapshots were published.
+    #[must_use]
+    pub fn publications(&self) -> u64 {
+        self.lock().publications
+    }
+
+    pub(super) fn list_began(&self, kind: Kind) {
+        self.lock().kinds.entry(kind).or_default().lists += 1;
+    }
+
+    pub(super) fn heard(&self, kind: Kind) {
+        let failed = {
+            let mut inner = self.lock();
+            let status = inner.kinds.entry(kind).or_default();
+            status.heard = Some(Instant::now());
+            status.failing.take()
+        };
+        if let Some(failing) = failed {
+            let seconds = failing.since.elapsed().as_secs();
+            tracing::info!(?kind, failed_for_s = seconds, "watch works again");
+        }
+    }
+
+    /// Notes an error; the first of a row is logged.
+    pub(super) fn failed(&self, kind: Kind, error: &dyn Error) {
+        let text = with_causes(error);
+        if self.is_working(kind) {
+            tracing::warn!(?kind, error = text, "watch fails, what is known stays in use");
+        }
+        let mut inner = self.lock();
+        let status = inner.kinds.entry(kind).or_default();
+        status.errors += 1;
+        let since = status
+            .failing
+            .take()
+            .map_or_else(Instant::now, |failing| failing.since);
+        status.failing = Some(Failing { since, error: text });
+    }
+
+    fn is_working(&self, kind: Kind) -> bool {
+        self.lock()
+            .kinds
+            .get(&kind)
+            .is_none_or(|status| status.failing.is_none())
+    }
+
+    pub(super) fn set_rejected(&self, rejected: Vec<Rejected>) {
+        self.lock().rejected = rejected;
+    }
+
+    pub(super) fn published(&self) {
+        self.lock().publications += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An error and its causes on one line, each told once.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,390 @@
+//! The whole watch against a fake API server.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Kind, Snapshot};
+use serde_json::{Value, json};
+use tests::fake_api::{FakeApi, StreamingLists};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::watch::owner::PUBLICATION_INTERVAL;
+use crate::watch::{ApiSource, KINDS, Status};
+
+/// No condition here needs more than the back-off after a failed request.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A fake API server, and a watch on it.
+struct Bench {
+    api: FakeApi,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    status: Status,
+    kubeconfig: PathBuf,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+impl Bench {
+    fn start(prepare: impl FnOnce(&FakeApi)) -> Self {
+        let api = FakeApi::start().expect("loopback is there");
+        prepare(&api);
+        let port = api.address().port();
+        let kubeconfig = std::env::temp_dir().join(format!("cwt-watch-{}-{port}", std::process::id()));
+        api.write_kubeconfig(&kubeconfig)
+            .expect("temporary directory is writable");
+        let (sender, snapshots) = watch::channel(Arc::default());
+        let status = Status::default();
+        let source = ApiSource {
+            kubeconfig: Some(kubeconfig.clone()),
+            ..ApiSource::default()
+        };
+        let run = crate::watch::run(source, sender, status.clone(), CancellationToken::new());
+        Self {
+            api,
+            snapshots,
+            status,
+            kubeconfig,
+            _watch: AbortOnDropHandle::new(tokio::spawn(run)),
+        }
+    }
+
+    /// Waits until a snapshot fulfils the condition.
+    #[track_caller]
+    fn until(
+        &self,
+        what: &'static str,
+        condition: impl Fn(&Snapshot) -> bool,
+    ) -> impl Future<Output = Arc<Snapshot>> {
+        let mut snapshots = self.snapshots.clone();
+        async move {
+            let found =
+                tokio::time::timeout(DEADLINE, snapshots.wait_for(|snapshot| condition(snapshot))).await;
+            match found {
+                Ok(snapshot) => snapshot.expect("the watch runs on").clone(),
+                Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+            }
+        }
+    }
+
+    async fn until_services(&self, names: &[&str]) -> Arc<Snapshot> {
+        let wanted: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.until("services", move |snapshot| {
+            synced(snapshot) && services(snapshot) == wanted
+        })
+        .await
+    }
+}
+
+fn synced(snapshot: &Snapshot) -> bool {
+    KINDS.iter().all(|kind| snapshot.is_synced(*kind))
+}
+
+fn services(snapshot: &Snapshot) -> BTreeSet<String> {
+    snapshot
+        .services
+        .iter()
+        .map(|(name, _)| name.name.clone())
+        .collect()
+}
+
+fn service(name: &str, port: i64) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
+        "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"port": port}]},
+    })
+}
+
+fn slice(name: &str, service: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": [{"addresses": [address]}], "ports": [{"port": 80}],
+    })
+}
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+}
+
+fn feed(api: &FakeApi) {
+    api.put(namespace("default"));
+    api.put(node("node-1"));
+    api.put(service("a", 80));
+    api.put(service("b", 80));
+    api.put(slice("a-1", "a", "10.244.1.2"));
+}
+
+#[tokio::test]
+async fn every_kind_is_listed_then_followed_whatever_the_server_makes_of_streaming_lists() {
+    let kinds = [
+        StreamingLists::Served,
+        StreamingLists::Refused,
+        StreamingLists::Unknown,
+    ];
+    let checks = kinds.map(|streaming| async move {
+        let bench = Bench::start(|api| {
+            feed(api);
+            api.behave(|behaviour| behaviour.streaming_lists = streaming);
+        });
+        let snapshot = bench.until_services(&["a", "b"]).await;
+        assert_eq!(snapshot.nodes.len(), 1);
+        assert_eq!(snapshot.namespaces.len(), 1);
+        assert_eq!(snapshot.slices.len(), 1);
+        bench.api.put(service("c", 80));
+        bench.api.delete(&service("a", 80));
+        bench.until_services(&["b", "c"]).await;
+    });
+    futures::future::join_all(checks).await;
+}
+
+#[tokio::test]
+async fn lists_longer_than_a_page_are_followed_to_their_end() {
+    let bench = Bench::start(|api| {
+        (0..25).for_each(|index| {
+            api.put(service(&format!("s{index}"), 80));
+        });
+        api.behave(|behaviour| {
+            behaviour.streaming_lists = StreamingLists::Refused;
+            behaviour.largest_page = Some(10);
+        });
+    });
+    let snapshot = bench
+        .until("all services", |snapshot| snapshot.is_synced(Kind::Service))
+        .await;
+    assert_eq!(
+        services(&snapshot),
+        (0..25).map(|index| format!("s{index}")).collect()
+    );
+    let requests = bench.api.requests();
+    let pages = requests
+        .iter()
+        .filter(|request| request.contains("continue=") && request.contains("services"));
+    assert_eq!(pages.count(), 2, "in {requests:#?}");
+}
+
+#[tokio::test]
+async fn a_list_after_410_removes_what_vanished_unseen_and_keeps_the_rest() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    bench.api.delete_unseen(&service("a", 80));
+    bench.api.delete_unseen(&slice("a-1", "a", "10.244.1.2"));
+    bench.api.put(slice("b-1", "b", "10.244.1.3"));
+    bench.api.compact();
+    let snapshot = bench
+        .until("the vanished are gone", |snapshot| {
+            services(snapshot) == BTreeSet::from(["b".to_owned()])
+                && snapshot.slices.iter().all(|(service, _)| service.name == "b")
+        })
+        .await;
+    assert_eq!(snapshot.slices.len(), 1);
+    assert_eq!(snapshot.nodes.len(), 1, "what was listed again stays");
+}
+
+#[tokio::test]
+async fn a_relist_that_finds_the_same_publishes_nothing() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    let before = bench.snapshots.borrow().clone();
+    let lists = |status: &Status| status.kinds().values().map(|kind| kind.lists).sum::<u64>();
+    bench.api.compact();
+    wait_for("all four kinds are listed again", || lists(&bench.status) >= 8).await;
+    bench.api.put(service("marker", 80));
+    let after = bench.until_services(&["a", "b", "marker"]).await;
+    let changed = after.changed_since(&before);
+    assert_eq!(changed.services.len(), 1, "{changed:?}");
+    assert!(
+        changed.nodes.is_empty() && changed.namespaces.is_empty(),
+        "{changed:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_empty_list_is_not_taken_for_an_empty_cluster() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    for object in [service("a", 80), service("b", 80), node("node-1")] {
+        bench.api.delete_unseen(&object);
+    }
+    bench.api.compact();
+    bench.api.put(namespace("marker"));
+    let snapshot = bench
+        .until("the marker", |snapshot| snapshot.namespaces.len() == 2)
+        .await;
+    assert_eq!(
+        services(&snapshot),
+        BTreeSet::from(["a".to_owned(), "b".to_owned()])
+    );
+    assert_eq!(snapshot.nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn connections_cut_and_an_outage_lose_nothing_and_cost_nothing() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    bench.api.cut();
+    bench.api.put(service("c", 80));
+    bench.until_services(&["a", "b", "c"]).await;
+
+    bench.api.go_down();
+    bench.api.put(service("d", 80));
+    bench.api.delete(&service("a", 80));
+    let failing = || {
+        bench
+            .status
+            .kinds()
+            .values()
+            .filter(|kind| kind.failing.is_some())
+            .count()
+    };
+    wait_for("all watches fail", || failing() == 4).await;
+    assert_eq!(
+        services(&bench.snapshots.borrow()).len(),
+        3,
+        "an outage removes nothing"
+    );
+    bench.api.come_up();
+    bench.until_services(&["b", "c", "d"]).await;
+    let lists: Vec<u64> = bench.status.kinds().values().map(|kind| kind.lists).collect();
+    assert_eq!(lists, [1, 1, 1, 1], "watches resume, they do not list again");
+}
+
+#[tokio::test]
+async fn an_invalid_object_is_refused_alone_and_keeps_its_last_valid_form() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    let mut broken = service("a", 80);
+    broken["spec"]["ports"] = json!("nonsense");
+    bench.api.put(broken);
+    bench.api.put(service("c", 80));
+    bench.until_services(&["a", "b", "c"]).await;
+    let rejected = || {
+        bench
+            .status
+            .rejected()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    wait_for("the fault is told", || !rejected().is_empty()).await;
+    assert_eq!(
+        rejected(),
+        ["Service default/a: invalid type: string \"nonsense\", expected a sequence"]
+    );
+    // Not even a list takes the last valid form away.
+    bench.api.compact();
+    bench.api.put(service("d", 80));
+    bench.until_services(&["a", "b", "c", "d"]).await;
+
+    bench.api.put(service("a", 81));
+    let snapshot = bench
+        .until("the valid form", |snapshot| {
+            let service = snapshot.services.get(&model::ObjectName::new("default", "a"));
+            service.is_some_and(|service| service.ports.iter().any(|port| port.port.get() == 81))
+        })
+        .await;
+    assert_eq!(services(&snapshot).len(), 4);
+    wait_for("no fault is left", || rejected().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_overloaded_is_asked_again_when_it_wants_to_be() {
+    let bench = Bench::start(|api| {
+        feed(api);
+        api.behave(|behaviour| {
+            behaviour.fail_next = vec![429, 503, 500, 403];
+            behaviour.retry_after = 1;
+        });
+    });
+    let start = Instant::now();
+    bench.until_services(&["a", "b"]).await;
+    assert!(start.elapsed() >= Duration::from_secs(1), "Retry-After is obeyed");
+    let errors: u64 = bench.status.kinds().values().map(|kind| kind.errors).sum();
+    assert_eq!(errors, 4);
+}
+
+#[tokio::test]
+async fn credentials_are_read_again_when_the_server_refuses_them() {
+    let bench = Bench::start(|api| {
+        feed(api);
+        api.behave(|behaviour| behaviour.fail_next = vec![401]);
+    });
+    bench.until_services(&["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn a_slow_server_is_waited_for() {
+    let bench = Bench::start(|api| {
+        feed(api);
+        api.behave(|behaviour| behaviour.delay = Duration::from_millis(200));
+    });
+    bench.until_services(&["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn changes_of_one_object_arrive_in_order_and_the_last_one_stays() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    for port in 1..=200 {
+        bench.api.put(service("a", port));
+        if port % 3 == 0 {
+            bench.api.delete(&service("a", port));
+        }
+    }
+    let port = |snapshot: &Snapshot| {
+        let service = snapshot.services.get(&model::ObjectName::new("default", "a"))?;
+        service.ports.first().map(|port| port.port.get())
+    };
+    let mut seen = bench.snapshots.clone();
+    let mut latest = 0;
+    while latest != 200 {
+        tokio::time::timeout(DEADLINE, seen.changed())
+            .await
+            .expect("changes come")
+            .expect("the watch runs on");
+        let now = port(&seen.borrow_and_update()).unwrap_or(latest);
+        assert!(now >= latest || latest == 80, "{now} after {latest}");
+        latest = now;
+    }
+}
+
+#[tokio::test]
+async fn a_single_change_is_published_at_once_and_a_burst_as_few() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    let before = bench.status.publications();
+    let start = Instant::now();
+    for index in 0..500 {
+        bench.api.put(service(&format!("burst-{index}"), 80));
+    }
+    bench
+        .until("the burst", |snapshot| snapshot.services.len() == 502)
+        .await;
+    let intervals = start.elapsed().as_millis() / PUBLICATION_INTERVAL.as_millis();
+    let publications = bench.status.publications() - before;
+    assert!(
+        u128::from(publications) <= intervals + 2,
+        "{publications} publications in {intervals} intervals"
+    );
+}
+
+async fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
