@@ -38,13 +38,22 @@ fn build() -> io::Result<()> {
     }
     command.env("CARGO_ENCODED_RUSTFLAGS", STATIC);
     command.args(["build", "--release", "--quiet", "--bins", "--target", &target]);
-    command.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&target_dir);
+    command
+        .arg("--manifest-path")
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(&target_dir);
     let output = command.output()?;
     if !output.status.success() {
-        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).replace('\n', " ")));
+        return Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).replace('\n', " "),
+        ));
     }
     for program in PROGRAMS {
-        fs::copy(target_dir.join(&target).join("release").join(program), out.join(program))?;
+        fs::copy(
+            target_dir.join(&target).join("release").join(program),
+            out.join(program),
+        )?;
     }
     Ok(())
 }
@@ -58,5 +67,7 @@ fn images_target_dir(out: &Path) -> io::Result<PathBuf> {
 }
 
 fn path_of(variable: &str) -> io::Result<PathBuf> {
-    env::var_os(variable).map(PathBuf::from).ok_or_else(|| io::Error::other(format!("{variable} is not set")))
+    env::var_os(variable)
+        .map(PathBuf::from)
+        .ok_or_else(|| io::Error::other(format!("{variable} is not set")))
 }

@@ -85,6 +85,7 @@ fn sleep(args: &Args) -> Result<bool, String> {
     ends.thread_block()
         .map_err(|error| format!("block signals: {error}"))?;
     let text = args.positional(0).unwrap_or("infinity");
+    println!("sleeping {text}");
     if text != "infinity" {
         let seconds: f64 = text
             .parse()

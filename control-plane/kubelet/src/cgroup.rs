@@ -1,0 +1,176 @@
+//! The node's cgroups: its cgroup v2 subtree, and the v1 hierarchies that libcontainer uses for limits on machines
+//! that mount both.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::disk::{DiskError, OnPath};
+use crate::process::ProcessIdentity;
+
+/// A cgroup v2 directory and its path below the v2 mount, which is the same below each v1 mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    directory: PathBuf,
+    relative: PathBuf,
+    v1_mounts: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// A cgroup by its directory, for example `/sys/fs/cgroup/unified/causeway/node-1`.
+    pub fn at(directory: &Path) -> Result<Self, DiskError> {
+        let mounts = fs::read_to_string("/proc/self/mounts").on("read", Path::new("/proc/self/mounts"))?;
+        Self::among(directory, &mounts)
+            .ok_or_else(|| io::Error::other("no cgroup v2 is mounted there"))
+            .on("use cgroup", directory)
+    }
+
+    fn among(directory: &Path, mounts: &str) -> Option<Self> {
+        let of_type = |wanted: &'static str| {
+            mounts.lines().filter_map(move |line| {
+                let mut fields = line.split(' ').skip(1);
+                let (path, kind) = (fields.next()?, fields.next()?);
+                (kind == wanted).then(|| PathBuf::from(path))
+            })
+        };
+        let relative = of_type("cgroup2")
+            .filter_map(|mount| directory.strip_prefix(mount).ok().map(Path::to_owned))
+            .min_by_key(|relative| relative.components().count())?;
+        Some(Self {
+            directory: directory.to_owned(),
+            relative,
+            v1_mounts: of_type("cgroup").collect(),
+        })
+    }
+
+    /// A cgroup below this one.
+    pub fn child(&self, name: impl AsRef<Path>) -> Self {
+        Self {
+            directory: self.directory.join(&name),
+            relative: self.relative.join(&name),
+            v1_mounts: self.v1_mounts.clone(),
+        }
+    }
+
+    /// The v2 directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The path for the OCI specification (`linux.cgroupsPath`): absolute from each hierarchy's root.
+    pub fn oci_path(&self) -> PathBuf {
+        Path::new("/").join(&self.relative)
+    }
+
+    /// Moves this process into the v2 cgroup, which is made when it is not there.
+    pub fn enter(&self) -> Result<(), DiskError> {
+        fs::create_dir_all(&self.directory).on("create cgroup", &self.directory)?;
+        fs::write(self.directory.join("cgroup.procs"), "0").on("enter cgroup", &self.directory)
+    }
+
+    /// How often the kernel killed a process here for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let v1 = self
+            .v1_mounts
+            .iter()
+            .map(|mount| mount.join(&self.relative).join("memory.oom_control"));
+        std::iter::once(self.directory.join("memory.events"))
+            .chain(v1)
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .filter_map(|text| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok())
+            })
+            .sum()
+    }
+
+    /// Kills every process below and waits until none is left.
+    pub fn kill_all(&self, deadline: Duration) -> bool {
+        // `cgroup.kill` (Linux 5.14) also reaches what forks meanwhile.
+        let _ = fs::write(self.directory.join("cgroup.kill"), "1");
+        processes_below(&self.directory)
+            .into_iter()
+            .filter_map(ProcessIdentity::of)
+            .all(|process| process.kill_and_wait(deadline))
+    }
+
+    /// Removes the subtree in every hierarchy. What is in use stays, and is reported.
+    pub fn remove(&self) -> Result<(), DiskError> {
+        let places = self.v1_mounts.iter().map(|mount| mount.join(&self.relative));
+        let mut first_failure = Ok(());
+        for directory in places.chain(std::iter::once(self.directory.clone())) {
+            if let Err(error) = remove_directories(&directory).on("remove cgroup", &directory) {
+                first_failure = first_failure.and(Err(error));
+            }
+        }
+        first_failure
+    }
+}
+
+fn processes_below(directory: &Path) -> Vec<i32> {
+    let mut pids: Vec<i32> = fs::read_to_string(directory.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    for child in child_directories(directory).unwrap_or_default() {
+        pids.extend(processes_below(&child));
+    }
+    pids
+}
+
+/// cgroupfs refuses unlink(2), so that `remove_dir_all` fails: only the directories are removed, leaves first.
+fn remove_directories(directory: &Path) -> io::Result<()> {
+    let children = match child_directories(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        children => children?,
+    };
+    for child in children {
+        remove_directories(&child)?;
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn child_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_relative_path_follows_from_the_v2_mount() {
+        let hybrid =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let unified = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
+        for (directory, mounts, expected) in [
+            (
+                "/sys/fs/cgroup/unified/causeway/a",
+                hybrid,
+                Some(("/causeway/a", 1)),
+            ),
+            ("/sys/fs/cgroup/causeway/a", unified, Some(("/causeway/a", 0))),
+            ("/sys/fs/cgroup/cpu/a", hybrid, None),
+        ] {
+            let cgroup = Cgroup::among(Path::new(directory), mounts);
+            let seen = cgroup.map(|c| (c.oci_path(), c.v1_mounts.len()));
+            assert_eq!(
+                seen,
+                expected.map(|(path, v1)| (PathBuf::from(path), v1)),
+                "{directory}"
+            );
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Files that are whole or absent: written beside their place, then renamed into it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}", path.display())]
+pub struct DiskError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    #[source]
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// Adds the operation and its object to an I/O error.
+pub trait OnPath<T> {
+    /// Names what was tried on which path.
+    fn on(self, operation: &'static str, path: &Path) -> Result<T, DiskError>;
+}
+
+impl<T, E: Into<io::Error>> OnPath<T> for Result<T, E> {
+    fn on(self, operation: &'static str, path: &Path) -> Result<T, DiskError> {
+        self.map_err(|source| DiskError {
+            operation,
+            path: path.to_owned(),
+            source: source.into(),
+        })
+    }
+}
+
+/// Replaces a file in one step: a reader sees the old or the new contents.
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
+    let beside = path.with_added_extension("new");
+    fs::write(&beside, contents).on("write", &beside)?;
+    fs::rename(&beside, path).on("rename into place", path)
+}
+
+/// Replaces a JSON file in one step.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), DiskError> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(io::Error::from)
+        .on("encode", path)?;
+    write_whole(path, &text)
+}
+
+/// Reads a JSON file; `None` when it is not there.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DiskError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(io::Error::from)
+            .on("decode", path)
+            .map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).on("read", path),
+    }
+}
+
+/// Creates a directory and its parents.
+pub fn make_dir(path: &Path) -> Result<(), DiskError> {
+    fs::create_dir_all(path).on("create directory", path)
+}
+
+/// Removes a tree; absence is success.
+pub fn remove_tree(path: &Path) -> Result<(), DiskError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", path),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,340 @@
+//! The OCI runtime specification of one container: a pure translation of what the kubelet decided.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+/// The capabilities of a container that asks for nothing: those of docker and containerd.
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// All that a privileged container gets, where the kubelet has it itself.
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Kernel interfaces that tell about the machine or change it.
+const MASKED_PATHS: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+];
+const READ_ONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Microseconds of one CPU accounting period, the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Limits of one container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Most memory, in bytes.
+    pub memory_limit_bytes: Option<i64>,
+    /// Most CPU time, in thousandths of a CPU.
+    pub cpu_limit_millis: Option<u64>,
+    /// Share of CPU time under contention, in thousandths of a CPU.
+    pub cpu_request_millis: u64,
+}
+
+/// A directory or file of the node that the container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindMount {
+    /// On the node.
+    pub source: PathBuf,
+    /// In the container.
+    pub target: PathBuf,
+    /// Not writable in the container.
+    pub read_only: bool,
+}
+
+/// Rights of one container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
+    /// Everything is allowed.
+    pub privileged: bool,
+    /// Capabilities to add, without `CAP_`, or `ALL`.
+    pub add: Vec<String>,
+    /// Capabilities to take away, without `CAP_`, or `ALL`.
+    pub drop: Vec<String>,
+    /// The root file system is not writable.
+    pub read_only_root: bool,
+    /// `no_new_privs`.
+    pub no_new_privileges: bool,
+}
+
+/// What a container is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub cwd: String,
+    /// Host name in its UTS namespace.
+    pub hostname: String,
+    /// Network namespace to join; `None` = the node's own.
+    pub netns: Option<PathBuf>,
+    /// Root file system, as the shim mounts it.
+    pub rootfs: PathBuf,
+    /// Volumes and the files in `/etc`, in the order in which they are mounted.
+    pub mounts: Vec<BindMount>,
+    /// cgroup path from each hierarchy's root.
+    pub cgroup_path: PathBuf,
+    /// Limits.
+    pub resources: Resources,
+    /// Rights.
+    pub security: Security,
+    /// `oom_score_adj`; `None` leaves the kubelet's (lowering it needs CAP_SYS_RESOURCE).
+    pub oom_score_adj: Option<i32>,
+}
+
+/// The `config.json` of the container.
+pub fn oci_config(spec: &ContainerSpec) -> Value {
+    let capabilities: Vec<String> = capabilities(&spec.security)
+        .iter()
+        .map(|name| format!("CAP_{name}"))
+        .collect();
+    let mut process = json!({
+        "terminal": false,
+        "user": {
+            "uid": spec.security.uid,
+            "gid": spec.security.gid,
+            "additionalGids": spec.security.groups,
+        },
+        "args": spec.args,
+        "env": spec.env,
+        "cwd": spec.cwd,
+        "noNewPrivileges": spec.security.no_new_privileges,
+        "capabilities": {
+            "bounding": capabilities,
+            // A user other than root gets none of them by execve(2), as with every other runtime.
+            "effective": capabilities,
+            "permitted": capabilities,
+        },
+    });
+    if let (Some(score), Some(process)) = (spec.oom_score_adj, process.as_object_mut()) {
+        process.insert("oomScoreAdj".to_owned(), json!(score));
+    }
+    let (masked, read_only): (&[&str], &[&str]) = if spec.security.privileged {
+        (&[], &[])
+    } else {
+        (&MASKED_PATHS, &READ_ONLY_PATHS)
+    };
+    json!({
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": { "path": spec.rootfs, "readonly": spec.security.read_only_root },
+        "hostname": spec.hostname,
+        "mounts": mounts(spec),
+        "linux": {
+            "cgroupsPath": spec.cgroup_path,
+            "namespaces": namespaces(spec.netns.as_deref()),
+            "resources": resources(spec),
+            "maskedPaths": masked,
+            "readonlyPaths": read_only,
+        },
+    })
+}
+
+fn capabilities(security: &Security) -> BTreeSet<&str> {
+    let named = |list: &[String], name: &str| list.iter().any(|entry| entry == name || entry == "ALL");
+    let plain = |entry: &'_ str| entry.strip_prefix("CAP_").unwrap_or(entry).to_owned();
+    let add: Vec<String> = security.add.iter().map(|entry| plain(entry)).collect();
+    let drop: Vec<String> = security.drop.iter().map(|entry| plain(entry)).collect();
+    ALL_CAPABILITIES
+        .into_iter()
+        .filter(|name| {
+            let default = DEFAULT_CAPABILITIES.contains(name) && !named(&drop, name);
+            security.privileged || named(&add, name) && !drop.iter().any(|entry| entry == name) || default
+        })
+        .collect()
+}
+
+fn mounts(spec: &ContainerSpec) -> Vec<Value> {
+    let system = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
+    let sys_access = if spec.security.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        system(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        system(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
+        system("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        system(
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
+        system("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys_access]),
+    ];
+    mounts.extend(spec.mounts.iter().map(|mount| {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        json!({
+            "destination": mount.target,
+            "type": "bind",
+            "source": mount.source,
+            "options": ["rbind", "rprivate", access],
+        })
+    }));
+    mounts
+}
+
+fn namespaces(netns: Option<&Path>) -> Vec<Value> {
+    let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"]
+        .iter()
+        .map(|kind| json!({ "type": kind }))
+        .collect();
+    if let Some(path) = netns {
+        namespaces.push(json!({ "type": "network", "path": path }));
+    }
+    namespaces
+}
+
+fn resources(spec: &ContainerSpec) -> Value {
+    let mut cpu = json!({ "shares": cpu_shares(spec.resources.cpu_request_millis) });
+    if let (Some(limit), Some(cpu)) = (spec.resources.cpu_limit_millis, cpu.as_object_mut()) {
+        cpu.insert(
+            "quota".to_owned(),
+            json!((limit * CPU_PERIOD_US / 1000).max(1000)),
+        );
+        cpu.insert("period".to_owned(), json!(CPU_PERIOD_US));
+    }
+    let mut resources = json!({ "cpu": cpu });
+    if let Some(map) = resources.as_object_mut() {
+        if let Some(limit) = spec.resources.memory_limit_bytes {
+            map.insert("memory".to_owned(), json!({ "limit": limit }));
+        }
+        // libcontainer adds what every container may use (null, zero, random, its terminals).
+        let all = json!([{ "allow": spec.security.privileged, "access": "rwm" }]);
+        map.insert("devices".to_owned(), all);
+    }
+    resources
+}
+
+/// cgroup v1 shares: 1024 per CPU, at least 2 (the kernel's smallest), as Kubernetes computes them.
+fn cpu_shares(millis: u64) -> u64 {
+    (millis * 1024 / 1000).clamp(2, 262_144)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    #[test]
+    fn capabilities_follow_add_and_drop() {
+        let default: BTreeSet<&str> = DEFAULT_CAPABILITIES.into_iter().collect();
+        let all: BTreeSet<&str> = ALL_CAPABILITIES.into_iter().collect();
+        let with = |name| default.iter().copied().chain([name]).collect::<BTreeSet<_>>();
+        for (add, drop, privileged, expected) in [
+            (words(&[]), words(&[]), false, default.clone()),
+            (words(&["NET_ADMIN"]), words(&[]), false, with("NET_ADMIN")),
+            (words(&["CAP_NET_ADMIN"]), words(&[]), false, with("NET_ADMIN")),
+            (
+                words(&["NET_BIND_SERVICE"]),
+                words(&["ALL"]),
+                false,
+                BTreeSet::from(["NET_BIND_SERVICE"]),
+            ),
+            (words(&["ALL"]), words(&[]), false, all.clone()),
+            (words(&[]), words(&["ALL"]), true, all),
+        ] {
+            let security = Security {
+                add,
+                drop,
+                privileged,
+                ..Security::default()
+            };
+            assert_eq!(capabilities(&security), expected, "{security:?}");
+        }
+    }
+
+    #[test]
+    fn cpu_shares_are_those_of_kubernetes() {
+        for (millis, shares) in [(0, 2), (1, 2), (100, 102), (1000, 1024), (1_000_000, 262_144)] {
+            assert_eq!(cpu_shares(millis), shares);
+        }
+    }
+}

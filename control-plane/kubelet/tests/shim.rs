@@ -1,0 +1,242 @@
+//! The shim and the runtime with real containers of the built-in images.
+
+mod privileged {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
+
+    use jiff::Timestamp;
+    use kubelet::cgroup::Cgroup;
+    use kubelet::images::ImageStore;
+    use kubelet::oci::{ContainerSpec, Resources, Security, oci_config};
+    use kubelet::process::Signal;
+    use kubelet::runtime::{Container, Runtime};
+    use kubelet::shim::state::ContainerRequest;
+
+    /// One node's worth of directories and cgroups, removed at the end.
+    struct Node {
+        state: PathBuf,
+        cgroup: Cgroup,
+        runtime: Runtime,
+        images: ImageStore,
+    }
+
+    impl Node {
+        fn new(name: &str) -> Option<Self> {
+            if !nix::unistd::geteuid().is_root() {
+                eprintln!("SKIPPED {name}: needs root to make containers");
+                return None;
+            }
+            let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is mounted");
+            let mount = mounts
+                .lines()
+                .find_map(|line| line.split(' ').nth(1).filter(|_| line.contains(" cgroup2 ")))
+                .expect("cgroup v2 is mounted");
+            let name = format!("cwt-{name}-{}", std::process::id());
+            let state = Path::new("/var/tmp").join(&name);
+            let cgroup = Cgroup::at(&Path::new(mount).join(&name)).expect("a cgroup below the mount");
+            let shim = Path::new(env!("CARGO_BIN_EXE_causeway-shim"));
+            let runtime = Runtime::open(shim, &state.join("containers")).expect("the runtime opens");
+            let images = ImageStore::open(&state.join("images")).expect("the images open");
+            Some(Self {
+                state,
+                cgroup,
+                runtime,
+                images,
+            })
+        }
+
+        fn request(&self, id: &str) -> ContainerRequest {
+            let image = self
+                .images
+                .find("causeway/testserver:v1")
+                .expect("readable")
+                .expect("built in");
+            ContainerRequest {
+                id: id.to_owned(),
+                pod_namespace: "default".to_owned(),
+                pod_name: "pod".to_owned(),
+                pod_uid: "uid".to_owned(),
+                container: "main".to_owned(),
+                attempt: 0,
+                image: "causeway/testserver:v1".to_owned(),
+                image_id: image.id,
+                image_rootfs: image.rootfs,
+                cgroup: self.cgroup.directory().join("pods/uid").join(id),
+                log: self.state.join("log").join(format!("{id}.log")),
+                termination_log: self.state.join("termination-log"),
+                created_at: Timestamp::now(),
+            }
+        }
+
+        fn spec(&self, id: &str, args: &[&str]) -> ContainerSpec {
+            ContainerSpec {
+                args: args.iter().map(|&word| word.to_owned()).collect(),
+                env: vec!["PATH=/:/bin".to_owned()],
+                cwd: "/".to_owned(),
+                hostname: "pod".to_owned(),
+                netns: None,
+                rootfs: self.runtime.container_dir(id).rootfs(),
+                mounts: Vec::new(),
+                cgroup_path: self.cgroup.oci_path().join("pods/uid").join(id),
+                resources: Resources::default(),
+                security: Security::default(),
+                oom_score_adj: None,
+            }
+        }
+
+        async fn start(&self, id: &str, args: &[&str]) -> Container {
+            let config = oci_config(&self.spec(id, args));
+            let begin = Instant::now();
+            let container = self
+                .runtime
+                .start(self.request(id), &config)
+                .await
+                .expect("the container starts");
+            eprintln!("{id}: started in {:?}", begin.elapsed());
+            container
+        }
+
+        fn log(&self, id: &str) -> String {
+            fs::read_to_string(self.state.join("log").join(format!("{id}.log"))).unwrap_or_default()
+        }
+
+        /// Texts of the log without times.
+        fn log_texts(&self, id: &str) -> Vec<String> {
+            self.log(id)
+                .lines()
+                .map(|line| line.split_once(' ').expect("a time").1.to_owned())
+                .collect()
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            self.cgroup.kill_all(Duration::from_secs(5));
+            for container in self.runtime.adopt().unwrap_or_default() {
+                self.runtime.destroy(&container.request).expect("destroyed");
+            }
+            self.cgroup.remove().expect("no cgroup is left in use");
+            fs::remove_dir_all(&self.state).expect("no mount is left below the state directory");
+        }
+    }
+
+    /// Process 1 of a PID namespace gets no signal that it has not asked for: waits until it says that it has.
+    async fn await_log(node: &Node, id: &str, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !node.log(id).contains(text) {
+            assert!(
+                Instant::now() < deadline,
+                "{text:?} is not in the log {:?}",
+                node.log(id)
+            );
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn exit_code_and_log_survive_in_files() {
+        let Some(node) = Node::new("exit") else { return };
+        let container = node
+            .start(
+                "a",
+                &["/testserver", "fetch", "--count", "1", "http://127.0.0.1:1/"],
+            )
+            .await;
+        let exit = container.ended().await;
+        assert_eq!((exit.code, exit.signal, exit.oom_killed), (1, None, false));
+        let texts = node.log_texts("a");
+        assert!(
+            texts
+                .iter()
+                .any(|t| t.starts_with("stdout F summary: requests=1 failed=1")),
+            "{texts:?}"
+        );
+        assert_eq!(container.exit().expect("readable"), Some(exit));
+    }
+
+    #[tokio::test]
+    async fn a_container_stands_in_the_nodes_cgroup_v2_subtree() {
+        let Some(node) = Node::new("cgroup") else { return };
+        let container = node.start("a", &["/testserver", "sleep", "infinity"]).await;
+        let pid = container.started.init.pid;
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        let expected = format!("0::{}/pods/uid/a", node.cgroup.oci_path().display());
+        assert!(membership.lines().any(|line| line == expected), "{membership}");
+        await_log(&node, "a", "sleeping").await;
+        assert!(container.signal(Signal::TERM));
+        assert_eq!(container.ended().await.code, 0);
+    }
+
+    #[tokio::test]
+    async fn a_new_runtime_adopts_what_runs_and_what_ended() {
+        let Some(node) = Node::new("adopt") else { return };
+        let running = node.start("running", &["/testserver", "sleep", "infinity"]).await;
+        let ended = node.start("ended", &["/testserver", "sleep", "0"]).await;
+        ended.ended().await;
+        let again = Runtime::open(Path::new("/nonexistent"), &node.state.join("containers")).expect("opens");
+        let adopted = again.adopt().expect("readable");
+        assert_eq!(adopted, [running, ended]);
+        let exits: Vec<bool> = adopted
+            .iter()
+            .map(|c| c.exit().expect("readable").is_some())
+            .collect();
+        assert_eq!(exits, [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_refused_with_its_name() {
+        let Some(node) = Node::new("refused") else { return };
+        let config = oci_config(&node.spec("a", &["/no-such-program"]));
+        let error = node
+            .runtime
+            .start(node.request("a"), &config)
+            .await
+            .expect_err("no such program");
+        assert!(error.to_string().contains("/no-such-program"), "{error}");
+        assert!(!node.runtime.container_dir("a").path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_killed_shim_takes_its_container_along() {
+        let Some(node) = Node::new("shimkill") else { return };
+        let container = node.start("a", &["/testserver", "sleep", "infinity"]).await;
+        let shim: kubelet::process::ProcessIdentity =
+            kubelet::disk::read_json(&node.runtime.container_dir("a").shim())
+                .expect("readable")
+                .expect("there");
+        shim.signal(Signal::KILL);
+        assert_eq!(container.ended().await.code, kubelet::runtime::UNKNOWN_EXIT_CODE);
+        assert!(!container.started.init.is_alive());
+    }
+
+    #[tokio::test]
+    async fn the_memory_limit_holds() {
+        let Some(node) = Node::new("memory") else { return };
+        let mut spec = node.spec("a", &["/testserver", "sleep", "infinity"]);
+        spec.resources.memory_limit_bytes = Some(64 << 20);
+        let container = node
+            .runtime
+            .start(node.request("a"), &oci_config(&spec))
+            .await
+            .expect("starts");
+        let pid = container.started.init.pid;
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        let below = membership
+            .lines()
+            .find_map(|line| line.split_once(":memory:").map(|(_, path)| path));
+        let limit = match below {
+            Some(path) => format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes"),
+            None => node
+                .cgroup
+                .directory()
+                .join("pods/uid/a/memory.max")
+                .display()
+                .to_string(),
+        };
+        assert_eq!(
+            fs::read_to_string(limit).expect("a limit").trim(),
+            (64 << 20).to_string()
+        );
+    }
+}
