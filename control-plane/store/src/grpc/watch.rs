@@ -261,7 +261,7 @@ impl Session {
                 .engine
                 .watch(&watch.keys, watch.next, RESPONSE_BYTES, watch.prev_kv);
             let Ok(batch) = batch else {
-                self.cancel_compacted(id, published, compacted);
+                self.cancel_compacted(id, compacted);
                 return published;
             };
             watch.next = batch.next;
@@ -283,9 +283,10 @@ impl Session {
         }
     }
 
-    fn cancel_compacted(&mut self, id: i64, published: Revision, compacted: Option<Revision>) {
+    /// etcd leaves the header's revision out here.
+    fn cancel_compacted(&mut self, id: i64, compacted: Option<Revision>) {
         self.watches.remove(&id);
-        let response = self.response(id, published);
+        let response = self.response(id, 0);
         let compact_revision = compacted.unwrap_or_default();
         self.outbox.push_back(PbWatchResponse {
             canceled: true,

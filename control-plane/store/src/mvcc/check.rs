@@ -27,8 +27,8 @@ fn check_size(txn: &Txn, max_ops: usize) -> Result<(), Error> {
         })
 }
 
-/// What a list of operations may write. The check is etcd's, to the letter: deletes may overlap each other, and the two
-/// lists of a nested transaction may put the same key, since only one of them runs.
+/// What a list of operations may write. As in etcd, deletes may overlap each other, and the two lists of a nested
+/// transaction may put the same key, since only one of them runs.
 #[derive(Default)]
 struct Writes {
     puts: HashSet<Bytes>,

@@ -1,0 +1,188 @@
+//! The store speaks etcd: one table of rows (operations and what comes of them) is run against our store and against a
+//! real etcd, and every answer has to be the same, down to the texts of errors. Only an endpoint is needed.
+
+mod rows;
+mod script;
+mod transcript;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use etcd_client::Client;
+use rows::{Differs, ROWS, Row};
+use script::Session;
+use tests::{
+    process::{Place, Process},
+    skipped,
+};
+use tokio_util::sync::CancellationToken;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn our_store_answers_like_etcd() {
+    let Some(program) = etcd_program() else {
+        skipped(
+            "our_store_answers_like_etcd",
+            "no etcd on PATH or in target/tools (run ./setup.sh test)",
+        );
+        return;
+    };
+    let etcd = Etcd::start(&program);
+    let ours = OurStore::start().await;
+    let mut ours_client = connect(&ours.endpoint()).await;
+    let mut etcd_client = connect(&etcd.endpoint()).await;
+    let mut failures = Vec::new();
+    for row in ROWS {
+        let ours = transcript(&mut ours_client, row).await;
+        let theirs = transcript(&mut etcd_client, row).await;
+        failures.extend(judge(row, &ours, &theirs));
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} rows:\n{}",
+        failures.len(),
+        ROWS.len(),
+        failures.join("\n")
+    );
+    println!("{} rows agree", ROWS.len());
+}
+
+fn judge(row: &Row, ours: &str, theirs: &str) -> Option<String> {
+    let expected = match &row.differs {
+        None => theirs,
+        Some(Differs { why: _, ours }) => ours,
+    };
+    (ours.trim() != expected.trim()).then(|| {
+        let Row { claim, script, .. } = row;
+        format!("--- {claim}\n{script}\nours:\n{ours}\nexpected:\n{expected}\n")
+    })
+}
+
+async fn transcript(client: &mut Client, row: &Row) -> String {
+    Session::start(client).await.run(row.script).await
+}
+
+async fn connect(endpoint: &str) -> Client {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let tried = match Client::connect([endpoint], None).await {
+            Ok(mut client) => client.status().await.map(|_| client),
+            Err(error) => Err(error),
+        };
+        match tried {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{endpoint} does not answer: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// etcd on PATH, or where `setup.sh test` unpacks it.
+fn etcd_program() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin/etcd");
+    let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
+    on_path.chain([unpacked]).find(|program| program.is_file())
+}
+
+/// A directory of this test's own, removed when dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("cwt-store-{}-{label}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("make a directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Nothing to be done about a directory that stays.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Etcd {
+    client_addr: SocketAddr,
+    _process: Process,
+    _directory: Directory,
+}
+
+impl Etcd {
+    fn start(program: &Path) -> Self {
+        let directory = Directory::new("etcd");
+        let [client_addr, peer_addr] = free_addrs();
+        let [client, peer] = [client_addr, peer_addr].map(|addr| format!("http://{addr}"));
+        let mut command = Command::new(program);
+        command.arg("--data-dir").arg(directory.0.join("data"));
+        command.args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ]);
+        command.args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ]);
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+        let process = Process::spawn(&Place::default(), &mut command).expect("start etcd");
+        Self {
+            client_addr,
+            _process: process,
+            _directory: directory,
+        }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.client_addr)
+    }
+}
+
+/// Two addresses that are free now; etcd cannot be told to choose, and to say what it chose.
+fn free_addrs() -> [SocketAddr; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("bind"));
+    listeners
+        .each_ref()
+        .map(|listener| listener.local_addr().expect("address"))
+}
+
+struct OurStore {
+    addr: SocketAddr,
+    stop: CancellationToken,
+    _directory: Directory,
+}
+
+impl OurStore {
+    async fn start() -> Self {
+        let directory = Directory::new("ours");
+        let config = store::Config::new(directory.0.join("data"), vec![([127, 0, 0, 1], 0).into()]);
+        let server = store::Server::bind(config).await.expect("bind the store");
+        let addr = server.local_addrs()[0];
+        let stop = CancellationToken::new();
+        tokio::spawn(server.run(stop.clone()));
+        Self {
+            addr,
+            stop,
+            _directory: directory,
+        }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
+
+impl Drop for OurStore {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,273 @@
+//! Answers in words that two servers can agree on: revisions counted from the row's beginning, leases by the names that
+//! the row gave them, no identities.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use etcd_client::{
+    Error,
+    proto::{
+        PbCompactionResponse, PbDeleteResponse, PbEvent, PbKeyValue, PbLeaseGrantResponse,
+        PbLeaseKeepAliveResponse, PbLeaseRevokeResponse, PbLeaseTimeToLiveResponse, PbPutResponse,
+        PbRangeResponse, PbResponseHeader, PbTxnOpResponse, PbTxnResponse, PbWatchResponse,
+    },
+};
+
+/// The words so far.
+pub struct Transcript {
+    base: i64,
+    lease_names: BTreeMap<i64, String>,
+    lines: String,
+}
+
+impl Transcript {
+    pub fn new(base: i64) -> Self {
+        Self {
+            base,
+            lease_names: BTreeMap::new(),
+            lines: String::new(),
+        }
+    }
+
+    /// The revision that revisions are counted from.
+    pub fn base(&self) -> i64 {
+        self.base
+    }
+
+    pub fn finish(self) -> String {
+        self.lines
+    }
+
+    fn line(&mut self, line: &str) {
+        writeln!(self.lines, "{line}").expect("invariant: a string takes every write");
+    }
+
+    pub fn error(&mut self, error: &Error) {
+        let line = match error {
+            Error::GRpcStatus(status) => format!("error {:?}: {}", status.code(), status.message()),
+            other => format!("error {other}"),
+        };
+        self.line(&line);
+    }
+
+    pub fn put(&mut self, response: &PbPutResponse) {
+        let line = self.put_words(response);
+        self.line(&line);
+    }
+
+    pub fn range(&mut self, response: &PbRangeResponse) {
+        let line = self.range_words(response);
+        self.line(&line);
+    }
+
+    pub fn delete(&mut self, response: &PbDeleteResponse) {
+        let line = self.delete_words(response);
+        self.line(&line);
+    }
+
+    pub fn txn(&mut self, response: &PbTxnResponse) {
+        let line = format!(
+            "{} {}",
+            self.at(response.header.as_ref()),
+            self.txn_words(response)
+        );
+        self.line(&line);
+    }
+
+    pub fn compacted(&mut self, response: &PbCompactionResponse) {
+        let line = format!("compacted {}", self.at(response.header.as_ref()));
+        self.line(&line);
+    }
+
+    pub fn granted(&mut self, name: &str, response: &PbLeaseGrantResponse) {
+        self.lease_names.insert(response.id, name.to_owned());
+        let line = format!(
+            "granted {} {} s {}",
+            self.at(response.header.as_ref()),
+            response.ttl,
+            response.error
+        );
+        self.line(&line);
+    }
+
+    pub fn revoked(&mut self, response: &PbLeaseRevokeResponse) {
+        let line = format!("revoked {}", self.at(response.header.as_ref()));
+        self.line(&line);
+    }
+
+    /// How much remains depends on when it is asked: only whether it does.
+    pub fn time_to_live(&mut self, response: &PbLeaseTimeToLiveResponse) {
+        let PbLeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl,
+            granted_ttl,
+            keys,
+        } = response;
+        let remains = if (0..=*granted_ttl).contains(ttl) {
+            "some".to_owned()
+        } else {
+            ttl.to_string()
+        };
+        let mut keys: Vec<_> = keys.iter().map(|key| text(key)).collect();
+        keys.sort();
+        let (at, name) = (self.at(header.as_ref()), self.lease_name(*id));
+        self.line(&format!(
+            "lease {name} {at} of {granted_ttl} s {remains} keys {keys:?}"
+        ));
+    }
+
+    pub fn renewed(&mut self, response: &PbLeaseKeepAliveResponse) {
+        let line = format!("renewed {} {} s", self.lease_name(response.id), response.ttl);
+        self.line(&line);
+    }
+
+    pub fn leases(&mut self, ids: impl Iterator<Item = i64>) {
+        let mut names: Vec<_> = ids.map(|id| self.lease_name(id)).collect();
+        names.sort();
+        self.line(&format!("leases {names:?}"));
+    }
+
+    /// Sorted by watch, since servers may serve the watches of a stream in any order.
+    pub fn events(&mut self, mut events: Vec<(i64, PbEvent)>) {
+        events.sort_by_key(|(watch, _)| *watch);
+        for (watch, event) in &events {
+            let kind = if event.r#type == 0 { "PUT" } else { "DELETE" };
+            let kv = self.optional(event.kv.as_ref());
+            let line = format!(
+                "watch {watch}: {kind} {kv} before {}",
+                self.optional(event.prev_kv.as_ref())
+            );
+            self.line(&line);
+        }
+    }
+
+    /// A response without events.
+    pub fn watch_response(&mut self, response: &PbWatchResponse) {
+        let PbWatchResponse {
+            header,
+            watch_id,
+            created,
+            canceled,
+            compact_revision,
+            cancel_reason,
+            fragment: _,
+            events,
+        } = response;
+        assert!(events.is_empty(), "events where none were expected: {events:?}");
+        let mut line = format!("watch {watch_id} {}", self.at(header.as_ref()));
+        for (set, word) in [(*created, " created"), (*canceled, " cancelled")] {
+            line.push_str(if set { word } else { "" });
+        }
+        let compacted = self.revision(*compact_revision);
+        self.line(&format!("{line} {cancel_reason:?} compacted {compacted}"));
+    }
+
+    fn put_words(&self, response: &PbPutResponse) -> String {
+        format!(
+            "put {} before {}",
+            self.at(response.header.as_ref()),
+            self.optional(response.prev_kv.as_ref())
+        )
+    }
+
+    fn range_words(&self, response: &PbRangeResponse) -> String {
+        let PbRangeResponse {
+            header,
+            kvs,
+            more,
+            count,
+        } = response;
+        let more = if *more { " and more" } else { "" };
+        format!(
+            "range {} count {count} {}{more}",
+            self.at(header.as_ref()),
+            self.list(kvs)
+        )
+    }
+
+    fn delete_words(&self, response: &PbDeleteResponse) -> String {
+        let PbDeleteResponse {
+            header,
+            deleted,
+            prev_kvs,
+        } = response;
+        format!(
+            "deleted {} {deleted} {}",
+            self.at(header.as_ref()),
+            self.list(prev_kvs)
+        )
+    }
+
+    fn txn_words(&self, response: &PbTxnResponse) -> String {
+        let branch = if response.succeeded { "then" } else { "else" };
+        let answers = response.responses.iter().map(|answer| match &answer.response {
+            Some(PbTxnOpResponse::ResponseRange(response)) => self.range_words(response),
+            Some(PbTxnOpResponse::ResponsePut(response)) => self.put_words(response),
+            Some(PbTxnOpResponse::ResponseDeleteRange(response)) => self.delete_words(response),
+            Some(PbTxnOpResponse::ResponseTxn(response)) => self.txn_words(response),
+            None => "nothing".into(),
+        });
+        format!("txn {branch} [{}]", answers.collect::<Vec<_>>().join("; "))
+    }
+
+    fn list(&self, kvs: &[PbKeyValue]) -> String {
+        format!(
+            "[{}]",
+            kvs.iter()
+                .map(|kv| self.key_value(kv))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
+    }
+
+    fn optional(&self, kv: Option<&PbKeyValue>) -> String {
+        kv.map_or_else(|| "nothing".into(), |kv| self.key_value(kv))
+    }
+
+    fn key_value(&self, kv: &PbKeyValue) -> String {
+        let PbKeyValue {
+            key,
+            create_revision,
+            mod_revision,
+            version,
+            value,
+            lease,
+        } = kv;
+        let [created, modified] = [create_revision, mod_revision].map(|revision| self.revision(*revision));
+        let mut words = format!("{}={} {created}/{modified} v{version}", text(key), text(value));
+        if *lease != 0 {
+            write!(words, " on {}", self.lease_name(*lease)).expect("invariant: a string takes every write");
+        }
+        words
+    }
+
+    fn at(&self, header: Option<&PbResponseHeader>) -> String {
+        header.map_or_else(
+            || "no header".into(),
+            |header| format!("@{}", self.revision(header.revision)),
+        )
+    }
+
+    fn revision(&self, revision: i64) -> String {
+        if revision == 0 {
+            "0".into()
+        } else {
+            format!("{:+}", revision - self.base)
+        }
+    }
+
+    fn lease_name(&self, id: i64) -> String {
+        self.lease_names
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| id.to_string())
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    if bytes.len() > 40 {
+        format!("<{} bytes>", bytes.len())
+    } else {
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+}
