@@ -1,1 +1,74 @@
-//! 
+//! The cluster DNS server: CoreDNS's place, configured by a Corefile, fed by the node agent.
+//!
+//! Tour, from the wire inwards:
+//! - [`serve`]: UDP threads and TCP connections; [`chain`]: which server block and which plugin answers.
+//! - [`question`] reads packets, [`answer`] writes them; neither allocates for a cluster name.
+//! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
+//! - [`feed`]: the agent's socket, and the last good snapshot on disk.
+//! - [`forward`], [`cache`]: everything that is not the cluster's.
+//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`]: what can be seen from outside.
+//! - [`server`]: sockets and threads put together; [`run`] does all of it.
+
+use std::io;
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+pub mod answer;
+pub mod cache;
+pub mod chain;
+pub mod corefile;
+pub mod feed;
+pub mod forward;
+pub mod http;
+pub mod kubernetes;
+pub mod metrics;
+pub mod name;
+pub mod question;
+#[cfg(test)]
+mod samples;
+pub mod serve;
+pub mod server;
+pub mod state;
+pub mod zone;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config(pub corefile::Corefile);
+
+impl Config {
+    /// Reads a Corefile, with this process's environment for its variables.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn parse(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Ok(Self(corefile::Corefile::read(path.as_ref())?))
+    }
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Corefile is wrong.
+    #[error(transparent)]
+    Corefile(#[from] corefile::Error),
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
+    /// A thread cannot be started.
+    #[error("cannot start a serving thread")]
+    Thread {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Takes the sockets, serves until `shutdown`, and for the lameduck time after it. The log line `serving` tells that
+/// every socket answers; [`server::Bound`] tells it to a caller that wants to know.
+///
+/// # Errors
+/// When a socket cannot be had.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    server::Bound::new(&config).await?.run(shutdown).await
+}

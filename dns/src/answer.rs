@@ -1,0 +1,455 @@
+//! What goes back: a writer that starts from the client's own header and question, so that id, case and flags come
+//! back as they came, and that never grows beyond what the client can take.
+//!
+//! ```text
+//! [header + question, copied][answers][authorities][additionals][OPT: 11 bytes, where the client sent one]
+//! ```
+//! Owners are pointers into the question (`C0 0C` is its name), so that the answer carries no name twice.
+
+use std::net::IpAddr;
+
+use crate::name::Name;
+use crate::question::{CLASS_IN, HEADER, Query, Record, expand_name, rcode, rtype};
+
+const FLAG_QR: u16 = 0x8000;
+const FLAG_AA: u16 = 0x0400;
+const FLAG_TC: u16 = 0x0200;
+/// What an answer copies from the query: opcode, RD, AD, CD.
+const COPIED_FLAGS: u16 = 0x7800 | 0x0100 | 0x0020 | 0x0010;
+/// An OPT record without options: root, type, class, ttl, length.
+const OPT_SIZE: usize = 11;
+/// The farthest place that a compression pointer reaches (RFC 1035 §4.1.4: 14 bits).
+const POINTER_REACH: usize = 0x3fff;
+
+/// The name that a record belongs to.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<'n> {
+    /// A name that stands at this place of the packet.
+    At(usize),
+    /// A name written out.
+    Literal(&'n [u8]),
+}
+
+impl Owner<'_> {
+    /// The question's name.
+    pub const QUESTION: Self = Self::At(HEADER);
+}
+
+/// The three sections, in their order in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    /// Answers.
+    Answer,
+    /// Authorities.
+    Authority,
+    /// Additional records; what does not fit is left out without a word (RFC 2181 §9).
+    Additional,
+}
+
+/// Writes one answer into a buffer.
+pub struct Writer<'b, 'q> {
+    out: &'b mut Vec<u8>,
+    query: &'q Query<'q>,
+    /// Bytes that records may fill: the client's limit without the OPT record.
+    limit: usize,
+    counts: [u16; 3],
+    truncated: bool,
+}
+
+impl<'b, 'q> Writer<'b, 'q> {
+    /// Starts an answer of at most `limit` bytes in `out`, whose old contents go.
+    pub fn start(out: &'b mut Vec<u8>, query: &'q Query<'q>, limit: usize) -> Self {
+        out.clear();
+        out.extend_from_slice(query.head());
+        let reserved = if query.edns.is_some() { OPT_SIZE } else { 0 };
+        Self {
+            out,
+            query,
+            limit: limit.saturating_sub(reserved),
+            counts: [0; 3],
+            truncated: false,
+        }
+    }
+
+    /// Where the next record will start.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether a record did not fit into the answer section.
+    #[must_use]
+    pub fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// Adds `cells`, pre-encoded records of `CELL` bytes each whose owner is the question's name and whose TTL field
+    /// (bytes 6 to 9) is filled in here, beginning with the cell at `rotation`: as many as fit.
+    pub fn cells<const CELL: usize>(&mut self, cells: &[[u8; CELL]], rotation: usize, ttl: u32) {
+        let room = self.limit.saturating_sub(self.out.len()) / CELL;
+        let (tail, front) = cells.split_at(if cells.is_empty() {
+            0
+        } else {
+            rotation % cells.len()
+        });
+        let ttl = ttl.to_be_bytes();
+        for cell in front.iter().chain(tail).take(room) {
+            let start = self.out.len();
+            self.out.extend_from_slice(cell);
+            self.out[start + 6..start + 10].copy_from_slice(&ttl);
+        }
+        self.counts[0] += room.min(cells.len()) as u16;
+        self.truncated |= room < cells.len();
+    }
+
+    /// Adds a record whose data `data` writes. Returns whether it fitted.
+    pub fn record(
+        &mut self,
+        section: Section,
+        owner: Owner<'_>,
+        rtype: u16,
+        ttl: u32,
+        data: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let start = self.out.len();
+        put_owner(self.out, owner);
+        self.out.extend_from_slice(&rtype.to_be_bytes());
+        self.out.extend_from_slice(&CLASS_IN.to_be_bytes());
+        self.out.extend_from_slice(&ttl.to_be_bytes());
+        let length_at = self.out.len();
+        self.out.extend_from_slice(&[0, 0]);
+        data(self.out);
+        let length = (self.out.len() - length_at - 2) as u16;
+        self.out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+        if self.out.len() > self.limit {
+            self.out.truncate(start);
+            self.truncated |= section == Section::Answer;
+            return false;
+        }
+        self.counts[section as usize] += 1;
+        true
+    }
+
+    /// Adds an A or AAAA record.
+    pub fn address(&mut self, section: Section, owner: Owner<'_>, address: IpAddr, ttl: u32) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.record(section, owner, rtype::A, ttl, |out| out.extend(v4.octets())),
+            IpAddr::V6(v6) => self.record(section, owner, rtype::AAAA, ttl, |out| out.extend(v6.octets())),
+        }
+    }
+
+    /// Adds a record whose data is one name, written out.
+    pub fn name(&mut self, section: Section, owner: Owner<'_>, rtype: u16, ttl: u32, name: &[u8]) -> bool {
+        self.record(section, owner, rtype, ttl, |out| out.extend_from_slice(name))
+    }
+
+    /// Ends the answer: flags, counts, OPT. `authoritative` sets AA.
+    pub fn finish(self, code: u16, authoritative: bool) {
+        let mut flags = FLAG_QR | (self.query.flags() & COPIED_FLAGS) | (code & 15);
+        flags |= if authoritative { FLAG_AA } else { 0 };
+        flags |= if self.truncated { FLAG_TC } else { 0 };
+        let mut additionals = self.counts[2];
+        if let Some(edns) = self.query.edns {
+            put_opt(self.out, edns.udp_size, code, edns.dnssec_ok);
+            additionals += 1;
+        }
+        let words = [flags, 1, self.counts[0], self.counts[1], additionals];
+        for (index, word) in words.into_iter().enumerate() {
+            self.out[2 + 2 * index..4 + 2 * index].copy_from_slice(&word.to_be_bytes());
+        }
+    }
+}
+
+fn put_owner(out: &mut Vec<u8>, owner: Owner<'_>) {
+    match owner {
+        Owner::At(at) => {
+            debug_assert!(at <= POINTER_REACH);
+            out.extend_from_slice(&(0xc000 | at as u16).to_be_bytes());
+        }
+        Owner::Literal(name) => out.extend_from_slice(name),
+    }
+}
+
+/// The pointer to a name at `at`, or the name itself where a pointer does not reach.
+#[must_use]
+pub fn owner_at(at: usize, name: &[u8]) -> Owner<'_> {
+    if at <= POINTER_REACH {
+        Owner::At(at)
+    } else {
+        Owner::Literal(name)
+    }
+}
+
+/// The OPT record: the client's size and DO bit come back, its options do not (RFC 6891 §6.1.3 for the code's high
+/// bits).
+fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
+    let [high, low] = udp_size.to_be_bytes();
+    let flags = if dnssec_ok { 0x80 } else { 0 };
+    out.extend_from_slice(&[
+        0,
+        0,
+        rtype::OPT as u8,
+        high,
+        low,
+        (code >> 4) as u8,
+        0,
+        flags,
+        0,
+        0,
+        0,
+    ]);
+}
+
+/// An answer with a code and nothing else but question and OPT.
+pub fn code_only(out: &mut Vec<u8>, query: &Query<'_>, code: u16) {
+    Writer::start(out, query, usize::MAX).finish(code, false);
+}
+
+/// A bare header with a code, for packets that could not be read to the end of their question.
+///
+/// The opcode comes back for NOTIMP alone, as from CoreDNS's library.
+pub fn header_only(out: &mut Vec<u8>, packet: &[u8], code: u16) {
+    out.clear();
+    let opcode = if code == rcode::NOTIMP {
+        packet[2] & 0x78
+    } else {
+        0
+    };
+    out.extend_from_slice(&[packet[0], packet[1], 0x80 | opcode, code as u8]);
+    out.extend_from_slice(&[0; 8]);
+}
+
+/// Cuts an upstream's response to what the client can take: as many answers as fit, TC set, nothing behind them but
+/// the OPT record where the client sent one.
+pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
+    if response.len() <= limit {
+        return;
+    }
+    let room = limit.saturating_sub(if query.edns.is_some() { OPT_SIZE } else { 0 });
+    let answers = u16::from_be_bytes([response[6], response[7]]);
+    let mut end = query.question_end;
+    let mut kept = 0u16;
+    while kept < answers {
+        match Record::read(response, end) {
+            Some((_, next)) if next <= room => end = next,
+            _ => break,
+        }
+        kept += 1;
+    }
+    response.truncate(end);
+    response[2] |= (FLAG_TC >> 8) as u8;
+    response[6..8].copy_from_slice(&kept.to_be_bytes());
+    response[8..12].fill(0);
+    if let Some(edns) = query.edns {
+        put_opt(response, edns.udp_size, 0, edns.dnssec_ok);
+        response[11] = 1;
+    }
+}
+
+/// The code of a response.
+#[must_use]
+pub fn code_of(response: &[u8]) -> u16 {
+    response.get(3).map_or(rcode::SERVFAIL, |low| u16::from(low & 15))
+}
+
+/// One answer of a response that an alias was followed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Its owner, written out.
+    pub owner: Vec<u8>,
+    /// CNAME or the type asked for.
+    pub rtype: u16,
+    /// Time to live.
+    pub ttl: u32,
+    /// Its data, names written out.
+    pub data: Vec<u8>,
+}
+
+/// The CNAME, A and AAAA records in the answer section of a response without error; nothing else is followed.
+#[must_use]
+pub fn followed_answers(response: &[u8]) -> Vec<Followed> {
+    let mut found = Vec::new();
+    let Ok(header) = <&[u8; HEADER]>::try_from(response.get(..HEADER).unwrap_or(&[])) else {
+        return found;
+    };
+    let questions = u16::from_be_bytes([header[4], header[5]]);
+    let answers = u16::from_be_bytes([header[6], header[7]]);
+    let mut at = HEADER;
+    if questions != 1 || code_of(response) != rcode::NOERROR {
+        return found;
+    }
+    // The question: a name that is never compressed, type, class.
+    match expand_name(response, at) {
+        Some(name) => at += name.len() + 4,
+        None => return found,
+    }
+    for _ in 0..answers {
+        let Some((record, next)) = Record::read(response, at) else {
+            break;
+        };
+        at = next;
+        let data = match record.rtype {
+            rtype::A if record.data.len() == 4 => Some(record.data.to_vec()),
+            rtype::AAAA if record.data.len() == 16 => Some(record.data.to_vec()),
+            rtype::CNAME => expand_name(response, record.data_at),
+            _ => None,
+        };
+        if let (Some(owner), Some(data)) = (expand_name(response, record.start), data) {
+            found.push(Followed {
+                owner,
+                rtype: record.rtype,
+                ttl: record.ttl,
+                data,
+            });
+        }
+    }
+    found
+}
+
+/// The SOA record of a zone that is the question's name from label `index` on, as CoreDNS makes it: owner, `ns.dns`
+/// and `hostmaster` all point at the zone inside the question and so come in the question's case.
+pub fn put_soa(
+    writer: &mut Writer<'_, '_>,
+    section: Section,
+    zone_at: usize,
+    serial: u32,
+    ttl: u32,
+    minimum: u32,
+) -> bool {
+    writer.record(section, Owner::At(zone_at), rtype::SOA, ttl, |out| {
+        let zone = (0xc000 | zone_at as u16).to_be_bytes();
+        out.extend_from_slice(b"\x02ns\x03dns");
+        out.extend_from_slice(&zone);
+        out.extend_from_slice(b"\x0ahostmaster");
+        out.extend_from_slice(&zone);
+        for number in [serial, 7200, 1800, 86400, minimum] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+    })
+}
+
+/// A pre-encoded A record: owner is the question's name, TTL zero until [`Writer::cells`] fills it in.
+///
+/// `[C0 0C][type][class][ttl:4][length:2][address:4] = 16 bytes`
+#[must_use]
+pub fn a_cell(address: std::net::Ipv4Addr) -> [u8; 16] {
+    let [a, b, c, d] = address.octets();
+    [0xc0, 0x0c, 0, rtype::A as u8, 0, 1, 0, 0, 0, 0, 0, 4, a, b, c, d]
+}
+
+/// A pre-encoded AAAA record, 28 bytes; otherwise as [`a_cell`].
+#[must_use]
+pub fn aaaa_cell(address: std::net::Ipv6Addr) -> [u8; 28] {
+    let mut cell = [0; 28];
+    cell[..12].copy_from_slice(&[0xc0, 0x0c, 0, rtype::AAAA as u8, 0, 1, 0, 0, 0, 0, 0, 16]);
+    cell[12..].copy_from_slice(&address.octets());
+    cell
+}
+
+/// The name made of labels in front of a zone, written out.
+#[must_use]
+pub fn join(labels: &[&[u8]], zone: &Name) -> Vec<u8> {
+    let mut name = Vec::with_capacity(64 + zone.wire().len());
+    for label in labels {
+        name.push(label.len() as u8);
+        name.extend_from_slice(label);
+    }
+    name.extend_from_slice(zone.wire());
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::question::query_packet;
+
+    fn with_opt(mut packet: Vec<u8>, size: u16) -> Vec<u8> {
+        packet[11] = 1;
+        put_opt(&mut packet, size, 0, true);
+        packet
+    }
+
+    #[test]
+    fn as_many_cells_as_fit_are_written_and_the_rest_is_marked() {
+        let name = Name::parse("svc.ns.svc.cluster.local").expect("name");
+        let cells: Vec<[u8; 16]> = (0..200).map(|n| a_cell([10, 0, 0, n as u8].into())).collect();
+        for (size, limit, expected) in [
+            (None, 512, 29),
+            (Some(1232), 1232, 73),
+            (Some(4096), 4096, 200),
+            (None, 65_535, 200),
+        ] {
+            let plain = query_packet(7, name.wire(), rtype::A);
+            let packet = size.map_or(plain.clone(), |size| with_opt(plain.clone(), size));
+            let query = Query::parse(&packet).expect("query");
+            let mut out = Vec::new();
+            let mut writer = Writer::start(&mut out, &query, limit);
+            writer.cells(&cells, 199, 30);
+            writer.finish(rcode::NOERROR, true);
+            assert!(out.len() <= limit);
+            assert_eq!(
+                u16::from_be_bytes([out[6], out[7]]),
+                expected,
+                "answers in {limit} bytes"
+            );
+            assert_eq!(out[2] & 2 != 0, expected < 200, "TC in {limit} bytes");
+            assert_eq!(
+                out[query.question_end + 12..][..4],
+                [10, 0, 0, 199],
+                "the rotation's first"
+            );
+            assert_eq!(out[query.question_end + 6..][..4], [0, 0, 0, 30], "the TTL");
+        }
+    }
+
+    #[test]
+    fn a_long_response_is_cut_to_whole_answers_with_the_opt_record_kept() {
+        let name = Name::parse("big.example").expect("name");
+        let packet = with_opt(query_packet(7, name.wire(), rtype::A), 600);
+        let query = Query::parse(&packet).expect("query");
+        let cells: Vec<[u8; 16]> = (0..100).map(|n| a_cell([10, 0, 0, n].into())).collect();
+        let mut response = Vec::new();
+        let mut writer = Writer::start(&mut response, &query, 65_535);
+        writer.cells(&cells, 0, 30);
+        writer.finish(rcode::NOERROR, false);
+        fit(&mut response, &query, query.udp_limit());
+        // 600 - 11 for OPT - 29 of header and question = 560 = 35 records of 16.
+        assert_eq!(
+            (response.len(), response[7], response[11], response[2] & 2),
+            (600, 35, 1, 2)
+        );
+    }
+
+    #[test]
+    fn followed_answers_come_with_their_names_written_out() {
+        let name = Name::parse("a.example").expect("name");
+        let packet = query_packet(7, name.wire(), rtype::A);
+        let query = Query::parse(&packet).expect("query");
+        let mut response = Vec::new();
+        let mut writer = Writer::start(&mut response, &query, 512);
+        let target_at = writer.position() + 12;
+        writer.record(Section::Answer, Owner::QUESTION, rtype::CNAME, 60, |out| {
+            out.extend_from_slice(b"\x01b\xc0\x0e");
+        });
+        writer.address(Section::Answer, Owner::At(target_at), [1, 2, 3, 4].into(), 5);
+        writer.record(Section::Answer, Owner::QUESTION, rtype::TXT, 60, |out| {
+            out.push(0)
+        });
+        writer.finish(rcode::NOERROR, false);
+        let wire = |text: &str| Name::parse(text).expect("name").wire().to_vec();
+        let alias = Followed {
+            owner: wire("a.example"),
+            rtype: rtype::CNAME,
+            ttl: 60,
+            data: wire("b.example"),
+        };
+        let address = Followed {
+            owner: wire("b.example"),
+            rtype: rtype::A,
+            ttl: 5,
+            data: vec![1, 2, 3, 4],
+        };
+        assert_eq!(followed_answers(&response), [alias, address]);
+        assert_eq!(followed_answers(&response[..20]), []);
+    }
+}

@@ -1,0 +1,227 @@
+//! The Corefile: CoreDNS's configuration language, read into typed options.
+//!
+//! Three steps: [`lexer`] (words), [`tree`] (blocks and directives, imports and snippets resolved), [`plugins`]
+//! (options, checked). Every error names file and line.
+
+pub mod lexer;
+pub mod plugins;
+pub mod tree;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use crate::cache;
+use crate::forward;
+use crate::kubernetes;
+use crate::name::Name;
+use lexer::Token;
+
+/// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {message}")]
+pub struct Error {
+    /// The file.
+    pub file: String,
+    /// The line, from 1; 0 when the file as a whole is meant.
+    pub line: u32,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corefile {
+    /// The server blocks, in the file's order.
+    pub blocks: Vec<ServerBlock>,
+}
+
+/// What answers for some zones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerBlock {
+    /// Zones and ports.
+    pub keys: Vec<Key>,
+    /// Addresses to listen at; empty = all.
+    pub bind: Vec<IpAddr>,
+    /// `errors`: failures are logged.
+    pub errors: bool,
+    /// `log`: queries are logged.
+    pub log: Option<Log>,
+    /// `health`.
+    pub health: Option<Health>,
+    /// `ready`: where it listens. Default `:8181`.
+    pub ready: Option<SocketAddr>,
+    /// `prometheus`: where it listens. Default `localhost:9153`.
+    pub prometheus: Option<SocketAddr>,
+    /// `cache`.
+    pub cache: Option<cache::Options>,
+    /// `loop`: upstreams that send queries back here are taken out.
+    pub detect_loops: bool,
+    /// `reload`: how often the Corefile is looked at. Default 30 s.
+    pub reload: Option<Duration>,
+    /// `loadbalance`: addresses come in a random order.
+    pub load_balance: bool,
+    /// `kubernetes`.
+    pub kubernetes: Option<kubernetes::Options>,
+    /// `forward`, in the file's order.
+    pub forward: Vec<forward::Options>,
+    /// `whoami`.
+    pub whoami: bool,
+}
+
+/// One zone of a server block's heading.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The zone.
+    pub zone: Name,
+    /// The port. Default 53.
+    pub port: u16,
+}
+
+/// Which queries are logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Class `success`: NOERROR with answers.
+    pub success: bool,
+    /// Class `denial`: NXDOMAIN and NODATA.
+    pub denial: bool,
+    /// Class `error`: SERVFAIL, NOTIMP, REFUSED and the like.
+    pub error: bool,
+}
+
+/// The health endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Where it listens. Default `:8080`.
+    pub address: SocketAddr,
+    /// How long the server goes on answering after it was told to end. Default 0.
+    pub lameduck: Duration,
+}
+
+impl Corefile {
+    /// Reads a file, with the process's environment.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let file = path.to_string_lossy();
+        let text = std::fs::read_to_string(path).map_err(|error| Error {
+            file: file.to_string(),
+            line: 0,
+            message: format!("cannot read the Corefile: {error}"),
+        })?;
+        Self::parse(&file, &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a text. `environment` gives the value of a variable.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn parse(
+        file: &str,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        let mut blocks = Vec::new();
+        let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
+        for tree in tree::blocks(file, text, environment)? {
+            let mut keys = Vec::new();
+            for key in &tree.keys {
+                keys.extend(zone_keys(key)?);
+            }
+            let mut block = ServerBlock {
+                keys,
+                ..ServerBlock::default()
+            };
+            for directive in &tree.directives {
+                plugins::apply(&mut block, directive)?;
+            }
+            for key in &block.keys {
+                if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {
+                    let message = format!("cannot serve {} at port {} twice", key.zone, key.port);
+                    return Err(tree.keys.first().map_or_else(
+                        || Error {
+                            file: file.to_owned(),
+                            line: 0,
+                            message: message.clone(),
+                        },
+                        |token| token.error(message.clone()),
+                    ));
+                }
+            }
+            blocks.push(block);
+        }
+        if blocks.is_empty() {
+            let message = "there is no server block: the least is '. { whoami }'".to_owned();
+            return Err(Error {
+                file: file.to_owned(),
+                line: 0,
+                message,
+            });
+        }
+        Ok(Self { blocks })
+    }
+}
+
+/// The zones of one word in front of a server block: `cluster.local:53`, `dns://.`, `10.96.0.0/12`.
+fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
+    let text = match token.text.split_once("://") {
+        None => token.text.as_str(),
+        Some(("dns", rest)) => rest,
+        Some((scheme, _)) => {
+            return Err(token.error(format!("{scheme}:// is not served yet; only dns:// is")));
+        }
+    };
+    let (zone, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 network are not followed by a port alone.
+        Some((zone, port)) if !zone.contains(':') || zone.contains('/') => (
+            zone,
+            port.parse()
+                .map_err(|_| token.error(format!("{port:?} is no port number")))?,
+        ),
+        _ => (text, 53),
+    };
+    let zone = if zone.is_empty() { "." } else { zone };
+    Ok(zones(token, zone)?
+        .into_iter()
+        .map(|zone| Key { zone, port })
+        .collect())
+}
+
+/// A zone by name, or the reverse zones of a network. A prefix that ends within a label becomes several zones.
+pub(crate) fn zones(token: &Token, text: &str) -> Result<Vec<Name>, Error> {
+    if text.contains('/') {
+        let network: IpNetwork = text
+            .parse()
+            .map_err(|_| token.error(format!("{text:?} is neither a zone nor a network")))?;
+        return Ok(reverse_zones(network));
+    }
+    let name = Name::parse(text).map_err(|error| token.error(format!("the zone {text:?} {error}")))?;
+    Ok(vec![name])
+}
+
+fn reverse_zones(network: IpNetwork) -> Vec<Name> {
+    let bits_per_label = if network.is_ipv4() { 8 } else { 4 };
+    let labels = network.prefix().div_ceil(bits_per_label);
+    let spare = labels * bits_per_label - network.prefix();
+    let all_labels = if network.is_ipv4() { 4 } else { 32 };
+    let zones = (0..1u128 << spare).map(|index| {
+        let address = match network.network() {
+            IpAddr::V4(v4) if labels > 0 => {
+                IpAddr::V4((u32::from(v4) | (index as u32) << (32 - labels * 8)).into())
+            }
+            IpAddr::V6(v6) if labels > 0 => IpAddr::V6((u128::from(v6) | index << (128 - labels * 4)).into()),
+            address => address,
+        };
+        let whole = Name::reverse(address).to_string();
+        let zone: Vec<&str> = whole.split('.').skip(usize::from(all_labels - labels)).collect();
+        Name::parse(&zone.join(".")).expect("invariant: the tail of a name is a name")
+    });
+    zones.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,478 @@
+//! The agent's feed: a client of its socket that keeps the last good snapshot, in memory and on disk.
+//!
+//! ```text
+//! agent ─ unix socket, JSON lines ─► Intake (Begin … End) ─► Snapshot ─► Table, published by one pointer swap
+//!                                                               └─► file, written beside and renamed
+//! ```
+//! Whatever happens to the agent, the answers stay: a cut connection leaves the last snapshot in use, and a restarted
+//! DNS process answers from the file before the agent is back.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use futures::StreamExt;
+use model::feed::{Message, VERSION};
+use model::{Change, Snapshot};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::sync::CancellationToken;
+
+use crate::zone::Table;
+
+/// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
+const MAX_LINE: usize = 16 << 20;
+/// Changes are collected for so long before a table is made of them.
+const COALESCE: Duration = Duration::from_millis(20);
+/// The file is written at most this often.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Why the feed ended, or a file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The socket is not there, or nobody listens.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent went away.
+    #[error("the agent closed the connection")]
+    Closed,
+    /// The connection failed, or a line is too long.
+    #[error("cannot read from the agent")]
+    Read(#[from] LinesCodecError),
+    /// A line is no message.
+    #[error("line {line} is no message of the feed")]
+    Malformed {
+        /// From 1.
+        line: u64,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The other side speaks a newer layout.
+    #[error("the feed has version {found}, this program knows up to {VERSION}: update the DNS process")]
+    Version {
+        /// The version there.
+        found: u32,
+    },
+    /// A change or an end came before any beginning.
+    #[error("the feed does not start with a beginning")]
+    NoBegin,
+    /// The file ends in the middle of a snapshot.
+    #[error("the snapshot is not complete")]
+    Incomplete,
+    /// The file cannot be read or written.
+    #[error("cannot use the state file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where answers come from, as the serving threads see it.
+#[derive(Default)]
+pub struct Source {
+    /// The table of the last good snapshot.
+    pub table: ArcSwap<Table>,
+    connected: AtomicBool,
+    /// When the snapshot was last known to be the agent's, in milliseconds of Unix time; 0 = never.
+    fresh_at: AtomicU64,
+    /// Tables made so far.
+    pub published: AtomicU64,
+}
+
+impl Source {
+    /// How long ago the snapshot was last known to be current; zero while connected, `None` when there is none.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        if self.is_connected() {
+            return Some(Duration::ZERO);
+        }
+        match self.fresh_at.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(Duration::from_millis(
+                unix_millis(SystemTime::now()).saturating_sub(millis),
+            )),
+        }
+    }
+
+    /// Whether a complete snapshot came over a connection that is still open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether names that are not in the table are denied.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.table.load().synced
+    }
+}
+
+fn unix_millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Messages to snapshots: what was known before a `Begin` stays until its `End`.
+#[derive(Debug, Default)]
+struct Intake {
+    current: Snapshot,
+    arriving: Option<Snapshot>,
+    /// Whether this connection has delivered a whole snapshot.
+    complete: bool,
+}
+
+impl Intake {
+    /// Takes one message, and returns whether `current` changed.
+    fn take(&mut self, message: Message) -> Result<bool, FeedError> {
+        match message {
+            Message::Begin { version } if version > VERSION => Err(FeedError::Version { found: version }),
+            Message::Begin { .. } => {
+                self.arriving = Some(Snapshot::default());
+                Ok(false)
+            }
+            Message::End => {
+                self.current = self.arriving.take().ok_or(FeedError::NoBegin)?;
+                self.complete = true;
+                Ok(true)
+            }
+            // DNS does not speak of nodes; not keeping them is memory saved.
+            Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
+            Message::Change(change) => match &mut self.arriving {
+                Some(arriving) => {
+                    arriving.apply(change);
+                    Ok(false)
+                }
+                None if self.complete => Ok(self.current.apply(change)),
+                None => Err(FeedError::NoBegin),
+            },
+        }
+    }
+}
+
+/// Follows one agent's socket for as long as the server runs.
+pub struct Follower {
+    socket: PathBuf,
+    state: PathBuf,
+    source: Arc<Source>,
+    /// The snapshot that the published table was made of.
+    published: Snapshot,
+    saved: watch::Sender<Snapshot>,
+}
+
+impl Follower {
+    /// A follower of `socket` that keeps its snapshot in the file `state`. Reads that file.
+    #[must_use]
+    pub fn new(socket: PathBuf, state: PathBuf) -> Self {
+        let mut follower = Self {
+            socket,
+            state,
+            source: Arc::default(),
+            published: Snapshot::default(),
+            saved: watch::Sender::new(Snapshot::default()),
+        };
+        follower.restore();
+        follower
+    }
+
+    /// What the serving threads read.
+    #[must_use]
+    pub fn source(&self) -> Arc<Source> {
+        Arc::clone(&self.source)
+    }
+
+    fn restore(&mut self) {
+        match load(&self.state) {
+            Ok(None) => {}
+            Ok(Some((snapshot, written))) => {
+                self.source
+                    .fresh_at
+                    .store(unix_millis(written), Ordering::Relaxed);
+                self.publish(&snapshot);
+                let services = self.source.table.load().service_count();
+                tracing::info!(state = %self.state.display(), services, "answering from the last good snapshot");
+            }
+            Err(error) => {
+                let error = crate::chain::with_sources(&error);
+                tracing::warn!(error, "last good snapshot not usable, starting without it");
+            }
+        }
+    }
+
+    /// Follows the feed until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let saver = tokio::spawn(save_changes(
+            self.state.clone(),
+            self.saved.subscribe(),
+            shutdown.clone(),
+        ));
+        let mut retry = FIRST_RETRY;
+        let mut reported = false;
+        loop {
+            let followed = tokio::select! {
+                () = shutdown.cancelled() => break,
+                followed = self.follow() => followed,
+            };
+            if self.source.connected.swap(false, Ordering::Relaxed) {
+                self.source
+                    .fresh_at
+                    .store(unix_millis(SystemTime::now()), Ordering::Relaxed);
+                (retry, reported) = (FIRST_RETRY, false);
+            }
+            if !std::mem::replace(&mut reported, true) {
+                let error = crate::chain::with_sources(&followed);
+                tracing::warn!(
+                    error,
+                    "no feed from the agent; answering from what is known and trying again"
+                );
+            }
+            // Jitter, so that the processes of many nodes do not come back in step.
+            let wait = retry.mul_f64(rand::random_range(0.5..1.0));
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+            retry = (retry * 2).min(LAST_RETRY);
+        }
+        drop(self);
+        if let Err(error) = saver.await {
+            tracing::error!(%error, "saving the snapshot failed");
+        }
+    }
+
+    /// Reads one connection to its end; there is no good end.
+    async fn follow(&mut self) -> FeedError {
+        let stream = match UnixStream::connect(&self.socket).await {
+            Ok(stream) => stream,
+            Err(source) => {
+                return FeedError::Connect {
+                    path: self.socket.clone(),
+                    source,
+                };
+            }
+        };
+        let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
+        let mut intake = Intake::default();
+        let mut line_number = 0;
+        let mut due = None;
+        loop {
+            let line = match due {
+                None => lines.next().await,
+                Some(at) => match tokio::time::timeout_at(at, lines.next()).await {
+                    Ok(line) => line,
+                    Err(_) => {
+                        due = None;
+                        self.publish_fresh(&intake.current);
+                        continue;
+                    }
+                },
+            };
+            line_number += 1;
+            let taken = match line {
+                None => Err(FeedError::Closed),
+                Some(Err(error)) => Err(error.into()),
+                Some(Ok(line)) => message(&line, line_number).and_then(|message| intake.take(message)),
+            };
+            match taken {
+                Ok(true) if due.is_none() => due = Some(tokio::time::Instant::now() + COALESCE),
+                Ok(_) => {}
+                Err(error) => {
+                    if due.is_some() {
+                        self.publish_fresh(&intake.current);
+                    }
+                    return error;
+                }
+            }
+        }
+    }
+
+    fn publish_fresh(&mut self, snapshot: &Snapshot) {
+        if !self.source.connected.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                services = snapshot.services.len(),
+                "feed from the agent is complete"
+            );
+        }
+        self.publish(snapshot);
+        self.saved.send_replace(snapshot.clone());
+    }
+
+    fn publish(&mut self, snapshot: &Snapshot) {
+        let now = (unix_millis(SystemTime::now()) / 1000) as u32;
+        let mut table = self.source.table.load().updated(&self.published, snapshot, now);
+        table.local_addresses = crate::serve::local_addresses();
+        self.source.table.store(Arc::new(table));
+        self.source.published.fetch_add(1, Ordering::Relaxed);
+        self.published = snapshot.clone();
+    }
+}
+
+fn message(line: &str, number: u64) -> Result<Message, FeedError> {
+    serde_json::from_str(line).map_err(|source| FeedError::Malformed { line: number, source })
+}
+
+/// Writes the newest snapshot whenever there is a new one, at most once in a while, and once more at the end.
+async fn save_changes(state: PathBuf, mut snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) {
+    let mut reported = false;
+    while snapshots.changed().await.is_ok() {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let path = state.clone();
+        let saved = tokio::task::spawn_blocking(move || save(&path, &snapshot)).await;
+        match saved {
+            Ok(Ok(())) => reported = false,
+            Ok(Err(error)) if !std::mem::replace(&mut reported, true) => {
+                let error = crate::chain::with_sources(&error);
+                tracing::warn!(
+                    error,
+                    "snapshot not saved; a restart will have to wait for the agent"
+                );
+            }
+            Ok(Err(_)) => {}
+            Err(error) => tracing::error!(%error, "saving the snapshot failed"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(SAVE_INTERVAL) => {}
+        }
+    }
+}
+
+/// Writes a snapshot in the feed's own form, beside the file and then over it.
+fn save(path: &Path, snapshot: &Snapshot) -> Result<(), FeedError> {
+    let beside = path.with_extension("snapshot.new");
+    let write = || -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = BufWriter::new(File::create(&beside)?);
+        let begin = std::iter::once(Message::Begin { version: VERSION });
+        let messages = begin
+            .chain(snapshot.as_changes().map(Message::Change))
+            .chain([Message::End]);
+        for message in messages {
+            serde_json::to_writer(&mut file, &message)?;
+            file.write_all(b"\n")?;
+        }
+        file.into_inner()?.sync_data()?;
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|source| FeedError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads a snapshot and the time of its writing. `None` = there is none yet.
+fn load(path: &Path) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
+    let at = |source| FeedError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(error)),
+    };
+    let written = file
+        .metadata()
+        .and_then(|metadata| metadata.modified())
+        .map_err(at)?;
+    let mut intake = Intake::default();
+    for (index, line) in BufReader::new(file).lines().enumerate() {
+        intake.take(message(&line.map_err(at)?, index as u64 + 1)?)?;
+    }
+    if intake.complete {
+        Ok(Some((intake.current, written)))
+    } else {
+        Err(FeedError::Incomplete)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+    use model::{Kind, Namespace};
+
+    fn namespace(name: &str) -> Message {
+        Message::Change(Change::Namespace(Namespace {
+            name: name.to_owned(),
+        }))
+    }
+
+    #[test]
+    fn what_was_known_stays_until_the_next_snapshot_is_complete() {
+        let begin = || Message::Begin { version: VERSION };
+        let mut intake = Intake::default();
+        let mut names = Vec::new();
+        for message in [
+            begin(),
+            namespace("a"),
+            Message::End,
+            begin(),
+            namespace("b"),
+            Message::End,
+            namespace("c"),
+        ] {
+            intake.take(message).expect("message");
+            let known: Vec<&str> = intake
+                .current
+                .namespaces
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect();
+            names.push(known.join(","));
+        }
+        assert_eq!(&names[..6], ["", "", "a", "a", "a", "b"]);
+        assert_eq!(intake.current.namespaces.len(), 2);
+    }
+
+    #[test]
+    fn a_feed_that_breaks_the_protocol_is_refused() {
+        let mut intake = Intake::default();
+        let newer = intake.take(Message::Begin { version: VERSION + 1 });
+        assert!(matches!(newer, Err(FeedError::Version { .. })), "{newer:?}");
+        for message in [Message::End, namespace("a")] {
+            let refused = Intake::default().take(message);
+            assert!(matches!(refused, Err(FeedError::NoBegin)), "{refused:?}");
+        }
+        assert!(matches!(
+            message("{\"nonsense\": 1}", 3),
+            Err(FeedError::Malformed { line: 3, .. })
+        ));
+    }
+
+    #[test]
+    fn a_saved_snapshot_is_read_back_and_a_cut_one_is_not() {
+        let folder = std::env::temp_dir().join(format!("cwt-dns-feed-{}", std::process::id()));
+        let path = folder.join("dns.snapshot");
+        let snapshot = samples::snapshot();
+        assert!(matches!(load(&path), Ok(None)));
+        save(&path, &snapshot).expect("saved");
+        let (loaded, _) = load(&path).expect("loaded").expect("there");
+        assert_eq!(loaded, snapshot);
+        assert!(loaded.is_synced(Kind::Service));
+
+        let text = std::fs::read_to_string(&path).expect("read");
+        let cut = text.strip_suffix("\"end\"\n").expect("ends with the end");
+        std::fs::write(&path, cut).expect("written");
+        assert!(matches!(load(&path), Err(FeedError::Incomplete)));
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}

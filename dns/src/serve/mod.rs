@@ -1,0 +1,218 @@
+//! Sockets: what is listened at, by whom.
+
+pub mod tcp;
+pub mod udp;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt,
+    socket, sockopt,
+};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Asked for; the kernel gives what `net.core.rmem_max` allows.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Why a socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Somebody else listens there.
+    #[error(
+        "cannot listen at {address} ({transport}): another program does; stop it, or choose another address or port"
+    )]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+    },
+    /// The address is not one of this machine.
+    #[error("cannot listen at {address} ({transport}): no interface has this address")]
+    NotOurs {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+    },
+    /// Ports below 1024 need a right.
+    #[error(
+        "cannot listen at {address} ({transport}): not permitted; CAP_NET_BIND_SERVICE is needed below port 1024"
+    )]
+    NotPermitted {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+    },
+    /// Anything else.
+    #[error("cannot listen at {address} ({transport})")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ServeError {
+    pub(crate) fn new(address: SocketAddr, transport: &'static str, errno: Errno) -> Self {
+        match errno {
+            Errno::EADDRINUSE => Self::InUse { address, transport },
+            Errno::EADDRNOTAVAIL => Self::NotOurs { address, transport },
+            Errno::EACCES | Errno::EPERM => Self::NotPermitted { address, transport },
+            errno => Self::Listen {
+                address,
+                transport,
+                source: errno.into(),
+            },
+        }
+    }
+}
+
+/// The addresses that a server block without `bind` listens at: everything, each family by a socket of its own, so
+/// that addresses keep their family. IPv6 only where the kernel has it.
+#[must_use]
+pub fn everywhere() -> Vec<IpAddr> {
+    let v6 = socket(
+        AddressFamily::Inet6,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    let mut addresses = vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+    addresses.extend(v6.is_ok().then_some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
+    addresses
+}
+
+/// Sees whether an address is free for UDP and TCP, and returns it with a port where it had none.
+///
+/// The sockets that serve share their ports ([`sockopt::ReusePort`]), so that a second program that does the same would
+/// go unnoticed and take every other query. Therefore each address is first taken without sharing.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn probe(address: SocketAddr) -> Result<SocketAddr, ServeError> {
+    let datagram = || -> Result<SocketAddr, Errno> {
+        let socket = own_family_socket(address, SockType::Datagram)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        let own = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+        Ok(socket_addr_of(&own).unwrap_or(address))
+    };
+    let address = datagram().map_err(|errno| ServeError::new(address, "udp", errno))?;
+    let stream = || -> Result<(), Errno> {
+        let socket = own_family_socket(address, SockType::Stream)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        // Only listening meets another listener that set SO_REUSEADDR as well.
+        listen(&socket, Backlog::new(1)?)
+    };
+    stream().map_err(|errno| ServeError::new(address, "tcp", errno))?;
+    Ok(address)
+}
+
+/// One UDP socket per thread at the same address; the kernel spreads clients over them.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn udp_sockets(address: SocketAddr, count: usize) -> Result<Vec<OwnedFd>, ServeError> {
+    let shared = || -> Result<OwnedFd, Errno> {
+        let socket = own_family_socket(address, SockType::Datagram)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+        if address.ip().is_unspecified() {
+            // Replies must leave from the address that was asked, or the client drops them.
+            match address {
+                SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+                SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            }
+        }
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        Ok(socket)
+    };
+    (0..count)
+        .map(|_| shared().map_err(|errno| ServeError::new(address, "udp", errno)))
+        .collect()
+}
+
+fn own_family_socket(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    Ok(socket)
+}
+
+/// A TCP socket that listens and does not block.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn tcp_listener(address: SocketAddr) -> Result<std::net::TcpListener, ServeError> {
+    let listening = || -> Result<OwnedFd, Errno> {
+        let socket = own_family_socket(address, SockType::Stream)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        // A block that binds one address and a block that binds all of them may share a port.
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        listen(&socket, Backlog::new(BACKLOG)?)?;
+        Ok(socket)
+    };
+    let error = |errno| ServeError::new(address, "tcp", errno);
+    let listener = listening().map(std::net::TcpListener::from).map_err(error)?;
+    listener
+        .set_nonblocking(true)
+        .map_err(|source| ServeError::Listen {
+            address,
+            transport: "tcp",
+            source,
+        })?;
+    Ok(listener)
+}
+
+/// The address in a socket address.
+#[must_use]
+pub fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
+    socket_addr_of(&address).map(|address| address.ip())
+}
+
+pub(crate) fn socket_addr_of(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from((v4.ip(), v4.port())));
+    }
+    address.as_sockaddr_in6().map(|v6| {
+        SocketAddr::V6(std::net::SocketAddrV6::new(
+            v6.ip(),
+            v6.port(),
+            v6.flowinfo(),
+            v6.scope_id(),
+        ))
+    })
+}
+
+/// This machine's addresses without loopback and link-local ones.
+#[must_use]
+pub fn local_addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| ip_of(interface.address?));
+    let mut addresses: Vec<IpAddr> = addresses
+        .filter(|address| match address {
+            IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}

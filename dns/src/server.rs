@@ -1,0 +1,342 @@
+//! The composition root: a configuration becomes sockets, threads and tasks, and ends in order.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{Block, LoopProbe, Plugin, Route, Server, Worker};
+use crate::corefile::{Corefile, ServerBlock};
+use crate::feed::Follower;
+use crate::http::{self, Endpoints};
+use crate::metrics::{Registry, ZoneLabel};
+use crate::name::Name;
+use crate::serve::{self, ServeError, tcp, udp};
+use crate::state::State;
+use crate::{Config, Error};
+
+/// Queries that may wait for a task to take them; what is beyond is dropped and counted.
+const WAITING: usize = 4096;
+
+/// A server that has its sockets and does not serve yet. From here on clients' queries are kept by the kernel.
+pub struct Bound {
+    listeners: Vec<Listening>,
+    endpoints: Vec<(TcpListener, Endpoints)>,
+    followers: Vec<Follower>,
+    probes: Vec<(Arc<LoopProbe>, Arc<Block>, Name)>,
+    state: Arc<State>,
+    lameduck: Duration,
+}
+
+/// One address with everything that is served there.
+struct Listening {
+    address: SocketAddr,
+    server: Arc<Server>,
+    udp: Vec<OwnedFd>,
+    tcp: TcpListener,
+}
+
+impl Bound {
+    /// Takes every socket of a configuration.
+    ///
+    /// # Errors
+    /// When one of them cannot be had; nothing is left open then.
+    pub async fn new(config: &Config) -> Result<Self, Error> {
+        let corefile = &config.0;
+        note_what_waits(corefile);
+        let followers = followers(corefile);
+        let mut blocks = Vec::new();
+        let mut probes = Vec::new();
+        for config in &corefile.blocks {
+            let probe = config.detect_loops.then(|| Arc::new(LoopProbe::new()));
+            let source = config
+                .kubernetes
+                .as_ref()
+                .and_then(|options| followers.get(&options.feed));
+            let block = Arc::new(Block::new(config, source.map(Follower::source), probe.clone()));
+            let zone = config
+                .keys
+                .first()
+                .map_or_else(Name::root, |key| key.zone.clone());
+            probes.extend(probe.map(|probe| (probe, Arc::clone(&block), zone)));
+            blocks.push(block);
+        }
+        let mut labels = Vec::new();
+        let servers = servers(corefile, &blocks, &mut labels);
+        let listeners = listen(servers)?;
+        let endpoints = http::listen(&endpoints(corefile)).await?;
+        let sources = followers
+            .iter()
+            .map(|(socket, follower)| (socket.display().to_string(), follower.source()));
+        let state = State {
+            registry: Registry::new(labels),
+            blocks,
+            sources: sources.collect(),
+        };
+        let lameduck = corefile
+            .blocks
+            .iter()
+            .filter_map(|block| Some(block.health?.lameduck))
+            .max();
+        Ok(Self {
+            listeners,
+            endpoints,
+            followers: followers.into_values().collect(),
+            probes,
+            state: Arc::new(state),
+            lameduck: lameduck.unwrap_or_default(),
+        })
+    }
+
+    /// Where UDP and TCP are listened at.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|listening| listening.address).collect()
+    }
+
+    /// Where HTTP is listened at.
+    #[must_use]
+    pub fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.endpoints
+            .iter()
+            .filter_map(|(listener, _)| listener.local_addr().ok())
+            .collect()
+    }
+
+    /// Serves until `shutdown`, and for the lameduck time after it.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let addresses = self.addresses();
+        let ended = CancellationToken::new();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        let (waiting, queue) = mpsc::channel(WAITING);
+        tasks.spawn(udp::answer_waiting(queue, self.state.registry.shard()));
+        let mut threads = Vec::new();
+        for listening in self.listeners {
+            let shard = self.state.registry.shard();
+            tasks.spawn(tcp::serve(
+                listening.tcp,
+                Arc::clone(&listening.server),
+                shard,
+                ended.clone(),
+            ));
+            for (index, socket) in listening.udp.into_iter().enumerate() {
+                let worker = Worker::new(self.state.registry.shard());
+                let is_wildcard = listening.address.ip().is_unspecified();
+                let server = Arc::clone(&listening.server);
+                let thread = udp::Listener::new(
+                    socket,
+                    server,
+                    worker,
+                    waiting.clone(),
+                    Arc::clone(&stop),
+                    is_wildcard,
+                )
+                .map_err(|errno| ServeError::new(listening.address, "udp", errno))?;
+                threads.push(start_thread(index, thread)?);
+            }
+        }
+        drop(waiting);
+        for (listener, endpoints) in self.endpoints {
+            let router = http::router(endpoints, &self.state);
+            let served =
+                axum::serve(listener, router).with_graceful_shutdown(ended.clone().cancelled_owned());
+            tasks.spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "http endpoint ended");
+                }
+            });
+        }
+        for follower in self.followers {
+            tasks.spawn(follower.run(ended.clone()));
+        }
+        for (probe, block, zone) in self.probes {
+            let ended = ended.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = probe.send(forwards(&block), &zone) => {}
+                    () = ended.cancelled() => {}
+                }
+            });
+        }
+        tracing::info!(?addresses, "serving");
+        shutdown.cancelled().await;
+        if !self.lameduck.is_zero() {
+            tracing::info!(
+                seconds = self.lameduck.as_secs_f64(),
+                "going on for the lameduck time"
+            );
+            tokio::time::sleep(self.lameduck).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        ended.cancel();
+        join_all(threads, tasks).await;
+        tracing::info!("ended");
+        Ok(())
+    }
+}
+
+/// What the Corefile may say and this build does not do yet.
+fn note_what_waits(corefile: &Corefile) {
+    for block in &corefile.blocks {
+        if block.reload.is_some() {
+            tracing::info!("plugin reload: the Corefile is read at the start only; a change needs a restart");
+        }
+        for forward in block.forward.iter().filter(|forward| forward.to.is_empty()) {
+            tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");
+        }
+    }
+}
+
+fn forwards(block: &Block) -> Vec<Arc<crate::forward::Forward>> {
+    let forwards = block.plugins().iter();
+    forwards
+        .filter_map(|plugin| match plugin {
+            Plugin::Forward(forward) => Some(Arc::clone(forward)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// One follower per feed, however many blocks use it.
+fn followers(corefile: &Corefile) -> BTreeMap<PathBuf, Follower> {
+    let options = corefile
+        .blocks
+        .iter()
+        .filter_map(|block| block.kubernetes.as_ref());
+    options
+        .map(|options| {
+            (
+                options.feed.clone(),
+                Follower::new(options.feed.clone(), options.state.clone()),
+            )
+        })
+        .collect()
+}
+
+/// What is served at each address, and the labels under which it is counted.
+fn servers(
+    corefile: &Corefile,
+    blocks: &[Arc<Block>],
+    labels: &mut Vec<ZoneLabel>,
+) -> BTreeMap<(IpAddr, u16), Server> {
+    let mut routes: BTreeMap<(IpAddr, u16), Vec<Route>> = BTreeMap::new();
+    for (config, block) in corefile.blocks.iter().zip(blocks) {
+        for key in &config.keys {
+            let counters = label_index(labels, key.port, key.zone.to_string());
+            for address in addresses(config) {
+                routes.entry((address, key.port)).or_default().push(Route {
+                    zone: key.zone.clone(),
+                    block: Arc::clone(block),
+                    counters,
+                });
+            }
+        }
+    }
+    let served = routes.into_iter().map(|((address, port), routes)| {
+        let unserved = label_index(labels, port, "dropped".to_owned());
+        ((address, port), Server::new(routes, unserved))
+    });
+    served.collect()
+}
+
+fn label_index(labels: &mut Vec<ZoneLabel>, port: u16, zone: String) -> usize {
+    let label = ZoneLabel {
+        server: format!("dns://:{port}"),
+        zone,
+    };
+    labels
+        .iter()
+        .position(|known| *known == label)
+        .unwrap_or_else(|| {
+            labels.push(label);
+            labels.len() - 1
+        })
+}
+
+fn addresses(config: &ServerBlock) -> Vec<IpAddr> {
+    if config.bind.is_empty() {
+        serve::everywhere()
+    } else {
+        config.bind.clone()
+    }
+}
+
+fn listen(servers: BTreeMap<(IpAddr, u16), Server>) -> Result<Vec<Listening>, Error> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut free = Vec::new();
+    // All are looked at before one is taken: the sockets of one address would stand in the way of another's.
+    for ((address, port), server) in servers {
+        free.push((serve::probe(SocketAddr::from((address, port)))?, server));
+    }
+    let mut listeners = Vec::new();
+    for (address, server) in free {
+        let tcp = serve::tcp_listener(address)?;
+        let tcp = TcpListener::from_std(tcp).map_err(|source| ServeError::Listen {
+            address,
+            transport: "tcp",
+            source,
+        })?;
+        let udp = serve::udp_sockets(address, threads)?;
+        listeners.push(Listening {
+            address,
+            server: Arc::new(server),
+            udp,
+            tcp,
+        });
+    }
+    Ok(listeners)
+}
+
+fn endpoints(corefile: &Corefile) -> BTreeMap<SocketAddr, Endpoints> {
+    let mut endpoints: BTreeMap<SocketAddr, Endpoints> = BTreeMap::new();
+    for block in &corefile.blocks {
+        if let Some(health) = block.health {
+            endpoints.entry(health.address).or_default().health = true;
+        }
+        if let Some(address) = block.ready {
+            endpoints.entry(address).or_default().ready = true;
+        }
+        if let Some(address) = block.prometheus {
+            endpoints.entry(address).or_default().metrics = true;
+        }
+    }
+    endpoints
+}
+
+fn start_thread(index: usize, listener: udp::Listener) -> Result<JoinHandle<()>, Error> {
+    let thread = std::thread::Builder::new().name(format!("dns-udp-{index}"));
+    thread
+        .spawn(move || listener.run())
+        .map_err(|source| Error::Thread { source })
+}
+
+async fn join_all(threads: Vec<JoinHandle<()>>, mut tasks: JoinSet<()>) {
+    let joined = tokio::task::spawn_blocking(move || {
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().err())
+            .count()
+    });
+    match joined.await {
+        Ok(0) => {}
+        other => tracing::error!(?other, "a serving thread panicked"),
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task panicked");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the endpoints tell of a running server.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::chain::{Block, Plugin};
+use crate::feed::Source;
+use crate::metrics::{Exposition, Registry};
+
+/// Everything that can be asked about.
+pub struct State {
+    /// Counters of the serving threads.
+    pub registry: Registry,
+    /// The server blocks.
+    pub blocks: Vec<Arc<Block>>,
+    /// The feeds, by the path of their sockets.
+    pub sources: Vec<(String, Arc<Source>)>,
+}
+
+impl State {
+    /// Whether every feed has delivered, now or before a restart, everything that answers depend on.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.sources.iter().all(|(_, source)| source.is_synced())
+    }
+
+    /// All metrics.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let mut text = Exposition::default();
+        text.family(
+            "coredns_build_info",
+            "gauge",
+            "A metric with a constant '1' value labeled by version.",
+        );
+        let labels = format!(
+            "version=\"{}\",revision=\"\",goversion=\"\"",
+            env!("CARGO_PKG_VERSION")
+        );
+        text.sample("coredns_build_info", &labels, 1.0);
+        text.family(
+            "coredns_panics_total",
+            "counter",
+            "A metrics that counts the number of panics.",
+        );
+        text.sample("coredns_panics_total", "", 0.0);
+        self.registry.write(&mut text);
+        self.write_forwards(&mut text);
+        self.write_caches(&mut text);
+        self.write_feeds(&mut text);
+        text.text
+    }
+
+    fn plugins(&self) -> impl Iterator<Item = &Plugin> {
+        self.blocks.iter().flat_map(|block| block.plugins())
+    }
+
+    fn write_forwards(&self, text: &mut Exposition) {
+        let forwards: Vec<_> = self
+            .plugins()
+            .filter_map(|plugin| {
+                if let Plugin::Forward(forward) = plugin {
+                    Some(forward)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        let (mut rejected, mut broken) = (0, 0);
+        let name = "coredns_proxy_request_duration_seconds";
+        text.family(name, "histogram", "Histogram of the time each request took.");
+        for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
+            let labels = format!("proxy_name=\"forward\",to=\"{}\"", upstream.address);
+            text.durations(name, &labels, &upstream.durations);
+        }
+        let name = "coredns_proxy_healthcheck_failures_total";
+        text.family(name, "counter", "Counter of the number of failed healthchecks.");
+        for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
+            let labels = format!("proxy_name=\"forward\",to=\"{}\"", upstream.address);
+            text.sample(
+                name,
+                &labels,
+                upstream.failed_checks.load(Ordering::Relaxed) as f64,
+            );
+        }
+        for forward in &forwards {
+            rejected += forward.rejected.load(Ordering::Relaxed);
+            broken += forward.all_down.load(Ordering::Relaxed);
+        }
+        for (name, help, value) in [
+            (
+                "coredns_forward_max_concurrent_rejects_total",
+                "Counter of the number of queries rejected because the concurrent queries were at maximum.",
+                rejected,
+            ),
+            (
+                "coredns_forward_healthcheck_broken_total",
+                "Counter of the number of complete failures of the healthchecks.",
+                broken,
+            ),
+        ] {
+            text.family(name, "counter", help);
+            text.sample(name, "", value as f64);
+        }
+    }
+
+    fn write_caches(&self, text: &mut Exposition) {
+        let name = "coredns_cache_entries";
+        text.family(name, "gauge", "The number of elements in the cache.");
+        let caches = self.plugins().filter_map(|plugin| match plugin {
+            Plugin::Cache(cache) => Some(cache),
+            _ => None,
+        });
+        for (index, cache) in caches.enumerate() {
+            text.sample(name, &format!("block=\"{index}\""), cache.len() as f64);
+        }
+    }
+
+    fn write_feeds(&self, text: &mut Exposition) {
+        type Value = fn(&Source) -> Option<f64>;
+        let gauges: [(&str, &str, Value); 4] = [
+            (
+                "causeway_dns_feed_connected",
+                "Whether the agent's feed is connected and complete.",
+                |source| Some(f64::from(u8::from(source.is_connected()))),
+            ),
+            (
+                "causeway_dns_snapshot_age_seconds",
+                "Time since the snapshot was last known to be current; 0 while connected.",
+                |source| source.age().map(|age| age.as_secs_f64()),
+            ),
+            (
+                "causeway_dns_services",
+                "Services that the table holds.",
+                |source| Some(source.table.load().service_count() as f64),
+            ),
+            (
+                "causeway_dns_tables_published",
+                "Tables that were made of the feed's changes.",
+                |source| Some(source.published.load(Ordering::Relaxed) as f64),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            text.family(name, "gauge", help);
+            for (socket, source) in &self.sources {
+                if let Some(value) = value(source) {
+                    text.sample(name, &format!("feed=\"{socket}\""), value);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What names exist: the cluster's snapshot turned into tables that are searched without work.
+//!
+//! A [`Table`] belongs to no zone and no configuration: zone names, TTLs and modes come in when it is asked, so that
+//! every `kubernetes` plugin shares it. An update builds what changed and shares the rest with the table before.
+
+pub mod grammar;
+pub mod service;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot};
+
+pub use grammar::{Asked, PortName};
+pub use service::{Endpoint, EndpointNames, Kind, Port, ServiceRecords};
+
+/// The kinds of objects that decide whether a name exists.
+const NEEDED: [ObjectKind; 3] = [
+    ObjectKind::Service,
+    ObjectKind::EndpointSlice,
+    ObjectKind::Namespace,
+];
+
+/// Everything that the cluster zone answers from.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    namespaces: HashMap<Box<[u8]>, Arc<NamespaceTable>>,
+    /// Which Services lead back from an address.
+    reverse: SharedMap<IpAddr, BTreeSet<ReverseEntry>>,
+    /// Which pods have an address, per namespace, for `pods verified`.
+    pods: SharedMap<(String, IpAddr), BTreeSet<String>>,
+    /// The SOA's serial: when the table last changed, in Unix seconds.
+    pub serial: u32,
+    /// Whether absence from this table means absence from the cluster.
+    pub synced: bool,
+    /// This machine's addresses, for the zone's NS record.
+    pub local_addresses: Vec<IpAddr>,
+}
+
+/// The Services of a namespace.
+#[derive(Clone, Debug, Default)]
+struct NamespaceTable {
+    /// A Namespace object is there. A Service that arrives before its Namespace answers nevertheless.
+    exists: bool,
+    services: HashMap<Arc<[u8]>, Arc<ServiceRecords>>,
+}
+
+/// A Service that an address belongs to. Sorted so that ClusterIPs come first: they win (dns specification §2.3.3).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ReverseEntry {
+    is_endpoint: bool,
+    namespace: Arc<[u8]>,
+    service: Arc<[u8]>,
+}
+
+/// A Service that was found by an address.
+#[derive(Clone, Debug)]
+pub struct Reversed<'t> {
+    /// First label of the Service's name.
+    pub service: &'t [u8],
+    /// Its namespace.
+    pub namespace: &'t [u8],
+    /// First labels of the endpoints' names; empty = the address is the Service's own.
+    pub endpoints: Vec<Box<[u8]>>,
+}
+
+impl Table {
+    /// The table of a newer snapshot: `self` is the table of `older`.
+    #[must_use]
+    pub fn updated(&self, older: &Snapshot, newer: &Snapshot, now_unix_seconds: u32) -> Self {
+        let changed = newer.changed_since(older);
+        let mut table = self.clone();
+        for namespace in &changed.namespaces {
+            let exists = newer.namespaces.get(namespace).is_some();
+            table.edit_namespace(namespace, |entry| entry.exists = exists);
+        }
+        let mut by_namespace: HashMap<&str, Vec<&ObjectName>> = HashMap::new();
+        for name in &changed.services {
+            by_namespace.entry(&name.namespace).or_default().push(name);
+        }
+        for (namespace, names) in by_namespace {
+            table.put_services(namespace, &names, newer);
+        }
+        for name in &changed.pods {
+            table.put_pod(name, older, newer);
+        }
+        table.synced = NEEDED.iter().all(|kind| newer.is_synced(*kind));
+        if !changed.is_empty() {
+            // CoreDNS's serial is a time as well; never smaller than before, so that it stays a serial.
+            table.serial = now_unix_seconds.max(self.serial);
+        }
+        table
+    }
+
+    fn edit_namespace(&mut self, namespace: &str, edit: impl FnOnce(&mut NamespaceTable)) {
+        let key = namespace.to_ascii_lowercase().into_bytes().into_boxed_slice();
+        let entry = Arc::make_mut(self.namespaces.entry(key.clone()).or_default());
+        edit(entry);
+        if !entry.exists && entry.services.is_empty() {
+            self.namespaces.remove(&key);
+        }
+    }
+
+    fn put_services(&mut self, namespace: &str, names: &[&ObjectName], newer: &Snapshot) {
+        let namespace_label: Arc<[u8]> = namespace.to_ascii_lowercase().into_bytes().into();
+        let mut reversals = Vec::new();
+        self.edit_namespace(namespace, |table| {
+            for name in names {
+                let label: Arc<[u8]> = name.name.to_ascii_lowercase().into_bytes().into();
+                let records = newer
+                    .services
+                    .get(name)
+                    .map(|service| Arc::new(ServiceRecords::new(service, newer.slices_of(name))));
+                let old = match &records {
+                    Some(records) => table.services.insert(Arc::clone(&label), Arc::clone(records)),
+                    None => table.services.remove(&label),
+                };
+                reversals.push((label, old, records));
+            }
+        });
+        for (service, old, new) in reversals {
+            let entry = ReverseEntry {
+                is_endpoint: false,
+                namespace: Arc::clone(&namespace_label),
+                service,
+            };
+            self.edit_reverse(old.as_deref(), &entry, false);
+            self.edit_reverse(new.as_deref(), &entry, true);
+        }
+    }
+
+    fn edit_reverse(&mut self, records: Option<&ServiceRecords>, entry: &ReverseEntry, present: bool) {
+        let Some(records) = records else { return };
+        for address in records.reversible_addresses() {
+            let own = matches!(&records.kind, Kind::ClusterIp(own) if own.contains(&address));
+            let entry = ReverseEntry {
+                is_endpoint: !own,
+                ..entry.clone()
+            };
+            edit_set(&mut self.reverse, address, entry, present);
+        }
+    }
+
+    fn put_pod(&mut self, name: &ObjectName, older: &Snapshot, newer: &Snapshot) {
+        for (snapshot, present) in [(older, false), (newer, true)] {
+            let pod = snapshot.pods.get(name);
+            for address in pod.iter().flat_map(|pod| &pod.addresses) {
+                let key = (name.namespace.clone(), *address);
+                edit_set(&mut self.pods, key, name.name.clone(), present);
+            }
+        }
+    }
+
+    /// Whether names may stand below this namespace.
+    #[must_use]
+    pub fn has_namespace(&self, namespace: &[u8]) -> bool {
+        self.namespaces.contains_key(namespace)
+    }
+
+    /// The records of a Service, its labels in lower case.
+    #[must_use]
+    pub fn service(&self, namespace: &[u8], service: &[u8]) -> Option<&ServiceRecords> {
+        self.namespaces
+            .get(namespace)?
+            .services
+            .get(service)
+            .map(Arc::as_ref)
+    }
+
+    /// Whether a pod of that namespace has the address.
+    #[must_use]
+    pub fn has_pod(&self, namespace: &[u8], address: IpAddr) -> bool {
+        let Ok(namespace) = std::str::from_utf8(namespace) else {
+            return false;
+        };
+        self.pods.get(&(namespace.to_owned(), address)).is_some()
+    }
+
+    /// The Services that an address leads back to: the one whose ClusterIP it is, else every one it is an endpoint of.
+    #[must_use]
+    pub fn reversed(&self, address: IpAddr, names: EndpointNames) -> Vec<Reversed<'_>> {
+        let Some(entries) = self.reverse.get(&address) else {
+            return Vec::new();
+        };
+        let owners: Vec<_> = entries
+            .iter()
+            .filter(|entry| !entry.is_endpoint)
+            .take(1)
+            .collect();
+        let owners = if owners.is_empty() {
+            entries.iter().collect()
+        } else {
+            owners
+        };
+        let reversed = owners.into_iter().map(|entry| Reversed {
+            service: &entry.service,
+            namespace: &entry.namespace,
+            endpoints: self.endpoint_labels(entry, address, names),
+        });
+        reversed.collect()
+    }
+
+    fn endpoint_labels(&self, entry: &ReverseEntry, address: IpAddr, names: EndpointNames) -> Vec<Box<[u8]>> {
+        match self.service(&entry.namespace, &entry.service) {
+            Some(records) if entry.is_endpoint => {
+                let labels: BTreeSet<_> = records.endpoints_at(address).map(|e| e.label(names)).collect();
+                labels.into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// How many Services the table holds.
+    #[must_use]
+    pub fn service_count(&self) -> usize {
+        self.namespaces
+            .values()
+            .map(|namespace| namespace.services.len())
+            .sum()
+    }
+}
+
+fn edit_set<K, V>(map: &mut SharedMap<K, BTreeSet<V>>, key: K, value: V, present: bool)
+where
+    K: Ord + std::hash::Hash + Clone,
+    V: Ord + Clone,
+{
+    let mut set = map.get(&key).map(|set| (**set).clone()).unwrap_or_default();
+    if present {
+        set.insert(value);
+    } else {
+        set.remove(&value);
+    }
+    if set.is_empty() {
+        map.remove(&key);
+    } else {
+        map.insert(key, set);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+    use model::Change;
+
+    fn table(snapshot: &Snapshot) -> Table {
+        Table::default().updated(&Snapshot::default(), snapshot, 100)
+    }
+
+    /// What a table tells of every service, sorted, for whole comparisons.
+    fn contents(table: &Table) -> Vec<String> {
+        let services = table.namespaces.iter().flat_map(|(namespace, entry)| {
+            entry
+                .services
+                .iter()
+                .map(move |(name, records)| format!("{namespace:?} {name:?} {records:?}"))
+        });
+        let empty = table
+            .namespaces
+            .iter()
+            .map(|(name, entry)| format!("{name:?} {}", entry.exists));
+        let reverse = table
+            .reverse
+            .iter()
+            .map(|(address, entries)| format!("{address} {entries:?}"));
+        let pods = table.pods.iter().map(|(key, names)| format!("{key:?} {names:?}"));
+        let mut lines: Vec<String> = services.chain(empty).chain(reverse).chain(pods).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn an_updated_table_equals_one_built_anew_and_shares_untouched_namespaces() {
+        let older = samples::snapshot();
+        let before = table(&older);
+        let mut newer = older.clone();
+        newer.apply(Change::DeleteService(ObjectName::new("testns", "svc1")));
+        newer.apply(Change::DeleteEndpointSlice(ObjectName::new("testns", "hdls1-a")));
+        newer.apply(Change::Service(samples::cluster_ip(
+            "testns",
+            "fresh",
+            &["10.0.0.200"],
+            &[("", 80)],
+        )));
+        newer.apply(Change::DeletePod(ObjectName::new("testns", "web-0")));
+        newer.apply(Change::DeleteNamespace("emptyns".to_owned()));
+        let after = before.updated(&older, &newer, 200);
+
+        assert_eq!(contents(&after), contents(&table(&newer)));
+        assert_eq!((before.serial, after.serial), (100, 200));
+        let other: &[u8] = b"otherns";
+        assert!(Arc::ptr_eq(&before.namespaces[other], &after.namespaces[other]));
+    }
+
+    #[test]
+    fn a_table_is_synced_when_services_slices_and_namespaces_are() {
+        let mut snapshot = Snapshot::default();
+        for (kind, expected) in [
+            (ObjectKind::Service, false),
+            (ObjectKind::Namespace, false),
+            (ObjectKind::Node, false),
+            (ObjectKind::EndpointSlice, true),
+        ] {
+            snapshot.apply(Change::Synced(kind));
+            assert_eq!(table(&snapshot).synced, expected, "after {kind:?}");
+        }
+    }
+
+    #[test]
+    fn taking_everything_away_leaves_an_empty_table() {
+        let older = samples::snapshot();
+        let emptied = table(&older).updated(&older, &Snapshot::default(), 200);
+        assert_eq!(contents(&emptied), Vec::<String>::new());
+        assert_eq!(emptied.service_count(), 0);
+    }
+}

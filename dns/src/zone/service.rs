@@ -1,0 +1,358 @@
+//! One Service as DNS sees it: addresses encoded ahead, endpoints sorted for search.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use model::{EndpointSlice, Protocol, Service, ServiceKind};
+
+use crate::answer::{a_cell, aaaa_cell};
+use crate::name::{MAX_LABEL, Name};
+
+/// A Service with its ready endpoints.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServiceRecords {
+    /// What its name stands for.
+    pub kind: Kind,
+    /// A records of the Service's name.
+    pub a: Vec<[u8; 16]>,
+    /// AAAA records of the Service's name.
+    pub aaaa: Vec<[u8; 28]>,
+    /// The Service's own ports.
+    pub ports: Vec<Port>,
+    /// Ready endpoints, sorted by address.
+    pub endpoints: Vec<Endpoint>,
+    /// Where the endpoints with a hostname stand in `endpoints`.
+    by_hostname: BTreeMap<Box<[u8]>, Vec<u32>>,
+}
+
+/// What the name of a Service stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Addresses of its own, the primary family first.
+    ClusterIp(Vec<IpAddr>),
+    /// Its endpoints.
+    Headless,
+    /// Another name.
+    Alias(Name),
+    /// An ExternalName that is an address or no name at all: CoreDNS answers NXDOMAIN for it.
+    Nothing,
+}
+
+/// A named port, as in `_http._tcp`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Lower case; empty = the port has no name.
+    pub name: Box<[u8]>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number.
+    pub number: u16,
+}
+
+/// A ready endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// `hostname`, lower case.
+    pub hostname: Option<Box<[u8]>>,
+    /// Name of its pod, lower case, where short enough for a label.
+    pub pod: Option<Box<[u8]>>,
+    /// The ports that it serves.
+    pub ports: Arc<[Port]>,
+}
+
+/// How an endpoint without a hostname is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointNames {
+    /// By its address, `10-244-1-7`.
+    #[default]
+    Dashed,
+    /// By its pod where that has a name of fewer than 64 bytes (option `endpoint_pod_names`).
+    Pod,
+}
+
+impl ServiceRecords {
+    /// Builds the records of a Service and its slices.
+    #[must_use]
+    pub fn new<'s>(service: &Service, slices: impl Iterator<Item = &'s EndpointSlice>) -> Self {
+        let kind = match &service.kind {
+            ServiceKind::ClusterIp { addresses } => Kind::ClusterIp(addresses.clone()),
+            ServiceKind::Headless => Kind::Headless,
+            ServiceKind::ExternalName(target) => external_name(target),
+        };
+        let endpoints = match kind {
+            Kind::ClusterIp(_) | Kind::Headless => ready_endpoints(slices),
+            Kind::Alias(_) | Kind::Nothing => Vec::new(),
+        };
+        let own: Vec<IpAddr> = match &kind {
+            Kind::ClusterIp(addresses) => addresses.clone(),
+            _ => distinct_addresses(&endpoints),
+        };
+        let ports = service
+            .ports
+            .iter()
+            .map(|port| Port::new(&port.name, port.protocol, port.port.get()));
+        let mut by_hostname: BTreeMap<Box<[u8]>, Vec<u32>> = BTreeMap::new();
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            if let Some(hostname) = &endpoint.hostname {
+                by_hostname
+                    .entry(hostname.clone())
+                    .or_default()
+                    .push(index as u32);
+            }
+        }
+        Self {
+            kind,
+            a: own.iter().filter_map(|ip| as_v4(*ip)).map(a_cell).collect(),
+            aaaa: own.iter().filter_map(|ip| as_v6(*ip)).map(aaaa_cell).collect(),
+            ports: ports.collect(),
+            endpoints,
+            by_hostname,
+        }
+    }
+
+    /// Whether the Service's name exists. A headless Service without a ready endpoint has none (DNS specification
+    /// §2.4.1: "the answer should be NXDOMAIN").
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        match self.kind {
+            Kind::ClusterIp(_) | Kind::Alias(_) => true,
+            Kind::Headless => !self.endpoints.is_empty(),
+            Kind::Nothing => false,
+        }
+    }
+
+    /// The endpoints that are called `label`.
+    #[must_use]
+    pub fn endpoints_called(&self, label: &[u8], names: EndpointNames) -> Vec<&Endpoint> {
+        if let Some(indices) = self.by_hostname.get(label) {
+            return indices
+                .iter()
+                .filter_map(|index| self.endpoints.get(*index as usize))
+                .collect();
+        }
+        let mut found: Vec<&Endpoint> = Vec::new();
+        if let Some(address) = address_of_dashed(label) {
+            let first = self
+                .endpoints
+                .partition_point(|endpoint| endpoint.address < address);
+            let same = self.endpoints[first..]
+                .iter()
+                .take_while(|endpoint| endpoint.address == address);
+            found.extend(same.filter(|endpoint| endpoint.name_is_dashed(names)));
+        }
+        if names == EndpointNames::Pod {
+            let by_pod = self.endpoints.iter();
+            found.extend(by_pod.filter(|e| e.hostname.is_none() && e.pod.as_deref() == Some(label)));
+        }
+        found
+    }
+
+    /// The endpoints at an address.
+    pub fn endpoints_at(&self, address: IpAddr) -> impl Iterator<Item = &Endpoint> {
+        let first = self
+            .endpoints
+            .partition_point(|endpoint| endpoint.address < address);
+        self.endpoints[first..]
+            .iter()
+            .take_while(move |endpoint| endpoint.address == address)
+    }
+
+    /// Every address that leads back to this Service by PTR, each once.
+    #[must_use]
+    pub fn reversible_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses = distinct_addresses(&self.endpoints);
+        if let Kind::ClusterIp(own) = &self.kind {
+            addresses.extend(own);
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Whether some port of that protocol has a name, so that `_tcp.service` has names below it.
+    #[must_use]
+    pub fn has_named_port(&self, protocol: Protocol) -> bool {
+        let named = |port: &Port| port.protocol == protocol && !port.name.is_empty();
+        match self.kind {
+            Kind::ClusterIp(_) => self.ports.iter().any(named),
+            Kind::Headless => self
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.ports.iter().any(named)),
+            Kind::Alias(_) | Kind::Nothing => false,
+        }
+    }
+}
+
+impl Port {
+    fn new(name: &str, protocol: Protocol, number: u16) -> Self {
+        Self {
+            name: lower(name),
+            protocol,
+            number,
+        }
+    }
+
+    /// Whether this is the port that `_name._protocol` asks for.
+    #[must_use]
+    pub fn is(&self, name: &[u8], protocol: Protocol) -> bool {
+        self.protocol == protocol && !self.name.is_empty() && *self.name == *name
+    }
+}
+
+impl Endpoint {
+    /// The first label of this endpoint's name.
+    #[must_use]
+    pub fn label(&self, names: EndpointNames) -> Box<[u8]> {
+        match (&self.hostname, &self.pod, names) {
+            (Some(hostname), _, _) => hostname.clone(),
+            (None, Some(pod), EndpointNames::Pod) => pod.clone(),
+            _ => dashed(self.address).into_bytes().into(),
+        }
+    }
+
+    fn name_is_dashed(&self, names: EndpointNames) -> bool {
+        self.hostname.is_none() && (names == EndpointNames::Dashed || self.pod.is_none())
+    }
+}
+
+fn external_name(target: &str) -> Kind {
+    match (target.parse::<IpAddr>(), Name::parse(target)) {
+        (Err(_), Ok(name)) if name.label_count() > 0 => Kind::Alias(name),
+        _ => Kind::Nothing,
+    }
+}
+
+/// Ready endpoints sorted by address. What several slices say of the same endpoint (one moved while the slices were
+/// rewritten, or a slice per port set) becomes one entry with the ports of all.
+fn ready_endpoints<'s>(slices: impl Iterator<Item = &'s EndpointSlice>) -> Vec<Endpoint> {
+    type Identity = (IpAddr, Option<Box<[u8]>>, Option<Box<[u8]>>);
+    let mut merged: BTreeMap<Identity, Arc<[Port]>> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice
+            .ports
+            .iter()
+            .map(|port| Port::new(&port.name, port.protocol, port.port.get()));
+        let ports: Arc<[Port]> = ports.collect();
+        for endpoint in slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.conditions.ready)
+        {
+            let label = |text: &str| (1..=MAX_LABEL).contains(&text.len()).then(|| lower(text));
+            let hostname = endpoint.hostname.as_deref().and_then(label);
+            let pod = endpoint.pod.as_ref().and_then(|pod| label(&pod.name));
+            merged
+                .entry((endpoint.address, hostname, pod))
+                .and_modify(|known| *known = union(known, &ports))
+                .or_insert_with(|| Arc::clone(&ports));
+        }
+    }
+    let entries = merged.into_iter();
+    entries
+        .map(|((address, hostname, pod), ports)| Endpoint {
+            address,
+            hostname,
+            pod,
+            ports,
+        })
+        .collect()
+}
+
+fn union(known: &Arc<[Port]>, more: &Arc<[Port]>) -> Arc<[Port]> {
+    if more.iter().all(|port| known.contains(port)) {
+        return Arc::clone(known);
+    }
+    let fresh = more.iter().filter(|port| !known.contains(port));
+    known.iter().chain(fresh).cloned().collect()
+}
+
+fn distinct_addresses(endpoints: &[Endpoint]) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
+    addresses.dedup();
+    addresses
+}
+
+fn as_v4(address: IpAddr) -> Option<std::net::Ipv4Addr> {
+    if let IpAddr::V4(v4) = address {
+        Some(v4)
+    } else {
+        None
+    }
+}
+
+fn as_v6(address: IpAddr) -> Option<Ipv6Addr> {
+    if let IpAddr::V6(v6) = address {
+        Some(v6)
+    } else {
+        None
+    }
+}
+
+fn lower(text: &str) -> Box<[u8]> {
+    text.to_ascii_lowercase().into_bytes().into()
+}
+
+/// An address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
+#[must_use]
+pub fn dashed(address: IpAddr) -> String {
+    let mut text = address.to_string().replace(['.', ':'], "-");
+    if text.ends_with('-') {
+        text.push('0');
+    }
+    text
+}
+
+/// The address that [`dashed`] makes this label of.
+#[must_use]
+pub fn address_of_dashed(label: &[u8]) -> Option<IpAddr> {
+    let address = address_of_pod_label(label)?;
+    (dashed(address).as_bytes() == label).then_some(address)
+}
+
+/// The address that a pod's label spells, in any spelling (`--1` is `::1`).
+#[must_use]
+pub fn address_of_pod_label(label: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(label).ok()?;
+    if text.bytes().filter(|byte| *byte == b'-').count() == 3 && !text.contains("--") {
+        return text.replace('-', ".").parse().ok().map(IpAddr::V4);
+    }
+    text.contains('-')
+        .then(|| text.replace('-', ":").parse().ok().map(IpAddr::V6))
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_become_labels_and_back() {
+        for (address, label) in [
+            ("10.244.1.7", "10-244-1-7"),
+            ("fd00::1", "fd00--1"),
+            ("fd00::", "fd00--0"),
+            ("::1", "--1"),
+            ("1:2:3:4:5:6:7:8", "1-2-3-4-5-6-7-8"),
+            ("1:2::3", "1-2--3"),
+        ] {
+            let address: IpAddr = address.parse().expect("address");
+            assert_eq!(dashed(address), label);
+            assert_eq!(address_of_dashed(label.as_bytes()), Some(address), "{label}");
+        }
+        for other in [
+            "",
+            "web",
+            "10-244-1",
+            "10-244-1-256",
+            "fd00--00",
+            "010-1-1-1",
+            "1-2-3-4-5",
+        ] {
+            assert_eq!(address_of_dashed(other.as_bytes()), None, "{other}");
+        }
+    }
+}
