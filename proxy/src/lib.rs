@@ -1,1 +1,40 @@
-//! 
+//! Services to packets: what a node does with traffic to ClusterIPs and node ports.
+//!
+//! ```text
+//! Snapshot ─► plan (pure) ─► claims ─► diff against what was rendered ─► Datapath ─┬─► sockets: BPF maps
+//!                                                                                  └─► packets: nftables sets
+//! ```
+//! Tour:
+//! - [`plan`]: [`plan::plan_service`] decides everything there is to decide about one Service: which endpoints may take
+//!   traffic, what each frontend does, who is masqueraded. Total and deterministic.
+//! - [`claims`]: two Services may want one address for a moment; who has it is decided by name, not by arrival.
+//! - [`datapath`]: the trait that renders plans, with the kernel's two renderers ([`datapath::sockets`],
+//!   [`datapath::packets`]) and a [`datapath::fake`].
+//! - [`stale`]: flows of UDP clients that conntrack still sends to endpoints that are gone.
+//! - [`Proxy`]: keeps what was applied, takes snapshots, retries what failed, repairs drift.
+//!
+//! ```no_run
+//! use proxy::{Config, DatapathKind, Proxy};
+//! let mut proxy = Proxy::open(&Config {
+//!     node: "node-1".into(),
+//!     datapath: DatapathKind::Nftables,
+//!     pod_network: "10.244.0.0/16".parse().expect("a network"),
+//!     local_dns: None,
+//!     node_addresses: vec!["172.30.0.11".parse().expect("an address")],
+//! })?;
+//! let report = proxy.sync(&model::Snapshot::default());
+//! assert!(!report.waiting_for.is_empty(), "nothing is done before the lists are complete");
+//! # Ok::<(), proxy::Error>(())
+//! ```
+
+pub mod claims;
+pub mod datapath;
+pub mod error;
+pub mod plan;
+mod proxy;
+pub mod stale;
+
+pub use crate::proxy::{AuditReport, Config, DatapathKind, DriftWatch, Durations, Proxy, SyncReport};
+pub use claims::Claims;
+pub use error::Error;
+pub use plan::{NodeContext, Rejected, ServicePlan, ServiceView, plan_service};

@@ -1,0 +1,55 @@
+//! Who has a frontend when more than one Service wants it.
+//!
+//! The API server hands each address and node port out once, but a Service that takes over an address may be seen
+//! before the deletion of the one that had it. The owner is the claimant with the least name, so that the outcome
+//! does not depend on the order of events; when it lets go, the next one gets the frontend.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::ObjectName;
+
+use crate::plan::{FrontendKey, ServicePlan};
+
+/// All claims on all frontends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    claimants: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+}
+
+impl Claims {
+    /// Replaces what `service` claims and returns the services whose ownership of some frontend changed by it, itself
+    /// not among them.
+    pub fn replace(
+        &mut self,
+        service: &ObjectName,
+        old: &ServicePlan,
+        new: &ServicePlan,
+    ) -> BTreeSet<ObjectName> {
+        let old: BTreeSet<_> = old.frontends().copied().collect();
+        let new: BTreeSet<_> = new.frontends().copied().collect();
+        let mut affected = BTreeSet::new();
+        for key in old.difference(&new) {
+            let was_owner = self.owner(key) == Some(service);
+            if let Some(claimants) = self.claimants.get_mut(key) {
+                claimants.remove(service);
+                if claimants.is_empty() {
+                    self.claimants.remove(key);
+                }
+            }
+            affected.extend(self.owner(key).filter(|_| was_owner).cloned());
+        }
+        for key in new.difference(&old) {
+            let before = self.owner(key).cloned();
+            self.claimants.entry(*key).or_default().insert(service.clone());
+            affected.extend(before.filter(|_| self.owner(key) == Some(service)));
+        }
+        affected.remove(service);
+        affected
+    }
+
+    /// Who has the frontend.
+    #[must_use]
+    pub fn owner(&self, key: &FrontendKey) -> Option<&ObjectName> {
+        self.claimants.get(key)?.first()
+    }
+}

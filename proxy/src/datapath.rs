@@ -1,0 +1,157 @@
+//! Rendering plans into the kernel.
+//!
+//! A datapath keeps a mirror of what it owns there, writes only what differs, and decides nothing. Two renderers share
+//! the work: [`sockets`] translates at `connect()`, [`packets`] is always complete under it, for everything that does
+//! not come by the hook (other machines, unconnected UDP, raw sockets, the kernel's own clients, SCTP).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use model::ObjectName;
+
+use crate::Error;
+use crate::plan::{FrontendKey, ServicePlan};
+use crate::stale::StaleFlows;
+
+pub mod fake;
+pub mod packets;
+pub mod sockets;
+
+use packets::Packets;
+use sockets::Sockets;
+
+/// A Service whose plan changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// The Service.
+    pub service: &'a ObjectName,
+    /// What was asked for before, failed attempts included.
+    pub old: &'a ServicePlan,
+    /// What is wanted now.
+    pub new: &'a ServicePlan,
+}
+
+/// What became of a list of changes.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Entries and elements written to the kernel.
+    pub writes: u64,
+    /// Services whose change did not get there; their order says nothing.
+    pub failures: Vec<(ObjectName, Error)>,
+    /// The kernel's state was found damaged on the way: everything must be applied again.
+    pub damaged: bool,
+}
+
+/// What was removed for being nobody's.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Entries and elements removed.
+    pub writes: u64,
+    /// Frontends among them.
+    pub frontends: BTreeSet<FrontendKey>,
+}
+
+/// Whose address a node address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeRole {
+    /// This node's.
+    ThisNode,
+    /// Another node's.
+    OtherNode,
+}
+
+/// The addresses of all nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// By address.
+    pub roles: BTreeMap<IpAddr, NodeRole>,
+    /// Whether the list of nodes is complete; until then no address is taken away.
+    pub complete: bool,
+}
+
+/// Something that makes plans happen.
+pub trait Datapath: Send + std::fmt::Debug {
+    /// Applies changes. What works is kept, and every failure is returned with its Service; a change that failed may
+    /// be given again, with the same or a newer plan.
+    fn apply(&mut self, changes: &[Change<'_>]) -> Applied;
+
+    /// Removes everything that belongs to no wanted frontend.
+    fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error>;
+
+    /// Tells which addresses are nodes' (node ports are served on them); returns how much was written.
+    fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error>;
+
+    /// Repairs the fixed part (attachments, pins, chains) and returns what was repaired.
+    fn repair(&mut self) -> Result<Vec<String>, Error>;
+
+    /// Repairs the fixed part and reads the rest back, so that the next `apply` sees what the kernel has.
+    fn reread(&mut self) -> Result<Vec<String>, Error>;
+
+    /// Makes connection tracking forget flows that lead to endpoints that are gone; returns how many.
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error>;
+
+    /// Verdicts so far, by name.
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error>;
+}
+
+/// The kernel: packet rules, and the socket hook above them where it is asked for.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The complete layer.
+    pub packets: Packets,
+    /// The fast layer.
+    pub sockets: Option<Sockets<ebpf::SocketHook>>,
+}
+
+impl Datapath for Kernel {
+    fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
+        let mut applied = self.packets.apply(changes);
+        if let Some(sockets) = &mut self.sockets {
+            let upper = sockets.apply(changes);
+            applied.writes += upper.writes;
+            applied.failures.extend(upper.failures);
+        }
+        applied
+    }
+
+    fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
+        let mut swept = self.packets.sweep(wanted)?;
+        if let Some(sockets) = &mut self.sockets {
+            let upper = sockets.sweep(wanted)?;
+            swept.writes += upper.writes;
+            swept.frontends.extend(upper.frontends);
+        }
+        Ok(swept)
+    }
+
+    fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error> {
+        // The packet rules ask the routing table which addresses are this node's.
+        self.sockets
+            .as_mut()
+            .map_or(Ok(0), |sockets| sockets.set_nodes(nodes))
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, Error> {
+        let mut repaired = self.packets.repair()?;
+        if let Some(sockets) = &mut self.sockets {
+            repaired.extend(sockets.repair()?);
+        }
+        Ok(repaired)
+    }
+
+    fn reread(&mut self) -> Result<Vec<String>, Error> {
+        let mut repaired = self.packets.reread()?;
+        if let Some(sockets) = &mut self.sockets {
+            repaired.extend(sockets.reread()?);
+        }
+        Ok(repaired)
+    }
+
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+        self.packets.forget_flows(stale)
+    }
+
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        self.sockets.as_ref().map_or(Ok(Vec::new()), Sockets::counters)
+    }
+}

@@ -1,0 +1,125 @@
+//! A datapath in memory that fails when told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use model::ObjectName;
+
+use super::{Applied, Change, Datapath, NodeAddresses, Swept};
+use crate::Error;
+use crate::plan::{Action, FrontendKey, PortPlan};
+use crate::stale::StaleFlows;
+
+/// What a fake has been told; shared with the test that made it.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Frontends, with what they do and the port's plan that they came from.
+    pub frontends: BTreeMap<FrontendKey, (Action, PortPlan)>,
+    /// Node addresses.
+    pub nodes: NodeAddresses,
+    /// Every list of flows to forget, in order.
+    pub forgotten: Vec<StaleFlows>,
+    /// Services whose next change fails.
+    pub fail_next: BTreeSet<ObjectName>,
+    /// The next sweep fails.
+    pub fail_sweep: bool,
+    /// What the next `repair` or `reread` finds to repair.
+    pub drift: Vec<String>,
+    /// Frontends written so far.
+    pub writes: u64,
+}
+
+/// The fake. Clones share their state.
+#[derive(Clone, Debug, Default)]
+pub struct FakeDatapath {
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeDatapath {
+    /// Looks at the state, or changes it.
+    pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl State {
+    fn apply_one(&mut self, change: &Change<'_>, kept: &BTreeSet<FrontendKey>) -> Result<u64, Error> {
+        if self.fail_next.remove(change.service) {
+            return Err(Error::Injected("apply"));
+        }
+        let mut writes = 0;
+        for port in change.new.ports.values() {
+            for (key, action) in &port.frontends {
+                let value = (*action, port.clone());
+                writes += u64::from(self.frontends.get(key) != Some(&value));
+                self.frontends.insert(*key, value);
+            }
+        }
+        for key in change.old.frontends().filter(|key| !kept.contains(*key)) {
+            writes += u64::from(self.frontends.remove(key).is_some());
+        }
+        self.writes += writes;
+        Ok(writes)
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
+        let kept = changes
+            .iter()
+            .flat_map(|change| change.new.frontends())
+            .copied()
+            .collect();
+        let mut applied = Applied::default();
+        for change in changes {
+            match self.with(|state| state.apply_one(change, &kept)) {
+                Ok(writes) => applied.writes += writes,
+                Err(error) => applied.failures.push((change.service.clone(), error)),
+            }
+        }
+        applied
+    }
+
+    fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
+        self.with(|state| {
+            if std::mem::take(&mut state.fail_sweep) {
+                return Err(Error::Injected("sweep"));
+            }
+            let unwanted: BTreeSet<_> = state
+                .frontends
+                .keys()
+                .filter(|key| !wanted(key))
+                .copied()
+                .collect();
+            state.frontends.retain(|key, _| !unwanted.contains(key));
+            let writes = unwanted.len() as u64;
+            state.writes += writes;
+            Ok(Swept {
+                writes,
+                frontends: unwanted,
+            })
+        })
+    }
+
+    fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error> {
+        self.with(|state| state.nodes = nodes.clone());
+        Ok(0)
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, Error> {
+        Ok(self.with(|state| std::mem::take(&mut state.drift)))
+    }
+
+    fn reread(&mut self) -> Result<Vec<String>, Error> {
+        self.repair()
+    }
+
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+        self.with(|state| state.forgotten.push(stale.clone()));
+        Ok(0)
+    }
+
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        Ok(Vec::new())
+    }
+}

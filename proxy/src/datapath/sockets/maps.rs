@@ -1,0 +1,112 @@
+//! The maps that the socket renderer writes: the kernel's, and a copy in memory for tests.
+
+use std::collections::BTreeMap;
+
+use ebpf::abi::net::Ip4;
+use ebpf::abi::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf::{Attachment, SocketHook};
+
+use crate::Error;
+
+/// Everything in the hook's maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// `FRONTENDS4`.
+    pub frontends: BTreeMap<FrontendKey4, Frontend>,
+    /// `SLOTS`.
+    pub slots: BTreeMap<SlotKey, u32>,
+    /// `ENDPOINTS4`.
+    pub endpoints: BTreeMap<u32, Endpoint4>,
+    /// `NODES4`.
+    pub nodes: BTreeMap<Ip4, NodeAddress>,
+}
+
+/// Access to the hook's maps; each write is atomic for readers in the kernel.
+pub trait HookMaps: Send + std::fmt::Debug {
+    /// Reads everything.
+    fn contents(&self) -> Result<Contents, Error>;
+    /// Adds or replaces.
+    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error>;
+    /// Removes.
+    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error>;
+    /// Adds or replaces.
+    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error>;
+    /// Removes.
+    fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error>;
+    /// Adds or replaces.
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error>;
+    /// Removes.
+    fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error>;
+    /// Adds or replaces.
+    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error>;
+    /// Removes.
+    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error>;
+    /// Attaches and pins what is not; returns what that was.
+    fn repair(&mut self) -> Result<Vec<String>, Error>;
+    /// Verdicts so far.
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error>;
+    /// Writes so far.
+    fn writes(&self) -> u64;
+}
+
+impl HookMaps for SocketHook {
+    fn contents(&self) -> Result<Contents, Error> {
+        Ok(Contents {
+            frontends: self.frontends.entries()?,
+            slots: self.slots.entries()?,
+            endpoints: self.endpoints.entries()?,
+            nodes: self.nodes.entries()?,
+        })
+    }
+
+    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error> {
+        Ok(self.frontends.insert(key, value)?)
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error> {
+        Ok(self.frontends.remove(key)?)
+    }
+
+    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error> {
+        Ok(self.slots.insert(key, endpoint)?)
+    }
+
+    fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error> {
+        Ok(self.slots.remove(key)?)
+    }
+
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error> {
+        Ok(self.endpoints.insert(id, endpoint)?)
+    }
+
+    fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error> {
+        Ok(self.endpoints.remove(id)?)
+    }
+
+    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error> {
+        Ok(self.nodes.insert(address, value)?)
+    }
+
+    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error> {
+        Ok(self.nodes.remove(address)?)
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, Error> {
+        let mut repaired = Vec::new();
+        if self.ensure_attached()? == Attachment::Made {
+            repaired.push("the socket hook was not attached".to_owned());
+        }
+        if self.ensure_pinned()? {
+            repaired.push("the socket hook's maps were not pinned".to_owned());
+        }
+        Ok(repaired)
+    }
+
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        Ok(Self::counters(self)?)
+    }
+
+    fn writes(&self) -> u64 {
+        Self::writes(self)
+    }
+}

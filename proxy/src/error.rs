@@ -1,0 +1,26 @@
+//! Why the kernel does not have what a plan says.
+
+use netlink::{conntrack, nft};
+
+/// A failed operation on one of the proxy's kernel interfaces.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket hook or its maps.
+    #[error(transparent)]
+    Hook(#[from] ebpf::Error),
+    /// The nftables rules.
+    #[error(transparent)]
+    Nftables(#[from] nft::Error),
+    /// Connection tracking.
+    #[error(transparent)]
+    Conntrack(#[from] conntrack::Error),
+    /// All ids of one kind are in use.
+    #[error("no free {what} is left")]
+    Exhausted {
+        /// Which ids.
+        what: &'static str,
+    },
+    /// A fake was told to fail.
+    #[error("told to fail: {0}")]
+    Injected(&'static str),
+}

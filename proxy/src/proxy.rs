@@ -1,0 +1,495 @@
+//! The proxy of one node: takes snapshots, keeps what it asked the kernel for, retries, repairs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use model::{Changed, Kind, NodeName, ObjectName, Snapshot};
+use netlink::nft::{self, Monitor};
+
+use crate::datapath::packets::Packets;
+use crate::datapath::sockets::Sockets;
+use crate::datapath::{Change, Datapath, Kernel, NodeAddresses, NodeRole};
+use crate::plan::{NodeContext, Reason, Rejected, ServicePlan, ServiceView, plan_service};
+use crate::stale::StaleFlows;
+use crate::{Claims, Error};
+
+/// Which renderers are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatapathKind {
+    /// The socket hook, with the packet rules under it.
+    Ebpf {
+        /// The node's cgroup v2 directory: everything that runs on the node is in it or below it.
+        cgroup: PathBuf,
+        /// Directory on a BPF file system, for example `/sys/fs/bpf/causeway`; made if absent.
+        pin_dir: PathBuf,
+    },
+    /// The packet rules alone.
+    Nftables,
+}
+
+/// What a proxy must know of its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node: NodeName,
+    /// Which renderers.
+    pub datapath: DatapathKind,
+    /// Addresses of all pods, for example `10.244.0.0/16`: traffic to ClusterIPs from elsewhere is masqueraded.
+    pub pod_network: IpNetwork,
+    /// A ClusterIP that this node answers itself; it gets no frontend.
+    pub local_dns: Option<IpAddr>,
+    /// This node's addresses, in case its Node object does not tell them yet.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// Nothing was done, because the first complete lists of these kinds are not in.
+    pub waiting_for: Vec<Kind>,
+    /// Services whose change is in the kernel.
+    pub applied: Vec<ObjectName>,
+    /// Parts of the Services looked at that could not be honoured.
+    pub rejected: Vec<Rejected>,
+    /// Services whose change did not get there. They are tried again by each sync.
+    pub failures: Vec<(ObjectName, Error)>,
+    /// Failures that are no single Service's. Tried again by each sync.
+    pub common_failures: Vec<Error>,
+    /// Entries and elements written to the kernel.
+    pub writes: u64,
+    /// Tracked flows that led to endpoints that are gone, and were forgotten.
+    pub stale_flows: usize,
+    /// Where the time went.
+    pub durations: Durations,
+}
+
+/// Where the time of a sync went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durations {
+    /// Finding what changed, and planning.
+    pub plan: Duration,
+    /// Writing to the kernel.
+    pub apply: Duration,
+}
+
+/// What an audit found.
+#[derive(Debug, Default)]
+pub struct AuditReport {
+    /// Parts of the fixed structure that were missing or differed; they are repaired.
+    pub repaired: Vec<String>,
+    /// Entries and elements that differed and were written again.
+    pub writes: u64,
+    /// What could not be repaired; the next audit tries again.
+    pub failures: Vec<(Option<ObjectName>, Error)>,
+}
+
+impl AuditReport {
+    /// Whether the kernel had everything.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.repaired.is_empty() && self.writes == 0 && self.failures.is_empty()
+    }
+}
+
+/// Tells, from any thread, when somebody else changes the proxy's table.
+#[derive(Debug)]
+pub struct DriftWatch(Monitor);
+
+impl DriftWatch {
+    /// Blocks until the table was changed by others (call [`Proxy::audit`] then); false when `timeout` passes first.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool, Error> {
+        Ok(self.0.wait(timeout)?)
+    }
+}
+
+/// The proxy of one node.
+#[derive(Debug)]
+pub struct Proxy {
+    context: NodeContext,
+    node_addresses: Vec<IpAddr>,
+    datapath: Box<dyn Datapath>,
+    events_port: Option<u32>,
+    /// The last snapshot that was looked at.
+    seen: Snapshot,
+    /// What each Service wants, conflicts between Services aside.
+    plans: BTreeMap<ObjectName, ServicePlan>,
+    claims: Claims,
+    /// What the datapath was last asked for, successfully or not.
+    asked: BTreeMap<ObjectName, ServicePlan>,
+    /// Services whose last change failed.
+    failed: BTreeSet<ObjectName>,
+    nodes_pending: bool,
+    sweep_pending: bool,
+    stale: StaleFlows,
+}
+
+impl Proxy {
+    /// Opens the kernel's interfaces in the network namespace of the calling thread, reads back what an earlier
+    /// process left there, and changes nothing of it: the first [`Proxy::sync`] writes only what differs.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let context = NodeContext {
+            name: config.node.clone(),
+            pod_network: config.pod_network,
+            local_dns: config.local_dns,
+        };
+        let packets = Packets::open(&context)?;
+        let events_port = packets.port();
+        let sockets = match &config.datapath {
+            DatapathKind::Nftables => None,
+            DatapathKind::Ebpf { cgroup, pin_dir } => {
+                let hook = ebpf::SocketHook::open(&ebpf::HookConfig {
+                    cgroup: cgroup.clone(),
+                    pin_dir: pin_dir.clone(),
+                    capacity: ebpf::Capacity::default(),
+                })?;
+                Some(Sockets::open(hook)?)
+            }
+        };
+        let mut proxy = Self::with_datapath(context, Box::new(Kernel { packets, sockets }));
+        proxy.node_addresses.clone_from(&config.node_addresses);
+        proxy.events_port = Some(events_port);
+        Ok(proxy)
+    }
+
+    /// A proxy over any datapath.
+    #[must_use]
+    pub fn with_datapath(context: NodeContext, datapath: Box<dyn Datapath>) -> Self {
+        Self {
+            context,
+            node_addresses: Vec::new(),
+            datapath,
+            events_port: None,
+            seen: Snapshot::default(),
+            plans: BTreeMap::new(),
+            claims: Claims::default(),
+            asked: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            nodes_pending: true,
+            sweep_pending: true,
+            stale: StaleFlows::default(),
+        }
+    }
+
+    /// Makes the kernel do what the snapshot says: plans what changed since the last one, and tries again what failed.
+    /// Until the lists of Services and EndpointSlices are complete nothing is done, since a Service that is missing
+    /// from an incomplete list is not gone.
+    pub fn sync(&mut self, snapshot: &Snapshot) -> SyncReport {
+        let kinds = [Kind::Service, Kind::EndpointSlice];
+        let waiting_for: Vec<_> = kinds
+            .into_iter()
+            .filter(|kind| !snapshot.is_synced(*kind))
+            .collect();
+        let mut report = SyncReport {
+            waiting_for,
+            ..SyncReport::default()
+        };
+        if !report.waiting_for.is_empty() {
+            return report;
+        }
+        let started = Instant::now();
+        let changed = snapshot.changed_since(&self.seen);
+        let pending = self.plan(snapshot, &changed, &mut report);
+        self.seen = snapshot.clone();
+        self.nodes_pending |= !changed.nodes.is_empty() || changed.synced.contains(&Kind::Node);
+        report.durations.plan = started.elapsed();
+        let started = Instant::now();
+        self.apply_nodes(&mut report);
+        self.apply(pending, &mut report);
+        self.sweep(&mut report);
+        self.forget_flows(&mut report);
+        report.durations.apply = started.elapsed();
+        report
+    }
+
+    /// Compares the fixed structure (attachments, pins, chains) with the kernel's and repairs it. Cheap: for every few
+    /// seconds. When more than that was lost, everything is audited.
+    pub fn audit_structure(&mut self) -> AuditReport {
+        match self.datapath.repair() {
+            Ok(repaired) if repaired.is_empty() => AuditReport::default(),
+            Ok(repaired) => {
+                let mut report = self.audit();
+                report.repaired.splice(0..0, repaired);
+                report
+            }
+            Err(error) => AuditReport {
+                failures: vec![(None, error)],
+                ..AuditReport::default()
+            },
+        }
+    }
+
+    /// Reads everything back from the kernel and repairs what differs from what was asked for. Before the first
+    /// complete sync only the structure is looked at.
+    pub fn audit(&mut self) -> AuditReport {
+        let mut report = AuditReport::default();
+        match self.datapath.reread() {
+            Ok(repaired) => report.repaired = repaired,
+            Err(error) => {
+                report.failures.push((None, error));
+                return report;
+            }
+        }
+        if self.sweep_pending {
+            return report;
+        }
+        let mut sync = SyncReport::default();
+        self.nodes_pending = true;
+        self.apply_nodes(&mut sync);
+        let everything = self.asked.keys().cloned().collect();
+        self.apply(everything, &mut sync);
+        self.sweep_pending = true;
+        self.sweep(&mut sync);
+        report.writes = sync.writes;
+        report.failures.extend(
+            sync.failures
+                .into_iter()
+                .map(|(service, error)| (Some(service), error)),
+        );
+        report
+            .failures
+            .extend(sync.common_failures.into_iter().map(|error| (None, error)));
+        report
+    }
+
+    /// Verdicts of the socket hook so far on this node, by name; they outlive the process. Empty without the hook.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        self.datapath.counters()
+    }
+
+    /// Whether something waits for the next sync although no object changed.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        !self.failed.is_empty() || self.nodes_pending || self.sweep_pending || !self.stale.is_empty()
+    }
+
+    /// A watch on changes of the proxy's table by others, to be waited for on a thread of its own. Must be called in
+    /// the network namespace in which the proxy was opened. None over a datapath that is not the kernel's.
+    pub fn watch_drift(&self) -> Result<Option<DriftWatch>, Error> {
+        let open = |port| Monitor::open(&Packets::table(), port).map_err(nft::Error::into);
+        self.events_port
+            .map(open)
+            .transpose()
+            .map(|monitor| monitor.map(DriftWatch))
+    }
+
+    /// Plans what changed and returns the Services that the datapath must be asked about.
+    fn plan(
+        &mut self,
+        snapshot: &Snapshot,
+        changed: &Changed,
+        report: &mut SyncReport,
+    ) -> BTreeSet<ObjectName> {
+        let mut pending = self.failed.clone();
+        let mut affected = BTreeSet::new();
+        for name in &changed.services {
+            let (plan, rejected) = match snapshot.services.get(name) {
+                Some(service) => {
+                    let view = ServiceView {
+                        service,
+                        slices: snapshot.slices_of(name).collect(),
+                    };
+                    plan_service(&view, &self.context)
+                }
+                None => Default::default(),
+            };
+            report.rejected.extend(rejected);
+            let old = self.plans.get(name).cloned().unwrap_or_default();
+            if old == plan {
+                continue;
+            }
+            affected.extend(self.claims.replace(name, &old, &plan));
+            affected.insert(name.clone());
+            if plan.is_empty() {
+                self.plans.remove(name);
+            } else {
+                self.plans.insert(name.clone(), plan);
+            }
+        }
+        for name in affected {
+            let (plan, taken) = self.owned_plan(&name);
+            report.rejected.extend(taken);
+            if self
+                .asked
+                .get(&name)
+                .map_or(!plan.is_empty(), |asked| *asked != plan)
+            {
+                pending.insert(name);
+            }
+        }
+        pending
+    }
+
+    /// A Service's plan without the frontends that another Service has.
+    fn owned_plan(&self, name: &ObjectName) -> (ServicePlan, Vec<Rejected>) {
+        let plan = self.plans.get(name).cloned().unwrap_or_default();
+        let mut rejected = Vec::new();
+        let plan = plan.retain(|key| {
+            let owner = self.claims.owner(key);
+            if let Some(owner) = owner.filter(|owner| *owner != name) {
+                let reason = Reason::Taken {
+                    frontend: *key,
+                    owner: owner.clone(),
+                };
+                rejected.push(Rejected {
+                    service: name.clone(),
+                    reason,
+                });
+            }
+            owner == Some(name)
+        });
+        (plan, rejected)
+    }
+
+    fn apply(&mut self, pending: BTreeSet<ObjectName>, report: &mut SyncReport) {
+        let wanted: Vec<_> = pending
+            .into_iter()
+            .map(|name| (self.owned_plan(&name).0, name))
+            .collect();
+        let nothing = ServicePlan::default();
+        let changes: Vec<_> = wanted
+            .iter()
+            .map(|(new, service)| Change {
+                service,
+                old: self.asked.get(service).unwrap_or(&nothing),
+                new,
+            })
+            .collect();
+        for Change { old, new, .. } in &changes {
+            self.stale.add_change(old, new);
+        }
+        let applied = self.datapath.apply(&changes);
+        report.writes += applied.writes;
+        self.sweep_pending |= applied.damaged;
+        let failed: BTreeSet<_> = applied
+            .failures
+            .iter()
+            .map(|(service, _)| service.clone())
+            .collect();
+        for (plan, name) in wanted {
+            self.remember(name, plan, &failed, report);
+        }
+        report.failures.extend(applied.failures);
+        if applied.damaged {
+            self.apply_everything_again(report);
+        }
+    }
+
+    /// After a failure the datapath may hold parts of the old plan and of the new one: both were asked for.
+    fn remember(
+        &mut self,
+        name: ObjectName,
+        plan: ServicePlan,
+        failed: &BTreeSet<ObjectName>,
+        report: &mut SyncReport,
+    ) {
+        if failed.contains(&name) {
+            let old = self.asked.remove(&name).unwrap_or_default();
+            self.asked.insert(name.clone(), old.or(plan));
+            self.failed.insert(name);
+            return;
+        }
+        self.failed.remove(&name);
+        if plan.is_empty() {
+            self.asked.remove(&name);
+        } else {
+            self.asked.insert(name.clone(), plan);
+        }
+        report.applied.push(name);
+    }
+
+    /// Somebody else changed the kernel's state in the middle of a sync: what was fine before may be gone.
+    fn apply_everything_again(&mut self, report: &mut SyncReport) {
+        let names = self.plans.keys().cloned().collect::<Vec<_>>();
+        let wanted: Vec<_> = names
+            .into_iter()
+            .map(|name| (self.owned_plan(&name).0, name))
+            .collect();
+        let changes: Vec<_> = wanted
+            .iter()
+            .map(|(new, service)| Change {
+                service,
+                old: self.asked.get(service).unwrap_or(new),
+                new,
+            })
+            .collect();
+        let applied = self.datapath.apply(&changes);
+        report.writes += applied.writes;
+        self.failed
+            .extend(applied.failures.iter().map(|(service, _)| service.clone()));
+        report.failures.extend(applied.failures);
+    }
+
+    fn apply_nodes(&mut self, report: &mut SyncReport) {
+        if !self.nodes_pending {
+            return;
+        }
+        match self.datapath.set_nodes(&self.node_roles()) {
+            Ok(writes) => {
+                report.writes += writes;
+                self.nodes_pending = false;
+            }
+            Err(error) => report.common_failures.push(error),
+        }
+    }
+
+    fn node_roles(&self) -> NodeAddresses {
+        let mut roles = BTreeMap::new();
+        for (name, node) in self.seen.nodes.iter() {
+            let role = if *name == self.context.name {
+                NodeRole::ThisNode
+            } else {
+                NodeRole::OtherNode
+            };
+            let addresses = node.internal_addresses.iter().chain(&node.external_addresses);
+            roles.extend(addresses.map(|address| (*address, role)));
+        }
+        roles.extend(
+            self.node_addresses
+                .iter()
+                .map(|address| (*address, NodeRole::ThisNode)),
+        );
+        NodeAddresses {
+            roles,
+            complete: self.seen.is_synced(Kind::Node),
+        }
+    }
+
+    /// Once, after the first complete sync and after each audit: what nobody asked for is removed.
+    fn sweep(&mut self, report: &mut SyncReport) {
+        if !self.sweep_pending {
+            return;
+        }
+        let asked: BTreeSet<_> = self
+            .asked
+            .values()
+            .flat_map(ServicePlan::frontends)
+            .copied()
+            .collect();
+        match self.datapath.sweep(&|key| asked.contains(key)) {
+            Ok(swept) => {
+                report.writes += swept.writes;
+                for key in &swept.frontends {
+                    self.stale.add_gone(key);
+                }
+                self.sweep_pending = false;
+            }
+            Err(error) => report.common_failures.push(error),
+        }
+    }
+
+    fn forget_flows(&mut self, report: &mut SyncReport) {
+        if self.stale.is_empty() {
+            return;
+        }
+        match self.datapath.forget_flows(&self.stale) {
+            Ok(count) => {
+                report.stale_flows = count;
+                self.stale = StaleFlows::default();
+            }
+            Err(error) => report.common_failures.push(error),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Flows of UDP clients that connection tracking still sends to endpoints that are gone.
+//!
+//! A UDP "connection" lives as long as its client keeps sending, and conntrack keeps the translation chosen for its
+//! first packet: without this, clients of a DNS server that went away would be sent to it for ever
+//! (kubernetes#48370). Flows to endpoints that still serve are left alone, whether or not they would be chosen again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use model::Protocol;
+use netlink::conntrack::Flow;
+
+use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
+
+/// Which flows are stale: to a frontend below, and answered by none of its endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StaleFlows {
+    services: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
+    node_ports: BTreeMap<u16, BTreeSet<SocketAddr>>,
+}
+
+impl StaleFlows {
+    /// What a change of plans leaves behind. Flows of a frontend that is new are looked at too: before it was there
+    /// their packets went out untranslated, and tracking would keep it so.
+    pub fn add_change(&mut self, old: &ServicePlan, new: &ServicePlan) {
+        let before = udp_frontends(old);
+        let after = udp_frontends(new);
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            self.add_gone(key);
+        }
+        for (key, port) in after {
+            let lost = before
+                .get(&key)
+                .is_none_or(|old| !old.serving.is_subset(&port.serving));
+            // What an earlier attempt left undone must not be done with the endpoints of that time.
+            if lost || self.contains(&key) {
+                *self.entry(&key) = port.serving.iter().map(socket_address).collect();
+            }
+        }
+    }
+
+    /// A frontend that is gone altogether, unless another Service has it by now.
+    pub fn add_gone(&mut self, key: &FrontendKey) {
+        if key.protocol == Protocol::Udp {
+            self.entry(key);
+        }
+    }
+
+    /// Whether there is nothing to look for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.node_ports.is_empty()
+    }
+
+    /// Whether the flow leads nowhere any more.
+    #[must_use]
+    pub fn matches(&self, flow: &Flow) -> bool {
+        let (to, answers) = (flow.original.destination, flow.reply.source);
+        if flow.original.protocol != Protocol::Udp.number() {
+            return false;
+        }
+        let by_address = self
+            .services
+            .get(&to)
+            .is_some_and(|serving| !serving.contains(&answers));
+        // Without translation it was not a flow to a node port, but to the same port somewhere else.
+        let by_node_port = to != answers
+            && self
+                .node_ports
+                .get(&to.port())
+                .is_some_and(|serving| !serving.contains(&answers));
+        by_address || by_node_port
+    }
+
+    fn contains(&self, key: &FrontendKey) -> bool {
+        match key.address {
+            FrontendAddress::Service(address) => self
+                .services
+                .contains_key(&SocketAddr::new(address, key.port.get())),
+            FrontendAddress::EveryNodeAddress(_) => self.node_ports.contains_key(&key.port.get()),
+        }
+    }
+
+    fn entry(&mut self, key: &FrontendKey) -> &mut BTreeSet<SocketAddr> {
+        match key.address {
+            FrontendAddress::Service(address) => self
+                .services
+                .entry(SocketAddr::new(address, key.port.get()))
+                .or_default(),
+            FrontendAddress::EveryNodeAddress(_) => self.node_ports.entry(key.port.get()).or_default(),
+        }
+    }
+}
+
+fn udp_frontends(plan: &ServicePlan) -> BTreeMap<FrontendKey, &PortPlan> {
+    let udp = plan.ports.iter().filter(|(key, _)| key.protocol == Protocol::Udp);
+    udp.flat_map(|(_, port)| port.frontends.keys().map(move |key| (*key, port)))
+        .collect()
+}
+
+fn socket_address(target: &Target) -> SocketAddr {
+    let address: IpAddr = target.address;
+    SocketAddr::new(address, target.port.get())
+}
