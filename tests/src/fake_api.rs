@@ -237,7 +237,7 @@ impl FakeApi {
         self.edit(|store| store.bookmarks += 1);
     }
 
-    /// Ends every connection and refuses new ones until [`come_up`](Self::come_up).
+    /// Ends every connection and closes new ones at once until [`come_up`](Self::come_up).
     pub fn go_down(&self) {
         self.edit(|store| {
             store.down = true;
@@ -312,19 +312,18 @@ fn place(object: &Value) -> (String, (String, String)) {
     (format!("/{root}/{api_version}/{plural}"), (namespace, name))
 }
 
-/// Accepts connections while the server is up, and ends them all whenever a cut is asked for.
+/// Accepts connections, and ends them all whenever a cut is asked for. While the server is down each new one is
+/// closed at once: the listener itself stays, since it may belong to another network namespace than this thread.
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let address = listener.local_addr().expect("invariant: the listener is bound");
-    let mut listener = Some(listener);
+    let listener = tokio::net::TcpListener::from_std(listener).expect("invariant: the listener is a socket");
     let mut changed = shared.changed.subscribe();
     let router = axum::Router::new().fallback(answer).with_state(shared.clone());
     let mut connections = JoinSet::new();
     let mut cuts = 0;
-    let mut accepting: Option<tokio::net::TcpListener> = None;
     loop {
-        let (down, stopped, cuts_now) = {
+        let (stopped, cuts_now) = {
             let store = shared.store();
-            (store.down, store.stopped, store.cuts)
+            (store.stopped, store.cuts)
         };
         if stopped {
             return;
@@ -333,40 +332,20 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             cuts = cuts_now;
             connections.shutdown().await;
         }
-        if down {
-            accepting = None;
-        } else if accepting.is_none() {
-            let socket = listener.take().map_or_else(|| bind_again(address), Ok);
-            accepting = socket.and_then(tokio::net::TcpListener::from_std).ok();
-        }
         tokio::select! {
             _ = changed.changed() => {}
-            accepted = accept(accepting.as_ref()) => {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                if shared.store().down {
+                    continue;
+                }
                 let service = TowerToHyperService::new(router.clone());
                 connections.spawn(async move {
                     let builder = auto::Builder::new(TokioExecutor::new());
                     // A client that went away is no matter of the server.
-                    let _ = builder.serve_connection(TokioIo::new(accepted), service).await;
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
-        }
-    }
-}
-
-fn bind_again(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// The next connection; never where there is no listener.
-async fn accept(listener: Option<&tokio::net::TcpListener>) -> tokio::net::TcpStream {
-    let Some(listener) = listener else {
-        return std::future::pending().await;
-    };
-    loop {
-        if let Ok((stream, _)) = listener.accept().await {
-            return stream;
         }
     }
 }

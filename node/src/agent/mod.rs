@@ -9,16 +9,22 @@
 //! stops no other. None of them undoes anything at its end: what is in the kernel serves on until the next agent
 //! reads it back.
 
+mod dns_address;
 mod dns_feed;
 mod metrics;
 mod progress;
 mod report;
 mod socket;
 mod supervisor;
+mod thread;
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
 use model::Snapshot;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,12 +32,14 @@ use crate::config::{Config, Datapath};
 use crate::watch::{self as api, ApiSource};
 use report::Sources;
 use supervisor::Supervisor;
+use thread::on_thread;
 
 /// Runs every part that the configuration asks for, until shutdown.
 ///
 /// # Errors
 /// Only when nothing can run at all: failures of parts are theirs.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let _only_one = own_state_dir(&config.state_dir)?;
     tracing::info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "agent starts");
     let (snapshots, snapshot) = watch::channel(Arc::<Snapshot>::default());
     let mut supervisor = Supervisor::new(shutdown);
@@ -51,6 +59,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     supervisor.join().await;
     tracing::info!("agent ends, what it programmed stays");
     Ok(())
+}
+
+/// Makes the state directory and holds it: two agents would undo each other's work.
+fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
+    std::fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
+    let lock = path.join("agent.lock");
+    let file = File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
+    let held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    held.map_err(|(_, errno)| errno)
+        .with_context(|| format!("lock {} (does another agent run?)", lock.display()))
 }
 
 fn start_watch(
@@ -81,6 +99,14 @@ fn start_dns(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
     let (snapshots, readers) = (sources.snapshots.clone(), sources.feed_readers.clone());
     supervisor.start("dns-feed", move |part, shutdown| {
         dns_feed::serve(path.clone(), snapshots.clone(), readers.clone(), part, shutdown)
+    });
+    let Some(address) = config.dns.address else { return };
+    let state_dir = config.state_dir.clone();
+    supervisor.start("dns-address", move |part, shutdown| {
+        let state_dir = state_dir.clone();
+        on_thread("dns-address", move || {
+            dns_address::keep(address, &state_dir, &part, &shutdown)
+        })
     });
 }
 

@@ -10,6 +10,7 @@ mod tests;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnetwork::IpNetwork;
 use model::NodeName;
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +132,13 @@ impl Config {
         serde_yaml_ng::to_string(self).expect("invariant: every key is a string")
     }
 
+    /// Addresses of all pods of the cluster, where they are known.
+    #[must_use]
+    pub fn pod_network(&self) -> Option<IpNetwork> {
+        let of_network = self.network.as_ref().and_then(Network::pod_network);
+        self.proxy.pod_network.or(of_network)
+    }
+
     /// What types alone do not say.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -154,6 +162,9 @@ impl Config {
                 "metricsBind: {} is healthBind already",
                 self.metrics_bind
             ));
+        }
+        if self.proxy.datapath != Datapath::None && self.pod_network().is_none() {
+            problems.push("proxy.podNetwork: is needed where network.config is absent".to_owned());
         }
         problems.extend(self.kubernetes.problems());
         problems.extend(self.proxy.problems());

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::relative_path;
@@ -76,6 +77,11 @@ fn default_subnet_env() -> PathBuf {
 }
 
 impl Network {
+    /// `Network` in `config`.
+    pub(super) fn pod_network(&self) -> Option<IpNetwork> {
+        self.config.as_ref()?.get("Network")?.as_str()?.parse().ok()
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = self.etcd.problems();
         problems.extend(relative_path("network.subnetEnv", &self.subnet_env));
@@ -85,12 +91,7 @@ impl Network {
         {
             problems.push(format!("network.interface: {interface:?} is not a device's name"));
         }
-        if let Some(config) = &self.config
-            && config
-                .get("Network")
-                .and_then(|network| network.as_str())
-                .is_none()
-        {
+        if self.config.is_some() && self.pod_network().is_none() {
             problems.push("network.config: has no Network like 10.244.0.0/16".to_owned());
         }
         problems
@@ -179,6 +180,9 @@ pub struct Proxy {
     /// The cgroup v2 directory whose sockets are balanced: every pod and process of the node stands below it.
     /// Default: the root of the cgroup v2 mount.
     pub cgroup: Option<PathBuf>,
+    /// Addresses of all pods of the cluster: what comes to a Service from elsewhere gets the node's address as its
+    /// source. Default: `Network` in `network.config`; needed where that is absent.
+    pub pod_network: Option<IpNetwork>,
     /// Where on a bpffs maps and links are pinned, so that they outlive the agent.
     /// Default: `/sys/fs/bpf/causeway`.
     #[serde(default = "default_pin_dir")]
@@ -194,6 +198,7 @@ impl Default for Proxy {
         Self {
             datapath: Datapath::default(),
             cgroup: None,
+            pod_network: None,
             pin_dir: default_pin_dir(),
         }
     }

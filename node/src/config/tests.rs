@@ -43,8 +43,8 @@ fn refused(text: &str, words: &str) {
 }
 
 #[test]
-fn an_empty_file_is_a_whole_configuration() {
-    let config = accepted("{}");
+fn a_pod_network_is_a_whole_configuration() {
+    let config = accepted("proxy: {podNetwork: 10.244.0.0/16}");
     assert!(!config.node_name.0.is_empty());
     assert_eq!(config.network, None);
     assert_eq!(config.proxy.datapath, Datapath::Ebpf);
@@ -89,7 +89,7 @@ metricsBind: 172.30.0.11:10249
 
 #[test]
 fn the_name_given_with_the_command_comes_before_the_file() {
-    let file = File::new("nodeName: in-file");
+    let file = File::new("{nodeName: in-file, proxy: {datapath: none}}");
     let config = load(&file.0, Some("given")).expect("valid");
     assert_eq!(config.node_name.0, "given");
 }
@@ -108,7 +108,7 @@ fn keys_and_types_that_are_wrong_are_refused_with_their_place() {
     let rows = [
         (
             "proxy:\n  datapth: ebpf\n",
-            "proxy: unknown field `datapth`, expected one of `datapath`, `cgroup`, `pinDir` at line 2 column 3",
+            "proxy: unknown field `datapth`, expected one of `datapath`, `cgroup`, `podNetwork`, `pinDir` at line 2 column 3",
         ),
         (
             "proxy: {datapath: ipvs}\n",
@@ -136,9 +136,13 @@ fn keys_and_types_that_are_wrong_are_refused_with_their_place() {
 fn values_that_make_no_sense_are_refused_all_at_once() {
     let rows = [
         ("nodeName: ''", "nodeName: is empty"),
+        (
+            "proxy: {datapath: ebpf}",
+            "proxy.podNetwork: is needed where network.config is absent",
+        ),
         ("stateDir: state", "stateDir: state is not an absolute path"),
         (
-            "proxy: {cgroup: a, pinDir: b}",
+            "proxy: {datapath: none, cgroup: a, pinDir: b}",
             "proxy.pinDir: b is not an absolute path\nproxy.cgroup: a is not an absolute path",
         ),
         (
@@ -172,6 +176,12 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         ),
     ];
     for (text, words) in rows {
-        refused(text, words);
+        // Only a proxy needs the network of pods.
+        let text = if text.contains("proxy:") {
+            text.to_owned()
+        } else {
+            format!("proxy: {{datapath: none}}\n{text}")
+        };
+        refused(&text, words);
     }
 }
