@@ -156,7 +156,7 @@ impl Runtime {
                 }
             }
         }
-        containers.sort_by(|a, b| a.request.created_at.cmp(&b.request.created_at));
+        containers.sort_by_key(|container| container.request.created_at);
         Ok(containers)
     }
 

@@ -1,0 +1,323 @@
+//! From a container of a pod to the OCI specification.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::env::{ConfigError, expand};
+use super::quantity;
+use super::volumes::safe_relative;
+use crate::images::Image;
+use crate::oci::{BindMount, ContainerSpec, Resources, Security};
+
+/// Where programs are looked for when the image says nothing.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a container is made from besides its own definition.
+pub struct ContainerContext<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The image.
+    pub image: &'a Image,
+    /// Variables of the container.
+    pub variables: &'a BTreeMap<String, String>,
+    /// Volumes by name.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// `hosts`, `hostname`, `resolv.conf` of the pod.
+    pub etc: &'a Path,
+    /// File of the termination message.
+    pub termination_log: &'a Path,
+    /// Host name.
+    pub hostname: String,
+    /// Network namespace.
+    pub netns: Option<PathBuf>,
+    /// Root file system.
+    pub rootfs: PathBuf,
+    /// cgroup path from each hierarchy's root.
+    pub cgroup_path: PathBuf,
+    /// The kubelet's own `oom_score_adj`, below which it cannot go.
+    pub own_oom_score: i32,
+}
+
+/// The container's specification.
+pub fn container_spec(
+    container: &Container,
+    context: &ContainerContext,
+) -> Result<ContainerSpec, ConfigError> {
+    let pod_security = context
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
+    let security = security(container, pod_security, context.image)?;
+    let args = arguments(container, context);
+    if args.is_empty() {
+        return Err(ConfigError("no command specified".to_owned()));
+    }
+    let cwd = [
+        container.working_dir.as_deref(),
+        Some(context.image.config.working_dir.as_str()),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|directory| !directory.is_empty())
+    .unwrap_or("/");
+    Ok(ContainerSpec {
+        args,
+        env: environment(context),
+        cwd: cwd.to_owned(),
+        hostname: context.hostname.clone(),
+        netns: context.netns.clone(),
+        rootfs: context.rootfs.clone(),
+        mounts: mounts(container, context)?,
+        cgroup_path: context.cgroup_path.clone(),
+        resources: resources(container),
+        security,
+        oom_score_adj: (is_best_effort(context.pod) && context.own_oom_score <= 1000).then_some(1000),
+    })
+}
+
+/// `command` replaces the entrypoint and drops the image's `cmd`; `args` replace `cmd`.
+fn arguments(container: &Container, context: &ContainerContext) -> Vec<String> {
+    let image = &context.image.config;
+    let expanded = |words: &[String]| -> Vec<String> {
+        words.iter().map(|word| expand(word, context.variables)).collect()
+    };
+    let command = container.command.as_deref().unwrap_or_default();
+    let args = container.args.as_deref().unwrap_or_default();
+    match (command.is_empty(), args.is_empty()) {
+        (false, _) => [expanded(command), expanded(args)].concat(),
+        (true, false) => [image.entrypoint.clone(), expanded(args)].concat(),
+        (true, true) => [image.entrypoint.clone(), image.cmd.clone()].concat(),
+    }
+}
+
+/// PATH and HOSTNAME, then the image's, then the pod's.
+fn environment(context: &ContainerContext) -> Vec<String> {
+    let own = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", context.hostname)];
+    let mut variables: BTreeMap<String, String> = BTreeMap::new();
+    for pair in own.iter().chain(&context.image.config.env) {
+        if let Some((name, value)) = pair.split_once('=') {
+            variables.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    variables.extend(context.variables.clone());
+    variables
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
+}
+
+fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindMount>, ConfigError> {
+    let bind = |source: PathBuf, target: &str, read_only| BindMount {
+        source,
+        target: PathBuf::from(target),
+        read_only,
+    };
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = context.volumes.get(&mount.name).ok_or_else(|| {
+            ConfigError(format!(
+                "volume mount \"{}\" names no volume of the pod",
+                mount.name
+            ))
+        })?;
+        if mount.sub_path_expr.is_some() {
+            return Err(ConfigError(
+                "subPathExpr is not supported by this kubelet yet".to_owned(),
+            ));
+        }
+        let source = match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
+            Some(path) => volume.join(safe_relative(path)),
+            None => volume.clone(),
+        };
+        mounts.push(bind(source, &mount.mount_path, mount.read_only.unwrap_or(false)));
+    }
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let target = format!("/etc/{name}");
+        if !mounts.iter().any(|mount| mount.target == Path::new(&target)) {
+            mounts.push(bind(context.etc.join(name), &target, false));
+        }
+    }
+    let message = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or("/dev/termination-log");
+    mounts.push(bind(context.termination_log.to_owned(), message, false));
+    Ok(mounts)
+}
+
+fn security(
+    container: &Container,
+    pod: Option<&PodSecurityContext>,
+    image: &Image,
+) -> Result<Security, ConfigError> {
+    let none = SecurityContext::default();
+    let own = container.security_context.as_ref().unwrap_or(&none);
+    let (image_uid, image_gid) = image_user(&image.config.user)?;
+    let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
+    let uid = number(own.run_as_user)
+        .or(number(pod.and_then(|pod| pod.run_as_user)))
+        .unwrap_or(image_uid);
+    let gid = number(own.run_as_group)
+        .or(number(pod.and_then(|pod| pod.run_as_group)))
+        .unwrap_or(image_gid);
+    let non_root = own.run_as_non_root.or(pod.and_then(|pod| pod.run_as_non_root));
+    if non_root == Some(true) && uid == 0 {
+        return Err(ConfigError(
+            "container has runAsNonRoot and image will run as root".to_owned(),
+        ));
+    }
+    let groups = pod
+        .into_iter()
+        .flat_map(|pod| pod.supplemental_groups.iter().flatten().chain(&pod.fs_group));
+    let capabilities = own.capabilities.clone().unwrap_or_default();
+    Ok(Security {
+        uid,
+        gid,
+        groups: groups.filter_map(|group| u32::try_from(*group).ok()).collect(),
+        privileged: own.privileged.unwrap_or(false),
+        add: capabilities.add.unwrap_or_default(),
+        drop: capabilities.drop.unwrap_or_default(),
+        read_only_root: own.read_only_root_filesystem.unwrap_or(false),
+        no_new_privileges: own.allow_privilege_escalation == Some(false),
+    })
+}
+
+/// `uid[:gid]`; a name would need the image's `/etc/passwd`.
+fn image_user(user: &str) -> Result<(u32, u32), ConfigError> {
+    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
+    let number = |text: &str| match text {
+        "" | "root" => Ok(0),
+        _ => text
+            .parse()
+            .map_err(|_| ConfigError(format!("image has non-numeric user ({user})"))),
+    };
+    Ok((number(uid)?, number(gid)?))
+}
+
+fn resources(container: &Container) -> Resources {
+    let none = k8s_openapi::api::core::v1::ResourceRequirements::default();
+    let wanted = container.resources.as_ref().unwrap_or(&none);
+    let find = |list: &Option<BTreeMap<String, Quantity>>, name: &str| {
+        list.as_ref()
+            .and_then(|list| list.get(name))
+            .map(|quantity| quantity.0.clone())
+    };
+    let cpu = |list| find(list, "cpu").and_then(|text| u64::try_from(quantity::millis(&text)?).ok());
+    let limit = cpu(&wanted.limits);
+    Resources {
+        memory_limit_bytes: find(&wanted.limits, "memory").and_then(|text| quantity::whole(&text)),
+        cpu_limit_millis: limit,
+        cpu_request_millis: cpu(&wanted.requests).or(limit).unwrap_or(0),
+    }
+}
+
+/// Whether no container asks for or limits anything: quality of service `BestEffort`.
+pub fn is_best_effort(pod: &Pod) -> bool {
+    let asks = |container: &Container| {
+        container.resources.as_ref().is_some_and(|resources| {
+            let some =
+                |list: &Option<BTreeMap<String, Quantity>>| list.as_ref().is_some_and(|l| !l.is_empty());
+            some(&resources.requests) || some(&resources.limits)
+        })
+    };
+    !pod.spec.iter().flat_map(|spec| &spec.containers).any(asks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::ImageConfig;
+    use serde_json::{Value, json};
+
+    fn spec_of(container: Value) -> Result<ContainerSpec, ConfigError> {
+        let mut container = container;
+        container["name"] = json!("c");
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [container]}}))
+                .expect("a valid pod");
+        let image = Image {
+            id: "sha256:0".to_owned(),
+            names: Vec::new(),
+            size_bytes: 0,
+            config: ImageConfig {
+                entrypoint: vec!["/entry".to_owned()],
+                cmd: vec!["cmd".to_owned()],
+                ..ImageConfig::default()
+            },
+            rootfs: PathBuf::from("/image"),
+        };
+        let variables = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
+        let volumes = BTreeMap::from([("v".to_owned(), PathBuf::from("/volumes/v"))]);
+        let context = ContainerContext {
+            pod: &pod,
+            image: &image,
+            variables: &variables,
+            volumes: &volumes,
+            etc: Path::new("/pod/etc"),
+            termination_log: Path::new("/pod/message"),
+            hostname: "p".to_owned(),
+            netns: None,
+            rootfs: PathBuf::from("/rootfs"),
+            cgroup_path: PathBuf::from("/cgroup"),
+            own_oom_score: 0,
+        };
+        let container = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.containers.first())
+            .expect("one container");
+        container_spec(container, &context)
+    }
+
+    #[test]
+    fn command_and_args_replace_entrypoint_and_cmd() {
+        for (container, expected) in [
+            (json!({}), vec!["/entry", "cmd"]),
+            (json!({"args": ["x", "$(A)"]}), vec!["/entry", "x", "1"]),
+            (json!({"command": ["/c"]}), vec!["/c"]),
+            (
+                json!({"command": ["/c", "$(NO)"], "args": ["x"]}),
+                vec!["/c", "$(NO)", "x"],
+            ),
+        ] {
+            assert_eq!(spec_of(container).expect("a valid container").args, expected);
+        }
+    }
+
+    #[test]
+    fn limits_become_resources() {
+        let container = json!({"resources": {"limits": {"memory": "64Mi", "cpu": "500m"}}});
+        let expected = Resources {
+            memory_limit_bytes: Some(64 << 20),
+            cpu_limit_millis: Some(500),
+            cpu_request_millis: 500,
+        };
+        assert_eq!(spec_of(container).expect("valid").resources, expected);
+    }
+
+    #[test]
+    fn a_sub_path_stays_in_its_volume() {
+        let mounted = |mount: Value| {
+            let spec = spec_of(json!({"volumeMounts": [mount]})).expect("valid");
+            spec.mounts.first().map(|mount| mount.source.clone())
+        };
+        let mount = json!({"name": "v", "mountPath": "/x", "subPath": "../../etc"});
+        assert_eq!(mounted(mount), Some(PathBuf::from("/volumes/v/etc")));
+        assert!(spec_of(json!({"volumeMounts": [{"name": "no", "mountPath": "/x"}]})).is_err());
+    }
+
+    #[test]
+    fn root_is_refused_where_the_pod_forbids_it() {
+        let error = spec_of(json!({"securityContext": {"runAsNonRoot": true}})).expect_err("root");
+        assert_eq!(
+            error.to_string(),
+            "container has runAsNonRoot and image will run as root"
+        );
+        let spec = spec_of(json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 1000}}));
+        assert_eq!(spec.expect("valid").security.uid, 1000);
+    }
+}

@@ -1,0 +1,338 @@
+//! The pod's status from what was observed: a pure function, called after every change.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::decide::{RestartPolicy, restarts};
+
+/// What is told of one container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedContainer {
+    /// Its name.
+    pub name: String,
+    /// Image reference and id.
+    pub image: String,
+    /// Id of the image; empty before it is known.
+    pub image_id: String,
+    /// Container id, `causeway://…`.
+    pub container_id: Option<String>,
+    /// Where it is.
+    pub state: ObservedState,
+    /// How the one before it ended.
+    pub last: Option<ContainerStateTerminated>,
+    /// How many there were before this one.
+    pub restart_count: u32,
+    /// Its startup probe has succeeded, or there is none.
+    pub started: bool,
+    /// Its readiness probe has succeeded, or there is none.
+    pub ready: bool,
+}
+
+/// Where a container is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ObservedState {
+    /// Waiting, with reason and message.
+    Waiting(String, Option<String>),
+    /// Running since.
+    Running(Timestamp),
+    /// Ended.
+    Terminated(ContainerStateTerminated),
+}
+
+/// What is told of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedPod {
+    /// Its containers, in the order of the specification.
+    pub containers: Vec<ObservedContainer>,
+    /// Its sandbox is there.
+    pub sandbox: bool,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// The node's address.
+    pub host_ip: IpAddr,
+    /// When this kubelet took it.
+    pub start_time: Timestamp,
+    /// Why it was refused.
+    pub refused: Option<(String, String)>,
+}
+
+/// The status. Times of conditions that did not change are kept from `previous`.
+pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: Timestamp) -> PodStatus {
+    let phase = phase(pod, observed);
+    let conditions = conditions(pod, observed, &phase)
+        .into_iter()
+        .map(|condition| keep_time(condition, previous, now))
+        .collect();
+    let ips: Vec<String> = observed.ips.iter().map(IpAddr::to_string).collect();
+    let host_ip = observed.host_ip.to_string();
+    let (reason, message) = observed.refused.clone().unzip();
+    PodStatus {
+        phase: Some(phase),
+        conditions: Some(conditions),
+        container_statuses: Some(observed.containers.iter().map(container_status).collect()),
+        host_ip: Some(host_ip.clone()),
+        host_ips: Some(vec![HostIP { ip: host_ip }]),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
+        start_time: Some(Time(observed.start_time)),
+        observed_generation: pod.metadata.generation,
+        qos_class: previous.qos_class.clone(),
+        reason,
+        message,
+        ..PodStatus::default()
+    }
+}
+
+/// The restart policy of a pod; `Always` where it says nothing.
+pub fn restart_policy(pod: &Pod) -> RestartPolicy {
+    match pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) {
+        Some("Never") => RestartPolicy::Never,
+        Some("OnFailure") => RestartPolicy::OnFailure,
+        _ => RestartPolicy::Always,
+    }
+}
+
+/// `getPhase` of `pkg/kubelet`: Pending until every container has started once, then Running until all have ended
+/// for good.
+fn phase(pod: &Pod, observed: &ObservedPod) -> String {
+    let policy = restart_policy(pod);
+    let code = |container: &ObservedContainer| match &container.state {
+        ObservedState::Terminated(end) => Some(end.exit_code),
+        ObservedState::Waiting(..) => container.last.as_ref().map(|end| end.exit_code),
+        ObservedState::Running(_) => None,
+    };
+    let is_running = |c: &ObservedContainer| matches!(c.state, ObservedState::Running(_));
+    let never_ran = |c: &ObservedContainer| !is_running(c) && code(c).is_none();
+    let ended_for_good = |c: &ObservedContainer| matches!(&c.state, ObservedState::Terminated(end) if !restarts(policy, end.exit_code));
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    let all_terminated = observed
+        .containers
+        .iter()
+        .all(|c| matches!(c.state, ObservedState::Terminated(_)));
+    let phase = if observed.refused.is_some() {
+        "Failed"
+    } else if observed.containers.iter().any(never_ran) || observed.containers.is_empty() {
+        "Pending"
+    } else if observed.containers.iter().all(ended_for_good) || (deleted && all_terminated) {
+        let all_good = observed.containers.iter().all(|c| code(c) == Some(0));
+        if all_good { "Succeeded" } else { "Failed" }
+    } else {
+        "Running"
+    };
+    phase.to_owned()
+}
+
+fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodCondition> {
+    let unready: Vec<&str> = observed
+        .containers
+        .iter()
+        .filter(|c| !c.ready)
+        .map(|c| c.name.as_str())
+        .collect();
+    let not_ready = match phase {
+        "Succeeded" => Some(("PodCompleted".to_owned(), None)),
+        "Failed" => Some(("PodFailed".to_owned(), None)),
+        _ if unready.is_empty() => None,
+        _ => {
+            let message = format!("containers with unready status: [{}]", unready.join(" "));
+            Some(("ContainersNotReady".to_owned(), Some(message)))
+        }
+    };
+    let gates = unmet_gates(pod);
+    let ready = match &not_ready {
+        None if !gates.is_empty() => {
+            let message = format!("the readiness gates are not met: [{}]", gates.join(" "));
+            Some(("ReadinessGatesNotReady".to_owned(), Some(message)))
+        }
+        other => other.clone(),
+    };
+    let generation = pod.metadata.generation;
+    let condition = |type_: &str, failure: Option<(String, Option<String>)>, holds: bool| {
+        let (reason, message) = failure.unzip();
+        PodCondition {
+            type_: type_.to_owned(),
+            status: if holds { "True" } else { "False" }.to_owned(),
+            reason,
+            message: message.flatten(),
+            observed_generation: generation,
+            ..PodCondition::default()
+        }
+    };
+    vec![
+        condition("PodReadyToStartContainers", None, observed.sandbox),
+        condition("Initialized", None, observed.refused.is_none()),
+        condition("Ready", ready.clone(), ready.is_none()),
+        condition("ContainersReady", not_ready.clone(), not_ready.is_none()),
+    ]
+}
+
+fn unmet_gates(pod: &Pod) -> Vec<&str> {
+    let gates = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let met = |wanted: &str| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == wanted && c.status == "True")
+    };
+    gates
+        .map(|gate| gate.condition_type.as_str())
+        .filter(|gate| !met(gate))
+        .collect()
+}
+
+fn keep_time(mut condition: PodCondition, previous: &PodStatus, now: Timestamp) -> PodCondition {
+    let before = previous
+        .conditions
+        .iter()
+        .flatten()
+        .find(|known| known.type_ == condition.type_);
+    condition.last_transition_time = before
+        .filter(|known| known.status == condition.status)
+        .and_then(|known| known.last_transition_time.clone())
+        .or_else(|| Some(whole_seconds(now)));
+    condition
+}
+
+/// Times in the API have whole seconds; one with a fraction would look changed after each read.
+pub fn whole_seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+fn container_status(container: &ObservedContainer) -> ContainerStatus {
+    let mut state = ContainerState::default();
+    match &container.state {
+        ObservedState::Waiting(reason, message) => {
+            state.waiting = Some(ContainerStateWaiting {
+                reason: Some(reason.clone()),
+                message: message.clone(),
+            });
+        }
+        ObservedState::Running(since) => {
+            state.running = Some(ContainerStateRunning {
+                started_at: Some(whole_seconds(*since)),
+            });
+        }
+        ObservedState::Terminated(end) => state.terminated = Some(end.clone()),
+    }
+    ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone(),
+        image_id: container.image_id.clone(),
+        container_id: container.container_id.clone(),
+        state: Some(state),
+        last_state: Some(ContainerState {
+            terminated: container.last.clone(),
+            ..ContainerState::default()
+        }),
+        restart_count: i32::try_from(container.restart_count).unwrap_or(i32::MAX),
+        started: Some(container.started),
+        ready: container.ready,
+        ..ContainerStatus::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(policy: &str) -> Pod {
+        let value = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "restartPolicy": policy}});
+        serde_json::from_value(value).expect("a valid pod")
+    }
+
+    fn ended(code: i32) -> ContainerStateTerminated {
+        ContainerStateTerminated {
+            exit_code: code,
+            ..ContainerStateTerminated::default()
+        }
+    }
+
+    fn observed(containers: Vec<(ObservedState, Option<i32>)>) -> ObservedPod {
+        let containers = containers
+            .into_iter()
+            .zip(["a", "b"])
+            .map(|((state, last), name)| ObservedContainer {
+                name: name.to_owned(),
+                image: "i".to_owned(),
+                image_id: String::new(),
+                container_id: None,
+                ready: matches!(state, ObservedState::Running(_)),
+                started: true,
+                state,
+                last: last.map(ended),
+                restart_count: 0,
+            });
+        ObservedPod {
+            containers: containers.collect(),
+            sandbox: true,
+            ips: Vec::new(),
+            host_ip: "172.30.0.11".parse().expect("an address"),
+            start_time: Timestamp::UNIX_EPOCH,
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn the_phase_follows_the_containers() {
+        let waiting = || (ObservedState::Waiting("ContainerCreating".to_owned(), None), None);
+        let crash_loop = || {
+            (
+                ObservedState::Waiting("CrashLoopBackOff".to_owned(), None),
+                Some(1),
+            )
+        };
+        let running = || (ObservedState::Running(Timestamp::UNIX_EPOCH), None);
+        let exited = |code| (ObservedState::Terminated(ended(code)), None);
+        for (policy, containers, expected) in [
+            ("Always", vec![waiting()], "Pending"),
+            ("Always", vec![running(), waiting()], "Pending"),
+            ("Always", vec![running(), running()], "Running"),
+            ("Always", vec![exited(0)], "Running"),
+            ("Always", vec![crash_loop()], "Running"),
+            ("OnFailure", vec![exited(0)], "Succeeded"),
+            ("OnFailure", vec![exited(1)], "Running"),
+            ("Never", vec![exited(1)], "Failed"),
+            ("Never", vec![exited(0), exited(1)], "Failed"),
+            ("Never", vec![exited(0), running()], "Running"),
+        ] {
+            assert_eq!(
+                phase(&pod(policy), &observed(containers.clone())),
+                expected,
+                "{policy} {containers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_changes() {
+        let at = |second| Timestamp::from_second(second).expect("in range");
+        let running = observed(vec![(ObservedState::Running(at(1)), None)]);
+        let first = pod_status(&pod("Always"), &running, &PodStatus::default(), at(10));
+        assert_eq!(pod_status(&pod("Always"), &running, &first, at(20)), first);
+        let mut unready = running;
+        unready.containers[0].ready = false;
+        let later = pod_status(&pod("Always"), &unready, &first, at(30));
+        let ready = later
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == "Ready")
+            .expect("always there");
+        assert_eq!(ready.last_transition_time, Some(Time(at(30))));
+        assert_eq!(
+            ready.message.as_deref(),
+            Some("containers with unready status: [a]")
+        );
+    }
+}

@@ -1,0 +1,540 @@
+//! The pod's volumes: directories of the node that containers see.
+//!
+//! Contents that come from the API are written as Kubernetes writes them: all files into a new directory, then one
+//! symbolic link `..data` is switched, so that a reader sees all of the old or all of the new.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Secret, ServiceAccount, Volume,
+};
+use kube::api::{Api, PostParams};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::env::{EnvContext, field_value};
+use crate::disk::{self, DiskError, OnPath};
+
+/// How often contents from the API are read again.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// Why a volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// On this node.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// An object that it names.
+    #[error("{kind} \"{name}\": {}", text_of(.source))]
+    Api {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Why it could not be read.
+        source: Box<kube::Error>,
+    },
+    /// This kubelet cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+fn text_of(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Files by relative path, with their modes.
+type Payload = BTreeMap<String, (Vec<u8>, u32)>;
+
+/// Makes and refreshes the volumes of one pod.
+pub struct Volumes<'a> {
+    /// The API.
+    pub client: &'a kube::Client,
+    /// The pod and what its fields say.
+    pub context: &'a EnvContext<'a>,
+    /// `volumes/` of the pod.
+    pub directory: PathBuf,
+}
+
+/// The volumes of a pod by name, and when they are to be refreshed.
+#[derive(Clone, Debug, Default)]
+pub struct Mounted {
+    /// Path on the node by volume name.
+    pub paths: BTreeMap<String, PathBuf>,
+    /// The next refresh; `None` = nothing comes from the API.
+    pub refresh_at: Option<Timestamp>,
+}
+
+impl Volumes<'_> {
+    /// Makes all volumes, or brings them up to date.
+    pub async fn mount_all(&self) -> Result<Mounted, (String, VolumeError)> {
+        let mut mounted = Mounted::default();
+        let volumes = self
+            .context
+            .pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.volumes.iter().flatten());
+        for volume in volumes {
+            let named = |error| (volume.name.clone(), error);
+            let path = self
+                .mount_one(volume, &mut mounted.refresh_at)
+                .await
+                .map_err(named)?;
+            mounted.paths.insert(volume.name.clone(), path);
+        }
+        Ok(mounted)
+    }
+
+    async fn mount_one(
+        &self,
+        volume: &Volume,
+        refresh_at: &mut Option<Timestamp>,
+    ) -> Result<PathBuf, VolumeError> {
+        let path = self.directory.join(&volume.name);
+        if let Some(host) = &volume.host_path {
+            return host_path(&host.path, host.type_.as_deref().unwrap_or_default());
+        }
+        if let Some(empty) = &volume.empty_dir {
+            empty_dir(
+                &path,
+                empty.medium.as_deref() == Some("Memory"),
+                empty.size_limit.as_ref(),
+            )?;
+            return Ok(path);
+        }
+        let mut due = Timestamp::now() + REFRESH;
+        let payload = if let Some(source) = &volume.config_map {
+            let mode = source.default_mode;
+            self.config_map(&source.name, source.optional, source.items.as_deref(), mode)
+                .await?
+        } else if let Some(source) = &volume.secret {
+            let name = source.secret_name.clone().unwrap_or_default();
+            self.secret(
+                &name,
+                source.optional,
+                source.items.as_deref(),
+                source.default_mode,
+            )
+            .await?
+        } else if let Some(source) = &volume.downward_api {
+            self.downward(source.items.as_deref().unwrap_or_default(), source.default_mode)?
+        } else if let Some(source) = &volume.projected {
+            self.projected(source, &mut due).await?
+        } else {
+            let text = format!(
+                "volume \"{}\": this kubelet does not support its type yet",
+                volume.name
+            );
+            return Err(VolumeError::Unsupported(text));
+        };
+        write_payload(&path, &payload)?;
+        *refresh_at = Some(refresh_at.map_or(due, |earlier| earlier.min(due)));
+        Ok(path)
+    }
+
+    async fn projected(
+        &self,
+        source: &ProjectedVolumeSource,
+        due: &mut Timestamp,
+    ) -> Result<Payload, VolumeError> {
+        let mut payload = Payload::new();
+        let mode = source.default_mode;
+        for part in source.sources.iter().flatten() {
+            if let Some(token) = &part.service_account_token {
+                let (text, refresh) = self
+                    .token(token.audience.clone(), token.expiration_seconds.unwrap_or(3600))
+                    .await?;
+                *due = (*due).min(refresh);
+                payload.insert(token.path.clone(), (text.into_bytes(), mode_of(mode)));
+            } else if let Some(part) = &part.config_map {
+                let items = part.items.as_deref();
+                payload.extend(self.config_map(&part.name, part.optional, items, mode).await?);
+            } else if let Some(part) = &part.secret {
+                payload.extend(
+                    self.secret(&part.name, part.optional, part.items.as_deref(), mode)
+                        .await?,
+                );
+            } else if let Some(part) = &part.downward_api {
+                payload.extend(self.downward(part.items.as_deref().unwrap_or_default(), mode)?);
+            } else {
+                let text = "a projected source is of a type that this kubelet does not support yet";
+                return Err(VolumeError::Unsupported(text.to_owned()));
+            }
+        }
+        Ok(payload)
+    }
+
+    /// A token bound to the pod, and when it is to be replaced: at 80 % of its lifetime (KEP-1205).
+    async fn token(
+        &self,
+        audience: Option<String>,
+        seconds: i64,
+    ) -> Result<(String, Timestamp), VolumeError> {
+        let (metadata, spec) = (&self.context.pod.metadata, self.context.pod.spec.as_ref());
+        let account = spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "default".to_owned());
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: audience.into_iter().collect(),
+                expiration_seconds: Some(seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: metadata.name.clone(),
+                    uid: metadata.uid.clone(),
+                }),
+            },
+            ..TokenRequest::default()
+        };
+        let api: Api<ServiceAccount> = self.api();
+        let answer = api
+            .create_token_request(&account, &PostParams::default(), &request)
+            .await;
+        let status = answer
+            .map_err(|source| VolumeError::Api {
+                kind: "serviceaccount token",
+                name: account.clone(),
+                source: Box::new(source),
+            })?
+            .status
+            .ok_or_else(|| VolumeError::Unsupported(format!("no token in the answer for {account}")))?;
+        let now = Timestamp::now();
+        let lifetime = status
+            .expiration_timestamp
+            .0
+            .duration_since(now)
+            .as_secs()
+            .max(10);
+        Ok((
+            status.token,
+            now + Duration::from_secs(lifetime.unsigned_abs() * 4 / 5),
+        ))
+    }
+
+    async fn config_map(
+        &self,
+        name: &str,
+        optional: Option<bool>,
+        items: Option<&[KeyToPath]>,
+        mode: Option<i32>,
+    ) -> Result<Payload, VolumeError> {
+        let api: Api<ConfigMap> = self.api();
+        let failed = |source| VolumeError::Api {
+            kind: "configmap",
+            name: name.to_owned(),
+            source,
+        };
+        let object = match api.get_opt(name).await.map_err(|error| failed(Box::new(error)))? {
+            None if optional == Some(true) => return Ok(Payload::new()),
+            None => {
+                return Err(VolumeError::Unsupported(format!(
+                    "configmap \"{name}\" not found"
+                )));
+            }
+            Some(object) => object,
+        };
+        select(config_map_data(object), "configmap", name, items, optional, mode)
+    }
+
+    async fn secret(
+        &self,
+        name: &str,
+        optional: Option<bool>,
+        items: Option<&[KeyToPath]>,
+        mode: Option<i32>,
+    ) -> Result<Payload, VolumeError> {
+        let api: Api<Secret> = self.api();
+        let failed = |source| VolumeError::Api {
+            kind: "secret",
+            name: name.to_owned(),
+            source,
+        };
+        let object = match api.get_opt(name).await.map_err(|error| failed(Box::new(error)))? {
+            None if optional == Some(true) => return Ok(Payload::new()),
+            None => return Err(VolumeError::Unsupported(format!("secret \"{name}\" not found"))),
+            Some(object) => object,
+        };
+        select(secret_data(object), "secret", name, items, optional, mode)
+    }
+
+    fn downward(&self, items: &[DownwardAPIVolumeFile], mode: Option<i32>) -> Result<Payload, VolumeError> {
+        let mut payload = Payload::new();
+        for item in items {
+            let value = item
+                .field_ref
+                .as_ref()
+                .and_then(|field| field_value(&field.field_path, self.context))
+                .ok_or_else(|| {
+                    let text = format!(
+                        "downward API item \"{}\" is not supported by this kubelet yet",
+                        item.path
+                    );
+                    VolumeError::Unsupported(text)
+                })?;
+            payload.insert(
+                item.path.clone(),
+                (value.into_bytes(), mode_of(item.mode.or(mode))),
+            );
+        }
+        Ok(payload)
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(
+            self.client.clone(),
+            self.context
+                .pod
+                .metadata
+                .namespace
+                .as_deref()
+                .unwrap_or("default"),
+        )
+    }
+}
+
+/// All keys of a ConfigMap.
+pub fn config_map_data(object: ConfigMap) -> BTreeMap<String, Vec<u8>> {
+    let binary = object
+        .binary_data
+        .into_iter()
+        .flatten()
+        .map(|(key, ByteString(bytes))| (key, bytes));
+    object
+        .data
+        .into_iter()
+        .flatten()
+        .map(|(key, text)| (key, text.into_bytes()))
+        .chain(binary)
+        .collect()
+}
+
+/// All keys of a Secret.
+pub fn secret_data(object: Secret) -> BTreeMap<String, Vec<u8>> {
+    object
+        .data
+        .into_iter()
+        .flatten()
+        .map(|(key, ByteString(bytes))| (key, bytes))
+        .collect()
+}
+
+/// All keys under their own names, or the listed ones under theirs.
+fn select(
+    data: BTreeMap<String, Vec<u8>>,
+    kind: &str,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    optional: Option<bool>,
+    mode: Option<i32>,
+) -> Result<Payload, VolumeError> {
+    let Some(items) = items.filter(|items| !items.is_empty()) else {
+        return Ok(data
+            .into_iter()
+            .map(|(key, value)| (key, (value, mode_of(mode))))
+            .collect());
+    };
+    let mut payload = Payload::new();
+    for item in items {
+        match data.get(&item.key) {
+            Some(value) => {
+                payload.insert(item.path.clone(), (value.clone(), mode_of(item.mode.or(mode))));
+            }
+            None if optional == Some(true) => {}
+            None => {
+                let text = format!("{kind} \"{name}\" references non-existent key: {}", item.key);
+                return Err(VolumeError::Unsupported(text));
+            }
+        }
+    }
+    Ok(payload)
+}
+
+fn mode_of(mode: Option<i32>) -> u32 {
+    mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644)
+}
+
+fn host_path(path: &str, kind: &str) -> Result<PathBuf, VolumeError> {
+    let place = PathBuf::from(path);
+    match kind {
+        "DirectoryOrCreate" => disk::make_dir(&place)?,
+        "FileOrCreate" if !place.exists() => fs::write(&place, b"").on("create", &place)?,
+        "Directory" if !place.is_dir() => {
+            return Err(VolumeError::Unsupported(format!(
+                "hostPath type check failed: {path} is not a directory"
+            )));
+        }
+        "File" if !place.is_file() => {
+            return Err(VolumeError::Unsupported(format!(
+                "hostPath type check failed: {path} is not a file"
+            )));
+        }
+        // As docker did and containerd does: a missing path becomes a directory.
+        "" if !place.exists() => disk::make_dir(&place)?,
+        _ => {}
+    }
+    Ok(place)
+}
+
+fn empty_dir(
+    path: &Path,
+    in_memory: bool,
+    limit: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+) -> Result<(), DiskError> {
+    let existed = path.exists();
+    disk::make_dir(path)?;
+    if in_memory && !existed {
+        let size = limit.and_then(|limit| super::quantity::whole(&limit.0));
+        let options = size.map_or_else(|| "mode=1777".to_owned(), |size| format!("mode=1777,size={size}"));
+        mount(
+            Some("tmpfs"),
+            path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .on("mount tmpfs on", path)?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).on("chmod", path)
+}
+
+/// Unmounts and removes all volumes of a pod. Paths of the node (`hostPath`) are not below and stay.
+pub fn remove_all(directory: &Path) -> Result<(), DiskError> {
+    if let Ok(entries) = fs::read_dir(directory) {
+        for entry in entries.flatten() {
+            // EINVAL says that nothing is mounted there, which is the usual case.
+            let _ = umount2(&entry.path(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
+    }
+    disk::remove_tree(directory)
+}
+
+fn write_payload(directory: &Path, payload: &Payload) -> Result<(), DiskError> {
+    disk::make_dir(directory)?;
+    let data = directory.join("..data");
+    let current = fs::read_link(&data).ok().map(|target| directory.join(target));
+    if current.as_ref().is_some_and(|current| holds(current, payload)) {
+        return Ok(());
+    }
+    let version = format!("..{}", Timestamp::now().as_nanosecond());
+    let place = directory.join(&version);
+    for (path, (contents, mode)) in payload {
+        let file = place.join(safe_relative(path));
+        disk::make_dir(file.parent().unwrap_or(&place))?;
+        fs::write(&file, contents).on("write", &file)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(*mode)).on("chmod", &file)?;
+    }
+    disk::make_dir(&place)?;
+    let beside = directory.join("..data_tmp");
+    let _ = fs::remove_file(&beside);
+    symlink(&version, &beside).on("link", &beside)?;
+    fs::rename(&beside, &data).on("switch", &data)?;
+    let top_level = |path: &String| {
+        safe_relative(path)
+            .components()
+            .next()
+            .map(|c| PathBuf::from(c.as_os_str()))
+    };
+    let names: std::collections::BTreeSet<PathBuf> = payload.keys().filter_map(top_level).collect();
+    for entry in fs::read_dir(directory).on("read", directory)?.flatten() {
+        let name = PathBuf::from(entry.file_name());
+        let internal = name.to_string_lossy().starts_with("..");
+        if !internal && !names.contains(&name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    for name in names {
+        let link = directory.join(&name);
+        if fs::symlink_metadata(&link).is_err() {
+            symlink(Path::new("..data").join(&name), &link).on("link", &link)?;
+        }
+    }
+    match current {
+        Some(old) => disk::remove_tree(&old),
+        None => Ok(()),
+    }
+}
+
+/// Whether the current version is the wanted one already.
+fn holds(current: &Path, payload: &Payload) -> bool {
+    let same = |(path, (contents, _)): (&String, &(Vec<u8>, u32))| {
+        fs::read(current.join(safe_relative(path))).is_ok_and(|known| known == *contents)
+    };
+    payload.iter().all(same) && count_files(current) == payload.len()
+}
+
+fn count_files(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| {
+            if entry.path().is_dir() {
+                count_files(&entry.path())
+            } else {
+                1
+            }
+        })
+        .sum()
+}
+
+/// The path without anything that leads out of its directory.
+pub fn safe_relative(path: &str) -> PathBuf {
+    Path::new(path)
+        .components()
+        .filter(|part| matches!(part, Component::Normal(_)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refresh_switches_all_files_at_once() {
+        let directory = std::env::temp_dir().join(format!("cwt-volume-{}", std::process::id()));
+        let payload = |pairs: &[(&str, &str)]| -> Payload {
+            pairs
+                .iter()
+                .map(|(path, text)| ((*path).to_owned(), (text.as_bytes().to_vec(), 0o644)))
+                .collect()
+        };
+        let read = |path: &str| fs::read_to_string(directory.join(path)).ok();
+        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")])).expect("written");
+        assert_eq!(
+            (read("token"), read("dir/ca.crt")),
+            (Some("1".into()), Some("x".into()))
+        );
+        let version = fs::read_link(directory.join("..data")).expect("a link");
+        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")])).expect("unchanged");
+        assert_eq!(fs::read_link(directory.join("..data")).expect("a link"), version);
+        write_payload(&directory, &payload(&[("token", "2")])).expect("rewritten");
+        assert_eq!((read("token"), read("dir/ca.crt")), (Some("2".into()), None));
+        assert!(!directory.join(version).exists());
+        disk::remove_tree(&directory).expect("removable");
+    }
+
+    #[test]
+    fn paths_cannot_leave_their_volume() {
+        for (path, expected) in [
+            ("a/b", "a/b"),
+            ("../a", "a"),
+            ("/etc/a", "etc/a"),
+            ("a/../../b", "a/b"),
+        ] {
+            assert_eq!(safe_relative(path), PathBuf::from(expected));
+        }
+    }
+}

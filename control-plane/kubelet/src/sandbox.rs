@@ -1,0 +1,202 @@
+//! A pod's sandbox: its network namespace, attached by CNI. Written to disk before each step, so that whatever a
+//! killed kubelet left can be undone by the next one.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use netlink::{Kernel, LinkChange, Namespace, Netlink};
+use serde::{Deserialize, Serialize};
+
+use crate::cni::{Attachment, CniError, NetworkConfig, PortMapping};
+use crate::config::Config;
+use crate::disk::{self, DiskError, OnPath};
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Files.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The network namespace.
+    #[error("network namespace: {0}")]
+    Namespace(#[from] netlink::Error),
+    /// The network.
+    #[error("failed to setup network for sandbox: {0}")]
+    Network(#[from] CniError),
+    /// A helper thread was lost.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// A pod's sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// Its id, what CNI calls the container id.
+    pub id: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// Uid of the pod.
+    pub uid: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Name of the network namespace below `/run/netns`; `None` = the node's own (`hostNetwork`).
+    pub netns: Option<String>,
+    /// What CNI was told and answered.
+    pub attachment: Option<Attachment>,
+}
+
+impl Sandbox {
+    /// Makes the sandbox of a pod. When that fails nothing is left.
+    pub async fn create(config: &Config, pod: &Pod) -> Result<Self, SandboxError> {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let host_network = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.host_network)
+            .unwrap_or(false);
+        let id = uuid::Uuid::new_v4();
+        let mut sandbox = Self {
+            id: id.simple().to_string(),
+            namespace: text(&pod.metadata.namespace),
+            name: text(&pod.metadata.name),
+            uid: text(&pod.metadata.uid),
+            created_at: Timestamp::now(),
+            netns: (!host_network).then(|| format!("cni-{id}")),
+            attachment: None,
+        };
+        disk::make_dir(&config.pod_dir(&sandbox.uid))?;
+        if let Err(error) = sandbox.attach(config, pod).await {
+            if let Err(undo) = sandbox.destroy(config).await {
+                tracing::warn!(error = %undo, pod = sandbox.name, "failed sandbox not undone");
+            }
+            return Err(error);
+        }
+        Ok(sandbox)
+    }
+
+    async fn attach(&mut self, config: &Config, pod: &Pod) -> Result<(), SandboxError> {
+        let Some(netns) = self.netns.clone() else {
+            return self.save(config);
+        };
+        let network = NetworkConfig::first_in(&config.cni_conf_dir)?.ok_or(CniError::NotConfigured)?;
+        let mut attachment = Attachment {
+            config: network,
+            container_id: self.id.clone(),
+            netns: netns_path(&netns),
+            args: format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+                self.namespace, self.name, self.id, self.uid
+            ),
+            ports: port_mappings(pod),
+            result: None,
+        };
+        self.attachment = Some(attachment.clone());
+        self.save(config)?;
+        tokio::task::spawn_blocking(move || make_namespace(&netns))
+            .await
+            .map_err(|_| SandboxError::Interrupted)??;
+        attachment.add(&config.cni_bin_dirs).await?;
+        self.attachment = Some(attachment);
+        self.save(config)
+    }
+
+    /// The sandbox that an earlier kubelet made for a pod.
+    pub fn load(config: &Config, uid: &str) -> Result<Option<Self>, DiskError> {
+        disk::read_json(&Self::file(config, uid))
+    }
+
+    /// Whether its network namespace is still there: it is not after the machine was started anew.
+    pub fn is_whole(&self) -> bool {
+        let attached = self
+            .attachment
+            .as_ref()
+            .is_some_and(|attachment| attachment.result.is_some());
+        self.netns
+            .as_ref()
+            .is_none_or(|name| attached && Namespace::named(name).is_ok())
+    }
+
+    /// CNI DEL, then the namespace. Only after every container has ended. It may be called again after a failure.
+    pub async fn destroy(&self, config: &Config) -> Result<(), SandboxError> {
+        if let Some(attachment) = &self.attachment {
+            attachment.del(&config.cni_bin_dirs).await?;
+        }
+        self.forget_namespace()?;
+        let file = Self::file(config, &self.uid);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(Err(error).on("remove", &file)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the network namespace, without CNI.
+    pub fn forget_namespace(&self) -> Result<(), SandboxError> {
+        match self.netns.as_deref().map(Namespace::delete) {
+            Some(Err(error)) if !error.is_absent() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Its addresses; those of the node for `hostNetwork`.
+    pub fn addresses(&self, config: &Config) -> Vec<IpAddr> {
+        match (&self.netns, &self.attachment) {
+            (None, _) => vec![config.node_ip],
+            (_, Some(attachment)) => attachment.addresses(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The network namespace for a container.
+    pub fn netns_path(&self) -> Option<PathBuf> {
+        self.netns.as_deref().map(netns_path)
+    }
+
+    fn save(&self, config: &Config) -> Result<(), SandboxError> {
+        Ok(disk::write_json(&Self::file(config, &self.uid), self)?)
+    }
+
+    fn file(config: &Config, uid: &str) -> PathBuf {
+        config.pod_dir(uid).join("sandbox.json")
+    }
+}
+
+fn netns_path(name: &str) -> PathBuf {
+    Path::new(netlink::netns::PIN_DIRECTORY).join(name)
+}
+
+/// Makes the namespace with its loopback up, which the runtime owes its pods.
+fn make_namespace(name: &str) -> Result<(), netlink::Error> {
+    let namespace = Namespace::create(name)?;
+    let mut kernel = Netlink::open_in(&namespace)?;
+    if let Some(loopback) = kernel.link_named("lo")? {
+        kernel.change_link(
+            loopback.index,
+            &LinkChange {
+                up: Some(true),
+                ..LinkChange::default()
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            Some(PortMapping {
+                host_port: u16::try_from(port.host_port?).ok().filter(|port| *port != 0)?,
+                container_port: u16::try_from(port.container_port).ok()?,
+                protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
+                host_ip: port.host_ip.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
