@@ -172,6 +172,9 @@ impl Part {
     }
 }
 
+/// A response taken apart: without its OPT record, where its TTLs stand, how long it lives.
+type Dissected = (Box<[u8]>, Box<[u16]>, Lifetime);
+
 /// For how long a response may be kept by itself.
 enum Lifetime {
     Success(u32),
@@ -192,8 +195,8 @@ fn key<'b>(query: &Query<'_>, buffer: &'b mut [u8; MAX_KEY]) -> &'b [u8] {
     &buffer[..name.len() + 5]
 }
 
-/// Takes the OPT record off, finds the TTLs, and tells how long the response lives. `None` = not to be kept.
-fn dissect(query: &Query<'_>, response: &[u8]) -> Option<(Box<[u8]>, Box<[u16]>, Lifetime)> {
+/// Takes a response apart. `None` = it is not to be kept.
+fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     let header = response.get(..HEADER)?;
     if header[2] & FLAG_TC != 0 {
         return None;

@@ -573,3 +573,6 @@ fn nibble(label: &[u8]) -> Option<u8> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
