@@ -1,1 +1,103 @@
-//! 
+//! The cluster's controllers and its scheduler. They need nothing but a Kubernetes API server, ours or any other.
+//!
+//! ```no_run
+//! # async fn start(client: kube::Client, root_ca_pem: String) -> Result<(), controllers::Error> {
+//! let config = controllers::Config { root_ca_pem, ..controllers::Config::default() };
+//! controllers::run(client, config, tokio_util::sync::CancellationToken::new()).await
+//! # }
+//! ```
+//!
+//! Each controller is a task under one supervisor and consists of a pure decision, `(what is observed, now) → what is
+//! to be done`, and a thin shell that reads the caches, applies the decision and writes back. All state is in the API:
+//! a restart observes again and decides the same.
+//!
+//! - [`replicaset`], [`deployment`]: workloads, with upstream's rules to the letter where users see them.
+//! - [`endpoints`]: EndpointSlices and Endpoints of Services.
+//! - [`scheduler`]: pods to nodes.
+//! - [`nodes`], [`pod_gc`]: nodes that stop answering, pods whose node is gone.
+//! - [`namespaces`], [`garbage`]: deletion of what is contained and what is owned.
+//! - [`accounts`], [`builtin`]: what every namespace, and the cluster, has by itself.
+//! - `cache`, `queue`, `supervisor`, `events`: the common shell.
+
+mod accounts;
+mod builtin;
+mod cache;
+mod config;
+mod context;
+mod deployment;
+mod discovery;
+mod endpoints;
+mod error;
+mod events;
+mod garbage;
+mod namespaces;
+mod nodes;
+mod ownership;
+mod pod_gc;
+mod pods;
+mod queue;
+mod replicaset;
+mod scheduler;
+mod selector;
+mod supervisor;
+mod taints;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, KubernetesService};
+pub use error::Error;
+
+pub(crate) use context::Context;
+
+/// Who our writes are attributed to in `metadata.managedFields`.
+pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
+
+/// Every controller, by the name under which [`Config::disabled`] knows it.
+const PARTS: [(&str, supervisor::Run); 13] = [
+    ("builtin", |context| Box::pin(builtin::run(context))),
+    ("deployment", |context| Box::pin(deployment::run(context))),
+    ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
+    ("endpointslice", |context| {
+        Box::pin(endpoints::run_slices(context))
+    }),
+    ("garbage-collector", |context| Box::pin(garbage::run(context))),
+    ("namespace", |context| Box::pin(namespaces::run(context))),
+    ("node-lifecycle", |context| Box::pin(nodes::run(context))),
+    ("pod-gc", |context| Box::pin(pod_gc::run(context))),
+    ("replicaset", |context| Box::pin(replicaset::run(context))),
+    ("root-ca", |context| Box::pin(accounts::run_root_ca(context))),
+    ("scheduler", |context| Box::pin(scheduler::run(context))),
+    ("serviceaccount", |context| {
+        Box::pin(accounts::run_service_accounts(context))
+    }),
+    ("taint-eviction", |context| Box::pin(nodes::run_eviction(context))),
+];
+
+/// Runs all controllers until `shutdown`, and fails only for a configuration that cannot be meant. An API server that
+/// is not there yet, or goes away, is waited for.
+pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    if let Some(unknown) = config
+        .disabled
+        .iter()
+        .find(|name| !PARTS.iter().any(|(part, _)| part == name))
+    {
+        return Err(Error::UnknownController {
+            name: unknown.clone(),
+        });
+    }
+    let parts = PARTS
+        .into_iter()
+        .filter(|(name, _)| !config.disabled.contains(*name))
+        .collect();
+    let (context, background) = Context::start(client, config);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = context.caches.synced() => {
+            tracing::info!("caches are filled, controllers start");
+            supervisor::supervise(parts, context, shutdown.clone()).await;
+        }
+    }
+    drop(background);
+    Ok(())
+}

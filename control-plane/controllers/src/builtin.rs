@@ -1,0 +1,267 @@
+//! What the cluster has by itself: its own namespaces, the Service by which pods reach the API server, and the one by
+//! which they reach DNS.
+//!
+//! Upstream's API server looks after most of this; where it does, the configuration leaves it out here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Namespace, Service, ServicePort, ServiceSpec,
+};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointPort as SlicePort, EndpointSlice,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use model::ObjectName;
+
+use crate::Context;
+use crate::cache::{Cache, Object, name_of};
+use crate::config::KubernetesService;
+use crate::error::Error;
+use crate::queue::{Next, Queue, Reconcile, drive};
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+const KUBERNETES: &str = "kubernetes";
+const DNS: &str = "kube-dns";
+
+/// Runs the controller. Its only key is the cluster.
+pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
+    let queue = Queue::new();
+    queue.add(());
+    let ours = |name: &ObjectName| {
+        (name.namespace == "default" && name.name == KUBERNETES)
+            || (name.namespace == "kube-system" && name.name == DNS)
+            || (name.namespace.is_empty() && NAMESPACES.contains(&name.name.as_str()))
+    };
+    macro_rules! follow {
+        ($cache:ident) => {{
+            let queue = Arc::clone(&queue);
+            context.caches.$cache.subscribe(move |change| {
+                if change
+                    .states()
+                    .next()
+                    .is_some_and(|object| ours(&name_of(&**object)))
+                {
+                    queue.add(());
+                }
+            })
+        }};
+    }
+    let _subscriptions = (
+        follow!(namespaces),
+        follow!(services),
+        follow!(endpoints),
+        follow!(slices),
+    );
+    drive(&queue, &Controller(context), 1).await;
+    Ok(())
+}
+
+struct Controller(Arc<Context>);
+
+impl Reconcile for Controller {
+    type Key = ();
+    const NAME: &'static str = "builtin";
+
+    async fn reconcile(&self, (): &()) -> Result<Next, Error> {
+        let caches = &self.0.caches;
+        for namespace in NAMESPACES {
+            ensure(&caches.namespaces, self::namespace(namespace), |_, _| true).await?;
+        }
+        if let Some(config) = &self.0.config.kubernetes_service {
+            ensure(&caches.services, kubernetes_service(config), same_service).await?;
+            ensure(&caches.endpoints, kubernetes_endpoints(config), |a, b| {
+                a.subsets == b.subsets
+            })
+            .await?;
+            let same_slice =
+                |a: &EndpointSlice, b: &EndpointSlice| a.endpoints == b.endpoints && a.ports == b.ports;
+            ensure(&caches.slices, kubernetes_slice(config), same_slice).await?;
+        }
+        if let Some(address) = self.0.config.cluster_dns {
+            ensure(&caches.services, dns_service(address), same_service).await?;
+        }
+        Ok(Next::OnChange)
+    }
+}
+
+/// Creates `wanted`, or replaces what is there if it is not the same.
+async fn ensure<K: Object>(cache: &Cache<K>, wanted: K, same: impl Fn(&K, &K) -> bool) -> Result<(), Error> {
+    let Some(stored) = cache.get(&name_of(&wanted)) else {
+        return match cache.create(&wanted).await {
+            Err(error) if !error.is_already_exists() => Err(error),
+            _ => Ok(()),
+        };
+    };
+    if same(&stored, &wanted) {
+        return Ok(());
+    }
+    let mut changed = wanted;
+    let labels = changed.meta().labels.clone();
+    *changed.meta_mut() = ObjectMeta {
+        labels,
+        ..stored.meta().clone()
+    };
+    cache.replace(&changed).await.map(drop)
+}
+
+/// Addresses never change once a Service has them, and most fields have defaults: only ports are compared.
+fn same_service(stored: &Service, wanted: &Service) -> bool {
+    let ports = |service: &Service| -> Vec<(Option<String>, i32, Option<IntOrString>)> {
+        let ports = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.ports.clone())
+            .unwrap_or_default();
+        ports
+            .into_iter()
+            .map(|port| (port.name, port.port, port.target_port))
+            .collect()
+    };
+    let address = |service: &Service| service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone());
+    if address(stored) != address(wanted) {
+        tracing::warn!(service = %name_of(stored), have = ?address(stored), want = ?address(wanted),
+            "service has another address than configured");
+        return true;
+    }
+    ports(stored) == ports(wanted)
+}
+
+fn meta(namespace: &str, name: &str, labels: &[(&str, &str)]) -> ObjectMeta {
+    let labels: BTreeMap<_, _> = labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()),
+        labels: (!labels.is_empty()).then_some(labels),
+        ..ObjectMeta::default()
+    }
+}
+
+fn namespace(name: &str) -> Namespace {
+    Namespace {
+        metadata: meta("", name, &[("kubernetes.io/metadata.name", name)]),
+        ..Namespace::default()
+    }
+}
+
+fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn service(metadata: ObjectMeta, address: IpAddr, ports: Vec<ServicePort>) -> Service {
+    let spec = ServiceSpec {
+        type_: Some("ClusterIP".to_owned()),
+        cluster_ip: Some(address.to_string()),
+        cluster_ips: Some(vec![address.to_string()]),
+        ip_families: Some(vec![family(&address).to_owned()]),
+        ip_family_policy: Some("SingleStack".to_owned()),
+        internal_traffic_policy: Some("Cluster".to_owned()),
+        session_affinity: Some("None".to_owned()),
+        ports: Some(ports),
+        ..ServiceSpec::default()
+    };
+    Service {
+        metadata,
+        spec: Some(spec),
+        status: None,
+    }
+}
+
+fn port(name: &str, protocol: &str, port: u16, target: u16) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        protocol: Some(protocol.to_owned()),
+        port: i32::from(port),
+        target_port: Some(IntOrString::Int(i32::from(target))),
+        ..ServicePort::default()
+    }
+}
+
+fn kubernetes_service(config: &KubernetesService) -> Service {
+    let labels = [("component", "apiserver"), ("provider", "kubernetes")];
+    let ports = vec![port("https", "TCP", config.port, config.target_port)];
+    service(meta("default", KUBERNETES, &labels), config.cluster_ip, ports)
+}
+
+/// Of the Service's own family: an Endpoints object and a slice hold only one.
+fn addresses(config: &KubernetesService) -> Vec<IpAddr> {
+    let mut addresses = config.addresses.clone();
+    addresses.retain(|address| address.is_ipv4() == config.cluster_ip.is_ipv4());
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+fn kubernetes_endpoints(config: &KubernetesService) -> Endpoints {
+    let address = |ip: IpAddr| EndpointAddress {
+        ip: ip.to_string(),
+        ..EndpointAddress::default()
+    };
+    let port = EndpointPort {
+        name: Some("https".to_owned()),
+        port: i32::from(config.target_port),
+        protocol: Some("TCP".to_owned()),
+        app_protocol: None,
+    };
+    Endpoints {
+        // The slice is written here as well, and must not be mirrored from this.
+        metadata: meta(
+            "default",
+            KUBERNETES,
+            &[("endpointslice.kubernetes.io/skip-mirror", "true")],
+        ),
+        subsets: Some(vec![EndpointSubset {
+            addresses: Some(addresses(config).into_iter().map(address).collect()),
+            not_ready_addresses: None,
+            ports: Some(vec![port]),
+        }]),
+    }
+}
+
+fn kubernetes_slice(config: &KubernetesService) -> EndpointSlice {
+    let endpoint = |ip: IpAddr| Endpoint {
+        addresses: vec![ip.to_string()],
+        conditions: Some(EndpointConditions {
+            ready: Some(true),
+            ..EndpointConditions::default()
+        }),
+        ..Endpoint::default()
+    };
+    let port = SlicePort {
+        name: Some("https".to_owned()),
+        port: Some(i32::from(config.target_port)),
+        protocol: Some("TCP".to_owned()),
+        app_protocol: None,
+    };
+    EndpointSlice {
+        metadata: meta(
+            "default",
+            KUBERNETES,
+            &[("kubernetes.io/service-name", KUBERNETES)],
+        ),
+        address_type: family(&config.cluster_ip).to_owned(),
+        endpoints: addresses(config).into_iter().map(endpoint).collect(),
+        ports: Some(vec![port]),
+    }
+}
+
+/// No selector: where DNS runs is the network's business, on every node's own address for example.
+fn dns_service(address: IpAddr) -> Service {
+    let labels = [
+        ("k8s-app", DNS),
+        ("kubernetes.io/cluster-service", "true"),
+        ("kubernetes.io/name", "CoreDNS"),
+    ];
+    let ports = vec![
+        port("dns", "UDP", 53, 53),
+        port("dns-tcp", "TCP", 53, 53),
+        port("metrics", "TCP", 9153, 9153),
+    ];
+    service(meta("kube-system", DNS, &labels), address, ports)
+}

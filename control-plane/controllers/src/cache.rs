@@ -1,0 +1,560 @@
+//! What the API server holds of one kind: kept current by one watch, and reading its own writes.
+//!
+//! A controller that acts on a stale cache creates the same pod twice. Upstream counts "expectations" against that;
+//! here every answer to a write goes into the cache before the writer goes on, and what the watch says later counts
+//! only where it is newer. So a decision never sees a state from before the decision that preceded it, and there is
+//! no counter that can be off by one.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource};
+use model::ObjectName;
+use rand::Rng as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{Error, FIELD_MANAGER};
+
+/// A kind that is cached and written.
+pub(crate) trait Object:
+    Resource<DynamicType = ()> + Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// The API for the objects of `namespace` (which a cluster-wide kind ignores).
+    fn api(client: Client, namespace: &str) -> Api<Self>;
+}
+
+macro_rules! objects {
+    ($($kind:ty: $scope:ident),* $(,)?) => {
+        $(impl Object for $kind {
+            fn api(client: Client, namespace: &str) -> Api<Self> {
+                objects!(@ $scope client, namespace)
+            }
+        })*
+    };
+    (@ namespaced $client:ident, $namespace:ident) => { Api::namespaced($client, $namespace) };
+    (@ cluster $client:ident, $namespace:ident) => {{
+        let _ = $namespace;
+        Api::all($client)
+    }};
+}
+
+objects!(
+    Pod: namespaced, Service: namespaced, Endpoints: namespaced, EndpointSlice: namespaced,
+    ReplicaSet: namespaced, Deployment: namespaced, ServiceAccount: namespaced, ConfigMap: namespaced,
+    Lease: namespaced, Node: cluster, Namespace: cluster,
+);
+
+/// Namespace and name; the namespace of a cluster-wide object is empty.
+pub(crate) fn name_of<K: Resource>(object: &K) -> ObjectName {
+    let meta = object.meta();
+    ObjectName::new(
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
+}
+
+/// One object came, changed or went.
+#[derive(Debug)]
+pub(crate) struct Change<K> {
+    /// Before; `None` when it is new.
+    pub old: Option<Arc<K>>,
+    /// After; `None` when it is gone.
+    pub new: Option<Arc<K>>,
+}
+
+impl<K> Change<K> {
+    /// Both states, the older first.
+    pub fn states(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.old.iter().chain(self.new.iter())
+    }
+}
+
+type Handler<K> = dyn Fn(&Change<K>) + Send + Sync;
+
+/// Keeps a handler called; dropping it ends that.
+pub(crate) struct Subscription(
+    #[expect(dead_code, reason = "owned for its drop")] Arc<dyn std::any::Any + Send + Sync>,
+);
+
+/// The cache of one kind.
+pub(crate) struct Cache<K> {
+    client: Client,
+    mirror: RwLock<Mirror<K>>,
+    handlers: Mutex<Vec<Weak<Box<Handler<K>>>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: Object> Cache<K> {
+    /// An empty cache, to be filled by [`Cache::watch`].
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            mirror: RwLock::new(Mirror::default()),
+            handlers: Mutex::new(Vec::new()),
+            synced: watch::Sender::new(false),
+        }
+    }
+
+    /// Follows `api` for ever. A broken watch is resumed with a back-off of 50 ms to 5 s.
+    pub async fn watch(&self, api: Api<K>, config: watcher::Config) {
+        let events = watcher::watcher(api, config);
+        pin_mut!(events);
+        let mut failures = 0;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    failures = 0;
+                    let done = matches!(event, Event::InitDone);
+                    let changes = self.write(|mirror| mirror.observe(event));
+                    self.tell(&changes);
+                    if done {
+                        self.synced.send_replace(true);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "watch failed");
+                    tokio::time::sleep(watch_backoff(failures)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// Waits for the first complete list.
+    pub async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as `self`.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Calls `handler` for every object that is there already, and then for every change, until the subscription is
+    /// dropped. It is called from the watch task and must not block. Two calls for one object may overtake each other:
+    /// a handler marks what is to be looked at, and whoever looks reads the cache.
+    #[must_use]
+    pub fn subscribe(&self, handler: impl Fn(&Change<K>) + Send + Sync + 'static) -> Subscription {
+        let handler: Arc<Box<Handler<K>>> = Arc::new(Box::new(handler));
+        self.handlers().push(Arc::downgrade(&handler));
+        for object in self.list() {
+            handler(&Change {
+                old: None,
+                new: Some(object),
+            });
+        }
+        Subscription(handler)
+    }
+
+    /// The object of that name.
+    pub fn get(&self, name: &ObjectName) -> Option<Arc<K>> {
+        self.read(|mirror| mirror.objects.get(name).cloned())
+    }
+
+    /// Every object, sorted by name.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.read(|mirror| mirror.objects.values().cloned().collect())
+    }
+
+    /// Every object of a namespace, sorted by name.
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.read(|mirror| {
+            let from = ObjectName::new(namespace, "");
+            let objects = mirror.objects.range(from..);
+            objects
+                .take_while(|(name, _)| name.namespace == namespace)
+                .map(|(_, object)| object.clone())
+                .collect()
+        })
+    }
+
+    /// Asks the server itself for the object of that name.
+    pub async fn fetch(&self, name: &ObjectName) -> Result<Option<K>, Error> {
+        let found = K::api(self.client.clone(), &name.namespace)
+            .get_opt(&name.name)
+            .await;
+        found.map_err(|source| Error::api::<K>("get", name, source))
+    }
+
+    /// Creates `object` and returns what the server made of it.
+    pub async fn create(&self, object: &K) -> Result<Arc<K>, Error> {
+        let name = name_of(object);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let created = K::api(self.client.clone(), &name.namespace)
+            .create(&params, object)
+            .await;
+        self.written(created.map_err(|source| Error::api::<K>("create", &name, source))?)
+    }
+
+    /// Changes `name` by a JSON merge patch (RFC 7386).
+    pub async fn merge(&self, name: &ObjectName, patch: Value) -> Result<Arc<K>, Error> {
+        self.patch(name, None, &Patch::Merge(patch)).await
+    }
+
+    /// Changes the status of `name` by a strategic merge patch.
+    pub async fn merge_status(&self, name: &ObjectName, patch: Value) -> Result<Arc<K>, Error> {
+        self.patch(name, Some("status"), &Patch::Strategic(patch)).await
+    }
+
+    async fn patch(
+        &self,
+        name: &ObjectName,
+        part: Option<&str>,
+        patch: &Patch<Value>,
+    ) -> Result<Arc<K>, Error> {
+        let api = K::api(self.client.clone(), &name.namespace);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patched = match part {
+            None => api.patch(&name.name, &params, patch).await,
+            Some(part) => api.patch_subresource(part, &name.name, &params, patch).await,
+        };
+        self.written(patched.map_err(|source| Error::api::<K>("patch", name, source))?)
+    }
+
+    /// Replaces the object, if nobody else did since it was read.
+    pub async fn replace(&self, object: &K) -> Result<Arc<K>, Error> {
+        let name = name_of(object);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let api = K::api(self.client.clone(), &name.namespace);
+        let replaced = api.replace(&name.name, &params, object).await;
+        self.written(replaced.map_err(|source| Error::api::<K>("replace", &name, source))?)
+    }
+
+    /// Replaces the status, if nobody else changed the object since it was read.
+    pub async fn replace_status(&self, object: &K) -> Result<Arc<K>, Error> {
+        let name = name_of(object);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let api = K::api(self.client.clone(), &name.namespace);
+        let replaced = api
+            .replace_subresource("status", &name.name, &params, object)
+            .await;
+        self.written(replaced.map_err(|source| Error::api::<K>("replace the status of", &name, source))?)
+    }
+
+    /// Deletes exactly this object: one of the same name and another uid stays. Gone already is good.
+    pub async fn delete(&self, object: &K, params: DeleteParams) -> Result<(), Error> {
+        let name = name_of(object);
+        let uid = object.meta().uid.clone();
+        let params = params.preconditions(Preconditions {
+            uid: uid.clone(),
+            resource_version: None,
+        });
+        let answer = K::api(self.client.clone(), &name.namespace)
+            .delete(&name.name, &params)
+            .await;
+        let answer = answer.map_err(|source| Error::api::<K>("delete", &name, source));
+        match answer.map(|answer| answer.left()) {
+            Ok(Some(object)) if object.meta().deletion_timestamp.is_some() => {
+                self.written(object)?;
+            }
+            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+            Ok(_) | Err(_) => {
+                let gone = self.write(|mirror| mirror.forget(&name, uid.as_deref().unwrap_or_default()));
+                self.tell(gone.as_slice());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to a write into the cache.
+    #[expect(clippy::unnecessary_wraps, reason = "ends every writer's chain of results")]
+    fn written(&self, object: K) -> Result<Arc<K>, Error> {
+        let object = Arc::new(strip(object));
+        let change = self.write(|mirror| mirror.note_written(object.clone()));
+        self.tell(change.as_slice());
+        Ok(object)
+    }
+
+    fn tell(&self, changes: &[Change<K>]) {
+        if changes.is_empty() {
+            return;
+        }
+        let handlers: Vec<_> = {
+            let mut handlers = self.handlers();
+            handlers.retain(|handler| handler.strong_count() > 0);
+            handlers.iter().filter_map(Weak::upgrade).collect()
+        };
+        for change in changes {
+            for handler in &handlers {
+                handler(change);
+            }
+        }
+    }
+
+    fn handlers(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Box<Handler<K>>>>> {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Mirror<K>) -> T) -> T {
+        look(&self.mirror.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, edit: impl FnOnce(&mut Mirror<K>) -> T) -> T {
+        edit(&mut self.mirror.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn watch_backoff(failures: u32) -> Duration {
+    let ceiling = Duration::from_millis(50)
+        .saturating_mul(1 << failures.min(10))
+        .min(Duration::from_secs(5));
+    ceiling.mul_f64(rand::rng().random_range(0.5..1.0))
+}
+
+/// Field management is of no use to a controller, and often half of an object's size.
+fn strip<K: Object>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+/// How many deleted uids are remembered: enough to outlast the answers that are still under way.
+const TOMBSTONES: usize = 1024;
+
+/// The objects, and the rules by which news replaces them.
+struct Mirror<K> {
+    objects: BTreeMap<ObjectName, Arc<K>>,
+    /// The list that is coming in, until it is complete.
+    listing: Option<BTreeMap<ObjectName, Arc<K>>>,
+    /// What was written since that list began: it may be missing there, and is no less true for that.
+    written_meanwhile: BTreeSet<ObjectName>,
+    tombstones: VecDeque<String>,
+}
+
+impl<K> Default for Mirror<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            listing: None,
+            written_meanwhile: BTreeSet::new(),
+            tombstones: VecDeque::new(),
+        }
+    }
+}
+
+impl<K: Object> Mirror<K> {
+    fn observe(&mut self, event: Event<K>) -> Vec<Change<K>> {
+        match event {
+            Event::Init => {
+                self.listing = Some(BTreeMap::new());
+                self.written_meanwhile.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                let object = Arc::new(strip(object));
+                let listing = self.listing.get_or_insert_default();
+                listing.insert(name_of(&*object), object);
+                Vec::new()
+            }
+            Event::InitDone => self.replace_all(),
+            Event::Apply(object) => self.put(Arc::new(strip(object))).into_iter().collect(),
+            Event::Delete(object) => {
+                let uid = object.meta().uid.clone().unwrap_or_default();
+                self.forget(&name_of(&object), &uid).into_iter().collect()
+            }
+        }
+    }
+
+    fn replace_all(&mut self) -> Vec<Change<K>> {
+        let listed = self.listing.take().unwrap_or_default();
+        let kept = std::mem::take(&mut self.written_meanwhile);
+        let gone: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(name, _)| !listed.contains_key(name) && !kept.contains(name))
+            .map(|(name, object)| (name.clone(), object.meta().uid.clone().unwrap_or_default()))
+            .collect();
+        let mut changes: Vec<_> = gone
+            .iter()
+            .filter_map(|(name, uid)| self.forget(name, uid))
+            .collect();
+        for (name, object) in listed {
+            let change = if kept.contains(&name) {
+                self.put(object)
+            } else {
+                self.set(object)
+            };
+            changes.extend(change);
+        }
+        changes
+    }
+
+    fn note_written(&mut self, object: Arc<K>) -> Option<Change<K>> {
+        if self.listing.is_some() {
+            self.written_meanwhile.insert(name_of(&*object));
+        }
+        self.put(object)
+    }
+
+    /// Takes `object` unless something newer is known.
+    fn put(&mut self, object: Arc<K>) -> Option<Change<K>> {
+        let uid = object.meta().uid.as_ref();
+        if uid.is_some_and(|uid| self.tombstones.contains(uid)) {
+            return None;
+        }
+        let known = self.objects.get(&name_of(&*object));
+        if known.is_some_and(|known| version(&**known) >= version(&*object)) {
+            return None;
+        }
+        self.set(object)
+    }
+
+    fn set(&mut self, object: Arc<K>) -> Option<Change<K>> {
+        let old = self.objects.insert(name_of(&*object), object.clone());
+        let same = old.as_ref().is_some_and(|old| {
+            old.meta().uid == object.meta().uid
+                && old.meta().resource_version == object.meta().resource_version
+        });
+        (!same).then_some(Change {
+            old,
+            new: Some(object),
+        })
+    }
+
+    fn forget(&mut self, name: &ObjectName, uid: &str) -> Option<Change<K>> {
+        if !self.tombstones.iter().any(|dead| dead == uid) {
+            self.tombstones.push_back(uid.to_owned());
+            if self.tombstones.len() > TOMBSTONES {
+                self.tombstones.pop_front();
+            }
+        }
+        let known = self.objects.get(name)?;
+        if known.meta().uid.as_deref().unwrap_or_default() != uid {
+            return None;
+        }
+        let old = self.objects.remove(name);
+        Some(Change { old, new: None })
+    }
+}
+
+/// Resource versions of one kind are comparable numbers (KEP-5504; true of every etcd-backed server before it too).
+/// One that is not a number counts as newest, so that at worst the watch alone decides.
+fn version<K: Resource>(object: &K) -> Option<u64> {
+    object
+        .meta()
+        .resource_version
+        .as_ref()
+        .and_then(|version| version.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    fn object(name: &str, uid: &str, version: u64) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                uid: Some(uid.to_owned()),
+                resource_version: Some(version.to_string()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        }
+    }
+
+    enum Step {
+        Watch(Event<ConfigMap>),
+        Write(ConfigMap),
+    }
+    use Step::{Watch, Write};
+
+    #[track_caller]
+    fn check(steps: Vec<Step>, expected: &[(&str, &str, u64)]) {
+        let mut mirror = Mirror::default();
+        for step in steps {
+            match step {
+                Watch(event) => drop(mirror.observe(event)),
+                Write(object) => drop(mirror.note_written(Arc::new(object))),
+            }
+        }
+        let held: Vec<_> = mirror
+            .objects
+            .values()
+            .map(|o| {
+                (
+                    o.metadata.name.as_deref().unwrap(),
+                    o.metadata.uid.as_deref().unwrap(),
+                    version(&**o).unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(held, expected);
+    }
+
+    #[test]
+    fn a_write_is_seen_at_once_and_stale_news_does_not_undo_it() {
+        check(
+            vec![
+                Write(object("a", "1", 5)),
+                Watch(Event::Apply(object("a", "1", 4))),
+            ],
+            &[("a", "1", 5)],
+        );
+        check(
+            vec![
+                Write(object("a", "1", 5)),
+                Watch(Event::Apply(object("a", "1", 6))),
+            ],
+            &[("a", "1", 6)],
+        );
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_objects_end_does_not_revive_it() {
+        check(
+            vec![
+                Watch(Event::Apply(object("a", "1", 5))),
+                Watch(Event::Delete(object("a", "1", 6))),
+                Write(object("a", "1", 5)),
+            ],
+            &[],
+        );
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_object_leaves_its_successor_of_the_same_name() {
+        check(
+            vec![
+                Write(object("a", "2", 9)),
+                Watch(Event::Delete(object("a", "1", 8))),
+            ],
+            &[("a", "2", 9)],
+        );
+    }
+
+    #[test]
+    fn a_new_list_replaces_everything_but_what_was_written_while_it_came_in() {
+        check(
+            vec![
+                Write(object("old", "1", 1)),
+                Watch(Event::Init),
+                Write(object("new", "2", 7)),
+                Watch(Event::InitApply(object("listed", "3", 2))),
+                Watch(Event::InitDone),
+            ],
+            &[("listed", "3", 2), ("new", "2", 7)],
+        );
+    }
+}
