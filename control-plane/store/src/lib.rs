@@ -4,7 +4,7 @@
 //! Clients are etcd's (`etcd-client`, `etcdctl`, flannel, a Kubernetes API server) and notice no difference, down to the
 //! texts of errors. What is acknowledged is durable. There is no second member and no Raft: for that, use a real etcd.
 //!
-//! - [`mvcc`](crate) (private) is the key space: revisions, transactions, leases, watches as cursors; pure.
+//! - `mvcc` is the key space: revisions, transactions, leases, watches as cursors; pure.
 //! - `disk` keeps it in one redb file; `engine` joins both: one writer that commits in groups, any number of readers.
 //! - `grpc` translates the protocol; `listen` and `scope` say who comes in and what a certificate opens.
 //!

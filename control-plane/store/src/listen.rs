@@ -109,8 +109,8 @@ pub async fn bind(addrs: &[SocketAddr], tls: bool) -> Result<Vec<TcpListener>, E
     Ok(listeners)
 }
 
-/// Reads the files; the acceptor lets in only clients with a certificate of the client CA.
-pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, Error> {
+/// Reads the files. Only clients with a certificate of the client CA come in.
+pub fn tls_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     let TlsFiles { cert, key, client_ca } = files;
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -138,7 +138,7 @@ pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, Error> {
             source,
         })?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -153,10 +153,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 /// Accepts on one listener until the token is cancelled, and hands on the connections that may come in.
 pub async fn accept(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ServerConfig>>,
     accepted: mpsc::Sender<io::Result<Connection>>,
     stop: CancellationToken,
 ) {
+    let tls = tls.map(TlsAcceptor::from);
     let mut handshakes = JoinSet::new();
     loop {
         let incoming = tokio::select! {

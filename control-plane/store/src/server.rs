@@ -2,8 +2,8 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
-use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -43,9 +43,12 @@ pub enum Error {
     /// The gRPC server failed.
     #[error("the gRPC server failed")]
     Serve(#[source] tonic::transport::Error),
-    /// The writer's thread panicked.
-    #[error("the writer's thread panicked")]
-    WriterPanicked,
+    /// A part of the store panicked.
+    #[error("{part} panicked")]
+    Panicked {
+        /// Which.
+        part: &'static str,
+    },
 }
 
 /// A store that has its data and its addresses. Connections are accepted by the kernel already, and served by
@@ -56,17 +59,8 @@ pub struct Server {
     writer: WriterThread,
     listeners: Vec<TcpListener>,
     local_addrs: Vec<SocketAddr>,
-    tls: Option<TlsAcceptorDebug>,
+    tls: Option<Arc<ServerConfig>>,
     config: Config,
-}
-
-/// A [`TlsAcceptor`], which has no `Debug`.
-struct TlsAcceptorDebug(TlsAcceptor);
-
-impl std::fmt::Debug for TlsAcceptorDebug {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("TlsAcceptor")
-    }
 }
 
 /// Binds and runs a store until the token is cancelled.
@@ -77,12 +71,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Er
 impl Server {
     /// Listens on every address, opens the data directory, and reads it.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let tls = config
-            .tls
-            .as_ref()
-            .map(listen::acceptor)
-            .transpose()?
-            .map(TlsAcceptorDebug);
+        let tls = config.tls.as_ref().map(listen::tls_config).transpose()?;
         let listeners = listen::bind(&config.listen, tls.is_some()).await?;
         let mut local_addrs = Vec::with_capacity(listeners.len());
         for (listener, asked) in listeners.iter().zip(&config.listen) {
@@ -93,7 +82,9 @@ impl Server {
         }
         let directory = config.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Disk::open(&directory)).await;
-        let (disk, contents) = opened.map_err(|_| Error::WriterPanicked)??;
+        let (disk, contents) = opened.map_err(|_| Error::Panicked {
+            part: "reading the data",
+        })??;
         let (engine, writer) =
             Engine::start(disk, contents, Arc::clone(&config.clock)).map_err(Error::StartWriter)?;
         let engine = Arc::new(engine);
@@ -128,8 +119,12 @@ impl Server {
         let mut tasks = JoinSet::new();
         let (accepted, connections) = mpsc::channel(ACCEPTED);
         for listener in listeners {
-            let tls = tls.as_ref().map(|tls| tls.0.clone());
-            tasks.spawn(listen::accept(listener, tls, accepted.clone(), stop.clone()));
+            tasks.spawn(listen::accept(
+                listener,
+                tls.clone(),
+                accepted.clone(),
+                stop.clone(),
+            ));
         }
         drop(accepted);
         tasks.spawn(expire_leases(Arc::clone(&engine)));
@@ -154,7 +149,7 @@ impl Server {
             .await
             .ok()
             .and_then(Result::ok)
-            .ok_or(Error::WriterPanicked)??;
+            .ok_or(Error::Panicked { part: "the writer" })??;
         tracing::info!(revision = engine.revision(), "store has stopped");
         served
     }
@@ -180,6 +175,8 @@ async fn serve_connections(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let serving = tonic::transport::Server::builder()
+        // Every watch is a stream, and a client may put all of them on one connection.
+        .max_concurrent_streams(u32::MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_routes(service.routes())

@@ -54,7 +54,6 @@ pub(super) enum Command {
 /// Sends an answer; held back until what it tells of is durable.
 type Answer = Box<dyn FnOnce() + Send>;
 
-#[derive(Debug)]
 pub(super) struct Writer {
     state: Arc<RwLock<State>>,
     disk: Disk,
@@ -71,15 +70,6 @@ pub(super) struct Writer {
 struct Batch {
     changes: Changes,
     answers: Vec<Answer>,
-}
-
-impl std::fmt::Debug for Batch {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Batch")
-            .field("changes", &self.changes)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Writer {

@@ -205,3 +205,19 @@ async fn history_is_kept_as_short_as_it_is_configured() {
     .await;
     store.stop().await;
 }
+
+#[tokio::test]
+async fn any_number_of_watches_leaves_room_for_requests_on_the_same_connection() {
+    let directory = Directory::new();
+    let store = Store::start(config(&directory)).await;
+    let mut client = store.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..300 {
+        streams.push(watch(&mut client, WatchOptions::new()).await);
+    }
+    client.put("a", "1", None).await.unwrap();
+    for stream in &mut streams {
+        assert_eq!(next(stream).await.events().len(), 1);
+    }
+    store.stop().await;
+}
