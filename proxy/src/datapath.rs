@@ -70,7 +70,7 @@ pub struct NodeAddresses {
 }
 
 /// Something that makes plans happen.
-pub trait Datapath: Send + std::fmt::Debug {
+pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// Applies changes. What works is kept, and every failure is returned with its Service; a change that failed may
     /// be given again, with the same or a newer plan.
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied;

@@ -140,7 +140,8 @@ impl Packets {
         }
         let mut applied = Applied::default();
         self.commit(&edits, &mut applied)?;
-        swept.writes = applied.writes + self.drop_unused_templates()?;
+        swept.writes = applied.writes;
+        self.drop_unused_templates()?;
         Ok(swept)
     }
 
@@ -325,7 +326,8 @@ impl Packets {
         new
     }
 
-    fn drop_unused_templates(&mut self) -> Result<u64, Error> {
+    /// Housekeeping: a template that no Service uses any more is kept until now, since the next one may want it.
+    fn drop_unused_templates(&mut self) -> Result<(), Error> {
         let used: BTreeSet<_> = self
             .mirror
             .values()
@@ -340,7 +342,7 @@ impl Packets {
         }
         self.nft.commit(&batch)?;
         self.templates = used;
-        Ok(batch.changes() as u64)
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Contents {
 }
 
 /// Access to the hook's maps; each write is atomic for readers in the kernel.
-pub trait HookMaps: Send + std::fmt::Debug {
+pub trait HookMaps: Send + Sync + std::fmt::Debug {
     /// Reads everything.
     fn contents(&self) -> Result<Contents, Error>;
     /// Adds or replaces.
