@@ -1,7 +1,8 @@
 //! A real cluster for tests: `causeway up` into a directory of its own, `causeway down` at the end.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -16,7 +17,11 @@ use crate::wait;
 pub fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("invariant: the kernel names this program");
     let deps = test.parent().expect("invariant: a program lies in a directory");
-    let dir = if deps.ends_with("deps") { deps.parent().expect("invariant: target/debug/deps has a parent") } else { deps };
+    let dir = if deps.ends_with("deps") {
+        deps.parent().expect("invariant: target/debug/deps has a parent")
+    } else {
+        deps
+    };
     dir.to_path_buf()
 }
 
@@ -31,7 +36,9 @@ impl Cluster {
     /// # Errors
     /// With everything that `causeway up` said, when it failed.
     pub fn up(state_dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
-        let cluster = Self { state_dir: state_dir.to_path_buf() };
+        let cluster = Self {
+            state_dir: state_dir.to_path_buf(),
+        };
         let output = cluster.causeway("up", flags)?;
         ensure!(output.status.success(), "causeway up: {}", everything(&output));
         println!("{}", String::from_utf8_lossy(&output.stdout));
@@ -71,23 +78,31 @@ impl Cluster {
     /// # Errors
     /// With everything that it said, when it failed.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.kubectl("kubectl", arguments).output().context("starting kubectl")?;
-        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), everything(&output));
+        let output = self
+            .kubectl("kubectl", arguments)
+            .output()
+            .context("starting kubectl")?;
+        ensure!(
+            output.status.success(),
+            "kubectl {}: {}",
+            arguments.join(" "),
+            everything(&output)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs kubectl, which must fail, and returns what it said on standard error.
+    /// Runs kubectl with `stdin`, which must fail, and returns what it said on standard error.
     ///
     /// # Errors
     /// When it succeeded.
     pub fn refused(&self, arguments: &[&str], stdin: &str) -> anyhow::Result<String> {
-        use std::io::Write as _;
-        use std::process::Stdio;
-        let mut command = self.kubectl("kubectl", arguments);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("no standard input")?.write_all(stdin.as_bytes())?;
-        let output = child.wait_with_output()?;
-        ensure!(!output.status.success(), "kubectl {} was not refused: {}", arguments.join(" "), everything(&output));
+        let output = self.with_input(arguments, stdin)?;
+        ensure!(
+            !output.status.success(),
+            "kubectl {} was not refused: {}",
+            arguments.join(" "),
+            everything(&output)
+        );
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
@@ -96,14 +111,24 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::run`].
     pub fn apply(&self, manifest: &str) -> anyhow::Result<String> {
-        use std::io::Write as _;
-        use std::process::Stdio;
-        let mut command = self.kubectl("kubectl", &["apply", "-f", "-"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("no standard input")?.write_all(manifest.as_bytes())?;
-        let output = child.wait_with_output()?;
+        let output = self.with_input(&["apply", "-f", "-"], manifest)?;
         ensure!(output.status.success(), "kubectl apply: {}", everything(&output));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn with_input(&self, arguments: &[&str], stdin: &str) -> anyhow::Result<Output> {
+        let mut command = self.kubectl("kubectl", arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .context("no standard input")?
+            .write_all(stdin.as_bytes())?;
+        Ok(child.wait_with_output()?)
     }
 
     /// Waits until kubectl prints `wanted` (white space at the ends aside).
@@ -133,7 +158,9 @@ impl Cluster {
     pub fn pid(&self, name: &str) -> anyhow::Result<i32> {
         let text = std::fs::read(self.state_dir.join("processes.json"))?;
         let processes: serde_json::Value = serde_json::from_slice(&text)?;
-        let pid = processes[name]["pid"].as_i64().with_context(|| format!("{name} does not run"))?;
+        let pid = processes[name]["pid"]
+            .as_i64()
+            .with_context(|| format!("{name} does not run"))?;
         Ok(i32::try_from(pid)?)
     }
 }
@@ -166,6 +193,9 @@ pub fn causeway(command: &str, state_dir: &Path, flags: &[&str]) -> anyhow::Resu
 /// Exit code and both outputs, for a message.
 #[must_use]
 pub fn everything(output: &Output) -> String {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     format!("{}\n{out}{err}", output.status)
 }

@@ -21,8 +21,14 @@ type Scenario = fn(&Cluster) -> anyhow::Result<()>;
 
 /// In order: later ones use what earlier ones applied.
 const SCENARIOS: &[(&str, Scenario)] = &[
-    ("apply_makes_a_deployment_of_three_on_three_nodes", apply_makes_a_deployment),
-    ("pods_on_every_node_reach_the_service_by_address_and_by_name", pods_reach_the_service),
+    (
+        "apply_makes_a_deployment_of_three_on_three_nodes",
+        apply_makes_a_deployment,
+    ),
+    (
+        "pods_on_every_node_reach_the_service_by_address_and_by_name",
+        pods_reach_the_service,
+    ),
     ("node_ports_answer_from_outside_on_every_node", node_ports_answer),
     ("the_socket_hook_fires_for_pods", the_hook_fires_for_pods),
     ("get_prints_wide_yaml_and_jsonpath", get_prints),
@@ -34,9 +40,18 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("every_kubectl_applies_waits_and_deletes", every_kubectl),
     ("the_rust_client_lists_and_watches", rust_client),
     ("bad_objects_get_kubernetes_own_errors", bad_objects),
-    ("an_image_that_is_not_there_is_told_as_kubernetes_tells_it", missing_image),
-    ("the_control_plane_restarts_while_traffic_flows", control_plane_restarts),
-    ("agents_and_kubelets_restart_while_traffic_flows", node_daemons_restart),
+    (
+        "an_image_that_is_not_there_is_told_as_kubernetes_tells_it",
+        missing_image,
+    ),
+    (
+        "the_control_plane_restarts_while_traffic_flows",
+        control_plane_restarts,
+    ),
+    (
+        "agents_and_kubelets_restart_while_traffic_flows",
+        node_daemons_restart,
+    ),
     ("a_deleted_namespace_takes_its_objects_along", namespace_deletion),
 ];
 
@@ -45,7 +60,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let runnable = tests::privileged("a cluster of three nodes");
     if arguments.list || !runnable {
-        let trials = SCENARIOS.iter().map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(!runnable));
+        let trials = SCENARIOS
+            .iter()
+            .map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(!runnable));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
     let state_dir = PathBuf::from(format!("/var/lib/cwt-cluster-{}", std::process::id()));
@@ -60,7 +77,9 @@ fn main() -> ExitCode {
     // hand below.
     let cluster: &'static Cluster = Box::leak(Box::new(cluster));
     let trials = SCENARIOS.iter().map(|(name, scenario)| {
-        Trial::test(*name, move || scenario(cluster).map_err(|error| Failed::from(format!("{error:?}"))))
+        Trial::test(*name, move || {
+            scenario(cluster).map_err(|error| Failed::from(format!("{error:?}")))
+        })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if conclusion.has_failed() {
@@ -81,7 +100,9 @@ fn main() -> ExitCode {
 
 /// The logs go with the state directory: print their ends before that.
 fn keep_logs(state_dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(state_dir.join("logs")) else { return };
+    let Ok(entries) = std::fs::read_dir(state_dir.join("logs")) else {
+        return;
+    };
     for entry in entries.flatten() {
         let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -91,16 +112,28 @@ fn keep_logs(state_dir: &Path) {
 }
 
 fn example(name: &str) -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(name);
     std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 fn apply_makes_a_deployment(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&example("hello.yaml")?)?;
     cluster.run(&["rollout", "status", "deployment/hello", "--timeout=60s"])?;
-    let nodes = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
+    let nodes = cluster.run(&[
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[*].spec.nodeName}",
+    ])?;
     let nodes: BTreeSet<&str> = nodes.split_whitespace().collect();
-    ensure!(nodes == BTreeSet::from(["node-1", "node-2", "node-3"]), "pods stand on {nodes:?}");
+    ensure!(
+        nodes == BTreeSet::from(["node-1", "node-2", "node-3"]),
+        "pods stand on {nodes:?}"
+    );
     Ok(())
 }
 
@@ -108,10 +141,17 @@ fn pods_reach_the_service(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&example("clients.yaml")?)?;
     for node in 1..=3 {
         let pod = format!("client-node-{node}");
-        cluster.await_output(&["get", "pod", &pod, "-o", "jsonpath={.status.phase}"], "Succeeded", LATER);
+        cluster.await_output(
+            &["get", "pod", &pod, "-o", "jsonpath={.status.phase}"],
+            "Succeeded",
+            LATER,
+        );
         for container in ["by-ip", "by-name"] {
             let log = cluster.run(&["logs", &pod, "-c", container])?;
-            let answers = log.lines().filter(|line| line.split(' ').nth(1) == Some("200")).count();
+            let answers = log
+                .lines()
+                .filter(|line| line.split(' ').nth(1) == Some("200"))
+                .count();
             ensure!(answers == 12, "{pod} {container}: {log}");
         }
     }
@@ -119,7 +159,14 @@ fn pods_reach_the_service(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn node_ports_answer(cluster: &Cluster) -> anyhow::Result<()> {
-    let names = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    let names = cluster.run(&[
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[*].metadata.name}",
+    ])?;
     let pods: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
     for address in ["172.30.0.11", "172.30.0.12", "172.30.0.13"] {
         let mut missing = pods.clone();
@@ -143,7 +190,8 @@ fn hostname_behind(address: &str) -> anyhow::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let line = answer.lines().find_map(|line| line.strip_prefix("hostname: "));
-    line.map(str::to_owned).with_context(|| format!("no hostname in {answer:?}"))
+    line.map(str::to_owned)
+        .with_context(|| format!("no hostname in {answer:?}"))
 }
 
 fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
@@ -153,7 +201,11 @@ fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
     let phase = ["get", "pod", "client-node-2", "-o", "jsonpath={.status.phase}"];
     cluster.await_output(&phase, "Succeeded", LATER);
     let after = translated_connects("node-2")?;
-    ensure!(after >= before + 24, "24 connections of a pod were {} translations", after - before);
+    ensure!(
+        after >= before + 24,
+        "24 connections of a pod were {} translations",
+        after - before
+    );
     Ok(())
 }
 
@@ -161,10 +213,16 @@ fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
 fn translated_connects(node: &str) -> anyhow::Result<u64> {
     let namespace = netlink::Namespace::named(&format!("causeway-{node}"))?;
     let text = namespace.run(|| http_get("127.0.0.1:10249", "/metrics"))??;
-    let line = text.lines().find(|line| line.starts_with("causeway_socket_connects_total") && line.contains("translated"));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("causeway_socket_connects_total") && line.contains("translated"));
     let line = line.with_context(|| format!("no counter of translated connects in {text}"))?;
     let value: f64 = line.rsplit(' ').next().unwrap_or_default().parse()?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter of connects")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a counter of connects"
+    )]
     Ok(value as u64)
 }
 
@@ -182,18 +240,51 @@ fn get_prints(cluster: &Cluster) -> anyhow::Result<()> {
     let head = wide.lines().next().unwrap_or_default();
     let columns: Vec<&str> = head.split_whitespace().collect();
     ensure!(
-        columns == ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED", "NODE", "READINESS", "GATES"],
+        columns
+            == [
+                "NAME",
+                "READY",
+                "STATUS",
+                "RESTARTS",
+                "AGE",
+                "IP",
+                "NODE",
+                "NOMINATED",
+                "NODE",
+                "READINESS",
+                "GATES"
+            ],
         "{wide}"
     );
-    ensure!(wide.lines().skip(1).all(|line| line.contains("1/1") && line.contains("Running")), "{wide}");
+    ensure!(
+        wide.lines()
+            .skip(1)
+            .all(|line| line.contains("1/1") && line.contains("Running")),
+        "{wide}"
+    );
     let services = cluster.run(&["get", "services"])?;
-    ensure!(services.contains("hello-nodeport") && services.contains("80:30080/TCP"), "{services}");
+    ensure!(
+        services.contains("hello-nodeport") && services.contains("80:30080/TCP"),
+        "{services}"
+    );
     let yaml = cluster.run(&["get", "deployment", "hello", "-o", "yaml"])?;
-    ensure!(yaml.contains("kind: Deployment") && yaml.contains("readyReplicas: 3"), "{yaml}");
-    let ready = cluster.run(&["get", "deployment", "hello", "-o", "jsonpath={.status.readyReplicas}"])?;
+    ensure!(
+        yaml.contains("kind: Deployment") && yaml.contains("readyReplicas: 3"),
+        "{yaml}"
+    );
+    let ready = cluster.run(&[
+        "get",
+        "deployment",
+        "hello",
+        "-o",
+        "jsonpath={.status.readyReplicas}",
+    ])?;
     ensure!(ready == "3", "{ready}");
     let nodes = cluster.run(&["get", "nodes", "-o", "wide"])?;
-    ensure!(nodes.contains("172.30.0.13") && nodes.contains("v1.33"), "{nodes}");
+    ensure!(
+        nodes.contains("172.30.0.13") && nodes.contains("v1.33"),
+        "{nodes}"
+    );
     Ok(())
 }
 
@@ -204,7 +295,9 @@ fn get_watch(cluster: &Cluster) -> anyhow::Result<()> {
         .spawn()?;
     let lines = BufReader::new(watch.stdout.take().context("no output")?).lines();
     cluster.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: seen-by-watch}, data: {a: b}}")?;
-    let seen = lines.map_while(Result::ok).any(|line| line == "configmap/seen-by-watch");
+    let seen = lines
+        .map_while(Result::ok)
+        .any(|line| line == "configmap/seen-by-watch");
     watch.kill()?;
     watch.wait()?;
     ensure!(seen, "the watch ended without showing the new object");
@@ -213,14 +306,27 @@ fn get_watch(cluster: &Cluster) -> anyhow::Result<()> {
 
 fn describe(cluster: &Cluster) -> anyhow::Result<()> {
     let service = cluster.run(&["describe", "service", "hello"])?;
-    ensure!(service.contains("Selector:") && service.contains(":8080"), "{service}");
-    let names = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    ensure!(
+        service.contains("Selector:") && service.contains(":8080"),
+        "{service}"
+    );
+    let names = cluster.run(&[
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[0].metadata.name}",
+    ])?;
     let pod = cluster.run(&["describe", "pod", &names])?;
     for wanted in ["Scheduled", "Started", "causeway/testserver:v1", "Readiness:"] {
         ensure!(pod.contains(wanted), "{wanted} is missing in {pod}");
     }
     let node = cluster.run(&["describe", "node", "node-1"])?;
-    ensure!(node.contains("Capacity:") && node.contains("KubeletReady"), "{node}");
+    ensure!(
+        node.contains("Capacity:") && node.contains("KubeletReady"),
+        "{node}"
+    );
     Ok(())
 }
 
@@ -231,26 +337,88 @@ fn label_and_patch(cluster: &Cluster) -> anyhow::Result<()> {
     // Strategic merge: the container is found by its name, and its other fields stay.
     let strategic = r#"{"spec":{"template":{"spec":{"containers":[{"name":"server","env":[{"name":"COLOUR","value":"blue"}]}]}}}}"#;
     cluster.run(&["patch", "deployment", "hello", "-p", strategic])?;
-    let container = ["get", "deployment", "hello", "-o", "jsonpath={.spec.template.spec.containers[*].image} {.spec.template.spec.containers[0].env[0].value}"];
+    let container = [
+        "get",
+        "deployment",
+        "hello",
+        "-o",
+        "jsonpath={.spec.template.spec.containers[*].image} {.spec.template.spec.containers[0].env[0].value}",
+    ];
     let text = cluster.run(&container)?;
     ensure!(text == "causeway/testserver:v1 blue", "{text}");
-    cluster.run(&["patch", "deployment", "hello", "--type=merge", "-p", r#"{"metadata":{"labels":{"tier":null}}}"#])?;
-    cluster.run(&["patch", "deployment", "hello", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":4}]"#])?;
+    cluster.run(&[
+        "patch",
+        "deployment",
+        "hello",
+        "--type=merge",
+        "-p",
+        r#"{"metadata":{"labels":{"tier":null}}}"#,
+    ])?;
+    cluster.run(&[
+        "patch",
+        "deployment",
+        "hello",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/replicas","value":4}]"#,
+    ])?;
     cluster.run(&["rollout", "status", "deployment/hello", "--timeout=90s"])?;
-    cluster.await_output(&["get", "deployment", "hello", "-o", "jsonpath={.status.readyReplicas}"], "4", SOON);
-    cluster.run(&["patch", "deployment", "hello", "--type=merge", "-p", r#"{"spec":{"replicas":3}}"#])?;
-    cluster.await_output(&["get", "deployment", "hello", "-o", "jsonpath={.status.replicas}"], "3", SOON);
+    cluster.await_output(
+        &[
+            "get",
+            "deployment",
+            "hello",
+            "-o",
+            "jsonpath={.status.readyReplicas}",
+        ],
+        "4",
+        SOON,
+    );
+    cluster.run(&[
+        "patch",
+        "deployment",
+        "hello",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"replicas":3}}"#,
+    ])?;
+    cluster.await_output(
+        &["get", "deployment", "hello", "-o", "jsonpath={.status.replicas}"],
+        "3",
+        SOON,
+    );
     Ok(())
 }
 
 fn set_image(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.run(&["set", "image", "deployment/hello", "server=causeway/not-there:v9"])?;
     // The rollout stops at the first pod that cannot start; the old pods go on.
-    let waiting = ["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}"];
+    let waiting = [
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}",
+    ];
     cluster.await_that(&waiting, LATER, |text| text.contains("ImagePull"));
-    let available = cluster.run(&["get", "deployment", "hello", "-o", "jsonpath={.status.availableReplicas}"])?;
-    ensure!(available == "3", "{available} replicas are available while a rollout is stuck");
-    cluster.run(&["set", "image", "deployment/hello", "server=causeway/testserver:v1"])?;
+    let available = cluster.run(&[
+        "get",
+        "deployment",
+        "hello",
+        "-o",
+        "jsonpath={.status.availableReplicas}",
+    ])?;
+    ensure!(
+        available == "3",
+        "{available} replicas are available while a rollout is stuck"
+    );
+    cluster.run(&[
+        "set",
+        "image",
+        "deployment/hello",
+        "server=causeway/testserver:v1",
+    ])?;
     cluster.run(&["rollout", "status", "deployment/hello", "--timeout=90s"])?;
     let history = cluster.run(&["rollout", "history", "deployment/hello"])?;
     ensure!(history.contains("REVISION"), "{history}");
@@ -259,8 +427,15 @@ fn set_image(cluster: &Cluster) -> anyhow::Result<()> {
 
 fn logs_follow(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&example("load.yaml")?)?;
-    cluster.await_output(&["get", "pod", "load", "-o", "jsonpath={.status.phase}"], "Running", SOON);
-    let mut follow = cluster.kubectl("kubectl", &["logs", "-f", "load", "--tail=1"]).stdout(Stdio::piped()).spawn()?;
+    cluster.await_output(
+        &["get", "pod", "load", "-o", "jsonpath={.status.phase}"],
+        "Running",
+        SOON,
+    );
+    let mut follow = cluster
+        .kubectl("kubectl", &["logs", "-f", "load", "--tail=1"])
+        .stdout(Stdio::piped())
+        .spawn()?;
     let lines = BufReader::new(follow.stdout.take().context("no output")?).lines();
     let followed = lines.map_while(Result::ok).take(50).count();
     follow.kill()?;
@@ -274,7 +449,11 @@ fn logs_follow(cluster: &Cluster) -> anyhow::Result<()> {
 fn kubectls() -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("kubectl")];
     if let Some(real) = std::env::var_os("PATH")
-        .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.exists()))
+        .and_then(|path| {
+            std::env::split_paths(&path)
+                .map(|dir| dir.join("kubectl"))
+                .find(|file| file.exists())
+        })
         .and_then(|file| std::fs::canonicalize(file).ok())
     {
         let beside = |minor: u32| real.with_file_name(format!("kubectl.1.{minor}"));
@@ -284,7 +463,10 @@ fn kubectls() -> Vec<PathBuf> {
     if oldest.exists() {
         found.push(oldest);
     } else {
-        tests::skipped("kubectl 1.20", "target/tools/usr/bin/kubectl is missing: ./setup.sh test");
+        tests::skipped(
+            "kubectl 1.20",
+            "target/tools/usr/bin/kubectl is missing: ./setup.sh test",
+        );
     }
     found
 }
@@ -307,18 +489,38 @@ spec:
     let file = manifest.display().to_string();
     for kubectl in kubectls() {
         let program = kubectl.display().to_string();
-        let version = Command::new(&kubectl).args(["version", "--client"]).output().context("kubectl version")?;
-        println!("{program}: {}", String::from_utf8_lossy(&version.stdout).trim().lines().next().unwrap_or_default());
+        let version = Command::new(&kubectl)
+            .args(["version", "--client"])
+            .output()
+            .context("kubectl version")?;
+        println!(
+            "{program}: {}",
+            String::from_utf8_lossy(&version.stdout)
+                .trim()
+                .lines()
+                .next()
+                .unwrap_or_default()
+        );
         let commands: [&[&str]; 5] = [
             &["apply", "-f", &file],
             &["rollout", "status", "deployment/small", "--timeout=60s"],
             &["apply", "-f", &file],
-            &["wait", "--for=condition=Available", "deployment/small", "--timeout=30s"],
+            &[
+                "wait",
+                "--for=condition=Available",
+                "deployment/small",
+                "--timeout=30s",
+            ],
             &["delete", "-f", &file],
         ];
         for arguments in commands {
             let output = cluster.kubectl(&program, arguments).output()?;
-            ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), everything(&output));
+            ensure!(
+                output.status.success(),
+                "{program} {}: {}",
+                arguments.join(" "),
+                everything(&output)
+            );
         }
         cluster.await_output(&["get", "pods", "-l", "app=small", "-o", "name"], "", SOON);
     }
@@ -335,9 +537,14 @@ fn rust_client(cluster: &Cluster) -> anyhow::Result<()> {
         let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
         let client = kube::Client::try_from(config)?;
-        let pods = kube::Api::<Pod>::default_namespaced(client.clone()).list(&Default::default()).await?;
+        let pods = kube::Api::<Pod>::default_namespaced(client.clone())
+            .list(&Default::default())
+            .await?;
         ensure!(pods.items.len() >= 3, "{} pods", pods.items.len());
-        for config in [watcher::Config::default(), watcher::Config::default().streaming_lists()] {
+        for config in [
+            watcher::Config::default(),
+            watcher::Config::default().streaming_lists(),
+        ] {
             let maps: kube::Api<ConfigMap> = kube::Api::default_namespaced(client.clone());
             let mut events = watcher(maps, config).boxed();
             let first_list = async {
@@ -348,30 +555,54 @@ fn rust_client(cluster: &Cluster) -> anyhow::Result<()> {
                 }
                 anyhow::bail!("the watch ended before the first list was complete")
             };
-            tokio::time::timeout(SOON, first_list).await.context("no complete list in time")??;
+            tokio::time::timeout(SOON, first_list)
+                .await
+                .context("no complete list in time")??;
         }
         Ok(())
     })
 }
 
 fn bad_objects(cluster: &Cluster) -> anyhow::Result<()> {
-    let service = |spec: &str| format!("{{apiVersion: v1, kind: Service, metadata: {{name: bad}}, spec: {spec}}}");
+    let service =
+        |spec: &str| format!("{{apiVersion: v1, kind: Service, metadata: {{name: bad}}, spec: {spec}}}");
     let rows = [
         ("{apiVersion: v1, kind: Service", "error"),
-        ("{apiVersion: v1, kind: Nonsense, metadata: {name: x}}", "no matches for kind \"Nonsense\""),
+        (
+            "{apiVersion: v1, kind: Nonsense, metadata: {name: x}}",
+            "no matches for kind \"Nonsense\"",
+        ),
         (
             "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}",
             "spec.selector: Required value",
         ),
-        (&service("{type: NodePort, ports: [{port: 80, nodePort: 80}]}"), "The range of valid ports is 30000-32767"),
-        (&service("{type: NodePort, ports: [{port: 80, nodePort: 30080}]}"), "provided port is already allocated"),
-        (&service("{clusterIP: 192.0.2.1, ports: [{port: 80}]}"), "The range of valid IPs is 10.96.0.0/12"),
-        ("{apiVersion: v1, kind: Pod, metadata: {name: Bad_Name}, spec: {containers: [{name: c, image: i}]}}", "metadata.name: Invalid value"),
-        ("{apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: nowhere}}", "namespaces \"nowhere\" not found"),
+        (
+            &service("{type: NodePort, ports: [{port: 80, nodePort: 80}]}"),
+            "The range of valid ports is 30000-32767",
+        ),
+        (
+            &service("{type: NodePort, ports: [{port: 80, nodePort: 30080}]}"),
+            "provided port is already allocated",
+        ),
+        (
+            &service("{clusterIP: 192.0.2.1, ports: [{port: 80}]}"),
+            "The range of valid IPs is 10.96.0.0/12",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: Bad_Name}, spec: {containers: [{name: c, image: i}]}}",
+            "metadata.name: Invalid value",
+        ),
+        (
+            "{apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: nowhere}}",
+            "namespaces \"nowhere\" not found",
+        ),
     ];
     for (manifest, wanted) in rows {
         let said = cluster.refused(&["apply", "-f", "-"], manifest)?;
-        ensure!(said.contains(wanted), "{manifest}\nwanted: {wanted}\nsaid:   {said}");
+        ensure!(
+            said.contains(wanted),
+            "{manifest}\nwanted: {wanted}\nsaid:   {said}"
+        );
     }
     let left = cluster.run(&["get", "services,deployments", "-o", "name"])?;
     ensure!(!left.contains("bad"), "something half-made stayed: {left}");
@@ -380,13 +611,22 @@ fn bad_objects(cluster: &Cluster) -> anyhow::Result<()> {
 
 fn missing_image(cluster: &Cluster) -> anyhow::Result<()> {
     let pod = |name: &str, policy: &str| {
-        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 0, containers: [{{name: c, image: 'nowhere/nothing:v1', imagePullPolicy: {policy}}}]}}}}")
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 0, containers: [{{name: c, image: 'nowhere/nothing:v1', imagePullPolicy: {policy}}}]}}}}"
+        )
     };
-    for (name, policy, reasons) in
-        [("no-image", "IfNotPresent", ["ErrImagePull", "ImagePullBackOff"]), ("never-image", "Never", ["ErrImageNeverPull"; 2])]
-    {
+    for (name, policy, reasons) in [
+        ("no-image", "IfNotPresent", ["ErrImagePull", "ImagePullBackOff"]),
+        ("never-image", "Never", ["ErrImageNeverPull"; 2]),
+    ] {
         cluster.apply(&pod(name, policy))?;
-        let reason = ["get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}"];
+        let reason = [
+            "get",
+            "pod",
+            name,
+            "-o",
+            "jsonpath={.status.containerStatuses[0].state.waiting.reason}",
+        ];
         cluster.await_that(&reason, SOON, |text| reasons.contains(&text));
         cluster.run(&["delete", "pod", name])?;
     }
@@ -394,16 +634,26 @@ fn missing_image(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// Runs `disturb` while a pod asks the Service without pause, and returns how many requests failed.
-fn failures_under_load(cluster: &Cluster, disturb: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<usize> {
+fn failures_under_load(
+    cluster: &Cluster,
+    disturb: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
     cluster.apply(&example("load.yaml")?)?;
     let log = ["logs", "load"];
-    let answers = |text: &str| text.lines().filter(|line| line.split(' ').nth(1) == Some("200")).count();
+    let answers = |text: &str| {
+        text.lines()
+            .filter(|line| line.split(' ').nth(1) == Some("200"))
+            .count()
+    };
     cluster.await_that(&log, LATER, |text| answers(text) >= 20);
     disturb()?;
     let seen = answers(&cluster.run(&log)?);
     let text = cluster.await_that(&log, LATER, |text| answers(text) >= seen + 100);
     cluster.run(&["delete", "pod", "load", "--grace-period=1"])?;
-    let failed: Vec<&str> = text.lines().filter(|line| line.split(' ').nth(1) != Some("200")).collect();
+    let failed: Vec<&str> = text
+        .lines()
+        .filter(|line| line.split(' ').nth(1) != Some("200"))
+        .collect();
     if !failed.is_empty() {
         println!("failed requests:\n{}", failed.join("\n"));
     }
@@ -418,24 +668,57 @@ fn kill(pid: i32) -> anyhow::Result<()> {
 fn kill_and_await_successor(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let before = cluster.pid(name)?;
     kill(before)?;
-    wait::until_value(name, SOON, || cluster.pid(name).unwrap_or(before), |pid| *pid != before);
+    wait::until_value(
+        name,
+        SOON,
+        || cluster.pid(name).unwrap_or(before),
+        |pid| *pid != before,
+    );
     Ok(())
 }
 
 fn control_plane_restarts(cluster: &Cluster) -> anyhow::Result<()> {
-    let started = ["get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"];
+    let started = [
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
+    ];
     let before = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])?;
-    let version = cluster.run(&["get", "deployment", "hello", "-o", "jsonpath={.metadata.resourceVersion}"])?;
+    let version = cluster.run(&[
+        "get",
+        "deployment",
+        "hello",
+        "-o",
+        "jsonpath={.metadata.resourceVersion}",
+    ])?;
     let failed = failures_under_load(cluster, || {
         kill_and_await_successor(cluster, "control-plane")?;
         cluster.await_that(&["get", "--raw", "/readyz"], LATER, |text| text.contains("ok"));
         Ok(())
     })?;
     ensure!(failed == 0, "{failed} requests failed");
-    ensure!(cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])? == before, "pods were replaced");
-    ensure!(cluster.run(&started)?.split_whitespace().all(|count| count == "0"), "containers were restarted");
     ensure!(
-        cluster.run(&["get", "deployment", "hello", "-o", "jsonpath={.metadata.resourceVersion}"])? >= version,
+        cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])? == before,
+        "pods were replaced"
+    );
+    ensure!(
+        cluster
+            .run(&started)?
+            .split_whitespace()
+            .all(|count| count == "0"),
+        "containers were restarted"
+    );
+    ensure!(
+        cluster.run(&[
+            "get",
+            "deployment",
+            "hello",
+            "-o",
+            "jsonpath={.metadata.resourceVersion}"
+        ])? >= version,
         "the store went back in time"
     );
     Ok(())
@@ -451,22 +734,44 @@ fn node_daemons_restart(cluster: &Cluster) -> anyhow::Result<()> {
         Ok(())
     })?;
     ensure!(failed == 0, "{failed} requests failed");
-    ensure!(cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])? == before, "pods were replaced");
-    cluster.await_that(&["get", "nodes"], LATER, |text| text.matches(" Ready ").count() == 3);
+    ensure!(
+        cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])? == before,
+        "pods were replaced"
+    );
+    cluster.await_that(&["get", "nodes"], LATER, |text| {
+        text.matches(" Ready ").count() == 3
+    });
     Ok(())
 }
 
 fn namespace_deletion(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply("{apiVersion: v1, kind: Namespace, metadata: {name: passing}}")?;
-    cluster.await_output(&["get", "serviceaccount", "default", "-n", "passing", "-o", "name"], "serviceaccount/default", SOON);
+    cluster.await_output(
+        &["get", "serviceaccount", "default", "-n", "passing", "-o", "name"],
+        "serviceaccount/default",
+        SOON,
+    );
     let manifest = example("hello.yaml")?.replace("nodePort: 30080", "nodePort: 30081");
     let path = std::env::temp_dir().join(format!("cwt-ns-{}.yaml", std::process::id()));
     std::fs::write(&path, manifest)?;
     cluster.run(&["apply", "-n", "passing", "-f", &path.display().to_string()])?;
     std::fs::remove_file(&path)?;
-    cluster.run(&["rollout", "status", "-n", "passing", "deployment/hello", "--timeout=90s"])?;
+    cluster.run(&[
+        "rollout",
+        "status",
+        "-n",
+        "passing",
+        "deployment/hello",
+        "--timeout=90s",
+    ])?;
     cluster.run(&["delete", "namespace", "passing", "--timeout=90s"])?;
-    let left = cluster.run(&["get", "pods", "-A", "-o", "jsonpath={.items[*].metadata.namespace}"])?;
+    let left = cluster.run(&[
+        "get",
+        "pods",
+        "-A",
+        "-o",
+        "jsonpath={.items[*].metadata.namespace}",
+    ])?;
     ensure!(!left.contains("passing"), "{left}");
     Ok(())
 }

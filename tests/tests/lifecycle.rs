@@ -18,7 +18,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("only_root_can_bring_a_cluster_up", only_root),
     ("down_leaves_nothing_behind", down_leaves_nothing),
     ("up_after_a_crash_cleans_up_first", up_after_a_crash),
-    ("down_without_a_cluster_is_no_error_and_status_says_so", nothing_is_up),
+    (
+        "down_without_a_cluster_is_no_error_and_status_says_so",
+        nothing_is_up,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -26,8 +29,10 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let runnable = tests::privileged("bringing clusters up and down");
     let trials = SCENARIOS.iter().map(|(name, scenario)| {
-        Trial::test(*name, move || scenario().map_err(|error| Failed::from(format!("{error:?}"))))
-            .with_ignored_flag(!runnable)
+        Trial::test(*name, move || {
+            scenario().map_err(|error| Failed::from(format!("{error:?}")))
+        })
+        .with_ignored_flag(!runnable)
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
@@ -61,17 +66,35 @@ fn kernel_state() -> anyhow::Result<BTreeSet<String>> {
             state.insert(format!("cgroup {cgroup}"));
         }
     }
-    let tables = Command::new("nft").args(["list", "tables"]).output().context("starting nft")?;
-    state.extend(String::from_utf8_lossy(&tables.stdout).lines().map(|table| format!("nft {table}")));
-    state.insert(format!("ip_forward {}", netlink::sysctl::read("net/ipv4/ip_forward")?));
+    let tables = Command::new("nft")
+        .args(["list", "tables"])
+        .output()
+        .context("starting nft")?;
+    state.extend(
+        String::from_utf8_lossy(&tables.stdout)
+            .lines()
+            .map(|table| format!("nft {table}")),
+    );
+    state.insert(format!(
+        "ip_forward {}",
+        netlink::sysctl::read("net/ipv4/ip_forward")?
+    ));
     state.extend(state_dir().exists().then(|| "state directory".to_owned()));
-    state.extend(PathBuf::from("/run/causeway.owner").exists().then(|| "owner file".to_owned()));
+    state.extend(
+        PathBuf::from("/run/causeway.owner")
+            .exists()
+            .then(|| "owner file".to_owned()),
+    );
     Ok(state)
 }
 
 fn cgroups_named(root: &str, depth: usize) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    let dirs = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut found = Vec::new();
     for dir in dirs {
         let path = dir.path().display().to_string();
@@ -89,7 +112,10 @@ fn ensure_unchanged(before: &BTreeSet<String>) -> anyhow::Result<()> {
     let after = kernel_state()?;
     let left: Vec<_> = after.difference(before).collect();
     let lost: Vec<_> = before.difference(&after).collect();
-    ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\ntaken away: {lost:#?}");
+    ensure!(
+        left.is_empty() && lost.is_empty(),
+        "left behind: {left:#?}\ntaken away: {lost:#?}"
+    );
     Ok(())
 }
 
@@ -105,9 +131,17 @@ fn down_leaves_nothing() -> anyhow::Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&json.stdout)?;
     ensure!(report["nodes"].as_array().map(Vec::len) == Some(2), "{report}");
     let again = cluster.causeway("up", &["--nodes", "2"])?;
-    ensure!(again.status.success() && everything(&again).contains("up already"), "{}", everything(&again));
+    ensure!(
+        again.status.success() && everything(&again).contains("up already"),
+        "{}",
+        everything(&again)
+    );
     let other = causeway("up", &state_dir().with_extension("other"), &[])?;
-    ensure!(other.status.code() == Some(2) && everything(&other).contains("is up on this machine"), "{}", everything(&other));
+    ensure!(
+        other.status.code() == Some(2) && everything(&other).contains("is up on this machine"),
+        "{}",
+        everything(&other)
+    );
     let down = cluster.causeway("down", &[])?;
     ensure!(down.status.success(), "{}", everything(&down));
     ensure_unchanged(&before)
@@ -119,14 +153,22 @@ fn up_after_a_crash() -> anyhow::Result<()> {
     cluster.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: kept}, data: {a: b}}")?;
     // The machine's worst day: the supervisor first, then the control plane and an agent.
     let supervisor = supervisor_pid()?;
-    let victims = [supervisor, cluster.pid("control-plane")?, cluster.pid("node-1-agent")?];
+    let victims = [
+        supervisor,
+        cluster.pid("control-plane")?,
+        cluster.pid("node-1-agent")?,
+    ];
     for pid in victims {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
     }
     let status = cluster.causeway("status", &[])?;
     ensure!(status.status.code() == Some(1), "{}", everything(&status));
     let up = cluster.causeway("up", &["--nodes", "2"])?;
-    ensure!(up.status.success() && everything(&up).contains("clean up after a crash"), "{}", everything(&up));
+    ensure!(
+        up.status.success() && everything(&up).contains("clean up after a crash"),
+        "{}",
+        everything(&up)
+    );
     let kept = cluster.run(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])?;
     ensure!(kept == "b", "the store lost an object: {kept:?}");
     let down = cluster.causeway("down", &[])?;
@@ -155,14 +197,32 @@ fn up_refuses() -> anyhow::Result<()> {
         (&["--nodes", "many"], "invalid value 'many'"),
         (&["--datapath", "magic"], "possible values: ebpf, nftables"),
         (&["--api-port", &port], &address),
-        (&["--underlay-cidr", "127.0.0.0/24", "--nodes", "1", "--pod-cidr", "127.0.0.0/16"], "overlaps"),
+        (
+            &[
+                "--underlay-cidr",
+                "127.0.0.0/24",
+                "--nodes",
+                "1",
+                "--pod-cidr",
+                "127.0.0.0/16",
+            ],
+            "overlaps",
+        ),
         (&["--etcd", "localhost:2379"], "expected a URL"),
         (&["--etcd-ca", "/nowhere"], "go with --etcd"),
     ];
     for (flags, wanted) in rows {
         let output = causeway("up", &state_dir(), flags)?;
-        ensure!(output.status.code() == Some(2), "{flags:?}: {}", everything(&output));
-        ensure!(everything(&output).contains(wanted), "{flags:?}: wanted {wanted:?}, got {}", everything(&output));
+        ensure!(
+            output.status.code() == Some(2),
+            "{flags:?}: {}",
+            everything(&output)
+        );
+        ensure!(
+            everything(&output).contains(wanted),
+            "{flags:?}: wanted {wanted:?}, got {}",
+            everything(&output)
+        );
     }
     let _ = fs::remove_dir_all(state_dir());
     ensure_unchanged(&before)
@@ -175,17 +235,32 @@ fn only_root() -> anyhow::Result<()> {
     for name in ["causeway", "causeway-cluster"] {
         fs::copy(programs().join(name), dir.join(name))?;
     }
-    let output = Command::new(dir.join("causeway")).arg("up").uid(65534).gid(65534).output()?;
+    let output = Command::new(dir.join("causeway"))
+        .arg("up")
+        .uid(65534)
+        .gid(65534)
+        .output()?;
     fs::remove_dir_all(&dir)?;
     let said = everything(&output);
-    ensure!(output.status.code() == Some(2) && said.contains("needs root"), "{said}");
+    ensure!(
+        output.status.code() == Some(2) && said.contains("needs root"),
+        "{said}"
+    );
     Ok(())
 }
 
 fn nothing_is_up() -> anyhow::Result<()> {
     let down = causeway("down", &state_dir(), &[])?;
-    ensure!(down.status.success() && everything(&down).contains("Nothing to remove"), "{}", everything(&down));
+    ensure!(
+        down.status.success() && everything(&down).contains("Nothing to remove"),
+        "{}",
+        everything(&down)
+    );
     let status = causeway("status", &state_dir(), &[])?;
-    ensure!(status.status.code() == Some(2) && everything(&status).contains("no cluster is up"), "{}", everything(&status));
+    ensure!(
+        status.status.code() == Some(2) && everything(&status).contains("no cluster is up"),
+        "{}",
+        everything(&status)
+    );
     Ok(())
 }
