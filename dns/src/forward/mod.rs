@@ -249,4 +249,6 @@ fn as_the_client_asked(mut response: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 }
 
 #[cfg(test)]
+pub(crate) mod fake_upstream;
+#[cfg(test)]
 mod tests;

@@ -1,1 +1,237 @@
+//! The forwarder against name servers that misbehave.
 
+use super::fake_upstream::{FakeUpstream, answer, code, truncated};
+use super::*;
+use crate::question::{query_packet, rtype};
+
+const QUESTION: &[u8] = b"\x03wWw\x07example\0";
+
+fn forward(upstreams: &[SocketAddr]) -> Forward {
+    Forward::new(Options {
+        to: upstreams.to_vec(),
+        policy: Policy::Sequential,
+        ..Options::default()
+    })
+}
+
+/// Asks for `wWw.example A` under id 4711.
+async fn ask(forward: &Forward, by_tcp: bool) -> Result<Vec<u8>, Failure> {
+    let packet = query_packet(4711, QUESTION, rtype::A);
+    let query = Query::parse(&packet).expect("query");
+    let response = forward.exchange(&query, by_tcp).await;
+    if let Ok(response) = &response {
+        assert_eq!(
+            (&response[..2], &response[12..query.question_end]),
+            (&packet[..2], &packet[12..])
+        );
+    }
+    response
+}
+
+/// The data of the last record: the address of an answer.
+fn last_address(response: &[u8]) -> &[u8] {
+    &response[response.len() - 4..]
+}
+
+/// An address where nobody listens.
+async fn nobody() -> SocketAddr {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+    socket.local_addr().expect("address")
+}
+
+#[tokio::test]
+async fn the_next_upstream_answers_for_one_that_is_silent_refuses_or_fails() {
+    let good = FakeUpstream::answering([1, 1, 1, 1]).await;
+    let silent = FakeUpstream::start(|_, _| Vec::new()).await;
+    let failing = FakeUpstream::start(|packet, _| vec![code(packet, rcode::SERVFAIL)]).await;
+    for (what, first) in [
+        ("silent", silent.address),
+        ("refusing", nobody().await),
+        ("failing", failing.address),
+    ] {
+        let response = ask(&forward(&[first, good.address]), false).await.expect(what);
+        assert_eq!(last_address(&response), [1, 1, 1, 1], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_all_agree_on_is_the_answer() {
+    let failing = FakeUpstream::start(|packet, _| vec![code(packet, rcode::SERVFAIL)]).await;
+    let response = ask(&forward(&[failing.address, failing.address]), false)
+        .await
+        .expect("response");
+    assert_eq!((code_of(&response), failing.asked()), (rcode::SERVFAIL, 2));
+    let denying = FakeUpstream::start(|packet, _| vec![code(packet, rcode::NXDOMAIN)]).await;
+    let response = ask(&forward(&[denying.address, failing.address]), false)
+        .await
+        .expect("response");
+    assert_eq!((code_of(&response), failing.asked()), (rcode::NXDOMAIN, 2));
+}
+
+#[tokio::test]
+async fn a_truncated_answer_is_asked_for_again_by_tcp() {
+    let long: Vec<[u8; 4]> = (0..200).map(|n| [10, 0, 0, n]).collect();
+    let upstream = FakeUpstream::start(move |packet, by_tcp| {
+        vec![if by_tcp {
+            answer(packet, &long)
+        } else {
+            truncated(packet)
+        }]
+    })
+    .await;
+    let response = ask(&forward(&[upstream.address]), false).await.expect("response");
+    assert_eq!(
+        (response[7], last_address(&response), upstream.asked()),
+        (200, &[10, 0, 0, 199][..], 2)
+    );
+}
+
+#[tokio::test]
+async fn forged_answers_are_dropped_while_the_true_one_is_awaited() {
+    let upstream = FakeUpstream::start(|packet, by_tcp| {
+        let mut other_id = answer(packet, &[[6, 6, 6, 6]]);
+        other_id[0] ^= 1;
+        let mut other_question = answer(packet, &[[6, 6, 6, 6]]);
+        other_question[13] = b'x';
+        let mut other_type = answer(packet, &[[6, 6, 6, 6]]);
+        other_type[26] = 28;
+        let query = packet.to_vec();
+        let short = packet[..5].to_vec();
+        let mut other_case = answer(packet, &[[1, 2, 3, 4]]);
+        other_case[12..16].make_ascii_uppercase();
+        if by_tcp {
+            vec![other_id]
+        } else {
+            vec![other_id, other_question, other_type, query, short, other_case]
+        }
+    })
+    .await;
+    let response = ask(&forward(&[upstream.address]), false).await.expect("response");
+    assert_eq!(last_address(&response), [1, 2, 3, 4]);
+    // Over TCP there is nothing to wait for.
+    let failure = ask(&forward(&[upstream.address]), true)
+        .await
+        .expect_err("forged");
+    let Failure::Unanswered {
+        source: ExchangeError::Mismatch,
+        ..
+    } = failure
+    else {
+        panic!("{failure:?}")
+    };
+}
+
+#[tokio::test]
+async fn the_protocol_follows_the_client_unless_an_option_says_otherwise() {
+    let upstream =
+        FakeUpstream::start(|packet, by_tcp| vec![answer(packet, &[[u8::from(by_tcp), 0, 0, 0]])]).await;
+    for (force_tcp, prefer_udp, client_by_tcp, expected) in [
+        (false, false, false, 0),
+        (false, false, true, 1),
+        (true, false, false, 1),
+        (false, true, true, 0),
+    ] {
+        let options = Options {
+            to: vec![upstream.address],
+            force_tcp,
+            prefer_udp,
+            ..Options::default()
+        };
+        let response = ask(&Forward::new(options), client_by_tcp)
+            .await
+            .expect("response");
+        assert_eq!(
+            last_address(&response)[0],
+            expected,
+            "{force_tcp} {prefer_udp} {client_by_tcp}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_to_ask_and_nobody_who_answers_are_told_apart() {
+    let failure = ask(&forward(&[]), false).await.expect_err("nobody");
+    assert_eq!(
+        failure.to_string(),
+        "no upstream: the list of name servers is empty, or all of them lead back here"
+    );
+    let dead = nobody().await;
+    let failure = ask(&forward(&[dead]), false).await.expect_err("dead");
+    assert_eq!(
+        failure.to_string(),
+        format!("no upstream answered; the last one was {dead}")
+    );
+}
+
+#[tokio::test]
+async fn more_queries_than_allowed_are_refused_and_counted() {
+    let options = Options {
+        max_concurrent: Some(0),
+        ..Options::default()
+    };
+    let forward = Forward::new(options);
+    for rejected in 1..3 {
+        let failure = ask(&forward, false).await.expect_err("refused");
+        assert!(matches!(failure, Failure::TooMany { limit: 0 }), "{failure:?}");
+        assert_eq!(forward.rejected.load(Ordering::Relaxed), rejected);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_stays_silent_is_asked_last_until_it_answers_a_check() {
+    let good = FakeUpstream::answering([1, 1, 1, 1]).await;
+    let dead = nobody().await;
+    let options = Options {
+        to: vec![dead, good.address],
+        policy: Policy::Sequential,
+        health_check: Duration::from_millis(5),
+        ..Options::default()
+    };
+    let forward = Forward::new(options);
+    ask(&forward, false).await.expect("response");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !forward.upstreams()[0].is_down(2) {
+        assert!(Instant::now() < deadline, "the dead upstream is not noticed");
+        tokio::task::yield_now().await;
+    }
+    let first = |forward: &Forward| forward.order().first().map(|upstream| upstream.address);
+    assert_eq!(first(&forward), Some(good.address));
+    // It comes back.
+    let revived = tokio::net::UdpSocket::bind(dead).await.expect("bound");
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = revived.recv_from(&mut buffer).await {
+            let reply = code(&buffer[..length], rcode::NOERROR);
+            revived.send_to(&reply, from).await.expect("sent");
+        }
+    });
+    while forward.upstreams()[0].is_down(2) {
+        assert!(Instant::now() < deadline, "the revived upstream is not noticed");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(first(&forward), Some(dead));
+}
+
+#[tokio::test]
+async fn policies_choose_who_is_asked_first() {
+    let addresses: Vec<SocketAddr> = (1..4).map(|n| SocketAddr::from(([127, 0, 0, n], 53))).collect();
+    let firsts = |policy| {
+        let forward = Forward::new(Options {
+            to: addresses.clone(),
+            policy,
+            ..Options::default()
+        });
+        let firsts = (0..60).filter_map(|_| forward.order().first().map(|upstream| upstream.address));
+        firsts.collect::<Vec<_>>()
+    };
+    assert_eq!(firsts(Policy::Sequential), vec![addresses[0]; 60]);
+    for policy in [Policy::RoundRobin, Policy::Random] {
+        let mut seen = firsts(policy);
+        if policy == Policy::RoundRobin {
+            assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "{seen:?}");
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, addresses, "{policy:?}");
+    }
+}
