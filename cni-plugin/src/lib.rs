@@ -1,1 +1,3 @@
-//! 
+//! The CNI plugin's library.
+pub mod protocol;
+pub mod tombstone;

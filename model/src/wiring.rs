@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MacAddr, Mtu};
 
+/// The mark on every route that Causeway makes (`rtm_protocol`, shown by `ip route` as `proto 213`): 213 is in nobody's
+/// list (`/etc/iproute2/rt_protos`). The plugin marks the node's route to a new pod with it, the agent repairs what
+/// carries it.
+pub const ROUTE_PROTOCOL: u8 = 213;
+
 /// A pair of veth devices, its addresses and routes. Everything in it is desired state: applying it twice is
 /// applying it once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,1 +1,33 @@
-//! 
+//! The pod network: which node has which subnet, and how packets get there.
+//!
+//! Tour:
+//! - [`run`] is the whole of it for one node: it claims a subnet, follows the others' and keeps the kernel right.
+//! - [`flannel`] reads and writes flannel's keys and JSON, so that nodes of either kind share one network.
+//! - [`lease`] chooses a subnet (pure); `etcd` is the store it is claimed in; `follow` keeps it and watches the others.
+//! - [`plan`] turns leases into desired devices, routes, neighbours and forwarding entries (pure); `reconcile` compares
+//!   them with the kernel's and repairs the difference; `engine` is the thread that does so on every occasion.
+//! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
+//! - [`pods`] gives addresses to pods and plans their wiring.
+//!
+//! Everything that is written is level-triggered: desired state is planned from scratch, compared with what the kernel
+//! has, and only the difference is written. A restart writes nothing that is right.
+
+pub mod config;
+mod engine;
+mod error;
+mod etcd;
+pub mod flannel;
+mod follow;
+pub mod lease;
+mod masquerade;
+mod memory;
+pub mod plan;
+pub mod pods;
+mod reconcile;
+mod run;
+mod subnet_env;
+mod underlay;
+
+pub use config::{Config, Etcd};
+pub use error::Error;
+pub use run::{Status, run};

@@ -1,0 +1,99 @@
+//! Why the overlay does not work, or not yet.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+use model::NodeName;
+
+use crate::flannel::FormatError;
+
+/// Why the overlay does not work, or not yet. Most of them pass: [`crate::run`] tries again and tells them in
+/// [`crate::Status`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A certificate or key cannot be read.
+    #[error("read {}", path.display())]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("write {}", path.display())]
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// etcd refused or failed.
+    #[error("etcd: {operation}")]
+    Etcd {
+        /// What was asked.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: etcd_client::Error,
+    },
+    /// etcd did not answer in time.
+    #[error("etcd: {operation}: no answer in time")]
+    EtcdSilent {
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// Nobody wrote a network configuration yet.
+    #[error("no network configuration at {key} yet")]
+    NoNetwork {
+        /// The key.
+        key: String,
+    },
+    /// The network configuration is not one that this program serves.
+    #[error("network configuration at {key}")]
+    BadNetwork {
+        /// The key.
+        key: String,
+        /// Why not.
+        #[source]
+        source: FormatError,
+    },
+    /// Another node has this node's address.
+    #[error(
+        "public address {public_ip} belongs to node {holder} already, which has {subnet}: give each node its own"
+    )]
+    DuplicateAddress {
+        /// The address.
+        public_ip: Ipv4Addr,
+        /// The node that has it.
+        holder: NodeName,
+        /// Its subnet.
+        subnet: Ipv4Network,
+    },
+    /// Every subnet of the network is taken.
+    #[error("no free subnet in {network}: {taken} taken")]
+    OutOfSubnets {
+        /// The network.
+        network: Ipv4Network,
+        /// How many leases there are.
+        taken: usize,
+    },
+    /// Others were faster too often.
+    #[error("lost the race for a subnet {tries} times")]
+    LostRaces {
+        /// How often.
+        tries: usize,
+    },
+    /// There is no device to send through.
+    #[error("{0}")]
+    Underlay(String),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] netlink::Error),
+    /// The thread that programs the kernel ended.
+    #[error("the kernel thread ended")]
+    EngineEnded,
+}

@@ -1,0 +1,244 @@
+//! flannel's key space in an etcd: the network's configuration and the leases.
+//!
+//! Only calls that every server of the protocol has: no LeaseTimeToLive, no KeepAlive. A lease is renewed by writing it
+//! again, as flannel does.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions,
+    Txn, TxnOp, WatchOptions, WatchStream,
+};
+use ipnetwork::Ipv4Network;
+
+use crate::config::Etcd;
+use crate::error::Error;
+use crate::flannel::{self, Record};
+use crate::lease::Held;
+
+/// How long a lease lives without renewal; flannel's.
+pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+pub(crate) struct Store {
+    client: Client,
+    prefix: String,
+}
+
+/// All leases at one revision.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) cluster_id: u64,
+    pub(crate) revision: i64,
+    pub(crate) held: Vec<Held>,
+    /// Keys that hold no lease that we understand.
+    pub(crate) problems: Vec<String>,
+}
+
+/// A look at our own key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    pub(crate) cluster_id: u64,
+    pub(crate) revision: i64,
+    pub(crate) present: bool,
+}
+
+impl Store {
+    pub(crate) async fn connect(etcd: &Etcd) -> Result<Self, Error> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(ANSWER)
+            .with_keep_alive(ANSWER, ANSWER)
+            .with_keep_alive_while_idle(true);
+        if let Some(tls) = tls(etcd)? {
+            options = options.with_tls(tls);
+        }
+        let client = answer("connect", Client::connect(&etcd.endpoints, Some(options))).await?;
+        Ok(Self {
+            client,
+            prefix: etcd.prefix.clone(),
+        })
+    }
+
+    pub(crate) fn config_key(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
+    fn subnets_prefix(&self) -> String {
+        format!("{}/subnets/", self.prefix)
+    }
+
+    fn lease_key(&self, record: &Record) -> String {
+        self.subnets_prefix() + &flannel::key(record.lease.subnet, record.lease.subnet_v6)
+    }
+
+    /// The last part of a lease's key.
+    pub(crate) fn short_key<'a>(&self, key: &'a str) -> &'a str {
+        key.strip_prefix(&self.subnets_prefix()).unwrap_or(key)
+    }
+
+    pub(crate) async fn read_config(&mut self) -> Result<Option<String>, Error> {
+        let key = self.config_key();
+        let got = answer("read the network configuration", self.client.get(key, None)).await?;
+        Ok(got
+            .kvs()
+            .first()
+            .map(|kv| String::from_utf8_lossy(kv.value()).into_owned()))
+    }
+
+    /// Writes the network's configuration unless there is one.
+    pub(crate) async fn create_config(&mut self, text: &str) -> Result<bool, Error> {
+        let key = self.config_key();
+        let txn = Txn::new()
+            .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(key.as_str(), text, None)]);
+        Ok(answer("write the network configuration", self.client.txn(txn))
+            .await?
+            .succeeded())
+    }
+
+    pub(crate) async fn list(&mut self) -> Result<Listing, Error> {
+        let options = GetOptions::new().with_prefix();
+        let got = answer(
+            "list leases",
+            self.client.get(self.subnets_prefix(), Some(options)),
+        )
+        .await?;
+        let (cluster_id, revision) = got
+            .header()
+            .map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+        let mut listing = Listing {
+            cluster_id,
+            revision,
+            held: Vec::new(),
+            problems: Vec::new(),
+        };
+        for kv in got.kvs() {
+            match self.held(kv) {
+                Ok(held) => listing.held.push(held),
+                Err(problem) => listing.problems.push(problem),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Reads a lease from its key and value.
+    pub(crate) fn held(&self, kv: &etcd_client::KeyValue) -> Result<Held, String> {
+        let key = String::from_utf8_lossy(kv.key());
+        let value = String::from_utf8_lossy(kv.value());
+        let record =
+            Record::parse(self.short_key(&key), &value).map_err(|error| format!("lease {key}: {error}"))?;
+        Ok(Held {
+            record,
+            mod_revision: kv.mod_revision(),
+            reserved: kv.lease() == 0,
+        })
+    }
+
+    /// Creates a lease; false when somebody else has the key.
+    pub(crate) async fn create(&mut self, record: &Record) -> Result<Option<i64>, Error> {
+        let key = self.lease_key(record);
+        let lease = self.grant().await?;
+        let put = TxnOp::put(
+            key.as_str(),
+            record.to_json(),
+            Some(PutOptions::new().with_lease(lease)),
+        );
+        let txn = Txn::new()
+            .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
+            .and_then([put]);
+        self.write("create a lease", txn).await
+    }
+
+    /// Writes over a lease that nobody changed meanwhile, and renews it; false when somebody did. A reservation keeps
+    /// living for ever.
+    pub(crate) async fn update(&mut self, held: &Held, record: &Record) -> Result<Option<i64>, Error> {
+        let key = self.lease_key(record);
+        let options = match held.reserved {
+            true => PutOptions::new(),
+            false => PutOptions::new().with_lease(self.grant().await?),
+        };
+        let put = TxnOp::put(key.as_str(), record.to_json(), Some(options));
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, held.mod_revision);
+        self.write("renew a lease", Txn::new().when([unchanged]).and_then([put]))
+            .await
+    }
+
+    /// The revision of a transaction that was carried out.
+    async fn write(&mut self, operation: &'static str, txn: Txn) -> Result<Option<i64>, Error> {
+        let done = answer(operation, self.client.txn(txn)).await?;
+        let revision = done.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(done.succeeded().then_some(revision))
+    }
+
+    async fn grant(&mut self) -> Result<i64, Error> {
+        let seconds = i64::try_from(TIME_TO_LIVE.as_secs()).unwrap_or(i64::MAX);
+        Ok(answer("grant a lease", self.client.lease_grant(seconds, None))
+            .await?
+            .id())
+    }
+
+    /// Looks whether our lease is there.
+    pub(crate) async fn probe(&mut self, record: &Record) -> Result<Probe, Error> {
+        let options = GetOptions::new().with_keys_only();
+        let got = answer(
+            "look at our lease",
+            self.client.get(self.lease_key(record), Some(options)),
+        )
+        .await?;
+        let (cluster_id, revision) = got
+            .header()
+            .map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+        Ok(Probe {
+            cluster_id,
+            revision,
+            present: !got.kvs().is_empty(),
+        })
+    }
+
+    /// Watches all leases from a revision on.
+    pub(crate) async fn watch(&mut self, revision: i64) -> Result<WatchStream, Error> {
+        let options = WatchOptions::new().with_prefix().with_start_revision(revision);
+        answer(
+            "watch leases",
+            self.client.watch(self.subnets_prefix(), Some(options)),
+        )
+        .await
+    }
+
+    /// Whether two leases have one key.
+    pub(crate) fn is_of(&self, key: &[u8], subnet: Ipv4Network) -> bool {
+        let key = String::from_utf8_lossy(key);
+        flannel::parse_key(self.short_key(&key)).is_ok_and(|(found, _)| found == subnet)
+    }
+}
+
+async fn answer<T>(
+    operation: &'static str,
+    call: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(result) => result.map_err(|source| Error::Etcd { operation, source }),
+        Err(_) => Err(Error::EtcdSilent { operation }),
+    }
+}
+
+/// Files are read at every connection, so that renewed certificates are taken up.
+fn tls(etcd: &Etcd) -> Result<Option<TlsOptions>, Error> {
+    let read = |path: &Path| {
+        fs::read(path).map_err(|source| Error::ReadFile {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let Some(ca) = &etcd.ca else { return Ok(None) };
+    let mut options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?));
+    if let (Some(cert), Some(key)) = (&etcd.cert, &etcd.key) {
+        options = options.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
+    Ok(Some(options))
+}

@@ -1,0 +1,150 @@
+//! Rows of configurations and leases, real flannel's values among them.
+
+use super::*;
+
+fn config(text: &str) -> Result<String, String> {
+    let config = NetworkConfig::parse(text).map_err(|error| error.to_string())?;
+    let NetworkConfig {
+        network,
+        subnet_len,
+        subnet_min,
+        subnet_max,
+        backend,
+        wants_v6,
+    } = config;
+    let v6 = if wants_v6 { " v6" } else { "" };
+    Ok(format!(
+        "{network} /{subnet_len} {subnet_min}..{subnet_max} {backend:?}{v6}"
+    ))
+}
+
+#[test]
+fn configurations_are_read_with_flannels_defaults_names_and_checks() {
+    let vxlan = "Vxlan { vni: Vni(1), port: 8472, mtu: None, gbp: false, direct_routing: false }";
+    let rows: [(&str, Result<String, &str>); 15] = [
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan}"))),
+        (r#"{"network":"10.244.0.0/16","backend":{"type":"vxlan"},"enableipv6":true}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan} v6"))),
+        (r#"{"Network":"10.5.0.0/23","Backend":{"Type":"vxlan"}}"#, Ok(format!("10.5.0.0/23 /25 10.5.0.128..10.5.1.128 {vxlan}"))),
+        (
+            r#"{"Network":"10.5.0.0/16","SubnetLen":26,"SubnetMin":"10.5.10.0","SubnetMax":"10.5.20.64","Backend":{"Type":"host-gw"}}"#,
+            Ok("10.5.0.0/16 /26 10.5.10.0..10.5.20.64 HostGw".to_owned()),
+        ),
+        (
+            r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","vni":7,"port":4789,"MTU":9000,"GBP":true,"DirectRouting":true}}"#,
+            Ok("10.5.0.0/16 /24 10.5.1.0..10.5.255.0 Vxlan { vni: Vni(7), port: 4789, mtu: Some(9000), gbp: true, direct_routing: true }".to_owned()),
+        ),
+        (r#"{"Network":"0.0.0.0/0","Backend":{"Type":"host-gw"}}"#, Ok("0.0.0.0/0 /24 0.0.1.0..255.255.255.0 HostGw".to_owned())),
+        (r#"{"Network":"10.5.0.0/16"}"#, Err(r#"Backend.Type: "udp" is not supported, vxlan and host-gw are"#)),
+        (r#"{"Backend":{"Type":"vxlan"}}"#, Err("Network: is missing")),
+        (r#"{"Network":"10.5.0.0/29","Backend":{"Type":"vxlan"}}"#, Err("Network: 10.5.0.0/29 is smaller than a /28")),
+        (r#"{"Network":"10.5.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, Err("SubnetLen: 31 is not between 18 and 30")),
+        (r#"{"Network":"10.5.0.0/16","SubnetLen":17,"Backend":{"Type":"vxlan"}}"#, Err("SubnetLen: 17 is not between 18 and 30")),
+        (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.6.0.0 is not in 10.5.0.0/16")),
+        (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.7","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.5.1.7 is not where a subnet begins")),
+        (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.5.9.0 comes after SubnetMax 10.5.8.0")),
+        ("[]", Err("not a JSON object: []")),
+    ];
+    for (text, wanted) in rows {
+        assert_eq!(config(text), wanted.map_err(str::to_owned), "{text}");
+    }
+}
+
+#[test]
+fn keys_name_subnets_of_one_family_or_both() {
+    let rows = [
+        ("10.5.44.0-24", Some(("10.5.44.0/24", None))),
+        (
+            "10.5.75.0-24&fd05:0:0:4a::-64",
+            Some(("10.5.75.0/24", Some("fd05:0:0:4a::/64"))),
+        ),
+        ("10.5.44.0", None),
+        ("10.5.44.0/24", None),
+        ("10.5.44.0-33", None),
+        ("10.5.44.0-24&x", None),
+        ("config", None),
+    ];
+    for (text, wanted) in rows {
+        let read = parse_key(text)
+            .ok()
+            .map(|(v4, v6)| (v4.to_string(), v6.map(|v6| v6.to_string())));
+        assert_eq!(
+            read,
+            wanted.map(|(v4, v6)| (v4.to_owned(), v6.map(str::to_owned))),
+            "{text}"
+        );
+    }
+    let (v4, v6) = parse_key("10.5.75.0-24&fd05:0:0:4a::-64").expect("valid");
+    assert_eq!(parse_key(&key(v4, v6)), Ok((v4, v6)));
+    assert_eq!(key(v4, None), "10.5.75.0-24");
+}
+
+#[track_caller]
+fn same_json(a: &str, b: &str) {
+    let [a, b]: [Value; 2] = [a, b].map(|text| serde_json::from_str(text).expect("JSON"));
+    assert_eq!(a, b);
+}
+
+#[test]
+fn leases_that_flannel_wrote_are_read_and_written_back_without_loss() {
+    let rows = [
+        (
+            "10.5.44.0-24",
+            r#"{"PublicIP":"192.168.77.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d2:53:06:12:c8:e9"}}"#,
+        ),
+        (
+            "10.5.75.0-24&fd05:0:0:4a::-64",
+            r#"{"PublicIP":"192.168.77.12","PublicIPv6":"fd77::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d2:53:06:12:c8:e9"},"BackendV6Data":{"VNI":1,"VtepMAC":"d2:53:06:12:c8:ea"}}"#,
+        ),
+        (
+            "10.5.44.0-24",
+            r#"{"PublicIP":"192.168.77.12","PublicIPv6":null,"BackendType":"host-gw"}"#,
+        ),
+        (
+            "10.5.44.0-24",
+            r#"{"PublicIP":"192.168.77.12","PublicIPv6":null,"BackendType":"host-gw","Rack":"r7"}"#,
+        ),
+    ];
+    for (key, value) in rows {
+        let record = Record::parse(key, value).expect(value);
+        assert_eq!(record.node, None);
+        same_json(&record.to_json(), value);
+    }
+}
+
+#[test]
+fn our_leases_carry_the_nodes_name_where_flannel_does_not_look() {
+    let value = r#"{"publicip":"192.168.77.12","backendtype":"vxlan","backenddata":{"vni":7,"vtepmac":"d2:53:06:12:c8:e9","CausewayNode":"node-1"}}"#;
+    let record = Record::parse("10.5.44.0-24", value).expect("read in any case");
+    assert_eq!(record.node, Some(NodeName::from("node-1")));
+    same_json(
+        &record.to_json(),
+        r#"{"PublicIP":"192.168.77.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"d2:53:06:12:c8:e9","CausewayNode":"node-1"}}"#,
+    );
+}
+
+#[test]
+fn what_is_not_a_lease_is_refused_with_its_reason() {
+    let rows = [
+        ("{}", "PublicIP: is missing"),
+        (r#"{"PublicIP":"x"}"#, "PublicIP: \"x\" is not an address"),
+        (
+            r#"{"PublicIP":"1.2.3.4","BackendType":"udp"}"#,
+            "Backend.Type: \"udp\" is not supported, vxlan and host-gw are",
+        ),
+        (
+            r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan"}"#,
+            "BackendData: is missing",
+        ),
+        (
+            r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"zz"}}"#,
+            "VtepMAC: expected a MAC address like 0a:58:0a:f4:01:02, found \"zz\"",
+        ),
+        ("nonsense", "not a JSON object: expected ident at line 1 column 2"),
+    ];
+    for (value, wanted) in rows {
+        assert_eq!(
+            Record::parse("10.5.44.0-24", value).expect_err(value).to_string(),
+            wanted
+        );
+    }
+}

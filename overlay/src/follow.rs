@@ -1,0 +1,470 @@
+//! Keeps this node's lease and follows the others', through everything that can happen to an etcd.
+//!
+//! A session: connect, read the network's configuration, claim a subnet, list, watch. Whatever breaks a session starts
+//! the next one, and the listing at its start tells every change that was missed: nothing depends on having seen an
+//! event. While a session runs, our own key is looked at every ten seconds, which is how lost data are noticed: a watch
+//! on an etcd that forgot its revisions waits for ever.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use etcd_client::{EventType, WatchResponse};
+use ipnetwork::Ipv4Network;
+use model::MacAddr;
+use model::lease::{Encap, Lease};
+use netlink::{Kernel, LinkKind, Netlink};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::engine::Network;
+use crate::error::Error;
+use crate::etcd::{Listing, Store, TIME_TO_LIVE};
+use crate::flannel::{NetworkConfig, Record};
+use crate::lease::{Choice, Claimant, Held, choose, overlap};
+use crate::memory::{Entry, Memory};
+use crate::subnet_env;
+
+/// How often our own key is looked at.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// Leases of nodes that an etcd forgot, together with everything else, are kept so long for the nodes to come back.
+const GRACE: Duration = Duration::from_secs(60 * 60);
+
+/// How often a subnet is tried to be created before the trouble is told.
+const RACES: usize = 20;
+
+/// What the follower knows now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Followed {
+    pub(crate) network: Option<Network>,
+    /// Why etcd is not followed right now.
+    pub(crate) trouble: Option<String>,
+    /// Keys that are no leases.
+    pub(crate) problems: Vec<String>,
+}
+
+pub(crate) struct Follower {
+    config: Config,
+    public_ip: std::net::Ipv4Addr,
+    memory_dir: PathBuf,
+    memory: Memory,
+    /// The other nodes' leases, by subnet.
+    others: BTreeMap<Ipv4Network, Record>,
+    /// Those that an etcd forgot, until when.
+    lingering: BTreeMap<Ipv4Network, (Record, Instant)>,
+    published: watch::Sender<Followed>,
+}
+
+/// A session's own lease and its position.
+struct Session {
+    store: Store,
+    network: NetworkConfig,
+    own: Held,
+    cluster_id: u64,
+    revision: i64,
+    renewed: Instant,
+}
+
+impl Follower {
+    /// Starts from what was remembered, and publishes it at once where it is enough to serve.
+    pub(crate) fn new(
+        config: Config,
+        public_ip: std::net::Ipv4Addr,
+        published: watch::Sender<Followed>,
+    ) -> Self {
+        let memory_dir = config.state_dir.clone();
+        let memory = Memory::load(&memory_dir);
+        let records = memory.others.iter().filter_map(Entry::record);
+        let others = records.map(|record| (record.lease.subnet, record)).collect();
+        let follower = Self {
+            config,
+            public_ip,
+            memory_dir,
+            memory,
+            others,
+            lingering: BTreeMap::new(),
+            published,
+        };
+        let network = follower
+            .memory
+            .network
+            .as_deref()
+            .and_then(|text| NetworkConfig::parse(text).ok());
+        let own = follower.memory.own.as_ref().and_then(Entry::record);
+        if let (Some(network), Some(own)) = (network, own)
+            && own.lease.public_ip == public_ip
+        {
+            tracing::info!(subnet = %own.lease.subnet, "serving the remembered subnet until etcd answers");
+            follower.publish(&network, &own.lease, false, Vec::new());
+        }
+        follower
+    }
+
+    /// Follows until cancelled.
+    pub(crate) async fn run(mut self) {
+        let mut pause = Pause::default();
+        loop {
+            let began = Instant::now();
+            match self.session().await {
+                Ok(()) => {}
+                Err(error) => self.tell(&error),
+            }
+            if began.elapsed() > PROBE {
+                pause = Pause::default();
+            }
+            tokio::time::sleep(pause.next()).await;
+        }
+    }
+
+    fn tell(&self, error: &Error) {
+        let trouble = crate::run::with_causes(error);
+        self.published.send_if_modified(|followed| {
+            let news = followed.trouble.as_ref() != Some(&trouble);
+            if news {
+                tracing::warn!(%trouble, "leases are not followed, trying again");
+                followed.trouble = Some(trouble);
+            }
+            news
+        });
+    }
+
+    async fn session(&mut self) -> Result<(), Error> {
+        let mut store = Store::connect(&self.config.etcd).await?;
+        let (text, network) = self.network(&mut store).await?;
+        let vtep_mac = self.vtep_mac(&network).await?;
+        let own = self.claim(&mut store, &network, vtep_mac).await?;
+        let listing = store.list().await?;
+        let (cluster_id, revision) = (listing.cluster_id, listing.revision);
+        let problems = self.absorb(listing, &own.record.lease);
+        self.memory.network = Some(text);
+        let session = Session {
+            store,
+            network,
+            own,
+            cluster_id,
+            revision,
+            renewed: Instant::now(),
+        };
+        self.remember(&session)?;
+        self.publish(&session.network, &session.own.record.lease, true, problems);
+        tracing::info!(subnet = %session.own.record.lease.subnet, others = self.others.len(), "following leases");
+        self.follow(session).await
+    }
+
+    /// The network's configuration; written first where we were given one and etcd has none.
+    async fn network(&self, store: &mut Store) -> Result<(String, NetworkConfig), Error> {
+        let key = store.config_key();
+        let text = match (store.read_config().await?, &self.config.network) {
+            (Some(text), _) => text,
+            (None, Some(given)) => {
+                let created = store.create_config(&given.to_string()).await?;
+                tracing::info!(created, "network configuration was missing");
+                let written = store.read_config().await?;
+                written.ok_or_else(|| Error::NoNetwork { key: key.clone() })?
+            }
+            (None, None) => return Err(Error::NoNetwork { key }),
+        };
+        let network = NetworkConfig::parse(&text).map_err(|source| Error::BadNetwork { key, source })?;
+        if network.wants_v6 {
+            tracing::warn!("network asks for IPv6 too, which is not served");
+        }
+        Ok((text, network))
+    }
+
+    /// The tunnel's MAC address: that of the device that is there, flannel's too; else the remembered one; else one
+    /// that follows from the node's name, the same after every reboot.
+    async fn vtep_mac(&self, network: &NetworkConfig) -> Result<MacAddr, Error> {
+        if let Some(name) = network.device_name() {
+            let find = move || -> Result<_, netlink::Error> { Netlink::open()?.link_named(&name) };
+            let found = tokio::task::spawn_blocking(find)
+                .await
+                .map_err(|_| Error::EngineEnded)??;
+            if let Some(link) = found
+                && matches!(link.kind, LinkKind::Vxlan(_))
+                && let Some(mac) = link.mac
+            {
+                return Ok(MacAddr(mac));
+            }
+        }
+        let own = self.memory.own.as_ref().and_then(Entry::record);
+        if let Some(Encap::Vxlan { vtep_mac, .. }) = own.map(|own| own.lease.encap) {
+            return Ok(vtep_mac);
+        }
+        let digest: [u8; 32] = Sha256::digest(format!("vtep\0{}", self.config.node)).into();
+        let [a, b, c, d, e, f, ..] = digest;
+        Ok(MacAddr::locally_administered([a, b, c, d, e, f]))
+    }
+
+    /// Claims a subnet; races that others win are tried again.
+    async fn claim(&self, store: &mut Store, network: &NetworkConfig, mac: MacAddr) -> Result<Held, Error> {
+        let remembered = self
+            .memory
+            .own
+            .as_ref()
+            .and_then(Entry::record)
+            .map(|own| own.lease.subnet);
+        let claimant = Claimant {
+            node: self.config.node.clone(),
+            public_ip: self.public_ip,
+            previous: remembered.or_else(|| subnet_env::read(&self.config.subnet_env)),
+        };
+        for _ in 0..RACES {
+            let listing = store.list().await?;
+            let claimed = match choose(network, &listing.held, &claimant) {
+                Choice::Duplicate { holder, subnet } => {
+                    return Err(Error::DuplicateAddress {
+                        public_ip: self.public_ip,
+                        holder,
+                        subnet,
+                    });
+                }
+                Choice::Keep(held) => self.keep(store, network, mac, &held).await?,
+                Choice::Create(subnets) if subnets.is_empty() => {
+                    return Err(Error::OutOfSubnets {
+                        network: network.network,
+                        taken: listing.held.len(),
+                    });
+                }
+                Choice::Create(subnets) => self.create(store, network, mac, &subnets).await?,
+            };
+            if let Some(held) = claimed {
+                return Ok(held);
+            }
+        }
+        Err(Error::LostRaces { tries: RACES })
+    }
+
+    async fn keep(
+        &self,
+        store: &mut Store,
+        network: &NetworkConfig,
+        mac: MacAddr,
+        held: &Held,
+    ) -> Result<Option<Held>, Error> {
+        let mut record = held.record.clone();
+        record.lease.public_ip = self.public_ip;
+        record.lease.encap = network.encap(mac);
+        record.node = Some(self.config.node.clone());
+        let written = store.update(held, &record).await?;
+        Ok(written.map(|mod_revision| Held {
+            record,
+            mod_revision,
+            reserved: held.reserved,
+        }))
+    }
+
+    async fn create(
+        &self,
+        store: &mut Store,
+        network: &NetworkConfig,
+        mac: MacAddr,
+        subnets: &[Ipv4Network],
+    ) -> Result<Option<Held>, Error> {
+        for subnet in subnets {
+            let lease = Lease {
+                subnet: *subnet,
+                subnet_v6: None,
+                public_ip: self.public_ip,
+                public_ip_v6: None,
+                encap: network.encap(mac),
+                encap_v6: None,
+            };
+            let record = Record::new(lease, self.config.node.clone());
+            if let Some(mod_revision) = store.create(&record).await? {
+                tracing::info!(%subnet, "subnet claimed");
+                return Ok(Some(Held {
+                    record,
+                    mod_revision,
+                    reserved: false,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a full listing as the truth about the other nodes. Returns what is odd about it.
+    ///
+    /// An etcd that is not the one we knew, or that went back in time, lost data: what it does not list any more is
+    /// kept for a while, since its nodes are most likely there. Otherwise what is not listed is gone.
+    fn absorb(&mut self, listing: Listing, own: &Lease) -> Vec<String> {
+        let known = self.memory.cluster_id != 0;
+        let lost_data = known
+            && (listing.cluster_id != self.memory.cluster_id || listing.revision < self.memory.revision);
+        let before = std::mem::take(&mut self.others);
+        let records = listing.held.into_iter().map(|held| held.record);
+        self.others = records
+            .filter(|record| record.lease.subnet != own.subnet)
+            .map(|record| (record.lease.subnet, record))
+            .collect();
+        if lost_data {
+            tracing::warn!("etcd lost data, keeping the other nodes' leases while they come back");
+            let until = Instant::now() + GRACE;
+            self.lingering.extend(
+                before
+                    .into_iter()
+                    .map(|(subnet, record)| (subnet, (record, until))),
+            );
+        }
+        self.forget_lingering(own);
+        listing.problems
+    }
+
+    /// A lease that lingers ends when its time is over, or its place is taken.
+    fn forget_lingering(&mut self, own: &Lease) {
+        let now = Instant::now();
+        let others = &self.others;
+        self.lingering.retain(|subnet, (record, until)| {
+            let taken = |other: &Record| {
+                overlap(other.lease.subnet, *subnet) || other.lease.public_ip == record.lease.public_ip
+            };
+            *until > now && !overlap(*subnet, own.subnet) && !others.values().any(taken)
+        });
+    }
+
+    fn remember(&mut self, session: &Session) -> Result<(), Error> {
+        let lingering = self.lingering.values().map(|(record, _)| record);
+        let others: Vec<Entry> = self.others.values().chain(lingering).map(Entry::new).collect();
+        let next = Memory {
+            network: self.memory.network.clone(),
+            own: Some(Entry::new(&session.own.record)),
+            others,
+            cluster_id: session.cluster_id,
+            revision: session.revision,
+        };
+        // The revision alone moves with every write of anybody: not worth a write of ours.
+        let same = |a: &Memory, b: &Memory| {
+            (&a.network, &a.own, &a.others, a.cluster_id) == (&b.network, &b.own, &b.others, b.cluster_id)
+        };
+        let changed = !same(&next, &self.memory);
+        self.memory = next;
+        if changed {
+            self.memory.save(&self.memory_dir)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn publish(&self, network: &NetworkConfig, own: &Lease, complete: bool, problems: Vec<String>) {
+        let lingering = self.lingering.values().map(|(record, _)| record);
+        let others = self
+            .others
+            .values()
+            .chain(lingering)
+            .map(|record| record.lease.clone())
+            .collect();
+        let network = Network {
+            config: network.clone(),
+            own: own.clone(),
+            others,
+            complete,
+        };
+        let trouble = (!complete).then(|| "etcd has not answered yet".to_owned());
+        self.published.send_if_modified(|followed| {
+            let next = Followed {
+                network: Some(network),
+                trouble,
+                problems,
+            };
+            let changed = next != *followed;
+            *followed = next;
+            changed
+        });
+    }
+
+    /// Watches until something breaks, or our own lease has to be claimed again.
+    async fn follow(&mut self, mut session: Session) -> Result<(), Error> {
+        let mut stream = session.store.watch(session.revision + 1).await?;
+        let mut probes = tokio::time::interval(PROBE);
+        loop {
+            tokio::select! {
+                message = stream.message() => {
+                    let message = message.map_err(|source| Error::Etcd { operation: "watch leases", source })?;
+                    // The end of the stream, or a revision that was compacted away: list again.
+                    let Some(message) = message.filter(|message| !message.canceled()) else { return Ok(()) };
+                    if !self.take(&mut session, &message)? {
+                        return Ok(());
+                    }
+                }
+                _ = probes.tick() => {
+                    if !self.still_there(&mut session).await? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a batch of changes; false when our own lease is no longer as we wrote it.
+    fn take(&mut self, session: &mut Session, message: &WatchResponse) -> Result<bool, Error> {
+        let own = session.own.record.lease.clone();
+        let mut problems = Vec::new();
+        for event in message.events() {
+            let Some(kv) = event.kv() else { continue };
+            if session.store.is_of(kv.key(), own.subnet) {
+                if kv.mod_revision() > session.own.mod_revision {
+                    tracing::warn!(subnet = %own.subnet, "own lease was changed or deleted by somebody, claiming it again");
+                    return Ok(false);
+                }
+                continue;
+            }
+            match event.event_type() {
+                EventType::Put => match session.store.held(kv) {
+                    Ok(held) => drop(self.others.insert(held.record.lease.subnet, held.record)),
+                    Err(problem) => problems.push(problem),
+                },
+                EventType::Delete => {
+                    let key = String::from_utf8_lossy(kv.key()).into_owned();
+                    if let Ok((subnet, _)) = crate::flannel::parse_key(session.store.short_key(&key)) {
+                        self.others.remove(&subnet);
+                        self.lingering.remove(&subnet);
+                    }
+                }
+            }
+        }
+        if let Some(header) = message.header() {
+            session.revision = session.revision.max(header.revision());
+        }
+        self.forget_lingering(&own);
+        self.remember(session)?;
+        self.publish(&session.network, &own, true, problems);
+        Ok(true)
+    }
+
+    /// Looks at our own key, and renews it in time; false when a new session is needed.
+    async fn still_there(&mut self, session: &mut Session) -> Result<bool, Error> {
+        let probe = session.store.probe(&session.own.record).await?;
+        let same = probe.cluster_id == session.cluster_id && probe.revision >= session.revision;
+        if !probe.present || !same {
+            tracing::warn!(
+                present = probe.present,
+                "etcd does not have what we wrote, claiming and listing again"
+            );
+            return Ok(false);
+        }
+        if session.renewed.elapsed() < TIME_TO_LIVE / 2 {
+            return Ok(true);
+        }
+        let Some(mod_revision) = session.store.update(&session.own, &session.own.record).await? else {
+            return Ok(false);
+        };
+        session.own.mod_revision = mod_revision;
+        session.renewed = Instant::now();
+        Ok(true)
+    }
+}
+
+/// Pauses between sessions: 100 ms, doubled up to 5 s, with jitter, so that nodes do not come back in step.
+#[derive(Default)]
+struct Pause {
+    tries: u32,
+}
+
+impl Pause {
+    fn next(&mut self) -> Duration {
+        let full = Duration::from_millis(100 << self.tries.min(6)).min(Duration::from_secs(5));
+        self.tries += 1;
+        full.mul_f64(rand::random_range(0.5..1.0))
+    }
+}

@@ -1,0 +1,74 @@
+//! What a node remembers over restarts, so that it serves before etcd answers, and while it does not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::flannel::Record;
+use crate::subnet_env::write_file;
+
+/// The last state that was seen in etcd, in etcd's own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// The network's configuration.
+    pub(crate) network: Option<String>,
+    /// Our own lease.
+    pub(crate) own: Option<Entry>,
+    /// The other nodes' leases.
+    pub(crate) others: Vec<Entry>,
+    /// Which etcd it was …
+    pub(crate) cluster_id: u64,
+    /// … and how far: data that are older have lost something.
+    pub(crate) revision: i64,
+}
+
+/// A lease: the last part of its key, and its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    key: String,
+    value: String,
+}
+
+impl Entry {
+    pub(crate) fn new(record: &Record) -> Self {
+        let lease = &record.lease;
+        Self {
+            key: crate::flannel::key(lease.subnet, lease.subnet_v6),
+            value: record.to_json(),
+        }
+    }
+
+    pub(crate) fn record(&self) -> Option<Record> {
+        Record::parse(&self.key, &self.value).ok()
+    }
+}
+
+impl Memory {
+    /// Reads the file; what cannot be read is forgotten, since etcd has it.
+    pub(crate) fn load(directory: &Path) -> Self {
+        let Ok(bytes) = fs::read(path(directory)) else {
+            return Self::default();
+        };
+        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "remembered overlay state is unreadable, starting without");
+            Self::default()
+        })
+    }
+
+    /// Writes the file.
+    pub(crate) fn save(&self, directory: &Path) -> Result<(), Error> {
+        let path = path(directory);
+        let failed = |source| Error::WriteFile {
+            path: path.clone(),
+            source,
+        };
+        let json = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
+        write_file(&path, &json).map_err(failed)
+    }
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join("overlay.json")
+}

@@ -1,0 +1,328 @@
+//! An append-only file of checksummed lines, durable before an answer is given.
+//!
+//! A line is `[8 hex: first four bytes of SHA-256 of the JSON] [JSON]\n`. A crash may tear the last line anywhere; such
+//! a tail was never answered for, and is cut off at the next start. Concurrent appends share one `fdatasync`: whoever
+//! comes first writes and syncs for all that wait (group commit).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+/// What was read at the start.
+#[derive(Debug)]
+pub(super) struct Recovered<R> {
+    pub(super) records: Vec<R>,
+    /// Bytes of a torn tail that were cut off.
+    pub(super) torn_bytes: u64,
+    /// Lines in the middle whose checksum is wrong: the disk lost them, not a crash.
+    pub(super) damaged_lines: usize,
+}
+
+pub(super) struct Log {
+    path: PathBuf,
+    queue: Mutex<Queue>,
+    progress: Condvar,
+    file: Mutex<Tail>,
+}
+
+/// The open file and how many of its bytes are known to be good.
+struct Tail {
+    file: File,
+    good_bytes: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<u8>,
+    /// Tickets given out, written durably, and failed, counted from the start.
+    last: u64,
+    durable: u64,
+    failed: Option<(u64, io::ErrorKind)>,
+    writing: bool,
+}
+
+/// Stands for a record until it is durable.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a record is durable only after `Log::sync`"]
+pub(super) struct Ticket(u64);
+
+impl Log {
+    /// Opens the log, or makes an empty one, and reads it.
+    pub(super) fn open<R: DeserializeOwned>(path: &Path) -> io::Result<(Self, Recovered<R>)> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let (recovered, good_bytes) = recover(&bytes);
+        if recovered.torn_bytes > 0 {
+            file.set_len(good_bytes)?;
+            file.sync_data()?;
+        }
+        file.seek(SeekFrom::Start(good_bytes))?;
+        let log = Self {
+            path: path.to_owned(),
+            queue: Mutex::default(),
+            progress: Condvar::new(),
+            file: Mutex::new(Tail { file, good_bytes }),
+        };
+        Ok((log, recovered))
+    }
+
+    /// Queues a record. Order of tickets is order in the file.
+    pub(super) fn append(&self, record: &impl Serialize) -> io::Result<Ticket> {
+        let line = encode(record)?;
+        let mut queue = self.lock_queue();
+        queue.waiting.extend(line);
+        queue.last += 1;
+        Ok(Ticket(queue.last))
+    }
+
+    /// Waits until a record is durable.
+    pub(super) fn sync(&self, ticket: Ticket) -> io::Result<()> {
+        let mut queue = self.lock_queue();
+        loop {
+            if let Some((last, kind)) = queue.failed
+                && ticket.0 <= last
+                && ticket.0 > queue.durable
+            {
+                return Err(kind.into());
+            }
+            if queue.durable >= ticket.0 {
+                return Ok(());
+            }
+            if queue.writing {
+                queue = self.progress.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            queue.writing = true;
+            let bytes = std::mem::take(&mut queue.waiting);
+            let last = queue.last;
+            drop(queue);
+            let written = self
+                .file
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(&bytes);
+            queue = self.lock_queue();
+            queue.writing = false;
+            match written {
+                Ok(()) => queue.durable = last,
+                Err(error) => queue.failed = Some((last, error.kind())),
+            }
+            self.progress.notify_all();
+        }
+    }
+
+    /// Replaces the whole file by these records: written beside it, synced, renamed over it. Whoever calls it must not
+    /// append at the same time.
+    pub(super) fn rewrite<R: Serialize>(&self, records: impl IntoIterator<Item = R>) -> io::Result<()> {
+        let fresh = self.path.with_extension("new");
+        let mut bytes = Vec::new();
+        for record in records {
+            bytes.extend(encode(&record)?);
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&fresh)?;
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&fresh, &self.path)?;
+        sync_directory(&self.path)?;
+        let mut tail = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        *tail = Tail {
+            file,
+            good_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+        };
+        Ok(())
+    }
+
+    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tail {
+    /// Appends and syncs; after a failure the file ends where it ended before.
+    fn extend(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        match written {
+            Ok(()) => self.good_bytes += u64::try_from(bytes.len()).unwrap_or(0),
+            Err(_) => {
+                self.file.set_len(self.good_bytes)?;
+                self.file.seek(SeekFrom::Start(self.good_bytes))?;
+            }
+        }
+        written
+    }
+}
+
+/// Makes a rename durable.
+pub(crate) fn sync_directory(of: &Path) -> io::Result<()> {
+    of.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+fn encode(record: &impl Serialize) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_string(record)?;
+    Ok(format!("{} {json}\n", checksum(json.as_bytes())).into_bytes())
+}
+
+fn checksum(json: &[u8]) -> String {
+    Sha256::digest(json)
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Reads complete lines; returns also how many bytes they take.
+fn recover<R: DeserializeOwned>(bytes: &[u8]) -> (Recovered<R>, u64) {
+    let mut recovered = Recovered {
+        records: Vec::new(),
+        torn_bytes: 0,
+        damaged_lines: 0,
+    };
+    let mut good = 0;
+    let mut damaged_since = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        match decode(line) {
+            Some(record) => {
+                recovered.records.push(record);
+                recovered.damaged_lines += std::mem::take(&mut damaged_since);
+                good = offset_after(bytes, line);
+            }
+            None => damaged_since += 1,
+        }
+    }
+    recovered.torn_bytes = u64::try_from(bytes.len() - good).unwrap_or(0);
+    (recovered, u64::try_from(good).unwrap_or(0))
+}
+
+/// Where a line that is a part of `bytes` ends in it.
+fn offset_after(bytes: &[u8], line: &[u8]) -> usize {
+    line.as_ptr().addr() - bytes.as_ptr().addr() + line.len()
+}
+
+fn decode<R: DeserializeOwned>(line: &[u8]) -> Option<R> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, json) = line.split_at_checked(8)?;
+    let json = json.strip_prefix(b" ")?;
+    (checksum(json).as_bytes() == sum).then(|| serde_json::from_slice(json).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(label: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("cwt-log-{label}-{}", std::process::id()));
+            let _ = std::fs::remove_file(&path);
+            Self(path)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn read(path: &Path) -> Recovered<String> {
+        Log::open(path).expect("open").1
+    }
+
+    #[test]
+    fn a_log_torn_at_any_byte_keeps_every_whole_record_and_goes_on() {
+        let place = Place::new("torn");
+        let (log, _) = Log::open::<String>(&place.0).expect("open");
+        for record in ["one", "two", "three"] {
+            let ticket = log.append(&record).expect("append");
+            log.sync(ticket).expect("sync");
+        }
+        let bytes = std::fs::read(&place.0).expect("read");
+        let ends: Vec<usize> = bytes
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'\n')
+            .map(|(i, _)| i + 1)
+            .collect();
+        for length in 0..=bytes.len() {
+            std::fs::write(&place.0, &bytes[..length]).expect("tear");
+            let whole = ends.iter().filter(|end| **end <= length).count();
+            let (log, recovered) = Log::open::<String>(&place.0).expect("open");
+            assert_eq!(
+                recovered.records,
+                ["one", "two", "three"][..whole],
+                "torn at {length}"
+            );
+            assert_eq!(recovered.damaged_lines, 0);
+            let ticket = log.append(&"next").expect("append");
+            log.sync(ticket).expect("sync");
+            let again = read(&place.0);
+            assert_eq!(
+                (again.records.len(), again.torn_bytes),
+                (whole + 1, 0),
+                "torn at {length}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_line_that_the_disk_damaged_hides_no_other() {
+        let place = Place::new("damaged");
+        let (log, _) = Log::open::<String>(&place.0).expect("open");
+        for record in ["one", "two", "three"] {
+            let ticket = log.append(&record).expect("append");
+            log.sync(ticket).expect("sync");
+        }
+        let mut bytes = std::fs::read(&place.0).expect("read");
+        let position = bytes
+            .windows(3)
+            .position(|window| window == b"two")
+            .expect("it is there");
+        bytes[position] = b'x';
+        std::fs::write(&place.0, &bytes).expect("damage");
+        let recovered = read(&place.0);
+        assert_eq!(recovered.records, ["one", "three"]);
+        assert_eq!(recovered.damaged_lines, 1);
+    }
+
+    #[test]
+    fn concurrent_appends_are_all_durable_and_a_rewrite_replaces_them() {
+        let place = Place::new("group");
+        let (log, _) = Log::open::<String>(&place.0).expect("open");
+        std::thread::scope(|scope| {
+            for number in 0..32 {
+                let log = &log;
+                scope.spawn(move || {
+                    let ticket = log.append(&format!("record {number}")).expect("append");
+                    log.sync(ticket).expect("sync");
+                });
+            }
+        });
+        let mut records = read(&place.0).records;
+        records.sort();
+        let mut wanted: Vec<String> = (0..32).map(|number| format!("record {number}")).collect();
+        wanted.sort();
+        assert_eq!(records, wanted);
+        log.rewrite(["only"]).expect("rewrite");
+        let ticket = log.append(&"then").expect("append");
+        log.sync(ticket).expect("sync");
+        assert_eq!(read(&place.0).records, ["only", "then"]);
+    }
+}

@@ -1,0 +1,368 @@
+//! Pods of this node: who has which address, remembered over crashes, and how each is wired.
+//!
+//! - [`PodNetwork`] is the handle that the agent shares between its CNI socket and the overlay.
+//! - [`wiring`] plans one pod.
+//! - `addresses` is the bookkeeping, `log` the file under it.
+
+mod addresses;
+pub(crate) mod log;
+pub mod wiring;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnetwork::Ipv4Network;
+use model::wiring::WiringPlan;
+use model::{Mtu, ObjectName};
+use netlink::{AbsentIsFine, Kernel, Netlink};
+
+pub use addresses::{Assigned, AttachmentKey};
+
+use addresses::{Addresses, Record};
+use log::Log;
+
+/// The log is rewritten at start once it has this many lines more than it needs.
+const REWRITE_AFTER: usize = 1000;
+
+/// An interface to be connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Which interface of which container.
+    pub key: AttachmentKey,
+    /// Path of its network namespace.
+    pub netns: String,
+    /// The pod, where the runtime told.
+    pub pod: Option<ObjectName>,
+}
+
+/// Why a pod was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// This node has no subnet yet: try again.
+    #[error("this node has no pod subnet yet: {reason}")]
+    NotReady {
+        /// What it waits for.
+        reason: String,
+    },
+    /// Every address of the subnet is in use.
+    #[error("no free address in {subnet}: {used} in use")]
+    Exhausted {
+        /// The node's subnet.
+        subnet: Ipv4Network,
+        /// How many interfaces have an address.
+        used: usize,
+    },
+    /// The interface was never added, or was removed.
+    #[error("interface {} of container {} is not known", .0.ifname, .0.container_id)]
+    Unknown(AttachmentKey),
+    /// The log could not be written: nothing was given or taken.
+    #[error("write {}", path.display())]
+    Log {
+        /// The log.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A device that is left over could not be removed.
+    #[error(transparent)]
+    Kernel(#[from] netlink::Error),
+}
+
+/// The pods' addresses. Clones are handles to the same; every method may block on the disk.
+#[derive(Clone)]
+pub struct PodNetwork {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    boot: String,
+    log: Log,
+    state: Mutex<State>,
+}
+
+struct State {
+    addresses: Addresses,
+    place: Place,
+    /// Told after every change.
+    listener: Option<Box<dyn Fn() + Send>>,
+}
+
+/// Where new pods go.
+enum Place {
+    /// Nowhere yet.
+    Waiting { reason: String },
+    /// Into this subnet.
+    Ready { subnet: Ipv4Network, mtu: Mtu },
+}
+
+impl fmt::Debug for PodNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodNetwork")
+            .field("log", &self.shared.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PodNetwork {
+    /// Reads who had which address from `DIRECTORY/pods.log`. Interfaces of an earlier boot whose namespace is gone
+    /// are forgotten.
+    ///
+    /// # Errors
+    /// When the log cannot be read or made.
+    pub fn open(directory: &Path) -> Result<Self, PodError> {
+        let path = directory.join("pods.log");
+        let failed = |source| PodError::Log {
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(directory).map_err(failed)?;
+        let (log, recovered) = Log::open::<Record>(&path).map_err(failed)?;
+        if recovered.torn_bytes > 0 {
+            tracing::info!(bytes = recovered.torn_bytes, "pod log had a torn end, cut off");
+        }
+        if recovered.damaged_lines > 0 {
+            tracing::error!(
+                lines = recovered.damaged_lines,
+                "pod log is damaged, addresses may be given twice"
+            );
+        }
+        let boot = boot_id();
+        let lines = recovered.records.len();
+        let mut addresses = Addresses::replay(recovered.records);
+        let gone: Vec<Ipv4Addr> = addresses
+            .iter()
+            .filter(|assigned| assigned.boot != boot && !Path::new(&assigned.netns).exists())
+            .map(|assigned| assigned.address)
+            .collect();
+        for address in &gone {
+            addresses.free(*address);
+        }
+        let records = addresses.records();
+        if !gone.is_empty() || lines > records.len() + REWRITE_AFTER {
+            log.rewrite(&records).map_err(failed)?;
+        }
+        tracing::info!(
+            pods = addresses.iter().count(),
+            forgotten = gone.len(),
+            "pod addresses read"
+        );
+        let place = Place::Waiting {
+            reason: "the overlay starts".to_owned(),
+        };
+        let state = Mutex::new(State {
+            addresses,
+            place,
+            listener: None,
+        });
+        Ok(Self {
+            shared: Arc::new(Shared {
+                path,
+                boot,
+                log,
+                state,
+            }),
+        })
+    }
+
+    /// Gives an interface an address and tells how to wire it. The same key gets the same answer.
+    ///
+    /// # Errors
+    /// When there is no subnet yet, no address left, or the log cannot be written.
+    pub fn add(&self, attachment: &Attachment) -> Result<WiringPlan, PodError> {
+        let (assigned, mtu, ticket) = {
+            let mut state = self.lock();
+            let (subnet, mtu) = match &state.place {
+                Place::Waiting { reason } => {
+                    return Err(PodError::NotReady {
+                        reason: reason.clone(),
+                    });
+                }
+                Place::Ready { subnet, mtu } => (*subnet, *mtu),
+            };
+            if let Some(assigned) = state.addresses.get(&attachment.key)
+                && subnet.contains(assigned.address)
+            {
+                return Ok(wiring::plan_pod(assigned, mtu));
+            }
+            let used = state.addresses.iter().count();
+            let address = state
+                .addresses
+                .choose(subnet)
+                .ok_or(PodError::Exhausted { subnet, used })?;
+            let assigned = Assigned {
+                key: attachment.key.clone(),
+                address,
+                netns: attachment.netns.clone(),
+                pod: attachment.pod.clone(),
+                boot: self.shared.boot.clone(),
+            };
+            let ticket = self.append(&Record::Add(assigned.clone()))?;
+            state.addresses.assign(assigned.clone());
+            (assigned, mtu, ticket)
+        };
+        // Outside the lock: concurrent callers share one fdatasync.
+        if let Err(source) = self.shared.log.sync(ticket) {
+            self.lock().addresses.retract(&assigned);
+            return Err(PodError::Log {
+                path: self.shared.path.clone(),
+                source,
+            });
+        }
+        self.changed();
+        Ok(wiring::plan_pod(&assigned, mtu))
+    }
+
+    /// Takes an interface's address back; returns it, or `None` where the key is not known (CNI 1.1: DEL succeeds).
+    ///
+    /// # Errors
+    /// When the log cannot be written; the address is then still in use.
+    pub fn remove(&self, key: &AttachmentKey) -> Result<Option<Assigned>, PodError> {
+        let (assigned, ticket) = {
+            let mut state = self.lock();
+            let Some(assigned) = state.addresses.get(key).cloned() else {
+                return Ok(None);
+            };
+            let ticket = self.append(&Record::Free {
+                address: assigned.address,
+            })?;
+            state.addresses.free(assigned.address);
+            (assigned, ticket)
+        };
+        if let Err(source) = self.shared.log.sync(ticket) {
+            self.lock().addresses.assign(assigned);
+            return Err(PodError::Log {
+                path: self.shared.path.clone(),
+                source,
+            });
+        }
+        self.changed();
+        Ok(Some(assigned))
+    }
+
+    /// The plan of an interface that was added.
+    ///
+    /// # Errors
+    /// When it is not known, or there is no subnet yet.
+    pub fn check(&self, key: &AttachmentKey) -> Result<WiringPlan, PodError> {
+        let state = self.lock();
+        let assigned = state
+            .addresses
+            .get(key)
+            .ok_or_else(|| PodError::Unknown(key.clone()))?;
+        match &state.place {
+            Place::Ready { mtu, .. } => Ok(wiring::plan_pod(assigned, *mtu)),
+            Place::Waiting { reason } => Err(PodError::NotReady {
+                reason: reason.clone(),
+            }),
+        }
+    }
+
+    /// Releases every interface that is not listed, and removes its device (CNI 1.1 §2, GC). Tries all, then tells
+    /// the first failure.
+    ///
+    /// # Errors
+    /// When the log cannot be written, or a device cannot be removed.
+    pub fn retain(&self, valid: &[AttachmentKey]) -> Result<Vec<Assigned>, PodError> {
+        let stale: Vec<AttachmentKey> = self
+            .list()
+            .into_iter()
+            .map(|assigned| assigned.key)
+            .filter(|key| !valid.contains(key))
+            .collect();
+        let mut removed = Vec::new();
+        let mut first_failure = None;
+        for key in &stale {
+            match remove_device(key).and_then(|()| self.remove(key)) {
+                Ok(assigned) => removed.extend(assigned),
+                Err(error) => first_failure = first_failure.or(Some(error)),
+            }
+        }
+        first_failure.map_or(Ok(removed), Err)
+    }
+
+    /// Every interface that has an address, ordered by key.
+    #[must_use]
+    pub fn list(&self) -> Vec<Assigned> {
+        self.lock().addresses.iter().cloned().collect()
+    }
+
+    /// Whether an ADD would be served now.
+    ///
+    /// # Errors
+    /// What it waits for, or that no address is left.
+    pub fn ready(&self) -> Result<(), PodError> {
+        let state = self.lock();
+        match &state.place {
+            Place::Waiting { reason } => Err(PodError::NotReady {
+                reason: reason.clone(),
+            }),
+            Place::Ready { subnet, .. } => match state.addresses.choose(*subnet) {
+                Some(_) => Ok(()),
+                None => Err(PodError::Exhausted {
+                    subnet: *subnet,
+                    used: state.addresses.iter().count(),
+                }),
+            },
+        }
+    }
+
+    /// New pods go into this subnet. Those that have an address elsewhere keep it.
+    pub fn serve(&self, subnet: Ipv4Network, mtu: Mtu) {
+        self.lock().place = Place::Ready { subnet, mtu };
+    }
+
+    /// New pods have to wait.
+    pub(crate) fn wait_for(&self, reason: String) {
+        let mut state = self.lock();
+        if matches!(state.place, Place::Waiting { .. }) {
+            state.place = Place::Waiting { reason };
+        }
+    }
+
+    /// Calls back after every change of who has which address.
+    pub(crate) fn listen(&self, listener: impl Fn() + Send + 'static) {
+        self.lock().listener = Some(Box::new(listener));
+    }
+
+    fn changed(&self) {
+        if let Some(listener) = &self.lock().listener {
+            listener();
+        }
+    }
+
+    fn append(&self, record: &Record) -> Result<log::Ticket, PodError> {
+        let path = || self.shared.path.clone();
+        self.shared
+            .log
+            .append(record)
+            .map_err(|source| PodError::Log { path: path(), source })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes the device of an interface on the node's side; the pod's end goes with it.
+fn remove_device(key: &AttachmentKey) -> Result<(), PodError> {
+    let mut kernel = Netlink::open()?;
+    if let Some(link) = kernel.link_named(&wiring::host_ifname(key))? {
+        kernel.delete_link(link.index).absent_is_fine()?;
+    }
+    Ok(())
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! Addresses given, kept and taken back through the public handle.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("cwt-pods-{label}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        Self(path)
+    }
+
+    fn open(&self) -> PodNetwork {
+        let pods = PodNetwork::open(&self.0).expect("open");
+        pods.serve("10.244.1.0/29".parse().expect("subnet"), Mtu(1450));
+        pods
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn key(container: &str) -> AttachmentKey {
+    AttachmentKey {
+        container_id: container.to_owned(),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+fn attachment(container: &str) -> Attachment {
+    Attachment {
+        key: key(container),
+        netns: "/proc/self/ns/net".to_owned(),
+        pod: None,
+    }
+}
+
+fn addresses(pods: &PodNetwork) -> Vec<(String, String)> {
+    pods.list()
+        .into_iter()
+        .map(|a| (a.key.container_id, a.address.to_string()))
+        .collect()
+}
+
+fn pair(container: &str, address: &str) -> (String, String) {
+    (container.to_owned(), address.to_owned())
+}
+
+#[test]
+fn an_address_is_kept_over_a_restart_and_the_same_key_gets_the_same_plan() {
+    let place = Place::new("restart");
+    let pods = place.open();
+    let plan = pods.add(&attachment("a")).expect("add");
+    pods.add(&attachment("b")).expect("add");
+    assert_eq!(pods.add(&attachment("a")).expect("again"), plan);
+    drop(pods);
+    let pods = place.open();
+    assert_eq!(
+        addresses(&pods),
+        [pair("a", "10.244.1.2"), pair("b", "10.244.1.3")]
+    );
+    assert_eq!(pods.check(&key("a")).expect("known"), plan);
+    assert!(matches!(pods.check(&key("nobody")), Err(PodError::Unknown(_))));
+}
+
+#[test]
+fn a_freed_address_is_given_again_last_and_freeing_twice_is_fine() {
+    let place = Place::new("freed");
+    let pods = place.open();
+    pods.add(&attachment("a")).expect("add");
+    assert!(pods.remove(&key("a")).expect("remove").is_some());
+    assert!(pods.remove(&key("a")).expect("remove").is_none());
+    for container in ["b", "c", "d", "e", "f"] {
+        pods.add(&attachment(container)).expect("add");
+    }
+    assert_eq!(addresses(&pods).last(), Some(&pair("f", "10.244.1.2")));
+    let full = pods.add(&attachment("g")).expect_err("full");
+    assert_eq!(full.to_string(), "no free address in 10.244.1.0/29: 5 in use");
+    assert!(matches!(pods.ready(), Err(PodError::Exhausted { .. })));
+}
+
+#[test]
+fn nothing_is_given_before_the_node_has_a_subnet() {
+    let place = Place::new("waiting");
+    let pods = PodNetwork::open(&place.0).expect("open");
+    pods.wait_for("etcd does not answer".to_owned());
+    let error = pods.add(&attachment("a")).expect_err("no subnet");
+    assert_eq!(
+        error.to_string(),
+        "this node has no pod subnet yet: etcd does not answer"
+    );
+}
+
+#[test]
+fn interfaces_of_an_earlier_boot_are_forgotten_unless_their_namespace_is_there() {
+    let place = Place::new("boot");
+    fs::create_dir_all(&place.0).expect("directory");
+    let (log, _) = Log::open::<Record>(&place.0.join("pods.log")).expect("open");
+    let assigned = |container: &str, last, netns: &str| {
+        Record::Add(Assigned {
+            key: key(container),
+            address: Ipv4Addr::new(10, 244, 1, last),
+            netns: netns.to_owned(),
+            pod: None,
+            boot: "another".to_owned(),
+        })
+    };
+    log.rewrite([
+        assigned("gone", 2, "/nonexistent"),
+        assigned("there", 3, "/proc/self/ns/net"),
+    ])
+    .expect("write");
+    assert_eq!(addresses(&place.open()), [pair("there", "10.244.1.3")]);
+    assert_eq!(
+        addresses(&place.open()),
+        [pair("there", "10.244.1.3")],
+        "and stay forgotten"
+    );
+}
+
+#[test]
+fn concurrent_callers_get_different_addresses() {
+    let place = Place::new("concurrent");
+    let pods = PodNetwork::open(&place.0).expect("open");
+    pods.serve("10.244.2.0/24".parse().expect("subnet"), Mtu(1450));
+    let plans: Vec<WiringPlan> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..64)
+            .map(|number| {
+                let pods = pods.clone();
+                scope.spawn(move || pods.add(&attachment(&format!("c{number}"))).expect("add"))
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("no panic"))
+            .collect()
+    });
+    let distinct: BTreeSet<_> = plans.iter().map(|plan| plan.addresses.clone()).collect();
+    assert_eq!(distinct.len(), plans.len());
+}

@@ -1,0 +1,314 @@
+//! Compares the plan with the kernel, and writes the difference.
+//!
+//! What is ours: the tunnel device and every permanent entry on it; routes that carry our protocol number, and those
+//! that flannel made on the device before it was taken over. Nothing else is changed; what stands in the way is told.
+//!
+//! Order: neighbour, forwarding entry, route when something comes, the reverse when something goes, so that no packet
+//! meets a route whose next hop cannot be resolved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+use model::MacAddr;
+use model::wiring::ROUTE_PROTOCOL;
+use netlink::{
+    AbsentIsFine, Address, Forwarding, Kernel, Link, LinkChange, LinkKind, Neighbour, NewLink, NewLinkKind,
+    Result, Route, RouteFilter, Vxlan,
+};
+
+use crate::plan::{Device, Plan, Remote};
+
+/// `RTPROT_BOOT`: what flannel's routes carry.
+const FLANNELS_PROTOCOL: u8 = 3;
+
+/// The main routing table.
+const MAIN_TABLE: u32 = netlink::route::TABLE_MAIN;
+
+/// How this node reaches one of its own pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodRoute {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) host_ifname: String,
+    pub(crate) pod_mac: MacAddr,
+}
+
+/// What a pass did and what it could not do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Successful writes.
+    pub(crate) writes: usize,
+    /// What is wrong now, one line each.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Outcome {
+    fn note(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => self.writes += 1,
+            Err(error) => self.problem(&error),
+        }
+    }
+
+    fn problem(&mut self, problem: &dyn fmt::Display) {
+        self.problems.push(problem.to_string());
+    }
+}
+
+/// Makes the tunnel device what it shall be, and returns its index. A device of the same settings is taken over as it
+/// is; one of other settings is made anew, since they are fixed at creation.
+pub(crate) fn ensure_device(
+    kernel: &mut impl Kernel,
+    device: &Device,
+    underlay: u32,
+    outcome: &mut Outcome,
+) -> Result<Option<u32>> {
+    let settings = Vxlan {
+        vni: device.vni.0,
+        local: Some(IpAddr::V4(device.local)),
+        device: Some(underlay),
+        port: device.port,
+        learning: false,
+        udp_csum: true,
+        gbp: device.gbp,
+        collect_metadata: false,
+    };
+    let link = match kernel.link_named(&device.name)? {
+        Some(link) if matches!(&link.kind, LinkKind::Vxlan(found) if *found == settings) => link,
+        Some(link) if !matches!(link.kind, LinkKind::Vxlan(_)) => {
+            outcome.problem(&format_args!(
+                "device {} exists and is no VXLAN device, left alone",
+                device.name
+            ));
+            return Ok(None);
+        }
+        found => {
+            if let Some(link) = found {
+                kernel.delete_link(link.index).absent_is_fine()?;
+                outcome.writes += 1;
+            }
+            let mut new = NewLink::new(&device.name, NewLinkKind::Vxlan(settings));
+            new.mac = Some(device.mac.0);
+            new.mtu = Some(device.mtu.0);
+            outcome.writes += 1;
+            kernel.create_link(&new)?
+        }
+    };
+    let change = device_change(device, &link);
+    if change != LinkChange::default() {
+        kernel.change_link(link.index, &change)?;
+        outcome.writes += 1;
+    }
+    ensure_address(kernel, device, link.index, outcome)?;
+    Ok(Some(link.index))
+}
+
+fn device_change(device: &Device, link: &Link) -> LinkChange {
+    LinkChange {
+        mac: (link.mac != Some(device.mac.0)).then_some(device.mac.0),
+        mtu: (link.mtu != device.mtu.0).then_some(device.mtu.0),
+        up: (!link.up).then_some(true),
+        ..LinkChange::default()
+    }
+}
+
+fn ensure_address(kernel: &mut impl Kernel, device: &Device, link: u32, outcome: &mut Outcome) -> Result<()> {
+    let wanted = Address::global(link, host(device.address));
+    let found = kernel.addresses(Some(link))?;
+    if !found.iter().any(|address| address.network == wanted.network) {
+        outcome.note(kernel.add_address(&wanted));
+    }
+    for other in found
+        .iter()
+        .filter(|found| found.network.is_ipv4() && found.network != wanted.network)
+    {
+        outcome.note(kernel.delete_address(other).absent_is_fine());
+    }
+    Ok(())
+}
+
+/// What the kernel has, as far as it concerns the pod network.
+pub(crate) struct Mirror {
+    links: BTreeMap<String, u32>,
+    routes: Vec<Route>,
+    neighbours: BTreeSet<Neighbour>,
+    forwarding: BTreeSet<Forwarding>,
+}
+
+impl Mirror {
+    pub(crate) fn read(kernel: &mut impl Kernel, tunnel: Option<u32>) -> Result<Self> {
+        let in_main = RouteFilter {
+            table: Some(MAIN_TABLE),
+            ..RouteFilter::default()
+        };
+        let mut routes = kernel.routes(&in_main)?;
+        routes.retain(|route| route.destination.is_ipv4() && route.metric == 0);
+        let neighbours = kernel
+            .neighbours(None)?
+            .into_iter()
+            .filter(|neighbour| neighbour.permanent);
+        Ok(Self {
+            routes,
+            neighbours: neighbours.collect(),
+            forwarding: match tunnel {
+                Some(tunnel) => kernel.forwarding(tunnel)?.into_iter().collect(),
+                None => BTreeSet::new(),
+            },
+            links: kernel
+                .links()?
+                .into_iter()
+                .map(|link| (link.name, link.index))
+                .collect(),
+        })
+    }
+}
+
+/// What the kernel shall have, by device index.
+#[derive(Debug, Default)]
+struct Objects {
+    neighbours: BTreeSet<Neighbour>,
+    forwarding: BTreeSet<Forwarding>,
+    routes: BTreeMap<IpNetwork, Route>,
+}
+
+/// The devices that plan and mirror speak of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Devices {
+    pub(crate) tunnel: Option<u32>,
+    pub(crate) underlay: u32,
+}
+
+/// Writes the difference. Nothing is deleted unless `complete`: only then is everything known that must stay.
+///
+/// The pods must be listed after the mirror was read: a pod's record is written before its route, so a route that the
+/// mirror has and the list has not is stale.
+pub(crate) fn repair(
+    kernel: &mut impl Kernel,
+    mirror: &Mirror,
+    plan: &Plan,
+    devices: Devices,
+    pods: &[PodRoute],
+    complete: bool,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let wanted = objects(plan, devices, pods, &mirror.links);
+    for neighbour in wanted.neighbours.difference(&mirror.neighbours) {
+        outcome.note(kernel.replace_neighbour(neighbour));
+    }
+    for entry in wanted.forwarding.difference(&mirror.forwarding) {
+        outcome.note(kernel.replace_forwarding(entry));
+    }
+    for route in wanted.routes.values() {
+        repair_route(kernel, route, &mirror.routes, devices, &mut outcome);
+    }
+    if complete {
+        remove_stale(kernel, mirror, &wanted, devices, &mut outcome);
+    }
+    outcome
+}
+
+fn repair_route(
+    kernel: &mut impl Kernel,
+    route: &Route,
+    actual: &[Route],
+    devices: Devices,
+    outcome: &mut Outcome,
+) {
+    let found = actual.iter().find(|found| found.destination == route.destination);
+    match found {
+        Some(found) if found == route => {}
+        Some(found)
+            if !ours(found, devices) && (found.gateway, found.link) != (route.gateway, route.link) =>
+        {
+            outcome.problem(&format_args!("foreign route in the way, left alone: {found}"));
+        }
+        _ => outcome.note(kernel.replace_route(route)),
+    }
+}
+
+fn remove_stale(
+    kernel: &mut impl Kernel,
+    mirror: &Mirror,
+    wanted: &Objects,
+    devices: Devices,
+    outcome: &mut Outcome,
+) {
+    let stale = |route: &&Route| ours(route, devices) && !wanted.routes.contains_key(&route.destination);
+    for route in mirror.routes.iter().filter(stale) {
+        outcome.note(kernel.delete_route(route).absent_is_fine());
+    }
+    // A replaced entry has the same key as the wanted one: deleting the old value would delete the new one.
+    let wanted_macs: BTreeSet<_> = wanted.forwarding.iter().map(|entry| entry.mac).collect();
+    for entry in mirror
+        .forwarding
+        .iter()
+        .filter(|entry| !wanted_macs.contains(&entry.mac))
+    {
+        outcome.note(kernel.delete_forwarding(entry).absent_is_fine());
+    }
+    let wanted_neighbours: BTreeSet<_> = wanted.neighbours.iter().map(|n| (n.link, n.address)).collect();
+    let on_tunnel = |neighbour: &&Neighbour| Some(neighbour.link) == devices.tunnel;
+    for neighbour in mirror.neighbours.iter().filter(on_tunnel) {
+        if !wanted_neighbours.contains(&(neighbour.link, neighbour.address)) {
+            outcome.note(kernel.delete_neighbour(neighbour).absent_is_fine());
+        }
+    }
+}
+
+/// Whether a route is ours to change: it carries our mark, or flannel made it on the device that is ours now.
+fn ours(route: &Route, devices: Devices) -> bool {
+    let flannels = route.protocol == FLANNELS_PROTOCOL && route.link == devices.tunnel && route.onlink;
+    route.protocol == ROUTE_PROTOCOL || flannels
+}
+
+fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<String, u32>) -> Objects {
+    let mut objects = Objects::default();
+    for (subnet, remote) in &plan.remotes {
+        objects.add_remote(*subnet, remote, devices);
+    }
+    for pod in pods {
+        // A device that is not there yet, or no more, has no route: its kernel event brings us back.
+        if let Some(link) = links.get(&pod.host_ifname) {
+            objects.add_pod(pod, *link);
+        }
+    }
+    objects
+}
+
+impl Objects {
+    fn add_remote(&mut self, subnet: Ipv4Network, remote: &Remote, devices: Devices) {
+        let destination = IpNetwork::V4(subnet);
+        match (remote, devices.tunnel) {
+            (Remote::Gateway { public_ip }, _) => {
+                let route = Route::via(destination, (*public_ip).into(), devices.underlay, ROUTE_PROTOCOL);
+                self.routes.insert(destination, route);
+            }
+            (Remote::Tunnel { vtep, mac, public_ip }, Some(tunnel)) => {
+                self.neighbours
+                    .insert(Neighbour::permanent(tunnel, (*vtep).into(), mac.0));
+                self.forwarding
+                    .insert(Forwarding::permanent(tunnel, mac.0, (*public_ip).into()));
+                let mut route = Route::via(destination, (*vtep).into(), tunnel, ROUTE_PROTOCOL);
+                route.onlink = true;
+                self.routes.insert(destination, route);
+            }
+            (Remote::Tunnel { .. }, None) => {} // the device could not be made, which is told elsewhere
+        }
+    }
+
+    fn add_pod(&mut self, pod: &PodRoute, link: u32) {
+        self.neighbours
+            .insert(Neighbour::permanent(link, pod.address.into(), pod.pod_mac.0));
+        let destination = host(pod.address);
+        self.routes
+            .insert(destination, Route::on_link(destination, link, ROUTE_PROTOCOL));
+    }
+}
+
+fn host(address: Ipv4Addr) -> IpNetwork {
+    IpNetwork::V4(Ipv4Network::from(address))
+}
+
+#[cfg(test)]
+mod tests;

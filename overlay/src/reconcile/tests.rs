@@ -1,0 +1,1 @@
+//! Plans against a kernel in memory.

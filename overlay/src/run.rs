@@ -1,0 +1,182 @@
+//! The overlay of one node, put together: underlay → lease → kernel → status.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use model::Mtu;
+use model::lease::Lease;
+use netlink::Netlink;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::engine::{Engine, Report, Settings};
+use crate::error::Error;
+use crate::flannel::NetworkConfig;
+use crate::follow::{Followed, Follower};
+use crate::pods::PodNetwork;
+use crate::underlay::{self, Found};
+
+/// How the overlay stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// This node's lease.
+    pub lease: Option<Lease>,
+    /// The network.
+    pub network: Option<NetworkConfig>,
+    /// MTU of pods.
+    pub mtu: Option<Mtu>,
+    /// How many other nodes are known.
+    pub others: usize,
+    /// Pods can be connected.
+    pub ready: bool,
+    /// What is wrong, one line each; a node with problems may be ready.
+    pub problems: Vec<String>,
+}
+
+/// Serves until shutdown. What was programmed stays. Everything that can pass by itself is tried again, and told in
+/// `status` meanwhile; `pods` gives addresses as soon as the kernel is right.
+///
+/// # Errors
+/// When the threads that program the kernel cannot be started, or end.
+pub async fn run(
+    config: Config,
+    pods: PodNetwork,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let Some(found) = shutdown
+        .run_until_cancelled(await_underlay(&config, &pods, &status))
+        .await
+    else {
+        return Ok(());
+    };
+    tracing::info!(interface = %found.name, address = %found.public_ip, "underlay found");
+    let settings = Settings {
+        interface: Some(found.name.clone()),
+        public_ip: Some(found.public_ip),
+        subnet_env: config.subnet_env.clone(),
+    };
+    let engine = {
+        let pods = pods.clone();
+        blocking(move || Engine::start(settings, pods)).await??
+    };
+    let (published, followed) = watch::channel(Followed::default());
+    let follower = {
+        let public_ip = found.public_ip;
+        blocking(move || Follower::new(config, public_ip, published)).await?
+    };
+    let serving = serve(&engine, followed, &pods, &status);
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        () = follower.run() => Ok(()),
+        ended = serving => ended,
+    };
+    // Ending the threads waits for a pass that is under way.
+    blocking(move || drop(engine)).await?;
+    ended
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::EngineEnded)
+}
+
+/// Waits for the device that the others send to.
+async fn await_underlay(config: &Config, pods: &PodNetwork, status: &watch::Sender<Status>) -> Found {
+    loop {
+        let (interface, public_ip) = (config.interface.clone(), config.public_ip);
+        let find = move || underlay::find(&mut Netlink::open()?, interface.as_deref(), public_ip);
+        match blocking(find).await.and_then(|found| found) {
+            Ok(found) => return found,
+            Err(error) => {
+                let problem = with_causes(&error);
+                pods.wait_for(problem.clone());
+                let news = status.send_if_modified(|status| {
+                    let changed = status.problems != [problem.as_str()];
+                    status.problems = vec![problem.clone()];
+                    changed
+                });
+                if news {
+                    tracing::warn!(%problem, "waiting for the underlay");
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Hands every network to the kernel thread, and tells how it stands.
+async fn serve(
+    engine: &Engine,
+    mut followed: watch::Receiver<Followed>,
+    pods: &PodNetwork,
+    status: &watch::Sender<Status>,
+) -> Result<(), Error> {
+    let mut reports = engine.reports.clone();
+    let mut applied = None;
+    loop {
+        let now = followed.borrow_and_update().clone();
+        let report = reports.borrow_and_update().clone();
+        if now.network != applied
+            && let Some(network) = &now.network
+        {
+            engine.apply(network.clone())?;
+            applied = now.network.clone();
+        }
+        publish(&now, &report, pods, status);
+        tokio::select! {
+            changed = followed.changed() => changed.map_err(|_| Error::EngineEnded)?,
+            changed = reports.changed() => changed.map_err(|_| Error::EngineEnded)?,
+        }
+    }
+}
+
+fn publish(followed: &Followed, report: &Report, pods: &PodNetwork, status: &watch::Sender<Status>) {
+    let network = followed.network.as_ref();
+    let lease = network.map(|network| network.own.clone());
+    match (&lease, report.mtu) {
+        (Some(lease), Some(mtu)) => pods.serve(lease.subnet, mtu),
+        _ => pods.wait_for(
+            followed
+                .trouble
+                .clone()
+                .unwrap_or_else(|| "the overlay starts".to_owned()),
+        ),
+    }
+    let mut problems: Vec<String> = followed.trouble.iter().cloned().collect();
+    problems.extend(followed.problems.iter().cloned());
+    problems.extend(report.problems.iter().cloned());
+    let next = Status {
+        network: network.map(|network| network.config.clone()),
+        others: network.map_or(0, |network| network.others.len()),
+        ready: lease.is_some() && report.mtu.is_some(),
+        mtu: report.mtu,
+        lease,
+        problems,
+    };
+    status.send_if_modified(|status| {
+        let changed = *status != next;
+        if changed && next.ready != status.ready {
+            tracing::info!(ready = next.ready, "overlay readiness changed");
+        }
+        *status = next;
+        changed
+    });
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let words = source.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = source.source();
+    }
+    text
+}
