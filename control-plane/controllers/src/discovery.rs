@@ -42,23 +42,39 @@ impl Kind {
 
 /// Asks for all resources: each kind once, in its most stable version. Events are left out: they are short-lived, own
 /// nothing and are owned by nothing (upstream's garbage collector ignores them too).
+///
+/// An answer without Pods is none: a server that does not know the aggregated form answers it with a document that
+/// reads as "no resources", and who believes that takes a full namespace for an empty one.
 pub(crate) async fn kinds(client: &Client) -> Result<Vec<Kind>, Error> {
-    let discovery = match Discovery::new(client.clone()).run_aggregated().await {
-        Ok(discovery) => discovery,
-        // An older server, or one that speaks only the classic form.
-        Err(_) => {
-            let classic = Discovery::new(client.clone()).run().await;
-            classic.map_err(|source| Error::Discovery(Box::new(source)))?
-        }
-    };
-    let resources = discovery
-        .groups_alphabetical()
-        .into_iter()
-        .flat_map(|group| group.resources_by_stability());
-    Ok(resources
+    let aggregated = Discovery::new(client.clone()).run_aggregated().await;
+    let kinds = aggregated
+        .map(|discovery| kinds_of(&discovery))
+        .unwrap_or_default();
+    if is_complete(&kinds) {
+        return Ok(kinds);
+    }
+    let classic = Discovery::new(client.clone()).run().await;
+    let kinds = kinds_of(&classic.map_err(|source| Error::Discovery(Box::new(source)))?);
+    if is_complete(&kinds) {
+        Ok(kinds)
+    } else {
+        Err(Error::NoPods)
+    }
+}
+
+fn kinds_of(discovery: &Discovery) -> Vec<Kind> {
+    let groups = discovery.groups_alphabetical().into_iter();
+    let resources = groups.flat_map(|group| group.resources_by_stability());
+    resources
         .map(kind)
         .filter(|kind| kind.resource.kind != "Event")
-        .collect())
+        .collect()
+}
+
+fn is_complete(kinds: &[Kind]) -> bool {
+    kinds
+        .iter()
+        .any(|kind| kind.resource.group.is_empty() && kind.resource.kind == "Pod")
 }
 
 fn kind((resource, capabilities): (ApiResource, ApiCapabilities)) -> Kind {

@@ -29,6 +29,9 @@ pub enum Error {
     /// The API server did not tell which resources it has.
     #[error("cannot discover resources: {0}")]
     Discovery(#[source] Box<kube::Error>),
+    /// The API server says that it has no Pods, and so does not tell everything that it has.
+    #[error("the API server lists no Pods among its resources")]
+    NoPods,
     /// An object lacks what the API demands of it.
     #[error("{kind} {object} has no {field}")]
     Incomplete {
