@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command, ConfigArgs, ConfigCommand, NodeCommand, Output, VersionArgs};
+use cli::{Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, NodeCommand, Output, VersionArgs};
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
         },
-        Command::Dns(_) => could_not_run("the DNS server is not in this build"),
+        Command::Dns(args) => run_dns(&args),
         Command::Version(args) => {
             print_version(&args);
             ExitCode::SUCCESS
@@ -60,6 +60,17 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
     };
     start_logs();
     exit_code(until_told(|shutdown| agent::run(config, shutdown)))
+}
+
+fn run_dns(args: &DnsArgs) -> ExitCode {
+    let config = match dns::Config::parse(&args.conf) {
+        Ok(config) => config,
+        Err(error) => return could_not_run(error),
+    };
+    start_logs();
+    exit_code(until_told(|shutdown| async {
+        dns::run(config, shutdown).await.context("run the DNS server")
+    }))
 }
 
 fn print_config(args: &ConfigArgs) -> ExitCode {

@@ -9,11 +9,14 @@
 //! stops no other. None of them undoes anything at its end: what is in the kernel serves on until the next agent
 //! reads it back.
 
+mod cni;
 mod dns_address;
 mod dns_feed;
 mod metrics;
+mod pod_network;
 mod progress;
 mod report;
+mod service_proxy;
 mod socket;
 mod supervisor;
 mod thread;
@@ -25,11 +28,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use model::Snapshot;
 use nix::fcntl::{Flock, FlockArg};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath};
 use crate::watch::{self as api, ApiSource};
+use pod_network::Pods;
 use report::Sources;
 use supervisor::Supervisor;
 use thread::on_thread;
@@ -54,6 +59,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         checks: Arc::default(),
     };
     start_watch(&mut supervisor, &config, snapshots, &sources);
+    start_network(&mut supervisor, &config, &sources);
+    start_proxy(&mut supervisor, &config, &sources)?;
     start_dns(&mut supervisor, &config, &sources);
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
@@ -92,6 +99,40 @@ fn start_watch(
             Ok(())
         }
     });
+}
+
+fn start_network(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
+    let Some(network) = &config.network else { return };
+    let settings = pod_network::settings(config, network);
+    let pods = Pods::in_directory(config.state_dir.clone());
+    let overlay_pods = pods.clone();
+    supervisor.start("overlay", move |part, shutdown| {
+        pod_network::run(settings.clone(), overlay_pods.clone(), part, shutdown)
+    });
+    let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
+    supervisor.start("cni", move |part, shutdown| {
+        let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
+        async move { cni::serve(cni, pods.open().await?, requests, part, shutdown).await }
+    });
+}
+
+fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+    let Some(settings) = service_proxy::settings(config)? else {
+        return Ok(());
+    };
+    let (snapshots, progress) = (
+        sources.snapshots.clone(),
+        sources.proxy.clone().unwrap_or_default(),
+    );
+    let runtime = Handle::current();
+    supervisor.start("proxy", move |part, shutdown| {
+        let (settings, snapshots) = (settings.clone(), snapshots.clone());
+        let (progress, runtime) = (progress.clone(), runtime.clone());
+        on_thread("proxy", move || {
+            service_proxy::run(&settings, snapshots, &progress, &part, &runtime, &shutdown)
+        })
+    });
+    Ok(())
 }
 
 fn start_dns(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {

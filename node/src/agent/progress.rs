@@ -23,6 +23,8 @@ pub struct ProxyProgress {
     pub failures: AtomicU64,
     /// Things that an audit found different from what was programmed.
     pub repairs: AtomicU64,
+    /// Verdicts of the socket hook so far, by name.
+    verdicts: Mutex<Vec<(&'static str, u64)>>,
     pending_since: Mutex<Option<Instant>>,
 }
 
@@ -46,6 +48,20 @@ impl ProxyProgress {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut pending = self.pending_since.lock().unwrap_or_else(PoisonError::into_inner);
         pending.get_or_insert_with(Instant::now);
+    }
+
+    /// Takes the verdicts of the socket hook so far.
+    pub fn set_verdicts(&self, verdicts: Vec<(&'static str, u64)>) {
+        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
+    }
+
+    /// Verdicts of the socket hook at the last audit.
+    #[must_use]
+    pub fn verdicts(&self) -> Vec<(&'static str, u64)> {
+        self.verdicts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Whether changes reach the kernel in time.

@@ -201,6 +201,12 @@ impl Sources {
                 [(String::new(), proxy.repairs.load(Ordering::Relaxed))],
             );
         }
+        let verdicts = self.proxy.iter().flat_map(|proxy| proxy.verdicts());
+        page.counters(
+            "causeway_hook_verdicts_total",
+            "What the socket hook decided, by verdict, up to the last look every 10 s.",
+            verdicts.map(|(verdict, count)| (labels(&[("verdict", verdict)]), count)),
+        );
         let checks = &self.checks;
         page.counted(
             "kubeproxy_proxy_healthz_total",

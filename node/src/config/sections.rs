@@ -53,10 +53,9 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Network {
-    /// `vxlan` or `host-gw`: what `config` is filled in with where it names no backend. The network's own
-    /// configuration in etcd, once written, decides. Default: `vxlan`.
-    #[serde(default)]
-    pub mode: Mode,
+    /// `vxlan` or `host-gw`: the backend of `config`, where that names none. A network's configuration that is in
+    /// etcd already decides for all its nodes. Default: as `config` says, else `vxlan`.
+    pub mode: Option<Mode>,
     /// Where leases and the network's configuration are kept.
     pub etcd: Etcd,
     /// The device whose address the other nodes send to. Default: that of the default route.
@@ -82,9 +81,17 @@ impl Network {
         self.config.as_ref()?.get("Network")?.as_str()?.parse().ok()
     }
 
+    fn mode_conflict(&self) -> Option<String> {
+        let named = serde_json::to_value(self.mode?).ok()?;
+        let backend = self.config.as_ref()?.get("Backend")?.get("Type")?;
+        (*backend != named)
+            .then(|| format!("network.mode: is {named}, but network.config has backend {backend}"))
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = self.etcd.problems();
         problems.extend(relative_path("network.subnetEnv", &self.subnet_env));
+        problems.extend(self.mode_conflict());
         // IFNAMSIZ, with the closing zero byte.
         if let Some(interface) = &self.interface
             && (interface.is_empty() || interface.len() > 15)

@@ -81,7 +81,7 @@ metricsBind: 172.30.0.11:10249
     assert_eq!(config.node_name.0, "node-1");
     assert_eq!(config.proxy.datapath, Datapath::Nftables);
     let network = config.network.as_ref().expect("it is there");
-    assert_eq!(network.mode, Mode::HostGw);
+    assert_eq!(network.mode, Some(Mode::HostGw));
     assert_eq!(network.etcd.prefix, "/my/network");
     assert_eq!(network.public_ip, Some([172, 30, 0, 11].into()));
     assert_eq!(accepted(&config.to_yaml()), config);
@@ -161,6 +161,11 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         (
             "network: {etcd: {endpoints: []}}",
             "network.etcd.endpoints: is empty",
+        ),
+        (
+            "network: {etcd: {endpoints: ['http://a:1']}, mode: vxlan, \
+             config: {Network: 10.244.0.0/16, Backend: {Type: host-gw}}}",
+            "network.mode: is \"vxlan\", but network.config has backend \"host-gw\"",
         ),
         (
             "network: {etcd: {endpoints: ['https://a:1', 'b:2'], cert: /c, prefix: x}}",

@@ -1,0 +1,75 @@
+//! The file by which the container runtime learns of the plugin.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::json;
+
+/// Before the names that other networks use, of which the runtime takes the first.
+const NAME: &str = "10-causeway.conflist";
+
+/// Writes `10-causeway.conflist`, whole or not at all, unless it is there already, and returns its path.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(directory: &Path, socket: &Path) -> anyhow::Result<PathBuf> {
+    let path = directory.join(NAME);
+    let text = format!("{:#}\n", conflist(socket));
+    if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
+        return Ok(path);
+    }
+    // Runtimes read every file that ends in .conf, .conflist or .json.
+    let fresh = directory.join(format!(".{NAME}.new"));
+    let write = || -> io::Result<()> {
+        std::fs::create_dir_all(directory)?;
+        let mut file = File::create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &path)
+    };
+    write().with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
+/// The configuration (CNI 1.0 §1, "Network configuration format").
+fn conflist(socket: &Path) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "causeway",
+        "plugins": [{
+            "type": "causeway-cni",
+            "socket": socket,
+        }],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_written_once_and_replaced_when_it_differs() {
+        let directory = std::env::temp_dir().join(format!("cwt-conflist-{}", std::process::id()));
+        let path = write(&directory, Path::new("/run/a.sock")).expect("writable");
+        let modified = || {
+            std::fs::metadata(&path)
+                .and_then(|data| data.modified())
+                .expect("it is there")
+        };
+        let first = modified();
+        write(&directory, Path::new("/run/a.sock")).expect("writable");
+        assert_eq!(modified(), first, "the same is not written again");
+        write(&directory, Path::new("/run/b.sock")).expect("writable");
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        let read: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(read["plugins"][0]["socket"], "/run/b.sock");
+        assert_eq!(
+            std::fs::read_dir(&directory).expect("there").count(),
+            1,
+            "nothing else is left"
+        );
+        std::fs::remove_dir_all(directory).expect("it was made");
+    }
+}

@@ -1,0 +1,154 @@
+//! What each request of the plugin comes to.
+
+use cni_plugin::protocol::{self, Failure, Request, Response};
+use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
+
+/// Error codes of CNI 1.1, "Error".
+mod code {
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    pub const UNKNOWN_COMMAND: u32 = 4;
+    pub const IO: u32 = 5;
+    pub const TRY_AGAIN: u32 = 11;
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// The first of a plugin's own.
+    pub const KERNEL: u32 = 100;
+}
+
+/// Answers a request. Blocks on the disk.
+pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
+    match request {
+        Request::Add { key: of, netns, pod } => {
+            let attachment = Attachment {
+                key: key(&of),
+                netns,
+                pod,
+            };
+            answer(pods.add(&attachment), |plan| Response::Wired { plan })
+        }
+        Request::Del { key: of } => answer(pods.remove(&key(&of)), |_| Response::Done),
+        Request::Check { key: of } => answer(pods.check(&key(&of)), |plan| Response::Wired { plan }),
+        Request::Gc { valid } => {
+            let valid: Vec<AttachmentKey> = valid.iter().map(key).collect();
+            answer(pods.retain(&valid), |_| Response::Done)
+        }
+        Request::Status => match pods.ready() {
+            Ok(()) => Response::Done,
+            Err(error) => failure(code::NOT_AVAILABLE, &error),
+        },
+        Request::Unknown => Response::Error(Failure {
+            code: code::UNKNOWN_COMMAND,
+            msg: "this agent is older than the plugin and does not know the request".to_owned(),
+            details: String::new(),
+        }),
+    }
+}
+
+fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -> Response {
+    match result {
+        Ok(value) => success(value),
+        Err(error) => {
+            let code = match &error {
+                PodError::NotReady { .. } | PodError::Exhausted { .. } => code::TRY_AGAIN,
+                PodError::Unknown(_) => code::UNKNOWN_CONTAINER,
+                PodError::Log { .. } => code::IO,
+                PodError::Kernel(_) => code::KERNEL,
+            };
+            tracing::warn!(code, error = %error, "CNI request not served");
+            failure(code, &error)
+        }
+    }
+}
+
+fn failure(code: u32, error: &PodError) -> Response {
+    let cause = std::error::Error::source(error);
+    Response::Error(Failure {
+        code,
+        msg: error.to_string(),
+        details: cause.map(ToString::to_string).unwrap_or_default(),
+    })
+}
+
+/// The overlay's word for the plugin's.
+pub(super) fn key(key: &protocol::AttachmentKey) -> AttachmentKey {
+    let protocol::AttachmentKey { container_id, ifname } = key;
+    AttachmentKey {
+        container_id: container_id.clone(),
+        ifname: ifname.clone(),
+    }
+}
+
+/// The request's name, for metrics.
+pub(super) fn verb(request: &Request) -> &'static str {
+    match request {
+        Request::Add { .. } => "add",
+        Request::Del { .. } => "del",
+        Request::Check { .. } => "check",
+        Request::Gc { .. } => "gc",
+        Request::Status => "status",
+        Request::Unknown => "unknown",
+    }
+}
+
+/// The answer's kind, for metrics.
+pub(super) fn result(response: &Response) -> &'static str {
+    match response {
+        Response::Wired { .. } | Response::Done => "ok",
+        Response::Error(_) => "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Mtu, ObjectName};
+
+    use super::*;
+
+    fn key_of(id: &str) -> protocol::AttachmentKey {
+        protocol::AttachmentKey {
+            container_id: id.to_owned(),
+            ifname: "eth0".to_owned(),
+        }
+    }
+
+    fn add(id: &str) -> Request {
+        Request::Add {
+            key: key_of(id),
+            netns: "/proc/self/ns/net".to_owned(),
+            pod: Some(ObjectName::new("default", id)),
+        }
+    }
+
+    #[track_caller]
+    fn error_code(response: &Response) -> u32 {
+        match response {
+            Response::Error(failure) => failure.code,
+            other => panic!("{other:?} is no error"),
+        }
+    }
+
+    #[test]
+    fn requests_are_served_once_there_is_a_subnet_and_refused_with_the_codes_of_cni_before() {
+        let directory = std::env::temp_dir().join(format!("cwt-cni-{}", std::process::id()));
+        let pods = PodNetwork::open(&directory).expect("temporary directory is writable");
+        assert_eq!(error_code(&decide(&pods, add("a"))), 11);
+        assert_eq!(error_code(&decide(&pods, Request::Status)), 50);
+        assert_eq!(error_code(&decide(&pods, Request::Check { key: key_of("a") })), 3);
+        assert_eq!(error_code(&decide(&pods, Request::Unknown)), 4);
+        assert_eq!(decide(&pods, Request::Del { key: key_of("a") }), Response::Done);
+
+        pods.serve("10.244.1.0/30".parse().expect("valid"), Mtu(1450));
+        assert_eq!(decide(&pods, Request::Status), Response::Done);
+        let first = decide(&pods, add("a"));
+        assert!(matches!(first, Response::Wired { .. }), "{first:?}");
+        assert_eq!(decide(&pods, add("a")), first, "asked again, the same");
+        assert_eq!(decide(&pods, Request::Check { key: key_of("a") }), first);
+        let more: Vec<Response> = (0..4)
+            .map(|index| decide(&pods, add(&format!("more-{index}"))))
+            .collect();
+        let full = more.last().expect("four");
+        assert_eq!(error_code(full), 11, "the subnet is full");
+        assert_eq!(decide(&pods, Request::Gc { valid: vec![] }), Response::Done);
+        assert_eq!(error_code(&decide(&pods, Request::Check { key: key_of("a") })), 3);
+        std::fs::remove_dir_all(directory).expect("it was made");
+    }
+}

@@ -1,0 +1,143 @@
+//! The CNI server: decides for the plugin `causeway-cni`, which does the work in the pod's namespace.
+//!
+//! ```text
+//! runtime ─ exec ─► causeway-cni ─ one frame ─► serve_plugin ─ blocking thread ─► PodNetwork (log, fdatasync)
+//! ```
+//! The runtime learns of the plugin by [`conflist`], which is written once a pod could be connected, and stays.
+
+pub mod conflist;
+mod decide;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cni_plugin::protocol::{HEADER_BYTES, Request, decode, encode, frame_length};
+use cni_plugin::tombstone;
+use overlay::pods::{PodError, PodNetwork};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::{Counters, labels};
+use super::socket::listen;
+use super::supervisor::Part;
+use crate::config::Cni;
+use decide::{decide, key};
+
+/// A plugin that does not send its request, or take its answer, in this time is gone.
+const EXCHANGE: Duration = Duration::from_secs(10);
+
+/// Requests that are decided at once: each may wait for the disk on a thread of its own.
+const AT_ONCE: usize = 64;
+
+/// How soon the readiness of the pod network is seen. Only until it is there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How often deletions that the plugin could not tell are looked for.
+const REPLAY: Duration = Duration::from_secs(30);
+
+/// Serves the plugin until shutdown.
+///
+/// # Errors
+/// When the socket cannot be made, or the conflist not be written.
+pub async fn serve(
+    config: Cni,
+    pods: PodNetwork,
+    requests: Arc<Counters>,
+    part: Part,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let socket = &config.socket;
+    let listener = listen(socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let mut announced = false;
+    let mut look = tokio::time::interval(LOOK);
+    let mut replay = tokio::time::interval(REPLAY);
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let mut exchanges = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ended = exchanges.join_next(), if !exchanges.is_empty() => {}
+            accepted = listener.accept() => {
+                let (stream, _) = accepted.context("accept a plugin")?;
+                let (pods, requests, at_once) = (pods.clone(), requests.clone(), at_once.clone());
+                exchanges.spawn(async move {
+                    match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, &at_once)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::warn!(%error, "exchange with the CNI plugin failed"),
+                        Err(_) => tracing::warn!("CNI plugin took too long"),
+                    }
+                });
+            }
+            _ = look.tick(), if !announced => match pods.ready() {
+                Ok(()) | Err(PodError::Exhausted { .. }) => {
+                    announce(&config).await?;
+                    part.works();
+                    announced = true;
+                }
+                Err(waiting) => part.fails(&waiting.to_string()),
+            },
+            _ = replay.tick() => replay_deletions(socket, &pods).await,
+        }
+    }
+}
+
+/// One request and its answer.
+async fn serve_plugin(
+    mut stream: UnixStream,
+    pods: PodNetwork,
+    requests: &Counters,
+    at_once: &Semaphore,
+) -> anyhow::Result<()> {
+    let peer = stream.peer_cred().context("ask who the peer is")?;
+    anyhow::ensure!(peer.uid() == 0, "user {} is not root", peer.uid());
+    let mut header = [0; HEADER_BYTES];
+    stream
+        .read_exact(&mut header)
+        .await
+        .context("read the request's length")?;
+    let mut json = vec![0; frame_length(header)?];
+    stream.read_exact(&mut json).await.context("read the request")?;
+    let request: Request = decode(&json).context("understand the request")?;
+    let _permit = at_once.acquire().await.context("wait for a turn")?;
+    let verb = decide::verb(&request);
+    let response = spawn_blocking(move || decide(&pods, request))
+        .await
+        .context("decide")?;
+    requests.add(labels(&[("verb", verb), ("result", decide::result(&response))]));
+    stream
+        .write_all(&encode(&response)?)
+        .await
+        .context("write the answer")
+}
+
+async fn announce(config: &Cni) -> anyhow::Result<()> {
+    let config = config.clone();
+    let written = spawn_blocking(move || conflist::write(&config.conf_dir, &config.socket)).await;
+    let path = written.context("write the CNI configuration")??;
+    tracing::info!(path = %path.display(), "pods can be connected");
+    Ok(())
+}
+
+/// Deletions that happened while no agent listened.
+async fn replay_deletions(socket: &Path, pods: &PodNetwork) {
+    let (directory, pods): (PathBuf, PodNetwork) = (tombstone::directory(socket), pods.clone());
+    let replayed = spawn_blocking(move || {
+        tombstone::replay(&directory, |gone| {
+            pods.remove(&key(gone)).map(drop).map_err(anyhow::Error::from)
+        })
+    });
+    match replayed.await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(released)) => tracing::info!(released, "pods that went while no agent listened are released"),
+        Ok(Err(error)) => tracing::warn!(
+            error = format!("{error:#}"),
+            "pods that are gone cannot be released yet"
+        ),
+        Err(error) => tracing::error!(%error, "replay of deletions broke off"),
+    }
+}

@@ -1,0 +1,108 @@
+//! The pod network: the overlay, and the book of pod addresses that it shares with the CNI server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use overlay::Status;
+use overlay::pods::PodNetwork;
+use serde_json::{Value, json};
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::supervisor::Part;
+use crate::config::{Config, Network};
+
+/// The book of pod addresses, opened by whichever part comes first.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    directory: PathBuf,
+    opened: Arc<OnceCell<PodNetwork>>,
+}
+
+impl Pods {
+    /// The book in that directory.
+    #[must_use]
+    pub fn in_directory(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            opened: Arc::default(),
+        }
+    }
+
+    /// Opens the book unless it is open.
+    ///
+    /// # Errors
+    /// When it cannot be read; the next call tries again.
+    pub async fn open(&self) -> anyhow::Result<PodNetwork> {
+        let open = || async {
+            let directory = self.directory.clone();
+            let opened = tokio::task::spawn_blocking(move || PodNetwork::open(&directory)).await;
+            anyhow::Ok(opened.context("open the book of pod addresses")??)
+        };
+        self.opened.get_or_try_init(open).await.cloned()
+    }
+}
+
+/// Runs the overlay until shutdown.
+///
+/// # Errors
+/// When it ends by itself, or the book of pod addresses cannot be read.
+pub async fn run(
+    settings: overlay::Config,
+    pods: Pods,
+    part: Part,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let pods = pods.open().await?;
+    let (sender, status) = watch::channel(Status::default());
+    tokio::select! {
+        ended = overlay::run(settings, pods, sender, shutdown) => ended.context("run the overlay"),
+        () = tell(status, &part) => std::future::pending().await,
+    }
+}
+
+/// Tells how the overlay stands as long as it runs.
+async fn tell(mut status: watch::Receiver<Status>, part: &Part) {
+    loop {
+        let Status { ready, problems, .. } = status.borrow_and_update().clone();
+        if !problems.is_empty() {
+            part.fails(&problems.join("; "));
+        } else if ready {
+            part.works();
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The overlay's own configuration, of the agent's.
+#[must_use]
+pub fn settings(config: &Config, network: &Network) -> overlay::Config {
+    let etcd = &network.etcd;
+    overlay::Config {
+        node: config.node_name.clone(),
+        etcd: overlay::Etcd {
+            endpoints: etcd.endpoints.clone(),
+            prefix: etcd.prefix.clone(),
+            ca: etcd.ca.clone(),
+            cert: etcd.cert.clone(),
+            key: etcd.key.clone(),
+        },
+        interface: network.interface.clone(),
+        public_ip: network.public_ip,
+        network: network.config.clone().map(|config| with_backend(config, network)),
+        subnet_env: network.subnet_env.clone(),
+        state_dir: config.state_dir.clone(),
+    }
+}
+
+/// flannel takes a configuration without a backend for `udp`; ours is what `mode` says.
+fn with_backend(mut config: Value, network: &Network) -> Value {
+    if let Value::Object(fields) = &mut config {
+        let backend = || json!({"Type": network.mode.unwrap_or_default()});
+        fields.entry("Backend").or_insert_with(backend);
+    }
+    config
+}

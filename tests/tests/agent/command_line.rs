@@ -1,0 +1,86 @@
+//! `causeway` as it is called.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{Directory, causeway};
+
+#[track_caller]
+fn check(command: &mut Command, code: i32, words: &str) {
+    let output = command.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert_eq!((output.status.code(), said.trim_end()), (Some(code), words));
+}
+
+#[test]
+fn a_cluster_command_without_its_program_says_which_one_is_missing() {
+    let directory = Directory::new("alone");
+    let alone = directory.0.join("causeway");
+    std::fs::copy(causeway(), &alone).expect("copied");
+    let missing = directory.0.join("causeway-cluster");
+    let words = format!(
+        "error: execute {}: No such file or directory (os error 2) (`causeway up` needs the program \
+         causeway-cluster in the same directory as causeway)",
+        missing.display()
+    );
+    check(Command::new(&alone).args(["up", "--nodes", "3"]), 2, &words);
+}
+
+#[test]
+fn a_cluster_command_hands_over_its_arguments_and_exit_code() {
+    let directory = Directory::new("together");
+    let program = directory.0.join("causeway");
+    std::fs::copy(causeway(), &program).expect("copied");
+    let script = directory.write("causeway-cluster", "#!/bin/sh\necho \"$@\"\nexit 7\n");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(script, executable).expect("own file");
+    check(
+        Command::new(&program).args(["status", "-o", "json", "-h"]),
+        7,
+        "status -o json -h",
+    );
+}
+
+#[test]
+fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
+    let directory = Directory::new("check");
+    let good = directory.write("good.yaml", "{nodeName: n, proxy: {podNetwork: 10.244.0.0/16}}");
+    let bad = directory.write("bad.yaml", "stateDir: here\nproxy: {datapath: none}\n");
+    let check_file = |path: &Path, code: i32, words: &str| {
+        let config = path.to_str().expect("plain path");
+        check(
+            Command::new(causeway()).args(["node", "config", "check", "--config", config]),
+            code,
+            words,
+        );
+    };
+    check_file(&good, 0, "");
+    let words = format!("error: {}: stateDir: here is not an absolute path", bad.display());
+    check_file(&bad, 1, &words);
+    let words = "error: read /nonexistent.yaml: No such file or directory (os error 2)";
+    check_file(Path::new("/nonexistent.yaml"), 2, words);
+}
+
+#[test]
+fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
+    for arguments in [&["explode"][..], &[], &["node", "--confg", "f"]] {
+        let output = Command::new(causeway())
+            .args(arguments)
+            .output()
+            .expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_version_is_told_to_people_and_programs() {
+    let version = env!("CARGO_PKG_VERSION");
+    check(
+        Command::new(causeway()).arg("version"),
+        0,
+        &format!("causeway {version}"),
+    );
+    let json = format!(r#"{{"name":"causeway","version":"{version}"}}"#);
+    check(Command::new(causeway()).args(["version", "-o", "json"]), 0, &json);
+}

@@ -1,0 +1,181 @@
+//! What the agent serves, and how its parts fail alone.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tests::wait;
+
+use crate::node::Node;
+use crate::{DEADLINE, Directory, causeway};
+
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
+        "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"port": 80}]},
+    })
+}
+
+/// Reads the feed until a line contains the text.
+fn read_feed(path: &str, text: &str) -> anyhow::Result<Vec<String>> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        lines.push(line.with_context(|| format!("no {text} after {lines:#?}"))?);
+        if lines.last().is_some_and(|line| line.contains(text)) {
+            return Ok(lines);
+        }
+    }
+    anyhow::bail!("the feed ended after {lines:#?}")
+}
+
+#[test]
+fn without_root_the_agent_says_so_in_one_line() {
+    if !tests::privileged("without root the agent says so in one line") {
+        return;
+    }
+    let directory = Directory::new("nobody");
+    let program = directory.0.join("causeway");
+    std::fs::copy(causeway(), &program).expect("copied");
+    let output = Command::new(&program)
+        .arg("node")
+        .uid(65_534)
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "error: must run as root: the agent programs the kernel's network\n"
+    );
+}
+
+#[test]
+fn the_agent_serves_health_metrics_and_the_dns_feed_through_an_outage_of_the_api() -> anyhow::Result<()> {
+    if !tests::privileged("the agent serves health, metrics and the DNS feed") {
+        return Ok(());
+    }
+    let node = Node::new("serves")?;
+    node.api.put(service("web"));
+    let config = node.configure(json!({"dns": {"address": "10.96.0.10"}}));
+    let mut agent = node.agent(&config);
+    for part in ["watch", "dns-feed", "dns-address", "health", "metrics"] {
+        node.until_working(part);
+    }
+    let socket = node.path("dns.sock");
+    let feed = read_feed(&socket, "\"end\"")?;
+    assert_eq!(
+        feed.first().map(String::as_str),
+        Some(r#"{"begin":{"version":1}}"#)
+    );
+    assert!(
+        feed.iter().any(|line| line.contains(r#""name":"web""#)),
+        "{feed:#?}"
+    );
+
+    let lo = || {
+        node.host()
+            .command("ip", &["-4", "address", "show", "lo"])
+            .map(|output| output.stdout)
+    };
+    assert!(lo()?.contains("10.96.0.10/32"), "{}", lo()?);
+    node.host()
+        .command("ip", &["address", "del", "10.96.0.10/32", "dev", "lo"])?;
+    wait::until_value(
+        "the address is back",
+        DEADLINE,
+        || lo().unwrap_or_default(),
+        |lo| lo.contains("10.96.0.10/32"),
+    );
+
+    node.api.go_down();
+    let _page = wait::until_value(
+        "the outage is told",
+        DEADLINE,
+        || node.metrics(),
+        |page| {
+            page.as_ref()
+                .is_ok_and(|page| page.contains("causeway_watch_failing{kind=\"Service\"} 1"))
+        },
+    );
+    let health = node.health("/healthz")?;
+    assert!(
+        health.starts_with("HTTP/1.0 200"),
+        "an outage of the API is no fault of the node: {health}"
+    );
+    let feed = read_feed(&socket, "\"end\"")?;
+    assert!(
+        feed.iter().any(|line| line.contains(r#""name":"web""#)),
+        "{feed:#?}"
+    );
+
+    node.api.put(service("later"));
+    node.api.come_up();
+    read_feed(&socket, r#""name":"later""#)?;
+
+    agent.terminate()?;
+    assert_eq!(agent.await_end(DEADLINE).code(), Some(0));
+    assert!(lo()?.contains("10.96.0.10/32"), "the address outlives the agent");
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_is_refused_and_a_part_that_cannot_work_stops_no_other() -> anyhow::Result<()> {
+    if !tests::privileged("a second agent is refused") {
+        return Ok(());
+    }
+    let node = Node::new("second")?;
+    let taken = node.host().run(|| TcpListener::bind("127.0.0.1:10249"))??;
+    let config = node.configure(json!({}));
+    let mut agent = node.agent(&config);
+    node.until_working("dns-feed");
+    assert_eq!(node.part("metrics").as_deref(), Some("failing"));
+    drop(taken);
+    node.until_working("metrics");
+
+    let mut second = node.agent(&config);
+    assert_eq!(second.await_end(DEADLINE).code(), Some(2));
+    assert!(
+        second.output().contains("does another agent run?"),
+        "{}",
+        second.output()
+    );
+
+    agent.kill();
+    let _third = node.agent(&config);
+    node.until_working("dns-feed");
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_going_away_is_unhealthy_for_load_balancers_only() -> anyhow::Result<()> {
+    if !tests::privileged("a node that is going away is unhealthy for load balancers only") {
+        return Ok(());
+    }
+    let node = Node::new("draining")?;
+    let _agent = node.agent(&node.configure(json!({})));
+    let answers = |path: &'static str, code: &'static str| {
+        let _answer = wait::until_value(
+            path,
+            DEADLINE,
+            || node.health(path),
+            |answer| {
+                answer
+                    .as_ref()
+                    .is_ok_and(|answer| answer.starts_with(&format!("HTTP/1.0 {code}")))
+            },
+        );
+    };
+    answers("/healthz", "200");
+    node.api.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"},
+        "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+    }));
+    answers("/healthz", "503");
+    answers("/livez", "200");
+    Ok(())
+}
