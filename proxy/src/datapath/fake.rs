@@ -1,10 +1,13 @@
-//! A datapath in memory that fails when told to.
+//! A datapath, and the socket hook's maps, in memory; both fail when told to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ebpf::abi::net::Ip4;
+use ebpf::abi::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
 use model::ObjectName;
 
+use super::sockets::{Contents, HookMaps};
 use super::{Applied, Change, Datapath, NodeAddresses, Swept};
 use crate::Error;
 use crate::plan::{Action, FrontendKey, PortPlan};
@@ -121,5 +124,92 @@ impl Datapath for FakeDatapath {
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         Ok(Vec::new())
+    }
+}
+
+/// The socket hook's maps in memory; a test may make the n-th next write fail. Clones share their contents.
+#[derive(Clone, Debug, Default)]
+pub struct FakeMaps {
+    state: Arc<Mutex<MapsState>>,
+}
+
+/// What is in [`FakeMaps`].
+#[derive(Clone, Debug, Default)]
+pub struct MapsState {
+    /// The maps.
+    pub contents: Contents,
+    /// Writes so far.
+    pub writes: u64,
+    /// Fail the write that comes after that many more.
+    pub fail_after: Option<u64>,
+}
+
+impl FakeMaps {
+    /// Looks at the state, or changes it.
+    pub fn with<T>(&self, look: impl FnOnce(&mut MapsState) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut Contents) -> Option<T>) -> Result<(), Error> {
+        self.with(|state| {
+            if state.fail_after == Some(0) {
+                state.fail_after = None;
+                return Err(Error::Injected("map write"));
+            }
+            state.fail_after = state.fail_after.map(|left| left - 1);
+            state.writes += 1;
+            change(&mut state.contents);
+            Ok(())
+        })
+    }
+}
+
+impl HookMaps for FakeMaps {
+    fn contents(&self) -> Result<Contents, Error> {
+        Ok(self.with(|state| state.contents.clone()))
+    }
+
+    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error> {
+        self.write(|maps| maps.frontends.insert(key, value))
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error> {
+        self.write(|maps| maps.frontends.remove(key))
+    }
+
+    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error> {
+        self.write(|maps| maps.slots.insert(key, endpoint))
+    }
+
+    fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error> {
+        self.write(|maps| maps.slots.remove(key))
+    }
+
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error> {
+        self.write(|maps| maps.endpoints.insert(id, endpoint))
+    }
+
+    fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error> {
+        self.write(|maps| maps.endpoints.remove(id))
+    }
+
+    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error> {
+        self.write(|maps| maps.nodes.insert(address, value))
+    }
+
+    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error> {
+        self.write(|maps| maps.nodes.remove(address))
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn writes(&self) -> u64 {
+        self.with(|state| state.writes)
     }
 }

@@ -59,7 +59,6 @@ impl<M: HookMaps> Sockets<M> {
 
     /// See [`super::Datapath::apply`].
     pub fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
-        let before = self.maps.writes();
         let mut failures = Vec::new();
         let kept: BTreeSet<_> = changes
             .iter()
@@ -72,6 +71,8 @@ impl<M: HookMaps> Sockets<M> {
                 "replaced endpoint lists could not be removed"
             );
         }
+        // Housekeeping is not counted: an audit that finds writes has found damage.
+        let before = self.maps.writes();
         for change in changes {
             if let Err(error) = self.apply_one(change, &kept) {
                 failures.push((change.service.clone(), error));

@@ -128,6 +128,27 @@ fn counters(proxy: &Proxy) -> BTreeMap<&'static str, u64> {
 }
 
 #[test]
+fn any_state_follows_any_other_and_a_new_process_finds_nothing_to_write() {
+    if !privileged("any state follows any other and a new process finds nothing to write") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let mut proxy = surroundings.proxy(DatapathKind::Nftables).expect("a proxy");
+    for (from, before) in states() {
+        for (to, after) in states() {
+            proxy.sync(&before.snapshot());
+            let report = proxy.sync(&after.snapshot());
+            assert!(
+                report.failures.is_empty() && report.common_failures.is_empty(),
+                "{from} to {to}: {report:?}"
+            );
+            proxy = surroundings.proxy(DatapathKind::Nftables).expect("a proxy");
+            assert_eq!(proxy.sync(&after.snapshot()).writes, 0, "{from} to {to}");
+        }
+    }
+}
+
+#[test]
 fn connections_are_spread_over_all_endpoints_and_the_hook_counts_each() {
     if !privileged("connections are spread over all endpoints and the hook counts each") {
         return;

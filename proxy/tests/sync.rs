@@ -1,0 +1,264 @@
+//! The proxy over a fake datapath: what is asked of it, in which order, and what follows failures.
+
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{Change, Kind, Protocol, Snapshot};
+use proxy::Proxy;
+use proxy::datapath::fake::FakeDatapath;
+use proxy::plan::{Action, FrontendKey, Reason};
+use world::{READY, context, name, port, service, slice, snapshot, vip};
+
+fn proxy() -> (Proxy, FakeDatapath) {
+    let fake = FakeDatapath::default();
+    (Proxy::with_datapath(context(), Box::new(fake.clone())), fake)
+}
+
+/// Frontends, and how many endpoints each has.
+fn frontends(fake: &FakeDatapath) -> BTreeMap<FrontendKey, usize> {
+    fake.with(|state| {
+        state
+            .frontends
+            .iter()
+            .map(|(key, (_, port))| (*key, port.cluster.len()))
+            .collect()
+    })
+}
+
+fn three_services() -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (number, service_name) in ["a", "b", "c"].into_iter().enumerate() {
+        changes.push(Change::Service(service(
+            service_name,
+            &format!("10.96.0.{number}"),
+        )));
+        for part in 0..2 {
+            let address = format!("10.244.{part}.{number}");
+            let slice_name = format!("{service_name}-{part}");
+            changes.push(Change::EndpointSlice(slice(
+                &slice_name,
+                service_name,
+                &[(&address, "here", READY)],
+            )));
+        }
+    }
+    changes
+}
+
+#[test]
+fn nothing_is_done_before_both_lists_are_complete() {
+    let (mut proxy, fake) = proxy();
+    let mut incomplete = Snapshot::default();
+    incomplete.apply(Change::Service(service("a", "10.96.0.1")));
+    assert_eq!(
+        proxy.sync(&incomplete).waiting_for,
+        [Kind::Service, Kind::EndpointSlice]
+    );
+    incomplete.apply(Change::Synced(Kind::Service));
+    assert_eq!(proxy.sync(&incomplete).waiting_for, [Kind::EndpointSlice]);
+    assert_eq!(frontends(&fake), BTreeMap::new());
+    incomplete.apply(Change::Synced(Kind::EndpointSlice));
+    assert_eq!(proxy.sync(&incomplete).applied, [name("a")]);
+    assert_eq!(
+        frontends(&fake),
+        BTreeMap::from([(vip("10.96.0.1", 80, Protocol::Tcp), 0)])
+    );
+}
+
+#[test]
+fn states_that_arrive_reversed_doubled_split_or_squashed_end_the_same() {
+    let changes = three_services();
+    let mut ends = Vec::new();
+    let orders: Vec<Vec<Change>> = vec![
+        changes.clone(),
+        changes.iter().rev().cloned().collect(),
+        changes.iter().chain(&changes).cloned().collect(),
+        changes
+            .iter()
+            .cycle()
+            .skip(4)
+            .take(changes.len())
+            .cloned()
+            .collect(),
+    ];
+    for order in orders {
+        for step in [1, 2, order.len()] {
+            let (mut proxy, fake) = proxy();
+            let mut state = world::synced();
+            for some in order.chunks(step) {
+                for change in some {
+                    state.apply(change.clone());
+                }
+                proxy.sync(&state);
+            }
+            ends.push(fake.with(|state| state.frontends.clone()));
+        }
+    }
+    assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
+    assert_eq!(ends[0].len(), 3);
+}
+
+#[test]
+fn a_snapshot_costs_what_changed_in_it() {
+    let (mut proxy, fake) = proxy();
+    let mut state = snapshot(three_services());
+    proxy.sync(&state);
+    assert_eq!(proxy.sync(&state).applied, []);
+    state.apply(Change::DeleteEndpointSlice(name("b-0")));
+    let report = proxy.sync(&state);
+    assert_eq!((report.applied, report.writes), (vec![name("b")], 1));
+    state.apply(Change::DeleteService(name("b")));
+    proxy.sync(&state);
+    assert_eq!(frontends(&fake).len(), 2);
+}
+
+#[test]
+fn a_failure_stops_no_other_service_and_is_tried_again() {
+    let (mut proxy, fake) = proxy();
+    let state = snapshot(three_services());
+    fake.with(|fake| fake.fail_next.insert(name("b")));
+    let report = proxy.sync(&state);
+    assert_eq!(report.applied, [name("a"), name("c")]);
+    assert_eq!(
+        report.failures.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        [&name("b")]
+    );
+    assert!(proxy.has_pending());
+    let report = proxy.sync(&state);
+    assert_eq!(report.applied, [name("b")]);
+    assert!(!proxy.has_pending());
+    assert_eq!(frontends(&fake).len(), 3);
+}
+
+#[test]
+fn what_a_failed_change_may_have_left_is_removed_when_the_service_changes_again() {
+    let (mut proxy, fake) = proxy();
+    let mut state = snapshot([Change::Service(service("a", "10.96.0.1"))]);
+    proxy.sync(&state);
+    state.apply(Change::Service(service("a", "10.96.0.2")));
+    fake.with(|fake| fake.fail_next.insert(name("a")));
+    proxy.sync(&state);
+    // The failed attempt got as far as the new frontend.
+    fake.with(|fake| {
+        let value = fake.frontends.values().next().expect("the old frontend").clone();
+        fake.frontends.insert(vip("10.96.0.2", 80, Protocol::Tcp), value);
+    });
+    state.apply(Change::Service(service("a", "10.96.0.3")));
+    proxy.sync(&state);
+    assert_eq!(
+        frontends(&fake).into_keys().collect::<Vec<_>>(),
+        [vip("10.96.0.3", 80, Protocol::Tcp)]
+    );
+}
+
+#[test]
+fn leftovers_of_an_earlier_process_go_with_the_first_complete_sync() {
+    let (mut proxy, fake) = proxy();
+    let left = vip("10.96.0.9", 53, Protocol::Udp);
+    fake.with(|fake| fake.frontends.insert(left, (Action::Refuse, Default::default())));
+    fake.with(|fake| fake.fail_sweep = true);
+    let report = proxy.sync(&snapshot(three_services()));
+    assert_eq!(report.common_failures.len(), 1);
+    assert!(frontends(&fake).contains_key(&left) && proxy.has_pending());
+    proxy.sync(&snapshot(three_services()));
+    assert_eq!(frontends(&fake).len(), 3);
+    let forgotten = fake.with(|fake| fake.forgotten.clone());
+    assert_eq!(
+        forgotten.len(),
+        1,
+        "flows to a UDP frontend that is gone are forgotten"
+    );
+}
+
+#[test]
+fn a_frontend_that_two_services_want_is_the_first_names_and_passes_on_when_that_goes() {
+    let key = vip("10.96.0.1", 80, Protocol::Tcp);
+    let one = [
+        Change::Service(service("a", "10.96.0.1")),
+        Change::EndpointSlice(slice("a-1", "a", &[("10.244.0.1", "here", READY)])),
+    ];
+    let two = [
+        Change::Service(service("b", "10.96.0.1")),
+        Change::EndpointSlice(slice(
+            "b-1",
+            "b",
+            &[("10.244.0.1", "here", READY), ("10.244.0.2", "here", READY)],
+        )),
+    ];
+    for order in [[&one, &two], [&two, &one]] {
+        let (mut proxy, fake) = proxy();
+        let mut state = world::synced();
+        let mut rejected = BTreeSet::new();
+        for changes in order {
+            for change in changes {
+                state.apply(change.clone());
+            }
+            rejected.extend(proxy.sync(&state).rejected);
+        }
+        assert_eq!(frontends(&fake), BTreeMap::from([(key, 1)]));
+        let taken = Reason::Taken {
+            frontend: key,
+            owner: name("a"),
+        };
+        assert!(
+            rejected
+                .iter()
+                .any(|rejected| rejected.service == name("b") && rejected.reason == taken)
+        );
+        state.apply(Change::DeleteService(name("a")));
+        proxy.sync(&state);
+        assert_eq!(frontends(&fake), BTreeMap::from([(key, 2)]));
+    }
+}
+
+#[test]
+fn flows_are_forgotten_for_udp_endpoints_that_left_and_for_nothing_else() {
+    let (mut proxy, fake) = proxy();
+    let udp = |endpoints: &[&str]| {
+        let mut web = service("a", "10.96.0.1");
+        web.ports = vec![port("http", Protocol::Udp, 53, None)];
+        let rows: Vec<_> = endpoints
+            .iter()
+            .map(|address| (*address, "here", READY))
+            .collect();
+        let mut part = slice("a-1", "a", &rows);
+        part.ports[0].protocol = Protocol::Udp;
+        snapshot([Change::Service(web), Change::EndpointSlice(part)])
+    };
+    let asked = || fake.with(|fake| std::mem::take(&mut fake.forgotten).len());
+    proxy.sync(&udp(&["10.244.0.1"]));
+    assert_eq!(
+        asked(),
+        1,
+        "a new frontend: its packets may have gone out untranslated"
+    );
+    proxy.sync(&udp(&["10.244.0.1", "10.244.0.2"]));
+    assert_eq!(asked(), 0, "nobody left");
+    proxy.sync(&udp(&["10.244.0.2"]));
+    assert_eq!(asked(), 1);
+    proxy.sync(&world::synced());
+    assert_eq!(asked(), 1, "the Service is gone");
+    proxy.sync(&snapshot([Change::Service(service("tcp", "10.96.0.2"))]));
+    proxy.sync(&world::synced());
+    assert_eq!(asked(), 0, "TCP connections end by themselves");
+}
+
+#[test]
+fn an_audit_writes_again_what_was_lost_and_is_clean_after() {
+    let (mut proxy, fake) = proxy();
+    assert!(
+        proxy.audit().is_clean(),
+        "before the first sync there is nothing to say"
+    );
+    proxy.sync(&snapshot(three_services()));
+    assert!(proxy.audit().is_clean());
+    fake.with(|fake| {
+        fake.frontends.clear();
+        fake.drift = vec!["the table was not there".to_owned()];
+    });
+    let report = proxy.audit_structure();
+    assert_eq!((report.repaired.len(), report.writes), (1, 3));
+    assert_eq!(frontends(&fake).len(), 3);
+    assert!(proxy.audit().is_clean());
+}

@@ -1,0 +1,148 @@
+//! Clusters for the tests, written short: `web(&[…])` and friends.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use model::{
+    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, ObjectName, Protocol,
+    Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+};
+use proxy::NodeContext;
+use proxy::plan::{FrontendAddress, FrontendKey, Target};
+
+pub const READY: Conditions = Conditions::READY;
+pub const UNREADY: Conditions = Conditions {
+    ready: false,
+    serving: false,
+    terminating: false,
+};
+pub const LEAVING: Conditions = Conditions {
+    ready: false,
+    serving: true,
+    terminating: true,
+};
+pub const GONE: Conditions = Conditions {
+    ready: false,
+    serving: false,
+    terminating: true,
+};
+
+/// The node that plans are for.
+pub fn context() -> NodeContext {
+    NodeContext {
+        name: "here".into(),
+        pod_network: "10.244.0.0/16".parse().expect("a network"),
+        local_dns: None,
+    }
+}
+
+pub fn name(name: &str) -> ObjectName {
+    ObjectName::new("default", name)
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub fn number(port: u16) -> NonZeroU16 {
+    NonZeroU16::new(port).expect("not zero")
+}
+
+pub fn target(text: &str) -> Target {
+    let address: std::net::SocketAddr = text.parse().expect("an address and port");
+    Target {
+        address: address.ip(),
+        port: number(address.port()),
+    }
+}
+
+pub fn vip(address: &str, port: u16, protocol: Protocol) -> FrontendKey {
+    FrontendKey {
+        address: FrontendAddress::Service(ip(address)),
+        port: number(port),
+        protocol,
+    }
+}
+
+pub fn node_port(port: u16, protocol: Protocol) -> FrontendKey {
+    let address = FrontendAddress::EveryNodeAddress(model::IpFamily::V4);
+    FrontendKey {
+        address,
+        port: number(port),
+        protocol,
+    }
+}
+
+/// A Service with one port `http` (TCP 80).
+pub fn service(service: &str, address: &str) -> Service {
+    Service {
+        name: name(service),
+        kind: ServiceKind::ClusterIp {
+            addresses: vec![ip(address)],
+        },
+        ports: vec![port("http", Protocol::Tcp, 80, None)],
+        external_addresses: Vec::new(),
+        load_balancer: Vec::new(),
+        source_ranges: Vec::new(),
+        external_policy: TrafficPolicy::Cluster,
+        internal_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        affinity: SessionAffinity::None,
+        traffic_distribution: None,
+        publish_not_ready: false,
+        proxy_labels: BTreeMap::new(),
+    }
+}
+
+pub fn port(name: &str, protocol: Protocol, port: u16, node_port: Option<u16>) -> ServicePort {
+    ServicePort {
+        name: name.to_owned(),
+        protocol,
+        port: number(port),
+        node_port: node_port.map(number),
+        app_protocol: None,
+    }
+}
+
+/// A slice of a Service with one port `http` (TCP 8080): addresses, nodes (`here` or others), conditions.
+pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)]) -> EndpointSlice {
+    let endpoint = |(address, node, conditions): &(&str, &str, Conditions)| Endpoint {
+        address: ip(address),
+        conditions: *conditions,
+        node: Some((*node).into()),
+        zone: None,
+        hostname: None,
+        pod: None,
+        hinted_zones: Vec::new(),
+        hinted_nodes: Vec::new(),
+    };
+    EndpointSlice {
+        name: name(slice),
+        service: service.to_owned(),
+        family: AddressFamily::V4,
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        ports: vec![EndpointPort {
+            name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            port: number(8080),
+        }],
+    }
+}
+
+pub fn synced() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        snapshot.apply(Change::Synced(kind));
+    }
+    snapshot
+}
+
+pub fn snapshot(changes: impl IntoIterator<Item = Change>) -> Snapshot {
+    let mut snapshot = synced();
+    for change in changes {
+        snapshot.apply(change);
+    }
+    snapshot
+}
