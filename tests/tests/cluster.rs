@@ -215,7 +215,7 @@ fn translated_connects(node: &str) -> anyhow::Result<u64> {
     let text = namespace.run(|| http_get("127.0.0.1:10249", "/metrics"))??;
     let line = text
         .lines()
-        .find(|line| line.starts_with("causeway_socket_connects_total") && line.contains("translated"));
+        .find(|line| line.starts_with("causeway_hook_verdicts_total") && line.contains("translated"));
     let line = line.with_context(|| format!("no counter of translated connects in {text}"))?;
     let value: f64 = line.rsplit(' ').next().unwrap_or_default().parse()?;
     #[expect(
