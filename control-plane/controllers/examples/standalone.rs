@@ -5,7 +5,8 @@
 //! ```
 //!
 //! `CONTROLLERS_SERVICE=10.96.0.1,172.30.0.1,6443` has it keep the Service `kubernetes` (its address, the API server's
-//! address and port), `CONTROLLERS_DNS=10.96.0.10` the Service `kube-dns`, `CONTROLLERS_CA=FILE` the ConfigMap
+//! address and port), `CONTROLLERS_DNS=10.96.0.10` the Service `kube-dns`, `CONTROLLERS_CA=FILE` the
+//! ConfigMap
 //! `kube-root-ca.crt`, and `CONTROLLERS_DISABLED=scheduler,pod-gc` leaves controllers out.
 
 use std::env;

@@ -1,5 +1,5 @@
-//! What the cluster has by itself: its own namespaces, the Service by which pods reach the API server, and the one by
-//! which they reach DNS.
+//! What the cluster has by itself: its own namespaces, the Service by which pods reach the API server, and
+//! the one by which they reach DNS.
 //!
 //! Upstream's API server looks after most of this; where it does, the configuration leaves it out here.
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// Configuration of [`crate::run`].
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cluster's CA certificates, which the ConfigMap `kube-root-ca.crt` carries into every namespace. Empty:
-    /// the ConfigMap is not kept. Default: empty.
+    /// The cluster's CA certificates, which the ConfigMap `kube-root-ca.crt` carries into every namespace.
+    /// Empty: the ConfigMap is not kept. Default: empty.
     pub root_ca_pem: String,
     /// The Service `default/kubernetes`. `None`: the API server looks after it itself, as upstream's does.
     /// Default: `None`.
@@ -20,7 +20,8 @@ pub struct Config {
     pub node_grace: Duration,
     /// Chooses among nodes that are equally good. Default: 0.
     pub scheduler_seed: u64,
-    /// Names of controllers that are not to run, for example because another program runs them. Default: none.
+    /// Names of controllers that are not to run, for example because another program runs them. Default:
+    /// none.
     pub disabled: BTreeSet<String>,
 }
 

@@ -40,11 +40,11 @@ impl Kind {
     }
 }
 
-/// Asks for all resources: each kind once, in its most stable version. Events are left out: they are short-lived, own
-/// nothing and are owned by nothing (upstream's garbage collector ignores them too).
+/// Asks for all resources: each kind once, in its most stable version. Events are left out: they are
+/// short-lived, own nothing and are owned by nothing (upstream's garbage collector ignores them too).
 ///
-/// An answer without Pods is none: a server that does not know the aggregated form answers it with a document that
-/// reads as "no resources", and who believes that takes a full namespace for an empty one.
+/// An answer without Pods is none: a server that does not know the aggregated form answers it with a document
+/// that reads as "no resources", and who believes that takes a full namespace for an empty one.
 pub(crate) async fn kinds(client: &Client) -> Result<Vec<Kind>, Error> {
     let aggregated = Discovery::new(client.clone()).run_aggregated().await;
     let kinds = aggregated

@@ -94,7 +94,8 @@ impl Error {
         self.status().is_some_and(|status| status.is_already_exists())
     }
 
-    /// The namespace is being deleted and takes nothing new (cause `NamespaceTerminating`): not worth a retry.
+    /// The namespace is being deleted and takes nothing new (cause `NamespaceTerminating`): not worth a
+    /// retry.
     pub(crate) fn is_namespace_terminating(&self) -> bool {
         let causes = self
             .status()

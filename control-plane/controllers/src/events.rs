@@ -1,7 +1,7 @@
 //! Events: what a controller did, told to whoever asks `kubectl describe`.
 //!
-//! They are written behind the controllers' backs by one task, and dropped when it cannot keep up: an event is never
-//! worth a delay. The same thing told again within ten minutes raises the first event's count.
+//! They are written behind the controllers' backs by one task, and dropped when it cannot keep up: an event
+//! is never worth a delay. The same thing told again within ten minutes raises the first event's count.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -167,8 +167,8 @@ async fn count_up(client: &Client, event: &Remembered) -> kube::Result<()> {
     api.patch(&event.name, &params, &patch).await.map(drop)
 }
 
-/// Upstream's form: named after its object and the nanosecond, in its object's namespace (`default` for cluster-wide
-/// objects), with both the old `source` and the newer `reportingComponent`.
+/// Upstream's form: named after its object and the nanosecond, in its object's namespace (`default` for
+/// cluster-wide objects), with both the old `source` and the newer `reportingComponent`.
 fn event(told: &Told, now: Timestamp) -> Event {
     let namespace = told
         .about

@@ -1,4 +1,5 @@
-//! The cluster's controllers and its scheduler. They need nothing but a Kubernetes API server, ours or any other.
+//! The cluster's controllers and its scheduler. They need nothing but a Kubernetes API server, ours or any
+//! other.
 //!
 //! ```no_run
 //! # async fn start(client: kube::Client, root_ca_pem: String) -> Result<(), controllers::Error> {
@@ -7,9 +8,9 @@
 //! # }
 //! ```
 //!
-//! Each controller is a task under one supervisor and consists of a pure decision, `(what is observed, now) → what is
-//! to be done`, and a thin shell that reads the caches, applies the decision and writes back. All state is in the API:
-//! a restart observes again and decides the same.
+//! Each controller is a task under one supervisor and consists of a pure decision, `(what is observed, now) →
+//! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
+//! state is in the API: a restart observes again and decides the same.
 //!
 //! - [`replicaset`], [`deployment`]: workloads, with upstream's rules to the letter where users see them.
 //! - [`endpoints`]: EndpointSlices and Endpoints of Services.
@@ -74,8 +75,8 @@ const PARTS: [(&str, supervisor::Run); 13] = [
     ("taint-eviction", |context| Box::pin(nodes::run_eviction(context))),
 ];
 
-/// Runs all controllers until `shutdown`, and fails only for a configuration that cannot be meant. An API server that
-/// is not there yet, or goes away, is waited for.
+/// Runs all controllers until `shutdown`, and fails only for a configuration that cannot be meant. An API
+/// server that is not there yet, or goes away, is waited for.
 pub async fn run(client: Client, config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     if let Some(unknown) = config
         .disabled

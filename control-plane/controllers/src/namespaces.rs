@@ -106,8 +106,8 @@ fn is_ours_to_end(namespace: &Namespace) -> bool {
 }
 
 impl Controller {
-    /// Deletes all objects of one kind, and counts those that are still there afterwards: pods that take their time,
-    /// objects with finalizers.
+    /// Deletes all objects of one kind, and counts those that are still there afterwards: pods that take
+    /// their time, objects with finalizers.
     async fn clear(&self, kind: Kind, namespace: &ObjectName) -> Result<Rest, Error> {
         let api = kind.api(&self.0.client, &namespace.name);
         let object = ObjectName::new(&namespace.name, "*");

@@ -63,7 +63,8 @@ pub(crate) fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &Objec
     }
 }
 
-/// A merge patch that makes `owner` the controller of `object`, if that is still the object that was decided about.
+/// A merge patch that makes `owner` the controller of `object`, if that is still the object that was decided
+/// about.
 pub(crate) fn adoption<K: Resource<DynamicType = ()>>(owner: &K, object: &ObjectMeta) -> Value {
     let mut owners = object.owner_references.clone().unwrap_or_default();
     owners.push(controller_ref(owner));
@@ -97,11 +98,13 @@ pub(crate) fn claims<K: Resource<DynamicType = ()>>(
     judged.filter(|(claim, _)| *claim != Claim::Ignore).collect()
 }
 
-/// What upstream's generated names and hashes are written in: no vowels and no look-alikes, so that no word arises.
+/// What upstream's generated names and hashes are written in: no vowels and no look-alikes, so that no word
+/// arises.
 pub(crate) const SAFE_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// A name as the API server would generate it: the prefix, cut so that everything fits 63 characters, and five
-/// characters at random. Generated here, a create that is repeated after a lost answer cannot make a second object.
+/// A name as the API server would generate it: the prefix, cut so that everything fits 63 characters, and
+/// five characters at random. Generated here, a create that is repeated after a lost answer cannot make a
+/// second object.
 pub(crate) fn generated_name(prefix: &str) -> String {
     let mut rng = rand::rng();
     let suffix = (0..5).map(|_| char::from(SAFE_ALPHABET[rng.random_range(0..SAFE_ALPHABET.len())]));

@@ -44,8 +44,8 @@ pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
     ready.last_transition_time.as_ref().map(|time| time.0)
 }
 
-/// When a ready pod counts as available: after `min_ready` of readiness. `None` for one that is not ready, or is
-/// ready since a moment that nobody recorded.
+/// When a ready pod counts as available: after `min_ready` of readiness. `None` for one that is not ready, or
+/// is ready since a moment that nobody recorded.
 pub(crate) fn available_from(pod: &Pod, min_ready: Duration) -> Option<Timestamp> {
     if min_ready.is_zero() && is_ready(pod) {
         return Some(Timestamp::MIN);

@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 /// Labels of an object.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-/// Whether every pair of `selector` is among `labels`: the selectors of Services and nodes. An empty one matches all.
+/// Whether every pair of `selector` is among `labels`: the selectors of Services and nodes. An empty one
+/// matches all.
 pub(crate) fn includes(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

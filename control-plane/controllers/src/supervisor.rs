@@ -1,4 +1,5 @@
-//! Keeps every controller running: one that ends or panics is logged and started again, and none stops another.
+//! Keeps every controller running: one that ends or panics is logged and started again, and none stops
+//! another.
 
 use std::future::Future;
 use std::pin::Pin;

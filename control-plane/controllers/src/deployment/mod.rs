@@ -1,12 +1,13 @@
 //! Deployments: a ReplicaSet for each version of the pod template, and the way from one to the next.
 //!
-//! [`plan::plan`] decides on everything that one look at the Deployment and its ReplicaSets calls for, where upstream
-//! writes and reads several times over; each ReplicaSet then gets at most one patch.
+//! [`plan::plan`] decides on everything that one look at the Deployment and its ReplicaSets calls for, where
+//! upstream writes and reads several times over; each ReplicaSet then gets at most one patch.
 
 mod plan;
 mod proportional;
 mod revision;
 mod rolling;
+mod set;
 mod status;
 
 use std::sync::Arc;
@@ -22,7 +23,8 @@ use crate::error::Error;
 use crate::ownership::{self, Claim};
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::{Context, pods, selector};
-use plan::{Plan, SetPatch};
+use plan::Plan;
+use set::SetPatch;
 
 const COMPONENT: &str = "deployment-controller";
 /// How many Deployments are worked on at a time.
@@ -49,7 +51,8 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
                 .for_each(|name| queue.add(name))
         }
     });
-    // Only Recreate looks at pods, and only at their end: a new version waits for the last pod of the old one.
+    // Only Recreate looks at pods, and only at their end: a new version waits for the last pod of the old
+    // one.
     let _pods = context.caches.pods.subscribe({
         let queue = Arc::clone(&queue);
         let context = Arc::clone(&context);

@@ -96,7 +96,8 @@ impl World {
         changed
     }
 
-    /// Plays the ReplicaSet controller: every wanted pod exists, and is available if `healthy` says so of its version.
+    /// Plays the ReplicaSet controller: every wanted pod exists, and is available if `healthy` says so of its
+    /// version.
     fn run_pods(&mut self, healthy: impl Fn(&str) -> bool) {
         for set in &mut self.sets {
             let wanted = set.spec.as_ref().unwrap().replicas.unwrap();

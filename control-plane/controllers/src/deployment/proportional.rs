@@ -10,8 +10,9 @@ pub(crate) struct Share {
     pub allowed_before: Option<i32>,
 }
 
-/// The sizes that bring `shares` to `allowed` pods together. `shares` stand in the order in which they take what
-/// rounding leaves over: larger sets first. `total_before` stands in for a share that does not know `allowed_before`.
+/// The sizes that bring `shares` to `allowed` pods together. `shares` stand in the order in which they take
+/// what rounding leaves over: larger sets first. `total_before` stands in for a share that does not know
+/// `allowed_before`.
 pub(crate) fn sizes(shares: &[Share], desired: i32, allowed: i32, total_before: i32) -> Vec<i32> {
     let to_add = allowed - shares.iter().map(|share| share.replicas).sum::<i32>();
     let mut added = 0;

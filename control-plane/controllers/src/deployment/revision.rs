@@ -57,8 +57,9 @@ fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// The value of `pod-template-hash`, which is also the suffix of the ReplicaSet's name. Upstream hashes a Go printer's
-/// output, which nobody else can reproduce; nothing depends on the value, since versions are compared by template.
+/// The value of `pod-template-hash`, which is also the suffix of the ReplicaSet's name. Upstream hashes a Go
+/// printer's output, which nobody else can reproduce; nothing depends on the value, since versions are
+/// compared by template.
 pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
     let mut hash = Sha256::new();
     let canonical = serde_json::to_vec(&bare(template)).unwrap_or_default();
@@ -86,8 +87,8 @@ pub(crate) fn number(annotations: Option<&Annotations>, key: &str) -> Option<i64
     annotations?.get(key)?.parse().ok()
 }
 
-/// Brings the annotations of the current ReplicaSet up to date: those that it inherits, its number, and the history
-/// of its numbers.
+/// Brings the annotations of the current ReplicaSet up to date: those that it inherits, its number, and the
+/// history of its numbers.
 pub(crate) fn annotate_new(deployment: &Deployment, annotations: &mut Annotations, revision: i64) {
     let inherited = deployment.metadata.annotations.iter().flatten();
     for (key, value) in inherited.filter(|(key, _)| !OWN_ANNOTATIONS.contains(&key.as_str())) {

@@ -72,8 +72,8 @@ impl Limits {
         }
     }
 
-    /// The sizes of the old ReplicaSets, oldest first: unhealthy pods go first, and then healthy ones as long as
-    /// enough pods are available.
+    /// The sizes of the old ReplicaSets, oldest first: unhealthy pods go first, and then healthy ones as long
+    /// as enough pods are available.
     pub fn old_sizes(self, old: &[Size], new: Size) -> Vec<i32> {
         let mut sizes: Vec<i32> = old.iter().map(|size| size.replicas).collect();
         let total = sizes.iter().sum::<i32>() + new.replicas;

@@ -132,8 +132,8 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Turns the stored status, with what was noted in it since, into the current one, and tells when a deadline
-    /// makes it stale.
+    /// Turns the stored status, with what was noted in it since, into the current one, and tells when a
+    /// deadline makes it stale.
     pub fn write(&self, noted: DeploymentStatus, progress: Progress) -> (DeploymentStatus, Option<Duration>) {
         let before = self.deployment.status.clone().unwrap_or_default();
         let mut status = self.counted(noted);
@@ -303,8 +303,8 @@ fn is_same(one: &DeploymentCondition, other: &DeploymentCondition) -> bool {
     one.type_ == other.type_ && one.status == other.status && one.reason == other.reason
 }
 
-/// Sets a condition. One of the same status and reason stays untouched, one of the same status keeps the time of its
-/// transition.
+/// Sets a condition. One of the same status and reason stays untouched, one of the same status keeps the time
+/// of its transition.
 fn set(status: &mut DeploymentStatus, mut condition: DeploymentCondition) {
     if let Some(known) = self::condition(status, &condition.type_) {
         if is_same(known, &condition) {

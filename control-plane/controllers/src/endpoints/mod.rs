@@ -1,7 +1,7 @@
 //! Where a Service's traffic may go: EndpointSlices, and the older Endpoints, both from one computation.
 //!
-//! Nothing is batched: a pod's readiness or deletion is in its slice after one write. A burst batches itself, because
-//! a Service that is being written collects what changes meanwhile.
+//! Nothing is batched: a pod's readiness or deletion is in its slice after one write. A burst batches itself,
+//! because a Service that is being written collects what changes meanwhile.
 
 mod observed;
 mod slices;

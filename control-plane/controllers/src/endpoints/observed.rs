@@ -90,8 +90,8 @@ pub(crate) fn family(address: &IpAddr) -> &'static str {
 }
 
 impl<'a> ServicePods<'a> {
-    /// Finds the Service's endpoints among the pods of its namespace. Pods without an address, and those that have run
-    /// to their end, are none.
+    /// Finds the Service's endpoints among the pods of its namespace. Pods without an address, and those that
+    /// have run to their end, are none.
     pub fn observe(
         service: &'a Service,
         pods: &[Arc<Pod>],

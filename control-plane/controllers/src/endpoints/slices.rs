@@ -1,7 +1,7 @@
 //! EndpointSlices (KEP-752): which slices a Service should have.
 //!
-//! Endpoints stay in the slice that they are in, so that a change touches one slice. Slices that nothing is left in
-//! are used again before new ones are made; one, possibly empty, is always there.
+//! Endpoints stay in the slice that they are in, so that a change touches one slice. Slices that nothing is
+//! left in are used again before new ones are made; one, possibly empty, is always there.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -32,7 +32,8 @@ pub(crate) fn is_ours(slice: &EndpointSlice) -> bool {
         .is_some_and(|by| by == MANAGED_BY)
 }
 
-/// What to write. New slices have `generateName` only; changed ones carry the resource version that they were read at.
+/// What to write. New slices have `generateName` only; changed ones carry the resource version that they were
+/// read at.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Plan {
     pub create: Vec<EndpointSlice>,
@@ -147,7 +148,8 @@ impl FamilyPlan<'_> {
         self.finish(kept, spare);
     }
 
-    /// Puts endpoints that are in no slice yet into slices with room, then into spare ones, then into new ones.
+    /// Puts endpoints that are in no slice yet into slices with room, then into spare ones, then into new
+    /// ones.
     fn house(
         &mut self,
         ports: &[Port],

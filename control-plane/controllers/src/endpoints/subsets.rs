@@ -1,4 +1,5 @@
-//! The older Endpoints object: the same pods, grouped by ports into subsets. Consumers of our own read slices;
+//! The older Endpoints object: the same pods, grouped by ports into subsets. Consumers of our own read
+//! slices;
 //! `kubectl describe service` and old programs read these.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,8 @@ const MANAGED_BY_LABEL: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGED_BY: &str = "endpoint-controller";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-/// Whether this controller writes the object: what users made by hand for a Service without selector is theirs.
+/// Whether this controller writes the object: what users made by hand for a Service without selector is
+/// theirs.
 pub(crate) fn is_ours(endpoints: &Endpoints) -> bool {
     let labels = endpoints.metadata.labels.as_ref();
     labels
@@ -60,8 +62,8 @@ fn labels(service: &Service) -> Labels {
     labels
 }
 
-/// Only addresses of the primary family: the object cannot tell families apart. Terminating pods are left out at
-/// once, unless unready ones are published as well.
+/// Only addresses of the primary family: the object cannot tell families apart. Terminating pods are left out
+/// at once, unless unready ones are published as well.
 fn subsets(service: &Service, pods: &ServicePods<'_>) -> Vec<EndpointSubset> {
     let publishes_not_ready = publishes_not_ready(service);
     let families = families(service);

@@ -137,7 +137,8 @@ impl Graph {
         }
     }
 
-    /// Takes in that an object is gone. Returns the uids to look at: its dependents, and the owners that wait for it.
+    /// Takes in that an object is gone. Returns the uids to look at: its dependents, and the owners that wait
+    /// for it.
     pub fn forget(&mut self, uid: &str) -> Vec<String> {
         self.note_absent(uid);
         let mut concerned: Vec<String> = self.dependents.get(uid).into_iter().flatten().cloned().collect();

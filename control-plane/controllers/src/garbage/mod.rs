@@ -1,8 +1,9 @@
 //! Garbage collection: what is owned goes when its owners are gone (owner references, compared by uid).
 //!
-//! All kinds are watched, custom ones too; kinds that the other controllers cache anyway are taken from there, the rest
-//! are watched for their metadata only. The [`Graph`] decides what is to be looked at; nothing is deleted before the
-//! server itself has confirmed that the object still is what it was and that its owners are gone.
+//! All kinds are watched, custom ones too; kinds that the other controllers cache anyway are taken from
+//! there, the rest are watched for their metadata only. The [`Graph`] decides what is to be looked at;
+//! nothing is deleted before the server itself has confirmed that the object still is what it was and that
+//! its owners are gone.
 
 mod graph;
 mod sources;
@@ -252,8 +253,8 @@ impl Collector {
         self.drop_finalizer(owner, ORPHAN).await
     }
 
-    /// Propagation policy Foreground: dependents that block the owner's deletion go first. Each one that goes brings
-    /// the owner back here.
+    /// Propagation policy Foreground: dependents that block the owner's deletion go first. Each one that goes
+    /// brings the owner back here.
     async fn delete_dependents_first(&self, owner: &Node) -> Result<(), Error> {
         if !self.has_blocking_dependents(owner) {
             return self.drop_finalizer(owner, FOREGROUND).await;

@@ -16,8 +16,9 @@ use crate::{Context, pods};
 
 const COMPONENT: &str = "taint-eviction-controller";
 const WORKERS: usize = 8;
-/// How long a pod stays on a node that is lost or not ready, unless it says otherwise. Upstream's API server writes
-/// this toleration into every pod (admission plugin DefaultTolerationSeconds); here it holds for pods without, too.
+/// How long a pod stays on a node that is lost or not ready, unless it says otherwise. Upstream's API server
+/// writes this toleration into every pod (admission plugin DefaultTolerationSeconds); here it holds for pods
+/// without, too.
 const DEFAULT_TOLERATION: Duration = Duration::from_secs(300);
 
 /// Runs the controller.

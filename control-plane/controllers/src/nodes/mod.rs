@@ -1,8 +1,9 @@
 //! Nodes that stop answering, or say that something is wrong with them.
 //!
-//! A kubelet renews its Lease every ten seconds. When it has not done so for the grace period, its node's conditions
-//! become Unknown, its pods not ready, so that Services leave them, and the node is tainted. How long it was silent
-//! is measured from when the last renewal was *seen* here: clocks of different machines are never compared.
+//! A kubelet renews its Lease every ten seconds. When it has not done so for the grace period, its node's
+//! conditions become Unknown, its pods not ready, so that Services leave them, and the node is tainted. How
+//! long it was silent is measured from when the last renewal was *seen* here: clocks of different machines
+//! are never compared.
 
 mod eviction;
 mod judgement;
@@ -178,7 +179,8 @@ impl Controller {
         Ok(again.map_or(Next::OnChange, Next::After))
     }
 
-    /// Nobody else can say that the pods of a silent node do not answer. Its kubelet, when it is back, says what is.
+    /// Nobody else can say that the pods of a silent node do not answer. Its kubelet, when it is back, says
+    /// what is.
     async fn mark_pods_not_ready(&self, node: &str) -> Result<(), Error> {
         let pods = self.context.caches.pods.list();
         let ready = pods

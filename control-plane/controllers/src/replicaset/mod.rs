@@ -47,8 +47,8 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The ReplicaSets to look at when a pod changed: those that control or controlled it, and for one that nobody
-/// controls, those that might adopt it.
+/// The ReplicaSets to look at when a pod changed: those that control or controlled it, and for one that
+/// nobody controls, those that might adopt it.
 fn concerned(context: &Context, change: &Change<Pod>) -> Vec<ObjectName> {
     let mut names = Vec::new();
     for pod in change.states() {
@@ -131,8 +131,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether the server agrees that it exists and is not being deleted: a cache that is behind must not let a
-    /// ReplicaSet on its way out adopt anything.
+    /// Whether the server agrees that it exists and is not being deleted: a cache that is behind must not let
+    /// a ReplicaSet on its way out adopt anything.
     async fn still_lives(&self, rs: &ReplicaSet) -> Result<bool, Error> {
         let fresh = self.0.caches.replica_sets.fetch(&name_of(rs)).await?;
         Ok(fresh.is_some_and(|fresh| {
@@ -162,8 +162,8 @@ impl Controller {
         siblings.flat_map(|sibling| self.active_pods(sibling)).collect()
     }
 
-    /// Creates in batches of 1, 2, 4 …, and stops after a batch with a failure: when the first pod is refused, for
-    /// want of quota for example, the other thousand are not tried.
+    /// Creates in batches of 1, 2, 4 …, and stops after a batch with a failure: when the first pod is
+    /// refused, for want of quota for example, the other thousand are not tried.
     async fn create_pods(&self, rs: &ReplicaSet, count: usize) -> Result<(), Error> {
         let mut left = count;
         let mut batch = 1;

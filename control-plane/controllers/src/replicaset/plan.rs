@@ -19,8 +19,8 @@ pub(crate) enum Scale {
     Down(Vec<Arc<Pod>>),
 }
 
-/// Compares the active `pods` of `rs` with what it asks for. `related` are the active pods of its whole Deployment:
-/// of several victims, one that shares its node with relatives goes first.
+/// Compares the active `pods` of `rs` with what it asks for. `related` are the active pods of its whole
+/// Deployment: of several victims, one that shares its node with relatives goes first.
 pub(crate) fn scale(rs: &ReplicaSet, pods: &[Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) -> Scale {
     let wanted = usize::try_from(replicas(rs)).unwrap_or(0);
     match pods.len() {

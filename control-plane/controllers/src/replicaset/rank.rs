@@ -14,8 +14,9 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// Smaller goes first. The order of the fields is the order of the criteria.
 ///
-/// Times count by powers of two, so that of two pods of about the same age either may go (KEP-2185). Upstream then
-/// takes the uid at once; here the later criteria come before it, because otherwise the order is not transitive.
+/// Times count by powers of two, so that of two pods of about the same age either may go (KEP-2185). Upstream
+/// then takes the uid at once; here the later criteria come before it, because otherwise the order is not
+/// transitive.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     is_bound: bool,

@@ -72,7 +72,8 @@ type Domain = (String, String);
 
 /// What a pod's own rules, and those of the pods that run already, say about every domain.
 pub(crate) struct Neighbourhood {
-    /// For each required affinity term, where it is satisfied; `None`: by the pod itself, as the first of its kind.
+    /// For each required affinity term, where it is satisfied; `None`: by the pod itself, as the first of its
+    /// kind.
     wanted: Vec<(String, Option<BTreeSet<Domain>>)>,
     shunned: BTreeSet<Domain>,
     closed: BTreeSet<Domain>,

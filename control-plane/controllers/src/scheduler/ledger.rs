@@ -193,12 +193,12 @@ fn node_state(node: &Node) -> NodeState {
     }
 }
 
-/// The field that node affinity can select by (`matchFields`). It stands among the labels, under a key that none has
-/// by accident.
+/// The field that node affinity can select by (`matchFields`). It stands among the labels, under a key that
+/// none has by accident.
 pub(crate) const NAME_FIELD: &str = "metadata.name";
 
-/// A node's taints. A node that is not Ready has the taint for it even before the node controller sets it: a kubelet
-/// registers first and becomes ready later.
+/// A node's taints. A node that is not Ready has the taint for it even before the node controller sets it: a
+/// kubelet registers first and becomes ready later.
 fn taints(node: &Node) -> Vec<Taint> {
     let mut taints = node
         .spec

@@ -1,8 +1,9 @@
 //! The scheduler: a node for every pod that has none.
 //!
-//! One task decides, one pod after the other, on a [`Ledger`] of what runs where. A decision counts in the ledger at
-//! once, while its binding is still on its way, so that a burst of pods does not end on one node. Nothing waits for a
-//! clock: a pod that found no place is tried again when a node or a pod changes in a way that may help.
+//! One task decides, one pod after the other, on a [`Ledger`] of what runs where. A decision counts in the
+//! ledger at once, while its binding is still on its way, so that a burst of pods does not end on one node.
+//! Nothing waits for a clock: a pod that found no place is tried again when a node or a pod changes in a way
+//! that may help.
 
 mod affinity;
 mod filter;
@@ -65,12 +66,12 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
         inbox: Arc::clone(&inbox),
         ledger: Ledger::default(),
         waiting: BTreeMap::new(),
-        binding: JoinSet::new(),
+        under_way: JoinSet::new(),
     };
     loop {
         tokio::select! {
             () = inbox.wake.notified() => scheduler.turn(),
-            Some(bound) = scheduler.binding.join_next() => scheduler.note_bound(bound),
+            Some(done) = scheduler.under_way.join_next() => scheduler.note(done),
         }
     }
 }
@@ -141,13 +142,18 @@ struct Scheduler {
     inbox: Arc<Inbox>,
     ledger: Ledger,
     waiting: BTreeMap<ObjectName, Waiting>,
-    binding: JoinSet<Bound>,
+    under_way: JoinSet<Done>,
 }
 
-/// How a binding went.
-struct Bound {
-    pod: Arc<Pod>,
-    outcome: Result<NodeName, kube::Error>,
+/// What the API server was asked for, and has answered.
+enum Done {
+    /// A binding.
+    Bound {
+        pod: Arc<Pod>,
+        outcome: Result<NodeName, kube::Error>,
+    },
+    /// A report on a pod that has no place.
+    Told,
 }
 
 impl Scheduler {
@@ -230,18 +236,23 @@ impl Scheduler {
             Ok(node) => {
                 self.waiting.remove(name);
                 self.ledger.place(&pod, &node);
-                self.binding.spawn(bind(self.context.clone(), pod, node));
+                self.under_way.spawn(bind(self.context.clone(), pod, node));
             }
             Err(reasons) => {
                 self.waiting.insert(name.clone(), Waiting { stuck: true });
                 let context = Arc::clone(&self.context);
-                tokio::spawn(async move { tell_unschedulable(&context, &pod, &reasons).await });
+                self.under_way.spawn(async move {
+                    tell_unschedulable(&context, &pod, &reasons).await;
+                    Done::Told
+                });
             }
         }
     }
 
-    fn note_bound(&mut self, bound: Result<Bound, tokio::task::JoinError>) {
-        let Ok(Bound { pod, outcome }) = bound else { return };
+    fn note(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let Ok(Done::Bound { pod, outcome }) = done else {
+            return;
+        };
         let name = name_of(&*pod);
         match outcome {
             Ok(node) => {
@@ -283,7 +294,7 @@ fn spread(pod: &Pod, services: &[Arc<Service>]) -> Spread {
     Spread::new(pod, selecting.cloned().collect())
 }
 
-async fn bind(context: Arc<Context>, pod: Arc<Pod>, node: NodeName) -> Bound {
+async fn bind(context: Arc<Context>, pod: Arc<Pod>, node: NodeName) -> Done {
     let name = name_of(&*pod);
     let binding = Binding {
         metadata: ObjectMeta {
@@ -307,7 +318,7 @@ async fn bind(context: Arc<Context>, pod: Arc<Pod>, node: NodeName) -> Bound {
     if outcome.is_err() {
         tokio::time::sleep(REST_AFTER_FAILURE).await;
     }
-    Bound {
+    Done::Bound {
         pod,
         outcome: outcome.map(|_| node),
     }

@@ -12,13 +12,14 @@ pub(crate) struct Amount(pub i128);
 /// Amounts by the name of the resource.
 pub(crate) type Amounts = BTreeMap<String, Amount>;
 
-/// What a pod that asks for nothing is taken to use when nodes are compared (upstream's `DefaultMilliCPURequest`).
+/// What a pod that asks for nothing is taken to use when nodes are compared (upstream's
+/// `DefaultMilliCPURequest`).
 const ASSUMED_CPU: Amount = Amount(100);
 /// The same for memory: 200 MB.
 const ASSUMED_MEMORY: Amount = Amount(200 * 1024 * 1024 * 1000);
 
-/// Reads a quantity (`100m`, `1.5`, `128Mi`, `1e3`), rounding up. What is none counts as zero: the API server lets
-/// nothing else pass.
+/// Reads a quantity (`100m`, `1.5`, `128Mi`, `1e3`), rounding up. What is none counts as zero: the API server
+/// lets nothing else pass.
 pub(crate) fn amount(quantity: &Quantity) -> Amount {
     Amount(parse(&quantity.0).unwrap_or(0))
 }
@@ -72,9 +73,9 @@ pub(crate) fn amounts(quantities: Option<&BTreeMap<String, Quantity>>) -> Amount
         .collect()
 }
 
-/// What a pod asks of its node: its containers together, or its hungriest init container if that is more, plus its
-/// overhead. Init containers that keep running (sidecars) count with both. What is asked for the pod as a whole holds
-/// instead, where it is given (KEP-2837).
+/// What a pod asks of its node: its containers together, or its hungriest init container if that is more,
+/// plus its overhead. Init containers that keep running (sidecars) count with both. What is asked for the pod
+/// as a whole holds instead, where it is given (KEP-2837).
 pub(crate) fn requests(pod: &Pod) -> Amounts {
     let Some(spec) = &pod.spec else {
         return Amounts::new();

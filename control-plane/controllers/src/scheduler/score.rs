@@ -122,7 +122,8 @@ fn avoided_taints(pod: &Pod, node: &NodeState) -> i64 {
     i64::try_from(avoided.count()).unwrap_or(i64::MAX)
 }
 
-/// Decides among equals: the same for the same pod, different for different pods, so that equals share the load.
+/// Decides among equals: the same for the same pod, different for different pods, so that equals share the
+/// load.
 fn lot(pod: &Pod, node: &NodeName, seed: u64) -> u64 {
     let mut hasher = DefaultHasher::new();
     (seed, pod.metadata.uid.as_deref(), &node.0).hash(&mut hasher);

@@ -1,6 +1,6 @@
-//! An API server in memory, as far as controllers use one: objects with uids, generations and resource versions,
-//! list and watch, patches, graceful deletion and finalizers, bindings, classic discovery. Its watches may lag, and
-//! its writes may fail, so that controllers can be seen to bear that.
+//! An API server in memory, as far as controllers use one: objects with uids, generations and resource
+//! versions, list and watch, patches, graceful deletion and finalizers, bindings, classic discovery. Its
+//! watches may lag, and its writes may fail, so that controllers can be seen to bear that.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -682,7 +682,8 @@ fn answer(answer: Answer) -> Response<AnswerBody> {
     response
 }
 
-/// Only the classic form: a request for the aggregated one gets it, too, as from a server that does not know better.
+/// Only the classic form: a request for the aggregated one gets it, too, as from a server that does not know
+/// better.
 fn discovery(path: &str) -> Option<Value> {
     let path = path.trim_matches('/');
     let groups = || {

@@ -1,5 +1,7 @@
-//! All controllers and the scheduler at work together, on an API server in memory and with kubelets that are played.
+//! All controllers and the scheduler at work together, on an API server in memory and with kubelets that are
+//! played.
 
+#[cfg(test)]
 mod fake;
 
 use std::sync::Arc;
@@ -43,7 +45,8 @@ impl Cluster {
     fn run_controllers(&mut self, config: Config) {
         let (client, shutdown) = (self.api.client(), self.shutdown.clone());
         self.tasks.push(tokio::spawn(async move {
-            controllers::run(client, config, shutdown).await.unwrap();
+            let ended = controllers::run(client, config, shutdown).await;
+            assert!(ended.is_ok(), "{ended:?}");
         }));
     }
 }
@@ -175,21 +178,17 @@ async fn a_deployment_becomes_pods_on_all_nodes_and_endpoints_of_its_service() {
         endpoints["subsets"][0]["addresses"].as_array().map(Vec::len) == Some(4)
     })
     .await;
-    let told: Vec<String> = api
-        .all("events")
-        .iter()
-        .map(|event| text(event, "/reason").to_owned())
-        .collect();
     for (reason, count) in [
         ("ScalingReplicaSet", 1),
         ("SuccessfulCreate", 4),
         ("Scheduled", 4),
     ] {
-        assert_eq!(
-            told.iter().filter(|told| *told == reason).count(),
-            count,
-            "{reason} in {told:?}"
-        );
+        api.eventually(reason, |api| {
+            let events = api.all("events");
+            let told = events.iter().filter(|event| text(event, "/reason") == reason);
+            told.count() == count
+        })
+        .await;
     }
 }
 
