@@ -34,7 +34,7 @@ pub struct Options {
     pub endpoint_names: EndpointNames,
     /// The agent's socket. Default `/run/causeway/dns.sock`.
     pub feed: PathBuf,
-    /// Where the last good snapshot is kept. Default: beside the socket, with the extension `snapshot`.
+    /// The directory where the last good snapshot is kept. Default: that of the socket.
     pub state: PathBuf,
 }
 
@@ -119,6 +119,13 @@ struct Answer<'a, 't> {
 }
 
 impl Options {
+    /// The file of the last good snapshot: called like the socket, so that two feeds may share a directory.
+    #[must_use]
+    pub fn snapshot_file(&self) -> PathBuf {
+        let name = self.feed.file_stem().unwrap_or("dns".as_ref());
+        self.state.join(name).with_extension("snapshot")
+    }
+
     /// Answers from `table` into `out`, or says why not.
     pub fn answer(&self, table: &Table, query: &Query<'_>, shape: Shape, out: &mut Vec<u8>) -> Verdict {
         let Some((zone, before)) = self.zone_of(query) else {

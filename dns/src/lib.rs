@@ -11,6 +11,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -64,11 +65,30 @@ pub enum Error {
     },
 }
 
+/// How long [`run`] waits for an address to bind to: the node agent may be about to give it to the machine.
+const ADDRESS_WAIT: Duration = Duration::from_secs(60);
+const ADDRESS_RETRY: Duration = Duration::from_millis(100);
+
 /// Takes the sockets, serves until `shutdown`, and for the lameduck time after it. The log line `serving` tells that
 /// every socket answers; [`server::Bound`] tells it to a caller that wants to know.
 ///
 /// # Errors
-/// When a socket cannot be had.
+/// When a socket cannot be had. An address that this machine does not have yet is waited for, up to a minute.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    server::Bound::new(&config).await?.run(shutdown).await
+    let deadline = Instant::now() + ADDRESS_WAIT;
+    let mut reported = false;
+    loop {
+        match server::Bound::new(&config).await {
+            Err(Error::Serve(serve::ServeError::NotOurs { address, .. })) if Instant::now() < deadline => {
+                if !std::mem::replace(&mut reported, true) {
+                    tracing::warn!(%address, "no interface has the address to listen at yet; waiting for it");
+                }
+            }
+            bound => return bound?.run(shutdown).await,
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(ADDRESS_RETRY) => {}
+        }
+    }
 }

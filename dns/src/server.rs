@@ -1,6 +1,7 @@
 //! The composition root: a configuration becomes sockets, threads and tasks, and ends in order.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -52,6 +53,7 @@ impl Bound {
     /// When one of them cannot be had; nothing is left open then.
     pub async fn new(config: &Config) -> Result<Self, Error> {
         let corefile = &config.0;
+        let addresses = free_addresses(corefile)?;
         note_what_waits(corefile);
         let followers = followers(corefile);
         let mut blocks = Vec::new();
@@ -72,7 +74,7 @@ impl Bound {
         }
         let mut labels = Vec::new();
         let servers = servers(corefile, &blocks, &mut labels);
-        let listeners = listen(servers)?;
+        let listeners = listen(servers, &addresses)?;
         let endpoints = http::listen(&endpoints(corefile)).await?;
         let sources = followers
             .iter()
@@ -220,7 +222,7 @@ fn followers(corefile: &Corefile) -> BTreeMap<PathBuf, Follower> {
         .map(|options| {
             (
                 options.feed.clone(),
-                Follower::new(options.feed.clone(), options.state.clone()),
+                Follower::new(options.feed.clone(), options.snapshot_file()),
             )
         })
         .collect()
@@ -274,15 +276,31 @@ fn addresses(config: &ServerBlock) -> Vec<IpAddr> {
     }
 }
 
-fn listen(servers: BTreeMap<(IpAddr, u16), Server>) -> Result<Vec<Listening>, Error> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut free = Vec::new();
-    // All are looked at before one is taken: the sockets of one address would stand in the way of another's.
-    for ((address, port), server) in servers {
-        free.push((serve::probe(SocketAddr::from((address, port)))?, server));
+/// Sees that every address is free, before anything is opened: the sockets of one address would stand in the way of
+/// another's. Tells the port of those that left it to the kernel.
+fn free_addresses(corefile: &Corefile) -> Result<BTreeMap<(IpAddr, u16), SocketAddr>, ServeError> {
+    let mut free = BTreeMap::new();
+    for config in &corefile.blocks {
+        for key in &config.keys {
+            for address in addresses(config) {
+                let wanted = (address, key.port);
+                if let Entry::Vacant(entry) = free.entry(wanted) {
+                    entry.insert(serve::probe(wanted.into())?);
+                }
+            }
+        }
     }
+    Ok(free)
+}
+
+fn listen(
+    servers: BTreeMap<(IpAddr, u16), Server>,
+    free: &BTreeMap<(IpAddr, u16), SocketAddr>,
+) -> Result<Vec<Listening>, ServeError> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut listeners = Vec::new();
-    for (address, server) in free {
+    for (wanted, server) in servers {
+        let address = free.get(&wanted).copied().unwrap_or(wanted.into());
         let tcp = serve::tcp_listener(address)?;
         let tcp = TcpListener::from_std(tcp).map_err(|source| ServeError::Listen {
             address,

@@ -44,8 +44,9 @@ struct Running {
 async fn start(folder: &Folder) -> Running {
     let corefile = folder.file("Corefile");
     let text = format!(
-        ".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n kubernetes cluster.local {{\n feed {}\n ttl 30\n }}\n}}",
-        folder.file("dns.sock").display()
+        ".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n kubernetes cluster.local {{\n feed {}\n state {}\n ttl 30\n }}\n}}",
+        folder.file("dns.sock").display(),
+        folder.file("state").display()
     );
     std::fs::write(&corefile, text).expect("written");
     let config = dns::Config::parse(&corefile).expect("a Corefile");
@@ -260,9 +261,8 @@ async fn an_address_that_cannot_be_had_is_named() {
     ] {
         let text = format!(".:{} {{\n bind {}\n whoami\n}}", address.port(), address.ip());
         let corefile = dns::corefile::Corefile::parse("Corefile", &text, &|_| None).expect("a Corefile");
-        let refused = dns::run(dns::Config(corefile), CancellationToken::new())
-            .await
-            .expect_err("refused");
-        assert_eq!(refused.to_string(), expected);
+        let bound = dns::server::Bound::new(&dns::Config(corefile)).await;
+        let refused = bound.err().map(|error| error.to_string());
+        assert_eq!(refused, Some(expected));
     }
 }

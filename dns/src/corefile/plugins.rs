@@ -405,7 +405,7 @@ fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<kubernetes::O
         }
     }
     if options.state.as_os_str().is_empty() {
-        options.state = options.feed.with_extension("snapshot");
+        options.state = options.feed.parent().map(Path::to_owned).unwrap_or_default();
     }
     Ok(options)
 }

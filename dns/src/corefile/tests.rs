@@ -93,7 +93,7 @@ fn kubeadms_corefile_is_read_whole() {
             fallthrough: Fallthrough(names(&["in-addr.arpa", "ip6.arpa"])),
             endpoint_names: EndpointNames::Dashed,
             feed: "/run/causeway/dns.sock".into(),
-            state: "/run/causeway/dns.snapshot".into(),
+            state: "/run/causeway".into(),
         }),
         forward: vec![forward::Options {
             to: vec![socket("10.0.0.2:53")],
