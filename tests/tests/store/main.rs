@@ -1,6 +1,7 @@
 //! The store speaks etcd: one table of rows (operations and what comes of them) is run against our store and against a
 //! real etcd, and every answer has to be the same, down to the texts of errors. Only an endpoint is needed.
 
+mod random;
 mod rows;
 mod script;
 mod transcript;
@@ -9,6 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,24 +25,23 @@ use tokio_util::sync::CancellationToken;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// Scripts of random operations.
+const SEEDS: u64 = 60;
+const OPERATIONS: usize = 40;
+
 #[tokio::test]
 async fn our_store_answers_like_etcd() {
-    let Some(program) = etcd_program() else {
-        skipped(
-            "our_store_answers_like_etcd",
-            "no etcd on PATH or in target/tools (run ./setup.sh test)",
-        );
+    let Some(mut pair) = Pair::start("our_store_answers_like_etcd").await else {
         return;
     };
-    let etcd = Etcd::start(&program);
-    let ours = OurStore::start().await;
-    let mut ours_client = connect(&ours.endpoint()).await;
-    let mut etcd_client = connect(&etcd.endpoint()).await;
     let mut failures = Vec::new();
     for row in ROWS {
-        let ours = transcript(&mut ours_client, row).await;
-        let theirs = transcript(&mut etcd_client, row).await;
-        failures.extend(judge(row, &ours, &theirs));
+        let ours = pair.ours(row.script).await;
+        let expected = match &row.differs {
+            None => pair.theirs(row.script).await,
+            Some(Differs { why: _, ours }) => (*ours).to_owned(),
+        };
+        failures.extend(judge(row, &ours, &expected));
     }
     assert!(
         failures.is_empty(),
@@ -52,19 +53,62 @@ async fn our_store_answers_like_etcd() {
     println!("{} rows agree", ROWS.len());
 }
 
-fn judge(row: &Row, ours: &str, theirs: &str) -> Option<String> {
-    let expected = match &row.differs {
-        None => theirs,
-        Some(Differs { why: _, ours }) => ours,
+#[tokio::test]
+async fn our_store_answers_random_operations_like_etcd() {
+    let Some(mut pair) = Pair::start("our_store_answers_random_operations_like_etcd").await else {
+        return;
     };
+    for seed in 0..SEEDS {
+        let script = random::script(seed, OPERATIONS);
+        let (ours, theirs) = (pair.ours(&script).await, pair.theirs(&script).await);
+        let answers = ours.lines().zip(theirs.lines());
+        let first_other = answers.enumerate().find(|(_, (ours, theirs))| ours != theirs);
+        assert_eq!(first_other, None, "seed {seed}:\n{script}");
+        assert_eq!(ours, theirs, "seed {seed}:\n{script}");
+    }
+}
+
+fn judge(row: &Row, ours: &str, expected: &str) -> Option<String> {
     (ours.trim() != expected.trim()).then(|| {
         let Row { claim, script, .. } = row;
         format!("--- {claim}\n{script}\nours:\n{ours}\nexpected:\n{expected}\n")
     })
 }
 
-async fn transcript(client: &mut Client, row: &Row) -> String {
-    Session::start(client).await.run(row.script).await
+/// Our store and a real etcd, each with a client.
+struct Pair {
+    ours: Client,
+    theirs: Client,
+    _our_store: OurStore,
+    _etcd: Etcd,
+}
+
+impl Pair {
+    /// Says loudly when there is no etcd.
+    async fn start(test: &str) -> Option<Self> {
+        let Some(program) = etcd_program() else {
+            skipped(test, "no etcd on PATH or in target/tools (run ./setup.sh test)");
+            return None;
+        };
+        let etcd = Etcd::start(&program);
+        let our_store = OurStore::start().await;
+        let ours = connect(&our_store.endpoint()).await;
+        let theirs = connect(&etcd.endpoint()).await;
+        Some(Self {
+            ours,
+            theirs,
+            _our_store: our_store,
+            _etcd: etcd,
+        })
+    }
+
+    async fn ours(&mut self, script: &str) -> String {
+        Session::start(&mut self.ours).await.run(script).await
+    }
+
+    async fn theirs(&mut self, script: &str) -> String {
+        Session::start(&mut self.theirs).await.run(script).await
+    }
 }
 
 async fn connect(endpoint: &str) -> Client {
@@ -95,7 +139,9 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn new(label: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("cwt-store-{}-{label}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("cwt-store-{}-{number}-{label}", std::process::id()));
         std::fs::create_dir_all(&path).expect("make a directory");
         Self(path)
     }

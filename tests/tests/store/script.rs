@@ -8,7 +8,7 @@
 //! compact R [physical]
 //! grant NAME SECONDS [id=N]      revoke NAME      ttl NAME [keys]      keepalive NAME      leases
 //! watch NAME KEY [RANGE] [rev=R] [prev] [noput] [nodelete] [fragment] [id=N] [on=NAME]
-//! events NAME COUNT      response NAME      progress NAME      cancel NAME ID
+//! events NAME COUNT      until NAME KEY      response NAME      progress NAME      cancel NAME ID
 //! ```
 //! RANGE = `prefix`, `from`, or `end=KEY`. R = `+N`, counted from the revision at which the row began, or a number.
 //! KEY or VALUE `-` is empty, VALUE `@N` has N bytes. A lease that was not granted is given by its number.
@@ -18,7 +18,8 @@ use std::{collections::HashMap, iter::Peekable, str::SplitWhitespace, time::Dura
 use etcd_client::{
     Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, GetOptions, LeaseGrantOptions,
     LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
-    WatchStream, proto::PbWatchResponse,
+    WatchStream,
+    proto::{PbEvent, PbWatchResponse},
 };
 
 use crate::transcript::Transcript;
@@ -176,6 +177,21 @@ impl<'a> Session<'a> {
                 }
                 self.transcript.events(events);
             }
+            "until" => {
+                let key = bytes(words.next().expect("a key"));
+                let is_it = |event: &PbEvent| event.kv.as_ref().is_some_and(|kv| kv.key == key);
+                let mut events: Vec<(i64, PbEvent)> = Vec::new();
+                while !events.last().is_some_and(|(_, event)| is_it(event)) {
+                    let response = self.next_response(&name).await?;
+                    events.extend(
+                        response
+                            .events
+                            .into_iter()
+                            .map(|event| (response.watch_id, event)),
+                    );
+                }
+                self.transcript.events(events);
+            }
             "response" => {
                 let response = self.next_response(&name).await?;
                 self.transcript.watch_response(&response);
@@ -229,9 +245,11 @@ impl<'a> Session<'a> {
     }
 
     async fn next_response(&mut self, name: &str) -> Result<PbWatchResponse, Error> {
-        let message = tokio::time::timeout(ANSWER_LIMIT, self.stream(name).message()).await;
-        let response = message.unwrap_or_else(|_| panic!("the watch {name} got nothing in time"))?;
-        Ok(response.expect("an open stream").0)
+        let silence = |_| Error::WatchError(format!("nothing came to {name} in time"));
+        let message = tokio::time::timeout(ANSWER_LIMIT, self.stream(name).message())
+            .await
+            .map_err(silence)?;
+        Ok(message?.expect("an open stream").0)
     }
 
     fn stream(&mut self, name: &str) -> &mut WatchStream {

@@ -21,7 +21,8 @@ impl Keyspace {
     /// Runs the operation at the next revision, all of it or (on an error) nothing.
     pub fn apply(&mut self, op: &Op, leases: &mut Leases) -> Result<Applied, Error> {
         let step = self.decide(op);
-        self.check(&step, leases)?;
+        self.check_puts(&step, leases)?;
+        self.check_ranges(&step)?;
         let mut write = Write {
             revision: self.revision() + 1,
             keyspace: self,
@@ -78,9 +79,9 @@ impl Keyspace {
         found.all(|entry| compare.holds_for(entry))
     }
 
-    fn check(&self, step: &Step<'_>, leases: &Leases) -> Result<(), Error> {
+    /// All puts are checked before all ranges, as in etcd: where both are wrong the client is told of the put.
+    fn check_puts(&self, step: &Step<'_>, leases: &Leases) -> Result<(), Error> {
         match step {
-            Step::Range(range) => self.readable(range.revision, self.revision()).map(drop),
             Step::Put(put) => {
                 let keeps = put.value.is_none() || put.lease == LeaseChange::Keep;
                 if keeps && self.entry(&put.key, self.revision()).is_none() {
@@ -91,8 +92,16 @@ impl Keyspace {
                     LeaseChange::Set(_) | LeaseChange::Keep => Ok(()),
                 }
             }
-            Step::Delete(_) => Ok(()),
-            Step::Txn { steps, .. } => steps.iter().try_for_each(|step| self.check(step, leases)),
+            Step::Txn { steps, .. } => steps.iter().try_for_each(|step| self.check_puts(step, leases)),
+            Step::Range(_) | Step::Delete(_) => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self, step: &Step<'_>) -> Result<(), Error> {
+        match step {
+            Step::Range(range) => self.readable(range.revision, self.revision()).map(drop),
+            Step::Txn { steps, .. } => steps.iter().try_for_each(|step| self.check_ranges(step)),
+            Step::Put(_) | Step::Delete(_) => Ok(()),
         }
     }
 }

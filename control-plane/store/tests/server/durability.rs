@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use etcd_client::{Client, GetOptions, PutOptions};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use store::{Config, Server};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +108,42 @@ async fn what_was_acknowledged_survives_kill_9() {
         assert_eq!(revisions, [revision], "{key}");
     }
     store.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_compare_and_swap_loses_no_update() {
+    const CLIENTS: i64 = 16;
+    const INCREMENTS: i64 = 20;
+    let directory = Directory::new();
+    let store = Store::start(config(&directory)).await;
+    let mut client = store.client().await;
+    client.put("counter", "0", None).await.unwrap();
+    let mut incrementers = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let client = store.client().await;
+        incrementers.spawn(async move {
+            for _ in 0..INCREMENTS {
+                while !increment(&mut client.clone()).await {}
+            }
+        });
+    }
+    incrementers.join_all().await;
+    let found = client.get("counter", None).await.unwrap();
+    let counter = &found.kvs()[0];
+    assert_eq!(counter.value_str().unwrap(), (CLIENTS * INCREMENTS).to_string());
+    assert_eq!(counter.version(), CLIENTS * INCREMENTS + 1);
+    store.stop().await;
+}
+
+async fn increment(client: &mut Client) -> bool {
+    let found = client.get("counter", None).await.unwrap();
+    let counter = &found.kvs()[0];
+    let next = counter.value_str().unwrap().parse::<i64>().unwrap() + 1;
+    let unchanged = Compare::mod_revision("counter", CompareOp::Equal, counter.mod_revision());
+    let swap = Txn::new()
+        .when([unchanged])
+        .and_then([TxnOp::put("counter", next.to_string(), None)]);
+    client.txn(swap).await.unwrap().succeeded()
 }
 
 /// This test program again, running only [`serve_until_killed`].
