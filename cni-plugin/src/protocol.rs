@@ -90,7 +90,7 @@ pub enum Response {
 /// Why not: passed on to the runtime as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// CNI error code (CNI 1.1, "Error"); see `spec::code`.
+    /// CNI error code (CNI 1.1, "Error"); see [`crate::spec::code`].
     pub code: u32,
     /// One line.
     pub msg: String,

@@ -1,0 +1,413 @@
+//! The CNI specification's side of the plugin: what comes in by environment and standard input, what goes out as
+//! result or error, in every version of the specification. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use model::ObjectName;
+use model::wiring::WiringPlan;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::protocol::{AttachmentKey, DEFAULT_SOCKET, Failure};
+
+/// Error codes (CNI 1.1, "Error"; below 100 they are the specification's).
+pub mod code {
+    /// The configuration's `cniVersion` is not supported.
+    pub const VERSION: u32 = 1;
+    /// The container is unknown.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// A `CNI_*` variable is missing or invalid.
+    pub const ENVIRONMENT: u32 = 4;
+    /// A file or socket could not be read or written.
+    pub const IO: u32 = 5;
+    /// Standard input is not JSON.
+    pub const DECODE: u32 = 6;
+    /// The configuration is invalid.
+    pub const CONFIG: u32 = 7;
+    /// Try again later: the agent is not there, or has no subnet yet.
+    pub const TRY_AGAIN: u32 = 11;
+    /// STATUS: an ADD would not be served now.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// Ours: the kernel refused.
+    pub const KERNEL: u32 = 100;
+    /// Ours: CHECK found a difference.
+    pub const DIFFERENT: u32 = 101;
+}
+
+/// Versions of the specification that this plugin speaks, oldest first.
+pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// What a configuration without `cniVersion` means.
+const OLDEST: &str = "0.1.0";
+
+/// Environment variables.
+pub type Variables = BTreeMap<String, String>;
+
+fn fail(code: u32, msg: impl Into<String>) -> Failure {
+    Failure {
+        code,
+        msg: msg.into(),
+        details: String::new(),
+    }
+}
+
+/// `CNI_COMMAND`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are the specification's verbs")]
+pub enum Verb {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Verb {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            _ => return None,
+        })
+    }
+
+    /// Variables that the verb requires (CNI 1.1 §2, "Parameters").
+    const fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
+            Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"],
+            Self::Gc | Self::Status => &["CNI_PATH"],
+            Self::Version => &[],
+        }
+    }
+
+    /// The specification's version that introduced the verb.
+    const fn since(self) -> &'static str {
+        match self {
+            Self::Add | Self::Del | Self::Version => OLDEST,
+            Self::Check => "0.4.0",
+            Self::Gc | Self::Status => "1.1.0",
+        }
+    }
+}
+
+/// What the environment says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The verb.
+    pub verb: Verb,
+    /// Which interface; empty fields where the verb has none.
+    pub key: AttachmentKey,
+    /// Path of the pod's namespace; empty where DEL has none any more.
+    pub netns: String,
+    /// The pod, by `CNI_ARGS`.
+    pub pod: Option<ObjectName>,
+    /// `CNI_NETNS_OVERRIDE`: the pod's namespace may be the plugin's own.
+    pub own_netns_allowed: bool,
+}
+
+/// Reads the environment; `None` without `CNI_COMMAND`: somebody only tried the program.
+///
+/// # Errors
+/// Code 4, with all missing variables named.
+pub fn parse_environment(variables: &Variables) -> Result<Option<Call>, Failure> {
+    let get = |name: &str| variables.get(name).cloned().unwrap_or_default();
+    let command = get("CNI_COMMAND");
+    if command.is_empty() {
+        return Ok(None);
+    }
+    let verb = Verb::parse(&command)
+        .ok_or_else(|| fail(code::ENVIRONMENT, format!("unknown CNI_COMMAND: {command}")))?;
+    let missing: Vec<&str> = verb
+        .required()
+        .iter()
+        .copied()
+        .filter(|name| get(name).is_empty())
+        .collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(fail(
+            code::ENVIRONMENT,
+            format!("required environment variables missing: {missing}"),
+        ));
+    }
+    let key = AttachmentKey {
+        container_id: get("CNI_CONTAINERID"),
+        ifname: get("CNI_IFNAME"),
+    };
+    if verb.required().contains(&"CNI_CONTAINERID") {
+        check_names(&key)?;
+    }
+    let own_netns_allowed = matches!(get("CNI_NETNS_OVERRIDE").to_lowercase().as_str(), "1" | "true");
+    Ok(Some(Call {
+        verb,
+        key,
+        netns: get("CNI_NETNS"),
+        pod: pod(&get("CNI_ARGS")),
+        own_netns_allowed,
+    }))
+}
+
+/// Container id and interface name (CNI 1.1 §2; `dev_valid_name` for the latter).
+fn check_names(key: &AttachmentKey) -> Result<(), Failure> {
+    let id = &key.container_id;
+    if !is_identifier(id) {
+        return Err(fail(
+            code::ENVIRONMENT,
+            format!("CNI_CONTAINERID: {id:?} is not an identifier"),
+        ));
+    }
+    let name = &key.ifname;
+    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    if name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
+        return Err(fail(
+            code::ENVIRONMENT,
+            format!("CNI_IFNAME: {name:?} is not a device name"),
+        ));
+    }
+    Ok(())
+}
+
+/// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`
+fn is_identifier(text: &str) -> bool {
+    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    first
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
+/// `K8S_POD_NAMESPACE` and `K8S_POD_NAME` of `CNI_ARGS` (`KEY=VALUE;…`).
+fn pod(arguments: &str) -> Option<ObjectName> {
+    let get = |name: &str| {
+        arguments
+            .split(';')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    };
+    Some(ObjectName::new(get("K8S_POD_NAMESPACE")?, get("K8S_POD_NAME")?))
+}
+
+/// The configuration that comes on standard input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConf {
+    /// `cniVersion`, which every answer repeats.
+    pub version: String,
+    /// The agent's socket: `socket`, by default [`DEFAULT_SOCKET`].
+    pub socket: PathBuf,
+    /// What is still in use (`cni.dev/valid-attachments`), for GC.
+    pub valid: Option<Vec<AttachmentKey>>,
+    /// Devices of the result of the ADD before (`prevResult`).
+    pub previous_devices: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawConf {
+    #[serde(default)]
+    cni_version: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    socket: Option<PathBuf>,
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<RawAttachment>>,
+    #[serde(default)]
+    prev_result: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+/// The version that an answer to this input shall have, as far as it can be told.
+#[must_use]
+pub fn input_version(input: &[u8]) -> String {
+    let version = serde_json::from_slice::<Value>(input)
+        .ok()
+        .and_then(|conf| Some(conf.get("cniVersion")?.as_str()?.to_owned()));
+    version
+        .filter(|version| !version.is_empty())
+        .unwrap_or_else(|| OLDEST.to_owned())
+}
+
+/// Reads the configuration for a verb.
+///
+/// # Errors
+/// Code 6 for what is not JSON, 7 for a bad name, 1 for a version that is not spoken or lacks the verb.
+pub fn parse_config(verb: Verb, input: &[u8]) -> Result<NetConf, Failure> {
+    let raw: RawConf = serde_json::from_slice(input).map_err(|error| Failure {
+        details: error.to_string(),
+        ..fail(code::DECODE, "network configuration is not valid JSON")
+    })?;
+    let version = if raw.cni_version.is_empty() {
+        OLDEST.to_owned()
+    } else {
+        raw.cni_version
+    };
+    if !VERSIONS.contains(&version.as_str()) {
+        let msg = format!("cniVersion {version} is not supported");
+        return Err(Failure {
+            details: format!("supported: {}", VERSIONS.join(", ")),
+            ..fail(code::VERSION, msg)
+        });
+    }
+    if raw.name.is_empty() {
+        return Err(fail(code::CONFIG, "the network configuration has no name"));
+    }
+    if !is_identifier(&raw.name) {
+        return Err(fail(
+            code::CONFIG,
+            format!("name {:?} is not an identifier", raw.name),
+        ));
+    }
+    let place = |version: &str| VERSIONS.iter().position(|known| *known == version);
+    if place(&version) < place(verb.since()) {
+        let msg = format!(
+            "cniVersion {version} does not have this verb, {} does",
+            verb.since()
+        );
+        return Err(fail(code::VERSION, msg));
+    }
+    let valid = raw.valid.map(|valid| {
+        let key = |raw: RawAttachment| AttachmentKey {
+            container_id: raw.container_id,
+            ifname: raw.ifname,
+        };
+        valid.into_iter().map(key).collect()
+    });
+    Ok(NetConf {
+        version,
+        socket: raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+        valid,
+        previous_devices: previous_devices(raw.prev_result.as_ref()),
+    })
+}
+
+/// Names of devices on the node's side, of a result of any version since 0.3.0.
+fn previous_devices(result: Option<&Value>) -> Vec<String> {
+    let interfaces = result
+        .and_then(|result| result.get("interfaces"))
+        .and_then(Value::as_array);
+    let on_node = |interface: &&Value| {
+        interface
+            .get("sandbox")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
+    };
+    let name = |interface: &Value| interface.get("name")?.as_str().map(str::to_owned);
+    interfaces
+        .into_iter()
+        .flatten()
+        .filter(on_node)
+        .filter_map(name)
+        .collect()
+}
+
+/// The result of an ADD in the form of a version.
+#[must_use]
+pub fn result(version: &str, plan: &WiringPlan, netns: &str) -> Value {
+    match version {
+        "0.1.0" | "0.2.0" => old_result(version, plan),
+        _ => new_result(version, plan, netns),
+    }
+}
+
+/// 0.3.0 and later. `version` within an address went with 1.0.0, `mtu` came with 1.1.0.
+fn new_result(version: &str, plan: &WiringPlan, netns: &str) -> Value {
+    let with_family = version.starts_with("0.");
+    let ips = plan.addresses.iter().map(|address| {
+        let mut ip = Map::new();
+        ip.insert("address".to_owned(), json!(address));
+        ip.insert("interface".to_owned(), json!(1));
+        if let Some(gateway) = gateway(plan, *address) {
+            ip.insert("gateway".to_owned(), json!(gateway));
+        }
+        if with_family {
+            ip.insert(
+                "version".to_owned(),
+                json!(if address.is_ipv4() { "4" } else { "6" }),
+            );
+        }
+        Value::Object(ip)
+    });
+    let mut host = json!({"name": plan.host_ifname, "mac": plan.host_mac});
+    let mut pod = json!({"name": plan.pod_ifname, "mac": plan.pod_mac, "sandbox": netns});
+    if version == "1.1.0" {
+        for interface in [&mut host, &mut pod].into_iter().filter_map(Value::as_object_mut) {
+            interface.insert("mtu".to_owned(), json!(plan.mtu));
+        }
+    }
+    let ips: Vec<Value> = ips.collect();
+    json!({"cniVersion": version, "interfaces": [host, pod], "ips": ips, "routes": routes(plan, None), "dns": {}})
+}
+
+/// 0.2.0 and earlier: one address of each family.
+fn old_result(version: &str, plan: &WiringPlan) -> Value {
+    let mut result = Map::new();
+    result.insert("cniVersion".to_owned(), json!(version));
+    for (name, v4) in [("ip4", true), ("ip6", false)] {
+        if let Some(address) = plan.addresses.iter().find(|address| address.is_ipv4() == v4) {
+            let mut ip = json!({"ip": address, "routes": routes(plan, Some(v4))});
+            if let (Some(ip), Some(gateway)) = (ip.as_object_mut(), gateway(plan, *address)) {
+                ip.insert("gateway".to_owned(), json!(gateway));
+            }
+            result.insert(name.to_owned(), ip);
+        }
+    }
+    result.insert("dns".to_owned(), json!({}));
+    Value::Object(result)
+}
+
+fn gateway(plan: &WiringPlan, address: IpNetwork) -> Option<IpAddr> {
+    plan.gateways
+        .iter()
+        .copied()
+        .find(|gateway| gateway.is_ipv4() == address.is_ipv4())
+}
+
+fn routes(plan: &WiringPlan, only_v4: Option<bool>) -> Vec<Value> {
+    let wanted = |destination: IpNetwork| only_v4.is_none_or(|v4| destination.is_ipv4() == v4);
+    let routes = plan.routes.iter().filter(|route| wanted(route.destination));
+    routes
+        .map(|route| match route.gateway {
+            Some(gateway) => json!({"dst": route.destination, "gw": gateway}),
+            None => json!({"dst": route.destination}),
+        })
+        .collect()
+}
+
+/// The answer to VERSION.
+#[must_use]
+pub fn version_result(version: &str) -> Value {
+    json!({"cniVersion": version, "supportedVersions": VERSIONS})
+}
+
+/// A failure in the form of the specification. It goes to standard output, where libcni reads it.
+#[must_use]
+pub fn error_result(version: &str, failure: &Failure) -> Value {
+    let Failure { code, msg, details } = failure;
+    let mut error = Map::new();
+    error.insert("cniVersion".to_owned(), json!(version));
+    error.insert("code".to_owned(), json!(code));
+    error.insert("msg".to_owned(), json!(msg));
+    if !details.is_empty() {
+        error.insert("details".to_owned(), json!(details));
+    }
+    Value::Object(error)
+}
+
+#[cfg(test)]
+mod tests;

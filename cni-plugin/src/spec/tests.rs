@@ -1,0 +1,209 @@
+//! Rows of environments, configurations and results.
+
+use model::wiring::PodRoute;
+use model::{MacAddr, Mtu};
+
+use super::*;
+
+fn variables(pairs: &[(&str, &str)]) -> Variables {
+    pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_bad_environment_is_code_4_and_names_what_is_wrong() {
+    let full = [
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/n"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/p"),
+    ];
+    let with = |command: &str, change: (&str, &str)| {
+        let mut variables = variables(&full);
+        variables.insert("CNI_COMMAND".to_owned(), command.to_owned());
+        variables.insert(change.0.to_owned(), change.1.to_owned());
+        variables
+    };
+    let rows = [
+        (
+            with("ADD", ("CNI_IFNAME", "")),
+            "required environment variables missing: CNI_IFNAME",
+        ),
+        (
+            variables(&[("CNI_COMMAND", "ADD")]),
+            "required environment variables missing: CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME, CNI_PATH",
+        ),
+        (
+            variables(&[("CNI_COMMAND", "DEL")]),
+            "required environment variables missing: CNI_CONTAINERID, CNI_IFNAME, CNI_PATH",
+        ),
+        (
+            variables(&[("CNI_COMMAND", "GC")]),
+            "required environment variables missing: CNI_PATH",
+        ),
+        (with("RESIZE", ("X", "")), "unknown CNI_COMMAND: RESIZE"),
+        (
+            with("ADD", ("CNI_CONTAINERID", "-c")),
+            "CNI_CONTAINERID: \"-c\" is not an identifier",
+        ),
+        (
+            with("ADD", ("CNI_CONTAINERID", "a/b")),
+            "CNI_CONTAINERID: \"a/b\" is not an identifier",
+        ),
+        (
+            with("DEL", ("CNI_IFNAME", "sixteen-bytes-xx")),
+            "CNI_IFNAME: \"sixteen-bytes-xx\" is not a device name",
+        ),
+        (
+            with("ADD", ("CNI_IFNAME", "..")),
+            "CNI_IFNAME: \"..\" is not a device name",
+        ),
+        (
+            with("ADD", ("CNI_IFNAME", "a b")),
+            "CNI_IFNAME: \"a b\" is not a device name",
+        ),
+        (
+            with("ADD", ("CNI_IFNAME", "a:b")),
+            "CNI_IFNAME: \"a:b\" is not a device name",
+        ),
+    ];
+    for (variables, msg) in rows {
+        assert_eq!(
+            parse_environment(&variables),
+            Err(fail(code::ENVIRONMENT, msg)),
+            "{variables:?}"
+        );
+    }
+    assert_eq!(parse_environment(&Variables::new()), Ok(None));
+}
+
+#[test]
+fn a_good_environment_tells_the_interface_and_the_pod() {
+    let variables = variables(&[
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/x"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/opt/cni/bin"),
+        (
+            "CNI_ARGS",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web",
+        ),
+    ]);
+    let call = parse_environment(&variables).expect("valid").expect("a verb");
+    assert_eq!(
+        (call.verb, call.pod),
+        (Verb::Add, Some(ObjectName::new("default", "web")))
+    );
+    assert_eq!(
+        call.key,
+        AttachmentKey {
+            container_id: "c1".to_owned(),
+            ifname: "eth0".to_owned()
+        }
+    );
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_the_specifications_code() {
+    let rows = [
+        (Verb::Add, "nonsense", code::DECODE),
+        (Verb::Add, r#"{"cniVersion":"1.0.0"}"#, code::CONFIG),
+        (Verb::Add, r#"{"cniVersion":"1.0.0","name":"-x"}"#, code::CONFIG),
+        (Verb::Add, r#"{"cniVersion":"9.9.9","name":"x"}"#, code::VERSION),
+        (Verb::Check, r#"{"cniVersion":"0.3.1","name":"x"}"#, code::VERSION),
+        (Verb::Gc, r#"{"cniVersion":"1.0.0","name":"x"}"#, code::VERSION),
+        (Verb::Status, r#"{"name":"x"}"#, code::VERSION),
+    ];
+    for (verb, input, code) in rows {
+        assert_eq!(
+            parse_config(verb, input.as_bytes()).map_err(|failure| failure.code),
+            Err(code),
+            "{input}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_tells_version_socket_and_what_is_in_use() {
+    let conf = parse_config(
+        Verb::Gc,
+        br#"{"cniVersion":"1.1.0","name":"causeway","type":"causeway-cni","socket":"/s",
+            "cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}],
+            "prevResult":{"interfaces":[{"name":"cw1"},{"name":"eth0","sandbox":"/n"}]}}"#,
+    );
+    let wanted = NetConf {
+        version: "1.1.0".to_owned(),
+        socket: "/s".into(),
+        valid: Some(vec![AttachmentKey {
+            container_id: "c1".to_owned(),
+            ifname: "eth0".to_owned(),
+        }]),
+        previous_devices: vec!["cw1".to_owned()],
+    };
+    assert_eq!(conf, Ok(wanted));
+    let least = parse_config(Verb::Add, br#"{"name":"x"}"#).expect("valid");
+    assert_eq!(
+        (least.version.as_str(), least.socket),
+        ("0.1.0", DEFAULT_SOCKET.into())
+    );
+}
+
+#[test]
+fn results_have_the_form_of_their_version() {
+    let plan = WiringPlan {
+        host_ifname: "cw1".to_owned(),
+        host_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        pod_ifname: "eth0".to_owned(),
+        pod_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        mtu: Mtu(1450),
+        addresses: vec!["10.244.1.2/32".parse().expect("network")],
+        gateways: vec!["169.254.1.1".parse().expect("address")],
+        routes: vec![PodRoute {
+            destination: "0.0.0.0/0".parse().expect("network"),
+            gateway: Some("169.254.1.1".parse().expect("address")),
+        }],
+    };
+    let new = |version: &str, mtu: &str, family: &str| {
+        format!(
+            r#"{{"cniVersion":"{version}","interfaces":[{{"name":"cw1","mac":"02:00:00:00:00:01"{mtu}}},
+            {{"name":"eth0","mac":"02:00:00:00:00:02","sandbox":"/n"{mtu}}}],
+            "ips":[{{"address":"10.244.1.2/32","gateway":"169.254.1.1","interface":1{family}}}],
+            "routes":[{{"dst":"0.0.0.0/0","gw":"169.254.1.1"}}],"dns":{{}}}}"#
+        )
+    };
+    let old = |version: &str| {
+        format!(
+            r#"{{"cniVersion":"{version}","ip4":{{"ip":"10.244.1.2/32","gateway":"169.254.1.1",
+            "routes":[{{"dst":"0.0.0.0/0","gw":"169.254.1.1"}}]}},"dns":{{}}}}"#
+        )
+    };
+    let family = r#","version":"4""#;
+    let rows = [
+        ("0.1.0", old("0.1.0")),
+        ("0.2.0", old("0.2.0")),
+        ("0.3.0", new("0.3.0", "", family)),
+        ("0.3.1", new("0.3.1", "", family)),
+        ("0.4.0", new("0.4.0", "", family)),
+        ("1.0.0", new("1.0.0", "", "")),
+        ("1.1.0", new("1.1.0", r#","mtu":1450"#, "")),
+    ];
+    assert_eq!(rows.each_ref().map(|row| row.0), VERSIONS);
+    for (version, wanted) in rows {
+        let wanted: Value = serde_json::from_str(&wanted).expect("JSON");
+        assert_eq!(result(version, &plan, "/n"), wanted, "{version}");
+    }
+}
+
+#[test]
+fn errors_echo_the_inputs_version_and_leave_empty_details_out() {
+    let failure = fail(code::TRY_AGAIN, "the agent is not there");
+    let wanted = json!({"cniVersion": "1.0.0", "code": 11, "msg": "the agent is not there"});
+    assert_eq!(
+        error_result(&input_version(br#"{"cniVersion":"1.0.0"}"#), &failure),
+        wanted
+    );
+    assert_eq!(input_version(b"nonsense"), "0.1.0");
+}

@@ -1,0 +1,212 @@
+//! Carries a wiring plan out with the kernel, undoes it, and compares it with what is there.
+//!
+//! The veth is made inside the pod's namespace with its other end in the node's: moving it there later would wait for
+//! RCU (`dev_change_net_namespace`). Every step is a "replace": a plugin that was killed half-way is finished by the
+//! next ADD.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use model::wiring::{ROUTE_PROTOCOL, WiringPlan};
+use netlink::{
+    AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, NewLink,
+    NewLinkKind, Result, Route, RouteFilter, VethPeer,
+};
+
+/// Two sockets: one in the node's namespace, one in the pod's.
+pub struct Sides {
+    node: Netlink,
+    pod: Netlink,
+    node_namespace: Namespace,
+}
+
+impl Sides {
+    /// Opens both; the node's side is the calling thread's.
+    ///
+    /// # Errors
+    /// When the pod's namespace cannot be entered.
+    pub fn open(pod: &Namespace) -> Result<Self> {
+        Ok(Self {
+            node: Netlink::open()?,
+            pod: Netlink::open_in(pod)?,
+            node_namespace: Namespace::current()?,
+        })
+    }
+
+    /// The pod's device of that name, if there is one.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn pod_link(&mut self, name: &str) -> Result<Option<Link>> {
+        self.pod.link_named(name)
+    }
+
+    /// Makes everything as the plan says; what is there already, stays.
+    ///
+    /// # Errors
+    /// As the kernel says; what was done until then is undone by [`remove_pod_link`].
+    pub fn apply(&mut self, plan: &WiringPlan) -> Result<()> {
+        let pod_link = match self.pod.link_named(&plan.pod_ifname)? {
+            Some(link) => link.index,
+            None => self.create(plan)?,
+        };
+        self.apply_on_node(plan)?;
+        self.apply_in_pod(plan, pod_link)
+    }
+
+    fn create(&mut self, plan: &WiringPlan) -> Result<u32> {
+        let new = NewLink {
+            mac: Some(plan.pod_mac.0),
+            mtu: Some(plan.mtu.0),
+            up: true,
+            ..NewLink::new(
+                &plan.pod_ifname,
+                NewLinkKind::Veth(VethPeer {
+                    name: plan.host_ifname.clone(),
+                    mac: Some(plan.host_mac.0),
+                    mtu: Some(plan.mtu.0),
+                    namespace: Some(self.node_namespace.clone()),
+                }),
+            )
+        };
+        match self.pod.create_link(&new) {
+            Ok(link) => Ok(link.index),
+            // The node's end is left over of an earlier pod of the same key, whose namespace still lives.
+            Err(error) if error.is_present() => {
+                if let Some(old) = self.node.link_named(&plan.host_ifname)? {
+                    self.node.delete_link(old.index).absent_is_fine()?;
+                }
+                Ok(self.pod.create_link(&new)?.index)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The node's end comes up; then the pod's address is a neighbour and a route of it. The agent knows the same from
+    /// its own records and repairs it later.
+    fn apply_on_node(&mut self, plan: &WiringPlan) -> Result<()> {
+        let link = self.node.link_named(&plan.host_ifname)?;
+        let absent =
+            || netlink::Error::of(netlink::Operation::GetLink, &plan.host_ifname)(nix::errno::Errno::ENODEV);
+        let link = link.ok_or_else(absent)?.index;
+        self.node.change_link(link, &LinkChange::up())?;
+        for address in &plan.addresses {
+            self.node
+                .replace_neighbour(&Neighbour::permanent(link, address.ip(), plan.pod_mac.0))?;
+            self.node
+                .replace_route(&Route::on_link(*address, link, ROUTE_PROTOCOL))?;
+        }
+        Ok(())
+    }
+
+    fn apply_in_pod(&mut self, plan: &WiringPlan, link: u32) -> Result<()> {
+        self.pod.change_link(link, &LinkChange::up())?;
+        for address in &plan.addresses {
+            let no_dad = address.is_ipv6();
+            self.pod.add_address(&Address {
+                no_dad,
+                ..Address::global(link, *address)
+            })?;
+        }
+        for gateway in &plan.gateways {
+            self.pod
+                .replace_neighbour(&Neighbour::permanent(link, *gateway, plan.host_mac.0))?;
+        }
+        for route in pod_routes(plan, link) {
+            self.pod.replace_route(&route)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is not as the plan says, one line each.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn differences(&mut self, plan: &WiringPlan) -> Result<Vec<String>> {
+        let Some(link) = self.pod.link_named(&plan.pod_ifname)? else {
+            return Ok(vec![format!("device {} is missing", plan.pod_ifname)]);
+        };
+        let mut wrong = Vec::new();
+        if !link.up {
+            wrong.push(format!("device {} is down", link.name));
+        }
+        if link.mac != Some(plan.pod_mac.0) {
+            wrong.push(format!(
+                "device {} does not have MAC address {}",
+                link.name, plan.pod_mac
+            ));
+        }
+        let addresses = self.pod.addresses(Some(link.index))?;
+        let missing = plan
+            .addresses
+            .iter()
+            .filter(|wanted| !addresses.iter().any(|found| found.network == **wanted));
+        wrong.extend(missing.map(|address| format!("address {address} is missing")));
+        let routes = self.pod.routes(&RouteFilter {
+            link: Some(link.index),
+            ..RouteFilter::default()
+        })?;
+        let missing = plan.routes.iter().filter(|wanted| {
+            !routes
+                .iter()
+                .any(|found| (found.destination, found.gateway) == (wanted.destination, wanted.gateway))
+        });
+        wrong.extend(missing.map(|route| format!("route to {} is missing", route.destination)));
+        match self.node.link_named(&plan.host_ifname)? {
+            Some(link) if link.up => {}
+            Some(_) => wrong.push(format!("device {} on the node is down", plan.host_ifname)),
+            None => wrong.push(format!("device {} on the node is missing", plan.host_ifname)),
+        }
+        Ok(wrong)
+    }
+}
+
+/// Routes in the order in which they can be made: a gateway has to be reachable first.
+fn pod_routes(plan: &WiringPlan, link: u32) -> Vec<Route> {
+    let source = |destination: IpNetwork| -> Option<IpAddr> {
+        plan.addresses
+            .iter()
+            .map(IpNetwork::ip)
+            .find(|address| address.is_ipv4() == destination.is_ipv4())
+    };
+    let mut routes: Vec<Route> = plan
+        .routes
+        .iter()
+        .map(|route| {
+            let made = match route.gateway {
+                None => Route::on_link(route.destination, link, ROUTE_PROTOCOL),
+                Some(gateway) => Route::via(route.destination, gateway, link, ROUTE_PROTOCOL),
+            };
+            Route {
+                source: source(route.destination),
+                ..made
+            }
+        })
+        .collect();
+    routes.sort_by_key(|route| route.gateway.is_some());
+    routes
+}
+
+/// Removes a pod's device, if it is a veth; the node's end, its routes and neighbours go with it.
+///
+/// # Errors
+/// As the kernel says; what is gone already is no error.
+pub fn remove_pod_link(pod: &Namespace, name: &str) -> Result<()> {
+    let mut kernel = Netlink::open_in(pod)?;
+    match kernel.link_named(name)? {
+        Some(link) if link.kind == LinkKind::Veth => kernel.delete_link(link.index).absent_is_fine(),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a device of ours on the node's side, if it is there.
+///
+/// # Errors
+/// As the kernel says.
+pub fn remove_node_link(name: &str) -> Result<()> {
+    let mut kernel = Netlink::open()?;
+    match kernel.link_named(name)? {
+        Some(link) if link.kind == LinkKind::Veth => kernel.delete_link(link.index).absent_is_fine(),
+        _ => Ok(()),
+    }
+}
