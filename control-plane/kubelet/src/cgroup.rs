@@ -95,16 +95,20 @@ impl Cgroup {
             .all(|process| process.kill_and_wait(deadline))
     }
 
+    /// Removes the subtree in the v1 hierarchies alone.
+    pub fn remove_v1(&self) -> Result<(), DiskError> {
+        let mut outcome = Ok(());
+        for directory in self.v1_mounts.iter().map(|mount| mount.join(&self.relative)) {
+            let removed = remove_directories(&directory).on("remove cgroup", &directory);
+            outcome = outcome.and(removed);
+        }
+        outcome
+    }
+
     /// Removes the subtree in every hierarchy. What is in use stays, and is reported.
     pub fn remove(&self) -> Result<(), DiskError> {
-        let places = self.v1_mounts.iter().map(|mount| mount.join(&self.relative));
-        let mut first_failure = Ok(());
-        for directory in places.chain(std::iter::once(self.directory.clone())) {
-            if let Err(error) = remove_directories(&directory).on("remove cgroup", &directory) {
-                first_failure = first_failure.and(Err(error));
-            }
-        }
-        first_failure
+        let v2 = remove_directories(&self.directory).on("remove cgroup", &self.directory);
+        self.remove_v1().and(v2)
     }
 }
 

@@ -34,9 +34,9 @@ pub struct Config {
     /// The program `causeway-shim`.
     pub shim: PathBuf,
     /// Certificate of port 10250, PEM.
-    pub serving_cert: PathBuf,
+    pub cert: PathBuf,
     /// Its key, PEM.
-    pub serving_key: PathBuf,
+    pub key: PathBuf,
     /// The authority that signs those who may connect to port 10250, PEM.
     pub client_ca: PathBuf,
     /// Port of the kubelet's own API. Default 10250.

@@ -160,6 +160,14 @@ impl Runtime {
         Ok(containers)
     }
 
+    /// Removes what is on disk of a container that has ended. Its cgroup may belong to its successor by now.
+    pub fn forget(&self, request: &ContainerRequest) -> Result<(), DiskError> {
+        let directory = self.container_dir(&request.id);
+        let shim: Option<ProcessIdentity> = disk::read_json(&directory.shim())?;
+        shim.map(|shim| shim.end_or_kill(KILL_DEADLINE));
+        disk::remove_tree(directory.path())
+    }
+
     /// Kills what is left of a container and forgets it. Blocks until its processes are gone.
     pub fn destroy(&self, request: &ContainerRequest) -> Result<(), DiskError> {
         let cgroup = Cgroup::at(&request.cgroup)?;

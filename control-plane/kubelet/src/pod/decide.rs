@@ -1,7 +1,7 @@
 //! What to do next for one pod: a pure function of what is wanted, what was observed, and the time.
 //!
 //! ```text
-//! no sandbox ──CreateSandbox──► sandbox ──Start each──► running ──exit──► restartPolicy, back-off ──Start──► …
+//! no sandbox ──Prepare──► sandbox, volumes ──Start each──► running ──exit──► restartPolicy, back-off ──Start──► …
 //! deleted: Stop each running ──grace──► Kill ──all ended──► RemoveSandbox ──► Release
 //! ```
 
@@ -111,7 +111,9 @@ pub struct PodView {
     pub refused: bool,
     /// It has a sandbox.
     pub sandbox: bool,
-    /// The sandbox is not to be made before this.
+    /// Sandbox and volumes are there.
+    pub prepared: bool,
+    /// Sandbox and volumes are not to be tried again before this.
     pub sandbox_not_before: Option<Timestamp>,
     /// Its containers, in the order of the specification.
     pub containers: Vec<ContainerView>,
@@ -120,8 +122,8 @@ pub struct PodView {
 /// A step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Network namespace, CNI ADD, volumes.
-    CreateSandbox,
+    /// Network namespace, CNI ADD, volumes: whatever of them is not there yet.
+    Prepare,
     /// Start a container.
     Start(String),
     /// preStop and SIGTERM.
@@ -176,7 +178,7 @@ pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
     if pod.deleting {
         match (any_live, pod.sandbox) {
             (true, _) => {}
-            (false, true) => decision.actions.push(Action::RemoveSandbox),
+            (false, true) => decision.act_at(pod.sandbox_not_before, now, Action::RemoveSandbox),
             (false, false) => decision.actions.push(Action::Release),
         }
         return decision;
@@ -187,15 +189,18 @@ pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
         Phase::Running { .. } | Phase::Stopping { .. } => false,
     };
     let mut startable = pod.containers.iter().filter(startable).peekable();
-    match (startable.peek().is_some() && !pod.refused, pod.sandbox) {
-        (true, false) => decision.act_at(pod.sandbox_not_before, now, Action::CreateSandbox),
+    let starts = startable.peek().is_some() && !pod.refused;
+    match (starts, pod.prepared) {
+        (true, false) => decision.act_at(pod.sandbox_not_before, now, Action::Prepare),
         (true, true) => {
             for container in startable {
                 decision.act_at(container.not_before, now, Action::Start(container.name.clone()));
             }
         }
         // A pod that is done gives its address back.
-        (false, true) if !any_live && !pod.refused => decision.actions.push(Action::RemoveSandbox),
+        (false, _) if pod.sandbox && !any_live && !pod.refused => {
+            decision.act_at(pod.sandbox_not_before, now, Action::RemoveSandbox);
+        }
         (false, _) => {}
     }
     decision
@@ -213,7 +218,7 @@ pub fn restarts(policy: RestartPolicy, code: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Action::{CreateSandbox, Kill, Release, RemoveSandbox, Start, Stop};
+    use Action::{Kill, Prepare, Release, RemoveSandbox, Start, Stop};
     use RestartPolicy::{Always, Never, OnFailure};
 
     fn at(seconds: i64) -> Timestamp {
@@ -236,6 +241,7 @@ mod tests {
             deleting: false,
             refused: false,
             sandbox,
+            prepared: sandbox,
             sandbox_not_before: None,
             containers: containers.collect(),
         }
@@ -257,7 +263,7 @@ mod tests {
     #[test]
     fn a_new_pod_gets_its_sandbox_then_its_containers() {
         let waiting = [(Phase::Waiting, None), (Phase::Waiting, None)];
-        check(&pod(Always, false, &waiting), &[CreateSandbox], None);
+        check(&pod(Always, false, &waiting), &[Prepare], None);
         check(&pod(Always, true, &waiting), &[start("a"), start("b")], None);
         check(&pod(Always, true, &[(RUNNING, None), (RUNNING, None)]), &[], None);
         let failed = PodView {

@@ -58,8 +58,8 @@ pub struct ObservedPod {
     pub host_ip: IpAddr,
     /// When this kubelet took it.
     pub start_time: Timestamp,
-    /// Why it was refused.
-    pub refused: Option<(String, String)>,
+    /// Its init containers have ended well, or there are none.
+    pub initialized: bool,
 }
 
 /// The status. Times of conditions that did not change are kept from `previous`.
@@ -71,7 +71,6 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
         .collect();
     let ips: Vec<String> = observed.ips.iter().map(IpAddr::to_string).collect();
     let host_ip = observed.host_ip.to_string();
-    let (reason, message) = observed.refused.clone().unzip();
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
@@ -83,8 +82,6 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
         start_time: Some(Time(observed.start_time)),
         observed_generation: pod.metadata.generation,
         qos_class: previous.qos_class.clone(),
-        reason,
-        message,
         ..PodStatus::default()
     }
 }
@@ -115,9 +112,7 @@ fn phase(pod: &Pod, observed: &ObservedPod) -> String {
         .containers
         .iter()
         .all(|c| matches!(c.state, ObservedState::Terminated(_)));
-    let phase = if observed.refused.is_some() {
-        "Failed"
-    } else if observed.containers.iter().any(never_ran) || observed.containers.is_empty() {
+    let phase = if observed.containers.iter().any(never_ran) || observed.containers.is_empty() {
         "Pending"
     } else if observed.containers.iter().all(ended_for_good) || (deleted && all_terminated) {
         let all_good = observed.containers.iter().all(|c| code(c) == Some(0));
@@ -166,7 +161,7 @@ fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodConditio
     };
     vec![
         condition("PodReadyToStartContainers", None, observed.sandbox),
-        condition("Initialized", None, observed.refused.is_none()),
+        condition("Initialized", None, observed.initialized),
         condition("Ready", ready.clone(), ready.is_none()),
         condition("ContainersReady", not_ready.clone(), not_ready.is_none()),
     ]
@@ -279,7 +274,7 @@ mod tests {
             ips: Vec::new(),
             host_ip: "172.30.0.11".parse().expect("an address"),
             start_time: Timestamp::UNIX_EPOCH,
-            refused: None,
+            initialized: true,
         }
     }
 

@@ -1,0 +1,311 @@
+//! The Node object and its Lease: registration, heartbeats, conditions.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::events::{EventType, Recorder};
+use crate::images::ImageStore;
+use crate::pod::status::whole_seconds;
+
+/// What `kubectl get nodes` shows as the version: the API level that the cluster speaks.
+pub const KUBELET_VERSION: &str = "v1.33.0+causeway";
+const RUNTIME_VERSION: &str = concat!("causeway://", env!("CARGO_PKG_VERSION"));
+/// Kubernetes' own times: the lease every 10 s, valid for 40 s; the status when it changes, else every 5 min.
+const LEASE_PERIOD: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: i32 = 40;
+const STATUS_PERIOD: Duration = Duration::from_secs(300);
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Keeps the Node object of this machine.
+pub struct NodeKeeper {
+    /// Settings.
+    pub config: Config,
+    /// The API.
+    pub client: kube::Client,
+    /// Images of this node.
+    pub images: ImageStore,
+    /// Events.
+    pub events: Recorder,
+    /// Whether the pod network is ready.
+    pub network: watch::Receiver<bool>,
+}
+
+impl NodeKeeper {
+    /// Registers the node and keeps it alive until the shutdown.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut retry = RETRY.0;
+        let mut node = loop {
+            match self.register().await {
+                Ok(node) => break node,
+                Err(error) => tracing::warn!(%error, "node not registered, trying again"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(retry) => retry = (retry * 2).min(RETRY.1),
+            }
+        };
+        tracing::info!(node = self.config.node_name, "node registered");
+        self.events
+            .node(&node, EventType::Normal, "Starting", "Starting kubelet.");
+        let mut leases = tokio::time::interval(LEASE_PERIOD);
+        let mut statuses = tokio::time::interval(STATUS_PERIOD);
+        let mut status_due = true;
+        loop {
+            if status_due {
+                match self.write_status(&node).await {
+                    Ok(written) => {
+                        node = written;
+                        status_due = false;
+                    }
+                    Err(error) => tracing::warn!(%error, "node status not written, trying again"),
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = leases.tick() => if let Err(error) = self.renew_lease(&node).await {
+                    tracing::warn!(%error, "node lease not renewed");
+                },
+                _ = statuses.tick() => status_due = true,
+                changed = self.network.changed() => {
+                    if changed.is_err() { return }
+                    status_due = true;
+                }
+                () = tokio::time::sleep(RETRY.1), if status_due => {}
+            }
+        }
+    }
+
+    /// Creates the Node, or puts our labels on the one that is there: what others wrote on it stays.
+    async fn register(&self) -> kube::Result<Node> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let name = &self.config.node_name;
+        let labels = self.labels();
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some(labels.clone()),
+                ..ObjectMeta::default()
+            },
+            status: Some(self.status(None)),
+            ..Node::default()
+        };
+        match api.create(&PostParams::default(), &node).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+                api.patch(name, &PatchParams::default(), &patch).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let own = [
+            ("kubernetes.io/hostname", self.config.node_name.as_str()),
+            ("kubernetes.io/arch", go_architecture()),
+            ("kubernetes.io/os", "linux"),
+        ];
+        let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        own.into_iter().chain(self.config.node_labels.clone()).collect()
+    }
+
+    async fn write_status(&self, known: &Node) -> kube::Result<Node> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let status = self.status(known.status.as_ref());
+        let patch = Patch::Strategic(json!({ "status": status }));
+        api.patch_status(&self.config.node_name, &PatchParams::default(), &patch)
+            .await
+    }
+
+    fn status(&self, known: Option<&NodeStatus>) -> NodeStatus {
+        let capacity = capacity(&self.config);
+        NodeStatus {
+            addresses: Some(vec![
+                address("InternalIP", self.config.node_ip.to_string()),
+                address("Hostname", self.config.node_name.clone()),
+            ]),
+            allocatable: Some(capacity.clone()),
+            capacity: Some(capacity),
+            conditions: Some(conditions(*self.network.borrow(), known)),
+            daemon_endpoints: Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint {
+                    port: i32::from(self.config.port),
+                }),
+            }),
+            node_info: Some(system_info()),
+            images: Some(self.image_list()),
+            ..NodeStatus::default()
+        }
+    }
+
+    fn image_list(&self) -> Vec<ContainerImage> {
+        let images = self.images.list().unwrap_or_default().into_iter();
+        images
+            .map(|image| ContainerImage {
+                names: Some(image.names),
+                size_bytes: i64::try_from(image.size_bytes).ok(),
+            })
+            .collect()
+    }
+
+    async fn renew_lease(&self, node: &Node) -> kube::Result<()> {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let name = &self.config.node_name;
+        let spec = LeaseSpec {
+            holder_identity: Some(name.clone()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        };
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        match api.patch(name, &PatchParams::default(), &patch).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                let owner = OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: name.clone(),
+                    uid: node.metadata.uid.clone().unwrap_or_default(),
+                    ..OwnerReference::default()
+                };
+                let metadata = ObjectMeta {
+                    name: Some(name.clone()),
+                    namespace: Some(LEASE_NAMESPACE.to_owned()),
+                    owner_references: Some(vec![owner]),
+                    ..ObjectMeta::default()
+                };
+                let lease = Lease {
+                    metadata,
+                    spec: Some(spec),
+                };
+                api.create(&PostParams::default(), &lease).await.map(drop)
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+fn address(type_: &str, address: String) -> NodeAddress {
+    NodeAddress {
+        address,
+        type_: type_.to_owned(),
+    }
+}
+
+/// The conditions; the time of a transition is kept while the status stays.
+fn conditions(network: bool, known: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    const NO_NETWORK: &str = "container runtime network not ready: NetworkReady=false \
+                              reason:NetworkPluginNotReady message:Network plugin returns error: \
+                              cni plugin not initialized";
+    let ready = if network {
+        ("Ready", "True", "KubeletReady", "kubelet is posting ready status")
+    } else {
+        ("Ready", "False", "KubeletNotReady", NO_NETWORK)
+    };
+    let rows = [
+        (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        (
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        (
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+        ready,
+    ];
+    let now = whole_seconds(Timestamp::now());
+    rows.into_iter()
+        .map(|(type_, status, reason, message)| {
+            let before = known
+                .and_then(|known| known.conditions.as_ref())
+                .and_then(|list| list.iter().find(|c| c.type_ == type_ && c.status == status))
+                .and_then(|condition| condition.last_transition_time.clone());
+            NodeCondition {
+                type_: type_.to_owned(),
+                status: status.to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message.to_owned()),
+                last_heartbeat_time: Some(now.clone()),
+                last_transition_time: Some(before.unwrap_or_else(|| now.clone())),
+            }
+        })
+        .collect()
+}
+
+/// What the node has. Nodes that share a machine each report all of it: their cgroups do not divide it.
+fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .unwrap_or("0");
+    let storage = nix::sys::statvfs::statvfs(&config.state_dir).map_or(0, |disk| {
+        u64::from(disk.blocks()) * u64::from(disk.fragment_size())
+    });
+    BTreeMap::from([
+        ("cpu".to_owned(), Quantity(cpus.to_string())),
+        ("memory".to_owned(), Quantity(format!("{memory}Ki"))),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(format!("{}Ki", storage / 1024)),
+        ),
+        ("pods".to_owned(), Quantity(config.max_pods.to_string())),
+    ])
+}
+
+fn system_info() -> NodeSystemInfo {
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
+    let release = read("/etc/os-release");
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    NodeSystemInfo {
+        architecture: go_architecture().to_owned(),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        container_runtime_version: RUNTIME_VERSION.to_owned(),
+        kernel_version: read("/proc/sys/kernel/osrelease"),
+        kubelet_version: KUBELET_VERSION.to_owned(),
+        machine_id: read("/etc/machine-id"),
+        operating_system: "linux".to_owned(),
+        os_image: pretty.unwrap_or("Linux").trim_matches('"').to_owned(),
+        system_uuid: read("/sys/class/dmi/id/product_uuid"),
+        ..NodeSystemInfo::default()
+    }
+}
+
+/// The machine's architecture in Go's words, which the labels of Kubernetes use.
+fn go_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

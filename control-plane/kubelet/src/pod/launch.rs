@@ -1,0 +1,184 @@
+//! Starting one container of a pod: image, variables, specification, shim.
+
+use std::fs;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container as Definition;
+
+use super::container::{ContainerContext, container_spec};
+use super::env::{self, ConfigError};
+use super::slot::Trouble;
+use super::worker::{Worker, sources};
+use crate::cgroup::Cgroup;
+use crate::disk::{self, DiskError, OnPath};
+use crate::events::EventType;
+use crate::images::Image;
+use crate::oci::oci_config;
+use crate::runtime::{Container, StartError};
+use crate::shim::state::ContainerRequest;
+
+impl From<ConfigError> for Trouble {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
+}
+
+impl From<DiskError> for Trouble {
+    fn from(error: DiskError) -> Self {
+        Self::Config(error.to_string())
+    }
+}
+
+impl Worker {
+    /// Starts a container, with the events that `kubectl describe` shows.
+    pub(super) async fn start_container(
+        &self,
+        definition: &Definition,
+        attempt: u32,
+    ) -> Result<Container, Trouble> {
+        let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
+        let image = self.image(definition)?;
+        let outcome = self.create_and_start(definition, attempt, &image).await;
+        match &outcome {
+            Ok(_) => {
+                events.container(
+                    pod,
+                    name,
+                    EventType::Normal,
+                    "Created",
+                    format!("Created container: {name}"),
+                );
+                events.container(
+                    pod,
+                    name,
+                    EventType::Normal,
+                    "Started",
+                    format!("Started container {name}"),
+                );
+            }
+            Err(Trouble::Config(text) | Trouble::Start(text)) => {
+                events.container(pod, name, EventType::Warning, "Failed", format!("Error: {text}"));
+            }
+            Err(Trouble::Image { .. }) => {}
+        }
+        outcome
+    }
+
+    async fn create_and_start(
+        &self,
+        definition: &Definition,
+        attempt: u32,
+        image: &Image,
+    ) -> Result<Container, Trouble> {
+        let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
+        let sources = sources(&self.node.client, &namespace, definition).await?;
+        let services: Vec<_> = self
+            .node
+            .services
+            .state()
+            .iter()
+            .map(|service| (**service).clone())
+            .collect();
+        let ips = self.ips();
+        let variables = env::environment(definition, &self.env_context(&ips, &services, &sources))?;
+        let request = self.request(definition, attempt, image)?;
+        let context = ContainerContext {
+            pod: &self.pod,
+            image,
+            variables: &variables,
+            volumes: &self.mounted.paths,
+            etc: &self.etc_dir(),
+            termination_log: &request.termination_log,
+            hostname: self.hostname(),
+            netns: self.sandbox.as_ref().and_then(|sandbox| sandbox.netns_path()),
+            rootfs: self.node.runtime.container_dir(&request.id).rootfs(),
+            cgroup_path: Cgroup::at(&request.cgroup)?.oci_path(),
+            own_oom_score: self.node.own_oom_score,
+        };
+        let spec = container_spec(definition, &context)?;
+        self.node
+            .runtime
+            .start(request, &oci_config(&spec))
+            .await
+            .map_err(|error| match error {
+                StartError::Disk(error) => Trouble::Config(error.to_string()),
+                StartError::Refused(text) => Trouble::Start(text),
+            })
+    }
+
+    fn request(
+        &self,
+        definition: &Definition,
+        attempt: u32,
+        image: &Image,
+    ) -> Result<ContainerRequest, DiskError> {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let (uid, name) = (self.uid(), definition.name.clone());
+        let own_dir = self.node.config.pod_dir(&uid).join("containers").join(&name);
+        disk::make_dir(&own_dir)?;
+        let termination_log = own_dir.join(format!("{attempt}.message"));
+        fs::write(&termination_log, b"").on("create", &termination_log)?;
+        let log_dir = self.log_dir().join(&name);
+        // The log before this one stays for `kubectl logs --previous`; older ones go.
+        if let Some(old) = attempt.checked_sub(2) {
+            let _ = fs::remove_file(log_dir.join(format!("{old}.log")));
+            let _ = fs::remove_file(log_dir.join(format!("{old}.log.1")));
+        }
+        Ok(ContainerRequest {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            pod_namespace: text(&self.pod.metadata.namespace),
+            pod_name: text(&self.pod.metadata.name),
+            cgroup: self.node.config.pods_cgroup().join(&uid).join(&name),
+            pod_uid: uid,
+            container: name,
+            attempt,
+            image: definition.image.clone().unwrap_or_default(),
+            image_id: image.id.clone(),
+            image_rootfs: image.rootfs.clone(),
+            log: log_dir.join(format!("{attempt}.log")),
+            termination_log,
+            created_at: Timestamp::now(),
+        })
+    }
+
+    /// The image, which has to be there already: this kubelet does not pull.
+    fn image(&self, definition: &Definition) -> Result<Image, Trouble> {
+        let reference = definition.image.clone().unwrap_or_default();
+        let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
+        if let Some(image) = self.node.images.find(&reference)? {
+            let text = format!("Container image \"{reference}\" already present on machine");
+            events.container(pod, name, EventType::Normal, "Pulled", text);
+            return Ok(image);
+        }
+        if definition.image_pull_policy.as_deref() == Some("Never") {
+            let message = format!("Container image \"{reference}\" is not present with pull policy of Never");
+            events.container(
+                pod,
+                name,
+                EventType::Warning,
+                "ErrImageNeverPull",
+                message.clone(),
+            );
+            return Err(Trouble::Image {
+                never_pull: true,
+                message,
+            });
+        }
+        let known: Vec<String> = self
+            .node
+            .images
+            .list()?
+            .into_iter()
+            .flat_map(|image| image.names)
+            .collect();
+        let message = format!(
+            "Failed to pull image \"{reference}\": no registry can be reached from this kubelet; images on this node: {}",
+            known.join(", ")
+        );
+        events.container(pod, name, EventType::Warning, "Failed", message.clone());
+        Err(Trouble::Image {
+            never_pull: false,
+            message,
+        })
+    }
+}

@@ -1,0 +1,487 @@
+//! One container's place in its pod: the container of now, how the one before it ended, what holds back the next.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container as Definition, ContainerStateTerminated, ContainerStatus, LifecycleHandler, Pod,
+};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::decide::{Backoff, Phase, RestartPolicy, restarts};
+use super::probe::{self, Check, ProbeKind, ProbeState, Timing};
+use super::status::{ObservedContainer, ObservedState};
+use super::worker::{Message, terminated};
+use crate::events::{EventType, Recorder};
+use crate::process::Signal;
+use crate::runtime::Container;
+use crate::shim::state::Exit;
+
+/// Exit code of a container that could not be started (`StartError`).
+const START_ERROR_CODE: i32 = 128;
+
+/// Why a container did not start, and how it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The image is not there; `true` = it never will be fetched.
+    Image {
+        /// `imagePullPolicy: Never`.
+        never_pull: bool,
+        /// The text of the event.
+        message: String,
+    },
+    /// Its definition cannot be followed (`CreateContainerConfigError`).
+    Config(String),
+    /// The runtime refused it (`StartError`).
+    Start(String),
+}
+
+/// The place of one container.
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// The number of the next attempt.
+    pub attempt: u32,
+    /// The container of now, running or ended.
+    pub current: Option<Current>,
+    /// What holds back the next start.
+    pub backoff: Backoff,
+    last: Option<ContainerStateTerminated>,
+    waiting: Option<(String, String)>,
+    known: Option<ContainerStatus>,
+}
+
+/// A container and what watches it.
+pub struct Current {
+    /// The container.
+    pub container: Container,
+    /// Where it is.
+    pub phase: Phase,
+    image_id: String,
+    end: Option<ContainerStateTerminated>,
+    results: BTreeMap<ProbeKind, bool>,
+    probed: Vec<ProbeKind>,
+    started: Arc<watch::Sender<bool>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What stopping a container needs.
+pub struct Ending {
+    /// From now to SIGKILL.
+    pub grace: Duration,
+    /// The pod's address, for an HTTP hook.
+    pub ip: IpAddr,
+    /// The pod.
+    pub pod: Pod,
+    /// For hooks that fail.
+    pub events: Recorder,
+    /// The worker.
+    pub outbox: mpsc::Sender<Message>,
+}
+
+/// A container's id in the API.
+pub fn container_id(id: &str) -> String {
+    format!("causeway://{id}")
+}
+
+impl Slot {
+    /// A place of a pod that may have had containers before (`known` is its status in the API).
+    pub fn new(name: &str, known: Option<&ContainerStatus>) -> Self {
+        let had_one = known.is_some_and(|status| status.container_id.is_some());
+        let restarts = known
+            .and_then(|status| u32::try_from(status.restart_count).ok())
+            .unwrap_or(0);
+        let last = |status: &ContainerStatus| {
+            let now = status.state.as_ref().and_then(|state| state.terminated.clone());
+            now.or_else(|| {
+                status
+                    .last_state
+                    .as_ref()
+                    .and_then(|state| state.terminated.clone())
+            })
+        };
+        Self {
+            name: name.to_owned(),
+            attempt: restarts + u32::from(had_one),
+            current: None,
+            backoff: Backoff::default(),
+            last: known.and_then(last),
+            waiting: None,
+            known: known.cloned(),
+        }
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        match (&self.current, &self.last, &self.waiting) {
+            (Some(current), ..) => current.phase,
+            (None, Some(end), None) if self.attempt > 0 => Phase::Exited { code: end.exit_code },
+            _ => Phase::Waiting,
+        }
+    }
+
+    /// Whether a process of it runs.
+    pub fn is_live(&self) -> bool {
+        matches!(self.phase(), Phase::Running { .. } | Phase::Stopping { .. })
+    }
+
+    /// Whether the container of now has this id.
+    pub fn is(&self, id: &str) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.container.request.id == id)
+    }
+
+    /// A new container has started; returns the one before it.
+    pub fn replace(&mut self, container: Container) -> Option<Current> {
+        self.attempt = container.request.attempt + 1;
+        self.waiting = None;
+        let image_id = container.request.image_id.clone();
+        let previous = self.current.replace(Current::new(container, image_id));
+        if let Some(end) = previous.as_ref().and_then(|previous| previous.end.clone()) {
+            self.last = Some(end);
+        }
+        previous
+    }
+
+    /// The container of now has ended.
+    pub fn ended(&mut self, exit: &Exit) {
+        let Some(current) = &mut self.current else { return };
+        let worked = exit
+            .finished_at
+            .duration_since(current.container.started.started_at);
+        current.ended(exit);
+        self.backoff
+            .failed(exit.finished_at, Duration::try_from(worked).unwrap_or_default());
+    }
+
+    /// A start failed; returns the container before it, when it is not needed any more.
+    pub fn start_failed(&mut self, trouble: Trouble, now: Timestamp) -> Option<Current> {
+        let is_first = self.waiting.is_none();
+        match trouble {
+            Trouble::Image {
+                never_pull: true,
+                message,
+            } => {
+                self.waiting = Some(("ErrImageNeverPull".to_owned(), message));
+                self.backoff.failed_pull(now);
+                None
+            }
+            Trouble::Image {
+                never_pull: false,
+                message,
+            } => {
+                let reason = if is_first {
+                    "ErrImagePull"
+                } else {
+                    "ImagePullBackOff"
+                };
+                self.waiting = Some((reason.to_owned(), message));
+                self.backoff.failed_pull(now);
+                None
+            }
+            Trouble::Config(message) => {
+                self.waiting = Some(("CreateContainerConfigError".to_owned(), message));
+                self.backoff.failed_briefly(now);
+                None
+            }
+            Trouble::Start(message) => {
+                self.waiting = None;
+                self.last = Some(ContainerStateTerminated {
+                    exit_code: START_ERROR_CODE,
+                    reason: Some("StartError".to_owned()),
+                    message: Some(message),
+                    finished_at: Some(super::status::whole_seconds(now)),
+                    ..ContainerStateTerminated::default()
+                });
+                self.attempt += 1;
+                self.backoff.failed(now, Duration::ZERO);
+                self.current.take()
+            }
+        }
+    }
+
+    /// What is told of it.
+    pub fn observed(&self, image: String, policy: RestartPolicy) -> ObservedContainer {
+        let current = self.current.as_ref();
+        let state = match (current.and_then(|c| c.end.clone()), current, &self.waiting) {
+            (_, _, Some((reason, message))) => ObservedState::Waiting(reason.clone(), Some(message.clone())),
+            (Some(end), ..) => self.ended_state(end, policy),
+            (None, Some(current), _) => ObservedState::Running(current.container.started.started_at),
+            (None, None, None) => match self.last.clone().filter(|_| self.attempt > 0) {
+                Some(end) => self.ended_state(end, policy),
+                None => ObservedState::Waiting("ContainerCreating".to_owned(), None),
+            },
+        };
+        let is_running = matches!(state, ObservedState::Running(_));
+        // While it waits for its next start, the last end is the one of the container of now.
+        let last = match &state {
+            ObservedState::Waiting(..) => current.and_then(|c| c.end.clone()).or_else(|| self.last.clone()),
+            _ => self.last.clone().filter(|_| current.is_some()),
+        };
+        ObservedContainer {
+            name: self.name.clone(),
+            image,
+            image_id: current.map(|c| c.image_id.clone()).unwrap_or_default(),
+            container_id: current.map(|c| container_id(&c.container.request.id)),
+            last,
+            restart_count: self.attempt.saturating_sub(1),
+            started: is_running && current.is_some_and(Current::has_started),
+            ready: is_running && current.is_some_and(Current::is_ready),
+            state,
+        }
+    }
+
+    /// Ended for good, or waiting for its back-off.
+    fn ended_state(&self, end: ContainerStateTerminated, policy: RestartPolicy) -> ObservedState {
+        let delay = self.backoff.delay();
+        if delay.is_zero() || !restarts(policy, end.exit_code) {
+            return ObservedState::Terminated(end);
+        }
+        let message = format!(
+            "back-off {}s restarting failed container={}",
+            delay.as_secs(),
+            self.name
+        );
+        ObservedState::Waiting("CrashLoopBackOff".to_owned(), Some(message))
+    }
+
+    /// What the API knew of this container before this kubelet started, when it is the same one.
+    pub fn known_results(&self) -> Option<(bool, bool)> {
+        let (known, current) = (self.known.as_ref()?, self.current.as_ref()?);
+        let same = known.container_id.as_deref() == Some(&container_id(&current.container.request.id));
+        same.then(|| (known.started.unwrap_or(false), known.ready))
+    }
+}
+
+impl Current {
+    /// A container that runs.
+    pub fn new(container: Container, image_id: String) -> Self {
+        Self {
+            container,
+            phase: Phase::Running { unhealthy: false },
+            image_id,
+            end: None,
+            results: BTreeMap::new(),
+            probed: Vec::new(),
+            started: Arc::new(watch::Sender::new(false)),
+            tasks: Vec::new(),
+        }
+    }
+
+    /// It has ended.
+    pub fn ended(&mut self, exit: &Exit) {
+        self.phase = Phase::Exited { code: exit.code };
+        self.end = Some(terminated(&self.container, exit));
+        self.stop_probes();
+    }
+
+    /// A probe reached its threshold.
+    pub fn probed(&mut self, kind: ProbeKind, success: bool) {
+        self.results.insert(kind, success);
+        if kind == ProbeKind::Startup && success {
+            self.started.send_replace(true);
+        }
+        if !success && kind != ProbeKind::Readiness && matches!(self.phase, Phase::Running { .. }) {
+            self.phase = Phase::Running { unhealthy: true };
+        }
+    }
+
+    fn has_started(&self) -> bool {
+        !self.probed.contains(&ProbeKind::Startup) || self.results.get(&ProbeKind::Startup) == Some(&true)
+    }
+
+    fn is_ready(&self) -> bool {
+        let readiness = self.results.get(&ProbeKind::Readiness) == Some(&true);
+        self.has_started() && (!self.probed.contains(&ProbeKind::Readiness) || readiness)
+    }
+
+    /// Takes over what was known of its probes before the kubelet was restarted, so that a restart of the kubelet does
+    /// not take a healthy pod out of its Services.
+    pub fn trust(&mut self, started: bool, ready: bool) {
+        self.results.insert(ProbeKind::Startup, started);
+        self.results.insert(ProbeKind::Readiness, ready);
+        self.started.send_replace(started);
+    }
+
+    /// Waits for its end and runs its probes.
+    pub fn watch(
+        &mut self,
+        definition: &Definition,
+        ip: IpAddr,
+        pod: &Pod,
+        events: &Recorder,
+        outbox: &mpsc::Sender<Message>,
+    ) {
+        let (container, ended) = (self.container.clone(), outbox.clone());
+        // Not among the tasks that are stopped: it ends by itself, with the container.
+        tokio::spawn(async move {
+            let exit = container.ended().await;
+            let _ = ended.send(Message::Ended(container.request.id, exit)).await;
+        });
+        for kind in [ProbeKind::Startup, ProbeKind::Readiness, ProbeKind::Liveness] {
+            let Some(definition_of_probe) = kind.of(definition) else {
+                continue;
+            };
+            self.probed.push(kind);
+            let check = match Check::of(definition_of_probe, definition, ip) {
+                Ok(check) => check,
+                Err(text) => {
+                    let text = format!("{} probe not run: {text}", kind.name());
+                    events.container(pod, &definition.name, EventType::Warning, "ProbeError", text);
+                    continue;
+                }
+            };
+            let prober = Prober {
+                kind,
+                check,
+                timing: Timing::of(definition_of_probe),
+                container_id: self.container.request.id.clone(),
+                container_name: definition.name.clone(),
+                started_at: self.container.started.started_at,
+                started: self.started.subscribe(),
+                pod: pod.clone(),
+                events: events.clone(),
+                outbox: outbox.clone(),
+            };
+            self.tasks.push(tokio::spawn(prober.run()));
+        }
+        if !self.probed.contains(&ProbeKind::Startup) {
+            self.started.send_replace(true);
+        }
+    }
+
+    /// preStop hook, SIGTERM; SIGKILL is the worker's when the grace is over.
+    pub fn stop(&mut self, definition: &Definition, ending: Ending) {
+        self.phase = Phase::Stopping {
+            kill_at: Some(Timestamp::now() + ending.grace),
+        };
+        let hook = definition
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.pre_stop.clone());
+        let Some(hook) = hook.filter(|_| !ending.grace.is_zero()) else {
+            self.container.signal(Signal::TERM);
+            return;
+        };
+        let (definition, id) = (definition.clone(), self.container.request.id.clone());
+        self.tasks.push(tokio::spawn(async move {
+            let outcome = tokio::time::timeout(ending.grace, run_hook(&hook, &definition, ending.ip)).await;
+            if let Err(text) =
+                outcome.unwrap_or_else(|_| Err("it took longer than the grace period".to_owned()))
+            {
+                let text = format!("PreStopHook failed: {text}");
+                let warning = EventType::Warning;
+                ending
+                    .events
+                    .container(&ending.pod, &definition.name, warning, "FailedPreStopHook", text);
+            }
+            let _ = ending.outbox.send(Message::PreStopped(id)).await;
+        }));
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.phase = Phase::Stopping { kill_at: None };
+        self.container.signal(Signal::KILL);
+    }
+
+    fn stop_probes(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.stop_probes();
+    }
+}
+
+/// The task of one probe of one container.
+struct Prober {
+    kind: ProbeKind,
+    check: Check,
+    timing: Timing,
+    container_id: String,
+    container_name: String,
+    started_at: Timestamp,
+    started: watch::Receiver<bool>,
+    pod: Pod,
+    events: Recorder,
+    outbox: mpsc::Sender<Message>,
+}
+
+impl Prober {
+    async fn run(mut self) {
+        let first = self.started_at + self.timing.initial_delay;
+        let wait = Duration::try_from(Timestamp::now().duration_until(first)).unwrap_or_default();
+        tokio::time::sleep(wait).await;
+        if self.kind != ProbeKind::Startup && self.started.wait_for(|started| *started).await.is_err() {
+            return;
+        }
+        let mut state = ProbeState::new(self.timing);
+        let mut told = None;
+        let mut ticks = tokio::time::interval(self.timing.period);
+        loop {
+            ticks.tick().await;
+            let outcome = self.check.run(self.timing.timeout).await;
+            if let Err(text) = &outcome {
+                let text = format!("{} probe failed: {text}", self.kind.name());
+                self.events.container(
+                    &self.pod,
+                    &self.container_name,
+                    EventType::Warning,
+                    "Unhealthy",
+                    text,
+                );
+            }
+            let result = state.record(outcome.is_ok());
+            if result.is_some() && result != told {
+                told = result;
+                let success = outcome.is_ok();
+                let message = Message::Probed(self.container_id.clone(), self.kind, success);
+                let is_last =
+                    self.kind == ProbeKind::Startup || (self.kind == ProbeKind::Liveness && !success);
+                if self.outbox.send(message).await.is_err() || is_last {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn run_hook(hook: &LifecycleHandler, definition: &Definition, ip: IpAddr) -> Result<(), String> {
+    if let Some(sleep) = &hook.sleep {
+        tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
+        return Ok(());
+    }
+    let Some(http) = &hook.http_get else {
+        return Err("exec hooks are not supported by this kubelet yet".to_owned());
+    };
+    let port = probe::resolve_port(&http.port, definition)?;
+    let host = match http.host.as_deref() {
+        None | Some("") => ip,
+        Some(host) => host
+            .parse()
+            .map_err(|_| format!("host {host:?} is not an address"))?,
+    };
+    let address = SocketAddr::new(host, port);
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|error| error.to_string())?;
+    let path = format!(
+        "/{}",
+        http.path.as_deref().unwrap_or_default().trim_start_matches('/')
+    );
+    probe::get(stream, address.to_string(), &path, &[])
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}

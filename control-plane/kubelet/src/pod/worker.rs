@@ -1,0 +1,828 @@
+//! One pod's worker: a task that owns everything that runs for the pod. It asks [`decide`] what to do, does it, tells
+//! the result, and waits for the next message.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus, Service};
+use kube::api::Api;
+use kube::runtime::reflector::Store;
+use tokio::sync::{mpsc, watch};
+
+use super::decide::{Action, Backoff, ContainerView, Phase, PodView, decide};
+use super::env::{self, ConfigError, EnvContext, Sources};
+use super::etc_files::{self, ClusterDns, Resolv};
+use super::publish::{Publication, publish_all};
+use super::slot::{Current, Ending, Slot};
+use super::status::{ObservedPod, pod_status, restart_policy};
+use super::volumes::{self, Mounted, Volumes};
+use crate::board::{Board, ContainerLogs, Entry};
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::disk::{self, DiskError, OnPath};
+use crate::events::{EventType, Recorder};
+use crate::images::ImageStore;
+use crate::pod::probe::ProbeKind;
+use crate::process::Signal;
+use crate::runtime::{Container, Runtime};
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::shim::state::Exit;
+
+/// Grace of a pod that was deleted by force: its object is gone, nobody waits for it.
+const FORCED_GRACE: Duration = Duration::from_secs(2);
+/// `terminationGracePeriodSeconds` where the pod says nothing.
+const DEFAULT_GRACE: i64 = 30;
+/// When volumes that could not be refreshed are tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
+
+/// What all workers of a node share.
+pub struct NodeContext {
+    /// Settings.
+    pub config: Config,
+    /// The API.
+    pub client: kube::Client,
+    /// Containers.
+    pub runtime: Runtime,
+    /// Images.
+    pub images: ImageStore,
+    /// Events.
+    pub events: Recorder,
+    /// All Services.
+    pub services: Store<Service>,
+    /// What the kubelet's own API tells.
+    pub board: Board,
+    /// The kubelet's own `oom_score_adj`.
+    pub own_oom_score: i32,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Message {
+    /// The pod changed.
+    Pod(Box<Pod>),
+    /// The pod's object is gone.
+    Gone,
+    /// A container ended.
+    Ended(String, Exit),
+    /// A probe of a container reached its threshold, with the text of its last failure.
+    Probed(String, ProbeKind, bool),
+    /// A container's preStop hook is through.
+    PreStopped(String),
+}
+
+/// The worker.
+pub struct Worker {
+    pub(super) node: Arc<NodeContext>,
+    pub(super) pod: Pod,
+    gone: bool,
+    refused: Option<String>,
+    pub(super) sandbox: Option<Sandbox>,
+    prepared: bool,
+    preparing: Backoff,
+    pub(super) mounted: Mounted,
+    slots: Vec<Slot>,
+    start_time: Timestamp,
+    status: PodStatus,
+    inbox: mpsc::Receiver<Message>,
+    pub(super) outbox: mpsc::Sender<Message>,
+    publication: watch::Sender<Publication>,
+}
+
+impl Worker {
+    /// Starts the worker of a pod, with what an earlier kubelet left of it.
+    pub fn spawn(
+        node: Arc<NodeContext>,
+        pod: Pod,
+        adopted: Vec<Container>,
+    ) -> (mpsc::Sender<Message>, tokio::task::JoinHandle<()>) {
+        let (outbox, inbox) = mpsc::channel(64);
+        let publication = watch::Sender::new(Publication::default());
+        let api: Api<Pod> = Api::namespaced(
+            node.client.clone(),
+            pod.metadata.namespace.as_deref().unwrap_or("default"),
+        );
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let publisher = tokio::spawn(publish_all(api, name, uid, publication.subscribe()));
+        let status = pod.status.clone().unwrap_or_default();
+        let start_time = status
+            .start_time
+            .as_ref()
+            .map_or_else(Timestamp::now, |time| time.0);
+        let worker = Self {
+            refused: unsupported(&pod),
+            node,
+            gone: false,
+            sandbox: None,
+            prepared: false,
+            preparing: Backoff::default(),
+            mounted: Mounted::default(),
+            slots: Vec::new(),
+            start_time,
+            status,
+            inbox,
+            outbox: outbox.clone(),
+            publication,
+            pod,
+        };
+        let task = tokio::spawn(async move {
+            worker.run(adopted).await;
+            let _ = publisher.await;
+        });
+        (outbox, task)
+    }
+
+    async fn run(mut self, adopted: Vec<Container>) {
+        self.adopt(adopted).await;
+        loop {
+            let decision = decide(&self.view(), Timestamp::now());
+            let acted = !decision.actions.is_empty();
+            for action in decision.actions {
+                if action == Action::Release {
+                    self.release();
+                    return;
+                }
+                self.perform(action).await;
+                self.publish();
+            }
+            if acted {
+                self.take_pending();
+                continue;
+            }
+            self.publish();
+            let wake_at = [decision.wake_at, self.mounted.refresh_at]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.take(message),
+                    // The kubelet ends; the containers stay.
+                    None => return,
+                },
+                () = sleep_until(wake_at) => self.refresh_if_due().await,
+            }
+        }
+    }
+
+    /// Takes over what an earlier kubelet started.
+    async fn adopt(&mut self, adopted: Vec<Container>) {
+        let uid = self.uid();
+        match Sandbox::load(&self.node.config, &uid) {
+            Ok(sandbox) => self.sandbox = sandbox,
+            Err(error) => tracing::warn!(%error, uid, "sandbox not readable"),
+        }
+        let names: Vec<String> = self
+            .pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .map(|c| c.name.clone())
+            .collect();
+        self.slots = names
+            .iter()
+            .map(|name| Slot::new(name, self.known_status(name)))
+            .collect();
+        let whole = self.sandbox.as_ref().is_some_and(Sandbox::is_whole);
+        for container in adopted {
+            let Some(slot) = self
+                .slots
+                .iter_mut()
+                .find(|slot| slot.name == container.request.container)
+            else {
+                continue;
+            };
+            if let Some(previous) = slot.current.take() {
+                self.node
+                    .runtime
+                    .forget(&previous.container.request)
+                    .unwrap_or_else(log_leftover);
+            }
+            let image_id = container.request.image_id.clone();
+            let mut current = Current::new(container, image_id);
+            match current.container.exit() {
+                Ok(Some(exit)) => current.ended(&exit),
+                _ if !whole => {
+                    current.container.signal(Signal::KILL);
+                    let exit = current.container.ended().await;
+                    current.ended(&exit);
+                }
+                _ => {}
+            }
+            slot.attempt = current.container.request.attempt + 1;
+            slot.current = Some(current);
+            if let (Some((started, ready)), Some(current)) = (slot.known_results(), &mut slot.current) {
+                current.trust(started, ready);
+            }
+        }
+        if !whole && let Some(sandbox) = self.sandbox.take() {
+            sandbox.destroy(&self.node.config).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, uid, "broken sandbox not removed");
+            });
+        }
+        if self.is_terminal() && self.slots.iter().all(|slot| slot.current.is_none()) {
+            self.refused.get_or_insert_with(String::new);
+        }
+        let running: Vec<usize> = (0..self.slots.len())
+            .filter(|index| self.slots.get(*index).is_some_and(Slot::is_live))
+            .collect();
+        for index in running {
+            self.watch_container(index);
+        }
+        if self.slots.iter().any(Slot::is_live) {
+            self.prepare().await;
+        }
+    }
+
+    fn known_status(&self, name: &str) -> Option<&ContainerStatus> {
+        self.status
+            .container_statuses
+            .iter()
+            .flatten()
+            .find(|status| status.name == name)
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    fn view(&self) -> PodView {
+        let containers = self.slots.iter().map(|slot| ContainerView {
+            name: slot.name.clone(),
+            phase: slot.phase(),
+            not_before: slot.backoff.not_before(),
+        });
+        PodView {
+            restart_policy: restart_policy(&self.pod),
+            deleting: self.is_deleting(),
+            refused: self.refused.is_some(),
+            sandbox: self.sandbox.is_some(),
+            prepared: self.prepared,
+            sandbox_not_before: self.preparing.not_before(),
+            containers: containers.collect(),
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        tracing::debug!(pod = self.name(), ?action, "pod step");
+        match action {
+            Action::Prepare => self.prepare().await,
+            Action::Start(name) => self.start(&name).await,
+            Action::Stop(name) => self.stop(&name),
+            Action::Kill(name) => self.kill(&name),
+            Action::RemoveSandbox => self.remove_sandbox().await,
+            Action::Release => {}
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Pod(pod) => {
+                self.pod = *pod;
+                self.shorten_grace();
+            }
+            Message::Gone => {
+                self.gone = true;
+                self.publication
+                    .send_modify(|publication| publication.gone = true);
+                self.shorten_grace();
+            }
+            Message::Ended(id, exit) => self.container_ended(&id, &exit),
+            Message::Probed(id, kind, success) => {
+                if let Some(current) = self.current_by_id(&id) {
+                    current.probed(kind, success);
+                }
+            }
+            Message::PreStopped(id) => {
+                if let Some(current) = self.current_by_id(&id) {
+                    current.container.signal(Signal::TERM);
+                }
+            }
+        }
+    }
+
+    fn take_pending(&mut self) {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.take(message);
+        }
+    }
+
+    fn current_by_id(&mut self, id: &str) -> Option<&mut Current> {
+        let current = self.slots.iter_mut().filter_map(|slot| slot.current.as_mut());
+        current
+            .into_iter()
+            .find(|current| current.container.request.id == id)
+    }
+
+    /// Sandbox, `/etc` files and volumes: whatever is not there yet.
+    async fn prepare(&mut self) {
+        if self.sandbox.is_none() {
+            match Sandbox::create(&self.node.config, &self.pod).await {
+                Ok(sandbox) => self.sandbox = Some(sandbox),
+                Err(error) => return self.sandbox_failed(&error),
+            }
+        }
+        if let Err(error) = self.write_etc_files() {
+            self.node
+                .events
+                .pod(&self.pod, EventType::Warning, "FailedMount", error.to_string());
+            return self.preparing.failed_briefly(Timestamp::now());
+        }
+        match self.mount_volumes().await {
+            Ok(mounted) => {
+                self.mounted = mounted;
+                self.prepared = true;
+                self.preparing = Backoff::default();
+            }
+            Err((volume, error)) => {
+                let text = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+                self.node
+                    .events
+                    .pod(&self.pod, EventType::Warning, "FailedMount", text);
+                self.preparing.failed_briefly(Timestamp::now());
+            }
+        }
+    }
+
+    fn sandbox_failed(&mut self, error: &SandboxError) {
+        let text = format!("Failed to create pod sandbox: {error}");
+        self.node
+            .events
+            .pod(&self.pod, EventType::Warning, "FailedCreatePodSandBox", text);
+        self.preparing.failed_briefly(Timestamp::now());
+    }
+
+    async fn mount_volumes(&self) -> Result<Mounted, (String, volumes::VolumeError)> {
+        let (ips, sources) = (self.ips(), Sources::default());
+        let context = self.env_context(&ips, &[], &sources);
+        let directory = self.node.config.pod_dir(&self.uid()).join("volumes");
+        Volumes {
+            client: &self.node.client,
+            context: &context,
+            directory,
+        }
+        .mount_all()
+        .await
+    }
+
+    async fn refresh_if_due(&mut self) {
+        let now = Timestamp::now();
+        if self.mounted.refresh_at.is_none_or(|at| at > now) {
+            return;
+        }
+        match self.mount_volumes().await {
+            Ok(mounted) => self.mounted = mounted,
+            Err((volume, error)) => {
+                tracing::warn!(pod = self.name(), volume, %error, "volume not refreshed, keeping what is there");
+                self.mounted.refresh_at = Some(now + REFRESH_RETRY);
+            }
+        }
+    }
+
+    fn write_etc_files(&self) -> Result<(), DiskError> {
+        let config = &self.node.config;
+        let directory = self.etc_dir();
+        disk::make_dir(&directory)?;
+        let host = Resolv::parse(&fs::read_to_string(&config.resolv_conf).unwrap_or_default());
+        let cluster = ClusterDns {
+            nameservers: &config.cluster_dns,
+            domain: &config.cluster_domain,
+            host: &host,
+        };
+        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
+        if let Some(spec) = &self.pod.spec {
+            let (resolv, cut) = etc_files::pod_resolv(spec, namespace, &cluster);
+            for text in cut {
+                self.node
+                    .events
+                    .pod(&self.pod, EventType::Warning, "DNSConfigForming", text);
+            }
+            disk::write_whole(&directory.join("resolv.conf"), resolv.render().as_bytes())?;
+        }
+        let hosts = if self.is_on_host_network() {
+            fs::read_to_string("/etc/hosts").unwrap_or_default()
+        } else {
+            etc_files::hosts(&self.pod, &self.ips(), &config.cluster_domain)
+        };
+        disk::write_whole(&directory.join("hosts"), hosts.as_bytes())?;
+        disk::write_whole(
+            &directory.join("hostname"),
+            format!("{}\n", self.hostname()).as_bytes(),
+        )
+    }
+
+    async fn start(&mut self, name: &str) {
+        let Some(index) = self.slots.iter().position(|slot| slot.name == name) else {
+            return;
+        };
+        let Some(definition) = self.definition(name) else {
+            return;
+        };
+        let attempt = self.slots.get(index).map_or(0, |slot| slot.attempt);
+        let outcome = self.start_container(&definition, attempt).await;
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let started = outcome.is_ok();
+        let previous = match outcome {
+            Ok(container) => slot.replace(container),
+            Err(trouble) => slot.start_failed(trouble, Timestamp::now()),
+        };
+        if let Some(previous) = previous {
+            self.node
+                .runtime
+                .forget(&previous.container.request)
+                .unwrap_or_else(log_leftover);
+        }
+        if started {
+            self.watch_container(index);
+        }
+    }
+
+    fn watch_container(&mut self, index: usize) {
+        let Some(name) = self.slots.get(index).map(|slot| slot.name.clone()) else {
+            return;
+        };
+        let Some(definition) = self.definition(&name) else {
+            return;
+        };
+        let ip = self.ips().first().copied().unwrap_or(self.node.config.node_ip);
+        let (events, pod, outbox) = (self.node.events.clone(), self.pod.clone(), self.outbox.clone());
+        if let Some(current) = self.slots.get_mut(index).and_then(|slot| slot.current.as_mut()) {
+            current.watch(&definition, ip, &pod, &events, &outbox);
+        }
+    }
+
+    fn container_ended(&mut self, id: &str, exit: &Exit) {
+        let slot = self.slots.iter_mut().find(|slot| slot.is(id));
+        if let Some(slot) = slot {
+            slot.ended(exit);
+        }
+    }
+
+    fn stop(&mut self, name: &str) {
+        let grace = self.grace();
+        let deleting = self.is_deleting();
+        let Some(definition) = self.definition(name) else {
+            return;
+        };
+        let (pod, events) = (self.pod.clone(), self.node.events.clone());
+        let ip = self.ips().first().copied().unwrap_or(self.node.config.node_ip);
+        let outbox = self.outbox.clone();
+        let current = self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.name == name)
+            .and_then(|slot| slot.current.as_mut());
+        let Some(current) = current else { return };
+        let text = if deleting {
+            format!("Stopping container {name}")
+        } else {
+            format!("Container {name} failed liveness probe, will be restarted")
+        };
+        events.container(&pod, name, EventType::Normal, "Killing", text);
+        current.stop(
+            &definition,
+            Ending {
+                grace,
+                ip,
+                pod,
+                events,
+                outbox,
+            },
+        );
+    }
+
+    fn kill(&mut self, name: &str) {
+        let current = self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.name == name)
+            .and_then(|slot| slot.current.as_mut());
+        if let Some(current) = current {
+            current.kill();
+        }
+    }
+
+    /// Removes the network, once every container has ended.
+    async fn remove_sandbox(&mut self) {
+        let Some(sandbox) = self.sandbox.clone() else {
+            return;
+        };
+        match sandbox.destroy(&self.node.config).await {
+            Ok(()) => {
+                self.sandbox = None;
+                self.prepared = false;
+                self.preparing = Backoff::default();
+            }
+            Err(error) => {
+                let text = format!("error killing pod: failed to destroy network for sandbox: {error}");
+                self.node
+                    .events
+                    .pod(&self.pod, EventType::Warning, "FailedKillPod", text);
+                self.preparing.failed_briefly(Timestamp::now());
+            }
+        }
+    }
+
+    /// Nothing runs any more: the rest on disk goes, then the object.
+    fn release(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(current) = slot.current.take() {
+                self.node
+                    .runtime
+                    .destroy(&current.container.request)
+                    .unwrap_or_else(log_leftover);
+            }
+        }
+        let config = &self.node.config;
+        let uid = self.uid();
+        remove_pod_files(config, &self.pod).unwrap_or_else(log_leftover);
+        self.node.board.remove(&uid);
+        if !self.gone {
+            self.publication
+                .send_modify(|publication| publication.released = true);
+        }
+    }
+
+    fn publish(&mut self) {
+        let observed = ObservedPod {
+            containers: self
+                .slots
+                .iter()
+                .map(|slot| {
+                    let image = self
+                        .definition(&slot.name)
+                        .and_then(|definition| definition.image);
+                    slot.observed(image.unwrap_or_default(), restart_policy(&self.pod))
+                })
+                .collect(),
+            sandbox: self.sandbox.is_some(),
+            ips: self.ips(),
+            host_ip: self.node.config.node_ip,
+            start_time: self.start_time,
+            initialized: self.refused.is_none(),
+        };
+        // A pod that had ended before this kubelet knew it keeps the status it has.
+        if self.refused.as_ref().is_some_and(String::is_empty) {
+            return;
+        }
+        if let Some(message) = self
+            .refused
+            .as_ref()
+            .filter(|_| !self.publication.borrow().status.is_some())
+        {
+            self.node.events.pod(
+                &self.pod,
+                EventType::Warning,
+                "FailedCreatePodContainer",
+                message.clone(),
+            );
+        }
+        let status = pod_status(&self.pod, &observed, &self.status, Timestamp::now());
+        let mut pod = self.pod.clone();
+        pod.status = Some(status.clone());
+        let containers = self.slots.iter().map(|slot| {
+            let logs = ContainerLogs {
+                directory: self.log_dir().join(&slot.name),
+                attempt: slot
+                    .current
+                    .as_ref()
+                    .map(|current| current.container.request.attempt),
+                running: slot.is_live(),
+            };
+            (slot.name.clone(), logs)
+        });
+        self.node.board.post(
+            &self.uid(),
+            Entry {
+                pod,
+                containers: containers.collect(),
+            },
+        );
+        self.status = status.clone();
+        self.publication.send_if_modified(|publication| {
+            let changed = publication.status.as_ref() != Some(&status);
+            publication.status = Some(status);
+            changed
+        });
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.gone || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    fn grace(&self) -> Duration {
+        if self.gone {
+            return FORCED_GRACE;
+        }
+        let spec = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.termination_grace_period_seconds);
+        let seconds = self
+            .pod
+            .metadata
+            .deletion_grace_period_seconds
+            .or(spec)
+            .unwrap_or(DEFAULT_GRACE);
+        Duration::from_secs(seconds.max(0).unsigned_abs())
+    }
+
+    /// A second deletion may allow less time than the first.
+    fn shorten_grace(&mut self) {
+        if !self.is_deleting() {
+            return;
+        }
+        let latest = Timestamp::now() + self.grace();
+        for current in self.slots.iter_mut().filter_map(|slot| slot.current.as_mut()) {
+            if let Phase::Stopping { kill_at: Some(at) } = &mut current.phase {
+                *at = (*at).min(latest);
+            }
+        }
+    }
+
+    pub(super) fn definition(&self, name: &str) -> Option<k8s_openapi::api::core::v1::Container> {
+        self.pod
+            .spec
+            .as_ref()?
+            .containers
+            .iter()
+            .find(|container| container.name == name)
+            .cloned()
+    }
+
+    pub(super) fn env_context<'a>(
+        &'a self,
+        ips: &'a [IpAddr],
+        services: &'a [Service],
+        sources: &'a Sources,
+    ) -> EnvContext<'a> {
+        EnvContext {
+            pod: &self.pod,
+            pod_ips: ips,
+            host_ip: self.node.config.node_ip,
+            services,
+            sources,
+        }
+    }
+
+    pub(super) fn ips(&self) -> Vec<IpAddr> {
+        self.sandbox
+            .as_ref()
+            .map(|sandbox| sandbox.addresses(&self.node.config))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn is_on_host_network(&self) -> bool {
+        self.pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.host_network)
+            .unwrap_or(false)
+    }
+
+    pub(super) fn hostname(&self) -> String {
+        if self.is_on_host_network() {
+            self.node.config.node_name.clone()
+        } else {
+            etc_files::hostname(&self.pod)
+        }
+    }
+
+    pub(super) fn etc_dir(&self) -> PathBuf {
+        self.node.config.pod_dir(&self.uid()).join("etc")
+    }
+
+    pub(super) fn log_dir(&self) -> PathBuf {
+        pod_log_dir(&self.node.config, &self.pod)
+    }
+
+    pub(super) fn uid(&self) -> String {
+        self.pod.metadata.uid.clone().unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// ConfigMaps and Secrets that a container's environment names.
+pub(super) async fn sources(
+    client: &kube::Client,
+    namespace: &str,
+    container: &k8s_openapi::api::core::v1::Container,
+) -> Result<Sources, ConfigError> {
+    let failed =
+        |error: kube::Error| ConfigError(format!("failed to read what the environment names: {error}"));
+    let (config_maps, secrets) = env::references(container);
+    let mut sources = Sources::default();
+    for name in config_maps {
+        if let Some(object) = Api::namespaced(client.clone(), namespace)
+            .get_opt(&name)
+            .await
+            .map_err(failed)?
+        {
+            sources.config_maps.insert(name, volumes::config_map_data(object));
+        }
+    }
+    for name in secrets {
+        if let Some(object) = Api::namespaced(client.clone(), namespace)
+            .get_opt(&name)
+            .await
+            .map_err(failed)?
+        {
+            sources.secrets.insert(name, volumes::secret_data(object));
+        }
+    }
+    Ok(sources)
+}
+
+/// What a pod asks for that this kubelet cannot do.
+fn unsupported(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let asks = [
+        (
+            spec.init_containers.as_ref().is_some_and(|list| !list.is_empty()),
+            "init containers",
+        ),
+        (spec.host_pid == Some(true), "hostPID"),
+        (spec.host_ipc == Some(true), "hostIPC"),
+        (
+            spec.share_process_namespace == Some(true),
+            "shareProcessNamespace",
+        ),
+    ];
+    let named: Vec<&str> = asks
+        .into_iter()
+        .filter(|(asks, _)| *asks)
+        .map(|(_, name)| name)
+        .collect();
+    (!named.is_empty()).then(|| format!("{} not supported by this kubelet yet", named.join(", ")))
+}
+
+/// Removes what is on disk and in cgroups of a pod that does not run any more.
+pub fn remove_pod_files(config: &Config, pod: &Pod) -> Result<(), DiskError> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let directory = config.pod_dir(uid);
+    let volumes = volumes::remove_all(&directory.join("volumes"));
+    let cgroup = Cgroup::at(&config.pods_cgroup().join(uid)).and_then(|cgroup| cgroup.remove());
+    let logs = disk::remove_tree(&pod_log_dir(config, pod));
+    volumes.and(cgroup).and(logs).and(disk::remove_tree(&directory))
+}
+
+fn pod_log_dir(config: &Config, pod: &Pod) -> PathBuf {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    config.pod_log_dir(
+        &text(&pod.metadata.namespace),
+        &text(&pod.metadata.name),
+        &text(&pod.metadata.uid),
+    )
+}
+
+fn log_leftover(error: DiskError) {
+    tracing::warn!(%error, "something of a pod is left");
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => {
+            let left = Timestamp::now().duration_until(at);
+            tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads a container's termination message, at most 4096 bytes (`MaxContainerTerminationMessageLength`).
+pub(super) fn termination_message(path: &std::path::Path) -> Option<String> {
+    use std::io::Read as _;
+    let file = fs::File::open(path).on("open", path).ok()?;
+    let mut text = Vec::new();
+    file.take(4096).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// A container's end as the API tells it.
+pub(super) fn terminated(container: &Container, exit: &Exit) -> ContainerStateTerminated {
+    let reason = match (exit.oom_killed, exit.code) {
+        (true, _) => "OOMKilled",
+        (false, 0) => "Completed",
+        _ => "Error",
+    };
+    ContainerStateTerminated {
+        container_id: Some(super::slot::container_id(&container.request.id)),
+        exit_code: exit.code,
+        signal: exit.signal,
+        reason: Some(reason.to_owned()),
+        message: termination_message(&container.request.termination_log),
+        started_at: Some(super::status::whole_seconds(container.started.started_at)),
+        finished_at: Some(super::status::whole_seconds(exit.finished_at)),
+    }
+}
