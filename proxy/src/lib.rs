@@ -11,6 +11,7 @@
 //! - [`datapath`]: the trait that renders plans, with the kernel's two renderers ([`datapath::sockets`],
 //!   [`datapath::packets`]) and a [`datapath::fake`].
 //! - [`stale`]: flows of UDP clients that conntrack still sends to endpoints that are gone.
+//! - [`report`]: what a sync and an audit did, and what they could not do.
 //! - [`Proxy`]: keeps what was applied, takes snapshots, retries what failed, repairs drift.
 //!
 //! ```no_run
@@ -32,9 +33,11 @@ pub mod datapath;
 pub mod error;
 pub mod plan;
 mod proxy;
+pub mod report;
 pub mod stale;
 
-pub use crate::proxy::{AuditReport, Config, DatapathKind, DriftWatch, Durations, Proxy, SyncReport};
+pub use crate::proxy::{Config, DatapathKind, DriftWatch, Proxy};
+pub use crate::report::{AuditReport, Durations, SyncReport};
 pub use claims::Claims;
 pub use error::Error;
 pub use plan::{NodeContext, Rejected, ServicePlan, ServiceView, plan_service};

@@ -21,7 +21,7 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Label that says that no proxy is wanted.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Endpoints in one list; the rest is left out (a slot's number has 15 bits).
-pub const MAX_ENDPOINTS: usize = 1 << 15;
+pub const MAX_ENDPOINTS: usize = (1 << 15) - 1;
 
 /// What a plan knows of the node that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

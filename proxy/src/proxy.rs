@@ -13,6 +13,7 @@ use crate::datapath::packets::Packets;
 use crate::datapath::sockets::Sockets;
 use crate::datapath::{Change, Datapath, Kernel, NodeAddresses, NodeRole};
 use crate::plan::{NodeContext, Reason, Rejected, ServicePlan, ServiceView, plan_service};
+use crate::report::{AuditReport, SyncReport};
 use crate::stale::StaleFlows;
 use crate::{Claims, Error};
 
@@ -43,55 +44,6 @@ pub struct Config {
     pub local_dns: Option<IpAddr>,
     /// This node's addresses, in case its Node object does not tell them yet.
     pub node_addresses: Vec<IpAddr>,
-}
-
-/// What a sync did.
-#[derive(Debug, Default)]
-pub struct SyncReport {
-    /// Nothing was done, because the first complete lists of these kinds are not in.
-    pub waiting_for: Vec<Kind>,
-    /// Services whose change is in the kernel.
-    pub applied: Vec<ObjectName>,
-    /// Parts of the Services looked at that could not be honoured.
-    pub rejected: Vec<Rejected>,
-    /// Services whose change did not get there. They are tried again by each sync.
-    pub failures: Vec<(ObjectName, Error)>,
-    /// Failures that are no single Service's. Tried again by each sync.
-    pub common_failures: Vec<Error>,
-    /// Entries and elements written to the kernel.
-    pub writes: u64,
-    /// Tracked flows that led to endpoints that are gone, and were forgotten.
-    pub stale_flows: usize,
-    /// Where the time went.
-    pub durations: Durations,
-}
-
-/// Where the time of a sync went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Durations {
-    /// Finding what changed, and planning.
-    pub plan: Duration,
-    /// Writing to the kernel.
-    pub apply: Duration,
-}
-
-/// What an audit found.
-#[derive(Debug, Default)]
-pub struct AuditReport {
-    /// Parts of the fixed structure that were missing or differed; they are repaired.
-    pub repaired: Vec<String>,
-    /// Entries and elements that differed and were written again.
-    pub writes: u64,
-    /// What could not be repaired; the next audit tries again.
-    pub failures: Vec<(Option<ObjectName>, Error)>,
-}
-
-impl AuditReport {
-    /// Whether the kernel had everything.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.repaired.is_empty() && self.writes == 0 && self.failures.is_empty()
-    }
 }
 
 /// Tells, from any thread, when somebody else changes the proxy's table.

@@ -1,0 +1,312 @@
+//! The alphabet of rules: what the kernel runs, one after the other, on values in registers.
+
+use super::super::object::{DATA_VALUE, LIST_ELEMENT, Verdict};
+use crate::nfnetlink::Message;
+
+/// One of the sixteen 4-byte registers (`NFT_REG32_00` and on) that expressions pass values through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register(u8);
+
+impl Register {
+    /// The first register: where single values go.
+    pub const FIRST: Self = Self(0);
+
+    /// The register of that index, 0 to 15.
+    #[must_use]
+    pub const fn new(index: u8) -> Self {
+        Self(index)
+    }
+
+    const fn number(self) -> u32 {
+        8 + self.0 as u32
+    }
+}
+
+/// What `meta` reads or writes; `enum nft_meta_keys`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MetaKey {
+    /// The packet's mark.
+    Mark = 3,
+    /// Name of the device that it came in by.
+    InInterfaceName = 6,
+    /// Name of the device that it goes out by.
+    OutInterfaceName = 7,
+    /// IP protocol, behind extension headers.
+    Protocol = 16,
+}
+
+/// What `ct` reads; `enum nft_ct_keys`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ConntrackKey {
+    /// State bits of the packet.
+    State = 0,
+    /// Status bits of the connection.
+    Status = 2,
+}
+
+/// Which header `payload` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PacketHeader {
+    /// IPv4 or IPv6.
+    Network = 1,
+    /// TCP, UDP, SCTP.
+    Transport = 2,
+}
+
+/// How `cmp` compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Comparison {
+    /// Equal.
+    Equal = 0,
+    /// Not equal.
+    NotEqual = 1,
+}
+
+/// Whose routing type `fib` looks up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FibAddress {
+    /// The source address (`NFTA_FIB_F_SADDR`).
+    Source = 1,
+    /// The destination address (`NFTA_FIB_F_DADDR`).
+    Destination = 2,
+}
+
+/// Where a lookup puts what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupTarget {
+    /// Nowhere: the rule goes on if the key is in the set.
+    Found,
+    /// Nowhere: the rule goes on if the key is not in the set.
+    NotFound,
+    /// Into registers, beginning with this one.
+    Value(Register),
+    /// It is the verdict.
+    Verdict,
+}
+
+/// How a packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// ICMP or ICMPv6 port unreachable, by the packet's family.
+    PortUnreachable(IcmpVersion),
+    /// A TCP reset; only for TCP.
+    TcpReset,
+}
+
+/// Which ICMP a table's family speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpVersion {
+    /// ICMP (tables of family ip).
+    V4,
+    /// ICMPv6 (tables of family ip6).
+    V6,
+}
+
+/// The alphabet of rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression {
+    /// `meta`: reads.
+    Meta(MetaKey, Register),
+    /// `meta … set`: writes.
+    SetMeta(MetaKey, Register),
+    /// `ct`.
+    Conntrack(ConntrackKey, Register),
+    /// Bytes of a header.
+    Payload {
+        /// Which.
+        header: PacketHeader,
+        /// First byte.
+        offset: u32,
+        /// How many.
+        len: u32,
+        /// Where to.
+        to: Register,
+    },
+    /// Ends the rule unless the comparison holds.
+    Compare(Register, Comparison, Vec<u8>),
+    /// `register = register & mask ^ xor`.
+    Bitwise {
+        /// In place.
+        register: Register,
+        /// Bits that are kept.
+        mask: Vec<u8>,
+        /// Bits that are turned over.
+        xor: Vec<u8>,
+    },
+    /// Looks a key up that begins in a register.
+    Lookup {
+        /// Set or map.
+        set: String,
+        /// First register of the key.
+        key: Register,
+        /// What becomes of the result.
+        target: LookupTarget,
+    },
+    /// `numgen random mod N`, a host-order number from 0 to N-1.
+    Random(u32, Register),
+    /// `fib … type`: the kind of route, `RTN_*`, in host order.
+    FibType(FibAddress, Register),
+    /// A fixed value.
+    Immediate(Register, Vec<u8>),
+    /// Ends the rule with a verdict.
+    Verdict(Verdict),
+    /// `dnat to address : port`, from registers.
+    DestinationNat {
+        /// First register of the address.
+        address: Register,
+        /// Its family: 2 = IPv4, 10 = IPv6.
+        family: u32,
+        /// Register of the port.
+        port: Register,
+    },
+    /// `masquerade random,fully`: the source port is drawn at random, so that two nodes' or CPUs' simultaneous choices
+    /// do not collide.
+    Masquerade,
+    /// Refuses the packet.
+    Reject(Reject),
+    /// Counts packets and bytes.
+    Counter,
+}
+
+impl Expression {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Meta(..) | Self::SetMeta(..) => "meta",
+            Self::Conntrack(..) => "ct",
+            Self::Payload { .. } => "payload",
+            Self::Compare(..) => "cmp",
+            Self::Bitwise { .. } => "bitwise",
+            Self::Lookup { .. } => "lookup",
+            Self::Random(..) => "numgen",
+            Self::FibType(..) => "fib",
+            Self::Immediate(..) | Self::Verdict(_) => "immediate",
+            Self::DestinationNat { .. } => "nat",
+            Self::Masquerade => "masq",
+            Self::Reject(_) => "reject",
+            Self::Counter => "counter",
+        }
+    }
+
+    pub(super) fn encode(&self, message: &mut Message) {
+        message.nested(LIST_ELEMENT, |element| {
+            element.text(EXPRESSION_NAME, self.name());
+            element.nested(EXPRESSION_DATA, |data| self.encode_data(data));
+        });
+    }
+
+    /// Attribute numbers are those of the `enum nft_*_attributes` of each expression.
+    fn encode_data(&self, data: &mut Message) {
+        let value = |data: &mut Message, kind, bytes: &[u8]| {
+            data.nested(kind, |nested| {
+                nested.bytes(DATA_VALUE, bytes);
+            });
+        };
+        match self {
+            Self::Meta(key, to) => {
+                data.be32(1, to.number()).be32(2, *key as u32);
+            }
+            Self::SetMeta(key, from) => {
+                data.be32(2, *key as u32).be32(3, from.number());
+            }
+            Self::Conntrack(key, to) => {
+                data.be32(1, to.number()).be32(2, *key as u32);
+            }
+            Self::Payload {
+                header,
+                offset,
+                len,
+                to,
+            } => {
+                data.be32(1, to.number())
+                    .be32(2, *header as u32)
+                    .be32(3, *offset)
+                    .be32(4, *len);
+            }
+            Self::Compare(from, comparison, bytes) => {
+                data.be32(1, from.number()).be32(2, *comparison as u32);
+                value(data, 3, bytes);
+            }
+            Self::Bitwise { register, mask, xor } => {
+                // invariant: masks are at most 16 bytes.
+                let len = u32::try_from(mask.len()).unwrap_or(0);
+                data.be32(1, register.number())
+                    .be32(2, register.number())
+                    .be32(3, len);
+                value(data, 4, mask);
+                value(data, 5, xor);
+            }
+            Self::Lookup { set, key, target } => {
+                data.text(1, set).be32(2, key.number());
+                match target {
+                    LookupTarget::Found => {}
+                    LookupTarget::NotFound => {
+                        data.be32(5, LOOKUP_INVERTED);
+                    }
+                    LookupTarget::Value(to) => {
+                        data.be32(3, to.number());
+                    }
+                    LookupTarget::Verdict => {
+                        data.be32(3, VERDICT_REGISTER);
+                    }
+                }
+            }
+            Self::Random(modulus, to) => {
+                data.be32(1, to.number()).be32(2, *modulus).be32(3, NUMGEN_RANDOM);
+            }
+            Self::FibType(address, to) => {
+                data.be32(1, to.number())
+                    .be32(2, FIB_RESULT_TYPE)
+                    .be32(3, *address as u32);
+            }
+            Self::Immediate(to, bytes) => {
+                data.be32(1, to.number());
+                value(data, 2, bytes);
+            }
+            Self::Verdict(verdict) => {
+                data.be32(1, VERDICT_REGISTER);
+                data.nested(2, |nested| verdict.encode(nested));
+            }
+            Self::DestinationNat {
+                address,
+                family,
+                port,
+            } => {
+                data.be32(1, NAT_DESTINATION).be32(2, *family);
+                data.be32(3, address.number()).be32(5, port.number());
+            }
+            Self::Masquerade => {
+                data.be32(1, NAT_RANGE_PROTO_RANDOM_FULLY);
+            }
+            Self::Reject(Reject::TcpReset) => {
+                data.be32(1, 1);
+            }
+            Self::Reject(Reject::PortUnreachable(version)) => {
+                let code = match version {
+                    IcmpVersion::V4 => ICMP_PORT_UNREACHABLE,
+                    IcmpVersion::V6 => ICMPV6_PORT_UNREACHABLE,
+                };
+                data.be32(1, 0).bytes(2, &[code]);
+            }
+            Self::Counter => {
+                data.be64(1, 0).be64(2, 0);
+            }
+        }
+    }
+}
+
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const VERDICT_REGISTER: u32 = 0;
+const LOOKUP_INVERTED: u32 = 1;
+const NUMGEN_RANDOM: u32 = 1;
+const FIB_RESULT_TYPE: u32 = 3;
+const NAT_DESTINATION: u32 = 1;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
+const NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+const ICMP_PORT_UNREACHABLE: u8 = 3;
+const ICMPV6_PORT_UNREACHABLE: u8 = 4;
