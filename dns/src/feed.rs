@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
-use crate::zone::Table;
+use crate::zone::{Table, is_complete};
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
 const MAX_LINE: usize = 16 << 20;
@@ -302,7 +302,12 @@ impl Follower {
         }
     }
 
+    /// Makes a snapshot of the agent the one that is answered from. One that is not complete yet never takes the
+    /// place of one that is: an agent that has just started knows little, which is not the same as little being there.
     fn publish_fresh(&mut self, snapshot: &Snapshot) {
+        if is_complete(&self.published) && !is_complete(snapshot) {
+            return;
+        }
         if !self.source.connected.swap(true, Ordering::Relaxed) {
             tracing::info!(
                 services = snapshot.services.len(),

@@ -84,6 +84,8 @@ impl Fallthrough {
 enum Found<'t> {
     /// It does not exist.
     Missing,
+    /// The objects that could tell have not been listed yet.
+    Undecided,
     /// It exists and has no records, or only above other names.
     Empty,
     Apex,
@@ -218,10 +220,10 @@ where
             PodMode::Insecure => self.table.has_namespace(namespace),
             PodMode::Verified => self.table.has_pod(namespace, address),
         };
-        if known {
-            Found::Pod(address)
-        } else {
-            Found::Missing
+        match known {
+            true => Found::Pod(address),
+            false if self.options.pods == PodMode::Verified && !self.table.pods_synced => Found::Undecided,
+            false => Found::Missing,
         }
     }
 
@@ -257,12 +259,13 @@ where
     }
 
     fn write(&self, found: Found<'t>, out: &mut Vec<u8>) -> Verdict {
-        if matches!(found, Found::Missing) {
-            if self.options.fallthrough.covers(self.query) {
-                return Verdict::NotOurs;
-            }
+        let missing = matches!(found, Found::Missing);
+        if missing && self.options.fallthrough.covers(self.query) {
+            return Verdict::NotOurs;
+        }
+        if missing || matches!(found, Found::Undecided) {
             // Not being in the table proves nothing before the lists are complete.
-            let code = if self.table.synced {
+            let code = if missing && self.table.synced {
                 rcode::NXDOMAIN
             } else {
                 rcode::SERVFAIL

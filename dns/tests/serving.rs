@@ -193,10 +193,11 @@ async fn the_feed_is_followed_and_its_last_snapshot_outlives_agent_and_server() 
     write(&mut feed, &[&service("new", "10.96.0.8")]).await;
     server.answers(NEW, "NOERROR 10.96.0.8").await;
 
-    // The agent dies in the middle of its next snapshot: what was known stays.
+    // The agent dies in the middle of its next snapshot, then says that it is done before it has listed everything:
+    // what was known stays.
     drop(feed);
     drop(agent.send(&[BEGIN, &service("half", "10.96.0.9")]).await);
-    let feed = agent.send(&[BEGIN]).await;
+    let feed = agent.send(&[BEGIN, &service("half", "10.96.0.9"), END]).await;
     server.answers("half.default.svc.cluster.local", "NXDOMAIN").await;
     server.answers(NEW, "NOERROR 10.96.0.8").await;
     drop(feed);

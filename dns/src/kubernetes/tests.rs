@@ -620,6 +620,31 @@ fn before_the_lists_are_complete_absence_is_a_failure_and_presence_an_answer() {
 }
 
 #[test]
+fn pods_that_were_never_listed_are_not_denied() {
+    let mut snapshot = Snapshot::default();
+    for change in samples::changes() {
+        if !matches!(
+            change,
+            model::Change::Synced(model::Kind::Pod) | model::Change::Pod(_)
+        ) {
+            snapshot.apply(change);
+        }
+    }
+    check(
+        &Options {
+            pods: PodMode::Verified,
+            ..options()
+        },
+        &table(&snapshot),
+        &[
+            ("172-0-0-3.testns.pod", "A", "SERVFAIL ~ cluster.local."),
+            ("testns.pod", "A", NODATA),
+            ("nosvc.testns.svc", "A", NXDOMAIN),
+        ],
+    );
+}
+
+#[test]
 fn a_denial_falls_through_where_the_corefile_says_so() {
     let reverse = ["in-addr.arpa", "ip6.arpa"]
         .map(|zone| Name::parse(zone).expect("zone"))

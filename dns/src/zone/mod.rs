@@ -34,6 +34,8 @@ pub struct Table {
     pub serial: u32,
     /// Whether absence from this table means absence from the cluster.
     pub synced: bool,
+    /// Whether the same holds for pods.
+    pub pods_synced: bool,
     /// This machine's addresses, for the zone's NS record.
     pub local_addresses: Vec<IpAddr>,
 }
@@ -85,7 +87,8 @@ impl Table {
         for name in &changed.pods {
             table.put_pod(name, older, newer);
         }
-        table.synced = NEEDED.iter().all(|kind| newer.is_synced(*kind));
+        table.synced = is_complete(newer);
+        table.pods_synced = newer.is_synced(ObjectKind::Pod);
         if !changed.is_empty() {
             // CoreDNS's serial is a time as well; never smaller than before, so that it stays a serial.
             table.serial = now_unix_seconds.max(self.serial);
@@ -219,6 +222,12 @@ impl Table {
             .map(|namespace| namespace.services.len())
             .sum()
     }
+}
+
+/// Whether a snapshot holds everything that decides whether a name exists.
+#[must_use]
+pub fn is_complete(snapshot: &Snapshot) -> bool {
+    NEEDED.iter().all(|kind| snapshot.is_synced(*kind))
 }
 
 fn edit_set<K, V>(map: &mut SharedMap<K, BTreeSet<V>>, key: K, value: V, present: bool)
