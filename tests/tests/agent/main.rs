@@ -3,7 +3,9 @@
 mod command_line;
 mod node;
 mod privileged_parts;
+mod privileged_pods;
 mod privileged_traffic;
+mod traffic;
 
 use std::path::PathBuf;
 use std::time::Duration;
