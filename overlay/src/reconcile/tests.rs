@@ -1,1 +1,266 @@
-//! Plans against a kernel in memory.
+//! Plans against a kernel in memory, damaged as operators and races damage it.
+
+use model::lease::{Encap, Lease};
+use model::{Mtu, Vni};
+use netlink::{FakeKernel, Operation};
+use nix::errno::Errno;
+
+use super::*;
+use crate::flannel::NetworkConfig;
+use crate::plan::{Underlay, plan};
+
+const ETH0_MAC: [u8; 6] = [2, 9, 9, 9, 9, 9];
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+fn lease(third: u8, node: u8, mac_of: u8) -> Lease {
+    Lease {
+        subnet: Ipv4Network::new(Ipv4Addr::new(10, 5, third, 0), 24).expect("valid"),
+        subnet_v6: None,
+        public_ip: Ipv4Addr::new(172, 30, 0, node),
+        public_ip_v6: None,
+        encap: Encap::Vxlan {
+            vni: Vni(1),
+            vtep_mac: mac(mac_of),
+        },
+        encap_v6: None,
+    }
+}
+
+struct Node {
+    kernel: FakeKernel,
+    pods: Vec<PodRoute>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let mut kernel = FakeKernel::new();
+        kernel.plug("eth0", ETH0_MAC, 1500);
+        Self {
+            kernel,
+            pods: Vec::new(),
+        }
+    }
+
+    /// One pass; returns its writes, read from the kernel's record, and its problems.
+    fn pass(&mut self, others: &[Lease], complete: bool) -> (Vec<String>, Vec<String>) {
+        let config =
+            NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("valid");
+        let underlay = Underlay {
+            network: "172.30.0.11/24".parse().expect("network"),
+            mtu: Mtu(1500),
+        };
+        let (plan, _) = plan(&config, &lease(1, 11, 1), others, &underlay);
+        self.kernel.writes.clear();
+        let mut outcome = Outcome::default();
+        let device = plan.device.as_ref().expect("vxlan");
+        let tunnel =
+            ensure_device(&mut self.kernel, device, 1, &mut outcome).expect("the device can be made");
+        let mirror = Mirror::read(&mut self.kernel, tunnel).expect("readable");
+        let devices = Devices { tunnel, underlay: 1 };
+        let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &self.pods, complete);
+        assert_eq!(repaired.writes + outcome.writes, self.kernel.writes.len());
+        outcome.problems.extend(repaired.problems);
+        let writes = self
+            .kernel
+            .writes
+            .iter()
+            .map(|(operation, object)| format!("{operation} {object}"));
+        (writes.collect(), outcome.problems)
+    }
+
+    #[track_caller]
+    fn settled(&mut self, others: &[Lease]) {
+        assert_eq!(self.pass(others, true), (vec![], vec![]), "nothing is left to do");
+    }
+}
+
+#[test]
+fn a_node_that_comes_is_made_reachable_from_the_inside_out_and_a_second_pass_writes_nothing() {
+    let mut node = Node::new();
+    let others = [lease(2, 12, 2)];
+    let (writes, problems) = node.pass(&others, true);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(
+        writes,
+        [
+            "create link flannel.1",
+            "change link 2",
+            "add address 10.5.1.0/32 on link 2",
+            "replace neighbour 10.5.2.0 on link 2",
+            "replace forwarding entry 02:00:00:00:00:02 to 172.30.0.12 on link 2",
+            "replace route 10.5.2.0/24 via 10.5.2.0 link 2 table 254 protocol 213",
+        ]
+    );
+    node.settled(&others);
+}
+
+#[test]
+fn a_node_that_goes_takes_its_entries_with_it_but_only_once_all_leases_are_known() {
+    let mut node = Node::new();
+    node.pass(&[lease(2, 12, 2), lease(3, 13, 3)], true);
+    let left = [lease(3, 13, 3)];
+    assert_eq!(
+        node.pass(&left, false),
+        (vec![], vec![]),
+        "not complete: nothing is deleted"
+    );
+    let (writes, _) = node.pass(&left, true);
+    assert_eq!(
+        writes,
+        [
+            "delete route 10.5.2.0/24 via 10.5.2.0 link 2 table 254 protocol 213",
+            "delete forwarding entry 02:00:00:00:00:02 to 172.30.0.12 on link 2",
+            "delete neighbour 10.5.2.0 on link 2",
+        ]
+    );
+    node.settled(&left);
+}
+
+#[test]
+fn a_changed_mac_address_replaces_the_neighbour_and_leaves_no_old_forwarding_entry() {
+    let mut node = Node::new();
+    node.pass(&[lease(2, 12, 2)], true);
+    let changed = [lease(2, 12, 7)];
+    let (writes, _) = node.pass(&changed, true);
+    assert_eq!(
+        writes,
+        [
+            "replace neighbour 10.5.2.0 on link 2",
+            "replace forwarding entry 02:00:00:00:00:07 to 172.30.0.12 on link 2",
+            "delete forwarding entry 02:00:00:00:00:02 to 172.30.0.12 on link 2",
+        ]
+    );
+    node.settled(&changed);
+}
+
+#[test]
+fn every_damage_is_repaired() {
+    let others = [lease(2, 12, 2), lease(3, 13, 3)];
+    let damages: [(&str, fn(&mut FakeKernel)); 8] = [
+        ("a route is deleted", |kernel| drop(kernel.routes.remove(0))),
+        ("a route is changed", |kernel| kernel.routes[0].gateway = None),
+        ("a neighbour is deleted", |kernel| {
+            drop(kernel.neighbours.remove(0))
+        }),
+        ("a neighbour is no longer permanent", |kernel| {
+            kernel.neighbours[0].permanent = false
+        }),
+        ("a forwarding entry is deleted", |kernel| {
+            drop(kernel.forwarding.remove(0))
+        }),
+        ("the address is deleted", |kernel| kernel.addresses.clear()),
+        ("the device is down, and its routes are gone", |kernel| {
+            kernel.change_link(2, &LinkChange::down()).expect("down")
+        }),
+        ("the device is deleted", |kernel| {
+            kernel.delete_link(2).expect("delete")
+        }),
+    ];
+    for (name, damage) in damages {
+        let mut node = Node::new();
+        node.pass(&others, true);
+        let before = node.kernel.clone();
+        damage(&mut node.kernel);
+        let (writes, problems) = node.pass(&others, true);
+        assert!(!writes.is_empty() && problems.is_empty(), "{name}: {problems:?}");
+        node.settled(&others);
+        let macs = |kernel: &FakeKernel| kernel.links.iter().map(|link| link.mac).collect::<Vec<_>>();
+        assert_eq!(
+            macs(&node.kernel),
+            macs(&before),
+            "{name}: the device keeps its MAC address"
+        );
+    }
+}
+
+#[test]
+fn foreign_objects_are_left_alone_and_told() {
+    let mut node = Node::new();
+    let destination: IpNetwork = "10.5.2.0/24".parse().expect("network");
+    let foreign = Route::via(destination, "172.30.0.99".parse().expect("address"), 1, 4);
+    let unrelated = Route::via(
+        "192.0.2.0/24".parse().expect("net"),
+        "172.30.0.99".parse().expect("address"),
+        1,
+        3,
+    );
+    let neighbour = Neighbour::permanent(1, "172.30.0.99".parse().expect("address"), [2; 6]);
+    node.kernel.routes = vec![foreign.clone(), unrelated.clone()];
+    node.kernel.neighbours = vec![neighbour.clone()];
+    let (_, problems) = node.pass(&[lease(2, 12, 2)], true);
+    assert_eq!(
+        problems,
+        ["foreign route in the way, left alone: 10.5.2.0/24 via 172.30.0.99 link 1 table 254 protocol 4"]
+    );
+    assert_eq!(node.kernel.routes, [foreign, unrelated]);
+    assert!(node.kernel.neighbours.contains(&neighbour));
+}
+
+#[test]
+fn flannels_device_and_routes_are_taken_over_without_an_interruption() {
+    let mut node = Node::new();
+    node.pass(&[lease(2, 12, 2), lease(9, 19, 9)], true);
+    for route in &mut node.kernel.routes {
+        route.protocol = FLANNELS_PROTOCOL;
+    }
+    let (writes, problems) = node.pass(&[lease(2, 12, 2)], true);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(
+        writes,
+        [
+            "replace route 10.5.2.0/24 via 10.5.2.0 link 2 table 254 protocol 213",
+            "delete route 10.5.9.0/24 via 10.5.9.0 link 2 table 254 protocol 3",
+            "delete forwarding entry 02:00:00:00:00:09 to 172.30.0.19 on link 2",
+            "delete neighbour 10.5.9.0 on link 2",
+        ]
+    );
+}
+
+#[test]
+fn a_failure_at_one_object_stops_no_other_and_is_gone_at_the_next_pass() {
+    let others = [lease(2, 12, 2), lease(3, 13, 3)];
+    for operation in [
+        Operation::ReplaceNeighbour,
+        Operation::ReplaceForwarding,
+        Operation::ReplaceRoute,
+    ] {
+        let mut node = Node::new();
+        node.kernel.fail_next(operation, Errno::ENOMEM);
+        let (writes, problems) = node.pass(&others, true);
+        assert_eq!(
+            (writes.len(), problems.len()),
+            (8, 1),
+            "{operation}: {problems:?}"
+        );
+        let (writes, problems) = node.pass(&others, true);
+        assert_eq!((writes.len(), problems.len()), (1, 0), "{operation}");
+        node.settled(&others);
+    }
+}
+
+#[test]
+fn a_pods_route_follows_its_device() {
+    let mut node = Node::new();
+    node.pods = vec![PodRoute {
+        address: Ipv4Addr::new(10, 5, 1, 2),
+        host_ifname: "cw1".to_owned(),
+        pod_mac: mac(5),
+    }];
+    node.pass(&[], true);
+    node.settled(&[]);
+    node.kernel.plug("cw1", [2, 8, 8, 8, 8, 8], 1450);
+    let (writes, _) = node.pass(&[], true);
+    assert_eq!(
+        writes,
+        [
+            "replace neighbour 10.5.1.2 on link 3",
+            "replace route 10.5.1.2/32 link 3 table 254 protocol 213"
+        ]
+    );
+    node.pods.clear();
+    let (writes, _) = node.pass(&[], true);
+    assert_eq!(writes, ["delete route 10.5.1.2/32 link 3 table 254 protocol 213"]);
+}
