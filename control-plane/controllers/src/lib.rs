@@ -12,12 +12,12 @@
 //! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
 //! state is in the API: a restart observes again and decides the same.
 //!
-//! - [`replicaset`], [`deployment`]: workloads, with upstream's rules to the letter where users see them.
-//! - [`endpoints`]: EndpointSlices and Endpoints of Services.
-//! - [`scheduler`]: pods to nodes.
-//! - [`nodes`], [`pod_gc`]: nodes that stop answering, pods whose node is gone.
-//! - [`namespaces`], [`garbage`]: deletion of what is contained and what is owned.
-//! - [`accounts`], [`builtin`]: what every namespace, and the cluster, has by itself.
+//! - `replicaset`, `deployment`: workloads, with upstream's rules to the letter where users see them.
+//! - `endpoints`: EndpointSlices and Endpoints of Services.
+//! - `scheduler`: pods to nodes.
+//! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone.
+//! - `namespaces`, `garbage`: deletion of what is contained and what is owned.
+//! - `accounts`, `builtin`: what every namespace, and the cluster, has by itself.
 //! - `cache`, `queue`, `supervisor`, `events`: the common shell.
 
 mod accounts;
@@ -43,6 +43,9 @@ mod selector;
 mod supervisor;
 mod taints;
 
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -54,13 +57,19 @@ pub(crate) use context::Context;
 /// Who our writes are attributed to in `metadata.managedFields`.
 pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 
+/// What a controller runs as.
+type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
+
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, supervisor::Run); 13] = [
+const PARTS: [(&str, Run); 14] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
     ("endpointslice", |context| {
         Box::pin(endpoints::run_slices(context))
+    }),
+    ("endpointslice-mirroring", |context| {
+        Box::pin(endpoints::run_mirror(context))
     }),
     ("garbage-collector", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespaces::run(context))),
@@ -87,16 +96,23 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
             name: unknown.clone(),
         });
     }
-    let parts = PARTS
-        .into_iter()
-        .filter(|(name, _)| !config.disabled.contains(*name))
-        .collect();
     let (context, background) = Context::start(client, config);
+    let enabled = PARTS
+        .into_iter()
+        .filter(|(name, _)| !context.config.disabled.contains(*name));
+    let parts = enabled.map(|(name, run)| {
+        let context = Arc::clone(&context);
+        (
+            name,
+            Box::new(move || run(Arc::clone(&context))) as supervisor::Start,
+        )
+    });
+    let parts = parts.collect();
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = context.caches.synced() => {
             tracing::info!("caches are filled, controllers start");
-            supervisor::supervise(parts, context, shutdown.clone()).await;
+            supervisor::supervise(parts, shutdown.clone()).await;
         }
     }
     drop(background);

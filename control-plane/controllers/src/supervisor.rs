@@ -1,42 +1,36 @@
 //! Keeps every controller running: one that ends or panics is logged and started again, and none stops
 //! another.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use rand::Rng as _;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Context, Error};
+use crate::Error;
 
-/// What a controller runs as. It ends only by a failure.
-pub(crate) type Run = fn(Arc<Context>) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+/// Starts a controller, which ends only by a failure.
+pub(crate) type Start = Box<dyn Fn() -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
 /// A controller that ran this long is healthy: its next failure counts as the first.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 /// Runs all of `parts` until `shutdown`.
-pub(crate) async fn supervise(
-    parts: Vec<(&'static str, Run)>,
-    context: Arc<Context>,
-    shutdown: CancellationToken,
-) {
+pub(crate) async fn supervise(parts: Vec<(&'static str, Start)>, shutdown: CancellationToken) {
     let mut keepers = JoinSet::new();
-    for (name, run) in parts {
-        keepers.spawn(keep(name, run, context.clone(), shutdown.clone()));
+    for (name, start) in parts {
+        keepers.spawn(keep(name, start, shutdown.clone()));
     }
     while keepers.join_next().await.is_some() {}
 }
 
-async fn keep(name: &'static str, run: Run, context: Arc<Context>, shutdown: CancellationToken) {
+async fn keep(name: &'static str, start: Start, shutdown: CancellationToken) {
     let mut failures = 0;
     loop {
         let started = Instant::now();
-        let mut task = tokio::spawn(run(context.clone()));
+        let mut task = tokio::spawn(start());
         let outcome = tokio::select! {
             () = shutdown.cancelled() => {
                 task.abort();
@@ -67,4 +61,53 @@ fn restart_delay(failures: u32) -> Duration {
         .saturating_mul(1 << (failures - 1).min(12))
         .min(Duration::from_secs(30));
     ceiling.mul_f64(rand::rng().random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    fn counted(starts: &Arc<AtomicU32>, run: fn() -> BoxFuture<'static, Result<(), Error>>) -> Start {
+        let starts = Arc::clone(starts);
+        Box::new(move || {
+            starts.fetch_add(1, SeqCst);
+            run()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_fails_or_panics_is_started_again_and_stops_no_other() {
+        let [panicking, failing, healthy] = [(); 3].map(|()| Arc::new(AtomicU32::new(0)));
+        let shutdown = CancellationToken::new();
+        let supervised = tokio::spawn(supervise(
+            vec![
+                (
+                    "panicking",
+                    counted(&panicking, || Box::pin(async { panic!("on purpose") })),
+                ),
+                (
+                    "failing",
+                    counted(&failing, || Box::pin(async { Err(Error::NoPods) })),
+                ),
+                ("healthy", counted(&healthy, || Box::pin(std::future::pending()))),
+            ],
+            shutdown.clone(),
+        ));
+        let restarted = async {
+            while panicking.load(SeqCst) < 3 || failing.load(SeqCst) < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), restarted)
+            .await
+            .unwrap();
+        assert_eq!(healthy.load(SeqCst), 1);
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(10), supervised)
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }

@@ -3,7 +3,9 @@
 //! Nothing is batched: a pod's readiness or deletion is in its slice after one write. A burst batches itself,
 //! because a Service that is being written collects what changes meanwhile.
 
+mod mirror;
 mod observed;
+mod selected;
 mod slices;
 mod subsets;
 
@@ -20,7 +22,7 @@ use crate::ownership;
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::{Context, selector};
 use observed::{ServicePods, ZONE_LABEL, selects_pods};
-use slices::SERVICE_LABEL;
+use slices::{SERVICE_LABEL, is_managed_by};
 
 /// How many Services are worked on at a time.
 const WORKERS: usize = 16;
@@ -29,22 +31,7 @@ const WORKERS: usize = 16;
 pub(crate) async fn run_slices(context: Arc<Context>) -> Result<(), Error> {
     let queue = Queue::new();
     let _sources = subscribe(&context, &queue);
-    let _slices = context.caches.slices.subscribe({
-        let queue = Arc::clone(&queue);
-        move |change| {
-            for slice in change.states().filter(|slice| slices::is_ours(slice)) {
-                let service = slice
-                    .metadata
-                    .labels
-                    .as_ref()
-                    .and_then(|labels| labels.get(SERVICE_LABEL));
-                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                service
-                    .into_iter()
-                    .for_each(|service| queue.add(ObjectName::new(namespace, service)));
-            }
-        }
-    });
+    let _slices = subscribe_slices(&context, &queue, selected::MANAGED_BY);
     drive(&queue, &Slices(context), WORKERS).await;
     Ok(())
 }
@@ -64,6 +51,54 @@ pub(crate) async fn run_endpoints(context: Arc<Context>) -> Result<(), Error> {
     });
     drive(&queue, &Subsets(context), WORKERS).await;
     Ok(())
+}
+
+/// Runs the controller that mirrors Endpoints made by hand.
+pub(crate) async fn run_mirror(context: Arc<Context>) -> Result<(), Error> {
+    let queue = Queue::new();
+    let _endpoints = context.caches.endpoints.subscribe({
+        let queue = Arc::clone(&queue);
+        move |change| {
+            change
+                .states()
+                .take(1)
+                .for_each(|endpoints| queue.add(name_of(&**endpoints)))
+        }
+    });
+    let _services = context.caches.services.subscribe({
+        let queue = Arc::clone(&queue);
+        move |change| {
+            change
+                .states()
+                .take(1)
+                .for_each(|service| queue.add(name_of(&**service)))
+        }
+    });
+    let _slices = subscribe_slices(&context, &queue, mirror::MANAGED_BY);
+    drive(&queue, &Mirror(context), WORKERS).await;
+    Ok(())
+}
+
+/// Queues the Service of every slice of `manager` that changes.
+fn subscribe_slices(
+    context: &Context,
+    queue: &Arc<Queue<ObjectName>>,
+    manager: &'static str,
+) -> Subscription {
+    let queue = Arc::clone(queue);
+    context.caches.slices.subscribe(move |change| {
+        for slice in change.states().filter(|slice| is_managed_by(slice, manager)) {
+            let service = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(SERVICE_LABEL));
+            let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+            service
+                .into_iter()
+                .for_each(|service| queue.add(ObjectName::new(namespace, service)));
+        }
+    })
 }
 
 /// Queues every Service that a change of a Service, a pod or a node concerns.
@@ -143,7 +178,7 @@ impl Reconcile for Slices {
     const NAME: &'static str = "endpointslice";
 
     async fn reconcile(&self, key: &ObjectName) -> Result<Next, Error> {
-        let existing = self.existing(key);
+        let existing = existing(&self.0, key, selected::MANAGED_BY);
         let Some(service) = self.0.caches.services.get(key) else {
             // Only what a Service owned: what somebody made by hand under our label is not ours to delete.
             let owned = existing.iter().filter(|slice| {
@@ -162,51 +197,72 @@ impl Reconcile for Slices {
             return Ok(Next::OnChange);
         }
         let pods = self.0.caches.pods.list_in(&key.namespace);
-        let plan = slices::plan(&service, &observe(&self.0, &service, &pods), &existing);
-        self.apply(plan).await?;
+        let plan = selected::plan(&service, &observe(&self.0, &service, &pods), &existing);
+        apply(&self.0, plan).await?;
         Ok(Next::OnChange)
     }
 }
 
-impl Slices {
-    fn existing(&self, service: &ObjectName) -> Vec<Arc<EndpointSlice>> {
-        let mut slices = self.0.caches.slices.list_in(&service.namespace);
-        slices.retain(|slice| {
-            let labels = slice.metadata.labels.as_ref();
-            slices::is_ours(slice)
-                && labels.and_then(|labels| labels.get(SERVICE_LABEL)) == Some(&service.name)
-                && slice.metadata.deletion_timestamp.is_none()
-        });
-        slices
-    }
+struct Mirror(Arc<Context>);
 
-    /// What is added comes before what is taken away, so that an endpoint that moves is never missing.
-    async fn apply(&self, plan: slices::Plan) -> Result<(), Error> {
-        let slices::Plan {
-            create,
-            update,
-            delete,
-        } = plan;
-        let cache = &self.0.caches.slices;
-        let creations = create.into_iter().map(async |mut slice| {
-            let prefix = slice.metadata.generate_name.clone().unwrap_or_default();
-            slice.metadata.name = Some(ownership::generated_name(&prefix));
-            match cache.create(&slice).await {
-                Err(error) if error.is_namespace_terminating() => Ok(()),
-                other => other.map(drop),
-            }
-        });
-        all(futures::future::join_all(creations).await)?;
-        let updates = update
-            .iter()
-            .map(async |slice| cache.replace(slice).await.map(drop));
-        all(futures::future::join_all(updates).await)?;
-        let deletions = delete
-            .iter()
-            .map(|slice| cache.delete(&**slice, DeleteParams::default()));
-        all(futures::future::join_all(deletions).await)?;
-        Ok(())
+impl Reconcile for Mirror {
+    type Key = ObjectName;
+    const NAME: &'static str = "endpointslice-mirroring";
+
+    async fn reconcile(&self, key: &ObjectName) -> Result<Next, Error> {
+        let existing = existing(&self.0, key, mirror::MANAGED_BY);
+        let service = self.0.caches.services.get(key);
+        let endpoints = self.0.caches.endpoints.get(key);
+        let plan = match endpoints.filter(|endpoints| mirror::is_mirrored(endpoints, service.as_deref())) {
+            Some(endpoints) => mirror::plan(&endpoints, &existing),
+            None => slices::Plan {
+                delete: existing,
+                ..slices::Plan::default()
+            },
+        };
+        apply(&self.0, plan).await?;
+        Ok(Next::OnChange)
     }
+}
+
+/// The slices of a Service that `manager` writes.
+fn existing(context: &Context, service: &ObjectName, manager: &str) -> Vec<Arc<EndpointSlice>> {
+    let mut slices = context.caches.slices.list_in(&service.namespace);
+    slices.retain(|slice| {
+        let labels = slice.metadata.labels.as_ref();
+        is_managed_by(slice, manager)
+            && labels.and_then(|labels| labels.get(SERVICE_LABEL)) == Some(&service.name)
+            && slice.metadata.deletion_timestamp.is_none()
+    });
+    slices
+}
+
+/// What is added comes before what is taken away, so that an endpoint that moves is never missing.
+async fn apply(context: &Context, plan: slices::Plan) -> Result<(), Error> {
+    let slices::Plan {
+        create,
+        update,
+        delete,
+    } = plan;
+    let cache = &context.caches.slices;
+    let creations = create.into_iter().map(async |mut slice| {
+        let prefix = slice.metadata.generate_name.clone().unwrap_or_default();
+        slice.metadata.name = Some(ownership::generated_name(&prefix));
+        match cache.create(&slice).await {
+            Err(error) if error.is_namespace_terminating() => Ok(()),
+            other => other.map(drop),
+        }
+    });
+    all(futures::future::join_all(creations).await)?;
+    let updates = update
+        .iter()
+        .map(async |slice| cache.replace(slice).await.map(drop));
+    all(futures::future::join_all(updates).await)?;
+    let deletions = delete
+        .iter()
+        .map(|slice| cache.delete(&**slice, DeleteParams::default()));
+    all(futures::future::join_all(deletions).await)?;
+    Ok(())
 }
 
 struct Subsets(Arc<Context>);

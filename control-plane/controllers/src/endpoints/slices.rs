@@ -1,35 +1,31 @@
-//! EndpointSlices (KEP-752): which slices a Service should have.
+//! EndpointSlices (KEP-752): which slices there should be for a Service, or for an Endpoints object that is mirrored.
 //!
-//! Endpoints stay in the slice that they are in, so that a change touches one slice. Slices that nothing is
-//! left in are used again before new ones are made; one, possibly empty, is always there.
+//! Endpoints stay in the slice that they are in, so that a change touches one slice. Slices that nothing is left
+//! in are used again before new ones are made.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use super::observed::{PodEndpoint, Port, ServicePods, families, family, is_headless, publishes_not_ready};
-use crate::ownership;
+use super::observed::Port;
 use crate::selector::Labels;
 
 /// The label that ties a slice to its Service.
 pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
-/// Upstream's name: consumers know it.
-const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// The label that names who writes a slice.
+pub(crate) const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// Upstream's default; larger slices cost consumers more per change.
 const MAX_ENDPOINTS: usize = 100;
 
-/// Whether this controller writes the slice.
-pub(crate) fn is_ours(slice: &EndpointSlice) -> bool {
+/// Whether `manager` writes the slice.
+pub(crate) fn is_managed_by(slice: &EndpointSlice, manager: &str) -> bool {
     let labels = slice.metadata.labels.as_ref();
     labels
         .and_then(|labels| labels.get(MANAGED_BY_LABEL))
-        .is_some_and(|by| by == MANAGED_BY)
+        .is_some_and(|by| by == manager)
 }
 
 /// What to write. New slices have `generateName` only; changed ones carry the resource version that they were
@@ -41,64 +37,51 @@ pub(crate) struct Plan {
     pub delete: Vec<Arc<EndpointSlice>>,
 }
 
-/// What makes an endpoint the same one as before: its address, and the uid of its pod.
-type Identity = (IpAddr, Option<String>);
+/// What the slices belong to.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub namespace: Option<String>,
+    /// The slices' names begin with it, and a dash.
+    pub name: String,
+    pub owner: OwnerReference,
+    /// All labels of the slices.
+    pub labels: Labels,
+    /// Whether an empty slice stands for "no endpoints".
+    pub keeps_one: bool,
+}
 
-/// Compares a Service's endpoints with its `existing` slices.
-pub(crate) fn plan(service: &Service, pods: &ServicePods<'_>, existing: &[Arc<EndpointSlice>]) -> Plan {
-    let families = families(service);
+/// Endpoints by their ports: a slice has one list of ports for all of its endpoints.
+pub(crate) type Groups = BTreeMap<Vec<Port>, BTreeMap<Identity, Endpoint>>;
+
+/// What makes an endpoint the same one as before: its address, and the uid of its pod.
+pub(crate) type Identity = (IpAddr, Option<String>);
+
+/// Compares the endpoints of each address family with the `existing` slices.
+pub(crate) fn plan(
+    subject: &Subject,
+    families: Vec<(&'static str, Groups)>,
+    existing: &[Arc<EndpointSlice>],
+) -> Plan {
     let mut plan = Plan::default();
-    for family in &families {
+    let wanted: Vec<&str> = families.iter().map(|(family, _)| *family).collect();
+    for (family, groups) in families {
         let of_family = existing
             .iter()
-            .filter(|slice| slice.address_type == *family)
+            .filter(|slice| slice.address_type == family)
             .cloned()
             .collect();
         FamilyPlan {
-            service,
+            subject,
             family,
             into: &mut plan,
         }
-        .fill(groups(pods, family), of_family);
+        .fill(groups, of_family);
     }
     let foreign = existing
         .iter()
-        .filter(|slice| !families.contains(&slice.address_type.as_str()));
+        .filter(|slice| !wanted.contains(&slice.address_type.as_str()));
     plan.delete.extend(foreign.cloned());
     plan
-}
-
-/// Endpoints by the ports that their pods offer: a slice has one list of ports for all of its endpoints.
-fn groups(pods: &ServicePods<'_>, wanted: &str) -> BTreeMap<Vec<Port>, BTreeMap<Identity, Endpoint>> {
-    let mut groups: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-    for pod in &pods.endpoints {
-        for address in pod.addresses.iter().filter(|address| family(address) == wanted) {
-            let identity = (*address, pod.target.uid.clone());
-            let endpoint = endpoint(pod, *address, publishes_not_ready(pods.service));
-            groups
-                .entry(pod.ports.clone())
-                .or_default()
-                .insert(identity, endpoint);
-        }
-    }
-    groups
-}
-
-fn endpoint(pod: &PodEndpoint, address: IpAddr, publishes_not_ready: bool) -> Endpoint {
-    Endpoint {
-        addresses: vec![address.to_string()],
-        conditions: Some(EndpointConditions {
-            ready: Some(publishes_not_ready || (pod.serving && !pod.terminating)),
-            serving: Some(pod.serving),
-            terminating: Some(pod.terminating),
-        }),
-        hostname: pod.hostname.clone(),
-        node_name: pod.node.clone(),
-        zone: pod.zone.clone(),
-        target_ref: Some(pod.target.clone()),
-        deprecated_topology: None,
-        hints: None,
-    }
 }
 
 fn identity(endpoint: &Endpoint) -> Option<Identity> {
@@ -111,17 +94,13 @@ fn identity(endpoint: &Endpoint) -> Option<Identity> {
 
 /// The plan for one address family.
 struct FamilyPlan<'a> {
-    service: &'a Service,
+    subject: &'a Subject,
     family: &'static str,
     into: &'a mut Plan,
 }
 
 impl FamilyPlan<'_> {
-    fn fill(
-        &mut self,
-        groups: BTreeMap<Vec<Port>, BTreeMap<Identity, Endpoint>>,
-        existing: Vec<Arc<EndpointSlice>>,
-    ) {
+    fn fill(&mut self, groups: Groups, existing: Vec<Arc<EndpointSlice>>) {
         let mut by_ports: BTreeMap<Vec<Port>, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
         for slice in existing {
             by_ports.entry(ports_of(&slice)).or_default().push(slice);
@@ -186,7 +165,7 @@ impl FamilyPlan<'_> {
             .iter()
             .chain(&self.into.update)
             .any(|slice| slice.address_type == self.family);
-        if kept.is_empty() && !created {
+        if kept.is_empty() && !created && self.subject.keeps_one {
             match spare.pop_front() {
                 Some(slice) => self.write(&slice, &ports_of(&slice), Vec::new()),
                 None => self
@@ -209,16 +188,15 @@ impl FamilyPlan<'_> {
     }
 
     fn slice(&self, meta: ObjectMeta, ports: &[Port], endpoints: Vec<Endpoint>) -> EndpointSlice {
-        let service = &self.service.metadata;
         let generate_name = meta
             .generate_name
-            .or_else(|| Some(format!("{}-", service.name.as_deref()?)));
+            .or_else(|| Some(format!("{}-", self.subject.name)));
         EndpointSlice {
             metadata: ObjectMeta {
-                namespace: service.namespace.clone(),
+                namespace: self.subject.namespace.clone(),
                 generate_name,
-                labels: Some(labels(self.service)),
-                owner_references: Some(vec![ownership::controller_ref(self.service)]),
+                labels: Some(self.subject.labels.clone()),
+                owner_references: Some(vec![self.subject.owner.clone()]),
                 ..meta
             },
             address_type: self.family.to_owned(),
@@ -236,20 +214,6 @@ fn still_wanted(slice: &EndpointSlice, wanted: &mut BTreeMap<Identity, Endpoint>
         .filter_map(identity)
         .filter_map(|identity| wanted.remove(&identity))
         .collect()
-}
-
-fn labels(service: &Service) -> Labels {
-    let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.remove(HEADLESS_LABEL);
-    if is_headless(service) {
-        labels.insert(HEADLESS_LABEL.to_owned(), String::new());
-    }
-    labels.insert(
-        SERVICE_LABEL.to_owned(),
-        service.metadata.name.clone().unwrap_or_default(),
-    );
-    labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned());
-    labels
 }
 
 fn port(port: &Port) -> EndpointPort {
@@ -284,7 +248,3 @@ fn is_same(wanted: &EndpointSlice, stored: &EndpointSlice) -> bool {
         && wanted.metadata.labels == stored.metadata.labels
         && wanted.metadata.owner_references == stored.metadata.owner_references
 }
-
-#[cfg(test)]
-#[path = "slices_tests.rs"]
-mod tests;

@@ -510,3 +510,36 @@ async fn a_silent_node_is_unknown_and_tainted_and_its_pods_leave_their_services(
     .await;
     renewal.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_a_user_made_are_mirrored_to_slices() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    let mut by_hand = service("db");
+    by_hand["spec"].as_object_mut().unwrap().remove("selector");
+    api.create("services", by_hand);
+    let subset = |address: &str| json!([{ "addresses": [{ "ip": address }], "ports": [{ "name": "http", "port": 5432 }] }]);
+    let meta = json!({ "name": "db", "namespace": "default" });
+    api.create(
+        "endpoints",
+        json!({ "metadata": meta, "subsets": subset("192.0.2.1") }),
+    );
+    api.eventually("mirrored", |api| ready_addresses(api, "db") == ["192.0.2.1"])
+        .await;
+    api.patch(
+        "endpoints",
+        "default",
+        "db",
+        json!({ "subsets": subset("192.0.2.2") }),
+    );
+    api.eventually("changed", |api| ready_addresses(api, "db") == ["192.0.2.2"])
+        .await;
+    api.delete("endpoints", "default", "db", json!({}));
+    api.eventually("gone", |api| {
+        let slices = api.all("endpointslices");
+        !slices
+            .iter()
+            .any(|slice| text(slice, "/metadata/name").starts_with("db-"))
+    })
+    .await;
+}
