@@ -1,6 +1,6 @@
 //! Between the protocol's messages and the key space's operations.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use bytes::Bytes;
 use etcd_client::{
@@ -248,7 +248,7 @@ pub fn delete_response(
     header: PbResponseHeader,
     revision: Revision,
     deleted: usize,
-    prev: &[std::sync::Arc<Entry>],
+    prev: &[Arc<Entry>],
 ) -> PbDeleteResponse {
     PbDeleteResponse {
         header: Some(PbResponseHeader { revision, ..header }),

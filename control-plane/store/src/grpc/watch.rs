@@ -4,7 +4,11 @@
 //! that a slow client costs no memory and catches up from where it is. If a compaction passes it, it is cancelled.
 //! A stream carries many watches; they take turns.
 
-use std::{collections::BTreeMap, ops::Bound, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
+    time::Duration,
+};
 
 use etcd_client::{
     EventType, WatchFilterType,
@@ -62,7 +66,7 @@ struct Session {
     /// The watch that had its turn last.
     last_served: i64,
     progress_requested: bool,
-    outbox: std::collections::VecDeque<PbWatchResponse>,
+    outbox: VecDeque<PbWatchResponse>,
 }
 
 #[derive(Debug)]
@@ -88,7 +92,7 @@ impl Session {
             next_id: 0,
             last_served: NO_WATCH,
             progress_requested: false,
-            outbox: std::collections::VecDeque::new(),
+            outbox: VecDeque::new(),
         }
     }
 

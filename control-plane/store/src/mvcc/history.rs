@@ -57,7 +57,7 @@ impl History {
     /// The key as it was after `revision`.
     pub(super) fn at(&self, revision: Revision) -> Option<&Arc<Entry>> {
         let seen = self.events.partition_point(|event| event.id.revision <= revision);
-        self.events[..seen].last()?.entry.as_ref()
+        self.events.get(..seen)?.last()?.entry.as_ref()
     }
 
     /// Drops what nothing can see at `compacted` or later, and says which events that were. A deletion in exactly that
@@ -66,9 +66,9 @@ impl History {
         let passed = self
             .events
             .partition_point(|event| event.id.revision <= compacted);
-        let still_seen = self.events[..passed]
-            .last()
-            .is_some_and(|last| last.entry.is_some() || last.id.revision == compacted);
+        let last_passed = self.events.get(..passed).and_then(<[_]>::last);
+        let still_seen =
+            last_passed.is_some_and(|last| last.entry.is_some() || last.id.revision == compacted);
         self.events
             .drain(..passed - usize::from(still_seen))
             .map(|event| event.id)

@@ -45,12 +45,15 @@ impl KeyRange {
     /// Every key that begins with `prefix`.
     pub fn below(prefix: impl Into<Bytes>) -> Self {
         let start = prefix.into();
-        let kept = start.iter().rposition(|byte| *byte != 0xff);
-        let end = kept.map_or(End::Unbounded, |last| {
-            let mut after = start[..=last].to_vec();
-            after[last] += 1;
-            End::Before(after.into())
-        });
+        let mut after = start.to_vec();
+        let mut end = End::Unbounded;
+        while let Some(last) = after.pop() {
+            if last < 0xff {
+                after.push(last + 1);
+                end = End::Before(after.into());
+                break;
+            }
+        }
         Self { start, end }
     }
 

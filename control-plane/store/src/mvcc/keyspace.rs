@@ -81,7 +81,11 @@ impl Keyspace {
                 keyspace
                     .log
                     .resize_with(keyspace.log.len().max(index + 1), Vec::new);
-                keyspace.log[index].push(event.clone());
+                keyspace
+                    .log
+                    .get_mut(index)
+                    .expect("invariant: the log was just made long enough")
+                    .push(event.clone());
                 keyspace.revision = event.id.revision;
             }
             keyspace.keys.entry(key).or_default().push(event);
