@@ -51,8 +51,17 @@ pub enum KubeletError {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), KubeletError> {
     // Whoever else in this process has installed one has installed the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    disk::make_dir(&config.state_dir)?;
     let client = connect(&config).await?;
+    run_with(config, client, shutdown).await
+}
+
+/// As [`run`], with a client that is there already instead of the configuration's kubeconfig.
+pub async fn run_with(
+    config: Config,
+    client: kube::Client,
+    shutdown: CancellationToken,
+) -> Result<(), KubeletError> {
+    disk::make_dir(&config.state_dir)?;
     let (events, event_writer) = Recorder::start(client.clone(), config.node_name.clone());
     let images = ImageStore::open(&config.state_dir.join("images"))?;
     let runtime = Runtime::open(&config.shim, &config.state_dir.join("containers"))?;

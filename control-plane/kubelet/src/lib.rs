@@ -33,4 +33,4 @@ pub mod shim;
 
 pub use cleanup::cleanup;
 pub use config::Config;
-pub use kubelet::{KubeletError, run};
+pub use kubelet::{KubeletError, run, run_with};

@@ -273,7 +273,7 @@ mod tests {
             ..LogOptions::default()
         };
         let mut reader = LogReader::open(&path, &options, Timestamp::UNIX_EPOCH).expect("opens");
-        let mut append = |text: &str| {
+        let append = |text: &str| {
             let mut file = File::options()
                 .create(true)
                 .append(true)

@@ -83,14 +83,6 @@ async fn publish(
 /// are replaced whole, conditions and addresses are merged, and a `null` removes what an earlier patch set.
 fn status_patch(uid: &str, status: Option<&PodStatus>) -> Value {
     let mut status = json!(status);
-    let statuses = status.get_mut("containerStatuses").and_then(Value::as_array_mut);
-    for container in statuses.into_iter().flatten() {
-        if let Some(state) = container.get_mut("state").and_then(Value::as_object_mut) {
-            for other in ["waiting", "running", "terminated"] {
-                state.entry(other).or_insert(Value::Null);
-            }
-        }
-    }
     if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             for field in ["reason", "message"] {
