@@ -1,13 +1,14 @@
-//! The program at `connect()`, its maps, and what stays when its owner dies.
+//! The programs at `connect()` and its relatives, their maps, and what stays when their owner dies.
 //!
 //! ```text
 //! <pin_dir>/v1/FRONTENDS4 … STATS            maps
-//! <pin_dir>/v1/links/connect4-<cgroup id>    the attachment to one cgroup
+//! <pin_dir>/v1/links/connect4-<cgroup id> …  the attachments to one cgroup
 //! ```
 //! `v1` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it. A new program is attached first and
 //! its pin renamed over the old one's, which drops the old link: for a moment both run, and the second sees an address
 //! that is no Service's any more.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -16,12 +17,14 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ebpf_common::net::Ip4;
-use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey, Translated4};
 use ebpf_common::stats::Counter;
 
 use crate::{Error, OBJECT, TypedMap, probe};
 
-const CONNECT4: &str = "connect4";
+/// Programs in the order in which they are attached: what shows a Service's address before what hides it.
+const PROGRAMS: [&str; 3] = ["getpeername4", "recvmsg4", "connect4"];
+const MAPS: [&str; 6] = ["FRONTENDS4", "SLOTS", "ENDPOINTS4", "NODES4", "SOCKETS4", "STATS"];
 
 /// How many entries the maps take. Entries are allocated as they come, so that room costs 16 bytes of kernel memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +94,7 @@ impl SocketHook {
         probe::make_pin_dir(&directory.join("links"))?;
         let mut programs = load(&directory, config.capacity)?;
         let stats = take_map(&mut programs, &directory, "STATS", 4, 8)?;
+        take_map(&mut programs, &directory, "SOCKETS4", 4, size_of::<Translated4>())?;
         let mut hook = Self {
             frontends: typed(&mut programs, &directory, "FRONTENDS4")?,
             slots: typed(&mut programs, &directory, "SLOTS")?,
@@ -110,14 +114,15 @@ impl SocketHook {
         let links = self.directory.join("links");
         std::fs::create_dir_all(&links).map_err(Error::pin("make", &links))?;
         let cgroup_id = probe::cgroup_id(&self.cgroup)?;
-        let pin = links.join(format!("{CONNECT4}-{cgroup_id:x}"));
-        let attachment = if self.is_current(&pin)? {
-            Attachment::Kept
-        } else {
-            self.attach(&pin)?;
-            Attachment::Made
-        };
-        remove_other_links(&links, &pin)?;
+        let pins = PROGRAMS.map(|name| links.join(format!("{name}-{cgroup_id:x}")));
+        let mut attachment = Attachment::Kept;
+        for (name, pin) in PROGRAMS.into_iter().zip(&pins) {
+            if !self.is_current(name, pin)? {
+                self.attach(name, pin)?;
+                attachment = Attachment::Made;
+            }
+        }
+        remove_other_links(&links, &pins)?;
         Ok(attachment)
     }
 
@@ -128,11 +133,16 @@ impl SocketHook {
         if !missing {
             return Ok(false);
         }
-        let program = self.program()?.info().map_err(Error::program(CONNECT4))?;
-        let ids = program
-            .map_ids()
-            .map_err(Error::program(CONNECT4))?
-            .unwrap_or_default();
+        let mut ids = BTreeSet::new();
+        for name in PROGRAMS {
+            let program = self.program(name)?.info().map_err(Error::program(name))?;
+            ids.extend(
+                program
+                    .map_ids()
+                    .map_err(Error::program(name))?
+                    .unwrap_or_default(),
+            );
+        }
         for id in ids {
             let info = MapInfo::from_id(id).map_err(Error::map("find", "of the program"))?;
             let Some(name) = MAPS.iter().find(|name| info.name_as_str() == Some(**name)) else {
@@ -163,45 +173,41 @@ impl SocketHook {
         self.frontends.writes() + self.slots.writes() + self.endpoints.writes() + self.nodes.writes()
     }
 
-    fn program(&mut self) -> Result<&mut CgroupSockAddr, Error> {
-        let program = self
-            .programs
-            .program_mut(CONNECT4)
-            .ok_or(Error::Missing { name: CONNECT4 })?;
-        program.try_into().map_err(Error::program(CONNECT4))
+    fn program(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, Error> {
+        program(&mut self.programs, name)
     }
 
     /// Whether the pinned link runs this program (same instructions) on these maps.
-    fn is_current(&mut self, pin: &Path) -> Result<bool, Error> {
+    fn is_current(&mut self, name: &'static str, pin: &Path) -> Result<bool, Error> {
         let Ok(link) = PinnedLink::from_pin(pin) else {
             return Ok(false);
         };
         let Ok(link) = FdLink::from(link).info() else {
             return Ok(false);
         };
-        let wanted = identity(&self.program()?.info().map_err(Error::program(CONNECT4))?);
+        let wanted = identity(&self.program(name)?.info().map_err(Error::program(name))?);
         let linked = loaded_programs()
             .flatten()
             .find(|program| program.id() == link.program_id());
         Ok(linked.is_some_and(|program| identity(&program) == wanted))
     }
 
-    fn attach(&mut self, pin: &Path) -> Result<(), Error> {
+    fn attach(&mut self, name: &'static str, pin: &Path) -> Result<(), Error> {
         let cgroup = self.cgroup.clone();
         let failed = |source| Error::Attach {
-            name: CONNECT4,
+            name,
             cgroup: cgroup.clone(),
             source,
         };
         let directory = File::open(&cgroup).map_err(|error| failed(error.into()))?;
-        let program = self.program()?;
+        let program = self.program(name)?;
         // "Single" sets no flag, which for links means that several may coexist; the flags proper are refused.
         let id = program
             .attach(directory, CgroupAttachMode::Single)
             .map_err(|error| failed(error.into()))?;
         let link = program.take_link(id).map_err(|error| failed(error.into()))?;
         let link = FdLink::try_from(link).map_err(|error| failed(error.into()))?;
-        let next = pin.with_file_name(format!("{CONNECT4}-next"));
+        let next = pin.with_file_name(format!("{name}-next"));
         remove_if_there(&next)?;
         link.pin(&next).map_err(|error| failed(error.into()))?;
         std::fs::rename(&next, pin).map_err(Error::pin("put a new link at", pin))
@@ -217,23 +223,27 @@ impl std::fmt::Debug for SocketHook {
     }
 }
 
-const MAPS: [&str; 5] = ["FRONTENDS4", "SLOTS", "ENDPOINTS4", "NODES4", "STATS"];
-
 fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {
     let mut programs = EbpfLoader::new()
         .default_map_pin_directory(directory)
+        .map_pin_path("SOCKETS4", directory.join("SOCKETS4"))
         .map_max_entries("FRONTENDS4", capacity.frontends)
         .map_max_entries("SLOTS", capacity.slots)
         .map_max_entries("ENDPOINTS4", capacity.endpoints)
         .map_max_entries("NODES4", capacity.nodes)
         .load(OBJECT)
         .map_err(|error| Error::Load(Box::new(error)))?;
-    let program = programs
-        .program_mut(CONNECT4)
-        .ok_or(Error::Missing { name: CONNECT4 })?;
-    let program: &mut CgroupSockAddr = program.try_into().map_err(Error::program(CONNECT4))?;
-    program.load().map_err(Error::program(CONNECT4))?;
+    for name in PROGRAMS {
+        program(&mut programs, name)?
+            .load()
+            .map_err(Error::program(name))?;
+    }
     Ok(programs)
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+    let program = programs.program_mut(name).ok_or(Error::Missing { name })?;
+    program.try_into().map_err(Error::program(name))
 }
 
 /// Instructions (without map addresses) and maps.
@@ -271,12 +281,12 @@ fn take_map(
     programs.take_map(name).ok_or(Error::Missing { name })
 }
 
-fn remove_other_links(links: &Path, keep: &Path) -> Result<(), Error> {
+fn remove_other_links(links: &Path, keep: &[PathBuf]) -> Result<(), Error> {
     let entries = std::fs::read_dir(links).map_err(Error::pin("list", links))?;
     for entry in entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path != keep)
+        .filter(|path| !keep.contains(path))
     {
         remove_if_there(&entry)?;
     }

@@ -5,6 +5,7 @@
 //! SLOTS       (service, revision, slot)  → endpoint id
 //! ENDPOINTS4  endpoint id                → address, port
 //! NODES4      address of any node        → flags
+//! SOCKETS4    socket                     → the Service's address that it asked for, and what it got
 //! ```
 //! An update writes the slots of the next revision first and then the frontend, whose value is replaced as a whole:
 //! a reader sees the old list or the new one, never a mixture. (An in-place overwrite lets it see the count of one
@@ -114,11 +115,37 @@ impl NodeAddress {
     pub const THIS_NODE: u32 = 1 << 0;
 }
 
+/// Value of `SOCKETS4`, kept with each socket that was sent to an endpoint.
+/// `[service_addr:4 be][endpoint_addr:4 be][service_port:2 be][endpoint_port:2 be][pad:4] = 16 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Translated4 {
+    /// The address that the application connected to; [`Ip4::ANY`] when the socket was connected anew to something
+    /// that is no Service.
+    pub service_addr: Ip4,
+    /// The address that it was sent to.
+    pub endpoint_addr: Ip4,
+    /// The port that the application connected to.
+    pub service_port: Port,
+    /// The port that it was sent to.
+    pub endpoint_port: Port,
+    /// Zero.
+    pub pad: u32,
+}
+
 const _: () = assert!(size_of::<FrontendKey4>() == 8);
 const _: () = assert!(size_of::<Frontend>() == 16);
 const _: () = assert!(size_of::<SlotKey>() == 8);
 const _: () = assert!(size_of::<Endpoint4>() == 16);
 const _: () = assert!(size_of::<NodeAddress>() == 4);
+const _: () = assert!(size_of::<Translated4>() == 16);
 
 #[cfg(not(target_arch = "bpf"))]
-crate::plain_old_data!(FrontendKey4, Frontend, SlotKey, Endpoint4, NodeAddress);
+crate::plain_old_data!(
+    FrontendKey4,
+    Frontend,
+    SlotKey,
+    Endpoint4,
+    NodeAddress,
+    Translated4
+);

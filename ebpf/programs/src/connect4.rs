@@ -5,7 +5,6 @@
 //! program → route lookup and SYN already carry the endpoint's address. A raw socket, a kernel client or a process
 //! outside the cgroup does not come by here: the packet rules translate those.
 
-use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -13,7 +12,9 @@ use ebpf_common::net::{Ip4, Port};
 use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey, flags};
 use ebpf_common::stats::Counter;
 
+use crate::context::{Address4, protocol};
 use crate::maps::{ENDPOINTS4, FRONTENDS4, NODES4, SLOTS, count};
+use crate::peer4;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
@@ -37,7 +38,10 @@ enum Drop {
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     match try_connect4(&ctx) {
         Ok(Action::Translate) => count(Counter::TRANSLATED),
-        Ok(Action::Pass(reason)) => count(reason),
+        Ok(Action::Pass(reason)) => {
+            peer4::forget(&ctx);
+            count(reason);
+        }
         Err(Drop::Refused) => {
             count(Counter::REFUSED);
             // SAFETY: a plain helper call; the kernel takes any errno (`bpf_set_retval`, kernel/bpf/cgroup.c).
@@ -50,7 +54,12 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn try_connect4(ctx: &SockAddrContext) -> Result<Action, Drop> {
-    let destination = Destination::of(ctx);
+    let wanted = Address4::of(ctx);
+    let destination = Destination {
+        addr: wanted.addr,
+        port: wanted.port,
+        proto: protocol(ctx),
+    };
     if destination.proto != IPPROTO_TCP && destination.proto != IPPROTO_UDP {
         return Ok(Action::Pass(Counter::OTHER_PROTOCOL));
     }
@@ -75,7 +84,12 @@ fn try_connect4(ctx: &SockAddrContext) -> Result<Action, Drop> {
     let Some(endpoint) = endpoint_in(&frontend, slot) else {
         return Ok(Action::Pass(Counter::SLOT_MISSING));
     };
-    redirect(ctx, &endpoint);
+    let endpoint = Address4 {
+        addr: endpoint.addr,
+        port: endpoint.port,
+    };
+    endpoint.write(ctx);
+    peer4::remember(ctx, wanted, endpoint);
     Ok(Action::Translate)
 }
 
@@ -87,23 +101,6 @@ struct Destination {
 }
 
 impl Destination {
-    #[inline(always)]
-    fn of(ctx: &SockAddrContext) -> Self {
-        let raw: *const bpf_sock_addr = ctx.sock_addr;
-        // SAFETY: the context pointer is valid for the whole call; the verifier rewrites each of these loads. They are
-        // volatile so that LLVM does not narrow them: `user_port` may only be read as a whole word.
-        let addr = unsafe { core::ptr::read_volatile(&raw const (*raw).user_ip4) };
-        // SAFETY: as above.
-        let port = unsafe { core::ptr::read_volatile(&raw const (*raw).user_port) };
-        // SAFETY: as above.
-        let proto = unsafe { core::ptr::read_volatile(&raw const (*raw).protocol) };
-        Self {
-            addr: Ip4(addr),
-            port: Port(port as u16),
-            proto,
-        }
-    }
-
     #[inline(always)]
     fn key(&self, addr: Ip4, kind: u8) -> FrontendKey4 {
         FrontendKey4 {
@@ -153,13 +150,4 @@ fn endpoint_in(frontend: &Frontend, slot: u16) -> Option<Endpoint4> {
     let endpoint = *unsafe { ENDPOINTS4.get(id) }?;
     // An element may be recycled while it is copied; its own id tells.
     (endpoint.id == id).then_some(endpoint)
-}
-
-#[inline(always)]
-fn redirect(ctx: &SockAddrContext, endpoint: &Endpoint4) {
-    let raw: *mut bpf_sock_addr = ctx.sock_addr;
-    // SAFETY: the context is ours for the call; connect4 may write both fields, the port only as a whole word.
-    unsafe { core::ptr::write_volatile(&raw mut (*raw).user_ip4, endpoint.addr.0) };
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(&raw mut (*raw).user_port, u32::from(endpoint.port.0)) };
 }

@@ -6,7 +6,11 @@
 #[cfg(target_arch = "bpf")]
 mod connect4;
 #[cfg(target_arch = "bpf")]
+mod context;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod peer4;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -41,6 +41,7 @@ fn main() {
 fn tcp(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    insist("the peer is", stream.peer_addr()?, address)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
@@ -56,9 +57,18 @@ fn udp(address: SocketAddr, connected: bool) -> std::io::Result<String> {
         socket.send_to(b"who", address)?;
     }
     let mut buffer = [0; 512];
-    let (len, from) = socket.recv_from(&mut buffer)?;
-    if !connected && from != address {
-        return Err(std::io::Error::other(format!("the answer came from {from}")));
+    if connected {
+        insist("the peer is", socket.peer_addr()?, address)?;
     }
+    let (len, from) = socket.recv_from(&mut buffer)?;
+    insist("the answer came from", from, address)?;
     Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
+}
+
+/// Resolvers throw away what does not come from the address that they asked.
+fn insist(what: &str, found: SocketAddr, wanted: SocketAddr) -> std::io::Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!("{what} {found}")))
 }

@@ -346,10 +346,29 @@ fn damage_by_others_is_found_and_repaired() {
             "the repair is no news"
         );
     }
-    std::fs::remove_dir_all(surroundings.bpffs.path().join("proxy/v1/links")).expect("pins are files");
-    let report = proxy.audit_structure();
-    assert_eq!(report.repaired.len(), 1, "{report:?}");
-    assert_translated(&surroundings);
+    let pins = surroundings.bpffs.path().join("proxy/v1");
+    for (damage, repaired) in [
+        ("links", "the socket hook was not attached"),
+        ("FRONTENDS4", "the socket hook's maps were not pinned"),
+    ] {
+        let pin = pins.join(damage);
+        let removed = if pin.is_dir() {
+            std::fs::remove_dir_all(&pin)
+        } else {
+            std::fs::remove_file(&pin)
+        };
+        removed.expect("pins are files");
+        assert_eq!(proxy.audit_structure().repaired, [repaired], "{damage}");
+        assert!(proxy.audit_structure().is_clean(), "after {damage}");
+        assert_translated(&surroundings);
+    }
+    drop(proxy);
+    let mut proxy = surroundings.proxy(surroundings.hook()).expect("a proxy");
+    assert_eq!(
+        proxy.sync(&both().snapshot()).writes,
+        0,
+        "the next process finds the maps"
+    );
 }
 
 /// Lines of a ruleset, without order: elements are printed in the order of their hashes.
