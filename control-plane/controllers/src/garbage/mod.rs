@@ -36,9 +36,10 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
         shared: Arc::clone(&shared),
     };
     tokio::select! {
-        result = sources::follow(context, Arc::clone(&shared)) => result,
-        () = drive(&shared.queue, &collector, WORKERS) => Ok(()),
+        () = sources::follow(context, Arc::clone(&shared)) => {}
+        () = drive(&shared.queue, &collector, WORKERS) => {}
     }
+    Ok(())
 }
 
 /// What the sources fill and the collector reads.

@@ -15,22 +15,26 @@ use super::graph::Node;
 use crate::Context;
 use crate::cache::{Cache, Change, Object, Subscription};
 use crate::discovery::{self, Kind};
-use crate::error::Error;
 
+/// How soon the server is asked again when it did not tell its kinds.
+const REDISCOVER_AFTER_FAILURE: Duration = Duration::from_secs(2);
 /// How often new kinds are looked for (upstream's interval).
 const REDISCOVER: Duration = Duration::from_secs(30);
 
 /// Follows all kinds for ever.
-pub(super) async fn follow(context: Arc<Context>, shared: Arc<Shared>) -> Result<(), Error> {
+pub(super) async fn follow(context: Arc<Context>, shared: Arc<Shared>) {
     let mut followed: HashMap<String, Followed> = HashMap::new();
     // Watches end with this set.
     let mut watches = JoinSet::new();
     loop {
-        let kinds: Vec<_> = discovery::kinds(&context.client)
-            .await?
-            .into_iter()
-            .map(Arc::new)
-            .collect();
+        let kinds: Vec<_> = match discovery::kinds(&context.client).await {
+            Ok(kinds) => kinds.into_iter().map(Arc::new).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "new kinds are not followed for now");
+                tokio::time::sleep(REDISCOVER_AFTER_FAILURE).await;
+                continue;
+            }
+        };
         note_kinds(&shared, &kinds);
         let collectable = kinds
             .iter()
