@@ -190,3 +190,28 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         refused(&text, words);
     }
 }
+
+/// Every key of a mapping and of those in it, as `a.b`.
+fn keys(value: &serde_json::Value, prefix: &str) -> Vec<String> {
+    let serde_json::Value::Object(fields) = value else {
+        return Vec::new();
+    };
+    let below = |(key, value): (&String, &serde_json::Value)| {
+        let path = format!("{prefix}{key}");
+        let mut all = keys(value, &format!("{path}."));
+        all.push(path);
+        all
+    };
+    fields.iter().flat_map(below).collect()
+}
+
+#[test]
+fn the_reference_file_is_accepted_and_names_every_key() {
+    let text = include_str!("../../deploy/node.yaml");
+    let config = accepted(text);
+    let read = |text: &str| serde_yaml_ng::from_str::<serde_json::Value>(text).expect("YAML");
+    let (mut documented, mut known) = (keys(&read(text), ""), keys(&read(&config.to_yaml()), ""));
+    documented.sort();
+    known.sort();
+    assert_eq!(documented, known);
+}

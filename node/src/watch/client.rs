@@ -143,3 +143,60 @@ fn client(config: &Config) -> kube::Result<Client> {
         .service(http);
     Ok(Client::new(service, config.default_namespace.clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_and_port_of_the_server_are_replaced_each_alone_or_together() {
+        let rows = [
+            ("https://127.0.0.1:6443", None, None, "https://127.0.0.1:6443/"),
+            (
+                "https://127.0.0.1:6443",
+                Some("172.30.0.1"),
+                None,
+                "https://172.30.0.1:6443/",
+            ),
+            (
+                "https://api.example",
+                None,
+                Some(6443),
+                "https://api.example:6443/",
+            ),
+            (
+                "https://api.example",
+                Some("fd00::1"),
+                None,
+                "https://[fd00::1]:443/",
+            ),
+            (
+                "http://127.0.0.1:8080/prefix",
+                Some("api"),
+                Some(80),
+                "http://api:80/prefix",
+            ),
+        ];
+        for (server, host, port, expected) in rows {
+            let source = ApiSource {
+                kubeconfig: None,
+                host: host.map(str::to_owned),
+                port,
+            };
+            let mut config = Config::new(server.parse().expect("valid"));
+            source.replace_server(&mut config).expect("valid");
+            assert_eq!(config.cluster_url.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_none_is_refused() {
+        let source = ApiSource {
+            host: Some("a b".to_owned()),
+            ..ApiSource::default()
+        };
+        let mut config = Config::new("https://127.0.0.1".parse().expect("valid"));
+        let error = source.replace_server(&mut config).expect_err("no host");
+        assert_eq!(error.to_string(), "replace the server by a b:443");
+    }
+}

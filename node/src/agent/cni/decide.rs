@@ -1,18 +1,8 @@
 //! What each request of the plugin comes to.
 
 use cni_plugin::protocol::{self, Failure, Request, Response};
+use cni_plugin::spec::code;
 use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
-
-/// Error codes of CNI 1.1, "Error".
-mod code {
-    pub const UNKNOWN_CONTAINER: u32 = 3;
-    pub const UNKNOWN_COMMAND: u32 = 4;
-    pub const IO: u32 = 5;
-    pub const TRY_AGAIN: u32 = 11;
-    pub const NOT_AVAILABLE: u32 = 50;
-    /// The first of a plugin's own.
-    pub const KERNEL: u32 = 100;
-}
 
 /// Answers a request. Blocks on the disk.
 pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
@@ -36,7 +26,7 @@ pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
             Err(error) => failure(code::NOT_AVAILABLE, &error),
         },
         Request::Unknown => Response::Error(Failure {
-            code: code::UNKNOWN_COMMAND,
+            code: code::ENVIRONMENT,
             msg: "this agent is older than the plugin and does not know the request".to_owned(),
             details: String::new(),
         }),

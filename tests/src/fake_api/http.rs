@@ -1,0 +1,216 @@
+//! Connections, objects and lists.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::watching::watch_response;
+use super::{Shared, Store};
+
+/// Accepts connections, and ends them all whenever a cut is asked for. While the server is down each new one is
+/// closed at once: the listener itself stays, since it may belong to another network namespace than this thread.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("invariant: the listener is a socket");
+    let mut changed = shared.changed.subscribe();
+    let router = axum::Router::new().fallback(answer).with_state(shared.clone());
+    let mut connections = JoinSet::new();
+    let mut cuts = 0;
+    loop {
+        let (stopped, cuts_now) = {
+            let store = shared.store();
+            (store.stopped, store.cuts)
+        };
+        if stopped {
+            return;
+        }
+        if cuts_now != cuts {
+            cuts = cuts_now;
+            connections.shutdown().await;
+        }
+        tokio::select! {
+            _ = changed.changed() => {}
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                if shared.store().down {
+                    continue;
+                }
+                let service = TowerToHyperService::new(router.clone());
+                connections.spawn(async move {
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    // A client that went away is no matter of the server.
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        }
+    }
+}
+
+/// A request, as far as it matters.
+pub(super) struct Query {
+    pub(super) collection: String,
+    namespace: Option<String>,
+    name: Option<String>,
+    parameters: HashMap<String, String>,
+}
+
+impl Query {
+    /// Splits `/api/v1/namespaces/NS/services/NAME` and its like. `namespaces` itself is a collection too.
+    fn parse(uri: &Uri) -> Option<Self> {
+        let parts: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
+        let (version, rest) = match parts.as_slice() {
+            ["api", version, rest @ ..] => (format!("/api/{version}"), rest),
+            ["apis", group, version, rest @ ..] => (format!("/apis/{group}/{version}"), rest),
+            _ => return None,
+        };
+        let (namespace, plural, name) = match rest {
+            ["namespaces", namespace, plural, rest @ ..] => (Some(*namespace), *plural, rest.first()),
+            [plural, rest @ ..] => (None, *plural, rest.first()),
+            [] => return None,
+        };
+        let pairs = uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|pair| pair.split_once('='));
+        Some(Self {
+            collection: format!("{version}/{plural}"),
+            namespace: namespace.map(str::to_owned),
+            name: name.map(|name| (*name).to_owned()),
+            parameters: pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        })
+    }
+
+    pub(super) fn is(&self, parameter: &str) -> bool {
+        self.parameters
+            .get(parameter)
+            .is_some_and(|value| value == "true" || value == "1")
+    }
+
+    pub(super) fn number(&self, parameter: &str) -> Option<u64> {
+        self.parameters.get(parameter)?.parse().ok()
+    }
+
+    pub(super) fn includes(&self, namespace: &str) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
+    }
+
+    pub(super) fn objects(&self, store: &Store) -> Vec<Value> {
+        let Some(objects) = store.collections.get(&self.collection) else {
+            return Vec::new();
+        };
+        let included = objects
+            .iter()
+            .filter(|((namespace, _), _)| self.includes(namespace));
+        included.map(|(_, object)| object.clone()).collect()
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let uri = request.uri().clone();
+    let (delay, failure, retry_after) = {
+        let mut store = shared.store();
+        store.requests.push(uri.to_string());
+        let failures = &mut store.behaviour.fail_next;
+        let failure = if failures.is_empty() {
+            None
+        } else {
+            Some(failures.remove(0))
+        };
+        (store.behaviour.delay, failure, store.behaviour.retry_after)
+    };
+    tokio::time::sleep(delay).await;
+    if let Some(code) = failure {
+        return status(code, "failed on demand", retry_after);
+    }
+    if uri.path() == "/version" {
+        return axum::Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-fake"}))
+            .into_response();
+    }
+    let Some(query) = Query::parse(&uri) else {
+        return status(404, "no such path", 0);
+    };
+    if query.is("watch") {
+        return watch_response(shared, query);
+    }
+    match &query.name {
+        Some(name) => get_object(&shared.store(), &query, name),
+        None => list(&mut shared.store(), &query),
+    }
+}
+
+fn get_object(store: &Store, query: &Query, name: &str) -> Response {
+    let key = (query.namespace.clone().unwrap_or_default(), name.to_owned());
+    let object = store
+        .collections
+        .get(&query.collection)
+        .and_then(|objects| objects.get(&key));
+    match object {
+        Some(object) => axum::Json(object.clone()).into_response(),
+        None => status(404, "no such object", 0),
+    }
+}
+
+fn list(store: &mut Store, query: &Query) -> Response {
+    let (revision, mut items) = match query.parameters.get("continue") {
+        None => (store.revision, query.objects(store)),
+        Some(token) => match store.pages.remove(token) {
+            Some(rest) => rest,
+            None => return status(410, "the continue token is too old", 0),
+        },
+    };
+    let asked = query
+        .number("limit")
+        .and_then(|limit| usize::try_from(limit).ok());
+    let limit = [asked, store.behaviour.largest_page]
+        .into_iter()
+        .flatten()
+        .filter(|limit| *limit > 0)
+        .min();
+    let rest = items.split_off(limit.unwrap_or(usize::MAX).min(items.len()));
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if !rest.is_empty() {
+        let token = format!("{revision}-{}-{}", query.collection.replace('/', "."), rest.len());
+        metadata["continue"] = token.clone().into();
+        store.pages.insert(token, (revision, rest));
+    }
+    // As the real one does: the list says the kind, its items do not.
+    for item in items.iter_mut().filter_map(Value::as_object_mut) {
+        item.remove("kind");
+        item.remove("apiVersion");
+    }
+    axum::Json(json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+        .into_response()
+}
+
+pub(super) fn status(code: u16, message: &str, retry_after: u32) -> Response {
+    let body = axum::Json(status_object(code, message, retry_after));
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (code, body).into_response()
+}
+
+pub(super) fn status_object(code: u16, message: &str, retry_after: u32) -> Value {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        410 => "Expired",
+        422 => "Invalid",
+        429 => "TooManyRequests",
+        _ => "InternalError",
+    };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code, "details": {"retryAfterSeconds": retry_after},
+    })
+}
