@@ -1,1 +1,51 @@
-//! 
+//! The bundled cluster's Kubernetes API server: what kubectl (1.20 to 1.33), kube-rs, our controllers and our kubelet
+//! use of `/api` and `/apis`, over etcd.
+//!
+//! Tour:
+//! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what a program runs.
+//! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`]: whether they may.
+//! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
+//! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
+//! - [`storage`]: objects in etcd; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
+//! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`status`](mod@status): the words of the protocol.
+//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams).
+//! - [`discovery`], [`openapi`]: what there is.
+
+pub mod admission;
+pub mod api;
+pub mod authn;
+pub mod authz;
+pub mod config;
+pub mod discovery;
+pub mod kubelet;
+pub mod negotiate;
+pub mod object;
+pub mod openapi;
+pub mod patch;
+pub mod request;
+pub mod resources;
+pub mod selectors;
+pub mod serve;
+pub mod services;
+pub mod status;
+pub mod storage;
+pub mod table;
+pub mod tokens;
+pub mod watch_cache;
+
+use serde_json::{Value, json};
+
+pub use config::{Config, EtcdConfig};
+pub use serve::{ServeError, Server, serve};
+
+/// The Kubernetes version whose API is served.
+pub const GIT_VERSION: &str = "v1.33.0+causeway";
+
+/// The body of `/version`.
+pub fn version() -> Value {
+    json!({
+        "major": "1", "minor": "33", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+        "platform": format!("linux/{}", match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
+    })
+}

@@ -1,0 +1,357 @@
+//! The handlers: one request in, one response out. Everything is generic over the rows of the table.
+
+mod delete;
+mod options;
+mod pods;
+mod read;
+mod reviews;
+mod scale;
+mod watch;
+mod write;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::{User, bearer_token};
+use crate::kubelet::Kubelets;
+use crate::negotiate::{self, Wanted};
+use crate::request::{Query, RequestInfo, ResourcePath, Target};
+use crate::resources::{Registry, Resource, Serves};
+use crate::services::Ranges;
+use crate::status::{Failure, Result};
+use crate::storage::Storage;
+use crate::tokens::Tokens;
+use crate::watch_cache::Caches;
+use crate::{authz, discovery, object, object::Fields, openapi};
+
+/// Upstream's limit for request bodies.
+const MAX_BODY_BYTES: usize = 3 << 20;
+const SYNC_LIMIT: Duration = Duration::from_secs(20);
+
+/// Everything that handlers share.
+pub struct Api {
+    /// The table.
+    pub registry: &'static Registry,
+    /// etcd.
+    pub storage: Storage,
+    /// Newest state and recent events.
+    pub caches: Caches,
+    /// ServiceAccount tokens.
+    pub tokens: Tokens,
+    /// Pods' nodes.
+    pub kubelets: Kubelets,
+    /// Addresses and ports of Services.
+    pub ranges: Ranges,
+    /// Ends watches.
+    pub shutdown: CancellationToken,
+}
+
+/// A request about a resource, authorized.
+pub(crate) struct Call {
+    user: User,
+    resource: &'static Resource,
+    path: ResourcePath,
+    query: Query,
+    headers: HeaderMap,
+    method: Method,
+    wanted: Wanted,
+    body: Bytes,
+}
+
+impl Call {
+    fn namespace(&self) -> Option<&str> {
+        self.path.namespace.as_deref()
+    }
+
+    fn name(&self) -> &str {
+        self.path.name.as_deref().unwrap_or_default()
+    }
+
+    fn dry_run(&self) -> bool {
+        self.query.get("dryRun").is_some()
+    }
+}
+
+impl Api {
+    /// Answers one request; failures become a `Status`.
+    pub async fn answer(self: Arc<Self>, peer: Option<User>, request: Request<Incoming>) -> Response<Body> {
+        match self.dispatch(peer, request).await {
+            Ok(response) => response,
+            Err(failure) => {
+                if failure.code >= 500 {
+                    tracing::warn!(code = failure.code, error = %failure.message, "request failed");
+                }
+                negotiate::respond(failure.code, &failure.to_json(), false)
+            }
+        }
+    }
+
+    async fn dispatch(
+        self: Arc<Self>,
+        peer: Option<User>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>> {
+        let (mut parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query());
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        let user = self.authenticate(peer, &parts.headers).await?;
+        if !authz::allowed(&user, &info) {
+            return Err(match user.is_in("system:unauthenticated") {
+                true => Failure::unauthorized(),
+                false => authz::refusal(&user, &info),
+            });
+        }
+        let path = match info.target {
+            Target::Other(segments) => return self.other(&segments, &query, &parts.headers).await,
+            Target::Resource(path) => path,
+        };
+        let resource = self
+            .registry
+            .find(&path.group, &path.version, &path.resource)
+            .ok_or_else(Failure::no_such_path)?;
+        if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
+            return Err(Failure::unavailable("the store has not been read yet"));
+        }
+        // A stream that upgrades has no body to wait for.
+        let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let body = if upgrade.is_some() && parts.headers.contains_key("upgrade") {
+            Bytes::new()
+        } else {
+            read_body(body).await?
+        };
+        let wanted = match path.subresource.as_deref() {
+            Some("log" | "exec" | "attach" | "portforward") => Wanted {
+                shape: negotiate::Shape::Object,
+                yaml: false,
+            },
+            _ => Wanted::from_headers(&parts.headers)?,
+        };
+        let (headers, method) = (parts.headers, parts.method);
+        let call = Call {
+            user,
+            resource,
+            path,
+            query,
+            headers,
+            method,
+            wanted,
+            body,
+        };
+        self.resource_call(info.verb, call, upgrade).await
+    }
+
+    async fn resource_call(
+        self: Arc<Self>,
+        verb: &str,
+        call: Call,
+        upgrade: Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Body>> {
+        if call.resource.serves == Serves::Reviews {
+            return self.review(verb, &call).await;
+        }
+        if call.resource.namespaced && call.namespace().is_none() && !matches!(verb, "list" | "watch") {
+            return Err(Failure::method_not_allowed());
+        }
+        if let Some(subresource) = call.path.subresource.clone() {
+            return self.subresource_call(verb, &subresource, call, upgrade).await;
+        }
+        match verb {
+            "get" => self.get(&call).await,
+            "list" => self.list(&call).await,
+            "watch" => self.watch(call).await,
+            "create" if call.path.name.is_none() => self.create(&call).await,
+            "update" => self.update(&call, write::Part::Object).await,
+            "patch" => self.patch(&call, write::Part::Object).await,
+            "delete" => self.delete(&call).await,
+            "deletecollection" => self.delete_collection(&call).await,
+            _ => Err(Failure::method_not_allowed()),
+        }
+    }
+
+    async fn subresource_call(
+        self: Arc<Self>,
+        verb: &str,
+        subresource: &str,
+        call: Call,
+        upgrade: Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Body>> {
+        let resource = call.resource;
+        match (resource.kind, subresource, verb) {
+            (_, "status", "get") if resource.has_status => self.get(&call).await,
+            (_, "status", "update") if resource.has_status => self.update(&call, write::Part::Status).await,
+            (_, "status", "patch") if resource.has_status => self.patch(&call, write::Part::Status).await,
+            (_, "scale", _) if resource.has_scale => self.scale(verb, &call).await,
+            ("Namespace", "finalize", "update") => self.update(&call, write::Part::Finalizers).await,
+            ("Pod", "binding", "create") => self.bind(&call).await,
+            ("Pod", "eviction", "create") => self.evict(&call).await,
+            ("Pod", "log", "get") => self.log(&call).await,
+            ("Pod", "exec" | "attach" | "portforward", "get" | "create") => {
+                self.stream(&call, subresource, upgrade).await
+            }
+            ("ServiceAccount", "token", "create") => self.issue_token(&call).await,
+            _ => Err(Failure::no_such_path()),
+        }
+    }
+
+    /// A bearer token comes before the connection's certificate, as a caller that sends one means it.
+    async fn authenticate(&self, peer: Option<User>, headers: &HeaderMap) -> Result<User> {
+        let Some(token) = bearer_token(headers) else {
+            return Ok(peer.unwrap_or_else(User::anonymous));
+        };
+        let user = self.token_user(token).await?;
+        user.ok_or_else(Failure::unauthorized)
+    }
+
+    /// The user behind a token that is valid and whose account (and pod) still exist.
+    pub(crate) async fn token_user(&self, token: &str) -> Result<Option<User>> {
+        let Some(bearer) = self.tokens.verify(token) else {
+            return Ok(None);
+        };
+        let accounts = self.registry.kind("", "ServiceAccount");
+        let account = self
+            .look_up(accounts, Some(&bearer.namespace), &bearer.name)
+            .await?;
+        if account.is_none_or(|account| object::uid(&account) != bearer.uid) {
+            return Ok(None);
+        }
+        if let Some((name, uid)) = &bearer.pod {
+            let pod = self
+                .look_up(self.registry.kind("", "Pod"), Some(&bearer.namespace), name)
+                .await?;
+            if pod.is_none_or(|pod| object::uid(&pod) != uid) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(User::from_bearer(&bearer)))
+    }
+
+    /// An object from memory, or from etcd when memory does not have it (yet).
+    pub(crate) async fn look_up(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let key = self.storage.key(resource, namespace, name);
+        match self.caches.of(&self.storage, resource).get(&key) {
+            Some(item) => Ok(Some(item.object.clone())),
+            None => Ok(self.storage.get(&key).await?),
+        }
+    }
+
+    async fn other(&self, segments: &[String], query: &Query, headers: &HeaderMap) -> Result<Response<Body>> {
+        let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let json = |value: Value| Ok(negotiate::respond(200, &value, false));
+        match words.as_slice() {
+            ["version"] => json(crate::version()),
+            ["healthz" | "livez", ..] => Ok(negotiate::bytes(200, "text/plain; charset=utf-8", "ok")),
+            ["readyz", ..] => self.ready(query).await,
+            ["openapi", "v2"] => Ok(openapi_v2(headers)),
+            ["openapi", "v3"] => json(openapi::v3_index(self.registry)),
+            ["openapi", "v3", rest @ ..] => {
+                let from = segments.len() - rest.len();
+                let document = openapi::v3_document(self.registry, &segments[from..]);
+                json(document.ok_or_else(Failure::no_such_path)?)
+            }
+            ["openid", "v1", "jwks"] => json(self.tokens.key_set()),
+            [".well-known", "openid-configuration"] => json(json!({
+                "issuer": self.tokens.issuer(), "jwks_uri": format!("{}/openid/v1/jwks", self.tokens.issuer()),
+                "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            })),
+            [] => json(
+                json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
+            ),
+            ["api" | "apis", ..] => {
+                let (document, kind) = discovery::document(self.registry, segments, headers)
+                    .ok_or_else(Failure::no_such_path)?;
+                Ok(negotiate::bytes(200, kind, document.to_string()))
+            }
+            _ => Err(Failure::no_such_path()),
+        }
+    }
+
+    /// Ready means that etcd answers and that the caches have been loaded.
+    async fn ready(&self, query: &Query) -> Result<Response<Body>> {
+        let etcd = self.storage.current_revision().await.is_ok();
+        let informed = self.caches.wait_synced(Duration::from_millis(1)).await;
+        let line = |good: bool, name: &str| {
+            format!(
+                "[{}]{name} {}\n",
+                if good { '+' } else { '-' },
+                if good { "ok" } else { "failed" }
+            )
+        };
+        let good = etcd && informed;
+        let code = if good { 200 } else { 500 };
+        if good && !query.flag("verbose") {
+            return Ok(negotiate::bytes(code, "text/plain; charset=utf-8", "ok"));
+        }
+        let verdict = if good {
+            "readyz check passed\n"
+        } else {
+            "readyz check failed\n"
+        };
+        let text = [line(etcd, "etcd"), line(informed, "caches"), verdict.to_owned()].concat();
+        Ok(negotiate::bytes(code, "text/plain; charset=utf-8", text))
+    }
+
+    /// Addresses and ports that Services hold, as far as memory knows.
+    fn taken(&self) -> crate::services::Taken {
+        let addresses = self
+            .caches
+            .of(
+                &self.storage,
+                self.registry.kind("networking.k8s.io", "IPAddress"),
+            )
+            .items();
+        let addresses = addresses
+            .iter()
+            .filter_map(|item| object::name(&item.object).parse().ok())
+            .collect();
+        let services = self
+            .caches
+            .of(&self.storage, self.registry.kind("", "Service"))
+            .items();
+        let ports: HashSet<i64> = services
+            .iter()
+            .flat_map(|item| item.object.list("spec.ports"))
+            .filter_map(|port| port.int("nodePort"))
+            .collect();
+        crate::services::Taken { addresses, ports }
+    }
+}
+
+fn openapi_v2(headers: &HeaderMap) -> Response<Body> {
+    let accept = headers
+        .get("accept")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    match accept.contains("proto-openapi") {
+        true => negotiate::bytes(200, openapi::V2_PROTOBUF, openapi::v2_protobuf()),
+        false => negotiate::respond(200, &openapi::v2_json(), false),
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes> {
+    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Failure::too_large(MAX_BODY_BYTES)),
+        Err(error) => Err(Failure::bad_request(format!("read the body: {error}"))),
+    }
+}
+
+/// Now, for timestamps and ages.
+fn now() -> Timestamp {
+    Timestamp::now()
+}

@@ -1,0 +1,153 @@
+//! get and list.
+
+use axum::body::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use super::{Api, Call, now};
+use crate::negotiate::{self, Shape};
+use crate::object;
+use crate::selectors::Selection;
+use crate::status::{Failure, Result};
+use crate::storage::StorageError;
+use crate::table;
+
+impl Api {
+    pub(super) async fn get(&self, call: &Call) -> Result<Response<Body>> {
+        let object = self.stored(call).await?;
+        Ok(self.respond_object(call, 200, object))
+    }
+
+    /// The object that the path names, newest state.
+    pub(super) async fn stored(&self, call: &Call) -> Result<Value> {
+        let key = self.storage.key(call.resource, call.namespace(), call.name());
+        self.storage
+            .get(&key)
+            .await?
+            .ok_or_else(|| Failure::not_found(call.resource, call.name()))
+    }
+
+    /// One object in the shape that the client wants.
+    pub(super) fn respond_object(&self, call: &Call, code: u16, object: Value) -> Response<Body> {
+        let object = call.resource.outward(object);
+        let shaped = match call.wanted.shape {
+            Shape::Object => object,
+            Shape::Metadata => table::partial_metadata(&object, "v1"),
+            Shape::Table(version) => {
+                let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
+                let include = negotiate::include_object(call.query.get("includeObject"));
+                table::table(call.resource, [&object], metadata, (version, include), now())
+            }
+        };
+        negotiate::respond(code, &shaped, call.wanted.yaml)
+    }
+
+    pub(super) async fn list(&self, call: &Call) -> Result<Response<Body>> {
+        if call.path.name.is_some() {
+            return Err(Failure::method_not_allowed());
+        }
+        let (objects, revision) = self.selected(call).await?;
+        let resource = call.resource;
+        let metadata = json!({ "resourceVersion": revision.to_string() });
+        let list = match call.wanted.shape {
+            Shape::Object => json!({
+                "kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(),
+                "metadata": metadata, "items": objects,
+            }),
+            Shape::Metadata => {
+                let items: Vec<Value> = objects
+                    .iter()
+                    .map(|one| table::partial_metadata(one, "v1"))
+                    .collect();
+                json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": items,
+                })
+            }
+            Shape::Table(version) => {
+                let include = negotiate::include_object(call.query.get("includeObject"));
+                table::table(resource, &objects, metadata, (version, include), now())
+            }
+        };
+        Ok(negotiate::respond(200, &list, call.wanted.yaml))
+    }
+
+    /// The selected objects and the revision of the list. `limit` is not a promise: everything comes in one page, which
+    /// the protocol allows.
+    pub(super) async fn selected(&self, call: &Call) -> Result<(Vec<Value>, i64)> {
+        if call.query.get("continue").is_some() {
+            return Err(Failure::expired(
+                "the provided continue parameter was not given out by this server",
+            ));
+        }
+        let selection = self.selection(call)?;
+        let (objects, revision) = self.all(call).await?;
+        let selected = objects
+            .into_iter()
+            .map(|object| call.resource.outward(object))
+            .filter(|object| selection.matches(call.resource, object))
+            .collect();
+        Ok((selected, revision))
+    }
+
+    pub(super) fn selection(&self, call: &Call) -> Result<Selection> {
+        let (labels, fields) = (call.query.get("labelSelector"), call.query.get("fieldSelector"));
+        Selection::parse(call.resource, call.namespace(), labels, fields)
+    }
+
+    /// All objects in scope at the revision that `resourceVersion` and `resourceVersionMatch` ask for: "0" is whatever
+    /// memory has, absent is the newest state by etcd's word.
+    async fn all(&self, call: &Call) -> Result<(Vec<Value>, i64)> {
+        let prefix = self.storage.scope_prefix(call.resource, call.namespace());
+        let wanted = match call.query.get("resourceVersion") {
+            None => return Ok(self.storage.list(&prefix).await?),
+            Some(text) => parse_revision(text)?,
+        };
+        if call.query.get("resourceVersionMatch") == Some("Exact") {
+            return self.all_at(&prefix, wanted).await;
+        }
+        let progress = self.caches.progress();
+        if wanted <= progress {
+            let items = self.caches.of(&self.storage, call.resource).items();
+            let objects = items
+                .iter()
+                .filter(|item| {
+                    call.namespace()
+                        .is_none_or(|wanted| object::namespace(&item.object) == wanted)
+                })
+                .map(|item| item.object.clone())
+                .collect();
+            return Ok((objects, progress));
+        }
+        let (objects, revision) = self.storage.list(&prefix).await?;
+        if revision < wanted {
+            return Err(Failure::revision_too_large(wanted, revision));
+        }
+        Ok((objects, revision))
+    }
+
+    async fn all_at(&self, prefix: &str, revision: i64) -> Result<(Vec<Value>, i64)> {
+        match self.storage.list_pairs(prefix, Some(revision)).await {
+            Ok((pairs, at)) => Ok((pairs.into_iter().map(|(_, object)| object).collect(), at)),
+            Err(StorageError::Call(error)) if error.to_string().contains("compacted") => {
+                Err(Failure::expired(format!(
+                    "The resourceVersion for the provided list is too old: {revision}"
+                )))
+            }
+            Err(StorageError::Call(error)) if error.to_string().contains("future revision") => {
+                Err(Failure::revision_too_large(revision, self.caches.progress()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A `resourceVersion` parameter.
+pub(super) fn parse_revision(text: &str) -> Result<i64> {
+    let parsed: Option<i64> = text.parse().ok().filter(|revision| *revision >= 0);
+    parsed.ok_or_else(|| {
+        Failure::bad_request(format!(
+            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
+    })
+}

@@ -1,0 +1,507 @@
+//! create, update and patch: decode, default, admit, validate, and one transaction.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use super::{Api, Call, now};
+use crate::object::{self, Fields};
+use crate::patch::Patch;
+use crate::resources::field::{Errors, FieldError};
+use crate::resources::{Resource, unknown_fields, validate_metadata, validate_metadata_update};
+use crate::services::{self, Claim, Holding};
+use crate::status::{Failure, Result};
+use crate::storage::{Commit, Outcome};
+use crate::{admission, authz, negotiate};
+
+/// Attempts of a write that nobody pinned to a resourceVersion.
+const ATTEMPTS: usize = 16;
+/// Attempts to find a free address or port.
+const ALLOCATIONS: usize = 32;
+const EVENT_TTL: Duration = Duration::from_secs(3600);
+
+/// What of an object a write may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All but the status.
+    Object,
+    /// Status and metadata.
+    Status,
+    /// `spec.finalizers` of a Namespace.
+    Finalizers,
+}
+
+impl Api {
+    pub(super) async fn create(&self, call: &Call) -> Result<Response<Body>> {
+        let mut body = negotiate::decode_body(&call.headers, &call.body)?;
+        let mut warnings = Vec::new();
+        self.settle_name(call, &mut body)?;
+        let object = decode(call, body, &mut warnings)?;
+        let stored = self
+            .insert(call.resource, call.namespace(), object, call.dry_run())
+            .await?;
+        let mut response = self.respond_object(call, 201, stored);
+        negotiate::add_warnings(&mut response, &warnings);
+        Ok(response)
+    }
+
+    /// Namespace from the path, name from `generateName` when there is none.
+    fn settle_name(&self, call: &Call, object: &mut Value) -> Result<()> {
+        if !object.is_object() {
+            return Err(Failure::bad_request("the body of the request is not an object"));
+        }
+        check_kind(call.resource, object)?;
+        check_namespace_field(call, object)?;
+        let metadata = object::metadata(object);
+        let prefix = metadata
+            .get("generateName")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        let unnamed = metadata.get("name").is_none_or(object::is_unset);
+        if unnamed && !prefix.is_empty() {
+            let room = 63 - 5;
+            let cut: String = prefix.chars().take(room).collect();
+            metadata.insert(
+                "name".to_owned(),
+                format!("{cut}{}", admission::random_suffix()).into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes a cluster-scoped object that every cluster has, unless it is there.
+    pub(crate) async fn ensure(&self, group: &str, kind: &str, object: Value) -> Result<()> {
+        let resource = self.registry.kind(group, kind);
+        if self
+            .look_up(resource, None, object::name(&object))
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        match self.insert(resource, None, object, false).await {
+            Err(failure) if failure.reason != "AlreadyExists" => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything a create does after decoding.
+    async fn insert(
+        &self,
+        served: &'static Resource,
+        namespace: Option<&str>,
+        object: Value,
+        dry_run: bool,
+    ) -> Result<Value> {
+        let resource = served.stored_row(self.registry);
+        let name = object::name(&object).to_owned();
+        if let Some(namespace) = namespace {
+            admission::check_namespace(self, resource, namespace, &name).await?;
+        }
+        let mut object = served.inward(object);
+        stamp_new(resource, &mut object);
+        (resource.defaults)(&mut object);
+        (resource.prepare_create)(&mut object);
+        if resource.kind == "Pod" {
+            admission::add_service_account(self, resource, &mut object).await?;
+        }
+        let mut errors = Errors::default();
+        validate_metadata(resource, &object, &mut errors);
+        (resource.validate)(&object, &mut errors);
+        errors
+            .into_result()
+            .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
+        let write = Write {
+            resource,
+            namespace,
+            old: None,
+            dry_run,
+        };
+        self.commit_object(&write, object)
+            .await?
+            .ok_or_else(|| Failure::already_exists(resource, &name))
+    }
+
+    pub(super) async fn update(&self, call: &Call, part: Part) -> Result<Response<Body>> {
+        let mut body = negotiate::decode_body(&call.headers, &call.body)?;
+        check_kind(call.resource, &mut body)?;
+        check_namespace_field(call, &mut body)?;
+        let given = object::name(&body);
+        if !given.is_empty() && given != call.name() {
+            let told = format!(
+                "the name of the object ({given}) does not match the name on the URL ({})",
+                call.name()
+            );
+            return Err(Failure::bad_request(told));
+        }
+        let mut warnings = Vec::new();
+        let body = decode(call, body, &mut warnings)?;
+        let stored = self.change(call, part, |_| Ok(body.clone())).await?;
+        let mut response = self.respond_object(call, 200, stored);
+        negotiate::add_warnings(&mut response, &warnings);
+        Ok(response)
+    }
+
+    pub(super) async fn patch(&self, call: &Call, part: Part) -> Result<Response<Body>> {
+        let patch = Patch::parse(negotiate::content_type(&call.headers), &call.body)?;
+        let mut warnings = Vec::new();
+        let stored = self
+            .change(call, part, |current| {
+                warnings.clear();
+                let mut patched = patch.apply(current)?;
+                check_kind(call.resource, &mut patched)?;
+                decode(call, patched, &mut warnings)
+            })
+            .await?;
+        let mut response = self.respond_object(call, 200, stored);
+        negotiate::add_warnings(&mut response, &warnings);
+        Ok(response)
+    }
+
+    /// Reads, changes, writes back; again when somebody else was faster and the change does not insist on a
+    /// resourceVersion.
+    pub(super) async fn change(
+        &self,
+        call: &Call,
+        part: Part,
+        mut change: impl FnMut(&Value) -> Result<Value>,
+    ) -> Result<Value> {
+        for _ in 0..ATTEMPTS {
+            let current = self.stored(call).await?;
+            let changed = call
+                .resource
+                .inward(change(&call.resource.outward(current.clone()))?);
+            check_preconditions(call.resource, &changed, &current)?;
+            if let Some(written) = self.replace(call, part, current, changed).await? {
+                return Ok(written);
+            }
+        }
+        Err(Failure::modified(call.resource, call.name()))
+    }
+
+    /// `None` when the object was changed by somebody else in between.
+    async fn replace(
+        &self,
+        call: &Call,
+        part: Part,
+        current: Value,
+        changed: Value,
+    ) -> Result<Option<Value>> {
+        let resource = call.resource.stored_row(self.registry);
+        if resource.kind == "Pod" && authz::pod_is_foreign_to(&call.user, &current) {
+            let why = format!(
+                "node {} can only change pods with spec.nodeName set to itself",
+                call.user.name
+            );
+            return Err(Failure::forbidden_object(resource, call.name(), why));
+        }
+        let new = prepared_update(resource, part, changed, &current);
+        let mut errors = Errors::default();
+        validate_metadata(resource, &new, &mut errors);
+        validate_metadata_update(&new, &current, &mut errors);
+        if part == Part::Object {
+            (resource.validate)(&new, &mut errors);
+            (resource.validate_update)(&new, &current, &mut errors);
+        }
+        errors
+            .into_result()
+            .map_err(|errors| Failure::invalid(resource, call.name(), &errors))?;
+        if is_done_for(&new) {
+            let removed = call.dry_run() || self.remove(resource, call.namespace(), &current).await?;
+            return Ok(removed.then_some(new));
+        }
+        if new == current {
+            return Ok(Some(current));
+        }
+        let write = Write {
+            resource,
+            namespace: call.namespace(),
+            old: Some(&current),
+            dry_run: call.dry_run(),
+        };
+        self.commit_object(&write, new).await
+    }
+
+    /// Writes an object, together with what a Service holds. `None` when the object's key is not as expected.
+    async fn commit_object(&self, write: &Write<'_>, object: Value) -> Result<Option<Value>> {
+        let resource = write.resource;
+        let name = object::name(&object).to_owned();
+        let invalid = |errors: Vec<FieldError>| Failure::invalid(resource, &name, &errors);
+        let key = self.storage.key(resource, write.namespace, &name);
+        let expected = write.old.map_or(0, object::revision);
+        let held = write
+            .old
+            .filter(|_| resource.kind == "Service")
+            .map(services::holdings)
+            .unwrap_or_default();
+        let mut taken = if resource.kind == "Service" {
+            self.taken()
+        } else {
+            services::Taken::default()
+        };
+        for _ in 0..ALLOCATIONS {
+            let mut next = object.clone();
+            let mut claims = Vec::new();
+            let mut commit = Commit::default();
+            if resource.kind == "Service" {
+                claims = services::allocate(&mut next, &held, &self.ranges, &taken).map_err(invalid)?;
+                commit = self.service_commit(&next, &held, &claims);
+            }
+            if write.dry_run {
+                return Ok(Some(next));
+            }
+            commit.expect.push((key.clone(), expected));
+            commit.puts.push((key.clone(), next.clone()));
+            commit.ttl = (resource.kind == "Event").then_some(EVENT_TTL);
+            match self.storage.commit(commit).await? {
+                Outcome::Written(revision) => {
+                    object::set_revision(&mut next, revision);
+                    return Ok(Some(next));
+                }
+                Outcome::Refused(keys) if keys.contains(&key) => return Ok(None),
+                Outcome::Refused(keys) => {
+                    for claim in claims
+                        .iter()
+                        .filter(|claim| keys.contains(&self.holding_key(&claim.holding)))
+                    {
+                        if let Some(errors) = claim.collision() {
+                            return Err(invalid(errors));
+                        }
+                        match &claim.holding {
+                            Holding::Address(ip) => drop(taken.addresses.insert(*ip)),
+                            Holding::Port(port) => drop(taken.ports.insert(*port)),
+                        }
+                    }
+                }
+            }
+        }
+        Err(Failure::internal(
+            "failed to allocate an address or port for the service",
+        ))
+    }
+
+    fn service_commit(&self, service: &Value, held: &[Holding], claims: &[Claim]) -> Commit {
+        let kept = services::holdings(service);
+        let mut commit = Commit::default();
+        for claim in claims {
+            let key = self.holding_key(&claim.holding);
+            let value = match &claim.holding {
+                Holding::Address(ip) => services::ip_address_object(*ip, service, object::time(now())),
+                Holding::Port(_) => json!({ "metadata": {
+                    "namespace": object::namespace(service), "name": object::name(service),
+                } }),
+            };
+            commit.expect.push((key.clone(), 0));
+            commit.puts.push((key, value));
+        }
+        let released = held.iter().filter(|holding| !kept.contains(holding));
+        commit.deletes = released.map(|holding| self.holding_key(holding)).collect();
+        commit
+    }
+
+    /// The key that reserves an address or a port.
+    pub(super) fn holding_key(&self, holding: &Holding) -> String {
+        match holding {
+            Holding::Address(ip) => {
+                let addresses = self.registry.kind("networking.k8s.io", "IPAddress");
+                self.storage.key(addresses, None, &ip.to_string())
+            }
+            Holding::Port(port) => format!("{}core/servicenodeports/{port}", self.storage.root()),
+        }
+    }
+}
+
+/// A write about to be committed.
+struct Write<'a> {
+    resource: &'a Resource,
+    namespace: Option<&'a str>,
+    old: Option<&'a Value>,
+    dry_run: bool,
+}
+
+/// Types and unknown fields; what becomes of the latter the client decides (`fieldValidation`).
+fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> Result<Value> {
+    let resource = call.resource;
+    let mut object = object;
+    object::metadata(&mut object).remove("managedFields");
+    let given = object.clone();
+    let kept = (resource.decode)(object).map_err(|why| {
+        let (kind, version) = (resource.kind, resource.api_version());
+        Failure::bad_request(format!(
+            "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
+            short(&version)
+        ))
+    })?;
+    let unknown = unknown_fields(&given, &kept);
+    if !unknown.is_empty() {
+        let told: Vec<String> = unknown
+            .iter()
+            .map(|path| format!("unknown field \"{path}\""))
+            .collect();
+        match call.query.get("fieldValidation") {
+            Some("Strict") => {
+                let (kind, version) = (resource.kind, resource.api_version());
+                let all = told.join(", ");
+                return Err(Failure::bad_request(format!(
+                    "{kind} in version \"{}\" cannot be handled as a {kind}: strict decoding error: {all}",
+                    short(&version)
+                )));
+            }
+            Some("Ignore") => {}
+            _ => warnings.extend(told),
+        }
+    }
+    Ok(kept)
+}
+
+/// `apps/v1` -> `v1`.
+fn short(api_version: &str) -> &str {
+    api_version.rsplit('/').next().unwrap_or(api_version)
+}
+
+/// The body must be of the kind that the path says; what it leaves out is filled in.
+fn check_kind(resource: &Resource, object: &mut Value) -> Result<()> {
+    if !object.is_object() {
+        return Err(Failure::bad_request("the body of the request is not an object"));
+    }
+    let version = resource.api_version();
+    object::default_to(object, "apiVersion", version.as_str());
+    object::default_to(object, "kind", resource.kind);
+    let (given_version, given_kind) = (object.text("apiVersion"), object.text("kind"));
+    if given_version != version {
+        return Err(Failure::bad_request(format!(
+            "the API version in the data ({given_version}) does not match the expected API version ({version})"
+        )));
+    }
+    if given_kind != resource.kind {
+        return Err(Failure::bad_request(format!(
+            "{given_kind} in version \"{}\" cannot be handled as a {}: the kind in the data does not match",
+            short(&version),
+            resource.kind
+        )));
+    }
+    Ok(())
+}
+
+fn check_namespace_field(call: &Call, object: &mut Value) -> Result<()> {
+    let metadata = object::metadata(object);
+    match call.namespace() {
+        Some(namespace) => {
+            let given = metadata
+                .get("namespace")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            if !given.is_empty() && given != namespace {
+                return Err(Failure::bad_request(format!(
+                    "the namespace of the provided object does not match the namespace sent on the request ({given} != {namespace})"
+                )));
+            }
+            metadata.insert("namespace".to_owned(), namespace.into());
+        }
+        None => {
+            metadata.remove("namespace");
+        }
+    }
+    Ok(())
+}
+
+/// uid, creation time and first generation are the server's to give.
+fn stamp_new(resource: &Resource, object: &mut Value) {
+    let metadata = object::metadata(object);
+    for field in [
+        "resourceVersion",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generation",
+    ] {
+        metadata.remove(field);
+    }
+    metadata.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".to_owned(), object::time(now()));
+    if resource.has_generation {
+        metadata.insert("generation".to_owned(), 1.into());
+    }
+}
+
+/// A resourceVersion or uid in the body must be the stored one; an absent one is unconditional.
+fn check_preconditions(resource: &Resource, changed: &Value, current: &Value) -> Result<()> {
+    let name = object::name(current);
+    let given = changed.text("metadata.resourceVersion");
+    if !matches!(given, "" | "0") && given != current.text("metadata.resourceVersion") {
+        return Err(Failure::modified(resource, name));
+    }
+    let uid = object::uid(changed);
+    if !uid.is_empty() && uid != object::uid(current) {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            object::uid(current)
+        );
+        return Err(Failure::conflict(resource, name, why));
+    }
+    Ok(())
+}
+
+/// The new object with everything that this part may not change taken from the current one.
+fn prepared_update(resource: &Resource, part: Part, changed: Value, current: &Value) -> Value {
+    let mut new = changed;
+    match part {
+        Part::Object => {
+            if resource.has_status {
+                object::copy_field(current, &mut new, "status");
+            }
+            (resource.prepare_update)(&mut new, current);
+            if resource.kind == "Service" {
+                services::carry_over(&mut new, current);
+            }
+            if resource.kind == "Namespace" {
+                object::copy_field(current.at("spec"), &mut new["spec"], "finalizers");
+            }
+            (resource.defaults)(&mut new);
+        }
+        Part::Status => {
+            let (status, metadata) = (new.at("status").clone(), new.at("metadata").clone());
+            new = current.clone();
+            new["metadata"] = metadata;
+            new["status"] = status;
+        }
+        Part::Finalizers => {
+            let finalizers = new.at("spec.finalizers").clone();
+            new = current.clone();
+            new["spec"]["finalizers"] = if finalizers.is_null() {
+                json!([])
+            } else {
+                finalizers
+            };
+        }
+    }
+    for field in [
+        "namespace",
+        "name",
+        "generateName",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+    ] {
+        object::copy_field(current.at("metadata"), &mut new["metadata"], field);
+    }
+    if resource.has_generation && part == Part::Object && new.at("spec") != current.at("spec") {
+        let generation = current.int("metadata.generation").unwrap_or(0) + 1;
+        new["metadata"]["generation"] = generation.into();
+    }
+    new
+}
+
+/// Deletion was asked for, and nothing holds the object any more.
+fn is_done_for(object: &Value) -> bool {
+    object::is_terminating(object)
+        && object.list("metadata.finalizers").is_empty()
+        && object.list("spec.finalizers").is_empty()
+        && object.int("metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0
+}

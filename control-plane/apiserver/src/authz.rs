@@ -1,0 +1,220 @@
+//! Who may do what: built-in rules, default deny. The objects of `rbac.authorization.k8s.io` are stored but not yet
+//! evaluated; their evaluation belongs into [`allowed`], after the built-in rules.
+
+use crate::authn::User;
+use crate::request::{RequestInfo, ResourcePath, Target};
+use crate::status::Failure;
+
+/// The group of the data plane's agents.
+pub const AGENTS: &str = "system:causeway-agents";
+
+const READ: [&str; 3] = ["get", "list", "watch"];
+
+/// True when one of the rules allows it.
+pub fn allowed(user: &User, request: &RequestInfo) -> bool {
+    if user.is_in("system:masters") {
+        return true;
+    }
+    match &request.target {
+        Target::Other(segments) => allowed_path(user, request.verb, segments),
+        Target::Resource(path) => {
+            node_of(user).is_some_and(|node| node_may(node, request.verb, path))
+                || user.is_in(AGENTS) && agent_may(user, request.verb, path)
+                || user.is_in("system:authenticated") && anyone_may(request.verb, path)
+        }
+    }
+}
+
+/// 403 in upstream's words.
+pub fn refusal(user: &User, request: &RequestInfo) -> Failure {
+    let who = &user.name;
+    match &request.target {
+        Target::Other(segments) => Failure::forbidden(format!(
+            "forbidden: User \"{who}\" cannot {} path \"/{}\"",
+            request.verb,
+            segments.join("/")
+        )),
+        Target::Resource(path) => {
+            let resource = match &path.subresource {
+                Some(subresource) => format!("{}/{subresource}", path.resource),
+                None => path.resource.clone(),
+            };
+            let subject = match path.group.as_str() {
+                "" => path.resource.clone(),
+                group => format!("{}.{group}", path.resource),
+            };
+            let named = path
+                .name
+                .as_deref()
+                .map(|name| format!(" \"{name}\""))
+                .unwrap_or_default();
+            let scope = match &path.namespace {
+                Some(namespace) => format!("in the namespace \"{namespace}\""),
+                None => "at the cluster scope".to_owned(),
+            };
+            Failure::forbidden(format!(
+                "{subject}{named} is forbidden: User \"{who}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}",
+                request.verb, path.group
+            ))
+        }
+    }
+}
+
+/// `system:discovery`, `system:public-info-viewer`.
+fn allowed_path(user: &User, verb: &str, segments: &[String]) -> bool {
+    if verb != "get" {
+        return false;
+    }
+    let first = segments.first().map(String::as_str).unwrap_or_default();
+    match first {
+        "healthz" | "livez" | "readyz" | "version" => true,
+        "" | "api" | "apis" | "openapi" | "openid" | ".well-known" => user.is_in("system:authenticated"),
+        _ => false,
+    }
+}
+
+/// `system:basic-user`: questions about oneself.
+fn anyone_may(verb: &str, path: &ResourcePath) -> bool {
+    verb == "create"
+        && matches!(
+            path.resource.as_str(),
+            "selfsubjectaccessreviews" | "selfsubjectreviews"
+        )
+}
+
+/// The node that a kubelet (or a node's own agent) speaks for.
+fn node_of(user: &User) -> Option<&str> {
+    user.is_in("system:nodes")
+        .then(|| user.name.strip_prefix("system:node:"))
+        .flatten()
+}
+
+/// `system:node`, narrowed to the own Node and Lease. That a Pod is on the node is checked where the Pod is at hand.
+fn node_may(node: &str, verb: &str, path: &ResourcePath) -> bool {
+    let own = path.name.as_deref() == Some(node);
+    let reads = READ.contains(&verb);
+    match (
+        path.group.as_str(),
+        path.resource.as_str(),
+        path.subresource.as_deref(),
+    ) {
+        ("", "nodes", None) => reads || verb == "create" || own && matches!(verb, "update" | "patch"),
+        ("", "nodes", Some("status")) => own && matches!(verb, "get" | "update" | "patch"),
+        ("coordination.k8s.io", "leases", None) => {
+            path.namespace.as_deref() == Some("kube-node-lease")
+                && (verb == "create" || own && matches!(verb, "get" | "update" | "patch" | "delete"))
+        }
+        ("", "pods", None) => reads || matches!(verb, "create" | "delete"),
+        ("", "pods", Some("status")) => matches!(verb, "get" | "update" | "patch"),
+        ("", "services" | "namespaces" | "configmaps" | "secrets" | "serviceaccounts", None) => reads,
+        ("discovery.k8s.io", "endpointslices", None) => reads,
+        ("" | "events.k8s.io", "events", None) => matches!(verb, "create" | "patch" | "update"),
+        ("", "serviceaccounts", Some("token")) => verb == "create",
+        ("authentication.k8s.io", "tokenreviews", None) => verb == "create",
+        _ => false,
+    }
+}
+
+/// What the data plane reads of the cluster, and the little that it writes.
+fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
+    let reads = READ.contains(&verb);
+    // The agent's certificate names its node: `system:causeway-agent:<node>`.
+    let own = user.name.rsplit_once(':').map(|(_, node)| node) == path.name.as_deref();
+    match (
+        path.group.as_str(),
+        path.resource.as_str(),
+        path.subresource.as_deref(),
+    ) {
+        ("", "services" | "nodes" | "namespaces" | "pods" | "endpoints", None) => {
+            reads || path.resource == "nodes" && own && verb == "patch"
+        }
+        ("", "nodes", Some("status")) => own && verb == "patch",
+        ("discovery.k8s.io", "endpointslices", None) => reads,
+        ("" | "events.k8s.io", "events", None) => matches!(verb, "create" | "patch"),
+        _ => false,
+    }
+}
+
+/// A kubelet may read, change and delete the status of pods on its own node only (NodeRestriction).
+pub fn pod_is_foreign_to(user: &User, pod: &serde_json::Value) -> bool {
+    use crate::object::Fields;
+    !user.is_in("system:masters") && node_of(user).is_some_and(|node| pod.text("spec.nodeName") != node)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::request::Query;
+
+    fn user(name: &str, groups: &[&str]) -> User {
+        let mut groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+        groups.push("system:authenticated".to_owned());
+        User {
+            name: name.to_owned(),
+            groups,
+            uid: None,
+        }
+    }
+
+    #[track_caller]
+    fn check(user: &User, method: &Method, path: &str, expected: bool) {
+        let info = RequestInfo::parse(method, path, &Query::default());
+        assert_eq!(allowed(user, &info), expected, "{} {method} {path}", user.name);
+    }
+
+    #[test]
+    fn the_built_in_rules_allow_no_more_than_each_part_needs() {
+        let admin = user("admin", &["system:masters"]);
+        let node = user("system:node:n1", &["system:nodes"]);
+        let agent = user("system:causeway-agent:n1", &[AGENTS]);
+        let account = user(
+            "system:serviceaccount:default:default",
+            &["system:serviceaccounts"],
+        );
+        let nobody = User::anonymous();
+        for (who, method, path, expected) in [
+            (&admin, Method::DELETE, "/api/v1/nodes/n1", true),
+            (&node, Method::PATCH, "/api/v1/nodes/n1/status", true),
+            (&node, Method::PATCH, "/api/v1/nodes/n2/status", false),
+            (
+                &node,
+                Method::PUT,
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1",
+                true,
+            ),
+            (
+                &node,
+                Method::PUT,
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n2",
+                false,
+            ),
+            (&node, Method::GET, "/api/v1/pods", true),
+            (
+                &node,
+                Method::POST,
+                "/apis/apps/v1/namespaces/a/deployments",
+                false,
+            ),
+            (&agent, Method::GET, "/api/v1/services", true),
+            (&agent, Method::GET, "/api/v1/secrets", false),
+            (&agent, Method::PATCH, "/api/v1/nodes/n1/status", true),
+            (&agent, Method::PATCH, "/api/v1/nodes/n2/status", false),
+            (&account, Method::GET, "/apis", true),
+            (&account, Method::GET, "/api/v1/pods", false),
+            (&nobody, Method::GET, "/readyz", true),
+            (&nobody, Method::GET, "/apis", false),
+        ] {
+            check(who, &method, path, expected);
+        }
+    }
+
+    #[test]
+    fn refusals_read_as_upstream_writes_them() {
+        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces/default/pods", &Query::default());
+        let told = refusal(&user("x", &[]), &info).message;
+        let expected = "pods is forbidden: User \"x\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"";
+        assert_eq!(told, expected);
+    }
+}

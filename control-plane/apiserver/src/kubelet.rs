@@ -1,0 +1,154 @@
+//! Requests that end at a pod's node: logs, and the streams of exec, attach and port-forward. Bytes are passed on; the
+//! kubelet speaks the protocols.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::object::{self, Fields};
+use crate::status::{Failure, Result};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_PORT: u16 = 10250;
+
+/// Dials kubelets with the API server's client certificate.
+#[derive(Clone)]
+pub struct Kubelets {
+    tls: TlsConnector,
+}
+
+impl Kubelets {
+    /// `config` trusts the cluster's CA and carries the client certificate.
+    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
+        Kubelets {
+            tls: TlsConnector::from(config),
+        }
+    }
+
+    /// GET (or POST, when a stream is asked for) at the kubelet of `node`; the answer's body streams.
+    pub async fn forward(
+        &self,
+        node: &Value,
+        method: Method,
+        path_and_query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<hyper::body::Incoming>> {
+        let address = kubelet_address(node)?;
+        let unreachable = |why: &dyn std::fmt::Display| {
+            Failure::unavailable(format!(
+                "error dialing the kubelet of node {} at {address}: {why}",
+                object::name(node)
+            ))
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+            .await
+            .map_err(|_| unreachable(&"timed out"))?
+            .map_err(|error| unreachable(&error))?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let stream = self
+            .tls
+            .connect(name, stream)
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| unreachable(&error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to a kubelet ended");
+            }
+        });
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = path_and_query
+            .parse()
+            .map_err(|_| Failure::bad_request("bad path"))?;
+        for (key, value) in headers
+            .iter()
+            .filter(|(key, _)| is_streaming_header(key.as_str()))
+        {
+            request.headers_mut().append(key.clone(), value.clone());
+        }
+        let host = HeaderValue::from_str(&address.to_string()).map_err(|error| unreachable(&error))?;
+        request.headers_mut().insert("host", host);
+        sender
+            .send_request(request)
+            .await
+            .map_err(|error| unreachable(&error))
+    }
+}
+
+/// Headers that choose and establish a streaming protocol.
+fn is_streaming_header(name: &str) -> bool {
+    matches!(name, "connection" | "upgrade" | "x-stream-protocol-version")
+        || name.starts_with("sec-websocket-")
+}
+
+fn kubelet_address(node: &Value) -> Result<SocketAddr> {
+    let addresses = node.list("status.addresses");
+    let internal = addresses
+        .iter()
+        .find(|one| one.text("type") == "InternalIP")
+        .map(|one| one.text("address"));
+    let ip: IpAddr = internal
+        .and_then(|address| address.parse().ok())
+        .ok_or_else(|| Failure::unavailable(format!("node {} has no InternalIP", object::name(node))))?;
+    let port = node
+        .int("status.daemonEndpoints.kubeletEndpoint.Port")
+        .and_then(|port| u16::try_from(port).ok());
+    Ok(SocketAddr::new(
+        ip,
+        port.filter(|port| *port != 0).unwrap_or(DEFAULT_PORT),
+    ))
+}
+
+/// Passes a kubelet's plain answer on.
+pub fn pass_on(answer: Response<hyper::body::Incoming>) -> Response<Body> {
+    let (parts, body) = answer.into_parts();
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = parts.status;
+    if let Some(kind) = parts.headers.get("content-type") {
+        response.headers_mut().insert("content-type", kind.clone());
+    }
+    response
+}
+
+/// Joins the client's upgraded connection to the kubelet's, once both have switched protocols.
+pub fn splice(
+    client: hyper::upgrade::OnUpgrade,
+    mut answer: Response<hyper::body::Incoming>,
+) -> Response<Body> {
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return pass_on(answer);
+    }
+    let kubelet = hyper::upgrade::on(&mut answer);
+    tokio::spawn(async move {
+        let (Ok(client), Ok(kubelet)) = tokio::join!(client, kubelet) else {
+            return;
+        };
+        let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await {
+            tracing::debug!(%error, "stream between client and kubelet ended");
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (key, value) in answer
+        .headers()
+        .iter()
+        .filter(|(key, _)| is_streaming_header(key.as_str()))
+    {
+        response.headers_mut().append(key.clone(), value.clone());
+    }
+    response
+}

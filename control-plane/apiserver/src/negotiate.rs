@@ -1,0 +1,180 @@
+//! Bodies: which encoding a client sends, and which one it wants back.
+
+use axum::body::Body;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use serde_json::Value;
+
+use crate::status::{Failure, Result};
+use crate::table::Include;
+
+/// What `Accept` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Whole objects.
+    Object,
+    /// A Table of this version of `meta.k8s.io`.
+    Table(&'static str),
+    /// `PartialObjectMetadata`.
+    Metadata,
+}
+
+/// The wanted answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Objects, a Table, or metadata only.
+    pub shape: Shape,
+    /// YAML instead of JSON.
+    pub yaml: bool,
+}
+
+impl Wanted {
+    /// The first alternative in `Accept` that can be served. Protobuf is never spoken; clients that ask for it name
+    /// JSON too.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Self> {
+        let accept = headers
+            .get(ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("*/*");
+        let accept = if accept.trim().is_empty() { "*/*" } else { accept };
+        accept
+            .split(',')
+            .find_map(alternative)
+            .ok_or_else(Failure::not_acceptable)
+    }
+}
+
+fn alternative(text: &str) -> Option<Wanted> {
+    let mut parts = text.split(';').map(str::trim);
+    let yaml = match parts.next()? {
+        "application/json" | "application/*" | "*/*" => false,
+        "application/yaml" | "text/yaml" => true,
+        _ => return None,
+    };
+    let (mut kind, mut version) = ("", "");
+    for parameter in parts {
+        match parameter.split_once('=') {
+            Some(("as", value)) => kind = value,
+            Some(("v", value)) => version = value,
+            Some(("stream", _)) => {}
+            _ => {}
+        }
+    }
+    let shape = match (kind, version) {
+        ("", _) => Shape::Object,
+        ("Table", "v1") => Shape::Table("v1"),
+        ("Table", "v1beta1") => Shape::Table("v1beta1"),
+        ("PartialObjectMetadata" | "PartialObjectMetadataList", _) => Shape::Metadata,
+        _ => return None,
+    };
+    Some(Wanted { shape, yaml })
+}
+
+/// `includeObject` of a Table request.
+pub fn include_object(value: Option<&str>) -> Include {
+    match value {
+        Some("None") => Include::None,
+        Some("Object") => Include::Object,
+        _ => Include::Metadata,
+    }
+}
+
+/// The media type of a body, without parameters; JSON when absent.
+pub fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("application/json");
+    let bare = value.split(';').next().unwrap_or_default().trim();
+    if bare.is_empty() { "application/json" } else { bare }
+}
+
+/// A JSON or YAML body.
+pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Failure::bad_request(format!(
+            "the object provided is unrecognized (must be of type): {error}"
+        ))
+    };
+    match content_type(headers) {
+        "application/json" | "*/*" => serde_json::from_slice(body).map_err(|error| unreadable(&error)),
+        "application/yaml" | "text/yaml" => {
+            serde_yaml_ng::from_slice(body).map_err(|error| unreadable(&error))
+        }
+        "application/vnd.kubernetes.protobuf" => Err(Failure::unsupported_media_type(
+            "this API server reads JSON and YAML bodies, not protobuf, which `kubectl create` and `kubectl expose` of \
+             1.32 and later send: write the object with `--dry-run=client -o yaml` and pipe it into `kubectl apply -f -`",
+        )),
+        other => Err(Failure::unsupported_media_type(format!(
+            "the body of the request was in an unknown format - accepted media types include: \
+             application/json, application/yaml (got {other})"
+        ))),
+    }
+}
+
+/// A response with a JSON (or YAML) body.
+pub fn respond(code: u16, value: &Value, yaml: bool) -> Response<Body> {
+    let (kind, text) = match yaml {
+        true => (
+            "application/yaml",
+            serde_yaml_ng::to_string(value).unwrap_or_default(),
+        ),
+        false => ("application/json", value.to_string()),
+    };
+    bytes(code, kind, text)
+}
+
+/// A response with any body.
+pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert("cache-control", HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// RFC 9110's retired warning header, which kubectl prints.
+pub fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append("warning", value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(accept: &str, expected: Option<(Shape, bool)>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, accept.parse().expect("a header"));
+        let found = Wanted::from_headers(&headers)
+            .ok()
+            .map(|wanted| (wanted.shape, wanted.yaml));
+        assert_eq!(found, expected, "{accept}");
+    }
+
+    #[test]
+    fn the_first_alternative_that_is_served_wins() {
+        check("*/*", Some((Shape::Object, false)));
+        check("application/json", Some((Shape::Object, false)));
+        check("application/yaml", Some((Shape::Object, true)));
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            Some((Shape::Object, false)),
+        );
+        check("application/vnd.kubernetes.protobuf", None);
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+            Some((Shape::Table("v1"), false)),
+        );
+        check(
+            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+            Some((Shape::Metadata, false)),
+        );
+    }
+}

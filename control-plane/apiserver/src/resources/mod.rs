@@ -1,0 +1,386 @@
+//! The table of everything that is served: one row per resource. Handlers, discovery, OpenAPI and tables read nothing
+//! but rows, so that a further kind is a further row.
+
+pub mod field;
+
+mod batch;
+mod cluster;
+mod codec;
+mod container;
+mod core;
+mod events;
+mod names;
+mod node;
+mod others;
+mod pod;
+mod pod_spec;
+mod service;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use k8s_openapi::serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+pub use codec::unknown_fields;
+use events::{from_core as event_from_core, to_core as event_to_core};
+pub use names::{NameRule, validate_metadata, validate_metadata_update};
+pub use pod::is_finished as pod_is_finished;
+
+use crate::table;
+use field::Errors;
+
+/// One row: everything that distinguishes a resource from the others.
+pub struct Resource {
+    /// API group, empty for core.
+    pub group: &'static str,
+    /// Version within the group.
+    pub version: &'static str,
+    /// Kind of the objects.
+    pub kind: &'static str,
+    /// Name in paths.
+    pub plural: &'static str,
+    /// Name of one, for people.
+    pub singular: String,
+    /// Objects live in namespaces.
+    pub namespaced: bool,
+    /// Abbreviations for kubectl.
+    pub short_names: &'static [&'static str],
+    /// `all`.
+    pub categories: &'static [&'static str],
+    /// What can be done with it.
+    pub serves: Serves,
+    /// There is a `/status`.
+    pub has_status: bool,
+    /// There is a `/scale`.
+    pub has_scale: bool,
+    /// `metadata.generation` counts changes of the spec.
+    pub has_generation: bool,
+    /// How objects may be named.
+    pub names: NameRule,
+    /// Fields that can be selected by, besides name and namespace.
+    pub fields: &'static [&'static str],
+    /// What `kubectl get` shows.
+    pub columns: &'static [table::Column],
+    /// The cells under `columns`.
+    pub cells: fn(&Value, Timestamp) -> Vec<Value>,
+    /// Checks types and drops unknown fields.
+    pub decode: fn(Value) -> Result<Value, String>,
+    /// Fills absent fields.
+    pub defaults: fn(&mut Value),
+    /// Clears or sets what the creator may not decide.
+    pub prepare_create: fn(&mut Value),
+    /// Carries over what an updater may not change: `(new, old)`.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// Rules for every object.
+    pub validate: fn(&Value, &mut Errors),
+    /// Rules for a change: `(new, old)`.
+    pub validate_update: fn(&Value, &Value, &mut Errors),
+}
+
+/// What can be done with a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// Stored objects with all verbs.
+    Objects,
+    /// Another version's or group's view of core Events.
+    EventsView,
+    /// Nothing is stored; a create is answered at once (reviews).
+    Reviews,
+}
+
+/// A path below an object.
+pub struct Subresource {
+    /// Last segment of the path.
+    pub name: &'static str,
+    /// Kind that is exchanged.
+    pub kind: &'static str,
+    /// Group and version of that kind, when not the parent's.
+    pub of: Option<(&'static str, &'static str)>,
+    /// Its verbs.
+    pub verbs: &'static [&'static str],
+}
+
+impl Resource {
+    fn new<T: Serialize + DeserializeOwned>(
+        (group, version): (&'static str, &'static str),
+        kind: &'static str,
+        plural: &'static str,
+    ) -> Self {
+        Resource {
+            group,
+            version,
+            kind,
+            plural,
+            singular: kind.to_lowercase(),
+            namespaced: true,
+            short_names: &[],
+            categories: &[],
+            serves: Serves::Objects,
+            has_status: false,
+            has_scale: false,
+            has_generation: false,
+            names: NameRule::Subdomain,
+            fields: &[],
+            columns: table::NAME_AND_AGE,
+            cells: table::name_and_age,
+            decode: codec::round_trip::<T>,
+            defaults: |_| {},
+            prepare_create: |_| {},
+            prepare_update: |_, _| {},
+            validate: |_, _| {},
+            validate_update: |_, _, _| {},
+        }
+    }
+
+    fn cluster_scoped(self) -> Self {
+        Resource {
+            namespaced: false,
+            ..self
+        }
+    }
+
+    fn short(self, short_names: &'static [&'static str]) -> Self {
+        Resource { short_names, ..self }
+    }
+
+    fn in_all(self) -> Self {
+        Resource {
+            categories: &["all"],
+            ..self
+        }
+    }
+
+    fn with_status(self) -> Self {
+        Resource {
+            has_status: true,
+            ..self
+        }
+    }
+
+    fn with_scale(self) -> Self {
+        Resource {
+            has_scale: true,
+            ..self
+        }
+    }
+
+    fn with_generation(self) -> Self {
+        Resource {
+            has_generation: true,
+            ..self
+        }
+    }
+
+    fn named(self, names: NameRule) -> Self {
+        Resource { names, ..self }
+    }
+
+    fn selectable_by(self, fields: &'static [&'static str]) -> Self {
+        Resource { fields, ..self }
+    }
+
+    fn printed(self, columns: &'static [table::Column], cells: fn(&Value, Timestamp) -> Vec<Value>) -> Self {
+        Resource {
+            columns,
+            cells,
+            ..self
+        }
+    }
+
+    fn defaulted(self, defaults: fn(&mut Value)) -> Self {
+        Resource { defaults, ..self }
+    }
+
+    fn validated(
+        self,
+        validate: fn(&Value, &mut Errors),
+        validate_update: fn(&Value, &Value, &mut Errors),
+    ) -> Self {
+        Resource {
+            validate,
+            validate_update,
+            ..self
+        }
+    }
+
+    /// `pods`, `deployments.apps`: how error texts name the resource.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
+    }
+
+    /// `v1`, `apps/v1`.
+    pub fn api_version(&self) -> String {
+        crate::object::api_version(self.group, self.version)
+    }
+
+    /// Group and plural under which the objects lie in the store.
+    pub fn stored_as(&self) -> (&'static str, &'static str) {
+        match self.serves {
+            Serves::EventsView => ("", "events"),
+            Serves::Objects | Serves::Reviews => (self.group, self.plural),
+        }
+    }
+
+    /// The row under which the objects are kept.
+    pub fn stored_row<'a>(&'a self, registry: &'a Registry) -> &'a Resource {
+        match self.serves {
+            Serves::EventsView => registry.kind("", "Event"),
+            Serves::Objects | Serves::Reviews => self,
+        }
+    }
+
+    /// From the stored form to the one that this row serves.
+    pub fn outward(&self, object: Value) -> Value {
+        if self.serves == Serves::EventsView {
+            event_from_core(object)
+        } else {
+            object
+        }
+    }
+
+    /// From the form that this row serves to the stored one.
+    pub fn inward(&self, object: Value) -> Value {
+        if self.serves == Serves::EventsView {
+            event_to_core(object)
+        } else {
+            object
+        }
+    }
+
+    /// Verbs as discovery tells them.
+    pub fn verbs(&self) -> &'static [&'static str] {
+        match self.serves {
+            Serves::Reviews => &["create"],
+            Serves::Objects | Serves::EventsView => &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
+        }
+    }
+
+    /// Paths below objects.
+    pub fn subresources(&self) -> Vec<Subresource> {
+        const CHANGE: &[&str] = &["get", "patch", "update"];
+        let below = |name, kind, of, verbs| Subresource {
+            name,
+            kind,
+            of,
+            verbs,
+        };
+        let mut found = Vec::new();
+        if self.has_status {
+            found.push(below("status", self.kind, None, CHANGE));
+        }
+        if self.has_scale {
+            found.push(below("scale", "Scale", Some(("autoscaling", "v1")), CHANGE));
+        }
+        match self.kind {
+            "Namespace" => found.push(below("finalize", self.kind, None, &["update"])),
+            "Pod" => {
+                found.push(below("binding", "Binding", None, &["create"]));
+                found.push(below("eviction", "Eviction", Some(("policy", "v1")), &["create"]));
+                found.push(below("log", self.kind, None, &["get"]));
+                for streamed in ["attach", "exec", "portforward"] {
+                    let kind = match streamed {
+                        "attach" => "PodAttachOptions",
+                        "exec" => "PodExecOptions",
+                        _ => "PodPortForwardOptions",
+                    };
+                    found.push(below(streamed, kind, None, &["create", "get"]));
+                }
+            }
+            "ServiceAccount" => {
+                let of = Some(("authentication.k8s.io", "v1"));
+                found.push(below("token", "TokenRequest", of, &["create"]));
+            }
+            _ => {}
+        }
+        found
+    }
+}
+
+/// All rows.
+pub struct Registry {
+    rows: Vec<Resource>,
+}
+
+static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
+
+impl Registry {
+    /// The one table of this process.
+    pub fn global() -> &'static Registry {
+        &REGISTRY
+    }
+
+    /// Builds the table.
+    pub fn new() -> Self {
+        let groups = [
+            core::rows(),
+            workloads::rows(),
+            batch::rows(),
+            events::rows(),
+            cluster::rows(),
+            others::rows(),
+        ];
+        Registry {
+            rows: groups.into_iter().flatten().collect(),
+        }
+    }
+
+    /// All rows, in the order in which discovery lists them.
+    pub fn rows(&self) -> &[Resource] {
+        &self.rows
+    }
+
+    /// The row that a path names.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Resource> {
+        self.rows
+            .iter()
+            .find(|row| (row.group, row.version, row.plural) == (group, version, plural))
+    }
+
+    /// A row by kind; panics never, since rows name each other only in this crate.
+    pub fn kind(&self, group: &str, kind: &str) -> &Resource {
+        let found = self
+            .rows
+            .iter()
+            .find(|row| (row.group, row.kind) == (group, kind));
+        found.expect("invariant: only rows of the table are looked up by kind")
+    }
+
+    /// Rows with objects of their own in the store.
+    pub fn stored(&self) -> impl Iterator<Item = &Resource> {
+        self.rows.iter().filter(|row| row.serves == Serves::Objects)
+    }
+
+    /// Groups with their versions, the core group first.
+    pub fn groups(&self) -> BTreeMap<&'static str, Vec<&'static str>> {
+        let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for row in &self.rows {
+            let versions = groups.entry(row.group).or_default();
+            if !versions.contains(&row.version) {
+                versions.push(row.version);
+            }
+        }
+        groups
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry::new()
+    }
+}

@@ -1,0 +1,87 @@
+//! Groups that are stored without behaviour of their own here, and the reviews.
+
+use k8s_openapi::api::{
+    authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v2 as autoscaling,
+    policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
+};
+
+use super::workloads::clear_status;
+use super::{NameRule, Resource, Serves};
+
+pub(super) fn rows() -> Vec<Resource> {
+    let mut rows = roles();
+    rows.extend(reviews());
+    rows.extend([
+        Resource {
+            prepare_create: clear_status,
+            ..Resource::new::<autoscaling::HorizontalPodAutoscaler>(
+                ("autoscaling", "v2"),
+                "HorizontalPodAutoscaler",
+                "horizontalpodautoscalers",
+            )
+        }
+        .short(&["hpa"])
+        .in_all()
+        .with_status(),
+        Resource {
+            prepare_create: clear_status,
+            ..Resource::new::<policy::PodDisruptionBudget>(
+                ("policy", "v1"),
+                "PodDisruptionBudget",
+                "poddisruptionbudgets",
+            )
+        }
+        .short(&["pdb"])
+        .with_status()
+        .with_generation(),
+        Resource::new::<scheduling::PriorityClass>(
+            ("scheduling.k8s.io", "v1"),
+            "PriorityClass",
+            "priorityclasses",
+        )
+        .cluster_scoped()
+        .short(&["pc"]),
+        Resource::new::<storage::StorageClass>(("storage.k8s.io", "v1"), "StorageClass", "storageclasses")
+            .cluster_scoped()
+            .short(&["sc"]),
+    ]);
+    rows
+}
+
+fn roles() -> Vec<Resource> {
+    const GROUP: (&str, &str) = ("rbac.authorization.k8s.io", "v1");
+    let rows = [
+        Resource::new::<rbac::ClusterRoleBinding>(GROUP, "ClusterRoleBinding", "clusterrolebindings")
+            .cluster_scoped(),
+        Resource::new::<rbac::ClusterRole>(GROUP, "ClusterRole", "clusterroles").cluster_scoped(),
+        Resource::new::<rbac::RoleBinding>(GROUP, "RoleBinding", "rolebindings"),
+        Resource::new::<rbac::Role>(GROUP, "Role", "roles"),
+    ];
+    rows.into_iter()
+        .map(|row| row.named(NameRule::PathSegment))
+        .collect()
+}
+
+fn reviews() -> Vec<Resource> {
+    const AUTHENTICATION: (&str, &str) = ("authentication.k8s.io", "v1");
+    const AUTHORIZATION: (&str, &str) = ("authorization.k8s.io", "v1");
+    let rows = [
+        Resource::new::<authentication::SelfSubjectReview>(
+            AUTHENTICATION,
+            "SelfSubjectReview",
+            "selfsubjectreviews",
+        ),
+        Resource::new::<authentication::TokenReview>(AUTHENTICATION, "TokenReview", "tokenreviews"),
+        Resource::new::<authorization::SelfSubjectAccessReview>(
+            AUTHORIZATION,
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+        ),
+    ];
+    rows.into_iter()
+        .map(|row| Resource {
+            serves: Serves::Reviews,
+            ..row.cluster_scoped()
+        })
+        .collect()
+}

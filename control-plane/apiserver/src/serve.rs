@@ -1,0 +1,309 @@
+//! Listeners, TLS, and the tasks that run as long as the server does.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::authn::User;
+use crate::config::Config;
+use crate::kubelet::Kubelets;
+use crate::resources::Registry;
+use crate::services::Ranges;
+use crate::storage::{Storage, StorageError};
+use crate::tokens::{TokenError, Tokens};
+use crate::watch_cache::Caches;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Upstream's `--etcd-compaction-interval`.
+const COMPACT_EVERY: Duration = Duration::from_secs(300);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address is taken or not ours.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate or key file is missing or broken.
+    #[error("read certificates or key from {path}")]
+    Pem {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    /// Certificates and keys do not go together.
+    #[error("set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The CA cannot verify client certificates.
+    #[error("use {path} as client CA")]
+    ClientCa {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: rustls::server::VerifierBuilderError,
+    },
+    /// The store's settings are not usable.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The token key is not usable.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
+}
+
+/// An API server that holds its addresses.
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    tls: TlsAcceptor,
+    api: Arc<Api>,
+    shutdown: CancellationToken,
+}
+
+/// Binds and runs until `shutdown`.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    Server::bind(config).await?.run(shutdown).await
+}
+
+impl Server {
+    /// Takes the addresses and reads all files; etcd need not be there yet.
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let tls = TlsAcceptor::from(Arc::new(server_tls(&config)?));
+        let kubelets = Kubelets::new(Arc::new(kubelet_tls(&config)?));
+        let tokens = Tokens::load(&config.sa_signing_key, &config.sa_issuer)?;
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            let bound = TcpListener::bind(address).await;
+            listeners.push(bound.map_err(|source| ServeError::Listen {
+                address: *address,
+                source,
+            })?);
+        }
+        let storage = Storage::connect(&config.etcd).await?;
+        let registry = Registry::global();
+        let caches = Caches::new(registry, &storage);
+        let shutdown = CancellationToken::new();
+        let ranges = Ranges {
+            cidr: config.service_cidr,
+            ports: config.node_port_range,
+        };
+        let api = Api {
+            registry,
+            storage,
+            caches,
+            tokens,
+            kubelets,
+            ranges,
+            shutdown: shutdown.clone(),
+        };
+        Ok(Server {
+            listeners,
+            tls,
+            api: Arc::new(api),
+            shutdown,
+        })
+    }
+
+    /// Serves until `shutdown`; watches end at once, other requests get a moment to finish.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let Server {
+            listeners,
+            tls,
+            api,
+            shutdown: own,
+        } = self;
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(accept(listener, tls.clone(), api.clone(), own.clone()));
+        }
+        let fed = api.clone();
+        let stop = own.clone();
+        tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
+        tasks.spawn(until(own.clone(), make_namespaces(api.clone())));
+        tasks.spawn(until(own.clone(), compact(api)));
+        shutdown.cancelled().await;
+        own.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task of the API server failed");
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, tls.clone(), api.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => return tracing::debug!("TLS handshake timed out"),
+    };
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
+    let peer = certificate.and_then(User::from_certificate);
+    let service = service_fn(move |request| {
+        let (api, peer) = (api.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(api.answer(peer, request).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = &mut serving => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// The namespaces that every cluster has.
+async fn make_namespaces(api: Arc<Api>) {
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+        while let Err(failure) = api.ensure("", "Namespace", namespace.clone()).await {
+            tracing::debug!(error = %failure, name, "namespace could not be made yet");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Forgets what is older than one interval, so that etcd does not keep every version for ever.
+async fn compact(api: Arc<Api>) {
+    let mut last = None;
+    loop {
+        if let Some(revision) = last
+            && let Err(error) = api.storage.compact(revision).await
+        {
+            tracing::debug!(%error, revision, "compaction refused");
+        }
+        last = Some(api.caches.progress()).filter(|revision| *revision > 0);
+        tokio::time::sleep(COMPACT_EVERY).await;
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServeError> {
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    all.map_err(|source| ServeError::Pem {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ServeError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| ServeError::Pem {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, ServeError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(ServeError::Tls)?;
+    }
+    Ok(roots)
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Client certificates are welcome but not required: pods come with tokens, probes with nothing.
+fn server_tls(config: &Config) -> Result<ServerConfig, ServeError> {
+    let ca = &config.client_ca;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|source| ServeError::ClientCa {
+            path: ca.display().to_string(),
+            source,
+        })?;
+    let mut tls = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(ServeError::Tls)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(certificates(&config.cert)?, private_key(&config.key)?)
+        .map_err(ServeError::Tls)?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+fn kubelet_tls(config: &Config) -> Result<ClientConfig, ServeError> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(ServeError::Tls)?
+        .with_root_certificates(roots(&config.client_ca)?)
+        .with_client_auth_cert(
+            certificates(&config.kubelet_client_cert)?,
+            private_key(&config.kubelet_client_key)?,
+        )
+        .map_err(ServeError::Tls)
+}

@@ -1,0 +1,590 @@
+//! Columns of the core group, and of discovery, coordination and events.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Column, age, labels, number, or_none, since, text, wide};
+use crate::object::{self, Fields};
+
+/// Namespaces.
+pub const NAMESPACE: &[Column] = &[text("Name"), text("Status"), text("Age")];
+
+/// Cells under [`NAMESPACE`].
+pub fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        object::name(object).into(),
+        object.text("status.phase").into(),
+        age(object, now),
+    ]
+}
+
+/// Nodes.
+pub const NODE: &[Column] = &[
+    text("Name"),
+    text("Status"),
+    text("Roles"),
+    text("Age"),
+    text("Version"),
+    wide("Internal-IP"),
+    wide("External-IP"),
+    wide("OS-Image"),
+    wide("Kernel-Version"),
+    wide("Container-Runtime"),
+];
+
+/// Cells under [`NODE`].
+pub fn node(object: &Value, now: Timestamp) -> Vec<Value> {
+    let address = |kind: &str| {
+        let found = object
+            .list("status.addresses")
+            .iter()
+            .find(|one| one.text("type") == kind);
+        or_none(found.map_or("", |one| one.text("address")))
+    };
+    let info = |field: &str| {
+        let value = object.at("status.nodeInfo").text(field);
+        Value::from(if value.is_empty() { "<unknown>" } else { value })
+    };
+    vec![
+        object::name(object).into(),
+        node_status(object).into(),
+        node_roles(object),
+        age(object, now),
+        object.text("status.nodeInfo.kubeletVersion").into(),
+        address("InternalIP"),
+        address("ExternalIP"),
+        info("osImage"),
+        info("kernelVersion"),
+        info("containerRuntimeVersion"),
+    ]
+}
+
+fn node_status(node: &Value) -> String {
+    let ready = node
+        .list("status.conditions")
+        .iter()
+        .find(|one| one.text("type") == "Ready");
+    let ready = match ready.map(|one| one.text("status")) {
+        Some("True") => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    };
+    let cordoned = if node.flag("spec.unschedulable") {
+        ",SchedulingDisabled"
+    } else {
+        ""
+    };
+    format!("{ready}{cordoned}")
+}
+
+fn node_roles(node: &Value) -> Value {
+    let labels = node.at("metadata.labels").as_object();
+    let roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(
+            |(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+                Some(role) => Some(role),
+                None if key == "kubernetes.io/role" => value.as_str(),
+                None => None,
+            },
+        )
+        .filter(|role| !role.is_empty())
+        .collect();
+    or_none(roles.join(","))
+}
+
+/// Pods.
+pub const POD: &[Column] = &[
+    text("Name"),
+    text("Ready"),
+    text("Status"),
+    text("Restarts"),
+    text("Age"),
+    wide("IP"),
+    wide("Node"),
+    wide("Nominated Node"),
+    wide("Readiness Gates"),
+];
+
+/// Cells under [`POD`].
+pub fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
+    let statuses = object.list("status.containerStatuses");
+    let ready = statuses.iter().filter(|status| status.flag("ready")).count();
+    vec![
+        object::name(object).into(),
+        format!("{ready}/{}", object.list("spec.containers").len()).into(),
+        pod_status(object).into(),
+        restarts(object, now).into(),
+        age(object, now),
+        or_none(pod_ip(object)),
+        or_none(object.text("spec.nodeName")),
+        or_none(object.text("status.nominatedNodeName")),
+        readiness_gates(object),
+    ]
+}
+
+fn pod_ip(pod: &Value) -> &str {
+    let first = pod.list("status.podIPs").first().map_or("", |one| one.text("ip"));
+    if first.is_empty() {
+        pod.text("status.podIP")
+    } else {
+        first
+    }
+}
+
+/// The one word that tells what a Pod is doing (`printPod`).
+fn pod_status(pod: &Value) -> String {
+    let mut reason = match pod.text("status.reason") {
+        "" => pod.text("status.phase").to_owned(),
+        told => told.to_owned(),
+    };
+    let gated = pod
+        .list("status.conditions")
+        .iter()
+        .any(|one| one.text("type") == "PodScheduled" && one.text("reason") == "SchedulingGated");
+    if gated {
+        reason = "SchedulingGated".to_owned();
+    }
+    match init_status(pod) {
+        Some(initializing) => reason = initializing,
+        None => reason = container_status(pod, reason),
+    }
+    if !object::is_terminating(pod) {
+        return reason;
+    }
+    match pod.text("status.reason") {
+        "NodeLost" => "Unknown".to_owned(),
+        _ if crate::resources::pod_is_finished(pod) => reason,
+        _ => "Terminating".to_owned(),
+    }
+}
+
+/// `Init:1/2`, `Init:Error`: the first init container that has not succeeded decides.
+fn init_status(pod: &Value) -> Option<String> {
+    let statuses = pod.list("status.initContainerStatuses");
+    let total = pod.list("spec.initContainers").len();
+    for (index, status) in statuses.iter().enumerate() {
+        let terminated = status.at("state.terminated");
+        let waiting = status.text("state.waiting.reason");
+        if terminated.is_object() && terminated.int("exitCode") == Some(0) {
+            continue;
+        }
+        let restartable = pod
+            .list("spec.initContainers")
+            .get(index)
+            .is_some_and(|one| one.text("restartPolicy") == "Always");
+        if restartable && status.flag("started") {
+            continue;
+        }
+        if terminated.is_object() {
+            return Some(format!("Init:{}", ended(terminated)));
+        }
+        if !matches!(waiting, "" | "PodInitializing") {
+            return Some(format!("Init:{waiting}"));
+        }
+        return Some(format!("Init:{index}/{total}"));
+    }
+    None
+}
+
+fn container_status(pod: &Value, phase: String) -> String {
+    let mut reason = phase;
+    let mut any_running = false;
+    for status in pod.list("status.containerStatuses").iter().rev() {
+        let waiting = status.text("state.waiting.reason");
+        let terminated = status.at("state.terminated");
+        if !waiting.is_empty() {
+            reason = waiting.to_owned();
+        } else if terminated.is_object() {
+            reason = ended(terminated);
+        } else if status.flag("ready") && status.at("state.running").is_object() {
+            any_running = true;
+        }
+    }
+    if reason == "Completed" && any_running {
+        let ready = pod
+            .list("status.conditions")
+            .iter()
+            .any(|one| one.text("type") == "Ready" && one.text("status") == "True");
+        reason = if ready { "Running" } else { "NotReady" }.to_owned();
+    }
+    reason
+}
+
+fn ended(terminated: &Value) -> String {
+    match (terminated.text("reason"), terminated.int("signal").unwrap_or(0)) {
+        ("", 0) => format!("ExitCode:{}", terminated.int("exitCode").unwrap_or(0)),
+        ("", signal) => format!("Signal:{signal}"),
+        (reason, _) => reason.to_owned(),
+    }
+}
+
+fn restarts(pod: &Value, now: Timestamp) -> String {
+    let statuses = pod.list("status.containerStatuses");
+    let count: i64 = statuses
+        .iter()
+        .map(|status| status.int("restartCount").unwrap_or(0))
+        .sum();
+    let last = statuses
+        .iter()
+        .map(|status| status.text("lastState.terminated.finishedAt"))
+        .max()
+        .unwrap_or_default();
+    if count == 0 || last.is_empty() {
+        count.to_string()
+    } else {
+        format!("{count} ({} ago)", since(last, now))
+    }
+}
+
+fn readiness_gates(pod: &Value) -> Value {
+    let gates = pod.list("spec.readinessGates");
+    let holds = |kind: &str| {
+        pod.list("status.conditions")
+            .iter()
+            .any(|one| one.text("type") == kind && one.text("status") == "True")
+    };
+    let met = gates
+        .iter()
+        .filter(|gate| holds(gate.text("conditionType")))
+        .count();
+    or_none(if gates.is_empty() {
+        String::new()
+    } else {
+        format!("{met}/{}", gates.len())
+    })
+}
+
+/// Services.
+pub const SERVICE: &[Column] = &[
+    text("Name"),
+    text("Type"),
+    text("Cluster-IP"),
+    text("External-IP"),
+    text("Port(s)"),
+    text("Age"),
+    wide("Selector"),
+];
+
+/// Cells under [`SERVICE`].
+pub fn service(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ports: Vec<String> = object
+        .list("spec.ports")
+        .iter()
+        .map(|port| {
+            let (number, protocol) = (port.int("port").unwrap_or(0), port.text("protocol"));
+            match port.int("nodePort").unwrap_or(0) {
+                0 => format!("{number}/{protocol}"),
+                node_port => format!("{number}:{node_port}/{protocol}"),
+            }
+        })
+        .collect();
+    vec![
+        object::name(object).into(),
+        object.text("spec.type").into(),
+        or_none(object.text("spec.clusterIP")),
+        external_ip(object),
+        or_none(ports.join(",")),
+        age(object, now),
+        labels(object.at("spec.selector")),
+    ]
+}
+
+fn external_ip(service: &Value) -> Value {
+    let mut ips: Vec<&str> = service
+        .list("spec.externalIPs")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    match service.text("spec.type") {
+        "ExternalName" => return service.text("spec.externalName").into(),
+        "LoadBalancer" => {
+            let ingress = service.list("status.loadBalancer.ingress").iter();
+            ips.extend(ingress.map(|one| {
+                if one.text("ip").is_empty() {
+                    one.text("hostname")
+                } else {
+                    one.text("ip")
+                }
+            }));
+            if ips.is_empty() {
+                return "<pending>".into();
+            }
+        }
+        _ => {}
+    }
+    or_none(ips.join(","))
+}
+
+/// Endpoints.
+pub const ENDPOINTS: &[Column] = &[text("Name"), text("Endpoints"), text("Age")];
+
+/// Cells under [`ENDPOINTS`].
+pub fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut shown = Vec::new();
+    for subset in object.list("subsets") {
+        for address in subset.list("addresses") {
+            let ip = address.text("ip");
+            let joined = |port: &Value| match ip.contains(':') {
+                true => format!("[{ip}]:{}", port.int("port").unwrap_or(0)),
+                false => format!("{ip}:{}", port.int("port").unwrap_or(0)),
+            };
+            match subset.list("ports") {
+                [] => shown.push(ip.to_owned()),
+                ports => shown.extend(ports.iter().map(joined)),
+            }
+        }
+    }
+    vec![
+        object::name(object).into(),
+        first_three(&shown, " + "),
+        age(object, now),
+    ]
+}
+
+/// EndpointSlices.
+pub const ENDPOINT_SLICE: &[Column] = &[
+    text("Name"),
+    text("AddressType"),
+    text("Ports"),
+    text("Endpoints"),
+    text("Age"),
+];
+
+/// Cells under [`ENDPOINT_SLICE`].
+pub fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ports: Vec<String> = object
+        .list("ports")
+        .iter()
+        .map(|port| port.int("port").map_or("*".to_owned(), |n| n.to_string()))
+        .collect();
+    let addresses: Vec<String> = object
+        .list("endpoints")
+        .iter()
+        .flat_map(|endpoint| endpoint.list("addresses"))
+        .filter_map(|address| address.as_str().map(str::to_owned))
+        .collect();
+    let unset = |value: Value| {
+        if value == "<none>" {
+            "<unset>".into()
+        } else {
+            value
+        }
+    };
+    vec![
+        object::name(object).into(),
+        object.text("addressType").into(),
+        unset(first_three(&ports, " + ")),
+        unset(first_three(&addresses, " + ")),
+        age(object, now),
+    ]
+}
+
+fn first_three(all: &[String], plus: &str) -> Value {
+    match all {
+        [] => or_none(""),
+        [a, b, c, rest @ ..] if !rest.is_empty() => format!("{a},{b},{c}{plus}{} more...", rest.len()).into(),
+        few => few.join(",").into(),
+    }
+}
+
+/// ConfigMaps.
+pub const CONFIG_MAP: &[Column] = &[text("Name"), number("Data"), text("Age")];
+
+/// Cells under [`CONFIG_MAP`].
+pub fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        object::name(object).into(),
+        (size(object, "data") + size(object, "binaryData")).into(),
+        age(object, now),
+    ]
+}
+
+/// Secrets.
+pub const SECRET: &[Column] = &[text("Name"), text("Type"), number("Data"), text("Age")];
+
+/// Cells under [`SECRET`].
+pub fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        object::name(object).into(),
+        object.text("type").into(),
+        size(object, "data").into(),
+        age(object, now),
+    ]
+}
+
+/// ServiceAccounts.
+pub const SERVICE_ACCOUNT: &[Column] = &[text("Name"), number("Secrets"), text("Age")];
+
+/// Cells under [`SERVICE_ACCOUNT`].
+pub fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        object::name(object).into(),
+        object.list("secrets").len().into(),
+        age(object, now),
+    ]
+}
+
+fn size(object: &Value, field: &str) -> usize {
+    object.at(field).as_object().map_or(0, serde_json::Map::len)
+}
+
+/// Leases.
+pub const LEASE: &[Column] = &[text("Name"), text("Holder"), text("Age")];
+
+/// Cells under [`LEASE`].
+pub fn lease(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        object::name(object).into(),
+        object.text("spec.holderIdentity").into(),
+        age(object, now),
+    ]
+}
+
+/// Events.
+pub const EVENT: &[Column] = &[
+    text("Last Seen"),
+    text("Type"),
+    text("Reason"),
+    text("Object"),
+    wide("Subobject"),
+    wide("Source"),
+    text("Message"),
+    wide("First Seen"),
+    wide("Count"),
+    wide("Name"),
+];
+
+/// Cells under [`EVENT`]; `object` is the stored form, or the newer view of it.
+pub fn event(object: &Value, now: Timestamp) -> Vec<Value> {
+    let either = |core: &str, view: &str| match object.text(core) {
+        "" => object.text(view).to_owned(),
+        told => told.to_owned(),
+    };
+    let first = [
+        either("firstTimestamp", "deprecatedFirstTimestamp"),
+        object.text("eventTime").to_owned(),
+    ];
+    let first = first
+        .into_iter()
+        .find(|time| !time.is_empty())
+        .unwrap_or_default();
+    let last = [
+        object.text("series.lastObservedTime").to_owned(),
+        either("lastTimestamp", "deprecatedLastTimestamp"),
+    ];
+    let last = last
+        .into_iter()
+        .find(|time| !time.is_empty())
+        .unwrap_or_else(|| first.clone());
+    let regarding = if object.at("involvedObject").is_object() {
+        object.at("involvedObject")
+    } else {
+        object.at("regarding")
+    };
+    let count = [
+        object.int("series.count"),
+        object.int("count"),
+        object.int("deprecatedCount"),
+    ];
+    let count = count.into_iter().flatten().next().unwrap_or(1);
+    vec![
+        since(&last, now).into(),
+        object.text("type").into(),
+        object.text("reason").into(),
+        format!(
+            "{}/{}",
+            regarding.text("kind").to_lowercase(),
+            regarding.text("name")
+        )
+        .into(),
+        regarding.text("fieldPath").into(),
+        event_source(object).into(),
+        either("message", "note").trim().into(),
+        since(&first, now).into(),
+        count.to_string().into(),
+        object::name(object).into(),
+    ]
+}
+
+fn event_source(event: &Value) -> String {
+    let component = [
+        event.text("source.component"),
+        event.text("reportingComponent"),
+        event.text("reportingController"),
+    ];
+    let component = component
+        .into_iter()
+        .find(|one| !one.is_empty())
+        .unwrap_or_default();
+    match event.text("source.host") {
+        "" => component.to_owned(),
+        host => format!("{component}, {host}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check_pod(pod: Value, expected: &str) {
+        assert_eq!(pod_status(&pod), expected);
+    }
+
+    #[test]
+    fn the_status_of_a_pod_is_its_most_telling_reason() {
+        let waiting = |reason: &str| json!({ "state": { "waiting": { "reason": reason } } });
+        check_pod(json!({ "status": { "phase": "Pending" } }), "Pending");
+        check_pod(
+            json!({ "status": { "phase": "Pending", "containerStatuses": [waiting("ContainerCreating")] } }),
+            { "ContainerCreating" },
+        );
+        check_pod(
+            json!({ "status": { "phase": "Running", "containerStatuses": [waiting("CrashLoopBackOff")] } }),
+            { "CrashLoopBackOff" },
+        );
+        check_pod(
+            json!({
+                "spec": { "initContainers": [{}, {}] },
+                "status": { "phase": "Pending", "initContainerStatuses": [{ "state": { "running": {} } }] },
+            }),
+            "Init:0/2",
+        );
+        check_pod(
+            json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" }, "status": { "phase": "Running" } }),
+            "Terminating",
+        );
+        check_pod(
+            json!({ "status": { "phase": "Succeeded", "containerStatuses": [
+                { "state": { "terminated": { "reason": "Completed", "exitCode": 0 } } },
+            ] } }),
+            "Completed",
+        );
+    }
+
+    #[test]
+    fn services_show_ports_with_their_node_ports() {
+        let now = "2026-01-01T00:01:00Z".parse().expect("a time");
+        let service_object = json!({
+            "metadata": { "name": "web", "creationTimestamp": "2026-01-01T00:00:00Z" },
+            "spec": {
+                "type": "NodePort", "clusterIP": "10.96.1.1", "selector": { "app": "web" },
+                "ports": [{ "port": 80, "protocol": "TCP", "nodePort": 30080 }, { "port": 53, "protocol": "UDP" }],
+            },
+        });
+        let expected = json!([
+            "web",
+            "NodePort",
+            "10.96.1.1",
+            "<none>",
+            "80:30080/TCP,53/UDP",
+            "60s",
+            "app=web"
+        ]);
+        assert_eq!(json!(service(&service_object, now)), expected);
+    }
+}

@@ -1,0 +1,152 @@
+//! ServiceAccount tokens: ES256 JWTs, as `serviceaccounts/token` gives them out and kubelets mount them into pods
+//! (`pkg/serviceaccount/claims.go`).
+
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde_json::{Value, json};
+
+use crate::object::{self, Fields};
+
+/// The signing key is missing or of the wrong kind.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The file could not be read.
+    #[error("read the ServiceAccount signing key {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not an EC P-256 key in PKCS #8.
+    #[error("use {path} as ServiceAccount signing key (EC P-256, PKCS #8 PEM)")]
+    Key {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: jsonwebtoken::errors::Error,
+    },
+    /// Signing failed.
+    #[error("sign a token")]
+    Sign(#[source] jsonwebtoken::errors::Error),
+}
+
+/// Signs and verifies.
+pub struct Tokens {
+    issuer: String,
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    jwk: Jwk,
+}
+
+/// Who a good token speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bearer {
+    /// Namespace of the ServiceAccount.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid at the time of issue.
+    pub uid: String,
+    /// Name and uid of the pod that the token is bound to.
+    pub pod: Option<(String, String)>,
+}
+
+impl Tokens {
+    /// Reads the key.
+    pub fn load(path: &Path, issuer: &str) -> Result<Self, TokenError> {
+        let shown = || path.display().to_string();
+        let pem = std::fs::read(path).map_err(|source| TokenError::Read {
+            path: shown(),
+            source,
+        })?;
+        let bad_key = |source| TokenError::Key {
+            path: shown(),
+            source,
+        };
+        let signing = EncodingKey::from_ec_pem(&pem).map_err(bad_key)?;
+        let jwk = Jwk::from_encoding_key(&signing, Algorithm::ES256).map_err(bad_key)?;
+        let verifying = DecodingKey::from_jwk(&jwk).map_err(bad_key)?;
+        Ok(Tokens {
+            issuer: issuer.to_owned(),
+            signing,
+            verifying,
+            jwk,
+        })
+    }
+
+    /// The public key, as `/openid/v1/jwks` serves it.
+    pub fn key_set(&self) -> Value {
+        json!({ "keys": [self.jwk] })
+    }
+
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// Answers a `TokenRequest` for `account`; `pod` is the object that the token is bound to.
+    pub fn issue(
+        &self,
+        account: &Value,
+        request: &Value,
+        pod: Option<&Value>,
+        now: Timestamp,
+    ) -> Result<Value, TokenError> {
+        let seconds = request
+            .int("spec.expirationSeconds")
+            .unwrap_or(3600)
+            .clamp(600, 1 << 32);
+        let expires = now + SignedDuration::from_secs(seconds);
+        let audiences = match request.list("spec.audiences") {
+            [] => json!([self.issuer]),
+            given => json!(given),
+        };
+        let (namespace, name) = (object::namespace(account), object::name(account));
+        let mut bound = json!({
+            "namespace": namespace,
+            "serviceaccount": { "name": name, "uid": object::uid(account) },
+        });
+        if let Some(pod) = pod {
+            bound["pod"] = json!({ "name": object::name(pod), "uid": object::uid(pod) });
+        }
+        let claims = json!({
+            "aud": audiences, "exp": expires.as_second(), "iat": now.as_second(), "nbf": now.as_second(),
+            "iss": self.issuer, "jti": uuid::Uuid::new_v4().to_string(), "kubernetes.io": bound,
+            "sub": format!("system:serviceaccount:{namespace}:{name}"),
+        });
+        let header = Header::new(Algorithm::ES256);
+        let token = jsonwebtoken::encode(&header, &claims, &self.signing).map_err(TokenError::Sign)?;
+        let mut answer = request.clone();
+        answer["spec"]["audiences"] = audiences;
+        answer["spec"]["expirationSeconds"] = seconds.into();
+        answer["status"] = json!({ "token": token, "expirationTimestamp": object::time(expires) });
+        Ok(answer)
+    }
+
+    /// Signature, issuer, audience and times; whether the account still exists is for the caller to see.
+    pub fn verify(&self, token: &str) -> Option<Bearer> {
+        let mut rules = Validation::new(Algorithm::ES256);
+        rules.set_issuer(&[&self.issuer]);
+        rules.set_audience(&[&self.issuer]);
+        rules.validate_nbf = true;
+        let claims = jsonwebtoken::decode::<Value>(token, &self.verifying, &rules)
+            .ok()?
+            .claims;
+        let bound = claims.get("kubernetes.io")?;
+        let pod = bound.at("pod");
+        Some(Bearer {
+            namespace: bound.text("namespace").to_owned(),
+            name: bound.text("serviceaccount.name").to_owned(),
+            uid: bound.text("serviceaccount.uid").to_owned(),
+            pod: pod
+                .is_object()
+                .then(|| (pod.text("name").to_owned(), pod.text("uid").to_owned())),
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! An etcd, certificates and a kubeconfig for one API server: what the integration tests and the standalone example
+//! start from.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, ensure};
+use apiserver::{Config, EtcdConfig};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+/// Certificates, keys and the kubeconfig in one directory.
+pub struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    /// Makes everything anew.
+    pub fn create(directory: &Path, port: u16) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory).context("make the directory")?;
+        let files = Files {
+            directory: directory.to_owned(),
+        };
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "cwt-ca");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        std::fs::write(files.path("ca.crt"), ca.pem())?;
+        files.issue(&ca, "apiserver", "kube-apiserver", &[])?;
+        files.issue(
+            &ca,
+            "kubelet-client",
+            "kube-apiserver-kubelet-client",
+            &["system:masters"],
+        )?;
+        files.issue(&ca, "admin", "admin", &["system:masters"])?;
+        files.issue(&ca, "node", "system:node:n1", &["system:nodes"])?;
+        std::fs::write(files.path("sa.key"), KeyPair::generate()?.serialize_pem())?;
+        std::fs::write(files.kubeconfig(), files.kubeconfig_text(port))?;
+        Ok(files)
+    }
+
+    /// The admin's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.path("admin.kubeconfig")
+    }
+
+    /// A file of the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The server's configuration.
+    pub fn config(&self, port: u16, etcd: &str) -> Config {
+        Config {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))],
+            cert: self.path("apiserver.crt"),
+            key: self.path("apiserver.key"),
+            client_ca: self.path("ca.crt"),
+            sa_signing_key: self.path("sa.key"),
+            sa_issuer: Config::DEFAULT_ISSUER.to_owned(),
+            etcd: EtcdConfig::plain(etcd),
+            service_cidr: "10.96.0.0/12".parse().expect("invariant: a constant"),
+            node_port_range: Config::DEFAULT_NODE_PORTS,
+            kubelet_client_cert: self.path("kubelet-client.crt"),
+            kubelet_client_key: self.path("kubelet-client.key"),
+        }
+    }
+
+    fn issue(
+        &self,
+        ca: &CertifiedIssuer<'_, KeyPair>,
+        file: &str,
+        name: &str,
+        groups: &[&str],
+    ) -> anyhow::Result<()> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        for group in groups {
+            params.distinguished_name.push(DnType::OrganizationName, *group);
+        }
+        params.subject_alt_names = vec![
+            SanType::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST)),
+            SanType::DnsName("localhost".try_into()?),
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, ca)?;
+        std::fs::write(self.path(&format!("{file}.crt")), certificate.pem())?;
+        std::fs::write(self.path(&format!("{file}.key")), key.serialize_pem())?;
+        Ok(())
+    }
+
+    fn kubeconfig_text(&self, port: u16) -> String {
+        let file = |name: &str| self.path(name).display().to_string();
+        let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: cwt\n\
+             clusters: [{{name: cwt, cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority: {ca}}}}}]\n\
+             users: [{{name: admin, user: {{client-certificate: {cert}, client-key: {key}}}}}]\n\
+             contexts: [{{name: cwt, context: {{cluster: cwt, user: admin}}}}]\n"
+        )
+    }
+}
+
+/// An etcd: one that runs already, or one of our own that ends with this value.
+pub struct Etcd {
+    endpoint: String,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// One that runs already.
+    pub fn at(endpoint: String) -> Self {
+        Etcd {
+            endpoint,
+            child: None,
+        }
+    }
+
+    /// Starts the `etcd` that [`Etcd::binary`] finds, its data in `directory`.
+    pub fn start(directory: &Path) -> anyhow::Result<Self> {
+        let binary = Etcd::binary().context("no etcd: install Debian's etcd-server or set ETCD_BINARY")?;
+        let data = directory.join("etcd");
+        if data.exists() {
+            std::fs::remove_dir_all(&data)?;
+        }
+        let (client, peer) = (
+            format!("http://127.0.0.1:{}", free_port()?),
+            format!("http://127.0.0.1:{}", free_port()?),
+        );
+        let child = Command::new(&binary)
+            .args(["--name", "cwt", "--data-dir"])
+            .arg(&data)
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("cwt={peer}"), "--logger", "zap"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = match child {
+            Ok(child) => child,
+            Err(error) => return Err(error).with_context(|| format!("start {}", binary.display())),
+        };
+        Ok(Etcd {
+            endpoint: client,
+            child: Some(child),
+        })
+    }
+
+    /// `ETCD_BINARY`, the one in `target/tools`, or the one on PATH.
+    pub fn binary() -> Option<PathBuf> {
+        let named = std::env::var_os("ETCD_BINARY").map(PathBuf::from);
+        let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/usr/bin/etcd");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
+        named
+            .into_iter()
+            .chain([unpacked])
+            .chain(on_path)
+            .find(|candidate| candidate.is_file())
+    }
+
+    /// Where clients connect.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let killed = child.kill().and_then(|()| child.wait());
+            drop(killed);
+        }
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> anyhow::Result<u16> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    ensure!(port != 0, "the kernel gave no port");
+    Ok(port)
+}
