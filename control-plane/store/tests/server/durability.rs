@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Client, CompactionOptions, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use store::{Config, Server};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -107,6 +107,24 @@ async fn what_was_acknowledged_survives_kill_9() {
         let revisions: Vec<_> = found.kvs().iter().map(|kv| kv.mod_revision()).collect();
         assert_eq!(revisions, [revision], "{key}");
     }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn compaction_and_defragmentation_give_disk_space_back() {
+    let directory = Directory::new();
+    let store = Store::start(config(&directory)).await;
+    let mut client = store.client().await;
+    for _ in 0..100 {
+        client.put("a", vec![b'x'; 100_000], None).await.unwrap();
+    }
+    let before = client.status().await.unwrap().db_size();
+    let physical = CompactionOptions::new().with_physical();
+    client.compact(101, Some(physical)).await.unwrap();
+    client.defragment().await.unwrap();
+    let after = client.status().await.unwrap().db_size();
+    assert!(after < before / 4, "{before} bytes before, {after} after");
+    assert_eq!(client.get("a", None).await.unwrap().kvs()[0].version(), 100);
     store.stop().await;
 }
 
