@@ -136,6 +136,8 @@ pub struct Shard {
     pub overflow: AtomicU64,
     /// Packets that got no answer on purpose.
     pub ignored: AtomicU64,
+    /// Queries that made their thread panic; it goes on with the next one.
+    pub panics: AtomicU64,
 }
 
 impl Shard {
@@ -192,6 +194,7 @@ impl Registry {
             zones: self.labels.iter().map(|_| ZoneCounters::default()).collect(),
             overflow: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
         });
         self.shards
             .lock()
@@ -219,6 +222,11 @@ impl Registry {
             text.histogram(name, &zone_labels(label), &total);
         }
         for (name, help, value) in [
+            (
+                "coredns_panics_total",
+                "A metrics that counts the number of panics.",
+                sum(&shards, |shard| &shard.panics),
+            ),
             (
                 "causeway_dns_overflow_total",
                 "Queries dropped because too many wait for an upstream.",

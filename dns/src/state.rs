@@ -38,12 +38,6 @@ impl State {
             env!("CARGO_PKG_VERSION")
         );
         text.sample("coredns_build_info", &labels, 1.0);
-        text.family(
-            "coredns_panics_total",
-            "counter",
-            "A metrics that counts the number of panics.",
-        );
-        text.sample("coredns_panics_total", "", 0.0);
         self.registry.write(&mut text);
         self.write_forwards(&mut text);
         self.write_caches(&mut text);

@@ -8,6 +8,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -120,7 +121,7 @@ impl Listener {
             for index in 0..count {
                 let Some(datagram) = received[index] else { continue };
                 let packet = &queries[index][..datagram.length];
-                if self.answer(packet, &datagram, &mut replies[ready]) {
+                if self.answer_or_survive(packet, &datagram, &mut replies[ready]) {
                     received[ready] = Some(datagram);
                     ready += 1;
                 }
@@ -142,6 +143,15 @@ impl Listener {
     fn is_v6(&self) -> bool {
         let own = nix::sys::socket::getsockname::<SockaddrStorage>(self.socket.as_raw_fd());
         own.is_ok_and(|own| own.as_sockaddr_in6().is_some())
+    }
+
+    /// A query that finds a mistake in this program costs its own answer, not the thread.
+    fn answer_or_survive(&mut self, packet: &[u8], datagram: &Received, reply: &mut Vec<u8>) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.answer(packet, datagram, reply))).unwrap_or_else(|_| {
+            self.worker.shard.panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(client = %datagram.client, "a query made its thread panic; it gets no answer");
+            false
+        })
     }
 
     /// Answers one query into `reply`, or hands it on. Returns whether there is a reply to send.
