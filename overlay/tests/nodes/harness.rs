@@ -1,0 +1,435 @@
+//! Nodes of a LAN that run the overlay in their namespaces, against a real etcd on the LAN's own host.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cni_plugin::plugin;
+use cni_plugin::protocol::{self, Request, Response};
+use netlink::{Kernel, Netlink};
+use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
+use overlay::{Config, Etcd, Status};
+use tests::process::{Process, command};
+use tests::topology::{Host, Lan};
+use tests::wait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Debian's etcd, from the PATH or unpacked under the target directory.
+pub fn etcd_program() -> Option<PathBuf> {
+    let on_path = std::env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin");
+    on_path
+        .chain([unpacked])
+        .map(|directory| directory.join("etcd"))
+        .find(|program| program.exists())
+}
+
+/// A directory that is removed.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("cwt-{label}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).expect("make a directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A LAN, its etcd, and what tests do to them. Fields are dropped in this order: processes before namespaces.
+pub struct Cluster {
+    etcd: Mutex<Option<Process>>,
+    pub lan: Lan,
+    pub directory: Directory,
+    program: PathBuf,
+}
+
+impl Cluster {
+    pub fn new(label: &str, hosts: u32) -> Option<Self> {
+        let test = format!("overlay {label}");
+        if !tests::privileged(&test) {
+            return None;
+        }
+        let Some(program) = etcd_program() else {
+            tests::skipped(
+                &test,
+                "needs etcd: apt-get download etcd-server, dpkg -x to target/tools",
+            );
+            return None;
+        };
+        let directory = Directory::new(label);
+        let lan = Lan::new(label, "172.30.9.0/24".parse().expect("network"), hosts).expect("build a LAN");
+        let cluster = Self {
+            etcd: Mutex::new(None),
+            lan,
+            directory,
+            program,
+        };
+        cluster.start_etcd("etcd");
+        Some(cluster)
+    }
+
+    pub fn start_etcd(&self, data: &str) {
+        let place = self.lan.switch.place();
+        let url = "http://172.30.9.1:2379";
+        let mut etcd = command(&place, &self.program);
+        etcd.arg("--data-dir").arg(self.directory.0.join(data));
+        etcd.args([
+            "--listen-client-urls",
+            url,
+            "--advertise-client-urls",
+            url,
+            "--name",
+            data,
+        ]);
+        etcd.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
+        // A cluster id of its own for every data directory.
+        etcd.args([
+            "--initial-advertise-peer-urls",
+            "http://127.0.0.1:2380",
+            "--initial-cluster-token",
+            data,
+        ]);
+        etcd.arg("--initial-cluster")
+            .arg(format!("{data}=http://127.0.0.1:2380"));
+        let mut process = Process::spawn(&place, &mut etcd).expect("start etcd");
+        process.await_line("ready to serve client requests", SOON);
+        *self.etcd.lock().expect("no panic") = Some(process);
+    }
+
+    pub fn stop_etcd(&self) {
+        *self.etcd.lock().expect("no panic") = None;
+    }
+
+    pub fn etcdctl(&self, arguments: &[&str]) -> String {
+        let sibling = self.program.with_file_name("etcdctl");
+        let mut etcdctl = Command::new(if sibling.exists() {
+            sibling
+        } else {
+            "etcdctl".into()
+        });
+        etcdctl
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", "http://172.30.9.1:2379"])
+            .args(arguments);
+        let output =
+            tests::process::run_in(&self.lan.switch.place(), &mut etcdctl, b"").expect("run etcdctl");
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    }
+
+    pub fn host(&self, number: usize) -> &Host {
+        &self.lan.hosts[number].host
+    }
+
+    /// Starts the overlay on a host.
+    pub fn node(&self, number: usize) -> Node<'_> {
+        self.node_named(number, &format!("node-{number}"), "vxlan")
+    }
+
+    pub fn node_named(&self, number: usize, name: &str, backend: &str) -> Node<'_> {
+        let directory = self.directory.0.join(format!("host-{number}"));
+        let config = Config {
+            node: name.into(),
+            etcd: Etcd {
+                endpoints: vec!["http://172.30.9.1:2379".to_owned()],
+                prefix: "/coreos.com/network".to_owned(),
+                ca: None,
+                cert: None,
+                key: None,
+            },
+            interface: Some("eth0".to_owned()),
+            public_ip: None,
+            network: Some(serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})),
+            subnet_env: directory.join("subnet.env"),
+            state_dir: directory.clone(),
+        };
+        let pods = PodNetwork::open(&directory).expect("open the pod log");
+        let socket = directory.join("cni.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).expect("listen");
+        let (sender, status) = watch::channel(Status::default());
+        let shutdown = CancellationToken::new();
+        let host = self.host(number);
+        let threads = vec![
+            spawn_in(
+                host,
+                serve_overlay(config, pods.clone(), sender, shutdown.clone()),
+            ),
+            spawn_in(host, serve_cni(listener, pods.clone())),
+        ];
+        Node {
+            host,
+            socket,
+            status,
+            shutdown,
+            threads,
+        }
+    }
+}
+
+/// Runs the closure on a thread inside the host; what it starts is there too.
+fn spawn_in(host: &Host, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let namespace = host.namespace().clone();
+    std::thread::spawn(move || {
+        namespace.enter().expect("enter the host");
+        work();
+    })
+}
+
+fn serve_overlay(
+    config: Config,
+    pods: PodNetwork,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> impl FnOnce() + Send {
+    move || {
+        // One thread, inside the namespace: those for blocking work are started by it, and so inside as well.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime
+            .block_on(overlay::run(config, pods, status, shutdown))
+            .expect("the overlay runs to its shutdown");
+    }
+}
+
+/// What the agent does with the plugin's requests.
+fn serve_cni(listener: UnixListener, pods: PodNetwork) -> impl FnOnce() + Send {
+    move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accept");
+            let Ok(request) = protocol::read::<Request>(&mut stream) else {
+                return;
+            };
+            let answer = match request {
+                Request::Add { key, netns, pod } => {
+                    let attachment = Attachment {
+                        key: overlay_key(&key),
+                        netns,
+                        pod,
+                    };
+                    pods.add(&attachment).map(|plan| Response::Wired { plan })
+                }
+                Request::Check { key } => pods
+                    .check(&overlay_key(&key))
+                    .map(|plan| Response::Wired { plan }),
+                Request::Del { key } => pods.remove(&overlay_key(&key)).map(|_| Response::Done),
+                _ => Ok(Response::Done),
+            };
+            let response = answer.unwrap_or_else(|error| {
+                Response::Error(protocol::Failure {
+                    code: 11,
+                    msg: error.to_string(),
+                    details: String::new(),
+                })
+            });
+            let frame = protocol::encode(&response).expect("encode");
+            std::io::Write::write_all(&mut stream, &frame).expect("answer");
+        }
+    }
+}
+
+fn overlay_key(key: &protocol::AttachmentKey) -> AttachmentKey {
+    AttachmentKey {
+        container_id: key.container_id.clone(),
+        ifname: key.ifname.clone(),
+    }
+}
+
+/// A node under test. Dropping it ends the overlay, as an agent ends.
+pub struct Node<'c> {
+    pub host: &'c Host,
+    pub socket: PathBuf,
+    pub status: watch::Receiver<Status>,
+    shutdown: CancellationToken,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Node<'_> {
+    #[track_caller]
+    pub fn await_status(&self, what: &str, condition: impl FnMut(&Status) -> bool) -> Status {
+        wait::until_value(what, SOON, || self.status.borrow().clone(), condition)
+    }
+
+    #[track_caller]
+    pub fn await_others(&self, others: usize) -> Status {
+        let status = self.await_status("the overlay is ready and knows the others", |status| {
+            status.ready && status.others == others && status.problems.is_empty()
+        });
+        // Ready means that the kernel was right once; the newest lease may be on its way.
+        wait::until("a route for each", SOON, || {
+            let routes = self
+                .routes()
+                .into_iter()
+                .filter(|route| route.contains("/24 via"))
+                .count();
+            if routes == others {
+                Ok(())
+            } else {
+                Err(self.routes())
+            }
+        });
+        status
+    }
+
+    pub fn netlink(&self) -> Netlink {
+        self.host.netlink().expect("a socket")
+    }
+
+    pub fn tunnel(&self) -> Option<netlink::Link> {
+        self.netlink().link_named("flannel.1").expect("readable")
+    }
+
+    /// Routes, neighbours and forwarding entries of the overlay, as text.
+    pub fn routes(&self) -> Vec<String> {
+        let mut kernel = self.netlink();
+        let routes = kernel
+            .routes(&netlink::RouteFilter::made_by(213))
+            .expect("readable");
+        routes.iter().map(ToString::to_string).collect()
+    }
+
+    pub fn entries(&self) -> Vec<String> {
+        let mut kernel = self.netlink();
+        let Some(tunnel) = kernel.link_named("flannel.1").expect("readable") else {
+            return Vec::new();
+        };
+        let neighbours = kernel.neighbours(Some(tunnel.index)).expect("readable");
+        let neighbours = neighbours.iter().filter(|neighbour| neighbour.permanent);
+        let mut entries: Vec<String> = neighbours
+            .map(|neighbour| format!("{neighbour} {:x?}", neighbour.mac))
+            .collect();
+        entries.extend(
+            kernel
+                .forwarding(tunnel.index)
+                .expect("readable")
+                .iter()
+                .map(ToString::to_string),
+        );
+        entries.extend(self.routes());
+        entries.push(format!(
+            "{:?}",
+            kernel.addresses(Some(tunnel.index)).expect("readable").first()
+        ));
+        entries.push(format!("{:?} {} {}", tunnel.mac, tunnel.mtu, tunnel.up));
+        entries.sort();
+        entries
+    }
+
+    /// Adds a pod by the plugin, as a runtime does.
+    #[track_caller]
+    pub fn add_pod(&self, id: &str) -> Pod {
+        let host = Host::new(id).expect("make a pod's namespace");
+        let answer = self.cni("ADD", id, &host.path());
+        assert!(answer.success, "{answer:?}");
+        let result: serde_json::Value = serde_json::from_str(&answer.output).expect("JSON");
+        let address = result["ips"][0]["address"]
+            .as_str()
+            .expect("an address")
+            .trim_end_matches("/32");
+        Pod {
+            host,
+            id: id.to_owned(),
+            address: address.parse().expect("IPv4"),
+        }
+    }
+
+    pub fn cni(&self, command: &str, id: &str, netns: &str) -> plugin::Answer {
+        let variables: BTreeMap<String, String> = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", id),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let config = serde_json::json!({"cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": self.socket});
+        self.host
+            .run(|| plugin::answer(&variables, config.to_string().as_bytes()))
+            .expect("enter the host")
+    }
+
+    /// Ends the overlay and waits for it.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shutdown.cancel();
+        // A connection that says nothing ends the CNI server.
+        let _ = std::os::unix::net::UnixStream::connect(&self.socket);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() && !std::thread::panicking() {
+                panic!("a thread of the node panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A pod: a namespace that the plugin wired.
+pub struct Pod {
+    pub host: Host,
+    pub id: String,
+    pub address: Ipv4Addr,
+}
+
+/// Whether a datagram from one pod reaches the other and is answered, and the source that the other saw.
+pub fn talk(from: &Pod, to: &Pod) -> Result<IpAddr, String> {
+    let bind = |pod: &Pod, port| {
+        let socket = pod
+            .host
+            .run(|| UdpSocket::bind((pod.address, port)))
+            .expect("enter")
+            .map_err(|e| e.to_string())?;
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .expect("timeout");
+        Ok::<_, String>(socket)
+    };
+    let (server, client) = (bind(to, 7000)?, bind(from, 0)?);
+    client
+        .send_to(b"ping", (to.address, 7000))
+        .map_err(|error| format!("send: {error}"))?;
+    let mut buffer = [0; 16];
+    let (_, source) = server
+        .recv_from(&mut buffer)
+        .map_err(|error| format!("no request: {error}"))?;
+    server
+        .send_to(b"pong", source)
+        .map_err(|error| format!("answer: {error}"))?;
+    client
+        .recv_from(&mut buffer)
+        .map_err(|error| format!("no answer: {error}"))?;
+    Ok(source.ip())
+}
+
+#[track_caller]
+pub fn await_talk(from: &Pod, to: &Pod) {
+    let source = wait::until("the pods talk", SOON, || talk(from, to));
+    assert_eq!(source, IpAddr::from(from.address), "pods keep their addresses");
+}

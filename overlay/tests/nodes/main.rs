@@ -1,0 +1,326 @@
+//! Nodes against each other and a real etcd, through the faults that flannel does not survive. Needs root and etcd.
+
+mod harness;
+
+mod privileged {
+    use std::time::{Duration, Instant};
+
+    use netlink::{Kernel, LinkChange};
+    use tests::wait;
+
+    use crate::harness::{Cluster, SOON, await_talk, talk};
+
+    #[test]
+    fn pods_on_three_nodes_talk_and_drift_is_repaired_within_a_second() {
+        let Some(cluster) = Cluster::new("drift", 3) else {
+            return;
+        };
+        let nodes = [cluster.node(0), cluster.node(1), cluster.node(2)];
+        for node in &nodes {
+            node.await_others(2);
+        }
+        let pods = [
+            nodes[0].add_pod("a"),
+            nodes[1].add_pod("b"),
+            nodes[2].add_pod("c"),
+        ];
+        for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+            await_talk(&pods[from], &pods[to]);
+        }
+        let near = nodes[0].add_pod("a2");
+        await_talk(&pods[0], &near);
+
+        let good = nodes[0].entries();
+        type Damage = fn(&mut netlink::Netlink, u32);
+        let damages: [(&str, Damage); 6] = [
+            ("routes deleted", |kernel, _| {
+                for route in kernel
+                    .routes(&netlink::RouteFilter::made_by(213))
+                    .expect("readable")
+                {
+                    kernel.delete_route(&route).expect("delete");
+                }
+            }),
+            ("neighbours deleted", |kernel, tunnel| {
+                for neighbour in kernel
+                    .neighbours(Some(tunnel))
+                    .expect("readable")
+                    .iter()
+                    .filter(|n| n.permanent)
+                {
+                    kernel.delete_neighbour(neighbour).expect("delete");
+                }
+            }),
+            ("forwarding entries deleted", |kernel, tunnel| {
+                for entry in kernel.forwarding(tunnel).expect("readable") {
+                    kernel.delete_forwarding(&entry).expect("delete");
+                }
+            }),
+            ("address deleted", |kernel, tunnel| {
+                for address in kernel.addresses(Some(tunnel)).expect("readable") {
+                    kernel.delete_address(&address).expect("delete");
+                }
+            }),
+            ("device down", |kernel, tunnel| {
+                kernel.change_link(tunnel, &LinkChange::down()).expect("down")
+            }),
+            ("device deleted", |kernel, tunnel| {
+                kernel.delete_link(tunnel).expect("delete")
+            }),
+        ];
+        for (name, damage) in damages {
+            let tunnel = nodes[0].tunnel().expect("there").index;
+            let began = Instant::now();
+            damage(&mut nodes[0].netlink(), tunnel);
+            let without_indices = |entries: Vec<String>| -> Vec<String> {
+                entries
+                    .iter()
+                    .map(|entry| entry.replace(char::is_numeric, ""))
+                    .collect()
+            };
+            let wanted = without_indices(good.clone());
+            wait::until_value(
+                name,
+                SOON,
+                || without_indices(nodes[0].entries()),
+                |entries| *entries == wanted,
+            );
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(1), "{name}: repaired after {took:?}");
+            eprintln!("{name}: repaired within {took:?}");
+            await_talk(&pods[0], &pods[1]);
+            await_talk(&pods[1], &pods[0]);
+        }
+        let table = nodes[0]
+            .host
+            .command("nft", &["delete", "table", "ip", "causeway-masq"])
+            .expect("run nft");
+        assert!(table.status.success(), "{table:?}");
+        wait::until("the masquerade table is back", SOON, || {
+            let listed = nodes[0]
+                .host
+                .command("nft", &["list", "table", "ip", "causeway-masq"])
+                .expect("run nft");
+            if listed.stdout.contains("masquerade") {
+                Ok(())
+            } else {
+                Err(listed)
+            }
+        });
+    }
+
+    #[test]
+    fn a_restart_writes_nothing_and_needs_no_etcd_and_a_node_that_left_meanwhile_is_removed() {
+        let Some(cluster) = Cluster::new("restart", 2) else {
+            return;
+        };
+        {
+            let (first, second) = (cluster.node(0), cluster.node(1));
+            let before = first.await_others(1);
+            second.await_others(1);
+            let pods = [first.add_pod("a"), second.add_pod("b")];
+            await_talk(&pods[0], &pods[1]);
+
+            let entries = first.entries();
+            let mut events = netlink::Events::open_in(
+                first.host.namespace(),
+                &[
+                    netlink::Group::Links,
+                    netlink::Group::AddressesV4,
+                    netlink::Group::RoutesV4,
+                ],
+            )
+            .expect("subscribe");
+            first.stop();
+            let first = cluster.node(0);
+            let after = first.await_others(1);
+            assert_eq!((after.lease, &after.network), (before.lease, &before.network));
+            assert_eq!(first.entries(), entries);
+            let ours = |event: &netlink::Event| match event {
+                netlink::Event::Route(route) | netlink::Event::RouteGone(route) => route.protocol == 213,
+                netlink::Event::Link(link) | netlink::Event::LinkGone(link) => link.name == "flannel.1",
+                netlink::Event::AddressGone(_) | netlink::Event::Address(_) => true,
+                _ => false,
+            };
+            while let Some(event) = events.next(Duration::from_millis(200)).expect("read") {
+                assert!(!ours(&event), "the restart wrote: {event:?}");
+            }
+            await_talk(&pods[0], &pods[1]);
+            // The devices of pods go before their nodes.
+            for (node, pod) in [(&first, &pods[0]), (&second, &pods[1])] {
+                assert!(node.cni("DEL", &pod.id, &pod.host.path()).success);
+            }
+        }
+        // Without etcd a node serves what it remembers.
+        cluster.stop_etcd();
+        {
+            let first = cluster.node(0);
+            let status = first.await_status("ready without etcd", |status| status.ready);
+            assert_eq!(status.others, 1);
+            assert!(!status.problems.is_empty(), "and says that etcd is away");
+            let pod = first.add_pod("c");
+            assert!(first.cni("DEL", &pod.id, &pod.host.path()).success);
+        }
+        cluster.start_etcd("etcd");
+        // A node that left while this one was away.
+        let keys = cluster.etcdctl(&["get", "--prefix", "--keys-only", "/coreos.com/network/subnets"]);
+        let own = std::fs::read_to_string(cluster.directory.0.join("host-0/subnet.env")).expect("written");
+        let other = keys.lines().find(|key| {
+            key.starts_with('/') && {
+                let subnet = key.rsplit('/').next().expect("a name").replace(".0-24", ".");
+                !own.contains(&subnet)
+            }
+        });
+        cluster.etcdctl(&["del", other.expect("the other node's key")]);
+        let first = cluster.node(0);
+        first.await_others(0);
+    }
+
+    #[test]
+    fn a_deleted_key_is_written_again_and_a_lost_etcd_is_filled_again() {
+        let Some(cluster) = Cluster::new("loss", 2) else {
+            return;
+        };
+        {
+            let nodes = [cluster.node(0), cluster.node(1)];
+            let leases: Vec<_> = nodes.iter().map(|node| node.await_others(1).lease).collect();
+            cluster.etcdctl(&["del", "--prefix", "/coreos.com/network/subnets"]);
+            let keys = || cluster.etcdctl(&["get", "--prefix", "--keys-only", "/coreos.com/network/subnets"]);
+            wait::until_value("both keys are back", SOON, keys, |keys| {
+                keys.matches("-24").count() == 2
+            });
+            for (node, lease) in nodes.iter().zip(&leases) {
+                assert_eq!(&node.await_others(1).lease, lease);
+            }
+        }
+        let nodes = [cluster.node(0), cluster.node(1)];
+        let leases: Vec<_> = nodes.iter().map(|node| node.await_others(1).lease).collect();
+        let pods = [nodes[0].add_pod("a"), nodes[1].add_pod("b")];
+        await_talk(&pods[0], &pods[1]);
+        let mut events = netlink::Events::open_in(nodes[0].host.namespace(), &[netlink::Group::RoutesV4])
+            .expect("subscribe");
+        cluster.stop_etcd();
+        cluster.start_etcd("another");
+        let keys = || cluster.etcdctl(&["get", "--prefix", "--keys-only", "/coreos.com/network/subnets"]);
+        wait::until_value("both nodes are in the new etcd", SOON, keys, |keys| {
+            keys.matches("-24").count() == 2
+        });
+        for (node, lease) in nodes.iter().zip(leases) {
+            assert_eq!(
+                node.await_others(1).lease,
+                lease,
+                "the same subnet in an etcd that knew nothing"
+            );
+        }
+        await_talk(&pods[0], &pods[1]);
+        while let Some(event) = events.next(Duration::from_millis(200)).expect("read") {
+            let gone = matches!(&event, netlink::Event::RouteGone(route) if route.protocol == 213);
+            assert!(!gone, "traffic was interrupted: {event:?}");
+        }
+    }
+
+    #[test]
+    fn flannels_mac_change_and_duplicate_addresses_and_reservations_are_handled() {
+        let Some(cluster) = Cluster::new("lease", 2) else {
+            return;
+        };
+        let prefix = "/coreos.com/network/subnets";
+        cluster.etcdctl(&[
+            "put",
+            "/coreos.com/network/config",
+            r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#,
+        ]);
+        // An operator's reservation for our address, without a time to live.
+        let reserved = format!("{prefix}/10.5.77.0-24");
+        let value = r#"{"PublicIP":"172.30.9.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"},"Rack":"r7"}"#;
+        cluster.etcdctl(&["put", &reserved, value]);
+        let node = cluster.node(0);
+        let status = node.await_others(0);
+        assert_eq!(status.lease.expect("a lease").subnet.to_string(), "10.5.77.0/24");
+        let written: serde_json::Value =
+            serde_json::from_str(&cluster.etcdctl(&["get", "-w", "json", &reserved])).expect("JSON");
+        assert_eq!(
+            written["kvs"][0].get("lease"),
+            None,
+            "the reservation stays one: {written}"
+        );
+        let value = cluster.etcdctl(&["get", "--print-value-only", &reserved]);
+        assert!(
+            value.contains(r#""Rack":"r7""#) && value.contains(r#""CausewayNode":"node-0""#),
+            "{value}"
+        );
+
+        // A flannel node that comes back with another MAC address: no old forwarding entry stays.
+        let remote = |mac: &str| {
+            format!(
+                r#"{{"PublicIP":"172.30.9.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+            )
+        };
+        let key = format!("{prefix}/10.5.9.0-24");
+        for mac in ["02:00:00:00:00:09", "02:00:00:00:00:aa"] {
+            cluster.etcdctl(&["put", &key, &remote(mac)]);
+            wait::until_value(
+                "one forwarding entry, the new one",
+                SOON,
+                || {
+                    node.entries()
+                        .into_iter()
+                        .filter(|entry| entry.contains(" to "))
+                        .collect::<Vec<_>>()
+                },
+                |entries| matches!(entries.as_slice(), [only] if only.starts_with(mac)),
+            );
+        }
+        cluster.etcdctl(&["del", &key]);
+        node.await_others(0);
+
+        // Another node has our address: refused, with the holder's name, and served as soon as that is gone.
+        let taken = format!("{prefix}/10.5.8.0-24");
+        let holder = r#"{"PublicIP":"172.30.9.12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:08","CausewayNode":"it"}}"#;
+        cluster.etcdctl(&["put", &taken, holder]);
+        let twin = cluster.node(1);
+        let told = "public address 172.30.9.12 belongs to node it already, which has 10.5.8.0/24: give each node its own";
+        twin.await_status("the duplicate is told", |status| {
+            !status.ready && status.problems.iter().any(|p| p == told)
+        });
+        cluster.etcdctl(&["del", &taken]);
+        twin.await_others(1);
+    }
+
+    #[test]
+    fn host_gw_routes_plainly_and_the_node_reaches_pods_and_pods_reach_the_world_masqueraded() {
+        let Some(cluster) = Cluster::new("gw", 2) else {
+            return;
+        };
+        let nodes = [
+            cluster.node_named(0, "n0", "host-gw"),
+            cluster.node_named(1, "n1", "host-gw"),
+        ];
+        for node in &nodes {
+            let status = node.await_others(1);
+            assert_eq!(status.mtu, Some(model::Mtu(1500)));
+            assert!(node.tunnel().is_none());
+        }
+        let pods = [nodes[0].add_pod("a"), nodes[1].add_pod("b")];
+        await_talk(&pods[0], &pods[1]);
+        // The LAN's own host has no route to pods: only masqueraded packets are answered.
+        let server = cluster
+            .lan
+            .switch
+            .run(|| std::net::UdpSocket::bind("172.30.9.1:7001"))
+            .expect("enter")
+            .expect("bind");
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("timeout");
+        let client = pods[0]
+            .host
+            .run(|| std::net::UdpSocket::bind("0.0.0.0:0"))
+            .expect("enter")
+            .expect("bind");
+        client.send_to(b"hello", "172.30.9.1:7001").expect("send");
+        let (_, source) = server.recv_from(&mut [0; 16]).expect("receive");
+        assert_eq!(source.ip().to_string(), "172.30.9.11");
+        assert!(talk(&pods[1], &pods[0]).is_ok());
+    }
+}
