@@ -33,8 +33,8 @@ const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
 /// key space holds in memory.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// An event as it lies on disk.
-type Row = (EventId, Vec<u8>);
+/// Events as they were read.
+type DecodedEvents = Vec<Result<Event, Error>>;
 
 /// Why the disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -181,18 +181,19 @@ impl Disk {
     }
 
     fn contents(&self) -> Result<Contents, Error> {
-        let (rows, mut contents) = self.rows().map_err(accessing("read"))?;
-        contents.events = rows.into_iter().map(decode).collect::<Result<_, _>>()?;
-        Ok(contents)
+        let (events, contents) = self.read().map_err(accessing("read"))?;
+        let events = events.into_iter().collect::<Result<_, _>>()?;
+        Ok(Contents { events, ..contents })
     }
 
-    fn rows(&self) -> Result<(Vec<Row>, Contents), redb::Error> {
+    /// The events apart from the rest, since each can be damaged.
+    fn read(&self) -> Result<(DecodedEvents, Contents), redb::Error> {
         let read = self.database.begin_read()?;
-        let mut rows = Vec::new();
+        let mut events = Vec::new();
         for row in read.open_table(EVENTS)?.iter()? {
             let (id, bytes) = row?;
             let (revision, sub) = id.value();
-            rows.push((EventId { revision, sub }, bytes.value().to_vec()));
+            events.push(decode(EventId { revision, sub }, bytes.value()));
         }
         let mut leases = Vec::new();
         for row in read.open_table(LEASES)?.iter()? {
@@ -209,7 +210,7 @@ impl Disk {
             events: Vec::new(),
             leases,
         };
-        Ok((rows, contents))
+        Ok((events, contents))
     }
 
     /// Makes the changes durable, all or none.
@@ -279,8 +280,8 @@ fn encode(event: &Event) -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn decode((id, bytes): Row) -> Result<Event, Error> {
-    let event = PbEvent::decode(bytes.as_slice()).map_err(|source| Error::DamagedEvent {
+fn decode(id: EventId, bytes: &[u8]) -> Result<Event, Error> {
+    let event = PbEvent::decode(bytes).map_err(|source| Error::DamagedEvent {
         revision: id.revision,
         sub: id.sub,
         source,
