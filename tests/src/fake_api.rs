@@ -47,6 +47,8 @@ pub struct Behaviour {
     pub streaming_lists: StreamingLists,
     /// Waited before each answer and before each watch event.
     pub delay: Duration,
+    /// Every watch ends as soon as it has begun, with no error.
+    pub hasty_ends: bool,
     /// Open watches stay open and say nothing.
     pub silent: bool,
     /// Status codes that the next requests get instead of an answer, in order.

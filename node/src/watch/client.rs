@@ -11,6 +11,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
+use super::pace::Pace;
+
 /// A server that is gone without a word is noticed after 10 + 3 × 3 seconds. kube-rs alone would wait for the watch
 /// to time out, 295 seconds.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -140,7 +142,7 @@ fn client(config: &Config) -> kube::Result<Client> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(http);
+        .service(Pace::new(http));
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 

@@ -4,7 +4,7 @@
 //! API ─ list, watch ─► stream::watch_kind (one per kind) ─ Observed ─► owner ─ Arc<Snapshot> ─► proxy, DNS feed, …
 //! ```
 //!
-//! - [`client`]: credentials and a connection that notices a server gone silent.
+//! - [`client`]: credentials and a connection that notices a server gone silent; [`pace`]: how often it is asked.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
 //!   [`endpoint_slice`] and [`node`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
@@ -20,6 +20,7 @@ mod faults;
 mod node;
 mod object;
 mod owner;
+mod pace;
 mod service;
 mod status;
 mod stream;

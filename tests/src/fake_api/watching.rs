@@ -90,10 +90,13 @@ impl Watch {
     /// The next line, or nothing when the watch is over.
     async fn next(&mut self) -> Option<Value> {
         loop {
-            let (delay, silent) = {
+            let (delay, silent, hasty_end) = {
                 let behaviour = &self.shared.store().behaviour;
-                (behaviour.delay, behaviour.silent)
+                (behaviour.delay, behaviour.silent, behaviour.hasty_ends)
             };
+            if hasty_end {
+                return None;
+            }
             if !silent {
                 if !self.ready.is_empty() {
                     tokio::time::sleep(delay).await;

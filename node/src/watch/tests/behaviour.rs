@@ -317,6 +317,31 @@ async fn a_server_that_is_overloaded_is_asked_again_when_it_wants_to_be() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_every_watch_at_once_is_not_asked_in_a_loop() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    bench.api.behave(|behaviour| behaviour.hasty_ends = true);
+    bench.api.cut();
+    let watches = || {
+        let requests = bench.api.requests();
+        let watches = requests
+            .iter()
+            .filter(|request| request.contains("services?") && request.contains("watch=true"));
+        watches.count()
+    };
+    let (before, start) = (watches(), Instant::now());
+    wait_for("it was asked again some times", || watches() >= before + 4).await;
+    assert!(
+        start.elapsed() >= Duration::from_secs(2),
+        "asked 4 times in {:?}",
+        start.elapsed()
+    );
+    bench.api.behave(|behaviour| behaviour.hasty_ends = false);
+    bench.api.put(service("c", 80));
+    bench.until_services(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
 async fn credentials_are_read_again_when_the_server_refuses_them() {
     let bench = Bench::start(|api| {
         feed(api);
