@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -27,7 +27,6 @@ struct Dns {
 impl Dns {
     /// Starts the program in a folder of its own; it forwards to `upstream`.
     fn start(folder: PathBuf, upstream: &str) -> Self {
-        let corefile = folder.join("Corefile");
         let text = format!(
             ".:0 {{
     bind 127.0.0.1
@@ -47,11 +46,7 @@ impl Dns {
 ",
             folder.display()
         );
-        fs::write(&corefile, text).expect("Corefile");
-        let program = tests::cluster::programs().join("causeway");
-        let mut start = command(&Place::default(), program);
-        start.arg("dns").arg("--conf").arg(&corefile);
-        let mut process = Process::spawn(&Place::default(), &mut start).expect("causeway dns");
+        let mut process = spawn(&Place::default(), &folder, &text);
         process.await_line("serving", DEADLINE);
         let address = listening_address(&process.output());
         Self {
@@ -109,6 +104,15 @@ impl Dns {
     }
 }
 
+/// Starts `causeway dns` with a Corefile.
+fn spawn(place: &Place, folder: &Path, corefile: &str) -> Process {
+    let path = folder.join("Corefile");
+    fs::write(&path, corefile).expect("Corefile");
+    let mut start = command(place, tests::cluster::programs().join("causeway"));
+    start.arg("dns").arg("--conf").arg(path);
+    Process::spawn(place, &mut start).expect("causeway dns")
+}
+
 /// The log line `serving addresses=[127.0.0.1:40404]`.
 fn listening_address(log: &str) -> SocketAddr {
     let (_, list) = log
@@ -158,7 +162,7 @@ impl Feed {
     }
 }
 
-fn listen(folder: &std::path::Path) -> UnixListener {
+fn listen(folder: &Path) -> UnixListener {
     let path = folder.join("dns.sock");
     let _ = fs::remove_file(&path); // left by an agent that died
     UnixListener::bind(path).expect("socket")
@@ -500,4 +504,82 @@ fn a_wrong_corefile_and_a_taken_port_end_the_program_with_one_line() {
         assert_eq!(output.status.code(), Some(2), "{said}");
     }
     fs::remove_dir_all(&dns.folder).expect("folder");
+}
+
+mod privileged {
+    //! On a host of its own: addresses that come late, and addresses that replies leave from.
+
+    use tests::topology::Host;
+
+    use super::*;
+
+    const VERSION: &str = "NOERROR | dns-version.cluster.local. 28800 IN TXT \"1.1.0\"";
+
+    fn dig(host: &Host, server: &str, more: &str) -> String {
+        let server = format!("@{server}");
+        let mut arguments = vec![
+            server.as_str(),
+            "+tries=1",
+            "+time=5",
+            "+noall",
+            "+comments",
+            "+answer",
+        ];
+        arguments.extend(more.split(' ').filter(|word| !word.is_empty()));
+        arguments.extend(["dns-version.cluster.local", "TXT"]);
+        summary(&host.command("dig", &arguments).expect("dig").stdout)
+    }
+
+    #[test]
+    fn an_address_that_comes_late_is_waited_for_and_one_that_goes_and_comes_is_served_again() {
+        if !tests::privileged("causeway dns at an address that the agent gives") {
+            return;
+        }
+        let (host, folder) = (Host::new("dns").expect("host"), folder("late"));
+        let corefile = format!(
+            ".:53 {{\n bind 10.96.0.10\n kubernetes {CLUSTER} {{\n feed {}/dns.sock\n}}\n}}",
+            folder.display()
+        );
+        let mut dns = spawn(&host.place(), &folder, &corefile);
+        dns.await_line("waiting for it", DEADLINE);
+        host.add_address("lo", "10.96.0.10/32".parse().expect("network"))
+            .expect("address");
+        dns.await_line("serving", DEADLINE);
+        assert_eq!(dig(&host, "10.96.0.10", ""), VERSION);
+        let gone = host
+            .command("ip", &["address", "del", "10.96.0.10/32", "dev", "lo"])
+            .expect("ip");
+        assert!(gone.status.success(), "{gone:?}");
+        host.add_address("lo", "10.96.0.10/32".parse().expect("network"))
+            .expect("address");
+        for how in ["", "+tcp"] {
+            assert_eq!(dig(&host, "10.96.0.10", how), VERSION, "{how}");
+        }
+        fs::remove_dir_all(&folder).expect("folder");
+    }
+
+    #[test]
+    fn a_reply_leaves_from_the_address_that_was_asked() {
+        if !tests::privileged("causeway dns at every address of a host") {
+            return;
+        }
+        let (host, folder) = (Host::new("dns").expect("host"), folder("every"));
+        let corefile = format!(
+            ".:53 {{\n kubernetes {CLUSTER} {{\n feed {}/dns.sock\n}}\n}}",
+            folder.display()
+        );
+        for address in ["10.96.0.10/32", "169.254.20.10/32", "fd00:10:96::a/128"] {
+            host.add_address("lo", address.parse().expect("network"))
+                .expect("address");
+        }
+        let mut dns = spawn(&host.place(), &folder, &corefile);
+        dns.await_line("serving", DEADLINE);
+        // dig takes a reply from another address for none.
+        for address in ["10.96.0.10", "169.254.20.10", "127.0.0.1", "fd00:10:96::a", "::1"] {
+            for how in ["", "+tcp"] {
+                assert_eq!(dig(&host, address, how), VERSION, "{address} {how}");
+            }
+        }
+        fs::remove_dir_all(&folder).expect("folder");
+    }
 }
