@@ -14,7 +14,6 @@ fn main() {
     for path in ["programs", "common", "build.rs"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    println!("cargo::rerun-if-env-changed=CAUSEWAY_BPF_CARGO");
     match build() {
         Ok(object) => println!("cargo::rustc-env=CAUSEWAY_BPF_OBJECT={}", object.display()),
         Err(reason) => {
@@ -32,12 +31,10 @@ fn build() -> Result<PathBuf, String> {
     for (name, _) in env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
         cargo.env_remove(name);
     }
-    if let Some(rustc) = &toolchain.rustc {
-        cargo.env("RUSTC", rustc);
-    }
     // Cargo hands build scripts an empty CARGO_ENCODED_RUSTFLAGS, which silently beats RUSTFLAGS.
     cargo
         .env("PATH", &path)
+        .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker))
         .args(["build", "--locked", "--profile", "bpf", "-p", "ebpf-programs"])
@@ -58,8 +55,7 @@ fn build() -> Result<PathBuf, String> {
 /// A cargo and rustc that have the source of `core` at hand.
 struct Toolchain {
     cargo: PathBuf,
-    /// `None`: the rustc that cargo finds itself.
-    rustc: Option<PathBuf>,
+    rustc: PathBuf,
 }
 
 impl Toolchain {
@@ -67,18 +63,18 @@ impl Toolchain {
     fn find() -> Result<Self, String> {
         let cargo = env::var_os("CARGO").ok_or("cargo did not say where it is")?;
         let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        if has_core(Path::new(&rustc)) {
-            return Ok(Self {
-                cargo: cargo.into(),
-                rustc: None,
-            });
-        }
+        let active = Self {
+            cargo: cargo.into(),
+            rustc: rustc.into(),
+        };
         let debian = Self {
             cargo: "/usr/bin/cargo".into(),
-            rustc: Some("/usr/bin/rustc".into()),
+            rustc: "/usr/bin/rustc".into(),
         };
-        if debian.cargo.exists() && debian.rustc.as_deref().is_some_and(has_core) {
-            return Ok(debian);
+        for toolchain in [active, debian] {
+            if toolchain.cargo.exists() && has_core(&toolchain.rustc) {
+                return Ok(toolchain);
+            }
         }
         Err(format!(
             "the source of Rust's `core` is missing: neither the active toolchain has the component rust-src, nor are \

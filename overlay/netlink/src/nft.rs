@@ -131,6 +131,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the kernel's state is not what the batch took it for: something is absent, is there already with other
+    /// contents, or is in use. Reading back and trying again may help.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        [libc::ENOENT, libc::EEXIST, libc::EBUSY]
+            .iter()
+            .any(|errno| self.is(*errno))
+    }
+
     /// Whether any message was refused with this errno, for example `ENOENT` for something that is not there.
     #[must_use]
     pub fn is(&self, errno: i32) -> bool {

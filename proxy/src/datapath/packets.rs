@@ -238,13 +238,7 @@ impl Packets {
     /// than the mirror's, it is read back and the transaction made again.
     fn commit(&mut self, edits: &Edits, applied: &mut Applied) -> Result<(), nft::Error> {
         let error = match self.try_commit(edits, applied) {
-            Err(error)
-                if [libc_errno::ENOENT, libc_errno::EEXIST, libc_errno::EBUSY]
-                    .iter()
-                    .any(|e| error.is(*e)) =>
-            {
-                error
-            }
+            Err(error) if error.is_conflict() => error,
             result => return result,
         };
         tracing::warn!(
@@ -351,11 +345,4 @@ fn template_of(data: &ElementData) -> Option<Template> {
         ElementData::Verdict(Verdict::Goto(chain)) => Template::parse(chain),
         _ => None,
     }
-}
-
-/// Errors that say that the kernel's state is not what it was taken for.
-mod libc_errno {
-    pub const ENOENT: i32 = 2;
-    pub const EBUSY: i32 = 16;
-    pub const EEXIST: i32 = 17;
 }

@@ -371,6 +371,43 @@ fn damage_by_others_is_found_and_repaired() {
     );
 }
 
+#[test]
+fn damage_in_the_middle_of_a_sync_is_repaired_by_it() {
+    if !privileged("damage in the middle of a sync is repaired by it") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let mut proxy = surroundings.proxy(DatapathKind::Nftables).expect("a proxy");
+    let table = "causeway-proxy";
+    for damage in [
+        vec!["delete", "table", "ip", table],
+        vec!["flush", "map", "ip", table, "service-ips"],
+        vec!["flush", "map", "ip", table, "endpoints"],
+        vec!["add", "element", "ip", table, "cluster-ips", "{ 10.96.0.99 }"],
+    ] {
+        proxy.sync(&both().snapshot());
+        let output = surroundings
+            .node
+            .command("nft", &damage)
+            .expect("nft is installed");
+        assert!(output.status.success(), "{damage:?}: {}", output.stderr);
+        let mut fewer = both();
+        fewer.endpoints.truncate(1);
+        let report = proxy.sync(&fewer.snapshot());
+        assert!(
+            report.failures.is_empty() && report.common_failures.is_empty(),
+            "{damage:?}: {report:?}"
+        );
+        let lines = surroundings
+            .knock(&surroundings.outside, "tcp", (NODE, TCP.1).into(), 1)
+            .expect("knock ran");
+        assert!(lines[0].starts_with("answer near"), "{damage:?}: {lines:?}");
+        // What the sync had no reason to touch is left to the audit.
+        proxy.audit();
+        assert!(proxy.audit().is_clean(), "{damage:?}");
+    }
+}
+
 /// Lines of a ruleset, without order: elements are printed in the order of their hashes.
 fn elements(ruleset: &str) -> BTreeSet<String> {
     let parts = ruleset
