@@ -156,14 +156,29 @@ impl Intake {
             Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
             Message::Change(change) => match &mut self.arriving {
                 Some(arriving) => {
-                    arriving.apply(change);
+                    arriving.apply(slim(change));
                     Ok(false)
                 }
-                None if self.complete => Ok(self.current.apply(change)),
+                None if self.complete => Ok(self.current.apply(slim(change))),
                 None => Err(FeedError::NoBegin),
             },
         }
     }
+}
+
+/// Takes off what DNS never reads: at 100,000 endpoints that is most of the memory.
+fn slim(mut change: Change) -> Change {
+    if let Change::EndpointSlice(slice) = &mut change {
+        slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
+        slice.endpoints.shrink_to_fit();
+        for endpoint in &mut slice.endpoints {
+            endpoint.node = None;
+            endpoint.zone = None;
+            endpoint.hinted_zones = Vec::new();
+            endpoint.hinted_nodes = Vec::new();
+        }
+    }
+    change
 }
 
 /// Follows one agent's socket for as long as the server runs.
@@ -467,7 +482,10 @@ mod tests {
     fn a_saved_snapshot_is_read_back_and_a_cut_one_is_not() {
         let folder = std::env::temp_dir().join(format!("cwt-dns-feed-{}", std::process::id()));
         let path = folder.join("dns.snapshot");
-        let snapshot = samples::snapshot();
+        let mut snapshot = Snapshot::default();
+        for change in samples::changes() {
+            snapshot.apply(slim(change));
+        }
         assert!(matches!(load(&path), Ok(None)));
         save(&path, &snapshot).expect("saved");
         let (loaded, _) = load(&path).expect("loaded").expect("there");

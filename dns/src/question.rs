@@ -14,7 +14,7 @@ pub const HEADER: usize = 12;
 
 /// Record types that the server knows by name.
 pub mod rtype {
-    #![allow(missing_docs, reason = "the names are RFC 1035's and IANA's")]
+    #![expect(missing_docs, reason = "the names are RFC 1035's and IANA's")]
     pub const A: u16 = 1;
     pub const NS: u16 = 2;
     pub const CNAME: u16 = 5;
@@ -31,7 +31,7 @@ pub mod rtype {
 
 /// Response codes.
 pub mod rcode {
-    #![allow(missing_docs, reason = "the names are RFC 1035's and RFC 6891's")]
+    #![expect(missing_docs, reason = "the names are RFC 1035's and RFC 6891's")]
     pub const NOERROR: u16 = 0;
     pub const FORMERR: u16 = 1;
     pub const SERVFAIL: u16 = 2;

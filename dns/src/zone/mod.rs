@@ -27,9 +27,9 @@ const NEEDED: [ObjectKind; 3] = [
 pub struct Table {
     namespaces: HashMap<Box<[u8]>, Arc<NamespaceTable>>,
     /// Which Services lead back from an address.
-    reverse: SharedMap<IpAddr, BTreeSet<ReverseEntry>>,
+    reverse: SharedMap<IpAddr, Box<[ReverseEntry]>>,
     /// Which pods have an address, per namespace, for `pods verified`.
-    pods: SharedMap<(String, IpAddr), BTreeSet<String>>,
+    pods: SharedMap<(String, IpAddr), Box<[String]>>,
     /// The SOA's serial: when the table last changed, in Unix seconds.
     pub serial: u32,
     /// Whether absence from this table means absence from the cluster.
@@ -230,21 +230,23 @@ pub fn is_complete(snapshot: &Snapshot) -> bool {
     NEEDED.iter().all(|kind| snapshot.is_synced(*kind))
 }
 
-fn edit_set<K, V>(map: &mut SharedMap<K, BTreeSet<V>>, key: K, value: V, present: bool)
+/// Puts a value into the sorted set at a key, or takes it out. The sets are slices because nearly all hold one value,
+/// and there is one for every endpoint: a tree would take ten times the memory.
+fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: V, present: bool)
 where
     K: Ord + std::hash::Hash + Clone,
     V: Ord + Clone,
 {
-    let mut set = map.get(&key).map(|set| (**set).clone()).unwrap_or_default();
+    let known: &[V] = map.get(&key).map_or(&[], |set| &***set);
+    let mut set: Vec<V> = known.iter().filter(|known| **known != value).cloned().collect();
     if present {
-        set.insert(value);
-    } else {
-        set.remove(&value);
+        let place = set.partition_point(|known| *known < value);
+        set.insert(place, value);
     }
     if set.is_empty() {
         map.remove(&key);
     } else {
-        map.insert(key, set);
+        map.insert(key, set.into());
     }
 }
 
