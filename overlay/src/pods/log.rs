@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -28,6 +29,8 @@ pub(super) struct Log {
     queue: Mutex<Queue>,
     progress: Condvar,
     file: Mutex<Tail>,
+    /// Lines in the file and on their way into it.
+    lines: AtomicUsize,
 }
 
 /// The open file and how many of its bytes are known to be good.
@@ -73,6 +76,7 @@ impl Log {
             queue: Mutex::default(),
             progress: Condvar::new(),
             file: Mutex::new(Tail { file, good_bytes }),
+            lines: AtomicUsize::new(recovered.records.len()),
         };
         Ok((log, recovered))
     }
@@ -83,7 +87,18 @@ impl Log {
         let mut queue = self.lock_queue();
         queue.waiting.extend(line);
         queue.last += 1;
+        self.lines.fetch_add(1, Ordering::Relaxed);
         Ok(Ticket(queue.last))
+    }
+
+    /// Stands for everything that was appended until now.
+    pub(super) fn all(&self) -> Ticket {
+        Ticket(self.lock_queue().last)
+    }
+
+    /// How many lines there are.
+    pub(super) fn lines(&self) -> usize {
+        self.lines.load(Ordering::Relaxed)
     }
 
     /// Waits until a record is durable.
@@ -122,13 +137,16 @@ impl Log {
         }
     }
 
-    /// Replaces the whole file by these records: written beside it, synced, renamed over it. Whoever calls it must not
-    /// append at the same time.
+    /// Replaces the whole file by these records: written beside it, synced, renamed over it. Whoever calls it must keep
+    /// others from appending meanwhile. What waits to be written is written after them, although they tell of it
+    /// already: a record sets what is so, and may be read twice.
     pub(super) fn rewrite<R: Serialize>(&self, records: impl IntoIterator<Item = R>) -> io::Result<()> {
         let fresh = self.path.with_extension("new");
         let mut bytes = Vec::new();
+        let mut lines = 0;
         for record in records {
             bytes.extend(encode(&record)?);
+            lines += 1;
         }
         let mut file = OpenOptions::new()
             .read(true)
@@ -145,6 +163,7 @@ impl Log {
             file,
             good_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         };
+        self.lines.store(lines, Ordering::Relaxed);
         Ok(())
     }
 

@@ -25,7 +25,7 @@ pub use addresses::{Assigned, AttachmentKey};
 use addresses::{Addresses, Record};
 use log::Log;
 
-/// The log is rewritten at start once it has this many lines more than it needs.
+/// The log is rewritten once it has this many lines more than it needs.
 const REWRITE_AFTER: usize = 1000;
 
 /// An interface to be connected.
@@ -188,7 +188,11 @@ impl PodNetwork {
             if let Some(assigned) = state.addresses.get(&attachment.key)
                 && subnet.contains(assigned.address)
             {
-                return Ok(wiring::plan_pod(assigned, mtu));
+                let plan = wiring::plan_pod(assigned, mtu);
+                drop(state);
+                // The call that gave the address may still be writing.
+                self.sync(self.shared.log.all())?;
+                return Ok(plan);
             }
             let used = state.addresses.iter().count();
             let address = state
@@ -207,12 +211,9 @@ impl PodNetwork {
             (assigned, mtu, ticket)
         };
         // Outside the lock: concurrent callers share one fdatasync.
-        if let Err(source) = self.shared.log.sync(ticket) {
+        if let Err(error) = self.sync(ticket) {
             self.lock().addresses.retract(&assigned);
-            return Err(PodError::Log {
-                path: self.shared.path.clone(),
-                source,
-            });
+            return Err(error);
         }
         self.changed();
         Ok(wiring::plan_pod(&assigned, mtu))
@@ -234,13 +235,11 @@ impl PodNetwork {
             state.addresses.free(assigned.address);
             (assigned, ticket)
         };
-        if let Err(source) = self.shared.log.sync(ticket) {
+        if let Err(error) = self.sync(ticket) {
             self.lock().addresses.assign(assigned);
-            return Err(PodError::Log {
-                path: self.shared.path.clone(),
-                source,
-            });
+            return Err(error);
         }
+        self.rewrite_when_long();
         self.changed();
         Ok(Some(assigned))
     }
@@ -333,6 +332,25 @@ impl PodNetwork {
     fn changed(&self) {
         if let Some(listener) = &self.lock().listener {
             listener();
+        }
+    }
+
+    fn sync(&self, ticket: log::Ticket) -> Result<(), PodError> {
+        self.shared.log.sync(ticket).map_err(|source| PodError::Log {
+            path: self.shared.path.clone(),
+            source,
+        })
+    }
+
+    /// Drops what is superseded. A failure leaves the long file, which says the same.
+    fn rewrite_when_long(&self) {
+        let state = self.lock();
+        let records = state.addresses.records();
+        if self.shared.log.lines() <= records.len() + REWRITE_AFTER {
+            return;
+        }
+        if let Err(error) = self.shared.log.rewrite(&records) {
+            tracing::warn!(%error, "pod log could not be rewritten, it grows on");
         }
     }
 

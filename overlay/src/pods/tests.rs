@@ -144,3 +144,34 @@ fn concurrent_callers_get_different_addresses() {
     let distinct: BTreeSet<_> = plans.iter().map(|plan| plan.addresses.clone()).collect();
     assert_eq!(distinct.len(), plans.len());
 }
+
+#[test]
+fn the_log_does_not_grow_for_ever_and_says_the_same_after_it_was_rewritten() {
+    let place = Place::new("rewrite");
+    let pods = place.open();
+    pods.add(&attachment("stays")).expect("add");
+    for turn in 0..600 {
+        let container = format!("c{turn}");
+        pods.add(&attachment(&container)).expect("add");
+        pods.remove(&key(&container)).expect("remove");
+    }
+    let lines = fs::read_to_string(place.0.join("pods.log"))
+        .expect("read")
+        .lines()
+        .count();
+    assert!(lines < REWRITE_AFTER, "{lines} lines");
+    let next = pods.add(&attachment("next")).expect("add").addresses;
+    pods.remove(&key("next")).expect("remove");
+    drop(pods);
+    let pods = place.open();
+    assert_eq!(addresses(&pods), [pair("stays", "10.244.1.2")]);
+    for _ in 0..3 {
+        pods.add(&attachment("turn")).expect("add");
+        pods.remove(&key("turn")).expect("remove");
+    }
+    assert_eq!(
+        pods.add(&attachment("last")).expect("add").addresses,
+        next,
+        "in the same order as before"
+    );
+}

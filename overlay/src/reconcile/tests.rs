@@ -139,17 +139,20 @@ fn a_changed_mac_address_replaces_the_neighbour_and_leaves_no_old_forwarding_ent
 #[test]
 fn every_damage_is_repaired() {
     let others = [lease(2, 12, 2), lease(3, 13, 3)];
-    let damages: [(&str, fn(&mut FakeKernel)); 8] = [
-        ("a route is deleted", |kernel| drop(kernel.routes.remove(0))),
+    type Damage = fn(&mut FakeKernel);
+    let damages: [(&str, Damage); 8] = [
+        ("a route is deleted", |kernel| {
+            kernel.routes.pop();
+        }),
         ("a route is changed", |kernel| kernel.routes[0].gateway = None),
         ("a neighbour is deleted", |kernel| {
-            drop(kernel.neighbours.remove(0))
+            kernel.neighbours.pop();
         }),
         ("a neighbour is no longer permanent", |kernel| {
             kernel.neighbours[0].permanent = false
         }),
         ("a forwarding entry is deleted", |kernel| {
-            drop(kernel.forwarding.remove(0))
+            kernel.forwarding.pop();
         }),
         ("the address is deleted", |kernel| kernel.addresses.clear()),
         ("the device is down, and its routes are gone", |kernel| {
