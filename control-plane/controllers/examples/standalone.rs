@@ -1,7 +1,7 @@
 //! Runs all controllers and the scheduler against the cluster that `KUBECONFIG` (or the usual places) names.
 //!
 //! ```sh
-//! KUBECONFIG=admin.kubeconfig cargo run -p controllers --example standalone
+//! KUBECONFIG=admin.kubeconfig cargo run -p controllers --example standalone-controllers
 //! ```
 //!
 //! `CONTROLLERS_SERVICE=10.96.0.1,172.30.0.1,6443` has it keep the Service `kubernetes` (its address, the API server's
