@@ -109,6 +109,17 @@ impl SocketHook {
         Ok(hook)
     }
 
+    /// Detaches the programs and forgets the maps, whoever put them there. Nothing there is fine.
+    pub fn remove(pin_dir: &Path) -> Result<(), Error> {
+        let directory = pin_dir.join(format!("v{}", ebpf_common::LAYOUT));
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::pin("remove", directory)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Attaches the program unless its pinned link is in order. Links to cgroups that are gone are removed.
     pub fn ensure_attached(&mut self) -> Result<Attachment, Error> {
         let links = self.directory.join("links");

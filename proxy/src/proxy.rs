@@ -106,6 +106,15 @@ impl Proxy {
         Ok(proxy)
     }
 
+    /// Takes all that is the proxy's out of the kernel: Services stop working on this node. For leaving a node for
+    /// good; a proxy that only ends leaves everything in place.
+    pub fn uninstall(config: &Config) -> Result<(), Error> {
+        if let DatapathKind::Ebpf { pin_dir, .. } = &config.datapath {
+            ebpf::SocketHook::remove(pin_dir)?;
+        }
+        Ok(nft::Nft::open()?.remove(&Packets::table())?)
+    }
+
     /// A proxy over any datapath.
     #[must_use]
     pub fn with_datapath(context: NodeContext, datapath: Box<dyn Datapath>) -> Self {

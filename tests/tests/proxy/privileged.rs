@@ -408,6 +408,36 @@ fn damage_in_the_middle_of_a_sync_is_repaired_by_it() {
     }
 }
 
+#[test]
+fn an_uninstalled_proxy_leaves_no_trace() {
+    if !privileged("an uninstalled proxy leaves no trace") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let mut proxy = surroundings.proxy(surroundings.hook()).expect("a proxy");
+    proxy.sync(&both().snapshot());
+    drop(proxy);
+    let config = surroundings.config(surroundings.hook());
+    for attempt in ["installed", "gone already"] {
+        surroundings
+            .node
+            .run(|| Proxy::uninstall(&config))
+            .expect("entered")
+            .expect(attempt);
+        assert_eq!(surroundings.ruleset(), "");
+        let pins =
+            std::fs::read_dir(surroundings.bpffs.path().join("proxy")).expect("the pin directory stays");
+        assert_eq!(pins.count(), 0);
+    }
+    let to = (Ipv4Addr::LOCALHOST, TCP.1).into();
+    assert_eq!(
+        surroundings
+            .knock(&surroundings.node, "tcp", to, 1)
+            .expect("knock ran"),
+        ["refused"]
+    );
+}
+
 /// Lines of a ruleset, without order: elements are printed in the order of their hashes.
 fn elements(ruleset: &str) -> BTreeSet<String> {
     let parts = ruleset
