@@ -14,7 +14,7 @@ pub enum Error {
         name: String,
     },
     /// The API server refused, or could not be reached.
-    #[error("cannot {operation} {kind} {object}: {source}")]
+    #[error("cannot {operation} {kind} {object}: {}", told(source))]
     Api {
         /// What was tried, as in "cannot … Pod default/a".
         operation: &'static str,
@@ -27,7 +27,7 @@ pub enum Error {
         source: Box<kube::Error>,
     },
     /// The API server did not tell which resources it has.
-    #[error("cannot discover resources: {0}")]
+    #[error("cannot discover resources: {}", told(.0))]
     Discovery(#[source] Box<kube::Error>),
     /// The API server says that it has no Pods, and so does not tell everything that it has.
     #[error("the API server lists no Pods among its resources")]
@@ -94,20 +94,33 @@ impl Error {
         self.status().is_some_and(|status| status.is_already_exists())
     }
 
-    /// The namespace is being deleted and takes nothing new (cause `NamespaceTerminating`): not worth a
-    /// retry.
+    /// The namespace is being deleted and takes nothing new: not worth a retry. Upstream names the cause
+    /// `NamespaceTerminating`; a server that does not is known by upstream's words.
     pub(crate) fn is_namespace_terminating(&self) -> bool {
-        let causes = self
-            .status()
-            .and_then(|status| status.details.as_ref())
-            .map(|details| &details.causes);
-        causes.is_some_and(|causes| causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+        let Some(status) = self.status().filter(|status| status.is_forbidden()) else {
+            return false;
+        };
+        let causes = status
+            .details
+            .as_ref()
+            .map(|details| details.causes.as_slice())
+            .unwrap_or_default();
+        causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
+            || status.message.contains("because it is being terminated")
     }
 
     /// What the API server said, for events and conditions; without our own words around it.
     pub(crate) fn reason(&self) -> String {
         self.status()
             .map_or_else(|| self.to_string(), |status| status.message.clone())
+    }
+}
+
+/// What the API server said, or why it could not be asked.
+fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 
