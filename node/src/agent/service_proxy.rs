@@ -68,7 +68,9 @@ pub fn run(
                 schedule.structure_at = Instant::now() + AUDIT_STRUCTURE;
                 match proxy.counters() {
                     Ok(verdicts) => progress.set_verdicts(verdicts),
-                    Err(error) => tracing::debug!(%error, "hook's counters cannot be read"),
+                    Err(error) => {
+                        tracing::debug!(error = error.with_causes(), "hook's counters cannot be read")
+                    }
                 }
                 audited(&proxy.audit_structure(), progress)
             }
@@ -159,7 +161,7 @@ fn sync(proxy: &mut Proxy, snapshot: &Snapshot, progress: &ProxyProgress, part: 
         tracing::warn!(service = %fault.service, reason = ?fault.reason, "part of a Service is not served");
     }
     for (service, error) in &failures {
-        tracing::debug!(%service, error = %error, "Service is not in the kernel yet");
+        tracing::debug!(%service, error = error.with_causes(), "Service is not in the kernel yet");
     }
     if !applied.is_empty() || writes > 0 {
         let (services, plan_us, apply_us) = (
@@ -178,8 +180,11 @@ fn sync(proxy: &mut Proxy, snapshot: &Snapshot, progress: &ProxyProgress, part: 
     }
     let services = failures
         .iter()
-        .map(|(service, error)| format!("{service}: {error}"));
-    let mut errors = common_failures.iter().map(ToString::to_string).chain(services);
+        .map(|(service, error)| format!("{service}: {}", error.with_causes()));
+    let mut errors = common_failures
+        .iter()
+        .map(proxy::Error::with_causes)
+        .chain(services);
     let Some(first) = errors.next() else {
         progress.done(started.elapsed());
         part.works();
@@ -202,8 +207,8 @@ fn audited(report: &AuditReport, progress: &ProxyProgress) -> Option<String> {
         tracing::warn!(structure = ?report.repaired, writes = report.writes, "somebody changed what the proxy programmed, repaired");
     }
     report.failures.first().map(|(service, error)| match service {
-        Some(service) => format!("repair {service}: {error}"),
-        None => format!("repair: {error}"),
+        Some(service) => format!("repair {service}: {}", error.with_causes()),
+        None => format!("repair: {}", error.with_causes()),
     })
 }
 
@@ -221,7 +226,10 @@ fn watch_drift(proxy: &Proxy, shutdown: CancellationToken) -> anyhow::Result<Arc
                 Ok(true) => told.notify_one(),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "changes by others are only seen by audits from now on");
+                    tracing::warn!(
+                        error = error.with_causes(),
+                        "changes by others are only seen by audits from now on"
+                    );
                     return;
                 }
             }
