@@ -1,12 +1,12 @@
-//! An API server of its own, for trying things out: starts etcd, makes fresh certificates, writes a kubeconfig.
+//! An API server of its own, for trying things out: starts a store, makes fresh certificates, writes a kubeconfig.
 //!
 //! ```text
 //! cargo run -p apiserver --example standalone -- [DIRECTORY] [PORT]
 //! kubectl --kubeconfig DIRECTORY/admin.kubeconfig get namespaces
 //! ```
-//! DIRECTORY defaults to `/tmp/causeway-apiserver`, PORT to 16443. With `ETCD=http://127.0.0.1:2379` in the environment
-//! that etcd is used; otherwise the `etcd` on PATH (Debian's `etcd-server`), or the one that `ETCD_BINARY` names, is
-//! started with its data in DIRECTORY. No controllers run: create the `default` ServiceAccount before any Pod.
+//! DIRECTORY defaults to `/tmp/causeway-apiserver`, PORT to 16443. The store is the bundled one; with
+//! `ETCD=http://127.0.0.1:2379` in the environment it is that etcd, with `ETCD=real` the `etcd` on PATH (Debian's
+//! `etcd-server`) or the one that `ETCD_BINARY` names, its data in DIRECTORY. No controllers run: create the `default` ServiceAccount before any Pod.
 
 #[path = "../tests/harness/mod.rs"]
 mod harness;
@@ -29,11 +29,12 @@ async fn main() -> anyhow::Result<()> {
     );
     let port: u16 = arguments.next().map_or(Ok(16443), |port| port.parse())?;
     let files = harness::Files::create(&directory, port)?;
-    let etcd = match std::env::var("ETCD") {
-        Ok(endpoint) => harness::Etcd::at(endpoint),
-        Err(_) => harness::Etcd::start(&directory)?,
+    let (endpoint, _etcd) = match std::env::var("ETCD") {
+        Ok(word) if word == "real" => own(harness::Etcd::real(&directory)?),
+        Ok(endpoint) => (endpoint, None),
+        Err(_) => own(harness::Etcd::bundled(&directory).await?),
     };
-    let server = apiserver::Server::bind(files.config(port, etcd.endpoint())).await?;
+    let server = apiserver::Server::bind(files.config(port, &endpoint)).await?;
     println!("export KUBECONFIG={}", files.kubeconfig().display());
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
@@ -44,4 +45,8 @@ async fn main() -> anyhow::Result<()> {
     });
     server.run(shutdown).await?;
     Ok(())
+}
+
+fn own(etcd: harness::Etcd) -> (String, Option<harness::Etcd>) {
+    (etcd.endpoint().to_owned(), Some(etcd))
 }

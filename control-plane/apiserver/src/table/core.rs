@@ -541,11 +541,11 @@ mod tests {
         check_pod(json!({ "status": { "phase": "Pending" } }), "Pending");
         check_pod(
             json!({ "status": { "phase": "Pending", "containerStatuses": [waiting("ContainerCreating")] } }),
-            { "ContainerCreating" },
+            "ContainerCreating",
         );
         check_pod(
             json!({ "status": { "phase": "Running", "containerStatuses": [waiting("CrashLoopBackOff")] } }),
-            { "CrashLoopBackOff" },
+            "CrashLoopBackOff",
         );
         check_pod(
             json!({

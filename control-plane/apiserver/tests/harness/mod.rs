@@ -1,4 +1,4 @@
-//! An etcd, certificates and a kubeconfig for one API server: what the integration tests and the standalone example
+//! A store, certificates and a kubeconfig for one API server: what the integration tests and the standalone example
 //! start from.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -11,6 +11,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Certificates, keys and the kubeconfig in one directory.
 pub struct Files {
@@ -110,32 +111,50 @@ impl Files {
     }
 }
 
-/// An etcd: one that runs already, or one of our own that ends with this value.
-pub struct Etcd {
-    endpoint: String,
-    child: Option<Child>,
+/// What the API server keeps its objects in.
+pub enum Etcd {
+    /// A real etcd of our own, killed with this value.
+    Process(String, Child),
+    /// The bundled store, in this process.
+    Bundled {
+        /// Where it listens.
+        endpoint: String,
+        /// Ends it.
+        _running: DropGuard,
+    },
 }
 
 impl Etcd {
-    /// One that runs already.
-    pub fn at(endpoint: String) -> Self {
-        Etcd {
-            endpoint,
-            child: None,
-        }
+    /// Starts the bundled store, its data in `directory`.
+    pub async fn bundled(directory: &Path) -> anyhow::Result<Self> {
+        let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+        let server = store::Server::bind(store::Config::new(directory.join("store"), listen)).await?;
+        let address = *server
+            .local_addrs()
+            .first()
+            .context("the store listens nowhere")?;
+        let shutdown = CancellationToken::new();
+        let guard = shutdown.clone().drop_guard();
+        tokio::spawn(async move {
+            if let Err(error) = server.run(shutdown).await {
+                eprintln!("the bundled store failed: {error}");
+            }
+        });
+        Ok(Etcd::Bundled {
+            endpoint: format!("http://{address}"),
+            _running: guard,
+        })
     }
 
-    /// Starts the `etcd` that [`Etcd::binary`] finds, its data in `directory`.
-    pub fn start(directory: &Path) -> anyhow::Result<Self> {
+    /// Starts the etcd that [`Etcd::binary`] finds, its data in `directory`.
+    pub fn real(directory: &Path) -> anyhow::Result<Self> {
         let binary = Etcd::binary().context("no etcd: install Debian's etcd-server or set ETCD_BINARY")?;
         let data = directory.join("etcd");
         if data.exists() {
             std::fs::remove_dir_all(&data)?;
         }
-        let (client, peer) = (
-            format!("http://127.0.0.1:{}", free_port()?),
-            format!("http://127.0.0.1:{}", free_port()?),
-        );
+        let url = || free_port().map(|port| format!("http://127.0.0.1:{port}"));
+        let (client, peer) = (url()?, url()?);
         let child = Command::new(&binary)
             .args(["--name", "cwt", "--data-dir"])
             .arg(&data)
@@ -151,18 +170,12 @@ impl Etcd {
                 "--initial-advertise-peer-urls",
                 &peer,
             ])
-            .args(["--initial-cluster", &format!("cwt={peer}"), "--logger", "zap"])
+            .args(["--initial-cluster", &format!("cwt={peer}")])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn();
-        let child = match child {
-            Ok(child) => child,
-            Err(error) => return Err(error).with_context(|| format!("start {}", binary.display())),
-        };
-        Ok(Etcd {
-            endpoint: client,
-            child: Some(child),
-        })
+            .spawn()
+            .with_context(|| format!("start {}", binary.display()))?;
+        Ok(Etcd::Process(client, child))
     }
 
     /// `ETCD_BINARY`, the one in `target/tools`, or the one on PATH.
@@ -180,15 +193,16 @@ impl Etcd {
 
     /// Where clients connect.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        match self {
+            Etcd::Process(endpoint, _) | Etcd::Bundled { endpoint, .. } => endpoint,
+        }
     }
 }
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let killed = child.kill().and_then(|()| child.wait());
-            drop(killed);
+        if let Etcd::Process(_, child) = self {
+            drop(child.kill().and_then(|()| child.wait()));
         }
     }
 }

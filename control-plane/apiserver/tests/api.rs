@@ -1,0 +1,474 @@
+//! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
+
+mod harness;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::IPAddress;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use harness::{Etcd, Files, free_port};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// One API server with its store; all of it ends with this value.
+struct Cluster {
+    client: Client,
+    files: Files,
+    port: u16,
+    _server: DropGuard,
+    _etcd: Etcd,
+    _directory: Directory,
+}
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Runs a claim on every store there is.
+async fn on_every_store<F>(name: &str, claim: impl Fn(Cluster) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    for real in [false, true] {
+        if real && Etcd::binary().is_none() {
+            eprintln!("SKIPPED on a real etcd: install Debian's etcd-server or set ETCD_BINARY");
+            continue;
+        }
+        let cluster = Cluster::start(name, real).await?;
+        let claim = tokio::time::timeout(DEADLINE * 2, claim(cluster)).await;
+        claim.context("timed out")?.with_context(|| {
+            if real {
+                "on a real etcd"
+            } else {
+                "on the bundled store"
+            }
+        })?;
+    }
+    Ok(())
+}
+
+impl Cluster {
+    async fn start(name: &str, real: bool) -> anyhow::Result<Self> {
+        let directory = std::env::temp_dir().join(format!("cwt-api-{}-{name}-{real}", std::process::id()));
+        let port = free_port()?;
+        let files = Files::create(&directory, port)?;
+        let etcd = if real {
+            Etcd::real(&directory)?
+        } else {
+            Etcd::bundled(&directory).await?
+        };
+        let server = apiserver::Server::bind(files.config(port, etcd.endpoint())).await?;
+        let shutdown = CancellationToken::new();
+        let guard = shutdown.clone().drop_guard();
+        tokio::spawn(async move { server.run(shutdown).await });
+        let client = client(&files).await?;
+        let cluster = Cluster {
+            client,
+            files,
+            port,
+            _server: guard,
+            _etcd: etcd,
+            _directory: Directory(directory),
+        };
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    /// Waits for the namespaces that the server makes.
+    async fn ready(&self) -> anyhow::Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
+        let all_there = async {
+            while !matches!(namespaces.get_opt("kube-node-lease").await, Ok(Some(_))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, all_there)
+            .await
+            .context("the namespaces were not made")?;
+        accounts
+            .create(
+                &PostParams::default(),
+                &from(json!({ "metadata": { "name": "default" } }))?,
+            )
+            .await?;
+        Ok(())
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    fn https(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+}
+
+async fn client(files: &Files) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(files.kubeconfig())?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+fn from<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
+    Ok(serde_json::from_value(value)?)
+}
+
+/// The code, reason and message of a refusal.
+fn refused<T: Debug>(answer: kube::Result<T>) -> anyhow::Result<(u16, String, String)> {
+    match answer {
+        Err(kube::Error::Api(status)) => {
+            let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
+            Ok((code, reason, message))
+        }
+        other => anyhow::bail!("expected a refusal, got {other:?}"),
+    }
+}
+
+fn config_map(name: &str, labels: Value, data: Value) -> anyhow::Result<ConfigMap> {
+    from(json!({ "metadata": { "name": name, "labels": labels }, "data": data }))
+}
+
+fn pod(name: &str) -> anyhow::Result<Pod> {
+    from(json!({ "metadata": { "name": name }, "spec": { "containers": [{ "name": "a", "image": "x:1" }] } }))
+}
+
+#[tokio::test]
+async fn objects_are_created_changed_and_deleted_under_optimistic_locks() -> anyhow::Result<()> {
+    on_every_store("crud", async |cluster| {
+        let maps: Api<ConfigMap> = cluster.api();
+        let made = maps
+            .create(
+                &PostParams::default(),
+                &config_map("a", json!({}), json!({ "k": "1" }))?,
+            )
+            .await?;
+        ensure!(made.uid().is_some() && made.creation_timestamp().is_some());
+        let again = maps
+            .create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
+            .await;
+        let expected = (
+            409,
+            "AlreadyExists".to_owned(),
+            "configmaps \"a\" already exists".to_owned(),
+        );
+        ensure!(refused(again)? == expected);
+
+        let patch = Patch::Merge(json!({ "data": { "k": "2" } }));
+        let patched = maps.patch("a", &PatchParams::default(), &patch).await?;
+        ensure!(patched.resource_version() != made.resource_version());
+        let same = maps.patch("a", &PatchParams::default(), &patch).await?;
+        ensure!(
+            same.resource_version() == patched.resource_version(),
+            "a change of nothing is no write"
+        );
+        let stale = maps.replace("a", &PostParams::default(), &made).await;
+        ensure!(refused(stale)?.0 == 409);
+
+        maps.delete("a", &DeleteParams::default()).await?;
+        let expected = (
+            404,
+            "NotFound".to_owned(),
+            "configmaps \"a\" not found".to_owned(),
+        );
+        ensure!(refused(maps.get("a").await)? == expected);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_enters_and_leaves_its_selection() -> anyhow::Result<()> {
+    on_every_store("watch", async |cluster| {
+        let maps: Api<ConfigMap> = cluster.api();
+        let start = maps
+            .list(&ListParams::default())
+            .await?
+            .metadata
+            .resource_version
+            .context("a revision")?;
+        let parameters = WatchParams::default().labels("in=yes").timeout(10);
+        let mut events = maps.watch(&parameters, &start).await?.boxed();
+        let labelled = |value: &str| Patch::Merge(json!({ "metadata": { "labels": { "in": value } } }));
+        maps.create(
+            &PostParams::default(),
+            &config_map("a", json!({ "in": "no" }), json!({}))?,
+        )
+        .await?;
+        for value in ["yes", "yes", "no"] {
+            maps.patch("a", &PatchParams::default(), &labelled(value)).await?;
+            maps.patch(
+                "a",
+                &PatchParams::default(),
+                &Patch::Merge(json!({ "data": { "v": value } })),
+            )
+            .await?;
+        }
+        maps.delete("a", &DeleteParams::default()).await?;
+        maps.create(
+            &PostParams::default(),
+            &config_map("end", json!({ "in": "yes" }), json!({}))?,
+        )
+        .await?;
+        let mut seen = Vec::new();
+        while let Some(event) = events.try_next().await? {
+            let (kind, name) = match event {
+                WatchEvent::Added(map) => ("added", map.name_any()),
+                WatchEvent::Modified(map) => ("modified", map.name_any()),
+                WatchEvent::Deleted(map) => ("deleted", map.name_any()),
+                WatchEvent::Bookmark(_) => continue,
+                WatchEvent::Error(status) => anyhow::bail!("watch failed: {status:?}"),
+            };
+            let last = name == "end";
+            seen.push(format!("{kind} {name}"));
+            if last {
+                break;
+            }
+        }
+        ensure!(
+            seen == ["added a", "modified a", "deleted a", "added end"],
+            "{seen:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_streaming_list_and_a_paged_list_both_initialise_a_watcher() -> anyhow::Result<()> {
+    on_every_store("streaming", async |cluster| {
+        let maps: Api<ConfigMap> = cluster.api();
+        maps.create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
+            .await?;
+        for config in [
+            watcher::Config::default().streaming_lists(),
+            watcher::Config::default().page_size(1),
+        ] {
+            let mut events = watcher(maps.clone(), config).boxed();
+            let mut seen = Vec::new();
+            while let Some(event) = events.try_next().await? {
+                match event {
+                    watcher::Event::InitApply(map) => seen.push(map.name_any()),
+                    watcher::Event::InitDone => break,
+                    _ => {}
+                }
+            }
+            ensure!(seen == ["a"], "{seen:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn services_hold_their_addresses_and_ports_alone() -> anyhow::Result<()> {
+    on_every_store("services", async |cluster| {
+        let services: Api<Service> = cluster.api();
+        let addresses: Api<IPAddress> = Api::all(cluster.client.clone());
+        let node_port = |name: &str| {
+            from::<Service>(json!({
+                "metadata": { "name": name },
+                "spec": { "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30123 }] },
+            }))
+        };
+        let parameters = PostParams::default();
+        let (a, b) = (node_port("a")?, node_port("b")?);
+        let (first, second) =
+            tokio::join!(services.create(&parameters, &a), services.create(&parameters, &b));
+        let (won, lost) = if first.is_ok() {
+            (first?, second)
+        } else {
+            (second?, first)
+        };
+        let (code, _, told) = refused(lost)?;
+        ensure!(
+            code == 422 && told.contains("provided port is already allocated"),
+            "{told}"
+        );
+        let ip = won
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.cluster_ip.clone())
+            .context("a ClusterIP")?;
+        ensure!(addresses.get_opt(&ip).await?.is_some(), "the address is reserved");
+
+        services.delete(&won.name_any(), &DeleteParams::default()).await?;
+        ensure!(
+            addresses.get_opt(&ip).await?.is_none(),
+            "the address is free again"
+        );
+        services
+            .create(&parameters, &node_port("c")?)
+            .await
+            .context("the port is free again")?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_running_pod_is_deleted_in_two_steps() -> anyhow::Result<()> {
+    on_every_store("pods", async |cluster| {
+        let pods: Api<Pod> = cluster.api();
+        pods.create(&PostParams::default(), &pod("a")?).await?;
+        let binding: Binding =
+            from(json!({ "metadata": { "name": "a" }, "target": { "kind": "Node", "name": "n1" } }))?;
+        let bind = async || {
+            let answer: kube::Result<Value> = pods
+                .create_subresource("binding", "a", &PostParams::default(), &binding)
+                .await;
+            anyhow::Ok(answer)
+        };
+        bind().await??;
+        ensure!(refused(bind().await?)?.0 == 409, "a pod is bound once");
+        let selected = pods
+            .list(&ListParams::default().fields("spec.nodeName=n1"))
+            .await?;
+        ensure!(selected.iter().map(ResourceExt::name_any).collect::<Vec<_>>() == ["a"]);
+
+        pods.delete("a", &DeleteParams::default()).await?;
+        let marked = pods.get("a").await?;
+        ensure!(
+            marked.metadata.deletion_timestamp.is_some()
+                && marked.metadata.deletion_grace_period_seconds == Some(30)
+        );
+        pods.delete("a", &DeleteParams::default().grace_period(0)).await?;
+        ensure!(pods.get_opt("a").await?.is_none());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_service_account_token_speaks_for_its_account_until_that_is_gone() -> anyhow::Result<()> {
+    on_every_store("tokens", async |cluster| {
+        let accounts: Api<ServiceAccount> = cluster.api();
+        let body = json!({ "spec": {} });
+        let answer: Value = accounts.create_subresource("token", "default", &PostParams::default(), &body).await?;
+        let token = answer["status"]["token"].as_str().context("a token")?.to_owned();
+        let mut config = kube::Config::new(cluster.https().parse()?);
+        config.auth_info.token = Some(token.into());
+        config.root_cert = kube::Config::from_custom_kubeconfig(
+            Kubeconfig::read_from(cluster.files.kubeconfig())?,
+            &KubeConfigOptions::default(),
+        )
+        .await?
+        .root_cert;
+        let client = Client::try_from(config)?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+        let (code, _, told) = refused(pods.list(&ListParams::default()).await)?;
+        let expected = "pods is forbidden: User \"system:serviceaccount:default:default\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"";
+        ensure!((code, told.as_str()) == (403, expected), "{told}");
+        ensure!(client.list_core_api_resources("v1").await.is_ok(), "discovery is open to accounts");
+
+        accounts.delete("default", &DeleteParams::default()).await?;
+        let seen_gone = async {
+            while !matches!(refused(pods.list(&ListParams::default()).await), Ok((401, ..))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, seen_gone).await.context("the token outlived its account")?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn workloads_are_defaulted_scaled_and_counted_by_generation() -> anyhow::Result<()> {
+    on_every_store("workloads", async |cluster| {
+        let deployments: Api<Deployment> = cluster.api();
+        let deployment: Deployment = from(json!({
+            "metadata": { "name": "web" },
+            "spec": {
+                "selector": { "matchLabels": { "app": "web" } },
+                "template": {
+                    "metadata": { "labels": { "app": "web" } },
+                    "spec": { "containers": [{ "name": "a", "image": "x" }] },
+                },
+            },
+        }))?;
+        let made = deployments.create(&PostParams::default(), &deployment).await?;
+        let spec = made.spec.context("a spec")?;
+        ensure!((spec.replicas, spec.progress_deadline_seconds) == (Some(1), Some(600)));
+        let scaled = deployments
+            .patch_scale(
+                "web",
+                &PatchParams::default(),
+                &Patch::Merge(json!({ "spec": { "replicas": 3 } })),
+            )
+            .await?;
+        ensure!(scaled.spec.and_then(|spec| spec.replicas) == Some(3));
+        let status = Patch::Merge(
+            json!({ "status": { "replicas": 3, "observedGeneration": 2 }, "spec": { "replicas": 9 } }),
+        );
+        let told = deployments
+            .patch_status("web", &PatchParams::default(), &status)
+            .await?;
+        ensure!(
+            told.metadata.generation == Some(2),
+            "status does not count as a change"
+        );
+        ensure!(
+            told.spec.and_then(|spec| spec.replicas) == Some(3),
+            "status cannot change the spec"
+        );
+        ensure!(told.status.and_then(|status| status.replicas) == Some(3));
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_namespace_goes_when_its_finalizers_are_gone() -> anyhow::Result<()> {
+    on_every_store("namespaces", async |cluster| {
+        let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+        namespaces.create(&PostParams::default(), &from(json!({ "metadata": { "name": "a" } }))?).await?;
+        namespaces.delete("a", &DeleteParams::default()).await?;
+        let going = namespaces.get("a").await?;
+        ensure!(going.status.and_then(|status| status.phase).as_deref() == Some("Terminating"));
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "a");
+        let (code, _, told) =
+            refused(maps.create(&PostParams::default(), &config_map("m", json!({}), json!({}))?).await)?;
+        ensure!(code == 403 && told.ends_with("because it is being terminated"), "{told}");
+        let absent: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "absent");
+        let (code, _, told) =
+            refused(absent.create(&PostParams::default(), &config_map("m", json!({}), json!({}))?).await)?;
+        ensure!((code, told.as_str()) == (404, "namespaces \"absent\" not found"));
+
+        let body = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "a" }, "spec": { "finalizers": [] },
+        });
+        let _: Namespace = namespaces.replace_subresource("finalize", "a", &PostParams::default(), &body).await?;
+        ensure!(namespaces.get_opt("a").await?.is_none());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named_in_the_error() -> anyhow::Result<()> {
+    let cluster = Cluster::start("taken", false).await?;
+    let second = apiserver::Server::bind(cluster.files.config(cluster.port, "http://127.0.0.1:1")).await;
+    let told = second.err().context("two servers on one address")?.to_string();
+    ensure!(told == format!("listen on 127.0.0.1:{}", cluster.port), "{told}");
+    Ok(())
+}
