@@ -9,6 +9,9 @@ use std::time::Duration;
 use crate::disk::{DiskError, OnPath};
 use crate::process::ProcessIdentity;
 
+/// Longest pause between tries to remove a cgroup that is busy still.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
 /// A cgroup v2 directory and its path below the v2 mount, which is the same below each v1 mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
@@ -133,9 +136,17 @@ fn remove_directories(directory: &Path) -> io::Result<()> {
     for child in children {
         remove_directories(&child)?;
     }
-    match fs::remove_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match fs::remove_dir(directory) {
+            // The kernel lets go of a cgroup a moment after its last process has ended.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && pause < LONGEST_PAUSE => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
+        }
     }
 }
 

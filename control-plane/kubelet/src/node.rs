@@ -265,9 +265,8 @@ fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next())
         .unwrap_or("0");
-    let storage = nix::sys::statvfs::statvfs(&config.state_dir).map_or(0, |disk| {
-        u64::from(disk.blocks()) * u64::from(disk.fragment_size())
-    });
+    let storage =
+        nix::sys::statvfs::statvfs(&config.state_dir).map_or(0, |disk| disk.blocks() * disk.fragment_size());
     BTreeMap::from([
         ("cpu".to_owned(), Quantity(cpus.to_string())),
         ("memory".to_owned(), Quantity(format!("{memory}Ki"))),

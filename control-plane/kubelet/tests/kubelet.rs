@@ -2,8 +2,12 @@
 //! namespace of its own.
 
 // The API server in memory is the one that the controllers are tried on: a second one would be a second truth.
-#[expect(dead_code, reason = "the controllers' tests use more of it")]
-#[path = "../../controllers/tests/cluster/fake.rs"]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the controllers' tests use more of it, and own it"
+)]
+#[path = "../../controllers/tests/cluster/fake/mod.rs"]
 mod fake;
 
 mod privileged {
@@ -64,6 +68,13 @@ mod privileged {
 
     impl Node {
         fn new(name: &str) -> Self {
+            // What the kubelet says, with RUST_LOG=kubelet=debug.
+            let filter = tracing_subscriber::EnvFilter::from_default_env();
+            let _ = tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .try_init();
             ip("link set lo up");
             fs::create_dir_all("/run/netns").expect("created");
             nix::mount::mount(
@@ -262,6 +273,18 @@ mod privileged {
         answer
     }
 
+    /// Process 1 of a PID namespace gets no SIGTERM before it has asked for it: waits until it serves.
+    async fn await_server(address: &str) {
+        let begin = Instant::now();
+        while TcpStream::connect((address, 8080)).is_err() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(10),
+                "{address} does not serve"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     fn condition<'a>(object: &'a Value, wanted: &str) -> &'a Value {
         let conditions = object["status"]["conditions"].as_array();
         let found = conditions.and_then(|list| list.iter().find(|c| c["type"] == wanted));
@@ -345,6 +368,8 @@ mod privileged {
             .await;
         node.create_pod("second", server(false));
         node.await_pod("second", "running", is_running).await;
+        let second = node.pod("second").expect("there");
+        await_server(text(&second, "/status/podIP")).await;
         let pod = node.pod("web").expect("there");
         assert_eq!(text(&pod, "/status/containerStatuses/0/containerID"), container);
         assert!(is_ready(&pod));
@@ -432,9 +457,16 @@ mod privileged {
             .delete("pods", "default", "web", json!({"gracePeriodSeconds": 0}));
         assert_ne!(node.remains(), Vec::<String>::new());
         node.start();
-        node.api
-            .eventually("nothing is left", |_| node.remains().is_empty())
-            .await;
+        let begin = Instant::now();
+        while !node.remains().is_empty() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "left: {:#?}",
+                node.remains()
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        eprintln!("orphans gone after {:?}", begin.elapsed());
         node.stop().await;
     }
 }

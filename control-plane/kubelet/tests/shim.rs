@@ -164,8 +164,10 @@ mod privileged {
         let expected = format!("0::{}/pods/uid/a", node.cgroup.oci_path().display());
         assert!(membership.lines().any(|line| line == expected), "{membership}");
         await_log(&node, "a", "sleeping").await;
+        let begin = Instant::now();
         assert!(container.signal(Signal::TERM));
         assert_eq!(container.ended().await.code, 0);
+        eprintln!("ended {:?} after SIGTERM", begin.elapsed());
     }
 
     #[tokio::test]

@@ -574,7 +574,7 @@ impl Worker {
         if let Some(message) = self
             .refused
             .as_ref()
-            .filter(|_| !self.publication.borrow().status.is_some())
+            .filter(|_| self.publication.borrow().status.is_none())
         {
             self.node.events.pod(
                 &self.pod,

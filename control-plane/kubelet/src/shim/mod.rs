@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -96,7 +95,8 @@ pub fn main() -> ExitCode {
 struct Running {
     request: ContainerRequest,
     cgroup: Cgroup,
-    container: Container,
+    /// The cgroup may be that of the container before this one.
+    oom_kills_before: u64,
     init: Pid,
     stdout: PipeReader,
     stderr: PipeReader,
@@ -125,6 +125,7 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     let home = own_cgroup(&request.cgroup)?;
     let cgroup = Cgroup::at(&request.cgroup)?;
     cgroup.enter()?;
+    let oom_kills_before = cgroup.oom_kills();
     let pipes = io::pipe().and_then(|stdout| Ok((stdout, io::pipe()?)));
     let ((stdout, stdout_writer), (stderr, stderr_writer)) = pipes.on("create pipe for", directory.path())?;
     let stdin = File::open("/dev/null").on("open", Path::new("/dev/null"))?;
@@ -165,7 +166,7 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     Ok(Running {
         request,
         cgroup,
-        container,
+        oom_kills_before,
         init: Pid::from_raw(init),
         stdout,
         stderr,
@@ -174,22 +175,17 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
 }
 
 impl Running {
-    /// Copies the output until it ends, waits for the exit code, writes it down and takes the container apart.
+    /// Copies the output until it ends, waits for the exit code and writes it down. What is left of the container (its
+    /// cgroups, its directory) is the kubelet's to remove: here it would hold back the news of the end.
     fn follow(mut self, directory: &ContainerDir) -> Result<(), ShimError> {
         self.copy_output().on("write", &self.request.log)?;
         let (code, signal) = wait_for(self.init)?;
         let exit = Exit {
             code,
             signal,
-            oom_killed: self.cgroup.oom_kills() > 0,
+            oom_killed: self.cgroup.oom_kills() > self.oom_kills_before,
             finished_at: Timestamp::now(),
         };
-        if let Err(error) = self.container.delete(true) {
-            tracing::warn!(error = chain(&error), "container not deleted whole");
-        }
-        if let Err(error) = self.cgroup.remove() {
-            tracing::warn!(error = error_text(&error), "cgroup not removed");
-        }
         disk::write_json(&directory.exit(), &exit)?;
         Ok(())
     }
