@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ipnetwork::IpNetwork;
-use netlink::{AbsentIsFine, Address, Event, Events, Group, Kernel, LinkChange, Netlink};
+use netlink::{AbsentIsFine, Address, Event, Events, Group, Kernel, LinkChange, Netlink, Scope};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor::Part;
@@ -65,8 +65,11 @@ fn ensure(kernel: &mut impl Kernel, wanted: IpAddr) -> anyhow::Result<bool> {
     if there.iter().any(|address| address.network.ip() == wanted) {
         return Ok(!lo.up);
     }
+    // Valid on this host only: as a global address it would be what masqueraded packets to the node's own pods come
+    // from (`inet_select_addr` takes the first global one where the device has none).
     kernel.add_address(&Address {
         no_dad: true,
+        scope: Scope::Host,
         ..Address::global(lo.index, IpNetwork::from(wanted))
     })?;
     Ok(true)
