@@ -195,12 +195,12 @@ fn hostname_behind(address: &str) -> anyhow::Result<String> {
 }
 
 fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
-    let before = translated_connects("node-2")?;
+    // The agent looks at the hook's counters every ten seconds.
+    let before = wait::until("the counter of connects", SOON, || translated_connects("node-2"));
     cluster.run(&["delete", "pod", "client-node-2", "--wait=true"])?;
     cluster.apply(&example("clients.yaml")?)?;
     let phase = ["get", "pod", "client-node-2", "-o", "jsonpath={.status.phase}"];
     cluster.await_output(&phase, "Succeeded", LATER);
-    // The agent looks at the hook's counters every ten seconds.
     let now = || translated_connects("node-2").unwrap_or_default();
     wait::until_value("24 connects of a pod translated", SOON, now, |after| {
         *after >= before + 24
