@@ -52,9 +52,60 @@ impl Drop for Directory {
     }
 }
 
+/// What the leases are kept in; ends when it is dropped.
+enum Server {
+    Etcd {
+        _process: Process,
+    },
+    Store {
+        shutdown: CancellationToken,
+        thread: Option<JoinHandle<()>>,
+    },
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Self::Store { shutdown, thread } = self {
+            shutdown.cancel();
+            let _ = thread.take().map(JoinHandle::join); // its panic was told when it happened
+        }
+    }
+}
+
+/// A certificate authority, a server's and a client's certificate.
+struct Pki(PathBuf);
+
+impl Pki {
+    fn new(directory: &Path) -> Self {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let pki = Self(directory.to_owned());
+        let write = |name: &str, text: String| std::fs::write(pki.path(name), text).expect("write");
+        let ca_key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new([]).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        write("ca.crt", params.self_signed(&ca_key).expect("sign").pem());
+        let issuer = Issuer::new(params, ca_key);
+        for (name, subject) in [("server", "172.30.9.1"), ("client", "node")] {
+            let key = KeyPair::generate().expect("key");
+            let params = CertificateParams::new([subject.to_owned()]).expect("parameters");
+            write(
+                &format!("{name}.crt"),
+                params.signed_by(&key, &issuer).expect("sign").pem(),
+            );
+            write(&format!("{name}.key"), key.serialize_pem());
+        }
+        pki
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
 /// A LAN, its etcd, and what tests do to them. Fields are dropped in this order: processes before namespaces.
 pub struct Cluster {
-    etcd: Mutex<Option<Process>>,
+    etcd: Mutex<Option<Server>>,
+    pki: Option<Pki>,
     pub lan: Lan,
     pub directory: Directory,
     program: PathBuf,
@@ -77,6 +128,7 @@ impl Cluster {
         let lan = Lan::new(label, "172.30.9.0/24".parse().expect("network"), hosts).expect("build a LAN");
         let cluster = Self {
             etcd: Mutex::new(None),
+            pki: None,
             lan,
             directory,
             program,
@@ -110,11 +162,63 @@ impl Cluster {
             .arg(format!("{data}=http://127.0.0.1:2380"));
         let mut process = Process::spawn(&place, &mut etcd).expect("start etcd");
         process.await_line("ready to serve client requests", SOON);
-        *self.etcd.lock().expect("no panic") = Some(process);
+        *self.etcd.lock().expect("no panic") = Some(Server::Etcd { _process: process });
+    }
+
+    /// A LAN whose etcd is the bundled store, with mutual TLS.
+    pub fn bundled(label: &str, hosts: u32) -> Option<Self> {
+        if !tests::privileged(&format!("overlay {label}")) {
+            return None;
+        }
+        let directory = Directory::new(label);
+        let lan = Lan::new(label, "172.30.9.0/24".parse().expect("network"), hosts).expect("build a LAN");
+        let pki = Some(Pki::new(&directory.0));
+        let cluster = Self {
+            etcd: Mutex::new(None),
+            pki,
+            lan,
+            directory,
+            program: PathBuf::new(),
+        };
+        cluster.start_store();
+        Some(cluster)
+    }
+
+    pub fn start_store(&self) {
+        let pki = self.pki.as_ref().expect("the bundled store has certificates");
+        let mut config = store::Config::new(
+            self.directory.0.join("store"),
+            vec!["172.30.9.1:2379".parse().expect("address")],
+        );
+        config.tls = Some(store::TlsFiles {
+            cert: pki.path("server.crt"),
+            key: pki.path("server.key"),
+            client_ca: pki.path("ca.crt"),
+        });
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        let thread = spawn_in(&self.lan.switch, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime");
+            runtime
+                .block_on(store::serve(config, stop))
+                .expect("the store runs to its shutdown");
+        });
+        *self.etcd.lock().expect("no panic") = Some(Server::Store {
+            shutdown,
+            thread: Some(thread),
+        });
     }
 
     pub fn stop_etcd(&self) {
         *self.etcd.lock().expect("no panic") = None;
+    }
+
+    fn endpoint(&self) -> String {
+        let scheme = if self.pki.is_some() { "https" } else { "http" };
+        format!("{scheme}://172.30.9.1:2379")
     }
 
     pub fn etcdctl(&self, arguments: &[&str]) -> String {
@@ -148,11 +252,11 @@ impl Cluster {
         let config = Config {
             node: name.into(),
             etcd: Etcd {
-                endpoints: vec!["http://172.30.9.1:2379".to_owned()],
+                endpoints: vec![self.endpoint()],
                 prefix: "/coreos.com/network".to_owned(),
-                ca: None,
-                cert: None,
-                key: None,
+                ca: self.pki.as_ref().map(|pki| pki.path("ca.crt")),
+                cert: self.pki.as_ref().map(|pki| pki.path("client.crt")),
+                key: self.pki.as_ref().map(|pki| pki.path("client.key")),
             },
             interface: Some("eth0".to_owned()),
             public_ip: None,

@@ -323,4 +323,29 @@ mod privileged {
         assert_eq!(source.ip().to_string(), "172.30.9.11");
         assert!(talk(&pods[1], &pods[0]).is_ok());
     }
+
+    #[test]
+    fn the_bundled_store_serves_the_overlay_by_mutual_tls_and_may_restart() {
+        let Some(cluster) = Cluster::bundled("store", 2) else {
+            return;
+        };
+        let nodes = [cluster.node(0), cluster.node(1)];
+        for node in &nodes {
+            node.await_others(1);
+        }
+        let pods = [nodes[0].add_pod("a"), nodes[1].add_pod("b")];
+        await_talk(&pods[0], &pods[1]);
+        cluster.stop_etcd();
+        nodes[0].await_status("trouble is told", |status| {
+            status.ready && !status.problems.is_empty()
+        });
+        assert!(
+            talk(&pods[1], &pods[0]).is_ok(),
+            "traffic does not need the store"
+        );
+        cluster.start_store();
+        for node in &nodes {
+            node.await_others(1);
+        }
+    }
 }
