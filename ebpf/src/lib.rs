@@ -1,8 +1,8 @@
 //! The host side of the BPF programs: load, attach, pin, and typed access to their maps.
 //!
 //! Tour:
-//! - [`SocketHook`] is the programs at `connect()` and its relatives with their maps: [`SocketHook::open`] reuses what an earlier process
-//!   pinned, so that the death of its owner changes nothing for traffic.
+//! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
+//!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
