@@ -4,12 +4,15 @@
 //! Three answers differ from CoreDNS on purpose, because its NXDOMAIN there denies names that exist (RFC 8020 §2,
 //! RFC 2308 §2): `_tcp.service` above its ports, `namespace.svc TXT` in an empty namespace, `dns-version A`.
 
+mod records;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::answer::{Owner, Section, Writer, code_only, join, owner_at, put_soa};
+use crate::answer::{Writer, code_only, join};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
+use crate::zone::grammar::{protocol, reversed_address};
 use crate::zone::service::address_of_pod_label;
 use crate::zone::{Asked, Endpoint, EndpointNames, Kind, PortName, ServiceRecords, Table};
 
@@ -101,13 +104,6 @@ enum Found<'t> {
     Alias(&'t Name),
     /// An address that leads to these names.
     Pointer(Vec<Vec<u8>>),
-}
-
-/// One SRV record to be.
-struct Target<'t> {
-    endpoint: Option<&'t Endpoint>,
-    address: IpAddr,
-    port: u16,
 }
 
 /// One answer in the making.
@@ -232,7 +228,7 @@ where
         if !endpoints.is_empty() {
             return Found::Endpoints(endpoints, None);
         }
-        let protocol = crate::zone::grammar::protocol(label);
+        let protocol = protocol(label);
         empty_if(protocol.is_some_and(|protocol| records.has_named_port(protocol)))
     }
 
@@ -288,195 +284,6 @@ where
         }
         Verdict::Answered
     }
-
-    fn records(&self, found: &Found<'t>, writer: &mut Writer<'_, '_>) {
-        let ttl = self.options.ttl;
-        match (found, self.query.qtype) {
-            (Found::Service(records), rtype::A) => writer.cells(&records.a, self.shape.rotation, ttl),
-            (Found::Service(records), rtype::AAAA) => writer.cells(&records.aaaa, self.shape.rotation, ttl),
-            (Found::Service(records), rtype::SRV) => self.srv(writer, service_targets(records)),
-            (Found::ServicePort(addresses, _), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, addresses.iter().copied());
-            }
-            (Found::ServicePort(addresses, ports), rtype::SRV) => {
-                self.srv(writer, own_targets(addresses, ports.iter().copied()));
-            }
-            (Found::Endpoints(endpoints, _), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, endpoints.iter().map(|endpoint| endpoint.address));
-            }
-            (Found::Endpoints(endpoints, port), rtype::SRV) => {
-                let targets = endpoints
-                    .iter()
-                    .flat_map(|endpoint| endpoint_targets(endpoint, *port));
-                self.srv(writer, targets.collect());
-            }
-            (Found::Pod(address), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, std::iter::once(*address));
-            }
-            (Found::Alias(target), rtype::CNAME) => {
-                writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
-            }
-            (Found::Pointer(names), rtype::PTR) => {
-                for name in names {
-                    writer.name(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, name);
-                }
-            }
-            (Found::Version, rtype::TXT) => {
-                let put = |out: &mut Vec<u8>| out.extend_from_slice(SCHEMA_VERSION);
-                writer.record(
-                    Section::Answer,
-                    Owner::QUESTION,
-                    rtype::TXT,
-                    SCHEMA_VERSION_TTL,
-                    put,
-                );
-            }
-            (Found::Apex, rtype::SOA) => self.soa(writer, Section::Answer),
-            (Found::Apex, rtype::NS) => self.name_servers(writer),
-            (Found::NameServer, rtype::A | rtype::AAAA) => {
-                self.addresses(writer, self.reachable_addresses());
-            }
-            _ => {}
-        }
-    }
-
-    /// Addresses of the family asked for, each once, rotated.
-    fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr>) {
-        let wants_v4 = self.query.qtype == rtype::A;
-        let mut addresses: Vec<IpAddr> = addresses
-            .filter(|address| address.is_ipv4() == wants_v4)
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let count = addresses.len().max(1);
-        addresses.rotate_left(self.shape.rotation % count);
-        for address in addresses {
-            writer.address(Section::Answer, Owner::QUESTION, address, self.options.ttl);
-        }
-    }
-
-    /// SRV records of equal weight and, as far as there is room, their targets' addresses. A target is written out:
-    /// RFC 2782 forbids compressing it. Weight is 100 divided by address and port pairs, as in CoreDNS.
-    fn srv(&self, writer: &mut Writer<'_, '_>, mut targets: Vec<Target<'t>>) {
-        let weight = (100 / targets.len().max(1)).max(1) as u16;
-        let count = targets.len().max(1);
-        targets.rotate_left(self.shape.rotation % count);
-        let names: Vec<Vec<u8>> = targets.iter().map(|target| self.target_name(target)).collect();
-        let mut seen: Vec<(&[u8], u16)> = Vec::new();
-        let mut places: Vec<(&[u8], usize)> = Vec::new();
-        for (target, name) in targets.iter().zip(&names) {
-            if seen.contains(&(name, target.port)) {
-                continue;
-            }
-            seen.push((name, target.port));
-            let fits = writer.record(
-                Section::Answer,
-                Owner::QUESTION,
-                rtype::SRV,
-                self.options.ttl,
-                |out| {
-                    for word in [0, weight, target.port] {
-                        out.extend_from_slice(&word.to_be_bytes());
-                    }
-                    out.extend_from_slice(name);
-                },
-            );
-            if !fits {
-                return;
-            }
-            places.push((name, writer.position() - name.len()));
-        }
-        let mut added: Vec<(&[u8], IpAddr)> = Vec::new();
-        for (target, name) in targets.iter().zip(&names) {
-            let place = places.iter().find(|(known, _)| known == name);
-            if let (Some((_, at)), false) = (place, added.contains(&(name, target.address))) {
-                added.push((name, target.address));
-                writer.address(
-                    Section::Additional,
-                    owner_at(*at, name),
-                    target.address,
-                    self.options.ttl,
-                );
-            }
-        }
-    }
-
-    /// `service.namespace.svc.ZONE`, with the endpoint's label in front where there is one. The zone's labels in front
-    /// of the question are the Service's: `_port._protocol` and endpoints' labels are cut off.
-    fn target_name(&self, target: &Target<'_>) -> Vec<u8> {
-        let service = self.query.suffix(self.before - 3);
-        let mut name = Vec::with_capacity(service.len() + 20);
-        if let Some(endpoint) = target.endpoint {
-            let label = endpoint.label(self.options.endpoint_names);
-            name.push(label.len() as u8);
-            name.extend_from_slice(&label);
-        }
-        name.extend_from_slice(service);
-        name
-    }
-
-    fn name_servers(&self, writer: &mut Writer<'_, '_>) {
-        let zone = Name::from_lower_wire(self.query.suffix(self.before));
-        let mut servers: Vec<(Vec<u8>, Vec<IpAddr>)> = Vec::new();
-        for address in self.reachable_addresses() {
-            for owner in self.table.reversed(address, self.options.endpoint_names) {
-                let name = join(&[owner.service, owner.namespace, b"svc"], &zone);
-                let known = servers.iter().position(|(known, _)| *known == name);
-                match known.and_then(|index| servers.get_mut(index)) {
-                    Some((_, addresses)) => addresses.push(address),
-                    None => servers.push((name, vec![address])),
-                }
-            }
-        }
-        if servers.is_empty() {
-            servers.push((
-                join(&[b"ns", b"dns"], &zone),
-                self.reachable_addresses().collect(),
-            ));
-        }
-        for (name, _) in &servers {
-            writer.name(
-                Section::Answer,
-                Owner::QUESTION,
-                rtype::NS,
-                self.options.ttl,
-                name,
-            );
-        }
-        for (name, addresses) in &servers {
-            for address in addresses {
-                writer.address(
-                    Section::Additional,
-                    Owner::Literal(name),
-                    *address,
-                    self.options.ttl,
-                );
-            }
-        }
-    }
-
-    fn reachable_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.table.local_addresses.iter().copied()
-    }
-
-    fn negative(&self, code: u16, out: &mut Vec<u8>) {
-        let mut writer = Writer::start(out, self.query, self.shape.limit);
-        self.soa(&mut writer, Section::Authority);
-        writer.finish(code, true);
-    }
-
-    fn soa(&self, writer: &mut Writer<'_, '_>, section: Section) {
-        let ttl = self.options.ttl;
-        let zone_at = self.query.packet_offset(self.before);
-        put_soa(
-            writer,
-            section,
-            zone_at,
-            self.table.serial,
-            ttl.min(MAX_NEGATIVE_TTL),
-            ttl,
-        );
-    }
 }
 
 fn empty_if<'t>(exists: bool) -> Found<'t> {
@@ -508,79 +315,6 @@ fn find_port<'t>(records: &'t ServiceRecords, port: PortName<'t>) -> Found<'t> {
             }
         }
         Kind::Alias(_) | Kind::Nothing => Found::Missing,
-    }
-}
-
-/// SRV on a Service's own name: every port of it, named or not.
-fn service_targets(records: &ServiceRecords) -> Vec<Target<'_>> {
-    match &records.kind {
-        Kind::ClusterIp(addresses) => own_targets(addresses, records.ports.iter().map(|port| port.number)),
-        _ => records
-            .endpoints
-            .iter()
-            .flat_map(|endpoint| endpoint_targets(endpoint, None))
-            .collect(),
-    }
-}
-
-fn own_targets<'t>(addresses: &[IpAddr], ports: impl Iterator<Item = u16>) -> Vec<Target<'t>> {
-    let pairs = ports.flat_map(|port| addresses.iter().map(move |address| (port, *address)));
-    pairs
-        .map(|(port, address)| Target {
-            endpoint: None,
-            address,
-            port,
-        })
-        .collect()
-}
-
-fn endpoint_targets<'t>(
-    endpoint: &'t Endpoint,
-    port: Option<PortName<'t>>,
-) -> impl Iterator<Item = Target<'t>> {
-    let wanted = move |own: &&crate::zone::Port| port.is_none_or(|port| own.is(port.name, port.protocol));
-    let ports = endpoint.ports.iter().filter(wanted);
-    ports.map(|own| Target {
-        endpoint: Some(endpoint),
-        address: endpoint.address,
-        port: own.number,
-    })
-}
-
-/// The address that a name in `in-addr.arpa` or `ip6.arpa` spells in full.
-fn reversed_address(query: &Query<'_>) -> Option<IpAddr> {
-    let labels = query.label_count();
-    match labels.checked_sub(2).map(|zone| query.suffix(zone))? {
-        b"\x07in-addr\x04arpa\0" if labels == 6 => {
-            let mut octets = [0u8; 4];
-            for (index, octet) in octets.iter_mut().enumerate() {
-                *octet = plain_number(query.label(3 - index))?;
-            }
-            Some(IpAddr::from(octets))
-        }
-        b"\x03ip6\x04arpa\0" if labels == 34 => {
-            let mut octets = [0u8; 16];
-            for (index, octet) in octets.iter_mut().enumerate() {
-                *octet = nibble(query.label(31 - 2 * index))? << 4 | nibble(query.label(30 - 2 * index))?;
-            }
-            Some(IpAddr::from(octets))
-        }
-        _ => None,
-    }
-}
-
-/// A decimal octet without leading zeros.
-fn plain_number(label: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(label).ok()?;
-    text.parse::<u8>()
-        .ok()
-        .filter(|number| number.to_string() == text)
-}
-
-fn nibble(label: &[u8]) -> Option<u8> {
-    match label {
-        [digit] => char::from(*digit).to_digit(16).map(|digit| digit as u8),
-        _ => None,
     }
 }
 

@@ -120,46 +120,33 @@ impl Bound {
     /// When a thread cannot be started.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let addresses = self.addresses();
-        let ended = CancellationToken::new();
+        let (lameduck, ended) = (self.lameduck, CancellationToken::new());
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         let (waiting, queue) = mpsc::channel(WAITING);
         tasks.spawn(udp::answer_waiting(queue, self.state.registry.shard()));
         let mut threads = Vec::new();
         for listening in self.listeners {
-            let shard = self.state.registry.shard();
-            tasks.spawn(tcp::serve(
-                listening.tcp,
-                Arc::clone(&listening.server),
-                shard,
-                ended.clone(),
-            ));
-            for (index, socket) in listening.udp.into_iter().enumerate() {
-                let worker = Worker::new(self.state.registry.shard());
-                let is_wildcard = listening.address.ip().is_unspecified();
-                let server = Arc::clone(&listening.server);
-                let thread = udp::Listener::new(
-                    socket,
-                    server,
-                    worker,
-                    waiting.clone(),
-                    Arc::clone(&stop),
-                    is_wildcard,
-                )
-                .map_err(|errno| ServeError::new(listening.address, "udp", errno))?;
-                threads.push(start_thread(index, thread)?);
-            }
+            let (server, shard) = (Arc::clone(&listening.server), self.state.registry.shard());
+            tasks.spawn(tcp::serve(listening.tcp, server, shard, ended.clone()));
+            let worker = || Worker::new(self.state.registry.shard());
+            let started = start_threads(
+                listening.address,
+                listening.udp,
+                &listening.server,
+                worker,
+                &waiting,
+                &stop,
+            )?;
+            threads.extend(started);
         }
         drop(waiting);
         for (listener, endpoints) in self.endpoints {
-            let router = http::router(endpoints, &self.state);
-            let served =
-                axum::serve(listener, router).with_graceful_shutdown(ended.clone().cancelled_owned());
-            tasks.spawn(async move {
-                if let Err(error) = served.await {
-                    tracing::error!(%error, "http endpoint ended");
-                }
-            });
+            tasks.spawn(serve_http(
+                listener,
+                http::router(endpoints, &self.state),
+                ended.clone(),
+            ));
         }
         for follower in self.followers {
             tasks.spawn(follower.run(ended.clone()));
@@ -175,12 +162,9 @@ impl Bound {
         }
         tracing::info!(?addresses, "serving");
         shutdown.cancelled().await;
-        if !self.lameduck.is_zero() {
-            tracing::info!(
-                seconds = self.lameduck.as_secs_f64(),
-                "going on for the lameduck time"
-            );
-            tokio::time::sleep(self.lameduck).await;
+        if !lameduck.is_zero() {
+            tracing::info!(seconds = lameduck.as_secs_f64(), "going on for the lameduck time");
+            tokio::time::sleep(lameduck).await;
         }
         stop.store(true, Ordering::Relaxed);
         ended.cancel();
@@ -334,11 +318,36 @@ fn endpoints(corefile: &Corefile) -> BTreeMap<SocketAddr, Endpoints> {
     endpoints
 }
 
-fn start_thread(index: usize, listener: udp::Listener) -> Result<JoinHandle<()>, Error> {
-    let thread = std::thread::Builder::new().name(format!("dns-udp-{index}"));
-    thread
-        .spawn(move || listener.run())
-        .map_err(|source| Error::Thread { source })
+/// One thread for each socket of an address.
+fn start_threads(
+    address: SocketAddr,
+    sockets: Vec<OwnedFd>,
+    server: &Arc<Server>,
+    worker: impl Fn() -> Worker,
+    waiting: &mpsc::Sender<udp::Waiting>,
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<JoinHandle<()>>, Error> {
+    let is_wildcard = address.ip().is_unspecified();
+    let mut threads = Vec::new();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        let (server, waiting, stop) = (Arc::clone(server), waiting.clone(), Arc::clone(stop));
+        let listener = udp::Listener::new(socket, server, worker(), waiting, stop, is_wildcard)
+            .map_err(|errno| ServeError::new(address, "udp", errno))?;
+        let thread = std::thread::Builder::new().name(format!("dns-udp-{index}"));
+        threads.push(
+            thread
+                .spawn(move || listener.run())
+                .map_err(|source| Error::Thread { source })?,
+        );
+    }
+    Ok(threads)
+}
+
+async fn serve_http(listener: TcpListener, router: axum::Router, ended: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "http endpoint ended");
+    }
 }
 
 async fn join_all(threads: Vec<JoinHandle<()>>, mut tasks: JoinSet<()>) {

@@ -2,6 +2,8 @@
 //!
 //! Right to left behind the zone: `svc` or `pod`, namespace, service, then nothing, an endpoint, or protocol and port.
 
+use std::net::IpAddr;
+
 use model::Protocol;
 
 use crate::question::Query;
@@ -135,4 +137,42 @@ pub fn protocol(label: &[u8]) -> Option<Protocol> {
 
 fn without_underscore(label: &[u8]) -> &[u8] {
     label.strip_prefix(b"_").unwrap_or(label)
+}
+
+/// The address that a name in `in-addr.arpa` or `ip6.arpa` spells in full.
+#[must_use]
+pub fn reversed_address(query: &Query<'_>) -> Option<IpAddr> {
+    let labels = query.label_count();
+    match labels.checked_sub(2).map(|zone| query.suffix(zone))? {
+        b"\x07in-addr\x04arpa\0" if labels == 6 => {
+            let mut octets = [0u8; 4];
+            for (index, octet) in octets.iter_mut().enumerate() {
+                *octet = plain_number(query.label(3 - index))?;
+            }
+            Some(IpAddr::from(octets))
+        }
+        b"\x03ip6\x04arpa\0" if labels == 34 => {
+            let mut octets = [0u8; 16];
+            for (index, octet) in octets.iter_mut().enumerate() {
+                *octet = nibble(query.label(31 - 2 * index))? << 4 | nibble(query.label(30 - 2 * index))?;
+            }
+            Some(IpAddr::from(octets))
+        }
+        _ => None,
+    }
+}
+
+/// A decimal octet without leading zeros.
+fn plain_number(label: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(label).ok()?;
+    text.parse::<u8>()
+        .ok()
+        .filter(|number| number.to_string() == text)
+}
+
+fn nibble(label: &[u8]) -> Option<u8> {
+    match label {
+        [digit] => char::from(*digit).to_digit(16).map(|digit| digit as u8),
+        _ => None,
+    }
 }
