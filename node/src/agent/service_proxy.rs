@@ -204,7 +204,8 @@ fn audited(report: &AuditReport, progress: &ProxyProgress) -> Option<String> {
     let repaired = report.repaired.len() as u64 + report.writes;
     progress.repairs.fetch_add(repaired, Ordering::Relaxed);
     if repaired > 0 {
-        tracing::warn!(structure = ?report.repaired, writes = report.writes, "somebody changed what the proxy programmed, repaired");
+        let AuditReport { repaired, writes, .. } = report;
+        tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
     }
     report.failures.first().map(|(service, error)| match service {
         Some(service) => format!("repair {service}: {}", error.with_causes()),

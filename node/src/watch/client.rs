@@ -11,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
-use super::pace::Pace;
+use super::requests::{Accepted, WatchRequests};
 
 /// A server that is gone without a word is noticed after 10 + 3 × 3 seconds. kube-rs alone would wait for the watch
 /// to time out, 295 seconds.
@@ -66,14 +66,14 @@ pub enum ConnectError {
 }
 
 impl ApiSource {
-    /// Reads the credentials and makes a client. Nothing is sent yet.
+    /// Reads the credentials and makes a client, which tells the path of each watch that is accepted.
     ///
     /// # Errors
     /// [`ConnectError`] when the credentials cannot be used.
-    pub async fn client(&self) -> Result<Client, ConnectError> {
+    pub(super) async fn client(&self, accepted: Accepted) -> Result<Client, ConnectError> {
         let mut config = self.credentials().await?;
         self.replace_server(&mut config)?;
-        client(&config).map_err(ConnectError::Tls)
+        client(&config, accepted).map_err(ConnectError::Tls)
     }
 
     /// When the kubeconfig was written last. A change means that credentials were rotated.
@@ -127,7 +127,7 @@ impl ApiSource {
     }
 }
 
-fn client(config: &Config) -> kube::Result<Client> {
+fn client(config: &Config, accepted: Accepted) -> kube::Result<Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -142,7 +142,7 @@ fn client(config: &Config) -> kube::Result<Client> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Pace::new(http));
+        .service(WatchRequests::new(http, accepted));
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 

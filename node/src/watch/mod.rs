@@ -4,7 +4,8 @@
 //! API ─ list, watch ─► stream::watch_kind (one per kind) ─ Observed ─► owner ─ Arc<Snapshot> ─► proxy, DNS feed, …
 //! ```
 //!
-//! - [`client`]: credentials and a connection that notices a server gone silent; [`pace`]: how often it is asked.
+//! - [`client`]: credentials and a connection that notices a server gone silent;
+//!   [`requests`]: how often it is asked, and that it answers.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
 //!   [`endpoint_slice`] and [`node`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
@@ -20,7 +21,7 @@ mod faults;
 mod node;
 mod object;
 mod owner;
-mod pace;
+mod requests;
 mod service;
 mod status;
 mod stream;
@@ -72,9 +73,13 @@ pub async fn run(
 
 async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, status: Status) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let accepted: requests::Accepted = {
+        let status = status.clone();
+        Arc::new(move |path| status.accepted(path))
+    };
     loop {
         let written = source.written();
-        match source.client().await {
+        match source.client(accepted.clone()).await {
             Ok(client) => {
                 let rotated = {
                     let source = source.clone();

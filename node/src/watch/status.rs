@@ -67,6 +67,18 @@ impl Status {
         self.lock().kinds.entry(kind).or_default().lists += 1;
     }
 
+    /// The server accepted a watch on the collection at this path.
+    pub(super) fn accepted(&self, path: &str) {
+        let kind = match path.rsplit('/').next() {
+            Some("services") => Kind::Service,
+            Some("endpointslices") => Kind::EndpointSlice,
+            Some("nodes") => Kind::Node,
+            Some("namespaces") => Kind::Namespace,
+            _ => return,
+        };
+        self.heard(kind);
+    }
+
     pub(super) fn heard(&self, kind: Kind) {
         let failed = {
             let mut inner = self.lock();

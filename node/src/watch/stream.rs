@@ -114,6 +114,7 @@ async fn follow<K: Watchable + Clone + Debug>(
     let mut events = pin!(watcher(api, config));
     let mut listing = true;
     let mut last_list: Option<Instant> = None;
+    let mut last_error: Option<Instant> = None;
     loop {
         let next = if listing && strategy == Strategy::Streaming {
             match tokio::time::timeout(STREAMING_SILENCE, events.next()).await {
@@ -144,6 +145,11 @@ async fn follow<K: Watchable + Clone + Debug>(
             }
             Some(Err(error)) => {
                 status.failed(K::KIND, &error);
+                // A watch that goes on again after an error may say nothing for long.
+                if last_error.is_some_and(|last| last.elapsed() > 2 * LONGEST_DELAY) {
+                    backoff.reset();
+                }
+                last_error = Some(Instant::now());
                 match Verdict::of(&error) {
                     Verdict::NoStreaming if listing && strategy == Strategy::Streaming => {
                         return Follow::NoStreaming;

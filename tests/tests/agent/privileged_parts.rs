@@ -5,9 +5,11 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use tests::fake_api::FakeApi;
 use tests::wait;
 
 use crate::node::Node;
@@ -177,5 +179,65 @@ fn a_node_that_is_going_away_is_unhealthy_for_load_balancers_only() -> anyhow::R
     }));
     answers("/healthz", "503");
     answers("/livez", "200");
+    Ok(())
+}
+
+/// An API server on another host, whose packets vanish: no reset tells that the connection is dead.
+#[test]
+fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Result<()> {
+    if !tests::privileged("an API server that falls silent is noticed within 20 seconds") {
+        return Ok(());
+    }
+    let node = Node::new("silent")?;
+    let api = FakeApi::start_on(node.lan.switch.run(|| TcpListener::bind("172.30.8.1:0"))??)?;
+    api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
+    api.write_kubeconfig(&node.directory.0.join("kubeconfig"))?;
+    let _agent = node.agent(&node.configure(json!({})));
+    let failing = |count: usize| {
+        let start = Instant::now();
+        wait::until_value(
+            "watches fail, or work",
+            Duration::from_secs(40),
+            || node.metrics().unwrap_or_default(),
+            |page| {
+                let values = page
+                    .lines()
+                    .filter(|line| line.starts_with("causeway_watch_failing{"));
+                let values: Vec<_> = values.collect();
+                values.len() == 4 && values.iter().filter(|line| line.ends_with(" 1")).count() == count
+            },
+        );
+        start.elapsed()
+    };
+    failing(0);
+    for rule in [
+        &["add", "table", "inet", "hole"][..],
+        &[
+            "add",
+            "chain",
+            "inet",
+            "hole",
+            "in",
+            "{ type filter hook input priority 0; }",
+        ],
+        &[
+            "add",
+            "rule",
+            "inet",
+            "hole",
+            "in",
+            "ip",
+            "saddr",
+            "172.30.8.1",
+            "drop",
+        ],
+    ] {
+        let output = node.host().command("nft", rule)?;
+        anyhow::ensure!(output.status.success(), "nft {rule:?}: {}", output.stderr);
+    }
+    let noticed = failing(4);
+    assert!(noticed <= Duration::from_secs(20), "noticed after {noticed:?}");
+    node.host().command("nft", &["delete", "table", "inet", "hole"])?;
+    failing(0);
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! A limit to how often one watch is begun.
+//! What kube-rs does not tell or limit of the requests by which watches begin.
 //!
-//! kube-rs begins a watch that ended without an error again at once. A load balancer without a server behind it, or a
+//! A watch that was begun again says nothing until something changes, which may take minutes: that the server
+//! answers is seen here. And kube-rs begins a watch that ended without an error again at once. A load balancer without a server behind it, or a
 //! server that is shutting down, may answer each with 200 and an end: then it would be asked thousands of times a
 //! second.
 
@@ -10,35 +11,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Uri};
+use http::{Request, Response, Uri};
 use kube::client::Body;
 use tower::Service;
 
 /// Between the beginnings of two watches of one kind. The first after a longer one begins at once.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Delays watches that follow each other too fast.
-#[derive(Clone, Debug)]
-pub(super) struct Pace<S> {
+/// Told the path of each watch that the server accepts.
+pub(super) type Accepted = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Delays watches that follow each other too fast, and tells which are accepted.
+#[derive(Clone)]
+pub(super) struct WatchRequests<S> {
     inner: S,
+    accepted: Accepted,
     /// When the latest watch of a path began, or will.
     begun: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
-impl<S> Pace<S> {
-    pub(super) fn new(inner: S) -> Self {
+impl<S> WatchRequests<S> {
+    pub(super) fn new(inner: S, accepted: Accepted) -> Self {
         Self {
             inner,
+            accepted,
             begun: Arc::default(),
         }
     }
 
     /// How long a request has to wait, which is taken to begin then.
     fn delay(&self, uri: &Uri, now: Instant) -> Duration {
-        let is_watch = uri
-            .query()
-            .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
-        if !is_watch {
+        if !is_watch(uri) {
             return Duration::ZERO;
         }
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,9 +52,14 @@ impl<S> Pace<S> {
     }
 }
 
-impl<S> Service<Request<Body>> for Pace<S>
+fn is_watch(uri: &Uri) -> bool {
+    uri.query()
+        .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"))
+}
+
+impl<S, B> Service<Request<Body>> for WatchRequests<S>
 where
-    S: Service<Request<Body>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = S::Response;
@@ -64,12 +72,18 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let delay = self.delay(request.uri(), Instant::now());
+        let watched = is_watch(request.uri()).then(|| request.uri().path().to_owned());
+        let accepted = self.accepted.clone();
         // The one that was polled ready is the one to call; the clone takes its place.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             tokio::time::sleep(delay).await;
-            ready.call(request).await
+            let response = ready.call(request).await?;
+            if let Some(path) = watched.filter(|_| response.status().is_success()) {
+                accepted(&path);
+            }
+            Ok(response)
         })
     }
 }
@@ -80,7 +94,7 @@ mod tests {
 
     #[test]
     fn watches_of_one_path_are_a_second_apart_and_nothing_else_waits() {
-        let pace = Pace::new(());
+        let pace = WatchRequests::new((), Arc::new(|_: &str| {}));
         let start = Instant::now();
         let rows = [
             ("/api/v1/services?watch=true&a=b", 0, 0),
