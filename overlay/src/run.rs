@@ -17,6 +17,9 @@ use crate::follow::{Followed, Follower};
 use crate::pods::PodNetwork;
 use crate::underlay::{self, Found};
 
+/// How often it is looked whether this node still has its address.
+const UNDERLAY_CHECK: Duration = Duration::from_secs(2);
+
 /// How the overlay stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -45,13 +48,35 @@ pub async fn run(
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Some(found) = shutdown
-        .run_until_cancelled(await_underlay(&config, &pods, &status))
-        .await
-    else {
-        return Ok(());
-    };
-    tracing::info!(interface = %found.name, address = %found.public_ip, "underlay found");
+    loop {
+        let underlay = await_underlay(&config, &pods, &status);
+        let Some(found) = shutdown.run_until_cancelled(underlay).await else {
+            return Ok(());
+        };
+        tracing::info!(interface = %found.name, address = %found.public_ip, "underlay found");
+        match serve_on(&found, &config, &pods, &status, &shutdown).await? {
+            Ended::Shutdown => return Ok(()),
+            Ended::OtherUnderlay => {
+                tracing::warn!(address = %found.public_ip, "this node has another address now, starting over with it");
+            }
+        }
+    }
+}
+
+/// Why serving ended.
+enum Ended {
+    Shutdown,
+    OtherUnderlay,
+}
+
+/// Serves while the underlay is as it was found.
+async fn serve_on(
+    found: &Found,
+    config: &Config,
+    pods: &PodNetwork,
+    status: &watch::Sender<Status>,
+    shutdown: &CancellationToken,
+) -> Result<Ended, Error> {
     let settings = Settings {
         interface: Some(found.name.clone()),
         public_ip: Some(found.public_ip),
@@ -63,18 +88,36 @@ pub async fn run(
     };
     let (published, followed) = watch::channel(Followed::default());
     let follower = {
-        let public_ip = found.public_ip;
+        let (config, public_ip) = (config.clone(), found.public_ip);
         blocking(move || Follower::new(config, public_ip, published)).await?
     };
-    let serving = serve(&engine, followed, &pods, &status);
     let ended = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        () = follower.run() => Ok(()),
-        ended = serving => ended,
+        () = shutdown.cancelled() => Ok(Ended::Shutdown),
+        () = follower.run() => Ok(Ended::Shutdown),
+        () = await_other_underlay(config, found) => Ok(Ended::OtherUnderlay),
+        ended = serve(&engine, followed, pods, status) => ended.map(|()| Ended::Shutdown),
     };
     // Ending the threads waits for a pass that is under way.
     blocking(move || drop(engine)).await?;
     ended
+}
+
+/// Returns when the others should send to another address than the one found. A device or an address that is only
+/// gone, not replaced, is waited for.
+async fn await_other_underlay(config: &Config, found: &Found) {
+    loop {
+        tokio::time::sleep(UNDERLAY_CHECK).await;
+        if let Ok(now) = find_underlay(config).await
+            && (&now.name, now.public_ip) != (&found.name, found.public_ip)
+        {
+            return;
+        }
+    }
+}
+
+async fn find_underlay(config: &Config) -> Result<Found, Error> {
+    let (interface, public_ip) = (config.interface.clone(), config.public_ip);
+    blocking(move || underlay::find(&mut Netlink::open()?, interface.as_deref(), public_ip)).await?
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
@@ -86,9 +129,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Waits for the device that the others send to.
 async fn await_underlay(config: &Config, pods: &PodNetwork, status: &watch::Sender<Status>) -> Found {
     loop {
-        let (interface, public_ip) = (config.interface.clone(), config.public_ip);
-        let find = move || underlay::find(&mut Netlink::open()?, interface.as_deref(), public_ip);
-        match blocking(find).await.and_then(|found| found) {
+        match find_underlay(config).await {
             Ok(found) => return found,
             Err(error) => {
                 let problem = with_causes(&error);

@@ -348,4 +348,34 @@ mod privileged {
             node.await_others(1);
         }
     }
+
+    #[test]
+    fn a_node_that_gets_another_address_keeps_its_subnet_and_its_pods_talk_again() {
+        let Some(cluster) = Cluster::new("address", 2) else {
+            return;
+        };
+        let nodes = [cluster.node(0), cluster.node(1)];
+        let before = nodes[1].await_others(1).lease.expect("a lease");
+        nodes[0].await_others(1);
+        let pods = [nodes[0].add_pod("a"), nodes[1].add_pod("b")];
+        await_talk(&pods[0], &pods[1]);
+        let output = nodes[1]
+            .host
+            .command("ip", &["addr", "del", "172.30.9.12/24", "dev", "eth0"])
+            .expect("run ip");
+        assert!(output.status.success(), "{output:?}");
+        nodes[1]
+            .host
+            .add_address("eth0", "172.30.9.77/24".parse().expect("network"))
+            .expect("add");
+        let after = nodes[1].await_status("the lease has the new address", |status| {
+            status
+                .lease
+                .as_ref()
+                .is_some_and(|lease| lease.public_ip.to_string() == "172.30.9.77")
+        });
+        assert_eq!(after.lease.expect("a lease").subnet, before.subnet);
+        await_talk(&pods[0], &pods[1]);
+        await_talk(&pods[1], &pods[0]);
+    }
 }
