@@ -66,105 +66,122 @@ pub(super) async fn watch_kind<K: Watchable + Clone + Debug>(
     observed: mpsc::Sender<Observed>,
     status: Status,
     credentials_changed: impl Fn() -> bool,
-) -> Ended
-where
-    Watched<K>: kube::Resource<DynamicType = ()>,
-{
-    let mut strategy = Strategy::Streaming;
-    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+) -> Ended {
+    let mut follower = Follower {
+        observed,
+        status,
+        credentials_changed,
+        strategy: Strategy::Streaming,
+        listing: true,
+        backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
+        last_list: None,
+        last_error: None,
+    };
     loop {
         let api = Api::<Watched<K>>::all(client.clone());
-        match follow(
-            api,
-            strategy,
-            &observed,
-            &status,
-            &mut backoff,
-            &credentials_changed,
-        )
-        .await
-        {
-            Follow::Ended(ended) => return ended,
-            Follow::NoStreaming => {
+        match follower.follow(api).await {
+            Left::Ended(ended) => return ended,
+            Left::NoStreaming => {
                 tracing::info!(kind = ?K::KIND, "server has no streaming lists, listing by pages");
-                strategy = Strategy::Paged;
+                follower.strategy = Strategy::Paged;
             }
         }
     }
 }
 
-/// Why one strategy was left.
-enum Follow {
+/// Why a stream of events was left.
+enum Left {
     NoStreaming,
     Ended(Ended),
 }
 
-async fn follow<K: Watchable + Clone + Debug>(
-    api: Api<Watched<K>>,
+/// Where the watch of one kind stands.
+struct Follower<F> {
+    observed: mpsc::Sender<Observed>,
+    status: Status,
+    credentials_changed: F,
     strategy: Strategy,
-    observed: &mpsc::Sender<Observed>,
-    status: &Status,
-    backoff: &mut Backoff,
-    credentials_changed: &impl Fn() -> bool,
-) -> Follow {
-    let config = match strategy {
-        Strategy::Streaming => watcher::Config::default().streaming_lists(),
-        Strategy::Paged => watcher::Config::default(),
-    };
-    let mut events = pin!(watcher(api, config));
-    let mut listing = true;
-    let mut last_list: Option<Instant> = None;
-    let mut last_error: Option<Instant> = None;
-    loop {
-        let next = if listing && strategy == Strategy::Streaming {
-            match tokio::time::timeout(STREAMING_SILENCE, events.next()).await {
-                Ok(next) => next,
-                Err(_silent) => return Follow::NoStreaming,
-            }
-        } else {
-            events.next().await
+    /// The list that began is not complete.
+    listing: bool,
+    backoff: Backoff,
+    last_list: Option<Instant>,
+    last_error: Option<Instant>,
+}
+
+impl<F: Fn() -> bool> Follower<F> {
+    /// Passes events on until the stream is to be left.
+    async fn follow<K: Watchable + Clone + Debug>(&mut self, api: Api<Watched<K>>) -> Left {
+        let config = match self.strategy {
+            Strategy::Streaming => watcher::Config::default().streaming_lists(),
+            Strategy::Paged => watcher::Config::default(),
         };
-        match next {
-            None => return Follow::Ended(Ended::Closed),
-            Some(Ok(event)) => {
-                if matches!(event, Event::Init) {
-                    listing = true;
-                    status.list_began(K::KIND);
-                    if last_list.is_some_and(|last| last.elapsed() < HASTY_LIST) {
-                        tokio::time::sleep(backoff.next_delay()).await;
-                    }
-                    last_list = Some(Instant::now());
-                } else if !matches!(event, Event::InitApply(_)) {
-                    listing = false;
-                    backoff.reset();
+        let mut events = pin!(watcher(api, config));
+        self.listing = true;
+        loop {
+            let next = if self.listing && self.strategy == Strategy::Streaming {
+                match tokio::time::timeout(STREAMING_SILENCE, events.next()).await {
+                    Ok(next) => next,
+                    Err(_silent) => return Left::NoStreaming,
                 }
-                status.heard(K::KIND);
-                if observed.send(observation(event)).await.is_err() {
-                    return Follow::Ended(Ended::Closed);
-                }
-            }
-            Some(Err(error)) => {
-                status.failed(K::KIND, &error);
-                // A watch that goes on again after an error may say nothing for long.
-                if last_error.is_some_and(|last| last.elapsed() > 2 * LONGEST_DELAY) {
-                    backoff.reset();
-                }
-                last_error = Some(Instant::now());
-                match Verdict::of(&error) {
-                    Verdict::NoStreaming if listing && strategy == Strategy::Streaming => {
-                        return Follow::NoStreaming;
-                    }
-                    Verdict::BadCredentials => return Follow::Ended(Ended::Credentials),
-                    _ if credentials_changed() => return Follow::Ended(Ended::Credentials),
-                    Verdict::TryAgain { not_before } => {
-                        tokio::time::sleep(backoff.next_delay().max(not_before)).await;
-                    }
-                    // Nothing to wait for: the watcher lists again at once.
-                    Verdict::ListAgain => {}
-                    Verdict::NoStreaming => tokio::time::sleep(backoff.next_delay()).await,
-                }
+            } else {
+                events.next().await
+            };
+            let left = match next {
+                None => Some(Left::Ended(Ended::Closed)),
+                Some(Ok(event)) => self.pass_on(event).await,
+                Some(Err(error)) => self.recover(K::KIND, &error).await,
+            };
+            if let Some(left) = left {
+                return left;
             }
         }
+    }
+
+    async fn pass_on<K: Watchable>(&mut self, event: Event<Watched<K>>) -> Option<Left> {
+        match event {
+            Event::Init => {
+                self.listing = true;
+                self.status.list_began(K::KIND);
+                if self.last_list.is_some_and(|last| last.elapsed() < HASTY_LIST) {
+                    tokio::time::sleep(self.backoff.next_delay()).await;
+                }
+                self.last_list = Some(Instant::now());
+            }
+            Event::InitApply(_) => {}
+            Event::InitDone | Event::Apply(_) | Event::Delete(_) => {
+                self.listing = false;
+                self.backoff.reset();
+            }
+        }
+        self.status.heard(K::KIND);
+        let sent = self.observed.send(observation(event)).await;
+        sent.is_err().then_some(Left::Ended(Ended::Closed))
+    }
+
+    /// Does what an error asks for: waits, or leaves the stream.
+    async fn recover(&mut self, kind: Kind, error: &watcher::Error) -> Option<Left> {
+        self.status.failed(kind, error);
+        // A watch that goes on again after an error may say nothing for long.
+        if self
+            .last_error
+            .is_some_and(|last| last.elapsed() > 2 * LONGEST_DELAY)
+        {
+            self.backoff.reset();
+        }
+        self.last_error = Some(Instant::now());
+        let not_before = match Verdict::of(error) {
+            Verdict::NoStreaming if self.listing && self.strategy == Strategy::Streaming => {
+                return Some(Left::NoStreaming);
+            }
+            Verdict::BadCredentials => return Some(Left::Ended(Ended::Credentials)),
+            _ if (self.credentials_changed)() => return Some(Left::Ended(Ended::Credentials)),
+            // Nothing to wait for: the watcher lists again at once.
+            Verdict::ListAgain => return None,
+            Verdict::TryAgain { not_before } => not_before,
+            Verdict::NoStreaming => Duration::ZERO,
+        };
+        tokio::time::sleep(self.backoff.next_delay().max(not_before)).await;
+        None
     }
 }
 
