@@ -35,7 +35,7 @@ if [ -n "${DEMO_ETCD:-}" ]; then
     --initial-advertise-peer-urls http://127.0.0.1:12380 >"$data/log" 2>&1 &
   echo $! >"$data/pid"
   set -- --etcd http://172.30.0.1:12379 "$@"
-  good "$("$etcd" --version | head -1), pid $(cat "$data/pid"), data in $data"
+  good "$("$etcd" --version | head -1), pid $(cat "$data/pid"), data in $data (make down leaves it: kill it after)"
 fi
 
 step "a cluster of $NODES nodes"
@@ -106,7 +106,7 @@ printf '   %s requests, %s failed\n' "$requests" "$failed"
 good "$victim was replaced by $new and no request failed"
 
 step "figures of this run"
-target/debug/figures || true
+"$PWD/target/debug/figures" || true
 
 cat <<DONE
 

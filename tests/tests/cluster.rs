@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     let cluster: &'static Cluster = Box::leak(Box::new(cluster));
     let trials = SCENARIOS.iter().map(|(name, scenario)| {
         Trial::test(*name, move || {
-            scenario(cluster).map_err(|error| Failed::from(format!("{error:?}")))
+            scenario(cluster).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

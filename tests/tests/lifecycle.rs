@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let runnable = tests::privileged("bringing clusters up and down");
     let trials = SCENARIOS.iter().map(|(name, scenario)| {
         Trial::test(*name, move || {
-            scenario().map_err(|error| Failed::from(format!("{error:?}")))
+            scenario().map_err(|error| Failed::from(format!("{error:#}")))
         })
         .with_ignored_flag(!runnable)
     });
@@ -55,10 +55,14 @@ fn kernel_state() -> anyhow::Result<BTreeSet<String>> {
         state.insert(format!("mount {}", line.split(' ').nth(4).unwrap_or_default()));
     }
     for entry in fs::read_dir("/proc")?.flatten() {
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains("causeway") && !command.contains("lifecycle") {
-            state.insert(format!("process {command}"));
+        let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        let name = program
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        // A program's own name, also where a container runs it from its image.
+        if name.starts_with("causeway") || ["testserver", "pause"].contains(&name.as_str()) {
+            state.insert(format!("process {}", entry.file_name().display()));
         }
     }
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {

@@ -1,0 +1,70 @@
+//! The demo as its user runs it: with the built-in store, and with a real etcd. It checks each of its steps itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::cluster::{causeway, everything, programs};
+
+/// There is one cluster on a machine at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Runs the demo, takes the cluster down again, and returns what the demo printed.
+fn run(label: &str, environment: &[(&str, &str)]) -> String {
+    let _machine = MACHINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let state_dir = PathBuf::from(format!("/var/lib/cwt-demo-{}-{label}", std::process::id()));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo.sh");
+    let mut command = Command::new(script);
+    command
+        .env("STATE_DIR", &state_dir)
+        .envs(environment.iter().copied());
+    let output = command.output().expect("the demo can be started");
+    let said = everything(&output);
+    let down = causeway("down", &state_dir, &[]).expect("causeway can be started");
+    if let Some(etcd) = etcd_pid(&said) {
+        kill(etcd, Signal::SIGTERM).expect("the demo's etcd runs");
+    }
+    assert!(output.status.success(), "{said}");
+    assert!(down.status.success(), "{}", everything(&down));
+    said
+}
+
+/// The demo says `pid N` of the etcd that it started.
+fn etcd_pid(said: &str) -> Option<Pid> {
+    let words: Vec<&str> = said
+        .lines()
+        .find(|line| line.contains("etcd Version"))?
+        .split([' ', ','])
+        .collect();
+    let at = words.iter().position(|word| *word == "pid")?;
+    words.get(at + 1)?.parse().ok().map(Pid::from_raw)
+}
+
+#[test]
+fn the_demo_passes_with_the_built_in_store() {
+    if tests::privileged("the demo") {
+        let said = run("store", &[]);
+        assert!(said.contains("no request failed"), "{said}");
+    }
+}
+
+#[test]
+fn the_demo_passes_with_a_real_etcd() {
+    if !tests::privileged("the demo with a real etcd") {
+        return;
+    }
+    let etcd = programs().join("../tools/usr/bin/etcd");
+    let on_path = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("etcd").exists()));
+    if !etcd.exists() && !on_path {
+        tests::skipped(
+            "the demo with a real etcd",
+            "no etcd: ./setup.sh test unpacks one",
+        );
+        return;
+    }
+    let said = run("etcd", &[("DEMO_ETCD", "1")]);
+    assert!(said.contains("--endpoints http://172.30.0.1:12379"), "{said}");
+}
