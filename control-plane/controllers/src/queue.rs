@@ -17,8 +17,8 @@ use crate::Error;
 
 /// First delay after a failure; it doubles with each one that follows.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
-/// No retry waits longer than this.
-const LAST_RETRY: Duration = Duration::from_secs(60);
+/// No retry waits longer than this: after an outage of the API server everything goes on within this time.
+const LAST_RETRY: Duration = Duration::from_secs(10);
 
 /// What names a piece of work.
 pub(crate) trait Key: Clone + Ord + Debug + Send + Sync + 'static {}
@@ -149,7 +149,7 @@ impl<K: Key> Inner<K> {
     }
 }
 
-/// Between half and all of 10 ms, 20 ms, 40 ms … 60 s.
+/// Between half and all of 10 ms, 20 ms, 40 ms … 10 s.
 fn retry_delay(failures: u32) -> Duration {
     let ceiling = FIRST_RETRY
         .saturating_mul(1 << (failures - 1).min(16))
@@ -246,14 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn retries_back_off_to_a_minute_and_are_jittered() {
+    fn retries_back_off_to_ten_seconds_and_are_jittered() {
         for (failures, ceiling_ms) in [
             (1, 10),
             (2, 20),
             (5, 160),
-            (13, 40_960),
-            (14, 60_000),
-            (4_000_000, 60_000),
+            (10, 5_120),
+            (11, 10_000),
+            (4_000_000, 10_000),
         ] {
             let delay = retry_delay(failures);
             let ceiling = Duration::from_millis(ceiling_ms);

@@ -109,7 +109,7 @@ impl<K: Object> Cache<K> {
         }
     }
 
-    /// Follows `api` for ever. A broken watch is resumed with a back-off of 50 ms to 5 s.
+    /// Follows `api` for ever. A broken watch is resumed with a back-off of 50 ms to 1 s.
     pub async fn watch(&self, api: Api<K>, config: watcher::Config) {
         let events = watcher::watcher(api, config);
         pin_mut!(events);
@@ -126,7 +126,10 @@ impl<K: Object> Cache<K> {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "watch failed");
+                    // An outage is told once, not with every attempt.
+                    if failures == 0 {
+                        tracing::warn!(kind = %K::kind(&()), %error, "watch failed, trying again");
+                    }
                     tokio::time::sleep(watch_backoff(failures)).await;
                     failures += 1;
                 }
@@ -320,6 +323,6 @@ impl<K: Object> Cache<K> {
 fn watch_backoff(failures: u32) -> Duration {
     let ceiling = Duration::from_millis(50)
         .saturating_mul(1 << failures.min(10))
-        .min(Duration::from_secs(5));
+        .min(Duration::from_secs(1));
     ceiling.mul_f64(rand::rng().random_range(0.5..1.0))
 }

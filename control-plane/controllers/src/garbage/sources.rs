@@ -119,7 +119,9 @@ async fn watch(context: &Context, shared: &Shared, kind: &Arc<Kind>) {
     let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
     pin_mut!(events);
     let mut listed = BTreeSet::new();
+    let mut is_failing = false;
     while let Some(event) = events.next().await {
+        let was_failing = std::mem::replace(&mut is_failing, event.is_err());
         match event {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(object)) => {
@@ -141,7 +143,10 @@ async fn watch(context: &Context, shared: &Shared, kind: &Arc<Kind>) {
                     .for_each(|node| observe(shared, node));
             }
             Ok(Event::Delete(object)) => object.metadata.uid.iter().for_each(|uid| forget(shared, uid)),
-            Err(error) => tracing::warn!(kind = %kind.full_name(), %error, "metadata watch failed"),
+            Err(_) if was_failing => {}
+            Err(error) => {
+                tracing::warn!(kind = %kind.full_name(), %error, "metadata watch failed, trying again")
+            }
         }
     }
 }
