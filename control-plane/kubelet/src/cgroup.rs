@@ -108,6 +108,21 @@ impl Cgroup {
         outcome
     }
 
+    /// Removes the directories above this one from the v1 hierarchies, where nothing else is in them.
+    pub fn prune_v1(&self) {
+        for mount in &self.v1_mounts {
+            let above = self
+                .relative
+                .ancestors()
+                .skip(1)
+                .filter(|path| !path.as_os_str().is_empty());
+            for path in above {
+                // Refused by the kernel while another node is below it.
+                let _ = fs::remove_dir(mount.join(path));
+            }
+        }
+    }
+
     /// Removes the subtree in every hierarchy. What is in use stays, and is reported.
     pub fn remove(&self) -> Result<(), DiskError> {
         let v2 = remove_directories(&self.directory).on("remove cgroup", &self.directory);

@@ -52,6 +52,7 @@ pub fn cleanup(state_dir: &Path, cgroup: &Path) -> Result<(), DiskError> {
     }
     keep(node.child("pods").remove());
     keep(node.remove_v1());
+    node.prune_v1();
     outcome
 }
 

@@ -153,10 +153,11 @@ fn event_of(occurrence: &Occurrence, node: &str, now: Time) -> Event {
         reason,
         message,
     } = occurrence;
-    let suffix = uuid::Uuid::new_v4().simple().to_string();
+    // Events of one second are shown in the order of their names.
+    let suffix = Timestamp::now().as_nanosecond();
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{}", suffix.get(..16).unwrap_or_default())),
+            name: Some(format!("{name}.{suffix:x}")),
             namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },

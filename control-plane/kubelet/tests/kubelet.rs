@@ -94,10 +94,12 @@ mod privileged {
                 .find_map(|line| line.split(' ').nth(1).filter(|_| line.contains(" cgroup2 ")))
                 .expect("cgroup v2 is mounted");
             certificates(&dir);
+            // Two levels, as in a cluster: what is above the node must not stay either.
+            let cgroup = Path::new(cgroup2).join(&name).join("node-1");
             let config: Config = serde_json::from_value(json!({
                 "nodeName": "node-1", "kubeconfig": "/nonexistent", "stateDir": dir.join("kubelet"),
                 "nodeIp": "127.0.0.1", "clusterDns": ["10.96.0.10"], "cniConfDir": dir.join("cni"),
-                "cniBinDirs": [PLUGINS], "cgroup": Path::new(cgroup2).join(&name),
+                "cniBinDirs": [PLUGINS], "cgroup": cgroup,
                 "shim": env!("CARGO_BIN_EXE_causeway-shim"), "cert": dir.join("node.crt"),
                 "key": dir.join("node.key"), "clientCa": dir.join("ca.crt"),
             }))
@@ -215,11 +217,19 @@ mod privileged {
     impl Drop for Node {
         fn drop(&mut self) {
             kubelet::cleanup(&self.config.state_dir, &self.config.cgroup).expect("cleaned up");
-            Cgroup::at(&self.config.cgroup)
+            let above = self.config.cgroup.parent().expect("two levels");
+            Cgroup::at(above)
                 .expect("a cgroup")
                 .remove()
                 .expect("no cgroup is in use");
             fs::remove_dir_all(&self.dir).expect("nothing is mounted any more");
+            let name = above.file_name().expect("a name");
+            let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+            let left: Vec<PathBuf> = hierarchies
+                .map(|entry| entry.path().join(name))
+                .filter(|path| path.exists())
+                .collect();
+            assert_eq!(left, Vec::<PathBuf>::new());
         }
     }
 
@@ -254,6 +264,7 @@ mod privileged {
             "name": "server", "image": "causeway/testserver:v1", "args": ["serve", "--http", ":8080"],
             "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
             "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+            "lifecycle": {"preStop": {"httpGet": {"path": "/delay?ms=300", "port": 8080}}},
         });
         if readiness {
             container["readinessProbe"] = json!({
@@ -377,7 +388,8 @@ mod privileged {
         for name in ["web", "second"] {
             node.api.delete("pods", "default", name, json!({}));
         }
-        node.await_absence("web").await;
+        let web = node.await_absence("web").await;
+        assert!(web > Duration::from_millis(300), "preStop comes before SIGTERM");
         node.await_absence("second").await;
         assert_eq!(node.remains(), Vec::<String>::new());
         node.stop().await;

@@ -25,6 +25,10 @@ use crate::shim::state::Exit;
 /// Exit code of a container that could not be started (`StartError`).
 const START_ERROR_CODE: i32 = 128;
 
+/// A program needs a moment until it listens: a check before that would fail and cost a whole period. Kubernetes' own
+/// first check comes at any time of its first period.
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(100);
+
 /// Why a container did not start, and how it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
@@ -420,7 +424,7 @@ struct Prober {
 
 impl Prober {
     async fn run(mut self) {
-        let first = self.started_at + self.timing.initial_delay;
+        let first = self.started_at + self.timing.initial_delay.max(FIRST_CHECK_DELAY);
         let wait = Duration::try_from(Timestamp::now().duration_until(first)).unwrap_or_default();
         tokio::time::sleep(wait).await;
         if self.kind != ProbeKind::Startup && self.started.wait_for(|started| *started).await.is_err() {

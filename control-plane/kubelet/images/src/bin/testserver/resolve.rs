@@ -7,6 +7,7 @@ use crate::dns::{RecordType, Resolver};
 
 /// `testserver resolve`.
 pub fn run(args: &Args) -> Result<bool, String> {
+    crate::exit_on_ending_signals()?;
     let name = args.positional(0).ok_or("resolve needs a NAME")?;
     let timeout = Duration::from_millis(args.value("timeout-ms", 5000)?);
     let resolver = Resolver::from_system(args.text("resolver"), timeout)?;
