@@ -104,7 +104,7 @@ fn node_may(node: &str, verb: &str, path: &ResourcePath) -> bool {
             path.namespace.as_deref() == Some("kube-node-lease")
                 && (verb == "create" || own && matches!(verb, "get" | "update" | "patch" | "delete"))
         }
-        ("", "pods", None) => reads || matches!(verb, "create" | "delete"),
+        ("", "pods", None) => reads || verb == "delete",
         ("", "pods", Some("status")) => matches!(verb, "get" | "update" | "patch"),
         ("", "services" | "namespaces" | "configmaps" | "secrets" | "serviceaccounts", None) => reads,
         ("discovery.k8s.io", "endpointslices", None) => reads,
@@ -135,7 +135,12 @@ fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
     }
 }
 
-/// A kubelet may read, change and delete the status of pods on its own node only (NodeRestriction).
+/// A kubelet may make no Node but its own (NodeRestriction); the name is in the body.
+pub fn node_is_foreign_to(user: &User, name: &str) -> bool {
+    !user.is_in("system:masters") && node_of(user).is_some_and(|node| node != name)
+}
+
+/// A kubelet may delete, and change the status of, pods on its own node only (NodeRestriction).
 pub fn pod_is_foreign_to(user: &User, pod: &serde_json::Value) -> bool {
     use crate::object::Fields;
     !user.is_in("system:masters") && node_of(user).is_some_and(|node| pod.text("spec.nodeName") != node)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -29,6 +29,8 @@ use crate::tokens::{TokenError, Tokens};
 use crate::watch_cache::Caches;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_STREAMS: u32 = 1000;
+const PING_EVERY: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Upstream's `--etcd-compaction-interval`.
 const COMPACT_EVERY: Duration = Duration::from_secs(300);
@@ -142,7 +144,7 @@ impl Server {
         let fed = api.clone();
         let stop = own.clone();
         tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
-        tasks.spawn(until(own.clone(), make_namespaces(api.clone())));
+        tasks.spawn(until(own.clone(), make_first_objects(api.clone())));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
         own.cancel();
@@ -204,7 +206,13 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         let (api, peer) = (api.clone(), peer.clone());
         async move { Ok::<_, Infallible>(api.answer(peer, request).await) }
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Every watch of a client is a stream of its one connection; pings find clients that vanished.
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Some(PING_EVERY));
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let mut stopping = false;
@@ -224,12 +232,21 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
     }
 }
 
-/// The namespaces that every cluster has.
-async fn make_namespaces(api: Arc<Api>) {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
-        while let Err(failure) = api.ensure("", "Namespace", namespace.clone()).await {
-            tracing::debug!(error = %failure, name, "namespace could not be made yet");
+/// What every cluster has: its namespaces, and the range of its ClusterIPs (KEP-1880).
+async fn make_first_objects(api: Arc<Api>) {
+    let named = |name: &str| json!({ "metadata": { "name": name } });
+    let mut objects: Vec<_> = ["default", "kube-system", "kube-public", "kube-node-lease"]
+        .into_iter()
+        .map(|name| ("", "Namespace", "v1", named(name)))
+        .collect();
+    let mut range = named("kubernetes");
+    range["spec"] = json!({ "cidrs": [api.ranges.cidr.to_string()] });
+    objects.push(("networking.k8s.io", "ServiceCIDR", "networking.k8s.io/v1", range));
+    for (group, kind, api_version, mut object) in objects {
+        object["apiVersion"] = api_version.into();
+        object["kind"] = kind.into();
+        while let Err(failure) = api.ensure(group, kind, object.clone()).await {
+            tracing::debug!(error = %failure, kind, "first object could not be made yet");
             tokio::time::sleep(RETRY).await;
         }
     }

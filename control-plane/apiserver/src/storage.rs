@@ -59,9 +59,16 @@ impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Timeout => Failure::unavailable(error.to_string()),
+            StorageError::Call(etcd_client::Error::GRpcStatus(ref status)) if is_outage(status) => {
+                Failure::unavailable(error.to_string())
+            }
             other => Failure::internal(other),
         }
     }
+}
+
+fn is_outage(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unavailable
 }
 
 /// A handle on etcd; cheap to clone.

@@ -282,6 +282,10 @@ impl Caches {
     }
 
     async fn follow(&self, storage: &Storage) -> Result<Ended, StorageError> {
+        // A store that was restored from a backup has gone back in time: a watch would wait for the lost revisions.
+        if storage.current_revision().await? < self.progress() {
+            return Ok(Ended::Compacted);
+        }
         let options = WatchOptions::new()
             .with_prefix()
             .with_start_revision(self.progress() + 1);

@@ -4,14 +4,17 @@ mod harness;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::IPAddress;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{
+    Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
@@ -19,6 +22,12 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use harness::{Etcd, Files, free_port};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -127,6 +136,43 @@ async fn client(files: &Files) -> anyhow::Result<Client> {
     let kubeconfig = Kubeconfig::read_from(files.kubeconfig())?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
+}
+
+/// A kubelet that answers every request with its first line; it asks for a certificate of the cluster's CA.
+async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(files.path("ca.crt"))?)?;
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()?;
+    let certificate = vec![CertificateDer::from_pem_file(files.path("apiserver.crt"))?];
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            certificate,
+            PrivateKeyDer::from_pem_file(files.path("apiserver.key"))?,
+        )?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let echo = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
+                let line = format!("{} {}", request.method(), request.uri());
+                Ok::<_, std::convert::Infallible>(hyper::Response::new(line))
+            });
+            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), echo).await {
+                eprintln!("the kubelet's connection failed: {error}");
+            }
+        }
+    });
+    Ok(port)
 }
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
@@ -459,6 +505,35 @@ async fn a_namespace_goes_when_its_finalizers_are_gone() -> anyhow::Result<()> {
         });
         let _: Namespace = namespaces.replace_subresource("finalize", "a", &PostParams::default(), &body).await?;
         ensure!(namespaces.get_opt("a").await?.is_none());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn logs_stream_from_the_kubelet_of_the_pods_node() -> anyhow::Result<()> {
+    on_every_store("logs", async |cluster| {
+        let port = serve_kubelet(&cluster.files).await?;
+        let nodes: Api<Node> = Api::all(cluster.client.clone());
+        let node = json!({ "metadata": { "name": "n1" }, "status": {
+            "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
+            "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
+        } });
+        nodes.create(&PostParams::default(), &from(node)?).await?;
+        let pods: Api<Pod> = cluster.api();
+        let mut bound = pod("a")?;
+        bound.spec.get_or_insert_default().node_name = Some("n1".to_owned());
+        pods.create(&PostParams::default(), &bound).await?;
+        let parameters = LogParams {
+            follow: true,
+            tail_lines: Some(5),
+            ..LogParams::default()
+        };
+        let logs = pods.logs("a", &parameters).await?;
+        ensure!(
+            logs == "GET /containerLogs/default/a/a?follow=true&tailLines=5",
+            "{logs}"
+        );
         Ok(())
     })
     .await

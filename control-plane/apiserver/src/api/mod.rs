@@ -1,5 +1,6 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
+mod decode;
 mod delete;
 mod options;
 mod pods;

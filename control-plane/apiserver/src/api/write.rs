@@ -6,11 +6,12 @@ use axum::body::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::decode::{check_kind, check_namespace_field, decode};
 use super::{Api, Call, now};
 use crate::object::{self, Fields};
 use crate::patch::Patch;
 use crate::resources::field::{Errors, FieldError};
-use crate::resources::{Resource, unknown_fields, validate_metadata, validate_metadata_update};
+use crate::resources::{Resource, validate_metadata, validate_metadata_update};
 use crate::services::{self, Claim, Holding};
 use crate::status::{Failure, Result};
 use crate::storage::{Commit, Outcome};
@@ -39,6 +40,14 @@ impl Api {
         let mut warnings = Vec::new();
         self.settle_name(call, &mut body)?;
         let object = decode(call, body, &mut warnings)?;
+        if call.resource.kind == "Node" && authz::node_is_foreign_to(&call.user, object::name(&object)) {
+            let why = format!("node {} is not allowed to make other nodes", call.user.name);
+            return Err(Failure::forbidden_object(
+                call.resource,
+                object::name(&object),
+                why,
+            ));
+        }
         let stored = self
             .insert(call.resource, call.namespace(), object, call.dry_run())
             .await?;
@@ -320,92 +329,6 @@ struct Write<'a> {
     namespace: Option<&'a str>,
     old: Option<&'a Value>,
     dry_run: bool,
-}
-
-/// Types and unknown fields; what becomes of the latter the client decides (`fieldValidation`).
-fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> Result<Value> {
-    let resource = call.resource;
-    let mut object = object;
-    object::metadata(&mut object).remove("managedFields");
-    let given = object.clone();
-    let kept = (resource.decode)(object).map_err(|why| {
-        let (kind, version) = (resource.kind, resource.api_version());
-        Failure::bad_request(format!(
-            "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
-            short(&version)
-        ))
-    })?;
-    let unknown = unknown_fields(&given, &kept);
-    if !unknown.is_empty() {
-        let told: Vec<String> = unknown
-            .iter()
-            .map(|path| format!("unknown field \"{path}\""))
-            .collect();
-        match call.query.get("fieldValidation") {
-            Some("Strict") => {
-                let (kind, version) = (resource.kind, resource.api_version());
-                let all = told.join(", ");
-                return Err(Failure::bad_request(format!(
-                    "{kind} in version \"{}\" cannot be handled as a {kind}: strict decoding error: {all}",
-                    short(&version)
-                )));
-            }
-            Some("Ignore") => {}
-            _ => warnings.extend(told),
-        }
-    }
-    Ok(kept)
-}
-
-/// `apps/v1` -> `v1`.
-fn short(api_version: &str) -> &str {
-    api_version.rsplit('/').next().unwrap_or(api_version)
-}
-
-/// The body must be of the kind that the path says; what it leaves out is filled in.
-fn check_kind(resource: &Resource, object: &mut Value) -> Result<()> {
-    if !object.is_object() {
-        return Err(Failure::bad_request("the body of the request is not an object"));
-    }
-    let version = resource.api_version();
-    object::default_to(object, "apiVersion", version.as_str());
-    object::default_to(object, "kind", resource.kind);
-    let (given_version, given_kind) = (object.text("apiVersion"), object.text("kind"));
-    if given_version != version {
-        return Err(Failure::bad_request(format!(
-            "the API version in the data ({given_version}) does not match the expected API version ({version})"
-        )));
-    }
-    if given_kind != resource.kind {
-        return Err(Failure::bad_request(format!(
-            "{given_kind} in version \"{}\" cannot be handled as a {}: the kind in the data does not match",
-            short(&version),
-            resource.kind
-        )));
-    }
-    Ok(())
-}
-
-fn check_namespace_field(call: &Call, object: &mut Value) -> Result<()> {
-    let metadata = object::metadata(object);
-    match call.namespace() {
-        Some(namespace) => {
-            let given = metadata
-                .get("namespace")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            if !given.is_empty() && given != namespace {
-                return Err(Failure::bad_request(format!(
-                    "the namespace of the provided object does not match the namespace sent on the request ({given} != {namespace})"
-                )));
-            }
-            metadata.insert("namespace".to_owned(), namespace.into());
-        }
-        None => {
-            metadata.remove("namespace");
-        }
-    }
-    Ok(())
 }
 
 /// uid, creation time and first generation are the server's to give.

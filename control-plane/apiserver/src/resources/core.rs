@@ -7,12 +7,12 @@ use super::field::{Errors, Path};
 use super::workloads::{clear_status, replica_defaults, validate_template};
 use super::{NameRule, Resource, node, pod, pod_spec, service};
 use crate::object::{self, Fields, default_to};
-use crate::table::{core as table, workloads};
+use crate::table::{core as table, pods, workloads};
 
 const GROUP: (&str, &str) = ("", "v1");
 
 pub(super) fn rows() -> Vec<Resource> {
-    let mut rows = vec![namespaces(), nodes(), pods(), services()];
+    let mut rows = vec![namespaces(), nodes(), pod_row(), services()];
     rows.extend(configuration());
     rows.extend(others());
     rows
@@ -43,7 +43,7 @@ fn nodes() -> Resource {
         .validated(|_, _| {}, node::validate_update)
 }
 
-fn pods() -> Resource {
+fn pod_row() -> Resource {
     Resource {
         prepare_create: pod::prepare_create,
         ..Resource::new::<core::Pod>(GROUP, "Pod", "pods")
@@ -61,7 +61,7 @@ fn pods() -> Resource {
         "status.podIP",
         "status.nominatedNodeName",
     ])
-    .printed(table::POD, table::pod)
+    .printed(pods::POD, pods::pod)
     .defaulted(pod::defaults)
     .validated(pod::validate, pod::validate_update)
 }
