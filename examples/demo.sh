@@ -90,7 +90,7 @@ kubectl delete pod load --ignore-not-found >/dev/null
 show kubectl apply -f examples/load.yaml
 await 30 "the load pod" phase_is load Running
 victim=$(kubectl get pods -l app=hello -o 'jsonpath={.items[0].metadata.name}')
-answered_by() { kubectl logs load | awk '{print $3}' | grep -q "$1"; }
+answered_by() { kubectl logs load | awk -v pod="$1" '$3 == pod {found = 1} END {exit !found}'; }
 await 20 "requests" answered_by "$victim"
 show kubectl delete pod "$victim" --wait=false
 replaced() { [ "$(kubectl get pods -l app=hello -o name | wc -l)" = 3 ] && ! kubectl get pod "$victim"; }

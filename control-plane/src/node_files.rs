@@ -187,6 +187,8 @@ fn corefile(settings: &Settings, dir: &NodeDir) -> String {
     }}
     prometheus :9153
     forward . {resolv_conf}
+    cache 30
+    loop
     loadbalance
 }}
 ",

@@ -8,6 +8,8 @@ use std::sync::Arc;
 /// Shards of a map; a change copies one of them. At 10,000 entries a shard holds about ten.
 const SHARDS: usize = 1024;
 
+type Shard<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
 /// A map that is cheap to copy and cheap to compare with an older copy of itself.
 ///
 /// A copy costs `SHARDS` pointer copies; an edit copies the one shard it falls in (if that is shared); the
@@ -16,7 +18,7 @@ const SHARDS: usize = 1024;
 ///
 /// Iteration order is deterministic (same keys, same order, on every machine) but not sorted.
 pub struct SharedMap<K, V> {
-    shards: Arc<[Arc<BTreeMap<K, Arc<V>>>]>,
+    shards: Arc<[Shard<K, V>]>,
     len: usize,
 }
 
