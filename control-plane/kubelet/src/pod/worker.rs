@@ -1,6 +1,9 @@
 //! One pod's worker: a task that owns everything that runs for the pod. It asks [`decide`] what to do, does it, tells
 //! the result, and waits for the next message.
 
+mod adopt;
+mod prepare;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,18 +11,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus, Service};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodStatus, Service};
 use kube::api::Api;
 use kube::runtime::reflector::Store;
 use tokio::sync::{mpsc, watch};
 
 use super::decide::{Action, Backoff, ContainerView, Phase, PodView, decide};
 use super::env::{self, ConfigError, EnvContext, Sources};
-use super::etc_files::{self, ClusterDns, Resolv};
+use super::etc_files;
 use super::publish::{Publication, publish_all};
 use super::slot::{Current, Ending, Slot};
 use super::status::{ObservedPod, pod_status, restart_policy};
-use super::volumes::{self, Mounted, Volumes};
+use super::volumes::{self, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
@@ -29,15 +32,13 @@ use crate::images::ImageStore;
 use crate::pod::probe::ProbeKind;
 use crate::process::Signal;
 use crate::runtime::{Container, Runtime};
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::sandbox::Sandbox;
 use crate::shim::state::Exit;
 
 /// Grace of a pod that was deleted by force: its object is gone, nobody waits for it.
 const FORCED_GRACE: Duration = Duration::from_secs(2);
 /// `terminationGracePeriodSeconds` where the pod says nothing.
 const DEFAULT_GRACE: i64 = 30;
-/// When volumes that could not be refreshed are tried again.
-const REFRESH_RETRY: Duration = Duration::from_secs(10);
 
 /// What all workers of a node share.
 pub struct NodeContext {
@@ -169,87 +170,6 @@ impl Worker {
         }
     }
 
-    /// Takes over what an earlier kubelet started.
-    async fn adopt(&mut self, adopted: Vec<Container>) {
-        let uid = self.uid();
-        match Sandbox::load(&self.node.config, &uid) {
-            Ok(sandbox) => self.sandbox = sandbox,
-            Err(error) => tracing::warn!(%error, uid, "sandbox not readable"),
-        }
-        let names: Vec<String> = self
-            .pod
-            .spec
-            .iter()
-            .flat_map(|spec| &spec.containers)
-            .map(|c| c.name.clone())
-            .collect();
-        self.slots = names
-            .iter()
-            .map(|name| Slot::new(name, self.known_status(name)))
-            .collect();
-        let whole = self.sandbox.as_ref().is_some_and(Sandbox::is_whole);
-        for container in adopted {
-            let Some(slot) = self
-                .slots
-                .iter_mut()
-                .find(|slot| slot.name == container.request.container)
-            else {
-                continue;
-            };
-            if let Some(previous) = slot.current.take() {
-                self.node
-                    .runtime
-                    .forget(&previous.container.request)
-                    .unwrap_or_else(log_leftover);
-            }
-            let image_id = container.request.image_id.clone();
-            let mut current = Current::new(container, image_id);
-            match current.container.exit() {
-                Ok(Some(exit)) => current.ended(&exit),
-                _ if !whole => {
-                    current.container.signal(Signal::KILL);
-                    let exit = current.container.ended().await;
-                    current.ended(&exit);
-                }
-                _ => {}
-            }
-            slot.attempt = current.container.request.attempt + 1;
-            slot.current = Some(current);
-            if let (Some((started, ready)), Some(current)) = (slot.known_results(), &mut slot.current) {
-                current.trust(started, ready);
-            }
-        }
-        if !whole && let Some(sandbox) = self.sandbox.take() {
-            sandbox.destroy(&self.node.config).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, uid, "broken sandbox not removed");
-            });
-        }
-        if self.is_terminal() && self.slots.iter().all(|slot| slot.current.is_none()) {
-            self.refused.get_or_insert_with(String::new);
-        }
-        let running: Vec<usize> = (0..self.slots.len())
-            .filter(|index| self.slots.get(*index).is_some_and(Slot::is_live))
-            .collect();
-        for index in running {
-            self.watch_container(index);
-        }
-        if self.slots.iter().any(Slot::is_live) {
-            self.prepare().await;
-        }
-    }
-
-    fn known_status(&self, name: &str) -> Option<&ContainerStatus> {
-        self.status
-            .container_statuses
-            .iter()
-            .flatten()
-            .find(|status| status.name == name)
-    }
-
-    fn is_terminal(&self) -> bool {
-        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
-    }
-
     fn view(&self) -> PodView {
         let containers = self.slots.iter().map(|slot| ContainerView {
             name: slot.name.clone(),
@@ -316,103 +236,6 @@ impl Worker {
         current
             .into_iter()
             .find(|current| current.container.request.id == id)
-    }
-
-    /// Sandbox, `/etc` files and volumes: whatever is not there yet.
-    async fn prepare(&mut self) {
-        if self.sandbox.is_none() {
-            match Sandbox::create(&self.node.config, &self.pod).await {
-                Ok(sandbox) => self.sandbox = Some(sandbox),
-                Err(error) => return self.sandbox_failed(&error),
-            }
-        }
-        if let Err(error) = self.write_etc_files() {
-            self.node
-                .events
-                .pod(&self.pod, EventType::Warning, "FailedMount", error.to_string());
-            return self.preparing.failed_briefly(Timestamp::now());
-        }
-        match self.mount_volumes().await {
-            Ok(mounted) => {
-                self.mounted = mounted;
-                self.prepared = true;
-                self.preparing = Backoff::default();
-            }
-            Err((volume, error)) => {
-                let text = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
-                self.node
-                    .events
-                    .pod(&self.pod, EventType::Warning, "FailedMount", text);
-                self.preparing.failed_briefly(Timestamp::now());
-            }
-        }
-    }
-
-    fn sandbox_failed(&mut self, error: &SandboxError) {
-        let text = format!("Failed to create pod sandbox: {error}");
-        self.node
-            .events
-            .pod(&self.pod, EventType::Warning, "FailedCreatePodSandBox", text);
-        self.preparing.failed_briefly(Timestamp::now());
-    }
-
-    async fn mount_volumes(&self) -> Result<Mounted, (String, volumes::VolumeError)> {
-        let (ips, sources) = (self.ips(), Sources::default());
-        let context = self.env_context(&ips, &[], &sources);
-        let directory = self.node.config.pod_dir(&self.uid()).join("volumes");
-        Volumes {
-            client: &self.node.client,
-            context: &context,
-            directory,
-        }
-        .mount_all()
-        .await
-    }
-
-    async fn refresh_if_due(&mut self) {
-        let now = Timestamp::now();
-        if self.mounted.refresh_at.is_none_or(|at| at > now) {
-            return;
-        }
-        match self.mount_volumes().await {
-            Ok(mounted) => self.mounted = mounted,
-            Err((volume, error)) => {
-                tracing::warn!(pod = self.name(), volume, %error, "volume not refreshed, keeping what is there");
-                self.mounted.refresh_at = Some(now + REFRESH_RETRY);
-            }
-        }
-    }
-
-    fn write_etc_files(&self) -> Result<(), DiskError> {
-        let config = &self.node.config;
-        let directory = self.etc_dir();
-        disk::make_dir(&directory)?;
-        let host = Resolv::parse(&fs::read_to_string(&config.resolv_conf).unwrap_or_default());
-        let cluster = ClusterDns {
-            nameservers: &config.cluster_dns,
-            domain: &config.cluster_domain,
-            host: &host,
-        };
-        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
-        if let Some(spec) = &self.pod.spec {
-            let (resolv, cut) = etc_files::pod_resolv(spec, namespace, &cluster);
-            for text in cut {
-                self.node
-                    .events
-                    .pod(&self.pod, EventType::Warning, "DNSConfigForming", text);
-            }
-            disk::write_whole(&directory.join("resolv.conf"), resolv.render().as_bytes())?;
-        }
-        let hosts = if self.is_on_host_network() {
-            fs::read_to_string("/etc/hosts").unwrap_or_default()
-        } else {
-            etc_files::hosts(&self.pod, &self.ips(), &config.cluster_domain)
-        };
-        disk::write_whole(&directory.join("hosts"), hosts.as_bytes())?;
-        disk::write_whole(
-            &directory.join("hostname"),
-            format!("{}\n", self.hostname()).as_bytes(),
-        )
     }
 
     async fn start(&mut self, name: &str) {
@@ -505,27 +328,6 @@ impl Worker {
             .and_then(|slot| slot.current.as_mut());
         if let Some(current) = current {
             current.kill();
-        }
-    }
-
-    /// Removes the network, once every container has ended.
-    async fn remove_sandbox(&mut self) {
-        let Some(sandbox) = self.sandbox.clone() else {
-            return;
-        };
-        match sandbox.destroy(&self.node.config).await {
-            Ok(()) => {
-                self.sandbox = None;
-                self.prepared = false;
-                self.preparing = Backoff::default();
-            }
-            Err(error) => {
-                let text = format!("error killing pod: failed to destroy network for sandbox: {error}");
-                self.node
-                    .events
-                    .pod(&self.pod, EventType::Warning, "FailedKillPod", text);
-                self.preparing.failed_briefly(Timestamp::now());
-            }
         }
     }
 

@@ -1,0 +1,92 @@
+//! Taking over what an earlier kubelet left of a pod.
+
+use k8s_openapi::api::core::v1::ContainerStatus;
+
+use super::{Worker, log_leftover};
+use crate::pod::slot::{Current, Slot};
+use crate::process::Signal;
+use crate::runtime::Container;
+use crate::sandbox::Sandbox;
+
+impl Worker {
+    /// Takes over what an earlier kubelet started.
+    pub(super) async fn adopt(&mut self, adopted: Vec<Container>) {
+        let uid = self.uid();
+        match Sandbox::load(&self.node.config, &uid) {
+            Ok(sandbox) => self.sandbox = sandbox,
+            Err(error) => tracing::warn!(%error, uid, "sandbox not readable"),
+        }
+        let names: Vec<String> = self
+            .pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .map(|c| c.name.clone())
+            .collect();
+        self.slots = names
+            .iter()
+            .map(|name| Slot::new(name, self.known_status(name)))
+            .collect();
+        let whole = self.sandbox.as_ref().is_some_and(Sandbox::is_whole);
+        for container in adopted {
+            let Some(slot) = self
+                .slots
+                .iter_mut()
+                .find(|slot| slot.name == container.request.container)
+            else {
+                continue;
+            };
+            if let Some(previous) = slot.current.take() {
+                self.node
+                    .runtime
+                    .forget(&previous.container.request)
+                    .unwrap_or_else(log_leftover);
+            }
+            let image_id = container.request.image_id.clone();
+            let mut current = Current::new(container, image_id);
+            match current.container.exit() {
+                Ok(Some(exit)) => current.ended(&exit),
+                _ if !whole => {
+                    current.container.signal(Signal::KILL);
+                    let exit = current.container.ended().await;
+                    current.ended(&exit);
+                }
+                _ => {}
+            }
+            slot.attempt = current.container.request.attempt + 1;
+            slot.current = Some(current);
+            if let (Some((started, ready)), Some(current)) = (slot.known_results(), &mut slot.current) {
+                current.trust(started, ready);
+            }
+        }
+        if !whole && let Some(sandbox) = self.sandbox.take() {
+            sandbox.destroy(&self.node.config).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, uid, "broken sandbox not removed");
+            });
+        }
+        if self.is_terminal() && self.slots.iter().all(|slot| slot.current.is_none()) {
+            self.refused.get_or_insert_with(String::new);
+        }
+        let running: Vec<usize> = (0..self.slots.len())
+            .filter(|index| self.slots.get(*index).is_some_and(Slot::is_live))
+            .collect();
+        for index in running {
+            self.watch_container(index);
+        }
+        if self.slots.iter().any(Slot::is_live) {
+            self.prepare().await;
+        }
+    }
+
+    fn known_status(&self, name: &str) -> Option<&ContainerStatus> {
+        self.status
+            .container_statuses
+            .iter()
+            .flatten()
+            .find(|status| status.name == name)
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+}
