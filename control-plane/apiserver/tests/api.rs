@@ -26,8 +26,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -162,17 +163,54 @@ async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
             let Ok(stream) = acceptor.accept(stream).await else {
                 continue;
             };
-            let echo = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
+            let echo = service_fn(async |mut request: hyper::Request<hyper::body::Incoming>| {
                 let line = format!("{} {}", request.method(), request.uri());
-                Ok::<_, std::convert::Infallible>(hyper::Response::new(line))
+                let mut response = hyper::Response::new(line);
+                if request.headers().contains_key("upgrade") {
+                    *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
+                    *response.headers_mut() = request.headers().clone();
+                    response.headers_mut().remove("host");
+                    response.body_mut().clear();
+                    let upgraded = hyper::upgrade::on(&mut request);
+                    tokio::spawn(async move { echo_stream(TokioIo::new(upgraded.await?)).await });
+                }
+                Ok::<_, std::convert::Infallible>(response)
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), echo).await {
+            if let Err(error) = server
+                .serve_connection_with_upgrades(TokioIo::new(stream), echo)
+                .await
+            {
                 eprintln!("the kubelet's connection failed: {error}");
             }
         }
     });
     Ok(port)
+}
+
+async fn echo_stream(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    tokio::io::copy(&mut reader, &mut writer).await?;
+    Ok(())
+}
+
+/// A connection to the API server with the admin's certificate, for bytes that no client library sends.
+async fn raw_connection(cluster: &Cluster) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(cluster.files.path("ca.crt"))?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certificate = vec![CertificateDer::from_pem_file(cluster.files.path("admin.crt"))?];
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            certificate,
+            PrivateKeyDer::from_pem_file(cluster.files.path("admin.key"))?,
+        )?;
+    let stream = TcpStream::connect(("127.0.0.1", cluster.port)).await?;
+    Ok(TlsConnector::from(Arc::new(tls))
+        .connect("localhost".try_into()?, stream)
+        .await?)
 }
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
@@ -511,7 +549,7 @@ async fn a_namespace_goes_when_its_finalizers_are_gone() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn logs_stream_from_the_kubelet_of_the_pods_node() -> anyhow::Result<()> {
+async fn logs_and_streams_come_from_the_kubelet_of_the_pods_node() -> anyhow::Result<()> {
     on_every_store("logs", async |cluster| {
         let port = serve_kubelet(&cluster.files).await?;
         let nodes: Api<Node> = Api::all(cluster.client.clone());
@@ -534,6 +572,26 @@ async fn logs_stream_from_the_kubelet_of_the_pods_node() -> anyhow::Result<()> {
             logs == "GET /containerLogs/default/a/a?follow=true&tailLines=5",
             "{logs}"
         );
+
+        let mut stream = raw_connection(&cluster).await?;
+        let request = [
+            "POST /api/v1/namespaces/default/pods/a/exec?command=ls HTTP/1.1",
+            "host: x\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\r\n",
+        ];
+        stream.write_all(request.join("\r\n").as_bytes()).await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        ensure!(
+            head.starts_with(b"HTTP/1.1 101"),
+            "{}",
+            String::from_utf8_lossy(&head)
+        );
+        stream.write_all(b"ping").await?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await?;
+        ensure!(&answer == b"ping");
         Ok(())
     })
     .await
