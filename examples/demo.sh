@@ -39,7 +39,10 @@ if [ -n "${DEMO_ETCD:-}" ]; then
 fi
 
 step "a cluster of $NODES nodes"
-"$CAUSEWAY" up --nodes $NODES --state-dir "$STATE_DIR" "$@"
+up_log=$(mktemp /tmp/causeway-demo-up.XXXXXX)
+"$CAUSEWAY" up --nodes $NODES --state-dir "$STATE_DIR" "$@" | tee "$up_log"
+up_seconds=$(sed -n 's/.*nodes Ready after \([0-9.]*\) s.*/\1/p' "$up_log")
+rm -f "$up_log"
 show kubectl get nodes -o wide
 
 step "a Deployment of three, a ClusterIP Service, a NodePort Service"
@@ -106,6 +109,7 @@ printf '   %s requests, %s failed\n' "$requests" "$failed"
 good "$victim was replaced by $new and no request failed"
 
 step "figures of this run"
+[ -z "$up_seconds" ] || printf '   %-50s     %6.1f s    (goal 5 s)\n' "causeway up --nodes $NODES to all nodes Ready" "$up_seconds"
 "$PWD/target/debug/figures" || true
 
 cat <<DONE

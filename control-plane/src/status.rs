@@ -136,11 +136,11 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
 }
 
 fn node_report(node: &Node) -> NodeReport {
-    let conditions = node
+    let mut conditions = node
         .status
         .iter()
         .flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.filter(|condition| condition.type_ == "Ready").last();
+    let ready = conditions.find(|condition| condition.type_ == "Ready");
     NodeReport {
         name: node.metadata.name.clone().unwrap_or_default(),
         ready: ready.is_some_and(|condition| condition.status == "True"),
