@@ -439,6 +439,16 @@ mod privileged {
             "{crash:#?}"
         );
 
+        let has_event = |reason: &str| {
+            node.api
+                .all("events")
+                .iter()
+                .any(|e| text(e, "/reason") == reason)
+        };
+        node.api
+            .eventually("back-off is told", |_| has_event("BackOff"))
+            .await;
+
         let mut done = one(json!({"image": image, "args": ["sleep", "0"]}));
         done["restartPolicy"] = json!("Never");
         node.create_pod("done", done);

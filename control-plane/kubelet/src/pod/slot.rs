@@ -210,15 +210,15 @@ impl Slot {
         }
     }
 
-    /// What is told of it.
-    pub fn observed(&self, image: String, policy: RestartPolicy) -> ObservedContainer {
+    /// What is told of it; `pod` is the pod's full name for messages.
+    pub fn observed(&self, image: String, policy: RestartPolicy, pod: &str) -> ObservedContainer {
         let current = self.current.as_ref();
         let state = match (current.and_then(|c| c.end.clone()), current, &self.waiting) {
             (_, _, Some((reason, message))) => ObservedState::Waiting(reason.clone(), Some(message.clone())),
-            (Some(end), ..) => self.ended_state(end, policy),
+            (Some(end), ..) => self.ended_state(end, policy, pod),
             (None, Some(current), _) => ObservedState::Running(current.container.started.started_at),
             (None, None, None) => match self.last.clone().filter(|_| self.attempt > 0) {
-                Some(end) => self.ended_state(end, policy),
+                Some(end) => self.ended_state(end, policy, pod),
                 None => ObservedState::Waiting("ContainerCreating".to_owned(), None),
             },
         };
@@ -242,13 +242,13 @@ impl Slot {
     }
 
     /// Ended for good, or waiting for its back-off.
-    fn ended_state(&self, end: ContainerStateTerminated, policy: RestartPolicy) -> ObservedState {
+    fn ended_state(&self, end: ContainerStateTerminated, policy: RestartPolicy, pod: &str) -> ObservedState {
         let delay = self.backoff.delay();
         if delay.is_zero() || !restarts(policy, end.exit_code) {
             return ObservedState::Terminated(end);
         }
         let message = format!(
-            "back-off {}s restarting failed container={}",
+            "back-off {}s restarting failed container={} pod={pod}",
             delay.as_secs(),
             self.name
         );

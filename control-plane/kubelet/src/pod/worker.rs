@@ -16,7 +16,7 @@ use kube::api::Api;
 use kube::runtime::reflector::Store;
 use tokio::sync::{mpsc, watch};
 
-use super::decide::{Action, Backoff, ContainerView, Phase, PodView, decide};
+use super::decide::{Action, Backoff, ContainerView, Phase, PodView, decide, restarts};
 use super::env::{self, ConfigError, EnvContext, Sources};
 use super::etc_files;
 use super::publish::{Publication, publish_all};
@@ -282,9 +282,24 @@ impl Worker {
 
     fn container_ended(&mut self, id: &str, exit: &Exit) {
         let slot = self.slots.iter_mut().find(|slot| slot.is(id));
-        if let Some(slot) = slot {
-            slot.ended(exit);
+        let Some(slot) = slot else { return };
+        slot.ended(exit);
+        let (name, waits) = (slot.name.clone(), !slot.backoff.delay().is_zero());
+        if waits && !self.is_deleting() && restarts(restart_policy(&self.pod), exit.code) {
+            let text = format!(
+                "Back-off restarting failed container {name} in pod {}",
+                self.full_name()
+            );
+            self.node
+                .events
+                .container(&self.pod, &name, EventType::Warning, "BackOff", text);
         }
+    }
+
+    /// `name_namespace(uid)`, as Kubernetes writes it in such messages.
+    fn full_name(&self) -> String {
+        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
+        format!("{}_{namespace}({})", self.name(), self.uid())
     }
 
     fn stop(&mut self, name: &str) {
@@ -360,7 +375,11 @@ impl Worker {
                     let image = self
                         .definition(&slot.name)
                         .and_then(|definition| definition.image);
-                    slot.observed(image.unwrap_or_default(), restart_policy(&self.pod))
+                    slot.observed(
+                        image.unwrap_or_default(),
+                        restart_policy(&self.pod),
+                        &self.full_name(),
+                    )
                 })
                 .collect(),
             sandbox: self.sandbox.is_some(),
