@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};
 
-/// The images' programs are executed inside containers that have no C library, so they carry their own.
-const STATIC: &str = "-Ctarget-feature=+crt-static";
+/// The images' programs are executed inside containers that have no C library, so they carry their own. (0x1f separates
+/// the flags.)
+const STATIC: &str = "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols";
 const PROGRAMS: [&str; 2] = ["testserver", "pause"];
 
 fn main() {

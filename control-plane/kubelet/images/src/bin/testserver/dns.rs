@@ -42,6 +42,12 @@ impl RecordType {
             .ok_or_else(|| format!("unknown record type {name:?}"))
     }
 
+    /// Its name; `TYPE123` for one without (RFC 3597 §5).
+    pub fn name(self) -> String {
+        let named = Self::NAMED.iter().find(|(.., known)| *known == self);
+        named.map_or_else(|| format!("TYPE{}", self.code()), |(name, ..)| (*name).to_owned())
+    }
+
     fn from_code(code: u16) -> Self {
         Self::NAMED
             .iter()

@@ -20,8 +20,11 @@ pub fn run(args: &Args) -> Result<bool, String> {
         Ok(records) => {
             for record in &records {
                 println!(
-                    "{} {} {:?} {}",
-                    record.name, record.ttl, record.record_type, record.data
+                    "{} {} {} {}",
+                    record.name,
+                    record.ttl,
+                    record.record_type.name(),
+                    record.data
                 );
             }
             Ok(!records.is_empty())
