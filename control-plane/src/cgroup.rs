@@ -24,7 +24,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// Finds the cgroup v2 mount (`/sys/fs/cgroup`, or `…/unified` where v1 is mounted beside it).
     pub fn find() -> anyhow::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+        let mounts = mounts()?;
         let mount = v2_mount(&mounts)
             .ok_or_else(|| anyhow!("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup"))?;
         Ok(Self {
@@ -67,12 +67,23 @@ impl Cgroup {
 
     /// Kills everything in the subtree and removes it. A cluster that is not there is no error.
     pub fn destroy(&self, deadline: Duration) -> anyhow::Result<()> {
-        if !self.root.exists() {
-            return Ok(());
+        if self.root.exists() {
+            self.kill(deadline)?;
+            remove_tree(&self.root).with_context(|| format!("removing {}", self.root.display()))?;
         }
+        // Where version 1 does the limits, the container runtime made the same paths in its hierarchies.
+        for root in v1_mounts(&mounts()?)
+            .map(|mount| Path::new(mount).join(ROOT))
+            .filter(|root| root.exists())
+        {
+            remove_tree(&root).with_context(|| format!("removing {}", root.display()))?;
+        }
+        Ok(())
+    }
+
+    fn kill(&self, deadline: Duration) -> anyhow::Result<()> {
         fs::write(self.root.join("cgroup.kill"), "1").context("killing the cluster's processes")?;
-        self.wait_until_empty(deadline)?;
-        remove_tree(&self.root).with_context(|| format!("removing {}", self.root.display()))
+        self.wait_until_empty(deadline)
     }
 
     /// The kernel signals a change of `cgroup.events` as an exceptional condition (cgroup v2 documentation,
@@ -115,11 +126,23 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
+fn mounts() -> anyhow::Result<String> {
+    fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")
+}
+
 fn v2_mount(mounts: &str) -> Option<&str> {
-    mounts.lines().find_map(|line| {
+    mounts_of(mounts, "cgroup2").next()
+}
+
+fn v1_mounts(mounts: &str) -> impl Iterator<Item = &str> {
+    mounts_of(mounts, "cgroup")
+}
+
+fn mounts_of<'a>(mounts: &'a str, wanted: &'a str) -> impl Iterator<Item = &'a str> {
+    mounts.lines().filter_map(move |line| {
         let mut fields = line.split(' ').skip(1);
         let (path, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup2").then_some(path)
+        (kind == wanted).then_some(path)
     })
 }
 
@@ -135,5 +158,6 @@ mod tests {
         assert_eq!(v2_mount(hybrid), Some("/sys/fs/cgroup/unified"));
         assert_eq!(v2_mount(unified), Some("/sys/fs/cgroup"));
         assert_eq!(v2_mount("proc /proc proc rw 0 0\n"), None);
+        assert_eq!(v1_mounts(hybrid).collect::<Vec<_>>(), ["/sys/fs/cgroup/cpu"]);
     }
 }
