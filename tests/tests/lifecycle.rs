@@ -125,6 +125,8 @@ fn ensure_unchanged(before: &BTreeSet<String>) -> anyhow::Result<()> {
 
 fn down_leaves_nothing() -> anyhow::Result<()> {
     let before = kernel_state()?;
+    let ours: Vec<_> = before.iter().filter(|thing| thing.contains("causeway")).collect();
+    ensure!(ours.is_empty(), "there before the test, so that it could not tell what is left after: {ours:#?}");
     let cluster = Cluster::up(&state_dir(), &["--nodes", "2"])?;
     let manifest = include_str!("../../examples/hello.yaml");
     cluster.apply(manifest)?;
