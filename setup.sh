@@ -39,6 +39,7 @@ if [ "$stage" != build ]; then
 fi
 if [ "$stage" = test ]; then
   packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump python3:python3)"
+  [ -x /usr/lib/cni/bridge ] || packages+=" containernetworking-plugins"
 fi
 # shellcheck disable=SC2086
 apt_install $(printf '%s\n' $packages | sort -u)
