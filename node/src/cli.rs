@@ -31,12 +31,6 @@ pub enum Command {
     /// Show the cluster that `up` started
     #[command(disable_help_flag = true)]
     Status(Handed),
-    /// Make container images known to the bundled kubelet
-    #[command(disable_help_flag = true)]
-    Image(Handed),
-    /// Make this machine a node of a cluster
-    #[command(disable_help_flag = true)]
-    Join(Handed),
     /// Run the agent of a node
     #[command(after_help = "Examples:
   causeway node --config /etc/causeway/node.yaml
