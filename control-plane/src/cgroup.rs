@@ -4,7 +4,7 @@
 //! stale, no process can be missed.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -91,7 +91,8 @@ impl Cgroup {
     fn wait_until_empty(&self, deadline: Duration) -> anyhow::Result<()> {
         let give_up = Instant::now() + deadline;
         let events = File::open(self.root.join("cgroup.events")).context("opening cgroup.events")?;
-        while self.is_populated() {
+        // Each wait is for a change since this very file was read last.
+        while is_populated(&events).context("reading cgroup.events")? {
             let left = give_up.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "processes in {} do not end", self.root.display());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -100,12 +101,13 @@ impl Cgroup {
         }
         Ok(())
     }
+}
 
-    /// Whether any process is in the subtree.
-    pub fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(self.root.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "populated 1")
-    }
+fn is_populated(mut events: &File) -> io::Result<bool> {
+    let mut text = String::new();
+    events.rewind()?;
+    events.read_to_string(&mut text)?;
+    Ok(text.lines().any(|line| line == "populated 1"))
 }
 
 /// Switches on, for the children of `dir`, each controller that limits are made of. One that this machine lacks, or

@@ -32,6 +32,7 @@ pub struct DownArgs {
 /// Removes the cluster of the state directory.
 pub fn down(args: &DownArgs) -> anyhow::Result<()> {
     preflight::require_root()?;
+    let _change = owner::begin_change()?;
     let state = args.state_dir.open()?;
     match owner::find()? {
         Owner::Running(dir) | Owner::Remains(dir) if dir != state.root() => bail!(

@@ -12,6 +12,22 @@ use nix::fcntl::{Flock, FlockArg};
 /// Names the state directory of this machine's cluster; locked as long as its supervisor lives.
 const OWNER: &str = "/run/causeway.owner";
 
+/// Held by whoever is changing the cluster.
+const CHANGE_LOCK: &str = "/run/causeway.lock";
+
+/// Takes the right to change this machine's cluster, until the returned lock is dropped.
+pub fn begin_change() -> anyhow::Result<Flock<File>> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(CHANGE_LOCK);
+    match try_lock(file.with_context(|| format!("opening {CHANGE_LOCK}"))?)? {
+        Some(lock) => Ok(lock),
+        None => bail!("another causeway up or down is at work on this machine: wait for its end"),
+    }
+}
+
 /// What is on this machine.
 #[derive(Debug)]
 pub enum Owner {
@@ -69,6 +85,6 @@ fn try_lock(file: File) -> anyhow::Result<Option<Flock<File>>> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(errno).with_context(|| format!("locking {OWNER}")),
+        Err((_, errno)) => Err(errno).context("locking"),
     }
 }

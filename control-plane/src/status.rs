@@ -1,5 +1,6 @@
 //! `causeway status`, and the waits of `up`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::future::Future;
 use std::path::Path;
@@ -11,7 +12,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Config};
 use serde::Serialize;
 
@@ -197,11 +198,13 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
 pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result<()> {
     let client = client(&state.admin_kubeconfig()).await?;
     let request = || http::Request::get("/readyz").body(Vec::new());
+    let mut supervisor = SupervisorWatch::default();
     within(timeout, "the API server did not get ready", async {
         loop {
             if client.request_text(request()?).await.is_ok() {
                 return Ok(());
             }
+            supervisor.ensure_alive(state)?;
             tokio::time::sleep(POLL).await;
         }
     })
@@ -211,16 +214,21 @@ pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result
 /// Waits until every node is Ready.
 pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Duration) -> anyhow::Result<()> {
     let nodes: Api<Node> = Api::all(client(&state.admin_kubeconfig()).await?);
-    let mut missing: std::collections::BTreeMap<String, String> = settings
+    let mut missing: BTreeMap<String, String> = settings
         .node_names()
         .map(|name| (name, "not registered".to_owned()))
         .collect();
-    let watch = watcher(nodes, watcher::Config::default()).filter_map(|event| async { event.ok() });
-    let mut events = std::pin::pin!(watch);
+    let mut events = std::pin::pin!(watcher(nodes, watcher::Config::default()).default_backoff());
+    let mut supervisor = SupervisorWatch::default();
     let all_ready = async {
         while let Some(event) = events.next().await {
-            let (watcher::Event::Apply(node) | watcher::Event::InitApply(node)) = event else {
-                continue;
+            let node = match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => node,
+                Ok(_) => continue,
+                Err(_) => {
+                    supervisor.ensure_alive(state)?;
+                    continue;
+                }
             };
             let report = node_report(&node);
             if report.ready {
@@ -229,18 +237,37 @@ pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Dura
                 missing.insert(report.name, report.reason);
             }
             if missing.is_empty() {
-                return;
+                break;
             }
         }
+        Ok(())
     };
-    if tokio::time::timeout(timeout, all_ready).await.is_ok() {
-        return Ok(());
+    if let Ok(result) = tokio::time::timeout(timeout, all_ready).await {
+        return result;
     }
     let missing: Vec<_> = missing
         .iter()
         .map(|(name, why)| format!("{name}: {why}"))
         .collect();
     bail!("not Ready after {} s: {}", timeout.as_secs(), missing.join("; "))
+}
+
+/// Tells whether there is still something to wait for. The supervisor takes its lock some time after its start: it
+/// counts as gone only once it was seen.
+#[derive(Default)]
+struct SupervisorWatch {
+    seen: bool,
+}
+
+impl SupervisorWatch {
+    fn ensure_alive(&mut self, state: &StateDir) -> anyhow::Result<()> {
+        let alive = matches!(owner::find()?, Owner::Running(dir) if dir == state.root());
+        if self.seen && !alive {
+            bail!("the supervisor ended while the cluster came up");
+        }
+        self.seen |= alive;
+        Ok(())
+    }
 }
 
 async fn within<T>(

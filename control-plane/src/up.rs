@@ -92,6 +92,7 @@ impl UpArgs {
 /// Brings the cluster up and waits until its nodes are Ready. What was half-made is removed when that fails.
 pub fn up(args: &UpArgs) -> anyhow::Result<()> {
     preflight::require_root()?;
+    let _change = owner::begin_change()?;
     let settings = args.settings()?;
     let state = args.state_dir.open()?;
     let programs = Programs::find()?;
