@@ -12,16 +12,12 @@ use nix::fcntl::{Flock, FlockArg};
 /// Names the state directory of this machine's cluster; locked as long as its supervisor lives.
 const OWNER: &str = "/run/causeway.owner";
 
-/// Held by whoever is changing the cluster.
-const CHANGE_LOCK: &str = "/run/causeway.lock";
+/// Held by whoever is changing the cluster. The directory itself, so that no lock file stays behind.
+const CHANGE_LOCK: &str = "/run";
 
 /// Takes the right to change this machine's cluster, until the returned lock is dropped.
 pub fn begin_change() -> anyhow::Result<Flock<File>> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(CHANGE_LOCK);
+    let file = File::open(CHANGE_LOCK);
     match try_lock(file.with_context(|| format!("opening {CHANGE_LOCK}"))?)? {
         Some(lock) => Ok(lock),
         None => bail!("another causeway up or down is at work on this machine: wait for its end"),
