@@ -43,11 +43,10 @@ impl ProxyProgress {
         *self.pending_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// It failed, and is still to be done.
+    /// A sync or an audit failed. What a sync was to do is pending since [`Self::queue`]; a repair that waits is no
+    /// change that is overdue.
     pub fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let mut pending = self.pending_since.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.get_or_insert_with(Instant::now);
     }
 
     /// Takes the verdicts of the socket hook so far.
@@ -55,7 +54,7 @@ impl ProxyProgress {
         *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
     }
 
-    /// Verdicts of the socket hook at the last audit.
+    /// Verdicts of the socket hook when they were last read.
     #[must_use]
     pub fn verdicts(&self) -> Vec<(&'static str, u64)> {
         self.verdicts

@@ -204,7 +204,7 @@ impl Sources {
         let verdicts = self.proxy.iter().flat_map(|proxy| proxy.verdicts());
         page.counters(
             "causeway_hook_verdicts_total",
-            "What the socket hook decided, by verdict, up to the last look every 10 s.",
+            "What the socket hook decided, by verdict; read every 10 s.",
             verdicts.map(|(verdict, count)| (labels(&[("verdict", verdict)]), count)),
         );
         let checks = &self.checks;

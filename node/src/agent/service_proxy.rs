@@ -27,6 +27,10 @@ const AUDIT_ALL: Duration = Duration::from_secs(300);
 /// After a repair others get this much time before the next, so that two who disagree do not burn the CPU.
 const BETWEEN_REPAIRS: Duration = Duration::from_millis(500);
 
+/// Delays before what failed is tried again.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
 /// How soon the thread that waits for drift sees the sign to end.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -42,57 +46,38 @@ pub fn run(
     runtime: &Handle,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut proxy = Proxy::open(config).context("open the proxy's datapath")?;
-    let drift = watch_drift(&proxy, shutdown.clone())?;
-    let now = runtime.block_on(async { Instant::now() });
-    let mut schedule = Schedule {
-        snapshots,
-        drift,
-        structure_at: now + AUDIT_STRUCTURE,
-        all_at: now + AUDIT_ALL,
-        repair_not_before: now,
-        retry_at: None,
-    };
-    // The snapshot that is there already counts as new.
-    schedule.snapshots.mark_changed();
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    let proxy = Proxy::open(config).context("open the proxy's datapath")?;
+    let mut schedule = Schedule::new(snapshots, watch_drift(&proxy, shutdown.clone())?);
+    let mut keeper = Keeper::new(proxy, progress, part);
+    keeper.read_counters();
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
-        let event = runtime.block_on(schedule.next(shutdown));
-        let failure = match event {
+        match runtime.block_on(schedule.next(shutdown)) {
             Event::Shutdown => return Ok(()),
-            Event::Snapshot | Event::Retry => {
-                let newest = schedule.snapshots.borrow_and_update().clone();
-                sync(&mut proxy, &newest, progress, part)
+            Event::Snapshot => keeper.sync(&schedule.newest()),
+            Event::Retry => {
+                schedule.retry_at = None;
+                keeper.retry(&schedule.newest());
             }
             Event::Structure => {
                 schedule.structure_at = Instant::now() + AUDIT_STRUCTURE;
-                match proxy.counters() {
-                    Ok(verdicts) => progress.set_verdicts(verdicts),
-                    Err(error) => {
-                        tracing::debug!(error = error.with_causes(), "hook's counters cannot be read")
-                    }
-                }
-                audited(&proxy.audit_structure(), progress)
+                keeper.read_counters();
+                keeper.audit(Proxy::audit_structure);
             }
             Event::All => {
                 schedule.all_at = Instant::now() + AUDIT_ALL;
-                audited(&proxy.audit(), progress)
+                keeper.audit(Proxy::audit);
             }
             Event::Drift => {
                 schedule.repair_not_before = Instant::now() + BETWEEN_REPAIRS;
-                audited(&proxy.audit(), progress)
+                keeper.audit(Proxy::audit);
             }
-        };
-        match failure {
-            Some(error) => {
-                progress.failed();
-                part.fails(&error);
-                schedule.retry_at = Some(Instant::now() + backoff.next_delay());
-            }
-            None => {
-                schedule.retry_at = None;
-                backoff.reset();
-            }
+        }
+        if keeper.is_settled() {
+            schedule.retry_at = None;
+            backoff.reset();
+        } else if schedule.retry_at.is_none() {
+            schedule.retry_at = Some(Instant::now() + backoff.next_delay());
         }
     }
 }
@@ -118,6 +103,24 @@ struct Schedule {
 }
 
 impl Schedule {
+    fn new(mut snapshots: watch::Receiver<Arc<Snapshot>>, drift: Arc<Notify>) -> Self {
+        // The snapshot that is there already counts as new.
+        snapshots.mark_changed();
+        let now = Instant::now();
+        Self {
+            snapshots,
+            drift,
+            structure_at: now + AUDIT_STRUCTURE,
+            all_at: now + AUDIT_ALL,
+            repair_not_before: now,
+            retry_at: None,
+        }
+    }
+
+    fn newest(&mut self) -> Arc<Snapshot> {
+        self.snapshots.borrow_and_update().clone()
+    }
+
     async fn next(&mut self, shutdown: &CancellationToken) -> Event {
         let retry_at = self.retry_at;
         let (drift, not_before) = (self.drift.clone(), self.repair_not_before);
@@ -139,77 +142,134 @@ impl Schedule {
     }
 }
 
-/// Brings a snapshot into the kernel and returns what failed, all of which is tried again.
-fn sync(proxy: &mut Proxy, snapshot: &Snapshot, progress: &ProxyProgress, part: &Part) -> Option<String> {
-    let started = std::time::Instant::now();
-    let SyncReport {
-        waiting_for,
-        applied,
-        rejected,
-        failures,
-        common_failures,
-        writes,
-        stale_flows,
-        durations,
-    } = proxy.sync(snapshot);
-    if !waiting_for.is_empty() {
-        tracing::debug!(?waiting_for, "proxy waits for complete lists");
-        return None;
+/// The proxy, and what of it is not settled. An audit that finds nothing settles no sync that failed, nor the reverse:
+/// the fixed structure may be whole while a Service is not in the kernel.
+struct Keeper<'a> {
+    proxy: Proxy,
+    progress: &'a ProxyProgress,
+    part: &'a Part,
+    sync_failed: bool,
+    audit_failed: bool,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part) -> Self {
+        Self {
+            proxy,
+            progress,
+            part,
+            sync_failed: false,
+            audit_failed: false,
+        }
     }
-    progress.queue();
-    for fault in rejected {
+
+    /// Whether there is nothing to try again.
+    fn is_settled(&self) -> bool {
+        !self.sync_failed && !self.audit_failed
+    }
+
+    /// Brings a snapshot into the kernel.
+    fn sync(&mut self, snapshot: &Snapshot) {
+        let started = std::time::Instant::now();
+        let report = self.proxy.sync(snapshot);
+        if !report.waiting_for.is_empty() {
+            tracing::debug!(waiting_for = ?report.waiting_for, "proxy waits for complete lists");
+            return;
+        }
+        self.progress.queue();
+        log_sync(&report);
+        let failure = first_failure(&report);
+        self.sync_failed = failure.is_some();
+        match failure {
+            Some(error) => self.failed(&error),
+            None => {
+                self.progress.done(started.elapsed());
+                if self.is_settled() {
+                    self.part.works();
+                }
+            }
+        }
+    }
+
+    /// Compares with the kernel, as far as `audit` goes, and repairs.
+    fn audit(&mut self, audit: fn(&mut Proxy) -> AuditReport) {
+        let AuditReport {
+            repaired,
+            writes,
+            failures,
+        } = audit(&mut self.proxy);
+        let differences = repaired.len() as u64 + writes;
+        if differences > 0 {
+            self.progress.repairs.fetch_add(differences, Ordering::Relaxed);
+            tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
+        }
+        let failed_before = std::mem::replace(&mut self.audit_failed, !failures.is_empty());
+        match failures.first() {
+            Some((Some(service), error)) => {
+                self.failed(&format!("repair {service}: {}", error.with_causes()));
+            }
+            Some((None, error)) => self.failed(&format!("repair: {}", error.with_causes())),
+            None if failed_before && self.is_settled() => self.part.works(),
+            None => {}
+        }
+    }
+
+    /// Tries again what failed.
+    fn retry(&mut self, snapshot: &Snapshot) {
+        if self.audit_failed {
+            self.audit(Proxy::audit);
+        }
+        // A repair that failed left its Services to the next sync.
+        self.sync(snapshot);
+    }
+
+    fn read_counters(&self) {
+        match self.proxy.counters() {
+            Ok(verdicts) => self.progress.set_verdicts(verdicts),
+            Err(error) => tracing::debug!(error = error.with_causes(), "hook's counters cannot be read"),
+        }
+    }
+
+    fn failed(&self, error: &str) {
+        self.progress.failed();
+        self.part.fails(error);
+    }
+}
+
+fn log_sync(report: &SyncReport) {
+    for fault in &report.rejected {
         tracing::warn!(service = %fault.service, reason = ?fault.reason, "part of a Service is not served");
     }
-    for (service, error) in &failures {
+    for (service, error) in &report.failures {
         tracing::debug!(%service, error = error.with_causes(), "Service is not in the kernel yet");
     }
-    if !applied.is_empty() || writes > 0 {
-        let (services, plan_us, apply_us) = (
-            applied.len(),
-            durations.plan.as_micros(),
-            durations.apply.as_micros(),
-        );
+    if !report.applied.is_empty() || report.writes > 0 {
         tracing::debug!(
-            services,
-            writes,
-            stale_flows,
-            plan_us,
-            apply_us,
+            services = report.applied.len(),
+            writes = report.writes,
+            stale_flows = report.stale_flows,
+            plan_us = report.durations.plan.as_micros(),
+            apply_us = report.durations.apply.as_micros(),
             "Services programmed"
         );
     }
-    let services = failures
+}
+
+/// The first thing that a sync could not do, and how much else.
+fn first_failure(report: &SyncReport) -> Option<String> {
+    let services = report
+        .failures
         .iter()
         .map(|(service, error)| format!("{service}: {}", error.with_causes()));
-    let mut errors = common_failures
+    let mut errors = report
+        .common_failures
         .iter()
         .map(proxy::Error::with_causes)
         .chain(services);
-    let Some(first) = errors.next() else {
-        progress.done(started.elapsed());
-        part.works();
-        return None;
-    };
+    let first = errors.next()?;
     Some(match errors.count() {
         0 => first,
         more => format!("{first} (and {more} more)"),
-    })
-}
-
-/// Takes what an audit found, and returns what it could not repair.
-fn audited(report: &AuditReport, progress: &ProxyProgress) -> Option<String> {
-    if report.is_clean() {
-        return None;
-    }
-    let repaired = report.repaired.len() as u64 + report.writes;
-    progress.repairs.fetch_add(repaired, Ordering::Relaxed);
-    if repaired > 0 {
-        let AuditReport { repaired, writes, .. } = report;
-        tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
-    }
-    report.failures.first().map(|(service, error)| match service {
-        Some(service) => format!("repair {service}: {}", error.with_causes()),
-        None => format!("repair: {}", error.with_causes()),
     })
 }
 
@@ -280,4 +340,39 @@ fn cgroup2_mount(mounts: &Path) -> anyhow::Result<PathBuf> {
         _ => None,
     });
     found.context("no cgroup v2 hierarchy is mounted; proxy.datapath ebpf needs one")
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Change, Kind};
+    use proxy::NodeContext;
+    use proxy::datapath::fake::FakeDatapath;
+
+    use super::*;
+    use crate::agent::supervisor::{Health, Parts};
+
+    #[test]
+    fn a_sync_that_failed_is_tried_again_although_audits_find_nothing() {
+        let fake = FakeDatapath::default();
+        fake.with(|fake| fake.fail_sweep = true);
+        let context = NodeContext {
+            name: "node-1".into(),
+            pod_network: "10.244.0.0/16".parse().expect("valid"),
+            local_dns: None,
+        };
+        let proxy = Proxy::with_datapath(context, Box::new(fake));
+        let (progress, parts) = (ProxyProgress::default(), Parts::default());
+        let part = parts.part("proxy");
+        let mut keeper = Keeper::new(proxy, &progress, &part);
+        let mut snapshot = Snapshot::default();
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            snapshot.apply(Change::Synced(kind));
+        }
+        keeper.sync(&snapshot);
+        keeper.audit(Proxy::audit_structure);
+        assert!(!keeper.is_settled(), "nothing made good what failed");
+        keeper.retry(&snapshot);
+        assert!(keeper.is_settled());
+        assert!(matches!(parts.all()["proxy"].health, Health::Working));
+    }
 }

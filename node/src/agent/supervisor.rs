@@ -61,6 +61,16 @@ impl Parts {
         self.lock().clone()
     }
 
+    /// The hand on the status of a part, which is now starting.
+    pub(super) fn part(&self, name: &'static str) -> Part {
+        let part = Part {
+            name,
+            parts: self.clone(),
+        };
+        part.set(|_| Health::Starting);
+        part
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, PartStatus>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,11 +154,7 @@ impl Supervisor {
         F: FnMut(Part, CancellationToken) -> Run + Send + 'static,
         Run: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let part = Part {
-            name,
-            parts: self.parts.clone(),
-        };
-        part.set(|_| Health::Starting);
+        let part = self.parts.part(name);
         let shutdown = self.shutdown.clone();
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
