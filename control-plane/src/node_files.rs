@@ -145,6 +145,7 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
             "mode": mode,
             "etcd": etcd_config(node),
             "interface": "eth0",
+            "publicIp": settings.node_address(node.index),
             "config": {"Network": settings.pod_cidr, "SubnetLen": 24, "Backend": {"Type": mode}},
         },
         "proxy": {"datapath": datapath, "cgroup": Cgroup::find()?.node(node.name)},
