@@ -8,10 +8,8 @@
 //! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
 //! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
 //!   [`Snapshot::changed_since`] compares two.
-//! - [`diff`]: desired against actual, for every reconciler.
 //! - [`feed`]: how the agent hands its snapshot to the DNS process.
 
-pub mod diff;
 pub mod endpoint;
 pub mod feed;
 pub mod lease;
@@ -23,14 +21,10 @@ pub mod shared_map;
 pub mod snapshot;
 pub mod wiring;
 
-pub use diff::Diff;
 pub use endpoint::{AddressFamily, Conditions, Endpoint, EndpointPort, EndpointSlice};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;
-pub use service::{
-    InternalTrafficPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity,
-    TrafficPolicy,
-};
+pub use service::{IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy};
 pub use shared_map::SharedMap;
 pub use snapshot::{Change, Changed, Kind, Namespace, Snapshot};

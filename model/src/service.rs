@@ -84,9 +84,6 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// `spec.internalTrafficPolicy`; the same two choices as outside traffic has.
-pub type InternalTrafficPolicy = TrafficPolicy;
-
 /// `spec.sessionAffinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionAffinity {
@@ -142,7 +139,7 @@ pub struct Service {
     /// `spec.externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
     /// `spec.internalTrafficPolicy`.
-    pub internal_policy: InternalTrafficPolicy,
+    pub internal_policy: TrafficPolicy,
     /// `spec.healthCheckNodePort`, when one was allocated.
     pub health_check_node_port: Option<NonZeroU16>,
     /// `spec.sessionAffinity` with its timeout.
