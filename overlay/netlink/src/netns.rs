@@ -61,14 +61,6 @@ impl Namespace {
         Self::open(pin_path(name))
     }
 
-    /// The namespace of a process.
-    ///
-    /// # Errors
-    /// When the process is gone.
-    pub fn of_process(pid: u32) -> Result<Self> {
-        Self::open(format!("/proc/{pid}/ns/net"))
-    }
-
     /// Makes a namespace and pins it under [`PIN_DIRECTORY`], where `ip netns` sees it.
     ///
     /// # Errors

@@ -11,7 +11,6 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
-const RULE_HANDLE: u16 = 3;
 /// Attributes have 16-bit lengths, so that long element lists are split.
 const ELEMENT_LIST_BYTES: usize = 32 << 10;
 
@@ -116,14 +115,6 @@ impl Batch {
         );
         message.text(RULE_CHAIN, chain);
         rule.encode(message);
-        self
-    }
-
-    /// Removes a rule by its handle; see [`Nft::rules`].
-    pub fn delete_rule(&mut self, chain: &str, handle: u64) -> &mut Self {
-        let what = format!("delete rule {handle} of chain {chain}");
-        let message = self.push_in(Operation::DeleteRule, 0, RULE_TABLE, what);
-        message.text(RULE_CHAIN, chain).be64(RULE_HANDLE, handle);
         self
     }
 

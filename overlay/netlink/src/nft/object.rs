@@ -87,8 +87,6 @@ impl BaseChain {
     pub const OUTPUT_NAT: Self = Self::new(ChainKind::Nat, Hook::Output, -100);
     /// `type nat hook postrouting priority srcnat` (100).
     pub const POSTROUTING_NAT: Self = Self::new(ChainKind::Nat, Hook::Postrouting, 100);
-    /// `type filter hook forward priority filter` (0).
-    pub const FORWARD: Self = Self::new(ChainKind::Filter, Hook::Forward, 0);
 
     /// A base chain of these properties.
     #[must_use]

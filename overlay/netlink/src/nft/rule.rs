@@ -129,22 +129,10 @@ impl Rule {
             ))
     }
 
-    /// `iifname name`.
-    #[must_use]
-    pub fn in_interface(self, name: &str) -> Self {
-        self.interface(MetaKey::InInterfaceName, Comparison::Equal, name)
-    }
-
     /// `oifname name`.
     #[must_use]
     pub fn out_interface(self, name: &str) -> Self {
         self.interface(MetaKey::OutInterfaceName, Comparison::Equal, name)
-    }
-
-    /// `oifname != name`.
-    #[must_use]
-    pub fn not_out_interface(self, name: &str) -> Self {
-        self.interface(MetaKey::OutInterfaceName, Comparison::NotEqual, name)
     }
 
     /// `fib saddr type local`: sent by this machine.
@@ -157,12 +145,6 @@ impl Rule {
     #[must_use]
     pub fn destination_is_local(self) -> Self {
         self.fib_type_local(FibAddress::Destination)
-    }
-
-    /// `ct state new`.
-    #[must_use]
-    pub fn new_connection(self) -> Self {
-        self.conntrack_bits(ConntrackKey::State, CT_STATE_NEW)
     }
 
     /// `ct status dnat`: the connection's destination was translated.
@@ -384,8 +366,6 @@ const RULE_EXPRESSIONS: u16 = 4;
 pub(super) const RULE_USERDATA: u16 = 7;
 const UDATA_COMMENT: u8 = 0;
 const COMMENT_MAX: usize = 128;
-/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
-const CT_STATE_NEW: u32 = 1 << 3;
 /// `IPS_DST_NAT`.
 const CT_STATUS_DST_NAT: u32 = 1 << 5;
 const IFNAMSIZ: usize = 16;
