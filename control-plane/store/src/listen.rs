@@ -207,7 +207,7 @@ fn identify(stream: TlsStream<TcpStream>) -> io::Result<Connection> {
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let scope = certificate
         .and_then(|der| Scope::of_certificate(der))
-        .ok_or_else(|| io::Error::other("the client's certificate cannot be read"))?;
+        .ok_or_else(|| io::Error::other("the client's certificate opens nothing here"))?;
     Ok(Connection {
         stream: Transport::Tls(Box::new(stream)),
         scope,

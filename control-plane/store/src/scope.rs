@@ -1,15 +1,19 @@
 //! What a client may touch.
 //!
-//! The one rule of authorization: a node's certificate (its subject has the organization `system:nodes`) opens only the
-//! network's keys, where the overlay keeps its subnet leases; any other certificate of the client CA opens everything.
-//! An operation is checked with the full range of keys that it could read or write.
+//! The client CA signs for the whole cluster, so a certificate of it opens nothing by itself: what counts is an
+//! organization in its subject. `system:masters` opens everything; a node's `system:nodes` and its agent's
+//! `system:causeway-agents` open only the network's keys, where the overlay keeps its subnet leases. An operation is
+//! checked with the full range of keys that it could read or write.
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::mvcc::{KeyRange, Op, Txn};
 
-/// The organization that stands in the certificates of nodes.
-const NODES: &str = "system:nodes";
+/// The organization of those who run the cluster: the API server and its administrator.
+const MASTERS: &str = "system:masters";
+
+/// The organizations of what runs on nodes.
+const NODES: [&str; 2] = ["system:nodes", "system:causeway-agents"];
 
 /// The keys that nodes may touch.
 const NETWORK_PREFIX: &[u8] = b"/coreos.com/network/";
@@ -24,12 +28,21 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The scope that a client's certificate gives; a certificate that cannot be read gives none.
+    /// The scope that a client's certificate gives; one that cannot be read, or names nobody known here, gives none.
     pub fn of_certificate(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let mut organizations = certificate.subject().iter_organization();
-        let node = organizations.any(|organization| organization.as_str().is_ok_and(|name| name == NODES));
-        Some(if node { Self::network() } else { Self::All })
+        let organizations = certificate.subject().iter_organization();
+        let organizations: Vec<&str> = organizations.filter_map(|name| name.as_str().ok()).collect();
+        Self::of_organizations(&organizations)
+    }
+
+    /// Who stands on a node is held to it, whatever else the certificate says.
+    fn of_organizations(organizations: &[&str]) -> Option<Self> {
+        if organizations.iter().any(|name| NODES.contains(name)) {
+            Some(Self::network())
+        } else {
+            organizations.contains(&MASTERS).then_some(Self::All)
+        }
     }
 
     fn network() -> Self {
@@ -76,6 +89,25 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_opens_what_its_organizations_may_touch() {
+        let rows: [(&[&str], Option<Scope>); 6] = [
+            (&["system:masters"], Some(Scope::All)),
+            (&["system:nodes"], Some(Scope::network())),
+            (&["system:causeway-agents"], Some(Scope::network())),
+            (&["system:masters", "system:nodes"], Some(Scope::network())),
+            (&["developers"], None),
+            (&[], None),
+        ];
+        for (organizations, expected) in rows {
+            assert_eq!(
+                Scope::of_organizations(organizations),
+                expected,
+                "{organizations:?}"
+            );
+        }
+    }
 
     #[test]
     fn a_node_may_touch_only_ranges_within_the_network_prefix() {

@@ -96,6 +96,10 @@ async fn only_clients_of_the_client_ca_come_in() {
             "a stranger's certificate",
             authority.trust().identity(Identity::from_pem(cert, key)),
         ),
+        (
+            "a certificate of the CA for somebody unknown here",
+            authority.identify("admin", "developers"),
+        ),
     ];
     for (who, tls) in rejected {
         let options = ConnectOptions::new()
@@ -116,6 +120,8 @@ async fn a_node_touches_only_the_network_prefix() {
     let store = Store::start(authority.config(&directory)).await;
     let mut admin = connect(&store, authority.identify("admin", "system:masters")).await;
     let mut node = connect(&store, authority.identify("system:node:node-1", "system:nodes")).await;
+    let agent = authority.identify("system:causeway-agent:node-1", "system:causeway-agents");
+    let mut agent = connect(&store, agent).await;
     let own = "/coreos.com/network/subnets/10.244.1.0-24";
     let foreign = "/registry/secrets/default/a";
     admin.put(foreign, "secret", None).await.unwrap();
@@ -140,6 +146,7 @@ async fn a_node_touches_only_the_network_prefix() {
     let hidden = Txn::new().or_else([TxnOp::txn(Txn::new().and_then([TxnOp::get(foreign, None)]))]);
     let refusals = [
         ("get", refusal(node.get(foreign, None).await)),
+        ("get by an agent", refusal(agent.get(foreign, None).await)),
         ("get all", refusal(node.get("", all()).await)),
         (
             "get a wider prefix",
