@@ -430,24 +430,13 @@ fn limit(query: &Query<'_>, transport: Transport) -> usize {
 fn answer_failure(block: &Block, query: &Query<'_>, failure: &Failure, out: &mut Vec<u8>) {
     if block.errors {
         let name = Name::from_lower_wire(query.name());
-        tracing::warn!(%name, qtype = query.qtype, error = %with_sources(failure), "query not forwarded");
+        tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(failure), "query not forwarded");
     }
     let code = match failure {
         Failure::TooMany { .. } => rcode::REFUSED,
         Failure::NoUpstream | Failure::Unanswered { .. } => rcode::SERVFAIL,
     };
     code_only(out, query, code);
-}
-
-/// An error with everything that it was caused by, in one line.
-pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// CoreDNS's `whoami`: the client's address and port in the additional section.

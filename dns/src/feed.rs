@@ -224,7 +224,7 @@ impl Follower {
                 tracing::info!(state = %self.state.display(), services, "answering from the last good snapshot");
             }
             Err(error) => {
-                let error = crate::chain::with_sources(&error);
+                let error = model::with_causes(&error);
                 tracing::warn!(error, "last good snapshot not usable, starting without it");
             }
         }
@@ -251,7 +251,7 @@ impl Follower {
                 (retry, reported) = (FIRST_RETRY, false);
             }
             if !std::mem::replace(&mut reported, true) {
-                let error = crate::chain::with_sources(&followed);
+                let error = model::with_causes(&followed);
                 tracing::warn!(
                     error,
                     "no feed from the agent; answering from what is known and trying again"
@@ -357,7 +357,7 @@ async fn save_changes(state: PathBuf, mut snapshots: watch::Receiver<Snapshot>, 
         match saved {
             Ok(Ok(())) => reported = false,
             Ok(Err(error)) if !std::mem::replace(&mut reported, true) => {
-                let error = crate::chain::with_sources(&error);
+                let error = model::with_causes(&error);
                 tracing::warn!(
                     error,
                     "snapshot not saved; a restart will have to wait for the agent"

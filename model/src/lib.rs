@@ -8,8 +8,10 @@
 //! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
 //! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
 //!   [`Snapshot::changed_since`] compares two.
+//! - [`with_causes`]: an error on one line.
 //! - [`feed`]: how the agent hands its snapshot to the DNS process.
 
+mod causes;
 pub mod endpoint;
 pub mod feed;
 pub mod lease;
@@ -21,6 +23,7 @@ pub mod shared_map;
 pub mod snapshot;
 pub mod wiring;
 
+pub use causes::with_causes;
 pub use endpoint::{AddressFamily, Conditions, Endpoint, EndpointPort, EndpointSlice};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;

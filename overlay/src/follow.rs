@@ -119,7 +119,7 @@ impl Follower {
     }
 
     fn tell(&self, error: &Error) {
-        let trouble = crate::run::with_causes(error);
+        let trouble = model::with_causes(error);
         self.published.send_if_modified(|followed| {
             let news = followed.trouble.as_ref() != Some(&trouble);
             if news {

@@ -1,10 +1,9 @@
 //! The overlay of one node, put together: underlay → lease → kernel → status.
 
-use std::error::Error as _;
 use std::time::Duration;
 
-use model::Mtu;
 use model::lease::Lease;
+use model::{Mtu, with_causes};
 use netlink::Netlink;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -205,19 +204,4 @@ fn publish(followed: &Followed, report: &Report, pods: &PodNetwork, status: &wat
         *status = next;
         changed
     });
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let words = source.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = source.source();
-    }
-    text
 }

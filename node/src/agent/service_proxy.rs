@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use model::Snapshot;
+use model::{Snapshot, with_causes};
 use proxy::{AuditReport, DatapathKind, Proxy, SyncReport};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -206,9 +206,9 @@ impl<'a> Keeper<'a> {
         let failed_before = std::mem::replace(&mut self.audit_failed, !failures.is_empty());
         match failures.first() {
             Some((Some(service), error)) => {
-                self.failed(&format!("repair {service}: {}", error.with_causes()));
+                self.failed(&format!("repair {service}: {}", with_causes(error)));
             }
-            Some((None, error)) => self.failed(&format!("repair: {}", error.with_causes())),
+            Some((None, error)) => self.failed(&format!("repair: {}", with_causes(error))),
             None if failed_before && self.is_settled() => self.part.works(),
             None => {}
         }
@@ -226,7 +226,7 @@ impl<'a> Keeper<'a> {
     fn read_counters(&self) {
         match self.proxy.counters() {
             Ok(verdicts) => self.progress.set_verdicts(verdicts),
-            Err(error) => tracing::debug!(error = error.with_causes(), "hook's counters cannot be read"),
+            Err(error) => tracing::debug!(error = with_causes(&error), "hook's counters cannot be read"),
         }
     }
 
@@ -241,7 +241,7 @@ fn log_sync(report: &SyncReport) {
         tracing::warn!(service = %fault.service, reason = ?fault.reason, "part of a Service is not served");
     }
     for (service, error) in &report.failures {
-        tracing::debug!(%service, error = error.with_causes(), "Service is not in the kernel yet");
+        tracing::debug!(%service, error = with_causes(error), "Service is not in the kernel yet");
     }
     if !report.applied.is_empty() || report.writes > 0 {
         tracing::debug!(
@@ -260,11 +260,11 @@ fn first_failure(report: &SyncReport) -> Option<String> {
     let services = report
         .failures
         .iter()
-        .map(|(service, error)| format!("{service}: {}", error.with_causes()));
+        .map(|(service, error)| format!("{service}: {}", with_causes(error)));
     let mut errors = report
         .common_failures
         .iter()
-        .map(proxy::Error::with_causes)
+        .map(|error| with_causes(error))
         .chain(services);
     let first = errors.next()?;
     Some(match errors.count() {
@@ -288,7 +288,7 @@ fn watch_drift(proxy: &Proxy, shutdown: CancellationToken) -> anyhow::Result<Arc
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(
-                        error = error.with_causes(),
+                        error = with_causes(&error),
                         "changes by others are only seen by audits from now on"
                     );
                     return;

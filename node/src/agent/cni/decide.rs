@@ -43,7 +43,7 @@ fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -
                 PodError::Log { .. } => code::IO,
                 PodError::Kernel(_) => code::KERNEL,
             };
-            tracing::warn!(code, error = %error, "CNI request not served");
+            tracing::warn!(code, error = model::with_causes(&error), "CNI request not served");
             failure(code, &error)
         }
     }
