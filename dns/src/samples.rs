@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use model::{
-    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, Namespace, ObjectName,
-    Pod, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Namespace, ObjectName, Pod,
+    Protocol, Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
 };
 
 fn port_number(port: u16) -> NonZeroU16 {
@@ -83,11 +83,7 @@ pub fn slice(
     EndpointSlice {
         name: ObjectName::new(namespace, name),
         service: service.to_owned(),
-        family: if is_v6 {
-            AddressFamily::V6
-        } else {
-            AddressFamily::V4
-        },
+        family: if is_v6 { IpFamily::V6 } else { IpFamily::V4 },
         endpoints,
         ports: ports
             .iter()

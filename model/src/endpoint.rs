@@ -5,16 +5,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeName, ObjectName, Protocol};
-
-/// `addressType`. Slices of type FQDN are not a matter of a data plane and never get here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum AddressFamily {
-    /// `IPv4`.
-    V4,
-    /// `IPv6`.
-    V6,
-}
+use crate::{IpFamily, NodeName, ObjectName, Protocol};
 
 /// `endpoints[].conditions`, with Kubernetes' defaults for absent ones filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,8 +66,8 @@ pub struct EndpointSlice {
     pub name: ObjectName,
     /// Label `kubernetes.io/service-name`: the Service in the same namespace that it belongs to.
     pub service: String,
-    /// `addressType`.
-    pub family: AddressFamily,
+    /// `addressType`. Slices of type FQDN are not a matter of a data plane and never get here.
+    pub family: IpFamily,
     /// `endpoints`, in the object's order.
     pub endpoints: Vec<Endpoint>,
     /// `ports`.

@@ -45,7 +45,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// `spec.ipFamilies` entries.
+/// A version of IP: of a Service's address, or of the addresses in an EndpointSlice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum IpFamily {
     /// IPv4.

@@ -289,7 +289,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AddressFamily, ServiceKind, SessionAffinity, TrafficPolicy};
+    use crate::{IpFamily, ServiceKind, SessionAffinity, TrafficPolicy};
 
     fn service(name: &str) -> Service {
         Service {
@@ -313,7 +313,7 @@ mod tests {
         EndpointSlice {
             name: ObjectName::new("default", name),
             service: service.to_owned(),
-            family: AddressFamily::V4,
+            family: IpFamily::V4,
             endpoints: Vec::new(),
             ports: Vec::new(),
         }

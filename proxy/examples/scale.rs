@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use model::{
-    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, ObjectName, Protocol,
-    Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
+    ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
 };
 use netlink::Namespace;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -212,7 +212,7 @@ fn slice(number: u32, endpoints: u32) -> EndpointSlice {
     EndpointSlice {
         name: ObjectName::new("default", format!("web-{number}-1")),
         service: format!("web-{number}"),
-        family: AddressFamily::V4,
+        family: IpFamily::V4,
         endpoints: (0..endpoints).map(endpoint).collect(),
         ports: vec![EndpointPort {
             name: "http".to_owned(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1 as discovery;
 use model::{
-    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, NodeName, ObjectName,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, NodeName, ObjectName,
 };
 
 use super::faults::Faults;
@@ -29,8 +29,8 @@ impl Watchable for discovery::EndpointSlice {
             return Converted::Irrelevant;
         };
         let family = match address_type.as_str() {
-            "IPv4" => AddressFamily::V4,
-            "IPv6" => AddressFamily::V6,
+            "IPv4" => IpFamily::V4,
+            "IPv6" => IpFamily::V6,
             "FQDN" => return Converted::Irrelevant,
             other => {
                 faults.add("addressType", format!("{other:?} is not IPv4, IPv6 or FQDN"));
@@ -56,7 +56,7 @@ impl Watchable for discovery::EndpointSlice {
 fn endpoint(
     index: usize,
     endpoint: discovery::Endpoint,
-    family: AddressFamily,
+    family: IpFamily,
     namespace: &str,
     faults: &mut Faults,
 ) -> Option<Endpoint> {
@@ -86,7 +86,7 @@ fn endpoint(
 fn endpoint_address(
     index: usize,
     addresses: &[String],
-    family: AddressFamily,
+    family: IpFamily,
     faults: &mut Faults,
 ) -> Option<IpAddr> {
     let Some(first) = addresses.first() else {
@@ -95,7 +95,7 @@ fn endpoint_address(
     };
     let field = format!("endpoints[{index}].addresses[0]");
     let address = faults.reachable_address(&field, first)?;
-    if address.is_ipv4() != (family == AddressFamily::V4) {
+    if address.is_ipv4() != (family == IpFamily::V4) {
         faults.add(field, format!("{address} is not of the slice's address type"));
         return None;
     }

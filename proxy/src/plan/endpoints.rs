@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{AddressFamily, Conditions, Endpoint, EndpointSlice, ServicePort};
+use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
 
 use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, Target};
 
@@ -88,7 +88,7 @@ fn candidates(
     reasons: &mut BTreeSet<Reason>,
 ) -> BTreeMap<Target, Candidate> {
     let mut candidates: BTreeMap<Target, Candidate> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == AddressFamily::V4) {
+    for slice in slices.iter().filter(|slice| slice.family == IpFamily::V4) {
         let numbers = slice
             .ports
             .iter()

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{
-    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, ObjectName, Protocol,
-    Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
+    ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
 };
 use proxy::NodeContext;
 use proxy::plan::{FrontendAddress, FrontendKey, Target};
@@ -121,7 +121,7 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
     EndpointSlice {
         name: name(slice),
         service: service.to_owned(),
-        family: AddressFamily::V4,
+        family: IpFamily::V4,
         endpoints: endpoints.iter().map(endpoint).collect(),
         ports: vec![EndpointPort {
             name: "http".to_owned(),

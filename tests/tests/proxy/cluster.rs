@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use model::{
-    AddressFamily, Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Kind, ObjectName, Protocol,
-    Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
+    ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
 };
 
 /// The Service's address.
@@ -83,7 +83,7 @@ impl State {
         EndpointSlice {
             name: ObjectName::new("default", "web-1"),
             service: "web".to_owned(),
-            family: AddressFamily::V4,
+            family: IpFamily::V4,
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
         }
