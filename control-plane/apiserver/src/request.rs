@@ -61,7 +61,11 @@ impl RequestInfo {
     }
 }
 
+/// An escaped slash names nothing: no object's name has one, and etcd keys are divided by them.
 fn resource_path(segments: &[String]) -> Option<ResourcePath> {
+    if segments.iter().any(|segment| segment.contains('/')) {
+        return None;
+    }
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (group, version, rest) = match words.as_slice() {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
@@ -273,6 +277,12 @@ mod tests {
             "/api/v1/nodes/n%20x/status",
             "",
             "get /v1 nodes ns= name=n x sub=status",
+        );
+        check(
+            "GET",
+            "/api/v1/namespaces/a/configmaps/b%2Fc",
+            "",
+            "get api|v1|namespaces|a|configmaps|b/c",
         );
     }
 
