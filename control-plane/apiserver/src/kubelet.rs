@@ -50,15 +50,11 @@ impl Kubelets {
                 object::name(node)
             ))
         };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        let name = ServerName::IpAddress(address.ip().into());
+        let dial = async { self.tls.connect(name, TcpStream::connect(address).await?).await };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
             .await
             .map_err(|_| unreachable(&"timed out"))?
-            .map_err(|error| unreachable(&error))?;
-        let name = ServerName::IpAddress(address.ip().into());
-        let stream = self
-            .tls
-            .connect(name, stream)
-            .await
             .map_err(|error| unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
