@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -35,6 +36,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Upstream's `--etcd-compaction-interval`.
 const COMPACT_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the first objects are looked for again (`systemnamespaces.NewController`).
+const FOUND_EVERY: Duration = Duration::from_secs(60);
 
 /// The server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +122,7 @@ impl Server {
             tokens,
             kubelets,
             ranges,
+            founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
         };
         Ok(Server {
@@ -144,7 +148,7 @@ impl Server {
         let fed = api.clone();
         let stop = own.clone();
         tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
-        tasks.spawn(until(own.clone(), make_first_objects(api.clone())));
+        tasks.spawn(until(own.clone(), keep_first_objects(api.clone())));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
         own.cancel();
@@ -232,8 +236,17 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
     }
 }
 
+/// Makes what every cluster has, and makes it again when somebody deleted it.
+async fn keep_first_objects(api: Arc<Api>) {
+    loop {
+        make_first_objects(&api).await;
+        api.founded.store(true, Ordering::Release);
+        tokio::time::sleep(FOUND_EVERY).await;
+    }
+}
+
 /// What every cluster has: its namespaces, and the range of its ClusterIPs (KEP-1880).
-async fn make_first_objects(api: Arc<Api>) {
+async fn make_first_objects(api: &Api) {
     let named = |name: &str| json!({ "metadata": { "name": name } });
     let mut objects: Vec<_> = ["default", "kube-system", "kube-public", "kube-node-lease"]
         .into_iter()

@@ -12,6 +12,7 @@ mod write;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -53,6 +54,8 @@ pub struct Api {
     pub kubelets: Kubelets,
     /// Addresses and ports of Services.
     pub ranges: Ranges,
+    /// Whether what every cluster has was made: its namespaces, its range of addresses.
+    pub founded: AtomicBool,
     /// Ends watches.
     pub shutdown: CancellationToken,
 }
@@ -159,6 +162,9 @@ impl Api {
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
+        }
+        if !call.resource.namespaced && call.namespace().is_some() {
+            return Err(Failure::no_such_path());
         }
         if call.resource.namespaced && call.namespace().is_none() && !matches!(verb, "list" | "watch") {
             return Err(Failure::method_not_allowed());
@@ -282,10 +288,11 @@ impl Api {
         }
     }
 
-    /// Ready means that etcd answers and that the caches have been loaded.
+    /// Ready means that etcd answers, that the caches have been loaded, and that the first objects are there.
     async fn ready(&self, query: &Query) -> Result<Response<Body>> {
         let etcd = self.storage.current_revision().await.is_ok();
         let informed = self.caches.wait_synced(Duration::from_millis(1)).await;
+        let founded = self.founded.load(Ordering::Acquire);
         let line = |good: bool, name: &str| {
             format!(
                 "[{}]{name} {}\n",
@@ -293,7 +300,7 @@ impl Api {
                 if good { "ok" } else { "failed" }
             )
         };
-        let good = etcd && informed;
+        let good = etcd && informed && founded;
         let code = if good { 200 } else { 500 };
         if good && !query.flag("verbose") {
             return Ok(negotiate::bytes(code, "text/plain; charset=utf-8", "ok"));
@@ -303,7 +310,13 @@ impl Api {
         } else {
             "readyz check failed\n"
         };
-        let text = [line(etcd, "etcd"), line(informed, "caches"), verdict.to_owned()].concat();
+        let text = [
+            line(etcd, "etcd"),
+            line(informed, "caches"),
+            line(founded, "first-objects"),
+            verdict.to_owned(),
+        ]
+        .concat();
         Ok(negotiate::bytes(code, "text/plain; charset=utf-8", text))
     }
 
