@@ -95,6 +95,13 @@ impl Api {
             ));
         }
         let revision = given.map(parse_revision).transpose()?.unwrap_or(0);
+        // A revision that etcd has not reached is of a store that was there before a restore: its client would wait, and
+        // hear nothing, until the new store is as old.
+        if revision > self.caches.progress() && revision > self.storage.current_revision().await? {
+            return Err(Failure::expired(format!(
+                "resource version {revision} is of another store"
+            )));
+        }
         if revision > 0 && !mark_end {
             let position = cache.position_after(revision).map_err(|oldest| {
                 Failure::expired(format!("too old resource version: {revision} ({oldest})"))
