@@ -1,7 +1,10 @@
 //! Who may do what: built-in rules, default deny. The objects of `rbac.authorization.k8s.io` are stored but not yet
 //! evaluated; their evaluation belongs into [`allowed`], after the built-in rules.
 
+use serde_json::Value;
+
 use crate::authn::User;
+use crate::object::Fields;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::status::Failure;
 
@@ -89,7 +92,8 @@ fn node_of(user: &User) -> Option<&str> {
         .flatten()
 }
 
-/// `system:node`, narrowed to the own Node and Lease. That a Pod is on the node is checked where the Pod is at hand.
+/// `system:node`, narrowed to the own Node and Lease. That a Pod is on the node, and that a pod on the node needs a
+/// Secret, is checked where the objects are at hand.
 fn node_may(node: &str, verb: &str, path: &ResourcePath) -> bool {
     let own = path.name.as_deref() == Some(node);
     let reads = READ.contains(&verb);
@@ -106,7 +110,8 @@ fn node_may(node: &str, verb: &str, path: &ResourcePath) -> bool {
         }
         ("", "pods", None) => reads || verb == "delete",
         ("", "pods", Some("status")) => matches!(verb, "get" | "update" | "patch"),
-        ("", "services" | "namespaces" | "configmaps" | "secrets" | "serviceaccounts", None) => reads,
+        ("", "services" | "namespaces" | "serviceaccounts", None) => reads,
+        ("", "configmaps" | "secrets", None) => verb == "get",
         ("discovery.k8s.io", "endpointslices", None) => reads,
         ("" | "events.k8s.io", "events", None) => matches!(verb, "create" | "patch" | "update"),
         ("", "serviceaccounts", Some("token")) => verb == "create",
@@ -135,15 +140,36 @@ fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
     }
 }
 
+/// True for a kubelet that is nothing more than that.
+pub fn is_held_to_its_node(user: &User) -> bool {
+    node_of(user).is_some() && !user.is_in("system:masters")
+}
+
 /// A kubelet may make no Node but its own (NodeRestriction); the name is in the body.
 pub fn node_is_foreign_to(user: &User, name: &str) -> bool {
-    !user.is_in("system:masters") && node_of(user).is_some_and(|node| node != name)
+    is_held_to_its_node(user) && node_of(user) != Some(name)
 }
 
 /// A kubelet may delete, and change the status of, pods on its own node only (NodeRestriction).
-pub fn pod_is_foreign_to(user: &User, pod: &serde_json::Value) -> bool {
-    use crate::object::Fields;
-    !user.is_in("system:masters") && node_of(user).is_some_and(|node| pod.text("spec.nodeName") != node)
+pub fn pod_is_foreign_to(user: &User, pod: &Value) -> bool {
+    is_held_to_its_node(user) && node_of(user) != Some(pod.text("spec.nodeName"))
+}
+
+/// Whether a pod (or a part of its spec) names a Secret: in volumes, variables, or to pull images with. A kubelet may
+/// read those of its pods (`plugin/pkg/auth/authorizer/node`).
+pub fn refers_to_secret(part: &Value, secret: &str) -> bool {
+    match part {
+        Value::Object(fields) => fields.iter().any(|(field, value)| match field.as_str() {
+            "secret" => [value.text("secretName"), value.text("name")].contains(&secret),
+            "secretRef" | "secretKeyRef" => value.text("name") == secret,
+            "imagePullSecrets" => value
+                .as_array()
+                .is_some_and(|all| all.iter().any(|one| one.text("name") == secret)),
+            _ => refers_to_secret(value, secret),
+        }),
+        Value::Array(items) => items.iter().any(|item| refers_to_secret(item, secret)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -196,6 +222,9 @@ mod tests {
                 false,
             ),
             (&node, Method::GET, "/api/v1/pods", true),
+            (&node, Method::GET, "/api/v1/secrets", false),
+            (&node, Method::GET, "/api/v1/namespaces/a/secrets", false),
+            (&node, Method::GET, "/api/v1/namespaces/a/secrets/b", true),
             (
                 &node,
                 Method::POST,
@@ -212,6 +241,27 @@ mod tests {
             (&nobody, Method::GET, "/apis", false),
         ] {
             check(who, &method, path, expected);
+        }
+    }
+
+    #[test]
+    fn a_pod_refers_to_secrets_by_volume_variable_and_pull_secret() {
+        let pod = serde_json::json!({ "spec": {
+            "imagePullSecrets": [{ "name": "pull" }],
+            "volumes": [
+                { "name": "not-a-secret", "secret": { "secretName": "volume" } },
+                { "name": "p", "projected": { "sources": [{ "secret": { "name": "projected" } }] } },
+            ],
+            "containers": [{ "name": "c",
+                "envFrom": [{ "secretRef": { "name": "all" } }],
+                "env": [{ "name": "E", "valueFrom": { "secretKeyRef": { "name": "one", "key": "k" } } }],
+            }],
+        } });
+        for name in ["pull", "volume", "projected", "all", "one"] {
+            assert!(refers_to_secret(&pod, name), "{name}");
+        }
+        for name in ["not-a-secret", "c", "E", "k", "p"] {
+            assert!(!refers_to_secret(&pod, name), "{name}");
         }
     }
 

@@ -6,16 +6,33 @@ use serde_json::{Value, json};
 
 use super::{Api, Call, now};
 use crate::negotiate::{self, Shape};
-use crate::object;
+use crate::object::{self, Fields};
 use crate::selectors::Selection;
 use crate::status::{Failure, Result};
 use crate::storage::StorageError;
-use crate::table;
+use crate::{authz, table};
 
 impl Api {
     pub(super) async fn get(&self, call: &Call) -> Result<Response<Body>> {
+        if call.resource.kind == "Secret" && self.secret_is_foreign(call) {
+            let why = format!("no pod on the node of {} refers to it", call.user.name);
+            return Err(Failure::forbidden_object(call.resource, call.name(), why));
+        }
         let object = self.stored(call).await?;
         Ok(self.respond_object(call, 200, object))
+    }
+
+    /// A kubelet reads only what its pods need. It knows a pod from the same cache, so that none is missing here.
+    fn secret_is_foreign(&self, call: &Call) -> bool {
+        if !authz::is_held_to_its_node(&call.user) {
+            return false;
+        }
+        let pods = self.caches.of(&self.storage, self.registry.kind("", "Pod"));
+        !pods.items().iter().map(|item| &item.object).any(|pod| {
+            call.namespace() == Some(object::namespace(pod))
+                && !authz::pod_is_foreign_to(&call.user, pod)
+                && authz::refers_to_secret(pod.at("spec"), call.name())
+        })
     }
 
     /// The object that the path names, newest state.
