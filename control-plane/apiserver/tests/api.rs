@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::IPAddress;
 use kube::api::{
     Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
@@ -100,18 +100,26 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits for the namespaces that the server makes.
+    /// Waits for the server's word that it is ready: its namespaces are there then.
     async fn ready(&self) -> anyhow::Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
-        let all_there = async {
-            while !matches!(namespaces.get_opt("kube-node-lease").await, Ok(Some(_))) {
+        let question = || http::Request::get("/readyz").body(Vec::new());
+        let said = async {
+            while self.client.request_text(question()?).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+            anyhow::Ok(())
         };
-        tokio::time::timeout(DEADLINE, all_there)
+        tokio::time::timeout(DEADLINE, said)
             .await
-            .context("the namespaces were not made")?;
+            .context("the server was not ready")??;
+        let made = namespaces.list(&ListParams::default()).await?;
+        let names: Vec<String> = made.iter().map(ResourceExt::name_any).collect();
+        ensure!(
+            names == ["default", "kube-node-lease", "kube-public", "kube-system"],
+            "{names:?}"
+        );
         accounts
             .create(
                 &PostParams::default(),
@@ -134,7 +142,11 @@ impl Cluster {
 }
 
 async fn client(files: &Files) -> anyhow::Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(files.kubeconfig())?;
+    client_of(files, "admin").await
+}
+
+async fn client_of(files: &Files, user: &str) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(files.kubeconfig_of(user))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
@@ -338,6 +350,65 @@ async fn a_watch_tells_what_enters_and_leaves_its_selection() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn a_watch_from_a_revision_that_the_store_has_not_reached_is_expired() -> anyhow::Result<()> {
+    on_every_store("future", async |cluster| {
+        let maps: Api<ConfigMap> = cluster.api();
+        let mut events = maps.watch(&WatchParams::default(), "1000000000").await?.boxed();
+        let first = events.try_next().await?;
+        let Some(WatchEvent::Error(status)) = &first else {
+            anyhow::bail!("expected a refusal, got {first:?}")
+        };
+        ensure!(
+            (status.code, status.reason.as_str()) == (410, "Expired"),
+            "{status:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_kubelet_reads_the_secrets_of_its_pods_alone() -> anyhow::Result<()> {
+    on_every_store("secrets", async |cluster| {
+        let secrets: Api<Secret> = cluster.api();
+        for name in ["of-n1", "of-n2", "unused"] {
+            let secret = from(json!({ "metadata": { "name": name } }))?;
+            secrets.create(&PostParams::default(), &secret).await?;
+        }
+        let pods: Api<Pod> = cluster.api();
+        for node in ["n1", "n2"] {
+            let mut bound = pod(node)?;
+            let spec = bound.spec.get_or_insert_default();
+            spec.node_name = Some(node.to_owned());
+            let secret = json!({ "secretName": format!("of-{node}") });
+            spec.volumes = Some(vec![from(json!({ "name": "v", "secret": secret }))?]);
+            pods.create(&PostParams::default(), &bound).await?;
+        }
+        let node = client_of(&cluster.files, "node").await?;
+        let pods: Api<Pod> = Api::namespaced(node.clone(), "default");
+        let seen = async {
+            while !matches!(pods.list(&at_any_revision()).await, Ok(list) if list.items.len() == 2) {}
+        };
+        tokio::time::timeout(DEADLINE, seen)
+            .await
+            .context("the node did not see the pods")?;
+        let secrets: Api<Secret> = Api::namespaced(node, "default");
+        secrets.get("of-n1").await?;
+        for name in ["of-n2", "unused", "absent"] {
+            ensure!(refused(secrets.get(name).await)?.0 == 403, "{name}");
+        }
+        ensure!(refused(secrets.list(&ListParams::default()).await)?.0 == 403);
+        Ok(())
+    })
+    .await
+}
+
+/// What the server has in memory, as a kubelet lists.
+fn at_any_revision() -> ListParams {
+    ListParams::default().match_any()
+}
+
+#[tokio::test]
 async fn a_streaming_list_and_a_paged_list_both_initialise_a_watcher() -> anyhow::Result<()> {
     on_every_store("streaming", async |cluster| {
         let maps: Api<ConfigMap> = cluster.api();
@@ -414,16 +485,22 @@ async fn a_running_pod_is_deleted_in_two_steps() -> anyhow::Result<()> {
     on_every_store("pods", async |cluster| {
         let pods: Api<Pod> = cluster.api();
         pods.create(&PostParams::default(), &pod("a")?).await?;
-        let binding: Binding =
-            from(json!({ "metadata": { "name": "a" }, "target": { "kind": "Node", "name": "n1" } }))?;
-        let bind = async || {
+        let bind = async |uid: Option<&str>| {
+            let metadata = json!({ "name": "a", "uid": uid });
+            let binding: Binding =
+                from(json!({ "metadata": metadata, "target": { "kind": "Node", "name": "n1" } }))?;
             let answer: kube::Result<Value> = pods
                 .create_subresource("binding", "a", &PostParams::default(), &binding)
                 .await;
             anyhow::Ok(answer)
         };
-        bind().await??;
-        ensure!(refused(bind().await?)?.0 == 409, "a pod is bound once");
+        let earlier = Some("of-an-earlier-pod");
+        ensure!(
+            refused(bind(earlier).await?)?.0 == 409,
+            "the decision was for another pod"
+        );
+        bind(None).await??;
+        ensure!(refused(bind(None).await?)?.0 == 409, "a pod is bound once");
         let selected = pods
             .list(&ListParams::default().fields("spec.nodeName=n1"))
             .await?;

@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::{Method, Response};
 use serde_json::{Value, json};
 
-use super::write::Part;
+use super::write::{Part, check_preconditions};
 use super::{Api, Call, now};
 use crate::object::{self, Fields};
 use crate::status::{self, Failure, Result};
@@ -23,6 +23,7 @@ impl Api {
         }
         let mut refusal = None;
         self.change_raw(call, |pod| {
+            check_preconditions(call.resource, &binding, pod)?;
             if object::is_terminating(pod) {
                 refusal = Some(format!(
                     "pod {} is being deleted, cannot be assigned to a host",
@@ -189,11 +190,10 @@ impl Api {
             }
         }
         // A node gets tokens only for pods that run on it (NodeRestriction).
-        let is_node = call.user.is_in("system:nodes") && !call.user.is_in("system:masters");
         let foreign = pod.as_ref().is_none_or(|pod| {
             authz::pod_is_foreign_to(&call.user, pod) || pod.text("spec.serviceAccountName") != call.name()
         });
-        if is_node && foreign {
+        if authz::is_held_to_its_node(&call.user) && foreign {
             let why = "node requested token not bound to a pod on it";
             return Err(Failure::forbidden_object(call.resource, call.name(), why));
         }

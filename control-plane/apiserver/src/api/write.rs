@@ -351,7 +351,7 @@ fn stamp_new(resource: &Resource, object: &mut Value) {
 }
 
 /// A resourceVersion or uid in the body must be the stored one; an absent one is unconditional.
-fn check_preconditions(resource: &Resource, changed: &Value, current: &Value) -> Result<()> {
+pub(super) fn check_preconditions(resource: &Resource, changed: &Value, current: &Value) -> Result<()> {
     let name = object::name(current);
     let given = changed.text("metadata.resourceVersion");
     if !matches!(given, "" | "0") && given != current.text("metadata.resourceVersion") {

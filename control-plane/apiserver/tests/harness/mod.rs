@@ -41,13 +41,20 @@ impl Files {
         files.issue(&ca, "admin", "admin", &["system:masters"])?;
         files.issue(&ca, "node", "system:node:n1", &["system:nodes"])?;
         std::fs::write(files.path("sa.key"), KeyPair::generate()?.serialize_pem())?;
-        std::fs::write(files.kubeconfig(), files.kubeconfig_text(port))?;
+        for user in ["admin", "node"] {
+            std::fs::write(files.kubeconfig_of(user), files.kubeconfig_text(user, port))?;
+        }
         Ok(files)
     }
 
     /// The admin's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.path("admin.kubeconfig")
+        self.kubeconfig_of("admin")
+    }
+
+    /// The kubeconfig of `admin` or `node`.
+    pub fn kubeconfig_of(&self, user: &str) -> PathBuf {
+        self.path(&format!("{user}.kubeconfig"))
     }
 
     /// A file of the directory.
@@ -99,14 +106,18 @@ impl Files {
         Ok(())
     }
 
-    fn kubeconfig_text(&self, port: u16) -> String {
+    fn kubeconfig_text(&self, user: &str, port: u16) -> String {
         let file = |name: &str| self.path(name).display().to_string();
-        let (ca, cert, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
+        let (ca, cert, key) = (
+            file("ca.crt"),
+            file(&format!("{user}.crt")),
+            file(&format!("{user}.key")),
+        );
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: cwt\n\
              clusters: [{{name: cwt, cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority: {ca}}}}}]\n\
-             users: [{{name: admin, user: {{client-certificate: {cert}, client-key: {key}}}}}]\n\
-             contexts: [{{name: cwt, context: {{cluster: cwt, user: admin}}}}]\n"
+             users: [{{name: {user}, user: {{client-certificate: {cert}, client-key: {key}}}}}]\n\
+             contexts: [{{name: cwt, context: {{cluster: cwt, user: {user}}}}}]\n"
         )
     }
 }
