@@ -1,5 +1,5 @@
-//! What the cluster has by itself: its own namespaces, the Service by which pods reach the API server, and
-//! the one by which they reach DNS.
+//! What the cluster has by itself: the Service by which pods reach the API server, and the one by which they
+//! reach DNS. Their namespaces come from the API server.
 //!
 //! Upstream's API server looks after most of this; where it does, the configuration leaves it out here.
 
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Namespace, Service, ServicePort, ServiceSpec,
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort, ServiceSpec,
 };
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointPort as SlicePort, EndpointSlice,
@@ -23,7 +23,8 @@ use crate::config::KubernetesService;
 use crate::error::Error;
 use crate::queue::{Next, Queue, Reconcile, drive};
 
-const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Where these Services live: what could not be made without its namespace is made when that comes.
+const NAMESPACES: [&str; 2] = ["default", "kube-system"];
 const KUBERNETES: &str = "kubernetes";
 const DNS: &str = "kube-dns";
 
@@ -68,9 +69,6 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, (): &()) -> Result<Next, Error> {
         let caches = &self.0.caches;
-        for namespace in NAMESPACES {
-            ensure(&caches.namespaces, self::namespace(namespace), |_, _| true).await?;
-        }
         if let Some(config) = &self.0.config.kubernetes_service {
             ensure(&caches.services, kubernetes_service(config), same_service).await?;
             ensure(&caches.endpoints, kubernetes_endpoints(config), |a, b| {
@@ -137,16 +135,9 @@ fn meta(namespace: &str, name: &str, labels: &[(&str, &str)]) -> ObjectMeta {
         .collect();
     ObjectMeta {
         name: Some(name.to_owned()),
-        namespace: Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()),
+        namespace: Some(namespace.to_owned()),
         labels: (!labels.is_empty()).then_some(labels),
         ..ObjectMeta::default()
-    }
-}
-
-fn namespace(name: &str) -> Namespace {
-    Namespace {
-        metadata: meta("", name, &[("kubernetes.io/metadata.name", name)]),
-        ..Namespace::default()
     }
 }
 

@@ -196,7 +196,9 @@ async fn a_deployment_becomes_pods_on_all_nodes_and_endpoints_of_its_service() {
 async fn the_cluster_has_its_own_services_and_every_namespace_an_account_and_the_ca() {
     let cluster = Cluster::start(Faults::default());
     let api = &cluster.api;
-    api.create("namespaces", json!({ "metadata": { "name": "shop" } }));
+    for namespace in ["default", "kube-system", "shop"] {
+        api.create("namespaces", json!({ "metadata": { "name": namespace } }));
+    }
     for namespace in ["default", "kube-system", "shop"] {
         api.eventually("account", |api| {
             api.get("serviceaccounts", namespace, "default").is_some()
