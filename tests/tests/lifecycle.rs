@@ -15,6 +15,10 @@ type Scenario = fn() -> anyhow::Result<()>;
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("up_refuses_what_cannot_work_and_leaves_nothing", up_refuses),
+    (
+        "up_names_what_the_kernel_lacks_and_how_to_get_it",
+        up_names_what_is_missing,
+    ),
     ("only_root_can_bring_a_cluster_up", only_root),
     ("down_leaves_nothing_behind", down_leaves_nothing),
     ("up_after_a_crash_cleans_up_first", up_after_a_crash),
@@ -126,7 +130,10 @@ fn ensure_unchanged(before: &BTreeSet<String>) -> anyhow::Result<()> {
 fn down_leaves_nothing() -> anyhow::Result<()> {
     let before = kernel_state()?;
     let ours: Vec<_> = before.iter().filter(|thing| thing.contains("causeway")).collect();
-    ensure!(ours.is_empty(), "there before the test, so that it could not tell what is left after: {ours:#?}");
+    ensure!(
+        ours.is_empty(),
+        "there before the test, so that it could not tell what is left after: {ours:#?}"
+    );
     let cluster = Cluster::up(&state_dir(), &["--nodes", "2"])?;
     let manifest = include_str!("../../examples/hello.yaml");
     cluster.apply(manifest)?;
@@ -230,6 +237,48 @@ fn up_refuses() -> anyhow::Result<()> {
             everything(&output)
         );
     }
+    let _ = fs::remove_dir_all(state_dir());
+    ensure_unchanged(&before)
+}
+
+/// A machine that lacks something, played by a mount namespace in which it is hidden.
+fn up_names_what_is_missing() -> anyhow::Result<()> {
+    let before = kernel_state()?;
+    let up = format!(
+        "exec {} up --state-dir {}",
+        programs().join("causeway").display(),
+        state_dir().display()
+    );
+    let filesystems = std::env::temp_dir().join(format!("cwt-{}-filesystems", std::process::id()));
+    fs::write(&filesystems, "nodev\tbpf\n")?;
+    let hide_overlay = format!("mount --bind {} /proc/filesystems && {up}", filesystems.display());
+    let hide_cgroups = format!("umount -l $(awk '$3 == \"cgroup2\" {{print $2}}' /proc/mounts) && {up}");
+    let hide_bpf = format!("mount -t tmpfs none /sys/fs && {up}");
+    let rows = [
+        (
+            hide_overlay,
+            "this kernel has no overlay file system, which containers' root directories need",
+        ),
+        (
+            hide_cgroups,
+            "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup",
+        ),
+        (
+            hide_bpf,
+            "/sys/fs/bpf is missing: the kernel must be built with CONFIG_BPF_SYSCALL",
+        ),
+    ];
+    for (script, wanted) in rows {
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .output()?;
+        let said = everything(&output);
+        ensure!(
+            output.status.code() == Some(2) && said.contains(wanted),
+            "wanted {wanted:?}, got {said}"
+        );
+    }
+    fs::remove_file(filesystems)?;
     let _ = fs::remove_dir_all(state_dir());
     ensure_unchanged(&before)
 }

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use kube::Client;
+use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
 
 /// How often each figure is taken.
@@ -51,7 +51,11 @@ async fn figures() -> anyhow::Result<()> {
         first_packet.push(until_packet);
     }
     print("pod created to Running", 500, running);
-    print("endpoint ready to first packet from another node", 100, first_packet);
+    print(
+        "endpoint ready to first packet from another node",
+        100,
+        first_packet,
+    );
     Ok(())
 }
 
@@ -68,11 +72,24 @@ async fn one_round(
         "spec": {"selector": {"figures": name}, "ports": [{"port": 80, "targetPort": 8080}]},
     }))?;
     let service = services.create(&PostParams::default(), &service).await?;
-    let address = service.spec.and_then(|spec| spec.cluster_ip).context("the Service has no ClusterIP")?;
+    let address = service
+        .spec
+        .and_then(|spec| spec.cluster_ip)
+        .context("the Service has no ClusterIP")?;
     let mut prober = start_probe(&format!("{address}:80"))?;
 
-    let version = pods.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
-    let slice_version = slices.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+    let version = pods
+        .list(&Default::default())
+        .await?
+        .metadata
+        .resource_version
+        .unwrap_or_default();
+    let slice_version = slices
+        .list(&Default::default())
+        .await?
+        .metadata
+        .resource_version
+        .unwrap_or_default();
     let began = Instant::now();
     pods.create(&PostParams::default(), &pod(name)?).await?;
     let ready = tokio::spawn(endpoint_ready(slices.clone(), name.to_owned(), slice_version));
@@ -102,31 +119,46 @@ async fn wait_running(pods: &Api<Pod>, name: &str, version: &str) -> anyhow::Res
     let mut events = pods.watch(&params, version).await?.boxed();
     let wait = async {
         while let Some(event) = events.try_next().await? {
-            let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else { continue };
+            let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else {
+                continue;
+            };
             if pod.status.and_then(|status| status.phase).as_deref() == Some("Running") {
                 return Ok(());
             }
         }
         bail!("the watch ended")
     };
-    tokio::time::timeout(DEADLINE, wait).await.context("the pod did not run in time")?
+    tokio::time::timeout(DEADLINE, wait)
+        .await
+        .context("the pod did not run in time")?
 }
 
 /// Time since the epoch at which a slice of the Service showed a ready endpoint.
-async fn endpoint_ready(slices: Api<EndpointSlice>, service: String, version: String) -> anyhow::Result<Duration> {
+async fn endpoint_ready(
+    slices: Api<EndpointSlice>,
+    service: String,
+    version: String,
+) -> anyhow::Result<Duration> {
     let params = WatchParams::default().labels(&format!("kubernetes.io/service-name={service}"));
     let mut events = slices.watch(&params, &version).await?.boxed();
     let wait = async {
         while let Some(event) = events.try_next().await? {
-            let (WatchEvent::Added(slice) | WatchEvent::Modified(slice)) = event else { continue };
-            let mut conditions = slice.endpoints.iter().filter_map(|endpoint| endpoint.conditions.as_ref());
+            let (WatchEvent::Added(slice) | WatchEvent::Modified(slice)) = event else {
+                continue;
+            };
+            let mut conditions = slice
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| endpoint.conditions.as_ref());
             if conditions.any(|conditions| conditions.ready == Some(true)) {
                 return Ok(SystemTime::now().duration_since(UNIX_EPOCH)?);
             }
         }
         bail!("the watch ended")
     };
-    tokio::time::timeout(DEADLINE, wait).await.with_context(|| format!("{service}: no ready endpoint in time"))?
+    tokio::time::timeout(DEADLINE, wait)
+        .await
+        .with_context(|| format!("{service}: no ready endpoint in time"))?
 }
 
 /// Starts this program inside the client's node, in its network namespace and in its cgroup, where the socket hooks
@@ -135,7 +167,12 @@ fn start_probe(address: &str) -> anyhow::Result<Child> {
     let this = std::env::current_exe()?;
     let cluster = this.with_file_name("causeway-cluster");
     Command::new(cluster)
-        .args(["enter", "--net", &format!("/run/netns/causeway-{CLIENT_NODE}"), "--cgroup"])
+        .args([
+            "enter",
+            "--net",
+            &format!("/run/netns/causeway-{CLIENT_NODE}"),
+            "--cgroup",
+        ])
         .arg(node_cgroup()?)
         .arg("--")
         .arg(&this)
@@ -147,16 +184,31 @@ fn start_probe(address: &str) -> anyhow::Result<Child> {
 
 fn node_cgroup() -> anyhow::Result<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
-    let mount = mount.map(|fields| fields[1].to_owned()).context("cgroup v2 is not mounted")?;
-    Ok(PathBuf::from(mount).join("causeway").join(CLIENT_NODE).join("system"))
+    let mount = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields[2] == "cgroup2");
+    let mount = mount
+        .map(|fields| fields[1].to_owned())
+        .context("cgroup v2 is not mounted")?;
+    Ok(PathBuf::from(mount)
+        .join("causeway")
+        .join(CLIENT_NODE)
+        .join("system"))
 }
 
 fn read_probe(prober: &mut Child) -> anyhow::Result<Duration> {
     let mut text = String::new();
-    prober.stdout.take().context("the probe has no output")?.read_to_string(&mut text)?;
+    prober
+        .stdout
+        .take()
+        .context("the probe has no output")?
+        .read_to_string(&mut text)?;
     prober.wait()?;
-    let micros = text.trim().parse().with_context(|| format!("the probe said {text:?}"))?;
+    let micros = text
+        .trim()
+        .parse()
+        .with_context(|| format!("the probe said {text:?}"))?;
     Ok(Duration::from_micros(micros))
 }
 
@@ -174,7 +226,11 @@ fn probe(address: SocketAddr) -> anyhow::Result<()> {
 
 fn print(what: &str, goal_ms: u64, mut values: Vec<Duration>) {
     values.sort_unstable();
-    let at = |percent: usize| values.get((values.len() - 1) * percent / 100).map_or(0.0, |v| v.as_secs_f64() * 1e3);
+    let at = |percent: usize| {
+        values
+            .get((values.len() - 1) * percent / 100)
+            .map_or(0.0, |v| v.as_secs_f64() * 1e3)
+    };
     println!(
         "   {what:<50} p50 {:>6.1} ms   (goal {goal_ms} ms; fastest {:.1}, slowest {:.1}, {} rounds)",
         at(50),
