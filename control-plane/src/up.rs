@@ -111,11 +111,16 @@ pub fn up(args: &UpArgs) -> anyhow::Result<()> {
         }
         Owner::Nobody => {}
     }
+    // Until the owner is recorded nothing in the kernel is ours, and nothing may be removed from it.
+    check_machine(&progress, &settings)?;
+    progress.stage("certificates", || prepare_state(&state, &settings, &programs))?;
+    owner::record(state.root())?;
     let timeout = Duration::from_secs(args.timeout);
-    let result = bring_up(&progress, &state, &settings, &programs, timeout);
-    if let Err(error) = result {
+    if let Err(error) = bring_up(&progress, &state, &settings, &programs, timeout) {
         // Logs are what explains the failure: they stay.
-        let _ = down::remove_from_kernel(&state);
+        if let Err(error) = down::remove_from_kernel(&state) {
+            eprintln!("warning: {error:#}");
+        }
         return Err(error.context(format!(
             "the cluster did not come up; its logs are in {}",
             state.logs().display()
@@ -137,6 +142,15 @@ fn already_up(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn check_machine(progress: &Progress, settings: &Settings) -> anyhow::Result<()> {
+    progress.stage("check this machine", || {
+        preflight::check_kernel()?;
+        preflight::check_ports(settings)?;
+        underlay::check_free(settings)?;
+        Cgroup::find().map(drop)
+    })
+}
+
 fn bring_up(
     progress: &Progress,
     state: &StateDir,
@@ -144,14 +158,6 @@ fn bring_up(
     programs: &Programs,
     timeout: Duration,
 ) -> anyhow::Result<()> {
-    progress.stage("check this machine", || {
-        preflight::check_kernel()?;
-        preflight::check_ports(settings)?;
-        underlay::check_free(settings)?;
-        Cgroup::find().map(drop)
-    })?;
-    progress.stage("certificates", || prepare_state(state, settings, programs))?;
-    owner::record(state.root())?;
     progress.stage(
         &format!("{} nodes on {}", settings.nodes, settings.underlay_cidr),
         || make_machines(state, settings),
