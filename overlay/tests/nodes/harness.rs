@@ -77,7 +77,7 @@ struct Pki(PathBuf);
 
 impl Pki {
     fn new(directory: &Path) -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
         let pki = Self(directory.to_owned());
         let write = |name: &str, text: String| std::fs::write(pki.path(name), text).expect("write");
         let ca_key = KeyPair::generate().expect("key");
@@ -87,7 +87,11 @@ impl Pki {
         let issuer = Issuer::new(params, ca_key);
         for (name, subject) in [("server", "172.30.9.1"), ("client", "node")] {
             let key = KeyPair::generate().expect("key");
-            let params = CertificateParams::new([subject.to_owned()]).expect("parameters");
+            let mut params = CertificateParams::new([subject.to_owned()]).expect("parameters");
+            // What opens the network's keys, and nothing else, to a client of the bundled store.
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, "system:nodes");
             write(
                 &format!("{name}.crt"),
                 params.signed_by(&key, &issuer).expect("sign").pem(),
