@@ -3,6 +3,7 @@
 //! Only calls that every server of the protocol has: no LeaseTimeToLive, no KeepAlive. A lease is renewed by writing it
 //! again, as flannel does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::path::Path;
@@ -36,8 +37,8 @@ pub(crate) struct Listing {
     pub(crate) cluster_id: u64,
     pub(crate) revision: i64,
     pub(crate) held: Vec<Held>,
-    /// Keys that hold no lease that we understand.
-    pub(crate) problems: Vec<String>,
+    /// Keys that hold no lease that we understand, and why not.
+    pub(crate) problems: BTreeMap<String, String>,
 }
 
 /// A look at our own key.
@@ -115,12 +116,12 @@ impl Store {
             cluster_id,
             revision,
             held: Vec::new(),
-            problems: Vec::new(),
+            problems: BTreeMap::new(),
         };
         for kv in got.kvs() {
             match self.held(kv) {
                 Ok(held) => listing.held.push(held),
-                Err(problem) => listing.problems.push(problem),
+                Err(problem) => drop(listing.problems.insert(key_of(kv), problem)),
             }
         }
         Ok(listing)
@@ -128,7 +129,7 @@ impl Store {
 
     /// Reads a lease from its key and value.
     pub(crate) fn held(&self, kv: &etcd_client::KeyValue) -> Result<Held, String> {
-        let key = String::from_utf8_lossy(kv.key());
+        let key = key_of(kv);
         let value = String::from_utf8_lossy(kv.value());
         let record =
             Record::parse(self.short_key(&key), &value).map_err(|error| format!("lease {key}: {error}"))?;
@@ -215,6 +216,11 @@ impl Store {
         let key = String::from_utf8_lossy(key);
         flannel::parse_key(self.short_key(&key)).is_ok_and(|(found, _)| found == subnet)
     }
+}
+
+/// A key as text.
+pub(crate) fn key_of(kv: &etcd_client::KeyValue) -> String {
+    String::from_utf8_lossy(kv.key()).into_owned()
 }
 
 async fn answer<T>(

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::engine::Network;
 use crate::error::Error;
-use crate::etcd::{Listing, Store, TIME_TO_LIVE};
+use crate::etcd::{Listing, Store, TIME_TO_LIVE, key_of};
 use crate::flannel::{NetworkConfig, Record};
 use crate::lease::{Choice, Claimant, Held, choose, overlap};
 use crate::memory::{Entry, Memory};
@@ -65,6 +65,8 @@ struct Session {
     cluster_id: u64,
     revision: i64,
     renewed: Instant,
+    /// Keys that hold no lease that we understand, and why not.
+    problems: BTreeMap<String, String>,
 }
 
 impl Follower {
@@ -146,9 +148,10 @@ impl Follower {
             cluster_id,
             revision,
             renewed: Instant::now(),
+            problems,
         };
         self.remember(&session)?;
-        self.publish(&session.network, &session.own.record.lease, true, problems);
+        self.publish_session(&session);
         tracing::info!(subnet = %session.own.record.lease.subnet, others = self.others.len(), "following leases");
         self.follow(session).await
     }
@@ -288,7 +291,7 @@ impl Follower {
     ///
     /// An etcd that is not the one we knew, or that went back in time, lost data: what it does not list any more is
     /// kept for a while, since its nodes are most likely there. Otherwise what is not listed is gone.
-    fn absorb(&mut self, listing: Listing, own: &Lease) -> Vec<String> {
+    fn absorb(&mut self, listing: Listing, own: &Lease) -> BTreeMap<String, String> {
         let known = self.memory.cluster_id != 0;
         let lost_data = known
             && (listing.cluster_id != self.memory.cluster_id || listing.revision < self.memory.revision);
@@ -346,6 +349,11 @@ impl Follower {
         }
     }
 
+    fn publish_session(&self, session: &Session) {
+        let problems = session.problems.values().cloned().collect();
+        self.publish(&session.network, &session.own.record.lease, true, problems);
+    }
+
     fn publish(&self, network: &NetworkConfig, own: &Lease, complete: bool, problems: Vec<String>) {
         let lingering = self.lingering.values().map(|(record, _)| record);
         let others = self
@@ -399,7 +407,6 @@ impl Follower {
     /// Takes a batch of changes; false when our own lease is no longer as we wrote it.
     fn take(&mut self, session: &mut Session, message: &WatchResponse) -> Result<bool, Error> {
         let own = session.own.record.lease.clone();
-        let mut problems = Vec::new();
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
             if session.store.is_of(kv.key(), own.subnet) {
@@ -409,13 +416,14 @@ impl Follower {
                 }
                 continue;
             }
+            let key = key_of(kv);
+            session.problems.remove(&key);
             match event.event_type() {
                 EventType::Put => match session.store.held(kv) {
                     Ok(held) => drop(self.others.insert(held.record.lease.subnet, held.record)),
-                    Err(problem) => problems.push(problem),
+                    Err(problem) => drop(session.problems.insert(key, problem)),
                 },
                 EventType::Delete => {
-                    let key = String::from_utf8_lossy(kv.key()).into_owned();
                     if let Ok((subnet, _)) = crate::flannel::parse_key(session.store.short_key(&key)) {
                         self.others.remove(&subnet);
                         self.lingering.remove(&subnet);
@@ -428,7 +436,7 @@ impl Follower {
         }
         self.forget_lingering(&own);
         self.remember(session)?;
-        self.publish(&session.network, &own, true, problems);
+        self.publish_session(session);
         Ok(true)
     }
 

@@ -325,6 +325,29 @@ mod privileged {
     }
 
     #[test]
+    fn a_key_that_is_no_lease_is_told_until_it_is_gone() {
+        let Some(cluster) = Cluster::new("odd", 1) else {
+            return;
+        };
+        let node = cluster.node(0);
+        node.await_others(0);
+        let key = |subnet: &str| format!("/coreos.com/network/subnets/{subnet}");
+        cluster.etcdctl(&["put", &key("10.244.88.0-24"), "nonsense"]);
+        node.await_status("the key is told", |status| !status.problems.is_empty());
+        let value = r#"{"PublicIP":"172.30.9.99","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+        cluster.etcdctl(&["put", &key("10.244.99.0-24"), value]);
+        let status = node.await_status("another lease comes", |status| status.others == 1);
+        assert_eq!(
+            status.problems.len(),
+            1,
+            "the key is still no lease: {:?}",
+            status.problems
+        );
+        cluster.etcdctl(&["del", &key("10.244.88.0-24")]);
+        node.await_others(1);
+    }
+
+    #[test]
     fn the_bundled_store_serves_the_overlay_by_mutual_tls_and_may_restart() {
         let Some(cluster) = Cluster::bundled("store", 2) else {
             return;
