@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use model::wiring::HOST_IFNAME_PREFIX;
 use netlink::Namespace;
 
 use crate::protocol::{self, Failure, Request, Response};
@@ -12,9 +13,6 @@ use crate::wire::{self, Sides};
 
 /// How long the agent may take. Its slowest step is a write to disk.
 const AGENT: Duration = Duration::from_secs(10);
-
-/// What devices of ours on the node's side begin with.
-const OUR_DEVICES: &str = "cw";
 
 /// What the program prints, and how it ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +135,7 @@ fn del(call: &Call, conf: &NetConf) -> Result<(), Failure> {
     for device in conf
         .previous_devices
         .iter()
-        .filter(|device| device.starts_with(OUR_DEVICES))
+        .filter(|device| device.starts_with(HOST_IFNAME_PREFIX))
     {
         wire::remove_node_link(device).map_err(kernel)?;
     }

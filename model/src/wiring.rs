@@ -13,6 +13,9 @@ use crate::{MacAddr, Mtu};
 /// carries it.
 pub const ROUTE_PROTOCOL: u8 = 213;
 
+/// What the names of the pods' devices on the node's side begin with: no others are ours.
+pub const HOST_IFNAME_PREFIX: &str = "cw";
+
 /// A pair of veth devices, its addresses and routes. Everything in it is desired state: applying it twice is
 /// applying it once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use model::wiring::{PodRoute, WiringPlan};
+use model::wiring::{HOST_IFNAME_PREFIX, PodRoute, WiringPlan};
 use model::{MacAddr, Mtu};
 use sha2::{Digest, Sha256};
 
@@ -16,9 +16,6 @@ use super::addresses::{Assigned, AttachmentKey};
 
 /// The pods' next hop. Link-local (RFC 3927), the same in every pod; no host owns it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-
-/// What the names of devices on the node's side begin with.
-pub const HOST_IFNAME_PREFIX: &str = "cw";
 
 /// Plans one pod's interface.
 #[must_use]
@@ -74,9 +71,8 @@ fn host_network(address: Ipv4Addr) -> IpNetwork {
 }
 
 fn default_destination() -> IpNetwork {
-    // invariant: 0 is a prefix length of IPv4; `from` alone would mean a host.
-    Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0)
-        .map_or_else(|_| host_network(Ipv4Addr::UNSPECIFIED), IpNetwork::V4)
+    let everything = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0);
+    IpNetwork::V4(everything.expect("invariant: 0 is a prefix length of IPv4"))
 }
 
 #[cfg(test)]
