@@ -1,6 +1,7 @@
 //! The thread that keeps the kernel right: on new leases, on changes of pods, on kernel events that may concern us,
 //! and every ten seconds regardless.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +9,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use model::Mtu;
 use model::lease::Lease;
 use model::wiring::ROUTE_PROTOCOL;
+use model::{Mtu, with_causes};
 use netlink::nft::{Monitor, Nft, Repair};
 use netlink::{Event, Events, Group, Netlink, sysctl};
 use tokio::sync::watch;
@@ -57,8 +58,9 @@ pub(crate) struct Report {
 /// What the thread needs to know for good.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) interface: Option<String>,
-    pub(crate) public_ip: Option<std::net::Ipv4Addr>,
+    /// The underlay's device and its address, as they were found.
+    pub(crate) interface: String,
+    pub(crate) public_ip: Ipv4Addr,
     pub(crate) subnet_env: PathBuf,
 }
 
@@ -79,9 +81,8 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the threads, in the calling thread's network namespace.
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::Underlay(format!("nftables: {error}"));
-        let nft = Nft::open().map_err(|error| failed(&error))?;
-        let monitor = Monitor::open(&masquerade::table(), nft.port()).map_err(|error| failed(&error))?;
+        let nft = Nft::open()?;
+        let monitor = Monitor::open(&masquerade::table(), nft.port())?;
         let kernel = Netlink::open()?;
         let groups = [
             Group::Links,
@@ -141,9 +142,9 @@ impl Drop for Engine {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map_err(|error| Error::Underlay(format!("start thread {name}: {error}")))
+    spawned.map_err(|source| Error::StartThread { name, source })
 }
 
 /// Reads kernel events and asks for a look at each that may concern us. Our own writes come back as events too: the
@@ -155,7 +156,10 @@ fn listener(mut events: Events, orders: Sender<Order>, stop: Arc<AtomicBool>) ->
                 Ok(Some(event)) => concerns_us(&event),
                 Ok(None) => false,
                 Err(error) => {
-                    tracing::warn!(%error, "kernel events cannot be read, audits go on");
+                    tracing::warn!(
+                        error = with_causes(&error),
+                        "kernel events cannot be read, audits go on"
+                    );
                     thread::sleep(LISTEN);
                     true
                 }
@@ -192,7 +196,10 @@ fn nft_listener(mut monitor: Monitor, orders: Sender<Order>, stop: Arc<AtomicBoo
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "nftables events cannot be read, audits go on");
+                    tracing::warn!(
+                        error = with_causes(&error),
+                        "nftables events cannot be read, audits go on"
+                    );
                     thread::sleep(LISTEN);
                 }
             }
@@ -254,7 +261,7 @@ impl Worker {
         };
         let mut outcome = Outcome::default();
         let mtu = self.reconcile(&network, &mut outcome).unwrap_or_else(|error| {
-            outcome.problems.push(error.to_string());
+            outcome.problems.push(with_causes(&error));
             None
         });
         self.log(&outcome);
@@ -274,7 +281,7 @@ impl Worker {
 
     fn log(&self, outcome: &Outcome) {
         if outcome.writes > 0 {
-            tracing::info!(writes = outcome.writes, "pod network repaired");
+            tracing::info!(writes = outcome.writes, "pod network written");
         }
         for problem in outcome
             .problems
@@ -289,8 +296,8 @@ impl Worker {
         let settings = &self.settings;
         let found = underlay::find(
             &mut self.kernel,
-            settings.interface.as_deref(),
-            settings.public_ip,
+            Some(&settings.interface),
+            Some(settings.public_ip),
         )?;
         let (plan, rejected) = plan(&network.config, &network.own, &network.others, &found.underlay);
         let rejected = rejected
@@ -322,7 +329,9 @@ impl Worker {
         match self.nft.ensure(&layout) {
             Ok(Repair::Unchanged) => {}
             Ok(_) => outcome.writes += 1,
-            Err(error) => outcome.problems.push(format!("masquerade: {error}")),
+            Err(error) => outcome
+                .problems
+                .push(format!("masquerade: {}", with_causes(&error))),
         }
     }
 
@@ -340,7 +349,7 @@ impl Worker {
 fn note_switch(result: netlink::Result<bool>, outcome: &mut Outcome) {
     match result {
         Ok(written) => outcome.writes += usize::from(written),
-        Err(error) => outcome.problems.push(error.to_string()),
+        Err(error) => outcome.problems.push(with_causes(&error)),
     }
 }
 

@@ -93,6 +93,18 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] netlink::Error),
+    /// The masquerade rules cannot be reached.
+    #[error(transparent)]
+    Nftables(#[from] netlink::nft::Error),
+    /// A thread cannot be started.
+    #[error("start thread {name}")]
+    StartThread {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The thread that programs the kernel ended.
     #[error("the kernel thread ended")]
     EngineEnded,

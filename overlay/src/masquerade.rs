@@ -58,5 +58,5 @@ pub(crate) fn layout(network: Ipv4Network, subnet: Ipv4Network) -> Layout {
 
 fn multicast() -> Ipv4Network {
     let base = std::net::Ipv4Addr::new(224, 0, 0, 0);
-    Ipv4Network::new(base, 4).unwrap_or_else(|_| Ipv4Network::from(base))
+    Ipv4Network::new(base, 4).expect("invariant: 4 is a prefix length of IPv4")
 }

@@ -91,8 +91,9 @@ pub(crate) fn ensure_device(
             let mut new = NewLink::new(&device.name, NewLinkKind::Vxlan(settings));
             new.mac = Some(device.mac.0);
             new.mtu = Some(device.mtu.0);
+            let created = kernel.create_link(&new)?;
             outcome.writes += 1;
-            kernel.create_link(&new)?
+            created
         }
     };
     let change = device_change(device, &link);

@@ -77,8 +77,8 @@ async fn serve_on(
     shutdown: &CancellationToken,
 ) -> Result<Ended, Error> {
     let settings = Settings {
-        interface: Some(found.name.clone()),
-        public_ip: Some(found.public_ip),
+        interface: found.name.clone(),
+        public_ip: found.public_ip,
         subnet_env: config.subnet_env.clone(),
     };
     let engine = {

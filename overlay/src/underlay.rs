@@ -40,10 +40,13 @@ pub(crate) fn find(
         IpNetwork::V6(_) => None,
     });
     let network: Ipv4Network = match public_ip {
-        Some(wanted) => v4.find(|network| network.ip() == wanted),
-        None => v4.next(),
-    }
-    .ok_or_else(|| missing(format!("device {} has no such IPv4 address", link.name)))?;
+        Some(wanted) => v4
+            .find(|network| network.ip() == wanted)
+            .ok_or_else(|| missing(format!("device {} has no address {wanted}", link.name)))?,
+        None => v4
+            .next()
+            .ok_or_else(|| missing(format!("device {} has no IPv4 address", link.name)))?,
+    };
     let underlay = Underlay {
         network,
         mtu: Mtu(link.mtu),
