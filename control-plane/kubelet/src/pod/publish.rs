@@ -80,7 +80,8 @@ async fn publish(
 }
 
 /// The uid in the patch makes the API refuse it (409) when another pod has the name by now. Lists without a merge key
-/// are replaced whole, conditions and addresses are merged, and a `null` removes what an earlier patch set.
+/// are replaced whole and conditions are merged, where a `null` removes what an earlier patch set. Addresses have a
+/// merge key, so the patch says that it replaces them: those of a sandbox before this one lead nowhere.
 fn status_patch(uid: &str, status: Option<&PodStatus>) -> Value {
     let mut status = json!(status);
     if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
@@ -90,9 +91,33 @@ fn status_patch(uid: &str, status: Option<&PodStatus>) -> Value {
             }
         }
     }
+    for field in ["podIPs", "hostIPs"] {
+        if let Some(addresses) = status.get_mut(field).and_then(Value::as_array_mut) {
+            addresses.push(json!({ "$patch": "replace" }));
+        }
+    }
     json!({ "metadata": { "uid": uid }, "status": status })
 }
 
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_replace_those_of_the_sandbox_before() {
+        let status = json!({ "podIPs": [{ "ip": "10.244.1.3" }], "hostIPs": [{ "ip": "172.30.0.11" }] });
+        let status = serde_json::from_value(status).expect("a status");
+        let expected = json!({
+            "metadata": { "uid": "u" },
+            "status": {
+                "podIPs": [{ "ip": "10.244.1.3" }, { "$patch": "replace" }],
+                "hostIPs": [{ "ip": "172.30.0.11" }, { "$patch": "replace" }],
+            },
+        });
+        assert_eq!(status_patch("u", Some(&status)), expected);
+    }
 }
