@@ -9,6 +9,7 @@ mod down;
 mod enter;
 mod kubeconfig;
 mod layout;
+mod logs;
 mod machine;
 mod node_files;
 mod owner;

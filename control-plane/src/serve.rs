@@ -24,7 +24,7 @@ pub fn supervisor(state: &StateDir) -> anyhow::Result<()> {
     let _owner = owner::hold()?;
     let settings = load(state)?;
     let units = units(state, &settings, &Programs::find()?)?;
-    runtime()?.block_on(supervise::supervise(units, state.processes()))
+    runtime()?.block_on(supervise::supervise(units, state.processes(), state.logs()))
 }
 
 fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::Result<Vec<Unit>> {

@@ -56,21 +56,22 @@ pub fn read_processes(path: &Path) -> anyhow::Result<Processes> {
     serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Runs all units until SIGTERM or SIGINT, then stops them in reverse order.
-pub async fn supervise(units: Vec<Unit>, status: PathBuf) -> anyhow::Result<()> {
+/// Runs all units until SIGTERM or SIGINT, then stops them, all at once. `logs` is the directory of their logs.
+pub async fn supervise(units: Vec<Unit>, status: PathBuf, logs: PathBuf) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let table = Arc::new(Table {
         path: status,
         processes: Mutex::default(),
     });
-    let tasks: Vec<_> = units
+    let mut tasks: Vec<_> = units
         .into_iter()
         .map(|unit| tokio::spawn(keep_running(unit, Arc::clone(&table), shutdown.clone())))
         .collect();
+    tasks.push(tokio::spawn(crate::logs::keep_short(logs, shutdown.clone())));
     wait_for_signal().await?;
     info!("stopping");
     shutdown.cancel();
-    for task in tasks.into_iter().rev() {
+    for task in tasks {
         task.await?;
     }
     Ok(())
