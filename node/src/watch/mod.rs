@@ -29,7 +29,7 @@ mod stream;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -47,6 +47,9 @@ use stream::{Ended, Observed, watch_kind};
 
 /// Observations on their way to the owner. Beyond it the watches wait, and with them, by TCP, the server.
 const IN_FLIGHT: usize = 1024;
+
+/// Credentials that served this long before they were refused were good: new ones are tried soon.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// The kinds that [`run`] watches.
 pub const KINDS: [model::Kind; 4] = [
@@ -85,7 +88,11 @@ async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, stat
                     let source = source.clone();
                     move || source.written() != written
                 };
+                let began = Instant::now();
                 watch_all(client, observer.clone(), &status, rotated).await;
+                if began.elapsed() >= STEADY {
+                    backoff.reset();
+                }
                 if observer.is_closed() {
                     return;
                 }
