@@ -4,6 +4,7 @@
 //! stays when the agent ends. Which address was ours is kept in a file, so that a changed configuration does not
 //! leave the old one behind.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -77,8 +78,11 @@ fn ensure(kernel: &mut impl Kernel, wanted: IpAddr) -> anyhow::Result<bool> {
 
 /// Takes back the address of an earlier configuration, and records the one of this.
 fn remove_predecessor(kernel: &mut impl Kernel, wanted: IpAddr, record: PathBuf) -> anyhow::Result<()> {
-    let recorded = std::fs::read_to_string(&record).ok();
-    let predecessor = recorded.and_then(|text| text.trim().parse::<IpAddr>().ok());
+    let predecessor = match std::fs::read_to_string(&record) {
+        Ok(text) => text.trim().parse::<IpAddr>().ok(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("read {}", record.display())),
+    };
     if predecessor == Some(wanted) {
         return Ok(());
     }

@@ -1,9 +1,9 @@
 //! What kube-rs does not tell or limit of the requests by which watches begin.
 //!
 //! A watch that was begun again says nothing until something changes, which may take minutes: that the server
-//! answers is seen here. And kube-rs begins a watch that ended without an error again at once. A load balancer without a server behind it, or a
-//! server that is shutting down, may answer each with 200 and an end: then it would be asked thousands of times a
-//! second.
+//! answers is seen here. And kube-rs begins a watch that ended without an error again at once. A load balancer without
+//! a server behind it, or a server that is shutting down, may answer each with 200 and an end: then it would be asked
+//! thousands of times a second.
 
 use std::collections::HashMap;
 use std::pin::Pin;
