@@ -103,6 +103,17 @@ pub struct Kernel {
     pub sockets: Option<Sockets<ebpf::SocketHook>>,
 }
 
+impl Kernel {
+    /// Without the fast layer there is nothing to do there.
+    fn with_sockets<T: Default>(
+        &mut self,
+        work: impl FnOnce(&mut Sockets<ebpf::SocketHook>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.sockets.as_mut().map_or_else(|| Ok(T::default()), work)
+    }
+}
+
+/// A layer that fails stops no work on the other: results are looked at when both are done.
 impl Datapath for Kernel {
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
         let mut applied = self.packets.apply(changes);
@@ -115,36 +126,29 @@ impl Datapath for Kernel {
     }
 
     fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
-        let mut swept = self.packets.sweep(wanted)?;
-        if let Some(sockets) = &mut self.sockets {
-            let upper = sockets.sweep(wanted)?;
-            swept.writes += upper.writes;
-            swept.frontends.extend(upper.frontends);
-        }
+        let lower = self.packets.sweep(wanted);
+        let upper = self.with_sockets(|sockets| sockets.sweep(wanted));
+        let (mut swept, upper) = (lower?, upper?);
+        swept.writes += upper.writes;
+        swept.frontends.extend(upper.frontends);
         Ok(swept)
     }
 
     fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error> {
         // The packet rules ask the routing table which addresses are this node's.
-        self.sockets
-            .as_mut()
-            .map_or(Ok(0), |sockets| sockets.set_nodes(nodes))
+        self.with_sockets(|sockets| sockets.set_nodes(nodes))
     }
 
     fn repair(&mut self) -> Result<Vec<String>, Error> {
-        let mut repaired = self.packets.repair()?;
-        if let Some(sockets) = &mut self.sockets {
-            repaired.extend(sockets.repair()?);
-        }
-        Ok(repaired)
+        let lower = self.packets.repair();
+        let upper = self.with_sockets(Sockets::repair);
+        Ok([lower?, upper?].concat())
     }
 
     fn reread(&mut self) -> Result<Vec<String>, Error> {
-        let mut repaired = self.packets.reread()?;
-        if let Some(sockets) = &mut self.sockets {
-            repaired.extend(sockets.reread()?);
-        }
-        Ok(repaired)
+        let lower = self.packets.reread();
+        let upper = self.with_sockets(Sockets::reread);
+        Ok([lower?, upper?].concat())
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
