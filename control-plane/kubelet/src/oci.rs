@@ -107,6 +107,8 @@ pub struct Resources {
 pub struct BindMount {
     /// On the node.
     pub source: PathBuf,
+    /// The volume that `source` is a part of, and must not lead out of (`subPath`).
+    pub within: Option<PathBuf>,
     /// In the container.
     pub target: PathBuf,
     /// Not writable in the container.

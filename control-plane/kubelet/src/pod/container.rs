@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::env::{ConfigError, expand};
@@ -113,9 +113,19 @@ fn environment(context: &ContainerContext) -> Vec<String> {
 fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindMount>, ConfigError> {
     let bind = |source: PathBuf, target: &str, read_only| BindMount {
         source,
+        within: None,
         target: PathBuf::from(target),
         read_only,
     };
+    let volumes = context
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    let written_here: Vec<&str> = volumes
+        .filter(|volume| is_written_by_kubelet(volume))
+        .map(|volume| volume.name.as_str())
+        .collect();
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let volume = context.volumes.get(&mount.name).ok_or_else(|| {
@@ -129,11 +139,16 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
                 "subPathExpr is not supported by this kubelet yet".to_owned(),
             ));
         }
-        let source = match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
-            Some(path) => volume.join(safe_relative(path)),
-            None => volume.clone(),
-        };
-        mounts.push(bind(source, &mount.mount_path, mount.read_only.unwrap_or(false)));
+        let read_only = mount.read_only.unwrap_or(false) || written_here.contains(&mount.name.as_str());
+        let whole = bind(volume.clone(), &mount.mount_path, read_only);
+        mounts.push(match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
+            Some(path) => BindMount {
+                source: volume.join(safe_relative(path)),
+                within: Some(volume.clone()),
+                ..whole
+            },
+            None => whole,
+        });
     }
     for name in ["hosts", "hostname", "resolv.conf"] {
         let target = format!("/etc/{name}");
@@ -147,6 +162,15 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
         .unwrap_or("/dev/termination-log");
     mounts.push(bind(context.termination_log.to_owned(), message, false));
     Ok(mounts)
+}
+
+/// Contents that come from the API. Containers only read them: the kubelet goes on writing there, as root, and must
+/// not follow links that a container made (CVE-2017-1002102).
+fn is_written_by_kubelet(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
 }
 
 fn security(
@@ -308,6 +332,23 @@ mod tests {
         let mount = json!({"name": "v", "mountPath": "/x", "subPath": "../../etc"});
         assert_eq!(mounted(mount), Some(PathBuf::from("/volumes/v/etc")));
         assert!(spec_of(json!({"volumeMounts": [{"name": "no", "mountPath": "/x"}]})).is_err());
+    }
+
+    #[test]
+    fn what_the_kubelet_writes_is_read_only_in_containers() {
+        for (volume, expected) in [
+            (json!({"configMap": {"name": "c"}}), true),
+            (json!({"secret": {"secretName": "s"}}), true),
+            (json!({"projected": {"sources": []}}), true),
+            (json!({"downwardAPI": {"items": []}}), true),
+            (json!({"emptyDir": {}}), false),
+            (json!({"hostPath": {"path": "/x"}}), false),
+        ] {
+            let mut volume = volume;
+            volume["name"] = json!("v");
+            let volume: Volume = serde_json::from_value(volume).expect("a valid volume");
+            assert_eq!(is_written_by_kubelet(&volume), expected, "{volume:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Container as Definition;
 use super::container::{ContainerContext, container_spec};
 use super::env::{self, ConfigError};
 use super::slot::Trouble;
+use super::volumes;
 use super::worker::{Worker, sources};
 use crate::cgroup::Cgroup;
 use crate::disk::{self, DiskError, OnPath};
@@ -95,7 +96,12 @@ impl Worker {
             cgroup_path: Cgroup::at(&request.cgroup)?.oci_path(),
             own_oom_score: self.node.own_oom_score,
         };
-        let spec = container_spec(definition, &context)?;
+        let mut spec = container_spec(definition, &context)?;
+        for mount in &mut spec.mounts {
+            if let Some(volume) = &mount.within {
+                mount.source = volumes::beneath(volume, &mount.source)?;
+            }
+        }
         self.node
             .runtime
             .start(request, &oci_config(&spec))

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -426,7 +427,7 @@ pub fn remove_all(directory: &Path) -> Result<(), DiskError> {
 fn write_payload(directory: &Path, payload: &Payload) -> Result<(), DiskError> {
     disk::make_dir(directory)?;
     let data = directory.join("..data");
-    let current = fs::read_link(&data).ok().map(|target| directory.join(target));
+    let current = current_version(directory);
     if current.as_ref().is_some_and(|current| holds(current, payload)) {
         return Ok(());
     }
@@ -469,6 +470,14 @@ fn write_payload(directory: &Path, payload: &Payload) -> Result<(), DiskError> {
     }
 }
 
+/// The directory that `..data` names: one of this volume's own, whatever the link says.
+fn current_version(directory: &Path) -> Option<PathBuf> {
+    let target = fs::read_link(directory.join("..data")).ok()?;
+    let name = target.to_str()?;
+    let is_version = name.len() > 2 && name.starts_with("..") && !name.contains('/');
+    is_version.then(|| directory.join(name))
+}
+
 /// Whether the current version is the wanted one already.
 fn holds(current: &Path, payload: &Payload) -> bool {
     let same = |(path, (contents, _)): (&String, &(Vec<u8>, u32))| {
@@ -488,6 +497,26 @@ fn count_files(directory: &Path) -> usize {
             }
         })
         .sum()
+}
+
+/// The place of a `subPath`, without links on its way. A container may have made links in its volume: one that leads
+/// out of it is refused (CVE-2017-1002101). What is missing becomes a directory like the volume itself.
+pub fn beneath(volume: &Path, place: &Path) -> Result<PathBuf, DiskError> {
+    let root = fs::canonicalize(volume).on("resolve", volume)?;
+    let mut found = root.clone();
+    for part in place.strip_prefix(volume).unwrap_or(Path::new("")).components() {
+        let next = found.join(part);
+        if fs::symlink_metadata(&next).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            disk::make_dir(&next)?;
+            let mode = fs::metadata(&root).on("read", &root)?.permissions();
+            fs::set_permissions(&next, mode).on("chmod", &next)?;
+        }
+        found = fs::canonicalize(&next).on("resolve", &next)?;
+        if !found.starts_with(&root) {
+            return Err(io::Error::other("it leads out of its volume")).on("mount subPath", &next);
+        }
+    }
+    Ok(found)
 }
 
 /// The path without anything that leads out of its directory.
@@ -524,6 +553,30 @@ mod tests {
         assert_eq!((read("token"), read("dir/ca.crt")), (Some("2".into()), None));
         assert!(!directory.join(version).exists());
         disk::remove_tree(&directory).expect("removable");
+    }
+
+    #[test]
+    fn a_link_that_a_container_made_is_not_followed_out_of_the_volume() {
+        let base = std::env::temp_dir().join(format!("cwt-links-{}", std::process::id()));
+        let (volume, outside) = (base.join("volume"), base.join("outside"));
+        for dir in [&volume, &outside] {
+            disk::make_dir(dir).expect("a directory");
+        }
+        fs::write(outside.join("kept"), b"kept").expect("written");
+        symlink(&outside, volume.join("..data")).expect("a link");
+        let payload = Payload::from([("key".to_owned(), (b"value".to_vec(), 0o644))]);
+        write_payload(&volume, &payload).expect("written");
+        assert_eq!(fs::read(volume.join("key")).ok(), Some(b"value".to_vec()));
+
+        symlink(&outside, volume.join("out")).expect("a link");
+        let place = |path: &str| beneath(&volume, &volume.join(path)).ok();
+        let inside = fs::canonicalize(volume.join("key")).expect("a file");
+        assert_eq!(place("key"), Some(inside), "a link within the volume is good");
+        let root = fs::canonicalize(&volume).expect("a directory");
+        assert_eq!(place("new/deep"), Some(root.join("new/deep")));
+        assert_eq!([place("out"), place("out/kept")], [None, None]);
+        assert_eq!(fs::read(outside.join("kept")).ok(), Some(b"kept".to_vec()));
+        disk::remove_tree(&base).expect("removable");
     }
 
     #[test]
