@@ -16,14 +16,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use futures::StreamExt;
-use model::feed::{Message, VERSION};
+use model::feed::{Message, VERSION, is_complete};
 use model::{Change, Snapshot};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
-use crate::zone::{Table, is_complete};
+use crate::zone::Table;
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
 const MAX_LINE: usize = 16 << 20;

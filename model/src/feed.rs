@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Change;
+use crate::{Change, Kind, Snapshot};
 
 /// One line of the feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,16 @@ pub enum Message {
     End,
     /// One edit.
     Change(Change),
+}
+
+/// The kinds of objects that decide whether a name exists.
+pub const NEEDED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Namespace];
+
+/// Whether DNS can be sure of a name that is not in the snapshot. One that is not complete is neither sent nor takes
+/// the place of one that is: it would take every answer away when the agent restarts.
+#[must_use]
+pub fn is_complete(snapshot: &Snapshot) -> bool {
+    NEEDED.iter().all(|kind| snapshot.is_synced(*kind))
 }
 
 /// The layout that this build speaks. A reader that sees a newer one keeps what it has and says so.

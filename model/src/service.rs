@@ -121,6 +121,13 @@ pub struct LoadBalancerIngress {
     pub proxied: bool,
 }
 
+/// Labels that hand a Service to another proxy, or to none: `service-proxy-name` (KEP-2447), and `headless` on what its
+/// owner wants no proxy to touch. kube-proxy selects by the same.
+pub const PROXY_LABELS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+
 /// A Service: `core/v1`, only what the proxy and DNS read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -148,6 +155,6 @@ pub struct Service {
     pub traffic_distribution: Option<String>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
-    /// Labels that choose a proxy: `service.kubernetes.io/service-proxy-name` and `…/headless`, where present.
+    /// Those of [`PROXY_LABELS`] that are present.
     pub proxy_labels: BTreeMap<String, String>,
 }

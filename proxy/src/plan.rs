@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use ipnetwork::IpNetwork;
+use model::service::PROXY_LABELS;
 use model::{
     EndpointSlice, IpFamily, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort,
     SessionAffinity, TrafficPolicy,
@@ -16,10 +17,6 @@ use model::{
 
 mod endpoints;
 
-/// Label that hands a Service to another proxy.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Label that says that no proxy is wanted.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Endpoints in one list; the rest is left out (a slot's number has 15 bits).
 pub const MAX_ENDPOINTS: usize = (1 << 15) - 1;
 
@@ -293,9 +290,8 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
     (plan, rejected.collect())
 }
 
-/// Services handed to another proxy, or to none, are not ours (`cmd/kube-proxy` selects by the same labels).
 fn is_ours(service: &Service) -> bool {
-    ![PROXY_NAME_LABEL, HEADLESS_LABEL]
+    !PROXY_LABELS
         .iter()
         .any(|label| service.proxy_labels.contains_key(*label))
 }

@@ -10,17 +10,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use model::feed::is_complete;
 use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot};
 
 pub use grammar::{Asked, PortName};
 pub use service::{Endpoint, EndpointNames, Kind, Port, ServiceRecords};
-
-/// The kinds of objects that decide whether a name exists.
-const NEEDED: [ObjectKind; 3] = [
-    ObjectKind::Service,
-    ObjectKind::EndpointSlice,
-    ObjectKind::Namespace,
-];
 
 /// Everything that the cluster zone answers from.
 #[derive(Clone, Debug, Default)]
@@ -222,12 +216,6 @@ impl Table {
             .map(|namespace| namespace.services.len())
             .sum()
     }
-}
-
-/// Whether a snapshot holds everything that decides whether a name exists.
-#[must_use]
-pub fn is_complete(snapshot: &Snapshot) -> bool {
-    NEEDED.iter().all(|kind| snapshot.is_synced(*kind))
 }
 
 /// Puts a value into the sorted set at a key, or takes it out. The sets are slices because nearly all hold one value,

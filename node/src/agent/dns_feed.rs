@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use model::feed::{Message, VERSION};
-use model::{Kind, Snapshot};
+use model::Snapshot;
+use model::feed::{Message, VERSION, is_complete};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
@@ -26,10 +26,6 @@ const STALLED: Duration = Duration::from_secs(30);
 
 /// Bytes that are handed to the kernel at once.
 const CHUNK: usize = 64 * 1024;
-
-/// What DNS answers from. A snapshot is sent only once these are complete: it replaces what the reader has, and
-/// an empty one would take every answer away when the agent restarts.
-const NEEDED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Namespace];
 
 /// Readers connected now.
 pub type Readers = Arc<AtomicU64>;
@@ -82,9 +78,8 @@ async fn feed(
     stream: &mut OwnedWriteHalf,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> std::io::Result<()> {
-    let complete = |snapshot: &Arc<Snapshot>| NEEDED.iter().all(|kind| snapshot.is_synced(*kind));
     let Ok(first) = snapshots
-        .wait_for(complete)
+        .wait_for(|snapshot| is_complete(snapshot))
         .await
         .map(|snapshot| snapshot.clone())
     else {
@@ -128,7 +123,8 @@ async fn write(stream: &mut OwnedWriteHalf, bytes: &[u8]) -> std::io::Result<()>
 mod tests {
     use std::time::Instant;
 
-    use model::{Namespace, Node};
+    use model::feed::NEEDED;
+    use model::{Kind, Namespace, Node};
     use tokio::io::{AsyncBufReadExt, BufReader, Lines};
     use tokio::net::unix::OwnedReadHalf;
     use tokio_util::task::AbortOnDropHandle;

@@ -7,20 +7,13 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use model::service::LoadBalancerIngress;
+use model::service::{LoadBalancerIngress, PROXY_LABELS};
 use model::{
     Change, IpFamily, Kind, ObjectName, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy,
 };
 
 use super::faults::Faults;
 use super::object::{Converted, Watchable};
-
-/// Labels that hand a Service to another proxy: `service-proxy-name` (KEP-2447), and `headless` on what its owner
-/// wants no proxy to touch.
-const PROXY_LABELS: [&str; 2] = [
-    "service.kubernetes.io/service-proxy-name",
-    "service.kubernetes.io/headless",
-];
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`: 3 hours.
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
