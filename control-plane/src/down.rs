@@ -13,7 +13,6 @@ use crate::StateDirArg;
 use crate::cgroup::Cgroup;
 use crate::layout::StateDir;
 use crate::owner::{self, Owner};
-use crate::settings::Settings;
 use crate::{machine, preflight, underlay};
 
 /// How long processes may take to be gone after SIGKILL.
@@ -40,7 +39,7 @@ pub fn down(args: &DownArgs) -> anyhow::Result<()> {
             dir.display(),
             dir.display()
         ),
-        Owner::Nobody if Settings::load(&state.settings())?.is_none() => {
+        Owner::Nobody if !state.settings().exists() => {
             println!("Nothing to remove: no cluster in {}.", state.root().display());
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! What a cluster was asked to be: validated once, kept in the state directory, read by `down` and `status`.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,15 @@ pub enum Network {
     Vxlan,
     /// Plain routes through the nodes' addresses.
     HostGw,
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        })
+    }
 }
 
 /// An etcd that somebody else runs.
@@ -125,6 +135,27 @@ impl Settings {
         let settings =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         Ok(Some(settings))
+    }
+
+    /// Refuses what a store that was kept contradicts: leases and ClusterIPs in it are of the networks that it was
+    /// made with, and its cluster would go on with those.
+    pub fn check_kept(&self, kept: &Self) -> anyhow::Result<()> {
+        let rows = [
+            ("--pod-cidr", kept.pod_cidr.to_string(), self.pod_cidr.to_string()),
+            (
+                "--service-cidr",
+                kept.service_cidr.to_string(),
+                self.service_cidr.to_string(),
+            ),
+            ("--network", kept.network.to_string(), self.network.to_string()),
+        ];
+        for (flag, kept, asked) in rows {
+            ensure!(
+                kept == asked,
+                "{flag} {asked}: the kept state is of a cluster with {flag} {kept}; causeway down removes it"
+            );
+        }
+        Ok(())
     }
 
     /// Names of the nodes, in order.
@@ -280,6 +311,40 @@ mod tests {
             let mut settings = settings();
             spoil(&mut settings);
             assert_eq!(settings.validate().expect_err(message).to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_kept_store_refuses_other_networks_and_takes_other_numbers() {
+        type Change = fn(&mut Settings);
+        let rows: [(Option<&str>, Change); 4] = [
+            (None, |s| (s.nodes, s.datapath) = (5, Datapath::Nftables)),
+            (
+                Some(
+                    "--pod-cidr 10.99.0.0/16: the kept state is of a cluster with --pod-cidr 10.244.0.0/16; \
+                    causeway down removes it",
+                ),
+                |s| s.pod_cidr = "10.99.0.0/16".parse().expect("valid"),
+            ),
+            (
+                Some(
+                    "--service-cidr 10.98.0.0/16: the kept state is of a cluster with --service-cidr 10.96.0.0/12; \
+                    causeway down removes it",
+                ),
+                |s| s.service_cidr = "10.98.0.0/16".parse().expect("valid"),
+            ),
+            (
+                Some(
+                    "--network host-gw: the kept state is of a cluster with --network vxlan; causeway down removes it",
+                ),
+                |s| s.network = Network::HostGw,
+            ),
+        ];
+        for (message, change) in rows {
+            let mut asked = settings();
+            change(&mut asked);
+            let refused = asked.check_kept(&settings()).err().map(|error| error.to_string());
+            assert_eq!(refused.as_deref(), message);
         }
     }
 }

@@ -113,7 +113,7 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
         kubeconfig: state.admin_kubeconfig().display().to_string(),
         settings,
         supervisor_running,
-        processes: supervise::read_processes(&state.processes()).unwrap_or_default(),
+        processes: running_processes(state),
         api_ready: false,
         nodes: Vec::new(),
         pods_running: 0,
@@ -134,6 +134,24 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
         report.pods_running = pods.items.iter().filter(phase).count();
     }
     report
+}
+
+/// What the supervisor last wrote, less what ended since: a supervisor that is gone writes nothing any more.
+fn running_processes(state: &StateDir) -> Processes {
+    let mut processes = supervise::read_processes(&state.processes()).unwrap_or_default();
+    for process in processes.values_mut() {
+        process.pid = process.pid.filter(|&pid| is_ours(pid));
+    }
+    processes
+}
+
+/// A pid may be free or somebody else's by now, or a zombie's that nobody reaps (proc_pid_stat(5)).
+fn is_ours(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((pid_and_name, rest)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    pid_and_name.contains("(causeway") && !rest.starts_with('Z')
 }
 
 fn node_report(node: &Node) -> NodeReport {

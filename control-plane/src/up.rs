@@ -111,6 +111,11 @@ pub fn up(args: &UpArgs) -> anyhow::Result<()> {
         }
         Owner::Nobody => {}
     }
+    if state.store().exists()
+        && let Some(kept) = Settings::load(&state.settings())?
+    {
+        settings.check_kept(&kept)?;
+    }
     // Until the owner is recorded nothing in the kernel is ours, and nothing may be removed from it.
     check_machine(&progress, &settings)?;
     progress.stage("certificates", || prepare_state(&state, &settings, &programs))?;
