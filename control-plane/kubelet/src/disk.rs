@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -66,6 +67,12 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DiskErro
 /// Creates a directory and its parents.
 pub fn make_dir(path: &Path) -> Result<(), DiskError> {
     fs::create_dir_all(path).on("create directory", path)
+}
+
+/// Creates a directory and its parents, and closes it to all but its owner: Secrets and tokens lie below.
+pub fn make_private_dir(path: &Path) -> Result<(), DiskError> {
+    make_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).on("chmod", path)
 }
 
 /// Removes a tree; absence is success.

@@ -61,7 +61,12 @@ pub async fn run_with(
     client: kube::Client,
     shutdown: CancellationToken,
 ) -> Result<(), KubeletError> {
-    disk::make_dir(&config.state_dir)?;
+    for private in [
+        &config.state_dir.join("pods"),
+        &config.state_dir.join("containers"),
+    ] {
+        disk::make_private_dir(private)?;
+    }
     let (events, event_writer) = Recorder::start(client.clone(), config.node_name.clone());
     let images = ImageStore::open(&config.state_dir.join("images"))?;
     let runtime = Runtime::open(&config.shim, &config.state_dir.join("containers"))?;
