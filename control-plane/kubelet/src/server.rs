@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path as FsPath;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -36,6 +37,11 @@ use crate::readiness::readable;
 
 /// The group that may use this API.
 const ALLOWED_GROUP: &str = "system:masters";
+
+/// Whoever connects and says nothing is sent away after this.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// After an accept that failed (too many open files) the next is tried after this time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +87,19 @@ pub async fn serve(config: &Config, board: Board, shutdown: CancellationToken) -
                     }
                 });
             }
-            Err(error) => tracing::warn!(%error, "connection not accepted"),
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
 
 async fn serve_connection(acceptor: TlsAcceptor, stream: TcpStream, router: Router) -> Result<(), String> {
-    let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream))
+        .await
+        .map_err(|_| "no TLS handshake in time".to_owned())?
+        .map_err(|error| error.to_string())?;
     let allowed = stream
         .get_ref()
         .1
