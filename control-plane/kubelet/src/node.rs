@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -28,6 +29,8 @@ const RUNTIME_VERSION: &str = concat!("causeway://", env!("CARGO_PKG_VERSION"));
 /// Kubernetes' own times: the lease every 10 s, valid for 40 s; the status when it changes, else every 5 min.
 const LEASE_PERIOD: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
+/// After a longer silence than this the node controller may have called the node unknown.
+const SILENCE: Duration = Duration::from_secs(20);
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -51,9 +54,9 @@ impl NodeKeeper {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut retry = RETRY.0;
         let mut node = loop {
-            match self.register().await {
+            match in_time(self.register()).await {
                 Ok(node) => break node,
-                Err(error) => tracing::warn!(%error, "node not registered, trying again"),
+                Err(error) => tracing::warn!(error, "node not registered, trying again"),
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -64,22 +67,28 @@ impl NodeKeeper {
         self.events
             .node(&node, EventType::Normal, "Starting", "Starting kubelet.");
         let mut leases = tokio::time::interval(LEASE_PERIOD);
+        leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewed = Instant::now();
         let mut statuses = tokio::time::interval(STATUS_PERIOD);
         let mut status_due = true;
         loop {
             if status_due {
-                match self.write_status(&node).await {
+                match in_time(self.write_status(&node)).await {
                     Ok(written) => {
                         node = written;
                         status_due = false;
                     }
-                    Err(error) => tracing::warn!(%error, "node status not written, trying again"),
+                    Err(error) => tracing::warn!(error, "node status not written, trying again"),
                 }
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = leases.tick() => if let Err(error) = self.renew_lease(&node).await {
-                    tracing::warn!(%error, "node lease not renewed");
+                _ = leases.tick() => match in_time(self.renew_lease(&node)).await {
+                    Ok(()) => {
+                        status_due |= renewed.elapsed() > SILENCE;
+                        renewed = Instant::now();
+                    }
+                    Err(error) => tracing::warn!(error, "node lease not renewed"),
                 },
                 _ = statuses.tick() => status_due = true,
                 changed = self.network.changed() => {
@@ -196,6 +205,14 @@ impl NodeKeeper {
             }
             outcome => outcome.map(drop),
         }
+    }
+}
+
+/// An answer that does not come is a failure like any other: the next attempt must not wait behind it.
+async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(LEASE_PERIOD, call).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LEASE_PERIOD.as_secs())),
     }
 }
 

@@ -12,6 +12,8 @@ use tokio::sync::watch;
 pub struct Publication {
     /// The status.
     pub status: Option<PodStatus>,
+    /// How often somebody else has written over what was told: the node controller, while this node was silent.
+    pub overruled: u32,
     /// The pod is gone from this node: its object is to be deleted.
     pub released: bool,
     /// The object is gone already: there is nobody to tell.
@@ -24,9 +26,14 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Publishes until the pod is released or gone, or its worker ends.
 pub async fn publish_all(api: Api<Pod>, name: String, uid: String, mut wanted: watch::Receiver<Publication>) {
     let mut written: Option<PodStatus> = None;
+    let mut overruled = 0;
     let mut delay = RETRY.0;
     loop {
         let publication = wanted.borrow_and_update().clone();
+        if publication.overruled != overruled {
+            overruled = publication.overruled;
+            written = None;
+        }
         if publication.gone {
             return;
         }

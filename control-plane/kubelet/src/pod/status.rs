@@ -86,6 +86,24 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
     }
 }
 
+/// Whether the API calls the pod ready where it was told unready, or the other way round, although it knows the
+/// containers as they were told: that is no earlier state but the node controller's word while this node was silent.
+pub fn is_overruled(told: &PodStatus, stored: &PodStatus) -> bool {
+    let containers = |status: &PodStatus| -> Vec<(String, bool, Option<String>)> {
+        let statuses = status.container_statuses.iter().flatten();
+        statuses
+            .map(|one| (one.name.clone(), one.ready, one.container_id.clone()))
+            .collect()
+    };
+    let ready = |status: &PodStatus| {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions
+            .find(|condition| condition.type_ == "Ready")
+            .map(|condition| condition.status.clone())
+    };
+    containers(told) == containers(stored) && ready(told) != ready(stored)
+}
+
 /// The restart policy of a pod; `Always` where it says nothing.
 pub fn restart_policy(pod: &Pod) -> RestartPolicy {
     match pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) {
@@ -306,6 +324,28 @@ mod tests {
                 expected,
                 "{policy} {containers:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_node_controllers_word_is_told_from_an_earlier_state() {
+        let at = |second| Timestamp::from_second(second).expect("in range");
+        let running = observed(vec![(ObservedState::Running(at(1)), None)]);
+        let told = pod_status(&pod("Always"), &running, &PodStatus::default(), at(10));
+        let mut overruled = told.clone();
+        let mut conditions = overruled.conditions.iter_mut().flatten();
+        let ready = conditions.find(|c| c.type_ == "Ready").expect("always there");
+        ready.status = if ready.status == "True" { "False" } else { "True" }.to_owned();
+        let mut unready = running;
+        unready.containers[0].ready ^= true;
+        let earlier = pod_status(&pod("Always"), &unready, &PodStatus::default(), at(5));
+        for (stored, expected) in [
+            (&told, false),
+            (&overruled, true),
+            (&earlier, false),
+            (&PodStatus::default(), false),
+        ] {
+            assert_eq!(is_overruled(&told, stored), expected, "{stored:?}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::env::{self, ConfigError, EnvContext, Sources};
 use super::etc_files;
 use super::publish::{Publication, publish_all};
 use super::slot::{Current, Ending, Slot};
-use super::status::{ObservedPod, pod_status, restart_policy};
+use super::status::{ObservedPod, is_overruled, pod_status, restart_policy};
 use super::volumes::{self, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
 use crate::cgroup::Cgroup;
@@ -204,6 +204,15 @@ impl Worker {
             Message::Pod(pod) => {
                 self.pod = *pod;
                 self.shorten_grace();
+                if self
+                    .pod
+                    .status
+                    .as_ref()
+                    .is_some_and(|stored| is_overruled(&self.status, stored))
+                {
+                    self.publication
+                        .send_modify(|publication| publication.overruled += 1);
+                }
             }
             Message::Gone => {
                 self.gone = true;
