@@ -298,3 +298,15 @@ async fn within<T>(
         Err(_) => bail!("{what} within {} s", timeout.as_secs()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_living_process_of_ours_counts_as_running() {
+        assert!(is_ours(std::process::id()), "this test is named after its crate");
+        assert!(!is_ours(1), "another's process");
+        assert!(!is_ours(u32::MAX), "no process");
+    }
+}
