@@ -228,11 +228,6 @@ pub(crate) fn be32(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// A big-endian number attribute.
-pub(crate) fn be64(value: &[u8]) -> Option<u64> {
-    value.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
-}
-
 /// One message under construction.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {

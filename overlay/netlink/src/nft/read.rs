@@ -8,11 +8,10 @@ use super::object::{
 };
 use super::rule::{RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Nft, Operation, Table};
-use crate::nfnetlink::{Message, attribute, attributes, be64, flag, text};
+use crate::nfnetlink::{Message, attribute, attributes, flag, text};
 
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
-const RULE_HANDLE: u16 = 3;
 /// Transactions by others during each of that many readings in a row are given up on.
 const ATTEMPTS: usize = 10;
 
@@ -24,8 +23,6 @@ const RESIZE_PAUSE: Duration = Duration::from_millis(20);
 pub struct RuleInfo {
     /// The chain that it stands in.
     pub chain: String,
-    /// The kernel's number for it, unique in the table.
-    pub handle: u64,
     /// The comment; [`Rule::fingerprint`](super::Rule::fingerprint) for rules made here.
     pub comment: Option<String>,
 }
@@ -59,7 +56,6 @@ impl Nft {
             }
             Some(vec![RuleInfo {
                 chain: text(attribute(payload, RULE_CHAIN)?),
-                handle: attribute(payload, RULE_HANDLE).and_then(be64)?,
                 comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
             }])
         })

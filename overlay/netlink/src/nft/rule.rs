@@ -132,7 +132,10 @@ impl Rule {
     /// `oifname name`.
     #[must_use]
     pub fn out_interface(self, name: &str) -> Self {
-        self.interface(MetaKey::OutInterfaceName, Comparison::Equal, name)
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(IFNAMSIZ, 0);
+        self.with(Expression::Meta(MetaKey::OutInterfaceName, Register::FIRST))
+            .with(Expression::Compare(Register::FIRST, Comparison::Equal, bytes))
     }
 
     /// `fib saddr type local`: sent by this machine.
@@ -150,7 +153,13 @@ impl Rule {
     /// `ct status dnat`: the connection's destination was translated.
     #[must_use]
     pub fn destination_was_translated(self) -> Self {
-        self.conntrack_bits(ConntrackKey::Status, CT_STATUS_DST_NAT)
+        self.with(Expression::Conntrack(ConntrackKey::Status, Register::FIRST))
+            .with(bitwise32(CT_STATUS_DST_NAT, 0))
+            .with(Expression::Compare(
+                Register::FIRST,
+                Comparison::NotEqual,
+                vec![0; 4],
+            ))
     }
 
     /// `fields… @set`: goes on if the key is in the set.
@@ -271,27 +280,10 @@ impl Rule {
             .with(Expression::SetMeta(MetaKey::Mark, Register::FIRST))
     }
 
-    fn interface(self, key: MetaKey, comparison: Comparison, name: &str) -> Self {
-        let mut bytes = name.as_bytes().to_vec();
-        bytes.resize(IFNAMSIZ, 0);
-        self.with(Expression::Meta(key, Register::FIRST))
-            .with(Expression::Compare(Register::FIRST, comparison, bytes))
-    }
-
     fn fib_type_local(self, address: FibAddress) -> Self {
         let local = u32::from(libc::RTN_LOCAL).to_ne_bytes().to_vec();
         self.with(Expression::FibType(address, Register::FIRST))
             .with(Expression::Compare(Register::FIRST, Comparison::Equal, local))
-    }
-
-    fn conntrack_bits(self, key: ConntrackKey, bits: u32) -> Self {
-        self.with(Expression::Conntrack(key, Register::FIRST))
-            .with(bitwise32(bits, 0))
-            .with(Expression::Compare(
-                Register::FIRST,
-                Comparison::NotEqual,
-                vec![0; 4],
-            ))
     }
 
     fn lookup(mut self, fields: &[KeyField], set: &str, target: LookupTarget) -> Self {

@@ -28,8 +28,6 @@ impl Register {
 pub enum MetaKey {
     /// The packet's mark.
     Mark = 3,
-    /// Name of the device that it came in by.
-    InInterfaceName = 6,
     /// Name of the device that it goes out by.
     OutInterfaceName = 7,
     /// IP protocol, behind extension headers.
@@ -40,8 +38,6 @@ pub enum MetaKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ConntrackKey {
-    /// State bits of the packet.
-    State = 0,
     /// Status bits of the connection.
     Status = 2,
 }
