@@ -109,10 +109,14 @@ impl Proxy {
     /// Takes all that is the proxy's out of the kernel: Services stop working on this node. For leaving a node for
     /// good; a proxy that only ends leaves everything in place.
     pub fn uninstall(config: &Config) -> Result<(), Error> {
-        if let DatapathKind::Ebpf { pin_dir, .. } = &config.datapath {
-            ebpf::SocketHook::remove(pin_dir)?;
-        }
-        Ok(nft::Nft::open()?.remove(&Packets::table())?)
+        let hook = match &config.datapath {
+            DatapathKind::Ebpf { pin_dir, .. } => ebpf::SocketHook::remove(pin_dir),
+            DatapathKind::Nftables => Ok(()),
+        };
+        // What fails of the one is told when the other is gone too.
+        let rules = nft::Nft::open().and_then(|mut nft| nft.remove(&Packets::table()));
+        hook?;
+        Ok(rules?)
     }
 
     /// A proxy over any datapath.
