@@ -116,6 +116,28 @@ impl Settings {
                 );
             }
         }
+        let subnets = (1u32 << (24 - self.pod_cidr.prefix())) - 1;
+        ensure!(
+            u32::from(self.nodes) <= subnets,
+            "--pod-cidr {}: --nodes {} need a /24 each, and {subnets} can be leased of it",
+            self.pod_cidr,
+            self.nodes
+        );
+        ensure!(
+            self.api_port != 0,
+            "--api-port 0: a port from 1 to 65535 is needed"
+        );
+        if self.etcd.is_none() {
+            ensure!(
+                self.etcd_port != 0,
+                "--etcd-port 0: a port from 1 to 65535 is needed"
+            );
+            ensure!(
+                self.api_port != self.etcd_port,
+                "--etcd-port {}: the API server has that port; choose another",
+                self.etcd_port
+            );
+        }
         for endpoint in self.etcd.iter().flat_map(|etcd| &etcd.endpoints) {
             ensure!(
                 endpoint.starts_with("http://") || endpoint.starts_with("https://"),
@@ -276,7 +298,18 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
         type Spoil = fn(&mut Settings);
-        let rows: [(&str, Spoil); 5] = [
+        let rows: [(&str, Spoil); 8] = [
+            (
+                "--pod-cidr 10.244.0.0/22: --nodes 4 need a /24 each, and 3 can be leased of it",
+                |s| (s.nodes, s.pod_cidr) = (4, "10.244.0.0/22".parse().expect("valid")),
+            ),
+            ("--api-port 0: a port from 1 to 65535 is needed", |s| {
+                s.api_port = 0
+            }),
+            (
+                "--etcd-port 6443: the API server has that port; choose another",
+                |s| s.etcd_port = 6443,
+            ),
             ("--nodes 0: from 1 to 64 nodes fit on one machine", |s| {
                 s.nodes = 0
             }),
