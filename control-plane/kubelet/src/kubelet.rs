@@ -304,7 +304,7 @@ async fn remove_orphan(
     );
     for container in containers {
         container.signal(Signal::KILL);
-        node.runtime.destroy(&container.request)?;
+        node.runtime.destroy_aside(&container.request).await?;
     }
     if let Some(sandbox) = &sandbox {
         sandbox.destroy(&node.config).await?;

@@ -92,11 +92,11 @@ impl Runtime {
                 shim,
             }),
             (Report::Started(_), None) => {
-                self.destroy(&request)?;
+                self.destroy_aside(&request).await?;
                 Err(StartError::Refused("the shim left no identity".to_owned()))
             }
             (Report::Failed(reason), _) => {
-                self.destroy(&request)?;
+                self.destroy_aside(&request).await?;
                 Err(StartError::Refused(reason))
             }
         }
@@ -166,6 +166,15 @@ impl Runtime {
         let shim: Option<ProcessIdentity> = disk::read_json(&directory.shim())?;
         shim.map(|shim| shim.end_or_kill(KILL_DEADLINE));
         disk::remove_tree(directory.path())
+    }
+
+    /// As [`Runtime::destroy`], on a thread that may block.
+    pub async fn destroy_aside(&self, request: &ContainerRequest) -> Result<(), DiskError> {
+        let (runtime, request) = (self.clone(), request.clone());
+        let directory = self.container_dir(&request.id);
+        tokio::task::spawn_blocking(move || runtime.destroy(&request))
+            .await
+            .unwrap_or_else(|lost| Err(lost).on("destroy the container in", directory.path()))
     }
 
     /// Kills what is left of a container and forgets it. Blocks until its processes are gone.

@@ -144,7 +144,7 @@ impl Worker {
             let acted = !decision.actions.is_empty();
             for action in decision.actions {
                 if action == Action::Release {
-                    self.release();
+                    self.release().await;
                     return;
                 }
                 self.perform(action).await;
@@ -356,14 +356,10 @@ impl Worker {
     }
 
     /// Nothing runs any more: the rest on disk goes, then the object.
-    fn release(&mut self) {
-        for slot in &mut self.slots {
-            if let Some(current) = slot.current.take() {
-                self.node
-                    .runtime
-                    .destroy(&current.container.request)
-                    .unwrap_or_else(log_leftover);
-            }
+    async fn release(&mut self) {
+        for current in self.slots.iter_mut().filter_map(|slot| slot.current.take()) {
+            let destroyed = self.node.runtime.destroy_aside(&current.container.request).await;
+            destroyed.unwrap_or_else(log_leftover);
         }
         let config = &self.node.config;
         let uid = self.uid();
