@@ -48,6 +48,27 @@ pub struct ExternalEtcd {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+impl ExternalEtcd {
+    fn validate(&self) -> anyhow::Result<()> {
+        for endpoint in &self.endpoints {
+            let is_tls = endpoint.starts_with("https://");
+            ensure!(
+                is_tls || endpoint.starts_with("http://"),
+                "--etcd {endpoint}: expected a URL like http://172.30.0.1:2379"
+            );
+            ensure!(
+                self.ca.is_some() || !is_tls,
+                "--etcd {endpoint}: --etcd-ca must name the CA that its certificate is of"
+            );
+            ensure!(
+                self.ca.is_none() || is_tls,
+                "--etcd {endpoint}: with --etcd-ca a URL begins with https://"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Everything that `causeway up` decides once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -138,13 +159,7 @@ impl Settings {
                 self.etcd_port
             );
         }
-        for endpoint in self.etcd.iter().flat_map(|etcd| &etcd.endpoints) {
-            ensure!(
-                endpoint.starts_with("http://") || endpoint.starts_with("https://"),
-                "--etcd {endpoint}: expected a URL like http://172.30.0.1:2379"
-            );
-        }
-        Ok(())
+        self.etcd.as_ref().map_or(Ok(()), ExternalEtcd::validate)
     }
 
     /// Reads the settings of a cluster that was brought up; `None` where there is none.
@@ -282,6 +297,14 @@ mod tests {
         }
     }
 
+    fn etcd(endpoint: &str, ca: Option<&str>) -> ExternalEtcd {
+        ExternalEtcd {
+            endpoints: vec![endpoint.to_owned()],
+            ca: ca.map(PathBuf::from),
+            client: None,
+        }
+    }
+
     #[test]
     fn well_known_addresses_are_kubernetes_own() {
         let settings = settings();
@@ -298,7 +321,7 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
         type Spoil = fn(&mut Settings);
-        let rows: [(&str, Spoil); 8] = [
+        let rows: [(&str, Spoil); 10] = [
             (
                 "--pod-cidr 10.244.0.0/22: --nodes 4 need a /24 each, and 3 can be leased of it",
                 |s| (s.nodes, s.pod_cidr) = (4, "10.244.0.0/22".parse().expect("valid")),
@@ -330,13 +353,15 @@ mod tests {
             ),
             (
                 "--etcd 127.0.0.1:2379: expected a URL like http://172.30.0.1:2379",
-                |s| {
-                    s.etcd = Some(ExternalEtcd {
-                        endpoints: vec!["127.0.0.1:2379".to_owned()],
-                        ca: None,
-                        client: None,
-                    });
-                },
+                |s| s.etcd = Some(etcd("127.0.0.1:2379", None)),
+            ),
+            (
+                "--etcd https://a:2379: --etcd-ca must name the CA that its certificate is of",
+                |s| s.etcd = Some(etcd("https://a:2379", None)),
+            ),
+            (
+                "--etcd http://a:2379: with --etcd-ca a URL begins with https://",
+                |s| s.etcd = Some(etcd("http://a:2379", Some("/ca.crt"))),
             ),
         ];
         assert!(settings().validate().is_ok());
