@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine with root and rustup's stable Rust.
 SHELL := /bin/bash
 CARGO ?= cargo
+# As setup.sh: cargo's own directory, and that of nft and its like, are often not on root's PATH.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
 BIN := target/debug
 STATE_DIR ?= /var/lib/causeway
 
@@ -22,7 +24,7 @@ build: ## Build all programs into target/debug
 	@$(CARGO) build --workspace --locked
 
 lint: ## Formatting and clippy, as CI wants them
-	@./setup.sh build
+	@./setup.sh lint
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and running Causeway needs and is not there yet; says what it installs.
-# usage: setup.sh build|run|test      build: compile; run: also bring a cluster up; test: also the test suite
+# usage: setup.sh build|lint|run|test      build: compile; lint: also rustfmt and clippy; run: also bring a cluster up;
+#                                          test: all of it, and what the test suite needs
 # Debian and Ubuntu as root. Anything that is already present, from whatever source, is left alone.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -12,17 +13,33 @@ say() { printf '[setup] %s\n' "$*"; }
 die() { printf '[setup] error: %s\n' "$*" >&2; exit 2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
+case $stage in build | lint | run | test) ;; *) die "usage: setup.sh build|lint|run|test" ;; esac
+# cargo and what it installs, and nft and its like, are often not on the PATH of a shell that is root only now.
+PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin:/sbin
 [ "$(uname -s)" = Linux ] || die "Causeway runs on Linux only; this is $(uname -s)"
-has cargo || die "cargo is missing: install Rust 1.95 or newer from https://rustup.rs, then run this again"
+if ! has cargo || ! release=$(rustc --version 2>&1); then
+  [ -z "${SUDO_USER:-}" ] || die "root has no Rust, and sudo hides $SUDO_USER's: run it as  sudo env \"PATH=\$PATH\" \"HOME=\$HOME\" make …"
+  die "Rust is missing: install 1.95 or newer from https://rustup.rs, then run this again"
+fi
+
+# Whether `rustc --version` said 1.95 or newer.
+new_enough() { printf '1.95\n%s\n' "$(awk '{print $2}' <<<"$1")" | sort -VC; }
+new_enough "$release" || die "the active toolchain is $release; Causeway needs 1.95 or newer: rustup update stable && rustup default stable"
 
 apt_updated=
+apt_update() {
+  [ -z "$apt_updated" ] && [ "$(id -u)" = 0 ] || return 0
+  apt-get update -qq >/dev/null || die "apt-get update failed: see its message above"
+  apt_updated=1
+}
 apt_install() {
   [ $# -gt 0 ] || return 0
   has apt-get || die "missing: $*. This script can install them only with apt-get; install them with this system's own tools, then run it again"
-  [ "$(id -u)" = 0 ] || die "missing: $*. Run as root, or first: sudo apt-get install -y $*"
+  [ "$(id -u)" = 0 ] || die "missing: $*. Run as root, or first, as root: apt-get update && apt-get install -y $*"
   say "installing with apt: $*"
-  if [ -z "$apt_updated" ]; then apt-get update -qq >/dev/null; apt_updated=1; fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  apt_update
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+    || die "apt could not install: $*. Where the distribution has no such package, install that program from its own project, then run this again"
 }
 
 # Prints the packages, of "command:package" pairs, whose command is missing.
@@ -32,8 +49,10 @@ missing_commands() {
 }
 
 packages=$(missing_commands cc:build-essential pkg-config:pkg-config protoc:protobuf-compiler git:git)
-[ -f /usr/include/google/protobuf/descriptor.proto ] || packages+=" libprotobuf-dev"
-if [ "$stage" != build ]; then
+protoc=$(command -v protoc || true)
+[ -f /usr/include/google/protobuf/descriptor.proto ] || [ -f "${protoc%/bin/protoc}/include/google/protobuf/descriptor.proto" ] \
+  || packages+=" libprotobuf-dev"
+if [ "$stage" = run ] || [ "$stage" = test ]; then
   packages+=" $(missing_commands ip:iproute2 nft:nftables curl:curl etcdctl:etcd-client)"
   has kubectl || packages+=" kubernetes-client"
 fi
@@ -45,17 +64,19 @@ fi
 apt_install $(printf '%s\n' $packages | sort -u)
 
 # --- BPF toolchain: rust-src of the active toolchain, or Debian's rustc-web; bpf-linker against LLVM 22.
-sysroot=$(rustc --print sysroot)
-if [ -f "$sysroot/lib/rustlib/src/rust/library/core/Cargo.toml" ]; then
-  say "BPF: core from the active toolchain's rust-src"
-elif [ -x /usr/bin/rustc ] && ls -d /usr/src/rustc*/library/core >/dev/null 2>&1 || ls -d /usr/share/rustc-web*/library/core >/dev/null 2>&1; then
-  say "BPF: core from Debian's rust-web-src"
-elif has rustup && rustup component add rust-src >/dev/null 2>&1; then
-  say "BPF: core from rust-src, just added with rustup"
+# The same question, in the same order, as ebpf/build.rs asks.
+has_core() { [ -f "$("$1" --print sysroot)/lib/rustlib/src/rust/library/core/Cargo.toml" ]; }
+if has_core rustc; then
+  core="the active toolchain's rust-src"
+elif [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && new_enough "$(/usr/bin/rustc --version)" && has_core /usr/bin/rustc; then
+  core="Debian's rust-web-src"
+elif has rustup && rustup component add rust-src >/dev/null 2>&1 && has_core rustc; then
+  core="rust-src, just added with rustup"
 else
   apt_install rustc-web cargo-web rust-web-src
-  say "BPF: core from Debian's rust-web-src"
+  core="Debian's rust-web-src"
 fi
+say "BPF: core from $core"
 if ! has bpf-linker; then
   apt_install llvm-$LLVM-dev libpolly-$LLVM-dev zlib1g-dev libzstd-dev libxml2-dev
   say "installing bpf-linker with cargo (about two minutes, once)"
@@ -64,14 +85,23 @@ if ! has bpf-linker; then
     || die "bpf-linker could not be built. It needs LLVM $LLVM (packages llvm-$LLVM-dev libpolly-$LLVM-dev zlib1g-dev libzstd-dev libxml2-dev); see https://github.com/aya-rs/bpf-linker"
 fi
 
+if [ "$stage" = lint ] || [ "$stage" = test ]; then
+  for part in fmt:rustfmt clippy:clippy; do
+    cargo "${part%:*}" --version >/dev/null 2>&1 && continue
+    say "adding ${part#*:} with rustup"
+    rustup component add "${part#*:}" || die "${part#*:} is missing from the active toolchain: rustup component add ${part#*:}"
+  done
+fi
+
 # --- A real etcd and the oldest kubectl to compare with, unpacked beside the build: nothing is installed or started.
 unpack() { # PACKAGE PROGRAM
   [ ! -x "target/tools/usr/bin/$2" ] || return 0
   has apt-get || die "$2 is missing for the tests: put it at target/tools/usr/bin/$2"
   say "unpacking Debian's $1 into target/tools"
-  if [ -z "$apt_updated" ]; then apt-get update -qq >/dev/null; apt_updated=1; fi
+  apt_update
   mkdir -p target/tools
-  (cd target/tools && apt-get download -qq "$1" >/dev/null && dpkg -x "$1"_*.deb . && rm -f "$1"_*.deb)
+  (cd target/tools && apt-get -o APT::Sandbox::User=root download -qq "$1" >/dev/null && dpkg -x "$1"_*.deb . && rm -f "$1"_*.deb) \
+    || die "the package $1 could not be unpacked: put $2 at target/tools/usr/bin/$2"
 }
 if [ "$stage" = test ]; then
   has etcd || unpack etcd-server etcd

@@ -1,6 +1,6 @@
 //! Compiles `ebpf-programs` for the BPF target with a nested cargo, and tells where the object lies.
 //!
-//! Needed: `bpf-linker` on PATH, and the source of `core`. There is no fallback object: a build without the
+//! Needed: `bpf-linker` on PATH or where `cargo install` puts it, and the source of `core`. There is no fallback object: a build without the
 //! toolchain fails and says what is missing.
 
 use std::env;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "bpfel-unknown-none";
-const HINT: &str = "run `./setup.sh`, which installs what building the BPF programs needs";
+const HINT: &str = "run `./setup.sh build`, which installs what building the BPF programs needs";
 
 fn main() {
     for path in ["programs", "common", "build.rs"] {
