@@ -155,6 +155,19 @@ pub fn pod_is_foreign_to(user: &User, pod: &Value) -> bool {
     is_held_to_its_node(user) && node_of(user) != Some(pod.text("spec.nodeName"))
 }
 
+/// Why a kubelet may not change a pod so: it is another node's, or it would get other labels, by which Services choose
+/// their endpoints (NodeRestriction).
+pub fn pod_change_refusal(user: &User, current: &Value, changed: &Value) -> Option<String> {
+    let node = &user.name;
+    if pod_is_foreign_to(user, current) {
+        return Some(format!(
+            "node {node} can only change pods with spec.nodeName set to itself"
+        ));
+    }
+    let relabels = current.at("metadata.labels") != changed.at("metadata.labels");
+    (relabels && is_held_to_its_node(user)).then(|| format!("node {node} cannot change the labels of a pod"))
+}
+
 /// Whether a pod (or a part of its spec) names a Secret: in volumes, variables, or to pull images with. A kubelet may
 /// read those of its pods (`plugin/pkg/auth/authorizer/node`).
 pub fn refers_to_secret(part: &Value, secret: &str) -> bool {

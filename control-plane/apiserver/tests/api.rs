@@ -368,7 +368,7 @@ async fn a_watch_from_a_revision_that_the_store_has_not_reached_is_expired() -> 
 }
 
 #[tokio::test]
-async fn a_kubelet_reads_the_secrets_of_its_pods_alone() -> anyhow::Result<()> {
+async fn a_kubelet_writes_the_status_of_its_pods_and_reads_their_secrets_alone() -> anyhow::Result<()> {
     on_every_store("secrets", async |cluster| {
         let secrets: Api<Secret> = cluster.api();
         for name in ["of-n1", "of-n2", "unused"] {
@@ -378,6 +378,7 @@ async fn a_kubelet_reads_the_secrets_of_its_pods_alone() -> anyhow::Result<()> {
         let pods: Api<Pod> = cluster.api();
         for node in ["n1", "n2"] {
             let mut bound = pod(node)?;
+            bound.metadata.labels = Some([("app".to_owned(), "db".to_owned())].into());
             let spec = bound.spec.get_or_insert_default();
             spec.node_name = Some(node.to_owned());
             let secret = json!({ "secretName": format!("of-{node}") });
@@ -392,6 +393,15 @@ async fn a_kubelet_reads_the_secrets_of_its_pods_alone() -> anyhow::Result<()> {
         tokio::time::timeout(DEADLINE, seen)
             .await
             .context("the node did not see the pods")?;
+        let running = json!({ "status": { "phase": "Running" } });
+        let relabelled = json!({ "metadata": { "labels": { "app": "web" } } });
+        let tell = async |pod: &str, change: &Value| {
+            pods.patch_status(pod, &PatchParams::default(), &Patch::Strategic(change))
+                .await
+        };
+        tell("n1", &running).await?;
+        ensure!(refused(tell("n2", &running).await)?.0 == 403);
+        ensure!(refused(tell("n1", &relabelled).await)?.0 == 403);
         let secrets: Api<Secret> = Api::namespaced(node, "default");
         secrets.get("of-n1").await?;
         for name in ["of-n2", "unused", "absent"] {

@@ -200,11 +200,9 @@ impl Api {
         changed: Value,
     ) -> Result<Option<Value>> {
         let resource = call.resource.stored_row(self.registry);
-        if resource.kind == "Pod" && authz::pod_is_foreign_to(&call.user, &current) {
-            let why = format!(
-                "node {} can only change pods with spec.nodeName set to itself",
-                call.user.name
-            );
+        if resource.kind == "Pod"
+            && let Some(why) = authz::pod_change_refusal(&call.user, &current, &changed)
+        {
             return Err(Failure::forbidden_object(resource, call.name(), why));
         }
         let new = prepared_update(resource, part, changed, &current);
