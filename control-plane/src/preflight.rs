@@ -1,12 +1,16 @@
 //! What this machine must give before anything is made on it. Each lack is one line that says how to mend it.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::settings::Settings;
+use crate::settings::{ExternalEtcd, Settings};
+
+/// How long an external etcd may take to accept a connection.
+const ETCD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The programs of a node, found beside this one.
 #[derive(Clone, Debug)]
@@ -98,4 +102,32 @@ pub fn check_ports(settings: &Settings) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses an external etcd that nobody answers for. Called once the underlay is there: it may listen on that.
+pub fn check_etcd(etcd: &ExternalEtcd) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    for endpoint in &etcd.endpoints {
+        match connect(endpoint) {
+            Ok(()) => return Ok(()),
+            Err(error) => failures.push(format!("--etcd {endpoint}: {error:#}")),
+        }
+    }
+    bail!(failures.join("; "))
+}
+
+fn connect(endpoint: &str) -> anyhow::Result<()> {
+    let url: http::Uri = endpoint.parse()?;
+    let port = url.port_u16().unwrap_or(2379);
+    let host = url.host().context("the URL names no host")?;
+    let mut result = Err(anyhow::anyhow!("{host} has no address"));
+    for address in (host.trim_matches(['[', ']']), port).to_socket_addrs()? {
+        result = TcpStream::connect_timeout(&address, ETCD_TIMEOUT)
+            .map(drop)
+            .with_context(|| format!("connecting to {address}"));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }

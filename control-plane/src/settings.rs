@@ -192,6 +192,13 @@ impl Settings {
                 "{flag} {asked}: the kept state is of a cluster with {flag} {kept}; causeway down removes it"
             );
         }
+        // More may join; one that is gone would stay as a Node object that never gets Ready again.
+        ensure!(
+            self.nodes >= kept.nodes,
+            "--nodes {}: the kept state is of a cluster with --nodes {}; causeway down removes it",
+            self.nodes,
+            kept.nodes
+        );
         Ok(())
     }
 
@@ -375,8 +382,12 @@ mod tests {
     #[test]
     fn a_kept_store_refuses_other_networks_and_takes_other_numbers() {
         type Change = fn(&mut Settings);
-        let rows: [(Option<&str>, Change); 4] = [
+        let rows: [(Option<&str>, Change); 5] = [
             (None, |s| (s.nodes, s.datapath) = (5, Datapath::Nftables)),
+            (
+                Some("--nodes 2: the kept state is of a cluster with --nodes 3; causeway down removes it"),
+                |s| s.nodes = 2,
+            ),
             (
                 Some(
                     "--pod-cidr 10.99.0.0/16: the kept state is of a cluster with --pod-cidr 10.244.0.0/16; \

@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -53,7 +54,9 @@ struct Report {
     processes: Processes,
     api_ready: bool,
     nodes: Vec<NodeReport>,
+    /// Of `pods`.
     pods_running: usize,
+    /// Pods that have not finished.
     pods: usize,
 }
 
@@ -62,6 +65,9 @@ struct NodeReport {
     name: String,
     ready: bool,
     reason: String,
+    /// When its kubelet last said so.
+    #[serde(skip)]
+    heartbeat: Option<Timestamp>,
 }
 
 impl Report {
@@ -129,9 +135,18 @@ async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool)
     report.api_ready = true;
     report.nodes = nodes.items.iter().map(node_report).collect();
     if let Ok(pods) = Api::<Pod>::all(client).list(&list).await {
-        let phase = |pod: &&Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
-        report.pods = pods.items.len();
-        report.pods_running = pods.items.iter().filter(phase).count();
+        let phases = pods
+            .items
+            .iter()
+            .map(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()));
+        let unfinished: Vec<_> = phases
+            .filter(|phase| !matches!(phase, Some("Succeeded" | "Failed")))
+            .collect();
+        report.pods = unfinished.len();
+        report.pods_running = unfinished
+            .iter()
+            .filter(|phase| **phase == Some("Running"))
+            .count();
     }
     report
 }
@@ -166,6 +181,9 @@ fn node_report(node: &Node) -> NodeReport {
         reason: ready
             .and_then(|condition| condition.message.clone())
             .unwrap_or_default(),
+        heartbeat: ready
+            .and_then(|condition| condition.last_heartbeat_time.as_ref())
+            .map(|time| time.0),
     }
 }
 
@@ -229,8 +247,16 @@ pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result
     .await
 }
 
-/// Waits until every node is Ready.
-pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Duration) -> anyhow::Result<()> {
+/// Waits until every node is Ready, by a heartbeat not older than `since`: what a kept store still says of the time
+/// before is not Ready.
+pub async fn wait_for_nodes(
+    state: &StateDir,
+    settings: &Settings,
+    since: SystemTime,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    // Heartbeats are told in whole seconds.
+    let since = Timestamp::from_second(Timestamp::try_from(since)?.as_second())?;
     let nodes: Api<Node> = Api::all(client(&state.admin_kubeconfig()).await?);
     let mut missing: BTreeMap<String, String> = settings
         .node_names()
@@ -249,7 +275,7 @@ pub async fn wait_for_nodes(state: &StateDir, settings: &Settings, timeout: Dura
                 }
             };
             let report = node_report(&node);
-            if report.ready {
+            if report.ready && report.heartbeat.is_some_and(|heartbeat| heartbeat >= since) {
                 missing.remove(&report.name);
             } else {
                 missing.insert(report.name, report.reason);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use ipnetwork::Ipv4Network;
@@ -167,6 +167,10 @@ fn bring_up(
         &format!("{} nodes on {}", settings.nodes, settings.underlay_cidr),
         || make_machines(state, settings),
     )?;
+    if let Some(etcd) = &settings.etcd {
+        progress.stage("reach the external etcd", || preflight::check_etcd(etcd))?;
+    }
+    let began = SystemTime::now();
     progress.stage("start the processes", || start_supervisor(state, programs))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -175,7 +179,7 @@ fn bring_up(
         runtime.block_on(status::wait_for_api(state, timeout))
     })?;
     progress.stage("all nodes Ready", || {
-        runtime.block_on(status::wait_for_nodes(state, settings, timeout))
+        runtime.block_on(status::wait_for_nodes(state, settings, began, timeout))
     })
 }
 
@@ -183,7 +187,9 @@ fn prepare_state(state: &StateDir, settings: &Settings, programs: &Programs) -> 
     for dir in [state.root().to_path_buf(), state.logs()] {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    fs::write(state.settings(), serde_json::to_vec_pretty(settings)?)?;
+    let settings_file = state.settings();
+    fs::write(&settings_file, serde_json::to_vec_pretty(settings)?)
+        .with_context(|| format!("writing {}", settings_file.display()))?;
     let authority = Authority::open(state)?;
     for (name, leaf) in control_plane_leaves(settings) {
         authority.ensure(&state.key_pair(name), &leaf)?;
