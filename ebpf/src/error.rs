@@ -37,6 +37,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The cookie of the network namespace could not be asked for.
+    #[error("read the cookie of the network namespace")]
+    Netns(#[source] io::Error),
     /// The object or one of its maps was refused.
     #[error("load the BPF object (Linux 5.15 or newer with BPF and cgroup BPF is needed)")]
     Load(#[source] Box<EbpfError>),

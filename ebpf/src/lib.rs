@@ -49,7 +49,15 @@ mod tests {
         maps.sort_unstable();
         assert_eq!(
             maps,
-            ["ENDPOINTS4", "FRONTENDS4", "NODES4", "SLOTS", "SOCKETS4", "STATS"]
+            [
+                "ENDPOINTS4",
+                "FRONTENDS4",
+                "NODES4",
+                "NODE_NETNS",
+                "SLOTS",
+                "SOCKETS4",
+                "STATS"
+            ]
         );
     }
 }

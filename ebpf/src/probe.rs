@@ -1,8 +1,13 @@
 //! What a machine must have before anything is loaded.
 
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ebpf_common::service::NetnsCookie;
+use nix::libc;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use crate::Error;
@@ -36,6 +41,34 @@ pub fn make_pin_dir(dir: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::pin("make", dir))
 }
 
+/// The cookie of the calling thread's network namespace; [`NetnsCookie::NONE`] where the kernel does not tell it
+/// (before Linux 5.14).
+pub fn netns_cookie() -> Result<NetnsCookie, Error> {
+    // The option is the socket's; any socket will do, and this one sends nothing.
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(Error::Netns)?;
+    let mut cookie = NetnsCookie::NONE;
+    let mut bytes: libc::socklen_t = size_of::<NetnsCookie>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `bytes` bytes, the size of the u64 that it is given
+    // (`sk_getsockopt`, net/core/sock.c).
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut bytes,
+        )
+    };
+    if result == 0 {
+        return Ok(cookie);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT) => Ok(NetnsCookie::NONE),
+        _ => Err(Error::Netns(error)),
+    }
+}
+
 fn usual_mount(dir: &Path) -> PathBuf {
     let usual = Path::new("/sys/fs/bpf");
     if dir.starts_with(usual) {
@@ -52,6 +85,13 @@ fn is_on(path: &Path, file_system: FsType) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_keeps_its_cookie() {
+        let cookie = netns_cookie().expect("a socket");
+        assert_ne!(cookie, NetnsCookie::NONE);
+        assert_eq!(netns_cookie().expect("a socket"), cookie);
+    }
 
     #[test]
     fn a_missing_file_system_is_named_with_what_to_do() {

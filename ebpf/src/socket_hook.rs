@@ -12,19 +12,29 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ebpf_common::net::Ip4;
-use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey, Translated4};
+use ebpf_common::service::{
+    Endpoint4, Frontend, FrontendKey4, NetnsCookie, NodeAddress, SlotKey, Translated4,
+};
 use ebpf_common::stats::Counter;
 
 use crate::{Error, OBJECT, TypedMap, probe};
 
 /// Programs in the order in which they are attached: what shows a Service's address before what hides it.
 const PROGRAMS: [&str; 3] = ["getpeername4", "recvmsg4", "connect4"];
-const MAPS: [&str; 6] = ["FRONTENDS4", "SLOTS", "ENDPOINTS4", "NODES4", "SOCKETS4", "STATS"];
+const MAPS: [&str; 7] = [
+    "FRONTENDS4",
+    "SLOTS",
+    "ENDPOINTS4",
+    "NODES4",
+    "NODE_NETNS",
+    "SOCKETS4",
+    "STATS",
+];
 
 /// How many entries the maps take. Entries are allocated as they come, so that room costs 16 bytes of kernel memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +90,8 @@ pub struct SocketHook {
     pub endpoints: TypedMap<u32, Endpoint4>,
     /// Addresses of nodes.
     pub nodes: TypedMap<Ip4, NodeAddress>,
+    node_netns: Array<MapData, NetnsCookie>,
+    netns: NetnsCookie,
     stats: PerCpuArray<MapData, u64>,
     programs: Ebpf,
     cgroup: PathBuf,
@@ -88,11 +100,21 @@ pub struct SocketHook {
 
 impl SocketHook {
     /// Loads the program, reuses or makes the maps, and attaches. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`).
+    ///
+    /// The calling thread's network namespace is the node's: only sockets in it find node ports on loopback, where a
+    /// pod's are the pod's own. A kernel that does not tell namespaces apart serves no node port on loopback.
     pub fn open(config: &HookConfig) -> Result<Self, Error> {
         probe::cgroup_id(&config.cgroup)?;
         let directory = config.pin_dir.join(format!("v{}", ebpf_common::LAYOUT));
         probe::make_pin_dir(&directory.join("links"))?;
         let mut programs = load(&directory, config.capacity)?;
+        let node_netns = take_map(
+            &mut programs,
+            &directory,
+            "NODE_NETNS",
+            4,
+            size_of::<NetnsCookie>(),
+        )?;
         let stats = take_map(&mut programs, &directory, "STATS", 4, 8)?;
         take_map(&mut programs, &directory, "SOCKETS4", 4, size_of::<Translated4>())?;
         let mut hook = Self {
@@ -100,11 +122,14 @@ impl SocketHook {
             slots: typed(&mut programs, &directory, "SLOTS")?,
             endpoints: typed(&mut programs, &directory, "ENDPOINTS4")?,
             nodes: typed(&mut programs, &directory, "NODES4")?,
+            node_netns: Array::try_from(node_netns).map_err(Error::map("open", "NODE_NETNS"))?,
+            netns: probe::netns_cookie()?,
             stats: PerCpuArray::try_from(stats).map_err(Error::map("open", "STATS"))?,
             programs,
             cgroup: config.cgroup.clone(),
             directory,
         };
+        hook.ensure_netns()?;
         hook.ensure_attached()?;
         Ok(hook)
     }
@@ -135,6 +160,19 @@ impl SocketHook {
         }
         remove_other_links(&links, &pins)?;
         Ok(attachment)
+    }
+
+    /// Names the node's network namespace where another is named, such as the one of the node's former life. Returns
+    /// whether it was another.
+    pub fn ensure_netns(&mut self) -> Result<bool, Error> {
+        let named = self.node_netns.get(&0, 0);
+        if named.map_err(Error::map("read", "NODE_NETNS"))? == self.netns {
+            return Ok(false);
+        }
+        self.node_netns
+            .set(0, self.netns, 0)
+            .map_err(Error::map("write to", "NODE_NETNS"))?;
+        Ok(true)
     }
 
     /// Pins the maps again where somebody removed their pins.

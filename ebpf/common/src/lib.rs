@@ -2,7 +2,8 @@
 //!
 //! Rules of this crate: `repr(C)`, every padding byte is a field that is zero, sizes are asserted, no `bool`, `enum`,
 //! `Option` or `usize` crosses the border. Addresses and ports are in network order, in types that say so.
-//! A change of any layout here is a new [`LAYOUT`], hence a new pin directory.
+//! A change of any layout here is a new [`LAYOUT`], hence a new pin directory. A map that is only added is none: programs
+//! that do not know it run on beside it, and the first program that does makes it.
 //!
 //! Tour:
 //! - [`net`]: [`net::Ip4`] and [`net::Port`], the network-order words.

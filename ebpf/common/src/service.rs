@@ -5,6 +5,7 @@
 //! SLOTS       (service, revision, slot)  → endpoint id
 //! ENDPOINTS4  endpoint id                → address, port
 //! NODES4      address of any node        → flags
+//! NODE_NETNS  0                          → cookie of the node's network namespace
 //! SOCKETS4    socket                     → the Service's address that it asked for, and what it got
 //! ```
 //! An update writes the slots of the next revision first and then the frontend, whose value is replaced as a whole:
@@ -115,6 +116,18 @@ impl NodeAddress {
     pub const THIS_NODE: u32 = 1 << 0;
 }
 
+/// Value of `NODE_NETNS`, whose loopback alone is a node address: a pod's loopback is the pod's own.
+/// `[cookie:8] = 8 bytes`, in the machine's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct NetnsCookie(pub u64);
+
+impl NetnsCookie {
+    /// No namespace's: the kernel counts from 1 (`gen_cookie_next`, include/linux/cookie.h). No socket is in it, so that
+    /// node ports on loopback are not served.
+    pub const NONE: Self = Self(0);
+}
+
 /// Value of `SOCKETS4`, kept with each socket that was sent to an endpoint.
 /// `[service_addr:4 be][endpoint_addr:4 be][service_port:2 be][endpoint_port:2 be][pad:4] = 16 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,6 +151,7 @@ const _: () = assert!(size_of::<Frontend>() == 16);
 const _: () = assert!(size_of::<SlotKey>() == 8);
 const _: () = assert!(size_of::<Endpoint4>() == 16);
 const _: () = assert!(size_of::<NodeAddress>() == 4);
+const _: () = assert!(size_of::<NetnsCookie>() == 8);
 const _: () = assert!(size_of::<Translated4>() == 16);
 
 #[cfg(not(target_arch = "bpf"))]
@@ -147,5 +161,6 @@ crate::plain_old_data!(
     SlotKey,
     Endpoint4,
     NodeAddress,
+    NetnsCookie,
     Translated4
 );

@@ -12,8 +12,8 @@ use ebpf_common::net::{Ip4, Port};
 use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey, flags};
 use ebpf_common::stats::Counter;
 
-use crate::context::{Address4, protocol};
-use crate::maps::{ENDPOINTS4, FRONTENDS4, NODES4, SLOTS, count};
+use crate::context::{Address4, netns, protocol};
+use crate::maps::{ENDPOINTS4, FRONTENDS4, NODE_NETNS, NODES4, SLOTS, count};
 use crate::peer4;
 
 const IPPROTO_TCP: u32 = 6;
@@ -63,7 +63,7 @@ fn try_connect4(ctx: &SockAddrContext) -> Result<Action, Drop> {
     if destination.proto != IPPROTO_TCP && destination.proto != IPPROTO_UDP {
         return Ok(Action::Pass(Counter::OTHER_PROTOCOL));
     }
-    let frontend = match find_frontend(&destination) {
+    let frontend = match find_frontend(ctx, &destination) {
         Ok(frontend) => frontend,
         Err(reason) => return Ok(Action::Pass(reason)),
     };
@@ -112,9 +112,9 @@ impl Destination {
     }
 }
 
-/// The Service of the destination: by its own address, else by node port on a loopback or node address.
+/// The Service of the destination: by its own address, else by node port on a node address or the node's loopback.
 #[inline(always)]
-fn find_frontend(to: &Destination) -> Result<Frontend, Counter> {
+fn find_frontend(ctx: &SockAddrContext, to: &Destination) -> Result<Frontend, Counter> {
     // SAFETY: the value is copied out at once; a map without preallocation frees elements after an RCU grace period.
     if let Some(frontend) = unsafe { FRONTENDS4.get(to.key(to.addr, FrontendKey4::ADDRESS)) } {
         return Ok(*frontend);
@@ -125,7 +125,12 @@ fn find_frontend(to: &Destination) -> Result<Frontend, Counter> {
         return Err(Counter::NOT_A_SERVICE);
     };
     if to.addr.is_loopback() {
-        return Ok(frontend);
+        let of_node = NODE_NETNS.get(0) == Some(&netns(ctx));
+        return if of_node {
+            Ok(frontend)
+        } else {
+            Err(Counter::NOT_A_SERVICE)
+        };
     }
     // SAFETY: as above.
     let Some(node) = (unsafe { NODES4.get(to.addr) }).copied() else {

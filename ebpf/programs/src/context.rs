@@ -1,8 +1,10 @@
 //! The socket address in a program's context.
 
 use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockAddrContext;
 use ebpf_common::net::{Ip4, Port};
+use ebpf_common::service::NetnsCookie;
 
 /// An IPv4 address and port.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,4 +47,11 @@ pub fn protocol(ctx: &SockAddrContext) -> u32 {
     let raw: *const bpf_sock_addr = ctx.sock_addr;
     // SAFETY: as in `Address4::of`.
     unsafe { core::ptr::read_volatile(&raw const (*raw).protocol) }
+}
+
+/// The network namespace of the socket, which need not be that of the calling process.
+#[inline(always)]
+pub fn netns(ctx: &SockAddrContext) -> NetnsCookie {
+    // SAFETY: the helper takes this program type's context (Linux 5.7); without one it would name the initial namespace.
+    NetnsCookie(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) })
 }

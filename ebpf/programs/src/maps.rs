@@ -3,9 +3,11 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use ebpf_common::net::Ip4;
-use ebpf_common::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey, Translated4};
+use ebpf_common::service::{
+    Endpoint4, Frontend, FrontendKey4, NetnsCookie, NodeAddress, SlotKey, Translated4,
+};
 use ebpf_common::stats::Counter;
 
 #[map]
@@ -16,6 +18,8 @@ pub static SLOTS: HashMap<SlotKey, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLO
 pub static ENDPOINTS4: HashMap<u32, Endpoint4> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
 #[map]
 pub static NODES4: HashMap<Ip4, NodeAddress> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub static NODE_NETNS: Array<NetnsCookie> = Array::pinned(1, 0);
 // The kernel wants type information for storage in sockets, hence the other form of definition; the loader pins it.
 #[btf_map]
 pub static SOCKETS4: SkStorage<Translated4> = SkStorage::new();

@@ -31,7 +31,7 @@ pub enum To {
     VipOtherPort,
     /// The node's address and the node port.
     NodePort,
-    /// 127.0.0.1 and the node port.
+    /// 127.0.0.1 and the node port. The pod, and it alone, listens there.
     LoopbackNodePort,
     /// The node's address and a port that is no Service's.
     NodeOtherPort,
@@ -49,7 +49,7 @@ pub enum How {
 /// What becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Becomes {
-    /// One of these endpoints answers and sees this client.
+    /// One of these servers answers and sees this client.
     Answer(&'static [&'static str], Sees),
     /// The client is told that nobody is there.
     Refused,
@@ -57,13 +57,15 @@ pub enum Becomes {
     Silence,
 }
 
-/// Which address the endpoint sees.
+/// Which address the server sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sees {
     /// The client's own.
     Client,
     /// One of the node's.
     Node,
+    /// 127.0.0.1: the client's own machine is asked.
+    Loopback,
 }
 
 /// A row.
@@ -96,6 +98,7 @@ impl PacketCase {
 const EITHER: &[&str] = &["near", "far"];
 const ONLY_NEAR: &[&str] = &["near"];
 const ONLY_FAR: &[&str] = &["far"];
+const ONLY_POD: &[&str] = &["pod"];
 
 /// Cluster states by name.
 pub fn states() -> Vec<(&'static str, State)> {
@@ -268,6 +271,49 @@ pub const CASES: &[PacketCase] = &[
         Becomes::Refused,
     )
     .hook(answer(EITHER, Sees::Node)),
+    // A pod's loopback is the pod's own, whatever the Service's state.
+    case(
+        "both",
+        From::Pod,
+        How::Tcp,
+        To::LoopbackNodePort,
+        answer(ONLY_POD, Sees::Loopback),
+    ),
+    case(
+        "both",
+        From::Pod,
+        How::Udp,
+        To::LoopbackNodePort,
+        answer(ONLY_POD, Sees::Loopback),
+    ),
+    case(
+        "both",
+        From::Pod,
+        How::UdpUnconnected,
+        To::LoopbackNodePort,
+        answer(ONLY_POD, Sees::Loopback),
+    ),
+    case(
+        "none",
+        From::Pod,
+        How::Tcp,
+        To::LoopbackNodePort,
+        answer(ONLY_POD, Sees::Loopback),
+    ),
+    case(
+        "both",
+        From::Near,
+        How::Tcp,
+        To::LoopbackNodePort,
+        Becomes::Refused,
+    ),
+    case(
+        "both",
+        From::Near,
+        How::Udp,
+        To::LoopbackNodePort,
+        Becomes::Refused,
+    ),
     // An endpoint that is sent to itself.
     case(
         "near",

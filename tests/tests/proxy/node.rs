@@ -3,7 +3,8 @@
 //! ```text
 //! outside 172.30.77.50 ──── 172.30.77.11 node ┬── 10.244.1.1  near 10.244.1.2   endpoint, pod of this node
 //!                                             ├── 10.244.2.1  far  10.244.2.2   endpoint, pod of another node
-//!                                             └── 10.244.3.1  pod  10.244.3.2   pod of this node, no endpoint
+//!                                             └── 10.244.3.1  pod  10.244.3.2   pod of this node, no endpoint,
+//!                                                                               serves itself on 127.0.0.1
 //! ```
 
 use std::io::Write as _;
@@ -18,7 +19,7 @@ use tests::cgroup::Cgroup;
 use tests::process::{Place, command, run_in};
 use tests::topology::{Host, connect};
 
-use super::cluster::{TARGET_PORT, THIS_NODE};
+use super::cluster::{TARGET_PORT, TCP, THIS_NODE, UDP};
 
 pub const NEAR: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 pub const FAR: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
@@ -38,7 +39,8 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Builds it and starts servers on `near` and `far` that answer `NAME CLIENT-ADDRESS`.
+    /// Builds it and starts servers that answer `NAME CLIENT-ADDRESS`: on `near` and `far` as endpoints, on `pod` on
+    /// its own loopback, on the node ports' numbers.
     pub fn build() -> Result<Self> {
         let node = Host::new("node")?;
         let all = Self {
@@ -56,8 +58,11 @@ impl Surroundings {
             &all.node,
             &["route", "add", "default", "via", &OUTSIDE.to_string()],
         )?;
-        serve(&all.near, "near")?;
-        serve(&all.far, "far")?;
+        let endpoint = (Ipv4Addr::UNSPECIFIED, TARGET_PORT).into();
+        serve(&all.near, "near", endpoint, endpoint)?;
+        serve(&all.far, "far", endpoint, endpoint)?;
+        let loopback = |port| (Ipv4Addr::LOCALHOST, port).into();
+        serve(&all.pod, "pod", loopback(TCP.1), loopback(UDP.1))?;
         Ok(all)
     }
 
@@ -126,10 +131,9 @@ pub fn ip(host: &Host, arguments: &[&str]) -> Result<()> {
 }
 
 /// Answers on TCP and UDP until the test process ends.
-fn serve(host: &Host, name: &'static str) -> Result<()> {
-    let any = (Ipv4Addr::UNSPECIFIED, TARGET_PORT);
-    let listener = host.run(|| TcpListener::bind(any))??;
-    let socket = host.run(|| UdpSocket::bind(any))??;
+fn serve(host: &Host, name: &'static str, tcp: SocketAddr, udp: SocketAddr) -> Result<()> {
+    let listener = host.run(|| TcpListener::bind(tcp))??;
+    let socket = host.run(|| UdpSocket::bind(udp))??;
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let peer = stream

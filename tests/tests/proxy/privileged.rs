@@ -80,7 +80,6 @@ fn judge(line: &str, case: &PacketCase, expected: Becomes) -> Result<(), String>
         return Err(found);
     };
     let client: Ipv4Addr = client.parse().map_err(|_| found.clone())?;
-    let node = client == NODE || client.octets()[3] == 1;
     let own = match case.from {
         From::Outside => OUTSIDE,
         From::Pod => POD,
@@ -88,7 +87,11 @@ fn judge(line: &str, case: &PacketCase, expected: Becomes) -> Result<(), String>
         From::Far => FAR,
         From::Node => NODE,
     };
-    let seen = if sees == Sees::Node { node } else { client == own };
+    let seen = match sees {
+        Sees::Client => client == own,
+        Sees::Node => client == NODE || (!client.is_loopback() && client.octets()[3] == 1),
+        Sees::Loopback => client == Ipv4Addr::LOCALHOST,
+    };
     if by.contains(&name) && seen {
         Ok(())
     } else {
@@ -174,6 +177,43 @@ fn connections_are_spread_over_all_endpoints_and_the_hook_counts_each() {
     let after = counters(&proxy);
     assert_eq!(after["translated"] - before["translated"], 200);
     assert_eq!(after["slot_missing"], before["slot_missing"]);
+}
+
+#[test]
+fn node_ports_on_loopback_are_served_where_the_proxy_was_opened_last() {
+    if !privileged("node ports on loopback are served where the proxy was opened last") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let knock = |from: &Host| {
+        let to = (Ipv4Addr::LOCALHOST, TCP.1).into();
+        let lines = surroundings.knock(from, "tcp", to, 1).expect("knock ran");
+        lines[0].split(' ').next().unwrap_or_default().to_owned()
+    };
+    let mut proxy = surroundings.proxy(surroundings.hook()).expect("a proxy");
+    proxy.sync(&both().snapshot());
+    assert_eq!(
+        [knock(&surroundings.node), knock(&surroundings.near)],
+        ["answer", "refused"]
+    );
+    // A node that starts anew has another namespace, and finds the pins of its former life.
+    let config = surroundings.config(surroundings.hook());
+    let next = surroundings.near.run(|| Proxy::open(&config)).expect("entered");
+    let _next = next.expect("a proxy");
+    assert_eq!(
+        [knock(&surroundings.node), knock(&surroundings.near)],
+        ["refused", "answer"]
+    );
+    // To the proxy that was there before, that is damage.
+    assert_eq!(
+        proxy.audit_structure().repaired,
+        ["the socket hook served another network namespace's loopback"]
+    );
+    assert!(proxy.audit_structure().is_clean());
+    assert_eq!(
+        [knock(&surroundings.node), knock(&surroundings.near)],
+        ["answer", "refused"]
+    );
 }
 
 #[test]
@@ -350,6 +390,7 @@ fn damage_by_others_is_found_and_repaired() {
     for (damage, repaired) in [
         ("links", "the socket hook was not attached"),
         ("FRONTENDS4", "the socket hook's maps were not pinned"),
+        ("NODE_NETNS", "the socket hook's maps were not pinned"),
     ] {
         let pin = pins.join(damage);
         let removed = if pin.is_dir() {

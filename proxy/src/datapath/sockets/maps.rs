@@ -96,6 +96,9 @@ impl HookMaps for SocketHook {
         if self.ensure_attached()? == Attachment::Made {
             repaired.push("the socket hook was not attached".to_owned());
         }
+        if self.ensure_netns()? {
+            repaired.push("the socket hook served another network namespace's loopback".to_owned());
+        }
         if self.ensure_pinned()? {
             repaired.push("the socket hook's maps were not pinned".to_owned());
         }
