@@ -32,7 +32,8 @@ test: ## Everything that a change must pass: lint, unit tests, kernel tests, a r
 	@./setup.sh test
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	@$(CARGO) build --workspace --locked
+	@# All targets, so that the tests' dependencies are built once, and not first without their features.
+	@$(CARGO) build --workspace --all-targets --locked
 	@$(CARGO) test --workspace --locked
 
 test-full: ## test, and what is too long for every change
