@@ -592,6 +592,10 @@ fn bad_objects(cluster: &Cluster) -> anyhow::Result<()> {
             "metadata.name: Invalid value",
         ),
         (
+            "{apiVersion: v1, kind: Pod, metadata: {name: bad}, spec: {containers: [{name: c, image: i, lifecycle: {preStop: {}}}]}}",
+            "spec.containers[0].lifecycle.preStop: Required value: must specify a handler type",
+        ),
+        (
             "{apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: nowhere}}",
             "namespaces \"nowhere\" not found",
         ),
@@ -627,6 +631,8 @@ fn missing_image(cluster: &Cluster) -> anyhow::Result<()> {
             "jsonpath={.status.containerStatuses[0].state.waiting.reason}",
         ];
         cluster.await_that(&reason, SOON, |text| reasons.contains(&text));
+        let said = cluster.refused(&["logs", name], "")?;
+        ensure!(said.contains("is waiting to start"), "{said}");
         cluster.run(&["delete", "pod", name])?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
@@ -20,6 +20,8 @@ use crate::status::{Failure, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_PORT: u16 = 10250;
+/// A kubelet's reason is a line.
+const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 
 /// Dials kubelets with the API server's client certificate.
 #[derive(Clone)]
@@ -106,6 +108,19 @@ fn kubelet_address(node: &Value) -> Result<SocketAddr> {
         ip,
         port.filter(|port| *port != 0).unwrap_or(DEFAULT_PORT),
     ))
+}
+
+/// What a kubelet refused, as the Status that clients print; without one kubectl says "unknown reason".
+pub async fn refusal(answer: Response<hyper::body::Incoming>) -> Failure {
+    let code = answer.status();
+    let text = match Limited::new(answer.into_body(), MAX_REFUSAL_BYTES)
+        .collect()
+        .await
+    {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim_end().to_owned(),
+        Err(error) => format!("the kubelet answers {code}, and its reason cannot be read: {error}"),
+    };
+    Failure::by_kubelet(code, text)
 }
 
 /// Passes a kubelet's plain answer on.

@@ -42,6 +42,17 @@ impl Failure {
         Failure::new(400, "BadRequest", message)
     }
 
+    /// What a kubelet refused, in its own words.
+    pub fn by_kubelet(code: http::StatusCode, message: impl Into<String>) -> Self {
+        let reason = match code.as_u16() {
+            400 => "BadRequest",
+            404 => "NotFound",
+            501 => "NotImplemented",
+            _ => "InternalError",
+        };
+        Failure::new(code.as_u16(), reason, message)
+    }
+
     /// 401: no credential, or one that is not ours.
     pub fn unauthorized() -> Self {
         Failure::new(401, "Unauthorized", "Unauthorized")

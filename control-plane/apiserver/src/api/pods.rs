@@ -122,6 +122,9 @@ impl Api {
             .kubelets
             .forward(&node, Method::GET, &path, &http::HeaderMap::new())
             .await?;
+        if !answer.status().is_success() {
+            return Err(kubelet::refusal(answer).await);
+        }
         Ok(kubelet::pass_on(answer))
     }
 

@@ -168,6 +168,7 @@ fn validate(container: &Value, at: &Path, volumes: &HashSet<&str>, errors: &mut 
             validate_probe(&container[probe], probe, &at.child(probe), errors);
         }
     }
+    validate_lifecycle(container.at("lifecycle"), &at.child("lifecycle"), errors);
     validate_resources(container.at("resources"), &at.child("resources"), errors);
 }
 
@@ -295,14 +296,25 @@ fn validate_mounts(mounts: &[Value], at: &Path, volumes: &HashSet<&str>, errors:
     }
 }
 
-fn validate_probe(probe: &Value, kind: &str, at: &Path, errors: &mut Errors) {
-    let handlers: Vec<&str> = ["exec", "httpGet", "tcpSocket", "grpc"]
-        .into_iter()
-        .filter(|handler| probe.at(handler).is_object())
-        .collect();
+/// The hooks around a container's life.
+fn validate_lifecycle(lifecycle: &Value, at: &Path, errors: &mut Errors) {
+    for hook in ["postStart", "preStop"] {
+        if lifecycle.at(hook).is_object() {
+            validate_handler(
+                &lifecycle[hook],
+                &["exec", "httpGet", "tcpSocket", "sleep"],
+                &at.child(hook),
+                errors,
+            );
+        }
+    }
+}
+
+/// What a probe or a hook does: one of `kinds`.
+fn validate_handler(action: &Value, kinds: &[&str], at: &Path, errors: &mut Errors) {
+    let handlers: Vec<&&str> = kinds.iter().filter(|kind| action.at(kind).is_object()).collect();
     match handlers.as_slice() {
         [] => errors.required(at, "must specify a handler type"),
-        [_] => {}
         [_, more @ ..] => {
             for handler in more {
                 errors.forbidden(&at.child(handler), "may not specify more than 1 handler type");
@@ -310,10 +322,14 @@ fn validate_probe(probe: &Value, kind: &str, at: &Path, errors: &mut Errors) {
         }
     }
     for handler in ["httpGet", "tcpSocket"] {
-        if probe.at(handler).is_object() {
-            validate_target_port(&probe[handler]["port"], &at.child(handler).child("port"), errors);
+        if action.at(handler).is_object() {
+            validate_target_port(&action[handler]["port"], &at.child(handler).child("port"), errors);
         }
     }
+}
+
+fn validate_probe(probe: &Value, kind: &str, at: &Path, errors: &mut Errors) {
+    validate_handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], at, errors);
     if probe.at("exec").is_object() && probe.list("exec.command").is_empty() {
         errors.required(&at.child("exec").child("command"), "");
     }
