@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine with root and rustup's stable Rust.
+# `make demo` and `make test` do all the set-up on a fresh Debian machine with root, git, make and rustup's stable Rust.
 SHELL := /bin/bash
 CARGO ?= cargo
 # As setup.sh: cargo's own directory, and that of nft and its like, are often not on root's PATH.
@@ -38,4 +38,5 @@ test: ## Everything that a change must pass: lint, unit tests, kernel tests, a r
 
 test-full: ## test, and what is too long for every change
 	@$(MAKE) test
-	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --workspace --locked
+	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --locked -p tests --test store
+	@for demo in 1 2 3 4 5; do $(CARGO) test --locked -p tests --test demo --test cluster --test lifecycle || exit 1; done

@@ -2,7 +2,7 @@
 # Installs what building and running Causeway needs and is not there yet; says what it installs.
 # usage: setup.sh build|lint|run|test      build: compile; lint: also rustfmt and clippy; run: also bring a cluster up;
 #                                          test: all of it, and what the test suite needs
-# Debian and Ubuntu as root. Anything that is already present, from whatever source, is left alone.
+# Debian, as root. Anything that is already present, from whatever source, is left alone.
 set -euo pipefail
 cd "$(dirname "$0")"
 stage=${1:-build}
