@@ -27,6 +27,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Scripts of random operations.
 const SEEDS: u64 = 60;
+/// `make test-full`: too long for every change.
+const SEEDS_FULL: u64 = 1000;
 const OPERATIONS: usize = 40;
 
 #[tokio::test]
@@ -58,7 +60,7 @@ async fn our_store_answers_random_operations_like_etcd() {
     let Some(mut pair) = Pair::start("our_store_answers_random_operations_like_etcd").await else {
         return;
     };
-    for seed in 0..SEEDS {
+    for seed in 0..seeds() {
         let script = random::script(seed, OPERATIONS);
         let (ours, theirs) = (pair.ours(&script).await, pair.theirs(&script).await);
         let answers = ours.lines().zip(theirs.lines());
@@ -230,5 +232,13 @@ impl OurStore {
 impl Drop for OurStore {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+fn seeds() -> u64 {
+    if std::env::var_os("CAUSEWAY_TEST_FULL").is_some() {
+        SEEDS_FULL
+    } else {
+        SEEDS
     }
 }
