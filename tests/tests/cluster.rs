@@ -152,7 +152,14 @@ fn pods_reach_the_service(cluster: &Cluster) -> anyhow::Result<()> {
                 .lines()
                 .filter(|line| line.split(' ').nth(1) == Some("200"))
                 .count();
-            ensure!(answers == 12, "{pod} {container}: {log}");
+            ensure!(answers == 40, "{pod} {container}: {log}");
+            // Forty random choices miss one of three pods once in three million runs.
+            let pods: BTreeSet<_> = log
+                .lines()
+                .filter_map(|line| line.split(' ').nth(2))
+                .filter(|pod| pod.starts_with("hello-"))
+                .collect();
+            ensure!(pods.len() == 3, "{pod} {container}: answered by {pods:?}");
         }
     }
     Ok(())
@@ -202,8 +209,8 @@ fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
     let phase = ["get", "pod", "client-node-2", "-o", "jsonpath={.status.phase}"];
     cluster.await_output(&phase, "Succeeded", LATER);
     let now = || translated_connects("node-2").unwrap_or_default();
-    wait::until_value("24 connects of a pod translated", SOON, now, |after| {
-        *after >= before + 24
+    wait::until_value("80 connects of a pod translated", SOON, now, |after| {
+        *after >= before + 80
     });
     Ok(())
 }
