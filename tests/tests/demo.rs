@@ -3,10 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::cluster::{causeway, everything, programs};
+use tests::wait;
+
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// There is one cluster on a machine at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -23,23 +28,27 @@ fn run(label: &str, environment: &[(&str, &str)]) -> String {
     let output = command.output().expect("the demo can be started");
     let said = everything(&output);
     let down = causeway("down", &state_dir, &[]).expect("causeway can be started");
-    if let Some(etcd) = etcd_pid(&said) {
+    if let Some((etcd, data)) = demo_etcd(&said) {
         kill(etcd, Signal::SIGTERM).expect("the demo's etcd runs");
+        wait::until("the demo's etcd ends", END_LIMIT, || match kill(etcd, None) {
+            Err(Errno::ESRCH) => Ok(()),
+            other => Err(other),
+        });
+        std::fs::remove_dir_all(data).expect("the demo's etcd left its data");
     }
     assert!(output.status.success(), "{said}");
     assert!(down.status.success(), "{}", everything(&down));
     said
 }
 
-/// The demo says `pid N` of the etcd that it started.
-fn etcd_pid(said: &str) -> Option<Pid> {
-    let words: Vec<&str> = said
-        .lines()
-        .find(|line| line.contains("etcd Version"))?
-        .split([' ', ','])
-        .collect();
-    let at = words.iter().position(|word| *word == "pid")?;
-    words.get(at + 1)?.parse().ok().map(Pid::from_raw)
+/// The demo says `pid N, data in DIRECTORY` of the etcd that it started.
+fn demo_etcd(said: &str) -> Option<(Pid, PathBuf)> {
+    let line = said.lines().find(|line| line.contains("etcd Version"))?;
+    let after = |key: &str| line.split_once(key)?.1.split([' ', ',']).next();
+    Some((
+        Pid::from_raw(after("pid ")?.parse().ok()?),
+        PathBuf::from(after("data in ")?),
+    ))
 }
 
 #[test]
