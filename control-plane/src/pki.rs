@@ -137,15 +137,22 @@ fn write_public(path: &Path, text: &str) -> anyhow::Result<()> {
 fn write_with_mode(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let temporary = path.with_extension("new");
     let _ = fs::remove_file(&temporary);
+    let written = write_new(&temporary, text, mode).and_then(|()| fs::rename(&temporary, path));
+    written
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_new(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
-        .open(&temporary)
-        .with_context(|| format!("writing {}", temporary.display()))?;
+        .open(path)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path).with_context(|| format!("writing {}", path.display()))
+    file.sync_all()
 }
 
 fn ca_params() -> CertificateParams {
