@@ -97,6 +97,7 @@ pub fn slice(
                 port: port_number(*port),
             })
             .collect(),
+        last_change: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +60,13 @@ pub struct EndpointPort {
     pub port: NonZeroU16,
 }
 
-/// An EndpointSlice (`discovery/v1`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A moment by the wall clock of whoever wrote it down: the time since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixTime(pub Duration);
+
+/// An EndpointSlice (`discovery/v1`). Two that differ only in `last_change` are equal: it is measured by, and no part
+/// of what the slice says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub name: ObjectName,
@@ -72,7 +78,31 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// `ports`.
     pub ports: Vec<EndpointPort>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the pod or Service changed that this slice
+    /// was written for. Absent where nothing of that kind was the reason. Not in JSON.
+    #[serde(skip)]
+    pub last_change: Option<UnixTime>,
 }
+
+impl PartialEq for EndpointSlice {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            service,
+            family,
+            endpoints,
+            ports,
+            last_change: _,
+        } = self;
+        *name == other.name
+            && *service == other.service
+            && *family == other.family
+            && *endpoints == other.endpoints
+            && *ports == other.ports
+    }
+}
+
+impl Eq for EndpointSlice {}
 
 impl EndpointSlice {
     /// The Service that this slice belongs to.

@@ -24,7 +24,7 @@ pub mod snapshot;
 pub mod wiring;
 
 pub use causes::with_causes;
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, UnixTime};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;

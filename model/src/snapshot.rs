@@ -288,8 +288,10 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::{IpFamily, ServiceKind, SessionAffinity, TrafficPolicy};
+    use crate::{IpFamily, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
 
     fn service(name: &str) -> Service {
         Service {
@@ -316,6 +318,7 @@ mod tests {
             family: IpFamily::V4,
             endpoints: Vec::new(),
             ports: Vec::new(),
+            last_change: None,
         }
     }
 
@@ -397,6 +400,11 @@ mod tests {
         ]);
         assert!(!state.apply(Change::Service(service("a"))));
         assert!(!state.apply(Change::EndpointSlice(slice("s", "a"))));
+        let written_again = EndpointSlice {
+            last_change: Some(UnixTime(Duration::from_secs(1))),
+            ..slice("s", "a")
+        };
+        assert!(!state.apply(Change::EndpointSlice(written_again)));
         assert!(!state.apply(Change::DeleteEndpointSlice(ObjectName::new(
             "default",
             "never-there"

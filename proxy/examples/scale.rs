@@ -219,6 +219,7 @@ fn slice(number: u32, endpoints: u32) -> EndpointSlice {
             protocol: Protocol::Tcp,
             port: port(8080),
         }],
+        last_change: None,
     }
 }
 

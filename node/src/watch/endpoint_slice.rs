@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1 as discovery;
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, NodeName, ObjectName,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, NodeName, ObjectName, UnixTime,
 };
 
 use super::faults::Faults;
@@ -13,6 +13,9 @@ use super::object::{Converted, Watchable};
 
 /// The Service that a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// When the pod or Service changed for which the slice was written, RFC 3339.
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 impl Watchable for discovery::EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
@@ -37,6 +40,7 @@ impl Watchable for discovery::EndpointSlice {
                 return Converted::Invalid;
             }
         };
+        let last_change = metadata.annotations.unwrap_or_default().remove(LAST_CHANGE);
         let endpoints = endpoints.into_iter().enumerate();
         let ports = ports.unwrap_or_default().into_iter().enumerate();
         Converted::Put(Box::new(Change::EndpointSlice(EndpointSlice {
@@ -49,8 +53,19 @@ impl Watchable for discovery::EndpointSlice {
             ports: ports
                 .filter_map(|(index, entry)| endpoint_port(index, entry, faults))
                 .collect(),
+            last_change: last_change.and_then(|text| moment(&text, faults)),
         })))
     }
+}
+
+fn moment(text: &str, faults: &mut Faults) -> Option<UnixTime> {
+    let moment = text.parse::<jiff::Timestamp>().ok();
+    let since_1970 = moment.and_then(|moment| moment.as_duration().try_into().ok());
+    if since_1970.is_none() {
+        let field = format!("metadata.annotations[{LAST_CHANGE}]");
+        faults.add(field, format!("{text:?} is not a time of this epoch"));
+    }
+    since_1970.map(UnixTime)
 }
 
 fn endpoint(

@@ -128,6 +128,7 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
             protocol: Protocol::Tcp,
             port: number(8080),
         }],
+        last_change: None,
     }
 }
 

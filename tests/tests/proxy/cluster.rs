@@ -86,6 +86,7 @@ impl State {
             family: IpFamily::V4,
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+            last_change: None,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Objects as the API sends them, against what the data plane makes of them.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use model::{Change, Namespace, Node, ServiceKind, SessionAffinity, TrafficPolicy};
+use model::{Change, Namespace, Node, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
 use serde_json::{Value, json};
 
 use crate::watch::object::{Converted, Watchable, Watched};
@@ -363,6 +365,31 @@ fn slices_with_every_field_are_understood() {
         json!({"ports": []}),
         &[],
     );
+}
+
+#[test]
+fn the_moment_that_a_slice_was_written_for_is_read_and_one_that_makes_no_sense_is_a_fault() {
+    let annotation = "endpoints.kubernetes.io/last-change-trigger-time";
+    let fault = |text| format!("metadata.annotations[{annotation}]: {text:?} is not a time of this epoch");
+    let rows = [
+        ("1970-01-01T00:00:01Z", Ok(Duration::from_secs(1))),
+        ("1970-01-01T01:00:01.000000002+01:00", Ok(Duration::new(1, 2))),
+        ("1969-12-31T23:59:59Z", Err(fault("1969-12-31T23:59:59Z"))),
+        ("yesterday", Err(fault("yesterday"))),
+    ];
+    for (text, expected) in rows {
+        let object = slice(json!({"metadata": {"annotations": {annotation: text}}}));
+        let (converted, faults) = parse::<discovery::EndpointSlice>(object);
+        let Converted::Put(change) = converted else {
+            panic!("{faults:?}")
+        };
+        let Change::EndpointSlice(slice) = *change else {
+            panic!("{change:?} is no EndpointSlice")
+        };
+        assert_eq!(slice.last_change, expected.clone().ok().map(UnixTime), "for {text}");
+        let told = faults.iter().any(|told| expected.as_ref().is_err_and(|fault| told.ends_with(fault)));
+        assert_eq!(told, expected.is_err(), "{faults:?} for {text}");
+    }
 }
 
 #[test]
