@@ -77,6 +77,14 @@ pub enum Error {
         /// Its pin.
         path: PathBuf,
     },
+    /// A map has no room for another entry. Readers in the kernel find what was there before.
+    #[error("map {map} is full: it takes {capacity} entries")]
+    Full {
+        /// Its name.
+        map: &'static str,
+        /// How many entries it takes; see [`crate::Capacity`].
+        capacity: u32,
+    },
     /// A map could not be read or written.
     #[error("{operation} map {name}")]
     Map {

@@ -44,18 +44,34 @@ mod tests {
         );
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
         programs.sort_unstable();
-        assert_eq!(programs, ["connect4", "getpeername4", "recvmsg4"]);
+        assert_eq!(
+            programs,
+            [
+                "connect4",
+                "connect6",
+                "getpeername4",
+                "getpeername6",
+                "recvmsg4",
+                "recvmsg6",
+                "sendmsg4",
+                "sendmsg6"
+            ]
+        );
         let mut maps: Vec<_> = object.maps.keys().map(String::as_str).collect();
         maps.sort_unstable();
         assert_eq!(
             maps,
             [
-                "ENDPOINTS4",
-                "FRONTENDS4",
-                "NODES4",
+                "AFFINITY",
+                "ENDPOINTS",
+                "FLOWS",
+                "FRONTENDS",
+                "MEMBERS",
+                "NODES",
                 "NODE_NETNS",
+                "REPLIES",
                 "SLOTS",
-                "SOCKETS4",
+                "SOCKETS",
                 "STATS"
             ]
         );

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData, MapError};
+use nix::libc;
 
 use crate::Error;
 
@@ -12,20 +13,34 @@ use crate::Error;
 pub struct TypedMap<K: Pod, V: Pod> {
     name: &'static str,
     map: HashMap<MapData, K, V>,
+    capacity: u32,
     writes: u64,
 }
 
 impl<K: Pod + Ord, V: Pod> TypedMap<K, V> {
-    pub(crate) fn new(name: &'static str, map: HashMap<MapData, K, V>) -> Self {
-        Self { name, map, writes: 0 }
+    pub(crate) fn new(name: &'static str, map: HashMap<MapData, K, V>, capacity: u32) -> Self {
+        Self {
+            name,
+            map,
+            capacity,
+            writes: 0,
+        }
     }
 
-    /// Writes an entry; a reader sees the old value or the new one.
+    /// Writes an entry; a reader sees the old value or the new one. A new key in a map without room is
+    /// [`Error::Full`]; an entry that is there can always be replaced.
     pub fn insert(&mut self, key: K, value: V) -> Result<(), Error> {
         self.writes += 1;
-        self.map
-            .insert(key, value, 0)
-            .map_err(Error::map("write to", self.name))
+        self.map.insert(key, value, 0).map_err(|error| {
+            if is_full(&error) {
+                Error::Full {
+                    map: self.name,
+                    capacity: self.capacity,
+                }
+            } else {
+                Error::map("write to", self.name)(error)
+            }
+        })
     }
 
     /// Takes an entry out; one that is not there is fine.
@@ -53,4 +68,12 @@ impl<K: Pod + Ord, V: Pod> TypedMap<K, V> {
     pub fn writes(&self) -> u64 {
         self.writes
     }
+}
+
+/// Hash maps say `E2BIG` (`alloc_htab_elem`, kernel/bpf/hashtab.c).
+fn is_full(error: &MapError) -> bool {
+    let MapError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
 }

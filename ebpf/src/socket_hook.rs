@@ -1,14 +1,14 @@
 //! The programs at `connect()` and its relatives, their maps, and what stays when their owner dies.
 //!
 //! ```text
-//! <pin_dir>/v1/FRONTENDS4 … STATS            maps
-//! <pin_dir>/v1/links/connect4-<cgroup id> …  the attachments to one cgroup
+//! <pin_dir>/v2/FRONTENDS … STATS             maps
+//! <pin_dir>/v2/links/connect4-<cgroup id> …  the attachments to one cgroup
 //! ```
-//! `v1` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it. A new program is attached first and
-//! its pin renamed over the old one's, which drops the old link: for a moment both run, and the second sees an address
-//! that is no Service's any more.
+//! `v2` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it, and is removed once this one is
+//! attached. A new program is attached first and its pin renamed over the old one's, which drops the old link: for a
+//! moment both run, and the second sees an address that is no Service's any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -16,27 +16,51 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader, Pod};
-use ebpf_common::net::Ip4;
+use ebpf_common::net::Ip;
 use ebpf_common::service::{
-    Endpoint4, Frontend, FrontendKey4, NetnsCookie, NodeAddress, SlotKey, Translated4,
+    Affinity, AffinityKey, Endpoint, Flow, Frontend, FrontendKey, MemberKey, Membership, NetnsCookie,
+    NodeAddress, Reply, SlotKey, SocketPeer, Translated,
 };
 use ebpf_common::stats::Counter;
 
 use crate::{Error, OBJECT, TypedMap, probe};
 
 /// Programs in the order in which they are attached: what shows a Service's address before what hides it.
-const PROGRAMS: [&str; 3] = ["getpeername4", "recvmsg4", "connect4"];
-const MAPS: [&str; 7] = [
-    "FRONTENDS4",
-    "SLOTS",
-    "ENDPOINTS4",
-    "NODES4",
-    "NODE_NETNS",
-    "SOCKETS4",
-    "STATS",
+const PROGRAMS: [&str; 8] = [
+    "getpeername4",
+    "getpeername6",
+    "recvmsg4",
+    "recvmsg6",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
 ];
 
-/// How many entries the maps take. Entries are allocated as they come, so that room costs 16 bytes of kernel memory.
+/// Maps with the sizes of their keys and values.
+const MAPS: [(&str, usize, usize); 11] = [
+    sizes::<FrontendKey, Frontend>("FRONTENDS"),
+    sizes::<SlotKey, u32>("SLOTS"),
+    sizes::<u32, Endpoint>("ENDPOINTS"),
+    sizes::<MemberKey, Membership>("MEMBERS"),
+    sizes::<Ip, NodeAddress>("NODES"),
+    sizes::<u32, NetnsCookie>("NODE_NETNS"),
+    sizes::<u32, Translated>("SOCKETS"),
+    sizes::<AffinityKey, Affinity>("AFFINITY"),
+    sizes::<SocketPeer, Flow>("FLOWS"),
+    sizes::<SocketPeer, Reply>("REPLIES"),
+    sizes::<u32, u64>("STATS"),
+];
+
+const fn sizes<K, V>(name: &'static str) -> (&'static str, usize, usize) {
+    (name, size_of::<K>(), size_of::<V>())
+}
+
+/// How many entries the maps take.
+///
+/// Of those that the host side writes, entries are allocated as they come, so that room costs 16 bytes of kernel
+/// memory each, and a full one is [`Error::Full`]. Those that the programs write are allocated at once, about 100
+/// bytes for each entry, and a full one forgets what was used least recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Address and port pairs of Services. Default 131,072.
@@ -45,8 +69,16 @@ pub struct Capacity {
     pub slots: u32,
     /// Distinct endpoints. Default 262,144.
     pub endpoints: u32,
+    /// Endpoints of Services with session affinity and of UDP, counted for each such Service. Default 262,144.
+    pub members: u32,
     /// Addresses of nodes. Default 16,384.
     pub nodes: u32,
+    /// Clients of Services with session affinity, counted for each such Service. Default 65,536.
+    pub affinity: u32,
+    /// Pairs of an unconnected UDP socket and a Service that it sends to. Default 65,536.
+    pub flows: u32,
+    /// Pairs of an unconnected UDP socket and an endpoint that it was sent to. Default 65,536.
+    pub replies: u32,
 }
 
 impl Default for Capacity {
@@ -55,7 +87,11 @@ impl Default for Capacity {
             frontends: 1 << 17,
             slots: 1 << 20,
             endpoints: 1 << 18,
+            members: 1 << 18,
             nodes: 1 << 14,
+            affinity: 1 << 16,
+            flows: 1 << 16,
+            replies: 1 << 16,
         }
     }
 }
@@ -83,13 +119,15 @@ pub enum Attachment {
 /// The hook: attached, pinned, and open for writing.
 pub struct SocketHook {
     /// Services by address and port.
-    pub frontends: TypedMap<FrontendKey4, Frontend>,
+    pub frontends: TypedMap<FrontendKey, Frontend>,
     /// Endpoints of Services by position.
     pub slots: TypedMap<SlotKey, u32>,
     /// Endpoints by id.
-    pub endpoints: TypedMap<u32, Endpoint4>,
+    pub endpoints: TypedMap<u32, Endpoint>,
+    /// Which endpoints clients of a Service may stay with.
+    pub members: TypedMap<MemberKey, Membership>,
     /// Addresses of nodes.
-    pub nodes: TypedMap<Ip4, NodeAddress>,
+    pub nodes: TypedMap<Ip, NodeAddress>,
     node_netns: Array<MapData, NetnsCookie>,
     netns: NetnsCookie,
     stats: PerCpuArray<MapData, u64>,
@@ -99,29 +137,25 @@ pub struct SocketHook {
 }
 
 impl SocketHook {
-    /// Loads the program, reuses or makes the maps, and attaches. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`).
+    /// Loads the programs, reuses or makes the maps, attaches, and removes what other layouts left. Needs root
+    /// (`CAP_BPF`, `CAP_NET_ADMIN`).
     ///
     /// The calling thread's network namespace is the node's: only sockets in it find node ports on loopback, where a
     /// pod's are the pod's own. A kernel that does not tell namespaces apart serves no node port on loopback.
     pub fn open(config: &HookConfig) -> Result<Self, Error> {
         probe::cgroup_id(&config.cgroup)?;
-        let directory = config.pin_dir.join(format!("v{}", ebpf_common::LAYOUT));
+        let directory = layout_dir(&config.pin_dir);
         probe::make_pin_dir(&directory.join("links"))?;
         let mut programs = load(&directory, config.capacity)?;
-        let node_netns = take_map(
-            &mut programs,
-            &directory,
-            "NODE_NETNS",
-            4,
-            size_of::<NetnsCookie>(),
-        )?;
-        let stats = take_map(&mut programs, &directory, "STATS", 4, 8)?;
-        take_map(&mut programs, &directory, "SOCKETS4", 4, size_of::<Translated4>())?;
+        check_maps(&directory)?;
+        let node_netns = take_map(&mut programs, "NODE_NETNS")?;
+        let stats = take_map(&mut programs, "STATS")?;
         let mut hook = Self {
-            frontends: typed(&mut programs, &directory, "FRONTENDS4")?,
+            frontends: typed(&mut programs, &directory, "FRONTENDS")?,
             slots: typed(&mut programs, &directory, "SLOTS")?,
-            endpoints: typed(&mut programs, &directory, "ENDPOINTS4")?,
-            nodes: typed(&mut programs, &directory, "NODES4")?,
+            endpoints: typed(&mut programs, &directory, "ENDPOINTS")?,
+            members: typed(&mut programs, &directory, "MEMBERS")?,
+            nodes: typed(&mut programs, &directory, "NODES")?,
             node_netns: Array::try_from(node_netns).map_err(Error::map("open", "NODE_NETNS"))?,
             netns: probe::netns_cookie()?,
             stats: PerCpuArray::try_from(stats).map_err(Error::map("open", "STATS"))?,
@@ -131,29 +165,27 @@ impl SocketHook {
         };
         hook.ensure_netns()?;
         hook.ensure_attached()?;
+        // Its programs would go on translating with lists that nobody keeps up.
+        remove_layouts(&config.pin_dir, |layout| layout != hook.directory)?;
         Ok(hook)
     }
 
     /// Detaches the programs and forgets the maps, whoever put them there. Nothing there is fine.
     pub fn remove(pin_dir: &Path) -> Result<(), Error> {
-        let directory = pin_dir.join(format!("v{}", ebpf_common::LAYOUT));
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::pin("remove", directory)(error))
-            }
-            _ => Ok(()),
-        }
+        remove_layouts(pin_dir, |_| true)
     }
 
-    /// Attaches the program unless its pinned link is in order. Links to cgroups that are gone are removed.
+    /// Attaches the programs whose pinned links are not in order. Links to cgroups that are gone are removed.
     pub fn ensure_attached(&mut self) -> Result<Attachment, Error> {
         let links = self.directory.join("links");
         std::fs::create_dir_all(&links).map_err(Error::pin("make", &links))?;
         let cgroup_id = probe::cgroup_id(&self.cgroup)?;
         let pins = PROGRAMS.map(|name| links.join(format!("{name}-{cgroup_id:x}")));
+        let linked = linked_programs(&pins);
         let mut attachment = Attachment::Kept;
         for (name, pin) in PROGRAMS.into_iter().zip(&pins) {
-            if !self.is_current(name, pin)? {
+            let wanted = identity(&self.program(name)?.info().map_err(Error::program(name))?);
+            if linked.get(pin) != Some(&wanted) {
                 self.attach(name, pin)?;
                 attachment = Attachment::Made;
             }
@@ -178,7 +210,7 @@ impl SocketHook {
     /// Pins the maps again where somebody removed their pins.
     pub fn ensure_pinned(&mut self) -> Result<bool, Error> {
         // The maps themselves are open here; only the name by which the next process finds them may be gone.
-        let missing = MAPS.iter().any(|name| !self.directory.join(name).exists());
+        let missing = MAPS.iter().any(|(name, ..)| !self.directory.join(name).exists());
         if !missing {
             return Ok(false);
         }
@@ -194,7 +226,8 @@ impl SocketHook {
         }
         for id in ids {
             let info = MapInfo::from_id(id).map_err(Error::map("find", "of the program"))?;
-            let Some(name) = MAPS.iter().find(|name| info.name_as_str() == Some(**name)) else {
+            let named = MAPS.iter().find(|(name, ..)| info.name_as_str() == Some(*name));
+            let Some((name, ..)) = named else {
                 continue;
             };
             let path = self.directory.join(name);
@@ -219,26 +252,15 @@ impl SocketHook {
     /// Entries written to any map since the hook was opened.
     #[must_use]
     pub fn writes(&self) -> u64 {
-        self.frontends.writes() + self.slots.writes() + self.endpoints.writes() + self.nodes.writes()
+        self.frontends.writes()
+            + self.slots.writes()
+            + self.endpoints.writes()
+            + self.members.writes()
+            + self.nodes.writes()
     }
 
     fn program(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, Error> {
         program(&mut self.programs, name)
-    }
-
-    /// Whether the pinned link runs this program (same instructions) on these maps.
-    fn is_current(&mut self, name: &'static str, pin: &Path) -> Result<bool, Error> {
-        let Ok(link) = PinnedLink::from_pin(pin) else {
-            return Ok(false);
-        };
-        let Ok(link) = FdLink::from(link).info() else {
-            return Ok(false);
-        };
-        let wanted = identity(&self.program(name)?.info().map_err(Error::program(name))?);
-        let linked = loaded_programs()
-            .flatten()
-            .find(|program| program.id() == link.program_id());
-        Ok(linked.is_some_and(|program| identity(&program) == wanted))
     }
 
     fn attach(&mut self, name: &'static str, pin: &Path) -> Result<(), Error> {
@@ -272,14 +294,52 @@ impl std::fmt::Debug for SocketHook {
     }
 }
 
+/// Where this layout's maps and links are pinned.
+fn layout_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("v{}", ebpf_common::LAYOUT))
+}
+
+/// Removes the links and maps of those layouts.
+fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<(), Error> {
+    let entries = match std::fs::read_dir(pin_dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::pin("list", pin_dir))?,
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if is_layout(&path) && unwanted(&path) {
+            remove_layout(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_layout(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let version = name.and_then(|name| name.strip_prefix('v'));
+    version.is_some_and(|version| version.parse::<u32>().is_ok())
+}
+
+fn remove_layout(directory: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::pin("remove", directory)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {
     let mut programs = EbpfLoader::new()
         .default_map_pin_directory(directory)
-        .map_pin_path("SOCKETS4", directory.join("SOCKETS4"))
-        .map_max_entries("FRONTENDS4", capacity.frontends)
+        .map_pin_path("SOCKETS", directory.join("SOCKETS"))
+        .map_max_entries("FRONTENDS", capacity.frontends)
         .map_max_entries("SLOTS", capacity.slots)
-        .map_max_entries("ENDPOINTS4", capacity.endpoints)
-        .map_max_entries("NODES4", capacity.nodes)
+        .map_max_entries("ENDPOINTS", capacity.endpoints)
+        .map_max_entries("MEMBERS", capacity.members)
+        .map_max_entries("NODES", capacity.nodes)
+        .map_max_entries("AFFINITY", capacity.affinity)
+        .map_max_entries("FLOWS", capacity.flows)
+        .map_max_entries("REPLIES", capacity.replies)
         .load(OBJECT)
         .map_err(|error| Error::Load(Box::new(error)))?;
     for name in PROGRAMS {
@@ -296,7 +356,9 @@ fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Cgr
 }
 
 /// Instructions (without map addresses) and maps.
-fn identity(program: &ProgramInfo) -> (u64, Option<Vec<u32>>) {
+type Identity = (u64, Option<Vec<u32>>);
+
+fn identity(program: &ProgramInfo) -> Identity {
     let mut maps = program.map_ids().ok().flatten();
     if let Some(maps) = &mut maps {
         maps.sort_unstable();
@@ -304,30 +366,45 @@ fn identity(program: &ProgramInfo) -> (u64, Option<Vec<u32>>) {
     (program.tag(), maps)
 }
 
+/// What each pinned link runs.
+fn linked_programs(pins: &[PathBuf]) -> BTreeMap<PathBuf, Identity> {
+    let program_id = |pin: &PathBuf| {
+        let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+        Some((link.info().ok()?.program_id(), pin.clone()))
+    };
+    let linked: BTreeMap<u32, PathBuf> = pins.iter().filter_map(program_id).collect();
+    // One pass over all programs of the machine: aya opens none by its id.
+    loaded_programs()
+        .flatten()
+        .filter_map(|program| Some((linked.get(&program.id())?.clone(), identity(&program))))
+        .collect()
+}
+
 fn typed<K: Pod + Ord, V: Pod>(
     programs: &mut Ebpf,
     directory: &Path,
     name: &'static str,
 ) -> Result<TypedMap<K, V>, Error> {
-    let map = take_map(programs, directory, name, size_of::<K>(), size_of::<V>())?;
+    let info = MapInfo::from_pin(directory.join(name)).map_err(Error::map("open", name))?;
+    let map = take_map(programs, name)?;
     let map = HashMap::try_from(map).map_err(Error::map("open", name))?;
-    Ok(TypedMap::new(name, map))
+    Ok(TypedMap::new(name, map, info.max_entries()))
 }
 
-/// Takes a map out of the object; one that was found pinned must have the sizes that this version means.
-fn take_map(
-    programs: &mut Ebpf,
-    directory: &Path,
-    name: &'static str,
-    key_bytes: usize,
-    value_bytes: usize,
-) -> Result<Map, Error> {
-    let path = directory.join(name);
-    let info = MapInfo::from_pin(&path).map_err(Error::map("open", name))?;
-    if (info.key_size() as usize, info.value_size() as usize) != (key_bytes, value_bytes) {
-        return Err(Error::ForeignMap { name, path });
-    }
+fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
     programs.take_map(name).ok_or(Error::Missing { name })
+}
+
+/// Maps that were found pinned must have the sizes that this version means.
+fn check_maps(directory: &Path) -> Result<(), Error> {
+    for (name, key_bytes, value_bytes) in MAPS {
+        let path = directory.join(name);
+        let info = MapInfo::from_pin(&path).map_err(Error::map("open", name))?;
+        if (info.key_size() as usize, info.value_size() as usize) != (key_bytes, value_bytes) {
+            return Err(Error::ForeignMap { name, path });
+        }
+    }
+    Ok(())
 }
 
 fn remove_other_links(links: &Path, keep: &[PathBuf]) -> Result<(), Error> {

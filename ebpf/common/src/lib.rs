@@ -6,8 +6,9 @@
 //! that do not know it run on beside it, and the first program that does makes it.
 //!
 //! Tour:
-//! - [`net`]: [`net::Ip4`] and [`net::Port`], the network-order words.
-//! - [`service`]: [`service::FrontendKey4`] → [`service::Frontend`] → [`service::SlotKey`] → [`service::Endpoint4`].
+//! - [`net`]: [`net::Ip`] of either family and [`net::Port`], in network order.
+//! - [`service`]: [`service::FrontendKey`] → [`service::Frontend`] → [`service::SlotKey`] → [`service::Endpoint`], and
+//!   what the programs note of sockets and clients.
 //! - [`stats`]: what the programs count.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -18,7 +19,7 @@ pub mod stats;
 
 /// Version of every layout in this crate; part of the pin directory's name, so that an agent never reads maps that
 /// another layout wrote.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Lets aya move values of these types to and from the kernel as bytes.
 #[cfg(not(target_arch = "bpf"))]

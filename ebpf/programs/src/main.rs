@@ -1,16 +1,25 @@
 //! The BPF programs. Compiled for `bpfel-unknown-none` by the build script of the crate `ebpf`; on the host this is
 //! an empty program, so that whole-workspace checks work.
+//!
+//! Each hook has a program for each family ([`context`] says why), which is a name for one body:
+//! - [`connect`] and [`sendmsg`] hide a Service: they send to an endpoint.
+//! - [`peer`] (`getpeername`, `recvmsg`) shows it: what comes from the endpoint comes from the Service.
+//! - [`choose`] finds the Service and picks the endpoint.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-mod connect4;
+mod choose;
+#[cfg(target_arch = "bpf")]
+mod connect;
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod peer4;
+mod peer;
+#[cfg(target_arch = "bpf")]
+mod sendmsg;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
