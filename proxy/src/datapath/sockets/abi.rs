@@ -1,56 +1,46 @@
 //! Plans in the words of the hook's maps.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
-use ebpf::abi::net::{Ip4, Port};
-use ebpf::abi::service::{FrontendKey4, NodeAddress, SlotKey, flags};
+use ebpf::abi::net::{Ip, Port};
+use ebpf::abi::service::{FrontendKey as HookKey, Membership, NodeAddress, SlotKey, flags};
 use model::{IpFamily, Protocol};
 
 use crate::datapath::NodeRole;
 use crate::plan::{Action, FrontendAddress, FrontendKey, List, PortPlan, Target};
 
-pub(super) type Target4 = (Ip4, Port, u8);
+/// An endpoint's address, port and protocol.
+pub(super) type Place = (Ip, Port, u8);
+
+fn place(target: &Target, protocol: Protocol) -> Place {
+    let port = Port::new(target.port.get());
+    (target.address.into(), port, protocol.number())
+}
 
 /// The lists of one port, in slot order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lists {
-    pub(super) cluster: Vec<Target4>,
-    pub(super) local: Vec<Target4>,
+    pub(super) cluster: Vec<Place>,
+    pub(super) local: Vec<Place>,
 }
 
 impl Lists {
     /// Only lists that a frontend leads to are written.
-    pub(super) fn needed(
-        plan: &PortPlan,
-        frontends: &BTreeMap<FrontendKey4, Action>,
-        protocol: Protocol,
-    ) -> Self {
-        let of = |targets: &[Target]| {
-            let targets = targets.iter();
-            targets
-                .filter_map(|target| {
-                    Some((
-                        ip4(target.address)?,
-                        Port::new(target.port.get()),
-                        protocol.number(),
-                    ))
-                })
-                .collect()
+    pub(super) fn needed(plan: &PortPlan, frontends: &BTreeMap<HookKey, Action>, protocol: Protocol) -> Self {
+        let of = |list: List, targets: &[Target]| {
+            let mut lists = frontends.values().map(|action| list_of(*action));
+            if lists.any(|used| used == Some(list)) {
+                targets.iter().map(|target| place(target, protocol)).collect()
+            } else {
+                Vec::new()
+            }
         };
-        let leads_to = |list| frontends.values().any(|action| list_of(*action) == Some(list));
         Self {
-            cluster: if leads_to(List::Cluster) {
-                of(&plan.cluster)
-            } else {
-                Vec::new()
-            },
-            local: if leads_to(List::Local) {
-                of(&plan.local)
-            } else {
-                Vec::new()
-            },
+            cluster: of(List::Cluster, &plan.cluster),
+            local: of(List::Local, &plan.local),
         }
     }
 
@@ -60,6 +50,33 @@ impl Lists {
 
     pub(super) fn local_len(&self) -> u16 {
         u16::try_from(self.local.len()).unwrap_or(SlotKey::MAX_SLOTS)
+    }
+}
+
+/// Endpoints that clients of one port may stay with, and the bits of [`Membership`] that say how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Members(pub(super) BTreeMap<Place, u32>);
+
+impl Members {
+    /// Connections of TCP ask for them with affinity alone; datagrams also without, to go on where their flow goes.
+    pub(super) fn needed(plan: &PortPlan, lists: &Lists, protocol: Protocol) -> Self {
+        let mut members = Self::default();
+        let flows = protocol == Protocol::Udp;
+        if plan.affinity.is_some() || flows {
+            members.add(lists.cluster.iter().copied(), Membership::IN_CLUSTER);
+            members.add(lists.local.iter().copied(), Membership::IN_LOCAL);
+        }
+        if flows {
+            let serving = plan.serving.iter().map(|target| place(target, protocol));
+            members.add(serving, Membership::SERVING);
+        }
+        members
+    }
+
+    fn add(&mut self, places: impl Iterator<Item = Place>, bit: u32) {
+        for place in places {
+            *self.0.entry(place).or_default() |= bit;
+        }
     }
 }
 
@@ -87,11 +104,10 @@ pub(super) fn flags_of(action: Action) -> u16 {
     }
 }
 
-pub(super) fn ip4(address: IpAddr) -> Option<Ip4> {
-    match address {
-        IpAddr::V4(address) => Some(Ip4::new(address.octets())),
-        IpAddr::V6(_) => None,
-    }
+/// In whole seconds, since 0 would be none.
+pub(super) fn affinity_seconds(affinity: Option<Duration>) -> u32 {
+    let seconds = |timeout: Duration| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+    affinity.map_or(0, seconds)
 }
 
 pub(super) fn node_address(role: NodeRole) -> NodeAddress {
@@ -102,15 +118,15 @@ pub(super) fn node_address(role: NodeRole) -> NodeAddress {
     NodeAddress { flags }
 }
 
-/// The key in the map; none for what the hook does not see (SCTP, IPv6).
-pub(super) fn to_abi(key: &FrontendKey) -> Option<FrontendKey4> {
+/// The key in the map; none for what the hook does not see (SCTP).
+pub(super) fn to_abi(key: &FrontendKey) -> Option<HookKey> {
     let (addr, kind) = match key.address {
-        FrontendAddress::Service(address) => (ip4(address)?, FrontendKey4::ADDRESS),
-        FrontendAddress::EveryNodeAddress(IpFamily::V4) => (Ip4::ANY, FrontendKey4::NODE_PORT),
-        FrontendAddress::EveryNodeAddress(IpFamily::V6) => return None,
+        FrontendAddress::Service(address) => (address.into(), HookKey::ADDRESS),
+        FrontendAddress::EveryNodeAddress(IpFamily::V4) => (Ip::ANY, HookKey::NODE_PORT4),
+        FrontendAddress::EveryNodeAddress(IpFamily::V6) => (Ip::ANY, HookKey::NODE_PORT6),
     };
     let seen = matches!(key.protocol, Protocol::Tcp | Protocol::Udp);
-    seen.then(|| FrontendKey4 {
+    seen.then(|| HookKey {
         addr,
         port: Port::new(key.port.get()),
         proto: key.protocol.number(),
@@ -118,10 +134,11 @@ pub(super) fn to_abi(key: &FrontendKey) -> Option<FrontendKey4> {
     })
 }
 
-pub(super) fn from_abi(key: &FrontendKey4) -> Option<FrontendKey> {
+pub(super) fn from_abi(key: &HookKey) -> Option<FrontendKey> {
     let address = match key.kind {
-        FrontendKey4::ADDRESS => FrontendAddress::Service(Ipv4Addr::from(key.addr.octets()).into()),
-        FrontendKey4::NODE_PORT => FrontendAddress::EveryNodeAddress(IpFamily::V4),
+        HookKey::ADDRESS => FrontendAddress::Service(IpAddr::from(key.addr)),
+        HookKey::NODE_PORT4 => FrontendAddress::EveryNodeAddress(IpFamily::V4),
+        HookKey::NODE_PORT6 => FrontendAddress::EveryNodeAddress(IpFamily::V6),
         _ => return None,
     };
     let protocols = [Protocol::Tcp, Protocol::Udp];

@@ -2,23 +2,35 @@
 
 use std::collections::BTreeMap;
 
-use ebpf::abi::net::Ip4;
-use ebpf::abi::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf::abi::net::Ip;
+use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, SlotKey};
 use ebpf::{Attachment, SocketHook};
 
 use crate::Error;
 
-/// Everything in the hook's maps.
+/// Everything in the maps that the host side writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// `FRONTENDS4`.
-    pub frontends: BTreeMap<FrontendKey4, Frontend>,
+    /// `FRONTENDS`.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, u32>,
-    /// `ENDPOINTS4`.
-    pub endpoints: BTreeMap<u32, Endpoint4>,
-    /// `NODES4`.
-    pub nodes: BTreeMap<Ip4, NodeAddress>,
+    /// `ENDPOINTS`.
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    /// `MEMBERS`.
+    pub members: BTreeMap<MemberKey, Membership>,
+    /// `NODES`.
+    pub nodes: BTreeMap<Ip, NodeAddress>,
+}
+
+impl Contents {
+    /// The highest service id in use; 0 where there is none.
+    pub(super) fn last_service(&self) -> u32 {
+        let slots = self.slots.keys().map(|slot| slot.service);
+        let members = self.members.keys().map(|member| member.service);
+        let frontends = self.frontends.values().map(|frontend| frontend.service);
+        slots.chain(members).chain(frontends).max().unwrap_or(0)
+    }
 }
 
 /// Access to the hook's maps; each write is atomic for readers in the kernel.
@@ -26,21 +38,25 @@ pub trait HookMaps: Send + Sync + std::fmt::Debug {
     /// Reads everything.
     fn contents(&self) -> Result<Contents, Error>;
     /// Adds or replaces.
-    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error>;
+    fn put_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), Error>;
     /// Removes.
-    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error>;
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), Error>;
     /// Adds or replaces.
     fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error>;
     /// Removes.
     fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error>;
     /// Adds or replaces.
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error>;
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error>;
     /// Removes.
     fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error>;
     /// Adds or replaces.
-    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error>;
+    fn put_member(&mut self, key: MemberKey, value: Membership) -> Result<(), Error>;
     /// Removes.
-    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error>;
+    fn remove_member(&mut self, key: &MemberKey) -> Result<(), Error>;
+    /// Adds or replaces.
+    fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error>;
+    /// Removes.
+    fn remove_node(&mut self, address: &Ip) -> Result<(), Error>;
     /// Attaches and pins what is not; returns what that was.
     fn repair(&mut self) -> Result<Vec<String>, Error>;
     /// Verdicts so far.
@@ -55,15 +71,16 @@ impl HookMaps for SocketHook {
             frontends: self.frontends.entries()?,
             slots: self.slots.entries()?,
             endpoints: self.endpoints.entries()?,
+            members: self.members.entries()?,
             nodes: self.nodes.entries()?,
         })
     }
 
-    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error> {
+    fn put_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), Error> {
         Ok(self.frontends.insert(key, value)?)
     }
 
-    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error> {
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), Error> {
         Ok(self.frontends.remove(key)?)
     }
 
@@ -75,7 +92,7 @@ impl HookMaps for SocketHook {
         Ok(self.slots.remove(key)?)
     }
 
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error> {
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error> {
         Ok(self.endpoints.insert(id, endpoint)?)
     }
 
@@ -83,11 +100,19 @@ impl HookMaps for SocketHook {
         Ok(self.endpoints.remove(id)?)
     }
 
-    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error> {
+    fn put_member(&mut self, key: MemberKey, value: Membership) -> Result<(), Error> {
+        Ok(self.members.insert(key, value)?)
+    }
+
+    fn remove_member(&mut self, key: &MemberKey) -> Result<(), Error> {
+        Ok(self.members.remove(key)?)
+    }
+
+    fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error> {
         Ok(self.nodes.insert(address, value)?)
     }
 
-    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error> {
+    fn remove_node(&mut self, address: &Ip) -> Result<(), Error> {
         Ok(self.nodes.remove(address)?)
     }
 

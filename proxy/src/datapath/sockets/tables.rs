@@ -1,0 +1,342 @@
+//! The maps with a mirror of what is in them: writes what differs, and knows what leads where.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf::abi::net::{Ip, Port};
+use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, SlotKey};
+
+use super::abi::{Lists, Members, Place};
+use super::maps::{Contents, HookMaps};
+use crate::Error;
+
+/// The endpoints of a service id under one revision.
+pub(super) type ListName = (u32, u16);
+
+#[derive(Debug)]
+pub(super) struct Tables<M> {
+    maps: M,
+    mirror: Contents,
+    /// Frontends of each service id.
+    frontends_of: BTreeMap<u32, BTreeSet<FrontendKey>>,
+    /// Slots and memberships of each endpoint id.
+    uses: BTreeMap<u32, u32>,
+    endpoint_ids: BTreeMap<Place, u32>,
+    next_endpoint: u32,
+}
+
+impl<M: HookMaps> Tables<M> {
+    pub(super) fn open(maps: M) -> Result<Self, Error> {
+        let mut tables = Self {
+            maps,
+            mirror: Contents::default(),
+            frontends_of: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            endpoint_ids: BTreeMap::new(),
+            next_endpoint: 1,
+        };
+        tables.read_back()?;
+        Ok(tables)
+    }
+
+    pub(super) fn read_back(&mut self) -> Result<(), Error> {
+        self.mirror = self.maps.contents()?;
+        self.frontends_of.clear();
+        for (key, frontend) in &self.mirror.frontends {
+            let keys = self.frontends_of.entry(frontend.service).or_default();
+            keys.insert(*key);
+        }
+        self.uses.clear();
+        let members = self.mirror.members.keys().map(|key| key.endpoint);
+        for id in self.mirror.slots.values().copied().chain(members) {
+            *self.uses.entry(id).or_default() += 1;
+        }
+        let endpoints = self.mirror.endpoints.iter();
+        self.endpoint_ids = endpoints.map(|(id, endpoint)| (place(endpoint), *id)).collect();
+        let used = self.mirror.endpoints.keys().next_back();
+        self.next_endpoint = self
+            .next_endpoint
+            .max(used.copied().unwrap_or(0).saturating_add(1));
+        Ok(())
+    }
+
+    pub(super) fn contents(&self) -> &Contents {
+        &self.mirror
+    }
+
+    pub(super) fn writes(&self) -> u64 {
+        self.maps.writes()
+    }
+
+    pub(super) fn repair(&mut self) -> Result<Vec<String>, Error> {
+        self.maps.repair()
+    }
+
+    pub(super) fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        self.maps.counters()
+    }
+
+    pub(super) fn frontends_of(&self, service: u32) -> Vec<FrontendKey> {
+        let keys = self.frontends_of.get(&service).into_iter().flatten();
+        keys.copied().collect()
+    }
+
+    /// The revision that the service's first frontend leads to: where an update was cut off, others may lag behind.
+    pub(super) fn revision(&self, service: u32) -> Option<u16> {
+        let key = self.frontends_of.get(&service)?.first()?;
+        self.mirror.frontends.get(key).map(|frontend| frontend.revision)
+    }
+
+    pub(super) fn free_revision(&self, service: u32, current: u16) -> Result<u16, Error> {
+        (1..u16::MAX)
+            .map(|step| current.wrapping_add(step))
+            .find(|revision| self.slots((service, *revision)).next().is_none())
+            .ok_or(Error::Exhausted { what: "revision" })
+    }
+
+    pub(super) fn is_referenced(&self, (service, revision): ListName) -> bool {
+        let keys = self.frontends_of.get(&service).into_iter().flatten();
+        keys.filter_map(|key| self.mirror.frontends.get(key))
+            .any(|frontend| frontend.revision == revision)
+    }
+
+    /// The lists as the kernel has them; an endpoint that is missing makes them differ from any that is wanted.
+    pub(super) fn lists(&self, list: ListName) -> Lists {
+        let mut lists = Lists::default();
+        for (key, id) in self.slots(list) {
+            let missing = (Ip::ANY, Port(0), 0);
+            let target = self.mirror.endpoints.get(id).map_or(missing, place);
+            let list = if key.slot & SlotKey::LOCAL == 0 {
+                &mut lists.cluster
+            } else {
+                &mut lists.local
+            };
+            list.push(target);
+        }
+        lists
+    }
+
+    pub(super) fn lists_of(&self, service: u32) -> BTreeSet<ListName> {
+        let bound = |revision, slot| SlotKey {
+            service,
+            revision,
+            slot,
+        };
+        let slots = self.mirror.slots.range(bound(0, 0)..=bound(u16::MAX, u16::MAX));
+        slots.map(|(key, _)| (key.service, key.revision)).collect()
+    }
+
+    pub(super) fn write_lists(&mut self, (service, revision): ListName, lists: &Lists) -> Result<(), Error> {
+        for (base, targets) in [(0, &lists.cluster), (SlotKey::LOCAL, &lists.local)] {
+            for (target, slot) in targets.iter().zip(base..) {
+                let endpoint = self.endpoint_id(*target)?;
+                let key = SlotKey {
+                    service,
+                    revision,
+                    slot,
+                };
+                self.maps.put_slot(key, endpoint)?;
+                self.mirror.slots.insert(key, endpoint);
+                *self.uses.entry(endpoint).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_list(&mut self, list: ListName) -> Result<(), Error> {
+        let slots: Vec<_> = self.slots(list).map(|(key, id)| (*key, *id)).collect();
+        for (key, id) in slots {
+            self.maps.remove_slot(&key)?;
+            self.mirror.slots.remove(&key);
+            self.release(id)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the members are in addition to what they were.
+    pub(super) fn add_members(&mut self, service: u32, wanted: &Members) -> Result<(), Error> {
+        for (place, bits) in &wanted.0 {
+            let endpoint = self.endpoint_id(*place)?;
+            let key = MemberKey { service, endpoint };
+            let now = self.mirror.members.get(&key).map_or(0, |member| member.0);
+            if now | bits != now {
+                self.put_member(key, Membership(now | bits))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what the members no longer are.
+    pub(super) fn retain_members(&mut self, service: u32, wanted: &Members) -> Result<(), Error> {
+        for key in self.members_of(service) {
+            let place = self.mirror.endpoints.get(&key.endpoint).map(place);
+            match place.and_then(|place| wanted.0.get(&place)) {
+                Some(bits) => self.put_member(key, Membership(*bits))?,
+                None => self.remove_member(&key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the list that this frontend was the last to lead to, if it was another service's.
+    pub(super) fn put_frontend(
+        &mut self,
+        key: FrontendKey,
+        value: Frontend,
+    ) -> Result<Option<ListName>, Error> {
+        let old = self.mirror.frontends.get(&key).copied();
+        if old == Some(value) {
+            return Ok(None);
+        }
+        self.maps.put_frontend(key, value)?;
+        let old = old.filter(|old| old.service != value.service);
+        let left = old.and_then(|old| self.forget_owner(&key, &old));
+        self.mirror.frontends.insert(key, value);
+        self.frontends_of.entry(value.service).or_default().insert(key);
+        Ok(left)
+    }
+
+    /// Returns the list that this frontend was the last to lead to.
+    pub(super) fn remove_frontend(&mut self, key: &FrontendKey) -> Result<Option<ListName>, Error> {
+        let Some(old) = self.mirror.frontends.get(key).copied() else {
+            return Ok(None);
+        };
+        self.maps.remove_frontend(key)?;
+        self.mirror.frontends.remove(key);
+        Ok(self.forget_owner(key, &old))
+    }
+
+    pub(super) fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error> {
+        if self.mirror.nodes.get(&address) != Some(&value) {
+            self.maps.put_node(address, value)?;
+            self.mirror.nodes.insert(address, value);
+        }
+        Ok(())
+    }
+
+    pub(super) fn retain_nodes(&mut self, wanted: impl Fn(&Ip) -> bool) -> Result<(), Error> {
+        let unwanted = self.mirror.nodes.keys().filter(|address| !wanted(address));
+        for address in unwanted.copied().collect::<Vec<_>>() {
+            self.maps.remove_node(&address)?;
+            self.mirror.nodes.remove(&address);
+        }
+        Ok(())
+    }
+
+    /// Removes what nothing leads to, such as the lists and members of an update that a crash cut off. Lists that wait
+    /// for their readers stay.
+    pub(super) fn remove_orphans(&mut self, waiting: &BTreeSet<ListName>) -> Result<(), Error> {
+        let slots = self.mirror.slots.keys();
+        let lists: BTreeSet<_> = slots.map(|slot| (slot.service, slot.revision)).collect();
+        for list in lists.difference(waiting) {
+            if !self.is_referenced(*list) {
+                self.remove_list(*list)?;
+            }
+        }
+        let members = self.mirror.members.keys();
+        let unowned = members.filter(|key| !self.frontends_of.contains_key(&key.service));
+        for key in unowned.copied().collect::<Vec<_>>() {
+            self.remove_member(&key)?;
+        }
+        let endpoints = self.mirror.endpoints.keys();
+        let unused = endpoints.filter(|id| !self.uses.contains_key(id));
+        for id in unused.copied().collect::<Vec<_>>() {
+            self.remove_endpoint(id)?;
+        }
+        Ok(())
+    }
+
+    fn slots(&self, (service, revision): ListName) -> impl Iterator<Item = (&SlotKey, &u32)> {
+        let bound = |slot| SlotKey {
+            service,
+            revision,
+            slot,
+        };
+        self.mirror.slots.range(bound(0)..=bound(u16::MAX))
+    }
+
+    fn members_of(&self, service: u32) -> Vec<MemberKey> {
+        let bound = |endpoint| MemberKey { service, endpoint };
+        let members = self.mirror.members.range(bound(0)..=bound(u32::MAX));
+        members.map(|(key, _)| *key).collect()
+    }
+
+    fn put_member(&mut self, key: MemberKey, value: Membership) -> Result<(), Error> {
+        let old = self.mirror.members.get(&key);
+        if old == Some(&value) {
+            return Ok(());
+        }
+        let added = old.is_none();
+        self.maps.put_member(key, value)?;
+        self.mirror.members.insert(key, value);
+        if added {
+            *self.uses.entry(key.endpoint).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn remove_member(&mut self, key: &MemberKey) -> Result<(), Error> {
+        self.maps.remove_member(key)?;
+        self.mirror.members.remove(key);
+        self.release(key.endpoint)
+    }
+
+    /// Takes a frontend from a service id; the last one leaves its list behind.
+    fn forget_owner(&mut self, key: &FrontendKey, old: &Frontend) -> Option<ListName> {
+        let keys = self.frontends_of.get_mut(&old.service)?;
+        keys.remove(key);
+        if !keys.is_empty() {
+            return None;
+        }
+        self.frontends_of.remove(&old.service);
+        Some((old.service, old.revision))
+    }
+
+    fn endpoint_id(&mut self, place: Place) -> Result<u32, Error> {
+        if let Some(id) = self.endpoint_ids.get(&place) {
+            return Ok(*id);
+        }
+        let id = self.next_endpoint;
+        self.next_endpoint = id
+            .checked_add(1)
+            .ok_or(Error::Exhausted { what: "endpoint id" })?;
+        let (addr, port, proto) = place;
+        let endpoint = Endpoint {
+            addr,
+            port,
+            proto,
+            flags: 0,
+            id,
+        };
+        self.maps.put_endpoint(id, endpoint)?;
+        self.mirror.endpoints.insert(id, endpoint);
+        self.endpoint_ids.insert(place, id);
+        Ok(id)
+    }
+
+    /// One slot or membership less; the last one's endpoint goes.
+    fn release(&mut self, id: u32) -> Result<(), Error> {
+        let uses = self.uses.entry(id).or_default();
+        *uses = uses.saturating_sub(1);
+        if *uses == 0 {
+            self.uses.remove(&id);
+            self.remove_endpoint(id)?;
+        }
+        Ok(())
+    }
+
+    fn remove_endpoint(&mut self, id: u32) -> Result<(), Error> {
+        if let Some(endpoint) = self.mirror.endpoints.get(&id).copied() {
+            self.maps.remove_endpoint(&id)?;
+            self.mirror.endpoints.remove(&id);
+            let place = place(&endpoint);
+            if self.endpoint_ids.get(&place) == Some(&id) {
+                self.endpoint_ids.remove(&place);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn place(endpoint: &Endpoint) -> Place {
+    (endpoint.addr, endpoint.port, endpoint.proto)
+}
