@@ -82,7 +82,7 @@ impl Engine {
     /// Starts the threads, in the calling thread's network namespace.
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
         let nft = Nft::open()?;
-        let monitor = Monitor::open(&masquerade::table(), nft.port())?;
+        let monitor = Monitor::open(&[masquerade::table()], &[nft.port()])?;
         let kernel = Netlink::open()?;
         let groups = [
             Group::Links,

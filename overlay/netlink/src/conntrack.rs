@@ -5,12 +5,15 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::nfnetlink::{self, Message, attribute, flag};
+use crate::nfnetlink::{self, Message, attribute, body, flag};
+use crate::nft::Family;
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = SUBSYSTEM << 8 | 1;
 const DELETE: u16 = SUBSYSTEM << 8 | 2;
+/// `AF_UNSPEC`.
+const EVERY_FAMILY: u8 = 0;
 const ATTEMPTS: usize = 10;
 
 /// Source and destination of the packets of one direction.
@@ -68,16 +71,15 @@ impl Conntrack {
         Ok(Self { socket })
     }
 
-    /// All IPv4 flows for which `wanted` is true.
+    /// All flows, IPv4 and IPv6, for which `wanted` is true.
     pub fn flows(&mut self, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
-        let request = Message::new(GET, flag::DUMP, family, 0);
+        let request = Message::new(GET, flag::DUMP, EVERY_FAMILY, 0);
         let mut attempt = 0;
         loop {
             let mut flows = Vec::new();
             attempt += 1;
             let result = self.socket.dump(&request, |_, payload| {
-                flows.extend(Flow::decode(payload).filter(&wanted));
+                flows.extend(Flow::decode(body(payload)).filter(&wanted));
                 Ok(())
             });
             match result {
@@ -90,8 +92,11 @@ impl Conntrack {
 
     /// Forgets a flow: its next packet is a new connection. One that is gone already is fine.
     pub fn delete(&mut self, flow: &Flow) -> Result<(), Error> {
-        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
-        let mut request = Message::new(DELETE, flag::ACK, family, 0);
+        let family = match flow.original.destination {
+            SocketAddr::V4(_) => Family::Ip,
+            SocketAddr::V6(_) => Family::Ip6,
+        };
+        let mut request = Message::new(DELETE, flag::ACK, family as u8, 0);
         for (kind, value) in &flow.identity {
             let nested = if *kind == TUPLE_ORIGINAL { NESTED } else { 0 };
             request.bytes(*kind | nested, value);
@@ -123,10 +128,11 @@ impl Tuple {
     fn decode(tuple: &[u8]) -> Option<Self> {
         let ip = attribute(tuple, TUPLE_IP)?;
         let proto = attribute(tuple, TUPLE_PROTO)?;
-        let address = |kind| {
-            attribute(ip, kind)?
-                .first_chunk::<4>()
-                .map(|octets| IpAddr::from(*octets))
+        let address = |v4, v6| match attribute(ip, v4) {
+            Some(octets) => octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+            None => attribute(ip, v6)?
+                .first_chunk::<16>()
+                .map(|octets| IpAddr::from(*octets)),
         };
         let port = |kind| {
             attribute(proto, kind)?
@@ -134,8 +140,11 @@ impl Tuple {
                 .map(|bytes| u16::from_be_bytes(*bytes))
         };
         Some(Self {
-            source: SocketAddr::new(address(IP_V4_SOURCE)?, port(PROTO_SOURCE_PORT)?),
-            destination: SocketAddr::new(address(IP_V4_DESTINATION)?, port(PROTO_DESTINATION_PORT)?),
+            source: SocketAddr::new(address(IP_V4_SOURCE, IP_V6_SOURCE)?, port(PROTO_SOURCE_PORT)?),
+            destination: SocketAddr::new(
+                address(IP_V4_DESTINATION, IP_V6_DESTINATION)?,
+                port(PROTO_DESTINATION_PORT)?,
+            ),
             protocol: *attribute(proto, PROTO_NUMBER)?.first()?,
         })
     }
@@ -150,6 +159,8 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
+const IP_V6_SOURCE: u16 = 3;
+const IP_V6_DESTINATION: u16 = 4;
 const PROTO_NUMBER: u16 = 1;
 const PROTO_SOURCE_PORT: u16 = 2;
 const PROTO_DESTINATION_PORT: u16 = 3;

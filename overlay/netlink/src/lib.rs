@@ -9,7 +9,7 @@
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
 //! - [`nft`] speaks nftables: typed rules and sets, transactions, read-back, repair; [`conntrack`] lists and forgets
-//!   tracked connections.
+//!   tracked connections; [`sock_diag`] finds connected UDP sockets and ends them.
 //! - [`netns`] makes, pins, opens and enters network namespaces; [`sysctl`] reads and writes `/proc/sys` in them.
 //!
 //! Dumps ask for strict checking (`NETLINK_GET_STRICT_CHK`), so that the kernel filters, and are repeated when the
@@ -27,6 +27,7 @@ pub mod netns;
 mod nfnetlink;
 pub mod nft;
 pub mod route;
+pub mod sock_diag;
 mod socket;
 pub mod sysctl;
 

@@ -1,8 +1,8 @@
-//! The netfilter side of netlink: a socket, and the encoding that nftables and conntrack share.
+//! A netlink socket and the encoding that nftables, conntrack and socket diagnosis share.
 //!
 //! ```text
 //! nlmsghdr   [len:4][type:2 = subsystem<<8 | message][flags:2][seq:4][port:4]      host order
-//! nfgenmsg   [family:1][version:1 = 0][resource:2 be]
+//! nfgenmsg   [family:1][version:1 = 0][resource:2 be]          in its place for sockets: inet_diag_req_v2
 //! attribute  [len:2][type:2] payload, padded to 4                                  numbers inside: big-endian
 //! ```
 //! Sources: `include/uapi/linux/netfilter/nfnetlink.h`, `net/netfilter/nfnetlink.c`.
@@ -40,7 +40,7 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// A dump fills at most this much at once (`netlink_dump` allocates what the reader offers, up to 32 KiB).
 const DATAGRAM_BYTES: usize = 64 << 10;
 
-/// A netfilter netlink socket in the network namespace of the thread that opened it.
+/// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -50,13 +50,18 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket; `groups` is a mask of multicast groups.
+    /// Opens a netfilter socket; `groups` is a mask of multicast groups.
     pub(crate) fn open(groups: u32) -> io::Result<Self> {
+        Self::of(SockProtocol::NetlinkNetFilter, groups)
+    }
+
+    /// Opens a socket of that protocol.
+    pub(crate) fn of(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
+            protocol,
         )?;
         // Without CAP_NET_ADMIN in the initial namespace the buffers keep their default size; larger batches then
         // fail with EMSGSIZE, which names the problem.
@@ -102,8 +107,8 @@ impl Socket {
         }
     }
 
-    /// Sends a dump request and hands each answer's payload (behind `nfgenmsg`) to `each`. The kernel flags a dump
-    /// during which the tables changed; it is then `Interrupted` and what was seen is worthless.
+    /// Sends a dump request and hands each answer's payload (behind `nlmsghdr`) to `each`. The kernel flags a
+    /// dump during which the tables changed; it is then `Interrupted` and what was seen is worthless.
     pub(crate) fn dump(
         &mut self,
         request: &Message,
@@ -122,8 +127,8 @@ impl Socket {
                 match header.kind {
                     NLMSG_ERROR => return Err(error_of(payload).unwrap_or_else(malformed)),
                     NLMSG_DONE if interrupted => return Err(io::ErrorKind::Interrupted.into()),
-                    NLMSG_DONE => return Ok(()),
-                    _ => each(&header, payload.get(NFGEN_HEADER..).unwrap_or_default())?,
+                    NLMSG_DONE => return error_of(payload).map_or(Ok(()), Err),
+                    _ => each(&header, payload)?,
                 }
             }
         }
@@ -157,7 +162,7 @@ pub(crate) fn acknowledgements(datagram: &[u8]) -> impl Iterator<Item = (u32, Op
         .map(|(header, payload)| (header.sequence, error_of(payload)))
 }
 
-/// The error code that an `NLMSG_ERROR` carries; zero is an acknowledgement.
+/// The error code that an `NLMSG_ERROR` or the end of a dump carries; zero is success.
 fn error_of(payload: &[u8]) -> Option<io::Error> {
     let code = payload
         .first_chunk()
@@ -198,6 +203,11 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])>
     })
 }
 
+/// The attributes of a netfilter message: its payload behind `nfgenmsg`.
+pub(crate) fn body(payload: &[u8]) -> &[u8] {
+    payload.get(NFGEN_HEADER..).unwrap_or_default()
+}
+
 /// Splits a payload into attributes: type without flags, and value.
 pub(crate) fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = payload;
@@ -235,15 +245,20 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// Starts a message of `kind` (subsystem and number) with its `nfgenmsg`.
+    /// Starts a netfilter message of `kind` (subsystem and number) with its `nfgenmsg`.
     pub(crate) fn new(kind: u16, flags: u16, family: u8, resource: u16) -> Self {
+        let [high, low] = resource.to_be_bytes();
+        Self::with_header(kind, flags, &[family, 0, high, low])
+    }
+
+    /// Starts a message with the fixed part that its protocol wants behind `nlmsghdr`.
+    pub(crate) fn with_header(kind: u16, flags: u16, header: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(256);
         bytes.extend(0_u32.to_ne_bytes());
         bytes.extend(kind.to_ne_bytes());
         bytes.extend((flags | flag::REQUEST).to_ne_bytes());
         bytes.extend([0; 8]);
-        bytes.extend([family, 0]);
-        bytes.extend(resource.to_be_bytes());
+        bytes.extend(header);
         Self { bytes }
     }
 

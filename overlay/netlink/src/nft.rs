@@ -1,12 +1,13 @@
 //! nftables over netlink, without the `nft` program: typed objects, one transaction per [`Batch`], and read-back.
 //!
 //! Tour:
-//! - [`object`]: [`Table`], [`Chain`], [`Set`], [`Element`], [`Verdict`]: what a table consists of.
+//! - [`object`]: [`Table`], [`Chain`], [`Set`], [`Element`], [`Verdict`]: what a table consists of. Sets hold exact
+//!   keys, ranges, or what packets put into them ([`Contents`]).
 //! - [`rule`]: [`Rule`], a chain of matches and statements written fluently; [`rule::Expression`] is its alphabet.
 //! - [`batch`]: [`Batch`] collects changes; [`Nft::commit`] applies all or none and names every message that failed.
 //! - [`read`]: tables, chains, rules and elements as the kernel has them.
 //! - [`layout`]: [`Layout`] is the fixed part of an owned table; [`Nft::ensure`] repairs what differs.
-//! - [`monitor`]: who changed a table behind our back.
+//! - [`monitor`]: who changed our tables behind our back.
 //!
 //! ```no_run
 //! use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
@@ -42,7 +43,7 @@ pub use batch::Batch;
 pub use layout::{Layout, Repair};
 pub use monitor::Monitor;
 pub use object::{
-    BaseChain, Chain, DataType, Element, ElementData, Family, Hook, Set, SetKind, Table, Verdict,
+    BaseChain, Chain, Contents, DataType, Element, ElementData, Family, Hook, Set, SetKind, Table, Verdict,
 };
 pub use rule::Rule;
 

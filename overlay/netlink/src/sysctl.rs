@@ -28,7 +28,7 @@ pub fn write(path: &str, value: &str) -> Result<()> {
 /// Writes a setting unless it has that value already. Returns whether it wrote.
 ///
 /// # Errors
-/// As [`read`] and [`write`].
+/// As [`read`] and [`write()`].
 pub fn ensure(path: &str, value: &str) -> Result<bool> {
     if read(path)? == value {
         return Ok(false);

@@ -1,37 +1,23 @@
 //! The nftables and conntrack encodings against the kernel, each test in a network namespace of its own.
 
+mod place;
+
 mod privileged {
     use std::net::UdpSocket;
-    use std::process::Command;
     use std::time::Duration;
 
-    use netlink::Namespace;
-    use netlink::conntrack::Conntrack;
-    use netlink::nft::rule::{IcmpVersion, KeyField, Reject};
+    use netlink::nft::object::ChainKind;
+    use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject};
     use netlink::nft::{
-        BaseChain, Batch, Chain, DataType, Element, ElementData, Family, Layout, Monitor, Nft, Repair, Rule,
-        Set, SetKind, Table, Verdict,
+        BaseChain, Batch, Chain, Contents, DataType, Element, ElementData, Family, Hook, Layout, Monitor,
+        Nft, Repair, Rule, Set, SetKind, Table, Verdict,
     };
+    use netlink::{Kernel, Namespace, Netlink, NewLink, NewLinkKind, VethPeer};
 
-    /// Runs a test in a fresh namespace, or says that it was skipped.
-    fn in_namespace(test: &str, body: impl FnOnce() + Send) {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED {test}: needs root");
-            return;
-        }
-        let name = format!("cwt-nft-{}-{test}", std::process::id());
-        let namespace = Namespace::create(&name).expect("a namespace");
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| namespace.run(body)));
-        Namespace::delete(&name).expect("the namespace was there");
-        result.expect("no panic in the namespace").expect("entered");
-    }
+    use crate::place::{add_address, in_namespace, run};
 
     fn listing() -> String {
-        let output = Command::new("nft")
-            .args(["list", "ruleset"])
-            .output()
-            .expect("nft is installed");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        run("nft list ruleset")
     }
 
     fn table() -> Table {
@@ -40,33 +26,30 @@ mod privileged {
 
     fn endpoints() -> Set {
         use DataType::{InetProto, InetService, Ipv4Addr, Mark};
-        Set {
-            name: "endpoints".into(),
-            key: vec![Ipv4Addr, InetProto, InetService, Mark],
-            kind: SetKind::Map(vec![Ipv4Addr, InetService]),
-        }
+        let data = SetKind::Map(vec![Ipv4Addr, InetService]);
+        Set::new("endpoints", &[Ipv4Addr, InetProto, InetService, Mark], data)
     }
 
     fn services() -> Set {
         use DataType::{InetProto, InetService, Ipv4Addr};
-        Set {
-            name: "services".into(),
-            key: vec![Ipv4Addr, InetProto, InetService],
-            kind: SetKind::VerdictMap,
-        }
+        Set::new(
+            "services",
+            &[Ipv4Addr, InetProto, InetService],
+            SetKind::VerdictMap,
+        )
     }
 
     fn layout() -> Layout {
-        use KeyField::{DestinationAddress4, DestinationPort, Protocol, Random};
+        let destination = KeyField::DestinationAddress(Family::Ip);
         let pods = "10.244.0.0/16".parse().expect("a network");
         let mut layout = Layout::new(table());
         layout.add_set(endpoints()).add_set(services());
-        layout.add_set(Set {
-            name: "plain".into(),
-            key: vec![DataType::Ipv4Addr],
-            kind: SetKind::Set,
-        });
-        let key = [DestinationAddress4, Protocol, DestinationPort];
+        layout.add_set(Set::new("plain", &[DataType::Ipv4Addr], SetKind::Set));
+        let key = [destination, KeyField::Protocol, KeyField::DestinationPort];
+        let slot = KeyField::Random {
+            modulus: 2,
+            offset: 0,
+        };
         layout.add_chain(
             Chain::base("prerouting", BaseChain::PREROUTING_NAT),
             [
@@ -82,11 +65,11 @@ mod privileged {
                 Rule::new("pods")
                     .source(pods)
                     .not_destination(pods)
-                    .out_interface("eth0")
+                    .out_interface(Interface::Named("eth0"))
                     .masquerade(),
                 Rule::new("hairpin")
                     .destination_was_translated()
-                    .in_set(&[DestinationAddress4], "plain")
+                    .in_set(&[destination], "plain")
                     .masquerade(),
             ],
         );
@@ -94,9 +77,10 @@ mod privileged {
             Chain::regular("to-two"),
             [
                 Rule::new("mark").set_mark_bits(0x4000),
-                Rule::new("pick").destination_nat4_from(
-                    &[DestinationAddress4, Protocol, DestinationPort, Random(2)],
+                Rule::new("pick").destination_nat_from(
+                    &[key.as_slice(), &[slot]].concat(),
                     "endpoints",
+                    Family::Ip,
                 ),
             ],
         );
@@ -104,7 +88,7 @@ mod privileged {
             Chain::regular("refuse"),
             [
                 Rule::new("tcp").protocol(6).count().reject(Reject::TcpReset),
-                Rule::new("rest").reject(Reject::PortUnreachable(IcmpVersion::V4)),
+                Rule::new("rest").reject(Reject::PortUnreachable(Family::Ip)),
             ],
         );
         layout
@@ -114,27 +98,16 @@ mod privileged {
         let mut key = vec![10, 96, 0, 1, 6, 0, 0, 0];
         key.extend([1, 187, 0, 0]);
         key.extend(slot.to_ne_bytes());
-        Element {
-            key,
-            data: ElementData::Value(vec![
-                10,
-                244,
-                1,
-                2 + u8::try_from(slot).expect("small"),
-                0,
-                80,
-                0,
-                0,
-            ]),
-        }
+        let host = 2 + u8::try_from(slot).expect("small");
+        Element::new(key, ElementData::Value(vec![10, 244, 1, host, 0, 80, 0, 0]))
     }
 
     fn service(chain: &str) -> Element {
         let verdict = Verdict::Goto(chain.into());
-        Element {
-            key: vec![10, 96, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0],
-            data: ElementData::Verdict(verdict),
-        }
+        Element::new(
+            vec![10, 96, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0],
+            ElementData::Verdict(verdict),
+        )
     }
 
     #[test]
@@ -172,12 +145,9 @@ mod privileged {
             let mut nft = Nft::open().expect("a socket");
             nft.ensure(&layout()).expect("written");
             let many: Vec<_> = (0..20_000_u32)
-                .map(|slot| Element {
-                    key: [10, 96, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0]
-                        .into_iter()
-                        .chain(slot.to_ne_bytes())
-                        .collect(),
-                    data: ElementData::Value(vec![10, 244, 1, 2, 0, 80, 0, 0]),
+                .map(|slot| {
+                    let key = [&[10, 96, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0], &slot.to_ne_bytes()[..]].concat();
+                    Element::new(key, ElementData::Value(vec![10, 244, 1, 2, 0, 80, 0, 0]))
                 })
                 .collect();
             let mut batch = Batch::new(&table());
@@ -224,31 +194,20 @@ mod privileged {
             nft.commit(&batch).expect("elements");
             assert_eq!(nft.ensure(&layout()).expect("read"), Repair::Unchanged);
             for (damage, repaired) in [
-                (vec!["flush", "chain", "ip", "cwt", "to-two"], vec!["to-two"]),
-                (
-                    vec!["insert", "rule", "ip", "cwt", "prerouting", "accept"],
-                    vec!["prerouting"],
-                ),
-                (
-                    vec!["flush", "chain", "ip", "cwt", "postrouting"],
-                    vec!["postrouting"],
-                ),
+                ("nft flush chain ip cwt to-two", "to-two"),
+                ("nft insert rule ip cwt prerouting accept", "prerouting"),
+                ("nft flush chain ip cwt postrouting", "postrouting"),
             ] {
-                let status = Command::new("nft")
-                    .args(&damage)
-                    .status()
-                    .expect("nft is installed");
-                assert!(status.success(), "{damage:?}");
-                let chains = repaired.into_iter().map(str::to_owned).collect();
+                run(damage);
                 assert_eq!(
                     nft.ensure(&layout()).expect("repaired"),
-                    Repair::Chains(chains),
-                    "{damage:?}"
+                    Repair::Chains(vec![repaired.to_owned()]),
+                    "{damage}"
                 );
                 assert_eq!(
                     nft.ensure(&layout()).expect("read"),
                     Repair::Unchanged,
-                    "{damage:?}"
+                    "{damage}"
                 );
             }
             assert_eq!(
@@ -264,66 +223,218 @@ mod privileged {
     #[test]
     fn the_monitor_tells_changes_by_others_and_is_silent_about_ones_own() {
         in_namespace("monitor", || {
+            let second_table = Table::new(Family::Ip6, "cwt-second");
             let mut nft = Nft::open().expect("a socket");
-            let mut monitor = Monitor::open(&table(), nft.port()).expect("a socket");
+            let mut second = Nft::open().expect("a socket");
+            let mut monitor = Monitor::open(&[table(), second_table.clone()], &[nft.port(), second.port()])
+                .expect("a socket");
+            let mut is_news = |timeout| monitor.wait(timeout).expect("events");
+            let (short, long) = (Duration::from_millis(50), Duration::from_secs(5));
             nft.ensure(&layout()).expect("written");
-            assert!(
-                !monitor.wait(Duration::from_millis(50)).expect("events"),
-                "own changes are no news"
-            );
-            let other = ["add", "table", "ip", "other"];
-            assert!(
-                Command::new("nft")
-                    .args(other)
-                    .status()
-                    .expect("nft is installed")
-                    .success()
-            );
-            assert!(
-                !monitor.wait(Duration::from_millis(50)).expect("events"),
-                "another table is no news"
-            );
-            let delete = ["delete", "table", "ip", "cwt"];
-            assert!(
-                Command::new("nft")
-                    .args(delete)
-                    .status()
-                    .expect("nft is installed")
-                    .success()
-            );
-            assert!(monitor.wait(Duration::from_secs(5)).expect("events"));
+            second.ensure(&Layout::new(second_table)).expect("written");
+            assert!(!is_news(short), "own changes");
+            run("nft add table ip other");
+            run("nft add table ip6 cwt");
+            assert!(!is_news(short), "other tables");
+            run("nft delete table ip cwt");
+            assert!(is_news(long));
+            assert!(!is_news(short), "once");
+            run("nft delete table ip6 cwt-second");
+            assert!(is_news(long));
         });
     }
 
-    #[test]
-    fn a_tracked_flow_is_listed_with_both_directions_and_can_be_forgotten() {
-        in_namespace("conntrack", || {
-            let up = Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .expect("ip is installed");
-            assert!(up.success());
-            // Tracking starts with the first rule that needs it.
-            Nft::open().expect("a socket").ensure(&layout()).expect("written");
-            let server = UdpSocket::bind("127.0.0.1:0").expect("a port");
-            let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
-            let (to, from) = (
-                server.local_addr().expect("bound"),
-                client.local_addr().expect("bound"),
-            );
-            client.send_to(b"x", to).expect("sent");
-            let mut conntrack = Conntrack::open().expect("a socket");
-            let flows = conntrack
-                .flows(|flow| flow.original.destination == to)
-                .expect("listed");
-            let [flow] = flows.as_slice() else {
-                panic!("one flow, not {flows:?}")
+    /// Ranges of source addresses that may use a service, by its number.
+    fn ranges(family: Family) -> Set {
+        Set::new("ranges", &[DataType::Mark, family.address()], SetKind::Set).with_contents(Contents::Ranges)
+    }
+
+    fn range(service: u32, network: &str) -> Element {
+        let network: ipnetwork::IpNetwork = network.parse().expect("a network");
+        let key = |address| {
+            let octets = match address {
+                std::net::IpAddr::V4(address) => address.octets().to_vec(),
+                std::net::IpAddr::V6(address) => address.octets().to_vec(),
             };
-            assert_eq!((flow.original.source, flow.original.protocol), (from, 17));
-            assert_eq!((flow.reply.source, flow.reply.destination), (to, from));
-            conntrack.delete(flow).expect("deleted");
-            assert_eq!(conntrack.flows(|_| true).expect("listed"), []);
-            conntrack.delete(flow).expect("gone already is fine");
-        });
+            [service.to_ne_bytes().to_vec(), octets].concat()
+        };
+        Element::range(
+            key(network.network()),
+            key(network.broadcast()),
+            ElementData::None,
+        )
+    }
+
+    #[test]
+    fn ranges_read_back_with_their_ends_and_overlaps_are_refused() {
+        for (family, name, wide, narrow, other) in [
+            (Family::Ip, "4", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32"),
+            (Family::Ip6, "6", "fd00::/16", "fd00:1::/32", "2001:db8::1/128"),
+        ] {
+            in_namespace(&format!("ranges{name}"), || {
+                let mut layout = Layout::new(Table::new(family, "cwt"));
+                layout.add_set(ranges(family));
+                let table = layout.table();
+                let mut nft = Nft::open().expect("a socket");
+                assert_eq!(nft.ensure(&layout).expect("written"), Repair::Rebuilt);
+                assert_eq!(nft.ensure(&layout).expect("read"), Repair::Unchanged);
+                let mut expected = vec![range(1, wide), range(1, other), range(2, narrow)];
+                expected.sort();
+                let mut batch = Batch::new(table);
+                batch.add_elements("ranges", &expected);
+                nft.commit(&batch).expect("elements");
+                nft.commit(&batch).expect("once more is fine");
+                assert_eq!(nft.elements(table, "ranges").expect("listed"), expected);
+                let text = listing();
+                assert!(text.contains(&format!(" . {wide}")), "{text}");
+
+                let mut overlap = Batch::new(table);
+                overlap.add_elements("ranges", &[range(1, narrow)]);
+                let error = nft.commit(&overlap).expect_err("it overlaps");
+                assert!(error.is(libc::EEXIST), "{error}");
+
+                let mut replace = Batch::new(table);
+                replace.delete_elements("ranges", &[range(1, wide)]);
+                replace.add_elements("ranges", &[range(1, narrow)]);
+                nft.commit(&replace).expect("one in the other's place");
+                let mut expected = vec![range(1, narrow), range(1, other), range(2, narrow)];
+                expected.sort();
+                assert_eq!(nft.elements(table, "ranges").expect("listed"), expected);
+
+                let exact = ranges(family).with_contents(Contents::Exact);
+                let mut changed = Layout::new(table.clone());
+                changed.add_set(exact);
+                assert_eq!(nft.ensure(&changed).expect("written"), Repair::Rebuilt);
+            });
+        }
+    }
+
+    /// Sends a packet from `vethabcdef0`'s far end and tells whether a rule with that condition dropped it.
+    struct Gate<'a> {
+        nft: &'a mut Nft,
+        client: UdpSocket,
+        /// The first is guarded by the rule, the second one tells that the packet to the first has been seen.
+        servers: &'a [UdpSocket; 2],
+        family: Family,
+    }
+
+    impl Gate<'_> {
+        #[track_caller]
+        fn check(&mut self, condition: impl Fn(Rule) -> Rule, dropped: bool) {
+            let [guarded, open] = self
+                .servers
+                .each_ref()
+                .map(|server| server.local_addr().expect("bound"));
+            let to_open = Rule::new("open")
+                .load(KeyField::DestinationPort, Register::FIRST)
+                .with(Expression::Compare(
+                    Register::FIRST,
+                    Comparison::Equal,
+                    open.port().to_be_bytes().to_vec(),
+                ));
+            let udp = Rule::new("UDP").protocol(17).jump("gate");
+            let gate = [to_open.accept(), condition(Rule::new("guarded")).drop()];
+            let mut layout = Layout::new(Table::new(self.family, "cwt"));
+            layout.add_set(ranges(self.family));
+            layout.add_chain(
+                Chain::base("input", BaseChain::new(ChainKind::Filter, Hook::Input, 0)),
+                [udp],
+            );
+            layout.add_chain(Chain::regular("gate"), gate);
+            self.nft.ensure(&layout).expect("written");
+            for to in [guarded, open] {
+                self.client.send_to(b"x", to).expect("sent");
+            }
+            let [guarded, open] = self.servers;
+            open.recv(&mut [0; 1]).expect("the second packet");
+            let received = guarded.recv(&mut [0; 1]);
+            assert_eq!(received.is_err(), dropped, "{received:?}");
+        }
+    }
+
+    #[test]
+    fn packets_are_told_by_the_device_that_they_came_in_by_and_by_range() {
+        for (family, name, here, there, around, beside) in [
+            (
+                Family::Ip,
+                "4",
+                "10.9.0.1",
+                "10.9.0.2",
+                "10.9.0.0/30",
+                "10.9.0.4/30",
+            ),
+            (
+                Family::Ip6,
+                "6",
+                "fd00::1",
+                "fd00::2",
+                "fd00::/126",
+                "fd00::4/126",
+            ),
+        ] {
+            in_namespace(&format!("near{name}"), || {
+                let near = Namespace::current().expect("open");
+                let mut nft = Nft::open().expect("a socket");
+                in_namespace(&format!("far{name}"), || {
+                    let peer = NewLinkKind::Veth(VethPeer {
+                        name: "vethabcdef0".into(),
+                        mac: None,
+                        mtu: None,
+                        namespace: Some(near.clone()),
+                    });
+                    let mut kernel = Netlink::open().expect("a socket");
+                    kernel.create_link(&NewLink::new("far0", peer)).expect("a device");
+                    let setup = |address: &str, device: &str| {
+                        run(&format!("ip link set {device} up"));
+                        add_address(&format!("{address}/28"), device);
+                    };
+                    setup(there, "far0");
+                    let servers = near.run(|| {
+                        setup(here, "vethabcdef0");
+                        [(); 2].map(|()| UdpSocket::bind((here, 0)).expect("a port"))
+                    });
+                    let servers = servers.expect("entered");
+                    servers[0].set_nonblocking(true).expect("set");
+                    servers[1]
+                        .set_read_timeout(Some(Duration::from_secs(10)))
+                        .expect("set");
+                    let mut gate = Gate {
+                        nft: &mut nft,
+                        client: UdpSocket::bind((there, 0)).expect("a port"),
+                        servers: &servers,
+                        family,
+                    };
+                    let named = Interface::Named;
+                    let prefixed = Interface::Prefixed;
+                    for (interface, matches) in [
+                        (named("vethabcdef0"), true),
+                        (named("vethabcdef"), false),
+                        (named("vethabcdef00"), false),
+                        (prefixed("v"), true),
+                        (prefixed("veth"), true),
+                        (prefixed("vetha"), true),
+                        (prefixed("vethabcdef"), true),
+                        (prefixed("vethabcdef0"), true),
+                        (prefixed("vethabcdef00"), false),
+                        (prefixed("eth"), false),
+                        (prefixed("vethb"), false),
+                    ] {
+                        gate.check(|rule| rule.in_interface(interface), matches);
+                        gate.check(|rule| rule.not_in_interface(interface), !matches);
+                    }
+                    let mut batch = Batch::new(&Table::new(family, "cwt"));
+                    batch.add_elements("ranges", &[range(1, around), range(2, beside)]);
+                    gate.nft.commit(&batch).expect("elements");
+                    for (service, inside) in [(1, true), (2, false), (3, false)] {
+                        let key = [KeyField::Number(service), KeyField::SourceAddress(family)];
+                        gate.check(|rule| rule.in_set(&key, "ranges"), inside);
+                        let place = Register::new(3);
+                        let loaded = |rule: Rule| rule.load_all(&key, place);
+                        gate.check(|rule| loaded(rule).found_in("ranges", place), inside);
+                        gate.check(|rule| loaded(rule).not_found_in("ranges", place), !inside);
+                    }
+                });
+            });
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Batch, Chain, Error, Nft, Rule, Set, Table};
 
-/// Chains with their rules, and sets, that a table must have. Elements of sets, and chains that are not named here,
-/// are the owner's business and are left alone.
+/// Chains with their rules, and sets, that a table must have. Elements of sets, whether the owner or packets
+/// write them, and chains that are not named here, are the owner's business and are left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     table: Table,

@@ -1,4 +1,7 @@
-//! Who changed a table behind our back.
+//! Who changed our tables behind our back.
+//!
+//! Elements that packets add, refresh or delete, and elements that expire, are no events: the kernel tells only of
+//! transactions (`nf_tables_commit` is what calls `nf_tables_setelem_notify`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +15,6 @@ use crate::nfnetlink::{self, attribute, messages, text};
 
 /// `NFNLGRP_NFTABLES`, as a bit of the socket's group mask.
 const GROUP_NFTABLES: u32 = 1 << (7 - 1);
-const NFGEN_HEADER: usize = 4;
 /// In every message about something in a table, attribute 1 is the table's name.
 const TABLE_NAME: u16 = 1;
 
@@ -20,24 +22,24 @@ const TABLE_NAME: u16 = 1;
 #[derive(Debug)]
 pub struct Monitor {
     socket: nfnetlink::Socket,
-    table: Table,
-    own_port: u32,
+    tables: Vec<Table>,
+    own_ports: Vec<u32>,
 }
 
 impl Monitor {
-    /// Watches one table; changes made through the connection `own_port` ([`Nft::port`](super::Nft::port)) are not
+    /// Watches tables; changes made through the connections `own_ports` ([`Nft::port`](super::Nft::port)) are not
     /// news.
-    pub fn open(table: &Table, own_port: u32) -> Result<Self, Error> {
+    pub fn open(tables: &[Table], own_ports: &[u32]) -> Result<Self, Error> {
         let socket = nfnetlink::Socket::open(GROUP_NFTABLES).map_err(Error::Open)?;
         Ok(Self {
             socket,
-            table: table.clone(),
-            own_port,
+            tables: tables.to_vec(),
+            own_ports: own_ports.to_vec(),
         })
     }
 
-    /// Waits until somebody else changes the table; false when `timeout` passes first. A burst of changes is one.
-    /// When events were lost the answer is true: something may have changed.
+    /// Waits until somebody else changes one of the tables; false when `timeout` passes first. A burst of changes is
+    /// one. When events were lost the answer is true: something may have changed.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = std::time::Instant::now() + timeout;
         loop {
@@ -58,14 +60,14 @@ impl Monitor {
         }
     }
 
-    /// Takes what is waiting; whether any of it is somebody else's change of the table.
+    /// Takes what is waiting; whether any of it is somebody else's change of a watched table.
     fn take_events(&mut self) -> Result<bool, Error> {
         let mut changed = false;
         loop {
             match self.socket.receive_ready() {
                 Ok(Some(datagram)) => {
                     changed |= messages(datagram).any(|(header, payload)| {
-                        header.port != self.own_port && concerns(&self.table, header.kind, payload)
+                        !self.own_ports.contains(&header.port) && concerns(&self.tables, header.kind, payload)
                     });
                 }
                 Ok(None) => return Ok(changed),
@@ -84,11 +86,15 @@ impl AsFd for Monitor {
     }
 }
 
-fn concerns(table: &Table, kind: u16, payload: &[u8]) -> bool {
+fn concerns(tables: &[Table], kind: u16, payload: &[u8]) -> bool {
     let [family, ..] = payload else { return false };
-    let body = payload.get(NFGEN_HEADER..).unwrap_or_default();
-    kind >> 8 == SUBSYSTEM
-        && kind & 0xff <= Operation::DeleteElement as u16
-        && *family == table.family as u8
-        && attribute(body, TABLE_NAME).map(text).as_ref() == Some(&table.name)
+    if kind >> 8 != SUBSYSTEM || kind & 0xff > Operation::DeleteElement as u16 {
+        return false;
+    }
+    let Some(name) = attribute(nfnetlink::body(payload), TABLE_NAME).map(text) else {
+        return false;
+    };
+    tables
+        .iter()
+        .any(|table| *family == table.family as u8 && name == table.name)
 }

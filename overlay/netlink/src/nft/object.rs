@@ -1,19 +1,29 @@
 //! What a table consists of.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
-use crate::nfnetlink::{Message, attribute, be32, text};
+use crate::nfnetlink::{Message, attribute, attributes, be32, text};
 
-/// Which packets a table sees.
+/// Which packets a table sees. What is built for a family (keys, sets, rules) is written once for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Family {
-    /// IPv4 and IPv6 (`NFPROTO_INET`).
-    Inet = 1,
     /// IPv4 (`NFPROTO_IPV4`).
     Ip = 2,
     /// IPv6 (`NFPROTO_IPV6`).
     Ip6 = 10,
+}
+
+impl Family {
+    /// Type of the family's addresses in sets and maps.
+    #[must_use]
+    pub const fn address(self) -> DataType {
+        match self {
+            Self::Ip => DataType::Ipv4Addr,
+            Self::Ip6 => DataType::Ipv6Addr,
+        }
+    }
 }
 
 /// A table: family and name.
@@ -229,6 +239,15 @@ pub enum DataType {
 }
 
 impl DataType {
+    /// How many 4-byte registers a value takes: 4 for an IPv6 address, 1 for all others.
+    #[must_use]
+    pub const fn registers(self) -> u8 {
+        match self {
+            Self::Ipv6Addr => 4,
+            Self::Ipv4Addr | Self::InetProto | Self::InetService | Self::Mark => 1,
+        }
+    }
+
     /// Number in libnftables' `enum datatypes`, and length in bytes.
     const fn number_and_len(self) -> (u32, u32) {
         match self {
@@ -263,7 +282,36 @@ pub enum SetKind {
     VerdictMap,
 }
 
-/// A set or map. Keys are exact (hashed), not intervals.
+/// What the keys of a set are, and who writes them. Decides which of the kernel's structures holds the set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Contents {
+    /// Exact keys, written by transactions (a hash table).
+    #[default]
+    Exact,
+    /// Keys of two fields or more, each field a range from [`Element::key`] to [`Element::end`]; written by
+    /// transactions (`nft_set_pipapo`). Ranges must not overlap: the kernel refuses one that does with `EEXIST`;
+    /// one that is there already is fine. (`nft` takes numbers in such keys for big-endian and prints them so.)
+    Ranges,
+    /// Exact keys that packets write ([`Rule::update_element`](super::Rule::update_element)) and that expire. Beyond
+    /// `limit` elements packets add none, and rules that try end there. Expired and deleted ones count until the
+    /// kernel collects them, about once a second.
+    ByPackets {
+        /// How many elements there may be.
+        limit: NonZeroU32,
+    },
+}
+
+impl Contents {
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Exact => 0,
+            Self::Ranges => SET_FLAG_INTERVAL | SET_FLAG_CONCAT,
+            Self::ByPackets { .. } => SET_FLAG_TIMEOUT | SET_FLAG_EVAL,
+        }
+    }
+}
+
+/// A set or map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Set {
     /// Its name within the table.
@@ -272,9 +320,27 @@ pub struct Set {
     pub key: Vec<DataType>,
     /// What lies beside the keys.
     pub kind: SetKind,
+    /// What the keys are.
+    pub contents: Contents,
 }
 
 impl Set {
+    /// A set or map of exact keys that transactions write.
+    pub fn new(name: impl Into<String>, key: &[DataType], kind: SetKind) -> Self {
+        Self {
+            name: name.into(),
+            key: key.to_vec(),
+            kind,
+            contents: Contents::Exact,
+        }
+    }
+
+    /// The same with other contents.
+    #[must_use]
+    pub fn with_contents(self, contents: Contents) -> Self {
+        Self { contents, ..self }
+    }
+
     pub(super) fn encode(&self, message: &mut Message, id: u32) {
         message.text(SET_NAME, &self.name);
         let numbers = self.numbers();
@@ -288,6 +354,7 @@ impl Set {
                 message.be32(SET_DATA_LEN, len);
             }
         }
+        numbers.description.encode(message);
         message.be32(SET_ID, id);
     }
 
@@ -297,12 +364,27 @@ impl Set {
             SetKind::Map(fields) => Some(DataType::concatenated(fields)),
             SetKind::VerdictMap => Some((VERDICT_TYPE, 0)),
         };
+        let map = if data.is_some() { SET_FLAG_MAP } else { 0 };
         SetNumbers {
             name: self.name.clone(),
-            flags: if data.is_some() { SET_FLAG_MAP } else { 0 },
+            flags: map | self.contents.flags(),
             key: DataType::concatenated(&self.key),
             data,
+            description: self.description(),
         }
+    }
+
+    fn description(&self) -> SetDescription {
+        let mut description = SetDescription::default();
+        match self.contents {
+            Contents::Exact => {}
+            Contents::Ranges => {
+                let lens = self.key.iter().map(|field| field.number_and_len().1);
+                description.field_lens = lens.collect();
+            }
+            Contents::ByPackets { limit } => description.size = Some(limit.get()),
+        }
+        description
     }
 }
 
@@ -313,6 +395,7 @@ pub(super) struct SetNumbers {
     flags: u32,
     key: (u32, u32),
     data: Option<(u32, u32)>,
+    description: SetDescription,
 }
 
 impl SetNumbers {
@@ -331,7 +414,50 @@ impl SetNumbers {
             flags: number(SET_FLAGS).unwrap_or(0),
             key: (number(SET_KEY_TYPE)?, number(SET_KEY_LEN)?),
             data,
+            description: SetDescription::decode(attribute(payload, SET_DESCRIPTION).unwrap_or_default()),
         })
+    }
+}
+
+/// `NFTA_SET_DESC`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct SetDescription {
+    /// How many elements there may be.
+    size: Option<u32>,
+    /// Bytes of each field of a key of ranges. (The kernel's header says bits; `nft_set_desc_concat_parse` and
+    /// `nft_pipapo_init` count bytes.)
+    field_lens: Vec<u32>,
+}
+
+impl SetDescription {
+    fn encode(&self, message: &mut Message) {
+        if *self == Self::default() {
+            return;
+        }
+        message.nested(SET_DESCRIPTION, |description| {
+            if let Some(size) = self.size {
+                description.be32(DESCRIPTION_SIZE, size);
+            }
+            if !self.field_lens.is_empty() {
+                description.nested(DESCRIPTION_CONCAT, |fields| {
+                    for len in &self.field_lens {
+                        fields.nested(LIST_ELEMENT, |field| {
+                            field.be32(FIELD_LEN, *len);
+                        });
+                    }
+                });
+            }
+        });
+    }
+
+    fn decode(description: &[u8]) -> Self {
+        let fields = attributes(attribute(description, DESCRIPTION_CONCAT).unwrap_or_default());
+        Self {
+            size: attribute(description, DESCRIPTION_SIZE).and_then(be32),
+            field_lens: fields
+                .filter_map(|(_, field)| be32(attribute(field, FIELD_LEN)?))
+                .collect(),
+        }
     }
 }
 
@@ -349,18 +475,42 @@ pub enum ElementData {
 /// An element of a set: the key's fields one behind the other, each padded to 4 bytes (a single field is not padded).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
-    /// The key.
+    /// The key; in a set of [`Contents::Ranges`], the first value of each field.
     pub key: Vec<u8>,
+    /// The last value of each field, inclusive; only in a set of [`Contents::Ranges`]. A field that is no range has
+    /// the same value here.
+    pub end: Option<Vec<u8>>,
     /// What lies beside it.
     pub data: ElementData,
 }
 
 impl Element {
+    /// An element with an exact key.
+    #[must_use]
+    pub const fn new(key: Vec<u8>, data: ElementData) -> Self {
+        Self { key, end: None, data }
+    }
+
+    /// An element whose key's fields are ranges, both ends inclusive.
+    #[must_use]
+    pub const fn range(first: Vec<u8>, last: Vec<u8>, data: ElementData) -> Self {
+        Self {
+            key: first,
+            end: Some(last),
+            data,
+        }
+    }
+
     pub(super) fn encode(&self, list: &mut Message) {
         list.nested(LIST_ELEMENT, |element| {
             element.nested(ELEMENT_KEY, |key| {
                 key.bytes(DATA_VALUE, &self.key);
             });
+            if let Some(end) = &self.end {
+                element.nested(ELEMENT_KEY_END, |key| {
+                    key.bytes(DATA_VALUE, end);
+                });
+            }
             match &self.data {
                 ElementData::None => {}
                 ElementData::Value(value) => {
@@ -376,7 +526,7 @@ impl Element {
     }
 
     pub(super) fn decode(element: &[u8]) -> Option<Self> {
-        let key = attribute(attribute(element, ELEMENT_KEY)?, DATA_VALUE)?.to_vec();
+        let value = |kind| attribute(attribute(element, kind)?, DATA_VALUE).map(<[u8]>::to_vec);
         let data = match attribute(element, ELEMENT_DATA) {
             None => ElementData::None,
             Some(data) => match (attribute(data, DATA_VALUE), attribute(data, DATA_VERDICT)) {
@@ -385,7 +535,11 @@ impl Element {
                 (None, None) => return None,
             },
         };
-        Some(Self { key, data })
+        Some(Self {
+            key: value(ELEMENT_KEY)?,
+            end: value(ELEMENT_KEY_END),
+            data,
+        })
     }
 }
 
@@ -405,13 +559,22 @@ const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
+const SET_DESCRIPTION: u16 = 9;
 const SET_ID: u16 = 10;
+const SET_FLAG_INTERVAL: u32 = 0x4;
 const SET_FLAG_MAP: u32 = 0x8;
+const SET_FLAG_TIMEOUT: u32 = 0x10;
+const SET_FLAG_EVAL: u32 = 0x20;
+const SET_FLAG_CONCAT: u32 = 0x80;
+const DESCRIPTION_SIZE: u16 = 1;
+const DESCRIPTION_CONCAT: u16 = 2;
+const FIELD_LEN: u16 = 1;
 pub(super) const ELEMENTS_TABLE: u16 = 1;
 pub(super) const ELEMENTS_SET: u16 = 2;
 pub(super) const ELEMENTS_LIST: u16 = 3;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
+const ELEMENT_KEY_END: u16 = 10;
 pub(super) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;

@@ -8,7 +8,7 @@ use super::object::{
 };
 use super::rule::{RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Nft, Operation, Table};
-use crate::nfnetlink::{Message, attribute, attributes, flag, text};
+use crate::nfnetlink::{Message, attribute, attributes, body, flag, text};
 
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
@@ -124,7 +124,7 @@ impl Nft {
             let mut found = Vec::new();
             attempt += 1;
             let result = self.socket.dump(&request, |_, payload| {
-                found.extend(decode(payload).ok_or_else(crate::nfnetlink::malformed)?);
+                found.extend(decode(body(payload)).ok_or_else(crate::nfnetlink::malformed)?);
                 Ok(())
             });
             match result {

@@ -1,35 +1,90 @@
 //! Rules: matches, then a statement.
+//!
+//! A rule is a row of [`Expression`]s that pass values through sixteen registers of 4 bytes; the first one that does
+//! not hold ends it. The methods with a name from the `nft` language use the first registers for themselves. The
+//! others, which take a [`Register`], let a rule keep values from step to step:
+//!
+//! ```
+//! use netlink::nft::rule::{KeyField, Register};
+//! use netlink::nft::{Family, Rule};
+//! let (client, service) = (Register::FIRST, Register::FIRST.after(Family::Ip6.address()));
+//! let endpoint = service.skip(1);
+//! Rule::new("the endpoint that the client had")
+//!     .load(KeyField::SourceAddress(Family::Ip6), client)
+//!     .load_all(&[KeyField::Protocol, KeyField::DestinationPort], service)
+//!     .value_from("service-ids", service, service)
+//!     .value_from("affinity", client, endpoint)
+//!     .destination_nat(Family::Ip6, endpoint);
+//! ```
+//!
+//! # Session affinity
+//! Packets keep clients in a map of [`Contents::ByPackets`](super::Contents::ByPackets). Three rules, the first that
+//! gets to its `dnat` wins, build a row of registers `client service list address port`:
+//! ```text
+//! affinity   client . service                  : list . address . port    filled by packets
+//! eligible   service . list . address . port                              where clients may stay
+//! endpoints  service . slot                    : list . address . port    what is picked from
+//!
+//! kept    affinity → list, number → list, service found in eligible, update affinity, dnat
+//! picked  random → list, endpoints → list, number → list, delete and update affinity, dnat
+//! full    random → list, endpoints → list, dnat
+//! ```
+//! - An element that is there keeps its value in an update: the second rule deletes it first.
+//! - Adding to a full map ends the rule: without the third one such packets would not be translated at all.
+//! - The program `nft` (1.0.6) aborts in listing a rule that uses a value out of a map within a key or as the value of
+//!   an element: in the register where the value begins it sees something of length zero
+//!   (`netlink_parse_concat_expr`). So such values begin one register early, with a number that is overwritten after
+//!   the lookup. In the registers behind, `nft` sees what was there before, which must be as long as what is there
+//!   now: a key that is looked up earlier is built there. `tests/affinity.rs` has the rules in full.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::object::Verdict;
+use super::object::{DataType, Family, Verdict};
 use crate::nfnetlink::Message;
 
 mod expression;
 
 pub use expression::{
-    Comparison, ConntrackKey, Expression, FibAddress, IcmpVersion, LookupTarget, MetaKey, PacketHeader,
-    Register, Reject,
+    Comparison, ConntrackKey, DynamicElement, DynamicOperation, Expression, FibAddress, LookupTarget,
+    MetaKey, PacketHeader, Register, Reject,
 };
 
 /// A field of a key that a rule builds from the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyField {
-    /// Source address, IPv4.
-    SourceAddress4,
-    /// Destination address, IPv4.
-    DestinationAddress4,
+    /// Source address, of the table's family.
+    SourceAddress(Family),
+    /// Destination address, of the table's family.
+    DestinationAddress(Family),
     /// IP protocol.
     Protocol,
     /// TCP, UDP or SCTP destination port.
     DestinationPort,
-    /// A number from 0 to N-1, drawn for each packet.
-    Random(u32),
+    /// A fixed number, in host order.
+    Number(u32),
+    /// A number from `offset` to `offset + modulus - 1`, in host order, drawn for each packet.
+    Random {
+        /// How many numbers there are, at least 1.
+        modulus: u32,
+        /// The first of them.
+        offset: u32,
+    },
 }
 
 impl KeyField {
+    /// Type of the field in a set's key.
+    #[must_use]
+    pub const fn data_type(self) -> DataType {
+        match self {
+            Self::SourceAddress(family) | Self::DestinationAddress(family) => family.address(),
+            Self::Protocol => DataType::InetProto,
+            Self::DestinationPort => DataType::InetService,
+            Self::Number(_) | Self::Random { .. } => DataType::Mark,
+        }
+    }
+
     fn load(self, to: Register) -> Expression {
         let payload = |header, offset, len| Expression::Payload {
             header,
@@ -37,12 +92,39 @@ impl KeyField {
             len,
             to,
         };
+        // RFC 791 §3.1, RFC 8200 §3
         match self {
-            Self::SourceAddress4 => payload(PacketHeader::Network, 12, 4),
-            Self::DestinationAddress4 => payload(PacketHeader::Network, 16, 4),
+            Self::SourceAddress(Family::Ip) => payload(PacketHeader::Network, 12, 4),
+            Self::DestinationAddress(Family::Ip) => payload(PacketHeader::Network, 16, 4),
+            Self::SourceAddress(Family::Ip6) => payload(PacketHeader::Network, 8, 16),
+            Self::DestinationAddress(Family::Ip6) => payload(PacketHeader::Network, 24, 16),
             Self::Protocol => Expression::Meta(MetaKey::Protocol, to),
             Self::DestinationPort => payload(PacketHeader::Transport, 2, 2),
-            Self::Random(modulus) => Expression::Random(modulus, to),
+            Self::Number(number) => Expression::Immediate(to, number.to_ne_bytes().to_vec()),
+            Self::Random { modulus, offset } => Expression::Random { modulus, offset, to },
+        }
+    }
+}
+
+/// Which devices a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Interface<'a> {
+    /// The one of that name.
+    Named(&'a str),
+    /// All whose names begin so, at least one byte; `"veth*"` in the `nft` language.
+    Prefixed(&'a str),
+}
+
+impl Interface<'_> {
+    /// The bytes that are compared: a whole name has its zeros, up to the length of the kernel's name field.
+    fn pattern(self) -> Vec<u8> {
+        match self {
+            Self::Prefixed(prefix) => prefix.as_bytes().to_vec(),
+            Self::Named(name) => {
+                let mut bytes = name.as_bytes().to_vec();
+                bytes.resize(IFNAMSIZ, 0);
+                bytes
+            }
         }
     }
 }
@@ -73,25 +155,25 @@ impl Rule {
     /// `saddr network`.
     #[must_use]
     pub fn source(self, network: IpNetwork) -> Self {
-        self.address(network, Comparison::Equal, FibAddress::Source)
+        self.address(network, Comparison::Equal, KeyField::SourceAddress)
     }
 
     /// `saddr != network`.
     #[must_use]
     pub fn not_source(self, network: IpNetwork) -> Self {
-        self.address(network, Comparison::NotEqual, FibAddress::Source)
+        self.address(network, Comparison::NotEqual, KeyField::SourceAddress)
     }
 
     /// `daddr network`.
     #[must_use]
     pub fn destination(self, network: IpNetwork) -> Self {
-        self.address(network, Comparison::Equal, FibAddress::Destination)
+        self.address(network, Comparison::Equal, KeyField::DestinationAddress)
     }
 
     /// `daddr != network`.
     #[must_use]
     pub fn not_destination(self, network: IpNetwork) -> Self {
-        self.address(network, Comparison::NotEqual, FibAddress::Destination)
+        self.address(network, Comparison::NotEqual, KeyField::DestinationAddress)
     }
 
     /// `meta mark & mask == value`.
@@ -129,13 +211,22 @@ impl Rule {
             ))
     }
 
-    /// `oifname name`.
+    /// `iifname interface`.
     #[must_use]
-    pub fn out_interface(self, name: &str) -> Self {
-        let mut bytes = name.as_bytes().to_vec();
-        bytes.resize(IFNAMSIZ, 0);
-        self.with(Expression::Meta(MetaKey::OutInterfaceName, Register::FIRST))
-            .with(Expression::Compare(Register::FIRST, Comparison::Equal, bytes))
+    pub fn in_interface(self, interface: Interface<'_>) -> Self {
+        self.interface(MetaKey::InInterfaceName, Comparison::Equal, interface)
+    }
+
+    /// `iifname != interface`; holds for packets of this machine, too.
+    #[must_use]
+    pub fn not_in_interface(self, interface: Interface<'_>) -> Self {
+        self.interface(MetaKey::InInterfaceName, Comparison::NotEqual, interface)
+    }
+
+    /// `oifname interface`.
+    #[must_use]
+    pub fn out_interface(self, interface: Interface<'_>) -> Self {
+        self.interface(MetaKey::OutInterfaceName, Comparison::Equal, interface)
     }
 
     /// `fib saddr type local`: sent by this machine.
@@ -174,16 +265,74 @@ impl Rule {
         self.lookup(fields, map, LookupTarget::Verdict)
     }
 
-    /// `dnat ip to fields… map @map`, whose data are an IPv4 address and a port.
+    /// `dnat to fields… map @map`, whose data are an address of the family and a port.
     #[must_use]
-    pub fn destination_nat4_from(self, fields: &[KeyField], map: &str) -> Self {
-        let address = Register::new(0);
-        self.lookup(fields, map, LookupTarget::Value(address))
-            .with(Expression::DestinationNat {
-                address,
-                family: libc::AF_INET.cast_unsigned(),
-                port: Register::new(1),
-            })
+    pub fn destination_nat_from(self, fields: &[KeyField], map: &str, family: Family) -> Self {
+        self.lookup(fields, map, LookupTarget::Value(Register::FIRST))
+            .destination_nat(family, Register::FIRST)
+    }
+
+    /// Puts a field into a register, and the following ones when it takes several.
+    #[must_use]
+    pub fn load(self, field: KeyField, to: Register) -> Self {
+        self.with(field.load(to))
+    }
+
+    /// Puts fields into registers one behind the other, as the keys of sets have them.
+    #[must_use]
+    pub fn load_all(self, fields: &[KeyField], first: Register) -> Self {
+        let place = |(rule, to): (Self, Register), field: &KeyField| {
+            (rule.load(*field, to), to.after(field.data_type()))
+        };
+        fields.iter().fold((self, first), place).0
+    }
+
+    /// Goes on if the key that begins in a register is in the set.
+    #[must_use]
+    pub fn found_in(self, set: &str, key: Register) -> Self {
+        self.lookup_at(set, key, LookupTarget::Found)
+    }
+
+    /// Goes on if the key that begins in a register is not in the set.
+    #[must_use]
+    pub fn not_found_in(self, set: &str, key: Register) -> Self {
+        self.lookup_at(set, key, LookupTarget::NotFound)
+    }
+
+    /// Goes on if the key that begins in a register is in the map; the value is put into the registers from `to` on,
+    /// which may be those of the key.
+    #[must_use]
+    pub fn value_from(self, map: &str, key: Register, to: Register) -> Self {
+        self.lookup_at(map, key, LookupTarget::Value(to))
+    }
+
+    /// Adds an element unless it is there. Ends the rule if the set is full.
+    #[must_use]
+    pub fn add_element(self, element: DynamicElement) -> Self {
+        self.with(Expression::Dynamic(DynamicOperation::Add, element))
+    }
+
+    /// Adds an element, or begins its time anew; then its value stays the old one: delete it first where that may
+    /// differ. Ends the rule if the element is new and the set is full.
+    #[must_use]
+    pub fn update_element(self, element: DynamicElement) -> Self {
+        self.with(Expression::Dynamic(DynamicOperation::Update, element))
+    }
+
+    /// Deletes an element if it is there.
+    #[must_use]
+    pub fn delete_element(self, element: DynamicElement) -> Self {
+        self.with(Expression::Dynamic(DynamicOperation::Delete, element))
+    }
+
+    /// `dnat to address:port`, both from registers: the port lies behind the address.
+    #[must_use]
+    pub fn destination_nat(self, family: Family, address: Register) -> Self {
+        self.with(Expression::DestinationNat {
+            family,
+            address,
+            port: address.after(family.address()),
+        })
     }
 
     /// `masquerade random,fully`.
@@ -234,24 +383,17 @@ impl Rule {
         self.with(Expression::Verdict(Verdict::Goto(chain.to_owned())))
     }
 
-    fn address(self, network: IpNetwork, comparison: Comparison, which: FibAddress) -> Self {
+    fn address(self, network: IpNetwork, comparison: Comparison, field: fn(Family) -> KeyField) -> Self {
         let octets = |address: IpAddr| match address {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
         };
         let bytes = octets(network.network());
-        let offset = match (network.is_ipv4(), which) {
-            (true, FibAddress::Source) => 12,
-            (true, FibAddress::Destination) => 16,
-            (false, FibAddress::Source) => 8,
-            (false, FibAddress::Destination) => 24,
+        let family = match network {
+            IpNetwork::V4(_) => Family::Ip,
+            IpNetwork::V6(_) => Family::Ip6,
         };
-        let mut rule = self.with(Expression::Payload {
-            header: PacketHeader::Network,
-            offset,
-            len: if network.is_ipv4() { 4 } else { 16 },
-            to: Register::FIRST,
-        });
+        let mut rule = self.load(field(family), Register::FIRST);
         if usize::from(network.prefix()) < bytes.len() * 8 {
             rule = rule.with(Expression::Bitwise {
                 register: Register::FIRST,
@@ -286,13 +428,24 @@ impl Rule {
             .with(Expression::Compare(Register::FIRST, Comparison::Equal, local))
     }
 
-    fn lookup(mut self, fields: &[KeyField], set: &str, target: LookupTarget) -> Self {
-        for (index, field) in (0..).zip(fields) {
-            self = self.with(field.load(Register::new(index)));
-        }
+    fn interface(self, key: MetaKey, comparison: Comparison, interface: Interface<'_>) -> Self {
+        self.with(Expression::Meta(key, Register::FIRST))
+            .with(Expression::Compare(
+                Register::FIRST,
+                comparison,
+                interface.pattern(),
+            ))
+    }
+
+    fn lookup(self, fields: &[KeyField], set: &str, target: LookupTarget) -> Self {
+        self.load_all(fields, Register::FIRST)
+            .lookup_at(set, Register::FIRST, target)
+    }
+
+    fn lookup_at(self, set: &str, key: Register, target: LookupTarget) -> Self {
         self.with(Expression::Lookup {
             set: set.to_owned(),
-            key: Register::FIRST,
+            key,
             target,
         })
     }

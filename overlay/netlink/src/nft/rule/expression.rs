@@ -1,6 +1,8 @@
 //! The alphabet of rules: what the kernel runs, one after the other, on values in registers.
 
-use super::super::object::{DATA_VALUE, LIST_ELEMENT, Verdict};
+use std::time::Duration;
+
+use super::super::object::{DATA_VALUE, DataType, Family, LIST_ELEMENT, Verdict};
 use crate::nfnetlink::Message;
 
 /// One of the sixteen 4-byte registers (`NFT_REG32_00` and on) that expressions pass values through.
@@ -11,10 +13,28 @@ impl Register {
     /// The first register: where single values go.
     pub const FIRST: Self = Self(0);
 
-    /// The register of that index, 0 to 15.
+    /// The register of that index, 0 to 15. The kernel refuses rules with others (`ERANGE`).
     #[must_use]
     pub const fn new(index: u8) -> Self {
         Self(index)
+    }
+
+    /// The register behind a value of that type that begins in this one.
+    #[must_use]
+    pub const fn after(self, value: DataType) -> Self {
+        self.skip(value.registers())
+    }
+
+    /// The register that comes `count` later.
+    #[must_use]
+    pub const fn skip(self, count: u8) -> Self {
+        Self(self.0.saturating_add(count))
+    }
+
+    /// The register that stands `count` before.
+    #[must_use]
+    pub const fn back(self, count: u8) -> Self {
+        Self(self.0.saturating_sub(count))
     }
 
     const fn number(self) -> u32 {
@@ -28,6 +48,8 @@ impl Register {
 pub enum MetaKey {
     /// The packet's mark.
     Mark = 3,
+    /// Name of the device that it came in by; 16 bytes, empty for packets of this machine.
+    InInterfaceName = 6,
     /// Name of the device that it goes out by.
     OutInterfaceName = 7,
     /// IP protocol, behind extension headers.
@@ -88,19 +110,37 @@ pub enum LookupTarget {
 /// How a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// ICMP or ICMPv6 port unreachable, by the packet's family.
-    PortUnreachable(IcmpVersion),
+    /// Port unreachable, of ICMP or ICMPv6: the table's family.
+    PortUnreachable(Family),
     /// A TCP reset; only for TCP.
     TcpReset,
 }
 
-/// Which ICMP a table's family speaks.
+/// An element of a set of [`Contents::ByPackets`](crate::nft::Contents::ByPackets), as a rule sees it: its parts lie
+/// in registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DynamicElement {
+    /// Set or map.
+    pub set: String,
+    /// First register of the key.
+    pub key: Register,
+    /// First register of the value: needed for a map, whatever is done (`nft_dynset_init` refuses the rule without,
+    /// `EINVAL`), and not allowed for a set.
+    pub data: Option<Register>,
+    /// How long the element lives, in whole milliseconds; `None` is for ever.
+    pub timeout: Option<Duration>,
+}
+
+/// What a rule does to an element; `enum nft_dynset_ops`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IcmpVersion {
-    /// ICMP (tables of family ip).
-    V4,
-    /// ICMPv6 (tables of family ip6).
-    V6,
+#[repr(u32)]
+pub enum DynamicOperation {
+    /// Adds it unless it is there.
+    Add = 0,
+    /// Adds it, or begins its time anew; the value of one that is there stays.
+    Update = 1,
+    /// Deletes it if it is there; the rule goes on in any case.
+    Delete = 2,
 }
 
 /// The alphabet of rules.
@@ -143,8 +183,17 @@ pub enum Expression {
         /// What becomes of the result.
         target: LookupTarget,
     },
-    /// `numgen random mod N`, a host-order number from 0 to N-1.
-    Random(u32, Register),
+    /// Adds, refreshes or deletes an element. Adding to a full set ends the rule.
+    Dynamic(DynamicOperation, DynamicElement),
+    /// `numgen random mod N offset O`, a host-order number from O to O+N-1.
+    Random {
+        /// N, at least 1.
+        modulus: u32,
+        /// O.
+        offset: u32,
+        /// Where to.
+        to: Register,
+    },
     /// `fib … type`: the kind of route, `RTN_*`, in host order.
     FibType(FibAddress, Register),
     /// A fixed value.
@@ -153,10 +202,10 @@ pub enum Expression {
     Verdict(Verdict),
     /// `dnat to address : port`, from registers.
     DestinationNat {
+        /// Family of the address.
+        family: Family,
         /// First register of the address.
         address: Register,
-        /// Its family: 2 = IPv4, 10 = IPv6.
-        family: u32,
         /// Register of the port.
         port: Register,
     },
@@ -178,7 +227,8 @@ impl Expression {
             Self::Compare(..) => "cmp",
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } => "lookup",
-            Self::Random(..) => "numgen",
+            Self::Dynamic(..) => "dynset",
+            Self::Random { .. } => "numgen",
             Self::FibType(..) => "fib",
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
             Self::DestinationNat { .. } => "nat",
@@ -251,8 +301,12 @@ impl Expression {
                     }
                 }
             }
-            Self::Random(modulus, to) => {
-                data.be32(1, to.number()).be32(2, *modulus).be32(3, NUMGEN_RANDOM);
+            Self::Dynamic(operation, element) => element.encode(*operation, data),
+            Self::Random { modulus, offset, to } => {
+                data.be32(1, to.number())
+                    .be32(2, *modulus)
+                    .be32(3, NUMGEN_RANDOM)
+                    .be32(4, *offset);
             }
             Self::FibType(address, to) => {
                 data.be32(1, to.number())
@@ -268,11 +322,11 @@ impl Expression {
                 data.nested(2, |nested| verdict.encode(nested));
             }
             Self::DestinationNat {
-                address,
                 family,
+                address,
                 port,
             } => {
-                data.be32(1, NAT_DESTINATION).be32(2, *family);
+                data.be32(1, NAT_DESTINATION).be32(2, *family as u32);
                 data.be32(3, address.number()).be32(5, port.number());
             }
             Self::Masquerade => {
@@ -281,16 +335,30 @@ impl Expression {
             Self::Reject(Reject::TcpReset) => {
                 data.be32(1, 1);
             }
-            Self::Reject(Reject::PortUnreachable(version)) => {
-                let code = match version {
-                    IcmpVersion::V4 => ICMP_PORT_UNREACHABLE,
-                    IcmpVersion::V6 => ICMPV6_PORT_UNREACHABLE,
+            Self::Reject(Reject::PortUnreachable(family)) => {
+                let code = match family {
+                    Family::Ip => ICMP_PORT_UNREACHABLE,
+                    Family::Ip6 => ICMPV6_PORT_UNREACHABLE,
                 };
                 data.be32(1, 0).bytes(2, &[code]);
             }
             Self::Counter => {
                 data.be64(1, 0).be64(2, 0);
             }
+        }
+    }
+}
+
+impl DynamicElement {
+    fn encode(&self, operation: DynamicOperation, data: &mut Message) {
+        data.text(1, &self.set)
+            .be32(3, operation as u32)
+            .be32(4, self.key.number());
+        if let Some(from) = self.data {
+            data.be32(5, from.number());
+        }
+        if let Some(timeout) = self.timeout {
+            data.be64(6, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         }
     }
 }
