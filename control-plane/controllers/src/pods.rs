@@ -53,6 +53,18 @@ pub(crate) fn available_from(pod: &Pod, min_ready: Duration) -> Option<Timestamp
     ready_since(pod)?.checked_add(min_ready).ok()
 }
 
+/// When it last became ready or unready, or was told to go, whichever came later.
+pub(crate) fn changed_at(pod: &Pod) -> Option<Timestamp> {
+    let ready = condition(pod, "Ready").and_then(|ready| Some(ready.last_transition_time.as_ref()?.0));
+    let meta = &pod.metadata;
+    let told_to_go = meta.deletion_timestamp.as_ref().and_then(|end| {
+        let grace = meta.deletion_grace_period_seconds.unwrap_or(0).max(0);
+        let grace = Duration::from_secs(grace.unsigned_abs());
+        end.0.checked_sub(grace).ok()
+    });
+    ready.max(told_to_go)
+}
+
 /// The node it is bound to.
 pub(crate) fn node(pod: &Pod) -> Option<&str> {
     pod.spec

@@ -47,6 +47,7 @@ pub(crate) fn plan(endpoints: &Endpoints, existing: &[Arc<EndpointSlice>]) -> Pl
         name,
         owner: ownership::controller_ref(endpoints),
         labels,
+        changed_at: None,
         keeps_one: false,
     };
     let families = ["IPv4", "IPv6"].map(|family| (family, groups(endpoints, family)));

@@ -4,12 +4,14 @@
 //! because a Service that is being written collects what changes meanwhile.
 
 mod mirror;
+mod moments;
 mod observed;
 mod selected;
 mod slices;
 mod subsets;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -21,6 +23,7 @@ use crate::error::{Error, all};
 use crate::ownership;
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::{Context, selector};
+use moments::Moments;
 use observed::{ServicePods, ZONE_LABEL, selects_pods};
 use slices::{SERVICE_LABEL, is_managed_by};
 
@@ -32,7 +35,7 @@ pub(crate) async fn run_slices(context: Arc<Context>) -> Result<(), Error> {
     let queue = Queue::new();
     let _sources = subscribe(&context, &queue);
     let _slices = subscribe_slices(&context, &queue, selected::MANAGED_BY);
-    drive(&queue, &Slices(context), WORKERS).await;
+    drive(&queue, &Slices::new(context), WORKERS).await;
     Ok(())
 }
 
@@ -161,7 +164,8 @@ fn selecting(context: &Context, change: &Change<Pod>) -> Vec<ObjectName> {
 }
 
 fn zone(node: Option<&Node>) -> Option<&String> {
-    node?.metadata.labels.as_ref()?.get(ZONE_LABEL)
+    let zone = node?.metadata.labels.as_ref()?.get(ZONE_LABEL);
+    zone.filter(|zone| !zone.is_empty())
 }
 
 fn observe<'a>(context: &Context, service: &'a Service, pods: &'a [Arc<Pod>]) -> ServicePods<'a> {
@@ -171,34 +175,53 @@ fn observe<'a>(context: &Context, service: &'a Service, pods: &'a [Arc<Pod>]) ->
     })
 }
 
-struct Slices(Arc<Context>);
+struct Slices {
+    context: Arc<Context>,
+    /// What every Service and its pods told when its slices were last written.
+    seen: Mutex<BTreeMap<ObjectName, Moments>>,
+}
+
+impl Slices {
+    fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            seen: Mutex::default(),
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Moments>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Reconcile for Slices {
     type Key = ObjectName;
     const NAME: &'static str = "endpointslice";
 
     async fn reconcile(&self, key: &ObjectName) -> Result<Next, Error> {
-        let existing = existing(&self.0, key, selected::MANAGED_BY);
-        let Some(service) = self.0.caches.services.get(key) else {
+        let caches = &self.context.caches;
+        let existing = existing(&self.context, key, selected::MANAGED_BY);
+        let Some(service) = caches.services.get(key) else {
+            self.seen().remove(key);
             // Only what a Service owned: what somebody made by hand under our label is not ours to delete.
             let owned = existing.iter().filter(|slice| {
                 ownership::controller_of(&slice.metadata).is_some_and(|owner| owner.kind == "Service")
             });
             for slice in owned {
-                self.0
-                    .caches
-                    .slices
-                    .delete(&**slice, DeleteParams::default())
-                    .await?;
+                caches.slices.delete(&**slice, DeleteParams::default()).await?;
             }
             return Ok(Next::OnChange);
         };
         if !selects_pods(&service) || service.metadata.deletion_timestamp.is_some() {
             return Ok(Next::OnChange);
         }
-        let pods = self.0.caches.pods.list_in(&key.namespace);
-        let plan = selected::plan(&service, &observe(&self.0, &service, &pods), &existing);
-        apply(&self.0, plan).await?;
+        let pods = caches.pods.list_in(&key.namespace);
+        let pods = observe(&self.context, &service, &pods);
+        let moments = Moments::of(&service, &pods);
+        let changed_at = moments.first_change_since(self.seen().get(key), !existing.is_empty());
+        let plan = selected::plan(&service, &pods, &existing, changed_at);
+        apply(&self.context, plan).await?;
+        self.seen().insert(key.clone(), moments);
         Ok(Next::OnChange)
     }
 }

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::{pods, selector};
 
-/// The label of a node that names its zone.
+/// The label of a node that names its zone; an empty one names none.
 pub(crate) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// One port of an endpoint.
@@ -37,7 +38,26 @@ pub(crate) struct PodEndpoint {
     pub target: ObjectReference,
     /// Sorted. Ports that the pod does not have are missing.
     pub ports: Vec<Port>,
+    /// When it last became ready or unready, or was told to go.
+    pub changed_at: Option<Timestamp>,
 }
+
+/// Where a Service's traffic is to go by preference (KEP-4444, KEP-3015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preference {
+    /// Nowhere in particular.
+    None,
+    /// To an endpoint in the client's zone.
+    SameZone,
+    /// To one on the client's node, or else in its zone.
+    SameNode,
+}
+
+/// The older ways to ask for hints, which take precedence over the field.
+const TOPOLOGY_ANNOTATIONS: [&str; 2] = [
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+];
 
 /// A Service with its pods.
 #[derive(Debug)]
@@ -65,6 +85,22 @@ pub(crate) fn publishes_not_ready(service: &Service) -> bool {
         .as_ref()
         .and_then(|spec| spec.publish_not_ready_addresses)
         == Some(true)
+}
+
+/// The Service's `trafficDistribution`. It does not count next to an annotation that asks for hints in proportion to
+/// the zones' CPUs, which are not given here.
+pub(crate) fn preference(service: &Service) -> Preference {
+    let annotations = service.metadata.annotations.as_ref();
+    let annotation = TOPOLOGY_ANNOTATIONS.iter().find_map(|key| annotations?.get(*key));
+    if annotation.is_some_and(|mode| matches!(mode.as_str(), "Auto" | "auto")) {
+        return Preference::None;
+    }
+    let spec = service.spec.as_ref();
+    match spec.and_then(|spec| spec.traffic_distribution.as_deref()) {
+        Some("PreferClose" | "PreferSameZone") => Preference::SameZone,
+        Some("PreferSameNode") => Preference::SameNode,
+        _ => Preference::None,
+    }
 }
 
 /// Whether the Service is reached by IPv4 addresses, and by IPv6 addresses, the primary family first.
@@ -139,6 +175,7 @@ fn endpoint(service: &Service, pod: &Pod, zone_of: &dyn Fn(&str) -> Option<Strin
             ..ObjectReference::default()
         },
         ports,
+        changed_at: pods::changed_at(pod),
     }
 }
 

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointSlice, ForNode, ForZone,
+};
 
-use super::observed::{PodEndpoint, ServicePods, families, family, is_headless, publishes_not_ready};
+use super::observed::{
+    PodEndpoint, Preference, ServicePods, families, family, is_headless, preference, publishes_not_ready,
+};
 use super::slices::{self, Groups, MANAGED_BY_LABEL, Plan, SERVICE_LABEL, Subject};
 use crate::ownership;
 use crate::selector::Labels;
@@ -16,13 +21,19 @@ use crate::selector::Labels;
 pub(crate) const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-/// Compares a Service's pods with its `existing` slices.
-pub(crate) fn plan(service: &Service, pods: &ServicePods<'_>, existing: &[Arc<EndpointSlice>]) -> Plan {
+/// Compares a Service's pods with its `existing` slices. What is written tells that it changed at `changed_at`.
+pub(crate) fn plan(
+    service: &Service,
+    pods: &ServicePods<'_>,
+    existing: &[Arc<EndpointSlice>],
+    changed_at: Option<Timestamp>,
+) -> Plan {
     let subject = Subject {
         namespace: service.metadata.namespace.clone(),
         name: service.metadata.name.clone().unwrap_or_default(),
         owner: ownership::controller_ref(service),
         labels: labels(service),
+        changed_at,
         keeps_one: true,
     };
     let families = families(service)
@@ -36,21 +47,21 @@ fn groups(pods: &ServicePods<'_>, wanted: &str) -> Groups {
     for pod in &pods.endpoints {
         for address in pod.addresses.iter().filter(|address| family(address) == wanted) {
             let identity = (*address, pod.target.uid.clone());
-            let endpoint = endpoint(pod, *address, publishes_not_ready(pods.service));
             groups
                 .entry(pod.ports.clone())
                 .or_default()
-                .insert(identity, endpoint);
+                .insert(identity, endpoint(pod, *address, pods.service));
         }
     }
     groups
 }
 
-fn endpoint(pod: &PodEndpoint, address: IpAddr, publishes_not_ready: bool) -> Endpoint {
+fn endpoint(pod: &PodEndpoint, address: IpAddr, service: &Service) -> Endpoint {
+    let ready = publishes_not_ready(service) || (pod.serving && !pod.terminating);
     Endpoint {
         addresses: vec![address.to_string()],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes_not_ready || (pod.serving && !pod.terminating)),
+            ready: Some(ready),
             serving: Some(pod.serving),
             terminating: Some(pod.terminating),
         }),
@@ -59,8 +70,24 @@ fn endpoint(pod: &PodEndpoint, address: IpAddr, publishes_not_ready: bool) -> En
         zone: pod.zone.clone(),
         target_ref: Some(pod.target.clone()),
         deprecated_topology: None,
-        hints: None,
+        hints: hints(pod, preference(service)).filter(|_| ready),
     }
+}
+
+/// A ready endpoint is for the clients of its own zone, and of its own node where that is preferred.
+fn hints(pod: &PodEndpoint, preference: Preference) -> Option<EndpointHints> {
+    let (by_zone, by_node) = match preference {
+        Preference::None => (false, false),
+        Preference::SameZone => (true, false),
+        Preference::SameNode => (true, true),
+    };
+    let zone = pod.zone.clone().filter(|_| by_zone);
+    let node = pod.node.clone().filter(|_| by_node);
+    let hints = EndpointHints {
+        for_nodes: node.map(|name| vec![ForNode { name }]),
+        for_zones: zone.map(|name| vec![ForZone { name }]),
+    };
+    (hints != EndpointHints::default()).then_some(hints)
 }
 
 fn labels(service: &Service) -> Labels {

@@ -39,8 +39,24 @@ fn pods(numbers: impl IntoIterator<Item = usize>) -> Vec<Arc<Pod>> {
 }
 
 fn plan_for(service: &Service, pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Plan {
-    let zone = |node: &str| (node == "n1").then(|| "z1".to_owned());
-    plan(service, &ServicePods::observe(service, pods, &zone), existing)
+    plan_at(service, pods, existing, None)
+}
+
+/// The nodes n1 and n2 are in the zones z1 and z2; n3 is in none.
+fn plan_at(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    existing: &[Arc<EndpointSlice>],
+    changed_at: Option<&str>,
+) -> Plan {
+    let zone = |node: &str| {
+        node.strip_prefix('n')
+            .map(|number| format!("z{number}"))
+            .filter(|zone| zone != "z3")
+    };
+    let changed_at = changed_at.map(|time| time.parse().unwrap());
+    let pods = ServicePods::observe(service, pods, &zone);
+    plan(service, &pods, existing, changed_at)
 }
 
 /// What the API would hold after the plan.
@@ -258,5 +274,176 @@ fn the_same_pods_in_any_order_change_nothing() {
     assert_eq!(
         plan_for(&service, &pods((0..120).rev()), &slices),
         Plan::default()
+    );
+}
+
+fn on_node(number: usize, node: &str) -> Arc<Pod> {
+    pod(number, |pod| pod["spec"]["nodeName"] = json!(node))
+}
+
+/// The hints of a ready pod on n1, an unready one on n2, a ready one on n2, and one on n3, which is in no zone.
+#[track_caller]
+fn hints_are(distribution: Option<&str>, expected: Value) {
+    let service = service(json!({ "trafficDistribution": distribution }));
+    let unready = pod(2, |pod| {
+        pod["spec"]["nodeName"] = json!("n2");
+        pod["status"]["conditions"][0]["status"] = json!("False");
+    });
+    let pods = [on_node(1, "n1"), unready, on_node(3, "n2"), on_node(4, "n3")];
+    let plan = plan_for(&service, &pods, &[]);
+    let told: Vec<_> = plan.create[0]
+        .endpoints
+        .iter()
+        .map(|endpoint| serde_json::to_value(&endpoint.hints).unwrap())
+        .collect();
+    assert_eq!(json!(told), expected, "{distribution:?}");
+}
+
+#[test]
+fn ready_endpoints_are_for_the_clients_that_the_distribution_prefers() {
+    let zone = |name: &str| json!({ "forZones": [{ "name": name }] });
+    let both =
+        |node: &str, zone: &str| json!({ "forNodes": [{ "name": node }], "forZones": [{ "name": zone }] });
+    let same_zone = json!([zone("z1"), null, zone("z2"), null]);
+    hints_are(None, json!([null, null, null, null]));
+    hints_are(Some("PreferClose"), same_zone.clone());
+    hints_are(Some("PreferSameZone"), same_zone);
+    hints_are(
+        Some("PreferSameNode"),
+        json!([both("n1", "z1"), null, both("n2", "z2"), { "forNodes": [{ "name": "n3" }] }]),
+    );
+    hints_are(Some("PreferSomethingElse"), json!([null, null, null, null]));
+}
+
+#[test]
+fn unready_endpoints_that_are_published_have_hints_as_well() {
+    let service = service(json!({ "trafficDistribution": "PreferClose", "publishNotReadyAddresses": true }));
+    let unready = pod(1, |pod| pod["status"]["conditions"][0]["status"] = json!("False"));
+    let plan = plan_for(&service, &[unready], &[]);
+    let hints = plan.create[0].endpoints[0].hints.as_ref().unwrap();
+    assert_eq!(
+        hints.for_zones,
+        Some(vec![ForZone {
+            name: "z1".to_owned()
+        }])
+    );
+}
+
+#[test]
+fn an_annotation_that_asks_for_hints_outdoes_the_distribution() {
+    for (key, mode, has_hints) in [
+        ("service.kubernetes.io/topology-mode", "Auto", false),
+        ("service.kubernetes.io/topology-aware-hints", "auto", false),
+        ("service.kubernetes.io/topology-mode", "Disabled", true),
+    ] {
+        let mut service = service(json!({ "trafficDistribution": "PreferClose" }));
+        service.metadata.annotations = Some([(key.to_owned(), mode.to_owned())].into());
+        let plan = plan_for(&service, &pods([1]), &[]);
+        assert_eq!(
+            plan.create[0].endpoints[0].hints.is_some(),
+            has_hints,
+            "{key} {mode}"
+        );
+    }
+}
+
+#[test]
+fn a_change_of_the_distribution_or_of_a_zone_is_written() {
+    let plain = service(json!({}));
+    let close = service(json!({ "trafficDistribution": "PreferClose" }));
+    let slices = apply(&[], plan_for(&plain, &pods([1]), &[]));
+    let hinted = apply(&slices, plan_for(&close, &pods([1]), &slices));
+    assert!(hinted[0].endpoints[0].hints.is_some());
+    assert_eq!(plan_for(&close, &pods([1]), &hinted), Plan::default());
+    let bare = apply(&hinted, plan_for(&plain, &pods([1]), &hinted));
+    assert_eq!(bare[0].endpoints, slices[0].endpoints);
+    let moved = ServicePods::observe(&close, &pods([1]), &|_| Some("z9".to_owned()));
+    let moved = plan(&close, &moved, &hinted, None);
+    let zone = serde_json::to_value(&moved.update[0].endpoints[0]).unwrap();
+    assert_eq!(
+        (&zone["zone"], &zone["hints"]["forZones"][0]["name"]),
+        (&json!("z9"), &json!("z9"))
+    );
+}
+
+#[test]
+fn a_slice_tells_when_what_it_says_came_about() {
+    let time = |slice: &EndpointSlice| {
+        let annotations = slice.metadata.annotations.clone().unwrap_or_default();
+        annotations
+            .get("endpoints.kubernetes.io/last-change-trigger-time")
+            .cloned()
+    };
+    let service = service(json!({}));
+    let slices = apply(
+        &[],
+        plan_at(&service, &pods([1]), &[], Some("2026-01-01T00:00:00Z")),
+    );
+    assert_eq!(time(&slices[0]).as_deref(), Some("2026-01-01T00:00:00Z"));
+    let later = Some("2026-01-01T00:00:07.5Z");
+    assert_eq!(plan_at(&service, &pods([1]), &slices, later), Plan::default());
+    let slices = apply(&slices, plan_at(&service, &pods([1, 2]), &slices, later));
+    assert_eq!(time(&slices[0]).as_deref(), later);
+    let slices = apply(&slices, plan_at(&service, &pods([2]), &slices, None));
+    assert_eq!(slices[0].metadata.annotations, None);
+}
+
+#[test]
+fn a_pod_tells_when_it_became_ready_and_when_it_was_told_to_go() {
+    let ready_at = |pod: &mut Value| {
+        pod["status"]["conditions"][0]["lastTransitionTime"] = json!("2026-01-01T00:00:10Z");
+    };
+    for (grace, end, expected) in [
+        (None, None, "2026-01-01T00:00:10Z"),
+        (Some(30), Some("2026-01-01T00:01:30Z"), "2026-01-01T00:01:00Z"),
+        (Some(0), Some("2026-01-01T00:01:30Z"), "2026-01-01T00:01:30Z"),
+        // It became unready after it had been told.
+        (Some(30), Some("2026-01-01T00:00:35Z"), "2026-01-01T00:00:10Z"),
+    ] {
+        let pod = pod(1, |pod| {
+            ready_at(pod);
+            pod["metadata"]["deletionTimestamp"] = json!(end);
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        });
+        assert_eq!(crate::pods::changed_at(&pod), expected.parse().ok(), "{end:?}");
+    }
+    assert_eq!(crate::pods::changed_at(&pod(1, |_| {})), None);
+}
+
+#[test]
+fn a_named_port_is_found_by_its_protocol_as_well() {
+    let protocols = ["TCP", "UDP", "SCTP"];
+    let ports = |number: &dyn Fn(usize, &str) -> Value| -> Value {
+        protocols
+            .iter()
+            .enumerate()
+            .map(|(index, protocol)| number(index, protocol))
+            .collect()
+    };
+    let service = service(json!({ "ports": ports(&|_, protocol| json!({
+        "name": protocol.to_lowercase(), "protocol": protocol, "port": 53, "targetPort": "dns",
+    })) }));
+    let pod = pod(1, |pod| {
+        let ports = ports(&|index, protocol| {
+            json!({
+                "name": "dns", "protocol": protocol, "containerPort": 5300 + index,
+            })
+        });
+        pod["spec"]["containers"] = json!([{ "name": "c", "ports": ports }]);
+    });
+    let plan = plan_for(&service, &[pod], &[]);
+    let told: Vec<_> = plan.create[0]
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| (port.name.as_deref(), port.protocol.as_deref(), port.port))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("sctp"), Some("SCTP"), Some(5302)),
+            (Some("tcp"), Some("TCP"), Some(5300)),
+            (Some("udp"), Some("UDP"), Some(5301)),
+        ]
     );
 }

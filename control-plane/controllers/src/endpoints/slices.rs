@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
@@ -17,6 +18,8 @@ use crate::selector::Labels;
 pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// The label that names who writes a slice.
 pub(crate) const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+/// When what a slice says came about; absent where that is not known.
+const CHANGED_AT_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Upstream's default; larger slices cost consumers more per change.
 const MAX_ENDPOINTS: usize = 100;
 
@@ -46,6 +49,8 @@ pub(crate) struct Subject {
     pub owner: OwnerReference,
     /// All labels of the slices.
     pub labels: Labels,
+    /// When what is to be written came about, as far as is known.
+    pub changed_at: Option<Timestamp>,
     /// Whether an empty slice stands for "no endpoints".
     pub keeps_one: bool,
 }
@@ -188,6 +193,11 @@ impl FamilyPlan<'_> {
     }
 
     fn slice(&self, meta: ObjectMeta, ports: &[Port], endpoints: Vec<Endpoint>) -> EndpointSlice {
+        let mut annotations = meta.annotations.unwrap_or_default();
+        annotations.remove(CHANGED_AT_ANNOTATION);
+        if let Some(time) = self.subject.changed_at {
+            annotations.insert(CHANGED_AT_ANNOTATION.to_owned(), time.to_string());
+        }
         let generate_name = meta
             .generate_name
             .or_else(|| Some(format!("{}-", self.subject.name)));
@@ -195,6 +205,7 @@ impl FamilyPlan<'_> {
             metadata: ObjectMeta {
                 namespace: self.subject.namespace.clone(),
                 generate_name,
+                annotations: (!annotations.is_empty()).then_some(annotations),
                 labels: Some(self.subject.labels.clone()),
                 owner_references: Some(vec![self.subject.owner.clone()]),
                 ..meta
@@ -241,7 +252,8 @@ fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
     ports
 }
 
-/// Whether writing `wanted` over `stored` would change nothing. Absent lists and empty ones are the same.
+/// Whether writing `wanted` over `stored` would change nothing. Absent lists and empty ones are the same; the time of
+/// a change is none itself.
 fn is_same(wanted: &EndpointSlice, stored: &EndpointSlice) -> bool {
     wanted.endpoints == stored.endpoints
         && ports_of(wanted) == ports_of(stored)

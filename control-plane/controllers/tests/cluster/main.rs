@@ -427,6 +427,66 @@ async fn endpoints_leave_when_their_pod_is_told_to_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_not_ready_any_more_leaves_its_slice_which_tells_since_when() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    api.create("services", service("web"));
+    api.create("deployments", deployment("web", 2));
+    api.eventually("endpoints", |api| ready_addresses(api, "web").len() == 2)
+        .await;
+    let pod = pods_of(api, "web").remove(0);
+    let moment = "2126-01-01T00:00:00Z";
+    let unready = json!([{ "type": "Ready", "status": "False", "lastTransitionTime": moment }]);
+    api.patch(
+        "pods",
+        "default",
+        text(&pod, "/metadata/name"),
+        json!({ "status": { "conditions": unready } }),
+    );
+    let gone = text(&pod, "/status/podIP");
+    api.eventually("left", |api| {
+        let slices = api.all("endpointslices");
+        let slice = slices
+            .iter()
+            .find(|slice| text(slice, "/metadata/name").starts_with("web-"));
+        let annotation = "/metadata/annotations/endpoints.kubernetes.io~1last-change-trigger-time";
+        let ready = ready_addresses(api, "web");
+        ready.len() == 1
+            && !ready.iter().any(|address| address == gone)
+            && slice.is_some_and(|slice| text(slice, annotation) == moment)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_given_a_zone_gives_it_to_its_endpoints() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    let mut close = service("web");
+    close["spec"]["trafficDistribution"] = json!("PreferClose");
+    api.create("services", close);
+    api.create("deployments", deployment("web", 2));
+    api.eventually("endpoints", |api| ready_addresses(api, "web").len() == 2)
+        .await;
+    for name in ["n1", "n2"] {
+        let labels = json!({ "topology.kubernetes.io/zone": format!("zone-of-{name}") });
+        api.patch("nodes", "", name, json!({ "metadata": { "labels": labels } }));
+    }
+    api.eventually("zones and hints", |api| {
+        let slices = api.all("endpointslices");
+        let mut endpoints = slices
+            .iter()
+            .filter(|slice| text(slice, "/metadata/name").starts_with("web-"))
+            .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+        endpoints.all(|endpoint| {
+            let zone = format!("zone-of-{}", text(&endpoint, "/nodeName"));
+            text(&endpoint, "/zone") == zone && text(&endpoint, "/hints/forZones/0/name") == zone
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_without_room_say_why_and_run_when_there_is_room() {
     let cluster = Cluster::start(Faults::default());
     let api = &cluster.api;
