@@ -20,6 +20,17 @@ pub enum Error {
         /// Which ids.
         what: &'static str,
     },
+    /// A program of iptables.
+    #[error("{program} did not do its work on {object}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What it was about.
+        object: String,
+        /// How it ended, and what it said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A fake was told to fail.
     #[error("told to fail: {0}")]
     Injected(&'static str),
