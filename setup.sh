@@ -53,7 +53,7 @@ protoc=$(command -v protoc || true)
 [ -f /usr/include/google/protobuf/descriptor.proto ] || [ -f "${protoc%/bin/protoc}/include/google/protobuf/descriptor.proto" ] \
   || packages+=" libprotobuf-dev"
 if [ "$stage" = run ] || [ "$stage" = test ]; then
-  packages+=" $(missing_commands ip:iproute2 nft:nftables curl:curl etcdctl:etcd-client)"
+  packages+=" $(missing_commands ip:iproute2 nft:nftables iptables:iptables curl:curl etcdctl:etcd-client)"
   has kubectl || packages+=" kubernetes-client"
 fi
 if [ "$stage" = test ]; then
