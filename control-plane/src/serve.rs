@@ -184,7 +184,7 @@ fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
         sa_signing_key: state.key_pair("service-account").key,
         sa_issuer: apiserver::Config::DEFAULT_ISSUER.to_owned(),
         etcd: api_etcd_config(state, settings),
-        service_cidr: settings.service_cidr.into(),
+        service_cidrs: settings.service_cidr,
         node_port_range: apiserver::Config::DEFAULT_NODE_PORTS,
         kubelet_client_cert: kubelet_client.cert,
         kubelet_client_key: kubelet_client.key,

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use ipnetwork::Ipv4Network;
+use apiserver::ServiceCidrs;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
 /// How Services reach their endpoints.
@@ -81,8 +82,8 @@ pub struct Settings {
     pub network: Network,
     /// Pods' addresses; every node leases a /24 of it.
     pub pod_cidr: Ipv4Network,
-    /// Services' addresses.
-    pub service_cidr: Ipv4Network,
+    /// Services' addresses: an IPv4 network, and an IPv6 network next to it where Services may have both.
+    pub service_cidr: ServiceCidrs,
     /// The network that stands for the data centre's LAN: the control plane is its first address, nodes follow from
     /// the eleventh.
     pub underlay_cidr: Ipv4Network,
@@ -119,14 +120,10 @@ impl Settings {
             "--pod-cidr {}: a /22 or larger is needed",
             self.pod_cidr
         );
-        ensure!(
-            self.service_cidr.prefix() <= 24,
-            "--service-cidr {}: a /24 or larger is needed",
-            self.service_cidr
-        );
+        let service_network = self.validate_service_cidr()?;
         let networks = [
             ("pod", self.pod_cidr),
-            ("service", self.service_cidr),
+            ("service", service_network),
             ("underlay", self.underlay_cidr),
         ];
         for (i, (name, network)) in networks.iter().enumerate() {
@@ -160,6 +157,28 @@ impl Settings {
             );
         }
         self.etcd.as_ref().map_or(Ok(()), ExternalEtcd::validate)
+    }
+
+    /// The IPv4 network of Services comes first, since nodes, pods and cluster DNS have IPv4 addresses. An IPv6 one is
+    /// as large as Kubernetes allows (KEP-1880), or has room for a few Services at least.
+    fn validate_service_cidr(&self) -> anyhow::Result<Ipv4Network> {
+        let IpNetwork::V4(primary) = self.service_cidr.primary() else {
+            bail!(
+                "--service-cidr {}: the IPv4 network comes first, as in 10.96.0.0/12,fd00:10:96::/112",
+                self.service_cidr
+            );
+        };
+        ensure!(
+            primary.prefix() <= 24,
+            "--service-cidr {primary}: a /24 or larger is needed"
+        );
+        if let Some(secondary) = self.service_cidr.secondary() {
+            ensure!(
+                (64..=120).contains(&secondary.prefix()),
+                "--service-cidr {secondary}: from /64 to /120 is possible"
+            );
+        }
+        Ok(primary)
     }
 
     /// Reads the settings of a cluster that was brought up; `None` where there is none.
@@ -224,12 +243,12 @@ impl Settings {
 
     /// First address of the service range: the `kubernetes` Service.
     pub fn kubernetes_service(&self) -> Ipv4Addr {
-        nth(self.service_cidr, 1)
+        self.service_address(1)
     }
 
     /// Tenth address of the service range: cluster DNS.
     pub fn cluster_dns(&self) -> Ipv4Addr {
-        nth(self.service_cidr, 10)
+        self.service_address(10)
     }
 
     /// Client URLs of the store, embedded or not.
@@ -242,6 +261,17 @@ impl Settings {
                 self.etcd_port
             )],
         }
+    }
+
+    fn service_address(&self, n: u32) -> Ipv4Addr {
+        let network = match self.service_cidr.primary() {
+            IpNetwork::V4(network) => Some(network),
+            IpNetwork::V6(_) => None,
+        };
+        nth(
+            network.expect("invariant: validate() admits only an IPv4 network first"),
+            n,
+        )
     }
 
     fn underlay_address(&self, n: u32) -> Ipv4Addr {
@@ -326,9 +356,20 @@ mod tests {
     }
 
     #[test]
+    fn services_may_have_a_network_of_each_family() {
+        let mut dual = settings();
+        dual.service_cidr = "10.96.0.0/12,fd00:10:96::/112".parse().expect("valid");
+        assert!(dual.validate().is_ok());
+        assert_eq!(dual.cluster_dns().to_string(), "10.96.0.10");
+        let kept = serde_json::to_value(&dual).expect("settings are JSON");
+        assert_eq!(kept["service_cidr"], "10.96.0.0/12,fd00:10:96::/112");
+        assert_eq!(serde_json::from_value::<Settings>(kept).ok(), Some(dual));
+    }
+
+    #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
         type Spoil = fn(&mut Settings);
-        let rows: [(&str, Spoil); 10] = [
+        let rows: [(&str, Spoil); 13] = [
             (
                 "--pod-cidr 10.244.0.0/22: --nodes 4 need a /24 each, and 3 can be leased of it",
                 |s| (s.nodes, s.pod_cidr) = (4, "10.244.0.0/22".parse().expect("valid")),
@@ -357,6 +398,17 @@ mod tests {
                 |s| {
                     s.service_cidr = "172.30.0.0/16".parse().expect("valid");
                 },
+            ),
+            ("--service-cidr 10.96.0.0/25: a /24 or larger is needed", |s| {
+                s.service_cidr = "10.96.0.0/25,fd00::/112".parse().expect("valid")
+            }),
+            ("--service-cidr fd00::/48: from /64 to /120 is possible", |s| {
+                s.service_cidr = "10.96.0.0/12,fd00::/48".parse().expect("valid")
+            }),
+            (
+                "--service-cidr fd00::/112,10.96.0.0/12: the IPv4 network comes first, as in \
+                10.96.0.0/12,fd00:10:96::/112",
+                |s| s.service_cidr = "fd00::/112,10.96.0.0/12".parse().expect("valid"),
             ),
             (
                 "--etcd 127.0.0.1:2379: expected a URL like http://172.30.0.1:2379",

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use apiserver::ServiceCidrs;
 use ipnetwork::Ipv4Network;
 
 use crate::StateDirArg;
@@ -48,9 +49,9 @@ pub struct UpArgs {
     /// Addresses for pods; each node leases a /24
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: Ipv4Network,
-    /// Addresses for Services
-    #[arg(long, default_value = "10.96.0.0/12")]
-    service_cidr: Ipv4Network,
+    /// Addresses for Services; with an IPv6 network behind a comma they may have both
+    #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
+    service_cidr: ServiceCidrs,
     /// The network between the nodes
     #[arg(long, default_value = "172.30.0.0/24")]
     underlay_cidr: Ipv4Network,

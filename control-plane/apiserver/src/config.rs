@@ -1,9 +1,12 @@
 //! What the server is told at start.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 /// The configuration of one API server. All paths are PEM files.
 #[derive(Debug, Clone)]
@@ -22,8 +25,8 @@ pub struct Config {
     pub sa_issuer: String,
     /// The store.
     pub etcd: EtcdConfig,
-    /// ClusterIPs are taken from here; default 10.96.0.0/12.
-    pub service_cidr: IpNetwork,
+    /// ClusterIPs are taken from here; default 10.96.0.0/12 alone.
+    pub service_cidrs: ServiceCidrs,
     /// Node ports are taken from here, both ends included; default 30000-32767.
     pub node_port_range: (u16, u16),
     /// Client certificate for the kubelets (logs).
@@ -37,6 +40,106 @@ impl Config {
     pub const DEFAULT_ISSUER: &'static str = "https://kubernetes.default.svc.cluster.local";
     /// Range of node ports, as upstream's default.
     pub const DEFAULT_NODE_PORTS: (u16, u16) = (30000, 32767);
+}
+
+/// The networks of ClusterIPs: one, or one of each address family (KEP-563). As text they are joined by a comma, the
+/// primary one first: `10.96.0.0/12,fd00:10:96::/112`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServiceCidrs {
+    primary: IpNetwork,
+    secondary: Option<IpNetwork>,
+}
+
+/// Why a text names no networks of ClusterIPs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceCidrsError {
+    /// Not an address and a prefix length.
+    #[error("{0:?} is no network like 10.96.0.0/12 or fd00:10:96::/112")]
+    NotANetwork(String),
+    /// Two of one family.
+    #[error("{0} and {1} are of one address family: one network of each is possible")]
+    SameFamily(IpNetwork, IpNetwork),
+    /// More than two.
+    #[error("{0} networks: one, or one of each address family, is possible")]
+    TooMany(usize),
+}
+
+impl ServiceCidrs {
+    /// The network that Services get their address from unless they ask for another family.
+    pub fn primary(&self) -> IpNetwork {
+        self.primary
+    }
+
+    /// The network of the other family.
+    pub fn secondary(&self) -> Option<IpNetwork> {
+        self.secondary
+    }
+
+    /// All of them, the primary one first.
+    pub fn iter(&self) -> impl Iterator<Item = IpNetwork> {
+        [Some(self.primary), self.secondary].into_iter().flatten()
+    }
+}
+
+impl From<IpNetwork> for ServiceCidrs {
+    fn from(primary: IpNetwork) -> Self {
+        ServiceCidrs {
+            primary,
+            secondary: None,
+        }
+    }
+}
+
+impl FromStr for ServiceCidrs {
+    type Err = ServiceCidrsError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let network = |text: &str| {
+            let not_a_network = |_| ServiceCidrsError::NotANetwork(text.to_owned());
+            let parsed: IpNetwork = text.trim().parse().map_err(not_a_network)?;
+            // A bare address is a network of one, which leaves no address for a Service.
+            if !text.contains('/') {
+                return Err(ServiceCidrsError::NotANetwork(text.to_owned()));
+            }
+            Ok(parsed)
+        };
+        let networks: Vec<IpNetwork> = text.split(',').map(network).collect::<Result<_, _>>()?;
+        match networks.as_slice() {
+            [primary] => Ok(ServiceCidrs::from(*primary)),
+            [primary, secondary] if primary.is_ipv4() == secondary.is_ipv4() => {
+                Err(ServiceCidrsError::SameFamily(*primary, *secondary))
+            }
+            [primary, secondary] => Ok(ServiceCidrs {
+                primary: *primary,
+                secondary: Some(*secondary),
+            }),
+            many => Err(ServiceCidrsError::TooMany(many.len())),
+        }
+    }
+}
+
+impl fmt::Display for ServiceCidrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.secondary {
+            None => write!(f, "{}", self.primary),
+            Some(secondary) => write!(f, "{},{secondary}", self.primary),
+        }
+    }
+}
+
+impl TryFrom<String> for ServiceCidrs {
+    type Error = ServiceCidrsError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ServiceCidrs> for String {
+    fn from(cidrs: ServiceCidrs) -> Self {
+        cidrs.to_string()
+    }
 }
 
 /// How to reach etcd (ours or a real one), by the v3 protocol.
@@ -64,6 +167,49 @@ impl EtcdConfig {
             cert: None,
             key: None,
             prefix: "/registry".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_networks_are_one_or_one_of_each_family() {
+        for (text, expected) in [
+            ("10.96.0.0/12", Ok("10.96.0.0/12")),
+            ("fd00:10:96::/112", Ok("fd00:10:96::/112")),
+            (
+                "10.96.0.0/12, fd00:10:96::/112",
+                Ok("10.96.0.0/12,fd00:10:96::/112"),
+            ),
+            ("fd00::/112,10.96.0.0/12", Ok("fd00::/112,10.96.0.0/12")),
+            (
+                "10.96.0.0/12,10.112.0.0/12",
+                Err(
+                    "10.96.0.0/12 and 10.112.0.0/12 are of one address family: one network of each is possible",
+                ),
+            ),
+            (
+                "10.96.0.0",
+                Err("\"10.96.0.0\" is no network like 10.96.0.0/12 or fd00:10:96::/112"),
+            ),
+            (
+                "10.96.0.0/12,",
+                Err("\"\" is no network like 10.96.0.0/12 or fd00:10:96::/112"),
+            ),
+            (
+                "10.96.0.0/12,fd00::/112,fd01::/112",
+                Err("3 networks: one, or one of each address family, is possible"),
+            ),
+        ] {
+            let parsed = text.parse::<ServiceCidrs>();
+            let told = parsed
+                .as_ref()
+                .map(ToString::to_string)
+                .map_err(ToString::to_string);
+            assert_eq!(told, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
         }
     }
 }

@@ -114,6 +114,16 @@ pub fn copy_field(from: &Value, to: &mut Value, field: &str) {
     }
 }
 
+/// Sets a direct field, or removes it for `None`.
+pub fn set_or_remove(object: &mut Value, field: &str, value: Option<Value>) {
+    match value {
+        Some(value) => object[field] = value,
+        None => {
+            remove(object, field);
+        }
+    }
+}
+
 /// Removes a direct field.
 pub fn remove(object: &mut Value, field: &str) -> Option<Value> {
     object.as_object_mut().and_then(|map| map.remove(field))

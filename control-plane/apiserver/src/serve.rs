@@ -112,7 +112,7 @@ impl Server {
         let caches = Caches::new(registry, &storage);
         let shutdown = CancellationToken::new();
         let ranges = Ranges {
-            cidr: config.service_cidr,
+            cidrs: config.service_cidrs,
             ports: config.node_port_range,
         };
         let api = Api {
@@ -253,7 +253,8 @@ async fn make_first_objects(api: &Api) {
         .map(|name| ("", "Namespace", "v1", named(name)))
         .collect();
     let mut range = named("kubernetes");
-    range["spec"] = json!({ "cidrs": [api.ranges.cidr.to_string()] });
+    range["spec"] =
+        json!({ "cidrs": api.ranges.cidrs.iter().map(|cidr| cidr.to_string()).collect::<Vec<_>>() });
     objects.push(("networking.k8s.io", "ServiceCIDR", "networking.k8s.io/v1", range));
     for (group, kind, api_version, mut object) in objects {
         object["apiVersion"] = api_version.into();

@@ -1,22 +1,34 @@
 //! ClusterIPs and node ports: chosen here, and reserved by keys that are written in the same etcd transaction as the
 //! Service. A ClusterIP is an `IPAddress` object (KEP-1880); a node port is a key of its own. There is nothing to
 //! repair, since a Service and what it holds come and go together.
+//!
+//! An update passes through [`carry_over`], both kinds of writes through [`settle_families`], then come the rules, and
+//! [`allocate`] last.
 
-use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod families;
+mod kind;
+mod pool;
+mod update;
 
-use ipnetwork::IpNetwork;
-use rand::Rng;
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
+use crate::config::ServiceCidrs;
 use crate::object::{self, Fields};
 use crate::resources::field::{Errors, FieldError, Path};
+pub use families::settle_families;
+pub(crate) use kind::{
+    is_externally_accessible, is_headless, is_load_balancer, needs_health_check, needs_node_ports,
+};
+pub use update::{align_cluster_ips, carry_over};
 
 /// Where addresses and ports come from.
 #[derive(Debug, Clone, Copy)]
 pub struct Ranges {
     /// ClusterIPs.
-    pub cidr: IpNetwork,
+    pub cidrs: ServiceCidrs,
     /// Node ports, both ends included.
     pub ports: (u16, u16),
 }
@@ -35,32 +47,34 @@ pub struct Taken {
 pub enum Holding {
     /// A ClusterIP.
     Address(IpAddr),
-    /// A node port.
+    /// A node port, for traffic or for health checks.
     Port(i64),
 }
 
 /// A holding that a Service asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     /// What.
     pub holding: Holding,
-    /// The user named it, so that a collision is the user's to know.
-    named_at: Option<Path>,
+    /// The error when somebody else holds what the user named; `None` when the choice was ours.
+    pub collision: Option<Vec<FieldError>>,
 }
 
 impl Claim {
-    /// The error when somebody else holds what the user named; `None` when the choice was ours.
-    pub fn collision(&self) -> Option<Vec<FieldError>> {
-        let at = self.named_at.as_ref()?;
-        let mut errors = Errors::default();
-        match &self.holding {
-            Holding::Address(ip) => {
-                let detail = format!("failed to allocate IP {ip}: provided IP is already allocated");
-                errors.invalid(at, json!([ip.to_string()]), detail);
-            }
-            Holding::Port(port) => errors.invalid(at, *port, "provided port is already allocated"),
+    fn chosen(holding: Holding) -> Self {
+        Claim {
+            holding,
+            collision: None,
         }
-        errors.into_result().err()
+    }
+
+    fn named(holding: Holding, at: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        let mut errors = Errors::default();
+        errors.invalid(at, value, detail);
+        Claim {
+            holding,
+            collision: errors.into_result().err(),
+        }
     }
 }
 
@@ -70,13 +84,20 @@ pub fn holdings(service: &Value) -> Vec<Holding> {
         .list("spec.clusterIPs")
         .iter()
         .filter_map(|ip| ip.as_str()?.parse().ok());
-    let ports = service
-        .list("spec.ports")
-        .iter()
-        .filter_map(|port| port.int("nodePort").filter(|port| *port != 0));
     let mut seen = HashSet::new();
-    let all = addresses.map(Holding::Address).chain(ports.map(Holding::Port));
+    let all = addresses
+        .map(Holding::Address)
+        .chain(node_ports(service).map(Holding::Port));
     all.filter(|holding| seen.insert(holding.clone())).collect()
+}
+
+/// Every port that a Service has on the nodes, that of its health checks included.
+pub fn node_ports(service: &Value) -> impl Iterator<Item = i64> {
+    let ports = service.list("spec.ports").iter();
+    let ports = ports.filter_map(|port| port.int("nodePort"));
+    ports
+        .chain(service.int("spec.healthCheckNodePort"))
+        .filter(|port| *port != 0)
 }
 
 /// The `IPAddress` object that reserves a ClusterIP.
@@ -97,230 +118,210 @@ pub fn ip_address_object(ip: IpAddr, service: &Value, now: Value) -> Value {
     })
 }
 
-/// Carries over what an updater left out, and drops what a change of type makes void
-/// (`patchAllocatedValues`, `dropTypeDependentFields`).
-pub fn carry_over(new: &mut Value, old: &Value) {
-    let kind = new.text("spec.type").to_owned();
-    let needs_address = kind != "ExternalName";
-    if needs_address && old.text("spec.type") != "ExternalName" && new.text("spec.clusterIP").is_empty() {
-        for field in ["clusterIP", "clusterIPs"] {
-            object::copy_field(old.at("spec"), &mut new["spec"], field);
-        }
-    }
-    if !needs_address
-        && old.text("spec.type") != "ExternalName"
-        && new.at("spec.clusterIP") == old.at("spec.clusterIP")
-    {
-        for field in [
-            "clusterIP",
-            "clusterIPs",
-            "ipFamilies",
-            "ipFamilyPolicy",
-            "internalTrafficPolicy",
-        ] {
-            object::remove(&mut new["spec"], field);
-        }
-    }
-    let has_node_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
-    if !has_node_ports && matches!(old.text("spec.type"), "NodePort" | "LoadBalancer") {
-        object::remove(&mut new["spec"], "externalTrafficPolicy");
-        object::remove(&mut new["spec"], "allocateLoadBalancerNodePorts");
-    }
-    let old_ports = old.list("spec.ports").to_vec();
-    for port in new["spec"]
-        .get_mut("ports")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
-        let same =
-            |one: &&Value| one.at("port") == port.at("port") && one.at("protocol") == port.at("protocol");
-        let Some(before) = old_ports.iter().find(same) else {
-            continue;
-        };
-        let unset = port.int("nodePort").unwrap_or(0) == 0;
-        if has_node_ports && unset {
-            object::copy_field(before, port, "nodePort");
-        } else if !has_node_ports && port.at("nodePort") == before.at("nodePort") {
-            object::remove(port, "nodePort");
-        }
-    }
-}
-
-/// Completes a Service with addresses and ports, and tells what must be claimed for it beyond what `held` has.
+/// Completes a Service, whose families are settled, with addresses and ports, and tells what must be claimed for it
+/// beyond what it held when it was `old`.
 pub fn allocate(
     service: &mut Value,
-    held: &[Holding],
+    old: Option<&Value>,
     ranges: &Ranges,
     taken: &Taken,
 ) -> Result<Vec<Claim>, Vec<FieldError>> {
-    let mut errors = Errors::default();
-    let mut claims = Vec::new();
-    allocate_address(service, ranges, taken, &mut claims, &mut errors);
-    if matches!(service.text("spec.type"), "NodePort" | "LoadBalancer") {
-        allocate_ports(service, ranges, taken, &mut claims, &mut errors);
+    let mut allocation = Allocation {
+        ranges,
+        taken,
+        held: old.map(holdings).unwrap_or_default(),
+        asked: node_ports(service).collect(),
+        ports: HashSet::new(),
+        claims: Vec::new(),
+        errors: Errors::default(),
+    };
+    allocation.addresses(service);
+    if needs_node_ports(service) {
+        allocation.node_ports(service, old.is_none());
     }
+    if needs_health_check(service) {
+        allocation.health_check_port(service);
+    }
+    let Allocation {
+        held,
+        mut claims,
+        errors,
+        ..
+    } = allocation;
     errors.into_result()?;
     claims.retain(|claim| !held.contains(&claim.holding));
     Ok(claims)
 }
 
-fn allocate_address(
-    service: &mut Value,
-    ranges: &Ranges,
-    taken: &Taken,
-    claims: &mut Vec<Claim>,
-    errors: &mut Errors,
-) {
-    let at = Path::new("spec");
-    let spec = &mut service["spec"];
-    if spec.text("type") == "ExternalName" {
-        return;
+const PORT_IS_TAKEN: &str = "provided port is already allocated";
+
+/// One Service on its way to what it will hold.
+struct Allocation<'a> {
+    ranges: &'a Ranges,
+    taken: &'a Taken,
+    held: Vec<Holding>,
+    /// Node ports that it names, which are not to be chosen for another of its ports.
+    asked: HashSet<i64>,
+    /// Node ports that it has so far.
+    ports: HashSet<i64>,
+    claims: Vec<Claim>,
+    errors: Errors,
+}
+
+impl Allocation<'_> {
+    /// One address of each of the Service's families.
+    fn addresses(&mut self, service: &mut Value) {
+        if !kind::needs_cluster_ip(service) || is_headless(service) {
+            return;
+        }
+        let asked = service.list("spec.clusterIPs").to_vec();
+        let mut addresses = Vec::new();
+        for (index, wanted) in service.list("spec.ipFamilies").iter().enumerate() {
+            let named = asked.get(index).and_then(Value::as_str).unwrap_or_default();
+            let address = match named {
+                "" => self.free_address(wanted.as_str().unwrap_or_default()),
+                named => self.named_address(named, &asked),
+            };
+            addresses.extend(address);
+        }
+        let spec = &mut service["spec"];
+        object::set_or_remove(spec, "clusterIP", addresses.first().map(|first| json!(first)));
+        spec["clusterIPs"] = json!(addresses);
     }
-    let policy = spec.text("ipFamilyPolicy");
-    if policy == "RequireDualStack" {
-        let detail = "this cluster is not configured for dual-stack services";
-        errors.invalid(&at.child("ipFamilyPolicy"), policy, detail);
-    }
-    let wanted = match spec.text("clusterIP") {
-        "" => spec
-            .list("clusterIPs")
-            .first()
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned(),
-        given => given.to_owned(),
-    };
-    let address = match wanted.as_str() {
-        "None" => "None".to_owned(),
-        "" => match free_address(ranges.cidr, &taken.addresses) {
+
+    fn free_address(&mut self, wanted: &str) -> Option<String> {
+        let cidr = self
+            .ranges
+            .cidrs
+            .iter()
+            .find(|cidr| family(cidr.ip()) == wanted)?;
+        match pool::free_address(cidr, &self.taken.addresses) {
             Some(ip) => {
-                claims.push(Claim {
-                    holding: Holding::Address(ip),
-                    named_at: None,
-                });
-                ip.to_string()
+                self.claims.push(Claim::chosen(Holding::Address(ip)));
+                Some(ip.to_string())
             }
             None => {
-                let detail = "failed to allocate a serviceIP: range is full";
-                errors.invalid(&at.child("clusterIPs"), json!([]), detail);
-                return;
+                let at = Path::new("spec").child("clusterIPs");
+                self.errors
+                    .invalid(&at, json!([]), "failed to allocate a serviceIP: range is full");
+                None
             }
-        },
-        named => {
-            let Ok(ip) = named.parse::<IpAddr>() else { return };
-            if !ranges.cidr.contains(ip) {
-                let cidr = ranges.cidr;
-                let detail = format!(
-                    "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {cidr}"
-                );
-                errors.invalid(&at.child("clusterIP"), named, detail);
-                return;
-            }
-            let named_at = Some(at.child("clusterIPs"));
-            claims.push(Claim {
-                holding: Holding::Address(ip),
-                named_at,
-            });
-            named.to_owned()
-        }
-    };
-    spec["clusterIPs"] = json!([address]);
-    spec["clusterIP"] = address.into();
-    if spec.list("ipFamilies").is_empty() {
-        spec["ipFamilies"] = json!([family(ranges.cidr.ip())]);
-    }
-    object::default_to(spec, "ipFamilyPolicy", "SingleStack");
-}
-
-fn allocate_ports(
-    service: &mut Value,
-    ranges: &Ranges,
-    taken: &Taken,
-    claims: &mut Vec<Claim>,
-    errors: &mut Errors,
-) {
-    let automatic = service.at("spec.allocateLoadBalancerNodePorts") != &Value::Bool(false);
-    let mut chosen: HashSet<i64> = HashSet::new();
-    let ports = service["spec"]
-        .get_mut("ports")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten();
-    for (index, port) in ports.enumerate() {
-        let at = Path::new("spec").child("ports").index(index).child("nodePort");
-        let (first, last) = ranges.ports;
-        match port.int("nodePort").unwrap_or(0) {
-            0 if !automatic => {}
-            0 => match free_port(ranges.ports, |number| {
-                taken.ports.contains(&number) || chosen.contains(&number)
-            }) {
-                Some(number) => {
-                    port["nodePort"] = number.into();
-                    chosen.insert(number);
-                    claims.push(Claim {
-                        holding: Holding::Port(number),
-                        named_at: None,
-                    });
-                }
-                None => errors.invalid(&at, 0, "failed to allocate a nodePort: range is full"),
-            },
-            number if !(i64::from(first)..=i64::from(last)).contains(&number) => {
-                let detail = format!(
-                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
-                );
-                errors.invalid(&at, number, detail);
-            }
-            // One Service may use a number for TCP and UDP alike: claimed once.
-            number if chosen.insert(number) => {
-                claims.push(Claim {
-                    holding: Holding::Port(number),
-                    named_at: Some(at),
-                });
-            }
-            _ => {}
         }
     }
+
+    fn named_address(&mut self, named: &str, asked: &[Value]) -> Option<String> {
+        let ip: IpAddr = named.parse().ok()?;
+        let holding = Holding::Address(ip);
+        let at = Path::new("spec").child("clusterIPs");
+        let cidr = self
+            .ranges
+            .cidrs
+            .iter()
+            .find(|cidr| cidr.is_ipv4() == ip.is_ipv4());
+        if let Some(cidr) = cidr
+            && !cidr.contains(ip)
+            && !self.held.contains(&holding)
+        {
+            let detail = format!(
+                "failed to allocate IP {named}: the provided IP ({named}) is not in the valid range. The range of valid IPs is {cidr}"
+            );
+            self.errors.invalid(&at, asked.to_vec(), detail);
+            return None;
+        }
+        let detail = format!("failed to allocate IP {named}: provided IP is already allocated");
+        self.claims
+            .push(Claim::named(holding, &at, asked.to_vec(), detail));
+        Some(named.to_owned())
+    }
+
+    /// A new Service has one node port for all protocols of a port; a port that comes later has its own.
+    fn node_ports(&mut self, service: &mut Value, is_new: bool) {
+        let automatic = service.at("spec.allocateLoadBalancerNodePorts") != &Value::Bool(false);
+        let at = Path::new("spec").child("ports");
+        let mut shared = if is_new {
+            requested_ports(service)
+        } else {
+            BTreeMap::new()
+        };
+        let ports = service["spec"].get_mut("ports").and_then(Value::as_array_mut);
+        for (index, port) in ports.into_iter().flatten().enumerate() {
+            let at = at.index(index).child("nodePort");
+            let named = match port.int("nodePort").unwrap_or(0) {
+                0 if !automatic => continue,
+                0 => port.int("port").and_then(|number| shared.get(&number)).copied(),
+                named => Some(named),
+            };
+            let number = match named {
+                Some(named) => self.named_port(named, &at).then_some(named),
+                None => self.free_port(&at),
+            };
+            let Some(number) = number else { continue };
+            port["nodePort"] = number.into();
+            if let (true, Some(service_port)) = (is_new, port.int("port")) {
+                shared.entry(service_port).or_insert(number);
+            }
+        }
+    }
+
+    fn health_check_port(&mut self, service: &mut Value) {
+        let at = Path::new("spec").child("healthCheckNodePort");
+        let number = match service.int("spec.healthCheckNodePort").unwrap_or(0) {
+            0 => self.free_port(&at),
+            named if self.ports.contains(&named) => {
+                self.errors.invalid(&at, named, PORT_IS_TAKEN);
+                None
+            }
+            named => self.named_port(named, &at).then_some(named),
+        };
+        object::set_or_remove(
+            &mut service["spec"],
+            "healthCheckNodePort",
+            number.map(Value::from),
+        );
+    }
+
+    fn named_port(&mut self, named: i64, at: &Path) -> bool {
+        let (first, last) = self.ranges.ports;
+        let holding = Holding::Port(named);
+        let in_range = (i64::from(first)..=i64::from(last)).contains(&named);
+        if !in_range && !self.held.contains(&holding) {
+            let detail = format!(
+                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            );
+            self.errors.invalid(at, named, detail);
+            return false;
+        }
+        // One Service may use a number for TCP and UDP alike: claimed once.
+        if self.ports.insert(named) {
+            self.claims.push(Claim::named(holding, at, named, PORT_IS_TAKEN));
+        }
+        true
+    }
+
+    fn free_port(&mut self, at: &Path) -> Option<i64> {
+        let sets = [&self.taken.ports, &self.asked, &self.ports];
+        let is_taken = |number| sets.iter().any(|set| set.contains(&number));
+        let Some(number) = pool::free_port(self.ranges.ports, is_taken) else {
+            self.errors
+                .invalid(at, 0, "failed to allocate a nodePort: range is full");
+            return None;
+        };
+        self.ports.insert(number);
+        self.claims.push(Claim::chosen(Holding::Port(number)));
+        Some(number)
+    }
 }
 
-/// A random free address, from the upper band first: the lower one is left to those who name their address
-/// (KEP-3070, `ipallocator.calculateRangeOffset`).
-fn free_address(cidr: IpNetwork, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
-    let (base, host_bits) = match cidr {
-        IpNetwork::V4(net) => (u128::from(u32::from(net.network())), 32 - u32::from(net.prefix())),
-        IpNetwork::V6(net) => (u128::from(net.network()), 128 - u32::from(net.prefix())),
-    };
-    // Without the network's own address; IPv4 loses the broadcast address too.
-    let size = 1_u128.checked_shl(host_bits).unwrap_or(u128::MAX);
-    let last = if cidr.is_ipv4() {
-        size.saturating_sub(2)
-    } else {
-        size.saturating_sub(1)
-    };
-    let offset = (size / 16).clamp(16, 256);
-    let address = |number: u128| match cidr {
-        IpNetwork::V4(_) => u32::try_from(base + number)
-            .ok()
-            .map(|bits| IpAddr::V4(Ipv4Addr::from(bits))),
-        IpNetwork::V6(_) => Some(IpAddr::V6(Ipv6Addr::from(base + number))),
-    };
-    let bands = [(offset.min(last), last), (1, offset.min(last))];
-    bands.into_iter().find_map(|(from, to)| {
-        let start = rand::rng().random_range(from..=to.max(from));
-        let tries = (to.max(from) - from + 1).min(taken.len() as u128 + 2);
-        (0..tries).find_map(|step| {
-            let number = from + (start - from + step) % (to.max(from) - from + 1);
-            address(number).filter(|ip| !taken.contains(ip))
-        })
-    })
-}
-
-fn free_port((first, last): (u16, u16), taken: impl Fn(i64) -> bool) -> Option<i64> {
-    let count = i64::from(last) - i64::from(first) + 1;
-    let start = rand::rng().random_range(0..count);
-    (0..count)
-        .map(|step| i64::from(first) + (start + step) % count)
-        .find(|number| !taken(*number))
+/// The node ports that were named, by the number of the Service's port.
+fn requested_ports(service: &Value) -> BTreeMap<i64, i64> {
+    let mut requested = BTreeMap::new();
+    for port in service.list("spec.ports") {
+        let node_port = port.int("nodePort").filter(|number| *number != 0);
+        if let (Some(number), Some(node_port)) = (port.int("port"), node_port) {
+            requested.entry(number).or_insert(node_port);
+        }
+    }
+    requested
 }
 
 fn family(ip: IpAddr) -> &'static str {
@@ -328,80 +329,5 @@ fn family(ip: IpAddr) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ranges(cidr: &str) -> Ranges {
-        Ranges {
-            cidr: cidr.parse().expect("a network"),
-            ports: (30000, 30002),
-        }
-    }
-
-    #[track_caller]
-    fn complaint(spec: Value) -> String {
-        let mut service = json!({ "spec": spec });
-        let told = allocate(&mut service, &[], &ranges("10.96.0.0/12"), &Taken::default());
-        told.expect_err("must be refused")
-            .iter()
-            .map(ToString::to_string)
-            .collect()
-    }
-
-    #[test]
-    fn addresses_come_from_the_upper_band_until_it_is_full() {
-        let cidr: IpNetwork = "10.0.0.0/27".parse().expect("a network");
-        let mut taken = HashSet::new();
-        for _ in 0..30 {
-            let ip = free_address(cidr, &taken).expect("the range is not full");
-            let low = ip < "10.0.0.16".parse::<IpAddr>().expect("an address");
-            assert_eq!(low, taken.len() >= 15, "{ip} after {}", taken.len());
-            taken.insert(ip);
-        }
-        assert_eq!(free_address(cidr, &taken), None);
-    }
-
-    #[test]
-    fn named_addresses_and_ports_must_be_in_range() {
-        assert_eq!(
-            complaint(json!({ "type": "ClusterIP", "clusterIP": "1.2.3.4" })),
-            "spec.clusterIP: Invalid value: \"1.2.3.4\": failed to allocate IP 1.2.3.4: the provided IP (1.2.3.4) is not in the valid range. The range of valid IPs is 10.96.0.0/12",
-        );
-        assert_eq!(
-            complaint(json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 80 }] })),
-            "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-30002",
-        );
-    }
-
-    #[test]
-    fn a_service_claims_only_what_it_does_not_hold() {
-        let spec = json!({ "type": "NodePort", "clusterIP": "10.96.0.10", "ports": [
-            { "port": 1, "protocol": "TCP", "nodePort": 30001 }, { "port": 1, "protocol": "UDP", "nodePort": 30001 },
-        ] });
-        let mut service = json!({ "spec": spec });
-        let ranges = ranges("10.96.0.0/12");
-        let claims = allocate(&mut service, &[], &ranges, &Taken::default()).expect("all is free");
-        let claimed: Vec<Holding> = claims.into_iter().map(|claim| claim.holding).collect();
-        assert_eq!(claimed, holdings(&service));
-        let again = allocate(&mut service, &claimed, &ranges, &Taken::default());
-        assert_eq!(again, Ok(vec![]));
-    }
-
-    #[test]
-    fn a_change_of_type_gives_node_ports_back() {
-        let old = json!({ "spec": {
-            "type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
-            "ports": [{ "port": 80, "protocol": "TCP", "nodePort": 30000 }],
-        } });
-        let mut new = json!({ "spec": { "type": "ClusterIP", "ports": [{ "port": 80, "protocol": "TCP", "nodePort": 30000 }] } });
-        carry_over(&mut new, &old);
-        assert_eq!(
-            holdings(&new),
-            [Holding::Address("10.96.0.10".parse().expect("an address"))]
-        );
-        let mut same =
-            json!({ "spec": { "type": "NodePort", "ports": [{ "port": 80, "protocol": "TCP" }] } });
-        carry_over(&mut same, &old);
-        assert_eq!(holdings(&same), holdings(&old));
-    }
-}
+#[path = "services/tests.rs"]
+mod tests;

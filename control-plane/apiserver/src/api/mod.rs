@@ -34,7 +34,7 @@ use crate::status::{Failure, Result};
 use crate::storage::Storage;
 use crate::tokens::Tokens;
 use crate::watch_cache::Caches;
-use crate::{authz, discovery, object, object::Fields, openapi};
+use crate::{authz, discovery, object, openapi};
 
 /// Upstream's limit for request bodies.
 const MAX_BODY_BYTES: usize = 3 << 20;
@@ -339,8 +339,7 @@ impl Api {
             .items();
         let ports: HashSet<i64> = services
             .iter()
-            .flat_map(|item| item.object.list("spec.ports"))
-            .filter_map(|port| port.int("nodePort"))
+            .flat_map(|item| crate::services::node_ports(&item.object))
             .collect();
         crate::services::Taken { addresses, ports }
     }

@@ -117,6 +117,11 @@ impl Api {
         if resource.kind == "Pod" {
             admission::add_service_account(self, resource, &mut object).await?;
         }
+        if resource.kind == "Service" {
+            services::align_cluster_ips(&mut object, None);
+            services::settle_families(&mut object, None, &self.ranges.cidrs)
+                .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
+        }
         let mut errors = Errors::default();
         validate_metadata(resource, &object, &mut errors);
         (resource.validate)(&object, &mut errors);
@@ -205,13 +210,21 @@ impl Api {
         {
             return Err(Failure::forbidden_object(resource, call.name(), why));
         }
-        let new = prepared_update(resource, part, changed, &current);
+        let mut new = prepared_update(resource, part, changed, &current);
+        if resource.kind == "Service" && part == Part::Object {
+            services::settle_families(&mut new, Some(&current), &self.ranges.cidrs)
+                .map_err(|errors| Failure::invalid(resource, call.name(), &errors))?;
+        }
         let mut errors = Errors::default();
         validate_metadata(resource, &new, &mut errors);
         validate_metadata_update(&new, &current, &mut errors);
-        if part == Part::Object {
-            (resource.validate)(&new, &mut errors);
-            (resource.validate_update)(&new, &current, &mut errors);
+        match part {
+            Part::Object => {
+                (resource.validate)(&new, &mut errors);
+                (resource.validate_update)(&new, &current, &mut errors);
+            }
+            Part::Status => (resource.validate_status)(&new, &mut errors),
+            Part::Finalizers => {}
         }
         errors
             .into_result()
@@ -254,7 +267,7 @@ impl Api {
             let mut claims = Vec::new();
             let mut commit = Commit::default();
             if resource.kind == "Service" {
-                claims = services::allocate(&mut next, &held, &self.ranges, &taken).map_err(invalid)?;
+                claims = services::allocate(&mut next, write.old, &self.ranges, &taken).map_err(invalid)?;
                 commit = self.service_commit(&next, &held, &claims);
             }
             if write.dry_run {
@@ -274,7 +287,7 @@ impl Api {
                         .iter()
                         .filter(|claim| keys.contains(&self.holding_key(&claim.holding)))
                     {
-                        if let Some(errors) = claim.collision() {
+                        if let Some(errors) = claim.collision.clone() {
                             return Err(invalid(errors));
                         }
                         match &claim.holding {
@@ -375,19 +388,20 @@ fn prepared_update(resource: &Resource, part: Part, changed: Value, current: &Va
                 object::copy_field(current, &mut new, "status");
             }
             (resource.prepare_update)(&mut new, current);
-            if resource.kind == "Service" {
-                services::carry_over(&mut new, current);
-            }
             if resource.kind == "Namespace" {
                 object::copy_field(current.at("spec"), &mut new["spec"], "finalizers");
             }
             (resource.defaults)(&mut new);
+            if resource.kind == "Service" {
+                services::carry_over(&mut new, current);
+            }
         }
         Part::Status => {
             let (status, metadata) = (new.at("status").clone(), new.at("metadata").clone());
             new = current.clone();
             new["metadata"] = metadata;
             new["status"] = status;
+            (resource.prepare_status)(&mut new);
         }
         Part::Finalizers => {
             let finalizers = new.at("spec.finalizers").clone();

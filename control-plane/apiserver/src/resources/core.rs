@@ -69,6 +69,8 @@ fn pod_row() -> Resource {
 fn services() -> Resource {
     Resource {
         prepare_create: service::prepare_create,
+        prepare_status: service::default_ip_modes,
+        validate_status: service::validate_status,
         ..Resource::new::<core::Service>(GROUP, "Service", "services")
     }
     .short(&["svc"])

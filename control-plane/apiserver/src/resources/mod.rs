@@ -9,6 +9,7 @@ mod codec;
 mod container;
 mod core;
 mod events;
+mod ip;
 mod names;
 mod node;
 mod others;
@@ -28,6 +29,7 @@ pub use codec::unknown_fields;
 use events::{from_core as event_from_core, to_core as event_to_core};
 pub use names::{NameRule, validate_metadata, validate_metadata_update};
 pub use pod::is_finished as pod_is_finished;
+pub(crate) use service::validate_cluster_ips;
 
 use crate::table;
 use field::Errors;
@@ -74,6 +76,10 @@ pub struct Resource {
     pub prepare_create: fn(&mut Value),
     /// Carries over what an updater may not change: `(new, old)`.
     pub prepare_update: fn(&mut Value, &Value),
+    /// Completes what was written by the `/status` path.
+    pub prepare_status: fn(&mut Value),
+    /// Rules for what was written by the `/status` path.
+    pub validate_status: fn(&Value, &mut Errors),
     /// Rules for every object.
     pub validate: fn(&Value, &mut Errors),
     /// Rules for a change: `(new, old)`.
@@ -130,6 +136,8 @@ impl Resource {
             defaults: |_| {},
             prepare_create: |_| {},
             prepare_update: |_, _| {},
+            prepare_status: |_| {},
+            validate_status: |_, _| {},
             validate: |_, _| {},
             validate_update: |_, _, _| {},
         }

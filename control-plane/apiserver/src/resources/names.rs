@@ -151,6 +151,13 @@ pub fn validate_labels(labels: &Value, at: &Path, errors: &mut Errors) {
     }
 }
 
+/// A name with an optional DNS prefix, such as `example.com/class` (`ValidateQualifiedName`).
+pub(super) fn validate_qualified_name(name: &str, at: &Path, errors: &mut Errors) {
+    if !is_qualified_name(name) {
+        errors.invalid(at, name, QUALIFIED_TEXT);
+    }
+}
+
 fn validate_keys(map: &Value, at: &Path, errors: &mut Errors) {
     for (key, _) in map.as_object().into_iter().flatten() {
         if !is_qualified_name(key) {

@@ -1,15 +1,30 @@
 //! Services: defaults (`pkg/apis/core/v1/defaults.go`) and rules (`ValidateService`). Addresses and ports are given out
 //! elsewhere, at the moment of writing.
 
+mod cluster_ips;
+mod load_balancer;
+
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::container::{items, port_name_complaint, validate_port_number, validate_target_port};
+use super::container::{items, validate_port_number, validate_target_port};
 use super::field::{Errors, Path};
-use super::names::{is_subdomain, validate_labels};
-use crate::object::{Fields, default_to};
+use super::ip::{validate_ip, validate_not_special};
+use super::names::{NameRule, validate_labels, validate_qualified_name};
+use crate::object::{self, Fields, default_to};
+use crate::services::{is_externally_accessible, is_headless, is_load_balancer};
+
+pub(crate) use cluster_ips::validate_cluster_ips;
+pub(super) use load_balancer::{default_ip_modes, validate_status};
+
+/// Three hours, upstream's default.
+const AFFINITY_SECONDS: i64 = 10_800;
+/// A day.
+const MAX_AFFINITY_SECONDS: i64 = 86_400;
+/// Two annotations of one meaning.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 
 /// `SetDefaults_Service`.
 pub(super) fn defaults(service: &mut Value) {
@@ -19,12 +34,7 @@ pub(super) fn defaults(service: &mut Value) {
     let spec = &mut service["spec"];
     default_to(spec, "sessionAffinity", "None");
     default_to(spec, "type", "ClusterIP");
-    if spec.text("sessionAffinity") == "None" {
-        crate::object::remove(spec, "sessionAffinityConfig");
-    } else if spec.at("sessionAffinityConfig.clientIP.timeoutSeconds").is_null() {
-        spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": 10800 } });
-    }
-    let kind = spec.text("type").to_owned();
+    default_affinity_timeout(spec);
     for port in items(spec, "ports") {
         default_to(port, "protocol", "TCP");
         if matches!(port.at("targetPort"), Value::Null)
@@ -34,14 +44,27 @@ pub(super) fn defaults(service: &mut Value) {
             port["targetPort"] = port["port"].clone();
         }
     }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        default_to(spec, "externalTrafficPolicy", "Cluster");
-    }
-    if kind != "ExternalName" {
+    if matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
         default_to(spec, "internalTrafficPolicy", "Cluster");
     }
-    if kind == "LoadBalancer" && spec.at("allocateLoadBalancerNodePorts").is_null() {
-        spec["allocateLoadBalancerNodePorts"] = true.into();
+    if is_externally_accessible(service) {
+        default_to(&mut service["spec"], "externalTrafficPolicy", "Cluster");
+    }
+    if is_load_balancer(service) && service.at("spec.allocateLoadBalancerNodePorts").is_null() {
+        service["spec"]["allocateLoadBalancerNodePorts"] = true.into();
+    }
+    default_ip_modes(service);
+}
+
+fn default_affinity_timeout(spec: &mut Value) {
+    match spec.text("sessionAffinity") {
+        "None" => {
+            object::remove(spec, "sessionAffinityConfig");
+        }
+        "ClientIP" if spec.at("sessionAffinityConfig.clientIP.timeoutSeconds").is_null() => {
+            spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": AFFINITY_SECONDS } });
+        }
+        _ => {}
     }
 }
 
@@ -55,199 +78,171 @@ pub(super) fn validate(service: &Value, errors: &mut Errors) {
     let at = Path::new("spec");
     let spec = service.at("spec");
     let kind = spec.text("type");
+    validate_topology_annotations(service, errors);
+    if spec.list("ports").is_empty() && !is_headless(service) && kind != "ExternalName" {
+        errors.required(&at.child("ports"), "");
+    }
+    if kind == "ExternalName" {
+        validate_external_name(spec, &at, errors);
+    } else if is_headless(service) && kind != "ClusterIP" {
+        let detail = format!("may not be set to 'None' for {kind} services");
+        errors.invalid(&at.child("clusterIPs").index(0), "None", detail);
+    }
+    validate_ports(spec, &at.child("ports"), errors);
+    validate_labels(spec.at("selector"), &at.child("selector"), errors);
+    validate_affinity(spec, &at, errors);
+    validate_cluster_ips(service, errors);
+    for (index, ip) in spec.list("externalIPs").iter().enumerate() {
+        let at = at.child("externalIPs").index(index);
+        if let Some(ip) = validate_ip(ip.as_str().unwrap_or_default(), &at, errors) {
+            validate_not_special(ip, &at, errors);
+        }
+    }
     let kinds = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
     if !kinds.contains(&kind) {
         errors.not_supported(&at.child("type"), kind, kinds);
     }
-    let cluster_ip = spec.text("clusterIP");
-    if kind == "ExternalName" {
-        validate_external_name(spec, &at, errors);
-    } else if cluster_ip == "None" && kind != "ClusterIP" {
-        let detail = format!("may not be set to 'None' for {kind} services");
-        errors.invalid(&at.child("clusterIPs").index(0), "None", detail);
+    validate_port_pairs(spec, &at.child("ports"), errors);
+    load_balancer::validate(service, errors);
+    validate_external_policy(service, errors);
+    load_balancer::validate_health_check_port(service, errors);
+    let internal = spec.text("internalTrafficPolicy");
+    if !matches!(internal, "" | "Cluster" | "Local") {
+        errors.not_supported(
+            &at.child("internalTrafficPolicy"),
+            internal,
+            &["Cluster", "Local"],
+        );
     }
-    if !matches!(cluster_ip, "" | "None") && cluster_ip.parse::<IpAddr>().is_err() {
-        let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-        errors.invalid(&at.child("clusterIPs").index(0), cluster_ip, detail);
-    }
-    if spec.list("ports").is_empty() && cluster_ip != "None" && kind != "ExternalName" {
-        errors.required(&at.child("ports"), "");
-    }
-    validate_ports(spec, &at.child("ports"), errors);
-    validate_labels(spec.at("selector"), &at.child("selector"), errors);
-    validate_policies(spec, &at, errors);
-    for (index, ip) in spec.list("externalIPs").iter().enumerate() {
-        let text = ip.as_str().unwrap_or_default();
-        if text.parse::<IpAddr>().is_err() {
-            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.invalid(&at.child("externalIPs").index(index), text, detail);
-        }
+    validate_distribution(spec, &at, errors);
+}
+
+fn validate_topology_annotations(service: &Value, errors: &mut Errors) {
+    let annotations = service.at("metadata.annotations");
+    if let (Some(mode), Some(hints)) = (annotations.get(TOPOLOGY_MODE), annotations.get(TOPOLOGY_HINTS))
+        && mode != hints
+    {
+        let at = Path::new("metadata").child("annotations").key(TOPOLOGY_MODE);
+        let detail = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
+        errors.invalid(&at, mode.clone(), detail);
     }
 }
 
 fn validate_external_name(spec: &Value, at: &Path, errors: &mut Errors) {
-    if !spec.text("clusterIP").is_empty() {
-        let detail = "may not be set for ExternalName services";
-        errors.forbidden(&at.child("clusterIP"), detail);
+    let detail = "may not be set for ExternalName services";
+    for field in ["clusterIPs", "ipFamilies"] {
+        if !spec.list(field).is_empty() {
+            errors.forbidden(&at.child(field), detail);
+        }
     }
-    let name = spec.text("externalName").trim_end_matches('.');
+    if !spec.text("ipFamilyPolicy").is_empty() {
+        errors.forbidden(&at.child("ipFamilyPolicy"), detail);
+    }
+    let name = spec.text("externalName");
+    let name = name.strip_suffix('.').unwrap_or(name);
     if name.is_empty() {
         errors.required(&at.child("externalName"), "");
-    } else if !is_subdomain(name) {
-        let complaint = super::NameRule::Subdomain.complaint(name).unwrap_or_default();
+    } else if let Some(complaint) = NameRule::Subdomain.complaint(name) {
         errors.invalid(&at.child("externalName"), name, complaint);
     }
 }
 
 fn validate_ports(spec: &Value, at: &Path, errors: &mut Errors) {
     let ports = spec.list("ports");
-    let (mut names, mut numbers, mut node_ports) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut names = HashSet::new();
     for (index, port) in ports.iter().enumerate() {
         let at = at.index(index);
         let (name, protocol) = (port.text("name"), port.text("protocol"));
         if name.is_empty() && ports.len() > 1 {
             errors.required(&at.child("name"), "");
-        } else if let Some(complaint) = service_port_name_complaint(name) {
-            errors.invalid(&at.child("name"), name, complaint);
-        } else if !name.is_empty() && !names.insert(name) {
-            errors.duplicate(&at.child("name"), name);
+        } else if !name.is_empty() {
+            // RFC 1123 labels, unlike the names of containers' ports.
+            if let Some(complaint) = NameRule::Label.complaint(name) {
+                errors.invalid(&at.child("name"), name, complaint);
+            }
+            if !names.insert(name) {
+                errors.duplicate(&at.child("name"), name);
+            }
         }
-        let number = port.int("port").unwrap_or(0);
-        validate_port_number(number, &at.child("port"), errors);
+        validate_port_number(port.int("port").unwrap_or(0), &at.child("port"), errors);
         if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
             errors.not_supported(&at.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]);
         }
         validate_target_port(port.at("targetPort"), &at.child("targetPort"), errors);
-        if !numbers.insert((protocol, number)) {
-            errors.duplicate(&at, json!({ "port": number, "protocol": protocol }));
+        if let Some(protocol) = port.at("appProtocol").as_str() {
+            validate_qualified_name(protocol, &at.child("appProtocol"), errors);
         }
+    }
+}
+
+/// A number may be used once per protocol, as a port and as a node port.
+fn validate_port_pairs(spec: &Value, at: &Path, errors: &mut Errors) {
+    let (mut numbers, mut node_ports) = (HashSet::new(), HashSet::new());
+    for (index, port) in spec.list("ports").iter().enumerate() {
+        let at = at.index(index);
+        let (number, protocol) = (port.int("port").unwrap_or(0), port.text("protocol"));
         let node_port = port.int("nodePort").unwrap_or(0);
-        if node_port != 0 && !matches!(spec.text("type"), "NodePort" | "LoadBalancer") {
-            errors.forbidden(
-                &at.child("nodePort"),
-                "may not be used when `type` is 'ClusterIP'",
-            );
+        if node_port != 0 && spec.text("type") == "ClusterIP" {
+            let detail = "may not be used when `type` is 'ClusterIP'";
+            errors.forbidden(&at.child("nodePort"), detail);
         }
         if node_port != 0 && !node_ports.insert((protocol, node_port)) {
             errors.duplicate(&at.child("nodePort"), node_port);
         }
+        if !numbers.insert((protocol, number)) {
+            errors.duplicate(&at, json!({ "port": number, "protocol": protocol }));
+        }
     }
 }
 
-/// Port names of Services are RFC 1123 labels, unlike those of containers.
-fn service_port_name_complaint(name: &str) -> Option<String> {
-    super::NameRule::Label
-        .complaint(name)
-        .filter(|_| !name.is_empty() && port_name_complaint(name).is_some())
-}
-
-fn validate_policies(spec: &Value, at: &Path, errors: &mut Errors) {
+fn validate_affinity(spec: &Value, at: &Path, errors: &mut Errors) {
     let affinity = spec.text("sessionAffinity");
     if !matches!(affinity, "ClientIP" | "None") {
         errors.not_supported(&at.child("sessionAffinity"), affinity, &["ClientIP", "None"]);
     }
-    if let Some(seconds) = spec.int("sessionAffinityConfig.clientIP.timeoutSeconds")
-        && !(1..=86_400).contains(&seconds)
+    let seconds = spec.int("sessionAffinityConfig.clientIP.timeoutSeconds");
+    if let Some(seconds) = seconds.filter(|_| affinity == "ClientIP")
+        && !(1..=MAX_AFFINITY_SECONDS).contains(&seconds)
     {
         let at = at
             .child("sessionAffinityConfig")
             .child("clientIP")
             .child("timeoutSeconds");
-        errors.invalid(
-            &at,
-            seconds,
-            "must be greater than 0 and less than or equal to 86400",
-        );
+        // The text is upstream's; the limit itself is allowed.
+        let detail = format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
+        errors.invalid(&at, seconds, detail);
     }
-    for field in ["internalTrafficPolicy", "externalTrafficPolicy"] {
-        let value = spec.text(field);
-        if !matches!(value, "" | "Cluster" | "Local") {
-            errors.not_supported(&at.child(field), value, &["Cluster", "Local"]);
+}
+
+fn validate_external_policy(service: &Value, errors: &mut Errors) {
+    let at = Path::new("spec").child("externalTrafficPolicy");
+    match service.text("spec.externalTrafficPolicy") {
+        "" => {}
+        policy if !is_externally_accessible(service) => {
+            let detail = "may only be set for externally-accessible services";
+            errors.invalid(&at, policy, detail);
         }
+        "Cluster" | "Local" => {}
+        other => errors.not_supported(&at, other, &["Cluster", "Local"]),
     }
-    let external =
-        matches!(spec.text("type"), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
-    if !spec.text("externalTrafficPolicy").is_empty() && !external {
-        let detail = "may only be set for externally-accessible services";
-        errors.invalid(
-            &at.child("externalTrafficPolicy"),
-            spec.at("externalTrafficPolicy").clone(),
-            detail,
-        );
-    }
-    let preference = spec.text("trafficDistribution");
-    if !matches!(
-        preference,
-        "" | "PreferClose" | "PreferSameZone" | "PreferSameNode"
-    ) {
-        let known = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+}
+
+fn validate_distribution(spec: &Value, at: &Path, errors: &mut Errors) {
+    let Some(preference) = spec.at("trafficDistribution").as_str() else {
+        return;
+    };
+    let known = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+    if !known.contains(&preference) {
         errors.not_supported(&at.child("trafficDistribution"), preference, known);
     }
 }
 
-/// The address stays while the Service has one (`ValidateServiceClusterIPsRelatedFields`).
+/// `ValidateServiceUpdate`.
 pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
-    let (kind, was) = (new.text("spec.type"), old.text("spec.type"));
-    let (now, before) = (new.text("spec.clusterIP"), old.text("spec.clusterIP"));
-    if kind != "ExternalName" && was != "ExternalName" && !before.is_empty() && now != before {
-        let detail = match now {
-            "" => "primary clusterIP can not be unset",
-            _ => "may not change once set",
-        };
-        errors.invalid(&Path::new("spec").child("clusterIPs").index(0), now, detail);
-    }
+    cluster_ips::validate_cluster_ips_update(new, old, errors);
+    load_balancer::validate_update(new, old, errors);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(spec: Value, expected: &[&str]) {
-        let mut service = json!({ "spec": spec });
-        defaults(&mut service);
-        let mut errors = Errors::default();
-        validate(&service, &mut errors);
-        let told: Vec<String> = match errors.into_result() {
-            Ok(()) => Vec::new(),
-            Err(errors) => errors.iter().map(ToString::to_string).collect(),
-        };
-        assert_eq!(told, expected);
-    }
-
-    #[test]
-    fn services_are_judged_in_the_words_of_upstream() {
-        check(json!({ "ports": [{ "port": 80 }] }), &[]);
-        check(json!({ "clusterIP": "None" }), &[]);
-        check(
-            json!({ "type": "ExternalName", "externalName": "example.com" }),
-            &[],
-        );
-        check(json!({}), &["spec.ports: Required value"]);
-        check(
-            json!({ "ports": [{ "port": 0, "targetPort": 1 }] }),
-            &["spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive"],
-        );
-        check(
-            json!({ "ports": [{ "port": 1 }, { "port": 2 }] }),
-            &[
-                "spec.ports[0].name: Required value",
-                "spec.ports[1].name: Required value",
-            ],
-        );
-        check(
-            json!({ "ports": [{ "name": "a", "port": 1 }, { "name": "a", "port": 2 }] }),
-            &["spec.ports[1].name: Duplicate value: \"a\""],
-        );
-        check(
-            json!({ "type": "Nodeport", "ports": [{ "port": 1 }] }),
-            &[
-                "spec.type: Unsupported value: \"Nodeport\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
-            ],
-        );
-        check(
-            json!({ "ports": [{ "port": 1, "nodePort": 30001 }] }),
-            &["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
-        );
-    }
-}
+#[path = "service/tests.rs"]
+mod tests;

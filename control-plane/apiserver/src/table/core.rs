@@ -1,5 +1,7 @@
 //! Columns of the core group, and of discovery, coordination and events.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -129,30 +131,29 @@ pub fn service(object: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
+/// What a load balancer answers on comes first, sorted, then the addresses that the user brought.
 fn external_ip(service: &Value) -> Value {
-    let mut ips: Vec<&str> = service
-        .list("spec.externalIPs")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    match service.text("spec.type") {
-        "ExternalName" => return service.text("spec.externalName").into(),
-        "LoadBalancer" => {
-            let ingress = service.list("status.loadBalancer.ingress").iter();
-            ips.extend(ingress.map(|one| {
-                if one.text("ip").is_empty() {
-                    one.text("hostname")
-                } else {
-                    one.text("ip")
-                }
-            }));
-            if ips.is_empty() {
-                return "<pending>".into();
-            }
-        }
-        _ => {}
+    let brought = service.list("spec.externalIPs").iter().filter_map(Value::as_str);
+    let kind = service.text("spec.type");
+    if kind == "ExternalName" {
+        return service.text("spec.externalName").into();
     }
-    or_none(ips.join(","))
+    let mut shown = Vec::new();
+    if kind == "LoadBalancer" {
+        let ingress = service.list("status.loadBalancer.ingress").iter();
+        let answering: BTreeSet<&str> = ingress
+            .filter_map(|one| {
+                let either = [one.text("ip"), one.text("hostname")];
+                either.into_iter().find(|text| !text.is_empty())
+            })
+            .collect();
+        shown.extend(answering);
+    }
+    shown.extend(brought);
+    if kind == "LoadBalancer" && shown.is_empty() {
+        return "<pending>".into();
+    }
+    or_none(shown.join(","))
 }
 
 /// Endpoints.
@@ -368,25 +369,79 @@ mod tests {
 
     use super::*;
 
+    #[track_caller]
+    fn check_service(spec: Value, ingress: Value, expected: Value) {
+        let now = "2026-01-01T00:01:00Z".parse().expect("a time");
+        let object = json!({
+            "metadata": { "name": "web", "creationTimestamp": "2026-01-01T00:00:00Z" },
+            "spec": spec, "status": { "loadBalancer": { "ingress": ingress } },
+        });
+        assert_eq!(json!(service(&object, now)), expected);
+    }
+
     #[test]
     fn services_show_ports_with_their_node_ports() {
-        let now = "2026-01-01T00:01:00Z".parse().expect("a time");
-        let service_object = json!({
-            "metadata": { "name": "web", "creationTimestamp": "2026-01-01T00:00:00Z" },
-            "spec": {
+        check_service(
+            json!({
                 "type": "NodePort", "clusterIP": "10.96.1.1", "selector": { "app": "web" },
                 "ports": [{ "port": 80, "protocol": "TCP", "nodePort": 30080 }, { "port": 53, "protocol": "UDP" }],
-            },
-        });
-        let expected = json!([
-            "web",
-            "NodePort",
-            "10.96.1.1",
-            "<none>",
-            "80:30080/TCP,53/UDP",
-            "60s",
-            "app=web"
-        ]);
-        assert_eq!(json!(service(&service_object, now)), expected);
+            }),
+            json!([]),
+            json!([
+                "web",
+                "NodePort",
+                "10.96.1.1",
+                "<none>",
+                "80:30080/TCP,53/UDP",
+                "60s",
+                "app=web"
+            ]),
+        );
+    }
+
+    #[test]
+    fn services_show_where_they_are_reached_from_outside() {
+        let (ip, other, host) = (
+            json!({ "ip": "192.0.2.9" }),
+            json!({ "ip": "192.0.2.1", "ipMode": "VIP" }),
+            json!({ "hostname": "lb.example.com" }),
+        );
+        for (kind, external_ips, ingress, shown) in [
+            ("LoadBalancer", json!([]), json!([]), "<pending>"),
+            ("LoadBalancer", json!(["198.51.100.1"]), json!([]), "198.51.100.1"),
+            (
+                "LoadBalancer",
+                json!(["198.51.100.1"]),
+                json!([ip, host, other, ip]),
+                "192.0.2.1,192.0.2.9,lb.example.com,198.51.100.1",
+            ),
+            ("ClusterIP", json!([]), json!([]), "<none>"),
+            (
+                "ClusterIP",
+                json!(["198.51.100.2", "198.51.100.1"]),
+                json!([]),
+                "198.51.100.2,198.51.100.1",
+            ),
+            ("NodePort", json!(["198.51.100.1"]), json!([]), "198.51.100.1"),
+        ] {
+            check_service(
+                json!({ "type": kind, "clusterIP": "10.96.1.1", "externalIPs": external_ips }),
+                ingress,
+                json!(["web", kind, "10.96.1.1", shown, "<none>", "60s", "<none>"]),
+            );
+        }
+        check_service(
+            json!({ "type": "ExternalName", "externalName": "example.com" }),
+            json!([]),
+            json!([
+                "web",
+                "ExternalName",
+                "<none>",
+                "example.com",
+                "<none>",
+                "60s",
+                "<none>"
+            ]),
+        );
     }
 }

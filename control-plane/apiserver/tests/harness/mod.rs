@@ -72,7 +72,7 @@ impl Files {
             sa_signing_key: self.path("sa.key"),
             sa_issuer: Config::DEFAULT_ISSUER.to_owned(),
             etcd: EtcdConfig::plain(etcd),
-            service_cidr: "10.96.0.0/12".parse().expect("invariant: a constant"),
+            service_cidrs: "10.96.0.0/12".parse().expect("invariant: a constant"),
             node_port_range: Config::DEFAULT_NODE_PORTS,
             kubelet_client_cert: self.path("kubelet-client.crt"),
             kubelet_client_key: self.path("kubelet-client.key"),
