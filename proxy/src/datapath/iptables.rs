@@ -46,6 +46,8 @@ mod render;
 mod rule;
 mod ruleset;
 mod tables;
+#[cfg(test)]
+mod walk;
 
 pub use programs::Variant;
 

@@ -22,7 +22,7 @@ const LAST: &str = "kubernetes service nodeports; NOTE: this must be the last ru
 /// What each case becomes, under its title.
 const GOLDEN: &str = include_str!("golden.txt");
 
-const TO_CLUSTER: Action = Action::Spread {
+pub(super) const TO_CLUSTER: Action = Action::Spread {
     list: List::Cluster,
     masquerade: Masquerade::OutsidePods,
 };
@@ -31,15 +31,15 @@ const EVERYONE: Action = Action::Spread {
     masquerade: Masquerade::Everyone,
 };
 
-fn node() -> NodeContext {
+pub(super) fn node() -> NodeContext {
     NodeContext::new("here".into(), ["10.244.0.0/16", "fd00:244::/48"].map(network))
 }
 
-fn network(text: &str) -> IpNetwork {
+pub(super) fn network(text: &str) -> IpNetwork {
     text.parse().expect("a network")
 }
 
-fn number(port: u16) -> NonZeroU16 {
+pub(super) fn number(port: u16) -> NonZeroU16 {
     NonZeroU16::new(port).expect("not zero")
 }
 
@@ -54,14 +54,14 @@ fn targets(texts: &[&str]) -> Vec<Target> {
 
 /// A port of `ns/web`, named `http` unless told otherwise; its frontends are told as `address:port`, or `port` for a
 /// node port.
-struct Case {
+pub(super) struct Case {
     key: PortKey,
-    port: PortPlan,
+    pub(super) port: PortPlan,
     plan: ServicePlan,
 }
 
 impl Case {
-    fn new(protocol: Protocol) -> Self {
+    pub(super) fn new(protocol: Protocol) -> Self {
         Self {
             key: PortKey {
                 family: IpFamily::V4,
@@ -73,7 +73,7 @@ impl Case {
         }
     }
 
-    fn frontend(mut self, at: &str, action: Action, admits: Admits) -> Self {
+    pub(super) fn frontend(mut self, at: &str, action: Action, admits: Admits) -> Self {
         let (address, port) = match at.parse::<SocketAddr>() {
             Ok(at) => (FrontendAddress::Service(at.ip()), at.port()),
             Err(_) => (
@@ -90,20 +90,20 @@ impl Case {
         self
     }
 
-    fn cluster_ip(mut self, at: &str, action: Action) -> Self {
+    pub(super) fn cluster_ip(mut self, at: &str, action: Action) -> Self {
         let address: SocketAddr = at.parse().expect("an address");
         self.key.family = address.ip().into();
         self.plan.cluster_ips.insert(address.ip());
         self.frontend(at, action, Admits::Everyone)
     }
 
-    fn lists(mut self, cluster: &[&str], local: &[&str]) -> Self {
+    pub(super) fn lists(mut self, cluster: &[&str], local: &[&str]) -> Self {
         self.port.cluster = targets(cluster);
         self.port.local = targets(local);
         self
     }
 
-    fn plan(&self) -> ServicePlan {
+    pub(super) fn plan(&self) -> ServicePlan {
         let mut plan = self.plan.clone();
         plan.ports.insert(self.key.clone(), self.port.clone());
         plan

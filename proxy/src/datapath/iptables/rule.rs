@@ -60,6 +60,17 @@ impl Rule {
         target.values.first().map(|value| value.text.clone())
     }
 
+    /// Options with their values, for a test that walks rules as the kernel does.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> Vec<(bool, String, String)> {
+        let tokens = tokens(&self.0);
+        let part = |option: Opt<'_>| {
+            let value = option.values.first().map(|value| value.text.clone());
+            (option.negated, option.name.to_owned(), value.unwrap_or_default())
+        };
+        options(&tokens).map(part).collect()
+    }
+
     /// The frontend that a dispatching rule takes packets of; by node port when it names no address.
     #[must_use]
     pub fn frontend(&self, family: IpFamily) -> Option<FrontendKey> {
