@@ -49,6 +49,23 @@ pub struct Endpoint {
     pub hinted_nodes: Vec<NodeName>,
 }
 
+impl Endpoint {
+    /// A healthy endpoint of which nothing else is known.
+    #[must_use]
+    pub const fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            conditions: Conditions::READY,
+            node: None,
+            zone: None,
+            hostname: None,
+            pod: None,
+            hinted_zones: Vec::new(),
+            hinted_nodes: Vec::new(),
+        }
+    }
+}
+
 /// One entry of `ports`. An entry without a number ("all ports") is not programmable and never gets here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EndpointPort {

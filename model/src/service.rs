@@ -158,3 +158,39 @@ pub struct Service {
     /// Those of [`PROXY_LABELS`] that are present.
     pub proxy_labels: BTreeMap<String, String>,
 }
+
+impl Service {
+    /// A Service of that kind with Kubernetes' defaults for everything else, and no ports.
+    #[must_use]
+    pub const fn new(name: ObjectName, kind: ServiceKind) -> Self {
+        Self {
+            name,
+            kind,
+            ports: Vec::new(),
+            external_addresses: Vec::new(),
+            load_balancer: Vec::new(),
+            source_ranges: Vec::new(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            affinity: SessionAffinity::None,
+            traffic_distribution: None,
+            publish_not_ready: false,
+            proxy_labels: BTreeMap::new(),
+        }
+    }
+}
+
+impl ServicePort {
+    /// An unnamed port without a node port.
+    #[must_use]
+    pub const fn new(protocol: Protocol, port: NonZeroU16) -> Self {
+        Self {
+            name: String::new(),
+            protocol,
+            port,
+            node_port: None,
+            app_protocol: None,
+        }
+    }
+}

@@ -1,9 +1,8 @@
-//! How long a sync takes: many Services at once, one endpoint more, a restart, an audit.
+//! How long a sync takes and how much memory it needs: many Services at once, one endpoint more, a restart, an audit.
 //!
 //! `sudo scale [SERVICES [ENDPOINTS]]` (default 10,000 x 10), in a network namespace, a cgroup and a BPF file system
 //! of its own, all removed at the end.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
@@ -11,12 +10,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
-    ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
+    ServiceKind, ServicePort, Snapshot,
 };
 use netlink::Namespace;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use proxy::{Config, DatapathKind, Durations, Proxy, SyncReport};
+use proxy::{Config, DatapathKind, Durations, Proxy, Settings, SyncReport};
 
 /// Single changes are timed this often; the median is printed.
 const ROUNDS: usize = 21;
@@ -49,16 +48,25 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(name: &str, datapath: DatapathKind, services: u32, endpoints: u32) -> Result<(), Box<dyn Error>> {
     let config = Config {
-        node: "node-1".into(),
+        settings: Settings {
+            node_addresses: vec!["172.30.0.11".parse()?],
+            ..Settings::new("node-1".into(), ["10.244.0.0/16".parse()?])
+        },
         datapath,
-        pod_network: "10.244.0.0/16".parse()?,
-        local_dns: None,
-        node_addresses: vec!["172.30.0.11".parse()?],
     };
+    let empty = resident_mib()?;
     let mut state = cluster(services, endpoints);
+    let with_state = resident_mib()?;
     let mut proxy = Proxy::open(&config)?;
     let cold = timed(|| proxy.sync(&state));
     print(name, "cold sync", cold.1, &cold.0);
+    println!(
+        "{name:<9} {:<22} {:>6.1} MiB of it for the state {:.1}, for the proxy {:.1}",
+        "memory",
+        resident_mib()?,
+        with_state - empty,
+        resident_mib()? - with_state
+    );
     let mut single = Vec::new();
     let mut last = SyncReport::default();
     for round in 0..u32::try_from(ROUNDS)? {
@@ -90,6 +98,18 @@ fn measure(name: &str, datapath: DatapathKind, services: u32, endpoints: u32) ->
     let again = timed(|| proxy.sync(&state));
     print(name, "first sync again", again.1, &again.0);
     Ok(())
+}
+
+/// Memory of this process that is in RAM (`VmRSS`).
+fn resident_mib() -> Result<f64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: f64 = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .ok_or("no VmRSS in /proc/self/status")?
+        .trim()
+        .parse()?;
+    Ok(kib / 1024.0)
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
@@ -169,45 +189,28 @@ fn port(number: u16) -> NonZeroU16 {
 }
 
 fn service(number: u32) -> Service {
-    Service {
-        name: ObjectName::new("default", format!("web-{number}")),
-        kind: ServiceKind::ClusterIp {
-            addresses: vec![address([10, 96, 0, 0], number)],
-        },
-        ports: vec![ServicePort {
-            name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-            port: port(80),
-            node_port: None,
-            app_protocol: None,
-        }],
-        external_addresses: Vec::new(),
-        load_balancer: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        affinity: SessionAffinity::None,
-        traffic_distribution: None,
-        publish_not_ready: false,
-        proxy_labels: BTreeMap::new(),
-    }
+    let kind = ServiceKind::ClusterIp {
+        addresses: vec![address([10, 96, 0, 0], number)],
+    };
+    let mut service = Service::new(ObjectName::new("default", format!("web-{number}")), kind);
+    service.ports = vec![ServicePort {
+        name: "http".to_owned(),
+        ..ServicePort::new(Protocol::Tcp, port(80))
+    }];
+    service
 }
 
 fn slice(number: u32, endpoints: u32) -> EndpointSlice {
-    let endpoint = |index| Endpoint {
-        address: address([10, 128, 0, 0], number * 32 + index),
-        conditions: Conditions::READY,
-        node: Some(if index % 3 == 0 {
-            "node-1".into()
-        } else {
-            "node-2".into()
-        }),
-        zone: None,
-        hostname: None,
-        pod: None,
-        hinted_zones: Vec::new(),
-        hinted_nodes: Vec::new(),
+    let endpoint = |index| {
+        let node = if index % 3 == 0 { "node-1" } else { "node-2" };
+        let mut endpoint = Endpoint::new(address([10, 128, 0, 0], number * 32 + index));
+        endpoint.node = Some(node.into());
+        endpoint.zone = Some("zone-1".to_owned());
+        endpoint.pod = Some(ObjectName::new(
+            "default",
+            format!("web-{number}-5b95d558d7-{index:05}"),
+        ));
+        endpoint
     };
     EndpointSlice {
         name: ObjectName::new("default", format!("web-{number}-1")),

@@ -10,10 +10,11 @@ use std::net::IpAddr;
 use model::ObjectName;
 
 use crate::Error;
-use crate::plan::{FrontendKey, ServicePlan};
+use crate::plan::{FrontendKey, NodeContext, ServicePlan};
 use crate::stale::StaleFlows;
 
 pub mod fake;
+pub mod iptables;
 pub mod packets;
 pub mod sockets;
 
@@ -40,6 +41,15 @@ pub struct Applied {
     pub failures: Vec<(ObjectName, Error)>,
     /// The kernel's state was found damaged on the way: everything must be applied again.
     pub damaged: bool,
+}
+
+impl Applied {
+    /// Adds what became of the same changes in another layer.
+    fn add(&mut self, other: Self) {
+        self.writes += other.writes;
+        self.failures.extend(other.failures);
+        self.damaged |= other.damaged;
+    }
 }
 
 /// What was removed for being nobody's.
@@ -78,7 +88,10 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// Removes everything that belongs to no wanted frontend.
     fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error>;
 
-    /// Tells which addresses are nodes' (node ports are served on them); returns how much was written.
+    /// Tells what is new about this node; returns how much was written.
+    fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error>;
+
+    /// Tells on which addresses nodes serve node ports; returns how much was written.
     fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error>;
 
     /// Repairs the fixed part (attachments, pins, chains) and returns what was repaired.
@@ -94,11 +107,11 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error>;
 }
 
-/// The kernel: packet rules, and the socket hook above them where it is asked for.
+/// The kernel: packet rules for each version of IP, and the socket hook above them where it is asked for.
 #[derive(Debug)]
 pub struct Kernel {
     /// The complete layer.
-    pub packets: Packets,
+    pub packets: Vec<Packets>,
     /// The fast layer.
     pub sockets: Option<Sockets<ebpf::SocketHook>>,
 }
@@ -111,27 +124,44 @@ impl Kernel {
     ) -> Result<T, Error> {
         self.sockets.as_mut().map_or_else(|| Ok(T::default()), work)
     }
+
+    /// Does the same for each version of IP; all of it before the first failure is told.
+    fn each_family<T>(
+        &mut self,
+        work: impl FnMut(&mut Packets) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let results: Vec<_> = self.packets.iter_mut().map(work).collect();
+        results.into_iter().collect()
+    }
 }
 
 /// A layer that fails stops no work on the other: results are looked at when both are done.
 impl Datapath for Kernel {
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
-        let mut applied = self.packets.apply(changes);
+        let mut applied = Applied::default();
+        for packets in &mut self.packets {
+            applied.add(packets.apply(changes));
+        }
         if let Some(sockets) = &mut self.sockets {
-            let upper = sockets.apply(changes);
-            applied.writes += upper.writes;
-            applied.failures.extend(upper.failures);
+            applied.add(sockets.apply(changes));
         }
         applied
     }
 
     fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
-        let lower = self.packets.sweep(wanted);
+        let lower = self.each_family(|packets| packets.sweep(wanted));
         let upper = self.with_sockets(|sockets| sockets.sweep(wanted));
-        let (mut swept, upper) = (lower?, upper?);
-        swept.writes += upper.writes;
-        swept.frontends.extend(upper.frontends);
+        let mut swept = upper?;
+        for lower in lower? {
+            swept.writes += lower.writes;
+            swept.frontends.extend(lower.frontends);
+        }
         Ok(swept)
+    }
+
+    fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
+        let writes = self.each_family(|packets| packets.set_context(context))?;
+        Ok(writes.into_iter().sum())
     }
 
     fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error> {
@@ -140,19 +170,20 @@ impl Datapath for Kernel {
     }
 
     fn repair(&mut self) -> Result<Vec<String>, Error> {
-        let lower = self.packets.repair();
+        let lower = self.each_family(Packets::repair);
         let upper = self.with_sockets(Sockets::repair);
-        Ok([lower?, upper?].concat())
+        Ok([lower?.concat(), upper?].concat())
     }
 
     fn reread(&mut self) -> Result<Vec<String>, Error> {
-        let lower = self.packets.reread();
+        let lower = self.each_family(Packets::reread);
         let upper = self.with_sockets(Sockets::reread);
-        Ok([lower?, upper?].concat())
+        Ok([lower?.concat(), upper?].concat())
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
-        self.packets.forget_flows(stale)
+        let flows = self.each_family(|packets| packets.forget_flows(stale))?;
+        Ok(flows.into_iter().sum())
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

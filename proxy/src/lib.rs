@@ -12,16 +12,16 @@
 //!   [`datapath::packets`]) and a [`datapath::fake`].
 //! - [`stale`]: flows of UDP clients that conntrack still sends to endpoints that are gone.
 //! - [`report`]: what a sync and an audit did, and what they could not do.
+//! - [`verdict`]: what the plans of all Services make of one packet, without a kernel.
+//! - [`settings`]: what a proxy is told once.
 //! - [`Proxy`]: keeps what was applied, takes snapshots, retries what failed, repairs drift.
 //!
 //! ```no_run
-//! use proxy::{Config, DatapathKind, Proxy};
+//! use proxy::{Config, DatapathKind, Proxy, Settings};
+//! let pods = "10.244.0.0/16".parse().expect("a network");
 //! let mut proxy = Proxy::open(&Config {
-//!     node: "node-1".into(),
+//!     settings: Settings::new("node-1".into(), [pods]),
 //!     datapath: DatapathKind::Nftables,
-//!     pod_network: "10.244.0.0/16".parse().expect("a network"),
-//!     local_dns: None,
-//!     node_addresses: vec!["172.30.0.11".parse().expect("an address")],
 //! })?;
 //! let report = proxy.sync(&model::Snapshot::default());
 //! assert!(!report.waiting_for.is_empty(), "nothing is done before the lists are complete");
@@ -34,10 +34,13 @@ pub mod error;
 pub mod plan;
 mod proxy;
 pub mod report;
+pub mod settings;
 pub mod stale;
+pub mod verdict;
 
-pub use crate::proxy::{Config, DatapathKind, DriftWatch, Proxy};
+pub use crate::proxy::{DriftWatch, Proxy};
 pub use crate::report::{AuditReport, Durations, SyncReport};
 pub use claims::Claims;
 pub use error::Error;
-pub use plan::{NodeContext, Rejected, ServicePlan, ServiceView, plan_service};
+pub use plan::{NodeContext, NodePortAddresses, Rejected, ServicePlan, ServiceView, plan_service};
+pub use settings::{Config, DatapathKind, DetectLocal, Settings};

@@ -2,34 +2,35 @@
 //!
 //! Everything is decided here, once: datapaths only render. A plan depends on nothing but its arguments, so that the
 //! same cluster gives the same plan on every run, whatever the order in which objects arrived.
+//!
+//! Tour:
+//! - [`NodeContext`] is what a plan knows of its node; [`ServiceView`] what it knows of the Service.
+//! - [`ServicePlan`] has a [`PortPlan`] for each port and family: [`Frontend`]s, and lists of [`Target`]s.
+//! - [`Rejected`] lists what could not be honoured.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use litemap::LiteMap;
 use model::service::PROXY_LABELS;
-use model::{
-    EndpointSlice, IpFamily, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort,
-    SessionAffinity, TrafficPolicy,
-};
+use model::{EndpointSlice, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
 
+mod addresses;
+mod context;
 mod endpoints;
+mod rejected;
+
+pub use context::{LocalTraffic, NodeContext, NodePortAddresses};
+pub use rejected::{Reason, Rejected};
+
+use addresses::{Addresses, Owner};
 
 /// Endpoints in one list; the rest is left out (a slot's number has 15 bits).
 pub const MAX_ENDPOINTS: usize = (1 << 15) - 1;
-
-/// What a plan knows of the node that it is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeContext {
-    /// The node's name: endpoints with it are local.
-    pub name: NodeName,
-    /// Addresses of all pods; traffic to ClusterIPs from anywhere else is masqueraded.
-    pub pod_network: IpNetwork,
-    /// A ClusterIP that this node answers itself: it gets no frontend, since packets to it must not be translated.
-    pub local_dns: Option<IpAddr>,
-}
 
 /// A Service with its EndpointSlices.
 #[derive(Clone, Debug)]
@@ -60,6 +61,17 @@ pub enum FrontendAddress {
     EveryNodeAddress(IpFamily),
 }
 
+impl FrontendKey {
+    /// The version of IP that it takes.
+    #[must_use]
+    pub fn family(&self) -> IpFamily {
+        match self.address {
+            FrontendAddress::Service(address) => address.into(),
+            FrontendAddress::EveryNodeAddress(family) => family,
+        }
+    }
+}
+
 impl fmt::Display for FrontendKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -73,6 +85,24 @@ impl fmt::Display for FrontendKey {
             FrontendAddress::EveryNodeAddress(_) => write!(f, "node port {port}/{protocol}"),
         }
     }
+}
+
+/// What a frontend does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// What becomes of a new connection.
+    pub action: Action,
+    /// Whose connections those are.
+    pub admits: Admits,
+}
+
+/// Which clients a frontend serves. Others' packets are dropped, whatever the action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Admits {
+    /// Anybody.
+    Everyone,
+    /// Those of [`PortPlan::sources`].
+    Sources,
 }
 
 /// What happens to a new connection to a frontend.
@@ -106,10 +136,12 @@ pub enum List {
 /// Whose source address is replaced by the node's, so that answers come back through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Masquerade {
-    /// Everyone's: traffic to a node port may leave through another node than it came in.
-    Always,
-    /// Of clients outside the pod network, the node itself included.
+    /// Nobody's.
+    Nobody,
+    /// Of clients that are no pods, the node itself included.
     OutsidePods,
+    /// Everyone's: traffic to a node port may leave through another node than it came in.
+    Everyone,
 }
 
 /// Where a connection goes.
@@ -121,37 +153,68 @@ pub struct Target {
     pub port: NonZeroU16,
 }
 
-/// A port of a Service: the key of its plan. Name and protocol together name it, so that a Service may have one port
-/// number for TCP and UDP.
+/// A port of a Service in one version of IP: the key of its plan. Name and protocol together name the port, so that a
+/// Service may have one port number for TCP and UDP.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
+    /// Version of IP: a dual-stack Service has a plan for each.
+    pub family: IpFamily,
     /// Name of the port; empty when it is the only one.
     pub name: String,
     /// Protocol.
     pub protocol: Protocol,
 }
 
-/// The plan for one port of a Service.
+/// The plan for one port of a Service in one version of IP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortPlan {
     /// Where traffic is taken from, and what becomes of it.
-    pub frontends: BTreeMap<FrontendKey, Action>,
+    pub frontends: LiteMap<FrontendKey, Frontend>,
     /// Endpoints for cluster-wide traffic, sorted.
     pub cluster: Vec<Target>,
     /// Endpoints of this node for node-local traffic, sorted. Not always a part of `cluster`: each list falls back to
-    /// terminating endpoints on its own (KEP-1669).
+    /// terminating endpoints on its own (KEP-1669), and topology narrows only the other.
     pub local: Vec<Target>,
+    /// A client keeps its endpoint, over all frontends of the port, until it made no new connection for that long.
+    pub affinity: Option<Duration>,
+    /// Who may use frontends of [`Admits::Sources`].
+    pub sources: BTreeSet<IpNetwork>,
     /// Endpoints of either list that are on this node: they may meet their own Service.
     pub on_this_node: BTreeSet<Target>,
     /// All endpoints that still serve, whatever the policy: established flows to them are left alone.
     pub serving: BTreeSet<Target>,
 }
 
-/// The plan for one Service.
+impl PortPlan {
+    /// The endpoints of a list.
+    #[must_use]
+    pub fn list(&self, list: List) -> &[Target] {
+        match list {
+            List::Cluster => &self.cluster,
+            List::Local => &self.local,
+        }
+    }
+}
+
+/// Where load balancers ask whether this node has endpoints (`healthCheckNodePort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HealthCheck {
+    /// The port on the node's addresses.
+    pub port: NonZeroU16,
+    /// Endpoints on this node that are ready, by address. Those that terminate do not count although they may still
+    /// take traffic: the balancer shall send it elsewhere.
+    pub ready_here: usize,
+}
+
+/// The plan for one Service. Its maps are sorted vectors: most have one entry, and there are two for each Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePlan {
-    /// By port.
-    pub ports: BTreeMap<PortKey, PortPlan>,
+    /// By port and family.
+    pub ports: LiteMap<PortKey, PortPlan>,
+    /// The Service's ClusterIPs: a port of them that it does not have is refused.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// For load balancers.
+    pub health: Option<HealthCheck>,
 }
 
 impl ServicePlan {
@@ -173,81 +236,23 @@ impl ServicePlan {
             let mine = self.ports.entry(key).or_default();
             mine.on_this_node.extend(port.on_this_node);
             mine.serving.extend(port.serving);
-            for (key, action) in port.frontends {
-                mine.frontends.entry(key).or_insert(action);
+            mine.sources.extend(port.sources);
+            for (key, frontend) in port.frontends {
+                mine.frontends.entry(key).or_insert(frontend);
             }
         }
+        self.cluster_ips.extend(other.cluster_ips);
+        self.health = self.health.or(other.health);
         self
     }
 
     /// The plan without the frontends that fail the test.
     #[must_use]
     pub fn retain(mut self, mut wanted: impl FnMut(&FrontendKey) -> bool) -> Self {
-        for port in self.ports.values_mut() {
+        for (_, port) in self.ports.iter_mut() {
             port.frontends.retain(|key, _| wanted(key));
         }
         self
-    }
-}
-
-/// A part of an object that could not be honoured.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rejected {
-    /// The Service.
-    pub service: ObjectName,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// Why a part of an object was left out.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Reason {
-    /// The datapath has no such feature.
-    #[error("{0} is not supported; the rest of the Service works")]
-    Unsupported(Feature),
-    /// A ClusterIP that no Service can have.
-    #[error("{0} cannot be the address of a Service")]
-    BadAddress(IpAddr),
-    /// An endpoint's address that no pod can have (API validation forbids it too).
-    #[error("{0} cannot be the address of an endpoint")]
-    BadEndpoint(IpAddr),
-    /// More endpoints than one list holds.
-    #[error("only {MAX_ENDPOINTS} of {0} endpoints are used")]
-    TooManyEndpoints(usize),
-    /// Two ports of the Service want the same frontend.
-    #[error("{0} is taken by another port of the Service")]
-    DuplicateFrontend(FrontendKey),
-    /// Another Service has the frontend.
-    #[error("{frontend} is taken by {owner}")]
-    Taken {
-        /// The frontend.
-        frontend: FrontendKey,
-        /// Who has it.
-        owner: ObjectName,
-    },
-}
-
-/// What a Service may ask for and this proxy does not do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Feature {
-    /// IPv6 ClusterIPs.
-    Ipv6,
-    /// `sessionAffinity: ClientIP`: connections are spread instead.
-    SessionAffinity,
-    /// `externalIPs`.
-    ExternalAddresses,
-    /// `status.loadBalancer` addresses.
-    LoadBalancer,
-}
-
-impl fmt::Display for Feature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ipv6 => "IPv6",
-            Self::SessionAffinity => "session affinity",
-            Self::ExternalAddresses => "externalIPs",
-            Self::LoadBalancer => "load balancer addresses",
-        })
     }
 }
 
@@ -255,32 +260,53 @@ impl fmt::Display for Feature {
 #[must_use]
 pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan, Vec<Rejected>) {
     let service = view.service;
-    let mut reasons = BTreeSet::new();
-    let addresses = match &service.kind {
+    let cluster_ips = match &service.kind {
         ServiceKind::ClusterIp { addresses } if is_ours(service) => addresses.as_slice(),
         ServiceKind::ClusterIp { .. } | ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
     };
-    if addresses.is_empty() {
+    if cluster_ips.is_empty() {
         return (ServicePlan::default(), Vec::new());
     }
-    reasons.extend(unsupported(service).map(Reason::Unsupported));
-    let addresses = usable_addresses(addresses, &mut reasons);
-    let mut plan = ServicePlan::default();
-    let mut seen = BTreeSet::new();
-    for port in &service.ports {
-        let mut port_plan = endpoints::choose(port, &view.slices, node, &mut reasons);
-        let wanted = frontends(service, port, &addresses, &port_plan, node);
-        for (key, action) in wanted {
-            if seen.insert(key) {
-                port_plan.frontends.insert(key, action);
+    let mut reasons = BTreeSet::new();
+    let addresses = Addresses::of(service, cluster_ips, node, &mut reasons);
+    let mut plan = ServicePlan {
+        ports: LiteMap::new(),
+        cluster_ips: addresses.cluster_ips().collect(),
+        health: health_check(view, cluster_ips, node),
+    };
+    let mut taken = BTreeSet::new();
+    for (family, port) in addresses
+        .families()
+        .flat_map(|family| service.ports.iter().map(move |port| (family, port)))
+    {
+        let key = PortKey {
+            family,
+            name: port.name.clone(),
+            protocol: port.protocol,
+        };
+        let mut port_plan = endpoints::choose(port, family, &view.slices, node, &mut reasons);
+        port_plan.affinity = match service.affinity {
+            SessionAffinity::None => None,
+            SessionAffinity::ClientIp { timeout } => Some(timeout),
+        };
+        port_plan.sources = addresses.sources(family);
+        for (owner, address, number) in addresses.frontends(family, port) {
+            let key = FrontendKey {
+                address,
+                port: number,
+                protocol: port.protocol,
+            };
+            // An address that is the Service's in two ways is served in the stricter one, which comes first.
+            if port_plan.frontends.contains_key(&key) {
+                continue;
+            }
+            if taken.insert(key) {
+                let frontend = frontend(owner, service, &port_plan, family, node);
+                port_plan.frontends.insert(key, frontend);
             } else {
                 reasons.insert(Reason::DuplicateFrontend(key));
             }
         }
-        let key = PortKey {
-            name: port.name.clone(),
-            protocol: port.protocol,
-        };
         plan.ports.entry(key).or_insert(port_plan);
     }
     let rejected = reasons.into_iter().map(|reason| Rejected {
@@ -296,72 +322,28 @@ fn is_ours(service: &Service) -> bool {
         .any(|label| service.proxy_labels.contains_key(*label))
 }
 
-fn unsupported(service: &Service) -> impl Iterator<Item = Feature> {
-    let affinity = service.affinity != SessionAffinity::None;
-    let external = !service.external_addresses.is_empty();
-    let balanced = service.load_balancer.iter().any(|ingress| !ingress.proxied);
-    [
-        affinity.then_some(Feature::SessionAffinity),
-        external.then_some(Feature::ExternalAddresses),
-        balanced.then_some(Feature::LoadBalancer),
-    ]
-    .into_iter()
-    .flatten()
-}
-
-fn usable_addresses(addresses: &[IpAddr], reasons: &mut BTreeSet<Reason>) -> BTreeSet<IpAddr> {
-    let mut usable = BTreeSet::new();
-    for address in addresses {
-        if address.is_ipv6() {
-            reasons.insert(Reason::Unsupported(Feature::Ipv6));
-        } else if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-            reasons.insert(Reason::BadAddress(*address));
-        } else {
-            usable.insert(*address);
-        }
-    }
-    usable
-}
-
-fn frontends(
+fn frontend(
+    owner: Owner,
     service: &Service,
-    port: &ServicePort,
-    addresses: &BTreeSet<IpAddr>,
     endpoints: &PortPlan,
+    family: IpFamily,
     node: &NodeContext,
-) -> Vec<(FrontendKey, Action)> {
-    let protocol = port.protocol;
-    let mut frontends = Vec::new();
-    for address in addresses
-        .iter()
-        .filter(|address| node.local_dns != Some(**address))
-    {
-        let key = FrontendKey {
-            address: FrontendAddress::Service(*address),
-            port: port.port,
-            protocol,
-        };
-        frontends.push((key, cluster_ip_action(service.internal_policy, endpoints)));
-    }
-    let families: BTreeSet<_> = addresses.iter().map(|address| IpFamily::from(*address)).collect();
-    for (node_port, family) in port
-        .node_port
-        .iter()
-        .flat_map(|port| families.iter().map(move |f| (*port, *f)))
-    {
-        let address = FrontendAddress::EveryNodeAddress(family);
-        let key = FrontendKey {
-            address,
-            port: node_port,
-            protocol,
-        };
-        frontends.push((key, node_port_action(service.external_policy, endpoints)));
-    }
-    frontends
+) -> Frontend {
+    let action = match owner {
+        Owner::ClusterIp => cluster_ip_action(service.internal_policy, endpoints, node.masquerade(family)),
+        Owner::LoadBalancer | Owner::External | Owner::NodePort => {
+            external_action(service.external_policy, endpoints)
+        }
+    };
+    // Node ports and externalIPs are never filtered, since kube-proxy does not.
+    let admits = match owner {
+        Owner::LoadBalancer if !endpoints.sources.is_empty() => Admits::Sources,
+        _ => Admits::Everyone,
+    };
+    Frontend { action, admits }
 }
 
-fn cluster_ip_action(policy: TrafficPolicy, endpoints: &PortPlan) -> Action {
-    let masquerade = Masquerade::OutsidePods;
+fn cluster_ip_action(policy: TrafficPolicy, endpoints: &PortPlan, masquerade: Masquerade) -> Action {
     match policy {
         _ if endpoints.cluster.is_empty() => Action::Refuse,
         TrafficPolicy::Cluster => Action::Spread {
@@ -377,13 +359,36 @@ fn cluster_ip_action(policy: TrafficPolicy, endpoints: &PortPlan) -> Action {
 }
 
 /// Policy Cluster masquerades even pods and even local endpoints, as kube-proxy does: clients see one behaviour.
-fn node_port_action(policy: TrafficPolicy, endpoints: &PortPlan) -> Action {
+fn external_action(policy: TrafficPolicy, endpoints: &PortPlan) -> Action {
     match policy {
         _ if endpoints.cluster.is_empty() => Action::Refuse,
         TrafficPolicy::Cluster => Action::Spread {
             list: List::Cluster,
-            masquerade: Masquerade::Always,
+            masquerade: Masquerade::Everyone,
         },
         TrafficPolicy::Local => Action::Split,
     }
+}
+
+/// The API gives a health check port only to type LoadBalancer with external policy Local. Endpoints count once,
+/// whatever the number of ports: in the family of the first ClusterIP, since a dual-stack pod has two addresses.
+fn health_check(view: &ServiceView<'_>, cluster_ips: &[IpAddr], node: &NodeContext) -> Option<HealthCheck> {
+    let port = view
+        .service
+        .health_check_node_port
+        .filter(|_| view.service.external_policy == TrafficPolicy::Local)?;
+    let family = IpFamily::from(*cluster_ips.first()?);
+    let endpoints = view
+        .slices
+        .iter()
+        .filter(|slice| slice.family == family)
+        .flat_map(|slice| &slice.endpoints);
+    let ready: BTreeSet<_> = endpoints
+        .filter(|endpoint| endpoint.conditions.ready && endpoint.node.as_ref() == Some(&node.name))
+        .map(|endpoint| endpoint.address)
+        .collect();
+    Some(HealthCheck {
+        port,
+        ready_here: ready.len(),
+    })
 }

@@ -1,50 +1,22 @@
 //! The proxy of one node: takes snapshots, keeps what it asked the kernel for, retries, repairs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnetwork::IpNetwork;
-use model::{Changed, Kind, NodeName, ObjectName, Snapshot};
-use netlink::nft::{self, Monitor};
+use model::{Changed, Kind, ObjectName, Snapshot};
+use netlink::nft::{Monitor, Nft};
 
 use crate::datapath::packets::Packets;
 use crate::datapath::sockets::Sockets;
 use crate::datapath::{Change, Datapath, Kernel, NodeAddresses, NodeRole};
-use crate::plan::{NodeContext, Reason, Rejected, ServicePlan, ServiceView, plan_service};
+use crate::plan::{
+    HealthCheck, NodeContext, NodePortAddresses, Reason, Rejected, ServicePlan, ServiceView, plan_service,
+};
 use crate::report::{AuditReport, SyncReport};
+use crate::settings::{Config, DatapathKind, Settings};
 use crate::stale::StaleFlows;
 use crate::{Claims, Error};
-
-/// Which renderers are used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DatapathKind {
-    /// The socket hook, with the packet rules under it.
-    Ebpf {
-        /// The node's cgroup v2 directory: everything that runs on the node is in it or below it.
-        cgroup: PathBuf,
-        /// Directory on a BPF file system, for example `/sys/fs/bpf/causeway`; made if absent.
-        pin_dir: PathBuf,
-    },
-    /// The packet rules alone.
-    Nftables,
-}
-
-/// What a proxy must know of its node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Name of the Node object.
-    pub node: NodeName,
-    /// Which renderers.
-    pub datapath: DatapathKind,
-    /// Addresses of all pods, for example `10.244.0.0/16`: traffic to ClusterIPs from elsewhere is masqueraded.
-    pub pod_network: IpNetwork,
-    /// A ClusterIP that this node answers itself; it gets no frontend.
-    pub local_dns: Option<IpAddr>,
-    /// This node's addresses, in case its Node object does not tell them yet.
-    pub node_addresses: Vec<IpAddr>,
-}
 
 /// Tells, from any thread, when somebody else changes the proxy's table.
 #[derive(Debug)]
@@ -60,19 +32,21 @@ impl DriftWatch {
 /// The proxy of one node.
 #[derive(Debug)]
 pub struct Proxy {
+    settings: Settings,
     context: NodeContext,
-    node_addresses: Vec<IpAddr>,
     datapath: Box<dyn Datapath>,
-    events_port: Option<u32>,
+    /// The renderer's connections to nftables, whose changes are no drift.
+    own_ports: Vec<u32>,
     /// The last snapshot that was looked at.
     seen: Snapshot,
     /// What each Service wants, conflicts between Services aside.
-    plans: BTreeMap<ObjectName, ServicePlan>,
+    plans: BTreeMap<ObjectName, Arc<ServicePlan>>,
     claims: Claims,
     /// What the datapath was last asked for, successfully or not.
-    asked: BTreeMap<ObjectName, ServicePlan>,
+    asked: BTreeMap<ObjectName, Arc<ServicePlan>>,
     /// Services whose last change failed.
     failed: BTreeSet<ObjectName>,
+    context_pending: bool,
     nodes_pending: bool,
     sweep_pending: bool,
     stale: StaleFlows,
@@ -82,13 +56,9 @@ impl Proxy {
     /// Opens the kernel's interfaces in the network namespace of the calling thread, reads back what an earlier
     /// process left there, and changes nothing of it: the first [`Proxy::sync`] writes only what differs.
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let context = NodeContext {
-            name: config.node.clone(),
-            pod_network: config.pod_network,
-            local_dns: config.local_dns,
-        };
-        let packets = Packets::open(&context)?;
-        let events_port = packets.port();
+        let context = config.settings.context(None);
+        let packets = Packets::open_all(&context)?;
+        let own_ports = packets.iter().map(Packets::port).collect();
         let sockets = match &config.datapath {
             DatapathKind::Nftables => None,
             DatapathKind::Ebpf { cgroup, pin_dir } => {
@@ -100,9 +70,9 @@ impl Proxy {
                 Some(Sockets::open(hook)?)
             }
         };
-        let mut proxy = Self::with_datapath(context, Box::new(Kernel { packets, sockets }));
-        proxy.node_addresses.clone_from(&config.node_addresses);
-        proxy.events_port = Some(events_port);
+        let datapath = Kernel { packets, sockets };
+        let mut proxy = Self::with_datapath(config.settings.clone(), Box::new(datapath));
+        proxy.own_ports = own_ports;
         Ok(proxy)
     }
 
@@ -114,24 +84,28 @@ impl Proxy {
             DatapathKind::Nftables => Ok(()),
         };
         // What fails of the one is told when the other is gone too.
-        let rules = nft::Nft::open().and_then(|mut nft| nft.remove(&Packets::table()));
+        let rules = Nft::open().and_then(|mut nft| {
+            let removed = Packets::tables().map(|table| nft.remove(&table));
+            removed.into_iter().collect()
+        });
         hook?;
         Ok(rules?)
     }
 
     /// A proxy over any datapath.
     #[must_use]
-    pub fn with_datapath(context: NodeContext, datapath: Box<dyn Datapath>) -> Self {
+    pub fn with_datapath(settings: Settings, datapath: Box<dyn Datapath>) -> Self {
         Self {
-            context,
-            node_addresses: Vec::new(),
+            context: settings.context(None),
+            settings,
             datapath,
-            events_port: None,
+            own_ports: Vec::new(),
             seen: Snapshot::default(),
             plans: BTreeMap::new(),
             claims: Claims::default(),
             asked: BTreeMap::new(),
             failed: BTreeSet::new(),
+            context_pending: true,
             nodes_pending: true,
             sweep_pending: true,
             stale: StaleFlows::default(),
@@ -139,10 +113,11 @@ impl Proxy {
     }
 
     /// Makes the kernel do what the snapshot says: plans what changed since the last one, and tries again what failed.
-    /// Until the lists of Services and EndpointSlices are complete nothing is done, since a Service that is missing
-    /// from an incomplete list is not gone.
+    /// Until the lists of Services, EndpointSlices and Nodes are complete nothing is done: a Service that is missing
+    /// from an incomplete list is not gone, and without its zone a node would spread traffic over all zones for a
+    /// moment.
     pub fn sync(&mut self, snapshot: &Snapshot) -> SyncReport {
-        let kinds = [Kind::Service, Kind::EndpointSlice];
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node];
         let waiting_for: Vec<_> = kinds
             .into_iter()
             .filter(|kind| !snapshot.is_synced(*kind))
@@ -155,12 +130,14 @@ impl Proxy {
             return report;
         }
         let started = Instant::now();
-        let changed = snapshot.changed_since(&self.seen);
+        let mut changed = snapshot.changed_since(&self.seen);
+        self.look_at_own_node(snapshot, &mut changed);
         let pending = self.plan(snapshot, &changed, &mut report);
         self.seen = snapshot.clone();
         self.nodes_pending |= !changed.nodes.is_empty() || changed.synced.contains(&Kind::Node);
         report.durations.plan = started.elapsed();
         let started = Instant::now();
+        self.apply_context(&mut report);
         self.apply_nodes(&mut report);
         self.apply(pending, &mut report);
         self.sweep(&mut report);
@@ -227,17 +204,55 @@ impl Proxy {
     /// Whether something waits for the next sync although no object changed.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        !self.failed.is_empty() || self.nodes_pending || self.sweep_pending || !self.stale.is_empty()
+        !self.failed.is_empty()
+            || self.context_pending
+            || self.nodes_pending
+            || self.sweep_pending
+            || !self.stale.is_empty()
     }
 
-    /// A watch on changes of the proxy's table by others, to be waited for on a thread of its own. Must be called in
+    /// A watch on changes of the proxy's tables by others, to be waited for on a thread of its own. Must be called in
     /// the network namespace in which the proxy was opened. None over a datapath that is not the kernel's.
     pub fn watch_drift(&self) -> Result<Option<DriftWatch>, Error> {
-        let open = |port| Monitor::open(&Packets::table(), port).map_err(nft::Error::into);
-        self.events_port
-            .map(open)
-            .transpose()
-            .map(|monitor| monitor.map(DriftWatch))
+        if self.own_ports.is_empty() {
+            return Ok(None);
+        }
+        let monitor = Monitor::open(&Packets::tables(), &self.own_ports)?;
+        Ok(Some(DriftWatch(monitor)))
+    }
+
+    /// Health check ports that load balancers ask, by Service.
+    #[must_use]
+    pub fn health_checks(&self) -> BTreeMap<ObjectName, HealthCheck> {
+        let checks = self.plans.iter();
+        checks
+            .filter_map(|(name, plan)| Some((name.clone(), plan.health?)))
+            .collect()
+    }
+
+    /// What plans are made for at present.
+    #[must_use]
+    pub fn context(&self) -> &NodeContext {
+        &self.context
+    }
+
+    /// What each Service wants, conflicts between Services aside.
+    #[must_use]
+    pub fn plans(&self) -> &BTreeMap<ObjectName, Arc<ServicePlan>> {
+        &self.plans
+    }
+
+    /// A change of this node's own zone, addresses or networks is a change of every plan.
+    fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
+        let node = snapshot.nodes.get(&self.settings.node);
+        let context = self.settings.context(node.map(AsRef::as_ref));
+        if context != self.context {
+            self.context = context;
+            self.context_pending = true;
+            changed
+                .services
+                .extend(snapshot.services.iter().map(|(name, _)| name.clone()));
+        }
     }
 
     /// Plans what changed and returns the Services that the datapath must be asked about.
@@ -262,7 +277,7 @@ impl Proxy {
             };
             report.rejected.extend(rejected);
             let old = self.plans.get(name).cloned().unwrap_or_default();
-            if old == plan {
+            if *old == plan {
                 continue;
             }
             affected.extend(self.claims.replace(name, &old, &plan));
@@ -270,7 +285,7 @@ impl Proxy {
             if plan.is_empty() {
                 self.plans.remove(name);
             } else {
-                self.plans.insert(name.clone(), plan);
+                self.plans.insert(name.clone(), Arc::new(plan));
             }
         }
         for name in affected {
@@ -288,10 +303,13 @@ impl Proxy {
     }
 
     /// A Service's plan without the frontends that another Service has.
-    fn owned_plan(&self, name: &ObjectName) -> (ServicePlan, Vec<Rejected>) {
+    fn owned_plan(&self, name: &ObjectName) -> (Arc<ServicePlan>, Vec<Rejected>) {
         let plan = self.plans.get(name).cloned().unwrap_or_default();
+        if plan.frontends().all(|key| self.claims.owner(key) == Some(name)) {
+            return (plan, Vec::new());
+        }
         let mut rejected = Vec::new();
-        let plan = plan.retain(|key| {
+        let plan = Arc::unwrap_or_clone(plan).retain(|key| {
             let owner = self.claims.owner(key);
             if let Some(owner) = owner.filter(|owner| *owner != name) {
                 let reason = Reason::Taken {
@@ -305,7 +323,7 @@ impl Proxy {
             }
             owner == Some(name)
         });
-        (plan, rejected)
+        (Arc::new(plan), rejected)
     }
 
     fn apply(&mut self, pending: BTreeSet<ObjectName>, report: &mut SyncReport) {
@@ -313,7 +331,7 @@ impl Proxy {
             .into_iter()
             .map(|name| (self.owned_plan(&name).0, name))
             .collect();
-        let nothing = ServicePlan::default();
+        let nothing = Arc::default();
         let changes: Vec<_> = wanted
             .iter()
             .map(|(new, service)| Change {
@@ -346,13 +364,14 @@ impl Proxy {
     fn remember(
         &mut self,
         name: ObjectName,
-        plan: ServicePlan,
+        plan: Arc<ServicePlan>,
         failed: &BTreeSet<ObjectName>,
         report: &mut SyncReport,
     ) {
         if failed.contains(&name) {
-            let old = self.asked.remove(&name).unwrap_or_default();
-            self.asked.insert(name.clone(), old.or(plan));
+            let old = Arc::unwrap_or_clone(self.asked.remove(&name).unwrap_or_default());
+            let both = old.or(Arc::unwrap_or_clone(plan));
+            self.asked.insert(name.clone(), Arc::new(both));
             self.failed.insert(name);
             return;
         }
@@ -387,6 +406,20 @@ impl Proxy {
         report.failures.extend(applied.failures);
     }
 
+    fn apply_context(&mut self, report: &mut SyncReport) {
+        if !self.context_pending {
+            return;
+        }
+        match self.datapath.set_context(&self.context) {
+            Ok(writes) => {
+                report.writes += writes;
+                self.context_pending = false;
+                self.nodes_pending = true;
+            }
+            Err(error) => report.common_failures.push(error),
+        }
+    }
+
     fn apply_nodes(&mut self, report: &mut SyncReport) {
         if !self.nodes_pending {
             return;
@@ -400,25 +433,31 @@ impl Proxy {
         }
     }
 
+    /// Addresses on which nodes serve node ports.
     fn node_roles(&self) -> NodeAddresses {
         let mut roles = BTreeMap::new();
         for (name, node) in self.seen.nodes.iter() {
-            let role = if *name == self.context.name {
-                NodeRole::ThisNode
-            } else {
-                NodeRole::OtherNode
-            };
+            if *name == self.context.name {
+                continue;
+            }
             let addresses = node.internal_addresses.iter().chain(&node.external_addresses);
-            roles.extend(addresses.map(|address| (*address, role)));
+            let addresses = addresses.filter(|address| self.serves_node_ports(**address));
+            roles.extend(addresses.map(|address| (*address, NodeRole::OtherNode)));
         }
-        roles.extend(
-            self.node_addresses
-                .iter()
-                .map(|address| (*address, NodeRole::ThisNode)),
-        );
+        let own = self.context.addresses.iter();
+        let own = own.filter(|address| self.context.serves_node_ports_on(**address));
+        roles.extend(own.map(|address| (*address, NodeRole::ThisNode)));
         NodeAddresses {
             roles,
             complete: self.seen.is_synced(Kind::Node),
+        }
+    }
+
+    /// Whether another node serves node ports on its address, if it is told what this one is told.
+    fn serves_node_ports(&self, address: std::net::IpAddr) -> bool {
+        match &self.settings.node_port_addresses {
+            NodePortAddresses::Networks(_) => self.context.serves_node_ports_on(address),
+            NodePortAddresses::All | NodePortAddresses::Primary => true,
         }
     }
 
@@ -430,7 +469,7 @@ impl Proxy {
         let asked: BTreeSet<_> = self
             .asked
             .values()
-            .flat_map(ServicePlan::frontends)
+            .flat_map(|plan| plan.frontends())
             .copied()
             .collect();
         match self.datapath.sweep(&|key| asked.contains(key)) {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use model::Protocol;
+use model::{IpFamily, Protocol};
 use netlink::conntrack::Flow;
 
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
@@ -16,7 +16,7 @@ use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StaleFlows {
     services: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
-    node_ports: BTreeMap<u16, BTreeSet<SocketAddr>>,
+    node_ports: BTreeMap<(IpFamily, u16), BTreeSet<SocketAddr>>,
 }
 
 impl StaleFlows {
@@ -67,7 +67,7 @@ impl StaleFlows {
         let by_node_port = to != answers
             && self
                 .node_ports
-                .get(&to.port())
+                .get(&(to.ip().into(), to.port()))
                 .is_some_and(|serving| !serving.contains(&answers));
         by_address || by_node_port
     }
@@ -77,7 +77,9 @@ impl StaleFlows {
             FrontendAddress::Service(address) => self
                 .services
                 .contains_key(&SocketAddr::new(address, key.port.get())),
-            FrontendAddress::EveryNodeAddress(_) => self.node_ports.contains_key(&key.port.get()),
+            FrontendAddress::EveryNodeAddress(family) => {
+                self.node_ports.contains_key(&(family, key.port.get()))
+            }
         }
     }
 
@@ -87,7 +89,9 @@ impl StaleFlows {
                 .services
                 .entry(SocketAddr::new(address, key.port.get()))
                 .or_default(),
-            FrontendAddress::EveryNodeAddress(_) => self.node_ports.entry(key.port.get()).or_default(),
+            FrontendAddress::EveryNodeAddress(family) => {
+                self.node_ports.entry((family, key.port.get())).or_default()
+            }
         }
     }
 }

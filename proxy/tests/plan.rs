@@ -3,11 +3,18 @@
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use model::{EndpointSlice, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
-use proxy::plan::{Action, Feature, List, Masquerade, PortKey, PortPlan, Reason};
+use model::service::LoadBalancerIngress;
+use model::{EndpointSlice, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
+use proxy::plan::{
+    Action, Admits, Frontend, FrontendKey, HealthCheck, List, LocalTraffic, Masquerade, NodePortAddresses,
+    PortKey, PortPlan, Reason,
+};
 use proxy::{NodeContext, ServicePlan, ServiceView, plan_service};
-use world::{GONE, LEAVING, READY, UNREADY, context, ip, node_port, port, service, slice, target, vip};
+use world::{
+    GONE, LEAVING, READY, UNREADY, context, ip, network, node_port, number, port, service, slice, target, vip,
+};
 
 const TO_ALL: Action = Action::Spread {
     list: List::Cluster,
@@ -19,7 +26,7 @@ const TO_LOCAL: Action = Action::Spread {
 };
 const NODE_PORT: Action = Action::Spread {
     list: List::Cluster,
-    masquerade: Masquerade::Always,
+    masquerade: Masquerade::Everyone,
 };
 
 fn plan(service: &Service, slices: &[EndpointSlice], node: &NodeContext) -> (ServicePlan, Vec<Reason>) {
@@ -41,7 +48,7 @@ fn port_plan(service: &Service, slices: &[EndpointSlice]) -> PortPlan {
     let (plan, reasons) = plan(service, slices, &context());
     assert_eq!(reasons, []);
     assert_eq!(plan.ports.len(), 1, "{plan:?}");
-    plan.ports.into_values().next().expect("one port")
+    plan.ports.values().next().expect("one port").clone()
 }
 
 type Row<'a> = (&'a str, &'a str, model::Conditions);
@@ -129,7 +136,20 @@ fn check_actions(policies: [TrafficPolicy; 2], endpoints: &[Row<'_>], address: A
         (vip("10.96.0.1", 80, Protocol::Tcp), address),
         (node_port(30080, Protocol::Tcp), node),
     ]);
-    assert_eq!(plan.frontends, expected, "{policies:?} {endpoints:?}");
+    assert_eq!(actions(&plan), expected, "{policies:?} {endpoints:?}");
+}
+
+/// What frontends do that admit everyone.
+#[track_caller]
+fn actions(plan: &PortPlan) -> BTreeMap<FrontendKey, Action> {
+    let action = |frontend: &Frontend| {
+        assert_eq!(frontend.admits, Admits::Everyone, "{plan:?}");
+        frontend.action
+    };
+    plan.frontends
+        .iter()
+        .map(|(key, frontend)| (*key, action(frontend)))
+        .collect()
 }
 
 #[test]
@@ -170,6 +190,7 @@ fn endpoints_join_by_port_name_and_protocol_with_a_number_of_their_own_in_each_s
     );
     assert_eq!(reasons, []);
     let http = &plan.ports[&PortKey {
+        family: IpFamily::V4,
         name: "http".to_owned(),
         protocol: Protocol::Tcp,
     }];
@@ -179,11 +200,12 @@ fn endpoints_join_by_port_name_and_protocol_with_a_number_of_their_own_in_each_s
     );
     assert_eq!(http.on_this_node, BTreeSet::from([target("10.244.1.2:9090")]));
     let dns = &plan.ports[&PortKey {
+        family: IpFamily::V4,
         name: "dns".to_owned(),
         protocol: Protocol::Udp,
     }];
     assert_eq!(
-        dns.frontends,
+        actions(dns),
         BTreeMap::from([(vip("10.96.0.1", 53, Protocol::Udp), Action::Refuse)])
     );
 }
@@ -215,7 +237,7 @@ fn an_address_that_the_node_answers_itself_gets_no_frontend_and_its_node_port_do
     let mut service = service("dns", "10.96.0.10");
     service.ports = vec![port("http", Protocol::Tcp, 53, Some(30053))];
     let node = NodeContext {
-        local_dns: Some(ip("10.96.0.10")),
+        local_dns: BTreeSet::from([ip("10.96.0.10")]),
         ..context()
     };
     let (plan, _) = plan(&service, &[], &node);
@@ -231,27 +253,31 @@ fn what_cannot_be_honoured_is_listed_and_the_rest_works() {
     service.kind = ServiceKind::ClusterIp {
         addresses: vec![ip("10.96.0.1"), ip("fd00::1"), ip("127.0.0.1")],
     };
-    service.affinity = SessionAffinity::ClientIp {
-        timeout: std::time::Duration::from_secs(10),
-    };
     service.external_addresses = vec![ip("192.0.2.1")];
+    service.source_ranges = vec![network("192.0.2.7/24")];
     service.ports.push(port("again", Protocol::Tcp, 80, None));
     let endpoints = [
         ("10.244.1.1", "here", READY),
         ("127.0.0.1", "here", READY),
         ("169.254.1.1", "here", READY),
+        ("fd00:244::1", "here", READY),
     ];
-    let (plan, reasons) = plan(&service, &[slice("web-1", "web", &endpoints)], &context());
+    let node = NodeContext {
+        families: BTreeSet::from([IpFamily::V4]),
+        ..context()
+    };
+    let (plan, reasons) = plan(&service, &[slice("web-1", "web", &endpoints)], &node);
     let frontend = vip("10.96.0.1", 80, Protocol::Tcp);
     assert_eq!(
         reasons,
         [
-            Reason::Unsupported(Feature::Ipv6),
-            Reason::Unsupported(Feature::SessionAffinity),
-            Reason::Unsupported(Feature::ExternalAddresses),
+            Reason::FamilyOff(IpFamily::V6),
+            Reason::ExternalAddressesOff,
             Reason::BadAddress(ip("127.0.0.1")),
             Reason::BadEndpoint(ip("127.0.0.1")),
             Reason::BadEndpoint(ip("169.254.1.1")),
+            Reason::BadEndpoint(ip("fd00:244::1")),
+            Reason::BadSourceRange(network("192.0.2.7/24")),
             Reason::DuplicateFrontend(frontend),
         ]
     );
@@ -259,6 +285,386 @@ fn what_cannot_be_honoured_is_listed_and_the_rest_works() {
     assert_eq!(
         plan.ports.values().next_back().expect("a port").cluster,
         [target("10.244.1.1:8080")]
+    );
+}
+
+#[test]
+fn addresses_that_no_service_or_endpoint_can_have_are_refused_in_both_families() {
+    for address in [
+        "0.0.0.0",
+        "127.0.0.1",
+        "169.254.1.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "ff02::1",
+        "::ffff:10.96.0.1",
+    ] {
+        let rows = [(address, "here", READY)];
+        let (planned, reasons) = plan(&service("web", address), &[], &context());
+        assert_eq!(
+            (planned.is_empty(), reasons),
+            (true, vec![Reason::BadAddress(ip(address))])
+        );
+        let vip = if ip(address).is_ipv4() {
+            "10.96.0.1"
+        } else {
+            "fd00:96::1"
+        };
+        let (planned, reasons) = plan(&service("web", vip), &[slice("web-1", "web", &rows)], &context());
+        assert_eq!(reasons, [Reason::BadEndpoint(ip(address))]);
+        assert!(
+            planned.ports.values().all(|port| port.cluster.is_empty()),
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn a_dual_stack_service_has_a_plan_for_each_family_with_that_familys_endpoints() {
+    let mut web = service("web", "10.96.0.1");
+    web.kind = ServiceKind::ClusterIp {
+        addresses: vec![ip("10.96.0.1"), ip("fd00:96::1")],
+    };
+    web.ports = vec![port("http", Protocol::Tcp, 80, Some(30080))];
+    let slices = [
+        slice("web-4", "web", &[("10.244.1.1", "here", READY)]),
+        slice("web-6", "web", &[("fd00:244::1", "there", READY)]),
+    ];
+    let (plan, reasons) = plan(&web, &slices, &context());
+    assert_eq!(reasons, []);
+    let of = |family| {
+        let key = PortKey {
+            family,
+            name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+        };
+        let port = &plan.ports[&key];
+        (actions(port), port.cluster.clone(), port.local.clone())
+    };
+    let frontends = |address: &str, family| {
+        let mut node_port = node_port(30080, Protocol::Tcp);
+        node_port.address = proxy::plan::FrontendAddress::EveryNodeAddress(family);
+        BTreeMap::from([(vip(address, 80, Protocol::Tcp), TO_ALL), (node_port, NODE_PORT)])
+    };
+    let four = target("10.244.1.1:8080");
+    assert_eq!(
+        of(IpFamily::V4),
+        (frontends("10.96.0.1", IpFamily::V4), vec![four], vec![four])
+    );
+    assert_eq!(
+        of(IpFamily::V6),
+        (
+            frontends("fd00:96::1", IpFamily::V6),
+            vec![target("[fd00:244::1]:8080")],
+            vec![]
+        )
+    );
+    assert_eq!(
+        plan.cluster_ips,
+        BTreeSet::from([ip("10.96.0.1"), ip("fd00:96::1")])
+    );
+}
+
+/// A Service with a ClusterIP, a balancer's address, an external one, and an endpoint on this node.
+fn published() -> (Service, [EndpointSlice; 1]) {
+    let mut web = service("web", "10.96.0.1");
+    let ingress = |address: &str, proxied| LoadBalancerIngress {
+        address: ip(address),
+        proxied,
+    };
+    web.load_balancer = vec![ingress("192.0.2.1", false), ingress("192.0.2.2", true)];
+    web.external_addresses = vec![ip("198.51.100.1")];
+    (web, [slice("web-1", "web", &[("10.244.1.1", "here", READY)])])
+}
+
+#[test]
+fn balancers_addresses_are_served_unless_the_balancer_translates_and_external_ones_if_allowed() {
+    let (web, slices) = published();
+    for allowed in [false, true] {
+        let node = NodeContext {
+            external_addresses: allowed,
+            ..context()
+        };
+        let (plan, reasons) = plan(&web, &slices, &node);
+        let mut expected = BTreeMap::from([
+            (vip("10.96.0.1", 80, Protocol::Tcp), TO_ALL),
+            (vip("192.0.2.1", 80, Protocol::Tcp), NODE_PORT),
+        ]);
+        if allowed {
+            expected.insert(vip("198.51.100.1", 80, Protocol::Tcp), NODE_PORT);
+        }
+        assert_eq!(
+            actions(&plan.ports.values().next().expect("a port").clone()),
+            expected
+        );
+        assert_eq!(reasons.contains(&Reason::ExternalAddressesOff), !allowed);
+        assert_eq!(plan.cluster_ips, BTreeSet::from([ip("10.96.0.1")]));
+    }
+}
+
+/// Source ranges and this node's address, then who is admitted at the balancer's address; nothing = everyone.
+#[track_caller]
+fn check_sources(ranges: &[&str], node_address: &str, admitted: &[&str]) {
+    let (mut web, slices) = published();
+    web.external_addresses.clear();
+    web.source_ranges = ranges.iter().map(|range| network(range)).collect();
+    let node = NodeContext {
+        addresses: vec![ip(node_address)],
+        ..context()
+    };
+    let (plan, reasons) = plan(&web, &slices, &node);
+    assert_eq!(reasons, []);
+    let plan = plan.ports.values().next().expect("a port");
+    let admitted: BTreeSet<_> = admitted.iter().map(|range| network(range)).collect();
+    assert_eq!(plan.sources, admitted, "{ranges:?}");
+    let wanted = if admitted.is_empty() {
+        Admits::Everyone
+    } else {
+        Admits::Sources
+    };
+    assert_eq!(
+        plan.frontends[&vip("192.0.2.1", 80, Protocol::Tcp)].admits,
+        wanted
+    );
+    let cluster_ip = plan.frontends[&vip("10.96.0.1", 80, Protocol::Tcp)];
+    assert_eq!(
+        cluster_ip.admits,
+        Admits::Everyone,
+        "ClusterIPs are never filtered"
+    );
+}
+
+#[test]
+fn source_ranges_filter_balancers_addresses_by_family() {
+    let node = "172.30.0.11";
+    check_sources(&[], node, &[]);
+    check_sources(&["203.0.113.0/24"], node, &["203.0.113.0/24"]);
+    check_sources(&["0.0.0.0/0", "203.0.113.0/24"], node, &[]);
+    check_sources(&["fd00::/8"], node, &[]);
+    check_sources(&["fd00::/8", "203.0.113.0/24"], node, &["203.0.113.0/24"]);
+    check_sources(
+        &[
+            "203.0.113.0/24",
+            "203.0.113.128/25",
+            "203.0.113.1/32",
+            "203.0.112.0/24",
+        ],
+        node,
+        &["203.0.113.0/24", "203.0.112.0/24"],
+    );
+    // A node that is admitted may send with the balancer's address as its own.
+    check_sources(&["172.30.0.0/16"], node, &["172.30.0.0/16", "192.0.2.1/32"]);
+}
+
+#[test]
+fn session_affinity_is_the_ports_whatever_the_frontend() {
+    let mut web = service("web", "10.96.0.1");
+    let slices = [slice("web-1", "web", &[("10.244.1.1", "here", READY)])];
+    assert_eq!(port_plan(&web, &slices).affinity, None);
+    let timeout = Duration::from_secs(10_800);
+    web.affinity = SessionAffinity::ClientIp { timeout };
+    assert_eq!(port_plan(&web, &slices).affinity, Some(timeout));
+}
+
+#[test]
+fn who_is_masqueraded_at_a_cluster_ip_follows_from_how_pods_are_told() {
+    let networks = |text: &[&str]| LocalTraffic::Networks(text.iter().map(|text| network(text)).collect());
+    let rows = [
+        (networks(&["10.244.0.0/16"]), false, Masquerade::OutsidePods),
+        (networks(&["fd00:244::/48"]), false, Masquerade::Nobody),
+        (networks(&[]), false, Masquerade::Nobody),
+        (LocalTraffic::Unknown, false, Masquerade::Nobody),
+        (
+            LocalTraffic::Interface("cni0".to_owned()),
+            false,
+            Masquerade::OutsidePods,
+        ),
+        (
+            LocalTraffic::InterfacePrefix("veth".to_owned()),
+            false,
+            Masquerade::OutsidePods,
+        ),
+        (LocalTraffic::Unknown, true, Masquerade::Everyone),
+        (networks(&["10.244.0.0/16"]), true, Masquerade::Everyone),
+    ];
+    let web = service("web", "10.96.0.1");
+    let slices = [slice("web-1", "web", &[("10.244.1.1", "here", READY)])];
+    for (local_traffic, masquerade_all, masquerade) in rows {
+        let node = NodeContext {
+            local_traffic,
+            masquerade_all,
+            ..context()
+        };
+        let (plan, _) = plan(&web, &slices, &node);
+        let list = List::Cluster;
+        let expected = Action::Spread { list, masquerade };
+        assert_eq!(
+            actions(&plan.ports.values().next().expect("a port").clone()),
+            BTreeMap::from([(vip("10.96.0.1", 80, Protocol::Tcp), expected)]),
+            "{node:?}"
+        );
+    }
+}
+
+/// Hints (zones, nodes) of four ready endpoints of which the first is on this node (`here`, zone `east`), then the
+/// wanted cluster list by the last byte of the address.
+#[track_caller]
+fn check_hints(hints: [(&[&str], &[&str]); 4], cluster: &[u8]) {
+    let rows = [
+        ("10.244.1.1", "here", READY),
+        ("10.244.1.2", "there", READY),
+        ("10.244.1.3", "there", READY),
+        ("10.244.1.4", "there", READY),
+    ];
+    let mut hinted = slice("web-1", "web", &rows);
+    for (endpoint, (zones, nodes)) in hinted.endpoints.iter_mut().zip(hints) {
+        endpoint.hinted_zones = zones.iter().map(|zone| (*zone).to_owned()).collect();
+        endpoint.hinted_nodes = nodes.iter().map(|node| (*node).into()).collect();
+    }
+    let node = NodeContext {
+        zone: Some("east".to_owned()),
+        ..context()
+    };
+    let (plan, _) = plan(&service("web", "10.96.0.1"), &[hinted], &node);
+    let plan = plan.ports.values().next().expect("a port");
+    let last = |target: &proxy::plan::Target| match target.address {
+        std::net::IpAddr::V4(address) => address.octets()[3],
+        std::net::IpAddr::V6(_) => 0,
+    };
+    assert_eq!(
+        plan.cluster.iter().map(last).collect::<Vec<_>>(),
+        cluster,
+        "{hints:?}"
+    );
+    assert_eq!(
+        plan.local.iter().map(last).collect::<Vec<_>>(),
+        [1],
+        "never narrowed"
+    );
+    assert_eq!(plan.serving.len(), 4, "established flows stay");
+}
+
+#[test]
+fn hints_narrow_the_cluster_list_only_if_all_ready_endpoints_have_them_and_one_is_for_here() {
+    const NONE: &[&str] = &[];
+    let (east, west, both): (&[&str], &[&str], &[&str]) = (&["east"], &["west"], &["east", "west"]);
+    let (here, there): (&[&str], &[&str]) = (&["here"], &["there"]);
+    check_hints([(NONE, NONE); 4], &[1, 2, 3, 4]);
+    check_hints([(east, NONE), (west, NONE), (east, NONE), (west, NONE)], &[1, 3]);
+    check_hints([(west, NONE), (both, NONE), (west, NONE), (west, NONE)], &[2]);
+    // One without a hint: the list is in the middle of a change.
+    check_hints(
+        [(east, NONE), (west, NONE), (NONE, NONE), (west, NONE)],
+        &[1, 2, 3, 4],
+    );
+    // None for this zone.
+    check_hints([(west, NONE); 4], &[1, 2, 3, 4]);
+    // Hints to nodes come first; where none is for this node, zones decide.
+    check_hints([(east, here), (east, there), (west, there), (west, there)], &[1]);
+    check_hints(
+        [(east, there), (east, there), (west, there), (west, there)],
+        &[1, 2],
+    );
+    check_hints(
+        [(east, here), (east, NONE), (west, there), (west, there)],
+        &[1, 2],
+    );
+    check_hints(
+        [(NONE, here), (NONE, there), (NONE, here), (NONE, there)],
+        &[1, 3],
+    );
+}
+
+#[test]
+fn terminating_endpoints_are_taken_from_all_zones() {
+    let mut hinted = slice(
+        "web-1",
+        "web",
+        &[("10.244.1.1", "here", LEAVING), ("10.244.1.2", "there", LEAVING)],
+    );
+    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
+        endpoint.hinted_zones = vec![zone.to_owned()];
+    }
+    let node = NodeContext {
+        zone: Some("east".to_owned()),
+        ..context()
+    };
+    let (plan, _) = plan(&service("web", "10.96.0.1"), &[hinted], &node);
+    let plan = plan.ports.values().next().expect("a port");
+    assert_eq!(
+        plan.cluster,
+        [target("10.244.1.1:8080"), target("10.244.1.2:8080")]
+    );
+}
+
+#[test]
+fn a_balancer_hears_of_ready_endpoints_on_this_node_and_of_nothing_else() {
+    let (mut web, _) = published();
+    let rows = [
+        ("10.244.1.1", "here", READY),
+        ("10.244.1.2", "here", LEAVING),
+        ("10.244.1.3", "here", UNREADY),
+        ("10.244.2.1", "there", READY),
+    ];
+    // Two ports of one pod are one endpoint.
+    web.ports.push(port("metrics", Protocol::Tcp, 81, None));
+    let slices = [
+        slice("web-1", "web", &rows),
+        slice("web-2", "web", &rows[..1]),
+        slice("web-6", "web", &[("fd00:244::1", "here", READY)]),
+    ];
+    web.health_check_node_port = Some(number(32000));
+    assert_eq!(
+        plan(&web, &slices, &context()).0.health,
+        None,
+        "policy Cluster has none"
+    );
+    web.external_policy = TrafficPolicy::Local;
+    let expected = |ready_here| {
+        Some(HealthCheck {
+            port: number(32000),
+            ready_here,
+        })
+    };
+    assert_eq!(plan(&web, &slices, &context()).0.health, expected(1));
+    let leaving = [slice("web-1", "web", &[("10.244.1.2", "here", LEAVING)])];
+    let (leaving, _) = plan(&web, &leaving, &context());
+    assert_eq!(leaving.health, expected(0), "although it still takes traffic");
+    assert_eq!(leaving.ports.values().next().expect("a port").local.len(), 1);
+}
+
+#[test]
+fn node_ports_are_served_on_the_addresses_that_are_asked_for() {
+    let serves = |node_port_addresses: NodePortAddresses| {
+        let node = NodeContext {
+            addresses: vec![ip("172.30.0.11"), ip("192.168.1.11"), ip("fd00:77::11")],
+            node_port_addresses,
+            ..context()
+        };
+        let addresses = node
+            .addresses
+            .clone()
+            .into_iter()
+            .chain([ip("127.0.0.1"), ip("fd00:77::12")]);
+        addresses
+            .filter(|address| node.serves_node_ports_on(*address))
+            .collect::<Vec<_>>()
+    };
+    let (first, second, six) = (ip("172.30.0.11"), ip("192.168.1.11"), ip("fd00:77::11"));
+    assert_eq!(
+        serves(NodePortAddresses::All),
+        [first, second, six, ip("127.0.0.1"), ip("fd00:77::12")]
+    );
+    assert_eq!(serves(NodePortAddresses::Primary), [first, six]);
+    let networks =
+        |text: &[&str]| NodePortAddresses::Networks(text.iter().map(|text| network(text)).collect());
+    assert_eq!(serves(networks(&["192.168.0.0/16"])), [second]);
+    assert_eq!(
+        serves(networks(&["127.0.0.0/8", "fd00::/8"])),
+        [six, ip("127.0.0.1"), ip("fd00:77::12")]
     );
 }
 

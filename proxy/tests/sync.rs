@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{Change, Kind, Protocol, Snapshot};
 use proxy::Proxy;
 use proxy::datapath::fake::FakeDatapath;
-use proxy::plan::{Action, FrontendKey, Reason};
-use world::{READY, context, name, port, service, slice, snapshot, vip};
+use proxy::plan::{Action, Admits, Frontend, FrontendKey, Reason};
+use world::{READY, name, port, service, settings, slice, snapshot, vip};
 
 fn proxy() -> (Proxy, FakeDatapath) {
     let fake = FakeDatapath::default();
-    (Proxy::with_datapath(context(), Box::new(fake.clone())), fake)
+    (Proxy::with_datapath(settings(), Box::new(fake.clone())), fake)
 }
 
 /// Frontends, and how many endpoints each has.
@@ -47,15 +47,16 @@ fn three_services() -> Vec<Change> {
 }
 
 #[test]
-fn nothing_is_done_before_both_lists_are_complete() {
+fn nothing_is_done_before_all_lists_are_complete() {
     let (mut proxy, fake) = proxy();
     let mut incomplete = Snapshot::default();
     incomplete.apply(Change::Service(service("a", "10.96.0.1")));
     assert_eq!(
         proxy.sync(&incomplete).waiting_for,
-        [Kind::Service, Kind::EndpointSlice]
+        [Kind::Service, Kind::EndpointSlice, Kind::Node]
     );
     incomplete.apply(Change::Synced(Kind::Service));
+    incomplete.apply(Change::Synced(Kind::Node));
     assert_eq!(proxy.sync(&incomplete).waiting_for, [Kind::EndpointSlice]);
     assert_eq!(frontends(&fake), BTreeMap::new());
     incomplete.apply(Change::Synced(Kind::EndpointSlice));
@@ -156,7 +157,11 @@ fn what_a_failed_change_may_have_left_is_removed_when_the_service_changes_again(
 fn leftovers_of_an_earlier_process_go_with_the_first_complete_sync() {
     let (mut proxy, fake) = proxy();
     let left = vip("10.96.0.9", 53, Protocol::Udp);
-    fake.with(|fake| fake.frontends.insert(left, (Action::Refuse, Default::default())));
+    let refuses = Frontend {
+        action: Action::Refuse,
+        admits: Admits::Everyone,
+    };
+    fake.with(|fake| fake.frontends.insert(left, (refuses, Default::default())));
     fake.with(|fake| fake.fail_sweep = true);
     let report = proxy.sync(&snapshot(three_services()));
     assert_eq!(report.common_failures.len(), 1);
@@ -261,4 +266,35 @@ fn an_audit_writes_again_what_was_lost_and_is_clean_after() {
     assert_eq!((report.repaired.len(), report.writes), (1, 3));
     assert_eq!(frontends(&fake).len(), 3);
     assert!(proxy.audit().is_clean());
+}
+
+#[test]
+fn a_change_of_this_nodes_zone_changes_every_plan_that_has_hints_and_no_other() {
+    let (mut proxy, fake) = proxy();
+    let mut hinted = slice(
+        "a-1",
+        "a",
+        &[("10.244.0.1", "there", READY), ("10.244.0.2", "there", READY)],
+    );
+    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
+        endpoint.hinted_zones = vec![zone.to_owned()];
+    }
+    let mut state = snapshot([
+        Change::Service(service("a", "10.96.0.1")),
+        Change::EndpointSlice(hinted),
+        Change::Service(service("b", "10.96.0.2")),
+        Change::EndpointSlice(slice("b-1", "b", &[("10.244.0.3", "there", READY)])),
+        Change::Node(world::node("here", Some("east"))),
+    ]);
+    proxy.sync(&state);
+    let endpoints_of_a = || {
+        let key = vip("10.96.0.1", 80, Protocol::Tcp);
+        fake.with(|fake| fake.frontends[&key].1.cluster.clone())
+    };
+    assert_eq!(endpoints_of_a(), [world::target("10.244.0.1:8080")]);
+    state.apply(Change::Node(world::node("here", Some("west"))));
+    assert_eq!(proxy.sync(&state).applied, [name("a")]);
+    assert_eq!(endpoints_of_a(), [world::target("10.244.0.2:8080")]);
+    state.apply(Change::Node(world::node("there", Some("west"))));
+    assert_eq!(proxy.sync(&state).applied, []);
 }

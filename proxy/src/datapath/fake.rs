@@ -3,21 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ebpf::abi::net::Ip4;
-use ebpf::abi::service::{Endpoint4, Frontend, FrontendKey4, NodeAddress, SlotKey};
+use ebpf::abi::net::Ip;
+use ebpf::abi::service::{
+    Endpoint, Frontend, FrontendKey as HookKey, MemberKey, Membership, NodeAddress, SlotKey,
+};
 use model::ObjectName;
 
 use super::sockets::{Contents, HookMaps};
 use super::{Applied, Change, Datapath, NodeAddresses, Swept};
 use crate::Error;
-use crate::plan::{Action, FrontendKey, PortPlan};
+use crate::plan::{Frontend as PlannedFrontend, FrontendKey, NodeContext, PortPlan};
 use crate::stale::StaleFlows;
 
 /// What a fake has been told; shared with the test that made it.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// Frontends, with what they do and the port's plan that they came from.
-    pub frontends: BTreeMap<FrontendKey, (Action, PortPlan)>,
+    pub frontends: BTreeMap<FrontendKey, (PlannedFrontend, PortPlan)>,
+    /// What was told of this node.
+    pub context: Option<NodeContext>,
     /// Node addresses.
     pub nodes: NodeAddresses,
     /// Every list of flows to forget, in order.
@@ -52,8 +56,8 @@ impl State {
         }
         let mut writes = 0;
         for port in change.new.ports.values() {
-            for (key, action) in &port.frontends {
-                let value = (*action, port.clone());
+            for (key, frontend) in &port.frontends {
+                let value = (*frontend, port.clone());
                 writes += u64::from(self.frontends.get(key) != Some(&value));
                 self.frontends.insert(*key, value);
             }
@@ -104,6 +108,11 @@ impl Datapath for FakeDatapath {
         })
     }
 
+    fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
+        self.with(|state| state.context = Some(context.clone()));
+        Ok(0)
+    }
+
     fn set_nodes(&mut self, nodes: &NodeAddresses) -> Result<u64, Error> {
         self.with(|state| state.nodes = nodes.clone());
         Ok(0)
@@ -127,7 +136,8 @@ impl Datapath for FakeDatapath {
     }
 }
 
-/// The socket hook's maps in memory; a test may make the n-th next write fail. Clones share their contents.
+/// The socket hook's maps in memory; a test may make the n-th next write fail, and maps full. Clones share their
+/// contents.
 #[derive(Clone, Debug, Default)]
 pub struct FakeMaps {
     state: Arc<Mutex<MapsState>>,
@@ -142,6 +152,8 @@ pub struct MapsState {
     pub writes: u64,
     /// Fail the write that comes after that many more.
     pub fail_after: Option<u64>,
+    /// How many entries maps of these names take; others take any number.
+    pub capacity: BTreeMap<&'static str, u32>,
 }
 
 impl FakeMaps {
@@ -150,17 +162,43 @@ impl FakeMaps {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut Contents) -> Option<T>) -> Result<(), Error> {
+    fn insert<K: Ord, V>(
+        &self,
+        name: &'static str,
+        map: fn(&mut Contents) -> &mut BTreeMap<K, V>,
+        key: K,
+        value: V,
+    ) -> Result<(), Error> {
         self.with(|state| {
-            if state.fail_after == Some(0) {
-                state.fail_after = None;
-                return Err(Error::Injected("map write"));
+            state.write()?;
+            let capacity = state.capacity.get(name).copied().unwrap_or(u32::MAX);
+            let map = map(&mut state.contents);
+            if map.len() >= capacity as usize && !map.contains_key(&key) {
+                return Err(ebpf::Error::Full { map: name, capacity }.into());
             }
-            state.fail_after = state.fail_after.map(|left| left - 1);
-            state.writes += 1;
-            change(&mut state.contents);
+            map.insert(key, value);
             Ok(())
         })
+    }
+
+    fn remove<K: Ord, V>(&self, map: fn(&mut Contents) -> &mut BTreeMap<K, V>, key: &K) -> Result<(), Error> {
+        self.with(|state| {
+            state.write()?;
+            map(&mut state.contents).remove(key);
+            Ok(())
+        })
+    }
+}
+
+impl MapsState {
+    fn write(&mut self) -> Result<(), Error> {
+        if self.fail_after == Some(0) {
+            self.fail_after = None;
+            return Err(Error::Injected("map write"));
+        }
+        self.fail_after = self.fail_after.map(|left| left - 1);
+        self.writes += 1;
+        Ok(())
     }
 }
 
@@ -169,36 +207,44 @@ impl HookMaps for FakeMaps {
         Ok(self.with(|state| state.contents.clone()))
     }
 
-    fn put_frontend(&mut self, key: FrontendKey4, value: Frontend) -> Result<(), Error> {
-        self.write(|maps| maps.frontends.insert(key, value))
+    fn put_frontend(&mut self, key: HookKey, value: Frontend) -> Result<(), Error> {
+        self.insert("FRONTENDS", |maps| &mut maps.frontends, key, value)
     }
 
-    fn remove_frontend(&mut self, key: &FrontendKey4) -> Result<(), Error> {
-        self.write(|maps| maps.frontends.remove(key))
+    fn remove_frontend(&mut self, key: &HookKey) -> Result<(), Error> {
+        self.remove(|maps| &mut maps.frontends, key)
     }
 
     fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error> {
-        self.write(|maps| maps.slots.insert(key, endpoint))
+        self.insert("SLOTS", |maps| &mut maps.slots, key, endpoint)
     }
 
     fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error> {
-        self.write(|maps| maps.slots.remove(key))
+        self.remove(|maps| &mut maps.slots, key)
     }
 
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint4) -> Result<(), Error> {
-        self.write(|maps| maps.endpoints.insert(id, endpoint))
+    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error> {
+        self.insert("ENDPOINTS", |maps| &mut maps.endpoints, id, endpoint)
     }
 
     fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error> {
-        self.write(|maps| maps.endpoints.remove(id))
+        self.remove(|maps| &mut maps.endpoints, id)
     }
 
-    fn put_node(&mut self, address: Ip4, value: NodeAddress) -> Result<(), Error> {
-        self.write(|maps| maps.nodes.insert(address, value))
+    fn put_member(&mut self, key: MemberKey, value: Membership) -> Result<(), Error> {
+        self.insert("MEMBERS", |maps| &mut maps.members, key, value)
     }
 
-    fn remove_node(&mut self, address: &Ip4) -> Result<(), Error> {
-        self.write(|maps| maps.nodes.remove(address))
+    fn remove_member(&mut self, key: &MemberKey) -> Result<(), Error> {
+        self.remove(|maps| &mut maps.members, key)
+    }
+
+    fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error> {
+        self.insert("NODES", |maps| &mut maps.nodes, address, value)
+    }
+
+    fn remove_node(&mut self, address: &Ip) -> Result<(), Error> {
+        self.remove(|maps| &mut maps.nodes, address)
     }
 
     fn repair(&mut self) -> Result<Vec<String>, Error> {

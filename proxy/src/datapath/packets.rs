@@ -1,73 +1,100 @@
-//! The packet rules: nftables, complete for every protocol and every source of packets.
+//! The packet rules: nftables, complete for every protocol and every source of packets, one table for each version of
+//! IP.
 //!
 //! No chain, rule or anonymous map belongs to a Service: Services and endpoints are elements of a few maps, so that a
 //! change costs what changed, and the kernel looks packets up by hash. See [`layout`] for a packet's walk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::ObjectName;
+use model::{IpFamily, ObjectName};
 use netlink::conntrack::Conntrack;
-use netlink::nft::{self, Batch, Element, ElementData, Nft, Repair, Table, Verdict};
+use netlink::nft::{self, Batch, Family, Nft, Repair, Table, Verdict};
+use smallvec::SmallVec;
 
 use super::{Applied, Change, Swept};
 use crate::Error;
-use crate::plan::{FrontendKey, NodeContext, ServicePlan};
+use crate::plan::{FrontendKey, NodeContext, PortKey, PortPlan, ServicePlan};
 use crate::stale::StaleFlows;
 
 pub mod elements;
+mod ids;
 pub mod layout;
+pub mod template;
 
-use elements::{Name, desired, frontend_of, shared_keys};
-use layout::Template;
+use elements::{Data, Key, Name, frontend_of, shared_keys};
+use ids::Ids;
+use layout::{ip_family, nft_family};
+use template::Template;
 
 /// Elements in one transaction. A transaction holds the netlink lock, during which other networking changes on the
 /// node wait (kubernetes#139328): a cold start is cut into pieces.
 const CHUNK: usize = 20_000;
 
 /// Elements by map and key, as the kernel has them.
-pub type Mirror = BTreeMap<Name, BTreeMap<Vec<u8>, ElementData>>;
+pub type Mirror = BTreeMap<Name, BTreeMap<Key, Data>>;
 
-/// Renders plans into an nftables table of its own.
+/// Renders plans into an nftables table of its own, for one version of IP.
 #[derive(Debug)]
 pub struct Packets {
     nft: Nft,
     conntrack: Conntrack,
-    context: NodeContext,
+    family: Family,
+    /// Not known before the first sync: until then the kernel's rules are not compared with anything.
+    context: Option<NodeContext>,
     mirror: Mirror,
     templates: BTreeSet<Template>,
-    /// Elements that several Services may want, with those that do.
-    sharers: BTreeMap<(Name, Vec<u8>), BTreeSet<ObjectName>>,
+    ids: Ids,
+    /// Elements that several Services may want, with the numbers of those that do.
+    sharers: BTreeMap<(Name, Key), SmallVec<[u32; 4]>>,
 }
 
 /// What is wanted of some elements: data, or absence.
-type Edits = BTreeMap<(Name, Vec<u8>), Option<ElementData>>;
+type Edits = BTreeMap<(Name, Key), Option<Data>>;
 
 impl Packets {
-    /// Makes the table if it is not there, and reads back what it holds. Works in the network namespace of the
-    /// calling thread.
-    pub fn open(context: &NodeContext) -> Result<Self, Error> {
+    /// Reads back what an earlier process left for each version of IP that is served, and changes nothing. Works in
+    /// the network namespace of the calling thread.
+    pub fn open_all(context: &NodeContext) -> Result<Vec<Self>, Error> {
+        context
+            .families
+            .iter()
+            .map(|family| Self::open(*family))
+            .collect()
+    }
+
+    /// The same for one version of IP.
+    pub fn open(family: IpFamily) -> Result<Self, Error> {
         let mut packets = Self {
             nft: Nft::open()?,
             conntrack: Conntrack::open()?,
-            context: context.clone(),
+            family: nft_family(family),
+            context: None,
             mirror: Mirror::new(),
             templates: BTreeSet::new(),
+            ids: Ids::default(),
             sharers: BTreeMap::new(),
         };
         packets.reread()?;
         Ok(packets)
     }
 
-    /// The proxy's table.
+    /// The proxy's tables.
     #[must_use]
-    pub fn table() -> Table {
-        layout::table()
+    pub fn tables() -> [Table; 2] {
+        [Family::Ip, Family::Ip6].map(layout::table)
     }
 
     /// How the kernel names this renderer's connection in events.
     #[must_use]
     pub fn port(&self) -> u32 {
         self.nft.port()
+    }
+
+    /// See [`super::Datapath::set_context`].
+    pub fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
+        self.context = Some(context.clone());
+        let repaired = self.repair()?;
+        Ok(repaired.len() as u64)
     }
 
     /// See [`super::Datapath::apply`].
@@ -125,11 +152,13 @@ impl Packets {
     pub fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
         let mut swept = Swept::default();
         let mut edits = Edits::new();
+        let family = ip_family(self.family);
         for (name, elements) in &self.mirror {
             for key in elements.keys() {
-                let frontend = frontend_of(*name, key);
+                let frontend = frontend_of(family, *name, key);
                 let is_wanted = match &frontend {
                     Some(frontend) => wanted(frontend),
+                    None if Name::OF_ID.contains(name) => true,
                     None => self.sharers.contains_key(&(*name, key.clone())),
                 };
                 if !is_wanted {
@@ -140,29 +169,47 @@ impl Packets {
         }
         let mut applied = Applied::default();
         self.commit(&edits, &mut applied)?;
+        self.commit(&self.orphans(), &mut applied)?;
         swept.writes = applied.writes;
         self.drop_unused_templates()?;
         Ok(swept)
     }
 
+    /// Elements of ids that no frontend has.
+    fn orphans(&self) -> Edits {
+        let ids = elements::ids(&self.mirror);
+        let mut orphans = Edits::new();
+        for name in Name::OF_ID {
+            let keys = self.mirror.get(&name).into_iter().flat_map(BTreeMap::keys);
+            let lost = keys.filter(|key| elements::leading_id(key).is_none_or(|id| !ids.contains(&id)));
+            orphans.extend(lost.map(|key| ((name, key.clone()), None)));
+        }
+        orphans
+    }
+
     /// See [`super::Datapath::repair`].
     pub fn repair(&mut self) -> Result<Vec<String>, Error> {
-        let layout = layout::layout(&self.context, &self.templates);
+        let Some(context) = &self.context else {
+            return Ok(Vec::new());
+        };
+        let layout = layout::layout(self.family, context, &self.templates);
+        let table = layout.table().name.clone();
         Ok(match self.nft.ensure(&layout)? {
             Repair::Unchanged => Vec::new(),
-            Repair::Chains(names) => vec![format!("chains differed: {}", names.join(", "))],
+            Repair::Chains(names) => vec![format!("chains of {table} differed: {}", names.join(", "))],
             Repair::Rebuilt => {
                 // Every set is empty now.
                 self.mirror.clear();
-                vec!["the table was not there".to_owned()]
+                vec![format!("the table {table} was not there")]
             }
         })
     }
 
     /// See [`super::Datapath::reread`].
     pub fn reread(&mut self) -> Result<Vec<String>, Error> {
-        let table = layout::table();
-        let chains = if self.nft.has_table(&table)? {
+        let table = layout::table(self.family);
+        let there = self.nft.has_table(&table)?;
+        let chains = if there {
             self.nft.chains(&table)?
         } else {
             Vec::new()
@@ -170,19 +217,30 @@ impl Packets {
         self.templates
             .extend(chains.iter().filter_map(|chain| Template::parse(&chain.name)));
         let repaired = self.repair()?;
-        let mut mirror = Mirror::new();
-        for name in Name::ALL {
-            let elements = self.nft.elements(&table, name.text())?;
-            mirror.insert(
-                name,
-                elements
-                    .into_iter()
-                    .map(|element| (element.key, element.data))
-                    .collect(),
-            );
-        }
-        self.mirror = mirror;
+        self.mirror = if there || self.context.is_some() {
+            self.read_elements(&table)?
+        } else {
+            Mirror::new()
+        };
+        self.ids.not_below(elements::ids(&self.mirror));
         Ok(repaired)
+    }
+
+    fn read_elements(&mut self, table: &Table) -> Result<Mirror, Error> {
+        let mut mirror = Mirror::new();
+        for name in Name::written() {
+            let elements = match self.nft.elements(table, name.text()) {
+                Ok(elements) => elements,
+                // A table of an earlier layout: it is made anew as soon as the context is known.
+                Err(error) if self.context.is_none() && error.is_conflict() => Vec::new(),
+                Err(error) => return Err(error.into()),
+            };
+            let elements = elements
+                .into_iter()
+                .map(|element| (elements::mirror_key(&element), element.data.into()));
+            mirror.insert(name, elements.collect());
+        }
+        Ok(mirror)
     }
 
     /// See [`super::Datapath::forget_flows`].
@@ -196,13 +254,22 @@ impl Packets {
 
     /// Adds to `edits` what a change wants.
     fn collect(&mut self, change: &Change<'_>, kept: &BTreeSet<FrontendKey>, edits: &mut Edits) {
-        for plan in change.new.ports.values() {
-            for (key, action) in &plan.frontends {
-                desired(*key, *action, plan, &self.mirror, edits);
+        let family = ip_family(self.family);
+        for (key, plan) in ports(change.new, family) {
+            let id = self.ids.of(change.service, key, plan, &self.mirror);
+            elements::desired(id, plan, &self.mirror, edits);
+        }
+        for (key, plan) in ports(change.old, family) {
+            if ports(change.new, family).any(|(new, _)| new == key) {
+                continue;
+            }
+            if let Some(id) = self.ids.release(change.service, key, plan, &self.mirror) {
+                elements::absent_id(id, &self.mirror, edits);
             }
         }
-        for key in change.old.frontends().filter(|key| !kept.contains(*key)) {
-            elements::absent(*key, &self.mirror, edits);
+        let gone = change.old.frontends().filter(|key| key.family() == family);
+        for key in gone.filter(|key| !kept.contains(*key)) {
+            elements::absent(*key, edits);
         }
         self.collect_shared(change.service, change.old, change.new, edits);
     }
@@ -214,23 +281,28 @@ impl Packets {
         new: &ServicePlan,
         edits: &mut Edits,
     ) {
-        let new = shared_keys(new);
-        for key in shared_keys(old).difference(&new) {
-            let Some(sharers) = self.sharers.get_mut(key) else {
-                continue;
-            };
-            sharers.remove(service);
-            if sharers.is_empty() {
+        let family = ip_family(self.family);
+        let number = self.ids.of_service(service);
+        let wanted = shared_keys(new, family);
+        for key in shared_keys(old, family).difference(&wanted) {
+            if let Some(sharers) = self.sharers.get_mut(key) {
+                sharers.retain(|sharer| *sharer != number);
+                if !sharers.is_empty() {
+                    continue;
+                }
                 self.sharers.remove(key);
-                edits.insert(key.clone(), None);
             }
+            edits.insert(key.clone(), None);
         }
-        for key in new {
-            self.sharers
-                .entry(key.clone())
-                .or_default()
-                .insert(service.clone());
-            edits.insert(key, Some(ElementData::None));
+        if wanted.is_empty() {
+            self.ids.release_service(service);
+        }
+        for key in wanted {
+            let sharers = self.sharers.entry(key.clone()).or_default();
+            if !sharers.contains(&number) {
+                sharers.push(number);
+            }
+            edits.insert(key, Some(Data::None));
         }
     }
 
@@ -261,26 +333,14 @@ impl Packets {
         if differing.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::new(&layout::table());
+        let mut batch = Batch::new(&layout::table(self.family));
         let new_templates =
             self.add_templates(differing.iter().filter_map(|(_, want)| want.as_ref()), &mut batch);
-        for name in Name::ALL {
+        for name in Name::written() {
             let of_map = || differing.iter().filter(move |((map, _), _)| *map == name);
-            let old = of_map().filter_map(|((_, key), _)| {
-                let data = self.actual(name, key)?.clone();
-                Some(Element {
-                    key: key.clone(),
-                    data,
-                })
-            });
+            let old = of_map().filter_map(|((_, key), _)| Some(name.element(key, self.actual(name, key)?)));
             batch.delete_elements(name.text(), &old.collect::<Vec<_>>());
-            let new = of_map().filter_map(|((_, key), want)| {
-                let data = (*want).clone()?;
-                Some(Element {
-                    key: key.clone(),
-                    data,
-                })
-            });
+            let new = of_map().filter_map(|((_, key), want)| Some(name.element(key, want.as_ref()?)));
             batch.add_elements(name.text(), &new.collect::<Vec<_>>());
         }
         self.nft.commit(&batch)?;
@@ -296,22 +356,25 @@ impl Packets {
         Ok(())
     }
 
-    fn actual(&self, name: Name, key: &[u8]) -> Option<&ElementData> {
+    fn actual(&self, name: Name, key: &[u8]) -> Option<&Data> {
         self.mirror.get(&name)?.get(key)
     }
 
     /// Adds the chains that verdicts lead to and that are not there yet.
     fn add_templates<'a>(
         &self,
-        wanted: impl Iterator<Item = &'a ElementData>,
+        wanted: impl Iterator<Item = &'a Data>,
         batch: &mut Batch,
     ) -> BTreeSet<Template> {
+        let Some(context) = &self.context else {
+            return BTreeSet::new();
+        };
         let new: BTreeSet<_> = wanted
             .filter_map(template_of)
             .filter(|template| !self.templates.contains(template))
             .collect();
         for template in &new {
-            let (chain, rules) = template.chain(&self.context);
+            let (chain, rules) = template.chain(self.family, context);
             batch.add_chain(&chain);
             for rule in &rules {
                 batch.add_rule(&chain.name, rule);
@@ -329,9 +392,9 @@ impl Packets {
             .filter_map(template_of)
             .collect();
         let unused: Vec<_> = self.templates.difference(&used).cloned().collect();
-        let mut batch = Batch::new(&layout::table());
+        let mut batch = Batch::new(&layout::table(self.family));
         for template in &unused {
-            let name = template.name();
+            let name = template.to_string();
             batch.flush_chain(&name).delete_chain(&name);
         }
         self.nft.commit(&batch)?;
@@ -340,9 +403,18 @@ impl Packets {
     }
 }
 
-fn template_of(data: &ElementData) -> Option<Template> {
+/// The ports of a plan that take traffic in one version of IP.
+fn ports(plan: &ServicePlan, family: IpFamily) -> impl Iterator<Item = (&PortKey, &PortPlan)> {
+    let ports = plan.ports.iter();
+    ports.filter(move |(key, port)| key.family == family && !port.frontends.is_empty())
+}
+
+fn template_of(data: &Data) -> Option<Template> {
     match data {
-        ElementData::Verdict(Verdict::Goto(chain)) => Template::parse(chain),
+        Data::Verdict(verdict) => match verdict.as_ref() {
+            Verdict::Goto(chain) => Template::parse(chain),
+            _ => None,
+        },
         _ => None,
     }
 }

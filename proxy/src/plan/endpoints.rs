@@ -1,20 +1,21 @@
-//! Which endpoints may take a port's traffic (KEP-1669; `pkg/proxy/topology.go` has the same rules).
+//! Which endpoints may take a port's traffic (KEP-1669, KEP-2433, KEP-4444; `pkg/proxy/topology.go` has the same
+//! rules).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
 
+use super::addresses::is_possible;
 use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, Target};
 
 /// An endpoint of one port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Candidate {
-    conditions: Conditions,
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
+    endpoint: &'a Endpoint,
     local: bool,
 }
 
-impl Candidate {
+impl Candidate<'_> {
     /// The order in which two entries for one target are preferred: an address that is reused by a new pod is listed
     /// twice for a while, and the pod that is not terminating has it.
     fn rank(&self) -> (bool, bool, bool, bool) {
@@ -22,27 +23,66 @@ impl Candidate {
             ready,
             serving,
             terminating,
-        } = self.conditions;
+        } = self.endpoint.conditions;
         (!terminating, ready, serving, self.local)
+    }
+}
+
+/// Which ready endpoints cluster-wide traffic prefers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    SameNode,
+    SameZone,
+    Anywhere,
+}
+
+impl Topology {
+    /// Hints count only if every ready endpoint has one and some endpoint is hinted to this place: a list that is
+    /// hinted in part is in the middle of a change, and following it would overload the few that have hints.
+    fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, node: &NodeContext) -> Self {
+        let followed = |topology: Self, hinted: fn(&Endpoint) -> bool| {
+            ready.clone().all(hinted) && ready.clone().any(|endpoint| topology.admits(endpoint, node))
+        };
+        if followed(Self::SameNode, |endpoint| !endpoint.hinted_nodes.is_empty()) {
+            Self::SameNode
+        } else if followed(Self::SameZone, |endpoint| !endpoint.hinted_zones.is_empty()) {
+            Self::SameZone
+        } else {
+            Self::Anywhere
+        }
+    }
+
+    fn admits(self, endpoint: &Endpoint, node: &NodeContext) -> bool {
+        match self {
+            Self::SameNode => endpoint.hinted_nodes.contains(&node.name),
+            Self::SameZone => node
+                .zone
+                .as_ref()
+                .is_some_and(|zone| endpoint.hinted_zones.contains(zone)),
+            Self::Anywhere => true,
+        }
     }
 }
 
 /// The lists of a port's plan, without frontends.
 pub(super) fn choose(
     port: &ServicePort,
+    family: IpFamily,
     slices: &[&EndpointSlice],
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> PortPlan {
-    let candidates = candidates(port, slices, node, reasons);
-    let cluster = usable(candidates.iter(), reasons);
-    let local = usable(
-        candidates.iter().filter(|(_, candidate)| candidate.local),
-        reasons,
-    );
+    let candidates = candidates(port, family, slices, node, reasons);
+    let ready = candidates
+        .values()
+        .map(|candidate| candidate.endpoint)
+        .filter(|endpoint| endpoint.conditions.ready);
+    let topology = Topology::of(ready, node);
+    let cluster = usable(candidates.iter(), topology, node, reasons);
+    let here = candidates.iter().filter(|(_, candidate)| candidate.local);
+    let local = usable(here, Topology::Anywhere, node, reasons);
     let on_this_node = |target: &&Target| candidates.get(target).is_some_and(|candidate| candidate.local);
     PortPlan {
-        frontends: BTreeMap::new(),
         on_this_node: cluster
             .iter()
             .chain(&local)
@@ -51,28 +91,31 @@ pub(super) fn choose(
             .collect(),
         serving: candidates
             .iter()
-            .filter(|(_, candidate)| candidate.conditions.serving)
+            .filter(|(_, candidate)| candidate.endpoint.conditions.serving)
             .map(|(target, _)| *target)
             .collect(),
         cluster,
         local,
+        ..PortPlan::default()
     }
 }
 
-/// The ready ones; when there is none, those that terminate but still serve.
+/// The ready ones of the preferred place; when there is none, all that terminate but still serve.
 fn usable<'a>(
-    candidates: impl Iterator<Item = (&'a Target, &'a Candidate)> + Clone,
+    candidates: impl Iterator<Item = (&'a Target, &'a Candidate<'a>)> + Clone,
+    topology: Topology,
+    node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> Vec<Target> {
-    let of = |wanted: fn(&Conditions) -> bool| -> Vec<Target> {
+    let of = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Target> {
         let chosen = candidates
             .clone()
-            .filter(|(_, candidate)| wanted(&candidate.conditions));
+            .filter(|(_, candidate)| wanted(candidate.endpoint));
         chosen.map(|(target, _)| *target).collect()
     };
-    let mut targets = of(|conditions| conditions.ready);
+    let mut targets = of(&|endpoint| endpoint.conditions.ready && topology.admits(endpoint, node));
     if targets.is_empty() {
-        targets = of(|conditions| conditions.serving && conditions.terminating);
+        targets = of(&|endpoint| endpoint.conditions.serving && endpoint.conditions.terminating);
     }
     if targets.len() > MAX_ENDPOINTS {
         reasons.insert(Reason::TooManyEndpoints(targets.len()));
@@ -81,20 +124,21 @@ fn usable<'a>(
     targets
 }
 
-fn candidates(
+fn candidates<'a>(
     port: &ServicePort,
-    slices: &[&EndpointSlice],
+    family: IpFamily,
+    slices: &[&'a EndpointSlice],
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
-) -> BTreeMap<Target, Candidate> {
-    let mut candidates: BTreeMap<Target, Candidate> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == IpFamily::V4) {
+) -> BTreeMap<Target, Candidate<'a>> {
+    let mut candidates: BTreeMap<Target, Candidate<'a>> = BTreeMap::new();
+    for slice in slices.iter().filter(|slice| slice.family == family) {
         let numbers = slice
             .ports
             .iter()
             .filter(|p| p.name == port.name && p.protocol == port.protocol);
         for (number, endpoint) in numbers.flat_map(|p| slice.endpoints.iter().map(move |e| (p.port, e))) {
-            if !is_possible(endpoint.address) {
+            if IpFamily::from(endpoint.address) != family || !is_possible(endpoint.address) {
                 reasons.insert(Reason::BadEndpoint(endpoint.address));
                 continue;
             }
@@ -102,7 +146,10 @@ fn candidates(
                 address: endpoint.address,
                 port: number,
             };
-            let candidate = candidate(endpoint, node);
+            let candidate = Candidate {
+                endpoint,
+                local: endpoint.node.as_ref() == Some(&node.name),
+            };
             let entry = candidates.entry(target).or_insert(candidate);
             if candidate.rank() > entry.rank() {
                 *entry = candidate;
@@ -110,26 +157,4 @@ fn candidates(
         }
     }
     candidates
-}
-
-fn candidate(endpoint: &Endpoint, node: &NodeContext) -> Candidate {
-    Candidate {
-        conditions: endpoint.conditions,
-        local: endpoint.node.as_ref() == Some(&node.name),
-    }
-}
-
-/// Loopback, multicast, unspecified and link-local addresses would turn a Service against the node itself
-/// (`ValidateNonSpecialIP`); the family must be the slice's.
-fn is_possible(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            !(v4.is_unspecified()
-                || v4.is_loopback()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.is_link_local())
-        }
-        IpAddr::V6(_) => false,
-    }
 }

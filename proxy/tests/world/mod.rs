@@ -9,8 +9,8 @@ use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
     ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
 };
-use proxy::NodeContext;
 use proxy::plan::{FrontendAddress, FrontendKey, Target};
+use proxy::{NodeContext, Settings};
 
 pub const READY: Conditions = Conditions::READY;
 pub const UNREADY: Conditions = Conditions {
@@ -29,13 +29,21 @@ pub const GONE: Conditions = Conditions {
     terminating: true,
 };
 
+/// What the proxy of the node `here` is told: pods by their networks, everything else by default.
+pub fn settings() -> Settings {
+    Settings::new(
+        "here".into(),
+        [network("10.244.0.0/16"), network("fd00:244::/48")],
+    )
+}
+
 /// The node that plans are for.
 pub fn context() -> NodeContext {
-    NodeContext {
-        name: "here".into(),
-        pod_network: "10.244.0.0/16".parse().expect("a network"),
-        local_dns: None,
-    }
+    settings().context(None)
+}
+
+pub fn network(text: &str) -> ipnetwork::IpNetwork {
+    text.parse().expect("a network")
 }
 
 pub fn name(name: &str) -> ObjectName {
@@ -121,7 +129,9 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
     EndpointSlice {
         name: name(slice),
         service: service.to_owned(),
-        family: IpFamily::V4,
+        family: endpoints
+            .first()
+            .map_or(IpFamily::V4, |(address, _, _)| ip(address).into()),
         endpoints: endpoints.iter().map(endpoint).collect(),
         ports: vec![EndpointPort {
             name: "http".to_owned(),
@@ -129,6 +139,17 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
             port: number(8080),
         }],
         last_change: None,
+    }
+}
+
+pub fn node(name: &str, zone: Option<&str>) -> model::Node {
+    model::Node {
+        name: name.into(),
+        internal_addresses: Vec::new(),
+        external_addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: zone.map(str::to_owned),
+        draining: false,
     }
 }
 

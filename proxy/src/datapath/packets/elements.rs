@@ -1,56 +1,121 @@
-//! Services and endpoints as elements of the table's maps. Each field of a key takes whole 4-byte registers.
+//! Services and endpoints as elements of the table's maps. Each field of a key takes whole 4-byte registers; an IPv6
+//! address takes four.
 //!
 //! ```text
-//! service-ips                address . protocol . port              : verdict
-//! node-ports                 protocol . port                        : verdict
-//! endpoints                  address . protocol . port . slot       : address . port
-//! node-port-endpoints        protocol . port . slot                 : address . port
-//! node-port-local-endpoints  protocol . port . slot                 : address . port
-//! hairpin                    address . address . protocol . port
-//! cluster-ips                address
+//! service-ips     address . protocol . port      : verdict
+//! service-ids     address . protocol . port      : 0 . id
+//! node-ports      protocol . port                : verdict
+//! node-port-ids   protocol . port                : 0 . id
+//! endpoints       id . slot                      : 0 . address . port
+//! eligible        id . list . address . port
+//! sources         id . address range
+//! affinity        address . id                   : list . address . port      written by packets
+//! hairpin         address . address . protocol . port
+//! cluster-ips     address
 //! ```
+//! An id stands for a port of a Service in one version of IP: all its frontends share endpoints and clients' affinity.
+//! The zeros keep `nft list` from failing: see [`netlink::nft::rule`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
-use std::num::NonZeroU16;
+use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU32};
 
+use ipnetwork::IpNetwork;
 use model::{IpFamily, Protocol};
-use netlink::nft::{DataType, ElementData, Set, SetKind, Verdict};
+use netlink::nft::{Contents, DataType, Element, ElementData, Family, Set, SetKind, Verdict};
+use smallvec::SmallVec;
 
-use super::layout::{REFUSE, Template};
+use super::layout::REFUSE;
+use super::template::{Choice, Template, Via};
 use super::{Edits, Mirror};
-use crate::plan::{Action, FrontendAddress, FrontendKey, List, PortPlan, ServicePlan, Target};
+use crate::plan::{
+    Action, Admits, Frontend, FrontendAddress, FrontendKey, List, PortPlan, ServicePlan, Target,
+};
+
+/// Slots of the list of endpoints on this node begin here.
+pub const LOCAL_SLOTS: u32 = 1 << 15;
+/// Clients whose endpoint is remembered. Beyond that, new ones are spread as if there were no affinity.
+const MOST_CLIENTS: NonZeroU32 = NonZeroU32::new(1 << 18).expect("invariant: not zero");
+const LISTS: [List; 2] = [List::Cluster, List::Local];
+
+/// A key as the mirror holds it: for ranges, first and last value one behind the other. Those of IPv4 take no heap.
+pub type Key = SmallVec<[u8; 16]>;
+
+/// What lies beside a key, as the mirror holds it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Data {
+    /// Nothing: a plain set.
+    None,
+    /// A value; those of IPv4 take no heap.
+    Value(SmallVec<[u8; 16]>),
+    /// A verdict.
+    Verdict(Box<Verdict>),
+}
+
+impl From<ElementData> for Data {
+    fn from(data: ElementData) -> Self {
+        match data {
+            ElementData::None => Self::None,
+            ElementData::Value(bytes) => Self::Value(SmallVec::from_slice(&bytes)),
+            ElementData::Verdict(verdict) => Self::Verdict(Box::new(verdict)),
+        }
+    }
+}
+
+impl From<&Data> for ElementData {
+    fn from(data: &Data) -> Self {
+        match data {
+            Data::None => Self::None,
+            Data::Value(bytes) => Self::Value(bytes.to_vec()),
+            Data::Verdict(verdict) => Self::Verdict((**verdict).clone()),
+        }
+    }
+}
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
-    /// Services by address.
+    /// What happens to packets to a Service's address.
     ServiceIps,
-    /// Services by node port.
+    /// What happens to packets to a node port.
     NodePorts,
-    /// Endpoints of addresses.
+    /// Ids of frontends by address.
+    ServiceIds,
+    /// Ids of frontends by node port.
+    NodePortIds,
+    /// Endpoints of an id, by slot.
     Endpoints,
-    /// Endpoints of node ports, for cluster-wide traffic.
-    NodePortEndpoints,
-    /// Endpoints of node ports on this node.
-    NodePortLocalEndpoints,
+    /// Endpoints that clients of an id may keep.
+    Eligible,
+    /// Clients that an id admits.
+    Sources,
     /// Endpoints on this node, to recognise one that was sent to itself.
     Hairpin,
     /// Addresses of Services.
     ClusterIps,
+    /// Endpoints that clients have.
+    Affinity,
 }
 
 impl Name {
     /// All of them; verdicts first, so that within a transaction nothing is looked up that is gone.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::ServiceIps,
         Self::NodePorts,
+        Self::ServiceIds,
+        Self::NodePortIds,
         Self::Endpoints,
-        Self::NodePortEndpoints,
-        Self::NodePortLocalEndpoints,
+        Self::Eligible,
+        Self::Sources,
         Self::Hairpin,
         Self::ClusterIps,
+        Self::Affinity,
     ];
+
+    /// Those whose elements the proxy writes.
+    pub fn written() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|name| *name != Self::Affinity)
+    }
 
     /// Its name in the table.
     #[must_use]
@@ -58,99 +123,146 @@ impl Name {
         match self {
             Self::ServiceIps => "service-ips",
             Self::NodePorts => "node-ports",
+            Self::ServiceIds => "service-ids",
+            Self::NodePortIds => "node-port-ids",
             Self::Endpoints => "endpoints",
-            Self::NodePortEndpoints => "node-port-endpoints",
-            Self::NodePortLocalEndpoints => "node-port-local-endpoints",
+            Self::Eligible => "eligible",
+            Self::Sources => "sources",
             Self::Hairpin => "hairpin",
             Self::ClusterIps => "cluster-ips",
+            Self::Affinity => "affinity",
         }
     }
 
     /// Its definition.
     #[must_use]
-    pub fn set(self) -> Set {
-        use DataType::{InetProto, InetService, Ipv4Addr as Address, Mark};
-        let target = || SetKind::Map(vec![Address, InetService]);
-        let (key, kind) = match self {
-            Self::ServiceIps => (vec![Address, InetProto, InetService], SetKind::VerdictMap),
-            Self::NodePorts => (vec![InetProto, InetService], SetKind::VerdictMap),
-            Self::Endpoints => (vec![Address, InetProto, InetService, Mark], target()),
-            Self::NodePortEndpoints | Self::NodePortLocalEndpoints => {
-                (vec![InetProto, InetService, Mark], target())
-            }
-            Self::Hairpin => (vec![Address, Address, InetProto, InetService], SetKind::Set),
-            Self::ClusterIps => (vec![Address], SetKind::Set),
+    pub fn set(self, family: Family) -> Set {
+        use DataType::{InetProto, InetService, Mark};
+        let address = family.address();
+        let target = || SetKind::Map(vec![Mark, address, InetService]);
+        let id = || SetKind::Map(vec![Mark, Mark]);
+        let (key, kind): (&[_], _) = match self {
+            Self::ServiceIps => (&[address, InetProto, InetService], SetKind::VerdictMap),
+            Self::NodePorts => (&[InetProto, InetService], SetKind::VerdictMap),
+            Self::ServiceIds => (&[address, InetProto, InetService], id()),
+            Self::NodePortIds => (&[InetProto, InetService], id()),
+            Self::Endpoints => (&[Mark, Mark], target()),
+            Self::Eligible => (&[Mark, Mark, address, InetService], SetKind::Set),
+            Self::Sources => (&[Mark, address], SetKind::Set),
+            Self::Hairpin => (&[address, address, InetProto, InetService], SetKind::Set),
+            Self::ClusterIps => (&[address], SetKind::Set),
+            Self::Affinity => (&[address, Mark], target()),
         };
-        Set {
-            name: self.text().to_owned(),
-            key,
-            kind,
-        }
+        Set::new(self.text(), key, kind).with_contents(match self {
+            Self::Sources => Contents::Ranges,
+            Self::Affinity => Contents::ByPackets { limit: MOST_CLIENTS },
+            _ => Contents::Exact,
+        })
     }
-}
 
-/// Adds the elements of a frontend to `edits`. Endpoints keep the slots that they have in `mirror` where they can, so
-/// that one that leaves costs two elements, however many there are.
-pub(super) fn desired(key: FrontendKey, action: Action, plan: &PortPlan, mirror: &Mirror, edits: &mut Edits) {
-    let Some(base) = base(key) else { return };
-    let (verdict, lists) = verdict(action, plan, base.map == Name::NodePorts);
-    edits.insert((base.map, base.key.clone()), Some(ElementData::Verdict(verdict)));
-    for (name, targets) in base.endpoint_maps().iter().zip(lists) {
-        let present = slots(mirror, *name, &base.key);
-        let wanted: Vec<_> = targets.iter().filter_map(target_data).collect();
-        let count = wanted.len();
-        for (slot, data) in (0_u32..).zip(assign(&present, wanted)) {
-            edits.insert((*name, slot_key(&base.key, slot)), Some(data));
-        }
-        for slot in present.keys().filter(|slot| **slot as usize >= count) {
-            edits.insert((*name, slot_key(&base.key, *slot)), None);
-        }
-    }
-}
-
-/// Adds the absence of all elements of a frontend to `edits`.
-pub(super) fn absent(key: FrontendKey, mirror: &Mirror, edits: &mut Edits) {
-    let Some(base) = base(key) else { return };
-    edits.insert((base.map, base.key.clone()), None);
-    for name in base.endpoint_maps() {
-        for slot in slots(mirror, *name, &base.key).keys() {
-            edits.insert((*name, slot_key(&base.key, *slot)), None);
-        }
-    }
-}
-
-/// Elements that are not a frontend's own: hairpin pairs and addresses.
-pub(super) fn shared_keys(plan: &ServicePlan) -> BTreeSet<(Name, Vec<u8>)> {
-    let mut keys = BTreeSet::new();
-    for (port_key, port) in plan.ports.iter().filter(|(_, port)| !port.frontends.is_empty()) {
-        for target in &port.on_this_node {
-            let IpAddr::V4(address) = target.address else {
-                continue;
-            };
-            let octets = address.octets();
-            let tail = transport_key(port_key.protocol, target.port);
-            keys.insert((Name::Hairpin, [octets.as_slice(), &octets, &tail].concat()));
-        }
-        for frontend in port.frontends.keys() {
-            if let FrontendAddress::Service(IpAddr::V4(address)) = frontend.address {
-                keys.insert((Name::ClusterIps, address.octets().to_vec()));
+    /// The element of what the mirror has.
+    pub(super) fn element(self, key: &[u8], data: &Data) -> Element {
+        let data = data.into();
+        match self {
+            Self::Sources => {
+                let (first, last) = key.split_at(key.len() / 2);
+                Element::range(first.to_vec(), last.to_vec(), data)
             }
+            _ => Element::new(key.to_vec(), data),
         }
     }
+
+    /// Keys of these maps begin with an id.
+    pub(super) const OF_ID: [Self; 3] = [Self::Endpoints, Self::Eligible, Self::Sources];
+}
+
+/// The mirror's key of an element that was read.
+pub(super) fn mirror_key(element: &Element) -> Key {
+    join(&[&element.key, element.end.as_deref().unwrap_or_default()])
+}
+
+/// Adds the elements of one port of a Service to `edits`. Endpoints keep the slots that they have in `mirror` where
+/// they can, so that one that leaves costs two elements, however many there are.
+pub(super) fn desired(id: u32, plan: &PortPlan, mirror: &Mirror, edits: &mut Edits) {
+    for (key, frontend) in &plan.frontends {
+        let place = place(*key);
+        edits.insert(
+            (place.verdicts, place.key.clone()),
+            Some(Data::Verdict(Box::new(verdict(*frontend, place.via, plan)))),
+        );
+        let id = Data::Value(words(&[0, id]));
+        edits.insert((place.ids, place.key), Some(id));
+    }
+    let mut present = of_id(mirror, id);
+    for list in LISTS.into_iter().filter(|list| leads_to(plan, *list)) {
+        let first = first_slot(list);
+        let wanted: Vec<_> = plan.list(list).iter().map(target_data).collect();
+        let slots = slots(mirror, id, first);
+        for (slot, data) in (first..).zip(assign(&slots, first, wanted)) {
+            let key = words(&[id, slot]);
+            present.remove(&(Name::Endpoints, key.clone()));
+            edits.insert((Name::Endpoints, key), Some(data));
+        }
+        let sticky = plan.list(list).iter().filter(|_| plan.affinity.is_some());
+        for target in sticky {
+            let key = join(&[&words(&[id, first]), &target_bytes(target)]);
+            present.remove(&(Name::Eligible, key.clone()));
+            edits.insert((Name::Eligible, key), Some(Data::None));
+        }
+    }
+    let filters = |frontend: &Frontend| frontend.admits == Admits::Sources;
+    let filtered = plan.frontends.values().any(filters);
+    for range in plan.sources.iter().filter(|_| filtered) {
+        let (first, last) = bounds(range);
+        let key = join(&[&words(&[id]), &first, &words(&[id]), &last]);
+        present.remove(&(Name::Sources, key.clone()));
+        edits.insert((Name::Sources, key), Some(Data::None));
+    }
+    edits.extend(present.into_iter().map(|key| (key, None)));
+}
+
+/// Adds the absence of a frontend to `edits`.
+pub(super) fn absent(key: FrontendKey, edits: &mut Edits) {
+    let place = place(key);
+    edits.insert((place.verdicts, place.key.clone()), None);
+    edits.insert((place.ids, place.key), None);
+}
+
+/// Adds the absence of all that belongs to an id, its frontends aside, to `edits`.
+pub(super) fn absent_id(id: u32, mirror: &Mirror, edits: &mut Edits) {
+    edits.extend(of_id(mirror, id).into_iter().map(|key| (key, None)));
+}
+
+/// Elements that are not a port's own: hairpin pairs and addresses.
+pub(super) fn shared_keys(plan: &ServicePlan, family: IpFamily) -> BTreeSet<(Name, Key)> {
+    let mut keys = BTreeSet::new();
+    let ports = plan.ports.iter();
+    for (port_key, port) in ports.filter(|(key, port)| key.family == family && !port.frontends.is_empty()) {
+        for target in &port.on_this_node {
+            let address = octets(target.address);
+            let transport = transport_key(port_key.protocol, target.port);
+            keys.insert((Name::Hairpin, join(&[&address, &address, &transport])));
+        }
+    }
+    let addresses = plan.cluster_ips.iter();
+    let addresses = addresses.filter(|address| IpFamily::from(**address) == family);
+    keys.extend(addresses.map(|address| (Name::ClusterIps, octets(*address))));
     keys
 }
 
-/// The frontend that an element belongs to; none for shared elements and for what nobody here wrote.
-pub(super) fn frontend_of(name: Name, key: &[u8]) -> Option<FrontendKey> {
-    let (address, transport) = match name {
-        Name::ServiceIps | Name::Endpoints => {
+/// The frontend that an element belongs to; none for elements that are no frontend's, and for what nobody here wrote.
+pub(super) fn frontend_of(family: IpFamily, name: Name, key: &[u8]) -> Option<FrontendKey> {
+    let (address, transport) = match (name, family) {
+        (Name::ServiceIps | Name::ServiceIds, IpFamily::V4) => {
             let (octets, rest) = key.split_first_chunk::<4>()?;
-            (FrontendAddress::Service(Ipv4Addr::from(*octets).into()), rest)
+            (FrontendAddress::Service((*octets).into()), rest)
         }
-        Name::NodePorts | Name::NodePortEndpoints | Name::NodePortLocalEndpoints => {
-            (FrontendAddress::EveryNodeAddress(IpFamily::V4), key)
+        (Name::ServiceIps | Name::ServiceIds, IpFamily::V6) => {
+            let (octets, rest) = key.split_first_chunk::<16>()?;
+            (FrontendAddress::Service((*octets).into()), rest)
         }
-        Name::Hairpin | Name::ClusterIps => return None,
+        (Name::NodePorts | Name::NodePortIds, _) => (FrontendAddress::EveryNodeAddress(family), key),
+        _ => return None,
     };
     let [number, _, _, _, high, low, ..] = transport else {
         return None;
@@ -166,78 +278,109 @@ pub(super) fn frontend_of(name: Name, key: &[u8]) -> Option<FrontendKey> {
     })
 }
 
-/// A frontend's key in the maps.
-struct Base {
-    map: Name,
-    key: Vec<u8>,
+/// The id of a frontend, as the mirror has it.
+pub(super) fn id_of(key: FrontendKey, mirror: &Mirror) -> Option<u32> {
+    let place = place(key);
+    id_in(mirror.get(&place.ids)?.get(&place.key)?)
 }
 
-impl Base {
-    /// The maps with its endpoints: the list for everyone, then, for node ports, the one for clients outside.
-    const fn endpoint_maps(&self) -> &'static [Name] {
-        match self.map {
-            Name::NodePorts => &[Name::NodePortEndpoints, Name::NodePortLocalEndpoints],
-            _ => &[Name::Endpoints],
-        }
+/// All ids that frontends have in the mirror.
+pub(super) fn ids(mirror: &Mirror) -> BTreeSet<u32> {
+    let maps = [Name::ServiceIds, Name::NodePortIds];
+    let elements = maps.iter().filter_map(|name| mirror.get(name));
+    elements.flat_map(BTreeMap::values).filter_map(id_in).collect()
+}
+
+/// The id with which a key begins.
+pub(super) fn leading_id(key: &[u8]) -> Option<u32> {
+    key.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn id_in(data: &Data) -> Option<u32> {
+    match data {
+        Data::Value(bytes) => leading_id(bytes.get(4..)?),
+        Data::None | Data::Verdict(_) => None,
     }
 }
 
-fn base(key: FrontendKey) -> Option<Base> {
+/// Where a frontend stands.
+struct Place {
+    verdicts: Name,
+    ids: Name,
+    via: Via,
+    key: Key,
+}
+
+fn place(key: FrontendKey) -> Place {
     let transport = transport_key(key.protocol, key.port);
     match key.address {
-        FrontendAddress::Service(IpAddr::V4(address)) => {
-            let key = [address.octets().as_slice(), &transport].concat();
-            Some(Base {
-                map: Name::ServiceIps,
-                key,
-            })
-        }
-        FrontendAddress::EveryNodeAddress(IpFamily::V4) => Some(Base {
-            map: Name::NodePorts,
-            key: transport.to_vec(),
-        }),
-        // The plan makes no IPv6 frontends.
-        FrontendAddress::Service(IpAddr::V6(_)) | FrontendAddress::EveryNodeAddress(IpFamily::V6) => None,
+        FrontendAddress::Service(address) => Place {
+            verdicts: Name::ServiceIps,
+            ids: Name::ServiceIds,
+            via: Via::Address,
+            key: join(&[&octets(address), &transport]),
+        },
+        FrontendAddress::EveryNodeAddress(_) => Place {
+            verdicts: Name::NodePorts,
+            ids: Name::NodePortIds,
+            via: Via::NodePort,
+            key: transport,
+        },
     }
 }
 
-/// The verdict, and the lists for the frontend's endpoint maps in their order.
-fn verdict(action: Action, plan: &PortPlan, node_port: bool) -> (Verdict, [&[Target]; 2]) {
-    let goto = |template: Template| Verdict::Goto(template.name());
-    let count = |targets: &[Target]| u32::try_from(targets.len()).unwrap_or(u32::MAX);
-    match action {
-        Action::Refuse => (Verdict::Goto(REFUSE.to_owned()), [&[], &[]]),
-        Action::Drop => (Verdict::Drop, [&[], &[]]),
-        Action::Spread { list, .. } => {
-            let targets = match list {
-                List::Cluster => plan.cluster.as_slice(),
-                List::Local => plan.local.as_slice(),
-            };
-            let endpoints = count(targets);
-            let template = if node_port {
-                Template::NodePort { endpoints }
-            } else {
-                Template::ClusterIp { endpoints }
-            };
-            (goto(template), [targets, &[]])
-        }
-        Action::Split => {
-            let (endpoints, local) = (count(&plan.cluster), count(&plan.local));
-            (
-                goto(Template::NodePortLocal { endpoints, local }),
-                [&plan.cluster, &plan.local],
-            )
-        }
+fn verdict(frontend: Frontend, via: Via, plan: &PortPlan) -> Verdict {
+    let filtered = frontend.admits == Admits::Sources;
+    let count = |list| u32::try_from(plan.list(list).len()).unwrap_or(u32::MAX);
+    let sticky = plan.affinity.map_or(0, |timeout| timeout.as_secs());
+    let sticky_seconds = u32::try_from(sticky).unwrap_or(u32::MAX);
+    let choice = match frontend.action {
+        Action::Drop => return Verdict::Drop,
+        Action::Refuse if !filtered => return Verdict::Goto(REFUSE.to_owned()),
+        Action::Refuse => Choice::Refuse,
+        Action::Spread { list, masquerade } => Choice::Spread {
+            list,
+            endpoints: count(list),
+            masquerade,
+            sticky_seconds,
+        },
+        Action::Split => Choice::Split {
+            endpoints: count(List::Cluster),
+            local: count(List::Local),
+            sticky_seconds,
+        },
+    };
+    let template = Template {
+        via,
+        filtered,
+        choice,
+    };
+    Verdict::Goto(template.to_string())
+}
+
+/// Whether any frontend picks from the list.
+fn leads_to(plan: &PortPlan, wanted: List) -> bool {
+    plan.frontends.values().any(|frontend| match frontend.action {
+        Action::Refuse | Action::Drop => false,
+        Action::Spread { list, .. } => list == wanted,
+        Action::Split => true,
+    })
+}
+
+const fn first_slot(list: List) -> u32 {
+    match list {
+        List::Cluster => 0,
+        List::Local => LOCAL_SLOTS,
     }
 }
 
-/// Gives each wanted endpoint a slot from 0 up: the one it has, where that is below the count; the others fill holes.
-fn assign(present: &BTreeMap<u32, ElementData>, wanted: Vec<ElementData>) -> Vec<ElementData> {
+/// Gives every wanted endpoint a slot: the one it has, if that stays within bounds, else one that became free.
+fn assign(present: &BTreeMap<u32, Data>, first: u32, wanted: Vec<Data>) -> Vec<Data> {
     let count = wanted.len();
     let mut homeless: BTreeSet<_> = wanted.into_iter().collect();
-    let mut slots: Vec<Option<ElementData>> = vec![None; count];
+    let mut slots: Vec<Option<Data>> = vec![None; count];
     for (slot, data) in present {
-        if let Some(place) = slots.get_mut(*slot as usize)
+        if let Some(place) = slots.get_mut(slot.saturating_sub(first) as usize)
             && homeless.remove(data)
         {
             *place = Some(data.clone());
@@ -250,53 +393,95 @@ fn assign(present: &BTreeMap<u32, ElementData>, wanted: Vec<ElementData>) -> Vec
         .collect()
 }
 
-fn slots(mirror: &Mirror, name: Name, base: &[u8]) -> BTreeMap<u32, ElementData> {
-    let Some(elements) = mirror.get(&name) else {
+/// The present slots of a list.
+fn slots(mirror: &Mirror, id: u32, first: u32) -> BTreeMap<u32, Data> {
+    let Some(elements) = mirror.get(&Name::Endpoints) else {
         return BTreeMap::new();
     };
-    let keys = elements
-        .range(base.to_vec()..)
-        .take_while(|(key, _)| key.starts_with(base));
-    keys.filter_map(|(key, data)| {
-        let slot = key.get(base.len()..)?.first_chunk()?;
-        Some((u32::from_ne_bytes(*slot), data.clone()))
-    })
-    .collect()
+    with_id(elements, id)
+        .filter_map(|(key, data)| Some((leading_id(key.get(4..)?)?, data.clone())))
+        .filter(|(slot, _)| slot & LOCAL_SLOTS == first)
+        .collect()
 }
 
-fn slot_key(base: &[u8], slot: u32) -> Vec<u8> {
-    [base, &slot.to_ne_bytes()].concat()
+/// Keys of everything that belongs to an id.
+fn of_id(mirror: &Mirror, id: u32) -> BTreeSet<(Name, Key)> {
+    let maps = Name::OF_ID.iter();
+    maps.filter_map(|name| Some((*name, mirror.get(name)?)))
+        .flat_map(|(name, elements)| with_id(elements, id).map(move |(key, _)| (name, key.clone())))
+        .collect()
 }
 
-fn transport_key(protocol: Protocol, port: NonZeroU16) -> [u8; 8] {
-    let [high, low] = port.get().to_be_bytes();
-    [protocol.number(), 0, 0, 0, high, low, 0, 0]
+fn with_id(elements: &BTreeMap<Key, Data>, id: u32) -> impl Iterator<Item = (&Key, &Data)> {
+    let prefix = words(&[id]);
+    elements
+        .range(prefix.clone()..)
+        .take_while(move |(key, _)| key.starts_with(&prefix))
 }
 
-fn target_data(target: &Target) -> Option<ElementData> {
-    let IpAddr::V4(address) = target.address else {
-        return None;
+fn join(parts: &[&[u8]]) -> Key {
+    let mut key = Key::new();
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+fn words(numbers: &[u32]) -> Key {
+    numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+}
+
+fn octets(address: IpAddr) -> Key {
+    match address {
+        IpAddr::V4(address) => Key::from_slice(&address.octets()),
+        IpAddr::V6(address) => Key::from_slice(&address.octets()),
+    }
+}
+
+/// First and last address of a network.
+fn bounds(network: &IpNetwork) -> (Key, Key) {
+    let (first, last): (IpAddr, IpAddr) = match network {
+        IpNetwork::V4(v4) => (v4.network().into(), v4.broadcast().into()),
+        IpNetwork::V6(v6) => (v6.network().into(), v6.broadcast().into()),
     };
-    let [a, b, c, d] = address.octets();
+    (octets(first), octets(last))
+}
+
+fn transport_key(protocol: Protocol, port: NonZeroU16) -> Key {
+    let [high, low] = port.get().to_be_bytes();
+    Key::from_slice(&[protocol.number(), 0, 0, 0, high, low, 0, 0])
+}
+
+fn target_bytes(target: &Target) -> Key {
     let [high, low] = target.port.get().to_be_bytes();
-    Some(ElementData::Value(vec![a, b, c, d, high, low, 0, 0]))
+    join(&[&octets(target.address), &[high, low, 0, 0]])
+}
+
+fn target_data(target: &Target) -> Data {
+    Data::Value(join(&[&words(&[0]), &target_bytes(target)]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn data(names: &str) -> Vec<ElementData> {
-        names.bytes().map(|name| ElementData::Value(vec![name])).collect()
+    fn data(names: &str) -> Vec<Data> {
+        names
+            .bytes()
+            .map(|name| Data::Value(SmallVec::from_slice(&[name])))
+            .collect()
     }
 
+    #[track_caller]
     fn check(present: &str, wanted: &str, expected: &str) {
-        let present = (0..).zip(data(present)).collect();
-        assert_eq!(
-            assign(&present, data(wanted)),
-            data(expected),
-            "{wanted} into {present:?}"
-        );
+        for first in [0, LOCAL_SLOTS] {
+            let present = (first..).zip(data(present)).collect();
+            assert_eq!(
+                assign(&present, first, data(wanted)),
+                data(expected),
+                "{wanted} into {present:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,0 +1,137 @@
+//! What the plans of all Services make of one packet, without a kernel.
+//!
+//! The same walk as the packet rules', in words: the oracle that datapaths are compared with, and what can be told of
+//! a packet that nobody has sent.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use model::{IpFamily, ObjectName, Protocol};
+
+use crate::plan::{
+    Action, Admits, FrontendAddress, FrontendKey, List, LocalTraffic, Masquerade, NodeContext, PortPlan,
+    ServicePlan, Target,
+};
+
+/// The first packet of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: IpAddr,
+    /// The device that it came in by; none for a packet that this node made.
+    pub device: Option<String>,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub port: NonZeroU16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// What becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is no Service's: it goes on unchanged.
+    Pass,
+    /// The client is told that nobody is there.
+    Refuse,
+    /// Nothing comes back.
+    Drop,
+    /// One of these endpoints gets it.
+    Forward {
+        /// The endpoints, sorted, never none.
+        to: Vec<Target>,
+        /// Whether they see this node's address as the client's. A client that is sent to itself is masqueraded in
+        /// any case.
+        masquerade: bool,
+    },
+}
+
+/// What this node does with the packet.
+#[must_use]
+pub fn verdict(
+    plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
+    node: &NodeContext,
+    packet: &Packet,
+) -> Verdict {
+    let key = |address| FrontendKey {
+        address,
+        port: packet.port,
+        protocol: packet.protocol,
+    };
+    let by_address = key(FrontendAddress::Service(packet.destination));
+    if let Some(verdict) = at_frontend(plans, node, packet, &by_address) {
+        return verdict;
+    }
+    let is_cluster_ip = |plan: &Arc<ServicePlan>| plan.cluster_ips.contains(&packet.destination);
+    if plans.values().any(is_cluster_ip) {
+        return Verdict::Refuse;
+    }
+    let serves =
+        node.addresses.contains(&packet.destination) && node.serves_node_ports_on(packet.destination);
+    let family = IpFamily::from(packet.destination);
+    let by_node_port = key(FrontendAddress::EveryNodeAddress(family));
+    let verdict = serves.then(|| at_frontend(plans, node, packet, &by_node_port));
+    verdict.flatten().unwrap_or(Verdict::Pass)
+}
+
+/// The owner of a frontend is the Service with the least name, as in [`crate::Claims`].
+fn at_frontend(
+    plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
+    node: &NodeContext,
+    packet: &Packet,
+    key: &FrontendKey,
+) -> Option<Verdict> {
+    let mut ports = plans.values().flat_map(|plan| plan.ports.values());
+    let (port, frontend) = ports.find_map(|port| Some((port, port.frontends.get(key)?)))?;
+    let admitted = match frontend.admits {
+        Admits::Everyone => true,
+        Admits::Sources => port.sources.iter().any(|network| network.contains(packet.source)),
+    };
+    if !admitted {
+        return Some(Verdict::Drop);
+    }
+    Some(match frontend.action {
+        Action::Refuse => Verdict::Refuse,
+        Action::Drop => Verdict::Drop,
+        Action::Spread { list, masquerade } => {
+            let masquerade = match masquerade {
+                Masquerade::Nobody => false,
+                Masquerade::OutsidePods => !node.is_pod(packet),
+                Masquerade::Everyone => true,
+            };
+            forward(port, list, masquerade)
+        }
+        Action::Split if node.is_pod(packet) => forward(port, List::Cluster, false),
+        Action::Split if node.addresses.contains(&packet.source) => forward(port, List::Cluster, true),
+        Action::Split if port.local.is_empty() => Verdict::Drop,
+        Action::Split => forward(port, List::Local, false),
+    })
+}
+
+fn forward(port: &PortPlan, list: List, masquerade: bool) -> Verdict {
+    Verdict::Forward {
+        to: port.list(list).to_vec(),
+        masquerade,
+    }
+}
+
+impl NodeContext {
+    /// Whether a packet is a pod's.
+    #[must_use]
+    pub fn is_pod(&self, packet: &Packet) -> bool {
+        let device = packet.device.as_deref();
+        match &self.local_traffic {
+            LocalTraffic::Unknown => false,
+            LocalTraffic::Networks(networks) => {
+                networks.iter().any(|network| network.contains(packet.source))
+            }
+            LocalTraffic::Interface(name) => device == Some(name.as_str()),
+            LocalTraffic::InterfacePrefix(prefix) => {
+                device.is_some_and(|device| device.starts_with(prefix.as_str()))
+            }
+        }
+    }
+}
