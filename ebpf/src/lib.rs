@@ -13,6 +13,7 @@
 //!     cgroup: "/sys/fs/cgroup/causeway/node-1".into(),
 //!     pin_dir: "/sys/fs/bpf/causeway".into(),
 //!     capacity: Capacity::default(),
+//!     loopback: true,
 //! })?;
 //! for (name, count) in hook.counters()? {
 //!     println!("{name} {count}");

@@ -77,7 +77,7 @@ pub struct Capacity {
     pub affinity: u32,
     /// Pairs of an unconnected UDP socket and a Service that it sends to. Default 65,536.
     pub flows: u32,
-    /// Pairs of an unconnected UDP socket and an endpoint that it was sent to. Default 65,536.
+    /// Pairs of a UDP socket and an endpoint that it was sent to. Default 65,536.
     pub replies: u32,
 }
 
@@ -105,6 +105,8 @@ pub struct HookConfig {
     pub pin_dir: PathBuf,
     /// Sizes of maps that do not exist yet.
     pub capacity: Capacity,
+    /// Whether node ports are served on the loopback of the node's network namespace.
+    pub loopback: bool,
 }
 
 /// What [`SocketHook::ensure_attached`] found.
@@ -128,6 +130,8 @@ pub struct SocketHook {
     pub members: TypedMap<MemberKey, Membership>,
     /// Addresses of nodes.
     pub nodes: TypedMap<Ip, NodeAddress>,
+    /// UDP sockets and the endpoints that they were sent to; written by the programs.
+    pub replies: TypedMap<SocketPeer, Reply>,
     node_netns: Array<MapData, NetnsCookie>,
     netns: NetnsCookie,
     stats: PerCpuArray<MapData, u64>,
@@ -156,8 +160,13 @@ impl SocketHook {
             endpoints: typed(&mut programs, &directory, "ENDPOINTS")?,
             members: typed(&mut programs, &directory, "MEMBERS")?,
             nodes: typed(&mut programs, &directory, "NODES")?,
+            replies: typed(&mut programs, &directory, "REPLIES")?,
             node_netns: Array::try_from(node_netns).map_err(Error::map("open", "NODE_NETNS"))?,
-            netns: probe::netns_cookie()?,
+            netns: if config.loopback {
+                probe::netns_cookie()?
+            } else {
+                NetnsCookie::NONE
+            },
             stats: PerCpuArray::try_from(stats).map_err(Error::map("open", "STATS"))?,
             programs,
             cgroup: config.cgroup.clone(),
@@ -238,6 +247,12 @@ impl SocketHook {
             }
         }
         Ok(true)
+    }
+
+    /// The cgroup whose processes connect through the hook.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
     }
 
     /// Verdicts so far on this node, by name; they outlive the process.

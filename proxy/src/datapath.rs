@@ -2,7 +2,7 @@
 //!
 //! A datapath keeps a mirror of what it owns there, writes only what differs, and decides nothing. Two renderers share
 //! the work: [`sockets`] translates at `connect()`, [`packets`] is always complete under it, for everything that does
-//! not come by the hook (other machines, unconnected UDP, raw sockets, the kernel's own clients, SCTP).
+//! not come by the hook (other machines, raw sockets, the kernel's own clients, SCTP).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -100,7 +100,7 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// Repairs the fixed part and reads the rest back, so that the next `apply` sees what the kernel has.
     fn reread(&mut self) -> Result<Vec<String>, Error>;
 
-    /// Makes connection tracking forget flows that lead to endpoints that are gone; returns how many.
+    /// Ends what leads UDP clients to endpoints that are gone (tracked flows, connected sockets); returns how many.
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error>;
 
     /// Verdicts so far, by name.
@@ -182,8 +182,9 @@ impl Datapath for Kernel {
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
-        let flows = self.each_family(|packets| packets.forget_flows(stale))?;
-        Ok(flows.into_iter().sum())
+        let flows = self.each_family(|packets| packets.forget_flows(stale));
+        let sockets = self.with_sockets(|sockets| sockets.forget_flows(stale));
+        Ok(flows?.into_iter().sum::<usize>() + sockets?)
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

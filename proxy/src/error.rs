@@ -1,6 +1,6 @@
 //! Why the kernel does not have what a plan says.
 
-use netlink::{conntrack, nft};
+use netlink::{conntrack, nft, sock_diag};
 
 /// A failed operation on one of the proxy's kernel interfaces.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum Error {
     /// The nftables rules.
     #[error(transparent)]
     Nftables(#[from] nft::Error),
+    /// Sockets of UDP clients.
+    #[error(transparent)]
+    Sockets(#[from] sock_diag::Error),
     /// Connection tracking.
     #[error(transparent)]
     Conntrack(#[from] conntrack::Error),

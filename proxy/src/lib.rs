@@ -8,8 +8,8 @@
 //! - [`plan`]: [`plan::plan_service`] decides everything there is to decide about one Service: which endpoints may take
 //!   traffic, what each frontend does, who is masqueraded. Total and deterministic.
 //! - [`claims`]: two Services may want one address for a moment; who has it is decided by name, not by arrival.
-//! - [`datapath`]: the trait that renders plans, with the kernel's two renderers ([`datapath::sockets`],
-//!   [`datapath::packets`]) and a [`datapath::fake`].
+//! - [`datapath`]: the trait that renders plans, with the kernel's renderers ([`datapath::sockets`] over
+//!   [`datapath::packets`], or [`datapath::iptables`]) and a [`datapath::fake`].
 //! - [`stale`]: flows of UDP clients that conntrack still sends to endpoints that are gone.
 //! - [`report`]: what a sync and an audit did, and what they could not do.
 //! - [`verdict`]: what the plans of all Services make of one packet, without a kernel.
@@ -41,6 +41,7 @@ pub mod verdict;
 pub use crate::proxy::{DriftWatch, Proxy};
 pub use crate::report::{AuditReport, Durations, SyncReport};
 pub use claims::Claims;
+pub use datapath::iptables::Variant as IptablesVariant;
 pub use error::Error;
 pub use plan::{NodeContext, NodePortAddresses, Rejected, ServicePlan, ServiceView, plan_service};
 pub use settings::{Config, DatapathKind, DetectLocal, Settings};

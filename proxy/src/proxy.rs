@@ -1,12 +1,15 @@
 //! The proxy of one node: takes snapshots, keeps what it asked the kernel for, retries, repairs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::{Changed, Kind, ObjectName, Snapshot};
 use netlink::nft::{Monitor, Nft};
 
+use crate::datapath::iptables::Iptables;
 use crate::datapath::packets::Packets;
 use crate::datapath::sockets::Sockets;
 use crate::datapath::{Change, Datapath, Kernel, NodeAddresses, NodeRole};
@@ -57,21 +60,8 @@ impl Proxy {
     /// process left there, and changes nothing of it: the first [`Proxy::sync`] writes only what differs.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let context = config.settings.context(None);
-        let packets = Packets::open_all(&context)?;
-        let own_ports = packets.iter().map(Packets::port).collect();
-        let sockets = match &config.datapath {
-            DatapathKind::Nftables => None,
-            DatapathKind::Ebpf { cgroup, pin_dir } => {
-                let hook = ebpf::SocketHook::open(&ebpf::HookConfig {
-                    cgroup: cgroup.clone(),
-                    pin_dir: pin_dir.clone(),
-                    capacity: ebpf::Capacity::default(),
-                })?;
-                Some(Sockets::open(hook)?)
-            }
-        };
-        let datapath = Kernel { packets, sockets };
-        let mut proxy = Self::with_datapath(config.settings.clone(), Box::new(datapath));
+        let (datapath, own_ports) = open_datapath(&config.datapath, &context)?;
+        let mut proxy = Self::with_datapath(config.settings.clone(), datapath);
         proxy.own_ports = own_ports;
         Ok(proxy)
     }
@@ -79,17 +69,32 @@ impl Proxy {
     /// Takes all that is the proxy's out of the kernel: Services stop working on this node. For leaving a node for
     /// good; a proxy that only ends leaves everything in place.
     pub fn uninstall(config: &Config) -> Result<(), Error> {
+        match &config.datapath {
+            DatapathKind::Ebpf { pin_dir, .. } => {
+                // What fails of the one is told when the other is gone too.
+                let hook = ebpf::SocketHook::remove(pin_dir);
+                let rules = remove_tables();
+                hook?;
+                rules
+            }
+            DatapathKind::Nftables => remove_tables(),
+            DatapathKind::Iptables { .. } => Iptables::remove(&config.settings.context(None)),
+        }
+    }
+
+    /// Takes out of the kernel what a datapath that ran here before this one left, so that no hook and no rule decides
+    /// by lists that nobody keeps up. For when a sync of this one succeeded.
+    pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
-            DatapathKind::Ebpf { pin_dir, .. } => ebpf::SocketHook::remove(pin_dir),
-            DatapathKind::Nftables => Ok(()),
+            DatapathKind::Ebpf { .. } => Ok(()),
+            DatapathKind::Nftables | DatapathKind::Iptables { .. } => ebpf::SocketHook::remove(pin_dir),
         };
-        // What fails of the one is told when the other is gone too.
-        let rules = Nft::open().and_then(|mut nft| {
-            let removed = Packets::tables().map(|table| nft.remove(&table));
-            removed.into_iter().collect()
-        });
+        let rules = match &config.datapath {
+            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Ok(()),
+            DatapathKind::Iptables { .. } => remove_tables(),
+        };
         hook?;
-        Ok(rules?)
+        rules
     }
 
     /// A proxy over any datapath.
@@ -454,7 +459,7 @@ impl Proxy {
     }
 
     /// Whether another node serves node ports on its address, if it is told what this one is told.
-    fn serves_node_ports(&self, address: std::net::IpAddr) -> bool {
+    fn serves_node_ports(&self, address: IpAddr) -> bool {
         match &self.settings.node_port_addresses {
             NodePortAddresses::Networks(_) => self.context.serves_node_ports_on(address),
             NodePortAddresses::All | NodePortAddresses::Primary => true,
@@ -496,4 +501,35 @@ impl Proxy {
             Err(error) => report.common_failures.push(error),
         }
     }
+}
+
+/// The kernel's interfaces for a datapath, and its connections to nftables.
+fn open_datapath(kind: &DatapathKind, context: &NodeContext) -> Result<(Box<dyn Datapath>, Vec<u32>), Error> {
+    if let DatapathKind::Iptables { variant } = kind {
+        return Ok((Box::new(Iptables::open(context, *variant)?), Vec::new()));
+    }
+    let packets = Packets::open_all(context)?;
+    let own_ports = packets.iter().map(Packets::port).collect();
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let sockets = match kind {
+        DatapathKind::Ebpf { cgroup, pin_dir } => {
+            let hook = ebpf::SocketHook::open(&ebpf::HookConfig {
+                cgroup: cgroup.clone(),
+                pin_dir: pin_dir.clone(),
+                capacity: ebpf::Capacity::default(),
+                loopback: loopback
+                    .iter()
+                    .any(|address| context.serves_node_ports_on(*address)),
+            })?;
+            Some(Sockets::open(hook)?)
+        }
+        DatapathKind::Nftables | DatapathKind::Iptables { .. } => None,
+    };
+    Ok((Box::new(Kernel { packets, sockets }), own_ports))
+}
+
+fn remove_tables() -> Result<(), Error> {
+    let mut nft = Nft::open()?;
+    let removed = Packets::tables().map(|table| nft.remove(&table));
+    Ok(removed.into_iter().collect::<Result<_, _>>()?)
 }

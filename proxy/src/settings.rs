@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use model::{IpFamily, Node, NodeName};
 
+use crate::datapath::iptables::Variant;
 use crate::plan::{LocalTraffic, NodeContext, NodePortAddresses};
 
 /// Which renderers are used.
@@ -21,6 +22,11 @@ pub enum DatapathKind {
     },
     /// The packet rules alone.
     Nftables,
+    /// kube-proxy's chains, for kernels without nftables and for who wants their names.
+    Iptables {
+        /// Which of the two iptables.
+        variant: Variant,
+    },
 }
 
 /// How packets from pods are told from others (kube-proxy's `--detect-local-mode`).

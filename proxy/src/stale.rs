@@ -55,10 +55,13 @@ impl StaleFlows {
     /// Whether the flow leads nowhere any more.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
-        let (to, answers) = (flow.original.destination, flow.reply.source);
-        if flow.original.protocol != Protocol::Udp.number() {
-            return false;
-        }
+        flow.original.protocol == Protocol::Udp.number()
+            && self.leads_nowhere(flow.original.destination, flow.reply.source)
+    }
+
+    /// Whether a UDP client that asks `to` and is answered by `answers` will not be answered any more.
+    #[must_use]
+    pub fn leads_nowhere(&self, to: SocketAddr, answers: SocketAddr) -> bool {
         let by_address = self
             .services
             .get(&to)

@@ -12,7 +12,7 @@
 //! SOCKETS     connected socket                → the Service's address, and what it got           with the socket
 //! AFFINITY    (service, client)               → endpoint id, when it was last connected to       LRU
 //! FLOWS       (socket, Service's address)     → endpoint id that its datagrams go to             LRU
-//! REPLIES     (socket, endpoint's address)    → the Service's address to show for it             LRU
+//! REPLIES     (UDP socket, endpoint's address) → the Service's address to show for it            LRU
 //! ```
 //! Both families share them, with addresses of 16 bytes ([`Ip`]): a socket of IPv6 that names an IPv4 Service in the
 //! mapped form finds what a socket of IPv4 finds.

@@ -10,8 +10,10 @@ use aya_ebpf::programs::SockAddrContext;
 use ebpf_common::service::flags;
 
 use crate::choose::{Action, Drop, choose, find_frontend, verdict};
-use crate::context::{Address, Family, V4, V6};
+use crate::context::{Address, Family, V4, V6, protocol, socket};
 use crate::peer;
+
+const IPPROTO_UDP: u32 = 17;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -28,6 +30,9 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let result = try_connect::<F>(ctx);
     if let Ok(Action::Pass(_)) = result {
         peer::forget(ctx);
+        if protocol(ctx) == IPPROTO_UDP {
+            peer::forget_reply(&peer::of_socket(socket(ctx), Address::of::<F>(ctx)));
+        }
     }
     verdict(&result)
 }
@@ -48,5 +53,9 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Result<Action, Drop> {
     };
     choice.endpoint.write::<F>(ctx);
     peer::remember(ctx, wanted, choice.endpoint);
+    // By this the host finds clients of an endpoint that is gone: nothing else tells a connected UDP client.
+    if protocol(ctx) == IPPROTO_UDP {
+        peer::remember_reply(socket(ctx), wanted, choice.endpoint);
+    }
     Ok(Action::Translate(choice.reason))
 }

@@ -64,6 +64,7 @@ impl World {
             cgroup,
             pin_dir: mount_dir.join("pins"),
             capacity,
+            loopback: true,
         };
         let hook = SocketHook::open(&config).expect("the hook");
         Self {

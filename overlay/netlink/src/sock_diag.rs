@@ -101,6 +101,13 @@ impl SockDiag {
 }
 
 impl ConnectedUdp {
+    /// The socket's name that is never given to another, as `bpf_get_socket_cookie` tells it.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        let cookie = self.id.last_chunk().copied().unwrap_or_default();
+        u64::from_ne_bytes(cookie)
+    }
+
     fn decode(family: Family, message: &[u8]) -> Option<Self> {
         let id: &[u8; SOCKET_ID] = message.get(4..)?.first_chunk()?;
         let port = |at: usize| {

@@ -1,11 +1,13 @@
 //! A datapath, and the socket hook's maps, in memory; both fail when told to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ebpf::abi::net::Ip;
 use ebpf::abi::service::{
-    Endpoint, Frontend, FrontendKey as HookKey, MemberKey, Membership, NodeAddress, SlotKey,
+    Endpoint, Frontend, FrontendKey as HookKey, MemberKey, Membership, NodeAddress, Reply, SlotKey,
+    SocketPeer,
 };
 use model::ObjectName;
 
@@ -154,6 +156,10 @@ pub struct MapsState {
     pub fail_after: Option<u64>,
     /// How many entries maps of these names take; others take any number.
     pub capacity: BTreeMap<&'static str, u32>,
+    /// What the programs wrote.
+    pub replies: BTreeMap<SocketPeer, Reply>,
+    /// Sockets that were ended, with whom they were connected to.
+    pub ended: BTreeSet<(u64, SocketAddr)>,
 }
 
 impl FakeMaps {
@@ -205,6 +211,20 @@ impl MapsState {
 impl HookMaps for FakeMaps {
     fn contents(&self) -> Result<Contents, Error> {
         Ok(self.with(|state| state.contents.clone()))
+    }
+
+    fn replies(&self) -> Result<BTreeMap<SocketPeer, Reply>, Error> {
+        Ok(self.with(|state| state.replies.clone()))
+    }
+
+    fn remove_reply(&mut self, key: &SocketPeer) -> Result<(), Error> {
+        self.with(|state| state.replies.remove(key));
+        Ok(())
+    }
+
+    fn end_sockets(&mut self, sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error> {
+        self.with(|state| state.ended.extend(sockets));
+        Ok(sockets.len())
     }
 
     fn put_frontend(&mut self, key: HookKey, value: Frontend) -> Result<(), Error> {

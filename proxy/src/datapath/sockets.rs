@@ -17,8 +17,10 @@ use model::ObjectName;
 use super::{Applied, Change, NodeAddresses, Swept};
 use crate::Error;
 use crate::plan::{Action, Admits, FrontendKey, PortKey, PortPlan};
+use crate::stale::StaleFlows;
 
 mod abi;
+mod departed;
 mod maps;
 mod tables;
 
@@ -128,6 +130,11 @@ impl<M: HookMaps> Sockets<M> {
         self.tables.read_back()?;
         self.skip_used_ids();
         Ok(repaired)
+    }
+
+    /// See [`super::Datapath::forget_flows`].
+    pub fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+        departed::forget(self.tables.maps_mut(), stale)
     }
 
     /// See [`super::Datapath::counters`].

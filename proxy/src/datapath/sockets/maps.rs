@@ -1,9 +1,12 @@
 //! The maps that the socket renderer writes: the kernel's, and a copy in memory for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ebpf::abi::net::Ip;
-use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, SlotKey};
+use ebpf::abi::service::{
+    Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, Reply, SlotKey, SocketPeer,
+};
 use ebpf::{Attachment, SocketHook};
 
 use crate::Error;
@@ -57,6 +60,13 @@ pub trait HookMaps: Send + Sync + std::fmt::Debug {
     fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error>;
     /// Removes.
     fn remove_node(&mut self, address: &Ip) -> Result<(), Error>;
+    /// UDP sockets, by cookie, with the endpoints that they were sent to and the Services' addresses that they asked
+    /// for.
+    fn replies(&self) -> Result<BTreeMap<SocketPeer, Reply>, Error>;
+    /// Removes.
+    fn remove_reply(&mut self, key: &SocketPeer) -> Result<(), Error>;
+    /// Ends those of these sockets that are connected to these endpoints, wherever on the node they are.
+    fn end_sockets(&mut self, sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error>;
     /// Attaches and pins what is not; returns what that was.
     fn repair(&mut self) -> Result<Vec<String>, Error>;
     /// Verdicts so far.
@@ -114,6 +124,18 @@ impl HookMaps for SocketHook {
 
     fn remove_node(&mut self, address: &Ip) -> Result<(), Error> {
         Ok(self.nodes.remove(address)?)
+    }
+
+    fn replies(&self) -> Result<BTreeMap<SocketPeer, Reply>, Error> {
+        Ok(self.replies.entries()?)
+    }
+
+    fn remove_reply(&mut self, key: &SocketPeer) -> Result<(), Error> {
+        Ok(self.replies.remove(key)?)
+    }
+
+    fn end_sockets(&mut self, sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error> {
+        super::departed::end_sockets(self.cgroup(), sockets)
     }
 
     fn repair(&mut self) -> Result<Vec<String>, Error> {

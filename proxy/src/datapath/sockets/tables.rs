@@ -71,6 +71,11 @@ impl<M: HookMaps> Tables<M> {
         self.maps.repair()
     }
 
+    /// What only the programs write is not mirrored.
+    pub(super) fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+
     pub(super) fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         self.maps.counters()
     }
