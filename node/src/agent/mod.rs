@@ -1,8 +1,8 @@
 //! The agent of a node.
 //!
 //! ```text
-//! watch ─ Arc<Snapshot> ─┬► proxy (a thread of its own)         overlay ─ lease, device ─► cni (unix socket)
-//!                        └► dns feed (unix socket)
+//! watch ─ Arc<Snapshot> ─┬► proxy (a thread of its own) ─► health check ports
+//!                        └► dns feed (unix socket)            overlay ─ lease, device ─► cni (unix socket)
 //! ```
 //!
 //! Each is a part under one [`supervisor`]: its failure is shown on `/healthz` and in the metrics, tried again, and
@@ -10,11 +10,16 @@
 //! reads it back.
 
 mod cni;
+mod conntrack;
 mod dns_address;
 mod dns_feed;
+mod health_check_ports;
+mod http;
+mod ip_families;
 mod metrics;
 mod pod_network;
 mod progress;
+mod proxy_metrics;
 mod report;
 mod service_proxy;
 mod socket;
@@ -35,7 +40,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Datapath};
 use crate::watch::{self as api, ApiSource};
 use pod_network::Pods;
+use progress::ProxyProgress;
 use report::Sources;
+use service_proxy::Proxying;
 use supervisor::Supervisor;
 use thread::on_thread;
 
@@ -53,7 +60,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
-        proxy: (config.proxy.datapath != Datapath::None).then(Arc::default),
+        datapath: config.proxy.datapath,
+        proxy: proxy_progress(&config),
         feed_readers: Arc::default(),
         cni_requests: Arc::default(),
         checks: Arc::default(),
@@ -116,21 +124,38 @@ fn start_network(supervisor: &mut Supervisor, config: &Config, sources: &Sources
     });
 }
 
+/// Where the proxy tells how far it has come. None where there shall be no proxy.
+fn proxy_progress(config: &Config) -> Option<Arc<ProxyProgress>> {
+    let wanted = config.proxy.datapath != Datapath::None;
+    wanted.then(|| Arc::new(ProxyProgress::new(ip_families::of_this_node())))
+}
+
 fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
-    let Some(settings) = service_proxy::settings(config)? else {
+    let Some(progress) = &sources.proxy else {
         return Ok(());
     };
-    let (snapshots, progress) = (
-        sources.snapshots.clone(),
-        sources.proxy.clone().unwrap_or_default(),
-    );
-    let runtime = Handle::current();
+    let Some(settings) = service_proxy::settings(config, &progress.families)? else {
+        return Ok(());
+    };
+    let proxying = Proxying {
+        config: settings,
+        pin_dir: config.proxy.pin_dir.clone(),
+        min_sync_period: config.proxy.min_sync_period,
+        snapshots: sources.snapshots.clone(),
+        progress: progress.clone(),
+        runtime: Handle::current(),
+    };
     supervisor.start("proxy", move |part, shutdown| {
-        let (settings, snapshots) = (settings.clone(), snapshots.clone());
-        let (progress, runtime) = (progress.clone(), runtime.clone());
-        on_thread("proxy", move || {
-            service_proxy::run(&settings, snapshots, &progress, &part, &runtime, &shutdown)
-        })
+        let proxying = proxying.clone();
+        on_thread("proxy", move || service_proxy::run(proxying, &part, &shutdown))
+    });
+    let progress = progress.clone();
+    supervisor.start("health-check-ports", move |part, shutdown| {
+        health_check_ports::serve(progress.clone(), part, shutdown)
+    });
+    let limits = config.proxy.conntrack.clone();
+    supervisor.start("conntrack", move |part, shutdown| {
+        conntrack::keep(limits.clone(), part, shutdown)
     });
     Ok(())
 }

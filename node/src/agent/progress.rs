@@ -1,46 +1,147 @@
 //! How far the proxy has come, for health checks and metrics.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use model::IpFamily;
+use tokio::sync::watch;
+
+use super::health_check_ports::HealthChecks;
 use super::metrics::{Durations, Moment};
+use super::service_proxy::{Changes, Policy};
 
 /// A change that is not in the kernel after this time makes the node unhealthy: kube-proxy's limit, twice its
 /// default `syncPeriod`.
 const OVERDUE: Duration = Duration::from_secs(60);
 
+/// How much a pass of the proxy looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Everything: the first one, and each audit of everything.
+    Full,
+    /// What changed.
+    Partial,
+}
+
+/// Durations of passes.
+#[derive(Debug)]
+pub struct Passes {
+    /// All.
+    pub all: Durations,
+    /// [`Pass::Full`].
+    pub full: Durations,
+    /// [`Pass::Partial`].
+    pub partial: Durations,
+}
+
+/// What is as it is at this moment.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Since when something is to be done.
+    pending_since: Option<Instant>,
+    /// What changed and is not in the kernel.
+    pub pending: Changes,
+    /// Ports whose policy Local finds no endpoint on this node.
+    pub no_local_endpoints: BTreeMap<(IpFamily, Policy), u64>,
+    /// Parts of Services that are not served, by reason.
+    pub rejected: BTreeMap<&'static str, u64>,
+    /// Services that are not in the kernel as they should be.
+    pub failed_services: u64,
+    /// Those of them for which a map of the socket hook has no room.
+    pub map_full: u64,
+    /// Verdicts of the socket hook when they were last read, by name.
+    pub verdicts: Vec<(&'static str, u64)>,
+}
+
 /// Written by the proxy's thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ProxyProgress {
-    /// How long each sync took.
-    pub durations: Durations,
+    /// Versions of IP that are served. A pass brings all of them into the kernel.
+    pub families: BTreeSet<IpFamily>,
+    /// How long each pass took.
+    pub passes: Passes,
+    /// From each change of pods to the sync that brought it into the kernel.
+    pub network_programming: BTreeMap<IpFamily, Durations>,
     /// When the last change came in.
     pub queued: Moment,
     /// When the kernel was last as it should be.
     pub synced: Moment,
+    /// Changes of Services so far.
+    pub service_changes: AtomicU64,
+    /// Changes of EndpointSlices so far.
+    pub slice_changes: AtomicU64,
+    /// Flows that led to endpoints that are gone, and were forgotten.
+    pub stale_flows: AtomicU64,
     /// Syncs and audits that failed.
     pub failures: AtomicU64,
+    /// Those of them that failed at the packet rules.
+    pub rules_failures: AtomicU64,
     /// Things that an audit found different from what was programmed.
     pub repairs: AtomicU64,
-    /// Verdicts of the socket hook so far, by name.
-    verdicts: Mutex<Vec<(&'static str, u64)>>,
-    pending_since: Mutex<Option<Instant>>,
+    /// What load balancers shall be told.
+    pub health_checks: watch::Sender<Arc<HealthChecks>>,
+    state: Mutex<State>,
+}
+
+impl Default for ProxyProgress {
+    fn default() -> Self {
+        Self::new([IpFamily::V4, IpFamily::V6].into())
+    }
 }
 
 impl ProxyProgress {
+    /// Nothing is done yet.
+    #[must_use]
+    pub fn new(families: BTreeSet<IpFamily>) -> Self {
+        let by_family = families.iter();
+        Self {
+            network_programming: by_family
+                .map(|family| (*family, Durations::of_network_programming()))
+                .collect(),
+            families,
+            passes: Passes {
+                all: Durations::of_syncs(),
+                full: Durations::of_syncs(),
+                partial: Durations::of_syncs(),
+            },
+            queued: Moment::default(),
+            synced: Moment::default(),
+            service_changes: AtomicU64::new(0),
+            slice_changes: AtomicU64::new(0),
+            stale_flows: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            rules_failures: AtomicU64::new(0),
+            repairs: AtomicU64::new(0),
+            health_checks: watch::Sender::default(),
+            state: Mutex::default(),
+        }
+    }
+
     /// Something is to be done.
     pub fn queue(&self) {
         self.queued.set_now();
-        let mut pending = self.pending_since.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.get_or_insert_with(Instant::now);
+        self.state().pending_since.get_or_insert_with(Instant::now);
     }
 
     /// All of it is done.
-    pub fn done(&self, took: Duration) {
-        self.durations.observe(took);
+    pub fn done(&self, pass: Pass, took: Duration) {
+        self.passed(pass, took);
         self.synced.set_now();
-        *self.pending_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut state = self.state();
+        state.pending_since = None;
+        state.pending = Changes::default();
+    }
+
+    /// A pass over the kernel ended well, without being about a change.
+    pub fn passed(&self, pass: Pass, took: Duration) {
+        let Passes { all, full, partial } = &self.passes;
+        all.observe(took);
+        match pass {
+            Pass::Full => full.observe(took),
+            Pass::Partial => partial.observe(took),
+        }
     }
 
     /// A sync or an audit failed. What a sync was to do is pending since [`Self::queue`]; a repair that waits is no
@@ -49,24 +150,15 @@ impl ProxyProgress {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes the verdicts of the socket hook so far.
-    pub fn set_verdicts(&self, verdicts: Vec<(&'static str, u64)>) {
-        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
-    }
-
-    /// Verdicts of the socket hook when they were last read.
-    #[must_use]
-    pub fn verdicts(&self) -> Vec<(&'static str, u64)> {
-        self.verdicts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
     /// Whether changes reach the kernel in time.
     #[must_use]
     pub fn in_time(&self) -> bool {
-        let pending = *self.pending_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let pending = self.state().pending_since;
         pending.is_none_or(|since| since.elapsed() < OVERDUE)
+    }
+
+    /// What is as it is at this moment, to be looked at or written.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent tells of itself: `/healthz`, `/livez` and `/metrics`.
+//! What the agent tells of itself: `/healthz` and `/livez`, `/metrics` and `/proxyMode`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::supervisor::{Health, Part, Parts};
+use super::{http, ip_families, proxy_metrics};
+use crate::config::Datapath;
 use crate::watch;
 
 /// Everything that reports are made of.
@@ -33,6 +35,8 @@ pub struct Sources {
     pub snapshots: Receiver<Arc<Snapshot>>,
     /// How the watches are doing.
     pub watches: watch::Status,
+    /// What programs the kernel.
+    pub datapath: Datapath,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
     /// Readers of the DNS feed.
@@ -42,6 +46,9 @@ pub struct Sources {
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
 }
+
+/// Answers are what they say they are.
+const NOSNIFF: [(header::HeaderName, &str); 1] = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
 
 /// How often the health checks gave which code.
 #[derive(Debug, Default)]
@@ -77,7 +84,10 @@ pub async fn serve_metrics(
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = Router::new().route("/metrics", get(metrics)).with_state(sources);
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/proxyMode", get(proxy_mode))
+        .with_state(sources);
     serve(address, router, part, shutdown).await
 }
 
@@ -91,8 +101,8 @@ async fn serve(
         .await
         .with_context(|| format!("listen on {address}"))?;
     part.works();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
-    serving.await.context("serve HTTP")
+    shutdown.run_until_cancelled(http::serve(listener, router)).await;
+    Ok(())
 }
 
 /// For load balancers: 200 while changes reach the kernel in time and the node is not going away (KEP-3836).
@@ -100,7 +110,8 @@ async fn healthz(State(sources): State<Sources>) -> Response {
     let eligible = sources.node_eligible();
     let code = code(eligible && sources.proxy_in_time());
     sources.checks.healthz.add(labels(&[("code", code.as_str())]));
-    (code, axum::Json(sources.health(eligible))).into_response()
+    let body = axum::Json(sources.health(eligible));
+    (code, NOSNIFF, body).into_response()
 }
 
 /// For whoever restarts the agent: 200 while changes reach the kernel in time. A node that is going away, or a part
@@ -108,7 +119,8 @@ async fn healthz(State(sources): State<Sources>) -> Response {
 async fn livez(State(sources): State<Sources>) -> Response {
     let code = code(sources.proxy_in_time());
     sources.checks.livez.add(labels(&[("code", code.as_str())]));
-    (code, axum::Json(sources.health(sources.node_eligible()))).into_response()
+    let body = axum::Json(sources.health(sources.node_eligible()));
+    (code, NOSNIFF, body).into_response()
 }
 
 fn code(good: bool) -> StatusCode {
@@ -116,6 +128,14 @@ fn code(good: bool) -> StatusCode {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// Which datapath runs: `ebpf`, `nftables` or `iptables`. Not found where there is no proxy.
+async fn proxy_mode(State(sources): State<Sources>) -> Response {
+    match sources.datapath {
+        Datapath::None => StatusCode::NOT_FOUND.into_response(),
+        datapath => (NOSNIFF, datapath.name()).into_response(),
     }
 }
 
@@ -141,11 +161,11 @@ impl Sources {
         snapshot.nodes.get(&self.node).is_none_or(|node| !node.draining)
     }
 
+    /// kube-proxy's fields, and how parts and watches are doing. `lastUpdated` is recent as long as all is well:
+    /// whoever looks for a proxy that hangs by its age shall find none where nothing changed.
     fn health(&self, eligible: bool) -> Value {
         let now = jiff::Timestamp::now();
-        let updated = self.proxy.as_ref().map_or(now, |proxy| {
-            jiff::Timestamp::from_second(proxy.synced.unix_seconds() as i64).unwrap_or(now)
-        });
+        let updated = self.synced().filter(|_| !self.proxy_in_time()).unwrap_or(now);
         let parts = self.parts.all().into_iter().map(|(name, part)| {
             let mut status = match part.health {
                 Health::Starting => json!({"state": "starting"}),
@@ -168,45 +188,36 @@ impl Sources {
         });
         json!({
             "lastUpdated": updated.to_string(), "currentTime": now.to_string(), "nodeEligible": eligible,
+            "status": self.family_status(),
             "parts": parts.collect::<serde_json::Map<_, _>>(),
             "watches": watches.collect::<serde_json::Map<_, _>>(),
         })
     }
 
+    /// When the kernel was last as it should be.
+    fn synced(&self) -> Option<jiff::Timestamp> {
+        let seconds = self.proxy.as_ref()?.synced.unix_seconds();
+        let moment = jiff::Timestamp::from_millisecond((seconds * 1000.0) as i64).ok();
+        moment.filter(|_| seconds > 0.0)
+    }
+
+    /// Each version of IP once it is served; one pass brings all of them into the kernel.
+    fn family_status(&self) -> Value {
+        let (Some(proxy), Some(synced)) = (&self.proxy, self.synced()) else {
+            return json!({});
+        };
+        let status = json!({"lastUpdated": synced.to_string(), "healthy": proxy.in_time()});
+        let families = proxy.families.iter();
+        families
+            .map(|family| (ip_families::name(*family).to_owned(), status.clone()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
     fn proxy_metrics(&self, page: &mut Page) {
         if let Some(proxy) = &self.proxy {
-            page.durations(
-                "kubeproxy_sync_proxy_rules_duration_seconds",
-                "How long it took to bring a change into the kernel.",
-                &proxy.durations,
-            );
-            page.gauges(
-                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the kernel was last as it should be, in seconds since 1970.",
-                [(String::new(), proxy.synced.unix_seconds())],
-            );
-            page.gauges(
-                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                "When the last change came in, in seconds since 1970.",
-                [(String::new(), proxy.queued.unix_seconds())],
-            );
-            page.counters(
-                "causeway_proxy_failures_total",
-                "Syncs and audits that failed.",
-                [(String::new(), proxy.failures.load(Ordering::Relaxed))],
-            );
-            page.counters(
-                "causeway_proxy_repairs_total",
-                "What audits found different from what was programmed, and repaired.",
-                [(String::new(), proxy.repairs.load(Ordering::Relaxed))],
-            );
+            proxy_metrics::write(proxy, self.datapath, page);
         }
-        let verdicts = self.proxy.iter().flat_map(|proxy| proxy.verdicts());
-        page.counters(
-            "causeway_hook_verdicts_total",
-            "What the socket hook decided, by verdict; read every 10 s.",
-            verdicts.map(|(verdict, count)| (labels(&[("verdict", verdict)]), count)),
-        );
         let checks = &self.checks;
         page.counted(
             "kubeproxy_proxy_healthz_total",
@@ -290,4 +301,71 @@ impl Sources {
 
 fn bit(set: bool) -> f64 {
     if set { 1.0 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use model::IpFamily;
+
+    use super::super::progress::Pass;
+    use super::*;
+
+    fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
+        Sources {
+            node: "node-1".into(),
+            parts: Parts::default(),
+            snapshots: tokio::sync::watch::channel(Arc::default()).1,
+            watches: watch::Status::default(),
+            datapath,
+            proxy,
+            feed_readers: Arc::default(),
+            cni_requests: Arc::default(),
+            checks: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_mode_is_the_datapaths_name() {
+        let rows = [
+            (Datapath::Ebpf, 200, "ebpf"),
+            (Datapath::Nftables, 200, "nftables"),
+            (Datapath::Iptables, 200, "iptables"),
+            (Datapath::None, 404, ""),
+        ];
+        for (datapath, code, text) in rows {
+            let response = proxy_mode(State(sources(datapath, None))).await;
+            assert_eq!(response.status().as_u16(), code);
+            let body = axum::body::to_bytes(response.into_body(), 4096).await;
+            assert_eq!(body.expect("in memory"), text);
+        }
+    }
+
+    #[test]
+    fn health_has_kube_proxys_fields_and_families_once_they_are_served() {
+        let both = Arc::new(ProxyProgress::default());
+        let starting = sources(Datapath::Ebpf, Some(both.clone())).health(true);
+        assert_eq!(starting["status"], json!({}));
+        assert_eq!(
+            starting["lastUpdated"], starting["currentTime"],
+            "nothing is late: {starting}"
+        );
+
+        both.done(Pass::Full, Duration::ZERO);
+        let served = sources(Datapath::Ebpf, Some(both)).health(false);
+        assert_eq!(served["nodeEligible"], false);
+        for family in ["IPv4", "IPv6"] {
+            let status = &served["status"][family];
+            assert_eq!(status["healthy"], true, "{served}");
+            let updated = status["lastUpdated"].as_str().expect("it was");
+            assert!(updated.parse::<jiff::Timestamp>().is_ok(), "{served}");
+        }
+
+        let only_v4 = Arc::new(ProxyProgress::new([IpFamily::V4].into()));
+        only_v4.done(Pass::Full, Duration::ZERO);
+        let served = sources(Datapath::Ebpf, Some(only_v4)).health(true);
+        assert_eq!(served["status"].get("IPv6"), None);
+        assert_eq!(sources(Datapath::None, None).health(true)["status"], json!({}));
+    }
 }

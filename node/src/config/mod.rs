@@ -3,6 +3,8 @@
 //! YAML, nested, every key checked: an unknown one is an error, not a silent default. [`load`] reads it once into
 //! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
 
+mod duration;
+mod proxy;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -14,7 +16,8 @@ use ipnetwork::IpNetwork;
 use model::NodeName;
 use serde::{Deserialize, Serialize};
 
-pub use sections::{Cni, Datapath, Dns, Kubernetes, Network, Proxy};
+pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
+pub use sections::{Cni, Dns, Kubernetes, Network};
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,7 +48,7 @@ pub struct Config {
     /// Where `/healthz` and `/livez` are served. Default: `0.0.0.0:10256`, kube-proxy's, which load balancers ask.
     #[serde(default = "default_health_bind")]
     pub health_bind: SocketAddr,
-    /// Where `/metrics` is served. Default: `127.0.0.1:10249`, kube-proxy's.
+    /// Where `/metrics` and `/proxyMode` are served. Default: `127.0.0.1:10249`, kube-proxy's.
     #[serde(default = "default_metrics_bind")]
     pub metrics_bind: SocketAddr,
 }
@@ -134,9 +137,18 @@ impl Config {
 
     /// Addresses of all pods of the cluster, where they are known.
     #[must_use]
-    pub fn pod_network(&self) -> Option<IpNetwork> {
-        let of_network = self.network.as_ref().and_then(Network::pod_network);
-        self.proxy.pod_network.or(of_network)
+    pub fn pod_networks(&self) -> Vec<IpNetwork> {
+        match (self.proxy.pod_networks.as_slice(), &self.network) {
+            ([], Some(network)) => network.pod_networks(),
+            (networks, _) => networks.to_vec(),
+        }
+    }
+
+    /// Whether pods are to be told by networks that nobody named.
+    fn lacks_pod_networks(&self) -> bool {
+        self.proxy.datapath != Datapath::None
+            && self.proxy.detect_local_mode == DetectLocalMode::ClusterCidr
+            && self.pod_networks().is_empty()
     }
 
     /// What types alone do not say.
@@ -163,8 +175,8 @@ impl Config {
                 self.metrics_bind
             ));
         }
-        if self.proxy.datapath != Datapath::None && self.pod_network().is_none() {
-            problems.push("proxy.podNetwork: is needed where network.config is absent".to_owned());
+        if self.lacks_pod_networks() {
+            problems.push("proxy.podNetworks: is needed where network.config is absent".to_owned());
         }
         problems.extend(self.kubernetes.problems());
         problems.extend(self.proxy.problems());

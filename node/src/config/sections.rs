@@ -1,4 +1,4 @@
-//! The sections of the configuration.
+//! The sections of the configuration, but for `proxy`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -77,8 +77,18 @@ fn default_subnet_env() -> PathBuf {
 
 impl Network {
     /// `Network` in `config`.
-    pub(super) fn pod_network(&self) -> Option<IpNetwork> {
-        self.config.as_ref()?.get("Network")?.as_str()?.parse().ok()
+    fn pod_network(&self) -> Option<IpNetwork> {
+        self.network_of("Network")
+    }
+
+    /// `Network` and `IPv6Network` in `config`, those that are there.
+    pub(super) fn pod_networks(&self) -> Vec<IpNetwork> {
+        let keys = ["Network", "IPv6Network"].into_iter();
+        keys.filter_map(|key| self.network_of(key)).collect()
+    }
+
+    fn network_of(&self, key: &str) -> Option<IpNetwork> {
+        self.config.as_ref()?.get(key)?.as_str()?.parse().ok()
     }
 
     fn mode_conflict(&self) -> Option<String> {
@@ -161,63 +171,6 @@ impl Etcd {
             ));
         }
         problems
-    }
-}
-
-/// What programs the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Datapath {
-    /// Socket load balancing on cgroup hooks, with the nftables rules under it for what has no socket here.
-    #[default]
-    Ebpf,
-    /// nftables rules alone.
-    Nftables,
-    /// No proxy: Services are somebody else's.
-    None,
-}
-
-/// The service proxy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Proxy {
-    /// `ebpf`, `nftables` or `none`. Default: `ebpf`.
-    #[serde(default)]
-    pub datapath: Datapath,
-    /// The cgroup v2 directory whose sockets are balanced: every pod and process of the node stands below it.
-    /// Default: the root of the cgroup v2 mount.
-    pub cgroup: Option<PathBuf>,
-    /// Addresses of all pods of the cluster: what comes to a Service from elsewhere gets the node's address as its
-    /// source. Default: `Network` in `network.config`; needed where that is absent.
-    pub pod_network: Option<IpNetwork>,
-    /// Where on a bpffs maps and links are pinned, so that they outlive the agent.
-    /// Default: `/sys/fs/bpf/causeway`.
-    #[serde(default = "default_pin_dir")]
-    pub pin_dir: PathBuf,
-}
-
-fn default_pin_dir() -> PathBuf {
-    "/sys/fs/bpf/causeway".into()
-}
-
-impl Default for Proxy {
-    fn default() -> Self {
-        Self {
-            datapath: Datapath::default(),
-            cgroup: None,
-            pod_network: None,
-            pin_dir: default_pin_dir(),
-        }
-    }
-}
-
-impl Proxy {
-    pub(super) fn problems(&self) -> Vec<String> {
-        let cgroup = self.cgroup.as_deref();
-        cgroup
-            .and_then(|path| relative_path("proxy.cgroup", path))
-            .into_iter()
-            .collect()
     }
 }
 

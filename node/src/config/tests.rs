@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
 
 use super::sections::Mode;
-use super::{Config, Datapath, load};
+use super::{Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy, load};
 
 /// A file that is removed at the end.
 struct File(PathBuf);
@@ -42,13 +45,36 @@ fn refused(text: &str, words: &str) {
     assert_eq!(error, words, "for\n{text}");
 }
 
+fn network(text: &str) -> IpNetwork {
+    text.parse().expect("a network")
+}
+
 #[test]
 fn a_pod_network_is_a_whole_configuration() {
     let config = accepted("proxy: {podNetwork: 10.244.0.0/16}");
     assert!(!config.node_name.0.is_empty());
     assert_eq!(config.network, None);
-    assert_eq!(config.proxy.datapath, Datapath::Ebpf);
-    assert_eq!(config.proxy.pin_dir, PathBuf::from("/sys/fs/bpf/causeway"));
+    let proxy = Proxy {
+        datapath: Datapath::Ebpf,
+        iptables_variant: IptablesVariant::Auto,
+        cgroup: None,
+        pin_dir: "/sys/fs/bpf/causeway".into(),
+        detect_local_mode: DetectLocalMode::ClusterCidr,
+        pod_networks: vec![network("10.244.0.0/16")],
+        bridge_interface: None,
+        interface_name_prefix: None,
+        masquerade_all: false,
+        external_ips: false,
+        node_port_addresses: NodePortAddresses::All,
+        min_sync_period: Duration::from_millis(10),
+        conntrack: Conntrack {
+            max_per_core: 32_768,
+            min: 131_072,
+            tcp_established_timeout: Duration::from_secs(86_400),
+            tcp_close_wait_timeout: Duration::from_secs(3600),
+        },
+    };
+    assert_eq!(config.proxy, proxy);
     assert_eq!(config.dns.feed_socket, PathBuf::from("/run/causeway/dns.sock"));
     assert_eq!(config.cni.socket, PathBuf::from("/run/causeway/cni.sock"));
     assert_eq!(config.cni.conf_dir, PathBuf::from("/etc/cni/net.d"));
@@ -70,7 +96,20 @@ network:
   publicIp: 172.30.0.11
   config: {Network: 10.244.0.0/16, SubnetLen: 24, Backend: {Type: host-gw}}
   subnetEnv: /run/subnet.env
-proxy: {datapath: nftables, cgroup: /sys/fs/cgroup/node-1, pinDir: /sys/fs/bpf/node-1}
+proxy:
+  datapath: iptables
+  iptablesVariant: nft
+  cgroup: /sys/fs/cgroup/node-1
+  pinDir: /sys/fs/bpf/node-1
+  detectLocalMode: BridgeInterface
+  podNetworks: [10.244.0.0/16, 'fd00:10:244::/56']
+  bridgeInterface: cni0
+  interfaceNamePrefix: veth
+  masqueradeAll: true
+  externalIPs: true
+  nodePortAddresses: [192.0.2.7/24, 'fd00::/64']
+  minSyncPeriod: 1500ms
+  conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h 30m, tcpCloseWaitTimeout: 0s}
 dns: {address: 10.96.0.10, feedSocket: /run/feed.sock}
 cni: {socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state
@@ -79,12 +118,65 @@ metricsBind: 172.30.0.11:10249
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
-    assert_eq!(config.proxy.datapath, Datapath::Nftables);
+    assert_eq!(config.proxy.datapath, Datapath::Iptables);
+    assert_eq!(config.proxy.iptables_variant, IptablesVariant::Nft);
+    assert_eq!(config.proxy.detect_local_mode, DetectLocalMode::BridgeInterface);
+    assert_eq!(
+        config.proxy.node_port_addresses,
+        NodePortAddresses::Networks([network("192.0.2.0/24"), network("fd00::/64")].into()),
+        "an address in a network stands for the network"
+    );
+    assert_eq!(config.proxy.min_sync_period, Duration::from_millis(1500));
+    assert_eq!(
+        config.proxy.conntrack.tcp_established_timeout,
+        Duration::from_secs(5400)
+    );
+    assert!(config.proxy.masquerade_all && config.proxy.external_ips);
     let network = config.network.as_ref().expect("it is there");
     assert_eq!(network.mode, Some(Mode::HostGw));
     assert_eq!(network.etcd.prefix, "/my/network");
     assert_eq!(network.public_ip, Some([172, 30, 0, 11].into()));
     assert_eq!(accepted(&config.to_yaml()), config);
+}
+
+#[test]
+fn pod_networks_are_named_one_or_more_under_either_name_or_are_those_of_the_overlay() {
+    let overlay = "network: {etcd: {endpoints: ['http://a:1']}, config: \
+                   {Network: 10.1.0.0/16, IPv6Network: 'fd01::/56'}}";
+    let rows = [
+        ("proxy: {podNetwork: 10.244.0.0/16}", vec!["10.244.0.0/16"]),
+        ("proxy: {podNetworks: 10.244.1.7/16}", vec!["10.244.0.0/16"]),
+        (
+            "proxy: {podNetwork: [10.244.0.0/16, 'fd00::/56']}",
+            vec!["10.244.0.0/16", "fd00::/56"],
+        ),
+        (overlay, vec!["10.1.0.0/16", "fd01::/56"]),
+        ("proxy: {detectLocalMode: NodeCIDR}", vec![]),
+        ("proxy: {detectLocalMode: None}", vec![]),
+    ];
+    for (text, expected) in rows {
+        let expected: Vec<_> = expected.into_iter().map(network).collect();
+        assert_eq!(accepted(text).pod_networks(), expected, "for {text}");
+    }
+}
+
+#[test]
+fn node_ports_are_served_on_all_addresses_the_primary_ones_or_those_of_networks() {
+    let rows = [
+        ("[all]", NodePortAddresses::All),
+        ("[primary]", NodePortAddresses::Primary),
+        (
+            "[0.0.0.0/0]",
+            NodePortAddresses::Networks([network("0.0.0.0/0")].into()),
+        ),
+    ];
+    for (text, expected) in rows {
+        let config = accepted(&format!(
+            "proxy: {{podNetwork: 10.244.0.0/16, nodePortAddresses: {text}}}"
+        ));
+        assert_eq!(config.proxy.node_port_addresses, expected, "for {text}");
+        assert_eq!(accepted(&config.to_yaml()), config);
+    }
 }
 
 #[test]
@@ -108,11 +200,39 @@ fn keys_and_types_that_are_wrong_are_refused_with_their_place() {
     let rows = [
         (
             "proxy:\n  datapth: ebpf\n",
-            "proxy: unknown field `datapth`, expected one of `datapath`, `cgroup`, `podNetwork`, `pinDir` at line 2 column 3",
+            "proxy: unknown field `datapth`, expected one of `datapath`, `iptablesVariant`, `cgroup`, `pinDir`, \
+             `detectLocalMode`, `podNetwork`, `podNetworks`, `bridgeInterface`, `interfaceNamePrefix`, \
+             `masqueradeAll`, `externalIPs`, `nodePortAddresses`, `minSyncPeriod`, `conntrack` at line 2 column 3",
         ),
         (
             "proxy: {datapath: ipvs}\n",
-            "proxy.datapath: unknown variant `ipvs`, expected one of `ebpf`, `nftables`, `none` at line 1 column 19",
+            "proxy.datapath: unknown variant `ipvs`, expected one of `ebpf`, `nftables`, `iptables`, `none` at line 1 column 19",
+        ),
+        (
+            "proxy: {podNetwork: 10.244.0.0/33}\n",
+            "proxy.podNetwork: \"10.244.0.0/33\" is not a network like 10.244.0.0/16 at line 1 column 21",
+        ),
+        (
+            "proxy: {nodePortAddresses: [primary, 192.0.2.0/24]}\n",
+            "proxy.nodePortAddresses: \"primary\" is not a network like 192.0.2.0/24, \
+             nor alone and one of `all`, `primary` at line 1 column 28",
+        ),
+        (
+            "proxy: {nodePortAddresses: []}\n",
+            "proxy.nodePortAddresses: is empty at line 1 column 28",
+        ),
+        (
+            "proxy: {minSyncPeriod: -1s}\n",
+            "proxy.minSyncPeriod: \"-1s\" is not a duration like 10ms or 1h 30m at line 1 column 24",
+        ),
+        (
+            "proxy: {minSyncPeriod: 10}\n",
+            "proxy.minSyncPeriod: \"10\" is not a duration like 10ms or 1h 30m at line 1 column 24",
+        ),
+        (
+            "proxy: {detectLocalMode: clusterCIDR}\n",
+            "proxy.detectLocalMode: unknown variant `clusterCIDR`, expected one of `ClusterCIDR`, `NodeCIDR`, \
+             `BridgeInterface`, `InterfaceNamePrefix`, `None` at line 1 column 26",
         ),
         (
             "network: {etcd: {}}\n",
@@ -138,7 +258,15 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         ("nodeName: ''", "nodeName: is empty"),
         (
             "proxy: {datapath: ebpf}",
-            "proxy.podNetwork: is needed where network.config is absent",
+            "proxy.podNetworks: is needed where network.config is absent",
+        ),
+        (
+            "proxy: {detectLocalMode: BridgeInterface}",
+            "proxy.bridgeInterface: is needed for this detectLocalMode",
+        ),
+        (
+            "proxy: {detectLocalMode: InterfaceNamePrefix, interfaceNamePrefix: ve/th}",
+            "proxy.interfaceNamePrefix: \"ve/th\" is not a device's name",
         ),
         ("stateDir: state", "stateDir: state is not an absolute path"),
         (

@@ -386,8 +386,14 @@ fn the_moment_that_a_slice_was_written_for_is_read_and_one_that_makes_no_sense_i
         let Change::EndpointSlice(slice) = *change else {
             panic!("{change:?} is no EndpointSlice")
         };
-        assert_eq!(slice.last_change, expected.clone().ok().map(UnixTime), "for {text}");
-        let told = faults.iter().any(|told| expected.as_ref().is_err_and(|fault| told.ends_with(fault)));
+        assert_eq!(
+            slice.last_change,
+            expected.clone().ok().map(UnixTime),
+            "for {text}"
+        );
+        let told = faults
+            .iter()
+            .any(|told| expected.as_ref().is_err_and(|fault| told.ends_with(fault)));
         assert_eq!(told, expected.is_err(), "{faults:?} for {text}");
     }
 }
