@@ -2,19 +2,23 @@
 //!
 //! - [`topology`]: hosts and LANs made of network namespaces.
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
+//! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
+//! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
 //! - [`privileged`]: the gate before everything that needs root.
 //!
 //! Everything that it makes in the system is named `cwt-PID-N-LABEL`, so that tests run side by side, and what a
 //! killed test left behind is recognised and removed by the next one.
 
+pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
 pub mod fake_api;
 pub mod process;
+pub mod sctp;
 pub mod topology;
 pub mod wait;
 

@@ -1,10 +1,18 @@
-//! The service proxy on real packets: one node, pods on it and beyond it, and a client outside.
+//! The service proxy, by what becomes of packets: one node, pods on it and beyond it, and clients outside.
+//!
+//! [`cases`] is the table. It is run on plans alone ([`simulator`]) and on the kernel's datapaths ([`privileged`]).
 
-#[path = "proxy/cases.rs"]
+#[path = "proxy/cases/mod.rs"]
 mod cases;
 #[path = "proxy/cluster.rs"]
 mod cluster;
+#[path = "proxy/judge.rs"]
+mod judge;
 #[path = "proxy/node.rs"]
 mod node;
-#[path = "proxy/privileged.rs"]
+#[path = "proxy/privileged/mod.rs"]
 mod privileged;
+#[path = "proxy/servers.rs"]
+mod servers;
+#[path = "proxy/simulator.rs"]
+mod simulator;

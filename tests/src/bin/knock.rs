@@ -1,60 +1,130 @@
-//! A client for packet tests: sends to an address and says what came of it, one line for each attempt.
+//! A client for packet tests: sends to addresses and says what came of it.
 //!
-//! `knock tcp|udp|udp-unconnected ADDRESS:PORT [COUNT]` prints `answer TEXT`, `refused`, `silent` or `error TEXT`.
+//! Standard input has a line for each series of attempts: `LANE tcp|udp|udp-unconnected|sctp COUNT ADDRESS:PORT,…`.
+//! Attempts take the addresses in turn. Lanes run side by side, the lines of one lane one after the other. For each
+//! attempt it prints the line's number and `answer TEXT`, `refused`, `silent` or `error TEXT`, in order.
 //! It is a program of its own so that it can run in any network namespace and cgroup.
 
-use std::io::{ErrorKind, Read as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// Long enough for any answer on one machine, short enough for tables with silent rows.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(1000);
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [how, address, rest @ ..] = arguments.as_slice() else {
-        eprintln!("usage: knock tcp|udp|udp-unconnected ADDRESS:PORT [COUNT]");
-        std::process::exit(2);
+    let mut lanes: BTreeMap<String, Vec<(usize, Series)>> = BTreeMap::new();
+    for (number, line) in std::io::stdin().lines().map_while(Result::ok).enumerate() {
+        let Some((lane, series)) = parse(&line) else {
+            eprintln!("not LANE HOW COUNT ADDRESS:PORT,…: {line:?}");
+            std::process::exit(2);
+        };
+        lanes.entry(lane).or_default().push((number, series));
+    }
+    let lanes: Vec<_> = lanes
+        .into_values()
+        .map(|lane| std::thread::spawn(move || lane.iter().map(|(n, series)| (*n, series.run())).collect()))
+        .collect();
+    let results = lanes.into_iter().map(|lane| lane.join());
+    let results: Vec<Vec<(usize, Vec<String>)>> = results.map(|lane| lane.expect("no panic")).collect();
+    let results: BTreeMap<usize, Vec<String>> = results.into_iter().flatten().collect();
+    for (number, lines) in results {
+        for line in lines {
+            println!("{number} {line}");
+        }
+    }
+}
+
+/// Attempts of one kind.
+struct Series {
+    how: How,
+    count: usize,
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    Tcp,
+    Udp,
+    UdpUnconnected,
+    Sctp,
+}
+
+fn parse(line: &str) -> Option<(String, Series)> {
+    let words: Vec<_> = line.split(' ').collect();
+    let [lane, how, count, addresses] = words.as_slice() else {
+        return None;
     };
-    let Ok(address) = address.parse() else {
-        eprintln!("not an address and port: {address}");
-        std::process::exit(2);
+    let how = match *how {
+        "tcp" => How::Tcp,
+        "udp" => How::Udp,
+        "udp-unconnected" => How::UdpUnconnected,
+        "sctp" => How::Sctp,
+        _ => return None,
     };
-    let count = rest.first().and_then(|count| count.parse().ok()).unwrap_or(1);
-    for _ in 0..count {
-        let result = match how.as_str() {
-            "tcp" => tcp(address),
-            "udp" => udp(address, true),
-            _ => udp(address, false),
+    let addresses: Result<_, _> = addresses.split(',').map(str::parse).collect();
+    let series = Series {
+        how,
+        count: count.parse().ok()?,
+        addresses: addresses.ok()?,
+    };
+    Some(((*lane).to_owned(), series))
+}
+
+impl Series {
+    fn run(&self) -> Vec<String> {
+        let attempts = self.addresses.iter().cycle().take(self.count);
+        attempts.map(|address| self.attempt(*address)).collect()
+    }
+
+    fn attempt(&self, address: SocketAddr) -> String {
+        let result = match self.how {
+            How::Tcp => tcp(address),
+            How::Udp => udp(address, true),
+            How::UdpUnconnected => udp(address, false),
+            How::Sctp => tests::sctp::ask(address, PATIENCE),
         };
         match result {
-            Ok(text) => println!("answer {text}"),
+            Ok(text) => format!("answer {text}"),
             Err(error) => match error.kind() {
-                ErrorKind::ConnectionRefused => println!("refused"),
-                ErrorKind::TimedOut | ErrorKind::WouldBlock => println!("silent"),
-                _ => println!("error {error}"),
+                ErrorKind::ConnectionRefused => "refused".to_owned(),
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => "silent".to_owned(),
+                _ => format!("error {error}"),
             },
         }
     }
 }
 
+/// Closes first, so that it is the client that keeps the pair of addresses for a while, and no server meets a new
+/// client behind a masqueraded address that it still knows.
 fn tcp(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     insist("the peer is", stream.peer_addr()?, address)?;
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
+    BufReader::new(stream).read_line(&mut text)?;
+    Ok(text.trim_end().to_owned())
 }
 
 fn udp(address: SocketAddr, connected: bool) -> std::io::Result<String> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = match address {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    }?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    if connected {
+    let sent = if connected {
         socket.connect(address)?;
-        socket.send(b"who")?;
+        socket.send(b"who")
     } else {
-        socket.send_to(b"who", address)?;
+        socket.send_to(b"who", address)
+    };
+    // The kernel says so to a sender on the machine whose rules drop the datagram or refuse it. Which of the two it
+    // was is told like everywhere else.
+    if let Err(error) = sent
+        && error.kind() != ErrorKind::PermissionDenied
+    {
+        return Err(error);
     }
     let mut buffer = [0; 512];
     if connected {

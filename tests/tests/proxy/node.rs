@@ -1,85 +1,152 @@
-//! A node with its surroundings, in network namespaces.
+//! A node with its surroundings, in network namespaces. IPv6 has the same shape: `fd00:77::50` is the outside's address,
+//! `fd00:244:1::2` the first pod's.
 //!
 //! ```text
-//! outside 172.30.77.50 ──── 172.30.77.11 node ┬── 10.244.1.1  near 10.244.1.2   endpoint, pod of this node
-//!                                             ├── 10.244.2.1  far  10.244.2.2   endpoint, pod of another node
-//!                                             └── 10.244.3.1  pod  10.244.3.2   pod of this node, no endpoint,
-//!                                                                               serves itself on 127.0.0.1
+//! outside  172.30.77.50 ── 172.30.77.11 node ┬── 10.244.1.1  near   10.244.1.2   endpoint, pod of this node
+//! stranger 172.30.79.66 ── 172.30.79.11      ├── 10.244.4.1  near2  10.244.4.2   the same
+//! beyond   172.30.78.12 ── 172.30.78.11      ├── 10.244.2.1  far    10.244.2.2   endpoint, pod of another node
+//!          VIP, BALANCER,                    ├── 10.244.5.1  far2   10.244.5.2   the same
+//!          EXTERNAL                          └── 10.244.3.1  pod    10.244.3.2   pod of this node, no endpoint,
+//!                                                                                serves itself on loopback
 //! ```
+//! `beyond` is the rest of the world, another node included: what this node does not translate ends and is answered
+//! there.
 
-use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use proxy::{Config, DatapathKind, Proxy};
+use proxy::{Config, DatapathKind, Proxy, Settings};
+use tests::bpffs::Bpffs;
 use tests::cgroup::Cgroup;
 use tests::process::{Place, command, run_in};
 use tests::topology::{Host, connect};
+use tests::wait;
 
-use super::cluster::{TARGET_PORT, TCP, THIS_NODE, UDP};
+use super::cluster::{
+    ADMIN_TARGET_PORT, BALANCER, EXTERNAL, NODE, OTHER_NODE, OUTSIDE, POD_LINK, Pair, SECOND, SERVERS,
+    STRANGER, TARGET_PORT, TCP, UDP, VIP,
+};
+use super::servers::{serve_sctp, serve_tcp, serve_udp};
 
-pub const NEAR: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-pub const FAR: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
-pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 2);
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 77, 50);
-pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 77, 11);
+/// The node's address on the stranger's network. No Node object tells it.
+const TOWARDS_STRANGER: Pair = Pair {
+    v4: Ipv4Addr::new(172, 30, 79, 11),
+    v6: Ipv6Addr::new(0xfd00, 0x79, 0, 0, 0, 0, 0, 0x11),
+};
 
 /// All of it; taken down on drop.
 pub struct Surroundings {
     pub node: Host,
     pub outside: Host,
-    pub near: Host,
-    pub far: Host,
+    pub stranger: Host,
+    pub beyond: Host,
     pub pod: Host,
+    /// In the order of [`SERVERS`].
+    pub servers: Vec<Host>,
     pub cgroup: Cgroup,
     pub bpffs: Bpffs,
 }
 
+/// Attempts of one kind, in the words of `knock`.
+pub struct Knocks {
+    /// Those of one lane come one after the other.
+    pub lane: String,
+    pub how: &'static str,
+    pub count: usize,
+    /// Taken in turn.
+    pub addresses: Vec<SocketAddr>,
+}
+
 impl Surroundings {
-    /// Builds it and starts servers that answer `NAME CLIENT-ADDRESS`: on `near` and `far` as endpoints, on `pod` on
-    /// its own loopback, on the node ports' numbers.
+    /// Builds it and starts servers that answer `NAME CLIENT-ADDRESS`: on endpoints and `beyond`, and on `pod` on its
+    /// own loopback, on the node ports' numbers.
     pub fn build() -> Result<Self> {
-        let node = Host::new("node")?;
+        let node = host("node")?;
+        let servers = SERVERS
+            .iter()
+            .map(|server| wired(&node, server.name, server.gateway, server.address));
         let all = Self {
-            outside: wired(&node, "uplink", NODE, "out", OUTSIDE)?,
-            near: wired(&node, "near", Ipv4Addr::new(10, 244, 1, 1), "near", NEAR)?,
-            far: wired(&node, "far", Ipv4Addr::new(10, 244, 2, 1), "far", FAR)?,
-            pod: wired(&node, "pod", Ipv4Addr::new(10, 244, 3, 1), "pod", POD)?,
+            outside: wired(&node, "outside", NODE, OUTSIDE)?,
+            stranger: wired(&node, "stranger", TOWARDS_STRANGER, STRANGER)?,
+            beyond: wired(&node, "beyond", SECOND, OTHER_NODE)?,
+            pod: wired(&node, "pod", POD_LINK.1, POD_LINK.0)?,
+            servers: servers.collect::<Result<_>>()?,
             node,
             cgroup: Cgroup::new("proxy")?,
-            bpffs: Bpffs::mount()?,
+            bpffs: Bpffs::mount("proxy")?,
         };
         all.node.set("net/ipv4/ip_forward", "1")?;
-        // Stands for a router beyond the node: without it VIPs and foreign addresses have no route at all.
-        ip(
-            &all.node,
-            &["route", "add", "default", "via", &OUTSIDE.to_string()],
+        all.node.set("net/ipv6/conf/all/forwarding", "1")?;
+        // By default a client that is refused by ICMP several times a second hears nothing.
+        all.node.set("net/ipv4/icmp_ratelimit", "0")?;
+        all.node.set("net/ipv6/icmp/ratelimit", "0")?;
+        for (gateway, source) in OTHER_NODE.both().into_iter().zip(NODE.both()) {
+            let (gateway, source) = (gateway.to_string(), source.to_string());
+            ip(
+                &all.node,
+                &["route", "add", "default", "via", &gateway, "src", &source],
+            )?;
+        }
+        for (server, host) in SERVERS.iter().zip(&all.servers) {
+            serve_tcp(host, server.name, (Ipv6Addr::UNSPECIFIED, TARGET_PORT).into())?;
+            serve_udp(host, server.name, (Ipv6Addr::UNSPECIFIED, TARGET_PORT).into())?;
+            serve_sctp(host, server.name, TARGET_PORT)?;
+        }
+        serve_tcp(
+            all.near(),
+            "near-admin",
+            (Ipv6Addr::UNSPECIFIED, ADMIN_TARGET_PORT).into(),
         )?;
-        let endpoint = (Ipv4Addr::UNSPECIFIED, TARGET_PORT).into();
-        serve(&all.near, "near", endpoint, endpoint)?;
-        serve(&all.far, "far", endpoint, endpoint)?;
-        let loopback = |port| (Ipv4Addr::LOCALHOST, port).into();
-        serve(&all.pod, "pod", loopback(TCP.1), loopback(UDP.1))?;
+        serve_tcp(
+            all.far(),
+            "far-admin",
+            (Ipv6Addr::UNSPECIFIED, ADMIN_TARGET_PORT).into(),
+        )?;
+        for loopback in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ] {
+            serve_tcp(&all.pod, "pod", (loopback, TCP.1).into())?;
+            serve_udp(&all.pod, "pod", (loopback, UDP.1).into())?;
+        }
+        all.serve_beyond()?;
         Ok(all)
     }
 
-    /// A proxy of the node.
-    pub fn proxy(&self, datapath: DatapathKind) -> Result<Proxy> {
-        let config = self.config(datapath);
-        Ok(self.node.run(|| Proxy::open(&config))??)
+    /// On UDP each address answers for itself.
+    fn serve_beyond(&self) -> Result<()> {
+        for address in [VIP, BALANCER, EXTERNAL].into_iter().flat_map(Pair::both) {
+            self.beyond.add_address("lo", address.into())?;
+            await_usable(&self.beyond, address);
+        }
+        for port in [TCP.0, TCP.0 + 1, TCP.1] {
+            serve_tcp(&self.beyond, "beyond", (Ipv6Addr::UNSPECIFIED, port).into())?;
+        }
+        for address in [VIP, BALANCER, EXTERNAL, OTHER_NODE]
+            .into_iter()
+            .flat_map(Pair::both)
+        {
+            for port in [UDP.0, UDP.0 + 1, UDP.1] {
+                serve_udp(&self.beyond, "beyond", (address, port).into())?;
+            }
+        }
+        Ok(())
     }
 
-    pub fn config(&self, datapath: DatapathKind) -> Config {
-        Config {
-            node: THIS_NODE.into(),
-            datapath,
-            pod_network: "10.244.0.0/16".parse().expect("a network"),
-            local_dns: None,
-            node_addresses: vec![NODE.into()],
-        }
+    pub fn near(&self) -> &Host {
+        &self.servers[0]
+    }
+
+    pub fn far(&self) -> &Host {
+        &self.servers[1]
+    }
+
+    /// A proxy of the node.
+    pub fn proxy(&self, settings: Settings, datapath: DatapathKind) -> Result<Proxy> {
+        let config = Config { settings, datapath };
+        Ok(self.node.run(|| Proxy::open(&config))??)
     }
 
     pub fn hook(&self) -> DatapathKind {
@@ -89,23 +156,42 @@ impl Surroundings {
         }
     }
 
-    /// What `knock` prints on a host, a line for each attempt.
-    pub fn knock(&self, from: &Host, how: &str, to: SocketAddr, count: u32) -> Result<Vec<String>> {
-        // The machine outside is not of the node, nor in its cgroup.
-        let of_node = from.name() != self.outside.name();
+    /// What `knock` prints on a host, a line for each attempt, by the place in the list.
+    pub fn knock(&self, from: &Host, knocks: &[Knocks]) -> Result<Vec<Vec<String>>> {
+        let of_node = [&self.node, &self.pod, &self.servers[0], &self.servers[2]];
+        let of_node = of_node.iter().any(|host| host.name() == from.name());
         let cgroup = of_node.then(|| self.cgroup.path().to_path_buf());
         let place = Place {
             cgroup,
             ..from.place()
         };
         let mut command = command(&place, env!("CARGO_BIN_EXE_knock"));
-        command.args([how, &to.to_string(), &count.to_string()]);
-        let output = run_in(&place, &mut command, b"")?;
+        let output = run_in(&place, &mut command, input(knocks).as_bytes())?;
         ensure!(output.status.success(), "knock: {output:?}");
-        Ok(output.stdout.lines().map(str::to_owned).collect())
+        let mut results = vec![Vec::new(); knocks.len()];
+        for line in output.stdout.lines() {
+            let (number, result) = line.split_once(' ').context("a number and a result")?;
+            let results = results.get_mut(number.parse::<usize>()?);
+            results
+                .context("a number that was given")?
+                .push(result.to_owned());
+        }
+        Ok(results)
     }
 
-    /// The proxy's table as `nft` prints it.
+    /// The same for a single attempt.
+    pub fn knock_once(&self, from: &Host, how: &'static str, to: SocketAddr) -> Result<String> {
+        let knocks = Knocks {
+            lane: "only".to_owned(),
+            how,
+            count: 1,
+            addresses: vec![to],
+        };
+        let results = self.knock(from, &[knocks])?;
+        results.concat().pop().context("a result")
+    }
+
+    /// The proxy's tables as `nft` prints them.
     pub fn ruleset(&self) -> String {
         let output = self
             .node
@@ -113,75 +199,58 @@ impl Surroundings {
             .expect("nft is installed");
         output.stdout
     }
+
+    /// Makes the node forget all flows, so that a port that is used again starts a new one.
+    pub fn forget_flows(&self) -> Result<()> {
+        let output = self.node.command("conntrack", &["-F"])?;
+        ensure!(output.status.success(), "conntrack: {}", output.stderr);
+        Ok(())
+    }
 }
 
-fn wired(node: &Host, device: &str, gateway: Ipv4Addr, label: &str, address: Ipv4Addr) -> Result<Host> {
+fn input(knocks: &[Knocks]) -> String {
+    let lines = knocks.iter().map(|knocks| {
+        let addresses: Vec<_> = knocks.addresses.iter().map(SocketAddr::to_string).collect();
+        let Knocks { lane, how, count, .. } = knocks;
+        format!("{lane} {how} {count} {}\n", addresses.join(","))
+    });
+    lines.collect()
+}
+
+/// A host that does not look for others with its addresses.
+fn host(label: &str) -> Result<Host> {
     let host = Host::new(label)?;
-    connect((node, device), (&host, "eth0"))?;
-    node.add_address(device, format!("{gateway}/24").parse()?)?;
-    host.add_address("eth0", format!("{address}/24").parse()?)?;
-    ip(&host, &["route", "add", "default", "via", &gateway.to_string()])?;
+    host.set("net/ipv6/conf/default/accept_dad", "0")?;
     Ok(host)
+}
+
+fn wired(node: &Host, label: &str, gateway: Pair, address: Pair) -> Result<Host> {
+    let host = host(label)?;
+    connect((node, label), (&host, "eth0"))?;
+    for (gateway, address) in gateway.both().into_iter().zip(address.both()) {
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        node.add_address(label, format!("{gateway}/{prefix}").parse()?)?;
+        host.add_address("eth0", format!("{address}/{prefix}").parse()?)?;
+        ip(&host, &["route", "add", "default", "via", &gateway.to_string()])?;
+        await_usable(node, gateway);
+        await_usable(&host, address);
+    }
+    Ok(host)
+}
+
+/// The kernel makes an address of IPv6 usable in its own time.
+#[track_caller]
+fn await_usable(host: &Host, address: IpAddr) {
+    wait::until("the address can be used", Duration::from_secs(5), || {
+        host.run(|| UdpSocket::bind((address, 0)))?
+            .map_err(anyhow::Error::from)
+    });
 }
 
 pub fn ip(host: &Host, arguments: &[&str]) -> Result<()> {
     let output = host.command("ip", arguments)?;
     ensure!(output.status.success(), "ip {arguments:?}: {}", output.stderr);
     Ok(())
-}
-
-/// Answers on TCP and UDP until the test process ends.
-fn serve(host: &Host, name: &'static str, tcp: SocketAddr, udp: SocketAddr) -> Result<()> {
-    let listener = host.run(|| TcpListener::bind(tcp))??;
-    let socket = host.run(|| UdpSocket::bind(udp))??;
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let peer = stream
-                .peer_addr()
-                .map(|peer| peer.ip().to_string())
-                .unwrap_or_default();
-            let _ = write!(stream, "{name} {peer}"); // the client may be gone
-        }
-    });
-    std::thread::spawn(move || {
-        let mut buffer = [0; 512];
-        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer); // the client may be gone
-        }
-    });
-    Ok(())
-}
-
-/// A BPF file system of its own.
-pub struct Bpffs {
-    path: PathBuf,
-}
-
-impl Bpffs {
-    fn mount() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!(
-            "cwt-bpffs-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
-        std::fs::create_dir_all(&path)?;
-        mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("mount a BPF file system")?;
-        Ok(Self { path })
-    }
-
-    pub fn path(&self) -> &std::path::Path {
-        &self.path
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let unmounted = umount2(&self.path, MntFlags::MNT_DETACH);
-        if unmounted.is_err() || std::fs::remove_dir(&self.path).is_err() {
-            eprintln!("left behind: {}", self.path.display());
-        }
-    }
 }
 
 /// A command that runs a test of this very program, for tests that need a process of their own.

@@ -1,0 +1,259 @@
+//! What changes while the proxy runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use model::{Change, IpFamily, Service, SessionAffinity, Snapshot};
+use proxy::{DatapathKind, Proxy};
+use tests::{privileged, wait};
+
+use super::{answers, both, outcome};
+use crate::cluster::{
+    BALANCER, FAMILIES, FAR, FAR2, NEAR, NEAR2, NODE, State, TCP, UDP, VIP, settings, with_balancer,
+};
+use crate::node::{Knocks, Surroundings};
+
+fn counters(proxy: &Proxy) -> BTreeMap<&'static str, u64> {
+    proxy.counters().expect("counters").into_iter().collect()
+}
+
+#[test]
+fn the_hook_counts_each_connection() {
+    if !privileged("the hook counts each connection") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let proxy = surroundings.proxy(settings(), surroundings.hook());
+    let mut proxy = proxy.expect("a proxy");
+    proxy.sync(&both().snapshot());
+    let before = counters(&proxy);
+    let knocks: Vec<_> = [("tcp", TCP.0), ("udp", UDP.0)]
+        .into_iter()
+        .flat_map(|(how, port)| {
+            FAMILIES.map(|family| Knocks {
+                lane: format!("{how} {family:?}").replace(' ', "-"),
+                how,
+                count: 25,
+                addresses: vec![(VIP.of(family), port).into()],
+            })
+        })
+        .collect();
+    let results = surroundings.knock(&surroundings.pod, &knocks).expect("knock ran");
+    assert!(
+        results.concat().iter().all(|line| line.starts_with("answer ")),
+        "{results:?}"
+    );
+    let after = counters(&proxy);
+    assert_eq!(after["translated"] - before["translated"], 100);
+    assert_eq!(after["slot_missing"], before["slot_missing"]);
+}
+
+#[test]
+fn a_changed_endpoint_costs_few_writes_and_the_same_snapshot_none() {
+    if !privileged("a changed endpoint costs few writes and the same snapshot none") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let proxy = surroundings.proxy(settings(), surroundings.hook());
+    let mut proxy = proxy.expect("a proxy");
+    assert!(proxy.sync(&both().snapshot()).writes > 0);
+    assert_eq!(proxy.sync(&both().snapshot()).writes, 0, "nothing changed");
+    assert!(proxy.audit().is_clean());
+    let report = proxy.sync(&State::new([NEAR]).snapshot());
+    // Two ports in two families, each with an address and a node port: per port one new slot and two frontends in the
+    // hook's maps; per frontend a verdict out and one in, and per port one or two endpoint elements; template chains.
+    assert!((1..=80).contains(&report.writes), "{report:?}");
+    assert!(proxy.audit().is_clean());
+}
+
+#[test]
+fn a_node_that_moves_to_another_zone_follows_the_hints_to_that() {
+    if !privileged("a node that moves to another zone follows the hints to that") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let proxy = surroundings.proxy(settings(), surroundings.hook());
+    let mut proxy = proxy.expect("a proxy");
+    let state = State::new([NEAR.zones(&["a"]), FAR.zones(&["b"])]);
+    let mut snapshot = state.snapshot();
+    for (zone, name) in [("a", "near"), ("b", "far"), ("a", "near")] {
+        let mut node = state.this_node();
+        node.zone = Some(zone.to_owned());
+        snapshot.apply(Change::Node(node));
+        proxy.sync(&snapshot);
+        for family in FAMILIES {
+            for (from, to) in [
+                (&surroundings.pod, SocketAddr::new(VIP.of(family), TCP.0)),
+                (&surroundings.outside, SocketAddr::new(NODE.of(family), TCP.1)),
+            ] {
+                assert_eq!(answers(&surroundings, from, to), name, "zone {zone}, {to}");
+            }
+        }
+        assert_eq!(proxy.sync(&snapshot).writes, 0, "nothing changed");
+    }
+}
+
+#[test]
+fn source_ranges_follow_the_service() {
+    if !privileged("source ranges follow the Service") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let proxy = surroundings.proxy(settings(), surroundings.hook());
+    let mut proxy = proxy.expect("a proxy");
+    let none: fn(&mut Service) = |_| ();
+    let outside: fn(&mut Service) = |service| set_ranges(service, &["172.30.77.0/24", "fd00:77::/64"]);
+    let stranger: fn(&mut Service) = |service| set_ranges(service, &["172.30.79.66/32", "fd00:79::/48"]);
+    let wider: fn(&mut Service) = |service| set_ranges(service, &["172.30.0.0/16", "fd00::/16"]);
+    for (edit, admitted) in [
+        (none, [true, true]),
+        (outside, [true, false]),
+        (stranger, [false, true]),
+        (wider, [true, true]),
+        (outside, [true, false]),
+        (none, [true, true]),
+    ] {
+        let mut state = both();
+        state.service = vec![with_balancer, edit];
+        let report = proxy.sync(&state.snapshot());
+        assert!(report.failures.is_empty(), "{report:?}");
+        for family in FAMILIES {
+            let to = SocketAddr::new(BALANCER.of(family), TCP.0);
+            let clients = [&surroundings.outside, &surroundings.stranger];
+            let answered = clients.map(|from| outcome(&surroundings, from, to).starts_with("answer "));
+            assert_eq!(answered, admitted, "{to}: {:?}", state.service().source_ranges);
+        }
+        assert!(proxy.audit().is_clean());
+    }
+}
+
+fn set_ranges(service: &mut Service, ranges: &[&str]) {
+    let ranges = ranges.iter().map(|range| range.parse().expect("a network"));
+    service.source_ranges = ranges.collect();
+}
+
+#[test]
+fn clients_keep_their_endpoint_over_a_restart_and_get_another_when_it_leaves() {
+    if !privileged("clients keep their endpoint over a restart and get another when it leaves") {
+        return;
+    }
+    for datapath in [|_: &Surroundings| DatapathKind::Nftables, Surroundings::hook] {
+        let surroundings = Surroundings::build().expect("namespaces");
+        let all = [NEAR, NEAR2, FAR, FAR2];
+        let open = || {
+            surroundings
+                .proxy(settings(), datapath(&surroundings))
+                .expect("a proxy")
+        };
+        open().sync(&sticky(&all));
+        let before = kept(&surroundings);
+        // One client would find its endpoint again by chance every fourth time; these are eight.
+        let mut proxy = open();
+        assert_eq!(proxy.sync(&sticky(&all)).writes, 0);
+        assert_eq!(kept(&surroundings), before, "after a restart");
+        assert!(proxy.audit().is_clean());
+        assert_eq!(kept(&surroundings), before, "after an audit");
+        for (at, name) in [(NEAR, "near"), (NEAR2, "near2"), (FAR, "far"), (FAR2, "far2")] {
+            proxy.sync(&sticky(&[at]));
+            let now: BTreeSet<_> = kept(&surroundings).into_values().collect();
+            assert_eq!(now, BTreeSet::from([name.to_owned()]));
+        }
+        proxy.sync(&sticky(&all));
+        let now: BTreeSet<_> = kept(&surroundings).into_values().collect();
+        assert_eq!(
+            now,
+            BTreeSet::from(["far2".to_owned()]),
+            "clients stay where they were moved"
+        );
+    }
+}
+
+fn sticky(endpoints: &[crate::cluster::EndpointAt]) -> Snapshot {
+    let mut state = State::new(endpoints);
+    state.service.push(|service| {
+        let timeout = Duration::from_secs(600);
+        service.affinity = SessionAffinity::ClientIp { timeout };
+    });
+    state.snapshot()
+}
+
+/// Which endpoint each client has.
+fn kept(surroundings: &Surroundings) -> BTreeMap<(String, IpAddr), String> {
+    let clients = [
+        (&surroundings.pod, VIP),
+        (&surroundings.node, VIP),
+        (&surroundings.outside, VIP),
+        (&surroundings.stranger, VIP),
+    ];
+    let clients = clients
+        .into_iter()
+        .flat_map(|(from, to)| to.both().map(|to| (from, to)));
+    let kept = clients.map(|(from, to)| {
+        let name = answers(surroundings, from, (to, TCP.0).into());
+        ((from.name().to_owned(), to), name)
+    });
+    kept.collect()
+}
+
+#[test]
+fn clients_that_keep_a_udp_port_move_on_when_their_endpoint_leaves() {
+    if !privileged("clients that keep a UDP port move on when their endpoint leaves") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let proxy = surroundings.proxy(settings(), DatapathKind::Nftables);
+    let mut proxy = proxy.expect("a proxy");
+    for family in FAMILIES {
+        let client = UdpClient::on(&surroundings, family);
+        for to in [
+            SocketAddr::new(VIP.of(family), UDP.0),
+            SocketAddr::new(NODE.of(family), UDP.1),
+        ] {
+            proxy.sync(&State::new([NEAR]).snapshot());
+            assert_eq!(client.ask(to).expect("an answer"), "near");
+            let report = proxy.sync(&State::new([FAR]).snapshot());
+            assert_eq!(report.stale_flows, 1, "{report:?}");
+            let name = wait::until(
+                "an answer from the other endpoint",
+                Duration::from_secs(5),
+                || client.ask(to),
+            );
+            assert_eq!(name, "far");
+            assert_eq!(proxy.sync(&both().snapshot()).stale_flows, 0, "nobody left");
+            assert_eq!(
+                client.ask(to).expect("an answer"),
+                "far",
+                "an established flow stays"
+            );
+            let report = proxy.sync(&State::new([]).snapshot());
+            assert_eq!(report.stale_flows, 1, "no endpoint is left: {report:?}");
+        }
+    }
+}
+
+/// One socket of the pod.
+struct UdpClient(UdpSocket);
+
+impl UdpClient {
+    fn on(surroundings: &Surroundings, family: IpFamily) -> Self {
+        let any: IpAddr = match family {
+            IpFamily::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            IpFamily::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = surroundings.pod.run(|| UdpSocket::bind((any, 0)));
+        let socket = socket.expect("entered").expect("bound");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .expect("set");
+        Self(socket)
+    }
+
+    fn ask(&self, to: SocketAddr) -> std::io::Result<String> {
+        let mut buffer = [0; 64];
+        self.0.send_to(b"who", to)?;
+        let (len, _) = self.0.recv_from(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..len]);
+        Ok(text.split(' ').next().unwrap_or_default().to_owned())
+    }
+}
