@@ -161,6 +161,7 @@ impl Datapath for Kernel {
 
     fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
         let writes = self.each_family(|packets| packets.set_context(context))?;
+        packets::remove_unserved(context)?;
         Ok(writes.into_iter().sum())
     }
 

@@ -661,7 +661,11 @@ fn node_ports_are_served_on_the_addresses_that_are_asked_for() {
     assert_eq!(serves(NodePortAddresses::Primary), [first, six]);
     let networks =
         |text: &[&str]| NodePortAddresses::Networks(text.iter().map(|text| network(text)).collect());
-    assert_eq!(serves(networks(&["192.168.0.0/16"])), [second]);
+    assert_eq!(
+        serves(networks(&["192.168.0.0/16"])),
+        [second, six, ip("fd00:77::12")],
+        "a family without a network is served whole"
+    );
     assert_eq!(
         serves(networks(&["127.0.0.0/8", "fd00::/8"])),
         [six, ip("127.0.0.1"), ip("fd00:77::12")]

@@ -101,6 +101,24 @@ impl Iptables {
         removed.into_iter().collect()
     }
 
+    /// Versions of IP that are no longer served leave nothing behind.
+    fn remove_unserved(&self, context: &NodeContext) {
+        let families = [IpFamily::V4, IpFamily::V6];
+        for family in families
+            .iter()
+            .filter(|family| !context.families.contains(family))
+        {
+            // A host without that version of IP has no program for it, or one that fails.
+            if let Err(error) = remove_family(*family) {
+                tracing::debug!(
+                    ?family,
+                    error = &error as &dyn std::error::Error,
+                    "rules of a version of IP that is not served cannot be looked for"
+                );
+            }
+        }
+    }
+
     fn each_family<T>(&mut self, work: impl FnMut(&mut Tables) -> Result<T, Error>) -> Result<Vec<T>, Error> {
         let results: Vec<_> = self.tables.iter_mut().map(work).collect();
         results.into_iter().collect()
@@ -139,7 +157,9 @@ impl Datapath for Iptables {
         let plans = std::mem::take(&mut self.plans);
         let writes = self.each_family(|tables| tables.set_context(context, &plans));
         self.plans = plans;
-        Ok(writes?.into_iter().sum())
+        let writes = writes?.into_iter().sum();
+        self.remove_unserved(context);
+        Ok(writes)
     }
 
     fn set_nodes(&mut self, _: &NodeAddresses) -> Result<u64, Error> {

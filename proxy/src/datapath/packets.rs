@@ -403,6 +403,17 @@ impl Packets {
     }
 }
 
+/// Takes away the tables of versions of IP that are no longer served.
+pub fn remove_unserved(context: &NodeContext) -> Result<(), Error> {
+    let mut nft = Nft::open()?;
+    for table in Packets::tables() {
+        if !context.families.contains(&ip_family(table.family)) {
+            nft.remove(&table)?;
+        }
+    }
+    Ok(())
+}
+
 /// The ports of a plan that take traffic in one version of IP.
 fn ports(plan: &ServicePlan, family: IpFamily) -> impl Iterator<Item = (&PortKey, &PortPlan)> {
     let ports = plan.ports.iter();

@@ -53,7 +53,7 @@ pub enum NodePortAddresses {
     All,
     /// The first InternalIP of each family.
     Primary,
-    /// Those within these networks.
+    /// Those within these networks; all of a family that has no network here.
     Networks(BTreeSet<IpNetwork>),
 }
 
@@ -100,6 +100,10 @@ impl NodeContext {
                 .find(of_family)
                 .into_iter()
                 .collect(),
+            // Networks of the one family say nothing of the other (`pkg/proxy/util/nodeport_addresses.go`).
+            NodePortAddresses::Networks(networks) if !networks.iter().any(of_family) => {
+                BTreeSet::from([everything(family)])
+            }
             NodePortAddresses::Networks(networks) => networks.iter().copied().filter(of_family).collect(),
         }
     }

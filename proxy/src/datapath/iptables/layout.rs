@@ -211,18 +211,19 @@ impl Surroundings {
 
     /// What is the same whatever the Services.
     #[must_use]
-    pub fn fixed_chains(&self) -> Vec<(Table, &'static str, Option<Rules>)> {
-        let empty = || Some(Rules::from([]));
-        let rules = |texts: &[&str]| Some(texts.iter().map(|text| Rule::new(text)).collect());
+    pub fn fixed_chains(&self) -> Vec<(Table, &'static str, Rules)> {
+        let empty = || Rules::from([]);
+        let rules = |texts: &[&str]| texts.iter().map(|text| Rule::new(text)).collect();
         let outside = match &self.pods {
             Pods::Networks(networks) => {
                 let inside = networks.iter().map(|network| format!("-s {network} -j RETURN"));
                 let mark = [format!("-j {MARK_MASQ}")];
-                Some(inside.chain(mark).map(|text| Rule::new(&text)).collect())
+                let rules = inside.chain(mark).map(|text| Rule::new(&text)).collect();
+                Some((Table::Nat, MARK_OUTSIDE, rules))
             }
             Pods::Unknown | Pods::Everyone | Pods::Matching(_) => None,
         };
-        vec![
+        let mut chains = vec![
             (Table::Mangle, CANARY, empty()),
             (Table::Nat, CANARY, empty()),
             (Table::Filter, CANARY, empty()),
@@ -231,7 +232,6 @@ impl Surroundings {
                 MARK_MASQ,
                 rules(&[&format!("-j MARK --set-xmark {MARK}")]),
             ),
-            (Table::Nat, MARK_OUTSIDE, outside),
             // The mark is taken off again, so that a packet that goes through another stack on this node, as through
             // a tunnel, is not masqueraded twice.
             (
@@ -243,8 +243,10 @@ impl Surroundings {
                     "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully",
                 ]),
             ),
-            (Table::Filter, FORWARD, Some(self.forward())),
-        ]
+            (Table::Filter, FORWARD, self.forward()),
+        ];
+        chains.extend(outside);
+        chains
     }
 
     /// A packet that conntrack cannot place would reach the client with the endpoint's address, and be answered with a

@@ -78,10 +78,10 @@ pub fn render(service: &ObjectName, plan: &ServicePlan, node: &Surroundings) -> 
         .filter(|address| IpFamily::from(**address) == node.family)
     {
         let why = comment(&format!("{service} has no such port"));
-        rendered.add(
-            Top::OtherPorts,
-            &format!("-d {address} {why} {}", refuse(node.family)),
-        );
+        let tcp = format!("-d {address} -p tcp {why} {TCP_RESET}");
+        rendered.add(Top::OtherPorts, &tcp);
+        let others = format!("-d {address} {why} {}", unreachable(node.family));
+        rendered.add(Top::OtherPorts, &others);
     }
     if let Some(health) = plan.health {
         let why = comment(&format!("{service} health check node port"));
@@ -93,8 +93,12 @@ pub fn render(service: &ObjectName, plan: &ServicePlan, node: &Surroundings) -> 
     rendered
 }
 
-/// The target of refusing rules: a TCP client takes it as a refused connection too.
-fn refuse(family: IpFamily) -> &'static str {
+/// The target of rules that refuse TCP. (kube-proxy answers by ICMP, which the kernel limits to a few a second for each
+/// client, and which a client of IPv6 hears only at the next retransmission of its SYN.)
+const TCP_RESET: &str = "-j REJECT --reject-with tcp-reset";
+
+/// The target of rules that refuse anything else.
+fn unreachable(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "-j REJECT --reject-with icmp-port-unreachable",
         IpFamily::V6 => "-j REJECT --reject-with icmp6-port-unreachable",
@@ -366,7 +370,8 @@ impl<'a> PortRules<'a> {
     /// What filter does with packets that nat left alone.
     fn filter(&self, key: &FrontendKey, frontend: &Frontend, rendered: &mut Rendered) {
         let verdict = match frontend.action {
-            Action::Refuse => Some(("has no endpoints", refuse(self.node.family))),
+            Action::Refuse if self.names.protocol == "tcp" => Some(("has no endpoints", TCP_RESET)),
+            Action::Refuse => Some(("has no endpoints", unreachable(self.node.family))),
             Action::Drop => Some(("has no local endpoints", "-j DROP")),
             Action::Split if self.port.local.is_empty() => Some(("has no local endpoints", "-j DROP")),
             Action::Spread { .. } | Action::Split => None,

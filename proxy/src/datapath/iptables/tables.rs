@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{IpFamily, ObjectName};
 
 use super::layout::{self, Surroundings};
-use super::names::{CANARY, NODE_PORTS, SERVICES, is_of_port};
+use super::names::{CANARY, MARK_OUTSIDE, NODE_PORTS, SERVICES, is_of_port};
 use super::programs::Programs;
 use super::render::{Rendered, render};
 use super::rule::Rule;
@@ -106,6 +106,16 @@ impl Tables {
         let unused = chains.filter(|(_, chain)| is_of_port(chain) && !used.contains(chain));
         let mut edits = Edits::default();
         edits.chains.extend(unused.map(|key| (key.clone(), None)));
+        // Chains of Services led there while pods were told in another way; by now none does.
+        let outside = (Table::Nat, MARK_OUTSIDE.to_owned());
+        let is_used = self
+            .node
+            .fixed_chains()
+            .iter()
+            .any(|(_, chain, _)| *chain == MARK_OUTSIDE);
+        if !is_used && self.kernel.chains.contains_key(&outside) {
+            edits.chains.insert(outside, None);
+        }
         let writes = self.commit(edits)?;
         let frontends = self.found.iter().filter(|key| !wanted(key)).copied().collect();
         self.found.clear();
@@ -286,7 +296,7 @@ impl Tables {
     fn fixed_edits(&self) -> Edits {
         let mut edits = Edits::default();
         for (table, chain, rules) in self.node.fixed_chains() {
-            edits.chains.insert((table, chain.to_owned()), rules);
+            edits.put(table, chain, rules);
         }
         edits
     }

@@ -283,7 +283,7 @@ fn rules_do_with_every_packet_what_the_oracle_says() {
             .collect();
         let mut chains: BTreeMap<(Table, String), Rules> = BTreeMap::new();
         for (table, chain, rules) in surroundings.fixed_chains() {
-            chains.extend(rules.map(|rules| ((table, chain.to_owned()), rules)));
+            chains.insert((table, chain.to_owned()), rules);
         }
         for (table, chain, rules) in surroundings.lists(&rendered) {
             chains.insert((table, chain.to_owned()), rules);
