@@ -102,7 +102,7 @@ impl Node {
         self.get(METRICS, "/metrics")
     }
 
-    fn get(&self, port: u16, path: &str) -> std::io::Result<String> {
+    pub fn get(&self, port: u16, path: &str) -> std::io::Result<String> {
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
         let answer = self.host().run(move || {
             let address = SocketAddr::from(([127, 0, 0, 1], port));
