@@ -254,7 +254,11 @@ fn rules_grow_as_kube_proxys_do() {
             } else {
                 5 + services * (2 + 3 * endpoints)
             };
-            assert_eq!(counts, (nat, 4 + 2 * services + refused), "{services} × {endpoints}");
+            assert_eq!(
+                counts,
+                (nat, 4 + 2 * services + refused),
+                "{services} × {endpoints}"
+            );
         }
     }
 }

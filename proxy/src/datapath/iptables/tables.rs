@@ -106,16 +106,7 @@ impl Tables {
         let unused = chains.filter(|(_, chain)| is_of_port(chain) && !used.contains(chain));
         let mut edits = Edits::default();
         edits.chains.extend(unused.map(|key| (key.clone(), None)));
-        // Chains of Services led there while pods were told in another way; by now none does.
-        let outside = (Table::Nat, MARK_OUTSIDE.to_owned());
-        let is_used = self
-            .node
-            .fixed_chains()
-            .iter()
-            .any(|(_, chain, _)| *chain == MARK_OUTSIDE);
-        if !is_used && self.kernel.chains.contains_key(&outside) {
-            edits.chains.insert(outside, None);
-        }
+        self.remove_unused_outside(&mut edits);
         let writes = self.commit(edits)?;
         let frontends = self.found.iter().filter(|key| !wanted(key)).copied().collect();
         self.found.clear();
@@ -143,6 +134,7 @@ impl Tables {
         if was_complete {
             self.add_all_services(&mut edits);
             self.add_removed(&before, &mut edits);
+            self.remove_unused_outside(&mut edits);
         }
         let result = self.commit(edits);
         if result.is_err() {
@@ -299,6 +291,16 @@ impl Tables {
             edits.put(table, chain, rules);
         }
         edits
+    }
+
+    /// Chains of Services led to this one while pods were told in another way. For when none does any more.
+    fn remove_unused_outside(&self, edits: &mut Edits) {
+        let outside = (Table::Nat, MARK_OUTSIDE.to_owned());
+        let fixed = self.node.fixed_chains();
+        let is_used = fixed.iter().any(|(_, chain, _)| *chain == MARK_OUTSIDE);
+        if !is_used && self.kernel.chains.contains_key(&outside) {
+            edits.chains.insert(outside, None);
+        }
     }
 
     fn add_lists(&self, edits: &mut Edits) {
