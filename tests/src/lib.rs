@@ -1,6 +1,8 @@
 //! The testkit: what black-box tests of every area share.
 //!
 //! - [`topology`]: hosts and LANs made of network namespaces.
+//! - [`ledger`]: what a node has and an agent holds, before a fault and after it.
+//! - [`probe`]: traffic that goes on while faults are made, and counts what it loses.
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
@@ -17,6 +19,8 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
 pub mod fake_api;
+pub mod ledger;
+pub mod probe;
 pub mod process;
 pub mod sctp;
 pub mod topology;

@@ -89,6 +89,7 @@ pub struct Process {
     name: String,
     output: Arc<Mutex<Vec<String>>>,
     readers: Vec<JoinHandle<()>>,
+    quiet: bool,
 }
 
 impl Process {
@@ -122,7 +123,15 @@ impl Process {
             name,
             output,
             readers,
+            quiet: false,
         })
+    }
+
+    /// The same, but what it printed is not shown when the test fails.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
     }
 
     /// Its pid.
@@ -195,7 +204,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.quiet {
             eprintln!("---- output of {}:\n{}\n----", self.name, self.output());
         }
         // A grandchild may hold the pipe open: the readers are left to end by themselves.

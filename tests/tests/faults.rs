@@ -1,0 +1,73 @@
+//! Faults: what the agent and its proxy make of crashes, of damage, and of an API server that misbehaves. Traffic goes
+//! on meanwhile and what it loses is counted. `F1` and its like are the rows of the fault matrix.
+//!
+//! - [`world`]: a node with an agent, pods, and Services; probes and the leak ledger are the testkit's.
+//! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F4, F5 ([`privileged_crash`]), F13, F14
+//!   ([`privileged_damage`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
+//! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
+//!
+//! F3, another layout of maps, is in `ebpf/tests/privileged.rs`; F20, an API server whose packets vanish, in
+//! `tests/tests/agent/privileged_parts.rs`.
+
+#[path = "agent/node.rs"]
+#[expect(dead_code, reason = "the agents of these tests tell more in their logs")]
+mod node;
+#[path = "faults/privileged_agent.rs"]
+mod privileged_agent;
+#[path = "faults/privileged_api.rs"]
+mod privileged_api;
+#[path = "faults/privileged_churn.rs"]
+mod privileged_churn;
+#[path = "faults/privileged_damage.rs"]
+mod privileged_damage;
+#[path = "faults/privileged_limits.rs"]
+mod privileged_limits;
+#[path = "faults/privileged_malformed.rs"]
+mod privileged_malformed;
+#[path = "faults/world.rs"]
+mod world;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tests::cluster::programs;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A directory that is removed at the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(label: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("cwt-faults-{}-{label}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("temporary directory is writable");
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("temporary directory is writable");
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn causeway() -> PathBuf {
+    let path = programs().join("causeway");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p node",
+        path.display()
+    );
+    path
+}
+
+/// Whether the counts shall be those of the fault matrix, and not those for every change.
+fn full() -> bool {
+    std::env::var_os("CAUSEWAY_TEST_FULL").is_some_and(|value| value == "1")
+}

@@ -1,0 +1,298 @@
+//! The API server is away, slow, or says strange things.
+
+use std::time::{Duration, Instant};
+
+use tests::ledger::Holdings;
+use tests::probe::{Attempts, Kind, now};
+use tests::{privileged, wait};
+
+use crate::world::{
+    DATAPATHS, NOTHING, PORT, READY, World, assert_in_place, rule_changes, server, service, slices, socket,
+    web,
+};
+use crate::{DEADLINE, full};
+
+/// After an outage of seconds a change arrives within this time; the delay between attempts grows with the outage.
+const BACK: Duration = Duration::from_secs(15);
+
+#[track_caller]
+fn await_server(attempts: &[Attempts], number: u16, timeout: Duration) {
+    for attempts in attempts {
+        let what = format!("server {number} answers");
+        attempts.await_outcome(&what, timeout, |attempt| {
+            attempt.server().is_some_and(|at| server(number).contains(&at))
+        });
+    }
+}
+
+#[track_caller]
+fn assert_nothing_lost(attempts: &[Attempts]) {
+    for attempts in attempts {
+        assert_eq!(attempts.lost(), [], "of {}", attempts.all().len());
+    }
+}
+
+#[test]
+fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow::Result<()> {
+    if !privileged("an outage of the API changes nothing (F19)") {
+        return Ok(());
+    }
+    let outage = Duration::from_secs(if full() { 60 } else { 4 });
+    let (world, agent) = World::with_agent("outage", "ebpf", &[1, 2])?;
+    let flows = world.flows(50, 10)?;
+    let attempts = world.connections(30)?;
+    let written = agent.writes();
+    let before = Holdings::of(agent.0.pid())?;
+    let rules = world.rules();
+    let port = world.node.api.address().port().to_string();
+    world.nft(&["add", "table", "inet", "outage"])?;
+    world.nft(&[
+        "add",
+        "chain",
+        "inet",
+        "outage",
+        "in",
+        "{ type filter hook input priority 0; }",
+    ])?;
+    world.nft(&[
+        "add", "rule", "inet", "outage", "in", "tcp", "dport", &port, "reject", "with", "tcp", "reset",
+    ])?;
+    // Connections that are open meet the reset with their next packet.
+    world.node.api.cut();
+    wait::until_value(
+        "the outage is told",
+        DEADLINE,
+        || world.node.metrics().unwrap_or_default(),
+        |page| page.contains("causeway_watch_failing{kind=\"Service\"} 1"),
+    );
+    let began = Instant::now();
+    wait::until_value(
+        "the outage lasts",
+        outage + DEADLINE,
+        || began.elapsed(),
+        |lasted| *lasted >= outage,
+    );
+    assert_eq!(agent.writes(), written, "nothing changed");
+    let after = Holdings::of(agent.0.pid())?;
+    world.nft(&["delete", "table", "inet", "outage"])?;
+    assert_eq!(world.rules(), rules);
+    world.put_endpoints(&[3]);
+    let back = Instant::now();
+    await_server(&attempts, 3, BACK.max(outage));
+    println!(
+        "F19: a change arrived {:?} after an outage of {outage:?}; CPU {} ms, {} KiB more, {} files more",
+        back.elapsed(),
+        (after.cpu_ticks - before.cpu_ticks) * 10,
+        after.resident_kib.saturating_sub(before.resident_kib),
+        after.open_files().saturating_sub(before.open_files()),
+    );
+    assert_nothing_lost(&attempts);
+    let counts = flows.counts();
+    assert_eq!((counts.open, counts.broken), (50, 0), "{:#?}", flows.breaks());
+    Ok(())
+}
+
+#[test]
+fn errors_of_the_api_remove_no_service_and_churn_no_rule() -> anyhow::Result<()> {
+    if !privileged("errors of the API remove no Service (F21)") {
+        return Ok(());
+    }
+    let (world, agent) = World::with_agent("errors", "nftables", &[1, 2])?;
+    let attempts = world.connections(30)?;
+    let monitor = world.monitor_rules()?;
+    let written = agent.writes();
+    let api = &world.node.api;
+    let begin = |requests: usize, what: &str| {
+        wait::until_value(
+            what,
+            DEADLINE,
+            || api.requests().len(),
+            |count| *count >= requests,
+        );
+    };
+    // An ERROR event in the middle of the watches, and lists by all of them.
+    let before = api.requests().len();
+    api.compact();
+    begin(before + 4, "all list again");
+    for codes in [[410; 4], [429; 4], [500; 4], [503; 4], [401; 4]] {
+        let before = api.requests().len();
+        api.behave(|behaviour| {
+            behaviour.fail_next = codes.into();
+            behaviour.retry_after = 1;
+        });
+        api.cut();
+        begin(before + 8, &format!("all try again after {codes:?}"));
+    }
+    // Nobody is left who waits for an answer.
+    wait::until_value(
+        "all watches work",
+        DEADLINE,
+        || world.node.metrics().unwrap_or_default(),
+        |page| {
+            page.contains("causeway_watch_failing{")
+                && !page
+                    .lines()
+                    .any(|line| line.starts_with("causeway_watch_failing{") && line.ends_with(" 1"))
+        },
+    );
+    assert_eq!(rule_changes(&monitor), NOTHING);
+    assert_eq!(agent.writes(), written);
+    world.put_endpoints(&[3]);
+    await_server(&attempts, 3, BACK);
+    assert_nothing_lost(&attempts);
+    Ok(())
+}
+
+#[test]
+fn stalled_replayed_and_lost_events_end_in_the_servers_state() -> anyhow::Result<()> {
+    if !privileged("stalled, replayed and lost events end in the server's state (F23)") {
+        return Ok(());
+    }
+    let (world, agent) = World::with_agent("events", "ebpf", &[1])?;
+    let attempts = world.connections(30)?;
+    let api = &world.node.api;
+
+    // Open and silent; bookmarks only; then everything at once.
+    api.behave(|behaviour| behaviour.silent = true);
+    for change in 0..50 {
+        world.put_endpoints(&[change % 4 + 1]);
+    }
+    api.bookmark();
+    api.behave(|behaviour| behaviour.silent = false);
+    world.put_endpoints(&[2]);
+    await_server(&attempts, 2, BACK);
+
+    // Each watch ends at once, and the next one begins with what was told already.
+    let before = api.requests().len();
+    api.behave(|behaviour| behaviour.hasty_ends = true);
+    api.cut();
+    wait::until_value(
+        "watches begin anew",
+        DEADLINE,
+        || api.requests().len(),
+        |count| *count >= before + 12,
+    );
+    api.behave(|behaviour| behaviour.hasty_ends = false);
+    world.put_endpoints(&[3]);
+    await_server(&attempts, 3, DEADLINE);
+
+    // The same again and again is no change.
+    let written = agent.writes();
+    for _ in 0..20 {
+        world.put_endpoints(&[3]);
+        api.put(web());
+    }
+    // A Service beside it shows that they were seen.
+    let other = service("other", "10.96.0.8", "fd00:96::8", None);
+    let delete = |object: &serde_json::Value| api.delete_unseen(object);
+    api.put(other.clone());
+    world.put_endpoints_of("other", &[1], &READY);
+    let seen = Attempts::start(
+        &world.pod_place(),
+        Kind::Connections,
+        socket("10.96.0.8", PORT),
+        20,
+    )?;
+    await_server(std::slice::from_ref(&seen), 1, BACK);
+    let more = agent.writes().split_off(written.len());
+    assert!(
+        more.len() <= 3,
+        "more than that Service and its two slices: {more:#?}"
+    );
+
+    // Deletions that no watch told, found by the next list.
+    delete(&other);
+    slices("other", &[1], &READY).iter().for_each(delete);
+    api.compact();
+    wait::until("the Service is gone", DEADLINE, || {
+        let rules = world.rules();
+        if rules.iter().any(|part| part.contains("10.96.0.8")) {
+            Err(rules)
+        } else {
+            Ok(())
+        }
+    });
+    assert_nothing_lost(&attempts);
+    assert_in_place(&world, agent);
+    Ok(())
+}
+
+#[test]
+fn a_slow_api_at_start_removes_nothing_before_the_lists_are_complete() -> anyhow::Result<()> {
+    if !privileged("a slow API at start removes nothing before the lists are complete (F24)") {
+        return Ok(());
+    }
+    for datapath in DATAPATHS {
+        check_slow_start(datapath)?;
+    }
+    Ok(())
+}
+
+#[track_caller]
+fn check_slow_start(datapath: &'static str) -> anyhow::Result<()> {
+    let (world, mut agent) = World::with_agent(&format!("slow-{datapath}"), datapath, &[1, 2])?;
+    let old = service("old", "10.96.0.8", "fd00:96::8", None);
+    world.node.api.put(old.clone());
+    world.put_endpoints_of("old", &[1], &READY);
+    let flows = world.flows(20, 10)?;
+    let attempts = world.connections(30)?;
+    let to_old = Attempts::start(
+        &world.pod_place(),
+        Kind::Connections,
+        socket("10.96.0.8", PORT),
+        10,
+    )?;
+    wait::until("the other Service is there", DEADLINE, || {
+        let rules = world.rules();
+        if rules.iter().any(|part| part.contains("fd00:96::8 . udp")) {
+            Ok(())
+        } else {
+            Err(agent.0.output())
+        }
+    });
+    agent.0.kill();
+    world.node.api.delete(&old);
+    world
+        .node
+        .api
+        .behave(|behaviour| behaviour.delay = Duration::from_millis(400));
+    let before = world.rules();
+    let monitor = world.monitor_rules()?;
+    let agent = world.start_agent();
+    let (start, started) = (Instant::now(), now());
+    let mut looked = 0;
+    wait::until("the lists are complete", DEADLINE, || {
+        let rules = world.rules();
+        if world.node.part("proxy").as_deref() == Some("working") {
+            return Ok(());
+        }
+        // The log tells of a sync after it wrote; what is seen before that must be whole.
+        if agent.writes().is_empty() && rule_changes(&monitor).is_empty() {
+            assert_eq!(rules, before);
+            assert!(
+                to_old
+                    .since(started)
+                    .iter()
+                    .all(|attempt| attempt.server().is_some())
+            );
+            looked += 1;
+        }
+        Err(looked)
+    });
+    let complete = start.elapsed();
+    assert!(
+        looked > 10 && complete > Duration::from_secs(1),
+        "{looked} looks within {complete:?}"
+    );
+    let left = world.rules();
+    assert!(
+        !left.iter().any(|part| part.contains(" 10.96.0.8")),
+        "what was deleted is swept then"
+    );
+    assert_nothing_lost(&attempts);
+    let counts = flows.counts();
+    assert_eq!((counts.open, counts.broken), (20, 0), "{:#?}", flows.breaks());
+    assert_eq!(agent.writes().len(), 1, "one sync: {:#?}", agent.writes());
+    println!("F24 {datapath}: lists complete after {complete:?}, {looked} looks before");
+    Ok(())
+}

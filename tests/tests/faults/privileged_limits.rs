@@ -1,0 +1,145 @@
+//! The kernel or the machine refuses what the socket hook needs, and maps run full.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+use tests::{privileged, process, wait};
+
+use crate::DEADLINE;
+use crate::causeway;
+use crate::world::{Agent, World};
+
+/// The bar of F37 for telling it.
+const TOLD: Duration = Duration::from_secs(5);
+
+/// What `/healthz` says of the proxy.
+fn proxy_health(world: &World) -> Option<Value> {
+    let answer = world.node.health("/healthz").ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    let health: Value = serde_json::from_str(body).ok()?;
+    Some(health["parts"]["proxy"].clone())
+}
+
+#[track_caller]
+fn await_failing(world: &World, reason: &str) {
+    let health = wait::until_value(
+        "the failure is told",
+        TOLD,
+        || proxy_health(world),
+        |health| health.as_ref().is_some_and(|health| health["state"] == "failing"),
+    );
+    let health = health.unwrap_or_default().to_string();
+    assert!(health.contains(reason), "{health}");
+}
+
+fn links(directory: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let count = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        let is_link = path.parent().is_some_and(|parent| parent.ends_with("links"));
+        if path.is_dir() {
+            links(&path)
+        } else {
+            usize::from(is_link)
+        }
+    };
+    entries.flatten().map(count).sum()
+}
+
+/// All eight programs.
+const WHOLE: usize = 8;
+
+#[test]
+fn a_missing_cgroup_is_told_and_looked_for_again() -> Result<()> {
+    if !privileged("a missing cgroup is told and looked for again (F37)") {
+        return Ok(());
+    }
+    let world = World::build("nocgroup", "ebpf")?;
+    world.put_web(&[1]);
+    let missing = world.node.cgroup.path().join("later");
+    let config = world.configure(&json!({"cgroup": missing}));
+    let place = world.node.place();
+    let _agent = Agent::spawn(
+        &place,
+        process::command(&place, causeway())
+            .arg("node")
+            .arg("--config")
+            .arg(config),
+    );
+    await_failing(&world, "later");
+    assert_eq!(links(world.bpffs.path()), 0, "nothing is half attached");
+    std::fs::create_dir(&missing)?;
+    world.node.until_working("proxy");
+    assert_eq!(links(world.bpffs.path()), WHOLE);
+    Ok(())
+}
+
+#[test]
+fn a_missing_bpf_file_system_is_told_and_looked_for_again() -> Result<()> {
+    if !privileged("a missing BPF file system is told and looked for again (F37)") {
+        return Ok(());
+    }
+    let world = World::build("nobpffs", "ebpf")?;
+    world.put_web(&[1]);
+    let plain = world.node.directory.0.join("bpf");
+    std::fs::create_dir(&plain)?;
+    let config = world.configure(&json!({"pinDir": plain.join("causeway")}));
+    let place = world.node.place();
+    let agent = Agent::spawn(
+        &place,
+        process::command(&place, causeway())
+            .arg("node")
+            .arg("--config")
+            .arg(config),
+    );
+    await_failing(&world, "BPF file system");
+    assert_eq!(links(&plain), 0, "nothing is half attached");
+    mount(Some("bpf"), &plain, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    let works = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        world.node.until_working("proxy");
+        assert_eq!(links(&plain), WHOLE);
+    }));
+    drop(agent);
+    umount2(&plain, MntFlags::MNT_DETACH)?;
+    works.map_err(|_| anyhow::anyhow!("it did not work once the file system was there"))
+}
+
+#[test]
+fn a_kernel_that_refuses_the_programs_is_told_and_nothing_is_half_attached() -> Result<()> {
+    if !privileged("a kernel that refuses the programs is told (F37)") {
+        return Ok(());
+    }
+    let world = World::build("nobpf", "ebpf")?;
+    world.put_web(&[1]);
+    let config = world.configure(&json!({}));
+    let place = world.node.place();
+    // Neither capability that would let it load programs; the others as before.
+    let mut weak = process::command(&place, "setpriv");
+    weak.args(["--bounding-set", "-bpf,-sys_admin", "--"])
+        .arg(causeway());
+    let mut agent = Agent::spawn(&place, weak.arg("node").arg("--config").arg(config));
+    await_failing(&world, "");
+    assert_eq!(links(world.bpffs.path()), 0, "nothing is half attached");
+    let reason = proxy_health(&world).unwrap_or_default().to_string();
+    assert!(
+        reason.contains("PERM") || reason.contains("permitted"),
+        "{reason}"
+    );
+    println!("F37: {reason}");
+    agent.0.kill();
+    let _agent = world.start_agent();
+    world.node.until_working("proxy");
+    assert_eq!(links(world.bpffs.path()), WHOLE);
+    wait::until_value(
+        "no part fails",
+        DEADLINE,
+        || proxy_health(&world),
+        |health| health.as_ref().is_some_and(|health| health["state"] == "working"),
+    );
+    Ok(())
+}
