@@ -4,8 +4,8 @@
 //! <pin_dir>/v2/FRONTENDS … STATS             maps
 //! <pin_dir>/v2/links/connect4-<cgroup id> …  the attachments to one cgroup
 //! ```
-//! `v2` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it, and is removed once this one is
-//! attached. A new program is attached first and its pin renamed over the old one's, which drops the old link: for a
+//! `v2` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it until it is removed
+//! ([`SocketHook::remove_other_layouts`]). A new program is attached first and its pin renamed over the old one's, which drops the old link: for a
 //! moment both run, and the second sees an address that is no Service's any more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,8 +141,7 @@ pub struct SocketHook {
 }
 
 impl SocketHook {
-    /// Loads the programs, reuses or makes the maps, attaches, and removes what other layouts left. Needs root
-    /// (`CAP_BPF`, `CAP_NET_ADMIN`).
+    /// Loads the programs, reuses or makes the maps, and attaches. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`).
     ///
     /// The calling thread's network namespace is the node's: only sockets in it find node ports on loopback, where a
     /// pod's are the pod's own. A kernel that does not tell namespaces apart serves no node port on loopback.
@@ -174,14 +173,19 @@ impl SocketHook {
         };
         hook.ensure_netns()?;
         hook.ensure_attached()?;
-        // Its programs would go on translating with lists that nobody keeps up.
-        remove_layouts(&config.pin_dir, |layout| layout != hook.directory)?;
         Ok(hook)
     }
 
     /// Detaches the programs and forgets the maps, whoever put them there. Nothing there is fine.
     pub fn remove(pin_dir: &Path) -> Result<(), Error> {
         remove_layouts(pin_dir, |_| true)
+    }
+
+    /// Detaches what other versions left, whose programs translate by lists that nobody keeps up. For when the lists of
+    /// this one are written: until then both run, and the second sees an address that is no Service's any more.
+    pub fn remove_other_layouts(pin_dir: &Path) -> Result<(), Error> {
+        let current = layout_dir(pin_dir);
+        remove_layouts(pin_dir, |layout| layout != current)
     }
 
     /// Attaches the programs whose pinned links are not in order. Links to cgroups that are gone are removed.

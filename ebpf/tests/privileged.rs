@@ -437,8 +437,8 @@ fn a_new_owner_keeps_what_is_attached_and_repairs_the_rest() {
 }
 
 #[test]
-fn another_layout_is_gone_when_this_one_is_attached() {
-    if !privileged("another layout is gone when this one is attached") {
+fn another_layout_serves_until_this_ones_lists_are_written() {
+    if !privileged("another layout serves until this one's lists are written") {
         return;
     }
     let mut world = both_families();
@@ -448,11 +448,13 @@ fn another_layout_is_gone_when_this_one_is_attached() {
     let foreign = world.config.pin_dir.join("vendor");
     std::fs::create_dir(&foreign).expect("made");
     let next = SocketHook::open(&world.config).expect("opens");
-    assert!(!older.exists() && foreign.exists() && world.layout_dir().exists());
+    assert!(older.exists() && world.layout_dir().exists());
     let old = std::mem::replace(&mut world.hook, next);
     let (service, endpoint) = (at(FORMS[0].0), at(FORMS[0].1));
     let key = frontend(service, TCP);
     world.publish(&Service::new(1, TCP, &[key], &[(1, endpoint)]));
+    SocketHook::remove_other_layouts(&world.config.pin_dir).expect("removed");
+    assert!(!older.exists() && foreign.exists() && world.layout_dir().exists());
     assert_eq!(ask_tcp(service), (endpoint, service));
     assert_eq!(world.counted("translated"), 1);
     let counted: u64 = old

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::ObjectName;
+use netlink::conntrack::Conntrack;
 
 use crate::Error;
 use crate::plan::{FrontendKey, NodeContext, ServicePlan};
@@ -59,6 +60,8 @@ pub struct Swept {
     pub writes: u64,
     /// Frontends among them.
     pub frontends: BTreeSet<FrontendKey>,
+    /// The kernel's state was found damaged on the way: everything must be applied again.
+    pub damaged: bool,
 }
 
 /// Whose address a node address is.
@@ -114,6 +117,8 @@ pub struct Kernel {
     pub packets: Vec<Packets>,
     /// The fast layer.
     pub sockets: Option<Sockets<ebpf::SocketHook>>,
+    /// Connection tracking, of both versions of IP.
+    pub conntrack: Conntrack,
 }
 
 impl Kernel {
@@ -155,6 +160,7 @@ impl Datapath for Kernel {
         for lower in lower? {
             swept.writes += lower.writes;
             swept.frontends.extend(lower.frontends);
+            swept.damaged |= lower.damaged;
         }
         Ok(swept)
     }
@@ -183,9 +189,9 @@ impl Datapath for Kernel {
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
-        let flows = self.each_family(|packets| packets.forget_flows(stale));
+        let flows = stale.forget_in(&mut self.conntrack);
         let sockets = self.with_sockets(|sockets| sockets.forget_flows(stale));
-        Ok(flows?.into_iter().sum::<usize>() + sockets?)
+        Ok(flows? + sockets?)
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

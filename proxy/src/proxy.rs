@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Changed, Kind, ObjectName, Snapshot};
+use model::{Changed, Kind, Node, ObjectName, Snapshot};
+use netlink::conntrack::Conntrack;
 use netlink::nft::{Monitor, Nft};
 
 use crate::datapath::iptables::Iptables;
@@ -14,10 +15,11 @@ use crate::datapath::packets::Packets;
 use crate::datapath::sockets::Sockets;
 use crate::datapath::{Change, Datapath, Kernel, NodeAddresses, NodeRole};
 use crate::plan::{
-    HealthCheck, NodeContext, NodePortAddresses, Reason, Rejected, ServicePlan, ServiceView, plan_service,
+    FrontendKey, HealthCheck, LocalTraffic, NodeContext, NodePortAddresses, Reason, Rejected, ServicePlan,
+    ServiceView, plan_service,
 };
 use crate::report::{AuditReport, SyncReport};
-use crate::settings::{Config, DatapathKind, Settings};
+use crate::settings::{Config, DatapathKind, DetectLocal, Settings};
 use crate::stale::StaleFlows;
 use crate::{Claims, Error};
 
@@ -49,6 +51,10 @@ pub struct Proxy {
     asked: BTreeMap<ObjectName, Arc<ServicePlan>>,
     /// Services whose last change failed.
     failed: BTreeSet<ObjectName>,
+    /// Whether the next sync tries them again.
+    retry: bool,
+    /// Whether anything was asked for yet.
+    began: bool,
     context_pending: bool,
     nodes_pending: bool,
     sweep_pending: bool,
@@ -82,11 +88,12 @@ impl Proxy {
         }
     }
 
-    /// Takes out of the kernel what a datapath that ran here before this one left, so that no hook and no rule decides
-    /// by lists that nobody keeps up. For when a sync of this one succeeded.
+    /// Takes out of the kernel what a datapath, or a version, that ran here before this one left, so that no hook and no
+    /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. Chains of iptables are not
+    /// among it: by their names they may be kube-proxy's; [`Proxy::uninstall`] removes them.
     pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
-            DatapathKind::Ebpf { .. } => Ok(()),
+            DatapathKind::Ebpf { .. } => ebpf::SocketHook::remove_other_layouts(pin_dir),
             DatapathKind::Nftables | DatapathKind::Iptables { .. } => ebpf::SocketHook::remove(pin_dir),
         };
         let rules = match &config.datapath {
@@ -110,6 +117,8 @@ impl Proxy {
             claims: Claims::default(),
             asked: BTreeMap::new(),
             failed: BTreeSet::new(),
+            retry: false,
+            began: false,
             context_pending: true,
             nodes_pending: true,
             sweep_pending: true,
@@ -123,10 +132,11 @@ impl Proxy {
     /// moment.
     pub fn sync(&mut self, snapshot: &Snapshot) -> SyncReport {
         let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-        let waiting_for: Vec<_> = kinds
-            .into_iter()
-            .filter(|kind| !snapshot.is_synced(*kind))
-            .collect();
+        let lacks = |kind: &Kind| match kind {
+            Kind::Node => !snapshot.is_synced(Kind::Node) || !(self.began || self.is_node_known(snapshot)),
+            kind => !snapshot.is_synced(*kind),
+        };
+        let waiting_for: Vec<_> = kinds.into_iter().filter(lacks).collect();
         let mut report = SyncReport {
             waiting_for,
             ..SyncReport::default()
@@ -147,8 +157,15 @@ impl Proxy {
         self.apply(pending, &mut report);
         self.sweep(&mut report);
         self.forget_flows(&mut report);
+        self.began = true;
         report.durations.apply = started.elapsed();
         report
+    }
+
+    /// Makes the next sync try again what failed. Otherwise it looks only at what changed, so that a Service that
+    /// cannot be programmed does not cost anything at every change of another.
+    pub fn retry_failed(&mut self) {
+        self.retry = true;
     }
 
     /// Compares the fixed structure (attachments, pins, chains) with the kernel's and repairs it. Cheap: for every few
@@ -179,7 +196,7 @@ impl Proxy {
                 return report;
             }
         }
-        if self.sweep_pending {
+        if !self.began {
             return report;
         }
         let mut sync = SyncReport::default();
@@ -247,9 +264,25 @@ impl Proxy {
         &self.plans
     }
 
-    /// A change of this node's own zone, addresses or networks is a change of every plan.
+    /// Whether what this node is told to take from its Node object is there.
+    fn is_node_known(&self, snapshot: &Snapshot) -> bool {
+        let node = snapshot.nodes.get(&self.settings.node);
+        let context = self.settings.context(node.map(AsRef::as_ref));
+        let has_networks = match (&self.settings.detect_local, &context.local_traffic) {
+            (DetectLocal::NodeCidr, LocalTraffic::Networks(networks)) => !networks.is_empty(),
+            _ => true,
+        };
+        let needs_addresses = self.settings.node_port_addresses == NodePortAddresses::Primary;
+        has_networks && !(needs_addresses && context.addresses.is_empty())
+    }
+
+    /// A change of this node's own zone, addresses or networks is a change of every plan. While its Node object is
+    /// absent, the last one holds: a node that is registered anew is still the same.
     fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
         let node = snapshot.nodes.get(&self.settings.node);
+        if self.began && (node.is_none() || !self.is_node_known(snapshot)) {
+            return;
+        }
         let context = self.settings.context(node.map(AsRef::as_ref));
         if context != self.context {
             self.context = context;
@@ -267,7 +300,11 @@ impl Proxy {
         changed: &Changed,
         report: &mut SyncReport,
     ) -> BTreeSet<ObjectName> {
-        let mut pending = self.failed.clone();
+        let mut pending = if std::mem::take(&mut self.retry) {
+            self.failed.clone()
+        } else {
+            BTreeSet::new()
+        };
         let mut affected = BTreeSet::new();
         for name in &changed.services {
             let (plan, rejected) = match snapshot.services.get(name) {
@@ -328,22 +365,38 @@ impl Proxy {
             }
             owner == Some(name)
         });
+        // Without a frontend its addresses are no matter of it either.
+        let plan = if plan.is_empty() {
+            ServicePlan::default()
+        } else {
+            plan
+        };
         (Arc::new(plan), rejected)
     }
 
     fn apply(&mut self, pending: BTreeSet<ObjectName>, report: &mut SyncReport) {
+        if self.apply_once(pending, report) {
+            self.apply_everything_again(report);
+        }
+    }
+
+    /// Somebody else changed the kernel's state in the middle of a sync: what was fine before may be gone.
+    fn apply_everything_again(&mut self, report: &mut SyncReport) {
+        let everything = self.plans.keys().cloned().collect();
+        self.sweep_pending |= self.apply_once(everything, report);
+        report.applied.sort_unstable();
+        report.applied.dedup();
+    }
+
+    /// Asks the datapath for these Services; returns whether it found the kernel's state damaged.
+    fn apply_once(&mut self, pending: BTreeSet<ObjectName>, report: &mut SyncReport) -> bool {
         let wanted: Vec<_> = pending
             .into_iter()
-            .map(|name| (self.owned_plan(&name).0, name))
+            .map(|name| (self.owned_plan(&name).0, self.asked_plan(&name), name))
             .collect();
-        let nothing = Arc::default();
         let changes: Vec<_> = wanted
             .iter()
-            .map(|(new, service)| Change {
-                service,
-                old: self.asked.get(service).unwrap_or(&nothing),
-                new,
-            })
+            .map(|(new, old, service)| Change { service, old, new })
             .collect();
         for Change { old, new, .. } in &changes {
             self.stale.add_change(old, new);
@@ -356,12 +409,21 @@ impl Proxy {
             .iter()
             .map(|(service, _)| service.clone())
             .collect();
-        for (plan, name) in wanted {
+        for (plan, _, name) in wanted {
             self.remember(name, plan, &failed, report);
         }
         report.failures.extend(applied.failures);
-        if applied.damaged {
-            self.apply_everything_again(report);
+        applied.damaged
+    }
+
+    /// What a Service was asked for, without what another Service has by now: that is not its to remove.
+    fn asked_plan(&self, name: &ObjectName) -> Arc<ServicePlan> {
+        let asked = self.asked.get(name).cloned().unwrap_or_default();
+        let is_its_own = |key: &FrontendKey| self.claims.owner(key).is_none_or(|owner| owner == name);
+        if asked.frontends().all(is_its_own) {
+            asked
+        } else {
+            Arc::new(Arc::unwrap_or_clone(asked).retain(is_its_own))
         }
     }
 
@@ -387,28 +449,6 @@ impl Proxy {
             self.asked.insert(name.clone(), plan);
         }
         report.applied.push(name);
-    }
-
-    /// Somebody else changed the kernel's state in the middle of a sync: what was fine before may be gone.
-    fn apply_everything_again(&mut self, report: &mut SyncReport) {
-        let names = self.plans.keys().cloned().collect::<Vec<_>>();
-        let wanted: Vec<_> = names
-            .into_iter()
-            .map(|name| (self.owned_plan(&name).0, name))
-            .collect();
-        let changes: Vec<_> = wanted
-            .iter()
-            .map(|(new, service)| Change {
-                service,
-                old: self.asked.get(service).unwrap_or(new),
-                new,
-            })
-            .collect();
-        let applied = self.datapath.apply(&changes);
-        report.writes += applied.writes;
-        self.failed
-            .extend(applied.failures.iter().map(|(service, _)| service.clone()));
-        report.failures.extend(applied.failures);
     }
 
     fn apply_context(&mut self, report: &mut SyncReport) {
@@ -445,9 +485,12 @@ impl Proxy {
             if *name == self.context.name {
                 continue;
             }
-            let addresses = node.internal_addresses.iter().chain(&node.external_addresses);
-            let addresses = addresses.filter(|address| self.serves_node_ports(**address));
-            roles.extend(addresses.map(|address| (*address, NodeRole::OtherNode)));
+            let addresses = self.node_port_addresses_of(node);
+            roles.extend(
+                addresses
+                    .into_iter()
+                    .map(|address| (address, NodeRole::OtherNode)),
+            );
         }
         let own = self.context.addresses.iter();
         let own = own.filter(|address| self.context.serves_node_ports_on(**address));
@@ -458,11 +501,27 @@ impl Proxy {
         }
     }
 
-    /// Whether another node serves node ports on its address, if it is told what this one is told.
-    fn serves_node_ports(&self, address: IpAddr) -> bool {
+    /// Addresses on which another node serves node ports, if it is told what this one is told.
+    fn node_port_addresses_of(&self, node: &Node) -> Vec<IpAddr> {
+        let all = || {
+            node.internal_addresses
+                .iter()
+                .chain(&node.external_addresses)
+                .copied()
+        };
         match &self.settings.node_port_addresses {
-            NodePortAddresses::Networks(_) => self.context.serves_node_ports_on(address),
-            NodePortAddresses::All | NodePortAddresses::Primary => true,
+            NodePortAddresses::All => all().collect(),
+            NodePortAddresses::Networks(_) => all()
+                .filter(|address| self.context.serves_node_ports_on(*address))
+                .collect(),
+            NodePortAddresses::Primary => {
+                let internal = || node.internal_addresses.iter();
+                let first = [
+                    internal().find(|address| address.is_ipv4()),
+                    internal().find(|address| address.is_ipv6()),
+                ];
+                first.into_iter().flatten().copied().collect()
+            }
         }
     }
 
@@ -484,6 +543,9 @@ impl Proxy {
                     self.stale.add_gone(key);
                 }
                 self.sweep_pending = false;
+                if swept.damaged {
+                    self.apply_everything_again(report);
+                }
             }
             Err(error) => report.common_failures.push(error),
         }
@@ -525,7 +587,12 @@ fn open_datapath(kind: &DatapathKind, context: &NodeContext) -> Result<(Box<dyn 
         }
         DatapathKind::Nftables | DatapathKind::Iptables { .. } => None,
     };
-    Ok((Box::new(Kernel { packets, sockets }), own_ports))
+    let kernel = Kernel {
+        packets,
+        sockets,
+        conntrack: Conntrack::open()?,
+    };
+    Ok((Box::new(kernel), own_ports))
 }
 
 fn remove_tables() -> Result<(), Error> {

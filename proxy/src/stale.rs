@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::{IpFamily, Protocol};
-use netlink::conntrack::Flow;
+use netlink::conntrack::{Conntrack, Flow};
 
+use crate::Error;
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
 
 /// Which flows are stale: to a frontend below, and answered by none of its endpoints.
@@ -50,6 +51,15 @@ impl StaleFlows {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && self.node_ports.is_empty()
+    }
+
+    /// Makes connection tracking forget the flows; returns how many.
+    pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<usize, Error> {
+        let flows = conntrack.flows(|flow| self.matches(flow))?;
+        for flow in &flows {
+            conntrack.delete(flow)?;
+        }
+        Ok(flows.len())
     }
 
     /// Whether the flow leads nowhere any more.

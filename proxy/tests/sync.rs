@@ -126,6 +126,12 @@ fn a_failure_stops_no_other_service_and_is_tried_again() {
         [&name("b")]
     );
     assert!(proxy.has_pending());
+    assert_eq!(
+        proxy.sync(&state).applied,
+        [],
+        "what failed costs no other sync anything"
+    );
+    proxy.retry_failed();
     let report = proxy.sync(&state);
     assert_eq!(report.applied, [name("b")]);
     assert!(!proxy.has_pending());
@@ -297,4 +303,77 @@ fn a_change_of_this_nodes_zone_changes_every_plan_that_has_hints_and_no_other() 
     assert_eq!(endpoints_of_a(), [world::target("10.244.0.2:8080")]);
     state.apply(Change::Node(world::node("there", Some("west"))));
     assert_eq!(proxy.sync(&state).applied, []);
+}
+
+#[test]
+fn a_frontend_that_moved_away_from_a_failing_service_is_left_to_its_new_owner() {
+    let (mut proxy, fake) = proxy();
+    let key = vip("10.96.0.1", 80, Protocol::Tcp);
+    let mut state = snapshot([
+        Change::Service(service("a", "10.96.0.1")),
+        Change::EndpointSlice(slice("a-1", "a", &[("10.244.0.1", "here", READY)])),
+    ]);
+    proxy.sync(&state);
+    state.apply(Change::Service(service("a", "10.96.0.9")));
+    state.apply(Change::Service(service("b", "10.96.0.1")));
+    state.apply(Change::EndpointSlice(slice(
+        "b-1",
+        "b",
+        &[("10.244.0.2", "here", READY)],
+    )));
+    fake.with(|fake| fake.fail_next.insert(name("a")));
+    proxy.sync(&state);
+    proxy.retry_failed();
+    proxy.sync(&state);
+    let endpoints = fake.with(|fake| fake.frontends[&key].1.cluster.clone());
+    assert_eq!(endpoints, [world::target("10.244.0.2:8080")]);
+    assert_eq!(frontends(&fake).len(), 2);
+}
+
+#[test]
+fn an_own_node_that_is_absent_for_a_while_changes_nothing() {
+    let (mut proxy, fake) = proxy();
+    let mut state = snapshot(three_services());
+    state.apply(Change::Node(world::node("here", Some("east"))));
+    proxy.sync(&state);
+    let context = fake.with(|fake| fake.context.clone());
+    assert_eq!(context.and_then(|context| context.zone).as_deref(), Some("east"));
+    state.apply(Change::DeleteNode("here".into()));
+    assert_eq!(proxy.sync(&state).applied, []);
+    assert_eq!(proxy.context().zone.as_deref(), Some("east"));
+}
+
+#[test]
+fn a_node_that_tells_pods_by_its_own_networks_waits_for_them() {
+    let fake = FakeDatapath::default();
+    let settings = proxy::Settings {
+        detect_local: proxy::DetectLocal::NodeCidr,
+        ..settings()
+    };
+    let mut proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
+    let mut state = snapshot(three_services());
+    assert_eq!(proxy.sync(&state).waiting_for, [Kind::Node]);
+    state.apply(Change::Node(world::node("here", None)));
+    assert_eq!(proxy.sync(&state).waiting_for, [Kind::Node]);
+    let mut node = world::node("here", None);
+    node.pod_cidrs = vec![world::network("10.244.1.0/24")];
+    state.apply(Change::Node(node));
+    assert_eq!(proxy.sync(&state).applied.len(), 3);
+    state.apply(Change::Node(world::node("here", None)));
+    assert_eq!(proxy.sync(&state).applied, [], "what it knew still holds");
+}
+
+#[test]
+fn a_service_that_lost_every_frontend_to_another_keeps_no_address() {
+    let (mut proxy, fake) = proxy();
+    let mut state = snapshot([
+        Change::Service(service("a", "10.96.0.1")),
+        Change::Service(service("b", "10.96.0.1")),
+    ]);
+    proxy.sync(&state);
+    state.apply(Change::DeleteService(name("b")));
+    state.apply(Change::DeleteService(name("a")));
+    proxy.sync(&state);
+    assert_eq!(frontends(&fake), BTreeMap::new());
+    assert!(!proxy.has_pending());
 }

@@ -4,13 +4,15 @@
 //! ```text
 //! latency [--datapath ebpf|nftables] [--services N] [--cycles N]
 //!
-//! node with rules      client pod ── node ── server pod      client → ClusterIP
-//! node without         client pod ── node ── server pod      client → server, twice: A and its repetition
+//! direct      client pod ── node without rules ── server pod       client → server
+//! again       the same once more: what the machine's noise alone makes of it
+//! tracked     client pod ── node that masquerades other addresses ── server pod: what connection tracking costs by
+//!             itself, as on any node whose pods reach the world
+//! ClusterIP   client pod ── node with our rules ── server pod      client → ClusterIP
 //! ```
-//! Root; everything is in network namespaces of its own. Each cycle runs the three in the order A B C C B A, a block
-//! of requests each; what is printed is the median over cycles of the ratio of the blocks' medians, with the 95 %
-//! interval of that median (order statistics), and the same for A against its repetition: what the machine's noise
-//! alone makes of it.
+//! Root; everything is in network namespaces of its own. Each cycle runs all four forwards and backwards, a block of
+//! requests each; what is printed is the median over cycles of the ratio of the blocks' medians to those of `direct`,
+//! with the 95 % interval of that median (order statistics).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -36,6 +38,15 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
 const PORT: u16 = 8080;
 
+const NAMES: [&str; 6] = [
+    "direct",
+    "again",
+    "tracked",
+    "ClusterIP",
+    "ruled-cg",
+    "ruled-nocg",
+];
+
 /// Requests in a block.
 const BLOCK: usize = 1500;
 
@@ -51,6 +62,15 @@ fn main() -> Result<()> {
     );
     let ruled = Node::new("ruled")?;
     let bare = Node::new("bare")?;
+    let tracked = Node::new("tracked")?;
+    for rule in [
+        "add table ip other",
+        "add chain ip other postrouting { type nat hook postrouting priority 100; }",
+        "add rule ip other postrouting ip saddr 192.0.2.0/24 masquerade",
+    ] {
+        let added = tracked.node.command("nft", &[rule])?;
+        ensure!(added.status.success(), "nft {rule}: {}", added.stderr);
+    }
     let cgroup = Cgroup::new("latency")?;
     let bpffs = Bpffs::mount("latency")?;
     let kind = match options.datapath.as_str() {
@@ -78,13 +98,21 @@ fn main() -> Result<()> {
     };
     let mut direct = Worker::start(&bare.client.place(), (SERVER, PORT).into())?;
     let mut again = Worker::start(&bare.client.place(), (SERVER, PORT).into())?;
+    let mut tracking = Worker::start(&tracked.client.place(), (SERVER, PORT).into())?;
     let mut service = Worker::start(&in_cgroup(&ruled.client), (VIP, 80).into())?;
     for what in ["rr", "crr"] {
         let mut cycles = Vec::new();
         for _ in 0..options.cycles {
-            let workers = [&mut direct, &mut service, &mut again];
-            let mut sums = [0.0; 3];
-            for index in [0, 1, 2, 2, 1, 0] {
+            let workers = [
+                &mut direct,
+                &mut again,
+                &mut tracking,
+                &mut service,
+                &mut rcg,
+                &mut rn,
+            ];
+            let mut sums = [0.0; NAMES.len()];
+            for index in (0..NAMES.len()).chain((0..NAMES.len()).rev()) {
                 sums[index] += workers[index].block(what)?;
             }
             cycles.push(sums);
@@ -119,27 +147,17 @@ impl Options {
     }
 }
 
-fn print(what: &str, cycles: &[[f64; 3]]) {
-    let median_of = |index: usize| {
-        let mut values: Vec<f64> = cycles.iter().map(|sums| sums[index] / 2.0).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2] / 1000.0
-    };
-    println!(
-        "{what:<4} p50  direct {:.2} µs, ClusterIP {:.2} µs, direct again {:.2} µs",
-        median_of(0),
-        median_of(1),
-        median_of(2)
-    );
-    for (name, index) in [("ClusterIP / direct", 1), ("direct again / direct", 2)] {
+fn print(what: &str, cycles: &[[f64; NAMES.len()]]) {
+    for (index, name) in NAMES.into_iter().enumerate() {
+        let mut medians: Vec<f64> = cycles.iter().map(|sums| sums[index] / 2000.0).collect();
+        medians.sort_by(f64::total_cmp);
         let mut ratios: Vec<f64> = cycles.iter().map(|sums| sums[index] / sums[0]).collect();
         ratios.sort_by(f64::total_cmp);
         let (low, high) = interval(ratios.len());
+        let middle = cycles.len() / 2;
         println!(
-            "{what:<4} {name:<22} {:.4}  (95 %: {:.4} to {:.4})",
-            ratios[ratios.len() / 2],
-            ratios[low],
-            ratios[high]
+            "{what:<4} {name:<10} p50 {:>6.2} µs   / direct {:.4}  (95 %: {:.4} to {:.4})",
+            medians[middle], ratios[middle], ratios[low], ratios[high]
         );
     }
 }
@@ -183,7 +201,8 @@ fn pod(node: &Host, label: &str, address: Ipv4Addr) -> Result<Host> {
     let gateway = Ipv4Addr::new(a, b, c, 1);
     node.add_address(label, format!("{gateway}/24").parse()?)?;
     host.add_address("eth0", format!("{address}/24").parse()?)?;
-    host.set("net/ipv4/tcp_congestion_control", "cubic")?;
+    // One byte at a time meets no congestion: a kernel that lets namespaces choose nothing measures the same.
+    let _ = host.set("net/ipv4/tcp_congestion_control", "cubic");
     let route = host.command("ip", &["route", "add", "default", "via", &gateway.to_string()])?;
     ensure!(route.status.success(), "ip route: {}", route.stderr);
     Ok(host)

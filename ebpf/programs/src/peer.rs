@@ -53,7 +53,9 @@ fn show_source<F: Family>(ctx: &SockAddrContext) -> i32 {
     } else {
         None
     };
-    if let Some(service) = connection.or_else(|| service_of_datagram(ctx, source)) {
+    // Asked for connected sockets too: reading keeps the entry, by which the host finds them when their endpoint leaves.
+    let datagram = service_of_datagram(ctx, source);
+    if let Some(service) = connection.or(datagram) {
         service.write::<F>(ctx);
     }
     1

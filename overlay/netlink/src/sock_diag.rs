@@ -53,6 +53,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the kernel cannot do it at all, or does not let this process.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        let errno = match self {
+            Self::Open(source) | Self::List(source) | Self::Destroy { source, .. } => source.raw_os_error(),
+        };
+        matches!(
+            errno,
+            Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EPERM | libc::EACCES)
+        )
+    }
+}
+
 /// A connection to socket diagnosis in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct SockDiag {

@@ -106,6 +106,7 @@ impl Datapath for FakeDatapath {
             Ok(Swept {
                 writes,
                 frontends: unwanted,
+                damaged: false,
             })
         })
     }

@@ -176,11 +176,7 @@ impl Datapath for Iptables {
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
-        let flows = self.conntrack.flows(|flow| stale.matches(flow))?;
-        for flow in &flows {
-            self.conntrack.delete(flow)?;
-        }
-        Ok(flows.len())
+        stale.forget_in(&mut self.conntrack)
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

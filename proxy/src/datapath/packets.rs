@@ -7,14 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{IpFamily, ObjectName};
-use netlink::conntrack::Conntrack;
 use netlink::nft::{self, Batch, Family, Nft, Repair, Table, Verdict};
 use smallvec::SmallVec;
 
 use super::{Applied, Change, Swept};
 use crate::Error;
 use crate::plan::{FrontendKey, NodeContext, PortKey, PortPlan, ServicePlan};
-use crate::stale::StaleFlows;
 
 pub mod elements;
 mod ids;
@@ -37,7 +35,6 @@ pub type Mirror = BTreeMap<Name, BTreeMap<Key, Data>>;
 #[derive(Debug)]
 pub struct Packets {
     nft: Nft,
-    conntrack: Conntrack,
     family: Family,
     /// Not known before the first sync: until then the kernel's rules are not compared with anything.
     context: Option<NodeContext>,
@@ -66,7 +63,6 @@ impl Packets {
     pub fn open(family: IpFamily) -> Result<Self, Error> {
         let mut packets = Self {
             nft: Nft::open()?,
-            conntrack: Conntrack::open()?,
             family: nft_family(family),
             context: None,
             mirror: Mirror::new(),
@@ -94,6 +90,9 @@ impl Packets {
     pub fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
         self.context = Some(context.clone());
         let repaired = self.repair()?;
+        if !repaired.is_empty() {
+            tracing::info!(?repaired, "the rules of the proxy were made for this node");
+        }
         Ok(repaired.len() as u64)
     }
 
@@ -171,6 +170,7 @@ impl Packets {
         self.commit(&edits, &mut applied)?;
         self.commit(&self.orphans(), &mut applied)?;
         swept.writes = applied.writes;
+        swept.damaged = applied.damaged;
         self.drop_unused_templates()?;
         Ok(swept)
     }
@@ -181,7 +181,7 @@ impl Packets {
         let mut orphans = Edits::new();
         for name in Name::OF_ID {
             let keys = self.mirror.get(&name).into_iter().flat_map(BTreeMap::keys);
-            let lost = keys.filter(|key| elements::leading_id(key).is_none_or(|id| !ids.contains(&id)));
+            let lost = keys.filter(|key| elements::leading_id(key).is_none_or(|id| !ids.contains_key(&id)));
             orphans.extend(lost.map(|key| ((name, key.clone()), None)));
         }
         orphans
@@ -222,7 +222,7 @@ impl Packets {
         } else {
             Mirror::new()
         };
-        self.ids.not_below(elements::ids(&self.mirror));
+        self.ids.found(elements::ids(&self.mirror));
         Ok(repaired)
     }
 
@@ -241,15 +241,6 @@ impl Packets {
             mirror.insert(name, elements.collect());
         }
         Ok(mirror)
-    }
-
-    /// See [`super::Datapath::forget_flows`].
-    pub fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
-        let flows = self.conntrack.flows(|flow| stale.matches(flow))?;
-        for flow in &flows {
-            self.conntrack.delete(flow)?;
-        }
-        Ok(flows.len())
     }
 
     /// Adds to `edits` what a change wants.

@@ -110,7 +110,11 @@ impl Tables {
         let writes = self.commit(edits)?;
         let frontends = self.found.iter().filter(|key| !wanted(key)).copied().collect();
         self.found.clear();
-        Ok(Swept { writes, frontends })
+        Ok(Swept {
+            writes,
+            frontends,
+            damaged: false,
+        })
     }
 
     /// Renders everything anew when the node changed in what rules depend on.

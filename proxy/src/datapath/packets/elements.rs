@@ -284,11 +284,15 @@ pub(super) fn id_of(key: FrontendKey, mirror: &Mirror) -> Option<u32> {
     id_in(mirror.get(&place.ids)?.get(&place.key)?)
 }
 
-/// All ids that frontends have in the mirror.
-pub(super) fn ids(mirror: &Mirror) -> BTreeSet<u32> {
+/// All ids that frontends have in the mirror, with how many frontends have them.
+pub(super) fn ids(mirror: &Mirror) -> BTreeMap<u32, usize> {
     let maps = [Name::ServiceIds, Name::NodePortIds];
     let elements = maps.iter().filter_map(|name| mirror.get(name));
-    elements.flat_map(BTreeMap::values).filter_map(id_in).collect()
+    let mut ids = BTreeMap::new();
+    for id in elements.flat_map(BTreeMap::values).filter_map(id_in) {
+        *ids.entry(id).or_default() += 1;
+    }
+    ids
 }
 
 /// The id with which a key begins.

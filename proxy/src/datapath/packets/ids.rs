@@ -16,15 +16,18 @@ pub(super) struct Ids {
     by_owner: BTreeMap<Owner, u32>,
     /// Ids that are somebody's.
     taken: BTreeSet<u32>,
+    /// Ids that frontends had in the kernel when it was read last, with how many frontends had them.
+    in_kernel: BTreeMap<u32, usize>,
     last: u32,
     services: BTreeMap<ObjectName, u32>,
     last_service: u32,
 }
 
 impl Ids {
-    /// Gives out no id again that is among these.
-    pub(super) fn not_below(&mut self, ids: BTreeSet<u32>) {
-        self.last = self.last.max(ids.last().copied().unwrap_or_default());
+    /// Takes note of the ids that frontends have in the kernel, and of how many frontends have each.
+    pub(super) fn found(&mut self, ids: BTreeMap<u32, usize>) {
+        self.last = self.last.max(ids.keys().next_back().copied().unwrap_or_default());
+        self.in_kernel = ids;
     }
 
     /// The id of a port of a Service: the one it had, also in an earlier process, unless that is another's by now.
@@ -39,11 +42,7 @@ impl Ids {
         if let Some(id) = self.by_owner.get(&owner) {
             return *id;
         }
-        let id = self.unowned(plan, mirror).unwrap_or_else(|| {
-            // invariant: a thousand new ports a second take 49 days to use all up, and the next process starts over.
-            self.last = self.last.wrapping_add(1);
-            self.last
-        });
+        let id = self.unowned(plan, mirror).unwrap_or_else(|| self.next());
         self.by_owner.insert(owner, id);
         self.taken.insert(id);
         id
@@ -79,9 +78,30 @@ impl Ids {
         self.services.remove(service);
     }
 
-    /// An id that a frontend of the port has in the kernel and that belongs to nobody.
+    /// An id that nobody has. There are far more than ports: one is always found.
+    fn next(&mut self) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if !self.taken.contains(&self.last) && !self.in_kernel.contains_key(&self.last) {
+                return self.last;
+            }
+        }
+    }
+
+    /// An id that frontends of the port have in the kernel, and that nobody else has, neither here nor there: an id that
+    /// two ports share is nobody's.
     fn unowned(&self, plan: &PortPlan, mirror: &Mirror) -> Option<u32> {
-        let mut ids = plan.frontends.keys().filter_map(|key| id_of(*key, mirror));
-        ids.find(|id| !self.taken.contains(id))
+        let ids: Vec<u32> = plan
+            .frontends
+            .keys()
+            .filter_map(|key| id_of(*key, mirror))
+            .collect();
+        let is_its_own = |id: &u32| {
+            let count = ids.iter().filter(|other| *other == id).count();
+            self.in_kernel.get(id) == Some(&count)
+        };
+        ids.iter()
+            .find(|id| !self.taken.contains(id) && is_its_own(id))
+            .copied()
     }
 }

@@ -110,7 +110,10 @@ fn services(family: Family, context: &NodeContext) -> Vec<Rule> {
             .goto(REFUSE),
     ];
     for network in context.node_port_networks(ip_family(family)) {
-        let rule = Rule::new(format!("by node port on {network}")).not_destination(loopback(family));
+        // The routing table is asked last: it is what costs the most, and almost no packet is for a node port.
+        let rule = Rule::new(format!("by node port on {network}"))
+            .in_set(&TO_NODE_PORT, Name::NodePortIds.text())
+            .not_destination(loopback(family));
         let rule = if network.prefix() == 0 {
             rule
         } else {

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use ebpf::abi::net::{Ip, Port};
 use ebpf::abi::service::SocketPeer;
 use netlink::Namespace;
-use netlink::sock_diag::SockDiag;
+use netlink::sock_diag::{self, SockDiag};
 
 use super::HookMaps;
 use crate::Error;
@@ -44,19 +45,33 @@ pub(super) fn forget<M: HookMaps>(maps: &mut M, stale: &StaleFlows) -> Result<us
 }
 
 /// Ends those of these sockets, by cookie, that are connected to these addresses, in every network namespace in which a
-/// process of the cgroup is.
+/// process of the cgroup is. What fails in one is told when all were tried.
 pub(super) fn end_sockets(cgroup: &Path, sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error> {
     let mut ended = 0;
+    let mut failure = None;
     for namespace in namespaces(cgroup) {
-        // A namespace may be gone by now, and its sockets with it.
-        if let Ok(count) = namespace.run(|| end_here(sockets)) {
-            ended += count?;
+        match namespace.run(|| end_here(sockets)) {
+            Ok(Ok(count)) => ended += count,
+            Ok(Err(error)) if error.is_unsupported() => warn_once(&error),
+            Ok(Err(error)) => failure = Some(error.into()),
+            // To enter other namespaces is a right that a node's owner may keep from the agent.
+            Err(error) => warn_once(&error),
         }
     }
-    Ok(ended)
+    failure.map_or(Ok(ended), Err)
 }
 
-fn end_here(sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error> {
+fn warn_once(error: &(dyn std::error::Error + 'static)) {
+    static WARN: Once = Once::new();
+    WARN.call_once(|| {
+        tracing::warn!(
+            error,
+            "connected UDP clients of an endpoint that left cannot be ended here; they notice by themselves"
+        );
+    });
+}
+
+fn end_here(sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, sock_diag::Error> {
     let mut diag = SockDiag::open()?;
     let found = diag.connected_udp(|socket| sockets.contains(&(socket.cookie(), socket.destination)))?;
     for socket in &found {
