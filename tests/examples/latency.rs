@@ -38,14 +38,7 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
 const PORT: u16 = 8080;
 
-const NAMES: [&str; 6] = [
-    "direct",
-    "again",
-    "tracked",
-    "ClusterIP",
-    "ruled-cg",
-    "ruled-nocg",
-];
+const NAMES: [&str; 4] = ["direct", "again", "tracked", "ClusterIP"];
 
 /// Requests in a block.
 const BLOCK: usize = 1500;
@@ -103,14 +96,7 @@ fn main() -> Result<()> {
     for what in ["rr", "crr"] {
         let mut cycles = Vec::new();
         for _ in 0..options.cycles {
-            let workers = [
-                &mut direct,
-                &mut again,
-                &mut tracking,
-                &mut service,
-                &mut rcg,
-                &mut rn,
-            ];
+            let workers = [&mut direct, &mut again, &mut tracking, &mut service];
             let mut sums = [0.0; NAMES.len()];
             for index in (0..NAMES.len()).chain((0..NAMES.len()).rev()) {
                 sums[index] += workers[index].block(what)?;

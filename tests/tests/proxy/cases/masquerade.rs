@@ -64,16 +64,6 @@ fn networks() -> Vec<Scene> {
                     row(Pod, Tcp, NodePort, Answer("far", Client)),
                 ],
             ),
-        Scene::new("pods by the node's networks, which are unknown", [NEAR])
-            .settings(by_node_networks)
-            .node(|node| node.pod_cidrs.clear())
-            .rule(
-                "trap 7, NodeCIDR: nobody is masqueraded before the node has networks",
-                [
-                    row(Outside, Tcp, Vip, Answer("near", Client)),
-                    row(Pod, Tcp, Vip, Answer("near", Client)),
-                ],
-            ),
         Scene::new("pods by networks of IPv4", [NEAR, FAR])
             .settings(|settings| {
                 let networks = ["10.244.0.0/16".parse().expect("a network")];
