@@ -1,8 +1,9 @@
-//! Services to packets: what a node does with traffic to ClusterIPs and node ports.
+//! Services to packets: what a node does with traffic to the addresses of Services and to node ports.
 //!
 //! ```text
-//! Snapshot ─► plan (pure) ─► claims ─► diff against what was rendered ─► Datapath ─┬─► sockets: BPF maps
-//!                                                                                  └─► packets: nftables sets
+//! Snapshot ─► plan (pure) ─► claims ─► diff against what was asked ─► Datapath ─┬─► sockets: BPF maps      ┐ ebpf
+//!                                                                               ├─► packets: nftables sets ┘ nftables
+//!                                                                               └─► iptables: chains
 //! ```
 //! Tour:
 //! - [`plan`]: [`plan::plan_service`] decides everything there is to decide about one Service: which endpoints may take
