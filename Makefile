@@ -38,5 +38,5 @@ test: ## Everything that a change must pass: lint, unit tests, kernel tests, a r
 
 test-full: ## test, and what is too long for every change
 	@$(MAKE) test
-	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --locked -p tests --test store
+	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --locked -p tests --test store --test faults
 	@for demo in 1 2 3 4 5; do $(CARGO) test --locked -p tests --test demo --test cluster --test lifecycle || exit 1; done

@@ -57,7 +57,7 @@ if [ "$stage" = run ] || [ "$stage" = test ]; then
   has kubectl || packages+=" kubernetes-client"
 fi
 if [ "$stage" = test ]; then
-  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump python3:python3)"
+  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3)"
   [ -x /usr/lib/cni/bridge ] || packages+=" containernetworking-plugins"
 fi
 # shellcheck disable=SC2086

@@ -18,12 +18,16 @@ mod privileged_agent;
 mod privileged_api;
 #[path = "faults/privileged_churn.rs"]
 mod privileged_churn;
+#[path = "faults/privileged_crash.rs"]
+mod privileged_crash;
 #[path = "faults/privileged_damage.rs"]
 mod privileged_damage;
 #[path = "faults/privileged_limits.rs"]
 mod privileged_limits;
 #[path = "faults/privileged_malformed.rs"]
 mod privileged_malformed;
+#[path = "faults/snapshots.rs"]
+mod snapshots;
 #[path = "faults/world.rs"]
 mod world;
 

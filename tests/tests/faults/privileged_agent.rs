@@ -8,7 +8,7 @@ use tests::ledger::{Holdings, tracked_flows};
 use tests::probe::now;
 use tests::wait;
 
-use crate::world::{DATAPATHS, NOTHING, READY, World, hook_maps, rule_changes, server, service};
+use crate::world::{NOTHING, READY, World, hook_maps, on_each_datapath, rule_changes, server, service};
 use crate::{DEADLINE, full};
 
 /// Services beside `web`, so that a start has something to read.
@@ -101,42 +101,44 @@ fn a_stopped_agent_catches_up_with_all_changes_within_5_seconds() -> anyhow::Res
     if !tests::privileged("a stopped agent catches up (F2)") {
         return Ok(());
     }
-    for datapath in DATAPATHS {
-        let (world, agent) = World::with_agent("stopped", datapath, &[1])?;
-        let attempts = world.connections(50)?;
-        agent.signal(Signal::SIGSTOP)?;
-        for change in 0..200_u16 {
-            world.put_endpoints(&[change % 4 + 1, (change + 1) % 4 + 1]);
-        }
-        world.put_endpoints(&[3]);
-        attempts.iter().for_each(|attempts| attempts.await_more(5));
-        agent.signal(Signal::SIGCONT)?;
-        let continued = now();
-        let mut took = Duration::ZERO;
-        for (attempts, to) in attempts.iter().zip(0..) {
-            // It passes through states in between: the last other answer counts.
-            let other = wait::until("the last endpoint answers alone", DEADLINE, || {
-                let seen = attempts.since(continued);
-                let is_other = |at: Option<IpAddr>| !at.is_some_and(|at| server(3).contains(&at));
-                let others = seen.iter().rposition(|attempt| is_other(attempt.server()));
-                let behind = others.map_or(0, |last| last + 1);
-                if seen.len() >= behind + 30 {
-                    Ok(others.map_or(continued, |last| seen[last].began))
-                } else {
-                    Err(seen)
-                }
-            });
-            took = took.max(Duration::from_micros(other - continued));
-            assert_eq!(attempts.lost(), [], "{to}");
-        }
-        assert!(took <= Duration::from_secs(5), "{took:?}");
-        wait::until_value(
-            "settled",
-            DEADLINE,
-            || world.node.part("proxy"),
-            |state| state.as_deref() == Some("working"),
-        );
-        println!("F2 {datapath}: converged {took:?} after SIGCONT");
+    on_each_datapath(check_stopped)
+}
+
+fn check_stopped(datapath: &'static str) -> anyhow::Result<()> {
+    let (world, agent) = World::with_agent(&format!("stopped-{datapath}"), datapath, &[1])?;
+    let attempts = world.connections(50)?;
+    agent.signal(Signal::SIGSTOP)?;
+    for change in 0..200_u16 {
+        world.put_endpoints(&[change % 4 + 1, (change + 1) % 4 + 1]);
     }
+    world.put_endpoints(&[3]);
+    attempts.iter().for_each(|attempts| attempts.await_more(5));
+    agent.signal(Signal::SIGCONT)?;
+    let continued = now();
+    let mut took = Duration::ZERO;
+    for (attempts, to) in attempts.iter().zip(0..) {
+        // It passes through states in between: the last other answer counts.
+        let other = wait::until("the last endpoint answers alone", DEADLINE, || {
+            let seen = attempts.since(continued);
+            let is_other = |at: Option<IpAddr>| !at.is_some_and(|at| server(3).contains(&at));
+            let others = seen.iter().rposition(|attempt| is_other(attempt.server()));
+            let behind = others.map_or(0, |last| last + 1);
+            if seen.len() >= behind + 30 {
+                Ok(others.map_or(continued, |last| seen[last].began))
+            } else {
+                Err(seen)
+            }
+        });
+        took = took.max(Duration::from_micros(other - continued));
+        assert_eq!(attempts.lost(), [], "{to}");
+    }
+    assert!(took <= Duration::from_secs(5), "{took:?}");
+    wait::until_value(
+        "settled",
+        DEADLINE,
+        || world.node.part("proxy"),
+        |state| state.as_deref() == Some("working"),
+    );
+    println!("F2 {datapath}: converged {took:?} after SIGCONT");
     Ok(())
 }

@@ -7,8 +7,8 @@ use tests::probe::{Attempts, Kind, now};
 use tests::{privileged, wait};
 
 use crate::world::{
-    DATAPATHS, NOTHING, PORT, READY, World, assert_in_place, rule_changes, server, service, slices, socket,
-    web,
+    NOTHING, PORT, READY, World, assert_in_place, on_each_datapath, rule_changes, server, service, slices,
+    socket, web,
 };
 use crate::{DEADLINE, full};
 
@@ -222,10 +222,7 @@ fn a_slow_api_at_start_removes_nothing_before_the_lists_are_complete() -> anyhow
     if !privileged("a slow API at start removes nothing before the lists are complete (F24)") {
         return Ok(());
     }
-    for datapath in DATAPATHS {
-        check_slow_start(datapath)?;
-    }
-    Ok(())
+    on_each_datapath(check_slow_start)
 }
 
 #[track_caller]

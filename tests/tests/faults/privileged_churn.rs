@@ -8,8 +8,8 @@ use tests::probe::{Attempts, Kind, Outcome, now};
 use tests::{privileged, wait};
 
 use crate::world::{
-    DATAPATHS, NODE_PORT, NOTHING, PORT, READY, TERMINATING, VIP, VIP_V6, World, assert_in_place, server,
-    service, socket, web,
+    DATAPATHS, NODE_PORT, NOTHING, PORT, READY, TERMINATING, VIP, VIP_V6, World, assert_in_place,
+    on_each_datapath, server, service, socket, web,
 };
 use crate::{DEADLINE, full};
 
@@ -93,38 +93,40 @@ fn terminating_endpoints_serve_only_while_there_is_no_other_and_affinity_can_be_
     if !privileged("terminating endpoints and affinity flips (F34)") {
         return Ok(());
     }
-    for datapath in DATAPATHS {
-        let (world, _agent) = World::with_agent(&format!("ending-{datapath}"), datapath, &[1])?;
-        let attempts = world.connections(60)?;
-        let alone = |number: u16, what: &str| {
-            for attempts in &attempts {
-                attempts.await_outcome(what, DEADLINE, is_at(number));
-                let from = now();
-                wait::until_value(what, DEADLINE, || attempts.since(from), |seen| seen.len() >= 10);
-                assert!(attempts.since(from).iter().all(is_at(number)), "{what}");
-            }
-        };
-        world.put_endpoints_of("web", &[2], &TERMINATING);
-        alone(2, "the only one serves while it ends");
-        world.put_endpoints(&[3]);
-        alone(3, "a ready one takes over");
+    on_each_datapath(check_conditions)
+}
 
-        let sticky = || {
-            let mut sticky = web();
-            sticky["spec"]["sessionAffinity"] = "ClientIP".into();
-            sticky["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 600}});
-            sticky
-        };
-        for service in [sticky(), web(), sticky(), web()] {
-            world.node.api.put(service);
-            attempts.iter().for_each(|attempts| attempts.await_more(5));
-        }
-        world.node.api.put(sticky());
-        world.put_endpoints(&[4]);
-        alone(4, "clients leave an endpoint that is gone");
+fn check_conditions(datapath: &'static str) -> anyhow::Result<()> {
+    let (world, _agent) = World::with_agent(&format!("ending-{datapath}"), datapath, &[1])?;
+    let attempts = world.connections(60)?;
+    let alone = |number: u16, what: &str| {
         for attempts in &attempts {
-            assert_eq!(attempts.lost(), [], "{datapath}");
+            attempts.await_outcome(what, DEADLINE, is_at(number));
+            let from = now();
+            wait::until_value(what, DEADLINE, || attempts.since(from), |seen| seen.len() >= 10);
+            assert!(attempts.since(from).iter().all(is_at(number)), "{what}");
         }
+    };
+    world.put_endpoints_of("web", &[2], &TERMINATING);
+    alone(2, "the only one serves while it ends");
+    world.put_endpoints(&[3]);
+    alone(3, "a ready one takes over");
+
+    let sticky = || {
+        let mut sticky = web();
+        sticky["spec"]["sessionAffinity"] = "ClientIP".into();
+        sticky["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 600}});
+        sticky
+    };
+    for service in [sticky(), web(), sticky(), web()] {
+        world.node.api.put(service);
+        attempts.iter().for_each(|attempts| attempts.await_more(5));
+    }
+    world.node.api.put(sticky());
+    world.put_endpoints(&[4]);
+    alone(4, "clients leave an endpoint that is gone");
+    for attempts in &attempts {
+        assert_eq!(attempts.lost(), [], "{datapath}");
     }
     Ok(())
 }

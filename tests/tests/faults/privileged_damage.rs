@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use tests::wait;
 
 use crate::DEADLINE;
@@ -64,9 +64,8 @@ fn damaged_rules_are_repaired_within_a_second_and_others_are_left_alone() -> any
     ])?;
     let whole = world.rules();
     assert!(!foreign(&whole).is_empty(), "{whole:#?}");
-    let flows = world.flows(50, 10)?;
     let mut took = Vec::new();
-    for damage in damages() {
+    let mut repair = |damage: Vec<&str>| -> Result<()> {
         world.nft(&damage)?;
         let start = Instant::now();
         wait::until(&format!("{damage:?} is repaired"), DEADLINE, || {
@@ -83,7 +82,16 @@ fn damaged_rules_are_repaired_within_a_second_and_others_are_left_alone() -> any
             "{damage:?} took {:?}",
             start.elapsed()
         );
-    }
+        Ok(())
+    };
+    // Without the table the kernel translates no flow, and an answer that is under way just then resets its own:
+    // nobody could repair that. Any other damage leaves flows alone.
+    let (tables, others): (Vec<_>, Vec<_>) = damages()
+        .into_iter()
+        .partition(|damage| damage.contains(&"table"));
+    tables.into_iter().try_for_each(&mut repair)?;
+    let flows = world.flows(50, 10)?;
+    others.into_iter().try_for_each(&mut repair)?;
     flows.await_more(50);
     let counts = flows.counts();
     assert_eq!((counts.open, counts.broken), (50, 0), "{:#?}", flows.breaks());

@@ -6,11 +6,13 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
+use tests::probe::{Attempts, Kind};
 use tests::{privileged, process, wait};
 
 use crate::DEADLINE;
 use crate::causeway;
-use crate::world::{Agent, World};
+use crate::snapshots::other_vips;
+use crate::world::{Agent, PORT, READY, World, service, slices};
 
 /// The bar of F37 for telling it.
 const TOLD: Duration = Duration::from_secs(5);
@@ -142,4 +144,85 @@ fn a_kernel_that_refuses_the_programs_is_told_and_nothing_is_half_attached() -> 
         |health| health.as_ref().is_some_and(|health| health["state"] == "working"),
     );
     Ok(())
+}
+
+#[test]
+fn what_no_map_has_room_for_is_served_by_the_rules() -> Result<()> {
+    if !privileged("what no map has room for is served by the rules (F35)") {
+        return Ok(());
+    }
+    const MANY: u16 = 60;
+    let world = World::build("full", "ebpf")?;
+    // Maps that are there keep their size: an agent that had little memory made these. A Service has four frontends,
+    // `web` some more for its node port.
+    let small = ebpf::HookConfig {
+        cgroup: world.node.cgroup.path().to_owned(),
+        pin_dir: world.pin_dir(),
+        capacity: ebpf::Capacity {
+            frontends: 64,
+            ..ebpf::Capacity::default()
+        },
+        loopback: true,
+    };
+    drop(world.node.host().run(|| ebpf::SocketHook::open(&small))??);
+    world.put_web(&[1, 2]);
+    let _agent = world.start_agent();
+    world.node.until_working("proxy");
+    let flows = world.flows(20, 20)?;
+    let web = world.connections(30)?;
+
+    for number in 1..=MANY {
+        put_other(&world, number);
+    }
+    await_failing(&world, "FRONTENDS");
+    let full = wait::until("the Services without room are counted", DEADLINE, || {
+        let page = world.node.metrics().unwrap_or_default();
+        let full = page
+            .lines()
+            .find_map(|line| line.strip_prefix(MAP_FULL)?.parse::<u16>().ok());
+        // Sixteen Services would fill the map without `web`.
+        full.filter(|full| *full >= MANY - 16).ok_or(page)
+    });
+    let pod = world.pod_place();
+    for number in (1..=MANY).step_by(7) {
+        for vip in other_vips(number) {
+            let other = Attempts::start(&pod, Kind::Connections, (vip, PORT).into(), 50)?;
+            other.await_more(2);
+            assert_eq!(other.lost(), [], "other-{number}");
+        }
+    }
+    for number in 6..=MANY {
+        delete_other(&world, number);
+    }
+    world.node.until_working("proxy");
+    for attempts in &web {
+        assert_eq!(attempts.lost(), []);
+    }
+    let counts = flows.counts();
+    assert_eq!((counts.open, counts.broken), (20, 0), "{:#?}", flows.breaks());
+    println!("F35: {full} of {MANY} Services had no room in a map of 64");
+    Ok(())
+}
+
+const MAP_FULL: &str = "causeway_proxy_rejected{reason=\"map-full\"} ";
+
+fn other(number: u16) -> (String, Value) {
+    let name = format!("other-{number}");
+    let [v4, v6] = other_vips(number).map(|vip| vip.to_string());
+    let object = service(&name, &v4, &v6, None);
+    (name, object)
+}
+
+fn put_other(world: &World, number: u16) {
+    let (name, object) = other(number);
+    world.node.api.put(object);
+    world.put_endpoints_of(&name, &[1, 2], &READY);
+}
+
+fn delete_other(world: &World, number: u16) {
+    let (name, object) = other(number);
+    world.node.api.delete(&object);
+    for slice in slices(&name, &[], &READY) {
+        world.node.api.delete(&slice);
+    }
 }

@@ -38,6 +38,17 @@ pub const NOTHING: [&str; 0] = [];
 
 pub const DATAPATHS: [&str; 2] = ["nftables", "ebpf"];
 
+/// Does the same with each, side by side: most of it is waiting.
+pub fn on_each_datapath(check: impl Fn(&'static str) -> Result<()> + Sync) -> Result<()> {
+    let check = &check;
+    std::thread::scope(|scope| {
+        let checks = DATAPATHS.map(|datapath| scope.spawn(move || check(datapath)));
+        let results = checks.map(|check| check.join());
+        let results = results.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        results.into_iter().collect()
+    })
+}
+
 /// All of it; taken down on drop.
 pub struct World {
     pub node: Node,
