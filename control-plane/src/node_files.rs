@@ -137,6 +137,7 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
     let datapath = match settings.datapath {
         Datapath::Ebpf => "ebpf",
         Datapath::Nftables => "nftables",
+        Datapath::Iptables => "iptables",
     };
     Ok(json!({
         "nodeName": node.name,
@@ -148,7 +149,12 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
             "publicIp": settings.node_address(node.index),
             "config": {"Network": settings.pod_cidr, "SubnetLen": 24, "Backend": {"Type": mode}},
         },
-        "proxy": {"datapath": datapath, "cgroup": Cgroup::find()?.node(node.name)},
+        // The BPF file system is the node's own (`machine::machine_init`), and so is the agent's usual directory on it.
+        "proxy": {
+            "datapath": datapath,
+            "cgroup": Cgroup::find()?.node(node.name),
+            "externalIPs": settings.allow_external_ips,
+        },
         "dns": {"address": settings.cluster_dns()},
         "cni": {"confDir": dir.cni_conf()},
         "stateDir": dir.agent(),

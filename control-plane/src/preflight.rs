@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::settings::{ExternalEtcd, Settings};
+use crate::settings::{Datapath, ExternalEtcd, Settings};
 
 /// How long an external etcd may take to accept a connection.
 const ETCD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,6 +88,30 @@ fn module_exists(name: &str) -> bool {
     };
     let list = format!("/lib/modules/{}/modules.dep", release.trim());
     fs::read_to_string(list).is_ok_and(|list| list.contains(&format!("/{name}.ko")))
+}
+
+/// Checks for the programs that a datapath runs.
+pub fn check_datapath(datapath: Datapath) -> anyhow::Result<()> {
+    let needed: &[&str] = match datapath {
+        Datapath::Ebpf | Datapath::Nftables => &[],
+        Datapath::Iptables => &["iptables", "iptables-save", "iptables-restore"],
+    };
+    match needed.iter().find(|name| !is_installed(name)) {
+        Some(missing) => bail!(
+            "--datapath iptables: {missing} is not installed (Debian: apt-get install iptables); \
+            ebpf and nftables do without"
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Looks where the proxy does, too: the directories of root's programs are often not on `PATH`.
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(usual)
+        .any(|dir| dir.join(program).is_file())
 }
 
 /// Refuses ports that somebody listens on.

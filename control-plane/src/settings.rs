@@ -17,6 +17,8 @@ pub enum Datapath {
     Ebpf,
     /// nftables alone.
     Nftables,
+    /// kube-proxy's chains of iptables.
+    Iptables,
 }
 
 /// How pods of different nodes reach each other.
@@ -84,6 +86,9 @@ pub struct Settings {
     pub pod_cidr: Ipv4Network,
     /// Services' addresses: an IPv4 network, and an IPv6 network next to it where Services may have both.
     pub service_cidr: ServiceCidrs,
+    /// Whether `externalIPs` of Services are served. State that was kept from before there was a choice says no.
+    #[serde(default)]
+    pub allow_external_ips: bool,
     /// The network that stands for the data centre's LAN: the control plane is its first address, nodes follow from
     /// the eleventh.
     pub underlay_cidr: Ipv4Network,
@@ -326,6 +331,7 @@ mod tests {
             network: Network::Vxlan,
             pod_cidr: "10.244.0.0/16".parse().expect("valid"),
             service_cidr: "10.96.0.0/12".parse().expect("valid"),
+            allow_external_ips: false,
             underlay_cidr: "172.30.0.0/24".parse().expect("valid"),
             api_port: 6443,
             etcd_port: 2379,
@@ -364,6 +370,14 @@ mod tests {
         let kept = serde_json::to_value(&dual).expect("settings are JSON");
         assert_eq!(kept["service_cidr"], "10.96.0.0/12,fd00:10:96::/112");
         assert_eq!(serde_json::from_value::<Settings>(kept).ok(), Some(dual));
+    }
+
+    #[test]
+    fn settings_kept_from_before_external_ips_could_be_allowed_do_not_allow_them() {
+        let mut kept = serde_json::to_value(settings()).expect("settings are JSON");
+        let fields = kept.as_object_mut().expect("an object");
+        fields.remove("allow_external_ips").expect("a field");
+        assert_eq!(serde_json::from_value::<Settings>(kept).ok(), Some(settings()));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub struct UpArgs {
     /// Addresses for Services; with an IPv6 network behind a comma they may have both
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
     service_cidr: ServiceCidrs,
+    /// Serve externalIPs of Services: whoever may write a Service can then take over any address
+    #[arg(long)]
+    allow_external_ips: bool,
     /// The network between the nodes
     #[arg(long, default_value = "172.30.0.0/24")]
     underlay_cidr: Ipv4Network,
@@ -79,6 +82,7 @@ impl UpArgs {
             network: self.network,
             pod_cidr: self.pod_cidr,
             service_cidr: self.service_cidr,
+            allow_external_ips: self.allow_external_ips,
             underlay_cidr: self.underlay_cidr,
             api_port: self.api_port,
             etcd_port: self.etcd_port,
@@ -151,6 +155,7 @@ fn already_up(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
 fn check_machine(progress: &Progress, settings: &Settings) -> anyhow::Result<()> {
     progress.stage("check this machine", || {
         preflight::check_kernel()?;
+        preflight::check_datapath(settings.datapath)?;
         preflight::check_ports(settings)?;
         underlay::check_free(settings)?;
         Cgroup::find().map(drop)

@@ -208,7 +208,10 @@ fn up_refuses() -> anyhow::Result<()> {
     let rows: [(&[&str], &str); 7] = [
         (&["--nodes", "0"], "--nodes 0: from 1 to 64"),
         (&["--nodes", "many"], "invalid value 'many'"),
-        (&["--datapath", "magic"], "possible values: ebpf, nftables"),
+        (
+            &["--datapath", "magic"],
+            "possible values: ebpf, nftables, iptables",
+        ),
         (&["--api-port", &port], &address),
         (
             &[
@@ -254,7 +257,13 @@ fn up_names_what_is_missing() -> anyhow::Result<()> {
     let hide_overlay = format!("mount --bind {} /proc/filesystems && {up}", filesystems.display());
     let hide_cgroups = format!("umount -l $(awk '$3 == \"cgroup2\" {{print $2}}' /proc/mounts) && {up}");
     let hide_bpf = format!("mount -t tmpfs none /sys/fs && {up}");
+    let hide_iptables =
+        format!("mount --bind /dev/null $(readlink -f $(command -v iptables)) && {up} --datapath iptables");
     let rows = [
+        (
+            hide_iptables,
+            "--datapath iptables: iptables is not installed (Debian: apt-get install iptables)",
+        ),
         (
             hide_overlay,
             "this kernel has no overlay file system, which containers' root directories need",
