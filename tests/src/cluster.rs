@@ -116,6 +116,16 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Applies an object, and returns what the API server made of it.
+    ///
+    /// # Errors
+    /// As [`Cluster::run`].
+    pub fn apply_and_read(&self, object: &serde_json::Value) -> anyhow::Result<serde_json::Value> {
+        let output = self.with_input(&["apply", "-o", "json", "-f", "-"], &object.to_string())?;
+        ensure!(output.status.success(), "kubectl apply: {}", everything(&output));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     fn with_input(&self, arguments: &[&str], stdin: &str) -> anyhow::Result<Output> {
         let mut command = self.kubectl("kubectl", arguments);
         let mut child = command
@@ -149,6 +159,19 @@ impl Cluster {
         let observe = || self.run(arguments).unwrap_or_else(|error| format!("{error:#}"));
         let what = format!("kubectl {}", arguments.join(" "));
         wait::until_value(&what, deadline, observe, |text| good(text))
+    }
+
+    /// Prints the end of every process's log on standard error. The logs go with the state directory.
+    pub fn print_logs(&self) {
+        let Ok(entries) = std::fs::read_dir(self.state_dir.join("logs")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("---- {} ----", entry.path().display());
+            eprintln!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
     }
 
     /// The pid of a supervised process, for example `node-1-agent`.

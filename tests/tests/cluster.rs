@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if conclusion.has_failed() {
-        keep_logs(&state_dir);
+        cluster.print_logs();
     }
     match cluster.causeway("down", &[]) {
         Ok(output) if output.status.success() => conclusion.exit_code(),
@@ -95,19 +95,6 @@ fn main() -> ExitCode {
             eprintln!("causeway down: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// The logs go with the state directory: print their ends before that.
-fn keep_logs(state_dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(state_dir.join("logs")) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        eprintln!("---- {} ----", entry.path().display());
-        eprintln!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
     }
 }
 

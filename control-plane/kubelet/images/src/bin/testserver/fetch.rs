@@ -40,12 +40,20 @@ pub fn run(args: &Args, forever: bool) -> Result<bool, String> {
     while forever || sent < count * urls.len() as u64 {
         for url in &urls {
             let start = Instant::now();
-            let (status, host) = match get(url, &resolver, timeout) {
-                Ok(response) => (response.status.to_string(), answering_host(&response.body)),
-                Err(error) => (format!("error={}", error_word(&error)), "-".to_owned()),
+            let (status, host, client) = match get(url, &resolver, timeout) {
+                Ok(response) => (
+                    response.status.to_string(),
+                    told(&response.body, "hostname"),
+                    told(&response.body, "client"),
+                ),
+                Err(error) => (
+                    format!("error={}", error_word(&error)),
+                    "-".to_owned(),
+                    "-".to_owned(),
+                ),
             };
             let micros = start.elapsed().as_micros();
-            println!("{} {status} {host} {micros}", clock::now());
+            println!("{} {status} {host} {micros} {client}", clock::now());
             sent += 1;
             failed += u64::from(!status.starts_with('2'));
             if !forever {
@@ -140,11 +148,11 @@ fn parse_url(text: &str) -> Result<Url, String> {
     })
 }
 
-/// The name in the `hostname:` line of a `testserver serve` answer.
-fn answering_host(body: &[u8]) -> String {
+/// What a line of a `testserver serve` answer tells, for example `hostname: hello-1`; `-` when it does not.
+fn told(body: &[u8], what: &str) -> String {
     String::from_utf8_lossy(body)
         .lines()
-        .find_map(|line| line.strip_prefix("hostname: "))
+        .find_map(|line| line.strip_prefix(what)?.strip_prefix(": "))
         .unwrap_or("-")
         .to_owned()
 }

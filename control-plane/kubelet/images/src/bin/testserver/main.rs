@@ -30,7 +30,8 @@ usage: testserver COMMAND
         answers /, /healthz, /readyz (POST /readyz?value=false switches it), /echo, /delay?ms=N; echoes TCP and UDP;
         on SIGTERM it stops to listen, finishes open requests and exits 0
   fetch URL… [--count N] [--interval-ms M] [--timeout-ms T] [--resolver IP] [--forever]
-        GETs each URL in turn; prints 'TIME STATUS HOSTNAME MICROSECONDS' per request and a summary
+        GETs each URL in turn; prints 'TIME STATUS HOSTNAME MICROSECONDS CLIENT' per request and a summary; CLIENT is
+        the address that the server saw
   resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP]
   udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected]
   sleep SECONDS|infinity

@@ -1,0 +1,257 @@
+//! Clients: the test server's program in its other role, in a pod, on a node, or outside of the cluster.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use netlink::Namespace;
+use tests::process::{Place, command, run_in};
+use tests::{cgroup, wait};
+
+/// How long the cluster may take to follow a change.
+pub const SOON: Duration = Duration::from_secs(20);
+/// Long enough for an answer, short enough to wait for none.
+const PATIENCE_MILLIS: &str = "400";
+/// So many random choices miss one of three endpoints once in 5000 times, and are then made again.
+const SEVERAL: usize = 24;
+
+/// How a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// HTTP, with a connection for each request.
+    Tcp,
+    /// By a connected socket.
+    Udp,
+    /// By `sendto`, with a socket for each request.
+    UdpUnconnected,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// A pod of that name answered. HTTP alone tells which address it saw.
+    Served { pod: String, saw: Option<IpAddr> },
+    /// HTTP by somebody else than a pod, or with an error.
+    Status(u16),
+    /// Nobody listens, as the network says.
+    Refused,
+    /// Nothing came back.
+    Silent,
+    /// Another error.
+    Failed(String),
+}
+
+/// Something that asks.
+#[derive(Debug)]
+pub struct Client {
+    /// For messages.
+    pub name: String,
+    /// Its own address.
+    pub address: IpAddr,
+    place: Place,
+    program: PathBuf,
+}
+
+impl Client {
+    /// One outside of the cluster.
+    pub fn outside(address: IpAddr, program: &Path) -> Self {
+        Self {
+            name: "outside".to_owned(),
+            address,
+            place: Place::default(),
+            program: program.to_path_buf(),
+        }
+    }
+
+    /// One among a node's own processes.
+    pub fn on_node(name: &str, address: IpAddr, program: &Path) -> anyhow::Result<Self> {
+        let cgroup = cgroup::mount_point()?.join(format!("causeway/{name}/system"));
+        ensure!(cgroup.is_dir(), "{} is missing", cgroup.display());
+        Ok(Self {
+            name: name.to_owned(),
+            address,
+            place: Place {
+                namespace: Some(Namespace::named(&format!("causeway-{name}"))?),
+                cgroup: Some(cgroup),
+            },
+            program: program.to_path_buf(),
+        })
+    }
+
+    /// One in a pod, next to its container's first process.
+    pub fn in_pod(name: &str, address: IpAddr, pid: u32, program: &Path) -> anyhow::Result<Self> {
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let of_v2 = cgroups.lines().find_map(|line| line.strip_prefix("0::/"));
+        let cgroup = cgroup::mount_point()?.join(of_v2.context("no cgroup v2")?);
+        Ok(Self {
+            name: name.to_owned(),
+            address,
+            place: Place {
+                namespace: Some(Namespace::open(format!("/proc/{pid}/ns/net"))?),
+                cgroup: Some(cgroup),
+            },
+            program: program.to_path_buf(),
+        })
+    }
+
+    fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = run_in(
+            &self.place,
+            command(&self.place, &self.program).args(arguments),
+            b"",
+        )?;
+        // A request that failed is 1.
+        ensure!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "{} {arguments:?}: {output:?}",
+            self.name
+        );
+        Ok(output.stdout)
+    }
+
+    /// Asks so many times, and tells what came of each.
+    pub fn ask(&self, how: How, server: SocketAddr, count: usize) -> anyhow::Result<Vec<Outcome>> {
+        let (url, server, count) = (format!("http://{server}/"), server.to_string(), count.to_string());
+        let options = ["--count", &count, "--timeout-ms", PATIENCE_MILLIS];
+        let words: &[&str] = match how {
+            How::Tcp => &["fetch", &url],
+            How::Udp => &["udp-ping", &server, "--connected"],
+            How::UdpUnconnected => &["udp-ping", &server],
+        };
+        let printed = self.run(&[words, &options].concat())?;
+        let lines = printed.lines().filter(|line| !line.starts_with("summary:"));
+        lines
+            .map(|line| outcome(line).with_context(|| format!("not an outcome: {line:?}")))
+            .collect()
+    }
+
+    /// The addresses that a name has, as this server says.
+    pub fn resolve(&self, name: &str, server: IpAddr) -> anyhow::Result<BTreeSet<String>> {
+        let printed = self.run(&["resolve", name, "--resolver", &server.to_string()])?;
+        let words = printed.lines().filter_map(|line| line.split(' ').nth(3));
+        Ok(words.map(str::to_owned).collect())
+    }
+
+    /// Waits until each of these pods answers and nothing else comes of any request.
+    #[track_caller]
+    pub fn await_pods(&self, how: How, server: SocketAddr, pods: &[&str]) {
+        let pods: BTreeSet<&str> = pods.iter().copied().collect();
+        self.await_that(how, server, &format!("answers from {pods:?}"), |outcomes| {
+            let seen: Option<BTreeSet<&str>> = outcomes.iter().map(served_by).collect();
+            seen.as_ref() == Some(&pods)
+        });
+    }
+
+    /// Waits until one pod answers all requests, and tells which.
+    #[track_caller]
+    pub fn await_one_pod(&self, how: How, server: SocketAddr) -> String {
+        let one = |outcomes: &[Outcome]| {
+            let seen: Option<BTreeSet<&str>> = outcomes.iter().map(served_by).collect();
+            seen.is_some_and(|pods| pods.len() == 1)
+        };
+        let outcomes = self.await_that(how, server, "answers from one pod alone", one);
+        outcomes
+            .first()
+            .and_then(served_by)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Waits until requests are answered, and the pods see these clients alone.
+    #[track_caller]
+    pub fn await_seen_as(&self, server: SocketAddr, right: impl Fn(IpAddr) -> bool) {
+        let good =
+            |outcome: &Outcome| matches!(outcome, Outcome::Served { saw: Some(saw), .. } if right(*saw));
+        self.await_that(
+            How::Tcp,
+            server,
+            "answers that tell the right client",
+            |outcomes| outcomes.iter().all(good),
+        );
+    }
+
+    /// Waits until this comes of a request.
+    #[track_caller]
+    pub fn await_outcome(&self, how: How, server: SocketAddr, wanted: &Outcome) {
+        let what = format!("{}: {wanted:?} by {how:?} from {server}", self.name);
+        wait::until_value(
+            &what,
+            SOON,
+            || self.ask(how, server, 1).unwrap_or_default(),
+            |outcomes| outcomes.first() == Some(wanted),
+        );
+    }
+
+    /// Waits until no pod answers.
+    #[track_caller]
+    pub fn await_unserved(&self, how: How, server: SocketAddr) {
+        let what = format!("{}: no answer by {how:?} from {server}", self.name);
+        wait::until_value(
+            &what,
+            SOON,
+            || self.ask(how, server, 1).unwrap_or_default(),
+            |outcomes| {
+                outcomes
+                    .first()
+                    .is_some_and(|outcome| served_by(outcome).is_none())
+            },
+        );
+    }
+
+    #[track_caller]
+    fn await_that(
+        &self,
+        how: How,
+        server: SocketAddr,
+        what: &str,
+        good: impl Fn(&[Outcome]) -> bool,
+    ) -> Vec<Outcome> {
+        // One request tells whether it is worth to make more: each of them would wait for nothing.
+        let observe = || {
+            let first = self.ask(how, server, 1)?;
+            match first.first() {
+                Some(Outcome::Served { .. }) => self.ask(how, server, SEVERAL),
+                _ => Ok(first),
+            }
+        };
+        let what = format!("{}: {what} by {how:?} at {server}", self.name);
+        let seen = wait::until_value(&what, SOON, observe, |seen: &anyhow::Result<Vec<Outcome>>| {
+            seen.as_ref().is_ok_and(|outcomes| good(outcomes))
+        });
+        seen.unwrap_or_default()
+    }
+}
+
+fn served_by(outcome: &Outcome) -> Option<&str> {
+    match outcome {
+        Outcome::Served { pod, .. } => Some(pod),
+        _ => None,
+    }
+}
+
+/// Reads a line of `testserver fetch` or `testserver udp-ping`.
+fn outcome(line: &str) -> Option<Outcome> {
+    let (_, rest) = line.split_once(' ')?;
+    if let Some(error) = rest.strip_prefix("error=") {
+        let error = error.to_lowercase().replace(' ', "-");
+        return Some(if error.starts_with("connection-refused") {
+            Outcome::Refused
+        } else if error.starts_with("timed-out") || error.starts_with("resource-temporarily-unavailable") {
+            Outcome::Silent
+        } else {
+            Outcome::Failed(error)
+        });
+    }
+    let words: Vec<&str> = rest.split(' ').collect();
+    let client = words.get(3).and_then(|text| text.parse::<SocketAddr>().ok());
+    Some(match words.as_slice() {
+        ["ok" | "200", pod, ..] if *pod != "-" => Outcome::Served {
+            pod: (*pod).to_owned(),
+            saw: client.map(|client| client.ip()),
+        },
+        [status, ..] => Outcome::Status(status.parse().ok()?),
+        [] => return None,
+    })
+}

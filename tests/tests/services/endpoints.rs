@@ -1,0 +1,124 @@
+//! Services with no endpoints, with endpoints that are not ready, and Services that are not the proxy's.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::json;
+use tests::wait;
+
+use crate::client::How::{Tcp, Udp, UdpUnconnected};
+use crate::client::Outcome::Refused;
+use crate::client::SOON;
+use crate::world::{SERVERS, World, on_every_node, server_container};
+
+pub fn scaled_to_zero(world: &World) -> anyhow::Result<()> {
+    let labels = json!({"app": "scaled"});
+    let deployment = world.make(&json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "scaled"},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [server_container("/readyz")]}},
+        },
+    }))?;
+    let service = world.service("scaled", &json!({"type": "NodePort", "selector": labels}))?;
+    let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
+    let everybody = || world.clients.iter().chain(&world.nodes);
+    world.clients[0].await_one_pod(Tcp, server);
+
+    deployment.scale(0)?;
+    for client in everybody() {
+        client.await_outcome(Tcp, server, &Refused);
+    }
+    for client in &world.clients {
+        client.await_outcome(Udp, server, &Refused);
+    }
+    // A socket that is not connected is not told of a refusal, and a sender in the network namespace whose rules refuse
+    // is told that it may not (EPERM), as at any rule there.
+    world.clients[0].await_unserved(UdpUnconnected, server);
+    world.nodes[0].await_unserved(Udp, server);
+    for server in nodes {
+        world.outside.await_outcome(Tcp, server, &Refused);
+        world.outside.await_outcome(Udp, server, &Refused);
+        world.clients[1].await_outcome(Tcp, server, &Refused);
+    }
+
+    deployment.scale(1)?;
+    for client in everybody() {
+        client.await_one_pod(Tcp, server);
+    }
+    for server in nodes {
+        world.outside.await_one_pod(Tcp, server);
+        world.outside.await_one_pod(Udp, server);
+    }
+    Ok(())
+}
+
+pub fn not_ready(world: &World) -> anyhow::Result<()> {
+    let labels = json!({"app": "not-ready"});
+    let _pod = world.make(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "not-ready", "labels": labels},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [server_container("/nowhere")]},
+    }))?;
+    let spec = json!({"type": "NodePort", "selector": labels, "publishNotReadyAddresses": true});
+    let mut service = world.service("not-ready", &spec)?;
+    let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
+    for published in [true, false, true] {
+        service.patch(&json!({ "publishNotReadyAddresses": published }))?;
+        if published {
+            world.clients[0].await_pods(Tcp, server, &["not-ready"]);
+            world.clients[1].await_pods(Udp, server, &["not-ready"]);
+            world.outside.await_pods(Tcp, nodes[2], &["not-ready"]);
+        } else {
+            world.clients[0].await_outcome(Tcp, server, &Refused);
+            world.clients[1].await_outcome(Udp, server, &Refused);
+            world.outside.await_outcome(Tcp, nodes[2], &Refused);
+        }
+    }
+    Ok(())
+}
+
+pub fn other_proxy(world: &World) -> anyhow::Result<()> {
+    const LABEL: &str = "service.kubernetes.io/service-proxy-name";
+    let service = world.service("others", &json!({"type": "NodePort"}))?;
+    let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
+    world.clients[0].await_pods(Tcp, server, &SERVERS);
+    service.label(&format!("{LABEL}=another"))?;
+    for client in world.clients.iter().chain(&world.nodes) {
+        client.await_unserved(Tcp, server);
+    }
+    for server in nodes {
+        world.outside.await_outcome(Tcp, server, &Refused);
+    }
+    service.label(&format!("{LABEL}-"))?;
+    for client in world.clients.iter().chain(&world.nodes) {
+        client.await_pods(Tcp, server, &SERVERS);
+    }
+    for server in nodes {
+        world.outside.await_pods(Tcp, server, &SERVERS);
+    }
+    Ok(())
+}
+
+pub fn headless(world: &World) -> anyhow::Result<()> {
+    const DNS: [u8; 4] = [10, 96, 0, 10];
+    let _service = world.service("headless", &json!({"clusterIP": "None"}))?;
+    let addresses: BTreeSet<String> = world.servers.iter().map(|pod| pod.address.to_string()).collect();
+    for client in &world.clients {
+        wait::until_value(
+            &format!("{}: the addresses of headless", client.name),
+            SOON,
+            || {
+                let name = "headless.default.svc.cluster.local.";
+                client.resolve(name, IpAddr::from(DNS)).unwrap_or_default()
+            },
+            |found| *found == addresses,
+        );
+        for pod in &world.servers {
+            let server = SocketAddr::new(pod.address, 8080);
+            client.await_pods(Tcp, server, &[&pod.name]);
+            client.await_seen_as(server, |saw| saw == client.address);
+        }
+    }
+    Ok(())
+}

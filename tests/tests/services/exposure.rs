@@ -1,0 +1,149 @@
+//! By which addresses a Service serves: ClusterIP, node port, load balancer, externalIPs, both families.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::ensure;
+use serde_json::json;
+
+use crate::client::How::{Tcp, Udp, UdpUnconnected};
+use crate::client::Outcome::{Refused, Silent};
+use crate::world::{SERVERS, World, on_every_node};
+
+/// Documentation networks (RFC 5737): nobody has these addresses.
+const LOAD_BALANCER: &str = "203.0.113.10";
+const EXTERNAL: &str = "198.51.100.7";
+
+fn at(address: &str) -> anyhow::Result<SocketAddr> {
+    Ok(SocketAddr::new(address.parse()?, 80))
+}
+
+pub fn cluster_ip(world: &World) -> anyhow::Result<()> {
+    let service = world.service("plain", &json!({}))?;
+    let server = service.cluster_ip()?;
+    for client in world.clients.iter().chain(&world.nodes) {
+        for how in [Tcp, Udp, UdpUnconnected] {
+            client.await_pods(how, server, &SERVERS);
+        }
+    }
+    for client in &world.clients {
+        client.await_seen_as(server, |saw| saw == client.address);
+    }
+    Ok(())
+}
+
+pub fn hairpin(world: &World) -> anyhow::Result<()> {
+    let service = world.service("hairpin", &json!({"selector": {"on": "node-1"}}))?;
+    for how in [Tcp, Udp, UdpUnconnected] {
+        world.servers[0].await_pods(how, service.cluster_ip()?, &["server-1"]);
+    }
+    Ok(())
+}
+
+pub fn node_port(world: &World) -> anyhow::Result<()> {
+    let mut service = world.service("node-port", &json!({"type": "NodePort"}))?;
+    let servers = on_every_node(service.node_port()?);
+    for server in servers {
+        for how in [Tcp, Udp] {
+            world.outside.await_pods(how, server, &SERVERS);
+            world.clients[0].await_pods(how, server, &SERVERS);
+            world.nodes[1].await_pods(how, server, &SERVERS);
+        }
+        // Answers must come back by the same node, so that the pods see none but nodes.
+        let outside = world.outside.address;
+        world.outside.await_seen_as(server, |saw| saw != outside);
+    }
+    service.patch(&json!({"type": "ClusterIP"}))?;
+    for server in servers {
+        world.outside.await_outcome(Tcp, server, &Refused);
+    }
+    world.clients[2].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
+    Ok(())
+}
+
+pub fn load_balancer(world: &World) -> anyhow::Result<()> {
+    let mut service = world.service("balanced", &json!({"type": "LoadBalancer"}))?;
+    service.set_load_balancer(LOAD_BALANCER)?;
+    let _route = world.route(LOAD_BALANCER, 2)?;
+    let server = at(LOAD_BALANCER)?;
+    for how in [Tcp, Udp] {
+        world.outside.await_pods(how, server, &SERVERS);
+        for client in world.clients.iter().chain(&world.nodes) {
+            client.await_pods(how, server, &SERVERS);
+        }
+    }
+    Ok(())
+}
+
+pub fn source_ranges(world: &World) -> anyhow::Result<()> {
+    let ranges = |networks: &[&str]| json!({"loadBalancerSourceRanges": networks});
+    let mut service = world.service("ranges", &json!({"type": "LoadBalancer"}))?;
+    service.set_load_balancer(LOAD_BALANCER)?;
+    let _route = world.route(LOAD_BALANCER, 1)?;
+    let server = at(LOAD_BALANCER)?;
+    let (outside, pod) = (&world.outside, &world.clients[2]);
+
+    service.patch(&ranges(&["172.30.0.1/32"]))?;
+    pod.await_outcome(Tcp, server, &Silent);
+    outside.await_pods(Tcp, server, &SERVERS);
+    outside.await_pods(Udp, server, &SERVERS);
+
+    service.patch(&ranges(&["192.0.2.0/24", "10.244.0.0/16"]))?;
+    outside.await_outcome(Tcp, server, &Silent);
+    outside.await_outcome(Udp, server, &Silent);
+    pod.await_pods(Tcp, server, &SERVERS);
+    // The ranges are the load balancer's alone.
+    for node in on_every_node(service.node_port()?) {
+        outside.await_pods(Tcp, node, &SERVERS);
+    }
+
+    service.patch(&json!({"loadBalancerSourceRanges": null}))?;
+    outside.await_pods(Tcp, server, &SERVERS);
+    pod.await_pods(Tcp, server, &SERVERS);
+    Ok(())
+}
+
+pub fn external_ips(world: &World) -> anyhow::Result<()> {
+    let mut service = world.service("external", &json!({"externalIPs": [EXTERNAL]}))?;
+    let _route = world.route(EXTERNAL, 1)?;
+    let server = at(EXTERNAL)?;
+    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
+        client.await_pods(Tcp, server, &SERVERS);
+        client.await_pods(Udp, server, &SERVERS);
+    }
+    service.patch(&json!({"externalIPs": null}))?;
+    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
+        client.await_unserved(Tcp, server);
+    }
+    Ok(())
+}
+
+pub fn external_ips_by_default(world: &World) -> anyhow::Result<()> {
+    let service = world.service("external", &json!({"externalIPs": [EXTERNAL]}))?;
+    let _route = world.route(EXTERNAL, 1)?;
+    let server = at(EXTERNAL)?;
+    world.outside.await_pods(Tcp, server, &SERVERS);
+    // Without the line an agent has its default.
+    let (said, unsaid) = ("\n  externalIPs: true\n", "\n  # as it is by default\n");
+    world.reconfigure_agents(said, unsaid)?;
+    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
+        client.await_unserved(Tcp, server);
+    }
+    world.clients[2].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
+    world.reconfigure_agents(unsaid, said)?;
+    world.outside.await_pods(Tcp, server, &SERVERS);
+    Ok(())
+}
+
+pub fn dual_stack(world: &World) -> anyhow::Result<()> {
+    let service = world.service("dual", &json!({"ipFamilyPolicy": "PreferDualStack"}))?;
+    let spec = &service.content["spec"];
+    let addresses: Vec<IpAddr> = serde_json::from_value(spec["clusterIPs"].clone())?;
+    ensure!(
+        matches!(addresses.as_slice(), [IpAddr::V4(_), IpAddr::V6(_)])
+            && spec["ipFamilies"] == json!(["IPv4", "IPv6"]),
+        "{spec}"
+    );
+    world.clients[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
+    world.nodes[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
+    Ok(())
+}

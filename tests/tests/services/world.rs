@@ -1,0 +1,329 @@
+//! A cluster with a server and a client on each node, and what trials do with it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tests::cluster::Cluster;
+use tests::wait;
+
+use crate::client::{Client, SOON};
+
+/// The pods that serve, one on each node.
+pub const SERVERS: [&str; 3] = ["server-1", "server-2", "server-3"];
+/// Those that also have the label `some: "yes"`: none is on node-3.
+pub const SOME: [&str; 2] = ["server-1", "server-2"];
+
+/// What the host must not send to the world behind it: addresses of Services that nobody serves at the moment.
+const UNUSED: [&str; 3] = ["10.96.0.0/12", "203.0.113.0/24", "198.51.100.0/24"];
+
+/// The host's address on the nodes' network: who is outside comes from it.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
+
+/// A cluster that is up.
+pub struct World {
+    /// kubectl and more.
+    pub cluster: Cluster,
+    /// A pod on each node that does nothing else.
+    pub clients: Vec<Client>,
+    /// The pods that serve, as clients.
+    pub servers: Vec<Client>,
+    /// A process of each node.
+    pub nodes: Vec<Client>,
+    /// The host.
+    pub outside: Client,
+    /// Goes after the cluster that needs it.
+    _unused: Vec<Route>,
+}
+
+impl World {
+    /// Brings it up.
+    pub fn up(datapath: &str) -> anyhow::Result<Self> {
+        let state_dir = PathBuf::from(format!("/var/lib/cwt-services-{}-{datapath}", std::process::id()));
+        let flags = [
+            "--datapath",
+            datapath,
+            "--service-cidr",
+            "10.96.0.0/12,fd00:10:96::/112",
+            "--allow-external-ips",
+        ];
+        let cluster = Cluster::up(&state_dir, &flags)?;
+        cluster.apply(&pods().to_string())?;
+        cluster.run(&["wait", "pods", "--all", "--for=condition=Ready", "--timeout=60s"])?;
+        let program = state_dir.join("testserver");
+        let pods = cluster.run(&["get", "pods", "-o", "json"])?;
+        let pods: Value = serde_json::from_str(&pods)?;
+        let clients = in_pods(&pods, "client", &program)?;
+        let servers = in_pods(&pods, "server", &program)?;
+        let nodes = (1..=3).map(|n| Client::on_node(&format!("node-{n}"), node_address(n), &program));
+        Ok(Self {
+            clients,
+            servers,
+            nodes: nodes.collect::<anyhow::Result<_>>()?,
+            outside: Client::outside(OUTSIDE.into(), &program),
+            _unused: UNUSED
+                .into_iter()
+                .map(Route::nowhere)
+                .collect::<anyhow::Result<_>>()?,
+            cluster,
+        })
+    }
+
+    /// Runs a trial, and prints the processes' logs when it fails.
+    pub fn watch(&self, trial: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        struct Failing<'a>(&'a World);
+        impl Drop for Failing<'_> {
+            fn drop(&mut self) {
+                self.0.cluster.print_logs();
+            }
+        }
+        let failing = Failing(self);
+        trial(self)?;
+        std::mem::forget(failing);
+        Ok(())
+    }
+
+    /// Makes an object, which is removed when dropped.
+    pub fn make(&self, manifest: &Value) -> anyhow::Result<Object<'_>> {
+        let kind = manifest["kind"].as_str().context("kind")?;
+        let name = manifest["metadata"]["name"].as_str().context("name")?;
+        Ok(Object {
+            cluster: &self.cluster,
+            reference: format!("{}/{name}", kind.to_lowercase()),
+            content: self.cluster.apply_and_read(manifest)?,
+        })
+    }
+
+    /// Makes a Service of the servers, port 80 with both protocols. `spec` says what else it has.
+    pub fn service(&self, name: &str, spec: &Value) -> anyhow::Result<Object<'_>> {
+        let mut whole = json!({
+            "selector": {"app": "server"},
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": "http"},
+                {"name": "udp", "port": 80, "targetPort": 8081, "protocol": "UDP"},
+            ],
+        });
+        for (key, value) in spec.as_object().context("a spec")? {
+            whole[key] = value.clone();
+        }
+        self.make(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": whole}))
+    }
+
+    /// Sends, outside of the cluster, what goes to `address` to a node. The route is removed when dropped.
+    pub fn route(&self, address: &str, node: u8) -> anyhow::Result<Route> {
+        let destination = format!("{address}/32");
+        ip_route(&["add", &destination, "via", &node_address(node).to_string()])?;
+        Ok(Route(destination))
+    }
+
+    /// Changes a line of every agent's configuration, and has the agents read it.
+    pub fn reconfigure_agents(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let mut before = Vec::new();
+        for n in 1..=3 {
+            let path = format!("nodes/node-{n}/agent.yaml");
+            let path = self.cluster.state_dir().join(path);
+            let text = std::fs::read_to_string(&path)?;
+            ensure!(text.contains(from), "no {from:?} in {text}");
+            std::fs::write(&path, text.replace(from, to))?;
+            let name = format!("node-{n}-agent");
+            let pid = self.cluster.pid(&name)?;
+            kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+            before.push((name, pid));
+        }
+        for (name, before) in before {
+            let now = || self.cluster.pid(&name).unwrap_or(before);
+            wait::until_value(&name, SOON, now, |pid| *pid != before);
+        }
+        Ok(())
+    }
+}
+
+/// A node's address.
+pub fn node_address(number: u8) -> IpAddr {
+    Ipv4Addr::new(172, 30, 0, 10 + number).into()
+}
+
+/// All nodes' addresses with a port.
+pub fn on_every_node(port: u16) -> [SocketAddr; 3] {
+    [1, 2, 3].map(|n| SocketAddr::new(node_address(n), port))
+}
+
+/// An object of the API, removed when dropped.
+pub struct Object<'a> {
+    cluster: &'a Cluster,
+    reference: String,
+    /// As it was read last.
+    pub content: Value,
+}
+
+impl Object<'_> {
+    /// Changes its specification by a merge patch; `null` removes a field.
+    pub fn patch(&mut self, spec: &Value) -> anyhow::Result<()> {
+        self.merge(&json!({ "spec": spec }), &[])
+    }
+
+    /// Gives a load balancer's address to a Service, as its controller would.
+    pub fn set_load_balancer(&mut self, address: &str) -> anyhow::Result<()> {
+        let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}});
+        self.merge(&status, &["--subresource=status"])
+    }
+
+    fn merge(&mut self, patch: &Value, options: &[&str]) -> anyhow::Result<()> {
+        let patch = patch.to_string();
+        let words = [
+            "patch",
+            &self.reference,
+            "-o",
+            "json",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        let text = self.cluster.run(&[&words, options].concat())?;
+        self.content = serde_json::from_str(&text)?;
+        Ok(())
+    }
+
+    /// Sets labels, or removes one that is written `name-`.
+    pub fn label(&self, label: &str) -> anyhow::Result<()> {
+        self.cluster.run(&["label", &self.reference, label])?;
+        Ok(())
+    }
+
+    /// Scales a Deployment.
+    pub fn scale(&self, replicas: u8) -> anyhow::Result<()> {
+        self.cluster
+            .run(&["scale", &self.reference, &format!("--replicas={replicas}")])?;
+        Ok(())
+    }
+
+    /// A Service's ClusterIP and port.
+    pub fn cluster_ip(&self) -> anyhow::Result<SocketAddr> {
+        let address = self.content["spec"]["clusterIP"]
+            .as_str()
+            .context("no clusterIP")?;
+        Ok(SocketAddr::new(address.parse()?, 80))
+    }
+
+    /// A Service's node port, of both protocols.
+    pub fn node_port(&self) -> anyhow::Result<u16> {
+        self.port(&self.content["spec"]["ports"][0]["nodePort"])
+    }
+
+    /// The port of its health checks.
+    pub fn health_check_node_port(&self) -> anyhow::Result<u16> {
+        self.port(&self.content["spec"]["healthCheckNodePort"])
+    }
+
+    fn port(&self, value: &Value) -> anyhow::Result<u16> {
+        let number = value
+            .as_u64()
+            .with_context(|| format!("no port in {}", self.content))?;
+        Ok(u16::try_from(number)?)
+    }
+}
+
+impl Drop for Object<'_> {
+    fn drop(&mut self) {
+        let removed = self.cluster.run(&["delete", &self.reference, "--wait=false"]);
+        if let Err(error) = removed {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
+/// A route of the host, removed when dropped.
+pub struct Route(String);
+
+impl Route {
+    /// A network that nobody has.
+    fn nowhere(network: &str) -> anyhow::Result<Self> {
+        ip_route(&["add", "unreachable", network])?;
+        Ok(Self(network.to_owned()))
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if let Err(error) = ip_route(&["del", &self.0]) {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
+fn ip_route(words: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("ip").arg("route").args(words).output()?;
+    ensure!(output.status.success(), "ip route {words:?}: {output:?}");
+    Ok(())
+}
+
+/// A server and a client on each node.
+fn pods() -> Value {
+    let numbers = 1..=3;
+    let pod = |name: String, node: u8, labels: Value, container: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
+            "spec": {
+                "nodeSelector": {"kubernetes.io/hostname": format!("node-{node}")},
+                "terminationGracePeriodSeconds": 1,
+                "containers": [container],
+            },
+        })
+    };
+    let servers = numbers.clone().map(|n| {
+        let labels =
+            json!({"app": "server", "some": if n < 3 { "yes" } else { "no" }, "on": format!("node-{n}")});
+        pod(format!("server-{n}"), n, labels, server_container("/readyz"))
+    });
+    let clients = numbers.clone().map(|n| {
+        let container =
+            json!({"name": "client", "image": "causeway/testserver:v1", "args": ["sleep", "infinity"]});
+        pod(format!("client-{n}"), n, json!({"app": "client"}), container)
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": servers.chain(clients).collect::<Vec<_>>()})
+}
+
+/// A container that serves, ready while it answers this path.
+pub fn server_container(ready_path: &str) -> Value {
+    json!({
+        "name": "server", "image": "causeway/testserver:v1",
+        "args": ["serve", "--http", ":8080", "--udp", ":8081"],
+        "ports": [{"name": "http", "containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"path": ready_path, "port": 8080}, "periodSeconds": 1},
+    })
+}
+
+/// Clients in the pods with this label `app`, by their names.
+fn in_pods(pods: &Value, app: &str, program: &Path) -> anyhow::Result<Vec<Client>> {
+    let mut clients = Vec::new();
+    for pod in pods["items"].as_array().context("pods")? {
+        if pod["metadata"]["labels"]["app"] == app {
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let name = text(&pod["metadata"]["name"]).context("name")?;
+            let uid = text(&pod["metadata"]["uid"]).context("uid")?;
+            let address = text(&pod["status"]["podIP"]).context("podIP")?;
+            let pid = process_of(&uid).with_context(|| format!("{name} has no process"))?;
+            if !program.exists() {
+                std::fs::copy(format!("/proc/{pid}/exe"), program)?;
+            }
+            clients.push(Client::in_pod(&name, address.parse()?, pid, program)?);
+        }
+    }
+    clients.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(clients)
+}
+
+/// A process of a pod's container, by the pod's cgroup.
+fn process_of(uid: &str) -> Option<u32> {
+    let mut processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.find_map(|process| {
+        let pid = process.file_name().to_string_lossy().parse().ok()?;
+        let program = std::fs::read_link(process.path().join("exe")).ok()?;
+        let cgroups = std::fs::read_to_string(process.path().join("cgroup")).ok()?;
+        (program.ends_with("testserver") && cgroups.contains(uid)).then_some(pid)
+    })
+}
