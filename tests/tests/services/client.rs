@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -222,6 +224,23 @@ impl Client {
         });
         seen.unwrap_or_default()
     }
+}
+
+/// Makes a check for several clients at once.
+pub fn each<'a>(clients: impl IntoIterator<Item = &'a Client>, check: impl Fn(&Client) + Sync) {
+    thread::scope(|scope| {
+        let checks: Vec<_> = clients
+            .into_iter()
+            .map(|client| {
+                let check = &check;
+                scope.spawn(move || check(client))
+            })
+            .collect();
+        for check in checks {
+            // The trial fails with the check's own message.
+            check.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
+    });
 }
 
 fn served_by(outcome: &Outcome) -> Option<&str> {

@@ -8,7 +8,7 @@ use tests::wait;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::Refused;
-use crate::client::SOON;
+use crate::client::{SOON, each};
 use crate::world::{SERVERS, World, on_every_node, server_container};
 
 pub fn scaled_to_zero(world: &World) -> anyhow::Result<()> {
@@ -18,21 +18,20 @@ pub fn scaled_to_zero(world: &World) -> anyhow::Result<()> {
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [server_container("/readyz")]}},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [server_container("/readyz", 8080)]}},
         },
     }))?;
     let service = world.service("scaled", &json!({"type": "NodePort", "selector": labels}))?;
     let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
-    let everybody = || world.clients.iter().chain(&world.nodes);
     world.clients[0].await_one_pod(Tcp, server);
 
     deployment.scale(0)?;
-    for client in everybody() {
+    each(world.inside(), |client| {
         client.await_outcome(Tcp, server, &Refused);
-    }
-    for client in &world.clients {
+    });
+    each(&world.clients, |client| {
         client.await_outcome(Udp, server, &Refused);
-    }
+    });
     // A socket that is not connected is not told of a refusal, and a sender in the network namespace whose rules refuse
     // is told that it may not (EPERM), as at any rule there.
     world.clients[0].await_unserved(UdpUnconnected, server);
@@ -44,9 +43,9 @@ pub fn scaled_to_zero(world: &World) -> anyhow::Result<()> {
     }
 
     deployment.scale(1)?;
-    for client in everybody() {
+    each(world.inside(), |client| {
         client.await_one_pod(Tcp, server);
-    }
+    });
     for server in nodes {
         world.outside.await_one_pod(Tcp, server);
         world.outside.await_one_pod(Udp, server);
@@ -58,7 +57,7 @@ pub fn not_ready(world: &World) -> anyhow::Result<()> {
     let labels = json!({"app": "not-ready"});
     let _pod = world.make(&json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "not-ready", "labels": labels},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [server_container("/nowhere")]},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [server_container("/nowhere", 8080)]},
     }))?;
     let spec = json!({"type": "NodePort", "selector": labels, "publishNotReadyAddresses": true});
     let mut service = world.service("not-ready", &spec)?;
@@ -84,16 +83,12 @@ pub fn other_proxy(world: &World) -> anyhow::Result<()> {
     let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
     world.clients[0].await_pods(Tcp, server, &SERVERS);
     service.label(&format!("{LABEL}=another"))?;
-    for client in world.clients.iter().chain(&world.nodes) {
-        client.await_unserved(Tcp, server);
-    }
+    each(world.inside(), |client| client.await_unserved(Tcp, server));
     for server in nodes {
         world.outside.await_outcome(Tcp, server, &Refused);
     }
     service.label(&format!("{LABEL}-"))?;
-    for client in world.clients.iter().chain(&world.nodes) {
-        client.await_pods(Tcp, server, &SERVERS);
-    }
+    each(world.inside(), |client| client.await_pods(Tcp, server, &SERVERS));
     for server in nodes {
         world.outside.await_pods(Tcp, server, &SERVERS);
     }
@@ -104,7 +99,7 @@ pub fn headless(world: &World) -> anyhow::Result<()> {
     const DNS: [u8; 4] = [10, 96, 0, 10];
     let _service = world.service("headless", &json!({"clusterIP": "None"}))?;
     let addresses: BTreeSet<String> = world.servers.iter().map(|pod| pod.address.to_string()).collect();
-    for client in &world.clients {
+    each(&world.clients, |client| {
         wait::until_value(
             &format!("{}: the addresses of headless", client.name),
             SOON,
@@ -119,6 +114,6 @@ pub fn headless(world: &World) -> anyhow::Result<()> {
             client.await_pods(Tcp, server, &[&pod.name]);
             client.await_seen_as(server, |saw| saw == client.address);
         }
-    }
+    });
     Ok(())
 }

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::{Refused, Silent};
-use crate::world::{SERVERS, World, on_every_node};
+use crate::client::each;
+use crate::world::{SERVERS, World, on_every_node, server_container};
 
 /// Documentation networks (RFC 5737): nobody has these addresses.
 const LOAD_BALANCER: &str = "203.0.113.10";
@@ -20,11 +21,11 @@ fn at(address: &str) -> anyhow::Result<SocketAddr> {
 pub fn cluster_ip(world: &World) -> anyhow::Result<()> {
     let service = world.service("plain", &json!({}))?;
     let server = service.cluster_ip()?;
-    for client in world.clients.iter().chain(&world.nodes) {
+    each(world.inside(), |client| {
         for how in [Tcp, Udp, UdpUnconnected] {
             client.await_pods(how, server, &SERVERS);
         }
-    }
+    });
     for client in &world.clients {
         client.await_seen_as(server, |saw| saw == client.address);
     }
@@ -39,15 +40,39 @@ pub fn hairpin(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+pub fn host_network(world: &World) -> anyhow::Result<()> {
+    let labels = json!({"app": "on-host"});
+    let _pod = world.make(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "on-host", "labels": labels},
+        "spec": {
+            "hostNetwork": true,
+            "nodeSelector": {"kubernetes.io/hostname": "node-2"},
+            "terminationGracePeriodSeconds": 1,
+            // DNS has 8080 on each node, for its health.
+            "containers": [server_container("/readyz", 7080)],
+        },
+    }))?;
+    let service = world.service("on-host", &json!({"type": "NodePort", "selector": labels}))?;
+    let (server, nodes) = (service.cluster_ip()?, on_every_node(service.node_port()?));
+    // A pod of the host's network has the node's name.
+    each(world.inside(), |client| {
+        client.await_pods(Tcp, server, &["node-2"]);
+        client.await_pods(Udp, server, &["node-2"]);
+    });
+    for node in nodes {
+        world.outside.await_pods(Tcp, node, &["node-2"]);
+    }
+    Ok(())
+}
+
 pub fn node_port(world: &World) -> anyhow::Result<()> {
     let mut service = world.service("node-port", &json!({"type": "NodePort"}))?;
     let servers = on_every_node(service.node_port()?);
     for server in servers {
-        for how in [Tcp, Udp] {
-            world.outside.await_pods(how, server, &SERVERS);
-            world.clients[0].await_pods(how, server, &SERVERS);
-            world.nodes[1].await_pods(how, server, &SERVERS);
-        }
+        each([&world.outside, &world.clients[0], &world.nodes[1]], |client| {
+            client.await_pods(Tcp, server, &SERVERS);
+            client.await_pods(Udp, server, &SERVERS);
+        });
         // Answers must come back by the same node, so that the pods see none but nodes.
         let outside = world.outside.address;
         world.outside.await_seen_as(server, |saw| saw != outside);
@@ -65,12 +90,10 @@ pub fn load_balancer(world: &World) -> anyhow::Result<()> {
     service.set_load_balancer(LOAD_BALANCER)?;
     let _route = world.route(LOAD_BALANCER, 2)?;
     let server = at(LOAD_BALANCER)?;
-    for how in [Tcp, Udp] {
-        world.outside.await_pods(how, server, &SERVERS);
-        for client in world.clients.iter().chain(&world.nodes) {
-            client.await_pods(how, server, &SERVERS);
-        }
-    }
+    each(world.inside().chain([&world.outside]), |client| {
+        client.await_pods(Tcp, server, &SERVERS);
+        client.await_pods(Udp, server, &SERVERS);
+    });
     Ok(())
 }
 
@@ -106,14 +129,13 @@ pub fn external_ips(world: &World) -> anyhow::Result<()> {
     let mut service = world.service("external", &json!({"externalIPs": [EXTERNAL]}))?;
     let _route = world.route(EXTERNAL, 1)?;
     let server = at(EXTERNAL)?;
-    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
+    let clients = [&world.outside, &world.clients[2], &world.nodes[1]];
+    each(clients, |client| {
         client.await_pods(Tcp, server, &SERVERS);
         client.await_pods(Udp, server, &SERVERS);
-    }
+    });
     service.patch(&json!({"externalIPs": null}))?;
-    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
-        client.await_unserved(Tcp, server);
-    }
+    each(clients, |client| client.await_unserved(Tcp, server));
     Ok(())
 }
 
@@ -125,9 +147,8 @@ pub fn external_ips_by_default(world: &World) -> anyhow::Result<()> {
     // Without the line an agent has its default.
     let (said, unsaid) = ("\n  externalIPs: true\n", "\n  # as it is by default\n");
     world.reconfigure_agents(said, unsaid)?;
-    for client in [&world.outside, &world.clients[2], &world.nodes[1]] {
-        client.await_unserved(Tcp, server);
-    }
+    let clients = [&world.outside, &world.clients[2], &world.nodes[1]];
+    each(clients, |client| client.await_unserved(Tcp, server));
     world.clients[2].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
     world.reconfigure_agents(unsaid, said)?;
     world.outside.await_pods(Tcp, server, &SERVERS);

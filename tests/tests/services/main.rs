@@ -27,6 +27,10 @@ const CLAIMS: &[(&str, Claim)] = &[
     ),
     ("a pod reaches itself by its Service", exposure::hairpin),
     (
+        "pods of the host's network are endpoints like others",
+        exposure::host_network,
+    ),
+    (
         "a node port serves on every node, and ends with the type",
         exposure::node_port,
     ),

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::{Refused, Silent, Status};
+use crate::client::each;
 use crate::world::{SERVERS, SOME, World, on_every_node};
 
 pub fn external_local(world: &World) -> anyhow::Result<()> {
@@ -43,19 +44,19 @@ pub fn internal_local(world: &World) -> anyhow::Result<()> {
     let server = service.cluster_ip()?;
     for how in [Tcp, Udp, UdpUnconnected] {
         for (n, pod) in SOME.into_iter().enumerate() {
-            world.clients[n].await_pods(how, server, &[pod]);
-            world.nodes[n].await_pods(how, server, &[pod]);
+            each([&world.clients[n], &world.nodes[n]], |client| {
+                client.await_pods(how, server, &[pod]);
+            });
         }
-        world.clients[2].await_unserved(how, server);
-        world.nodes[2].await_unserved(how, server);
+        each([&world.clients[2], &world.nodes[2]], |client| {
+            client.await_unserved(how, server);
+        });
     }
     for node in on_every_node(service.node_port()?) {
         world.outside.await_pods(Tcp, node, &SOME);
     }
     service.patch(&json!({"internalTrafficPolicy": "Cluster"}))?;
-    for client in world.clients.iter().chain(&world.nodes) {
-        client.await_pods(Tcp, server, &SOME);
-    }
+    each(world.inside(), |client| client.await_pods(Tcp, server, &SOME));
     Ok(())
 }
 
@@ -96,11 +97,10 @@ pub fn affinity(world: &World) -> anyhow::Result<()> {
     )?;
     let server = service.cluster_ip()?;
     let nodes = on_every_node(service.node_port()?);
-    for client in world.clients.iter().chain(&world.nodes) {
-        for how in [Tcp, Udp] {
-            client.await_one_pod(how, server);
-        }
-    }
+    each(world.inside(), |client| {
+        client.await_one_pod(Tcp, server);
+        client.await_one_pod(Udp, server);
+    });
     for server in nodes {
         world.outside.await_one_pod(Tcp, server);
         world.outside.await_one_pod(Udp, server);
@@ -112,9 +112,7 @@ pub fn affinity(world: &World) -> anyhow::Result<()> {
     );
 
     service.patch(&json!({"sessionAffinity": "None"}))?;
-    for client in world.clients.iter().chain(&world.nodes) {
-        client.await_pods(Tcp, server, &SERVERS);
-    }
+    each(world.inside(), |client| client.await_pods(Tcp, server, &SERVERS));
     for server in nodes {
         world.outside.await_pods(Tcp, server, &SERVERS);
     }
@@ -166,12 +164,12 @@ pub fn distribution(world: &World) -> anyhow::Result<()> {
     }
     // The node has none any more: its zone is the next choice, and all are the last.
     service.patch(&json!({"selector": {"on": "node-1"}}))?;
-    for client in &world.clients {
+    each(&world.clients, |client| {
         client.await_pods(Tcp, server, &["server-1"]);
-    }
+    });
     service.patch(&json!({"selector": {"on": null}, "trafficDistribution": null}))?;
-    for client in &world.clients {
+    each(&world.clients, |client| {
         client.await_pods(Tcp, server, &SERVERS);
-    }
+    });
     Ok(())
 }

@@ -73,6 +73,11 @@ impl World {
         })
     }
 
+    /// The clients in pods and on nodes.
+    pub fn inside(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter().chain(&self.nodes)
+    }
+
     /// Runs a trial, and prints the processes' logs when it fails.
     pub fn watch(&self, trial: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         struct Failing<'a>(&'a World);
@@ -104,7 +109,7 @@ impl World {
             "selector": {"app": "server"},
             "ports": [
                 {"name": "http", "port": 80, "targetPort": "http"},
-                {"name": "udp", "port": 80, "targetPort": 8081, "protocol": "UDP"},
+                {"name": "udp", "port": 80, "targetPort": "udp", "protocol": "UDP"},
             ],
         });
         for (key, value) in spec.as_object().context("a spec")? {
@@ -277,7 +282,12 @@ fn pods() -> Value {
     let servers = numbers.clone().map(|n| {
         let labels =
             json!({"app": "server", "some": if n < 3 { "yes" } else { "no" }, "on": format!("node-{n}")});
-        pod(format!("server-{n}"), n, labels, server_container("/readyz"))
+        pod(
+            format!("server-{n}"),
+            n,
+            labels,
+            server_container("/readyz", 8080),
+        )
     });
     let clients = numbers.clone().map(|n| {
         let container =
@@ -287,13 +297,17 @@ fn pods() -> Value {
     json!({"apiVersion": "v1", "kind": "List", "items": servers.chain(clients).collect::<Vec<_>>()})
 }
 
-/// A container that serves, ready while it answers this path.
-pub fn server_container(ready_path: &str) -> Value {
+/// A container that serves HTTP on this port and UDP on the next one, and is ready while it answers this path.
+pub fn server_container(ready_path: &str, port: u16) -> Value {
+    let (http, udp) = (format!(":{port}"), format!(":{}", port + 1));
     json!({
         "name": "server", "image": "causeway/testserver:v1",
-        "args": ["serve", "--http", ":8080", "--udp", ":8081"],
-        "ports": [{"name": "http", "containerPort": 8080}],
-        "readinessProbe": {"httpGet": {"path": ready_path, "port": 8080}, "periodSeconds": 1},
+        "args": ["serve", "--http", http, "--udp", udp],
+        "ports": [
+            {"name": "http", "containerPort": port},
+            {"name": "udp", "containerPort": port + 1, "protocol": "UDP"},
+        ],
+        "readinessProbe": {"httpGet": {"path": ready_path, "port": "http"}, "periodSeconds": 1},
     })
 }
 
