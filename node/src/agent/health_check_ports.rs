@@ -22,6 +22,7 @@ use ipnetwork::IpNetwork;
 use model::{ObjectName, with_causes};
 use netlink::{Kernel, Netlink};
 use nix::sys::socket::{setsockopt, sockopt};
+use proxy::ServicePlan;
 use proxy::plan::HealthCheck;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
@@ -56,6 +57,38 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
+    /// The checks of these Services that are not as the plans say, with what they say.
+    #[must_use]
+    pub fn differences<'s>(
+        &self,
+        plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
+        services: impl IntoIterator<Item = &'s ObjectName>,
+    ) -> BTreeMap<ObjectName, Option<HealthCheck>> {
+        let wanted = services.into_iter().map(|service| {
+            let check = plans.get(service).and_then(|plan| plan.health);
+            (service, check)
+        });
+        wanted
+            .filter(|(service, check)| self.checks.get(*service) != check.as_ref())
+            .map(|(service, check)| (service.clone(), check))
+            .collect()
+    }
+
+    /// Takes what [`Self::differences`] found.
+    pub fn update(
+        &mut self,
+        differences: BTreeMap<ObjectName, Option<HealthCheck>>,
+        networks: BTreeSet<IpNetwork>,
+    ) {
+        for (service, check) in differences {
+            match check {
+                Some(check) => self.checks.insert(service, check),
+                None => self.checks.remove(&service),
+            };
+        }
+        self.networks = networks;
+    }
+
     /// Whether it depends on which addresses the node has where to listen.
     fn depends_on_addresses(&self) -> bool {
         !self.checks.is_empty() && self.networks.iter().any(|network| listens_on(network).is_none())
@@ -108,7 +141,7 @@ fn is_link_local(address: &IpAddr) -> bool {
 /// Serves the health checks that the proxy asks for, until shutdown.
 ///
 /// # Errors
-/// When the node's addresses cannot be read.
+/// When nobody tells of health checks any more.
 pub async fn serve(
     progress: Arc<ProxyProgress>,
     part: Part,
@@ -120,13 +153,12 @@ pub async fn serve(
     loop {
         let checks = wanted.borrow_and_update().clone();
         let own = if checks.depends_on_addresses() {
-            tokio::task::spawn_blocking(own_addresses)
-                .await
-                .context("read addresses")??
+            let read = tokio::task::spawn_blocking(own_addresses).await;
+            read.map_err(Into::into).flatten()
         } else {
-            Vec::new()
+            Ok(Vec::new())
         };
-        let pause = match ports.put(&checks, &own).await.as_slice() {
+        let pause = match ports.look(&checks, own).await.as_slice() {
             [] => {
                 part.works();
                 backoff.reset();
@@ -159,6 +191,8 @@ struct Open {
 /// The ports that are open.
 struct Ports {
     progress: Arc<ProxyProgress>,
+    /// The node's addresses when they were last read.
+    own: Vec<IpAddr>,
     open: BTreeMap<SocketAddr, Open>,
 }
 
@@ -166,8 +200,25 @@ impl Ports {
     fn new(progress: Arc<ProxyProgress>) -> Self {
         Self {
             progress,
+            own: Vec::new(),
             open: BTreeMap::new(),
         }
+    }
+
+    /// The same as [`Self::put`]. Where the node's addresses could not be read, the last ones hold: a port that is open
+    /// stays so.
+    async fn look(&mut self, wanted: &HealthChecks, own: anyhow::Result<Vec<IpAddr>>) -> Vec<String> {
+        let problem = match own {
+            Ok(own) => {
+                self.own = own;
+                None
+            }
+            Err(error) => Some(format!("read addresses: {error:#}")),
+        };
+        let own = self.own.clone();
+        let mut problems = self.put(wanted, &own).await;
+        problems.extend(problem);
+        problems
     }
 
     /// Closes and opens until it is as wanted, as far as it can be, and returns what cannot.
@@ -442,6 +493,32 @@ mod tests {
             Vec::<String>::new()
         );
         ask(port).await.expect_err("its Service is gone");
+    }
+
+    #[tokio::test]
+    async fn addresses_that_cannot_be_read_close_no_port() {
+        let (port, other_port) = (free_port().await, free_port().await);
+        let loopback: &[_] = &["127.0.0.0/8"];
+        let web = checks(&[("web", port, 1)], loopback);
+        let both = checks(&[("web", port, 1), ("other", other_port, 1)], loopback);
+        let own = || Ok(vec![Ipv4Addr::LOCALHOST.into()]);
+        let unreadable = || Err(anyhow::anyhow!("no buffer space").context("netlink"));
+        let problem = "read addresses: netlink: no buffer space";
+        let mut ports = Ports::new(Arc::default());
+        assert_eq!(
+            ports.look(&web, unreadable()).await,
+            [problem],
+            "nor were they ever"
+        );
+        ask(port).await.expect_err("nobody knows where");
+        assert_eq!(ports.look(&web, own()).await, Vec::<String>::new());
+        assert_eq!(ports.look(&both, unreadable()).await, [problem]);
+        assert!(ask(port).await.is_ok(), "it stays open");
+        assert!(ask(other_port).await.is_ok(), "the last addresses hold");
+        assert_eq!(ports.look(&web, unreadable()).await, [problem]);
+        ask(other_port).await.expect_err("its Service is gone");
+        assert_eq!(ports.look(&web, own()).await, Vec::<String>::new());
+        assert!(ask(port).await.is_ok());
     }
 
     #[tokio::test]

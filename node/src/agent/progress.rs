@@ -12,9 +12,9 @@ use super::health_check_ports::HealthChecks;
 use super::metrics::{Durations, Moment};
 use super::service_proxy::{Changes, Policy};
 
-/// A change that is not in the kernel after this time makes the node unhealthy: kube-proxy's limit, twice its
-/// default `syncPeriod`.
-const OVERDUE: Duration = Duration::from_secs(60);
+/// When the kernel takes no changes for this time the node is unhealthy: kube-proxy's limit, twice its default
+/// `syncPeriod`.
+pub const OVERDUE: Duration = Duration::from_secs(60);
 
 /// How much a pass of the proxy looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Passes {
 /// What is as it is at this moment.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Since when something is to be done.
+    /// Since when something is to be done. What single Services wait for is not meant: it is theirs alone.
     pending_since: Option<Instant>,
     /// What changed and is not in the kernel.
     pub pending: Changes,
@@ -66,7 +66,7 @@ pub struct ProxyProgress {
     pub network_programming: BTreeMap<IpFamily, Durations>,
     /// When the last change came in.
     pub queued: Moment,
-    /// When the kernel was last as it should be.
+    /// When the kernel was last as it should be, but for single Services that fail.
     pub synced: Moment,
     /// Changes of Services so far.
     pub service_changes: AtomicU64,
@@ -125,13 +125,16 @@ impl ProxyProgress {
         self.state().pending_since.get_or_insert_with(Instant::now);
     }
 
-    /// All of it is done.
+    /// All of it is done, but for single Services that fail.
     pub fn done(&self, pass: Pass, took: Duration) {
         self.passed(pass, took);
         self.synced.set_now();
-        let mut state = self.state();
-        state.pending_since = None;
-        state.pending = Changes::default();
+        self.state().pending_since = None;
+    }
+
+    /// A sync could not do what all Services need: it is to be done since then, if not since before.
+    pub fn held_up(&self) {
+        self.state().pending_since.get_or_insert_with(Instant::now);
     }
 
     /// A pass over the kernel ended well, without being about a change.
@@ -144,8 +147,8 @@ impl ProxyProgress {
         }
     }
 
-    /// A sync or an audit failed. What a sync was to do is pending since [`Self::queue`]; a repair that waits is no
-    /// change that is overdue.
+    /// Something of a sync or an audit failed. Alone it makes nothing overdue: [`Self::held_up`] does, and a repair that
+    /// waits is no change.
     pub fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
@@ -153,8 +156,13 @@ impl ProxyProgress {
     /// Whether changes reach the kernel in time.
     #[must_use]
     pub fn in_time(&self) -> bool {
+        self.is_in_time_at(Instant::now())
+    }
+
+    /// The same at a moment, if nothing comes in between.
+    pub(super) fn is_in_time_at(&self, now: Instant) -> bool {
         let pending = self.state().pending_since;
-        pending.is_none_or(|since| since.elapsed() < OVERDUE)
+        pending.is_none_or(|since| now.saturating_duration_since(since) < OVERDUE)
     }
 
     /// What is as it is at this moment, to be looked at or written.

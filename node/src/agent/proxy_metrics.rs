@@ -46,7 +46,7 @@ fn passes(proxy: &ProxyProgress, page: &mut Page) {
     let moments = [
         (
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-            "When the kernel was last as it should be, in seconds since 1970.",
+            "When the kernel was last as it should be, but for Services that fail, in seconds since 1970.",
             proxy.synced.unix_seconds(),
         ),
         (
@@ -149,13 +149,13 @@ fn kernel(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
         Datapath::Nftables | Datapath::Ebpf => count(
             page,
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-            "Syncs and audits that failed at nftables.",
+            "Syncs and audits of which something failed at nftables.",
             &proxy.rules_failures,
         ),
         Datapath::Iptables => count(
             page,
             "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
-            "Syncs and audits that failed at iptables.",
+            "Syncs and audits of which something failed at iptables.",
             &proxy.rules_failures,
         ),
         Datapath::None => {}
@@ -163,13 +163,13 @@ fn kernel(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
     count(
         page,
         "causeway_proxy_failures_total",
-        "Syncs and audits that failed.",
+        "Syncs and audits of which something failed, be it for one Service.",
         &proxy.failures,
     );
     count(
         page,
         "causeway_proxy_repairs_total",
-        "What audits found different from what was programmed, and repaired.",
+        "What audits found changed by others, and repaired; what the proxy had left undone itself is not counted.",
         &proxy.repairs,
     );
 }

@@ -219,7 +219,7 @@ pub struct Proxy {
     /// The bridge of `detectLocalMode: BridgeInterface`, needed there and without effect elsewhere. Default: absent.
     pub bridge_interface: Option<String>,
     /// What the names of the pods' devices begin with, for `detectLocalMode: InterfaceNamePrefix`, needed there and
-    /// without effect elsewhere. Default: absent.
+    /// without effect elsewhere. At most 15 bytes, with `datapath: iptables` 14. Default: absent.
     pub interface_name_prefix: Option<String>,
     /// Whether everyone, pods included, gets the node's address as its source at ClusterIPs. Default: `false`.
     #[serde(default)]
@@ -279,10 +279,17 @@ impl Proxy {
             .collect();
         problems.extend(match self.detect_local_mode {
             DetectLocalMode::BridgeInterface => {
-                device_problem("bridgeInterface", self.bridge_interface.as_deref())
+                let name = self.bridge_interface.as_deref();
+                device_problem("bridgeInterface", name, LONGEST_NAME)
             }
             DetectLocalMode::InterfaceNamePrefix => {
-                device_problem("interfaceNamePrefix", self.interface_name_prefix.as_deref())
+                let longest = match self.datapath {
+                    // iptables writes a beginning with a `+` after it, in the same 16 bytes.
+                    Datapath::Iptables => LONGEST_NAME - 1,
+                    Datapath::Ebpf | Datapath::Nftables | Datapath::None => LONGEST_NAME,
+                };
+                let prefix = self.interface_name_prefix.as_deref();
+                device_problem("interfaceNamePrefix", prefix, longest)
             }
             DetectLocalMode::ClusterCidr | DetectLocalMode::NodeCidr | DetectLocalMode::None => None,
         });
@@ -290,16 +297,27 @@ impl Proxy {
     }
 }
 
+/// Of a device's name, in bytes: `IFNAMSIZ` without the zero byte at the end.
+const LONGEST_NAME: usize = 15;
+
 /// What is wrong with the name of a device, or its beginning, that pods are told by.
-fn device_problem(key: &str, name: Option<&str>) -> Option<String> {
+fn device_problem(key: &str, name: Option<&str>, longest: usize) -> Option<String> {
     match name {
         None => Some(format!("proxy.{key}: is needed for this detectLocalMode")),
-        // IFNAMSIZ, with the closing zero byte.
-        Some(name) if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) => {
+        Some(name) if name.is_empty() || name.contains(is_no_part_of_a_name) => {
             Some(format!("proxy.{key}: {name:?} is not a device's name"))
+        }
+        Some(name) if name.len() > longest => {
+            Some(format!("proxy.{key}: {name:?} is longer than {longest} bytes"))
         }
         Some(_) => None,
     }
+}
+
+/// What no device's name has (the kernel's `dev_valid_name`), and what would be no part of it in a line for
+/// `iptables-restore`.
+fn is_no_part_of_a_name(letter: char) -> bool {
+    letter.is_whitespace() || letter.is_control() || matches!(letter, '/' | '+' | '\'' | '"' | '`')
 }
 
 /// Networks of which one may be written alone.

@@ -268,6 +268,19 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
             "proxy: {detectLocalMode: InterfaceNamePrefix, interfaceNamePrefix: ve/th}",
             "proxy.interfaceNamePrefix: \"ve/th\" is not a device's name",
         ),
+        (
+            "proxy: {datapath: iptables, detectLocalMode: InterfaceNamePrefix, \
+             interfaceNamePrefix: fifteen-letters}",
+            "proxy.interfaceNamePrefix: \"fifteen-letters\" is longer than 14 bytes",
+        ),
+        (
+            "proxy: {detectLocalMode: InterfaceNamePrefix, interfaceNamePrefix: sixteen-letters-}",
+            "proxy.interfaceNamePrefix: \"sixteen-letters-\" is longer than 15 bytes",
+        ),
+        (
+            "proxy: {datapath: iptables, detectLocalMode: BridgeInterface, bridgeInterface: sixteen-letters-}",
+            "proxy.bridgeInterface: \"sixteen-letters-\" is longer than 15 bytes",
+        ),
         ("stateDir: state", "stateDir: state is not an absolute path"),
         (
             "proxy: {datapath: none, cgroup: a, pinDir: b}",
@@ -316,6 +329,53 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
             format!("proxy: {{datapath: none}}\n{text}")
         };
         refused(&text, words);
+    }
+}
+
+#[test]
+fn a_name_of_a_device_is_nothing_that_a_rule_would_read_otherwise() {
+    let rows = [
+        (
+            "detectLocalMode: BridgeInterface, bridgeInterface",
+            "bridgeInterface",
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix, interfaceNamePrefix",
+            "interfaceNamePrefix",
+        ),
+    ];
+    for (keys, key) in rows {
+        for datapath in ["ebpf", "nftables", "iptables"] {
+            for name in [
+                "", "a b", "a\tb", "a\nb", "a\u{1}b", "a\u{a0}b", "a'b", "a\"b", "`ab", "a/b", "ab+",
+            ] {
+                let written = serde_json::to_string(name).expect("a text");
+                refused(
+                    &format!("proxy: {{datapath: {datapath}, podNetwork: 10.244.0.0/16, {keys}: {written}}}"),
+                    &format!("proxy.{key}: {name:?} is not a device's name"),
+                );
+            }
+        }
+    }
+    let names = [
+        (
+            "iptables",
+            "InterfaceNamePrefix, interfaceNamePrefix: fourteen-bytes",
+        ),
+        (
+            "nftables",
+            "InterfaceNamePrefix, interfaceNamePrefix: fifteen-letters",
+        ),
+        (
+            "ebpf",
+            "InterfaceNamePrefix, interfaceNamePrefix: fifteen-letters",
+        ),
+        ("iptables", "BridgeInterface, bridgeInterface: fifteen-letters"),
+    ];
+    for (datapath, keys) in names {
+        accepted(&format!(
+            "proxy: {{datapath: {datapath}, podNetwork: 10.244.0.0/16, detectLocalMode: {keys}}}"
+        ));
     }
 }
 

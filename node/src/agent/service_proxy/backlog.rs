@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{EndpointSlice, IpFamily, ObjectName, ServiceKind, Snapshot, UnixTime};
+use model::{EndpointSlice, IpFamily, ObjectName, Service, ServiceKind, Snapshot, UnixTime};
 
 /// How many objects differ between two snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,23 +16,59 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// What differs, however many states lie between.
+    /// What differs of the Services that are `wanted`, however many states lie between.
     #[must_use]
-    pub fn between(older: &Snapshot, newer: &Snapshot) -> Self {
-        let empty = BTreeMap::new();
+    pub fn between(older: &Snapshot, newer: &Snapshot, wanted: impl Fn(&ObjectName) -> bool) -> Self {
+        let services = newer.services.keys_changed_since(&older.services).into_iter();
         let slices = newer.slices.keys_changed_since(&older.slices).into_iter();
-        let slices = slices.map(|service| {
-            let new = newer.slices.get(service).map_or(&empty, Arc::as_ref);
-            let old = older.slices.get(service).map_or(&empty, Arc::as_ref);
-            let written = new.iter().filter(|(name, slice)| old.get(*name) != Some(slice));
-            let gone = old.keys().filter(|name| !new.contains_key(*name));
-            (written.count() + gone.count()) as u64
+        let slices = slices.filter(|service| wanted(service)).map(|service| {
+            let (new, old) = (newer.slices.get(service), older.slices.get(service));
+            changed_slices(old, new)
         });
         Self {
-            services: newer.services.keys_changed_since(&older.services).len() as u64,
+            services: services.filter(|service| wanted(service)).count() as u64,
             slices: slices.sum(),
         }
     }
+}
+
+/// What a snapshot has of one Service.
+#[derive(Debug)]
+pub struct Had {
+    service: Option<Arc<Service>>,
+    slices: Option<Arc<Slices>>,
+}
+
+impl Had {
+    /// Takes it out: a Service that fails for days shall not keep the whole cluster of then in memory.
+    #[must_use]
+    pub fn of(service: &ObjectName, snapshot: &Snapshot) -> Self {
+        Self {
+            service: snapshot.services.get(service).cloned(),
+            slices: snapshot.slices.get(service).cloned(),
+        }
+    }
+
+    /// What of it differs by now.
+    #[must_use]
+    pub fn changes(&self, service: &ObjectName, newer: &Snapshot) -> Changes {
+        Changes {
+            services: u64::from(newer.services.get(service) != self.service.as_ref()),
+            slices: changed_slices(self.slices.as_ref(), newer.slices.get(service)),
+        }
+    }
+}
+
+/// The slices of a Service by name.
+type Slices = BTreeMap<String, Arc<EndpointSlice>>;
+
+fn changed_slices(old: Option<&Arc<Slices>>, new: Option<&Arc<Slices>>) -> u64 {
+    let empty = BTreeMap::new();
+    let new = new.map_or(&empty, Arc::as_ref);
+    let old = old.map_or(&empty, Arc::as_ref);
+    let written = new.iter().filter(|(name, slice)| old.get(*name) != Some(slice));
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    (written.count() + gone.count()) as u64
 }
 
 /// Moments that are kept for one Service: one whose changes never reach the kernel shall not fill the memory.
@@ -152,8 +188,35 @@ mod tests {
             services: 1,
             slices: 3,
         };
-        assert_eq!(Changes::between(&before, &after), expected);
-        assert_eq!(Changes::between(&after, &after.clone()), Changes::default());
+        let all = |_: &ObjectName| true;
+        assert_eq!(Changes::between(&before, &after, all), expected);
+        assert_eq!(Changes::between(&after, &after.clone(), all), Changes::default());
+        // One Service alone, and all but it: the same together.
+        let one = |service: &str| Had::of(&name(service), &before).changes(&name(service), &after);
+        let but = |left_out: &str| {
+            let left_out = name(left_out);
+            Changes::between(&before, &after, |service| *service != left_out)
+        };
+        let (services, slices) = (1, 1);
+        let rows = [
+            (
+                "a",
+                Changes { services: 0, slices },
+                Changes { services, slices: 2 },
+            ),
+            (
+                "b",
+                Changes { services, slices },
+                Changes {
+                    services: 0,
+                    slices: 2,
+                },
+            ),
+            ("d", Changes::default(), expected),
+        ];
+        for (service, alone, others) in rows {
+            assert_eq!((one(service), but(service)), (alone, others), "of {service}");
+        }
     }
 
     #[test]

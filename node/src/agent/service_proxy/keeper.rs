@@ -10,9 +10,9 @@ use proxy::plan::Reason;
 use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
 
 use super::backlog::{Changes, Triggers};
+use super::failing::{FailingServices, Tried};
 use super::no_local::NoLocalEndpoints;
 use super::rejected::{LookedAt, RejectedParts};
-use crate::agent::health_check_ports::HealthChecks;
 use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
 
@@ -26,19 +26,22 @@ pub enum Audit {
 }
 
 /// The proxy, and what of it is not settled. An audit that finds nothing settles no sync that failed, nor the reverse:
-/// the fixed structure may be whole while a Service is not in the kernel.
+/// the fixed structure may be whole while something else is not in the kernel.
 pub struct Keeper<'a> {
     proxy: Proxy,
     progress: &'a ProxyProgress,
     part: &'a Part,
-    /// The newest snapshot that came, the last that a sync was given, and the last that is in the kernel as a whole.
+    /// The newest snapshot that came, the last that a sync was given, and the last that is in the kernel but for the
+    /// Services that fail.
     queued: Arc<Snapshot>,
     given: Arc<Snapshot>,
     programmed: Arc<Snapshot>,
     /// Whether a sync had complete lists.
     began: bool,
-    sync_failed: bool,
-    audit_failed: bool,
+    /// What the latest sync, and the latest audit, could not do that is no single Service's.
+    sync_failure: Option<String>,
+    audit_failure: Option<String>,
+    failing: FailingServices,
     triggers: Triggers,
     rejected: RejectedParts,
     no_local: NoLocalEndpoints,
@@ -54,8 +57,9 @@ impl<'a> Keeper<'a> {
             given: Arc::default(),
             programmed: Arc::default(),
             began: false,
-            sync_failed: false,
-            audit_failed: false,
+            sync_failure: None,
+            audit_failure: None,
+            failing: FailingServices::default(),
             triggers: Triggers::new(now()),
             rejected: RejectedParts::default(),
             no_local: NoLocalEndpoints::default(),
@@ -64,21 +68,24 @@ impl<'a> Keeper<'a> {
 
     /// Whether there is nothing to try again.
     pub fn is_settled(&self) -> bool {
-        !self.sync_failed && !self.audit_failed
+        let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
+        // Before the lists are complete all is pending, and no use to try.
+        !has_failed && self.failing.is_empty() && !(self.began && self.proxy.has_pending())
     }
 
-    /// Whether the kernel has everything, and not only because nothing was asked for yet.
+    /// Whether this proxy serves by now, single Services that fail aside.
     pub fn is_programmed(&self) -> bool {
-        self.began && self.is_settled()
+        let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
+        self.began && !has_failed && !self.failing.is_every_change_refused()
     }
 
     /// A snapshot came that is to be brought into the kernel.
     pub fn queue(&mut self, snapshot: &Arc<Snapshot>) {
-        let Changes { services, slices } = Changes::between(&self.queued, snapshot);
+        let Changes { services, slices } = Changes::between(&self.queued, snapshot, |_| true);
         let progress = self.progress;
         progress.service_changes.fetch_add(services, Ordering::Relaxed);
         progress.slice_changes.fetch_add(slices, Ordering::Relaxed);
-        progress.state().pending = Changes::between(&self.programmed, snapshot);
+        progress.state().pending = self.failing.pending(&self.programmed, snapshot);
         self.queued = snapshot.clone();
         // Before that the proxy waits for the API, which is no change that is overdue.
         if self.began {
@@ -98,34 +105,32 @@ impl<'a> Keeper<'a> {
             tracing::debug!(waiting_for = ?report.waiting_for, "proxy waits for complete lists");
             return;
         }
-        self.progress.queue();
         let pass = if self.began { Pass::Partial } else { Pass::Full };
-        self.began = true;
+        if !self.began {
+            self.began = true;
+            self.progress.queue();
+        }
         let older = std::mem::replace(&mut self.given, snapshot.clone());
         let changed = snapshot.changed_since(&older).services;
         let planned = (*self.proxy.context() == context).then_some(&changed);
         log_sync(&report);
+        self.look_at_failures(&report, &changed);
         self.measure(&older, &report);
         self.look_at_plans(planned);
-        let failure = first_failure(&report);
-        let failed_at_rules = has_rules_failure(&report);
         self.look_at_rejected(planned, report);
-        self.sync_failed = failure.is_some();
-        match failure {
-            Some(error) => self.failed(&error, failed_at_rules),
-            None => {
-                self.programmed = snapshot.clone();
-                self.progress.done(pass, started.elapsed());
-                if self.is_settled() {
-                    self.part.works();
-                }
-            }
+        if self.sync_failure.is_some() || self.failing.is_every_change_refused() {
+            self.progress.held_up();
+        } else {
+            self.progress.done(pass, started.elapsed());
         }
+        self.tell();
     }
 
     /// Compares with the kernel, as far as `audit` goes, and repairs.
     pub fn audit(&mut self, audit: Audit) {
         let started = Instant::now();
+        // What was left undone is written by an audit too, and was changed by nobody.
+        let had_pending = self.proxy.has_pending() || !self.failing.is_empty();
         let AuditReport {
             repaired,
             writes,
@@ -134,35 +139,36 @@ impl<'a> Keeper<'a> {
             Audit::Structure => self.proxy.audit_structure(),
             Audit::Everything => self.proxy.audit(),
         };
+        let writes = if had_pending { 0 } else { writes };
         let differences = repaired.len() as u64 + writes;
         if differences > 0 {
             self.progress.repairs.fetch_add(differences, Ordering::Relaxed);
             tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
         }
-        let failed_before = std::mem::replace(&mut self.audit_failed, !failures.is_empty());
-        let at_rules = failures.iter().any(|(_, error)| is_rules(error));
-        match failures.first() {
-            Some((Some(service), error)) => {
-                self.failed(&format!("repair {service}: {}", with_causes(error)), at_rules);
-            }
-            Some((None, error)) => self.failed(&format!("repair: {}", with_causes(error)), at_rules),
-            None => {
-                if audit == Audit::Everything && self.began {
-                    self.progress.passed(Pass::Full, started.elapsed());
-                }
-                if failed_before && self.is_settled() {
-                    self.part.works();
-                }
-            }
+        self.count_failures(failures.iter().map(|(_, error)| error));
+        let common = failures.iter().filter(|(service, _)| service.is_none());
+        let common = first_of(common.map(|(_, error)| error));
+        self.audit_failure = common.map(|error| format!("repair: {error}"));
+        // Where something of the structure was lost the proxy looks at everything.
+        let looked_at_everything = audit == Audit::Everything || !repaired.is_empty();
+        let whole = looked_at_everything && self.began && self.audit_failure.is_none();
+        let failures = failures.iter();
+        let of_services = failures.filter_map(|(service, error)| Some((service.as_ref()?, error)));
+        self.failing.audited(of_services, whole, &self.given);
+        self.count_failing();
+        if whole {
+            self.progress.passed(Pass::Full, started.elapsed());
         }
+        self.tell();
     }
 
     /// Tries again what failed.
     pub fn retry(&mut self, snapshot: &Arc<Snapshot>) {
-        if self.audit_failed {
+        if self.audit_failure.is_some() {
             self.audit(Audit::Everything);
         }
         // A repair that failed left its Services to the next sync.
+        self.proxy.retry_failed();
         self.sync(snapshot);
     }
 
@@ -173,11 +179,58 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// What is in the kernel by now, and what is not.
+    fn look_at_failures(&mut self, report: &SyncReport, changed: &BTreeSet<ObjectName>) {
+        let of_services = report.failures.iter().map(|(_, error)| error);
+        self.count_failures(of_services.chain(&report.common_failures));
+        let tried = Tried {
+            applied: &report.applied,
+            failures: &report.failures,
+        };
+        self.failing.note(changed, &self.given);
+        self.failing.synced(tried, &self.programmed, &self.given);
+        self.sync_failure = first_of(&report.common_failures);
+        if self.sync_failure.is_none() {
+            self.programmed = self.given.clone();
+        }
+        self.count_failing();
+    }
+
+    fn count_failing(&self) {
+        let pending = self.failing.pending(&self.programmed, &self.queued);
+        let mut state = self.progress.state();
+        state.pending = pending;
+        state.failed_services = self.failing.count();
+        state.map_full = self.failing.map_full();
+    }
+
+    fn count_failures<'e>(&self, errors: impl IntoIterator<Item = &'e Error>) {
+        let mut errors = errors.into_iter().peekable();
+        if errors.peek().is_some() {
+            self.progress.failed();
+            let rules = u64::from(errors.any(is_rules));
+            self.progress.rules_failures.fetch_add(rules, Ordering::Relaxed);
+        }
+    }
+
+    /// Says how the part is doing. What is merely left to be done is no news.
+    fn tell(&self) {
+        let common = self.sync_failure.clone().or_else(|| self.audit_failure.clone());
+        match common.or_else(|| self.failing.problem()) {
+            Some(problem) => self.part.fails(&problem),
+            None if self.began && self.is_settled() => self.part.works(),
+            None => {}
+        }
+    }
+
     /// How long changes took to get here, and what became of flows that led nowhere.
     fn measure(&mut self, older: &Snapshot, report: &SyncReport) {
-        let failed: BTreeSet<_> = report.failures.iter().map(|(service, _)| service).collect();
         self.triggers.note(older, &self.given);
-        let took = self.triggers.settle(|service| failed.contains(service), now());
+        let held_up = self.sync_failure.is_some();
+        let failing = &self.failing;
+        let took = self
+            .triggers
+            .settle(|service| held_up || failing.contains(service), now());
         for (family, duration) in took {
             if let Some(durations) = self.progress.network_programming.get(&family) {
                 durations.observe(duration);
@@ -194,19 +247,25 @@ impl<'a> Keeper<'a> {
         }
         self.no_local.update(self.proxy.plans(), planned);
         self.progress.state().no_local_endpoints = self.no_local.totals();
+        self.look_at_health_checks(planned);
+    }
+
+    fn look_at_health_checks(&self, planned: Option<&BTreeSet<ObjectName>>) {
         let context = self.proxy.context();
         let families = [IpFamily::V4, IpFamily::V6].into_iter();
         let families = families.filter(|family| context.families.contains(family));
-        let wanted = HealthChecks {
-            checks: self.proxy.health_checks(),
-            networks: families
-                .flat_map(|family| context.node_port_networks(family))
-                .collect(),
-        };
-        self.progress.health_checks.send_if_modified(|checks| {
-            let differs = **checks != wanted;
+        let networks: BTreeSet<_> = families
+            .flat_map(|family| context.node_port_networks(family))
+            .collect();
+        let plans = self.proxy.plans();
+        self.progress.health_checks.send_if_modified(|told| {
+            let differences = match planned {
+                Some(changed) => told.differences(plans, changed),
+                None => told.differences(plans, told.checks.keys().chain(plans.keys())),
+            };
+            let differs = !differences.is_empty() || told.networks != networks;
             if differs {
-                *checks = Arc::new(wanted);
+                Arc::make_mut(told).update(differences, networks);
             }
             differs
         });
@@ -214,9 +273,6 @@ impl<'a> Keeper<'a> {
 
     /// Tells of parts of Services that are not served, once each.
     fn look_at_rejected(&mut self, planned: Option<&BTreeSet<ObjectName>>, report: SyncReport) {
-        let failed_services = report.failures.len() as u64;
-        let full = report.failures.iter().filter(|(_, error)| is_full(error));
-        let map_full = full.count() as u64;
         let failed = report.failures.into_iter().map(|(service, _)| service);
         let rejected = report.rejected.iter().map(|part| part.service.clone());
         let claims = report.applied.into_iter().chain(failed).chain(rejected).collect();
@@ -231,17 +287,8 @@ impl<'a> Keeper<'a> {
                 _ => tracing::warn!(%service, %reason, "part of a Service is not served"),
             }
         }
-        let mut state = self.progress.state();
-        state.rejected.clone_from(self.rejected.by_reason());
-        state.failed_services = failed_services;
-        state.map_full = map_full;
-    }
-
-    fn failed(&self, error: &str, at_rules: bool) {
-        self.progress.failed();
-        let rules = u64::from(at_rules);
-        self.progress.rules_failures.fetch_add(rules, Ordering::Relaxed);
-        self.part.fails(error);
+        let rejected = self.rejected.by_reason();
+        self.progress.state().rejected.clone_from(rejected);
     }
 }
 
@@ -267,224 +314,19 @@ fn log_sync(report: &SyncReport) {
     }
 }
 
-/// The first thing that a sync could not do, and how much else.
-fn first_failure(report: &SyncReport) -> Option<String> {
-    let services = report
-        .failures
-        .iter()
-        .map(|(service, error)| format!("{service}: {}", with_causes(error)));
-    let mut errors = report
-        .common_failures
-        .iter()
-        .map(|error| with_causes(error))
-        .chain(services);
-    let first = errors.next()?;
+/// The first error, and how many more there are.
+fn first_of<'e>(errors: impl IntoIterator<Item = &'e Error>) -> Option<String> {
+    let mut errors = errors.into_iter();
+    let first = with_causes(errors.next()?);
     Some(match errors.count() {
         0 => first,
         more => format!("{first} (and {more} more)"),
     })
 }
 
-fn has_rules_failure(report: &SyncReport) -> bool {
-    let services = report.failures.iter().map(|(_, error)| error);
-    services.chain(&report.common_failures).any(is_rules)
-}
-
 fn is_rules(error: &Error) -> bool {
     matches!(error, Error::Nftables(_) | Error::Program { .. })
 }
 
-fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Hook(ebpf::Error::Full { .. }))
-}
-
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU16;
-
-    use model::{Change, EndpointSlice, Kind, Service, TrafficPolicy};
-    use proxy::Settings;
-    use proxy::datapath::fake::FakeDatapath;
-    use proxy::plan::HealthCheck;
-
-    use super::super::no_local::Policy;
-    use super::super::samples::{self, name};
-    use super::*;
-    use crate::agent::supervisor::{Health, Parts};
-
-    /// A keeper over a fake datapath, and what it tells.
-    struct Bench<'a> {
-        keeper: Keeper<'a>,
-        fake: FakeDatapath,
-        snapshot: Arc<Snapshot>,
-    }
-
-    impl<'a> Bench<'a> {
-        fn new(progress: &'a ProxyProgress, part: &'a Part) -> Self {
-            let fake = FakeDatapath::default();
-            let network = "10.244.0.0/16".parse().expect("a network");
-            let settings = Settings::new("node-1".into(), [network]);
-            let proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
-            Self {
-                keeper: Keeper::new(proxy, progress, part),
-                fake,
-                snapshot: Arc::default(),
-            }
-        }
-
-        fn publish(&mut self, changes: impl IntoIterator<Item = Change>) {
-            let snapshot = Arc::make_mut(&mut self.snapshot);
-            for change in changes {
-                snapshot.apply(change);
-            }
-            self.keeper.queue(&self.snapshot);
-        }
-
-        fn sync(&mut self) {
-            self.keeper.sync(&self.snapshot);
-        }
-    }
-
-    fn synced() -> [Change; 3] {
-        [Kind::Service, Kind::EndpointSlice, Kind::Node].map(Change::Synced)
-    }
-
-    fn slice(address: &str, last_change: UnixTime) -> Change {
-        Change::EndpointSlice(EndpointSlice {
-            endpoints: vec![samples::endpoint(address)],
-            last_change: Some(last_change),
-            ..samples::slice("web-1", "web")
-        })
-    }
-
-    #[test]
-    fn a_sync_that_failed_is_tried_again_although_audits_find_nothing() {
-        let (progress, parts) = (ProxyProgress::default(), Parts::default());
-        let part = parts.part("proxy");
-        let mut bench = Bench::new(&progress, &part);
-        bench.fake.with(|fake| fake.fail_sweep = true);
-        bench.publish(synced());
-        bench.sync();
-        bench.keeper.audit(Audit::Structure);
-        assert!(!bench.keeper.is_settled(), "nothing made good what failed");
-        bench.keeper.retry(&bench.snapshot);
-        assert!(bench.keeper.is_settled());
-        assert!(matches!(parts.all()["proxy"].health, Health::Working));
-    }
-
-    #[test]
-    fn what_waits_for_complete_lists_is_pending_but_not_overdue() {
-        let (progress, parts) = (ProxyProgress::default(), Parts::default());
-        let part = parts.part("proxy");
-        let mut bench = Bench::new(&progress, &part);
-        bench.publish([Change::Service(samples::service("web"))]);
-        bench.sync();
-        let one = Changes {
-            services: 1,
-            slices: 0,
-        };
-        assert_eq!(progress.state().pending, one);
-        assert!(progress.queued.unix_seconds() == 0.0, "nothing is late");
-        bench.publish(synced());
-        bench.sync();
-        assert_eq!(progress.state().pending, Changes::default());
-        assert_eq!(progress.service_changes.load(Ordering::Relaxed), 1);
-        assert!(progress.queued.unix_seconds() > 0.0 && progress.synced.unix_seconds() > 0.0);
-    }
-
-    #[test]
-    fn changes_are_counted_when_they_come_and_pending_until_they_are_in_the_kernel() {
-        let (progress, parts) = (ProxyProgress::default(), Parts::default());
-        let part = parts.part("proxy");
-        let mut bench = Bench::new(&progress, &part);
-        bench.publish(synced());
-        bench.sync();
-        let web = || Change::Service(samples::service("web"));
-        bench.publish([web(), slice("10.244.9.2", now())]);
-        bench.publish([slice("10.244.9.3", now())]);
-        let both = Changes {
-            services: 1,
-            slices: 1,
-        };
-        assert_eq!(progress.state().pending, both);
-        let counted = || {
-            (
-                progress.service_changes.load(Ordering::Relaxed),
-                progress.slice_changes.load(Ordering::Relaxed),
-            )
-        };
-        assert_eq!(counted(), (1, 2));
-
-        bench.fake.with(|fake| fake.fail_next.insert(name("web")));
-        bench.sync();
-        assert_eq!(progress.state().pending, both, "it did not get there");
-        assert_eq!(progress.state().failed_services, 1);
-        bench.publish([Change::DeleteService(name("nobody"))]);
-        assert_eq!(progress.state().pending, both, "nor did anything since");
-        bench.sync();
-        assert_eq!(progress.state().pending, Changes::default());
-        assert_eq!(progress.state().failed_services, 0);
-        assert_eq!(counted(), (1, 2));
-    }
-
-    #[test]
-    fn load_balancers_are_told_what_the_plans_say() {
-        let (progress, parts) = (ProxyProgress::default(), Parts::default());
-        let part = parts.part("proxy");
-        let mut bench = Bench::new(&progress, &part);
-        let port = NonZeroU16::new(32_000).expect("no port is 0");
-        let balanced = Service {
-            external_policy: TrafficPolicy::Local,
-            health_check_node_port: Some(port),
-            ..samples::with_node_port("web", 30_080)
-        };
-        bench.publish(synced());
-        bench.publish([Change::Service(balanced), slice("10.244.9.2", now())]);
-        bench.sync();
-        let check = HealthCheck { port, ready_here: 0 };
-        let expected = HealthChecks {
-            checks: [(name("web"), check)].into(),
-            networks: ["0.0.0.0/0", "::/0"]
-                .map(|network| network.parse().expect("a network"))
-                .into(),
-        };
-        assert_eq!(**progress.health_checks.borrow(), expected);
-        let lacking = [((IpFamily::V4, Policy::External), 1)];
-        assert_eq!(progress.state().no_local_endpoints, lacking.into());
-
-        bench.publish([Change::DeleteService(name("web"))]);
-        bench.sync();
-        assert_eq!(progress.health_checks.borrow().checks, [].into());
-        assert_eq!(progress.state().no_local_endpoints, [].into());
-    }
-
-    #[test]
-    fn network_programming_is_measured_for_changes_that_came_while_the_proxy_was_there() {
-        let (progress, parts) = (ProxyProgress::default(), Parts::default());
-        let part = parts.part("proxy");
-        let mut bench = Bench::new(&progress, &part);
-        let counted = |expected: u64| {
-            let mut page = crate::agent::metrics::Page::default();
-            crate::agent::proxy_metrics::write(&progress, crate::config::Datapath::Ebpf, &mut page);
-            let line = format!(
-                "kubeproxy_network_programming_duration_seconds_count{{ip_family=\"IPv4\"}} {expected}\n"
-            );
-            let text = page.into_text();
-            assert!(text.contains(&line), "no {line} in {text}");
-        };
-        bench.publish(synced());
-        let long_ago = UnixTime(Duration::from_secs(1));
-        bench.publish([
-            Change::Service(samples::service("web")),
-            slice("10.244.9.2", long_ago),
-        ]);
-        bench.sync();
-        counted(0);
-        bench.publish([slice("10.244.9.3", now())]);
-        bench.sync();
-        counted(1);
-        bench.publish([slice("10.244.9.3", now())]);
-        bench.sync();
-        counted(1);
-    }
-}
+mod tests;

@@ -2,10 +2,11 @@
 //!
 //! - [`settings`]: the proxy's own configuration, of the agent's.
 //! - [`pacing`]: how often what changed is programmed.
-//! - [`keeper`]: the proxy, and what of it is not settled; tells how far it has come, by [`backlog`], [`rejected`] and
-//!   [`no_local`].
+//! - [`keeper`]: the proxy, and what of it is not settled; tells how far it has come, by [`backlog`], [`failing`],
+//!   [`rejected`] and [`no_local`].
 
 mod backlog;
+mod failing;
 mod keeper;
 mod no_local;
 mod pacing;
@@ -160,7 +161,7 @@ impl Leftovers {
 }
 
 /// What to do next.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     /// A snapshot came.
     Queued,
@@ -213,13 +214,41 @@ impl Schedule {
         self.newest()
     }
 
+    /// What is due. A retry is a sync too, and goes first: under a stream of changes there is always a sync due.
+    fn due(&self, now: Instant) -> Option<Event> {
+        let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
+        let is_due = |at: Instant| at <= now;
+        let retry = self.retry_at.is_some_and(|at| is_due(at.max(sync_at)));
+        let due = [
+            (retry, Event::Retry),
+            (self.queued && is_due(sync_at), Event::Sync),
+            (is_due(self.structure_at), Event::Structure),
+            (is_due(self.all_at), Event::All),
+        ];
+        due.into_iter()
+            .find_map(|(is_due, event)| is_due.then_some(event))
+    }
+
+    /// What is due comes before snapshots that are: to take one in may be slow, and they may come without an end.
     async fn next(&mut self, shutdown: &CancellationToken) -> Event {
+        let now = Instant::now();
+        let due = self.due(now);
+        if let Some(event) = due.filter(|_| !shutdown.is_cancelled()) {
+            return event;
+        }
         let retry_at = self.retry_at;
-        let sync_at = Instant::from_std(self.pacing.next(Instant::now().into_std()));
+        let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
         let (drift, not_before) = (self.drift.clone(), self.repair_not_before);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Event::Shutdown,
+            () = async {
+                // A timer that is past may still take a turn of the clock.
+                if now < not_before {
+                    sleep_until(not_before).await;
+                }
+                drift.notified().await;
+            } => Event::Drift,
             changed = self.snapshots.changed() => match changed {
                 Ok(()) => {
                     self.queued = true;
@@ -228,10 +257,6 @@ impl Schedule {
                 Err(_) => Event::Shutdown,
             },
             () = sleep_until(sync_at), if self.queued => Event::Sync,
-            () = async {
-                sleep_until(not_before).await;
-                drift.notified().await;
-            } => Event::Drift,
             () = sleep_until(retry_at.unwrap_or(sync_at).max(sync_at)), if retry_at.is_some() => Event::Retry,
             () = sleep_until(self.structure_at) => Event::Structure,
             () = sleep_until(self.all_at) => Event::All,
@@ -267,4 +292,66 @@ fn watch_drift(proxy: &Proxy, shutdown: CancellationToken) -> anyhow::Result<Arc
         .spawn(wait)
         .context("start a thread")?;
     Ok(notify)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATER: Duration = Duration::from_secs(3600);
+
+    /// A schedule where a snapshot came and nothing else is due, and who publishes its snapshots.
+    fn schedule() -> (Schedule, watch::Sender<Arc<Snapshot>>) {
+        let (publish, snapshots) = watch::channel(Arc::default());
+        let schedule = Schedule::new(snapshots, Pacing::new(Duration::ZERO), Arc::default());
+        (schedule, publish)
+    }
+
+    #[tokio::test]
+    async fn what_is_due_comes_before_snapshots_that_come_without_an_end() {
+        type Due = fn(&mut Schedule, Instant);
+        let rows: [(Due, Event); 9] = [
+            (|_, _| (), Event::Queued),
+            (|schedule, _| schedule.queued = true, Event::Sync),
+            (|schedule, now| schedule.retry_at = Some(now), Event::Retry),
+            (|schedule, now| schedule.structure_at = now, Event::Structure),
+            (|schedule, now| schedule.all_at = now, Event::All),
+            (|schedule, _| schedule.drift.notify_one(), Event::Drift),
+            (
+                |schedule, now| (schedule.queued, schedule.retry_at) = (true, Some(now)),
+                Event::Retry,
+            ),
+            (
+                |schedule, now| (schedule.queued, schedule.structure_at) = (true, now),
+                Event::Sync,
+            ),
+            (
+                |schedule, now| {
+                    schedule.drift.notify_one();
+                    schedule.repair_not_before = now + LATER;
+                },
+                Event::Queued,
+            ),
+        ];
+        for (make_due, expected) in rows {
+            let (mut schedule, _publish) = schedule();
+            make_due(&mut schedule, Instant::now());
+            assert_eq!(schedule.next(&CancellationToken::new()).await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sync_and_a_retry_wait_for_their_turn_and_the_end_for_nothing() {
+        let (mut schedule, _publish) = schedule();
+        schedule.pacing = Pacing::new(LATER);
+        schedule.pass();
+        (schedule.queued, schedule.retry_at) = (true, Some(Instant::now()));
+        assert_eq!(schedule.due(Instant::now()), None);
+        assert_eq!(schedule.due(Instant::now() + LATER), Some(Event::Retry));
+        schedule.structure_at = Instant::now();
+        let shutdown = CancellationToken::new();
+        assert_eq!(schedule.next(&shutdown).await, Event::Structure);
+        shutdown.cancel();
+        assert_eq!(schedule.next(&shutdown).await, Event::Shutdown);
+    }
 }
