@@ -387,16 +387,41 @@ fn identity(program: &ProgramInfo) -> Identity {
 
 /// What each pinned link runs.
 fn linked_programs(pins: &[PathBuf]) -> BTreeMap<PathBuf, Identity> {
-    let program_id = |pin: &PathBuf| {
+    let open = |pin: &PathBuf| {
         let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
-        Some((link.info().ok()?.program_id(), pin.clone()))
+        Some((link.info().ok()?, link, pin.clone()))
     };
-    let linked: BTreeMap<u32, PathBuf> = pins.iter().filter_map(program_id).collect();
+    let links: Vec<_> = pins.iter().filter_map(open).collect();
+    let detached = detached_links();
+    let linked: BTreeMap<u32, PathBuf> = links
+        .iter()
+        .filter(|(info, ..)| !detached.contains(&info.id()))
+        .map(|(info, _, pin)| (info.program_id(), pin.clone()))
+        .collect();
     // One pass over all programs of the machine: aya opens none by its id.
     loaded_programs()
         .flatten()
         .filter_map(|program| Some((linked.get(&program.id())?.clone(), identity(&program))))
         .collect()
+}
+
+/// Ids of the links that this process has open and that lead to no cgroup any more: a link that was detached by force
+/// keeps its pin and its program (`bpf_cgroup_link_show_fdinfo`, kernel/bpf/cgroup.c, tells the cgroup's id, then 0).
+fn detached_links() -> BTreeSet<u32> {
+    let files = std::fs::read_dir("/proc/self/fdinfo")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let detached = |text: String| {
+        let field = |name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<u64>().ok()
+        };
+        let id = field("link_id:")?;
+        (field("cgroup_id:")? == 0).then(|| u32::try_from(id).ok())?
+    };
+    texts.filter_map(detached).collect()
 }
 
 fn typed<K: Pod + Ord, V: Pod>(

@@ -215,7 +215,6 @@ fn a_damaged_hook_is_repaired_and_established_flows_stay() -> anyhow::Result<()>
 }
 
 #[test]
-#[ignore = "linked_programs in ebpf/src/socket_hook.rs takes a detached link for whole: it does not look at its cgroup"]
 fn a_link_that_was_detached_by_force_is_attached_again() -> anyhow::Result<()> {
     if !tests::privileged("a link that was detached by force is attached again (F14)") {
         return Ok(());
