@@ -120,9 +120,9 @@ impl World {
 
     /// Sends, outside of the cluster, what goes to `address` to a node. The route is removed when dropped.
     pub fn route(&self, address: &str, node: u8) -> anyhow::Result<Route> {
-        let destination = format!("{address}/32");
-        ip_route(&["add", &destination, "via", &node_address(node).to_string()])?;
-        Ok(Route(destination))
+        let route = format!("{address}/32 via {}", node_address(node));
+        ip_route("add", &route)?;
+        Ok(Route(route))
     }
 
     /// Changes a line of every agent's configuration, and has the agents read it.
@@ -245,24 +245,27 @@ impl Drop for Object<'_> {
 pub struct Route(String);
 
 impl Route {
-    /// A network that nobody has.
+    /// A network that nobody has. By its metric it is told from a route that the host may have, and from none but what
+    /// a killed run of this test left.
     fn nowhere(network: &str) -> anyhow::Result<Self> {
-        ip_route(&["add", "unreachable", network])?;
-        Ok(Self(network.to_owned()))
+        let route = format!("unreachable {network} metric 4242");
+        ip_route("replace", &route)?;
+        Ok(Self(route))
     }
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Err(error) = ip_route(&["del", &self.0]) {
+        if let Err(error) = ip_route("del", &self.0) {
             eprintln!("left behind: {error:#}");
         }
     }
 }
 
-fn ip_route(words: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new("ip").arg("route").args(words).output()?;
-    ensure!(output.status.success(), "ip route {words:?}: {output:?}");
+fn ip_route(command: &str, route: &str) -> anyhow::Result<()> {
+    let words = ["route", command].into_iter().chain(route.split(' '));
+    let output = Command::new("ip").args(words).output()?;
+    ensure!(output.status.success(), "ip route {command} {route}: {output:?}");
     Ok(())
 }
 
