@@ -38,6 +38,7 @@ pub struct World {
     pub outside: Client,
     /// Goes after the cluster that needs it.
     _unused: Vec<Route>,
+    _program: Program,
 }
 
 impl World {
@@ -54,22 +55,24 @@ impl World {
         let cluster = Cluster::up(&state_dir, &flags)?;
         cluster.apply(&pods().to_string())?;
         cluster.run(&["wait", "pods", "--all", "--for=condition=Ready", "--timeout=60s"])?;
-        let program = state_dir.join("testserver");
+        // Not in the state directory: that goes with the cluster only if nothing else is in it.
+        let program = Program::new(datapath);
         let pods = cluster.run(&["get", "pods", "-o", "json"])?;
         let pods: Value = serde_json::from_str(&pods)?;
-        let clients = in_pods(&pods, "client", &program)?;
-        let servers = in_pods(&pods, "server", &program)?;
-        let nodes = (1..=3).map(|n| Client::on_node(&format!("node-{n}"), node_address(n), &program));
+        let clients = in_pods(&pods, "client", &program.0)?;
+        let servers = in_pods(&pods, "server", &program.0)?;
+        let nodes = (1..=3).map(|n| Client::on_node(&format!("node-{n}"), node_address(n), &program.0));
         Ok(Self {
             clients,
             servers,
             nodes: nodes.collect::<anyhow::Result<_>>()?,
-            outside: Client::outside(OUTSIDE.into(), &program),
+            outside: Client::outside(OUTSIDE.into(), &program.0),
             _unused: UNUSED
                 .into_iter()
                 .map(Route::nowhere)
                 .collect::<anyhow::Result<_>>()?,
             cluster,
+            _program: program,
         })
     }
 
@@ -238,6 +241,22 @@ impl Drop for Object<'_> {
         if let Err(error) = removed {
             eprintln!("left behind: {error:#}");
         }
+    }
+}
+
+/// Where the test server's program is copied to, out of a container; removed when dropped.
+struct Program(PathBuf);
+
+impl Program {
+    fn new(label: &str) -> Self {
+        let name = format!("cwt-services-{}-{label}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
