@@ -1,11 +1,10 @@
 //! A cluster for tests: one object for each rule of the specification.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Namespace, ObjectName, Pod,
-    Protocol, Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Protocol, Service, ServiceKind, ServicePort, Snapshot,
 };
 
 fn port_number(port: u16) -> NonZeroU16 {
@@ -25,19 +24,8 @@ fn service(namespace: &str, name: &str, kind: ServiceKind, ports: &[(&str, u16)]
         app_protocol: None,
     });
     Service {
-        name: ObjectName::new(namespace, name),
-        kind,
         ports: ports.collect(),
-        external_addresses: Vec::new(),
-        load_balancer: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        affinity: SessionAffinity::None,
-        traffic_distribution: None,
-        publish_not_ready: false,
-        proxy_labels: BTreeMap::new(),
+        ..Service::new(ObjectName::new(namespace, name), kind)
     }
 }
 

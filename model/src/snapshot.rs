@@ -291,24 +291,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{IpFamily, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
+    use crate::{IpFamily, ServiceKind, UnixTime};
 
     fn service(name: &str) -> Service {
-        Service {
-            name: ObjectName::new("default", name),
-            kind: ServiceKind::Headless,
-            ports: Vec::new(),
-            external_addresses: Vec::new(),
-            load_balancer: Vec::new(),
-            source_ranges: Vec::new(),
-            external_policy: TrafficPolicy::Cluster,
-            internal_policy: TrafficPolicy::Cluster,
-            health_check_node_port: None,
-            affinity: SessionAffinity::None,
-            traffic_distribution: None,
-            publish_not_ready: false,
-            proxy_labels: BTreeMap::new(),
-        }
+        Service::new(ObjectName::new("default", name), ServiceKind::Headless)
     }
 
     fn slice(name: &str, service: &str) -> EndpointSlice {

@@ -1,13 +1,12 @@
 //! Clusters for the tests, written short: `web(&[…])` and friends.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
-    ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    ServiceKind, ServicePort, Snapshot,
 };
 use proxy::plan::{FrontendAddress, FrontendKey, Target};
 use proxy::{NodeContext, Settings};
@@ -85,22 +84,12 @@ pub fn node_port(port: u16, protocol: Protocol) -> FrontendKey {
 
 /// A Service with one port `http` (TCP 80).
 pub fn service(service: &str, address: &str) -> Service {
+    let kind = ServiceKind::ClusterIp {
+        addresses: vec![ip(address)],
+    };
     Service {
-        name: name(service),
-        kind: ServiceKind::ClusterIp {
-            addresses: vec![ip(address)],
-        },
         ports: vec![port("http", Protocol::Tcp, 80, None)],
-        external_addresses: Vec::new(),
-        load_balancer: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        affinity: SessionAffinity::None,
-        traffic_distribution: None,
-        publish_not_ready: false,
-        proxy_labels: BTreeMap::new(),
+        ..Service::new(name(service), kind)
     }
 }
 
@@ -117,14 +106,9 @@ pub fn port(name: &str, protocol: Protocol, port: u16, node_port: Option<u16>) -
 /// A slice of a Service with one port `http` (TCP 8080): addresses, nodes (`here` or others), conditions.
 pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)]) -> EndpointSlice {
     let endpoint = |(address, node, conditions): &(&str, &str, Conditions)| Endpoint {
-        address: ip(address),
         conditions: *conditions,
         node: Some((*node).into()),
-        zone: None,
-        hostname: None,
-        pod: None,
-        hinted_zones: Vec::new(),
-        hinted_nodes: Vec::new(),
+        ..Endpoint::new(ip(address))
     };
     EndpointSlice {
         name: name(slice),

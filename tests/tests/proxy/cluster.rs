@@ -1,13 +1,12 @@
 //! The one Service of the tests and its surroundings in the cluster, written short.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use model::service::LoadBalancerIngress;
 use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Node, ObjectName, Protocol,
-    Service, ServiceKind, ServicePort, SessionAffinity, Snapshot, TrafficPolicy,
+    Service, ServiceKind, ServicePort, Snapshot,
 };
 use proxy::Settings;
 
@@ -317,22 +316,12 @@ fn this_node() -> Node {
 }
 
 fn service() -> Service {
+    let kind = ServiceKind::ClusterIp {
+        addresses: VIP.both().into(),
+    };
     Service {
-        name: ObjectName::new("default", "web"),
-        kind: ServiceKind::ClusterIp {
-            addresses: VIP.both().into(),
-        },
         ports: vec![port("TCP", Protocol::Tcp, TCP), port("UDP", Protocol::Udp, UDP)],
-        external_addresses: Vec::new(),
-        load_balancer: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        affinity: SessionAffinity::None,
-        traffic_distribution: None,
-        publish_not_ready: false,
-        proxy_labels: BTreeMap::new(),
+        ..Service::new(ObjectName::new("default", "web"), kind)
     }
 }
 

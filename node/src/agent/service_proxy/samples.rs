@@ -1,12 +1,10 @@
 //! Objects for tests.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServiceKind,
-    ServicePort, SessionAffinity, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServiceKind, ServicePort,
 };
 use proxy::plan::{FrontendAddress, FrontendKey};
 
@@ -30,28 +28,15 @@ pub fn frontend(address: &str, number: u16) -> FrontendKey {
 
 /// A Service at 10.96.0.7, TCP port 80.
 pub fn service(service: &str) -> Service {
+    let kind = ServiceKind::ClusterIp {
+        addresses: vec![[10, 96, 0, 7].into()],
+    };
     Service {
-        name: name(service),
-        kind: ServiceKind::ClusterIp {
-            addresses: vec![[10, 96, 0, 7].into()],
-        },
         ports: vec![ServicePort {
             name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-            port: port(80),
-            node_port: None,
-            app_protocol: None,
+            ..ServicePort::new(Protocol::Tcp, port(80))
         }],
-        external_addresses: Vec::new(),
-        load_balancer: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        affinity: SessionAffinity::None,
-        traffic_distribution: None,
-        publish_not_ready: false,
-        proxy_labels: BTreeMap::new(),
+        ..Service::new(name(service), kind)
     }
 }
 
@@ -73,14 +58,8 @@ pub fn with_node_port(name: &str, number: u16) -> Service {
 /// A ready endpoint on another node.
 pub fn endpoint(address: &str) -> Endpoint {
     Endpoint {
-        address: address.parse().expect("an address"),
-        conditions: Conditions::READY,
         node: Some("node-2".into()),
-        zone: None,
-        hostname: None,
-        pod: None,
-        hinted_zones: Vec::new(),
-        hinted_nodes: Vec::new(),
+        ..Endpoint::new(address.parse().expect("an address"))
     }
 }
 
