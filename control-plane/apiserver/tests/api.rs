@@ -13,7 +13,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use kube::api::{
-    Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, VersionMatch, WatchEvent,
+    WatchParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
@@ -432,8 +433,15 @@ fn at_any_revision() -> ListParams {
 async fn a_streaming_list_and_a_paged_list_both_initialise_a_watcher() -> anyhow::Result<()> {
     on_every_store("streaming", async |cluster| {
         let maps: Api<ConfigMap> = cluster.api();
-        maps.create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
+        let made = maps
+            .create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
             .await?;
+        // A streaming list begins at any version that the server has: it must have this one by then.
+        let version = made.resource_version().context("a version")?;
+        let not_older = ListParams::default()
+            .at(&version)
+            .matching(VersionMatch::NotOlderThan);
+        ensure!(maps.list(&not_older).await?.items.len() == 1);
         for config in [
             watcher::Config::default().streaming_lists(),
             watcher::Config::default().page_size(1),
