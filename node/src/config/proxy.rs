@@ -191,7 +191,8 @@ impl Default for Conntrack {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Proxy {
-    /// `ebpf`, `nftables`, `iptables` or `none`. What another of them left in the kernel goes when this one works.
+    /// `ebpf`, `nftables`, `iptables` or `none`. What `ebpf` or `nftables` left in the kernel goes when another works;
+    /// chains of `iptables` stay, since by their names they may be kube-proxy's, and must be removed by hand.
     /// Default: `ebpf`.
     #[serde(default)]
     pub datapath: Datapath,
