@@ -1,4 +1,4 @@
-//! Compiles `ebpf-programs` for the BPF target with a nested cargo, and tells where the object lies.
+//! Compiles `ebpf-programs` for the BPF target with a nested cargo, and tells where the objects lie.
 //!
 //! Needed: `bpf-linker` on PATH or where `cargo install` puts it, and the source of `core`. There is no fallback object: a build without the
 //! toolchain fails and says what is missing.
@@ -15,13 +15,14 @@ fn main() {
         println!("cargo::rerun-if-changed={path}");
     }
     match build() {
-        Ok(object) => println!("cargo::rustc-env=CAUSEWAY_BPF_OBJECT={}", object.display()),
+        Ok(objects) => println!("cargo::rustc-env=CAUSEWAY_BPF_OBJECTS={}", objects.display()),
         Err(reason) => {
             println!("cargo::error=the BPF programs cannot be built: {reason}");
         }
     }
 }
 
+/// The directory with one object for each program of the package.
 fn build() -> Result<PathBuf, String> {
     let toolchain = Toolchain::find()?;
     let path = search_path();
@@ -49,7 +50,7 @@ fn build() -> Result<PathBuf, String> {
             format!("{} failed; {HINT}\n{log}", toolchain.cargo.display()).replace('\n', "\ncargo::error=")
         );
     }
-    Ok(target_dir.join(TARGET).join("bpf").join("ebpf-programs"))
+    Ok(target_dir.join(TARGET).join("bpf"))
 }
 
 /// A cargo and rustc that have the source of `core` at hand.

@@ -69,6 +69,17 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A program could not be attached to a device.
+    #[error("attach the BPF program {name} to device {device} (Linux 6.6 or newer is needed)")]
+    AttachDevice {
+        /// Its name.
+        name: &'static str,
+        /// The device.
+        device: String,
+        /// The reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A pinned map has another shape than this version's.
     #[error("the pinned map {name} has another layout; remove {path} to start afresh")]
     ForeignMap {

@@ -3,6 +3,7 @@
 //! Tour:
 //! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
+//! - [`FastPath`] holds the program between pods of one node, and its maps.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -22,59 +23,72 @@
 //! ```
 
 pub mod error;
+pub mod fast_path;
 pub mod map;
+mod pinned;
 pub mod probe;
 pub mod socket_hook;
 
 pub use ebpf_common as abi;
 pub use error::Error;
+pub use fast_path::FastPath;
 pub use map::TypedMap;
 pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
 
-/// The compiled programs.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CAUSEWAY_BPF_OBJECT"));
+/// The compiled programs at `connect()` and its relatives.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/ebpf-programs"));
+
+/// The compiled program between pods.
+pub static FAST_PATH_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/fast-path"));
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn the_object_carries_type_information_and_every_program_and_map() {
-        let object = aya_obj::Object::parse(super::OBJECT).expect("a BPF object");
+    fn check(object: &[u8], programs: &[&str], maps: &[&str]) {
+        let object = aya_obj::Object::parse(object).expect("a BPF object");
         assert!(
             object.btf.is_some(),
             ".BTF is missing: the flags of the nested build got lost"
         );
-        let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        programs.sort_unstable();
-        assert_eq!(
-            programs,
-            [
-                "connect4",
-                "connect6",
-                "getpeername4",
-                "getpeername6",
-                "recvmsg4",
-                "recvmsg6",
-                "sendmsg4",
-                "sendmsg6"
-            ]
-        );
-        let mut maps: Vec<_> = object.maps.keys().map(String::as_str).collect();
-        maps.sort_unstable();
-        assert_eq!(
-            maps,
-            [
-                "AFFINITY",
-                "ENDPOINTS",
-                "FLOWS",
-                "FRONTENDS",
-                "MEMBERS",
-                "NODES",
-                "NODE_NETNS",
-                "REPLIES",
-                "SLOTS",
-                "SOCKETS",
-                "STATS"
-            ]
+        let mut found: Vec<_> = object.programs.keys().map(String::as_str).collect();
+        found.sort_unstable();
+        assert_eq!(found, programs);
+        let mut found: Vec<_> = object.maps.keys().map(String::as_str).collect();
+        found.sort_unstable();
+        assert_eq!(found, maps);
+    }
+
+    #[test]
+    fn each_object_carries_type_information_and_every_program_and_map() {
+        let programs = [
+            "connect4",
+            "connect6",
+            "getpeername4",
+            "getpeername6",
+            "recvmsg4",
+            "recvmsg6",
+            "sendmsg4",
+            "sendmsg6",
+        ];
+        let maps = [
+            "AFFINITY",
+            "ENDPOINTS",
+            "FLOWS",
+            "FRONTENDS",
+            "MEMBERS",
+            "NODES",
+            "NODE_NETNS",
+            "REPLIES",
+            "SLOTS",
+            "SOCKETS",
+            "STATS",
+        ];
+        check(super::OBJECT, &programs, &maps);
+        check(
+            super::FAST_PATH_OBJECT,
+            &["from_pod"],
+            &["PODS", "POD_FLOWS", "POD_STATS"],
         );
     }
 }

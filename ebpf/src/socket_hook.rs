@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, loaded_programs};
+use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::Ip;
 use ebpf_common::service::{
     Affinity, AffinityKey, Endpoint, Flow, Frontend, FrontendKey, MemberKey, Membership, NetnsCookie,
@@ -23,6 +23,10 @@ use ebpf_common::service::{
 };
 use ebpf_common::stats::Counter;
 
+use crate::pinned::{
+    Identity, MapSizes, check_maps, identity, list, put_link, remove_directory, remove_if_there, sizes,
+    take_map, typed,
+};
 use crate::{Error, OBJECT, TypedMap, probe};
 
 /// Programs in the order in which they are attached: what shows a Service's address before what hides it.
@@ -38,7 +42,7 @@ const PROGRAMS: [&str; 8] = [
 ];
 
 /// Maps with the sizes of their keys and values.
-const MAPS: [(&str, usize, usize); 11] = [
+const MAPS: [MapSizes; 11] = [
     sizes::<FrontendKey, Frontend>("FRONTENDS"),
     sizes::<SlotKey, u32>("SLOTS"),
     sizes::<u32, Endpoint>("ENDPOINTS"),
@@ -51,10 +55,6 @@ const MAPS: [(&str, usize, usize); 11] = [
     sizes::<SocketPeer, Reply>("REPLIES"),
     sizes::<u32, u64>("STATS"),
 ];
-
-const fn sizes<K, V>(name: &'static str) -> (&'static str, usize, usize) {
-    (name, size_of::<K>(), size_of::<V>())
-}
 
 /// How many entries the maps take.
 ///
@@ -150,7 +150,7 @@ impl SocketHook {
         let directory = layout_dir(&config.pin_dir);
         probe::make_pin_dir(&directory.join("links"))?;
         let mut programs = load(&directory, config.capacity)?;
-        check_maps(&directory)?;
+        check_maps(&directory, &MAPS)?;
         let node_netns = take_map(&mut programs, "NODE_NETNS")?;
         let stats = take_map(&mut programs, "STATS")?;
         let mut hook = Self {
@@ -297,10 +297,7 @@ impl SocketHook {
             .map_err(|error| failed(error.into()))?;
         let link = program.take_link(id).map_err(|error| failed(error.into()))?;
         let link = FdLink::try_from(link).map_err(|error| failed(error.into()))?;
-        let next = pin.with_file_name(format!("{name}-next"));
-        remove_if_there(&next)?;
-        link.pin(&next).map_err(|error| failed(error.into()))?;
-        std::fs::rename(&next, pin).map_err(Error::pin("put a new link at", pin))
+        put_link(link, pin)
     }
 }
 
@@ -320,13 +317,9 @@ fn layout_dir(pin_dir: &Path) -> PathBuf {
 
 /// Removes the links and maps of those layouts.
 fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<(), Error> {
-    let entries = match std::fs::read_dir(pin_dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::pin("list", pin_dir))?,
-    };
-    for path in entries.flatten().map(|entry| entry.path()) {
+    for path in list(pin_dir)? {
         if is_layout(&path) && unwanted(&path) {
-            remove_layout(&path)?;
+            remove_directory(&path)?;
         }
     }
     Ok(())
@@ -336,15 +329,6 @@ fn is_layout(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     let version = name.and_then(|name| name.strip_prefix('v'));
     version.is_some_and(|version| version.parse::<u32>().is_ok())
-}
-
-fn remove_layout(directory: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::pin("remove", directory)(error))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {
@@ -372,17 +356,6 @@ fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {
 fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
     let program = programs.program_mut(name).ok_or(Error::Missing { name })?;
     program.try_into().map_err(Error::program(name))
-}
-
-/// Instructions (without map addresses) and maps.
-type Identity = (u64, Option<Vec<u32>>);
-
-fn identity(program: &ProgramInfo) -> Identity {
-    let mut maps = program.map_ids().ok().flatten();
-    if let Some(maps) = &mut maps {
-        maps.sort_unstable();
-    }
-    (program.tag(), maps)
 }
 
 /// What each pinned link runs.
@@ -424,48 +397,9 @@ fn detached_links() -> BTreeSet<u32> {
     texts.filter_map(detached).collect()
 }
 
-fn typed<K: Pod + Ord, V: Pod>(
-    programs: &mut Ebpf,
-    directory: &Path,
-    name: &'static str,
-) -> Result<TypedMap<K, V>, Error> {
-    let info = MapInfo::from_pin(directory.join(name)).map_err(Error::map("open", name))?;
-    let map = take_map(programs, name)?;
-    let map = HashMap::try_from(map).map_err(Error::map("open", name))?;
-    Ok(TypedMap::new(name, map, info.max_entries()))
-}
-
-fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
-    programs.take_map(name).ok_or(Error::Missing { name })
-}
-
-/// Maps that were found pinned must have the sizes that this version means.
-fn check_maps(directory: &Path) -> Result<(), Error> {
-    for (name, key_bytes, value_bytes) in MAPS {
-        let path = directory.join(name);
-        let info = MapInfo::from_pin(&path).map_err(Error::map("open", name))?;
-        if (info.key_size() as usize, info.value_size() as usize) != (key_bytes, value_bytes) {
-            return Err(Error::ForeignMap { name, path });
-        }
-    }
-    Ok(())
-}
-
 fn remove_other_links(links: &Path, keep: &[PathBuf]) -> Result<(), Error> {
-    let entries = std::fs::read_dir(links).map_err(Error::pin("list", links))?;
-    for entry in entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| !keep.contains(path))
-    {
-        remove_if_there(&entry)?;
+    for other in list(links)?.iter().filter(|path| !keep.contains(path)) {
+        remove_if_there(other)?;
     }
     Ok(())
-}
-
-fn remove_if_there(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::pin("remove", path)(error)),
-        _ => Ok(()),
-    }
 }

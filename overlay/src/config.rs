@@ -24,6 +24,10 @@ pub struct Config {
     pub subnet_env: PathBuf,
     /// Directory of what is remembered over restarts.
     pub state_dir: PathBuf,
+    /// Whether TCP between pods of this node passes by its network stack, where nobody's rules are in the way.
+    pub fast_path: bool,
+    /// Directory on a BPF file system for the fast path's maps and links. Without one there is no fast path.
+    pub pin_dir: PathBuf,
 }
 
 /// An etcd, real or bundled.

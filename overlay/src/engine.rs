@@ -22,7 +22,7 @@ use crate::plan::{self, plan};
 use crate::pods::PodNetwork;
 use crate::pods::wiring::{host_ifname, pod_mac};
 use crate::reconcile::{Devices, Mirror, Outcome, PodRoute, ensure_device, repair};
-use crate::{masquerade, subnet_env, underlay};
+use crate::{fast_path, masquerade, subnet_env, underlay};
 
 /// Everything is compared at least this often.
 const AUDIT: Duration = Duration::from_secs(10);
@@ -51,6 +51,8 @@ pub(crate) struct Network {
 pub(crate) struct Report {
     /// MTU of pods; `None` before the first pass that reached the kernel.
     pub(crate) mtu: Option<Mtu>,
+    /// How pods of this node reach each other.
+    pub(crate) fast_path: fast_path::State,
     /// What is wrong.
     pub(crate) problems: Vec<String>,
 }
@@ -62,6 +64,9 @@ pub(crate) struct Settings {
     pub(crate) interface: String,
     pub(crate) public_ip: Ipv4Addr,
     pub(crate) subnet_env: PathBuf,
+    /// Where the fast path's maps and links are pinned, and whether there shall be one.
+    pub(crate) pin_dir: PathBuf,
+    pub(crate) fast_path: bool,
 }
 
 enum Order {
@@ -97,6 +102,7 @@ impl Engine {
         let changed = orders.clone();
         pods.listen(move || drop(changed.send(Order::Look)));
         let worker = Worker {
+            fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path),
             settings,
             pods,
             kernel,
@@ -212,6 +218,7 @@ struct Worker {
     pods: PodNetwork,
     kernel: Netlink,
     nft: Nft,
+    fast_path: fast_path::Keeper,
     network: Option<Network>,
     reported: watch::Sender<Report>,
     last: Outcome,
@@ -269,6 +276,7 @@ impl Worker {
         self.reported.send_if_modified(|report| {
             let next = Report {
                 mtu: mtu.or(report.mtu),
+                fast_path: self.fast_path.state().clone(),
                 problems: outcome.problems.clone(),
             };
             let changed = next != *report;
@@ -318,6 +326,7 @@ impl Worker {
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, network.complete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
+        outcome.writes += self.fast_path.keep(&mut self.nft, &pods, &mirror.links);
         self.masquerade(network, outcome);
         self.write_subnet_env(network, &plan, outcome);
         let usable = plan.device.is_none() || tunnel.is_some();

@@ -6,6 +6,7 @@
 //! - [`lease`] chooses a subnet (pure); `etcd` is the store it is claimed in; `follow` keeps it and watches the others.
 //! - [`plan`] turns leases into desired devices, routes, neighbours and forwarding entries (pure); `reconcile` compares
 //!   them with the kernel's and repairs the difference; `engine` is the thread that does so on every occasion.
+//! - [`fast_path`] lets pods of one node reach each other past its network stack.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
 //! - [`pods`] gives addresses to pods and plans their wiring.
 //!
@@ -16,6 +17,7 @@ pub mod config;
 mod engine;
 mod error;
 mod etcd;
+pub mod fast_path;
 pub mod flannel;
 mod follow;
 pub mod lease;

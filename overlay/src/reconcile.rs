@@ -131,7 +131,7 @@ fn ensure_address(kernel: &mut impl Kernel, device: &Device, link: u32, outcome:
 
 /// What the kernel has, as far as it concerns the pod network.
 pub(crate) struct Mirror {
-    links: BTreeMap<String, u32>,
+    pub(crate) links: BTreeMap<String, Link>,
     routes: Vec<Route>,
     neighbours: BTreeSet<Neighbour>,
     forwarding: BTreeSet<Forwarding>,
@@ -159,7 +159,7 @@ impl Mirror {
             links: kernel
                 .links()?
                 .into_iter()
-                .map(|link| (link.name, link.index))
+                .map(|link| (link.name.clone(), link))
                 .collect(),
         })
     }
@@ -263,7 +263,7 @@ fn ours(route: &Route, devices: Devices) -> bool {
     route.protocol == ROUTE_PROTOCOL || flannels
 }
 
-fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<String, u32>) -> Objects {
+fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Objects {
     let mut objects = Objects::default();
     for (subnet, remote) in &plan.remotes {
         objects.add_remote(*subnet, remote, devices);
@@ -271,7 +271,7 @@ fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<St
     for pod in pods {
         // A device that is not there yet, or no more, has no route: its kernel event brings us back.
         if let Some(link) = links.get(&pod.host_ifname) {
-            objects.add_pod(pod, *link);
+            objects.add_pod(pod, link.index);
         }
     }
     objects

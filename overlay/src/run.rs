@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::engine::{Engine, Report, Settings};
 use crate::error::Error;
+use crate::fast_path;
 use crate::flannel::NetworkConfig;
 use crate::follow::{Followed, Follower};
 use crate::pods::PodNetwork;
@@ -32,6 +33,8 @@ pub struct Status {
     pub others: usize,
     /// Pods can be connected.
     pub ready: bool,
+    /// How pods of this node reach each other.
+    pub fast_path: fast_path::State,
     /// What is wrong, one line each; a node with problems may be ready.
     pub problems: Vec<String>,
 }
@@ -80,6 +83,8 @@ async fn serve_on(
         interface: found.name.clone(),
         public_ip: found.public_ip,
         subnet_env: config.subnet_env.clone(),
+        pin_dir: config.pin_dir.clone(),
+        fast_path: config.fast_path,
     };
     let engine = {
         let pods = pods.clone();
@@ -193,6 +198,7 @@ fn publish(followed: &Followed, report: &Report, pods: &PodNetwork, status: &wat
         others: network.map_or(0, |network| network.others.len()),
         ready: lease.is_some() && report.mtu.is_some(),
         mtu: report.mtu,
+        fast_path: report.fast_path.clone(),
         lease,
         problems,
     };

@@ -2,7 +2,7 @@
 //! without any of our rules, in the same run.
 //!
 //! ```text
-//! latency [--datapath ebpf|nftables] [--services N] [--cycles N]
+//! latency [--datapath ebpf|nftables] [--fast-path on|off] [--services N] [--cycles N]
 //!
 //! direct      client pod ── node without rules ── server pod       client → server
 //! again       the same once more: what the machine's noise alone makes of it
@@ -10,6 +10,8 @@
 //!             itself, as on any node whose pods reach the world
 //! ClusterIP   client pod ── node with our rules ── server pod      client → ClusterIP
 //! ```
+//! Our node has the fast path between its pods, as the agent sets it up (default: on).
+//!
 //! Root; everything is in network namespaces of its own. Each cycle runs all four forwards and backwards, a block of
 //! requests each; what is printed is the median over cycles of the ratio of the blocks' medians to those of `direct`,
 //! with the 95 % interval of that median (order statistics).
@@ -17,14 +19,18 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU16;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ebpf::FastPath;
+use ebpf::abi::pods::Pod;
 use model::{
     Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
     ServiceKind, ServicePort, Snapshot,
 };
+use netlink::Kernel;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use proxy::{Config, DatapathKind, Proxy, Settings};
@@ -50,8 +56,11 @@ fn main() -> Result<()> {
     }
     let options = Options::parse(&arguments)?;
     println!(
-        "{} with {} Services, {} cycles of {BLOCK} requests",
-        options.datapath, options.services, options.cycles
+        "{} with {} Services, fast path {}, {} cycles of {BLOCK} requests",
+        options.datapath,
+        options.services,
+        if options.fast_path { "on" } else { "off" },
+        options.cycles
     );
     let ruled = Node::new("ruled")?;
     let bare = Node::new("bare")?;
@@ -85,6 +94,10 @@ fn main() -> Result<()> {
         report.failures.is_empty() && report.common_failures.is_empty(),
         "{report:?}"
     );
+    let _fast_path = options
+        .fast_path
+        .then(|| ruled.fast_path(&bpffs.path().join("node")))
+        .transpose()?;
     let in_cgroup = |host: &Host| Place {
         cgroup: Some(cgroup.path().to_path_buf()),
         ..host.place()
@@ -110,6 +123,7 @@ fn main() -> Result<()> {
 
 struct Options {
     datapath: String,
+    fast_path: bool,
     services: u32,
     cycles: usize,
 }
@@ -118,15 +132,21 @@ impl Options {
     fn parse(arguments: &[String]) -> Result<Self> {
         let mut options = Self {
             datapath: "ebpf".to_owned(),
+            fast_path: true,
             services: 10,
             cycles: 60,
         };
         for pair in arguments.chunks(2) {
             match pair {
                 [name, value] if name == "--datapath" => options.datapath.clone_from(value),
+                [name, value] if name == "--fast-path" && ["on", "off"].contains(&value.as_str()) => {
+                    options.fast_path = value == "on";
+                }
                 [name, value] if name == "--services" => options.services = value.parse()?,
                 [name, value] if name == "--cycles" => options.cycles = value.parse()?,
-                _ => bail!("usage: latency [--datapath ebpf|nftables] [--services N] [--cycles N]"),
+                _ => bail!(
+                    "usage: latency [--datapath ebpf|nftables] [--fast-path on|off] [--services N] [--cycles N]"
+                ),
             }
         }
         Ok(options)
@@ -161,7 +181,7 @@ fn interval(count: usize) -> (usize, usize) {
 struct Node {
     node: Host,
     client: Host,
-    _server: Host,
+    server: Host,
 }
 
 impl Node {
@@ -172,12 +192,35 @@ impl Node {
         node.set("net/ipv4/ip_forward", "1")?;
         let listener = server.run(|| TcpListener::bind((SERVER, PORT)))??;
         std::thread::spawn(move || serve(&listener));
-        Ok(Self {
-            node,
-            client,
-            _server: server,
-        })
+        Ok(Self { node, client, server })
     }
+
+    /// What the agent does for the pods of its node.
+    fn fast_path(&self, pin_dir: &Path) -> Result<FastPath> {
+        let pods = [("client", CLIENT, &self.client), ("server", SERVER, &self.server)];
+        let entries =
+            pods.map(|(device, address, host)| anyhow::Ok((address, entry(&self.node, device, host)?)));
+        self.node.run(|| {
+            let mut path = FastPath::open(pin_dir)?;
+            for (entry, (device, ..)) in entries.into_iter().zip(pods) {
+                let (address, pod) = entry?;
+                path.pods.insert(address.into(), pod)?;
+                path.ensure_attached(device)?;
+            }
+            Ok(path)
+        })?
+    }
+}
+
+fn entry(node: &Host, device: &str, pod: &Host) -> Result<Pod> {
+    let link = |host: &Host, name| host.netlink()?.link_named(name)?.context("a device");
+    let (near, far) = (link(node, device)?, link(pod, "eth0")?);
+    Ok(Pod {
+        ifindex: near.index,
+        mtu: far.mtu,
+        pod_mac: far.mac.context("a MAC address")?,
+        host_mac: near.mac.context("a MAC address")?,
+    })
 }
 
 fn pod(node: &Host, label: &str, address: Ipv4Addr) -> Result<Host> {

@@ -10,10 +10,12 @@
 //! - [`service`]: [`service::FrontendKey`] → [`service::Frontend`] → [`service::SlotKey`] → [`service::Endpoint`], and
 //!   what the programs note of sockets and clients.
 //! - [`stats`]: what the programs count.
+//! - [`pods`]: maps and counters of the program between pods, with a layout version of their own.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod net;
+pub mod pods;
 pub mod service;
 pub mod stats;
 

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath};
 use crate::watch::{self as api, ApiSource};
-use pod_network::Pods;
+use pod_network::{FastPath, Pods};
 use progress::ProxyProgress;
 use report::Sources;
 use service_proxy::Proxying;
@@ -62,6 +62,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         watches: api::Status::default(),
         datapath: config.proxy.datapath,
         proxy: proxy_progress(&config),
+        fast_path: FastPath::default(),
+        pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
         cni_requests: Arc::default(),
         checks: Arc::default(),
@@ -113,9 +115,10 @@ fn start_network(supervisor: &mut Supervisor, config: &Config, sources: &Sources
     let Some(network) = &config.network else { return };
     let settings = pod_network::settings(config, network);
     let pods = Pods::in_directory(config.state_dir.clone());
-    let overlay_pods = pods.clone();
+    let (overlay_pods, fast_path) = (pods.clone(), sources.fast_path.clone());
     supervisor.start("overlay", move |part, shutdown| {
-        pod_network::run(settings.clone(), overlay_pods.clone(), part, shutdown)
+        let (settings, pods) = (settings.clone(), overlay_pods.clone());
+        pod_network::run(settings, pods, fast_path.clone(), part, shutdown)
     });
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
     supervisor.start("cni", move |part, shutdown| {

@@ -1,10 +1,11 @@
 //! The pod network: the overlay, and the book of pod addresses that it shares with the CNI server.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use overlay::Status;
+use overlay::fast_path::State;
 use overlay::pods::PodNetwork;
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, watch};
@@ -44,6 +45,24 @@ impl Pods {
     }
 }
 
+/// How pods of this node reach each other, for reports.
+#[derive(Clone, Debug, Default)]
+pub struct FastPath {
+    state: Arc<Mutex<State>>,
+}
+
+impl FastPath {
+    /// How it is now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+}
+
 /// Runs the overlay until shutdown.
 ///
 /// # Errors
@@ -51,6 +70,7 @@ impl Pods {
 pub async fn run(
     settings: overlay::Config,
     pods: Pods,
+    fast_path: FastPath,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -58,14 +78,20 @@ pub async fn run(
     let (sender, status) = watch::channel(Status::default());
     tokio::select! {
         ended = overlay::run(settings, pods, sender, shutdown) => ended.context("run the overlay"),
-        () = tell(status, &part) => std::future::pending().await,
+        () = tell(status, &fast_path, &part) => std::future::pending().await,
     }
 }
 
 /// Tells how the overlay stands as long as it runs.
-async fn tell(mut status: watch::Receiver<Status>, part: &Part) {
+async fn tell(mut status: watch::Receiver<Status>, shown: &FastPath, part: &Part) {
     loop {
-        let Status { ready, problems, .. } = status.borrow_and_update().clone();
+        let Status {
+            ready,
+            problems,
+            fast_path,
+            ..
+        } = status.borrow_and_update().clone();
+        shown.set(fast_path);
         if !problems.is_empty() {
             part.fails(&problems.join("; "));
         } else if ready {
@@ -95,6 +121,8 @@ pub fn settings(config: &Config, network: &Network) -> overlay::Config {
         network: network.config.clone().map(|config| with_backend(config, network)),
         subnet_env: network.subnet_env.clone(),
         state_dir: config.state_dir.clone(),
+        fast_path: network.fast_path,
+        pin_dir: config.proxy.pin_dir.clone(),
     }
 }
 

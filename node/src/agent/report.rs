@@ -1,6 +1,7 @@
 //! What the agent tells of itself: `/healthz` and `/livez`, `/metrics` and `/proxyMode`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use model::{NodeName, Snapshot};
+use overlay::fast_path;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
+use super::pod_network::FastPath;
 use super::progress::ProxyProgress;
 use super::supervisor::{Health, Part, Parts};
 use super::{http, ip_families, proxy_metrics};
@@ -39,6 +42,10 @@ pub struct Sources {
     pub datapath: Datapath,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
+    /// How pods of this node reach each other.
+    pub fast_path: FastPath,
+    /// Where the fast path's counters are pinned.
+    pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
     pub feed_readers: Readers,
     /// Requests of the CNI plugin by command and result.
@@ -142,6 +149,7 @@ async fn proxy_mode(State(sources): State<Sources>) -> Response {
 async fn metrics(State(sources): State<Sources>) -> Response {
     let mut page = Page::default();
     sources.proxy_metrics(&mut page);
+    sources.fast_path_metrics(&mut page);
     sources.watch_metrics(&mut page);
     sources.part_metrics(&mut page);
     (
@@ -189,6 +197,7 @@ impl Sources {
         json!({
             "lastUpdated": updated.to_string(), "currentTime": now.to_string(), "nodeEligible": eligible,
             "status": self.family_status(),
+            "fastPath": self.fast_path_status(),
             "parts": parts.collect::<serde_json::Map<_, _>>(),
             "watches": watches.collect::<serde_json::Map<_, _>>(),
         })
@@ -212,6 +221,46 @@ impl Sources {
             .map(|family| (ip_families::name(*family).to_owned(), status.clone()))
             .collect::<serde_json::Map<_, _>>()
             .into()
+    }
+
+    /// How pods of this node reach each other, and why not by the fast path where it is refused.
+    fn fast_path_status(&self) -> Value {
+        let state = self.fast_path.state();
+        match &state {
+            fast_path::State::Refused(reason) => json!({"state": state.name(), "reason": reason}),
+            fast_path::State::Off | fast_path::State::On => json!({"state": state.name()}),
+        }
+    }
+
+    fn fast_path_metrics(&self, page: &mut Page) {
+        let state = self.fast_path.state();
+        let states = [
+            fast_path::State::Off,
+            fast_path::State::On,
+            fast_path::State::Refused(String::new()),
+        ];
+        page.gauges(
+            "causeway_fast_path",
+            "1 for the way in which pods of this node reach each other.",
+            states.map(|possible| {
+                let name = possible.name();
+                (labels(&[("state", name)]), bit(name == state.name()))
+            }),
+        );
+        match ebpf::fast_path::counters(&self.pin_dir) {
+            Ok(counters) => page.counters(
+                "causeway_fast_path_packets_total",
+                "Packets that pods sent: given to another pod, or why they went through the network stack.",
+                counters
+                    .into_iter()
+                    .flatten()
+                    .map(|(verdict, count)| (labels(&[("verdict", verdict)]), count)),
+            ),
+            Err(error) => tracing::debug!(
+                error = model::with_causes(&error),
+                "the fast path's counters cannot be read"
+            ),
+        }
     }
 
     fn proxy_metrics(&self, page: &mut Page) {
@@ -320,6 +369,8 @@ mod tests {
             watches: watch::Status::default(),
             datapath,
             proxy,
+            fast_path: FastPath::default(),
+            pin_dir: "/nowhere".into(),
             feed_readers: Arc::default(),
             cni_requests: Arc::default(),
             checks: Arc::default(),

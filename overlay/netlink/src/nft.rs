@@ -45,6 +45,7 @@ pub use monitor::Monitor;
 pub use object::{
     BaseChain, Chain, Contents, DataType, Element, ElementData, Family, Hook, Set, SetKind, Table, Verdict,
 };
+pub use read::Filter;
 pub use rule::Rule;
 
 /// `NFNL_SUBSYS_NFTABLES`.

@@ -437,4 +437,47 @@ mod privileged {
             });
         }
     }
+
+    #[test]
+    fn filters_are_the_chains_that_may_drop_what_passes_through() {
+        in_namespace("nft-filters", || {
+            let mut nft = Nft::open().expect("nftables");
+            assert_eq!(nft.filters().expect("listed"), [], "nothing is there");
+            for rules in [
+                // Nothing that they do meets a packet that passes through.
+                "add table ip idle",
+                "add chain ip idle forward { type filter hook forward priority 0; }",
+                "add chain ip idle jumped",
+                "add rule ip idle jumped drop",
+                "add chain ip idle input { type filter hook input priority 0; policy drop; }",
+                "add chain ip idle nat { type nat hook prerouting priority -100; }",
+                "add rule ip idle nat tcp dport 1 redirect to 2",
+            ] {
+                run(&format!("nft {rules}"));
+            }
+            assert_eq!(nft.filters().expect("listed"), [], "{}", listing());
+            for rules in [
+                "add chain ip idle late { type filter hook postrouting priority 0; policy drop; }",
+                "add table inet firewall",
+                "add chain inet firewall forward { type filter hook forward priority 0; }",
+                "add rule inet firewall forward ct state invalid drop",
+                "add table ip6 raw",
+                "add chain ip6 raw prerouting { type filter hook prerouting priority -300; }",
+                "add rule ip6 raw prerouting notrack",
+            ] {
+                run(&format!("nft {rules}"));
+            }
+            let found = nft.filters().expect("listed");
+            let found: Vec<_> = found
+                .iter()
+                .map(|filter| (filter.family, filter.table.as_str(), filter.chain.as_str()))
+                .collect();
+            let expected = [
+                ("inet", "firewall", "forward"),
+                ("ip", "idle", "late"),
+                ("ip6", "raw", "prerouting"),
+            ];
+            assert_eq!(found, expected, "{}", listing());
+        });
+    }
 }

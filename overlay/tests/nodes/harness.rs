@@ -266,6 +266,8 @@ impl Cluster {
             public_ip: None,
             network: Some(serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})),
             subnet_env: directory.join("subnet.env"),
+            fast_path: true,
+            pin_dir: "/sys/fs/bpf".into(),
             state_dir: directory.clone(),
         };
         let pods = PodNetwork::open(&directory).expect("open the pod log");

@@ -4,11 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use super::object::{
-    CHAIN_TABLE, ELEMENTS_LIST, ELEMENTS_SET, ELEMENTS_TABLE, LIST_ELEMENT, SET_TABLE, SetNumbers, TABLE_NAME,
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, CHAIN_USE, ELEMENTS_LIST, ELEMENTS_SET,
+    ELEMENTS_TABLE, HOOK_NUMBER, LIST_ELEMENT, NF_ACCEPT, SET_TABLE, SetNumbers, TABLE_NAME,
 };
 use super::rule::{RULE_USERDATA, comment_of};
-use super::{Chain, Element, Error, Nft, Operation, Table};
-use crate::nfnetlink::{Message, attribute, attributes, body, flag, text};
+use super::{Chain, Element, Error, Hook, Nft, Operation, Table};
+use crate::nfnetlink::{Message, attribute, attributes, be32, body, flag, text};
 
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
@@ -27,22 +28,79 @@ pub struct RuleInfo {
     pub comment: Option<String>,
 }
 
+/// A base chain, of whichever owner, that may drop or change what passes through this host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Filter {
+    /// Family of its table, as `nft` names it.
+    pub family: &'static str,
+    /// Name of its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+}
+
+/// Families whose chains see what passes through, by number: `NFPROTO_*`.
+const PASSING_FAMILIES: [(u8, &str); 4] = [(1, "inet"), (2, "ip"), (5, "netdev"), (10, "ip6")];
+
 impl Nft {
+    /// Base chains of all tables that forwarded packets meet and that do something: they have a rule, or drop what no
+    /// rule accepts. Chains of type nat are none: they see connections, not packets.
+    pub fn filters(&mut self) -> Result<Vec<Filter>, Error> {
+        let mut found = Vec::new();
+        for (number, family) in PASSING_FAMILIES {
+            let of_family = self.list("chains", Operation::GetChain, number, None, |payload| {
+                let Some(hook) = attribute(payload, CHAIN_HOOK) else {
+                    return Some(Vec::new());
+                };
+                let number = attribute(hook, HOOK_NUMBER).and_then(be32)?;
+                let passes = family == "netdev"
+                    || [Hook::Prerouting, Hook::Forward, Hook::Postrouting]
+                        .iter()
+                        .any(|hook| *hook as u32 == number);
+                let policy = attribute(payload, CHAIN_POLICY).and_then(be32);
+                // Of a base chain, only rules make use (`nft_chain` in net/netfilter/nf_tables_api.c).
+                let rules = attribute(payload, CHAIN_USE).and_then(be32);
+                let acts = rules != Some(0) || policy.is_some_and(|policy| policy != NF_ACCEPT);
+                let kind = text(attribute(payload, CHAIN_TYPE)?);
+                if !passes || !acts || kind == "nat" {
+                    return Some(Vec::new());
+                }
+                Some(vec![Filter {
+                    family,
+                    table: text(attribute(payload, CHAIN_TABLE)?),
+                    chain: text(attribute(payload, CHAIN_NAME)?),
+                }])
+            })?;
+            found.extend(of_family);
+        }
+        Ok(found)
+    }
+
     /// Whether the table is there.
     pub fn has_table(&mut self, table: &Table) -> Result<bool, Error> {
-        let names = self.list("tables", Operation::GetTable, table, None, |payload| {
-            Some(vec![text(attribute(payload, TABLE_NAME)?)])
-        })?;
+        let names = self.list(
+            "tables",
+            Operation::GetTable,
+            table.family as u8,
+            None,
+            |payload| Some(vec![text(attribute(payload, TABLE_NAME)?)]),
+        )?;
         Ok(names.contains(&table.name))
     }
 
     /// Chains of the table.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<Chain>, Error> {
-        self.list("chains", Operation::GetChain, table, None, |payload| {
-            let owner = text(attribute(payload, CHAIN_TABLE)?);
-            let chain = (owner == table.name).then(|| Chain::decode(payload));
-            Some(chain.flatten().into_iter().collect())
-        })
+        self.list(
+            "chains",
+            Operation::GetChain,
+            table.family as u8,
+            None,
+            |payload| {
+                let owner = text(attribute(payload, CHAIN_TABLE)?);
+                let chain = (owner == table.name).then(|| Chain::decode(payload));
+                Some(chain.flatten().into_iter().collect())
+            },
+        )
     }
 
     /// Rules of the table, in order within each chain.
@@ -50,15 +108,21 @@ impl Nft {
         let filter = |message: &mut Message| {
             message.text(RULE_TABLE, &table.name);
         };
-        self.list("rules", Operation::GetRule, table, Some(&filter), |payload| {
-            if text(attribute(payload, RULE_TABLE)?) != table.name {
-                return Some(Vec::new());
-            }
-            Some(vec![RuleInfo {
-                chain: text(attribute(payload, RULE_CHAIN)?),
-                comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
-            }])
-        })
+        self.list(
+            "rules",
+            Operation::GetRule,
+            table.family as u8,
+            Some(&filter),
+            |payload| {
+                if text(attribute(payload, RULE_TABLE)?) != table.name {
+                    return Some(Vec::new());
+                }
+                Some(vec![RuleInfo {
+                    chain: text(attribute(payload, RULE_CHAIN)?),
+                    comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
+                }])
+            },
+        )
     }
 
     /// Sets and maps of the table.
@@ -66,12 +130,18 @@ impl Nft {
         let filter = |message: &mut Message| {
             message.text(SET_TABLE, &table.name);
         };
-        self.list("sets", Operation::GetSet, table, Some(&filter), |payload| {
-            if text(attribute(payload, SET_TABLE)?) != table.name {
-                return Some(Vec::new());
-            }
-            Some(vec![SetNumbers::decode(payload)?])
-        })
+        self.list(
+            "sets",
+            Operation::GetSet,
+            table.family as u8,
+            Some(&filter),
+            |payload| {
+                if text(attribute(payload, SET_TABLE)?) != table.name {
+                    return Some(Vec::new());
+                }
+                Some(vec![SetNumbers::decode(payload)?])
+            },
+        )
     }
 
     /// Elements of a set or map, sorted. An absent table or set is an error with errno `ENOENT`.
@@ -85,13 +155,19 @@ impl Nft {
         };
         let what = "elements";
         for attempt in 1.. {
-            let mut found = self.list(what, Operation::GetElement, table, Some(&filter), |payload| {
-                let Some(list) = attribute(payload, ELEMENTS_LIST) else {
-                    return Some(Vec::new());
-                };
-                let elements = attributes(list).filter(|(kind, _)| *kind == LIST_ELEMENT);
-                elements.map(|(_, element)| Element::decode(element)).collect()
-            })?;
+            let mut found = self.list(
+                what,
+                Operation::GetElement,
+                table.family as u8,
+                Some(&filter),
+                |payload| {
+                    let Some(list) = attribute(payload, ELEMENTS_LIST) else {
+                        return Some(Vec::new());
+                    };
+                    let elements = attributes(list).filter(|(kind, _)| *kind == LIST_ELEMENT);
+                    elements.map(|(_, element)| Element::decode(element)).collect()
+                },
+            )?;
             found.sort_unstable();
             if found.is_sorted_by(|a, b| a < b) {
                 return Ok(found);
@@ -111,11 +187,11 @@ impl Nft {
         &mut self,
         what: &'static str,
         operation: Operation,
-        table: &Table,
+        family: u8,
         filter: Option<&dyn Fn(&mut Message)>,
         decode: impl Fn(&[u8]) -> Option<Vec<T>>,
     ) -> Result<Vec<T>, Error> {
-        let mut request = Message::new(operation.kind(), flag::DUMP, table.family as u8, 0);
+        let mut request = Message::new(operation.kind(), flag::DUMP, family, 0);
         if let Some(filter) = filter {
             filter(&mut request);
         }

@@ -1,0 +1,160 @@
+//! The maps by which a packet of one pod finds another on the same node without the node's network stack.
+//!
+//! ```text
+//! written by the host side
+//! PODS       address of a pod of this node       → its device on the node's side, its MAC addresses, its MTU
+//! written by the program
+//! POD_FLOWS  both ends of a TCP connection       → who opened it, and how far it has come       LRU
+//! ```
+//! A connection is in `POD_FLOWS` when its SYN was addressed to a pod. Only those may pass by the network stack. What
+//! the packet rules translate is addressed to a Service, and its answers must meet the connection tracking that knows
+//! of it; so must what began before the program was there. An entry that is forgotten costs a connection its short
+//! way, and nothing else: the stack takes up what it sees in the middle.
+
+use crate::net::{Ip, Port};
+
+/// Version of the layouts in this module; part of the pin directory's name.
+pub const LAYOUT: u32 = 1;
+
+/// Value of `PODS`. `[ifindex:4][mtu:4][pod_mac:6][host_mac:6] = 20 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Pod {
+    /// Index of the pod's device on the node's side.
+    pub ifindex: u32,
+    /// The largest packet that the pod takes, in bytes from the IP header on.
+    pub mtu: u32,
+    /// MAC address of the device in the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the device on the node's side.
+    pub host_mac: [u8; 6],
+}
+
+/// Key of `POD_FLOWS`, the same for both directions: the smaller address comes first.
+/// `[first:16 be][second:16 be][first_port:2 be][second_port:2 be] = 36 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PodFlowKey {
+    /// The address whose last word is smaller, as the machine reads it.
+    pub first: Ip,
+    /// The other.
+    pub second: Ip,
+    /// Port at the first address.
+    pub first_port: Port,
+    /// Port at the second address.
+    pub second_port: Port,
+}
+
+impl PodFlowKey {
+    /// The key of packets between two addresses. `None` where nothing tells the directions apart: addresses of one
+    /// subnet differ in the last word, or they are one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(source: Ip, source_port: Port, destination: Ip, destination_port: Port) -> Option<Self> {
+        let (from, to) = (source.last_word(), destination.last_word());
+        if from == to {
+            return None;
+        }
+        Some(if from < to {
+            Self {
+                first: source,
+                second: destination,
+                first_port: source_port,
+                second_port: destination_port,
+            }
+        } else {
+            Self {
+                first: destination,
+                second: source,
+                first_port: destination_port,
+                second_port: source_port,
+            }
+        })
+    }
+}
+
+/// Value of `POD_FLOWS`. `[opener:4][answerer:4][state:4] = 12 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PodFlow {
+    /// Index of the device of the pod that sent the SYN.
+    pub opener: u32,
+    /// Index of the device of the pod that it was sent to.
+    pub answerer: u32,
+    /// [`PodFlow::OPENING`] or [`PodFlow::OPEN`].
+    pub state: u32,
+}
+
+impl PodFlow {
+    /// A SYN went by, and no answer to it yet.
+    pub const OPENING: u32 = 0;
+    /// The SYN was answered.
+    pub const OPEN: u32 = 1;
+}
+
+/// Index of a counter in `POD_STATS`: what became of a packet that a pod sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct PodCounter(pub u32);
+
+impl PodCounter {
+    /// Given to the other pod.
+    pub const GIVEN: Self = Self(0);
+    /// To the stack: not TCP, or a fragment, or with options or extension headers.
+    pub const OTHER_PACKET: Self = Self(1);
+    /// To the stack: not to a pod of this node.
+    pub const NO_POD: Self = Self(2);
+    /// To the stack: the connection did not begin here with a SYN from pod to pod.
+    pub const OTHER_FLOW: Self = Self(3);
+    /// To the stack, which knows what to do about it: a SYN from an address that is not the pod's.
+    pub const OTHER_SOURCE: Self = Self(4);
+    /// To the stack, which tells the sender: larger than the other pod takes.
+    pub const TOO_BIG: Self = Self(5);
+    /// To the stack, which tells the sender: on its last hop.
+    pub const LAST_HOP: Self = Self(6);
+
+    /// How many there are.
+    pub const COUNT: u32 = 7;
+
+    /// Counters and their names in metrics, by index.
+    pub const NAMES: [&'static str; Self::COUNT as usize] = [
+        "given",
+        "other_packet",
+        "no_pod",
+        "other_flow",
+        "other_source",
+        "too_big",
+        "last_hop",
+    ];
+}
+
+const _: () = assert!(size_of::<Pod>() == 20);
+const _: () = assert!(size_of::<PodFlowKey>() == 36);
+const _: () = assert!(size_of::<PodFlow>() == 12);
+
+#[cfg(not(target_arch = "bpf"))]
+crate::plain_old_data!(Pod, PodFlowKey, PodFlow);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    fn ip(text: &str) -> Ip {
+        Ip::from(text.parse::<IpAddr>().expect("an address"))
+    }
+
+    #[test]
+    fn both_directions_of_a_connection_have_one_key_and_no_other_connection_has_it() {
+        for (a, b) in [("10.244.1.2", "10.244.1.3"), ("fd00::2", "fd00::3")] {
+            let there = PodFlowKey::new(ip(a), Port::new(40000), ip(b), Port::new(80));
+            let back = PodFlowKey::new(ip(b), Port::new(80), ip(a), Port::new(40000));
+            assert!(there.is_some());
+            assert_eq!(there, back);
+            let swapped = PodFlowKey::new(ip(a), Port::new(80), ip(b), Port::new(40000));
+            assert_ne!(there, swapped);
+        }
+        let own = PodFlowKey::new(ip("10.244.1.2"), Port::new(1), ip("10.244.1.2"), Port::new(2));
+        assert_eq!(own, None);
+    }
+}

@@ -1,0 +1,266 @@
+//! A TCP segment's headers, copied out of the packet and written back: `[Ethernet:14][IP:20 or 40][TCP:20…]`.
+
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use ebpf_common::net::{Ip, Port};
+use ebpf_common::pods::Pod;
+
+const ETHERNET_BYTES: u32 = 14;
+const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+const IPPROTO_TCP: u8 = 6;
+
+/// Version 4, five words: a header without options.
+const PLAIN_V4: u8 = 0x45;
+/// Don't-fragment and the reserved bit may be set, no other: no fragment.
+const FRAGMENT_BITS: u16 = 0x3fff_u16.to_be();
+
+/// Where the copy of a packet begins in its struct: two bytes in, so that the IP header is aligned.
+const PAD_BYTES: usize = 2;
+
+const FIN_SYN_RST_ACK: u8 = 0x17;
+const RST: u8 = 0x04;
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+
+/// `[pad:2][dst:6][src:6][type:2 be] = 16 bytes`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ethernet {
+    pad: u16,
+    destination: [u8; 6],
+    source: [u8; 6],
+    kind: u16,
+}
+
+/// The first 14 bytes of a TCP header (RFC 9293 §3.1).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    source_port: u16,
+    destination_port: u16,
+    sequence: u32,
+    acknowledgment: u32,
+    data_offset: u8,
+    flags: u8,
+}
+
+/// What a segment says about its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// It begins.
+    Open,
+    /// The SYN is answered.
+    Answer,
+    /// It ends at once.
+    Reset,
+    /// It goes on.
+    Data,
+}
+
+impl Tcp {
+    #[inline(always)]
+    pub fn says(&self) -> Says {
+        if self.flags & RST != 0 {
+            return Says::Reset;
+        }
+        match self.flags & FIN_SYN_RST_ACK {
+            SYN => Says::Open,
+            SYN_ACK => Says::Answer,
+            _ => Says::Data,
+        }
+    }
+
+    #[inline(always)]
+    pub fn ports(&self) -> (Port, Port) {
+        (Port(self.source_port), Port(self.destination_port))
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> u32 {
+        u32::from(self.data_offset >> 4) * 4
+    }
+}
+
+/// An IP header of a version.
+pub trait Header: Copy {
+    /// `ETH_P_IP` or `ETH_P_IPV6`, in network order.
+    const ETHERTYPE: u16;
+    /// Its size where nothing stands between it and TCP.
+    const BYTES: u32;
+    /// Bytes of it that [`Header::hop`] may change, from its beginning.
+    const WRITTEN: u32;
+
+    /// No options, no extension headers, no fragment, TCP.
+    fn is_plain_tcp(&self) -> bool;
+    /// Source and destination.
+    fn addresses(&self) -> (Ip, Ip);
+    /// How many hops it may go on, this one included.
+    fn hops_left(&self) -> u8;
+    /// One hop less, as a router does it.
+    fn hop(&mut self);
+}
+
+/// RFC 791 §3.1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct V4 {
+    version_and_length: u8,
+    service: u8,
+    total: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+impl Header for V4 {
+    const ETHERTYPE: u16 = ETHERTYPE_IPV4;
+    const BYTES: u32 = 20;
+    const WRITTEN: u32 = 12;
+
+    #[inline(always)]
+    fn is_plain_tcp(&self) -> bool {
+        self.version_and_length == PLAIN_V4
+            && self.fragment & FRAGMENT_BITS == 0
+            && self.protocol == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    fn addresses(&self) -> (Ip, Ip) {
+        (Ip::v4(self.source), Ip::v4(self.destination))
+    }
+
+    #[inline(always)]
+    fn hops_left(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn hop(&mut self) {
+        self.ttl -= 1;
+        // The sum of 16-bit words, one's complement: the TTL is the high byte of its word (RFC 1624, RFC 1141).
+        let sum = u32::from(u16::from_be(self.checksum)) + 0x0100;
+        self.checksum = ((sum + (sum >> 16)) as u16).to_be();
+    }
+}
+
+/// RFC 8200 §3.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct V6 {
+    version_and_class: u32,
+    payload: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+impl Header for V6 {
+    const ETHERTYPE: u16 = ETHERTYPE_IPV6;
+    const BYTES: u32 = 40;
+    const WRITTEN: u32 = 8;
+
+    #[inline(always)]
+    fn is_plain_tcp(&self) -> bool {
+        self.next_header == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    fn addresses(&self) -> (Ip, Ip) {
+        (Ip(self.source), Ip(self.destination))
+    }
+
+    #[inline(always)]
+    fn hops_left(&self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline(always)]
+    fn hop(&mut self) {
+        self.hop_limit -= 1;
+    }
+}
+
+/// The headers of a segment.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Segment<H: Header> {
+    ethernet: Ethernet,
+    pub ip: H,
+    pub tcp: Tcp,
+}
+
+impl<H: Header> Segment<H> {
+    /// None for what is not a plain TCP segment of this version of IP.
+    #[inline(always)]
+    pub fn read(ctx: &TcContext) -> Option<Self> {
+        let mut segment = core::mem::MaybeUninit::<Self>::zeroed();
+        let bytes = ETHERNET_BYTES + H::BYTES + size_of::<Tcp>() as u32 - 2;
+        // SAFETY: the struct is two bytes longer in front than what is written here, and the helper writes all or
+        // nothing.
+        let result = unsafe {
+            let start = segment.as_mut_ptr().cast::<u8>().add(PAD_BYTES);
+            bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, start.cast(), bytes)
+        };
+        // SAFETY: all zero, or overwritten by the packet's bytes; integers take any.
+        let segment = unsafe { segment.assume_init() };
+        let plain = result == 0 && segment.ethernet.kind == H::ETHERTYPE && segment.ip.is_plain_tcp();
+        plain.then_some(segment)
+    }
+
+    /// The largest IP packet that this is, or that it will be cut into, in bytes.
+    #[inline(always)]
+    pub fn packet_bytes(&self, ctx: &TcContext) -> u32 {
+        // SAFETY: the context pointer is valid for the call; the verifier rewrites the load, which must be a whole word.
+        let gso_bytes = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).gso_size) };
+        if gso_bytes == 0 {
+            ctx.len() - ETHERNET_BYTES
+        } else {
+            H::BYTES + self.tcp.bytes() + gso_bytes
+        }
+    }
+
+    /// Addresses the packet to the pod as the node's stack would, one hop on. Whether it could.
+    #[inline(always)]
+    pub fn forward(&mut self, ctx: &TcContext, to: &Pod) -> bool {
+        self.ethernet.destination = to.pod_mac;
+        self.ethernet.source = to.host_mac;
+        self.ip.hop();
+        // SAFETY: the struct holds as many bytes after its first two.
+        let result = unsafe {
+            let start = (&raw const *self).cast::<u8>().add(PAD_BYTES);
+            bpf_skb_store_bytes(
+                ctx.skb.skb.cast(),
+                0,
+                start.cast(),
+                ETHERNET_BYTES + H::WRITTEN,
+                0,
+            )
+        };
+        result == 0
+    }
+}
+
+/// Which version of IP the frame says that it carries, in network order.
+#[inline(always)]
+pub fn protocol(ctx: &TcContext) -> u16 {
+    // SAFETY: as in `packet_bytes`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).protocol) as u16 }
+}
+
+/// The index of the device that the packet came in by.
+#[inline(always)]
+pub fn device(ctx: &TcContext) -> u32 {
+    // SAFETY: as in `packet_bytes`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
+}
+
+const _: () = assert!(size_of::<Ethernet>() == 16);
+const _: () = assert!(size_of::<Tcp>() == 16);
+const _: () = assert!(size_of::<Segment<V4>>() == 52);
+const _: () = assert!(size_of::<Segment<V6>>() == 72);
