@@ -14,6 +14,7 @@ use cni_plugin::protocol::{self, Request, Response};
 use netlink::{Kernel, Netlink};
 use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
 use overlay::{Config, Etcd, Status};
+use tests::bpffs::Bpffs;
 use tests::process::{Process, command};
 use tests::topology::{Host, Lan};
 use tests::wait;
@@ -111,6 +112,7 @@ pub struct Cluster {
     etcd: Mutex<Option<Server>>,
     pki: Option<Pki>,
     pub lan: Lan,
+    bpffs: Bpffs,
     pub directory: Directory,
     program: PathBuf,
 }
@@ -134,6 +136,7 @@ impl Cluster {
             etcd: Mutex::new(None),
             pki: None,
             lan,
+            bpffs: Bpffs::mount(label).expect("a BPF file system"),
             directory,
             program,
         };
@@ -181,6 +184,7 @@ impl Cluster {
             etcd: Mutex::new(None),
             pki,
             lan,
+            bpffs: Bpffs::mount(label).expect("a BPF file system"),
             directory,
             program: PathBuf::new(),
         };
@@ -242,6 +246,11 @@ impl Cluster {
         output.stdout
     }
 
+    /// Where a host's fast path is pinned.
+    pub fn pin_dir(&self, number: usize) -> PathBuf {
+        self.bpffs.path().join(format!("host-{number}"))
+    }
+
     pub fn host(&self, number: usize) -> &Host {
         &self.lan.hosts[number].host
     }
@@ -267,7 +276,7 @@ impl Cluster {
             network: Some(serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})),
             subnet_env: directory.join("subnet.env"),
             fast_path: true,
-            pin_dir: "/sys/fs/bpf".into(),
+            pin_dir: self.pin_dir(number),
             state_dir: directory.clone(),
         };
         let pods = PodNetwork::open(&directory).expect("open the pod log");

@@ -5,10 +5,13 @@ mod harness;
 mod privileged {
     use std::time::{Duration, Instant};
 
+    use std::net::{TcpListener, TcpStream};
+
     use netlink::{Kernel, LinkChange};
+    use overlay::fast_path::State;
     use tests::wait;
 
-    use crate::harness::{Cluster, SOON, await_talk, talk};
+    use crate::harness::{Cluster, Pod, SOON, await_talk, talk};
 
     #[test]
     fn pods_on_three_nodes_talk_and_drift_is_repaired_within_a_second() {
@@ -322,6 +325,73 @@ mod privileged {
         let (_, source) = server.recv_from(&mut [0; 16]).expect("receive");
         assert_eq!(source.ip().to_string(), "172.30.9.11");
         assert!(talk(&pods[1], &pods[0]).is_ok());
+    }
+
+    #[test]
+    fn pods_of_one_node_take_the_fast_path_unless_somebodys_rules_are_in_the_way() {
+        let Some(cluster) = Cluster::new("fast", 1) else {
+            return;
+        };
+        let node = cluster.node(0);
+        node.await_others(0);
+        let pods = [node.add_pod("a"), node.add_pod("b")];
+        let links = || {
+            let links = cluster.pin_dir(0).join("pods/v1/links");
+            std::fs::read_dir(links).map_or(0, Iterator::count)
+        };
+        let given = || {
+            let counters = ebpf::fast_path::counters(&cluster.pin_dir(0)).expect("readable")?;
+            counters.into_iter().find(|(name, _)| *name == "given")
+        };
+        wait::until_value("both pods have it", SOON, links, |links| *links == 2);
+        assert_eq!(given(), Some(("given", 0)));
+        connect(&pods[0], &pods[1]);
+        assert!(given().expect("it is there").1 > 2);
+        {
+            let rules = [
+                "add table inet firewall",
+                "add chain inet firewall forward { type filter hook forward priority 0; }",
+                "add rule inet firewall forward ct state invalid drop",
+            ];
+            for rule in rules {
+                let output = node.host.command("nft", &[rule]).expect("nft runs");
+                assert!(output.status.success(), "{output:?}");
+            }
+            let status = node.await_status("the rules are seen", |status| {
+                matches!(status.fast_path, State::Refused(_))
+            });
+            let reason = "nftables chain forward of table inet firewall may mean packets between pods";
+            assert_eq!(status.fast_path, State::Refused(reason.to_owned()));
+            assert!(status.ready && status.problems.is_empty(), "{status:?}");
+            assert_eq!((links(), given()), (0, None));
+            connect(&pods[0], &pods[1]);
+        }
+        let delete = ["delete", "table", "inet", "firewall"];
+        assert!(
+            node.host
+                .command("nft", &delete)
+                .expect("nft runs")
+                .status
+                .success()
+        );
+        node.await_status("the rules are gone", |status| status.fast_path == State::On);
+        connect(&pods[1], &pods[0]);
+        assert!(given().expect("it is there").1 > 2);
+        // A pod that goes takes its entry and its link with it.
+        let deleted = node.cni("DEL", &pods[0].id, &pods[0].host.path());
+        assert!(deleted.success, "{deleted:?}");
+        wait::until_value("one pod has it", SOON, links, |links| *links == 1);
+    }
+
+    /// A connection from one pod to the other.
+    #[track_caller]
+    fn connect(from: &Pod, to: &Pod) {
+        let listener = to.host.run(|| TcpListener::bind((to.address, 7002)));
+        let listener = listener.expect("entered").expect("listens");
+        let address = (to.address, 7002).into();
+        let stream = from.host.run(|| TcpStream::connect_timeout(&address, SOON));
+        stream.expect("entered").expect("connected");
+        listener.accept().expect("accepted");
     }
 
     #[test]
