@@ -96,6 +96,7 @@ network:
   publicIp: 172.30.0.11
   config: {Network: 10.244.0.0/16, SubnetLen: 24, Backend: {Type: host-gw}}
   subnetEnv: /run/subnet.env
+  fastPath: false
 proxy:
   datapath: iptables
   iptablesVariant: nft
