@@ -1,15 +1,17 @@
 //! Services with no endpoints, with endpoints that are not ready, and Services that are not the proxy's.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use serde_json::json;
+use anyhow::Context as _;
+use serde_json::{Value, json};
 use tests::wait;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::Refused;
 use crate::client::{SOON, each};
-use crate::world::{SERVERS, World, on_every_node, server_container};
+use crate::world::{SERVERS, World, node_address, on_every_node, server_container};
 
 pub fn scaled_to_zero(world: &World) -> anyhow::Result<()> {
     let labels = json!({"app": "scaled"});
@@ -116,4 +118,33 @@ pub fn headless(world: &World) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+/// The datapath `iptables` has rules for forwarded packets, as kube-proxy does.
+pub fn fast_path(world: &World) -> anyhow::Result<()> {
+    let wanted = if world.datapath == "iptables" {
+        "refused"
+    } else {
+        "on"
+    };
+    for number in 1..=3 {
+        let address = SocketAddr::new(node_address(number), 10256);
+        wait::until_value(
+            "the agent tells of the fast path",
+            SOON,
+            || health(address).map(|health| health["fastPath"]["state"].clone()),
+            |state| matches!(state, Ok(state) if state == wanted),
+        )?;
+    }
+    Ok(())
+}
+
+fn health(agent: SocketAddr) -> anyhow::Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&agent, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    Ok(serde_json::from_str(body)?)
 }

@@ -84,6 +84,10 @@ const CLAIMS: &[(&str, Claim)] = &[
         endpoints::other_proxy,
     ),
     ("a headless Service's names lead to its pods", endpoints::headless),
+    (
+        "pods of one node pass by its stack unless the datapath needs them in it",
+        endpoints::fast_path,
+    ),
 ];
 
 /// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.

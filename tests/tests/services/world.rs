@@ -26,6 +26,8 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 
 /// A cluster that is up.
 pub struct World {
+    /// What carries out Services.
+    pub datapath: String,
     /// kubectl and more.
     pub cluster: Cluster,
     /// A pod on each node that does nothing else.
@@ -63,6 +65,7 @@ impl World {
         let servers = in_pods(&pods, "server", &program.0)?;
         let nodes = (1..=3).map(|n| Client::on_node(&format!("node-{n}"), node_address(n), &program.0));
         Ok(Self {
+            datapath: datapath.to_owned(),
             clients,
             servers,
             nodes: nodes.collect::<anyhow::Result<_>>()?,
