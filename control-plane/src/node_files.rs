@@ -115,6 +115,7 @@ fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> 
         "kubeconfig": dir.kubeconfig("kubelet"),
         "stateDir": dir.kubelet(),
         "nodeIp": settings.node_address(node.index),
+        "secondaryNodeIp": settings.node_address_v6(node.index),
         "clusterDns": [settings.cluster_dns()],
         "clusterDomain": settings.domain,
         "resolvConf": dir.resolv_conf(),

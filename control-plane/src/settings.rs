@@ -1,11 +1,11 @@
 //! What a cluster was asked to be: validated once, kept in the state directory, read by `down` and `status`.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use apiserver::ServiceCidrs;
+use apiserver::Cidrs;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
@@ -85,13 +85,13 @@ pub struct Settings {
     /// Pods' addresses; every node leases a /24 of it.
     pub pod_cidr: Ipv4Network,
     /// Services' addresses: an IPv4 network, and an IPv6 network next to it where Services may have both.
-    pub service_cidr: ServiceCidrs,
+    pub service_cidr: Cidrs,
     /// Whether `externalIPs` of Services are served. State that was kept from before there was a choice says no.
     #[serde(default)]
     pub allow_external_ips: bool,
     /// The network that stands for the data centre's LAN: the control plane is its first address, nodes follow from
-    /// the eleventh.
-    pub underlay_cidr: Ipv4Network,
+    /// the eleventh. IPv4, and IPv6 next to it where nodes shall have both.
+    pub underlay_cidr: Cidrs,
     /// API server's port.
     pub api_port: u16,
     /// Embedded store's port.
@@ -115,11 +115,7 @@ impl Settings {
             "--nodes {}: from 1 to 64 nodes fit on one machine",
             self.nodes
         );
-        ensure!(
-            self.underlay_cidr.prefix() <= 25,
-            "--underlay-cidr {}: a /25 or larger is needed",
-            self.underlay_cidr
-        );
+        let underlay = self.validate_underlay_cidr()?;
         ensure!(
             self.pod_cidr.prefix() <= 22,
             "--pod-cidr {}: a /22 or larger is needed",
@@ -129,7 +125,7 @@ impl Settings {
         let networks = [
             ("pod", self.pod_cidr),
             ("service", service_network),
-            ("underlay", self.underlay_cidr),
+            ("underlay", underlay),
         ];
         for (i, (name, network)) in networks.iter().enumerate() {
             for (other_name, other) in &networks[i + 1..] {
@@ -138,6 +134,14 @@ impl Settings {
                     "--{name}-cidr {network} overlaps --{other_name}-cidr {other}"
                 );
             }
+        }
+        if let (Some(services), Some(underlay)) =
+            (self.service_cidr.secondary(), self.underlay_cidr.secondary())
+        {
+            ensure!(
+                !services.contains(underlay.ip()) && !underlay.contains(services.ip()),
+                "--service-cidr {services} overlaps --underlay-cidr {underlay}"
+            );
         }
         let subnets = (1u32 << (24 - self.pod_cidr.prefix())) - 1;
         ensure!(
@@ -181,6 +185,26 @@ impl Settings {
             ensure!(
                 (64..=120).contains(&secondary.prefix()),
                 "--service-cidr {secondary}: from /64 to /120 is possible"
+            );
+        }
+        Ok(primary)
+    }
+
+    fn validate_underlay_cidr(&self) -> anyhow::Result<Ipv4Network> {
+        let IpNetwork::V4(primary) = self.underlay_cidr.primary() else {
+            bail!(
+                "--underlay-cidr {}: the IPv4 network comes first, as in 172.30.0.0/24,fd00:172:30::/64",
+                self.underlay_cidr
+            );
+        };
+        ensure!(
+            primary.prefix() <= 25,
+            "--underlay-cidr {primary}: a /25 or larger is needed"
+        );
+        if let Some(secondary) = self.underlay_cidr.secondary() {
+            ensure!(
+                secondary.prefix() <= 120,
+                "--underlay-cidr {secondary}: a /120 or larger is needed"
             );
         }
         Ok(primary)
@@ -236,6 +260,11 @@ impl Settings {
         self.underlay_address(FIRST_NODE + u32::from(index))
     }
 
+    /// IPv6 address of the `index`-th node (from 0), where nodes have one.
+    pub fn node_address_v6(&self, index: u8) -> Option<Ipv6Addr> {
+        self.underlay_address_v6(FIRST_NODE + u32::from(index))
+    }
+
     /// The control plane's address on the underlay.
     pub fn control_plane_address(&self) -> Ipv4Addr {
         self.underlay_address(1)
@@ -279,8 +308,27 @@ impl Settings {
         )
     }
 
+    /// The control plane's IPv6 address on the underlay, where nodes have one.
+    pub fn control_plane_address_v6(&self) -> Option<Ipv6Addr> {
+        self.underlay_address_v6(1)
+    }
+
     fn underlay_address(&self, n: u32) -> Ipv4Addr {
-        nth(self.underlay_cidr, n)
+        let network = match self.underlay_cidr.primary() {
+            IpNetwork::V4(network) => Some(network),
+            IpNetwork::V6(_) => None,
+        };
+        nth(
+            network.expect("invariant: validate() admits only an IPv4 network first"),
+            n,
+        )
+    }
+
+    fn underlay_address_v6(&self, n: u32) -> Option<Ipv6Addr> {
+        match self.underlay_cidr.secondary()? {
+            IpNetwork::V6(network) => Some((u128::from(network.network()) + u128::from(n)).into()),
+            IpNetwork::V4(_) => None,
+        }
     }
 }
 
@@ -373,6 +421,19 @@ mod tests {
     }
 
     #[test]
+    fn nodes_may_have_an_address_of_each_family() {
+        let mut dual = settings();
+        assert_eq!(dual.node_address_v6(2), None);
+        dual.underlay_cidr = "172.30.0.0/24,fd00:172:30::/64".parse().expect("valid");
+        assert!(dual.validate().is_ok());
+        assert_eq!(dual.node_address(2).to_string(), "172.30.0.13");
+        let v6 = dual.node_address_v6(2).map(|address| address.to_string());
+        assert_eq!(v6.as_deref(), Some("fd00:172:30::d"));
+        let v6 = dual.control_plane_address_v6().map(|address| address.to_string());
+        assert_eq!(v6.as_deref(), Some("fd00:172:30::1"));
+    }
+
+    #[test]
     fn settings_kept_from_before_external_ips_could_be_allowed_do_not_allow_them() {
         let mut kept = serde_json::to_value(settings()).expect("settings are JSON");
         let fields = kept.as_object_mut().expect("an object");
@@ -383,7 +444,7 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
         type Spoil = fn(&mut Settings);
-        let rows: [(&str, Spoil); 13] = [
+        let rows: [(&str, Spoil); 16] = [
             (
                 "--pod-cidr 10.244.0.0/22: --nodes 4 need a /24 each, and 3 can be leased of it",
                 |s| (s.nodes, s.pod_cidr) = (4, "10.244.0.0/22".parse().expect("valid")),
@@ -401,6 +462,20 @@ mod tests {
             ("--underlay-cidr 172.30.0.0/28: a /25 or larger is needed", |s| {
                 s.underlay_cidr = "172.30.0.0/28".parse().expect("valid");
             }),
+            ("--underlay-cidr fd00::/124: a /120 or larger is needed", |s| {
+                s.underlay_cidr = "172.30.0.0/24,fd00::/124".parse().expect("valid");
+            }),
+            (
+                "--underlay-cidr fd00::/64: the IPv4 network comes first, as in 172.30.0.0/24,fd00:172:30::/64",
+                |s| s.underlay_cidr = "fd00::/64".parse().expect("valid"),
+            ),
+            (
+                "--service-cidr fd00::/112 overlaps --underlay-cidr fd00::/64",
+                |s| {
+                    s.service_cidr = "10.96.0.0/12,fd00::/112".parse().expect("valid");
+                    s.underlay_cidr = "172.30.0.0/24,fd00::/64".parse().expect("valid");
+                },
+            ),
             (
                 "--pod-cidr 10.96.0.0/16 overlaps --service-cidr 10.96.0.0/12",
                 |s| {

@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, bail};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
 use netlink::{
     AbsentIsFine as _, Address, Kernel as _, LinkChange, Namespace, Netlink, NewLink, NewLinkKind, Route,
@@ -44,9 +44,12 @@ pub fn check_free(settings: &Settings) -> anyhow::Result<()> {
         table: Some(netlink::route::TABLE_MAIN),
         ..RouteFilter::default()
     })?;
-    let taken = routes
-        .iter()
-        .find(|route| overlaps(route.destination, settings.underlay_cidr));
+    let taken = routes.iter().find(|route| {
+        settings
+            .underlay_cidr
+            .iter()
+            .any(|underlay| overlaps(route.destination, underlay))
+    });
     match taken {
         Some(route) => bail!(
             "--underlay-cidr {}: this host has a route to {} already; choose another network",
@@ -57,11 +60,10 @@ pub fn check_free(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-fn overlaps(destination: IpNetwork, underlay: Ipv4Network) -> bool {
-    match destination {
-        IpNetwork::V4(network) => network.prefix() > 0 && network.overlaps(underlay),
-        IpNetwork::V6(_) => false,
-    }
+/// Whether they share an address; a default route is none to a network.
+fn overlaps(destination: IpNetwork, underlay: IpNetwork) -> bool {
+    destination.prefix() > 0
+        && (destination.contains(underlay.network()) || underlay.contains(destination.network()))
 }
 
 /// Makes the bridge and all nodes' namespaces.
@@ -77,24 +79,24 @@ pub fn create(settings: &Settings, state: &StateDir) -> anyhow::Result<()> {
         }
         _ => error.into(),
     })?;
-    let address = on_underlay(settings, settings.control_plane_address())?;
-    host.add_address(&Address::global(bridge.index, address))?;
+    let own = Addresses {
+        v4: settings.control_plane_address(),
+        v6: settings.control_plane_address_v6(),
+    };
+    own.add(&mut host, bridge.index, settings)?;
     for (index, name) in (0u8..).zip(settings.node_names()) {
-        create_node(
-            &mut host,
-            bridge.index,
-            settings,
-            &name,
-            settings.node_address(index),
-        )
-        .with_context(|| format!("making the network of {name}"))?;
+        let addresses = Addresses {
+            v4: settings.node_address(index),
+            v6: settings.node_address_v6(index),
+        };
+        create_node(&mut host, bridge.index, settings, &name, addresses)
+            .with_context(|| format!("making the network of {name}"))?;
     }
-    Nft::open()?.ensure(&masquerade(settings.underlay_cidr))?;
+    Nft::open()?.ensure(&masquerade(settings.underlay_cidr.primary()))?;
     forward(state)
 }
 
-fn masquerade(underlay: Ipv4Network) -> Layout {
-    let underlay = IpNetwork::V4(underlay);
+fn masquerade(underlay: IpNetwork) -> Layout {
     let mut layout = Layout::new(Table::new(Family::Ip, TABLE));
     layout.add_chain(
         Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
@@ -114,7 +116,7 @@ fn create_node(
     bridge: u32,
     settings: &Settings,
     name: &str,
-    address: Ipv4Addr,
+    addresses: Addresses,
 ) -> anyhow::Result<()> {
     let namespace = Namespace::create(&namespace_name(name))?;
     let peer = VethPeer {
@@ -137,17 +139,43 @@ fn create_node(
             .with_context(|| format!("{device} is missing"))?;
         inside.change_link(link.index, &LinkChange::up())?;
         if device == NODE_DEVICE {
-            inside.add_address(&Address::global(link.index, on_underlay(settings, address)?))?;
-            let everywhere = IpNetwork::new(Ipv4Addr::UNSPECIFIED.into(), 0)?;
-            let gateway = IpAddr::V4(settings.control_plane_address());
-            inside.replace_route(&Route::via(everywhere, gateway, link.index, STATIC))?;
+            addresses.add(&mut inside, link.index, settings)?;
+            let gateways = [
+                Some((
+                    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    settings.control_plane_address().into(),
+                )),
+                settings
+                    .control_plane_address_v6()
+                    .map(|gateway| (IpAddr::V6(Ipv6Addr::UNSPECIFIED), gateway.into())),
+            ];
+            for (everywhere, gateway) in gateways.into_iter().flatten() {
+                let everywhere = IpNetwork::new(everywhere, 0)?;
+                inside.replace_route(&Route::via(everywhere, gateway, link.index, STATIC))?;
+            }
         }
     }
     Ok(())
 }
 
-fn on_underlay(settings: &Settings, address: Ipv4Addr) -> anyhow::Result<IpNetwork> {
-    Ok(IpNetwork::new(address.into(), settings.underlay_cidr.prefix())?)
+/// Addresses of a host on the underlay.
+struct Addresses {
+    v4: Ipv4Addr,
+    v6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    fn add(&self, kernel: &mut Netlink, link: u32, settings: &Settings) -> anyhow::Result<()> {
+        let all = [Some(IpAddr::V4(self.v4)), self.v6.map(IpAddr::V6)];
+        for (address, network) in all.into_iter().flatten().zip(settings.underlay_cidr.iter()) {
+            // Nobody else is on this LAN whose address could be a duplicate.
+            kernel.add_address(&Address {
+                no_dad: true,
+                ..Address::global(link, IpNetwork::new(address, network.prefix())?)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Lets nodes reach the world through this host; the setting that was there before is kept for [`destroy`].

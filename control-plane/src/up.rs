@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use apiserver::ServiceCidrs;
+use apiserver::Cidrs;
 use ipnetwork::Ipv4Network;
 
 use crate::StateDirArg;
@@ -51,13 +51,13 @@ pub struct UpArgs {
     pod_cidr: Ipv4Network,
     /// Addresses for Services; with an IPv6 network behind a comma they may have both
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
-    service_cidr: ServiceCidrs,
+    service_cidr: Cidrs,
     /// Serve externalIPs of Services: whoever may write a Service can then take over any address
     #[arg(long)]
     allow_external_ips: bool,
-    /// The network between the nodes
-    #[arg(long, default_value = "172.30.0.0/24")]
-    underlay_cidr: Ipv4Network,
+    /// The network between the nodes; with an IPv6 network behind a comma they have both
+    #[arg(long, default_value = "172.30.0.0/24", value_name = "CIDR[,CIDR]")]
+    underlay_cidr: Cidrs,
     /// Port of the API server
     #[arg(long, default_value_t = 6443)]
     api_port: u16,

@@ -26,7 +26,7 @@ pub struct Config {
     /// The store.
     pub etcd: EtcdConfig,
     /// ClusterIPs are taken from here; default 10.96.0.0/12 alone.
-    pub service_cidrs: ServiceCidrs,
+    pub service_cidrs: Cidrs,
     /// Node ports are taken from here, both ends included; default 30000-32767.
     pub node_port_range: (u16, u16),
     /// Client certificate for the kubelets (logs).
@@ -42,18 +42,18 @@ impl Config {
     pub const DEFAULT_NODE_PORTS: (u16, u16) = (30000, 32767);
 }
 
-/// The networks of ClusterIPs: one, or one of each address family (KEP-563). As text they are joined by a comma, the
-/// primary one first: `10.96.0.0/12,fd00:10:96::/112`.
+/// A network, or one of each address family (KEP-563). As text they are joined by a comma, the primary one first:
+/// `10.96.0.0/12,fd00:10:96::/112`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ServiceCidrs {
+pub struct Cidrs {
     primary: IpNetwork,
     secondary: Option<IpNetwork>,
 }
 
-/// Why a text names no networks of ClusterIPs.
+/// Why a text names no networks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServiceCidrsError {
+pub enum CidrsError {
     /// Not an address and a prefix length.
     #[error("{0:?} is no network like 10.96.0.0/12 or fd00:10:96::/112")]
     NotANetwork(String),
@@ -65,8 +65,8 @@ pub enum ServiceCidrsError {
     TooMany(usize),
 }
 
-impl ServiceCidrs {
-    /// The network that Services get their address from unless they ask for another family.
+impl Cidrs {
+    /// The network of the family that is meant where none is named.
     pub fn primary(&self) -> IpNetwork {
         self.primary
     }
@@ -82,44 +82,44 @@ impl ServiceCidrs {
     }
 }
 
-impl From<IpNetwork> for ServiceCidrs {
+impl From<IpNetwork> for Cidrs {
     fn from(primary: IpNetwork) -> Self {
-        ServiceCidrs {
+        Cidrs {
             primary,
             secondary: None,
         }
     }
 }
 
-impl FromStr for ServiceCidrs {
-    type Err = ServiceCidrsError;
+impl FromStr for Cidrs {
+    type Err = CidrsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let network = |text: &str| {
-            let not_a_network = |_| ServiceCidrsError::NotANetwork(text.to_owned());
+            let not_a_network = |_| CidrsError::NotANetwork(text.to_owned());
             let parsed: IpNetwork = text.trim().parse().map_err(not_a_network)?;
-            // A bare address is a network of one, which leaves no address for a Service.
+            // A bare address is a network of one, which leaves no address to give.
             if !text.contains('/') {
-                return Err(ServiceCidrsError::NotANetwork(text.to_owned()));
+                return Err(CidrsError::NotANetwork(text.to_owned()));
             }
             Ok(parsed)
         };
         let networks: Vec<IpNetwork> = text.split(',').map(network).collect::<Result<_, _>>()?;
         match networks.as_slice() {
-            [primary] => Ok(ServiceCidrs::from(*primary)),
+            [primary] => Ok(Cidrs::from(*primary)),
             [primary, secondary] if primary.is_ipv4() == secondary.is_ipv4() => {
-                Err(ServiceCidrsError::SameFamily(*primary, *secondary))
+                Err(CidrsError::SameFamily(*primary, *secondary))
             }
-            [primary, secondary] => Ok(ServiceCidrs {
+            [primary, secondary] => Ok(Cidrs {
                 primary: *primary,
                 secondary: Some(*secondary),
             }),
-            many => Err(ServiceCidrsError::TooMany(many.len())),
+            many => Err(CidrsError::TooMany(many.len())),
         }
     }
 }
 
-impl fmt::Display for ServiceCidrs {
+impl fmt::Display for Cidrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.secondary {
             None => write!(f, "{}", self.primary),
@@ -128,16 +128,16 @@ impl fmt::Display for ServiceCidrs {
     }
 }
 
-impl TryFrom<String> for ServiceCidrs {
-    type Error = ServiceCidrsError;
+impl TryFrom<String> for Cidrs {
+    type Error = CidrsError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
     }
 }
 
-impl From<ServiceCidrs> for String {
-    fn from(cidrs: ServiceCidrs) -> Self {
+impl From<Cidrs> for String {
+    fn from(cidrs: Cidrs) -> Self {
         cidrs.to_string()
     }
 }
@@ -204,7 +204,7 @@ mod tests {
                 Err("3 networks: one, or one of each address family, is possible"),
             ),
         ] {
-            let parsed = text.parse::<ServiceCidrs>();
+            let parsed = text.parse::<Cidrs>();
             let told = parsed
                 .as_ref()
                 .map(ToString::to_string)

@@ -35,7 +35,7 @@ pub mod watch_cache;
 
 use serde_json::{Value, json};
 
-pub use config::{Config, EtcdConfig, ServiceCidrs, ServiceCidrsError};
+pub use config::{Cidrs, CidrsError, Config, EtcdConfig};
 pub use serve::{ServeError, Server, serve};
 
 /// The Kubernetes version whose API is served.

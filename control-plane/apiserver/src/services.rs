@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::config::ServiceCidrs;
+use crate::config::Cidrs;
 use crate::object::{self, Fields};
 use crate::resources::field::{Errors, FieldError, Path};
 pub use families::settle_families;
@@ -28,7 +28,7 @@ pub use update::{align_cluster_ips, carry_over};
 #[derive(Debug, Clone, Copy)]
 pub struct Ranges {
     /// ClusterIPs.
-    pub cidrs: ServiceCidrs,
+    pub cidrs: Cidrs,
     /// Node ports, both ends included.
     pub ports: (u16, u16),
 }

@@ -18,6 +18,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The node's address, `InternalIP`, and where port 10250 listens.
     pub node_ip: IpAddr,
+    /// The node's address of the other version of IP. Default none.
+    #[serde(default)]
+    pub secondary_node_ip: Option<IpAddr>,
     /// Name servers of pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
     /// Domain of Services. Default `cluster.local`.
@@ -54,6 +57,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// All addresses of the node: those of pods on the host's network.
+    pub(crate) fn node_ips(&self) -> Vec<IpAddr> {
+        [Some(self.node_ip), self.secondary_node_ip]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
     /// cgroup v2 directory of all pods.
     pub(crate) fn pods_cgroup(&self) -> PathBuf {
         self.cgroup.join("pods")

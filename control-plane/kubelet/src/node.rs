@@ -143,11 +143,12 @@ impl NodeKeeper {
 
     fn status(&self, known: Option<&NodeStatus>) -> NodeStatus {
         let capacity = capacity(&self.config);
+        let own = self.config.node_ips().into_iter();
+        let addresses = own
+            .map(|ip| address("InternalIP", ip.to_string()))
+            .chain([address("Hostname", self.config.node_name.clone())]);
         NodeStatus {
-            addresses: Some(vec![
-                address("InternalIP", self.config.node_ip.to_string()),
-                address("Hostname", self.config.node_name.clone()),
-            ]),
+            addresses: Some(addresses.collect()),
             allocatable: Some(capacity.clone()),
             capacity: Some(capacity),
             conditions: Some(conditions(*self.network.borrow(), known)),

@@ -146,7 +146,7 @@ impl Sandbox {
     /// Its addresses; those of the node for `hostNetwork`.
     pub fn addresses(&self, config: &Config) -> Vec<IpAddr> {
         match (&self.netns, &self.attachment) {
-            (None, _) => vec![config.node_ip],
+            (None, _) => config.node_ips(),
             (_, Some(attachment)) => attachment.addresses(),
             _ => Vec::new(),
         }

@@ -1,8 +1,7 @@
-//! By which addresses a Service serves: ClusterIP, node port, load balancer, externalIPs, both families.
+//! By which addresses a Service serves: ClusterIP, node port, load balancer, externalIPs.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use anyhow::ensure;
 use serde_json::json;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
@@ -152,19 +151,5 @@ pub fn external_ips_by_default(world: &World) -> anyhow::Result<()> {
     world.clients[2].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
     world.reconfigure_agents(unsaid, said)?;
     world.outside.await_pods(Tcp, server, &SERVERS);
-    Ok(())
-}
-
-pub fn dual_stack(world: &World) -> anyhow::Result<()> {
-    let service = world.service("dual", &json!({"ipFamilyPolicy": "PreferDualStack"}))?;
-    let spec = &service.content["spec"];
-    let addresses: Vec<IpAddr> = serde_json::from_value(spec["clusterIPs"].clone())?;
-    ensure!(
-        matches!(addresses.as_slice(), [IpAddr::V4(_), IpAddr::V6(_)])
-            && spec["ipFamilies"] == json!(["IPv4", "IPv6"]),
-        "{spec}"
-    );
-    world.clients[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
-    world.nodes[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
     Ok(())
 }

@@ -7,6 +7,7 @@
 mod client;
 mod endpoints;
 mod exposure;
+mod families;
 mod policies;
 mod world;
 
@@ -48,8 +49,16 @@ const CLAIMS: &[(&str, Claim)] = &[
         exposure::external_ips_by_default,
     ),
     (
-        "a PreferDualStack Service has two addresses, and its IPv4 one serves",
-        exposure::dual_stack,
+        "a PreferDualStack Service of pods with IPv4 alone serves that, and refuses IPv6",
+        families::prefer_dual_stack,
+    ),
+    (
+        "both addresses of a RequireDualStack Service serve, with affinity and policy",
+        families::cluster_ip,
+    ),
+    (
+        "IPv6 from outside: node port, load balancer, source ranges, externalIPs, policy Local",
+        families::from_outside,
     ),
     (
         "externalTrafficPolicy Local keeps the client's address",

@@ -1,6 +1,6 @@
 //! A cluster with a server and a client on each node, and what trials do with it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,6 +23,7 @@ const UNUSED: [&str; 3] = ["10.96.0.0/12", "203.0.113.0/24", "198.51.100.0/24"];
 
 /// The host's address on the nodes' network: who is outside comes from it.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
+const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, 1);
 
 /// A cluster that is up.
 pub struct World {
@@ -38,6 +39,8 @@ pub struct World {
     pub nodes: Vec<Client>,
     /// The host.
     pub outside: Client,
+    /// The host by IPv6.
+    pub outside_v6: Client,
     /// Goes after the cluster that needs it.
     _unused: Vec<Route>,
     _program: Program,
@@ -52,6 +55,8 @@ impl World {
             datapath,
             "--service-cidr",
             "10.96.0.0/12,fd00:10:96::/112",
+            "--underlay-cidr",
+            "172.30.0.0/24,fd00:172:30::/64",
             "--allow-external-ips",
         ];
         let cluster = Cluster::up(&state_dir, &flags)?;
@@ -70,6 +75,7 @@ impl World {
             servers,
             nodes: nodes.collect::<anyhow::Result<_>>()?,
             outside: Client::outside(OUTSIDE.into(), &program.0),
+            outside_v6: Client::outside(OUTSIDE_V6.into(), &program.0),
             _unused: UNUSED
                 .into_iter()
                 .map(Route::nowhere)
@@ -126,7 +132,10 @@ impl World {
 
     /// Sends, outside of the cluster, what goes to `address` to a node. The route is removed when dropped.
     pub fn route(&self, address: &str, node: u8) -> anyhow::Result<Route> {
-        let route = format!("{address}/32 via {}", node_address(node));
+        let route = match address.parse()? {
+            IpAddr::V4(address) => format!("{address}/32 via {}", node_address(node)),
+            IpAddr::V6(address) => format!("{address}/128 via {}", node_address_v6(node)),
+        };
         ip_route("add", &route)?;
         Ok(Route(route))
     }
@@ -156,6 +165,11 @@ impl World {
 /// A node's address.
 pub fn node_address(number: u8) -> IpAddr {
     Ipv4Addr::new(172, 30, 0, 10 + number).into()
+}
+
+/// A node's IPv6 address: it counts as IPv4 does.
+pub fn node_address_v6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, 10 + u16::from(number)).into()
 }
 
 /// All nodes' addresses with a port.
@@ -217,6 +231,13 @@ impl Object<'_> {
         let address = self.content["spec"]["clusterIP"]
             .as_str()
             .context("no clusterIP")?;
+        Ok(SocketAddr::new(address.parse()?, 80))
+    }
+
+    /// A Service's ClusterIP of the second family, and port.
+    pub fn second_cluster_ip(&self) -> anyhow::Result<SocketAddr> {
+        let address = self.content["spec"]["clusterIPs"][1].as_str();
+        let address = address.with_context(|| format!("one ClusterIP: {}", self.content["spec"]))?;
         Ok(SocketAddr::new(address.parse()?, 80))
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::kind::has_selector;
 use super::{family, kind};
-use crate::config::ServiceCidrs;
+use crate::config::Cidrs;
 use crate::object::Fields;
 use crate::resources::field::{Errors, FieldError, Path};
 use crate::resources::validate_cluster_ips;
@@ -18,7 +18,7 @@ const REQUIRE: &str = "RequireDualStack";
 pub fn settle_families(
     service: &mut Value,
     old: Option<&Value>,
-    cidrs: &ServiceCidrs,
+    cidrs: &Cidrs,
 ) -> Result<(), Vec<FieldError>> {
     if !kind::needs_cluster_ip(service) || old.is_some_and(|old| keeps_preference(service, old)) {
         return Ok(());
@@ -104,7 +104,7 @@ fn refuse_two_in_single_stack(service: &Value, errors: &mut Errors) {
 }
 
 /// Addresses that were named tell their families.
-fn infer_families(service: &mut Value, cidrs: &ServiceCidrs, errors: &mut Errors) {
+fn infer_families(service: &mut Value, cidrs: &Cidrs, errors: &mut Errors) {
     let addresses = service.list("spec.clusterIPs").to_vec();
     let mut families = service.list("spec.ipFamilies").to_vec();
     let known = families.len();
@@ -125,7 +125,7 @@ fn infer_families(service: &mut Value, cidrs: &ServiceCidrs, errors: &mut Errors
     }
 }
 
-fn refuse_what_the_cluster_lacks(service: &Value, cidrs: &ServiceCidrs, errors: &mut Errors) {
+fn refuse_what_the_cluster_lacks(service: &Value, cidrs: &Cidrs, errors: &mut Errors) {
     let at = Path::new("spec");
     if service.text("spec.ipFamilyPolicy") == REQUIRE && cidrs.secondary().is_none() {
         let detail = "this cluster is not configured for dual-stack services";
@@ -153,6 +153,6 @@ fn add_families(service: &mut Value, ipv4_first: bool, possible: bool) {
     service["spec"]["ipFamilies"] = families.into();
 }
 
-fn is_configured(cidrs: &ServiceCidrs, wanted: &str) -> bool {
+fn is_configured(cidrs: &Cidrs, wanted: &str) -> bool {
     cidrs.iter().any(|cidr| family(cidr.ip()) == wanted)
 }

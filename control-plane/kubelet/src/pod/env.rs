@@ -20,8 +20,8 @@ pub struct EnvContext<'a> {
     pub pod: &'a Pod,
     /// Its addresses.
     pub pod_ips: &'a [IpAddr],
-    /// The node's address.
-    pub host_ip: IpAddr,
+    /// The node's addresses.
+    pub host_ips: Vec<IpAddr>,
     /// All Services that the node knows.
     pub services: &'a [Service],
     /// Objects that variables refer to.
@@ -164,6 +164,7 @@ fn keyed(
 /// A field of the pod by its path, as the downward API names it.
 pub fn field_value(path: &str, context: &EnvContext) -> Option<String> {
     let (metadata, spec) = (&context.pod.metadata, context.pod.spec.as_ref()?);
+    let first = |ips: &[IpAddr]| ips.first().map(IpAddr::to_string).unwrap_or_default();
     let join = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
     let subscript = |kind: &str| {
         Some(
@@ -179,8 +180,9 @@ pub fn field_value(path: &str, context: &EnvContext) -> Option<String> {
         "metadata.uid" => metadata.uid.clone()?,
         "spec.nodeName" => spec.node_name.clone().unwrap_or_default(),
         "spec.serviceAccountName" => spec.service_account_name.clone().unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => context.host_ip.to_string(),
-        "status.podIP" => context.pod_ips.first().map(IpAddr::to_string).unwrap_or_default(),
+        "status.hostIP" => first(&context.host_ips),
+        "status.hostIPs" => join(&context.host_ips),
+        "status.podIP" => first(context.pod_ips),
         "status.podIPs" => join(context.pod_ips),
         "metadata.labels" => key_values(metadata.labels.as_ref()),
         "metadata.annotations" => key_values(metadata.annotations.as_ref()),
@@ -341,7 +343,7 @@ mod tests {
         let context = EnvContext {
             pod: &pod,
             pod_ips: &["10.244.1.2".parse().expect("an address")],
-            host_ip: "172.30.0.11".parse().expect("an address"),
+            host_ips: vec!["172.30.0.11".parse().expect("an address")],
             services: &[],
             sources: &sources,
         };

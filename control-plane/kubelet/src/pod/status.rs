@@ -54,8 +54,8 @@ pub struct ObservedPod {
     pub sandbox: bool,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
-    /// The node's address.
-    pub host_ip: IpAddr,
+    /// The node's addresses.
+    pub host_ips: Vec<IpAddr>,
     /// When this kubelet took it.
     pub start_time: Timestamp,
     /// Its init containers have ended well, or there are none.
@@ -70,13 +70,14 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
         .map(|condition| keep_time(condition, previous, now))
         .collect();
     let ips: Vec<String> = observed.ips.iter().map(IpAddr::to_string).collect();
-    let host_ip = observed.host_ip.to_string();
+    let host_ips = observed.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() });
+    let host_ips: Vec<HostIP> = host_ips.collect();
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
         container_statuses: Some(observed.containers.iter().map(container_status).collect()),
-        host_ip: Some(host_ip.clone()),
-        host_ips: Some(vec![HostIP { ip: host_ip }]),
+        host_ip: host_ips.first().map(|first| first.ip.clone()),
+        host_ips: Some(host_ips),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: Some(Time(observed.start_time)),
@@ -290,7 +291,7 @@ mod tests {
             containers: containers.collect(),
             sandbox: true,
             ips: Vec::new(),
-            host_ip: "172.30.0.11".parse().expect("an address"),
+            host_ips: vec!["172.30.0.11".parse().expect("an address")],
             start_time: Timestamp::UNIX_EPOCH,
             initialized: true,
         }

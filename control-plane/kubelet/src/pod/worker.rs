@@ -389,7 +389,7 @@ impl Worker {
                 .collect(),
             sandbox: self.sandbox.is_some(),
             ips: self.ips(),
-            host_ip: self.node.config.node_ip,
+            host_ips: self.node.config.node_ips(),
             start_time: self.start_time,
             initialized: self.refused.is_none(),
         };
@@ -492,7 +492,7 @@ impl Worker {
         EnvContext {
             pod: &self.pod,
             pod_ips: ips,
-            host_ip: self.node.config.node_ip,
+            host_ips: self.node.config.node_ips(),
             services,
             sources,
         }
