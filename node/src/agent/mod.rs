@@ -10,7 +10,6 @@
 //! reads it back.
 
 mod cni;
-mod conntrack;
 mod dns_address;
 mod dns_feed;
 mod health_check_ports;
@@ -24,6 +23,7 @@ mod report;
 mod service_proxy;
 mod socket;
 mod supervisor;
+mod sysctls;
 mod thread;
 
 use std::fs::File;
@@ -31,7 +31,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use model::Snapshot;
+use model::{IpFamily, Snapshot};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -44,6 +44,7 @@ use progress::ProxyProgress;
 use report::Sources;
 use service_proxy::Proxying;
 use supervisor::Supervisor;
+use sysctls::Sysctls;
 use thread::on_thread;
 
 /// Runs every part that the configuration asks for, until shutdown.
@@ -64,10 +65,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         proxy: proxy_progress(&config),
         feed_readers: Arc::default(),
         cni_requests: Arc::default(),
+        sysctl_repairs: Arc::default(),
         checks: Arc::default(),
     };
     start_watch(&mut supervisor, &config, snapshots, &sources);
-    start_network(&mut supervisor, &config, &sources);
+    let (tunnel, tunnels) = watch::channel(None);
+    start_sysctls(&mut supervisor, &config, tunnels, &sources);
+    start_network(&mut supervisor, &config, tunnel, &sources);
     start_proxy(&mut supervisor, &config, &sources)?;
     start_dns(&mut supervisor, &config, &sources);
     start_reports(&mut supervisor, &config, &sources);
@@ -109,13 +113,36 @@ fn start_watch(
     });
 }
 
-fn start_network(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
+fn start_sysctls(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    tunnels: watch::Receiver<Option<String>>,
+    sources: &Sources,
+) {
+    let served = sources.proxy.as_ref().map(|proxy| proxy.families.clone());
+    let families = served.unwrap_or_else(|| [IpFamily::V4].into());
+    let (snapshots, repairs) = (sources.snapshots.clone(), sources.sysctl_repairs.clone());
+    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnels, repairs) else {
+        return;
+    };
+    supervisor.start("sysctls", move |part, shutdown| {
+        sysctls::keep(sysctls.clone(), part, shutdown)
+    });
+}
+
+fn start_network(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    tunnel: watch::Sender<Option<String>>,
+    sources: &Sources,
+) {
     let Some(network) = &config.network else { return };
     let settings = pod_network::settings(config, network);
     let pods = Pods::in_directory(config.state_dir.clone());
     let overlay_pods = pods.clone();
     supervisor.start("overlay", move |part, shutdown| {
-        pod_network::run(settings.clone(), overlay_pods.clone(), part, shutdown)
+        let (settings, pods) = (settings.clone(), overlay_pods.clone());
+        pod_network::run(settings, pods, tunnel.clone(), part, shutdown)
     });
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
     supervisor.start("cni", move |part, shutdown| {
@@ -152,10 +179,6 @@ fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) 
     let progress = progress.clone();
     supervisor.start("health-check-ports", move |part, shutdown| {
         health_check_ports::serve(progress.clone(), part, shutdown)
-    });
-    let limits = config.proxy.conntrack.clone();
-    supervisor.start("conntrack", move |part, shutdown| {
-        conntrack::keep(limits.clone(), part, shutdown)
     });
     Ok(())
 }

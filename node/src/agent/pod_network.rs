@@ -44,13 +44,14 @@ impl Pods {
     }
 }
 
-/// Runs the overlay until shutdown.
+/// Runs the overlay until shutdown, and tells the name of its tunnel device.
 ///
 /// # Errors
 /// When it ends by itself, or the book of pod addresses cannot be read.
 pub async fn run(
     settings: overlay::Config,
     pods: Pods,
+    tunnel: watch::Sender<Option<String>>,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -58,14 +59,29 @@ pub async fn run(
     let (sender, status) = watch::channel(Status::default());
     tokio::select! {
         ended = overlay::run(settings, pods, sender, shutdown) => ended.context("run the overlay"),
-        () = tell(status, &part) => std::future::pending().await,
+        () = tell(status, &tunnel, &part) => std::future::pending().await,
     }
 }
 
 /// Tells how the overlay stands as long as it runs.
-async fn tell(mut status: watch::Receiver<Status>, part: &Part) {
+async fn tell(mut status: watch::Receiver<Status>, tunnel: &watch::Sender<Option<String>>, part: &Part) {
     loop {
-        let Status { ready, problems, .. } = status.borrow_and_update().clone();
+        let Status {
+            ready,
+            problems,
+            network,
+            mtu,
+            ..
+        } = status.borrow_and_update().clone();
+        // The MTU is known once the device is there.
+        let device = network
+            .filter(|_| mtu.is_some())
+            .and_then(|network| network.device_name());
+        tunnel.send_if_modified(|told| {
+            let differs = *told != device;
+            *told = device;
+            differs
+        });
         if !problems.is_empty() {
             part.fails(&problems.join("; "));
         } else if ready {

@@ -43,6 +43,8 @@ pub struct Sources {
     pub feed_readers: Readers,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
+    /// Kernel settings that somebody changed and that were set again, by name.
+    pub sysctl_repairs: Arc<Counters>,
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
 }
@@ -296,6 +298,11 @@ impl Sources {
             "Requests of the CNI plugin by command and result.",
             &self.cni_requests,
         );
+        page.counted(
+            "causeway_sysctl_repairs_total",
+            "Kernel settings that somebody changed and that were set again, by name.",
+            &self.sysctl_repairs,
+        );
     }
 }
 
@@ -322,6 +329,7 @@ mod tests {
             proxy,
             feed_readers: Arc::default(),
             cni_requests: Arc::default(),
+            sysctl_repairs: Arc::default(),
             checks: Arc::default(),
         }
     }
