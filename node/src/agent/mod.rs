@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath};
-use crate::watch::{self as api, ApiSource};
+use crate::watch::{self as api, ApiSource, Events};
 use pod_network::Pods;
 use progress::ProxyProgress;
 use report::Sources;
@@ -68,11 +68,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sysctl_repairs: Arc::default(),
         checks: Arc::default(),
     };
-    start_watch(&mut supervisor, &config, snapshots, &sources);
+    let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     let (tunnel, tunnels) = watch::channel(None);
     start_sysctls(&mut supervisor, &config, tunnels, &sources);
     start_network(&mut supervisor, &config, tunnel, &sources);
-    start_proxy(&mut supervisor, &config, &sources)?;
+    start_proxy(&mut supervisor, &config, events, &sources)?;
     start_dns(&mut supervisor, &config, &sources);
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
@@ -95,22 +95,45 @@ fn start_watch(
     config: &Config,
     snapshots: watch::Sender<Arc<Snapshot>>,
     sources: &Sources,
-) {
+) -> Events {
     let kubernetes = &config.kubernetes;
     let source = ApiSource {
         kubeconfig: kubernetes.kubeconfig.clone(),
         host: kubernetes.service_host.clone(),
         port: kubernetes.service_port,
     };
-    let status = sources.watches.clone();
+    let (events, notices) = Events::queue();
+    let (writing, node) = (source.clone(), config.node_name.clone());
+    supervisor.start("events", move |part, shutdown| {
+        part.works();
+        let told = move |outcome: Result<(), &str>| match outcome {
+            Ok(()) => part.works(),
+            Err(error) => part.fails(error),
+        };
+        let write = notices
+            .clone()
+            .write(writing.clone(), node.clone(), told, shutdown);
+        async move {
+            write.await;
+            Ok(())
+        }
+    });
+    let (status, told) = (sources.watches.clone(), events.clone());
     supervisor.start("watch", move |part, shutdown| {
-        let run = api::run(source.clone(), snapshots.clone(), status.clone(), shutdown);
+        let run = api::run(
+            source.clone(),
+            snapshots.clone(),
+            status.clone(),
+            told.clone(),
+            shutdown,
+        );
         async move {
             part.works();
             run.await;
             Ok(())
         }
     });
+    events
 }
 
 fn start_sysctls(
@@ -157,7 +180,12 @@ fn proxy_progress(config: &Config) -> Option<Arc<ProxyProgress>> {
     wanted.then(|| Arc::new(ProxyProgress::new(ip_families::of_this_node())))
 }
 
-fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+fn start_proxy(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    events: Events,
+    sources: &Sources,
+) -> anyhow::Result<()> {
     let Some(progress) = &sources.proxy else {
         return Ok(());
     };
@@ -170,6 +198,7 @@ fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) 
         min_sync_period: config.proxy.min_sync_period,
         snapshots: sources.snapshots.clone(),
         progress: progress.clone(),
+        events,
         runtime: Handle::current(),
     };
     supervisor.start("proxy", move |part, shutdown| {

@@ -15,6 +15,10 @@ struct Failing {
     errors: Vec<String>,
     /// Whether a map of the socket hook has no room for it.
     map_full: bool,
+    /// Whether that will not pass by itself: there is no room, or it failed more than once.
+    lasts: bool,
+    /// Whether users were told.
+    told: bool,
     /// What of it the kernel had when it began to fail.
     had: Had,
     /// How that differs from what it shall have.
@@ -120,6 +124,27 @@ impl FailingServices {
         self.refused.len() > 1
     }
 
+    /// What users of Services shall hear, once for each that begins to fail for longer. Nothing while the kernel takes
+    /// no change at all: that is no single Service's.
+    pub fn news(&mut self) -> Vec<(ObjectName, String)> {
+        if self.is_every_change_refused() {
+            return Vec::new();
+        }
+        let services = self.services.iter_mut();
+        let news = services.filter(|(_, failing)| failing.lasts && !failing.told);
+        let note = |(service, failing): (&ObjectName, &mut Failing)| {
+            failing.told = true;
+            let errors = failing.errors.join("; ");
+            let note = if failing.map_full {
+                format!("{errors}; the packet rules serve it")
+            } else {
+                format!("its latest change is not in the kernel: {errors}")
+            };
+            (service.clone(), note)
+        };
+        news.map(note).collect()
+    }
+
     /// What is wrong, in words: the first Service, and how many more there are.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
@@ -138,15 +163,19 @@ impl FailingServices {
             if let Some(failing) = self.services.get_mut(service) {
                 failing.errors = texts;
                 failing.map_full = map_full;
+                failing.lasts = true;
                 continue;
             }
-            if !errors.iter().all(|error| is_want_of_room(error)) {
+            let wants_room = errors.iter().all(|error| is_want_of_room(error));
+            if !wants_room {
                 self.refused.insert(service.clone());
             }
             let had = Had::of(service, had);
             let failing = Failing {
                 errors: texts,
                 map_full,
+                lasts: wants_room,
+                told: false,
                 changes: had.changes(service, newest),
                 had,
             };

@@ -1,11 +1,11 @@
 //! The proxy, and what of it is not settled; tells how far it has come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use model::{IpFamily, ObjectName, Snapshot, UnixTime, with_causes};
+use model::{IpFamily, Kind, ObjectName, Snapshot, UnixTime, with_causes};
 use proxy::plan::Reason;
 use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
 
@@ -15,6 +15,7 @@ use super::no_local::NoLocalEndpoints;
 use super::rejected::{LookedAt, RejectedParts};
 use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
+use crate::watch::{Events, Notice, Scope};
 
 /// How far an audit goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub struct Keeper<'a> {
     proxy: Proxy,
     progress: &'a ProxyProgress,
     part: &'a Part,
+    events: Events,
     /// The newest snapshot that came, the last that a sync was given, and the last that is in the kernel but for the
     /// Services that fail.
     queued: Arc<Snapshot>,
@@ -48,11 +50,12 @@ pub struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    pub fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part) -> Self {
+    pub fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part, events: Events) -> Self {
         Self {
             proxy,
             progress,
             part,
+            events,
             queued: Arc::default(),
             given: Arc::default(),
             programmed: Arc::default(),
@@ -214,13 +217,27 @@ impl<'a> Keeper<'a> {
     }
 
     /// Says how the part is doing. What is merely left to be done is no news.
-    fn tell(&self) {
+    fn tell(&mut self) {
+        for (service, note) in self.failing.news() {
+            self.notify(service, Scope::ThisNode, "FailedToProgram", note);
+        }
         let common = self.sync_failure.clone().or_else(|| self.audit_failure.clone());
         match common.or_else(|| self.failing.problem()) {
             Some(problem) => self.part.fails(&problem),
             None if self.began && self.is_settled() => self.part.works(),
             None => {}
         }
+    }
+
+    /// Says it to whoever looks at the Service.
+    fn notify(&self, service: ObjectName, scope: Scope, reason: &'static str, note: String) {
+        self.events.tell(Notice {
+            kind: Kind::Service,
+            object: service,
+            scope,
+            reason,
+            note,
+        });
     }
 
     /// How long changes took to get here, and what became of flows that led nowhere.
@@ -280,12 +297,20 @@ impl<'a> Keeper<'a> {
             planned,
             claims: &claims,
         };
+        let mut notes = BTreeMap::<_, Vec<_>>::new();
         for Rejected { service, reason } in self.rejected.replace(looked_at, report.rejected) {
             match reason {
                 // Every dual-stack Service has it on a node without IPv6, which was told when the agent started.
                 Reason::FamilyOff(_) => tracing::debug!(%service, %reason, "part of a Service is not served"),
-                _ => tracing::warn!(%service, %reason, "part of a Service is not served"),
+                _ => {
+                    tracing::warn!(%service, %reason, "part of a Service is not served");
+                    notes.entry(service).or_default().push(reason.to_string());
+                }
             }
+        }
+        for (service, reasons) in notes {
+            let note = format!("part of it is not served: {}", reasons.join("; "));
+            self.notify(service, Scope::Everywhere, "NotServed", note);
         }
         let rejected = self.rejected.by_reason();
         self.progress.state().rejected.clone_from(rejected);
