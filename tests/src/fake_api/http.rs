@@ -132,7 +132,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         };
         (store.behaviour.delay, failure, store.behaviour.retry_after)
     };
-    tokio::time::sleep(delay).await;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     if let Some(code) = failure {
         return status(code, "failed on demand", retry_after);
     }
