@@ -145,7 +145,7 @@ fn churn_sends_nobody_to_an_endpoint_that_is_gone() -> anyhow::Result<()> {
 
 #[track_caller]
 fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
-    let (services, per_second, seconds) = if full() { (1000, 500, 15) } else { (200, 100, 3) };
+    let (services, per_second, seconds) = if full() { (1000, 500, 60) } else { (200, 100, 3) };
     let (world, agent) = World::with_agent(&format!("churn-{datapath}"), datapath, &[1])?;
     let names: Vec<_> = (0..services)
         .map(|number: u16| format!("other-{number}"))

@@ -159,7 +159,7 @@ impl FailingServices {
     fn extend(&mut self, failed: BTreeMap<&ObjectName, Vec<&Error>>, had: &Snapshot, newest: &Snapshot) {
         for (service, errors) in failed {
             let texts = errors.iter().map(|error| with_causes(*error)).collect();
-            let map_full = errors.iter().any(|error| is_full(error));
+            let map_full = errors.iter().any(|error| error.is_full());
             if let Some(failing) = self.services.get_mut(service) {
                 failing.errors = texts;
                 failing.map_full = map_full;
@@ -194,13 +194,9 @@ fn by_service<'a>(
     failed
 }
 
-fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Hook(ebpf::Error::Full { .. }))
-}
-
 /// The kernel works as before; there is only no place for more.
 fn is_want_of_room(error: &Error) -> bool {
-    is_full(error) || matches!(error, Error::Exhausted { .. })
+    error.is_full() || matches!(error, Error::Exhausted { .. })
 }
 
 #[cfg(test)]

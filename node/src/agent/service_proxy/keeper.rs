@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::{IpFamily, Kind, ObjectName, Snapshot, UnixTime, with_causes};
 use proxy::plan::Reason;
+use proxy::stale::Forgotten;
 use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
 
 use super::backlog::{Changes, Triggers};
@@ -138,6 +139,7 @@ impl<'a> Keeper<'a> {
             repaired,
             writes,
             failures,
+            unswept,
         } = match audit {
             Audit::Structure => self.proxy.audit_structure(),
             Audit::Everything => self.proxy.audit(),
@@ -148,7 +150,7 @@ impl<'a> Keeper<'a> {
             self.progress.repairs.fetch_add(differences, Ordering::Relaxed);
             tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
         }
-        self.count_failures(failures.iter().map(|(_, error)| error));
+        self.count_failures(failures.iter().map(|(_, error)| error), &unswept);
         let common = failures.iter().filter(|(service, _)| service.is_none());
         let common = first_of(common.map(|(_, error)| error));
         self.audit_failure = common.map(|error| format!("repair: {error}"));
@@ -185,7 +187,7 @@ impl<'a> Keeper<'a> {
     /// What is in the kernel by now, and what is not.
     fn look_at_failures(&mut self, report: &SyncReport, changed: &BTreeSet<ObjectName>) {
         let of_services = report.failures.iter().map(|(_, error)| error);
-        self.count_failures(of_services.chain(&report.common_failures));
+        self.count_failures(of_services.chain(&report.common_failures), &report.unswept);
         let tried = Tried {
             applied: &report.applied,
             failures: &report.failures,
@@ -200,19 +202,28 @@ impl<'a> Keeper<'a> {
     }
 
     fn count_failing(&self) {
+        let iptables = self.proxy.iptables();
         let pending = self.failing.pending(&self.programmed, &self.queued);
         let mut state = self.progress.state();
         state.pending = pending;
         state.failed_services = self.failing.count();
         state.map_full = self.failing.map_full();
+        state.iptables = iptables;
     }
 
-    fn count_failures<'e>(&self, errors: impl IntoIterator<Item = &'e Error>) {
+    /// What failed in a sync or an audit; of `unswept` something is left that is nobody's.
+    fn count_failures<'e>(&self, errors: impl IntoIterator<Item = &'e Error>, unswept: &BTreeSet<IpFamily>) {
         let mut errors = errors.into_iter().peekable();
-        if errors.peek().is_some() {
-            self.progress.failed();
-            let rules = u64::from(errors.any(is_rules));
-            self.progress.rules_failures.fetch_add(rules, Ordering::Relaxed);
+        if errors.peek().is_none() {
+            return;
+        }
+        self.progress.failed();
+        let of_rules: BTreeSet<_> = errors.filter_map(Error::rules_of).collect();
+        for (family, progress) in &self.progress.by_family {
+            let failed = u64::from(of_rules.contains(family));
+            progress.rules_failures.fetch_add(failed, Ordering::Relaxed);
+            let left = u64::from(unswept.contains(family));
+            progress.cleanup_failures.fetch_add(left, Ordering::Relaxed);
         }
     }
 
@@ -249,12 +260,19 @@ impl<'a> Keeper<'a> {
             .triggers
             .settle(|service| held_up || failing.contains(service), now());
         for (family, duration) in took {
-            if let Some(durations) = self.progress.network_programming.get(&family) {
-                durations.observe(duration);
+            if let Some(progress) = self.progress.by_family.get(&family) {
+                progress.network_programming.observe(duration);
             }
         }
-        let stale = report.stale_flows as u64;
-        self.progress.stale_flows.fetch_add(stale, Ordering::Relaxed);
+        let Forgotten { flows, sockets } = &report.forgotten;
+        self.progress.ended_sockets.fetch_add(*sockets, Ordering::Relaxed);
+        for (family, progress) in &self.progress.by_family {
+            let flows = flows.get(family).copied().unwrap_or(0);
+            progress.forgotten_flows.fetch_add(flows, Ordering::Relaxed);
+            if let Some(took) = report.durations.forget {
+                progress.forgetting.observe(took);
+            }
+        }
     }
 
     /// What follows from plans and is not the kernel's: health checks, and policies that find no endpoint.
@@ -331,7 +349,7 @@ fn log_sync(report: &SyncReport) {
         tracing::debug!(
             services = report.applied.len(),
             writes = report.writes,
-            stale_flows = report.stale_flows,
+            stale_flows = report.forgotten.total(),
             plan_us = report.durations.plan.as_micros(),
             apply_us = report.durations.apply.as_micros(),
             "Services programmed"
@@ -347,10 +365,6 @@ fn first_of<'e>(errors: impl IntoIterator<Item = &'e Error>) -> Option<String> {
         0 => first,
         more => format!("{first} (and {more} more)"),
     })
-}
-
-fn is_rules(error: &Error) -> bool {
-    matches!(error, Error::Nftables(_) | Error::Program { .. })
 }
 
 #[cfg(test)]
