@@ -13,7 +13,7 @@ use model::lease::Lease;
 use model::wiring::ROUTE_PROTOCOL;
 use model::{Mtu, with_causes};
 use netlink::nft::{Monitor, Nft, Repair};
-use netlink::{Event, Events, Group, Netlink, sysctl};
+use netlink::{Event, Events, Group, Netlink};
 use tokio::sync::watch;
 
 use crate::error::Error;
@@ -312,7 +312,6 @@ impl Worker {
             .iter()
             .map(|lease| format!("lease {} {}", lease.subnet, lease.reason));
         outcome.problems.extend(rejected);
-        note_switch(sysctl::ensure("net/ipv4/ip_forward", "1"), outcome);
         let tunnel = match &plan.device {
             Some(device) => ensure_device(&mut self.kernel, device, found.index, outcome)?,
             None => None,
@@ -352,13 +351,6 @@ impl Worker {
                 .problems
                 .push(format!("write {}: {error}", path.display())),
         }
-    }
-}
-
-fn note_switch(result: netlink::Result<bool>, outcome: &mut Outcome) {
-    match result {
-        Ok(written) => outcome.writes += usize::from(written),
-        Err(error) => outcome.problems.push(with_causes(&error)),
     }
 }
 

@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::ObjectName;
+use ipnetwork::IpNetwork;
+use model::{IpFamily, ObjectName};
 use netlink::conntrack::Conntrack;
 
 use crate::Error;
 use crate::plan::{FrontendKey, NodeContext, ServicePlan};
-use crate::stale::StaleFlows;
+use crate::report::IptablesRules;
+use crate::stale::{Forgotten, StaleFlows};
 
 pub mod fake;
 pub mod iptables;
@@ -50,6 +52,15 @@ impl Applied {
         self.writes += other.writes;
         self.failures.extend(other.failures);
         self.damaged |= other.damaged;
+    }
+
+    /// The same, where all failures are of the rules of this version of IP.
+    fn of(mut self, family: IpFamily) -> Self {
+        let failures = self.failures.into_iter();
+        self.failures = failures
+            .map(|(service, error)| (service, error.of(family)))
+            .collect();
+        self
     }
 }
 
@@ -103,11 +114,16 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// Repairs the fixed part and reads the rest back, so that the next `apply` sees what the kernel has.
     fn reread(&mut self) -> Result<Vec<String>, Error>;
 
-    /// Ends what leads UDP clients to endpoints that are gone (tracked flows, connected sockets); returns how many.
-    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error>;
+    /// Ends what leads UDP clients to endpoints that are gone (tracked flows, connected sockets).
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error>;
 
     /// Verdicts so far, by name.
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error>;
+
+    /// What there is of iptables: nothing elsewhere.
+    fn iptables(&self) -> IptablesRules {
+        IptablesRules::default()
+    }
 }
 
 /// The kernel: packet rules for each version of IP, and the socket hook above them where it is asked for.
@@ -133,8 +149,9 @@ impl Kernel {
     /// Does the same for each version of IP; all of it before the first failure is told.
     fn each_family<T>(
         &mut self,
-        work: impl FnMut(&mut Packets) -> Result<T, Error>,
+        mut work: impl FnMut(&mut Packets) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
+        let work = |packets: &mut Packets| work(packets).map_err(|error| error.of(packets.family()));
         let results: Vec<_> = self.packets.iter_mut().map(work).collect();
         results.into_iter().collect()
     }
@@ -145,7 +162,7 @@ impl Datapath for Kernel {
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
         let mut applied = Applied::default();
         for packets in &mut self.packets {
-            applied.add(packets.apply(changes));
+            applied.add(packets.apply(changes).of(packets.family()));
         }
         if let Some(sockets) = &mut self.sockets {
             applied.add(sockets.apply(changes));
@@ -188,13 +205,25 @@ impl Datapath for Kernel {
         Ok([lower?.concat(), upper?].concat())
     }
 
-    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error> {
         let flows = stale.forget_in(&mut self.conntrack);
         let sockets = self.with_sockets(|sockets| sockets.forget_flows(stale));
-        Ok(flows? + sockets?)
+        Ok(Forgotten {
+            sockets: sockets? as u64,
+            ..flows?
+        })
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         self.sockets.as_ref().map_or(Ok(Vec::new()), Sockets::counters)
     }
+}
+
+/// Addresses by which a node reaches itself.
+fn loopback(family: IpFamily) -> IpNetwork {
+    let network = match family {
+        IpFamily::V4 => "127.0.0.0/8",
+        IpFamily::V6 => "::1/128",
+    };
+    network.parse().expect("invariant: a network")
 }

@@ -1,5 +1,6 @@
 //! Why the kernel does not have what a plan says.
 
+use model::IpFamily;
 use netlink::{conntrack, nft, sock_diag};
 
 /// A failed operation on one of the proxy's kernel interfaces.
@@ -8,6 +9,15 @@ pub enum Error {
     /// The socket hook or its maps.
     #[error(transparent)]
     Hook(#[from] ebpf::Error),
+    /// The rules of one version of IP.
+    #[error("rules of {}", match family { IpFamily::V4 => "IPv4", IpFamily::V6 => "IPv6" })]
+    Rules {
+        /// Which.
+        family: IpFamily,
+        /// What is wrong.
+        #[source]
+        source: Box<Self>,
+    },
     /// The nftables rules.
     #[error(transparent)]
     Nftables(#[from] nft::Error),
@@ -37,4 +47,29 @@ pub enum Error {
     /// A fake was told to fail.
     #[error("told to fail: {0}")]
     Injected(&'static str),
+}
+
+impl Error {
+    /// Whether a map of the socket hook has no room. The packet rules serve what is not there.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Hook(ebpf::Error::Full { .. }))
+    }
+
+    /// Of which rules it is, if it is one of rules.
+    #[must_use]
+    pub const fn rules_of(&self) -> Option<IpFamily> {
+        match self {
+            Self::Rules { family, .. } => Some(*family),
+            _ => None,
+        }
+    }
+
+    /// The same, of the rules of this version of IP.
+    pub(crate) fn of(self, family: IpFamily) -> Self {
+        Self::Rules {
+            family,
+            source: Box::new(self),
+        }
+    }
 }

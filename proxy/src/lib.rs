@@ -40,7 +40,7 @@ pub mod stale;
 pub mod verdict;
 
 pub use crate::proxy::{DriftWatch, Proxy};
-pub use crate::report::{AuditReport, Durations, SyncReport};
+pub use crate::report::{AuditReport, Durations, IptablesRules, SyncReport, TableRules};
 pub use claims::Claims;
 pub use datapath::iptables::Variant as IptablesVariant;
 pub use error::Error;

@@ -18,7 +18,7 @@ use crate::plan::{
     FrontendKey, HealthCheck, LocalTraffic, NodeContext, NodePortAddresses, Reason, Rejected, ServicePlan,
     ServiceView, plan_service,
 };
-use crate::report::{AuditReport, SyncReport};
+use crate::report::{AuditReport, IptablesRules, SyncReport};
 use crate::settings::{Config, DatapathKind, DetectLocal, Settings};
 use crate::stale::StaleFlows;
 use crate::{Claims, Error};
@@ -207,6 +207,7 @@ impl Proxy {
         self.sweep_pending = true;
         self.sweep(&mut sync);
         report.writes = sync.writes;
+        report.unswept = sync.unswept;
         report.failures.extend(
             sync.failures
                 .into_iter()
@@ -221,6 +222,12 @@ impl Proxy {
     /// Verdicts of the socket hook so far on this node, by name; they outlive the process. Empty without the hook.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         self.datapath.counters()
+    }
+
+    /// What there is of iptables: nothing where another datapath works.
+    #[must_use]
+    pub fn iptables(&self) -> IptablesRules {
+        self.datapath.iptables()
     }
 
     /// Whether something waits for the next sync although no object changed.
@@ -547,7 +554,10 @@ impl Proxy {
                     self.apply_everything_again(report);
                 }
             }
-            Err(error) => report.common_failures.push(error),
+            Err(error) => {
+                report.unswept.extend(error.rules_of());
+                report.common_failures.push(error);
+            }
         }
     }
 
@@ -555,13 +565,15 @@ impl Proxy {
         if self.stale.is_empty() {
             return;
         }
+        let started = Instant::now();
         match self.datapath.forget_flows(&self.stale) {
-            Ok(count) => {
-                report.stale_flows = count;
+            Ok(forgotten) => {
+                report.forgotten = forgotten;
                 self.stale = StaleFlows::default();
             }
             Err(error) => report.common_failures.push(error),
         }
+        report.durations.forget = Some(started.elapsed());
     }
 }
 

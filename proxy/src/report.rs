@@ -1,9 +1,11 @@
 //! What a sync and an audit did, and what they could not do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::{Kind, ObjectName};
+use model::{IpFamily, Kind, ObjectName};
 
+use crate::stale::Forgotten;
 use crate::{Error, Rejected};
 
 /// What a sync did.
@@ -19,10 +21,12 @@ pub struct SyncReport {
     pub failures: Vec<(ObjectName, Error)>,
     /// Failures that are no single Service's. Tried again by each sync.
     pub common_failures: Vec<Error>,
+    /// Versions of IP of whose rules something is left that nobody asked for; the failure is among the common ones.
+    pub unswept: BTreeSet<IpFamily>,
     /// Entries and elements written to the kernel.
     pub writes: u64,
-    /// Tracked flows that led to endpoints that are gone, and were forgotten.
-    pub stale_flows: usize,
+    /// What led to endpoints that are gone, and was forgotten.
+    pub forgotten: Forgotten,
     /// Where the time went.
     pub durations: Durations,
 }
@@ -34,6 +38,30 @@ pub struct Durations {
     pub plan: Duration,
     /// Writing to the kernel.
     pub apply: Duration,
+    /// Looking for flows to endpoints that are gone, which is a part of that. None where none was looked for.
+    pub forget: Option<Duration>,
+}
+
+/// How many rules of iptables there are in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRules {
+    /// Version of IP.
+    pub family: IpFamily,
+    /// `nat`, `filter`.
+    pub table: &'static str,
+    /// The proxy's rules.
+    pub total: u64,
+    /// Those of them that the latest change wrote.
+    pub written: u64,
+}
+
+/// What there is of iptables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IptablesRules {
+    /// Each table of each version of IP.
+    pub tables: Vec<TableRules>,
+    /// How often, by version of IP, a change was refused and all rules were read back and compared.
+    pub refused_changes: Vec<(IpFamily, u64)>,
 }
 
 /// What an audit found.
@@ -45,6 +73,8 @@ pub struct AuditReport {
     pub writes: u64,
     /// What could not be repaired; the next audit tries again.
     pub failures: Vec<(Option<ObjectName>, Error)>,
+    /// Versions of IP of whose rules something is left that nobody asked for; the failure is among the others.
+    pub unswept: BTreeSet<IpFamily>,
 }
 
 impl AuditReport {

@@ -13,6 +13,23 @@ use netlink::conntrack::{Conntrack, Flow};
 use crate::Error;
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
 
+/// What was done about stale flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Flows that connection tracking forgot, by version of IP.
+    pub flows: BTreeMap<IpFamily, u64>,
+    /// Sockets that were ended.
+    pub sockets: u64,
+}
+
+impl Forgotten {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.flows.values().sum::<u64>() + self.sockets
+    }
+}
+
 /// Which flows are stale: to a frontend below, and answered by none of its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StaleFlows {
@@ -53,13 +70,15 @@ impl StaleFlows {
         self.services.is_empty() && self.node_ports.is_empty()
     }
 
-    /// Makes connection tracking forget the flows; returns how many.
-    pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<usize, Error> {
-        let flows = conntrack.flows(|flow| self.matches(flow))?;
-        for flow in &flows {
-            conntrack.delete(flow)?;
+    /// Makes connection tracking forget the flows.
+    pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<Forgotten, Error> {
+        let mut forgotten = Forgotten::default();
+        for flow in conntrack.flows(|flow| self.matches(flow))? {
+            conntrack.delete(&flow)?;
+            let family = flow.original.destination.ip().into();
+            *forgotten.flows.entry(family).or_default() += 1;
         }
-        Ok(flows.len())
+        Ok(forgotten)
     }
 
     /// Whether the flow leads nowhere any more.

@@ -302,11 +302,26 @@ fn a_change_writes_the_chains_of_its_service_only() {
             let mut datapath = open(variant);
             writes(apply(&mut datapath, &services()));
             let before = rules(suffix);
+            let in_kernel = |family: &str, table: &str| {
+                let beginning = format!("{family} {table} -A KUBE-");
+                before.iter().filter(|line| line.starts_with(&beginning)).count() as u64
+            };
+            let told = datapath.iptables().tables;
+            let totals: Vec<_> = told.iter().map(|rules| rules.total).collect();
+            let found = FAMILIES.map(|family| ["nat", "filter"].map(|table| in_kernel(family, table)));
+            assert_eq!(totals, found.concat());
             let fewer = plan("10.96.0.1:80", TO_CLUSTER, &["10.244.1.2:8080"], &[]);
             let change = |plan| BTreeMap::from([(name("plain"), plan)]);
             // The list's chain, and two endpoints that are gone.
             assert_eq!(writes(apply(&mut datapath, &change(fewer))), 3);
             assert!(!has(&rules(suffix), "ns/plain -> 10.244.2.2:8080"));
+            let written: Vec<_> = datapath
+                .iptables()
+                .tables
+                .iter()
+                .map(|rules| rules.written)
+                .collect();
+            assert_eq!(written, [2, 0, 0, 0], "of nat for IPv4");
             // Two chains, and the two lists that its ClusterIP was in.
             assert_eq!(writes(apply(&mut datapath, &change(ServicePlan::default()))), 4);
             assert!(!has(&rules(suffix), "ns/plain"));
@@ -368,6 +383,8 @@ fn a_change_that_meets_damage_rewrites_everything() {
             writes(apply(&mut datapath, &BTreeMap::from([(name("plain"), more)])));
             let found = rules(suffix);
             assert!(has(&found, "ns/plain -> 10.244.1.9:8080"));
+            let refused = datapath.iptables().refused_changes;
+            assert_eq!(refused, [(IpFamily::V4, 1), (IpFamily::V6, 0)]);
             let of_others = |lines: &[String]| {
                 let others = lines
                     .iter()
@@ -644,7 +661,13 @@ fn connections_are_translated_and_refused() {
             assert!(failure.is_some() && failure != refused, "{what}: {failure:?}");
         }
         // Nothing is forgotten that was not asked for.
-        assert_eq!(datapath.forget_flows(&StaleFlows::default()).expect("flows"), 0);
+        assert_eq!(
+            datapath
+                .forget_flows(&StaleFlows::default())
+                .expect("flows")
+                .total(),
+            0
+        );
     });
 }
 
@@ -685,12 +708,16 @@ fn udp_flows_to_an_endpoint_that_is_gone_are_forgotten() {
                 let mut stale = StaleFlows::default();
                 stale.add_change(&served, &served);
                 assert_eq!(
-                    datapath.forget_flows(&stale).expect("flows"),
+                    datapath.forget_flows(&stale).expect("flows").total(),
                     0,
                     "{vip} is served"
                 );
                 stale.add_change(&served, &udp_plan(vip, &[]));
-                assert_eq!(datapath.forget_flows(&stale).expect("flows"), 1, "{vip} is gone");
+                assert_eq!(
+                    datapath.forget_flows(&stale).expect("flows").total(),
+                    1,
+                    "{vip} is gone"
+                );
             }
         },
     );

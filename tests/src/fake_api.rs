@@ -1,8 +1,8 @@
 //! A small Kubernetes API server that is fed with plain JSON objects and misbehaves on demand.
 //!
-//! It serves what a watcher needs and nothing else: `GET` of an object, lists with pages, watches with bookmarks and
-//! initial events, for any kind, in the whole cluster or in one namespace. It validates nothing, so that hostile
-//! objects can be served too.
+//! It serves what a watcher needs and little else: `GET` of an object, lists with pages, watches with bookmarks and
+//! initial events, for any kind, in the whole cluster or in one namespace; `POST`, and `PATCH` by a merge. It validates
+//! nothing, so that hostile objects can be served too.
 //!
 //! ```no_run
 //! use serde_json::json;
@@ -79,6 +79,7 @@ struct Store {
     revision: u64,
     /// Objects by collection (`/api/v1/services`), then by namespace and name.
     collections: BTreeMap<String, BTreeMap<(String, String), Value>>,
+    /// By revision.
     history: Vec<HistoryEntry>,
     /// History up to this revision is gone.
     compacted: u64,
@@ -169,17 +170,20 @@ impl FakeApi {
     ///
     /// # Panics
     /// When the object has no `apiVersion`, `kind` or `metadata.name`.
-    pub fn put(&self, mut object: Value) -> u64 {
+    pub fn put(&self, object: Value) -> u64 {
         let (collection, key) = place(&object);
         self.edit(|store| {
-            store.revision += 1;
-            object["metadata"]["resourceVersion"] = store.revision.to_string().into();
-            let objects = store.collections.entry(collection.clone()).or_default();
-            let replaced = objects.insert(key.clone(), object.clone()).is_some();
-            let kind = if replaced { "MODIFIED" } else { "ADDED" };
-            store.record(collection, key.0, kind, object);
+            store.insert(collection, key, object);
             store.revision
         })
+    }
+
+    /// All objects of a collection, for example `/api/v1/events`, in the order of their names.
+    #[must_use]
+    pub fn objects(&self, collection: &str) -> Vec<Value> {
+        let store = self.shared.store();
+        let objects = store.collections.get(collection).into_iter().flatten();
+        objects.map(|(_, object)| object.clone()).collect()
     }
 
     /// Deletes the object of the same kind, namespace and name, and returns whether there was one.
@@ -280,6 +284,17 @@ impl Shared {
 }
 
 impl Store {
+    /// Creates or replaces an object, and returns it as it is then.
+    fn insert(&mut self, collection: String, key: (String, String), mut object: Value) -> Value {
+        self.revision += 1;
+        object["metadata"]["resourceVersion"] = self.revision.to_string().into();
+        let objects = self.collections.entry(collection.clone()).or_default();
+        let replaced = objects.insert(key.clone(), object.clone()).is_some();
+        let kind = if replaced { "MODIFIED" } else { "ADDED" };
+        self.record(collection, key.0, kind, object.clone());
+        object
+    }
+
     fn record(&mut self, collection: String, namespace: String, kind: &'static str, object: Value) {
         self.history.push(HistoryEntry {
             revision: self.revision,

@@ -3,7 +3,7 @@
 //!
 //! - [`world`]: a node with an agent, pods, and Services; probes and the leak ledger are the testkit's.
 //! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F4, F5 ([`privileged_crash`]), F13, F14
-//!   ([`privileged_damage`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
+//!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
 //!
 //! F3, another layout of maps, is in `ebpf/tests/privileged.rs`; F20, an API server whose packets vanish, in
@@ -26,6 +26,8 @@ mod privileged_damage;
 mod privileged_limits;
 #[path = "faults/privileged_malformed.rs"]
 mod privileged_malformed;
+#[path = "faults/privileged_sysctls.rs"]
+mod privileged_sysctls;
 #[path = "faults/snapshots.rs"]
 mod snapshots;
 #[path = "faults/world.rs"]

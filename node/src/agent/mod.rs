@@ -10,7 +10,6 @@
 //! reads it back.
 
 mod cni;
-mod conntrack;
 mod dns_address;
 mod dns_feed;
 mod health_check_ports;
@@ -24,6 +23,7 @@ mod report;
 mod service_proxy;
 mod socket;
 mod supervisor;
+mod sysctls;
 mod thread;
 
 use std::fs::File;
@@ -31,19 +31,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use model::Snapshot;
+use model::{IpFamily, Snapshot};
 use nix::fcntl::{Flock, FlockArg};
+use overlay::fast_path::State;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath};
-use crate::watch::{self as api, ApiSource};
-use pod_network::{FastPath, Pods};
+use crate::watch::{self as api, ApiSource, Events};
+use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
 use service_proxy::Proxying;
 use supervisor::Supervisor;
+use sysctls::Sysctls;
 use thread::on_thread;
 
 /// Runs every part that the configuration asks for, until shutdown.
@@ -55,6 +57,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tracing::info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "agent starts");
     let (snapshots, snapshot) = watch::channel(Arc::<Snapshot>::default());
     let mut supervisor = Supervisor::new(shutdown);
+    let (tunnel, tunnels) = watch::channel(None);
+    let (fast_path, ways) = watch::channel(State::default());
+    let told = Told { tunnel, fast_path };
     let sources = Sources {
         node: config.node_name.clone(),
         parts: supervisor.parts(),
@@ -62,15 +67,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         watches: api::Status::default(),
         datapath: config.proxy.datapath,
         proxy: proxy_progress(&config),
-        fast_path: FastPath::default(),
+        fast_path: ways,
         pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
         cni_requests: Arc::default(),
+        sysctl_repairs: Arc::default(),
         checks: Arc::default(),
     };
-    start_watch(&mut supervisor, &config, snapshots, &sources);
-    start_network(&mut supervisor, &config, &sources);
-    start_proxy(&mut supervisor, &config, &sources)?;
+    let events = start_watch(&mut supervisor, &config, snapshots, &sources);
+    start_sysctls(&mut supervisor, &config, tunnels, &sources);
+    start_network(&mut supervisor, &config, told, &sources);
+    start_proxy(&mut supervisor, &config, events, &sources)?;
     start_dns(&mut supervisor, &config, &sources);
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
@@ -93,32 +100,72 @@ fn start_watch(
     config: &Config,
     snapshots: watch::Sender<Arc<Snapshot>>,
     sources: &Sources,
-) {
+) -> Events {
     let kubernetes = &config.kubernetes;
     let source = ApiSource {
         kubeconfig: kubernetes.kubeconfig.clone(),
         host: kubernetes.service_host.clone(),
         port: kubernetes.service_port,
     };
-    let status = sources.watches.clone();
+    let (events, notices) = Events::queue();
+    let (writing, node) = (source.clone(), config.node_name.clone());
+    supervisor.start("events", move |part, shutdown| {
+        part.works();
+        let told = move |outcome: Result<(), &str>| match outcome {
+            Ok(()) => part.works(),
+            Err(error) => part.fails(error),
+        };
+        let write = notices
+            .clone()
+            .write(writing.clone(), node.clone(), told, shutdown);
+        async move {
+            write.await;
+            Ok(())
+        }
+    });
+    let (status, told) = (sources.watches.clone(), events.clone());
     supervisor.start("watch", move |part, shutdown| {
-        let run = api::run(source.clone(), snapshots.clone(), status.clone(), shutdown);
+        let run = api::run(
+            source.clone(),
+            snapshots.clone(),
+            status.clone(),
+            told.clone(),
+            shutdown,
+        );
         async move {
             part.works();
             run.await;
             Ok(())
         }
     });
+    events
 }
 
-fn start_network(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
+fn start_sysctls(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    tunnels: watch::Receiver<Option<String>>,
+    sources: &Sources,
+) {
+    let served = sources.proxy.as_ref().map(|proxy| proxy.families.clone());
+    let families = served.unwrap_or_else(|| [IpFamily::V4].into());
+    let (snapshots, repairs) = (sources.snapshots.clone(), sources.sysctl_repairs.clone());
+    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnels, repairs) else {
+        return;
+    };
+    supervisor.start("sysctls", move |part, shutdown| {
+        sysctls::keep(sysctls.clone(), part, shutdown)
+    });
+}
+
+fn start_network(supervisor: &mut Supervisor, config: &Config, told: Told, sources: &Sources) {
     let Some(network) = &config.network else { return };
     let settings = pod_network::settings(config, network);
     let pods = Pods::in_directory(config.state_dir.clone());
-    let (overlay_pods, fast_path) = (pods.clone(), sources.fast_path.clone());
+    let overlay_pods = pods.clone();
     supervisor.start("overlay", move |part, shutdown| {
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
-        pod_network::run(settings, pods, fast_path.clone(), part, shutdown)
+        pod_network::run(settings, pods, told.clone(), part, shutdown)
     });
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
     supervisor.start("cni", move |part, shutdown| {
@@ -133,7 +180,12 @@ fn proxy_progress(config: &Config) -> Option<Arc<ProxyProgress>> {
     wanted.then(|| Arc::new(ProxyProgress::new(ip_families::of_this_node())))
 }
 
-fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+fn start_proxy(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    events: Events,
+    sources: &Sources,
+) -> anyhow::Result<()> {
     let Some(progress) = &sources.proxy else {
         return Ok(());
     };
@@ -146,6 +198,7 @@ fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) 
         min_sync_period: config.proxy.min_sync_period,
         snapshots: sources.snapshots.clone(),
         progress: progress.clone(),
+        events,
         runtime: Handle::current(),
     };
     supervisor.start("proxy", move |part, shutdown| {
@@ -155,10 +208,6 @@ fn start_proxy(supervisor: &mut Supervisor, config: &Config, sources: &Sources) 
     let progress = progress.clone();
     supervisor.start("health-check-ports", move |part, shutdown| {
         health_check_ports::serve(progress.clone(), part, shutdown)
-    });
-    let limits = config.proxy.conntrack.clone();
-    supervisor.start("conntrack", move |part, shutdown| {
-        conntrack::keep(limits.clone(), part, shutdown)
     });
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The pod network: the overlay, and the book of pod addresses that it shares with the CNI server.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use overlay::Status;
@@ -45,22 +45,13 @@ impl Pods {
     }
 }
 
-/// How pods of this node reach each other, for reports.
-#[derive(Clone, Debug, Default)]
-pub struct FastPath {
-    state: Arc<Mutex<State>>,
-}
-
-impl FastPath {
-    /// How it is now.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, state: State) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-    }
+/// What the pod network tells other parts of the agent.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The name of its tunnel device, once that is there.
+    pub tunnel: watch::Sender<Option<String>>,
+    /// How pods of this node reach each other.
+    pub fast_path: watch::Sender<State>,
 }
 
 /// Runs the overlay until shutdown.
@@ -70,7 +61,7 @@ impl FastPath {
 pub async fn run(
     settings: overlay::Config,
     pods: Pods,
-    fast_path: FastPath,
+    told: Told,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -78,20 +69,27 @@ pub async fn run(
     let (sender, status) = watch::channel(Status::default());
     tokio::select! {
         ended = overlay::run(settings, pods, sender, shutdown) => ended.context("run the overlay"),
-        () = tell(status, &fast_path, &part) => std::future::pending().await,
+        () = tell(status, &told, &part) => std::future::pending().await,
     }
 }
 
 /// Tells how the overlay stands as long as it runs.
-async fn tell(mut status: watch::Receiver<Status>, shown: &FastPath, part: &Part) {
+async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
     loop {
         let Status {
             ready,
             problems,
+            network,
+            mtu,
             fast_path,
             ..
         } = status.borrow_and_update().clone();
-        shown.set(fast_path);
+        // The MTU is known once the device is there.
+        let device = network
+            .filter(|_| mtu.is_some())
+            .and_then(|network| network.device_name());
+        update(&told.tunnel, device);
+        update(&told.fast_path, fast_path);
         if !problems.is_empty() {
             part.fails(&problems.join("; "));
         } else if ready {
@@ -101,6 +99,15 @@ async fn tell(mut status: watch::Receiver<Status>, shown: &FastPath, part: &Part
             return;
         }
     }
+}
+
+/// Tells only what is new.
+fn update<T: PartialEq>(told: &watch::Sender<T>, now: T) {
+    told.send_if_modified(|before| {
+        let differs = *before != now;
+        *before = now;
+        differs
+    });
 }
 
 /// The overlay's own configuration, of the agent's.

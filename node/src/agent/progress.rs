@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::IpFamily;
+use proxy::IptablesRules;
 use tokio::sync::watch;
 
 use super::health_check_ports::HealthChecks;
@@ -51,8 +52,37 @@ pub struct State {
     pub failed_services: u64,
     /// Those of them for which a map of the socket hook has no room.
     pub map_full: u64,
+    /// What there is of iptables.
+    pub iptables: IptablesRules,
     /// Verdicts of the socket hook when they were last read, by name.
     pub verdicts: Vec<(&'static str, u64)>,
+}
+
+/// Of one version of IP.
+#[derive(Debug)]
+pub struct FamilyProgress {
+    /// From each change of pods to the sync that brought it into the kernel.
+    pub network_programming: Durations,
+    /// Looks for tracked flows to endpoints that are gone. One is for all versions.
+    pub forgetting: Durations,
+    /// Flows that they found, and that were forgotten.
+    pub forgotten_flows: AtomicU64,
+    /// Syncs and audits of which something failed at the packet rules.
+    pub rules_failures: AtomicU64,
+    /// Those of them that could not remove from there what nobody asked for.
+    pub cleanup_failures: AtomicU64,
+}
+
+impl FamilyProgress {
+    fn new() -> Self {
+        Self {
+            network_programming: Durations::of_network_programming(),
+            forgetting: Durations::of_syncs(),
+            forgotten_flows: AtomicU64::new(0),
+            rules_failures: AtomicU64::new(0),
+            cleanup_failures: AtomicU64::new(0),
+        }
+    }
 }
 
 /// Written by the proxy's thread.
@@ -62,8 +92,8 @@ pub struct ProxyProgress {
     pub families: BTreeSet<IpFamily>,
     /// How long each pass took.
     pub passes: Passes,
-    /// From each change of pods to the sync that brought it into the kernel.
-    pub network_programming: BTreeMap<IpFamily, Durations>,
+    /// What is measured for each of those versions alone.
+    pub by_family: BTreeMap<IpFamily, FamilyProgress>,
     /// When the last change came in.
     pub queued: Moment,
     /// When the kernel was last as it should be, but for single Services that fail.
@@ -72,12 +102,10 @@ pub struct ProxyProgress {
     pub service_changes: AtomicU64,
     /// Changes of EndpointSlices so far.
     pub slice_changes: AtomicU64,
-    /// Flows that led to endpoints that are gone, and were forgotten.
-    pub stale_flows: AtomicU64,
+    /// Sockets of UDP clients that were connected to endpoints that are gone, and were ended.
+    pub ended_sockets: AtomicU64,
     /// Syncs and audits that failed.
     pub failures: AtomicU64,
-    /// Those of them that failed at the packet rules.
-    pub rules_failures: AtomicU64,
     /// Things that an audit found different from what was programmed.
     pub repairs: AtomicU64,
     /// What load balancers shall be told.
@@ -97,9 +125,7 @@ impl ProxyProgress {
     pub fn new(families: BTreeSet<IpFamily>) -> Self {
         let by_family = families.iter();
         Self {
-            network_programming: by_family
-                .map(|family| (*family, Durations::of_network_programming()))
-                .collect(),
+            by_family: by_family.map(|family| (*family, FamilyProgress::new())).collect(),
             families,
             passes: Passes {
                 all: Durations::of_syncs(),
@@ -110,9 +136,8 @@ impl ProxyProgress {
             synced: Moment::default(),
             service_changes: AtomicU64::new(0),
             slice_changes: AtomicU64::new(0),
-            stale_flows: AtomicU64::new(0),
+            ended_sockets: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            rules_failures: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
             health_checks: watch::Sender::default(),
             state: Mutex::default(),

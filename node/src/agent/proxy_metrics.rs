@@ -3,9 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use proxy::{IptablesRules, TableRules};
+
 use super::ip_families;
 use super::metrics::{Durations, Page, labels};
-use super::progress::ProxyProgress;
+use super::progress::{FamilyProgress, ProxyProgress};
 use super::service_proxy::Policy;
 use crate::config::Datapath;
 
@@ -63,11 +65,12 @@ fn passes(proxy: &ProxyProgress, page: &mut Page) {
 }
 
 fn network_programming(proxy: &ProxyProgress, page: &mut Page) {
-    let families = proxy.network_programming.iter();
-    page.durations(
+    for_each_family(
+        proxy,
+        page,
         "kubeproxy_network_programming_duration_seconds",
         "From a change of pods, by the clock of whoever wrote the EndpointSlice, until it was in the kernel.",
-        families.map(|(family, durations)| (vec![("ip_family", ip_families::name(*family))], durations)),
+        |progress| &progress.network_programming,
     );
 }
 
@@ -138,26 +141,11 @@ fn services(proxy: &ProxyProgress, page: &mut Page) {
 }
 
 fn kernel(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
-    count(
-        page,
-        "kubeproxy_conntrack_reconciler_deleted_entries_total",
-        "Tracked UDP flows that led to endpoints that are gone, and were forgotten.",
-        &proxy.stale_flows,
-    );
+    conntrack(proxy, page);
     match datapath {
         // The hook has the same rules under it.
-        Datapath::Nftables | Datapath::Ebpf => count(
-            page,
-            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-            "Syncs and audits of which something failed at nftables.",
-            &proxy.rules_failures,
-        ),
-        Datapath::Iptables => count(
-            page,
-            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
-            "Syncs and audits of which something failed at iptables.",
-            &proxy.rules_failures,
-        ),
+        Datapath::Nftables | Datapath::Ebpf => nftables(proxy, page),
+        Datapath::Iptables => iptables(proxy, page),
         Datapath::None => {}
     }
     count(
@@ -172,6 +160,113 @@ fn kernel(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
         "What audits found changed by others, and repaired; what the proxy had left undone itself is not counted.",
         &proxy.repairs,
     );
+}
+
+fn conntrack(proxy: &ProxyProgress, page: &mut Page) {
+    for_each_family(
+        proxy,
+        page,
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+        "How long it took to find and forget tracked UDP flows that led to endpoints that are gone.",
+        |progress| &progress.forgetting,
+    );
+    count_each_family(
+        proxy,
+        page,
+        "kubeproxy_conntrack_reconciler_deleted_entries_total",
+        "Tracked UDP flows that led to endpoints that are gone, and were forgotten.",
+        |progress| &progress.forgotten_flows,
+    );
+    count(
+        page,
+        "causeway_hook_ended_sockets_total",
+        "UDP sockets that were connected to endpoints that are gone, and were ended.",
+        &proxy.ended_sockets,
+    );
+}
+
+fn nftables(proxy: &ProxyProgress, page: &mut Page) {
+    count_each_family(
+        proxy,
+        page,
+        "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+        "Syncs and audits of which something failed at nftables.",
+        |progress| &progress.rules_failures,
+    );
+    count_each_family(
+        proxy,
+        page,
+        "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+        "Those of them that could not remove from nftables what nobody asked for.",
+        |progress| &progress.cleanup_failures,
+    );
+}
+
+fn iptables(proxy: &ProxyProgress, page: &mut Page) {
+    count_each_family(
+        proxy,
+        page,
+        "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+        "Syncs and audits of which something failed at iptables.",
+        |progress| &progress.rules_failures,
+    );
+    let IptablesRules {
+        tables,
+        refused_changes,
+    } = proxy.state().iptables.clone();
+    page.counters(
+        "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+        "Changes that iptables refused, after which all rules were read back and compared.",
+        refused_changes
+            .iter()
+            .map(|(family, refused)| (labels(&[("ip_family", ip_families::name(*family))]), *refused)),
+    );
+    let of_table = |rules: &TableRules| {
+        labels(&[
+            ("ip_family", ip_families::name(rules.family)),
+            ("table", rules.table),
+        ])
+    };
+    page.gauges(
+        "kubeproxy_sync_proxy_rules_iptables_total",
+        "Rules of iptables in the proxy's chains.",
+        tables.iter().map(|rules| (of_table(rules), rules.total as f64)),
+    );
+    page.gauges(
+        "kubeproxy_sync_proxy_rules_iptables_last",
+        "Rules of iptables that the latest change wrote.",
+        tables.iter().map(|rules| (of_table(rules), rules.written as f64)),
+    );
+}
+
+fn for_each_family(
+    proxy: &ProxyProgress,
+    page: &mut Page,
+    name: &str,
+    help: &str,
+    durations: impl Fn(&FamilyProgress) -> &Durations,
+) {
+    let families = proxy.by_family.iter();
+    let samples = families.map(|(family, progress)| {
+        let label = vec![("ip_family", ip_families::name(*family))];
+        (label, durations(progress))
+    });
+    page.durations(name, help, samples);
+}
+
+fn count_each_family(
+    proxy: &ProxyProgress,
+    page: &mut Page,
+    name: &str,
+    help: &str,
+    counter: impl Fn(&FamilyProgress) -> &AtomicU64,
+) {
+    let families = proxy.by_family.iter();
+    let samples = families.map(|(family, progress)| {
+        let label = labels(&[("ip_family", ip_families::name(*family))]);
+        (label, counter(progress).load(Ordering::Relaxed))
+    });
+    page.counters(name, help, samples);
 }
 
 fn count(page: &mut Page, name: &str, help: &str, counter: &AtomicU64) {
@@ -194,13 +289,15 @@ mod tests {
         proxy.done(Pass::Full, Duration::from_millis(3));
         proxy.done(Pass::Partial, Duration::from_millis(1));
         proxy.passed(Pass::Full, Duration::from_millis(2));
-        if let Some(durations) = proxy.network_programming.get(&IpFamily::V4) {
-            durations.observe(Duration::from_secs(2));
-        }
+        let v4 = &proxy.by_family[&IpFamily::V4];
+        v4.network_programming.observe(Duration::from_secs(2));
+        v4.forgetting.observe(Duration::from_millis(2));
+        v4.forgotten_flows.store(9, Ordering::Relaxed);
+        v4.rules_failures.store(1, Ordering::Relaxed);
+        v4.cleanup_failures.store(2, Ordering::Relaxed);
         proxy.service_changes.store(7, Ordering::Relaxed);
         proxy.slice_changes.store(8, Ordering::Relaxed);
-        proxy.stale_flows.store(9, Ordering::Relaxed);
-        proxy.rules_failures.store(1, Ordering::Relaxed);
+        proxy.ended_sockets.store(5, Ordering::Relaxed);
         {
             let mut state = proxy.state();
             state.pending = Changes {
@@ -209,6 +306,15 @@ mod tests {
             };
             state.no_local_endpoints = [((IpFamily::V4, Policy::External), 3)].into();
             state.rejected = [("taken", 4)].into();
+            state.iptables = IptablesRules {
+                tables: vec![TableRules {
+                    family: IpFamily::V4,
+                    table: "nat",
+                    total: 40,
+                    written: 4,
+                }],
+                refused_changes: vec![(IpFamily::V6, 6)],
+            };
         }
         let mut page = Page::default();
         write(&proxy, Datapath::Nftables, &mut page);
@@ -228,8 +334,13 @@ mod tests {
             r#"kubeproxy_sync_proxy_rules_endpoint_changes_total 8"#,
             r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 3"#,
             r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"} 0"#,
-            r#"kubeproxy_conntrack_reconciler_deleted_entries_total 9"#,
-            r#"kubeproxy_sync_proxy_rules_nftables_sync_failures_total 1"#,
+            r#"kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv6"} 0"#,
+            r#"kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 9"#,
+            r#"kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"} 0"#,
+            r#"causeway_hook_ended_sockets_total 5"#,
+            r#"kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family="IPv4"} 2"#,
             r#"causeway_proxy_rejected{reason="taken"} 4"#,
             r#"causeway_proxy_rejected{reason="map-full"} 0"#,
         ];
@@ -239,8 +350,17 @@ mod tests {
         let mut page = Page::default();
         write(&proxy, Datapath::Iptables, &mut page);
         let iptables = page.into_text();
-        let line = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 1";
-        assert!(iptables.lines().any(|found| found == line), "{iptables}");
+        for line in [
+            r#"kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family="IPv6"} 6"#,
+            r#"kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"} 40"#,
+            r#"kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="nat"} 4"#,
+        ] {
+            assert!(
+                iptables.lines().any(|found| found == line),
+                "no {line} in\n{iptables}"
+            );
+        }
         assert!(!iptables.contains("nftables_sync_failures"), "{iptables}");
         for name in ["last_timestamp", "last_queued_timestamp"] {
             let name = format!("kubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}} ");

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
-use super::pod_network::FastPath;
 use super::progress::ProxyProgress;
 use super::supervisor::{Health, Part, Parts};
 use super::{http, ip_families, proxy_metrics};
@@ -43,13 +42,15 @@ pub struct Sources {
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
     /// How pods of this node reach each other.
-    pub fast_path: FastPath,
+    pub fast_path: Receiver<fast_path::State>,
     /// Where the fast path's counters are pinned.
     pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
     pub feed_readers: Readers,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
+    /// Kernel settings that somebody changed and that were set again, by name.
+    pub sysctl_repairs: Arc<Counters>,
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
 }
@@ -225,7 +226,7 @@ impl Sources {
 
     /// How pods of this node reach each other, and why not by the fast path where it is refused.
     fn fast_path_status(&self) -> Value {
-        let state = self.fast_path.state();
+        let state = self.fast_path.borrow().clone();
         match &state {
             fast_path::State::Refused(reason) => json!({"state": state.name(), "reason": reason}),
             fast_path::State::Off | fast_path::State::On => json!({"state": state.name()}),
@@ -233,7 +234,7 @@ impl Sources {
     }
 
     fn fast_path_metrics(&self, page: &mut Page) {
-        let state = self.fast_path.state();
+        let state = self.fast_path.borrow().clone();
         let states = [
             fast_path::State::Off,
             fast_path::State::On,
@@ -345,6 +346,11 @@ impl Sources {
             "Requests of the CNI plugin by command and result.",
             &self.cni_requests,
         );
+        page.counted(
+            "causeway_sysctl_repairs_total",
+            "Kernel settings that somebody changed and that were set again, by name.",
+            &self.sysctl_repairs,
+        );
     }
 }
 
@@ -369,10 +375,11 @@ mod tests {
             watches: watch::Status::default(),
             datapath,
             proxy,
-            fast_path: FastPath::default(),
+            fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
             pin_dir: "/nowhere".into(),
             feed_readers: Arc::default(),
             cni_requests: Arc::default(),
+            sysctl_repairs: Arc::default(),
             checks: Arc::default(),
         }
     }

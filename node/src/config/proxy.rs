@@ -138,7 +138,7 @@ impl From<NodePortAddresses> for Vec<String> {
 
 /// Limits of connection tracking, which every flow to a Service goes through. The defaults are kube-proxy's. They are
 /// set when the agent starts and put back when somebody changed them; one that cannot be set is told in the log and on
-/// `/healthz` (part `conntrack`), and stops nothing.
+/// `/healthz` (part `sysctls`), and stops nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Conntrack {

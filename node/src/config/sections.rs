@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::relative_path;
 
-/// The Kubernetes API server.
+/// The Kubernetes API server. Rights that are needed there: `list` and `watch` Services, EndpointSlices, Nodes and
+/// Namespaces, and `create` and `patch` Events. Without the latter everything works but for Events on objects that
+/// are not served (part `events` on `/healthz`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {

@@ -11,12 +11,14 @@
 //! - [`faults`]: what of an object is not used, and why.
 //! - [`stream`]: streaming lists where the server has them, pages elsewhere, back-off, 410, 401.
 //! - [`owner`]: the snapshot, relists by mark and sweep, and publication.
+//! - [`events`]: what is wrong with objects, for whoever looks at them with kubectl.
 //!
 //! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
 //! was complete, and only a complete list removes what it does not name.
 
 mod client;
 mod endpoint_slice;
+mod events;
 mod faults;
 mod node;
 mod object;
@@ -40,6 +42,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use client::ApiSource;
+#[cfg(test)]
+pub use events::Notices;
+pub use events::{Events, Notice, Scope};
 pub use status::Status;
 
 use crate::backoff::Backoff;
@@ -59,16 +64,18 @@ pub const KINDS: [model::Kind; 4] = [
     model::Kind::Namespace,
 ];
 
-/// Watches until shutdown. The snapshot survives every change of connection and credentials.
+/// Watches until shutdown. The snapshot survives every change of connection and credentials. Objects that are not used,
+/// or not whole, are told to `events`.
 pub async fn run(
     source: ApiSource,
     snapshots: watch::Sender<Arc<Snapshot>>,
     status: Status,
+    events: Events,
     shutdown: CancellationToken,
 ) {
     let (observer, observed) = mpsc::channel(IN_FLIGHT);
     tokio::select! {
-        () = owner::run(observed, snapshots, status.clone()) => {}
+        () = owner::run(observed, snapshots, status.clone(), events) => {}
         () = keep_watching(source, observer, status) => {}
         () = shutdown.cancelled() => {}
     }

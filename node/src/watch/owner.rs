@@ -8,7 +8,8 @@ use model::{Change, Kind, ObjectName, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::faults::RejectedObjects;
+use super::events::{Events, Notice, Scope};
+use super::faults::{Rejected, RejectedObjects};
 use super::object::{Converted, deletion};
 use super::status::Status;
 use super::stream::Observed;
@@ -26,6 +27,7 @@ pub(super) struct Owner {
     /// Names that the list in progress has named so far. Everything else goes when it is complete.
     listed: BTreeMap<Kind, BTreeSet<ObjectName>>,
     rejected: RejectedObjects,
+    events: Events,
 }
 
 /// Applies and publishes until the observers are gone.
@@ -33,8 +35,12 @@ pub(super) async fn run(
     mut observed: mpsc::Receiver<Observed>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     status: Status,
+    events: Events,
 ) {
-    let mut owner = Owner::default();
+    let mut owner = Owner {
+        events,
+        ..Owner::default()
+    };
     let mut batch = Vec::with_capacity(BATCH);
     let mut unpublished = false;
     let mut not_before = Instant::now();
@@ -75,7 +81,11 @@ impl Owner {
                 if let Some(listed) = self.listed.get_mut(&kind) {
                     listed.insert(name.clone());
                 }
+                let notice = notice(kind, &name, &rejected);
                 let faults_changed = self.rejected.update(kind, &name, rejected);
+                if let Some(notice) = notice.filter(|_| faults_changed) {
+                    self.events.tell(notice);
+                }
                 let changed = match converted {
                     Converted::Put(change) => self.snapshot.apply(*change),
                     Converted::Irrelevant => self.snapshot.apply(deletion(kind, name)),
@@ -137,4 +147,20 @@ impl Owner {
             Kind::Pod => snapshot.pods.iter().map(|(name, _)| name.clone()).collect(),
         }
     }
+}
+
+/// What whoever looks at an object shall see of its faults.
+fn notice(kind: Kind, object: &ObjectName, rejected: &[Rejected]) -> Option<Notice> {
+    let fault = |Rejected { field, reason, .. }: &Rejected| match field.as_str() {
+        "" => reason.clone(),
+        field => format!("{field}: {reason}"),
+    };
+    let faults: Vec<_> = rejected.iter().map(fault).collect();
+    (!faults.is_empty()).then(|| Notice {
+        kind,
+        object: object.clone(),
+        scope: Scope::Everywhere,
+        reason: "NotUsed",
+        note: format!("not used by the network: {}", faults.join("; ")),
+    })
 }

@@ -261,6 +261,9 @@ impl Cluster {
     }
 
     pub fn node_named(&self, number: usize, name: &str, backend: &str) -> Node<'_> {
+        // The agent's, which does without one here.
+        let forwards = self.host(number).set("net/ipv4/ip_forward", "1");
+        forwards.expect("set ip_forward");
         let directory = self.directory.0.join(format!("host-{number}"));
         let config = Config {
             node: name.into(),

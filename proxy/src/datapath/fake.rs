@@ -15,7 +15,7 @@ use super::sockets::{Contents, HookMaps};
 use super::{Applied, Change, Datapath, NodeAddresses, Swept};
 use crate::Error;
 use crate::plan::{Frontend as PlannedFrontend, FrontendKey, NodeContext, PortPlan};
-use crate::stale::StaleFlows;
+use crate::stale::{Forgotten, StaleFlows};
 
 /// What a fake has been told; shared with the test that made it.
 #[derive(Clone, Debug, Default)]
@@ -129,9 +129,9 @@ impl Datapath for FakeDatapath {
         self.repair()
     }
 
-    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error> {
         self.with(|state| state.forgotten.push(stale.clone()));
-        Ok(0)
+        Ok(Forgotten::default())
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

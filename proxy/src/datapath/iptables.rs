@@ -35,7 +35,8 @@ use netlink::conntrack::Conntrack;
 use super::{Applied, Change, Datapath, NodeAddresses, Swept};
 use crate::Error;
 use crate::plan::{FrontendKey, NodeContext, ServicePlan};
-use crate::stale::StaleFlows;
+use crate::report::IptablesRules;
+use crate::stale::{Forgotten, StaleFlows};
 
 #[cfg(test)]
 mod golden;
@@ -119,7 +120,11 @@ impl Iptables {
         }
     }
 
-    fn each_family<T>(&mut self, work: impl FnMut(&mut Tables) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    fn each_family<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Tables) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let work = |tables: &mut Tables| work(tables).map_err(|error| error.of(tables.family()));
         let results: Vec<_> = self.tables.iter_mut().map(work).collect();
         results.into_iter().collect()
     }
@@ -132,7 +137,7 @@ impl Datapath for Iptables {
             let render =
                 |change: &Change<'_>| (change.service.clone(), tables.render(change.service, change.new));
             let wanted = changes.iter().map(render).collect();
-            tables.apply(wanted, &mut applied);
+            applied.add(tables.apply(wanted).of(tables.family()));
         }
         for change in changes {
             if *change.new == ServicePlan::default() {
@@ -175,12 +180,22 @@ impl Datapath for Iptables {
         Ok(self.each_family(Tables::reread)?.concat())
     }
 
-    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<usize, Error> {
+    fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error> {
         stale.forget_in(&mut self.conntrack)
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         Ok(Vec::new())
+    }
+
+    fn iptables(&self) -> IptablesRules {
+        let tables = self.tables.iter();
+        IptablesRules {
+            tables: tables.clone().flat_map(Tables::rules).collect(),
+            refused_changes: tables
+                .map(|tables| (tables.family(), tables.refused_changes()))
+                .collect(),
+        }
     }
 }
 

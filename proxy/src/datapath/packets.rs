@@ -80,6 +80,12 @@ impl Packets {
         [Family::Ip, Family::Ip6].map(layout::table)
     }
 
+    /// The version of IP that it renders.
+    #[must_use]
+    pub const fn family(&self) -> IpFamily {
+        ip_family(self.family)
+    }
+
     /// How the kernel names this renderer's connection in events.
     #[must_use]
     pub fn port(&self) -> u32 {
@@ -398,8 +404,10 @@ impl Packets {
 pub fn remove_unserved(context: &NodeContext) -> Result<(), Error> {
     let mut nft = Nft::open()?;
     for table in Packets::tables() {
-        if !context.families.contains(&ip_family(table.family)) {
-            nft.remove(&table)?;
+        let family = ip_family(table.family);
+        if !context.families.contains(&family) {
+            nft.remove(&table)
+                .map_err(|error| Error::from(error).of(family))?;
         }
     }
     Ok(())

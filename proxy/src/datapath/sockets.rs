@@ -151,7 +151,7 @@ impl<M: HookMaps> Sockets<M> {
         let mut full = None;
         for (key, port) in &change.new.ports {
             match self.apply_port(change.service, key, port) {
-                Err(error) if is_full(&error) => {
+                Err(error) if error.is_full() => {
                     self.withdraw(change.service, key, port)?;
                     full.get_or_insert(error);
                 }
@@ -306,8 +306,4 @@ impl<M: HookMaps> Sockets<M> {
         }
         Ok(())
     }
-}
-
-fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Hook(ebpf::Error::Full { .. }))
 }

@@ -1,11 +1,11 @@
-//! Connections, objects and lists.
+//! Connections, objects, lists, and what clients write.
 
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -53,6 +53,9 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         }
     }
 }
+
+/// Of what a client writes, in bytes.
+const LARGEST_BODY: usize = 1 << 20;
 
 /// A request, as far as it matters.
 pub(super) struct Query {
@@ -117,7 +120,7 @@ impl Query {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let uri = request.uri().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let (delay, failure, retry_after) = {
         let mut store = shared.store();
         store.requests.push(uri.to_string());
@@ -129,7 +132,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         };
         (store.behaviour.delay, failure, store.behaviour.retry_after)
     };
-    tokio::time::sleep(delay).await;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     if let Some(code) = failure {
         return status(code, "failed on demand", retry_after);
     }
@@ -144,8 +149,60 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         return watch_response(shared, query);
     }
     match &query.name {
+        _ if method != Method::GET => write(&shared, &method, &query, request).await,
         Some(name) => get_object(&shared.store(), &query, name),
         None => list(&mut shared.store(), &query),
+    }
+}
+
+/// Creates an object, or lays a JSON merge patch over one.
+async fn write(shared: &Shared, method: &Method, query: &Query, request: Request) -> Response {
+    let body = axum::body::to_bytes(request.into_body(), LARGEST_BODY).await;
+    let Some(body) = body
+        .ok()
+        .and_then(|body| serde_json::from_slice::<Value>(&body).ok())
+    else {
+        return status(400, "not JSON", 0);
+    };
+    let name = query.name.as_deref().or(body["metadata"]["name"].as_str());
+    let key = (
+        query.namespace.clone().unwrap_or_default(),
+        name.unwrap_or_default().to_owned(),
+    );
+    let mut store = shared.store();
+    let known = store
+        .collections
+        .get(&query.collection)
+        .and_then(|objects| objects.get(&key));
+    let object = match (method, known.cloned()) {
+        (&Method::POST, None) => body,
+        (&Method::POST, Some(_)) => return status(409, "there is one already", 0),
+        (&Method::PATCH, Some(mut object)) => {
+            merge(&mut object, body);
+            object
+        }
+        (&Method::PATCH, None) => return status(404, "no such object", 0),
+        _ => return status(405, "not served", 0),
+    };
+    let object = store.insert(query.collection.clone(), key, object);
+    drop(store);
+    shared.changed.send_modify(|count| *count += 1);
+    axum::Json(object).into_response()
+}
+
+/// RFC 7396.
+fn merge(object: &mut Value, patch: Value) {
+    match (object, patch) {
+        (Value::Object(object), Value::Object(patch)) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    object.remove(&key);
+                } else {
+                    merge(object.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (object, patch) => *object = patch,
     }
 }
 
@@ -204,6 +261,8 @@ pub(super) fn status_object(code: u16, message: &str, retry_after: u32) -> Value
         401 => "Unauthorized",
         403 => "Forbidden",
         404 => "NotFound",
+        405 => "MethodNotAllowed",
+        409 => "AlreadyExists",
         410 => "Expired",
         422 => "Invalid",
         429 => "TooManyRequests",

@@ -145,8 +145,7 @@ fn churn_sends_nobody_to_an_endpoint_that_is_gone() -> anyhow::Result<()> {
 
 #[track_caller]
 fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
-    // The fake API server looks through its whole history for each event: more than this would measure that.
-    let (services, per_second, seconds) = if full() { (1000, 100, 20) } else { (200, 100, 3) };
+    let (services, per_second, seconds) = if full() { (1000, 500, 60) } else { (200, 100, 3) };
     let (world, agent) = World::with_agent(&format!("churn-{datapath}"), datapath, &[1])?;
     let names: Vec<_> = (0..services)
         .map(|number: u16| format!("other-{number}"))
@@ -185,8 +184,10 @@ fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
             world.put_endpoints(&[number]);
             leavings.push((now(), number));
         } else {
-            let name = &names[usize::try_from(change)? % names.len()];
-            let number = u16::try_from(change % 4)? + 1;
+            let change = usize::try_from(change)?;
+            let name = &names[change % names.len()];
+            // Other endpoints in each round.
+            let number = u16::try_from((change + change / names.len()) % 4)? + 1;
             world.put_endpoints_of(name, &[number, number % 4 + 1], &READY);
         }
         // The pace of the changes, which is the fault; nothing is awaited.

@@ -1,5 +1,6 @@
 //! The kernel or the machine refuses what the socket hook needs, and maps run full.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -183,6 +184,25 @@ fn what_no_map_has_room_for_is_served_by_the_rules() -> Result<()> {
         // Sixteen Services would fill the map without `web`.
         full.filter(|full| *full >= MANY - 16).ok_or(page)
     });
+    // One for each of those Services, however often they are tried again, up to the limit of a burst.
+    let told = wait::until("Services without room have an Event", DEADLINE, || {
+        let events = world.node.api.objects("/api/v1/events");
+        let about = |event: &Value| event["involvedObject"]["name"].as_str().map(str::to_owned);
+        let about: Vec<_> = events.iter().filter_map(about).collect();
+        if about.len() >= 20 { Ok(events) } else { Err(about) }
+    });
+    let objects: BTreeSet<_> = told
+        .iter()
+        .map(|event| event["involvedObject"].to_string())
+        .collect();
+    assert_eq!(objects.len(), told.len(), "one each: {told:#?}");
+    for event in &told {
+        let text = event.to_string();
+        assert_eq!(event["reason"], "FailedToProgram", "{text}");
+        assert_eq!(event["involvedObject"]["kind"], "Service", "{text}");
+        assert_eq!(event["reportingInstance"], "node-1", "{text}");
+        assert!(text.contains("map FRONTENDS is full"), "{text}");
+    }
     let pod = world.pod_place();
     for number in (1..=MANY).step_by(7) {
         for vip in other_vips(number) {
@@ -200,7 +220,10 @@ fn what_no_map_has_room_for_is_served_by_the_rules() -> Result<()> {
     }
     let counts = flows.counts();
     assert_eq!((counts.open, counts.broken), (20, 0), "{:#?}", flows.breaks());
-    println!("F35: {full} of {MANY} Services had no room in a map of 64");
+    println!(
+        "F35: {full} of {MANY} Services had no room in a map of 64; {} Events",
+        told.len()
+    );
     Ok(())
 }
 

@@ -15,6 +15,10 @@ struct Failing {
     errors: Vec<String>,
     /// Whether a map of the socket hook has no room for it.
     map_full: bool,
+    /// Whether that will not pass by itself: there is no room, or it failed more than once.
+    lasts: bool,
+    /// Whether users were told.
+    told: bool,
     /// What of it the kernel had when it began to fail.
     had: Had,
     /// How that differs from what it shall have.
@@ -120,6 +124,27 @@ impl FailingServices {
         self.refused.len() > 1
     }
 
+    /// What users of Services shall hear, once for each that begins to fail for longer. Nothing while the kernel takes
+    /// no change at all: that is no single Service's.
+    pub fn news(&mut self) -> Vec<(ObjectName, String)> {
+        if self.is_every_change_refused() {
+            return Vec::new();
+        }
+        let services = self.services.iter_mut();
+        let news = services.filter(|(_, failing)| failing.lasts && !failing.told);
+        let note = |(service, failing): (&ObjectName, &mut Failing)| {
+            failing.told = true;
+            let errors = failing.errors.join("; ");
+            let note = if failing.map_full {
+                format!("{errors}; the packet rules serve it")
+            } else {
+                format!("its latest change is not in the kernel: {errors}")
+            };
+            (service.clone(), note)
+        };
+        news.map(note).collect()
+    }
+
     /// What is wrong, in words: the first Service, and how many more there are.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
@@ -134,19 +159,23 @@ impl FailingServices {
     fn extend(&mut self, failed: BTreeMap<&ObjectName, Vec<&Error>>, had: &Snapshot, newest: &Snapshot) {
         for (service, errors) in failed {
             let texts = errors.iter().map(|error| with_causes(*error)).collect();
-            let map_full = errors.iter().any(|error| is_full(error));
+            let map_full = errors.iter().any(|error| error.is_full());
             if let Some(failing) = self.services.get_mut(service) {
                 failing.errors = texts;
                 failing.map_full = map_full;
+                failing.lasts = true;
                 continue;
             }
-            if !errors.iter().all(|error| is_want_of_room(error)) {
+            let wants_room = errors.iter().all(|error| is_want_of_room(error));
+            if !wants_room {
                 self.refused.insert(service.clone());
             }
             let had = Had::of(service, had);
             let failing = Failing {
                 errors: texts,
                 map_full,
+                lasts: wants_room,
+                told: false,
                 changes: had.changes(service, newest),
                 had,
             };
@@ -165,13 +194,9 @@ fn by_service<'a>(
     failed
 }
 
-fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Hook(ebpf::Error::Full { .. }))
-}
-
 /// The kernel works as before; there is only no place for more.
 fn is_want_of_room(error: &Error) -> bool {
-    is_full(error) || matches!(error, Error::Exhausted { .. })
+    error.is_full() || matches!(error, Error::Exhausted { .. })
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The proxy, and what of it is not settled; tells how far it has come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use model::{IpFamily, ObjectName, Snapshot, UnixTime, with_causes};
+use model::{IpFamily, Kind, ObjectName, Snapshot, UnixTime, with_causes};
 use proxy::plan::Reason;
+use proxy::stale::Forgotten;
 use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
 
 use super::backlog::{Changes, Triggers};
@@ -15,6 +16,7 @@ use super::no_local::NoLocalEndpoints;
 use super::rejected::{LookedAt, RejectedParts};
 use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
+use crate::watch::{Events, Notice, Scope};
 
 /// How far an audit goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,7 @@ pub struct Keeper<'a> {
     proxy: Proxy,
     progress: &'a ProxyProgress,
     part: &'a Part,
+    events: Events,
     /// The newest snapshot that came, the last that a sync was given, and the last that is in the kernel but for the
     /// Services that fail.
     queued: Arc<Snapshot>,
@@ -48,11 +51,12 @@ pub struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    pub fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part) -> Self {
+    pub fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part, events: Events) -> Self {
         Self {
             proxy,
             progress,
             part,
+            events,
             queued: Arc::default(),
             given: Arc::default(),
             programmed: Arc::default(),
@@ -135,6 +139,7 @@ impl<'a> Keeper<'a> {
             repaired,
             writes,
             failures,
+            unswept,
         } = match audit {
             Audit::Structure => self.proxy.audit_structure(),
             Audit::Everything => self.proxy.audit(),
@@ -145,7 +150,7 @@ impl<'a> Keeper<'a> {
             self.progress.repairs.fetch_add(differences, Ordering::Relaxed);
             tracing::warn!(structure = ?repaired, writes, "somebody changed what the proxy programmed, repaired");
         }
-        self.count_failures(failures.iter().map(|(_, error)| error));
+        self.count_failures(failures.iter().map(|(_, error)| error), &unswept);
         let common = failures.iter().filter(|(service, _)| service.is_none());
         let common = first_of(common.map(|(_, error)| error));
         self.audit_failure = common.map(|error| format!("repair: {error}"));
@@ -182,7 +187,7 @@ impl<'a> Keeper<'a> {
     /// What is in the kernel by now, and what is not.
     fn look_at_failures(&mut self, report: &SyncReport, changed: &BTreeSet<ObjectName>) {
         let of_services = report.failures.iter().map(|(_, error)| error);
-        self.count_failures(of_services.chain(&report.common_failures));
+        self.count_failures(of_services.chain(&report.common_failures), &report.unswept);
         let tried = Tried {
             applied: &report.applied,
             failures: &report.failures,
@@ -197,30 +202,53 @@ impl<'a> Keeper<'a> {
     }
 
     fn count_failing(&self) {
+        let iptables = self.proxy.iptables();
         let pending = self.failing.pending(&self.programmed, &self.queued);
         let mut state = self.progress.state();
         state.pending = pending;
         state.failed_services = self.failing.count();
         state.map_full = self.failing.map_full();
+        state.iptables = iptables;
     }
 
-    fn count_failures<'e>(&self, errors: impl IntoIterator<Item = &'e Error>) {
+    /// What failed in a sync or an audit; of `unswept` something is left that is nobody's.
+    fn count_failures<'e>(&self, errors: impl IntoIterator<Item = &'e Error>, unswept: &BTreeSet<IpFamily>) {
         let mut errors = errors.into_iter().peekable();
-        if errors.peek().is_some() {
-            self.progress.failed();
-            let rules = u64::from(errors.any(is_rules));
-            self.progress.rules_failures.fetch_add(rules, Ordering::Relaxed);
+        if errors.peek().is_none() {
+            return;
+        }
+        self.progress.failed();
+        let of_rules: BTreeSet<_> = errors.filter_map(Error::rules_of).collect();
+        for (family, progress) in &self.progress.by_family {
+            let failed = u64::from(of_rules.contains(family));
+            progress.rules_failures.fetch_add(failed, Ordering::Relaxed);
+            let left = u64::from(unswept.contains(family));
+            progress.cleanup_failures.fetch_add(left, Ordering::Relaxed);
         }
     }
 
     /// Says how the part is doing. What is merely left to be done is no news.
-    fn tell(&self) {
+    fn tell(&mut self) {
+        for (service, note) in self.failing.news() {
+            self.notify(service, Scope::ThisNode, "FailedToProgram", note);
+        }
         let common = self.sync_failure.clone().or_else(|| self.audit_failure.clone());
         match common.or_else(|| self.failing.problem()) {
             Some(problem) => self.part.fails(&problem),
             None if self.began && self.is_settled() => self.part.works(),
             None => {}
         }
+    }
+
+    /// Says it to whoever looks at the Service.
+    fn notify(&self, service: ObjectName, scope: Scope, reason: &'static str, note: String) {
+        self.events.tell(Notice {
+            kind: Kind::Service,
+            object: service,
+            scope,
+            reason,
+            note,
+        });
     }
 
     /// How long changes took to get here, and what became of flows that led nowhere.
@@ -232,12 +260,19 @@ impl<'a> Keeper<'a> {
             .triggers
             .settle(|service| held_up || failing.contains(service), now());
         for (family, duration) in took {
-            if let Some(durations) = self.progress.network_programming.get(&family) {
-                durations.observe(duration);
+            if let Some(progress) = self.progress.by_family.get(&family) {
+                progress.network_programming.observe(duration);
             }
         }
-        let stale = report.stale_flows as u64;
-        self.progress.stale_flows.fetch_add(stale, Ordering::Relaxed);
+        let Forgotten { flows, sockets } = &report.forgotten;
+        self.progress.ended_sockets.fetch_add(*sockets, Ordering::Relaxed);
+        for (family, progress) in &self.progress.by_family {
+            let flows = flows.get(family).copied().unwrap_or(0);
+            progress.forgotten_flows.fetch_add(flows, Ordering::Relaxed);
+            if let Some(took) = report.durations.forget {
+                progress.forgetting.observe(took);
+            }
+        }
     }
 
     /// What follows from plans and is not the kernel's: health checks, and policies that find no endpoint.
@@ -280,12 +315,20 @@ impl<'a> Keeper<'a> {
             planned,
             claims: &claims,
         };
+        let mut notes = BTreeMap::<_, Vec<_>>::new();
         for Rejected { service, reason } in self.rejected.replace(looked_at, report.rejected) {
             match reason {
                 // Every dual-stack Service has it on a node without IPv6, which was told when the agent started.
                 Reason::FamilyOff(_) => tracing::debug!(%service, %reason, "part of a Service is not served"),
-                _ => tracing::warn!(%service, %reason, "part of a Service is not served"),
+                _ => {
+                    tracing::warn!(%service, %reason, "part of a Service is not served");
+                    notes.entry(service).or_default().push(reason.to_string());
+                }
             }
+        }
+        for (service, reasons) in notes {
+            let note = format!("part of it is not served: {}", reasons.join("; "));
+            self.notify(service, Scope::Everywhere, "NotServed", note);
         }
         let rejected = self.rejected.by_reason();
         self.progress.state().rejected.clone_from(rejected);
@@ -306,7 +349,7 @@ fn log_sync(report: &SyncReport) {
         tracing::debug!(
             services = report.applied.len(),
             writes = report.writes,
-            stale_flows = report.stale_flows,
+            stale_flows = report.forgotten.total(),
             plan_us = report.durations.plan.as_micros(),
             apply_us = report.durations.apply.as_micros(),
             "Services programmed"
@@ -322,10 +365,6 @@ fn first_of<'e>(errors: impl IntoIterator<Item = &'e Error>) -> Option<String> {
         0 => first,
         more => format!("{first} (and {more} more)"),
     })
-}
-
-fn is_rules(error: &Error) -> bool {
-    matches!(error, Error::Nftables(_) | Error::Program { .. })
 }
 
 #[cfg(test)]

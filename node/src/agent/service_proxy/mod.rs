@@ -34,6 +34,7 @@ pub use settings::settings;
 use super::progress::ProxyProgress;
 use super::supervisor::Part;
 use crate::backoff::Backoff;
+use crate::watch::Events;
 use keeper::{Audit, Keeper};
 use pacing::Pacing;
 
@@ -66,6 +67,8 @@ pub struct Proxying {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where it is told how far it has come.
     pub progress: Arc<ProxyProgress>,
+    /// Where it is told what users shall see of Services.
+    pub events: Events,
     /// Whose is the waiting.
     pub runtime: Handle,
 }
@@ -81,12 +84,13 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         min_sync_period,
         snapshots,
         progress,
+        events,
         runtime,
     } = proxying;
     let proxy = Proxy::open(&config).context("open the proxy's datapath")?;
     let drift = watch_drift(&proxy, shutdown.clone())?;
     let mut schedule = Schedule::new(snapshots, Pacing::new(min_sync_period), drift);
-    let mut keeper = Keeper::new(proxy, &progress, part);
+    let mut keeper = Keeper::new(proxy, &progress, part, events);
     keeper.read_counters();
     let mut leftovers = Leftovers::new(config, pin_dir);
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);

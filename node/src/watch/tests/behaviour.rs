@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::watch::owner::PUBLICATION_INTERVAL;
-use crate::watch::{ApiSource, KINDS, Status};
+use crate::watch::{ApiSource, Events, KINDS, Status};
 
 /// No condition here needs more than the back-off after a failed request.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +26,7 @@ struct Bench {
     status: Status,
     kubeconfig: PathBuf,
     _watch: AbortOnDropHandle<()>,
+    _write: AbortOnDropHandle<()>,
 }
 
 impl Drop for Bench {
@@ -48,13 +49,16 @@ impl Bench {
             kubeconfig: Some(kubeconfig.clone()),
             ..ApiSource::default()
         };
-        let run = crate::watch::run(source, sender, status.clone(), CancellationToken::new());
+        let (events, notices) = Events::queue();
+        let write = notices.write(source.clone(), "node-1".into(), |_| {}, CancellationToken::new());
+        let watch = crate::watch::run(source, sender, status.clone(), events, CancellationToken::new());
         Self {
             api,
             snapshots,
             status,
             kubeconfig,
-            _watch: AbortOnDropHandle::new(tokio::spawn(run)),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+            _write: AbortOnDropHandle::new(tokio::spawn(write)),
         }
     }
 
@@ -412,4 +416,36 @@ async fn wait_for(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn a_bad_object_is_told_by_one_event_on_it() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    let of = |name: &str, port| {
+        let mut service = service(name, port);
+        service["metadata"]["uid"] = name.into();
+        bench.api.put(service);
+    };
+    let events = || bench.api.objects("/api/v1/events");
+    of("bad", 70_000);
+    wait_for("an event is written", || !events().is_empty()).await;
+    // It goes and comes again: that is no other event.
+    of("bad", 80);
+    of("bad", 70_000);
+    of("other", 70_001);
+    wait_for("the next event is written", || events().len() > 1).await;
+    let events = events();
+    let objects: Vec<_> = events
+        .iter()
+        .map(|event| &event["involvedObject"]["uid"])
+        .collect();
+    assert_eq!(objects, ["bad", "other"]);
+    let event = &events[0];
+    let words = ["type", "reason", "reportingInstance", "message"].map(|field| event[field].as_str());
+    let message = "not used by the network: spec.ports[0].port: 70000 is not a port number (1 to 65535)";
+    assert_eq!(
+        words,
+        [Some("Warning"), Some("NotUsed"), Some("node-1"), Some(message)]
+    );
 }

@@ -13,6 +13,7 @@ use super::names::{
 use super::render::{Rendered, Top};
 use super::rule::Rule;
 use super::ruleset::{Jump, Rules, Table};
+use crate::datapath::loopback;
 use crate::plan::{LocalTraffic, NodeContext};
 
 /// The bit that asks for masquerade, as a value and a mask; kube-proxy's, which other components know to leave alone.
@@ -306,12 +307,4 @@ impl Surroundings {
 /// The chains that list all Services.
 pub fn list_names() -> impl Iterator<Item = (Table, &'static str)> {
     LISTS.into_iter()
-}
-
-fn loopback(family: IpFamily) -> IpNetwork {
-    let network = match family {
-        IpFamily::V4 => "127.0.0.0/8",
-        IpFamily::V6 => "::1/128",
-    };
-    network.parse().expect("invariant: a network")
 }

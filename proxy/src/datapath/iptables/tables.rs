@@ -13,6 +13,7 @@ use super::ruleset::{Edits, Jump, Rules, Ruleset, Table};
 use crate::Error;
 use crate::datapath::{Applied, Swept};
 use crate::plan::{FrontendKey, NodeContext, ServicePlan};
+use crate::report::TableRules;
 
 /// A Service with what it shall look like.
 pub type Wanted = (ObjectName, Rendered);
@@ -35,6 +36,10 @@ pub struct Tables {
     found: BTreeSet<FrontendKey>,
     /// How often it was looked whether everything is in place.
     turn: usize,
+    /// How many rules the latest change wrote.
+    written: BTreeMap<Table, u64>,
+    /// How often a change was refused.
+    refused_changes: u64,
 }
 
 impl Tables {
@@ -50,10 +55,41 @@ impl Tables {
             suspect: true,
             found: BTreeSet::new(),
             turn: 0,
+            written: BTreeMap::new(),
+            refused_changes: 0,
         };
         tables.reread()?;
         tables.found = tables.frontends();
         Ok(tables)
+    }
+
+    /// Their version of IP.
+    #[must_use]
+    pub const fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    /// How often a change was refused, after which all rules were read back and compared.
+    #[must_use]
+    pub const fn refused_changes(&self) -> u64 {
+        self.refused_changes
+    }
+
+    /// How many rules there are, and how many of them the latest change wrote.
+    #[must_use]
+    pub fn rules(&self) -> [TableRules; 2] {
+        [Table::Nat, Table::Filter].map(|table| {
+            let chains = self.kernel.chains.iter();
+            let rules = chains
+                .filter(|((of, _), _)| *of == table)
+                .map(|(_, rules)| rules.len() as u64);
+            TableRules {
+                family: self.family,
+                table: table.name(),
+                total: rules.sum(),
+                written: self.written.get(&table).copied().unwrap_or(0),
+            }
+        })
     }
 
     /// Renders a plan for these tables.
@@ -63,10 +99,20 @@ impl Tables {
     }
 
     /// Makes Services look as wanted. What the kernel refuses stops nobody else.
-    pub fn apply(&mut self, wanted: Vec<Wanted>, applied: &mut Applied) {
+    pub fn apply(&mut self, wanted: Vec<Wanted>) -> Applied {
+        let mut applied = Applied::default();
+        self.apply_to(wanted, &mut applied);
+        applied
+    }
+
+    fn apply_to(&mut self, wanted: Vec<Wanted>, applied: &mut Applied) {
+        if !wanted.is_empty() {
+            self.written.clear();
+        }
         let Err(error) = self.attempt(&wanted, applied) else {
             return;
         };
+        self.refused_changes += 1;
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "a change of rules was refused; all rules are read back and compared"
@@ -339,6 +385,10 @@ impl Tables {
         }
         self.programs.restore(&edits.text())?;
         let writes = edits.len() as u64;
+        for ((table, _), rules) in &edits.chains {
+            let rules = rules.as_ref().map_or(0, |rules| rules.len() as u64);
+            *self.written.entry(*table).or_default() += rules;
+        }
         self.kernel.apply(edits);
         Ok(writes)
     }

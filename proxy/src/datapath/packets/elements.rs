@@ -371,7 +371,8 @@ fn leads_to(plan: &PortPlan, wanted: List) -> bool {
     })
 }
 
-const fn first_slot(list: List) -> u32 {
+/// Where the slots of a list begin.
+pub const fn first_slot(list: List) -> u32 {
     match list {
         List::Cluster => 0,
         List::Local => LOCAL_SLOTS,

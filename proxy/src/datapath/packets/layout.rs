@@ -20,13 +20,13 @@
 
 use std::collections::BTreeSet;
 
-use ipnetwork::IpNetwork;
 use model::IpFamily;
 use netlink::nft::rule::{KeyField, Reject};
 use netlink::nft::{BaseChain, Chain, Family, Layout, Rule, Table};
 
 use super::elements::Name;
 use super::template::Template;
+use crate::datapath::loopback;
 use crate::plan::NodeContext;
 
 /// The bit that asks postrouting to masquerade; kube-proxy's, which other components know to leave alone.
@@ -113,7 +113,7 @@ fn services(family: Family, context: &NodeContext) -> Vec<Rule> {
         // The routing table is asked last: it is what costs the most, and almost no packet is for a node port.
         let rule = Rule::new(format!("by node port on {network}"))
             .in_set(&TO_NODE_PORT, Name::NodePortIds.text())
-            .not_destination(loopback(family));
+            .not_destination(loopback(ip_family(family)));
         let rule = if network.prefix() == 0 {
             rule
         } else {
@@ -125,14 +125,6 @@ fn services(family: Family, context: &NodeContext) -> Vec<Rule> {
         );
     }
     rules
-}
-
-fn loopback(family: Family) -> IpNetwork {
-    let network = match family {
-        Family::Ip => "127.0.0.0/8",
-        Family::Ip6 => "::1/128",
-    };
-    network.parse().expect("invariant: a network")
 }
 
 fn postrouting(family: Family) -> [Rule; 4] {

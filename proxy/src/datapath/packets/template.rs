@@ -6,7 +6,7 @@ use std::fmt;
 use netlink::nft::rule::{DynamicElement, Interface, KeyField, Register};
 use netlink::nft::{Chain, Family, Rule};
 
-use super::elements::{LOCAL_SLOTS, Name};
+use super::elements::{Name, first_slot};
 use super::layout::{self, MASQUERADE_MARK, REFUSE};
 use crate::plan::{List, LocalTraffic, Masquerade, NodeContext};
 
@@ -263,15 +263,6 @@ struct Draw {
     sticky_seconds: u32,
 }
 
-impl Draw {
-    const fn first_slot(&self) -> u32 {
-        match self.list {
-            List::Cluster => 0,
-            List::Local => LOCAL_SLOTS,
-        }
-    }
-}
-
 /// Writes the rules of one chain. Values stand in registers one behind the other, an address taking one or four:
 /// ```text
 /// client address . id . list or slot . endpoint address . port
@@ -343,14 +334,14 @@ impl Writer {
             let known = self
                 .find_client(rule("the endpoint that the client has"))
                 .value_from(Name::Affinity.text(), Self::client(), self.place())
-                .load(KeyField::Number(draw.first_slot()), self.place())
+                .load(KeyField::Number(first_slot(draw.list)), self.place())
                 .found_in(Name::Eligible.text(), self.id())
                 .update_element(self.client_entry(draw));
             self.rules.push(self.translate(known));
             // An element that is there keeps its value, hence the deletion. A full map ends the rule.
             let drawn = self
                 .draw(self.find_client(rule("one of the endpoints, to be kept")), draw)
-                .load(KeyField::Number(draw.first_slot()), self.place())
+                .load(KeyField::Number(first_slot(draw.list)), self.place())
                 .delete_element(self.client_entry(draw))
                 .update_element(self.client_entry(draw));
             self.rules.push(self.translate(drawn));
@@ -364,7 +355,7 @@ impl Writer {
     fn draw(&self, rule: Rule, draw: &Draw) -> Rule {
         let slot = KeyField::Random {
             modulus: draw.endpoints,
-            offset: draw.first_slot(),
+            offset: first_slot(draw.list),
         };
         rule.load(slot, self.place())
             .value_from(Name::Endpoints.text(), self.id(), self.place())

@@ -213,21 +213,21 @@ fn clients_that_keep_a_udp_port_move_on_when_their_endpoint_leaves() {
             proxy.sync(&State::new([NEAR]).snapshot());
             assert_eq!(client.ask(to).expect("an answer"), "near");
             let report = proxy.sync(&State::new([FAR]).snapshot());
-            assert_eq!(report.stale_flows, 1, "{report:?}");
+            assert_eq!(report.forgotten.total(), 1, "{report:?}");
             let name = wait::until(
                 "an answer from the other endpoint",
                 Duration::from_secs(5),
                 || client.ask(to),
             );
             assert_eq!(name, "far");
-            assert_eq!(proxy.sync(&both().snapshot()).stale_flows, 0, "nobody left");
+            assert_eq!(proxy.sync(&both().snapshot()).forgotten.total(), 0, "nobody left");
             assert_eq!(
                 client.ask(to).expect("an answer"),
                 "far",
                 "an established flow stays"
             );
             let report = proxy.sync(&State::new([]).snapshot());
-            assert_eq!(report.stale_flows, 1, "no endpoint is left: {report:?}");
+            assert_eq!(report.forgotten.total(), 1, "no endpoint is left: {report:?}");
         }
     }
 }

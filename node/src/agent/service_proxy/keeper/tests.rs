@@ -14,12 +14,14 @@ use super::*;
 use crate::agent::health_check_ports::HealthChecks;
 use crate::agent::progress::OVERDUE;
 use crate::agent::supervisor::{Health, Parts};
+use crate::watch::Notices;
 
 /// A keeper over a fake datapath, and what it tells.
 struct Bench<'a> {
     keeper: Keeper<'a>,
     fake: FakeDatapath,
     snapshot: Arc<Snapshot>,
+    notices: Notices,
 }
 
 impl<'a> Bench<'a> {
@@ -28,10 +30,12 @@ impl<'a> Bench<'a> {
         let network = "10.244.0.0/16".parse().expect("a network");
         let settings = Settings::new("node-1".into(), [network]);
         let proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
+        let (events, notices) = Events::queue();
         Self {
-            keeper: Keeper::new(proxy, progress, part),
+            keeper: Keeper::new(proxy, progress, part, events),
             fake,
             snapshot: Arc::default(),
+            notices,
         }
     }
 
@@ -434,4 +438,50 @@ fn network_programming_is_measured_for_changes_that_came_while_the_proxy_was_the
     bench.publish([slice("10.244.9.3", now())]);
     bench.sync();
     check_measured(&progress, 1);
+}
+
+#[test]
+fn users_are_told_once_of_a_service_that_keeps_failing_or_is_not_served_whole() {
+    let (progress, parts) = (ProxyProgress::default(), Parts::default());
+    let part = parts.part("proxy");
+    let mut bench = Bench::new(&progress, &part);
+    bench.publish(synced());
+    bench.sync();
+    assert_eq!(bench.notices.take(), []);
+    let notice = |scope, reason, note: &str| Notice {
+        kind: Kind::Service,
+        object: name("web"),
+        scope,
+        reason,
+        note: note.to_owned(),
+    };
+    bench.publish([
+        Change::Service(samples::service("web")),
+        slice("10.244.9.2", now()),
+    ]);
+    bench.fail_next(&["web"]);
+    bench.sync();
+    assert_eq!(bench.notices.take(), [], "it may pass");
+    let failed = "its latest change is not in the kernel: told to fail: apply";
+    let failed = notice(Scope::ThisNode, "FailedToProgram", failed);
+    for expected in [vec![failed.clone()], vec![]] {
+        bench.fail_next(&["web"]);
+        bench.retry();
+        assert_eq!(bench.notices.take(), expected);
+    }
+    bench.retry();
+    let external = model::Service {
+        external_addresses: vec!["192.0.2.7".parse().expect("an address")],
+        ..samples::service("web")
+    };
+    bench.publish([Change::Service(external)]);
+    bench.sync();
+    let note = "part of it is not served: externalIPs are not allowed on this node (proxy.externalIPs)";
+    assert_eq!(
+        bench.notices.take(),
+        [notice(Scope::Everywhere, "NotServed", note)]
+    );
+    bench.publish([slice("10.244.9.3", now())]);
+    bench.sync();
+    assert_eq!(bench.notices.take(), [], "known by now");
 }

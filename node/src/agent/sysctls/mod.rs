@@ -1,0 +1,274 @@
+//! The kernel's settings that packets to Services and pods need: set at start, looked at every five seconds, and set
+//! again when somebody changed them. [`wanted`] says which; this reads, compares, writes and tells.
+//!
+//! - `net.ipv4.ip_forward`, and `net.ipv6.conf.all.forwarding` where pods have IPv6. A kernel that forwards IPv6 hears no
+//!   router unless `accept_ra` is 2, so that a device over which the node has its own default route gets that first.
+//! - `rp_filter` of the overlay's tunnel device: loose. Another node sends to a pod here by the tunnel, with its own
+//!   address as the source where a process of it has bound that; the way back to that address is no tunnel, which
+//!   strict mode takes for a forgery. Others' devices are left as they are, and `all` and `default` too: nothing that
+//!   comes by them needs to come the way that leads back. So are the node's ends of pods' devices, where strict mode
+//!   is right: a pod has one address, and the route to it leads back to the pod.
+//! - The limits of connection tracking, which every flow to a Service goes through.
+//!
+//! `route_localnet` is never set: it opens the node's loopback to its neighbours (CVE-2020-8558).
+
+mod wanted;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use model::{IpFamily, NodeName, Snapshot, with_causes};
+use netlink::{Kernel as _, Netlink, RouteFilter, sysctl};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::{Counters, labels};
+use super::supervisor::Part;
+use crate::backoff::Backoff;
+use crate::config::{Config, Datapath};
+use wanted::{Paths, Wanted, forwarding, limits};
+
+/// Between two looks.
+const AUDIT: Duration = Duration::from_secs(5);
+
+/// Delays before what failed is tried again: limits of connection tracking appear with the first rule that tracks.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = AUDIT;
+
+/// Who made a route that a router advertised: `RTPROT_RA`, `linux/rtnetlink.h`.
+const ADVERTISED: u8 = 9;
+
+/// What the part is started with.
+#[derive(Clone)]
+pub struct Sysctls {
+    node: NodeName,
+    /// Versions of IP that the kernel speaks and Services are served over.
+    families: BTreeSet<IpFamily>,
+    pod_networks: Vec<IpNetwork>,
+    limits: Vec<Wanted>,
+    /// The cluster.
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The overlay's tunnel device, as soon as there is one.
+    tunnel: watch::Receiver<Option<String>>,
+    /// Settings that somebody changed and that were set again, by name.
+    repairs: Arc<Counters>,
+}
+
+impl Sysctls {
+    /// What the configuration needs. `families`: those over which Services are served here. None where neither Services
+    /// nor pods are the agent's.
+    #[must_use]
+    pub fn of(
+        config: &Config,
+        families: BTreeSet<IpFamily>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        tunnel: watch::Receiver<Option<String>>,
+        repairs: Arc<Counters>,
+    ) -> Option<Self> {
+        let serves = config.proxy.datapath != Datapath::None;
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        (serves || config.network.is_some()).then(|| Self {
+            node: config.node_name.clone(),
+            families,
+            pod_networks: config.pod_networks(),
+            limits: if serves {
+                limits(&config.proxy.conntrack, cpus)
+            } else {
+                Vec::new()
+            },
+            snapshots,
+            tunnel,
+            repairs,
+        })
+    }
+
+    /// Versions of IP that are forwarded: 4, and 6 where pods have it by the configuration or by the Node object.
+    fn forwarded(&self) -> BTreeSet<IpFamily> {
+        let snapshot = self.snapshots.borrow();
+        let node = snapshot.nodes.get(&self.node);
+        let of_node = node.iter().flat_map(|node| &node.pod_cidrs);
+        let mut networks = self.pod_networks.iter().chain(of_node);
+        let v6 = self.families.contains(&IpFamily::V6) && networks.any(IpNetwork::is_ipv6);
+        let v6 = v6.then_some(IpFamily::V6);
+        [IpFamily::V4].into_iter().chain(v6).collect()
+    }
+
+    /// What is wanted at this moment, and why that is not quite known.
+    fn wanted(&self) -> (Vec<Wanted>, Option<String>) {
+        let families = self.forwarded();
+        let (advertised, failure) = if families.contains(&IpFamily::V6) {
+            match advertised() {
+                Ok(devices) => (devices, None),
+                Err(error) => (BTreeSet::new(), Some(with_causes(&error))),
+            }
+        } else {
+            Default::default()
+        };
+        let paths = Paths {
+            families,
+            tunnel: self.tunnel.borrow().clone(),
+            advertised,
+        };
+        let mut wanted = forwarding(&paths);
+        wanted.extend_from_slice(&self.limits);
+        (wanted, failure)
+    }
+}
+
+/// Devices over which the node has a default route that a router advertised.
+fn advertised() -> netlink::Result<BTreeSet<String>> {
+    let mut kernel = Netlink::open()?;
+    let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let routes = kernel.routes(&RouteFilter::made_by(ADVERTISED))?.into_iter();
+    let defaults =
+        routes.filter(|route| route.destination.ip() == everywhere && route.destination.prefix() == 0);
+    let mut devices = BTreeSet::new();
+    for index in defaults.filter_map(|route| route.link) {
+        devices.extend(kernel.link_at(index)?.map(|link| link.name));
+    }
+    Ok(devices)
+}
+
+/// Where settings are.
+trait Settings {
+    /// None: there is no such setting.
+    fn read(&self, path: &str) -> Result<Option<String>, String>;
+    fn write(&mut self, path: &str, value: &str) -> Result<(), String>;
+}
+
+/// Those of this process's network namespace.
+struct Kernel;
+
+impl Settings for Kernel {
+    fn read(&self, path: &str) -> Result<Option<String>, String> {
+        match sysctl::read(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(with_causes(&error)),
+        }
+    }
+
+    fn write(&mut self, path: &str, value: &str) -> Result<(), String> {
+        sysctl::write(path, value).map_err(|error| with_causes(&error))
+    }
+}
+
+/// What is there by now.
+#[derive(Debug, Default)]
+struct Held {
+    /// Paths of settings that had their values when they were last looked at.
+    right: BTreeSet<String>,
+}
+
+/// What a look found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Looked {
+    /// Settings that somebody changed, and that have their values again.
+    repaired: Vec<String>,
+    /// Settings that do not have their values.
+    failures: Vec<String>,
+}
+
+impl Held {
+    /// Writes what differs; one that fails stops no other.
+    fn look(&mut self, wanted: &[Wanted], settings: &mut impl Settings) -> Looked {
+        let mut looked = Looked::default();
+        for wanted in wanted {
+            match self.look_at(wanted, settings) {
+                Ok(false) => {}
+                Ok(true) => looked.repaired.push(name(&wanted.path)),
+                Err(failure) => looked.failures.push(failure),
+            }
+        }
+        looked
+    }
+
+    /// Whether it was repaired.
+    fn look_at(&mut self, wanted: &Wanted, settings: &mut impl Settings) -> Result<bool, String> {
+        let Wanted { path, value } = wanted;
+        let setting = name(path);
+        let Some(text) = settings.read(path)? else {
+            self.right.remove(path);
+            return if value.may_be_absent() {
+                Ok(false)
+            } else {
+                Err(format!("{setting} does not exist"))
+            };
+        };
+        let present = text.trim().parse();
+        let present = present.map_err(|_| format!("{setting} is {text:?}, which is no number"))?;
+        let Some(value) = value.over(present) else {
+            self.right.insert(path.clone());
+            return Ok(false);
+        };
+        let written = settings.write(path, &value.to_string());
+        written.map_err(|error| format!("{setting} is {present} and shall be {value}: {error}"))?;
+        let is_repair = !self.right.insert(path.clone());
+        if is_repair {
+            tracing::warn!(
+                setting,
+                found = present,
+                value,
+                "somebody changed a kernel setting, repaired"
+            );
+        } else {
+            tracing::info!(setting, before = present, value, "kernel setting set");
+        }
+        Ok(is_repair)
+    }
+}
+
+/// As sysctl(8) names it: dots between the parts, slashes within.
+fn name(path: &str) -> String {
+    let swapped = path.chars().map(|letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    });
+    swapped.collect()
+}
+
+/// Keeps the settings until shutdown.
+///
+/// # Errors
+/// When the thread that writes them breaks.
+pub async fn keep(sysctls: Sysctls, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut tunnel = sysctls.tunnel.clone();
+    let mut held = Held::default();
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    loop {
+        tunnel.mark_unchanged();
+        let source = sysctls.clone();
+        let look = move || {
+            let (wanted, failure) = source.wanted();
+            let mut looked = held.look(&wanted, &mut Kernel);
+            looked.failures.extend(failure);
+            (held, looked)
+        };
+        let looked;
+        (held, looked) = tokio::task::spawn_blocking(look).await?;
+        for setting in &looked.repaired {
+            sysctls.repairs.add(labels(&[("sysctl", setting)]));
+        }
+        let pause = if looked.failures.is_empty() {
+            part.works();
+            backoff.reset();
+            AUDIT
+        } else {
+            part.fails(&looked.failures.join("; "));
+            backoff.next_delay()
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+            // Where there is no overlay nobody tells.
+            Ok(()) = tunnel.changed() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
