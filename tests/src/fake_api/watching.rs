@@ -1,5 +1,6 @@
 //! Watches.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::http::{Query, status, status_object};
+use super::http::{Query, pause, status, status_object};
 use super::{Shared, StreamingLists};
 
 /// The state of one open watch.
@@ -20,7 +21,7 @@ struct Watch {
     shared: Arc<Shared>,
     changed: watch::Receiver<u64>,
     /// Lines that are ready to be sent.
-    ready: Vec<Value>,
+    ready: VecDeque<Value>,
     /// Everything up to this revision was sent or is ready.
     seen: u64,
     bookmarks: u64,
@@ -67,13 +68,13 @@ impl Watch {
             // Without a version the watch begins with everything there is, and so it does with initial events.
             if initial || from == 0 {
                 let objects = query.objects(&store).into_iter();
-                let mut ready: Vec<Value> = objects.map(|object| event("ADDED", object)).collect();
+                let mut ready: VecDeque<Value> = objects.map(|object| event("ADDED", object)).collect();
                 if initial {
-                    ready.push(bookmark(store.revision, true));
+                    ready.push_back(bookmark(store.revision, true));
                 }
                 (store.revision, ready, store.bookmarks)
             } else {
-                (from, Vec::new(), store.bookmarks)
+                (from, VecDeque::new(), store.bookmarks)
             }
         };
         Ok(Self {
@@ -98,9 +99,9 @@ impl Watch {
                 return None;
             }
             if !silent {
-                if !self.ready.is_empty() {
-                    tokio::time::sleep(delay).await;
-                    return Some(self.ready.remove(0));
+                if let Some(line) = self.ready.pop_front() {
+                    pause(delay).await;
+                    return Some(line);
                 }
                 if self.over {
                     return None;
@@ -119,11 +120,11 @@ impl Watch {
         if self.seen < store.compacted {
             self.over = true;
             let gone = status_object(410, "too old resource version", 0);
-            self.ready.push(event("ERROR", gone));
+            self.ready.push_back(event("ERROR", gone));
             return true;
         }
-        let history = store.history.iter().filter(|entry| entry.revision > self.seen);
-        let ours = history.filter(|entry| {
+        let seen = store.history.partition_point(|entry| entry.revision <= self.seen);
+        let ours = store.history[seen..].iter().filter(|entry| {
             entry.collection == self.query.collection && self.query.includes(&entry.namespace)
         });
         self.ready
@@ -132,7 +133,7 @@ impl Watch {
         if store.bookmarks != self.bookmarks {
             self.bookmarks = store.bookmarks;
             if self.query.is("allowWatchBookmarks") {
-                self.ready.push(bookmark(store.revision, false));
+                self.ready.push_back(bookmark(store.revision, false));
             }
         }
         !self.ready.is_empty()

@@ -145,7 +145,6 @@ fn churn_sends_nobody_to_an_endpoint_that_is_gone() -> anyhow::Result<()> {
 
 #[track_caller]
 fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
-    // The fake API server looks through its whole history for each event: more than this would measure that.
     let (services, per_second, seconds) = if full() { (1000, 100, 20) } else { (200, 100, 3) };
     let (world, agent) = World::with_agent(&format!("churn-{datapath}"), datapath, &[1])?;
     let names: Vec<_> = (0..services)

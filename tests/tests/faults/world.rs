@@ -14,13 +14,13 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
 use tests::ledger::{Ledger, rules};
+use tests::node::{Node, causeway};
 use tests::probe::{self, Attempts, Flows, Kind};
 use tests::process::{self, Place, Process};
 use tests::topology::{Host, connect};
 use tests::wait;
 
-use crate::node::Node;
-use crate::{DEADLINE, causeway};
+use crate::DEADLINE;
 
 /// Addresses of `web`.
 pub const VIP: &str = "10.96.0.7";
