@@ -37,7 +37,7 @@ use proxy::{Config, DatapathKind, Proxy, Settings};
 use tests::bpffs::Bpffs;
 use tests::cgroup::Cgroup;
 use tests::process::{Place, command};
-use tests::topology::{Host, connect};
+use tests::topology::{Host, pod};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
@@ -221,20 +221,6 @@ fn entry(node: &Host, device: &str, pod: &Host) -> Result<Pod> {
         pod_mac: far.mac.context("a MAC address")?,
         host_mac: near.mac.context("a MAC address")?,
     })
-}
-
-fn pod(node: &Host, label: &str, address: Ipv4Addr) -> Result<Host> {
-    let host = Host::new(label)?;
-    connect((node, label), (&host, "eth0"))?;
-    let [a, b, c, _] = address.octets();
-    let gateway = Ipv4Addr::new(a, b, c, 1);
-    node.add_address(label, format!("{gateway}/24").parse()?)?;
-    host.add_address("eth0", format!("{address}/24").parse()?)?;
-    // One byte at a time meets no congestion: a kernel that lets namespaces choose nothing measures the same.
-    let _ = host.set("net/ipv4/tcp_congestion_control", "cubic");
-    let route = host.command("ip", &["route", "add", "default", "via", &gateway.to_string()])?;
-    ensure!(route.status.success(), "ip route: {}", route.stderr);
-    Ok(host)
 }
 
 /// Answers each byte with a byte.

@@ -9,20 +9,20 @@ use anyhow::{Context, ensure};
 
 use crate::wait;
 
-/// Where cargo put the programs: beside the directory of this test.
+/// Where cargo put the programs: beside the directory of this test or example.
 ///
 /// # Panics
-/// When the test does not run from a cargo target directory.
+/// When it does not run from a cargo target directory.
 #[must_use]
 pub fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("invariant: the kernel names this program");
-    let deps = test.parent().expect("invariant: a program lies in a directory");
-    let dir = if deps.ends_with("deps") {
-        deps.parent().expect("invariant: target/debug/deps has a parent")
+    let dir = test.parent().expect("invariant: a program lies in a directory");
+    let programs = if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.parent().expect("invariant: target/debug/deps has a parent")
     } else {
-        deps
+        dir
     };
-    dir.to_path_buf()
+    programs.to_path_buf()
 }
 
 /// A cluster that is up.

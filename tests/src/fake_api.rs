@@ -79,7 +79,7 @@ struct Store {
     revision: u64,
     /// Objects by collection (`/api/v1/services`), then by namespace and name.
     collections: BTreeMap<String, BTreeMap<(String, String), Value>>,
-    /// By revision.
+    /// In the order of revisions.
     history: Vec<HistoryEntry>,
     /// History up to this revision is gone.
     compacted: u64,

@@ -7,6 +7,8 @@
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
+//! - [`node`]: a node for an agent, with a fake API server of its own.
+//! - [`directory`]: directories, removed when dropped.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
@@ -18,8 +20,10 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
+pub mod directory;
 pub mod fake_api;
 pub mod ledger;
+pub mod node;
 pub mod probe;
 pub mod process;
 pub mod sctp;

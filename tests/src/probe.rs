@@ -2,12 +2,15 @@
 //!
 //! - [`serve`]: answers on TCP and UDP with the question's number and the own address.
 //! - [`Flows`]: long-lived TCP connections that exchange numbers; broken by a reset, a wrong number, or silence.
-//! - [`Attempts`]: new TCP connections, or UDP requests of one socket, so many in each second, each with its outcome.
+//! - [`Attempts`]: new TCP connections, UDP requests of one socket, or DNS queries, so many in each second, each with
+//!   its outcome.
 //!
 //! ```text
 //! question  [number:8 be]                  answer  [number:8 be][server's address, IPv4 mapped:16]
 //! ```
 //! Clients are processes ([`run`] is their `main`), so that they can be in a node's cgroup.
+
+mod queries;
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -93,7 +96,7 @@ pub fn now() -> u64 {
 /// What became of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The right answer, by this server.
+    /// The right answer, by this server; of a DNS query, this address.
     Answer(IpAddr),
     /// A reset, or ICMP saying that nobody is there.
     Refused,
@@ -184,8 +187,23 @@ impl Attempts {
     /// # Errors
     /// When the client cannot be started.
     pub fn start(place: &Place, kind: Kind, to: SocketAddr, per_second: u32) -> Result<Self> {
+        Self::begin(place, &[kind.name(), &to.to_string(), &per_second.to_string()])
+    }
+
+    /// The same with queries to a DNS server for the one IPv4 address of a name, each from a socket of its own.
+    ///
+    /// # Errors
+    /// When the client cannot be started.
+    pub fn start_queries(place: &Place, name: &str, to: SocketAddr, per_second: u32) -> Result<Self> {
+        Self::begin(
+            place,
+            &["queries", &to.to_string(), &per_second.to_string(), name],
+        )
+    }
+
+    fn begin(place: &Place, arguments: &[&str]) -> Result<Self> {
         let mut command = command(place, programs().join("probe"));
-        command.args([kind.name(), &to.to_string(), &per_second.to_string()]);
+        command.args(arguments);
         let attempts = Self(Process::spawn(place, &mut command)?.quiet());
         attempts.await_more(1);
         Ok(attempts)
@@ -342,8 +360,8 @@ impl Flows {
     }
 }
 
-/// The client: `connections|requests|connected-requests TO PER-SECOND`, or `flows TO COUNT PER-SECOND`. Ends only
-/// when it is killed.
+/// The client: `connections|requests|connected-requests TO PER-SECOND`, `queries TO PER-SECOND NAME`, or `flows TO COUNT
+/// PER-SECOND`. Ends only when it is killed.
 ///
 /// # Errors
 /// When it is asked for something else.
@@ -352,6 +370,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     match words.as_slice() {
         ["flows", to, count, per_second] => {
             run_flows(to.parse()?, count.parse()?, interval(per_second)?);
+            Ok(())
+        }
+        ["queries", to, per_second, name] => {
+            run_queries(to.parse()?, interval(per_second)?, name);
             Ok(())
         }
         [kind, to, per_second] => {
@@ -371,8 +393,7 @@ fn interval(per_second: &str) -> Result<Duration> {
 
 fn run_attempts(kind: Kind, to: SocketAddr, interval: Duration) -> Result<()> {
     let socket = UdpSocket::bind((unspecified(to), 0))?;
-    let mut next = Instant::now();
-    for number in 0.. {
+    at_pace(interval, |number| {
         if kind == Kind::Requests {
             tell_attempt(|| request(&socket, to, number));
         } else {
@@ -384,10 +405,24 @@ fn run_attempts(kind: Kind, to: SocketAddr, interval: Duration) -> Result<()> {
                 })
             });
         }
+    });
+    Ok(())
+}
+
+fn run_queries(to: SocketAddr, interval: Duration, name: &str) {
+    at_pace(interval, |number| {
+        let name = name.to_owned();
+        thread::spawn(move || tell_attempt(|| query(to, number, &name)));
+    });
+}
+
+fn at_pace(interval: Duration, mut begin: impl FnMut(u64)) {
+    let mut next = Instant::now();
+    for number in 0.. {
+        begin(number);
         next = (next + interval).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    Ok(())
 }
 
 fn unspecified(to: SocketAddr) -> IpAddr {
@@ -448,6 +483,19 @@ fn connected_request(to: SocketAddr, number: u64) -> std::io::Result<IpAddr> {
     let mut answer = [0; ANSWER];
     socket.recv(&mut answer)?;
     read_answer(&answer, number).ok_or_else(|| std::io::Error::other("another number came back"))
+}
+
+fn query(to: SocketAddr, number: u64, name: &str) -> std::io::Result<IpAddr> {
+    let socket = UdpSocket::bind((unspecified(to), 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let [.., high, low] = number.to_be_bytes();
+    let query = queries::query(u16::from_be_bytes([high, low]), name);
+    socket.send(&query)?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    let address = queries::address(&query, &answer[..length]).map_err(std::io::Error::other)?;
+    Ok(address.into())
 }
 
 fn read_answer(answer: &[u8; ANSWER], number: u64) -> Option<IpAddr> {

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::sync::Once;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink::{Address, Kernel, LinkChange, Namespace, Netlink, NewLink, NewLinkKind, VethPeer, sysctl};
 
@@ -147,6 +147,25 @@ pub fn connect(a: (&Host, &str), b: (&Host, &str)) -> Result<()> {
     let mut far_kernel = b.0.netlink()?;
     let far = far_kernel.link_named(b.1)?.context("the cable has a far end")?;
     Ok(far_kernel.change_link(far.index, &LinkChange::up())?)
+}
+
+/// A pod on a node: a host whose only way is the node, in a network of 24 bits of its own. The node's end has the name
+/// of the pod.
+///
+/// # Errors
+/// When the name or the network is taken.
+pub fn pod(node: &Host, label: &str, address: Ipv4Addr) -> Result<Host> {
+    let host = Host::new(label)?;
+    connect((node, label), (&host, "eth0"))?;
+    let [a, b, c, _] = address.octets();
+    let gateway = Ipv4Addr::new(a, b, c, 1);
+    node.add_address(label, format!("{gateway}/24").parse()?)?;
+    host.add_address("eth0", format!("{address}/24").parse()?)?;
+    // Not bbr, which paces; a kernel that lets namespaces choose nothing keeps to what it has.
+    let _ = host.set("net/ipv4/tcp_congestion_control", "cubic");
+    let route = host.command("ip", &["route", "add", "default", "via", &gateway.to_string()])?;
+    ensure!(route.status.success(), "ip route: {}", route.stderr);
+    Ok(host)
 }
 
 /// A host on a [`Lan`]; its device is `eth0`.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri};
@@ -119,6 +120,13 @@ impl Query {
     }
 }
 
+/// Not even the rest of a millisecond, to which tokio's timers round, where there is no delay.
+pub(super) async fn pause(delay: Duration) {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+}
+
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let (delay, failure, retry_after) = {
@@ -132,9 +140,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         };
         (store.behaviour.delay, failure, store.behaviour.retry_after)
     };
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
+    pause(delay).await;
     if let Some(code) = failure {
         return status(code, "failed on demand", retry_after);
     }

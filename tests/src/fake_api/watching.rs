@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::http::{Query, status, status_object};
+use super::http::{Query, pause, status, status_object};
 use super::{Shared, StreamingLists};
 
 /// The state of one open watch.
@@ -100,10 +100,7 @@ impl Watch {
             }
             if !silent {
                 if let Some(line) = self.ready.pop_front() {
-                    // Even to sleep for no time at all ends with the timer's next millisecond.
-                    if !delay.is_zero() {
-                        tokio::time::sleep(delay).await;
-                    }
+                    pause(delay).await;
                     return Some(line);
                 }
                 if self.over {

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Directory, causeway};
+use tests::directory::Directory;
+use tests::node::causeway;
 
 #[track_caller]
 fn check(command: &mut Command, code: i32, words: &str) {
@@ -16,9 +17,9 @@ fn check(command: &mut Command, code: i32, words: &str) {
 #[test]
 fn a_cluster_command_without_its_program_says_which_one_is_missing() {
     let directory = Directory::new("alone");
-    let alone = directory.0.join("causeway");
+    let alone = directory.path().join("causeway");
     std::fs::copy(causeway(), &alone).expect("copied");
-    let missing = directory.0.join("causeway-cluster");
+    let missing = directory.path().join("causeway-cluster");
     let words = format!(
         "error: execute {}: No such file or directory (os error 2) (`causeway up` needs the program \
          causeway-cluster in the same directory as causeway)",
@@ -30,7 +31,7 @@ fn a_cluster_command_without_its_program_says_which_one_is_missing() {
 #[test]
 fn a_cluster_command_hands_over_its_arguments_and_exit_code() {
     let directory = Directory::new("together");
-    let program = directory.0.join("causeway");
+    let program = directory.path().join("causeway");
     std::fs::copy(causeway(), &program).expect("copied");
     let script = directory.write("causeway-cluster", "#!/bin/sh\necho \"$@\"\nexit 7\n");
     let executable = std::fs::Permissions::from_mode(0o755);

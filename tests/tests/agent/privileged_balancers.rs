@@ -1,10 +1,10 @@
 //! What load balancers and monitors ask of a node.
 
 use serde_json::{Value, json};
+use tests::node::Node;
 use tests::wait;
 
 use crate::DEADLINE;
-use crate::node::Node;
 use crate::traffic::Bpffs;
 
 const PORT: u16 = 32_123;
@@ -41,7 +41,7 @@ fn slice(node: &str) -> Value {
 #[track_caller]
 fn check(datapath: &str) -> anyhow::Result<()> {
     let node = Node::new(&format!("lb-{datapath}"))?;
-    let _bpffs = Bpffs::mount(&node.directory.0.join("bpf"))?;
+    let _bpffs = Bpffs::mount(&node.directory.path().join("bpf"))?;
     node.api.put(service());
     node.api.put(slice("node-1"));
     let config = node.configure(json!({"proxy": {

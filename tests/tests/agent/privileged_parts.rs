@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use tests::directory::Directory;
 use tests::fake_api::FakeApi;
+use tests::node::{Node, causeway};
 use tests::wait;
 
-use crate::node::Node;
-use crate::{DEADLINE, Directory, causeway};
+use crate::DEADLINE;
 
 fn service(name: &str) -> Value {
     json!({
@@ -42,7 +43,7 @@ fn without_root_the_agent_says_so_in_one_line() {
         return;
     }
     let directory = Directory::new("nobody");
-    let program = directory.0.join("causeway");
+    let program = directory.path().join("causeway");
     std::fs::copy(causeway(), &program).expect("copied");
     let output = Command::new(&program)
         .arg("node")
@@ -191,7 +192,7 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
     let node = Node::new("silent")?;
     let api = FakeApi::start_on(node.lan.switch.run(|| TcpListener::bind("172.30.8.1:0"))??)?;
     api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
-    api.write_kubeconfig(&node.directory.0.join("kubeconfig"))?;
+    api.write_kubeconfig(&node.directory.path().join("kubeconfig"))?;
     let _agent = node.agent(&node.configure(json!({})));
     let failing = |count: usize| {
         let start = Instant::now();

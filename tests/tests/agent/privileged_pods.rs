@@ -5,12 +5,12 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::cluster::programs;
+use tests::node::Node;
 use tests::process::{self, Output, Place, Process};
 use tests::topology::Host;
 use tests::wait;
 
 use crate::DEADLINE;
-use crate::node::Node;
 use crate::traffic::{Bpffs, ask, ask_on, await_progress, lines, serve, service, slice};
 
 /// etcd on PATH, or unpacked by `setup.sh test`.
@@ -115,7 +115,7 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
         return Ok(());
     };
     let node = Node::new("pods")?;
-    let _bpffs = Bpffs::mount(&node.directory.0.join("bpf"))?;
+    let _bpffs = Bpffs::mount(&node.directory.path().join("bpf"))?;
     let etcd = start_etcd(&node, &program)?;
     let config = node.configure(json!({
         "network": {

@@ -1,16 +1,16 @@
 //! Services work through what the agent programmed, while it comes and goes.
 
 use serde_json::json;
+use tests::node::Node;
 use tests::wait;
 
 use crate::DEADLINE;
-use crate::node::Node;
 use crate::traffic::{Bpffs, ask, ask_on, await_progress, lines, serve, service, slice};
 
 #[track_caller]
 fn check_services_through_the_agents_life(datapath: &str) -> anyhow::Result<()> {
     let node = Node::new(datapath)?;
-    let _bpffs = Bpffs::mount(&node.directory.0.join("bpf"))?;
+    let _bpffs = Bpffs::mount(&node.directory.path().join("bpf"))?;
     let place = node.place();
     for address in ["10.244.1.5", "10.244.1.6"] {
         node.host().add_address("lo", format!("{address}/32").parse()?)?;

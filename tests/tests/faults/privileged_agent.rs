@@ -8,7 +8,7 @@ use tests::ledger::{Holdings, tracked_flows};
 use tests::probe::now;
 use tests::wait;
 
-use crate::world::{NOTHING, READY, World, hook_maps, on_each_datapath, rule_changes, server, service};
+use crate::world::{NOTHING, READY, VIP, World, hook_maps, on_each_datapath, rule_changes, server, service};
 use crate::{DEADLINE, full};
 
 /// Services beside `web`, so that a start has something to read.
@@ -34,19 +34,24 @@ fn check_kills(datapath: &'static str) -> anyhow::Result<()> {
     put_others(&world, 50);
     let mut agent = world.start_agent();
     world.node.until_working("proxy");
+    world.node.until_working("dns-address");
+    let _dns = world.start_dns()?;
     let ledger = world.ledger()?;
     let maps = (datapath == "ebpf").then(|| hook_maps(&world)).transpose()?;
     let flows = world.flows(200, rate)?;
     let attempts = world.connections(connections)?;
+    let queries = world.queries(connections)?;
     let monitor = world.monitor_rules()?;
     let mut held = Vec::new();
     for _ in 0..kills {
         held.push(Holdings::of(agent.0.pid())?);
         agent.0.kill();
         attempts.iter().for_each(|attempts| attempts.await_more(10));
+        queries.await_more(10);
         agent = world.start_agent();
         world.node.until_working("proxy");
         attempts.iter().for_each(|attempts| attempts.await_more(10));
+        queries.await_more(10);
         assert_eq!(agent.writes(), NOTHING, "nothing changed");
     }
     flows.await_more(400);
@@ -56,6 +61,10 @@ fn check_kills(datapath: &'static str) -> anyhow::Result<()> {
     for attempts in &attempts {
         assert_eq!(attempts.lost(), [], "of {}", attempts.all().len());
     }
+    let mut wrong = queries.all();
+    let asked = wrong.len();
+    wrong.retain(|query| query.server() != VIP.parse().ok());
+    assert_eq!(wrong, [], "of {asked} DNS queries");
     assert_eq!(rule_changes(&monitor), NOTHING);
     drop(monitor);
     if let Some(maps) = maps {
@@ -68,8 +77,8 @@ fn check_kills(datapath: &'static str) -> anyhow::Result<()> {
         first.files.get("anon_inode:bpf-map")
     );
     println!(
-        "F1 {datapath}: {kills} kills, {} exchanges, longest {:?}, {tried} connections, {} flows tracked; agent: \
-         {} files, {} threads, {} KiB",
+        "F1 {datapath}: {kills} kills, {} exchanges, longest {:?}, {tried} connections, {asked} DNS queries, {} flows \
+         tracked; agent: {} files, {} threads, {} KiB",
         counts.exchanged,
         counts.longest,
         tracked_flows(world.node.host())?,

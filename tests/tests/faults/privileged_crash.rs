@@ -80,7 +80,7 @@ fn run_syncer(world: &World, strace: &[&str]) -> Result<process::Output> {
 
 /// How often the busiest thread of [`syncer`] calls: strace counts for each thread.
 fn count_calls(world: &World) -> Result<usize> {
-    let trace = world.node.directory.0.join("trace");
+    let trace = world.node.directory.path().join("trace");
     let output = run_syncer(world, &["-o", &trace.display().to_string()])?;
     ensure!(output.stdout.contains("SYNCED"), "{output:?}");
     let text = std::fs::read_to_string(trace)?;

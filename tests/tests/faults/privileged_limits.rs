@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
+use tests::node::causeway;
 use tests::probe::{Attempts, Kind};
 use tests::{privileged, process, wait};
 
 use crate::DEADLINE;
-use crate::causeway;
 use crate::snapshots::other_vips;
 use crate::world::{Agent, PORT, READY, World, service, slices};
 
@@ -89,7 +89,7 @@ fn a_missing_bpf_file_system_is_told_and_looked_for_again() -> Result<()> {
     }
     let world = World::build("nobpffs", "ebpf")?;
     world.put_web(&[1]);
-    let plain = world.node.directory.0.join("bpf");
+    let plain = world.node.directory.path().join("bpf");
     std::fs::create_dir(&plain)?;
     let config = world.configure(&json!({"pinDir": plain.join("causeway")}));
     let place = world.node.place();

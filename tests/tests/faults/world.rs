@@ -14,17 +14,20 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
 use tests::ledger::{Ledger, rules};
+use tests::node::{Node, causeway};
 use tests::probe::{self, Attempts, Flows, Kind};
 use tests::process::{self, Place, Process};
 use tests::topology::{Host, connect};
 use tests::wait;
 
-use crate::node::Node;
-use crate::{DEADLINE, causeway};
+use crate::DEADLINE;
 
 /// Addresses of `web`.
 pub const VIP: &str = "10.96.0.7";
 pub const VIP_V6: &str = "fd00:96::7";
+
+/// Where the node's DNS server is; the agent gives the address to the node.
+pub const DNS: &str = "10.96.0.10";
 
 /// TCP and UDP.
 pub const PORT: u16 = 80;
@@ -133,7 +136,8 @@ impl World {
         for (key, value) in edit.as_object().into_iter().flatten() {
             proxy[key] = value.clone();
         }
-        self.node.configure(json!({ "proxy": proxy }))
+        self.node
+            .configure(json!({ "proxy": proxy, "dns": {"address": DNS} }))
     }
 
     pub fn start_agent(&self) -> Agent {
@@ -146,6 +150,21 @@ impl World {
                 .arg("--config")
                 .arg(config),
         )
+    }
+
+    /// The node's DNS server, fed by the agent.
+    pub fn start_dns(&self) -> Result<Process> {
+        let directory = self.node.directory.path().display();
+        let corefile = format!(
+            ".:53 {{\n bind {DNS}\n kubernetes cluster.local {{\n feed {directory}/dns.sock\n state {directory}\n }}\n}}\n"
+        );
+        let corefile = self.node.directory.write("Corefile", &corefile);
+        let place = self.node.place();
+        let mut command = process::command(&place, causeway());
+        let mut dns = Process::spawn(&place, command.arg("dns").arg("--conf").arg(corefile))?;
+        dns.await_line("serving", DEADLINE);
+        dns.await_line("feed from the agent is complete", DEADLINE);
+        Ok(dns)
     }
 
     pub fn pin_dir(&self) -> std::path::PathBuf {
@@ -176,6 +195,12 @@ impl World {
         .into_iter()
         .map(|(place, to)| Attempts::start(place, Kind::Connections, to, per_second))
         .collect()
+    }
+
+    /// The pod's queries for the address of `web`, to the node's DNS server.
+    pub fn queries(&self, per_second: u32) -> Result<Attempts> {
+        let name = "web.default.svc.cluster.local";
+        Attempts::start_queries(&self.pod_place(), name, socket(DNS, 53), per_second)
     }
 
     /// Long-lived flows of the pod to `web`.

@@ -7,27 +7,55 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tests::cgroup::Cgroup;
-use tests::fake_api::FakeApi;
-use tests::process::{self, Place, Process};
-use tests::topology::{Host, Lan};
-use tests::wait;
 
-use crate::{DEADLINE, Directory, causeway};
+use crate::cgroup::Cgroup;
+use crate::cluster::programs;
+use crate::directory::Directory;
+use crate::fake_api::FakeApi;
+use crate::process::{self, Place, Process};
+use crate::topology::{Host, Lan};
+use crate::wait;
+
+/// For a part to work.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where the agent's health checks and metrics are.
 const HEALTH: u16 = 10_256;
 const METRICS: u16 = 10_249;
 
 /// A node with an API server of its own. Its address on the LAN is `.11`, its default route the LAN's switch.
+#[derive(Debug)]
 pub struct Node {
+    /// Where the node's `eth0` is.
     pub lan: Lan,
+    /// Its own, on its 127.0.0.1.
     pub api: FakeApi,
+    /// For files of the agent.
     pub directory: Directory,
+    /// Of all its processes and pods.
     pub cgroup: Cgroup,
 }
 
+/// The program that agents are.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn causeway() -> PathBuf {
+    let path = programs().join("causeway");
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p node",
+        path.display()
+    );
+    path
+}
+
 impl Node {
+    /// Builds it; no agent runs yet.
+    ///
+    /// # Errors
+    /// When namespaces or cgroups cannot be made.
     pub fn new(label: &str) -> anyhow::Result<Self> {
         let lan = Lan::new(label, "172.30.8.0/24".parse()?, 1)?;
         let host = lan.hosts.first().context("one was asked for")?;
@@ -36,7 +64,7 @@ impl Node {
         host.host.set("net/ipv4/ip_forward", "1")?;
         let api = FakeApi::start_on(host.host.run(|| TcpListener::bind("127.0.0.1:0"))??)?;
         let directory = Directory::new(label);
-        api.write_kubeconfig(&directory.0.join("kubeconfig"))?;
+        api.write_kubeconfig(&directory.path().join("kubeconfig"))?;
         for object in [
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}),
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}),
@@ -52,11 +80,14 @@ impl Node {
         })
     }
 
+    /// Its network namespace.
+    #[must_use]
     pub fn host(&self) -> &Host {
         &self.lan.hosts.first().expect("invariant: made with one").host
     }
 
     /// Where the processes of this node run.
+    #[must_use]
     pub fn place(&self) -> Place {
         Place {
             cgroup: Some(self.cgroup.path().to_owned()),
@@ -64,11 +95,14 @@ impl Node {
         }
     }
 
+    /// Of a file of the agent.
+    #[must_use]
     pub fn path(&self, name: &str) -> String {
-        self.directory.0.join(name).display().to_string()
+        self.directory.path().join(name).display().to_string()
     }
 
     /// Writes the configuration, `edit` laid over what every test needs.
+    #[must_use]
     pub fn configure(&self, edit: Value) -> PathBuf {
         let mut config = json!({
             "nodeName": "node-1",
@@ -83,6 +117,11 @@ impl Node {
         self.directory.write("node.yaml", &config.to_string())
     }
 
+    /// Starts an agent.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
     pub fn agent(&self, config: &Path) -> Process {
         let place = self.place();
         let mut command = process::command(&place, causeway());
@@ -94,14 +133,26 @@ impl Node {
         Process::spawn(&place, &mut command).expect("the agent starts")
     }
 
+    /// Asks the port of the health checks.
+    ///
+    /// # Errors
+    /// When it does not answer.
     pub fn health(&self, path: &str) -> std::io::Result<String> {
         self.get(HEALTH, path)
     }
 
+    /// The metrics, with the head of the answer.
+    ///
+    /// # Errors
+    /// When it does not answer.
     pub fn metrics(&self) -> std::io::Result<String> {
         self.get(METRICS, "/metrics")
     }
 
+    /// Asks a port of 127.0.0.1, and returns the answer with its head.
+    ///
+    /// # Errors
+    /// When it does not answer.
     pub fn get(&self, port: u16, path: &str) -> std::io::Result<String> {
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
         let answer = self.host().run(move || {
@@ -117,6 +168,7 @@ impl Node {
     }
 
     /// The state that `/healthz` gives of a part.
+    #[must_use]
     pub fn part(&self, name: &str) -> Option<String> {
         let answer = self.health("/healthz").ok()?;
         let (_, body) = answer.split_once("\r\n\r\n")?;
@@ -124,6 +176,8 @@ impl Node {
         Some(health["parts"][name]["state"].as_str()?.to_owned())
     }
 
+    /// Waits until a part of the agent works.
+    #[track_caller]
     pub fn until_working(&self, part: &str) {
         wait::until_value(
             "the part works",
