@@ -7,6 +7,7 @@
 mod client;
 mod endpoints;
 mod exposure;
+mod oddities;
 mod policies;
 mod world;
 
@@ -84,6 +85,26 @@ const CLAIMS: &[(&str, Claim)] = &[
         endpoints::other_proxy,
     ),
     ("a headless Service's names lead to its pods", endpoints::headless),
+    (
+        "an address that two Services want has one owner, then the other",
+        oddities::shared_address,
+    ),
+    (
+        "a ClusterIP serves its next Service at once",
+        oddities::reused_address,
+    ),
+    ("a node port moves to another Service", oddities::moved_node_port),
+    (
+        "the protocol of a port changes in place",
+        oddities::changed_protocol,
+    ),
+    ("a Service becomes headless and back", oddities::headless_and_back),
+    ("affinity flips and agents die under traffic", oddities::toggles),
+    (
+        "endpoints written by hand serve, and wrong ones harm nobody",
+        oddities::hand_written_endpoints,
+    ),
+    ("200 Services come and go at once", oddities::many_at_once),
 ];
 
 /// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.
