@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -200,6 +201,35 @@ impl Client {
                     .is_some_and(|outcome| served_by(outcome).is_none())
             },
         );
+    }
+
+    /// Asks again and again while something is done, and tells what no pod answered.
+    pub fn lost_while(
+        &self,
+        how: How,
+        server: SocketAddr,
+        work: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<Outcome>> {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let mut lost = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let outcomes = self.ask(how, server, SEVERAL)?;
+                    lost.extend(
+                        outcomes
+                            .into_iter()
+                            .filter(|outcome| served_by(outcome).is_none()),
+                    );
+                }
+                anyhow::Ok(lost)
+            });
+            let worked = catch_unwind(AssertUnwindSafe(work));
+            done.store(true, Ordering::Relaxed);
+            let lost = asking.join().unwrap_or_else(|panic| resume_unwind(panic));
+            worked.unwrap_or_else(|panic| resume_unwind(panic))?;
+            lost
+        })
     }
 
     #[track_caller]

@@ -8,6 +8,7 @@ mod client;
 mod endpoints;
 mod exposure;
 mod families;
+mod oddities;
 mod policies;
 mod world;
 
@@ -96,6 +97,28 @@ const CLAIMS: &[(&str, Claim)] = &[
     (
         "pods of one node pass by its stack unless the datapath needs them in it",
         endpoints::fast_path,
+        "an address that two Services want has one owner, then the other",
+        oddities::shared_address,
+    ),
+    (
+        "a ClusterIP serves its next Service at once",
+        oddities::reused_address,
+    ),
+    ("a node port moves to another Service", oddities::moved_node_port),
+    (
+        "the protocol of a port changes in place",
+        oddities::changed_protocol,
+    ),
+    ("a Service becomes headless and back", oddities::headless_and_back),
+    ("affinity flips and agents die under traffic", oddities::toggles),
+    (
+        "endpoints written by hand serve, and wrong ones harm nobody",
+        oddities::hand_written_endpoints,
+    ),
+    ("200 Services come and go at once", oddities::many_at_once),
+    (
+        "service-proxy-name comes and goes beside traffic",
+        oddities::proxy_name_under_traffic,
     ),
 ];
 
