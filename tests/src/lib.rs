@@ -6,6 +6,7 @@
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
+//! - [`directory`]: temporary directories, removed when dropped.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
@@ -18,6 +19,7 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
+pub mod directory;
 pub mod fake_api;
 pub mod ledger;
 pub mod probe;

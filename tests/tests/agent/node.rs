@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tests::cgroup::Cgroup;
+use tests::cluster::program;
+use tests::directory::Directory;
 use tests::fake_api::FakeApi;
 use tests::process::{self, Place, Process};
 use tests::topology::{Host, Lan};
 use tests::wait;
 
-use crate::{DEADLINE, Directory, causeway};
+use crate::DEADLINE;
 
 /// Where the agent's health checks and metrics are.
 const HEALTH: u16 = 10_256;
@@ -85,7 +87,7 @@ impl Node {
 
     pub fn agent(&self, config: &Path) -> Process {
         let place = self.place();
-        let mut command = process::command(&place, causeway());
+        let mut command = process::command(&place, program("causeway"));
         command
             .arg("node")
             .arg("--config")

@@ -13,14 +13,15 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
+use tests::cluster::program;
 use tests::ledger::{Ledger, rules};
 use tests::probe::{self, Attempts, Flows, Kind};
 use tests::process::{self, Place, Process};
 use tests::topology::{Host, connect};
 use tests::wait;
 
+use crate::DEADLINE;
 use crate::node::Node;
-use crate::{DEADLINE, causeway};
 
 /// Addresses of `web`.
 pub const VIP: &str = "10.96.0.7";
@@ -141,7 +142,7 @@ impl World {
         let place = self.node.place();
         Agent::spawn(
             &place,
-            process::command(&place, causeway())
+            process::command(&place, program("causeway"))
                 .arg("node")
                 .arg("--config")
                 .arg(config),

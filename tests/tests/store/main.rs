@@ -10,7 +10,6 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,6 +17,7 @@ use etcd_client::Client;
 use rows::{Differs, ROWS, Row};
 use script::Session;
 use tests::{
+    directory::Directory,
     process::{Place, Process},
     skipped,
 };
@@ -134,26 +134,6 @@ fn etcd_program() -> Option<PathBuf> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin/etcd");
     let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
     on_path.chain([unpacked]).find(|program| program.is_file())
-}
-
-/// A directory of this test's own, removed when dropped.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(label: &str) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("cwt-store-{}-{number}-{label}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("make a directory");
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Nothing to be done about a directory that stays.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 struct Etcd {
