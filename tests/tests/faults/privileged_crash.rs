@@ -138,13 +138,13 @@ fn check_crashes(datapath: &'static str) -> Result<()> {
         assert!(audit.is_clean(), "{datapath}, killed at {k}: {audit:?}");
         proxy.sync(&snapshot(&OLD, OTHERS));
     }
+    println!(
+        "F4, F5 {datapath}: killed at {kills} of {calls} calls; the next process was done within {longest:?}"
+    );
     assert!(longest <= RECOVERED, "{longest:?}");
     for attempts in &attempts {
         assert_eq!(attempts.lost(), [], "{datapath}: of {}", attempts.all().len());
     }
-    println!(
-        "F4, F5 {datapath}: killed at {kills} of {calls} calls; the next process was done within {longest:?}"
-    );
     Ok(())
 }
 
