@@ -25,6 +25,21 @@ pub fn programs() -> PathBuf {
     programs.to_path_buf()
 }
 
+/// A program that cargo put there.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let path = programs().join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --workspace",
+        path.display()
+    );
+    path
+}
+
 /// A cluster that is up.
 pub struct Cluster {
     state_dir: PathBuf,

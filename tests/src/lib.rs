@@ -6,6 +6,7 @@
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
+//! - [`directory`]: temporary directories, removed when dropped.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`directory`]: directories, removed when dropped.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::cgroup::Cgroup;
-use crate::cluster::programs;
+use crate::cluster::program;
 use crate::directory::Directory;
 use crate::fake_api::FakeApi;
 use crate::process::{self, Place, Process};
@@ -34,21 +34,6 @@ pub struct Node {
     pub directory: Directory,
     /// Of all its processes and pods.
     pub cgroup: Cgroup,
-}
-
-/// The program that agents are.
-///
-/// # Panics
-/// When it is not built.
-#[must_use]
-pub fn causeway() -> PathBuf {
-    let path = programs().join("causeway");
-    assert!(
-        path.exists(),
-        "{} is missing: cargo build -p node",
-        path.display()
-    );
-    path
 }
 
 impl Node {
@@ -124,7 +109,7 @@ impl Node {
     #[must_use]
     pub fn agent(&self, config: &Path) -> Process {
         let place = self.place();
-        let mut command = process::command(&place, causeway());
+        let mut command = process::command(&place, program("causeway"));
         command
             .arg("node")
             .arg("--config")

@@ -1,7 +1,8 @@
 //! A client for packet tests: sends to addresses and says what came of it.
 //!
 //! Standard input has a line for each series of attempts: `LANE tcp|udp|udp-unconnected|sctp COUNT ADDRESS:PORT,…`.
-//! Attempts take the addresses in turn. Lanes run side by side, the lines of one lane one after the other. For each
+//! Attempts take the addresses in turn. `/MILLISECONDS` behind the count: so long a pause before each but the first, and
+//! an end as soon as something else comes of one than of the first. Lanes run side by side, the lines of one lane one after the other. For each
 //! attempt it prints the line's number and `answer TEXT`, `refused`, `silent` or `error TEXT`, in order.
 //! It is a program of its own so that it can run in any network namespace and cgroup.
 
@@ -40,6 +41,8 @@ fn main() {
 struct Series {
     how: How,
     count: usize,
+    /// Between attempts, which end when they differ.
+    pause: Option<Duration>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -63,10 +66,15 @@ fn parse(line: &str) -> Option<(String, Series)> {
         "sctp" => How::Sctp,
         _ => return None,
     };
+    let (count, pause) = match count.split_once('/') {
+        Some((count, millis)) => (count, Some(Duration::from_millis(millis.parse().ok()?))),
+        None => (*count, None),
+    };
     let addresses: Result<_, _> = addresses.split(',').map(str::parse).collect();
     let series = Series {
         how,
         count: count.parse().ok()?,
+        pause,
         addresses: addresses.ok()?,
     };
     Some(((*lane).to_owned(), series))
@@ -74,8 +82,17 @@ fn parse(line: &str) -> Option<(String, Series)> {
 
 impl Series {
     fn run(&self) -> Vec<String> {
-        let attempts = self.addresses.iter().cycle().take(self.count);
-        attempts.map(|address| self.attempt(*address)).collect()
+        let mut results: Vec<String> = Vec::new();
+        for address in self.addresses.iter().cycle().take(self.count) {
+            if let (Some(pause), Some(first)) = (self.pause, results.first()) {
+                if results.last() != Some(first) {
+                    break;
+                }
+                std::thread::sleep(pause);
+            }
+            results.push(self.attempt(*address));
+        }
+        results
     }
 
     fn attempt(&self, address: SocketAddr) -> String {

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use tests::cluster::program;
 use tests::directory::Directory;
-use tests::node::causeway;
 
 #[track_caller]
 fn check(command: &mut Command, code: i32, words: &str) {
@@ -18,7 +18,7 @@ fn check(command: &mut Command, code: i32, words: &str) {
 fn a_cluster_command_without_its_program_says_which_one_is_missing() {
     let directory = Directory::new("alone");
     let alone = directory.path().join("causeway");
-    std::fs::copy(causeway(), &alone).expect("copied");
+    std::fs::copy(program("causeway"), &alone).expect("copied");
     let missing = directory.path().join("causeway-cluster");
     let words = format!(
         "error: execute {}: No such file or directory (os error 2) (`causeway up` needs the program \
@@ -31,13 +31,13 @@ fn a_cluster_command_without_its_program_says_which_one_is_missing() {
 #[test]
 fn a_cluster_command_hands_over_its_arguments_and_exit_code() {
     let directory = Directory::new("together");
-    let program = directory.path().join("causeway");
-    std::fs::copy(causeway(), &program).expect("copied");
+    let copy = directory.path().join("causeway");
+    std::fs::copy(program("causeway"), &copy).expect("copied");
     let script = directory.write("causeway-cluster", "#!/bin/sh\necho \"$@\"\nexit 7\n");
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(script, executable).expect("own file");
     check(
-        Command::new(&program).args(["status", "-o", "json", "-h"]),
+        Command::new(&copy).args(["status", "-o", "json", "-h"]),
         7,
         "status -o json -h",
     );
@@ -51,7 +51,7 @@ fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
     let check_file = |path: &Path, code: i32, words: &str| {
         let config = path.to_str().expect("plain path");
         check(
-            Command::new(causeway()).args(["node", "config", "check", "--config", config]),
+            Command::new(program("causeway")).args(["node", "config", "check", "--config", config]),
             code,
             words,
         );
@@ -66,7 +66,7 @@ fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
 #[test]
 fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
     for arguments in [&["explode"][..], &[], &["node", "--confg", "f"]] {
-        let output = Command::new(causeway())
+        let output = Command::new(program("causeway"))
             .args(arguments)
             .output()
             .expect("it starts");
@@ -78,10 +78,14 @@ fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
 fn the_version_is_told_to_people_and_programs() {
     let version = env!("CARGO_PKG_VERSION");
     check(
-        Command::new(causeway()).arg("version"),
+        Command::new(program("causeway")).arg("version"),
         0,
         &format!("causeway {version}"),
     );
     let json = format!(r#"{{"name":"causeway","version":"{version}"}}"#);
-    check(Command::new(causeway()).args(["version", "-o", "json"]), 0, &json);
+    check(
+        Command::new(program("causeway")).args(["version", "-o", "json"]),
+        0,
+        &json,
+    );
 }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use tests::cluster::program;
 use tests::directory::Directory;
 use tests::fake_api::FakeApi;
-use tests::node::{Node, causeway};
+use tests::node::Node;
 use tests::wait;
 
 use crate::DEADLINE;
@@ -43,9 +44,9 @@ fn without_root_the_agent_says_so_in_one_line() {
         return;
     }
     let directory = Directory::new("nobody");
-    let program = directory.path().join("causeway");
-    std::fs::copy(causeway(), &program).expect("copied");
-    let output = Command::new(&program)
+    let copy = directory.path().join("causeway");
+    std::fs::copy(program("causeway"), &copy).expect("copied");
+    let output = Command::new(&copy)
         .arg("node")
         .uid(65_534)
         .output()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::ledger::Holdings;
-use tests::probe::{Attempts, Kind, Outcome, now};
+use tests::probe::{Attempt, Attempts, Kind, Outcome, now};
 use tests::{privileged, wait};
 
 use crate::world::{
@@ -23,7 +23,7 @@ const REFUSED: Duration = Duration::from_millis(100);
 /// Of `World::connections`.
 const TCP_CLIENTS: usize = 3;
 
-fn is_at(number: u16) -> impl Fn(&tests::probe::Attempt) -> bool {
+fn is_at(number: u16) -> impl Fn(&Attempt) -> bool {
     move |attempt| attempt.server().is_some_and(|at| server(number).contains(&at))
 }
 
@@ -203,7 +203,7 @@ fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
             match attempt.server() {
                 Some(at) => late.extend(lateness(&leavings, attempt.began, at)),
                 // A datagram that is under way to an endpoint that left, or back, when its flow is forgotten.
-                None if index >= TCP_CLIENTS && is_near(&leavings, attempt.began) => in_flight += 1,
+                None if index >= TCP_CLIENTS && is_near(&leavings, &attempt) => in_flight += 1,
                 None => panic!("{datapath} {index}: {attempt:?} among {leavings:?}"),
             }
         }
@@ -268,13 +268,13 @@ fn lateness(leavings: &[(u64, u16)], began: u64, at: IpAddr) -> Option<Duration>
     Some(Duration::from_micros(began - leavings[current].0))
 }
 
-/// Whether an endpoint had just left then.
-fn is_near(leavings: &[(u64, u16)], began: u64) -> bool {
-    leavings.iter().any(|(moment, _)| {
-        began
-            .checked_sub(*moment)
-            .is_some_and(|after| u128::from(after) <= PROGRAMMED.as_micros())
-    })
+/// Whether an endpoint's flows may have been forgotten while the attempt was under way.
+fn is_near(leavings: &[(u64, u16)], attempt: &Attempt) -> bool {
+    let [took, programmed] =
+        [attempt.took, PROGRAMMED].map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    leavings
+        .iter()
+        .any(|(moment, _)| attempt.began <= moment + programmed && attempt.began + took >= *moment)
 }
 
 /// Tracked UDP flows to `web` that lead to another endpoint than the one that is left.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
-use tests::node::causeway;
+use tests::cluster::program;
 use tests::probe::{Attempts, Kind};
 use tests::{privileged, process, wait};
 
@@ -69,7 +69,7 @@ fn a_missing_cgroup_is_told_and_looked_for_again() -> Result<()> {
     let place = world.node.place();
     let _agent = Agent::spawn(
         &place,
-        process::command(&place, causeway())
+        process::command(&place, program("causeway"))
             .arg("node")
             .arg("--config")
             .arg(config),
@@ -95,7 +95,7 @@ fn a_missing_bpf_file_system_is_told_and_looked_for_again() -> Result<()> {
     let place = world.node.place();
     let agent = Agent::spawn(
         &place,
-        process::command(&place, causeway())
+        process::command(&place, program("causeway"))
             .arg("node")
             .arg("--config")
             .arg(config),
@@ -124,7 +124,7 @@ fn a_kernel_that_refuses_the_programs_is_told_and_nothing_is_half_attached() -> 
     // Neither capability that would let it load programs; the others as before.
     let mut weak = process::command(&place, "setpriv");
     weak.args(["--bounding-set", "-bpf,-sys_admin", "--"])
-        .arg(causeway());
+        .arg(program("causeway"));
     let mut agent = Agent::spawn(&place, weak.arg("node").arg("--config").arg(config));
     await_failing(&world, "");
     assert_eq!(links(world.bpffs.path()), 0, "nothing is half attached");

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use tests::cluster::program;
 use tests::probe::{Attempts, Kind};
 use tests::topology::Host;
 use tests::{privileged, process, wait};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::DEADLINE;
 use crate::world::{Agent, TARGET_PORT, World, ip};
-use crate::{DEADLINE, causeway};
 
 /// The bar of F17.
 const AUDITED: Duration = Duration::from_secs(10);
@@ -72,7 +73,7 @@ fn start_agent_with_overlay(world: &World) -> Agent {
     config["cni"] = json!({"socket": node.path("cni.sock"), "confDir": node.path("net.d")});
     let config = node.directory.write("node.yaml", &config.to_string());
     let place = node.place();
-    let mut command = process::command(&place, causeway());
+    let mut command = process::command(&place, program("causeway"));
     Agent::spawn(&place, command.arg("node").arg("--config").arg(config))
 }
 
@@ -122,7 +123,7 @@ fn kernel_settings_that_packets_need_are_set_again() -> Result<()> {
     }
     let world = World::build("sysctls", "ebpf")?;
     let host = world.node.host();
-    let _store = Store::start(host, world.node.directory.0.join("store"))?;
+    let _store = Store::start(host, world.node.directory.path().join("store"))?;
     world.put_web(&[1, 2]);
     // Set at start, too.
     host.set(FORWARD_V4, "0")?;

@@ -13,8 +13,9 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
+use tests::cluster::program;
 use tests::ledger::{Ledger, rules};
-use tests::node::{Node, causeway};
+use tests::node::Node;
 use tests::probe::{self, Attempts, Flows, Kind};
 use tests::process::{self, Place, Process};
 use tests::topology::{Host, connect};
@@ -145,7 +146,7 @@ impl World {
         let place = self.node.place();
         Agent::spawn(
             &place,
-            process::command(&place, causeway())
+            process::command(&place, program("causeway"))
                 .arg("node")
                 .arg("--config")
                 .arg(config),
@@ -160,7 +161,7 @@ impl World {
         );
         let corefile = self.node.directory.write("Corefile", &corefile);
         let place = self.node.place();
-        let mut command = process::command(&place, causeway());
+        let mut command = process::command(&place, program("causeway"));
         let mut dns = Process::spawn(&place, command.arg("dns").arg("--conf").arg(corefile))?;
         dns.await_line("serving", DEADLINE);
         dns.await_line("feed from the agent is complete", DEADLINE);

@@ -37,7 +37,7 @@ pub fn judge(case: &PacketCase, expected: Becomes, outcomes: &[Outcome]) -> Resu
         && match expected {
             Becomes::Refused => found.iter().all(|outcome| **outcome == Outcome::Refused),
             Becomes::Silence => found.iter().all(|outcome| **outcome == Outcome::Silent),
-            Becomes::Answer(_, sees) | Becomes::Keeps(_, sees) => {
+            Becomes::Answer(_, sees) | Becomes::Keeps(_, sees) | Becomes::Leaves(_, sees) => {
                 let answers = found.iter().map(|outcome| match outcome {
                     Outcome::Answered(name, seen) if sees.fits(case.from, name, *seen) => Some(name.as_str()),
                     _ => None,

@@ -55,6 +55,8 @@ pub struct Knocks {
     pub lane: String,
     pub how: &'static str,
     pub count: usize,
+    /// Between attempts, which then end as soon as they differ.
+    pub pause: Option<Duration>,
     /// Taken in turn.
     pub addresses: Vec<SocketAddr>,
 }
@@ -185,6 +187,7 @@ impl Surroundings {
             lane: "only".to_owned(),
             how,
             count: 1,
+            pause: None,
             addresses: vec![to],
         };
         let results = self.knock(from, &[knocks])?;
@@ -211,8 +214,15 @@ impl Surroundings {
 fn input(knocks: &[Knocks]) -> String {
     let lines = knocks.iter().map(|knocks| {
         let addresses: Vec<_> = knocks.addresses.iter().map(SocketAddr::to_string).collect();
-        let Knocks { lane, how, count, .. } = knocks;
-        format!("{lane} {how} {count} {}\n", addresses.join(","))
+        let Knocks {
+            lane,
+            how,
+            count,
+            pause,
+            ..
+        } = knocks;
+        let pause = pause.map_or(String::new(), |pause| format!("/{}", pause.as_millis()));
+        format!("{lane} {how} {count}{pause} {}\n", addresses.join(","))
     });
     lines.collect()
 }

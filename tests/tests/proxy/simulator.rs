@@ -118,7 +118,7 @@ fn server(target: &Target, family: IpFamily) -> (String, IpAddr) {
 /// A plan tells all endpoints that a client may get: of those that keep it, each on its own must fit.
 fn judge_simulated(simulator: &Simulator, case: &PacketCase, family: IpFamily) -> Result<(), String> {
     let outcomes = simulator.outcomes(case, family);
-    let Becomes::Keeps(servers, sees) = case.packets else {
+    let (Becomes::Keeps(servers, sees) | Becomes::Leaves(servers, sees)) = case.packets else {
         let sticky = simulator.is_sticky(case, family) && case.packets.servers().len() > 1;
         if sticky {
             return Err("clients keep their endpoint".to_owned());

@@ -97,6 +97,8 @@ const CLAIMS: &[(&str, Claim)] = &[
     (
         "pods of one node pass by its stack unless the datapath needs them in it",
         endpoints::fast_path,
+    ),
+    (
         "an address that two Services want has one owner, then the other",
         oddities::shared_address,
     ),
@@ -116,10 +118,6 @@ const CLAIMS: &[(&str, Claim)] = &[
         oddities::hand_written_endpoints,
     ),
     ("200 Services come and go at once", oddities::many_at_once),
-    (
-        "service-proxy-name comes and goes beside traffic",
-        oddities::proxy_name_under_traffic,
-    ),
 ];
 
 /// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.

@@ -233,26 +233,3 @@ pub fn many_at_once(world: &World) -> anyhow::Result<()> {
     ensure!(lost.is_empty(), "{lost:?}");
     Ok(())
 }
-
-pub fn proxy_name_under_traffic(world: &World) -> anyhow::Result<()> {
-    let service = world.service("named", &json!({"type": "NodePort"}))?;
-    let other = world.service("unnamed", &json!({}))?;
-    let (server, beside) = (service.cluster_ip()?, other.cluster_ip()?);
-    let nodes = on_every_node(service.node_port()?);
-    each(world.inside(), |client| {
-        client.await_pods(Tcp, server, &SERVERS);
-        client.await_pods(Tcp, beside, &SERVERS);
-    });
-    let lost = world.clients[0].lost_while(Tcp, beside, || {
-        for _ in 0..3 {
-            service.label("service.kubernetes.io/service-proxy-name=other")?;
-            each(world.inside(), |client| client.await_unserved(Tcp, server));
-            service.label("service.kubernetes.io/service-proxy-name-")?;
-            each(world.inside(), |client| client.await_pods(Tcp, server, &SERVERS));
-            world.outside.await_pods(Tcp, nodes[0], &SERVERS);
-        }
-        Ok(())
-    })?;
-    ensure!(lost.is_empty(), "{lost:?}");
-    Ok(())
-}

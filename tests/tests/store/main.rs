@@ -10,7 +10,6 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,6 +17,7 @@ use etcd_client::Client;
 use rows::{Differs, ROWS, Row};
 use script::Session;
 use tests::{
+    directory::Directory,
     process::{Place, Process},
     skipped,
 };
@@ -136,26 +136,6 @@ fn etcd_program() -> Option<PathBuf> {
     on_path.chain([unpacked]).find(|program| program.is_file())
 }
 
-/// A directory of this test's own, removed when dropped.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(label: &str) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("cwt-store-{}-{number}-{label}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("make a directory");
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Nothing to be done about a directory that stays.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 struct Etcd {
     client_addr: SocketAddr,
     _process: Process,
@@ -168,7 +148,7 @@ impl Etcd {
         let [client_addr, peer_addr] = free_addrs();
         let [client, peer] = [client_addr, peer_addr].map(|addr| format!("http://{addr}"));
         let mut command = Command::new(program);
-        command.arg("--data-dir").arg(directory.0.join("data"));
+        command.arg("--data-dir").arg(directory.path().join("data"));
         command.args([
             "--listen-client-urls",
             &client,
@@ -212,7 +192,7 @@ struct OurStore {
 impl OurStore {
     async fn start() -> Self {
         let directory = Directory::new("ours");
-        let config = store::Config::new(directory.0.join("data"), vec![([127, 0, 0, 1], 0).into()]);
+        let config = store::Config::new(directory.path().join("data"), vec![([127, 0, 0, 1], 0).into()]);
         let server = store::Server::bind(config).await.expect("bind the store");
         let addr = server.local_addrs()[0];
         let stop = CancellationToken::new();

@@ -5,12 +5,12 @@ use std::time::Duration;
 use model::TrafficPolicy::Local;
 use model::{Service, SessionAffinity};
 
-use super::Becomes::{Answer, Keeps, Refused, Silence};
+use super::Becomes::{Answer, Keeps, Leaves, Refused, Silence};
 use super::From::{Node, Outside, Pod, Stranger};
 use super::How::{Sctp, Tcp, Udp, UdpUnconnected};
 use super::Sees::{Client, Either, Node as ItsNode};
 use super::To::{BalancerIp, LoopbackNodePort, NodePort, Vip, VipAndNodePort, VipBalancerAndExternalIp};
-use super::{Scene, row};
+use super::{SHORT, Scene, row};
 use crate::cluster::{FAR, FAR2, NEAR, NEAR2, with_balancer, with_external_addresses, with_sctp};
 
 const ALL: &str = "near near2 far far2";
@@ -109,6 +109,15 @@ pub fn scenes() -> Vec<Scene> {
             "trap 1: without any endpoint the client is refused",
             [row(Pod, Tcp, Vip, Refused), row(Outside, Udp, NodePort, Refused)],
         ),
+        Scene::new("affinity, short", [NEAR, FAR])
+            .service(|service| service.affinity = SessionAffinity::ClientIp { timeout: SHORT })
+            .rule(
+                "session affinity: a client is forgotten that did not come for its time",
+                [
+                    row(Pod, Tcp, Vip, Leaves("near far", Client)),
+                    row(Outside, Udp, NodePort, Leaves("near far", ItsNode)),
+                ],
+            ),
         Scene::new("affinity ended", [NEAR, FAR]).rule(
             "session affinity: none when it is switched off",
             [

@@ -4,6 +4,7 @@
 //! a rule of kube-proxy's code that is easy to get wrong (`pkg/proxy`), named by where it is decided.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use model::{IpFamily, Node, Service};
 use proxy::Settings;
@@ -165,6 +166,10 @@ pub enum How {
     Sctp,
 }
 
+/// The affinity of clients that [leave](Becomes::Leaves), and their pause: kernels count it in whole seconds.
+pub const SHORT: Duration = Duration::from_secs(1);
+pub const LONGER_THAN_SHORT: Duration = Duration::from_millis(2100);
+
 /// What becomes of it. Servers are named in one text, with a space between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Becomes {
@@ -172,6 +177,8 @@ pub enum Becomes {
     Answer(&'static str, Sees),
     /// One of these servers answers all connections.
     Keeps(&'static str, Sees),
+    /// A client that pauses for longer than [`SHORT`] gets another of these servers sooner or later.
+    Leaves(&'static str, Sees),
     /// The client is told that nobody is there.
     Refused,
     /// Nothing comes back.
@@ -181,7 +188,9 @@ pub enum Becomes {
 impl Becomes {
     pub fn servers(self) -> Vec<&'static str> {
         match self {
-            Self::Answer(servers, _) | Self::Keeps(servers, _) => servers.split(' ').collect(),
+            Self::Answer(servers, _) | Self::Keeps(servers, _) | Self::Leaves(servers, _) => {
+                servers.split(' ').collect()
+            }
             Self::Refused | Self::Silence => Vec::new(),
         }
     }
@@ -191,6 +200,7 @@ impl Becomes {
         match (self, self.servers().len()) {
             (Self::Refused | Self::Silence, _) => 1,
             (Self::Keeps(..), _) => 12,
+            (Self::Leaves(..), _) => 32,
             (Self::Answer(..), 1) => 2,
             (Self::Answer(..), servers) => 32 * (servers - 1),
         }

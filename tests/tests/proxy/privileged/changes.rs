@@ -32,6 +32,7 @@ fn the_hook_counts_each_connection() {
         .into_iter()
         .flat_map(|(how, port)| {
             FAMILIES.map(|family| Knocks {
+                pause: None,
                 lane: format!("{how} {family:?}").replace(' ', "-"),
                 how,
                 count: 25,

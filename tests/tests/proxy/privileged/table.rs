@@ -8,7 +8,7 @@ use proxy::{Config, DatapathKind, Proxy, Settings};
 use tests::privileged;
 
 use super::host;
-use crate::cases::{Becomes, From, How, PacketCase, Scene, scenes};
+use crate::cases::{Becomes, From, How, LONGER_THAN_SHORT, PacketCase, Scene, scenes};
 use crate::judge::{Outcome, judge, name};
 use crate::node::{Knocks, Surroundings};
 
@@ -135,6 +135,7 @@ impl Executor {
                 How::Sctp => "sctp",
             },
             count: expected.attempts(),
+            pause: matches!(expected, Becomes::Leaves(..)).then_some(LONGER_THAN_SHORT),
             addresses: case.to.addresses(case.how, *family),
         }
     }
