@@ -62,8 +62,10 @@ impl PackedMap {
 
     /// The run that has the key, if any has.
     fn run_of(&self, key: &[u8]) -> usize {
-        let begins_before = |run: &Box<[u8]>| Entries(run).next().is_some_and(|(first, _)| first <= key);
-        self.runs.partition_point(begins_before).saturating_sub(1)
+        let run = self
+            .runs
+            .partition_point(|run| Entries(run).next().is_some_and(|(first, _)| first <= key));
+        run.saturating_sub(1)
     }
 
     fn replace(&mut self, number: usize, run: &[u8]) {

@@ -29,7 +29,7 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
     /// Adds an entry, or replaces the one with that key.
     pub(super) fn insert(&mut self, key: K, value: V) {
         let number = self.run_of(&key);
-        let (before, after) = self.around(number, &key);
+        let [before, after] = self.around(number, &key);
         // Where keys come in order, full runs stay behind.
         if before.len() >= LONGEST_RUN && after.is_empty() {
             self.runs.insert(number + 1, [(key, value)].into());
@@ -42,7 +42,7 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
     /// Removes an entry, if it is there.
     pub(super) fn remove(&mut self, key: &K) {
         let number = self.run_of(key);
-        let (before, after) = self.around(number, key);
+        let [before, after] = self.around(number, key);
         let run = [before, after].concat();
         self.replace(number, &run);
     }
@@ -56,7 +56,7 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
     pub(super) fn range(&self, keys: RangeInclusive<K>) -> impl Iterator<Item = &(K, V)> {
         let (first, last) = keys.into_inner();
         let number = self.run_of(&first);
-        let (before, _) = self.around(number, &first);
+        let [before, _] = self.around(number, &first);
         let runs = self.runs.iter().skip(number).flat_map(|run| run.iter());
         runs.skip(before.len()).take_while(move |(key, _)| *key <= last)
     }
@@ -67,19 +67,21 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
 
     /// The run that has the key, if any has.
     fn run_of(&self, key: &K) -> usize {
-        let begins_before = |run: &Box<[(K, V)]>| run.first().is_some_and(|(first, _)| first <= key);
-        self.runs.partition_point(begins_before).saturating_sub(1)
+        let run = self
+            .runs
+            .partition_point(|run| run.first().is_some_and(|(first, _)| first <= key));
+        run.saturating_sub(1)
     }
 
     /// What of a run is before a key, and what behind it.
-    fn around(&self, number: usize, key: &K) -> (&[(K, V)], &[(K, V)]) {
+    fn around(&self, number: usize, key: &K) -> [&[(K, V)]; 2] {
         let run = self.runs.get(number).map_or(&[][..], AsRef::as_ref);
         let (before, from_key) = run.split_at(run.partition_point(|(other, _)| other < key));
         let behind = match from_key {
             [(other, _), behind @ ..] if other == key => behind,
             _ => from_key,
         };
-        (before, behind)
+        [before, behind]
     }
 
     fn replace(&mut self, number: usize, run: &[(K, V)]) {
