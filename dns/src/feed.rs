@@ -174,8 +174,7 @@ fn slim(mut change: Change) -> Change {
         for endpoint in &mut slice.endpoints {
             endpoint.node = None;
             endpoint.zone = None;
-            endpoint.hinted_zones = Vec::new();
-            endpoint.hinted_nodes = Vec::new();
+            endpoint.hints = None;
         }
     }
     change
@@ -431,9 +430,7 @@ mod tests {
     use model::{Kind, Namespace};
 
     fn namespace(name: &str) -> Message {
-        Message::Change(Change::Namespace(Namespace {
-            name: name.to_owned(),
-        }))
+        Message::Change(Change::Namespace(Namespace { name: name.into() }))
     }
 
     #[test]
@@ -455,7 +452,7 @@ mod tests {
                 .current
                 .namespaces
                 .iter()
-                .map(|(name, _)| name.as_str())
+                .map(|(name, _)| name.as_ref())
                 .collect();
             names.push(known.join(","));
         }

@@ -13,7 +13,7 @@ fn port_number(port: u16) -> NonZeroU16 {
 
 fn service(namespace: &str, name: &str, kind: ServiceKind, ports: &[(&str, u16)]) -> Service {
     let ports = ports.iter().map(|(name, port)| ServicePort {
-        name: (*name).to_owned(),
+        name: (*name).into(),
         protocol: if name.starts_with("dns-udp") {
             Protocol::Udp
         } else {
@@ -61,22 +61,21 @@ pub fn slice(
         },
         node: None,
         zone: None,
-        hostname: hostname.map(str::to_owned),
-        pod: pod.map(|pod| ObjectName::new(namespace, pod)),
-        hinted_zones: Vec::new(),
-        hinted_nodes: Vec::new(),
+        hostname: hostname.map(Into::into),
+        pod: pod.map(Into::into),
+        hints: None,
     });
     let endpoints: Vec<Endpoint> = endpoints.collect();
     let is_v6 = endpoints.iter().any(|endpoint| endpoint.address.is_ipv6());
     EndpointSlice {
         name: ObjectName::new(namespace, name),
-        service: service.to_owned(),
+        service: service.into(),
         family: if is_v6 { IpFamily::V6 } else { IpFamily::V4 },
         endpoints,
         ports: ports
             .iter()
             .map(|(name, port)| EndpointPort {
-                name: (*name).to_owned(),
+                name: (*name).into(),
                 protocol: if name.starts_with("dns-udp") {
                     Protocol::Udp
                 } else {
@@ -106,11 +105,7 @@ pub fn changes() -> Vec<Change> {
     let http: &[(&str, u16)] = &[("http", 80)];
     let mut changes: Vec<Change> = ["testns", "otherns", "emptyns", "kube-system"]
         .into_iter()
-        .map(|name| {
-            Change::Namespace(Namespace {
-                name: name.to_owned(),
-            })
-        })
+        .map(|name| Change::Namespace(Namespace { name: name.into() }))
         .collect();
     changes.extend(
         [

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IpFamily, NodeName, ObjectName, Protocol};
+use crate::{IpFamily, NodeName, ObjectName, Protocol, Text, Texts};
+
+mod wire;
 
 /// `endpoints[].conditions`, with Kubernetes' defaults for absent ones filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,8 +30,26 @@ impl Conditions {
     };
 }
 
-/// One entry of `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whom an endpoint shall serve, where topology is followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `hints.forZones`.
+    pub zones: Vec<Text>,
+    /// `hints.forNodes`.
+    pub nodes: Vec<NodeName>,
+}
+
+impl Hints {
+    /// Hints, unless there is none.
+    #[must_use]
+    pub fn some(zones: Vec<Text>, nodes: Vec<NodeName>) -> Option<Box<Self>> {
+        let hints = Self { zones, nodes };
+        (hints != Self::default()).then(|| Box::new(hints))
+    }
+}
+
+/// One entry of `endpoints`. There are more of them than of anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `addresses[0]`; the API says that consumers use only the first.
     pub address: IpAddr,
@@ -38,16 +58,17 @@ pub struct Endpoint {
     /// `nodeName`.
     pub node: Option<NodeName>,
     /// `zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
     /// `hostname`, DNS only.
-    pub hostname: Option<String>,
-    /// `targetRef` where it is a Pod.
-    pub pod: Option<ObjectName>,
-    /// `hints.forZones`.
-    pub hinted_zones: Vec<String>,
-    /// `hints.forNodes`.
-    pub hinted_nodes: Vec<NodeName>,
+    pub hostname: Option<Box<str>>,
+    /// Name of the `targetRef` where it is a Pod, which is in the slice's namespace.
+    pub pod: Option<Box<str>>,
+    /// `hints`.
+    pub hints: Option<Box<Hints>>,
 }
+
+// One in a list of a hundred thousand.
+const _: () = assert!(size_of::<Endpoint>() <= 96);
 
 impl Endpoint {
     /// A healthy endpoint of which nothing else is known.
@@ -60,8 +81,29 @@ impl Endpoint {
             zone: None,
             hostname: None,
             pod: None,
-            hinted_zones: Vec::new(),
-            hinted_nodes: Vec::new(),
+            hints: None,
+        }
+    }
+
+    /// `hints.forZones`.
+    #[must_use]
+    pub fn hinted_zones(&self) -> &[Text] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// `hints.forNodes`.
+    #[must_use]
+    pub fn hinted_nodes(&self) -> &[NodeName] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
+
+    fn share(&mut self, texts: &mut Texts) {
+        let hints = self.hints.as_deref_mut();
+        let (zones, nodes) = hints.map(|hints| (&mut hints.zones, &mut hints.nodes)).unzip();
+        let zones = zones.into_iter().flatten().chain(&mut self.zone);
+        let nodes = nodes.into_iter().flatten().chain(&mut self.node);
+        for text in zones.chain(nodes.map(|node| &mut node.0)) {
+            texts.share(text);
         }
     }
 }
@@ -70,7 +112,7 @@ impl Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// `name`; joins with the name of the Service's port.
-    pub name: String,
+    pub name: Text,
     /// `protocol`.
     pub protocol: Protocol,
     /// `port`, on the endpoint's address.
@@ -84,11 +126,12 @@ pub struct UnixTime(pub Duration);
 /// An EndpointSlice (`discovery/v1`). Two that differ only in `last_change` are equal: it is measured by, and no part
 /// of what the slice says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "wire::Slice", from = "wire::Slice")]
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub name: ObjectName,
     /// Label `kubernetes.io/service-name`: the Service in the same namespace that it belongs to.
-    pub service: String,
+    pub service: Text,
     /// `addressType`. Slices of type FQDN are not a matter of a data plane and never get here.
     pub family: IpFamily,
     /// `endpoints`, in the object's order.
@@ -97,7 +140,6 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the pod or Service changed that this slice
     /// was written for. Absent where nothing of that kind was the reason. Not in JSON.
-    #[serde(skip)]
     pub last_change: Option<UnixTime>,
 }
 
@@ -126,5 +168,17 @@ impl EndpointSlice {
     #[must_use]
     pub fn service_name(&self) -> ObjectName {
         ObjectName::new(self.name.namespace.clone(), self.service.clone())
+    }
+
+    /// Makes it take no more memory than it must, for a slice that is to be kept: texts that many slices have become
+    /// one, and lists have no room to grow.
+    pub fn pack(&mut self, texts: &mut Texts) {
+        texts.share(&mut self.name.namespace);
+        self.ports.iter_mut().for_each(|port| texts.share(&mut port.name));
+        self.endpoints
+            .iter_mut()
+            .for_each(|endpoint| endpoint.share(texts));
+        self.ports.shrink_to_fit();
+        self.endpoints.shrink_to_fit();
     }
 }

@@ -1,11 +1,13 @@
 //! The words that every room of Causeway speaks, and nothing that does I/O.
 //!
 //! Tour:
+//! - [`text`]: [`Text`], of which equal ones share memory.
 //! - [`names`]: [`NodeName`], [`ObjectName`] and the other newtypes that stand at borders.
 //! - [`service`], [`endpoint`], [`node`], [`pod`]: slim Kubernetes objects, only the fields a data plane reads.
 //! - [`lease`]: a node's subnet in the pod network, flannel's JSON forms included.
 //! - [`wiring`]: the plan by which the CNI plugin wires one pod.
 //! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
+//! - [`slices`]: the EndpointSlices of one Service.
 //! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
 //!   [`Snapshot::changed_since`] compares two.
 //! - [`with_causes`]: an error on one line.
@@ -20,14 +22,18 @@ pub mod node;
 pub mod pod;
 pub mod service;
 pub mod shared_map;
+pub mod slices;
 pub mod snapshot;
+pub mod text;
 pub mod wiring;
 
 pub use causes::with_causes;
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, UnixTime};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, UnixTime};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;
 pub use service::{IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy};
 pub use shared_map::SharedMap;
+pub use slices::Slices;
 pub use snapshot::{Change, Changed, Kind, Namespace, Snapshot};
+pub use text::{Text, Texts};

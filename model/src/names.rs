@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::Text;
+
 /// A node's name, as in `metadata.name` of its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct NodeName(pub String);
+pub struct NodeName(pub Text);
 
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,7 +20,7 @@ impl fmt::Display for NodeName {
 
 impl From<&str> for NodeName {
     fn from(name: &str) -> Self {
-        Self(name.to_owned())
+        Self(name.into())
     }
 }
 
@@ -26,14 +28,14 @@ impl From<&str> for NodeName {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// `metadata.namespace`.
-    pub namespace: String,
+    pub namespace: Text,
     /// `metadata.name`.
-    pub name: String,
+    pub name: Text,
 }
 
 impl ObjectName {
     /// Joins the two halves.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),

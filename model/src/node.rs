@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::NodeName;
+use crate::{NodeName, Text};
 
 /// A Node (`core/v1`), only what a data plane reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Node {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
     /// The node is going away: taint `ToBeDeletedByClusterAutoscaler`, or being deleted.
     pub draining: bool,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectName;
+use crate::{ObjectName, Text, Texts};
 
 /// Layer-4 protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,7 +101,7 @@ pub enum SessionAffinity {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// `name`; empty when the Service has a single unnamed port. Joins with the name in EndpointSlices.
-    pub name: String,
+    pub name: Text,
     /// `protocol`.
     pub protocol: Protocol,
     /// `port`, on the Service's addresses.
@@ -109,7 +109,7 @@ pub struct ServicePort {
     /// `nodePort`, on every node's addresses.
     pub node_port: Option<NonZeroU16>,
     /// `appProtocol`, kept for display.
-    pub app_protocol: Option<String>,
+    pub app_protocol: Option<Text>,
 }
 
 /// One entry of `status.loadBalancer.ingress`.
@@ -152,7 +152,7 @@ pub struct Service {
     /// `spec.sessionAffinity` with its timeout.
     pub affinity: SessionAffinity,
     /// `spec.trafficDistribution`, as written.
-    pub traffic_distribution: Option<String>,
+    pub traffic_distribution: Option<Text>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
     /// Those of [`PROXY_LABELS`] that are present.
@@ -179,14 +179,31 @@ impl Service {
             proxy_labels: BTreeMap::new(),
         }
     }
+
+    /// Makes it take no more memory than it must, for a Service that is to be kept: texts that many Services have
+    /// become one, and lists have no room to grow.
+    pub fn pack(&mut self, texts: &mut Texts) {
+        texts.share(&mut self.name.namespace);
+        for port in &mut self.ports {
+            texts.share(&mut port.name);
+            port.app_protocol.iter_mut().for_each(|text| texts.share(text));
+        }
+        self.traffic_distribution
+            .iter_mut()
+            .for_each(|text| texts.share(text));
+        self.ports.shrink_to_fit();
+        if let ServiceKind::ClusterIp { addresses } = &mut self.kind {
+            addresses.shrink_to_fit();
+        }
+    }
 }
 
 impl ServicePort {
     /// An unnamed port without a node port.
     #[must_use]
-    pub const fn new(protocol: Protocol, port: NonZeroU16) -> Self {
+    pub fn new(protocol: Protocol, port: NonZeroU16) -> Self {
         Self {
-            name: String::new(),
+            name: Text::default(),
             protocol,
             port,
             node_port: None,

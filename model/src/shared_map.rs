@@ -83,10 +83,15 @@ impl<K: Ord + Hash + Clone, V: PartialEq> SharedMap<K, V> {
 
     /// Puts `value` at `key` and returns whether that changed anything.
     pub fn insert(&mut self, key: K, value: V) -> bool {
-        if self.get(&key).is_some_and(|old| **old == value) {
+        self.insert_shared(key, Arc::new(value))
+    }
+
+    /// The same for a value that is also somewhere else.
+    pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> bool {
+        if self.get(&key).is_some_and(|old| *old == value) {
             return false;
         }
-        if self.shard_mut(&key).insert(key, Arc::new(value)).is_none() {
+        if self.shard_mut(&key).insert(key, value).is_none() {
             self.len += 1;
         }
         true

@@ -1,11 +1,11 @@
 //! Everything that is known of the cluster at one moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap};
+use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap, Slices, Text};
 
 /// A kind of object that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Text,
 }
 
 /// One edit of a snapshot. In JSON: `{"service": {…}}`, `{"delete-service": {"namespace": …, "name": …}}`, and so on.
@@ -48,7 +48,7 @@ pub enum Change {
     /// A Namespace was added or changed.
     Namespace(Namespace),
     /// A Namespace is gone.
-    DeleteNamespace(String),
+    DeleteNamespace(Text),
     /// A Pod was added or changed.
     Pod(Pod),
     /// A Pod is gone.
@@ -62,17 +62,17 @@ pub enum Change {
 pub struct Snapshot {
     /// Services by name.
     pub services: SharedMap<ObjectName, Service>,
-    /// EndpointSlices by the Service that they belong to, then by the slice's own name.
-    pub slices: SharedMap<ObjectName, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// EndpointSlices by the Service that they belong to.
+    pub slices: SharedMap<ObjectName, Slices>,
     /// Nodes by name.
     pub nodes: SharedMap<NodeName, Node>,
     /// Namespaces by name.
-    pub namespaces: SharedMap<String, Namespace>,
+    pub namespaces: SharedMap<Text, Namespace>,
     /// Pods by name.
     pub pods: SharedMap<ObjectName, Pod>,
     synced: BTreeSet<Kind>,
-    /// The Service of each slice, by the slice's name: a deletion names only the slice.
-    slice_owners: SharedMap<ObjectName, String>,
+    /// The same slices by their own names: a deletion names only the slice.
+    slices_by_name: SharedMap<ObjectName, EndpointSlice>,
 }
 
 /// What differs between two snapshots. A changed slice counts as a change of its Service.
@@ -83,7 +83,7 @@ pub struct Changed {
     /// Nodes that changed.
     pub nodes: BTreeSet<NodeName>,
     /// Namespaces that changed.
-    pub namespaces: BTreeSet<String>,
+    pub namespaces: BTreeSet<Text>,
     /// Pods that changed.
     pub pods: BTreeSet<ObjectName>,
     /// Kinds that became synced.
@@ -132,7 +132,7 @@ impl Snapshot {
         self.slices
             .get(service)
             .into_iter()
-            .flat_map(|slices| slices.values().map(Arc::as_ref))
+            .flat_map(|slices| slices.iter().map(Arc::as_ref))
     }
 
     /// What differs between `older` and this snapshot, however many states lie between.
@@ -183,7 +183,7 @@ impl Snapshot {
             .services
             .iter()
             .map(|(_, object)| Change::Service((**object).clone()));
-        let slices = self.slices.iter().flat_map(|(_, slices)| slices.values());
+        let slices = self.slices.iter().flat_map(|(_, slices)| slices.iter());
         let slices = slices.map(|object| Change::EndpointSlice((**object).clone()));
         let pods = self
             .pods
@@ -234,49 +234,45 @@ impl Snapshot {
             (None, Some(_)) => changes.push(Change::DeleteService(name.clone())),
             _ => {}
         }
-        let empty = BTreeMap::new();
+        let empty = Slices::default();
         let new = self.slices.get(name).map_or(&empty, Arc::as_ref);
         let old = older.slices.get(name).map_or(&empty, Arc::as_ref);
-        let put = new.iter().filter(|(key, slice)| old.get(*key) != Some(slice));
-        changes.extend(put.map(|(_, slice)| Change::EndpointSlice((**slice).clone())));
+        let put = new.changed_since(old);
+        changes.extend(put.map(|slice| Change::EndpointSlice((**slice).clone())));
         // A slice that moved to another Service is put there, not deleted here.
         let gone = old
             .iter()
-            .filter(|(key, slice)| !new.contains_key(*key) && self.slice_owners.get(&slice.name).is_none());
-        changes.extend(gone.map(|(_, slice)| Change::DeleteEndpointSlice(slice.name.clone())));
+            .filter(|slice| self.slices_by_name.get(&slice.name).is_none());
+        changes.extend(gone.map(|slice| Change::DeleteEndpointSlice(slice.name.clone())));
         changes
     }
 
     fn put_slice(&mut self, slice: EndpointSlice) -> bool {
-        let owner = slice.service_name();
-        let moved = self
-            .slice_owners
-            .get(&slice.name)
-            .is_some_and(|old| **old != slice.service);
+        let moved = match self.slices_by_name.get(&slice.name) {
+            Some(known) if **known == slice => return false,
+            Some(known) => known.service != slice.service,
+            None => false,
+        };
         if moved {
             self.remove_slice(&slice.name);
         }
-        self.slice_owners
-            .insert(slice.name.clone(), slice.service.clone());
-        let mut slices = self
-            .slices
-            .get(&owner)
-            .map(|slices| (**slices).clone())
-            .unwrap_or_default();
-        slices.insert(slice.name.name.clone(), Arc::new(slice));
-        self.slices.insert(owner, slices) || moved
+        let (owner, slice) = (slice.service_name(), Arc::new(slice));
+        self.slices_by_name
+            .insert_shared(slice.name.clone(), slice.clone());
+        let slices = self.slices.get(&owner).map(Arc::as_ref);
+        let slices = slices.cloned().unwrap_or_default().with(slice);
+        self.slices.insert(owner, slices)
     }
 
     fn remove_slice(&mut self, name: &ObjectName) -> bool {
-        let Some(service) = self.slice_owners.remove(name) else {
+        let Some(slice) = self.slices_by_name.remove(name) else {
             return false;
         };
-        let owner = ObjectName::new(name.namespace.clone(), (*service).clone());
+        let owner = slice.service_name();
         let Some(slices) = self.slices.get(&owner) else {
             return false;
         };
-        let mut slices = (**slices).clone();
-        slices.remove(&name.name);
+        let slices = slices.without(&name.name);
         if slices.is_empty() {
             self.slices.remove(&owner);
         } else {
@@ -300,7 +296,7 @@ mod tests {
     fn slice(name: &str, service: &str) -> EndpointSlice {
         EndpointSlice {
             name: ObjectName::new("default", name),
-            service: service.to_owned(),
+            service: service.into(),
             family: IpFamily::V4,
             endpoints: Vec::new(),
             ports: Vec::new(),
@@ -358,7 +354,7 @@ mod tests {
             Change::EndpointSlice(slice("moves", "kept")),
             Change::EndpointSlice(slice("leaves", "gone")),
             Change::Namespace(Namespace {
-                name: "default".to_owned(),
+                name: "default".into(),
             }),
         ]);
         let mut newer = older.clone();
@@ -366,7 +362,7 @@ mod tests {
         newer.apply(Change::DeleteEndpointSlice(ObjectName::new("default", "leaves")));
         newer.apply(Change::EndpointSlice(slice("moves", "new")));
         newer.apply(Change::Service(service("new")));
-        newer.apply(Change::DeleteNamespace("default".to_owned()));
+        newer.apply(Change::DeleteNamespace("default".into()));
         newer.apply(Change::Synced(Kind::Service));
 
         let mut rebuilt = older.clone();

@@ -104,7 +104,7 @@ fn candidates(config: &NetworkConfig, node: &NodeName) -> impl Iterator<Item = I
         u64::from(u32::from(config.subnet_max)),
     );
     let count = (last - first) / size + 1;
-    let digest: [u8; 32] = Sha256::digest(&node.0).into();
+    let digest: [u8; 32] = Sha256::digest(node.0.as_bytes()).into();
     let [a, b, c, d, ..] = digest;
     let start = u64::from(u32::from_be_bytes([a, b, c, d])) % count;
     (0..count).filter_map(move |step| {

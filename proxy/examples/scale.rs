@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use model::{
     Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
-    ServiceKind, ServicePort, Snapshot,
+    ServiceKind, ServicePort, Snapshot, Texts,
 };
 use netlink::Namespace;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -178,9 +178,13 @@ impl Drop for Place {
 
 fn cluster(services: u32, endpoints: u32) -> Snapshot {
     let mut state = Snapshot::default();
+    let mut texts = Texts::default();
     for number in 0..services {
-        state.apply(Change::Service(service(number)));
-        state.apply(Change::EndpointSlice(slice(number, endpoints)));
+        let (mut service, mut slice) = (service(number), slice(number, endpoints));
+        service.pack(&mut texts);
+        slice.pack(&mut texts);
+        state.apply(Change::Service(service));
+        state.apply(Change::EndpointSlice(slice));
     }
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
         state.apply(Change::Synced(kind));
@@ -198,7 +202,7 @@ fn service(number: u32) -> Service {
     };
     let mut service = Service::new(ObjectName::new("default", format!("web-{number}")), kind);
     service.ports = vec![ServicePort {
-        name: "http".to_owned(),
+        name: "http".into(),
         ..ServicePort::new(Protocol::Tcp, port(80))
     }];
     service
@@ -209,20 +213,17 @@ fn slice(number: u32, endpoints: u32) -> EndpointSlice {
         let node = if index % 3 == 0 { "node-1" } else { "node-2" };
         let mut endpoint = Endpoint::new(address([10, 128, 0, 0], number * 32 + index));
         endpoint.node = Some(node.into());
-        endpoint.zone = Some("zone-1".to_owned());
-        endpoint.pod = Some(ObjectName::new(
-            "default",
-            format!("web-{number}-5b95d558d7-{index:05}"),
-        ));
+        endpoint.zone = Some("zone-1".into());
+        endpoint.pod = Some(format!("web-{number}-5b95d558d7-{index:05}").into());
         endpoint
     };
     EndpointSlice {
         name: ObjectName::new("default", format!("web-{number}-1")),
-        service: format!("web-{number}"),
+        service: format!("web-{number}").into(),
         family: IpFamily::V4,
         endpoints: (0..endpoints).map(endpoint).collect(),
         ports: vec![EndpointPort {
-            name: "http".to_owned(),
+            name: "http".into(),
             protocol: Protocol::Tcp,
             port: port(8080),
         }],

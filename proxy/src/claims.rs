@@ -5,7 +5,6 @@
 //! does not depend on the order of events; when it lets go, the next one gets the frontend.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use model::ObjectName;
 use smallvec::SmallVec;
@@ -16,7 +15,7 @@ use crate::plan::{FrontendKey, ServicePlan};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// Claimants in order. Almost every frontend has one.
-    claimants: BTreeMap<FrontendKey, SmallVec<[Arc<ObjectName>; 1]>>,
+    claimants: BTreeMap<FrontendKey, SmallVec<[ObjectName; 1]>>,
 }
 
 impl Claims {
@@ -28,14 +27,13 @@ impl Claims {
         old: &ServicePlan,
         new: &ServicePlan,
     ) -> BTreeSet<ObjectName> {
-        let name = Arc::new(service.clone());
         let old: BTreeSet<_> = old.frontends().copied().collect();
         let new: BTreeSet<_> = new.frontends().copied().collect();
         let mut affected = BTreeSet::new();
         for key in old.difference(&new) {
             let was_owner = self.owner(key) == Some(service);
             if let Some(claimants) = self.claimants.get_mut(key) {
-                claimants.retain(|claimant| **claimant != *service);
+                claimants.retain(|claimant| *claimant != *service);
                 if claimants.is_empty() {
                     self.claimants.remove(key);
                 }
@@ -45,8 +43,8 @@ impl Claims {
         for key in new.difference(&old) {
             let before = self.owner(key).cloned();
             let claimants = self.claimants.entry(*key).or_default();
-            if let Err(place) = claimants.binary_search(&name) {
-                claimants.insert(place, name.clone());
+            if let Err(place) = claimants.binary_search(service) {
+                claimants.insert(place, service.clone());
             }
             affected.extend(before.filter(|_| self.owner(key) == Some(service)));
         }
@@ -57,6 +55,6 @@ impl Claims {
     /// Who has the frontend.
     #[must_use]
     pub fn owner(&self, key: &FrontendKey) -> Option<&ObjectName> {
-        self.claimants.get(key)?.first().map(AsRef::as_ref)
+        self.claimants.get(key)?.first()
     }
 }

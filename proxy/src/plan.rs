@@ -17,15 +17,17 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use litemap::LiteMap;
 use model::service::PROXY_LABELS;
-use model::{EndpointSlice, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
+use model::{EndpointSlice, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, Text, TrafficPolicy};
 
 mod addresses;
 mod context;
 mod endpoints;
 mod rejected;
+mod shared_set;
 
 pub use context::{LocalTraffic, NodeContext, NodePortAddresses};
 pub use rejected::{Reason, Rejected};
+pub use shared_set::SharedSet;
 
 use addresses::{Addresses, Owner};
 
@@ -160,7 +162,7 @@ pub struct PortKey {
     /// Version of IP: a dual-stack Service has a plan for each.
     pub family: IpFamily,
     /// Name of the port; empty when it is the only one.
-    pub name: String,
+    pub name: Text,
     /// Protocol.
     pub protocol: Protocol,
 }
@@ -170,19 +172,19 @@ pub struct PortKey {
 pub struct PortPlan {
     /// Where traffic is taken from, and what becomes of it.
     pub frontends: LiteMap<FrontendKey, Frontend>,
-    /// Endpoints for cluster-wide traffic, sorted.
-    pub cluster: Vec<Target>,
-    /// Endpoints of this node for node-local traffic, sorted. Not always a part of `cluster`: each list falls back to
+    /// Endpoints for cluster-wide traffic.
+    pub cluster: SharedSet<Target>,
+    /// Endpoints of this node for node-local traffic. Not always a part of `cluster`: each list falls back to
     /// terminating endpoints on its own (KEP-1669), and topology narrows only the other.
-    pub local: Vec<Target>,
+    pub local: SharedSet<Target>,
     /// A client keeps its endpoint, over all frontends of the port, until it made no new connection for that long.
     pub affinity: Option<Duration>,
     /// Who may use frontends of [`Admits::Sources`].
-    pub sources: BTreeSet<IpNetwork>,
+    pub sources: SharedSet<IpNetwork>,
     /// Endpoints of either list that are on this node: they may meet their own Service.
-    pub on_this_node: BTreeSet<Target>,
+    pub on_this_node: SharedSet<Target>,
     /// All endpoints that still serve, whatever the policy: established flows to them are left alone.
-    pub serving: BTreeSet<Target>,
+    pub serving: SharedSet<Target>,
 }
 
 impl PortPlan {
@@ -212,7 +214,7 @@ pub struct ServicePlan {
     /// By port and family.
     pub ports: LiteMap<PortKey, PortPlan>,
     /// The Service's ClusterIPs: a port of them that it does not have is refused.
-    pub cluster_ips: BTreeSet<IpAddr>,
+    pub cluster_ips: SharedSet<IpAddr>,
     /// For load balancers.
     pub health: Option<HealthCheck>,
 }
@@ -234,14 +236,14 @@ impl ServicePlan {
     pub fn or(mut self, other: Self) -> Self {
         for (key, port) in other.ports {
             let mine = self.ports.entry(key).or_default();
-            mine.on_this_node.extend(port.on_this_node);
-            mine.serving.extend(port.serving);
-            mine.sources.extend(port.sources);
+            mine.on_this_node = mine.on_this_node.union(&port.on_this_node);
+            mine.serving = mine.serving.union(&port.serving);
+            mine.sources = mine.sources.union(&port.sources);
             for (key, frontend) in port.frontends {
                 mine.frontends.entry(key).or_insert(frontend);
             }
         }
-        self.cluster_ips.extend(other.cluster_ips);
+        self.cluster_ips = self.cluster_ips.union(&other.cluster_ips);
         self.health = self.health.or(other.health);
         self
     }
@@ -269,8 +271,10 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
     }
     let mut reasons = BTreeSet::new();
     let addresses = Addresses::of(service, cluster_ips, node, &mut reasons);
+    // Of the size that they get: there are tens of thousands of them, of one entry each.
+    let ports = addresses.families().count() * service.ports.len();
     let mut plan = ServicePlan {
-        ports: LiteMap::new(),
+        ports: LiteMap::with_capacity(ports),
         cluster_ips: addresses.cluster_ips().collect(),
         health: health_check(view, cluster_ips, node),
     };
@@ -290,7 +294,9 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
             SessionAffinity::ClientIp { timeout } => Some(timeout),
         };
         port_plan.sources = addresses.sources(family);
-        for (owner, address, number) in addresses.frontends(family, port) {
+        let frontends: Vec<_> = addresses.frontends(family, port).collect();
+        port_plan.frontends = LiteMap::with_capacity(frontends.len());
+        for (owner, address, number) in frontends {
             let key = FrontendKey {
                 address,
                 port: number,

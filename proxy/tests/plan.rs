@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::service::LoadBalancerIngress;
-use model::{EndpointSlice, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
+use model::{EndpointSlice, Hints, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
 use proxy::plan::{
     Action, Admits, Frontend, FrontendKey, HealthCheck, List, LocalTraffic, Masquerade, NodePortAddresses,
-    PortKey, PortPlan, Reason,
+    PortKey, PortPlan, Reason, SharedSet,
 };
 use proxy::{NodeContext, ServicePlan, ServiceView, plan_service};
 use world::{
@@ -191,17 +191,17 @@ fn endpoints_join_by_port_name_and_protocol_with_a_number_of_their_own_in_each_s
     assert_eq!(reasons, []);
     let http = &plan.ports[&PortKey {
         family: IpFamily::V4,
-        name: "http".to_owned(),
+        name: "http".into(),
         protocol: Protocol::Tcp,
     }];
     assert_eq!(
         http.cluster,
         [target("10.244.1.1:8080"), target("10.244.1.2:9090")]
     );
-    assert_eq!(http.on_this_node, BTreeSet::from([target("10.244.1.2:9090")]));
+    assert_eq!(http.on_this_node, [target("10.244.1.2:9090")]);
     let dns = &plan.ports[&PortKey {
         family: IpFamily::V4,
-        name: "dns".to_owned(),
+        name: "dns".into(),
         protocol: Protocol::Udp,
     }];
     assert_eq!(
@@ -338,11 +338,11 @@ fn a_dual_stack_service_has_a_plan_for_each_family_with_that_familys_endpoints()
     let of = |family| {
         let key = PortKey {
             family,
-            name: "http".to_owned(),
+            name: "http".into(),
             protocol: Protocol::Tcp,
         };
         let port = &plan.ports[&key];
-        (actions(port), port.cluster.clone(), port.local.clone())
+        (actions(port), port.cluster.to_vec(), port.local.to_vec())
     };
     let frontends = |address: &str, family| {
         let mut node_port = node_port(30080, Protocol::Tcp);
@@ -362,10 +362,7 @@ fn a_dual_stack_service_has_a_plan_for_each_family_with_that_familys_endpoints()
             vec![]
         )
     );
-    assert_eq!(
-        plan.cluster_ips,
-        BTreeSet::from([ip("10.96.0.1"), ip("fd00:96::1")])
-    );
+    assert_eq!(plan.cluster_ips, [ip("10.96.0.1"), ip("fd00:96::1")]);
 }
 
 /// A Service with a ClusterIP, a balancer's address, an external one, and an endpoint on this node.
@@ -401,7 +398,7 @@ fn balancers_addresses_are_served_unless_the_balancer_translates_and_external_on
             expected
         );
         assert_eq!(reasons.contains(&Reason::ExternalAddressesOff), !allowed);
-        assert_eq!(plan.cluster_ips, BTreeSet::from([ip("10.96.0.1")]));
+        assert_eq!(plan.cluster_ips, [ip("10.96.0.1")]);
     }
 }
 
@@ -418,7 +415,7 @@ fn check_sources(ranges: &[&str], node_address: &str, admitted: &[&str]) {
     let (plan, reasons) = plan(&web, &slices, &node);
     assert_eq!(reasons, []);
     let plan = plan.ports.values().next().expect("a port");
-    let admitted: BTreeSet<_> = admitted.iter().map(|range| network(range)).collect();
+    let admitted: SharedSet<_> = admitted.iter().map(|range| network(range)).collect();
     assert_eq!(plan.sources, admitted, "{ranges:?}");
     let wanted = if admitted.is_empty() {
         Admits::Everyone
@@ -521,11 +518,13 @@ fn check_hints(hints: [(&[&str], &[&str]); 4], cluster: &[u8]) {
     ];
     let mut hinted = slice("web-1", "web", &rows);
     for (endpoint, (zones, nodes)) in hinted.endpoints.iter_mut().zip(hints) {
-        endpoint.hinted_zones = zones.iter().map(|zone| (*zone).to_owned()).collect();
-        endpoint.hinted_nodes = nodes.iter().map(|node| (*node).into()).collect();
+        endpoint.hints = Hints::some(
+            zones.iter().map(|zone| (*zone).into()).collect(),
+            nodes.iter().map(|node| (*node).into()).collect(),
+        );
     }
     let node = NodeContext {
-        zone: Some("east".to_owned()),
+        zone: Some("east".into()),
         ..context()
     };
     let (plan, _) = plan(&service("web", "10.96.0.1"), &[hinted], &node);
@@ -586,10 +585,10 @@ fn terminating_endpoints_are_taken_from_all_zones() {
         &[("10.244.1.1", "here", LEAVING), ("10.244.1.2", "there", LEAVING)],
     );
     for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
-        endpoint.hinted_zones = vec![zone.to_owned()];
+        endpoint.hints = Hints::some(vec![zone.into()], Vec::new());
     }
     let node = NodeContext {
-        zone: Some("east".to_owned()),
+        zone: Some("east".into()),
         ..context()
     };
     let (plan, _) = plan(&service("web", "10.96.0.1"), &[hinted], &node);

@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use model::{IpFamily, ObjectName, Protocol};
+use model::{IpFamily, ObjectName, Protocol, Text};
 use netlink::Namespace;
 use proxy::datapath::iptables::{Iptables, Variant};
 use proxy::datapath::{Applied, Change, Datapath};
 use proxy::plan::{
-    Action, Admits, Frontend, FrontendAddress, FrontendKey, List, Masquerade, PortKey, PortPlan, Target,
+    Action, Admits, Frontend, FrontendAddress, FrontendKey, List, Masquerade, PortKey, PortPlan, SharedSet,
+    Target,
 };
 use proxy::stale::StaleFlows;
 use proxy::{NodeContext, ServicePlan};
@@ -115,7 +116,7 @@ fn number(port: u16) -> NonZeroU16 {
     NonZeroU16::new(port).expect("not zero")
 }
 
-fn targets(texts: &[&str]) -> Vec<Target> {
+fn targets(texts: &[&str]) -> SharedSet<Target> {
     let target = |text: &&str| {
         let address: SocketAddr = text.parse().expect("an endpoint");
         Target {
@@ -152,12 +153,12 @@ fn plan(at: &str, action: Action, cluster: &[&str], local: &[&str]) -> ServicePl
     };
     let port_key = PortKey {
         family: address.into(),
-        name: String::new(),
+        name: Text::default(),
         protocol,
     };
     let mut plan = ServicePlan::default();
     plan.ports.insert(port_key, port);
-    plan.cluster_ips.insert(address);
+    plan.cluster_ips = [address].into();
     with_frontend(plan, at, action, Admits::Everyone)
 }
 
@@ -188,7 +189,7 @@ fn services() -> BTreeMap<ObjectName, ServicePlan> {
     let balanced = with_frontend(balanced, "198.51.100.3:80", everyone, Admits::Sources);
     let balanced = with_frontend(balanced, "30083", everyone, Admits::Everyone);
     let balanced = each_port(balanced, |port| {
-        port.sources = BTreeSet::from(["192.0.2.0/24", "203.0.113.7/32"].map(network));
+        port.sources = SharedSet::from(["192.0.2.0/24", "203.0.113.7/32"].map(network));
     });
     let split = plan("10.96.0.4:80", TO_CLUSTER, &endpoints, &endpoints[..1]);
     let split = with_frontend(split, "198.51.100.4:80", Action::Split, Admits::Everyone);
@@ -198,9 +199,7 @@ fn services() -> BTreeMap<ObjectName, ServicePlan> {
     let empty = plan("10.96.0.6:80", Action::Refuse, &[], &[]);
     let empty = with_frontend(empty, "198.51.100.6:80", Action::Refuse, Admits::Sources);
     let empty = with_frontend(empty, "30086", Action::Refuse, Admits::Everyone);
-    let empty = each_port(empty, |port| {
-        port.sources = BTreeSet::from([network("192.0.2.0/24")])
-    });
+    let empty = each_port(empty, |port| port.sources = [network("192.0.2.0/24")].into());
     let six = plan(
         "[fd00:96::7]:80",
         TO_CLUSTER,
@@ -612,9 +611,7 @@ fn connections_are_translated_and_refused() {
         let away = plan("10.96.0.4:80", Action::Drop, &[], &[]);
         let forbidden = plan("10.96.0.5:80", TO_CLUSTER, &["10.244.1.2:8080"], &[]);
         let forbidden = with_frontend(forbidden, "198.51.100.5:80", everyone, Admits::Sources);
-        let forbidden = each_port(forbidden, |port| {
-            port.sources = BTreeSet::from([network("192.0.2.0/24")])
-        });
+        let forbidden = each_port(forbidden, |port| port.sources = [network("192.0.2.0/24")].into());
         let services = [
             ("served", served),
             ("sticky", sticky),
@@ -726,7 +723,7 @@ fn udp_flows_to_an_endpoint_that_is_gone_are_forgotten() {
 fn udp_plan(vip: &str, endpoints: &[&str]) -> ServicePlan {
     let endpoints = targets(endpoints);
     let mut port = PortPlan {
-        serving: endpoints.iter().copied().collect(),
+        serving: endpoints.clone(),
         cluster: endpoints,
         ..PortPlan::default()
     };

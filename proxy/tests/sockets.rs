@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ebpf::abi::service::{FrontendKey as HookKey, MemberKey, Membership, SlotKey, flags};
-use model::{IpFamily, ObjectName, Protocol};
+use model::{IpFamily, ObjectName, Protocol, Text};
 use proxy::ServicePlan;
 use proxy::datapath::fake::FakeMaps;
 use proxy::datapath::sockets::{Contents, Sockets};
@@ -120,7 +120,7 @@ impl Kind {
     fn port_key(self) -> PortKey {
         PortKey {
             family: self.family,
-            name: String::new(),
+            name: Text::default(),
             protocol: self.protocol,
         }
     }

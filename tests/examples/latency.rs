@@ -373,11 +373,11 @@ fn slice(service: &str, address: IpAddr) -> EndpointSlice {
     endpoint.node = Some("node-1".into());
     EndpointSlice {
         name: ObjectName::new("default", service),
-        service: service.to_owned(),
+        service: service.into(),
         family: IpFamily::V4,
         endpoints: vec![endpoint],
         ports: vec![EndpointPort {
-            name: String::new(),
+            name: "".into(),
             protocol: Protocol::Tcp,
             port: number(PORT),
         }],

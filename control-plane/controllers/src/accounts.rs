@@ -30,7 +30,7 @@ pub(crate) async fn run_service_accounts(context: Arc<Context>) -> Result<(), Er
         let queue = Arc::clone(&queue);
         move |change| {
             if let (Some(account), None) = (&change.old, &change.new) {
-                queue.add(name_of(&**account).namespace);
+                queue.add(name_of(&**account).namespace.into());
             }
         }
     });
@@ -48,7 +48,7 @@ pub(crate) async fn run_root_ca(context: Arc<Context>) -> Result<(), Error> {
             change
                 .states()
                 .take(1)
-                .for_each(|map| queue.add(name_of(&**map).namespace))
+                .for_each(|map| queue.add(name_of(&**map).namespace.into()))
         }
     });
     drive(&queue, &RootCa(context), WORKERS).await;
@@ -61,7 +61,7 @@ fn subscribe(context: &Context, queue: &Arc<Queue<String>>) -> Subscription {
         change
             .new
             .iter()
-            .for_each(|namespace| queue.add(name_of(&**namespace).name));
+            .for_each(|namespace| queue.add(name_of(&**namespace).name.into()));
     })
 }
 

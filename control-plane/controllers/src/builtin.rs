@@ -35,7 +35,7 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
     let ours = |name: &ObjectName| {
         (name.namespace == "default" && name.name == KUBERNETES)
             || (name.namespace == "kube-system" && name.name == DNS)
-            || (name.namespace.is_empty() && NAMESPACES.contains(&name.name.as_str()))
+            || (name.namespace.is_empty() && NAMESPACES.contains(&&*name.name))
     };
     macro_rules! follow {
         ($cache:ident) => {{

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::feed::is_complete;
-use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot};
+use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 
 pub use grammar::{Asked, PortName};
 pub use service::{Endpoint, EndpointNames, Kind, Port, ServiceRecords};
@@ -23,7 +23,7 @@ pub struct Table {
     /// Which Services lead back from an address.
     reverse: SharedMap<IpAddr, Box<[ReverseEntry]>>,
     /// Which pods have an address, per namespace, for `pods verified`.
-    pods: SharedMap<(String, IpAddr), Box<[String]>>,
+    pods: SharedMap<(Text, IpAddr), Box<[Text]>>,
     /// The SOA's serial: when the table last changed, in Unix seconds.
     pub serial: u32,
     /// Whether absence from this table means absence from the cluster.
@@ -171,7 +171,7 @@ impl Table {
         let Ok(namespace) = std::str::from_utf8(namespace) else {
             return false;
         };
-        self.pods.get(&(namespace.to_owned(), address)).is_some()
+        self.pods.get(&(namespace.into(), address)).is_some()
     }
 
     /// The Services that an address leads back to: the one whose ClusterIP it is, else every one it is an endpoint of.
@@ -284,7 +284,7 @@ mod tests {
             &[("", 80)],
         )));
         newer.apply(Change::DeletePod(ObjectName::new("testns", "web-0")));
-        newer.apply(Change::DeleteNamespace("emptyns".to_owned()));
+        newer.apply(Change::DeleteNamespace("emptyns".into()));
         let after = before.updated(&older, &newer, 200);
 
         assert_eq!(contents(&after), contents(&table(&newer)));

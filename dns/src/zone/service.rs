@@ -244,7 +244,7 @@ fn ready_endpoints<'s>(slices: impl Iterator<Item = &'s EndpointSlice>) -> Vec<E
         {
             let label = |text: &str| (1..=MAX_LABEL).contains(&text.len()).then(|| lower(text));
             let hostname = endpoint.hostname.as_deref().and_then(label);
-            let pod = endpoint.pod.as_ref().and_then(|pod| label(&pod.name));
+            let pod = endpoint.pod.as_deref().and_then(label);
             merged
                 .entry((endpoint.address, hostname, pod))
                 .and_modify(|known| *known = union(known, &ports))

@@ -203,9 +203,7 @@ mod tests {
     }
 
     fn namespace(name: &str) -> Change {
-        Change::Namespace(Namespace {
-            name: name.to_owned(),
-        })
+        Change::Namespace(Namespace { name: name.into() })
     }
 
     fn synced() -> [Change; 3] {
@@ -231,7 +229,7 @@ mod tests {
             }
         }
         assert_eq!(rebuilt, **bench.snapshots.borrow());
-        bench.publish([Change::DeleteNamespace("gone".to_owned()), namespace("new")]);
+        bench.publish([Change::DeleteNamespace("gone".into()), namespace("new")]);
         while rebuilt != **bench.snapshots.borrow() {
             let Message::Change(change) = next(&mut lines).await else {
                 panic!("no change")
@@ -264,7 +262,7 @@ mod tests {
         assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
         // Far more than any socket buffer holds, all of it about one object.
         for round in 0..20_000_u32 {
-            let zone = Some(format!("{round:0>200}"));
+            let zone = Some(format!("{round:0>200}").into());
             bench.publish([Change::Node(Node {
                 name: "node-1".into(),
                 internal_addresses: Vec::new(),

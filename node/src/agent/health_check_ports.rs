@@ -359,7 +359,7 @@ mod tests {
         let (listeners, told) = listeners(wanted, &own);
         let listeners: Vec<_> = listeners
             .iter()
-            .map(|(address, service)| (address.to_string(), service.name.clone()))
+            .map(|(address, service)| (address.to_string(), service.name.to_string()))
             .collect();
         let expected: Vec<_> = expected
             .iter()

@@ -55,7 +55,7 @@ pub struct Config {
 
 fn host_name() -> NodeName {
     let name = nix::unistd::gethostname().unwrap_or_default();
-    NodeName(name.to_string_lossy().to_lowercase())
+    NodeName(name.to_string_lossy().to_lowercase().into())
 }
 
 fn default_state_dir() -> PathBuf {

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1 as discovery;
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, NodeName, ObjectName, UnixTime,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, Kind, NodeName, ObjectName,
+    Text, UnixTime,
 };
 
 use super::faults::Faults;
@@ -45,7 +46,7 @@ impl Watchable for discovery::EndpointSlice {
         let ports = ports.unwrap_or_default().into_iter().enumerate();
         Converted::Put(Box::new(Change::EndpointSlice(EndpointSlice {
             name: name.clone(),
-            service: service.clone(),
+            service: service.as_str().into(),
             family,
             endpoints: endpoints
                 .filter_map(|(index, entry)| endpoint(index, entry, family, &name.namespace, faults))
@@ -89,12 +90,14 @@ fn endpoint(
     Some(Endpoint {
         address: endpoint_address(index, &addresses, family, faults)?,
         conditions: effective_conditions(conditions.unwrap_or_default()),
-        node: node_name.map(NodeName),
-        zone,
-        hostname,
+        node: node_name.map(|name| NodeName(name.into())),
+        zone: zone.map(Text::from),
+        hostname: hostname.map(String::into_boxed_str),
         pod: target_ref.and_then(|target| pod_name(target, namespace)),
-        hinted_zones: zone_names(for_zones.unwrap_or_default()),
-        hinted_nodes: node_names(for_nodes.unwrap_or_default()),
+        hints: Hints::some(
+            zone_names(for_zones.unwrap_or_default()),
+            node_names(for_nodes.unwrap_or_default()),
+        ),
     })
 }
 
@@ -132,7 +135,8 @@ fn effective_conditions(conditions: discovery::EndpointConditions) -> Conditions
     }
 }
 
-fn pod_name(target: ObjectReference, slice_namespace: &str) -> Option<ObjectName> {
+/// A pod of another namespace is none of this slice's.
+fn pod_name(target: ObjectReference, slice_namespace: &str) -> Option<Box<str>> {
     let ObjectReference {
         api_version: _,
         field_path: _,
@@ -142,24 +146,22 @@ fn pod_name(target: ObjectReference, slice_namespace: &str) -> Option<ObjectName
         resource_version: _,
         uid: _,
     } = target;
-    if kind.as_deref() != Some("Pod") {
-        return None;
-    }
-    let namespace = namespace.unwrap_or_else(|| slice_namespace.to_owned());
-    Some(ObjectName::new(namespace, name?))
+    let is_here = namespace.is_none_or(|namespace| namespace == slice_namespace);
+    let is_pod = is_here && kind.as_deref() == Some("Pod");
+    name.filter(|_| is_pod).map(String::into_boxed_str)
 }
 
-fn zone_names(zones: Vec<discovery::ForZone>) -> Vec<String> {
+fn zone_names(zones: Vec<discovery::ForZone>) -> Vec<Text> {
     zones
         .into_iter()
-        .map(|discovery::ForZone { name }| name)
+        .map(|discovery::ForZone { name }| name.into())
         .collect()
 }
 
 fn node_names(nodes: Vec<discovery::ForNode>) -> Vec<NodeName> {
     nodes
         .into_iter()
-        .map(|discovery::ForNode { name }| NodeName(name))
+        .map(|discovery::ForNode { name }| NodeName(name.into()))
         .collect()
 }
 
@@ -174,7 +176,7 @@ fn endpoint_port(index: usize, port: discovery::EndpointPort, faults: &mut Fault
     let port = faults.port(&format!("ports[{index}].port"), port?);
     let protocol = faults.protocol(&format!("ports[{index}].protocol"), protocol.as_deref());
     Some(EndpointPort {
-        name: name.unwrap_or_default(),
+        name: name.unwrap_or_default().into(),
         protocol: protocol?,
         port: port?,
     })

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
-use model::{Change, Kind, Namespace, Node, NodeName, ObjectName};
+use model::{Change, Kind, Namespace, Node, NodeName, ObjectName, Text};
 
 use super::faults::Faults;
 use super::object::{Converted, Watchable};
@@ -47,7 +47,10 @@ impl Watchable for core::Node {
             pod_cidrs: pod_cidrs
                 .filter_map(|(index, text)| faults.network(&format!("spec.podCIDRs[{index}]"), text))
                 .collect(),
-            zone: metadata.labels.and_then(|mut labels| labels.remove(ZONE)),
+            zone: metadata
+                .labels
+                .and_then(|mut labels| labels.remove(ZONE))
+                .map(Text::from),
             draining: doomed || metadata.deletion_timestamp.is_some(),
         })))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Change, Kind, ObjectName, Snapshot};
+use model::{Change, Kind, ObjectName, Snapshot, Text, Texts};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ const BATCH: usize = 256;
 #[derive(Default)]
 pub(super) struct Owner {
     snapshot: Snapshot,
+    /// What its objects say alike.
+    texts: Texts,
     /// Names that the list in progress has named so far. Everything else goes when it is complete.
     listed: BTreeMap<Kind, BTreeSet<ObjectName>>,
     rejected: RejectedObjects,
@@ -87,7 +89,10 @@ impl Owner {
                     self.events.tell(notice);
                 }
                 let changed = match converted {
-                    Converted::Put(change) => self.snapshot.apply(*change),
+                    Converted::Put(mut change) => {
+                        self.pack(&mut change);
+                        self.snapshot.apply(*change)
+                    }
                     Converted::Irrelevant => self.snapshot.apply(deletion(kind, name)),
                     Converted::Invalid => false,
                 };
@@ -98,6 +103,15 @@ impl Owner {
                 self.snapshot.apply(deletion(kind, name))
             }
             Observed::ListEnds(kind) => self.sweep(kind),
+        }
+    }
+
+    /// There are many of these two kinds.
+    fn pack(&mut self, change: &mut Change) {
+        match change {
+            Change::Service(service) => service.pack(&mut self.texts),
+            Change::EndpointSlice(slice) => slice.pack(&mut self.texts),
+            _ => {}
         }
     }
 
@@ -126,23 +140,23 @@ impl Owner {
     }
 
     fn names(&self, kind: Kind) -> BTreeSet<ObjectName> {
-        let cluster_scoped = |name: &str| ObjectName::new("", name);
+        let cluster_scoped = |name: Text| ObjectName::new("", name);
         let snapshot = &self.snapshot;
         match kind {
             Kind::Service => snapshot.services.iter().map(|(name, _)| name.clone()).collect(),
             Kind::EndpointSlice => {
-                let slices = snapshot.slices.iter().flat_map(|(_, slices)| slices.values());
+                let slices = snapshot.slices.iter().flat_map(|(_, slices)| slices.iter());
                 slices.map(|slice| slice.name.clone()).collect()
             }
             Kind::Node => snapshot
                 .nodes
                 .iter()
-                .map(|(name, _)| cluster_scoped(&name.0))
+                .map(|(name, _)| cluster_scoped(name.0.clone()))
                 .collect(),
             Kind::Namespace => snapshot
                 .namespaces
                 .iter()
-                .map(|(name, _)| cluster_scoped(name))
+                .map(|(name, _)| cluster_scoped(name.clone()))
                 .collect(),
             Kind::Pod => snapshot.pods.iter().map(|(name, _)| name.clone()).collect(),
         }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{IpFamily, ObjectName};
 use netlink::nft::{self, Batch, Family, Nft, Repair, Table, Verdict};
-use smallvec::SmallVec;
 
 use super::{Applied, Change, Swept};
 use crate::Error;
@@ -17,19 +16,22 @@ use crate::plan::{FrontendKey, NodeContext, PortKey, PortPlan, ServicePlan};
 pub mod elements;
 mod ids;
 pub mod layout;
+mod packed_map;
+mod sharers;
 pub mod template;
 
-use elements::{Data, Key, Name, frontend_of, shared_keys};
+use elements::{Data, Elements, Key, Name, frontend_of, shared_keys};
 use ids::Ids;
 use layout::{ip_family, nft_family};
+use sharers::Sharers;
 use template::Template;
 
 /// Elements in one transaction. A transaction holds the netlink lock, during which other networking changes on the
 /// node wait (kubernetes#139328): a cold start is cut into pieces.
 const CHUNK: usize = 20_000;
 
-/// Elements by map and key, as the kernel has them.
-pub type Mirror = BTreeMap<Name, BTreeMap<Key, Data>>;
+/// What the kernel has.
+pub type Mirror = BTreeMap<Name, Elements>;
 
 /// Renders plans into an nftables table of its own, for one version of IP.
 #[derive(Debug)]
@@ -41,8 +43,7 @@ pub struct Packets {
     mirror: Mirror,
     templates: BTreeSet<Template>,
     ids: Ids,
-    /// Elements that several Services may want, with the numbers of those that do.
-    sharers: BTreeMap<(Name, Key), SmallVec<[u32; 4]>>,
+    sharers: Sharers,
 }
 
 /// What is wanted of some elements: data, or absence.
@@ -68,7 +69,7 @@ impl Packets {
             mirror: Mirror::new(),
             templates: BTreeSet::new(),
             ids: Ids::default(),
-            sharers: BTreeMap::new(),
+            sharers: Sharers::default(),
         };
         packets.reread()?;
         Ok(packets)
@@ -164,10 +165,10 @@ impl Packets {
                 let is_wanted = match &frontend {
                     Some(frontend) => wanted(frontend),
                     None if Name::OF_ID.contains(name) => true,
-                    None => self.sharers.contains_key(&(*name, key.clone())),
+                    None => self.sharers.has(*name, key),
                 };
                 if !is_wanted {
-                    edits.insert((*name, key.clone()), None);
+                    edits.insert((*name, Key::from_slice(key)), None);
                     swept.frontends.extend(frontend);
                 }
             }
@@ -186,9 +187,9 @@ impl Packets {
         let ids = elements::ids(&self.mirror);
         let mut orphans = Edits::new();
         for name in Name::OF_ID {
-            let keys = self.mirror.get(&name).into_iter().flat_map(BTreeMap::keys);
+            let keys = self.mirror.get(&name).into_iter().flat_map(Elements::keys);
             let lost = keys.filter(|key| elements::leading_id(key).is_none_or(|id| !ids.contains_key(&id)));
-            orphans.extend(lost.map(|key| ((name, key.clone()), None)));
+            orphans.extend(lost.map(|key| ((name, Key::from_slice(key)), None)));
         }
         orphans
     }
@@ -241,10 +242,10 @@ impl Packets {
                 Err(error) if self.context.is_none() && error.is_conflict() => Vec::new(),
                 Err(error) => return Err(error.into()),
             };
-            let elements = elements
-                .into_iter()
-                .map(|element| (elements::mirror_key(&element), element.data.into()));
-            mirror.insert(name, elements.collect());
+            let of_name: &mut Elements = mirror.entry(name).or_default();
+            for element in elements {
+                of_name.insert(&elements::mirror_key(&element), &element.data.into());
+            }
         }
         Ok(mirror)
     }
@@ -281,25 +282,18 @@ impl Packets {
         let family = ip_family(self.family);
         let number = self.ids.of_service(service);
         let wanted = shared_keys(new, family);
-        for key in shared_keys(old, family).difference(&wanted) {
-            if let Some(sharers) = self.sharers.get_mut(key) {
-                sharers.retain(|sharer| *sharer != number);
-                if !sharers.is_empty() {
-                    continue;
-                }
-                self.sharers.remove(key);
+        for (name, key) in shared_keys(old, family).difference(&wanted) {
+            self.sharers.remove(*name, key, number);
+            if !self.sharers.has(*name, key) {
+                edits.insert((*name, key.clone()), None);
             }
-            edits.insert(key.clone(), None);
         }
         if wanted.is_empty() {
             self.ids.release_service(service);
         }
-        for key in wanted {
-            let sharers = self.sharers.entry(key.clone()).or_default();
-            if !sharers.contains(&number) {
-                sharers.push(number);
-            }
-            edits.insert(key, Some(Data::None));
+        for (name, key) in wanted {
+            self.sharers.add(name, &key, number);
+            edits.insert((name, key), Some(Data::None));
         }
     }
 
@@ -325,7 +319,7 @@ impl Packets {
     fn try_commit(&mut self, edits: &Edits, applied: &mut Applied) -> Result<(), nft::Error> {
         let differing: Vec<_> = edits
             .iter()
-            .filter(|((name, key), want)| self.actual(*name, key) != want.as_ref())
+            .filter(|((name, key), want)| self.actual(*name, key) != **want)
             .collect();
         if differing.is_empty() {
             return Ok(());
@@ -335,7 +329,7 @@ impl Packets {
             self.add_templates(differing.iter().filter_map(|(_, want)| want.as_ref()), &mut batch);
         for name in Name::written() {
             let of_map = || differing.iter().filter(move |((map, _), _)| *map == name);
-            let old = of_map().filter_map(|((_, key), _)| Some(name.element(key, self.actual(name, key)?)));
+            let old = of_map().filter_map(|((_, key), _)| Some(name.element(key, &self.actual(name, key)?)));
             batch.delete_elements(name.text(), &old.collect::<Vec<_>>());
             let new = of_map().filter_map(|((_, key), want)| Some(name.element(key, want.as_ref()?)));
             batch.add_elements(name.text(), &new.collect::<Vec<_>>());
@@ -346,14 +340,14 @@ impl Packets {
         for ((name, key), want) in differing {
             let elements = self.mirror.entry(*name).or_default();
             match want {
-                Some(data) => elements.insert(key.clone(), data.clone()),
+                Some(data) => elements.insert(key, data),
                 None => elements.remove(key),
-            };
+            }
         }
         Ok(())
     }
 
-    fn actual(&self, name: Name, key: &[u8]) -> Option<&Data> {
+    fn actual(&self, name: Name, key: &[u8]) -> Option<Data> {
         self.mirror.get(&name)?.get(key)
     }
 
@@ -382,12 +376,8 @@ impl Packets {
 
     /// Housekeeping: a template that no Service uses any more is kept until now, since the next one may want it.
     fn drop_unused_templates(&mut self) -> Result<(), Error> {
-        let used: BTreeSet<_> = self
-            .mirror
-            .values()
-            .flat_map(BTreeMap::values)
-            .filter_map(template_of)
-            .collect();
+        let data = self.mirror.values().flat_map(Elements::data);
+        let used: BTreeSet<_> = data.filter_map(|data| template_of(&data)).collect();
         let unused: Vec<_> = self.templates.difference(&used).cloned().collect();
         let mut batch = Batch::new(&layout::table(self.family));
         for template in &unused {

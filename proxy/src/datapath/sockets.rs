@@ -20,6 +20,7 @@ use crate::plan::{Action, Admits, FrontendKey, PortKey, PortPlan};
 use crate::stale::StaleFlows;
 
 mod abi;
+mod compact_map;
 mod departed;
 mod maps;
 mod tables;
@@ -85,7 +86,7 @@ impl<M: HookMaps> Sockets<M> {
     pub fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
         let before = self.tables.writes();
         let mut swept = Swept::default();
-        let keys: Vec<_> = self.tables.contents().frontends.keys().copied().collect();
+        let keys: Vec<_> = self.tables.frontends().keys().copied().collect();
         for key in keys {
             let frontend = from_abi(&key);
             if frontend.is_some_and(|frontend| wanted(&frontend)) {
@@ -143,7 +144,7 @@ impl<M: HookMaps> Sockets<M> {
     }
 
     fn skip_used_ids(&mut self) {
-        let used = self.tables.contents().last_service();
+        let used = self.tables.last_service();
         self.next_service = self.next_service.max(used.saturating_add(1));
     }
 
@@ -219,7 +220,8 @@ impl<M: HookMaps> Sockets<M> {
         let Some(id) = self.service_ids.get(&(service.clone(), key.clone())).copied() else {
             return Ok(());
         };
-        for key in self.tables.frontends_of(id) {
+        let keys: Vec<_> = self.tables.frontends_of(id).copied().collect();
+        for key in keys {
             self.remove_frontend(&key)?;
         }
         let waiting: BTreeSet<_> = self.replaced.iter().map(|(_, list)| *list).collect();
@@ -242,15 +244,15 @@ impl<M: HookMaps> Sockets<M> {
         if let Some(id) = self.service_ids.get(&owner) {
             return Ok(*id);
         }
-        let contents = self.tables.contents();
+        let present = self.tables.frontends();
         let found = frontends
             .keys()
-            .find_map(|key| contents.frontends.get(key))
+            .find_map(|key| present.get(key))
             .map(|frontend| frontend.service);
         // All its frontends must be this port's: an id that two ports share is nobody's.
         let ours = |id: &u32| {
-            let mut keys = self.tables.frontends_of(*id).into_iter();
-            keys.all(|key| frontends.contains_key(&key))
+            let mut keys = self.tables.frontends_of(*id);
+            keys.all(|key| frontends.contains_key(key))
         };
         let id = match found.filter(ours) {
             Some(id) => id,

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use model::{IpFamily, Service, ServicePort};
 
 use super::context::family_of;
-use super::{FrontendAddress, NodeContext, Reason};
+use super::{FrontendAddress, NodeContext, Reason, SharedSet};
 
 /// Why a Service has an address. The stricter first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,11 +103,11 @@ impl<'a> Addresses<'a> {
 
     /// Who may use load balancer addresses of a family; nothing = everyone. Ranges count by family, so that a list
     /// of IPv6 ranges alone leaves IPv4 open (`pkg/proxy/serviceport.go`).
-    pub(super) fn sources(&self, family: IpFamily) -> BTreeSet<IpNetwork> {
+    pub(super) fn sources(&self, family: IpFamily) -> SharedSet<IpNetwork> {
         let ranges = self.ranges.iter().filter(|range| family_of(range) == family);
         let mut sources: BTreeSet<_> = ranges.copied().collect();
         if sources.iter().any(|range| range.prefix() == 0) {
-            return BTreeSet::new();
+            return SharedSet::default();
         }
         // Some platforms let this node send to the balancer's address with that address as its own.
         let node_is_admitted = self
@@ -125,7 +125,7 @@ impl<'a> Addresses<'a> {
 }
 
 /// The networks that lie in no other one.
-fn outermost(networks: BTreeSet<IpNetwork>) -> BTreeSet<IpNetwork> {
+fn outermost(networks: BTreeSet<IpNetwork>) -> SharedSet<IpNetwork> {
     let covers = |outer: &IpNetwork, inner: &IpNetwork| {
         outer.prefix() < inner.prefix() && outer.contains(inner.network())
     };

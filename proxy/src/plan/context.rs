@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use model::{IpFamily, NodeName};
+use model::{IpFamily, NodeName, Text};
 
 use super::Masquerade;
 
@@ -14,7 +14,7 @@ pub struct NodeContext {
     /// The node's name: endpoints with it are local.
     pub name: NodeName,
     /// Its zone, for endpoints that are hinted to zones.
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
     /// Its own addresses, the primary one of each family first.
     pub addresses: Vec<IpAddr>,
     /// Versions of IP that are served.

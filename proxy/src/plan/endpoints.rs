@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
 
 use super::addresses::is_possible;
-use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, Target};
+use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, SharedSet, Target};
 
 /// An endpoint of one port.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +43,9 @@ impl Topology {
         let followed = |topology: Self, hinted: fn(&Endpoint) -> bool| {
             ready.clone().all(hinted) && ready.clone().any(|endpoint| topology.admits(endpoint, node))
         };
-        if followed(Self::SameNode, |endpoint| !endpoint.hinted_nodes.is_empty()) {
+        if followed(Self::SameNode, |endpoint| !endpoint.hinted_nodes().is_empty()) {
             Self::SameNode
-        } else if followed(Self::SameZone, |endpoint| !endpoint.hinted_zones.is_empty()) {
+        } else if followed(Self::SameZone, |endpoint| !endpoint.hinted_zones().is_empty()) {
             Self::SameZone
         } else {
             Self::Anywhere
@@ -54,11 +54,11 @@ impl Topology {
 
     fn admits(self, endpoint: &Endpoint, node: &NodeContext) -> bool {
         match self {
-            Self::SameNode => endpoint.hinted_nodes.contains(&node.name),
+            Self::SameNode => endpoint.hinted_nodes().contains(&node.name),
             Self::SameZone => node
                 .zone
                 .as_ref()
-                .is_some_and(|zone| endpoint.hinted_zones.contains(zone)),
+                .is_some_and(|zone| endpoint.hinted_zones().contains(zone)),
             Self::Anywhere => true,
         }
     }
@@ -82,18 +82,15 @@ pub(super) fn choose(
     let here = candidates.iter().filter(|(_, candidate)| candidate.local);
     let local = usable(here, Topology::Anywhere, node, reasons);
     let on_this_node = |target: &&Target| candidates.get(target).is_some_and(|candidate| candidate.local);
+    let chosen = cluster.iter().chain(&local);
+    let on_this_node: SharedSet<_> = chosen.filter(on_this_node).copied().collect();
+    let serving = candidates
+        .iter()
+        .filter(|(_, candidate)| candidate.endpoint.conditions.serving);
+    let serving: SharedSet<_> = serving.map(|(target, _)| *target).collect();
     PortPlan {
-        on_this_node: cluster
-            .iter()
-            .chain(&local)
-            .filter(on_this_node)
-            .copied()
-            .collect(),
-        serving: candidates
-            .iter()
-            .filter(|(_, candidate)| candidate.endpoint.conditions.serving)
-            .map(|(target, _)| *target)
-            .collect(),
+        on_this_node: on_this_node.or_equal(&[&local, &cluster]),
+        serving: serving.or_equal(&[&cluster]),
         cluster,
         local,
         ..PortPlan::default()
@@ -106,7 +103,7 @@ fn usable<'a>(
     topology: Topology,
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
-) -> Vec<Target> {
+) -> SharedSet<Target> {
     let of = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Target> {
         let chosen = candidates
             .clone()
@@ -121,7 +118,7 @@ fn usable<'a>(
         reasons.insert(Reason::TooManyEndpoints(targets.len()));
         targets.truncate(MAX_ENDPOINTS);
     }
-    targets
+    targets.into_iter().collect()
 }
 
 fn candidates<'a>(

@@ -95,7 +95,7 @@ pub fn service(service: &str, address: &str) -> Service {
 
 pub fn port(name: &str, protocol: Protocol, port: u16, node_port: Option<u16>) -> ServicePort {
     ServicePort {
-        name: name.to_owned(),
+        name: name.into(),
         protocol,
         port: number(port),
         node_port: node_port.map(number),
@@ -112,13 +112,13 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
     };
     EndpointSlice {
         name: name(slice),
-        service: service.to_owned(),
+        service: service.into(),
         family: endpoints
             .first()
             .map_or(IpFamily::V4, |(address, _, _)| ip(address).into()),
         endpoints: endpoints.iter().map(endpoint).collect(),
         ports: vec![EndpointPort {
-            name: "http".to_owned(),
+            name: "http".into(),
             protocol: Protocol::Tcp,
             port: number(8080),
         }],
@@ -132,7 +132,7 @@ pub fn node(name: &str, zone: Option<&str>) -> model::Node {
         internal_addresses: Vec::new(),
         external_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
-        zone: zone.map(str::to_owned),
+        zone: zone.map(Into::into),
         draining: false,
     }
 }

@@ -64,7 +64,7 @@ fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option
     let mut service = Service::new(ObjectName::new("default", name), kind);
     service.ports = ports
         .map(|(name, protocol)| ServicePort {
-            name: name.to_owned(),
+            name: name.into(),
             protocol,
             port: port(PORT),
             node_port: node_port.map(port),
@@ -80,17 +80,16 @@ fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option
             zone: None,
             hostname: None,
             pod: None,
-            hinted_zones: Vec::new(),
-            hinted_nodes: Vec::new(),
+            hints: None,
         });
         let slice = EndpointSlice {
             name: ObjectName::new("default", format!("{name}-{family:?}").to_lowercase()),
-            service: name.to_owned(),
+            service: name.into(),
             family,
             endpoints: endpoints.collect(),
             ports: ports
                 .map(|(name, protocol)| EndpointPort {
-                    name: name.to_owned(),
+                    name: name.into(),
                     protocol,
                     port: port(TARGET_PORT),
                 })

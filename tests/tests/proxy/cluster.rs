@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 
 use model::service::LoadBalancerIngress;
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Node, ObjectName, Protocol,
-    Service, ServiceKind, ServicePort, Snapshot,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, Kind, Node, ObjectName,
+    Protocol, Service, ServiceKind, ServicePort, Snapshot,
 };
 use proxy::Settings;
 
@@ -187,8 +187,10 @@ impl EndpointAt {
             zone: None,
             hostname: None,
             pod: None,
-            hinted_zones: self.zones.iter().map(|zone| (*zone).to_owned()).collect(),
-            hinted_nodes: self.nodes.iter().map(|node| (*node).into()).collect(),
+            hints: Hints::some(
+                self.zones.iter().map(|zone| (*zone).into()).collect(),
+                self.nodes.iter().map(|node| (*node).into()).collect(),
+            ),
         }
     }
 }
@@ -255,7 +257,7 @@ impl State {
     pub fn slice(&self, family: IpFamily) -> EndpointSlice {
         let of_family = self.endpoints.iter().filter(|at| at.families.contains(&family));
         let port = |name: String, protocol, number| EndpointPort {
-            name,
+            name: name.into(),
             protocol,
             port: port_number(number),
         };
@@ -266,7 +268,7 @@ impl State {
         ports.push(port("admin".to_owned(), Protocol::Tcp, ADMIN_TARGET_PORT));
         EndpointSlice {
             name: ObjectName::new("default", format!("web-{family:?}").to_lowercase()),
-            service: "web".to_owned(),
+            service: "web".into(),
             family,
             endpoints: of_family.map(|at| at.in_slice(family)).collect(),
             ports,
@@ -287,7 +289,7 @@ pub fn empty() -> Snapshot {
         internal_addresses: OTHER_NODE.both().into(),
         external_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
-        zone: Some("b".to_owned()),
+        zone: Some("b".into()),
         draining: false,
     }));
     snapshot
@@ -310,7 +312,7 @@ fn this_node() -> Node {
         pod_cidrs: networks
             .map(|network| network.parse().expect("a network"))
             .collect(),
-        zone: Some(THIS_ZONE.to_owned()),
+        zone: Some(THIS_ZONE.into()),
         draining: false,
     }
 }
@@ -328,7 +330,7 @@ fn service() -> Service {
 /// A port of a Service. Its name joins with the endpoints' ports.
 pub fn port(name: &str, protocol: Protocol, (port, node_port): (u16, u16)) -> ServicePort {
     ServicePort {
-        name: name.to_owned(),
+        name: name.into(),
         protocol,
         port: port_number(port),
         node_port: Some(port_number(node_port)),

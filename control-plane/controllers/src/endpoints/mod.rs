@@ -254,7 +254,11 @@ fn existing(context: &Context, service: &ObjectName, manager: &str) -> Vec<Arc<E
     slices.retain(|slice| {
         let labels = slice.metadata.labels.as_ref();
         is_managed_by(slice, manager)
-            && labels.and_then(|labels| labels.get(SERVICE_LABEL)) == Some(&service.name)
+            && labels.is_some_and(|labels| {
+                labels
+                    .get(SERVICE_LABEL)
+                    .is_some_and(|name| service.name == **name)
+            })
             && slice.metadata.deletion_timestamp.is_none()
     });
     slices

@@ -155,7 +155,7 @@ impl Collector {
             return Ok(Owner::Present);
         };
         let namespace = if kind.is_namespaced {
-            node.name.namespace.as_str()
+            &*node.name.namespace
         } else {
             ""
         };

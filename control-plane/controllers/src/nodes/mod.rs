@@ -85,7 +85,7 @@ impl Heard {
             self.0
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .remove(&name);
+                .remove(&*name);
             return;
         };
         let heartbeat =

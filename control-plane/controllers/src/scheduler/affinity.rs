@@ -184,7 +184,7 @@ fn concerns(term: &PodAffinityTerm, home: &str, name: &ObjectName, labels: &Labe
     let listed = term.namespaces.as_deref().unwrap_or_default();
     let everywhere = term.namespace_selector.as_ref().is_some_and(selector::is_empty);
     let at_home = listed.is_empty() && term.namespace_selector.is_none() && name.namespace == home;
-    let in_scope = everywhere || at_home || listed.contains(&name.namespace);
+    let in_scope = everywhere || at_home || listed.iter().any(|listed| name.namespace == **listed);
     in_scope
         && term
             .label_selector

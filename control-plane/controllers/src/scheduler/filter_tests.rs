@@ -64,7 +64,7 @@ fn check(pod_edit: Value, nodes: &[Node], placed: &[(Pod, &str)], expected: Resu
     let ledger = ledger(nodes, placed);
     let outcome = schedule(&pod, ledger.nodes(), &Spread::new(&pod, Vec::new()), 1);
     let outcome = outcome.map(|node| node.0).map_err(|reasons| reasons.to_string());
-    assert_eq!(outcome, expected.map(str::to_owned).map_err(str::to_owned));
+    assert_eq!(outcome, expected.map(Into::into).map_err(str::to_owned));
 }
 
 #[test]
@@ -339,7 +339,7 @@ fn a_burst_of_equal_pods_is_spread_evenly_and_always_in_the_same_way() {
         let names: Vec<Vec<String>> = ledger
             .nodes()
             .values()
-            .map(|node| node.pods.keys().map(|name| name.name.clone()).collect())
+            .map(|node| node.pods.keys().map(|name| name.name.to_string()).collect())
             .collect();
         (counts, names)
     };

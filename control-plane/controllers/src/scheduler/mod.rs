@@ -298,8 +298,8 @@ async fn bind(context: Arc<Context>, pod: Arc<Pod>, node: NodeName) -> Done {
     let name = name_of(&*pod);
     let binding = Binding {
         metadata: ObjectMeta {
-            name: Some(name.name.clone()),
-            namespace: Some(name.namespace.clone()),
+            name: Some(name.name.clone().into()),
+            namespace: Some(name.namespace.clone().into()),
             // Not to a later pod of the same name.
             uid: pod.metadata.uid.clone(),
             ..ObjectMeta::default()
@@ -307,7 +307,7 @@ async fn bind(context: Arc<Context>, pod: Arc<Pod>, node: NodeName) -> Done {
         target: ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
-            name: Some(node.0.clone()),
+            name: Some(node.0.clone().into()),
             ..ObjectReference::default()
         },
     };

@@ -83,7 +83,7 @@ pub(crate) fn best(pod: &Pod, nodes: &[(&NodeName, &NodeState)], spread: &Spread
     scored
         .max()
         .map(|(_, _, name)| name.clone())
-        .unwrap_or_else(|| NodeName(String::new()))
+        .unwrap_or_else(|| NodeName(model::Text::default()))
 }
 
 /// What part of the largest value this one is, in hundredths.

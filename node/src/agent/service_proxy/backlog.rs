@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{EndpointSlice, IpFamily, ObjectName, Service, ServiceKind, Snapshot, UnixTime};
+use model::{EndpointSlice, IpFamily, ObjectName, Service, ServiceKind, Slices, Snapshot, UnixTime};
 
 /// How many objects differ between two snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,16 +59,12 @@ impl Had {
     }
 }
 
-/// The slices of a Service by name.
-type Slices = BTreeMap<String, Arc<EndpointSlice>>;
-
 fn changed_slices(old: Option<&Arc<Slices>>, new: Option<&Arc<Slices>>) -> u64 {
-    let empty = BTreeMap::new();
+    let empty = Slices::default();
     let new = new.map_or(&empty, Arc::as_ref);
     let old = old.map_or(&empty, Arc::as_ref);
-    let written = new.iter().filter(|(name, slice)| old.get(*name) != Some(slice));
-    let gone = old.keys().filter(|name| !new.contains_key(*name));
-    (written.count() + gone.count()) as u64
+    let gone = old.iter().filter(|slice| new.get(&slice.name.name).is_none());
+    (new.changed_since(old).count() + gone.count()) as u64
 }
 
 /// Moments that are kept for one Service: one whose changes never reach the kernel shall not fill the memory.
@@ -93,15 +89,15 @@ impl Triggers {
 
     /// Notes for which moments the slices were written that differ.
     pub fn note(&mut self, older: &Snapshot, newer: &Snapshot) {
-        let empty = BTreeMap::new();
+        let empty = Slices::default();
         for service in newer.slices.keys_changed_since(&older.slices) {
             if !is_programmed(newer, service) {
                 continue;
             }
             let new = newer.slices.get(service).map_or(&empty, Arc::as_ref);
             let old = older.slices.get(service).map_or(&empty, Arc::as_ref);
-            let written = new.iter().filter(|(name, slice)| old.get(*name) != Some(slice));
-            let moments: Vec<_> = written.filter_map(|(_, slice)| self.moment(slice)).collect();
+            let written = new.changed_since(old);
+            let moments: Vec<_> = written.filter_map(|slice| self.moment(slice)).collect();
             if !moments.is_empty() {
                 let pending = self.pending.entry(service.clone()).or_default();
                 pending.extend(moments);

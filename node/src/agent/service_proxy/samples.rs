@@ -33,7 +33,7 @@ pub fn service(service: &str) -> Service {
     };
     Service {
         ports: vec![ServicePort {
-            name: "http".to_owned(),
+            name: "http".into(),
             ..ServicePort::new(Protocol::Tcp, port(80))
         }],
         ..Service::new(name(service), kind)
@@ -67,11 +67,11 @@ pub fn endpoint(address: &str) -> Endpoint {
 pub fn slice(slice: &str, service: &str) -> EndpointSlice {
     EndpointSlice {
         name: name(slice),
-        service: service.to_owned(),
+        service: service.into(),
         family: IpFamily::V4,
         endpoints: Vec::new(),
         ports: vec![EndpointPort {
-            name: "http".to_owned(),
+            name: "http".into(),
             protocol: Protocol::Tcp,
             port: port(8080),
         }],

@@ -97,7 +97,7 @@ fn services(snapshot: &Snapshot) -> BTreeSet<String> {
     snapshot
         .services
         .iter()
-        .map(|(name, _)| name.name.clone())
+        .map(|(name, _)| name.name.to_string())
         .collect()
 }
 

@@ -91,7 +91,7 @@ fn a_plain_service_is_taken_with_kubernetes_defaults() {
         panic!("{:?} is not one port", service.ports)
     };
     assert_eq!(
-        (port.name.as_str(), port.protocol, port.port.get(), port.node_port),
+        (&*port.name, port.protocol, port.port.get(), port.node_port),
         ("http", model::Protocol::Tcp, 80, None)
     );
 }
@@ -471,7 +471,7 @@ fn nodes_and_namespaces_are_reduced_to_their_place_in_the_network() {
         internal_addresses: vec![[172, 30, 0, 11].into()],
         external_addresses: vec![[192, 0, 2, 11].into()],
         pod_cidrs: vec!["10.244.1.0/24".parse().expect("valid")],
-        zone: Some("a".to_owned()),
+        zone: Some("a".into()),
         draining: true,
     };
     let faults = [
@@ -489,7 +489,7 @@ fn nodes_and_namespaces_are_reduced_to_their_place_in_the_network() {
         parse::<core::Namespace>(json!({"metadata": {"name": "default"}})),
         (
             Converted::Put(Box::new(Change::Namespace(Namespace {
-                name: "default".to_owned()
+                name: "default".into()
             }))),
             vec![]
         )

@@ -14,7 +14,7 @@ use super::rule::{Rule, comment};
 use super::ruleset::Table;
 use crate::plan::{
     Action, Admits, Frontend, FrontendAddress, FrontendKey, HealthCheck, List, LocalTraffic, Masquerade,
-    NodeContext, NodePortAddresses, PortKey, PortPlan, ServicePlan, Target,
+    NodeContext, NodePortAddresses, PortKey, PortPlan, ServicePlan, SharedSet, Target,
 };
 
 const LAST: &str = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
@@ -43,7 +43,7 @@ pub(super) fn number(port: u16) -> NonZeroU16 {
     NonZeroU16::new(port).expect("not zero")
 }
 
-fn targets(texts: &[&str]) -> Vec<Target> {
+fn targets(texts: &[&str]) -> SharedSet<Target> {
     let parse = |text: &&str| text.parse::<SocketAddr>().expect("an endpoint");
     let target = |address: SocketAddr| Target {
         address: address.ip(),
@@ -93,7 +93,7 @@ impl Case {
     pub(super) fn cluster_ip(mut self, at: &str, action: Action) -> Self {
         let address: SocketAddr = at.parse().expect("an address");
         self.key.family = address.ip().into();
-        self.plan.cluster_ips.insert(address.ip());
+        self.plan.cluster_ips = [address.ip()].into();
         self.frontend(at, action, Admits::Everyone)
     }
 
@@ -175,7 +175,7 @@ fn external_frontends_masquerade_everyone_and_admit_by_source_at_balancers_only(
         .frontend("198.51.100.1:80", EVERYONE, Admits::Sources)
         .frontend("198.51.100.2:80", EVERYONE, Admits::Everyone)
         .frontend("30080", EVERYONE, Admits::Everyone);
-    case.port.sources = BTreeSet::from(["192.0.2.0/24", "198.51.100.1/32"].map(network));
+    case.port.sources = SharedSet::from(["192.0.2.0/24", "198.51.100.1/32"].map(network));
     case.lists(&["10.244.1.2:8080"], &[])
         .check(&node(), "balancer with source ranges, node port");
 }
@@ -208,7 +208,7 @@ fn what_has_no_endpoint_is_refused_where_it_would_be_served() {
         .cluster_ip("10.96.0.1:80", Action::Refuse)
         .frontend("198.51.100.1:80", Action::Refuse, Admits::Sources)
         .frontend("30080", Action::Refuse, Admits::Everyone);
-    case.port.sources = BTreeSet::from([network("192.0.2.0/24")]);
+    case.port.sources = [network("192.0.2.0/24")].into();
     case.check(&node, "refused");
 }
 

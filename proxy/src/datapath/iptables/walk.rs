@@ -12,7 +12,8 @@ use super::layout::Surroundings;
 use super::render::render;
 use super::ruleset::{Rules, Table};
 use crate::plan::{
-    Action, Admits, List, LocalTraffic, Masquerade, NodeContext, NodePortAddresses, ServicePlan, Target,
+    Action, Admits, List, LocalTraffic, Masquerade, NodeContext, NodePortAddresses, ServicePlan, SharedSet,
+    Target,
 };
 use crate::verdict::{Packet, Verdict, verdict};
 
@@ -233,7 +234,7 @@ fn plans() -> BTreeMap<ObjectName, Arc<ServicePlan>> {
                 Admits::Everyone,
             )
             .lists(&["10.244.1.2:80", "10.244.2.2:80", "10.244.2.3:80"], local);
-        case.port.sources = BTreeSet::from(["192.0.2.0/24", "10.244.0.0/16"].map(network));
+        case.port.sources = SharedSet::from(["192.0.2.0/24", "10.244.0.0/16"].map(network));
         plans.insert(ObjectName::new("ns", format!("s{index}")), Arc::new(case.plan()));
     }
     plans

@@ -26,6 +26,7 @@ use netlink::nft::{Contents, DataType, Element, ElementData, Family, Set, SetKin
 use smallvec::SmallVec;
 
 use super::layout::REFUSE;
+use super::packed_map::PackedMap;
 use super::template::{Choice, Template, Via};
 use super::{Edits, Mirror};
 use crate::plan::{
@@ -38,10 +39,12 @@ pub const LOCAL_SLOTS: u32 = 1 << 15;
 const MOST_CLIENTS: NonZeroU32 = NonZeroU32::new(1 << 18).expect("invariant: not zero");
 const LISTS: [List; 2] = [List::Cluster, List::Local];
 
-/// A key as the mirror holds it: for ranges, first and last value one behind the other. Those of IPv4 take no heap.
+/// A key: for ranges, first and last value one behind the other. Those of IPv4 take no heap.
 pub type Key = SmallVec<[u8; 16]>;
 
-/// What lies beside a key, as the mirror holds it.
+type Packed = SmallVec<[u8; 32]>;
+
+/// What lies beside a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Data {
     /// Nothing: a plain set.
@@ -69,6 +72,70 @@ impl From<&Data> for ElementData {
             Data::Value(bytes) => Self::Value(bytes.to_vec()),
             Data::Verdict(verdict) => Self::Verdict((**verdict).clone()),
         }
+    }
+}
+
+impl Data {
+    /// As [`Elements`] have it: what it is, and its content.
+    fn pack(&self) -> Packed {
+        let (kind, content): (u8, &[u8]) = match self {
+            Self::None => (0, &[]),
+            Self::Value(bytes) => (1, bytes),
+            Self::Verdict(verdict) => match verdict.as_ref() {
+                Verdict::Accept => (2, &[]),
+                Verdict::Drop => (3, &[]),
+                Verdict::Return => (4, &[]),
+                Verdict::Jump(chain) => (5, chain.as_bytes()),
+                Verdict::Goto(chain) => (6, chain.as_bytes()),
+            },
+        };
+        join(&[&[kind], content])
+    }
+
+    fn unpack(packed: &[u8]) -> Self {
+        let (kind, content) = packed.split_first().unwrap_or((&0, &[]));
+        let chain = || String::from_utf8_lossy(content).into_owned();
+        Self::Verdict(Box::new(match kind {
+            0 => return Self::None,
+            1 => return Self::Value(SmallVec::from_slice(content)),
+            2 => Verdict::Accept,
+            3 => Verdict::Drop,
+            4 => Verdict::Return,
+            5 => Verdict::Jump(chain()),
+            _ => Verdict::Goto(chain()),
+        }))
+    }
+}
+
+/// The elements of one set, as the kernel has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elements(PackedMap);
+
+impl Elements {
+    pub(super) fn get(&self, key: &[u8]) -> Option<Data> {
+        self.0.get(key).map(Data::unpack)
+    }
+
+    pub(super) fn insert(&mut self, key: &[u8], data: &Data) {
+        self.0.insert(key, &data.pack());
+    }
+
+    pub(super) fn remove(&mut self, key: &[u8]) {
+        self.0.remove(key);
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    pub(super) fn data(&self) -> impl Iterator<Item = Data> {
+        self.0.iter().map(|(_, data)| Data::unpack(data))
+    }
+
+    /// Those whose keys begin with an id.
+    fn of_id(&self, id: u32) -> impl Iterator<Item = (&[u8], Data)> {
+        let elements = self.0.starting_with(id.to_ne_bytes());
+        elements.map(|(key, data)| (key, Data::unpack(data)))
     }
 }
 
@@ -281,7 +348,7 @@ pub(super) fn frontend_of(family: IpFamily, name: Name, key: &[u8]) -> Option<Fr
 /// The id of a frontend, as the mirror has it.
 pub(super) fn id_of(key: FrontendKey, mirror: &Mirror) -> Option<u32> {
     let place = place(key);
-    id_in(mirror.get(&place.ids)?.get(&place.key)?)
+    id_in(&mirror.get(&place.ids)?.get(&place.key)?)
 }
 
 /// All ids that frontends have in the mirror, with how many frontends have them.
@@ -289,7 +356,7 @@ pub(super) fn ids(mirror: &Mirror) -> BTreeMap<u32, usize> {
     let maps = [Name::ServiceIds, Name::NodePortIds];
     let elements = maps.iter().filter_map(|name| mirror.get(name));
     let mut ids = BTreeMap::new();
-    for id in elements.flat_map(BTreeMap::values).filter_map(id_in) {
+    for id in elements.flat_map(Elements::data).filter_map(|data| id_in(&data)) {
         *ids.entry(id).or_default() += 1;
     }
     ids
@@ -403,8 +470,9 @@ fn slots(mirror: &Mirror, id: u32, first: u32) -> BTreeMap<u32, Data> {
     let Some(elements) = mirror.get(&Name::Endpoints) else {
         return BTreeMap::new();
     };
-    with_id(elements, id)
-        .filter_map(|(key, data)| Some((leading_id(key.get(4..)?)?, data.clone())))
+    let elements = elements.of_id(id);
+    elements
+        .filter_map(|(key, data)| Some((leading_id(key.get(4..)?)?, data)))
         .filter(|(slot, _)| slot & LOCAL_SLOTS == first)
         .collect()
 }
@@ -413,23 +481,20 @@ fn slots(mirror: &Mirror, id: u32, first: u32) -> BTreeMap<u32, Data> {
 fn of_id(mirror: &Mirror, id: u32) -> BTreeSet<(Name, Key)> {
     let maps = Name::OF_ID.iter();
     maps.filter_map(|name| Some((*name, mirror.get(name)?)))
-        .flat_map(|(name, elements)| with_id(elements, id).map(move |(key, _)| (name, key.clone())))
+        .flat_map(|(name, elements)| {
+            elements
+                .of_id(id)
+                .map(move |(key, _)| (name, Key::from_slice(key)))
+        })
         .collect()
 }
 
-fn with_id(elements: &BTreeMap<Key, Data>, id: u32) -> impl Iterator<Item = (&Key, &Data)> {
-    let prefix = words(&[id]);
-    elements
-        .range(prefix.clone()..)
-        .take_while(move |(key, _)| key.starts_with(&prefix))
-}
-
-fn join(parts: &[&[u8]]) -> Key {
-    let mut key = Key::new();
+fn join<const N: usize>(parts: &[&[u8]]) -> SmallVec<[u8; N]> {
+    let mut joined = SmallVec::new();
     for part in parts {
-        key.extend_from_slice(part);
+        joined.extend_from_slice(part);
     }
-    key
+    joined
 }
 
 fn words(numbers: &[u32]) -> Key {

@@ -26,16 +26,6 @@ pub struct Contents {
     pub nodes: BTreeMap<Ip, NodeAddress>,
 }
 
-impl Contents {
-    /// The highest service id in use; 0 where there is none.
-    pub(super) fn last_service(&self) -> u32 {
-        let slots = self.slots.keys().map(|slot| slot.service);
-        let members = self.members.keys().map(|member| member.service);
-        let frontends = self.frontends.values().map(|frontend| frontend.service);
-        slots.chain(members).chain(frontends).max().unwrap_or(0)
-    }
-}
-
 /// Access to the hook's maps; each write is atomic for readers in the kernel.
 pub trait HookMaps: Send + Sync + std::fmt::Debug {
     /// Reads everything.

@@ -6,6 +6,7 @@ use ebpf::abi::net::{Ip, Port};
 use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, SlotKey};
 
 use super::abi::{Lists, Members, Place};
+use super::compact_map::CompactMap;
 use super::maps::{Contents, HookMaps};
 use crate::Error;
 
@@ -15,52 +16,92 @@ pub(super) type ListName = (u32, u16);
 #[derive(Debug)]
 pub(super) struct Tables<M> {
     maps: M,
-    mirror: Contents,
-    /// Frontends of each service id.
-    frontends_of: BTreeMap<u32, BTreeSet<FrontendKey>>,
-    /// Slots and memberships of each endpoint id.
-    uses: BTreeMap<u32, u32>,
-    endpoint_ids: BTreeMap<Place, u32>,
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    frontends_by_service: BTreeSet<(u32, FrontendKey)>,
+    slots: CompactMap<SlotKey, u32>,
+    endpoints: CompactMap<u32, Known>,
+    endpoint_ids: CompactMap<Place, u32>,
     next_endpoint: u32,
+    members: BTreeMap<MemberKey, Membership>,
+    nodes: BTreeMap<Ip, NodeAddress>,
+}
+
+/// An endpoint in the kernel.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    place: Place,
+    /// Slots and memberships.
+    uses: u32,
 }
 
 impl<M: HookMaps> Tables<M> {
     pub(super) fn open(maps: M) -> Result<Self, Error> {
         let mut tables = Self {
             maps,
-            mirror: Contents::default(),
-            frontends_of: BTreeMap::new(),
-            uses: BTreeMap::new(),
-            endpoint_ids: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            frontends_by_service: BTreeSet::new(),
+            slots: CompactMap::default(),
+            endpoints: CompactMap::default(),
+            endpoint_ids: CompactMap::default(),
             next_endpoint: 1,
+            members: BTreeMap::new(),
+            nodes: BTreeMap::new(),
         };
         tables.read_back()?;
         Ok(tables)
     }
 
     pub(super) fn read_back(&mut self) -> Result<(), Error> {
-        self.mirror = self.maps.contents()?;
-        self.frontends_of.clear();
-        for (key, frontend) in &self.mirror.frontends {
-            let keys = self.frontends_of.entry(frontend.service).or_default();
-            keys.insert(*key);
+        let Contents {
+            frontends,
+            slots,
+            endpoints,
+            members,
+            nodes,
+        } = self.maps.contents()?;
+        let by_service = frontends.iter().map(|(key, frontend)| (frontend.service, *key));
+        self.frontends_by_service = by_service.collect();
+        let mut uses: BTreeMap<u32, u32> = BTreeMap::new();
+        for id in slots
+            .values()
+            .copied()
+            .chain(members.keys().map(|key| key.endpoint))
+        {
+            *uses.entry(id).or_default() += 1;
         }
-        self.uses.clear();
-        let members = self.mirror.members.keys().map(|key| key.endpoint);
-        for id in self.mirror.slots.values().copied().chain(members) {
-            *self.uses.entry(id).or_default() += 1;
-        }
-        let endpoints = self.mirror.endpoints.iter();
-        self.endpoint_ids = endpoints.map(|(id, endpoint)| (place(endpoint), *id)).collect();
-        let used = self.mirror.endpoints.keys().next_back();
+        self.endpoint_ids = endpoints
+            .iter()
+            .map(|(id, endpoint)| (place(endpoint), *id))
+            .collect();
+        let endpoints = endpoints.into_iter().map(|(id, endpoint)| {
+            let known = Known {
+                place: place(&endpoint),
+                uses: uses.get(&id).copied().unwrap_or_default(),
+            };
+            (id, known)
+        });
+        self.endpoints = endpoints.collect();
+        self.frontends = frontends;
+        self.slots = slots.into_iter().collect();
+        self.members = members;
+        self.nodes = nodes;
+        let used = self.endpoints.last_key();
         self.next_endpoint = self
             .next_endpoint
             .max(used.copied().unwrap_or(0).saturating_add(1));
         Ok(())
     }
 
-    pub(super) fn contents(&self) -> &Contents {
-        &self.mirror
+    /// The highest service id in use; 0 where there is none.
+    pub(super) fn last_service(&self) -> u32 {
+        let slots = self.slots.last_key().map(|slot| slot.service);
+        let members = self.members.keys().next_back().map(|member| member.service);
+        let frontends = self.frontends_by_service.last().map(|(service, _)| *service);
+        slots.max(members).max(frontends).unwrap_or(0)
+    }
+
+    pub(super) fn frontends(&self) -> &BTreeMap<FrontendKey, Frontend> {
+        &self.frontends
     }
 
     pub(super) fn writes(&self) -> u64 {
@@ -80,15 +121,23 @@ impl<M: HookMaps> Tables<M> {
         self.maps.counters()
     }
 
-    pub(super) fn frontends_of(&self, service: u32) -> Vec<FrontendKey> {
-        let keys = self.frontends_of.get(&service).into_iter().flatten();
-        keys.copied().collect()
+    pub(super) fn frontends_of(&self, service: u32) -> impl Iterator<Item = &FrontendKey> {
+        let least = FrontendKey {
+            addr: Ip::ANY,
+            port: Port(0),
+            proto: 0,
+            kind: 0,
+        };
+        let from_service = self.frontends_by_service.range((service, least)..);
+        from_service
+            .take_while(move |(owner, _)| *owner == service)
+            .map(|(_, key)| key)
     }
 
     /// The revision that the service's first frontend leads to: where an update was cut off, others may lag behind.
     pub(super) fn revision(&self, service: u32) -> Option<u16> {
-        let key = self.frontends_of.get(&service)?.first()?;
-        self.mirror.frontends.get(key).map(|frontend| frontend.revision)
+        let key = self.frontends_of(service).next()?;
+        self.frontends.get(key).map(|frontend| frontend.revision)
     }
 
     pub(super) fn free_revision(&self, service: u32, current: u16) -> Result<u16, Error> {
@@ -99,8 +148,8 @@ impl<M: HookMaps> Tables<M> {
     }
 
     pub(super) fn is_referenced(&self, (service, revision): ListName) -> bool {
-        let keys = self.frontends_of.get(&service).into_iter().flatten();
-        keys.filter_map(|key| self.mirror.frontends.get(key))
+        let keys = self.frontends_of(service);
+        keys.filter_map(|key| self.frontends.get(key))
             .any(|frontend| frontend.revision == revision)
     }
 
@@ -109,7 +158,7 @@ impl<M: HookMaps> Tables<M> {
         let mut lists = Lists::default();
         for (key, id) in self.slots(list) {
             let missing = (Ip::ANY, Port(0), 0);
-            let target = self.mirror.endpoints.get(id).map_or(missing, place);
+            let target = self.endpoints.get(id).map_or(missing, |known| known.place);
             let list = if key.slot & SlotKey::LOCAL == 0 {
                 &mut lists.cluster
             } else {
@@ -126,7 +175,7 @@ impl<M: HookMaps> Tables<M> {
             revision,
             slot,
         };
-        let slots = self.mirror.slots.range(bound(0, 0)..=bound(u16::MAX, u16::MAX));
+        let slots = self.slots.range(bound(0, 0)..=bound(u16::MAX, u16::MAX));
         slots.map(|(key, _)| (key.service, key.revision)).collect()
     }
 
@@ -140,18 +189,18 @@ impl<M: HookMaps> Tables<M> {
                     slot,
                 };
                 self.maps.put_slot(key, endpoint)?;
-                self.mirror.slots.insert(key, endpoint);
-                *self.uses.entry(endpoint).or_default() += 1;
+                self.slots.insert(key, endpoint);
+                self.add_use(endpoint);
             }
         }
         Ok(())
     }
 
     pub(super) fn remove_list(&mut self, list: ListName) -> Result<(), Error> {
-        let slots: Vec<_> = self.slots(list).map(|(key, id)| (*key, *id)).collect();
+        let slots: Vec<_> = self.slots(list).copied().collect();
         for (key, id) in slots {
             self.maps.remove_slot(&key)?;
-            self.mirror.slots.remove(&key);
+            self.slots.remove(&key);
             self.release(id)?;
         }
         Ok(())
@@ -162,7 +211,7 @@ impl<M: HookMaps> Tables<M> {
         for (place, bits) in &wanted.0 {
             let endpoint = self.endpoint_id(*place)?;
             let key = MemberKey { service, endpoint };
-            let now = self.mirror.members.get(&key).map_or(0, |member| member.0);
+            let now = self.members.get(&key).map_or(0, |member| member.0);
             if now | bits != now {
                 self.put_member(key, Membership(now | bits))?;
             }
@@ -173,8 +222,8 @@ impl<M: HookMaps> Tables<M> {
     /// Takes away what the members no longer are.
     pub(super) fn retain_members(&mut self, service: u32, wanted: &Members) -> Result<(), Error> {
         for key in self.members_of(service) {
-            let place = self.mirror.endpoints.get(&key.endpoint).map(place);
-            match place.and_then(|place| wanted.0.get(&place)) {
+            let known = self.endpoints.get(&key.endpoint);
+            match known.and_then(|known| wanted.0.get(&known.place)) {
                 Some(bits) => self.put_member(key, Membership(*bits))?,
                 None => self.remove_member(&key)?,
             }
@@ -188,41 +237,41 @@ impl<M: HookMaps> Tables<M> {
         key: FrontendKey,
         value: Frontend,
     ) -> Result<Option<ListName>, Error> {
-        let old = self.mirror.frontends.get(&key).copied();
+        let old = self.frontends.get(&key).copied();
         if old == Some(value) {
             return Ok(None);
         }
         self.maps.put_frontend(key, value)?;
         let old = old.filter(|old| old.service != value.service);
         let left = old.and_then(|old| self.forget_owner(&key, &old));
-        self.mirror.frontends.insert(key, value);
-        self.frontends_of.entry(value.service).or_default().insert(key);
+        self.frontends.insert(key, value);
+        self.frontends_by_service.insert((value.service, key));
         Ok(left)
     }
 
     /// Returns the list that this frontend was the last to lead to.
     pub(super) fn remove_frontend(&mut self, key: &FrontendKey) -> Result<Option<ListName>, Error> {
-        let Some(old) = self.mirror.frontends.get(key).copied() else {
+        let Some(old) = self.frontends.get(key).copied() else {
             return Ok(None);
         };
         self.maps.remove_frontend(key)?;
-        self.mirror.frontends.remove(key);
+        self.frontends.remove(key);
         Ok(self.forget_owner(key, &old))
     }
 
     pub(super) fn put_node(&mut self, address: Ip, value: NodeAddress) -> Result<(), Error> {
-        if self.mirror.nodes.get(&address) != Some(&value) {
+        if self.nodes.get(&address) != Some(&value) {
             self.maps.put_node(address, value)?;
-            self.mirror.nodes.insert(address, value);
+            self.nodes.insert(address, value);
         }
         Ok(())
     }
 
     pub(super) fn retain_nodes(&mut self, wanted: impl Fn(&Ip) -> bool) -> Result<(), Error> {
-        let unwanted = self.mirror.nodes.keys().filter(|address| !wanted(address));
+        let unwanted = self.nodes.keys().filter(|address| !wanted(address));
         for address in unwanted.copied().collect::<Vec<_>>() {
             self.maps.remove_node(&address)?;
-            self.mirror.nodes.remove(&address);
+            self.nodes.remove(&address);
         }
         Ok(())
     }
@@ -230,70 +279,65 @@ impl<M: HookMaps> Tables<M> {
     /// Removes what nothing leads to, such as the lists and members of an update that a crash cut off. Lists that wait
     /// for their readers stay.
     pub(super) fn remove_orphans(&mut self, waiting: &BTreeSet<ListName>) -> Result<(), Error> {
-        let slots = self.mirror.slots.keys();
-        let lists: BTreeSet<_> = slots.map(|slot| (slot.service, slot.revision)).collect();
+        let slots = self.slots.iter();
+        let lists: BTreeSet<_> = slots.map(|(slot, _)| (slot.service, slot.revision)).collect();
         for list in lists.difference(waiting) {
             if !self.is_referenced(*list) {
                 self.remove_list(*list)?;
             }
         }
-        let members = self.mirror.members.keys();
-        let unowned = members.filter(|key| !self.frontends_of.contains_key(&key.service));
+        let members = self.members.keys();
+        let unowned = members.filter(|key| self.frontends_of(key.service).next().is_none());
         for key in unowned.copied().collect::<Vec<_>>() {
             self.remove_member(&key)?;
         }
-        let endpoints = self.mirror.endpoints.keys();
-        let unused = endpoints.filter(|id| !self.uses.contains_key(id));
-        for id in unused.copied().collect::<Vec<_>>() {
+        let unused = self.endpoints.iter().filter(|(_, known)| known.uses == 0);
+        for id in unused.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.remove_endpoint(id)?;
         }
         Ok(())
     }
 
-    fn slots(&self, (service, revision): ListName) -> impl Iterator<Item = (&SlotKey, &u32)> {
+    fn slots(&self, (service, revision): ListName) -> impl Iterator<Item = &(SlotKey, u32)> {
         let bound = |slot| SlotKey {
             service,
             revision,
             slot,
         };
-        self.mirror.slots.range(bound(0)..=bound(u16::MAX))
+        self.slots.range(bound(0)..=bound(u16::MAX))
     }
 
     fn members_of(&self, service: u32) -> Vec<MemberKey> {
         let bound = |endpoint| MemberKey { service, endpoint };
-        let members = self.mirror.members.range(bound(0)..=bound(u32::MAX));
+        let members = self.members.range(bound(0)..=bound(u32::MAX));
         members.map(|(key, _)| *key).collect()
     }
 
     fn put_member(&mut self, key: MemberKey, value: Membership) -> Result<(), Error> {
-        let old = self.mirror.members.get(&key);
+        let old = self.members.get(&key);
         if old == Some(&value) {
             return Ok(());
         }
         let added = old.is_none();
         self.maps.put_member(key, value)?;
-        self.mirror.members.insert(key, value);
+        self.members.insert(key, value);
         if added {
-            *self.uses.entry(key.endpoint).or_default() += 1;
+            self.add_use(key.endpoint);
         }
         Ok(())
     }
 
     fn remove_member(&mut self, key: &MemberKey) -> Result<(), Error> {
         self.maps.remove_member(key)?;
-        self.mirror.members.remove(key);
+        self.members.remove(key);
         self.release(key.endpoint)
     }
 
     /// Takes a frontend from a service id; the last one leaves its list behind.
     fn forget_owner(&mut self, key: &FrontendKey, old: &Frontend) -> Option<ListName> {
-        let keys = self.frontends_of.get_mut(&old.service)?;
-        keys.remove(key);
-        if !keys.is_empty() {
-            return None;
-        }
-        self.frontends_of.remove(&old.service);
-        Some((old.service, old.revision))
+        self.frontends_by_service.remove(&(old.service, *key));
+        let is_last = self.frontends_of(old.service).next().is_none();
+        is_last.then_some((old.service, old.revision))
     }
 
     fn endpoint_id(&mut self, place: Place) -> Result<u32, Error> {
@@ -313,27 +357,35 @@ impl<M: HookMaps> Tables<M> {
             id,
         };
         self.maps.put_endpoint(id, endpoint)?;
-        self.mirror.endpoints.insert(id, endpoint);
+        self.endpoints.insert(id, Known { place, uses: 0 });
         self.endpoint_ids.insert(place, id);
         Ok(id)
     }
 
+    fn add_use(&mut self, id: u32) {
+        if let Some(known) = self.endpoints.get(&id).copied() {
+            let uses = known.uses + 1;
+            self.endpoints.insert(id, Known { uses, ..known });
+        }
+    }
+
     /// One slot or membership less; the last one's endpoint goes.
     fn release(&mut self, id: u32) -> Result<(), Error> {
-        let uses = self.uses.entry(id).or_default();
-        *uses = uses.saturating_sub(1);
-        if *uses == 0 {
-            self.uses.remove(&id);
+        let Some(known) = self.endpoints.get(&id).copied() else {
+            return Ok(());
+        };
+        let uses = known.uses.saturating_sub(1);
+        self.endpoints.insert(id, Known { uses, ..known });
+        if uses == 0 {
             self.remove_endpoint(id)?;
         }
         Ok(())
     }
 
     fn remove_endpoint(&mut self, id: u32) -> Result<(), Error> {
-        if let Some(endpoint) = self.mirror.endpoints.get(&id).copied() {
+        if let Some(Known { place, .. }) = self.endpoints.get(&id).copied() {
             self.maps.remove_endpoint(&id)?;
-            self.mirror.endpoints.remove(&id);
-            let place = place(&endpoint);
+            self.endpoints.remove(&id);
             if self.endpoint_ids.get(&place) == Some(&id) {
                 self.endpoint_ids.remove(&place);
             }

@@ -55,7 +55,7 @@ fn zones() -> Vec<Scene> {
                 [row(Pod, Tcp, Vip, Answer("near far", Client))],
             ),
         Scene::new("zone hints, other zone", [NEAR.zones(&["b"]), FAR.zones(&["a"])])
-            .node(|node| node.zone = Some("b".to_owned()))
+            .node(|node| node.zone = Some("b".into()))
             .rule(
                 "KEP-2433: only endpoints that are hinted to this zone",
                 [row(Pod, Tcp, Vip, Answer("near", Client))],

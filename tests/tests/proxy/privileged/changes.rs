@@ -80,7 +80,7 @@ fn a_node_that_moves_to_another_zone_follows_the_hints_to_that() {
     let mut snapshot = state.snapshot();
     for (zone, name) in [("a", "near"), ("b", "far"), ("a", "near")] {
         let mut node = state.this_node();
-        node.zone = Some(zone.to_owned());
+        node.zone = Some(zone.into());
         snapshot.apply(Change::Node(node));
         proxy.sync(&snapshot);
         for family in FAMILIES {

@@ -1,0 +1,121 @@
+//! EndpointSlices in JSON, which does not follow how they lie in memory: the agent and the DNS process that it feeds
+//! may be of different builds.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Conditions, EndpointPort, EndpointSlice, Hints};
+use crate::{IpFamily, NodeName, ObjectName, Text};
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Slice {
+    name: ObjectName,
+    service: Text,
+    family: IpFamily,
+    endpoints: Vec<Endpoint>,
+    ports: Vec<EndpointPort>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Endpoint {
+    address: IpAddr,
+    conditions: Conditions,
+    node: Option<NodeName>,
+    zone: Option<Text>,
+    hostname: Option<Box<str>>,
+    pod: Option<ObjectName>,
+    hinted_zones: Vec<Text>,
+    hinted_nodes: Vec<NodeName>,
+}
+
+impl From<EndpointSlice> for Slice {
+    fn from(slice: EndpointSlice) -> Self {
+        let EndpointSlice {
+            name,
+            service,
+            family,
+            endpoints,
+            ports,
+            last_change: _,
+        } = slice;
+        let endpoints = endpoints.into_iter();
+        Self {
+            endpoints: endpoints
+                .map(|endpoint| Endpoint::new(endpoint, &name.namespace))
+                .collect(),
+            name,
+            service,
+            family,
+            ports,
+        }
+    }
+}
+
+impl From<Slice> for EndpointSlice {
+    fn from(slice: Slice) -> Self {
+        let Slice {
+            name,
+            service,
+            family,
+            endpoints,
+            ports,
+        } = slice;
+        let endpoints = endpoints.into_iter();
+        Self {
+            name,
+            service,
+            family,
+            endpoints: endpoints.map(Endpoint::into_model).collect(),
+            ports,
+            last_change: None,
+        }
+    }
+}
+
+impl Endpoint {
+    fn new(endpoint: super::Endpoint, namespace: &Text) -> Self {
+        let super::Endpoint {
+            address,
+            conditions,
+            node,
+            zone,
+            hostname,
+            pod,
+            hints,
+        } = endpoint;
+        let Hints { zones, nodes } = hints.map(|hints| *hints).unwrap_or_default();
+        Self {
+            address,
+            conditions,
+            node,
+            zone,
+            hostname,
+            pod: pod.map(|name| ObjectName::new(namespace.clone(), &*name)),
+            hinted_zones: zones,
+            hinted_nodes: nodes,
+        }
+    }
+
+    fn into_model(self) -> super::Endpoint {
+        let Self {
+            address,
+            conditions,
+            node,
+            zone,
+            hostname,
+            pod,
+            hinted_zones,
+            hinted_nodes,
+        } = self;
+        super::Endpoint {
+            address,
+            conditions,
+            node,
+            zone,
+            hostname,
+            pod: pod.map(|pod| (*pod.name).into()),
+            hints: Hints::some(hinted_zones, hinted_nodes),
+        }
+    }
+}
