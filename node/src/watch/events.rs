@@ -278,8 +278,8 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
         involved_object: ObjectReference {
             api_version: Some(api_version.to_owned()),
             kind: Some(format!("{kind:?}")),
-            name: Some(name.clone()),
-            namespace: (!namespace.is_empty()).then(|| namespace.clone()),
+            name: Some(name.to_string()),
+            namespace: (!namespace.is_empty()).then(|| namespace.to_string()),
             uid: Some(uid),
             ..ObjectReference::default()
         },
@@ -291,10 +291,10 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
         last_timestamp: now,
         source: Some(EventSource {
             component: Some(COMPONENT.to_owned()),
-            host: Some(node.0.clone()),
+            host: Some(node.0.to_string()),
         }),
         reporting_component: Some(COMPONENT.to_owned()),
-        reporting_instance: Some(node.0.clone()),
+        reporting_instance: Some(node.0.to_string()),
         ..Event::default()
     }
 }
