@@ -1,8 +1,9 @@
 //! The kernel's settings that packets to Services and pods need: set at start, looked at every five seconds, and set
 //! again when somebody changed them. [`wanted`] says which; this reads, compares, writes and tells.
 //!
-//! - `net.ipv4.ip_forward`, and `net.ipv6.conf.all.forwarding` where pods have IPv6. A kernel that forwards IPv6 hears no
-//!   router unless `accept_ra` is 2, so that a device over which the node has its own default route gets that first.
+//! - `net.ipv4.ip_forward`, and `net.ipv6.conf.all.forwarding` where pods, or the node by its Node object, have IPv6.
+//!   A kernel that forwards IPv6 hears no router unless `accept_ra` is 2, so that a device over which the node has its
+//!   own default route gets that first.
 //! - `rp_filter` of the overlay's tunnel device: loose. Another node sends to a pod here by the tunnel, with its own
 //!   address as the source where a process of it has bound that; the way back to that address is no tunnel, which
 //!   strict mode takes for a forgery. Others' devices are left as they are, and `all` and `default` too: nothing that
@@ -85,13 +86,15 @@ impl Sysctls {
         })
     }
 
-    /// Versions of IP that are forwarded: 4, and 6 where pods have it by the configuration or by the Node object.
+    /// Versions of IP that are forwarded: 4, and 6 where pods have it, by the configuration or by the Node object, or
+    /// the node has: what comes to its node ports may go on to another node's.
     fn forwarded(&self) -> BTreeSet<IpFamily> {
         let snapshot = self.snapshots.borrow();
         let node = snapshot.nodes.get(&self.node);
         let of_node = node.iter().flat_map(|node| &node.pod_cidrs);
-        let mut networks = self.pod_networks.iter().chain(of_node);
-        let v6 = self.families.contains(&IpFamily::V6) && networks.any(IpNetwork::is_ipv6);
+        let of_pods = self.pod_networks.iter().chain(of_node).any(IpNetwork::is_ipv6);
+        let nodes_own = node.is_some_and(|node| node.internal_addresses.iter().any(IpAddr::is_ipv6));
+        let v6 = self.families.contains(&IpFamily::V6) && (of_pods || nodes_own);
         let v6 = v6.then_some(IpFamily::V6);
         [IpFamily::V4].into_iter().chain(v6).collect()
     }
