@@ -73,7 +73,7 @@ impl StaleFlows {
     /// Makes connection tracking forget the flows.
     pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<Forgotten, Error> {
         let mut forgotten = Forgotten::default();
-        for flow in conntrack.flows_of(Protocol::Udp.number(), |flow| self.matches(flow))? {
+        for flow in conntrack.flows(|flow| self.matches(flow))? {
             conntrack.delete(&flow)?;
             let family = flow.original.destination.ip().into();
             *forgotten.flows.entry(family).or_default() += 1;

@@ -73,27 +73,12 @@ impl Conntrack {
 
     /// All flows, IPv4 and IPv6, for which `wanted` is true.
     pub fn flows(&mut self, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        self.dump(&every_flow(), wanted)
-    }
-
-    /// The same of one protocol. Since Linux 5.8 the kernel tells no others: most flows of a busy node are of TCP, and
-    /// ended ones.
-    pub fn flows_of(&mut self, protocol: u8, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        let of_protocol = |flow: &Flow| flow.original.protocol == protocol && wanted(flow);
-        match self.dump(&flows_of(protocol), of_protocol) {
-            Err(Error::List(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.dump(&every_flow(), of_protocol)
-            }
-            listed => listed,
-        }
-    }
-
-    fn dump(&mut self, request: &Message, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+        let request = Message::new(GET, flag::DUMP, EVERY_FAMILY, 0);
         let mut attempt = 0;
         loop {
             let mut flows = Vec::new();
             attempt += 1;
-            let result = self.socket.dump(request, |_, payload| {
+            let result = self.socket.dump(&request, |_, payload| {
                 flows.extend(Flow::decode(body(payload)).filter(&wanted));
                 Ok(())
             });
@@ -124,24 +109,6 @@ impl Conntrack {
             _ => Ok(()),
         }
     }
-}
-
-fn every_flow() -> Message {
-    Message::new(GET, flag::DUMP, EVERY_FAMILY, 0)
-}
-
-/// `ctnetlink_alloc_filter`: the tuple, and which of its fields are meant.
-fn flows_of(protocol: u8) -> Message {
-    let mut request = every_flow();
-    request.nested(TUPLE_ORIGINAL, |tuple| {
-        tuple.nested(TUPLE_PROTO, |proto| {
-            proto.bytes(PROTO_NUMBER, &[protocol]);
-        });
-    });
-    request.nested(FILTER, |filter| {
-        filter.bytes(FILTER_ORIGINAL_FLAGS, &FILTER_PROTO_NUMBER.to_ne_bytes());
-    });
-    request
 }
 
 impl Flow {
@@ -188,10 +155,6 @@ const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
-const FILTER: u16 = 25;
-const FILTER_ORIGINAL_FLAGS: u16 = 1;
-/// `CTA_FILTER_F_CTA_PROTO_NUM`, `net/netfilter/nf_internals.h`.
-const FILTER_PROTO_NUMBER: u32 = 1 << 3;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SOURCE: u16 = 1;
