@@ -69,8 +69,11 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel does not let programs be attached to devices by links.
+    #[error("ask for the BPF programs of a device (Linux 6.6 or newer is needed)")]
+    NoTcx(#[source] Box<ProgramError>),
     /// A program could not be attached to a device.
-    #[error("attach the BPF program {name} to device {device} (Linux 6.6 or newer is needed)")]
+    #[error("attach the BPF program {name} to device {device}")]
     AttachDevice {
         /// Its name.
         name: &'static str,

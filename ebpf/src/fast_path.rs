@@ -9,14 +9,17 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::Ip;
 use ebpf_common::pods::{LAYOUT, Pod, PodCounter, PodFlow, PodFlowKey};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 
 use crate::pinned::{self, Identity, identity, put_link, remove_if_there};
 use crate::{Attachment, Error, FAST_PATH_OBJECT, TypedMap, probe};
@@ -31,9 +34,10 @@ const PODS: u32 = 1 << 12;
 const FLOWS: u32 = 1 << 16;
 
 /// Maps with the sizes of their keys and values.
-const MAPS: [(&str, usize, usize); 3] = [
+const MAPS: [pinned::MapSizes; 4] = [
     pinned::sizes::<Ip, Pod>("PODS"),
     pinned::sizes::<PodFlowKey, PodFlow>("POD_FLOWS"),
+    pinned::sizes::<u32, u64>("POD_LEASE"),
     pinned::sizes::<u32, u64>("POD_STATS"),
 ];
 
@@ -41,15 +45,18 @@ const MAPS: [(&str, usize, usize); 3] = [
 pub struct FastPath {
     /// Pods of this node by address.
     pub pods: TypedMap<Ip, Pod>,
+    lease: Array<MapData, u64>,
     programs: Ebpf,
     identity: Identity,
     links: PathBuf,
 }
 
 impl FastPath {
-    /// Loads the program, and reuses or makes the maps. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`) and, to attach, Linux
-    /// 6.6.
+    /// Loads the program, and reuses or makes the maps. Needs root (`CAP_BPF`, `CAP_NET_ADMIN`) and Linux 6.6.
     pub fn open(pin_dir: &Path) -> Result<Self, Error> {
+        // Every network namespace has this device, and older kernels do not know the question.
+        SchedClassifier::query_tcx("lo", TcAttachType::Ingress)
+            .map_err(|error| Error::NoTcx(error.into()))?;
         let directory = layout_dir(pin_dir);
         let links = directory.join("links");
         probe::make_pin_dir(&links)?;
@@ -60,25 +67,61 @@ impl FastPath {
             .load(FAST_PATH_OBJECT)
             .map_err(|error| Error::Load(Box::new(error)))?;
         pinned::check_maps(&directory, &MAPS)?;
+        let lease = pinned::take_map(&mut programs, "POD_LEASE")?;
         let pods = pinned::typed(&mut programs, &directory, "PODS")?;
         let program = program(&mut programs)?;
         program.load().map_err(Error::program(PROGRAM))?;
         let identity = identity(&program.info().map_err(Error::program(PROGRAM))?);
         Ok(Self {
             pods,
+            lease: Array::try_from(lease).map_err(Error::map("open", "POD_LEASE"))?,
             programs,
             identity,
             links,
         })
     }
 
-    /// Detaches the program from every device and forgets the maps, whoever put them there. Nothing there is fine.
-    pub fn remove(pin_dir: &Path) -> Result<(), Error> {
-        pinned::remove_directory(&pin_dir.join("pods"))
+    /// Detaches the program from every device and forgets the maps, whoever put them there. Whether anything was there.
+    pub fn remove(pin_dir: &Path) -> Result<bool, Error> {
+        let directory = pin_dir.join("pods");
+        let there = directory.exists();
+        pinned::remove_directory(&directory)?;
+        Ok(there)
+    }
+
+    /// Lets connections begin for that long from now on.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), Error> {
+        let until = probe::since_boot() + lease;
+        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.lease
+            .set(0, until, 0)
+            .map_err(Error::map("write to", "POD_LEASE"))
+    }
+
+    /// Detaches what other versions left, in front of this one's program. Returns how many there were.
+    pub fn remove_other_layouts(&self) -> Result<usize, Error> {
+        let Some(current) = self.links.parent() else {
+            return Ok(0);
+        };
+        let layouts = current.parent().map(pinned::list).transpose()?;
+        let mut removed = 0;
+        for other in layouts.into_iter().flatten().filter(|layout| layout != current) {
+            pinned::remove_directory(&other)?;
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     /// Attaches the program to a device of the calling thread's network namespace unless this very program runs there.
-    pub fn ensure_attached(&mut self, device: &str) -> Result<Attachment, Error> {
+    /// `None`: there is no such device any more.
+    pub fn ensure_attached(&mut self, device: &str) -> Result<Option<Attachment>, Error> {
+        match self.attach(device) {
+            Err(_) if if_nametoindex(device) == Err(Errno::ENODEV) => Ok(None),
+            attached => attached.map(Some),
+        }
+    }
+
+    fn attach(&mut self, device: &str) -> Result<Attachment, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::AttachDevice {
             name: PROGRAM,
             device: device.to_owned(),

@@ -88,7 +88,7 @@ mod tests {
         check(
             super::FAST_PATH_OBJECT,
             &["from_pod"],
-            &["PODS", "POD_FLOWS", "POD_STATS"],
+            &["PODS", "POD_FLOWS", "POD_LEASE", "POD_STATS"],
         );
     }
 }

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ebpf_common::service::NetnsCookie;
 use nix::libc;
@@ -67,6 +68,18 @@ pub fn netns_cookie() -> Result<NetnsCookie, Error> {
         Some(libc::ENOPROTOOPT) => Ok(NetnsCookie::NONE),
         _ => Err(Error::Netns(error)),
     }
+}
+
+/// What BPF programs read as the time since boot, suspend included.
+pub(crate) fn since_boot() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one timespec, and knows this clock since 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }
 
 fn usual_mount(dir: &Path) -> PathBuf {

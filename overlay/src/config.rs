@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use model::NodeName;
 
+use crate::fast_path::State;
+
 /// The overlay's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -24,8 +26,9 @@ pub struct Config {
     pub subnet_env: PathBuf,
     /// Directory of what is remembered over restarts.
     pub state_dir: PathBuf,
-    /// Whether TCP between pods of this node passes by its network stack, where nobody's rules are in the way.
-    pub fast_path: bool,
+    /// Whether TCP between pods of this node passes by its network stack, where nobody's rules are in the way; or why
+    /// it must not.
+    pub fast_path: State,
     /// Directory on a BPF file system for the fast path's maps and links. Without one there is no fast path.
     pub pin_dir: PathBuf,
 }

@@ -66,7 +66,7 @@ pub(crate) struct Settings {
     pub(crate) subnet_env: PathBuf,
     /// Where the fast path's maps and links are pinned, and whether there shall be one.
     pub(crate) pin_dir: PathBuf,
-    pub(crate) fast_path: bool,
+    pub(crate) fast_path: fast_path::State,
 }
 
 enum Order {
@@ -88,6 +88,7 @@ impl Engine {
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
         let nft = Nft::open()?;
         let monitor = Monitor::open(&[masquerade::table()], &[nft.port()])?;
+        let monitor = monitor.and_rules_of_others(fast_path::OUR_TABLES);
         let kernel = Netlink::open()?;
         let groups = [
             Group::Links,
@@ -102,7 +103,7 @@ impl Engine {
         let changed = orders.clone();
         pods.listen(move || drop(changed.send(Order::Look)));
         let worker = Worker {
-            fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path),
+            fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path.clone()),
             settings,
             pods,
             kernel,
@@ -325,7 +326,7 @@ impl Worker {
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, network.complete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
-        outcome.writes += self.fast_path.keep(&mut self.nft, &pods, &mirror.links);
+        self.fast_path.keep(&mut self.nft, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
         self.write_subnet_env(network, &plan, outcome);
         let usable = plan.device.is_none() || tunnel.is_some();

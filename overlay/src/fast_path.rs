@@ -1,12 +1,21 @@
 //! Pods of one node reach each other past the node's network stack: which pods, when not, and keeping it so.
 //!
-//! The program at each pod's device ([`ebpf::fast_path`]) passes by netfilter. So it is there only while nobody's rules
-//! there could mean the packets of pods: our own never do, since they translate what is addressed to Services, and
-//! what leaves the pod network. When rules of others appear, it goes, and connections go on through the stack.
+//! The program at each pod's device ([`ebpf::fast_path`]) passes by netfilter. So it is there only while nobody else's
+//! rules there could mean the packets of pods. Our own never do: they translate what is addressed to Services, and what
+//! leaves the pod network. When rules of others appear, it goes, and connections go on through the stack. Nobody looks
+//! while there is no agent: connections begin by the fast path only as long as an agent looked lately.
+//!
+//! It is for nodes whose sockets are translated before there is a packet. Where rules translate a pod's connections,
+//! one to a Service and one to its endpoint may have the same ports, and only connection tracking that sees both tells
+//! them apart.
+//!
+//! Not looked for: what others do with these packets by tc, by policy routing or by IPsec.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ebpf::abi::net::Ip;
 use ebpf::abi::pods::Pod;
@@ -15,16 +24,19 @@ use model::with_causes;
 use netlink::Link;
 use netlink::nft::{Filter, Nft};
 
-use crate::reconcile::PodRoute;
+use crate::reconcile::{Outcome, PodRoute};
 
 /// What the names of all our nftables tables begin with.
-const OUR_TABLES: &str = "causeway-";
+pub(crate) const OUR_TABLES: &str = "causeway-";
 
 /// Tables of x_tables that the thread's network namespace has; absent where the kernel has no x_tables.
 const LEGACY_TABLES: [&str; 2] = [
     "/proc/thread-self/net/ip_tables_names",
     "/proc/thread-self/net/ip6_tables_names",
 ];
+
+/// For how long connections may begin after a look at the node's rules; looks are ten seconds apart.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// Whether pods of this node reach each other past its network stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,16 +65,17 @@ impl State {
 /// The fast path of one node.
 pub(crate) struct Keeper {
     pin_dir: PathBuf,
-    wanted: bool,
+    /// What the configuration says.
+    wish: State,
     path: Option<FastPath>,
     state: State,
 }
 
 impl Keeper {
-    pub(crate) fn new(pin_dir: PathBuf, wanted: bool) -> Self {
+    pub(crate) fn new(pin_dir: PathBuf, wish: State) -> Self {
         Self {
             pin_dir,
-            wanted,
+            wish,
             path: None,
             state: State::Off,
         }
@@ -72,14 +85,27 @@ impl Keeper {
         &self.state
     }
 
-    /// Makes the kernel's side what it shall be, in the thread's network namespace; returns how much was written.
-    /// What hinders it becomes the state's reason: packets have another way.
-    pub(crate) fn keep(&mut self, nft: &mut Nft, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> usize {
-        let (writes, state) = match self.try_keep(nft, pods, links) {
-            Ok(done) => done,
-            Err(reason) => {
-                let removed = self.remove();
-                (removed, State::Refused(reason))
+    /// Makes the kernel's side what it shall be, in the thread's network namespace. What hinders all of it becomes the
+    /// state's reason, since packets have another way; what hinders a part of it is a problem.
+    pub(crate) fn keep(
+        &mut self,
+        nft: &mut Nft,
+        pods: &[PodRoute],
+        links: &BTreeMap<String, Link>,
+        outcome: &mut Outcome,
+    ) {
+        let state = match &self.wish {
+            State::On => match obstacle(nft) {
+                None => self.repair(pods, links, outcome),
+                Some(reason) => {
+                    self.detach(outcome);
+                    State::Refused(reason)
+                }
+            },
+            State::Off | State::Refused(_) => {
+                self.path = None;
+                self.note(FastPath::remove(&self.pin_dir), outcome);
+                self.wish.clone()
             }
         };
         if state != self.state {
@@ -92,46 +118,44 @@ impl Keeper {
             }
             self.state = state;
         }
-        writes
     }
 
-    fn try_keep(
-        &mut self,
-        nft: &mut Nft,
-        pods: &[PodRoute],
-        links: &BTreeMap<String, Link>,
-    ) -> Result<(usize, State), String> {
-        if !self.wanted {
-            return Ok((self.remove(), State::Off));
-        }
-        let filters = nft.filters().map_err(|error| with_causes(&error))?;
-        let legacy = LEGACY_TABLES.map(|path| fs::read_to_string(path).unwrap_or_default());
-        if let Some(reason) = obstacle(&filters, &legacy.concat()) {
-            return Err(reason);
-        }
+    fn repair(&mut self, pods: &[PodRoute], links: &BTreeMap<String, Link>, outcome: &mut Outcome) -> State {
         let path = match &mut self.path {
             Some(path) => path,
-            closed => closed.insert(FastPath::open(&self.pin_dir).map_err(|error| with_causes(&error))?),
+            closed => match FastPath::open(&self.pin_dir) {
+                Ok(path) => closed.insert(path),
+                Err(error) => return State::Refused(with_causes(&error)),
+            },
         };
-        let writes = repair(path, &wanted(pods, links)).map_err(|error| with_causes(&error))?;
-        Ok((writes, State::On))
+        repair(path, &wanted(pods, links), outcome);
+        if let Err(error) = path.renew(LEASE) {
+            problem(outcome, &error);
+        }
+        State::On
     }
 
-    /// Packets take the stack from here on.
-    fn remove(&mut self) -> usize {
-        self.path = None;
-        let there = self.pin_dir.join("pods").exists();
-        if !there {
-            return 0;
-        }
-        match FastPath::remove(&self.pin_dir) {
-            Ok(()) => 1,
-            Err(error) => {
-                tracing::warn!(error = with_causes(&error), "the fast path cannot be removed");
-                0
-            }
+    /// Packets take the stack from here on. What was counted stays.
+    fn detach(&mut self, outcome: &mut Outcome) {
+        let detached = match &mut self.path {
+            Some(path) => path.detach_others(&BTreeSet::new()).map(|detached| detached > 0),
+            None => FastPath::remove(&self.pin_dir),
+        };
+        self.note(detached, outcome);
+    }
+
+    fn note(&self, done: Result<bool, ebpf::Error>, outcome: &mut Outcome) {
+        match done {
+            Ok(written) => outcome.writes += usize::from(written),
+            Err(error) => problem(outcome, &error),
         }
     }
+}
+
+fn problem(outcome: &mut Outcome, error: &ebpf::Error) {
+    outcome
+        .problems
+        .push(format!("fast path: {}", with_causes(error)));
 }
 
 /// A pod that can be reached by the fast path.
@@ -157,41 +181,64 @@ fn wanted(pods: &[PodRoute], links: &BTreeMap<String, Link>) -> BTreeMap<Ip, Rea
     pods.iter().filter_map(reachable).collect()
 }
 
-/// Writes the difference. A pod becomes known before its device has the program, and the reverse at its end.
-fn repair(path: &mut FastPath, wanted: &BTreeMap<Ip, Reachable>) -> Result<usize, ebpf::Error> {
-    let actual = path.pods.entries()?;
-    let mut writes = 0;
+/// Writes the difference. A pod becomes known before its device has the program, and is forgotten before the program
+/// goes: what is addressed to it takes the stack then.
+fn repair(path: &mut FastPath, wanted: &BTreeMap<Ip, Reachable>, outcome: &mut Outcome) {
+    let actual = match path.pods.entries() {
+        Ok(actual) => actual,
+        Err(error) => return problem(outcome, &error),
+    };
+    let mut note = |result: Result<usize, ebpf::Error>| match result {
+        Ok(writes) => outcome.writes += writes,
+        Err(error) => problem(outcome, &error),
+    };
     for (address, reachable) in wanted {
         if actual.get(address) != Some(&reachable.entry) {
-            path.pods.insert(*address, reachable.entry)?;
-            writes += 1;
+            note(path.pods.insert(*address, reachable.entry).map(|()| 1));
         }
     }
     for address in actual.keys().filter(|address| !wanted.contains_key(address)) {
-        path.pods.remove(address)?;
-        writes += 1;
+        note(path.pods.remove(address).map(|()| 1));
     }
     let devices: BTreeSet<String> = wanted.values().map(|pod| pod.device.clone()).collect();
     for device in &devices {
-        writes += usize::from(path.ensure_attached(device)? == Attachment::Made);
+        let attached = path.ensure_attached(device);
+        note(attached.map(|attached| usize::from(attached == Some(Attachment::Made))));
     }
-    writes += path.detach_others(&devices)?;
-    Ok(writes)
+    note(path.detach_others(&devices));
+    note(path.remove_other_layouts());
 }
 
-/// Why packets between pods must go through the stack: rules of others, which nobody here can read the meaning of.
-fn obstacle(filters: &[Filter], legacy_tables: &str) -> Option<String> {
-    let foreign = filters
+/// Why packets between pods must go through the stack: rules of others, which nobody here can read the meaning of, or
+/// that they cannot be looked at.
+fn obstacle(nft: &mut Nft) -> Option<String> {
+    let filters = match nft.filters() {
+        Ok(filters) => filters,
+        Err(error) => return Some(with_causes(&error)),
+    };
+    let mut legacy = String::new();
+    for path in LEGACY_TABLES {
+        match fs::read_to_string(path) {
+            Ok(names) => legacy += &names,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Some(format!("read {path}: {error}")),
+        }
+    }
+    foreign(&filters, &legacy)
+}
+
+fn foreign(filters: &[Filter], legacy_tables: &str) -> Option<String> {
+    let filter = filters
         .iter()
         .find(|filter| !filter.table.starts_with(OUR_TABLES));
-    if let Some(Filter { family, table, chain }) = foreign {
+    if let Some(Filter { family, table, chain }) = filter {
         return Some(format!(
             "nftables chain {chain} of table {family} {table} may mean packets between pods"
         ));
     }
-    let legacy = legacy_tables.split_whitespace().find(|table| *table != "nat")?;
+    let table = legacy_tables.split_whitespace().next()?;
     Some(format!(
-        "legacy iptables has a table {legacy}, which may mean packets between pods"
+        "legacy iptables has a table {table}, which may mean packets between pods"
     ))
 }
 
@@ -262,7 +309,7 @@ mod tests {
         let ours = filter("ip6", "causeway-proxy");
         let rows: [(&[Filter], &str, Option<&str>); 5] = [
             (&[], "", None),
-            (std::slice::from_ref(&ours), "nat\n", None),
+            (std::slice::from_ref(&ours), "", None),
             (
                 &[ours.clone(), filter("inet", "firewalld")],
                 "",
@@ -275,12 +322,12 @@ mod tests {
             ),
             (
                 &[],
-                "nat\nfilter\n",
-                Some("legacy iptables has a table filter, which may mean packets between pods"),
+                "nat\n",
+                Some("legacy iptables has a table nat, which may mean packets between pods"),
             ),
         ];
         for (filters, legacy, expected) in rows {
-            assert_eq!(obstacle(filters, legacy).as_deref(), expected);
+            assert_eq!(foreign(filters, legacy).as_deref(), expected);
         }
     }
 }

@@ -84,7 +84,7 @@ async fn serve_on(
         public_ip: found.public_ip,
         subnet_env: config.subnet_env.clone(),
         pin_dir: config.pin_dir.clone(),
-        fast_path: config.fast_path,
+        fast_path: config.fast_path.clone(),
     };
     let engine = {
         let pods = pods.clone();

@@ -202,6 +202,7 @@ impl Node {
             pods.map(|(device, address, host)| anyhow::Ok((address, entry(&self.node, device, host)?)));
         self.node.run(|| {
             let mut path = FastPath::open(pin_dir)?;
+            path.renew(Duration::from_secs(24 * 3600))?;
             for (entry, (device, ..)) in entries.into_iter().zip(pods) {
                 let (address, pod) = entry?;
                 path.pods.insert(address.into(), pod)?;

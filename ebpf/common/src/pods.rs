@@ -5,7 +5,11 @@
 //! PODS       address of a pod of this node       → its device on the node's side, its MAC addresses, its MTU
 //! written by the program
 //! POD_FLOWS  both ends of a TCP connection       → who opened it, and how far it has come       LRU
+//! POD_LEASE  0                                   → until when connections may begin
 //! ```
+//! The host side renews the lease while it sees to it that nobody's rules are passed by: when it is gone, connections
+//! begin in the stack.
+//!
 //! A connection is in `POD_FLOWS` when its SYN was addressed to a pod. Only those may pass by the network stack. What
 //! the packet rules translate is addressed to a Service, and its answers must meet the connection tracking that knows
 //! of it; so must what began before the program was there. An entry that is forgotten costs a connection its short
@@ -112,9 +116,11 @@ impl PodCounter {
     pub const TOO_BIG: Self = Self(5);
     /// To the stack, which tells the sender: on its last hop.
     pub const LAST_HOP: Self = Self(6);
+    /// To the stack: a SYN after the host side has not been seen for a while.
+    pub const NO_LEASE: Self = Self(7);
 
     /// How many there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 
     /// Counters and their names in metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -125,6 +131,7 @@ impl PodCounter {
         "other_source",
         "too_big",
         "last_hop",
+        "no_lease",
     ];
 }
 

@@ -159,7 +159,15 @@ fn start_sysctls(
 }
 
 fn start_network(supervisor: &mut Supervisor, config: &Config, told: Told, sources: &Sources) {
-    let Some(network) = &config.network else { return };
+    let Some(network) = &config.network else {
+        if let Err(error) = ebpf::FastPath::remove(&config.proxy.pin_dir) {
+            tracing::warn!(
+                error = model::with_causes(&error),
+                "the fast path of a former pod network cannot be removed"
+            );
+        }
+        return;
+    };
     let settings = pod_network::settings(config, network);
     let pods = Pods::in_directory(config.state_dir.clone());
     let overlay_pods = pods.clone();

@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor::Part;
-use crate::config::{Config, Network};
+use crate::config::{Config, Datapath, Network};
 
 /// The book of pod addresses, opened by whichever part comes first.
 #[derive(Clone, Debug)]
@@ -101,6 +101,21 @@ async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
     }
 }
 
+/// Where packets are translated in the stack, those of pods must pass there, too.
+fn fast_path(config: &Config, network: &Network) -> State {
+    match config.proxy.datapath {
+        _ if !network.fast_path => State::Off,
+        Datapath::Ebpf => State::On,
+        Datapath::None => {
+            State::Refused("another proxy than this agent's translates for Services".to_owned())
+        }
+        datapath => State::Refused(format!(
+            "packets are translated for Services by proxy.datapath {}",
+            datapath.name()
+        )),
+    }
+}
+
 /// Tells only what is new.
 fn update<T: PartialEq>(told: &watch::Sender<T>, now: T) {
     told.send_if_modified(|before| {
@@ -128,7 +143,7 @@ pub fn settings(config: &Config, network: &Network) -> overlay::Config {
         network: network.config.clone().map(|config| with_backend(config, network)),
         subnet_env: network.subnet_env.clone(),
         state_dir: config.state_dir.clone(),
-        fast_path: network.fast_path,
+        fast_path: fast_path(config, network),
         pin_dir: config.proxy.pin_dir.clone(),
     }
 }

@@ -72,8 +72,9 @@ pub struct Network {
     #[serde(default = "default_subnet_env")]
     pub subnet_env: PathBuf,
     /// Whether TCP connections between pods of this node pass by its network stack, connection tracking included:
-    /// less latency and CPU. Where anybody's firewall rules for forwarded packets are on the node, or Linux is older
-    /// than 6.6, all packets take the stack regardless. Its maps are pinned in `proxy.pinDir`. Default: true.
+    /// less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's netfilter rules for
+    /// forwarded packets are on the node, or Linux is older than 6.6, all packets take the stack regardless. Its maps
+    /// are pinned in `proxy.pinDir`. Default: true.
     #[serde(default = "default_fast_path")]
     pub fast_path: bool,
 }

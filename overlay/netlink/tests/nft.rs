@@ -451,7 +451,6 @@ mod privileged {
                 "add rule ip idle jumped drop",
                 "add chain ip idle input { type filter hook input priority 0; policy drop; }",
                 "add chain ip idle nat { type nat hook prerouting priority -100; }",
-                "add rule ip idle nat tcp dport 1 redirect to 2",
             ] {
                 run(&format!("nft {rules}"));
             }
@@ -461,6 +460,9 @@ mod privileged {
                 "add table inet firewall",
                 "add chain inet firewall forward { type filter hook forward priority 0; }",
                 "add rule inet firewall forward ct state invalid drop",
+                "add chain inet firewall early { type filter hook ingress device \"lo\" priority 0; }",
+                "add rule inet firewall early drop",
+                "add rule ip idle nat tcp dport 1 redirect to 2",
                 "add table ip6 raw",
                 "add chain ip6 raw prerouting { type filter hook prerouting priority -300; }",
                 "add rule ip6 raw prerouting notrack",
@@ -468,13 +470,16 @@ mod privileged {
                 run(&format!("nft {rules}"));
             }
             let found = nft.filters().expect("listed");
-            let found: Vec<_> = found
+            let mut found: Vec<_> = found
                 .iter()
                 .map(|filter| (filter.family, filter.table.as_str(), filter.chain.as_str()))
                 .collect();
+            found.sort_unstable();
             let expected = [
+                ("inet", "firewall", "early"),
                 ("inet", "firewall", "forward"),
                 ("ip", "idle", "late"),
+                ("ip", "idle", "nat"),
                 ("ip6", "raw", "prerouting"),
             ];
             assert_eq!(found, expected, "{}", listing());

@@ -278,7 +278,7 @@ impl Cluster {
             public_ip: None,
             network: Some(serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})),
             subnet_env: directory.join("subnet.env"),
-            fast_path: true,
+            fast_path: overlay::fast_path::State::On,
             pin_dir: self.pin_dir(number),
             state_dir: directory.clone(),
         };

@@ -120,13 +120,9 @@ pub fn headless(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The datapath `iptables` has rules for forwarded packets, as kube-proxy does.
+/// Where packets are translated they have to come by the translation.
 pub fn fast_path(world: &World) -> anyhow::Result<()> {
-    let wanted = if world.datapath == "iptables" {
-        "refused"
-    } else {
-        "on"
-    };
+    let wanted = if world.datapath == "ebpf" { "on" } else { "refused" };
     for number in 1..=3 {
         let address = SocketAddr::new(node_address(number), 10256);
         wait::until_value(

@@ -1,9 +1,9 @@
 //! What a pod sent to another pod of this node.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::helpers::bpf_redirect_peer;
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, map};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::Ip;
 use ebpf_common::pods::{Pod, PodCounter, PodFlow, PodFlowKey};
@@ -14,6 +14,8 @@ use crate::packet::{Header, Says, Segment, V4, V6, device, protocol};
 static PODS: HashMap<Ip, Pod> = HashMap::pinned(1024, 0);
 #[map]
 static POD_FLOWS: LruHashMap<PodFlowKey, PodFlow> = LruHashMap::pinned(1024, 0);
+#[map]
+static POD_LEASE: Array<u64> = Array::pinned(1, 0);
 #[map]
 static POD_STATS: PerCpuArray<u64> = PerCpuArray::pinned(PodCounter::COUNT, 0);
 
@@ -84,6 +86,11 @@ fn open(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
     if from.ifindex != path.from {
         return Err(PodCounter::OTHER_SOURCE);
     }
+    // SAFETY: a plain helper call without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if POD_LEASE.get(0).is_none_or(|until| *until < now) {
+        return Err(PodCounter::NO_LEASE);
+    }
     let flow = PodFlow {
         opener: path.from,
         answerer: path.to,
@@ -97,12 +104,12 @@ fn open(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
 ///
 /// An answer to a SYN that did not come by here last is the answer to another one: ports are used again, and the
 /// packet rules may have led a SYN to a Service to the same pod. The entry of the former connection goes, and the
-/// stack takes this one.
+/// stack takes this one. What another pod sends in a connection's name changes nothing.
 #[inline(always)]
 fn follow(key: &PodFlowKey, path: Path, says: Says) -> Result<(), PodCounter> {
     let flow = POD_FLOWS.get_ptr_mut(key).ok_or(PodCounter::OTHER_FLOW)?;
     // SAFETY: the verifier has checked that the element is there. The kernel may hand it to another connection
-    // meanwhile; the devices below tell most of that, and its key keeps packets between the pods that they are for.
+    // meanwhile, whose own answer then goes through the stack; the packet still goes to the pod that it is for.
     let PodFlow {
         opener,
         answerer,
@@ -110,21 +117,25 @@ fn follow(key: &PodFlowKey, path: Path, says: Says) -> Result<(), PodCounter> {
     } = unsafe { *flow };
     let there = (path.from, path.to) == (opener, answerer);
     let back = (path.from, path.to) == (answerer, opener);
-    let known = match says {
-        Says::Answer => back && state == PodFlow::OPENING,
-        Says::Open | Says::Data | Says::Reset => there || back,
-    };
-    if !known || says == Says::Reset {
-        // It may be gone by now, which is as good.
-        let _ = POD_FLOWS.remove(key);
-    } else if says == Says::Answer {
-        // SAFETY: as above; one aligned word.
-        unsafe { (*flow).state = PodFlow::OPEN };
+    if !there && !back {
+        return Err(PodCounter::OTHER_FLOW);
     }
-    if known {
-        Ok(())
-    } else {
-        Err(PodCounter::OTHER_FLOW)
+    match says {
+        Says::Answer if back && state == PodFlow::OPENING => {
+            // SAFETY: as above; one aligned word.
+            unsafe { (*flow).state = PodFlow::OPEN };
+            Ok(())
+        }
+        Says::Answer => {
+            // It may be gone by now, which is as good; likewise below.
+            let _ = POD_FLOWS.remove(key);
+            Err(PodCounter::OTHER_FLOW)
+        }
+        Says::Reset => {
+            let _ = POD_FLOWS.remove(key);
+            Ok(())
+        }
+        Says::Open | Says::Data => Ok(()),
     }
 }
 

@@ -209,7 +209,10 @@ impl<H: Header> Segment<H> {
         };
         // SAFETY: all zero, or overwritten by the packet's bytes; integers take any.
         let segment = unsafe { segment.assume_init() };
-        let plain = result == 0 && segment.ethernet.kind == H::ETHERTYPE && segment.ip.is_plain_tcp();
+        let plain = result == 0
+            && !is_tagged(ctx)
+            && segment.ethernet.kind == H::ETHERTYPE
+            && segment.ip.is_plain_tcp();
         plain.then_some(segment)
     }
 
@@ -244,6 +247,13 @@ impl<H: Header> Segment<H> {
         };
         result == 0
     }
+}
+
+/// Whether the frame is one of a VLAN: its tag is beside the packet, not in it.
+#[inline(always)]
+fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: as in `packet_bytes`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) != 0 }
 }
 
 /// Which version of IP the frame says that it carries, in network order.

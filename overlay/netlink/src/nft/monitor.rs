@@ -22,8 +22,34 @@ const TABLE_NAME: u16 = 1;
 #[derive(Debug)]
 pub struct Monitor {
     socket: nfnetlink::Socket,
-    tables: Vec<Table>,
+    watched: Watched,
     own_ports: Vec<u32>,
+}
+
+/// Whose changes are news.
+#[derive(Debug)]
+struct Watched {
+    /// Everything in these.
+    tables: Vec<Table>,
+    /// Rules and chains in all others, but for tables whose name begins so.
+    others_but: Option<&'static str>,
+}
+
+impl Watched {
+    fn include(&self, kind: u16, payload: &[u8]) -> bool {
+        let [family, ..] = payload else { return false };
+        let operation = kind & 0xff;
+        if kind >> 8 != SUBSYSTEM || operation > Operation::DeleteElement as u16 {
+            return false;
+        }
+        let Some(name) = attribute(nfnetlink::body(payload), TABLE_NAME).map(text) else {
+            return false;
+        };
+        let is_named = |table: &Table| *family == table.family as u8 && name == table.name;
+        let is_rule = operation <= Operation::DeleteRule as u16;
+        let of_others = |but: &str| is_rule && !name.starts_with(but);
+        self.tables.iter().any(is_named) || self.others_but.is_some_and(of_others)
+    }
 }
 
 impl Monitor {
@@ -33,9 +59,19 @@ impl Monitor {
         let socket = nfnetlink::Socket::open(GROUP_NFTABLES).map_err(Error::Open)?;
         Ok(Self {
             socket,
-            tables: tables.to_vec(),
+            watched: Watched {
+                tables: tables.to_vec(),
+                others_but: None,
+            },
             own_ports: own_ports.to_vec(),
         })
+    }
+
+    /// Watches, too, which tables, chains and rules come and go elsewhere, but for tables whose name begins so.
+    #[must_use]
+    pub fn and_rules_of_others(mut self, but: &'static str) -> Self {
+        self.watched.others_but = Some(but);
+        self
     }
 
     /// Waits until somebody else changes one of the tables; false when `timeout` passes first. A burst of changes is
@@ -63,11 +99,16 @@ impl Monitor {
     /// Takes what is waiting; whether any of it is somebody else's change of a watched table.
     fn take_events(&mut self) -> Result<bool, Error> {
         let mut changed = false;
+        let Self {
+            socket,
+            watched,
+            own_ports,
+        } = self;
         loop {
-            match self.socket.receive_ready() {
+            match socket.receive_ready() {
                 Ok(Some(datagram)) => {
                     changed |= messages(datagram).any(|(header, payload)| {
-                        !self.own_ports.contains(&header.port) && concerns(&self.tables, header.kind, payload)
+                        !own_ports.contains(&header.port) && watched.include(header.kind, payload)
                     });
                 }
                 Ok(None) => return Ok(changed),
@@ -84,17 +125,4 @@ impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-fn concerns(tables: &[Table], kind: u16, payload: &[u8]) -> bool {
-    let [family, ..] = payload else { return false };
-    if kind >> 8 != SUBSYSTEM || kind & 0xff > Operation::DeleteElement as u16 {
-        return false;
-    }
-    let Some(name) = attribute(nfnetlink::body(payload), TABLE_NAME).map(text) else {
-        return false;
-    };
-    tables
-        .iter()
-        .any(|table| *family == table.family as u8 && name == table.name)
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::object::{
-    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, CHAIN_USE, ELEMENTS_LIST, ELEMENTS_SET,
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_USE, ELEMENTS_LIST, ELEMENTS_SET,
     ELEMENTS_TABLE, HOOK_NUMBER, LIST_ELEMENT, NF_ACCEPT, SET_TABLE, SetNumbers, TABLE_NAME,
 };
 use super::rule::{RULE_USERDATA, comment_of};
@@ -39,12 +39,15 @@ pub struct Filter {
     pub chain: String,
 }
 
+/// `NF_INET_INGRESS`: a device's packets before everything else, in tables of family inet.
+const INET_INGRESS: u32 = 5;
+
 /// Families whose chains see what passes through, by number: `NFPROTO_*`.
 const PASSING_FAMILIES: [(u8, &str); 4] = [(1, "inet"), (2, "ip"), (5, "netdev"), (10, "ip6")];
 
 impl Nft {
     /// Base chains of all tables that forwarded packets meet and that do something: they have a rule, or drop what no
-    /// rule accepts. Chains of type nat are none: they see connections, not packets.
+    /// rule accepts.
     pub fn filters(&mut self) -> Result<Vec<Filter>, Error> {
         let mut found = Vec::new();
         for (number, family) in PASSING_FAMILIES {
@@ -53,16 +56,15 @@ impl Nft {
                     return Some(Vec::new());
                 };
                 let number = attribute(hook, HOOK_NUMBER).and_then(be32)?;
+                let hooks = [Hook::Prerouting, Hook::Forward, Hook::Postrouting];
                 let passes = family == "netdev"
-                    || [Hook::Prerouting, Hook::Forward, Hook::Postrouting]
-                        .iter()
-                        .any(|hook| *hook as u32 == number);
+                    || number == INET_INGRESS
+                    || hooks.iter().any(|hook| *hook as u32 == number);
                 let policy = attribute(payload, CHAIN_POLICY).and_then(be32);
                 // Of a base chain, only rules make use (`nft_chain` in net/netfilter/nf_tables_api.c).
                 let rules = attribute(payload, CHAIN_USE).and_then(be32);
                 let acts = rules != Some(0) || policy.is_some_and(|policy| policy != NF_ACCEPT);
-                let kind = text(attribute(payload, CHAIN_TYPE)?);
-                if !passes || !acts || kind == "nat" {
+                if !passes || !acts {
                     return Some(Vec::new());
                 }
                 Some(vec![Filter {
