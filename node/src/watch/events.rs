@@ -5,7 +5,6 @@
 //! nobody waits for them, few are written at a time, and those beyond are dropped, since logs and metrics have all.
 
 use std::fmt::Debug;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,12 @@ use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectRefe
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::core::Status;
 use kube::{Client, Resource};
 use model::{Kind, NodeName, ObjectName, with_causes};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -40,12 +41,15 @@ const ONE_MORE: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
+/// For how long one of them is tried while others wait and are dropped.
+const LONGEST_TRIED: Duration = Duration::from_secs(180);
+
 /// Bytes of `note` (`events/v1`: "up to 1kB"), and of the object's name in the Event's.
 const LONGEST_NOTE: usize = 1024;
 const LONGEST_NAME: usize = 200;
 
 /// Where what is told is true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// On this node; another may tell the same of itself.
     ThisNode,
@@ -130,21 +134,54 @@ impl Notices {
                 tracing::debug!(?notice, "event dropped, too many at once");
                 continue;
             }
-            let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-            while let Err(error) = write_with(&mut client, &source, &node, &notice).await {
+            let mut attempts = Attempts::new(Instant::now());
+            loop {
+                let error = match write_with(&mut client, &source, &node, &notice).await {
+                    Ok(Outcome::Written) => break told(Ok(())),
+                    Ok(Outcome::Needless) => break,
+                    Err(error) => error,
+                };
                 told(Err(&with_causes(&error)));
-                if !error.may_pass() {
+                let Some(delay) = attempts.delay_after(&error, Instant::now()) else {
+                    tracing::debug!(?notice, "event given up");
                     break;
-                }
+                };
                 // Credentials may have been replaced meanwhile.
                 client = None;
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            if client.is_some() {
-                told(Ok(()));
+                tokio::time::sleep(delay).await;
             }
         }
     }
+}
+
+/// Attempts at one notice.
+struct Attempts {
+    backoff: Backoff,
+    began: Instant,
+}
+
+impl Attempts {
+    const fn new(now: Instant) -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            began: now,
+        }
+    }
+
+    /// How long to wait for the next one. None = there shall be no other.
+    fn delay_after(&mut self, error: &WriteError, now: Instant) -> Option<Duration> {
+        let is_early = now.saturating_duration_since(self.began) < LONGEST_TRIED;
+        (is_early && error.may_pass()).then(|| self.backoff.next_delay())
+    }
+}
+
+/// What became of a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The Event is there.
+    Written,
+    /// Nobody would look: the object is gone, or its namespace is about to be.
+    Needless,
 }
 
 /// Why an Event was not written.
@@ -179,7 +216,7 @@ async fn write_with(
     source: &ApiSource,
     node: &NodeName,
     notice: &Notice,
-) -> Result<(), WriteError> {
+) -> Result<Outcome, WriteError> {
     let client = match client {
         Some(client) => client,
         None => {
@@ -195,9 +232,9 @@ async fn write_with(
     })
 }
 
-async fn write(client: &Client, node: &NodeName, notice: &Notice) -> kube::Result<()> {
+async fn write(client: &Client, node: &NodeName, notice: &Notice) -> kube::Result<Outcome> {
     let Some(uid) = uid_of(client, notice).await? else {
-        return Ok(()); // it is gone, and who would look
+        return Ok(Outcome::Needless);
     };
     let event = event_of(notice, node, uid, Timestamp::now());
     let api: Api<Event> = Api::namespaced(
@@ -205,14 +242,22 @@ async fn write(client: &Client, node: &NodeName, notice: &Notice) -> kube::Resul
         event.metadata.namespace.as_deref().unwrap_or_default(),
     );
     match api.create(&PostParams::default(), &event).await {
+        Err(kube::Error::Api(status)) if is_namespace_ending(&status) => return Ok(Outcome::Needless),
         Err(kube::Error::Api(status)) if status.code == 409 && notice.scope == Scope::ThisNode => {
             let name = event.metadata.name.as_deref().unwrap_or_default();
             let again = Patch::Merge(json!({ "lastTimestamp": event.last_timestamp }));
-            api.patch(name, &PatchParams::default(), &again).await.map(drop)
+            api.patch(name, &PatchParams::default(), &again).await?;
         }
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        other => other.map(drop),
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        other => drop(other?),
     }
+    Ok(Outcome::Written)
+}
+
+/// In a namespace that is being deleted nothing may be created: a 403 as well, but none that tells of permissions.
+fn is_namespace_ending(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// By its UID `kubectl describe` finds the Events of an object. Asked for by a list: who may watch may list.
@@ -256,14 +301,13 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
         Kind::Service | Kind::Node | Kind::Namespace | Kind::Pod => "v1",
     };
     let teller = (*scope == Scope::ThisNode).then_some(node);
-    let mut hasher = DefaultHasher::new();
-    (&uid, teller.map(|node| &node.0), reason, note).hash(&mut hasher);
-    let hash = hasher.finish();
+    let teller = teller.map(|node| node.0.as_ref()).unwrap_or_default();
+    let hash = hash_of([&uid, teller, reason, note]);
     // Kubernetes' times without fractions (RFC 3339).
     let now = Timestamp::from_second(now.as_second()).ok().map(Time);
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{hash:016x}", beginning(name, LONGEST_NAME))),
+            name: Some(event_name(name, hash)),
             // Those of objects without a namespace are in `default`, as kubelet's are.
             namespace: Some(
                 if namespace.is_empty() {
@@ -297,6 +341,23 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
         reporting_instance: Some(node.0.to_string()),
         ..Event::default()
     }
+}
+
+/// A part of a name between dots ends in a letter or a digit (RFC 1123), also where it is cut.
+fn event_name(object: &str, hash: u64) -> String {
+    let object = beginning(object, LONGEST_NAME).trim_end_matches(['-', '.']);
+    format!("{object}.{hash:016x}")
+}
+
+/// The same in every release: nodes of several releases, and one node before and after an update, tell the same.
+fn hash_of(texts: [&str; 4]) -> u64 {
+    let mut hasher = Sha256::new();
+    for text in texts {
+        hasher.update(text.len().to_be_bytes());
+        hasher.update(text);
+    }
+    let hash: [u8; 32] = hasher.finalize().into();
+    hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 fn beginning(text: &str, longest: usize) -> &str {
@@ -336,6 +397,10 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
+    use ::tests::fake_api::FakeApi;
+
     use super::*;
 
     fn notice(scope: Scope, note: &str) -> Notice {
@@ -371,6 +436,108 @@ mod tests {
         let everywhere = notice(Scope::Everywhere, "spec.ports[0]: is no port");
         let name = name_of(&everywhere, "node-1", "1", 1);
         assert_eq!(name, name_of(&everywhere, "node-2", "1", 1));
+    }
+
+    #[test]
+    fn names_are_the_same_in_every_release_and_are_names() {
+        // By another implementation: sha256 over [length:8 be] and bytes of each text.
+        assert_eq!(hash_of(["a", "b", "c", "d"]), 0xd576_b8b5_3d6d_1c38);
+        assert_ne!(hash_of(["ab", "", "c", "d"]), hash_of(["a", "b", "c", "d"]));
+        let rows = [
+            ("web".to_owned(), "web".to_owned()),
+            ("a".repeat(300), "a".repeat(200)),
+            (
+                format!("{}-.-{}", "a".repeat(198), "b".repeat(9)),
+                "a".repeat(198),
+            ),
+        ];
+        for (object, beginning) in rows {
+            assert_eq!(event_name(&object, 0x1f), format!("{beginning}.000000000000001f"));
+        }
+    }
+
+    fn refused(code: u16) -> WriteError {
+        let status = Status::failure("told to fail", "").with_code(code);
+        failed(kube::Error::Api(status.boxed()))
+    }
+
+    fn failed(source: kube::Error) -> WriteError {
+        WriteError::Request {
+            kind: Kind::Service,
+            object: ObjectName::new("default", "web"),
+            source,
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_for_three_minutes_and_what_is_refused_for_good_once() {
+        let start = Instant::now();
+        let unreadable = failed(kube::Error::LinesCodecMaxLineLengthExceeded);
+        let rows = [
+            (refused(403), [false, false]),
+            (refused(422), [false, false]),
+            (refused(401), [true, false]),
+            (refused(429), [true, false]),
+            (refused(503), [true, false]),
+            (unreadable, [true, false]),
+        ];
+        for (error, expected) in rows {
+            let tried = [179, 180].map(|seconds| {
+                let now = start + Duration::from_secs(seconds);
+                Attempts::new(start).delay_after(&error, now).is_some()
+            });
+            assert_eq!(tried, expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_ends_is_no_lack_of_permission() {
+        let status = |cause: &str| -> Status {
+            let status =
+                json!({"code": 403, "reason": "Forbidden", "details": {"causes": [{"reason": cause}]}});
+            serde_json::from_value(status).expect("a status")
+        };
+        assert!(is_namespace_ending(&status("NamespaceTerminating")));
+        assert!(!is_namespace_ending(&status("Other")));
+        assert!(!is_namespace_ending(
+            &Status::failure("no", "Forbidden").with_code(403)
+        ));
+    }
+
+    #[tokio::test]
+    async fn the_part_works_again_once_something_was_written_and_no_sooner() {
+        let api = FakeApi::start().expect("loopback is there");
+        api.put(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "web", "uid": "1"},
+        }));
+        api.behave(|behaviour| behaviour.fail_next = vec![403, 403]);
+        let kubeconfig = std::env::temp_dir().join(format!("cwt-events-{}", std::process::id()));
+        api.write_kubeconfig(&kubeconfig)
+            .expect("temporary directory is writable");
+        let source = ApiSource {
+            kubeconfig: Some(kubeconfig.clone()),
+            ..ApiSource::default()
+        };
+        let (events, notices) = Events::queue();
+        let gone = Notice {
+            object: ObjectName::new("default", "gone"),
+            ..notice(Scope::ThisNode, "third")
+        };
+        let here = |note| notice(Scope::ThisNode, note);
+        for notice in [here("first"), here("second"), gone, here("fourth")] {
+            events.tell(notice);
+        }
+        drop(events);
+        let told = RefCell::new(Vec::new());
+        let tell = |outcome: Result<(), &str>| told.borrow_mut().push(outcome.is_ok());
+        let write = notices.write(source, "node-1".into(), tell, CancellationToken::new());
+        let written = tokio::time::timeout(Duration::from_secs(30), write).await;
+        let _ = std::fs::remove_file(kubeconfig); // of temporary files
+        written.expect("all are dealt with");
+        assert_eq!(told.into_inner(), [false, false, true]);
+        let events = api.objects("/api/v1/events");
+        let messages: Vec<_> = events.iter().map(|event| &event["message"]).collect();
+        assert_eq!(messages, ["fourth"]);
     }
 
     #[test]

@@ -49,3 +49,20 @@ pub enum Reason {
         owner: ObjectName,
     },
 }
+
+impl Reason {
+    /// Whether it follows from how this node is set up; all others follow from the cluster's objects, and are the same
+    /// on every node.
+    #[must_use]
+    pub const fn is_of_this_node(&self) -> bool {
+        match self {
+            Self::FamilyOff(_) | Self::ExternalAddressesOff => true,
+            Self::BadAddress(_)
+            | Self::BadEndpoint(_)
+            | Self::BadSourceRange(_)
+            | Self::TooManyEndpoints(_)
+            | Self::DuplicateFrontend(_)
+            | Self::Taken { .. } => false,
+        }
+    }
+}

@@ -322,13 +322,21 @@ impl<'a> Keeper<'a> {
                 Reason::FamilyOff(_) => tracing::debug!(%service, %reason, "part of a Service is not served"),
                 _ => {
                     tracing::warn!(%service, %reason, "part of a Service is not served");
-                    notes.entry(service).or_default().push(reason.to_string());
+                    let scope = if reason.is_of_this_node() {
+                        Scope::ThisNode
+                    } else {
+                        Scope::Everywhere
+                    };
+                    notes
+                        .entry((service, scope))
+                        .or_default()
+                        .push(reason.to_string());
                 }
             }
         }
-        for (service, reasons) in notes {
+        for ((service, scope), reasons) in notes {
             let note = format!("part of it is not served: {}", reasons.join("; "));
-            self.notify(service, Scope::Everywhere, "NotServed", note);
+            self.notify(service, scope, "NotServed", note);
         }
         let rejected = self.rejected.by_reason();
         self.progress.state().rejected.clone_from(rejected);

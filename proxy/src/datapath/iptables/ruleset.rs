@@ -72,6 +72,8 @@ pub struct Ruleset {
     pub has_hint: bool,
     /// Rules of anybody.
     pub size: usize,
+    /// Rules of the proxy's chains: there may be very many chains, and the sum is wanted after every change.
+    own_rules: BTreeMap<Table, usize>,
 }
 
 impl Ruleset {
@@ -96,6 +98,7 @@ impl Ruleset {
             } else if let Some((chain, rule)) = appended(line) {
                 ruleset.size += 1;
                 if layout::is_own_chain(table, chain) {
+                    *ruleset.own_rules.entry(table).or_default() += 1;
                     rules.entry((table, chain)).or_default().push(Rule::new(rule));
                 } else {
                     ruleset.jumps.extend(own_jump(table, chain, rule));
@@ -107,6 +110,12 @@ impl Ruleset {
             .map(|((table, chain), rules)| ((table, chain.to_owned()), rules.into()));
         ruleset.chains = chains.collect();
         ruleset
+    }
+
+    /// How many rules the proxy's chains in a table have.
+    #[must_use]
+    pub fn own_rules(&self, table: Table) -> usize {
+        self.own_rules.get(&table).copied().unwrap_or(0)
     }
 
     /// Chains that somebody else's rules lead to.
@@ -233,11 +242,15 @@ impl Edits {
 impl Ruleset {
     /// Notes what was written.
     pub fn apply(&mut self, edits: Edits) {
+        let length = |rules: Option<&Rules>| rules.map_or(0, |rules| rules.len());
         for (key, rules) in edits.chains {
-            match rules {
+            let own_rules = self.own_rules.entry(key.0).or_default();
+            *own_rules += length(rules.as_ref());
+            let replaced = match rules {
                 Some(rules) => self.chains.insert(key, rules),
                 None => self.chains.remove(&key),
             };
+            *own_rules -= length(replaced.as_ref());
         }
         for jump in &edits.deleted {
             if let Some(position) = self.jumps.iter().position(|there| there == jump) {
@@ -293,6 +306,27 @@ COMMIT
             BTreeSet::from([(Table::Nat, "KUBE-MARK-MASQ".to_owned())])
         );
         assert_eq!((ruleset.has_hint, ruleset.size), (true, 4));
+    }
+
+    #[test]
+    fn rules_of_own_chains_are_counted_as_they_come_and_go() {
+        let mut ruleset = Ruleset::parse(SAVED);
+        assert_eq!(Table::ALL.map(|table| ruleset.own_rules(table)), [0, 1, 0]);
+        let rule = || Rule::new("-j ACCEPT");
+        let rows = [
+            ("KUBE-SVC-XPGD46QRK7WJZT7O", Some(vec![rule(), rule()]), 3),
+            ("KUBE-SVC-XPGD46QRK7WJZT7O", Some(vec![rule()]), 2),
+            ("KUBE-SVC-OTHER", None, 2),
+            ("KUBE-SVC-XPGD46QRK7WJZT7O", None, 1),
+        ];
+        for (chain, rules, expected) in rows {
+            let mut edits = Edits::default();
+            edits
+                .chains
+                .insert((Table::Nat, chain.to_owned()), rules.map(Rules::from));
+            ruleset.apply(edits);
+            assert_eq!(ruleset.own_rules(Table::Nat), expected, "{chain}");
+        }
     }
 
     #[test]

@@ -78,17 +78,11 @@ impl Tables {
     /// How many rules there are, and how many of them the latest change wrote.
     #[must_use]
     pub fn rules(&self) -> [TableRules; 2] {
-        [Table::Nat, Table::Filter].map(|table| {
-            let chains = self.kernel.chains.iter();
-            let rules = chains
-                .filter(|((of, _), _)| *of == table)
-                .map(|(_, rules)| rules.len() as u64);
-            TableRules {
-                family: self.family,
-                table: table.name(),
-                total: rules.sum(),
-                written: self.written.get(&table).copied().unwrap_or(0),
-            }
+        [Table::Nat, Table::Filter].map(|table| TableRules {
+            family: self.family,
+            table: table.name(),
+            total: self.kernel.own_rules(table) as u64,
+            written: self.written.get(&table).copied().unwrap_or(0),
         })
     }
 

@@ -6,10 +6,10 @@
 /// Bytes of a run beyond which it becomes two.
 const LONGEST_RUN: usize = 1024;
 
-/// See the module. Keys and values have at most 255 bytes.
+/// See the module. Keys have at most 255 bytes, values at most 65535.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PackedMap {
-    /// Never empty ones; each entry is `[length of key:1][length of value:1] key value`.
+    /// Never empty ones; each entry is `[length of key:1][length of value:2 be] key value`.
     runs: Vec<Box<[u8]>>,
 }
 
@@ -25,11 +25,15 @@ impl PackedMap {
 
     /// Adds an entry, or replaces the one with that key.
     pub(super) fn insert(&mut self, key: &[u8], value: &[u8]) {
-        let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("invariant: nftables' limits are lower");
+        // The kernel's limits, since others may add elements too: a key has 64 bytes (NFT_DATA_VALUE_MAXLEN), that of a
+        // range twice as many; the longest value is a verdict, a byte and the name of a chain (NFT_NAME_MAXLEN, 256).
+        let key_length = u8::try_from(key.len()).expect("invariant: the kernel's keys are shorter");
+        let value_length = u16::try_from(value.len()).expect("invariant: names of chains are shorter");
+        let [high, low] = value_length.to_be_bytes();
         let number = self.run_of(key);
         let run = self.runs.get(number).map_or(&[][..], AsRef::as_ref);
         let (before, after) = around(run, key);
-        let run = [before, &[length(key), length(value)], key, value, after].concat();
+        let run = [before, &[key_length, high, low], key, value, after].concat();
         self.replace(number, &run);
     }
 
@@ -90,9 +94,10 @@ impl<'a> Iterator for Entries<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let ([key_length, value_length], rest) = self.0.split_first_chunk()?;
+        let ([key_length, high, low], rest) = self.0.split_first_chunk()?;
+        let value_length = u16::from_be_bytes([*high, *low]);
         let (key, rest) = rest.split_at_checked(usize::from(*key_length))?;
-        let (value, rest) = rest.split_at_checked(usize::from(*value_length))?;
+        let (value, rest) = rest.split_at_checked(usize::from(value_length))?;
         self.0 = rest;
         Some((key, value))
     }
@@ -114,9 +119,7 @@ fn around<'a>(run: &'a [u8], key: &[u8]) -> (&'a [u8], &'a [u8]) {
 /// A run in two, of about the same size.
 fn halves(run: &[u8]) -> (&[u8], &[u8]) {
     let mut rest = Entries(run);
-    while rest.0.len() > run.len() / 2 {
-        rest.next();
-    }
+    while rest.0.len() > run.len() / 2 && rest.next().is_some() {}
     run.split_at(run.len() - rest.0.len())
 }
 
@@ -177,5 +180,22 @@ mod tests {
             packed.remove(key);
         }
         assert_eq!(packed, PackedMap::default());
+    }
+
+    #[test]
+    fn the_longest_names_of_chains_have_room() {
+        let (mut packed, mut model) = (PackedMap::default(), Model::new());
+        // A verdict's kind, and a name that nftables allows; three of them are more than a run.
+        for (key, length) in [([1], 255), ([2], 256), ([3], 256), ([4], 256), ([5], 257)] {
+            packed.insert(&key, &vec![7; length]);
+            model.insert(key.to_vec(), vec![7; length]);
+        }
+        check(&packed, &model);
+    }
+
+    #[test]
+    fn a_run_that_is_cut_off_ends_where_it_is() {
+        let run = [&[1, 0, 1, 7, 7][..], &[1, 0, 9, 8, 7, 7, 7, 7, 7]].concat();
+        assert_eq!(halves(&run), run.split_at(5));
     }
 }

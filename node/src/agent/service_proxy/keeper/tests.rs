@@ -472,14 +472,19 @@ fn users_are_told_once_of_a_service_that_keeps_failing_or_is_not_served_whole() 
     bench.retry();
     let external = model::Service {
         external_addresses: vec!["192.0.2.7".parse().expect("an address")],
+        source_ranges: vec!["192.0.2.7/24".parse().expect("a network")],
         ..samples::service("web")
     };
     bench.publish([Change::Service(external)]);
     bench.sync();
-    let note = "part of it is not served: externalIPs are not allowed on this node (proxy.externalIPs)";
+    let here = "part of it is not served: externalIPs are not allowed on this node (proxy.externalIPs)";
+    let everywhere = "part of it is not served: the source range 192.0.2.7/24 has bits set behind its prefix";
     assert_eq!(
         bench.notices.take(),
-        [notice(Scope::Everywhere, "NotServed", note)]
+        [
+            notice(Scope::ThisNode, "NotServed", here),
+            notice(Scope::Everywhere, "NotServed", everywhere)
+        ]
     );
     bench.publish([slice("10.244.9.3", now())]);
     bench.sync();
