@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, VERSION, is_complete};
-use model::{Change, Snapshot};
+use model::{Change, Extras, Snapshot};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
@@ -174,7 +174,12 @@ fn slim(mut change: Change) -> Change {
         for endpoint in &mut slice.endpoints {
             endpoint.node = None;
             endpoint.zone = None;
-            endpoint.hints = None;
+            let hostname = endpoint.extras.take().and_then(|extras| extras.hostname);
+            let extras = Extras {
+                hostname,
+                ..Extras::default()
+            };
+            endpoint.extras = extras.some();
         }
     }
     change

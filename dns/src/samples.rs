@@ -3,8 +3,8 @@
 use std::num::NonZeroU16;
 
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Namespace, ObjectName, Pod,
-    Protocol, Service, ServiceKind, ServicePort, Snapshot,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, IpFamily, Kind, Namespace, ObjectName,
+    Pod, Protocol, Service, ServiceKind, ServicePort, Snapshot,
 };
 
 fn port_number(port: u16) -> NonZeroU16 {
@@ -61,9 +61,12 @@ pub fn slice(
         },
         node: None,
         zone: None,
-        hostname: hostname.map(Into::into),
         pod: pod.map(Into::into),
-        hints: None,
+        extras: Extras {
+            hostname: hostname.map(Into::into),
+            ..Extras::default()
+        }
+        .some(),
     });
     let endpoints: Vec<Endpoint> = endpoints.collect();
     let is_v6 = endpoints.iter().any(|endpoint| endpoint.address.is_ipv6());

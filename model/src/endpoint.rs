@@ -30,21 +30,33 @@ impl Conditions {
     };
 }
 
-/// Whom an endpoint shall serve, where topology is followed.
+/// What most endpoints do not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hints {
-    /// `hints.forZones`.
-    pub zones: Vec<Text>,
-    /// `hints.forNodes`.
-    pub nodes: Vec<NodeName>,
+pub struct Extras {
+    /// `hostname`, DNS only.
+    pub hostname: Option<Box<str>>,
+    /// `hints.forZones`: whom the endpoint shall serve, where topology is followed.
+    pub hinted_zones: Vec<Text>,
+    /// `hints.forNodes`, likewise.
+    pub hinted_nodes: Vec<NodeName>,
 }
 
-impl Hints {
-    /// Hints, unless there is none.
+impl Extras {
+    /// Hints alone, if there are any.
     #[must_use]
-    pub fn some(zones: Vec<Text>, nodes: Vec<NodeName>) -> Option<Box<Self>> {
-        let hints = Self { zones, nodes };
-        (hints != Self::default()).then(|| Box::new(hints))
+    pub fn hints(zones: Vec<Text>, nodes: Vec<NodeName>) -> Option<Box<Self>> {
+        let extras = Self {
+            hostname: None,
+            hinted_zones: zones,
+            hinted_nodes: nodes,
+        };
+        extras.some()
+    }
+
+    /// These, unless they are none.
+    #[must_use]
+    pub fn some(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
     }
 }
 
@@ -59,16 +71,14 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// `zone`.
     pub zone: Option<Text>,
-    /// `hostname`, DNS only.
-    pub hostname: Option<Box<str>>,
     /// Name of the `targetRef` where it is a Pod, which is in the slice's namespace.
     pub pod: Option<Box<str>>,
-    /// `hints`.
-    pub hints: Option<Box<Hints>>,
+    /// The rest, if there is any.
+    pub extras: Option<Box<Extras>>,
 }
 
 // One in a list of a hundred thousand.
-const _: () = assert!(size_of::<Endpoint>() <= 96);
+const _: () = assert!(size_of::<Endpoint>() <= 64);
 
 impl Endpoint {
     /// A healthy endpoint of which nothing else is known.
@@ -79,27 +89,33 @@ impl Endpoint {
             conditions: Conditions::READY,
             node: None,
             zone: None,
-            hostname: None,
             pod: None,
-            hints: None,
+            extras: None,
         }
+    }
+
+    /// `hostname`, DNS only.
+    #[must_use]
+    pub fn hostname(&self) -> Option<&str> {
+        self.extras.as_ref()?.hostname.as_deref()
     }
 
     /// `hints.forZones`.
     #[must_use]
     pub fn hinted_zones(&self) -> &[Text] {
-        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+        self.extras.as_ref().map_or(&[], |extras| &extras.hinted_zones)
     }
 
     /// `hints.forNodes`.
     #[must_use]
     pub fn hinted_nodes(&self) -> &[NodeName] {
-        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+        self.extras.as_ref().map_or(&[], |extras| &extras.hinted_nodes)
     }
 
     fn share(&mut self, texts: &mut Texts) {
-        let hints = self.hints.as_deref_mut();
-        let (zones, nodes) = hints.map(|hints| (&mut hints.zones, &mut hints.nodes)).unzip();
+        let extras = self.extras.as_deref_mut();
+        let hinted = extras.map(|extras| (&mut extras.hinted_zones, &mut extras.hinted_nodes));
+        let (zones, nodes) = hinted.unzip();
         let zones = zones.into_iter().flatten().chain(&mut self.zone);
         let nodes = nodes.into_iter().flatten().chain(&mut self.node);
         for text in zones.chain(nodes.map(|node| &mut node.0)) {
@@ -174,6 +190,7 @@ impl EndpointSlice {
     /// one, and lists have no room to grow.
     pub fn pack(&mut self, texts: &mut Texts) {
         texts.share(&mut self.name.namespace);
+        texts.share(&mut self.service);
         self.ports.iter_mut().for_each(|port| texts.share(&mut port.name));
         self.endpoints
             .iter_mut()

@@ -12,10 +12,6 @@ use crate::{Change, Kind, Snapshot};
 /// One line of the feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every message is a change; one lives at a time"
-)]
 pub enum Message {
     /// A complete snapshot follows.
     Begin {

@@ -28,7 +28,7 @@ pub mod text;
 pub mod wiring;
 
 pub use causes::with_causes;
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, UnixTime};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, UnixTime};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;

@@ -184,6 +184,8 @@ impl Service {
     /// become one, and lists have no room to grow.
     pub fn pack(&mut self, texts: &mut Texts) {
         texts.share(&mut self.name.namespace);
+        // Its slices say it again.
+        texts.share(&mut self.name.name);
         for port in &mut self.ports {
             texts.share(&mut port.name);
             port.app_protocol.iter_mut().for_each(|text| texts.share(text));

@@ -1,6 +1,5 @@
 //! A map whose copies share structure.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -8,13 +7,14 @@ use std::sync::Arc;
 /// Shards of a map; a change copies one of them. At 10,000 entries a shard holds about ten.
 const SHARDS: usize = 1024;
 
-type Shard<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+/// Sorted by key, with no room to spare: an edit copies it anyway.
+type Shard<K, V> = Arc<[(K, Arc<V>)]>;
 
 /// A map that is cheap to copy and cheap to compare with an older copy of itself.
 ///
-/// A copy costs `SHARDS` pointer copies; an edit copies the one shard it falls in (if that is shared); the
-/// comparison of two copies skips every shard that both share. So work is proportional to what changed, and a
-/// reader that missed some states still learns exactly what differs from the state it knows.
+/// A copy costs `SHARDS` pointer copies; an edit copies the one shard it falls in; the comparison of two copies skips
+/// every shard that both share. So work is proportional to what changed, and a reader that missed some states still
+/// learns exactly what differs from the state it knows.
 ///
 /// Iteration order is deterministic (same keys, same order, on every machine) but not sorted.
 pub struct SharedMap<K, V> {
@@ -31,9 +31,9 @@ impl<K, V> Clone for SharedMap<K, V> {
     }
 }
 
-impl<K: Ord, V> Default for SharedMap<K, V> {
+impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
-        let empty = Arc::new(BTreeMap::new());
+        let empty: Shard<K, V> = Arc::default();
         Self {
             shards: std::iter::repeat_n(empty, SHARDS).collect(),
             len: 0,
@@ -41,10 +41,11 @@ impl<K: Ord, V> Default for SharedMap<K, V> {
     }
 }
 
-impl<K: fmt::Debug + Ord, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for SharedMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = self.shards.iter().flat_map(|shard| shard.iter());
         f.debug_map()
-            .entries(self.shards.iter().flat_map(|shard| shard.iter()))
+            .entries(entries.map(|(key, value)| (key, value)))
             .finish()
     }
 }
@@ -78,7 +79,7 @@ impl<K: Ord + Hash + Clone, V: PartialEq> SharedMap<K, V> {
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &K) -> Option<&Arc<V>> {
-        self.shards[shard_of(key)].get(key)
+        value_in(&self.shards[shard_of(key)], key)
     }
 
     /// Puts `value` at `key` and returns whether that changed anything.
@@ -91,23 +92,24 @@ impl<K: Ord + Hash + Clone, V: PartialEq> SharedMap<K, V> {
         if self.get(&key).is_some_and(|old| *old == value) {
             return false;
         }
-        if self.shard_mut(&key).insert(key, value).is_none() {
-            self.len += 1;
-        }
+        let [before, behind] = self.around(&key);
+        let shard: Shard<K, V> = [before, &[(key.clone(), value)], behind].concat().into();
+        self.replace(&key, shard);
         true
     }
 
     /// Takes `key` out and returns what was there.
     pub fn remove(&mut self, key: &K) -> Option<Arc<V>> {
-        self.get(key)?;
-        let old = self.shard_mut(key).remove(key);
-        self.len -= 1;
-        old
+        let old = self.get(key)?.clone();
+        let shard = self.around(key).concat().into();
+        self.replace(key, shard);
+        Some(old)
     }
 
     /// All entries, in an order that depends on the keys alone.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
-        self.shards.iter().flat_map(|shard| shard.iter())
+        let entries = self.shards.iter().flat_map(|shard| shard.iter());
+        entries.map(|(key, value)| (key, value))
     }
 
     /// Keys whose value here is not the value in `older`: added, changed and removed ones.
@@ -121,17 +123,33 @@ impl<K: Ord + Hash + Clone, V: PartialEq> SharedMap<K, V> {
         {
             changed.extend(
                 new.iter()
-                    .filter(|(key, value)| !same(old.get(key), value))
+                    .filter(|(key, value)| !same(value_in(old, key), value))
                     .map(|(key, _)| key),
             );
-            changed.extend(old.keys().filter(|key| !new.contains_key(key)));
+            let old_keys = old.iter().map(|(key, _)| key);
+            changed.extend(old_keys.filter(|key| value_in(new, key).is_none()));
         }
         changed
     }
 
-    fn shard_mut(&mut self, key: &K) -> &mut BTreeMap<K, Arc<V>> {
-        Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard_of(key)])
+    /// What of a key's shard is before the key, and what behind it.
+    fn around(&self, key: &K) -> [&[(K, Arc<V>)]; 2] {
+        let shard = &self.shards[shard_of(key)];
+        let (before, _) = shard.split_at(shard.partition_point(|(other, _)| other < key));
+        let (_, behind) = shard.split_at(shard.partition_point(|(other, _)| other <= key));
+        [before, behind]
     }
+
+    fn replace(&mut self, key: &K, shard: Shard<K, V>) {
+        let place = &mut Arc::make_mut(&mut self.shards)[shard_of(key)];
+        self.len = self.len + shard.len() - place.len();
+        *place = shard;
+    }
+}
+
+fn value_in<'a, K: Ord, V>(shard: &'a [(K, Arc<V>)], key: &K) -> Option<&'a Arc<V>> {
+    let place = shard.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
+    shard.get(place).map(|(_, value)| value)
 }
 
 fn same<V: PartialEq>(old: Option<&Arc<V>>, new: &Arc<V>) -> bool {

@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 
 /// A text whose copies share one place in memory. In a cluster the same names stand everywhere: a hundred thousand
 /// endpoints are on a few nodes, in fewer zones, and a Service's name is the key of much that is kept of it.
+///
+/// The length is beside the text, not in each copy: there are many more copies than texts.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Text(Arc<str>);
+pub struct Text(Arc<Box<str>>);
+
+const _: () = assert!(size_of::<Option<Text>>() == 8);
 
 impl Deref for Text {
     type Target = str;
@@ -54,13 +58,13 @@ impl fmt::Display for Text {
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
-        Self(text.into())
+        Self(Arc::new(text.into()))
     }
 }
 
 impl From<String> for Text {
     fn from(text: String) -> Self {
-        Self(text.into())
+        Self(Arc::new(text.into()))
     }
 }
 

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::service::LoadBalancerIngress;
-use model::{EndpointSlice, Hints, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy};
+use model::{
+    EndpointSlice, Extras, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy,
+};
 use proxy::plan::{
     Action, Admits, Frontend, FrontendKey, HealthCheck, List, LocalTraffic, Masquerade, NodePortAddresses,
     PortKey, PortPlan, Reason, SharedSet,
@@ -518,7 +520,7 @@ fn check_hints(hints: [(&[&str], &[&str]); 4], cluster: &[u8]) {
     ];
     let mut hinted = slice("web-1", "web", &rows);
     for (endpoint, (zones, nodes)) in hinted.endpoints.iter_mut().zip(hints) {
-        endpoint.hints = Hints::some(
+        endpoint.extras = Extras::hints(
             zones.iter().map(|zone| (*zone).into()).collect(),
             nodes.iter().map(|node| (*node).into()).collect(),
         );
@@ -585,7 +587,7 @@ fn terminating_endpoints_are_taken_from_all_zones() {
         &[("10.244.1.1", "here", LEAVING), ("10.244.1.2", "there", LEAVING)],
     );
     for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
-        endpoint.hints = Hints::some(vec![zone.into()], Vec::new());
+        endpoint.extras = Extras::hints(vec![zone.into()], Vec::new());
     }
     let node = NodeContext {
         zone: Some("east".into()),

@@ -4,7 +4,7 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Change, Hints, Kind, Protocol, Snapshot};
+use model::{Change, Extras, Kind, Protocol, Snapshot};
 use proxy::Proxy;
 use proxy::datapath::fake::FakeDatapath;
 use proxy::plan::{Action, Admits, Frontend, FrontendKey, Reason};
@@ -283,7 +283,7 @@ fn a_change_of_this_nodes_zone_changes_every_plan_that_has_hints_and_no_other() 
         &[("10.244.0.1", "there", READY), ("10.244.0.2", "there", READY)],
     );
     for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
-        endpoint.hints = Hints::some(vec![zone.into()], Vec::new());
+        endpoint.extras = Extras::hints(vec![zone.into()], Vec::new());
     }
     let mut state = snapshot([
         Change::Service(service("a", "10.96.0.1")),

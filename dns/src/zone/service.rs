@@ -243,7 +243,7 @@ fn ready_endpoints<'s>(slices: impl Iterator<Item = &'s EndpointSlice>) -> Vec<E
             .filter(|endpoint| endpoint.conditions.ready)
         {
             let label = |text: &str| (1..=MAX_LABEL).contains(&text.len()).then(|| lower(text));
-            let hostname = endpoint.hostname.as_deref().and_then(label);
+            let hostname = endpoint.hostname().and_then(label);
             let pod = endpoint.pod.as_deref().and_then(label);
             merged
                 .entry((endpoint.address, hostname, pod))

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Conditions, EndpointPort, EndpointSlice, Hints};
+use super::{Conditions, EndpointPort, EndpointSlice, Extras};
 use crate::{IpFamily, NodeName, ObjectName, Text};
 
 #[derive(Serialize, Deserialize)]
@@ -80,11 +80,14 @@ impl Endpoint {
             conditions,
             node,
             zone,
-            hostname,
             pod,
-            hints,
+            extras,
         } = endpoint;
-        let Hints { zones, nodes } = hints.map(|hints| *hints).unwrap_or_default();
+        let Extras {
+            hostname,
+            hinted_zones,
+            hinted_nodes,
+        } = extras.map(|extras| *extras).unwrap_or_default();
         Self {
             address,
             conditions,
@@ -92,8 +95,8 @@ impl Endpoint {
             zone,
             hostname,
             pod: pod.map(|name| ObjectName::new(namespace.clone(), &*name)),
-            hinted_zones: zones,
-            hinted_nodes: nodes,
+            hinted_zones,
+            hinted_nodes,
         }
     }
 
@@ -108,14 +111,18 @@ impl Endpoint {
             hinted_zones,
             hinted_nodes,
         } = self;
+        let extras = Extras {
+            hostname,
+            hinted_zones,
+            hinted_nodes,
+        };
         super::Endpoint {
             address,
             conditions,
             node,
             zone,
-            hostname,
             pod: pod.map(|pod| (*pod.name).into()),
-            hints: Hints::some(hinted_zones, hinted_nodes),
+            extras: extras.some(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1 as discovery;
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, Kind, NodeName, ObjectName,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, IpFamily, Kind, NodeName, ObjectName,
     Text, UnixTime,
 };
 
@@ -87,17 +87,18 @@ fn endpoint(
         zone,
     } = endpoint;
     let discovery::EndpointHints { for_nodes, for_zones } = hints.unwrap_or_default();
+    let extras = Extras {
+        hostname: hostname.map(String::into_boxed_str),
+        hinted_zones: zone_names(for_zones.unwrap_or_default()),
+        hinted_nodes: node_names(for_nodes.unwrap_or_default()),
+    };
     Some(Endpoint {
         address: endpoint_address(index, &addresses, family, faults)?,
         conditions: effective_conditions(conditions.unwrap_or_default()),
         node: node_name.map(|name| NodeName(name.into())),
         zone: zone.map(Text::from),
-        hostname: hostname.map(String::into_boxed_str),
         pod: target_ref.and_then(|target| pod_name(target, namespace)),
-        hints: Hints::some(
-            zone_names(for_zones.unwrap_or_default()),
-            node_names(for_nodes.unwrap_or_default()),
-        ),
+        extras: extras.some(),
     })
 }
 

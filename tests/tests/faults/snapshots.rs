@@ -78,9 +78,8 @@ fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option
             conditions: Conditions::READY,
             node: Some("node-1".into()),
             zone: None,
-            hostname: None,
             pod: None,
-            hints: None,
+            extras: None,
         });
         let slice = EndpointSlice {
             name: ObjectName::new("default", format!("{name}-{family:?}").to_lowercase()),

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use model::service::LoadBalancerIngress;
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, Kind, Node, ObjectName,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, IpFamily, Kind, Node, ObjectName,
     Protocol, Service, ServiceKind, ServicePort, Snapshot,
 };
 use proxy::Settings;
@@ -185,9 +185,8 @@ impl EndpointAt {
             conditions: self.conditions,
             node: Some(self.server.node.into()),
             zone: None,
-            hostname: None,
             pod: None,
-            hints: Hints::some(
+            extras: Extras::hints(
                 self.zones.iter().map(|zone| (*zone).into()).collect(),
                 self.nodes.iter().map(|node| (*node).into()).collect(),
             ),
