@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::json;
 use tests::cluster::program;
-use tests::probe::{Attempts, Kind};
+use tests::probe::{Attempts, Kind, now};
 use tests::topology::Host;
 use tests::{privileged, process, wait};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -154,16 +154,26 @@ fn kernel_settings_that_packets_need_are_set_again() -> Result<()> {
         let attempts = attempts.get(concerned).context("there are four")?;
         assert_eq!(repairs(&world, name), "0");
         let right = read(setting)??;
+        let (flipped, moment) = (Instant::now(), now());
         host.set(setting, broken)?;
-        let flipped = Instant::now();
-        attempts.await_outcome("traffic stops", AUDITED, |attempt| attempt.server().is_none());
-        attempts.await_outcome("traffic comes back", AUDITED, |attempt| {
+        wait::until_value(
+            "it is set again",
+            AUDITED,
+            || read(setting).expect("a thread").ok(),
+            |value| value.as_ref() == Some(&right),
+        );
+        let took = flipped.elapsed();
+        assert!(took <= AUDITED, "{name}: {took:?}");
+        attempts.await_outcome("traffic comes back", DEADLINE, |attempt| {
             attempt.server().is_some()
         });
-        let took = flipped.elapsed();
-        println!("F17: {name} was set again, traffic came back after {took:?}");
-        assert!(took <= AUDITED, "{name}: {took:?}");
-        assert_eq!(read(setting)??, right);
+        // The audit may come before any packet meets the wrong value; the count tells that it was there.
+        let mut lost = attempts.since(moment);
+        lost.retain(|attempt| attempt.server().is_none());
+        println!(
+            "F17: {name} was set again after {took:?}, {} attempts failed",
+            lost.len()
+        );
         wait::until_value(
             "it is counted",
             DEADLINE,
