@@ -117,7 +117,7 @@ const CLAIMS: &[(&str, Claim)] = &[
         "endpoints written by hand serve, and wrong ones harm nobody",
         oddities::hand_written_endpoints,
     ),
-    ("200 Services come and go at once", oddities::many_at_once),
+    ("100 Services come and go at once", oddities::many_at_once),
 ];
 
 /// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.
