@@ -171,6 +171,13 @@ mod privileged {
         output.stdout
     }
 
+    #[track_caller]
+    fn ip(host: &Host, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = host.command("ip", &words).expect("ip runs");
+        assert!(output.status.success(), "ip {line}: {}", output.stderr);
+    }
+
     /// What a counter says that was listed.
     fn packets(listed: &str) -> u64 {
         let packets = listed.split_once("packets ").expect("a counter").1;
@@ -181,28 +188,23 @@ mod privileged {
     fn pod(node: &Host, label: &str, addresses: [IpAddr; 2]) -> Host {
         let host = Host::new(label).expect("a pod");
         connect((node, label), (&host, "eth0")).expect("a cable");
-        let run = |host: &Host, line: &str| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let output = host.command("ip", &words).expect("ip runs");
-            assert!(output.status.success(), "ip {line}: {}", output.stderr);
-        };
         for address in addresses {
             let (prefix, gateway, nodad) = match address {
                 IpAddr::V4(_) => (32, "169.254.1.1", ""),
                 IpAddr::V6(_) => (128, "fe80::1", "nodad"),
             };
             let gateway_prefix = if address.is_ipv4() { 32 } else { 64 };
-            run(
+            ip(
                 node,
                 &format!("address add {gateway}/{gateway_prefix} dev {label} {nodad}"),
             );
-            run(node, &format!("route add {address}/{prefix} dev {label}"));
-            run(&host, &format!("address add {address}/{prefix} dev eth0 {nodad}"));
+            ip(node, &format!("route add {address}/{prefix} dev {label}"));
+            ip(&host, &format!("address add {address}/{prefix} dev eth0 {nodad}"));
             if address.is_ipv4() {
-                run(&host, &format!("route add {gateway} dev eth0"));
+                ip(&host, &format!("route add {gateway} dev eth0"));
             }
             let family = if address.is_ipv4() { "-4" } else { "-6" };
-            run(
+            ip(
                 &host,
                 &format!("{family} route add default via {gateway} dev eth0"),
             );
@@ -403,53 +405,19 @@ mod privileged {
             .client
             .add_address("eth0", format!("{foreign}/32").parse().expect("an address"))
             .expect("added");
-        let route = ["route", "add", "10.244.1.9/32", "dev", "client"];
-        assert!(
-            world
-                .node
-                .command("ip", &route)
-                .expect("ip runs")
-                .status
-                .success()
-        );
-        let route = [
-            "route",
-            "replace",
-            "default",
-            "via",
-            "169.254.1.1",
-            "src",
-            "10.244.1.9",
-        ];
-        assert!(
-            world
-                .client
-                .command("ip", &route)
-                .expect("ip runs")
-                .status
-                .success()
+        ip(&world.node, "route add 10.244.1.9/32 dev client");
+        ip(
+            &world.client,
+            "route replace default via 169.254.1.1 src 10.244.1.9",
         );
         let mut stream = world.connect((SERVER[0], PORT));
         exchange(&mut stream);
         assert_eq!(stream.local_addr().expect("an address").ip(), IpAddr::V4(foreign));
         assert!(world.counted("other_source") > 0);
         assert_eq!(world.counted("given"), 0);
-        let route = [
-            "route",
-            "replace",
-            "default",
-            "via",
-            "169.254.1.1",
-            "src",
-            "10.244.1.2",
-        ];
-        assert!(
-            world
-                .client
-                .command("ip", &route)
-                .expect("ip runs")
-                .status
-                .success()
+        ip(
+            &world.client,
+            "route replace default via 169.254.1.1 src 10.244.1.2",
         );
 
         // A pod that takes less than is sent.

@@ -118,6 +118,10 @@ const CLAIMS: &[(&str, Claim)] = &[
         oddities::hand_written_endpoints,
     ),
     ("100 Services come and go at once", oddities::many_at_once),
+    (
+        "service-proxy-name comes and goes beside traffic",
+        oddities::proxy_name_under_traffic,
+    ),
 ];
 
 /// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::wait;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
-use crate::client::{SOON, each};
+use crate::client::{Outcome, SOON, each};
 use crate::world::{SERVERS, World, on_every_node};
 
 const EXTERNAL: &str = "198.51.100.7:80";
@@ -214,19 +214,55 @@ pub fn many_at_once(world: &World) -> anyhow::Result<()> {
     let kept = world.service("kept", &json!({}))?;
     let server = kept.cluster_ip()?;
     world.clients[1].await_pods(Tcp, server, &SERVERS);
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": list});
-    world.cluster.apply(&list.to_string())?;
-    for number in [0, MANY / 2, MANY - 1] {
-        let at = at(number)?;
-        each(world.inside(), |client| client.await_pods(Tcp, at, &["server-1"]));
+    let lost = world.clients[1].lost_while(Tcp, server, || {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": list});
+        world.cluster.apply(&list.to_string())?;
+        for number in [0, MANY / 2, MANY - 1] {
+            let at = at(number)?;
+            each(world.inside(), |client| client.await_pods(Tcp, at, &["server-1"]));
+        }
+        world
+            .cluster
+            .run(&["delete", "services", "-l", "many=yes", "--wait=false"])?;
+        for number in [0, MANY / 2, MANY - 1] {
+            let at = at(number)?;
+            each(world.inside(), |client| client.await_unserved(Tcp, at));
+        }
+        Ok(())
+    })?;
+    none_lost(world, "many Services beside one", &lost)
+}
+
+pub fn proxy_name_under_traffic(world: &World) -> anyhow::Result<()> {
+    let service = world.service("named", &json!({"type": "NodePort"}))?;
+    let other = world.service("unnamed", &json!({}))?;
+    let (server, beside) = (service.cluster_ip()?, other.cluster_ip()?);
+    let nodes = on_every_node(service.node_port()?);
+    each(world.inside(), |client| {
+        client.await_pods(Tcp, server, &SERVERS);
+        client.await_pods(Tcp, beside, &SERVERS);
+    });
+    let lost = world.clients[0].lost_while(Tcp, beside, || {
+        for _ in 0..3 {
+            service.label("service.kubernetes.io/service-proxy-name=other")?;
+            each(world.inside(), |client| client.await_unserved(Tcp, server));
+            service.label("service.kubernetes.io/service-proxy-name-")?;
+            each(world.inside(), |client| client.await_pods(Tcp, server, &SERVERS));
+            world.outside.await_pods(Tcp, nodes[0], &SERVERS);
+        }
+        Ok(())
+    })?;
+    none_lost(world, "service-proxy-name beside traffic", &lost)
+}
+
+/// Nothing may be lost. Where packets are translated something is at times, which is a fault that is not explained yet
+/// (README): there it is told, loudly, instead.
+fn none_lost(world: &World, trial: &str, lost: &[Outcome]) -> anyhow::Result<()> {
+    if world.datapath == "ebpf" {
+        ensure!(lost.is_empty(), "{lost:?}");
+    } else if !lost.is_empty() {
+        let reason = format!("known fault, these requests were lost: {lost:?}");
+        tests::skipped(&format!("{}: {trial}: none lost", world.datapath), &reason);
     }
-    world
-        .cluster
-        .run(&["delete", "services", "-l", "many=yes", "--wait=false"])?;
-    for number in [0, MANY / 2, MANY - 1] {
-        let at = at(number)?;
-        each(world.inside(), |client| client.await_unserved(Tcp, at));
-    }
-    world.clients[1].await_pods(Tcp, server, &SERVERS);
     Ok(())
 }
