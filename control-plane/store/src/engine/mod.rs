@@ -252,25 +252,48 @@ impl Engine {
     }
 
     /// Starts a lease's time again; nothing for a lease that is not there.
-    pub fn renew(&self, id: LeaseId) -> Option<i64> {
+    pub async fn renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
         let now = self.clock.now();
-        write(&self.state).leases.renew(id, now)
+        let (renewed, seen) = {
+            let mut state = write(&self.state);
+            (state.leases.renew(id, now), state.keyspace.revision())
+        };
+        self.durable(seen).await?;
+        Ok(renewed)
     }
 
     /// The lease, if it is there.
-    pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
-        let state = self.read();
-        let (granted_seconds, remaining_seconds) = state.leases.time_to_live(id, self.clock.now())?;
-        Some(LeaseView {
-            granted_seconds,
-            remaining_seconds,
-            keys: state.leases.keys(id).cloned().collect(),
-        })
+    pub async fn lease(&self, id: LeaseId) -> Result<Option<LeaseView>, Error> {
+        let (lease, seen) = {
+            let state = self.read();
+            let times = state.leases.time_to_live(id, self.clock.now());
+            let lease = times.map(|(granted_seconds, remaining_seconds)| LeaseView {
+                granted_seconds,
+                remaining_seconds,
+                keys: state.leases.keys(id).cloned().collect(),
+            });
+            (lease, state.keyspace.revision())
+        };
+        self.durable(seen).await?;
+        Ok(lease)
     }
 
     /// All leases, the next to end first.
-    pub fn leases(&self) -> Vec<LeaseId> {
-        self.read().leases.ids().collect()
+    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+        let (leases, seen) = {
+            let state = self.read();
+            (state.leases.ids().collect(), state.keyspace.revision())
+        };
+        self.durable(seen).await?;
+        Ok(leases)
+    }
+
+    /// Waits until `revision` is durable. Keys are read as they are on disk, leases as they are in memory: without
+    /// the wait, a client that finds its lease gone could still read the keys that went with it.
+    async fn durable(&self, revision: Revision) -> Result<(), Error> {
+        let mut published = self.follow();
+        let reached = published.wait_for(|published| *published >= revision).await;
+        reached.map(drop).map_err(|_| Error::Stopped)
     }
 
     /// The bytes that the file takes on disk.

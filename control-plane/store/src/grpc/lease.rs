@@ -40,7 +40,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         let id = LeaseId::from_protocol(request.get_ref().id).ok_or(Error::LeaseNotFound)?;
-        self.check_lease(&scope(&request), id)?;
+        self.check_lease(&scope(&request), id).await?;
         let revision = self.engine.revoke(id).await?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: Some(self.header(revision)),
@@ -65,8 +65,12 @@ impl PbLeaseService for Service {
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         let scope = scope(&request);
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
+        let lease = match LeaseId::from_protocol(id) {
+            Some(id) => self.engine.lease(id).await?,
+            None => None,
+        };
         let header = Some(self.header_now());
-        let Some(lease) = LeaseId::from_protocol(id).and_then(|id| self.engine.lease(id)) else {
+        let Some(lease) = lease else {
             let absent = PbLeaseTimeToLiveResponse {
                 header,
                 id,
@@ -101,6 +105,7 @@ impl PbLeaseService for Service {
         let leases = self
             .engine
             .leases()
+            .await?
             .into_iter()
             .map(|id| PbLeaseStatus { id: id.get() })
             .collect();
@@ -113,11 +118,16 @@ impl PbLeaseService for Service {
 
 impl Service {
     /// A lease ends its keys with it, so that it is as closed to a client as they are.
-    fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
+    async fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
         if scope.is_unlimited() {
             return Ok(());
         }
-        let keys = self.engine.lease(id).map(|lease| lease.keys).unwrap_or_default();
+        let keys = self
+            .engine
+            .lease(id)
+            .await?
+            .map(|lease| lease.keys)
+            .unwrap_or_default();
         if scope.permits_keys(&keys) {
             Ok(())
         } else {
@@ -140,19 +150,22 @@ impl Service {
             let Ok(Some(PbLeaseKeepAliveRequest { id })) = request else {
                 return;
             };
-            if answers.send(self.renewal(&scope, id)).await.is_err() {
+            if answers.send(self.renewal(&scope, id).await).await.is_err() {
                 return;
             }
         }
     }
 
-    fn renewal(&self, scope: &Scope, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
+    async fn renewal(&self, scope: &Scope, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
+        let renewed = match LeaseId::from_protocol(id) {
+            Some(lease) => {
+                self.check_lease(scope, lease).await?;
+                self.engine.renew(lease).await?
+            }
+            None => None,
+        };
         let header = Some(self.header_now());
-        let lease = LeaseId::from_protocol(id);
-        if let Some(lease) = lease {
-            self.check_lease(scope, lease)?;
-        }
-        let ttl = lease.and_then(|lease| self.engine.renew(lease)).unwrap_or(0);
+        let ttl = renewed.unwrap_or(0);
         Ok(PbLeaseKeepAliveResponse { header, id, ttl })
     }
 }
