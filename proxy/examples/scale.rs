@@ -119,11 +119,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 fn print(datapath: &str, what: &str, took: Duration, report: &SyncReport) {
-    let Durations {
-        plan,
-        apply,
-        forget: _,
-    } = report.durations;
+    let Durations { plan, apply } = report.durations;
     let failures = report.failures.len() + report.common_failures.len();
     println!(
         "{datapath:<9} {what:<22} {took:>9.1?}  plan {plan:.1?}, apply {apply:.1?}, {} writes, {failures} failures",

@@ -16,7 +16,7 @@ use crate::plan::{
 };
 use crate::report::{AuditReport, IptablesRules, SyncReport};
 use crate::settings::{DetectLocal, Settings};
-use crate::stale::StaleFlows;
+use crate::stale::{Forgotten, StaleFlows};
 use crate::{Claims, Error};
 
 mod kernel;
@@ -112,7 +112,6 @@ impl Proxy {
         self.apply_nodes(&mut report);
         self.apply(pending, &mut report);
         self.sweep(&mut report);
-        self.forget_flows(&mut report);
         self.began = true;
         report.durations.apply = started.elapsed();
         report
@@ -189,11 +188,27 @@ impl Proxy {
     /// Whether something waits for the next sync although no object changed.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        !self.failed.is_empty()
-            || self.context_pending
-            || self.nodes_pending
-            || self.sweep_pending
-            || !self.stale.is_empty()
+        !self.failed.is_empty() || self.context_pending || self.nodes_pending || self.sweep_pending
+    }
+
+    /// Whether the changes since the last look may have left flows that lead nowhere.
+    #[must_use]
+    pub fn has_stale_flows(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Makes connection tracking forget the flows that lead nowhere since the changes before, and ends such sockets.
+    /// The kernel walks through everything that it tracks, which may take longer than a sync: for every few syncs.
+    ///
+    /// # Errors
+    /// What was not done is left to the next call.
+    pub fn forget_flows(&mut self) -> Result<Forgotten, Error> {
+        if self.stale.is_empty() {
+            return Ok(Forgotten::default());
+        }
+        let forgotten = self.datapath.forget_flows(&self.stale)?;
+        self.stale = StaleFlows::default();
+        Ok(forgotten)
     }
 
     /// A watch on changes of the proxy's tables by others, to be waited for on a thread of its own. Must be called in
@@ -515,20 +530,5 @@ impl Proxy {
                 report.common_failures.push(error);
             }
         }
-    }
-
-    fn forget_flows(&mut self, report: &mut SyncReport) {
-        if self.stale.is_empty() {
-            return;
-        }
-        let started = Instant::now();
-        match self.datapath.forget_flows(&self.stale) {
-            Ok(forgotten) => {
-                report.forgotten = forgotten;
-                self.stale = StaleFlows::default();
-            }
-            Err(error) => report.common_failures.push(error),
-        }
-        report.durations.forget = Some(started.elapsed());
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use model::{IpFamily, Kind, ObjectName};
 
-use crate::stale::Forgotten;
 use crate::{Error, Rejected};
 
 /// What a sync did.
@@ -25,8 +24,6 @@ pub struct SyncReport {
     pub unswept: BTreeSet<IpFamily>,
     /// Entries and elements written to the kernel.
     pub writes: u64,
-    /// What led to endpoints that are gone, and was forgotten.
-    pub forgotten: Forgotten,
     /// Where the time went.
     pub durations: Durations,
 }
@@ -38,8 +35,6 @@ pub struct Durations {
     pub plan: Duration,
     /// Writing to the kernel.
     pub apply: Duration,
-    /// Looking for flows to endpoints that are gone, which is a part of that. None where none was looked for.
-    pub forget: Option<Duration>,
 }
 
 /// How many rules of iptables there are in a table.

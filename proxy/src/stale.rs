@@ -1,8 +1,11 @@
-//! Flows of UDP clients that connection tracking still sends to endpoints that are gone.
+//! Flows that connection tracking still sends where they are not answered: what it decided for a flow's first packet
+//! holds for all of them.
 //!
-//! A UDP "connection" lives as long as its client keeps sending, and conntrack keeps the translation chosen for its
-//! first packet: without this, clients of a DNS server that went away would be sent to it for ever
-//! (kubernetes#48370). Flows to endpoints that still serve are left alone, whether or not they would be chosen again.
+//! - A UDP "connection" lives as long as its client keeps sending: without this, clients of a DNS server that went away
+//!   would be sent to it for ever (kubernetes#48370). Flows to endpoints that still serve are left alone, whether or
+//!   not they would be chosen again.
+//! - A connection that was tried before its Service was in the kernel went out untranslated, and so does whatever tries
+//!   again by the same port within two minutes. What somebody answers is left alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -30,9 +33,11 @@ impl Forgotten {
     }
 }
 
-/// Which flows are stale: to a frontend below, and answered by none of its endpoints.
+/// Which flows are stale: those by UDP to a frontend below that none of its endpoints answers, and those that went to
+/// an address untranslated where a frontend appeared, if nobody answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StaleFlows {
+    appeared: BTreeSet<(u8, SocketAddr)>,
     services: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
     node_ports: BTreeMap<(IpFamily, u16), BTreeSet<SocketAddr>>,
 }
@@ -41,6 +46,15 @@ impl StaleFlows {
     /// What a change of plans leaves behind. Flows of a frontend that is new are looked at too: before it was there
     /// their packets went out untranslated, and tracking would keep it so.
     pub fn add_change(&mut self, old: &ServicePlan, new: &ServicePlan) {
+        let known: BTreeSet<_> = old.frontends().collect();
+        let appeared = new.frontends().filter(|key| !known.contains(key));
+        for key in appeared.filter(|key| key.protocol != Protocol::Udp) {
+            // To a node port that is not there yet the node itself answers.
+            if let FrontendAddress::Service(address) = key.address {
+                let address = SocketAddr::new(address, key.port.get());
+                self.appeared.insert((key.protocol.number(), address));
+            }
+        }
         let before = udp_frontends(old);
         let after = udp_frontends(new);
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
@@ -67,7 +81,7 @@ impl StaleFlows {
     /// Whether there is nothing to look for.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.node_ports.is_empty()
+        self.appeared.is_empty() && self.services.is_empty() && self.node_ports.is_empty()
     }
 
     /// Makes connection tracking forget the flows.
@@ -84,8 +98,11 @@ impl StaleFlows {
     /// Whether the flow leads nowhere any more.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
-        flow.original.protocol == Protocol::Udp.number()
-            && self.leads_nowhere(flow.original.destination, flow.reply.source)
+        let (protocol, to) = (flow.original.protocol, flow.original.destination);
+        if protocol == Protocol::Udp.number() {
+            return self.leads_nowhere(to, flow.reply.source);
+        }
+        !flow.answered && flow.reply.source == to && self.appeared.contains(&(protocol, to))
     }
 
     /// Whether a UDP client that asks `to` and is answered by `answers` will not be answered any more.

@@ -174,10 +174,14 @@ fn leftovers_of_an_earlier_process_go_with_the_first_complete_sync() {
     assert!(frontends(&fake).contains_key(&left) && proxy.has_pending());
     proxy.sync(&snapshot(three_services()));
     assert_eq!(frontends(&fake).len(), 3);
-    let forgotten = fake.with(|fake| fake.forgotten.clone());
-    assert_eq!(
-        forgotten.len(),
-        1,
+    proxy.forget_flows().expect("forgotten");
+    let forgotten = fake.with(|fake| fake.forgotten.pop()).expect("a look for flows");
+    let (to, anybody) = ("10.96.0.9:53", "10.244.0.1:53");
+    assert!(
+        forgotten.leads_nowhere(
+            to.parse().expect("an address"),
+            anybody.parse().expect("an address")
+        ),
         "flows to a UDP frontend that is gone are forgotten"
     );
 }
@@ -224,7 +228,7 @@ fn a_frontend_that_two_services_want_is_the_first_names_and_passes_on_when_that_
 }
 
 #[test]
-fn flows_are_forgotten_for_udp_endpoints_that_left_and_for_nothing_else() {
+fn flows_are_forgotten_for_udp_endpoints_that_left_and_frontends_that_appeared_and_for_nothing_else() {
     let (mut proxy, fake) = proxy();
     let udp = |endpoints: &[&str]| {
         let mut web = service("a", "10.96.0.1");
@@ -237,22 +241,37 @@ fn flows_are_forgotten_for_udp_endpoints_that_left_and_for_nothing_else() {
         part.ports[0].protocol = Protocol::Udp;
         snapshot([Change::Service(web), Change::EndpointSlice(part)])
     };
-    let asked = || fake.with(|fake| std::mem::take(&mut fake.forgotten).len());
-    proxy.sync(&udp(&["10.244.0.1"]));
+    let tcp = |endpoints: &[(&str, &str, _)]| {
+        snapshot([
+            Change::Service(service("tcp", "10.96.0.2")),
+            Change::EndpointSlice(slice("tcp-1", "tcp", endpoints)),
+        ])
+    };
+    let mut looks_after = |snapshot: &Snapshot| {
+        proxy.sync(snapshot);
+        proxy.forget_flows().expect("forgotten");
+        assert!(!proxy.has_stale_flows());
+        fake.with(|fake| std::mem::take(&mut fake.forgotten).len())
+    };
     assert_eq!(
-        asked(),
+        looks_after(&udp(&["10.244.0.1"])),
         1,
         "a new frontend: its packets may have gone out untranslated"
     );
-    proxy.sync(&udp(&["10.244.0.1", "10.244.0.2"]));
-    assert_eq!(asked(), 0, "nobody left");
-    proxy.sync(&udp(&["10.244.0.2"]));
-    assert_eq!(asked(), 1);
-    proxy.sync(&world::synced());
-    assert_eq!(asked(), 1, "the Service is gone");
-    proxy.sync(&snapshot([Change::Service(service("tcp", "10.96.0.2"))]));
-    proxy.sync(&world::synced());
-    assert_eq!(asked(), 0, "TCP connections end by themselves");
+    let both = udp(&["10.244.0.1", "10.244.0.2"]);
+    assert_eq!(looks_after(&both), 0, "nobody left");
+    assert_eq!(looks_after(&udp(&["10.244.0.2"])), 1);
+    assert_eq!(looks_after(&world::synced()), 1, "the Service is gone");
+    let one = [("10.244.0.1", "here", READY)];
+    assert_eq!(looks_after(&tcp(&one)), 1, "a new frontend, as by UDP");
+    for snapshot in [tcp(&[]), tcp(&one), world::synced()] {
+        assert_eq!(looks_after(&snapshot), 0, "TCP connections end by themselves");
+    }
+    fake.with(|fake| fake.fail_forget = true);
+    proxy.sync(&tcp(&one));
+    assert!(proxy.forget_flows().is_err() && proxy.has_stale_flows());
+    proxy.forget_flows().expect("forgotten");
+    assert!(!proxy.has_stale_flows());
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct Flow {
     pub original: Tuple,
     /// As answers are expected, translation included: after destination NAT its source is the endpoint.
     pub reply: Tuple,
+    /// Whether a packet of an answer was seen.
+    pub answered: bool,
     /// The kernel's attributes that name exactly this flow (tuple, zone, id), for its deletion.
     identity: Vec<(u16, Vec<u8>)>,
 }
@@ -119,9 +121,15 @@ impl Flow {
         Some(Self {
             original: Tuple::decode(attribute(payload, TUPLE_ORIGINAL)?)?,
             reply: Tuple::decode(attribute(payload, TUPLE_REPLY)?)?,
+            answered: status(payload) & SEEN_REPLY != 0,
             identity: identity.collect(),
         })
     }
+}
+
+fn status(payload: &[u8]) -> u32 {
+    let bytes = attribute(payload, STATUS).and_then(|value| value.first_chunk());
+    bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 impl Tuple {
@@ -153,8 +161,11 @@ impl Tuple {
 const NESTED: u16 = 1 << 15;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
+/// `IPS_SEEN_REPLY`.
+const SEEN_REPLY: u32 = 1 << 1;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SOURCE: u16 = 1;

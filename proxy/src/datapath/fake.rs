@@ -32,6 +32,8 @@ pub struct State {
     pub fail_next: BTreeSet<ObjectName>,
     /// The next sweep fails.
     pub fail_sweep: bool,
+    /// The next look for stale flows fails.
+    pub fail_forget: bool,
     /// What the next `repair` or `reread` finds to repair.
     pub drift: Vec<String>,
     /// Frontends written so far.
@@ -130,8 +132,13 @@ impl Datapath for FakeDatapath {
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error> {
-        self.with(|state| state.forgotten.push(stale.clone()));
-        Ok(Forgotten::default())
+        self.with(|state| {
+            if std::mem::take(&mut state.fail_forget) {
+                return Err(Error::Injected("forget flows"));
+            }
+            state.forgotten.push(stale.clone());
+            Ok(Forgotten::default())
+        })
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {

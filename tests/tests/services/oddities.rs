@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::wait;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
-use crate::client::{Outcome, SOON, each};
+use crate::client::{SOON, each};
 use crate::world::{SERVERS, World, on_every_node};
 
 const EXTERNAL: &str = "198.51.100.7:80";
@@ -230,7 +230,8 @@ pub fn many_at_once(world: &World) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    none_lost(world, "many Services beside one", &lost)
+    ensure!(lost.is_empty(), "{lost:?}");
+    Ok(())
 }
 
 pub fn proxy_name_under_traffic(world: &World) -> anyhow::Result<()> {
@@ -252,17 +253,6 @@ pub fn proxy_name_under_traffic(world: &World) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    none_lost(world, "service-proxy-name beside traffic", &lost)
-}
-
-/// Nothing may be lost. Where packets are translated something is at times, which is a fault that is not explained yet
-/// (README): there it is told, loudly, instead.
-fn none_lost(world: &World, trial: &str, lost: &[Outcome]) -> anyhow::Result<()> {
-    if world.datapath == "ebpf" {
-        ensure!(lost.is_empty(), "{lost:?}");
-    } else if !lost.is_empty() {
-        let reason = format!("known fault, these requests were lost: {lost:?}");
-        tests::skipped(&format!("{}: {trial}: none lost", world.datapath), &reason);
-    }
+    ensure!(lost.is_empty(), "{lost:?}");
     Ok(())
 }

@@ -41,9 +41,11 @@ pub struct Keeper<'a> {
     programmed: Arc<Snapshot>,
     /// Whether a sync had complete lists.
     began: bool,
-    /// What the latest sync, and the latest audit, could not do that is no single Service's.
+    /// What the latest sync, the latest audit and the latest look for stale flows could not do that is no single
+    /// Service's.
     sync_failure: Option<String>,
     audit_failure: Option<String>,
+    flows_failure: Option<String>,
     failing: FailingServices,
     triggers: Triggers,
     rejected: RejectedParts,
@@ -63,6 +65,7 @@ impl<'a> Keeper<'a> {
             began: false,
             sync_failure: None,
             audit_failure: None,
+            flows_failure: None,
             failing: FailingServices::default(),
             triggers: Triggers::new(now()),
             rejected: RejectedParts::default(),
@@ -72,9 +75,21 @@ impl<'a> Keeper<'a> {
 
     /// Whether there is nothing to try again.
     pub fn is_settled(&self) -> bool {
-        let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
         // Before the lists are complete all is pending, and no use to try.
-        !has_failed && self.failing.is_empty() && !(self.began && self.proxy.has_pending())
+        self.common_failure().is_none()
+            && self.failing.is_empty()
+            && !(self.began && self.proxy.has_pending())
+    }
+
+    /// Whether flows wait to be looked at, and the last look did not fail.
+    pub fn has_stale_flows(&self) -> bool {
+        self.proxy.has_stale_flows() && self.flows_failure.is_none()
+    }
+
+    /// What could not be done that is no single Service's.
+    fn common_failure(&self) -> Option<&String> {
+        let failures = [&self.sync_failure, &self.audit_failure, &self.flows_failure];
+        failures.into_iter().find_map(Option::as_ref)
     }
 
     /// Whether this proxy serves by now, single Services that fail aside.
@@ -119,7 +134,7 @@ impl<'a> Keeper<'a> {
         let planned = (*self.proxy.context() == context).then_some(&changed);
         log_sync(&report);
         self.look_at_failures(&report, &changed);
-        self.measure(&older, &report);
+        self.measure(&older);
         self.look_at_plans(planned);
         self.look_at_rejected(planned, report);
         if self.sync_failure.is_some() || self.failing.is_every_change_refused() {
@@ -167,6 +182,32 @@ impl<'a> Keeper<'a> {
         self.tell();
     }
 
+    /// Makes connection tracking forget what leads nowhere since the changes that were programmed.
+    pub fn forget_flows(&mut self) {
+        let started = Instant::now();
+        let forgotten = self.proxy.forget_flows();
+        let took = started.elapsed();
+        self.flows_failure = forgotten.as_ref().err().map(|error| with_causes(error));
+        match forgotten {
+            Ok(Forgotten { flows, sockets }) => {
+                tracing::debug!(
+                    ?flows,
+                    sockets,
+                    took_us = took.as_micros(),
+                    "stale flows forgotten"
+                );
+                self.progress.ended_sockets.fetch_add(sockets, Ordering::Relaxed);
+                for (family, progress) in &self.progress.by_family {
+                    let flows = flows.get(family).copied().unwrap_or(0);
+                    progress.forgotten_flows.fetch_add(flows, Ordering::Relaxed);
+                    progress.forgetting.observe(took);
+                }
+            }
+            Err(_) => self.progress.failed(),
+        }
+        self.tell();
+    }
+
     /// Tries again what failed.
     pub fn retry(&mut self, snapshot: &Arc<Snapshot>) {
         if self.audit_failure.is_some() {
@@ -175,6 +216,9 @@ impl<'a> Keeper<'a> {
         // A repair that failed left its Services to the next sync.
         self.proxy.retry_failed();
         self.sync(snapshot);
+        if self.flows_failure.is_some() {
+            self.forget_flows();
+        }
     }
 
     pub fn read_counters(&self) {
@@ -232,8 +276,7 @@ impl<'a> Keeper<'a> {
         for (service, note) in self.failing.news() {
             self.notify(service, Scope::ThisNode, "FailedToProgram", note);
         }
-        let common = self.sync_failure.clone().or_else(|| self.audit_failure.clone());
-        match common.or_else(|| self.failing.problem()) {
+        match self.common_failure().cloned().or_else(|| self.failing.problem()) {
             Some(problem) => self.part.fails(&problem),
             None if self.began && self.is_settled() => self.part.works(),
             None => {}
@@ -251,8 +294,8 @@ impl<'a> Keeper<'a> {
         });
     }
 
-    /// How long changes took to get here, and what became of flows that led nowhere.
-    fn measure(&mut self, older: &Snapshot, report: &SyncReport) {
+    /// How long changes took to get here.
+    fn measure(&mut self, older: &Snapshot) {
         self.triggers.note(older, &self.given);
         let held_up = self.sync_failure.is_some();
         let failing = &self.failing;
@@ -262,15 +305,6 @@ impl<'a> Keeper<'a> {
         for (family, duration) in took {
             if let Some(progress) = self.progress.by_family.get(&family) {
                 progress.network_programming.observe(duration);
-            }
-        }
-        let Forgotten { flows, sockets } = &report.forgotten;
-        self.progress.ended_sockets.fetch_add(*sockets, Ordering::Relaxed);
-        for (family, progress) in &self.progress.by_family {
-            let flows = flows.get(family).copied().unwrap_or(0);
-            progress.forgotten_flows.fetch_add(flows, Ordering::Relaxed);
-            if let Some(took) = report.durations.forget {
-                progress.forgetting.observe(took);
             }
         }
     }
@@ -357,7 +391,6 @@ fn log_sync(report: &SyncReport) {
         tracing::debug!(
             services = report.applied.len(),
             writes = report.writes,
-            stale_flows = report.forgotten.total(),
             plan_us = report.durations.plan.as_micros(),
             apply_us = report.durations.apply.as_micros(),
             "Services programmed"

@@ -51,6 +51,9 @@ const BETWEEN_REPAIRS: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
+/// Between two looks for flows that lead nowhere: each walks through everything that connection tracking has.
+const BETWEEN_LOOKS_AT_FLOWS: Duration = Duration::from_millis(100);
+
 /// How soon the thread that waits for drift sees the sign to end.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -99,6 +102,10 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
             Event::Shutdown => return Ok(()),
             Event::Queued => keeper.queue(&schedule.newest()),
             Event::Sync => keeper.sync(&schedule.pass()),
+            Event::Flows => {
+                schedule.flows.begin(Instant::now().into_std());
+                keeper.forget_flows();
+            }
             Event::Retry => {
                 schedule.retry_at = None;
                 keeper.retry(&schedule.pass());
@@ -117,6 +124,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
                 keeper.audit(Audit::Everything);
             }
         }
+        schedule.stale_flows = keeper.has_stale_flows();
         if keeper.is_programmed() {
             leftovers.remove();
         }
@@ -171,6 +179,8 @@ enum Event {
     Queued,
     /// It is its turn.
     Sync,
+    /// Flows that may lead nowhere are to be looked at.
+    Flows,
     Retry,
     Drift,
     Structure,
@@ -183,6 +193,9 @@ struct Schedule {
     pacing: Pacing,
     /// A snapshot came and waits for its turn.
     queued: bool,
+    /// Looks for stale flows, and whether there may be some.
+    flows: Pacing,
+    stale_flows: bool,
     drift: Arc<Notify>,
     structure_at: Instant,
     all_at: Instant,
@@ -199,6 +212,8 @@ impl Schedule {
             snapshots,
             pacing,
             queued: false,
+            flows: Pacing::new(BETWEEN_LOOKS_AT_FLOWS),
+            stale_flows: false,
             drift,
             structure_at: now + AUDIT_STRUCTURE,
             all_at: now + AUDIT_ALL,
@@ -218,12 +233,15 @@ impl Schedule {
         self.newest()
     }
 
-    /// What is due. A retry is a sync too, and goes first: under a stream of changes there is always a sync due.
+    /// What is due. A retry is a sync too, and goes first, as do flows: under a stream of changes there is always a
+    /// sync due.
     fn due(&self, now: Instant) -> Option<Event> {
         let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
+        let flows_at = Instant::from_std(self.flows.next(now.into_std()));
         let is_due = |at: Instant| at <= now;
         let retry = self.retry_at.is_some_and(|at| is_due(at.max(sync_at)));
         let due = [
+            (self.stale_flows && is_due(flows_at), Event::Flows),
             (retry, Event::Retry),
             (self.queued && is_due(sync_at), Event::Sync),
             (is_due(self.structure_at), Event::Structure),
@@ -242,6 +260,7 @@ impl Schedule {
         }
         let retry_at = self.retry_at;
         let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
+        let flows_at = Instant::from_std(self.flows.next(now.into_std()));
         let (drift, not_before) = (self.drift.clone(), self.repair_not_before);
         tokio::select! {
             biased;
@@ -261,6 +280,7 @@ impl Schedule {
                 Err(_) => Event::Shutdown,
             },
             () = sleep_until(sync_at), if self.queued => Event::Sync,
+            () = sleep_until(flows_at), if self.stale_flows => Event::Flows,
             () = sleep_until(retry_at.unwrap_or(sync_at).max(sync_at)), if retry_at.is_some() => Event::Retry,
             () = sleep_until(self.structure_at) => Event::Structure,
             () = sleep_until(self.all_at) => Event::All,
@@ -314,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_due_comes_before_snapshots_that_come_without_an_end() {
         type Due = fn(&mut Schedule, Instant);
-        let rows: [(Due, Event); 9] = [
+        let rows: [(Due, Event); 11] = [
             (|_, _| (), Event::Queued),
             (|schedule, _| schedule.queued = true, Event::Sync),
             (|schedule, now| schedule.retry_at = Some(now), Event::Retry),
@@ -327,6 +347,19 @@ mod tests {
             ),
             (
                 |schedule, now| (schedule.queued, schedule.structure_at) = (true, now),
+                Event::Sync,
+            ),
+            (
+                |schedule, now| {
+                    (schedule.stale_flows, schedule.queued, schedule.retry_at) = (true, true, Some(now));
+                },
+                Event::Flows,
+            ),
+            (
+                |schedule, now| {
+                    (schedule.stale_flows, schedule.queued) = (true, true);
+                    schedule.flows.begin(now.into_std());
+                },
                 Event::Sync,
             ),
             (

@@ -1,18 +1,24 @@
 //! What changes while the proxy runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use model::{Change, IpFamily, Service, SessionAffinity, Snapshot};
+use netlink::conntrack::Conntrack;
+use proxy::IptablesVariant;
 use proxy::{DatapathKind, Proxy};
 use tests::{privileged, wait};
 
 use super::{answers, both, outcome};
 use crate::cluster::{
-    BALANCER, FAMILIES, FAR, FAR2, NEAR, NEAR2, NODE, State, TCP, UDP, VIP, settings, with_balancer,
+    BALANCER, FAMILIES, FAR, FAR2, NEAR, NEAR2, NODE, State, TCP, UDP, VIP, empty, settings, with_balancer,
 };
-use crate::node::{Knocks, Surroundings};
+use crate::node::{Knocks, Surroundings, ip};
+
+/// Long enough for an attempt to connect that the kernel makes again.
+const LONG: Duration = Duration::from_secs(20);
 
 fn counters(proxy: &Proxy) -> BTreeMap<&'static str, u64> {
     proxy.counters().expect("counters").into_iter().collect()
@@ -213,24 +219,81 @@ fn clients_that_keep_a_udp_port_move_on_when_their_endpoint_leaves() {
         ] {
             proxy.sync(&State::new([NEAR]).snapshot());
             assert_eq!(client.ask(to).expect("an answer"), "near");
-            let report = proxy.sync(&State::new([FAR]).snapshot());
-            assert_eq!(report.forgotten.total(), 1, "{report:?}");
+            assert_eq!(forgotten_after(&mut proxy, &State::new([FAR])), 1);
             let name = wait::until(
                 "an answer from the other endpoint",
                 Duration::from_secs(5),
                 || client.ask(to),
             );
             assert_eq!(name, "far");
-            assert_eq!(proxy.sync(&both().snapshot()).forgotten.total(), 0, "nobody left");
+            assert_eq!(forgotten_after(&mut proxy, &both()), 0, "nobody left");
             assert_eq!(
                 client.ask(to).expect("an answer"),
                 "far",
                 "an established flow stays"
             );
-            let report = proxy.sync(&State::new([]).snapshot());
-            assert_eq!(report.forgotten.total(), 1, "no endpoint is left: {report:?}");
+            let forgotten = forgotten_after(&mut proxy, &State::new([]));
+            assert_eq!(forgotten, 1, "no endpoint is left");
         }
     }
+}
+
+fn forgotten_after(proxy: &mut Proxy, state: &State) -> u64 {
+    proxy.sync(&state.snapshot());
+    proxy.forget_flows().expect("flows are forgotten").total()
+}
+
+#[test]
+fn a_connection_that_was_tried_before_its_service_was_there_is_served_by_it() {
+    if !privileged("a connection that was tried before its Service was there is served by it") {
+        return;
+    }
+    let variant = IptablesVariant::Legacy;
+    for datapath in [DatapathKind::Nftables, DatapathKind::Iptables { variant }] {
+        let surroundings = Surroundings::build().expect("namespaces");
+        let proxy = surroundings.proxy(settings(), datapath);
+        let mut proxy = proxy.expect("a proxy");
+        let conntrack = surroundings.node.run(Conntrack::open).expect("entered");
+        let mut conntrack = conntrack.expect("opened");
+        for family in FAMILIES {
+            let to = SocketAddr::new(VIP.of(family), TCP.0);
+            // Out there nobody has the address.
+            ip(
+                &surroundings.beyond,
+                &["address", "del", &to.ip().to_string(), "dev", "lo"],
+            )
+            .expect("removed");
+            proxy.sync(&empty());
+            proxy.forget_flows().expect("flows are forgotten");
+            std::thread::scope(|scope| {
+                let answer = scope.spawn(|| surroundings.pod.run(|| greeting(to)).expect("entered"));
+                let mut tracked = || {
+                    let tracked = conntrack.flows(|flow| flow.original.destination == to);
+                    tracked.expect("listed")
+                };
+                let out = wait::until_value("the attempt went out", LONG, &mut tracked, |flows| {
+                    !flows.is_empty()
+                });
+                assert!(!out[0].answered && out[0].reply.source == to, "{out:?}");
+                assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 1);
+                let answer = answer.join().expect("no panic").expect("an answer");
+                assert!(answer.starts_with("near "), "{answer}");
+                // One that somebody answers stays, although the Service appears once more.
+                proxy.sync(&empty());
+                assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 0);
+                assert!(tracked().iter().any(|flow| flow.answered));
+            });
+        }
+    }
+}
+
+/// What whoever answers says, once the kernel's attempts got through.
+fn greeting(to: SocketAddr) -> std::io::Result<String> {
+    let stream = TcpStream::connect_timeout(&to, LONG)?;
+    stream.set_read_timeout(Some(LONG))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// One socket of the pod.

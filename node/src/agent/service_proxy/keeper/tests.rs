@@ -292,6 +292,7 @@ fn what_an_audit_left_is_tried_again_although_no_snapshot_comes() {
     bench.publish(synced());
     bench.publish([at("web", 1), slice("10.244.9.2", now())]);
     bench.sync();
+    bench.keeper.forget_flows();
     assert!(bench.keeper.is_settled());
 
     // Clients may have been led by what somebody else put there.
@@ -306,10 +307,15 @@ fn what_an_audit_left_is_tried_again_although_no_snapshot_comes() {
     });
     bench.keeper.audit(Audit::Everything);
     assert_eq!(progress.repairs.load(Ordering::Relaxed), 1);
-    assert!(!bench.keeper.is_settled(), "flows to it are still tracked");
+    assert!(bench.keeper.has_stale_flows(), "flows to it are still tracked");
     check_health(&parts, None);
+    bench.fake.with(|fake| fake.fail_forget = true);
+    bench.keeper.forget_flows();
+    check_health(&parts, Some("told to fail: forget flows"));
+    assert!(!bench.keeper.is_settled() && !bench.keeper.has_stale_flows());
     bench.retry();
-    assert!(bench.keeper.is_settled());
+    assert!(bench.keeper.is_settled() && !bench.keeper.has_stale_flows());
+    check_health(&parts, None);
     let mut stale = StaleFlows::default();
     stale.add_gone(&foreign);
     assert_eq!(bench.fake.with(|fake| fake.forgotten.clone()), [stale]);
