@@ -6,8 +6,10 @@
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`backoff`]: how long to wait before trying again.
+//! - [`allocator`]: how little memory an agent keeps.
 
 mod agent;
+mod allocator;
 mod backoff;
 mod cli;
 mod cluster;
@@ -56,6 +58,7 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
+    allocator::prefer_small();
     start_logs();
     exit_code(until_told(|shutdown| agent::run(config, shutdown)))
 }
