@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::{IpFamily, Protocol};
-use netlink::conntrack::{Conntrack, Flow};
+use netlink::conntrack::{Conntrack, Flow, Listed};
 
 use crate::Error;
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
@@ -87,10 +87,17 @@ impl StaleFlows {
     /// Makes connection tracking forget the flows.
     pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<Forgotten, Error> {
         let mut forgotten = Forgotten::default();
-        for flow in conntrack.flows(|flow| self.matches(flow))? {
-            conntrack.delete(&flow)?;
-            let family = flow.original.destination.ip().into();
-            *forgotten.flows.entry(family).or_default() += 1;
+        let by_udp = !self.services.is_empty() || !self.node_ports.is_empty();
+        let looks = [
+            (by_udp, Listed::OfProtocol(Protocol::Udp.number())),
+            (!self.appeared.is_empty(), Listed::Unanswered),
+        ];
+        for (_, listed) in looks.into_iter().filter(|(wanted, _)| *wanted) {
+            for flow in conntrack.flows(listed, |flow| self.matches(flow))? {
+                conntrack.delete(&flow)?;
+                let family = flow.original.destination.ip().into();
+                *forgotten.flows.entry(family).or_default() += 1;
+            }
         }
         Ok(forgotten)
     }

@@ -12,8 +12,6 @@ use crate::nft::Family;
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = SUBSYSTEM << 8 | 1;
 const DELETE: u16 = SUBSYSTEM << 8 | 2;
-/// `AF_UNSPEC`.
-const EVERY_FAMILY: u8 = 0;
 const ATTEMPTS: usize = 10;
 
 /// Source and destination of the packets of one direction.
@@ -38,6 +36,37 @@ pub struct Flow {
     pub answered: bool,
     /// The kernel's attributes that name exactly this flow (tuple, zone, id), for its deletion.
     identity: Vec<(u16, Vec<u8>)>,
+}
+
+/// Which flows are listed. The kernel picks them out; one that does not know how (before 5.8 and 5.15) lists them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Those of an IP protocol, by its number.
+    OfProtocol(u8),
+    /// Those of which no packet of an answer was seen.
+    Unanswered,
+}
+
+impl Listed {
+    fn request(self, family: Family) -> Message {
+        let mut request = Message::new(GET, flag::DUMP, family as u8, 0);
+        match self {
+            Self::OfProtocol(protocol) => {
+                request.nested(TUPLE_ORIGINAL, |tuple| {
+                    tuple.nested(TUPLE_PROTO, |proto| {
+                        proto.bytes(PROTO_NUMBER, &[protocol]);
+                    });
+                });
+                request.nested(FILTER, |filter| {
+                    filter.bytes(FILTER_ORIGINAL, &FILTER_BY_PROTO_NUMBER.to_ne_bytes());
+                });
+            }
+            Self::Unanswered => {
+                request.be32(STATUS, 0).be32(STATUS_MASK, SEEN_REPLY);
+            }
+        }
+        request
+    }
 }
 
 /// Why conntrack did not do what was asked.
@@ -73,23 +102,30 @@ impl Conntrack {
         Ok(Self { socket })
     }
 
-    /// All flows, IPv4 and IPv6, for which `wanted` is true.
-    pub fn flows(&mut self, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        let request = Message::new(GET, flag::DUMP, EVERY_FAMILY, 0);
-        let mut attempt = 0;
-        loop {
-            let mut flows = Vec::new();
-            attempt += 1;
-            let result = self.socket.dump(&request, |_, payload| {
-                flows.extend(Flow::decode(body(payload)).filter(&wanted));
-                Ok(())
-            });
-            match result {
-                Ok(()) => return Ok(flows),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
-                Err(error) => return Err(Error::List(error)),
+    /// The flows, IPv4 and IPv6, that are listed and for which `wanted` is true.
+    pub fn flows(&mut self, listed: Listed, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+        let mut flows = Vec::new();
+        for family in [Family::Ip, Family::Ip6] {
+            let request = listed.request(family);
+            let mut attempt = 0;
+            loop {
+                let mut found = Vec::new();
+                attempt += 1;
+                let result = self.socket.dump(&request, |_, payload| {
+                    found.extend(Flow::decode(body(payload)).filter(&wanted));
+                    Ok(())
+                });
+                match result {
+                    Ok(()) => {
+                        flows.append(&mut found);
+                        break;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
+                    Err(error) => return Err(Error::List(error)),
+                }
             }
         }
+        Ok(flows)
     }
 
     /// Forgets a flow: its next packet is a new connection. One that is gone already is fine.
@@ -121,15 +157,10 @@ impl Flow {
         Some(Self {
             original: Tuple::decode(attribute(payload, TUPLE_ORIGINAL)?)?,
             reply: Tuple::decode(attribute(payload, TUPLE_REPLY)?)?,
-            answered: status(payload) & SEEN_REPLY != 0,
+            answered: attribute(payload, STATUS).and_then(nfnetlink::be32)? & SEEN_REPLY != 0,
             identity: identity.collect(),
         })
     }
-}
-
-fn status(payload: &[u8]) -> u32 {
-    let bytes = attribute(payload, STATUS).and_then(|value| value.first_chunk());
-    bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 impl Tuple {
@@ -164,6 +195,11 @@ const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+const STATUS_MASK: u16 = 26;
+const FILTER_ORIGINAL: u16 = 1;
+/// `CTA_FILTER_F_CTA_PROTO_NUM`, in host order.
+const FILTER_BY_PROTO_NUMBER: u32 = 1 << 3;
 /// `IPS_SEEN_REPLY`.
 const SEEN_REPLY: u32 = 1 << 1;
 const TUPLE_IP: u16 = 1;

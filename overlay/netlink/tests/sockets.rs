@@ -5,7 +5,7 @@ mod place;
 mod privileged {
     use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
-    use netlink::conntrack::Conntrack;
+    use netlink::conntrack::{Conntrack, Flow, Listed};
     use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
     use netlink::sock_diag::SockDiag;
 
@@ -149,20 +149,30 @@ mod privileged {
                 (server, to, client, from)
             });
             let mut conntrack = Conntrack::open().expect("a socket");
-            for (_server, to, _client, from) in &pairs {
+            let (udp, tcp) = (Listed::OfProtocol(17), Listed::OfProtocol(6));
+            for (server, to, _client, from) in &pairs {
                 let mut flows = conntrack
-                    .flows(|flow| flow.original.destination == *to)
+                    .flows(udp, |flow| flow.original.destination == *to)
                     .expect("listed");
                 let flow = flows.pop().expect("one flow");
                 assert_eq!(flows, []);
                 assert_eq!((flow.original.source, flow.original.protocol), (*from, 17));
                 assert_eq!((flow.reply.source, flow.reply.destination), (*to, *from));
-                let others = conntrack.flows(|other| *other != flow).expect("listed");
+                let unanswered = |conntrack: &mut Conntrack| {
+                    let flows = conntrack.flows(Listed::Unanswered, |other| other.original == flow.original);
+                    flows.expect("listed").len()
+                };
+                assert_eq!((flow.answered, unanswered(&mut conntrack)), (false, 1));
+                server.send_to(b"y", from).expect("sent");
+                assert_eq!(unanswered(&mut conntrack), 0);
+                assert_eq!(conntrack.flows(tcp, |_| true).expect("listed"), []);
+                let is_other = |other: &Flow| other.original != flow.original;
+                let others = conntrack.flows(udp, is_other).expect("listed");
                 conntrack.delete(&flow).expect("deleted");
-                assert_eq!(conntrack.flows(|_| true).expect("listed"), others);
+                assert_eq!(conntrack.flows(udp, |_| true).expect("listed"), others);
                 conntrack.delete(&flow).expect("gone already is fine");
             }
-            assert_eq!(conntrack.flows(|_| true).expect("listed"), []);
+            assert_eq!(conntrack.flows(udp, |_| true).expect("listed"), []);
         });
     }
 

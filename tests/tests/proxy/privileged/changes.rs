@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use model::{Change, IpFamily, Service, SessionAffinity, Snapshot};
-use netlink::conntrack::Conntrack;
+use model::{Change, IpFamily, Protocol, Service, SessionAffinity, Snapshot};
+use netlink::conntrack::{Conntrack, Listed};
 use proxy::IptablesVariant;
 use proxy::{DatapathKind, Proxy};
 use tests::{privileged, wait};
@@ -268,7 +268,9 @@ fn a_connection_that_was_tried_before_its_service_was_there_is_served_by_it() {
             std::thread::scope(|scope| {
                 let answer = scope.spawn(|| surroundings.pod.run(|| greeting(to)).expect("entered"));
                 let mut tracked = || {
-                    let tracked = conntrack.flows(|flow| flow.original.destination == to);
+                    let tracked = conntrack.flows(Listed::OfProtocol(Protocol::Tcp.number()), |flow| {
+                        flow.original.destination == to
+                    });
                     tracked.expect("listed")
                 };
                 let out = wait::until_value("the attempt went out", LONG, &mut tracked, |flows| {
