@@ -24,6 +24,15 @@ pub enum Message {
     Change(Change),
 }
 
+/// Whether a change is told at all. A reader of another build would not know the others.
+#[must_use]
+pub fn is_for_dns(change: &Change) -> bool {
+    !matches!(
+        change,
+        Change::ServiceCidr(_) | Change::DeleteServiceCidr(_) | Change::Synced(Kind::ServiceCidr)
+    )
+}
+
 /// The kinds of objects that decide whether a name exists.
 pub const NEEDED: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Namespace];
 

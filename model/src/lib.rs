@@ -35,5 +35,5 @@ pub use pod::Pod;
 pub use service::{IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy};
 pub use shared_map::SharedMap;
 pub use slices::Slices;
-pub use snapshot::{Change, Changed, Kind, Namespace, Snapshot};
+pub use snapshot::{Change, Changed, Kind, Namespace, ServiceCidr, Snapshot};
 pub use text::{Text, Texts};

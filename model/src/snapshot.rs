@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap, Slices, Text};
@@ -20,6 +21,23 @@ pub enum Kind {
     Namespace,
     /// `core/v1` Pods (watched only where a feature asks for them).
     Pod,
+    /// `networking/v1` ServiceCIDRs, which servers have from Kubernetes 1.33 on.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// `kind` of its objects.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
 }
 
 /// A Namespace: DNS answers differently for names in one that exists.
@@ -27,6 +45,15 @@ pub enum Kind {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Text,
+}
+
+/// A ServiceCIDR: networks from which the cluster takes its ClusterIPs (KEP-1880).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCidr {
+    /// `metadata.name`.
+    pub name: Text,
+    /// `spec.cidrs`.
+    pub networks: BTreeSet<IpNetwork>,
 }
 
 /// One edit of a snapshot. In JSON: `{"service": {…}}`, `{"delete-service": {"namespace": …, "name": …}}`, and so on.
@@ -53,6 +80,10 @@ pub enum Change {
     Pod(Pod),
     /// A Pod is gone.
     DeletePod(ObjectName),
+    /// A ServiceCIDR was added or changed.
+    ServiceCidr(ServiceCidr),
+    /// A ServiceCIDR is gone.
+    DeleteServiceCidr(Text),
     /// The first complete list of a kind is in: from now on absence means absence.
     Synced(Kind),
 }
@@ -70,6 +101,8 @@ pub struct Snapshot {
     pub namespaces: SharedMap<Text, Namespace>,
     /// Pods by name.
     pub pods: SharedMap<ObjectName, Pod>,
+    /// ServiceCIDRs by name.
+    pub service_cidrs: SharedMap<Text, ServiceCidr>,
     synced: BTreeSet<Kind>,
     /// The same slices by their own names: a deletion names only the slice.
     slices_by_name: SharedMap<ObjectName, EndpointSlice>,
@@ -86,6 +119,8 @@ pub struct Changed {
     pub namespaces: BTreeSet<Text>,
     /// Pods that changed.
     pub pods: BTreeSet<ObjectName>,
+    /// ServiceCIDRs that changed.
+    pub service_cidrs: BTreeSet<Text>,
     /// Kinds that became synced.
     pub synced: BTreeSet<Kind>,
 }
@@ -112,6 +147,8 @@ impl Snapshot {
             Change::DeleteNamespace(name) => self.namespaces.remove(&name).is_some(),
             Change::Pod(pod) => self.pods.insert(pod.name.clone(), pod),
             Change::DeletePod(name) => self.pods.remove(&name).is_some(),
+            Change::ServiceCidr(cidr) => self.service_cidrs.insert(cidr.name.clone(), cidr),
+            Change::DeleteServiceCidr(name) => self.service_cidrs.remove(&name).is_some(),
             Change::Synced(kind) => self.synced.insert(kind),
         }
     }
@@ -165,6 +202,12 @@ impl Snapshot {
                 .into_iter()
                 .cloned()
                 .collect(),
+            service_cidrs: self
+                .service_cidrs
+                .keys_changed_since(&older.service_cidrs)
+                .into_iter()
+                .cloned()
+                .collect(),
             synced: self.synced.difference(&older.synced).copied().collect(),
         }
     }
@@ -189,12 +232,17 @@ impl Snapshot {
             .pods
             .iter()
             .map(|(_, object)| Change::Pod((**object).clone()));
+        let service_cidrs = self
+            .service_cidrs
+            .iter()
+            .map(|(_, object)| Change::ServiceCidr((**object).clone()));
         let synced = self.synced.iter().map(|kind| Change::Synced(*kind));
         namespaces
             .chain(nodes)
             .chain(services)
             .chain(slices)
             .chain(pods)
+            .chain(service_cidrs)
             .chain(synced)
     }
 
@@ -222,6 +270,11 @@ impl Snapshot {
         changes.extend(changed.pods.into_iter().map(|name| match self.pods.get(&name) {
             Some(object) => Change::Pod((**object).clone()),
             None => Change::DeletePod(name),
+        }));
+        let service_cidrs = changed.service_cidrs.into_iter();
+        changes.extend(service_cidrs.map(|name| match self.service_cidrs.get(&name) {
+            Some(object) => Change::ServiceCidr((**object).clone()),
+            None => Change::DeleteServiceCidr(name),
         }));
         changes.extend(changed.synced.into_iter().map(Change::Synced));
         changes

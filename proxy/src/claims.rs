@@ -1,8 +1,9 @@
 //! Who has a frontend when more than one Service wants it.
 //!
 //! The API server hands each address and node port out once, but a Service that takes over an address may be seen
-//! before the deletion of the one that had it. The owner is the claimant with the least name, so that the outcome
-//! does not depend on the order of events; when it lets go, the next one gets the frontend.
+//! before the deletion of the one that had it, and anybody may name any address as an external one. A ClusterIP is its
+//! Service's before it is another's; else the owner is the claimant with the least name, so that the outcome does not
+//! depend on the order of events. When it lets go, the next one gets the frontend.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +16,15 @@ use crate::plan::{FrontendKey, ServicePlan};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// Claimants in order. Almost every frontend has one.
-    claimants: BTreeMap<FrontendKey, SmallVec<[ObjectName; 1]>>,
+    claimants: BTreeMap<FrontendKey, SmallVec<[Claimant; 1]>>,
+}
+
+/// In the order of their rights.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    /// It is not its own ClusterIP.
+    foreign: bool,
+    service: ObjectName,
 }
 
 impl Claims {
@@ -27,24 +36,31 @@ impl Claims {
         old: &ServicePlan,
         new: &ServicePlan,
     ) -> BTreeSet<ObjectName> {
-        let old: BTreeSet<_> = old.frontends().copied().collect();
-        let new: BTreeSet<_> = new.frontends().copied().collect();
+        let claims = |plan: &ServicePlan| -> BTreeSet<_> {
+            let claims = plan.frontends().map(|key| (*key, !plan.is_cluster_ip(key)));
+            claims.collect()
+        };
+        let (old, new) = (claims(old), claims(new));
         let mut affected = BTreeSet::new();
-        for key in old.difference(&new) {
+        for (key, _) in old.difference(&new) {
             let was_owner = self.owner(key) == Some(service);
             if let Some(claimants) = self.claimants.get_mut(key) {
-                claimants.retain(|claimant| *claimant != *service);
+                claimants.retain(|claimant| claimant.service != *service);
                 if claimants.is_empty() {
                     self.claimants.remove(key);
                 }
             }
             affected.extend(self.owner(key).filter(|_| was_owner).cloned());
         }
-        for key in new.difference(&old) {
+        for (key, foreign) in new.difference(&old) {
             let before = self.owner(key).cloned();
             let claimants = self.claimants.entry(*key).or_default();
-            if let Err(place) = claimants.binary_search(service) {
-                claimants.insert(place, service.clone());
+            let claimant = Claimant {
+                foreign: *foreign,
+                service: service.clone(),
+            };
+            if let Err(place) = claimants.binary_search(&claimant) {
+                claimants.insert(place, claimant);
             }
             affected.extend(before.filter(|_| self.owner(key) == Some(service)));
         }
@@ -55,6 +71,7 @@ impl Claims {
     /// Who has the frontend.
     #[must_use]
     pub fn owner(&self, key: &FrontendKey) -> Option<&ObjectName> {
-        self.claimants.get(key)?.first()
+        let first = self.claimants.get(key)?.first()?;
+        Some(&first.service)
     }
 }

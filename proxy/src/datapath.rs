@@ -114,7 +114,7 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// Repairs the fixed part and reads the rest back, so that the next `apply` sees what the kernel has.
     fn reread(&mut self) -> Result<Vec<String>, Error>;
 
-    /// Ends what leads UDP clients to endpoints that are gone (tracked flows, connected sockets).
+    /// Ends what leads clients nowhere (tracked flows, connected UDP sockets).
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error>;
 
     /// Verdicts so far, by name.

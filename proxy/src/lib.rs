@@ -11,7 +11,7 @@
 //! - [`claims`]: two Services may want one address for a moment; who has it is decided by name, not by arrival.
 //! - [`datapath`]: the trait that renders plans, with the kernel's renderers ([`datapath::sockets`] over
 //!   [`datapath::packets`], or [`datapath::iptables`]) and a [`datapath::fake`].
-//! - [`stale`]: flows of UDP clients that conntrack still sends to endpoints that are gone.
+//! - [`stale`]: flows that conntrack still sends where they are not answered.
 //! - [`report`]: what a sync and an audit did, and what they could not do.
 //! - [`verdict`]: what the plans of all Services make of one packet, without a kernel.
 //! - [`settings`]: what a proxy is told once.

@@ -225,6 +225,15 @@ impl ServicePlan {
         self.ports.values().flat_map(|port| port.frontends.keys())
     }
 
+    /// Whether a frontend is at its own ClusterIP.
+    #[must_use]
+    pub fn is_cluster_ip(&self, key: &FrontendKey) -> bool {
+        match &key.address {
+            FrontendAddress::Service(address) => self.cluster_ips.contains(address),
+            FrontendAddress::EveryNodeAddress(_) => false,
+        }
+    }
+
     /// Whether it takes no traffic at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -47,8 +47,8 @@ pub struct Proxy {
     claims: Claims,
     /// What the datapath was last asked for, successfully or not.
     asked: BTreeMap<ObjectName, Arc<ServicePlan>>,
-    /// Services whose last change failed.
-    failed: BTreeSet<ObjectName>,
+    /// Services whose last change failed, with the plan that was in the kernel before.
+    failed: BTreeMap<ObjectName, Arc<ServicePlan>>,
     /// Whether the next sync tries them again.
     retry: bool,
     /// Whether anything was asked for yet.
@@ -72,7 +72,7 @@ impl Proxy {
             plans: BTreeMap::new(),
             claims: Claims::default(),
             asked: BTreeMap::new(),
-            failed: BTreeSet::new(),
+            failed: BTreeMap::new(),
             retry: false,
             began: false,
             context_pending: true,
@@ -161,6 +161,9 @@ impl Proxy {
         self.apply(everything, &mut sync);
         self.sweep_pending = true;
         self.sweep(&mut sync);
+        if sync.writes > 0 || !report.repaired.is_empty() {
+            self.add_lost_frontends();
+        }
         report.writes = sync.writes;
         report.unswept = sync.unswept;
         report.failures.extend(
@@ -172,6 +175,13 @@ impl Proxy {
             .failures
             .extend(sync.common_failures.into_iter().map(|error| (None, error)));
         report
+    }
+
+    /// What was not whole may have let packets out untranslated.
+    fn add_lost_frontends(&mut self) {
+        for plan in self.asked.values() {
+            self.stale.add_change(&ServicePlan::default(), plan);
+        }
     }
 
     /// Verdicts of the socket hook so far on this node, by name; they outlive the process. Empty without the hook.
@@ -198,7 +208,7 @@ impl Proxy {
     }
 
     /// Makes connection tracking forget the flows that lead nowhere since the changes before, and ends such sockets.
-    /// The kernel walks through everything that it tracks, which may take longer than a sync: for every few syncs.
+    /// The kernel walks through everything that it tracks, which may take longer than a sync: once for several syncs.
     ///
     /// # Errors
     /// What was not done is left to the next call.
@@ -206,6 +216,8 @@ impl Proxy {
         if self.stale.is_empty() {
             return Ok(Forgotten::default());
         }
+        self.stale
+            .set_node_addresses(self.context.addresses.iter().copied());
         let forgotten = self.datapath.forget_flows(&self.stale)?;
         self.stale = StaleFlows::default();
         Ok(forgotten)
@@ -254,14 +266,18 @@ impl Proxy {
         has_networks && !(needs_addresses && context.addresses.is_empty())
     }
 
-    /// A change of this node's own zone, addresses or networks is a change of every plan. While its Node object is
+    /// A change of this node's own zone, addresses or networks, or of the Services' networks, is a change of every plan. While its Node object is
     /// absent, the last one holds: a node that is registered anew is still the same.
     fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
-        let node = snapshot.nodes.get(&self.settings.node);
-        if self.began && (node.is_none() || !self.is_node_known(snapshot)) {
-            return;
-        }
-        let context = self.settings.context(node.map(AsRef::as_ref));
+        let mut context = match snapshot.nodes.get(&self.settings.node) {
+            Some(node) if !self.began || self.is_node_known(snapshot) => self.settings.context(Some(node)),
+            None if !self.began => self.settings.context(None),
+            _ => self.context.clone(),
+        };
+        let cidrs = snapshot.service_cidrs.iter();
+        context.service_networks = cidrs
+            .flat_map(|(_, cidr)| cidr.networks.iter().copied())
+            .collect();
         if context != self.context {
             self.context = context;
             self.context_pending = true;
@@ -279,7 +295,7 @@ impl Proxy {
         report: &mut SyncReport,
     ) -> BTreeSet<ObjectName> {
         let mut pending = if std::mem::take(&mut self.retry) {
-            self.failed.clone()
+            self.failed.keys().cloned().collect()
         } else {
             BTreeSet::new()
         };
@@ -376,9 +392,6 @@ impl Proxy {
             .iter()
             .map(|(new, old, service)| Change { service, old, new })
             .collect();
-        for Change { old, new, .. } in &changes {
-            self.stale.add_change(old, new);
-        }
         let applied = self.datapath.apply(&changes);
         report.writes += applied.writes;
         self.sweep_pending |= applied.damaged;
@@ -387,8 +400,12 @@ impl Proxy {
             .iter()
             .map(|(service, _)| service.clone())
             .collect();
-        for (plan, _, name) in wanted {
-            self.remember(name, plan, &failed, report);
+        for (plan, old, name) in wanted {
+            if failed.contains(&name) {
+                self.remember_failed(name, plan, old);
+            } else {
+                self.remember_applied(name, plan, &old, report);
+            }
         }
         report.failures.extend(applied.failures);
         applied.damaged
@@ -406,21 +423,25 @@ impl Proxy {
     }
 
     /// After a failure the datapath may hold parts of the old plan and of the new one: both were asked for.
-    fn remember(
+    fn remember_failed(&mut self, name: ObjectName, plan: Arc<ServicePlan>, old: Arc<ServicePlan>) {
+        let asked = Arc::unwrap_or_clone(self.asked.remove(&name).unwrap_or_default());
+        let both = asked.or(Arc::unwrap_or_clone(plan));
+        self.asked.insert(name.clone(), Arc::new(both));
+        self.failed.entry(name).or_insert(old);
+    }
+
+    fn remember_applied(
         &mut self,
         name: ObjectName,
         plan: Arc<ServicePlan>,
-        failed: &BTreeSet<ObjectName>,
+        old: &ServicePlan,
         report: &mut SyncReport,
     ) {
-        if failed.contains(&name) {
-            let old = Arc::unwrap_or_clone(self.asked.remove(&name).unwrap_or_default());
-            let both = old.or(Arc::unwrap_or_clone(plan));
-            self.asked.insert(name.clone(), Arc::new(both));
-            self.failed.insert(name);
-            return;
+        // What failed may have been in the kernel in parts, or not at all.
+        if let Some(before) = self.failed.remove(&name) {
+            self.stale.add_change(&before, &plan);
         }
-        self.failed.remove(&name);
+        self.stale.add_change(old, &plan);
         if plan.is_empty() {
             self.asked.remove(&name);
         } else {

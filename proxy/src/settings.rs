@@ -111,6 +111,7 @@ impl Settings {
             masquerade_all: self.masquerade_all,
             external_addresses: self.external_addresses,
             node_port_addresses: self.node_port_addresses.clone(),
+            service_networks: BTreeSet::new(),
             local_dns: self.local_dns.clone(),
         }
     }

@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::{IpFamily, Protocol};
-use netlink::conntrack::{Conntrack, Flow, Listed};
+use netlink::conntrack::{Conntrack, Flow, Listed, Tuple};
 
 use crate::Error;
+use crate::datapath::packets::layout::nft_family;
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
 
 /// What was done about stale flows.
@@ -40,21 +41,19 @@ pub struct StaleFlows {
     appeared: BTreeSet<(u8, SocketAddr)>,
     services: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
     node_ports: BTreeMap<(IpFamily, u16), BTreeSet<SocketAddr>>,
+    /// This node's own addresses.
+    node_addresses: BTreeSet<IpAddr>,
 }
 
 impl StaleFlows {
     /// What a change of plans leaves behind. Flows of a frontend that is new are looked at too: before it was there
     /// their packets went out untranslated, and tracking would keep it so.
     pub fn add_change(&mut self, old: &ServicePlan, new: &ServicePlan) {
-        let known: BTreeSet<_> = old.frontends().collect();
-        let appeared = new.frontends().filter(|key| !known.contains(key));
-        for key in appeared.filter(|key| key.protocol != Protocol::Udp) {
-            // To a node port that is not there yet the node itself answers.
-            if let FrontendAddress::Service(address) = key.address {
-                let address = SocketAddr::new(address, key.port.get());
-                self.appeared.insert((key.protocol.number(), address));
-            }
+        let (known, wanted) = (addresses_of(old), addresses_of(new));
+        for gone in known.difference(&wanted) {
+            self.appeared.remove(gone);
         }
+        self.appeared.extend(wanted.difference(&known));
         let before = udp_frontends(old);
         let after = udp_frontends(new);
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
@@ -78,38 +77,71 @@ impl StaleFlows {
         }
     }
 
+    /// On which addresses this node serves node ports.
+    pub fn set_node_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.node_addresses = addresses.into_iter().collect();
+    }
+
     /// Whether there is nothing to look for.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.appeared.is_empty() && self.services.is_empty() && self.node_ports.is_empty()
     }
 
-    /// Makes connection tracking forget the flows.
+    /// Makes connection tracking forget the flows. One that cannot be forgotten keeps no other.
+    ///
+    /// # Errors
+    /// The first failure.
     pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<Forgotten, Error> {
         let mut forgotten = Forgotten::default();
-        let by_udp = !self.services.is_empty() || !self.node_ports.is_empty();
-        let looks = [
-            (by_udp, Listed::OfProtocol(Protocol::Udp.number())),
-            (!self.appeared.is_empty(), Listed::Unanswered),
-        ];
-        for (_, listed) in looks.into_iter().filter(|(wanted, _)| *wanted) {
-            for flow in conntrack.flows(listed, |flow| self.matches(flow))? {
-                conntrack.delete(&flow)?;
-                let family = flow.original.destination.ip().into();
-                *forgotten.flows.entry(family).or_default() += 1;
+        let mut failure = None;
+        for listed in self.looks() {
+            let flows = match conntrack.flows(listed, |flow| self.is_stale(flow)) {
+                Ok(flows) => flows,
+                Err(error) => {
+                    failure.get_or_insert(error);
+                    continue;
+                }
+            };
+            for flow in flows {
+                match conntrack.delete(&flow) {
+                    Ok(()) => {
+                        let family = flow.original.destination.ip().into();
+                        *forgotten.flows.entry(family).or_default() += 1;
+                    }
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
+                }
             }
         }
-        Ok(forgotten)
+        failure.map_or(Ok(forgotten), |error| Err(error.into()))
     }
 
-    /// Whether the flow leads nowhere any more.
+    /// What there is to list: each is a walk through all that the kernel tracks.
+    fn looks(&self) -> Vec<Listed> {
+        let services = self.services.keys().map(|address| IpFamily::from(address.ip()));
+        let node_ports = self.node_ports.keys().map(|(family, _)| *family);
+        let families: BTreeSet<_> = services.chain(node_ports).collect();
+        let udp = families
+            .into_iter()
+            .map(|family| Listed::OfProtocol(nft_family(family), Protocol::Udp.number()));
+        let tried = (!self.appeared.is_empty()).then_some(Listed::Unanswered);
+        udp.chain(tried).collect()
+    }
+
+    fn is_stale(&self, flow: &Flow) -> bool {
+        self.matches(&flow.original, &flow.reply, flow.answered)
+    }
+
+    /// Whether a flow leads nowhere (any more): as its client sends, as answers are expected, and whether any came.
     #[must_use]
-    pub fn matches(&self, flow: &Flow) -> bool {
-        let (protocol, to) = (flow.original.protocol, flow.original.destination);
+    pub fn matches(&self, original: &Tuple, reply: &Tuple, answered: bool) -> bool {
+        let (protocol, to, answers) = (original.protocol, original.destination, reply.source);
         if protocol == Protocol::Udp.number() {
-            return self.leads_nowhere(to, flow.reply.source);
+            return self.leads_nowhere(to, answers);
         }
-        !flow.answered && flow.reply.source == to && self.appeared.contains(&(protocol, to))
+        !answered && answers == to && self.appeared.contains(&(protocol, to))
     }
 
     /// Whether a UDP client that asks `to` and is answered by `answers` will not be answered any more.
@@ -119,8 +151,9 @@ impl StaleFlows {
             .services
             .get(&to)
             .is_some_and(|serving| !serving.contains(&answers));
-        // Without translation it was not a flow to a node port, but to the same port somewhere else.
-        let by_node_port = to != answers
+        // Without translation it was a flow to this node, or none to a node port: to the same port somewhere else.
+        let to_node_port = to != answers || self.node_addresses.contains(&to.ip());
+        let by_node_port = to_node_port
             && self
                 .node_ports
                 .get(&(to.ip().into(), to.port()))
@@ -150,6 +183,19 @@ impl StaleFlows {
             }
         }
     }
+}
+
+/// Where clients find a Service by other protocols than UDP. Node ports are not among them: while one is not there,
+/// the node itself refuses, and tracking forgets a connection that was refused.
+fn addresses_of(plan: &ServicePlan) -> BTreeSet<(u8, SocketAddr)> {
+    let frontends = plan.frontends().filter(|key| key.protocol != Protocol::Udp);
+    let addresses = frontends.filter_map(|key| match key.address {
+        FrontendAddress::Service(address) => {
+            Some((key.protocol.number(), SocketAddr::new(address, key.port.get())))
+        }
+        FrontendAddress::EveryNodeAddress(_) => None,
+    });
+    addresses.collect()
 }
 
 fn udp_frontends(plan: &ServicePlan) -> BTreeMap<FrontendKey, &PortPlan> {

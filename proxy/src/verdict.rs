@@ -74,17 +74,30 @@ pub fn verdict(
     let family = IpFamily::from(packet.destination);
     let by_node_port = key(FrontendAddress::EveryNodeAddress(family));
     let verdict = serves.then(|| at_frontend(plans, node, packet, &by_node_port));
-    verdict.flatten().unwrap_or(Verdict::Pass)
+    let is_own = node.addresses.contains(&packet.destination) || node.local_dns.contains(&packet.destination);
+    let is_of_services = || {
+        let mut networks = node.service_networks(family);
+        networks.any(|network| network.contains(packet.destination))
+    };
+    verdict.flatten().unwrap_or(if !is_own && is_of_services() {
+        Verdict::Drop
+    } else {
+        Verdict::Pass
+    })
 }
 
-/// The owner of a frontend is the Service with the least name, as in [`crate::Claims`].
+/// The owner of a frontend is as in [`crate::Claims`].
 fn at_frontend(
     plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
     node: &NodeContext,
     packet: &Packet,
     key: &FrontendKey,
 ) -> Option<Verdict> {
-    let mut ports = plans.values().flat_map(|plan| plan.ports.values());
+    let (own, foreign): (Vec<_>, Vec<_>) = plans.values().partition(|plan| plan.is_cluster_ip(key));
+    let mut ports = own
+        .into_iter()
+        .chain(foreign)
+        .flat_map(|plan| plan.ports.values());
     let (port, frontend) = ports.find_map(|port| Some((port, port.frontends.get(key)?)))?;
     let admitted = match frontend.admits {
         Admits::Everyone => true,

@@ -228,6 +228,46 @@ fn a_frontend_that_two_services_want_is_the_first_names_and_passes_on_when_that_
 }
 
 #[test]
+fn a_cluster_ip_is_its_services_before_it_is_anybodys_external_address() {
+    let key = vip("10.96.0.9", 80, Protocol::Tcp);
+    let mut thief = service("a", "10.96.0.1");
+    thief.external_addresses = vec![world::ip("10.96.0.9")];
+    let owner = Change::Service(service("b", "10.96.0.9"));
+    let endpoints = [("a", "10.244.0.1"), ("b", "10.244.0.2")];
+    let endpoints = endpoints.map(|(service, address)| {
+        Change::EndpointSlice(slice(
+            &format!("{service}-1"),
+            service,
+            &[(address, "here", READY)],
+        ))
+    });
+    for order in [
+        [Change::Service(thief.clone()), owner.clone()],
+        [owner.clone(), Change::Service(thief.clone())],
+    ] {
+        let fake = FakeDatapath::default();
+        let settings = proxy::Settings {
+            external_addresses: true,
+            ..settings()
+        };
+        let mut proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
+        let mut state = snapshot(endpoints.clone());
+        let served = || {
+            let target = |(_, port): &(_, proxy::plan::PortPlan)| port.cluster[0].address;
+            fake.with(|fake| fake.frontends.get(&key).map(target))
+        };
+        for change in order {
+            state.apply(change);
+            proxy.sync(&state);
+        }
+        assert_eq!(served(), Some(world::ip("10.244.0.2")));
+        state.apply(Change::DeleteService(name("b")));
+        proxy.sync(&state);
+        assert_eq!(served(), Some(world::ip("10.244.0.1")));
+    }
+}
+
+#[test]
 fn flows_are_forgotten_for_udp_endpoints_that_left_and_frontends_that_appeared_and_for_nothing_else() {
     let (mut proxy, fake) = proxy();
     let udp = |endpoints: &[&str]| {
@@ -272,6 +312,23 @@ fn flows_are_forgotten_for_udp_endpoints_that_left_and_frontends_that_appeared_a
     assert!(proxy.forget_flows().is_err() && proxy.has_stale_flows());
     proxy.forget_flows().expect("forgotten");
     assert!(!proxy.has_stale_flows());
+}
+
+#[test]
+fn flows_are_looked_for_once_their_service_is_in_the_kernel_and_not_before() {
+    let (mut proxy, fake) = proxy();
+    let state = snapshot([Change::Service(service("a", "10.96.0.1"))]);
+    fake.with(|fake| fake.fail_next.insert(name("a")));
+    proxy.sync(&state);
+    assert!(!proxy.has_stale_flows(), "packets go out untranslated still");
+    proxy.retry_failed();
+    proxy.sync(&state);
+    assert!(proxy.has_stale_flows());
+    proxy.forget_flows().expect("forgotten");
+    // Somebody removed it, and packets went out untranslated until it was repaired.
+    assert!(proxy.audit().is_clean() && !proxy.has_stale_flows());
+    fake.with(|fake| fake.frontends.clear());
+    assert!(!proxy.audit().is_clean() && proxy.has_stale_flows());
 }
 
 #[test]

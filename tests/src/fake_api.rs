@@ -55,6 +55,8 @@ pub struct Behaviour {
     pub fail_next: Vec<u16>,
     /// `retryAfterSeconds` in those answers.
     pub retry_after: u32,
+    /// Kinds that the server does not know, for example `servicecidrs`.
+    pub absent: Vec<&'static str>,
     /// Upper limit of a page, whatever the client asks for.
     pub largest_page: Option<usize>,
 }

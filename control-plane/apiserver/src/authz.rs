@@ -135,6 +135,7 @@ fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
         }
         ("", "nodes", Some("status")) => own && verb == "patch",
         ("discovery.k8s.io", "endpointslices", None) => reads,
+        ("networking.k8s.io", "servicecidrs", None) => reads,
         ("" | "events.k8s.io", "events", None) => matches!(verb, "create" | "patch"),
         _ => false,
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use model::Snapshot;
-use model::feed::{Message, VERSION, is_complete};
+use model::feed::{Message, VERSION, is_complete, is_for_dns};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
@@ -86,16 +86,13 @@ async fn feed(
         return Ok(());
     };
     let begin = std::iter::once(Message::Begin { version: VERSION });
-    let changes = first.as_changes().map(Message::Change);
+    let changes = first.as_changes().filter(is_for_dns).map(Message::Change);
     send(stream, begin.chain(changes).chain([Message::End])).await?;
     let mut sent = first;
     while snapshots.changed().await.is_ok() {
         let newest = snapshots.borrow_and_update().clone();
-        send(
-            stream,
-            newest.changes_since(&sent).into_iter().map(Message::Change),
-        )
-        .await?;
+        let changes = newest.changes_since(&sent).into_iter().filter(is_for_dns);
+        send(stream, changes.map(Message::Change)).await?;
         sent = newest;
     }
     Ok(())

@@ -63,7 +63,7 @@ pub struct State {
 pub struct FamilyProgress {
     /// From each change of pods to the sync that brought it into the kernel.
     pub network_programming: Durations,
-    /// Looks for tracked flows to endpoints that are gone. One is for all versions.
+    /// Looks for tracked flows that lead nowhere. One is for all versions.
     pub forgetting: Durations,
     /// Flows that they found, and that were forgotten.
     pub forgotten_flows: AtomicU64,
@@ -104,7 +104,7 @@ pub struct ProxyProgress {
     pub slice_changes: AtomicU64,
     /// Sockets of UDP clients that were connected to endpoints that are gone, and were ended.
     pub ended_sockets: AtomicU64,
-    /// Syncs and audits that failed.
+    /// Syncs, audits and looks for stale flows that failed.
     pub failures: AtomicU64,
     /// Things that an audit found different from what was programmed.
     pub repairs: AtomicU64,
@@ -172,7 +172,7 @@ impl ProxyProgress {
         }
     }
 
-    /// Something of a sync or an audit failed. Alone it makes nothing overdue: [`Self::held_up`] does, and a repair that
+    /// Something of a sync, an audit or a look for stale flows failed. Alone it makes nothing overdue: [`Self::held_up`] does, and a repair that
     /// waits is no change.
     pub fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! The proxy's metrics. The names that begin with `kubeproxy_` are kube-proxy's, and mean what they mean there; labels
-//! likewise. One pass brings all versions of IP into the kernel: what is measured of it stands under each `ip_family`.
+//! likewise. Flows that were forgotten are of all protocols here, where kube-proxy's are of UDP alone. One pass brings all versions of IP into the kernel: what is measured of it stands under each `ip_family`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -151,7 +151,7 @@ fn kernel(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
     count(
         page,
         "causeway_proxy_failures_total",
-        "Syncs and audits of which something failed, be it for one Service.",
+        "Syncs, audits and looks for stale flows of which something failed, be it for one Service.",
         &proxy.failures,
     );
     count(
@@ -167,14 +167,14 @@ fn conntrack(proxy: &ProxyProgress, page: &mut Page) {
         proxy,
         page,
         "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-        "How long it took to find and forget tracked UDP flows that led to endpoints that are gone.",
+        "How long it took to find and forget tracked flows that led nowhere, be there any or not.",
         |progress| &progress.forgetting,
     );
     count_each_family(
         proxy,
         page,
         "kubeproxy_conntrack_reconciler_deleted_entries_total",
-        "Tracked UDP flows that led to endpoints that are gone, and were forgotten.",
+        "Tracked flows that led nowhere and were forgotten: by UDP to endpoints that are gone, by any protocol from before their Service was there.",
         |progress| &progress.forgotten_flows,
     );
     count(

@@ -193,7 +193,7 @@ impl Sources {
                     "state": "failing", "seconds": failing.since.elapsed().as_secs(), "error": failing.error,
                 }),
             };
-            (format!("{kind:?}"), status)
+            (kind.name().to_owned(), status)
         });
         json!({
             "lastUpdated": updated.to_string(), "currentTime": now.to_string(), "nodeEligible": eligible,
@@ -283,7 +283,7 @@ impl Sources {
 
     fn watch_metrics(&self, page: &mut Page) {
         let kinds: Vec<_> = self.watches.kinds().into_iter().collect();
-        let of_kind = |kind: &model::Kind| labels(&[("kind", &format!("{kind:?}"))]);
+        let of_kind = |kind: &model::Kind| labels(&[("kind", kind.name())]);
         page.counters(
             "causeway_watch_lists_total",
             "Lists that were begun.",

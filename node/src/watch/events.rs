@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::core::Status;
@@ -269,6 +270,7 @@ async fn uid_of(client: &Client, notice: &Notice) -> kube::Result<Option<String>
         Kind::Pod => uid(namespaced::<Pod>(client, namespace), name).await,
         Kind::Node => uid(Api::<Node>::all(client.clone()), name).await,
         Kind::Namespace => uid(Api::<Namespace>::all(client.clone()), name).await,
+        Kind::ServiceCidr => uid(Api::<ServiceCIDR>::all(client.clone()), name).await,
     }
 }
 
@@ -298,6 +300,7 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
     } = notice;
     let api_version = match kind {
         Kind::EndpointSlice => "discovery.k8s.io/v1",
+        Kind::ServiceCidr => "networking.k8s.io/v1",
         Kind::Service | Kind::Node | Kind::Namespace | Kind::Pod => "v1",
     };
     let teller = (*scope == Scope::ThisNode).then_some(node);
@@ -321,7 +324,7 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
         },
         involved_object: ObjectReference {
             api_version: Some(api_version.to_owned()),
-            kind: Some(format!("{kind:?}")),
+            kind: Some(kind.name().to_owned()),
             name: Some(name.to_string()),
             namespace: (!namespace.is_empty()).then(|| namespace.to_string()),
             uid: Some(uid),

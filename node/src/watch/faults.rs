@@ -28,7 +28,7 @@ pub struct Rejected {
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ObjectName { namespace, name } = &self.object;
-        write!(f, "{:?} ", self.kind)?;
+        write!(f, "{} ", self.kind.name())?;
         // A name is refused for its characters too: none of them may reach a terminal.
         if !namespace.is_empty() {
             write!(f, "{}/", namespace.escape_debug())?;

@@ -7,7 +7,7 @@
 //! - [`client`]: credentials and a connection that notices a server gone silent;
 //!   [`requests`]: how often it is asked, and that it answers.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
-//!   [`endpoint_slice`] and [`node`]. `k8s-openapi` types go no further than these.
+//!   [`endpoint_slice`], [`node`] and [`service_cidr`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
 //! - [`stream`]: streaming lists where the server has them, pages elsewhere, back-off, 410, 401.
 //! - [`owner`]: the snapshot, relists by mark and sweep, and publication.
@@ -25,6 +25,7 @@ mod object;
 mod owner;
 mod requests;
 mod service;
+mod service_cidr;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Client;
 use model::Snapshot;
 use tokio::sync::{mpsc, watch};
@@ -57,11 +59,12 @@ const IN_FLIGHT: usize = 1024;
 const STEADY: Duration = Duration::from_secs(60);
 
 /// The kinds that [`run`] watches.
-pub const KINDS: [model::Kind; 4] = [
+pub const KINDS: [model::Kind; 5] = [
     model::Kind::Service,
     model::Kind::EndpointSlice,
     model::Kind::Node,
     model::Kind::Namespace,
+    model::Kind::ServiceCidr,
 ];
 
 /// Watches until shutdown. The snapshot survives every change of connection and credentials. Objects that are not used,
@@ -132,6 +135,7 @@ async fn watch_all(
     watch!(EndpointSlice);
     watch!(Node);
     watch!(Namespace);
+    watch!(ServiceCIDR);
     match kinds.join_next().await {
         Some(Ok(Ended::Credentials)) => {
             tracing::warn!("API server wants other credentials, reading them again")

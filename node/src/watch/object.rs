@@ -29,6 +29,8 @@ pub(super) enum Converted {
 pub(super) trait Watchable: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static {
     /// The kind.
     const KIND: Kind;
+    /// Older servers do not have it, and older roles do not allow it: then it is done without.
+    const OPTIONAL: bool = false;
 
     /// Converts the object, whose name is known to be usable.
     fn convert(self, name: &ObjectName, faults: &mut Faults) -> Converted;
@@ -42,6 +44,7 @@ pub(super) fn deletion(kind: Kind, object: ObjectName) -> Change {
         Kind::Node => Change::DeleteNode(model::NodeName(object.name)),
         Kind::Namespace => Change::DeleteNamespace(object.name),
         Kind::Pod => Change::DeletePod(object),
+        Kind::ServiceCidr => Change::DeleteServiceCidr(object.name),
     }
 }
 
@@ -98,7 +101,7 @@ fn convert<K: Watchable>(value: serde_json::Value, name: &ObjectName, faults: &m
         );
         return Converted::Invalid;
     }
-    let namespaced = !matches!(K::KIND, Kind::Node | Kind::Namespace);
+    let namespaced = !matches!(K::KIND, Kind::Node | Kind::Namespace | Kind::ServiceCidr);
     if namespaced && !is_object_name(&name.namespace) {
         let reason = format!("{:?} is not a namespace's name", name.namespace);
         faults.add("metadata.namespace", reason);

@@ -158,6 +158,11 @@ impl Owner {
                 .iter()
                 .map(|(name, _)| cluster_scoped(name.clone()))
                 .collect(),
+            Kind::ServiceCidr => snapshot
+                .service_cidrs
+                .iter()
+                .map(|(name, _)| cluster_scoped(name.clone()))
+                .collect(),
             Kind::Pod => snapshot.pods.iter().map(|(name, _)| name.clone()).collect(),
         }
     }

@@ -74,6 +74,7 @@ impl Status {
             Some("endpointslices") => Kind::EndpointSlice,
             Some("nodes") => Kind::Node,
             Some("namespaces") => Kind::Namespace,
+            Some("servicecidrs") => Kind::ServiceCidr,
             _ => return,
         };
         self.heard(kind);
@@ -106,6 +107,12 @@ impl Status {
             .take()
             .map_or_else(Instant::now, |failing| failing.since);
         status.failing = Some(Failing { since, error: text });
+    }
+
+    /// The server said no, which is an answer.
+    pub(super) fn denied(&self, kind: Kind) {
+        self.heard(kind);
+        self.lock().kinds.entry(kind).or_default().errors += 1;
     }
 
     fn is_working(&self, kind: Kind) -> bool {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
-use model::{Kind, ObjectName};
+use model::{Kind, ObjectName, with_causes};
 use tokio::sync::mpsc;
 
 use super::faults::Rejected;
@@ -24,6 +24,8 @@ const HASTY_LIST: Duration = Duration::from_secs(1);
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// The same for a kind that the server does not have, or not yet.
+const LONGEST_WITHOUT: Duration = Duration::from_secs(300);
 
 /// What the API says of one kind, in order.
 #[derive(Debug)]
@@ -74,6 +76,7 @@ pub(super) async fn watch_kind<K: Watchable + Clone + Debug>(
         strategy: Strategy::Streaming,
         listing: true,
         backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
+        without: None,
         last_list: None,
         last_error: None,
     };
@@ -104,6 +107,8 @@ struct Follower<F> {
     /// The list that began is not complete.
     listing: bool,
     backoff: Backoff,
+    /// While the server denies an optional kind.
+    without: Option<Backoff>,
     last_list: Option<Instant>,
     last_error: Option<Instant>,
 }
@@ -129,6 +134,10 @@ impl<F: Fn() -> bool> Follower<F> {
             let left = match next {
                 None => Some(Left::Ended(Ended::Closed)),
                 Some(Ok(event)) => self.pass_on(event).await,
+                Some(Err(error)) if K::OPTIONAL && is_denied(&error) => {
+                    self.do_without(K::KIND, &error).await;
+                    None
+                }
                 Some(Err(error)) => self.recover(K::KIND, &error).await,
             };
             if let Some(left) = left {
@@ -151,11 +160,26 @@ impl<F: Fn() -> bool> Follower<F> {
             Event::InitDone | Event::Apply(_) | Event::Delete(_) => {
                 self.listing = false;
                 self.backoff.reset();
+                self.without = None;
             }
         }
         self.status.heard(K::KIND);
         let sent = self.observed.send(observation(event)).await;
         sent.is_err().then_some(Left::Ended(Ended::Closed))
+    }
+
+    /// The server has no such kind, or its role does not allow it. It may be upgraded.
+    async fn do_without(&mut self, kind: Kind, error: &watcher::Error) {
+        self.status.denied(kind);
+        let backoff = self.without.get_or_insert_with(|| {
+            tracing::info!(
+                ?kind,
+                error = with_causes(error),
+                "server denies this kind, doing without it"
+            );
+            Backoff::new(FIRST_DELAY, LONGEST_WITHOUT)
+        });
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 
     /// Does what an error asks for: waits, or leaves the stream.
@@ -199,6 +223,21 @@ fn observation<K: Watchable>(event: Event<Watched<K>>) -> Observed {
     }
 }
 
+/// Whether the server says that there is nothing to list here (404), or nothing for us (403).
+fn is_denied(error: &watcher::Error) -> bool {
+    status_of(error).is_some_and(|status| matches!(status.code, 403 | 404))
+}
+
+fn status_of(error: &watcher::Error) -> Option<&kube::core::Status> {
+    match error {
+        watcher::Error::WatchError(status) => Some(status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
+        _ => None,
+    }
+}
+
 /// What an error asks for.
 enum Verdict {
     /// Wait, at least as long as the server asks for (`Retry-After`), and go on.
@@ -213,16 +252,10 @@ enum Verdict {
 
 impl Verdict {
     fn of(error: &watcher::Error) -> Self {
-        let status = match error {
-            watcher::Error::WatchError(status) => status,
-            watcher::Error::InitialListFailed(kube::Error::Api(status))
-            | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-            | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
-            _ => {
-                return Self::TryAgain {
-                    not_before: Duration::ZERO,
-                };
-            }
+        let Some(status) = status_of(error) else {
+            return Self::TryAgain {
+                not_before: Duration::ZERO,
+            };
         };
         match status.code {
             401 => Self::BadCredentials,

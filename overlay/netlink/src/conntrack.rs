@@ -1,6 +1,7 @@
 //! Connection tracking: listing flows and deleting single ones.
 //!
-//! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
+//! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`,
+//! `net/netfilter/nf_internals.h`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,8 @@ use crate::nft::Family;
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = SUBSYSTEM << 8 | 1;
 const DELETE: u16 = SUBSYSTEM << 8 | 2;
+/// `AF_UNSPEC`.
+const EVERY_FAMILY: u8 = 0;
 const ATTEMPTS: usize = 10;
 
 /// Source and destination of the packets of one direction.
@@ -38,20 +41,33 @@ pub struct Flow {
     identity: Vec<(u16, Vec<u8>)>,
 }
 
-/// Which flows are listed. The kernel picks them out; one that does not know how (before 5.8 and 5.15) lists them all.
+/// Which flows are listed. The kernel picks them out where it knows how, so that the others are not copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listed {
-    /// Those of an IP protocol, by its number.
-    OfProtocol(u8),
-    /// Those of which no packet of an answer was seen.
+    /// Those of an IP protocol, by its number, in one version of IP. Kernels pick by it from 5.8 on.
+    OfProtocol(Family, u8),
+    /// Those of which no packet of an answer was seen, in both versions. Kernels pick by it from 5.15 on.
     Unanswered,
 }
 
 impl Listed {
-    fn request(self, family: Family) -> Message {
-        let mut request = Message::new(GET, flag::DUMP, family as u8, 0);
+    fn holds(self, flow: &Flow) -> bool {
         match self {
-            Self::OfProtocol(protocol) => {
+            Self::OfProtocol(family, protocol) => {
+                flow.original.protocol == protocol && Family::of(flow.original.destination.ip()) == family
+            }
+            Self::Unanswered => !flow.answered,
+        }
+    }
+
+    fn request(self) -> Message {
+        let family = match self {
+            Self::OfProtocol(family, _) => family as u8,
+            Self::Unanswered => EVERY_FAMILY,
+        };
+        let mut request = Message::new(GET, flag::DUMP, family, 0);
+        match self {
+            Self::OfProtocol(_, protocol) => {
                 request.nested(TUPLE_ORIGINAL, |tuple| {
                     tuple.nested(TUPLE_PROTO, |proto| {
                         proto.bytes(PROTO_NUMBER, &[protocol]);
@@ -102,38 +118,30 @@ impl Conntrack {
         Ok(Self { socket })
     }
 
-    /// The flows, IPv4 and IPv6, that are listed and for which `wanted` is true.
+    /// The flows that are listed and for which `wanted` is true. The kernel walks through all that it tracks, which
+    /// takes some milliseconds however few there are.
     pub fn flows(&mut self, listed: Listed, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        let mut flows = Vec::new();
-        for family in [Family::Ip, Family::Ip6] {
-            let request = listed.request(family);
-            let mut attempt = 0;
-            loop {
-                let mut found = Vec::new();
-                attempt += 1;
-                let result = self.socket.dump(&request, |_, payload| {
-                    found.extend(Flow::decode(body(payload)).filter(&wanted));
-                    Ok(())
-                });
-                match result {
-                    Ok(()) => {
-                        flows.append(&mut found);
-                        break;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
-                    Err(error) => return Err(Error::List(error)),
-                }
+        let request = listed.request();
+        let is_wanted = |flow: &Flow| listed.holds(flow) && wanted(flow);
+        let mut attempt = 0;
+        loop {
+            let mut flows = Vec::new();
+            attempt += 1;
+            let result = self.socket.dump(&request, |_, payload| {
+                flows.extend(Flow::decode(body(payload)).filter(&is_wanted));
+                Ok(())
+            });
+            match result {
+                Ok(()) => return Ok(flows),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {}
+                Err(error) => return Err(Error::List(error)),
             }
         }
-        Ok(flows)
     }
 
     /// Forgets a flow: its next packet is a new connection. One that is gone already is fine.
     pub fn delete(&mut self, flow: &Flow) -> Result<(), Error> {
-        let family = match flow.original.destination {
-            SocketAddr::V4(_) => Family::Ip,
-            SocketAddr::V6(_) => Family::Ip6,
-        };
+        let family = Family::of(flow.original.destination.ip());
         let mut request = Message::new(DELETE, flag::ACK, family as u8, 0);
         for (kind, value) in &flow.identity {
             let nested = if *kind == TUPLE_ORIGINAL { NESTED } else { 0 };

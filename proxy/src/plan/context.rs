@@ -27,6 +27,9 @@ pub struct NodeContext {
     pub external_addresses: bool,
     /// On which addresses node ports are served.
     pub node_port_addresses: NodePortAddresses,
+    /// Networks of ClusterIPs. What is sent to an address of theirs that no Service has is dropped, and served by the
+    /// client's next attempt if a Service is just about to have it. Empty where they are not known.
+    pub service_networks: BTreeSet<IpNetwork>,
     /// ClusterIPs that this node answers itself: they get no frontend, since packets to them must not be translated.
     pub local_dns: BTreeSet<IpAddr>,
 }
@@ -70,6 +73,7 @@ impl NodeContext {
             masquerade_all: false,
             external_addresses: false,
             node_port_addresses: NodePortAddresses::All,
+            service_networks: BTreeSet::new(),
             local_dns: BTreeSet::new(),
         }
     }
@@ -106,6 +110,12 @@ impl NodeContext {
             }
             NodePortAddresses::Networks(networks) => networks.iter().copied().filter(of_family).collect(),
         }
+    }
+
+    /// Networks of ClusterIPs of that family.
+    pub fn service_networks(&self, family: IpFamily) -> impl Iterator<Item = IpNetwork> {
+        let networks = self.service_networks.iter().copied();
+        networks.filter(move |network| family_of(network) == family)
     }
 
     /// Whether node ports are served on an address, if a node has it.

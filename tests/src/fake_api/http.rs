@@ -151,6 +151,15 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let Some(query) = Query::parse(&uri) else {
         return status(404, "no such path", 0);
     };
+    if shared
+        .store()
+        .behaviour
+        .absent
+        .iter()
+        .any(|kind| query.collection.ends_with(kind))
+    {
+        return status(404, "no such kind", 0);
+    }
     if query.is("watch") {
         return watch_response(shared, query);
     }

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
+use ipnetwork::IpNetwork;
 use model::service::LoadBalancerIngress;
 use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, IpFamily, Kind, Node, ObjectName,
-    Protocol, Service, ServiceKind, ServicePort, Snapshot,
+    Protocol, Service, ServiceCidr, ServiceKind, ServicePort, Snapshot,
 };
 use proxy::Settings;
 
@@ -204,6 +205,8 @@ pub struct State {
     pub node: Vec<fn(&mut Node)>,
     /// About what the proxy is told.
     pub settings: Vec<fn(&mut Settings)>,
+    /// The cluster's networks of ClusterIPs, as far as they are known.
+    pub service_networks: Vec<IpNetwork>,
 }
 
 impl State {
@@ -214,6 +217,7 @@ impl State {
             service: Vec::new(),
             node: Vec::new(),
             settings: Vec::new(),
+            service_networks: Vec::new(),
         }
     }
 
@@ -225,6 +229,10 @@ impl State {
         for family in FAMILIES {
             snapshot.apply(Change::EndpointSlice(self.slice(family)));
         }
+        snapshot.apply(Change::ServiceCidr(ServiceCidr {
+            name: "kubernetes".into(),
+            networks: self.service_networks.iter().copied().collect(),
+        }));
         snapshot
     }
 

@@ -21,7 +21,8 @@ struct Simulator {
 
 impl Simulator {
     fn of(state: &State) -> Self {
-        let context = state.settings().context(Some(&state.this_node()));
+        let mut context = state.settings().context(Some(&state.this_node()));
+        context.service_networks.extend(&state.service_networks);
         let service = state.service();
         let slices = FAMILIES.map(|family| state.slice(family));
         let view = ServiceView {

@@ -138,6 +138,20 @@ pub fn external_ips(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An address that no Service has does not leave the node, where nobody or somebody else might answer. The agents know
+/// the Services' network by the ServiceCIDR.
+pub fn no_such_cluster_ip(world: &World) -> anyhow::Result<()> {
+    let nobody = "10.96.250.250:80".parse()?;
+    world.clients[0].await_outcome(Tcp, nobody, &Silent);
+    world.clients[1].await_outcome(Udp, nobody, &Silent);
+    world.nodes[1].await_outcome(Tcp, nobody, &Silent);
+    let service = world.service("somebody", &json!({"clusterIP": "10.96.250.250"}))?;
+    each(world.inside(), |client| client.await_pods(Tcp, nobody, &SERVERS));
+    drop(service);
+    world.clients[0].await_outcome(Tcp, nobody, &Silent);
+    Ok(())
+}
+
 pub fn external_ips_by_default(world: &World) -> anyhow::Result<()> {
     let service = world.service("external", &json!({"externalIPs": [EXTERNAL]}))?;
     let _route = world.route(EXTERNAL, 1)?;

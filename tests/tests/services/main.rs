@@ -27,6 +27,10 @@ const CLAIMS: &[(&str, Claim)] = &[
         "a ClusterIP serves pods and nodes, TCP and UDP",
         exposure::cluster_ip,
     ),
+    (
+        "a ClusterIP that no Service has does not leave the node",
+        exposure::no_such_cluster_ip,
+    ),
     ("a pod reaches itself by its Service", exposure::hairpin),
     (
         "pods of the host's network are endpoints like others",

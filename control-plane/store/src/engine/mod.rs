@@ -258,7 +258,9 @@ impl Engine {
             let mut state = write(&self.state);
             (state.leases.renew(id, now), state.keyspace.revision())
         };
-        self.durable(seen).await?;
+        if renewed.is_none() {
+            self.durable(seen).await?;
+        }
         Ok(renewed)
     }
 
@@ -276,6 +278,11 @@ impl Engine {
         };
         self.durable(seen).await?;
         Ok(lease)
+    }
+
+    /// The keys on a lease, for who asks whether they may be touched.
+    pub fn keys_of(&self, id: LeaseId) -> Vec<bytes::Bytes> {
+        self.read().leases.keys(id).cloned().collect()
     }
 
     /// All leases, the next to end first.

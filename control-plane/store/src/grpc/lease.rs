@@ -40,7 +40,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         let id = LeaseId::from_protocol(request.get_ref().id).ok_or(Error::LeaseNotFound)?;
-        self.check_lease(&scope(&request), id).await?;
+        self.check_lease(&scope(&request), id)?;
         let revision = self.engine.revoke(id).await?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: Some(self.header(revision)),
@@ -118,17 +118,11 @@ impl PbLeaseService for Service {
 
 impl Service {
     /// A lease ends its keys with it, so that it is as closed to a client as they are.
-    async fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
+    fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
         if scope.is_unlimited() {
             return Ok(());
         }
-        let keys = self
-            .engine
-            .lease(id)
-            .await?
-            .map(|lease| lease.keys)
-            .unwrap_or_default();
-        if scope.permits_keys(&keys) {
+        if scope.permits_keys(&self.engine.keys_of(id)) {
             Ok(())
         } else {
             Err(status::permission_denied())
@@ -159,7 +153,7 @@ impl Service {
     async fn renewal(&self, scope: &Scope, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
         let renewed = match LeaseId::from_protocol(id) {
             Some(lease) => {
-                self.check_lease(scope, lease).await?;
+                self.check_lease(scope, lease)?;
                 self.engine.renew(lease).await?
             }
             None => None,

@@ -18,6 +18,12 @@ use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
 use crate::watch::{Events, Notice, Scope};
 
+/// Between two looks for flows that lead nowhere, and which part of the time they may take: each walks through
+/// everything that connection tracking has.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+const LOOKS_SHARE: u32 = 10;
+const AFTER_FAILED_LOOK: Duration = Duration::from_secs(1);
+
 /// How far an audit goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audit {
@@ -41,10 +47,11 @@ pub struct Keeper<'a> {
     programmed: Arc<Snapshot>,
     /// Whether a sync had complete lists.
     began: bool,
-    /// What the latest sync, the latest audit and the latest look for stale flows could not do that is no single
-    /// Service's.
+    /// What the latest sync, and the latest audit, could not do that is no single Service's.
     sync_failure: Option<String>,
     audit_failure: Option<String>,
+    /// What the latest look for stale flows could not do: it harms clients that hold on to their port, and does not
+    /// make this proxy less programmed.
     flows_failure: Option<String>,
     failing: FailingServices,
     triggers: Triggers,
@@ -75,21 +82,21 @@ impl<'a> Keeper<'a> {
 
     /// Whether there is nothing to try again.
     pub fn is_settled(&self) -> bool {
+        let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
         // Before the lists are complete all is pending, and no use to try.
-        self.common_failure().is_none()
-            && self.failing.is_empty()
-            && !(self.began && self.proxy.has_pending())
+        !has_failed && self.failing.is_empty() && !(self.began && self.proxy.has_pending())
     }
 
-    /// Whether flows wait to be looked at, and the last look did not fail.
+    /// Whether flows wait to be looked at.
     pub fn has_stale_flows(&self) -> bool {
-        self.proxy.has_stale_flows() && self.flows_failure.is_none()
+        self.proxy.has_stale_flows()
     }
 
     /// What could not be done that is no single Service's.
-    fn common_failure(&self) -> Option<&String> {
+    fn common_failure(&self) -> Option<String> {
         let failures = [&self.sync_failure, &self.audit_failure, &self.flows_failure];
-        failures.into_iter().find_map(Option::as_ref)
+        let failures: Vec<_> = failures.into_iter().flatten().map(String::as_str).collect();
+        (!failures.is_empty()).then(|| failures.join("; "))
     }
 
     /// Whether this proxy serves by now, single Services that fail aside.
@@ -182,30 +189,43 @@ impl<'a> Keeper<'a> {
         self.tell();
     }
 
-    /// Makes connection tracking forget what leads nowhere since the changes that were programmed.
-    pub fn forget_flows(&mut self) {
+    /// Makes connection tracking forget what leads nowhere since the changes that were programmed. Returns how long
+    /// to wait with the next look.
+    pub fn forget_flows(&mut self) -> Duration {
         let started = Instant::now();
-        let forgotten = self.proxy.forget_flows();
+        let looked = self.proxy.forget_flows();
         let took = started.elapsed();
-        self.flows_failure = forgotten.as_ref().err().map(|error| with_causes(error));
-        match forgotten {
+        for progress in self.progress.by_family.values() {
+            progress.forgetting.observe(took);
+        }
+        let pause = match looked {
             Ok(Forgotten { flows, sockets }) => {
                 tracing::debug!(
                     ?flows,
                     sockets,
                     took_us = took.as_micros(),
-                    "stale flows forgotten"
+                    "looked for stale flows"
                 );
+                self.flows_failure = None;
                 self.progress.ended_sockets.fetch_add(sockets, Ordering::Relaxed);
                 for (family, progress) in &self.progress.by_family {
                     let flows = flows.get(family).copied().unwrap_or(0);
                     progress.forgotten_flows.fetch_add(flows, Ordering::Relaxed);
-                    progress.forgetting.observe(took);
                 }
+                BETWEEN_LOOKS.max(took * (LOOKS_SHARE - 1))
             }
-            Err(_) => self.progress.failed(),
-        }
+            Err(error) => {
+                let error = with_causes(&error);
+                if self.flows_failure.is_none() {
+                    tracing::warn!(error, "stale flows are not all forgotten, trying again");
+                }
+                self.flows_failure = Some(format!("stale flows: {error}"));
+                self.progress.failed();
+                AFTER_FAILED_LOOK
+            }
+        };
         self.tell();
+        pause
     }
 
     /// Tries again what failed.
@@ -216,9 +236,6 @@ impl<'a> Keeper<'a> {
         // A repair that failed left its Services to the next sync.
         self.proxy.retry_failed();
         self.sync(snapshot);
-        if self.flows_failure.is_some() {
-            self.forget_flows();
-        }
     }
 
     pub fn read_counters(&self) {
@@ -276,7 +293,7 @@ impl<'a> Keeper<'a> {
         for (service, note) in self.failing.news() {
             self.notify(service, Scope::ThisNode, "FailedToProgram", note);
         }
-        match self.common_failure().cloned().or_else(|| self.failing.problem()) {
+        match self.common_failure().or_else(|| self.failing.problem()) {
             Some(problem) => self.part.fails(&problem),
             None if self.began && self.is_settled() => self.part.works(),
             None => {}

@@ -51,9 +51,6 @@ const BETWEEN_REPAIRS: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// Between two looks for flows that lead nowhere: each walks through everything that connection tracking has.
-const BETWEEN_LOOKS_AT_FLOWS: Duration = Duration::from_millis(100);
-
 /// How soon the thread that waits for drift sees the sign to end.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -99,12 +96,16 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         match runtime.block_on(schedule.next(shutdown)) {
-            Event::Shutdown => return Ok(()),
+            Event::Shutdown => {
+                // The next process cannot know of frontends that are gone by now.
+                keeper.forget_flows();
+                return Ok(());
+            }
             Event::Queued => keeper.queue(&schedule.newest()),
             Event::Sync => keeper.sync(&schedule.pass()),
             Event::Flows => {
-                schedule.flows.begin(Instant::now().into_std());
-                keeper.forget_flows();
+                let pause = keeper.forget_flows();
+                schedule.flows_not_before = Instant::now() + pause;
             }
             Event::Retry => {
                 schedule.retry_at = None;
@@ -193,9 +194,9 @@ struct Schedule {
     pacing: Pacing,
     /// A snapshot came and waits for its turn.
     queued: bool,
-    /// Looks for stale flows, and whether there may be some.
-    flows: Pacing,
+    /// There may be stale flows, and the next look for them waits until then.
     stale_flows: bool,
+    flows_not_before: Instant,
     drift: Arc<Notify>,
     structure_at: Instant,
     all_at: Instant,
@@ -212,8 +213,8 @@ impl Schedule {
             snapshots,
             pacing,
             queued: false,
-            flows: Pacing::new(BETWEEN_LOOKS_AT_FLOWS),
             stale_flows: false,
+            flows_not_before: now,
             drift,
             structure_at: now + AUDIT_STRUCTURE,
             all_at: now + AUDIT_ALL,
@@ -237,11 +238,10 @@ impl Schedule {
     /// sync due.
     fn due(&self, now: Instant) -> Option<Event> {
         let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
-        let flows_at = Instant::from_std(self.flows.next(now.into_std()));
         let is_due = |at: Instant| at <= now;
         let retry = self.retry_at.is_some_and(|at| is_due(at.max(sync_at)));
         let due = [
-            (self.stale_flows && is_due(flows_at), Event::Flows),
+            (self.stale_flows && is_due(self.flows_not_before), Event::Flows),
             (retry, Event::Retry),
             (self.queued && is_due(sync_at), Event::Sync),
             (is_due(self.structure_at), Event::Structure),
@@ -260,7 +260,6 @@ impl Schedule {
         }
         let retry_at = self.retry_at;
         let sync_at = Instant::from_std(self.pacing.next(now.into_std()));
-        let flows_at = Instant::from_std(self.flows.next(now.into_std()));
         let (drift, not_before) = (self.drift.clone(), self.repair_not_before);
         tokio::select! {
             biased;
@@ -280,7 +279,7 @@ impl Schedule {
                 Err(_) => Event::Shutdown,
             },
             () = sleep_until(sync_at), if self.queued => Event::Sync,
-            () = sleep_until(flows_at), if self.stale_flows => Event::Flows,
+            () = sleep_until(self.flows_not_before), if self.stale_flows => Event::Flows,
             () = sleep_until(retry_at.unwrap_or(sync_at).max(sync_at)), if retry_at.is_some() => Event::Retry,
             () = sleep_until(self.structure_at) => Event::Structure,
             () = sleep_until(self.all_at) => Event::All,
@@ -358,7 +357,7 @@ mod tests {
             (
                 |schedule, now| {
                     (schedule.stale_flows, schedule.queued) = (true, true);
-                    schedule.flows.begin(now.into_std());
+                    schedule.flows_not_before = now + LATER;
                 },
                 Event::Sync,
             ),
@@ -388,6 +387,11 @@ mod tests {
         schedule.structure_at = Instant::now();
         let shutdown = CancellationToken::new();
         assert_eq!(schedule.next(&shutdown).await, Event::Structure);
+        schedule.structure_at = Instant::now() + LATER;
+        schedule.flows_not_before = Instant::now() + Duration::from_millis(20);
+        (schedule.stale_flows, schedule.queued, schedule.retry_at) = (true, false, None);
+        schedule.newest();
+        assert_eq!(schedule.next(&shutdown).await, Event::Flows);
         shutdown.cancel();
         assert_eq!(schedule.next(&shutdown).await, Event::Shutdown);
     }

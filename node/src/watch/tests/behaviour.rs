@@ -204,8 +204,9 @@ async fn a_relist_that_finds_the_same_publishes_nothing() {
     bench.until_services(&["a", "b"]).await;
     let before = bench.snapshots.borrow().clone();
     let lists = |status: &Status| status.kinds().values().map(|kind| kind.lists).sum::<u64>();
+    let all = 2 * KINDS.len() as u64;
     bench.api.compact();
-    wait_for("all four kinds are listed again", || lists(&bench.status) >= 8).await;
+    wait_for("all kinds are listed again", || lists(&bench.status) >= all).await;
     bench.api.put(service("marker", 80));
     let after = bench.until_services(&["a", "b", "marker"]).await;
     let changed = after.changed_since(&before);
@@ -254,7 +255,7 @@ async fn connections_cut_and_an_outage_lose_nothing_and_cost_nothing() {
             .filter(|kind| kind.failing.is_some())
             .count()
     };
-    wait_for("all watches fail", || failing() == 4).await;
+    wait_for("all watches fail", || failing() == KINDS.len()).await;
     assert_eq!(
         services(&bench.snapshots.borrow()).len(),
         3,
@@ -263,7 +264,7 @@ async fn connections_cut_and_an_outage_lose_nothing_and_cost_nothing() {
     bench.api.come_up();
     bench.until_services(&["b", "c", "d"]).await;
     let lists: Vec<u64> = bench.status.kinds().values().map(|kind| kind.lists).collect();
-    assert_eq!(lists, [1, 1, 1, 1], "watches resume, they do not list again");
+    assert_eq!(lists, [1; KINDS.len()], "watches resume, they do not list again");
 }
 
 #[tokio::test]
@@ -302,6 +303,35 @@ async fn an_invalid_object_is_refused_alone_and_keeps_its_last_valid_form() {
         .await;
     assert_eq!(services(&snapshot).len(), 4);
     wait_for("no fault is left", || rejected().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_server_without_an_optional_kind_lacks_nothing_and_is_asked_for_it_again() {
+    let bench = Bench::start(|api| {
+        feed(api);
+        api.behave(|behaviour| behaviour.absent = vec!["servicecidrs"]);
+    });
+    let without = |snapshot: &Snapshot| {
+        let mut others = KINDS.iter().filter(|kind| **kind != Kind::ServiceCidr);
+        others.all(|kind| snapshot.is_synced(*kind))
+    };
+    bench.until("the other kinds", without).await;
+    let asked = || {
+        let kinds = bench.status.kinds();
+        kinds.get(&Kind::ServiceCidr).map_or(0, |kind| kind.errors)
+    };
+    wait_for("it was asked twice", || asked() >= 2).await;
+    let kinds = bench.status.kinds();
+    assert!(kinds.values().all(|kind| kind.failing.is_none()), "{kinds:?}");
+    // It is upgraded.
+    bench.api.behave(|behaviour| behaviour.absent.clear());
+    bench.api.put(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/12"]},
+    }));
+    bench
+        .until("the ServiceCIDR", |snapshot| snapshot.service_cidrs.len() == 1)
+        .await;
 }
 
 #[tokio::test]

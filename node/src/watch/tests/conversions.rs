@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use model::{Change, Namespace, Node, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
+use k8s_openapi::api::networking::v1 as networking;
+use model::{Change, Namespace, Node, ServiceCidr, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
 use serde_json::{Value, json};
 
 use crate::watch::object::{Converted, Watchable, Watched};
@@ -456,7 +457,7 @@ fn hostile_slices_lose_only_what_is_wrong() {
 }
 
 #[test]
-fn nodes_and_namespaces_are_reduced_to_their_place_in_the_network() {
+fn nodes_namespaces_and_service_cidrs_are_reduced_to_their_place_in_the_network() {
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "a"}},
@@ -492,6 +493,24 @@ fn nodes_and_namespaces_are_reduced_to_their_place_in_the_network() {
                 name: "default".into()
             }))),
             vec![]
+        )
+    );
+    let cidr = json!({
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.10/12", "fd00:96::/108", "10.96.0.0"]},
+    });
+    let networks = ["10.96.0.0/12", "fd00:96::/108"].map(|network| network.parse().expect("valid"));
+    assert_eq!(
+        parse::<networking::ServiceCIDR>(cidr),
+        (
+            Converted::Put(Box::new(Change::ServiceCidr(ServiceCidr {
+                name: "kubernetes".into(),
+                networks: networks.into(),
+            }))),
+            vec![
+                "ServiceCIDR kubernetes: spec.cidrs[2]: \"10.96.0.0\" is not a network like 10.0.0.0/8"
+                    .to_owned()
+            ]
         )
     );
 }

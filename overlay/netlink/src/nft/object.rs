@@ -1,6 +1,7 @@
 //! What a table consists of.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use crate::nfnetlink::{Message, attribute, attributes, be32, text};
@@ -16,6 +17,15 @@ pub enum Family {
 }
 
 impl Family {
+    /// An address's.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Ip,
+            IpAddr::V6(_) => Self::Ip6,
+        }
+    }
+
     /// Type of the family's addresses in sets and maps.
     #[must_use]
     pub const fn address(self) -> DataType {

@@ -232,13 +232,19 @@ impl Rule {
     /// `fib saddr type local`: sent by this machine.
     #[must_use]
     pub fn source_is_local(self) -> Self {
-        self.fib_type_local(FibAddress::Source)
+        self.fib_type_local(FibAddress::Source, Comparison::Equal)
     }
 
     /// `fib daddr type local`: to one of this machine's addresses.
     #[must_use]
     pub fn destination_is_local(self) -> Self {
-        self.fib_type_local(FibAddress::Destination)
+        self.fib_type_local(FibAddress::Destination, Comparison::Equal)
+    }
+
+    /// `fib daddr type != local`.
+    #[must_use]
+    pub fn destination_is_not_local(self) -> Self {
+        self.fib_type_local(FibAddress::Destination, Comparison::NotEqual)
     }
 
     /// `ct status dnat`: the connection's destination was translated.
@@ -422,10 +428,10 @@ impl Rule {
             .with(Expression::SetMeta(MetaKey::Mark, Register::FIRST))
     }
 
-    fn fib_type_local(self, address: FibAddress) -> Self {
+    fn fib_type_local(self, address: FibAddress, comparison: Comparison) -> Self {
         let local = u32::from(libc::RTN_LOCAL).to_ne_bytes().to_vec();
         self.with(Expression::FibType(address, Register::FIRST))
-            .with(Expression::Compare(Register::FIRST, Comparison::Equal, local))
+            .with(Expression::Compare(Register::FIRST, comparison, local))
     }
 
     fn interface(self, key: MetaKey, comparison: Comparison, interface: Interface<'_>) -> Self {

@@ -117,6 +117,8 @@ pub struct Surroundings {
     node_ports: Vec<String>,
     /// A rule that keeps loopback out of the matches, where they do not exclude it themselves.
     loopback: Option<Rule>,
+    /// Rules that drop what is sent to addresses of Services that none has.
+    no_such_cluster_ip: Vec<Rule>,
     /// Whether conntrack lets packets outside of a connection's window through (`nf_conntrack_tcp_be_liberal`).
     pub liberal: bool,
 }
@@ -194,6 +196,14 @@ impl Surroundings {
                 .map(|network| match network.prefix() {
                     0 => of_node(format!("! -d {loopback}")),
                     _ => of_node(format!("-d {network}")),
+                })
+                .collect(),
+            no_such_cluster_ip: context
+                .service_networks(family)
+                .map(|network| {
+                    Rule::new(&format!(
+                        "-d {network} -m comment --comment \"no such ClusterIP\" -m addrtype ! --dst-type LOCAL -j DROP"
+                    ))
                 })
                 .collect(),
             loopback: networks()
@@ -291,6 +301,7 @@ impl Surroundings {
             std::iter::once(translated)
                 .chain(of(Top::Internal))
                 .chain(of(Top::OtherPorts))
+                .chain(self.no_such_cluster_ip.iter().cloned())
                 .collect(),
             loopback().chain(of(Top::External)).collect(),
             of(Top::HealthChecks).collect(),

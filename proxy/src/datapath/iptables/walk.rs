@@ -192,6 +192,15 @@ fn nodes() -> Vec<NodeContext> {
             node_port_addresses: NodePortAddresses::Primary,
             ..by_network.clone()
         },
+        NodeContext {
+            service_networks: ["10.96.0.0/12", "fd00:96::/112"].map(network).into(),
+            ..by_network.clone()
+        },
+        NodeContext {
+            // The node's own address is among them.
+            service_networks: ["172.30.0.0/16"].map(network).into(),
+            ..by_network.clone()
+        },
         by_network,
     ]
 }

@@ -7,6 +7,7 @@
 //!   services      address, protocol, port in service-ips?           → its verdict
 //!                 address in cluster-ips (no such port)?            → refuse
 //!                 to this node, not loopback, port in node-ports?   → its verdict
+//!                 in a network of ClusterIPs, not this node's?      → drop
 //!   verdict       goto a template chain, refuse, or drop
 //!   template      [client in source ranges, else drop]
 //!                 [mark who is masqueraded]
@@ -122,6 +123,14 @@ fn services(family: Family, context: &NodeContext) -> Vec<Rule> {
         rules.push(
             rule.destination_is_local()
                 .verdict_from(&TO_NODE_PORT, Name::NodePorts.text()),
+        );
+    }
+    for network in context.service_networks(ip_family(family)) {
+        rules.push(
+            Rule::new(format!("no such ClusterIP in {network}"))
+                .destination(network)
+                .destination_is_not_local()
+                .drop(),
         );
     }
     rules

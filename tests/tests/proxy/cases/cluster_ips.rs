@@ -4,8 +4,8 @@ use super::Becomes::{Answer, Refused, Silence};
 use super::From::{Far, Near, Node, Outside, Pod, Stranger};
 use super::How::{Sctp, Tcp, Udp, UdpUnconnected};
 use super::Sees::{Client, Node as ItsNode};
-use super::To::{NodePort, Vip, VipOtherPort};
-use super::{Scene, row};
+use super::To::{BalancerIp, ExternalIp, NodeOtherPort, NodePort, Vip, VipOtherPort};
+use super::{BEYOND, Scene, row};
 use crate::cluster::{FAR, FAR2, NEAR, NEAR2, with_sctp};
 
 pub fn scenes() -> Vec<Scene> {
@@ -85,6 +85,42 @@ pub fn scenes() -> Vec<Scene> {
                 row(Node, Udp, Vip, Refused),
                 row(Outside, Tcp, Vip, Refused),
                 row(Outside, Udp, Vip, Refused),
+            ],
+        ),
+        Scene::new("networks of ClusterIPs are known", [NEAR, FAR])
+            .service_networks(&["10.96.0.0/12", "198.51.100.0/24"])
+            .service_networks(&["fd00:96::/108", "2001:db8:51::/64"])
+            .rule(
+                "KEP-3866: an address of Services that none has is not let out",
+                [
+                    row(Pod, Tcp, ExternalIp, Silence),
+                    row(Pod, Udp, ExternalIp, Silence),
+                    row(Pod, UdpUnconnected, ExternalIp, Silence),
+                    row(Node, Tcp, ExternalIp, Silence),
+                    row(Outside, Tcp, ExternalIp, Silence),
+                    row(Outside, Udp, ExternalIp, Silence),
+                ],
+            )
+            .rule(
+                "KEP-3866: other addresses, and those of Services, are as they were",
+                [
+                    row(Pod, Tcp, Vip, Answer("near far", Client)),
+                    row(Node, Udp, Vip, Answer("near far", ItsNode)),
+                    row(Pod, Tcp, VipOtherPort, Refused),
+                    row(Pod, Udp, BalancerIp, Answer(BEYOND, Client)),
+                ],
+            ),
+        Scene::new(
+            "the node's own address is in a network of ClusterIPs",
+            [NEAR, FAR],
+        )
+        .service_networks(&["172.30.77.0/24", "fd00:77::/64"])
+        .rule(
+            "KEP-3866: what the node has itself is the node's",
+            [
+                row(Outside, Tcp, NodePort, Answer("near far", ItsNode)),
+                row(Pod, Udp, NodePort, Answer("near far", ItsNode)).hook(Answer("near far", Client)),
+                row(Outside, Tcp, NodeOtherPort, Refused),
             ],
         ),
         Scene::new("SCTP, both ready", [NEAR, FAR])

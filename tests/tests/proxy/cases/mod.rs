@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use model::{IpFamily, Node, Service};
 use proxy::Settings;
 
@@ -321,6 +322,14 @@ impl Scene {
 
     fn settings(mut self, edit: fn(&mut Settings)) -> Self {
         self.state.settings.push(edit);
+        self
+    }
+
+    fn service_networks(mut self, networks: &[&str]) -> Self {
+        let networks = networks
+            .iter()
+            .map(|network| network.parse::<IpNetwork>().expect("a network"));
+        self.state.service_networks.extend(networks);
         self
     }
 

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use model::{Change, IpFamily, Protocol, Service, SessionAffinity, Snapshot};
-use netlink::conntrack::{Conntrack, Listed};
-use proxy::IptablesVariant;
-use proxy::{DatapathKind, Proxy};
+use netlink::conntrack::{Conntrack, Flow, Listed};
+use netlink::nft::Family;
+use proxy::{DatapathKind, IptablesVariant, Proxy};
 use tests::{privileged, wait};
 
 use super::{answers, both, outcome};
@@ -217,7 +217,11 @@ fn clients_that_keep_a_udp_port_move_on_when_their_endpoint_leaves() {
             SocketAddr::new(VIP.of(family), UDP.0),
             SocketAddr::new(NODE.of(family), UDP.1),
         ] {
-            proxy.sync(&State::new([NEAR]).snapshot());
+            // Before the Service is there, somebody else has the address, and nobody the node's port.
+            forgotten_after_snapshot(&mut proxy, &empty());
+            let before = client.ask(to).ok();
+            assert_eq!(before.as_deref(), (to.ip() == VIP.of(family)).then_some("beyond"));
+            assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 1);
             assert_eq!(client.ask(to).expect("an answer"), "near");
             assert_eq!(forgotten_after(&mut proxy, &State::new([FAR])), 1);
             let name = wait::until(
@@ -239,7 +243,11 @@ fn clients_that_keep_a_udp_port_move_on_when_their_endpoint_leaves() {
 }
 
 fn forgotten_after(proxy: &mut Proxy, state: &State) -> u64 {
-    proxy.sync(&state.snapshot());
+    forgotten_after_snapshot(proxy, &state.snapshot())
+}
+
+fn forgotten_after_snapshot(proxy: &mut Proxy, snapshot: &Snapshot) -> u64 {
+    proxy.sync(snapshot);
     proxy.forget_flows().expect("flows are forgotten").total()
 }
 
@@ -248,54 +256,67 @@ fn a_connection_that_was_tried_before_its_service_was_there_is_served_by_it() {
     if !privileged("a connection that was tried before its Service was there is served by it") {
         return;
     }
-    let variant = IptablesVariant::Legacy;
-    for datapath in [DatapathKind::Nftables, DatapathKind::Iptables { variant }] {
+    let legacy = |_: &Surroundings| DatapathKind::Iptables {
+        variant: IptablesVariant::Legacy,
+    };
+    for datapath in [
+        |_: &Surroundings| DatapathKind::Nftables,
+        Surroundings::hook,
+        legacy,
+    ] {
         let surroundings = Surroundings::build().expect("namespaces");
-        let proxy = surroundings.proxy(settings(), datapath);
+        let proxy = surroundings.proxy(settings(), datapath(&surroundings));
         let mut proxy = proxy.expect("a proxy");
+        // A new namespace may forward as the first one does: then it says that nobody has an address.
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            let setting = format!("net/{setting}");
+            surroundings.beyond.set(&setting, "0").expect("set");
+        }
         let conntrack = surroundings.node.run(Conntrack::open).expect("entered");
         let mut conntrack = conntrack.expect("opened");
         for family in FAMILIES {
             let to = SocketAddr::new(VIP.of(family), TCP.0);
-            // Out there nobody has the address.
-            ip(
-                &surroundings.beyond,
-                &["address", "del", &to.ip().to_string(), "dev", "lo"],
-            )
-            .expect("removed");
+            let tcp = Listed::OfProtocol(Family::of(to.ip()), Protocol::Tcp.number());
+            let mut tracked = || {
+                let tracked = conntrack.flows(tcp, |flow| flow.original.destination == to);
+                tracked.expect("listed")
+            };
+            let untouched = |flow: &Flow| flow.reply.source == to;
+            // Somebody out there has the address: what he answers is left alone.
             proxy.sync(&empty());
-            proxy.forget_flows().expect("flows are forgotten");
+            let (_stream, answer) = ask(&surroundings, to).expect("an answer");
+            assert!(answer.starts_with("beyond "), "{answer}");
+            assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 0);
+            let flows = tracked();
+            assert!(
+                flows.iter().any(|flow| untouched(flow) && flow.answered),
+                "{flows:?}"
+            );
+
+            proxy.sync(&empty());
+            let address = to.ip().to_string();
+            let removed = ip(&surroundings.beyond, &["address", "del", &address, "dev", "lo"]);
+            removed.expect("removed");
             std::thread::scope(|scope| {
-                let answer = scope.spawn(|| surroundings.pod.run(|| greeting(to)).expect("entered"));
-                let mut tracked = || {
-                    let tracked = conntrack.flows(Listed::OfProtocol(Protocol::Tcp.number()), |flow| {
-                        flow.original.destination == to
-                    });
-                    tracked.expect("listed")
-                };
-                let out = wait::until_value("the attempt went out", LONG, &mut tracked, |flows| {
-                    !flows.is_empty()
+                let answer = scope.spawn(|| ask(&surroundings, to));
+                wait::until_value("the attempt went out", LONG, &mut tracked, |flows| {
+                    flows.iter().any(|flow| untouched(flow) && !flow.answered)
                 });
-                assert!(!out[0].answered && out[0].reply.source == to, "{out:?}");
                 assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 1);
-                let answer = answer.join().expect("no panic").expect("an answer");
+                let (_stream, answer) = answer.join().expect("no panic").expect("an answer");
                 assert!(answer.starts_with("near "), "{answer}");
-                // One that somebody answers stays, although the Service appears once more.
-                proxy.sync(&empty());
-                assert_eq!(forgotten_after(&mut proxy, &State::new([NEAR])), 0);
-                assert!(tracked().iter().any(|flow| flow.answered));
             });
         }
     }
 }
 
-/// What whoever answers says, once the kernel's attempts got through.
-fn greeting(to: SocketAddr) -> std::io::Result<String> {
-    let stream = TcpStream::connect_timeout(&to, LONG)?;
+/// A connection of the pod, once the kernel's attempts got through, and what whoever answers says.
+fn ask(surroundings: &Surroundings, to: SocketAddr) -> anyhow::Result<(TcpStream, String)> {
+    let stream = surroundings.pod.run(|| TcpStream::connect_timeout(&to, LONG))??;
     stream.set_read_timeout(Some(LONG))?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    Ok(line)
+    BufReader::new(&stream).read_line(&mut line)?;
+    Ok((stream, line))
 }
 
 /// One socket of the pod.

@@ -6,7 +6,6 @@ use model::{Change, EndpointSlice, Kind, Node, Protocol, Service, ServiceKind, T
 use proxy::Settings;
 use proxy::datapath::fake::FakeDatapath;
 use proxy::plan::{FrontendKey, HealthCheck};
-use proxy::stale::StaleFlows;
 
 use super::super::no_local::Policy;
 use super::super::samples::{self, name};
@@ -284,7 +283,7 @@ fn an_audit_blames_nobody_for_what_the_proxy_left_undone() {
 }
 
 #[test]
-fn what_an_audit_left_is_tried_again_although_no_snapshot_comes() {
+fn flows_that_an_audit_leaves_are_looked_for_until_that_succeeds() {
     let (progress, parts) = (ProxyProgress::default(), Parts::default());
     let part = parts.part("proxy");
     let mut bench = Bench::new(&progress, &part);
@@ -311,14 +310,18 @@ fn what_an_audit_left_is_tried_again_although_no_snapshot_comes() {
     check_health(&parts, None);
     bench.fake.with(|fake| fake.fail_forget = true);
     bench.keeper.forget_flows();
-    check_health(&parts, Some("told to fail: forget flows"));
-    assert!(!bench.keeper.is_settled() && !bench.keeper.has_stale_flows());
-    bench.retry();
+    check_health(&parts, Some("stale flows: told to fail: forget flows"));
+    assert!(bench.keeper.has_stale_flows(), "they are looked for again");
+    assert!(bench.keeper.is_programmed() && !bench.is_going_overdue());
+    bench.keeper.forget_flows();
     assert!(bench.keeper.is_settled() && !bench.keeper.has_stale_flows());
     check_health(&parts, None);
-    let mut stale = StaleFlows::default();
-    stale.add_gone(&foreign);
-    assert_eq!(bench.fake.with(|fake| fake.forgotten.clone()), [stale]);
+    let (to, anybody) = (([10, 96, 0, 99], 53).into(), ([10, 244, 9, 2], 53).into());
+    let looks = bench.fake.with(|fake| fake.forgotten.clone());
+    assert!(
+        matches!(looks.as_slice(), [stale] if stale.leads_nowhere(to, anybody)),
+        "{looks:?}"
+    );
 }
 
 #[test]
