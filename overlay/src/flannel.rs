@@ -17,6 +17,13 @@ const NODE_KEY: &str = "CausewayNode";
 /// UDP port of flannel's VXLAN: the kernel's default, older than the assigned 4789.
 pub const VXLAN_PORT: u16 = 8472;
 
+const LOOPBACK: Ipv4Network = constant([127, 0, 0, 0], 8);
+const MULTICAST: Ipv4Network = constant([224, 0, 0, 0], 4);
+
+const fn constant([a, b, c, d]: [u8; 4], prefix: u8) -> Ipv4Network {
+    Ipv4Network::new_checked(Ipv4Addr::new(a, b, c, d), prefix).expect("invariant: a prefix is 32 at most")
+}
+
 /// Why a configuration or a lease was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
@@ -87,7 +94,7 @@ impl NetworkConfig {
     /// Reads `PREFIX/config`, with flannel's defaults and checks.
     ///
     /// # Errors
-    /// When flannel would refuse it too, or it names another backend.
+    /// When flannel would refuse it too, it names another backend, or no packet could be routed to its addresses.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         let object = object(text)?;
         let network = string(&object, "Network")?.ok_or_else(|| field("Network", "is missing"))?;
@@ -97,6 +104,11 @@ impl NetworkConfig {
         let network = masked(network);
         if network.prefix() > 28 {
             return Err(field("Network", format!("{network} is smaller than a /28")));
+        }
+        for (other, whose) in [(LOOPBACK, "loopback"), (MULTICAST, "multicast")] {
+            if other.contains(network.network()) {
+                return Err(field("Network", format!("{network} has {whose} addresses")));
+            }
         }
         let subnet_len = subnet_len(&object, network)?;
         let size = 1_u32 << (32 - subnet_len);

@@ -11,10 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::{IpFamily, Protocol};
-use netlink::conntrack::{Conntrack, Flow, Listed, Tuple};
+use netlink::conntrack::{Conntrack, Flow, Glance, Tuple};
 
 use crate::Error;
-use crate::datapath::packets::layout::nft_family;
 use crate::plan::{FrontendAddress, FrontendKey, PortPlan, ServicePlan, Target};
 
 /// What was done about stale flows.
@@ -93,41 +92,29 @@ impl StaleFlows {
     /// # Errors
     /// The first failure.
     pub fn forget_in(&self, conntrack: &mut Conntrack) -> Result<Forgotten, Error> {
+        let flows = conntrack.flows(|glance| self.may_be_stale(glance), |flow| self.is_stale(flow))?;
         let mut forgotten = Forgotten::default();
         let mut failure = None;
-        for listed in self.looks() {
-            let flows = match conntrack.flows(listed, |flow| self.is_stale(flow)) {
-                Ok(flows) => flows,
+        for flow in flows {
+            match conntrack.delete(&flow) {
+                Ok(()) => {
+                    let family = flow.original.destination.ip().into();
+                    *forgotten.flows.entry(family).or_default() += 1;
+                }
                 Err(error) => {
                     failure.get_or_insert(error);
-                    continue;
-                }
-            };
-            for flow in flows {
-                match conntrack.delete(&flow) {
-                    Ok(()) => {
-                        let family = flow.original.destination.ip().into();
-                        *forgotten.flows.entry(family).or_default() += 1;
-                    }
-                    Err(error) => {
-                        failure.get_or_insert(error);
-                    }
                 }
             }
         }
         failure.map_or(Ok(forgotten), |error| Err(error.into()))
     }
 
-    /// What there is to list: each is a walk through all that the kernel tracks.
-    fn looks(&self) -> Vec<Listed> {
-        let services = self.services.keys().map(|address| IpFamily::from(address.ip()));
-        let node_ports = self.node_ports.keys().map(|(family, _)| *family);
-        let families: BTreeSet<_> = services.chain(node_ports).collect();
-        let udp = families
-            .into_iter()
-            .map(|family| Listed::OfProtocol(nft_family(family), Protocol::Udp.number()));
-        let tried = (!self.appeared.is_empty()).then_some(Listed::Unanswered);
-        udp.chain(tried).collect()
+    fn may_be_stale(&self, Glance { protocol, answered }: Glance) -> bool {
+        if protocol == Protocol::Udp.number() {
+            !self.services.is_empty() || !self.node_ports.is_empty()
+        } else {
+            !answered && !self.appeared.is_empty()
+        }
     }
 
     fn is_stale(&self, flow: &Flow) -> bool {

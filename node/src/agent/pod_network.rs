@@ -7,7 +7,6 @@ use anyhow::Context;
 use overlay::Status;
 use overlay::fast_path::State;
 use overlay::pods::PodNetwork;
-use serde_json::{Value, json};
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -140,19 +139,10 @@ pub fn settings(config: &Config, network: &Network) -> overlay::Config {
         },
         interface: network.interface.clone(),
         public_ip: network.public_ip,
-        network: network.config.clone().map(|config| with_backend(config, network)),
+        network: network.flannel_config(),
         subnet_env: network.subnet_env.clone(),
         state_dir: config.state_dir.clone(),
         fast_path: fast_path(config, network),
         pin_dir: config.proxy.pin_dir.clone(),
     }
-}
-
-/// flannel takes a configuration without a backend for `udp`; ours is what `mode` says.
-fn with_backend(mut config: Value, network: &Network) -> Value {
-    if let Value::Object(fields) = &mut config {
-        let backend = || json!({"Type": network.mode.unwrap_or_default()});
-        fields.entry("Backend").or_insert_with(backend);
-    }
-    config
 }

@@ -4,13 +4,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
+use overlay::flannel::NetworkConfig;
 use serde::{Deserialize, Serialize};
 
 use super::relative_path;
 
 /// The Kubernetes API server. Rights that are needed there: `list` and `watch` Services, EndpointSlices, Nodes and
-/// Namespaces, and `create` and `patch` Events. Without the latter everything works but for Events on objects that
-/// are not served (part `events` on `/healthz`).
+/// Namespaces; ServiceCIDRs (`networking.k8s.io`), without which packets to ClusterIPs that no Service has leave the
+/// node; and `create` and `patch` Events, without which there are none on objects that are not served (part `events` on
+/// `/healthz`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {
@@ -88,11 +90,6 @@ fn default_subnet_env() -> PathBuf {
 }
 
 impl Network {
-    /// `Network` in `config`.
-    fn pod_network(&self) -> Option<IpNetwork> {
-        self.network_of("Network")
-    }
-
     /// `Network` and `IPv6Network` in `config`, those that are there.
     pub(super) fn pod_networks(&self) -> Vec<IpNetwork> {
         let keys = ["Network", "IPv6Network"].into_iter();
@@ -101,6 +98,16 @@ impl Network {
 
     fn network_of(&self, key: &str) -> Option<IpNetwork> {
         self.config.as_ref()?.get(key)?.as_str()?.parse().ok()
+    }
+
+    /// `config` as it is written to etcd. flannel takes one without a backend for `udp`; ours is what `mode` says.
+    pub fn flannel_config(&self) -> Option<serde_json::Value> {
+        let mut config = self.config.clone()?;
+        if let serde_json::Value::Object(fields) = &mut config {
+            let backend = || serde_json::json!({ "Type": self.mode.unwrap_or_default() });
+            fields.entry("Backend").or_insert_with(backend);
+        }
+        Some(config)
     }
 
     fn mode_conflict(&self) -> Option<String> {
@@ -120,8 +127,11 @@ impl Network {
         {
             problems.push(format!("network.interface: {interface:?} is not a device's name"));
         }
-        if self.config.is_some() && self.pod_network().is_none() {
-            problems.push("network.config: has no Network like 10.244.0.0/16".to_owned());
+        let read = self
+            .flannel_config()
+            .map(|config| NetworkConfig::parse(&config.to_string()));
+        if let Some(Err(error)) = read {
+            problems.push(format!("network.config: {error}"));
         }
         problems
     }

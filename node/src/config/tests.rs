@@ -319,7 +319,19 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         (
             "network: {etcd: {endpoints: ['http://a:1']}, interface: a-name-too-long-for-linux, config: {}}",
             "network.interface: \"a-name-too-long-for-linux\" is not a device's name\n\
-             network.config: has no Network like 10.244.0.0/16",
+             network.config: Network: is missing",
+        ),
+        (
+            "network: {etcd: {endpoints: ['http://a:1']}, config: {Network: 10.244.0.0/16, SubnetLen: 99}}",
+            "network.config: SubnetLen: 99 is not between 18 and 30",
+        ),
+        (
+            "network: {etcd: {endpoints: ['http://a:1']}, config: {Network: 127.0.0.0/8}}",
+            "network.config: Network: 127.0.0.0/8 has loopback addresses",
+        ),
+        (
+            "network: {etcd: {endpoints: ['http://a:1']}, config: {Network: 'fd00::/64'}}",
+            "network.config: Network: \"fd00::/64\" is not a network",
         ),
     ];
     for (text, words) in rows {

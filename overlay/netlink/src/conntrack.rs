@@ -1,7 +1,6 @@
 //! Connection tracking: listing flows and deleting single ones.
 //!
-//! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`,
-//! `net/netfilter/nf_internals.h`.
+//! Sources: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -41,48 +40,13 @@ pub struct Flow {
     identity: Vec<(u16, Vec<u8>)>,
 }
 
-/// Which flows are listed. The kernel picks them out where it knows how, so that the others are not copied.
+/// What is read of a flow first, so that the rest need not be where it is not wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listed {
-    /// Those of an IP protocol, by its number, in one version of IP. Kernels pick by it from 5.8 on.
-    OfProtocol(Family, u8),
-    /// Those of which no packet of an answer was seen, in both versions. Kernels pick by it from 5.15 on.
-    Unanswered,
-}
-
-impl Listed {
-    fn holds(self, flow: &Flow) -> bool {
-        match self {
-            Self::OfProtocol(family, protocol) => {
-                flow.original.protocol == protocol && Family::of(flow.original.destination.ip()) == family
-            }
-            Self::Unanswered => !flow.answered,
-        }
-    }
-
-    fn request(self) -> Message {
-        let family = match self {
-            Self::OfProtocol(family, _) => family as u8,
-            Self::Unanswered => EVERY_FAMILY,
-        };
-        let mut request = Message::new(GET, flag::DUMP, family, 0);
-        match self {
-            Self::OfProtocol(_, protocol) => {
-                request.nested(TUPLE_ORIGINAL, |tuple| {
-                    tuple.nested(TUPLE_PROTO, |proto| {
-                        proto.bytes(PROTO_NUMBER, &[protocol]);
-                    });
-                });
-                request.nested(FILTER, |filter| {
-                    filter.bytes(FILTER_ORIGINAL, &FILTER_BY_PROTO_NUMBER.to_ne_bytes());
-                });
-            }
-            Self::Unanswered => {
-                request.be32(STATUS, 0).be32(STATUS_MASK, SEEN_REPLY);
-            }
-        }
-        request
-    }
+pub struct Glance {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Whether a packet of an answer was seen.
+    pub answered: bool,
 }
 
 /// Why conntrack did not do what was asked.
@@ -118,17 +82,25 @@ impl Conntrack {
         Ok(Self { socket })
     }
 
-    /// The flows that are listed and for which `wanted` is true. The kernel walks through all that it tracks, which
-    /// takes some milliseconds however few there are.
-    pub fn flows(&mut self, listed: Listed, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
-        let request = listed.request();
-        let is_wanted = |flow: &Flow| listed.holds(flow) && wanted(flow);
+    /// The flows, IPv4 and IPv6, for which both are true. The kernel walks through all that it tracks, which takes some
+    /// milliseconds even where that is little. Its own filter of dumps is not used: what does not match fills no
+    /// answer, so that it walks through everything at once, and no packet passes on that CPU meanwhile (60 ms with
+    /// 200,000 flows, where the answers of a whole dump take 0.3 ms each).
+    pub fn flows(
+        &mut self,
+        is_worth_reading: impl Fn(Glance) -> bool,
+        is_wanted: impl Fn(&Flow) -> bool,
+    ) -> Result<Vec<Flow>, Error> {
+        let request = Message::new(GET, flag::DUMP, EVERY_FAMILY, 0);
         let mut attempt = 0;
         loop {
             let mut flows = Vec::new();
             attempt += 1;
             let result = self.socket.dump(&request, |_, payload| {
-                flows.extend(Flow::decode(body(payload)).filter(&is_wanted));
+                let payload = body(payload);
+                if Glance::decode(payload).is_some_and(&is_worth_reading) {
+                    flows.extend(Flow::decode(payload).filter(&is_wanted));
+                }
                 Ok(())
             });
             match result {
@@ -157,6 +129,16 @@ impl Conntrack {
     }
 }
 
+impl Glance {
+    fn decode(payload: &[u8]) -> Option<Self> {
+        let proto = attribute(attribute(payload, TUPLE_ORIGINAL)?, TUPLE_PROTO)?;
+        Some(Self {
+            protocol: *attribute(proto, PROTO_NUMBER)?.first()?,
+            answered: attribute(payload, STATUS).and_then(nfnetlink::be32)? & SEEN_REPLY != 0,
+        })
+    }
+}
+
 impl Flow {
     fn decode(payload: &[u8]) -> Option<Self> {
         let identity = [TUPLE_ORIGINAL, ZONE, ID]
@@ -165,7 +147,7 @@ impl Flow {
         Some(Self {
             original: Tuple::decode(attribute(payload, TUPLE_ORIGINAL)?)?,
             reply: Tuple::decode(attribute(payload, TUPLE_REPLY)?)?,
-            answered: attribute(payload, STATUS).and_then(nfnetlink::be32)? & SEEN_REPLY != 0,
+            answered: Glance::decode(payload)?.answered,
             identity: identity.collect(),
         })
     }
@@ -203,11 +185,6 @@ const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
-const FILTER: u16 = 25;
-const STATUS_MASK: u16 = 26;
-const FILTER_ORIGINAL: u16 = 1;
-/// `CTA_FILTER_F_CTA_PROTO_NUM`, in host order.
-const FILTER_BY_PROTO_NUMBER: u32 = 1 << 3;
 /// `IPS_SEEN_REPLY`.
 const SEEN_REPLY: u32 = 1 << 1;
 const TUPLE_IP: u16 = 1;

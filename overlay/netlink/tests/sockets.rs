@@ -5,7 +5,7 @@ mod place;
 mod privileged {
     use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
-    use netlink::conntrack::{Conntrack, Listed};
+    use netlink::conntrack::{Conntrack, Glance};
     use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
     use netlink::sock_diag::SockDiag;
 
@@ -149,14 +149,9 @@ mod privileged {
                 (server, to, client, from)
             });
             let mut conntrack = Conntrack::open().expect("a socket");
-            let everywhere = |conntrack: &mut Conntrack| {
-                let families = [Family::Ip, Family::Ip6].map(|family| Listed::OfProtocol(family, 17));
-                let flows = families.map(|udp| conntrack.flows(udp, |_| true).expect("listed"));
-                flows.concat()
-            };
+            let udp = |glance: Glance| glance.protocol == 17;
+            let everywhere = |conntrack: &mut Conntrack| conntrack.flows(udp, |_| true).expect("listed");
             for (server, to, _client, from) in &pairs {
-                let family = Family::of(to.ip());
-                let (udp, tcp) = (Listed::OfProtocol(family, 17), Listed::OfProtocol(family, 6));
                 let mut flows = conntrack
                     .flows(udp, |flow| flow.original.destination == *to)
                     .expect("listed");
@@ -165,13 +160,15 @@ mod privileged {
                 assert_eq!((flow.original.source, flow.original.protocol), (*from, 17));
                 assert_eq!((flow.reply.source, flow.reply.destination), (*to, *from));
                 let unanswered = |conntrack: &mut Conntrack| {
-                    let flows = conntrack.flows(Listed::Unanswered, |other| other.original == flow.original);
+                    let flows =
+                        conntrack.flows(|glance| !glance.answered, |other| other.original == flow.original);
                     flows.expect("listed").len()
                 };
                 assert_eq!((flow.answered, unanswered(&mut conntrack)), (false, 1));
                 server.send_to(b"y", from).expect("sent");
                 assert_eq!(unanswered(&mut conntrack), 0);
-                assert_eq!(conntrack.flows(tcp, |_| true).expect("listed"), []);
+                let tcp = conntrack.flows(|glance| glance.protocol == 6, |_| true);
+                assert_eq!(tcp.expect("listed"), []);
                 let mut others = everywhere(&mut conntrack);
                 others.retain(|other| other.original != flow.original);
                 conntrack.delete(&flow).expect("deleted");

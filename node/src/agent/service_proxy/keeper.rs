@@ -21,7 +21,7 @@ use crate::watch::{Events, Notice, Scope};
 /// Between two looks for flows that lead nowhere, and which part of the time they may take: each walks through
 /// everything that connection tracking has.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
-const LOOKS_SHARE: u32 = 10;
+const LOOKS_SHARE: u32 = 3;
 const AFTER_FAILED_LOOK: Duration = Duration::from_secs(1);
 
 /// How far an audit goes.

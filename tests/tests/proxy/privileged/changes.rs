@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use model::{Change, IpFamily, Protocol, Service, SessionAffinity, Snapshot};
-use netlink::conntrack::{Conntrack, Flow, Listed};
-use netlink::nft::Family;
+use netlink::conntrack::{Conntrack, Flow, Glance};
 use proxy::{DatapathKind, IptablesVariant, Proxy};
 use tests::{privileged, wait};
 
@@ -276,7 +275,7 @@ fn a_connection_that_was_tried_before_its_service_was_there_is_served_by_it() {
         let mut conntrack = conntrack.expect("opened");
         for family in FAMILIES {
             let to = SocketAddr::new(VIP.of(family), TCP.0);
-            let tcp = Listed::OfProtocol(Family::of(to.ip()), Protocol::Tcp.number());
+            let tcp = |glance: Glance| glance.protocol == Protocol::Tcp.number();
             let mut tracked = || {
                 let tracked = conntrack.flows(tcp, |flow| flow.original.destination == to);
                 tracked.expect("listed")
