@@ -95,8 +95,21 @@ pub fn plan(
     sorted.sort_by_key(|lease| (lease.subnet, lease.public_ip));
     let mut remotes = BTreeMap::new();
     let mut rejected = Vec::new();
+    // The kernel sends what is for a MAC address to one place.
+    let mut places: BTreeMap<MacAddr, &Lease> = BTreeMap::new();
     for lease in sorted {
-        match remote(config, own, lease, underlay) {
+        let remote = remote(config, own, lease, underlay).and_then(|remote| match remote {
+            Remote::Tunnel { mac, public_ip, .. } => {
+                let first = *places.entry(mac).or_insert(lease);
+                if first.public_ip == public_ip {
+                    Ok(remote)
+                } else {
+                    Err(format!("has the MAC address of {}, {mac}", first.subnet))
+                }
+            }
+            Remote::Gateway { .. } => Ok(remote),
+        });
+        match remote {
             Ok(remote) => {
                 remotes.insert(lease.subnet, remote);
             }
@@ -148,6 +161,11 @@ fn remote(config: &NetworkConfig, own: &Lease, lease: &Lease, underlay: &Underla
     if lease.public_ip == own.public_ip {
         return Err(format!("has our own address {}", own.public_ip));
     }
+    is_in_network(config, lease)?;
+    is_of_a_host(lease.public_ip)?;
+    if let Encap::Vxlan { vtep_mac, .. } = lease.encap {
+        is_of_one_device(vtep_mac, own)?;
+    }
     let on_link = underlay.network.contains(lease.public_ip);
     let gateway = Remote::Gateway {
         public_ip: lease.public_ip,
@@ -180,11 +198,45 @@ fn remote(config: &NetworkConfig, own: &Lease, lease: &Lease, underlay: &Underla
     }
 }
 
+/// A route to another subnet could take addresses away that are not pods': the Services', or the whole world's.
+fn is_in_network(config: &NetworkConfig, lease: &Lease) -> Result<(), String> {
+    let network = config.network;
+    if !network.contains(lease.subnet.network()) || lease.subnet.prefix() < network.prefix() {
+        return Err(format!("is not in the network {network}"));
+    }
+    if network.contains(lease.public_ip) {
+        return Err(format!(
+            "is at {}, which is in the network of pods itself",
+            lease.public_ip
+        ));
+    }
+    Ok(())
+}
+
+fn is_of_a_host(address: Ipv4Addr) -> Result<(), String> {
+    let wrong =
+        address.is_loopback() || address.is_multicast() || address.is_broadcast() || address.is_unspecified();
+    if wrong {
+        return Err(format!("is at {address}, which is no host's address"));
+    }
+    Ok(())
+}
+
+fn is_of_one_device(mac: MacAddr, own: &Lease) -> Result<(), String> {
+    if matches!(own.encap, Encap::Vxlan { vtep_mac, .. } if vtep_mac == mac) {
+        return Err(format!("has our own MAC address {mac}"));
+    }
+    // The lowest bit of the first byte: for a group (IEEE 802).
+    let MacAddr([first, ..]) = mac;
+    if first & 1 == 1 || mac == MacAddr([0; 6]) {
+        return Err(format!("has {mac}, which is no device's MAC address"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
     fn config(backend: &str) -> NetworkConfig {
         NetworkConfig::parse(&format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#)).expect("valid")
@@ -197,9 +249,14 @@ mod tests {
         }
     }
 
-    fn lease(subnet: &str, public_ip: &str, encap: Encap) -> Lease {
+    /// With VXLAN, its MAC address ends as its subnet's third byte says.
+    fn lease(subnet: &str, public_ip: &str, mut encap: Encap) -> Lease {
+        let subnet: Ipv4Network = subnet.parse().expect("subnet");
+        if let Encap::Vxlan { vtep_mac, .. } = &mut encap {
+            vtep_mac.0[5] = subnet.network().octets()[2];
+        }
         Lease {
-            subnet: subnet.parse().expect("subnet"),
+            subnet,
             subnet_v6: None,
             public_ip: public_ip.parse().expect("address"),
             public_ip_v6: None,
@@ -211,8 +268,17 @@ mod tests {
     fn vxlan(vni: u32) -> Encap {
         Encap::Vxlan {
             vni: Vni(vni),
-            vtep_mac: MAC,
+            vtep_mac: MacAddr([2, 0, 0, 0, 0, 0]),
         }
+    }
+
+    fn with_mac(subnet: &str, public_ip: &str, mac: &str) -> Lease {
+        let mut lease = lease(subnet, public_ip, vxlan(1));
+        lease.encap = Encap::Vxlan {
+            vni: Vni(1),
+            vtep_mac: mac.parse().expect("a MAC address"),
+        };
+        lease
     }
 
     fn told(backend: &str, own: &Lease, others: &[Lease]) -> (Vec<String>, Vec<String>) {
@@ -237,10 +303,10 @@ mod tests {
         let far = lease("10.5.3.0/24", "172.31.0.13", vxlan(1));
         let near_gw = lease("10.5.2.0/24", "172.30.0.12", Encap::HostGw);
         let far_gw = lease("10.5.3.0/24", "172.31.0.13", Encap::HostGw);
-        let tunnel_near = "10.5.2.0/24 via 10.5.2.0 02:00:00:00:00:01 at 172.30.0.12";
-        let tunnel_far = "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:01 at 172.31.0.13";
+        let tunnel_near = "10.5.2.0/24 via 10.5.2.0 02:00:00:00:00:02 at 172.30.0.12";
+        let tunnel_far = "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13";
         type Row<'a> = (&'a str, &'a Lease, Vec<Lease>, Vec<&'a str>, Vec<&'a str>);
-        let rows: [Row; 6] = [
+        let rows: [Row; 9] = [
             (
                 vx,
                 &ours,
@@ -288,6 +354,61 @@ mod tests {
                 vec![lease("10.5.2.0/24", "172.30.0.12", vxlan(2))],
                 vec![],
                 vec!["10.5.2.0/24 is in VXLAN 2, we are in 1"],
+            ),
+            (
+                vx,
+                &ours,
+                vec![
+                    lease("10.96.0.0/24", "172.30.0.12", vxlan(1)),
+                    lease("0.0.0.0/0", "172.30.0.13", vxlan(1)),
+                    lease("10.5.2.0/24", "10.5.9.9", vxlan(1)),
+                ],
+                vec![],
+                vec![
+                    "0.0.0.0/0 overlaps our own subnet 10.5.1.0/24",
+                    "10.5.2.0/24 is at 10.5.9.9, which is in the network of pods itself",
+                    "10.96.0.0/24 is not in the network 10.5.0.0/16",
+                ],
+            ),
+            (
+                gw,
+                &ours_gw,
+                vec![
+                    lease("10.5.2.0/24", "127.0.0.1", Encap::HostGw),
+                    lease("10.5.3.0/24", "224.0.0.1", Encap::HostGw),
+                    lease("10.5.4.0/24", "0.0.0.0", Encap::HostGw),
+                    lease("10.5.5.0/24", "255.255.255.255", Encap::HostGw),
+                ],
+                vec![],
+                vec![
+                    "10.5.2.0/24 is at 127.0.0.1, which is no host's address",
+                    "10.5.3.0/24 is at 224.0.0.1, which is no host's address",
+                    "10.5.4.0/24 is at 0.0.0.0, which is no host's address",
+                    "10.5.5.0/24 is at 255.255.255.255, which is no host's address",
+                ],
+            ),
+            (
+                vx,
+                &ours,
+                vec![
+                    near.clone(),
+                    with_mac("10.5.4.0/24", "172.30.0.14", "02:00:00:00:00:02"),
+                    // A node that has two subnets for a while.
+                    with_mac("10.5.3.0/24", "172.30.0.12", "02:00:00:00:00:02"),
+                    with_mac("10.5.5.0/24", "172.30.0.15", "02:00:00:00:00:01"),
+                    with_mac("10.5.6.0/24", "172.30.0.16", "01:00:5e:00:00:01"),
+                    with_mac("10.5.7.0/24", "172.30.0.17", "00:00:00:00:00:00"),
+                ],
+                vec![
+                    tunnel_near,
+                    "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:02 at 172.30.0.12",
+                ],
+                vec![
+                    "10.5.4.0/24 has the MAC address of 10.5.2.0/24, 02:00:00:00:00:02",
+                    "10.5.5.0/24 has our own MAC address 02:00:00:00:00:01",
+                    "10.5.6.0/24 has 01:00:5e:00:00:01, which is no device's MAC address",
+                    "10.5.7.0/24 has 00:00:00:00:00:00, which is no device's MAC address",
+                ],
             ),
         ];
         for (backend, own, others, remotes, rejected) in rows {

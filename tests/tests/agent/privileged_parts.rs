@@ -195,6 +195,7 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
     api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
     api.write_kubeconfig(&node.directory.path().join("kubeconfig"))?;
     let _agent = node.agent(&node.configure(json!({})));
+    let kinds = 5;
     let failing = |count: usize| {
         let start = Instant::now();
         wait::until_value(
@@ -206,7 +207,7 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
                     .lines()
                     .filter(|line| line.starts_with("causeway_watch_failing{"));
                 let values: Vec<_> = values.collect();
-                values.len() == 4 && values.iter().filter(|line| line.ends_with(" 1")).count() == count
+                values.len() == kinds && values.iter().filter(|line| line.ends_with(" 1")).count() == count
             },
         );
         start.elapsed()
@@ -237,7 +238,7 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
         let output = node.host().command("nft", rule)?;
         anyhow::ensure!(output.status.success(), "nft {rule:?}: {}", output.stderr);
     }
-    let noticed = failing(4);
+    let noticed = failing(kinds);
     assert!(noticed <= Duration::from_secs(20), "noticed after {noticed:?}");
     node.host().command("nft", &["delete", "table", "inet", "hole"])?;
     failing(0);
