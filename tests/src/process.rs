@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use netlink::Namespace;
 
 use crate::wait;
@@ -48,6 +48,18 @@ pub struct Output {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
+}
+
+/// Copies a program that is then to be executed, by a process of its own: a process that another test starts at that
+/// moment would inherit the copy as this one has it open for writing, and as long as it does nobody can execute it
+/// (`ETXTBSY`).
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg(from).arg(to).status();
+    ensure!(status.context("start cp")?.success(), "cp to {}", to.display());
+    Ok(())
 }
 
 /// Runs a command in a place to its end; `stdin` is given to it whole.

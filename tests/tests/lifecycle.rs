@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::cluster::{Cluster, causeway, everything, programs};
+use tests::process::copy_program;
 
 type Scenario = fn() -> anyhow::Result<()>;
 
@@ -297,7 +298,7 @@ fn only_root() -> anyhow::Result<()> {
     let dir = std::env::temp_dir().join(format!("cwt-{}-programs", std::process::id()));
     fs::create_dir_all(&dir)?;
     for name in ["causeway", "causeway-cluster"] {
-        fs::copy(programs().join(name), dir.join(name))?;
+        copy_program(&programs().join(name), &dir.join(name))?;
     }
     let output = Command::new(dir.join("causeway"))
         .arg("up")

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use tests::cluster::program;
 use tests::directory::Directory;
+use tests::process::copy_program;
 
 #[track_caller]
 fn check(command: &mut Command, code: i32, words: &str) {
@@ -18,7 +19,7 @@ fn check(command: &mut Command, code: i32, words: &str) {
 fn a_cluster_command_without_its_program_says_which_one_is_missing() {
     let directory = Directory::new("alone");
     let alone = directory.path().join("causeway");
-    std::fs::copy(program("causeway"), &alone).expect("copied");
+    copy_program(&program("causeway"), &alone).expect("copied");
     let missing = directory.path().join("causeway-cluster");
     let words = format!(
         "error: execute {}: No such file or directory (os error 2) (`causeway up` needs the program \
@@ -32,7 +33,7 @@ fn a_cluster_command_without_its_program_says_which_one_is_missing() {
 fn a_cluster_command_hands_over_its_arguments_and_exit_code() {
     let directory = Directory::new("together");
     let copy = directory.path().join("causeway");
-    std::fs::copy(program("causeway"), &copy).expect("copied");
+    copy_program(&program("causeway"), &copy).expect("copied");
     let script = directory.write("causeway-cluster", "#!/bin/sh\necho \"$@\"\nexit 7\n");
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(script, executable).expect("own file");

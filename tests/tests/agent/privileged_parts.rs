@@ -13,6 +13,7 @@ use tests::cluster::program;
 use tests::directory::Directory;
 use tests::fake_api::FakeApi;
 use tests::node::Node;
+use tests::process::copy_program;
 use tests::wait;
 
 use crate::DEADLINE;
@@ -45,7 +46,7 @@ fn without_root_the_agent_says_so_in_one_line() {
     }
     let directory = Directory::new("nobody");
     let copy = directory.path().join("causeway");
-    std::fs::copy(program("causeway"), &copy).expect("copied");
+    copy_program(&program("causeway"), &copy).expect("copied");
     let output = Command::new(&copy)
         .arg("node")
         .uid(65_534)
