@@ -172,8 +172,8 @@ impl ProxyProgress {
         }
     }
 
-    /// Something of a sync, an audit or a look for stale flows failed. Alone it makes nothing overdue: [`Self::held_up`] does, and a repair that
-    /// waits is no change.
+    /// Something of a sync, an audit or a look for stale flows failed. Alone it makes nothing overdue:
+    /// [`Self::held_up`] does, and a repair that waits is no change.
     pub fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }

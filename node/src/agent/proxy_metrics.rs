@@ -1,5 +1,6 @@
 //! The proxy's metrics. The names that begin with `kubeproxy_` are kube-proxy's, and mean what they mean there; labels
-//! likewise. Flows that were forgotten are of all protocols here, where kube-proxy's are of UDP alone. One pass brings all versions of IP into the kernel: what is measured of it stands under each `ip_family`.
+//! likewise. Flows that were forgotten are of all protocols here, where kube-proxy's are of UDP alone. One pass brings
+//! all versions of IP into the kernel: what is measured of it stands under each `ip_family`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -98,7 +98,9 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         match runtime.block_on(schedule.next(shutdown)) {
             Event::Shutdown => {
                 // The next process cannot know of frontends that are gone by now.
-                keeper.forget_flows();
+                if keeper.has_stale_flows() {
+                    keeper.forget_flows();
+                }
                 return Ok(());
             }
             Event::Queued => keeper.queue(&schedule.newest()),
