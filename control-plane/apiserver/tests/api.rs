@@ -398,12 +398,7 @@ async fn a_kubelet_writes_the_status_of_its_pods_and_reads_their_secrets_alone()
         }
         let node = client_of(&cluster.files, "node").await?;
         let pods: Api<Pod> = Api::namespaced(node.clone(), "default");
-        let seen = async {
-            while !matches!(pods.list(&at_any_revision()).await, Ok(list) if list.items.len() == 2) {}
-        };
-        tokio::time::timeout(DEADLINE, seen)
-            .await
-            .context("the node did not see the pods")?;
+        in_memory(&pods, 2).await?;
         let running = json!({ "status": { "phase": "Running" } });
         let relabelled = json!({ "metadata": { "labels": { "app": "web" } } });
         let tell = async |pod: &str, change: &Value| {
@@ -424,9 +419,17 @@ async fn a_kubelet_writes_the_status_of_its_pods_and_reads_their_secrets_alone()
     .await
 }
 
-/// What the server has in memory, as a kubelet lists.
-fn at_any_revision() -> ListParams {
-    ListParams::default().match_any()
+/// Waits until the server has so many objects in memory, which is what a list at any revision is answered from.
+async fn in_memory<K>(api: &Api<K>, count: usize) -> anyhow::Result<()>
+where
+    K: Clone + serde::de::DeserializeOwned + Debug,
+{
+    let at_any_revision = ListParams::default().match_any();
+    let seen =
+        async { while !matches!(api.list(&at_any_revision).await, Ok(list) if list.items.len() == count) {} };
+    tokio::time::timeout(DEADLINE, seen)
+        .await
+        .with_context(|| format!("the server never had {count} objects in memory"))
 }
 
 #[tokio::test]
@@ -436,12 +439,13 @@ async fn a_streaming_list_and_a_paged_list_both_initialise_a_watcher() -> anyhow
         let made = maps
             .create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
             .await?;
-        // A streaming list begins at any version that the server has: it must have this one by then.
         let version = made.resource_version().context("a version")?;
         let not_older = ListParams::default()
             .at(&version)
             .matching(VersionMatch::NotOlderThan);
         ensure!(maps.list(&not_older).await?.items.len() == 1);
+        // kube's streaming list asks for any version, so it begins with what memory has.
+        in_memory(&maps, 1).await?;
         for config in [
             watcher::Config::default().streaming_lists(),
             watcher::Config::default().page_size(1),
