@@ -84,10 +84,16 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
     let namespace = pod_namespace(call)?;
     let mut sides = Sides::open(&namespace).map_err(kernel)?;
     let present = sides.pod_link(&call.key.ifname).map_err(kernel)?;
+    // CNI 1.1 §2: "If an interface of the requested name already exists in the container, the CNI plugin MUST return with
+    // an error." It may stay what it is, with its address.
+    if present.is_some() && is_complete(call, conf, &mut sides)? {
+        return Err(exists(call));
+    }
     let request = Request::Add {
         key: call.key.clone(),
         netns: call.netns.clone(),
         pod: call.pod.clone(),
+        wishes: conf.wishes.clone(),
     };
     let Response::Wired { plan } = ask(conf, &request)? else {
         return Err(unexpected());
@@ -95,12 +101,7 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
     // A device with the plan's MAC address is what an interrupted ADD of this very interface left; any other is not ours.
     if present.is_some_and(|link| link.mac != Some(plan.pod_mac.0)) {
         release(call, conf);
-        let msg = format!("device {} exists in the pod already", call.key.ifname);
-        return Err(Failure {
-            code: code::KERNEL,
-            msg,
-            details: String::new(),
-        });
+        return Err(exists(call));
     }
     if let Err(error) = sides.apply(&plan) {
         if let Err(undone) = wire::remove_pod_link(&namespace, &plan.pod_ifname) {
@@ -110,6 +111,25 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
         return Err(kernel(error));
     }
     Ok(spec::result(&conf.version, &plan, &call.netns).to_string())
+}
+
+/// Whether an ADD of this very interface came to its end.
+fn is_complete(call: &Call, conf: &NetConf, sides: &mut Sides) -> Result<bool, Failure> {
+    let key = call.key.clone();
+    match ask(conf, &Request::Check { key }) {
+        Ok(Response::Wired { plan }) => Ok(sides.differences(&plan).map_err(kernel)?.is_empty()),
+        Ok(_) => Err(unexpected()),
+        Err(failure) if failure.code == code::UNKNOWN_CONTAINER => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn exists(call: &Call) -> Failure {
+    Failure {
+        code: code::KERNEL,
+        msg: format!("device {} exists in the pod already", call.key.ifname),
+        details: String::new(),
+    }
 }
 
 /// Gives an address back after an ADD that failed. The agent's GC does it where this fails.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use model::ObjectName;
-use model::wiring::WiringPlan;
+use model::wiring::{WiringPlan, Wishes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ pub enum Request {
         /// The pod, where the runtime told (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`).
         #[serde(default)]
         pod: Option<ObjectName>,
+        /// What else the runtime asks for.
+        #[serde(default)]
+        wishes: Wishes,
     },
     /// Release an interface. Always succeeds when the key is unknown.
     Del {
@@ -177,8 +180,9 @@ mod tests {
                     key: key(),
                     netns: "/run/netns/x".to_owned(),
                     pod,
+                    wishes: Wishes::default(),
                 },
-                r#"{"verb":"add","containerId":"c1","ifname":"eth0","netns":"/run/netns/x","pod":{"namespace":"default","name":"web"}}"#,
+                r#"{"verb":"add","containerId":"c1","ifname":"eth0","netns":"/run/netns/x","pod":{"namespace":"default","name":"web"},"wishes":{}}"#,
             ),
             (
                 Request::Del { key: key() },
@@ -221,6 +225,7 @@ mod tests {
                     key: key(),
                     netns: "n".to_owned(),
                     pod: None,
+                    wishes: Wishes::default(),
                 },
             ),
         ];

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use model::ObjectName;
-use model::wiring::WiringPlan;
+use model::wiring::{PortMapping, WiringPlan, Wishes};
+use model::{MacAddr, ObjectName, Protocol};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -208,6 +209,8 @@ pub struct NetConf {
     pub valid: Option<Vec<AttachmentKey>>,
     /// Devices of the result of the ADD before (`prevResult`).
     pub previous_devices: Vec<String>,
+    /// What the runtime asks for, by the capabilities that the configuration declares (`runtimeConfig`).
+    pub wishes: Wishes,
 }
 
 #[derive(Deserialize)]
@@ -223,6 +226,28 @@ struct RawConf {
     valid: Option<Vec<RawAttachment>>,
     #[serde(default)]
     prev_result: Option<Value>,
+    #[serde(default)]
+    runtime_config: Option<RawRuntimeConfig>,
+}
+
+/// `runtimeConfig` (CNI conventions). What other plugins of a list are for is in here, too.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawRuntimeConfig {
+    ips: Option<Vec<String>>,
+    mac: Option<String>,
+    port_mappings: Option<Vec<RawPortMapping>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPortMapping {
+    host_port: i64,
+    container_port: i64,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
 }
 
 #[derive(Deserialize)]
@@ -248,10 +273,13 @@ pub fn input_version(input: &[u8]) -> String {
 /// # Errors
 /// Code 6 for what is not JSON, 7 for a bad name, 1 for a version that is not spoken or lacks the verb.
 pub fn parse_config(verb: Verb, input: &[u8]) -> Result<NetConf, Failure> {
-    let raw: RawConf = serde_json::from_slice(input).map_err(|error| Failure {
+    let not_valid = |error: serde_json::Error| Failure {
         details: error.to_string(),
         ..fail(code::DECODE, "network configuration is not valid JSON")
-    })?;
+    };
+    // An object: a list would do for a struct that has a default for every field.
+    let object: Map<String, Value> = serde_json::from_slice(input).map_err(not_valid)?;
+    let raw: RawConf = serde_json::from_value(Value::Object(object)).map_err(not_valid)?;
     let version = if raw.cni_version.is_empty() {
         OLDEST.to_owned()
     } else {
@@ -293,6 +321,76 @@ pub fn parse_config(verb: Verb, input: &[u8]) -> Result<NetConf, Failure> {
         socket: raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
         valid,
         previous_devices: previous_devices(raw.prev_result.as_ref()),
+        wishes: wishes(raw.runtime_config.unwrap_or_default())?,
+    })
+}
+
+fn wishes(raw: RawRuntimeConfig) -> Result<Wishes, Failure> {
+    let wrong = |field: &str, text: &dyn std::fmt::Display, what: &str| {
+        fail(
+            code::CONFIG,
+            format!("runtimeConfig.{field}: {text} is not {what}"),
+        )
+    };
+    let ip = |text: &String| {
+        let network: Option<IpNetwork> = text.parse().ok();
+        let address = network.map(|network| network.ip());
+        address.ok_or_else(|| wrong("ips", &format_args!("{text:?}"), "an address"))
+    };
+    let ips: Vec<IpAddr> = raw.ips.iter().flatten().map(ip).collect::<Result<_, _>>()?;
+    let of_one_version = |v4| ips.iter().filter(|address| address.is_ipv4() == v4).count() > 1;
+    if of_one_version(true) || of_one_version(false) {
+        return Err(fail(
+            code::CONFIG,
+            "runtimeConfig.ips: one address of each version of IP is possible",
+        ));
+    }
+    let mac = raw.mac.filter(|text| !text.is_empty());
+    let mac = mac.map(|text| {
+        // Of a group (IEEE 802), which no device can have.
+        let parsed: Option<MacAddr> = text.parse().ok();
+        parsed
+            .filter(|mac| mac.0[0] & 1 == 0 && mac.0 != [0; 6])
+            .ok_or_else(|| wrong("mac", &format_args!("{text:?}"), "a device's MAC address"))
+    });
+    let mappings = raw.port_mappings.iter().flatten();
+    Ok(Wishes {
+        ips,
+        mac: mac.transpose()?,
+        port_mappings: mappings
+            .map(|raw| port_mapping(raw, wrong))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn port_mapping(
+    raw: &RawPortMapping,
+    wrong: impl Fn(&str, &dyn std::fmt::Display, &str) -> Failure,
+) -> Result<PortMapping, Failure> {
+    let port = |field: &str, number: i64| {
+        let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+        port.ok_or_else(|| wrong(&format!("portMappings.{field}"), &number, "a port"))
+    };
+    let protocol = match raw.protocol.to_ascii_lowercase().as_str() {
+        "" | "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => {
+            let named = format_args!("{:?}", raw.protocol).to_string();
+            return Err(wrong("portMappings.protocol", &named, "tcp, udp or sctp"));
+        }
+    };
+    let host_ip = Some(raw.host_ip.as_str()).filter(|text| !text.is_empty());
+    let host_ip = host_ip.map(|text| {
+        let parsed: Option<IpAddr> = text.parse().ok();
+        parsed.ok_or_else(|| wrong("portMappings.hostIP", &format_args!("{text:?}"), "an address"))
+    });
+    Ok(PortMapping {
+        host_port: port("hostPort", raw.host_port)?,
+        container_port: port("containerPort", raw.container_port)?,
+        protocol,
+        // The address that means all.
+        host_ip: host_ip.transpose()?.filter(|address| !address.is_unspecified()),
     })
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use cni_plugin::protocol::{self, Failure, Request, Response};
 use cni_plugin::tombstone;
+use ipnetwork::IpNetwork;
 use model::Mtu;
 use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
 use serde_json::{Value, json};
@@ -62,7 +63,8 @@ impl Node {
         let directory = std::env::temp_dir().join(host.name());
         std::fs::create_dir_all(&directory).expect("make a directory");
         let pods = PodNetwork::open(&directory).expect("open the log");
-        pods.serve("10.244.1.0/24".parse().expect("subnet"), Mtu(1450));
+        let subnet: IpNetwork = "10.244.1.0/24".parse().expect("subnet");
+        pods.serve([subnet].into_iter().collect(), Mtu(1450));
         Some(Self {
             host,
             socket: directory.join("cni.sock"),
@@ -147,11 +149,17 @@ fn decide(pods: &PodNetwork, request: Request) -> Response {
         ifname: key.ifname.clone(),
     };
     let answer = match request {
-        Request::Add { key: of, netns, pod } => pods
+        Request::Add {
+            key: of,
+            netns,
+            pod,
+            wishes,
+        } => pods
             .add(&Attachment {
                 key: key(&of),
                 netns,
                 pod,
+                wishes,
             })
             .map(|plan| Response::Wired { plan }),
         Request::Check { key: of } => pods.check(&key(&of)).map(|plan| Response::Wired { plan }),

@@ -148,7 +148,8 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
             "etcd": etcd_config(node),
             "interface": "eth0",
             "publicIp": settings.node_address(node.index),
-            "config": {"Network": settings.pod_cidr, "SubnetLen": 24, "Backend": {"Type": mode}},
+            "publicIpV6": settings.node_address_v6(node.index),
+            "config": network_config(settings, mode),
         },
         // The BPF file system is the node's own (`machine::machine_init`), and so is the agent's usual directory on it.
         "proxy": {
@@ -160,6 +161,21 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
         "cni": {"confDir": dir.cni_conf()},
         "stateDir": dir.agent(),
     }))
+}
+
+/// flannel's network configuration.
+fn network_config(settings: &Settings, mode: &str) -> Value {
+    let mut config = json!({
+        "Network": settings.pod_cidr.primary(),
+        "SubnetLen": 24,
+        "Backend": {"Type": mode},
+    });
+    if let Some(network) = settings.pod_cidr.secondary() {
+        config["EnableIPv6"] = json!(true);
+        config["IPv6Network"] = json!(network);
+        config["IPv6SubnetLen"] = json!(64);
+    }
+    config
 }
 
 fn etcd_config(node: &NodeFiles<'_>) -> Value {

@@ -82,8 +82,9 @@ pub struct Settings {
     pub datapath: Datapath,
     /// Pod network.
     pub network: Network,
-    /// Pods' addresses; every node leases a /24 of it.
-    pub pod_cidr: Ipv4Network,
+    /// Pods' addresses: an IPv4 network, of which every node leases a /24, and an IPv6 network next to it where pods shall
+    /// have both, of which it leases a /64.
+    pub pod_cidr: Cidrs,
     /// Services' addresses: an IPv4 network, and an IPv6 network next to it where Services may have both.
     pub service_cidr: Cidrs,
     /// Whether `externalIPs` of Services are served. State that was kept from before there was a choice says no.
@@ -115,39 +116,28 @@ impl Settings {
             "--nodes {}: from 1 to 64 nodes fit on one machine",
             self.nodes
         );
-        let underlay = self.validate_underlay_cidr()?;
-        ensure!(
-            self.pod_cidr.prefix() <= 22,
-            "--pod-cidr {}: a /22 or larger is needed",
-            self.pod_cidr
-        );
-        let service_network = self.validate_service_cidr()?;
+        self.validate_underlay_cidr()?;
+        let pods = self.validate_pod_cidr()?;
+        self.validate_service_cidr()?;
         let networks = [
             ("pod", self.pod_cidr),
-            ("service", service_network),
-            ("underlay", underlay),
+            ("service", self.service_cidr),
+            ("underlay", self.underlay_cidr),
         ];
-        for (i, (name, network)) in networks.iter().enumerate() {
-            for (other_name, other) in &networks[i + 1..] {
-                ensure!(
-                    !network.overlaps(*other),
-                    "--{name}-cidr {network} overlaps --{other_name}-cidr {other}"
-                );
+        for (i, (name, cidrs)) in networks.iter().enumerate() {
+            for (other_name, others) in &networks[i + 1..] {
+                let mut pairs = cidrs
+                    .iter()
+                    .flat_map(|one| others.iter().map(move |other| (one, other)));
+                if let Some((one, other)) = pairs.find(|(one, other)| overlap(*one, *other)) {
+                    bail!("--{name}-cidr {one} overlaps --{other_name}-cidr {other}");
+                }
             }
         }
-        if let (Some(services), Some(underlay)) =
-            (self.service_cidr.secondary(), self.underlay_cidr.secondary())
-        {
-            ensure!(
-                !services.contains(underlay.ip()) && !underlay.contains(services.ip()),
-                "--service-cidr {services} overlaps --underlay-cidr {underlay}"
-            );
-        }
-        let subnets = (1u32 << (24 - self.pod_cidr.prefix())) - 1;
+        let subnets = (1u32 << (24 - pods.prefix())) - 1;
         ensure!(
             u32::from(self.nodes) <= subnets,
-            "--pod-cidr {}: --nodes {} need a /24 each, and {subnets} can be leased of it",
-            self.pod_cidr,
+            "--pod-cidr {pods}: --nodes {} need a /24 each, and {subnets} can be leased of it",
             self.nodes
         );
         ensure!(
@@ -170,7 +160,7 @@ impl Settings {
 
     /// The IPv4 network of Services comes first, since nodes, pods and cluster DNS have IPv4 addresses. An IPv6 one is
     /// as large as Kubernetes allows (KEP-1880), or has room for a few Services at least.
-    fn validate_service_cidr(&self) -> anyhow::Result<Ipv4Network> {
+    fn validate_service_cidr(&self) -> anyhow::Result<()> {
         let IpNetwork::V4(primary) = self.service_cidr.primary() else {
             bail!(
                 "--service-cidr {}: the IPv4 network comes first, as in 10.96.0.0/12,fd00:10:96::/112",
@@ -187,10 +177,36 @@ impl Settings {
                 "--service-cidr {secondary}: from /64 to /120 is possible"
             );
         }
+        Ok(())
+    }
+
+    /// The IPv4 network comes first. An IPv6 one has a /64 for each of the nodes that fit on one machine.
+    fn validate_pod_cidr(&self) -> anyhow::Result<Ipv4Network> {
+        let IpNetwork::V4(primary) = self.pod_cidr.primary() else {
+            bail!(
+                "--pod-cidr {}: the IPv4 network comes first, as in 10.244.0.0/16,fd00:10:244::/48",
+                self.pod_cidr
+            );
+        };
+        ensure!(
+            primary.prefix() <= 22,
+            "--pod-cidr {primary}: a /22 or larger is needed"
+        );
+        if let Some(secondary) = self.pod_cidr.secondary() {
+            ensure!(
+                secondary.prefix() <= 56,
+                "--pod-cidr {secondary}: a /56 or larger is needed"
+            );
+            ensure!(
+                self.underlay_cidr.secondary().is_some(),
+                "--pod-cidr {secondary}: pods have IPv6 where nodes have it, as with --underlay-cidr {},fd00:172:30::/64",
+                self.underlay_cidr.primary()
+            );
+        }
         Ok(primary)
     }
 
-    fn validate_underlay_cidr(&self) -> anyhow::Result<Ipv4Network> {
+    fn validate_underlay_cidr(&self) -> anyhow::Result<()> {
         let IpNetwork::V4(primary) = self.underlay_cidr.primary() else {
             bail!(
                 "--underlay-cidr {}: the IPv4 network comes first, as in 172.30.0.0/24,fd00:172:30::/64",
@@ -207,7 +223,7 @@ impl Settings {
                 "--underlay-cidr {secondary}: a /120 or larger is needed"
             );
         }
-        Ok(primary)
+        Ok(())
     }
 
     /// Reads the settings of a cluster that was brought up; `None` where there is none.
@@ -332,6 +348,10 @@ impl Settings {
     }
 }
 
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
 fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
     network
         .nth(n)
@@ -434,6 +454,22 @@ mod tests {
     }
 
     #[test]
+    fn pods_may_have_a_network_of_each_family_where_nodes_have() {
+        let mut dual = settings();
+        dual.underlay_cidr = "172.30.0.0/24,fd00:172:30::/64".parse().expect("valid");
+        dual.pod_cidr = "10.244.0.0/16,fd00:10:244::/48".parse().expect("valid");
+        assert!(dual.validate().is_ok());
+        let kept = serde_json::to_value(&dual).expect("settings are JSON");
+        assert_eq!(kept["pod_cidr"], "10.244.0.0/16,fd00:10:244::/48");
+        dual.pod_cidr = "10.244.0.0/16,fd00:172::/32".parse().expect("valid");
+        let refused = dual.validate().expect_err("overlap");
+        assert_eq!(
+            refused.to_string(),
+            "--pod-cidr fd00:172::/32 overlaps --underlay-cidr fd00:172:30::/64"
+        );
+    }
+
+    #[test]
     fn settings_kept_from_before_external_ips_could_be_allowed_do_not_allow_them() {
         let mut kept = serde_json::to_value(settings()).expect("settings are JSON");
         let fields = kept.as_object_mut().expect("an object");
@@ -444,10 +480,25 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused_with_the_flag_named() {
         type Spoil = fn(&mut Settings);
-        let rows: [(&str, Spoil); 16] = [
+        let rows: [(&str, Spoil); 20] = [
             (
                 "--pod-cidr 10.244.0.0/22: --nodes 4 need a /24 each, and 3 can be leased of it",
                 |s| (s.nodes, s.pod_cidr) = (4, "10.244.0.0/22".parse().expect("valid")),
+            ),
+            ("--pod-cidr 10.244.0.0/23: a /22 or larger is needed", |s| {
+                s.pod_cidr = "10.244.0.0/23".parse().expect("valid");
+            }),
+            ("--pod-cidr fd00:10:244::/64: a /56 or larger is needed", |s| {
+                s.pod_cidr = "10.244.0.0/16,fd00:10:244::/64".parse().expect("valid");
+            }),
+            (
+                "--pod-cidr fd00:10:244::/48: pods have IPv6 where nodes have it, as with --underlay-cidr \
+                172.30.0.0/24,fd00:172:30::/64",
+                |s| s.pod_cidr = "10.244.0.0/16,fd00:10:244::/48".parse().expect("valid"),
+            ),
+            (
+                "--pod-cidr fd00:10:244::/48: the IPv4 network comes first, as in 10.244.0.0/16,fd00:10:244::/48",
+                |s| s.pod_cidr = "fd00:10:244::/48".parse().expect("valid"),
             ),
             ("--api-port 0: a port from 1 to 65535 is needed", |s| {
                 s.api_port = 0

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use apiserver::Cidrs;
-use ipnetwork::Ipv4Network;
 
 use crate::StateDirArg;
 use crate::cgroup::Cgroup;
@@ -46,9 +45,9 @@ pub struct UpArgs {
     /// Key of that certificate
     #[arg(long, value_name = "FILE")]
     etcd_key: Option<PathBuf>,
-    /// Addresses for pods; each node leases a /24
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pod_cidr: Ipv4Network,
+    /// Addresses for pods; each node leases a /24. With an IPv6 network behind a comma they have both
+    #[arg(long, default_value = "10.244.0.0/16", value_name = "CIDR[,CIDR]")]
+    pod_cidr: Cidrs,
     /// Addresses for Services; with an IPv6 network behind a comma they may have both
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR[,CIDR]")]
     service_cidr: Cidrs,

@@ -4,7 +4,8 @@
 //! - [`text`]: [`Text`], of which equal ones share memory.
 //! - [`names`]: [`NodeName`], [`ObjectName`] and the other newtypes that stand at borders.
 //! - [`service`], [`endpoint`], [`node`], [`pod`]: slim Kubernetes objects, only the fields a data plane reads.
-//! - [`lease`]: a node's subnet in the pod network, flannel's JSON forms included.
+//! - [`by_family`]: [`ByFamily`], one of each version of IP.
+//! - [`lease`]: a node's subnets in the pod network.
 //! - [`wiring`]: the plan by which the CNI plugin wires one pod.
 //! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
 //! - [`slices`]: the EndpointSlices of one Service.
@@ -13,6 +14,7 @@
 //! - [`with_causes`]: an error on one line.
 //! - [`feed`]: how the agent hands its snapshot to the DNS process.
 
+pub mod by_family;
 mod causes;
 pub mod endpoint;
 pub mod feed;
@@ -27,6 +29,7 @@ pub mod snapshot;
 pub mod text;
 pub mod wiring;
 
+pub use by_family::ByFamily;
 pub use causes::with_causes;
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, UnixTime};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};

@@ -2,11 +2,12 @@
 //! network namespace, so that the agent needs no right to enter pods.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{MacAddr, Mtu};
+use crate::{MacAddr, Mtu, Protocol};
 
 /// The mark on every route that Causeway makes (`rtm_protocol`, shown by `ip route` as `proto 213`): 213 is in nobody's
 /// list (`/etc/iproute2/rt_protos`). The plugin marks the node's route to a new pod with it, the agent repairs what
@@ -36,6 +37,36 @@ pub struct WiringPlan {
     pub gateways: Vec<IpAddr>,
     /// Routes in the pod: destination and the gateway it goes through; `None` = on the link.
     pub routes: Vec<PodRoute>,
+}
+
+/// What a runtime asks of an interface beside its being connected (CNI conventions, "Dynamic plugin specific fields").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wishes {
+    /// Addresses that it shall have, at most one of each version of IP. Default: free ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+    /// MAC address that it shall have. Default: one that follows from its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Ports of the node that lead to ports of the pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The node's port.
+    pub host_port: NonZeroU16,
+    /// The pod's port.
+    pub container_port: NonZeroU16,
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// The node's address that has it; absent: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
 }
 
 /// A route inside a pod.

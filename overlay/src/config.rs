@@ -1,9 +1,9 @@
 //! What the overlay of a node has to be told.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use model::NodeName;
+use model::{ByFamily, NodeName};
 
 use crate::fast_path::State;
 
@@ -16,14 +16,16 @@ pub struct Config {
     pub etcd: Etcd,
     /// The device whose address the other nodes send to. Default: that of the default route.
     pub interface: Option<String>,
-    /// The address that the other nodes send to. Default: the interface's first.
-    pub public_ip: Option<Ipv4Addr>,
+    /// The addresses that the other nodes send to. Default: the interface's first of each version of IP.
+    pub public_ips: ByFamily<IpAddr>,
     /// flannel's network configuration, written to `PREFIX/config` if none is there; one that is there is never
     /// changed. Default: wait until somebody wrote one.
     pub network: Option<serde_json::Value>,
     /// Where the node's subnet is told to others, and read back to claim the same one again:
     /// flannel's is `/run/flannel/subnet.env`.
     pub subnet_env: PathBuf,
+    /// Whether what a pod, or another node through the tunnel, sends in another's name is dropped.
+    pub anti_spoofing: bool,
     /// Directory of what is remembered over restarts.
     pub state_dir: PathBuf,
     /// Whether TCP between pods of this node passes by its network stack, where nobody's rules are in the way; or why

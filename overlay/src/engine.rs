@@ -1,8 +1,7 @@
 //! The thread that keeps the kernel right: on new leases, on changes of pods, on kernel events that may concern us,
 //! and every ten seconds regardless.
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use model::lease::Lease;
 use model::wiring::ROUTE_PROTOCOL;
-use model::{Mtu, with_causes};
+use model::{ByFamily, IpFamily, Mtu, with_causes};
 use netlink::nft::{Monitor, Nft, Repair};
 use netlink::{Event, Events, Group, Netlink};
 use tokio::sync::watch;
@@ -19,13 +18,15 @@ use tokio::sync::watch;
 use crate::error::Error;
 use crate::flannel::NetworkConfig;
 use crate::plan::{self, plan};
-use crate::pods::PodNetwork;
 use crate::pods::wiring::{host_ifname, pod_mac};
+use crate::pods::{Assigned, PodNetwork};
 use crate::reconcile::{Devices, Mirror, Outcome, PodRoute, ensure_device, repair};
-use crate::{fast_path, masquerade, subnet_env, underlay};
+use crate::{fast_path, guard, host_ports, masquerade, subnet_env, underlay};
 
 /// Everything is compared at least this often.
 const AUDIT: Duration = Duration::from_secs(10);
+
+const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 
 /// Sooner where something failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -60,10 +61,11 @@ pub(crate) struct Report {
 /// What the thread needs to know for good.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// The underlay's device and its address, as they were found.
+    /// The underlay's device, as it was found.
     pub(crate) interface: String,
-    pub(crate) public_ip: Ipv4Addr,
     pub(crate) subnet_env: PathBuf,
+    /// Whether what is sent in another's name is dropped.
+    pub(crate) anti_spoofing: bool,
     /// Where the fast path's maps and links are pinned, and whether there shall be one.
     pub(crate) pin_dir: PathBuf,
     pub(crate) fast_path: fast_path::State,
@@ -87,14 +89,23 @@ impl Engine {
     /// Starts the threads, in the calling thread's network namespace.
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
         let nft = Nft::open()?;
-        let monitor = Monitor::open(&[masquerade::table()], &[nft.port()])?;
+        let tables = FAMILIES.map(|family| {
+            [
+                masquerade::table(family),
+                guard::table(family),
+                host_ports::table(family),
+            ]
+        });
+        let monitor = Monitor::open(&tables.concat(), &[nft.port()])?;
         let monitor = monitor.and_rules_of_others(fast_path::OUR_TABLES);
         let kernel = Netlink::open()?;
         let groups = [
             Group::Links,
             Group::Neighbours,
             Group::AddressesV4,
+            Group::AddressesV6,
             Group::RoutesV4,
+            Group::RoutesV6,
         ];
         let events = Events::open(&groups)?;
         let (orders, received) = mpsc::channel();
@@ -303,50 +314,104 @@ impl Worker {
 
     fn reconcile(&mut self, network: &Network, outcome: &mut Outcome) -> Result<Option<Mtu>, Error> {
         let settings = &self.settings;
-        let found = underlay::find(
-            &mut self.kernel,
-            Some(&settings.interface),
-            Some(settings.public_ip),
-        )?;
-        let (plan, rejected) = plan(&network.config, &network.own, &network.others, &found.underlay);
+        let wish = underlay::Wish {
+            interface: Some(settings.interface.clone()),
+            ..underlay::Wish::default()
+        };
+        let found = underlay::find(&mut self.kernel, &wish, &network.own.public_ips())?;
+        let (underlay, gone) = found.underlay_of(&network.own);
+        outcome.problems.extend(gone);
+        let (plan, rejected) = plan(&network.config, &network.own, &network.others, &underlay);
         let rejected = rejected
             .iter()
             .map(|lease| format!("lease {} {}", lease.subnet, lease.reason));
         outcome.problems.extend(rejected);
-        let tunnel = match &plan.device {
-            Some(device) => ensure_device(&mut self.kernel, device, found.index, outcome)?,
-            None => None,
-        };
-        let mirror = Mirror::read(&mut self.kernel, tunnel)?;
-        let pods = pod_routes(&self.pods);
+        let tunnels = self.tunnels(&plan, found.index, outcome)?;
+        let mirror = Mirror::read(&mut self.kernel, &tunnels)?;
+        let assigned = self.pods.list();
+        let pods = pod_routes(&assigned);
         let devices = Devices {
-            tunnel,
+            tunnels,
             underlay: found.index,
         };
-        let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, network.complete);
+        self.guard(&plan, &pods, outcome);
+        // Without its address on the underlay a version of IP stays as it is.
+        let may_delete = |family| {
+            network.complete && (plan.halves.get(family).is_some() || network.own.sites.get(family).is_none())
+        };
+        let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, may_delete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
         self.fast_path.keep(&mut self.nft, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
+        for (family, _) in network.own.sites.iter() {
+            host_ports::keep(&mut self.nft, family, &assigned, outcome);
+        }
         self.write_subnet_env(network, &plan, outcome);
-        let usable = plan.device.is_none() || tunnel.is_some();
+        let mut halves = plan.halves.iter();
+        let usable = halves.all(|(family, half)| half.device.is_none() || tunnels.get(family).is_some());
         Ok(usable.then_some(plan.pod_mtu))
     }
 
+    /// The indices of the tunnel devices, which are there afterwards unless something stands in the way.
+    fn tunnels(
+        &mut self,
+        plan: &plan::Plan,
+        underlay: u32,
+        outcome: &mut Outcome,
+    ) -> Result<ByFamily<u32>, Error> {
+        let mut tunnels = Vec::new();
+        for (family, half) in plan.halves.iter() {
+            if let Some(device) = &half.device
+                && let Some(index) = ensure_device(&mut self.kernel, device, underlay, outcome)?
+            {
+                tunnels.push((family, index));
+            }
+        }
+        Ok(tunnels.into_iter().collect())
+    }
+
+    fn guard(&mut self, plan: &plan::Plan, pods: &[PodRoute], outcome: &mut Outcome) {
+        for family in FAMILIES {
+            // A kernel without IPv6 has no tables for it either.
+            if family == IpFamily::V6 && !Path::new("/proc/sys/net/ipv6").exists() {
+                continue;
+            }
+            let kept = if self.settings.anti_spoofing {
+                guard::plan(family, plan.halves.get(family), pods)
+                    .keep(&mut self.nft)
+                    .map(|written| written.changes)
+            } else {
+                self.nft.remove(&guard::table(family)).map(|()| 0)
+            };
+            match kept {
+                Ok(writes) => outcome.writes += writes,
+                Err(error) => outcome
+                    .problems
+                    .push(format!("anti-spoofing: {}", with_causes(&error))),
+            }
+        }
+    }
+
     fn masquerade(&mut self, network: &Network, outcome: &mut Outcome) {
-        let layout = masquerade::layout(network.config.network, network.own.subnet);
-        match self.nft.ensure(&layout) {
-            Ok(Repair::Unchanged) => {}
-            Ok(_) => outcome.writes += 1,
-            Err(error) => outcome
-                .problems
-                .push(format!("masquerade: {}", with_causes(&error))),
+        for (family, site) in network.own.sites.iter() {
+            let Some(pool) = network.config.pools.get(family) else {
+                continue;
+            };
+            let layout = masquerade::layout(family, pool.network, site.subnet);
+            match self.nft.ensure(&layout) {
+                Ok(Repair::Unchanged) => {}
+                Ok(_) => outcome.writes += 1,
+                Err(error) => outcome
+                    .problems
+                    .push(format!("masquerade: {}", with_causes(&error))),
+            }
         }
     }
 
     fn write_subnet_env(&self, network: &Network, plan: &plan::Plan, outcome: &mut Outcome) {
         let path = &self.settings.subnet_env;
-        match subnet_env::write(path, network.config.network, network.own.subnet, plan.pod_mtu) {
+        match subnet_env::write(path, &network.config, &network.own.subnets(), plan.pod_mtu) {
             Ok(written) => outcome.writes += usize::from(written),
             Err(error) => outcome
                 .problems
@@ -355,11 +420,15 @@ impl Worker {
     }
 }
 
-fn pod_routes(pods: &PodNetwork) -> Vec<PodRoute> {
-    let route = |assigned: crate::pods::Assigned| PodRoute {
-        address: assigned.address,
-        host_ifname: host_ifname(&assigned.key),
-        pod_mac: pod_mac(&assigned.key),
+fn pod_routes(pods: &[Assigned]) -> Vec<PodRoute> {
+    let routes = |assigned: &Assigned| {
+        let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
+        assigned.addresses().map(|_, address| PodRoute {
+            address: *address,
+            host_ifname: host_ifname.clone(),
+            pod_mac,
+        })
     };
-    pods.list().into_iter().map(route).collect()
+    let each = pods.iter().map(routes);
+    each.flat_map(|routes| [routes.v4, routes.v6]).flatten().collect()
 }

@@ -1,11 +1,12 @@
 //! Why the overlay does not work, or not yet.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use model::NodeName;
+use model::lease::Lease;
 
 use crate::flannel::FormatError;
 
@@ -61,23 +62,29 @@ pub enum Error {
         #[source]
         source: FormatError,
     },
+    /// The network has no IPv4, and the key of a lease in etcd begins with an IPv4 subnet.
+    #[error("network configuration at {key}: EnableIPv4 is off, which flannel's keys of leases do not allow")]
+    NoIpv4InKeys {
+        /// The key.
+        key: String,
+    },
     /// Another node has this node's address.
     #[error(
-        "public address {public_ip} belongs to node {holder} already, which has {subnet}: give each node its own"
+        "public address {public_ip} belongs to node {holder} already, which has {lease}: give each node its own"
     )]
     DuplicateAddress {
         /// The address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
         /// The node that has it.
         holder: NodeName,
-        /// Its subnet.
-        subnet: Ipv4Network,
+        /// Its subnets.
+        lease: Box<Lease>,
     },
     /// Every subnet of the network is taken.
     #[error("no free subnet in {network}: {taken} taken")]
     OutOfSubnets {
         /// The network.
-        network: Ipv4Network,
+        network: IpNetwork,
         /// How many leases there are.
         taken: usize,
     },

@@ -9,16 +9,14 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::Etcd;
+use crate::error::Error;
+use crate::flannel::Record;
+use crate::lease::Held;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions,
     Txn, TxnOp, WatchOptions, WatchStream,
 };
-use ipnetwork::Ipv4Network;
-
-use crate::config::Etcd;
-use crate::error::Error;
-use crate::flannel::{self, Record};
-use crate::lease::Held;
 
 /// How long a lease lives without renewal; flannel's.
 pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -74,7 +72,7 @@ impl Store {
     }
 
     fn lease_key(&self, record: &Record) -> String {
-        self.subnets_prefix() + &flannel::key(record.lease.subnet, record.lease.subnet_v6)
+        self.subnets_prefix() + &record.key()
     }
 
     /// The last part of a lease's key.
@@ -140,8 +138,13 @@ impl Store {
         })
     }
 
-    /// Creates a lease; false when somebody else has the key.
-    pub(crate) async fn create(&mut self, record: &Record) -> Result<Option<i64>, Error> {
+    /// Creates a lease and deletes the one that it stands in for; none when somebody else has the key, or changed the
+    /// other one meanwhile.
+    pub(crate) async fn create(
+        &mut self,
+        record: &Record,
+        instead_of: Option<&Held>,
+    ) -> Result<Option<i64>, Error> {
         let key = self.lease_key(record);
         let lease = self.grant().await?;
         let put = TxnOp::put(
@@ -149,10 +152,19 @@ impl Store {
             record.to_json(),
             Some(PutOptions::new().with_lease(lease)),
         );
-        let txn = Txn::new()
-            .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
-            .and_then([put]);
-        self.write("create a lease", txn).await
+        let mut conditions = vec![Compare::version(key.as_str(), CompareOp::Equal, 0)];
+        let mut operations = vec![put];
+        if let Some(old) = instead_of {
+            let key = self.lease_key(&old.record);
+            conditions.push(Compare::mod_revision(
+                key.as_str(),
+                CompareOp::Equal,
+                old.mod_revision,
+            ));
+            operations.push(TxnOp::delete(key, None));
+        }
+        self.write("create a lease", Txn::new().when(conditions).and_then(operations))
+            .await
     }
 
     /// Writes over a lease that nobody changed meanwhile, and renews it; false when somebody did. A reservation keeps
@@ -209,12 +221,6 @@ impl Store {
             self.client.watch(self.subnets_prefix(), Some(options)),
         )
         .await
-    }
-
-    /// Whether two leases have one key.
-    pub(crate) fn is_of(&self, key: &[u8], subnet: Ipv4Network) -> bool {
-        let key = String::from_utf8_lossy(key);
-        flannel::parse_key(self.short_key(&key)).is_ok_and(|(found, _)| found == subnet)
     }
 }
 

@@ -270,7 +270,7 @@ mod tests {
 
     fn pod(last: u8, device: &str) -> PodRoute {
         PodRoute {
-            address: Ipv4Addr::new(10, 5, 1, last),
+            address: Ipv4Addr::new(10, 5, 1, last).into(),
             host_ifname: device.to_owned(),
             pod_mac: MacAddr([2, 0, 0, 0, 1, last]),
         }

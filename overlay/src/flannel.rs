@@ -4,25 +4,20 @@
 //! Go's decoder matches names without regard to case and ignores what it does not know; so does this one. What it does
 //! not know it keeps, so that a rewritten lease loses nothing.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
-use model::lease::{Encap, Lease};
-use model::{MacAddr, NodeName, Vni};
+use ipnetwork::IpNetwork;
+use model::lease::{Encap, Lease, Site};
+use model::{ByFamily, IpFamily, MacAddr, NodeName, Vni};
 use serde_json::{Map, Value, json};
+
+use crate::pool::{Pool, address, masked, number, size_of};
 
 /// Our key in a lease's `BackendData`: the name of the node that holds it. flannel ignores it.
 const NODE_KEY: &str = "CausewayNode";
 
 /// UDP port of flannel's VXLAN: the kernel's default, older than the assigned 4789.
 pub const VXLAN_PORT: u16 = 8472;
-
-const LOOPBACK: Ipv4Network = constant([127, 0, 0, 0], 8);
-const MULTICAST: Ipv4Network = constant([224, 0, 0, 0], 4);
-
-const fn constant([a, b, c, d]: [u8; 4], prefix: u8) -> Ipv4Network {
-    Ipv4Network::new_checked(Ipv4Addr::new(a, b, c, d), prefix).expect("invariant: a prefix is 32 at most")
-}
 
 /// Why a configuration or a lease was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,18 +51,10 @@ fn field(field: &'static str, reason: impl Into<String>) -> FormatError {
 /// The network, as `PREFIX/config` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// All pods' addresses.
-    pub network: Ipv4Network,
-    /// Prefix length of a node's subnet.
-    pub subnet_len: u8,
-    /// First subnet that is given out.
-    pub subnet_min: Ipv4Addr,
-    /// Last subnet that is given out.
-    pub subnet_max: Ipv4Addr,
+    /// The pods' addresses, of one version of IP or both.
+    pub pools: ByFamily<Pool>,
     /// How packets travel.
     pub backend: Backend,
-    /// IPv6 is asked for (`EnableIPv6`). This program serves the IPv4 half of such a network.
-    pub wants_v6: bool,
 }
 
 /// How packets travel between nodes.
@@ -79,7 +66,7 @@ pub enum Backend {
         vni: Vni,
         /// UDP port. Default 8472.
         port: u16,
-        /// MTU to start from, before the 50 bytes of overhead. Default: the underlay device's.
+        /// MTU to start from, before the tunnel's overhead. Default: the underlay device's.
         mtu: Option<u32>,
         /// Group-based policy extension.
         gbp: bool,
@@ -90,6 +77,58 @@ pub enum Backend {
     HostGw,
 }
 
+/// What flannel says about one version of IP: the names of its fields, and its defaults and limits.
+struct Rules {
+    family: IpFamily,
+    enabled: &'static str,
+    by_default: bool,
+    network: &'static str,
+    subnet_len: &'static str,
+    subnet_min: &'static str,
+    subnet_max: &'static str,
+    /// Length of a subnet where nothing is said and the network has room.
+    usual_len: u8,
+    /// Longest prefix of a subnet.
+    longest_len: u8,
+    /// Longest prefix of a network.
+    longest_network: u8,
+    /// Networks whose addresses no pod can have.
+    not_for_pods: &'static [(&'static str, &'static str)],
+}
+
+const RULES: [Rules; 2] = [
+    Rules {
+        family: IpFamily::V4,
+        enabled: "EnableIPv4",
+        by_default: true,
+        network: "Network",
+        subnet_len: "SubnetLen",
+        subnet_min: "SubnetMin",
+        subnet_max: "SubnetMax",
+        usual_len: 24,
+        longest_len: 30,
+        longest_network: 28,
+        not_for_pods: &[("127.0.0.0/8", "loopback"), ("224.0.0.0/4", "multicast")],
+    },
+    Rules {
+        family: IpFamily::V6,
+        enabled: "EnableIPv6",
+        by_default: false,
+        network: "IPv6Network",
+        subnet_len: "IPv6SubnetLen",
+        subnet_min: "IPv6SubnetMin",
+        subnet_max: "IPv6SubnetMax",
+        usual_len: 64,
+        longest_len: 126,
+        longest_network: 124,
+        not_for_pods: &[
+            ("::1/128", "loopback"),
+            ("fe80::/10", "link-local"),
+            ("ff00::/8", "multicast"),
+        ],
+    },
+];
+
 impl NetworkConfig {
     /// Reads `PREFIX/config`, with flannel's defaults and checks.
     ///
@@ -97,57 +136,42 @@ impl NetworkConfig {
     /// When flannel would refuse it too, it names another backend, or no packet could be routed to its addresses.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         let object = object(text)?;
-        let network = string(&object, "Network")?.ok_or_else(|| field("Network", "is missing"))?;
-        let network: Ipv4Network = network
-            .parse()
-            .map_err(|_| field("Network", format!("{network:?} is not a network")))?;
-        let network = masked(network);
-        if network.prefix() > 28 {
-            return Err(field("Network", format!("{network} is smaller than a /28")));
-        }
-        for (other, whose) in [(LOOPBACK, "loopback"), (MULTICAST, "multicast")] {
-            if other.contains(network.network()) {
-                return Err(field("Network", format!("{network} has {whose} addresses")));
+        let mut pools = Vec::new();
+        for rules in &RULES {
+            let enabled = get(&object, rules.enabled).and_then(Value::as_bool);
+            if enabled.unwrap_or(rules.by_default) {
+                pools.push((rules.family, pool(&object, rules)?));
             }
         }
-        let subnet_len = subnet_len(&object, network)?;
-        let size = 1_u32 << (32 - subnet_len);
-        // The first subnet is left out: its first address is the network's own.
-        let first = Ipv4Addr::from(u32::from(network.network()) + size);
-        let last = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
-        let subnet_min = boundary(&object, "SubnetMin", network, size)?.unwrap_or(first);
-        let subnet_max = boundary(&object, "SubnetMax", network, size)?.unwrap_or(last);
-        if subnet_min > subnet_max {
-            return Err(field(
-                "SubnetMin",
-                format!("{subnet_min} comes after SubnetMax {subnet_max}"),
-            ));
+        if pools.is_empty() {
+            return Err(field("EnableIPv4", "is off, and EnableIPv6 too"));
         }
-        let wants_v6 = get(&object, "EnableIPv6")
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
         Ok(Self {
-            network,
-            subnet_len,
-            subnet_min,
-            subnet_max,
+            pools: pools.into_iter().collect(),
             backend: backend(&object)?,
-            wants_v6,
         })
     }
 
-    /// Whether a subnet is one that this configuration would give out.
+    /// Whether subnets are those that this configuration would give out: one of each version of IP that it has.
     #[must_use]
-    pub fn admits(&self, subnet: Ipv4Network) -> bool {
-        subnet.prefix() == self.subnet_len && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+    pub fn admits(&self, subnets: &ByFamily<IpNetwork>) -> bool {
+        let admitted = |family| match (self.pools.get(family), subnets.get(family)) {
+            (Some(pool), Some(subnet)) => pool.admits(*subnet),
+            (None, None) => true,
+            _ => false,
+        };
+        admitted(IpFamily::V4) && admitted(IpFamily::V6)
     }
 
-    /// The name of the VXLAN device, `flannel.<VNI>`; `None` without one.
+    /// The names of the VXLAN devices, `flannel.<VNI>` and `flannel-v6.<VNI>`; none without VXLAN.
     #[must_use]
-    pub fn device_name(&self) -> Option<String> {
+    pub fn device_names(&self) -> ByFamily<String> {
         match self.backend {
-            Backend::Vxlan { vni, .. } => Some(format!("flannel.{}", vni.0)),
-            Backend::HostGw => None,
+            Backend::Vxlan { vni, .. } => self.pools.map(|family, _| match family {
+                IpFamily::V4 => format!("flannel.{}", vni.0),
+                IpFamily::V6 => format!("flannel-v6.{}", vni.0),
+            }),
+            Backend::HostGw => ByFamily::default(),
         }
     }
 
@@ -161,21 +185,59 @@ impl NetworkConfig {
     }
 }
 
-fn subnet_len(object: &Map<String, Value>, network: Ipv4Network) -> Result<u8, FormatError> {
-    let Some(given) = number(object, "SubnetLen")?.filter(|length| *length != 0) else {
-        return Ok(if network.prefix() > 22 {
-            network.prefix() + 2
-        } else {
-            24
-        });
+fn pool(object: &Map<String, Value>, rules: &Rules) -> Result<Pool, FormatError> {
+    let text = string(object, rules.network)?.ok_or_else(|| field(rules.network, "is missing"))?;
+    let parsed: Option<IpNetwork> = text.parse().ok();
+    let network = parsed
+        .filter(|network| IpFamily::from(network.ip()) == rules.family)
+        .ok_or_else(|| field(rules.network, format!("{text:?} is not a network")))?;
+    let network = masked(network);
+    if network.prefix() > rules.longest_network {
+        let least = rules.longest_network;
+        return Err(field(
+            rules.network,
+            format!("{network} is smaller than a /{least}"),
+        ));
+    }
+    for (other, whose) in rules.not_for_pods {
+        let other: Option<IpNetwork> = other.parse().ok();
+        if other.is_some_and(|other| other.contains(network.network())) {
+            return Err(field(rules.network, format!("{network} has {whose} addresses")));
+        }
+    }
+    let subnet_len = subnet_len(object, rules, network)?;
+    let size = size_of(network, subnet_len);
+    let at = |place| address(network.is_ipv4(), place).unwrap_or(network.network());
+    // The first subnet is left out: its first address is the network's own.
+    let first = at(number(network.network()) + size);
+    let last = at(number(network.broadcast()) - (size - 1));
+    let subnet_min = boundary(object, rules.subnet_min, network, size)?.unwrap_or(first);
+    let subnet_max = boundary(object, rules.subnet_max, network, size)?.unwrap_or(last);
+    if subnet_min > subnet_max {
+        let (min, max) = (rules.subnet_min, rules.subnet_max);
+        return Err(field(min, format!("{subnet_min} comes after {max} {subnet_max}")));
+    }
+    Ok(Pool {
+        network,
+        subnet_len,
+        subnet_min,
+        subnet_max,
+    })
+}
+
+fn subnet_len(object: &Map<String, Value>, rules: &Rules, network: IpNetwork) -> Result<u8, FormatError> {
+    let least = network.prefix() + 2;
+    let Some(given) = number_of(object, rules.subnet_len)?.filter(|length| *length != 0) else {
+        return Ok(least.max(rules.usual_len));
     };
+    let longest = rules.longest_len;
     u8::try_from(given)
         .ok()
-        .filter(|length| *length <= 30 && *length >= network.prefix() + 2)
+        .filter(|length| (least..=longest).contains(length))
         .ok_or_else(|| {
             field(
-                "SubnetLen",
-                format!("{given} is not between {} and 30", network.prefix() + 2),
+                rules.subnet_len,
+                format!("{given} is not between {least} and {longest}"),
             )
         })
 }
@@ -183,19 +245,19 @@ fn subnet_len(object: &Map<String, Value>, network: Ipv4Network) -> Result<u8, F
 fn boundary(
     object: &Map<String, Value>,
     name: &'static str,
-    network: Ipv4Network,
-    size: u32,
-) -> Result<Option<Ipv4Addr>, FormatError> {
+    network: IpNetwork,
+    size: u128,
+) -> Result<Option<IpAddr>, FormatError> {
     let Some(text) = string(object, name)? else {
         return Ok(None);
     };
-    let address: Ipv4Addr = text
+    let address: IpAddr = text
         .parse()
         .map_err(|_| field(name, format!("{text:?} is not an address")))?;
     if !network.contains(address) {
         return Err(field(name, format!("{address} is not in {network}")));
     }
-    if !u32::from(address).is_multiple_of(size) {
+    if !number(address).is_multiple_of(size) {
         return Err(field(name, format!("{address} is not where a subnet begins")));
     }
     Ok(Some(address))
@@ -252,64 +314,86 @@ impl Record {
     /// # Errors
     /// When it is not a lease, or its packets travel in a way that this program does not speak.
     pub fn parse(key: &str, value: &str) -> Result<Self, FormatError> {
-        let (subnet, subnet_v6) = parse_key(key)?;
+        let subnets = parse_key(key)?;
         let mut object = object(value)?;
-        let public_ip = take_address::<Ipv4Addr>(&mut object, "PublicIP")?
-            .ok_or_else(|| field("PublicIP", "is missing"))?;
-        let public_ip_v6 = take_address::<Ipv6Addr>(&mut object, "PublicIPv6")?;
         let kind = take(&mut object, "BackendType").and_then(|kind| kind.as_str().map(str::to_owned));
         let kind = kind.unwrap_or_default();
-        let data = take(&mut object, "BackendData");
-        let data_v6 = take(&mut object, "BackendV6Data");
-        let node = data
-            .as_ref()
-            .and_then(Value::as_object)
-            .and_then(|data| get(data, NODE_KEY));
-        let node = node.and_then(Value::as_str).map(NodeName::from);
-        let encap = encap(&kind, data.as_ref())?;
-        let encap_v6 = match (subnet_v6, data_v6) {
-            (Some(_), data) => Some(self::encap(&kind, data.as_ref())?),
-            (None, _) => None,
-        };
-        let lease = Lease {
-            subnet,
-            subnet_v6,
-            public_ip,
-            public_ip_v6,
-            encap,
-            encap_v6,
-        };
+        let mut node = None;
+        let sites = subnets.try_map(|family, subnet| {
+            let fields = Fields::of(family);
+            let public_ip = take_address(&mut object, fields.public_ip, family)?
+                .ok_or_else(|| field(fields.public_ip, "is missing"))?;
+            let data = take(&mut object, fields.data);
+            let name = data
+                .as_ref()
+                .and_then(Value::as_object)
+                .and_then(|data| get(data, NODE_KEY));
+            node = node.take().or(name.and_then(Value::as_str).map(NodeName::from));
+            Ok(Site {
+                subnet: *subnet,
+                public_ip,
+                encap: encap(&kind, fields.data, data.as_ref())?,
+            })
+        })?;
         Ok(Self {
-            lease,
+            lease: Lease { sites },
             node,
             unknown: object,
         })
+    }
+
+    /// The last part of the key.
+    #[must_use]
+    pub fn key(&self) -> String {
+        key(&self.lease.subnets())
     }
 
     /// The value for etcd, with flannel's field names.
     #[must_use]
     pub fn to_json(&self) -> String {
         let Self { lease, node, unknown } = self;
-        let (kind, mut data) = backend_data(lease.encap);
-        if let Some(node) = node {
-            data.insert(NODE_KEY.to_owned(), json!(node.0));
-        }
         // PublicIPv6 is there even when null; BackendData is left out when it is empty (Go's omitempty).
         let mut object = Map::new();
-        object.insert("PublicIP".to_owned(), json!(lease.public_ip));
-        object.insert("PublicIPv6".to_owned(), json!(lease.public_ip_v6));
-        object.insert("BackendType".to_owned(), json!(kind));
-        if !data.is_empty() {
-            object.insert("BackendData".to_owned(), Value::Object(data));
+        for family in [IpFamily::V4, IpFamily::V6] {
+            let name = Fields::of(family).public_ip;
+            let public_ip = lease.sites.get(family).map(|site| site.public_ip);
+            if public_ip.is_some() || get(unknown, name).is_none() {
+                object.insert(name.to_owned(), json!(public_ip));
+            }
         }
-        if let Some(encap) = lease.encap_v6 {
-            let (_, data) = backend_data(encap);
+        for (n, (family, site)) in lease.sites.iter().enumerate() {
+            let (kind, mut data) = backend_data(site.encap);
+            if let Some(node) = node.as_ref().filter(|_| n == 0) {
+                data.insert(NODE_KEY.to_owned(), json!(node.0));
+            }
+            object.insert("BackendType".to_owned(), json!(kind));
             if !data.is_empty() {
-                object.insert("BackendV6Data".to_owned(), Value::Object(data));
+                object.insert(Fields::of(family).data.to_owned(), Value::Object(data));
             }
         }
         object.extend(unknown.clone());
         Value::Object(object).to_string()
+    }
+}
+
+/// The names of a lease's fields about one version of IP.
+struct Fields {
+    public_ip: &'static str,
+    data: &'static str,
+}
+
+impl Fields {
+    const fn of(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self {
+                public_ip: "PublicIP",
+                data: "BackendData",
+            },
+            IpFamily::V6 => Self {
+                public_ip: "PublicIPv6",
+                data: "BackendV6Data",
+            },
+        }
     }
 }
 
@@ -325,13 +409,13 @@ fn backend_data(encap: Encap) -> (&'static str, Map<String, Value>) {
     }
 }
 
-fn encap(kind: &str, data: Option<&Value>) -> Result<Encap, FormatError> {
+fn encap(kind: &str, name: &'static str, data: Option<&Value>) -> Result<Encap, FormatError> {
     match kind {
         "host-gw" => Ok(Encap::HostGw),
         "vxlan" => {
             let data = data
                 .and_then(Value::as_object)
-                .ok_or_else(|| field("BackendData", "is missing"))?;
+                .ok_or_else(|| field(name, "is missing"))?;
             let mac = string(data, "VtepMAC")?.ok_or_else(|| field("VtepMAC", "is missing"))?;
             let vtep_mac = mac
                 .parse()
@@ -345,42 +429,32 @@ fn encap(kind: &str, data: Option<&Value>) -> Result<Encap, FormatError> {
     }
 }
 
-/// The last part of a subnet's key, for example `10.5.44.0-24` or `10.5.75.0-24&fd05:0:0:4a::-64`.
+/// The last part of a lease's key, for example `10.5.44.0-24` or `10.5.75.0-24&fd05:0:0:4a::-64`.
 #[must_use]
-pub fn key(subnet: Ipv4Network, subnet_v6: Option<Ipv6Network>) -> String {
-    let v4 = format!("{}-{}", subnet.network(), subnet.prefix());
-    match subnet_v6 {
-        None => v4,
-        Some(v6) => format!("{v4}&{}-{}", v6.network(), v6.prefix()),
-    }
+pub fn key(subnets: &ByFamily<IpNetwork>) -> String {
+    let parts = subnets
+        .values()
+        .map(|subnet| format!("{}-{}", subnet.network(), subnet.prefix()));
+    parts.collect::<Vec<_>>().join("&")
 }
 
-/// Reads the last part of a subnet's key.
+/// Reads the last part of a lease's key. flannel knows none without IPv4.
 ///
 /// # Errors
 /// When it is something else.
-pub fn parse_key(key: &str) -> Result<(Ipv4Network, Option<Ipv6Network>), FormatError> {
-    let wrong = || FormatError::Key(key.to_owned());
+pub fn parse_key(key: &str) -> Result<ByFamily<IpNetwork>, FormatError> {
+    let subnet = |text: &str, family| {
+        let (address, length) = text.rsplit_once('-')?;
+        let network: IpNetwork = format!("{address}/{length}").parse().ok()?;
+        (IpFamily::from(network.ip()) == family).then(|| masked(network))
+    };
     let (v4, v6) = key.split_once('&').map_or((key, None), |(v4, v6)| (v4, Some(v6)));
-    let halves = |text: &str| {
-        text.rsplit_once('-')
-            .map(|(address, length)| format!("{address}/{length}"))
-    };
-    let subnet: Ipv4Network = halves(v4).and_then(|text| text.parse().ok()).ok_or_else(wrong)?;
-    let subnet_v6 = match v6 {
-        None => None,
-        Some(v6) => Some(
-            halves(v6)
-                .and_then(|text| text.parse::<Ipv6Network>().ok())
-                .ok_or_else(wrong)?,
-        ),
-    };
-    Ok((masked(subnet), subnet_v6))
-}
-
-/// The network without the host bits that a text may carry.
-fn masked(network: Ipv4Network) -> Ipv4Network {
-    Ipv4Network::new(network.network(), network.prefix()).unwrap_or(network)
+    let wrong = || FormatError::Key(key.to_owned());
+    let v4 = subnet(v4, IpFamily::V4).ok_or_else(wrong)?;
+    let v6 = v6
+        .map(|v6| subnet(v6, IpFamily::V6).ok_or_else(wrong))
+        .transpose()?;
+    Ok(ByFamily { v4: Some(v4), v6 })
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, FormatError> {
@@ -413,16 +487,18 @@ fn take(object: &mut Map<String, Value>, name: &str) -> Option<Value> {
     object.remove(&key)
 }
 
-fn take_address<A: std::str::FromStr>(
+fn take_address(
     object: &mut Map<String, Value>,
     name: &'static str,
-) -> Result<Option<A>, FormatError> {
+    family: IpFamily,
+) -> Result<Option<IpAddr>, FormatError> {
     match take(object, name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(value) => {
-            let parsed = value.as_str().and_then(|text| text.parse().ok());
+            let parsed: Option<IpAddr> = value.as_str().and_then(|text| text.parse().ok());
             parsed
+                .filter(|address| IpFamily::from(*address) == family)
                 .map(Some)
                 .ok_or_else(|| field(name, format!("{value} is not an address")))
         }
@@ -438,7 +514,7 @@ fn string(object: &Map<String, Value>, name: &'static str) -> Result<Option<Stri
     }
 }
 
-fn number(object: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, FormatError> {
+fn number_of(object: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, FormatError> {
     match get(object, name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value
@@ -452,7 +528,7 @@ fn narrow<N: TryFrom<u64>>(
     object: &Map<String, Value>,
     name: &'static str,
 ) -> Result<Option<N>, FormatError> {
-    let Some(value) = number(object, name)? else {
+    let Some(value) = number_of(object, name)? else {
         return Ok(None);
     };
     N::try_from(value)

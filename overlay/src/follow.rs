@@ -6,13 +6,14 @@
 //! on an etcd that forgot its revisions waits for ever.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, WatchResponse};
-use ipnetwork::Ipv4Network;
-use model::MacAddr;
-use model::lease::{Encap, Lease};
+use ipnetwork::IpNetwork;
+use model::lease::{Encap, Lease, Site};
+use model::{ByFamily, IpFamily, MacAddr};
 use netlink::{Kernel, LinkKind, Netlink};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -21,10 +22,12 @@ use crate::config::Config;
 use crate::engine::Network;
 use crate::error::Error;
 use crate::etcd::{Listing, Store, TIME_TO_LIVE, key_of};
-use crate::flannel::{NetworkConfig, Record};
-use crate::lease::{Choice, Claimant, Held, choose, overlap};
+use crate::flannel::{self, NetworkConfig, Record};
+use crate::lease::{Choice, Claimant, Held, choose};
 use crate::memory::{Entry, Memory};
+use crate::pool::overlap;
 use crate::subnet_env;
+use crate::underlay::{self, Found};
 
 /// How often our own key is looked at.
 const PROBE: Duration = Duration::from_secs(10);
@@ -47,13 +50,15 @@ pub(crate) struct Followed {
 
 pub(crate) struct Follower {
     config: Config,
-    public_ip: std::net::Ipv4Addr,
+    interface: String,
+    /// The node's addresses on the underlay, whether the network needs them or not.
+    public_ips: ByFamily<IpAddr>,
     memory_dir: PathBuf,
     memory: Memory,
-    /// The other nodes' leases, by subnet.
-    others: BTreeMap<Ipv4Network, Record>,
+    /// The other nodes' leases, by the last part of their key.
+    others: BTreeMap<String, Record>,
     /// Those that an etcd forgot, until when.
-    lingering: BTreeMap<Ipv4Network, (Record, Instant)>,
+    lingering: BTreeMap<String, (Record, Instant)>,
     published: watch::Sender<Followed>,
 }
 
@@ -69,20 +74,42 @@ struct Session {
     problems: BTreeMap<String, String>,
 }
 
+/// What a claim is made with.
+struct Claim<'a> {
+    network: &'a NetworkConfig,
+    /// Of every version of IP that the network has.
+    public_ips: ByFamily<IpAddr>,
+    vtep_macs: ByFamily<MacAddr>,
+}
+
+impl Claim<'_> {
+    /// The lease of these subnets.
+    fn lease(&self, subnets: &ByFamily<IpNetwork>) -> Lease {
+        let sites = subnets.iter().filter_map(|(family, subnet)| {
+            let site = Site {
+                subnet: *subnet,
+                public_ip: *self.public_ips.get(family)?,
+                encap: self.network.encap(*self.vtep_macs.get(family)?),
+            };
+            Some((family, site))
+        });
+        Lease {
+            sites: sites.collect(),
+        }
+    }
+}
+
 impl Follower {
     /// Starts from what was remembered, and publishes it at once where it is enough to serve.
-    pub(crate) fn new(
-        config: Config,
-        public_ip: std::net::Ipv4Addr,
-        published: watch::Sender<Followed>,
-    ) -> Self {
+    pub(crate) fn new(config: Config, found: &Found, published: watch::Sender<Followed>) -> Self {
         let memory_dir = config.state_dir.clone();
         let memory = Memory::load(&memory_dir);
         let records = memory.others.iter().filter_map(Entry::record);
-        let others = records.map(|record| (record.lease.subnet, record)).collect();
+        let others = records.map(|record| (record.key(), record)).collect();
         let follower = Self {
             config,
-            public_ip,
+            interface: found.name.clone(),
+            public_ips: found.public_ips,
             memory_dir,
             memory,
             others,
@@ -96,12 +123,18 @@ impl Follower {
             .and_then(|text| NetworkConfig::parse(text).ok());
         let own = follower.memory.own.as_ref().and_then(Entry::record);
         if let (Some(network), Some(own)) = (network, own)
-            && own.lease.public_ip == public_ip
+            && follower.is_of_this_node(&own.lease)
         {
-            tracing::info!(subnet = %own.lease.subnet, "serving the remembered subnet until etcd answers");
+            tracing::info!(lease = %own.lease, "serving the remembered subnet until etcd answers");
             follower.publish(&network, &own.lease, false, Vec::new());
         }
         follower
+    }
+
+    /// Whether the node has the addresses that a lease names.
+    fn is_of_this_node(&self, lease: &Lease) -> bool {
+        let mut named = lease.sites.iter();
+        named.all(|(family, site)| self.public_ips.get(family) == Some(&site.public_ip))
     }
 
     /// Follows until cancelled.
@@ -135,11 +168,18 @@ impl Follower {
     async fn session(&mut self) -> Result<(), Error> {
         let mut store = Store::connect(&self.config.etcd).await?;
         let (text, network) = self.network(&mut store).await?;
-        let vtep_mac = self.vtep_mac(&network).await?;
-        let own = self.claim(&mut store, &network, vtep_mac).await?;
+        let families = network.pools.families();
+        let public_ips = underlay::addresses_for(&families, &self.interface, &self.public_ips)?;
+        let vtep_macs = self.vtep_macs(&network).await?;
+        let claim = Claim {
+            network: &network,
+            public_ips,
+            vtep_macs,
+        };
+        let own = self.claim(&mut store, &claim).await?;
         let listing = store.list().await?;
         let (cluster_id, revision) = (listing.cluster_id, listing.revision);
-        let problems = self.absorb(listing, &own.record.lease);
+        let problems = self.absorb(listing, &own.record);
         self.memory.network = Some(text);
         let session = Session {
             store,
@@ -152,7 +192,7 @@ impl Follower {
         };
         self.remember(&session)?;
         self.publish_session(&session);
-        tracing::info!(subnet = %session.own.record.lease.subnet, others = self.others.len(), "following leases");
+        tracing::info!(lease = %session.own.record.lease, others = self.others.len(), "following leases");
         self.follow(session).await
     }
 
@@ -169,68 +209,92 @@ impl Follower {
             }
             (None, None) => return Err(Error::NoNetwork { key }),
         };
-        let network = NetworkConfig::parse(&text).map_err(|source| Error::BadNetwork { key, source })?;
-        if network.wants_v6 {
-            tracing::warn!("network asks for IPv6 too, which is not served");
+        let network = NetworkConfig::parse(&text).map_err(|source| Error::BadNetwork {
+            key: key.clone(),
+            source,
+        })?;
+        if network.pools.v4.is_none() {
+            return Err(Error::NoIpv4InKeys { key });
         }
         Ok((text, network))
     }
 
-    /// The tunnel's MAC address: that of the device that is there, flannel's too; else the remembered one; else one
+    /// The tunnels' MAC addresses: that of the device that is there, flannel's too; else the remembered one; else one
     /// that follows from the node's name, the same after every reboot.
-    async fn vtep_mac(&self, network: &NetworkConfig) -> Result<MacAddr, Error> {
-        if let Some(name) = network.device_name() {
-            let find = move || -> Result<_, netlink::Error> { Netlink::open()?.link_named(&name) };
-            let found = tokio::task::spawn_blocking(find)
-                .await
-                .map_err(|_| Error::EngineEnded)??;
-            if let Some(link) = found
-                && matches!(link.kind, LinkKind::Vxlan(_))
-                && let Some(mac) = link.mac
-            {
-                return Ok(MacAddr(mac));
-            }
-        }
+    async fn vtep_macs(&self, network: &NetworkConfig) -> Result<ByFamily<MacAddr>, Error> {
+        let names = network.device_names();
+        let find = move || -> Result<_, netlink::Error> {
+            let mut kernel = Netlink::open()?;
+            names.try_map(|_, name| kernel.link_named(name))
+        };
+        let links = tokio::task::spawn_blocking(find)
+            .await
+            .map_err(|_| Error::EngineEnded)??;
         let own = self.memory.own.as_ref().and_then(Entry::record);
-        if let Some(Encap::Vxlan { vtep_mac, .. }) = own.map(|own| own.lease.encap) {
-            return Ok(vtep_mac);
-        }
-        let digest: [u8; 32] = Sha256::digest(format!("vtep\0{}", self.config.node)).into();
-        let [a, b, c, d, e, f, ..] = digest;
-        Ok(MacAddr::locally_administered([a, b, c, d, e, f]))
+        let remembered = own.map(|own| own.lease.sites).unwrap_or_default();
+        Ok(network.pools.map(|family, _| {
+            let device = links.get(family).and_then(Option::as_ref);
+            let device = device.filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
+            let of_device = device.and_then(|link| link.mac).map(MacAddr);
+            let of_lease = remembered.get(family).and_then(|site| match site.encap {
+                Encap::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+                Encap::HostGw => None,
+            });
+            of_device
+                .or(of_lease)
+                .unwrap_or_else(|| self.vtep_mac_of_name(family))
+        }))
     }
 
-    /// Claims a subnet; races that others win are tried again.
-    async fn claim(&self, store: &mut Store, network: &NetworkConfig, mac: MacAddr) -> Result<Held, Error> {
-        let remembered = self
-            .memory
-            .own
-            .as_ref()
-            .and_then(Entry::record)
-            .map(|own| own.lease.subnet);
+    fn vtep_mac_of_name(&self, family: IpFamily) -> MacAddr {
+        let purpose = match family {
+            IpFamily::V4 => "vtep",
+            IpFamily::V6 => "vtep-v6",
+        };
+        let digest: [u8; 32] = Sha256::digest(format!("{purpose}\0{}", self.config.node)).into();
+        let [a, b, c, d, e, f, ..] = digest;
+        MacAddr::locally_administered([a, b, c, d, e, f])
+    }
+
+    /// Claims subnets; races that others win are tried again.
+    async fn claim(&self, store: &mut Store, claim: &Claim<'_>) -> Result<Held, Error> {
+        let own = self.memory.own.as_ref().and_then(Entry::record);
+        let remembered = own
+            .map(|own| own.lease.subnets())
+            .filter(|subnets| !subnets.is_empty());
         let claimant = Claimant {
             node: self.config.node.clone(),
-            public_ip: self.public_ip,
-            previous: remembered.or_else(|| subnet_env::read(&self.config.subnet_env)),
+            public_ips: claim.public_ips,
+            previous: remembered.unwrap_or_else(|| subnet_env::read(&self.config.subnet_env)),
         };
         for _ in 0..RACES {
             let listing = store.list().await?;
-            let claimed = match choose(network, &listing.held, &claimant) {
-                Choice::Duplicate { holder, subnet } => {
+            let claimed = match choose(claim.network, &listing.held, &claimant) {
+                Choice::Duplicate {
+                    holder,
+                    public_ip,
+                    lease,
+                } => {
                     return Err(Error::DuplicateAddress {
-                        public_ip: self.public_ip,
+                        public_ip,
                         holder,
-                        subnet,
+                        lease: Box::new(lease),
                     });
                 }
-                Choice::Keep(held) => self.keep(store, network, mac, &held).await?,
-                Choice::Create(subnets) if subnets.is_empty() => {
+                Choice::Exhausted { network } => {
                     return Err(Error::OutOfSubnets {
-                        network: network.network,
+                        network,
                         taken: listing.held.len(),
                     });
                 }
-                Choice::Create(subnets) => self.create(store, network, mac, &subnets).await?,
+                Choice::Keep(held) => self.keep(store, claim, &held).await?,
+                Choice::Create {
+                    candidates,
+                    instead_of,
+                } => {
+                    self.create(store, claim, &candidates, instead_of.as_ref())
+                        .await?
+                }
             };
             if let Some(held) = claimed {
                 return Ok(held);
@@ -239,16 +303,9 @@ impl Follower {
         Err(Error::LostRaces { tries: RACES })
     }
 
-    async fn keep(
-        &self,
-        store: &mut Store,
-        network: &NetworkConfig,
-        mac: MacAddr,
-        held: &Held,
-    ) -> Result<Option<Held>, Error> {
+    async fn keep(&self, store: &mut Store, claim: &Claim<'_>, held: &Held) -> Result<Option<Held>, Error> {
         let mut record = held.record.clone();
-        record.lease.public_ip = self.public_ip;
-        record.lease.encap = network.encap(mac);
+        record.lease = claim.lease(&record.lease.subnets());
         record.node = Some(self.config.node.clone());
         let written = store.update(held, &record).await?;
         Ok(written.map(|mod_revision| Held {
@@ -261,22 +318,14 @@ impl Follower {
     async fn create(
         &self,
         store: &mut Store,
-        network: &NetworkConfig,
-        mac: MacAddr,
-        subnets: &[Ipv4Network],
+        claim: &Claim<'_>,
+        candidates: &[ByFamily<IpNetwork>],
+        instead_of: Option<&Held>,
     ) -> Result<Option<Held>, Error> {
-        for subnet in subnets {
-            let lease = Lease {
-                subnet: *subnet,
-                subnet_v6: None,
-                public_ip: self.public_ip,
-                public_ip_v6: None,
-                encap: network.encap(mac),
-                encap_v6: None,
-            };
-            let record = Record::new(lease, self.config.node.clone());
-            if let Some(mod_revision) = store.create(&record).await? {
-                tracing::info!(%subnet, "subnet claimed");
+        for subnets in candidates {
+            let record = Record::new(claim.lease(subnets), self.config.node.clone());
+            if let Some(mod_revision) = store.create(&record, instead_of).await? {
+                tracing::info!(lease = %record.lease, "subnet claimed");
                 return Ok(Some(Held {
                     record,
                     mod_revision,
@@ -291,26 +340,23 @@ impl Follower {
     ///
     /// An etcd that is not the one we knew, or that went back in time, lost data: what it does not list any more is
     /// kept for a while, since its nodes are most likely there. Otherwise what is not listed is gone.
-    fn absorb(&mut self, listing: Listing, own: &Lease) -> BTreeMap<String, String> {
+    fn absorb(&mut self, listing: Listing, own: &Record) -> BTreeMap<String, String> {
         let known = self.memory.cluster_id != 0;
         let lost_data = known
             && (listing.cluster_id != self.memory.cluster_id || listing.revision < self.memory.revision);
         let before = std::mem::take(&mut self.others);
         let records = listing.held.into_iter().map(|held| held.record);
         self.others = records
-            .filter(|record| record.lease.subnet != own.subnet)
-            .map(|record| (record.lease.subnet, record))
+            .map(|record| (record.key(), record))
+            .filter(|(key, _)| *key != own.key())
             .collect();
         if lost_data {
             tracing::warn!("etcd lost data, keeping the other nodes' leases while they come back");
             let until = Instant::now() + GRACE;
-            self.lingering.extend(
-                before
-                    .into_iter()
-                    .map(|(subnet, record)| (subnet, (record, until))),
-            );
+            self.lingering
+                .extend(before.into_iter().map(|(key, record)| (key, (record, until))));
         }
-        self.forget_lingering(own);
+        self.forget_lingering(&own.lease);
         listing.problems
     }
 
@@ -318,11 +364,9 @@ impl Follower {
     fn forget_lingering(&mut self, own: &Lease) {
         let now = Instant::now();
         let others = &self.others;
-        self.lingering.retain(|subnet, (record, until)| {
-            let taken = |other: &Record| {
-                overlap(other.lease.subnet, *subnet) || other.lease.public_ip == record.lease.public_ip
-            };
-            *until > now && !overlap(*subnet, own.subnet) && !others.values().any(taken)
+        self.lingering.retain(|_, (record, until)| {
+            let taken = |other: &Record| conflict(&other.lease, &record.lease);
+            *until > now && !conflict(own, &record.lease) && !others.values().any(taken)
         });
     }
 
@@ -406,35 +450,34 @@ impl Follower {
 
     /// Takes a batch of changes; false when our own lease is no longer as we wrote it.
     fn take(&mut self, session: &mut Session, message: &WatchResponse) -> Result<bool, Error> {
-        let own = session.own.record.lease.clone();
+        let own = session.own.record.clone();
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
-            if session.store.is_of(kv.key(), own.subnet) {
+            let key = key_of(kv);
+            let short_key = canonical(session.store.short_key(&key));
+            if short_key == own.key() {
                 if kv.mod_revision() > session.own.mod_revision {
-                    tracing::warn!(subnet = %own.subnet, "own lease was changed or deleted by somebody, claiming it again");
+                    tracing::warn!(lease = %own.lease, "own lease was changed or deleted by somebody, claiming it again");
                     return Ok(false);
                 }
                 continue;
             }
-            let key = key_of(kv);
             session.problems.remove(&key);
             match event.event_type() {
                 EventType::Put => match session.store.held(kv) {
-                    Ok(held) => drop(self.others.insert(held.record.lease.subnet, held.record)),
+                    Ok(held) => drop(self.others.insert(held.record.key(), held.record)),
                     Err(problem) => drop(session.problems.insert(key, problem)),
                 },
                 EventType::Delete => {
-                    if let Ok((subnet, _)) = crate::flannel::parse_key(session.store.short_key(&key)) {
-                        self.others.remove(&subnet);
-                        self.lingering.remove(&subnet);
-                    }
+                    self.others.remove(&short_key);
+                    self.lingering.remove(&short_key);
                 }
             }
         }
         if let Some(header) = message.header() {
             session.revision = session.revision.max(header.revision());
         }
-        self.forget_lingering(&own);
+        self.forget_lingering(&own.lease);
         self.remember(session)?;
         self.publish_session(session);
         Ok(true)
@@ -461,6 +504,22 @@ impl Follower {
         session.renewed = Instant::now();
         Ok(true)
     }
+}
+
+/// The last part of a key as [`Record::key`] writes it.
+fn canonical(short_key: &str) -> String {
+    flannel::parse_key(short_key).map_or_else(|_| short_key.to_owned(), |subnets| flannel::key(&subnets))
+}
+
+/// Whether two leases cannot both be true: they share an address of pods, or of nodes.
+fn conflict(a: &Lease, b: &Lease) -> bool {
+    let of_one_version = a
+        .sites
+        .iter()
+        .filter_map(|(family, a)| Some((a, b.sites.get(family)?)));
+    of_one_version
+        .into_iter()
+        .any(|(a, b)| overlap(a.subnet, b.subnet) || a.public_ip == b.public_ip)
 }
 
 /// Pauses between sessions: 100 ms, doubled up to 5 s, with jitter, so that nodes do not come back in step.

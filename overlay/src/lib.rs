@@ -3,10 +3,12 @@
 //! Tour:
 //! - [`run`] is the whole of it for one node: it claims a subnet, follows the others' and keeps the kernel right.
 //! - [`flannel`] reads and writes flannel's keys and JSON, so that nodes of either kind share one network.
-//! - [`lease`] chooses a subnet (pure); `etcd` is the store it is claimed in; `follow` keeps it and watches the others.
+//! - [`lease`] chooses a subnet (pure) of a [`pool`]; `etcd` is the store it is claimed in; `follow` keeps it and watches the others.
 //! - [`plan`] turns leases into desired devices, routes, neighbours and forwarding entries (pure); `reconcile` compares
 //!   them with the kernel's and repairs the difference; `engine` is the thread that does so on every occasion.
 //! - [`fast_path`] lets pods of one node reach each other past its network stack.
+//! - `guard` drops what is sent in another's name.
+//! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
 //! - [`pods`] gives addresses to pods and plans their wiring.
 //!
@@ -20,11 +22,15 @@ mod etcd;
 pub mod fast_path;
 pub mod flannel;
 mod follow;
+mod guard;
+mod host_ports;
 pub mod lease;
 mod masquerade;
 mod memory;
+mod owned_table;
 pub mod plan;
 pub mod pods;
+pub mod pool;
 mod reconcile;
 mod run;
 mod subnet_env;

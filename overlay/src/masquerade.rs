@@ -1,29 +1,34 @@
-//! What leaves the pod network leaves with the node's address: our own nftables table, flannel's rules.
+//! What leaves the pod network leaves with the node's address: a table of our own in nftables for each version of IP,
+//! flannel's rules.
 //!
 //! Packet walk, in this order: what kube-proxy marked is its to translate; pods of this node to pods, and pods to pods
 //! of this node, keep their addresses; what others send to our pods keeps its source; pods to the world are
 //! translated; what this node sends into the pod network from an address outside of it is translated, since the answer
 //! to that address would not come back through the tunnel.
 
-use ipnetwork::{IpNetwork, Ipv4Network};
-use netlink::nft::{BaseChain, Chain, Family, Layout, Rule, Table};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The table that is ours.
+use ipnetwork::IpNetwork;
+use model::IpFamily;
+use netlink::nft::{BaseChain, Chain, Layout, Rule, Table};
+
+use crate::owned_table::nft_family;
+
+/// The tables that are ours.
 const TABLE: &str = "causeway-masq";
 
 /// The mark by which kube-proxy, and whoever takes its place, asks for translation (its `--iptables-masquerade-bit`).
 const SERVICE_MARK: u32 = 0x4000;
 
-/// The table's name and family.
-pub(crate) fn table() -> Table {
-    Table::new(Family::Ip, TABLE)
+/// The table of a version of IP.
+pub(crate) fn table(family: IpFamily) -> Table {
+    Table::new(nft_family(family), TABLE)
 }
 
 /// The table for a node with this subnet.
-pub(crate) fn layout(network: Ipv4Network, subnet: Ipv4Network) -> Layout {
-    let (network, subnet) = (IpNetwork::V4(network), IpNetwork::V4(subnet));
-    let multicast = IpNetwork::V4(multicast());
-    let mut layout = Layout::new(table());
+pub(crate) fn layout(family: IpFamily, network: IpNetwork, subnet: IpNetwork) -> Layout {
+    let multicast = multicast(family);
+    let mut layout = Layout::new(table(family));
     layout.add_chain(
         Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
         [
@@ -56,7 +61,10 @@ pub(crate) fn layout(network: Ipv4Network, subnet: Ipv4Network) -> Layout {
     layout
 }
 
-fn multicast() -> Ipv4Network {
-    let base = std::net::Ipv4Addr::new(224, 0, 0, 0);
-    Ipv4Network::new(base, 4).expect("invariant: 4 is a prefix length of IPv4")
+fn multicast(family: IpFamily) -> IpNetwork {
+    let (base, prefix) = match family {
+        IpFamily::V4 => (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+        IpFamily::V6 => (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+    };
+    IpNetwork::new(base, prefix).expect("invariant: both are prefix lengths of their version")
 }

@@ -33,9 +33,8 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(record: &Record) -> Self {
-        let lease = &record.lease;
         Self {
-            key: crate::flannel::key(lease.subnet, lease.subnet_v6),
+            key: record.key(),
             value: record.to_json(),
         }
     }

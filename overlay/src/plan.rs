@@ -1,23 +1,29 @@
-//! From leases to what the kernel shall have: pure.
+//! From leases to what the kernel shall have: pure. Each version of IP is planned alone; only the pods' MTU is one.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::Ipv4Network;
-use model::lease::{Encap, Lease};
-use model::{MacAddr, Mtu, Vni};
+use ipnetwork::IpNetwork;
+use model::lease::{Encap, Lease, Site};
+use model::{ByFamily, IpFamily, MacAddr, Mtu, Vni};
 
 use crate::flannel::{Backend, NetworkConfig};
-use crate::lease::overlap;
+use crate::pool::{is_within, overlap};
 
-/// Bytes that VXLAN over IPv4 adds: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 §5).
-pub const VXLAN_OVERHEAD: u32 = 50;
+/// Bytes that VXLAN adds (RFC 7348 §5): outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14.
+#[must_use]
+pub const fn vxlan_overhead(family: IpFamily) -> u32 {
+    match family {
+        IpFamily::V4 => 50,
+        IpFamily::V6 => 70,
+    }
+}
 
 /// The device that tunnelled packets leave through, as far as a plan needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
-    /// Its address and prefix: what is on the link.
-    pub network: Ipv4Network,
+    /// Its addresses and prefixes: what is on the link.
+    pub networks: ByFamily<IpNetwork>,
     /// Its MTU.
     pub mtu: Mtu,
 }
@@ -25,18 +31,25 @@ pub struct Underlay {
 /// What the kernel shall have for the pod network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
+    /// What each version of IP needs.
+    pub halves: ByFamily<Half>,
+    /// MTU of pods: what fits through every tunnel.
+    pub pod_mtu: Mtu,
+}
+
+/// What one version of IP needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Half {
     /// The tunnel device, with VXLAN.
     pub device: Option<Device>,
     /// How each other node's subnet is reached.
-    pub remotes: BTreeMap<Ipv4Network, Remote>,
-    /// MTU of pods.
-    pub pod_mtu: Mtu,
+    pub remotes: BTreeMap<IpNetwork, Remote>,
 }
 
 /// The VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// `flannel.<VNI>`.
+    /// `flannel.<VNI>`, or `flannel-v6.<VNI>`.
     pub name: String,
     /// Network identifier.
     pub vni: Vni,
@@ -49,9 +62,9 @@ pub struct Device {
     /// Its MTU.
     pub mtu: Mtu,
     /// Source address of the tunnel.
-    pub local: Ipv4Addr,
-    /// Its own address: the subnet's first, `/32`. flannel's nodes use theirs as the source to our pods.
-    pub address: Ipv4Addr,
+    pub local: IpAddr,
+    /// Its own address: the subnet's first, `/32` or `/128`. flannel's nodes use theirs as the source to our pods.
+    pub address: IpAddr,
 }
 
 /// How a subnet is reached.
@@ -60,16 +73,16 @@ pub enum Remote {
     /// Through the tunnel device: neighbour `vtep` → `mac`, forwarding `mac` → `public_ip`, route via `vtep`.
     Tunnel {
         /// The other VTEP's inner address, the first of its subnet.
-        vtep: Ipv4Addr,
+        vtep: IpAddr,
         /// The other VTEP's MAC address.
         mac: MacAddr,
         /// Where it is.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
     /// Plainly through the node.
     Gateway {
         /// The node.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
 }
 
@@ -77,13 +90,23 @@ pub enum Remote {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// Its subnet.
-    pub subnet: Ipv4Network,
+    pub subnet: IpNetwork,
     /// Why.
     pub reason: String,
 }
 
+/// What a version of IP is planned from.
+struct Ground<'a> {
+    family: IpFamily,
+    network: IpNetwork,
+    backend: &'a Backend,
+    own: Site,
+    /// The underlay's address and prefix.
+    on_link: IpNetwork,
+}
+
 /// Plans a node's part of the network from its own lease and the others'. The same leases in another order make the
-/// same plan.
+/// same plan. Of a version that the network, our lease or the underlay does not have nothing is planned.
 #[must_use]
 pub fn plan(
     config: &NetworkConfig,
@@ -91,16 +114,45 @@ pub fn plan(
     others: &[Lease],
     underlay: &Underlay,
 ) -> (Plan, Vec<Rejected>) {
-    let mut sorted: Vec<&Lease> = others.iter().filter(|lease| lease.subnet != own.subnet).collect();
-    sorted.sort_by_key(|lease| (lease.subnet, lease.public_ip));
-    let mut remotes = BTreeMap::new();
     let mut rejected = Vec::new();
+    let grounds = own.sites.iter().filter_map(|(family, site)| {
+        Some(Ground {
+            family,
+            network: config.pools.get(family)?.network,
+            backend: &config.backend,
+            own: *site,
+            on_link: *underlay.networks.get(family)?,
+        })
+    });
+    let halves: ByFamily<Half> = grounds
+        .map(|ground| {
+            let sites = others.iter().filter_map(|lease| lease.sites.get(ground.family));
+            let half = Half {
+                device: device(&ground, underlay.mtu),
+                remotes: remotes(&ground, sites, &mut rejected),
+            };
+            (ground.family, half)
+        })
+        .collect();
+    let mtus = halves.values().filter_map(|half| Some(half.device.as_ref()?.mtu));
+    let pod_mtu = mtus.min().unwrap_or(underlay.mtu);
+    (Plan { halves, pod_mtu }, rejected)
+}
+
+fn remotes<'a>(
+    ground: &Ground,
+    sites: impl Iterator<Item = &'a Site>,
+    rejected: &mut Vec<Rejected>,
+) -> BTreeMap<IpNetwork, Remote> {
+    let mut sorted: Vec<&Site> = sites.filter(|site| site.subnet != ground.own.subnet).collect();
+    sorted.sort_by_key(|site| (site.subnet, site.public_ip));
+    let mut remotes = BTreeMap::new();
     // The kernel sends what is for a MAC address to one place.
-    let mut places: BTreeMap<MacAddr, &Lease> = BTreeMap::new();
-    for lease in sorted {
-        let remote = remote(config, own, lease, underlay).and_then(|remote| match remote {
+    let mut places: BTreeMap<MacAddr, &Site> = BTreeMap::new();
+    for site in sorted {
+        let remote = remote(ground, site).and_then(|remote| match remote {
             Remote::Tunnel { mac, public_ip, .. } => {
-                let first = *places.entry(mac).or_insert(lease);
+                let first = *places.entry(mac).or_insert(site);
                 if first.public_ip == public_ip {
                     Ok(remote)
                 } else {
@@ -111,66 +163,62 @@ pub fn plan(
         });
         match remote {
             Ok(remote) => {
-                remotes.insert(lease.subnet, remote);
+                remotes.insert(site.subnet, remote);
             }
             Err(reason) => rejected.push(Rejected {
-                subnet: lease.subnet,
+                subnet: site.subnet,
                 reason,
             }),
         }
     }
-    let (device, pod_mtu) = device(config, own, underlay);
-    (
-        Plan {
-            device,
-            remotes,
-            pod_mtu,
-        },
-        rejected,
-    )
+    remotes
 }
 
-fn device(config: &NetworkConfig, own: &Lease, underlay: &Underlay) -> (Option<Device>, Mtu) {
+fn device(ground: &Ground, underlay_mtu: Mtu) -> Option<Device> {
     let (
         Backend::Vxlan {
             vni, port, mtu, gbp, ..
         },
         Encap::Vxlan { vtep_mac, .. },
-    ) = (&config.backend, own.encap)
+    ) = (ground.backend, ground.own.encap)
     else {
-        return (None, underlay.mtu);
+        return None;
     };
-    let mtu = Mtu(mtu.unwrap_or(underlay.mtu.0).saturating_sub(VXLAN_OVERHEAD));
-    let device = Device {
-        name: format!("flannel.{}", vni.0),
+    let name = match ground.family {
+        IpFamily::V4 => format!("flannel.{}", vni.0),
+        IpFamily::V6 => format!("flannel-v6.{}", vni.0),
+    };
+    let mtu = mtu.unwrap_or(underlay_mtu.0);
+    Some(Device {
+        name,
         vni: *vni,
         port: *port,
         gbp: *gbp,
         mac: vtep_mac,
-        mtu,
-        local: own.public_ip,
-        address: own.subnet.network(),
-    };
-    (Some(device), mtu)
+        mtu: Mtu(mtu.saturating_sub(vxlan_overhead(ground.family))),
+        local: ground.own.public_ip,
+        address: ground.own.subnet.network(),
+    })
 }
 
-fn remote(config: &NetworkConfig, own: &Lease, lease: &Lease, underlay: &Underlay) -> Result<Remote, String> {
-    if overlap(own.subnet, lease.subnet) {
+fn remote(ground: &Ground, site: &Site) -> Result<Remote, String> {
+    let own = &ground.own;
+    if overlap(own.subnet, site.subnet) {
         return Err(format!("overlaps our own subnet {}", own.subnet));
     }
-    if lease.public_ip == own.public_ip {
+    if site.public_ip == own.public_ip {
         return Err(format!("has our own address {}", own.public_ip));
     }
-    is_in_network(config, lease)?;
-    is_of_a_host(lease.public_ip)?;
-    if let Encap::Vxlan { vtep_mac, .. } = lease.encap {
+    is_in_network(ground.network, site)?;
+    is_of_a_host(site.public_ip)?;
+    if let Encap::Vxlan { vtep_mac, .. } = site.encap {
         is_of_one_device(vtep_mac, own)?;
     }
-    let on_link = underlay.network.contains(lease.public_ip);
+    let on_link = ground.on_link.contains(site.public_ip);
     let gateway = Remote::Gateway {
-        public_ip: lease.public_ip,
+        public_ip: site.public_ip,
     };
-    match (&config.backend, lease.encap) {
+    match (ground.backend, site.encap) {
         (Backend::Vxlan { vni: ours, .. }, Encap::Vxlan { vni, .. }) if *ours != vni => {
             Err(format!("is in VXLAN {}, we are in {}", vni.0, ours.0))
         }
@@ -180,18 +228,15 @@ fn remote(config: &NetworkConfig, own: &Lease, lease: &Lease, underlay: &Underla
             },
             Encap::Vxlan { .. },
         ) if on_link => Ok(gateway),
-        (Backend::Vxlan { .. }, Encap::Vxlan { vtep_mac, .. }) => {
-            let vtep = lease.subnet.network();
-            Ok(Remote::Tunnel {
-                vtep,
-                mac: vtep_mac,
-                public_ip: lease.public_ip,
-            })
-        }
+        (Backend::Vxlan { .. }, Encap::Vxlan { vtep_mac, .. }) => Ok(Remote::Tunnel {
+            vtep: site.subnet.network(),
+            mac: vtep_mac,
+            public_ip: site.public_ip,
+        }),
         (Backend::HostGw, Encap::HostGw) if on_link => Ok(gateway),
         (Backend::HostGw, Encap::HostGw) => Err(format!(
             "{} is not on the link {}, which host-gw needs",
-            lease.public_ip, underlay.network
+            site.public_ip, ground.on_link
         )),
         (Backend::Vxlan { .. }, Encap::HostGw) => Err("is reached by host-gw, we by vxlan".to_owned()),
         (Backend::HostGw, Encap::Vxlan { .. }) => Err("is reached by vxlan, we by host-gw".to_owned()),
@@ -199,30 +244,31 @@ fn remote(config: &NetworkConfig, own: &Lease, lease: &Lease, underlay: &Underla
 }
 
 /// A route to another subnet could take addresses away that are not pods': the Services', or the whole world's.
-fn is_in_network(config: &NetworkConfig, lease: &Lease) -> Result<(), String> {
-    let network = config.network;
-    if !network.contains(lease.subnet.network()) || lease.subnet.prefix() < network.prefix() {
+fn is_in_network(network: IpNetwork, site: &Site) -> Result<(), String> {
+    if !is_within(site.subnet, network) {
         return Err(format!("is not in the network {network}"));
     }
-    if network.contains(lease.public_ip) {
+    if network.contains(site.public_ip) {
         return Err(format!(
             "is at {}, which is in the network of pods itself",
-            lease.public_ip
+            site.public_ip
         ));
     }
     Ok(())
 }
 
-fn is_of_a_host(address: Ipv4Addr) -> Result<(), String> {
-    let wrong =
-        address.is_loopback() || address.is_multicast() || address.is_broadcast() || address.is_unspecified();
+fn is_of_a_host(address: IpAddr) -> Result<(), String> {
+    let wrong = address.is_loopback()
+        || address.is_multicast()
+        || address.is_unspecified()
+        || address == IpAddr::V4(Ipv4Addr::BROADCAST);
     if wrong {
         return Err(format!("is at {address}, which is no host's address"));
     }
     Ok(())
 }
 
-fn is_of_one_device(mac: MacAddr, own: &Lease) -> Result<(), String> {
+fn is_of_one_device(mac: MacAddr, own: &Site) -> Result<(), String> {
     if matches!(own.encap, Encap::Vxlan { vtep_mac, .. } if vtep_mac == mac) {
         return Err(format!("has our own MAC address {mac}"));
     }
@@ -238,30 +284,51 @@ fn is_of_one_device(mac: MacAddr, own: &Lease) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// A network of both versions; a lease of one makes half a plan of it.
     fn config(backend: &str) -> NetworkConfig {
-        NetworkConfig::parse(&format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#)).expect("valid")
+        NetworkConfig::parse(&format!(
+            r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{backend}}}"#
+        ))
+        .expect("valid")
     }
 
     fn underlay() -> Underlay {
+        let network = |text: &str| text.parse::<IpNetwork>().expect("a network");
         Underlay {
-            network: "172.30.0.11/24".parse().expect("network"),
+            networks: ["172.30.0.11/24", "fd77::11/64"]
+                .map(network)
+                .into_iter()
+                .collect(),
             mtu: Mtu(1500),
         }
     }
 
-    /// With VXLAN, its MAC address ends as its subnet's third byte says.
+    /// With VXLAN, its MAC address ends as its subnet's third byte says, or its fourth group.
     fn lease(subnet: &str, public_ip: &str, mut encap: Encap) -> Lease {
-        let subnet: Ipv4Network = subnet.parse().expect("subnet");
+        let subnet: IpNetwork = subnet.parse().expect("subnet");
         if let Encap::Vxlan { vtep_mac, .. } = &mut encap {
-            vtep_mac.0[5] = subnet.network().octets()[2];
+            vtep_mac.0[5] = match subnet.network() {
+                IpAddr::V4(address) => address.octets()[2],
+                IpAddr::V6(address) => address.octets()[7],
+            };
         }
-        Lease {
+        let site = Site {
             subnet,
-            subnet_v6: None,
             public_ip: public_ip.parse().expect("address"),
-            public_ip_v6: None,
             encap,
-            encap_v6: None,
+        };
+        Lease {
+            sites: [(IpFamily::from(site.public_ip), site)].into_iter().collect(),
+        }
+    }
+
+    /// One lease of two.
+    fn both(v4: &Lease, v6: &Lease) -> Lease {
+        Lease {
+            sites: ByFamily {
+                v4: v4.sites.v4,
+                v6: v6.sites.v6,
+            },
         }
     }
 
@@ -274,7 +341,8 @@ mod tests {
 
     fn with_mac(subnet: &str, public_ip: &str, mac: &str) -> Lease {
         let mut lease = lease(subnet, public_ip, vxlan(1));
-        lease.encap = Encap::Vxlan {
+        let site = lease.sites.v4.as_mut().expect("an IPv4 subnet");
+        site.encap = Encap::Vxlan {
             vni: Vni(1),
             vtep_mac: mac.parse().expect("a MAC address"),
         };
@@ -283,10 +351,16 @@ mod tests {
 
     fn told(backend: &str, own: &Lease, others: &[Lease]) -> (Vec<String>, Vec<String>) {
         let (plan, rejected) = plan(&config(backend), own, others, &underlay());
-        let remotes = plan.remotes.iter().map(|(subnet, remote)| match remote {
-            Remote::Tunnel { vtep, mac, public_ip } => format!("{subnet} via {vtep} {mac} at {public_ip}"),
-            Remote::Gateway { public_ip } => format!("{subnet} via {public_ip}"),
-        });
+        let remotes =
+            plan.halves
+                .values()
+                .flat_map(|half| &half.remotes)
+                .map(|(subnet, remote)| match remote {
+                    Remote::Tunnel { vtep, mac, public_ip } => {
+                        format!("{subnet} via {vtep} {mac} at {public_ip}")
+                    }
+                    Remote::Gateway { public_ip } => format!("{subnet} via {public_ip}"),
+                });
         let rejected = rejected
             .iter()
             .map(|rejected| format!("{} {}", rejected.subnet, rejected.reason));
@@ -427,23 +501,76 @@ mod tests {
     }
 
     #[test]
-    fn the_tunnel_takes_fifty_bytes_off_the_underlays_mtu_or_the_configured_one() {
-        let own = lease("10.5.1.0/24", "172.30.0.11", vxlan(1));
-        let rows = [
-            (r#"{"Type":"vxlan"}"#, 1450),
-            (r#"{"Type":"vxlan","MTU":9000}"#, 8950),
+    fn each_version_of_ip_is_planned_alone() {
+        let vx = r#"{"Type":"vxlan","DirectRouting":true}"#;
+        let v4 = |third: u8, public_ip: &str| lease(&format!("10.5.{third}.0/24"), public_ip, vxlan(1));
+        let v6 =
+            |fourth: u8, public_ip: &str| lease(&format!("fd05:0:0:{fourth:x}::/64"), public_ip, vxlan(1));
+        let ours = both(&v4(1, "172.30.0.11"), &v6(1, "fd77::11"));
+        let others = [
+            both(&v4(2, "172.30.0.12"), &v6(2, "fd77::12")),
+            both(&v4(3, "172.31.0.13"), &v6(3, "fd78::13")),
+            v4(4, "172.31.0.14"),
+            both(&v4(5, "172.31.0.15"), &v6(5, "ff02::1")),
+            both(&v4(6, "172.31.0.16"), &lease("fd06::/64", "fd78::16", vxlan(1))),
+            both(&v4(7, "172.31.0.17"), &v6(7, "fd77::11")),
         ];
-        for (backend, mtu) in rows {
-            let (plan, _) = plan(&config(backend), &own, &[], &underlay());
-            let device = plan.device.expect("vxlan has a device");
-            assert_eq!((device.mtu, plan.pod_mtu), (Mtu(mtu), Mtu(mtu)), "{backend}");
-            assert_eq!(
-                (device.name.as_str(), device.address),
-                ("flannel.1", Ipv4Addr::new(10, 5, 1, 0))
-            );
+        let wanted_remotes = [
+            "10.5.2.0/24 via 172.30.0.12",
+            "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13",
+            "10.5.4.0/24 via 10.5.4.0 02:00:00:00:00:04 at 172.31.0.14",
+            "10.5.5.0/24 via 10.5.5.0 02:00:00:00:00:05 at 172.31.0.15",
+            "10.5.6.0/24 via 10.5.6.0 02:00:00:00:00:06 at 172.31.0.16",
+            "10.5.7.0/24 via 10.5.7.0 02:00:00:00:00:07 at 172.31.0.17",
+            "fd05:0:0:2::/64 via fd77::12",
+            "fd05:0:0:3::/64 via fd05:0:0:3:: 02:00:00:00:00:03 at fd78::13",
+        ];
+        let wanted_rejected = [
+            "fd05:0:0:5::/64 is at ff02::1, which is no host's address",
+            "fd05:0:0:7::/64 has our own address fd77::11",
+            "fd06::/64 is not in the network fd05::/48",
+        ];
+        let (remotes, rejected) = told(vx, &ours, &others);
+        assert_eq!(remotes, wanted_remotes);
+        assert_eq!(rejected, wanted_rejected);
+    }
+
+    #[test]
+    fn a_tunnel_takes_its_overhead_off_the_underlays_mtu_or_the_configured_one_and_pods_get_what_fits_all() {
+        let v4 = lease("10.5.1.0/24", "172.30.0.11", vxlan(1));
+        let v6 = lease("fd05:0:0:1::/64", "fd77::11", vxlan(1));
+        let (vx, large) = (r#"{"Type":"vxlan"}"#, r#"{"Type":"vxlan","MTU":9000}"#);
+        let rows = [
+            (vx, &v4, vec![("flannel.1", "10.5.1.0", 1450)], 1450),
+            (large, &v4, vec![("flannel.1", "10.5.1.0", 8950)], 8950),
+            (vx, &v6, vec![("flannel-v6.1", "fd05:0:0:1::", 1430)], 1430),
+            (
+                vx,
+                &both(&v4, &v6),
+                vec![
+                    ("flannel.1", "10.5.1.0", 1450),
+                    ("flannel-v6.1", "fd05:0:0:1::", 1430),
+                ],
+                1430,
+            ),
+            (
+                r#"{"Type":"host-gw"}"#,
+                &lease("10.5.1.0/24", "172.30.0.11", Encap::HostGw),
+                vec![],
+                1500,
+            ),
+        ];
+        for (backend, own, devices, pod_mtu) in rows {
+            let (plan, _) = plan(&config(backend), own, &[], &underlay());
+            let found = plan.halves.values().filter_map(|half| half.device.as_ref());
+            let found: Vec<_> = found
+                .map(|device| (device.name.clone(), device.address.to_string(), device.mtu))
+                .collect();
+            let devices: Vec<_> = devices
+                .into_iter()
+                .map(|(name, address, mtu)| (name.to_owned(), address.to_owned(), Mtu(mtu)))
+                .collect();
+            assert_eq!((found, plan.pod_mtu), (devices, Mtu(pod_mtu)), "{backend} {own}");
         }
-        let own = lease("10.5.1.0/24", "172.30.0.11", Encap::HostGw);
-        let (plan, _) = plan(&config(r#"{"Type":"host-gw"}"#), &own, &[], &underlay());
-        assert_eq!((plan.device, plan.pod_mtu), (None, Mtu(1500)));
     }
 }

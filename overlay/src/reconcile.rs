@@ -8,14 +8,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnetwork::{IpNetwork, Ipv4Network};
-use model::MacAddr;
+use ipnetwork::IpNetwork;
 use model::wiring::ROUTE_PROTOCOL;
+use model::{ByFamily, IpFamily, MacAddr};
 use netlink::{
     AbsentIsFine, Address, Forwarding, Kernel, Link, LinkChange, LinkKind, Neighbour, NewLink, NewLinkKind,
-    Result, Route, RouteFilter, Vxlan,
+    Result, Route, RouteFilter, Scope, Vxlan,
 };
 
 use crate::plan::{Device, Plan, Remote};
@@ -26,10 +26,10 @@ const FLANNELS_PROTOCOL: u8 = 3;
 /// The main routing table.
 const MAIN_TABLE: u32 = netlink::route::TABLE_MAIN;
 
-/// How this node reaches one of its own pods.
+/// How this node reaches an address of one of its own pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodRoute {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     pub(crate) host_ifname: String,
     pub(crate) pod_mac: MacAddr,
 }
@@ -66,7 +66,7 @@ pub(crate) fn ensure_device(
 ) -> Result<Option<u32>> {
     let settings = Vxlan {
         vni: device.vni.0,
-        local: Some(IpAddr::V4(device.local)),
+        local: Some(device.local),
         device: Some(underlay),
         port: device.port,
         learning: false,
@@ -115,15 +115,23 @@ fn device_change(device: &Device, link: &Link) -> LinkChange {
 }
 
 fn ensure_address(kernel: &mut impl Kernel, device: &Device, link: u32, outcome: &mut Outcome) -> Result<()> {
-    let wanted = Address::global(link, host(device.address));
+    let network = IpNetwork::from(device.address);
+    let wanted = Address {
+        // Nobody else has it: the subnet is leased.
+        no_dad: network.is_ipv6(),
+        ..Address::global(link, network)
+    };
     let found = kernel.addresses(Some(link))?;
-    if !found.iter().any(|address| address.network == wanted.network) {
+    if !found.iter().any(|address| address.network == network) {
         outcome.note(kernel.add_address(&wanted));
     }
-    for other in found
-        .iter()
-        .filter(|found| found.network.is_ipv4() && found.network != wanted.network)
-    {
+    // Every device has a link-local address for IPv6.
+    let others = found.iter().filter(|found| {
+        found.network.is_ipv4() == network.is_ipv4()
+            && found.network != network
+            && found.scope == Scope::Universe
+    });
+    for other in others {
         outcome.note(kernel.delete_address(other).absent_is_fine());
     }
     Ok(())
@@ -138,13 +146,17 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    pub(crate) fn read(kernel: &mut impl Kernel, tunnel: Option<u32>) -> Result<Self> {
+    pub(crate) fn read(kernel: &mut impl Kernel, tunnels: &ByFamily<u32>) -> Result<Self> {
         let in_main = RouteFilter {
             table: Some(MAIN_TABLE),
             ..RouteFilter::default()
         };
         let mut routes = kernel.routes(&in_main)?;
-        routes.retain(|route| route.destination.is_ipv4() && route.metric == 0);
+        routes.retain(|route| route.metric == Route::usual_metric(route.destination));
+        let mut forwarding = BTreeSet::new();
+        for tunnel in tunnels.values() {
+            forwarding.extend(kernel.forwarding(*tunnel)?);
+        }
         let neighbours = kernel
             .neighbours(None)?
             .into_iter()
@@ -152,10 +164,7 @@ impl Mirror {
         Ok(Self {
             routes,
             neighbours: neighbours.collect(),
-            forwarding: match tunnel {
-                Some(tunnel) => kernel.forwarding(tunnel)?.into_iter().collect(),
-                None => BTreeSet::new(),
-            },
+            forwarding,
             links: kernel
                 .links()?
                 .into_iter()
@@ -176,11 +185,18 @@ struct Objects {
 /// The devices that plan and mirror speak of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Devices {
-    pub(crate) tunnel: Option<u32>,
+    pub(crate) tunnels: ByFamily<u32>,
     pub(crate) underlay: u32,
 }
 
-/// Writes the difference. Nothing is deleted unless `complete`: only then is everything known that must stay.
+impl Devices {
+    fn is_tunnel(&self, link: u32) -> bool {
+        self.tunnels.values().any(|tunnel| *tunnel == link)
+    }
+}
+
+/// Writes the difference. Of a version of IP something is deleted only where it `may_delete`: where everything is known
+/// that must stay.
 ///
 /// The pods must be listed after the mirror was read: a pod's record is written before its route, so a route that the
 /// mirror has and the list has not is stale.
@@ -190,7 +206,7 @@ pub(crate) fn repair(
     plan: &Plan,
     devices: Devices,
     pods: &[PodRoute],
-    complete: bool,
+    may_delete: impl Fn(IpFamily) -> bool,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     let wanted = objects(plan, devices, pods, &mirror.links);
@@ -203,9 +219,7 @@ pub(crate) fn repair(
     for route in wanted.routes.values() {
         repair_route(kernel, route, &mirror.routes, devices, &mut outcome);
     }
-    if complete {
-        remove_stale(kernel, mirror, &wanted, devices, &mut outcome);
-    }
+    remove_stale(kernel, mirror, &wanted, devices, may_delete, &mut outcome);
     outcome
 }
 
@@ -233,23 +247,32 @@ fn remove_stale(
     mirror: &Mirror,
     wanted: &Objects,
     devices: Devices,
+    may_delete: impl Fn(IpFamily) -> bool,
     outcome: &mut Outcome,
 ) {
-    let stale = |route: &&Route| ours(route, devices) && !wanted.routes.contains_key(&route.destination);
+    let stale = |route: &&Route| {
+        ours(route, devices)
+            && may_delete(IpFamily::from(route.destination.ip()))
+            && !wanted.routes.contains_key(&route.destination)
+    };
     for route in mirror.routes.iter().filter(stale) {
         outcome.note(kernel.delete_route(route).absent_is_fine());
     }
     // A replaced entry has the same key as the wanted one: deleting the old value would delete the new one.
-    let wanted_macs: BTreeSet<_> = wanted.forwarding.iter().map(|entry| entry.mac).collect();
-    for entry in mirror
+    let wanted_macs: BTreeSet<_> = wanted
         .forwarding
         .iter()
-        .filter(|entry| !wanted_macs.contains(&entry.mac))
-    {
+        .map(|entry| (entry.link, entry.mac))
+        .collect();
+    for entry in mirror.forwarding.iter().filter(|entry| {
+        may_delete(IpFamily::from(entry.destination)) && !wanted_macs.contains(&(entry.link, entry.mac))
+    }) {
         outcome.note(kernel.delete_forwarding(entry).absent_is_fine());
     }
     let wanted_neighbours: BTreeSet<_> = wanted.neighbours.iter().map(|n| (n.link, n.address)).collect();
-    let on_tunnel = |neighbour: &&Neighbour| Some(neighbour.link) == devices.tunnel;
+    let on_tunnel = |neighbour: &&Neighbour| {
+        devices.is_tunnel(neighbour.link) && may_delete(IpFamily::from(neighbour.address))
+    };
     for neighbour in mirror.neighbours.iter().filter(on_tunnel) {
         if !wanted_neighbours.contains(&(neighbour.link, neighbour.address)) {
             outcome.note(kernel.delete_neighbour(neighbour).absent_is_fine());
@@ -259,14 +282,17 @@ fn remove_stale(
 
 /// Whether a route is ours to change: it carries our mark, or flannel made it on the device that is ours now.
 fn ours(route: &Route, devices: Devices) -> bool {
-    let flannels = route.protocol == FLANNELS_PROTOCOL && route.link == devices.tunnel && route.onlink;
+    let on_tunnel = route.link.is_some_and(|link| devices.is_tunnel(link));
+    let flannels = route.protocol == FLANNELS_PROTOCOL && on_tunnel && route.onlink;
     route.protocol == ROUTE_PROTOCOL || flannels
 }
 
 fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Objects {
     let mut objects = Objects::default();
-    for (subnet, remote) in &plan.remotes {
-        objects.add_remote(*subnet, remote, devices);
+    for (family, half) in plan.halves.iter() {
+        for (subnet, remote) in &half.remotes {
+            objects.add_remote(*subnet, remote, devices, family);
+        }
     }
     for pod in pods {
         // A device that is not there yet, or no more, has no route: its kernel event brings us back.
@@ -278,21 +304,20 @@ fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<St
 }
 
 impl Objects {
-    fn add_remote(&mut self, subnet: Ipv4Network, remote: &Remote, devices: Devices) {
-        let destination = IpNetwork::V4(subnet);
-        match (remote, devices.tunnel) {
+    fn add_remote(&mut self, subnet: IpNetwork, remote: &Remote, devices: Devices, family: IpFamily) {
+        match (remote, devices.tunnels.get(family)) {
             (Remote::Gateway { public_ip }, _) => {
-                let route = Route::via(destination, (*public_ip).into(), devices.underlay, ROUTE_PROTOCOL);
-                self.routes.insert(destination, route);
+                let route = Route::via(subnet, *public_ip, devices.underlay, ROUTE_PROTOCOL);
+                self.routes.insert(subnet, route);
             }
             (Remote::Tunnel { vtep, mac, public_ip }, Some(tunnel)) => {
                 self.neighbours
-                    .insert(Neighbour::permanent(tunnel, (*vtep).into(), mac.0));
+                    .insert(Neighbour::permanent(*tunnel, *vtep, mac.0));
                 self.forwarding
-                    .insert(Forwarding::permanent(tunnel, mac.0, (*public_ip).into()));
-                let mut route = Route::via(destination, (*vtep).into(), tunnel, ROUTE_PROTOCOL);
+                    .insert(Forwarding::permanent(*tunnel, mac.0, *public_ip));
+                let mut route = Route::via(subnet, *vtep, *tunnel, ROUTE_PROTOCOL);
                 route.onlink = true;
-                self.routes.insert(destination, route);
+                self.routes.insert(subnet, route);
             }
             (Remote::Tunnel { .. }, None) => {} // the device could not be made, which is told elsewhere
         }
@@ -300,15 +325,11 @@ impl Objects {
 
     fn add_pod(&mut self, pod: &PodRoute, link: u32) {
         self.neighbours
-            .insert(Neighbour::permanent(link, pod.address.into(), pod.pod_mac.0));
-        let destination = host(pod.address);
+            .insert(Neighbour::permanent(link, pod.address, pod.pod_mac.0));
+        let destination = IpNetwork::from(pod.address);
         self.routes
             .insert(destination, Route::on_link(destination, link, ROUTE_PROTOCOL));
     }
-}
-
-fn host(address: Ipv4Addr) -> IpNetwork {
-    IpNetwork::V4(Ipv4Network::from(address))
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The overlay of one node, put together: underlay → lease → kernel → status.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use model::lease::Lease;
-use model::{Mtu, with_causes};
+use model::{ByFamily, Mtu, with_causes};
 use netlink::Netlink;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -55,11 +56,11 @@ pub async fn run(
         let Some(found) = shutdown.run_until_cancelled(underlay).await else {
             return Ok(());
         };
-        tracing::info!(interface = %found.name, address = %found.public_ip, "underlay found");
+        tracing::info!(interface = %found.name, addresses = %told(&found.public_ips), "underlay found");
         match serve_on(&found, &config, &pods, &status, &shutdown).await? {
             Ended::Shutdown => return Ok(()),
             Ended::OtherUnderlay => {
-                tracing::warn!(address = %found.public_ip, "this node has another address now, starting over with it");
+                tracing::warn!(before = %told(&found.public_ips), "this node has other addresses now, starting over with them");
             }
         }
     }
@@ -81,8 +82,8 @@ async fn serve_on(
 ) -> Result<Ended, Error> {
     let settings = Settings {
         interface: found.name.clone(),
-        public_ip: found.public_ip,
         subnet_env: config.subnet_env.clone(),
+        anti_spoofing: config.anti_spoofing,
         pin_dir: config.pin_dir.clone(),
         fast_path: config.fast_path.clone(),
     };
@@ -92,8 +93,8 @@ async fn serve_on(
     };
     let (published, followed) = watch::channel(Followed::default());
     let follower = {
-        let (config, public_ip) = (config.clone(), found.public_ip);
-        blocking(move || Follower::new(config, public_ip, published)).await?
+        let (config, found) = (config.clone(), found.clone());
+        blocking(move || Follower::new(config, &found, published)).await?
     };
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Shutdown),
@@ -111,17 +112,25 @@ async fn serve_on(
 async fn await_other_underlay(config: &Config, found: &Found) {
     loop {
         tokio::time::sleep(UNDERLAY_CHECK).await;
-        if let Ok(now) = find_underlay(config).await
-            && (&now.name, now.public_ip) != (&found.name, found.public_ip)
+        if let Ok(now) = find_underlay(config, found.public_ips).await
+            && (&now.name, &now.public_ips) != (&found.name, &found.public_ips)
         {
             return;
         }
     }
 }
 
-async fn find_underlay(config: &Config) -> Result<Found, Error> {
-    let (interface, public_ip) = (config.interface.clone(), config.public_ip);
-    blocking(move || underlay::find(&mut Netlink::open()?, interface.as_deref(), public_ip)).await?
+async fn find_underlay(config: &Config, present: ByFamily<IpAddr>) -> Result<Found, Error> {
+    let wish = underlay::Wish {
+        interface: config.interface.clone(),
+        public_ips: config.public_ips,
+    };
+    blocking(move || underlay::find(&mut Netlink::open()?, &wish, &present)).await?
+}
+
+fn told(addresses: &ByFamily<IpAddr>) -> String {
+    let addresses: Vec<String> = addresses.values().map(IpAddr::to_string).collect();
+    addresses.join(" ")
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
@@ -133,7 +142,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Waits for the device that the others send to.
 async fn await_underlay(config: &Config, pods: &PodNetwork, status: &watch::Sender<Status>) -> Found {
     loop {
-        match find_underlay(config).await {
+        match find_underlay(config, ByFamily::default()).await {
             Ok(found) => return found,
             Err(error) => {
                 let problem = with_causes(&error);
@@ -182,7 +191,7 @@ fn publish(followed: &Followed, report: &Report, pods: &PodNetwork, status: &wat
     let network = followed.network.as_ref();
     let lease = network.map(|network| network.own.clone());
     match (&lease, report.mtu) {
-        (Some(lease), Some(mtu)) => pods.serve(lease.subnet, mtu),
+        (Some(lease), Some(mtu)) => pods.serve(lease.subnets(), mtu),
         _ => pods.wait_for(
             followed
                 .trouble

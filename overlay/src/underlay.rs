@@ -1,70 +1,129 @@
-//! Which device and address of this node the others send to.
+//! Which device and addresses of this node the others send to.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
-use model::Mtu;
+use ipnetwork::IpNetwork;
+use model::lease::Lease;
+use model::{ByFamily, IpFamily, Mtu};
 use netlink::{Kernel, Link, Scope};
 
 use crate::error::Error;
 use crate::plan::Underlay;
+
+/// Any address of the world: the route that is looked up is the default route (RFC 5737, RFC 3849).
+const ANYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// What the configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// The device. Default: that of the addresses, else that of the default route.
+    pub(crate) interface: Option<String>,
+    /// The addresses. Default: the device's.
+    pub(crate) public_ips: ByFamily<IpAddr>,
+}
 
 /// The device found, by name and index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) index: u32,
     pub(crate) name: String,
-    pub(crate) public_ip: Ipv4Addr,
+    pub(crate) public_ips: ByFamily<IpAddr>,
     pub(crate) underlay: Underlay,
 }
 
-/// Finds the device: by name, else by the public address, else that of the default route.
+impl Found {
+    /// The underlay as far as it has the addresses that a lease names, and what it has not.
+    pub(crate) fn underlay_of(&self, lease: &Lease) -> (Underlay, Vec<String>) {
+        let mut gone = Vec::new();
+        let networks = lease.sites.iter().filter_map(|(family, site)| {
+            let network = self.underlay.networks.get(family).copied();
+            let network = network.filter(|network| network.ip() == site.public_ip);
+            if network.is_none() {
+                gone.push(format!("device {} has no address {}", self.name, site.public_ip));
+            }
+            Some((family, network?))
+        });
+        let underlay = Underlay {
+            networks: networks.collect(),
+            mtu: self.underlay.mtu,
+        };
+        (underlay, gone)
+    }
+}
+
+/// Finds the device: by name, else by a public address, else that of the default route. Of its addresses those of
+/// `present` are taken where they are there, else the first ones: a second address changes nothing.
 pub(crate) fn find(
     kernel: &mut impl Kernel,
-    interface: Option<&str>,
-    public_ip: Option<Ipv4Addr>,
+    wish: &Wish,
+    present: &ByFamily<IpAddr>,
 ) -> Result<Found, Error> {
-    let link = match (interface, public_ip) {
+    let link = match (&wish.interface, wish.public_ips.values().next()) {
         (Some(name), _) => kernel
             .link_named(name)?
             .ok_or_else(|| missing(format!("there is no device {name}")))?,
-        (None, Some(public_ip)) => link_with(kernel, public_ip)?,
+        (None, Some(public_ip)) => link_with(kernel, *public_ip)?,
         (None, None) => link_of_default_route(kernel)?,
     };
     let addresses = kernel.addresses(Some(link.index))?;
     let networks = addresses
         .iter()
-        .filter(|address| address.scope == Scope::Universe);
-    let mut v4 = networks.filter_map(|address| match address.network {
-        IpNetwork::V4(network) => Some(network),
-        IpNetwork::V6(_) => None,
-    });
-    let network: Ipv4Network = match public_ip {
-        Some(wanted) => v4
-            .find(|network| network.ip() == wanted)
-            .ok_or_else(|| missing(format!("device {} has no address {wanted}", link.name)))?,
-        None => v4
-            .next()
-            .ok_or_else(|| missing(format!("device {} has no IPv4 address", link.name)))?,
-    };
+        .filter(|address| address.scope == Scope::Universe)
+        .map(|address| address.network);
+    let all: Vec<IpNetwork> = networks.collect();
+    let with = |wanted: IpAddr| all.iter().copied().find(|network| network.ip() == wanted);
+    wish.public_ips.try_map(|_, wanted| {
+        with(*wanted).ok_or_else(|| missing(format!("device {} has no address {wanted}", link.name)))
+    })?;
+    let preferred = [wish.public_ips, *present];
+    let networks: ByFamily<IpNetwork> = preferred
+        .iter()
+        .flat_map(ByFamily::values)
+        .filter_map(|address| with(*address))
+        .chain(all.iter().copied())
+        .collect();
+    if networks.is_empty() {
+        return Err(missing(format!("device {} has no address", link.name)));
+    }
     let underlay = Underlay {
-        network,
+        networks,
         mtu: Mtu(link.mtu),
     };
     Ok(Found {
         index: link.index,
         name: link.name,
-        public_ip: network.ip(),
+        public_ips: networks.map(|_, network| network.ip()),
         underlay,
     })
 }
 
-fn link_with(kernel: &mut impl Kernel, public_ip: Ipv4Addr) -> Result<Link, Error> {
-    let wanted = IpAddr::V4(public_ip);
+/// The addresses of the versions of IP that the network has.
+pub(crate) fn addresses_for(
+    families: &ByFamily<()>,
+    interface: &str,
+    public_ips: &ByFamily<IpAddr>,
+) -> Result<ByFamily<IpAddr>, Error> {
+    families.try_map(|family, ()| {
+        let version = match family {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        };
+        public_ips.get(family).copied().ok_or_else(|| {
+            missing(format!(
+                "device {interface} has no {version} address, which the network's configuration asks for"
+            ))
+        })
+    })
+}
+
+fn link_with(kernel: &mut impl Kernel, public_ip: IpAddr) -> Result<Link, Error> {
     let address = kernel
         .addresses(None)?
         .into_iter()
-        .find(|address| address.network.ip() == wanted);
+        .find(|address| address.network.ip() == public_ip);
     let address = address.ok_or_else(|| missing(format!("no device has the address {public_ip}")))?;
     kernel
         .link_at(address.link)?
@@ -72,9 +131,15 @@ fn link_with(kernel: &mut impl Kernel, public_ip: Ipv4Addr) -> Result<Link, Erro
 }
 
 fn link_of_default_route(kernel: &mut impl Kernel) -> Result<Link, Error> {
-    // Any address of the world: the route that is looked up is the default route.
-    let route = kernel.route_to(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))?;
-    let index = route.and_then(|route| route.link).ok_or_else(|| {
+    let mut index = None;
+    for anywhere in ANYWHERE {
+        let route = match index {
+            None => kernel.route_to(anywhere)?,
+            Some(_) => break,
+        };
+        index = route.and_then(|route| route.link);
+    }
+    let index = index.ok_or_else(|| {
         missing(
             "there is no default route: name the device or the address that other nodes send to".to_owned(),
         )
@@ -86,4 +151,83 @@ fn link_of_default_route(kernel: &mut impl Kernel) -> Result<Link, Error> {
 
 fn missing(what: String) -> Error {
     Error::Underlay(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink::{Address, FakeKernel};
+
+    use super::*;
+
+    fn told(kernel: &mut FakeKernel, wish: &Wish, present: &str) -> String {
+        let present: ByFamily<IpAddr> = present
+            .split_whitespace()
+            .map(|text| text.parse::<IpAddr>().expect("an address"))
+            .collect();
+        match find(kernel, wish, &present) {
+            Ok(found) => {
+                let networks = found.underlay.networks.values().map(IpNetwork::to_string);
+                format!("{} {}", found.name, networks.collect::<Vec<_>>().join(" "))
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_first_address_of_each_version_is_taken_unless_another_is_asked_for_or_in_use() {
+        let mut kernel = FakeKernel::new();
+        kernel.plug("eth0", [2, 0, 0, 0, 0, 1], 1500);
+        kernel.plug("eth1", [2, 0, 0, 0, 0, 2], 1500);
+        for network in ["172.30.0.11/24", "172.30.0.99/24", "fd77::11/64", "fd77::99/64"] {
+            kernel
+                .addresses
+                .push(Address::global(1, network.parse().expect("a network")));
+        }
+        kernel.addresses.push(Address {
+            scope: Scope::Link,
+            ..Address::global(1, "fe80::1/64".parse().expect("a network"))
+        });
+        let on = |interface: Option<&str>, public_ips: &[&str]| Wish {
+            interface: interface.map(str::to_owned),
+            public_ips: public_ips
+                .iter()
+                .map(|text| text.parse::<IpAddr>().expect("an address"))
+                .collect(),
+        };
+        let eth0 = Some("eth0");
+        let rows = [
+            (on(eth0, &[]), "", "eth0 172.30.0.11/24 fd77::11/64"),
+            (
+                on(eth0, &[]),
+                "172.30.0.99 fd77::99",
+                "eth0 172.30.0.99/24 fd77::99/64",
+            ),
+            (on(eth0, &[]), "172.30.0.77", "eth0 172.30.0.11/24 fd77::11/64"),
+            (
+                on(eth0, &["172.30.0.99"]),
+                "172.30.0.11",
+                "eth0 172.30.0.99/24 fd77::11/64",
+            ),
+            (on(None, &["fd77::99"]), "", "eth0 172.30.0.11/24 fd77::99/64"),
+            (
+                on(eth0, &["172.30.0.12"]),
+                "",
+                "device eth0 has no address 172.30.0.12",
+            ),
+            (
+                on(None, &["172.30.0.12"]),
+                "",
+                "no device has the address 172.30.0.12",
+            ),
+            (on(Some("eth1"), &[]), "", "device eth1 has no address"),
+            (on(Some("eth2"), &[]), "", "there is no device eth2"),
+        ];
+        for (wish, present, wanted) in rows {
+            assert_eq!(
+                told(&mut kernel, &wish, present),
+                wanted,
+                "{wish:?}, present {present}"
+            );
+        }
+    }
 }

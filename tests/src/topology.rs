@@ -109,7 +109,7 @@ impl Host {
         Ok(self.run(|| sysctl::write(setting, value))??)
     }
 
-    /// Gives a device of this host an address.
+    /// Gives a device of this host an address, which can be used at once: nobody is asked whether it is taken.
     ///
     /// # Errors
     /// When there is no such device.
@@ -118,7 +118,11 @@ impl Host {
         let link = kernel
             .link_named(device)?
             .with_context(|| format!("no device {device}"))?;
-        Ok(kernel.add_address(&Address::global(link.index, network))?)
+        let address = Address {
+            no_dad: network.is_ipv6(),
+            ..Address::global(link.index, network)
+        };
+        Ok(kernel.add_address(&address)?)
     }
 }
 

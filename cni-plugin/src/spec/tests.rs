@@ -142,6 +142,7 @@ fn a_configuration_tells_version_socket_and_what_is_in_use() {
             ifname: "eth0".to_owned(),
         }]),
         previous_devices: vec!["cw1".to_owned()],
+        wishes: Wishes::default(),
     };
     assert_eq!(conf, Ok(wanted));
     let least = parse_config(Verb::Add, br#"{"name":"x"}"#).expect("valid");
@@ -206,4 +207,38 @@ fn errors_echo_the_inputs_version_and_leave_empty_details_out() {
         wanted
     );
     assert_eq!(input_version(b"nonsense"), "0.1.0");
+}
+
+#[test]
+fn what_a_runtime_asks_for_is_read_as_runtimes_write_it() {
+    let conf = parse_config(
+        Verb::Add,
+        br#"{"cniVersion":"1.0.0","name":"x","runtimeConfig":{
+            "ips":["10.1.2.3/24","fd00::3"],"mac":"02:00:00:00:00:07","dns":{"servers":[]},
+            "portMappings":[
+                {"hostPort":80,"containerPort":8080,"protocol":"TCP","hostIP":"0.0.0.0"},
+                {"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"192.0.2.1"}]}}"#,
+    );
+    let port = |number| NonZeroU16::new(number).expect("a port");
+    let mapping = |host_port, container_port, protocol, host_ip: Option<&str>| PortMapping {
+        host_port: port(host_port),
+        container_port: port(container_port),
+        protocol,
+        host_ip: host_ip.map(|text| text.parse().expect("an address")),
+    };
+    let wanted = Wishes {
+        ips: ["10.1.2.3", "fd00::3"]
+            .map(|text| text.parse().expect("an address"))
+            .into(),
+        mac: Some(MacAddr([2, 0, 0, 0, 0, 7])),
+        port_mappings: vec![
+            mapping(80, 8080, Protocol::Tcp, None),
+            mapping(53, 53, Protocol::Udp, Some("192.0.2.1")),
+        ],
+    };
+    assert_eq!(conf.map(|conf| conf.wishes), Ok(wanted));
+    let nothing =
+        br#"{"cniVersion":"1.0.0","name":"x","runtimeConfig":{"ips":null,"mac":"","portMappings":[]}}"#;
+    let conf = parse_config(Verb::Add, nothing).expect("valid");
+    assert_eq!(conf.wishes, Wishes::default());
 }

@@ -1,9 +1,11 @@
 //! The pod network: the overlay, and the book of pod addresses that it shares with the CNI server.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use model::ByFamily;
 use overlay::Status;
 use overlay::fast_path::State;
 use overlay::pods::PodNetwork;
@@ -47,7 +49,7 @@ impl Pods {
 /// What the pod network tells other parts of the agent.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// The name of its tunnel device, once that is there.
+    /// The name of its tunnel device for IPv4, once that is there.
     pub tunnel: watch::Sender<Option<String>>,
     /// How pods of this node reach each other.
     pub fast_path: watch::Sender<State>,
@@ -83,10 +85,10 @@ async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
             fast_path,
             ..
         } = status.borrow_and_update().clone();
-        // The MTU is known once the device is there.
+        // The MTU is known once the devices are there.
         let device = network
             .filter(|_| mtu.is_some())
-            .and_then(|network| network.device_name());
+            .and_then(|network| network.device_names().v4);
         update(&told.tunnel, device);
         update(&told.fast_path, fast_path);
         if !problems.is_empty() {
@@ -138,9 +140,13 @@ pub fn settings(config: &Config, network: &Network) -> overlay::Config {
             key: etcd.key.clone(),
         },
         interface: network.interface.clone(),
-        public_ip: network.public_ip,
+        public_ips: ByFamily {
+            v4: network.public_ip.map(IpAddr::V4),
+            v6: network.public_ip_v6.map(IpAddr::V6),
+        },
         network: network.flannel_config(),
         subnet_env: network.subnet_env.clone(),
+        anti_spoofing: network.anti_spoofing,
         state_dir: config.state_dir.clone(),
         fast_path: fast_path(config, network),
         pin_dir: config.proxy.pin_dir.clone(),

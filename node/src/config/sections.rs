@@ -1,6 +1,6 @@
 //! The sections of the configuration, but for `proxy`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
@@ -66,6 +66,9 @@ pub struct Network {
     pub interface: Option<String>,
     /// The address that the other nodes send to. Default: the interface's first.
     pub public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6, where the network's configuration has it. Default: the interface's first that is not
+    /// link-local.
+    pub public_ip_v6: Option<Ipv6Addr>,
     /// flannel's network configuration (`Network`, `SubnetLen`, `Backend`, …), written to etcd if none is there;
     /// one that is there is never changed. Default: absent: wait until somebody wrote one.
     pub config: Option<serde_json::Value>,
@@ -73,12 +76,20 @@ pub struct Network {
     /// Default: `/run/flannel/subnet.env`.
     #[serde(default = "default_subnet_env")]
     pub subnet_env: PathBuf,
+    /// Whether packets are dropped that a pod sends from an address that is not its own, or to the tunnel's port, and
+    /// those that come through the tunnel from an address that is not the sending node's. Default: true.
+    #[serde(default = "default_anti_spoofing")]
+    pub anti_spoofing: bool,
     /// Whether TCP connections between pods of this node pass by its network stack, connection tracking included:
     /// less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's netfilter rules for
     /// forwarded packets are on the node, or Linux is older than 6.6, all packets take the stack regardless. Its maps
     /// are pinned in `proxy.pinDir`. Default: true.
     #[serde(default = "default_fast_path")]
     pub fast_path: bool,
+}
+
+fn default_anti_spoofing() -> bool {
+    true
 }
 
 fn default_fast_path() -> bool {

@@ -114,7 +114,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// A route through a device, in the main table.
+    /// A route through a device, in the main table, as the kernel tells it afterwards.
     #[must_use]
     pub const fn on_link(destination: IpNetwork, link: u32, protocol: u8) -> Self {
         Self {
@@ -123,11 +123,24 @@ impl Route {
             link: Some(link),
             source: None,
             protocol,
-            scope: Scope::Link,
+            // Routes of IPv6 have no scope.
+            scope: match destination {
+                IpNetwork::V4(_) => Scope::Link,
+                IpNetwork::V6(_) => Scope::Universe,
+            },
             table: TABLE_MAIN,
-            metric: 0,
+            metric: Self::usual_metric(destination),
             onlink: false,
             kind: RouteKind::Unicast,
+        }
+    }
+
+    /// The metric of a route for which none was asked: `IP6_RT_PRIO_USER` for IPv6.
+    #[must_use]
+    pub const fn usual_metric(destination: IpNetwork) -> u32 {
+        match destination {
+            IpNetwork::V4(_) => 0,
+            IpNetwork::V6(_) => 1024,
         }
     }
 

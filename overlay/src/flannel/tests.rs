@@ -4,26 +4,49 @@ use super::*;
 
 fn config(text: &str) -> Result<String, String> {
     let config = NetworkConfig::parse(text).map_err(|error| error.to_string())?;
-    let NetworkConfig {
-        network,
-        subnet_len,
-        subnet_min,
-        subnet_max,
-        backend,
-        wants_v6,
-    } = config;
-    let v6 = if wants_v6 { " v6" } else { "" };
-    Ok(format!(
-        "{network} /{subnet_len} {subnet_min}..{subnet_max} {backend:?}{v6}"
-    ))
+    let NetworkConfig { pools, backend } = config;
+    let pools = pools.values().map(|pool| {
+        let Pool {
+            network,
+            subnet_len,
+            subnet_min,
+            subnet_max,
+        } = pool;
+        format!("{network} /{subnet_len} {subnet_min}..{subnet_max} ")
+    });
+    Ok(format!("{}{backend:?}", pools.collect::<String>()))
 }
 
 #[test]
 fn configurations_are_read_with_flannels_defaults_names_and_checks() {
     let vxlan = "Vxlan { vni: Vni(1), port: 8472, mtu: None, gbp: false, direct_routing: false }";
-    let rows: [(&str, Result<String, &str>); 15] = [
+    let rows: [(&str, Result<String, &str>); 24] = [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan}"))),
-        (r#"{"network":"10.244.0.0/16","backend":{"type":"vxlan"},"enableipv6":true}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan} v6"))),
+        (r#"{"network":"10.244.0.0/16","backend":{"type":"vxlan"}}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan}"))),
+        (
+            r#"{"Network":"10.244.0.0/16","enableipv6":true,"ipv6network":"fd05::/48","Backend":{"Type":"vxlan"}}"#,
+            Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 fd05::/48 /64 fd05:0:0:1::..fd05:0:0:ffff:: {vxlan}")),
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/64","IPv6SubnetLen":80,"IPv6SubnetMin":"fd05::9:0:0:0","Backend":{"Type":"vxlan"}}"#,
+            Ok(format!("fd05::/64 /80 fd05::9:0:0:0..fd05::ffff:0:0:0 {vxlan}")),
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/63","Backend":{"Type":"vxlan"}}"#,
+            Ok(format!("fd05::/63 /65 fd05::8000:0:0:0..fd05:0:0:1:8000:: {vxlan}")),
+        ),
+        (r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"Backend":{"Type":"vxlan"}}"#, Err("IPv6Network: is missing")),
+        (r#"{"Network":"fd05::/48","Backend":{"Type":"vxlan"}}"#, Err(r#"Network: "fd05::/48" is not a network"#)),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fe80::/64","Backend":{"Type":"vxlan"}}"#,
+            Err("IPv6Network: fe80::/64 has link-local addresses"),
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/48","IPv6SubnetLen":127,"Backend":{"Type":"vxlan"}}"#,
+            Err("IPv6SubnetLen: 127 is not between 50 and 126"),
+        ),
+        (r#"{"EnableIPv4":false,"Backend":{"Type":"vxlan"}}"#, Err("EnableIPv4: is off, and EnableIPv6 too")),
+        (r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd05::/125","Backend":{"Type":"vxlan"}}"#, Err("IPv6Network: fd05::/125 is smaller than a /124")),
         (r#"{"Network":"10.5.0.0/23","Backend":{"Type":"vxlan"}}"#, Ok(format!("10.5.0.0/23 /25 10.5.0.128..10.5.1.128 {vxlan}"))),
         (
             r#"{"Network":"10.5.0.0/16","SubnetLen":26,"SubnetMin":"10.5.10.0","SubnetMax":"10.5.20.64","Backend":{"Type":"host-gw"}}"#,
@@ -57,6 +80,8 @@ fn keys_name_subnets_of_one_family_or_both() {
             "10.5.75.0-24&fd05:0:0:4a::-64",
             Some(("10.5.75.0/24", Some("fd05:0:0:4a::/64"))),
         ),
+        ("fd05:0:0:4a::-64", None),
+        ("10.5.44.0-24&10.5.45.0-24", None),
         ("10.5.44.0", None),
         ("10.5.44.0/24", None),
         ("10.5.44.0-33", None),
@@ -64,18 +89,21 @@ fn keys_name_subnets_of_one_family_or_both() {
         ("config", None),
     ];
     for (text, wanted) in rows {
-        let read = parse_key(text)
-            .ok()
-            .map(|(v4, v6)| (v4.to_string(), v6.map(|v6| v6.to_string())));
+        let read = parse_key(text).ok().map(|both| {
+            (
+                both.v4.expect("IPv4").to_string(),
+                both.v6.map(|v6| v6.to_string()),
+            )
+        });
         assert_eq!(
             read,
             wanted.map(|(v4, v6)| (v4.to_owned(), v6.map(str::to_owned))),
             "{text}"
         );
     }
-    let (v4, v6) = parse_key("10.5.75.0-24&fd05:0:0:4a::-64").expect("valid");
-    assert_eq!(parse_key(&key(v4, v6)), Ok((v4, v6)));
-    assert_eq!(key(v4, None), "10.5.75.0-24");
+    for text in ["10.5.75.0-24&fd05:0:0:4a::-64", "10.5.75.0-24"] {
+        assert_eq!(parse_key(text).map(|subnets| key(&subnets)), Ok(text.to_owned()));
+    }
 }
 
 #[track_caller]
@@ -102,6 +130,10 @@ fn leases_that_flannel_wrote_are_read_and_written_back_without_loss() {
         (
             "10.5.44.0-24",
             r#"{"PublicIP":"192.168.77.12","PublicIPv6":null,"BackendType":"host-gw","Rack":"r7"}"#,
+        ),
+        (
+            "10.5.44.0-24",
+            r#"{"PublicIP":"192.168.77.12","PublicIPv6":"fd77::12","BackendType":"host-gw"}"#,
         ),
     ];
     for (key, value) in rows {

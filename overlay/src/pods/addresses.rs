@@ -1,14 +1,17 @@
 //! Which address is whose: pure bookkeeping over the records of the log.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::Ipv4Network;
-use model::ObjectName;
+use ipnetwork::IpNetwork;
+use model::wiring::{PortMapping, Wishes};
+use model::{ByFamily, IpFamily, MacAddr, ObjectName};
 use serde::{Deserialize, Serialize};
 
+use crate::pool::{address, number};
+
 /// One interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AttachmentKey {
     /// `CNI_CONTAINERID`.
     pub container_id: String,
@@ -16,40 +19,94 @@ pub struct AttachmentKey {
     pub ifname: String,
 }
 
-/// An interface and the address it has.
+/// An interface and the addresses it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assigned {
     /// Which interface.
     #[serde(flatten)]
     pub key: AttachmentKey,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its IPv4 address. The names are those of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) address_v6: Option<Ipv6Addr>,
     /// Path of its network namespace.
     pub netns: String,
     /// The pod, where the runtime told.
     pub pod: Option<ObjectName>,
+    /// Its MAC address, where the runtime asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
     /// The boot of the machine that it was made in (`/proc/sys/kernel/random/boot_id`): after another boot it is
     /// gone, unless its namespace is there.
     pub boot: String,
+}
+
+impl Assigned {
+    pub(crate) fn new(key: AttachmentKey, addresses: &ByFamily<IpAddr>) -> Self {
+        let mut assigned = Self {
+            key,
+            address: None,
+            address_v6: None,
+            netns: String::new(),
+            pod: None,
+            mac: None,
+            port_mappings: Vec::new(),
+            boot: String::new(),
+        };
+        for address in addresses.values() {
+            match address {
+                IpAddr::V4(address) => assigned.address = Some(*address),
+                IpAddr::V6(address) => assigned.address_v6 = Some(*address),
+            }
+        }
+        assigned
+    }
+
+    /// Whether it is what a runtime asks for.
+    pub(super) fn grants(&self, wishes: &Wishes) -> bool {
+        let Wishes {
+            ips,
+            mac,
+            port_mappings,
+        } = wishes;
+        let addresses = self.addresses();
+        let has = |ip: &IpAddr| addresses.values().any(|address| address == ip);
+        ips.iter().all(has) && self.mac == *mac && self.port_mappings == *port_mappings
+    }
+
+    /// Its addresses, one of each version of IP at most, and one at least.
+    #[must_use]
+    pub fn addresses(&self) -> ByFamily<IpAddr> {
+        ByFamily {
+            v4: self.address.map(IpAddr::V4),
+            v6: self.address_v6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(super) enum Record {
-    /// An address was given.
+    /// Addresses were given.
     Add(Assigned),
-    /// An address came back. Kept over rewrites: it is the order in which addresses are given again.
-    Free { address: Ipv4Addr },
+    /// An address came back, and with it the other one of its interface. Kept over rewrites: it is the order in which
+    /// addresses are given again.
+    Free { address: IpAddr },
 }
 
 /// All addresses given, and when free ones came back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     by_key: BTreeMap<AttachmentKey, Assigned>,
-    by_address: HashMap<Ipv4Addr, AttachmentKey>,
+    by_address: HashMap<IpAddr, AttachmentKey>,
     /// Turn at which a free address came back; never used ones are not here, and go first.
-    freed: HashMap<Ipv4Addr, u64>,
+    freed: HashMap<IpAddr, u64>,
     turn: u64,
 }
 
@@ -85,38 +142,79 @@ impl Addresses {
     }
 
     /// The free address of a subnet that came back longest ago, or was never given. The first two, the network's own
-    /// and the node's (`FLANNEL_SUBNET`), and the broadcast address are never given.
-    pub(super) fn choose(&self, subnet: Ipv4Network) -> Option<Ipv4Addr> {
-        subnet
+    /// and the node's (`FLANNEL_SUBNET`), and the last one, IPv4's broadcast address, are never given.
+    pub(super) fn choose(&self, subnet: IpNetwork) -> Option<IpAddr> {
+        let free = usable(subnet).filter(|address| !self.by_address.contains_key(address));
+        let never_given = free.clone().find(|address| !self.freed.contains_key(address));
+        never_given.or_else(|| free.min_by_key(|address| self.freed.get(address).copied()))
+    }
+
+    /// Addresses of a node's subnets for an interface, one of each: those that are asked for, else free ones.
+    pub(super) fn choose_each(
+        &self,
+        subnets: &ByFamily<IpNetwork>,
+        wished: &[IpAddr],
+        key: &AttachmentKey,
+    ) -> Result<ByFamily<IpAddr>, Refused> {
+        let stray = wished
             .iter()
-            .skip(2)
-            .filter(|address| *address != subnet.broadcast() && !self.by_address.contains_key(address))
-            .min_by_key(|address| self.freed.get(address).copied().unwrap_or(0))
+            .find(|wished| subnets.get(IpFamily::from(**wished)).is_none());
+        if let Some(stray) = stray {
+            return Err(Refused::NotOfThisNode(*stray));
+        }
+        subnets.try_map(|family, subnet| {
+            let Some(wished) = wished.iter().find(|wished| IpFamily::from(**wished) == family) else {
+                return self.choose(*subnet).ok_or(Refused::Exhausted(*subnet));
+            };
+            let holder = self.by_address.get(wished);
+            if !is_usable(*subnet, *wished) {
+                Err(Refused::NotOfThisNode(*wished))
+            } else if holder.is_some_and(|holder| holder != key) {
+                Err(Refused::InUse(*wished))
+            } else {
+                Ok(*wished)
+            }
+        })
     }
 
     pub(super) fn assign(&mut self, assigned: Assigned) {
-        self.freed.remove(&assigned.address);
-        // A crash between two records may leave an older holder: the later record is the truth.
-        if let Some(holder) = self.by_address.insert(assigned.address, assigned.key.clone())
-            && holder != assigned.key
-        {
-            self.by_key.remove(&holder);
+        let addresses = assigned.addresses();
+        for address in addresses.values() {
+            self.freed.remove(address);
+            // A crash between two records may leave an older holder: the later record is the truth.
+            if let Some(holder) = self.by_address.get(address).cloned()
+                && holder != assigned.key
+                && let Some(before) = self.by_key.remove(&holder)
+            {
+                self.free_addresses(&before, &addresses);
+            }
         }
-        if let Some(before) = self.by_key.insert(assigned.key.clone(), assigned.clone())
-            && before.address != assigned.address
-        {
-            self.free_address(before.address);
+        for address in addresses.values() {
+            self.by_address.insert(*address, assigned.key.clone());
+        }
+        if let Some(before) = self.by_key.insert(assigned.key.clone(), assigned) {
+            self.free_addresses(&before, &addresses);
         }
     }
 
-    pub(super) fn free(&mut self, address: Ipv4Addr) {
-        if let Some(key) = self.by_address.get(&address) {
-            self.by_key.remove(&key.clone());
+    pub(super) fn free(&mut self, address: IpAddr) {
+        let holder = self.by_address.get(&address).cloned();
+        match holder.and_then(|key| self.by_key.remove(&key)) {
+            Some(assigned) => self.free_addresses(&assigned, &ByFamily::default()),
+            None => self.free_address(address),
         }
-        self.free_address(address);
     }
 
-    fn free_address(&mut self, address: Ipv4Addr) {
+    /// Frees the addresses of an interface, but for those that stay in use.
+    fn free_addresses(&mut self, assigned: &Assigned, in_use: &ByFamily<IpAddr>) {
+        for address in assigned.addresses().values() {
+            if !in_use.values().any(|used| used == address) {
+                self.free_address(*address);
+            }
+        }
+    }
+
+    fn free_address(&mut self, address: IpAddr) {
         self.by_address.remove(&address);
         self.turn += 1;
         self.freed.insert(address, self.turn);
@@ -126,30 +224,63 @@ impl Addresses {
     pub(super) fn retract(&mut self, assigned: &Assigned) {
         if self.by_key.get(&assigned.key) == Some(assigned) {
             self.by_key.remove(&assigned.key);
-            self.by_address.remove(&assigned.address);
+            for address in assigned.addresses().values() {
+                self.by_address.remove(address);
+            }
         }
     }
+}
+
+/// Whether an address of a subnet may be given to who asks for it.
+fn is_usable(subnet: IpNetwork, address: IpAddr) -> bool {
+    let place = number(address).checked_sub(number(subnet.network()));
+    let last = number(subnet.broadcast()) - number(subnet.network());
+    subnet.contains(address) && place.is_some_and(|place| (2..last).contains(&place))
+}
+
+/// Why an interface gets no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A subnet has no free one.
+    Exhausted(IpNetwork),
+    /// What was asked for is not in a subnet of this node, or one of those that are never given.
+    NotOfThisNode(IpAddr),
+    /// Another interface has what was asked for.
+    InUse(IpAddr),
+}
+
+/// How many addresses of a subnet are used: more pods than a node can have, and few enough to go around.
+const MOST: u128 = 1 << 16;
+
+/// The addresses of a subnet that may be given, in order.
+fn usable(subnet: IpNetwork) -> impl Iterator<Item = IpAddr> + Clone {
+    let first = number(subnet.network());
+    let last = number(subnet.broadcast()) - first;
+    (2..last.min(MOST)).filter_map(move |place| address(subnet.is_ipv4(), first + place))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn assigned(container: &str, address: &str) -> Assigned {
-        Assigned {
-            key: AttachmentKey {
-                container_id: container.to_owned(),
-                ifname: "eth0".to_owned(),
-            },
-            address: address.parse().expect("address"),
-            netns: String::new(),
-            pod: None,
-            boot: String::new(),
-        }
+    /// `addresses` names one of each version of IP.
+    fn assigned(container: &str, addresses: &str) -> Assigned {
+        let key = AttachmentKey {
+            container_id: container.to_owned(),
+            ifname: "eth0".to_owned(),
+        };
+        Assigned::new(key, &addresses.split_whitespace().map(address).collect())
     }
 
-    fn address(text: &str) -> Ipv4Addr {
+    fn address(text: &str) -> IpAddr {
         text.parse().expect("address")
+    }
+
+    fn holders(addresses: &Addresses) -> Vec<&str> {
+        addresses
+            .iter()
+            .map(|assigned| assigned.key.container_id.as_str())
+            .collect()
     }
 
     #[test]
@@ -189,7 +320,7 @@ mod tests {
             addresses.assign(assigned(&format!("c{last}"), &format!("10.244.1.{last}")));
         }
         for last in [4, 2, 6] {
-            addresses.free(Ipv4Addr::new(10, 244, 1, last));
+            addresses.free(address(&format!("10.244.1.{last}")));
         }
         let mut again = Addresses::replay(addresses.records());
         for _ in 0..3 {
@@ -208,12 +339,100 @@ mod tests {
             Record::Add(assigned("old", "10.244.1.2")),
             Record::Add(assigned("new", "10.244.1.2")),
         ]);
+        assert_eq!(holders(&addresses), ["new"]);
+    }
+
+    #[test]
+    fn both_addresses_of_an_interface_come_and_go_together() {
+        let subnets: ByFamily<IpNetwork> = ["10.244.1.0/29", "fd05:0:0:1::/64"]
+            .map(|text| text.parse::<IpNetwork>().expect("subnet"))
+            .into_iter()
+            .collect();
+        let mut addresses = Addresses::default();
+        for container in ["a", "b"] {
+            let each = addresses
+                .choose_each(&subnets, &[], &assigned(container, "").key)
+                .expect("free");
+            addresses.assign(Assigned::new(assigned(container, "").key, &each));
+        }
+        let b = addresses
+            .get(&assigned("b", "").key)
+            .expect("assigned")
+            .addresses();
         assert_eq!(
-            addresses
-                .iter()
-                .map(|a| a.key.container_id.as_str())
-                .collect::<Vec<_>>(),
-            ["new"]
+            b.values().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.244.1.3", "fd05:0:0:1::3"]
+        );
+        addresses.free(address("10.244.1.2"));
+        assert_eq!(holders(&addresses), ["b"]);
+        for (subnet, freed) in [(subnets.v4, "10.244.1.2"), (subnets.v6, "fd05:0:0:1::2")] {
+            assert!(addresses.freed.contains_key(&address(freed)), "{subnet:?}");
+        }
+        assert_eq!(Addresses::replay(addresses.records()).freed, addresses.freed);
+        // The later record has one address of each of two older holders.
+        addresses.assign(assigned("c", "10.244.1.4 fd05:0:0:1::4"));
+        addresses.assign(assigned("d", "10.244.1.3 fd05:0:0:1::4"));
+        assert_eq!(holders(&addresses), ["d"]);
+        assert_eq!(addresses.by_address.len(), 2);
+        let full = (5..7).map(|last| assigned(&format!("n{last}"), &format!("10.244.1.{last}")));
+        full.for_each(|assigned| addresses.assign(assigned));
+        addresses.assign(assigned("m", "10.244.1.2"));
+        addresses.assign(assigned("o", "10.244.1.4"));
+        assert_eq!(
+            addresses.choose_each(&subnets, &[], &assigned("p", "").key),
+            Err(Refused::Exhausted(subnets.v4.expect("dual stack")))
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_asked_for_is_given_to_one_and_only_if_it_is_of_this_node() {
+        let subnets: ByFamily<IpNetwork> = ["10.244.1.0/29", "fd05:0:0:1::/64"]
+            .map(|text| text.parse::<IpNetwork>().expect("subnet"))
+            .into_iter()
+            .collect();
+        let mut addresses = Addresses::default();
+        addresses.assign(assigned("a", "10.244.1.4 fd05:0:0:1::4"));
+        let told = |wished: &str, container: &str| {
+            let wished: Vec<IpAddr> = wished.split_whitespace().map(address).collect();
+            match addresses.choose_each(&subnets, &wished, &assigned(container, "").key) {
+                Ok(each) => each
+                    .values()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                Err(refused) => format!("{refused:?}"),
+            }
+        };
+        let rows = [
+            ("", "b", "10.244.1.2 fd05:0:0:1::2"),
+            ("10.244.1.5", "b", "10.244.1.5 fd05:0:0:1::2"),
+            ("fd05:0:0:1:9::9", "b", "10.244.1.2 fd05::1:9:0:0:9"),
+            ("10.244.1.4", "a", "10.244.1.4 fd05:0:0:1::2"),
+            ("10.244.1.4", "b", "InUse(10.244.1.4)"),
+            ("10.244.2.4", "b", "NotOfThisNode(10.244.2.4)"),
+            ("10.244.1.1", "b", "NotOfThisNode(10.244.1.1)"),
+            ("10.244.1.7", "b", "NotOfThisNode(10.244.1.7)"),
+            ("fd05:0:0:2::4", "b", "NotOfThisNode(fd05:0:0:2::4)"),
+        ];
+        for (wished, container, wanted) in rows {
+            assert_eq!(told(wished, container), wanted, "{wished} for {container}");
+        }
+    }
+
+    #[test]
+    fn a_log_from_before_there_was_ipv6_is_read() {
+        let line = r#"{"op":"add","container_id":"a","ifname":"eth0","address":"10.244.1.2","netns":"n","pod":null,"boot":"b"}"#;
+        let record: Record = serde_json::from_str(line).expect("readable");
+        let wanted = Assigned {
+            netns: "n".to_owned(),
+            boot: "b".to_owned(),
+            ..assigned("a", "10.244.1.2")
+        };
+        assert_eq!(record, Record::Add(wanted));
+        assert_eq!(
+            serde_json::to_string(&record).expect("plain data"),
+            line,
+            "and by that version"
         );
     }
 }

@@ -11,18 +11,18 @@ pub mod wiring;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnetwork::Ipv4Network;
-use model::wiring::WiringPlan;
-use model::{Mtu, ObjectName};
+use ipnetwork::IpNetwork;
+use model::wiring::{WiringPlan, Wishes};
+use model::{ByFamily, Mtu, ObjectName};
 use netlink::{AbsentIsFine, Kernel, Netlink};
 
 pub use addresses::{Assigned, AttachmentKey};
 
-use addresses::{Addresses, Record};
+use addresses::{Addresses, Record, Refused};
 use log::Log;
 
 /// The log is rewritten once it has this many lines more than it needs.
@@ -37,6 +37,8 @@ pub struct Attachment {
     pub netns: String,
     /// The pod, where the runtime told.
     pub pod: Option<ObjectName>,
+    /// What else the runtime asks for.
+    pub wishes: Wishes,
 }
 
 /// Why a pod was not served.
@@ -52,10 +54,21 @@ pub enum PodError {
     #[error("no free address in {subnet}: {used} in use")]
     Exhausted {
         /// The node's subnet.
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         /// How many interfaces have an address.
         used: usize,
     },
+    /// An address that was asked for is not of this node's subnet, or is the node's own.
+    #[error("address {address} cannot be given here: this node gives addresses of {}", .subnets.join(" and "))]
+    NotOfThisNode {
+        /// What was asked for.
+        address: IpAddr,
+        /// What there is.
+        subnets: Vec<String>,
+    },
+    /// Another interface has an address that was asked for.
+    #[error("address {0} is in use")]
+    InUse(IpAddr),
     /// The interface was never added, or was removed.
     #[error("interface {} of container {} is not known", .0.ifname, .0.container_id)]
     Unknown(AttachmentKey),
@@ -97,8 +110,41 @@ struct State {
 enum Place {
     /// Nowhere yet.
     Waiting { reason: String },
-    /// Into this subnet.
-    Ready { subnet: Ipv4Network, mtu: Mtu },
+    /// Into these subnets, with an address of each.
+    Ready { subnets: ByFamily<IpNetwork>, mtu: Mtu },
+}
+
+impl State {
+    /// Addresses for an interface, one of each subnet.
+    fn choose(
+        &self,
+        subnets: &ByFamily<IpNetwork>,
+        wished: &[IpAddr],
+        key: &AttachmentKey,
+    ) -> Result<ByFamily<IpAddr>, PodError> {
+        let chosen = self.addresses.choose_each(subnets, wished, key);
+        chosen.map_err(|refused| match refused {
+            Refused::Exhausted(subnet) => PodError::Exhausted {
+                subnet,
+                used: self.addresses.iter().count(),
+            },
+            Refused::InUse(address) => PodError::InUse(address),
+            Refused::NotOfThisNode(address) => PodError::NotOfThisNode {
+                address,
+                subnets: subnets.values().map(IpNetwork::to_string).collect(),
+            },
+        })
+    }
+}
+
+/// Whether there is an address of each subnet, and no other.
+fn are_of(addresses: &ByFamily<IpAddr>, subnets: &ByFamily<IpNetwork>) -> bool {
+    addresses.families() == subnets.families()
+        && subnets.iter().all(|(family, subnet)| {
+            addresses
+                .get(family)
+                .is_some_and(|address| subnet.contains(*address))
+        })
 }
 
 impl fmt::Debug for PodNetwork {
@@ -135,10 +181,10 @@ impl PodNetwork {
         let boot = boot_id();
         let lines = recovered.records.len();
         let mut addresses = Addresses::replay(recovered.records);
-        let gone: Vec<Ipv4Addr> = addresses
+        let gone: Vec<IpAddr> = addresses
             .iter()
             .filter(|assigned| assigned.boot != boot && !Path::new(&assigned.netns).exists())
-            .map(|assigned| assigned.address)
+            .filter_map(|assigned| assigned.addresses().values().next().copied())
             .collect();
         for address in &gone {
             addresses.free(*address);
@@ -177,16 +223,17 @@ impl PodNetwork {
     pub fn add(&self, attachment: &Attachment) -> Result<WiringPlan, PodError> {
         let (assigned, mtu, ticket) = {
             let mut state = self.lock();
-            let (subnet, mtu) = match &state.place {
+            let (subnets, mtu) = match &state.place {
                 Place::Waiting { reason } => {
                     return Err(PodError::NotReady {
                         reason: reason.clone(),
                     });
                 }
-                Place::Ready { subnet, mtu } => (*subnet, *mtu),
+                Place::Ready { subnets, mtu } => (*subnets, *mtu),
             };
             if let Some(assigned) = state.addresses.get(&attachment.key)
-                && subnet.contains(assigned.address)
+                && are_of(&assigned.addresses(), &subnets)
+                && assigned.grants(&attachment.wishes)
             {
                 let plan = wiring::plan_pod(assigned, mtu);
                 drop(state);
@@ -194,17 +241,14 @@ impl PodNetwork {
                 self.sync(self.shared.log.all())?;
                 return Ok(plan);
             }
-            let used = state.addresses.iter().count();
-            let address = state
-                .addresses
-                .choose(subnet)
-                .ok_or(PodError::Exhausted { subnet, used })?;
+            let addresses = state.choose(&subnets, &attachment.wishes.ips, &attachment.key)?;
             let assigned = Assigned {
-                key: attachment.key.clone(),
-                address,
                 netns: attachment.netns.clone(),
                 pod: attachment.pod.clone(),
+                mac: attachment.wishes.mac,
+                port_mappings: attachment.wishes.port_mappings.clone(),
                 boot: self.shared.boot.clone(),
+                ..Assigned::new(attachment.key.clone(), &addresses)
             };
             let ticket = self.append(&Record::Add(assigned.clone()))?;
             state.addresses.assign(assigned.clone());
@@ -229,10 +273,11 @@ impl PodNetwork {
             let Some(assigned) = state.addresses.get(key).cloned() else {
                 return Ok(None);
             };
-            let ticket = self.append(&Record::Free {
-                address: assigned.address,
-            })?;
-            state.addresses.free(assigned.address);
+            let Some(address) = assigned.addresses().values().next().copied() else {
+                return Ok(None);
+            };
+            let ticket = self.append(&Record::Free { address })?;
+            state.addresses.free(address);
             (assigned, ticket)
         };
         if let Err(error) = self.sync(ticket) {
@@ -301,19 +346,13 @@ impl PodNetwork {
             Place::Waiting { reason } => Err(PodError::NotReady {
                 reason: reason.clone(),
             }),
-            Place::Ready { subnet, .. } => match state.addresses.choose(*subnet) {
-                Some(_) => Ok(()),
-                None => Err(PodError::Exhausted {
-                    subnet: *subnet,
-                    used: state.addresses.iter().count(),
-                }),
-            },
+            Place::Ready { subnets, .. } => state.choose(subnets, &[], &AttachmentKey::default()).map(drop),
         }
     }
 
-    /// New pods go into this subnet. Those that have an address elsewhere keep it.
-    pub fn serve(&self, subnet: Ipv4Network, mtu: Mtu) {
-        self.lock().place = Place::Ready { subnet, mtu };
+    /// New pods get an address of each of these subnets. Those that have addresses elsewhere keep them.
+    pub fn serve(&self, subnets: ByFamily<IpNetwork>, mtu: Mtu) {
+        self.lock().place = Place::Ready { subnets, mtu };
     }
 
     /// New pods have to wait.

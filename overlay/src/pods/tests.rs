@@ -15,7 +15,7 @@ impl Place {
 
     fn open(&self) -> PodNetwork {
         let pods = PodNetwork::open(&self.0).expect("open");
-        pods.serve("10.244.1.0/29".parse().expect("subnet"), Mtu(1450));
+        pods.serve(subnets(&["10.244.1.0/29"]), Mtu(1450));
         pods
     }
 }
@@ -24,6 +24,11 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+fn subnets(texts: &[&str]) -> ByFamily<IpNetwork> {
+    let subnet = |text: &&str| text.parse::<IpNetwork>().expect("subnet");
+    texts.iter().map(subnet).collect()
 }
 
 fn key(container: &str) -> AttachmentKey {
@@ -38,13 +43,17 @@ fn attachment(container: &str) -> Attachment {
         key: key(container),
         netns: "/proc/self/ns/net".to_owned(),
         pod: None,
+        wishes: Wishes::default(),
     }
 }
 
 fn addresses(pods: &PodNetwork) -> Vec<(String, String)> {
     pods.list()
         .into_iter()
-        .map(|a| (a.key.container_id, a.address.to_string()))
+        .map(|assigned| {
+            let addresses: Vec<String> = assigned.addresses().values().map(IpAddr::to_string).collect();
+            (assigned.key.container_id, addresses.join(" "))
+        })
         .collect()
 }
 
@@ -86,6 +95,32 @@ fn a_freed_address_is_given_again_last_and_freeing_twice_is_fine() {
 }
 
 #[test]
+fn a_pod_that_is_added_again_after_its_node_got_ipv6_gets_both_addresses() {
+    let place = Place::new("dual");
+    let pods = place.open();
+    pods.add(&attachment("a")).expect("add");
+    pods.serve(subnets(&["10.244.1.0/29", "fd05:0:0:1::/64"]), Mtu(1430));
+    assert_eq!(
+        addresses(&pods),
+        [pair("a", "10.244.1.2")],
+        "a pod that runs keeps what it has"
+    );
+    pods.add(&attachment("a")).expect("add again");
+    pods.add(&attachment("b")).expect("add");
+    let expected = [
+        pair("a", "10.244.1.3 fd05:0:0:1::2"),
+        pair("b", "10.244.1.4 fd05:0:0:1::3"),
+    ];
+    assert_eq!(addresses(&pods), expected);
+    drop(pods);
+    let pods = place.open();
+    assert_eq!(addresses(&pods), expected, "kept over a restart");
+    assert!(pods.remove(&key("a")).expect("remove").is_some());
+    let pods = place.open();
+    assert_eq!(addresses(&pods), expected.get(1..).expect("two"), "both went");
+}
+
+#[test]
 fn nothing_is_given_before_the_node_has_a_subnet() {
     let place = Place::new("waiting");
     let pods = PodNetwork::open(&place.0).expect("open");
@@ -102,18 +137,17 @@ fn interfaces_of_an_earlier_boot_are_forgotten_unless_their_namespace_is_there()
     let place = Place::new("boot");
     fs::create_dir_all(&place.0).expect("directory");
     let (log, _) = Log::open::<Record>(&place.0.join("pods.log")).expect("open");
-    let assigned = |container: &str, last, netns: &str| {
+    let assigned = |container: &str, address: &str, netns: &str| {
+        let address: IpAddr = address.parse().expect("an address");
         Record::Add(Assigned {
-            key: key(container),
-            address: Ipv4Addr::new(10, 244, 1, last),
             netns: netns.to_owned(),
-            pod: None,
             boot: "another".to_owned(),
+            ..Assigned::new(key(container), &[address].into_iter().collect())
         })
     };
     log.rewrite([
-        assigned("gone", 2, "/nonexistent"),
-        assigned("there", 3, "/proc/self/ns/net"),
+        assigned("gone", "10.244.1.2", "/nonexistent"),
+        assigned("there", "10.244.1.3", "/proc/self/ns/net"),
     ])
     .expect("write");
     assert_eq!(addresses(&place.open()), [pair("there", "10.244.1.3")]);
@@ -128,7 +162,7 @@ fn interfaces_of_an_earlier_boot_are_forgotten_unless_their_namespace_is_there()
 fn concurrent_callers_get_different_addresses() {
     let place = Place::new("concurrent");
     let pods = PodNetwork::open(&place.0).expect("open");
-    pods.serve("10.244.2.0/24".parse().expect("subnet"), Mtu(1450));
+    pods.serve(subnets(&["10.244.2.0/24", "fd05:0:0:2::/64"]), Mtu(1430));
     let plans: Vec<WiringPlan> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..64)
             .map(|number| {
@@ -141,8 +175,8 @@ fn concurrent_callers_get_different_addresses() {
             .map(|worker| worker.join().expect("no panic"))
             .collect()
     });
-    let distinct: BTreeSet<_> = plans.iter().map(|plan| plan.addresses.clone()).collect();
-    assert_eq!(distinct.len(), plans.len());
+    let distinct: BTreeSet<_> = plans.iter().flat_map(|plan| plan.addresses.clone()).collect();
+    assert_eq!(distinct.len(), 2 * plans.len(), "one of each version");
 }
 
 #[test]

@@ -1,42 +1,53 @@
-//! The plan by which one pod is wired: names, MAC addresses and routes that follow from its key and address alone.
+//! The plan by which one pod is wired: names, MAC addresses and routes that follow from its key and addresses alone.
 //!
-//! Packet walk, pod to anywhere: the pod's default route points to 169.254.1.1, whose MAC address is a permanent
-//! neighbour entry, so that no ARP is ever asked; the frame enters the host at the veth's other end, addressed to it,
-//! and is routed. Back: the host's `/32` route names the veth, and the permanent neighbour entry of the pod's address
-//! its MAC address. No bridge, no learning, no broadcast.
+//! Packet walk, pod to anywhere: the pod's default route points to 169.254.1.1 or fe80::1, whose MAC address is a
+//! permanent neighbour entry, so that nobody is asked for it; the frame enters the host at the veth's other end,
+//! addressed to it, and is routed. Back: the host's `/32` or `/128` route names the veth, and the permanent neighbour
+//! entry of the pod's address its MAC address. No bridge, no learning, no broadcast.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use model::wiring::{HOST_IFNAME_PREFIX, PodRoute, WiringPlan};
-use model::{MacAddr, Mtu};
+use model::{IpFamily, MacAddr, Mtu};
 use sha2::{Digest, Sha256};
 
 use super::addresses::{Assigned, AttachmentKey};
 
-/// The pods' next hop. Link-local (RFC 3927), the same in every pod; no host owns it.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The pods' next hop. Link-local (RFC 3927, RFC 4291 §2.5.6), the same in every pod; no host owns it.
+#[must_use]
+pub const fn gateway(family: IpFamily) -> IpAddr {
+    match family {
+        IpFamily::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+        IpFamily::V6 => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+    }
+}
 
 /// Plans one pod's interface.
 #[must_use]
 pub fn plan_pod(assigned: &Assigned, mtu: Mtu) -> WiringPlan {
-    let on_link = PodRoute {
-        destination: host_network(GATEWAY),
-        gateway: None,
-    };
-    let default = PodRoute {
-        destination: default_destination(),
-        gateway: Some(GATEWAY.into()),
-    };
+    let addresses = assigned.addresses();
+    let routes = addresses.iter().flat_map(|(family, _)| {
+        let gateway = gateway(family);
+        let on_link = PodRoute {
+            destination: IpNetwork::from(gateway),
+            gateway: None,
+        };
+        let default = PodRoute {
+            destination: everywhere(family),
+            gateway: Some(gateway),
+        };
+        [on_link, default]
+    });
     WiringPlan {
         host_ifname: host_ifname(&assigned.key),
         host_mac: mac(&assigned.key, "host"),
         pod_ifname: assigned.key.ifname.clone(),
-        pod_mac: mac(&assigned.key, "pod"),
+        pod_mac: pod_mac(assigned),
         mtu,
-        addresses: vec![host_network(assigned.address)],
-        gateways: vec![IpAddr::V4(GATEWAY)],
-        routes: vec![on_link, default],
+        addresses: addresses.values().copied().map(IpNetwork::from).collect(),
+        gateways: addresses.iter().map(|(family, _)| gateway(family)).collect(),
+        routes: routes.collect(),
     }
 }
 
@@ -53,8 +64,8 @@ pub fn host_ifname(key: &AttachmentKey) -> String {
 
 /// MAC address of the pod's device.
 #[must_use]
-pub fn pod_mac(key: &AttachmentKey) -> MacAddr {
-    mac(key, "pod")
+pub fn pod_mac(assigned: &Assigned) -> MacAddr {
+    assigned.mac.unwrap_or_else(|| mac(&assigned.key, "pod"))
 }
 
 fn mac(key: &AttachmentKey, side: &str) -> MacAddr {
@@ -66,13 +77,12 @@ fn digest(key: &AttachmentKey, purpose: &str) -> [u8; 32] {
     Sha256::digest(format!("{purpose}\0{}\0{}", key.container_id, key.ifname)).into()
 }
 
-fn host_network(address: Ipv4Addr) -> IpNetwork {
-    IpNetwork::V4(Ipv4Network::from(address))
-}
-
-fn default_destination() -> IpNetwork {
-    let everything = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0);
-    IpNetwork::V4(everything.expect("invariant: 0 is a prefix length of IPv4"))
+fn everywhere(family: IpFamily) -> IpNetwork {
+    let unspecified = match family {
+        IpFamily::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpFamily::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    IpNetwork::new(unspecified, 0).expect("invariant: 0 is a prefix length")
 }
 
 #[cfg(test)]
@@ -85,22 +95,22 @@ mod tests {
             container_id: "c1".to_owned(),
             ifname: "eth0".to_owned(),
         };
-        let assigned = Assigned {
-            key: key.clone(),
-            address: Ipv4Addr::new(10, 244, 1, 2),
-            netns: "/run/netns/x".to_owned(),
-            pod: None,
-            boot: String::new(),
-        };
+        let both = ["10.244.1.2", "fd05:0:0:1::2"].map(|text| text.parse::<IpAddr>().expect("an address"));
+        let assigned = Assigned::new(key.clone(), &both.into_iter().collect());
         let plan = plan_pod(&assigned, Mtu(1450));
         let json = serde_json::to_value(&plan).expect("plain data");
-        assert_eq!(json["addresses"], serde_json::json!(["10.244.1.2/32"]));
-        assert_eq!(json["gateways"], serde_json::json!(["169.254.1.1"]));
+        assert_eq!(
+            json["addresses"],
+            serde_json::json!(["10.244.1.2/32", "fd05:0:0:1::2/128"])
+        );
+        assert_eq!(json["gateways"], serde_json::json!(["169.254.1.1", "fe80::1"]));
         assert_eq!(
             json["routes"],
             serde_json::json!([
                 {"destination": "169.254.1.1/32", "gateway": null},
                 {"destination": "0.0.0.0/0", "gateway": "169.254.1.1"},
+                {"destination": "fe80::1/128", "gateway": null},
+                {"destination": "::/0", "gateway": "fe80::1"},
             ])
         );
         assert_eq!((plan.host_ifname.len(), plan.pod_ifname.as_str()), (14, "eth0"));

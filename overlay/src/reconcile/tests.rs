@@ -1,6 +1,6 @@
 //! Plans against a kernel in memory, damaged as operators and races damage it.
 
-use model::lease::{Encap, Lease};
+use model::lease::{Encap, Lease, Site};
 use model::{Mtu, Vni};
 use netlink::{FakeKernel, Operation};
 use nix::errno::Errno;
@@ -16,17 +16,38 @@ fn mac(last: u8) -> MacAddr {
 }
 
 fn lease(third: u8, node: u8, mac_of: u8) -> Lease {
-    Lease {
-        subnet: Ipv4Network::new(Ipv4Addr::new(10, 5, third, 0), 24).expect("valid"),
-        subnet_v6: None,
-        public_ip: Ipv4Addr::new(172, 30, 0, node),
-        public_ip_v6: None,
+    let site = |subnet: String, public_ip: String, mac_of| Site {
+        subnet: subnet.parse().expect("a subnet"),
+        public_ip: public_ip.parse().expect("an address"),
         encap: Encap::Vxlan {
             vni: Vni(1),
             vtep_mac: mac(mac_of),
         },
-        encap_v6: None,
+    };
+    Lease {
+        sites: ByFamily {
+            v4: Some(site(
+                format!("10.5.{third}.0/24"),
+                format!("172.30.0.{node}"),
+                mac_of,
+            )),
+            v6: None,
+        },
     }
+}
+
+/// The same node with a subnet of each version.
+fn dual(third: u8, node: u8, mac_of: u8) -> Lease {
+    let mut lease = lease(third, node, mac_of);
+    lease.sites.v6 = Some(Site {
+        subnet: format!("fd05:0:0:{third}::/64").parse().expect("a subnet"),
+        public_ip: format!("fd77::{node}").parse().expect("an address"),
+        encap: Encap::Vxlan {
+            vni: Vni(1),
+            vtep_mac: mac(0x60 + mac_of),
+        },
+    });
+    lease
 }
 
 struct Node {
@@ -46,21 +67,36 @@ impl Node {
 
     /// One pass; returns its writes, read from the kernel's record, and its problems.
     fn pass(&mut self, others: &[Lease], complete: bool) -> (Vec<String>, Vec<String>) {
-        let config =
-            NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("valid");
+        self.pass_as(&lease(1, 11, 1), others, complete)
+    }
+
+    fn pass_as(&mut self, own: &Lease, others: &[Lease], complete: bool) -> (Vec<String>, Vec<String>) {
+        let config = NetworkConfig::parse(
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd05::/48","Backend":{"Type":"vxlan"}}"#,
+        )
+        .expect("valid");
+        let network = |text: &str| text.parse::<IpNetwork>().expect("a network");
         let underlay = Underlay {
-            network: "172.30.0.11/24".parse().expect("network"),
+            networks: ["172.30.0.11/24", "fd77::11/64"]
+                .map(network)
+                .into_iter()
+                .collect(),
             mtu: Mtu(1500),
         };
-        let (plan, _) = plan(&config, &lease(1, 11, 1), others, &underlay);
+        let (plan, _) = plan(&config, own, others, &underlay);
         self.kernel.writes.clear();
         let mut outcome = Outcome::default();
-        let device = plan.device.as_ref().expect("vxlan");
-        let tunnel =
-            ensure_device(&mut self.kernel, device, 1, &mut outcome).expect("the device can be made");
-        let mirror = Mirror::read(&mut self.kernel, tunnel).expect("readable");
-        let devices = Devices { tunnel, underlay: 1 };
-        let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &self.pods, complete);
+        let tunnels = plan.halves.map(|_, half| {
+            let device = half.device.as_ref().expect("vxlan");
+            let index =
+                ensure_device(&mut self.kernel, device, 1, &mut outcome).expect("the device can be made");
+            index.expect("no other device has its name")
+        });
+        let mirror = Mirror::read(&mut self.kernel, &tunnels).expect("readable");
+        let devices = Devices { tunnels, underlay: 1 };
+        let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &self.pods, |_| {
+            complete
+        });
         assert_eq!(repaired.writes + outcome.writes, self.kernel.writes.len());
         outcome.problems.extend(repaired.problems);
         let writes = self
@@ -95,6 +131,45 @@ fn a_node_that_comes_is_made_reachable_from_the_inside_out_and_a_second_pass_wri
         ]
     );
     node.settled(&others);
+}
+
+#[test]
+fn each_version_of_ip_has_a_device_of_its_own_with_what_is_reached_through_it() {
+    let mut node = Node::new();
+    let (own, others) = (dual(1, 11, 1), [dual(2, 12, 2), lease(3, 13, 3)]);
+    let (writes, problems) = node.pass_as(&own, &others, true);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(
+        writes,
+        [
+            "create link flannel.1",
+            "change link 2",
+            "add address 10.5.1.0/32 on link 2",
+            "create link flannel-v6.1",
+            "change link 3",
+            "add address fd05:0:0:1::/128 on link 3",
+            "replace neighbour 10.5.2.0 on link 2",
+            "replace neighbour 10.5.3.0 on link 2",
+            "replace neighbour fd05:0:0:2:: on link 3",
+            "replace forwarding entry 02:00:00:00:00:02 to 172.30.0.12 on link 2",
+            "replace forwarding entry 02:00:00:00:00:03 to 172.30.0.13 on link 2",
+            "replace forwarding entry 02:00:00:00:00:62 to fd77::12 on link 3",
+            "replace route 10.5.2.0/24 via 10.5.2.0 link 2 table 254 protocol 213",
+            "replace route 10.5.3.0/24 via 10.5.3.0 link 2 table 254 protocol 213",
+            "replace route fd05:0:0:2::/64 via fd05:0:0:2:: link 3 table 254 protocol 213",
+        ]
+    );
+    assert_eq!(node.pass_as(&own, &others, true), (vec![], vec![]));
+    let (writes, _) = node.pass_as(&own, &[lease(2, 12, 2), lease(3, 13, 3)], true);
+    assert_eq!(
+        writes,
+        [
+            "delete route fd05:0:0:2::/64 via fd05:0:0:2:: link 3 table 254 protocol 213",
+            "delete forwarding entry 02:00:00:00:00:62 to fd77::12 on link 3",
+            "delete neighbour fd05:0:0:2:: on link 3",
+        ],
+        "a node that lost its IPv6 subnet is reached over IPv4"
+    );
 }
 
 #[test]
@@ -248,7 +323,7 @@ fn a_failure_at_one_object_stops_no_other_and_is_gone_at_the_next_pass() {
 fn a_pods_route_follows_its_device() {
     let mut node = Node::new();
     node.pods = vec![PodRoute {
-        address: Ipv4Addr::new(10, 5, 1, 2),
+        address: "10.5.1.2".parse().expect("an address"),
         host_ifname: "cw1".to_owned(),
         pod_mac: mac(5),
     }];

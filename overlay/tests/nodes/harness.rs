@@ -1,7 +1,7 @@
 //! Nodes of a LAN that run the overlay in their namespaces, against a real etcd on the LAN's own host.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use cni_plugin::plugin;
 use cni_plugin::protocol::{self, Request, Response};
+use ipnetwork::IpNetwork;
+use model::{ByFamily, IpFamily};
 use netlink::{Kernel, Netlink};
 use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
 use overlay::{Config, Etcd, Status};
@@ -261,9 +263,27 @@ impl Cluster {
     }
 
     pub fn node_named(&self, number: usize, name: &str, backend: &str) -> Node<'_> {
+        let network = serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}});
+        self.node_of(number, name, network)
+    }
+
+    /// Gives every host an IPv6 address on the LAN, which ends as its IPv4 address does: `fd77::11` and so on.
+    pub fn add_ipv6(&self) {
+        let own = "fd77::1/64".parse().expect("a network");
+        self.lan.switch.add_address("br0", own).expect("add an address");
+        for host in &self.lan.hosts {
+            let [.., last] = host.address.octets();
+            let network = format!("fd77::{last}/64").parse().expect("a network");
+            host.host.add_address("eth0", network).expect("add an address");
+        }
+    }
+
+    /// Starts the overlay on a host, with a configuration for the network where etcd has none.
+    pub fn node_of(&self, number: usize, name: &str, network: serde_json::Value) -> Node<'_> {
         // The agent's, which does without one here.
-        let forwards = self.host(number).set("net/ipv4/ip_forward", "1");
-        forwards.expect("set ip_forward");
+        for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            self.host(number).set(setting, "1").expect("let packets through");
+        }
         let directory = self.directory.0.join(format!("host-{number}"));
         let config = Config {
             node: name.into(),
@@ -275,9 +295,10 @@ impl Cluster {
                 key: self.pki.as_ref().map(|pki| pki.path("client.key")),
             },
             interface: Some("eth0".to_owned()),
-            public_ip: None,
-            network: Some(serde_json::json!({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})),
+            public_ips: ByFamily::default(),
+            network: Some(network),
             subnet_env: directory.join("subnet.env"),
+            anti_spoofing: true,
             fast_path: overlay::fast_path::State::On,
             pin_dir: self.pin_dir(number),
             state_dir: directory.clone(),
@@ -342,11 +363,17 @@ fn serve_cni(listener: UnixListener, pods: PodNetwork) -> impl FnOnce() + Send {
                 return;
             };
             let answer = match request {
-                Request::Add { key, netns, pod } => {
+                Request::Add {
+                    key,
+                    netns,
+                    pod,
+                    wishes,
+                } => {
                     let attachment = Attachment {
                         key: overlay_key(&key),
                         netns,
                         pod,
+                        wishes,
                     };
                     pods.add(&attachment).map(|plan| Response::Wired { plan })
                 }
@@ -417,7 +444,11 @@ impl Node<'_> {
     }
 
     pub fn tunnel(&self) -> Option<netlink::Link> {
-        self.netlink().link_named("flannel.1").expect("readable")
+        self.device("flannel.1")
+    }
+
+    pub fn device(&self, name: &str) -> Option<netlink::Link> {
+        self.netlink().link_named(name).expect("readable")
     }
 
     /// Routes, neighbours and forwarding entries of the overlay, as text.
@@ -430,8 +461,13 @@ impl Node<'_> {
     }
 
     pub fn entries(&self) -> Vec<String> {
+        self.entries_on("flannel.1")
+    }
+
+    /// The same of another tunnel device than IPv4's. The routes are those of both.
+    pub fn entries_on(&self, device: &str) -> Vec<String> {
         let mut kernel = self.netlink();
-        let Some(tunnel) = kernel.link_named("flannel.1").expect("readable") else {
+        let Some(tunnel) = kernel.link_named(device).expect("readable") else {
             return Vec::new();
         };
         let neighbours = kernel.neighbours(Some(tunnel.index)).expect("readable");
@@ -459,22 +495,40 @@ impl Node<'_> {
     /// Adds a pod by the plugin, as a runtime does.
     #[track_caller]
     pub fn add_pod(&self, id: &str) -> Pod {
+        self.add_pod_with(id, &serde_json::json!({}))
+    }
+
+    /// The same with what a runtime asks for by capabilities.
+    #[track_caller]
+    pub fn add_pod_with(&self, id: &str, runtime_config: &serde_json::Value) -> Pod {
         let host = Host::new(id).expect("make a pod's namespace");
-        let answer = self.cni("ADD", id, &host.path());
+        let answer = self.cni_with("ADD", id, &host.path(), runtime_config);
         assert!(answer.success, "{answer:?}");
         let result: serde_json::Value = serde_json::from_str(&answer.output).expect("JSON");
-        let address = result["ips"][0]["address"]
-            .as_str()
-            .expect("an address")
-            .trim_end_matches("/32");
+        let ips = result["ips"].as_array().expect("addresses").iter();
+        let networks = ips.map(|ip| ip["address"].as_str().expect("a text").parse::<IpNetwork>());
+        let addresses: ByFamily<IpAddr> = networks
+            .map(|network| network.expect("an address").ip())
+            .collect();
         Pod {
             host,
             id: id.to_owned(),
-            address: address.parse().expect("IPv4"),
+            address: addresses.v4.expect("IPv4"),
+            addresses,
         }
     }
 
     pub fn cni(&self, command: &str, id: &str, netns: &str) -> plugin::Answer {
+        self.cni_with(command, id, netns, &serde_json::json!({}))
+    }
+
+    pub fn cni_with(
+        &self,
+        command: &str,
+        id: &str,
+        netns: &str,
+        runtime_config: &serde_json::Value,
+    ) -> plugin::Answer {
         let variables: BTreeMap<String, String> = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", id),
@@ -484,7 +538,7 @@ impl Node<'_> {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        let config = serde_json::json!({"cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": self.socket});
+        let config = serde_json::json!({"cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": self.socket, "runtimeConfig": runtime_config});
         self.host
             .run(|| plugin::answer(&variables, config.to_string().as_bytes()))
             .expect("enter the host")
@@ -517,15 +571,23 @@ impl Drop for Node<'_> {
 pub struct Pod {
     pub host: Host,
     pub id: String,
-    pub address: Ipv4Addr,
+    /// That of IPv4.
+    pub address: IpAddr,
+    pub addresses: ByFamily<IpAddr>,
 }
 
 /// Whether a datagram from one pod reaches the other and is answered, and the source that the other saw.
 pub fn talk(from: &Pod, to: &Pod) -> Result<IpAddr, String> {
+    talk_over(IpFamily::V4, from, to)
+}
+
+/// The same over a version of IP.
+pub fn talk_over(family: IpFamily, from: &Pod, to: &Pod) -> Result<IpAddr, String> {
+    let address = |pod: &Pod| *pod.addresses.get(family).expect("an address of the version");
     let bind = |pod: &Pod, port| {
         let socket = pod
             .host
-            .run(|| UdpSocket::bind((pod.address, port)))
+            .run(|| UdpSocket::bind((address(pod), port)))
             .expect("enter")
             .map_err(|e| e.to_string())?;
         socket
@@ -535,7 +597,7 @@ pub fn talk(from: &Pod, to: &Pod) -> Result<IpAddr, String> {
     };
     let (server, client) = (bind(to, 7000)?, bind(from, 0)?);
     client
-        .send_to(b"ping", (to.address, 7000))
+        .send_to(b"ping", (address(to), 7000))
         .map_err(|error| format!("send: {error}"))?;
     let mut buffer = [0; 16];
     let (_, source) = server
@@ -552,6 +614,15 @@ pub fn talk(from: &Pod, to: &Pod) -> Result<IpAddr, String> {
 
 #[track_caller]
 pub fn await_talk(from: &Pod, to: &Pod) {
-    let source = wait::until("the pods talk", SOON, || talk(from, to));
-    assert_eq!(source, IpAddr::from(from.address), "pods keep their addresses");
+    await_talk_over(IpFamily::V4, from, to);
+}
+
+#[track_caller]
+pub fn await_talk_over(family: IpFamily, from: &Pod, to: &Pod) {
+    let source = wait::until("the pods talk", SOON, || talk_over(family, from, to));
+    assert_eq!(
+        from.addresses.get(family),
+        Some(&source),
+        "pods keep their addresses"
+    );
 }

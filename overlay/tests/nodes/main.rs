@@ -1,6 +1,10 @@
 //! Nodes against each other and a real etcd, through the faults that flannel does not survive. Needs root and etcd.
 
+mod capabilities;
+mod dual_stack;
+mod flannels_failures;
 mod harness;
+mod spoofing;
 
 mod privileged {
     use std::time::{Duration, Instant};
@@ -239,7 +243,7 @@ mod privileged {
         cluster.etcdctl(&["put", &reserved, value]);
         let node = cluster.node(0);
         let status = node.await_others(0);
-        assert_eq!(status.lease.expect("a lease").subnet.to_string(), "10.5.77.0/24");
+        assert_eq!(status.lease.expect("a lease").to_string(), "10.5.77.0/24");
         let written: serde_json::Value =
             serde_json::from_str(&cluster.etcdctl(&["get", "-w", "json", &reserved])).expect("JSON");
         assert_eq!(
@@ -477,9 +481,9 @@ mod privileged {
             status
                 .lease
                 .as_ref()
-                .is_some_and(|lease| lease.public_ip.to_string() == "172.30.9.77")
+                .is_some_and(|lease| lease.public_ips().v4 == "172.30.9.77".parse().ok())
         });
-        assert_eq!(after.lease.expect("a lease").subnet, before.subnet);
+        assert_eq!(after.lease.expect("a lease").subnets(), before.subnets());
         await_talk(&pods[0], &pods[1]);
         await_talk(&pods[1], &pods[0]);
     }

@@ -1,13 +1,13 @@
 //! By which addresses a Service serves: ClusterIP, node port, load balancer, externalIPs.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::json;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::{Refused, Silent};
 use crate::client::each;
-use crate::world::{SERVERS, World, on_every_node, server_container};
+use crate::world::{SERVERS, World, node_address, node_address_v6, on_every_node, server_container};
 
 /// Documentation networks (RFC 5737): nobody has these addresses.
 const LOAD_BALANCER: &str = "203.0.113.10";
@@ -28,6 +28,43 @@ pub fn cluster_ip(world: &World) -> anyhow::Result<()> {
     for client in &world.clients {
         client.await_seen_as(server, |saw| saw == client.address);
     }
+    Ok(())
+}
+
+pub fn host_port(world: &World) -> anyhow::Result<()> {
+    let mut server = server_container("/readyz", 8080);
+    for (number, port) in [8090, 8091].into_iter().enumerate() {
+        server["ports"][number]["hostPort"] = json!(port);
+    }
+    let pod = world.make(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "host-port"},
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": "node-1"},
+            "terminationGracePeriodSeconds": 1,
+            "containers": [server],
+        },
+    }))?;
+    let pods = ["host-port"];
+    let at = |address: IpAddr, port| SocketAddr::new(address, port);
+    let (v4, v6) = (node_address(1), node_address_v6(1));
+    for address in [v4, v6] {
+        each(world.inside(), |client| {
+            client.await_pods(Tcp, at(address, 8090), &pods);
+            client.await_pods(Udp, at(address, 8091), &pods);
+        });
+    }
+    world.outside.await_pods(Tcp, at(v4, 8090), &pods);
+    world
+        .outside
+        .await_seen_as(at(v4, 8090), |saw| saw == world.outside.address);
+    world.outside_v6.await_pods(Udp, at(v6, 8091), &pods);
+    world.nodes[0].await_pods(Tcp, at(Ipv4Addr::LOCALHOST.into(), 8090), &pods);
+    world
+        .outside
+        .await_outcome(Tcp, at(node_address(2), 8090), &Refused);
+    drop(pod);
+    world.outside.await_outcome(Tcp, at(v4, 8090), &Refused);
     Ok(())
 }
 

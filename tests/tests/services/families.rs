@@ -1,5 +1,4 @@
-//! Services of both families. Pods have IPv4 alone on this cluster, nodes have both: so IPv6 goes to pods of the host's
-//! network, from the nodes and from outside.
+//! Services of both families, to pods of the pod network and of their nodes' own.
 
 use std::net::SocketAddr;
 
@@ -19,15 +18,27 @@ const EXTERNAL: &str = "2001:db8::7";
 const ON_NODES: [&str; 2] = ["node-1", "node-2"];
 
 pub fn prefer_dual_stack(world: &World) -> anyhow::Result<()> {
-    let service = world.service("prefer", &json!({"ipFamilyPolicy": "PreferDualStack"}))?;
+    let mut service = world.service("prefer", &json!({"ipFamilyPolicy": "PreferDualStack"}))?;
     let spec = &service.content["spec"];
     ensure!(spec["ipFamilies"] == json!(["IPv4", "IPv6"]), "{spec}");
-    world.clients[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
-    world.nodes[1].await_pods(Tcp, service.cluster_ip()?, &SERVERS);
-    // Its pods have no IPv6 address.
     let v6 = service.second_cluster_ip()?;
     ensure!(v6.is_ipv6(), "{v6}");
-    world.nodes[1].await_outcome(Tcp, v6, &Refused);
+    for server in [service.cluster_ip()?, v6] {
+        each(world.inside(), |client| {
+            for how in [Tcp, Udp, UdpUnconnected] {
+                client.await_pods(how, server, &SERVERS);
+            }
+        });
+    }
+    service.patch(&json!({"type": "NodePort"}))?;
+    let port = service.node_port()?;
+    for node in [1, 2, 3].map(node_address_v6) {
+        let server = SocketAddr::new(node, port);
+        world.outside_v6.await_pods(Tcp, server, &SERVERS);
+        world.outside_v6.await_pods(Udp, server, &SERVERS);
+    }
+    service.patch(&json!({"selector": {"app": "nobody"}}))?;
+    each(world.inside(), |client| client.await_outcome(Tcp, v6, &Refused));
     Ok(())
 }
 

@@ -54,7 +54,7 @@ const CLAIMS: &[(&str, Claim)] = &[
         exposure::external_ips_by_default,
     ),
     (
-        "a PreferDualStack Service of pods with IPv4 alone serves that, and refuses IPv6",
+        "a PreferDualStack Service serves over both versions, from pods, nodes and outside",
         families::prefer_dual_stack,
     ),
     (
@@ -84,6 +84,10 @@ const CLAIMS: &[(&str, Claim)] = &[
     (
         "trafficDistribution keeps traffic in the zone and on the node",
         policies::distribution,
+    ),
+    (
+        "a hostPort leads to its pod by its node's addresses, and ends with it",
+        exposure::host_port,
     ),
     (
         "a Service without endpoints refuses at once",

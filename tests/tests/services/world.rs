@@ -57,6 +57,8 @@ impl World {
             "10.96.0.0/12,fd00:10:96::/112",
             "--underlay-cidr",
             "172.30.0.0/24,fd00:172:30::/64",
+            "--pod-cidr",
+            "10.244.0.0/16,fd00:10:244::/48",
             "--allow-external-ips",
         ];
         let cluster = Cluster::up(&state_dir, &flags)?;

@@ -7,11 +7,17 @@ use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
 /// Answers a request. Blocks on the disk.
 pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
     match request {
-        Request::Add { key: of, netns, pod } => {
+        Request::Add {
+            key: of,
+            netns,
+            pod,
+            wishes,
+        } => {
             let attachment = Attachment {
                 key: key(&of),
                 netns,
                 pod,
+                wishes,
             };
             answer(pods.add(&attachment), |plan| Response::Wired { plan })
         }
@@ -39,6 +45,7 @@ fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -
         Err(error) => {
             let code = match &error {
                 PodError::NotReady { .. } | PodError::Exhausted { .. } => code::TRY_AGAIN,
+                PodError::NotOfThisNode { .. } | PodError::InUse(_) => code::CONFIG,
                 PodError::Unknown(_) => code::UNKNOWN_CONTAINER,
                 PodError::Log { .. } => code::IO,
                 PodError::Kernel(_) => code::KERNEL,
@@ -89,6 +96,8 @@ pub(super) fn result(response: &Response) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use ipnetwork::IpNetwork;
+    use model::wiring::Wishes;
     use model::{Mtu, ObjectName};
 
     use super::*;
@@ -105,6 +114,7 @@ mod tests {
             key: key_of(id),
             netns: "/proc/self/ns/net".to_owned(),
             pod: Some(ObjectName::new("default", id)),
+            wishes: Wishes::default(),
         }
     }
 
@@ -126,7 +136,8 @@ mod tests {
         assert_eq!(error_code(&decide(&pods, Request::Unknown)), 4);
         assert_eq!(decide(&pods, Request::Del { key: key_of("a") }), Response::Done);
 
-        pods.serve("10.244.1.0/30".parse().expect("valid"), Mtu(1450));
+        let subnet: IpNetwork = "10.244.1.0/30".parse().expect("valid");
+        pods.serve([subnet].into_iter().collect(), Mtu(1450));
         assert_eq!(decide(&pods, Request::Status), Response::Done);
         let first = decide(&pods, add("a"));
         assert!(matches!(first, Response::Wired { .. }), "{first:?}");

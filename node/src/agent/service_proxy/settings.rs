@@ -1,6 +1,7 @@
 //! The proxy's own configuration, of the agent's.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -17,10 +18,14 @@ pub fn settings(config: &Config, families: &BTreeSet<IpFamily>) -> anyhow::Resul
     let Some(datapath) = datapath(&config.proxy)? else {
         return Ok(None);
     };
-    let public_ip = config.network.as_ref().and_then(|network| network.public_ip);
+    let network = config.network.as_ref();
+    let public_ips = network.into_iter().flat_map(|network| {
+        let v4 = network.public_ip.map(IpAddr::V4);
+        v4.into_iter().chain(network.public_ip_v6.map(IpAddr::V6))
+    });
     let settings = Settings {
         node: config.node_name.clone(),
-        node_addresses: public_ip.into_iter().map(Into::into).collect(),
+        node_addresses: public_ips.collect(),
         families: families.clone(),
         detect_local: detect_local(config)?,
         masquerade_all: config.proxy.masquerade_all,

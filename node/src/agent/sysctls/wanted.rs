@@ -92,7 +92,7 @@ pub fn limits(conntrack: &Conntrack, cpus: u64) -> Vec<Wanted> {
 pub struct Paths {
     /// Versions of IP that pods have.
     pub families: BTreeSet<IpFamily>,
-    /// The overlay's tunnel device.
+    /// The overlay's tunnel device for IPv4: IPv6 has no `rp_filter`.
     pub tunnel: Option<String>,
     /// Devices on which a router advertised the node's default route for IPv6.
     pub advertised: BTreeSet<String>,

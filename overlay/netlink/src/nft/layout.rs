@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Batch, Chain, Error, Nft, Rule, Set, Table};
+use super::{Batch, Chain, Element, Error, Nft, Rule, Set, Table};
 
 /// Chains with their rules, and sets, that a table must have. Elements of sets, whether the owner or packets
 /// write them, and chains that are not named here, are the owner's business and are left alone.
@@ -11,6 +11,8 @@ pub struct Layout {
     table: Table,
     sets: Vec<Set>,
     chains: Vec<(Chain, Vec<Rule>)>,
+    /// What sets have when the table is made anew.
+    elements: Vec<(String, Vec<Element>)>,
 }
 
 /// What [`Nft::ensure`] found and did.
@@ -20,7 +22,8 @@ pub enum Repair {
     Unchanged,
     /// These chains were absent or differed, and were written.
     Chains(Vec<String>),
-    /// The table was absent, or held sets of another shape: it was made anew, and all sets are empty.
+    /// The table was absent, or held sets of another shape: it was made anew, and sets have what the layout fills them
+    /// with.
     Rebuilt,
 }
 
@@ -32,6 +35,7 @@ impl Layout {
             table,
             sets: Vec::new(),
             chains: Vec::new(),
+            elements: Vec::new(),
         }
     }
 
@@ -53,6 +57,14 @@ impl Layout {
         self
     }
 
+    /// Says what a set has from the moment that the table is made anew: where rules drop what is in no set, not even a
+    /// moment may pass without its elements. Those of a table that is there stay the owner's business.
+    pub fn fill_set(&mut self, set: &str, elements: impl IntoIterator<Item = Element>) -> &mut Self {
+        self.elements
+            .push((set.to_owned(), elements.into_iter().collect()));
+        self
+    }
+
     /// Adds a chain and its rules in order.
     pub fn add_chain(&mut self, chain: Chain, rules: impl IntoIterator<Item = Rule>) -> &mut Self {
         self.chains.push((chain, rules.into_iter().collect()));
@@ -63,6 +75,9 @@ impl Layout {
         batch.add_table();
         for set in &self.sets {
             batch.add_set(set);
+        }
+        for (set, elements) in &self.elements {
+            batch.add_elements(set, elements);
         }
         // Chains before rules: a rule may jump to a chain that comes later.
         for (chain, _) in &self.chains {

@@ -240,20 +240,25 @@ pub enum DataType {
     Ipv4Addr,
     /// `ipv6_addr`, 16 bytes.
     Ipv6Addr,
+    /// `ether_addr`, 6 bytes.
+    EtherAddr,
     /// `inet_proto`, 1 byte.
     InetProto,
     /// `inet_service`, 2 bytes.
     InetService,
     /// `mark`, 4 bytes in host order; also used for numbers such as a slot.
     Mark,
+    /// `ifname`, 16 bytes.
+    InterfaceName,
 }
 
 impl DataType {
-    /// How many 4-byte registers a value takes: 4 for an IPv6 address, 1 for all others.
+    /// How many 4-byte registers a value takes.
     #[must_use]
     pub const fn registers(self) -> u8 {
         match self {
-            Self::Ipv6Addr => 4,
+            Self::Ipv6Addr | Self::InterfaceName => 4,
+            Self::EtherAddr => 2,
             Self::Ipv4Addr | Self::InetProto | Self::InetService | Self::Mark => 1,
         }
     }
@@ -263,9 +268,11 @@ impl DataType {
         match self {
             Self::Ipv4Addr => (7, 4),
             Self::Ipv6Addr => (8, 16),
+            Self::EtherAddr => (9, 6),
             Self::InetProto => (12, 1),
             Self::InetService => (13, 2),
             Self::Mark => (19, 4),
+            Self::InterfaceName => (41, 16),
         }
     }
 

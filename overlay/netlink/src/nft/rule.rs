@@ -62,6 +62,10 @@ pub enum KeyField {
     Protocol,
     /// TCP, UDP or SCTP destination port.
     DestinationPort,
+    /// Name of the device that the packet came in by.
+    InInterface,
+    /// Source of the Ethernet frame; only where the packet came in by such a device.
+    SourceMac,
     /// A fixed number, in host order.
     Number(u32),
     /// A number from `offset` to `offset + modulus - 1`, in host order, drawn for each packet.
@@ -81,6 +85,8 @@ impl KeyField {
             Self::SourceAddress(family) | Self::DestinationAddress(family) => family.address(),
             Self::Protocol => DataType::InetProto,
             Self::DestinationPort => DataType::InetService,
+            Self::InInterface => DataType::InterfaceName,
+            Self::SourceMac => DataType::EtherAddr,
             Self::Number(_) | Self::Random { .. } => DataType::Mark,
         }
     }
@@ -100,6 +106,8 @@ impl KeyField {
             Self::DestinationAddress(Family::Ip6) => payload(PacketHeader::Network, 24, 16),
             Self::Protocol => Expression::Meta(MetaKey::Protocol, to),
             Self::DestinationPort => payload(PacketHeader::Transport, 2, 2),
+            Self::InInterface => Expression::Meta(MetaKey::InInterfaceName, to),
+            Self::SourceMac => payload(PacketHeader::Link, 6, 6),
             Self::Number(number) => Expression::Immediate(to, number.to_ne_bytes().to_vec()),
             Self::Random { modulus, offset } => Expression::Random { modulus, offset, to },
         }
@@ -117,7 +125,8 @@ pub enum Interface<'a> {
 
 impl Interface<'_> {
     /// The bytes that are compared: a whole name has its zeros, up to the length of the kernel's name field.
-    fn pattern(self) -> Vec<u8> {
+    #[must_use]
+    pub fn pattern(self) -> Vec<u8> {
         match self {
             Self::Prefixed(prefix) => prefix.as_bytes().to_vec(),
             Self::Named(name) => {
@@ -227,6 +236,29 @@ impl Rule {
     #[must_use]
     pub fn out_interface(self, interface: Interface<'_>) -> Self {
         self.interface(MetaKey::OutInterfaceName, Comparison::Equal, interface)
+    }
+
+    /// `dport port`, of what [`Rule::protocol`] says.
+    #[must_use]
+    pub fn destination_port(self, port: u16) -> Self {
+        self.load(KeyField::DestinationPort, Register::FIRST)
+            .with(Expression::Compare(
+                Register::FIRST,
+                Comparison::Equal,
+                port.to_be_bytes().to_vec(),
+            ))
+    }
+
+    /// `fib saddr . iif oif missing`: an answer would not leave by the device that the packet came in by (RFC 3704
+    /// §2.2, strict reverse path forwarding).
+    #[must_use]
+    pub fn no_route_back(self) -> Self {
+        self.with(Expression::FibSameDevice(FibAddress::Source, Register::FIRST))
+            .with(Expression::Compare(
+                Register::FIRST,
+                Comparison::Equal,
+                vec![0; 4],
+            ))
     }
 
     /// `fib saddr type local`: sent by this machine.

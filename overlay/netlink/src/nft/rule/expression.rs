@@ -68,6 +68,8 @@ pub enum ConntrackKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PacketHeader {
+    /// Ethernet.
+    Link = 0,
     /// IPv4 or IPv6.
     Network = 1,
     /// TCP, UDP, SCTP.
@@ -196,6 +198,9 @@ pub enum Expression {
     },
     /// `fib … type`: the kind of route, `RTN_*`, in host order.
     FibType(FibAddress, Register),
+    /// `fib … . iif oif`: index of the device by which the address is reached, in host order; 0 unless that is the one
+    /// by which the packet came in.
+    FibSameDevice(FibAddress, Register),
     /// A fixed value.
     Immediate(Register, Vec<u8>),
     /// Ends the rule with a verdict.
@@ -229,7 +234,7 @@ impl Expression {
             Self::Lookup { .. } => "lookup",
             Self::Dynamic(..) => "dynset",
             Self::Random { .. } => "numgen",
-            Self::FibType(..) => "fib",
+            Self::FibType(..) | Self::FibSameDevice(..) => "fib",
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -313,6 +318,11 @@ impl Expression {
                     .be32(2, FIB_RESULT_TYPE)
                     .be32(3, *address as u32);
             }
+            Self::FibSameDevice(address, to) => {
+                data.be32(1, to.number())
+                    .be32(2, FIB_RESULT_OIF)
+                    .be32(3, *address as u32 | FIB_FLAG_IIF);
+            }
             Self::Immediate(to, bytes) => {
                 data.be32(1, to.number());
                 value(data, 2, bytes);
@@ -368,7 +378,9 @@ const EXPRESSION_DATA: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
 const LOOKUP_INVERTED: u32 = 1;
 const NUMGEN_RANDOM: u32 = 1;
+const FIB_RESULT_OIF: u32 = 1;
 const FIB_RESULT_TYPE: u32 = 3;
+const FIB_FLAG_IIF: u32 = 1 << 3;
 const NAT_DESTINATION: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
 const NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;

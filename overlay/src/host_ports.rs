@@ -1,0 +1,321 @@
+//! Ports of the node that lead to pods (CNI capability `portMappings`; Kubernetes' `hostPort`): a table of our own in
+//! nftables for each version of IP.
+//!
+//! Packet walk: to an address of this node and a mapped port, from outside, from a pod or from the node itself, behind
+//! the rules for Services (priority -90, theirs -100): the destination becomes the pod's address and port, the source
+//! stays. Only who would get the answer past this node has its source translated: a pod that reaches itself, and the
+//! node's own 127.0.0.1.
+//!
+//! Only the node's own addresses count (CVE-2025-67499: a port alone took everybody's traffic), and the way from
+//! 127.0.0.1 to pods is none from pods to 127.0.0.1 (CVE-2020-8558).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use model::wiring::{HOST_IFNAME_PREFIX, PortMapping};
+use model::{IpFamily, Protocol, with_causes};
+use netlink::conntrack::Conntrack;
+use netlink::nft::DataType::{InetProto, InetService};
+use netlink::nft::object::ChainKind;
+use netlink::nft::rule::{Interface, KeyField};
+use netlink::nft::{BaseChain, Chain, Element, ElementData, Hook, Layout, Nft, Rule, Set, SetKind, Table};
+use netlink::sysctl;
+
+use crate::owned_table::{OwnedTable, nft_family, octets};
+use crate::pods::Assigned;
+use crate::pods::wiring::host_ifname;
+use crate::reconcile::Outcome;
+
+/// The tables that are ours.
+const TABLE: &str = "causeway-hostports";
+
+/// Ports of every address of the node, and ports of one.
+const EVERYWHERE: &str = "everywhere";
+const AT_ADDRESS: &str = "at-address";
+/// Pods that may reach themselves: source and destination.
+const OWN: &str = "own";
+
+/// Behind the rules for Services.
+const DESTINATION_NAT: i32 = -90;
+/// Before the rules of what leaves the pod network.
+const SOURCE_NAT: i32 = 90;
+/// `NF_IP_PRI_RAW`.
+const RAW: i32 = -300;
+
+/// A port of the node, and where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HostPort {
+    protocol: Protocol,
+    port: u16,
+    /// At which address; absent: every one.
+    at: Option<IpAddr>,
+}
+
+/// Where ports lead, of one version of IP.
+type HostPorts = BTreeMap<HostPort, SocketAddr>;
+
+/// The table of a version of IP.
+pub(crate) fn table(family: IpFamily) -> Table {
+    Table::new(nft_family(family), TABLE)
+}
+
+/// Which ports lead where. Of two pods that ask for one port the first in the order of keys has it, and the other is
+/// told of.
+fn plan(family: IpFamily, pods: &[Assigned]) -> (HostPorts, Vec<String>) {
+    let mut ports = HostPorts::new();
+    let mut conflicts = Vec::new();
+    for pod in pods {
+        let addresses = pod.addresses();
+        let Some(address) = addresses.get(family) else {
+            continue;
+        };
+        for mapping in &pod.port_mappings {
+            let PortMapping {
+                host_port,
+                container_port,
+                protocol,
+                host_ip,
+            } = *mapping;
+            if host_ip.is_some_and(|host_ip| IpFamily::from(host_ip) != family) {
+                continue;
+            }
+            let port = HostPort {
+                protocol,
+                port: host_port.get(),
+                at: host_ip,
+            };
+            let target = SocketAddr::new(*address, container_port.get());
+            let first = *ports.entry(port).or_insert(target);
+            if first != target {
+                let place = host_ip.map_or_else(String::new, |host_ip| format!(" of {host_ip}"));
+                conflicts.push(format!(
+                    "host port {host_port}/{protocol}{place} leads to {first}, and is asked for by {address} too"
+                ));
+            }
+        }
+    }
+    (ports, conflicts)
+}
+
+/// Makes the kernel's tables and settings what the pods' mappings ask for.
+pub(crate) fn keep(nft: &mut Nft, family: IpFamily, pods: &[Assigned], outcome: &mut Outcome) {
+    let (ports, conflicts) = plan(family, pods);
+    outcome.problems.extend(conflicts);
+    // No table where nobody needs one.
+    if ports.is_empty() {
+        return match nft.remove(&table(family)) {
+            Ok(()) => {}
+            Err(error) => problem(outcome, &error),
+        };
+    }
+    match OwnedTable::new(layout(family), elements(family, &ports)).keep(nft) {
+        Ok(written) => {
+            outcome.writes += written.changes;
+            if !written.elements.is_empty()
+                && let Err(error) = forget_strays(&ports)
+            {
+                problem(outcome, &error);
+            }
+        }
+        Err(error) => problem(outcome, &error),
+    }
+    if family == IpFamily::V4 {
+        for pod in pods.iter().filter(|pod| !pod.port_mappings.is_empty()) {
+            open_loopback(pod, outcome);
+        }
+    }
+}
+
+fn problem(outcome: &mut Outcome, error: &dyn std::error::Error) {
+    outcome
+        .problems
+        .push(format!("host ports: {}", with_causes(error)));
+}
+
+/// The node's 127.0.0.1 may reach the pod. A device that is not there yet brings us back by its event.
+fn open_loopback(pod: &Assigned, outcome: &mut Outcome) {
+    let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(&pod.key));
+    match sysctl::ensure(&setting, "1") {
+        Ok(written) => outcome.writes += usize::from(written),
+        Err(error) if error.is_absent() => {}
+        Err(error) => problem(outcome, &error),
+    }
+}
+
+/// Datagrams keep going where their flow began, without an end (`nf_conntrack_udp_timeout`): those of a mapped port
+/// that go elsewhere are forgotten.
+fn forget_strays(ports: &HostPorts) -> Result<(), netlink::conntrack::Error> {
+    let udp = Protocol::Udp.number();
+    let mut targets: BTreeMap<u16, BTreeSet<SocketAddr>> = BTreeMap::new();
+    for (port, target) in ports.iter().filter(|(port, _)| port.protocol == Protocol::Udp) {
+        targets.entry(port.port).or_default().insert(*target);
+    }
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let mut conntrack = Conntrack::open()?;
+    let strays = conntrack.flows(
+        |glance| glance.protocol == udp,
+        |flow| {
+            let targets = targets.get(&flow.original.destination.port());
+            targets.is_some_and(|targets| !targets.contains(&flow.reply.source))
+        },
+    )?;
+    strays.iter().try_for_each(|flow| conntrack.delete(flow))
+}
+
+fn layout(family: IpFamily) -> Layout {
+    let nft = nft_family(family);
+    let address = nft.address();
+    let target = SetKind::Map(vec![address, InetService]);
+    let mut layout = Layout::new(table(family));
+    layout.add_set(Set::new(EVERYWHERE, &[InetProto, InetService], target.clone()));
+    layout.add_set(Set::new(AT_ADDRESS, &[address, InetProto, InetService], target));
+    layout.add_set(Set::new(OWN, &[address, address], SetKind::Set));
+
+    let (protocol, port) = (KeyField::Protocol, KeyField::DestinationPort);
+    let at_address = [KeyField::DestinationAddress(nft), protocol, port];
+    layout.add_chain(
+        Chain::regular("ports"),
+        [
+            Rule::new("of one address of this node").destination_nat_from(&at_address, AT_ADDRESS, nft),
+            Rule::new("of every address of this node")
+                .destination_is_local()
+                .destination_nat_from(&[protocol, port], EVERYWHERE, nft),
+        ],
+    );
+    for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
+        let base = BaseChain::new(ChainKind::Nat, hook, DESTINATION_NAT);
+        layout.add_chain(Chain::base(name, base), [Rule::new("host ports").jump("ports")]);
+    }
+    let own = [KeyField::SourceAddress(nft), KeyField::DestinationAddress(nft)];
+    let mut source = vec![
+        Rule::new("a pod that reaches itself")
+            .destination_was_translated()
+            .in_set(&own, OWN)
+            .masquerade(),
+    ];
+    if let Some(loopback) = loopback(family) {
+        source.push(
+            Rule::new("this node by its loopback address")
+                .destination_was_translated()
+                .source(loopback)
+                .masquerade(),
+        );
+        let base = BaseChain::new(ChainKind::Filter, Hook::Prerouting, RAW);
+        let closed = Rule::new("pods do not reach the node's loopback addresses")
+            .in_interface(Interface::Prefixed(HOST_IFNAME_PREFIX))
+            .destination(loopback)
+            .count()
+            .drop();
+        layout.add_chain(Chain::base("loopback", base), [closed]);
+    }
+    let base = BaseChain::new(ChainKind::Nat, Hook::Postrouting, SOURCE_NAT);
+    layout.add_chain(Chain::base("postrouting", base), source);
+    layout
+}
+
+/// The loopback network, where its packets may be routed: IPv6 has no such setting.
+fn loopback(family: IpFamily) -> Option<IpNetwork> {
+    let network: IpNetwork = "127.0.0.0/8".parse().ok()?;
+    (family == IpFamily::V4).then_some(network)
+}
+
+fn elements(family: IpFamily, ports: &HostPorts) -> BTreeMap<&'static str, BTreeSet<Element>> {
+    let mut everywhere = BTreeSet::new();
+    let mut at_address = BTreeSet::new();
+    let mut own = BTreeSet::new();
+    for (port, target) in ports {
+        let mut value = octets(target.ip());
+        value.extend(padded_port(target.port()));
+        let mut key = port.at.map(octets).unwrap_or_default();
+        key.extend([port.protocol.number(), 0, 0, 0]);
+        key.extend(padded_port(port.port));
+        let element = Element::new(key, ElementData::Value(value));
+        match port.at {
+            None => everywhere.insert(element),
+            Some(_) => at_address.insert(element),
+        };
+        let both_ways = [octets(target.ip()), octets(target.ip())].concat();
+        own.insert(Element::new(both_ways, ElementData::None));
+    }
+    debug_assert!(ports.values().all(|target| IpFamily::from(target.ip()) == family));
+    BTreeMap::from([(EVERYWHERE, everywhere), (AT_ADDRESS, at_address), (OWN, own)])
+}
+
+/// A port in a key or value: its two bytes, and two of padding.
+fn padded_port(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::pods::AttachmentKey;
+
+    fn pod(container: &str, addresses: &str, mappings: &[(u16, u16, Protocol, Option<&str>)]) -> Assigned {
+        let key = AttachmentKey {
+            container_id: container.to_owned(),
+            ifname: "eth0".to_owned(),
+        };
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let mut pod = Assigned::new(key, &addresses.split_whitespace().map(address).collect());
+        let port = |number| NonZeroU16::new(number).expect("a port");
+        let mapping =
+            |(host_port, container_port, protocol, host_ip): &(u16, u16, Protocol, Option<&str>)| {
+                PortMapping {
+                    host_port: port(*host_port),
+                    container_port: port(*container_port),
+                    protocol: *protocol,
+                    host_ip: host_ip.map(address),
+                }
+            };
+        pod.port_mappings = mappings.iter().map(mapping).collect();
+        pod
+    }
+
+    #[test]
+    fn ports_lead_to_the_pods_address_of_each_version_and_the_first_pod_has_a_contested_one() {
+        use Protocol::{Tcp, Udp};
+        let pods = [
+            pod(
+                "a",
+                "10.5.1.2 fd05::2",
+                &[
+                    (80, 8080, Tcp, None),
+                    (80, 8081, Udp, None),
+                    (81, 9, Tcp, Some("172.30.0.11")),
+                ],
+            ),
+            pod(
+                "b",
+                "10.5.1.3",
+                &[(80, 1, Tcp, None), (81, 9, Tcp, Some("fd77::11"))],
+            ),
+        ];
+        let told = |family| {
+            let (ports, conflicts) = plan(family, &pods);
+            let ports = ports.iter().map(|(port, target)| {
+                let at = port.at.map_or_else(|| "*".to_owned(), |at| at.to_string());
+                format!("{at} {}/{} to {target}", port.port, port.protocol)
+            });
+            (ports.collect::<Vec<_>>(), conflicts)
+        };
+        let v4 = [
+            "* 80/TCP to 10.5.1.2:8080",
+            "172.30.0.11 81/TCP to 10.5.1.2:9",
+            "* 80/UDP to 10.5.1.2:8081",
+        ];
+        let conflict = "host port 80/TCP leads to 10.5.1.2:8080, and is asked for by 10.5.1.3 too";
+        assert_eq!(
+            told(IpFamily::V4),
+            (v4.map(str::to_owned).into(), vec![conflict.to_owned()])
+        );
+        let v6 = ["* 80/TCP to [fd05::2]:8080", "* 80/UDP to [fd05::2]:8081"];
+        assert_eq!(told(IpFamily::V6), (v6.map(str::to_owned).into(), vec![]));
+    }
+}

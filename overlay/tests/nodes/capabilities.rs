@@ -1,0 +1,315 @@
+//! What a runtime asks for by CNI's capabilities: ports of the node, addresses, a MAC address.
+
+mod privileged {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::time::Duration;
+
+    use model::IpFamily;
+    use netlink::Kernel;
+    use serde_json::json;
+    use tests::topology::Host;
+    use tests::wait;
+
+    use crate::dual_stack::{FAMILIES, nodes};
+    use crate::harness::{Cluster, Pod, SOON};
+
+    const SILENCE: Duration = Duration::from_millis(300);
+
+    /// Answers every connection and every datagram with the address of its client.
+    fn serve(pod: &Pod, port: u16) {
+        for address in pod.addresses.values() {
+            let listener = pod.host.run(|| TcpListener::bind((*address, port)));
+            let listener = listener.expect("entered").expect("bound");
+            std::thread::spawn(move || {
+                while let Ok((mut stream, peer)) = listener.accept() {
+                    let _ = stream.write_all(peer.ip().to_string().as_bytes());
+                }
+            });
+            let socket = pod.host.run(|| UdpSocket::bind((*address, port)));
+            let socket = socket.expect("entered").expect("bound");
+            std::thread::spawn(move || {
+                while let Ok((_, peer)) = socket.recv_from(&mut [0; 16]) {
+                    let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
+                }
+            });
+        }
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum How {
+        Tcp,
+        Udp,
+    }
+
+    /// The client's address as the server sees it.
+    fn ask(how: How, from: &Host, server: SocketAddr) -> std::io::Result<IpAddr> {
+        let text = match how {
+            How::Tcp => {
+                let stream = from.run(|| TcpStream::connect_timeout(&server, SILENCE));
+                let mut stream = stream.expect("entered")?;
+                stream.set_read_timeout(Some(SILENCE))?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text)?;
+                text
+            }
+            How::Udp => {
+                let everywhere = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = from.run(|| UdpSocket::bind(everywhere)).expect("entered")?;
+                socket.set_read_timeout(Some(SILENCE))?;
+                socket.send_to(b"who", server)?;
+                let mut buffer = [0; 64];
+                let (len, _) = socket.recv_from(&mut buffer)?;
+                String::from_utf8_lossy(&buffer[..len]).into_owned()
+            }
+        };
+        text.parse().map_err(std::io::Error::other)
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn host_ports_lead_to_the_pod_from_everywhere_and_take_nothing_else() {
+        let Some(cluster) = Cluster::new("ports", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        for node in &nodes {
+            node.await_others(1);
+        }
+        let runtime_config = json!({"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "UDP"},
+            {"hostPort": 8081, "containerPort": 80, "hostIP": "172.30.9.11"},
+            {"hostPort": 8082, "containerPort": 80, "hostIP": "172.30.9.12"},
+        ]});
+        let server = nodes[0].add_pod_with("server", &runtime_config);
+        serve(&server, 80);
+        let (near, far) = (nodes[0].add_pod("near"), nodes[1].add_pod("far"));
+        let outside = &cluster.lan.switch;
+        let node = [address("172.30.9.11"), address("fd77::11")];
+        let loopback = SocketAddr::new(address("127.0.0.1"), 8080);
+        for how in [How::Tcp, How::Udp] {
+            for (target, family) in node.into_iter().zip(FAMILIES) {
+                let target = SocketAddr::new(target, 8080);
+                let own = |pod: &Pod| *pod.addresses.get(family).expect("dual stack");
+                let seen = |what: &str, from: &Host| wait::until(what, SOON, || ask(how, from, target));
+                let from_outside = match family {
+                    IpFamily::V4 => address("172.30.9.1"),
+                    IpFamily::V6 => address("fd77::1"),
+                };
+                assert_eq!(
+                    seen("from outside", outside),
+                    from_outside,
+                    "{how:?}: the client's address stays"
+                );
+                assert_eq!(seen("from a pod of the node", &near.host), own(&near), "{how:?}");
+                seen("from a pod of another node", &far.host);
+                seen("from another node", cluster.host(1));
+                seen("from the node itself", cluster.host(0));
+                assert_ne!(
+                    seen("from itself", &server.host),
+                    own(&server),
+                    "{how:?}: else there is no answer"
+                );
+            }
+            let on_loopback = || ask(how, cluster.host(0), loopback);
+            wait::until("by the loopback address", SOON, on_loopback);
+        }
+        let at = |port| SocketAddr::new(address("172.30.9.11"), port);
+        assert!(
+            ask(How::Tcp, outside, at(8081)).is_ok(),
+            "the address that was named"
+        );
+        assert!(
+            ask(How::Tcp, outside, at(8082)).is_err(),
+            "another than the one that was named"
+        );
+        assert!(ask(How::Udp, outside, at(8081)).is_err(), "another protocol");
+
+        // The same port of others is theirs (CVE-2025-67499).
+        let theirs = outside
+            .run(|| TcpListener::bind("172.30.9.1:8080"))
+            .expect("entered")
+            .expect("bound");
+        let stream = near
+            .host
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(address("172.30.9.1"), 8080), SOON));
+        assert!(stream.expect("entered").is_ok());
+        assert!(theirs.accept().is_ok());
+
+        the_nodes_loopback_is_closed(&cluster, &near);
+
+        let gone = nodes[0]
+            .host
+            .command("nft", &["delete", "table", "ip", "causeway-hostports"])
+            .expect("nft runs");
+        assert!(gone.status.success(), "{gone:?}");
+        wait::until("the table is back", SOON, || ask(How::Tcp, outside, at(8080)));
+
+        // A flow that began before its port was there goes to it as soon as it is.
+        let begun = outside
+            .run(|| UdpSocket::bind("172.30.9.1:0"))
+            .expect("entered")
+            .expect("bound");
+        begun.set_read_timeout(Some(SILENCE)).expect("settable");
+        begun.send_to(b"who", at(8083)).expect("sent");
+        let late = nodes[0].add_pod_with(
+            "late",
+            &json!({"portMappings": [{"hostPort": 8083, "containerPort": 80, "protocol": "udp"}]}),
+        );
+        serve(&late, 80);
+        wait::until("the flow arrives", SOON, || {
+            begun.send_to(b"who", at(8083))?;
+            begun.recv_from(&mut [0; 64])
+        });
+
+        for (pod, port) in [(&server, 8080), (&late, 8083)] {
+            assert!(nodes[0].cni("DEL", &pod.id, &pod.host.path()).success);
+            wait::until("the port is closed", SOON, || {
+                let open =
+                    ask(How::Udp, outside, at(port)).is_ok() || ask(How::Tcp, outside, at(port)).is_ok();
+                (!open).then_some(()).ok_or("it answers")
+            });
+        }
+        let left = nodes[0]
+            .host
+            .command("nft", &["list", "tables"])
+            .expect("nft runs");
+        assert!(!left.stdout.contains("causeway-hostports"), "{}", left.stdout);
+    }
+
+    /// That the loopback address leads to pods opens it to none (CVE-2020-8558).
+    fn the_nodes_loopback_is_closed(cluster: &Cluster, pod: &Pod) {
+        let server = cluster
+            .host(0)
+            .run(|| UdpSocket::bind("127.0.0.1:8084"))
+            .expect("entered")
+            .expect("bound");
+        server.set_read_timeout(Some(SILENCE)).expect("settable");
+        let device = pod
+            .host
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/route"));
+        assert!(device.expect("entered").is_ok());
+        // What the node does for this pod's device as for that of a pod with host ports.
+        let settings = cluster.host(0).command(
+            "sh",
+            &[
+                "-c",
+                "for f in /proc/sys/net/ipv4/conf/cw*/route_localnet; do echo 1 > $f; done",
+            ],
+        );
+        assert!(settings.expect("sh runs").status.success());
+        pod.host
+            .set("net/ipv4/conf/all/route_localnet", "1")
+            .expect("a pod may do so in itself");
+        for arguments in [
+            "route del local 127.0.0.0/8 dev lo table local",
+            "route del local 127.0.0.1 dev lo table local",
+            "route add 127.0.0.1 via 169.254.1.1 dev eth0",
+        ] {
+            let arguments: Vec<&str> = arguments.split(' ').collect();
+            let output = pod.host.command("ip", &arguments).expect("ip runs");
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+        }
+        let client = pod
+            .host
+            .run(|| UdpSocket::bind((pod.address, 0)))
+            .expect("entered")
+            .expect("bound");
+        client.send_to(b"hello", "127.0.0.1:8084").expect("sent");
+        assert!(
+            server.recv_from(&mut [0; 16]).is_err(),
+            "a pod reached the node's loopback address"
+        );
+    }
+
+    #[test]
+    fn addresses_and_a_mac_address_that_are_asked_for_are_given_or_refused_with_the_reason() {
+        let Some(cluster) = Cluster::new("wishes", 1) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let lease = nodes[0].await_others(0).lease.expect("a lease");
+        let nth = |family, n: u128| -> IpAddr {
+            match lease.subnets().get(family).expect("dual stack").network() {
+                IpAddr::V4(first) => IpAddr::V4((u32::from(first) + u32::try_from(n).expect("small")).into()),
+                IpAddr::V6(first) => IpAddr::V6((u128::from(first) + n).into()),
+            }
+        };
+        let [v4, v6] = FAMILIES.map(|family| nth(family, 77));
+        let wish = json!({"ips": [format!("{v4}/24"), v6.to_string()], "mac": "02:00:00:00:00:77"});
+        let pod = nodes[0].add_pod_with("a", &wish);
+        assert_eq!((pod.addresses.v4, pod.addresses.v6), (Some(v4), Some(v6)));
+        let link = pod
+            .host
+            .netlink()
+            .expect("a socket")
+            .link_named("eth0")
+            .expect("readable");
+        assert_eq!(link.expect("it is there").mac, Some([2, 0, 0, 0, 0, 0x77]));
+        crate::harness::await_talk(&pod, &nodes[0].add_pod("b"));
+
+        let other = Host::new("refused").expect("a namespace");
+        for (wish, told) in [
+            (
+                json!({"ips": [v4.to_string()]}),
+                format!("address {v4} is in use"),
+            ),
+            (
+                json!({"ips": ["10.9.9.9"]}),
+                "address 10.9.9.9 cannot be given here".to_owned(),
+            ),
+            (
+                json!({"ips": [nth(IpFamily::V4, 1)]}),
+                "cannot be given here".to_owned(),
+            ),
+            (
+                json!({"ips": ["nonsense"]}),
+                "runtimeConfig.ips: \"nonsense\" is not an address".to_owned(),
+            ),
+            (
+                json!({"ips": [nth(IpFamily::V4, 5), nth(IpFamily::V4, 6)]}),
+                "one address of each version".to_owned(),
+            ),
+            (
+                json!({"mac": "01:00:5e:00:00:01"}),
+                "is not a device's MAC address".to_owned(),
+            ),
+            (
+                json!({"portMappings": [{"hostPort": 0, "containerPort": 80}]}),
+                "runtimeConfig.portMappings.hostPort: 0 is not a port".to_owned(),
+            ),
+            (
+                json!({"portMappings": [{"hostPort": 1, "containerPort": 65536}]}),
+                "runtimeConfig.portMappings.containerPort: 65536 is not a port".to_owned(),
+            ),
+            (
+                json!({"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}]}),
+                "\"icmp\" is not tcp, udp or sctp".to_owned(),
+            ),
+        ] {
+            let answer = nodes[0].cni_with("ADD", "refused", &other.path(), &wish);
+            assert!(
+                !answer.success && answer.notice.contains(&told),
+                "{wish}: {answer:?}"
+            );
+            let link = other
+                .netlink()
+                .expect("a socket")
+                .link_named("eth0")
+                .expect("readable");
+            assert!(link.is_none(), "{wish}: nothing is left");
+        }
+        // What the plugin is not for is not its business.
+        let answer = nodes[0].cni_with(
+            "ADD",
+            "refused",
+            &other.path(),
+            &json!({"dns": {}, "bandwidth": {}}),
+        );
+        assert!(answer.success, "{answer:?}");
+    }
+}
