@@ -7,6 +7,7 @@
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`directory`]: temporary directories, removed when dropped.
+//! - [`etcd`]: Debian's etcd.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`directory`]: directories, removed when dropped.
@@ -22,6 +23,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
 pub mod directory;
+pub mod etcd;
 pub mod fake_api;
 pub mod ledger;
 pub mod node;

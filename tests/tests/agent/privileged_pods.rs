@@ -1,50 +1,17 @@
 //! Pods, from a CNI ADD to traffic, with a real etcd, while the agent comes and goes.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::cluster::programs;
+use tests::etcd;
 use tests::node::Node;
-use tests::process::{self, Output, Place, Process};
+use tests::process::{self, Output, Place};
 use tests::topology::Host;
 use tests::wait;
 
 use crate::DEADLINE;
 use crate::traffic::{Bpffs, ask, ask_on, await_progress, lines, serve, service, slice};
-
-/// etcd on PATH, or unpacked by `setup.sh test`.
-fn etcd_program() -> Option<PathBuf> {
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin/etcd");
-    let on_path = std::env::var_os("PATH")?;
-    let mut candidates = std::env::split_paths(&on_path).map(|directory| directory.join("etcd"));
-    candidates
-        .find(|path| path.exists())
-        .or_else(|| unpacked.exists().then_some(unpacked))
-}
-
-fn start_etcd(node: &Node, program: &Path) -> anyhow::Result<Process> {
-    let place = node.host().place();
-    let mut command = process::command(&place, program);
-    command
-        .args(["--data-dir", &node.path("etcd")])
-        .args([
-            "--listen-client-urls",
-            "http://127.0.0.1:2379",
-            "--advertise-client-urls",
-            "http://127.0.0.1:2379",
-        ])
-        .args([
-            "--listen-peer-urls",
-            "http://127.0.0.1:2380",
-            "--initial-advertise-peer-urls",
-            "http://127.0.0.1:2380",
-        ])
-        .args(["--initial-cluster", "default=http://127.0.0.1:2380"]);
-    let mut etcd = Process::spawn(&place, &mut command)?;
-    etcd.await_line("ready to serve client requests", DEADLINE);
-    Ok(etcd)
-}
 
 /// A pod: a namespace, and a name for it.
 struct Pod<'a> {
@@ -110,16 +77,16 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
     if !tests::privileged(claim) {
         return Ok(());
     }
-    let Some(program) = etcd_program() else {
+    let Some(program) = etcd::program() else {
         tests::skipped(claim, "no etcd on PATH or in target/tools (run ./setup.sh test)");
         return Ok(());
     };
     let node = Node::new("pods")?;
     let _bpffs = Bpffs::mount(&node.directory.path().join("bpf"))?;
-    let etcd = start_etcd(&node, &program)?;
+    let running = etcd::start(&node.host().place(), &program, &node.path("etcd"))?;
     let config = node.configure(json!({
         "network": {
-            "etcd": {"endpoints": ["http://127.0.0.1:2379"]},
+            "etcd": {"endpoints": [etcd::URL]},
             "config": {"Network": "10.244.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}},
             "interface": "eth0",
             "subnetEnv": node.path("subnet.env"),
@@ -153,7 +120,7 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
     let asking = ask_on(&client.place(), url)?;
     await_progress(&asking, "requests with the agent");
     agent.kill();
-    drop(etcd);
+    drop(running);
     await_progress(&asking, "requests without agent and etcd");
 
     let late = Pod::new(&node, "late")?;
@@ -162,7 +129,7 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
     let error: Value = serde_json::from_str(&refused.stdout)?;
     assert_eq!(error["code"], 11, "try again later: {error}");
 
-    let etcd = start_etcd(&node, &program)?;
+    let running = etcd::start(&node.host().place(), &program, &node.path("etcd"))?;
     let _agent = node.agent(&config);
     for part in ["overlay", "cni", "proxy"] {
         node.until_working(part);
@@ -176,6 +143,6 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
     assert!(late.cni("DEL")?.status.success(), "again, and nothing is there");
     await_progress(&asking, "requests with the next agent");
     assert_eq!(lines(&asking, "FAILED"), 0, "{}", asking.output());
-    drop(etcd);
+    drop(running);
     Ok(())
 }
