@@ -18,7 +18,8 @@ const EXTERNAL: &str = "2001:db8::7";
 const ON_NODES: [&str; 2] = ["node-1", "node-2"];
 
 pub fn prefer_dual_stack(world: &World) -> anyhow::Result<()> {
-    let mut service = world.service("prefer", &json!({"ipFamilyPolicy": "PreferDualStack"}))?;
+    let spec = json!({"type": "NodePort", "ipFamilyPolicy": "PreferDualStack"});
+    let mut service = world.service("prefer", &spec)?;
     let spec = &service.content["spec"];
     ensure!(spec["ipFamilies"] == json!(["IPv4", "IPv6"]), "{spec}");
     let v6 = service.second_cluster_ip()?;
@@ -30,7 +31,6 @@ pub fn prefer_dual_stack(world: &World) -> anyhow::Result<()> {
             }
         });
     }
-    service.patch(&json!({"type": "NodePort"}))?;
     let port = service.node_port()?;
     for node in [1, 2, 3].map(node_address_v6) {
         let server = SocketAddr::new(node, port);
