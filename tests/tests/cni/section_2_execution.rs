@@ -1,5 +1,7 @@
 //! §2, execution protocol: parameters, errors, operations.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tests::topology::Host;
 
@@ -135,6 +137,35 @@ fn addresses_are_given_once_and_come_back() {
         }
         assert_eq!(subject.devices(), NONE, "{}", subject.name);
     }
+}
+
+#[test]
+fn a_hundred_at_once_get_an_address_each_and_leave_none() {
+    let Some(subject) = Subject::ours("CNI §2: a hundred at once") else {
+        return;
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let subject = &subject;
+        let all: Vec<_> = (0..100)
+            .map(|number| scope.spawn(move || subject.add(&format!("c{number}"))))
+            .collect();
+        all.into_iter().map(|one| one.join().expect("served")).collect()
+    });
+    let addresses: BTreeSet<String> = results
+        .iter()
+        .map(|(_, result)| result["ips"][0]["address"].to_string())
+        .collect();
+    assert_eq!((addresses.len(), subject.devices().len()), (100, 100));
+    std::thread::scope(|scope| {
+        for (number, (pod, _)) in results.iter().enumerate() {
+            let subject = &subject;
+            scope.spawn(move || {
+                let ran = subject.call("DEL", &format!("c{number}"), &pod.path()).run();
+                assert!(ran.success, "{ran:?}");
+            });
+        }
+    });
+    assert_eq!(subject.devices(), NONE);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
@@ -24,8 +25,16 @@ pub struct Subject {
     /// Its network's configuration, without `cniVersion`.
     config: Value,
     /// Processes end before what they stand on goes: fields are dropped in this order.
-    _agent: Option<(Process, Process, Bpffs)>,
+    agent: Option<Agent>,
     node: Node,
+}
+
+/// What ours needs.
+struct Agent {
+    process: Mutex<Process>,
+    config: PathBuf,
+    _etcd: Process,
+    _bpffs: Bpffs,
 }
 
 /// What a run came to.
@@ -47,6 +56,8 @@ impl Ran {
 pub struct Call<'a> {
     subject: &'a Subject,
     program: PathBuf,
+    /// What runs the program instead.
+    tracer: Vec<String>,
     variables: Vec<(&'static str, String)>,
     input: Vec<u8>,
 }
@@ -59,7 +70,7 @@ impl Subject {
         }
         let mut all = Vec::new();
         match etcd::program() {
-            Some(program) => all.push(Self::causeway(&program).expect("an agent can be started")),
+            Some(program) => all.push(Self::causeway(&program, 24).expect("an agent can be started")),
             None => tests::skipped(claim, "no etcd on PATH or in target/tools (run ./setup.sh test)"),
         }
         for kind in ["bridge", "ptp"] {
@@ -80,22 +91,34 @@ impl Subject {
             .find(|subject| subject.name == "causeway-cni")
     }
 
-    fn causeway(etcd_program: &Path) -> anyhow::Result<Self> {
+    /// Ours on a node that has five addresses for pods, so that it shows when one is not given back.
+    pub fn ours_with_five_addresses(claim: &str) -> Option<Self> {
+        if !tests::privileged(claim) {
+            return None;
+        }
+        let Some(program) = etcd::program() else {
+            tests::skipped(claim, "no etcd on PATH or in target/tools (run ./setup.sh test)");
+            return None;
+        };
+        Some(Self::causeway(&program, 29).expect("an agent can be started"))
+    }
+
+    fn causeway(etcd_program: &Path, subnet_len: u8) -> anyhow::Result<Self> {
         let node = Node::new("cni")?;
         let bpffs = Bpffs::mount("cni")?;
         let place = node.host().place();
         let etcd = etcd::start(&place, etcd_program, &node.path("etcd"))?;
-        let config = node.configure(json!({
+        let path = node.configure(json!({
             "network": {
                 "etcd": {"endpoints": [etcd::URL]},
-                "config": {"Network": "10.244.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}},
+                "config": {"Network": "10.244.0.0/16", "SubnetLen": subnet_len, "Backend": {"Type": "vxlan"}},
                 "interface": "eth0",
                 "subnetEnv": node.path("subnet.env"),
             },
             "proxy": {"pinDir": bpffs.path().join("causeway")},
             "cni": {"socket": node.path("cni.sock"), "confDir": node.path("net.d")},
         }));
-        let agent = node.agent(&config);
+        let process = node.agent(&path);
         for part in ["overlay", "cni"] {
             node.until_working(part);
         }
@@ -110,7 +133,12 @@ impl Subject {
             path: programs(),
             config,
             node,
-            _agent: Some((agent, etcd, bpffs)),
+            agent: Some(Agent {
+                process: Mutex::new(process),
+                config: path,
+                _etcd: etcd,
+                _bpffs: bpffs,
+            }),
         })
     }
 
@@ -127,8 +155,32 @@ impl Subject {
             path: REFERENCE.into(),
             config,
             node,
-            _agent: None,
+            agent: None,
         })
+    }
+
+    fn agent(&self) -> MutexGuard<'_, Process> {
+        let agent = self.agent.as_ref().expect("ours has an agent");
+        agent.process.lock().expect("no panic")
+    }
+
+    /// The agent's process id.
+    pub fn agent_pid(&self) -> u32 {
+        self.agent().pid()
+    }
+
+    /// Kills the agent.
+    pub fn kill_agent(&self) {
+        self.agent().kill();
+    }
+
+    /// Starts another agent in the place of one that was killed, and waits for it to serve.
+    pub fn replace_agent(&self) {
+        let agent = self.agent.as_ref().expect("ours has an agent");
+        *self.agent() = self.node.agent(&agent.config);
+        for part in ["overlay", "cni"] {
+            self.node.until_working(part);
+        }
     }
 
     /// Versions that it speaks, of those that runtimes use.
@@ -161,6 +213,7 @@ impl Subject {
         Call {
             subject: self,
             program: self.program.clone(),
+            tracer: Vec::new(),
             variables,
             input: self.config(self.newest).to_string().into_bytes(),
         }
@@ -209,6 +262,15 @@ impl Call<'_> {
         self
     }
 
+    /// Under strace, with these arguments.
+    pub fn under_strace(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string);
+        self.tracer = std::iter::once("/usr/bin/strace".to_owned())
+            .chain(arguments)
+            .collect();
+        self
+    }
+
     /// With another standard input.
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
@@ -216,7 +278,14 @@ impl Call<'_> {
     }
 
     pub fn run(self) -> Ran {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.tracer.split_first() {
+            None => Command::new(&self.program),
+            Some((tracer, arguments)) => {
+                let mut command = Command::new(tracer);
+                command.args(arguments).arg(&self.program);
+                command
+            }
+        };
         command.env_clear().envs(self.variables);
         let place = self.subject.node.place();
         let output = process::run_in(&place, &mut command, &self.input).expect("the plugin runs");

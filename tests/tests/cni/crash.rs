@@ -1,0 +1,295 @@
+//! The plugin and its agent end, or their disk fails, in the middle of an ADD or a DEL: what a runtime does then, which
+//! is DEL, leaves nothing behind, and no address is given twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tests::topology::Host;
+use tests::wait;
+
+use crate::subject::{Ran, Subject};
+
+/// How often an agent is killed, each time a millisecond later.
+const KILLS: u64 = 8;
+
+/// A call of the kernel: its name, and which one of that name.
+type KernelCall = (String, usize);
+
+/// Runs a verb under strace, which kills it at a call of the kernel.
+fn killed(subject: &Subject, verb: &str, pod: &Host, (name, at): &KernelCall) -> Ran {
+    let inject = format!("inject={name}:signal=SIGKILL:when={at}");
+    let call = subject.call(verb, "c1", &pod.path());
+    call.under_strace(&["-f", "-qq", "-o", "/dev/null", "-e", &inject])
+        .run()
+}
+
+/// The calls that a verb makes, in their order.
+fn calls(subject: &Subject, verb: &str, pod: &Host) -> Vec<KernelCall> {
+    let trace = pod.path().replace("/run/netns/", "/tmp/") + "-trace";
+    let call = subject.call(verb, "c1", &pod.path());
+    let ran = call.under_strace(&["-f", "-qq", "-o", &trace]).run();
+    assert!(ran.success, "{verb}: {ran:?}");
+    let text = std::fs::read_to_string(&trace).expect("strace wrote it");
+    std::fs::remove_file(&trace).expect("it is there");
+    // `PID NAME(…) = …`
+    let mut counts = BTreeMap::<&str, usize>::new();
+    let names = text
+        .lines()
+        .filter_map(|line| Some(line.split_whitespace().nth(1)?.split_once('(')?.0));
+    names
+        .map(|name| {
+            let count = counts.entry(name).or_default();
+            *count += 1;
+            (name.to_owned(), *count)
+        })
+        .collect()
+}
+
+/// What a runtime does with an ADD that failed.
+#[track_caller]
+fn delete(subject: &Subject, pod: &Host, what: &str) {
+    let ran = subject.call("DEL", "c1", &pod.path()).run();
+    assert!(ran.success, "DEL {what}: {ran:?}");
+    assert_eq!(subject.devices(), Vec::<String>::new(), "{what}");
+}
+
+/// All five addresses can be given, each once.
+#[track_caller]
+fn nothing_leaked(subject: &Subject) {
+    let added: Vec<_> = (0..5).map(|number| subject.add(&format!("n{number}"))).collect();
+    let addresses: BTreeSet<String> = added
+        .iter()
+        .map(|(_, result)| result["ips"][0]["address"].to_string())
+        .collect();
+    assert_eq!(addresses.len(), 5, "{addresses:?}");
+    for (number, (pod, _)) in added.iter().enumerate() {
+        assert!(
+            subject
+                .call("DEL", &format!("n{number}"), &pod.path())
+                .run()
+                .success
+        );
+    }
+}
+
+#[test]
+fn a_plugin_that_is_killed_at_any_call_leaves_nothing_once_it_was_deleted() {
+    let claim = "CNI: a plugin that is killed";
+    if !std::path::Path::new("/usr/bin/strace").exists() {
+        return tests::skipped(claim, "strace is not installed");
+    }
+    let Some(subject) = Subject::ours_with_five_addresses(claim) else {
+        return;
+    };
+    let pod = Host::new("pod").expect("a namespace");
+    let add = calls(&subject, "ADD", &pod);
+    let del = calls(&subject, "DEL", &pod);
+    let (mut runs, mut ended) = (0, 0);
+    for call in &add {
+        runs += 1;
+        ended += usize::from(!killed(&subject, "ADD", &pod, call).success);
+        // Either way: a runtime that tries again, or one that gives up.
+        if runs % 2 == 0 {
+            let ran = subject.call("ADD", "c1", &pod.path()).run();
+            let there = subject.call("CHECK", "c1", &pod.path()).run();
+            assert!(
+                ran.success || there.success,
+                "killed at {call:?}: {ran:?} {there:?}"
+            );
+        }
+        delete(
+            &subject,
+            &pod,
+            &format!("after an ADD that was killed at {call:?}"),
+        );
+    }
+    for call in &del {
+        runs += 1;
+        let ran = subject.call("ADD", "c1", &pod.path()).run();
+        assert!(ran.success, "{ran:?}");
+        ended += usize::from(!killed(&subject, "DEL", &pod, call).success);
+        delete(
+            &subject,
+            &pod,
+            &format!("after a DEL that was killed at {call:?}"),
+        );
+    }
+    nothing_leaked(&subject);
+    println!(
+        "CNI: {ended} of {runs} runs were killed, of {} and {} calls",
+        add.len(),
+        del.len()
+    );
+    assert!(ended > runs / 2, "strace kills: {ended} of {runs}");
+}
+
+/// How many ADDs and DELs each of four runtimes makes, and on a full run.
+const ROUNDS: usize = 50;
+const ROUNDS_FULL: usize = 1250;
+
+#[test]
+fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_left() {
+    let Some(subject) = Subject::ours_with_five_addresses("CNI: a storm") else {
+        return;
+    };
+    let full = std::env::var_os("CAUSEWAY_TEST_FULL").is_some();
+    let rounds = if full { ROUNDS_FULL } else { ROUNDS };
+    let working = AtomicUsize::new(0);
+    let (served, kills) = std::thread::scope(|scope| {
+        let runtime = |number: usize| {
+            let (subject, working) = (&subject, &working);
+            working.fetch_add(1, Ordering::Relaxed);
+            scope.spawn(move || {
+                let pod = Host::new("pod").expect("a namespace");
+                let container = format!("storm-{number}");
+                let mut served = 0;
+                for _ in 0..rounds {
+                    served += usize::from(subject.call("ADD", &container, &pod.path()).run().success);
+                    // It succeeds without an agent, too.
+                    let ran = subject.call("DEL", &container, &pod.path()).run();
+                    assert!(ran.success || ran.code().is_some(), "{ran:?}");
+                }
+                working.fetch_sub(1, Ordering::Relaxed);
+                served
+            })
+        };
+        let runtimes: Vec<_> = (0..4).map(runtime).collect();
+        let mut kills = 0;
+        while working.load(Ordering::Relaxed) > 0 {
+            subject.kill_agent();
+            subject.replace_agent();
+            kills += 1;
+        }
+        let served: usize = runtimes
+            .into_iter()
+            .map(|runtime| runtime.join().expect("no panic"))
+            .sum();
+        (served, kills)
+    });
+    for number in 0..4 {
+        let ran = subject
+            .call("DEL", &format!("storm-{number}"), "")
+            .with("CNI_NETNS", "")
+            .run();
+        assert!(ran.success, "{ran:?}");
+    }
+    assert_eq!(subject.devices(), Vec::<String>::new());
+    nothing_leaked(&subject);
+    println!(
+        "CNI: {served} of {} ADDs were served, {kills} agents were killed",
+        4 * rounds
+    );
+    assert!(served > 0 && kills > 1);
+}
+
+/// strace on the agent, which does this to it. It ends with the value.
+struct Strace(Child);
+
+impl Strace {
+    fn attach(subject: &Subject, inject: &str) -> Self {
+        let pid = subject.agent_pid().to_string();
+        let child = Command::new("/usr/bin/strace")
+            .args(["-f", "-q", "-o", "/dev/null", "-e", inject, "-p", &pid])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace runs");
+        let status = format!("/proc/{pid}/status");
+        wait::until_value(
+            "strace is attached",
+            Duration::from_secs(10),
+            || std::fs::read_to_string(&status).unwrap_or_default(),
+            |text| {
+                text.lines()
+                    .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+            },
+        );
+        Self(child)
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // It lets go of what it traces.
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_while_it_serves_gives_no_address_twice() {
+    let Some(subject) = Subject::ours_with_five_addresses("CNI: an agent that is killed") else {
+        return;
+    };
+    let (kept, result) = subject.add("kept");
+    let pod = Host::new("pod").expect("a namespace");
+    let mut refused = 0;
+    // From before the plugin has asked to after it was answered.
+    for delay_millis in 0..KILLS {
+        for verb in ["ADD", "DEL"] {
+            let ran = std::thread::scope(|scope| {
+                let call = scope.spawn(|| subject.call(verb, "c1", &pod.path()).run());
+                std::thread::sleep(Duration::from_millis(delay_millis));
+                subject.kill_agent();
+                call.join().expect("no panic")
+            });
+            refused += usize::from(!ran.success);
+            subject.replace_agent();
+        }
+        let deleted = subject.call("DEL", "c1", &pod.path()).run();
+        assert!(deleted.success, "{delay_millis} ms: {deleted:?}");
+        assert_eq!(subject.devices().len(), 1, "that of the pod that stays");
+    }
+    let ran = subject.call("CHECK", "kept", &kept.path()).run();
+    assert!(ran.success, "{ran:?}");
+    let (other, theirs) = subject.add("other");
+    assert_ne!(theirs["ips"][0]["address"], result["ips"][0]["address"]);
+    for (container, pod) in [("kept", &kept), ("other", &other)] {
+        assert!(subject.call("DEL", container, &pod.path()).run().success);
+    }
+    nothing_leaked(&subject);
+    println!("CNI: {refused} calls were refused as their agent was killed");
+    assert!(refused > 0, "the first ones come before the plugin has asked");
+}
+
+#[test]
+fn while_the_disk_fails_nothing_is_given_and_afterwards_everything_is() {
+    let claim = "CNI: a disk that fails";
+    if !std::path::Path::new("/usr/bin/strace").exists() {
+        return tests::skipped(claim, "strace is not installed");
+    }
+    let Some(subject) = Subject::ours_with_five_addresses(claim) else {
+        return;
+    };
+    let (kept, result) = subject.add("kept");
+    let pod = Host::new("pod").expect("a namespace");
+    for error in ["ENOSPC", "EIO"] {
+        let strace = Strace::attach(&subject, &format!("inject=fdatasync:error={error}"));
+        let ran = subject.call("ADD", "c1", &pod.path()).run();
+        assert_eq!(ran.code(), Some(5), "{error}: {ran:?}");
+        assert!(
+            !pod.command("ip", &["link", "show", "eth0"])
+                .expect("ip runs")
+                .status
+                .success()
+        );
+        let ran = subject.call("DEL", "kept", &kept.path()).run();
+        assert_eq!(
+            ran.code(),
+            Some(5),
+            "{error}: it may still be in use by the log's word: {ran:?}"
+        );
+        drop(strace);
+        let ran = subject.call("ADD", "c1", &pod.path()).run();
+        assert!(ran.success, "after {error}: {ran:?}");
+        assert_ne!(
+            ran.output["ips"][0]["address"], result["ips"][0]["address"],
+            "{error}"
+        );
+        assert!(subject.call("DEL", "c1", &pod.path()).run().success);
+    }
+    assert!(subject.call("DEL", "kept", &kept.path()).run().success);
+    nothing_leaked(&subject);
+}
