@@ -86,7 +86,11 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
     let present = sides.pod_link(&call.key.ifname).map_err(kernel)?;
     // CNI 1.1 §2: "If an interface of the requested name already exists in the container, the CNI plugin MUST return with
     // an error." It may stay what it is, with its address.
-    if present.is_some() && is_complete(call, conf, &mut sides)? {
+    let had = match present {
+        Some(_) => earlier(call, conf, &mut sides)?,
+        None => Earlier::Unknown,
+    };
+    if had == Earlier::Complete {
         return Err(exists(call));
     }
     let request = Request::Add {
@@ -100,7 +104,10 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
     };
     // A device with the plan's MAC address is what an interrupted ADD of this very interface left; any other is not ours.
     if present.is_some_and(|link| link.mac != Some(plan.pod_mac.0)) {
-        release(call, conf);
+        // Somebody may have changed the MAC address of an interface that is in use, with its address.
+        if had == Earlier::Unknown {
+            release(call, conf);
+        }
         return Err(exists(call));
     }
     if let Err(error) = sides.apply(&plan) {
@@ -113,13 +120,30 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
     Ok(spec::result(&conf.version, &plan, &call.netns).to_string())
 }
 
-/// Whether an ADD of this very interface came to its end.
-fn is_complete(call: &Call, conf: &NetConf, sides: &mut Sides) -> Result<bool, Failure> {
+/// What an earlier ADD of this very interface came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Earlier {
+    /// There was none.
+    Unknown,
+    /// It has an address, and not everything that belongs to it.
+    Interrupted,
+    /// It came to its end.
+    Complete,
+}
+
+fn earlier(call: &Call, conf: &NetConf, sides: &mut Sides) -> Result<Earlier, Failure> {
     let key = call.key.clone();
     match ask(conf, &Request::Check { key }) {
-        Ok(Response::Wired { plan }) => Ok(sides.differences(&plan).map_err(kernel)?.is_empty()),
+        Ok(Response::Wired { plan }) => {
+            let differences = sides.differences(&plan).map_err(kernel)?;
+            Ok(if differences.is_empty() {
+                Earlier::Complete
+            } else {
+                Earlier::Interrupted
+            })
+        }
         Ok(_) => Err(unexpected()),
-        Err(failure) if failure.code == code::UNKNOWN_CONTAINER => Ok(false),
+        Err(failure) if failure.code == code::UNKNOWN_CONTAINER => Ok(Earlier::Unknown),
         Err(failure) => Err(failure),
     }
 }

@@ -389,8 +389,7 @@ fn port_mapping(
         host_port: port("hostPort", raw.host_port)?,
         container_port: port("containerPort", raw.container_port)?,
         protocol,
-        // The address that means all.
-        host_ip: host_ip.transpose()?.filter(|address| !address.is_unspecified()),
+        host_ip: host_ip.transpose()?,
     })
 }
 

@@ -64,9 +64,23 @@ pub struct PortMapping {
     pub container_port: NonZeroU16,
     /// Of which protocol.
     pub protocol: Protocol,
-    /// The node's address that has it; absent: every one.
+    /// The node's address that has it; absent: every one. The unspecified address stands for all of its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
+}
+
+impl PortMapping {
+    /// Whether a packet could be for both.
+    #[must_use]
+    pub fn collides_with(&self, other: &Self) -> bool {
+        let addresses_meet = match (self.host_ip, other.host_ip) {
+            (Some(a), Some(b)) => {
+                a == b || a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified())
+            }
+            _ => true,
+        };
+        addresses_meet && (self.protocol, self.host_port) == (other.protocol, other.host_port)
+    }
 }
 
 /// A route inside a pod.

@@ -115,6 +115,7 @@ impl Engine {
         pods.listen(move || drop(changed.send(Order::Look)));
         let worker = Worker {
             fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path.clone()),
+            host_ports: host_ports::Keeper::default(),
             settings,
             pods,
             kernel,
@@ -231,6 +232,7 @@ struct Worker {
     kernel: Netlink,
     nft: Nft,
     fast_path: fast_path::Keeper,
+    host_ports: host_ports::Keeper,
     network: Option<Network>,
     reported: watch::Sender<Report>,
     last: Outcome,
@@ -326,7 +328,7 @@ impl Worker {
             .iter()
             .map(|lease| format!("lease {} {}", lease.subnet, lease.reason));
         outcome.problems.extend(rejected);
-        let tunnels = self.tunnels(&plan, found.index, outcome)?;
+        let tunnels = self.tunnels(&plan, found.index, outcome);
         let mirror = Mirror::read(&mut self.kernel, &tunnels)?;
         let assigned = self.pods.list();
         let pods = pod_routes(&assigned);
@@ -334,74 +336,84 @@ impl Worker {
             tunnels,
             underlay: found.index,
         };
-        self.guard(&plan, &pods, outcome);
-        // Without its address on the underlay a version of IP stays as it is.
-        let may_delete = |family| {
-            network.complete && (plan.halves.get(family).is_some() || network.own.sites.get(family).is_none())
+        // Without its address on the underlay, or its tunnel, a version of IP stays as it is.
+        let stands = |family| {
+            let half = plan.halves.get(family);
+            half.is_some_and(|half| half.device.is_none() || tunnels.get(family).is_some())
         };
+        let is_ours = |family| network.own.sites.get(family).is_some();
+        let may_delete = |family| network.complete && (stands(family) || !is_ours(family));
+        for family in FAMILIES {
+            if stands(family) || !is_ours(family) {
+                self.guard(family, &plan, &pods, network.complete, outcome);
+            }
+        }
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, may_delete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
         self.fast_path.keep(&mut self.nft, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
-        for (family, _) in network.own.sites.iter() {
-            host_ports::keep(&mut self.nft, family, &assigned, outcome);
+        for family in FAMILIES.into_iter().filter(|family| speaks(*family)) {
+            let (nft, kernel) = (&mut self.nft, &mut self.kernel);
+            self.host_ports.keep(nft, kernel, family, &assigned, outcome);
         }
         self.write_subnet_env(network, &plan, outcome);
-        let mut halves = plan.halves.iter();
-        let usable = halves.all(|(family, half)| half.device.is_none() || tunnels.get(family).is_some());
+        let usable = network.own.sites.iter().all(|(family, _)| stands(family));
         Ok(usable.then_some(plan.pod_mtu))
     }
 
     /// The indices of the tunnel devices, which are there afterwards unless something stands in the way.
-    fn tunnels(
-        &mut self,
-        plan: &plan::Plan,
-        underlay: u32,
-        outcome: &mut Outcome,
-    ) -> Result<ByFamily<u32>, Error> {
+    fn tunnels(&mut self, plan: &plan::Plan, underlay: u32, outcome: &mut Outcome) -> ByFamily<u32> {
         let mut tunnels = Vec::new();
         for (family, half) in plan.halves.iter() {
-            if let Some(device) = &half.device
-                && let Some(index) = ensure_device(&mut self.kernel, device, underlay, outcome)?
-            {
-                tunnels.push((family, index));
+            let Some(device) = &half.device else { continue };
+            match ensure_device(&mut self.kernel, device, underlay, outcome) {
+                Ok(index) => tunnels.extend(index.map(|index| (family, index))),
+                Err(error) => outcome.problems.push(with_causes(&error)),
             }
         }
-        Ok(tunnels.into_iter().collect())
+        tunnels.into_iter().collect()
     }
 
-    fn guard(&mut self, plan: &plan::Plan, pods: &[PodRoute], outcome: &mut Outcome) {
-        for family in FAMILIES {
-            // A kernel without IPv6 has no tables for it either.
-            if family == IpFamily::V6 && !Path::new("/proc/sys/net/ipv6").exists() {
-                continue;
-            }
-            let kept = if self.settings.anti_spoofing {
-                guard::plan(family, plan.halves.get(family), pods)
-                    .keep(&mut self.nft)
-                    .map(|written| written.changes)
-            } else {
-                self.nft.remove(&guard::table(family)).map(|()| 0)
-            };
-            match kept {
-                Ok(writes) => outcome.writes += writes,
-                Err(error) => outcome
-                    .problems
-                    .push(format!("anti-spoofing: {}", with_causes(&error))),
-            }
+    fn guard(
+        &mut self,
+        family: IpFamily,
+        plan: &plan::Plan,
+        pods: &[PodRoute],
+        complete: bool,
+        outcome: &mut Outcome,
+    ) {
+        if !speaks(family) {
+            return;
+        }
+        let kept = if self.settings.anti_spoofing {
+            guard::plan(family, plan.halves.get(family), pods, complete)
+                .keep(&mut self.nft)
+                .map(|written| written.changes)
+        } else {
+            self.nft.remove(&guard::table(family)).map(|()| 0)
+        };
+        match kept {
+            Ok(writes) => outcome.writes += writes,
+            Err(error) => outcome
+                .problems
+                .push(format!("anti-spoofing: {}", with_causes(&error))),
         }
     }
 
     fn masquerade(&mut self, network: &Network, outcome: &mut Outcome) {
-        for (family, site) in network.own.sites.iter() {
-            let Some(pool) = network.config.pools.get(family) else {
-                continue;
+        for family in FAMILIES.into_iter().filter(|family| speaks(*family)) {
+            let kept = match (network.config.pools.get(family), network.own.sites.get(family)) {
+                (Some(pool), Some(site)) => {
+                    let layout = masquerade::layout(family, pool.network, site.subnet);
+                    self.nft.ensure(&layout).map(|repair| repair != Repair::Unchanged)
+                }
+                // The network had this version, and has it no more.
+                _ if network.complete => self.nft.remove(&masquerade::table(family)).map(|()| false),
+                _ => Ok(false),
             };
-            let layout = masquerade::layout(family, pool.network, site.subnet);
-            match self.nft.ensure(&layout) {
-                Ok(Repair::Unchanged) => {}
-                Ok(_) => outcome.writes += 1,
+            match kept {
+                Ok(written) => outcome.writes += usize::from(written),
                 Err(error) => outcome
                     .problems
                     .push(format!("masquerade: {}", with_causes(&error))),
@@ -418,6 +430,11 @@ impl Worker {
                 .push(format!("write {}: {error}", path.display())),
         }
     }
+}
+
+/// Whether the kernel speaks a version of IP: without IPv6 it has no tables for it either.
+fn speaks(family: IpFamily) -> bool {
+    family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
 }
 
 fn pod_routes(pods: &[Assigned]) -> Vec<PodRoute> {

@@ -1,8 +1,8 @@
 //! Pods of one node reach each other past the node's network stack: which pods, when not, and keeping it so.
 //!
 //! The program at each pod's device ([`ebpf::fast_path`]) passes by netfilter. So it is there only while nobody else's
-//! rules there could mean the packets of pods. Our own never do: they translate what is addressed to Services, and what
-//! leaves the pod network. When rules of others appear, it goes, and connections go on through the stack. Nobody looks
+//! rules there could mean the packets of pods. Our own never do: they translate what is addressed to Services or to ports
+//! of the node, and what leaves the pod network, and drop what is sent in another's name, which the program lets to them. When rules of others appear, it goes, and connections go on through the stack. Nobody looks
 //! while there is no agent: connections begin by the fast path only as long as an agent looked lately.
 //!
 //! It is for nodes whose sockets are translated before there is a packet. Where rules translate a pod's connections,

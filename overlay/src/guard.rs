@@ -1,11 +1,11 @@
 //! Nobody sends in another's name: a table of our own in nftables for each version of IP.
 //!
 //! Packet walk, of what a pod sends (its device's name begins with `cw`):
-//! - before anything else: its source must be what the node's routes lead to by this very device, and the frame's source
-//!   the pod's MAC address. The route comes with the pod (`cni_plugin::wire`), so there is no moment in between; the MAC
+//! - before anything else: its source must be what the node's routes lead to by this very device (which are its own
+//!   addresses, and for IPv6 link-local ones, which no router passes on), and the frame's source the pod's MAC address. The route comes with the pod (`cni_plugin::wire`), so there is no moment in between; the MAC
 //!   addresses come with the next pass, and are not looked at before. For IPv6 a pod is no router (RFC 6105).
-//! - to this node, and through it: nothing to the tunnel's UDP port. What is sent there enters the pod network on
-//!   another node as that node's own.
+//! - to this node, and through it: nothing to the tunnel's UDP port, wherever it is addressed to. What is sent there
+//!   enters the pod network on another node as that node's own.
 //!
 //! What another node sends through the tunnel is looked at as it comes in, still wrapped: a lease must give the inner
 //! source to the node of the outer one, or it is that node's own address. The fast path looks at sources itself
@@ -57,8 +57,8 @@ pub(crate) fn table(family: IpFamily) -> Table {
 }
 
 /// The table of a version of IP as it shall be. `half` is absent where pods have no address of it: their devices may
-/// speak it all the same.
-pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute]) -> OwnedTable {
+/// speak it all the same. Unless all leases are known, no node that was one becomes a stranger.
+pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute], complete: bool) -> OwnedTable {
     let elements = BTreeMap::from([
         (
             POD_DEVICES,
@@ -67,7 +67,8 @@ pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute]) -> 
         (POD_MACS, pods.iter().map(|pod| element(mac_key(pod))).collect()),
         (SITES, half.map(sites).unwrap_or_default()),
     ]);
-    OwnedTable::new(layout(family, half), elements)
+    let table = OwnedTable::new(layout(family, half), elements);
+    if complete { table } else { table.growing(SITES) }
 }
 
 fn layout(family: IpFamily, half: Option<&Half>) -> Layout {

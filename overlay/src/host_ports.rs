@@ -10,17 +10,17 @@
 //! 127.0.0.1 to pods is none from pods to 127.0.0.1 (CVE-2020-8558).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use model::wiring::{HOST_IFNAME_PREFIX, PortMapping};
 use model::{IpFamily, Protocol, with_causes};
-use netlink::conntrack::Conntrack;
+use netlink::conntrack::{Conntrack, Flow};
 use netlink::nft::DataType::{InetProto, InetService};
 use netlink::nft::object::ChainKind;
 use netlink::nft::rule::{Interface, KeyField};
 use netlink::nft::{BaseChain, Chain, Element, ElementData, Hook, Layout, Nft, Rule, Set, SetKind, Table};
-use netlink::sysctl;
+use netlink::{Kernel, sysctl};
 
 use crate::owned_table::{OwnedTable, nft_family, octets};
 use crate::pods::Assigned;
@@ -60,8 +60,8 @@ pub(crate) fn table(family: IpFamily) -> Table {
     Table::new(nft_family(family), TABLE)
 }
 
-/// Which ports lead where. Of two pods that ask for one port the first in the order of keys has it, and the other is
-/// told of.
+/// Which ports lead where. Of two pods that ask for one port, which the book of addresses does not allow, the first in
+/// the order of keys has it, and the other is told of.
 fn plan(family: IpFamily, pods: &[Assigned]) -> (HostPorts, Vec<String>) {
     let mut ports = HostPorts::new();
     let mut conflicts = Vec::new();
@@ -80,15 +80,16 @@ fn plan(family: IpFamily, pods: &[Assigned]) -> (HostPorts, Vec<String>) {
             if host_ip.is_some_and(|host_ip| IpFamily::from(host_ip) != family) {
                 continue;
             }
+            let at = host_ip.filter(|host_ip| !host_ip.is_unspecified());
             let port = HostPort {
                 protocol,
                 port: host_port.get(),
-                at: host_ip,
+                at,
             };
             let target = SocketAddr::new(*address, container_port.get());
             let first = *ports.entry(port).or_insert(target);
             if first != target {
-                let place = host_ip.map_or_else(String::new, |host_ip| format!(" of {host_ip}"));
+                let place = at.map_or_else(String::new, |at| format!(" of {at}"));
                 conflicts.push(format!(
                     "host port {host_port}/{protocol}{place} leads to {first}, and is asked for by {address} too"
                 ));
@@ -98,33 +99,115 @@ fn plan(family: IpFamily, pods: &[Assigned]) -> (HostPorts, Vec<String>) {
     (ports, conflicts)
 }
 
-/// Makes the kernel's tables and settings what the pods' mappings ask for.
-pub(crate) fn keep(nft: &mut Nft, family: IpFamily, pods: &[Assigned], outcome: &mut Outcome) {
-    let (ports, conflicts) = plan(family, pods);
-    outcome.problems.extend(conflicts);
-    // No table where nobody needs one.
-    if ports.is_empty() {
-        return match nft.remove(&table(family)) {
-            Ok(()) => {}
-            Err(error) => problem(outcome, &error),
+/// Where datagrams of mapped ports may still go although they should not: until that was looked for.
+#[derive(Default)]
+struct Strays {
+    /// Ports of which something changed.
+    ports: BTreeSet<u16>,
+    /// Where a mapping that is gone led.
+    targets: BTreeSet<SocketAddr>,
+}
+
+/// The mapped ports of one node.
+#[derive(Default)]
+pub(crate) struct Keeper {
+    strays: BTreeMap<IpFamily, Strays>,
+    /// What was in the kernel after the last pass that succeeded.
+    last: BTreeMap<IpFamily, HostPorts>,
+}
+
+impl Keeper {
+    /// Makes the kernel's table and settings for a version of IP what the pods' mappings ask for.
+    pub(crate) fn keep(
+        &mut self,
+        nft: &mut Nft,
+        kernel: &mut impl Kernel,
+        family: IpFamily,
+        pods: &[Assigned],
+        outcome: &mut Outcome,
+    ) {
+        let (ports, conflicts) = plan(family, pods);
+        outcome.problems.extend(conflicts);
+        let kept = if ports.is_empty() {
+            // No table where nobody needs one.
+            nft.remove(&table(family)).map(|()| Vec::new())
+        } else {
+            let table = OwnedTable::new(layout(family), elements(&ports));
+            table.keep(nft).map(|written| {
+                outcome.writes += written.changes;
+                written.elements
+            })
         };
-    }
-    match OwnedTable::new(layout(family), elements(family, &ports)).keep(nft) {
-        Ok(written) => {
-            outcome.writes += written.changes;
-            if !written.elements.is_empty()
-                && let Err(error) = forget_strays(&ports)
-            {
-                problem(outcome, &error);
+        match kept {
+            Ok(changed) => self.note_changes(family, &ports, &changed),
+            // Without its rules the way from the loopback address stays closed.
+            Err(error) => return problem(outcome, &error),
+        }
+        if family == IpFamily::V4 {
+            for pod in pods {
+                set_loopback(pod, outcome);
             }
         }
-        Err(error) => problem(outcome, &error),
-    }
-    if family == IpFamily::V4 {
-        for pod in pods.iter().filter(|pod| !pod.port_mappings.is_empty()) {
-            open_loopback(pod, outcome);
+        if let Err(error) = self.forget_strays(kernel, family, &ports) {
+            outcome.problems.push(format!("host ports: {error}"));
         }
     }
+
+    /// Notes which ports' flows are to be looked at: of elements that were written, and of mappings that went with the
+    /// whole table.
+    fn note_changes(&mut self, family: IpFamily, ports: &HostPorts, changed: &[(&'static str, Element)]) {
+        let strays = self.strays.entry(family).or_default();
+        let changed = changed.iter().filter(|(set, _)| *set != OWN);
+        strays
+            .ports
+            .extend(changed.filter_map(|(_, element)| udp_port_of(&element.key)));
+        let last = self.last.insert(family, ports.clone()).unwrap_or_default();
+        let gone = last
+            .iter()
+            .filter(|(port, target)| ports.get(port) != Some(target));
+        for (port, target) in gone.filter(|(port, _)| port.protocol == Protocol::Udp) {
+            strays.ports.insert(port.port);
+            strays.targets.insert(*target);
+        }
+    }
+
+    /// Datagrams keep going where their flow began, for as long as they come (`nf_conntrack_udp_timeout`): flows to the
+    /// node that were not translated when their port was not mapped yet, and those to a pod whose port it was, are
+    /// forgotten. Others' translations stay.
+    fn forget_strays(
+        &mut self,
+        kernel: &mut impl Kernel,
+        family: IpFamily,
+        ports: &HostPorts,
+    ) -> Result<(), String> {
+        let Some(strays) = self.strays.get(&family).filter(|strays| !strays.ports.is_empty()) else {
+            return Ok(());
+        };
+        let told = |error: &dyn std::error::Error| with_causes(error);
+        let addresses = kernel.addresses(None).map_err(|error| told(&error))?;
+        let of_node: BTreeSet<IpAddr> = addresses.iter().map(|address| address.network.ip()).collect();
+        let wanted: BTreeSet<SocketAddr> = ports.values().copied().collect();
+        let udp = Protocol::Udp.number();
+        let mut conntrack = Conntrack::open().map_err(|error| told(&error))?;
+        let is_stray = |flow: &Flow| {
+            let (to, from) = (flow.original.destination, flow.reply.source);
+            let untranslated = to == from;
+            let departed = strays.targets.contains(&from) && !wanted.contains(&from);
+            strays.ports.contains(&to.port()) && of_node.contains(&to.ip()) && (untranslated || departed)
+        };
+        let found = conntrack.flows(|glance| glance.protocol == udp, is_stray);
+        for flow in found.map_err(|error| told(&error))? {
+            conntrack.delete(&flow).map_err(|error| told(&error))?;
+        }
+        self.strays.remove(&family);
+        Ok(())
+    }
+}
+
+/// The port of a key, if it is of UDP: the key ends with `[protocol:1][pad:3][port:2 be][pad:2]`.
+fn udp_port_of(key: &[u8]) -> Option<u16> {
+    let [protocol, _, _, _, high, low, _, _] = *key.last_chunk::<8>()?;
+    (protocol == Protocol::Udp.number()).then(|| u16::from_be_bytes([high, low]))
 }
 
 fn problem(outcome: &mut Outcome, error: &dyn std::error::Error) {
@@ -133,36 +216,16 @@ fn problem(outcome: &mut Outcome, error: &dyn std::error::Error) {
         .push(format!("host ports: {}", with_causes(error)));
 }
 
-/// The node's 127.0.0.1 may reach the pod. A device that is not there yet brings us back by its event.
-fn open_loopback(pod: &Assigned, outcome: &mut Outcome) {
+/// Whether the node's 127.0.0.1 may reach the pod: one with host ports. A device that is not there yet brings us back by
+/// its event.
+fn set_loopback(pod: &Assigned, outcome: &mut Outcome) {
     let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(&pod.key));
-    match sysctl::ensure(&setting, "1") {
+    let value = if pod.port_mappings.is_empty() { "0" } else { "1" };
+    match sysctl::ensure(&setting, value) {
         Ok(written) => outcome.writes += usize::from(written),
         Err(error) if error.is_absent() => {}
         Err(error) => problem(outcome, &error),
     }
-}
-
-/// Datagrams keep going where their flow began, without an end (`nf_conntrack_udp_timeout`): those of a mapped port
-/// that go elsewhere are forgotten.
-fn forget_strays(ports: &HostPorts) -> Result<(), netlink::conntrack::Error> {
-    let udp = Protocol::Udp.number();
-    let mut targets: BTreeMap<u16, BTreeSet<SocketAddr>> = BTreeMap::new();
-    for (port, target) in ports.iter().filter(|(port, _)| port.protocol == Protocol::Udp) {
-        targets.entry(port.port).or_default().insert(*target);
-    }
-    if targets.is_empty() {
-        return Ok(());
-    }
-    let mut conntrack = Conntrack::open()?;
-    let strays = conntrack.flows(
-        |glance| glance.protocol == udp,
-        |flow| {
-            let targets = targets.get(&flow.original.destination.port());
-            targets.is_some_and(|targets| !targets.contains(&flow.reply.source))
-        },
-    )?;
-    strays.iter().try_for_each(|flow| conntrack.delete(flow))
 }
 
 fn layout(family: IpFamily) -> Layout {
@@ -175,16 +238,27 @@ fn layout(family: IpFamily) -> Layout {
     layout.add_set(Set::new(OWN, &[address, address], SetKind::Set));
 
     let (protocol, port) = (KeyField::Protocol, KeyField::DestinationPort);
+    let mut leads = Vec::new();
+    if family == IpFamily::V6 {
+        // What it sends cannot leave the node: it is refused as if there were no such port.
+        leads.push(
+            Rule::new("not of IPv6's loopback address")
+                .destination(loopback(family))
+                .returns(),
+        );
+    }
     let at_address = [KeyField::DestinationAddress(nft), protocol, port];
-    layout.add_chain(
-        Chain::regular("ports"),
-        [
-            Rule::new("of one address of this node").destination_nat_from(&at_address, AT_ADDRESS, nft),
-            Rule::new("of every address of this node")
-                .destination_is_local()
-                .destination_nat_from(&[protocol, port], EVERYWHERE, nft),
-        ],
+    leads.push(
+        Rule::new("of one address of this node")
+            .destination_is_local()
+            .destination_nat_from(&at_address, AT_ADDRESS, nft),
     );
+    leads.push(
+        Rule::new("of every address of this node")
+            .destination_is_local()
+            .destination_nat_from(&[protocol, port], EVERYWHERE, nft),
+    );
+    layout.add_chain(Chain::regular("ports"), leads);
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         let base = BaseChain::new(ChainKind::Nat, hook, DESTINATION_NAT);
         layout.add_chain(Chain::base(name, base), [Rule::new("host ports").jump("ports")]);
@@ -196,7 +270,9 @@ fn layout(family: IpFamily) -> Layout {
             .in_set(&own, OWN)
             .masquerade(),
     ];
-    if let Some(loopback) = loopback(family) {
+    // Packets from IPv6's loopback address are never routed; those of IPv4 are where `route_localnet` says so.
+    if family == IpFamily::V4 {
+        let loopback = loopback(family);
         source.push(
             Rule::new("this node by its loopback address")
                 .destination_was_translated()
@@ -216,13 +292,15 @@ fn layout(family: IpFamily) -> Layout {
     layout
 }
 
-/// The loopback network, where its packets may be routed: IPv6 has no such setting.
-fn loopback(family: IpFamily) -> Option<IpNetwork> {
-    let network: IpNetwork = "127.0.0.0/8".parse().ok()?;
-    (family == IpFamily::V4).then_some(network)
+fn loopback(family: IpFamily) -> IpNetwork {
+    let (address, prefix) = match family {
+        IpFamily::V4 => (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+        IpFamily::V6 => (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+    };
+    IpNetwork::new(address, prefix).expect("invariant: both are prefix lengths of their version")
 }
 
-fn elements(family: IpFamily, ports: &HostPorts) -> BTreeMap<&'static str, BTreeSet<Element>> {
+fn elements(ports: &HostPorts) -> BTreeMap<&'static str, BTreeSet<Element>> {
     let mut everywhere = BTreeSet::new();
     let mut at_address = BTreeSet::new();
     let mut own = BTreeSet::new();
@@ -240,7 +318,6 @@ fn elements(family: IpFamily, ports: &HostPorts) -> BTreeMap<&'static str, BTree
         let both_ways = [octets(target.ip()), octets(target.ip())].concat();
         own.insert(Element::new(both_ways, ElementData::None));
     }
-    debug_assert!(ports.values().all(|target| IpFamily::from(target.ip()) == family));
     BTreeMap::from([(EVERYWHERE, everywhere), (AT_ADDRESS, at_address), (OWN, own)])
 }
 

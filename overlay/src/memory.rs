@@ -1,8 +1,10 @@
 //! What a node remembers over restarts, so that it serves before etcd answers, and while it does not.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use model::ByFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -45,6 +47,12 @@ impl Entry {
 }
 
 impl Memory {
+    /// The node's addresses by its lease.
+    pub(crate) fn public_ips(&self) -> ByFamily<IpAddr> {
+        let own = self.own.as_ref().and_then(Entry::record);
+        own.map(|own| own.lease.public_ips()).unwrap_or_default()
+    }
+
     /// Reads the file; what cannot be read is forgotten, since etcd has it.
     pub(crate) fn load(directory: &Path) -> Self {
         let Ok(bytes) = fs::read(path(directory)) else {

@@ -26,14 +26,16 @@ pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
 pub(crate) struct OwnedTable {
     layout: Layout,
     elements: BTreeMap<&'static str, BTreeSet<Element>>,
+    /// Sets of which nothing is deleted, since not everything is known that must stay.
+    growing: BTreeSet<&'static str>,
 }
 
 /// What was written.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Written {
     pub(crate) changes: usize,
-    /// Elements that came, and elements that went.
-    pub(crate) elements: Vec<Element>,
+    /// Elements that came, and elements that went, with their set.
+    pub(crate) elements: Vec<(&'static str, Element)>,
 }
 
 impl OwnedTable {
@@ -41,26 +43,59 @@ impl OwnedTable {
         for (set, elements) in &elements {
             layout.fill_set(set, elements.iter().cloned());
         }
-        Self { layout, elements }
+        Self {
+            layout,
+            elements,
+            growing: BTreeSet::new(),
+        }
     }
 
-    /// Makes the kernel's table what it shall be; what is in its sets changes in one transaction.
+    /// The same with a set of which nothing is deleted.
+    pub(crate) fn growing(mut self, set: &'static str) -> Self {
+        self.growing.insert(set);
+        self
+    }
+
+    /// Makes the kernel's table what it shall be. Elements come before the rules that ask for them: where rules drop what
+    /// is in no set, there is no moment without.
     pub(crate) fn keep(&self, nft: &mut Nft) -> Result<Written, Error> {
+        // It fails where there is no such table, or one of another shape, which is then made anew.
+        let early = self.change_elements(nft).ok();
+        let repair = nft.ensure(&self.layout)?;
+        let mut written = match (early, &repair) {
+            (_, Repair::Rebuilt) => Written {
+                changes: 0,
+                elements: self.all(),
+            },
+            (Some(early), _) => early,
+            (None, _) => self.change_elements(nft)?,
+        };
+        written.changes = written.elements.len() + usize::from(repair != Repair::Unchanged);
+        Ok(written)
+    }
+
+    fn all(&self) -> Vec<(&'static str, Element)> {
+        let sets = self.elements.iter();
+        sets.flat_map(|(set, elements)| elements.iter().map(move |element| (*set, element.clone())))
+            .collect()
+    }
+
+    /// In one transaction.
+    fn change_elements(&self, nft: &mut Nft) -> Result<Written, Error> {
         let table = self.layout.table();
-        let rebuilt = usize::from(nft.ensure(&self.layout)? != Repair::Unchanged);
         let mut batch = Batch::new(table);
-        let mut written = Written::default();
+        let mut elements = Vec::new();
         for (set, wanted) in &self.elements {
             let actual: BTreeSet<Element> = nft.elements(table, set)?.into_iter().collect();
             // A key whose value changes goes before it comes.
-            batch.delete_elements(set, actual.difference(wanted));
+            if !self.growing.contains(set) {
+                batch.delete_elements(set, actual.difference(wanted));
+                elements.extend(actual.difference(wanted).map(|gone| (*set, gone.clone())));
+            }
             batch.add_elements(set, wanted.difference(&actual));
-            written
-                .elements
-                .extend(actual.symmetric_difference(wanted).cloned());
+            elements.extend(wanted.difference(&actual).map(|new| (*set, new.clone())));
         }
         nft.commit(&batch)?;
-        written.changes = rebuilt + written.elements.len();
-        Ok(written)
+        Ok(Written { changes: 0, elements })
     }
 }

@@ -128,13 +128,17 @@ pub fn plan(
         .map(|ground| {
             let sites = others.iter().filter_map(|lease| lease.sites.get(ground.family));
             let half = Half {
-                device: device(&ground, underlay.mtu),
+                device: device(&ground, config, underlay.mtu),
                 remotes: remotes(&ground, sites, &mut rejected),
             };
             (ground.family, half)
         })
         .collect();
-    let mtus = halves.values().filter_map(|half| Some(half.device.as_ref()?.mtu));
+    // Of the lease, not of the halves: what pods get does not change while a version has lost its address.
+    let mtus = own
+        .sites
+        .iter()
+        .filter_map(|(family, site)| tunnel_mtu(family, config, site, underlay.mtu));
     let pod_mtu = mtus.min().unwrap_or(underlay.mtu);
     (Plan { halves, pod_mtu }, rejected)
 }
@@ -174,28 +178,30 @@ fn remotes<'a>(
     remotes
 }
 
-fn device(ground: &Ground, underlay_mtu: Mtu) -> Option<Device> {
-    let (
-        Backend::Vxlan {
-            vni, port, mtu, gbp, ..
-        },
-        Encap::Vxlan { vtep_mac, .. },
-    ) = (ground.backend, ground.own.encap)
+/// What fits through the tunnel of a version of IP; `None` without one.
+fn tunnel_mtu(family: IpFamily, config: &NetworkConfig, own: &Site, underlay_mtu: Mtu) -> Option<Mtu> {
+    match (&config.backend, own.encap) {
+        (Backend::Vxlan { mtu, .. }, Encap::Vxlan { .. }) => {
+            let outer = mtu.unwrap_or(underlay_mtu.0);
+            Some(Mtu(outer.saturating_sub(vxlan_overhead(family))))
+        }
+        _ => None,
+    }
+}
+
+fn device(ground: &Ground, config: &NetworkConfig, underlay_mtu: Mtu) -> Option<Device> {
+    let (Backend::Vxlan { vni, port, gbp, .. }, Encap::Vxlan { vtep_mac, .. }) =
+        (ground.backend, ground.own.encap)
     else {
         return None;
     };
-    let name = match ground.family {
-        IpFamily::V4 => format!("flannel.{}", vni.0),
-        IpFamily::V6 => format!("flannel-v6.{}", vni.0),
-    };
-    let mtu = mtu.unwrap_or(underlay_mtu.0);
     Some(Device {
-        name,
+        name: config.device_names().get(ground.family)?.clone(),
         vni: *vni,
         port: *port,
         gbp: *gbp,
         mac: vtep_mac,
-        mtu: Mtu(mtu.saturating_sub(vxlan_overhead(ground.family))),
+        mtu: tunnel_mtu(ground.family, config, &ground.own, underlay_mtu)?,
         local: ground.own.public_ip,
         address: ground.own.subnet.network(),
     })

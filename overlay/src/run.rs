@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::fast_path;
 use crate::flannel::NetworkConfig;
 use crate::follow::{Followed, Follower};
+use crate::memory::Memory;
 use crate::pods::PodNetwork;
 use crate::underlay::{self, Found};
 
@@ -99,7 +100,7 @@ async fn serve_on(
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Shutdown),
         () = follower.run() => Ok(Ended::Shutdown),
-        () = await_other_underlay(config, found) => Ok(Ended::OtherUnderlay),
+        () = await_other_underlay(config, found, status) => Ok(Ended::OtherUnderlay),
         ended = serve(&engine, followed, pods, status) => ended.map(|()| Ended::Shutdown),
     };
     // Ending the threads waits for a pass that is under way.
@@ -107,14 +108,25 @@ async fn serve_on(
     ended
 }
 
-/// Returns when the others should send to another address than the one found. A device or an address that is only
-/// gone, not replaced, is waited for.
-async fn await_other_underlay(config: &Config, found: &Found) {
+/// Returns when the others should send to another address than the one found, of a version of IP that the network has.
+/// A device or an address that is only gone, not replaced, is waited for.
+async fn await_other_underlay(config: &Config, found: &Found, status: &watch::Sender<Status>) {
     loop {
         tokio::time::sleep(UNDERLAY_CHECK).await;
-        if let Ok(now) = find_underlay(config, found.public_ips).await
-            && (&now.name, &now.public_ips) != (&found.name, &found.public_ips)
-        {
+        let Ok(now) = find_underlay(config, found.public_ips).await else {
+            continue;
+        };
+        let of_network = status
+            .borrow()
+            .network
+            .as_ref()
+            .map(|network| network.pools.families());
+        let concerns = |family| of_network.is_none_or(|families| families.get(family).is_some());
+        let differs = now
+            .public_ips
+            .iter()
+            .any(|(family, now)| concerns(family) && found.public_ips.get(family) != Some(now));
+        if differs || now.name != found.name {
             return;
         }
     }
@@ -142,7 +154,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Waits for the device that the others send to.
 async fn await_underlay(config: &Config, pods: &PodNetwork, status: &watch::Sender<Status>) -> Found {
     loop {
-        match find_underlay(config, ByFamily::default()).await {
+        // Of several addresses the one that the lease has.
+        let remembered = Memory::load(&config.state_dir).public_ips();
+        match find_underlay(config, remembered).await {
             Ok(found) => return found,
             Err(error) => {
                 let problem = with_causes(&error);

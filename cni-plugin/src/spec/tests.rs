@@ -232,7 +232,7 @@ fn what_a_runtime_asks_for_is_read_as_runtimes_write_it() {
             .into(),
         mac: Some(MacAddr([2, 0, 0, 0, 0, 7])),
         port_mappings: vec![
-            mapping(80, 8080, Protocol::Tcp, None),
+            mapping(80, 8080, Protocol::Tcp, Some("0.0.0.0")),
             mapping(53, 53, Protocol::Udp, Some("192.0.2.1")),
         ],
     };

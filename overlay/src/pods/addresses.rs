@@ -133,12 +133,32 @@ impl Addresses {
             .collect()
     }
 
+    /// How many records those are.
+    pub(super) fn record_count(&self) -> usize {
+        self.freed.len() + self.by_key.len()
+    }
+
     pub(super) fn get(&self, key: &AttachmentKey) -> Option<&Assigned> {
         self.by_key.get(key)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Assigned> {
         self.by_key.values()
+    }
+
+    /// The interface that has a port of the node which another one asks for.
+    pub(super) fn holder_of_port(
+        &self,
+        wished: &[PortMapping],
+        key: &AttachmentKey,
+    ) -> Option<(&Assigned, PortMapping)> {
+        let others = self.by_key.values().filter(|assigned| assigned.key != *key);
+        let mut pairs =
+            others.flat_map(|other| other.port_mappings.iter().map(move |theirs| (other, theirs)));
+        pairs.find_map(|(other, theirs)| {
+            let wished = wished.iter().find(|wished| wished.collides_with(theirs))?;
+            Some((other, *wished))
+        })
     }
 
     /// The free address of a subnet that came back longest ago, or was never given. The first two, the network's own
@@ -249,8 +269,9 @@ pub(super) enum Refused {
     InUse(IpAddr),
 }
 
-/// How many addresses of a subnet are used: more pods than a node can have, and few enough to go around.
-const MOST: u128 = 1 << 16;
+/// How many addresses of a subnet are used: more than a node has pods, and few enough to go around, since each that came
+/// back is remembered.
+const MOST: u128 = 1 << 12;
 
 /// The addresses of a subnet that may be given, in order.
 fn usable(subnet: IpNetwork) -> impl Iterator<Item = IpAddr> + Clone {

@@ -12,12 +12,13 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
 use model::wiring::{WiringPlan, Wishes};
-use model::{ByFamily, Mtu, ObjectName};
+use model::{ByFamily, Mtu, ObjectName, Protocol};
 use netlink::{AbsentIsFine, Kernel, Netlink};
 
 pub use addresses::{Assigned, AttachmentKey};
@@ -69,6 +70,16 @@ pub enum PodError {
     /// Another interface has an address that was asked for.
     #[error("address {0} is in use")]
     InUse(IpAddr),
+    /// Another interface has a port of the node that was asked for: until it goes.
+    #[error("host port {port}/{protocol} is container {holder}'s")]
+    PortInUse {
+        /// The port.
+        port: NonZeroU16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The container that has it.
+        holder: String,
+    },
     /// The interface was never added, or was removed.
     #[error("interface {} of container {} is not known", .0.ifname, .0.container_id)]
     Unknown(AttachmentKey),
@@ -242,6 +253,14 @@ impl PodNetwork {
                 return Ok(plan);
             }
             let addresses = state.choose(&subnets, &attachment.wishes.ips, &attachment.key)?;
+            let wished_ports = &attachment.wishes.port_mappings;
+            if let Some((holder, port)) = state.addresses.holder_of_port(wished_ports, &attachment.key) {
+                return Err(PodError::PortInUse {
+                    port: port.host_port,
+                    protocol: port.protocol,
+                    holder: holder.key.container_id.clone(),
+                });
+            }
             let assigned = Assigned {
                 netns: attachment.netns.clone(),
                 pod: attachment.pod.clone(),
@@ -384,11 +403,10 @@ impl PodNetwork {
     /// Drops what is superseded. A failure leaves the long file, which says the same.
     fn rewrite_when_long(&self) {
         let state = self.lock();
-        let records = state.addresses.records();
-        if self.shared.log.lines() <= records.len() + REWRITE_AFTER {
+        if self.shared.log.lines() <= state.addresses.record_count() + REWRITE_AFTER {
             return;
         }
-        if let Err(error) = self.shared.log.rewrite(&records) {
+        if let Err(error) = self.shared.log.rewrite(state.addresses.records()) {
             tracing::warn!(%error, "pod log could not be rewritten, it grows on");
         }
     }

@@ -84,6 +84,7 @@ mod privileged {
             {"hostPort": 8080, "containerPort": 80, "protocol": "UDP"},
             {"hostPort": 8081, "containerPort": 80, "hostIP": "172.30.9.11"},
             {"hostPort": 8082, "containerPort": 80, "hostIP": "172.30.9.12"},
+            {"hostPort": 8085, "containerPort": 80, "hostIP": "172.30.9.1"},
         ]});
         let server = nodes[0].add_pod_with("server", &runtime_config);
         serve(&server, 80);
@@ -140,6 +141,18 @@ mod privileged {
         assert!(stream.expect("entered").is_ok());
         assert!(theirs.accept().is_ok());
 
+        // An address that is not this node's stays who it is, whatever a pod asks for.
+        let theirs = outside
+            .run(|| TcpListener::bind("172.30.9.1:8085"))
+            .expect("entered")
+            .expect("bound");
+        for from in [&near.host, cluster.host(0)] {
+            let target = SocketAddr::new(address("172.30.9.1"), 8085);
+            let stream = from.run(|| TcpStream::connect_timeout(&target, SOON));
+            assert!(stream.expect("entered").is_ok());
+            assert!(theirs.accept().is_ok());
+        }
+
         the_nodes_loopback_is_closed(&cluster, &near);
 
         let gone = nodes[0]
@@ -179,6 +192,53 @@ mod privileged {
             .command("nft", &["list", "tables"])
             .expect("nft runs");
         assert!(!left.stdout.contains("causeway-hostports"), "{}", left.stdout);
+    }
+
+    #[test]
+    fn datagrams_of_the_only_host_port_follow_it_from_pod_to_pod() {
+        let Some(cluster) = Cluster::new("only", 1) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        nodes[0].await_others(0);
+        let wish = json!({"portMappings": [{"hostPort": 8125, "containerPort": 80, "protocol": "udp"}]});
+        let outside = &cluster.lan.switch;
+        let clients = [
+            ("172.30.9.1:0", "172.30.9.11:8125"),
+            ("[fd77::1]:0", "[fd77::11]:8125"),
+        ]
+        .map(|(from, to)| {
+            let socket = outside
+                .run(|| UdpSocket::bind(from))
+                .expect("entered")
+                .expect("bound");
+            socket.set_read_timeout(Some(SILENCE)).expect("settable");
+            (socket, to)
+        });
+        let ask = |what: &str| {
+            for (socket, to) in &clients {
+                wait::until(what, SOON, || {
+                    socket.send_to(b"who", to)?;
+                    socket.recv_from(&mut [0; 64])
+                });
+            }
+        };
+        // From before there is any pod on, each by one flow that never pauses for long.
+        for (socket, to) in &clients {
+            socket.send_to(b"who", to).expect("sent");
+        }
+        for name in ["first", "second"] {
+            let pod = nodes[0].add_pod_with(name, &wish);
+            serve(&pod, 80);
+            ask(name);
+            let other = Host::new("contested").expect("a namespace");
+            let answer = nodes[0].cni_with("ADD", "contested", &other.path(), &wish);
+            assert!(
+                answer.notice.contains("host port 8125/UDP is container"),
+                "{answer:?}"
+            );
+            assert!(nodes[0].cni("DEL", &pod.id, &pod.host.path()).success);
+        }
     }
 
     /// That the loopback address leads to pods opens it to none (CVE-2020-8558).

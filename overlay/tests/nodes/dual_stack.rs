@@ -156,6 +156,61 @@ mod privileged {
     }
 
     #[test]
+    fn a_version_that_loses_its_address_is_waited_for_and_the_other_goes_on() {
+        let Some(cluster) = Cluster::new("halfgone", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        let before = nodes[0].await_others(1);
+        let ip = |arguments: &[&str]| {
+            let output = nodes[0].host.command("ip", arguments).expect("ip runs");
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+        };
+        ip(&["addr", "del", "fd77::11/64", "dev", "eth0"]);
+        let told = "device eth0 has no address fd77::11";
+        let during = nodes[0].await_status("it is told", |status| {
+            status.problems.iter().any(|problem| problem == told)
+        });
+        assert!(during.ready);
+        assert_eq!(
+            (during.mtu, &during.lease),
+            (before.mtu, &before.lease),
+            "nothing else changes"
+        );
+        let kept = nodes[0]
+            .routes()
+            .into_iter()
+            .filter(|route| route.starts_with("fd05:"))
+            .count();
+        assert_eq!(kept, 2, "that to the other node and that to the pod stay");
+        // IPv4 is repaired as ever.
+        ip(&["-4", "route", "flush", "proto", "213"]);
+        await_talk(&pods[0], &pods[1]);
+        let late = nodes[0].add_pod("late");
+        assert!(late.addresses.v6.is_some());
+
+        nodes[0]
+            .host
+            .add_address("eth0", "fd77::11/64".parse().expect("a network"))
+            .expect("added");
+        let after = nodes[0].await_others(1);
+        assert_eq!(after.lease, before.lease);
+        for family in FAMILIES {
+            await_talk_over(family, &pods[0], &pods[1]);
+            await_talk_over(family, &pods[1], &late);
+        }
+        // A second address is nobody's business.
+        nodes[0]
+            .host
+            .add_address("eth0", "fd77::99/64".parse().expect("a network"))
+            .expect("added");
+        ip(&["addr", "add", "172.30.9.99/24", "dev", "eth0"]);
+        await_talk_over(IpFamily::V6, &pods[0], &pods[1]);
+        assert_eq!(nodes[0].await_others(1).lease, before.lease);
+    }
+
+    #[test]
     fn a_network_that_gets_ipv6_keeps_its_ipv4_subnets_and_its_pods() {
         let Some(cluster) = Cluster::new("grow", 2) else {
             return;

@@ -44,7 +44,9 @@ fn answer<T>(result: Result<T, PodError>, success: impl FnOnce(T) -> Response) -
         Ok(value) => success(value),
         Err(error) => {
             let code = match &error {
-                PodError::NotReady { .. } | PodError::Exhausted { .. } => code::TRY_AGAIN,
+                PodError::NotReady { .. } | PodError::Exhausted { .. } | PodError::PortInUse { .. } => {
+                    code::TRY_AGAIN
+                }
                 PodError::NotOfThisNode { .. } | PodError::InUse(_) => code::CONFIG,
                 PodError::Unknown(_) => code::UNKNOWN_CONTAINER,
                 PodError::Log { .. } => code::IO,
