@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use model::{ByFamily, IpFamily, Mtu};
-use netlink::{Kernel, Link, Scope};
+use netlink::{Address, Kernel, Link, Scope};
 
 use crate::error::Error;
 use crate::plan::Underlay;
@@ -55,7 +55,7 @@ impl Found {
 }
 
 /// Finds the device: by name, else by a public address, else that of the default route. Of its addresses those of
-/// `present` are taken where they are there, else the first ones: a second address changes nothing.
+/// `present` are taken where they are there, else the first ones that last: a second address changes nothing.
 pub(crate) fn find(
     kernel: &mut impl Kernel,
     wish: &Wish,
@@ -69,12 +69,16 @@ pub(crate) fn find(
         (None, None) => link_of_default_route(kernel)?,
     };
     let addresses = kernel.addresses(Some(link.index))?;
-    let networks = addresses
+    let global: Vec<&Address> = addresses
         .iter()
         .filter(|address| address.scope == Scope::Universe)
-        .map(|address| address.network);
-    let all: Vec<IpNetwork> = networks.collect();
-    let with = |wanted: IpAddr| all.iter().copied().find(|network| network.ip() == wanted);
+        .collect();
+    let with = |wanted: IpAddr| {
+        let mut networks = global.iter().map(|address| address.network);
+        networks.find(|network| network.ip() == wanted)
+    };
+    // A lease lasts, so its address has to.
+    let lasting = global.iter().filter(|address| !address.passing);
     wish.public_ips.try_map(|_, wanted| {
         with(*wanted).ok_or_else(|| missing(format!("device {} has no address {wanted}", link.name)))
     })?;
@@ -83,7 +87,7 @@ pub(crate) fn find(
         .iter()
         .flat_map(ByFamily::values)
         .filter_map(|address| with(*address))
-        .chain(all.iter().copied())
+        .chain(lasting.map(|address| address.network))
         .collect();
     if networks.is_empty() {
         return Err(missing(format!("device {} has no address", link.name)));
@@ -155,7 +159,7 @@ fn missing(what: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use netlink::{Address, FakeKernel};
+    use netlink::FakeKernel;
 
     use super::*;
 
@@ -178,6 +182,10 @@ mod tests {
         let mut kernel = FakeKernel::new();
         kernel.plug("eth0", [2, 0, 0, 0, 0, 1], 1500);
         kernel.plug("eth1", [2, 0, 0, 0, 0, 2], 1500);
+        kernel.addresses.push(Address {
+            passing: true,
+            ..Address::global(1, "fd77::1:2:3:4/64".parse().expect("a network"))
+        });
         for network in ["172.30.0.11/24", "172.30.0.99/24", "fd77::11/64", "fd77::99/64"] {
             kernel
                 .addresses
@@ -203,6 +211,11 @@ mod tests {
                 "eth0 172.30.0.99/24 fd77::99/64",
             ),
             (on(eth0, &[]), "172.30.0.77", "eth0 172.30.0.11/24 fd77::11/64"),
+            (
+                on(eth0, &[]),
+                "fd77::1:2:3:4",
+                "eth0 172.30.0.11/24 fd77::1:2:3:4/64",
+            ),
             (
                 on(eth0, &["172.30.0.99"]),
                 "172.30.0.11",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 
 use crate::route::Scope;
 
@@ -20,6 +20,8 @@ pub struct Address {
     pub scope: Scope,
     /// IPv6: skip duplicate address detection (`IFA_F_NODAD`). Only written, reads as false.
     pub no_dad: bool,
+    /// IPv6: temporary (RFC 8981), deprecated, or not found to be unique, at least not yet. Only read.
+    pub passing: bool,
 }
 
 impl Address {
@@ -31,6 +33,7 @@ impl Address {
             network,
             scope: Scope::Universe,
             no_dad: false,
+            passing: false,
         }
     }
 }
@@ -66,7 +69,22 @@ pub(crate) fn decode(message: &AddressMessage) -> Option<Address> {
         network: IpNetwork::new(address, message.header.prefix_len).ok()?,
         scope: Scope::from(u8::from(message.header.scope)),
         no_dad: false,
+        passing: address.is_ipv6() && flags(message).intersects(PASSING),
     })
+}
+
+const PASSING: AddressFlags = AddressFlags::Secondary
+    .union(AddressFlags::Dadfailed)
+    .union(AddressFlags::Deprecated)
+    .union(AddressFlags::Tentative);
+
+/// The message's header has room for eight of them.
+fn flags(message: &AddressMessage) -> AddressFlags {
+    let all = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    all.unwrap_or(AddressFlags::empty())
 }
 
 pub(crate) fn encode(address: &Address) -> AddressMessage {
