@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::flannel::NetworkConfig;
+use crate::leaks::Leaks;
 use crate::plan::{self, plan};
 use crate::pods::wiring::{host_ifname, pod_mac};
 use crate::pods::{Assigned, PodNetwork};
@@ -116,6 +117,7 @@ impl Engine {
         let worker = Worker {
             fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path.clone()),
             host_ports: host_ports::Keeper::default(),
+            leaks: Leaks::default(),
             settings,
             pods,
             kernel,
@@ -233,6 +235,7 @@ struct Worker {
     nft: Nft,
     fast_path: fast_path::Keeper,
     host_ports: host_ports::Keeper,
+    leaks: Leaks,
     network: Option<Network>,
     reported: watch::Sender<Report>,
     last: Outcome,
@@ -330,6 +333,7 @@ impl Worker {
         outcome.problems.extend(rejected);
         let tunnels = self.tunnels(&plan, found.index, outcome);
         let mirror = Mirror::read(&mut self.kernel, &tunnels)?;
+        self.release_leaked(&mirror, outcome);
         let assigned = self.pods.list();
         let pods = pod_routes(&assigned);
         let devices = Devices {
@@ -360,6 +364,22 @@ impl Worker {
         self.write_subnet_env(network, &plan, outcome);
         let usable = network.own.sites.iter().all(|(family, _)| stands(family));
         Ok(usable.then_some(plan.pod_mtu))
+    }
+
+    fn release_leaked(&mut self, mirror: &Mirror, outcome: &mut Outcome) {
+        let is_there = |netns: &str| Path::new(netns).exists();
+        let leaked = self
+            .leaks
+            .found(&self.pods.list(), &mirror.links, is_there, Instant::now());
+        for key in leaked {
+            match self.pods.remove(&key) {
+                Ok(_) => tracing::info!(
+                    container = key.container_id,
+                    "pod went without a DEL, its address is free again"
+                ),
+                Err(error) => outcome.problems.push(with_causes(&error)),
+            }
+        }
     }
 
     /// The indices of the tunnel devices, which are there afterwards unless something stands in the way.

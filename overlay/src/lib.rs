@@ -10,7 +10,7 @@
 //! - `guard` drops what is sent in another's name.
 //! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
-//! - [`pods`] gives addresses to pods and plans their wiring.
+//! - [`pods`] gives addresses to pods and plans their wiring; `leaks` finds those that went without a word.
 //!
 //! Everything that is written is level-triggered: desired state is planned from scratch, compared with what the kernel
 //! has, and only the difference is written. A restart writes nothing that is right.
@@ -24,6 +24,7 @@ pub mod flannel;
 mod follow;
 mod guard;
 mod host_ports;
+mod leaks;
 pub mod lease;
 mod masquerade;
 mod memory;

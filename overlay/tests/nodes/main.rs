@@ -411,6 +411,31 @@ mod privileged {
     }
 
     #[test]
+    fn a_pod_that_goes_without_a_del_gives_its_address_back_within_a_minute() {
+        let Some(cluster) = Cluster::new("leak", 1) else {
+            return;
+        };
+        let node = cluster.node(0);
+        node.await_others(0);
+        let (lives, goes) = (node.add_pod("lives"), node.add_pod("goes"));
+        let address = goes.address;
+        let began = Instant::now();
+        drop(goes);
+        let log = cluster.directory.0.join("host-0/pods.log");
+        wait::until_value(
+            "the address is free",
+            Duration::from_secs(60),
+            || std::fs::read_to_string(&log).unwrap_or_default(),
+            |log| log.contains(&format!(r#"{{"op":"free","address":"{address}"}}"#)),
+        );
+        eprintln!("released after {:?}", began.elapsed());
+        assert!(
+            node.cni("CHECK", &lives.id, &lives.host.path()).success,
+            "the other stays"
+        );
+    }
+
+    #[test]
     fn a_key_that_is_no_lease_is_told_until_it_is_gone() {
         let Some(cluster) = Cluster::new("odd", 1) else {
             return;
