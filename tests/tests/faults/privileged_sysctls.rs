@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::cluster::program;
 use tests::probe::{Attempts, Kind, now};
@@ -92,6 +92,7 @@ fn send_by_the_tunnel(world: &World) -> Result<Attempts> {
         let mac = mac.and_then(|rest| Some(rest.split_whitespace().next()?.to_owned()));
         mac.ok_or(text)
     });
+    register_the_outside(world)?;
     let outside = world.outside();
     for device in ["all", "br0"] {
         outside.set(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
@@ -107,6 +108,30 @@ fn send_by_the_tunnel(world: &World) -> Result<Attempts> {
     let server = "10.244.1.2".parse::<std::net::IpAddr>()?;
     let to = (server, TARGET_PORT).into();
     Attempts::start(&outside.place(), Kind::Connections, to, 30)
+}
+
+/// Gives the outside a lease: what comes through the tunnel from nobody's node is dropped.
+fn register_the_outside(world: &World) -> Result<()> {
+    let host = world.node.host();
+    let lease = json!({
+        "PublicIP": "172.30.8.1", "BackendType": "vxlan",
+        "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:99"},
+    });
+    let key = "/coreos.com/network/subnets/10.245.99.0-24";
+    let put = host.command("etcdctl", &["put", key, &lease.to_string()])?;
+    ensure!(put.status.success(), "{put:?}");
+    wait::until("its lease is known", DEADLINE, || {
+        let routes = host.command("ip", &["route", "show", "10.245.99.0/24"]);
+        let routes = routes
+            .map(|output| output.stdout)
+            .map_err(|error| error.to_string())?;
+        if routes.contains("flannel.1") {
+            Ok(())
+        } else {
+            Err(routes)
+        }
+    });
+    Ok(())
 }
 
 fn repairs(world: &World, setting: &str) -> String {
