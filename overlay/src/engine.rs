@@ -27,8 +27,6 @@ use crate::{fast_path, guard, host_ports, masquerade, subnet_env, underlay};
 /// Everything is compared at least this often.
 const AUDIT: Duration = Duration::from_secs(10);
 
-const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
-
 /// Sooner where something failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -90,7 +88,7 @@ impl Engine {
     /// Starts the threads, in the calling thread's network namespace.
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
         let nft = Nft::open()?;
-        let tables = FAMILIES.map(|family| {
+        let tables = IpFamily::ALL.map(|family| {
             [
                 masquerade::table(family),
                 guard::table(family),
@@ -347,7 +345,7 @@ impl Worker {
         };
         let is_ours = |family| network.own.sites.get(family).is_some();
         let may_delete = |family| network.complete && (stands(family) || !is_ours(family));
-        for family in FAMILIES {
+        for family in IpFamily::ALL {
             if stands(family) || !is_ours(family) {
                 self.guard(family, &plan, &pods, network.complete, outcome);
             }
@@ -357,7 +355,7 @@ impl Worker {
         outcome.problems.extend(repaired.problems);
         self.fast_path.keep(&mut self.nft, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
-        for family in FAMILIES.into_iter().filter(|family| speaks(*family)) {
+        for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
             let (nft, kernel) = (&mut self.nft, &mut self.kernel);
             self.host_ports.keep(nft, kernel, family, &assigned, outcome);
         }
@@ -422,7 +420,7 @@ impl Worker {
     }
 
     fn masquerade(&mut self, network: &Network, outcome: &mut Outcome) {
-        for family in FAMILIES.into_iter().filter(|family| speaks(*family)) {
+        for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
             let kept = match (network.config.pools.get(family), network.own.sites.get(family)) {
                 (Some(pool), Some(site)) => {
                     let layout = masquerade::layout(family, pool.network, site.subnet);

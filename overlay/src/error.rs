@@ -103,6 +103,9 @@ pub enum Error {
     /// The masquerade rules cannot be reached.
     #[error(transparent)]
     Nftables(#[from] netlink::nft::Error),
+    /// Connection tracking cannot be read or changed.
+    #[error(transparent)]
+    Conntrack(#[from] netlink::conntrack::Error),
     /// A thread cannot be started.
     #[error("start thread {name}")]
     StartThread {

@@ -354,7 +354,7 @@ impl Record {
         let Self { lease, node, unknown } = self;
         // PublicIPv6 is there even when null; BackendData is left out when it is empty (Go's omitempty).
         let mut object = Map::new();
-        for family in [IpFamily::V4, IpFamily::V6] {
+        for family in IpFamily::ALL {
             let name = Fields::of(family).public_ip;
             let public_ip = lease.sites.get(family).map(|site| site.public_ip);
             if public_ip.is_some() || get(unknown, name).is_none() {

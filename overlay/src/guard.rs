@@ -2,8 +2,9 @@
 //!
 //! Packet walk, of what a pod sends (its device's name begins with `cw`):
 //! - before anything else: its source must be what the node's routes lead to by this very device (which are its own
-//!   addresses, and for IPv6 link-local ones, which no router passes on), and the frame's source the pod's MAC address. The route comes with the pod (`cni_plugin::wire`), so there is no moment in between; the MAC
-//!   addresses come with the next pass, and are not looked at before. For IPv6 a pod is no router (RFC 6105).
+//!   addresses, and for IPv6 link-local ones, which no router passes on), and the frame's source the pod's MAC address.
+//!   The route comes with the pod (`cni_plugin::wire`), so there is no moment in between; the MAC addresses come with
+//!   the next pass, and are not looked at before. For IPv6 a pod is no router (RFC 6105).
 //! - to this node, and through it: nothing to the tunnel's UDP port, wherever it is addressed to. What is sent there
 //!   enters the pod network on another node as that node's own.
 //!
@@ -29,10 +30,6 @@ use crate::reconcile::PodRoute;
 
 /// The tables that are ours.
 const TABLE: &str = "causeway-guard";
-
-/// `NF_IP_PRI_RAW`: before connection tracking.
-const RAW: i32 = -300;
-const FILTER: i32 = 0;
 
 /// Devices of pods, and the MAC address of each.
 const POD_DEVICES: &str = "pod-devices";
@@ -79,9 +76,10 @@ fn layout(family: IpFamily, half: Option<&Half>) -> Layout {
     layout.add_set(Set::new(POD_MACS, &[InterfaceName, EtherAddr], SetKind::Set));
     layout.add_set(Set::new(SITES, &[address, address], SetKind::Set).with_contents(Contents::Ranges));
 
-    let base = |hook, priority| BaseChain::new(ChainKind::Filter, hook, priority);
+    // `priority filter`.
+    let base = |hook| BaseChain::new(ChainKind::Filter, hook, 0);
     layout.add_chain(
-        Chain::base("prerouting", base(Hook::Prerouting, RAW)),
+        Chain::base("prerouting", BaseChain::PREROUTING_RAW),
         from_pods(family),
     );
     let device = half.and_then(|half| half.device.as_ref());
@@ -111,9 +109,9 @@ fn layout(family: IpFamily, half: Option<&Half>) -> Layout {
             .jump("tunnel");
         input.push(rule);
     }
-    layout.add_chain(Chain::base("input", base(Hook::Input, FILTER)), input);
+    layout.add_chain(Chain::base("input", base(Hook::Input)), input);
     let forward = to_tunnel("pods do not reach other nodes' tunnels");
-    layout.add_chain(Chain::base("forward", base(Hook::Forward, FILTER)), forward);
+    layout.add_chain(Chain::base("forward", base(Hook::Forward)), forward);
     layout.add_chain(Chain::regular("tunnel"), tunnel(family));
     layout
 }

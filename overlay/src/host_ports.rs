@@ -22,6 +22,7 @@ use netlink::nft::rule::{Interface, KeyField};
 use netlink::nft::{BaseChain, Chain, Element, ElementData, Hook, Layout, Nft, Rule, Set, SetKind, Table};
 use netlink::{Kernel, sysctl};
 
+use crate::error::Error;
 use crate::owned_table::{OwnedTable, nft_family, octets};
 use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
@@ -40,8 +41,6 @@ const OWN: &str = "own";
 const DESTINATION_NAT: i32 = -90;
 /// Before the rules of what leaves the pod network.
 const SOURCE_NAT: i32 = 90;
-/// `NF_IP_PRI_RAW`.
-const RAW: i32 = -300;
 
 /// A port of the node, and where it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +107,16 @@ struct Strays {
     targets: BTreeSet<SocketAddr>,
 }
 
+impl Strays {
+    /// Whether a flow to an address of the node, answered from there, goes where it should not.
+    fn have(&self, to: SocketAddr, answered_from: SocketAddr, ports: &HostPorts) -> bool {
+        let untranslated = to == answered_from;
+        let departed =
+            self.targets.contains(&answered_from) && !ports.values().any(|target| *target == answered_from);
+        self.ports.contains(&to.port()) && (untranslated || departed)
+    }
+}
+
 /// The mapped ports of one node.
 #[derive(Default)]
 pub(crate) struct Keeper {
@@ -128,6 +137,12 @@ impl Keeper {
     ) {
         let (ports, conflicts) = plan(family, pods);
         outcome.problems.extend(conflicts);
+        // The way from the loopback address is there only while the rules are that close it to pods.
+        if family == IpFamily::V4 {
+            for pod in pods.iter().filter(|pod| !is_led_to(pod, &ports)) {
+                set_loopback(pod, "0", outcome);
+            }
+        }
         let kept = if ports.is_empty() {
             // No table where nobody needs one.
             nft.remove(&table(family)).map(|()| Vec::new())
@@ -140,16 +155,15 @@ impl Keeper {
         };
         match kept {
             Ok(changed) => self.note_changes(family, &ports, &changed),
-            // Without its rules the way from the loopback address stays closed.
             Err(error) => return problem(outcome, &error),
         }
         if family == IpFamily::V4 {
-            for pod in pods {
-                set_loopback(pod, outcome);
+            for pod in pods.iter().filter(|pod| is_led_to(pod, &ports)) {
+                set_loopback(pod, "1", outcome);
             }
         }
         if let Err(error) = self.forget_strays(kernel, family, &ports) {
-            outcome.problems.push(format!("host ports: {error}"));
+            problem(outcome, &error);
         }
     }
 
@@ -179,25 +193,20 @@ impl Keeper {
         kernel: &mut impl Kernel,
         family: IpFamily,
         ports: &HostPorts,
-    ) -> Result<(), String> {
+    ) -> Result<(), Error> {
         let Some(strays) = self.strays.get(&family).filter(|strays| !strays.ports.is_empty()) else {
             return Ok(());
         };
-        let told = |error: &dyn std::error::Error| with_causes(error);
-        let addresses = kernel.addresses(None).map_err(|error| told(&error))?;
+        let addresses = kernel.addresses(None)?;
         let of_node: BTreeSet<IpAddr> = addresses.iter().map(|address| address.network.ip()).collect();
-        let wanted: BTreeSet<SocketAddr> = ports.values().copied().collect();
         let udp = Protocol::Udp.number();
-        let mut conntrack = Conntrack::open().map_err(|error| told(&error))?;
+        let mut conntrack = Conntrack::open()?;
         let is_stray = |flow: &Flow| {
-            let (to, from) = (flow.original.destination, flow.reply.source);
-            let untranslated = to == from;
-            let departed = strays.targets.contains(&from) && !wanted.contains(&from);
-            strays.ports.contains(&to.port()) && of_node.contains(&to.ip()) && (untranslated || departed)
+            let to = flow.original.destination;
+            of_node.contains(&to.ip()) && strays.have(to, flow.reply.source, ports)
         };
-        let found = conntrack.flows(|glance| glance.protocol == udp, is_stray);
-        for flow in found.map_err(|error| told(&error))? {
-            conntrack.delete(&flow).map_err(|error| told(&error))?;
+        for flow in conntrack.flows(|glance| glance.protocol == udp, is_stray)? {
+            conntrack.delete(&flow)?;
         }
         self.strays.remove(&family);
         Ok(())
@@ -216,11 +225,16 @@ fn problem(outcome: &mut Outcome, error: &dyn std::error::Error) {
         .push(format!("host ports: {}", with_causes(error)));
 }
 
-/// Whether the node's 127.0.0.1 may reach the pod: one with host ports. A device that is not there yet brings us back by
-/// its event.
-fn set_loopback(pod: &Assigned, outcome: &mut Outcome) {
+/// Whether a port of the node leads to the pod.
+fn is_led_to(pod: &Assigned, ports: &HostPorts) -> bool {
+    let addresses = pod.addresses();
+    let mut targets = ports.values().map(|target| target.ip());
+    targets.any(|target| addresses.values().any(|address| *address == target))
+}
+
+/// Whether the node's 127.0.0.1 may reach the pod. A device that is not there yet brings us back by its event.
+fn set_loopback(pod: &Assigned, value: &str, outcome: &mut Outcome) {
     let setting = format!("net/ipv4/conf/{}/route_localnet", host_ifname(&pod.key));
-    let value = if pod.port_mappings.is_empty() { "0" } else { "1" };
     match sysctl::ensure(&setting, value) {
         Ok(written) => outcome.writes += usize::from(written),
         Err(error) if error.is_absent() => {}
@@ -279,13 +293,12 @@ fn layout(family: IpFamily) -> Layout {
                 .source(loopback)
                 .masquerade(),
         );
-        let base = BaseChain::new(ChainKind::Filter, Hook::Prerouting, RAW);
         let closed = Rule::new("pods do not reach the node's loopback addresses")
             .in_interface(Interface::Prefixed(HOST_IFNAME_PREFIX))
             .destination(loopback)
             .count()
             .drop();
-        layout.add_chain(Chain::base("loopback", base), [closed]);
+        layout.add_chain(Chain::base("loopback", BaseChain::PREROUTING_RAW), [closed]);
     }
     let base = BaseChain::new(ChainKind::Nat, Hook::Postrouting, SOURCE_NAT);
     layout.add_chain(Chain::base("postrouting", base), source);
@@ -394,5 +407,45 @@ mod tests {
         );
         let v6 = ["* 80/TCP to [fd05::2]:8080", "* 80/UDP to [fd05::2]:8081"];
         assert_eq!(told(IpFamily::V6), (v6.map(str::to_owned).into(), vec![]));
+    }
+
+    #[test]
+    fn a_flow_is_astray_where_nothing_translated_it_or_the_pod_that_it_goes_to_has_the_port_no_more() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let port = HostPort {
+            protocol: Protocol::Udp,
+            port: 53,
+            at: None,
+        };
+        let ports = HostPorts::from([(port, address("10.5.1.3:53"))]);
+        let strays = Strays {
+            ports: [53].into(),
+            targets: [address("10.5.1.2:53"), address("10.5.1.3:53")].into(),
+        };
+        for (to, answered_from, astray) in [
+            ("172.30.0.11:53", "172.30.0.11:53", true),
+            ("172.30.0.11:53", "10.5.1.2:53", true),
+            ("172.30.0.11:53", "10.5.1.3:53", false),
+            ("172.30.0.11:53", "10.5.9.9:53", false),
+            ("172.30.0.11:54", "172.30.0.11:54", false),
+        ] {
+            assert_eq!(
+                strays.have(address(to), address(answered_from), &ports),
+                astray,
+                "{to} {answered_from}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_loopback_address_leads_to_pods_that_have_an_ipv4_port_alone() {
+        use Protocol::Tcp;
+        let pods = [
+            pod("a", "10.5.1.2 fd05::2", &[(80, 80, Tcp, Some("fd77::11"))]),
+            pod("b", "10.5.1.3", &[(81, 80, Tcp, None)]),
+            pod("c", "10.5.1.4", &[]),
+        ];
+        let (ports, _) = plan(IpFamily::V4, &pods);
+        assert_eq!(pods.map(|pod| is_led_to(&pod, &ports)), [false, true, false]);
     }
 }

@@ -59,10 +59,7 @@ pub(crate) fn read(path: &Path) -> ByFamily<IpNetwork> {
         let with_host: IpNetwork = value.parse().ok()?;
         Some((family, masked(with_host)))
     };
-    [IpFamily::V4, IpFamily::V6]
-        .into_iter()
-        .filter_map(subnet)
-        .collect()
+    IpFamily::ALL.into_iter().filter_map(subnet).collect()
 }
 
 /// Replaces a file as a whole, durably.

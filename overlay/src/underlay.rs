@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use model::lease::Lease;
-use model::{ByFamily, IpFamily, Mtu};
+use model::{ByFamily, Mtu};
 use netlink::{Address, Kernel, Link, Scope};
 
 use crate::error::Error;
@@ -111,13 +111,9 @@ pub(crate) fn addresses_for(
     public_ips: &ByFamily<IpAddr>,
 ) -> Result<ByFamily<IpAddr>, Error> {
     families.try_map(|family, ()| {
-        let version = match family {
-            IpFamily::V4 => "IPv4",
-            IpFamily::V6 => "IPv6",
-        };
         public_ips.get(family).copied().ok_or_else(|| {
             missing(format!(
-                "device {interface} has no {version} address, which the network's configuration asks for"
+                "device {interface} has no {family} address, which the network's configuration asks for"
             ))
         })
     })

@@ -10,7 +10,7 @@ pub enum Error {
     #[error(transparent)]
     Hook(#[from] ebpf::Error),
     /// The rules of one version of IP.
-    #[error("rules of {}", match family { IpFamily::V4 => "IPv4", IpFamily::V6 => "IPv6" })]
+    #[error("rules of {family}")]
     Rules {
         /// Which.
         family: IpFamily,

@@ -17,15 +17,6 @@ pub fn of_this_node() -> BTreeSet<IpFamily> {
     [IpFamily::V4].into_iter().chain(v6).collect()
 }
 
-/// What Kubernetes calls it.
-#[must_use]
-pub const fn name(family: IpFamily) -> &'static str {
-    match family {
-        IpFamily::V4 => "IPv4",
-        IpFamily::V6 => "IPv6",
-    }
-}
-
 /// `settings`: `/proc/sys/net/ipv6`. A kernel without IPv6, or one told to do without, refuses the rules too.
 fn why_no_ipv6(settings: &Path) -> Option<&'static str> {
     if !settings.exists() {

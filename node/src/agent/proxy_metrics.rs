@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy::{IptablesRules, TableRules};
 
-use super::ip_families;
 use super::metrics::{Durations, Page, labels};
 use super::progress::{FamilyProgress, ProxyProgress};
 use super::service_proxy::Policy;
@@ -24,7 +23,7 @@ pub fn write(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {
 fn passes(proxy: &ProxyProgress, page: &mut Page) {
     let for_each_family = |durations| {
         let families = proxy.families.iter();
-        families.map(move |family| (vec![("ip_family", ip_families::name(*family))], durations))
+        families.map(move |family| (vec![("ip_family", family.name())], durations))
     };
     let histograms: [(&str, &str, &Durations); 3] = [
         (
@@ -60,7 +59,7 @@ fn passes(proxy: &ProxyProgress, page: &mut Page) {
     ];
     for (name, help, seconds) in moments {
         let families = proxy.families.iter();
-        let samples = families.map(|family| (labels(&[("ip_family", ip_families::name(*family))]), seconds));
+        let samples = families.map(|family| (labels(&[("ip_family", family.name())]), seconds));
         page.gauges(name, help, samples);
     }
 }
@@ -106,10 +105,7 @@ fn services(proxy: &ProxyProgress, page: &mut Page) {
     let policies = [Policy::Internal, Policy::External];
     let samples = proxy.families.iter().flat_map(|family| {
         policies.map(|policy| {
-            let pairs = [
-                ("ip_family", ip_families::name(*family)),
-                ("traffic_policy", policy.name()),
-            ];
+            let pairs = [("ip_family", family.name()), ("traffic_policy", policy.name())];
             let ports = state.no_local_endpoints.get(&(*family, policy));
             (labels(&pairs), ports.copied().unwrap_or(0) as f64)
         })
@@ -220,14 +216,9 @@ fn iptables(proxy: &ProxyProgress, page: &mut Page) {
         "Changes that iptables refused, after which all rules were read back and compared.",
         refused_changes
             .iter()
-            .map(|(family, refused)| (labels(&[("ip_family", ip_families::name(*family))]), *refused)),
+            .map(|(family, refused)| (labels(&[("ip_family", family.name())]), *refused)),
     );
-    let of_table = |rules: &TableRules| {
-        labels(&[
-            ("ip_family", ip_families::name(rules.family)),
-            ("table", rules.table),
-        ])
-    };
+    let of_table = |rules: &TableRules| labels(&[("ip_family", rules.family.name()), ("table", rules.table)]);
     page.gauges(
         "kubeproxy_sync_proxy_rules_iptables_total",
         "Rules of iptables in the proxy's chains.",
@@ -249,7 +240,7 @@ fn for_each_family(
 ) {
     let families = proxy.by_family.iter();
     let samples = families.map(|(family, progress)| {
-        let label = vec![("ip_family", ip_families::name(*family))];
+        let label = vec![("ip_family", family.name())];
         (label, durations(progress))
     });
     page.durations(name, help, samples);
@@ -264,7 +255,7 @@ fn count_each_family(
 ) {
     let families = proxy.by_family.iter();
     let samples = families.map(|(family, progress)| {
-        let label = labels(&[("ip_family", ip_families::name(*family))]);
+        let label = labels(&[("ip_family", family.name())]);
         (label, counter(progress).load(Ordering::Relaxed))
     });
     page.counters(name, help, samples);

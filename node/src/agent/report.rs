@@ -22,7 +22,7 @@ use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::supervisor::{Health, Part, Parts};
-use super::{http, ip_families, proxy_metrics};
+use super::{http, proxy_metrics};
 use crate::config::Datapath;
 use crate::watch;
 
@@ -219,7 +219,7 @@ impl Sources {
         let status = json!({"lastUpdated": synced.to_string(), "healthy": proxy.in_time()});
         let families = proxy.families.iter();
         families
-            .map(|family| (ip_families::name(*family).to_owned(), status.clone()))
+            .map(|family| (family.name().to_owned(), status.clone()))
             .collect::<serde_json::Map<_, _>>()
             .into()
     }

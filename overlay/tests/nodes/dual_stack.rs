@@ -14,7 +14,7 @@ mod privileged {
 
     use crate::harness::{Cluster, Node, Pod, SOON, await_talk, await_talk_over};
 
-    pub const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+    pub const FAMILIES: [IpFamily; 2] = IpFamily::ALL;
 
     fn network(backend: &str) -> serde_json::Value {
         json!({

@@ -25,18 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Debian's etcd, from the PATH or unpacked under the target directory.
-pub fn etcd_program() -> Option<PathBuf> {
-    let on_path = std::env::var_os("PATH")
-        .into_iter()
-        .flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin");
-    on_path
-        .chain([unpacked])
-        .map(|directory| directory.join("etcd"))
-        .find(|program| program.exists())
-}
-
 /// A directory that is removed.
 pub struct Directory(pub PathBuf);
 
@@ -125,7 +113,7 @@ impl Cluster {
         if !tests::privileged(&test) {
             return None;
         }
-        let Some(program) = etcd_program() else {
+        let Some(program) = tests::etcd::program() else {
             tests::skipped(
                 &test,
                 "needs etcd: apt-get download etcd-server, dpkg -x to target/tools",

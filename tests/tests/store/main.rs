@@ -8,7 +8,7 @@ mod transcript;
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -88,7 +88,7 @@ struct Pair {
 impl Pair {
     /// Says loudly when there is no etcd.
     async fn start(test: &str) -> Option<Self> {
-        let Some(program) = etcd_program() else {
+        let Some(program) = tests::etcd::program() else {
             skipped(test, "no etcd on PATH or in target/tools (run ./setup.sh test)");
             return None;
         };
@@ -126,14 +126,6 @@ async fn connect(endpoint: &str) -> Client {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// etcd on PATH, or where `setup.sh test` unpacks it.
-fn etcd_program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin/etcd");
-    let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
-    on_path.chain([unpacked]).find(|program| program.is_file())
 }
 
 struct Etcd {
