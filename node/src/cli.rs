@@ -43,6 +43,12 @@ pub enum Command {
   causeway dns --conf /etc/causeway/Corefile
   dig @10.96.0.10 kubernetes.default.svc.cluster.local")]
     Dns(DnsArgs),
+    /// Tell what is wrong on this node, as its agent sees it
+    #[command(after_help = "Examples:
+  causeway doctor                                  # asks the agent that runs with /etc/causeway/node.yaml
+  causeway doctor -o json | jq '.findings[].id'
+  causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
+    Doctor(DoctorArgs),
     /// Print the version
     #[command(after_help = "Examples:
   causeway version
@@ -106,6 +112,17 @@ pub struct DnsArgs {
     /// The Corefile
     #[arg(long, value_name = "FILE", default_value = "/etc/causeway/Corefile")]
     pub conf: PathBuf,
+}
+
+/// Options of `causeway doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Where the agent's configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 /// Options of `causeway version`.

@@ -5,6 +5,7 @@
 //! - [`config`]: the agent's configuration file.
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
+//! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
 
@@ -14,6 +15,7 @@ mod backoff;
 mod cli;
 mod cluster;
 mod config;
+mod doctor;
 mod watch;
 
 use std::fmt::Display;
@@ -25,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, NodeCommand, Output, VersionArgs};
+use cli::{Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DoctorArgs, NodeCommand, Output, VersionArgs};
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
         },
         Command::Dns(args) => run_dns(&args),
+        Command::Doctor(args) => examine(&args),
         Command::Version(args) => {
             print_version(&args);
             ExitCode::SUCCESS
@@ -72,6 +75,25 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
     exit_code(until_told(|shutdown| async {
         dns::run(config, shutdown).await.context("run the DNS server")
     }))
+}
+
+fn examine(args: &DoctorArgs) -> ExitCode {
+    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return could_not_run(error),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return could_not_run(format_args!("start the async runtime: {error}")),
+    };
+    match runtime.block_on(doctor::ask(&config.state_dir)) {
+        Ok(report) => {
+            print!("{}", doctor::render(&report, args.output));
+            ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(error),
+    }
 }
 
 fn print_config(args: &ConfigArgs) -> ExitCode {

@@ -119,10 +119,10 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 fn print(datapath: &str, what: &str, took: Duration, report: &SyncReport) {
-    let Durations { plan, apply } = report.durations;
+    let Durations { plan, apply, sockets } = report.durations;
     let failures = report.failures.len() + report.common_failures.len();
     println!(
-        "{datapath:<9} {what:<22} {took:>9.1?}  plan {plan:.1?}, apply {apply:.1?}, {} writes, {failures} failures",
+        "{datapath:<9} {what:<22} {took:>9.1?}  plan {plan:.1?}, apply {apply:.1?} (BPF maps {sockets:.1?}), {} writes, {failures} failures",
         report.writes
     );
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::{IpFamily, ObjectName};
@@ -44,6 +45,8 @@ pub struct Applied {
     pub failures: Vec<(ObjectName, Error)>,
     /// The kernel's state was found damaged on the way: everything must be applied again.
     pub damaged: bool,
+    /// How long the socket hook's maps took of it.
+    pub in_sockets: Duration,
 }
 
 impl Applied {
@@ -52,6 +55,7 @@ impl Applied {
         self.writes += other.writes;
         self.failures.extend(other.failures);
         self.damaged |= other.damaged;
+        self.in_sockets += other.in_sockets;
     }
 
     /// The same, where all failures are of the rules of this version of IP.

@@ -394,6 +394,7 @@ impl Proxy {
             .collect();
         let applied = self.datapath.apply(&changes);
         report.writes += applied.writes;
+        report.durations.sockets += applied.in_sockets;
         self.sweep_pending |= applied.damaged;
         let failed: BTreeSet<_> = applied
             .failures

@@ -35,6 +35,8 @@ pub struct Durations {
     pub plan: Duration,
     /// Writing to the kernel.
     pub apply: Duration,
+    /// How much of that the socket hook's maps took.
+    pub sockets: Duration,
 }
 
 /// How many rules of iptables there are in a table.

@@ -1,17 +1,17 @@
 //! Serving HTTP to whoever can reach the node: no client holds much of the agent, nor any of it for long.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::Listener;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Connections to one listener. Who comes beyond them waits in the kernel's queue.
 const CONNECTIONS: usize = 64;
@@ -28,11 +28,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The largest head.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// No file descriptor is free: some will be soon.
-const EXHAUSTED: Duration = Duration::from_millis(100);
-
 /// Serves until it is dropped, and its connections with it.
-pub async fn serve(listener: TcpListener, router: Router) {
+pub async fn serve<L: Listener>(mut listener: L, router: Router) {
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -40,33 +37,20 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let Ok(permit) = free.clone().acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    serve_connection(stream, router).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a connection was not accepted");
-                if !is_of_one_connection(&error) {
-                    sleep(EXHAUSTED).await;
-                }
-            }
-        }
+        let (stream, _) = listener.accept().await;
+        let router = router.clone();
+        connections.spawn(async move {
+            serve_connection(stream, router).await;
+            drop(permit);
+        });
     }
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
-    )
-}
-
 /// How it ends is the client's own affair.
-async fn serve_connection(stream: TcpStream, router: Router) {
+async fn serve_connection<S>(stream: S, router: Router)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
@@ -87,6 +71,7 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;

@@ -12,6 +12,7 @@
 mod cni;
 mod dns_address;
 mod dns_feed;
+pub mod findings;
 mod health_check_ports;
 mod http;
 mod ip_families;
@@ -244,5 +245,10 @@ fn start_reports(supervisor: &mut Supervisor, config: &Config, sources: &Sources
     let (address, metrics) = (config.metrics_bind, sources.clone());
     supervisor.start("metrics", move |part, shutdown| {
         report::serve_metrics(address, metrics.clone(), part, shutdown)
+    });
+    let (state_dir, all) = (config.state_dir.clone(), sources.clone());
+    supervisor.start("findings", move |part, shutdown| {
+        let (state_dir, sources) = (state_dir.clone(), all.clone());
+        async move { findings::serve(&state_dir, sources, part, shutdown).await }
     });
 }

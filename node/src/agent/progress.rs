@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::health_check_ports::HealthChecks;
 use super::metrics::{Durations, Moment};
-use super::service_proxy::{Changes, Policy};
+use super::service_proxy::{Changes, FailingServices, Policy, RejectedParts};
 
 /// When the kernel takes no changes for this time the node is unhealthy: kube-proxy's limit, twice its default
 /// `syncPeriod`.
@@ -38,7 +38,7 @@ pub struct Passes {
 }
 
 /// What is as it is at this moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct State {
     /// Since when something is to be done. What single Services wait for is not meant: it is theirs alone.
     pending_since: Option<Instant>,
@@ -46,12 +46,10 @@ pub struct State {
     pub pending: Changes,
     /// Ports whose policy Local finds no endpoint on this node.
     pub no_local_endpoints: BTreeMap<(IpFamily, Policy), u64>,
-    /// Parts of Services that are not served, by reason.
-    pub rejected: BTreeMap<&'static str, u64>,
+    /// Parts of Services that are not served.
+    pub rejected: RejectedParts,
     /// Services that are not in the kernel as they should be.
-    pub failed_services: u64,
-    /// Those of them for which a map of the socket hook has no room.
-    pub map_full: u64,
+    pub failing: FailingServices,
     /// What there is of iptables.
     pub iptables: IptablesRules,
     /// Verdicts of the socket hook when they were last read, by name.

@@ -101,7 +101,7 @@ fn changes(proxy: &ProxyProgress, page: &mut Page) {
 }
 
 fn services(proxy: &ProxyProgress, page: &mut Page) {
-    let state = proxy.state().clone();
+    let state = proxy.state();
     let policies = [Policy::Internal, Policy::External];
     let samples = proxy.families.iter().flat_map(|family| {
         policies.map(|policy| {
@@ -115,8 +115,12 @@ fn services(proxy: &ProxyProgress, page: &mut Page) {
         "Ports of Services whose policy Local finds no endpoint on this node, although there are some elsewhere.",
         samples,
     );
-    let rejected = state.rejected.iter().map(|(reason, parts)| (*reason, *parts));
-    let rejected = rejected.chain([("map-full", state.map_full)]);
+    let rejected = state
+        .rejected
+        .by_reason()
+        .iter()
+        .map(|(reason, parts)| (*reason, *parts));
+    let rejected = rejected.chain([("map-full", state.failing.map_full())]);
     page.gauges(
         "causeway_proxy_rejected",
         "Parts of Services that are not served, by reason; map-full: Services without room in the socket hook's maps.",
@@ -125,7 +129,7 @@ fn services(proxy: &ProxyProgress, page: &mut Page) {
     page.gauges(
         "causeway_proxy_failed_services",
         "Services that are not in the kernel as they should be, and are tried again.",
-        [(String::new(), state.failed_services as f64)],
+        [(String::new(), state.failing.count() as f64)],
     );
     page.counters(
         "causeway_hook_verdicts_total",
@@ -270,9 +274,12 @@ mod tests {
     use std::time::Duration;
 
     use model::IpFamily;
+    use proxy::Rejected;
+    use proxy::plan::Reason;
 
     use super::super::progress::Pass;
-    use super::super::service_proxy::Changes;
+    use super::super::service_proxy::samples::{frontend, name};
+    use super::super::service_proxy::{Changes, LookedAt};
     use super::*;
 
     #[test]
@@ -297,7 +304,15 @@ mod tests {
                 slices: 2,
             };
             state.no_local_endpoints = [((IpFamily::V4, Policy::External), 3)].into();
-            state.rejected = [("taken", 4)].into();
+            let taken = Reason::Taken {
+                frontend: frontend("10.96.0.7", 80),
+                owner: name("owner"),
+            };
+            let rejected = ["a", "b", "c", "d"].map(|service| Rejected {
+                service: name(service),
+                reason: taken.clone(),
+            });
+            state.rejected.replace(LookedAt::EVERYTHING, rejected.into());
             state.iptables = IptablesRules {
                 tables: vec![TableRules {
                     family: IpFamily::V4,

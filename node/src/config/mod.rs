@@ -42,7 +42,8 @@ pub struct Config {
     /// Where the container runtime meets the agent. Without effect where `network` is absent.
     #[serde(default)]
     pub cni: Cni,
-    /// What must outlive the agent: the log of pod addresses. Default: `/var/lib/causeway/node`.
+    /// What must outlive the agent: the log of pod addresses. Its socket for `causeway doctor` is there too.
+    /// Default: `/var/lib/causeway/node`.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
     /// Where `/healthz` and `/livez` are served. Default: `0.0.0.0:10256`, kube-proxy's, which load balancers ask.

@@ -25,15 +25,24 @@ pub struct Rejected {
     pub reason: String,
 }
 
+impl Rejected {
+    /// The object's kind and name. A name is refused for its characters too: none of them may reach a terminal.
+    #[must_use]
+    pub fn object_text(&self) -> String {
+        let ObjectName { namespace, name } = &self.object;
+        let kind = self.kind.name();
+        let name = name.escape_debug();
+        if namespace.is_empty() {
+            format!("{kind} {name}")
+        } else {
+            format!("{kind} {}/{name}", namespace.escape_debug())
+        }
+    }
+}
+
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ObjectName { namespace, name } = &self.object;
-        write!(f, "{} ", self.kind.name())?;
-        // A name is refused for its characters too: none of them may reach a terminal.
-        if !namespace.is_empty() {
-            write!(f, "{}/", namespace.escape_debug())?;
-        }
-        write!(f, "{}: ", name.escape_debug())?;
+        write!(f, "{}: ", self.object_text())?;
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }

@@ -47,6 +47,7 @@ pub use client::ApiSource;
 #[cfg(test)]
 pub use events::Notices;
 pub use events::{Events, Notice, Scope};
+pub use faults::Rejected;
 pub use status::Status;
 
 use crate::backoff::Backoff;

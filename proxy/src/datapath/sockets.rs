@@ -56,13 +56,14 @@ impl<M: HookMaps> Sockets<M> {
 
     /// See [`super::Datapath::apply`].
     pub fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
+        let started = Instant::now();
         let mut failures = Vec::new();
         let kept: BTreeSet<_> = changes
             .iter()
             .flat_map(|change| change.new.frontends())
             .copied()
             .collect();
-        if let Err(error) = self.remove_replaced(Instant::now()) {
+        if let Err(error) = self.remove_replaced(started) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "replaced endpoint lists could not be removed"
@@ -79,6 +80,7 @@ impl<M: HookMaps> Sockets<M> {
             writes: self.tables.writes() - before,
             failures,
             damaged: false,
+            in_sockets: started.elapsed(),
         }
     }
 

@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -243,5 +244,101 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
     assert!(noticed <= Duration::from_secs(20), "noticed after {noticed:?}");
     node.host().command("nft", &["delete", "table", "inet", "hole"])?;
     failing(0);
+    Ok(())
+}
+
+fn doctor(config: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut command = Command::new(program("causeway"));
+    command.arg("doctor").arg("--config").arg(config).args(arguments);
+    Ok(command.env_remove("NODE_NAME").output()?)
+}
+
+fn findings(config: &Path) -> Vec<[String; 3]> {
+    let output = doctor(config, &["-o", "json"]).expect("it starts");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let findings = report["findings"].as_array().cloned().unwrap_or_default();
+    let text = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    let short = |finding: &Value| ["id", "object", "evidence"].map(|field| text(finding, field));
+    findings.iter().map(short).collect()
+}
+
+#[test]
+fn doctor_names_each_bad_object_what_is_wrong_with_it_and_what_helps() -> anyhow::Result<()> {
+    if !tests::privileged("doctor names each bad object") {
+        return Ok(());
+    }
+    let node = Node::new("doctor")?;
+    let config = node.configure(json!({
+        "proxy": {
+            "datapath": "nftables", "pinDir": node.path("bpf"), "podNetworks": ["10.244.0.0/16"],
+        },
+    }));
+    let output = doctor(&config, &[])?;
+    let error = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("agent.sock") && error.contains("does `causeway node` run"),
+        "{error}"
+    );
+
+    node.api.put(service("web"));
+    let _agent = node.agent(&config);
+    node.until_working("proxy");
+    node.until_working("findings");
+    let output = doctor(&config, &[])?;
+    let text = String::from_utf8(output.stdout)?;
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(text, "node-1: nothing wrong, 0 notes\n");
+
+    // The same address again, an endpoint that would reach the node's own loopback, a port and a protocol that are none.
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "ports": [{"port": 70_000}, {"port": 8080, "protocol": "\u{1b}[2J"}],
+        "endpoints": [{"addresses": ["127.0.0.1"]}],
+    });
+    node.api.put(service("worse"));
+    node.api.put(slice.clone());
+    let expected = [
+        [
+            "object-rejected",
+            "EndpointSlice default/web-1",
+            "ports[0].port is not used: 70000 is not a port number",
+        ],
+        [
+            "object-rejected",
+            "EndpointSlice default/web-1",
+            "ports[1].protocol is not used: \"\\u{1b}[2J\" is not TCP",
+        ],
+        [
+            "object-rejected",
+            "EndpointSlice default/web-1",
+            "127.0.0.1 is a loopback address",
+        ],
+        ["not-served", "Service default/worse", "is taken by default/web"],
+    ];
+    let is_there = |found: &[[String; 3]], [id, object, evidence]: [&str; 3]| {
+        let mut found = found.iter();
+        found.any(|finding| finding[0] == id && finding[1] == object && finding[2].contains(evidence))
+    };
+    wait::until_value(
+        "doctor names all of them",
+        DEADLINE,
+        || findings(&config),
+        |found| expected.iter().all(|row| is_there(found, *row)) && found.len() == expected.len(),
+    );
+    let output = doctor(&config, &[])?;
+    let text = String::from_utf8(output.stdout)?;
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.ends_with("node-1: 4 wrong, 0 notes\n"), "{text}");
+    assert!(
+        text.contains("repair: give one of the two another address or port\n"),
+        "{text}"
+    );
+
+    assert!(node.api.delete(&service("worse")) && node.api.delete(&slice));
+    wait::until_value("all is well again", DEADLINE, || findings(&config), Vec::is_empty);
     Ok(())
 }

@@ -25,6 +25,17 @@ struct Failing {
     changes: Changes,
 }
 
+impl Failing {
+    fn note(&self) -> String {
+        let errors = self.errors.join("; ");
+        if self.map_full {
+            format!("{errors}; the packet rules serve it")
+        } else {
+            format!("its latest change is not in the kernel: {errors}")
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct FailingServices {
@@ -134,15 +145,15 @@ impl FailingServices {
         let news = services.filter(|(_, failing)| failing.lasts && !failing.told);
         let note = |(service, failing): (&ObjectName, &mut Failing)| {
             failing.told = true;
-            let errors = failing.errors.join("; ");
-            let note = if failing.map_full {
-                format!("{errors}; the packet rules serve it")
-            } else {
-                format!("its latest change is not in the kernel: {errors}")
-            };
-            (service.clone(), note)
+            (service.clone(), failing.note())
         };
         news.map(note).collect()
+    }
+
+    /// Each, whether a map of the socket hook has no room for it, and what is wrong, in words.
+    pub fn iter(&self) -> impl Iterator<Item = (&ObjectName, bool, String)> {
+        let services = self.services.iter();
+        services.map(|(service, failing)| (service, failing.map_full, failing.note()))
     }
 
     /// What is wrong, in words: the first Service, and how many more there are.

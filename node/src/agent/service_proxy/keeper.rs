@@ -11,9 +11,9 @@ use proxy::stale::Forgotten;
 use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
 
 use super::backlog::{Changes, Triggers};
-use super::failing::{FailingServices, Tried};
+use super::failing::Tried;
 use super::no_local::NoLocalEndpoints;
-use super::rejected::{LookedAt, RejectedParts};
+use super::rejected::LookedAt;
 use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
 use crate::watch::{Events, Notice, Scope};
@@ -53,9 +53,7 @@ pub struct Keeper<'a> {
     /// What the latest look for stale flows could not do: it harms clients that hold on to their port, and does not
     /// make this proxy less programmed.
     flows_failure: Option<String>,
-    failing: FailingServices,
     triggers: Triggers,
-    rejected: RejectedParts,
     no_local: NoLocalEndpoints,
 }
 
@@ -73,18 +71,20 @@ impl<'a> Keeper<'a> {
             sync_failure: None,
             audit_failure: None,
             flows_failure: None,
-            failing: FailingServices::default(),
             triggers: Triggers::new(now()),
-            rejected: RejectedParts::default(),
             no_local: NoLocalEndpoints::default(),
         }
+    }
+
+    fn is_every_change_refused(&self) -> bool {
+        self.progress.state().failing.is_every_change_refused()
     }
 
     /// Whether there is nothing to try again.
     pub fn is_settled(&self) -> bool {
         let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
         // Before the lists are complete all is pending, and no use to try.
-        !has_failed && self.failing.is_empty() && !(self.began && self.proxy.has_pending())
+        !has_failed && self.progress.state().failing.is_empty() && !(self.began && self.proxy.has_pending())
     }
 
     /// Whether flows wait to be looked at.
@@ -102,7 +102,7 @@ impl<'a> Keeper<'a> {
     /// Whether this proxy serves by now, single Services that fail aside.
     pub fn is_programmed(&self) -> bool {
         let has_failed = self.sync_failure.is_some() || self.audit_failure.is_some();
-        self.began && !has_failed && !self.failing.is_every_change_refused()
+        self.began && !has_failed && !self.is_every_change_refused()
     }
 
     /// A snapshot came that is to be brought into the kernel.
@@ -111,7 +111,9 @@ impl<'a> Keeper<'a> {
         let progress = self.progress;
         progress.service_changes.fetch_add(services, Ordering::Relaxed);
         progress.slice_changes.fetch_add(slices, Ordering::Relaxed);
-        progress.state().pending = self.failing.pending(&self.programmed, snapshot);
+        let mut state = progress.state();
+        state.pending = state.failing.pending(&self.programmed, snapshot);
+        drop(state);
         self.queued = snapshot.clone();
         // Before that the proxy waits for the API, which is no change that is overdue.
         if self.began {
@@ -144,7 +146,7 @@ impl<'a> Keeper<'a> {
         self.measure(&older);
         self.look_at_plans(planned);
         self.look_at_rejected(planned, report);
-        if self.sync_failure.is_some() || self.failing.is_every_change_refused() {
+        if self.sync_failure.is_some() || self.is_every_change_refused() {
             self.progress.held_up();
         } else {
             self.progress.done(pass, started.elapsed());
@@ -156,7 +158,7 @@ impl<'a> Keeper<'a> {
     pub fn audit(&mut self, audit: Audit) {
         let started = Instant::now();
         // What was left undone is written by an audit too, and was changed by nobody.
-        let had_pending = self.proxy.has_pending() || !self.failing.is_empty();
+        let had_pending = self.proxy.has_pending() || !self.progress.state().failing.is_empty();
         let AuditReport {
             repaired,
             writes,
@@ -181,7 +183,9 @@ impl<'a> Keeper<'a> {
         let whole = looked_at_everything && self.began && self.audit_failure.is_none();
         let failures = failures.iter();
         let of_services = failures.filter_map(|(service, error)| Some((service.as_ref()?, error)));
-        self.failing.audited(of_services, whole, &self.given);
+        let mut state = self.progress.state();
+        state.failing.audited(of_services, whole, &self.given);
+        drop(state);
         self.count_failing();
         if whole {
             self.progress.passed(Pass::Full, started.elapsed());
@@ -253,8 +257,10 @@ impl<'a> Keeper<'a> {
             applied: &report.applied,
             failures: &report.failures,
         };
-        self.failing.note(changed, &self.given);
-        self.failing.synced(tried, &self.programmed, &self.given);
+        let mut state = self.progress.state();
+        state.failing.note(changed, &self.given);
+        state.failing.synced(tried, &self.programmed, &self.given);
+        drop(state);
         self.sync_failure = first_of(&report.common_failures);
         if self.sync_failure.is_none() {
             self.programmed = self.given.clone();
@@ -264,11 +270,8 @@ impl<'a> Keeper<'a> {
 
     fn count_failing(&self) {
         let iptables = self.proxy.iptables();
-        let pending = self.failing.pending(&self.programmed, &self.queued);
         let mut state = self.progress.state();
-        state.pending = pending;
-        state.failed_services = self.failing.count();
-        state.map_full = self.failing.map_full();
+        state.pending = state.failing.pending(&self.programmed, &self.queued);
         state.iptables = iptables;
     }
 
@@ -290,10 +293,12 @@ impl<'a> Keeper<'a> {
 
     /// Says how the part is doing. What is merely left to be done is no news.
     fn tell(&mut self) {
-        for (service, note) in self.failing.news() {
+        let news = self.progress.state().failing.news();
+        for (service, note) in news {
             self.notify(service, Scope::ThisNode, "FailedToProgram", note);
         }
-        match self.common_failure().or_else(|| self.failing.problem()) {
+        let problem = self.progress.state().failing.problem();
+        match self.common_failure().or(problem) {
             Some(problem) => self.part.fails(&problem),
             None if self.began && self.is_settled() => self.part.works(),
             None => {}
@@ -315,10 +320,10 @@ impl<'a> Keeper<'a> {
     fn measure(&mut self, older: &Snapshot) {
         self.triggers.note(older, &self.given);
         let held_up = self.sync_failure.is_some();
-        let failing = &self.failing;
-        let took = self
-            .triggers
-            .settle(|service| held_up || failing.contains(service), now());
+        let state = self.progress.state();
+        let is_open = |service: &ObjectName| held_up || state.failing.contains(service);
+        let took = self.triggers.settle(is_open, now());
+        drop(state);
         for (family, duration) in took {
             if let Some(progress) = self.progress.by_family.get(&family) {
                 progress.network_programming.observe(duration);
@@ -367,7 +372,8 @@ impl<'a> Keeper<'a> {
             claims: &claims,
         };
         let mut notes = BTreeMap::<_, Vec<_>>::new();
-        for Rejected { service, reason } in self.rejected.replace(looked_at, report.rejected) {
+        let new = self.progress.state().rejected.replace(looked_at, report.rejected);
+        for Rejected { service, reason } in new {
             match reason {
                 // Every dual-stack Service has it on a node without IPv6, which was told when the agent started.
                 Reason::FamilyOff(_) => tracing::debug!(%service, %reason, "part of a Service is not served"),
@@ -389,8 +395,6 @@ impl<'a> Keeper<'a> {
             let note = format!("part of it is not served: {}", reasons.join("; "));
             self.notify(service, scope, "NotServed", note);
         }
-        let rejected = self.rejected.by_reason();
-        self.progress.state().rejected.clone_from(rejected);
     }
 }
 

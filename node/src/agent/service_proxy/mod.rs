@@ -12,7 +12,7 @@ mod no_local;
 mod pacing;
 mod rejected;
 #[cfg(test)]
-mod samples;
+pub mod samples;
 mod settings;
 
 use std::path::PathBuf;
@@ -28,7 +28,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use backlog::Changes;
+pub use failing::FailingServices;
 pub use no_local::Policy;
+#[cfg(test)]
+pub use rejected::LookedAt;
+pub use rejected::RejectedParts;
 pub use settings::settings;
 
 use super::progress::ProxyProgress;

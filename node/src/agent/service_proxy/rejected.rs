@@ -22,6 +22,15 @@ pub struct LookedAt<'a> {
     pub claims: &'a BTreeSet<ObjectName>,
 }
 
+#[cfg(test)]
+impl LookedAt<'_> {
+    /// All Services.
+    pub const EVERYTHING: Self = Self {
+        planned: None,
+        claims: &BTreeSet::new(),
+    };
+}
+
 impl RejectedParts {
     /// Takes what a sync rejected of the Services that it looked at, in the place of what was rejected of them before,
     /// and returns what is new.
@@ -43,6 +52,12 @@ impl RejectedParts {
     #[must_use]
     pub fn by_reason(&self) -> &BTreeMap<&'static str, u64> {
         &self.counts
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&ObjectName, &Reason)> {
+        let parts = self.parts.iter();
+        parts.flat_map(|(service, reasons)| reasons.iter().map(move |reason| (service, reason)))
     }
 
     fn insert(&mut self, Rejected { service, reason }: &Rejected) -> bool {
@@ -160,13 +175,9 @@ mod tests {
         ];
         assert_eq!(*parts.by_reason(), counts.into());
 
-        let everything = LookedAt {
-            planned: None,
-            claims: &nobody,
-        };
         let back = vec![rejected("web", taken())];
         assert_eq!(
-            parts.replace(everything, back.clone()),
+            parts.replace(LookedAt::EVERYTHING, back.clone()),
             back,
             "it went and came again"
         );

@@ -166,7 +166,7 @@ fn a_service_that_keeps_failing_is_told_and_tried_again_and_is_not_the_whole_nod
         assert!(bench.keeper.is_programmed(), "other datapaths can go");
         assert!(!bench.keeper.is_settled(), "it is to be tried again");
         assert!(!bench.is_going_overdue(), "attempt {attempt}");
-        assert_eq!(progress.state().failed_services, 1);
+        assert_eq!(progress.state().failing.count(), 1);
         assert_eq!(progress.state().pending, one_service());
         check_health(&parts, Some("degraded: default/web: told to fail: apply"));
         bench.fail_next(&["web"]);
@@ -192,14 +192,14 @@ fn a_service_that_keeps_failing_is_told_and_tried_again_and_is_not_the_whole_nod
     bench.fake.with(|fake| fake.fail_next.clear());
     bench.sync();
     assert_eq!(
-        progress.state().failed_services,
+        progress.state().failing.count(),
         1,
         "nobody tried it: it did not change"
     );
     check_health(&parts, Some("degraded: default/web: told to fail: apply"));
     bench.retry();
     assert!(bench.keeper.is_settled());
-    assert_eq!(progress.state().failed_services, 0);
+    assert_eq!(progress.state().failing.count(), 0);
     assert_eq!(progress.state().pending, Changes::default());
     check_health(&parts, None);
 }
@@ -237,7 +237,7 @@ fn a_common_failure_makes_the_node_unhealthy_and_its_changes_are_not_programmed(
         slices: 1,
     };
     assert_eq!(progress.state().pending, both);
-    assert_eq!(progress.state().failed_services, 0);
+    assert_eq!(progress.state().failing.count(), 0);
     check_health(&parts, Some("told to fail: sweep"));
     check_measured(&progress, 0);
     bench.retry();
@@ -260,7 +260,7 @@ fn an_audit_blames_nobody_for_what_the_proxy_left_undone() {
     bench.keeper.audit(Audit::Everything);
     assert_eq!(repairs(), 0, "it was never there");
     assert!(bench.keeper.is_settled(), "the audit made it good");
-    assert_eq!(progress.state().failed_services, 0);
+    assert_eq!(progress.state().failing.count(), 0);
     check_health(&parts, None);
 
     bench.fake.with(|fake| fake.frontends.clear());
@@ -274,7 +274,7 @@ fn an_audit_blames_nobody_for_what_the_proxy_left_undone() {
     bench.fake.with(|fake| fake.drift = vec!["a chain".to_owned()]);
     bench.keeper.audit(Audit::Structure);
     assert_eq!(repairs(), 3, "the chain was somebody's doing");
-    assert_eq!(progress.state().failed_services, 1, "web is there by now");
+    assert_eq!(progress.state().failing.count(), 1, "web is there by now");
     assert!(!bench.is_going_overdue() && !bench.keeper.is_settled());
     check_health(&parts, Some("degraded: default/api: told to fail: apply"));
     bench.retry();
@@ -366,12 +366,12 @@ fn changes_are_counted_when_they_come_and_pending_until_they_are_in_the_kernel()
     bench.fail_next(&["web"]);
     bench.sync();
     assert_eq!(progress.state().pending, both, "it did not get there");
-    assert_eq!(progress.state().failed_services, 1);
+    assert_eq!(progress.state().failing.count(), 1);
     bench.publish([Change::DeleteService(name("nobody"))]);
     assert_eq!(progress.state().pending, both, "nor did anything since");
     bench.retry();
     assert_eq!(progress.state().pending, Changes::default());
-    assert_eq!(progress.state().failed_services, 0);
+    assert_eq!(progress.state().failing.count(), 0);
     assert_eq!(counted(), (1, 2));
 }
 

@@ -1,0 +1,291 @@
+//! What an agent finds wrong with itself and with what it is told, for `causeway doctor`.
+//!
+//! It is served as JSON on a Unix socket in the state directory: findings have the names of objects, which are nobody's
+//! business who is not root on the node.
+
+use std::path::Path;
+
+use anyhow::Context;
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use model::ObjectName;
+use overlay::fast_path;
+use proxy::plan::Reason;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::progress::{OVERDUE, ProxyProgress};
+use super::report::Sources;
+use super::supervisor::{Health, Part};
+use super::{http, socket};
+use crate::watch::Rejected;
+
+/// The socket's name in the agent's state directory.
+pub const SOCKET: &str = "agent.sock";
+
+/// What to ask there.
+pub const PATH: &str = "/findings";
+
+/// What an agent says of itself.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its node.
+    pub node: String,
+    /// What it found, what is wrong first.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that somebody should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What kind of thing it is. Never changes its meaning.
+    pub id: String,
+    /// What it is about: a kind and a name.
+    pub object: String,
+    /// What was seen.
+    pub evidence: String,
+    /// What helps.
+    pub repair: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something does not work as it should.
+    Wrong,
+    /// Everything works; it could be better.
+    Note,
+}
+
+/// Serves the findings until shutdown.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve(
+    state_dir: &Path,
+    sources: Sources,
+    part: Part,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let path = state_dir.join(SOCKET);
+    let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
+    let router = Router::new().route(PATH, get(report)).with_state(sources);
+    part.works();
+    shutdown.run_until_cancelled(http::serve(listener, router)).await;
+    Ok(())
+}
+
+async fn report(State(sources): State<Sources>) -> Json<Report> {
+    Json(Report {
+        node: sources.node.to_string(),
+        findings: sources.findings(),
+    })
+}
+
+impl Sources {
+    /// What is to be told at this moment, what is wrong first.
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.failing_parts();
+        findings.extend(self.failing_watches());
+        findings.extend(self.watches.rejected().iter().map(rejected_object));
+        findings.extend(self.proxy.iter().flat_map(|proxy| of_proxy(proxy)));
+        findings.extend(self.refused_fast_path());
+        findings.sort_by_key(|finding| finding.severity);
+        findings
+    }
+
+    fn failing_parts(&self) -> Vec<Finding> {
+        let parts = self.parts.all().into_iter();
+        let failing = parts.filter_map(|(name, part)| match part.health {
+            Health::Failing { since, error } => Some(Finding {
+                evidence: format!("for {} s: {error}", since.elapsed().as_secs()),
+                ..wrong(
+                    "part-failing",
+                    format!("part {name}"),
+                    "the agent goes on trying; what it needs is named in the evidence",
+                )
+            }),
+            Health::Starting | Health::Working => None,
+        });
+        failing.collect()
+    }
+
+    fn failing_watches(&self) -> Vec<Finding> {
+        let kinds = self.watches.kinds().into_iter();
+        let failing = kinds.filter_map(|(kind, status)| {
+            let failing = status.failing?;
+            Some(Finding {
+                evidence: format!("for {} s: {}", failing.since.elapsed().as_secs(), failing.error),
+                ..wrong(
+                    "watch-failing",
+                    format!("watch of {}", kind.name()),
+                    "see that the API server answers from this node and that the agent may list and watch there",
+                )
+            })
+        });
+        failing.collect()
+    }
+
+    fn refused_fast_path(&self) -> Option<Finding> {
+        let fast_path::State::Refused(reason) = self.fast_path.borrow().clone() else {
+            return None;
+        };
+        Some(Finding {
+            severity: Severity::Note,
+            evidence: format!("packets between pods take the whole network stack: {reason}"),
+            ..wrong(
+                "fast-path-refused",
+                "network.fastPath".to_owned(),
+                "none is needed; removing what is named makes pods faster, fastPath: false ends this note",
+            )
+        })
+    }
+}
+
+/// All but the evidence.
+fn wrong(id: &str, object: String, repair: &str) -> Finding {
+    Finding {
+        severity: Severity::Wrong,
+        id: id.to_owned(),
+        object,
+        evidence: String::new(),
+        repair: repair.to_owned(),
+    }
+}
+
+/// A part of an object that cannot be meant as it stands.
+fn rejected_object(rejected: &Rejected) -> Finding {
+    let evidence = match rejected.field.as_str() {
+        "" => format!("the object is not used: {}", rejected.reason),
+        field => format!("{field} is not used: {}", rejected.reason),
+    };
+    Finding {
+        evidence,
+        ..wrong(
+            "object-rejected",
+            rejected.object_text(),
+            "correct the object, or whatever writes it",
+        )
+    }
+}
+
+fn of_proxy(proxy: &ProxyProgress) -> Vec<Finding> {
+    let in_time = proxy.in_time();
+    let state = proxy.state();
+    let mut findings = Vec::new();
+    if !in_time {
+        findings.push(Finding {
+            evidence: format!(
+                "changes have not reached the kernel for more than {} s",
+                OVERDUE.as_secs()
+            ),
+            ..wrong(
+                "sync-overdue",
+                "part proxy".to_owned(),
+                "see what part proxy says; restarting the agent breaks no connection",
+            )
+        });
+    }
+    for (service, is_full, note) in state.failing.iter() {
+        let (id, repair) = if is_full {
+            (
+                "map-full",
+                "remove Services or endpoints that nobody needs: the socket hook's maps hold no more",
+            )
+        } else {
+            (
+                "not-programmed",
+                "the agent goes on trying; the kernel's answer is in the evidence",
+            )
+        };
+        findings.push(Finding {
+            evidence: note,
+            ..wrong(id, service_text(service), repair)
+        });
+    }
+    let mut without_family = 0;
+    for (service, reason) in state.rejected.iter() {
+        match reason {
+            Reason::FamilyOff(_) => without_family += 1,
+            _ => findings.push(Finding {
+                evidence: format!("part of it is not served: {reason}"),
+                ..wrong("not-served", service_text(service), repair_of(reason))
+            }),
+        }
+    }
+    if without_family > 0 {
+        findings.push(Finding {
+            severity: Severity::Note,
+            evidence: format!(
+                "{without_family} addresses or ports of Services are of a version of IP that this node lacks"
+            ),
+            ..wrong(
+                "family-off",
+                "this node".to_owned(),
+                "none is needed where no pod of this node has that version",
+            )
+        });
+    }
+    findings
+}
+
+fn repair_of(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::ExternalAddressesOff => {
+            "set proxy.externalIPs: true on every node where whoever may write Services may be trusted"
+        }
+        Reason::BadAddress(_) | Reason::BadSourceRange(_) => "correct the Service",
+        Reason::BadEndpoint(_) => "correct the EndpointSlice, or whatever writes it",
+        Reason::TooManyEndpoints(_) => "divide the endpoints among several Services",
+        Reason::DuplicateFrontend(_) => "give each port of the Service a number of its own",
+        Reason::Taken { .. } => "give one of the two another address or port",
+        Reason::FamilyOff(_) => "none is needed",
+    }
+}
+
+fn service_text(service: &ObjectName) -> String {
+    format!("Service {service}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::service_proxy::LookedAt;
+    use super::super::service_proxy::samples::{frontend, name};
+    use super::*;
+
+    #[test]
+    fn parts_of_services_that_are_not_served_are_named_and_missing_versions_counted() {
+        let proxy = ProxyProgress::default();
+        let taken = Reason::Taken {
+            frontend: frontend("10.96.0.7", 80),
+            owner: name("owner"),
+        };
+        let part = |service, reason| proxy::Rejected {
+            service: name(service),
+            reason,
+        };
+        let rejected = vec![
+            part("dual", Reason::FamilyOff(model::IpFamily::V6)),
+            part("dual-too", Reason::FamilyOff(model::IpFamily::V6)),
+            part("web", taken),
+        ];
+        proxy.state().rejected.replace(LookedAt::EVERYTHING, rejected);
+        let findings = of_proxy(&proxy);
+        let short: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.id.as_str(), finding.object.as_str(), finding.severity))
+            .collect();
+        let expected = [
+            ("not-served", "Service default/web", Severity::Wrong),
+            ("family-off", "this node", Severity::Note),
+        ];
+        assert_eq!(short, expected);
+        let evidence = &findings[0].evidence;
+        assert!(evidence.contains("is taken by default/owner"), "{evidence}");
+        assert!(findings[1].evidence.starts_with("2 "), "{}", findings[1].evidence);
+    }
+}

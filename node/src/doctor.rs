@@ -1,0 +1,187 @@
+//! `causeway doctor`: asks this node's agent what is wrong.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::agent::findings::{self, Report, Severity};
+use crate::cli::Output;
+
+/// The agent answers from memory.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The largest answer. A finding of each of 100,000 Services is less.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum DoctorError {
+    /// Nobody listens, or not for us.
+    #[error(
+        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's alone)"
+    )]
+    Connect {
+        /// The agent's socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It did not answer as it should.
+    #[error("ask the agent at {path}: {reason}")]
+    Answer {
+        /// The agent's socket.
+        path: PathBuf,
+        /// What came instead.
+        reason: String,
+    },
+}
+
+/// Asks the agent whose state is in `state_dir`.
+///
+/// # Errors
+/// When it does not run, or does not answer in time.
+pub async fn ask(state_dir: &Path) -> Result<Report, DoctorError> {
+    let path = state_dir.join(findings::SOCKET);
+    let stream = UnixStream::connect(&path).await;
+    let stream = stream.map_err(|source| DoctorError::Connect {
+        path: path.clone(),
+        source,
+    })?;
+    let answer = match timeout(DEADLINE, exchange(stream)).await {
+        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+        Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
+    };
+    answer.map_err(|reason| DoctorError::Answer { path, reason })
+}
+
+async fn exchange(stream: UnixStream) -> anyhow::Result<Report> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get(findings::PATH)
+        .header(http::header::HOST, "agent")
+        .body(Body::empty())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    anyhow::ensure!(status == StatusCode::OK, "it answers {status}");
+    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// The report in the form that was asked for.
+#[must_use]
+pub fn render(report: &Report, output: Output) -> String {
+    match output {
+        Output::Text => text(report),
+        Output::Json => format!("{:#}\n", serde_json::json!(report)),
+    }
+}
+
+/// Whether something does not work as it should.
+#[must_use]
+pub fn is_wrong(report: &Report) -> bool {
+    count(report, Severity::Wrong) > 0
+}
+
+fn count(report: &Report, severity: Severity) -> usize {
+    let findings = report.findings.iter();
+    findings.filter(|finding| finding.severity == severity).count()
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let severity = match finding.severity {
+            Severity::Wrong => "WRONG",
+            Severity::Note => "note",
+        };
+        let (object, evidence) = (printable(&finding.object), printable(&finding.evidence));
+        let _infallible = writeln!(text, "{severity:<5}  {}  {object}", finding.id);
+        let _infallible = writeln!(text, "       seen:   {evidence}");
+        let _infallible = writeln!(text, "       repair: {}", finding.repair);
+    }
+    let (wrong, notes) = (count(report, Severity::Wrong), count(report, Severity::Note));
+    let plural = if notes == 1 { "" } else { "s" };
+    let _infallible = match wrong {
+        0 => writeln!(text, "{}: nothing wrong, {notes} note{plural}", report.node),
+        wrong => writeln!(text, "{}: {wrong} wrong, {notes} note{plural}", report.node),
+    };
+    text
+}
+
+/// Errors quote what others wrote: nothing in them may drive a terminal.
+fn printable(text: &str) -> String {
+    let characters = text.chars();
+    characters
+        .map(|character| {
+            if character.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::findings::Finding;
+
+    fn report(severities: &[Severity]) -> Report {
+        let finding = |severity: &Severity| Finding {
+            severity: *severity,
+            id: "not-served".into(),
+            object: "Service default/web".into(),
+            evidence: "part of it is not served: TCP 10.96.0.7:80 is taken by default/api".into(),
+            repair: "give one of the two another address or port".into(),
+        };
+        Report {
+            node: "node-1".into(),
+            findings: severities.iter().map(finding).collect(),
+        }
+    }
+
+    #[test]
+    fn findings_are_told_with_evidence_and_repair_and_counted() {
+        let expected = "\
+WRONG  not-served  Service default/web
+       seen:   part of it is not served: TCP 10.96.0.7:80 is taken by default/api
+       repair: give one of the two another address or port
+note   not-served  Service default/web
+       seen:   part of it is not served: TCP 10.96.0.7:80 is taken by default/api
+       repair: give one of the two another address or port
+node-1: 1 wrong, 1 note
+";
+        let both = report(&[Severity::Wrong, Severity::Note]);
+        assert_eq!(render(&both, Output::Text), expected);
+        assert!(is_wrong(&both));
+        let none = report(&[]);
+        assert_eq!(render(&none, Output::Text), "node-1: nothing wrong, 0 notes\n");
+        assert!(!is_wrong(&none));
+        assert!(!is_wrong(&report(&[Severity::Note])));
+    }
+
+    #[test]
+    fn nothing_that_is_quoted_drives_a_terminal() {
+        let mut wrong = report(&[Severity::Wrong]);
+        wrong.findings[0].evidence = "etcd says \u{1b}[2J\nnode-1: nothing wrong".into();
+        let text = render(&wrong, Output::Text);
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn json_reads_back_as_the_same() {
+        let both = report(&[Severity::Wrong, Severity::Note]);
+        let json = render(&both, Output::Json);
+        assert_eq!(serde_json::from_str::<Report>(&json).expect("valid"), both);
+    }
+}
