@@ -13,7 +13,7 @@ use crate::kubeconfig;
 use crate::layout::{NodeDir, StateDir};
 use crate::pki::{Authority, Leaf, Usage};
 use crate::preflight::Programs;
-use crate::settings::{Datapath, Network, Settings};
+use crate::settings::{self, Datapath, Network, Settings};
 
 /// What the files are made of.
 pub struct NodeFiles<'a> {
@@ -145,6 +145,7 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
         "kubernetes": {"kubeconfig": dir.kubeconfig("agent")},
         "network": {
             "mode": mode,
+            "leases": settings.leases,
             "etcd": etcd_config(node),
             "interface": "eth0",
             "publicIp": settings.node_address(node.index),
@@ -167,13 +168,13 @@ fn agent_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
 fn network_config(settings: &Settings, mode: &str) -> Value {
     let mut config = json!({
         "Network": settings.pod_cidr.primary(),
-        "SubnetLen": 24,
+        "SubnetLen": settings::node_prefix(settings.pod_cidr.primary()),
         "Backend": {"Type": mode},
     });
     if let Some(network) = settings.pod_cidr.secondary() {
         config["EnableIPv6"] = json!(true);
         config["IPv6Network"] = json!(network);
-        config["IPv6SubnetLen"] = json!(64);
+        config["IPv6SubnetLen"] = json!(settings::node_prefix(network));
     }
     config
 }

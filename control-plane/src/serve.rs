@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context;
+use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cgroup::Cgroup;
 use crate::layout::StateDir;
 use crate::preflight::Programs;
-use crate::settings::Settings;
+use crate::settings::{self, Leases, Settings};
 use crate::supervise::Unit;
 use crate::{owner, status, supervise, underlay};
 
@@ -227,12 +228,22 @@ fn controllers_config(state: &StateDir, settings: &Settings) -> anyhow::Result<c
         addresses: vec![settings.control_plane_address().into()],
         target_port: settings.api_port,
     };
+    let node_cidrs = match settings.leases {
+        Leases::Etcd => Vec::new(),
+        Leases::Kubernetes => settings.pod_cidr.iter().map(range).collect(),
+    };
     Ok(controllers::Config {
+        node_cidrs,
         root_ca_pem: std::fs::read_to_string(state.key_pair("ca").cert)?,
         kubernetes_service: Some(kubernetes),
         cluster_dns: Some(settings.cluster_dns().into()),
         ..controllers::Config::default()
     })
+}
+
+fn range(network: IpNetwork) -> controllers::NodeRange {
+    let prefix = settings::node_prefix(network);
+    controllers::NodeRange { network, prefix }
 }
 
 fn listen(settings: &Settings, port: u16) -> Vec<SocketAddr> {

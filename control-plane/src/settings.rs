@@ -40,6 +40,26 @@ impl fmt::Display for Network {
     }
 }
 
+/// Where it is kept which node has which part of the pods' addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leases {
+    /// In the store, in flannel's keys.
+    #[default]
+    Etcd,
+    /// In Node objects: a controller gives out `spec.podCIDRs`.
+    Kubernetes,
+}
+
+impl fmt::Display for Leases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Etcd => "etcd",
+            Self::Kubernetes => "kubernetes",
+        })
+    }
+}
+
 /// An etcd that somebody else runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalEtcd {
@@ -82,6 +102,9 @@ pub struct Settings {
     pub datapath: Datapath,
     /// Pod network.
     pub network: Network,
+    /// Where nodes' subnets are kept. State that was kept from before there was a choice has them in etcd.
+    #[serde(default)]
+    pub leases: Leases,
     /// Pods' addresses: an IPv4 network, of which every node leases a /24, and an IPv6 network next to it where pods shall
     /// have both, of which it leases a /64.
     pub pod_cidr: Cidrs,
@@ -107,6 +130,14 @@ pub struct Settings {
 pub const BRIDGE: &str = "causeway0";
 /// Position of the first node's address in the underlay.
 const FIRST_NODE: u32 = 11;
+
+/// Length of a node's part of the pods' addresses.
+pub const fn node_prefix(network: IpNetwork) -> u8 {
+    match network {
+        IpNetwork::V4(_) => 24,
+        IpNetwork::V6(_) => 64,
+    }
+}
 
 impl Settings {
     /// Refuses what cannot work, in one line that says why.
@@ -249,6 +280,7 @@ impl Settings {
                 self.service_cidr.to_string(),
             ),
             ("--network", kept.network.to_string(), self.network.to_string()),
+            ("--leases", kept.leases.to_string(), self.leases.to_string()),
         ];
         for (flag, kept, asked) in rows {
             ensure!(
@@ -397,6 +429,7 @@ mod tests {
             nodes: 3,
             datapath: Datapath::Ebpf,
             network: Network::Vxlan,
+            leases: Leases::Etcd,
             pod_cidr: "10.244.0.0/16".parse().expect("valid"),
             service_cidr: "10.96.0.0/12".parse().expect("valid"),
             allow_external_ips: false,

@@ -16,7 +16,7 @@ use crate::owner::{self, Owner};
 use crate::pki::{self, Authority, Leaf, Usage};
 use crate::preflight::{self, Programs};
 use crate::progress::Progress;
-use crate::settings::{self, Datapath, Network, Settings};
+use crate::settings::{self, Datapath, Leases, Network, Settings};
 use crate::{down, kubeconfig, machine, status, supervise, underlay};
 
 /// Flags of `up`.
@@ -33,6 +33,9 @@ pub struct UpArgs {
     /// How pods of different nodes reach each other
     #[arg(long, value_enum, default_value = "vxlan")]
     network: Network,
+    /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects (spec.podCIDRs)
+    #[arg(long, value_enum, default_value = "etcd")]
+    leases: Leases,
     /// Use this etcd instead of the built-in store (URL; may be given several times)
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     etcd: Vec<String>,
@@ -79,6 +82,7 @@ impl UpArgs {
             nodes: self.nodes,
             datapath: self.datapath,
             network: self.network,
+            leases: self.leases,
             pod_cidr: self.pod_cidr,
             service_cidr: self.service_cidr,
             allow_external_ips: self.allow_external_ips,

@@ -87,8 +87,8 @@ mod tests {
         check(super::OBJECT, &programs, &maps);
         check(
             super::FAST_PATH_OBJECT,
-            &["from_pod"],
-            &["PODS", "POD_FLOWS", "POD_LEASE", "POD_STATS"],
+            &["from_pod", "from_tunnel"],
+            &["PODS", "POD_FLOWS", "POD_LEASE", "POD_STATS", "REMOTES"],
         );
     }
 }

@@ -1,5 +1,6 @@
 //! A Node, as the data plane sees it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -20,6 +21,30 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Text>,
+    /// Annotations `flannel.alpha.coreos.com/…`, without that prefix: how nodes of flannel's kind tell each other how they
+    /// are reached, where leases are in Kubernetes.
+    #[serde(default)]
+    pub flannel: BTreeMap<Text, Text>,
+    /// `status.conditions` has NetworkUnavailable, and it is False.
+    #[serde(default)]
+    pub network_available: bool,
     /// The node is going away: taint `ToBeDeletedByClusterAutoscaler`, or being deleted.
     pub draining: bool,
+}
+
+impl Node {
+    /// A node of which nothing is known but its name.
+    #[must_use]
+    pub fn new(name: impl Into<NodeName>) -> Self {
+        Self {
+            name: name.into(),
+            internal_addresses: Vec::new(),
+            external_addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+            zone: None,
+            flannel: BTreeMap::new(),
+            network_available: false,
+            draining: false,
+        }
+    }
 }

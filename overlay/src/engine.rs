@@ -22,6 +22,7 @@ use crate::plan::{self, plan};
 use crate::pods::wiring::{host_ifname, pod_mac};
 use crate::pods::{Assigned, PodNetwork};
 use crate::reconcile::{Devices, Mirror, Outcome, PodRoute, ensure_device, repair};
+use crate::strangers::Strangers;
 use crate::{fast_path, guard, host_ports, masquerade, subnet_env, underlay};
 
 /// Everything is compared at least this often.
@@ -116,6 +117,7 @@ impl Engine {
             fast_path: fast_path::Keeper::new(settings.pin_dir.clone(), settings.fast_path.clone()),
             host_ports: host_ports::Keeper::default(),
             leaks: Leaks::default(),
+            strangers: Strangers::default(),
             settings,
             pods,
             kernel,
@@ -234,6 +236,7 @@ struct Worker {
     fast_path: fast_path::Keeper,
     host_ports: host_ports::Keeper,
     leaks: Leaks,
+    strangers: Strangers,
     network: Option<Network>,
     reported: watch::Sender<Report>,
     last: Outcome,
@@ -292,7 +295,7 @@ impl Worker {
             let next = Report {
                 mtu: mtu.or(report.mtu),
                 fast_path: self.fast_path.state().clone(),
-                problems: outcome.problems.clone(),
+                problems: outcome.problems.iter().chain(&outcome.notes).cloned().collect(),
             };
             let changed = next != *report;
             *report = next;
@@ -306,11 +309,10 @@ impl Worker {
         if outcome.writes > 0 {
             tracing::info!(writes = outcome.writes, "pod network written");
         }
-        for problem in outcome
-            .problems
-            .iter()
-            .filter(|problem| !self.last.problems.contains(problem))
-        {
+        let told =
+            |problem: &&String| self.last.problems.contains(problem) || self.last.notes.contains(problem);
+        let problems = outcome.problems.iter().chain(&outcome.notes);
+        for problem in problems.filter(|problem| !told(problem)) {
             tracing::warn!(%problem, "pod network has a problem");
         }
     }
@@ -333,7 +335,7 @@ impl Worker {
         let mirror = Mirror::read(&mut self.kernel, &tunnels)?;
         self.release_leaked(&mirror, outcome);
         let assigned = self.pods.list();
-        let pods = pod_routes(&assigned);
+        let pods = self.pod_routes(&mirror, &assigned, outcome);
         let devices = Devices {
             tunnels,
             underlay: found.index,
@@ -353,7 +355,8 @@ impl Worker {
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, may_delete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
-        self.fast_path.keep(&mut self.nft, &pods, &mirror.links, outcome);
+        self.fast_path
+            .keep(&mut self.nft, &plan, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
         for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
             let (nft, kernel) = (&mut self.nft, &mut self.kernel);
@@ -378,6 +381,17 @@ impl Worker {
                 Err(error) => outcome.problems.push(with_causes(&error)),
             }
         }
+    }
+
+    /// How this node reaches its pods: those that the log has, and those that it lost.
+    fn pod_routes(&mut self, mirror: &Mirror, assigned: &[Assigned], outcome: &mut Outcome) -> Vec<PodRoute> {
+        let now = Instant::now();
+        self.strangers.look(mirror, assigned, now);
+        let strangers = self.strangers.routes();
+        self.pods.hold(strangers.map(|route| route.address).collect());
+        outcome.notes.extend(self.strangers.notes(now));
+        let strangers = self.strangers.routes().cloned();
+        strangers.chain(routes_of(assigned)).collect()
     }
 
     /// The indices of the tunnel devices, which are there afterwards unless something stands in the way.
@@ -455,7 +469,7 @@ fn speaks(family: IpFamily) -> bool {
     family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
 }
 
-fn pod_routes(pods: &[Assigned]) -> Vec<PodRoute> {
+fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
     let routes = |assigned: &Assigned| {
         let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
         assigned.addresses().map(|_, address| PodRoute {
@@ -465,5 +479,5 @@ fn pod_routes(pods: &[Assigned]) -> Vec<PodRoute> {
         })
     };
     let each = pods.iter().map(routes);
-    each.flat_map(|routes| [routes.v4, routes.v6]).flatten().collect()
+    each.flat_map(|routes| [routes.v4, routes.v6]).flatten()
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use model::NodeName;
 use model::lease::Lease;
+use model::{IpFamily, NodeName};
 
 use crate::flannel::FormatError;
 
@@ -67,6 +67,41 @@ pub enum Error {
     NoIpv4InKeys {
         /// The key.
         key: String,
+    },
+    /// Leases are in Kubernetes, and the list of Nodes is not complete.
+    #[error("the API server has not told of the Nodes yet")]
+    NodesUnknown,
+    /// This node has no object.
+    #[error("there is no Node {0} in the API (is nodeName right?)")]
+    NoNode(NodeName),
+    /// Nobody gave this node a subnet.
+    #[error(
+        "Node {node} has no {family} podCIDR: does the cluster give them out (kube-controller-manager --allocate-node-cidrs)?"
+    )]
+    NoPodCidr {
+        /// This node.
+        node: NodeName,
+        /// The version of IP that lacks.
+        family: IpFamily,
+    },
+    /// What this node was given is not of the pod network.
+    #[error("podCIDR {subnet} of Node {node} is not a part of the pod network {network}")]
+    ForeignPodCidr {
+        /// This node.
+        node: NodeName,
+        /// What it was given.
+        subnet: IpNetwork,
+        /// The network by its configuration.
+        network: IpNetwork,
+    },
+    /// What an operator wrote on this node's object cannot be used.
+    #[error("annotations of Node {node}")]
+    BadAnnotation {
+        /// This node.
+        node: NodeName,
+        /// What is wrong.
+        #[source]
+        source: FormatError,
     },
     /// Another node has this node's address.
     #[error(

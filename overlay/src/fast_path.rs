@@ -1,6 +1,7 @@
-//! Pods of one node reach each other past the node's network stack: which pods, when not, and keeping it so.
+//! Pods reach each other past their nodes' network stacks, on one node and through the tunnel: which pods, when not, and
+//! keeping it so.
 //!
-//! The program at each pod's device ([`ebpf::fast_path`]) passes by netfilter. So it is there only while nobody else's
+//! The programs at each pod's device and at the tunnel's ([`ebpf::fast_path`]) pass by netfilter. So it is there only while nobody else's
 //! rules there could mean the packets of pods. Our own never do: they translate what is addressed to Services or to ports
 //! of the node, and what leaves the pod network, and drop what is sent in another's name, which the program lets to them. When rules of others appear, it goes, and connections go on through the stack. Nobody looks
 //! while there is no agent: connections begin by the fast path only as long as an agent looked lately.
@@ -18,12 +19,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ebpf::abi::net::Ip;
-use ebpf::abi::pods::Pod;
+use ebpf::abi::pods::{ADDRESS_BITS, Hop};
+use ebpf::fast_path::Origin;
 use ebpf::{Attachment, FastPath};
+use ipnetwork::IpNetwork;
 use model::with_causes;
 use netlink::Link;
 use netlink::nft::{Filter, Nft};
 
+use crate::plan::{Plan, Remote};
 use crate::reconcile::{Outcome, PodRoute};
 
 /// What the names of all our nftables tables begin with.
@@ -90,13 +94,14 @@ impl Keeper {
     pub(crate) fn keep(
         &mut self,
         nft: &mut Nft,
+        plan: &Plan,
         pods: &[PodRoute],
         links: &BTreeMap<String, Link>,
         outcome: &mut Outcome,
     ) {
         let state = match &self.wish {
             State::On => match obstacle(nft) {
-                None => self.repair(pods, links, outcome),
+                None => self.repair(&Wanted::new(plan, pods, links), outcome),
                 Some(reason) => {
                     self.detach(outcome);
                     State::Refused(reason)
@@ -110,17 +115,17 @@ impl Keeper {
         };
         if state != self.state {
             match &state {
-                State::On => tracing::info!("pods of this node reach each other by the fast path"),
+                State::On => tracing::info!("pods reach each other by the fast path"),
                 State::Off => tracing::info!("the fast path between pods is switched off"),
                 State::Refused(reason) => {
-                    tracing::info!(%reason, "pods of this node reach each other through the network stack");
+                    tracing::info!(%reason, "pods reach each other through the network stack");
                 }
             }
             self.state = state;
         }
     }
 
-    fn repair(&mut self, pods: &[PodRoute], links: &BTreeMap<String, Link>, outcome: &mut Outcome) -> State {
+    fn repair(&mut self, wanted: &Wanted, outcome: &mut Outcome) -> State {
         let path = match &mut self.path {
             Some(path) => path,
             closed => match FastPath::open(&self.pin_dir) {
@@ -128,7 +133,7 @@ impl Keeper {
                 Err(error) => return State::Refused(with_causes(&error)),
             },
         };
-        repair(path, &wanted(pods, links), outcome);
+        repair(path, wanted, outcome);
         if let Err(error) = path.renew(LEASE) {
             problem(outcome, &error);
         }
@@ -158,54 +163,99 @@ fn problem(outcome: &mut Outcome, error: &ebpf::Error) {
         .push(format!("fast path: {}", with_causes(error)));
 }
 
-/// A pod that can be reached by the fast path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Reachable {
-    device: String,
-    entry: Pod,
+/// What is reached by the fast path, and from where.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    /// Pods of this node by address.
+    pods: BTreeMap<Ip, Hop>,
+    /// Other nodes' subnets by network address and length of the prefix.
+    remotes: BTreeMap<(Ip, u32), Hop>,
+    /// The devices that packets come from.
+    devices: BTreeMap<String, Origin>,
 }
 
-/// Pods whose device is there, by address. A device that is not there yet, or no more, brings us back by its event.
-fn wanted(pods: &[PodRoute], links: &BTreeMap<String, Link>) -> BTreeMap<Ip, Reachable> {
-    let reachable = |pod: &PodRoute| {
-        let link = links.get(&pod.host_ifname)?;
-        let entry = Pod {
-            ifindex: link.index,
-            mtu: link.mtu,
-            pod_mac: pod.pod_mac.0,
-            host_mac: link.mac?,
-        };
-        let device = pod.host_ifname.clone();
-        Some((Ip::from(pod.address), Reachable { device, entry }))
+impl Wanted {
+    /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
+    fn new(plan: &Plan, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Self {
+        let mut wanted = Self::default();
+        for pod in pods {
+            if let Some(hop) = hop(links.get(&pod.host_ifname), pod.pod_mac.0) {
+                wanted.pods.insert(Ip::from(pod.address), hop);
+                wanted.devices.insert(pod.host_ifname.clone(), Origin::Pod);
+            }
+        }
+        for (_, half) in plan.halves.iter() {
+            let Some(device) = &half.device else { continue };
+            let tunnel = links.get(&device.name);
+            for (subnet, remote) in &half.remotes {
+                if let Remote::Tunnel { mac, .. } = remote
+                    && let Some(hop) = hop(tunnel, mac.0)
+                {
+                    wanted.remotes.insert(key(*subnet), hop);
+                    wanted.devices.insert(device.name.clone(), Origin::Tunnel);
+                }
+            }
+        }
+        wanted
+    }
+}
+
+/// A hop by a device, where that is there.
+fn hop(link: Option<&Link>, there: [u8; 6]) -> Option<Hop> {
+    let link = link?;
+    Some(Hop {
+        ifindex: link.index,
+        mtu: link.mtu,
+        there,
+        here: link.mac?,
+    })
+}
+
+/// The subnet as the programs' map has it, where IPv4 addresses are mapped.
+fn key(subnet: IpNetwork) -> (Ip, u32) {
+    let bits = match subnet {
+        IpNetwork::V4(_) => 32,
+        IpNetwork::V6(_) => 128,
     };
-    pods.iter().filter_map(reachable).collect()
+    let length = ADDRESS_BITS - bits + u32::from(subnet.prefix());
+    (Ip::from(subnet.network()), length)
 }
 
-/// Writes the difference. A pod becomes known before its device has the program, and is forgotten before the program
-/// goes: what is addressed to it takes the stack then.
-fn repair(path: &mut FastPath, wanted: &BTreeMap<Ip, Reachable>, outcome: &mut Outcome) {
-    let actual = match path.pods.entries() {
-        Ok(actual) => actual,
-        Err(error) => return problem(outcome, &error),
+/// Writes the difference. What packets go to becomes known before the devices that they come from have the program, and
+/// is forgotten before the program goes: what is addressed to it takes the stack then.
+fn repair(path: &mut FastPath, wanted: &Wanted, outcome: &mut Outcome) {
+    let (pods, remotes) = match (path.pods.entries(), path.remotes.entries()) {
+        (Ok(pods), Ok(remotes)) => (pods, remotes),
+        (Err(error), _) | (_, Err(error)) => return problem(outcome, &error),
     };
     let mut note = |result: Result<usize, ebpf::Error>| match result {
         Ok(writes) => outcome.writes += writes,
         Err(error) => problem(outcome, &error),
     };
-    for (address, reachable) in wanted {
-        if actual.get(address) != Some(&reachable.entry) {
-            note(path.pods.insert(*address, reachable.entry).map(|()| 1));
+    for (address, hop) in &wanted.pods {
+        if pods.get(address) != Some(hop) {
+            note(path.pods.insert(*address, *hop).map(|()| 1));
         }
     }
-    for address in actual.keys().filter(|address| !wanted.contains_key(address)) {
+    for (subnet, hop) in &wanted.remotes {
+        if remotes.get(subnet) != Some(hop) {
+            note(path.remotes.insert(*subnet, *hop).map(|()| 1));
+        }
+    }
+    for address in pods.keys().filter(|address| !wanted.pods.contains_key(address)) {
         note(path.pods.remove(address).map(|()| 1));
     }
-    let devices: BTreeSet<String> = wanted.values().map(|pod| pod.device.clone()).collect();
-    for device in &devices {
-        let attached = path.ensure_attached(device);
+    for subnet in remotes
+        .keys()
+        .filter(|subnet| !wanted.remotes.contains_key(subnet))
+    {
+        note(path.remotes.remove(*subnet).map(|()| 1));
+    }
+    for (device, origin) in &wanted.devices {
+        let attached = path.ensure_attached(device, *origin);
         note(attached.map(|attached| usize::from(attached == Some(Attachment::Made))));
     }
-    note(path.detach_others(&devices));
+    note(path.detach_others(&wanted.devices.keys().cloned().collect()));
     note(path.remove_other_layouts());
 }
 
@@ -246,10 +296,11 @@ fn foreign(filters: &[Filter], legacy_tables: &str) -> Option<String> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use model::MacAddr;
+    use model::{ByFamily, MacAddr, Mtu, Vni};
     use netlink::LinkKind;
 
     use super::*;
+    use crate::plan::{Device, Half};
 
     fn link(name: &str, index: u32, mac: Option<[u8; 6]>) -> (String, Link) {
         let link = Link {
@@ -277,26 +328,63 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_reachable_by_its_own_device_once_that_is_there() {
+    fn pods_and_subnets_are_reachable_by_devices_that_are_there() {
         let mac = [2, 0, 0, 0, 2, 2];
         let links = [
             link("cw2", 7, Some(mac)),
             link("cw3", 8, None),
-            link("eth0", 2, Some(mac)),
+            link("flannel.1", 9, Some(mac)),
         ];
         let pods = [pod(2, "cw2"), pod(3, "cw3"), pod(4, "cw4")];
-        let entry = Pod {
-            ifindex: 7,
+        let half = |name: &str, subnet: &str, public_ip: &str| {
+            let [local, vtep, public_ip] = [public_ip; 3].map(|text| text.parse().expect("an address"));
+            let device = Device {
+                name: name.to_owned(),
+                vni: Vni(1),
+                port: 8472,
+                gbp: false,
+                mac: MacAddr(mac),
+                mtu: Mtu(1450),
+                local,
+                address: local,
+            };
+            let remote = Remote::Tunnel {
+                vtep,
+                mac: MacAddr([2, 0, 0, 0, 3, 3]),
+                public_ip,
+            };
+            Half {
+                device: Some(device),
+                remotes: [(subnet.parse().expect("a network"), remote)].into(),
+            }
+        };
+        let plan = Plan {
+            halves: ByFamily {
+                v4: Some(half("flannel.1", "10.5.2.0/24", "192.0.2.2")),
+                v6: Some(half("flannel-v6.1", "fd05:0:0:2::/64", "2001:db8::2")),
+            },
+            pod_mtu: Mtu(1450),
+        };
+        let expected = |ifindex, there| Hop {
+            ifindex,
             mtu: 1450,
-            pod_mac: [2, 0, 0, 0, 1, 2],
-            host_mac: mac,
+            there,
+            here: mac,
         };
-        let reachable = Reachable {
-            device: "cw2".to_owned(),
-            entry,
-        };
-        let expected = BTreeMap::from([(Ip::from(Ipv4Addr::new(10, 5, 1, 2)), reachable)]);
-        assert_eq!(wanted(&pods, &links.into()), expected);
+        let wanted = Wanted::new(&plan, &pods, &links.into());
+        let pod = (
+            Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
+            expected(7, [2, 0, 0, 0, 1, 2]),
+        );
+        assert_eq!(wanted.pods, [pod].into());
+        // The device for IPv6 is not there.
+        let subnet = (Ip::from(Ipv4Addr::new(10, 5, 2, 0)), 96 + 24);
+        assert_eq!(wanted.remotes, [(subnet, expected(9, [2, 0, 0, 0, 3, 3]))].into());
+        let devices = [("cw2", Origin::Pod), ("flannel.1", Origin::Tunnel)];
+        assert_eq!(
+            wanted.devices,
+            devices.map(|(device, origin)| (device.to_owned(), origin)).into()
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ use model::lease::{Encap, Lease, Site};
 use model::{ByFamily, IpFamily, MacAddr, NodeName, Vni};
 use serde_json::{Map, Value, json};
 
+pub mod annotations;
+
 use crate::pool::{Pool, address, masked, number, size_of};
 
 /// Our key in a lease's `BackendData`: the name of the node that holds it. flannel ignores it.
@@ -314,8 +316,10 @@ impl Record {
     /// # Errors
     /// When it is not a lease, or its packets travel in a way that this program does not speak.
     pub fn parse(key: &str, value: &str) -> Result<Self, FormatError> {
-        let subnets = parse_key(key)?;
-        let mut object = object(value)?;
+        Self::read(&parse_key(key)?, object(value)?)
+    }
+
+    fn read(subnets: &ByFamily<IpNetwork>, mut object: Map<String, Value>) -> Result<Self, FormatError> {
         let kind = take(&mut object, "BackendType").and_then(|kind| kind.as_str().map(str::to_owned));
         let kind = kind.unwrap_or_default();
         let mut node = None;

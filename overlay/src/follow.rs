@@ -6,28 +6,26 @@
 //! on an etcd that forgot its revisions waits for ever.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, WatchResponse};
 use ipnetwork::IpNetwork;
-use model::lease::{Encap, Lease, Site};
-use model::{ByFamily, IpFamily, MacAddr};
-use netlink::{Kernel, LinkKind, Netlink};
-use sha2::{Digest, Sha256};
+use model::ByFamily;
+use model::lease::Lease;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{Config, Etcd};
 use crate::engine::Network;
 use crate::error::Error;
 use crate::etcd::{Listing, Store, TIME_TO_LIVE, key_of};
 use crate::flannel::{self, NetworkConfig, Record};
+use crate::followed::{Followed, publish, remembered, tell};
 use crate::lease::{Choice, Claimant, Held, choose};
 use crate::memory::{Entry, Memory};
+use crate::own::{Claim, OwnNode};
 use crate::pool::overlap;
 use crate::subnet_env;
-use crate::underlay::{self, Found};
 
 /// How often our own key is looked at.
 const PROBE: Duration = Duration::from_secs(10);
@@ -35,29 +33,24 @@ const PROBE: Duration = Duration::from_secs(10);
 /// Leases of nodes that an etcd forgot, together with everything else, are kept so long for the nodes to come back.
 const GRACE: Duration = Duration::from_secs(60 * 60);
 
+/// A lease that was deleted is kept so long: one that was revoked, or ran out while its node stood still, is written
+/// again at once by a node that lives.
+const REWRITTEN: Duration = Duration::from_secs(2);
+
 /// How often a subnet is tried to be created before the trouble is told.
 const RACES: usize = 20;
 
-/// What the follower knows now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Followed {
-    pub(crate) network: Option<Network>,
-    /// Why etcd is not followed right now.
-    pub(crate) trouble: Option<String>,
-    /// Keys that are no leases.
-    pub(crate) problems: Vec<String>,
-}
-
 pub(crate) struct Follower {
-    config: Config,
-    interface: String,
-    /// The node's addresses on the underlay, whether the network needs them or not.
-    public_ips: ByFamily<IpAddr>,
+    own: OwnNode,
+    config: Etcd,
+    /// The network's configuration, where etcd has none.
+    given: Option<serde_json::Value>,
+    subnet_env: PathBuf,
     memory_dir: PathBuf,
     memory: Memory,
     /// The other nodes' leases, by the last part of their key.
     others: BTreeMap<String, Record>,
-    /// Those that an etcd forgot, until when.
+    /// Those that an etcd forgot, or that were just deleted, until when.
     lingering: BTreeMap<String, (Record, Instant)>,
     published: watch::Sender<Followed>,
 }
@@ -74,67 +67,27 @@ struct Session {
     problems: BTreeMap<String, String>,
 }
 
-/// What a claim is made with.
-struct Claim<'a> {
-    network: &'a NetworkConfig,
-    /// Of every version of IP that the network has.
-    public_ips: ByFamily<IpAddr>,
-    vtep_macs: ByFamily<MacAddr>,
-}
-
-impl Claim<'_> {
-    /// The lease of these subnets.
-    fn lease(&self, subnets: &ByFamily<IpNetwork>) -> Lease {
-        let sites = subnets.iter().filter_map(|(family, subnet)| {
-            let site = Site {
-                subnet: *subnet,
-                public_ip: *self.public_ips.get(family)?,
-                encap: self.network.encap(*self.vtep_macs.get(family)?),
-            };
-            Some((family, site))
-        });
-        Lease {
-            sites: sites.collect(),
-        }
-    }
-}
-
 impl Follower {
     /// Starts from what was remembered, and publishes it at once where it is enough to serve.
-    pub(crate) fn new(config: Config, found: &Found, published: watch::Sender<Followed>) -> Self {
+    pub(crate) fn new(own: OwnNode, etcd: Etcd, config: &Config, published: watch::Sender<Followed>) -> Self {
         let memory_dir = config.state_dir.clone();
         let memory = Memory::load(&memory_dir);
         let records = memory.others.iter().filter_map(Entry::record);
         let others = records.map(|record| (record.key(), record)).collect();
-        let follower = Self {
-            config,
-            interface: found.name.clone(),
-            public_ips: found.public_ips,
+        if let Some(followed) = remembered(&memory, &own, "etcd") {
+            publish(&published, followed);
+        }
+        Self {
+            own,
+            config: etcd,
+            given: config.network.clone(),
+            subnet_env: config.subnet_env.clone(),
             memory_dir,
             memory,
             others,
             lingering: BTreeMap::new(),
             published,
-        };
-        let network = follower
-            .memory
-            .network
-            .as_deref()
-            .and_then(|text| NetworkConfig::parse(text).ok());
-        let own = follower.memory.own.as_ref().and_then(Entry::record);
-        if let (Some(network), Some(own)) = (network, own)
-            && follower.is_of_this_node(&own.lease)
-        {
-            tracing::info!(lease = %own.lease, "serving the remembered subnet until etcd answers");
-            follower.publish(&network, &own.lease, false, Vec::new());
         }
-        follower
-    }
-
-    /// Whether the node has the addresses that a lease names.
-    fn is_of_this_node(&self, lease: &Lease) -> bool {
-        let mut named = lease.sites.iter();
-        named.all(|(family, site)| self.public_ips.get(family) == Some(&site.public_ip))
     }
 
     /// Follows until cancelled.
@@ -144,7 +97,7 @@ impl Follower {
             let began = Instant::now();
             match self.session().await {
                 Ok(()) => {}
-                Err(error) => self.tell(&error),
+                Err(error) => tell(&self.published, &error),
             }
             if began.elapsed() > PROBE {
                 pause = Pause::default();
@@ -153,29 +106,12 @@ impl Follower {
         }
     }
 
-    fn tell(&self, error: &Error) {
-        let trouble = model::with_causes(error);
-        self.published.send_if_modified(|followed| {
-            let news = followed.trouble.as_ref() != Some(&trouble);
-            if news {
-                tracing::warn!(%trouble, "leases are not followed, trying again");
-                followed.trouble = Some(trouble);
-            }
-            news
-        });
-    }
-
     async fn session(&mut self) -> Result<(), Error> {
-        let mut store = Store::connect(&self.config.etcd).await?;
+        let mut store = Store::connect(&self.config).await?;
         let (text, network) = self.network(&mut store).await?;
-        let families = network.pools.families();
-        let public_ips = underlay::addresses_for(&families, &self.interface, &self.public_ips)?;
-        let vtep_macs = self.vtep_macs(&network).await?;
-        let claim = Claim {
-            network: &network,
-            public_ips,
-            vtep_macs,
-        };
+        let own = self.memory.own.as_ref().and_then(Entry::record);
+        let before = own.map(|own| own.lease.sites).unwrap_or_default();
+        let claim = self.own.claim(&network, &before).await?;
         let own = self.claim(&mut store, &claim).await?;
         let listing = store.list().await?;
         let (cluster_id, revision) = (listing.cluster_id, listing.revision);
@@ -199,7 +135,7 @@ impl Follower {
     /// The network's configuration; written first where we were given one and etcd has none.
     async fn network(&self, store: &mut Store) -> Result<(String, NetworkConfig), Error> {
         let key = store.config_key();
-        let text = match (store.read_config().await?, &self.config.network) {
+        let text = match (store.read_config().await?, &self.given) {
             (Some(text), _) => text,
             (None, Some(given)) => {
                 let created = store.create_config(&given.to_string()).await?;
@@ -219,43 +155,6 @@ impl Follower {
         Ok((text, network))
     }
 
-    /// The tunnels' MAC addresses: that of the device that is there, flannel's too; else the remembered one; else one
-    /// that follows from the node's name, the same after every reboot.
-    async fn vtep_macs(&self, network: &NetworkConfig) -> Result<ByFamily<MacAddr>, Error> {
-        let names = network.device_names();
-        let find = move || -> Result<_, netlink::Error> {
-            let mut kernel = Netlink::open()?;
-            names.try_map(|_, name| kernel.link_named(name))
-        };
-        let links = tokio::task::spawn_blocking(find)
-            .await
-            .map_err(|_| Error::EngineEnded)??;
-        let own = self.memory.own.as_ref().and_then(Entry::record);
-        let remembered = own.map(|own| own.lease.sites).unwrap_or_default();
-        Ok(network.pools.map(|family, _| {
-            let device = links.get(family).and_then(Option::as_ref);
-            let device = device.filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
-            let of_device = device.and_then(|link| link.mac).map(MacAddr);
-            let of_lease = remembered.get(family).and_then(|site| match site.encap {
-                Encap::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-                Encap::HostGw => None,
-            });
-            of_device
-                .or(of_lease)
-                .unwrap_or_else(|| self.vtep_mac_of_name(family))
-        }))
-    }
-
-    fn vtep_mac_of_name(&self, family: IpFamily) -> MacAddr {
-        let purpose = match family {
-            IpFamily::V4 => "vtep",
-            IpFamily::V6 => "vtep-v6",
-        };
-        let digest: [u8; 32] = Sha256::digest(format!("{purpose}\0{}", self.config.node)).into();
-        let [a, b, c, d, e, f, ..] = digest;
-        MacAddr::locally_administered([a, b, c, d, e, f])
-    }
-
     /// Claims subnets; races that others win are tried again.
     async fn claim(&self, store: &mut Store, claim: &Claim<'_>) -> Result<Held, Error> {
         let own = self.memory.own.as_ref().and_then(Entry::record);
@@ -263,9 +162,9 @@ impl Follower {
             .map(|own| own.lease.subnets())
             .filter(|subnets| !subnets.is_empty());
         let claimant = Claimant {
-            node: self.config.node.clone(),
+            node: self.own.name.clone(),
             public_ips: claim.public_ips,
-            previous: remembered.unwrap_or_else(|| subnet_env::read(&self.config.subnet_env)),
+            previous: remembered.unwrap_or_else(|| subnet_env::read(&self.subnet_env)),
         };
         for _ in 0..RACES {
             let listing = store.list().await?;
@@ -306,7 +205,7 @@ impl Follower {
     async fn keep(&self, store: &mut Store, claim: &Claim<'_>, held: &Held) -> Result<Option<Held>, Error> {
         let mut record = held.record.clone();
         record.lease = claim.lease(&record.lease.subnets());
-        record.node = Some(self.config.node.clone());
+        record.node = Some(self.own.name.clone());
         let written = store.update(held, &record).await?;
         Ok(written.map(|mod_revision| Held {
             record,
@@ -323,7 +222,7 @@ impl Follower {
         instead_of: Option<&Held>,
     ) -> Result<Option<Held>, Error> {
         for subnets in candidates {
-            let record = Record::new(claim.lease(subnets), self.config.node.clone());
+            let record = Record::new(claim.lease(subnets), self.own.name.clone());
             if let Some(mod_revision) = store.create(&record, instead_of).await? {
                 tracing::info!(lease = %record.lease, "subnet claimed");
                 return Ok(Some(Held {
@@ -395,10 +294,6 @@ impl Follower {
 
     fn publish_session(&self, session: &Session) {
         let problems = session.problems.values().cloned().collect();
-        self.publish(&session.network, &session.own.record.lease, true, problems);
-    }
-
-    fn publish(&self, network: &NetworkConfig, own: &Lease, complete: bool, problems: Vec<String>) {
         let lingering = self.lingering.values().map(|(record, _)| record);
         let others = self
             .others
@@ -407,22 +302,17 @@ impl Follower {
             .map(|record| record.lease.clone())
             .collect();
         let network = Network {
-            config: network.clone(),
-            own: own.clone(),
+            config: session.network.clone(),
+            own: session.own.record.lease.clone(),
             others,
-            complete,
+            complete: true,
         };
-        let trouble = (!complete).then(|| "etcd has not answered yet".to_owned());
-        self.published.send_if_modified(|followed| {
-            let next = Followed {
-                network: Some(network),
-                trouble,
-                problems,
-            };
-            let changed = next != *followed;
-            *followed = next;
-            changed
-        });
+        let followed = Followed {
+            network: Some(network),
+            trouble: None,
+            problems,
+        };
+        publish(&self.published, followed);
     }
 
     /// Watches until something breaks, or our own lease has to be claimed again.
@@ -431,6 +321,7 @@ impl Follower {
         let mut probes = tokio::time::interval(PROBE);
         loop {
             tokio::select! {
+                () = self.lingered() => self.settle(&session)?,
                 message = stream.message() => {
                     let message = message.map_err(|source| Error::Etcd { operation: "watch leases", source })?;
                     // The end of the stream, or a revision that was compacted away: list again.
@@ -469,18 +360,36 @@ impl Follower {
                     Err(problem) => drop(session.problems.insert(key, problem)),
                 },
                 EventType::Delete => {
-                    self.others.remove(&short_key);
                     self.lingering.remove(&short_key);
+                    let until = Instant::now() + REWRITTEN;
+                    let deleted = self.others.remove_entry(&short_key);
+                    self.lingering
+                        .extend(deleted.map(|(key, record)| (key, (record, until))));
                 }
             }
         }
         if let Some(header) = message.header() {
             session.revision = session.revision.max(header.revision());
         }
-        self.forget_lingering(&own.lease);
+        self.settle(session)?;
+        Ok(true)
+    }
+
+    /// Tells what is known now, without what lingered long enough.
+    fn settle(&mut self, session: &Session) -> Result<(), Error> {
+        self.forget_lingering(&session.own.record.lease);
         self.remember(session)?;
         self.publish_session(session);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Waits until a lease has lingered long enough.
+    async fn lingered(&self) {
+        let due = self.lingering.values().map(|(_, until)| *until).min();
+        match due {
+            Some(due) => tokio::time::sleep_until(due.into()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Looks at our own key, and renews it in time; false when a new session is needed.

@@ -11,6 +11,9 @@
 //! What another node sends through the tunnel is looked at as it comes in, still wrapped: a lease must give the inner
 //! source to the node of the outer one, or it is that node's own address. The fast path looks at sources itself
 //! (`ebpf/programs/src/fast_path`).
+//!
+//! Wrapped packets are not tracked: nothing translates them, each connection of a pod would be one more, and every packet
+//! would be looked up twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -78,12 +81,21 @@ fn layout(family: IpFamily, half: Option<&Half>) -> Layout {
 
     // `priority filter`.
     let base = |hook| BaseChain::new(ChainKind::Filter, hook, 0);
-    layout.add_chain(
-        Chain::base("prerouting", BaseChain::PREROUTING_RAW),
-        from_pods(family),
-    );
     let device = half.and_then(|half| half.device.as_ref());
     let port = device.map(|device| device.port);
+    let wrapped = |comment: &str| {
+        let rule = |port| Rule::new(comment).protocol(UDP).destination_port(port);
+        port.map(rule)
+    };
+    let mut prerouting = from_pods(family);
+    let from_nodes = wrapped("tunnelled packets are not tracked");
+    prerouting.extend(from_nodes.map(|rule| rule.destination_is_local().untracked()));
+    layout.add_chain(Chain::base("prerouting", BaseChain::PREROUTING_RAW), prerouting);
+    let to_nodes = wrapped("tunnelled packets are not tracked");
+    layout.add_chain(
+        Chain::base("output", BaseChain::OUTPUT_RAW),
+        to_nodes.map(Rule::untracked),
+    );
     let to_tunnel = |comment: &str| {
         let rule = |port| {
             of_pods(comment)

@@ -3,14 +3,16 @@
 //! Tour:
 //! - [`run`] is the whole of it for one node: it claims a subnet, follows the others' and keeps the kernel right.
 //! - [`flannel`] reads and writes flannel's keys and JSON, so that nodes of either kind share one network.
-//! - [`lease`] chooses a subnet (pure) of a [`pool`]; `etcd` is the store it is claimed in; `follow` keeps it and watches the others.
+//! - [`lease`] chooses a subnet (pure) of a [`pool`]; `etcd` is the store it is claimed in; `follow`
+//!   keeps it and watches the others. `kubernetes` reads them from Node objects instead.
 //! - [`plan`] turns leases into desired devices, routes, neighbours and forwarding entries (pure); `reconcile` compares
 //!   them with the kernel's and repairs the difference; `engine` is the thread that does so on every occasion.
 //! - [`fast_path`] lets pods of one node reach each other past its network stack.
 //! - `guard` drops what is sent in another's name.
 //! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
-//! - [`pods`] gives addresses to pods and plans their wiring; `leaks` finds those that went without a word.
+//! - [`pods`] gives addresses to pods and plans their wiring; `leaks` finds those that went without a word,
+//!   `strangers` those whose record is lost.
 //!
 //! Everything that is written is level-triggered: desired state is planned from scratch, compared with what the kernel
 //! has, and only the difference is written. A restart writes nothing that is right.
@@ -22,21 +24,25 @@ mod etcd;
 pub mod fast_path;
 pub mod flannel;
 mod follow;
+mod followed;
 mod guard;
 mod host_ports;
+mod kubernetes;
 mod leaks;
 pub mod lease;
 mod masquerade;
 mod memory;
+mod own;
 mod owned_table;
 pub mod plan;
 pub mod pods;
 pub mod pool;
 mod reconcile;
 mod run;
+mod strangers;
 mod subnet_env;
 mod underlay;
 
-pub use config::{Config, Etcd};
+pub use config::{Announcement, Config, Etcd, Leases, Nodes};
 pub use error::Error;
 pub use run::{Status, run};

@@ -41,6 +41,8 @@ pub(crate) struct Outcome {
     pub(crate) writes: usize,
     /// What is wrong now, one line each.
     pub(crate) problems: Vec<String>,
+    /// What is as it should not be and will not change by trying again, one line each.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Outcome {
@@ -170,6 +172,27 @@ impl Mirror {
                 .into_iter()
                 .map(|link| (link.name.clone(), link))
                 .collect(),
+        })
+    }
+}
+
+impl Mirror {
+    /// The addresses that the kernel leads to a pod's device, with the MAC address that it has for them. One without
+    /// is not served, whoever it is.
+    pub(crate) fn pod_routes(&self, link: &Link) -> impl Iterator<Item = PodRoute> {
+        let routes = self.routes.iter();
+        let ours = routes.filter(|route| route.protocol == ROUTE_PROTOCOL && route.link == Some(link.index));
+        ours.filter_map(|route| {
+            let address = route.destination.ip();
+            let is_host = IpNetwork::from(address) == route.destination;
+            let mut neighbours = self.neighbours.iter();
+            let neighbour = neighbours.find(|found| found.link == link.index && found.address == address)?;
+            let pod_mac = MacAddr(neighbour.mac.filter(|_| is_host)?);
+            Some(PodRoute {
+                address,
+                host_ifname: link.name.clone(),
+                pod_mac,
+            })
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The overlay of one node, put together: underlay → lease → kernel → status.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use model::lease::Lease;
@@ -9,15 +10,16 @@ use netlink::Netlink;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Leases};
 use crate::engine::{Engine, Report, Settings};
 use crate::error::Error;
-use crate::fast_path;
 use crate::flannel::NetworkConfig;
-use crate::follow::{Followed, Follower};
+use crate::followed::Followed;
 use crate::memory::Memory;
+use crate::own::OwnNode;
 use crate::pods::PodNetwork;
 use crate::underlay::{self, Found};
+use crate::{fast_path, follow, kubernetes};
 
 /// How often it is looked whether this node still has its address.
 const UNDERLAY_CHECK: Duration = Duration::from_secs(2);
@@ -93,19 +95,44 @@ async fn serve_on(
         blocking(move || Engine::start(settings, pods)).await??
     };
     let (published, followed) = watch::channel(Followed::default());
-    let follower = {
-        let (config, found) = (config.clone(), found.clone());
-        blocking(move || Follower::new(config, &found, published)).await?
-    };
+    let follower = follow(found, config.clone(), published).await?;
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Shutdown),
-        () = follower.run() => Ok(Ended::Shutdown),
+        () = follower => Ok(Ended::Shutdown),
         () = await_other_underlay(config, found, status) => Ok(Ended::OtherUnderlay),
         ended = serve(&engine, followed, pods, status) => ended.map(|()| Ended::Shutdown),
     };
     // Ending the threads waits for a pass that is under way.
     blocking(move || drop(engine)).await?;
     ended
+}
+
+/// Follows leases, wherever they are kept, from what was remembered on.
+async fn follow(
+    found: &Found,
+    config: Config,
+    published: watch::Sender<Followed>,
+) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, Error> {
+    let own = OwnNode {
+        name: config.node.clone(),
+        interface: found.name.clone(),
+        public_ips: found.public_ips,
+    };
+    Ok(match config.leases.clone() {
+        Leases::Etcd(etcd) => {
+            let follower = blocking(move || follow::Follower::new(own, etcd, &config, published)).await?;
+            Box::pin(follower.run())
+        }
+        Leases::Kubernetes(nodes) => {
+            let Config {
+                network, state_dir, ..
+            } = config;
+            let follower =
+                blocking(move || kubernetes::Follower::new(own, nodes, network, state_dir, published))
+                    .await?;
+            Box::pin(follower.run())
+        }
+    })
 }
 
 /// Returns when the others should send to another address than the one found, of a version of IP that the network has.

@@ -27,11 +27,19 @@ pub fn program() -> Option<PathBuf> {
 /// # Errors
 /// When it cannot be started.
 pub fn start(place: &Place, program: &Path, data: &str) -> anyhow::Result<Process> {
+    start_at(place, program, data, URL)
+}
+
+/// The same on another URL.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start_at(place: &Place, program: &Path, data: &str, url: &str) -> anyhow::Result<Process> {
     let peers = "http://127.0.0.1:2380";
     let mut command = process::command(place, program);
     command
         .args(["--data-dir", data])
-        .args(["--listen-client-urls", URL, "--advertise-client-urls", URL])
+        .args(["--listen-client-urls", url, "--advertise-client-urls", url])
         .args([
             "--listen-peer-urls",
             peers,

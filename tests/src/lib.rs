@@ -9,9 +9,11 @@
 //! - [`directory`]: temporary directories, removed when dropped.
 //! - [`etcd`]: Debian's etcd.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
+//! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`directory`]: directories, removed when dropped.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
+//! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
 //! - [`privileged`]: the gate before everything that needs root.
@@ -26,9 +28,11 @@ pub mod directory;
 pub mod etcd;
 pub mod fake_api;
 pub mod ledger;
+pub mod network;
 pub mod node;
 pub mod probe;
 pub mod process;
+pub mod rr;
 pub mod sctp;
 pub mod topology;
 pub mod wait;

@@ -7,7 +7,8 @@ mod privileged {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use ebpf::abi::pods::Pod;
+    use ebpf::abi::pods::Hop;
+    use ebpf::fast_path::Origin;
     use ebpf::{Attachment, FastPath, fast_path};
     use netlink::Kernel;
     use tests::bpffs::Bpffs;
@@ -84,7 +85,7 @@ mod privileged {
                     }
                 }
                 let attached = ["client", "server"].map(|device| {
-                    path.ensure_attached(device)
+                    path.ensure_attached(device, Origin::Pod)
                         .expect("attached")
                         .expect("it is there")
                 });
@@ -93,17 +94,17 @@ mod privileged {
             self.node.run(work).expect("entered")
         }
 
-        fn entry(&self, device: &str, pod: &Host) -> Pod {
+        fn entry(&self, device: &str, pod: &Host) -> Hop {
             let link = |host: &Host, name: &str| {
                 let found = host.netlink().expect("netlink").link_named(name);
                 found.expect("readable").expect("a device")
             };
             let (near, far) = (link(&self.node, device), link(pod, "eth0"));
-            Pod {
+            Hop {
                 ifindex: near.index,
                 mtu: far.mtu,
-                pod_mac: far.mac.expect("a MAC address"),
-                host_mac: near.mac.expect("a MAC address"),
+                there: far.mac.expect("a MAC address"),
+                here: near.mac.expect("a MAC address"),
             }
         }
 
@@ -389,7 +390,7 @@ mod privileged {
         exchange(&mut older);
         assert!(world.counted("given") > given);
         // A device that is gone is no failure.
-        let gone = world.node.run(|| path.ensure_attached("gone"));
+        let gone = world.node.run(|| path.ensure_attached("gone", Origin::Pod));
         assert_eq!(gone.expect("entered").expect("asked"), None);
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 /// Configuration of [`crate::run`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -16,6 +18,9 @@ pub struct Config {
     /// The address of the Service `kube-system/kube-dns`. `None`: there is none, or somebody else keeps it.
     /// Default: `None`.
     pub cluster_dns: Option<IpAddr>,
+    /// What `spec.podCIDRs` of the nodes are taken from, one range of each version of IP. Empty: somebody else gives them,
+    /// or nobody needs them. Default: empty.
+    pub node_cidrs: Vec<NodeRange>,
     /// How long a node's silence is borne until it counts as unreachable. Default: 40 s.
     pub node_grace: Duration,
     /// Chooses among nodes that are equally good. Default: 0.
@@ -38,12 +43,22 @@ pub struct KubernetesService {
     pub target_port: u16,
 }
 
+/// Where nodes get their part of the pods' addresses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRange {
+    /// All pods' addresses.
+    pub network: IpNetwork,
+    /// Length of a node's prefix.
+    pub prefix: u8,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             root_ca_pem: String::new(),
             kubernetes_service: None,
             cluster_dns: None,
+            node_cidrs: Vec::new(),
             node_grace: Duration::from_secs(40),
             scheduler_seed: 0,
             disabled: BTreeSet::new(),

@@ -15,7 +15,7 @@
 //! - `replicaset`, `deployment`: workloads, with upstream's rules to the letter where users see them.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
 //! - `scheduler`: pods to nodes.
-//! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone.
+//! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone; each node's part of the pods' addresses.
 //! - `namespaces`, `garbage`: deletion of what is contained and what is owned.
 //! - `accounts`, `builtin`: what every namespace, and the cluster, has by itself.
 //! - `cache`, `queue`, `supervisor`, `events`: the common shell.
@@ -49,7 +49,7 @@ use futures::future::BoxFuture;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, KubernetesService};
+pub use config::{Config, KubernetesService, NodeRange};
 pub use error::Error;
 
 pub(crate) use context::Context;
@@ -61,7 +61,7 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 14] = [
+const PARTS: [(&str, Run); 15] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
@@ -73,6 +73,7 @@ const PARTS: [(&str, Run); 14] = [
     }),
     ("garbage-collector", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespaces::run(context))),
+    ("node-ipam", |context| Box::pin(nodes::run_subnets(context))),
     ("node-lifecycle", |context| Box::pin(nodes::run(context))),
     ("pod-gc", |context| Box::pin(pod_gc::run(context))),
     ("replicaset", |context| Box::pin(replicaset::run(context))),

@@ -1,8 +1,10 @@
-//! The maps by which a packet of one pod finds another on the same node without the node's network stack.
+//! The maps by which a packet of one pod finds another, on the same node or through the tunnel to another node, without
+//! the node's network stack.
 //!
 //! ```text
 //! written by the host side
 //! PODS       address of a pod of this node       → its device on the node's side, its MAC addresses, its MTU
+//! REMOTES    subnet of another node              → the tunnel's device, MAC addresses of both its ends, its MTU   LPM
 //! written by the program
 //! POD_FLOWS  both ends of a TCP connection       → who opened it, and how far it has come       LRU
 //! POD_LEASE  0                                   → until when connections may begin
@@ -18,28 +20,31 @@
 use crate::net::{Ip, Port};
 
 /// Version of the layouts in this module; part of the pin directory's name.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
-/// Value of `PODS`. `[ifindex:4][mtu:4][pod_mac:6][host_mac:6] = 20 bytes`.
+/// How many bits an address has in a key of `REMOTES`: those of IPv4 are mapped.
+pub const ADDRESS_BITS: u32 = 128;
+
+/// Value of `PODS` and `REMOTES`: the next hop. `[ifindex:4][mtu:4][pod_mac:6][host_mac:6] = 20 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
-pub struct Pod {
-    /// Index of the pod's device on the node's side.
+pub struct Hop {
+    /// Index of the device: the pod's on the node's side, or the tunnel's.
     pub ifindex: u32,
-    /// The largest packet that the pod takes, in bytes from the IP header on.
+    /// The largest packet that the other end takes, in bytes from the IP header on.
     pub mtu: u32,
-    /// MAC address of the device in the pod.
-    pub pod_mac: [u8; 6],
-    /// MAC address of the device on the node's side.
-    pub host_mac: [u8; 6],
+    /// MAC address of the other end: of the device in the pod, or of the other node's tunnel device.
+    pub there: [u8; 6],
+    /// MAC address of this end: of that device.
+    pub here: [u8; 6],
 }
 
-/// Key of `POD_FLOWS`, the same for both directions: the smaller address comes first.
+/// Key of `POD_FLOWS`, the same for both directions: the address that is smaller by its last different word comes first.
 /// `[first:16 be][second:16 be][first_port:2 be][second_port:2 be] = 36 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PodFlowKey {
-    /// The address whose last word is smaller, as the machine reads it.
+    /// The smaller address, its words as the machine reads them.
     pub first: Ip,
     /// The other.
     pub second: Ip,
@@ -50,16 +55,14 @@ pub struct PodFlowKey {
 }
 
 impl PodFlowKey {
-    /// The key of packets between two addresses. `None` where nothing tells the directions apart: addresses of one
-    /// subnet differ in the last word, or they are one.
+    /// The key of packets between two addresses. `None` where nothing tells the directions apart: they are one.
     #[must_use]
     #[inline(always)]
     pub const fn new(source: Ip, source_port: Port, destination: Ip, destination_port: Port) -> Option<Self> {
-        let (from, to) = (source.last_word(), destination.last_word());
-        if from == to {
+        let Some(is_smaller) = is_smaller(source, destination) else {
             return None;
-        }
-        Some(if from < to {
+        };
+        Some(if is_smaller {
             Self {
                 first: source,
                 second: destination,
@@ -77,13 +80,29 @@ impl PodFlowKey {
     }
 }
 
+/// Whether the last word in which they differ is smaller in the first. `None`: they are one address.
+#[inline(always)]
+const fn is_smaller(Ip(one): Ip, Ip(other): Ip) -> Option<bool> {
+    // Unrolled: most addresses differ in the last word, and programs are read by a verifier.
+    let (a, b) = if one[3] != other[3] {
+        (one[3], other[3])
+    } else if one[2] != other[2] {
+        (one[2], other[2])
+    } else if one[1] != other[1] {
+        (one[1], other[1])
+    } else {
+        (one[0], other[0])
+    };
+    if a == b { None } else { Some(a < b) }
+}
+
 /// Value of `POD_FLOWS`. `[opener:4][answerer:4][state:4] = 12 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PodFlow {
-    /// Index of the device of the pod that sent the SYN.
+    /// Index of the device by which the SYN came in: a pod's, or the tunnel's.
     pub opener: u32,
-    /// Index of the device of the pod that it was sent to.
+    /// Index of the device by which it left.
     pub answerer: u32,
     /// [`PodFlow::OPENING`] or [`PodFlow::OPEN`].
     pub state: u32,
@@ -96,7 +115,7 @@ impl PodFlow {
     pub const OPEN: u32 = 1;
 }
 
-/// Index of a counter in `POD_STATS`: what became of a packet that a pod sent.
+/// Index of a counter in `POD_STATS`: what became of a packet that a pod sent, or that came through the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct PodCounter(pub u32);
@@ -106,11 +125,12 @@ impl PodCounter {
     pub const GIVEN: Self = Self(0);
     /// To the stack: not TCP, or a fragment, or with options or extension headers.
     pub const OTHER_PACKET: Self = Self(1);
-    /// To the stack: not to a pod of this node.
+    /// To the stack: to no pod of this node, nor to another node's subnet.
     pub const NO_POD: Self = Self(2);
     /// To the stack: the connection did not begin here with a SYN from pod to pod.
     pub const OTHER_FLOW: Self = Self(3);
-    /// To the stack, which knows what to do about it: a SYN from an address that is not the pod's.
+    /// To the stack, which knows what to do about it: a SYN from an address that is not the pod's, or not behind the
+    /// tunnel.
     pub const OTHER_SOURCE: Self = Self(4);
     /// To the stack, which tells the sender: larger than the other pod takes.
     pub const TOO_BIG: Self = Self(5);
@@ -119,8 +139,11 @@ impl PodCounter {
     /// To the stack: a SYN after the host side has not been seen for a while.
     pub const NO_LEASE: Self = Self(7);
 
+    /// Sent through the tunnel to the other pod's node.
+    pub const SENT: Self = Self(8);
+
     /// How many there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 
     /// Counters and their names in metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -132,15 +155,16 @@ impl PodCounter {
         "too_big",
         "last_hop",
         "no_lease",
+        "sent",
     ];
 }
 
-const _: () = assert!(size_of::<Pod>() == 20);
+const _: () = assert!(size_of::<Hop>() == 20);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);
 
 #[cfg(not(target_arch = "bpf"))]
-crate::plain_old_data!(Pod, PodFlowKey, PodFlow);
+crate::plain_old_data!(Hop, PodFlowKey, PodFlow);
 
 #[cfg(test)]
 mod tests {
@@ -153,7 +177,16 @@ mod tests {
 
     #[test]
     fn both_directions_of_a_connection_have_one_key_and_no_other_connection_has_it() {
-        for (a, b) in [("10.244.1.2", "10.244.1.3"), ("fd00::2", "fd00::3")] {
+        let pairs = [
+            ("10.244.1.2", "10.244.1.3"),
+            ("10.244.1.2", "10.244.2.2"),
+            ("fd00::2", "fd00::3"),
+            ("fd00:0:0:1::2", "fd00:0:0:2::2"),
+            ("fd00:1::2", "fd00:2::2"),
+            ("fd01::2", "fd02::2"),
+            ("fd00::1:0:2", "fd00::2:0:2"),
+        ];
+        for (a, b) in pairs {
             let there = PodFlowKey::new(ip(a), Port::new(40000), ip(b), Port::new(80));
             let back = PodFlowKey::new(ip(b), Port::new(80), ip(a), Port::new(40000));
             assert!(there.is_some());

@@ -261,12 +261,8 @@ mod tests {
         for round in 0..20_000_u32 {
             let zone = Some(format!("{round:0>200}").into());
             bench.publish([Change::Node(Node {
-                name: "node-1".into(),
-                internal_addresses: Vec::new(),
-                external_addresses: Vec::new(),
-                pod_cidrs: Vec::new(),
                 zone,
-                draining: false,
+                ..Node::new("node-1")
             })]);
             tokio::task::yield_now().await;
         }

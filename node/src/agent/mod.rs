@@ -39,8 +39,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Datapath};
-use crate::watch::{self as api, ApiSource, Events};
+use crate::config::{Config, Datapath, LeasesIn};
+use crate::watch::{self as api, ApiSource, Events, OwnNode};
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -60,7 +60,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut supervisor = Supervisor::new(shutdown);
     let (tunnel, tunnels) = watch::channel(None);
     let (fast_path, ways) = watch::channel(State::default());
-    let told = Told { tunnel, fast_path };
+    let (ready, readiness) = watch::channel(false);
+    let told = Told {
+        tunnel,
+        fast_path,
+        ready,
+    };
     let sources = Sources {
         node: config.node_name.clone(),
         parts: supervisor.parts(),
@@ -77,7 +82,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, &config, tunnels, &sources);
-    start_network(&mut supervisor, &config, told, &sources);
+    start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, &config, events, &sources)?;
     start_dns(&mut supervisor, &config, &sources);
     start_reports(&mut supervisor, &config, &sources);
@@ -96,18 +101,22 @@ fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
         .with_context(|| format!("lock {} (does another agent run?)", lock.display()))
 }
 
+fn api_source(config: &Config) -> ApiSource {
+    let kubernetes = &config.kubernetes;
+    ApiSource {
+        kubeconfig: kubernetes.kubeconfig.clone(),
+        host: kubernetes.service_host.clone(),
+        port: kubernetes.service_port,
+    }
+}
+
 fn start_watch(
     supervisor: &mut Supervisor,
     config: &Config,
     snapshots: watch::Sender<Arc<Snapshot>>,
     sources: &Sources,
 ) -> Events {
-    let kubernetes = &config.kubernetes;
-    let source = ApiSource {
-        kubeconfig: kubernetes.kubeconfig.clone(),
-        host: kubernetes.service_host.clone(),
-        port: kubernetes.service_port,
-    };
+    let source = api_source(config);
     let (events, notices) = Events::queue();
     let (writing, node) = (source.clone(), config.node_name.clone());
     supervisor.start("events", move |part, shutdown| {
@@ -159,7 +168,13 @@ fn start_sysctls(
     });
 }
 
-fn start_network(supervisor: &mut Supervisor, config: &Config, told: Told, sources: &Sources) {
+fn start_network(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    told: Told,
+    readiness: watch::Receiver<bool>,
+    sources: &Sources,
+) {
     let Some(network) = &config.network else {
         if let Err(error) = ebpf::FastPath::remove(&config.proxy.pin_dir) {
             tracing::warn!(
@@ -169,7 +184,34 @@ fn start_network(supervisor: &mut Supervisor, config: &Config, told: Told, sourc
         }
         return;
     };
-    let settings = pod_network::settings(config, network);
+    let (announced, announcement) = watch::channel(None);
+    let nodes = overlay::Nodes {
+        snapshots: sources.snapshots.clone(),
+        announced,
+    };
+    let Some(settings) = pod_network::settings(config, network, nodes) else {
+        return;
+    };
+    if network.leases == LeasesIn::Kubernetes {
+        let own = OwnNode {
+            name: config.node_name.clone(),
+            snapshots: sources.snapshots.clone(),
+            announcement,
+            ready: readiness,
+        };
+        let api = api_source(config);
+        supervisor.start("node-object", move |part, shutdown| {
+            let (own, api) = (own.clone(), api.clone());
+            let told = move |outcome: Result<(), &str>| match outcome {
+                Ok(()) => part.works(),
+                Err(error) => part.fails(error),
+            };
+            async move {
+                shutdown.run_until_cancelled(own.keep(&api, told)).await;
+                Ok(())
+            }
+        });
+    }
     let pods = Pods::in_directory(config.state_dir.clone());
     let overlay_pods = pods.clone();
     supervisor.start("overlay", move |part, shutdown| {

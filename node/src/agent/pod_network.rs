@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use model::ByFamily;
-use overlay::Status;
 use overlay::fast_path::State;
 use overlay::pods::PodNetwork;
+use overlay::{Leases, Nodes, Status};
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor::Part;
-use crate::config::{Config, Datapath, Network};
+use crate::config::{Config, Datapath, Etcd, LeasesIn, Network};
 
 /// The book of pod addresses, opened by whichever part comes first.
 #[derive(Clone, Debug)]
@@ -53,6 +53,8 @@ pub struct Told {
     pub tunnel: watch::Sender<Option<String>>,
     /// How pods of this node reach each other.
     pub fast_path: watch::Sender<State>,
+    /// Whether pods can be connected.
+    pub ready: watch::Sender<bool>,
 }
 
 /// Runs the overlay until shutdown.
@@ -91,6 +93,7 @@ async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
             .and_then(|network| network.device_names().v4);
         update(&told.tunnel, device);
         update(&told.fast_path, fast_path);
+        update(&told.ready, ready);
         if !problems.is_empty() {
             part.fails(&problems.join("; "));
         } else if ready {
@@ -126,19 +129,17 @@ fn update<T: PartialEq>(told: &watch::Sender<T>, now: T) {
     });
 }
 
-/// The overlay's own configuration, of the agent's.
+/// The overlay's own configuration, of the agent's. None where that names no keeper of leases, which is refused when it
+/// is read.
 #[must_use]
-pub fn settings(config: &Config, network: &Network) -> overlay::Config {
-    let etcd = &network.etcd;
-    overlay::Config {
+pub fn settings(config: &Config, network: &Network, nodes: Nodes) -> Option<overlay::Config> {
+    let leases = match network.leases {
+        LeasesIn::Kubernetes => Leases::Kubernetes(nodes),
+        LeasesIn::Etcd => Leases::Etcd(etcd(network.etcd.as_ref()?)),
+    };
+    Some(overlay::Config {
         node: config.node_name.clone(),
-        etcd: overlay::Etcd {
-            endpoints: etcd.endpoints.clone(),
-            prefix: etcd.prefix.clone(),
-            ca: etcd.ca.clone(),
-            cert: etcd.cert.clone(),
-            key: etcd.key.clone(),
-        },
+        leases,
         interface: network.interface.clone(),
         public_ips: ByFamily {
             v4: network.public_ip.map(IpAddr::V4),
@@ -150,5 +151,15 @@ pub fn settings(config: &Config, network: &Network) -> overlay::Config {
         state_dir: config.state_dir.clone(),
         fast_path: fast_path(config, network),
         pin_dir: config.proxy.pin_dir.clone(),
+    })
+}
+
+fn etcd(etcd: &Etcd) -> overlay::Etcd {
+    overlay::Etcd {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        ca: etcd.ca.clone(),
+        cert: etcd.cert.clone(),
+        key: etcd.key.clone(),
     }
 }

@@ -17,7 +17,7 @@ use model::NodeName;
 use serde::{Deserialize, Serialize};
 
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
-pub use sections::{Cni, Dns, Kubernetes, Network};
+pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -53,6 +53,17 @@ pub enum Mode {
     HostGw,
 }
 
+/// Where leases are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeasesIn {
+    /// In an etcd.
+    #[default]
+    Etcd,
+    /// In Node objects.
+    Kubernetes,
+}
+
 /// The pod network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -60,8 +71,14 @@ pub struct Network {
     /// `vxlan` or `host-gw`: the backend of `config`, where that names none. A network's configuration that is in
     /// etcd already decides for all its nodes. Default: as `config` says, else `vxlan`.
     pub mode: Option<Mode>,
-    /// Where leases and the network's configuration are kept.
-    pub etcd: Etcd,
+    /// `etcd` or `kubernetes`: where it is kept which node has which subnet. In etcd each node takes a free one, in
+    /// flannel's keys. In Kubernetes they are the Nodes' `spec.podCIDRs`, which the cluster gives out
+    /// (`kube-controller-manager --allocate-node-cidrs`), with flannel's annotations; that needs the right to `patch`
+    /// `nodes/status`, and the node's condition NetworkUnavailable is set to False. Default: `etcd`.
+    #[serde(default)]
+    pub leases: LeasesIn,
+    /// The etcd of leases and the network's configuration. Needed with leases in etcd.
+    pub etcd: Option<Etcd>,
     /// The device whose address the other nodes send to. Default: that of the default route.
     pub interface: Option<String>,
     /// The address that the other nodes send to. Default: the interface's first.
@@ -70,7 +87,8 @@ pub struct Network {
     /// link-local.
     pub public_ip_v6: Option<Ipv6Addr>,
     /// flannel's network configuration (`Network`, `SubnetLen`, `Backend`, …), written to etcd if none is there;
-    /// one that is there is never changed. Default: absent: wait until somebody wrote one.
+    /// one that is there is never changed. Needed with leases in Kubernetes. Default: absent: wait until somebody wrote
+    /// one.
     pub config: Option<serde_json::Value>,
     /// Where the node's subnet is told to others, and read back at start to claim the same one again.
     /// Default: `/run/flannel/subnet.env`.
@@ -80,8 +98,8 @@ pub struct Network {
     /// those that come through the tunnel from an address that is not the sending node's. Default: true.
     #[serde(default = "default_anti_spoofing")]
     pub anti_spoofing: bool,
-    /// Whether TCP connections between pods of this node pass by its network stack, connection tracking included:
-    /// less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's netfilter rules for
+    /// Whether TCP connections between pods, of this node and through VXLAN, pass by its network stack, connection
+    /// tracking included: less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's netfilter rules for
     /// forwarded packets are on the node, or Linux is older than 6.6, all packets take the stack regardless. Its maps
     /// are pinned in `proxy.pinDir`. Default: true.
     #[serde(default = "default_fast_path")]
@@ -129,7 +147,16 @@ impl Network {
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
-        let mut problems = self.etcd.problems();
+        let mut problems: Vec<String> = self.etcd.iter().flat_map(Etcd::problems).collect();
+        match self.leases {
+            LeasesIn::Etcd if self.etcd.is_none() => {
+                problems.push("network.etcd: is needed with leases in etcd".to_owned());
+            }
+            LeasesIn::Kubernetes if self.config.is_none() => {
+                problems.push("network.config: is needed with leases in Kubernetes".to_owned());
+            }
+            LeasesIn::Etcd | LeasesIn::Kubernetes => {}
+        }
         problems.extend(relative_path("network.subnetEnv", &self.subnet_env));
         problems.extend(self.mode_conflict());
         // IFNAMSIZ, with the closing zero byte.

@@ -135,7 +135,10 @@ metricsBind: 172.30.0.11:10249
     assert!(config.proxy.masquerade_all && config.proxy.external_ips);
     let network = config.network.as_ref().expect("it is there");
     assert_eq!(network.mode, Some(Mode::HostGw));
-    assert_eq!(network.etcd.prefix, "/my/network");
+    assert_eq!(
+        network.etcd.as_ref().map(|etcd| etcd.prefix.as_str()),
+        Some("/my/network")
+    );
     assert_eq!(network.public_ip, Some([172, 30, 0, 11].into()));
     assert_eq!(accepted(&config.to_yaml()), config);
 }
@@ -299,6 +302,11 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         (
             "dns: {address: 0.0.0.0}",
             "dns.address: 0.0.0.0 is not the address of one host",
+        ),
+        ("network: {}", "network.etcd: is needed with leases in etcd"),
+        (
+            "network: {leases: kubernetes}",
+            "network.config: is needed with leases in Kubernetes",
         ),
         (
             "network: {etcd: {endpoints: []}}",

@@ -22,6 +22,7 @@ mod events;
 mod faults;
 mod node;
 mod object;
+mod own_node;
 mod owner;
 mod requests;
 mod service;
@@ -48,6 +49,7 @@ pub use client::ApiSource;
 pub use events::Notices;
 pub use events::{Events, Notice, Scope};
 pub use faults::Rejected;
+pub use own_node::OwnNode;
 pub use status::Status;
 
 use crate::backoff::Backoff;

@@ -1,5 +1,6 @@
 //! `core/v1` Nodes and Namespaces.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
@@ -13,6 +14,12 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The cluster autoscaler is about to delete the node (KEP-3836).
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// What flannel's annotations begin with.
+pub(super) const FLANNEL: &str = "flannel.alpha.coreos.com/";
+
+/// The condition by which pods are kept away from a node without a pod network.
+pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 impl Watchable for core::Node {
     const KIND: Kind = Kind::Node;
@@ -32,7 +39,9 @@ impl Watchable for core::Node {
             taints,
             unschedulable: _,
         } = spec.unwrap_or_default();
-        let addresses = status.and_then(|status| status.addresses).unwrap_or_default();
+        let status = status.unwrap_or_default();
+        let addresses = status.addresses.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
         // `podCIDRs` is absent on objects of servers before 1.16 only.
         let pod_cidrs = pod_cidrs.unwrap_or_else(|| pod_cidr.into_iter().collect());
         let pod_cidrs = pod_cidrs.iter().enumerate();
@@ -51,9 +60,20 @@ impl Watchable for core::Node {
                 .labels
                 .and_then(|mut labels| labels.remove(ZONE))
                 .map(Text::from),
+            flannel: flannels(metadata.annotations.unwrap_or_default()),
+            network_available: conditions
+                .iter()
+                .any(|condition| condition.type_ == NETWORK_UNAVAILABLE && condition.status == "False"),
             draining: doomed || metadata.deletion_timestamp.is_some(),
         })))
     }
+}
+
+fn flannels(annotations: BTreeMap<String, String>) -> BTreeMap<Text, Text> {
+    let annotations = annotations.into_iter();
+    annotations
+        .filter_map(|(name, value)| Some((name.strip_prefix(FLANNEL)?.into(), value.into())))
+        .collect()
 }
 
 fn addresses_of_type(wanted: &str, addresses: &[core::NodeAddress], faults: &mut Faults) -> Vec<IpAddr> {

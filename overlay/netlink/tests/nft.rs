@@ -85,6 +85,13 @@ mod privileged {
             ],
         );
         layout.add_chain(
+            Chain::base("output", BaseChain::OUTPUT_RAW),
+            [Rule::new("tunnel")
+                .protocol(17)
+                .destination_port(8472)
+                .untracked()],
+        );
+        layout.add_chain(
             Chain::regular("refuse"),
             [
                 Rule::new("tcp").protocol(6).count().reject(Reject::TcpReset),
@@ -131,6 +138,8 @@ mod privileged {
                 "ct status dnat ip daddr @plain masquerade",
                 "meta mark set meta mark | 0x00004000",
                 "reject with tcp reset",
+                "type filter hook output priority raw; policy accept;",
+                "udp dport 8472 notrack",
                 "reject comment \"rest",
             ] {
                 assert!(text.contains(line), "no {line:?} in\n{text}");

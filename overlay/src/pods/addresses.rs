@@ -1,6 +1,6 @@
 //! Which address is whose: pure bookkeeping over the records of the log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -89,6 +89,13 @@ impl Assigned {
     }
 }
 
+impl Assigned {
+    pub(crate) fn each_address(&self) -> impl Iterator<Item = IpAddr> {
+        let ByFamily { v4, v6 } = self.addresses();
+        v4.into_iter().chain(v6)
+    }
+}
+
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
@@ -108,6 +115,8 @@ pub(super) struct Addresses {
     /// Turn at which a free address came back; never used ones are not here, and go first.
     freed: HashMap<IpAddr, u64>,
     turn: u64,
+    /// In use by interfaces without a record.
+    held: HashSet<IpAddr>,
 }
 
 impl Addresses {
@@ -164,7 +173,8 @@ impl Addresses {
     /// The free address of a subnet that came back longest ago, or was never given. The first two, the network's own
     /// and the node's (`FLANNEL_SUBNET`), and the last one, IPv4's broadcast address, are never given.
     pub(super) fn choose(&self, subnet: IpNetwork) -> Option<IpAddr> {
-        let free = usable(subnet).filter(|address| !self.by_address.contains_key(address));
+        let free = usable(subnet)
+            .filter(|address| !self.by_address.contains_key(address) && !self.held.contains(address));
         let never_given = free.clone().find(|address| !self.freed.contains_key(address));
         never_given.or_else(|| free.min_by_key(|address| self.freed.get(address).copied()))
     }
@@ -189,7 +199,7 @@ impl Addresses {
             let holder = self.by_address.get(wished);
             if !is_usable(*subnet, *wished) {
                 Err(Refused::NotOfThisNode(*wished))
-            } else if holder.is_some_and(|holder| holder != key) {
+            } else if holder.is_some_and(|holder| holder != key) || self.held.contains(wished) {
                 Err(Refused::InUse(*wished))
             } else {
                 Ok(*wished)
@@ -215,6 +225,11 @@ impl Addresses {
         if let Some(before) = self.by_key.insert(assigned.key.clone(), assigned) {
             self.free_addresses(&before, &addresses);
         }
+    }
+
+    /// Replaces what is in use by interfaces without a record.
+    pub(super) fn hold(&mut self, held: HashSet<IpAddr>) {
+        self.held = held;
     }
 
     pub(super) fn free(&mut self, address: IpAddr) {
@@ -438,6 +453,26 @@ mod tests {
         for (wished, container, wanted) in rows {
             assert_eq!(told(wished, container), wanted, "{wished} for {container}");
         }
+    }
+
+    #[test]
+    fn what_an_interface_without_a_record_has_is_given_to_nobody() {
+        let subnets: ByFamily<IpNetwork> = ["10.244.1.0/29".parse::<IpNetwork>().expect("subnet")]
+            .into_iter()
+            .collect();
+        let mut addresses = Addresses::default();
+        addresses.hold(["10.244.1.2", "10.244.1.4"].map(address).into());
+        let key = &assigned("b", "").key;
+        let chosen = addresses.choose_each(&subnets, &[], key).expect("free");
+        assert_eq!(chosen.v4, Some(address("10.244.1.3")));
+        let wished = address("10.244.1.4");
+        assert_eq!(
+            addresses.choose_each(&subnets, &[wished], key),
+            Err(Refused::InUse(wished))
+        );
+        addresses.hold(HashSet::new());
+        let chosen = addresses.choose_each(&subnets, &[wished], key).expect("free");
+        assert_eq!(chosen.v4, Some(wished));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod addresses;
 pub(crate) mod log;
 pub mod wiring;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -25,6 +26,9 @@ pub use addresses::{Assigned, AttachmentKey};
 
 use addresses::{Addresses, Record, Refused};
 use log::Log;
+
+/// The log's name in the agent's state directory.
+pub(crate) const LOG: &str = "pods.log";
 
 /// The log is rewritten once it has this many lines more than it needs.
 const REWRITE_AFTER: usize = 1000;
@@ -173,7 +177,7 @@ impl PodNetwork {
     /// # Errors
     /// When the log cannot be read or made.
     pub fn open(directory: &Path) -> Result<Self, PodError> {
-        let path = directory.join("pods.log");
+        let path = directory.join(LOG);
         let failed = |source| PodError::Log {
             path: path.clone(),
             source,
@@ -186,7 +190,7 @@ impl PodNetwork {
         if recovered.damaged_lines > 0 {
             tracing::error!(
                 lines = recovered.damaged_lines,
-                "pod log is damaged, addresses may be given twice"
+                "pod log is damaged; pods that it lost keep addresses and routes as long as their devices are there"
             );
         }
         let boot = boot_id();
@@ -380,6 +384,12 @@ impl PodNetwork {
         if matches!(state.place, Place::Waiting { .. }) {
             state.place = Place::Waiting { reason };
         }
+    }
+
+    /// These addresses are in use although no record says so: they are given to nobody until they are not among those
+    /// that are held any more.
+    pub(crate) fn hold(&self, addresses: HashSet<IpAddr>) {
+        self.lock().addresses.hold(addresses);
     }
 
     /// Calls back after every change of who has which address.

@@ -1,6 +1,6 @@
 //! Nodes whose pods have an address of each version of IP.
 
-pub use privileged::{FAMILIES, nodes};
+pub use privileged::{FAMILIES, nodes, pods};
 
 mod privileged {
     use std::io::{Read, Write};
@@ -33,7 +33,7 @@ mod privileged {
     }
 
     /// Waits for the nodes to know each other, and gives each a pod.
-    fn pods(nodes: &[Node<'_>]) -> Vec<Pod> {
+    pub fn pods(nodes: &[Node<'_>]) -> Vec<Pod> {
         for node in nodes {
             node.await_others(nodes.len() - 1);
         }

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use model::{ByFamily, IpFamily};
 use netlink::{Kernel, Netlink};
 use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
-use overlay::{Config, Etcd, Status};
+use overlay::{Config, Etcd, Leases, Status};
 use tests::bpffs::Bpffs;
 use tests::process::{Process, command};
 use tests::topology::{Host, Lan};
@@ -132,6 +132,23 @@ impl Cluster {
         };
         cluster.start_etcd("etcd");
         Some(cluster)
+    }
+
+    /// A LAN without an etcd.
+    pub fn without_etcd(label: &str, hosts: u32) -> Option<Self> {
+        if !tests::privileged(&format!("overlay {label}")) {
+            return None;
+        }
+        let directory = Directory::new(label);
+        let lan = Lan::new(label, "172.30.9.0/24".parse().expect("network"), hosts).expect("build a LAN");
+        Some(Self {
+            etcd: Mutex::new(None),
+            pki: None,
+            lan,
+            bpffs: Bpffs::mount(label).expect("a BPF file system"),
+            directory,
+            program: PathBuf::new(),
+        })
     }
 
     pub fn start_etcd(&self, data: &str) {
@@ -268,6 +285,24 @@ impl Cluster {
 
     /// Starts the overlay on a host, with a configuration for the network where etcd has none.
     pub fn node_of(&self, number: usize, name: &str, network: serde_json::Value) -> Node<'_> {
+        let etcd = Etcd {
+            endpoints: vec![self.endpoint()],
+            prefix: "/coreos.com/network".to_owned(),
+            ca: self.pki.as_ref().map(|pki| pki.path("ca.crt")),
+            cert: self.pki.as_ref().map(|pki| pki.path("client.crt")),
+            key: self.pki.as_ref().map(|pki| pki.path("client.key")),
+        };
+        self.node_with(number, name, network, Leases::Etcd(etcd))
+    }
+
+    /// The same, with leases wherever they are kept.
+    pub fn node_with(
+        &self,
+        number: usize,
+        name: &str,
+        network: serde_json::Value,
+        leases: Leases,
+    ) -> Node<'_> {
         // The agent's, which does without one here.
         for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             self.host(number).set(setting, "1").expect("let packets through");
@@ -275,13 +310,7 @@ impl Cluster {
         let directory = self.directory.0.join(format!("host-{number}"));
         let config = Config {
             node: name.into(),
-            etcd: Etcd {
-                endpoints: vec![self.endpoint()],
-                prefix: "/coreos.com/network".to_owned(),
-                ca: self.pki.as_ref().map(|pki| pki.path("ca.crt")),
-                cert: self.pki.as_ref().map(|pki| pki.path("client.crt")),
-                key: self.pki.as_ref().map(|pki| pki.path("client.key")),
-            },
+            leases,
             interface: Some("eth0".to_owned()),
             public_ips: ByFamily::default(),
             network: Some(network),
@@ -484,6 +513,13 @@ impl Node<'_> {
     #[track_caller]
     pub fn add_pod(&self, id: &str) -> Pod {
         self.add_pod_with(id, &serde_json::json!({}))
+    }
+
+    /// The same once the node serves.
+    #[track_caller]
+    pub fn add_pod_when_ready(&self, id: &str) -> Pod {
+        self.await_status("the overlay is ready", |status| status.ready);
+        self.add_pod(id)
     }
 
     /// The same with what a runtime asks for by capabilities.

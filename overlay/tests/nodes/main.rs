@@ -2,8 +2,11 @@
 
 mod capabilities;
 mod dual_stack;
+mod fast_path;
 mod flannels_failures;
 mod harness;
+mod kubernetes;
+mod lost_records;
 mod spoofing;
 
 mod privileged {
@@ -340,7 +343,7 @@ mod privileged {
         node.await_others(0);
         let pods = [node.add_pod("a"), node.add_pod("b")];
         let links = || {
-            let links = cluster.pin_dir(0).join("pods/v1/links");
+            let links = cluster.pin_dir(0).join("pods/v2/links");
             std::fs::read_dir(links).map_or(0, Iterator::count)
         };
         let given = || {

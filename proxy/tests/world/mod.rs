@@ -128,12 +128,8 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
 
 pub fn node(name: &str, zone: Option<&str>) -> model::Node {
     model::Node {
-        name: name.into(),
-        internal_addresses: Vec::new(),
-        external_addresses: Vec::new(),
-        pod_cidrs: Vec::new(),
         zone: zone.map(Into::into),
-        draining: false,
+        ..model::Node::new(name)
     }
 }
 

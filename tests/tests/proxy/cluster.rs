@@ -292,12 +292,9 @@ pub fn empty() -> Snapshot {
     }
     snapshot.apply(Change::Node(this_node()));
     snapshot.apply(Change::Node(Node {
-        name: "node-2".into(),
         internal_addresses: OTHER_NODE.both().into(),
-        external_addresses: Vec::new(),
-        pod_cidrs: Vec::new(),
         zone: Some("b".into()),
-        draining: false,
+        ..Node::new("node-2")
     }));
     snapshot
 }
@@ -313,14 +310,13 @@ fn this_node() -> Node {
     let networks_v6 = ["fd00:244:1::/48", "fd00:244:3::/48", "fd00:244:4::/48"];
     let networks = networks.into_iter().chain(networks_v6);
     Node {
-        name: THIS_NODE.into(),
         internal_addresses: NODE.both().into(),
         external_addresses: SECOND.both().into(),
         pod_cidrs: networks
             .map(|network| network.parse().expect("a network"))
             .collect(),
         zone: Some(THIS_ZONE.into()),
-        draining: false,
+        ..Node::new(THIS_NODE)
     }
 }
 

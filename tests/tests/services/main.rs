@@ -8,6 +8,7 @@ mod client;
 mod endpoints;
 mod exposure;
 mod families;
+mod network;
 mod oddities;
 mod policies;
 mod world;
@@ -88,6 +89,10 @@ const CLAIMS: &[(&str, Claim)] = &[
     (
         "a hostPort leads to its pod by its node's addresses, and ends with it",
         exposure::host_port,
+    ),
+    (
+        "the nodes' subnets are kept in etcd or in the Nodes, as the cluster was told",
+        network::leases,
     ),
     (
         "a Service without endpoints refuses at once",

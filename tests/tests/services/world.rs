@@ -46,6 +46,15 @@ pub struct World {
     _program: Program,
 }
 
+/// Where the nodes' subnets are kept in the cluster of a datapath.
+pub fn leases(datapath: &str) -> &'static str {
+    if datapath == "nftables" {
+        "kubernetes"
+    } else {
+        "etcd"
+    }
+}
+
 impl World {
     /// Brings it up.
     pub fn up(datapath: &str) -> anyhow::Result<Self> {
@@ -60,6 +69,9 @@ impl World {
             "--pod-cidr",
             "10.244.0.0/16,fd00:10:244::/48",
             "--allow-external-ips",
+            // Services do not care, so one of the three shows that everything works with either.
+            "--leases",
+            leases(datapath),
         ];
         let cluster = Cluster::up(&state_dir, &flags)?;
         cluster.apply(&pods().to_string())?;

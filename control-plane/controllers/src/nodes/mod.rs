@@ -7,6 +7,7 @@
 
 mod eviction;
 mod judgement;
+mod subnets;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,7 @@ use crate::{Context, pods};
 use judgement::Judgement;
 
 pub(crate) use eviction::run as run_eviction;
+pub(crate) use subnets::run as run_subnets;
 
 const COMPONENT: &str = "node-controller";
 /// How many nodes are worked on at a time.

@@ -1,16 +1,17 @@
-//! The program between pods of one node. An object of its own, so that who wants it need not have the socket hook.
-//! Compiled like the programs at `connect()`; on the host this is an empty program.
+//! The programs between pods. An object of its own, so that who wants it need not have the socket hook. Compiled like the
+//! programs at `connect()`; on the host this is an empty program.
 //!
-//! Walk: a pod's TCP segment leaves its namespace by the veth → tcx at the node's end of it → [`from_pod`] → the segment
-//! continues in the other pod's namespace, in the same softirq (`skb_do_redirect` with `BPF_F_PEER`, net/core/filter.c).
-//! Routing, netfilter with its connection tracking, and the second veth's queue are passed by; the MAC addresses and
-//! the TTL are what the stack would have made of them. Whatever is not surely a connection from pod to pod goes to the
-//! stack as if there were no program.
+//! Walk: a pod's TCP segment leaves its namespace by the veth → tcx at the node's end of it → [`hops::from_pod`] → the
+//! segment continues in the other pod's namespace, in the same softirq (`skb_do_redirect` with `BPF_F_PEER`,
+//! net/core/filter.c); or it leaves by the tunnel's device, which wraps it. On the other node it is unwrapped → tcx at
+//! the tunnel's device → [`hops::from_tunnel`] → the pod's namespace. Routing, netfilter with its connection tracking,
+//! and the second veth's queue are passed by; the MAC addresses and the TTL are what the stack would have made of them.
+//! Whatever is not surely a connection from pod to pod goes to the stack as if there were no program.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-mod from_pod;
+mod hops;
 #[cfg(target_arch = "bpf")]
 mod packet;
 

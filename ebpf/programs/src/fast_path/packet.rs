@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::pods::Pod;
+use ebpf_common::pods::Hop;
 
 const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
@@ -211,6 +211,7 @@ impl<H: Header> Segment<H> {
         let segment = unsafe { segment.assume_init() };
         let plain = result == 0
             && !is_tagged(ctx)
+            && is_for_the_node(ctx)
             && segment.ethernet.kind == H::ETHERTYPE
             && segment.ip.is_plain_tcp();
         plain.then_some(segment)
@@ -228,11 +229,11 @@ impl<H: Header> Segment<H> {
         }
     }
 
-    /// Addresses the packet to the pod as the node's stack would, one hop on. Whether it could.
+    /// Addresses the packet to the next hop as the node's stack would. Whether it could.
     #[inline(always)]
-    pub fn forward(&mut self, ctx: &TcContext, to: &Pod) -> bool {
-        self.ethernet.destination = to.pod_mac;
-        self.ethernet.source = to.host_mac;
+    pub fn forward(&mut self, ctx: &TcContext, to: &Hop) -> bool {
+        self.ethernet.destination = to.there;
+        self.ethernet.source = to.here;
         self.ip.hop();
         // SAFETY: the struct holds as many bytes after its first two.
         let result = unsafe {
@@ -254,6 +255,13 @@ impl<H: Header> Segment<H> {
 fn is_tagged(ctx: &TcContext) -> bool {
     // SAFETY: as in `packet_bytes`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) != 0 }
+}
+
+/// Whether the frame is addressed to the device that it came in by (`PACKET_HOST`): the stack takes no other.
+#[inline(always)]
+fn is_for_the_node(ctx: &TcContext) -> bool {
+    // SAFETY: as in `packet_bytes`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) == 0 }
 }
 
 /// Which version of IP the frame says that it carries, in network order.

@@ -460,10 +460,13 @@ fn hostile_slices_lose_only_what_is_wrong() {
 fn nodes_namespaces_and_service_cidrs_are_reduced_to_their_place_in_the_network() {
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "a"}},
+        "metadata": {
+            "name": "node-1", "labels": {"topology.kubernetes.io/zone": "a"},
+            "annotations": {"flannel.alpha.coreos.com/public-ip": "172.30.0.11", "example.com/public-ip": "no"}},
         "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "nonsense"],
                  "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
-        "status": {"addresses": [
+        "status": {"conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "False"}], "addresses": [
             {"type": "Hostname", "address": "node-1"}, {"type": "InternalIP", "address": "172.30.0.11"},
             {"type": "InternalIP", "address": "127.0.0.1"}, {"type": "ExternalIP", "address": "192.0.2.11"}]},
     });
@@ -473,6 +476,8 @@ fn nodes_namespaces_and_service_cidrs_are_reduced_to_their_place_in_the_network(
         external_addresses: vec![[192, 0, 2, 11].into()],
         pod_cidrs: vec!["10.244.1.0/24".parse().expect("valid")],
         zone: Some("a".into()),
+        flannel: [("public-ip".into(), "172.30.0.11".into())].into(),
+        network_available: true,
         draining: true,
     };
     let faults = [

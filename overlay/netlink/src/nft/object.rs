@@ -103,6 +103,8 @@ pub struct BaseChain {
 impl BaseChain {
     /// `type filter hook prerouting priority raw` (-300): before connection tracking.
     pub const PREROUTING_RAW: Self = Self::new(ChainKind::Filter, Hook::Prerouting, -300);
+    /// `type filter hook output priority raw` (-300): before connection tracking.
+    pub const OUTPUT_RAW: Self = Self::new(ChainKind::Filter, Hook::Output, -300);
     /// `type nat hook prerouting priority dstnat` (-100).
     pub const PREROUTING_NAT: Self = Self::new(ChainKind::Nat, Hook::Prerouting, -100);
     /// `type nat hook output priority dstnat` (-100).

@@ -379,6 +379,12 @@ impl Rule {
         self.with(Expression::Masquerade)
     }
 
+    /// `notrack`: in a chain before connection tracking.
+    #[must_use]
+    pub fn untracked(self) -> Self {
+        self.with(Expression::Untracked)
+    }
+
     /// `reject with …`.
     #[must_use]
     pub fn reject(self, how: Reject) -> Self {

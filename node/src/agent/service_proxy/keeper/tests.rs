@@ -89,12 +89,9 @@ fn balanced(service: &str, node_port: u16, health: u16) -> Change {
 
 fn own_node_in_a_zone() -> Node {
     Node {
-        name: "node-1".into(),
         internal_addresses: vec![[192, 0, 2, 1].into()],
-        external_addresses: Vec::new(),
-        pod_cidrs: Vec::new(),
         zone: Some("zone-1".into()),
-        draining: false,
+        ..Node::new("node-1")
     }
 }
 

@@ -217,6 +217,8 @@ pub enum Expression {
     /// `masquerade random,fully`: the source port is drawn at random, so that two nodes' or CPUs' simultaneous choices
     /// do not collide.
     Masquerade,
+    /// `notrack`: connection tracking, which comes later, leaves the packet alone.
+    Untracked,
     /// Refuses the packet.
     Reject(Reject),
     /// Counts packets and bytes.
@@ -238,6 +240,7 @@ impl Expression {
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
+            Self::Untracked => "notrack",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
         }
@@ -342,6 +345,7 @@ impl Expression {
             Self::Masquerade => {
                 data.be32(1, NAT_RANGE_PROTO_RANDOM_FULLY);
             }
+            Self::Untracked => {}
             Self::Reject(Reject::TcpReset) => {
                 data.be32(1, 1);
             }

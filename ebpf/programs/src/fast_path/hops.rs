@@ -1,17 +1,20 @@
-//! What a pod sent to another pod of this node.
+//! What a pod sent to another pod, and what came through the tunnel for a pod of this node.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_redirect_peer};
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{Pod, PodCounter, PodFlow, PodFlowKey};
+use ebpf_common::pods::{ADDRESS_BITS, Hop, PodCounter, PodFlow, PodFlowKey};
 
 use crate::packet::{Header, Says, Segment, V4, V6, device, protocol};
 
 #[map]
-static PODS: HashMap<Ip, Pod> = HashMap::pinned(1024, 0);
+static PODS: HashMap<Ip, Hop> = HashMap::pinned(1024, 0);
+#[map]
+static REMOTES: LpmTrie<Ip, Hop> = LpmTrie::pinned(1024, 0);
 #[map]
 static POD_FLOWS: LruHashMap<PodFlowKey, PodFlow> = LruHashMap::pinned(1024, 0);
 #[map]
@@ -22,16 +25,92 @@ static POD_STATS: PerCpuArray<u64> = PerCpuArray::pinned(PodCounter::COUNT, 0);
 /// tcx ingress of the node's end of a pod's veth.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let result = match protocol(&ctx) {
-        V4::ETHERTYPE => try_from_pod::<V4>(&ctx),
-        V6::ETHERTYPE => try_from_pod::<V6>(&ctx),
+    forward::<Pod>(&ctx)
+}
+
+/// tcx ingress of the tunnel's device: the packet is unwrapped, and came by the rules that look at who may send what
+/// through the tunnel (`overlay::guard`), since those see the outer packet.
+#[classifier]
+pub fn from_tunnel(ctx: TcContext) -> i32 {
+    forward::<Tunnel>(&ctx)
+}
+
+/// Where packets come from.
+trait Origin {
+    /// The next hop to an address, and how it is reached.
+    fn next(destination: Ip) -> Option<(Hop, Way)>;
+    /// The index of the device by which an address sends.
+    fn device_of(source: Ip) -> Option<u32>;
+}
+
+/// How the next hop is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In the namespace of the pod.
+    Peer,
+    /// By sending.
+    Tunnel,
+}
+
+struct Pod;
+
+impl Origin for Pod {
+    #[inline(always)]
+    fn next(destination: Ip) -> Option<(Hop, Way)> {
+        // SAFETY: copied out at once; elements of a preallocated map are never freed.
+        if let Some(pod) = unsafe { PODS.get(destination) } {
+            return Some((*pod, Way::Peer));
+        }
+        Some((remote(destination)?, Way::Tunnel))
+    }
+
+    #[inline(always)]
+    fn device_of(source: Ip) -> Option<u32> {
+        // SAFETY: as above.
+        unsafe { PODS.get(source) }.map(|pod| pod.ifindex)
+    }
+}
+
+struct Tunnel;
+
+impl Origin for Tunnel {
+    /// Another node's packet to a third node is none of this one's.
+    #[inline(always)]
+    fn next(destination: Ip) -> Option<(Hop, Way)> {
+        // SAFETY: as above.
+        unsafe { PODS.get(destination) }.map(|pod| (*pod, Way::Peer))
+    }
+
+    #[inline(always)]
+    fn device_of(source: Ip) -> Option<u32> {
+        remote(source).map(|hop| hop.ifindex)
+    }
+}
+
+/// The node whose subnet an address is of.
+#[inline(always)]
+fn remote(address: Ip) -> Option<Hop> {
+    // An element that is replaced meanwhile is freed after this program (RCU).
+    REMOTES.get(Key::new(ADDRESS_BITS, address)).copied()
+}
+
+#[inline(always)]
+fn forward<O: Origin>(ctx: &TcContext) -> i32 {
+    let result = match protocol(ctx) {
+        V4::ETHERTYPE => try_forward::<O, V4>(ctx),
+        V6::ETHERTYPE => try_forward::<O, V6>(ctx),
         _ => Err(PodCounter::OTHER_PACKET),
     };
     match result {
-        Ok(pod) => {
+        Ok((hop, Way::Peer)) => {
             count(PodCounter::GIVEN);
             // SAFETY: a plain helper call; it notes where the packet goes, and its result is this program's.
-            unsafe { bpf_redirect_peer(pod.ifindex, 0) as i32 }
+            unsafe { bpf_redirect_peer(hop.ifindex, 0) as i32 }
+        }
+        Ok((hop, Way::Tunnel)) => {
+            count(PodCounter::SENT);
+            // SAFETY: as above.
+            unsafe { bpf_redirect(hop.ifindex, 0) as i32 }
         }
         Err(reason) => {
             count(reason);
@@ -40,13 +119,12 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     }
 }
 
-/// The pod that the packet, already addressed to it, goes to; or why the stack gets it, unchanged.
+/// Where the packet, already addressed to it, goes; or why the stack gets it, unchanged.
 #[inline(always)]
-fn try_from_pod<H: Header>(ctx: &TcContext) -> Result<Pod, PodCounter> {
+fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<(Hop, Way), PodCounter> {
     let mut segment = Segment::<H>::read(ctx).ok_or(PodCounter::OTHER_PACKET)?;
     let (source, destination) = segment.ip.addresses();
-    // SAFETY: copied out at once; elements of a preallocated map are never freed.
-    let to = *unsafe { PODS.get(destination) }.ok_or(PodCounter::NO_POD)?;
+    let (to, way) = O::next(destination).ok_or(PodCounter::NO_POD)?;
     if segment.packet_bytes(ctx) > to.mtu {
         return Err(PodCounter::TOO_BIG);
     }
@@ -61,17 +139,17 @@ fn try_from_pod<H: Header>(ctx: &TcContext) -> Result<Pod, PodCounter> {
         to: to.ifindex,
     };
     match segment.tcp.says() {
-        Says::Open => open(&key, source, path)?,
+        Says::Open => open::<O>(&key, source, path)?,
         says => follow(&key, path, says)?,
     }
     if segment.forward(ctx, &to) {
-        Ok(to)
+        Ok((to, way))
     } else {
         Err(PodCounter::OTHER_PACKET)
     }
 }
 
-/// Indices of the devices of both pods.
+/// Indices of the devices by which it comes and goes.
 #[derive(Clone, Copy)]
 struct Path {
     from: u32,
@@ -80,10 +158,8 @@ struct Path {
 
 /// A connection begins: from here on it may pass by the stack.
 #[inline(always)]
-fn open(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
-    // SAFETY: as in `try_from_pod`.
-    let from = unsafe { PODS.get(source) }.ok_or(PodCounter::OTHER_SOURCE)?;
-    if from.ifindex != path.from {
+fn open<O: Origin>(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
+    if O::device_of(source) != Some(path.from) {
         return Err(PodCounter::OTHER_SOURCE);
     }
     // SAFETY: a plain helper call without arguments.
@@ -100,7 +176,7 @@ fn open(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
     POD_FLOWS.insert(key, flow, 0).map_err(|_| PodCounter::OTHER_FLOW)
 }
 
-/// A connection goes on, the short way if it began so, between the same two pods.
+/// A connection goes on, the short way if it began so, between the same two devices.
 ///
 /// An answer to a SYN that did not come by here last is the answer to another one: ports are used again, and the
 /// packet rules may have led a SYN to a Service to the same pod. The entry of the former connection goes, and the

@@ -1,0 +1,192 @@
+//! Connections between pods of different nodes, past the stacks of both.
+
+mod privileged {
+    use std::collections::BTreeMap;
+    use std::io::{Read as _, Write as _};
+    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+    use overlay::fast_path::State;
+    use tests::topology::Host;
+    use tests::wait;
+
+    use crate::dual_stack::{FAMILIES, nodes, pods};
+    use crate::harness::{Cluster, Node, Pod, SOON};
+
+    const PORT: u16 = 7003;
+
+    /// Sends back what comes.
+    fn serve(pod: &Pod) {
+        for address in pod.addresses.values() {
+            let listener = pod.host.run(|| TcpListener::bind((*address, PORT)));
+            let listener = listener.expect("entered").expect("bound");
+            std::thread::spawn(move || {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    std::thread::spawn(move || {
+                        let mut reader = stream.try_clone().expect("a second handle");
+                        std::io::copy(&mut reader, &mut stream)
+                    });
+                }
+            });
+        }
+    }
+
+    #[track_caller]
+    fn connect(from: &Pod, to: IpAddr) -> TcpStream {
+        let stream = wait::until("a connection", SOON, || {
+            let stream = from
+                .host
+                .run(|| TcpStream::connect_timeout(&SocketAddr::new(to, PORT), SOON));
+            stream.expect("entered").map_err(|error| error.to_string())
+        });
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        stream.set_write_timeout(Some(SOON)).expect("a timeout");
+        stream
+    }
+
+    /// Sends a mebibyte and gets it back whole.
+    #[track_caller]
+    fn exchange(stream: &mut TcpStream) {
+        let sent: Vec<u8> = (0..1_048_576_u32).map(|number| (number % 251) as u8).collect();
+        let mut reader = stream.try_clone().expect("a second handle");
+        let mut received = vec![0; sent.len()];
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| reader.read_exact(&mut received));
+            stream.write_all(&sent).expect("sent");
+            reading.join().expect("no panic").expect("all of it");
+        });
+        assert!(received == sent, "what came back is not what was sent");
+    }
+
+    fn counters(cluster: &Cluster, number: usize) -> BTreeMap<&'static str, u64> {
+        let counters = ebpf::fast_path::counters(&cluster.pin_dir(number)).expect("readable");
+        counters.into_iter().flatten().collect()
+    }
+
+    fn nft(host: &Host, rule: &str) {
+        let output = host.command("nft", &[rule]).expect("nft runs");
+        assert!(output.status.success(), "{rule}: {output:?}");
+    }
+
+    /// Each node has the programs at its pod's device and at both tunnels'.
+    #[track_caller]
+    fn await_on(cluster: &Cluster, nodes: &[Node<'_>]) {
+        for (number, node) in nodes.iter().enumerate() {
+            node.await_status("the fast path is on", |status| status.fast_path == State::On);
+            let links = cluster.pin_dir(number).join("pods/v2/links");
+            let links = || std::fs::read_dir(&links).map_or(0, Iterator::count);
+            wait::until_value("the programs are attached", SOON, links, |links| *links == 3);
+        }
+    }
+
+    #[test]
+    fn connections_between_nodes_pass_by_both_stacks_whole_and_two_hops_on() {
+        let Some(cluster) = Cluster::new("far", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(&cluster, &nodes);
+        serve(&pods[1]);
+        // The server takes only what two routers would have made of it.
+        for rule in [
+            "add table inet cwt",
+            "add chain inet cwt input { type filter hook input priority 0; }",
+            "add rule inet cwt input meta l4proto tcp ip ttl != 62 drop",
+            "add rule inet cwt input meta l4proto tcp ip6 hoplimit != 62 drop",
+        ] {
+            nft(&pods[1].host, rule);
+        }
+        for family in FAMILIES {
+            let before = [0, 1].map(|number| counters(&cluster, number));
+            let server = *pods[1].addresses.get(family).expect("both versions");
+            let mut stream = connect(&pods[0], server);
+            exchange(&mut stream);
+            let after = [0, 1].map(|number| counters(&cluster, number));
+            for (before, after) in before.iter().zip(&after) {
+                let more = |name: &str| after[name] - before[name];
+                // The client's node sends, the server's gives, and the reverse for what comes back.
+                assert!(
+                    more("sent") > 20 && more("given") > 20,
+                    "{family}: {before:?} {after:?}"
+                );
+                assert_eq!(more("other_flow"), 0, "{family}: {before:?} {after:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn connections_live_on_when_one_node_or_both_leave_the_fast_path_and_come_back() {
+        let Some(cluster) = Cluster::new("leave", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(&cluster, &nodes);
+        serve(&pods[1]);
+        let server = pods[1].address;
+        let mut old = connect(&pods[0], server);
+        exchange(&mut old);
+        for leaving in [vec![0], vec![1], vec![0, 1]] {
+            for number in &leaving {
+                let host = nodes[*number].host;
+                nft(host, "add table inet firewall");
+                nft(
+                    host,
+                    "add chain inet firewall forward { type filter hook forward priority 0; }",
+                );
+                nft(host, "add rule inet firewall forward ct state invalid drop");
+                nodes[*number].await_status("the rules are seen", |status| {
+                    matches!(status.fast_path, State::Refused(_))
+                });
+            }
+            exchange(&mut old);
+            let mut new = connect(&pods[0], server);
+            exchange(&mut new);
+            for number in &leaving {
+                nft(nodes[*number].host, "delete table inet firewall");
+            }
+            await_on(&cluster, &nodes);
+            exchange(&mut old);
+            exchange(&mut new);
+            exchange(&mut connect(&pods[0], server));
+        }
+    }
+
+    /// What packet rules translated on the client's node: the answers must meet the connection tracking that knows of it.
+    #[test]
+    fn a_connection_that_rules_translate_on_its_node_is_answered_from_where_it_asked() {
+        let Some(cluster) = Cluster::new("slow", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(&cluster, &nodes);
+        serve(&pods[1]);
+        // As our own proxy's rules do it, under the name of ours: others' would switch the path off.
+        let host = nodes[0].host;
+        nft(host, "add table ip causeway-test");
+        nft(
+            host,
+            "add chain ip causeway-test prerouting { type nat hook prerouting priority -100; }",
+        );
+        let server = pods[1].address;
+        nft(
+            host,
+            &format!(
+                "add rule ip causeway-test prerouting ip daddr 10.96.0.80 tcp dport {PORT} dnat to {server}"
+            ),
+        );
+        let service: IpAddr = "10.96.0.80".parse().expect("an address");
+        let before = counters(&cluster, 0);
+        let mut stream = connect(&pods[0], service);
+        exchange(&mut stream);
+        let after = counters(&cluster, 0);
+        assert_eq!(
+            after["given"], before["given"],
+            "the client would not know the answer's source"
+        );
+        // The other node sees a connection from pod to pod, which it is there.
+        assert!(counters(&cluster, 1)["given"] > 20);
+        nft(host, "delete table ip causeway-test");
+    }
+}
