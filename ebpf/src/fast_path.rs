@@ -18,7 +18,7 @@ use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{Hop, LAYOUT, PodCounter, PodFlow, PodFlowKey};
+use ebpf_common::pods::{Hop, LAYOUT, PodCounter, PodFlow, PodFlowKey, Remote, Tunnel};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
@@ -32,16 +32,19 @@ pub enum Origin {
     Pod,
     /// Other nodes: the device is the tunnel's.
     Tunnel,
+    /// Other nodes, still wrapped: the device is the underlay's.
+    Underlay,
 }
 
 impl Origin {
-    const ALL: [Self; 2] = [Self::Pod, Self::Tunnel];
+    const ALL: [Self; 3] = [Self::Pod, Self::Tunnel, Self::Underlay];
 
     /// The program's name.
     const fn program(self) -> &'static str {
         match self {
             Self::Pod => "from_pod",
             Self::Tunnel => "from_tunnel",
+            Self::Underlay => "from_underlay",
         }
     }
 }
@@ -57,9 +60,10 @@ const REMOTES: u32 = 1 << 14;
 const FLOWS: u32 = 1 << 16;
 
 /// Maps with the sizes of their keys and values.
-const MAPS: [pinned::MapSizes; 5] = [
+const MAPS: [pinned::MapSizes; 6] = [
     pinned::sizes::<Ip, Hop>("PODS"),
-    pinned::sizes::<Key<Ip>, Hop>("REMOTES"),
+    pinned::sizes::<Key<Ip>, Remote>("REMOTES"),
+    pinned::sizes::<u32, Tunnel>("TUNNELS"),
     pinned::sizes::<PodFlowKey, PodFlow>("POD_FLOWS"),
     pinned::sizes::<u32, u64>("POD_LEASE"),
     pinned::sizes::<u32, u64>("POD_STATS"),
@@ -71,6 +75,7 @@ pub struct FastPath {
     pub pods: TypedMap<Ip, Hop>,
     /// Subnets of other nodes.
     pub remotes: Remotes,
+    tunnels: Array<MapData, Tunnel>,
     lease: Array<MapData, u64>,
     programs: Ebpf,
     identities: BTreeMap<Origin, Identity>,
@@ -97,6 +102,7 @@ impl FastPath {
         let lease = pinned::take_map(&mut programs, "POD_LEASE")?;
         let pods = pinned::typed(&mut programs, &directory, "PODS")?;
         let remotes = pinned::take_map(&mut programs, "REMOTES")?;
+        let tunnels = pinned::take_map(&mut programs, "TUNNELS")?;
         let mut identities = BTreeMap::new();
         for origin in Origin::ALL {
             let name = origin.program();
@@ -108,6 +114,7 @@ impl FastPath {
         Ok(Self {
             pods,
             remotes: Remotes(LpmTrie::try_from(remotes).map_err(Error::map("open", "REMOTES"))?),
+            tunnels: Array::try_from(tunnels).map_err(Error::map("open", "TUNNELS"))?,
             lease: Array::try_from(lease).map_err(Error::map("open", "POD_LEASE"))?,
             programs,
             identities,
@@ -130,6 +137,21 @@ impl FastPath {
         self.lease
             .set(0, until, 0)
             .map_err(Error::map("write to", "POD_LEASE"))
+    }
+
+    /// Says what is for the tunnels' devices, by [`Tunnel::V4`] and [`Tunnel::V6`]. Returns how many were written.
+    pub fn set_tunnels(&mut self, wanted: [Tunnel; Tunnel::COUNT as usize]) -> Result<usize, Error> {
+        let mut written = 0;
+        for (key, tunnel) in (0..).zip(wanted) {
+            let found = self.tunnels.get(&key, 0).map_err(Error::map("read", "TUNNELS"))?;
+            if found != tunnel {
+                self.tunnels
+                    .set(key, tunnel, 0)
+                    .map_err(Error::map("write to", "TUNNELS"))?;
+                written += 1;
+            }
+        }
+        Ok(written)
     }
 
     /// Detaches what other versions left, in front of this one's programs. Returns how many there were.
@@ -195,22 +217,22 @@ impl FastPath {
 }
 
 /// The subnets of other nodes, shared with the programs: the longest prefix of an address is its node's.
-pub struct Remotes(LpmTrie<MapData, Ip, Hop>);
+pub struct Remotes(LpmTrie<MapData, Ip, Remote>);
 
 impl Remotes {
     /// Everything that is there, by network address and length of the prefix in `ADDRESS_BITS`.
-    pub fn entries(&self) -> Result<BTreeMap<(Ip, u32), Hop>, Error> {
-        let read = |entry: Result<(Key<Ip>, Hop), MapError>| {
-            let (key, hop) = entry?;
-            Ok(((key.data(), key.prefix_len()), hop))
+    pub fn entries(&self) -> Result<BTreeMap<(Ip, u32), Remote>, Error> {
+        let read = |entry: Result<(Key<Ip>, Remote), MapError>| {
+            let (key, remote) = entry?;
+            Ok(((key.data(), key.prefix_len()), remote))
         };
         let entries: Result<_, _> = self.0.iter().map(read).collect();
         entries.map_err(Error::map("read", "REMOTES"))
     }
 
     /// Writes an entry; a reader sees the old value or the new one.
-    pub fn insert(&mut self, (network, length): (Ip, u32), hop: Hop) -> Result<(), Error> {
-        let inserted = self.0.insert(&Key::new(length, network), hop, 0);
+    pub fn insert(&mut self, (network, length): (Ip, u32), remote: Remote) -> Result<(), Error> {
+        let inserted = self.0.insert(&Key::new(length, network), remote, 0);
         inserted.map_err(Error::map("write to", "REMOTES"))
     }
 

@@ -3,7 +3,7 @@
 //! Tour:
 //! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
-//! - [`FastPath`] holds the program between pods of one node, and its maps.
+//! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -39,7 +39,7 @@ pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/ebpf-programs"));
 
-/// The compiled program between pods.
+/// The compiled programs between pods.
 pub static FAST_PATH_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/fast-path"));
 
@@ -87,8 +87,15 @@ mod tests {
         check(super::OBJECT, &programs, &maps);
         check(
             super::FAST_PATH_OBJECT,
-            &["from_pod", "from_tunnel"],
-            &["PODS", "POD_FLOWS", "POD_LEASE", "POD_STATS", "REMOTES"],
+            &["from_pod", "from_tunnel", "from_underlay"],
+            &[
+                "PODS",
+                "POD_FLOWS",
+                "POD_LEASE",
+                "POD_STATS",
+                "REMOTES",
+                "TUNNELS",
+            ],
         );
     }
 }

@@ -25,7 +25,7 @@ const ANSWER_BYTES: usize = 64 << 20;
 pub enum DoctorError {
     /// Nobody listens, or not for us.
     #[error(
-        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's alone)"
+        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's)"
     )]
     Connect {
         /// The agent's socket.

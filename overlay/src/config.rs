@@ -32,7 +32,7 @@ pub struct Config {
     pub anti_spoofing: bool,
     /// Directory of what is remembered over restarts.
     pub state_dir: PathBuf,
-    /// Whether TCP between pods of this node passes by its network stack, where nobody's rules are in the way; or why
+    /// Whether TCP between pods, of this node and through VXLAN, passes by its network stack, where nobody's rules are in the way; or why
     /// it must not.
     pub fast_path: State,
     /// Directory on a BPF file system for the fast path's maps and links. Without one there is no fast path.

@@ -52,7 +52,7 @@ pub(crate) struct Network {
 pub(crate) struct Report {
     /// MTU of pods; `None` before the first pass that reached the kernel.
     pub(crate) mtu: Option<Mtu>,
-    /// How pods of this node reach each other.
+    /// How packets between pods pass through this node.
     pub(crate) fast_path: fast_path::State,
     /// What is wrong.
     pub(crate) problems: Vec<String>,
@@ -347,16 +347,21 @@ impl Worker {
         };
         let is_ours = |family| network.own.sites.get(family).is_some();
         let may_delete = |family| network.complete && (stands(family) || !is_ours(family));
+        let passage = fast_path::passage(&mut self.nft);
+        let known = guard::Known {
+            leases: network.complete,
+            rules: passage == Ok(fast_path::Passage::Whole),
+        };
         for family in IpFamily::ALL {
             if stands(family) || !is_ours(family) {
-                self.guard(family, &plan, &pods, network.complete, outcome);
+                self.guard(family, &plan, &pods, known, outcome);
             }
         }
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, may_delete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
         self.fast_path
-            .keep(&mut self.nft, &plan, &pods, &mirror.links, outcome);
+            .keep(&passage, &plan, &found.name, &pods, &mirror.links, outcome);
         self.masquerade(network, outcome);
         for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
             let (nft, kernel) = (&mut self.nft, &mut self.kernel);
@@ -412,14 +417,14 @@ impl Worker {
         family: IpFamily,
         plan: &plan::Plan,
         pods: &[PodRoute],
-        complete: bool,
+        known: guard::Known,
         outcome: &mut Outcome,
     ) {
         if !speaks(family) {
             return;
         }
         let kept = if self.settings.anti_spoofing {
-            guard::plan(family, plan.halves.get(family), pods, complete)
+            guard::plan(family, plan.halves.get(family), pods, known)
                 .keep(&mut self.nft)
                 .map(|written| written.changes)
         } else {

@@ -94,15 +94,6 @@ pub enum Error {
         /// The network by its configuration.
         network: IpNetwork,
     },
-    /// What an operator wrote on this node's object cannot be used.
-    #[error("annotations of Node {node}")]
-    BadAnnotation {
-        /// This node.
-        node: NodeName,
-        /// What is wrong.
-        #[source]
-        source: FormatError,
-    },
     /// Another node has this node's address.
     #[error(
         "public address {public_ip} belongs to node {holder} already, which has {lease}: give each node its own"

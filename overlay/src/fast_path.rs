@@ -1,10 +1,13 @@
 //! Pods reach each other past their nodes' network stacks, on one node and through the tunnel: which pods, when not, and
 //! keeping it so.
 //!
-//! The programs at each pod's device and at the tunnel's ([`ebpf::fast_path`]) pass by netfilter. So it is there only while nobody else's
-//! rules there could mean the packets of pods. Our own never do: they translate what is addressed to Services or to ports
-//! of the node, and what leaves the pod network, and drop what is sent in another's name, which the program lets to them. When rules of others appear, it goes, and connections go on through the stack. Nobody looks
-//! while there is no agent: connections begin by the fast path only as long as an agent looked lately.
+//! The programs at the devices of pods, tunnel and underlay ([`ebpf::fast_path`]) pass by netfilter, so they are there
+//! only while nobody else's rules could mean what they pass by: rules for forwarded packets take all of them away, rules
+//! for packets to or from the node only the one at the underlay's device, since a wrapped packet is one. Our own
+//! rules never stand in the way: they translate what is addressed to Services or to ports of the node, and what leaves
+//! the pod network; and what they drop as sent in another's name, the programs leave to them. When rules of others
+//! appear, the programs go, and connections go on through the stack. Nobody looks while there is no agent: connections
+//! begin by the fast path only as long as an agent looked lately.
 //!
 //! It is for nodes whose sockets are translated before there is a packet. Where rules translate a pod's connections,
 //! one to a Service and one to its endpoint may have the same ports, and only connection tracking that sees both tells
@@ -18,12 +21,12 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ebpf::abi::net::Ip;
-use ebpf::abi::pods::{ADDRESS_BITS, Hop};
+use ebpf::abi::net::{Ip, Port};
+use ebpf::abi::pods::{self, ADDRESS_BITS, Hop, Tunnel};
 use ebpf::fast_path::Origin;
 use ebpf::{Attachment, FastPath};
 use ipnetwork::IpNetwork;
-use model::with_causes;
+use model::{IpFamily, with_causes};
 use netlink::Link;
 use netlink::nft::{Filter, Nft};
 
@@ -42,7 +45,7 @@ const LEGACY_TABLES: [&str; 2] = [
 /// For how long connections may begin after a look at the node's rules; looks are ten seconds apart.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// Whether pods of this node reach each other past its network stack.
+/// Whether TCP between pods passes by this node's network stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// It is not wanted.
@@ -93,18 +96,22 @@ impl Keeper {
     /// state's reason, since packets have another way; what hinders a part of it is a problem.
     pub(crate) fn keep(
         &mut self,
-        nft: &mut Nft,
+        passage: &Result<Passage, String>,
         plan: &Plan,
+        underlay: &str,
         pods: &[PodRoute],
         links: &BTreeMap<String, Link>,
         outcome: &mut Outcome,
     ) {
         let state = match &self.wish {
-            State::On => match obstacle(nft) {
-                None => self.repair(&Wanted::new(plan, pods, links), outcome),
-                Some(reason) => {
+            State::On => match passage {
+                Ok(passage) => {
+                    let underlay = (*passage == Passage::Whole).then_some(underlay);
+                    self.repair(&Wanted::new(plan, underlay, pods, links), outcome)
+                }
+                Err(reason) => {
                     self.detach(outcome);
-                    State::Refused(reason)
+                    State::Refused(reason.clone())
                 }
             },
             State::Off | State::Refused(_) => {
@@ -169,14 +176,17 @@ struct Wanted {
     /// Pods of this node by address.
     pods: BTreeMap<Ip, Hop>,
     /// Other nodes' subnets by network address and length of the prefix.
-    remotes: BTreeMap<(Ip, u32), Hop>,
+    remotes: BTreeMap<(Ip, u32), pods::Remote>,
+    /// What is for the tunnels' devices, of IPv4 and IPv6.
+    tunnels: [Tunnel; Tunnel::COUNT as usize],
     /// The devices that packets come from.
     devices: BTreeMap<String, Origin>,
 }
 
 impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
-    fn new(plan: &Plan, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Self {
+    /// Packets of the underlay's device are looked at where it is named.
+    fn new(plan: &Plan, underlay: Option<&str>, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Self {
         let mut wanted = Self::default();
         for pod in pods {
             if let Some(hop) = hop(links.get(&pod.host_ifname), pod.pod_mac.0) {
@@ -184,17 +194,37 @@ impl Wanted {
                 wanted.devices.insert(pod.host_ifname.clone(), Origin::Pod);
             }
         }
-        for (_, half) in plan.halves.iter() {
+        for (family, half) in plan.halves.iter() {
             let Some(device) = &half.device else { continue };
             let tunnel = links.get(&device.name);
             for (subnet, remote) in &half.remotes {
-                if let Remote::Tunnel { mac, .. } = remote
+                if let Remote::Tunnel { mac, public_ip, .. } = remote
                     && let Some(hop) = hop(tunnel, mac.0)
                 {
-                    wanted.remotes.insert(key(*subnet), hop);
+                    let node = Ip::from(*public_ip);
+                    wanted.remotes.insert(key(*subnet), pods::Remote { hop, node });
                     wanted.devices.insert(device.name.clone(), Origin::Tunnel);
                 }
             }
+            // A header with more in it than the network's identifier is the stack's.
+            if let Some(link) = tunnel.filter(|_| !device.gbp) {
+                let [v4, v6] = &mut wanted.tunnels;
+                let entry = match family {
+                    IpFamily::V4 => v4,
+                    IpFamily::V6 => v6,
+                };
+                *entry = Tunnel {
+                    ifindex: link.index,
+                    local: Ip::from(device.local),
+                    vni: Tunnel::vni(device.vni.0),
+                    port: Port::new(device.port),
+                    mac: device.mac.0,
+                };
+            }
+        }
+        let has_tunnel = wanted.devices.values().any(|origin| *origin == Origin::Tunnel);
+        if let Some(underlay) = underlay.filter(|_| has_tunnel) {
+            wanted.devices.insert(underlay.to_owned(), Origin::Underlay);
         }
         wanted
     }
@@ -237,11 +267,12 @@ fn repair(path: &mut FastPath, wanted: &Wanted, outcome: &mut Outcome) {
             note(path.pods.insert(*address, *hop).map(|()| 1));
         }
     }
-    for (subnet, hop) in &wanted.remotes {
-        if remotes.get(subnet) != Some(hop) {
-            note(path.remotes.insert(*subnet, *hop).map(|()| 1));
+    for (subnet, remote) in &wanted.remotes {
+        if remotes.get(subnet) != Some(remote) {
+            note(path.remotes.insert(*subnet, *remote).map(|()| 1));
         }
     }
+    note(path.set_tunnels(wanted.tunnels));
     for address in pods.keys().filter(|address| !wanted.pods.contains_key(address)) {
         note(path.pods.remove(address).map(|()| 1));
     }
@@ -259,37 +290,53 @@ fn repair(path: &mut FastPath, wanted: &Wanted, outcome: &mut Outcome) {
     note(path.remove_other_layouts());
 }
 
-/// Why packets between pods must go through the stack: rules of others, which nobody here can read the meaning of, or
-/// that they cannot be looked at.
-fn obstacle(nft: &mut Nft) -> Option<String> {
-    let filters = match nft.filters() {
-        Ok(filters) => filters,
-        Err(error) => return Some(with_causes(&error)),
-    };
+/// What of the stack packets between pods may pass by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// All of it.
+    Whole,
+    /// All but the way of wrapped packets: others have rules for packets to or from this node.
+    BehindInput,
+}
+
+/// What packets between pods may pass by; or why they must go through the stack: rules of others, which nobody here can
+/// read the meaning of, or that they cannot be looked at.
+pub(crate) fn passage(nft: &mut Nft) -> Result<Passage, String> {
+    let filters = nft.filters().map_err(|error| with_causes(&error))?;
     let mut legacy = String::new();
     for path in LEGACY_TABLES {
         match fs::read_to_string(path) {
             Ok(names) => legacy += &names,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Some(format!("read {path}: {error}")),
+            Err(error) => return Err(format!("read {path}: {error}")),
         }
     }
-    foreign(&filters, &legacy)
+    passage_beside(&filters, &legacy)
 }
 
-fn foreign(filters: &[Filter], legacy_tables: &str) -> Option<String> {
-    let filter = filters
+fn passage_beside(filters: &[Filter], legacy_tables: &str) -> Result<Passage, String> {
+    let others = filters
         .iter()
-        .find(|filter| !filter.table.starts_with(OUR_TABLES));
-    if let Some(Filter { family, table, chain }) = filter {
-        return Some(format!(
+        .filter(|filter| !filter.table.starts_with(OUR_TABLES));
+    let (of_the_node, passing): (Vec<_>, Vec<_>) = others.partition(|filter| filter.is_of_node);
+    if let Some(Filter {
+        family, table, chain, ..
+    }) = passing.first()
+    {
+        return Err(format!(
             "nftables chain {chain} of table {family} {table} may mean packets between pods"
         ));
     }
-    let table = legacy_tables.split_whitespace().next()?;
-    Some(format!(
-        "legacy iptables has a table {table}, which may mean packets between pods"
-    ))
+    if let Some(table) = legacy_tables.split_whitespace().next() {
+        return Err(format!(
+            "legacy iptables has a table {table}, which may mean packets between pods"
+        ));
+    }
+    Ok(if of_the_node.is_empty() {
+        Passage::Whole
+    } else {
+        Passage::BehindInput
+    })
 }
 
 #[cfg(test)]
@@ -371,7 +418,8 @@ mod tests {
             there,
             here: mac,
         };
-        let wanted = Wanted::new(&plan, &pods, &links.into());
+        let links = links.into();
+        let wanted = Wanted::new(&plan, Some("eth0"), &pods, &links);
         let pod = (
             Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
             expected(7, [2, 0, 0, 0, 1, 2]),
@@ -379,43 +427,71 @@ mod tests {
         assert_eq!(wanted.pods, [pod].into());
         // The device for IPv6 is not there.
         let subnet = (Ip::from(Ipv4Addr::new(10, 5, 2, 0)), 96 + 24);
-        assert_eq!(wanted.remotes, [(subnet, expected(9, [2, 0, 0, 0, 3, 3]))].into());
-        let devices = [("cw2", Origin::Pod), ("flannel.1", Origin::Tunnel)];
+        let remote = pods::Remote {
+            hop: expected(9, [2, 0, 0, 0, 3, 3]),
+            node: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
+        };
+        assert_eq!(wanted.remotes, [(subnet, remote)].into());
+        let tunnel = Tunnel {
+            ifindex: 9,
+            local: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
+            vni: 0x100_u32.to_be(),
+            port: Port::new(8472),
+            mac,
+        };
+        assert_eq!(wanted.tunnels, [tunnel, Tunnel::default()]);
+        let devices = [
+            ("cw2", Origin::Pod),
+            ("eth0", Origin::Underlay),
+            ("flannel.1", Origin::Tunnel),
+        ];
         assert_eq!(
             wanted.devices,
             devices.map(|(device, origin)| (device.to_owned(), origin)).into()
         );
+        // Where somebody has rules for packets to the node, they meet those.
+        let wanted = Wanted::new(&plan, None, &pods, &links);
+        assert!(!wanted.devices.contains_key("eth0"));
     }
 
     #[test]
     fn rules_of_others_are_in_the_way_and_ours_are_not() {
-        let filter = |family, table: &str| Filter {
+        let filter = |family, table: &str, chain: &str| Filter {
             family,
             table: table.to_owned(),
-            chain: "forward".to_owned(),
+            chain: chain.to_owned(),
+            is_of_node: chain != "forward",
         };
-        let ours = filter("ip6", "causeway-proxy");
-        let rows: [(&[Filter], &str, Option<&str>); 5] = [
-            (&[], "", None),
-            (std::slice::from_ref(&ours), "", None),
+        let ours = filter("ip6", "causeway-proxy", "forward");
+        let ours_too = filter("ip", "causeway-guard", "input");
+        let in_the_way = |what: &str| Err(format!("{what} may mean packets between pods"));
+        let rows: [(&[Filter], &str, Result<Passage, String>); 7] = [
+            (&[], "", Ok(Passage::Whole)),
+            (&[ours.clone(), ours_too], "", Ok(Passage::Whole)),
             (
-                &[ours.clone(), filter("inet", "firewalld")],
+                &[filter("inet", "firewalld", "input")],
                 "",
-                Some("nftables chain forward of table inet firewalld may mean packets between pods"),
+                Ok(Passage::BehindInput),
             ),
             (
-                &[filter("ip", "kube-proxy")],
+                &[ours.clone(), filter("inet", "firewalld", "forward")],
+                "",
+                in_the_way("nftables chain forward of table inet firewalld"),
+            ),
+            (
+                &[filter("ip", "a", "input"), filter("ip", "a", "forward")],
+                "",
+                in_the_way("nftables chain forward of table ip a"),
+            ),
+            (
+                &[filter("ip", "kube-proxy", "forward")],
                 "filter\n",
-                Some("nftables chain forward of table ip kube-proxy may mean packets between pods"),
+                in_the_way("nftables chain forward of table ip kube-proxy"),
             ),
-            (
-                &[],
-                "nat\n",
-                Some("legacy iptables has a table nat, which may mean packets between pods"),
-            ),
+            (&[], "nat\n", in_the_way("legacy iptables has a table nat, which")),
         ];
         for (filters, legacy, expected) in rows {
-            assert_eq!(foreign(filters, legacy).as_deref(), expected);
+            assert_eq!(passage_beside(filters, legacy), expected);
         }
     }
 }

@@ -319,6 +319,14 @@ impl Record {
         Self::read(&parse_key(key)?, object(value)?)
     }
 
+    /// Reads what [`Self::key`] and [`Self::to_json`] wrote, IPv6 alone too.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub(crate) fn remembered(key: &str, value: &str) -> Result<Self, FormatError> {
+        Self::read(&parse_subnets(key)?, object(value)?)
+    }
+
     fn read(subnets: &ByFamily<IpNetwork>, mut object: Map<String, Value>) -> Result<Self, FormatError> {
         let kind = take(&mut object, "BackendType").and_then(|kind| kind.as_str().map(str::to_owned));
         let kind = kind.unwrap_or_default();
@@ -447,18 +455,31 @@ pub fn key(subnets: &ByFamily<IpNetwork>) -> String {
 /// # Errors
 /// When it is something else.
 pub fn parse_key(key: &str) -> Result<ByFamily<IpNetwork>, FormatError> {
-    let subnet = |text: &str, family| {
+    let subnets = parse_subnets(key)?;
+    if subnets.v4.is_none() {
+        return Err(FormatError::Key(key.to_owned()));
+    }
+    Ok(subnets)
+}
+
+fn parse_subnets(key: &str) -> Result<ByFamily<IpNetwork>, FormatError> {
+    let subnet = |text: &str| {
         let (address, length) = text.rsplit_once('-')?;
         let network: IpNetwork = format!("{address}/{length}").parse().ok()?;
-        (IpFamily::from(network.ip()) == family).then(|| masked(network))
+        Some(masked(network))
     };
-    let (v4, v6) = key.split_once('&').map_or((key, None), |(v4, v6)| (v4, Some(v6)));
     let wrong = || FormatError::Key(key.to_owned());
-    let v4 = subnet(v4, IpFamily::V4).ok_or_else(wrong)?;
-    let v6 = v6
-        .map(|v6| subnet(v6, IpFamily::V6).ok_or_else(wrong))
-        .transpose()?;
-    Ok(ByFamily { v4: Some(v4), v6 })
+    let parts: Vec<_> = key
+        .split('&')
+        .map(subnet)
+        .collect::<Option<_>>()
+        .ok_or_else(wrong)?;
+    match parts.as_slice() {
+        [IpNetwork::V4(_)] | [IpNetwork::V6(_)] | [IpNetwork::V4(_), IpNetwork::V6(_)] => {
+            Ok(parts.into_iter().collect())
+        }
+        _ => Err(wrong()),
+    }
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, FormatError> {

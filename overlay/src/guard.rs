@@ -12,8 +12,8 @@
 //! source to the node of the outer one, or it is that node's own address. The fast path looks at sources itself
 //! (`ebpf/programs/src/fast_path`).
 //!
-//! Wrapped packets are not tracked: nothing translates them, each connection of a pod would be one more, and every packet
-//! would be looked up twice.
+//! Where nobody else has rules, wrapped packets are not tracked: nothing translates them, each connection of a pod would be
+//! one more, and every packet would be looked up twice. A firewall may admit them by their state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -56,9 +56,18 @@ pub(crate) fn table(family: IpFamily) -> Table {
     Table::new(nft_family(family), TABLE)
 }
 
+/// What is known of the node's surroundings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// All leases.
+    pub(crate) leases: bool,
+    /// All rules that packets meet here are ours.
+    pub(crate) rules: bool,
+}
+
 /// The table of a version of IP as it shall be. `half` is absent where pods have no address of it: their devices may
 /// speak it all the same. Unless all leases are known, no node that was one becomes a stranger.
-pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute], complete: bool) -> OwnedTable {
+pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute], known: Known) -> OwnedTable {
     let elements = BTreeMap::from([
         (
             POD_DEVICES,
@@ -67,11 +76,11 @@ pub(crate) fn plan(family: IpFamily, half: Option<&Half>, pods: &[PodRoute], com
         (POD_MACS, pods.iter().map(|pod| element(mac_key(pod))).collect()),
         (SITES, half.map(sites).unwrap_or_default()),
     ]);
-    let table = OwnedTable::new(layout(family, half), elements);
-    if complete { table } else { table.growing(SITES) }
+    let table = OwnedTable::new(layout(family, half, known.rules), elements);
+    if known.leases { table } else { table.growing(SITES) }
 }
 
-fn layout(family: IpFamily, half: Option<&Half>) -> Layout {
+fn layout(family: IpFamily, half: Option<&Half>, untracked: bool) -> Layout {
     use netlink::nft::DataType::{EtherAddr, InterfaceName};
     let address = nft_family(family).address();
     let mut layout = Layout::new(table(family));
@@ -83,19 +92,17 @@ fn layout(family: IpFamily, half: Option<&Half>) -> Layout {
     let base = |hook| BaseChain::new(ChainKind::Filter, hook, 0);
     let device = half.and_then(|half| half.device.as_ref());
     let port = device.map(|device| device.port);
-    let wrapped = |comment: &str| {
-        let rule = |port| Rule::new(comment).protocol(UDP).destination_port(port);
-        port.map(rule)
-    };
     let mut prerouting = from_pods(family);
-    let from_nodes = wrapped("tunnelled packets are not tracked");
-    prerouting.extend(from_nodes.map(|rule| rule.destination_is_local().untracked()));
+    let mut output = Vec::new();
+    if let Some(device) = device.filter(|_| untracked) {
+        let wrapped = Rule::new("tunnelled packets are not tracked")
+            .protocol(UDP)
+            .destination_port(device.port);
+        prerouting.push(wrapped.clone().destination_is_local().untracked());
+        output.push(wrapped.source(IpNetwork::from(device.local)).untracked());
+    }
     layout.add_chain(Chain::base("prerouting", BaseChain::PREROUTING_RAW), prerouting);
-    let to_nodes = wrapped("tunnelled packets are not tracked");
-    layout.add_chain(
-        Chain::base("output", BaseChain::OUTPUT_RAW),
-        to_nodes.map(Rule::untracked),
-    );
+    layout.add_chain(Chain::base("output", BaseChain::OUTPUT_RAW), output);
     let to_tunnel = |comment: &str| {
         let rule = |port| {
             of_pods(comment)

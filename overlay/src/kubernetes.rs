@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::lease::Site;
-use model::{ByFamily, IpFamily, Kind, Node, Snapshot};
+use model::{ByFamily, IpFamily, Kind, Node, Snapshot, with_causes};
 use tokio::sync::watch;
 
-use crate::config::Nodes;
+use crate::config::{Announcement, Nodes};
 use crate::engine::Network;
 use crate::error::Error;
 use crate::flannel::{NetworkConfig, Record, annotations};
@@ -89,13 +89,15 @@ impl Follower {
         let subnets = own_subnets(&network, node)?;
         let claim = self.own.claim(&network, &self.before(node, &subnets)).await?;
         let own = Record::new(claim.lease(&subnets), self.own.name.clone());
-        let announced =
-            annotations::write(&own.lease, &node.flannel).map_err(|source| Error::BadAnnotation {
-                node: node.name.clone(),
-                source,
-            })?;
-        let (others, problems) = others(snapshot, &network, node);
-        self.remember(text, &own, &others)?;
+        let (others, mut problems) = others(snapshot, &network, node);
+        match annotations::write(&own.lease, &node.flannel) {
+            Ok(announced) => self.announce(announced),
+            Err(error) => problems.push(format!("annotations of Node {}: {error}", node.name)),
+        }
+        // A disk that takes nothing must not keep this node from the others.
+        if let Err(error) = self.remember(text, &own, &others) {
+            problems.push(with_causes(&error));
+        }
         if self
             .published
             .borrow()
@@ -117,12 +119,15 @@ impl Follower {
             problems,
         };
         publish(&self.published, followed);
+        Ok(())
+    }
+
+    fn announce(&self, announced: Announcement) {
         self.nodes.announced.send_if_modified(|told| {
             let changed = told.as_ref() != Some(&announced);
             *told = Some(announced);
             changed
         });
-        Ok(())
     }
 
     fn network(&self) -> Result<(String, NetworkConfig), Error> {

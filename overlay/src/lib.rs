@@ -7,7 +7,7 @@
 //!   keeps it and watches the others. `kubernetes` reads them from Node objects instead.
 //! - [`plan`] turns leases into desired devices, routes, neighbours and forwarding entries (pure); `reconcile` compares
 //!   them with the kernel's and repairs the difference; `engine` is the thread that does so on every occasion.
-//! - [`fast_path`] lets pods of one node reach each other past its network stack.
+//! - [`fast_path`] lets TCP between pods pass by the nodes' network stacks, on one node and through VXLAN.
 //! - `guard` drops what is sent in another's name.
 //! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.

@@ -42,7 +42,7 @@ impl Entry {
     }
 
     pub(crate) fn record(&self) -> Option<Record> {
-        Record::parse(&self.key, &self.value).ok()
+        Record::remembered(&self.key, &self.value).ok()
     }
 }
 

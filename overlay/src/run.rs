@@ -37,7 +37,7 @@ pub struct Status {
     pub others: usize,
     /// Pods can be connected.
     pub ready: bool,
-    /// How pods of this node reach each other.
+    /// How packets between pods pass through this node.
     pub fast_path: fast_path::State,
     /// What is wrong, one line each; a node with problems may be ready.
     pub problems: Vec<String>,

@@ -11,7 +11,8 @@ use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
 use crate::reconcile::{Mirror, PodRoute};
 
-/// How long an interface has no record before it is told: a DEL that is under way takes the record first.
+/// How long an interface has no record before it is told: a DEL without namespace and `prevResult` takes the record while
+/// the kernel still removes the device.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// Those that there are, by the name of their device on the node's side.
@@ -68,7 +69,7 @@ impl Strangers {
             let addresses: Vec<_> = stranger.routes.keys().map(IpAddr::to_string).collect();
             (!addresses.is_empty()).then(|| {
                 format!(
-                    "device {device} has {} and no record (was {} damaged?): it keeps them until it goes, without host ports",
+                    "device {device} has {} and no record (was {} damaged?): the pod keeps them until it is deleted, without host ports",
                     addresses.join(" and "),
                     crate::pods::LOG
                 )

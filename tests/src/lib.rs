@@ -11,7 +11,6 @@
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
-//! - [`directory`]: directories, removed when dropped.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
 //! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.

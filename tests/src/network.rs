@@ -344,7 +344,8 @@ impl Network {
         wait::until("the programs are attached", SOON, || {
             let links = self.host(number).command("ip", &["-o", "link", "show"]);
             let links = links.expect("ip runs").stdout;
-            let devices = links.matches(": cw").count() + links.matches(": flannel").count();
+            let devices = [": cw", ": flannel", ": eth0"];
+            let devices: usize = devices.iter().map(|device| links.matches(device).count()).sum();
             let pins = self.pins(number).join("pods/v2/links");
             let attached = std::fs::read_dir(pins).map_or(0, Iterator::count);
             if attached == devices {

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -148,7 +148,7 @@ pub fn client(to: SocketAddr) -> Result<()> {
             let started = Instant::now();
             match line.as_deref().unwrap_or_default() {
                 "rr" => exchange(&mut kept)?,
-                _ => {
+                "crr" => {
                     let mut stream = open(to)?;
                     exchange(&mut stream)?;
                     samples.push(started.elapsed());
@@ -163,6 +163,7 @@ pub fn client(to: SocketAddr) -> Result<()> {
                     )?;
                     continue;
                 }
+                other => bail!("{other:?} is neither rr nor crr"),
             }
             samples.push(started.elapsed());
         }

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// An address of either family in network order: the bytes as in a packet, of IPv4 in its IPv6-mapped form
 /// `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2). So there is one key for an address, whichever family of socket asks for it.
 /// `[words:16 be] = 16 bytes`, in words because that is how programs may read a socket's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Ip(pub [u32; 4]);
 
@@ -83,7 +83,7 @@ impl From<Ip> for IpAddr {
 }
 
 /// A layer-4 port in network order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Port(pub u16);
 

@@ -4,8 +4,9 @@
 //! ```text
 //! written by the host side
 //! PODS       address of a pod of this node       → its device on the node's side, its MAC addresses, its MTU
-//! REMOTES    subnet of another node              → the tunnel's device, MAC addresses of both its ends, its MTU   LPM
-//! written by the program
+//! REMOTES    subnet of another node              → that node, and the tunnel to it                  LPM
+//! TUNNELS    version of IP                       → what arrives for this node's end of the tunnel
+//! written by the programs
 //! POD_FLOWS  both ends of a TCP connection       → who opened it, and how far it has come       LRU
 //! POD_LEASE  0                                   → until when connections may begin
 //! ```
@@ -25,7 +26,7 @@ pub const LAYOUT: u32 = 2;
 /// How many bits an address has in a key of `REMOTES`: those of IPv4 are mapped.
 pub const ADDRESS_BITS: u32 = 128;
 
-/// Value of `PODS` and `REMOTES`: the next hop. `[ifindex:4][mtu:4][pod_mac:6][host_mac:6] = 20 bytes`.
+/// Value of `PODS`, and a part of that of `REMOTES`: the next hop. `[ifindex:4][mtu:4][there:6][here:6] = 20 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Hop {
@@ -37,6 +38,48 @@ pub struct Hop {
     pub there: [u8; 6],
     /// MAC address of this end: of that device.
     pub here: [u8; 6],
+}
+
+/// Value of `REMOTES`. `[hop:20][node:16 be] = 36 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Remote {
+    /// The way there: this node's tunnel device, and the other's.
+    pub hop: Hop,
+    /// The other node's address on the underlay: nobody else sends in the name of the subnet.
+    pub node: Ip,
+}
+
+/// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device.
+/// `[ifindex:4][local:16 be][vni:4 be][port:2 be][mac:6] = 32 bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Tunnel {
+    /// Index of the device. 0: there is none.
+    pub ifindex: u32,
+    /// This node's address on the underlay.
+    pub local: Ip,
+    /// The network identifier as it lies in the header, one byte before the word's end.
+    pub vni: u32,
+    /// UDP port.
+    pub port: Port,
+    /// MAC address of the device.
+    pub mac: [u8; 6],
+}
+
+impl Tunnel {
+    /// Key of IPv4's in `TUNNELS`.
+    pub const V4: u32 = 0;
+    /// Key of IPv6's.
+    pub const V6: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+
+    /// A network identifier as it lies in the header (RFC 7348 §5).
+    #[must_use]
+    pub const fn vni(identifier: u32) -> u32 {
+        (identifier << 8).to_be()
+    }
 }
 
 /// Key of `POD_FLOWS`, the same for both directions: the address that is smaller by its last different word comes first.
@@ -141,9 +184,11 @@ impl PodCounter {
 
     /// Sent through the tunnel to the other pod's node.
     pub const SENT: Self = Self(8);
+    /// Taken out of its wrapping at the underlay's device, and given to the pod.
+    pub const UNWRAPPED: Self = Self(9);
 
     /// How many there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 
     /// Counters and their names in metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -156,15 +201,18 @@ impl PodCounter {
         "last_hop",
         "no_lease",
         "sent",
+        "unwrapped",
     ];
 }
 
 const _: () = assert!(size_of::<Hop>() == 20);
+const _: () = assert!(size_of::<Remote>() == 36);
+const _: () = assert!(size_of::<Tunnel>() == 32);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);
 
 #[cfg(not(target_arch = "bpf"))]
-crate::plain_old_data!(Hop, PodFlowKey, PodFlow);
+crate::plain_old_data!(Hop, Remote, Tunnel, PodFlowKey, PodFlow);
 
 #[cfg(test)]
 mod tests {

@@ -51,7 +51,7 @@ impl Pods {
 pub struct Told {
     /// The name of its tunnel device for IPv4, once that is there.
     pub tunnel: watch::Sender<Option<String>>,
-    /// How pods of this node reach each other.
+    /// How packets between pods pass through this node.
     pub fast_path: watch::Sender<State>,
     /// Whether pods can be connected.
     pub ready: watch::Sender<bool>,

@@ -41,7 +41,7 @@ pub struct Sources {
     pub datapath: Datapath,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
-    /// How pods of this node reach each other.
+    /// How packets between pods pass through this node.
     pub fast_path: Receiver<fast_path::State>,
     /// Where the fast path's counters are pinned.
     pub pin_dir: PathBuf,
@@ -224,7 +224,7 @@ impl Sources {
             .into()
     }
 
-    /// How pods of this node reach each other, and why not by the fast path where it is refused.
+    /// How packets between pods pass through this node, and why not by the fast path where it is refused.
     fn fast_path_status(&self) -> Value {
         let state = self.fast_path.borrow().clone();
         match &state {
@@ -242,7 +242,7 @@ impl Sources {
         ];
         page.gauges(
             "causeway_fast_path",
-            "1 for the way in which pods of this node reach each other.",
+            "1 for the way that packets between pods take on this node: the fast path, or the network stack.",
             states.map(|possible| {
                 let name = possible.name();
                 (labels(&[("state", name)]), bit(name == state.name()))
@@ -251,7 +251,7 @@ impl Sources {
         match ebpf::fast_path::counters(&self.pin_dir) {
             Ok(counters) => page.counters(
                 "causeway_fast_path_packets_total",
-                "Packets that pods sent: given to another pod, or why they went through the network stack.",
+                "Packets from pods and from the tunnel: given to a pod of this node, sent through the tunnel, or why they went through the network stack.",
                 counters
                     .into_iter()
                     .flatten()

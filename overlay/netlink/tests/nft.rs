@@ -448,7 +448,7 @@ mod privileged {
     }
 
     #[test]
-    fn filters_are_the_chains_that_may_drop_what_passes_through() {
+    fn filters_are_the_chains_that_may_drop_what_passes_through_or_is_for_the_node() {
         in_namespace("nft-filters", || {
             let mut nft = Nft::open().expect("nftables");
             assert_eq!(nft.filters().expect("listed"), [], "nothing is there");
@@ -458,13 +458,13 @@ mod privileged {
                 "add chain ip idle forward { type filter hook forward priority 0; }",
                 "add chain ip idle jumped",
                 "add rule ip idle jumped drop",
-                "add chain ip idle input { type filter hook input priority 0; policy drop; }",
                 "add chain ip idle nat { type nat hook prerouting priority -100; }",
             ] {
                 run(&format!("nft {rules}"));
             }
             assert_eq!(nft.filters().expect("listed"), [], "{}", listing());
             for rules in [
+                "add chain ip idle input { type filter hook input priority 0; policy drop; }",
                 "add chain ip idle late { type filter hook postrouting priority 0; policy drop; }",
                 "add table inet firewall",
                 "add chain inet firewall forward { type filter hook forward priority 0; }",
@@ -481,15 +481,24 @@ mod privileged {
             let found = nft.filters().expect("listed");
             let mut found: Vec<_> = found
                 .iter()
-                .map(|filter| (filter.family, filter.table.as_str(), filter.chain.as_str()))
+                .map(|filter| {
+                    let netlink::nft::Filter {
+                        family,
+                        table,
+                        chain,
+                        is_of_node,
+                    } = filter;
+                    (*family, table.as_str(), chain.as_str(), *is_of_node)
+                })
                 .collect();
             found.sort_unstable();
             let expected = [
-                ("inet", "firewall", "early"),
-                ("inet", "firewall", "forward"),
-                ("ip", "idle", "late"),
-                ("ip", "idle", "nat"),
-                ("ip6", "raw", "prerouting"),
+                ("inet", "firewall", "early", false),
+                ("inet", "firewall", "forward", false),
+                ("ip", "idle", "input", true),
+                ("ip", "idle", "late", false),
+                ("ip", "idle", "nat", false),
+                ("ip6", "raw", "prerouting", false),
             ];
             assert_eq!(found, expected, "{}", listing());
         });

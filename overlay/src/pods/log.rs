@@ -14,6 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+/// More than a record has.
+const TRIED_BYTES: usize = 4096;
+
 /// What was read at the start.
 #[derive(Debug)]
 pub(super) struct Recovered<R> {
@@ -37,6 +40,8 @@ pub(super) struct Log {
 struct Tail {
     file: File,
     good_bytes: u64,
+    /// Something may stand behind them that is to be cut off before the next record.
+    is_dirty: bool,
 }
 
 #[derive(Default)]
@@ -46,6 +51,8 @@ struct Queue {
     last: u64,
     durable: u64,
     failed: Option<(u64, io::ErrorKind)>,
+    /// Whether the latest write failed.
+    is_broken: bool,
     writing: bool,
 }
 
@@ -75,7 +82,11 @@ impl Log {
             path: path.to_owned(),
             queue: Mutex::default(),
             progress: Condvar::new(),
-            file: Mutex::new(Tail { file, good_bytes }),
+            file: Mutex::new(Tail {
+                file,
+                good_bytes,
+                is_dirty: false,
+            }),
             lines: AtomicUsize::new(recovered.records.len()),
         };
         Ok((log, recovered))
@@ -122,19 +133,30 @@ impl Log {
             let bytes = std::mem::take(&mut queue.waiting);
             let last = queue.last;
             drop(queue);
-            let written = self
-                .file
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(&bytes);
+            let mut file = self.lock_file();
+            let written = file.extend(&bytes);
             queue = self.lock_queue();
             queue.writing = false;
+            queue.is_broken = written.is_err();
+            drop(file);
             match written {
                 Ok(()) => queue.durable = last,
                 Err(error) => queue.failed = Some((last, error.kind())),
             }
             self.progress.notify_all();
         }
+    }
+
+    /// Whether a record could be written now: after a write that failed it is tried out.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if !self.lock_queue().is_broken {
+            return Ok(());
+        }
+        // The file is held until it is noted, so that nothing newer is overwritten.
+        let mut file = self.lock_file();
+        let tried = file.try_out();
+        self.lock_queue().is_broken = tried.is_err();
+        tried
     }
 
     /// Replaces the whole file by these records: written beside it, synced, renamed over it. Whoever calls it must keep
@@ -158,13 +180,17 @@ impl Log {
         file.sync_data()?;
         std::fs::rename(&fresh, &self.path)?;
         sync_directory(&self.path)?;
-        let mut tail = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        *tail = Tail {
+        *self.lock_file() = Tail {
             file,
             good_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            is_dirty: false,
         };
         self.lines.store(lines, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn lock_file(&self) -> MutexGuard<'_, Tail> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_queue(&self) -> MutexGuard<'_, Queue> {
@@ -175,15 +201,38 @@ impl Log {
 impl Tail {
     /// Appends and syncs; after a failure the file ends where it ended before.
     fn extend(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        let written = self.write(bytes);
         match written {
-            Ok(()) => self.good_bytes += u64::try_from(bytes.len()).unwrap_or(0),
-            Err(_) => {
-                self.file.set_len(self.good_bytes)?;
-                self.file.seek(SeekFrom::Start(self.good_bytes))?;
+            Ok(()) => {
+                self.good_bytes += u64::try_from(bytes.len()).unwrap_or(0);
+                self.is_dirty = false;
             }
+            Err(_) => self.cut()?,
         }
         written
+    }
+
+    /// Appends and syncs what is no record, and takes it back. A crash in between leaves a torn end.
+    fn try_out(&mut self) -> io::Result<()> {
+        let written = self.write(&[b' '; TRIED_BYTES]);
+        self.cut()?;
+        written
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_dirty {
+            self.cut()?;
+        }
+        self.is_dirty = true;
+        self.file.write_all(bytes)?;
+        self.file.sync_data()
+    }
+
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.good_bytes)?;
+        self.file.seek(SeekFrom::Start(self.good_bytes))?;
+        self.is_dirty = false;
+        Ok(())
     }
 }
 

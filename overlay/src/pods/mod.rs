@@ -362,15 +362,25 @@ impl PodNetwork {
     /// Whether an ADD would be served now.
     ///
     /// # Errors
-    /// What it waits for, or that no address is left.
+    /// What it waits for, that no address is left, or that the log cannot be written.
     pub fn ready(&self) -> Result<(), PodError> {
-        let state = self.lock();
-        match &state.place {
-            Place::Waiting { reason } => Err(PodError::NotReady {
-                reason: reason.clone(),
-            }),
-            Place::Ready { subnets, .. } => state.choose(subnets, &[], &AttachmentKey::default()).map(drop),
+        {
+            let state = self.lock();
+            match &state.place {
+                Place::Waiting { reason } => {
+                    return Err(PodError::NotReady {
+                        reason: reason.clone(),
+                    });
+                }
+                Place::Ready { subnets, .. } => {
+                    state.choose(subnets, &[], &AttachmentKey::default())?;
+                }
+            }
         }
+        self.shared.log.check().map_err(|source| PodError::Log {
+            path: self.shared.path.clone(),
+            source,
+        })
     }
 
     /// New pods get an address of each of these subnets. Those that have addresses elsewhere keep them.

@@ -67,14 +67,14 @@ mod privileged {
         assert!(output.status.success(), "{rule}: {output:?}");
     }
 
-    /// Each node has the programs at its pod's device and at both tunnels'.
+    /// Each node has the programs at its pod's device, at both tunnels' and at the underlay's.
     #[track_caller]
     fn await_on(cluster: &Cluster, nodes: &[Node<'_>]) {
         for (number, node) in nodes.iter().enumerate() {
             node.await_status("the fast path is on", |status| status.fast_path == State::On);
             let links = cluster.pin_dir(number).join("pods/v2/links");
             let links = || std::fs::read_dir(&links).map_or(0, Iterator::count);
-            wait::until_value("the programs are attached", SOON, links, |links| *links == 3);
+            wait::until_value("the programs are attached", SOON, links, |links| *links == 4);
         }
     }
 
@@ -104,9 +104,10 @@ mod privileged {
             let after = [0, 1].map(|number| counters(&cluster, number));
             for (before, after) in before.iter().zip(&after) {
                 let more = |name: &str| after[name] - before[name];
+                let given = more("given") + more("unwrapped");
                 // The client's node sends, the server's gives, and the reverse for what comes back.
                 assert!(
-                    more("sent") > 20 && more("given") > 20,
+                    more("sent") > 20 && given > 20 && more("unwrapped") > 0,
                     "{family}: {before:?} {after:?}"
                 );
                 assert_eq!(more("other_flow"), 0, "{family}: {before:?} {after:?}");
@@ -181,12 +182,61 @@ mod privileged {
         let mut stream = connect(&pods[0], service);
         exchange(&mut stream);
         let after = counters(&cluster, 0);
-        assert_eq!(
-            after["given"], before["given"],
-            "the client would not know the answer's source"
-        );
+        for counter in ["given", "unwrapped"] {
+            assert_eq!(
+                after[counter], before[counter],
+                "the client would not know the answer's source"
+            );
+        }
         // The other node sees a connection from pod to pod, which it is there.
-        assert!(counters(&cluster, 1)["given"] > 20);
+        let after = counters(&cluster, 1);
+        assert!(after["given"] + after["unwrapped"] > 20, "{after:?}");
         nft(host, "delete table ip causeway-test");
+    }
+
+    /// Somebody's rules for packets to the node, which a wrapped packet is one of.
+    #[test]
+    fn where_others_have_rules_for_packets_to_the_node_the_stack_unwraps_them() {
+        let Some(cluster) = Cluster::new("input", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(&cluster, &nodes);
+        serve(&pods[1]);
+        let host = nodes[1].host;
+        nft(host, "add table inet firewall");
+        nft(
+            host,
+            "add chain inet firewall input { type filter hook input priority 0; }",
+        );
+        nft(host, "add rule inet firewall input udp dport 8472 counter");
+        let links = || {
+            let pins = std::fs::read_dir(cluster.pin_dir(1).join("pods/v2/links"));
+            pins.map_or(0, Iterator::count)
+        };
+        wait::until_value("the underlay's device is left alone", SOON, links, |links| {
+            *links == 3
+        });
+        // A link whose pin is gone goes in the kernel's own time.
+        wait::until("the stack unwraps", SOON, || {
+            let before = counters(&cluster, 1);
+            exchange(&mut connect(&pods[0], pods[1].address));
+            let after = counters(&cluster, 1);
+            let given = after["given"] > before["given"];
+            if given && after["unwrapped"] == before["unwrapped"] {
+                Ok(())
+            } else {
+                Err(after)
+            }
+        });
+        assert_eq!(nodes[1].status.borrow().fast_path, State::On);
+        nft(host, "delete table inet firewall");
+        wait::until_value("the underlay's device is looked at", SOON, links, |links| {
+            *links == 4
+        });
+        let before = counters(&cluster, 1)["unwrapped"];
+        exchange(&mut connect(&pods[0], pods[1].address));
+        assert!(counters(&cluster, 1)["unwrapped"] > before);
     }
 }

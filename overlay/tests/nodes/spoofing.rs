@@ -1,7 +1,7 @@
 //! What is sent in another's name does not arrive: by pods, through the tunnel, and to the tunnel.
 
 mod privileged {
-    use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
     use std::time::Duration;
 
     use model::IpFamily;
@@ -193,7 +193,7 @@ mod privileged {
             } else {
                 &nodes[1]
             };
-            let forged = tunnelled(node, address(&pod, family), address(&victim, family));
+            let forged = datagram(node, address(&pod, family), address(&victim, family));
             let server = bind(&victim.host, address(&victim, family), 7011);
             let client = bind(&pod.host, address(&pod, family), 0);
             client.send_to(&forged, (to, 8472)).expect("sent");
@@ -235,7 +235,7 @@ mod privileged {
             .parse()
             .expect("an address");
             let arrives = |from: &Host, source: IpAddr| {
-                let packet = tunnelled(&nodes[0], source, address(&victim, family));
+                let packet = datagram(&nodes[0], source, address(&victim, family));
                 let client = bind(from, nodes_address_of(from, &cluster, family), 0);
                 client.send_to(&packet, to).expect("sent");
                 server.recv_from(&mut [0; 16]).is_ok()
@@ -254,6 +254,25 @@ mod privileged {
             for (from, source, wanted, what) in rows {
                 assert_eq!(arrives(from, source), wanted, "{family:?} {what}: {source}");
             }
+            // Connections, which pass by the rules: each is followed by one that arrives.
+            let requests = Requests::count(&victim.host);
+            let send = |from: &Host, source: IpAddr| {
+                let packet = request(&nodes[0], source, address(&victim, family));
+                let client = bind(from, nodes_address_of(from, &cluster, family), 0);
+                client.send_to(&packet, to).expect("sent");
+            };
+            for (from, source, wanted, what) in rows {
+                let before = requests.seen();
+                send(from, source);
+                send(second, address(&friend, family));
+                let expected = before + 1 + u64::from(wanted);
+                wait::until_value(
+                    &format!("{family:?} {what}: {source}"),
+                    SOON,
+                    || requests.seen(),
+                    |seen| *seen == expected,
+                );
+            }
             await_talk_over(family, &victim, &other);
         }
         // A node that leaves is a stranger from then on.
@@ -267,7 +286,7 @@ mod privileged {
         nodes[0].await_others(1);
         let server = bind(&victim.host, address(&victim, IpFamily::V4), 7011);
         let to = SocketAddr::new(nodes_address(0, IpFamily::V4), 8472);
-        let packet = tunnelled(
+        let packet = datagram(
             &nodes[0],
             address(&friend, IpFamily::V4),
             address(&victim, IpFamily::V4),
@@ -291,8 +310,62 @@ mod privileged {
         }
     }
 
-    /// VXLAN, Ethernet, IP and UDP headers of a datagram to port 7011, for a node's tunnel.
-    fn tunnelled(node: &Node<'_>, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    /// SYNs that reach a pod at port 7013, counted and not answered.
+    struct Requests<'h>(&'h Host);
+
+    impl<'h> Requests<'h> {
+        fn count(host: &'h Host) -> Self {
+            for rule in [
+                "add table inet cwt",
+                "flush table inet cwt",
+                "add counter inet cwt requests",
+                "add chain inet cwt input { type filter hook input priority 0; }",
+                "add rule inet cwt input tcp dport 7013 counter name requests drop",
+            ] {
+                let output = host.command("nft", &[rule]).expect("nft runs");
+                assert!(output.status.success(), "{rule}: {output:?}");
+            }
+            Self(host)
+        }
+
+        fn seen(&self) -> u64 {
+            let output = self
+                .0
+                .command("nft", &["list", "counter", "inet", "cwt", "requests"]);
+            let listed = output.expect("nft runs").stdout;
+            let mut words = listed.split_whitespace().skip_while(|word| *word != "packets");
+            words
+                .nth(1)
+                .and_then(|count| count.parse().ok())
+                .expect("a number")
+        }
+    }
+
+    /// A datagram to port 7011 in a packet for a node's tunnel.
+    fn datagram(node: &Node<'_>, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+        let payload = b"forged";
+        let len = u16::try_from(8 + payload.len()).expect("short");
+        let mut datagram = [7012_u16, 7011, len, 0].map(u16::to_be_bytes).concat();
+        datagram.extend(payload);
+        tunnelled(node, source, destination, (17, 6), datagram)
+    }
+
+    /// A SYN to port 7013 in a packet for a node's tunnel.
+    fn request(node: &Node<'_>, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+        let segment = [7012_u16, 7013, 0, 1, 0, 0, 0x5002, 1024, 0, 0]
+            .map(u16::to_be_bytes)
+            .concat();
+        tunnelled(node, source, destination, (6, 16), segment)
+    }
+
+    /// VXLAN, Ethernet and IP headers around a packet of a protocol, whose checksum is at a place.
+    fn tunnelled(
+        node: &Node<'_>,
+        source: IpAddr,
+        destination: IpAddr,
+        (protocol, checksum_at): (u8, usize),
+        mut inner: Vec<u8>,
+    ) -> Vec<u8> {
         let (device, ethertype) = match destination {
             IpAddr::V4(_) => ("flannel.1", 0x0800_u16),
             IpAddr::V6(_) => ("flannel-v6.1", 0x86dd),
@@ -302,13 +375,25 @@ mod privileged {
         packet.extend(mac);
         packet.extend([2, 0, 0, 0, 0, 0x55]);
         packet.extend(ethertype.to_be_bytes());
-        let udp = udp(source, destination, b"forged");
-        let len = u16::try_from(udp.len()).expect("short");
+        let len = u16::try_from(inner.len()).expect("short");
+        // RFC 768, RFC 9293 §3.1, RFC 8200 §8.1: addresses, protocol and length stand before it.
+        let octets = |address| match address {
+            IpAddr::V4(address) => Ipv4Addr::octets(&address).to_vec(),
+            IpAddr::V6(address) => Ipv6Addr::octets(&address).to_vec(),
+        };
+        let pseudo = [
+            octets(source),
+            octets(destination),
+            vec![0, protocol],
+            len.to_be_bytes().to_vec(),
+        ];
+        let sum = checksum(&[pseudo.concat(), inner.clone()].concat());
+        inner[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
         match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut header = vec![0x45, 0];
                 header.extend((len + 20).to_be_bytes());
-                header.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+                header.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
                 header.extend(source.octets());
                 header.extend(destination.octets());
                 let sum = checksum(&header);
@@ -318,35 +403,14 @@ mod privileged {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 packet.extend([0x60, 0, 0, 0]);
                 packet.extend(len.to_be_bytes());
-                packet.extend([17, 64]);
+                packet.extend([protocol, 64]);
                 packet.extend(source.octets());
                 packet.extend(destination.octets());
             }
             _ => panic!("{source} and {destination}"),
         }
-        packet.extend(udp);
+        packet.extend(inner);
         packet
-    }
-
-    fn udp(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
-        let octets = |address| match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        let len = u16::try_from(8 + payload.len()).expect("short");
-        let mut datagram = [7012_u16, 7011, len, 0].map(u16::to_be_bytes).concat();
-        datagram.extend(payload);
-        // RFC 768, RFC 8200 §8.1: addresses, protocol and length stand before the datagram.
-        let pseudo = [
-            octets(source),
-            octets(destination),
-            vec![0, 17],
-            len.to_be_bytes().to_vec(),
-        ]
-        .concat();
-        let sum = checksum(&[pseudo, datagram.clone()].concat());
-        datagram[6..8].copy_from_slice(&sum.to_be_bytes());
-        datagram
     }
 
     /// RFC 1071.

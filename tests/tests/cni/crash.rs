@@ -76,7 +76,7 @@ fn nothing_leaked(subject: &Subject) {
 
 #[test]
 fn a_plugin_that_is_killed_at_any_call_leaves_nothing_once_it_was_deleted() {
-    let claim = "CNI: a plugin that is killed";
+    let claim = "CNI: a plugin that is killed (F6)";
     if !std::path::Path::new("/usr/bin/strace").exists() {
         return tests::skipped(claim, "strace is not installed");
     }
@@ -131,7 +131,7 @@ const ROUNDS_FULL: usize = 1250;
 
 #[test]
 fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_left() {
-    let Some(subject) = Subject::ours_with_five_addresses("CNI: a storm") else {
+    let Some(subject) = Subject::ours_with_five_addresses("CNI: a storm (F6)") else {
         return;
     };
     let full = std::env::var_os("CAUSEWAY_TEST_FULL").is_some();
@@ -220,7 +220,7 @@ impl Drop for Strace {
 
 #[test]
 fn an_agent_that_is_killed_while_it_serves_gives_no_address_twice() {
-    let Some(subject) = Subject::ours_with_five_addresses("CNI: an agent that is killed") else {
+    let Some(subject) = Subject::ours_with_five_addresses("CNI: an agent that is killed (F6)") else {
         return;
     };
     let (kept, result) = subject.add("kept");
@@ -256,7 +256,7 @@ fn an_agent_that_is_killed_while_it_serves_gives_no_address_twice() {
 
 #[test]
 fn while_the_disk_fails_nothing_is_given_and_afterwards_everything_is() {
-    let claim = "CNI: a disk that fails";
+    let claim = "CNI: a disk that fails (F7)";
     if !std::path::Path::new("/usr/bin/strace").exists() {
         return tests::skipped(claim, "strace is not installed");
     }
@@ -281,7 +281,11 @@ fn while_the_disk_fails_nothing_is_given_and_afterwards_everything_is() {
             Some(5),
             "{error}: it may still be in use by the log's word: {ran:?}"
         );
+        let status = subject.call("STATUS", "c1", &pod.path()).run();
+        assert_eq!(status.code(), Some(50), "{error}: {status:?}");
         drop(strace);
+        let status = subject.call("STATUS", "c1", &pod.path()).run();
+        assert!(status.success, "after {error}: {status:?}");
         let ran = subject.call("ADD", "c1", &pod.path()).run();
         assert!(ran.success, "after {error}: {ran:?}");
         assert_ne!(

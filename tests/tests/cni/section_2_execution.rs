@@ -62,7 +62,7 @@ fn a_missing_or_wrong_parameter_is_code_4() {
 
 #[test]
 fn add_connects_and_del_leaves_nothing_however_often_and_whatever_is_missing() {
-    for subject in Subject::all("CNI §2: ADD and DEL") {
+    for subject in Subject::all("CNI §2: ADD and DEL (F10)") {
         let (pod, result) = subject.add("c1");
         let sandbox = pod.path();
         let of_pod = |interface: &&serde_json::Value| interface["sandbox"] == json!(sandbox);
@@ -141,7 +141,7 @@ fn addresses_are_given_once_and_come_back() {
 
 #[test]
 fn a_hundred_at_once_get_an_address_each_and_leave_none() {
-    let Some(subject) = Subject::ours("CNI §2: a hundred at once") else {
+    let Some(subject) = Subject::ours("CNI §2: a hundred at once (F11)") else {
         return;
     };
     let results: Vec<_> = std::thread::scope(|scope| {
@@ -170,7 +170,7 @@ fn a_hundred_at_once_get_an_address_each_and_leave_none() {
 
 #[test]
 fn an_interface_that_is_there_is_refused_and_stays_as_it_is() {
-    for subject in Subject::all("CNI §2: ADD twice") {
+    for subject in Subject::all("CNI §2: ADD twice (F9)") {
         let (pod, result) = subject.add("c1");
         let show = || {
             pod.command("ip", &["-o", "addr", "show", "eth0"])

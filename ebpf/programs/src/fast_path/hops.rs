@@ -7,14 +7,16 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::Ip;
-use ebpf_common::pods::{ADDRESS_BITS, Hop, PodCounter, PodFlow, PodFlowKey};
+use ebpf_common::pods::{ADDRESS_BITS, Hop, PodCounter, PodFlow, PodFlowKey, Remote, Tunnel};
 
-use crate::packet::{Header, Says, Segment, V4, V6, device, protocol};
+use crate::packet::{Header, Says, Segment, V4, V6, Wrapping, device, protocol};
 
 #[map]
 static PODS: HashMap<Ip, Hop> = HashMap::pinned(1024, 0);
 #[map]
-static REMOTES: LpmTrie<Ip, Hop> = LpmTrie::pinned(1024, 0);
+static REMOTES: LpmTrie<Ip, Remote> = LpmTrie::pinned(1024, 0);
+#[map]
+static TUNNELS: Array<Tunnel> = Array::pinned(Tunnel::COUNT, 0);
 #[map]
 static POD_FLOWS: LruHashMap<PodFlowKey, PodFlow> = LruHashMap::pinned(1024, 0);
 #[map]
@@ -28,11 +30,46 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     forward::<Pod>(&ctx)
 }
 
-/// tcx ingress of the tunnel's device: the packet is unwrapped, and came by the rules that look at who may send what
-/// through the tunnel (`overlay::guard`), since those see the outer packet.
+/// tcx ingress of the tunnel's device: the packet is unwrapped. Who may send what through the tunnel was looked at by
+/// `overlay::guard`, which sees the outer packet, where `antiSpoofing` is on.
 #[classifier]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
-    forward::<Tunnel>(&ctx)
+    forward::<Nodes>(&ctx)
+}
+
+/// tcx ingress of the underlay's device: what the tunnel's device and [`from_tunnel`] would make of the packet, at once.
+/// Whatever is not surely that goes to the stack, and by it to the tunnel's device.
+#[classifier]
+pub fn from_underlay(ctx: TcContext) -> i32 {
+    let hop = match protocol(&ctx) {
+        V4::ETHERTYPE => unwrap::<V4>(&ctx, Tunnel::V4),
+        V6::ETHERTYPE => unwrap::<V6>(&ctx, Tunnel::V6),
+        _ => None,
+    };
+    match hop {
+        Some(hop) => {
+            count(PodCounter::UNWRAPPED);
+            // SAFETY: as in `forward`.
+            unsafe { bpf_redirect_peer(hop.ifindex, 0) as i32 }
+        }
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+/// The pod that the packet, unwrapped and addressed to it, goes to.
+#[inline(always)]
+fn unwrap<H: Header>(ctx: &TcContext, version: u32) -> Option<Hop> {
+    let tunnel = TUNNELS.get(version).filter(|tunnel| tunnel.ifindex != 0)?;
+    let (node, mut segment) = Wrapping::<H>::read(ctx, tunnel)?;
+    // Nobody sends in another node's name.
+    let (source, _) = segment.ip.addresses();
+    if remote(source)?.node != node {
+        return None;
+    }
+    let bytes = Wrapping::<H>::packet_bytes(ctx);
+    let (hop, _) = next_hop::<Nodes, H>(&segment, tunnel.ifindex, bytes).ok()?;
+    // Unwrapped and not addressed anew it is what the stack takes for this node's to forward, which it is.
+    (Wrapping::<H>::take_off(ctx) && segment.forward(ctx, &hop)).then_some(hop)
 }
 
 /// Where packets come from.
@@ -61,7 +98,7 @@ impl Origin for Pod {
         if let Some(pod) = unsafe { PODS.get(destination) } {
             return Some((*pod, Way::Peer));
         }
-        Some((remote(destination)?, Way::Tunnel))
+        Some((remote(destination)?.hop, Way::Tunnel))
     }
 
     #[inline(always)]
@@ -71,9 +108,9 @@ impl Origin for Pod {
     }
 }
 
-struct Tunnel;
+struct Nodes;
 
-impl Origin for Tunnel {
+impl Origin for Nodes {
     /// Another node's packet to a third node is none of this one's.
     #[inline(always)]
     fn next(destination: Ip) -> Option<(Hop, Way)> {
@@ -83,13 +120,13 @@ impl Origin for Tunnel {
 
     #[inline(always)]
     fn device_of(source: Ip) -> Option<u32> {
-        remote(source).map(|hop| hop.ifindex)
+        remote(source).map(|remote| remote.hop.ifindex)
     }
 }
 
 /// The node whose subnet an address is of.
 #[inline(always)]
-fn remote(address: Ip) -> Option<Hop> {
+fn remote(address: Ip) -> Option<Remote> {
     // An element that is replaced meanwhile is freed after this program (RCU).
     REMOTES.get(Key::new(ADDRESS_BITS, address)).copied()
 }
@@ -123,9 +160,25 @@ fn forward<O: Origin>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<(Hop, Way), PodCounter> {
     let mut segment = Segment::<H>::read(ctx).ok_or(PodCounter::OTHER_PACKET)?;
+    let bytes = segment.packet_bytes(ctx);
+    let (to, way) = next_hop::<O, H>(&segment, device(ctx), bytes)?;
+    if segment.forward(ctx, &to) {
+        Ok((to, way))
+    } else {
+        Err(PodCounter::OTHER_PACKET)
+    }
+}
+
+/// Where a packet of so many bytes goes that came by a device.
+#[inline(always)]
+fn next_hop<O: Origin, H: Header>(
+    segment: &Segment<H>,
+    from: u32,
+    bytes: u32,
+) -> Result<(Hop, Way), PodCounter> {
     let (source, destination) = segment.ip.addresses();
     let (to, way) = O::next(destination).ok_or(PodCounter::NO_POD)?;
-    if segment.packet_bytes(ctx) > to.mtu {
+    if bytes > to.mtu {
         return Err(PodCounter::TOO_BIG);
     }
     if segment.ip.hops_left() <= 1 {
@@ -134,19 +187,12 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<(Hop, Way), PodC
     let (source_port, destination_port) = segment.tcp.ports();
     let key = PodFlowKey::new(source, source_port, destination, destination_port);
     let key = key.ok_or(PodCounter::OTHER_FLOW)?;
-    let path = Path {
-        from: device(ctx),
-        to: to.ifindex,
-    };
+    let path = Path { from, to: to.ifindex };
     match segment.tcp.says() {
         Says::Open => open::<O>(&key, source, path)?,
         says => follow(&key, path, says)?,
     }
-    if segment.forward(ctx, &to) {
-        Ok((to, way))
-    } else {
-        Err(PodCounter::OTHER_PACKET)
-    }
+    Ok((to, way))
 }
 
 /// Indices of the devices by which it comes and goes.

@@ -1,14 +1,24 @@
-//! A TCP segment's headers, copied out of the packet and written back: `[Ethernet:14][IP:20 or 40][TCP:20…]`.
+//! A TCP segment's headers, copied out of the packet and written back: `[Ethernet:14][IP:20 or 40][TCP:20…]`; and those
+//! that wrap it in the tunnel's packets: `[Ethernet:14][IP:20 or 40][UDP:8][VXLAN:8]`.
 
-use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::helpers::{bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::pods::Hop;
+use ebpf_common::pods::{Hop, Tunnel};
 
 const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// Both bits of explicit congestion notification: CE.
+const CONGESTION: u8 = 0b11;
+
+/// The header has a network identifier, and nothing else (RFC 7348 §5).
+const VXLAN_PLAIN: u32 = 0x0800_0000_u32.to_be();
 
 /// Version 4, five words: a header without options.
 const PLAIN_V4: u8 = 0x45;
@@ -91,10 +101,12 @@ pub trait Header: Copy {
     /// Bytes of it that [`Header::hop`] may change, from its beginning.
     const WRITTEN: u32;
 
-    /// No options, no extension headers, no fragment, TCP.
-    fn is_plain_tcp(&self) -> bool;
+    /// No options, no extension headers, no fragment, this protocol.
+    fn is_plain(&self, protocol: u8) -> bool;
     /// Source and destination.
     fn addresses(&self) -> (Ip, Ip);
+    /// Whether a router on the way says that it is congested (RFC 3168 §5).
+    fn is_congested(&self) -> bool;
     /// How many hops it may go on, this one included.
     fn hops_left(&self) -> u8;
     /// One hop less, as a router does it.
@@ -123,15 +135,18 @@ impl Header for V4 {
     const WRITTEN: u32 = 12;
 
     #[inline(always)]
-    fn is_plain_tcp(&self) -> bool {
-        self.version_and_length == PLAIN_V4
-            && self.fragment & FRAGMENT_BITS == 0
-            && self.protocol == IPPROTO_TCP
+    fn is_plain(&self, protocol: u8) -> bool {
+        self.version_and_length == PLAIN_V4 && self.fragment & FRAGMENT_BITS == 0 && self.protocol == protocol
     }
 
     #[inline(always)]
     fn addresses(&self) -> (Ip, Ip) {
         (Ip::v4(self.source), Ip::v4(self.destination))
+    }
+
+    #[inline(always)]
+    fn is_congested(&self) -> bool {
+        self.service & CONGESTION == CONGESTION
     }
 
     #[inline(always)]
@@ -166,13 +181,18 @@ impl Header for V6 {
     const WRITTEN: u32 = 8;
 
     #[inline(always)]
-    fn is_plain_tcp(&self) -> bool {
-        self.next_header == IPPROTO_TCP
+    fn is_plain(&self, protocol: u8) -> bool {
+        self.next_header == protocol
     }
 
     #[inline(always)]
     fn addresses(&self) -> (Ip, Ip) {
         (Ip(self.source), Ip(self.destination))
+    }
+
+    #[inline(always)]
+    fn is_congested(&self) -> bool {
+        (u32::from_be(self.version_and_class) >> 20) as u8 & CONGESTION == CONGESTION
     }
 
     #[inline(always)]
@@ -199,33 +219,33 @@ impl<H: Header> Segment<H> {
     /// None for what is not a plain TCP segment of this version of IP.
     #[inline(always)]
     pub fn read(ctx: &TcContext) -> Option<Self> {
+        let segment = Self::read_at(ctx, 0)?;
+        (!is_tagged(ctx) && is_for_the_node(ctx)).then_some(segment)
+    }
+
+    /// The same of what begins so many bytes behind the packet's begin.
+    #[inline(always)]
+    fn read_at(ctx: &TcContext, at: u32) -> Option<Self> {
         let mut segment = core::mem::MaybeUninit::<Self>::zeroed();
         let bytes = ETHERNET_BYTES + H::BYTES + size_of::<Tcp>() as u32 - 2;
         // SAFETY: the struct is two bytes longer in front than what is written here, and the helper writes all or
         // nothing.
         let result = unsafe {
             let start = segment.as_mut_ptr().cast::<u8>().add(PAD_BYTES);
-            bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, start.cast(), bytes)
+            bpf_skb_load_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes)
         };
         // SAFETY: all zero, or overwritten by the packet's bytes; integers take any.
         let segment = unsafe { segment.assume_init() };
-        let plain = result == 0
-            && !is_tagged(ctx)
-            && is_for_the_node(ctx)
-            && segment.ethernet.kind == H::ETHERTYPE
-            && segment.ip.is_plain_tcp();
+        let plain = result == 0 && segment.ethernet.kind == H::ETHERTYPE && segment.ip.is_plain(IPPROTO_TCP);
         plain.then_some(segment)
     }
 
     /// The largest IP packet that this is, or that it will be cut into, in bytes.
     #[inline(always)]
     pub fn packet_bytes(&self, ctx: &TcContext) -> u32 {
-        // SAFETY: the context pointer is valid for the call; the verifier rewrites the load, which must be a whole word.
-        let gso_bytes = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).gso_size) };
-        if gso_bytes == 0 {
-            ctx.len() - ETHERNET_BYTES
-        } else {
-            H::BYTES + self.tcp.bytes() + gso_bytes
+        match gso_bytes(ctx) {
+            0 => ctx.len() - ETHERNET_BYTES,
+            bytes => H::BYTES + self.tcp.bytes() + bytes,
         }
     }
 
@@ -235,46 +255,126 @@ impl<H: Header> Segment<H> {
         self.ethernet.destination = to.there;
         self.ethernet.source = to.here;
         self.ip.hop();
+        // A device may have summed up the packet from its IP header on: what changes there is told to the sum.
+        self.store(ctx, 0, ETHERNET_BYTES, 0)
+            && self.store(ctx, ETHERNET_BYTES, H::WRITTEN, BPF_F_RECOMPUTE_CSUM.into())
+    }
+
+    /// Writes so many bytes of the frame from a place on. Whether it could.
+    #[inline(always)]
+    fn store(&self, ctx: &TcContext, at: u32, bytes: u32, flags: u64) -> bool {
         // SAFETY: the struct holds as many bytes after its first two.
         let result = unsafe {
-            let start = (&raw const *self).cast::<u8>().add(PAD_BYTES);
-            bpf_skb_store_bytes(
-                ctx.skb.skb.cast(),
-                0,
-                start.cast(),
-                ETHERNET_BYTES + H::WRITTEN,
-                0,
-            )
+            let start = (&raw const *self).cast::<u8>().add(PAD_BYTES + at as usize);
+            bpf_skb_store_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes, flags)
         };
         result == 0
     }
 }
 
+/// The headers around a segment that came through the tunnel. What another machine's stack cut up is put together here
+/// with its wrapping, and left to the stack.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Wrapping<H: Header> {
+    ethernet: Ethernet,
+    ip: H,
+    udp_source: u16,
+    udp_destination: u16,
+    udp_length: u16,
+    udp_checksum: u16,
+    vxlan_flags: u32,
+    vxlan_network: u32,
+}
+
+impl<H: Header> Wrapping<H> {
+    /// What is around the segment's own frame, behind the packet's first MAC addresses.
+    const BYTES: u32 = H::BYTES + 8 + 8 + ETHERNET_BYTES;
+
+    /// The address that sent it, and the segment in it. None for what is not surely for the tunnel's device, or holds
+    /// something else.
+    #[inline(always)]
+    pub fn read(ctx: &TcContext, tunnel: &Tunnel) -> Option<(Ip, Segment<H>)> {
+        let mut wrapping = core::mem::MaybeUninit::<Self>::zeroed();
+        // SAFETY: as in `Segment::read_at`.
+        let result = unsafe {
+            let start = wrapping.as_mut_ptr().cast::<u8>().add(PAD_BYTES);
+            let bytes = ETHERNET_BYTES + H::BYTES + 8 + 8;
+            bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, start.cast(), bytes)
+        };
+        // SAFETY: likewise.
+        let wrapping = unsafe { wrapping.assume_init() };
+        if result != 0
+            || wrapping.udp_destination != tunnel.port.0
+            || wrapping.vxlan_flags != VXLAN_PLAIN
+            || wrapping.vxlan_network != tunnel.vni
+            || wrapping.ethernet.kind != H::ETHERTYPE
+            || !wrapping.ip.is_plain(IPPROTO_UDP)
+            || is_tagged(ctx)
+            || !is_for_the_node(ctx)
+            || gso_bytes(ctx) != 0
+            // Only the stack tells the inner packet of it (RFC 6040).
+            || wrapping.ip.is_congested()
+        {
+            return None;
+        }
+        let (source, destination) = wrapping.ip.addresses();
+        if destination != tunnel.local {
+            return None;
+        }
+        let segment = Segment::read_at(ctx, Self::BYTES)?;
+        (segment.ethernet.destination == tunnel.mac).then_some((source, segment))
+    }
+
+    /// How many bytes the IP packet in it has.
+    #[inline(always)]
+    pub fn packet_bytes(ctx: &TcContext) -> u32 {
+        ctx.len() - ETHERNET_BYTES - Self::BYTES
+    }
+
+    /// Takes it off: the frame in it remains. Whether it could.
+    #[inline(always)]
+    pub fn take_off(ctx: &TcContext) -> bool {
+        // The kernel forgets that the checksum of the outer packet was right, which says nothing of the inner one's.
+        // SAFETY: a plain helper call; copies of headers are this program's own.
+        let result =
+            unsafe { bpf_skb_adjust_room(ctx.skb.skb.cast(), -(Self::BYTES as i32), BPF_ADJ_ROOM_MAC, 0) };
+        result == 0
+    }
+}
+
+/// How long the segments are that the packet will be cut into; 0 where it will not.
+#[inline(always)]
+fn gso_bytes(ctx: &TcContext) -> u32 {
+    // SAFETY: the context pointer is valid for the call; the verifier rewrites the load, which must be a whole word.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).gso_size) }
+}
+
 /// Whether the frame is one of a VLAN: its tag is beside the packet, not in it.
 #[inline(always)]
 fn is_tagged(ctx: &TcContext) -> bool {
-    // SAFETY: as in `packet_bytes`.
+    // SAFETY: as in `gso_bytes`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) != 0 }
 }
 
 /// Whether the frame is addressed to the device that it came in by (`PACKET_HOST`): the stack takes no other.
 #[inline(always)]
 fn is_for_the_node(ctx: &TcContext) -> bool {
-    // SAFETY: as in `packet_bytes`.
+    // SAFETY: as in `gso_bytes`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) == 0 }
 }
 
 /// Which version of IP the frame says that it carries, in network order.
 #[inline(always)]
 pub fn protocol(ctx: &TcContext) -> u16 {
-    // SAFETY: as in `packet_bytes`.
+    // SAFETY: as in `gso_bytes`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).protocol) as u16 }
 }
 
 /// The index of the device that the packet came in by.
 #[inline(always)]
 pub fn device(ctx: &TcContext) -> u32 {
-    // SAFETY: as in `packet_bytes`.
+    // SAFETY: as in `gso_bytes`.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
 }
 
@@ -282,3 +382,5 @@ const _: () = assert!(size_of::<Ethernet>() == 16);
 const _: () = assert!(size_of::<Tcp>() == 16);
 const _: () = assert!(size_of::<Segment<V4>>() == 52);
 const _: () = assert!(size_of::<Segment<V6>>() == 72);
+const _: () = assert!(size_of::<Wrapping<V4>>() == 52);
+const _: () = assert!(size_of::<Wrapping<V6>>() == 72);

@@ -73,7 +73,7 @@ pub async fn serve(
                     }
                 });
             }
-            _ = look.tick(), if !announced => match pods.ready() {
+            _ = look.tick(), if !announced => match ready(&pods).await? {
                 Ok(()) | Err(PodError::Exhausted { .. }) => {
                     announce(&config).await?;
                     part.works();
@@ -84,6 +84,14 @@ pub async fn serve(
             _ = replay.tick() => replay_deletions(socket, &pods).await,
         }
     }
+}
+
+/// Whether a pod could be connected; may wait for the disk.
+async fn ready(pods: &PodNetwork) -> anyhow::Result<Result<(), PodError>> {
+    let pods = pods.clone();
+    spawn_blocking(move || pods.ready())
+        .await
+        .context("ask whether pods can be connected")
 }
 
 /// One request and its answer.

@@ -28,7 +28,7 @@ pub struct RuleInfo {
     pub comment: Option<String>,
 }
 
-/// A base chain, of whichever owner, that may drop or change what passes through this host.
+/// A base chain, of whichever owner, that may drop or change what passes through this host, or is to or from it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Filter {
     /// Family of its table, as `nft` names it.
@@ -37,6 +37,8 @@ pub struct Filter {
     pub table: String,
     /// Its name.
     pub chain: String,
+    /// Whether it sees packets to and from the node itself alone, and none that pass through.
+    pub is_of_node: bool,
 }
 
 /// `NF_INET_INGRESS`: a device's packets before everything else, in tables of family inet.
@@ -46,7 +48,7 @@ const INET_INGRESS: u32 = 5;
 const PASSING_FAMILIES: [(u8, &str); 4] = [(1, "inet"), (2, "ip"), (5, "netdev"), (10, "ip6")];
 
 impl Nft {
-    /// Base chains of all tables that forwarded packets meet and that do something: they have a rule, or drop what no
+    /// Base chains of all tables that forwarded packets meet, or those to and from the node itself, and that do something: they have a rule, or drop what no
     /// rule accepts.
     pub fn filters(&mut self) -> Result<Vec<Filter>, Error> {
         let mut found = Vec::new();
@@ -57,20 +59,22 @@ impl Nft {
                 };
                 let number = attribute(hook, HOOK_NUMBER).and_then(be32)?;
                 let hooks = [Hook::Prerouting, Hook::Forward, Hook::Postrouting];
-                let passes = family == "netdev"
-                    || number == INET_INGRESS
-                    || hooks.iter().any(|hook| *hook as u32 == number);
+                let of_device = family == "netdev" || number == INET_INGRESS;
+                let passes = of_device || hooks.iter().any(|hook| *hook as u32 == number);
+                let local = [Hook::Input, Hook::Output];
+                let is_of_node = !of_device && local.iter().any(|hook| *hook as u32 == number);
                 let policy = attribute(payload, CHAIN_POLICY).and_then(be32);
                 // Of a base chain, only rules make use (`nft_chain` in net/netfilter/nf_tables_api.c).
                 let rules = attribute(payload, CHAIN_USE).and_then(be32);
                 let acts = rules != Some(0) || policy.is_some_and(|policy| policy != NF_ACCEPT);
-                if !passes || !acts {
+                if !(passes || is_of_node) || !acts {
                     return Some(Vec::new());
                 }
                 Some(vec![Filter {
                     family,
                     table: text(attribute(payload, CHAIN_TABLE)?),
                     chain: text(attribute(payload, CHAIN_NAME)?),
+                    is_of_node,
                 }])
             })?;
             found.extend(of_family);
