@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::wait;
 
@@ -55,7 +55,10 @@ impl Cluster {
             state_dir: state_dir.to_path_buf(),
         };
         let output = cluster.causeway("up", flags)?;
-        ensure!(output.status.success(), "causeway up: {}", everything(&output));
+        if !output.status.success() {
+            cluster.print_logs();
+            bail!("causeway up: {}", everything(&output));
+        }
         println!("{}", String::from_utf8_lossy(&output.stdout));
         Ok(cluster)
     }
