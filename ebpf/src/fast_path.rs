@@ -168,7 +168,8 @@ impl FastPath {
         Ok(removed)
     }
 
-    /// Attaches the program for an origin to a device of the calling thread's network namespace unless this very program runs there.
+    /// Attaches the program for an origin to a device of the calling thread's network namespace unless this very program
+    /// runs there.
     /// `None`: there is no such device any more.
     pub fn ensure_attached(&mut self, device: &str, origin: Origin) -> Result<Option<Attachment>, Error> {
         match self.attach(device, origin) {
@@ -243,7 +244,8 @@ impl Remotes {
     }
 }
 
-/// What became of packets that pods sent or that came through the tunnel, by name, whoever attached the programs; the counts outlive it. `None` where
+/// What became of packets that pods sent or that came through the tunnel, by name, whoever attached the programs; the
+/// counts outlive it. `None` where
 /// there is no fast path.
 pub fn counters(pin_dir: &Path) -> Result<Option<Vec<(&'static str, u64)>>, Error> {
     let name = "POD_STATS";

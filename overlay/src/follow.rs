@@ -307,12 +307,7 @@ impl Follower {
             others,
             complete: true,
         };
-        let followed = Followed {
-            network: Some(network),
-            trouble: None,
-            problems,
-        };
-        publish(&self.published, followed);
+        publish(&self.published, Followed::complete(network, problems));
     }
 
     /// Watches until something breaks, or our own lease has to be claimed again.

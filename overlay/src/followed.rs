@@ -18,6 +18,17 @@ pub(crate) struct Followed {
     pub(crate) problems: Vec<String>,
 }
 
+impl Followed {
+    /// The network as it is told now.
+    pub(crate) fn complete(network: Network, problems: Vec<String>) -> Self {
+        Self {
+            network: Some(network),
+            trouble: None,
+            problems,
+        }
+    }
+}
+
 /// Tells it, where it is new.
 pub(crate) fn publish(published: &watch::Sender<Followed>, next: Followed) {
     published.send_if_modified(|followed| {

@@ -113,12 +113,7 @@ impl Follower {
             others: others.into_iter().map(|record| record.lease).collect(),
             complete: true,
         };
-        let followed = Followed {
-            network: Some(network),
-            trouble: None,
-            problems,
-        };
-        publish(&self.published, followed);
+        publish(&self.published, Followed::complete(network, problems));
         Ok(())
     }
 

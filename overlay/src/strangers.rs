@@ -11,8 +11,8 @@ use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
 use crate::reconcile::{Mirror, PodRoute};
 
-/// How long an interface has no record before it is told: a DEL without namespace and `prevResult` takes the record while
-/// the kernel still removes the device.
+/// How long an interface has no record before it is told: a DEL without namespace and `prevResult` takes the record
+/// while the kernel still removes the device.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// Those that there are, by the name of their device on the node's side.

@@ -106,7 +106,7 @@ impl Sources {
                 ..wrong(
                     "part-failing",
                     format!("part {name}"),
-                    "the agent goes on trying; what it needs is named in the evidence",
+                    "see what the evidence names; the agent goes on trying what can pass by itself",
                 )
             }),
             Health::Starting | Health::Working => None,
@@ -253,9 +253,42 @@ fn service_text(service: &ObjectName) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::service_proxy::LookedAt;
+    use model::Snapshot;
+
     use super::super::service_proxy::samples::{frontend, name};
+    use super::super::service_proxy::{LookedAt, Tried};
     use super::*;
+
+    #[test]
+    fn services_that_are_not_programmed_are_told_apart_from_those_without_room() {
+        let proxy = ProxyProgress::default();
+        let full = ebpf::Error::Full {
+            map: "FRONTENDS",
+            capacity: 1,
+        };
+        let failures = [
+            (name("web"), full.into()),
+            (name("api"), proxy::Error::Injected("apply")),
+        ];
+        let tried = Tried {
+            applied: &[],
+            failures: &failures,
+        };
+        let (had, newest) = (Snapshot::default(), Snapshot::default());
+        proxy.state().failing.synced(tried, &had, &newest);
+        let findings = of_proxy(&proxy);
+        let short: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.id.as_str(), finding.object.as_str()))
+            .collect();
+        let expected = [
+            ("not-programmed", "Service default/api"),
+            ("map-full", "Service default/web"),
+        ];
+        assert_eq!(short, expected);
+        let evidence = &findings[1].evidence;
+        assert!(evidence.ends_with("the packet rules serve it"), "{evidence}");
+    }
 
     #[test]
     fn parts_of_services_that_are_not_served_are_named_and_missing_versions_counted() {

@@ -87,9 +87,8 @@ impl Assigned {
             v6: self.address_v6.map(IpAddr::V6),
         }
     }
-}
 
-impl Assigned {
+    /// The same, IPv4's first.
     pub(crate) fn each_address(&self) -> impl Iterator<Item = IpAddr> {
         let ByFamily { v4, v6 } = self.addresses();
         v4.into_iter().chain(v6)

@@ -299,9 +299,67 @@ fn doctor_names_each_bad_object_what_is_wrong_with_it_and_what_helps() -> anyhow
         "ports": [{"port": 70_000}, {"port": 8080, "protocol": "\u{1b}[2J"}],
         "endpoints": [{"addresses": ["127.0.0.1"]}],
     });
+    // Policies, families, networks and addresses that are none.
+    let lies = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "lies"},
+        "spec": {
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.300"], "ports": [{"port": 80}],
+            "externalTrafficPolicy": "Nowhere", "sessionAffinity": "Sometimes",
+        },
+    });
+    let mut ranges = service("ranges");
+    ranges["spec"]["clusterIPs"] = json!(["10.96.0.8"]);
+    ranges["spec"]["loadBalancerSourceRanges"] = json!(["everywhere"]);
+    let families = |name: &str, kind: &str, address: &str| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+            "metadata": {
+                "namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "ports": [{"port": 8080}], "endpoints": [{"addresses": [address]}],
+        })
+    };
+    let others = [
+        lies,
+        ranges,
+        families("web-2", "IPX", "10.244.0.9"),
+        families("web-3", "IPv4", "fd00::9"),
+    ];
     node.api.put(service("worse"));
-    node.api.put(slice.clone());
+    for object in others.iter().chain([&slice]) {
+        node.api.put(object.clone());
+    }
     let expected = [
+        [
+            "object-rejected",
+            "Service default/lies",
+            "spec.clusterIPs[0] is not used",
+        ],
+        [
+            "object-rejected",
+            "Service default/lies",
+            "\"Nowhere\" is not Cluster or Local",
+        ],
+        [
+            "object-rejected",
+            "Service default/lies",
+            "\"Sometimes\" is not None or ClientIP",
+        ],
+        [
+            "object-rejected",
+            "Service default/ranges",
+            "\"everywhere\" is not a network",
+        ],
+        [
+            "object-rejected",
+            "EndpointSlice default/web-2",
+            "\"IPX\" is not IPv4, IPv6 or FQDN",
+        ],
+        [
+            "object-rejected",
+            "EndpointSlice default/web-3",
+            "fd00::9 is not of the slice's address type",
+        ],
         [
             "object-rejected",
             "EndpointSlice default/web-1",
@@ -332,13 +390,27 @@ fn doctor_names_each_bad_object_what_is_wrong_with_it_and_what_helps() -> anyhow
     let output = doctor(&config, &[])?;
     let text = String::from_utf8(output.stdout)?;
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.ends_with("node-1: 4 wrong, 0 notes\n"), "{text}");
+    assert!(text.ends_with("node-1: 10 wrong, 0 notes\n"), "{text}");
     assert!(
         text.contains("repair: give one of the two another address or port\n"),
         "{text}"
     );
 
-    assert!(node.api.delete(&service("worse")) && node.api.delete(&slice));
+    assert!(node.api.delete(&service("worse")));
+    for object in others.iter().chain([&slice]) {
+        assert!(node.api.delete(object));
+    }
     wait::until_value("all is well again", DEADLINE, || findings(&config), Vec::is_empty);
+
+    node.api.go_down();
+    let outage = ["watch-failing", "watch of Service", ""];
+    wait::until_value(
+        "doctor tells of the outage",
+        DEADLINE,
+        || findings(&config),
+        |found| is_there(found, outage),
+    );
+    node.api.come_up();
+    wait::until_value("and of its end", DEADLINE, || findings(&config), Vec::is_empty);
     Ok(())
 }

@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use backlog::Changes;
 pub use failing::FailingServices;
+#[cfg(test)]
+pub use failing::Tried;
 pub use no_local::Policy;
 #[cfg(test)]
 pub use rejected::LookedAt;
