@@ -1,6 +1,6 @@
 //! Nodes whose pods have an address of each version of IP.
 
-pub use privileged::{FAMILIES, nodes, pods};
+pub use privileged::{FAMILIES, largest, mebibyte, nodes, pods};
 
 mod privileged {
     use std::io::{Read, Write};
@@ -359,7 +359,7 @@ mod privileged {
 
     /// A mebibyte over one connection.
     #[track_caller]
-    fn mebibyte(family: IpFamily, from: &Pod, to: &Pod) {
+    pub fn mebibyte(family: IpFamily, from: &Pod, to: &Pod) {
         let address = SocketAddr::new(*to.addresses.get(family).expect("dual stack"), 7004);
         let listener = to
             .host
@@ -379,7 +379,7 @@ mod privileged {
 
     /// The largest datagram that one packet carries arrives as one, and one more byte makes fragments.
     #[track_caller]
-    fn largest(family: IpFamily, from: &Pod, to: &Pod, mtu: usize) {
+    pub fn largest(family: IpFamily, from: &Pod, to: &Pod, mtu: usize) {
         let (headers, everywhere) = match family {
             IpFamily::V4 => (20 + 8, "0.0.0.0:0"),
             IpFamily::V6 => (40 + 8, "[::]:0"),

@@ -1,6 +1,7 @@
 //! Nodes against each other and a real etcd, through the faults that flannel does not survive. Needs root and etcd.
 
 mod capabilities;
+mod direct_routing;
 mod dual_stack;
 mod fast_path;
 mod flannels_failures;
