@@ -439,3 +439,6 @@ impl Pause {
         full.mul_f64(rand::random_range(0.5..1.0))
     }
 }
+
+#[cfg(test)]
+mod tests;
