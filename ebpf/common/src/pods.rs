@@ -172,8 +172,8 @@ impl PodCounter {
     pub const NO_POD: Self = Self(2);
     /// To the stack: the connection did not begin here with a SYN from pod to pod.
     pub const OTHER_FLOW: Self = Self(3);
-    /// To the stack, which knows what to do about it: a SYN from an address that is not the pod's, or not behind the
-    /// tunnel.
+    /// To the stack, which knows what to do about it: a SYN from an address, or in a frame from a MAC address, that is
+    /// not the pod's, or from an address that is not behind the tunnel.
     pub const OTHER_SOURCE: Self = Self(4);
     /// To the stack, which tells the sender: larger than the other pod takes.
     pub const TOO_BIG: Self = Self(5);

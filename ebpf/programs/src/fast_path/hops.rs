@@ -76,8 +76,8 @@ fn unwrap<H: Header>(ctx: &TcContext, version: u32) -> Option<Hop> {
 trait Origin {
     /// The next hop to an address, and how it is reached.
     fn next(destination: Ip) -> Option<(Hop, Way)>;
-    /// The index of the device by which an address sends.
-    fn device_of(source: Ip) -> Option<u32>;
+    /// Whether an address sends by that device, in frames from that MAC address.
+    fn sends(source: Ip, device: u32, mac: &[u8; 6]) -> bool;
 }
 
 /// How the next hop is reached.
@@ -102,9 +102,9 @@ impl Origin for Pod {
     }
 
     #[inline(always)]
-    fn device_of(source: Ip) -> Option<u32> {
+    fn sends(source: Ip, device: u32, mac: &[u8; 6]) -> bool {
         // SAFETY: as above.
-        unsafe { PODS.get(source) }.map(|pod| pod.ifindex)
+        unsafe { PODS.get(source) }.is_some_and(|pod| pod.ifindex == device && pod.there == *mac)
     }
 }
 
@@ -118,9 +118,10 @@ impl Origin for Nodes {
         unsafe { PODS.get(destination) }.map(|pod| (*pod, Way::Peer))
     }
 
+    /// Whose frame it is in means nothing: who sent the packet around it was looked at.
     #[inline(always)]
-    fn device_of(source: Ip) -> Option<u32> {
-        remote(source).map(|remote| remote.hop.ifindex)
+    fn sends(source: Ip, device: u32, _mac: &[u8; 6]) -> bool {
+        remote(source).is_some_and(|remote| remote.hop.ifindex == device)
     }
 }
 
@@ -189,7 +190,7 @@ fn next_hop<O: Origin, H: Header>(
     let key = key.ok_or(PodCounter::OTHER_FLOW)?;
     let path = Path { from, to: to.ifindex };
     match segment.tcp.says() {
-        Says::Open => open::<O>(&key, source, path)?,
+        Says::Open => open::<O>(&key, source, segment.sender(), path)?,
         says => follow(&key, path, says)?,
     }
     Ok((to, way))
@@ -204,8 +205,8 @@ struct Path {
 
 /// A connection begins: from here on it may pass by the stack.
 #[inline(always)]
-fn open<O: Origin>(key: &PodFlowKey, source: Ip, path: Path) -> Result<(), PodCounter> {
-    if O::device_of(source) != Some(path.from) {
+fn open<O: Origin>(key: &PodFlowKey, source: Ip, mac: &[u8; 6], path: Path) -> Result<(), PodCounter> {
+    if !O::sends(source, path.from, mac) {
         return Err(PodCounter::OTHER_SOURCE);
     }
     // SAFETY: a plain helper call without arguments.

@@ -249,6 +249,12 @@ impl<H: Header> Segment<H> {
         }
     }
 
+    /// The MAC address that the frame is from.
+    #[inline(always)]
+    pub fn sender(&self) -> &[u8; 6] {
+        &self.ethernet.source
+    }
+
     /// Addresses the packet to the next hop as the node's stack would. Whether it could.
     #[inline(always)]
     pub fn forward(&mut self, ctx: &TcContext, to: &Hop) -> bool {
