@@ -9,6 +9,8 @@ mod harness;
 mod kubernetes;
 mod lost_records;
 mod spoofing;
+mod ten_thousand;
+mod wire;
 
 mod privileged {
     use std::time::{Duration, Instant};

@@ -1,7 +1,9 @@
 //! What is sent in another's name does not arrive: by pods, through the tunnel, and to the tunnel.
 
+pub use privileged::{address, bind, dropped, nodes_address, tunnelled};
+
 mod privileged {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+    use std::net::{IpAddr, SocketAddr, UdpSocket};
     use std::time::Duration;
 
     use model::IpFamily;
@@ -11,11 +13,12 @@ mod privileged {
 
     use crate::dual_stack::{FAMILIES, nodes};
     use crate::harness::{Cluster, Node, Pod, SOON, await_talk_over};
+    use crate::wire::{Packet, ethernet};
 
     /// How long something is waited for that does not come. What comes, comes within a millisecond.
     const SILENCE: Duration = Duration::from_millis(300);
 
-    fn bind(host: &Host, address: IpAddr, port: u16) -> UdpSocket {
+    pub fn bind(host: &Host, address: IpAddr, port: u16) -> UdpSocket {
         let socket = host
             .run(|| UdpSocket::bind((address, port)))
             .expect("entered")
@@ -33,7 +36,7 @@ mod privileged {
         server.recv_from(&mut [0; 16]).is_ok()
     }
 
-    fn address(pod: &Pod, family: IpFamily) -> IpAddr {
+    pub fn address(pod: &Pod, family: IpFamily) -> IpAddr {
         *pod.addresses.get(family).expect("dual stack")
     }
 
@@ -117,7 +120,7 @@ mod privileged {
     }
 
     /// How many packets the guard of the node counted.
-    fn dropped(node: &Node<'_>) -> u64 {
+    pub fn dropped(node: &Node<'_>) -> u64 {
         let list = |family| {
             let arguments = ["list", "table", family, "causeway-guard"];
             node.host.command("nft", &arguments).expect("nft runs").stdout
@@ -201,7 +204,7 @@ mod privileged {
         }
     }
 
-    fn nodes_address(number: u8, family: IpFamily) -> IpAddr {
+    pub fn nodes_address(number: u8, family: IpFamily) -> IpAddr {
         let text = match family {
             IpFamily::V4 => format!("172.30.9.1{}", number + 1),
             IpFamily::V6 => format!("fd77::1{}", number + 1),
@@ -343,85 +346,22 @@ mod privileged {
 
     /// A datagram to port 7011 in a packet for a node's tunnel.
     fn datagram(node: &Node<'_>, source: IpAddr, destination: IpAddr) -> Vec<u8> {
-        let payload = b"forged";
-        let len = u16::try_from(8 + payload.len()).expect("short");
-        let mut datagram = [7012_u16, 7011, len, 0].map(u16::to_be_bytes).concat();
-        datagram.extend(payload);
-        tunnelled(node, source, destination, (17, 6), datagram)
+        tunnelled(node, &Packet::udp(source, destination, 7011, b"forged"))
     }
 
     /// A SYN to port 7013 in a packet for a node's tunnel.
     fn request(node: &Node<'_>, source: IpAddr, destination: IpAddr) -> Vec<u8> {
-        let segment = [7012_u16, 7013, 0, 1, 0, 0, 0x5002, 1024, 0, 0]
-            .map(u16::to_be_bytes)
-            .concat();
-        tunnelled(node, source, destination, (6, 16), segment)
+        tunnelled(node, &Packet::syn(source, destination, 7013, &[]))
     }
 
-    /// VXLAN, Ethernet and IP headers around a packet of a protocol, whose checksum is at a place.
-    fn tunnelled(
-        node: &Node<'_>,
-        source: IpAddr,
-        destination: IpAddr,
-        (protocol, checksum_at): (u8, usize),
-        mut inner: Vec<u8>,
-    ) -> Vec<u8> {
-        let (device, ethertype) = match destination {
-            IpAddr::V4(_) => ("flannel.1", 0x0800_u16),
-            IpAddr::V6(_) => ("flannel-v6.1", 0x86dd),
+    /// VXLAN and Ethernet headers around a packet.
+    pub fn tunnelled(node: &Node<'_>, packet: &Packet) -> Vec<u8> {
+        let device = match packet.destination {
+            IpAddr::V4(_) => "flannel.1",
+            IpAddr::V6(_) => "flannel-v6.1",
         };
         let mac = node.device(device).expect("it is there").mac.expect("Ethernet");
-        let mut packet = vec![8, 0, 0, 0, 0, 0, 1, 0];
-        packet.extend(mac);
-        packet.extend([2, 0, 0, 0, 0, 0x55]);
-        packet.extend(ethertype.to_be_bytes());
-        let len = u16::try_from(inner.len()).expect("short");
-        // RFC 768, RFC 9293 §3.1, RFC 8200 §8.1: addresses, protocol and length stand before it.
-        let octets = |address| match address {
-            IpAddr::V4(address) => Ipv4Addr::octets(&address).to_vec(),
-            IpAddr::V6(address) => Ipv6Addr::octets(&address).to_vec(),
-        };
-        let pseudo = [
-            octets(source),
-            octets(destination),
-            vec![0, protocol],
-            len.to_be_bytes().to_vec(),
-        ];
-        let sum = checksum(&[pseudo.concat(), inner.clone()].concat());
-        inner[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
-        match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let mut header = vec![0x45, 0];
-                header.extend((len + 20).to_be_bytes());
-                header.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
-                header.extend(source.octets());
-                header.extend(destination.octets());
-                let sum = checksum(&header);
-                header[10..12].copy_from_slice(&sum.to_be_bytes());
-                packet.extend(header);
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                packet.extend([0x60, 0, 0, 0]);
-                packet.extend(len.to_be_bytes());
-                packet.extend([protocol, 64]);
-                packet.extend(source.octets());
-                packet.extend(destination.octets());
-            }
-            _ => panic!("{source} and {destination}"),
-        }
-        packet.extend(inner);
-        packet
-    }
-
-    /// RFC 1071.
-    fn checksum(bytes: &[u8]) -> u16 {
-        let words = bytes
-            .chunks(2)
-            .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-        let mut sum: u32 = words.sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !u16::try_from(sum).expect("folded")
+        let frame = ethernet(mac, [2, 0, 0, 0, 0, 0x55], packet.ethertype(), &packet.bytes());
+        [&[8, 0, 0, 0, 0, 0, 1, 0], &frame[..]].concat()
     }
 }
