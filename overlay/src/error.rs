@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use model::lease::Lease;
@@ -38,6 +38,17 @@ pub enum Error {
         /// What was asked.
         operation: &'static str,
         /// Why.
+        #[source]
+        source: etcd_client::Error,
+    },
+    /// etcd ended an encrypted connection instead of answering the first request on it.
+    #[error("etcd: {operation}: it ended the connection: {}", doubt(certificate.as_deref()))]
+    EtcdHungUp {
+        /// What was asked.
+        operation: &'static str,
+        /// Our certificate, where we have one.
+        certificate: Option<PathBuf>,
+        /// How that was noticed.
         #[source]
         source: etcd_client::Error,
     },
@@ -144,4 +155,11 @@ pub enum Error {
     /// The thread that programs the kernel ended.
     #[error("the kernel thread ended")]
     EngineEnded,
+}
+
+fn doubt(certificate: Option<&Path>) -> String {
+    match certificate {
+        Some(path) => format!("does it accept our certificate {}?", path.display()),
+        None => "does it ask for a certificate? We have none to show".to_owned(),
+    }
 }

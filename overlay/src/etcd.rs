@@ -4,9 +4,10 @@
 //! again, as flannel does.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::Etcd;
@@ -24,9 +25,15 @@ pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// UNAVAILABLE, gRPC's status of a connection that did not come about.
+const UNAVAILABLE: i32 = 14;
+
 pub(crate) struct Store {
     client: Client,
     prefix: String,
+    encrypted: bool,
+    /// Our certificate.
+    certificate: Option<PathBuf>,
 }
 
 /// All leases at one revision.
@@ -53,13 +60,17 @@ impl Store {
             .with_connect_timeout(ANSWER)
             .with_keep_alive(ANSWER, ANSWER)
             .with_keep_alive_while_idle(true);
-        if let Some(tls) = tls(etcd)? {
+        let tls = tls(etcd)?;
+        let encrypted = tls.is_some();
+        if let Some(tls) = tls {
             options = options.with_tls(tls);
         }
         let client = answer("connect", Client::connect(&etcd.endpoints, Some(options))).await?;
         Ok(Self {
             client,
             prefix: etcd.prefix.clone(),
+            encrypted,
+            certificate: etcd.cert.clone(),
         })
     }
 
@@ -82,11 +93,30 @@ impl Store {
 
     pub(crate) async fn read_config(&mut self) -> Result<Option<String>, Error> {
         let key = self.config_key();
-        let got = answer("read the network configuration", self.client.get(key, None)).await?;
+        let got = answer("read the network configuration", self.client.get(key, None)).await;
+        let got = got.map_err(|error| self.first_error(error))?;
         Ok(got
             .kvs()
             .first()
             .map(|kv| String::from_utf8_lossy(kv.value()).into_owned()))
+    }
+
+    /// A server that does not take our certificate says so when we are connected already (TLS 1.3, RFC 8446 §4.4.2.4), and
+    /// whether that is read before the connection's end is seen is chance.
+    fn first_error(&self, error: Error) -> Error {
+        match error {
+            Error::Etcd {
+                operation,
+                source: etcd_client::Error::GRpcStatus(status),
+            } if self.encrypted && status.source().is_some() && i32::from(status.code()) != UNAVAILABLE => {
+                Error::EtcdHungUp {
+                    operation,
+                    certificate: self.certificate.clone(),
+                    source: etcd_client::Error::GRpcStatus(status),
+                }
+            }
+            error => error,
+        }
     }
 
     /// Writes the network's configuration unless there is one.

@@ -16,6 +16,7 @@ use model::{ByFamily, IpFamily};
 use netlink::{Kernel, Netlink};
 use overlay::pods::{Attachment, AttachmentKey, PodNetwork};
 use overlay::{Config, Etcd, Leases, Status};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tests::bpffs::Bpffs;
 use tests::process::{Process, command};
 use tests::topology::{Host, Lan};
@@ -46,7 +47,7 @@ impl Drop for Directory {
 /// What the leases are kept in; ends when it is dropped.
 enum Server {
     Etcd {
-        _process: Process,
+        process: Process,
     },
     Store {
         shutdown: CancellationToken,
@@ -63,44 +64,54 @@ impl Drop for Server {
     }
 }
 
-/// A certificate authority, a server's and a client's certificate.
-struct Pki(PathBuf);
+/// A certificate authority, and the files of those that it knows: a server, and clients by their names.
+pub struct Pki {
+    directory: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
 
 impl Pki {
-    fn new(directory: &Path) -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-        let pki = Self(directory.to_owned());
-        let write = |name: &str, text: String| std::fs::write(pki.path(name), text).expect("write");
-        let ca_key = KeyPair::generate().expect("key");
+    pub fn new(directory: &Path) -> Self {
+        std::fs::create_dir_all(directory).expect("make a directory");
+        let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new([]).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        write("ca.crt", params.self_signed(&ca_key).expect("sign").pem());
-        let issuer = Issuer::new(params, ca_key);
-        for (name, subject) in [("server", "172.30.9.1"), ("client", "node")] {
-            let key = KeyPair::generate().expect("key");
-            let mut params = CertificateParams::new([subject.to_owned()]).expect("parameters");
-            // What opens the network's keys, and nothing else, to a client of the bundled store.
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, "system:nodes");
-            write(
-                &format!("{name}.crt"),
-                params.signed_by(&key, &issuer).expect("sign").pem(),
-            );
-            write(&format!("{name}.key"), key.serialize_pem());
-        }
+        let name = directory.display().to_string();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).expect("sign").pem();
+        std::fs::write(directory.join("ca.crt"), certificate).expect("write");
+        let pki = Self {
+            directory: directory.to_owned(),
+            issuer: Issuer::new(params, key),
+        };
+        pki.issue("server", "172.30.9.1");
+        pki.issue("client", "node");
         pki
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+    /// Writes a certificate and its key, for a host and a user of that name.
+    pub fn issue(&self, file: &str, name: &str) {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("parameters");
+        let subject = &mut params.distinguished_name;
+        subject.push(DnType::CommonName, name);
+        // What opens the network's keys, and nothing else, to a client of the bundled store.
+        subject.push(DnType::OrganizationName, "system:nodes");
+        let certificate = params.signed_by(&key, &self.issuer).expect("sign").pem();
+        for (kind, text) in [("crt", certificate), ("key", key.serialize_pem())] {
+            std::fs::write(self.path(&format!("{file}.{kind}")), text).expect("write");
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 }
 
 /// A LAN, its etcd, and what tests do to them. Fields are dropped in this order: processes before namespaces.
 pub struct Cluster {
     etcd: Mutex<Option<Server>>,
-    pki: Option<Pki>,
+    pub pki: Option<Pki>,
     pub lan: Lan,
     bpffs: Bpffs,
     pub directory: Directory,
@@ -109,6 +120,23 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(label: &str, hosts: u32) -> Option<Self> {
+        let cluster = Self::with_program(label, hosts)?;
+        cluster.start_etcd("etcd");
+        Some(cluster)
+    }
+
+    /// A LAN whose etcd shows a certificate, and asks for its clients'.
+    pub fn secured(label: &str, hosts: u32) -> Option<Self> {
+        let mut cluster = Self::with_program(label, hosts)?;
+        let pki = Pki::new(&cluster.directory.0.join("pki"));
+        pki.issue("root", "root");
+        cluster.pki = Some(pki);
+        cluster.start_etcd_asking("etcd");
+        Some(cluster)
+    }
+
+    /// A LAN whose etcd does not run yet.
+    fn with_program(label: &str, hosts: u32) -> Option<Self> {
         let test = format!("overlay {label}");
         if !tests::privileged(&test) {
             return None;
@@ -122,16 +150,14 @@ impl Cluster {
         };
         let directory = Directory::new(label);
         let lan = Lan::new(label, "172.30.9.0/24".parse().expect("network"), hosts).expect("build a LAN");
-        let cluster = Self {
+        Some(Self {
             etcd: Mutex::new(None),
             pki: None,
             lan,
             bpffs: Bpffs::mount(label).expect("a BPF file system"),
             directory,
             program,
-        };
-        cluster.start_etcd("etcd");
-        Some(cluster)
+        })
     }
 
     /// A LAN without an etcd.
@@ -152,8 +178,19 @@ impl Cluster {
     }
 
     pub fn start_etcd(&self, data: &str) {
+        self.start_etcd_with(data, &[]);
+    }
+
+    /// The same with an etcd that serves nobody without a certificate.
+    pub fn start_etcd_asking(&self, data: &str) {
+        let pki = self.pki.as_ref().expect("it has certificates");
+        let ca = pki.path("ca.crt").display().to_string();
+        self.start_etcd_with(data, &["--client-cert-auth", "--trusted-ca-file", &ca]);
+    }
+
+    fn start_etcd_with(&self, data: &str, arguments: &[&str]) {
         let place = self.lan.switch.place();
-        let url = "http://172.30.9.1:2379";
+        let url = &self.endpoint();
         let mut etcd = command(&place, &self.program);
         etcd.arg("--data-dir").arg(self.directory.0.join(data));
         etcd.args([
@@ -174,9 +211,16 @@ impl Cluster {
         ]);
         etcd.arg("--initial-cluster")
             .arg(format!("{data}=http://127.0.0.1:2380"));
+        if let Some(pki) = &self.pki {
+            let files = [("--cert-file", "server.crt"), ("--key-file", "server.key")];
+            for (option, file) in files {
+                etcd.arg(option).arg(pki.path(file));
+            }
+        }
+        etcd.args(arguments);
         let mut process = Process::spawn(&place, &mut etcd).expect("start etcd");
         process.await_line("ready to serve client requests", SOON);
-        *self.etcd.lock().expect("no panic") = Some(Server::Etcd { _process: process });
+        *self.etcd.lock().expect("no panic") = Some(Server::Etcd { process });
     }
 
     /// A LAN whose etcd is the bundled store, with mutual TLS.
@@ -231,7 +275,15 @@ impl Cluster {
         *self.etcd.lock().expect("no panic") = None;
     }
 
-    fn endpoint(&self) -> String {
+    /// What the etcd printed.
+    pub fn etcd_output(&self) -> String {
+        match &*self.etcd.lock().expect("no panic") {
+            Some(Server::Etcd { process }) => process.output(),
+            _ => panic!("no etcd runs"),
+        }
+    }
+
+    pub fn endpoint(&self) -> String {
         let scheme = if self.pki.is_some() { "https" } else { "http" };
         format!("{scheme}://172.30.9.1:2379")
     }
@@ -245,8 +297,17 @@ impl Cluster {
         });
         etcdctl
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", "http://172.30.9.1:2379"])
+            .args(["--endpoints", &self.endpoint()])
             .args(arguments);
+        if let Some(pki) = &self.pki {
+            for (option, file) in [
+                ("--cacert", "ca.crt"),
+                ("--cert", "root.crt"),
+                ("--key", "root.key"),
+            ] {
+                etcdctl.arg(option).arg(pki.path(file));
+            }
+        }
         let output =
             tests::process::run_in(&self.lan.switch.place(), &mut etcdctl, b"").expect("run etcdctl");
         assert!(output.status.success(), "{output:?}");
@@ -285,14 +346,19 @@ impl Cluster {
 
     /// Starts the overlay on a host, with a configuration for the network where etcd has none.
     pub fn node_of(&self, number: usize, name: &str, network: serde_json::Value) -> Node<'_> {
-        let etcd = Etcd {
+        self.node_with(number, name, network, Leases::Etcd(self.client("client")))
+    }
+
+    /// A client of the etcd, where that asks for certificates with the one of that name.
+    pub fn client(&self, file: &str) -> Etcd {
+        let path = |name: &str| self.pki.as_ref().map(|pki| pki.path(name));
+        Etcd {
             endpoints: vec![self.endpoint()],
             prefix: "/coreos.com/network".to_owned(),
-            ca: self.pki.as_ref().map(|pki| pki.path("ca.crt")),
-            cert: self.pki.as_ref().map(|pki| pki.path("client.crt")),
-            key: self.pki.as_ref().map(|pki| pki.path("client.key")),
-        };
-        self.node_with(number, name, network, Leases::Etcd(etcd))
+            ca: path("ca.crt"),
+            cert: path(&format!("{file}.crt")),
+            key: path(&format!("{file}.key")),
+        }
     }
 
     /// The same, with leases wherever they are kept.

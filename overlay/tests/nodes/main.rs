@@ -8,6 +8,7 @@ mod flannels_failures;
 mod harness;
 mod kubernetes;
 mod lost_records;
+mod secured_etcd;
 mod spoofing;
 mod ten_thousand;
 mod wire;
