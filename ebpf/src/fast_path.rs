@@ -1,8 +1,8 @@
 //! The programs between pods, their maps, and what stays when their owner dies.
 //!
 //! ```text
-//! <pin_dir>/pods/v2/PODS …              maps
-//! <pin_dir>/pods/v2/links/<device> …    the attachment to a pod's device on the node's side, or to the tunnel's
+//! <pin_dir>/pods/v3/PODS …              maps
+//! <pin_dir>/pods/v3/links/<device> …    the attachment to a pod's device on the node's side, to the tunnel's or the underlay's
 //! ```
 //! Without the program, or with an entry less, packets take the node's network stack: nothing that is done here can
 //! break a connection.
@@ -89,7 +89,7 @@ impl FastPath {
         SchedClassifier::query_tcx("lo", TcAttachType::Ingress)
             .map_err(|error| Error::NoTcx(error.into()))?;
         let directory = layout_dir(pin_dir);
-        let links = directory.join("links");
+        let links = links_dir(pin_dir);
         probe::make_pin_dir(&links)?;
         let mut programs = EbpfLoader::new()
             .default_map_pin_directory(&directory)
@@ -139,7 +139,7 @@ impl FastPath {
             .map_err(Error::map("write to", "POD_LEASE"))
     }
 
-    /// Says what is for the tunnels' devices, by [`Tunnel::V4`] and [`Tunnel::V6`]. Returns how many were written.
+    /// Says what is for the tunnels' devices and what they send, by [`Tunnel::V4`] and [`Tunnel::V6`]. Returns how many were written.
     pub fn set_tunnels(&mut self, wanted: [Tunnel; Tunnel::COUNT as usize]) -> Result<usize, Error> {
         let mut written = 0;
         for (key, tunnel) in (0..).zip(wanted) {
@@ -279,6 +279,12 @@ fn pin_name(device: &str) -> String {
 /// Where this layout's maps and links are pinned.
 fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join("pods").join(format!("v{LAYOUT}"))
+}
+
+/// Where the attachments are pinned, by device.
+#[must_use]
+pub fn links_dir(pin_dir: &Path) -> PathBuf {
+    layout_dir(pin_dir).join("links")
 }
 
 fn program(programs: &mut Ebpf, origin: Origin) -> Result<&mut SchedClassifier, Error> {

@@ -2,8 +2,8 @@
 //! keeping it so.
 //!
 //! The programs at the devices of pods, tunnel and underlay ([`ebpf::fast_path`]) pass by netfilter, so they are there
-//! only while nobody else's rules could mean what they pass by: rules for forwarded packets take all of them away, rules
-//! for packets to or from the node only the one at the underlay's device, since a wrapped packet is one. Our own
+//! only while nobody else's rules could mean what they pass by: rules for forwarded packets take all of them away; where
+//! there are rules for packets to or from the node, which wrapped ones are, the tunnel's device wraps and unwraps. Our own
 //! rules never stand in the way: they translate what is addressed to Services or to ports of the node, and what leaves
 //! the pod network; and what they drop as sent in another's name, the programs leave to them. When rules of others
 //! appear, the programs go, and connections go on through the stack. Nobody looks while there is no agent: connections
@@ -30,7 +30,7 @@ use model::{IpFamily, with_causes};
 use netlink::Link;
 use netlink::nft::{Filter, Nft};
 
-use crate::plan::{Plan, Remote};
+use crate::plan::{Plan, Remote, vxlan_overhead};
 use crate::reconcile::{Outcome, PodRoute};
 
 /// What the names of all our nftables tables begin with.
@@ -41,6 +41,10 @@ const LEGACY_TABLES: [&str; 2] = [
     "/proc/thread-self/net/ip_tables_names",
     "/proc/thread-self/net/ip6_tables_names",
 ];
+
+/// The ports that the kernel chooses from, those of the tunnel's packets among them: the first and the last, of the
+/// thread's network namespace.
+const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// For how long connections may begin after a look at the node's rules; looks are ten seconds apart.
 const LEASE: Duration = Duration::from_secs(60);
@@ -106,7 +110,13 @@ impl Keeper {
         let state = match &self.wish {
             State::On => match passage {
                 Ok(passage) => {
-                    let underlay = (*passage == Passage::Whole).then_some(underlay);
+                    let underlay = match passage {
+                        Passage::Whole => ports().map(|ports| Underlay {
+                            name: underlay,
+                            ports,
+                        }),
+                        Passage::BehindDevice => None,
+                    };
                     self.repair(&Wanted::new(plan, underlay, pods, links), outcome)
                 }
                 Err(reason) => {
@@ -170,6 +180,14 @@ fn problem(outcome: &mut Outcome, error: &ebpf::Error) {
         .push(format!("fast path: {}", with_causes(error)));
 }
 
+/// The device of the underlay, which wrapped packets may come and go by.
+#[derive(Clone, Copy, Debug)]
+struct Underlay<'a> {
+    name: &'a str,
+    /// The first UDP port that they leave from, and how many there are.
+    ports: (u16, u16),
+}
+
 /// What is reached by the fast path, and from where.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wanted {
@@ -185,8 +203,13 @@ struct Wanted {
 
 impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
-    /// Packets of the underlay's device are looked at where it is named.
-    fn new(plan: &Plan, underlay: Option<&str>, pods: &[PodRoute], links: &BTreeMap<String, Link>) -> Self {
+    /// Where the underlay is given, wrapped packets come and go by its device.
+    fn new(
+        plan: &Plan,
+        underlay: Option<Underlay<'_>>,
+        pods: &[PodRoute],
+        links: &BTreeMap<String, Link>,
+    ) -> Self {
         let mut wanted = Self::default();
         for pod in pods {
             if let Some(hop) = hop(links.get(&pod.host_ifname), pod.pod_mac.0) {
@@ -213,18 +236,27 @@ impl Wanted {
                     IpFamily::V4 => v4,
                     IpFamily::V6 => v6,
                 };
+                let sends_by = underlay.and_then(|underlay| {
+                    let by = links.get(underlay.name)?;
+                    let fits = link.mtu + vxlan_overhead(family) <= by.mtu;
+                    fits.then_some((by.index, underlay.ports))
+                });
+                let (underlay, (first_port, ports)) = sends_by.unwrap_or_default();
                 *entry = Tunnel {
                     ifindex: link.index,
+                    underlay,
                     local: Ip::from(device.local),
                     vni: Tunnel::vni(device.vni.0),
                     port: Port::new(device.port),
                     mac: device.mac.0,
+                    first_port,
+                    ports,
                 };
             }
         }
         let has_tunnel = wanted.devices.values().any(|origin| *origin == Origin::Tunnel);
         if let Some(underlay) = underlay.filter(|_| has_tunnel) {
-            wanted.devices.insert(underlay.to_owned(), Origin::Underlay);
+            wanted.devices.insert(underlay.name.to_owned(), Origin::Underlay);
         }
         wanted
     }
@@ -295,8 +327,8 @@ fn repair(path: &mut FastPath, wanted: &Wanted, outcome: &mut Outcome) {
 pub(crate) enum Passage {
     /// All of it.
     Whole,
-    /// All but the way of wrapped packets: others have rules for packets to or from this node.
-    BehindInput,
+    /// All but the tunnel's device: others have rules for packets to or from this node, which wrapped ones are.
+    BehindDevice,
 }
 
 /// What packets between pods may pass by; or why they must go through the stack: rules of others, which nobody here can
@@ -335,8 +367,20 @@ fn passage_beside(filters: &[Filter], legacy_tables: &str) -> Result<Passage, St
     Ok(if of_the_node.is_empty() {
         Passage::Whole
     } else {
-        Passage::BehindInput
+        Passage::BehindDevice
     })
+}
+
+/// The first of the ports that the tunnel's packets leave from, and how many there are. `None`: they cannot be told.
+fn ports() -> Option<(u16, u16)> {
+    port_range(&fs::read_to_string(LOCAL_PORTS).ok()?)
+}
+
+/// The device leaves the last one out.
+fn port_range(text: &str) -> Option<(u16, u16)> {
+    let mut words = text.split_whitespace().map(str::parse::<u16>);
+    let (first, last) = (words.next()?.ok()?, words.next()?.ok()?);
+    Some((first, last.checked_sub(first)?))
 }
 
 #[cfg(test)]
@@ -418,8 +462,15 @@ mod tests {
             there,
             here: mac,
         };
-        let links = links.into();
-        let wanted = Wanted::new(&plan, Some("eth0"), &pods, &links);
+        let mut links = BTreeMap::from(links);
+        let (name, mut eth0) = link("eth0", 4, Some(mac));
+        eth0.mtu = 1500;
+        links.insert(name, eth0);
+        let underlay = Underlay {
+            name: "eth0",
+            ports: (32768, 28231),
+        };
+        let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
         let pod = (
             Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
             expected(7, [2, 0, 0, 0, 1, 2]),
@@ -434,10 +485,13 @@ mod tests {
         assert_eq!(wanted.remotes, [(subnet, remote)].into());
         let tunnel = Tunnel {
             ifindex: 9,
+            underlay: 4,
             local: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
             vni: 0x100_u32.to_be(),
             port: Port::new(8472),
             mac,
+            first_port: 32768,
+            ports: 28231,
         };
         assert_eq!(wanted.tunnels, [tunnel, Tunnel::default()]);
         let devices = [
@@ -449,9 +503,29 @@ mod tests {
             wanted.devices,
             devices.map(|(device, origin)| (device.to_owned(), origin)).into()
         );
-        // Where somebody has rules for packets to the node, they meet those.
+        // Where somebody has rules for packets to or from the node, they meet those.
         let wanted = Wanted::new(&plan, None, &pods, &links);
         assert!(!wanted.devices.contains_key("eth0"));
+        assert_eq!(wanted.tunnels[0].underlay, 0);
+        // What the underlay does not take whole, the tunnel's device cuts up.
+        links.entry("eth0".to_owned()).and_modify(|link| link.mtu = 1499);
+        let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
+        assert!(wanted.devices.contains_key("eth0"));
+        assert_eq!(wanted.tunnels[0].underlay, 0);
+    }
+
+    #[test]
+    fn the_last_port_of_the_range_is_not_the_tunnels() {
+        let rows = [
+            ("32768\t60999\n", Some((32768, 28231))),
+            ("7 7", Some((7, 0))),
+            ("8 7", None),
+            ("8", None),
+            ("1 70000", None),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(port_range(text), expected, "{text:?}");
+        }
     }
 
     #[test]
@@ -471,7 +545,7 @@ mod tests {
             (
                 &[filter("inet", "firewalld", "input")],
                 "",
-                Ok(Passage::BehindInput),
+                Ok(Passage::BehindDevice),
             ),
             (
                 &[ours.clone(), filter("inet", "firewalld", "forward")],

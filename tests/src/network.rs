@@ -346,7 +346,7 @@ impl Network {
             let links = links.expect("ip runs").stdout;
             let devices = [": cw", ": flannel", ": eth0"];
             let devices: usize = devices.iter().map(|device| links.matches(device).count()).sum();
-            let pins = self.pins(number).join("pods/v2/links");
+            let pins = self.pins(number).join("pods/v3/links");
             let attached = std::fs::read_dir(pins).map_or(0, Iterator::count);
             if attached == devices {
                 Ok(())

@@ -5,7 +5,7 @@
 //! written by the host side
 //! PODS       address of a pod of this node       → its device on the node's side, its MAC addresses, its MTU
 //! REMOTES    subnet of another node              → that node, and the tunnel to it                  LPM
-//! TUNNELS    version of IP                       → what arrives for this node's end of the tunnel
+//! TUNNELS    version of IP                       → what arrives for this node's end of the tunnel, and what it sends
 //! written by the programs
 //! POD_FLOWS  both ends of a TCP connection       → who opened it, and how far it has come       LRU
 //! POD_LEASE  0                                   → until when connections may begin
@@ -21,7 +21,7 @@
 use crate::net::{Ip, Port};
 
 /// Version of the layouts in this module; part of the pin directory's name.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// How many bits an address has in a key of `REMOTES`: those of IPv4 are mapped.
 pub const ADDRESS_BITS: u32 = 128;
@@ -50,13 +50,15 @@ pub struct Remote {
     pub node: Ip,
 }
 
-/// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device.
-/// `[ifindex:4][local:16 be][vni:4 be][port:2 be][mac:6] = 32 bytes`.
+/// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device, and what that sends there.
+/// `[ifindex:4][underlay:4][local:16 be][vni:4 be][port:2 be][mac:6][first_port:2][ports:2] = 40 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Tunnel {
     /// Index of the device. 0: there is none.
     pub ifindex: u32,
+    /// Index of the underlay's device, where packets may be wrapped without the tunnel's. 0: they may not.
+    pub underlay: u32,
     /// This node's address on the underlay.
     pub local: Ip,
     /// The network identifier as it lies in the header, one byte before the word's end.
@@ -65,6 +67,10 @@ pub struct Tunnel {
     pub port: Port,
     /// MAC address of the device.
     pub mac: [u8; 6],
+    /// The first UDP port that it sends from.
+    pub first_port: u16,
+    /// How many they are.
+    pub ports: u16,
 }
 
 impl Tunnel {
@@ -79,6 +85,16 @@ impl Tunnel {
     #[must_use]
     pub const fn vni(identifier: u32) -> u32 {
         (identifier << 8).to_be()
+    }
+
+    /// The port that packets of a connection with this hash leave from: the device's choice, so that a connection has
+    /// one port, whoever wraps its packets (`udp_flow_src_port` in include/net/udp.h).
+    #[must_use]
+    #[inline(always)]
+    pub const fn source_port(&self, hash: u32) -> Port {
+        let hash = hash ^ hash << 16;
+        let ahead = (hash as u64 * self.ports as u64) >> 32;
+        Port::new(self.first_port.wrapping_add(ahead as u16))
     }
 }
 
@@ -182,13 +198,16 @@ impl PodCounter {
     /// To the stack: a SYN after the host side has not been seen for a while.
     pub const NO_LEASE: Self = Self(7);
 
-    /// Sent through the tunnel to the other pod's node.
+    /// Sent to the other pod's node by the tunnel's device.
     pub const SENT: Self = Self(8);
     /// Taken out of its wrapping at the underlay's device, and given to the pod.
     pub const UNWRAPPED: Self = Self(9);
 
+    /// Wrapped, and sent to the other pod's node by the underlay's device.
+    pub const WRAPPED: Self = Self(10);
+
     /// How many there are.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 
     /// Counters and their names in metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -202,12 +221,13 @@ impl PodCounter {
         "no_lease",
         "sent",
         "unwrapped",
+        "wrapped",
     ];
 }
 
 const _: () = assert!(size_of::<Hop>() == 20);
 const _: () = assert!(size_of::<Remote>() == 36);
-const _: () = assert!(size_of::<Tunnel>() == 32);
+const _: () = assert!(size_of::<Tunnel>() == 40);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);
 

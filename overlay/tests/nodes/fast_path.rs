@@ -5,12 +5,14 @@ mod privileged {
     use std::io::{Read as _, Write as _};
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
+    use model::IpFamily;
     use overlay::fast_path::State;
     use tests::topology::Host;
     use tests::wait;
 
     use crate::dual_stack::{FAMILIES, nodes, pods};
     use crate::harness::{Cluster, Node, Pod, SOON};
+    use crate::wire::{Wire, checksum};
 
     const PORT: u16 = 7003;
 
@@ -72,7 +74,7 @@ mod privileged {
     fn await_on(cluster: &Cluster, nodes: &[Node<'_>]) {
         for (number, node) in nodes.iter().enumerate() {
             node.await_status("the fast path is on", |status| status.fast_path == State::On);
-            let links = cluster.pin_dir(number).join("pods/v2/links");
+            let links = ebpf::fast_path::links_dir(&cluster.pin_dir(number));
             let links = || std::fs::read_dir(&links).map_or(0, Iterator::count);
             wait::until_value("the programs are attached", SOON, links, |links| *links == 4);
         }
@@ -105,9 +107,10 @@ mod privileged {
             for (before, after) in before.iter().zip(&after) {
                 let more = |name: &str| after[name] - before[name];
                 let given = more("given") + more("unwrapped");
-                // The client's node sends, the server's gives, and the reverse for what comes back.
+                // The client's node sends, the server's gives, and the reverse for what comes back. What is cut up on its
+                // way is the tunnel's device's.
                 assert!(
-                    more("sent") > 20 && given > 20 && more("unwrapped") > 0,
+                    more("sent") > 0 && more("wrapped") > 0 && given > 20 && more("unwrapped") > 0,
                     "{family}: {before:?} {after:?}"
                 );
                 assert_eq!(more("other_flow"), 0, "{family}: {before:?} {after:?}");
@@ -212,7 +215,7 @@ mod privileged {
         );
         nft(host, "add rule inet firewall input udp dport 8472 counter");
         let links = || {
-            let pins = std::fs::read_dir(cluster.pin_dir(1).join("pods/v2/links"));
+            let pins = std::fs::read_dir(ebpf::fast_path::links_dir(&cluster.pin_dir(1)));
             pins.map_or(0, Iterator::count)
         };
         wait::until_value("the underlay's device is left alone", SOON, links, |links| {
@@ -238,5 +241,104 @@ mod privileged {
         let before = counters(&cluster, 1)["unwrapped"];
         exchange(&mut connect(&pods[0], pods[1].address));
         assert!(counters(&cluster, 1)["unwrapped"] > before);
+    }
+
+    /// A frame of the underlay with a pod's packet in it.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Wrapped {
+        /// MAC addresses, the IP header without identification and checksum, and the rest up to the inner IP header, but for
+        /// UDP's checksum.
+        headers: Vec<u8>,
+        /// UDP's port that it is from.
+        port: u16,
+        /// Where the sums are right: of an IPv4 header, and of UDP once the inner TCP has its own.
+        sums: bool,
+    }
+
+    /// What the node sends to the other one's tunnel: frames with this text in them.
+    fn wrapped(frames: &[Vec<u8>], family: IpFamily, text: &[u8]) -> Option<Wrapped> {
+        let ip = match family {
+            IpFamily::V4 => 20,
+            IpFamily::V6 => 40,
+        };
+        let (udp, inner) = (14 + ip, 14 + ip + 8 + 8 + 14);
+        let frame = frames.iter().find(|frame| {
+            let port = frame.get(udp + 2..udp + 4);
+            port == Some(&8472_u16.to_be_bytes()) && frame.ends_with(text)
+        })?;
+        let addresses = |at: usize| match family {
+            IpFamily::V4 => &frame[at + 12..at + 20],
+            IpFamily::V6 => &frame[at + 8..at + 40],
+        };
+        let pseudo = |at: usize, protocol: u8, segment: &[u8]| {
+            let len = u16::try_from(segment.len()).expect("short").to_be_bytes();
+            [addresses(at), &[0, protocol], &len, segment].concat()
+        };
+        // A device that there is none of here would sum up the inner packet.
+        let mut complete = frame.clone();
+        let tcp = inner + ip;
+        complete[tcp + 16..tcp + 18].fill(0);
+        let sum = checksum(&pseudo(inner, 6, &complete[tcp..]));
+        complete[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+        let udp_is_right = checksum(&pseudo(14, 17, &complete[udp..])) == 0;
+        let ip_is_right = family == IpFamily::V6 || checksum(&frame[14..udp]) == 0;
+        let mut headers = frame[..inner].to_vec();
+        let mut forget = |at: usize| headers[at..at + 2].fill(0);
+        if family == IpFamily::V4 {
+            forget(14 + 4);
+            forget(14 + 10);
+        }
+        forget(udp + 6);
+        Some(Wrapped {
+            headers,
+            port: u16::from_be_bytes([frame[udp], frame[udp + 1]]),
+            sums: udp_is_right && ip_is_right && frame[udp + 6..udp + 8] != [0, 0],
+        })
+    }
+
+    /// Rules for packets of the node make the device wrap again; a connection's packets are the same on the wire.
+    #[test]
+    fn what_the_program_wraps_is_what_the_tunnels_device_makes_of_it() {
+        let Some(cluster) = Cluster::new("wraps", 2) else {
+            return;
+        };
+        let nodes = nodes(&cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(&cluster, &nodes);
+        serve(&pods[1]);
+        let host = nodes[0].host;
+        let mut wire = Wire::of(host);
+        for family in FAMILIES {
+            let server = *pods[1].addresses.get(family).expect("both versions");
+            let mut stream = connect(&pods[0], server);
+            let mut send = |text: &[u8], counter: &str| {
+                wait::until("a packet of that kind", SOON, || {
+                    wire.seen();
+                    let before = counters(&cluster, 0);
+                    stream.write_all(text).expect("sent");
+                    let mut back = vec![0; text.len()];
+                    stream.read_exact(&mut back).expect("all of it");
+                    let after = counters(&cluster, 0);
+                    let seen = wire.seen();
+                    match wrapped(&seen, family, text) {
+                        Some(packet) if after[counter] > before[counter] => Ok(packet),
+                        _ => Err((before, after, seen.len())),
+                    }
+                })
+            };
+            let by_program = send(b"one text of the pod", "wrapped");
+            assert!(by_program.sums, "{family}: {by_program:?}");
+            for rule in [
+                "add table inet firewall",
+                "add chain inet firewall output { type filter hook output priority 0; }",
+                "add rule inet firewall output udp dport 8472 counter",
+            ] {
+                nft(host, rule);
+            }
+            let by_device = send(b"the text of the pod", "sent");
+            assert_eq!(by_program, by_device, "{family}");
+            nft(host, "delete table inet firewall");
+            send(b"one text of the pod", "wrapped");
+        }
     }
 }

@@ -347,7 +347,7 @@ mod privileged {
         node.await_others(0);
         let pods = [node.add_pod("a"), node.add_pod("b")];
         let links = || {
-            let links = cluster.pin_dir(0).join("pods/v2/links");
+            let links = ebpf::fast_path::links_dir(&cluster.pin_dir(0));
             std::fs::read_dir(links).map_or(0, Iterator::count)
         };
         let given = || {

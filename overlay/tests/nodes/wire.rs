@@ -1,6 +1,6 @@
-//! Frames that no socket would send, put on a pod's cable as they are, and seen as they come out of another's.
+//! Frames that no socket would send, put on a pod's cable as they are, and what is seen on a cable.
 
-pub use privileged::{Packet, Wire, ethernet, octets};
+pub use privileged::{Packet, Wire, checksum, ethernet, octets};
 
 mod privileged {
     use std::fs::File;
@@ -11,7 +11,7 @@ mod privileged {
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, socket};
     use tests::topology::Host;
 
-    /// A pod's `eth0`, beneath its kernel (`AF_PACKET`).
+    /// A host's `eth0`, beneath its kernel (`AF_PACKET`).
     pub struct Wire(File);
 
     impl Wire {
@@ -149,7 +149,7 @@ mod privileged {
     }
 
     /// RFC 1071.
-    fn checksum(bytes: &[u8]) -> u16 {
+    pub fn checksum(bytes: &[u8]) -> u16 {
         let words = bytes
             .chunks(2)
             .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));

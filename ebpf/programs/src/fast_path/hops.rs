@@ -1,7 +1,7 @@
 //! What a pod sent to another pod, and what came through the tunnel for a pod of this node.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_redirect, bpf_redirect_peer};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
@@ -42,14 +42,14 @@ pub fn from_tunnel(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_underlay(ctx: TcContext) -> i32 {
     let hop = match protocol(&ctx) {
-        V4::ETHERTYPE => unwrap::<V4>(&ctx, Tunnel::V4),
-        V6::ETHERTYPE => unwrap::<V6>(&ctx, Tunnel::V6),
+        V4::ETHERTYPE => unwrap::<V4>(&ctx),
+        V6::ETHERTYPE => unwrap::<V6>(&ctx),
         _ => None,
     };
     match hop {
         Some(hop) => {
             count(PodCounter::UNWRAPPED);
-            // SAFETY: as in `forward`.
+            // SAFETY: as in `send`.
             unsafe { bpf_redirect_peer(hop.ifindex, 0) as i32 }
         }
         None => TC_ACT_UNSPEC,
@@ -58,8 +58,8 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 
 /// The pod that the packet, unwrapped and addressed to it, goes to.
 #[inline(always)]
-fn unwrap<H: Header>(ctx: &TcContext, version: u32) -> Option<Hop> {
-    let tunnel = TUNNELS.get(version).filter(|tunnel| tunnel.ifindex != 0)?;
+fn unwrap<H: Header>(ctx: &TcContext) -> Option<Hop> {
+    let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.ifindex != 0)?;
     let (node, mut segment) = Wrapping::<H>::read(ctx, tunnel)?;
     // Nobody sends in another node's name.
     let (source, _) = segment.ip.addresses();
@@ -85,8 +85,8 @@ trait Origin {
 enum Way {
     /// In the namespace of the pod.
     Peer,
-    /// By sending.
-    Tunnel,
+    /// By sending to the node of this address, through the tunnel.
+    Tunnel(Ip),
 }
 
 struct Pod;
@@ -98,7 +98,8 @@ impl Origin for Pod {
         if let Some(pod) = unsafe { PODS.get(destination) } {
             return Some((*pod, Way::Peer));
         }
-        Some((remote(destination)?.hop, Way::Tunnel))
+        let remote = remote(destination)?;
+        Some((remote.hop, Way::Tunnel(remote.node)))
     }
 
     #[inline(always)]
@@ -139,35 +140,49 @@ fn forward<O: Origin>(ctx: &TcContext) -> i32 {
         V6::ETHERTYPE => try_forward::<O, V6>(ctx),
         _ => Err(PodCounter::OTHER_PACKET),
     };
-    match result {
-        Ok((hop, Way::Peer)) => {
-            count(PodCounter::GIVEN);
-            // SAFETY: a plain helper call; it notes where the packet goes, and its result is this program's.
-            unsafe { bpf_redirect_peer(hop.ifindex, 0) as i32 }
-        }
-        Ok((hop, Way::Tunnel)) => {
-            count(PodCounter::SENT);
-            // SAFETY: as above.
-            unsafe { bpf_redirect(hop.ifindex, 0) as i32 }
-        }
-        Err(reason) => {
-            count(reason);
-            TC_ACT_UNSPEC
-        }
-    }
+    result.unwrap_or_else(|reason| {
+        count(reason);
+        TC_ACT_UNSPEC
+    })
 }
 
-/// Where the packet, already addressed to it, goes; or why the stack gets it, unchanged.
+/// The result of the program that sends the packet on; or why the stack gets it, unchanged.
 #[inline(always)]
-fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<(Hop, Way), PodCounter> {
+fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter> {
     let mut segment = Segment::<H>::read(ctx).ok_or(PodCounter::OTHER_PACKET)?;
     let bytes = segment.packet_bytes(ctx);
     let (to, way) = next_hop::<O, H>(&segment, device(ctx), bytes)?;
-    if segment.forward(ctx, &to) {
-        Ok((to, way))
-    } else {
-        Err(PodCounter::OTHER_PACKET)
+    if let Way::Tunnel(node) = way
+        && let Some(result) = wrap(ctx, &mut segment, &to, node)
+    {
+        return Ok(result);
     }
+    if !segment.forward(ctx, &to) {
+        return Err(PodCounter::OTHER_PACKET);
+    }
+    // SAFETY: plain helper calls; they note where the packet goes, and their result is the program's.
+    Ok(match way {
+        Way::Peer => {
+            count(PodCounter::GIVEN);
+            unsafe { bpf_redirect_peer(to.ifindex, 0) as i32 }
+        }
+        Way::Tunnel(_) => {
+            count(PodCounter::SENT);
+            unsafe { bpf_redirect(to.ifindex, 0) as i32 }
+        }
+    })
+}
+
+/// Sends the packet to a node by the underlay's device, wrapped as the tunnel's device would. `None`: that shall do it.
+#[inline(always)]
+fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Hop, node: Ip) -> Option<i32> {
+    let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.underlay != 0)?;
+    if !Wrapping::put_around(ctx, segment, to, tunnel, node)? {
+        return Some(TC_ACT_SHOT);
+    }
+    count(PodCounter::WRAPPED);
+    // SAFETY: as in `try_forward`; without parameters the route to the outer address says which neighbour it is.
+    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, core::ptr::null_mut(), 0, 0) as i32 })
 }
 
 /// Where a packet of so many bytes goes that came by a device.
