@@ -74,4 +74,8 @@ pub struct Etcd {
     pub cert: Option<PathBuf>,
     /// File with our private key.
     pub key: Option<PathBuf>,
+    /// The user of an etcd with users and roles. Default: none is named. Goes with `password_file`.
+    pub username: Option<String>,
+    /// File with the user's password, without the white space around it; read at every connection.
+    pub password_file: Option<PathBuf>,
 }

@@ -65,6 +65,11 @@ impl Store {
         if let Some(tls) = tls {
             options = options.with_tls(tls);
         }
+        if let (Some(name), Some(file)) = (&etcd.username, &etcd.password_file) {
+            let password = String::from_utf8_lossy(&read(file)?).trim().to_owned();
+            // A token lasts five minutes without use (etcd's simple tokens), or as long as etcd was told.
+            options = options.with_user(name, password).with_auto_token_refresh(true);
+        }
         let client = answer("connect", Client::connect(&etcd.endpoints, Some(options))).await?;
         Ok(Self {
             client,
@@ -270,13 +275,14 @@ async fn answer<T>(
 }
 
 /// Files are read at every connection, so that renewed certificates are taken up.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::ReadFile {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn tls(etcd: &Etcd) -> Result<Option<TlsOptions>, Error> {
-    let read = |path: &Path| {
-        fs::read(path).map_err(|source| Error::ReadFile {
-            path: path.to_owned(),
-            source,
-        })
-    };
     let Some(ca) = &etcd.ca else { return Ok(None) };
     let mut options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?));
     if let (Some(cert), Some(key)) = (&etcd.cert, &etcd.key) {

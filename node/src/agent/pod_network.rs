@@ -161,5 +161,7 @@ fn etcd(etcd: &Etcd) -> overlay::Etcd {
         ca: etcd.ca.clone(),
         cert: etcd.cert.clone(),
         key: etcd.key.clone(),
+        username: etcd.username.clone(),
+        password_file: etcd.password_file.clone(),
     }
 }

@@ -190,6 +190,11 @@ pub struct Etcd {
     pub cert: Option<PathBuf>,
     /// File with our private key.
     pub key: Option<PathBuf>,
+    /// The user of an etcd with users and roles. Default: absent: who we are is said by the certificate, or not asked for.
+    /// Goes with `passwordFile`.
+    pub username: Option<String>,
+    /// File with the user's password, without the white space around it.
+    pub password_file: Option<PathBuf>,
 }
 
 fn default_prefix() -> String {
@@ -223,6 +228,9 @@ impl Etcd {
         }
         if self.cert.is_some() != self.key.is_some() {
             problems.push("network.etcd: cert and key go together".to_owned());
+        }
+        if self.username.is_some() != self.password_file.is_some() {
+            problems.push("network.etcd: username and passwordFile go together".to_owned());
         }
         if !self.prefix.starts_with('/') || self.prefix.ends_with('/') {
             let prefix = &self.prefix;

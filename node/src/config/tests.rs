@@ -318,10 +318,11 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
             "network.mode: is \"vxlan\", but network.config has backend \"host-gw\"",
         ),
         (
-            "network: {etcd: {endpoints: ['https://a:1', 'b:2'], cert: /c, prefix: x}}",
+            "network: {etcd: {endpoints: ['https://a:1', 'b:2'], cert: /c, username: u, prefix: x}}",
             "network.etcd.endpoints[1]: \"b:2\" is not a URL like https://192.0.2.1:2379\n\
              network.etcd.ca: is needed for https\n\
              network.etcd: cert and key go together\n\
+             network.etcd: username and passwordFile go together\n\
              network.etcd.prefix: \"x\" is not like /coreos.com/network",
         ),
         (

@@ -31,6 +31,8 @@ mod privileged {
             ca: None,
             cert: None,
             key: None,
+            username: None,
+            password_file: None,
         }
     }
 

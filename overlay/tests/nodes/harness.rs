@@ -358,6 +358,8 @@ impl Cluster {
             ca: path("ca.crt"),
             cert: path(&format!("{file}.crt")),
             key: path(&format!("{file}.key")),
+            username: None,
+            password_file: None,
         }
     }
 

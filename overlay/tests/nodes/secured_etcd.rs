@@ -211,4 +211,64 @@ mod privileged {
         assert_eq!(first.await_others(3).lease, before);
         assert!(talk(&pods[1], &pods[0]).is_ok());
     }
+
+    /// Without certificates: who somebody is, a password says.
+    #[test]
+    fn a_user_and_its_password_are_enough_and_a_wrong_one_is_told_until_it_is_mended() {
+        let Some(cluster) = Cluster::new("password", 2) else {
+            return;
+        };
+        for line in [
+            "user add root:secret",
+            "user grant-role root root",
+            "role add network",
+            &format!("role grant-permission network readwrite --prefix=true {PREFIX}"),
+            "user add node:first",
+            "user grant-role node network",
+            "auth enable",
+        ] {
+            run(&cluster, line);
+        }
+        let file = |name: &str| cluster.directory.0.join(name);
+        let user = |password: &str| Etcd {
+            username: Some("node".to_owned()),
+            password_file: Some(file(password)),
+            ..cluster.client("client")
+        };
+        let write = |name: &str, password: &str| std::fs::write(file(name), password).expect("written");
+        write("right", "first\n");
+        let first = start(&cluster, 0, user("right"));
+        first.await_others(0);
+
+        let second = start(&cluster, 1, user("late"));
+        assert!(!await_told(&second, "no file", "late: No such file").ready);
+        write("late", "wrong");
+        let wrong = "etcd: connect: ";
+        let told = await_told(&second, "a wrong password", "invalid user ID or password");
+        assert!(!told.ready && told.problems[0].starts_with(wrong), "{told:?}");
+        assert!(!told.problems[0].contains("wrong"), "{told:?}");
+        write("late", "first");
+        second.await_others(1);
+        let pods = [first.add_pod("a"), second.add_pod("b")];
+        await_talk(&pods[0], &pods[1]);
+
+        // An etcd that starts again knows none of the tokens that it gave.
+        cluster.stop_etcd();
+        first.await_status("etcd is missed", |status| !status.problems.is_empty());
+        cluster.start_etcd("etcd");
+        first.await_status("etcd is back", |status| status.problems.is_empty());
+        run(
+            &cluster,
+            &format!("--user=root:secret del {PREFIX}subnets/ --prefix"),
+        );
+        let held = || {
+            let keys = cluster.etcdctl(&["--user=root:secret", "get", "--prefix", "--keys-only", PREFIX]);
+            keys.matches("/subnets/").count()
+        };
+        wait::until_value("both put theirs back", SOON, held, |held| *held == 2);
+        for node in [&first, &second] {
+            node.await_others(1);
+        }
+        await_talk(&pods[1], &pods[0]);
+    }
 }

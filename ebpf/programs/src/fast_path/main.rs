@@ -3,9 +3,10 @@
 //!
 //! Walk: a pod's TCP segment leaves its namespace by the veth → tcx at the node's end of it → [`hops::from_pod`] → the
 //! segment continues in the other pod's namespace, in the same softirq (`skb_do_redirect` with `BPF_F_PEER`,
-//! net/core/filter.c); or it leaves by the tunnel's device, which wraps it. On the other node it is unwrapped → tcx at
-//! the tunnel's device → [`hops::from_tunnel`] → the pod's namespace; or all of that at once by
-//! [`hops::from_underlay`], where nobody has rules for packets to the node. Routing, netfilter with its connection tracking,
+//! net/core/filter.c); or it is wrapped there, and leaves by the underlay's device. On the other node
+//! [`hops::from_underlay`] unwraps it → the pod's namespace. Where somebody has rules for packets of the nodes, and for
+//! what will be cut up, the tunnel's devices wrap and unwrap it → tcx there → [`hops::from_tunnel`] → the pod's
+//! namespace. Routing, netfilter with its connection tracking,
 //! and the second veth's queue are passed by; the MAC addresses and the TTL are what the stack would have made of them.
 //! Whatever is not surely a connection from pod to pod goes to the stack as if there were no program.
 
