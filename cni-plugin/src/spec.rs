@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use model::wiring::{PortMapping, WiringPlan, Wishes};
+use model::wiring::{Bandwidth, PortMapping, RateLimit, WiringPlan, Wishes};
 use model::{MacAddr, ObjectName, Protocol};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
 use crate::protocol::{AttachmentKey, DEFAULT_SOCKET, Failure};
 
@@ -43,6 +43,12 @@ pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1
 
 /// What a configuration without `cniVersion` means.
 const OLDEST: &str = "0.1.0";
+
+/// The kernel counts whole bytes in a second.
+const LEAST_RATE_BITS: u64 = 8;
+
+/// What fits into the kernel's number (`TCA_TBF_BURST`).
+const MOST_BURST_BYTES: u64 = u32::MAX as u64;
 
 /// Environment variables.
 pub type Variables = BTreeMap<String, String>;
@@ -237,6 +243,17 @@ struct RawRuntimeConfig {
     ips: Option<Vec<String>>,
     mac: Option<String>,
     port_mappings: Option<Vec<RawPortMapping>>,
+    bandwidth: Option<RawBandwidth>,
+}
+
+/// Bits in a second, and bits; 0 or absent: no limit.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawBandwidth {
+    ingress_rate: Option<Number>,
+    ingress_burst: Option<Number>,
+    egress_rate: Option<Number>,
+    egress_burst: Option<Number>,
 }
 
 #[derive(Deserialize)]
@@ -360,6 +377,49 @@ fn wishes(raw: RawRuntimeConfig) -> Result<Wishes, Failure> {
         port_mappings: mappings
             .map(|raw| port_mapping(raw, wrong))
             .collect::<Result<_, _>>()?,
+        bandwidth: bandwidth(&raw.bandwidth.unwrap_or_default(), wrong)?,
+    })
+}
+
+fn bandwidth(
+    raw: &RawBandwidth,
+    wrong: impl Fn(&str, &dyn std::fmt::Display, &str) -> Failure,
+) -> Result<Bandwidth, Failure> {
+    let number = |direction: &str, what: &str, number: &Option<Number>| {
+        let Some(number) = number else { return Ok(0) };
+        let field = format!("bandwidth.{direction}{what}");
+        number
+            .as_u64()
+            .ok_or_else(|| wrong(&field, number, "a number of bits"))
+    };
+    let limit = |direction: &str, rate: &Option<Number>, burst: &Option<Number>| {
+        let rate = NonZeroU64::new(number(direction, "Rate", rate)?);
+        let burst = NonZeroU64::new(number(direction, "Burst", burst)?);
+        let (has, lacks, value) = match (rate, burst) {
+            (None, None) => return Ok(None),
+            (Some(rate_bits), Some(burst_bits)) => {
+                if rate_bits.get() < LEAST_RATE_BITS {
+                    let field = format!("bandwidth.{direction}Rate");
+                    return Err(wrong(&field, &rate_bits, "8 bits in a second or more"));
+                }
+                if burst_bits.get() / 8 > MOST_BURST_BYTES {
+                    let field = format!("bandwidth.{direction}Burst");
+                    return Err(wrong(&field, &burst_bits, "less than 4 GiB, in bits"));
+                }
+                return Ok(Some(RateLimit {
+                    rate_bits,
+                    burst_bits,
+                }));
+            }
+            (Some(rate), None) => ("Rate", "Burst", rate),
+            (None, Some(burst)) => ("Burst", "Rate", burst),
+        };
+        let msg = format!("runtimeConfig.bandwidth: {direction}{has} is {value}, without {direction}{lacks}");
+        Err(fail(code::CONFIG, msg))
+    };
+    Ok(Bandwidth {
+        ingress: limit("ingress", &raw.ingress_rate, &raw.ingress_burst)?,
+        egress: limit("egress", &raw.egress_rate, &raw.egress_burst)?,
     })
 }
 

@@ -7,11 +7,18 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use model::wiring::{ROUTE_PROTOCOL, WiringPlan};
+use model::Mtu;
+use model::wiring::{ROUTE_PROTOCOL, RateLimit, WiringPlan};
 use netlink::{
     AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, NewLink,
-    NewLinkKind, Result, Route, RouteFilter, VethPeer,
+    NewLinkKind, Result, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer,
 };
+
+/// How long a packet may wait at a limit after a pause, in milliseconds: the reference plugin's (`latencyInMillis`).
+const LATENCY_MILLIS: u64 = 25;
+
+/// The header of a frame, which counts for the kernel.
+const ETHERNET_HEADER_BYTES: u32 = 14;
 
 /// Two sockets: one in the node's namespace, one in the pod's.
 pub struct Sides {
@@ -82,13 +89,14 @@ impl Sides {
         }
     }
 
-    /// The node's end comes up; then the pod's address is a neighbour and a route of it. The agent knows the same from
+    /// The node's end gets its limit and comes up; then the pod's address is a neighbour and a route of it. The agent knows the same from
     /// its own records and repairs it later.
     fn apply_on_node(&mut self, plan: &WiringPlan) -> Result<()> {
         let link = self.node.link_named(&plan.host_ifname)?;
         let absent =
             || netlink::Error::of(netlink::Operation::GetLink, &plan.host_ifname)(nix::errno::Errno::ENODEV);
         let link = link.ok_or_else(absent)?.index;
+        limit(&mut self.node, link, bucket(plan.bandwidth.ingress, plan.mtu))?;
         self.node.change_link(link, &LinkChange::up())?;
         for address in &plan.addresses {
             self.node
@@ -100,6 +108,7 @@ impl Sides {
     }
 
     fn apply_in_pod(&mut self, plan: &WiringPlan, link: u32) -> Result<()> {
+        limit(&mut self.pod, link, bucket(plan.bandwidth.egress, plan.mtu))?;
         self.pod.change_link(link, &LinkChange::up())?;
         for address in &plan.addresses {
             let no_dad = address.is_ipv6();
@@ -152,13 +161,59 @@ impl Sides {
                 .any(|found| (found.destination, found.gateway) == (wanted.destination, wanted.gateway))
         });
         wrong.extend(missing.map(|route| format!("route to {} is missing", route.destination)));
+        let wanted = bucket(plan.bandwidth.egress, plan.mtu);
+        wrong.extend(limit_difference(&mut self.pod, &link, wanted)?);
         match self.node.link_named(&plan.host_ifname)? {
-            Some(link) if link.up => {}
+            Some(link) if link.up => {
+                let wanted = bucket(plan.bandwidth.ingress, plan.mtu);
+                wrong.extend(limit_difference(&mut self.node, &link, wanted)?);
+            }
             Some(_) => wrong.push(format!("device {} on the node is down", plan.host_ifname)),
             None => wrong.push(format!("device {} on the node is missing", plan.host_ifname)),
         }
         Ok(wrong)
     }
+}
+
+/// The token bucket of a limit. It takes at least one packet, since one that it cannot take would never pass.
+fn bucket(limit: Option<RateLimit>, mtu: Mtu) -> Option<TokenBucket> {
+    let limit = limit?;
+    let rate_bytes = limit.rate_bits.get() / 8;
+    let burst_bytes = u32::try_from(limit.burst_bits.get() / 8).unwrap_or(u32::MAX);
+    let burst_bytes = burst_bytes.max(mtu.0.saturating_add(ETHERNET_HEADER_BYTES));
+    let waiting_bytes = u32::try_from(rate_bytes.saturating_mul(LATENCY_MILLIS) / 1000).unwrap_or(u32::MAX);
+    Some(TokenBucket {
+        rate_bytes,
+        burst_bytes,
+        limit_bytes: burst_bytes.saturating_add(waiting_bytes),
+    })
+}
+
+/// Limits what leaves through a device, or no longer does.
+fn limit(kernel: &mut Netlink, link: u32, wanted: Option<TokenBucket>) -> Result<()> {
+    match wanted {
+        Some(bucket) => kernel.replace_root_qdisc(link, &bucket),
+        // An ADD that was interrupted and asked for one may have left it.
+        None => kernel.delete_root_qdisc(link).absent_is_fine(),
+    }
+}
+
+/// What is there in place of the limit that was asked for. Without one it is nobody's business.
+fn limit_difference(
+    kernel: &mut Netlink,
+    link: &Link,
+    wanted: Option<TokenBucket>,
+) -> Result<Option<String>> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let name = &link.name;
+    Ok(match kernel.root_qdisc(link.index)? {
+        Some(found) if found.is(&wanted) => None,
+        Some(RootQdisc::TokenBucket { rate_bytes, .. }) => Some(format!(
+            "qdisc tbf of device {name} has rate {rate_bytes} bytes/s in place of {}, or another limit",
+            wanted.rate_bytes
+        )),
+        _ => Some(format!("qdisc tbf of device {name} is missing")),
+    })
 }
 
 /// Routes in the order in which they can be made: a gateway has to be reachable first.
@@ -208,5 +263,40 @@ pub fn remove_node_link(name: &str) -> Result<()> {
     match kernel.link_named(name)? {
         Some(link) if link.kind == LinkKind::Veth => kernel.delete_link(link.index).absent_is_fine(),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_holds_the_burst_and_one_packet_and_lets_wait_what_25_ms_carry() {
+        let rows = [
+            (20_000_000, 1_000_000, (2_500_000, 125_000, 187_500)),
+            (8, 1, (1, 1464, 1464)),
+            // 2^32 - 1 bytes at once: what may wait is not more than the kernel can count.
+            (
+                1_000_000_000_000_000,
+                8 * 4_294_967_295,
+                (125_000_000_000_000, u32::MAX, u32::MAX),
+            ),
+        ];
+        for (rate, burst, (rate_bytes, burst_bytes, limit_bytes)) in rows {
+            let number = |number| NonZeroU64::new(number).expect("not zero");
+            let limit = RateLimit {
+                rate_bits: number(rate),
+                burst_bits: number(burst),
+            };
+            let wanted = TokenBucket {
+                rate_bytes,
+                burst_bytes,
+                limit_bytes,
+            };
+            assert_eq!(bucket(Some(limit), Mtu(1450)), Some(wanted));
+        }
+        assert_eq!(bucket(None, Mtu(1450)), None);
     }
 }

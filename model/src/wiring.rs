@@ -2,7 +2,7 @@
 //! network namespace, so that the agent needs no right to enter pods.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub struct WiringPlan {
     pub gateways: Vec<IpAddr>,
     /// Routes in the pod: destination and the gateway it goes through; `None` = on the link.
     pub routes: Vec<PodRoute>,
+    /// How fast packets come to the pod and leave it.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
 }
 
 /// What a runtime asks of an interface beside its being connected (CNI conventions, "Dynamic plugin specific fields").
@@ -52,6 +55,39 @@ pub struct Wishes {
     /// Ports of the node that lead to ports of the pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// How fast packets may come to the pod and leave it.
+    #[serde(skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// How fast packets may come and go; absent: as fast as they can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// To the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<RateLimit>,
+    /// From the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<RateLimit>,
+}
+
+impl Bandwidth {
+    /// Whether there is no limit at all.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.ingress.is_none() && self.egress.is_none()
+    }
+}
+
+/// A rate, and how much may come at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// Bits in a second.
+    pub rate_bits: NonZeroU64,
+    /// Bits at once.
+    pub burst_bits: NonZeroU64,
 }
 
 /// A port of the node that leads to a port of the pod.

@@ -481,6 +481,7 @@ fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
             address: *address,
             host_ifname: host_ifname.clone(),
             pod_mac,
+            is_limited: assigned.bandwidth.ingress.is_some(),
         })
     };
     let each = pods.iter().map(routes);

@@ -203,7 +203,8 @@ struct Wanted {
 
 impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
-    /// Where the underlay is given, wrapped packets come and go by its device.
+    /// Where the underlay is given, wrapped packets come and go by its device. What is given to a pod past the stack passes
+    /// by the queue of its device, too, so one with a limit on what comes to it is reached through the stack alone.
     fn new(
         plan: &Plan,
         underlay: Option<Underlay<'_>>,
@@ -213,7 +214,9 @@ impl Wanted {
         let mut wanted = Self::default();
         for pod in pods {
             if let Some(hop) = hop(links.get(&pod.host_ifname), pod.pod_mac.0) {
-                wanted.pods.insert(Ip::from(pod.address), hop);
+                if !pod.is_limited {
+                    wanted.pods.insert(Ip::from(pod.address), hop);
+                }
                 wanted.devices.insert(pod.host_ifname.clone(), Origin::Pod);
             }
         }
@@ -424,6 +427,7 @@ mod tests {
             address: Ipv4Addr::new(10, 5, 1, last).into(),
             host_ifname: device.to_owned(),
             pod_mac: MacAddr([2, 0, 0, 0, 1, last]),
+            is_limited: false,
         }
     }
 
@@ -433,9 +437,14 @@ mod tests {
         let links = [
             link("cw2", 7, Some(mac)),
             link("cw3", 8, None),
+            link("cw5", 10, Some(mac)),
             link("flannel.1", 9, Some(mac)),
         ];
-        let pods = [pod(2, "cw2"), pod(3, "cw3"), pod(4, "cw4")];
+        let limited = PodRoute {
+            is_limited: true,
+            ..pod(5, "cw5")
+        };
+        let pods = [pod(2, "cw2"), pod(3, "cw3"), pod(4, "cw4"), limited];
         let half = |name: &str, subnet: &str, public_ip: &str| {
             let [local, vtep, public_ip] = [public_ip; 3].map(|text| text.parse().expect("an address"));
             let device = Device {
@@ -507,6 +516,7 @@ mod tests {
         assert_eq!(wanted.tunnels, [tunnel, Tunnel::default()]);
         let devices = [
             ("cw2", Origin::Pod),
+            ("cw5", Origin::Pod),
             ("eth0", Origin::Underlay),
             ("flannel.1", Origin::Tunnel),
         ];

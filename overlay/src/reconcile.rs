@@ -32,6 +32,8 @@ pub(crate) struct PodRoute {
     pub(crate) address: IpAddr,
     pub(crate) host_ifname: String,
     pub(crate) pod_mac: MacAddr,
+    /// What comes to it has to pass by its device's queue: there is a limit, or nobody knows whether there is.
+    pub(crate) is_limited: bool,
 }
 
 /// What a pass did and what it could not do.
@@ -192,6 +194,7 @@ impl Mirror {
                 address,
                 host_ifname: link.name.clone(),
                 pod_mac,
+                is_limited: true,
             })
         })
     }

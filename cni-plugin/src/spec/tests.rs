@@ -166,6 +166,7 @@ fn results_have_the_form_of_their_version() {
             destination: "0.0.0.0/0".parse().expect("network"),
             gateway: Some("169.254.1.1".parse().expect("address")),
         }],
+        bandwidth: Bandwidth::default(),
     };
     let new = |version: &str, mtu: &str, family: &str| {
         format!(
@@ -215,6 +216,7 @@ fn what_a_runtime_asks_for_is_read_as_runtimes_write_it() {
         Verb::Add,
         br#"{"cniVersion":"1.0.0","name":"x","runtimeConfig":{
             "ips":["10.1.2.3/24","fd00::3"],"mac":"02:00:00:00:00:07","dns":{"servers":[]},
+            "bandwidth":{"ingressRate":20000000,"ingressBurst":8000,"egressRate":0,"egressBurst":0},
             "portMappings":[
                 {"hostPort":80,"containerPort":8080,"protocol":"TCP","hostIP":"0.0.0.0"},
                 {"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"192.0.2.1"}]}}"#,
@@ -235,10 +237,92 @@ fn what_a_runtime_asks_for_is_read_as_runtimes_write_it() {
             mapping(80, 8080, Protocol::Tcp, Some("0.0.0.0")),
             mapping(53, 53, Protocol::Udp, Some("192.0.2.1")),
         ],
+        bandwidth: Bandwidth {
+            ingress: Some(limit(20_000_000, 8_000)),
+            egress: None,
+        },
     };
     assert_eq!(conf.map(|conf| conf.wishes), Ok(wanted));
     let nothing =
-        br#"{"cniVersion":"1.0.0","name":"x","runtimeConfig":{"ips":null,"mac":"","portMappings":[]}}"#;
+        br#"{"cniVersion":"1.0.0","name":"x","runtimeConfig":{"ips":null,"mac":"","portMappings":[],"bandwidth":{}}}"#;
     let conf = parse_config(Verb::Add, nothing).expect("valid");
     assert_eq!(conf.wishes, Wishes::default());
+}
+
+fn limit(rate: u64, burst: u64) -> RateLimit {
+    let number = |number| NonZeroU64::new(number).expect("not zero");
+    RateLimit {
+        rate_bits: number(rate),
+        burst_bits: number(burst),
+    }
+}
+
+#[test]
+fn a_bandwidth_is_bits_in_a_second_and_bits_at_once_or_refused_with_the_reason() {
+    let parse = |bandwidth: &Value| {
+        let conf = json!({"cniVersion": "1.0.0", "name": "x", "runtimeConfig": {"bandwidth": bandwidth}});
+        parse_config(Verb::Add, conf.to_string().as_bytes())
+    };
+    // What containerd and CRI-O give for a pod's annotation: 2^32 - 1 bits, nearly 2^32 - 1 bytes.
+    for burst in [1, 4_294_967_295, 8 * 4_294_967_295 - 1, 8 * 4_294_967_295 + 7] {
+        let conf = parse(&json!({"egressRate": 1_000_000_000_000_000_u64, "egressBurst": burst}));
+        let wanted = Bandwidth {
+            ingress: None,
+            egress: Some(limit(1_000_000_000_000_000, burst)),
+        };
+        assert_eq!(conf.expect("valid").wishes.bandwidth, wanted);
+    }
+    for nothing in [
+        json!(null),
+        json!({}),
+        json!({"ingressRate": 0}),
+        json!({"ingressRate": null, "ingressBurst": 0}),
+    ] {
+        let conf = parse(&nothing).expect("valid");
+        assert!(conf.wishes.bandwidth.is_unlimited(), "{nothing}");
+    }
+    for (bandwidth, told) in [
+        (
+            json!({"ingressRate": 1000}),
+            "runtimeConfig.bandwidth: ingressRate is 1000, without ingressBurst",
+        ),
+        (
+            json!({"egressRate": 0, "egressBurst": 1000}),
+            "runtimeConfig.bandwidth: egressBurst is 1000, without egressRate",
+        ),
+        (
+            json!({"ingressRate": -1, "ingressBurst": 1}),
+            "runtimeConfig.bandwidth.ingressRate: -1 is not a number of bits",
+        ),
+        (
+            json!({"ingressRate": 1.5, "ingressBurst": 1}),
+            "runtimeConfig.bandwidth.ingressRate: 1.5 is not a number of bits",
+        ),
+        (
+            json!({"egressRate": 1000, "egressBurst": 1e30}),
+            "runtimeConfig.bandwidth.egressBurst: 1e+30 is not a number of bits",
+        ),
+        (
+            json!({"egressRate": 7, "egressBurst": 1}),
+            "runtimeConfig.bandwidth.egressRate: 7 is not 8 bits in a second or more",
+        ),
+        (
+            json!({"egressRate": 8, "egressBurst": 8_u64 << 32}),
+            "runtimeConfig.bandwidth.egressBurst: 34359738368 is not less than 4 GiB, in bits",
+        ),
+    ] {
+        let failure = parse(&bandwidth).expect_err("refused");
+        assert_eq!(
+            (failure.code, failure.msg.as_str()),
+            (code::CONFIG, told),
+            "{bandwidth}"
+        );
+    }
+    for bandwidth in [json!("x"), json!({"ingressRate": "1M", "ingressBurst": 1})] {
+        assert_eq!(
+            parse(&bandwidth).expect_err("refused").code,
+            code::DECODE,
+            "{bandwidth}"
+        );
+    }
 }

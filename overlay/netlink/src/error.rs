@@ -35,6 +35,9 @@ pub enum Operation {
     ListForwarding,
     ReplaceForwarding,
     DeleteForwarding,
+    ListQdiscs,
+    ReplaceQdisc,
+    DeleteQdisc,
 }
 
 impl fmt::Display for Operation {
@@ -66,6 +69,9 @@ impl fmt::Display for Operation {
             Self::ListForwarding => "list forwarding entries",
             Self::ReplaceForwarding => "replace forwarding entry",
             Self::DeleteForwarding => "delete forwarding entry",
+            Self::ListQdiscs => "list queueing disciplines",
+            Self::ReplaceQdisc => "replace root queueing discipline of link",
+            Self::DeleteQdisc => "delete root queueing discipline of link",
         })
     }
 }

@@ -67,7 +67,7 @@ pub trait Kernel {
 
 /// An rtnetlink socket. It acts in the namespace it was opened in, from any thread.
 pub struct Netlink {
-    socket: RouteSocket,
+    pub(crate) socket: RouteSocket,
 }
 
 impl Netlink {

@@ -6,6 +6,7 @@
 //!   ([`Netlink::open`], [`Netlink::open_in`]) whatever thread uses it later.
 //! - [`link`], [`address`], [`route`], [`neighbour`] are what it reads and writes: plain values, comparable, so that
 //!   desired and actual state can be diffed.
+//! - [`qdisc`] limits what leaves through a device.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
 //! - [`nft`] speaks nftables: typed rules and sets, transactions, read-back, repair; [`conntrack`] lists and forgets
@@ -26,6 +27,7 @@ pub mod neighbour;
 pub mod netns;
 mod nfnetlink;
 pub mod nft;
+pub mod qdisc;
 pub mod route;
 pub mod sock_diag;
 mod socket;
@@ -39,6 +41,7 @@ pub use kernel::{Kernel, Netlink};
 pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan};
 pub use neighbour::{Forwarding, Neighbour};
 pub use netns::Namespace;
+pub use qdisc::{RootQdisc, TokenBucket};
 pub use route::{Route, RouteFilter, RouteKind, Scope};
 
 /// An Ethernet address.

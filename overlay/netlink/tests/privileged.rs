@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use netlink::{
     AbsentIsFine, Address, Event, Events, Forwarding, Group, Kernel, LinkChange, LinkKind, Namespace,
-    Neighbour, Netlink, NewLink, NewLinkKind, Route, RouteFilter, VethPeer, Vxlan, sysctl,
+    Neighbour, Netlink, NewLink, NewLinkKind, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer, Vxlan,
+    sysctl,
 };
 
 const PROTOCOL: u8 = 213;
@@ -292,4 +293,80 @@ fn a_closure_runs_inside_the_namespace_and_the_caller_stays_outside() {
         let wrote = ensure(value).expect("run").expect("write");
         assert_eq!(wrote, writes.unwrap_or(wrote), "second write of {value}");
     }
+}
+
+/// Lines that `tc` prints.
+fn tc(place: &TestNamespace, arguments: &[&str]) -> Vec<String> {
+    let mut ip = std::process::Command::new("ip");
+    ip.args(["netns", "exec", &place.name, "tc"]).args(arguments);
+    let output = ip.output().expect("tc runs");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_token_bucket_is_put_at_a_devices_root_replaced_and_taken_away() {
+    if not_root("qdisc") {
+        return;
+    }
+    let place = TestNamespace::new("qdisc");
+    let mut kernel = place.netlink();
+    let link = veth_with_peer_in(&mut kernel, "eth0", "eth1", None).index;
+    let other = kernel.link_named("eth1").expect("get").expect("it is there");
+    kernel.change_link(other.index, &LinkChange::up()).expect("up");
+    let kernels_own = Some(RootQdisc::Other("noqueue".to_owned()));
+    assert_eq!(kernel.root_qdisc(link).expect("list"), kernels_own);
+    tc(&place, &["qdisc", "add", "dev", "eth0", "root", "pfifo"]);
+    assert_eq!(
+        kernel.root_qdisc(link).expect("get"),
+        Some(RootQdisc::Other("pfifo".to_owned()))
+    );
+
+    // As `tc` tells it: bits in a second, the burst as it follows from a rounded time, the limit as a time.
+    let rows = [
+        (2_500_000, 125_000, 187_500, "rate 20Mbit burst 125000b lat 25ms"),
+        (
+            125_000_000,
+            1_000_000,
+            4_125_000,
+            "rate 1Gbit burst 1000000b lat 25ms",
+        ),
+        (1, 100, 200, "rate 8bit "),
+        // More than 32 bits of rate, and of what may wait all that there is.
+        (125_000_000_000_000, u32::MAX, u32::MAX, "rate 1000Tbit "),
+    ];
+    for (rate_bytes, burst_bytes, limit_bytes, text) in rows {
+        let bucket = TokenBucket {
+            rate_bytes,
+            burst_bytes,
+            limit_bytes,
+        };
+        for _ in 0..2 {
+            kernel.replace_root_qdisc(link, &bucket).expect("replace");
+            let read = kernel.root_qdisc(link).expect("get").expect("it is there");
+            assert!(read.is(&bucket), "{bucket:?}: {read:?}");
+            let told = tc(&place, &["qdisc", "show", "dev", "eth0"]);
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].contains(text), "{bucket:?}: {told:?}");
+        }
+        let other = TokenBucket {
+            limit_bytes: limit_bytes - 1,
+            ..bucket
+        };
+        assert!(
+            !kernel
+                .root_qdisc(link)
+                .expect("get")
+                .expect("it is there")
+                .is(&other)
+        );
+    }
+    kernel.delete_root_qdisc(link).expect("delete");
+    assert_eq!(kernel.root_qdisc(link).expect("list"), kernels_own);
+    kernel
+        .delete_root_qdisc(link)
+        .absent_is_fine()
+        .expect("gone is fine");
+    assert_eq!(kernel.root_qdisc(link + 100).expect("list"), None);
 }

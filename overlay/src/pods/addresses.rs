@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use model::wiring::{PortMapping, Wishes};
+use model::wiring::{Bandwidth, PortMapping, Wishes};
 use model::{ByFamily, IpFamily, MacAddr, ObjectName};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,9 @@ pub struct Assigned {
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// How fast packets may come to it and leave it.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// The boot of the machine that it was made in (`/proc/sys/kernel/random/boot_id`): after another boot it is
     /// gone, unless its namespace is there.
     pub boot: String,
@@ -56,6 +59,7 @@ impl Assigned {
             pod: None,
             mac: None,
             port_mappings: Vec::new(),
+            bandwidth: Bandwidth::default(),
             boot: String::new(),
         };
         for address in addresses.values() {
@@ -73,10 +77,14 @@ impl Assigned {
             ips,
             mac,
             port_mappings,
+            bandwidth,
         } = wishes;
         let addresses = self.addresses();
         let has = |ip: &IpAddr| addresses.values().any(|address| address == ip);
-        ips.iter().all(has) && self.mac == *mac && self.port_mappings == *port_mappings
+        ips.iter().all(has)
+            && self.mac == *mac
+            && self.port_mappings == *port_mappings
+            && self.bandwidth == *bandwidth
     }
 
     /// Its addresses, one of each version of IP at most, and one at least.

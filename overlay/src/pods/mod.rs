@@ -270,6 +270,7 @@ impl PodNetwork {
                 pod: attachment.pod.clone(),
                 mac: attachment.wishes.mac,
                 port_mappings: attachment.wishes.port_mappings.clone(),
+                bandwidth: attachment.wishes.bandwidth,
                 boot: self.shared.boot.clone(),
                 ..Assigned::new(attachment.key.clone(), &addresses)
             };

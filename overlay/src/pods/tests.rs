@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use model::wiring::{Bandwidth, RateLimit};
+
 use super::*;
 
 struct Place(PathBuf);
@@ -76,6 +78,35 @@ fn an_address_is_kept_over_a_restart_and_the_same_key_gets_the_same_plan() {
     );
     assert_eq!(pods.check(&key("a")).expect("known"), plan);
     assert!(matches!(pods.check(&key("nobody")), Err(PodError::Unknown(_))));
+}
+
+#[test]
+fn a_bandwidth_is_part_of_the_plan_over_a_restart_and_of_what_was_asked_for() {
+    let place = Place::new("bandwidth");
+    let number = |number| std::num::NonZeroU64::new(number).expect("not zero");
+    let bandwidth = Bandwidth {
+        ingress: Some(RateLimit {
+            rate_bits: number(20_000_000),
+            burst_bits: number(8_000),
+        }),
+        egress: None,
+    };
+    let limited = Attachment {
+        wishes: Wishes {
+            bandwidth,
+            ..Wishes::default()
+        },
+        ..attachment("a")
+    };
+    let pods = place.open();
+    let plan = pods.add(&limited).expect("add");
+    assert_eq!(plan.bandwidth, bandwidth);
+    assert_eq!(pods.add(&limited).expect("again"), plan);
+    drop(pods);
+    let pods = place.open();
+    assert_eq!(pods.check(&key("a")).expect("known"), plan);
+    let unlimited = pods.add(&attachment("a")).expect("another wish");
+    assert!(unlimited.bandwidth.is_unlimited());
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub fn plan_pod(assigned: &Assigned, mtu: Mtu) -> WiringPlan {
         addresses: addresses.values().copied().map(IpNetwork::from).collect(),
         gateways: addresses.iter().map(|(family, _)| gateway(family)).collect(),
         routes: routes.collect(),
+        bandwidth: assigned.bandwidth,
     }
 }
 

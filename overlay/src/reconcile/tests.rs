@@ -326,6 +326,7 @@ fn a_pods_route_follows_its_device() {
         address: "10.5.1.2".parse().expect("an address"),
         host_ifname: "cw1".to_owned(),
         pod_mac: mac(5),
+        is_limited: false,
     }];
     node.pass(&[], true);
     node.settled(&[]);

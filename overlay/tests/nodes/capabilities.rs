@@ -1,18 +1,23 @@
-//! What a runtime asks for by CNI's capabilities: ports of the node, addresses, a MAC address.
+//! What a runtime asks for by CNI's capabilities: ports of the node, addresses, a MAC address, a
+//! bandwidth.
 
 mod privileged {
+    use std::collections::BTreeSet;
     use std::io::{Read, Write};
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use model::IpFamily;
     use netlink::Kernel;
+    use overlay::fast_path::State;
+    use overlay::pods::AttachmentKey;
+    use overlay::pods::wiring::host_ifname;
     use serde_json::json;
     use tests::topology::Host;
     use tests::wait;
 
     use crate::dual_stack::{FAMILIES, nodes};
-    use crate::harness::{Cluster, Pod, SOON};
+    use crate::harness::{Cluster, Node, Pod, SOON};
 
     const SILENCE: Duration = Duration::from_millis(300);
 
@@ -371,5 +376,184 @@ mod privileged {
             &json!({"dns": {}, "bandwidth": {}}),
         );
         assert!(answer.success, "{answer:?}");
+    }
+
+    const RATE_BITS: u32 = 20_000_000;
+    const BURST_BITS: u32 = 800_000;
+
+    /// Sends 2.5 MB by TCP; how fast they come, as a part of [`RATE_BITS`], without what may come at once.
+    #[track_caller]
+    fn rate(from: &Pod, to: &Pod, family: IpFamily) -> f64 {
+        let address = *to.addresses.get(family).expect("dual stack");
+        let listener = to.host.run(|| TcpListener::bind((address, 0)));
+        let listener = listener.expect("entered").expect("bound");
+        let server = listener.local_addr().expect("bound");
+        let sent = vec![0_u8; 2_500_000];
+        std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| {
+                let (mut stream, _) = listener.accept().expect("a connection");
+                stream.set_read_timeout(Some(SOON)).expect("settable");
+                std::io::copy(&mut stream, &mut std::io::sink()).expect("all of it")
+            });
+            let began = Instant::now();
+            let stream = from.host.run(|| TcpStream::connect_timeout(&server, SOON));
+            let mut stream = stream.expect("entered").expect("connected");
+            stream.set_write_timeout(Some(SOON)).expect("settable");
+            stream.write_all(&sent).expect("sent");
+            drop(stream);
+            let received = receiving.join().expect("no panic");
+            let bits = u32::try_from(8 * received).expect("small") - BURST_BITS;
+            f64::from(bits) / began.elapsed().as_secs_f64() / f64::from(RATE_BITS)
+        })
+    }
+
+    /// Nothing comes faster than it may: what passed the bucket is at most what it held and what it got meanwhile. That
+    /// it is not far slower is for the machine to keep, too.
+    #[track_caller]
+    fn assert_limited(from: &Pod, to: &Pod) {
+        for family in FAMILIES {
+            let rate = rate(from, to, family);
+            eprintln!("{} to {} by {family}: {rate:.3} of the limit", from.id, to.id);
+            assert!(
+                (0.5..=1.01).contains(&rate),
+                "{} to {} by {family}: {rate}",
+                from.id,
+                to.id
+            );
+        }
+    }
+
+    #[track_caller]
+    fn assert_unlimited(from: &Pod, to: &Pod) {
+        for family in FAMILIES {
+            let rate = rate(from, to, family);
+            eprintln!("{} to {} by {family}: {rate:.3} of the limit", from.id, to.id);
+            assert!(rate > 3.0, "{} to {} by {family}: {rate}", from.id, to.id);
+        }
+    }
+
+    /// The devices of a host that have a token bucket, by `tc`.
+    fn limited_devices(host: &Host) -> Vec<String> {
+        let output = host.command("tc", &["qdisc", "show"]).expect("tc runs");
+        assert!(output.status.success(), "{output:?}");
+        let lines = output.stdout.lines().filter(|line| line.contains("qdisc tbf"));
+        let device = |line: &str| {
+            line.split_whitespace()
+                .skip_while(|word| *word != "dev")
+                .nth(1)
+                .map(str::to_owned)
+        };
+        lines.filter_map(device).collect()
+    }
+
+    #[test]
+    fn a_bandwidth_bounds_what_comes_to_a_pod_and_what_leaves_it_from_everywhere_and_over_restarts() {
+        let Some(cluster) = Cluster::new("bandwidth", 2) else {
+            return;
+        };
+        let mut nodes = nodes(&cluster, "vxlan");
+        for node in &nodes {
+            node.await_others(1);
+        }
+        let wish = |directions: &[&str]| {
+            let pairs = directions.iter().flat_map(|direction| {
+                [
+                    (format!("{direction}Rate"), json!(RATE_BITS)),
+                    (format!("{direction}Burst"), json!(BURST_BITS)),
+                ]
+            });
+            json!({"bandwidth": pairs.collect::<serde_json::Map<_, _>>()})
+        };
+        let into = nodes[0].add_pod_with("into", &wish(&["ingress"]));
+        let out_of = nodes[0].add_pod_with("outof", &wish(&["egress"]));
+        let both_wish = wish(&["ingress", "egress"]);
+        let both = nodes[0].add_pod_with("both", &both_wish);
+        let (near, far) = (nodes[0].add_pod("near"), nodes[1].add_pod("far"));
+        let await_fast_path = |nodes: &[Node<'_>]| {
+            for node in nodes {
+                node.await_status("the fast path is on", |status| status.fast_path == State::On);
+            }
+        };
+        await_fast_path(&nodes);
+        for other in [&near, &far] {
+            crate::harness::await_talk(other, &into);
+            assert_limited(other, &into);
+            assert_unlimited(&into, other);
+            crate::harness::await_talk(other, &out_of);
+            assert_unlimited(other, &out_of);
+            assert_limited(&out_of, other);
+        }
+        assert_limited(&near, &both);
+        assert_limited(&both, &far);
+
+        // An agent that comes back still knows.
+        let again = nodes.remove(0);
+        again.stop();
+        nodes.insert(0, cluster.node(0));
+        nodes[0].await_others(1);
+        await_fast_path(&nodes);
+        let added = nodes[0].add_pod("added");
+        crate::harness::await_talk(&added, &into);
+        assert_limited(&added, &into);
+        assert_limited(&far, &into);
+        assert_unlimited(&added, &near);
+
+        let own = |verb| nodes[0].cni_with(verb, &both.id, &both.host.path(), &both_wish);
+        assert!(own("CHECK").success);
+        let refused = own("ADD");
+        assert!(
+            refused.notice.contains("exists in the pod already"),
+            "{refused:?}"
+        );
+        let [device, other] = [&both, &into].map(|pod| {
+            host_ifname(&AttachmentKey {
+                container_id: pod.id.clone(),
+                ifname: "eth0".to_owned(),
+            })
+        });
+        let devices: BTreeSet<String> = limited_devices(nodes[0].host).into_iter().collect();
+        assert_eq!(devices, BTreeSet::from([device.clone(), other]));
+        assert_eq!(limited_devices(&both.host), ["eth0"]);
+        assert_eq!(limited_devices(&out_of.host), ["eth0"]);
+        assert_eq!(limited_devices(&into.host), Vec::<String>::new());
+        for (host, device) in [(nodes[0].host, device.as_str()), (&both.host, "eth0")] {
+            let changes = [
+                (vec!["delete", "dev", device, "root"], "is missing"),
+                (
+                    vec![
+                        "replace", "dev", device, "root", "tbf", "rate", "1gbit", "burst", "100k", "latency",
+                        "25ms",
+                    ],
+                    "has rate 125000000 bytes/s in place of 2500000",
+                ),
+            ];
+            for (change, told) in changes {
+                let output = host
+                    .command("tc", &[vec!["qdisc"], change].concat())
+                    .expect("tc runs");
+                assert!(output.status.success(), "{output:?}");
+                let answer = own("CHECK");
+                let told = format!("qdisc tbf of device {device} {told}");
+                assert!(
+                    answer.output.contains("\"code\":101") && answer.output.contains(&told),
+                    "{told}: {answer:?}"
+                );
+                // What an interrupted ADD left is finished by the next.
+                assert!(own("ADD").success);
+                assert!(own("CHECK").success);
+            }
+        }
+
+        for pod in [&into, &out_of, &both] {
+            assert!(nodes[0].cni("DEL", &pod.id, &pod.host.path()).success);
+        }
+        for host in [nodes[0].host, &into.host, &out_of.host, &both.host] {
+            assert_eq!(limited_devices(host), Vec::<String>::new());
+        }
+        // The same interface without the wish.
+        let answer = nodes[0].cni("ADD", &both.id, &both.host.path());
+        assert!(answer.success, "{answer:?}");
+        assert_eq!(limited_devices(nodes[0].host), Vec::<String>::new());
+        assert_eq!(limited_devices(&both.host), Vec::<String>::new());
     }
 }

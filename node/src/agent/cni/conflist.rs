@@ -40,7 +40,7 @@ fn conflist(socket: &Path) -> serde_json::Value {
         "name": "causeway",
         "plugins": [{
             "type": "causeway-cni",
-            "capabilities": {"ips": true, "mac": true, "portMappings": true},
+            "capabilities": {"ips": true, "mac": true, "portMappings": true, "bandwidth": true},
             "socket": socket,
         }],
     })
