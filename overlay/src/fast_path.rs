@@ -224,20 +224,11 @@ impl Wanted {
             let Some(device) = &half.device else { continue };
             let tunnel = links.get(&device.name);
             for (subnet, remote) in &half.remotes {
-                if let Remote::Tunnel {
-                    mac,
-                    public_ip,
-                    on_link,
-                    ..
-                } = remote
+                if let Remote::Tunnel { mac, public_ip, .. } = remote
                     && let Some(hop) = hop(tunnel, mac.0)
                 {
-                    let remote = pods::Remote {
-                        hop,
-                        node: Ip::from(*public_ip),
-                        on_link: u32::from(*on_link),
-                    };
-                    wanted.remotes.insert(key(*subnet), remote);
+                    let node = Ip::from(*public_ip);
+                    wanted.remotes.insert(key(*subnet), pods::Remote { hop, node });
                     wanted.devices.insert(device.name.clone(), Origin::Tunnel);
                 }
             }
@@ -461,7 +452,6 @@ mod tests {
                 vtep,
                 mac: MacAddr([2, 0, 0, 0, 3, 3]),
                 public_ip,
-                on_link: true,
             };
             Half {
                 device: Some(device),
@@ -500,7 +490,6 @@ mod tests {
         let remote = pods::Remote {
             hop: expected(9, [2, 0, 0, 0, 3, 3]),
             node: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
-            on_link: 1,
         };
         assert_eq!(wanted.remotes, [(subnet, remote)].into());
         let tunnel = Tunnel {

@@ -78,8 +78,6 @@ pub enum Remote {
         mac: MacAddr,
         /// Where it is.
         public_ip: IpAddr,
-        /// Whether that is on the underlay's link.
-        on_link: bool,
     },
     /// Plainly through the node.
     Gateway {
@@ -240,7 +238,6 @@ fn remote(ground: &Ground, site: &Site) -> Result<Remote, String> {
             vtep: site.subnet.network(),
             mac: vtep_mac,
             public_ip: site.public_ip,
-            on_link,
         }),
         (Backend::HostGw, Encap::HostGw) if on_link => Ok(gateway),
         (Backend::HostGw, Encap::HostGw) => Err(format!(
@@ -365,14 +362,8 @@ mod tests {
                 .values()
                 .flat_map(|half| &half.remotes)
                 .map(|(subnet, remote)| match remote {
-                    Remote::Tunnel {
-                        vtep,
-                        mac,
-                        public_ip,
-                        on_link,
-                    } => {
-                        let beyond = if *on_link { "" } else { ", beyond the link" };
-                        format!("{subnet} via {vtep} {mac} at {public_ip}{beyond}")
+                    Remote::Tunnel { vtep, mac, public_ip } => {
+                        format!("{subnet} via {vtep} {mac} at {public_ip}")
                     }
                     Remote::Gateway { public_ip } => format!("{subnet} via {public_ip}"),
                 });
@@ -393,7 +384,7 @@ mod tests {
         let near_gw = lease("10.5.2.0/24", "172.30.0.12", Encap::HostGw);
         let far_gw = lease("10.5.3.0/24", "172.31.0.13", Encap::HostGw);
         let tunnel_near = "10.5.2.0/24 via 10.5.2.0 02:00:00:00:00:02 at 172.30.0.12";
-        let tunnel_far = "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13, beyond the link";
+        let tunnel_far = "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13";
         type Row<'a> = (&'a str, &'a Lease, Vec<Lease>, Vec<&'a str>, Vec<&'a str>);
         let rows: [Row; 9] = [
             (
@@ -532,13 +523,13 @@ mod tests {
         ];
         let wanted_remotes = [
             "10.5.2.0/24 via 172.30.0.12",
-            "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13, beyond the link",
-            "10.5.4.0/24 via 10.5.4.0 02:00:00:00:00:04 at 172.31.0.14, beyond the link",
-            "10.5.5.0/24 via 10.5.5.0 02:00:00:00:00:05 at 172.31.0.15, beyond the link",
-            "10.5.6.0/24 via 10.5.6.0 02:00:00:00:00:06 at 172.31.0.16, beyond the link",
-            "10.5.7.0/24 via 10.5.7.0 02:00:00:00:00:07 at 172.31.0.17, beyond the link",
+            "10.5.3.0/24 via 10.5.3.0 02:00:00:00:00:03 at 172.31.0.13",
+            "10.5.4.0/24 via 10.5.4.0 02:00:00:00:00:04 at 172.31.0.14",
+            "10.5.5.0/24 via 10.5.5.0 02:00:00:00:00:05 at 172.31.0.15",
+            "10.5.6.0/24 via 10.5.6.0 02:00:00:00:00:06 at 172.31.0.16",
+            "10.5.7.0/24 via 10.5.7.0 02:00:00:00:00:07 at 172.31.0.17",
             "fd05:0:0:2::/64 via fd77::12",
-            "fd05:0:0:3::/64 via fd05:0:0:3:: 02:00:00:00:00:03 at fd78::13, beyond the link",
+            "fd05:0:0:3::/64 via fd05:0:0:3:: 02:00:00:00:00:03 at fd78::13",
         ];
         let wanted_rejected = [
             "fd05:0:0:5::/64 is at ff02::1, which is no host's address",

@@ -336,12 +336,7 @@ impl Objects {
                 let route = Route::via(subnet, *public_ip, devices.underlay, ROUTE_PROTOCOL);
                 self.routes.insert(subnet, route);
             }
-            (
-                Remote::Tunnel {
-                    vtep, mac, public_ip, ..
-                },
-                Some(tunnel),
-            ) => {
+            (Remote::Tunnel { vtep, mac, public_ip }, Some(tunnel)) => {
                 self.neighbours
                     .insert(Neighbour::permanent(*tunnel, *vtep, mac.0));
                 self.forwarding

@@ -40,7 +40,7 @@ pub struct Hop {
     pub here: [u8; 6],
 }
 
-/// Value of `REMOTES`. `[hop:20][node:16 be][on_link:4] = 40 bytes`.
+/// Value of `REMOTES`. `[hop:20][node:16 be] = 36 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Remote {
@@ -48,8 +48,6 @@ pub struct Remote {
     pub hop: Hop,
     /// The other node's address on the underlay: nobody else sends in the name of the subnet.
     pub node: Ip,
-    /// 1: that is a neighbour of the underlay's device. 0: the routes say which neighbour leads there.
-    pub on_link: u32,
 }
 
 /// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device, and what that sends there.
@@ -228,7 +226,7 @@ impl PodCounter {
 }
 
 const _: () = assert!(size_of::<Hop>() == 20);
-const _: () = assert!(size_of::<Remote>() == 40);
+const _: () = assert!(size_of::<Remote>() == 36);
 const _: () = assert!(size_of::<Tunnel>() == 40);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);

@@ -1,7 +1,5 @@
 //! Connections between pods of different nodes, past the stacks of both.
 
-pub use privileged::counters;
-
 mod privileged {
     use std::collections::BTreeMap;
     use std::io::{Read as _, Write as _};
@@ -61,8 +59,7 @@ mod privileged {
         assert!(received == sent, "what came back is not what was sent");
     }
 
-    /// What became of packets that pods of a host sent, or that came for them.
-    pub fn counters(cluster: &Cluster, number: usize) -> BTreeMap<&'static str, u64> {
+    fn counters(cluster: &Cluster, number: usize) -> BTreeMap<&'static str, u64> {
         let counters = ebpf::fast_path::counters(&cluster.pin_dir(number)).expect("readable");
         counters.into_iter().flatten().collect()
     }

@@ -81,12 +81,12 @@ trait Origin {
 }
 
 /// How the next hop is reached.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// In the namespace of the pod.
     Peer,
-    /// By sending to its node, through the tunnel.
-    Tunnel(Remote),
+    /// By sending to the node of this address, through the tunnel.
+    Tunnel(Ip),
 }
 
 struct Pod;
@@ -99,7 +99,7 @@ impl Origin for Pod {
             return Some((*pod, Way::Peer));
         }
         let remote = remote(destination)?;
-        Some((remote.hop, Way::Tunnel(remote)))
+        Some((remote.hop, Way::Tunnel(remote.node)))
     }
 
     #[inline(always)]
@@ -152,8 +152,8 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
     let mut segment = Segment::<H>::read(ctx).ok_or(PodCounter::OTHER_PACKET)?;
     let bytes = segment.packet_bytes(ctx);
     let (to, way) = next_hop::<O, H>(&segment, device(ctx), bytes)?;
-    if let Way::Tunnel(remote) = way
-        && let Some(result) = wrap(ctx, &mut segment, &remote)
+    if let Way::Tunnel(node) = way
+        && let Some(result) = wrap(ctx, &mut segment, &to, node)
     {
         return Ok(result);
     }
@@ -175,20 +175,14 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
 
 /// Sends the packet to a node by the underlay's device, wrapped as the tunnel's device would. `None`: that shall do it.
 #[inline(always)]
-fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, remote: &Remote) -> Option<i32> {
+fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Hop, node: Ip) -> Option<i32> {
     let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.underlay != 0)?;
-    if !Wrapping::put_around(ctx, segment, tunnel, remote)? {
+    if !Wrapping::put_around(ctx, segment, to, tunnel, node)? {
         return Some(TC_ACT_SHOT);
     }
     count(PodCounter::WRAPPED);
-    // Without a neighbour the route to the outer address says which one it is.
-    let mut neighbour = H::neighbour(remote.node);
-    let (named, bytes) = match remote.on_link {
-        0 => (core::ptr::null_mut(), 0),
-        _ => (&raw mut neighbour, size_of_val(&neighbour) as i32),
-    };
-    // SAFETY: as in `try_forward`; what is named is copied.
-    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, named, bytes, 0) as i32 })
+    // SAFETY: as in `try_forward`; without parameters the route to the outer address says which neighbour it is.
+    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, core::ptr::null_mut(), 0, 0) as i32 })
 }
 
 /// Where a packet of so many bytes goes that came by a device.

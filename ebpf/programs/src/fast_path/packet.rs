@@ -4,17 +4,14 @@
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
-    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_RECOMPUTE_CSUM, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_RECOMPUTE_CSUM,
 };
 use aya_ebpf::helpers::{
     bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::pods::{Hop, Remote, Tunnel};
-
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
+use ebpf_common::pods::{Hop, Tunnel};
 
 const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
@@ -119,8 +116,6 @@ pub trait Header: Copy {
     /// How `bpf_skb_adjust_room` names it around another packet.
     const AROUND: u32;
 
-    /// Names a neighbour to `bpf_redirect_neigh`.
-    fn neighbour(address: Ip) -> bpf_redir_neigh;
     /// That of a UDP packet of so many bytes behind it, with these two bits of congestion notification.
     fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self;
 
@@ -160,15 +155,6 @@ impl Header for V4 {
     const WRITTEN: u32 = 12;
     const TUNNEL: u32 = Tunnel::V4;
     const AROUND: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
-
-    #[inline(always)]
-    fn neighbour(address: Ip) -> bpf_redir_neigh {
-        let first = [address.last_word(), 0, 0, 0];
-        bpf_redir_neigh {
-            nh_family: AF_INET,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: first },
-        }
-    }
 
     #[inline(always)]
     fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self {
@@ -242,14 +228,6 @@ impl Header for V6 {
     const WRITTEN: u32 = 8;
     const TUNNEL: u32 = Tunnel::V6;
     const AROUND: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
-
-    #[inline(always)]
-    fn neighbour(Ip(words): Ip) -> bpf_redir_neigh {
-        bpf_redir_neigh {
-            nh_family: AF_INET6,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words },
-        }
-    }
 
     #[inline(always)]
     fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self {
@@ -477,8 +455,9 @@ impl<H: Header> Wrapping<H> {
     pub fn put_around(
         ctx: &TcContext,
         segment: &mut Segment<H>,
+        to: &Hop,
         tunnel: &Tunnel,
-        remote: &Remote,
+        node: Ip,
     ) -> Option<bool> {
         let inner_bytes = ETHERNET_BYTES + H::BYTES + segment.ip.payload_bytes();
         // Behind the end of an IP packet a frame may go on; that is the device's to sum up.
@@ -495,7 +474,7 @@ impl<H: Header> Wrapping<H> {
         if result != 0 {
             return None;
         }
-        segment.address(&remote.hop);
+        segment.address(to);
         let udp_bytes = 8 + 8 + inner_bytes;
         let congestion = match segment.ip.congestion() {
             CONGESTION => CAPABLE,
@@ -503,7 +482,7 @@ impl<H: Header> Wrapping<H> {
         };
         let mut wrapping = Self {
             ethernet: segment.ethernet,
-            ip: H::around(tunnel.local, remote.node, udp_bytes, congestion),
+            ip: H::around(tunnel.local, node, udp_bytes, congestion),
             udp_source: port.0,
             udp_destination: tunnel.port.0,
             udp_length: (udp_bytes as u16).to_be(),
