@@ -240,7 +240,8 @@ impl Wanted {
                     IpFamily::V6 => v6,
                 };
                 let sends_by = underlay.and_then(|underlay| {
-                    let by = links.get(underlay.name)?;
+                    // Without Ethernet there is nothing in front of an IP header.
+                    let by = links.get(underlay.name).filter(|link| link.mac.is_some())?;
                     let fits = link.mtu + vxlan_overhead(family) <= by.mtu;
                     fits.then_some((by.index, underlay.ports))
                 });
