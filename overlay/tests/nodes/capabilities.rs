@@ -9,7 +9,6 @@ mod privileged {
 
     use model::IpFamily;
     use netlink::Kernel;
-    use overlay::fast_path::State;
     use overlay::pods::AttachmentKey;
     use overlay::pods::wiring::host_ifname;
     use serde_json::json;
@@ -17,7 +16,8 @@ mod privileged {
     use tests::wait;
 
     use crate::dual_stack::{FAMILIES, nodes};
-    use crate::harness::{Cluster, Node, Pod, SOON};
+    use crate::fast_path::await_on;
+    use crate::harness::{Cluster, Pod, SOON};
 
     const SILENCE: Duration = Duration::from_millis(300);
 
@@ -469,12 +469,7 @@ mod privileged {
         let both_wish = wish(&["ingress", "egress"]);
         let both = nodes[0].add_pod_with("both", &both_wish);
         let (near, far) = (nodes[0].add_pod("near"), nodes[1].add_pod("far"));
-        let await_fast_path = |nodes: &[Node<'_>]| {
-            for node in nodes {
-                node.await_status("the fast path is on", |status| status.fast_path == State::On);
-            }
-        };
-        await_fast_path(&nodes);
+        await_on(&cluster, &nodes, &[4, 1]);
         for other in [&near, &far] {
             crate::harness::await_talk(other, &into);
             assert_limited(other, &into);
@@ -491,8 +486,8 @@ mod privileged {
         again.stop();
         nodes.insert(0, cluster.node(0));
         nodes[0].await_others(1);
-        await_fast_path(&nodes);
         let added = nodes[0].add_pod("added");
+        await_on(&cluster, &nodes, &[5, 1]);
         crate::harness::await_talk(&added, &into);
         assert_limited(&added, &into);
         assert_limited(&far, &into);

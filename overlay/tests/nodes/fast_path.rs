@@ -1,5 +1,7 @@
 //! Connections between pods of different nodes, past the stacks of both.
 
+pub use privileged::await_on;
+
 mod privileged {
     use std::collections::BTreeMap;
     use std::io::{Read as _, Write as _};
@@ -69,14 +71,16 @@ mod privileged {
         assert!(output.status.success(), "{rule}: {output:?}");
     }
 
-    /// Each node has the programs at its pod's device, at both tunnels' and at the underlay's.
+    /// Each node has the programs at its pods' devices, at both tunnels' and at the underlay's.
     #[track_caller]
-    fn await_on(cluster: &Cluster, nodes: &[Node<'_>]) {
-        for (number, node) in nodes.iter().enumerate() {
+    pub fn await_on(cluster: &Cluster, nodes: &[Node<'_>], pods: &[usize]) {
+        for (number, (node, pods)) in nodes.iter().zip(pods).enumerate() {
             node.await_status("the fast path is on", |status| status.fast_path == State::On);
             let links = ebpf::fast_path::links_dir(&cluster.pin_dir(number));
             let links = || std::fs::read_dir(&links).map_or(0, Iterator::count);
-            wait::until_value("the programs are attached", SOON, links, |links| *links == 4);
+            wait::until_value("the programs are attached", SOON, links, |links| {
+                *links == pods + 3
+            });
         }
     }
 
@@ -87,7 +91,7 @@ mod privileged {
         };
         let nodes = nodes(&cluster, "vxlan");
         let pods = pods(&nodes);
-        await_on(&cluster, &nodes);
+        await_on(&cluster, &nodes, &[1, 1]);
         serve(&pods[1]);
         // The server takes only what two routers would have made of it.
         for rule in [
@@ -125,7 +129,7 @@ mod privileged {
         };
         let nodes = nodes(&cluster, "vxlan");
         let pods = pods(&nodes);
-        await_on(&cluster, &nodes);
+        await_on(&cluster, &nodes, &[1, 1]);
         serve(&pods[1]);
         let server = pods[1].address;
         let mut old = connect(&pods[0], server);
@@ -149,7 +153,7 @@ mod privileged {
             for number in &leaving {
                 nft(nodes[*number].host, "delete table inet firewall");
             }
-            await_on(&cluster, &nodes);
+            await_on(&cluster, &nodes, &[1, 1]);
             exchange(&mut old);
             exchange(&mut new);
             exchange(&mut connect(&pods[0], server));
@@ -164,7 +168,7 @@ mod privileged {
         };
         let nodes = nodes(&cluster, "vxlan");
         let pods = pods(&nodes);
-        await_on(&cluster, &nodes);
+        await_on(&cluster, &nodes, &[1, 1]);
         serve(&pods[1]);
         // As our own proxy's rules do it, under the name of ours: others' would switch the path off.
         let host = nodes[0].host;
@@ -205,7 +209,7 @@ mod privileged {
         };
         let nodes = nodes(&cluster, "vxlan");
         let pods = pods(&nodes);
-        await_on(&cluster, &nodes);
+        await_on(&cluster, &nodes, &[1, 1]);
         serve(&pods[1]);
         let host = nodes[1].host;
         nft(host, "add table inet firewall");
