@@ -89,8 +89,8 @@ impl Sides {
         }
     }
 
-    /// The node's end gets its limit and comes up; then the pod's address is a neighbour and a route of it. The agent knows the same from
-    /// its own records and repairs it later.
+    /// The node's end gets its limit and comes up; then the pod's address is a neighbour and a route of it. The agent
+    /// knows neighbour and route from its own records and repairs them later.
     fn apply_on_node(&mut self, plan: &WiringPlan) -> Result<()> {
         let link = self.node.link_named(&plan.host_ifname)?;
         let absent =

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! <pin_dir>/pods/v3/PODS …              maps
-//! <pin_dir>/pods/v3/links/<device> …    the attachment to a pod's device on the node's side, to the tunnel's or the underlay's
+//! <pin_dir>/pods/v3/links/<device> …    the attachment to a device: a pod's on the node's side, the tunnel's, the underlay's
 //! ```
-//! Without the program, or with an entry less, packets take the node's network stack: nothing that is done here can
-//! break a connection.
+//! Without the program, or with an entry less, packets take the node's network stack: none of both can break a
+//! connection. A wrong entry can: what the program sends nobody looks at again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -139,7 +139,8 @@ impl FastPath {
             .map_err(Error::map("write to", "POD_LEASE"))
     }
 
-    /// Says what is for the tunnels' devices and what they send, by [`Tunnel::V4`] and [`Tunnel::V6`]. Returns how many were written.
+    /// Says what is for the tunnels' devices and what they send, by [`Tunnel::V4`] and [`Tunnel::V6`]. Returns how many
+    /// were written.
     pub fn set_tunnels(&mut self, wanted: [Tunnel; Tunnel::COUNT as usize]) -> Result<usize, Error> {
         let mut written = 0;
         for (key, tunnel) in (0..).zip(wanted) {

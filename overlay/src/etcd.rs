@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fs;
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,9 +67,14 @@ impl Store {
             options = options.with_tls(tls);
         }
         if let (Some(name), Some(file)) = (&etcd.username, &etcd.password_file) {
-            let password = String::from_utf8_lossy(&read(file)?).trim().to_owned();
+            let password = String::from_utf8(read(file)?).map_err(|error| Error::ReadFile {
+                path: file.clone(),
+                source: io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()),
+            })?;
             // A token lasts five minutes without use (etcd's simple tokens), or as long as etcd was told.
-            options = options.with_user(name, password).with_auto_token_refresh(true);
+            options = options
+                .with_user(name, password.trim())
+                .with_auto_token_refresh(true);
         }
         let client = answer("connect", Client::connect(&etcd.endpoints, Some(options))).await?;
         Ok(Self {
@@ -106,8 +112,8 @@ impl Store {
             .map(|kv| String::from_utf8_lossy(kv.value()).into_owned()))
     }
 
-    /// A server that does not take our certificate says so when we are connected already (TLS 1.3, RFC 8446 §4.4.2.4), and
-    /// whether that is read before the connection's end is seen is chance.
+    /// A server that does not take our certificate says so when we are connected already (TLS 1.3, RFC 8446 §4.4.2.4),
+    /// and whether that is read before the connection's end is seen is chance.
     fn first_error(&self, error: Error) -> Error {
         match error {
             Error::Etcd {

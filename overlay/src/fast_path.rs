@@ -2,18 +2,18 @@
 //! keeping it so.
 //!
 //! The programs at the devices of pods, tunnel and underlay ([`ebpf::fast_path`]) pass by netfilter, so they are there
-//! only while nobody else's rules could mean what they pass by: rules for forwarded packets take all of them away; where
-//! there are rules for packets to or from the node, which wrapped ones are, the tunnel's device wraps and unwraps. Our own
-//! rules never stand in the way: they translate what is addressed to Services or to ports of the node, and what leaves
-//! the pod network; and what they drop as sent in another's name, the programs leave to them. When rules of others
-//! appear, the programs go, and connections go on through the stack. Nobody looks while there is no agent: connections
-//! begin by the fast path only as long as an agent looked lately.
+//! only while nobody else's rules could mean what they pass by: rules for forwarded packets, and IPsec policies, take
+//! all of them away; where there are rules for packets to or from the node, which wrapped ones are, the tunnel's device
+//! wraps and unwraps. Our own rules never stand in the way: they translate what is addressed to Services or to ports of
+//! the node, and what leaves the pod network; and what they drop as sent in another's name, the programs leave to them.
+//! When rules of others appear, the programs go, and connections go on through the stack. Nobody looks while there is no
+//! agent: connections begin by the fast path only as long as an agent looked lately.
 //!
 //! It is for nodes whose sockets are translated before there is a packet. Where rules translate a pod's connections,
 //! one to a Service and one to its endpoint may have the same ports, and only connection tracking that sees both tells
 //! them apart.
 //!
-//! Not looked for: what others do with these packets by tc, by policy routing or by IPsec.
+//! Not looked for: what others do with these packets by tc or by policy routing, and what routes say of the MTU.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,6 +29,7 @@ use ipnetwork::IpNetwork;
 use model::{IpFamily, with_causes};
 use netlink::Link;
 use netlink::nft::{Filter, Nft};
+use netlink::{sysctl, xfrm};
 
 use crate::plan::{Plan, Remote, vxlan_overhead};
 use crate::reconcile::{Outcome, PodRoute};
@@ -42,9 +43,8 @@ const LEGACY_TABLES: [&str; 2] = [
     "/proc/thread-self/net/ip6_tables_names",
 ];
 
-/// The ports that the kernel chooses from, those of the tunnel's packets among them: the first and the last, of the
-/// thread's network namespace.
-const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// The ports that the kernel chooses from, those of the tunnel's packets among them: the first and the last.
+const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
 
 /// For how long connections may begin after a look at the node's rules; looks are ten seconds apart.
 const LEASE: Duration = Duration::from_secs(60);
@@ -111,10 +111,7 @@ impl Keeper {
             State::On => match passage {
                 Ok(passage) => {
                     let underlay = match passage {
-                        Passage::Whole => ports().map(|ports| Underlay {
-                            name: underlay,
-                            ports,
-                        }),
+                        Passage::Whole => Underlay::of(links.get(underlay), outcome),
                         Passage::BehindDevice => None,
                     };
                     self.repair(&Wanted::new(plan, underlay, pods, links), outcome)
@@ -183,9 +180,23 @@ fn problem(outcome: &mut Outcome, error: &ebpf::Error) {
 /// The device of the underlay, which wrapped packets may come and go by.
 #[derive(Clone, Copy, Debug)]
 struct Underlay<'a> {
-    name: &'a str,
+    link: &'a Link,
     /// The first UDP port that they leave from, and how many there are.
     ports: (u16, u16),
+}
+
+impl<'a> Underlay<'a> {
+    /// `None`: the tunnel's device shall do it. The programs look for IP behind an Ethernet header.
+    fn of(link: Option<&'a Link>, outcome: &mut Outcome) -> Option<Self> {
+        let link = link.filter(|link| link.mac.is_some())?;
+        match ports() {
+            Ok(ports) => Some(Self { link, ports }),
+            Err(error) => {
+                outcome.problems.push(format!("fast path: {error}"));
+                None
+            }
+        }
+    }
 }
 
 /// What is reached by the fast path, and from where.
@@ -203,8 +214,8 @@ struct Wanted {
 
 impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
-    /// Where the underlay is given, wrapped packets come and go by its device. What is given to a pod past the stack passes
-    /// by the queue of its device, too, so one with a limit on what comes to it is reached through the stack alone.
+    /// Where the underlay is given, wrapped packets come and go by its device. What is given to a pod past the stack
+    /// passes by the queue of its device, too: one with a limit on what comes to it is reached through the stack alone.
     fn new(
         plan: &Plan,
         underlay: Option<Underlay<'_>>,
@@ -239,13 +250,11 @@ impl Wanted {
                     IpFamily::V4 => v4,
                     IpFamily::V6 => v6,
                 };
-                let sends_by = underlay.and_then(|underlay| {
-                    // Without Ethernet there is nothing in front of an IP header.
-                    let by = links.get(underlay.name).filter(|link| link.mac.is_some())?;
-                    let fits = link.mtu + vxlan_overhead(family) <= by.mtu;
-                    fits.then_some((by.index, underlay.ports))
-                });
-                let (underlay, (first_port, ports)) = sends_by.unwrap_or_default();
+                let fits = |underlay: &Underlay<'_>| link.mtu + vxlan_overhead(family) <= underlay.link.mtu;
+                let sends_by = underlay.filter(fits);
+                let (underlay, (first_port, ports)) = sends_by
+                    .map(|underlay| (underlay.link.index, underlay.ports))
+                    .unwrap_or_default();
                 *entry = Tunnel {
                     ifindex: link.index,
                     underlay,
@@ -260,7 +269,9 @@ impl Wanted {
         }
         let has_tunnel = wanted.devices.values().any(|origin| *origin == Origin::Tunnel);
         if let Some(underlay) = underlay.filter(|_| has_tunnel) {
-            wanted.devices.insert(underlay.name.to_owned(), Origin::Underlay);
+            wanted
+                .devices
+                .insert(underlay.link.name.clone(), Origin::Underlay);
         }
         wanted
     }
@@ -347,10 +358,11 @@ pub(crate) fn passage(nft: &mut Nft) -> Result<Passage, String> {
             Err(error) => return Err(format!("read {path}: {error}")),
         }
     }
-    passage_beside(&filters, &legacy)
+    let has_policies = xfrm::has_policies().map_err(|error| format!("look for IPsec policies: {error}"))?;
+    passage_beside(&filters, &legacy, has_policies)
 }
 
-fn passage_beside(filters: &[Filter], legacy_tables: &str) -> Result<Passage, String> {
+fn passage_beside(filters: &[Filter], legacy_tables: &str, has_policies: bool) -> Result<Passage, String> {
     let others = filters
         .iter()
         .filter(|filter| !filter.table.starts_with(OUR_TABLES));
@@ -368,6 +380,9 @@ fn passage_beside(filters: &[Filter], legacy_tables: &str) -> Result<Passage, St
             "legacy iptables has a table {table}, which may mean packets between pods"
         ));
     }
+    if has_policies {
+        return Err("IPsec policies may mean packets between pods".to_owned());
+    }
     Ok(if of_the_node.is_empty() {
         Passage::Whole
     } else {
@@ -375,9 +390,10 @@ fn passage_beside(filters: &[Filter], legacy_tables: &str) -> Result<Passage, St
     })
 }
 
-/// The first of the ports that the tunnel's packets leave from, and how many there are. `None`: they cannot be told.
-fn ports() -> Option<(u16, u16)> {
-    port_range(&fs::read_to_string(LOCAL_PORTS).ok()?)
+/// The first of the ports that the tunnel's packets leave from in the thread's network namespace, and how many.
+fn ports() -> Result<(u16, u16), String> {
+    let text = sysctl::read(LOCAL_PORTS).map_err(|error| with_causes(&error))?;
+    port_range(&text).ok_or_else(|| format!("{LOCAL_PORTS} is {text:?}, not two ports"))
 }
 
 /// The device leaves the last one out.
@@ -472,14 +488,11 @@ mod tests {
             there,
             here: mac,
         };
-        let mut links = BTreeMap::from(links);
-        let (name, mut eth0) = link("eth0", 4, Some(mac));
+        let links = BTreeMap::from(links);
+        let (_, mut eth0) = link("eth0", 4, Some(mac));
         eth0.mtu = 1500;
-        links.insert(name, eth0);
-        let underlay = Underlay {
-            name: "eth0",
-            ports: (32768, 28231),
-        };
+        let ports = (32768, 28231);
+        let underlay = Underlay { link: &eth0, ports };
         let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
         let pod = (
             Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
@@ -519,10 +532,16 @@ mod tests {
         assert!(!wanted.devices.contains_key("eth0"));
         assert_eq!(wanted.tunnels[0].underlay, 0);
         // What the underlay does not take whole, the tunnel's device cuts up.
-        links.entry("eth0".to_owned()).and_modify(|link| link.mtu = 1499);
+        eth0.mtu = 1499;
+        let underlay = Underlay { link: &eth0, ports };
         let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
         assert!(wanted.devices.contains_key("eth0"));
         assert_eq!(wanted.tunnels[0].underlay, 0);
+        // One without Ethernet is left alone.
+        eth0.mac = None;
+        let mut outcome = Outcome::default();
+        assert!(Underlay::of(Some(&eth0), &mut outcome).is_none());
+        assert_eq!(outcome, Outcome::default());
     }
 
     #[test]
@@ -576,7 +595,8 @@ mod tests {
             (&[], "nat\n", in_the_way("legacy iptables has a table nat, which")),
         ];
         for (filters, legacy, expected) in rows {
-            assert_eq!(passage_beside(filters, legacy), expected);
+            assert_eq!(passage_beside(filters, legacy, false), expected);
         }
+        assert!(passage_beside(&[], "", true).is_err());
     }
 }

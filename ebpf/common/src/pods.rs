@@ -203,11 +203,14 @@ impl PodCounter {
     /// Taken out of its wrapping at the underlay's device, and given to the pod.
     pub const UNWRAPPED: Self = Self(9);
 
-    /// Wrapped, and sent to the other pod's node by the underlay's device.
+    /// Wrapped, and handed to the underlay's device for the other pod's node. Whether it left is that device's to say,
+    /// and its neighbours'.
     pub const WRAPPED: Self = Self(10);
+    /// Dropped: there was no memory to write the wrapping.
+    pub const UNWRITTEN: Self = Self(11);
 
     /// How many there are.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 12;
 
     /// Counters and their names in metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -222,6 +225,7 @@ impl PodCounter {
         "sent",
         "unwrapped",
         "wrapped",
+        "unwritten",
     ];
 }
 

@@ -190,7 +190,7 @@ pub struct Etcd {
     pub cert: Option<PathBuf>,
     /// File with our private key.
     pub key: Option<PathBuf>,
-    /// The user of an etcd with users and roles. Default: absent: who we are is said by the certificate, or not asked for.
+    /// The user of an etcd with users and roles. Default: absent: who we are is said by the certificate, or not asked.
     /// Goes with `passwordFile`.
     pub username: Option<String>,
     /// File with the user's password, without the white space around it.

@@ -7,6 +7,7 @@
 //! - [`link`], [`address`], [`route`], [`neighbour`] are what it reads and writes: plain values, comparable, so that
 //!   desired and actual state can be diffed.
 //! - [`qdisc`] limits what leaves through a device.
+//! - [`xfrm`] tells whether there is IPsec.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
 //! - [`nft`] speaks nftables: typed rules and sets, transactions, read-back, repair; [`conntrack`] lists and forgets
@@ -32,6 +33,7 @@ pub mod route;
 pub mod sock_diag;
 mod socket;
 pub mod sysctl;
+pub mod xfrm;
 
 pub use address::Address;
 pub use error::{AbsentIsFine, Cause, Error, Operation, Result};

@@ -1,4 +1,4 @@
-//! A netlink socket and the encoding that nftables, conntrack and socket diagnosis share.
+//! A netlink socket and the encoding that nftables, conntrack, socket diagnosis and IPsec share.
 //!
 //! ```text
 //! nlmsghdr   [len:4][type:2 = subsystem<<8 | message][flags:2][seq:4][port:4]      host order
@@ -11,10 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, send,
-    setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, getsockname, recv, send, setsockopt, sockopt};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, netlink, socket_with};
 
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
@@ -52,16 +50,16 @@ pub(crate) struct Socket {
 impl Socket {
     /// Opens a netfilter socket; `groups` is a mask of multicast groups.
     pub(crate) fn open(groups: u32) -> io::Result<Self> {
-        Self::of(SockProtocol::NetlinkNetFilter, groups)
+        Self::of(netlink::NETFILTER, groups)
     }
 
     /// Opens a socket of that protocol.
-    pub(crate) fn of(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
+    pub(crate) fn of(protocol: Protocol, groups: u32) -> io::Result<Self> {
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(protocol),
         )?;
         // Without CAP_NET_ADMIN in the initial namespace the buffers keep their default size; larger batches then
         // fail with EMSGSIZE, which names the problem.

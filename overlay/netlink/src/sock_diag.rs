@@ -15,7 +15,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use nix::sys::socket::SockProtocol;
+use rustix::net::netlink;
 
 use crate::nfnetlink::{self, Message, flag, malformed};
 use crate::nft::Family;
@@ -76,7 +76,7 @@ pub struct SockDiag {
 impl SockDiag {
     /// Opens a connection. Destroying needs `CAP_NET_ADMIN` in the namespace.
     pub fn open() -> Result<Self, Error> {
-        let socket = nfnetlink::Socket::of(SockProtocol::NetlinkSockDiag, 0).map_err(Error::Open)?;
+        let socket = nfnetlink::Socket::of(netlink::SOCK_DIAG, 0).map_err(Error::Open)?;
         Ok(Self { socket })
     }
 

@@ -84,15 +84,22 @@ mod privileged {
         }
     }
 
+    /// Two nodes on the fast path with a pod each, the second one's a server.
+    #[track_caller]
+    fn served(cluster: &Cluster) -> (Vec<Node<'_>>, Vec<Pod>) {
+        let nodes = nodes(cluster, "vxlan");
+        let pods = pods(&nodes);
+        await_on(cluster, &nodes, &[1, 1]);
+        serve(&pods[1]);
+        (nodes, pods)
+    }
+
     #[test]
     fn connections_between_nodes_pass_by_both_stacks_whole_and_two_hops_on() {
         let Some(cluster) = Cluster::new("far", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        let pods = pods(&nodes);
-        await_on(&cluster, &nodes, &[1, 1]);
-        serve(&pods[1]);
+        let (_nodes, pods) = served(&cluster);
         // The server takes only what two routers would have made of it.
         for rule in [
             "add table inet cwt",
@@ -127,10 +134,7 @@ mod privileged {
         let Some(cluster) = Cluster::new("leave", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        let pods = pods(&nodes);
-        await_on(&cluster, &nodes, &[1, 1]);
-        serve(&pods[1]);
+        let (nodes, pods) = served(&cluster);
         let server = pods[1].address;
         let mut old = connect(&pods[0], server);
         exchange(&mut old);
@@ -166,10 +170,7 @@ mod privileged {
         let Some(cluster) = Cluster::new("slow", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        let pods = pods(&nodes);
-        await_on(&cluster, &nodes, &[1, 1]);
-        serve(&pods[1]);
+        let (nodes, pods) = served(&cluster);
         // As our own proxy's rules do it, under the name of ours: others' would switch the path off.
         let host = nodes[0].host;
         nft(host, "add table ip causeway-test");
@@ -207,10 +208,7 @@ mod privileged {
         let Some(cluster) = Cluster::new("input", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        let pods = pods(&nodes);
-        await_on(&cluster, &nodes, &[1, 1]);
-        serve(&pods[1]);
+        let (nodes, pods) = served(&cluster);
         let host = nodes[1].host;
         nft(host, "add table inet firewall");
         nft(
@@ -245,6 +243,43 @@ mod privileged {
         let before = counters(&cluster, 1)["unwrapped"];
         exchange(&mut connect(&pods[0], pods[1].address));
         assert!(counters(&cluster, 1)["unwrapped"] > before);
+    }
+
+    /// Who wants the tunnel encrypted gets it through the stack, which knows how.
+    #[test]
+    fn where_there_are_ipsec_policies_packets_take_the_stack() {
+        let Some(cluster) = Cluster::new("ipsec", 2) else {
+            return;
+        };
+        let (nodes, pods) = served(&cluster);
+        let policy = |verb: &str| {
+            let ends = "src 192.0.2.1 dst 192.0.2.2 dir out";
+            let line = format!("xfrm policy {verb} {ends}");
+            let output = nodes[0].host.command("ip", &line.split(' ').collect::<Vec<_>>());
+            let output = output.expect("ip runs");
+            assert!(output.status.success(), "{line}: {output:?}");
+        };
+        policy("add");
+        nodes[0].await_status(
+            "the policy is seen",
+            |status| matches!(&status.fast_path, State::Refused(reason) if reason.contains("IPsec")),
+        );
+        // Its programs are gone, in the kernel's own time: nobody counts any more.
+        wait::until("the stack has it", SOON, || {
+            let before = counters(&cluster, 0);
+            exchange(&mut connect(&pods[0], pods[1].address));
+            let after = counters(&cluster, 0);
+            if after == before {
+                Ok(())
+            } else {
+                Err((before, after))
+            }
+        });
+        policy("delete");
+        await_on(&cluster, &nodes, &[1, 1]);
+        let before = counters(&cluster, 0)["wrapped"];
+        exchange(&mut connect(&pods[0], pods[1].address));
+        assert!(counters(&cluster, 0)["wrapped"] > before);
     }
 
     /// A frame of the underlay with a pod's packet in it.
@@ -306,10 +341,7 @@ mod privileged {
         let Some(cluster) = Cluster::new("wraps", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        let pods = pods(&nodes);
-        await_on(&cluster, &nodes);
-        serve(&pods[1]);
+        let (nodes, pods) = served(&cluster);
         let host = nodes[0].host;
         let mut wire = Wire::of(host);
         for family in FAMILIES {

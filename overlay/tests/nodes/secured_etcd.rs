@@ -242,6 +242,8 @@ mod privileged {
 
         let second = start(&cluster, 1, user("late"));
         assert!(!await_told(&second, "no file", "late: No such file").ready);
+        std::fs::write(file("late"), b"\xff").expect("written");
+        assert!(!await_told(&second, "no text", "late: invalid utf-8").ready);
         write("late", "wrong");
         let wrong = "etcd: connect: ";
         let told = await_told(&second, "a wrong password", "invalid user ID or password");

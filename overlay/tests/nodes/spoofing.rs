@@ -1,6 +1,6 @@
 //! What is sent in another's name does not arrive: by pods, through the tunnel, and to the tunnel.
 
-pub use privileged::{address, bind, dropped, nodes_address, tunnelled};
+pub use privileged::{address, bind, dropped, nodes_address, thief_and_others, tunnelled};
 
 mod privileged {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -40,20 +40,24 @@ mod privileged {
         *pod.addresses.get(family).expect("dual stack")
     }
 
+    /// Two nodes; a pod of the first that forges, another one of it, and one of the second.
+    #[track_caller]
+    pub fn thief_and_others(cluster: &Cluster) -> (Vec<Node<'_>>, [Pod; 3]) {
+        let nodes = nodes(cluster, "vxlan");
+        for node in &nodes {
+            node.await_others(1);
+        }
+        let pods =
+            [(0, "thief"), (0, "near"), (1, "far")].map(|(number, id): (usize, _)| nodes[number].add_pod(id));
+        (nodes, pods)
+    }
+
     #[test]
     fn a_pod_sends_from_its_own_addresses_and_its_own_mac_address_alone() {
         let Some(cluster) = Cluster::new("spoof", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        for node in &nodes {
-            node.await_others(1);
-        }
-        let (thief, near, far) = (
-            nodes[0].add_pod("thief"),
-            nodes[0].add_pod("near"),
-            nodes[1].add_pod("far"),
-        );
+        let (nodes, [thief, near, far]) = thief_and_others(&cluster);
         for family in FAMILIES {
             await_talk_over(family, &thief, &near);
             await_talk_over(family, &thief, &far);

@@ -8,9 +8,9 @@ mod privileged {
     use netlink::{Kernel, Scope};
     use tests::wait;
 
-    use crate::dual_stack::{FAMILIES, nodes};
+    use crate::dual_stack::FAMILIES;
     use crate::harness::{Cluster, Node, Pod, SOON, await_talk_over};
-    use crate::spoofing::{address, bind, dropped, nodes_address, tunnelled};
+    use crate::spoofing::{address, bind, dropped, nodes_address, thief_and_others, tunnelled};
     use crate::wire::{Packet, Wire, ethernet, octets};
 
     const ALL: usize = 10_000;
@@ -287,15 +287,7 @@ mod privileged {
         let Some(cluster) = Cluster::new("forged", 2) else {
             return;
         };
-        let nodes = nodes(&cluster, "vxlan");
-        for node in &nodes {
-            node.await_others(1);
-        }
-        let (thief, near, far) = (
-            nodes[0].add_pod("thief"),
-            nodes[0].add_pod("near"),
-            nodes[1].add_pod("far"),
-        );
+        let (nodes, [thief, near, far]) = thief_and_others(&cluster);
         // Somebody listens: an ICMP error would repeat the packet.
         let mut listeners = Vec::new();
         for family in FAMILIES {

@@ -178,6 +178,7 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
 fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Hop, node: Ip) -> Option<i32> {
     let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.underlay != 0)?;
     if !Wrapping::put_around(ctx, segment, to, tunnel, node)? {
+        count(PodCounter::UNWRITTEN);
         return Some(TC_ACT_SHOT);
     }
     count(PodCounter::WRAPPED);

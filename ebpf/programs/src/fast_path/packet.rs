@@ -25,7 +25,7 @@ const CONGESTION: u8 = 0b11;
 /// include/net/inet_ecn.h).
 const CAPABLE: u8 = 0b10;
 
-/// `ip_default_ttl` and `hop_limit` as kernels have them.
+/// `ip_default_ttl` and `hop_limit` as kernels have them at first.
 const HOPS: u8 = 64;
 
 /// The header has a network identifier, and nothing else (RFC 7348 §5).
