@@ -122,6 +122,23 @@ impl Sysctls {
     }
 }
 
+/// The settings, by name and value, that are as an agent sets them when no cluster is known. What they were before it
+/// came nobody knows.
+pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> Vec<String> {
+    let (_, snapshots) = watch::channel(Arc::default());
+    let (_, tunnel) = watch::channel(None);
+    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnel, Arc::default()) else {
+        return Vec::new();
+    };
+    let (wanted, _) = sysctls.wanted();
+    let as_wanted = |Wanted { path, value }: &Wanted| {
+        let present: u64 = Kernel.read(path).ok()??.trim().parse().ok()?;
+        let is_wanted = value.over(present).is_none() && !value.may_be_absent();
+        is_wanted.then(|| format!("{} = {present}", name(path)))
+    };
+    wanted.iter().filter_map(as_wanted).collect()
+}
+
 /// Devices over which the node has a default route that a router advertised.
 fn advertised() -> netlink::Result<BTreeSet<String>> {
     let mut kernel = Netlink::open()?;
