@@ -84,6 +84,12 @@ fn remove_entries(memory: &Memory, removal: &mut Removal) {
     let removed = Netlink::open().map_err(Error::from).and_then(|mut kernel| {
         let tunnels = tunnels(&mut kernel, memory)?;
         let mirror = Mirror::read(&mut kernel, &tunnels)?;
+        let pods = mirror.links.values();
+        let pods = pods.filter(|link| mirror.pod_routes(link).next().is_some());
+        removal.left.extend(pods.map(|link| {
+            let device = &link.name;
+            format!("device {device}: of a pod whose record is lost; it has no route any more")
+        }));
         let outcome = remove_all(&mut kernel, &mirror, tunnels);
         removal.failed.extend(outcome.problems);
         for tunnel in tunnels.values() {

@@ -71,7 +71,7 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
         let settings = sysctls::of_an_agent(config, families);
         if !settings.is_empty() {
             removal.left.push(format!(
-                "kernel settings, whose values before the agent are not known: {}",
+                "kernel settings as the agent sets them, what they were before is not known: {}",
                 settings.join(", ")
             ));
         }

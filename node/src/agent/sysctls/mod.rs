@@ -122,8 +122,9 @@ impl Sysctls {
     }
 }
 
-/// The settings, by name and value, that are as an agent sets them when no cluster is known. What they were before it
-/// came nobody knows.
+/// The settings, by name and value, that are as an agent sets them where it knows of no cluster. What they were before
+/// it came nobody knows.
+#[must_use]
 pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> Vec<String> {
     let (_, snapshots) = watch::channel(Arc::default());
     let (_, tunnel) = watch::channel(None);
@@ -131,12 +132,12 @@ pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> Vec<String>
         return Vec::new();
     };
     let (wanted, _) = sysctls.wanted();
-    let as_wanted = |Wanted { path, value }: &Wanted| {
+    let told = |Wanted { path, value }: &Wanted| {
         let present: u64 = Kernel.read(path).ok()??.trim().parse().ok()?;
-        let is_wanted = value.over(present).is_none() && !value.may_be_absent();
-        is_wanted.then(|| format!("{} = {present}", name(path)))
+        let may_be_ours = value.may_have_written(present);
+        may_be_ours.then(|| format!("{} = {present}", name(path)))
     };
-    wanted.iter().filter_map(as_wanted).collect()
+    wanted.iter().filter_map(told).collect()
 }
 
 /// Devices over which the node has a default route that a router advertised.
