@@ -174,7 +174,6 @@ fn remove_if_there(path: &Path) -> Result<bool, Error> {
 
 #[cfg(test)]
 mod tests {
-    use model::MacAddr;
     use netlink::{FakeKernel, NewLink, NewLinkKind, Vxlan};
 
     use super::*;
@@ -200,30 +199,26 @@ mod tests {
         let with = |backend: &str| format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
         let ours = with(r#"{"Type":"vxlan"}"#);
         let rows = [
-            (vec![("flannel.1", Some(1))], Some(ours.as_str()), true),
-            (vec![("flannel.1", Some(2))], Some(&ours), false),
-            (vec![("flannel.1", None)], Some(&ours), false),
-            (vec![("flannel.99", Some(1))], Some(&ours), false),
-            (vec![("flannel.1", Some(1))], None, false),
-            (vec![("flannel.1", Some(1))], Some(r#"{"Network""#), false),
+            ("flannel.1", Some(1), Some(ours.as_str()), true),
+            ("flannel.1", Some(2), Some(&ours), false),
+            ("flannel.1", None, Some(&ours), false),
+            ("flannel.99", Some(1), Some(&ours), false),
+            ("flannel.1", Some(1), None, false),
+            ("flannel.1", Some(1), Some(r#"{"Network""#), false),
         ];
-        for (devices, network, expected) in rows {
+        for (name, vni, network, expected) in rows {
             let mut kernel = FakeKernel::new();
-            let mut index = None;
-            for (name, vni) in &devices {
-                index = match vni {
-                    Some(vni) => {
-                        let new = NewLink::new(name, vxlan(*vni));
-                        Some(kernel.create_link(&new).expect("works").index)
-                    }
-                    None => {
-                        kernel.plug(name, MacAddr([2, 0, 0, 0, 0, 1]).0, 1500);
-                        None
-                    }
-                };
+            match vni {
+                Some(vni) => drop(
+                    kernel
+                        .create_link(&NewLink::new(name, vxlan(vni)))
+                        .expect("works"),
+                ),
+                None => drop(kernel.plug(name, [2, 0, 0, 0, 0, 1], 1500)),
             }
+            let index = kernel.link_named(name).expect("works").map(|link| link.index);
             let found = tunnels(&mut kernel, &memory(network)).expect("works");
-            assert_eq!(found.v4, index.filter(|_| expected), "{devices:?} {network:?}");
+            assert_eq!(found.v4, index.filter(|_| expected), "{name} {vni:?} {network:?}");
         }
     }
 }
