@@ -176,16 +176,16 @@ impl SocketHook {
         Ok(hook)
     }
 
-    /// Detaches the programs and forgets the maps, whoever put them there. Nothing there is fine.
-    pub fn remove(pin_dir: &Path) -> Result<(), Error> {
-        remove_layouts(pin_dir, |_| true)
+    /// Detaches the programs and forgets the maps, whoever put them there. Whether anything was there.
+    pub fn remove(pin_dir: &Path) -> Result<bool, Error> {
+        remove_layouts(pin_dir, |_| true).map(|removed| removed > 0)
     }
 
     /// Detaches what other versions left, whose programs translate by lists that nobody keeps up. For when the lists of
     /// this one are written: until then both run, and the second sees an address that is no Service's any more.
     pub fn remove_other_layouts(pin_dir: &Path) -> Result<(), Error> {
         let current = layout_dir(pin_dir);
-        remove_layouts(pin_dir, |layout| layout != current)
+        remove_layouts(pin_dir, |layout| layout != current).map(drop)
     }
 
     /// Attaches the programs whose pinned links are not in order. Links to cgroups that are gone are removed.
@@ -315,14 +315,16 @@ fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", ebpf_common::LAYOUT))
 }
 
-/// Removes the links and maps of those layouts.
-fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<(), Error> {
+/// Removes the links and maps of those layouts. Returns how many there were.
+fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<usize, Error> {
+    let mut removed = 0;
     for path in list(pin_dir)? {
         if is_layout(&path) && unwanted(&path) {
             remove_directory(&path)?;
+            removed += 1;
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 fn is_layout(path: &Path) -> bool {

@@ -12,6 +12,7 @@
 //! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
 //!   [`Snapshot::changed_since`] compares two.
 //! - [`with_causes`]: an error on one line.
+//! - [`removal`]: what an uninstallation did.
 //! - [`feed`]: how the agent hands its snapshot to the DNS process.
 
 pub mod by_family;
@@ -22,6 +23,7 @@ pub mod lease;
 pub mod names;
 pub mod node;
 pub mod pod;
+pub mod removal;
 pub mod service;
 pub mod shared_map;
 pub mod slices;
@@ -35,6 +37,7 @@ pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, Un
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;
+pub use removal::Removal;
 pub use service::{IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy};
 pub use shared_map::SharedMap;
 pub use slices::Slices;

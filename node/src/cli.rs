@@ -82,6 +82,14 @@ pub enum NodeCommand {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Take everything that the agent wrote off this node, for good
+    #[command(after_help = "Examples:
+  systemctl disable --now causeway-node && causeway node cleanup --config /etc/causeway/node.yaml
+  causeway node cleanup --force                    # running pods lose their network
+  causeway node cleanup -o json | jq .failed
+Exit codes: 0 = all of it is gone, 1 = something could not be removed, or pods still run, 2 = could not run,
+or the agent runs. What is not the agent's own stays.")]
+    Cleanup(CleanupArgs),
 }
 
 /// Commands below `causeway node config`.
@@ -93,6 +101,20 @@ pub enum ConfigCommand {
     /// Tell what is wrong with the configuration
     #[command(after_help = "Examples:\n  causeway node config check --config node.yaml && echo good")]
     Check(ConfigArgs),
+}
+
+/// Options of `causeway node cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Where the agent's configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Also where pods run, which lose their network
+    #[arg(long)]
+    pub force: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 /// Where the configuration is.
@@ -191,6 +213,7 @@ mod tests {
             (vec!["node", "--config", "f"], None),
             (vec!["node", "config", "print", "--config", "f"], Some("print")),
             (vec!["node", "config", "check", "--config", "f"], Some("check")),
+            (vec!["node", "cleanup", "--config", "f"], Some("cleanup")),
         ];
         for (line, expected) in rows {
             let line = ["causeway"].into_iter().chain(line);
@@ -201,6 +224,7 @@ mod tests {
                 None => (node.config, None),
                 Some(NodeCommand::Config(ConfigCommand::Print(config))) => (config, Some("print")),
                 Some(NodeCommand::Config(ConfigCommand::Check(config))) => (config, Some("check")),
+                Some(NodeCommand::Cleanup(args)) => (args.config, Some("cleanup")),
             };
             assert_eq!((config.config, command), (PathBuf::from("f"), expected));
         }

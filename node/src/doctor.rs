@@ -117,7 +117,8 @@ fn text(report: &Report) -> String {
 }
 
 /// Errors quote what others wrote: nothing in them may drive a terminal.
-fn printable(text: &str) -> String {
+#[must_use]
+pub fn printable(text: &str) -> String {
     let characters = text.chars();
     characters
         .map(|character| {

@@ -5,6 +5,7 @@
 //! - [`config`]: the agent's configuration file.
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
+//! - [`cleanup`]: what `causeway node cleanup` tells.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
@@ -12,6 +13,7 @@
 mod agent;
 mod allocator;
 mod backoff;
+mod cleanup;
 mod cli;
 mod cluster;
 mod config;
@@ -27,7 +29,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DoctorArgs, NodeCommand, Output, VersionArgs};
+use agent::cleanup::{CleanupError, clean};
+use cli::{
+    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DoctorArgs, NodeCommand, Output,
+    VersionArgs,
+};
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
             None => run_agent(&node.config),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
+            Some(NodeCommand::Cleanup(args)) => clean_up(&args),
         },
         Command::Dns(args) => run_dns(&args),
         Command::Doctor(args) => examine(&args),
@@ -82,18 +89,42 @@ fn examine(args: &DoctorArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return could_not_run(format_args!("start the async runtime: {error}")),
-    };
-    match runtime.block_on(doctor::ask(&config.state_dir)) {
-        Ok(report) => {
+    match block_on(doctor::ask(&config.state_dir)) {
+        Ok(Ok(report)) => {
             print!("{}", doctor::render(&report, args.output));
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
-        Err(error) => could_not_run(error),
+        Ok(Err(error)) => could_not_run(error),
+        Err(error) => could_not_run(format_args!("{error:#}")),
     }
+}
+
+fn clean_up(args: &CleanupArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: what the agent programmed is the kernel's");
+    }
+    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return could_not_run(error),
+    };
+    match block_on(clean(&config, args.force)) {
+        Ok(Ok(removal)) => {
+            print!("{}", cleanup::render(&config.node_name, &removal, args.output));
+            ExitCode::from(if removal.failed.is_empty() { 0 } else { WRONG })
+        }
+        Ok(Err(error @ CleanupError::PodsLive(_))) => {
+            eprintln!("error: {error}");
+            ExitCode::from(WRONG)
+        }
+        Ok(Err(error @ CleanupError::CouldNotRun(_))) => could_not_run(error),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// On this thread.
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("start the async runtime")?.block_on(future))
 }
 
 fn print_config(args: &ConfigArgs) -> ExitCode {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::wiring::ROUTE_PROTOCOL;
 use model::{ByFamily, IpFamily, Mtu, with_causes};
-use netlink::nft::{Monitor, Nft, Repair};
+use netlink::nft::{Monitor, Nft, Repair, Table};
 use netlink::{Event, Events, Group, Netlink};
 use tokio::sync::watch;
 
@@ -89,14 +89,8 @@ impl Engine {
     /// Starts the threads, in the calling thread's network namespace.
     pub(crate) fn start(settings: Settings, pods: PodNetwork) -> Result<Self, Error> {
         let nft = Nft::open()?;
-        let tables = IpFamily::ALL.map(|family| {
-            [
-                masquerade::table(family),
-                guard::table(family),
-                host_ports::table(family),
-            ]
-        });
-        let monitor = Monitor::open(&tables.concat(), &[nft.port()])?;
+        let tables: Vec<Table> = IpFamily::ALL.into_iter().flat_map(tables).collect();
+        let monitor = Monitor::open(&tables, &[nft.port()])?;
         let monitor = monitor.and_rules_of_others(fast_path::OUR_TABLES);
         let kernel = Netlink::open()?;
         let groups = [
@@ -428,7 +422,7 @@ impl Worker {
                 .keep(&mut self.nft)
                 .map(|written| written.changes)
         } else {
-            self.nft.remove(&guard::table(family)).map(|()| 0)
+            self.nft.remove(&guard::table(family)).map(usize::from)
         };
         match kept {
             Ok(writes) => outcome.writes += writes,
@@ -446,7 +440,7 @@ impl Worker {
                     self.nft.ensure(&layout).map(|repair| repair != Repair::Unchanged)
                 }
                 // The network had this version, and has it no more.
-                _ if network.complete => self.nft.remove(&masquerade::table(family)).map(|()| false),
+                _ if network.complete => self.nft.remove(&masquerade::table(family)),
                 _ => Ok(false),
             };
             match kept {
@@ -469,8 +463,17 @@ impl Worker {
     }
 }
 
+/// The nftables tables that the overlay may have for a version of IP.
+pub(crate) fn tables(family: IpFamily) -> [Table; 3] {
+    [
+        masquerade::table(family),
+        guard::table(family),
+        host_ports::table(family),
+    ]
+}
+
 /// Whether the kernel speaks a version of IP: without IPv6 it has no tables for it either.
-fn speaks(family: IpFamily) -> bool {
+pub(crate) fn speaks(family: IpFamily) -> bool {
     family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
 }
 

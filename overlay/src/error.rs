@@ -32,6 +32,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A file stays.
+    #[error("remove {}", path.display())]
+    RemoveFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// etcd refused or failed.
     #[error("etcd: {operation}")]
     Etcd {

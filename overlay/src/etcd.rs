@@ -222,6 +222,15 @@ impl Store {
             .await
     }
 
+    /// Deletes a lease that nobody changed meanwhile; false when somebody did.
+    pub(crate) async fn delete(&mut self, held: &Held) -> Result<bool, Error> {
+        let key = self.lease_key(&held.record);
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, held.mod_revision);
+        let delete = TxnOp::delete(key, None);
+        let deleted = self.write("delete a lease", Txn::new().when([unchanged]).and_then([delete]));
+        Ok(deleted.await?.is_some())
+    }
+
     /// The revision of a transaction that was carried out.
     async fn write(&mut self, operation: &'static str, txn: Txn) -> Result<Option<i64>, Error> {
         let done = answer(operation, self.client.txn(txn)).await?;

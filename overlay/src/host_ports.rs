@@ -145,7 +145,7 @@ impl Keeper {
         }
         let kept = if ports.is_empty() {
             // No table where nobody needs one.
-            nft.remove(&table(family)).map(|()| Vec::new())
+            nft.remove(&table(family)).map(|_| Vec::new())
         } else {
             let table = OwnedTable::new(layout(family), elements(&ports));
             table.keep(nft).map(|written| {

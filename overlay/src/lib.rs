@@ -11,6 +11,7 @@
 //! - `guard` drops what is sent in another's name.
 //! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
+//! - [`uninstall`] takes all of it off a node again.
 //! - [`pods`] gives addresses to pods and plans their wiring; `leaks` finds those that went without a word,
 //!   `strangers` those whose record is lost.
 //!
@@ -42,6 +43,7 @@ mod run;
 mod strangers;
 mod subnet_env;
 mod underlay;
+pub mod uninstall;
 
 pub use config::{Announcement, Config, Etcd, Leases, Nodes};
 pub use error::Error;

@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::flannel::Record;
 use crate::subnet_env::write_file;
 
+/// The file's name in the agent's state directory.
+pub(crate) const FILE: &str = "overlay.json";
+
 /// The last state that was seen in etcd, in etcd's own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Memory {
@@ -77,5 +80,5 @@ impl Memory {
 }
 
 fn path(directory: &Path) -> PathBuf {
-    directory.join("overlay.json")
+    directory.join(FILE)
 }

@@ -249,6 +249,21 @@ pub(crate) fn repair(
     outcome
 }
 
+/// Deletes all that is ours, as [`repair`] does where nothing is wanted.
+pub(crate) fn remove_all(kernel: &mut impl Kernel, mirror: &Mirror, tunnels: ByFamily<u32>) -> Outcome {
+    let devices = Devices { tunnels, underlay: 0 };
+    let mut outcome = Outcome::default();
+    remove_stale(
+        kernel,
+        mirror,
+        &Objects::default(),
+        devices,
+        |_| true,
+        &mut outcome,
+    );
+    outcome
+}
+
 fn repair_route(
     kernel: &mut impl Kernel,
     route: &Route,

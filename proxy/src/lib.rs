@@ -39,7 +39,7 @@ pub mod settings;
 pub mod stale;
 pub mod verdict;
 
-pub use crate::proxy::{DriftWatch, Proxy};
+pub use crate::proxy::{Chains, DriftWatch, Proxy};
 pub use crate::report::{AuditReport, Durations, IptablesRules, SyncReport, TableRules};
 pub use claims::Claims;
 pub use datapath::iptables::Variant as IptablesVariant;

@@ -21,6 +21,8 @@ use crate::{Claims, Error};
 
 mod kernel;
 
+pub use kernel::Chains;
+
 /// Tells, from any thread, when somebody else changes the proxy's table.
 #[derive(Debug)]
 pub struct DriftWatch(Monitor);

@@ -76,6 +76,7 @@ pub struct Network {
     /// The nodes.
     pub lan: Lan,
     etcd_program: PathBuf,
+    datapath: &'static str,
 }
 
 impl Network {
@@ -85,6 +86,17 @@ impl Network {
     /// When something does not start.
     #[must_use]
     pub fn new(fault: &str, label: &str, nodes: u32) -> Option<Self> {
+        let mut network = Self::without_agents(fault, label, nodes, "ebpf")?;
+        network.start_agents();
+        Some(network)
+    }
+
+    /// The same before there is an agent; they will have this datapath.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn without_agents(fault: &str, label: &str, nodes: u32, datapath: &'static str) -> Option<Self> {
         if !crate::privileged(fault) {
             return None;
         }
@@ -107,6 +119,7 @@ impl Network {
             directory,
             lan,
             etcd_program,
+            datapath,
         };
         network.start_etcd();
         for number in 0..network.lan.hosts.len() {
@@ -115,12 +128,19 @@ impl Network {
                 "status": {"addresses": [{"type": "InternalIP", "address": network.lan.hosts[number].address}]},
             }));
             network.agents.push(None);
-            network.start_agent(number);
-        }
-        for number in 0..network.lan.hosts.len() {
-            network.await_ready(number);
         }
         Some(network)
+    }
+
+    /// Starts the agents of all nodes, and waits until they serve.
+    #[track_caller]
+    pub fn start_agents(&mut self) {
+        for number in 0..self.lan.hosts.len() {
+            self.start_agent(number);
+        }
+        for number in 0..self.lan.hosts.len() {
+            self.await_ready(number);
+        }
     }
 
     /// A node's namespace.
@@ -195,13 +215,18 @@ impl Network {
         Ok(lease.with_context(|| format!("no lease of {address}"))?.0)
     }
 
-    fn configure(&self, number: usize) -> PathBuf {
+    /// Writes a node's configuration, and returns where it is.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn configure(&self, number: usize) -> PathBuf {
         let path = |name: &str| self.path(number, name);
         let config = json!({
             "nodeName": format!("node-{number}"),
             "kubernetes": {"kubeconfig": self.directory.path().join("kubeconfig")},
-            "proxy": {"datapath": "ebpf", "cgroup": self.cgroup.path(), "pinDir": self.pins(number)},
-            "dns": {"feedSocket": path("dns.sock")},
+            "proxy": {"datapath": self.datapath, "cgroup": self.cgroup.path(), "pinDir": self.pins(number)},
+            "dns": {"feedSocket": path("dns.sock"), "address": "10.96.0.10"},
             "stateDir": path("state"),
             "healthBind": "127.0.0.1:10256",
             "metricsBind": "127.0.0.1:10249",

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ipnetwork::IpNetwork;
 use netlink::{AbsentIsFine, Address, Event, Events, Group, Kernel, LinkChange, Netlink, Scope};
+use overlay::uninstall::remove_file;
 use tokio_util::sync::CancellationToken;
 
 use super::supervisor::Part;
@@ -54,6 +55,36 @@ pub fn keep(
     Ok(())
 }
 
+/// Takes the recorded address back, and forgets it. Whether there was one.
+///
+/// # Errors
+/// When the kernel refuses, or the record cannot be read or removed.
+pub fn remove(state_dir: &Path) -> anyhow::Result<bool> {
+    let record = state_dir.join(RECORD);
+    let Some(address) = recorded(&record)? else {
+        return Ok(false);
+    };
+    take_back(&mut Netlink::open()?, address)?;
+    Ok(remove_file(&record)?)
+}
+
+/// The address that we gave.
+fn recorded(record: &Path) -> anyhow::Result<Option<IpAddr>> {
+    match std::fs::read_to_string(record) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", record.display())),
+    }
+}
+
+fn take_back(kernel: &mut impl Kernel, address: IpAddr) -> anyhow::Result<()> {
+    let Some(lo) = kernel.link_named("lo")? else {
+        return Ok(());
+    };
+    let address = Address::global(lo.index, IpNetwork::from(address));
+    Ok(kernel.delete_address(&address).absent_is_fine()?)
+}
+
 /// Makes it so and returns whether it was not.
 fn ensure(kernel: &mut impl Kernel, wanted: IpAddr) -> anyhow::Result<bool> {
     let lo = kernel
@@ -78,20 +109,12 @@ fn ensure(kernel: &mut impl Kernel, wanted: IpAddr) -> anyhow::Result<bool> {
 
 /// Takes back the address of an earlier configuration, and records the one of this.
 fn remove_predecessor(kernel: &mut impl Kernel, wanted: IpAddr, record: PathBuf) -> anyhow::Result<()> {
-    let predecessor = match std::fs::read_to_string(&record) {
-        Ok(text) => text.trim().parse::<IpAddr>().ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error).with_context(|| format!("read {}", record.display())),
-    };
+    let predecessor = recorded(&record)?;
     if predecessor == Some(wanted) {
         return Ok(());
     }
-    if let Some(old) = predecessor
-        && let Some(lo) = kernel.link_named("lo")?
-    {
-        kernel
-            .delete_address(&Address::global(lo.index, IpNetwork::from(old)))
-            .absent_is_fine()?;
+    if let Some(old) = predecessor {
+        take_back(kernel, old)?;
         tracing::info!(address = %old, "DNS address of the configuration before taken from lo");
     }
     std::fs::write(&record, format!("{wanted}\n")).with_context(|| format!("write {}", record.display()))

@@ -9,6 +9,7 @@
 //! stops no other. None of them undoes anything at its end: what is in the kernel serves on until the next agent
 //! reads it back.
 
+pub mod cleanup;
 mod cni;
 mod dns_address;
 mod dns_feed;
@@ -91,10 +92,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
+/// The lock's name in the state directory.
+const LOCK: &str = "agent.lock";
+
 /// Makes the state directory and holds it: two agents would undo each other's work.
 fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
     std::fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
-    let lock = path.join("agent.lock");
+    let lock = path.join(LOCK);
     let file = File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
     let held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     held.map_err(|(_, errno)| errno)

@@ -154,7 +154,9 @@ pub fn settings(config: &Config, network: &Network, nodes: Nodes) -> Option<over
     })
 }
 
-fn etcd(etcd: &Etcd) -> overlay::Etcd {
+/// The etcd as the overlay is told of it.
+#[must_use]
+pub fn etcd(etcd: &Etcd) -> overlay::Etcd {
     overlay::Etcd {
         endpoints: etcd.endpoints.clone(),
         prefix: etcd.prefix.clone(),

@@ -1,9 +1,10 @@
 //! Unix sockets that other processes of the node find by path.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
+use overlay::uninstall::remove_file;
 use tokio::net::UnixListener;
 
 /// Only root, and root's group.
@@ -28,4 +29,13 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(MODE))?;
     std::fs::rename(&fresh, path)?;
     Ok(listener)
+}
+
+/// Removes a socket that nobody listens on any more. Whether there was one.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove(path: &Path) -> Result<bool, overlay::Error> {
+    let is_socket = std::fs::metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    if is_socket { remove_file(path) } else { Ok(false) }
 }

@@ -30,6 +30,9 @@ use log::Log;
 /// The log's name in the agent's state directory.
 pub(crate) const LOG: &str = "pods.log";
 
+/// The name of its successor that a crash may leave.
+pub(crate) const FRESH_LOG: &str = "pods.new";
+
 /// The log is rewritten once it has this many lines more than it needs.
 const REWRITE_AFTER: usize = 1000;
 
@@ -229,6 +232,18 @@ impl PodNetwork {
                 state,
             }),
         })
+    }
+
+    /// The same, unless there never was a log.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn open_if_there(directory: &Path) -> Result<Option<Self>, PodError> {
+        directory
+            .join(LOG)
+            .exists()
+            .then(|| Self::open(directory))
+            .transpose()
     }
 
     /// Gives an interface an address and tells how to wire it. The same key gets the same answer.

@@ -27,7 +27,7 @@
 //!
 //! Needs iptables 1.6.2 (`iptables-restore -w`, `MASQUERADE --random-fully`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{IpFamily, ObjectName};
 use netlink::conntrack::Conntrack;
@@ -53,7 +53,7 @@ mod walk;
 pub use programs::Variant;
 
 use programs::Programs;
-use ruleset::Ruleset;
+use ruleset::Edits;
 use tables::Tables;
 
 /// Renders plans into chains of iptables.
@@ -89,17 +89,23 @@ impl Iptables {
     }
 
     /// Takes everything of the proxy's away, in both variants, in the network namespace of the calling thread.
-    /// Kubelet's chains stay, and chains that somebody else's rules lead to.
+    /// Kubelet's chains stay, and chains that somebody else's rules lead to. Returns in how many rulesets, of a version
+    /// of IP and a variant, there was something.
     ///
     /// # Errors
     /// The first failure, after everything was tried.
-    pub fn remove(context: &NodeContext) -> Result<(), Error> {
-        let removed: Vec<_> = context
-            .families
-            .iter()
-            .map(|family| remove_family(*family))
-            .collect();
-        removed.into_iter().collect()
+    pub fn remove(families: &BTreeSet<IpFamily>) -> Result<usize, Error> {
+        let removed: Vec<_> = families.iter().map(|family| remove_family(*family)).collect();
+        removed.into_iter().sum()
+    }
+
+    /// Whether there is anything that [`Iptables::remove`] would take away. What cannot be looked at holds nothing.
+    #[must_use]
+    pub fn is_there(families: &BTreeSet<IpFamily>) -> bool {
+        let removals = families.iter().filter_map(|family| removals(*family).ok());
+        removals
+            .flatten()
+            .any(|(_, edits)| edits.is_ok_and(|edits| !edits.is_empty()))
     }
 
     /// Versions of IP that are no longer served leave nothing behind.
@@ -199,23 +205,28 @@ impl Datapath for Iptables {
     }
 }
 
-fn remove_family(family: IpFamily) -> Result<(), Error> {
-    let installed = Programs::installed(family)?;
-    let saved: Vec<_> = installed.iter().map(Programs::save_all).collect();
-    // A variant that the kernel does not have cannot be asked, and holds nothing.
-    let is_readable = saved.iter().any(Result::is_ok);
-    let remove = |(programs, saved): (&Programs, Result<Ruleset, Error>)| {
-        let edits = match saved {
-            Ok(ruleset) => tables::removal(ruleset),
-            Err(_) if is_readable => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if edits.is_empty() {
-            Ok(())
-        } else {
-            programs.restore(&edits.text())
-        }
+/// What takes everything of the proxy's away, in one variant.
+type VariantRemoval = (Programs, Result<Edits, Error>);
+
+fn removals(family: IpFamily) -> Result<Vec<VariantRemoval>, Error> {
+    let installed = Programs::installed(family)?.into_iter();
+    let removal = |programs: Programs| {
+        let edits = programs.save_all().map(tables::removal);
+        (programs, edits)
     };
-    let removed: Vec<_> = installed.iter().zip(saved).map(remove).collect();
-    removed.into_iter().collect()
+    Ok(installed.map(removal).collect())
+}
+
+fn remove_family(family: IpFamily) -> Result<usize, Error> {
+    let removals = removals(family)?;
+    // A variant that the kernel does not have cannot be asked, and holds nothing.
+    let is_readable = removals.iter().any(|(_, edits)| edits.is_ok());
+    let remove = |(programs, edits): VariantRemoval| match edits {
+        Ok(edits) if edits.is_empty() => Ok(0),
+        Ok(edits) => programs.restore(&edits.text()).map(|()| 1),
+        Err(_) if is_readable => Ok(0),
+        Err(error) => Err(error),
+    };
+    let removed: Vec<_> = removals.into_iter().map(remove).collect();
+    removed.into_iter().sum()
 }

@@ -1,8 +1,10 @@
 //! A proxy over the kernel: how it is opened, and taken out again.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use model::{IpFamily, Removal};
 use netlink::conntrack::Conntrack;
 use netlink::nft::Nft;
 
@@ -15,6 +17,15 @@ use crate::datapath::{Datapath, Kernel};
 use crate::plan::NodeContext;
 use crate::settings::{Config, DatapathKind};
 
+/// Whose kube-proxy's chains of iptables are: their names do not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chains {
+    /// The datapath `iptables` made them.
+    Ours,
+    /// Perhaps another program did.
+    KubeProxys,
+}
+
 impl Proxy {
     /// Opens the kernel's interfaces in the network namespace of the calling thread, reads back what an earlier
     /// process left there, and changes nothing of it: the first [`Proxy::sync`] writes only what differs.
@@ -26,20 +37,23 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Takes all that is the proxy's out of the kernel: Services stop working on this node. For leaving a node for
-    /// good; a proxy that only ends leaves everything in place.
-    pub fn uninstall(config: &Config) -> Result<(), Error> {
-        match &config.datapath {
-            DatapathKind::Ebpf { pin_dir, .. } => {
-                // What fails of the one is told when the other is gone too.
-                let hook = ebpf::SocketHook::remove(pin_dir);
-                let rules = remove_tables();
-                hook?;
-                rules
+    /// Takes all that is the proxy's out of the kernel, of every datapath that may have run here: Services stop working
+    /// on this node. For leaving a node for good; a proxy that only ends leaves everything in place. What fails stops
+    /// nothing else. `families`: the versions of IP that are looked through for chains of iptables.
+    #[must_use]
+    pub fn uninstall(pin_dir: &Path, chains: Chains, families: &BTreeSet<IpFamily>) -> Removal {
+        let mut removal = Removal::default();
+        removal.add("socket hooks", ebpf::SocketHook::remove(pin_dir));
+        removal.add("nftables tables", remove_tables());
+        match chains {
+            Chains::Ours => removal.add("iptables rulesets", Iptables::remove(families)),
+            Chains::KubeProxys if Iptables::is_there(families) => {
+                let reason = "by their names they may be kube-proxy's, and proxy.datapath is not iptables";
+                removal.left.push(format!("chains KUBE-* of iptables: {reason}"));
             }
-            DatapathKind::Nftables => remove_tables(),
-            DatapathKind::Iptables { .. } => Iptables::remove(&config.settings.context(None)),
+            Chains::KubeProxys => {}
         }
+        removal
     }
 
     /// Takes out of the kernel what a datapath, or a version, that ran here before this one left, so that no hook and no
@@ -48,14 +62,16 @@ impl Proxy {
     pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
             DatapathKind::Ebpf { .. } => ebpf::SocketHook::remove_other_layouts(pin_dir),
-            DatapathKind::Nftables | DatapathKind::Iptables { .. } => ebpf::SocketHook::remove(pin_dir),
+            DatapathKind::Nftables | DatapathKind::Iptables { .. } => {
+                ebpf::SocketHook::remove(pin_dir).map(drop)
+            }
         };
         let rules = match &config.datapath {
-            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Ok(()),
+            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Ok(0),
             DatapathKind::Iptables { .. } => remove_tables(),
         };
         hook?;
-        rules
+        rules.map(drop)
     }
 }
 
@@ -89,8 +105,9 @@ fn open_datapath(kind: &DatapathKind, context: &NodeContext) -> Result<(Box<dyn 
     Ok((Box::new(kernel), own_ports))
 }
 
-fn remove_tables() -> Result<(), Error> {
+/// Returns how many there were.
+fn remove_tables() -> Result<usize, Error> {
     let mut nft = Nft::open()?;
-    let removed = Packets::tables().map(|table| nft.remove(&table));
-    Ok(removed.into_iter().collect::<Result<_, _>>()?)
+    let removed = Packets::tables().map(|table| nft.remove(&table).map(usize::from));
+    Ok(removed.into_iter().sum::<Result<usize, _>>()?)
 }

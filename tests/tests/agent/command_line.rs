@@ -66,7 +66,13 @@ fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
 
 #[test]
 fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
-    for arguments in [&["explode"][..], &[], &["node", "--confg", "f"]] {
+    for arguments in [
+        &["explode"][..],
+        &[],
+        &["node", "--confg", "f"],
+        &["node", "cleanup", "--forse"],
+        &["node", "cleanup", "--config", "/nonexistent.yaml"],
+    ] {
         let output = Command::new(program("causeway"))
             .args(arguments)
             .output()

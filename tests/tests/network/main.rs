@@ -5,3 +5,4 @@ mod damage;
 mod leases;
 mod paths;
 mod processes;
+mod uninstall;

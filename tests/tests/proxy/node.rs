@@ -13,11 +13,13 @@
 //! there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use proxy::{Config, DatapathKind, Proxy, Settings};
+use model::Removal;
+use proxy::{Chains, Config, DatapathKind, Proxy, Settings};
 use tests::bpffs::Bpffs;
 use tests::cgroup::Cgroup;
 use tests::process::{Place, command, run_in};
@@ -25,8 +27,8 @@ use tests::topology::{Host, connect};
 use tests::wait;
 
 use super::cluster::{
-    ADMIN_TARGET_PORT, BALANCER, EXTERNAL, NODE, OTHER_NODE, OUTSIDE, POD_LINK, Pair, SECOND, SERVERS,
-    STRANGER, TARGET_PORT, TCP, UDP, VIP,
+    ADMIN_TARGET_PORT, BALANCER, EXTERNAL, FAMILIES, NODE, OTHER_NODE, OUTSIDE, POD_LINK, Pair, SECOND,
+    SERVERS, STRANGER, TARGET_PORT, TCP, UDP, VIP,
 };
 use super::servers::{serve_sctp, serve_tcp, serve_udp};
 
@@ -154,8 +156,24 @@ impl Surroundings {
     pub fn hook(&self) -> DatapathKind {
         DatapathKind::Ebpf {
             cgroup: self.cgroup.path().to_path_buf(),
-            pin_dir: self.bpffs.path().join("proxy"),
+            pin_dir: self.pins(),
         }
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.bpffs.path().join("proxy")
+    }
+
+    /// Takes every datapath's traces out of the node.
+    #[track_caller]
+    pub fn uninstall(&self) -> Removal {
+        let (pins, families) = (self.pins(), FAMILIES.into());
+        let removal = self
+            .node
+            .run(move || Proxy::uninstall(&pins, Chains::Ours, &families));
+        let removal = removal.expect("entered");
+        assert!(removal.failed.is_empty(), "{:?}", removal.failed);
+        removal
     }
 
     /// What `knock` prints on a host, a line for each attempt, by the place in the list.

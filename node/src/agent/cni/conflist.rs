@@ -5,10 +5,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use overlay::uninstall::remove_file;
 use serde_json::json;
 
 /// Before the names that other networks use, of which the runtime takes the first.
 const NAME: &str = "10-causeway.conflist";
+
+/// The plugin's program, which the runtime looks for by this name.
+const PLUGIN: &str = "causeway-cni";
 
 /// Writes `10-causeway.conflist`, whole or not at all, unless it is there already, and returns its path.
 ///
@@ -33,13 +37,29 @@ pub fn write(directory: &Path, socket: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Removes the file if it is of our plugin. Whether it was there.
+///
+/// # Errors
+/// When it cannot be read or removed.
+pub fn remove(directory: &Path) -> anyhow::Result<bool> {
+    let path = directory.join(NAME);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let there: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let is_ours = there["plugins"][0]["type"] == PLUGIN;
+    Ok(is_ours && remove_file(&path)?)
+}
+
 /// The configuration (CNI 1.0 §1, "Network configuration format").
 fn conflist(socket: &Path) -> serde_json::Value {
     json!({
         "cniVersion": "1.0.0",
         "name": "causeway",
         "plugins": [{
-            "type": "causeway-cni",
+            "type": PLUGIN,
             "capabilities": {"ips": true, "mac": true, "portMappings": true, "bandwidth": true},
             "socket": socket,
         }],
@@ -71,6 +91,10 @@ mod tests {
             1,
             "nothing else is left"
         );
+        assert!(remove(&directory).expect("removable"));
+        assert!(!remove(&directory).expect("gone"));
+        std::fs::write(&path, r#"{"plugins": [{"type": "bridge"}]}"#).expect("writable");
+        assert!(!remove(&directory).expect("readable"), "another's stays");
         std::fs::remove_dir_all(directory).expect("it was made");
     }
 }

@@ -8,6 +8,7 @@
 pub mod conflist;
 mod decide;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,14 +132,33 @@ async fn announce(config: &Cni) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Releases the interfaces that were deleted while no agent listened on the socket, and forgets those deletions.
+///
+/// # Errors
+/// When the book of pod addresses, or what was left beside the socket, cannot be changed.
+pub fn forget_deletions(socket: &Path, pods: Option<&PodNetwork>) -> anyhow::Result<()> {
+    let directory = tombstone::directory(socket);
+    if let Some(pods) = pods {
+        replay(&directory, pods)?;
+    }
+    match std::fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn replay(directory: &Path, pods: &PodNetwork) -> anyhow::Result<usize> {
+    tombstone::replay(directory, |gone| {
+        pods.remove(&key(gone)).map(drop).map_err(anyhow::Error::from)
+    })
+}
+
 /// Deletions that happened while no agent listened.
 async fn replay_deletions(socket: &Path, pods: &PodNetwork) {
     let (directory, pods): (PathBuf, PodNetwork) = (tombstone::directory(socket), pods.clone());
-    let replayed = spawn_blocking(move || {
-        tombstone::replay(&directory, |gone| {
-            pods.remove(&key(gone)).map(drop).map_err(anyhow::Error::from)
-        })
-    });
+    let replayed = spawn_blocking(move || replay(&directory, &pods));
     match replayed.await {
         Ok(Ok(0)) => {}
         Ok(Ok(released)) => tracing::info!(released, "pods that went while no agent listened are released"),

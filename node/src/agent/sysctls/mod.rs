@@ -122,6 +122,24 @@ impl Sysctls {
     }
 }
 
+/// The settings, by name and value, that are as an agent sets them where it knows of no cluster. What they were before
+/// it came nobody knows.
+#[must_use]
+pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> Vec<String> {
+    let (_, snapshots) = watch::channel(Arc::default());
+    let (_, tunnel) = watch::channel(None);
+    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnel, Arc::default()) else {
+        return Vec::new();
+    };
+    let (wanted, _) = sysctls.wanted();
+    let told = |Wanted { path, value }: &Wanted| {
+        let present: u64 = Kernel.read(path).ok()??.trim().parse().ok()?;
+        let may_be_ours = value.may_have_written(present);
+        may_be_ours.then(|| format!("{} = {present}", name(path)))
+    };
+    wanted.iter().filter_map(told).collect()
+}
+
 /// Devices over which the node has a default route that a router advertised.
 fn advertised() -> netlink::Result<BTreeSet<String>> {
     let mut kernel = Netlink::open()?;

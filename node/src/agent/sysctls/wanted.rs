@@ -50,6 +50,13 @@ impl Value {
         }
     }
 
+    /// Whether a value that is there is what was written, as far as can be told: one that is more than the least, or that
+    /// belongs to a device, is not.
+    #[must_use]
+    pub fn may_have_written(self, present: u64) -> bool {
+        matches!(self, Self::AtLeast(written) | Self::Exactly(written) if written == present)
+    }
+
     /// Whether it is no failure that there is no such setting: it belongs to a device, which may come and go.
     #[must_use]
     pub const fn may_be_absent(self) -> bool {
@@ -197,6 +204,20 @@ mod tests {
             &["eth0"],
             &[v4, heard, v6, tunnel],
         );
+    }
+
+    #[test]
+    fn a_value_that_nobody_here_wrote_is_not_told_as_ours() {
+        let rows = [
+            (Value::AtLeast(4), [false, true, false]),
+            (Value::Exactly(4), [false, true, false]),
+            (Value::IfPresent(4), [false, false, false]),
+            (Value::InsteadOfOne(4), [false, false, false]),
+        ];
+        for (value, expected) in rows {
+            let told = [1, 4, 5].map(|present| value.may_have_written(present));
+            assert_eq!(told, expected, "{value:?}");
+        }
     }
 
     #[test]

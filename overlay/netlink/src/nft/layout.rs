@@ -137,14 +137,15 @@ impl Nft {
         })
     }
 
-    /// Removes the table, if it is there.
-    pub fn remove(&mut self, table: &Table) -> Result<(), Error> {
+    /// Removes the table, if it is there; returns whether it was.
+    pub fn remove(&mut self, table: &Table) -> Result<bool, Error> {
         if !self.has_table(table)? {
-            return Ok(());
+            return Ok(false);
         }
         let mut batch = Batch::new(table);
         batch.delete_table();
-        self.commit(&batch)
+        self.commit(&batch)?;
+        Ok(true)
     }
 
     fn sets_fit(&mut self, layout: &Layout) -> Result<bool, Error> {

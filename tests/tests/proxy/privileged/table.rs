@@ -4,7 +4,7 @@ use std::thread;
 
 use model::IpFamily;
 use proxy::datapath::iptables::Variant;
-use proxy::{Config, DatapathKind, Proxy, Settings};
+use proxy::{DatapathKind, Proxy, Settings};
 use tests::privileged;
 
 use super::host;
@@ -67,12 +67,7 @@ impl Executor {
                 self.name,
                 causes.join(": ")
             ));
-            let config = Config {
-                settings: settings.clone(),
-                datapath: (self.datapath)(surroundings),
-            };
-            let uninstalled = surroundings.node.run(|| Proxy::uninstall(&config));
-            uninstalled.expect("entered").expect("uninstalled");
+            surroundings.uninstall();
             open().expect("a proxy")
         })
     }

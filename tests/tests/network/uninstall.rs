@@ -1,0 +1,254 @@
+//! A node that leaves for good is as it was before its agent came.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tests::cluster::program;
+use tests::ledger::Ledger;
+use tests::network::{Network, SOON, Traffic};
+use tests::process::{self, Output};
+use tests::wait;
+
+/// What others have on the node: each looks like something of ours.
+const PLANTED: [&[&str]; 11] = [
+    &[
+        "ip", "link", "add", "other0", "type", "veth", "peer", "name", "cw-other",
+    ],
+    &["ip", "link", "set", "other0", "up"],
+    &["ip", "link", "set", "cw-other", "up"],
+    &[
+        "ip",
+        "link",
+        "add",
+        "flannel.99",
+        "type",
+        "vxlan",
+        "id",
+        "99",
+        "dstport",
+        "8499",
+        "dev",
+        "eth0",
+    ],
+    &["ip", "address", "add", "10.96.0.11/32", "dev", "lo"],
+    &[
+        "ip",
+        "route",
+        "add",
+        "10.244.250.0/24",
+        "dev",
+        "other0",
+        "proto",
+        "99",
+    ],
+    &[
+        "ip",
+        "neighbour",
+        "add",
+        "10.244.250.9",
+        "lladdr",
+        "02:00:00:00:00:09",
+        "dev",
+        "other0",
+        "nud",
+        "permanent",
+    ],
+    &["ip", "rule", "add", "from", "10.244.250.0/24", "lookup", "99"],
+    &[
+        "nft",
+        "add table ip causewayside; add chain ip causewayside ours; add rule ip causewayside ours counter",
+    ],
+    &["iptables-nft", "-N", "FOREIGN"],
+    &["iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES"],
+];
+
+const CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge"}]}"#;
+
+/// Everything on a node that an agent could write, but for kernel settings.
+#[derive(Debug)]
+struct Snapshot {
+    ledger: Ledger,
+    listed: BTreeSet<String>,
+}
+
+impl Snapshot {
+    fn of(world: &Network, number: usize) -> Self {
+        let shown: [&[&str]; 5] = [
+            &["ip", "neighbour", "show", "nud", "permanent"],
+            &["ip", "-6", "rule", "show"],
+            &["bridge", "fdb", "show"],
+            &["iptables-nft-save"],
+            &["iptables-legacy-save"],
+        ];
+        let mut listed = BTreeSet::new();
+        for words in shown {
+            let output = run(world, number, words);
+            let lines = output.stdout.lines().filter(|line| !line.starts_with('#'));
+            listed.extend(lines.map(|line| format!("{}: {line}", words[0])));
+        }
+        files(&world.path(number, ""), &mut listed);
+        let pins = world.pins(number);
+        listed.insert(format!("{}: {}", pins.display(), pins.exists()));
+        Self {
+            ledger: world.ledger(number),
+            listed,
+        }
+    }
+
+    /// What differs.
+    fn changes_since(&self, before: &Self) -> Vec<String> {
+        let came = self
+            .listed
+            .difference(&before.listed)
+            .map(|line| format!("+ {line}"));
+        let went = before
+            .listed
+            .difference(&self.listed)
+            .map(|line| format!("- {line}"));
+        let mut changes = self.ledger.changes_since(&before.ledger);
+        changes.extend(came.chain(went));
+        changes
+    }
+}
+
+fn files(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            files(&path, found);
+        }
+        found.insert(path.display().to_string());
+    }
+}
+
+#[track_caller]
+fn run(world: &Network, number: usize, words: &[&str]) -> Output {
+    let output = world.host(number).command(words[0], &words[1..]);
+    let output = output.expect("it is installed");
+    assert!(output.status.success(), "{words:?}: {}", output.stderr);
+    output
+}
+
+fn plant(world: &Network, number: usize) {
+    for words in PLANTED {
+        run(world, number, words);
+    }
+    let conflists = world.path(number, "net.d");
+    let _configuration = world.configure(number);
+    std::fs::create_dir_all(&conflists).expect("writable");
+    std::fs::write(conflists.join("20-other.conflist"), CONFLIST).expect("writable");
+}
+
+fn clean_up(world: &Network, number: usize, options: &[&str]) -> Output {
+    let place = world.host(number).place();
+    let mut command = process::command(&place, program("causeway"));
+    command
+        .args(["node", "cleanup", "--config"])
+        .arg(world.configure(number));
+    let output = process::run_in(&place, command.args(options).env_remove("NODE_NAME"), b"");
+    output.expect("it starts")
+}
+
+/// It says this, and ends with this exit code.
+#[track_caller]
+fn expect(output: &Output, code: i32, words: &[&str]) {
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for words in words {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[track_caller]
+fn check(datapath: &'static str) {
+    let fault = format!("a node that leaves is as it was before, with {datapath} (F55)");
+    let label = format!("leave-{datapath}");
+    let Some(mut world) = Network::without_agents(&fault, &label, 2, datapath) else {
+        return;
+    };
+    plant(&world, 0);
+    let before = Snapshot::of(&world, 0);
+    world.start_agents();
+    let (near, far) = (world.pod(0, "near"), world.pod(1, "far"));
+    if datapath == "ebpf" {
+        wait::until("programs are attached to devices", SOON, || {
+            let links = world.pins(0).join("pods/v3/links");
+            std::fs::read_dir(links).map_or(Err(()), |mut links| links.next().map(drop).ok_or(()))
+        });
+    }
+    Traffic::start(&near, &far).ended("before");
+    let serving = Snapshot::of(&world, 0);
+    assert_ne!(serving.changes_since(&before), Vec::<String>::new());
+
+    expect(
+        &clean_up(&world, 0, &["--force"]),
+        2,
+        &["does another agent run?"],
+    );
+    world.delete(&near);
+    drop(near);
+    world.kill_agent(0);
+    let output = clean_up(&world, 0, &[]);
+    println!("F55 {datapath}:\n{}", output.stdout);
+    let told = [
+        "removed  CNI configurations: 1",
+        "removed  DNS addresses: 1",
+        "removed  leases: 1",
+        "removed  tunnel devices: 1",
+        "left     chains KUBE-* of iptables",
+        "left     kernel settings as the agent sets them, what they were before is not known: net.ipv4.ip_forward = 1",
+        "node-0: removed",
+    ];
+    expect(&output, 0, &told);
+    let changes = Snapshot::of(&world, 0).changes_since(&before);
+    assert_eq!(changes, Vec::<String>::new());
+    world.lease_of(0).expect_err("its lease is gone");
+    wait::until_value(
+        "the other node has no route to it",
+        SOON,
+        || world.routes(1),
+        Vec::is_empty,
+    );
+    let again = clean_up(&world, 0, &[]);
+    expect(&again, 0, &["node-0: nothing to remove"]);
+    assert!(!again.stdout.contains("removed  "), "{}", again.stdout);
+    assert_eq!(
+        Snapshot::of(&world, 0).changes_since(&before),
+        Vec::<String>::new()
+    );
+
+    // It comes back, and leaves with a pod.
+    world.start_agent(0);
+    world.await_ready(0);
+    let live = world.pod(0, "live");
+    Traffic::start(&live, &far).ended("back");
+    world.kill_agent(0);
+    let serving = Snapshot::of(&world, 0);
+    expect(&clean_up(&world, 0, &[]), 1, &["container live", "--force"]);
+    assert_eq!(
+        Snapshot::of(&world, 0).changes_since(&serving),
+        Vec::<String>::new()
+    );
+    // Nobody answers for the lease.
+    world.etcd = None;
+    let output = clean_up(&world, 0, &["--force", "-o", "json"]);
+    expect(
+        &output,
+        0,
+        &["\"pods\": 1", "in etcd, which ends by itself within a day"],
+    );
+    assert_eq!(
+        Snapshot::of(&world, 0).changes_since(&before),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_node_with_the_socket_hook_leaves_as_it_came() {
+    check("ebpf");
+}
+
+#[test]
+fn a_node_with_nftables_leaves_as_it_came() {
+    check("nftables");
+}
