@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -106,21 +106,20 @@ impl NetworkConfig {
     }
 
     /// What a plugin reads on standard input (§4, "Deriving request configuration").
-    fn request(&self, plugin: &Value, previous: Option<&Value>, ports: &[PortMapping]) -> Value {
+    fn request(&self, plugin: &Value, previous: Option<&Value>, attachment: &Attachment) -> Value {
         let mut request = plugin.clone();
         let Some(map) = request.as_object_mut() else {
             return request;
         };
-        let wants_ports = map
-            .get("capabilities")
-            .and_then(|capabilities| capabilities.get("portMappings"))
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
-        map.remove("capabilities");
+        let capabilities = map.remove("capabilities").unwrap_or_default();
         map.insert("cniVersion".to_owned(), json!(self.cni_version));
         map.insert("name".to_owned(), json!(self.name));
-        if wants_ports && !ports.is_empty() {
-            map.insert("runtimeConfig".to_owned(), json!({ "portMappings": ports }));
+        let told = attachment.runtime_config().into_iter();
+        let told: Map<String, Value> = told
+            .filter(|(capability, _)| capabilities.get(capability).and_then(Value::as_bool) == Some(true))
+            .collect();
+        if !told.is_empty() {
+            map.insert("runtimeConfig".to_owned(), Value::Object(told));
         }
         if let Some(previous) = previous {
             map.insert("prevResult".to_owned(), previous.clone());
@@ -144,6 +143,20 @@ pub struct PortMapping {
     pub host_ip: String,
 }
 
+/// How fast packets may come to a pod and leave it, in bits, for plugins with the capability `bandwidth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// To the pod, in a second; 0 = no limit.
+    pub ingress_rate: u64,
+    /// To the pod, at once.
+    pub ingress_burst: u64,
+    /// From the pod, in a second; 0 = no limit.
+    pub egress_rate: u64,
+    /// From the pod, at once.
+    pub egress_burst: u64,
+}
+
 /// One attachment of one sandbox: everything that ADD and DEL are told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -158,6 +171,9 @@ pub struct Attachment {
     pub args: String,
     /// Ports to map.
     pub ports: Vec<PortMapping>,
+    /// Limits; none where neither direction has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
     /// What ADD answered; `None` until it did.
     pub result: Option<Value>,
 }
@@ -178,11 +194,23 @@ impl Attachment {
             .collect()
     }
 
+    /// What there is to tell by capability.
+    fn runtime_config(&self) -> Map<String, Value> {
+        let mut told = Map::new();
+        if !self.ports.is_empty() {
+            told.insert("portMappings".to_owned(), json!(self.ports));
+        }
+        if let Some(bandwidth) = &self.bandwidth {
+            told.insert("bandwidth".to_owned(), json!(bandwidth));
+        }
+        told
+    }
+
     /// ADD through all plugins. When one fails, DEL undoes what was done (§4, "Attaching").
     pub async fn add(&mut self, bin_dirs: &[PathBuf]) -> Result<(), CniError> {
         let mut result = None;
         for plugin in &self.config.plugins {
-            let request = self.config.request(plugin, result.as_ref(), &self.ports);
+            let request = self.config.request(plugin, result.as_ref(), self);
             match self.execute(bin_dirs, plugin, "ADD", &request).await {
                 Ok(answer) => result = Some(answer),
                 Err(error) => {
@@ -201,7 +229,7 @@ impl Attachment {
     pub async fn del(&self, bin_dirs: &[PathBuf]) -> Result<(), CniError> {
         let mut outcome = Ok(());
         for plugin in self.config.plugins.iter().rev() {
-            let request = self.config.request(plugin, self.result.as_ref(), &self.ports);
+            let request = self.config.request(plugin, self.result.as_ref(), self);
             if let Err(error) = self.execute(bin_dirs, plugin, "DEL", &request).await {
                 outcome = outcome.and(Err(error));
             }
@@ -308,27 +336,43 @@ mod tests {
     fn the_request_carries_network_and_previous_result() {
         let list = NetworkConfig::parse(
             br#"{"cniVersion":"1.0.0","name":"net","plugins":[
-                {"type":"a","x":1},{"type":"b","capabilities":{"portMappings":true}}]}"#,
+                {"type":"a","x":1},{"type":"b","capabilities":{"portMappings":true}},
+                {"type":"c","capabilities":{"portMappings":false,"bandwidth":true}}]}"#,
         )
         .expect("a valid list");
-        let ports = [PortMapping {
-            host_port: 80,
-            container_port: 8080,
-            protocol: "tcp".to_owned(),
-            host_ip: String::new(),
-        }];
+        let attachment = Attachment {
+            config: list.clone(),
+            container_id: "c".to_owned(),
+            netns: PathBuf::new(),
+            args: String::new(),
+            ports: vec![PortMapping {
+                host_port: 80,
+                container_port: 8080,
+                protocol: "tcp".to_owned(),
+                host_ip: String::new(),
+            }],
+            bandwidth: Some(Bandwidth {
+                ingress_rate: 1000,
+                ingress_burst: 8,
+                ..Bandwidth::default()
+            }),
+            result: None,
+        };
         let previous = json!({"ips": []});
         let seen: Vec<Value> = list
             .plugins
             .iter()
-            .map(|plugin| list.request(plugin, Some(&previous), &ports))
+            .map(|plugin| list.request(plugin, Some(&previous), &attachment))
             .collect();
         let mapping = json!([{"hostPort":80,"containerPort":8080,"protocol":"tcp","hostIP":""}]);
         let common = |kind| json!({"type":kind,"cniVersion":"1.0.0","name":"net","prevResult":{"ips":[]}});
-        let (mut first, mut second) = (common("a"), common("b"));
+        let (mut first, mut second, mut third) = (common("a"), common("b"), common("c"));
         first["x"] = json!(1);
         second["runtimeConfig"] = json!({ "portMappings": mapping });
-        assert_eq!(seen, [first, second]);
+        third["runtimeConfig"] = json!({"bandwidth": {
+            "ingressRate": 1000, "ingressBurst": 8, "egressRate": 0, "egressBurst": 0,
+        }});
+        assert_eq!(seen, [first, second, third]);
     }
 
     #[test]

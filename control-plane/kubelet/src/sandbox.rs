@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::Pod;
 use netlink::{Kernel, LinkChange, Namespace, Netlink};
 use serde::{Deserialize, Serialize};
 
-use crate::cni::{Attachment, CniError, NetworkConfig, PortMapping};
+use crate::cni::{Attachment, Bandwidth, CniError, NetworkConfig, PortMapping};
 use crate::config::Config;
 use crate::disk::{self, DiskError, OnPath};
+use crate::pod::quantity;
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,14 @@ pub enum SandboxError {
     /// The network.
     #[error("failed to setup network for sandbox: {0}")]
     Network(#[from] CniError),
+    /// An annotation of the pod.
+    #[error("annotation {name}: {value:?} is not a quantity from 1k to 1P")]
+    Bandwidth {
+        /// Its name.
+        name: &'static str,
+        /// What it says.
+        value: String,
+    },
     /// A helper thread was lost.
     #[error("interrupted")]
     Interrupted,
@@ -94,6 +103,7 @@ impl Sandbox {
                 self.namespace, self.name, self.id, self.uid
             ),
             ports: port_mappings(pod),
+            bandwidth: bandwidth(pod)?,
             result: None,
         };
         self.attachment = Some(attachment.clone());
@@ -186,6 +196,36 @@ fn make_namespace(name: &str) -> Result<(), netlink::Error> {
     Ok(())
 }
 
+/// What containerd gives (`toCNIBandWidth`), in bits.
+const BURST: u64 = u32::MAX as u64;
+
+/// The limits that the pod's annotations ask for, in bits in a second, within Kubernetes' bounds
+/// (`k8s.io/kubernetes/pkg/util/bandwidth`, `ExtractPodBandwidthResources`).
+fn bandwidth(pod: &Pod) -> Result<Option<Bandwidth>, SandboxError> {
+    let rate = |name: &'static str| {
+        let annotations = pod.metadata.annotations.as_ref();
+        let Some(value) = annotations.and_then(|annotations| annotations.get(name)) else {
+            return Ok(0);
+        };
+        let rate = quantity::whole(value).and_then(|rate| u64::try_from(rate).ok());
+        let within = rate.filter(|rate| (1_000..=1_000_000_000_000_000).contains(rate));
+        within.ok_or_else(|| SandboxError::Bandwidth {
+            name,
+            value: value.clone(),
+        })
+    };
+    let burst = |rate| if rate == 0 { 0 } else { BURST };
+    let ingress_rate = rate("kubernetes.io/ingress-bandwidth")?;
+    let egress_rate = rate("kubernetes.io/egress-bandwidth")?;
+    let bandwidth = Bandwidth {
+        ingress_rate,
+        ingress_burst: burst(ingress_rate),
+        egress_rate,
+        egress_burst: burst(egress_rate),
+    };
+    Ok(Some(bandwidth).filter(|bandwidth| *bandwidth != Bandwidth::default()))
+}
+
 fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     containers
@@ -199,4 +239,37 @@ fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn annotations_ask_for_bandwidth_within_the_bounds_of_kubernetes() {
+        let read = |annotations: serde_json::Value| {
+            let pod = json!({"metadata": {"name": "p", "annotations": annotations}});
+            bandwidth(&serde_json::from_value(pod).expect("a pod")).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(json!(null)), Ok(None));
+        for (text, rate) in [("20M", 20_000_000), ("1k", 1_000), ("1P", 1_000_000_000_000_000)] {
+            let wanted = Bandwidth {
+                egress_rate: rate,
+                egress_burst: 4_294_967_295,
+                ..Bandwidth::default()
+            };
+            assert_eq!(
+                read(json!({"kubernetes.io/egress-bandwidth": text})),
+                Ok(Some(wanted))
+            );
+        }
+        for text in ["999", "1.1P", "fast", "-1M", ""] {
+            let told = format!(
+                "annotation kubernetes.io/ingress-bandwidth: {text:?} is not a quantity from 1k to 1P"
+            );
+            assert_eq!(read(json!({"kubernetes.io/ingress-bandwidth": text})), Err(told));
+        }
+    }
 }
