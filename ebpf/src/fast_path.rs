@@ -1,8 +1,8 @@
 //! The programs between pods, their maps, and what stays when their owner dies.
 //!
 //! ```text
-//! <pin_dir>/pods/v3/PODS …              maps
-//! <pin_dir>/pods/v3/links/<device> …    the attachment to a device: a pod's on the node's side, the tunnel's, the underlay's
+//! <pin_dir>/pods/v4/PODS …              maps
+//! <pin_dir>/pods/v4/links/<device> …    the attachment to a device: a pod's on the node's side, the tunnel's, the underlay's
 //! ```
 //! Without the program, or with an entry less, packets take the node's network stack: none of both can break a
 //! connection. A wrong entry can: what the program sends nobody looks at again.

@@ -354,8 +354,13 @@ impl Worker {
         let repaired = repair(&mut self.kernel, &mirror, &plan, devices, &pods, may_delete);
         outcome.writes += repaired.writes;
         outcome.problems.extend(repaired.problems);
-        self.fast_path
-            .keep(&passage, &plan, &found.name, &pods, &mirror.links, outcome);
+        let node = fast_path::Node {
+            plan: &plan,
+            underlay: &found.name,
+            pods: &pods,
+            mirror: &mirror,
+        };
+        self.fast_path.keep(&mut self.kernel, &passage, &node, outcome);
         self.masquerade(network, outcome);
         for family in IpFamily::ALL.into_iter().filter(|family| speaks(*family)) {
             let (nft, kernel) = (&mut self.nft, &mut self.kernel);

@@ -13,11 +13,12 @@
 //! one to a Service and one to its endpoint may have the same ports, and only connection tracking that sees both tells
 //! them apart.
 //!
-//! Not looked for: what others do with these packets by tc or by policy routing, and what routes say of the MTU.
+//! Not looked for: what others do with these packets by tc or by policy routing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,12 +28,15 @@ use ebpf::fast_path::Origin;
 use ebpf::{Attachment, FastPath};
 use ipnetwork::IpNetwork;
 use model::{IpFamily, with_causes};
-use netlink::Link;
 use netlink::nft::{Filter, Nft};
-use netlink::{sysctl, xfrm};
+use netlink::{Kernel, Link, Way, sysctl, xfrm};
 
 use crate::plan::{Plan, Remote, vxlan_overhead};
-use crate::reconcile::{Outcome, PodRoute};
+use crate::reconcile::{Mirror, Outcome, PodRoute};
+
+mod ways;
+
+use ways::Ways;
 
 /// What the names of all our nftables tables begin with.
 pub(crate) const OUR_TABLES: &str = "causeway-";
@@ -42,6 +46,9 @@ const LEGACY_TABLES: [&str; 2] = [
     "/proc/thread-self/net/ip_tables_names",
     "/proc/thread-self/net/ip6_tables_names",
 ];
+
+/// How many hops packets of IPv4 may go.
+const DEFAULT_HOPS: &str = "net/ipv4/ip_default_ttl";
 
 /// The ports that the kernel chooses from, those of the tunnel's packets among them: the first and the last.
 const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
@@ -73,12 +80,22 @@ impl State {
     }
 }
 
+/// What a pass knows of the node.
+pub(crate) struct Node<'a> {
+    pub(crate) plan: &'a Plan,
+    /// The name of the underlay's device.
+    pub(crate) underlay: &'a str,
+    pub(crate) pods: &'a [PodRoute],
+    pub(crate) mirror: &'a Mirror,
+}
+
 /// The fast path of one node.
 pub(crate) struct Keeper {
     pin_dir: PathBuf,
     /// What the configuration says.
     wish: State,
     path: Option<FastPath>,
+    ways: Ways,
     state: State,
 }
 
@@ -88,6 +105,7 @@ impl Keeper {
             pin_dir,
             wish,
             path: None,
+            ways: Ways::default(),
             state: State::Off,
         }
     }
@@ -100,21 +118,23 @@ impl Keeper {
     /// state's reason, since packets have another way; what hinders a part of it is a problem.
     pub(crate) fn keep(
         &mut self,
+        kernel: &mut impl Kernel,
         passage: &Result<Passage, String>,
-        plan: &Plan,
-        underlay: &str,
-        pods: &[PodRoute],
-        links: &BTreeMap<String, Link>,
+        node: &Node<'_>,
         outcome: &mut Outcome,
     ) {
         let state = match &self.wish {
             State::On => match passage {
                 Ok(passage) => {
                     let underlay = match passage {
-                        Passage::Whole => Underlay::of(links.get(underlay), outcome),
+                        Passage::Whole => Underlay::of(node.mirror.links.get(node.underlay), outcome),
                         Passage::BehindDevice => None,
                     };
-                    self.repair(&Wanted::new(plan, underlay, pods, links), outcome)
+                    if let Some(underlay) = &underlay {
+                        self.ways.look(kernel, node, underlay.link, outcome);
+                    }
+                    let wanted = Wanted::new(node, underlay, &self.ways.known);
+                    self.repair(&wanted, outcome)
                 }
                 Err(reason) => {
                     self.detach(outcome);
@@ -183,14 +203,17 @@ struct Underlay<'a> {
     link: &'a Link,
     /// The first UDP port that they leave from, and how many there are.
     ports: (u16, u16),
+    /// How many hops they may go, by IPv4 and IPv6.
+    hops: [u8; 2],
 }
 
 impl<'a> Underlay<'a> {
     /// `None`: the tunnel's device shall do it. The programs look for IP behind an Ethernet header.
     fn of(link: Option<&'a Link>, outcome: &mut Outcome) -> Option<Self> {
         let link = link.filter(|link| link.mac.is_some())?;
-        match ports() {
-            Ok(ports) => Some(Self { link, ports }),
+        let read = || Ok::<_, String>((ports()?, [hops(DEFAULT_HOPS)?, hops(&hop_limit(&link.name))?]));
+        match read() {
+            Ok((ports, hops)) => Some(Self { link, ports, hops }),
             Err(error) => {
                 outcome.problems.push(format!("fast path: {error}"));
                 None
@@ -216,14 +239,10 @@ impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
     /// Where the underlay is given, wrapped packets come and go by its device. What is given to a pod past the stack
     /// passes by the queue of its device, too: one with a limit on what comes to it is reached through the stack alone.
-    fn new(
-        plan: &Plan,
-        underlay: Option<Underlay<'_>>,
-        pods: &[PodRoute],
-        links: &BTreeMap<String, Link>,
-    ) -> Self {
+    fn new(node: &Node<'_>, underlay: Option<Underlay<'_>>, ways: &BTreeMap<IpAddr, Way>) -> Self {
+        let links = &node.mirror.links;
         let mut wanted = Self::default();
-        for pod in pods {
+        for pod in node.pods {
             if let Some(hop) = hop(links.get(&pod.host_ifname), pod.pod_mac.0) {
                 if !pod.is_limited {
                     wanted.pods.insert(Ip::from(pod.address), hop);
@@ -231,29 +250,40 @@ impl Wanted {
                 wanted.devices.insert(pod.host_ifname.clone(), Origin::Pod);
             }
         }
-        for (family, half) in plan.halves.iter() {
+        for (family, half) in node.plan.halves.iter() {
             let Some(device) = &half.device else { continue };
             let tunnel = links.get(&device.name);
             for (subnet, remote) in &half.remotes {
                 if let Remote::Tunnel { mac, public_ip, .. } = remote
                     && let Some(hop) = hop(tunnel, mac.0)
                 {
-                    let node = Ip::from(*public_ip);
-                    wanted.remotes.insert(key(*subnet), pods::Remote { hop, node });
+                    let way = ways.get(public_ip).filter(|_| underlay.is_some());
+                    let passes = way.and_then(|way| way.mtu);
+                    let passes = passes.map(|mtu| mtu.saturating_sub(vxlan_overhead(family)));
+                    let neighbour = way.and_then(|way| way.neighbour);
+                    let remote = pods::Remote {
+                        hop: Hop {
+                            mtu: passes.map_or(hop.mtu, |mtu| mtu.min(hop.mtu)),
+                            ..hop
+                        },
+                        node: Ip::from(*public_ip),
+                        neighbour: neighbour.map_or(Ip::ANY, Ip::from),
+                    };
+                    wanted.remotes.insert(key(*subnet), remote);
                     wanted.devices.insert(device.name.clone(), Origin::Tunnel);
                 }
             }
             // A header with more in it than the network's identifier is the stack's.
             if let Some(link) = tunnel.filter(|_| !device.gbp) {
                 let [v4, v6] = &mut wanted.tunnels;
-                let entry = match family {
-                    IpFamily::V4 => v4,
-                    IpFamily::V6 => v6,
+                let (entry, number) = match family {
+                    IpFamily::V4 => (v4, 0),
+                    IpFamily::V6 => (v6, 1),
                 };
                 let fits = |underlay: &Underlay<'_>| link.mtu + vxlan_overhead(family) <= underlay.link.mtu;
                 let sends_by = underlay.filter(fits);
-                let (underlay, (first_port, ports)) = sends_by
-                    .map(|underlay| (underlay.link.index, underlay.ports))
+                let (underlay, (first_port, ports), hops) = sends_by
+                    .map(|underlay| (underlay.link.index, underlay.ports, underlay.hops[number]))
                     .unwrap_or_default();
                 *entry = Tunnel {
                     ifindex: link.index,
@@ -264,6 +294,7 @@ impl Wanted {
                     mac: device.mac.0,
                     first_port,
                     ports,
+                    hops: hops.into(),
                 };
             }
         }
@@ -396,6 +427,23 @@ fn ports() -> Result<(u16, u16), String> {
     port_range(&text).ok_or_else(|| format!("{LOCAL_PORTS} is {text:?}, not two ports"))
 }
 
+/// How many hops packets of IPv6 may go by a device.
+fn hop_limit(device: &str) -> String {
+    format!("net/ipv6/conf/{device}/hop_limit")
+}
+
+/// What a setting says in the thread's network namespace. A kernel without IPv6 has none, and sends none.
+fn hops(setting: &str) -> Result<u8, String> {
+    match sysctl::read(setting) {
+        Ok(text) => {
+            let hops = text.trim().parse();
+            hops.map_err(|_| format!("{setting} is {text:?}, not a number of hops"))
+        }
+        Err(error) if error.is_absent() => Ok(0),
+        Err(error) => Err(with_causes(&error)),
+    }
+}
+
 /// The device leaves the last one out.
 fn port_range(text: &str) -> Option<(u16, u16)> {
     let mut words = text.split_whitespace().map(str::parse::<u16>);
@@ -439,20 +487,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn pods_and_subnets_are_reachable_by_devices_that_are_there() {
-        let mac = [2, 0, 0, 0, 2, 2];
-        let links = [
-            link("cw2", 7, Some(mac)),
-            link("cw3", 8, None),
-            link("cw5", 10, Some(mac)),
-            link("flannel.1", 9, Some(mac)),
-        ];
-        let limited = PodRoute {
-            is_limited: true,
-            ..pod(5, "cw5")
-        };
-        let pods = [pod(2, "cw2"), pod(3, "cw3"), pod(4, "cw4"), limited];
+    pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+
+    /// Of a node with another one, in both versions of IP.
+    pub(super) fn plan() -> Plan {
         let half = |name: &str, subnet: &str, public_ip: &str| {
             let [local, vtep, public_ip] = [public_ip; 3].map(|text| text.parse().expect("an address"));
             let device = Device {
@@ -460,7 +498,7 @@ mod tests {
                 vni: Vni(1),
                 port: 8472,
                 gbp: false,
-                mac: MacAddr(mac),
+                mac: MacAddr(MAC),
                 mtu: Mtu(1450),
                 local,
                 address: local,
@@ -475,25 +513,55 @@ mod tests {
                 remotes: [(subnet.parse().expect("a network"), remote)].into(),
             }
         };
-        let plan = Plan {
+        Plan {
             halves: ByFamily {
                 v4: Some(half("flannel.1", "10.5.2.0/24", "192.0.2.2")),
                 v6: Some(half("flannel-v6.1", "fd05:0:0:2::/64", "2001:db8::2")),
             },
             pod_mtu: Mtu(1450),
+        }
+    }
+
+    #[test]
+    fn pods_and_subnets_are_reachable_by_devices_that_are_there() {
+        let mac = MAC;
+        let links = [
+            link("cw2", 7, Some(mac)),
+            link("cw3", 8, None),
+            link("cw5", 10, Some(mac)),
+            link("flannel.1", 9, Some(mac)),
+        ];
+        let limited = PodRoute {
+            is_limited: true,
+            ..pod(5, "cw5")
         };
+        let pods = [pod(2, "cw2"), pod(3, "cw3"), pod(4, "cw4"), limited];
+        let plan = plan();
         let expected = |ifindex, there| Hop {
             ifindex,
             mtu: 1450,
             there,
             here: mac,
         };
-        let links = BTreeMap::from(links);
+        let mut mirror = Mirror::default();
+        mirror.links = BTreeMap::from(links);
+        let node = Node {
+            plan: &plan,
+            underlay: "eth0",
+            pods: &pods,
+            mirror: &mirror,
+        };
         let (_, mut eth0) = link("eth0", 4, Some(mac));
         eth0.mtu = 1500;
+        let public_ip = IpAddr::from([192, 0, 2, 2]);
+        let way = |neighbour, mtu| BTreeMap::from([(public_ip, Way { neighbour, mtu })]);
         let ports = (32768, 28231);
-        let underlay = Underlay { link: &eth0, ports };
-        let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
+        let underlay = Underlay {
+            link: &eth0,
+            ports,
+            hops: [64, 255],
+        };
+        let wanted = Wanted::new(&node, Some(underlay), &way(Some(public_ip), None));
         let pod = (
             Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
             expected(7, [2, 0, 0, 0, 1, 2]),
@@ -503,7 +571,8 @@ mod tests {
         let subnet = (Ip::from(Ipv4Addr::new(10, 5, 2, 0)), 96 + 24);
         let remote = pods::Remote {
             hop: expected(9, [2, 0, 0, 0, 3, 3]),
-            node: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
+            node: Ip::from(public_ip),
+            neighbour: Ip::from(public_ip),
         };
         assert_eq!(wanted.remotes, [(subnet, remote)].into());
         let tunnel = Tunnel {
@@ -515,6 +584,7 @@ mod tests {
             mac,
             first_port: 32768,
             ports: 28231,
+            hops: 64,
         };
         assert_eq!(wanted.tunnels, [tunnel, Tunnel::default()]);
         let devices = [
@@ -527,14 +597,25 @@ mod tests {
             wanted.devices,
             devices.map(|(device, origin)| (device.to_owned(), origin)).into()
         );
+        // What the routes do not take is the stack's to answer; who of several gets a packet, theirs to say.
+        for (mtu, passes) in [(9000, 1450), (1499, 1449), (40, 0)] {
+            let wanted = Wanted::new(&node, Some(underlay), &way(None, Some(mtu)));
+            let remote = &wanted.remotes[&subnet];
+            assert_eq!((remote.hop.mtu, remote.neighbour), (passes, Ip::ANY));
+        }
         // Where somebody has rules for packets to or from the node, they meet those.
-        let wanted = Wanted::new(&plan, None, &pods, &links);
+        let wanted = Wanted::new(&node, None, &way(Some(public_ip), Some(40)));
+        assert_eq!(wanted.remotes[&subnet].hop.mtu, 1450);
         assert!(!wanted.devices.contains_key("eth0"));
         assert_eq!(wanted.tunnels[0].underlay, 0);
         // What the underlay does not take whole, the tunnel's device cuts up.
         eth0.mtu = 1499;
-        let underlay = Underlay { link: &eth0, ports };
-        let wanted = Wanted::new(&plan, Some(underlay), &pods, &links);
+        let underlay = Underlay {
+            link: &eth0,
+            ports,
+            hops: [64, 255],
+        };
+        let wanted = Wanted::new(&node, Some(underlay), &BTreeMap::new());
         assert!(wanted.devices.contains_key("eth0"));
         assert_eq!(wanted.tunnels[0].underlay, 0);
         // One without Ethernet is left alone.

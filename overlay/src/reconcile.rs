@@ -142,8 +142,11 @@ fn ensure_address(kernel: &mut impl Kernel, device: &Device, link: u32, outcome:
 }
 
 /// What the kernel has, as far as it concerns the pod network.
+#[derive(Default)]
 pub(crate) struct Mirror {
     pub(crate) links: BTreeMap<String, Link>,
+    /// Routes of the main table that nobody here made.
+    pub(crate) foreign_routes: BTreeSet<Route>,
     routes: Vec<Route>,
     neighbours: BTreeSet<Neighbour>,
     forwarding: BTreeSet<Forwarding>,
@@ -156,6 +159,8 @@ impl Mirror {
             ..RouteFilter::default()
         };
         let mut routes = kernel.routes(&in_main)?;
+        let foreign = routes.iter().filter(|route| route.protocol != ROUTE_PROTOCOL);
+        let foreign_routes = foreign.cloned().collect();
         routes.retain(|route| route.metric == Route::usual_metric(route.destination));
         let mut forwarding = BTreeSet::new();
         for tunnel in tunnels.values() {
@@ -166,6 +171,7 @@ impl Mirror {
             .into_iter()
             .filter(|neighbour| neighbour.permanent);
         Ok(Self {
+            foreign_routes,
             routes,
             neighbours: neighbours.collect(),
             forwarding,

@@ -371,14 +371,20 @@ impl Network {
             let links = links.expect("ip runs").stdout;
             let devices = [": cw", ": flannel", ": eth0"];
             let devices: usize = devices.iter().map(|device| links.matches(device).count()).sum();
-            let pins = self.pins(number).join("pods/v3/links");
-            let attached = std::fs::read_dir(pins).map_or(0, Iterator::count);
+            let attached = self.attached(number);
             if attached == devices {
                 Ok(())
             } else {
                 Err((attached, devices))
             }
         });
+    }
+
+    /// How many devices of a node have the program of the fast path.
+    #[must_use]
+    pub fn attached(&self, number: usize) -> usize {
+        let pins = self.pins(number).join("pods/v4/links");
+        std::fs::read_dir(pins).map_or(0, Iterator::count)
     }
 
     /// Takes a pod from the network.

@@ -202,6 +202,10 @@ impl Lan {
         let mut kernel = switch.netlink()?;
         let bridge = kernel.create_link(&NewLink::new("br0", NewLinkKind::Bridge))?;
         kernel.change_link(bridge.index, &LinkChange::up())?;
+        // A switch has no packet filter. Kernels without `br_netfilter` have no such settings.
+        for tables in ["iptables", "ip6tables", "arptables"] {
+            let _ = switch.set(&format!("net/bridge/bridge-nf-call-{tables}"), "0");
+        }
         let mut lan = Self {
             switch,
             hosts: Vec::new(),

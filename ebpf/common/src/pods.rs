@@ -21,7 +21,7 @@
 use crate::net::{Ip, Port};
 
 /// Version of the layouts in this module; part of the pin directory's name.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// How many bits an address has in a key of `REMOTES`: those of IPv4 are mapped.
 pub const ADDRESS_BITS: u32 = 128;
@@ -40,7 +40,7 @@ pub struct Hop {
     pub here: [u8; 6],
 }
 
-/// Value of `REMOTES`. `[hop:20][node:16 be] = 36 bytes`.
+/// Value of `REMOTES`. `[hop:20][node:16 be][neighbour:16 be] = 52 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Remote {
@@ -48,10 +48,12 @@ pub struct Remote {
     pub hop: Hop,
     /// The other node's address on the underlay: nobody else sends in the name of the subnet.
     pub node: Ip,
+    /// Who on the underlay's link leads to it: itself, or a router. [`Ip::ANY`]: the routes say it of each packet.
+    pub neighbour: Ip,
 }
 
 /// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device, and what that sends there.
-/// `[ifindex:4][underlay:4][local:16 be][vni:4 be][port:2 be][mac:6][first_port:2][ports:2] = 40 bytes`.
+/// `[ifindex:4][underlay:4][local:16 be][vni:4 be][port:2 be][mac:6][first_port:2][ports:2][hops:4] = 44 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Tunnel {
@@ -71,6 +73,8 @@ pub struct Tunnel {
     pub first_port: u16,
     /// How many they are.
     pub ports: u16,
+    /// How many hops its packets may go: below 256.
+    pub hops: u32,
 }
 
 impl Tunnel {
@@ -230,8 +234,8 @@ impl PodCounter {
 }
 
 const _: () = assert!(size_of::<Hop>() == 20);
-const _: () = assert!(size_of::<Remote>() == 36);
-const _: () = assert!(size_of::<Tunnel>() == 40);
+const _: () = assert!(size_of::<Remote>() == 52);
+const _: () = assert!(size_of::<Tunnel>() == 44);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);
 

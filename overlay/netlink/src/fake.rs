@@ -11,7 +11,7 @@ use crate::error::{Error, Operation, Result};
 use crate::kernel::Kernel;
 use crate::link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind};
 use crate::neighbour::{Forwarding, Neighbour};
-use crate::route::{Route, RouteFilter};
+use crate::route::{Route, RouteFilter, Way};
 
 /// The fake. Its state is public, so that a test can damage it as an operator would.
 #[derive(Clone, Debug, Default)]
@@ -237,6 +237,14 @@ impl Kernel for FakeKernel {
             .iter()
             .filter(|route| route.destination.contains(address));
         Ok(matching.max_by_key(|route| route.destination.prefix()).cloned())
+    }
+
+    fn way_to(&mut self, address: IpAddr, _source: IpAddr, link: u32) -> Result<Option<Way>> {
+        let route = self.route_to(address)?.filter(|route| route.link == Some(link));
+        Ok(route.map(|route| Way {
+            neighbour: Some(route.gateway.unwrap_or(address)),
+            mtu: None,
+        }))
     }
 
     fn replace_route(&mut self, new: &Route) -> Result<()> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use crate::address::{self, Address};
@@ -12,7 +13,7 @@ use crate::error::{Error, Operation, Result};
 use crate::link::{self, Link, LinkChange, NewLink};
 use crate::neighbour::{self, Entry, Forwarding, Neighbour};
 use crate::netns::Namespace;
-use crate::route::{self, Route, RouteFilter};
+use crate::route::{self, Route, RouteFilter, Way};
 use crate::socket::RouteSocket;
 
 /// Reading and writing the network state of one namespace. Every failure names its operation and object.
@@ -45,6 +46,8 @@ pub trait Kernel {
     fn routes(&mut self, filter: &RouteFilter) -> Result<Vec<Route>>;
     /// The route that a packet to this address takes.
     fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>>;
+    /// How packets from one address of this host leave for another address by a device. `None`: they do not.
+    fn way_to(&mut self, address: IpAddr, source: IpAddr, link: u32) -> Result<Option<Way>>;
     /// Makes a route, or replaces the one with the same destination, table and metric.
     fn replace_route(&mut self, route: &Route) -> Result<()>;
     /// Removes a route.
@@ -101,6 +104,22 @@ impl Netlink {
             Some(Message::NewLink(message)) => Some(link::decode(message)),
             _ => None,
         })
+    }
+
+    /// The kernel's answer; none where it has no route.
+    fn look_up_route(&mut self, address: IpAddr, question: RouteMessage) -> Result<Option<RouteMessage>> {
+        use nix::errno::Errno::{EHOSTUNREACH, ENETUNREACH};
+        match self.socket.get(Message::GetRoute(question)) {
+            Ok(Some(Message::NewRoute(route))) => Ok(Some(route)),
+            Ok(_) => Ok(None),
+            Err(cause) => {
+                let error = Error::of(Operation::LookUpRoute, address)(cause);
+                match error.errno() {
+                    Some(ENETUNREACH | EHOSTUNREACH) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
     }
 
     fn neighbour_dump(&mut self, family: AddressFamily, link: Option<u32>) -> Result<Vec<Entry>> {
@@ -247,26 +266,29 @@ impl Kernel for Netlink {
     }
 
     fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>> {
-        let answer = match self.socket.get(Message::GetRoute(route::encode_lookup(address))) {
-            Ok(answer) => answer,
-            Err(cause) => {
-                use nix::errno::Errno::{EHOSTUNREACH, ENETUNREACH};
-                let error = Error::of(Operation::LookUpRoute, address)(cause);
-                let unreachable = matches!(error.errno(), Some(ENETUNREACH | EHOSTUNREACH));
-                return if unreachable { Ok(None) } else { Err(error) };
-            }
+        let answer = self.look_up_route(address, route::encode_lookup(address))?;
+        Ok(answer.and_then(|mut message| {
+            // The answer is marked as a clone of the route it was found by.
+            message
+                .header
+                .flags
+                .remove(netlink_packet_route::route::RouteFlags::Cloned);
+            route::decode(message)
+        }))
+    }
+
+    fn way_to(&mut self, address: IpAddr, source: IpAddr, link: u32) -> Result<Option<Way>> {
+        let mut look_up = |as_in_table| {
+            let question = route::encode_lookup_from(source, address, link, as_in_table);
+            self.look_up_route(address, question)
         };
-        Ok(match answer {
-            Some(Message::NewRoute(mut message)) => {
-                // The answer is marked as a clone of the route it was found by.
-                message
-                    .header
-                    .flags
-                    .remove(netlink_packet_route::route::RouteFlags::Cloned);
-                route::decode(message)
-            }
-            _ => None,
-        })
+        let (Some(in_table), Some(chosen)) = (look_up(true)?, look_up(false)?) else {
+            return Ok(None);
+        };
+        Ok(Some(Way {
+            neighbour: route::neighbour(&in_table, address),
+            mtu: route::mtu(&chosen),
+        }))
     }
 
     fn replace_route(&mut self, new: &Route) -> Result<()> {

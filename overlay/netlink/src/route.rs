@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
 use crate::address::family;
@@ -168,6 +168,15 @@ impl fmt::Display for Route {
     }
 }
 
+/// How packets leave for an address by a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Who on the link gets them: the address itself, or a gateway. `None`: not always the same one.
+    pub neighbour: Option<IpAddr>,
+    /// The largest packet that passes, in bytes, where a route says it, or a router said it lately.
+    pub mtu: Option<u32>,
+}
+
 /// Which routes to list; the kernel does the filtering. `None` = any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteFilter {
@@ -212,11 +221,60 @@ pub(crate) fn encode_filter(filter: &RouteFilter, family: AddressFamily) -> Rout
 pub(crate) fn encode_lookup(address: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(address);
-    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    message.header.destination_prefix_length = bits(address);
     message
         .attributes
         .push(RouteAttribute::Destination(address.into()));
     message
+}
+
+/// The same of a packet from an address that leaves by a device. As the routing table has the route
+/// (`ip route get fibmatch`), where it may have several next hops; else as it was chosen for this packet, with what
+/// routers said since.
+pub(crate) fn encode_lookup_from(
+    source: IpAddr,
+    address: IpAddr,
+    link: u32,
+    as_in_table: bool,
+) -> RouteMessage {
+    let mut message = encode_lookup(address);
+    message.header.source_prefix_length = bits(source);
+    if as_in_table {
+        message.header.flags = RouteFlags::FibMatch;
+    }
+    message.attributes.push(RouteAttribute::Source(source.into()));
+    message.attributes.push(RouteAttribute::Oif(link));
+    message
+}
+
+const fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Who on the link the packets of a route to an address go to. `None`: not always the same one, or one of another
+/// version of IP.
+pub(crate) fn neighbour(message: &RouteMessage, address: IpAddr) -> Option<IpAddr> {
+    let mut neighbour = Some(address);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(gateway) => neighbour = ip(gateway.clone()),
+            RouteAttribute::MultiPath(_) | RouteAttribute::Via(_) => return None,
+            _ => {}
+        }
+    }
+    neighbour.filter(|_| message.header.kind == RouteType::Unicast)
+}
+
+/// The largest packet that passes, where it is known.
+pub(crate) fn mtu(message: &RouteMessage) -> Option<u32> {
+    let metrics = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    });
+    metrics.flatten().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 pub(crate) fn encode(route: &Route) -> RouteMessage {

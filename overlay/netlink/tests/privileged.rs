@@ -1,12 +1,13 @@
 //! The real kernel, in namespaces made for it. Needs root; says so when it is not.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use netlink::{
     AbsentIsFine, Address, Event, Events, Forwarding, Group, Kernel, LinkChange, LinkKind, Namespace,
     Neighbour, Netlink, NewLink, NewLinkKind, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer, Vxlan,
-    sysctl,
+    Way, sysctl,
 };
 
 const PROTOCOL: u8 = 213;
@@ -369,4 +370,71 @@ fn a_token_bucket_is_put_at_a_devices_root_replaced_and_taken_away() {
         .absent_is_fine()
         .expect("gone is fine");
     assert_eq!(kernel.root_qdisc(link + 100).expect("list"), None);
+}
+
+#[test]
+fn ways_are_as_the_routes_say() {
+    if not_root("ways") {
+        return;
+    }
+    let namespace = TestNamespace::new("ways");
+    let mut kernel = namespace.netlink();
+    let link = veth_with_peer_in(&mut kernel, "eth0", "cwpeer", None).index;
+    let ip_command = |line: &str| {
+        let words = ["-n", &namespace.name].into_iter().chain(line.split_whitespace());
+        let ran = Command::new("ip").args(words).output().expect("ip is installed");
+        assert!(
+            ran.status.success(),
+            "{line}: {}",
+            String::from_utf8_lossy(&ran.stderr)
+        );
+    };
+    for line in [
+        "link set cwpeer up",
+        "address add 10.9.0.1/24 dev eth0",
+        "address add fd09::1/64 dev eth0 nodad",
+        "route add 10.9.2.0/24 via 10.9.0.2",
+        "route add fd09:2::/64 via fd09::2",
+        "route add 10.9.3.0/24 via 10.9.0.2 mtu 1300",
+        "route add 10.9.4.0/24 nexthop via 10.9.0.2 nexthop via 10.9.0.3",
+        "route add 10.9.5.0/24 via inet6 fd09::2",
+        "route add 10.9.6.0/24 dev eth0",
+        "route add 10.9.7.0/24 dev cwpeer",
+        "route add unreachable 10.9.8.0/24",
+        "route add default via 10.9.0.9",
+        "rule add from 10.9.0.1 to 10.9.9.0/24 lookup 7",
+        "route add 10.9.9.0/24 via 10.9.0.7 table 7",
+    ] {
+        ip_command(line);
+    }
+    let way = |neighbour: &str, mtu| {
+        Some(Way {
+            neighbour: (!neighbour.is_empty()).then(|| ip(neighbour)),
+            mtu,
+        })
+    };
+    let rows = [
+        ("10.9.0.77", way("10.9.0.77", None)),
+        ("fd09::77", way("fd09::77", None)),
+        ("10.9.2.2", way("10.9.0.2", None)),
+        ("fd09:2::2", way("fd09::2", None)),
+        ("10.9.3.2", way("10.9.0.2", Some(1300))),
+        ("10.9.4.2", way("", None)),
+        ("10.9.5.2", way("", None)),
+        ("10.9.6.2", way("10.9.6.2", None)),
+        // By this device nothing leads there but the default route.
+        ("10.9.7.2", way("10.9.0.9", None)),
+        ("10.9.8.2", None),
+        ("10.9.9.2", way("10.9.0.7", None)),
+        ("fd0a::1", None),
+    ];
+    for (address, expected) in rows {
+        let source = if address.contains(':') {
+            "fd09::1"
+        } else {
+            "10.9.0.1"
+        };
+        let found = kernel.way_to(ip(address), ip(source), link).expect("look up");
+        assert_eq!(found, expected, "{address}");
+    }
 }

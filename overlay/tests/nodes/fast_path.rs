@@ -282,6 +282,76 @@ mod privileged {
         assert!(counters(&cluster, 0)["wrapped"] > before);
     }
 
+    /// How many of the tunnel's packets the LAN's switch has routed, where it is asked to count them.
+    fn routed(switch: &Host) -> u64 {
+        let output = switch
+            .command("nft", &["list", "table", "inet", "cwt"])
+            .expect("nft runs");
+        let (_, rest) = output.stdout.split_once("packets ").expect("a counter");
+        let (packets, _) = rest.split_once(' ').expect("a number");
+        packets.parse().expect("a number")
+    }
+
+    /// A route to the other node leads wrapped packets as it leads all others, and is asked what passes.
+    #[test]
+    fn wrapped_packets_go_where_the_routes_of_the_underlay_lead() {
+        let Some(cluster) = Cluster::new("ways", 2) else {
+            return;
+        };
+        let (nodes, pods) = served(&cluster);
+        let switch = &cluster.lan.switch;
+        for (setting, value) in [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/br0/send_redirects", "0"),
+        ] {
+            switch.set(setting, value).expect("a router");
+        }
+        for rule in [
+            "add table inet cwt",
+            "add chain inet cwt forward { type filter hook forward priority 0; }",
+            "add rule inet cwt forward udp dport 8472 counter",
+        ] {
+            nft(switch, rule);
+        }
+        let far = cluster.lan.hosts[1].address;
+        let route = |line: String| {
+            let output = nodes[0].host.command("ip", &line.split(' ').collect::<Vec<_>>());
+            let output = output.expect("ip runs");
+            assert!(output.status.success(), "{line}: {output:?}");
+        };
+        let mut stream = connect(&pods[0], pods[1].address);
+        let mut wraps = |what: &str, by_router: bool| {
+            wait::until(what, SOON, || {
+                let before = (counters(&cluster, 0)["wrapped"], routed(switch));
+                exchange(&mut stream);
+                let after = (counters(&cluster, 0)["wrapped"], routed(switch));
+                if after.0 > before.0 && (after.1 > before.1) == by_router {
+                    Ok(())
+                } else {
+                    Err((before, after))
+                }
+            });
+        };
+        wraps("straight", false);
+        route(format!(
+            "route add {far}/32 via {}",
+            cluster.lan.network.nth(1).expect("the switch's")
+        ));
+        wraps("by the router", true);
+        route(format!("route delete {far}/32"));
+        wraps("straight again", false);
+        // What a route does not take is the stack's, which tells the pod.
+        route(format!("route add {far}/32 dev eth0 mtu 1300"));
+        wait::until("large packets take the stack", SOON, || {
+            let before = counters(&cluster, 0)["too_big"];
+            exchange(&mut connect(&pods[0], pods[1].address));
+            let after = counters(&cluster, 0)["too_big"];
+            if after > before { Ok(()) } else { Err(after) }
+        });
+        wraps("small ones are wrapped", false);
+    }
+
     /// A frame of the underlay with a pod's packet in it.
     #[derive(Debug, PartialEq, Eq)]
     struct Wrapped {
@@ -290,6 +360,8 @@ mod privileged {
         headers: Vec<u8>,
         /// UDP's port that it is from.
         port: u16,
+        /// What the outer header says of congestion, and the inner one (RFC 3168 §5).
+        congestion: [u8; 2],
         /// Where the sums are right: of an IPv4 header, and of UDP once the inner TCP has its own.
         sums: bool,
     }
@@ -328,8 +400,13 @@ mod privileged {
             forget(14 + 10);
         }
         forget(udp + 6);
+        let congestion = [14, inner].map(|at| match family {
+            IpFamily::V4 => frame[at + 1] & 3,
+            IpFamily::V6 => frame[at + 1] >> 4 & 3,
+        });
         Some(Wrapped {
             headers,
+            congestion,
             port: u16::from_be_bytes([frame[udp], frame[udp + 1]]),
             sums: udp_is_right && ip_is_right && frame[udp + 6..udp + 8] != [0, 0],
         })
@@ -341,10 +418,24 @@ mod privileged {
         let Some(cluster) = Cluster::new("wraps", 2) else {
             return;
         };
-        let (nodes, pods) = served(&cluster);
-        let host = nodes[0].host;
+        let host = cluster.host(0);
+        host.set("net/ipv4/ip_default_ttl", "33").expect("set");
+        host.set("net/ipv6/conf/eth0/hop_limit", "34").expect("set");
+        let (_nodes, pods) = served(&cluster);
         let mut wire = Wire::of(host);
-        for family in FAMILIES {
+        // As packets are, and as routers mark them that are congested.
+        for (family, marked) in FAMILIES
+            .into_iter()
+            .flat_map(|family| [(family, false), (family, true)])
+        {
+            let mark = match family {
+                IpFamily::V4 => "add rule inet cwt output ip ecn set ce",
+                IpFamily::V6 => "add rule inet cwt output ip6 ecn set ce",
+            };
+            let chain = "add chain inet cwt output { type filter hook output priority 0; }";
+            for rule in ["add table inet cwt", chain, mark].into_iter().filter(|_| marked) {
+                nft(&pods[0].host, rule);
+            }
             let server = *pods[1].addresses.get(family).expect("both versions");
             let mut stream = connect(&pods[0], server);
             let mut send = |text: &[u8], counter: &str| {
@@ -364,6 +455,8 @@ mod privileged {
             };
             let by_program = send(b"one text of the pod", "wrapped");
             assert!(by_program.sums, "{family}: {by_program:?}");
+            // The way between the nodes may mark what is marked inside already.
+            assert_eq!(by_program.congestion, if marked { [2, 3] } else { [0, 0] });
             for rule in [
                 "add table inet firewall",
                 "add chain inet firewall output { type filter hook output priority 0; }",
@@ -375,6 +468,9 @@ mod privileged {
             assert_eq!(by_program, by_device, "{family}");
             nft(host, "delete table inet firewall");
             send(b"one text of the pod", "wrapped");
+            if marked {
+                nft(&pods[0].host, "delete table inet cwt");
+            }
         }
     }
 }

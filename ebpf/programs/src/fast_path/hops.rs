@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use ebpf_common::net::Ip;
 use ebpf_common::pods::{ADDRESS_BITS, Hop, PodCounter, PodFlow, PodFlowKey, Remote, Tunnel};
 
-use crate::packet::{Header, Says, Segment, V4, V6, Wrapping, device, protocol};
+use crate::packet::{Header, Room, Says, Segment, V4, V6, Wrapping, device, protocol};
 
 #[map]
 static PODS: HashMap<Ip, Hop> = HashMap::pinned(1024, 0);
@@ -60,14 +60,15 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn unwrap<H: Header>(ctx: &TcContext) -> Option<Hop> {
     let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.ifindex != 0)?;
-    let (node, mut segment) = Wrapping::<H>::read(ctx, tunnel)?;
+    let mut room = Room::uninit();
+    let (node, segment) = Wrapping::<H>::read(ctx, tunnel, &mut room)?;
     // Nobody sends in another node's name.
     let (source, _) = segment.ip.addresses();
     if remote(source)?.node != node {
         return None;
     }
     let bytes = Wrapping::<H>::packet_bytes(ctx);
-    let (hop, _) = next_hop::<Nodes, H>(&segment, tunnel.ifindex, bytes).ok()?;
+    let (hop, _) = next_hop::<Nodes, H>(segment, tunnel.ifindex, bytes).ok()?;
     // Unwrapped and not addressed anew it is what the stack takes for this node's to forward, which it is.
     (Wrapping::<H>::take_off(ctx) && segment.forward(ctx, &hop)).then_some(hop)
 }
@@ -81,12 +82,12 @@ trait Origin {
 }
 
 /// How the next hop is reached.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// In the namespace of the pod.
     Peer,
-    /// By sending to the node of this address, through the tunnel.
-    Tunnel(Ip),
+    /// By sending to its node, through the tunnel. An element that is replaced meanwhile is freed after this program
+    /// (RCU).
+    Tunnel(&'static Remote),
 }
 
 struct Pod;
@@ -99,7 +100,7 @@ impl Origin for Pod {
             return Some((*pod, Way::Peer));
         }
         let remote = remote(destination)?;
-        Some((remote.hop, Way::Tunnel(remote.node)))
+        Some((remote.hop, Way::Tunnel(remote)))
     }
 
     #[inline(always)]
@@ -128,9 +129,8 @@ impl Origin for Nodes {
 
 /// The node whose subnet an address is of.
 #[inline(always)]
-fn remote(address: Ip) -> Option<Remote> {
-    // An element that is replaced meanwhile is freed after this program (RCU).
-    REMOTES.get(Key::new(ADDRESS_BITS, address)).copied()
+fn remote(address: Ip) -> Option<&'static Remote> {
+    REMOTES.get(Key::new(ADDRESS_BITS, address))
 }
 
 #[inline(always)]
@@ -149,11 +149,12 @@ fn forward<O: Origin>(ctx: &TcContext) -> i32 {
 /// The result of the program that sends the packet on; or why the stack gets it, unchanged.
 #[inline(always)]
 fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter> {
-    let mut segment = Segment::<H>::read(ctx).ok_or(PodCounter::OTHER_PACKET)?;
+    let mut room = Room::uninit();
+    let segment = Segment::<H>::read(ctx, &mut room).ok_or(PodCounter::OTHER_PACKET)?;
     let bytes = segment.packet_bytes(ctx);
-    let (to, way) = next_hop::<O, H>(&segment, device(ctx), bytes)?;
-    if let Way::Tunnel(node) = way
-        && let Some(result) = wrap(ctx, &mut segment, &to, node)
+    let (to, way) = next_hop::<O, H>(segment, device(ctx), bytes)?;
+    if let Way::Tunnel(remote) = way
+        && let Some(result) = wrap(ctx, segment, remote)
     {
         return Ok(result);
     }
@@ -175,15 +176,20 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
 
 /// Sends the packet to a node by the underlay's device, wrapped as the tunnel's device would. `None`: that shall do it.
 #[inline(always)]
-fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Hop, node: Ip) -> Option<i32> {
+fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Remote) -> Option<i32> {
     let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.underlay != 0)?;
-    if !Wrapping::put_around(ctx, segment, to, tunnel, node)? {
+    if !Wrapping::put_around(ctx, segment, tunnel, to)? {
         count(PodCounter::UNWRITTEN);
         return Some(TC_ACT_SHOT);
     }
     count(PodCounter::WRAPPED);
-    // SAFETY: as in `try_forward`; without parameters the route to the outer address says which neighbour it is.
-    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, core::ptr::null_mut(), 0, 0) as i32 })
+    let mut neighbour = H::neighbour(to.neighbour);
+    let (named, bytes) = match to.neighbour {
+        Ip::ANY => (core::ptr::null_mut(), 0),
+        _ => (&raw mut neighbour, size_of_val(&neighbour) as i32),
+    };
+    // SAFETY: as in `try_forward`; the name is copied.
+    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, named, bytes, 0) as i32 })
 }
 
 /// Where a packet of so many bytes goes that came by a device.

@@ -1,17 +1,22 @@
 //! A TCP segment's headers, copied out of the packet and written back: `[Ethernet:14][IP:20 or 40][TCP:20…]`; and those
 //! that wrap it in the tunnel's packets: `[Ethernet:14][IP:20 or 40][UDP:8][VXLAN:8]`.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
-    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_RECOMPUTE_CSUM,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_RECOMPUTE_CSUM, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
     bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::pods::{Hop, Tunnel};
+use ebpf_common::pods::{Hop, Remote, Tunnel};
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
@@ -24,9 +29,6 @@ const CONGESTION: u8 = 0b11;
 /// What a packet says that is sent around such a one: that its ends would notice (ECT(0); `INET_ECN_encapsulate` in
 /// include/net/inet_ecn.h).
 const CAPABLE: u8 = 0b10;
-
-/// `ip_default_ttl` and `hop_limit` as kernels have them at first.
-const HOPS: u8 = 64;
 
 /// The header has a network identifier, and nothing else (RFC 7348 §5).
 const VXLAN_PLAIN: u32 = 0x0800_0000_u32.to_be();
@@ -45,13 +47,28 @@ const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 
 /// `[pad:2][dst:6][src:6][type:2 be] = 16 bytes`.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 struct Ethernet {
     pad: u16,
     destination: [u8; 6],
     source: [u8; 6],
     kind: u16,
+}
+
+impl Ethernet {
+    /// As it lies in the packet.
+    #[inline(always)]
+    const fn words(&self) -> [u16; ETHERNET_BYTES as usize / 2] {
+        // SAFETY: they are behind the first two bytes, and as many.
+        unsafe {
+            (&raw const *self)
+                .cast::<u16>()
+                .add(1)
+                .cast::<[u16; ETHERNET_BYTES as usize / 2]>()
+                .read()
+        }
+    }
 }
 
 /// The first 14 bytes of a TCP header (RFC 9293 §3.1).
@@ -109,15 +126,19 @@ pub trait Header: Copy {
     const ETHERTYPE: u16;
     /// Its size where nothing stands between it and TCP.
     const BYTES: u32;
-    /// Bytes of it that [`Header::hop`] may change, from its beginning.
-    const WRITTEN: u32;
+    /// The words of it that [`Header::hop`] may change, from its beginning.
+    type Changed: Copy;
+    /// How many bytes they are.
+    const WRITTEN: u32 = size_of::<Self::Changed>() as u32;
     /// Key of its tunnel in `TUNNELS`.
     const TUNNEL: u32;
     /// How `bpf_skb_adjust_room` names it around another packet.
     const AROUND: u32;
 
-    /// That of a UDP packet of so many bytes behind it, with these two bits of congestion notification.
-    fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self;
+    /// How `bpf_redirect_neigh` is told who on the link it goes to.
+    fn neighbour(address: Ip) -> bpf_redir_neigh;
+    /// That of a UDP packet of the tunnel's, of so many bytes behind it, with these two bits of congestion notification.
+    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self;
 
     /// No options, no extension headers, no fragment, this protocol.
     fn is_plain(&self, protocol: u8) -> bool;
@@ -131,6 +152,8 @@ pub trait Header: Copy {
     fn hops_left(&self) -> u8;
     /// One hop less, as a router does it.
     fn hop(&mut self);
+    /// Whether [`Header::hop`] leaves the sum of its words as it was.
+    const KEEPS_ITS_SUM: bool;
 }
 
 /// RFC 791 §3.1.
@@ -152,12 +175,22 @@ pub struct V4 {
 impl Header for V4 {
     const ETHERTYPE: u16 = ETHERTYPE_IPV4;
     const BYTES: u32 = 20;
-    const WRITTEN: u32 = 12;
+    type Changed = [u16; 6];
+    const KEEPS_ITS_SUM: bool = true;
     const TUNNEL: u32 = Tunnel::V4;
     const AROUND: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
 
     #[inline(always)]
-    fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self {
+    fn neighbour(address: Ip) -> bpf_redir_neigh {
+        let first = [address.last_word(), 0, 0, 0];
+        bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: first },
+        }
+    }
+
+    #[inline(always)]
+    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self {
         let mut header = Self {
             version_and_length: PLAIN_V4,
             service: congestion,
@@ -166,13 +199,13 @@ impl Header for V4 {
             // SAFETY: a plain helper call without arguments.
             id: unsafe { bpf_get_prandom_u32() } as u16,
             fragment: 0,
-            ttl: HOPS,
+            ttl: tunnel.hops as u8,
             protocol: IPPROTO_UDP,
             checksum: 0,
-            source: source.last_word(),
+            source: tunnel.local.last_word(),
             destination: destination.last_word(),
         };
-        header.checksum = Sum::default().words(&header, 0).complement();
+        header.checksum = Sum::default().words(&header).complement();
         header
     }
 
@@ -225,18 +258,27 @@ pub struct V6 {
 impl Header for V6 {
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
     const BYTES: u32 = 40;
-    const WRITTEN: u32 = 8;
+    type Changed = [u16; 4];
+    const KEEPS_ITS_SUM: bool = false;
     const TUNNEL: u32 = Tunnel::V6;
     const AROUND: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 
     #[inline(always)]
-    fn around(source: Ip, destination: Ip, bytes: u32, congestion: u8) -> Self {
+    fn neighbour(Ip(words): Ip) -> bpf_redir_neigh {
+        bpf_redir_neigh {
+            nh_family: AF_INET6,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words },
+        }
+    }
+
+    #[inline(always)]
+    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self {
         Self {
             version_and_class: (6 << 28 | u32::from(congestion) << 20).to_be(),
             payload: (bytes as u16).to_be(),
             next_header: IPPROTO_UDP,
-            hop_limit: HOPS,
-            source: source.0,
+            hop_limit: tunnel.hops as u8,
+            source: tunnel.local.0,
             destination: destination.0,
         }
     }
@@ -284,25 +326,18 @@ pub struct Segment<H: Header> {
 impl<H: Header> Segment<H> {
     /// None for what is not a plain TCP segment of this version of IP.
     #[inline(always)]
-    pub fn read(ctx: &TcContext) -> Option<Self> {
-        let segment = Self::read_at(ctx, 0)?;
+    pub fn read<'a>(ctx: &TcContext, room: &'a mut Room<Self>) -> Option<&'a mut Self> {
+        let segment = Self::read_at(ctx, 0, room)?;
         (!is_tagged(ctx) && is_for_the_node(ctx)).then_some(segment)
     }
 
     /// The same of what begins so many bytes behind the packet's begin.
     #[inline(always)]
-    fn read_at(ctx: &TcContext, at: u32) -> Option<Self> {
-        let mut segment = core::mem::MaybeUninit::<Self>::zeroed();
+    fn read_at<'a>(ctx: &TcContext, at: u32, room: &'a mut Room<Self>) -> Option<&'a mut Self> {
         let bytes = ETHERNET_BYTES + H::BYTES + size_of::<Tcp>() as u32 - 2;
-        // SAFETY: the struct is two bytes longer in front than what is written here, and the helper writes all or
-        // nothing.
-        let result = unsafe {
-            let start = segment.as_mut_ptr().cast::<u8>().add(PAD_BYTES);
-            bpf_skb_load_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes)
-        };
-        // SAFETY: all zero, or overwritten by the packet's bytes; integers take any.
-        let segment = unsafe { segment.assume_init() };
-        let plain = result == 0 && segment.ethernet.kind == H::ETHERTYPE && segment.ip.is_plain(IPPROTO_TCP);
+        // SAFETY: it is a copy of the packet's bytes in integers, and that many behind the first two.
+        let segment = unsafe { load(ctx, at, bytes, room) }?;
+        let plain = segment.ethernet.kind == H::ETHERTYPE && segment.ip.is_plain(IPPROTO_TCP);
         plain.then_some(segment)
     }
 
@@ -325,16 +360,27 @@ impl<H: Header> Segment<H> {
     #[inline(always)]
     pub fn forward(&mut self, ctx: &TcContext, to: &Hop) -> bool {
         self.address(to);
+        // SAFETY: behind the first two bytes.
+        let start = unsafe { (&raw const *self).cast::<u8>().add(PAD_BYTES) };
         // A device may have summed up the packet from its IP header on: what changes there is told to the sum.
-        store(ctx, 0, self, 0, ETHERNET_BYTES, 0)
+        if H::KEEPS_ITS_SUM {
+            return store(ctx, 0, start, ETHERNET_BYTES + H::WRITTEN, 0);
+        }
+        store(ctx, 0, start, ETHERNET_BYTES, 0)
             && store(
                 ctx,
                 ETHERNET_BYTES,
-                self,
-                ETHERNET_BYTES,
+                (&raw const self.ip).cast(),
                 H::WRITTEN,
                 BPF_F_RECOMPUTE_CSUM.into(),
             )
+    }
+
+    /// What of the IP header [`Segment::address`] may have changed.
+    #[inline(always)]
+    const fn changed(&self) -> H::Changed {
+        // SAFETY: the header begins with it, in integers, and no alignment is asked for that it has not.
+        unsafe { (&raw const self.ip).cast::<H::Changed>().read() }
     }
 
     /// As [`Segment::forward`], in the copy alone.
@@ -346,30 +392,51 @@ impl<H: Header> Segment<H> {
     }
 }
 
-/// Writes so many bytes of the copy of a frame, from a place in it on, to a place in the packet. Whether it could.
+/// Where a copy is put together, on the program's stack: what is handed around by value is copied again, byte by byte.
+pub type Room<Copied> = MaybeUninit<Copied>;
+
+/// A copy of so many bytes of the packet, from a place in it on. `None`: it ends before.
+///
+/// # Safety
+/// The type takes any bytes, and is two bytes and that many long, but for what alignment adds.
 #[inline(always)]
-fn store<Copied>(ctx: &TcContext, at: u32, copied: &Copied, from: u32, bytes: u32, flags: u64) -> bool {
-    // SAFETY: the struct holds as many bytes after its first two: the callers are here, and read no further.
-    let result = unsafe {
-        let start = (&raw const *copied).cast::<u8>().add(PAD_BYTES + from as usize);
-        bpf_skb_store_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes, flags)
-    };
+unsafe fn load<'a, Copied>(
+    ctx: &TcContext,
+    at: u32,
+    bytes: u32,
+    room: &'a mut Room<Copied>,
+) -> Option<&'a mut Copied> {
+    let start = room.as_mut_ptr().cast::<u8>();
+    // SAFETY: the caller vouches for the length; the first two bytes are written here, all others by the helper.
+    unsafe {
+        start.cast::<u16>().write(0);
+        let result = bpf_skb_load_bytes(ctx.skb.skb.cast(), at, start.add(PAD_BYTES).cast(), bytes);
+        (result == 0).then(|| room.assume_init_mut())
+    }
+}
+
+/// Writes so many bytes to a place in the packet, from this program's stack. Whether it could.
+#[inline(always)]
+fn store(ctx: &TcContext, at: u32, start: *const u8, bytes: u32, flags: u64) -> bool {
+    // SAFETY: the verifier sees to it that the stack has as many.
+    let result = unsafe { bpf_skb_store_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes, flags) };
     result == 0
 }
 
-/// A sum of 16-bit words in one's complement, read as they lie there: the order of the bytes is the same in the result
-/// (RFC 1071 §2).
+/// A sum of 16-bit words in one's complement, read as they lie there, two at a time: the order of the bytes, and the
+/// grouping, are the same in the result (RFC 1071 §2).
 #[derive(Clone, Copy, Default)]
 struct Sum(u64);
 
 impl Sum {
-    /// Adds what there is of a struct from a byte on.
+    /// Adds a struct, of whole words of 32 bits.
     #[inline(always)]
-    fn words<Summed>(mut self, summed: &Summed, from: usize) -> Self {
-        let start = (&raw const *summed).cast::<u16>();
-        let mut word = from / 2;
-        while word < size_of::<Summed>() / 2 {
-            // SAFETY: inside the struct, whose alignment is that of a word at least.
+    fn words<Summed>(mut self, summed: &Summed) -> Self {
+        const { assert!(size_of::<Summed>() % 4 == 0 && align_of::<Summed>() == 4) };
+        let start = (&raw const *summed).cast::<u32>();
+        let mut word = 0;
+        while word < size_of::<Summed>() / 4 {
+            // SAFETY: inside the struct, whose alignment is that of a word.
             self.0 += u64::from(unsafe { start.add(word).read() });
             word += 1;
         }
@@ -380,18 +447,19 @@ impl Sum {
     #[inline(always)]
     fn pseudo_header(self, (source, destination): (Ip, Ip), protocol: u8, bytes: u32) -> Self {
         let rest = u32::from(protocol) + bytes;
-        self.words(&source, 0)
-            .words(&destination, 0)
+        self.words(&source)
+            .words(&destination)
             // What IPv4 addresses are mapped with is one word of all ones, which adds nothing.
-            .words(&rest.to_be(), 0)
+            .words(&rest.to_be())
     }
 
     /// What makes the sum of everything all ones.
     #[inline(always)]
     fn complement(self) -> u16 {
-        let once = (self.0 & 0xffff) + (self.0 >> 16);
-        let twice = (once & 0xffff) + (once >> 16);
-        !((twice & 0xffff) + (twice >> 16)) as u16
+        let halves = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let words = (halves & 0xffff) + (halves >> 16 & 0xffff) + (halves >> 32);
+        let once = (words & 0xffff) + (words >> 16);
+        !((once & 0xffff) + (once >> 16)) as u16
     }
 }
 
@@ -402,12 +470,37 @@ impl Sum {
 pub struct Wrapping<H: Header> {
     ethernet: Ethernet,
     ip: H,
-    udp_source: u16,
-    udp_destination: u16,
-    udp_length: u16,
-    udp_checksum: u16,
-    vxlan_flags: u32,
-    vxlan_network: u32,
+    udp: Udp,
+    vxlan: Vxlan,
+}
+
+/// RFC 768.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Udp {
+    source: u16,
+    destination: u16,
+    length: u16,
+    checksum: u16,
+}
+
+/// RFC 7348 §5.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Vxlan {
+    flags: u32,
+    network: u32,
+}
+
+/// All that is written to wrap a segment, as it lies in the packet behind the underlay's MAC addresses: one piece.
+#[repr(C)]
+struct Written<H: Header> {
+    ip: H,
+    udp: Udp,
+    vxlan: Vxlan,
+    ethernet: [u16; ETHERNET_BYTES as usize / 2],
+    /// The beginning of the inner IP header.
+    inner: H::Changed,
 }
 
 impl<H: Header> Wrapping<H> {
@@ -417,20 +510,18 @@ impl<H: Header> Wrapping<H> {
     /// The address that sent it, and the segment in it. None for what is not surely for the tunnel's device, or holds
     /// something else.
     #[inline(always)]
-    pub fn read(ctx: &TcContext, tunnel: &Tunnel) -> Option<(Ip, Segment<H>)> {
-        let mut wrapping = core::mem::MaybeUninit::<Self>::zeroed();
+    pub fn read<'a>(
+        ctx: &TcContext,
+        tunnel: &Tunnel,
+        room: &'a mut Room<Segment<H>>,
+    ) -> Option<(Ip, &'a mut Segment<H>)> {
+        let mut around = Room::uninit();
+        let bytes = ETHERNET_BYTES + H::BYTES + 8 + 8;
         // SAFETY: as in `Segment::read_at`.
-        let result = unsafe {
-            let start = wrapping.as_mut_ptr().cast::<u8>().add(PAD_BYTES);
-            let bytes = ETHERNET_BYTES + H::BYTES + 8 + 8;
-            bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, start.cast(), bytes)
-        };
-        // SAFETY: likewise.
-        let wrapping = unsafe { wrapping.assume_init() };
-        if result != 0
-            || wrapping.udp_destination != tunnel.port.0
-            || wrapping.vxlan_flags != VXLAN_PLAIN
-            || wrapping.vxlan_network != tunnel.vni
+        let wrapping: &mut Self = unsafe { load(ctx, 0, bytes, &mut around) }?;
+        if wrapping.udp.destination != tunnel.port.0
+            || wrapping.vxlan.flags != VXLAN_PLAIN
+            || wrapping.vxlan.network != tunnel.vni
             || wrapping.ethernet.kind != H::ETHERTYPE
             || !wrapping.ip.is_plain(IPPROTO_UDP)
             || is_tagged(ctx)
@@ -445,7 +536,7 @@ impl<H: Header> Wrapping<H> {
         if destination != tunnel.local {
             return None;
         }
-        let segment = Segment::read_at(ctx, Self::BYTES)?;
+        let segment = Segment::read_at(ctx, Self::BYTES, room)?;
         (segment.ethernet.destination == tunnel.mac).then_some((source, segment))
     }
 
@@ -455,9 +546,8 @@ impl<H: Header> Wrapping<H> {
     pub fn put_around(
         ctx: &TcContext,
         segment: &mut Segment<H>,
-        to: &Hop,
         tunnel: &Tunnel,
-        node: Ip,
+        to: &Remote,
     ) -> Option<bool> {
         let inner_bytes = ETHERNET_BYTES + H::BYTES + segment.ip.payload_bytes();
         // Behind the end of an IP packet a frame may go on; that is the device's to sum up.
@@ -474,46 +564,38 @@ impl<H: Header> Wrapping<H> {
         if result != 0 {
             return None;
         }
-        segment.address(to);
+        segment.address(&to.hop);
         let udp_bytes = 8 + 8 + inner_bytes;
         let congestion = match segment.ip.congestion() {
             CONGESTION => CAPABLE,
             other => other,
         };
-        let mut wrapping = Self {
-            ethernet: segment.ethernet,
-            ip: H::around(tunnel.local, node, udp_bytes, congestion),
-            udp_source: port.0,
-            udp_destination: tunnel.port.0,
-            udp_length: (udp_bytes as u16).to_be(),
-            udp_checksum: 0,
-            vxlan_flags: VXLAN_PLAIN,
-            vxlan_network: tunnel.vni,
+        let udp = Udp {
+            source: port.0,
+            destination: tunnel.port.0,
+            length: (udp_bytes as u16).to_be(),
+            checksum: 0,
         };
-        wrapping.udp_checksum = wrapping.checksum(segment, udp_bytes);
-        let flags = BPF_F_RECOMPUTE_CSUM.into();
-        let header = H::BYTES + 8 + 8;
-        let written = store(ctx, ETHERNET_BYTES, &wrapping, ETHERNET_BYTES, header, flags)
-            && store(ctx, Self::BYTES, segment, 0, ETHERNET_BYTES + H::WRITTEN, flags);
-        Some(written)
-    }
-
-    /// UDP's, without a look at the payload: with its own checksum right, or to be filled in by a device, a TCP segment
-    /// adds up to the opposite of its pseudo header (local checksum offload,
-    /// Documentation/networking/checksum-offloads.rst).
-    #[inline(always)]
-    fn checksum(&self, segment: &Segment<H>, udp_bytes: u32) -> u16 {
-        let tcp = Sum::default()
-            .pseudo_header(segment.ip.addresses(), IPPROTO_TCP, segment.ip.payload_bytes())
-            .complement();
-        let checksum = Sum(tcp.into())
-            .pseudo_header(self.ip.addresses(), IPPROTO_UDP, udp_bytes)
-            .words(self, PAD_BYTES + (ETHERNET_BYTES + H::BYTES) as usize)
-            .words(&segment.ethernet, PAD_BYTES)
-            .words(&segment.ip, 0)
-            .complement();
-        // None at all is said by zero (RFC 768).
-        if checksum == 0 { u16::MAX } else { checksum }
+        let vxlan = Vxlan {
+            flags: VXLAN_PLAIN,
+            network: tunnel.vni,
+        };
+        let mut written = Written {
+            ip: H::around(tunnel, to.node, udp_bytes, congestion),
+            udp,
+            vxlan,
+            ethernet: segment.ethernet.words(),
+            inner: segment.changed(),
+        };
+        written.udp.checksum = written.checksum(segment, udp_bytes);
+        let bytes = Self::BYTES + H::WRITTEN;
+        Some(store(
+            ctx,
+            ETHERNET_BYTES,
+            (&raw const written).cast(),
+            bytes,
+            BPF_F_RECOMPUTE_CSUM.into(),
+        ))
     }
 
     /// How many bytes the IP packet in it has.
@@ -530,6 +612,28 @@ impl<H: Header> Wrapping<H> {
         let result =
             unsafe { bpf_skb_adjust_room(ctx.skb.skb.cast(), -(Self::BYTES as i32), BPF_ADJ_ROOM_MAC, 0) };
         result == 0
+    }
+}
+
+impl<H: Header> Written<H> {
+    /// UDP's, without a look at the payload: with its own checksum right, or to be filled in by a device, a TCP segment
+    /// adds up to the opposite of its pseudo header (local checksum offload,
+    /// Documentation/networking/checksum-offloads.rst).
+    #[inline(always)]
+    fn checksum(&self, segment: &Segment<H>, udp_bytes: u32) -> u16 {
+        let tcp = Sum::default()
+            .pseudo_header(segment.ip.addresses(), IPPROTO_TCP, segment.ip.payload_bytes())
+            .complement();
+        let checksum = Sum(tcp.into())
+            .pseudo_header(self.ip.addresses(), IPPROTO_UDP, udp_bytes)
+            .words(&self.udp)
+            .words(&self.vxlan)
+            // Two bytes of zeros are in front.
+            .words(&segment.ethernet)
+            .words(&segment.ip)
+            .complement();
+        // None at all is said by zero (RFC 768).
+        if checksum == 0 { u16::MAX } else { checksum }
     }
 }
 
