@@ -44,6 +44,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "an_image_that_is_not_there_is_told_as_kubernetes_tells_it",
         missing_image,
     ),
+    ("a_pods_annotations_bound_its_bandwidth", bandwidth),
     (
         "the_control_plane_restarts_while_traffic_flows",
         control_plane_restarts,
@@ -629,6 +630,48 @@ fn missing_image(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(said.contains("is waiting to start"), "{said}");
         cluster.run(&["delete", "pod", name])?;
     }
+    Ok(())
+}
+
+/// That the bounds hold is shown where the plugin is, `overlay/tests/nodes/capabilities.rs`.
+fn bandwidth(cluster: &Cluster) -> anyhow::Result<()> {
+    let apply = |name: &str, ingress: &str| {
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, annotations: {{kubernetes.io/ingress-bandwidth: {ingress}}}}}, spec: {{nodeName: node-1, terminationGracePeriodSeconds: 0, containers: [{{name: c, image: 'causeway/pause:v1'}}]}}}}"
+        ))
+    };
+    let queues = || {
+        let namespace = netlink::Namespace::named("causeway-node-1")?;
+        let tc = namespace.run(|| std::process::Command::new("tc").args(["qdisc", "show"]).output())??;
+        anyhow::Ok(String::from_utf8(tc.stdout)?)
+    };
+    let limited = |queues: &str| {
+        queues
+            .lines()
+            .any(|line| line.contains("tbf") && line.contains("rate 21Mbit"))
+    };
+    ensure!(!limited(&queues()?), "{}", queues()?);
+    apply("limited", "21M")?;
+    let phase = ["get", "pod", "limited", "-o", "jsonpath={.status.phase}"];
+    cluster.await_output(&phase, "Running", SOON);
+    ensure!(limited(&queues()?), "{}", queues()?);
+    cluster.run(&["delete", "pod", "limited"])?;
+    // Its sandbox goes after its object.
+    let left = || queues().unwrap_or_else(|error| error.to_string());
+    wait::until_value("no queue", SOON, left, |queues| !limited(queues));
+
+    apply("boundless", "fast")?;
+    let events = [
+        "get",
+        "events",
+        "--field-selector",
+        "involvedObject.name=boundless",
+        "-o",
+        "jsonpath={.items[*].message}",
+    ];
+    let told = "annotation kubernetes.io/ingress-bandwidth: \"fast\" is not a quantity from 1k to 1P";
+    cluster.await_that(&events, SOON, |text| text.contains(told));
+    cluster.run(&["delete", "pod", "boundless"])?;
     Ok(())
 }
 
