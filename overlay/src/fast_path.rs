@@ -27,7 +27,7 @@ use ebpf::abi::pods::{self, ADDRESS_BITS, Hop, Tunnel};
 use ebpf::fast_path::Origin;
 use ebpf::{Attachment, FastPath};
 use ipnetwork::IpNetwork;
-use model::{IpFamily, with_causes};
+use model::{ByFamily, IpFamily, with_causes};
 use netlink::nft::{Filter, Nft};
 use netlink::{Kernel, Link, Way, sysctl, xfrm};
 
@@ -203,17 +203,24 @@ struct Underlay<'a> {
     link: &'a Link,
     /// The first UDP port that they leave from, and how many there are.
     ports: (u16, u16),
-    /// How many hops they may go, by IPv4 and IPv6.
-    hops: [u8; 2],
+    /// How many hops they may go, and how large they may be, in bytes, where no route says less.
+    limits: ByFamily<Limits>,
+}
+
+/// What the node's settings say of packets of a version of IP that leave by the underlay's device.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    hops: u32,
+    mtu: u32,
 }
 
 impl<'a> Underlay<'a> {
     /// `None`: the tunnel's device shall do it. The programs look for IP behind an Ethernet header.
     fn of(link: Option<&'a Link>, outcome: &mut Outcome) -> Option<Self> {
         let link = link.filter(|link| link.mac.is_some())?;
-        let read = || Ok::<_, String>((ports()?, [hops(DEFAULT_HOPS)?, hops(&hop_limit(&link.name))?]));
+        let read = || Ok::<_, String>((ports()?, limits(link)?));
         match read() {
-            Ok((ports, hops)) => Some(Self { link, ports, hops }),
+            Ok((ports, limits)) => Some(Self { link, ports, limits }),
             Err(error) => {
                 outcome.problems.push(format!("fast path: {error}"));
                 None
@@ -239,7 +246,7 @@ impl Wanted {
     /// Pods and tunnels whose device is there. One that is not there yet, or no more, brings us back by its event.
     /// Where the underlay is given, wrapped packets come and go by its device. What is given to a pod past the stack
     /// passes by the queue of its device, too: one with a limit on what comes to it is reached through the stack alone.
-    fn new(node: &Node<'_>, underlay: Option<Underlay<'_>>, ways: &BTreeMap<IpAddr, Way>) -> Self {
+    fn new(node: &Node<'_>, underlay: Option<Underlay<'_>>, ways: &BTreeMap<IpAddr, Option<Way>>) -> Self {
         let links = &node.mirror.links;
         let mut wanted = Self::default();
         for pod in node.pods {
@@ -253,22 +260,35 @@ impl Wanted {
         for (family, half) in node.plan.halves.iter() {
             let Some(device) = &half.device else { continue };
             let tunnel = links.get(&device.name);
+            // What the tunnel's device would cut up, or has more to say in its header, it does.
+            let limits = underlay.and_then(|underlay| Some((underlay, *underlay.limits.get(family)?)));
+            let fits = |mtu: u32| tunnel.is_some_and(|link| link.mtu + vxlan_overhead(family) <= mtu);
+            let wraps = limits.filter(|(_, limits)| !device.gbp && fits(limits.mtu));
             for (subnet, remote) in &half.remotes {
                 if let Remote::Tunnel { mac, public_ip, .. } = remote
                     && let Some(hop) = hop(tunnel, mac.0)
                 {
-                    let way = ways.get(public_ip).filter(|_| underlay.is_some());
-                    let passes = way.and_then(|way| way.mtu);
-                    let passes = passes.map(|mtu| mtu.saturating_sub(vxlan_overhead(family)));
-                    let neighbour = way.and_then(|way| way.neighbour);
-                    let remote = pods::Remote {
-                        hop: Hop {
-                            mtu: passes.map_or(hop.mtu, |mtu| mtu.min(hop.mtu)),
-                            ..hop
-                        },
+                    let by_device = pods::Remote {
+                        hop,
                         node: Ip::from(*public_ip),
-                        neighbour: neighbour.map_or(Ip::ANY, Ip::from),
+                        underlay: 0,
+                        neighbour: Ip::ANY,
+                        hops: 0,
                     };
+                    let way = ways.get(public_ip).copied().flatten();
+                    let remote = wraps.zip(way).map_or(by_device, |((underlay, limits), way)| {
+                        let passes = way.mtu.map(|mtu| mtu.saturating_sub(vxlan_overhead(family)));
+                        pods::Remote {
+                            hop: Hop {
+                                mtu: passes.map_or(hop.mtu, |mtu| mtu.min(hop.mtu)),
+                                ..hop
+                            },
+                            underlay: underlay.link.index,
+                            neighbour: way.neighbour.map_or(Ip::ANY, Ip::from),
+                            hops: way.hops.unwrap_or(limits.hops),
+                            ..by_device
+                        }
+                    });
                     wanted.remotes.insert(key(*subnet), remote);
                     wanted.devices.insert(device.name.clone(), Origin::Tunnel);
                 }
@@ -276,25 +296,19 @@ impl Wanted {
             // A header with more in it than the network's identifier is the stack's.
             if let Some(link) = tunnel.filter(|_| !device.gbp) {
                 let [v4, v6] = &mut wanted.tunnels;
-                let (entry, number) = match family {
-                    IpFamily::V4 => (v4, 0),
-                    IpFamily::V6 => (v6, 1),
+                let entry = match family {
+                    IpFamily::V4 => v4,
+                    IpFamily::V6 => v6,
                 };
-                let fits = |underlay: &Underlay<'_>| link.mtu + vxlan_overhead(family) <= underlay.link.mtu;
-                let sends_by = underlay.filter(fits);
-                let (underlay, (first_port, ports), hops) = sends_by
-                    .map(|underlay| (underlay.link.index, underlay.ports, underlay.hops[number]))
-                    .unwrap_or_default();
+                let (first_port, ports) = underlay.map(|underlay| underlay.ports).unwrap_or_default();
                 *entry = Tunnel {
                     ifindex: link.index,
-                    underlay,
                     local: Ip::from(device.local),
                     vni: Tunnel::vni(device.vni.0),
                     port: Port::new(device.port),
                     mac: device.mac.0,
                     first_port,
                     ports,
-                    hops: hops.into(),
                 };
             }
         }
@@ -427,19 +441,28 @@ fn ports() -> Result<(u16, u16), String> {
     port_range(&text).ok_or_else(|| format!("{LOCAL_PORTS} is {text:?}, not two ports"))
 }
 
-/// How many hops packets of IPv6 may go by a device.
-fn hop_limit(device: &str) -> String {
-    format!("net/ipv6/conf/{device}/hop_limit")
+/// What the settings in the thread's network namespace say. A kernel without IPv6 has none of it, and sends none.
+fn limits(link: &Link) -> Result<ByFamily<Limits>, String> {
+    let of_v6 = |name: &str| format!("net/ipv6/conf/{}/{name}", link.name);
+    let hops = number(DEFAULT_HOPS)?.unwrap_or_default();
+    let (v6_hops, v6_mtu) = (number(&of_v6("hop_limit"))?, number(&of_v6("mtu"))?);
+    Ok(ByFamily {
+        v4: Some(Limits { hops, mtu: link.mtu }),
+        v6: v6_hops.zip(v6_mtu).map(|(hops, mtu)| Limits {
+            hops,
+            mtu: mtu.min(link.mtu),
+        }),
+    })
 }
 
-/// What a setting says in the thread's network namespace. A kernel without IPv6 has none, and sends none.
-fn hops(setting: &str) -> Result<u8, String> {
+fn number(setting: &str) -> Result<Option<u32>, String> {
     match sysctl::read(setting) {
         Ok(text) => {
-            let hops = text.trim().parse();
-            hops.map_err(|_| format!("{setting} is {text:?}, not a number of hops"))
+            let number = text.trim().parse();
+            let number = number.map_err(|_| format!("{setting} is {text:?}, not a number"));
+            number.map(Some)
         }
-        Err(error) if error.is_absent() => Ok(0),
+        Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(with_causes(&error)),
     }
 }
@@ -455,7 +478,7 @@ fn port_range(text: &str) -> Option<(u16, u16)> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use model::{ByFamily, MacAddr, Mtu, Vni};
+    use model::{MacAddr, Mtu, Vni};
     use netlink::LinkKind;
 
     use super::*;
@@ -554,14 +577,21 @@ mod tests {
         let (_, mut eth0) = link("eth0", 4, Some(mac));
         eth0.mtu = 1500;
         let public_ip = IpAddr::from([192, 0, 2, 2]);
-        let way = |neighbour, mtu| BTreeMap::from([(public_ip, Way { neighbour, mtu })]);
+        let way = |neighbour, mtu, hops| {
+            let way = Way { neighbour, mtu, hops };
+            BTreeMap::from([(public_ip, Some(way))])
+        };
         let ports = (32768, 28231);
-        let underlay = Underlay {
+        let underlay = |mtu| Underlay {
             link: &eth0,
             ports,
-            hops: [64, 255],
+            limits: ByFamily {
+                v4: Some(Limits { hops: 64, mtu }),
+                v6: None,
+            },
         };
-        let wanted = Wanted::new(&node, Some(underlay), &way(Some(public_ip), None));
+        let whole = Some(underlay(1500));
+        let wanted = Wanted::new(&node, whole, &way(Some(public_ip), None, None));
         let pod = (
             Ip::from(Ipv4Addr::new(10, 5, 1, 2)),
             expected(7, [2, 0, 0, 0, 1, 2]),
@@ -572,19 +602,19 @@ mod tests {
         let remote = pods::Remote {
             hop: expected(9, [2, 0, 0, 0, 3, 3]),
             node: Ip::from(public_ip),
+            underlay: 4,
             neighbour: Ip::from(public_ip),
+            hops: 64,
         };
         assert_eq!(wanted.remotes, [(subnet, remote)].into());
         let tunnel = Tunnel {
             ifindex: 9,
-            underlay: 4,
             local: Ip::from(Ipv4Addr::new(192, 0, 2, 2)),
             vni: 0x100_u32.to_be(),
             port: Port::new(8472),
             mac,
             first_port: 32768,
             ports: 28231,
-            hops: 64,
         };
         assert_eq!(wanted.tunnels, [tunnel, Tunnel::default()]);
         let devices = [
@@ -599,25 +629,32 @@ mod tests {
         );
         // What the routes do not take is the stack's to answer; who of several gets a packet, theirs to say.
         for (mtu, passes) in [(9000, 1450), (1499, 1449), (40, 0)] {
-            let wanted = Wanted::new(&node, Some(underlay), &way(None, Some(mtu)));
+            let wanted = Wanted::new(&node, whole, &way(None, Some(mtu), Some(9)));
             let remote = &wanted.remotes[&subnet];
-            assert_eq!((remote.hop.mtu, remote.neighbour), (passes, Ip::ANY));
+            let said = (remote.hop.mtu, remote.neighbour, remote.hops);
+            assert_eq!(said, (passes, Ip::ANY, 9));
         }
-        // Where somebody has rules for packets to or from the node, they meet those.
-        let wanted = Wanted::new(&node, None, &way(Some(public_ip), Some(40)));
-        assert_eq!(wanted.remotes[&subnet].hop.mtu, 1450);
-        assert!(!wanted.devices.contains_key("eth0"));
-        assert_eq!(wanted.tunnels[0].underlay, 0);
-        // What the underlay does not take whole, the tunnel's device cuts up.
-        eth0.mtu = 1499;
-        let underlay = Underlay {
-            link: &eth0,
-            ports,
-            hops: [64, 255],
+        let by_device = pods::Remote {
+            underlay: 0,
+            neighbour: Ip::ANY,
+            hops: 0,
+            ..remote
         };
-        let wanted = Wanted::new(&node, Some(underlay), &BTreeMap::new());
-        assert!(wanted.devices.contains_key("eth0"));
-        assert_eq!(wanted.tunnels[0].underlay, 0);
+        // Where somebody has rules for packets to or from the node, they meet those.
+        let wanted = Wanted::new(&node, None, &way(Some(public_ip), Some(40), None));
+        assert_eq!(wanted.remotes, [(subnet, by_device)].into());
+        assert!(!wanted.devices.contains_key("eth0"));
+        // What the underlay does not take whole, the tunnel's device cuts up; what no route leads by it, that knows.
+        let small = Some(underlay(1499));
+        for (underlay, ways) in [
+            (small, way(Some(public_ip), None, None)),
+            (whole, BTreeMap::from([(public_ip, None)])),
+            (whole, BTreeMap::new()),
+        ] {
+            let wanted = Wanted::new(&node, underlay, &ways);
+            assert_eq!(wanted.remotes, [(subnet, by_device)].into());
+            assert!(wanted.devices.contains_key("eth0"));
+        }
         // One without Ethernet is left alone.
         eth0.mac = None;
         let mut outcome = Outcome::default();

@@ -40,7 +40,7 @@ pub struct Hop {
     pub here: [u8; 6],
 }
 
-/// Value of `REMOTES`. `[hop:20][node:16 be][neighbour:16 be] = 52 bytes`.
+/// Value of `REMOTES`. `[hop:20][node:16 be][underlay:4][neighbour:16 be][hops:4] = 60 bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Remote {
@@ -48,19 +48,21 @@ pub struct Remote {
     pub hop: Hop,
     /// The other node's address on the underlay: nobody else sends in the name of the subnet.
     pub node: Ip,
+    /// Index of the underlay's device, where packets may be wrapped without the tunnel's. 0: they may not.
+    pub underlay: u32,
     /// Who on the underlay's link leads to it: itself, or a router. [`Ip::ANY`]: the routes say it of each packet.
     pub neighbour: Ip,
+    /// How many hops wrapped packets may go: below 256.
+    pub hops: u32,
 }
 
 /// Value of `TUNNELS`: what of the underlay's packets is for a tunnel's device, and what that sends there.
-/// `[ifindex:4][underlay:4][local:16 be][vni:4 be][port:2 be][mac:6][first_port:2][ports:2][hops:4] = 44 bytes`.
+/// `[ifindex:4][local:16 be][vni:4 be][port:2 be][mac:6][first_port:2][ports:2] = 36 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Tunnel {
     /// Index of the device. 0: there is none.
     pub ifindex: u32,
-    /// Index of the underlay's device, where packets may be wrapped without the tunnel's. 0: they may not.
-    pub underlay: u32,
     /// This node's address on the underlay.
     pub local: Ip,
     /// The network identifier as it lies in the header, one byte before the word's end.
@@ -73,8 +75,6 @@ pub struct Tunnel {
     pub first_port: u16,
     /// How many they are.
     pub ports: u16,
-    /// How many hops its packets may go: below 256.
-    pub hops: u32,
 }
 
 impl Tunnel {
@@ -234,8 +234,8 @@ impl PodCounter {
 }
 
 const _: () = assert!(size_of::<Hop>() == 20);
-const _: () = assert!(size_of::<Remote>() == 52);
-const _: () = assert!(size_of::<Tunnel>() == 44);
+const _: () = assert!(size_of::<Remote>() == 60);
+const _: () = assert!(size_of::<Tunnel>() == 36);
 const _: () = assert!(size_of::<PodFlowKey>() == 36);
 const _: () = assert!(size_of::<PodFlow>() == 12);
 

@@ -244,6 +244,7 @@ impl Kernel for FakeKernel {
         Ok(route.map(|route| Way {
             neighbour: Some(route.gateway.unwrap_or(address)),
             mtu: None,
+            hops: None,
         }))
     }
 

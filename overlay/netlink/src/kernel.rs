@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteMetric};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use crate::address::{self, Address};
@@ -46,7 +46,8 @@ pub trait Kernel {
     fn routes(&mut self, filter: &RouteFilter) -> Result<Vec<Route>>;
     /// The route that a packet to this address takes.
     fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>>;
-    /// How packets from one address of this host leave for another address by a device. `None`: they do not.
+    /// How packets from one address of this host leave for another address by a device. `None`: no route leads there by
+    /// it.
     fn way_to(&mut self, address: IpAddr, source: IpAddr, link: u32) -> Result<Option<Way>>;
     /// Makes a route, or replaces the one with the same destination, table and metric.
     fn replace_route(&mut self, route: &Route) -> Result<()>;
@@ -285,9 +286,22 @@ impl Kernel for Netlink {
         let (Some(in_table), Some(chosen)) = (look_up(true)?, look_up(false)?) else {
             return Ok(None);
         };
+        // IPv6 prefers the device that is asked for, and answers with another one where there is no route by it.
+        if !route::leaves_by(&chosen, link) {
+            return Ok(None);
+        }
+        let mtu = |metric: &RouteMetric| match metric {
+            RouteMetric::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        };
+        let hops = |metric: &RouteMetric| match metric {
+            RouteMetric::Hoplimit(hops) => Some(*hops),
+            _ => None,
+        };
         Ok(Some(Way {
             neighbour: route::neighbour(&in_table, address),
-            mtu: route::mtu(&chosen),
+            mtu: route::metric(&chosen, mtu),
+            hops: route::metric(&chosen, hops),
         }))
     }
 

@@ -4,12 +4,16 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
 use crate::address::family;
+
+/// The number of a nexthop object (`linux/rtnetlink.h`).
+const RTA_NH_ID: u16 = 30;
 
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
@@ -175,6 +179,8 @@ pub struct Way {
     pub neighbour: Option<IpAddr>,
     /// The largest packet that passes, in bytes, where a route says it, or a router said it lately.
     pub mtu: Option<u32>,
+    /// How many hops packets may go, where a route says it.
+    pub hops: Option<u32>,
 }
 
 /// Which routes to list; the kernel does the filtering. `None` = any.
@@ -259,22 +265,28 @@ pub(crate) fn neighbour(message: &RouteMessage, address: IpAddr) -> Option<IpAdd
         match attribute {
             RouteAttribute::Gateway(gateway) => neighbour = ip(gateway.clone()),
             RouteAttribute::MultiPath(_) | RouteAttribute::Via(_) => return None,
+            // By `nexthop_compat_mode` the kernel may say no more of it than its number.
+            RouteAttribute::Other(other) if other.kind() == RTA_NH_ID => return None,
             _ => {}
         }
     }
-    neighbour.filter(|_| message.header.kind == RouteType::Unicast)
+    neighbour
 }
 
-/// The largest packet that passes, where it is known.
-pub(crate) fn mtu(message: &RouteMessage) -> Option<u32> {
+/// Whether packets leave by a device.
+pub(crate) fn leaves_by(message: &RouteMessage, link: u32) -> bool {
+    let is_link =
+        |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(index) if *index == link);
+    message.header.kind == RouteType::Unicast && message.attributes.iter().any(is_link)
+}
+
+/// What a route says of the packets that take it.
+pub(crate) fn metric(message: &RouteMessage, read: fn(&RouteMetric) -> Option<u32>) -> Option<u32> {
     let metrics = message.attributes.iter().filter_map(|attribute| match attribute {
         RouteAttribute::Metrics(metrics) => Some(metrics),
         _ => None,
     });
-    metrics.flatten().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
+    metrics.flatten().find_map(read)
 }
 
 pub(crate) fn encode(route: &Route) -> RouteMessage {

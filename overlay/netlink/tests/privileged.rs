@@ -395,11 +395,16 @@ fn ways_are_as_the_routes_say() {
         "address add fd09::1/64 dev eth0 nodad",
         "route add 10.9.2.0/24 via 10.9.0.2",
         "route add fd09:2::/64 via fd09::2",
-        "route add 10.9.3.0/24 via 10.9.0.2 mtu 1300",
+        "route add 10.9.3.0/24 via 10.9.0.2 mtu 1300 hoplimit 10",
+        "route add fd09:3::/64 via fd09::2 mtu 1300",
         "route add 10.9.4.0/24 nexthop via 10.9.0.2 nexthop via 10.9.0.3",
+        "route add fd09:4::/64 nexthop via fd09::2 nexthop via fd09::3",
         "route add 10.9.5.0/24 via inet6 fd09::2",
         "route add 10.9.6.0/24 dev eth0",
         "route add 10.9.7.0/24 dev cwpeer",
+        "route add fd09:7::/64 dev cwpeer",
+        "nexthop add id 1 via 10.9.0.2 dev eth0",
+        "route add 10.9.10.0/24 nhid 1",
         "route add unreachable 10.9.8.0/24",
         "route add default via 10.9.0.9",
         "rule add from 10.9.0.1 to 10.9.9.0/24 lookup 7",
@@ -407,34 +412,50 @@ fn ways_are_as_the_routes_say() {
     ] {
         ip_command(line);
     }
-    let way = |neighbour: &str, mtu| {
+    let way = |neighbour: &str| {
         Some(Way {
             neighbour: (!neighbour.is_empty()).then(|| ip(neighbour)),
-            mtu,
+            mtu: None,
+            hops: None,
         })
     };
+    let with = |way: Option<Way>, mtu, hops| way.map(|way| Way { mtu, hops, ..way });
     let rows = [
-        ("10.9.0.77", way("10.9.0.77", None)),
-        ("fd09::77", way("fd09::77", None)),
-        ("10.9.2.2", way("10.9.0.2", None)),
-        ("fd09:2::2", way("fd09::2", None)),
-        ("10.9.3.2", way("10.9.0.2", Some(1300))),
-        ("10.9.4.2", way("", None)),
-        ("10.9.5.2", way("", None)),
-        ("10.9.6.2", way("10.9.6.2", None)),
+        ("10.9.0.77", way("10.9.0.77")),
+        ("fd09::77", way("fd09::77")),
+        ("10.9.2.2", way("10.9.0.2")),
+        ("fd09:2::2", way("fd09::2")),
+        ("10.9.3.2", with(way("10.9.0.2"), Some(1300), Some(10))),
+        ("fd09:3::2", with(way("fd09::2"), Some(1300), None)),
+        ("10.9.4.2", way("")),
+        ("fd09:4::2", way("")),
+        ("10.9.5.2", way("")),
+        ("10.9.6.2", way("10.9.6.2")),
         // By this device nothing leads there but the default route.
-        ("10.9.7.2", way("10.9.0.9", None)),
+        ("10.9.7.2", way("10.9.0.9")),
+        ("fd09:7::2", None),
         ("10.9.8.2", None),
-        ("10.9.9.2", way("10.9.0.7", None)),
+        ("10.9.9.2", way("10.9.0.7")),
+        // A nexthop object may be several.
+        ("10.9.10.2", way("")),
         ("fd0a::1", None),
     ];
-    for (address, expected) in rows {
-        let source = if address.contains(':') {
-            "fd09::1"
-        } else {
-            "10.9.0.1"
-        };
-        let found = kernel.way_to(ip(address), ip(source), link).expect("look up");
-        assert_eq!(found, expected, "{address}");
-    }
+    let mut look = |rows: &[(&str, Option<Way>)]| {
+        for (address, expected) in rows {
+            let source = if address.contains(':') {
+                "fd09::1"
+            } else {
+                "10.9.0.1"
+            };
+            let found = kernel.way_to(ip(address), ip(source), link).expect("look up");
+            assert_eq!(found, *expected, "{address}");
+        }
+    };
+    look(&rows);
+    // Then the kernel tells no more of a nexthop object than its number.
+    let set = namespace
+        .namespace
+        .run(|| sysctl::write("net/ipv4/nexthop_compat_mode", "0"));
+    set.expect("entered").expect("set");
+    look(&[("10.9.10.2", way(""))]);
 }

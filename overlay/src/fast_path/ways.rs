@@ -17,7 +17,7 @@ const WAYS_KEPT: Duration = Duration::from_secs(9);
 /// How the underlay's device leads to the other nodes, as the kernel said a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct Ways {
-    pub(super) known: BTreeMap<IpAddr, Way>,
+    pub(super) known: BTreeMap<IpAddr, Option<Way>>,
     /// What it was said by: the device, and others' routes.
     asked: Option<(Instant, Link, BTreeSet<Route>)>,
 }
@@ -50,7 +50,7 @@ impl Ways {
                     && !self.known.contains_key(public_ip)
                 {
                     match kernel.way_to(*public_ip, device.local, underlay.index) {
-                        Ok(way) => self.known.extend(way.map(|way| (*public_ip, way))),
+                        Ok(way) => drop(self.known.insert(*public_ip, way)),
                         Err(error) => outcome
                             .problems
                             .push(format!("fast path: {}", with_causes(&error))),
@@ -90,18 +90,18 @@ mod tests {
             let mut outcome = Outcome::default();
             ways.look(kernel, &node, eth0, &mut outcome);
             assert_eq!(outcome, Outcome::default());
-            let neighbours = ways.known.values().map(|way| way.neighbour);
+            let neighbours = ways.known.values().map(|way| way.and_then(|way| way.neighbour));
             neighbours.collect::<Vec<_>>()
         };
         // Nothing leads to the other node by IPv6.
         kernel.replace_route(&first).expect("written");
-        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway]);
+        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway, None]);
         kernel.replace_route(&second).expect("written");
-        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway]);
+        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway, None]);
         mirror.foreign_routes.insert(second.clone());
-        assert_eq!(look(&mut kernel, &mirror, &eth0), [second.gateway]);
+        assert_eq!(look(&mut kernel, &mirror, &eth0), [second.gateway, None]);
         kernel.replace_route(&first).expect("written");
         eth0.mtu = 1400;
-        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway]);
+        assert_eq!(look(&mut kernel, &mirror, &eth0), [first.gateway, None]);
     }
 }

@@ -76,13 +76,13 @@ fn unwrap<H: Header>(ctx: &TcContext) -> Option<Hop> {
 /// Where packets come from.
 trait Origin {
     /// The next hop to an address, and how it is reached.
-    fn next(destination: Ip) -> Option<(Hop, Way)>;
+    fn next(destination: Ip) -> Option<(Hop, By)>;
     /// Whether an address sends by that device, in frames from that MAC address.
     fn sends(source: Ip, device: u32, mac: &[u8; 6]) -> bool;
 }
 
 /// How the next hop is reached.
-enum Way {
+enum By {
     /// In the namespace of the pod.
     Peer,
     /// By sending to its node, through the tunnel. An element that is replaced meanwhile is freed after this program
@@ -94,13 +94,13 @@ struct Pod;
 
 impl Origin for Pod {
     #[inline(always)]
-    fn next(destination: Ip) -> Option<(Hop, Way)> {
+    fn next(destination: Ip) -> Option<(Hop, By)> {
         // SAFETY: copied out at once; elements of a preallocated map are never freed.
         if let Some(pod) = unsafe { PODS.get(destination) } {
-            return Some((*pod, Way::Peer));
+            return Some((*pod, By::Peer));
         }
         let remote = remote(destination)?;
-        Some((remote.hop, Way::Tunnel(remote)))
+        Some((remote.hop, By::Tunnel(remote)))
     }
 
     #[inline(always)]
@@ -115,9 +115,9 @@ struct Nodes;
 impl Origin for Nodes {
     /// Another node's packet to a third node is none of this one's.
     #[inline(always)]
-    fn next(destination: Ip) -> Option<(Hop, Way)> {
+    fn next(destination: Ip) -> Option<(Hop, By)> {
         // SAFETY: as above.
-        unsafe { PODS.get(destination) }.map(|pod| (*pod, Way::Peer))
+        unsafe { PODS.get(destination) }.map(|pod| (*pod, By::Peer))
     }
 
     /// Whose frame it is in means nothing: who sent the packet around it was looked at.
@@ -152,8 +152,8 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
     let mut room = Room::uninit();
     let segment = Segment::<H>::read(ctx, &mut room).ok_or(PodCounter::OTHER_PACKET)?;
     let bytes = segment.packet_bytes(ctx);
-    let (to, way) = next_hop::<O, H>(segment, device(ctx), bytes)?;
-    if let Way::Tunnel(remote) = way
+    let (to, by) = next_hop::<O, H>(segment, device(ctx), bytes)?;
+    if let By::Tunnel(remote) = by
         && let Some(result) = wrap(ctx, segment, remote)
     {
         return Ok(result);
@@ -162,12 +162,12 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
         return Err(PodCounter::OTHER_PACKET);
     }
     // SAFETY: plain helper calls; they note where the packet goes, and their result is the program's.
-    Ok(match way {
-        Way::Peer => {
+    Ok(match by {
+        By::Peer => {
             count(PodCounter::GIVEN);
             unsafe { bpf_redirect_peer(to.ifindex, 0) as i32 }
         }
-        Way::Tunnel(_) => {
+        By::Tunnel(_) => {
             count(PodCounter::SENT);
             unsafe { bpf_redirect(to.ifindex, 0) as i32 }
         }
@@ -177,19 +177,32 @@ fn try_forward<O: Origin, H: Header>(ctx: &TcContext) -> Result<i32, PodCounter>
 /// Sends the packet to a node by the underlay's device, wrapped as the tunnel's device would. `None`: that shall do it.
 #[inline(always)]
 fn wrap<H: Header>(ctx: &TcContext, segment: &mut Segment<H>, to: &Remote) -> Option<i32> {
-    let tunnel = TUNNELS.get(H::TUNNEL).filter(|tunnel| tunnel.underlay != 0)?;
+    if to.underlay == 0 {
+        return None;
+    }
+    let tunnel = TUNNELS.get(H::TUNNEL)?;
     if !Wrapping::put_around(ctx, segment, tunnel, to)? {
         count(PodCounter::UNWRITTEN);
         return Some(TC_ACT_SHOT);
     }
     count(PodCounter::WRAPPED);
     let mut neighbour = H::neighbour(to.neighbour);
-    let (named, bytes) = match to.neighbour {
-        Ip::ANY => (core::ptr::null_mut(), 0),
-        _ => (&raw mut neighbour, size_of_val(&neighbour) as i32),
+    // When nobody follows the routes any more, they are asked here.
+    let (named, bytes) = if to.neighbour == Ip::ANY || !is_kept() {
+        (core::ptr::null_mut(), 0)
+    } else {
+        (&raw mut neighbour, size_of_val(&neighbour) as i32)
     };
     // SAFETY: as in `try_forward`; the name is copied.
-    Some(unsafe { bpf_redirect_neigh(tunnel.underlay, named, bytes, 0) as i32 })
+    Some(unsafe { bpf_redirect_neigh(to.underlay, named, bytes, 0) as i32 })
+}
+
+/// Whether the host side has been seen lately.
+#[inline(always)]
+fn is_kept() -> bool {
+    // SAFETY: a plain helper call without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    POD_LEASE.get(0).is_some_and(|until| *until >= now)
 }
 
 /// Where a packet of so many bytes goes that came by a device.
@@ -198,9 +211,9 @@ fn next_hop<O: Origin, H: Header>(
     segment: &Segment<H>,
     from: u32,
     bytes: u32,
-) -> Result<(Hop, Way), PodCounter> {
+) -> Result<(Hop, By), PodCounter> {
     let (source, destination) = segment.ip.addresses();
-    let (to, way) = O::next(destination).ok_or(PodCounter::NO_POD)?;
+    let (to, by) = O::next(destination).ok_or(PodCounter::NO_POD)?;
     if bytes > to.mtu {
         return Err(PodCounter::TOO_BIG);
     }
@@ -215,7 +228,7 @@ fn next_hop<O: Origin, H: Header>(
         Says::Open => open::<O>(&key, source, segment.sender(), path)?,
         says => follow(&key, path, says)?,
     }
-    Ok((to, way))
+    Ok((to, by))
 }
 
 /// Indices of the devices by which it comes and goes.
@@ -231,9 +244,7 @@ fn open<O: Origin>(key: &PodFlowKey, source: Ip, mac: &[u8; 6], path: Path) -> R
     if !O::sends(source, path.from, mac) {
         return Err(PodCounter::OTHER_SOURCE);
     }
-    // SAFETY: a plain helper call without arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    if POD_LEASE.get(0).is_none_or(|until| *until < now) {
+    if !is_kept() {
         return Err(PodCounter::NO_LEASE);
     }
     let flow = PodFlow {

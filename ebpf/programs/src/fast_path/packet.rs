@@ -1,7 +1,7 @@
 //! A TCP segment's headers, copied out of the packet and written back: `[Ethernet:14][IP:20 or 40][TCP:20…]`; and those
 //! that wrap it in the tunnel's packets: `[Ethernet:14][IP:20 or 40][UDP:8][VXLAN:8]`.
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
@@ -60,14 +60,10 @@ impl Ethernet {
     /// As it lies in the packet.
     #[inline(always)]
     const fn words(&self) -> [u16; ETHERNET_BYTES as usize / 2] {
-        // SAFETY: they are behind the first two bytes, and as many.
-        unsafe {
-            (&raw const *self)
-                .cast::<u16>()
-                .add(1)
-                .cast::<[u16; ETHERNET_BYTES as usize / 2]>()
-                .read()
-        }
+        // SAFETY: behind the first two bytes.
+        let start = unsafe { (&raw const *self).cast::<u16>().add(1) };
+        // SAFETY: so many are there.
+        unsafe { start.cast::<[u16; ETHERNET_BYTES as usize / 2]>().read() }
     }
 }
 
@@ -130,6 +126,8 @@ pub trait Header: Copy {
     type Changed: Copy;
     /// How many bytes they are.
     const WRITTEN: u32 = size_of::<Self::Changed>() as u32;
+    /// Whether [`Header::hop`] leaves the sum of its words as it was.
+    const KEEPS_ITS_SUM: bool;
     /// Key of its tunnel in `TUNNELS`.
     const TUNNEL: u32;
     /// How `bpf_skb_adjust_room` names it around another packet.
@@ -137,8 +135,8 @@ pub trait Header: Copy {
 
     /// How `bpf_redirect_neigh` is told who on the link it goes to.
     fn neighbour(address: Ip) -> bpf_redir_neigh;
-    /// That of a UDP packet of the tunnel's, of so many bytes behind it, with these two bits of congestion notification.
-    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self;
+    /// That of a UDP packet of the tunnel's to another node, of so many bytes behind it, with these two bits of congestion notification.
+    fn around(tunnel: &Tunnel, to: &Remote, bytes: u32, congestion: u8) -> Self;
 
     /// No options, no extension headers, no fragment, this protocol.
     fn is_plain(&self, protocol: u8) -> bool;
@@ -152,8 +150,6 @@ pub trait Header: Copy {
     fn hops_left(&self) -> u8;
     /// One hop less, as a router does it.
     fn hop(&mut self);
-    /// Whether [`Header::hop`] leaves the sum of its words as it was.
-    const KEEPS_ITS_SUM: bool;
 }
 
 /// RFC 791 §3.1.
@@ -190,7 +186,7 @@ impl Header for V4 {
     }
 
     #[inline(always)]
-    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self {
+    fn around(tunnel: &Tunnel, to: &Remote, bytes: u32, congestion: u8) -> Self {
         let mut header = Self {
             version_and_length: PLAIN_V4,
             service: congestion,
@@ -199,11 +195,11 @@ impl Header for V4 {
             // SAFETY: a plain helper call without arguments.
             id: unsafe { bpf_get_prandom_u32() } as u16,
             fragment: 0,
-            ttl: tunnel.hops as u8,
+            ttl: to.hops as u8,
             protocol: IPPROTO_UDP,
             checksum: 0,
             source: tunnel.local.last_word(),
-            destination: destination.last_word(),
+            destination: to.node.last_word(),
         };
         header.checksum = Sum::default().words(&header).complement();
         header
@@ -272,14 +268,14 @@ impl Header for V6 {
     }
 
     #[inline(always)]
-    fn around(tunnel: &Tunnel, destination: Ip, bytes: u32, congestion: u8) -> Self {
+    fn around(tunnel: &Tunnel, to: &Remote, bytes: u32, congestion: u8) -> Self {
         Self {
             version_and_class: (6 << 28 | u32::from(congestion) << 20).to_be(),
             payload: (bytes as u16).to_be(),
             next_header: IPPROTO_UDP,
-            hop_limit: tunnel.hops as u8,
+            hop_limit: to.hops as u8,
             source: tunnel.local.0,
-            destination: destination.0,
+            destination: to.node.0,
         }
     }
 
@@ -364,22 +360,22 @@ impl<H: Header> Segment<H> {
         let start = unsafe { (&raw const *self).cast::<u8>().add(PAD_BYTES) };
         // A device may have summed up the packet from its IP header on: what changes there is told to the sum.
         if H::KEEPS_ITS_SUM {
-            return store(ctx, 0, start, ETHERNET_BYTES + H::WRITTEN, 0);
+            // SAFETY: the Ethernet header, and the IP header behind it, are there whole; likewise below.
+            return unsafe { store(ctx, 0, start, ETHERNET_BYTES + H::WRITTEN, 0) };
         }
-        store(ctx, 0, start, ETHERNET_BYTES, 0)
-            && store(
-                ctx,
-                ETHERNET_BYTES,
-                (&raw const self.ip).cast(),
-                H::WRITTEN,
-                BPF_F_RECOMPUTE_CSUM.into(),
-            )
+        let ip = (&raw const self.ip).cast();
+        let summed = BPF_F_RECOMPUTE_CSUM.into();
+        // SAFETY: as above.
+        let addressed = unsafe { store(ctx, 0, start, ETHERNET_BYTES, 0) };
+        // SAFETY: as above.
+        addressed && unsafe { store(ctx, ETHERNET_BYTES, ip, H::WRITTEN, summed) }
     }
 
     /// What of the IP header [`Segment::address`] may have changed.
     #[inline(always)]
     const fn changed(&self) -> H::Changed {
-        // SAFETY: the header begins with it, in integers, and no alignment is asked for that it has not.
+        const { assert!(size_of::<H::Changed>() <= size_of::<H>() && align_of::<H::Changed>() <= align_of::<H>()) };
+        // SAFETY: the header is no shorter, as much aligned, and all integers.
         unsafe { (&raw const self.ip).cast::<H::Changed>().read() }
     }
 
@@ -407,18 +403,23 @@ unsafe fn load<'a, Copied>(
     room: &'a mut Room<Copied>,
 ) -> Option<&'a mut Copied> {
     let start = room.as_mut_ptr().cast::<u8>();
-    // SAFETY: the caller vouches for the length; the first two bytes are written here, all others by the helper.
-    unsafe {
-        start.cast::<u16>().write(0);
-        let result = bpf_skb_load_bytes(ctx.skb.skb.cast(), at, start.add(PAD_BYTES).cast(), bytes);
-        (result == 0).then(|| room.assume_init_mut())
-    }
+    // SAFETY: the type is at least two bytes long, and aligned for them.
+    unsafe { start.cast::<u16>().write(0) };
+    // SAFETY: behind them.
+    let behind = unsafe { start.add(PAD_BYTES) };
+    // SAFETY: the caller vouches for the length.
+    let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), at, behind.cast(), bytes) };
+    // SAFETY: the first two bytes are written above, all others by the helper.
+    (result == 0).then(|| unsafe { room.assume_init_mut() })
 }
 
-/// Writes so many bytes to a place in the packet, from this program's stack. Whether it could.
+/// Writes so many bytes to a place in the packet. Whether it could.
+///
+/// # Safety
+/// So many are there to read.
 #[inline(always)]
-fn store(ctx: &TcContext, at: u32, start: *const u8, bytes: u32, flags: u64) -> bool {
-    // SAFETY: the verifier sees to it that the stack has as many.
+unsafe fn store(ctx: &TcContext, at: u32, start: *const u8, bytes: u32, flags: u64) -> bool {
+    // SAFETY: the caller vouches for the bytes.
     let result = unsafe { bpf_skb_store_bytes(ctx.skb.skb.cast(), at, start.cast(), bytes, flags) };
     result == 0
 }
@@ -556,11 +557,11 @@ impl<H: Header> Wrapping<H> {
         }
         let port = tunnel.source_port(hash(ctx));
         // `BPF_F_ADJ_ROOM_ENCAP_L2`: how long the frame's own header is, in the highest byte.
-        let room = u64::from(H::AROUND | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
+        let flags = u64::from(H::AROUND | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
             | u64::from(ETHERNET_BYTES) << 56;
         // SAFETY: a plain helper call; copies of headers are this program's own.
         let result =
-            unsafe { bpf_skb_adjust_room(ctx.skb.skb.cast(), Self::BYTES as i32, BPF_ADJ_ROOM_MAC, room) };
+            unsafe { bpf_skb_adjust_room(ctx.skb.skb.cast(), Self::BYTES as i32, BPF_ADJ_ROOM_MAC, flags) };
         if result != 0 {
             return None;
         }
@@ -581,21 +582,16 @@ impl<H: Header> Wrapping<H> {
             network: tunnel.vni,
         };
         let mut written = Written {
-            ip: H::around(tunnel, to.node, udp_bytes, congestion),
+            ip: H::around(tunnel, to, udp_bytes, congestion),
             udp,
             vxlan,
             ethernet: segment.ethernet.words(),
             inner: segment.changed(),
         };
         written.udp.checksum = written.checksum(segment, udp_bytes);
-        let bytes = Self::BYTES + H::WRITTEN;
-        Some(store(
-            ctx,
-            ETHERNET_BYTES,
-            (&raw const written).cast(),
-            bytes,
-            BPF_F_RECOMPUTE_CSUM.into(),
-        ))
+        let (start, bytes) = ((&raw const written).cast(), Self::BYTES + H::WRITTEN);
+        // SAFETY: it is as long, without a gap (asserted below).
+        Some(unsafe { store(ctx, ETHERNET_BYTES, start, bytes, BPF_F_RECOMPUTE_CSUM.into()) })
     }
 
     /// How many bytes the IP packet in it has.
@@ -685,3 +681,5 @@ const _: () = assert!(size_of::<Segment<V4>>() == 52);
 const _: () = assert!(size_of::<Segment<V6>>() == 72);
 const _: () = assert!(size_of::<Wrapping<V4>>() == 52);
 const _: () = assert!(size_of::<Wrapping<V6>>() == 72);
+const _: () = assert!(offset_of!(Written<V4>, inner) as u32 == Wrapping::<V4>::BYTES);
+const _: () = assert!(offset_of!(Written<V6>, inner) as u32 == Wrapping::<V6>::BYTES);
