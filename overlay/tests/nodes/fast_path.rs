@@ -6,7 +6,9 @@ mod privileged {
     use std::collections::BTreeMap;
     use std::io::{Read as _, Write as _};
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+    use std::time::Duration;
 
+    use ebpf::FastPath;
     use model::IpFamily;
     use overlay::fast_path::State;
     use tests::topology::Host;
@@ -292,14 +294,9 @@ mod privileged {
         packets.parse().expect("a number")
     }
 
-    /// A route to the other node leads wrapped packets as it leads all others, and is asked what passes.
-    #[test]
-    fn wrapped_packets_go_where_the_routes_of_the_underlay_lead() {
-        let Some(cluster) = Cluster::new("ways", 2) else {
-            return;
-        };
-        let (nodes, pods) = served(&cluster);
-        let switch = &cluster.lan.switch;
+    /// Makes a router of the LAN's switch, which counts the tunnel's packets that it routes.
+    #[track_caller]
+    fn make_router(switch: &Host) {
         for (setting, value) in [
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/send_redirects", "0"),
@@ -314,42 +311,86 @@ mod privileged {
         ] {
             nft(switch, rule);
         }
-        let far = cluster.lan.hosts[1].address;
-        let route = |line: String| {
-            let output = nodes[0].host.command("ip", &line.split(' ').collect::<Vec<_>>());
-            let output = output.expect("ip runs");
-            assert!(output.status.success(), "{line}: {output:?}");
+    }
+
+    /// Changes the first node's routes to the second one.
+    #[track_caller]
+    fn route(cluster: &Cluster, verb: &str, how: &str) {
+        let line = format!("route {verb} {}/32 {how}", cluster.lan.hosts[1].address);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = cluster.host(0).command("ip", &words).expect("ip runs");
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+
+    fn by_router(cluster: &Cluster) -> String {
+        format!("via {}", cluster.lan.network.nth(1).expect("the switch's"))
+    }
+
+    /// Sends and gets back what is in one packet each way: what is cut up on its way is the tunnel's device's.
+    #[track_caller]
+    fn ask(stream: &mut TcpStream) {
+        let mut answer = [0; 8];
+        stream.write_all(b"question").expect("sent");
+        stream.read_exact(&mut answer).expect("all of it");
+        assert_eq!(&answer, b"question");
+    }
+
+    /// What the stream sends from the first node is wrapped by the program, and comes by the router, or not.
+    #[track_caller]
+    fn await_wrapped(cluster: &Cluster, stream: &mut TcpStream, what: &str, by_router: bool) {
+        let counted = || (counters(cluster, 0)["wrapped"], routed(&cluster.lan.switch));
+        wait::until(what, SOON, || {
+            let before = counted();
+            ask(stream);
+            let after = counted();
+            if after.0 > before.0 && (after.1 > before.1) == by_router {
+                Ok(())
+            } else {
+                Err((before, after))
+            }
+        });
+    }
+
+    /// A route to the other node leads wrapped packets as it leads all others, and is asked what passes.
+    #[test]
+    fn wrapped_packets_go_where_the_routes_of_the_underlay_lead() {
+        let Some(cluster) = Cluster::new("ways", 2) else {
+            return;
         };
+        let (_nodes, pods) = served(&cluster);
+        make_router(&cluster.lan.switch);
         let mut stream = connect(&pods[0], pods[1].address);
-        let mut wraps = |what: &str, by_router: bool| {
-            wait::until(what, SOON, || {
-                let before = (counters(&cluster, 0)["wrapped"], routed(switch));
-                exchange(&mut stream);
-                let after = (counters(&cluster, 0)["wrapped"], routed(switch));
-                if after.0 > before.0 && (after.1 > before.1) == by_router {
-                    Ok(())
-                } else {
-                    Err((before, after))
-                }
-            });
-        };
-        wraps("straight", false);
-        route(format!(
-            "route add {far}/32 via {}",
-            cluster.lan.network.nth(1).expect("the switch's")
-        ));
-        wraps("by the router", true);
-        route(format!("route delete {far}/32"));
-        wraps("straight again", false);
+        await_wrapped(&cluster, &mut stream, "straight", false);
+        route(&cluster, "add", &by_router(&cluster));
+        await_wrapped(&cluster, &mut stream, "by the router", true);
+        route(&cluster, "delete", "");
+        await_wrapped(&cluster, &mut stream, "straight again", false);
         // What a route does not take is the stack's, which tells the pod.
-        route(format!("route add {far}/32 dev eth0 mtu 1300"));
+        route(&cluster, "add", "dev eth0 mtu 1300");
         wait::until("large packets take the stack", SOON, || {
             let before = counters(&cluster, 0)["too_big"];
             exchange(&mut connect(&pods[0], pods[1].address));
             let after = counters(&cluster, 0)["too_big"];
             if after > before { Ok(()) } else { Err(after) }
         });
-        wraps("small ones are wrapped", false);
+        await_wrapped(&cluster, &mut stream, "small ones are wrapped", false);
+    }
+
+    #[test]
+    fn where_nobody_follows_the_routes_any_more_the_program_asks_for_them() {
+        let Some(cluster) = Cluster::new("alone", 2) else {
+            return;
+        };
+        let (mut nodes, pods) = served(&cluster);
+        make_router(&cluster.lan.switch);
+        let mut stream = connect(&pods[0], pods[1].address);
+        await_wrapped(&cluster, &mut stream, "straight", false);
+        drop(nodes.remove(0));
+        route(&cluster, "add", &by_router(&cluster));
+        await_wrapped(&cluster, &mut stream, "straight, as it was said last", false);
+        let mut path = FastPath::open(&cluster.pin_dir(0)).expect("opened");
+        path.renew(Duration::ZERO).expect("the last minute is over");
+        await_wrapped(&cluster, &mut stream, "by the router", true);
     }
 
     /// A frame of the underlay with a pod's packet in it.
