@@ -28,6 +28,17 @@ impl Removal {
         }
     }
 
+    /// Adds each of a kind, so that those that failed hide none that were taken away.
+    pub fn add_each<E: Error + 'static>(
+        &mut self,
+        kind: &'static str,
+        results: impl IntoIterator<Item = Result<impl Into<usize>, E>>,
+    ) {
+        for result in results {
+            self.add(kind, result);
+        }
+    }
+
     /// Adds what another part did.
     pub fn merge(&mut self, other: Self) {
         let Self {
@@ -57,12 +68,13 @@ mod tests {
         all.add("tables", Ok::<_, io::Error>(true));
         let mut other = Removal::default();
         other.add("tables", Ok::<_, io::Error>(2_usize));
-        other.add("files", Err::<usize, _>(io::Error::from_raw_os_error(1)));
+        let failure = || Err(io::Error::from_raw_os_error(1));
+        other.add_each("files", [Ok(true), failure(), Ok(true), Ok(false), failure()]);
         all.merge(other);
         let expected = Removal {
-            removed: [("tables", 3)].into(),
+            removed: [("tables", 3), ("files", 2)].into(),
             left: Vec::new(),
-            failed: vec!["files: Operation not permitted (os error 1)".to_owned()],
+            failed: vec!["files: Operation not permitted (os error 1)".to_owned(); 2],
         };
         assert_eq!(all, expected);
     }

@@ -87,8 +87,10 @@ pub enum NodeCommand {
   systemctl disable --now causeway-node && causeway node cleanup --config /etc/causeway/node.yaml
   causeway node cleanup --force                    # running pods lose their network
   causeway node cleanup -o json | jq .failed
-Exit codes: 0 = all of it is gone, 1 = something could not be removed, or pods still run, 2 = could not run,
-or the agent runs. What is not the agent's own stays.")]
+Exit codes: 0 = all of it is gone but for what is told as left, 1 = something could not be removed, or pods still
+run, 2 = could not run, or the agent runs. What is told as left: kernel settings, annotations of the Node, a lease
+that is reserved or that etcd does not take back. Directories that were made for files, as /run/flannel, stay too, and
+so does what is not the agent's own.")]
     Cleanup(CleanupArgs),
 }
 

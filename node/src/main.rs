@@ -69,7 +69,7 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     allocator::prefer_small();
-    start_logs();
+    start_logs("info");
     exit_code(until_told(|shutdown| agent::run(config, shutdown)))
 }
 
@@ -78,7 +78,7 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    start_logs();
+    start_logs("info");
     exit_code(until_told(|shutdown| async {
         dns::run(config, shutdown).await.context("run the DNS server")
     }))
@@ -107,6 +107,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
+    start_logs("warn");
     match block_on(clean(&config, args.force)) {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));
@@ -183,9 +184,9 @@ where
     })
 }
 
-/// Logs go to standard error, from `info` on unless `CAUSEWAY_LOG` says otherwise.
-fn start_logs() {
-    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+/// Logs go to standard error, from this level on unless `CAUSEWAY_LOG` says otherwise.
+fn start_logs(level: &str) {
+    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

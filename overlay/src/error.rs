@@ -14,7 +14,7 @@ use crate::flannel::FormatError;
 /// [`crate::Status`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A certificate or key cannot be read.
+    /// A certificate, a key, or what is remembered cannot be read.
     #[error("read {}", path.display())]
     ReadFile {
         /// The file.

@@ -11,7 +11,7 @@
 //! - `guard` drops what is sent in another's name.
 //! - `host_ports` leads ports of the node to pods.
 //! - `masquerade` lets pods reach the world; `subnet_env` tells other programs of the node's subnet.
-//! - [`uninstall`] takes all of it off a node again.
+//! - [`uninstall`] takes all of it off a node again; [`files`] are replaced as a whole.
 //! - [`pods`] gives addresses to pods and plans their wiring; `leaks` finds those that went without a word,
 //!   `strangers` those whose record is lost.
 //!
@@ -23,6 +23,7 @@ mod engine;
 mod error;
 mod etcd;
 pub mod fast_path;
+pub mod files;
 pub mod flannel;
 mod follow;
 mod followed;

@@ -1,6 +1,7 @@
 //! What a node remembers over restarts, so that it serves before etcd answers, and while it does not.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +9,8 @@ use model::ByFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::flannel::Record;
-use crate::subnet_env::write_file;
+use crate::files::write_file;
+use crate::flannel::{FormatError, Record};
 
 /// The file's name in the agent's state directory.
 pub(crate) const FILE: &str = "overlay.json";
@@ -45,7 +46,11 @@ impl Entry {
     }
 
     pub(crate) fn record(&self) -> Option<Record> {
-        Record::remembered(&self.key, &self.value).ok()
+        self.read().ok()
+    }
+
+    pub(crate) fn read(&self) -> Result<Record, FormatError> {
+        Record::remembered(&self.key, &self.value)
     }
 }
 
@@ -58,13 +63,22 @@ impl Memory {
 
     /// Reads the file; what cannot be read is forgotten, since etcd has it.
     pub(crate) fn load(directory: &Path) -> Self {
-        let Ok(bytes) = fs::read(path(directory)) else {
-            return Self::default();
-        };
-        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::warn!(%error, "remembered overlay state is unreadable, starting without");
+        Self::read(directory).unwrap_or_else(|error| {
+            let error = model::with_causes(&error);
+            tracing::warn!(error, "remembered overlay state is unreadable, starting without");
             Self::default()
         })
+    }
+
+    /// Reads the file; one that is not there holds nothing.
+    pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
+        let path = path(directory);
+        let read = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        };
+        read.map_err(|source| Error::ReadFile { path, source })
     }
 
     /// Writes the file.
@@ -79,6 +93,7 @@ impl Memory {
     }
 }
 
-fn path(directory: &Path) -> PathBuf {
+/// Where it is.
+pub(crate) fn path(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }

@@ -59,6 +59,13 @@ impl Strangers {
             .flat_map(|stranger| stranger.routes.values())
     }
 
+    /// The devices that have such routes.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &str> {
+        let served = self.by_device.iter();
+        let served = served.filter(|(_, stranger)| !stranger.routes.is_empty());
+        served.map(|(device, _)| device.as_str())
+    }
+
     /// What there is to tell, one line for each.
     pub(crate) fn notes(&self, now: Instant) -> impl Iterator<Item = String> {
         let lasting = self

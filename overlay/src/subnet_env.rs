@@ -8,6 +8,7 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 use model::{ByFamily, IpFamily, Mtu};
 
+use crate::files::write_file;
 use crate::flannel::NetworkConfig;
 use crate::pool::{address, masked, number};
 
@@ -60,20 +61,6 @@ pub(crate) fn read(path: &Path) -> ByFamily<IpNetwork> {
         Some((family, masked(with_host)))
     };
     IpFamily::ALL.into_iter().filter_map(subnet).collect()
-}
-
-/// Replaces a file as a whole, durably.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    let mut file = fs::File::create(&fresh)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_data()?;
-    fs::rename(&fresh, path)?;
-    crate::pods::log::sync_directory(path)
 }
 
 #[cfg(test)]

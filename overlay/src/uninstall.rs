@@ -1,11 +1,11 @@
 //! Takes all that the overlay wrote off a node that leaves for good: the kernel's side by what every pass of the engine
 //! does with what is not wanted any more, then the files. For when no overlay runs.
 //!
-//! What is known of the tunnels is in the [`Memory`]: without one they are somebody else's, flannel's perhaps.
+//! What is known of the tunnels is [`Remembered`]: without it they are somebody else's, flannel's perhaps.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ebpf::FastPath;
 use model::{ByFamily, IpFamily, Removal};
@@ -16,10 +16,13 @@ use crate::config::Etcd;
 use crate::engine;
 use crate::error::Error;
 use crate::etcd::Store;
+use crate::files::{remove_file, remove_if_there, successor};
 use crate::flannel::{Backend, NetworkConfig, Record};
+use crate::lease::Held;
 use crate::memory::{self, Memory};
-use crate::pods::{self, PodNetwork};
+use crate::pods::{self, Assigned, PodNetwork};
 use crate::reconcile::{Mirror, remove_all};
+use crate::strangers::Strangers;
 use crate::subnet_env;
 
 /// Where the overlay's traces are.
@@ -33,68 +36,161 @@ pub struct Places {
     pub subnet_env: Option<PathBuf>,
 }
 
-/// Gives the node's subnet back to the others. A lease that cannot be given back ends by itself.
-pub async fn release_lease(etcd: &Etcd, state_dir: &Path) -> Removal {
-    let mut removal = Removal::default();
-    let own = Memory::load(state_dir).own.and_then(|own| own.record());
-    let Some(own) = own else { return removal };
-    match release(etcd, &own).await {
-        Ok(released) => removal.add("leases", Ok::<_, Error>(released)),
-        Err(error) => removal.left.push(format!(
-            "lease {} in etcd, which ends by itself within a day: {}",
-            own.key(),
-            model::with_causes(&error)
-        )),
+/// What the overlay knew of itself.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    network: Option<NetworkConfig>,
+    own: Option<Record>,
+    /// What of it cannot be read.
+    unreadable: Vec<Error>,
+}
+
+impl Remembered {
+    /// Reads it from the state directory. What cannot be read stays there: [`uninstall`] tells it as a failure.
+    #[must_use]
+    pub fn read(state_dir: &Path) -> Self {
+        let mut remembered = Self::default();
+        let memory = Memory::read(state_dir).unwrap_or_else(|error| {
+            remembered.unreadable.push(error);
+            Memory::default()
+        });
+        let path = memory::path(state_dir);
+        match memory.network.as_deref().map(NetworkConfig::parse).transpose() {
+            Ok(network) => remembered.network = network,
+            Err(source) => remembered.unreadable.push(Error::BadNetwork {
+                key: path.display().to_string(),
+                source,
+            }),
+        }
+        match memory.own.as_ref().map(memory::Entry::read).transpose() {
+            Ok(own) => remembered.own = own,
+            Err(error) => remembered.unreadable.push(Error::ReadFile {
+                path,
+                source: io::Error::new(ErrorKind::InvalidData, error),
+            }),
+        }
+        remembered
     }
+}
+
+/// What became of the node's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Release {
+    Released,
+    /// There was none of this node.
+    Absent,
+    /// An operator reserved it.
+    Reserved,
+    /// Somebody wrote it since it was read.
+    Changed,
+}
+
+/// Gives the node's subnet back to the others. A lease that cannot be given back ends by itself, but for a reserved one.
+pub async fn release_lease(etcd: &Etcd, remembered: &Remembered) -> Removal {
+    let mut removal = Removal::default();
+    let Some(own) = &remembered.own else {
+        return removal;
+    };
+    let reason = match release(etcd, own).await {
+        Ok(Release::Released) => {
+            removal.add("leases", Ok::<_, Error>(true));
+            return removal;
+        }
+        Ok(Release::Absent) => return removal,
+        Ok(Release::Reserved) => "which is reserved for this node".to_owned(),
+        Ok(Release::Changed) => "which somebody changed meanwhile".to_owned(),
+        Err(error) => {
+            let error = model::with_causes(&error);
+            format!("which ends by itself within a day unless it is reserved: {error}")
+        }
+    };
+    removal
+        .left
+        .push(format!("lease {} in etcd, {reason}", own.key()));
     removal
 }
 
-/// Whether there was a lease of this node. One that an operator reserved stays.
-async fn release(etcd: &Etcd, own: &Record) -> Result<bool, Error> {
+async fn release(etcd: &Etcd, own: &Record) -> Result<Release, Error> {
     let mut store = Store::connect(etcd).await?;
     let held = store.list().await?.held;
     let mut of_this_node = held.iter().filter(|held| {
         let same_key = held.record.key() == own.key();
-        same_key && held.record.lease.public_ips() == own.lease.public_ips() && !held.reserved
+        same_key && held.record.lease.public_ips() == own.lease.public_ips()
     });
     match of_this_node.next() {
-        Some(held) => store.delete(held).await,
-        None => Ok(false),
+        Some(held) => give_back(&mut store, held).await,
+        None => Ok(Release::Absent),
     }
+}
+
+async fn give_back(store: &mut Store, held: &Held) -> Result<Release, Error> {
+    if held.reserved {
+        return Ok(Release::Reserved);
+    }
+    let deleted = store.delete(held).await?;
+    Ok(if deleted {
+        Release::Released
+    } else {
+        Release::Changed
+    })
+}
+
+/// The devices of pods that are served and have no record, in the calling thread's network namespace: [`uninstall`]
+/// takes their routes.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn pods_without_record(pods: Option<&PodNetwork>) -> Result<Vec<String>, Error> {
+    let mirror = Mirror::read(&mut Netlink::open()?, &ByFamily::default())?;
+    Ok(without_record(&mirror, &recorded(pods)))
+}
+
+fn recorded(pods: Option<&PodNetwork>) -> Vec<Assigned> {
+    pods.map(PodNetwork::list).unwrap_or_default()
+}
+
+fn without_record(mirror: &Mirror, recorded: &[Assigned]) -> Vec<String> {
+    let mut strangers = Strangers::default();
+    strangers.look(mirror, recorded, Instant::now());
+    strangers.devices().map(str::to_owned).collect()
 }
 
 /// Takes everything away, in the calling thread's network namespace; `pods` lose their devices. What fails stops
 /// nothing else, but for the files that the next try needs.
 #[must_use]
-pub fn uninstall(places: &Places, pods: Option<&PodNetwork>) -> Removal {
+pub fn uninstall(places: &Places, pods: Option<&PodNetwork>, remembered: &Remembered) -> Removal {
     let mut removal = Removal::default();
-    let memory = Memory::load(&places.state_dir);
-    let retained = pods.map_or(Ok(Vec::new()), |pods| pods.retain(&[]));
-    removal.add("pods", retained.map(|pods| pods.len()));
+    let unreadable = remembered
+        .unreadable
+        .iter()
+        .map(|error| model::with_causes(error));
+    removal.failed.extend(unreadable);
+    if let Some(pods) = pods {
+        let evict = |pod: Assigned| pods.evict(&pod.key).map(|evicted| evicted.is_some());
+        removal.add_each("pods", pods.list().into_iter().map(evict));
+    }
     removal.add("fast paths", FastPath::remove(&places.pin_dir));
-    remove_entries(&memory, &mut removal);
-    removal.add("nftables tables", remove_tables());
+    remove_entries(remembered, &recorded(pods), &mut removal);
+    removal.add_each("nftables tables", remove_tables());
     if removal.failed.is_empty() {
-        remove_files(places, &memory, &mut removal);
+        remove_files(places, remembered, &mut removal);
     }
     removal
 }
 
-fn remove_entries(memory: &Memory, removal: &mut Removal) {
+fn remove_entries(remembered: &Remembered, recorded: &[Assigned], removal: &mut Removal) {
     let removed = Netlink::open().map_err(Error::from).and_then(|mut kernel| {
-        let tunnels = tunnels(&mut kernel, memory)?;
+        let tunnels = tunnels(&mut kernel, remembered.network.as_ref())?;
         let mirror = Mirror::read(&mut kernel, &tunnels)?;
-        let pods = mirror.links.values();
-        let pods = pods.filter(|link| mirror.pod_routes(link).next().is_some());
-        removal.left.extend(pods.map(|link| {
-            let device = &link.name;
+        let pods = without_record(&mirror, recorded).into_iter();
+        removal.left.extend(pods.map(|device| {
             format!("device {device}: of a pod whose record is lost; it has no route any more")
         }));
         let outcome = remove_all(&mut kernel, &mirror, tunnels);
         removal.failed.extend(outcome.problems);
         for tunnel in tunnels.values() {
             let deleted = kernel.delete_link(*tunnel).absent_is_fine();
-            removal.add("tunnel devices", deleted.map(|()| 1_usize));
+            removal.add("tunnel devices", deleted.map(|()| true));
         }
         Ok(outcome.writes)
     });
@@ -102,9 +198,7 @@ fn remove_entries(memory: &Memory, removal: &mut Removal) {
 }
 
 /// The indices of the devices that were ours: those of the network that is remembered, by name and VNI.
-fn tunnels(kernel: &mut impl Kernel, memory: &Memory) -> Result<ByFamily<u32>, Error> {
-    let network = memory.network.as_deref();
-    let network = network.and_then(|text| NetworkConfig::parse(text).ok());
+fn tunnels(kernel: &mut impl Kernel, network: Option<&NetworkConfig>) -> Result<ByFamily<u32>, Error> {
     let Some((network, vni)) = network.and_then(|network| match network.backend {
         Backend::Vxlan { vni, .. } => Some((network, vni)),
         Backend::HostGw => None,
@@ -123,18 +217,21 @@ fn tunnels(kernel: &mut impl Kernel, memory: &Memory) -> Result<ByFamily<u32>, E
     Ok(found.into_iter().collect())
 }
 
-/// Returns how many there were.
-fn remove_tables() -> Result<usize, Error> {
-    let mut nft = Nft::open()?;
+/// Whether each was there.
+fn remove_tables() -> Vec<Result<bool, Error>> {
     let families = IpFamily::ALL.into_iter().filter(|family| engine::speaks(*family));
-    let tables: Vec<_> = families.flat_map(engine::tables).collect();
-    let removed: Vec<_> = tables.iter().map(|table| nft.remove(table)).collect();
-    let removed = removed.into_iter().map(|removed| removed.map(usize::from));
-    Ok(removed.sum::<Result<usize, _>>()?)
+    let tables = families.flat_map(engine::tables);
+    match Nft::open() {
+        Ok(mut nft) => tables.map(|table| Ok(nft.remove(&table)?)).collect(),
+        Err(error) => vec![Err(error.into())],
+    }
 }
 
-fn remove_files(places: &Places, memory: &Memory, removal: &mut Removal) {
-    let own = memory.own.as_ref().and_then(|own| own.record());
+fn remove_files(places: &Places, remembered: &Remembered, removal: &mut Removal) {
+    if let Some(path) = &places.subnet_env {
+        removal.add("files", remove_if_there(&successor(path)));
+    }
+    let own = remembered.own.as_ref();
     if let Some(path) = places.subnet_env.as_deref().filter(|path| path.exists()) {
         if own.is_some_and(|own| own.lease.subnets() == subnet_env::read(path)) {
             removal.add("files", remove_file(path));
@@ -150,31 +247,17 @@ fn remove_files(places: &Places, memory: &Memory, removal: &mut Removal) {
     }
 }
 
-/// Removes a file, and what a crash left of a successor that was not put in its place. Whether it was there.
-///
-/// # Errors
-/// When it is there and stays.
-pub fn remove_file(path: &Path) -> Result<bool, Error> {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    remove_if_there(Path::new(&fresh))?;
-    remove_if_there(path)
-}
-
-fn remove_if_there(path: &Path) -> Result<bool, Error> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::RemoveFile {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use netlink::{FakeKernel, NewLink, NewLinkKind, Vxlan};
+    use std::fs;
+    use std::net::IpAddr;
+
+    use ipnetwork::IpNetwork;
+    use model::NodeName;
+    use model::lease::{Encap, Lease, Site};
+    use model::wiring::ROUTE_PROTOCOL;
+    use netlink::{FakeKernel, Neighbour, NewLink, NewLinkKind, Route, Vxlan};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -192,10 +275,6 @@ mod tests {
                 collect_metadata: false,
             })
         };
-        let memory = |network: Option<&str>| Memory {
-            network: network.map(str::to_owned),
-            ..Memory::default()
-        };
         let with = |backend: &str| format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
         let ours = with(r#"{"Type":"vxlan"}"#);
         let rows = [
@@ -204,7 +283,6 @@ mod tests {
             ("flannel.1", None, Some(&ours), false),
             ("flannel.99", Some(1), Some(&ours), false),
             ("flannel.1", Some(1), None, false),
-            ("flannel.1", Some(1), Some(r#"{"Network""#), false),
         ];
         for (name, vni, network, expected) in rows {
             let mut kernel = FakeKernel::new();
@@ -217,8 +295,139 @@ mod tests {
                 None => drop(kernel.plug(name, [2, 0, 0, 0, 0, 1], 1500)),
             }
             let index = kernel.link_named(name).expect("works").map(|link| link.index);
-            let found = tunnels(&mut kernel, &memory(network)).expect("works");
+            let config = network.map(|network| NetworkConfig::parse(network).expect("valid"));
+            let found = tunnels(&mut kernel, config.as_ref()).expect("works");
             assert_eq!(found.v4, index.filter(|_| expected), "{name} {vni:?} {network:?}");
         }
+    }
+
+    /// A directory of the test's own.
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("cwt-uninstall-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("writable");
+        path
+    }
+
+    #[test]
+    fn what_is_remembered_and_cannot_be_read_is_a_failure_and_stays() {
+        let network = r#""{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}""#;
+        let own =
+            r#"{"key":"10.244.3.0-24","value":"{\"PublicIP\":\"192.0.2.3\",\"BackendType\":\"host-gw\"}"}"#;
+        let with = |network: &str, own: &str| {
+            format!(r#"{{"network":{network},"own":{own},"others":[],"cluster_id":1,"revision":1}}"#)
+        };
+        let rows = [
+            (None, (false, false, 0)),
+            (Some(with("null", "null")), (false, false, 0)),
+            (Some(with(network, own)), (true, true, 0)),
+            (Some(with(r#""{""#, own)), (false, true, 1)),
+            (
+                Some(with(network, r#"{"key":"x","value":"{}"}"#)),
+                (true, false, 1),
+            ),
+            (Some(with(network, own).split_off(1)), (false, false, 1)),
+        ];
+        let directory = directory("remembered");
+        for (text, expected) in rows {
+            if let Some(text) = &text {
+                fs::write(memory::path(&directory), text).expect("writable");
+            }
+            let Remembered {
+                network,
+                own,
+                unreadable,
+            } = Remembered::read(&directory);
+            let found = (network.is_some(), own.is_some(), unreadable.len());
+            assert_eq!(found, expected, "{text:?}: {unreadable:?}");
+        }
+        fs::remove_file(memory::path(&directory)).expect("there");
+        fs::create_dir(memory::path(&directory)).expect("writable");
+        assert_eq!(Remembered::read(&directory).unreadable.len(), 1, "no file");
+        fs::remove_dir_all(directory).expect("there");
+    }
+
+    #[test]
+    fn a_pod_without_record_is_one_whose_device_has_a_route_of_ours() {
+        let mut kernel = FakeKernel::new();
+        let address = |last| IpAddr::from([10, 244, 3, last]);
+        let mac = [2, 0, 0, 0, 0, 1];
+        for (last, name, routed) in [(2, "cwlost", true), (3, "cwgone", false), (4, "eth9", true)] {
+            let link = kernel.plug(name, mac, 1500);
+            kernel
+                .neighbours
+                .push(Neighbour::permanent(link, address(last), mac));
+            let destination = IpNetwork::from(address(last));
+            let route = Route::on_link(destination, link, ROUTE_PROTOCOL);
+            kernel.routes.extend(routed.then_some(route));
+        }
+        let mirror = Mirror::read(&mut kernel, &ByFamily::default()).expect("works");
+        assert_eq!(without_record(&mirror, &[]), ["cwlost"]);
+    }
+
+    /// A lease of a node, and what tells of it.
+    fn own() -> Record {
+        let site = Site {
+            subnet: "10.244.3.0/24".parse().expect("a subnet"),
+            public_ip: [192, 0, 2, 3].into(),
+            encap: Encap::HostGw,
+        };
+        let sites = [(IpFamily::V4, site)].into_iter().collect();
+        Record::new(Lease { sites }, NodeName::from("node-1"))
+    }
+
+    #[tokio::test]
+    async fn a_lease_goes_unless_somebody_else_decided_on_it() {
+        let directory = directory("lease");
+        let config = store::Config::new(&directory, vec![([127, 0, 0, 1], 0).into()]);
+        let server = store::Server::bind(config).await.expect("a free port");
+        let url = format!("http://{}", server.local_addrs()[0]);
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(server.run(shutdown.clone()));
+        let etcd = Etcd {
+            endpoints: vec![url.clone()],
+            prefix: "/coreos.com/network".to_owned(),
+            ca: None,
+            cert: None,
+            key: None,
+            username: None,
+            password_file: None,
+        };
+        let remembered = Remembered {
+            own: Some(own()),
+            ..Remembered::default()
+        };
+        let release = async || release_lease(&etcd, &remembered).await;
+        assert_eq!(release().await, Removal::default(), "there is none");
+
+        let mut store = Store::connect(&etcd).await.expect("it serves");
+        store.create(&own(), None).await.expect("it serves");
+        let released = Removal {
+            removed: [("leases", 1)].into(),
+            ..Removal::default()
+        };
+        assert_eq!(release().await, released);
+
+        store.create(&own(), None).await.expect("it serves");
+        let read = store.list().await.expect("it serves").held.remove(0);
+        store.update(&read, &own()).await.expect("it serves");
+        let given_back = give_back(&mut store, &read).await.expect("it serves");
+        assert_eq!(given_back, Release::Changed);
+
+        let reserved = Held {
+            reserved: true,
+            ..store.list().await.expect("it serves").held.remove(0)
+        };
+        store.update(&reserved, &own()).await.expect("it serves");
+        let left = |reason: &str| format!("lease 10.244.3.0-24 in etcd, {reason}");
+        assert_eq!(release().await.left, [left("which is reserved for this node")]);
+        let held = store.list().await.expect("it serves").held;
+        assert_eq!(held.len(), 1, "it stays");
+
+        shutdown.cancel();
+        let _ended = serving.await.expect("no panic");
+        let told = release().await.left.concat();
+        let expected = left("which ends by itself within a day unless it is reserved: etcd: ");
+        assert!(told.starts_with(&expected), "{told}");
+        fs::remove_dir_all(directory).expect("there");
     }
 }

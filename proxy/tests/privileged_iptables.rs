@@ -497,10 +497,17 @@ fn uninstalling_leaves_what_others_made_and_nothing_else() {
         assert!(own.iter().all(|chain| has(&kept, chain)));
         kept.retain(|line| before.contains(line));
         assert_eq!(kept, before, "others' rules are as they were, in their order");
-        Iptables::remove(&node().families).expect("uninstall");
+        uninstall("uninstall");
         assert_eq!(rules(suffix), before);
-        Iptables::remove(&node().families).expect("again");
+        uninstall("again");
     });
+}
+
+#[track_caller]
+fn uninstall(what: &str) {
+    for removed in Iptables::remove(&node().families) {
+        removed.expect(what);
+    }
 }
 
 #[test]
@@ -515,7 +522,7 @@ fn a_chain_that_others_use_outlives_the_proxy() {
             &program,
             &["-t", "nat", "-A", "CNI-HOSTPORT-SETMARK", "-j", "KUBE-MARK-MASQ"],
         );
-        Iptables::remove(&node().families).expect("uninstall");
+        uninstall("uninstall");
         let left = rules(suffix).into_iter().filter(|line| line.contains("KUBE-"));
         let left: Vec<_> = left.collect();
         let expected = [
@@ -796,7 +803,7 @@ fn kube_proxys_rules_are_taken_over() {
             let chains = found.into_iter().filter(|line| line.contains(" nat -A "));
             chains.collect::<Vec<_>>()
         };
-        Iptables::remove(&node().families).expect("uninstall");
+        uninstall("uninstall");
         let mut datapath = open(variant);
         writes(apply(&mut datapath, &services()));
         assert_eq!(lines(rules(suffix)), lines(found));

@@ -1,16 +1,20 @@
 //! Takes all that the agent wrote off a node that leaves for good: `causeway node cleanup`.
 //!
-//! It holds the lock of the state directory, as an agent does. Whatever fails stops nothing else, and what tells where
-//! our things are, the state directory, goes last and only when all else is gone: the next try finds what is left.
+//! It holds the lock of the state directory, as an agent does. Whatever fails stops nothing else. What tells where our
+//! things are goes after them: the overlay's memory and the book of pod addresses when all of the overlay's is gone, the
+//! record of the DNS address with the address. What is left of the state, the tombstones of pods, the lock and the
+//! directories, goes last and only when nothing failed: the next try finds what it needs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::Context;
-use model::Removal;
+use anyhow::{Context, anyhow};
+use model::{IpFamily, Removal};
+use overlay::files::remove_file;
 use overlay::pods::{Assigned, PodNetwork};
-use overlay::uninstall::{Places, release_lease, remove_file, uninstall};
+use overlay::uninstall::{Places, Remembered, pods_without_record, release_lease, uninstall};
 use proxy::{Chains, Proxy};
 
 use super::{LOCK, cni, dns_address, findings, ip_families, own_state_dir, pod_network, socket, sysctls};
@@ -39,8 +43,9 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
     } else {
         None
     };
+    refuse_served(config).map_err(CleanupError::CouldNotRun)?;
     let pods = known_pods(config).map_err(CleanupError::CouldNotRun)?;
-    let live = pods.as_ref().map(live_pods).unwrap_or_default();
+    let live = live_pods(pods.as_ref()).map_err(CleanupError::CouldNotRun)?;
     if !live.is_empty() && !force {
         return Err(CleanupError::PodsLive(live));
     }
@@ -50,13 +55,14 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
         "CNI configurations",
         cni::conflist::remove(&config.cni.conf_dir),
     );
-    removal.merge(leave_network(config).await);
+    let remembered = Remembered::read(state_dir);
+    removal.merge(leave_network(config, &remembered).await);
     let places = Places {
         state_dir: state_dir.clone(),
         pin_dir: config.proxy.pin_dir.clone(),
         subnet_env: config.network.as_ref().map(|network| network.subnet_env.clone()),
     };
-    removal.merge(uninstall(&places, pods.as_ref()));
+    removal.merge(uninstall(&places, pods.as_ref(), &remembered));
     let families = ip_families::of_this_node();
     let chains = match config.proxy.datapath {
         Datapath::Iptables => Chains::Ours,
@@ -68,13 +74,7 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
         removal.add("sockets", socket::remove(path));
     }
     if was_installed {
-        let settings = sysctls::of_an_agent(config, families);
-        if !settings.is_empty() {
-            removal.left.push(format!(
-                "kernel settings as the agent sets them, what they were before is not known: {}",
-                settings.join(", ")
-            ));
-        }
+        tell_settings(config, families, &mut removal);
     }
     if removal.failed.is_empty() {
         remove_state(config, &mut removal);
@@ -85,12 +85,34 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
 /// The book of pod addresses, without those that were deleted while no agent listened.
 fn known_pods(config: &Config) -> anyhow::Result<Option<PodNetwork>> {
     let pods = PodNetwork::open_if_there(&config.state_dir).context("open the book of pod addresses")?;
-    cni::forget_deletions(&config.cni.socket, pods.as_ref())?;
+    if let Some(pods) = &pods {
+        cni::release_deleted(&config.cni.socket, pods)?;
+    }
     Ok(pods)
 }
 
-/// Those whose namespace is there.
-fn live_pods(pods: &PodNetwork) -> Vec<String> {
+/// Without its state directory, or with another one, an agent holds no lock that we see.
+fn refuse_served(config: &Config) -> anyhow::Result<()> {
+    let sockets = [&config.cni.socket, &config.dns.feed_socket];
+    let served = sockets.into_iter().find(|path| socket::is_served(path));
+    served.map_or(Ok(()), |path| {
+        Err(anyhow!(
+            "somebody serves {}: does an agent run without its state directory?",
+            path.display()
+        ))
+    })
+}
+
+/// Those whose namespace is there, and those that are served though their record is lost.
+fn live_pods(pods: Option<&PodNetwork>) -> anyhow::Result<Vec<String>> {
+    let mut live = pods.map(recorded_and_live).unwrap_or_default();
+    let lost = pods_without_record(pods).context("look for pods without record")?;
+    let lost = lost.into_iter();
+    live.extend(lost.map(|device| format!("device {device} (the pod's record is lost)")));
+    Ok(live)
+}
+
+fn recorded_and_live(pods: &PodNetwork) -> Vec<String> {
     let lives = |pod: &Assigned| Path::new(&pod.netns).exists();
     let name = |pod: Assigned| match pod.pod {
         Some(pod) => pod.to_string(),
@@ -100,14 +122,14 @@ fn live_pods(pods: &PodNetwork) -> Vec<String> {
 }
 
 /// What the other nodes know of this one.
-async fn leave_network(config: &Config) -> Removal {
+async fn leave_network(config: &Config, remembered: &Remembered) -> Removal {
     let mut removal = Removal::default();
     let Some(network) = &config.network else {
         return removal;
     };
     match (network.leases, &network.etcd) {
         (LeasesIn::Etcd, Some(etcd)) => {
-            removal = release_lease(&pod_network::etcd(etcd), &config.state_dir).await;
+            removal = release_lease(&pod_network::etcd(etcd), remembered).await;
         }
         (LeasesIn::Kubernetes, _) if config.state_dir.exists() => removal.left.push(format!(
             "annotations flannel.alpha.coreos.com/* of Node {}: they go with the Node",
@@ -118,8 +140,24 @@ async fn leave_network(config: &Config) -> Removal {
     removal
 }
 
+fn tell_settings(config: &Config, families: BTreeSet<IpFamily>, removal: &mut Removal) {
+    match sysctls::of_an_agent(config, families) {
+        Ok(settings) if settings.is_empty() => {}
+        Ok(settings) => removal.left.push(format!(
+            "kernel settings as the agent sets them, what they were before is not known: {}",
+            settings.join(", ")
+        )),
+        Err(error) => removal.left.push(format!(
+            "kernel settings of an agent, which cannot be told: {}",
+            model::with_causes(&error)
+        )),
+    }
+}
+
 /// Other files in our directories are not ours, and keep them there.
 fn remove_state(config: &Config, removal: &mut Removal) {
+    let deletions = cni::deletions(&config.cni.socket);
+    add(removal, "directories", remove_tombstones(&deletions));
     removal.add(
         "sockets",
         socket::remove(&config.state_dir.join(findings::SOCKET)),
@@ -134,6 +172,15 @@ fn remove_state(config: &Config, removal: &mut Removal) {
                 removal.left.push(format!("directory {directory}: {error}"));
             }
         }
+    }
+}
+
+/// Whether there were any.
+fn remove_tombstones(directory: &Path) -> anyhow::Result<bool> {
+    match fs::remove_dir_all(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("remove {}", directory.display())),
     }
 }
 

@@ -361,12 +361,18 @@ impl PodNetwork {
         let mut removed = Vec::new();
         let mut first_failure = None;
         for key in &stale {
-            match remove_device(key).and_then(|()| self.remove(key)) {
+            match self.evict(key) {
                 Ok(assigned) => removed.extend(assigned),
                 Err(error) => first_failure = first_failure.or(Some(error)),
             }
         }
         first_failure.map_or(Ok(removed), Err)
+    }
+
+    /// Removes an interface's device, and takes its address back, as [`PodNetwork::remove`] does.
+    pub(crate) fn evict(&self, key: &AttachmentKey) -> Result<Option<Assigned>, PodError> {
+        remove_device(key)?;
+        self.remove(key)
     }
 
     /// Every interface that has an address, ordered by key.

@@ -89,14 +89,12 @@ impl Iptables {
     }
 
     /// Takes everything of the proxy's away, in both variants, in the network namespace of the calling thread.
-    /// Kubelet's chains stay, and chains that somebody else's rules lead to. Returns in how many rulesets, of a version
-    /// of IP and a variant, there was something.
-    ///
-    /// # Errors
-    /// The first failure, after everything was tried.
-    pub fn remove(families: &BTreeSet<IpFamily>) -> Result<usize, Error> {
-        let removed: Vec<_> = families.iter().map(|family| remove_family(*family)).collect();
-        removed.into_iter().sum()
+    /// Kubelet's chains stay, and chains that somebody else's rules lead to. Returns of each ruleset, of a version of IP
+    /// and a variant, whether there was something.
+    #[must_use]
+    pub fn remove(families: &BTreeSet<IpFamily>) -> Vec<Result<bool, Error>> {
+        let each = families.iter();
+        each.flat_map(|family| remove_family(*family)).collect()
     }
 
     /// Whether there is anything that [`Iptables::remove`] would take away. What cannot be looked at holds nothing.
@@ -116,7 +114,7 @@ impl Iptables {
             .filter(|family| !context.families.contains(family))
         {
             // A host without that version of IP has no program for it, or one that fails.
-            if let Err(error) = remove_family(*family) {
+            for error in remove_family(*family).into_iter().filter_map(Result::err) {
                 tracing::debug!(
                     ?family,
                     error = &error as &dyn std::error::Error,
@@ -217,16 +215,18 @@ fn removals(family: IpFamily) -> Result<Vec<VariantRemoval>, Error> {
     Ok(installed.map(removal).collect())
 }
 
-fn remove_family(family: IpFamily) -> Result<usize, Error> {
-    let removals = removals(family)?;
+fn remove_family(family: IpFamily) -> Vec<Result<bool, Error>> {
+    let removals = match removals(family) {
+        Ok(removals) => removals,
+        Err(error) => return vec![Err(error)],
+    };
     // A variant that the kernel does not have cannot be asked, and holds nothing.
     let is_readable = removals.iter().any(|(_, edits)| edits.is_ok());
     let remove = |(programs, edits): VariantRemoval| match edits {
-        Ok(edits) if edits.is_empty() => Ok(0),
-        Ok(edits) => programs.restore(&edits.text()).map(|()| 1),
-        Err(_) if is_readable => Ok(0),
+        Ok(edits) if edits.is_empty() => Ok(false),
+        Ok(edits) => programs.restore(&edits.text()).map(|()| true),
+        Err(_) if is_readable => Ok(false),
         Err(error) => Err(error),
     };
-    let removed: Vec<_> = removals.into_iter().map(remove).collect();
-    removed.into_iter().sum()
+    removals.into_iter().map(remove).collect()
 }

@@ -44,9 +44,9 @@ impl Proxy {
     pub fn uninstall(pin_dir: &Path, chains: Chains, families: &BTreeSet<IpFamily>) -> Removal {
         let mut removal = Removal::default();
         removal.add("socket hooks", ebpf::SocketHook::remove(pin_dir));
-        removal.add("nftables tables", remove_tables());
+        removal.add_each("nftables tables", remove_tables());
         match chains {
-            Chains::Ours => removal.add("iptables rulesets", Iptables::remove(families)),
+            Chains::Ours => removal.add_each("iptables rulesets", Iptables::remove(families)),
             Chains::KubeProxys if Iptables::is_there(families) => {
                 let reason = "by their names they may be kube-proxy's, and proxy.datapath is not iptables";
                 removal.left.push(format!("chains KUBE-* of iptables: {reason}"));
@@ -67,11 +67,11 @@ impl Proxy {
             }
         };
         let rules = match &config.datapath {
-            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Ok(0),
+            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Vec::new(),
             DatapathKind::Iptables { .. } => remove_tables(),
         };
         hook?;
-        rules.map(drop)
+        rules.into_iter().try_for_each(|removed| removed.map(drop))
     }
 }
 
@@ -105,9 +105,10 @@ fn open_datapath(kind: &DatapathKind, context: &NodeContext) -> Result<(Box<dyn 
     Ok((Box::new(kernel), own_ports))
 }
 
-/// Returns how many there were.
-fn remove_tables() -> Result<usize, Error> {
-    let mut nft = Nft::open()?;
-    let removed = Packets::tables().map(|table| nft.remove(&table).map(usize::from));
-    Ok(removed.into_iter().sum::<Result<usize, _>>()?)
+/// Whether each was there.
+fn remove_tables() -> Vec<Result<bool, Error>> {
+    match Nft::open() {
+        Ok(mut nft) => Packets::tables().map(|table| Ok(nft.remove(&table)?)).into(),
+        Err(error) => vec![Err(error.into())],
+    }
 }

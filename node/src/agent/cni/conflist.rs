@@ -1,11 +1,10 @@
 //! The file by which the container runtime learns of the plugin.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use overlay::uninstall::remove_file;
+use overlay::files::{remove_if_there, successor, write_file};
 use serde_json::json;
 
 /// Before the names that other networks use, of which the runtime takes the first.
@@ -24,33 +23,27 @@ pub fn write(directory: &Path, socket: &Path) -> anyhow::Result<PathBuf> {
     if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(path);
     }
-    // Runtimes read every file that ends in .conf, .conflist or .json.
-    let fresh = directory.join(format!(".{NAME}.new"));
-    let write = || -> io::Result<()> {
-        std::fs::create_dir_all(directory)?;
-        let mut file = File::create(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &path)
-    };
-    write().with_context(|| format!("write {}", path.display()))?;
+    // Runtimes read every file that ends in .conf, .conflist or .json, and so not its successor.
+    write_file(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
 
-/// Removes the file if it is of our plugin. Whether it was there.
+/// Removes the file if it is of our plugin, and what a crash left of its successor. Whether there was either.
 ///
 /// # Errors
 /// When it cannot be read or removed.
 pub fn remove(directory: &Path) -> anyhow::Result<bool> {
     let path = directory.join(NAME);
+    let fresh = remove_if_there(&successor(&path))?;
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(fresh),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
     let there: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let is_ours = there["plugins"][0]["type"] == PLUGIN;
-    Ok(is_ours && remove_file(&path)?)
+    let removed = is_ours && remove_if_there(&path)?;
+    Ok(fresh || removed)
 }
 
 /// The configuration (CNI 1.0 §1, "Network configuration format").
@@ -95,6 +88,14 @@ mod tests {
         assert!(!remove(&directory).expect("gone"));
         std::fs::write(&path, r#"{"plugins": [{"type": "bridge"}]}"#).expect("writable");
         assert!(!remove(&directory).expect("readable"), "another's stays");
+        // As a crash leaves it, beside another's file or none.
+        let fresh = successor(&path);
+        for _ in 0..2 {
+            std::fs::write(&fresh, "").expect("writable");
+            assert!(remove(&directory).expect("removable"));
+            assert!(!fresh.exists());
+            let _ = std::fs::remove_file(&path); // the second time it is gone already
+        }
         std::fs::remove_dir_all(directory).expect("it was made");
     }
 }

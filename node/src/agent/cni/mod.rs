@@ -8,7 +8,6 @@
 pub mod conflist;
 mod decide;
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,21 +131,18 @@ async fn announce(config: &Cni) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Releases the interfaces that were deleted while no agent listened on the socket, and forgets those deletions.
+/// Releases the interfaces that were deleted while no agent listened on the socket.
 ///
 /// # Errors
 /// When the book of pod addresses, or what was left beside the socket, cannot be changed.
-pub fn forget_deletions(socket: &Path, pods: Option<&PodNetwork>) -> anyhow::Result<()> {
-    let directory = tombstone::directory(socket);
-    if let Some(pods) = pods {
-        replay(&directory, pods)?;
-    }
-    match std::fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
+pub fn release_deleted(socket: &Path, pods: &PodNetwork) -> anyhow::Result<()> {
+    replay(&tombstone::directory(socket), pods).map(drop)
+}
+
+/// Where deletions are told while no agent listens on the socket.
+#[must_use]
+pub fn deletions(socket: &Path) -> PathBuf {
+    tombstone::directory(socket)
 }
 
 fn replay(directory: &Path, pods: &PodNetwork) -> anyhow::Result<usize> {

@@ -122,18 +122,31 @@ impl Sysctls {
     }
 }
 
-/// The settings, by name and value, that are as an agent sets them where it knows of no cluster. What they were before
-/// it came nobody knows.
-#[must_use]
-pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> Vec<String> {
+/// The settings, by name and value, that are as an agent sets them in whatever cluster. `families`: versions of IP that
+/// the kernel speaks. What they were before it came nobody knows.
+///
+/// # Errors
+/// When the kernel does not tell of its devices.
+pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> netlink::Result<Vec<String>> {
     let (_, snapshots) = watch::channel(Arc::default());
     let (_, tunnel) = watch::channel(None);
-    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnel, Arc::default()) else {
-        return Vec::new();
+    let Some(sysctls) = Sysctls::of(config, families.clone(), snapshots, tunnel, Arc::default()) else {
+        return Ok(Vec::new());
     };
-    let (wanted, _) = sysctls.wanted();
+    // A router that advertised once may be gone.
+    let links = Netlink::open()?.links()?.into_iter();
+    let mut wanted = forwarding(&Paths {
+        families,
+        tunnel: None,
+        advertised: links.map(|link| link.name).collect(),
+    });
+    wanted.extend(sysctls.limits);
+    Ok(as_written(&wanted, &Kernel))
+}
+
+fn as_written(wanted: &[Wanted], settings: &impl Settings) -> Vec<String> {
     let told = |Wanted { path, value }: &Wanted| {
-        let present: u64 = Kernel.read(path).ok()??.trim().parse().ok()?;
+        let present: u64 = settings.read(path).ok()??.trim().parse().ok()?;
         let may_be_ours = value.may_have_written(present);
         may_be_ours.then(|| format!("{} = {present}", name(path)))
     };

@@ -120,3 +120,24 @@ fn a_device_that_was_made_anew_is_set_up_and_not_repaired() {
     assert_eq!(held.look(&all(), &mut kernel), looked(&[], &[]));
     assert_eq!(kernel.written, ["net/ipv4/conf/flannel.1/rp_filter = 2"]);
 }
+
+#[test]
+fn what_an_agent_may_have_set_is_told_with_its_value() {
+    let paths = Paths {
+        families: [IpFamily::V4, IpFamily::V6].into(),
+        tunnel: Some("flannel.1".to_owned()),
+        advertised: ["eth0", "eth1", "lo"].map(str::to_owned).into(),
+    };
+    let kernel = Fake::new(
+        &[
+            (FORWARD, "1"),
+            (TUNNEL, "2"),
+            ("net/ipv6/conf/eth0/accept_ra", "2\n"),
+            ("net/ipv6/conf/eth1/accept_ra", "1"),
+            ("net/ipv6/conf/all/forwarding", "0"),
+        ],
+        &[],
+    );
+    let expected = ["net.ipv4.ip_forward = 1", "net.ipv6.conf.eth0.accept_ra = 2"];
+    assert_eq!(as_written(&forwarding(&paths), &kernel), expected);
+}

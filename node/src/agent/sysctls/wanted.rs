@@ -50,11 +50,16 @@ impl Value {
         }
     }
 
-    /// Whether a value that is there is what was written, as far as can be told: one that is more than the least, or that
-    /// belongs to a device, is not.
+    /// Whether a value that is there is what was written, as far as can be told: one that is more than the least is not,
+    /// and one of a device that is ours goes with the device.
     #[must_use]
     pub fn may_have_written(self, present: u64) -> bool {
-        matches!(self, Self::AtLeast(written) | Self::Exactly(written) if written == present)
+        match self {
+            Self::AtLeast(written) | Self::Exactly(written) | Self::InsteadOfOne(written) => {
+                written == present
+            }
+            Self::IfPresent(_) => false,
+        }
     }
 
     /// Whether it is no failure that there is no such setting: it belongs to a device, which may come and go.
@@ -212,7 +217,7 @@ mod tests {
             (Value::AtLeast(4), [false, true, false]),
             (Value::Exactly(4), [false, true, false]),
             (Value::IfPresent(4), [false, false, false]),
-            (Value::InsteadOfOne(4), [false, false, false]),
+            (Value::InsteadOfOne(4), [false, true, false]),
         ];
         for (value, expected) in rows {
             let told = [1, 4, 5].map(|present| value.may_have_written(present));
