@@ -240,9 +240,15 @@ pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
     response[2] |= (FLAG_TC >> 8) as u8;
     response[6..8].copy_from_slice(&kept.to_be_bytes());
     response[8..12].fill(0);
+    put_client_opt(response, query);
+}
+
+/// Adds an OPT record to a response that has none, where the client sent one.
+pub fn put_client_opt(response: &mut Vec<u8>, query: &Query<'_>) {
     if let Some(edns) = query.edns {
         put_opt(response, edns.udp_size, 0, edns.dnssec_ok);
-        response[11] = 1;
+        let additionals = u16::from_be_bytes([response[10], response[11]]) + 1;
+        response[10..12].copy_from_slice(&additionals.to_be_bytes());
     }
 }
 

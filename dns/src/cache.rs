@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::answer::{code_of, fit};
+use crate::answer::{code_of, fit, put_client_opt};
 use crate::name::{MAX_NAME, Name};
 use crate::question::{HEADER, Query, Record, rcode, rtype};
 
@@ -126,8 +126,7 @@ impl Cache {
 
     /// Keeps a response, if it is of a kind that may be kept.
     pub fn store(&self, query: &Query<'_>, response: &[u8], now: Instant) {
-        let within = |zones: &[Name]| zones.iter().any(|zone| query.labels_before(zone).is_some());
-        if !self.options.zones.is_empty() && !within(&self.options.zones) {
+        if !self.options.zones.is_empty() && !query.is_within(&self.options.zones) {
             return;
         }
         let Some((stripped, ttls_at, lifetime)) = dissect(query, response) else {
@@ -138,7 +137,7 @@ impl Cache {
             Lifetime::Denial(ttl) => (&self.options.denial, self.options.denial.clamp(ttl)),
             Lifetime::Failure => (&self.options.denial, self.options.servfail),
         };
-        if keep.is_zero() || within(&part.disabled) {
+        if keep.is_zero() || query.is_within(&part.disabled) {
             return;
         }
         let mut buffer = [0; MAX_KEY];
@@ -256,13 +255,7 @@ fn adopt_question(out: &mut Vec<u8>, query: &Query<'_>) {
     out[2] = out[2] & !1 | head[2] & 1;
     out[3] = out[3] & !0x10 | head[3] & 0x10;
     out[HEADER..query.question_end].copy_from_slice(&head[HEADER..]);
-    if let Some(edns) = query.edns {
-        let [high, low] = edns.udp_size.to_be_bytes();
-        let flags = if edns.dnssec_ok { 0x80 } else { 0 };
-        out.extend_from_slice(&[0, 0, rtype::OPT as u8, high, low, 0, 0, flags, 0, 0, 0]);
-        let additionals = u16::from_be_bytes([out[10], out[11]]) + 1;
-        out[10..12].copy_from_slice(&additionals.to_be_bytes());
-    }
+    put_client_opt(out, query);
 }
 
 /// Takes out one entry: an expired one among the first few, else any.

@@ -5,7 +5,7 @@
 //! - [`question`] reads packets, [`answer`] writes them; neither allocates for a cluster name.
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket, and the last good snapshot on disk.
-//! - [`forward`], [`cache`]: everything that is not the cluster's.
+//! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
 //! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`]: what can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+pub mod acl;
 pub mod answer;
 pub mod cache;
 pub mod chain;
@@ -24,8 +25,10 @@ pub mod forward;
 pub mod http;
 pub mod kubernetes;
 pub mod metrics;
+pub mod mnemonic;
 pub mod name;
 pub mod question;
+pub mod rate_limit;
 #[cfg(test)]
 mod samples;
 pub mod serve;

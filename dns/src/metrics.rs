@@ -3,11 +3,13 @@
 //! Each serving thread counts in a [`Shard`] of its own, so that no two write to the same memory; a scrape adds the
 //! shards up.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::corefile::Key;
+use crate::name::Name;
 use crate::question::rcode;
 
 /// Types that are counted by name; the last place is for all others.
@@ -63,9 +65,24 @@ pub enum Answerer {
     Forward,
     /// `whoami`.
     Whoami,
+    /// `any`.
+    Any,
+    /// `acl`.
+    Acl,
+    /// `ratelimit`.
+    RateLimit,
 }
 
-const ANSWERERS: [&str; 5] = ["", "kubernetes", "cache", "forward", "whoami"];
+const ANSWERERS: [&str; 8] = [
+    "",
+    "kubernetes",
+    "cache",
+    "forward",
+    "whoami",
+    "any",
+    "acl",
+    "ratelimit",
+];
 
 /// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.
 #[derive(Debug, Default)]
@@ -219,7 +236,7 @@ impl Registry {
             for shard in &shards {
                 shard.zones[index].durations.add_to(&mut total);
             }
-            text.histogram(name, &zone_labels(label), &total);
+            text.histogram(name, &label.to_string(), &total);
         }
         for (name, help, value) in [
             (
@@ -260,7 +277,7 @@ impl Registry {
                         });
                         let labels = format!(
                             "{},proto=\"{proto}\",family=\"{family_name}\",type=\"{kind_name}\"",
-                            zone_labels(label)
+                            label
                         );
                         text.nonzero(name, &labels, value);
                     }
@@ -276,7 +293,7 @@ impl Registry {
             for (code, code_name) in RCODES.iter().map(|(_, name)| *name).chain(["other"]).enumerate() {
                 for (answerer, plugin) in ANSWERERS.iter().enumerate() {
                     let value = sum(shards, |shard| &shard.zones[index].responses[code][answerer]);
-                    let labels = format!("{},rcode=\"{code_name}\",plugin=\"{plugin}\"", zone_labels(label));
+                    let labels = format!("{label},rcode=\"{code_name}\",plugin=\"{plugin}\"");
                     text.nonzero(name, &labels, value);
                 }
             }
@@ -284,8 +301,22 @@ impl Registry {
     }
 }
 
-fn zone_labels(label: &ZoneLabel) -> String {
-    format!("server=\"{}\",zone=\"{}\",view=\"\"", label.server, label.zone)
+impl ZoneLabel {
+    /// The label of a zone of a server block; of the root at port 53 where there is none.
+    #[must_use]
+    pub fn of(key: Option<&Key>) -> Self {
+        let (port, zone) = key.map_or((53, Name::root()), |key| (key.port, key.zone.clone()));
+        Self {
+            server: format!("dns://:{port}"),
+            zone: zone.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ZoneLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "server=\"{}\",zone=\"{}\",view=\"\"", self.server, self.zone)
+    }
 }
 
 fn sum(shards: &[Arc<Shard>], counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {

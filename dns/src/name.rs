@@ -117,6 +117,13 @@ impl Name {
     }
 }
 
+/// A map by names can be asked for a question's name as it stands.
+impl std::borrow::Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 fn push_label(wire: &mut Vec<u8>, label: &[u8]) -> Result<(), NameError> {
     let length = u8::try_from(label.len()).map_err(|_| NameError::LongLabel)?;
     match usize::from(length) {

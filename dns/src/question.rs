@@ -21,12 +21,15 @@ pub mod rtype {
     pub const SOA: u16 = 6;
     pub const PTR: u16 = 12;
     pub const HINFO: u16 = 13;
+    pub const MX: u16 = 15;
     pub const TXT: u16 = 16;
     pub const AAAA: u16 = 28;
     pub const SRV: u16 = 33;
+    pub const DNAME: u16 = 39;
     pub const OPT: u16 = 41;
     pub const IXFR: u16 = 251;
     pub const AXFR: u16 = 252;
+    pub const ANY: u16 = 255;
 }
 
 /// Response codes.
@@ -231,6 +234,19 @@ impl<'p> Query<'p> {
             .find(|index| self.offset(*index) == front)
     }
 
+    /// Whether the name is within one of the zones.
+    #[must_use]
+    pub fn is_within(&self, zones: &[Name]) -> bool {
+        zones.iter().any(|zone| self.labels_before(zone).is_some())
+    }
+
+    /// Takes the client for one that cannot take more than `size` over UDP.
+    pub fn clamp_udp_size(&mut self, size: u16) {
+        if let Some(edns) = &mut self.edns {
+            edns.udp_size = edns.udp_size.min(size);
+        }
+    }
+
     /// The largest answer that the client can take over UDP (RFC 6891 §6.2.3: less than 512 counts as 512).
     #[must_use]
     pub fn udp_limit(&self) -> usize {
@@ -312,7 +328,7 @@ impl<'p> Record<'p> {
 }
 
 /// Steps over a name, which a pointer ends.
-fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
+pub(crate) fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *packet.get(at)? {
             0 => return Some(at + 1),

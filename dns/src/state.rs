@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::acl::Action;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
 use crate::metrics::{Exposition, Registry};
@@ -41,6 +42,7 @@ impl State {
         self.registry.write(&mut text);
         self.write_forwards(&mut text);
         self.write_caches(&mut text);
+        self.write_gates(&mut text);
         self.write_feeds(&mut text);
         text.text
     }
@@ -107,6 +109,50 @@ impl State {
         });
         for (index, cache) in caches.enumerate() {
             text.sample(name, &format!("block=\"{index}\""), cache.len() as f64);
+        }
+    }
+
+    fn write_gates(&self, text: &mut Exposition) {
+        for (name, help, action) in [
+            (
+                "coredns_acl_blocked_requests_total",
+                "Counter of DNS requests being blocked.",
+                Action::Block,
+            ),
+            (
+                "coredns_acl_filtered_requests_total",
+                "Counter of DNS requests being filtered.",
+                Action::Filter,
+            ),
+            (
+                "coredns_acl_allowed_requests_total",
+                "Counter of DNS requests being allowed.",
+                Action::Allow,
+            ),
+            (
+                "coredns_acl_dropped_requests_total",
+                "Counter of DNS requests being dropped.",
+                Action::Drop,
+            ),
+        ] {
+            let gates = || self.blocks.iter().filter_map(|block| Some((block, block.acl()?)));
+            if gates().next().is_some() {
+                text.family(name, "counter", help);
+            }
+            for (block, gate) in gates() {
+                text.sample(name, &block.labels(), gate.count(action) as f64);
+            }
+        }
+        let name = "causeway_dns_rate_limited_total";
+        text.family(name, "counter", "Queries of clients over their rate.");
+        for block in &self.blocks {
+            if let Some(limit) = block.rate_limit() {
+                text.sample(
+                    name,
+                    &block.labels(),
+                    limit.limited.load(Ordering::Relaxed) as f64,
+                );
+            }
         }
     }
 

@@ -1,11 +1,15 @@
 //! Whole answers: packets in, packets out, through server blocks written as a Corefile.
 
+mod gates;
+
 use std::sync::atomic::AtomicU64;
 
 use model::{Change, Snapshot};
 
 use super::*;
+use crate::cache::Cache;
 use crate::corefile::Corefile;
+use crate::feed::Source;
 use crate::forward::fake_upstream::{FakeUpstream, alias, answer};
 use crate::metrics::Registry;
 use crate::metrics::ZoneLabel;

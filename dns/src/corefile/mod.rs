@@ -3,8 +3,10 @@
 //! Three steps: [`lexer`] (words), [`tree`] (blocks and directives, imports and snippets resolved), [`plugins`]
 //! (options, checked). Every error names file and line.
 
+mod arguments;
 pub mod lexer;
 pub mod plugins;
+mod rules;
 pub mod tree;
 
 use std::collections::HashMap;
@@ -14,10 +16,12 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::acl;
 use crate::cache;
 use crate::forward;
 use crate::kubernetes;
 use crate::name::Name;
+use crate::rate_limit;
 use lexer::Token;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
@@ -70,6 +74,16 @@ pub struct ServerBlock {
     pub forward: Vec<forward::Options>,
     /// `whoami`.
     pub whoami: bool,
+    /// `bufsize`: no client is sent more over UDP, in bytes. Default 1232 where it is given.
+    pub bufsize: Option<u16>,
+    /// `ratelimit`.
+    pub rate_limit: Option<rate_limit::Options>,
+    /// `acl`, in the file's order.
+    pub acl: Vec<acl::Options>,
+    /// `any`: queries for every type at once get a hint instead (RFC 8482).
+    pub any: bool,
+    /// `minimal`: positive answers come without authorities and additional records.
+    pub minimal: bool,
 }
 
 /// One zone of a server block's heading.

@@ -1,28 +1,36 @@
 //! Directives to typed options, one function per plugin.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::arguments::{
+    bare, duration, everywhere, listen_address, names, no_options, number, single, unknown_option,
+};
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Log, ServerBlock, zones};
+use super::{Error, Health, Log, ServerBlock, rules, zones};
 use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
 use crate::zone::EndpointNames;
 use crate::{cache, forward, kubernetes};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 14] = [
+pub const KNOWN: [&str; 19] = [
     "reload",
+    "bufsize",
     "bind",
-    "health",
     "ready",
+    "health",
     "prometheus",
     "errors",
     "log",
+    "ratelimit",
+    "acl",
+    "any",
     "loadbalance",
     "cache",
+    "minimal",
     "kubernetes",
     "loop",
     "forward",
@@ -37,6 +45,14 @@ const MAX_TTL: u32 = 3600;
 pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<(), Error> {
     let given_before = match directive.name.text.as_str() {
         "errors" => std::mem::replace(&mut block.errors, bare(directive)?),
+        "any" => std::mem::replace(&mut block.any, bare(directive)?),
+        "minimal" => std::mem::replace(&mut block.minimal, bare(directive)?),
+        "bufsize" => block.bufsize.replace(rules::bufsize(directive)?).is_some(),
+        "ratelimit" => block.rate_limit.replace(rules::rate_limit(directive)?).is_some(),
+        "acl" => {
+            block.acl.push(rules::acl(directive, &own_zones(block))?);
+            false
+        }
         "loop" => std::mem::replace(&mut block.detect_loops, bare(directive)?),
         "whoami" => std::mem::replace(&mut block.whoami, bare(directive)?),
         "loadbalance" => std::mem::replace(&mut block.load_balance, load_balance(directive)?),
@@ -60,7 +76,7 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         "reload" => block.reload.replace(reload(directive)?).is_some(),
         "cache" => block.cache.replace(cache(directive)?).is_some(),
         "kubernetes" => {
-            let own: Vec<Name> = block.keys.iter().map(|key| key.zone.clone()).collect();
+            let own = own_zones(block);
             block.kubernetes.replace(kubernetes(directive, &own)?).is_some()
         }
         "bind" => {
@@ -88,110 +104,8 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
     Ok(())
 }
 
-/// A directive that is only a word.
-fn bare(directive: &Directive) -> Result<bool, Error> {
-    no_options(directive)?;
-    match directive.args.first() {
-        Some(arg) => Err(arg.error(format!("{} takes no argument", directive.name.text))),
-        None => Ok(true),
-    }
-}
-
-fn no_options(directive: &Directive) -> Result<(), Error> {
-    match directive.options.first() {
-        Some(option) => Err(unknown_option(directive, option, &[])),
-        None => Ok(()),
-    }
-}
-
-fn unknown_option(directive: &Directive, option: &Directive, known: &[&str]) -> Error {
-    let plugin = &directive.name.text;
-    let name = &option.name.text;
-    let known = if known.is_empty() {
-        "it has none".to_owned()
-    } else {
-        format!("known are {}", known.join(", "))
-    };
-    option
-        .name
-        .error(format!("unknown option {name:?} of {plugin}; {known}"))
-}
-
-/// The only argument of an option.
-fn single(directive: &Directive) -> Result<&Token, Error> {
-    match directive.args.as_slice() {
-        [only] => Ok(only),
-        _ => Err(directive
-            .name
-            .error(format!("{} takes exactly one argument", directive.name.text))),
-    }
-}
-
-fn number<N: std::str::FromStr>(token: &Token) -> Result<N, Error> {
-    token
-        .text
-        .parse()
-        .map_err(|_| token.error(format!("{:?} is no number in range", token.text)))
-}
-
-fn names(tokens: &[Token]) -> Result<Vec<Name>, Error> {
-    let mut names = Vec::new();
-    for token in tokens {
-        names.extend(zones(token, &token.text)?);
-    }
-    Ok(names)
-}
-
-fn everywhere(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
-}
-
-/// `:9153`, `localhost:9153`, `10.0.0.1:9153`, `[::1]:9153`.
-fn listen_address(directive: &Directive, default: SocketAddr) -> Result<SocketAddr, Error> {
-    let token = match directive.args.as_slice() {
-        [] => return Ok(default),
-        [token] => token,
-        [_, second, ..] => return Err(second.error(format!("{} takes one address", directive.name.text))),
-    };
-    let text = match token.text.split_once(':') {
-        Some(("", port)) => format!("[::]:{port}"),
-        Some(("localhost", port)) => format!("127.0.0.1:{port}"),
-        _ => token.text.clone(),
-    };
-    text.parse()
-        .map_err(|_| token.error(format!("{:?} is no address with a port", token.text)))
-}
-
-/// Go's notation: `5s`, `500ms`, `1m30s`, `1.5h`.
-fn duration(token: &Token) -> Result<Duration, Error> {
-    let error = || token.error(format!("{:?} is no duration like 5s, 500ms or 1m30s", token.text));
-    let mut rest = token.text.as_str();
-    let mut seconds = 0.0;
-    if rest.is_empty() {
-        return Err(error());
-    }
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let unit_end = rest[digits..]
-            .find(|c: char| c.is_ascii_digit())
-            .map_or(rest.len(), |at| digits + at);
-        let amount: f64 = rest[..digits].parse().map_err(|_| error())?;
-        let unit = match &rest[digits..unit_end] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "" if amount == 0.0 => 0.0,
-            _ => return Err(error()),
-        };
-        seconds += amount * unit;
-        rest = &rest[unit_end..];
-    }
-    Duration::try_from_secs_f64(seconds).map_err(|_| error())
+fn own_zones(block: &ServerBlock) -> Vec<Name> {
+    block.keys.iter().map(|key| key.zone.clone()).collect()
 }
 
 fn load_balance(directive: &Directive) -> Result<bool, Error> {

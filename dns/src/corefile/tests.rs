@@ -100,7 +100,7 @@ fn kubeadms_corefile_is_read_whole() {
             max_concurrent: Some(1000),
             ..forward::Options::default()
         }],
-        whoami: false,
+        ..ServerBlock::default()
     };
     assert_eq!(block(text), expected);
 }
@@ -274,6 +274,48 @@ fn options_are_read() {
 }
 
 #[test]
+fn rules_about_clients_are_read() {
+    let only = block(
+        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n}\n acl {\n \
+         allow net 10.1.0.0/16 fd00::1\n drop type TXT ANY\n block type AAAA TYPE65 net 192.0.2.1\n filter net * \
+         type A\n block\n}\n acl b.example {\n allow\n}\n}",
+    );
+    assert_eq!((only.any, only.minimal, only.bufsize), (true, true, Some(1400)));
+    let network = |text: &str| text.parse().expect("network");
+    let limit = rate_limit::Options {
+        per_second: 100,
+        burst: 200,
+        exempt: vec![network("10.0.0.0/8"), network("::1")],
+    };
+    assert_eq!(only.rate_limit, Some(limit));
+    let rule = |action, types: &[u16], clients: &[&str]| acl::Rule {
+        action,
+        types: types.to_vec(),
+        clients: clients.iter().map(|text| network(text)).collect(),
+    };
+    let expected = [
+        acl::Options {
+            zones: names(&["a.example"]),
+            rules: vec![
+                rule(acl::Action::Allow, &[], &["10.1.0.0/16", "fd00::1"]),
+                rule(acl::Action::Drop, &[], &[]),
+                rule(acl::Action::Block, &[28, 65], &["192.0.2.1"]),
+                rule(acl::Action::Filter, &[1], &[]),
+                rule(acl::Action::Block, &[], &[]),
+            ],
+        },
+        acl::Options {
+            zones: names(&["b.example"]),
+            rules: vec![rule(acl::Action::Allow, &[], &[])],
+        },
+    ];
+    assert_eq!(only.acl, expected);
+    assert_eq!(block(". {\n bufsize\n}").bufsize, Some(1232));
+    let limit = block(". {\n ratelimit 7\n}").rate_limit;
+    assert_eq!(limit.map(|limit| (limit.per_second, limit.burst)), Some((7, 7)));
+}
+
+#[test]
 fn layout_comments_quotes_snippets_and_imports() {
     let whoami = |text: &str| block(text).whoami;
     for text in [
@@ -335,9 +377,9 @@ fn files_are_imported_from_beside_the_importing_file() {
 
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bind, health, ready, prometheus, errors, log, loadbalance, cache, kubernetes, loop, \
-                         forward, whoami, import";
-    let unknown = format!("Corefile:3: unknown plugin \"hosts\"; known are {KNOWN}");
+    const KNOWN: &str = "reload, bufsize, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
+                         loadbalance, cache, minimal, kubernetes, loop, forward, whoami, import";
+    let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
     let in_forward = |option: &str| format!(". {{\n forward . 1.1.1.1 {{\n {option}\n}}\n}}");
@@ -356,7 +398,7 @@ fn what_is_wrong_is_said_with_its_line() {
             "# nothing\n".into(),
             "Corefile:0: there is no server block: the least is '. { whoami }'",
         ),
-        (". {\n errors\n hosts\n}".into(), &unknown),
+        (". {\n errors\n route53\n}".into(), &unknown),
         (
             ". {\n errors\n".into(),
             "Corefile:1: the block of \".\" is never closed",
@@ -448,6 +490,57 @@ fn what_is_wrong_is_said_with_its_line() {
         (
             inside("health {\n lameduck\n}"),
             "Corefile:3: lameduck takes exactly one argument",
+        ),
+        (inside("any thing"), "Corefile:2: any takes no argument"),
+        (
+            inside("bufsize 511"),
+            "Corefile:2: a number from 512 to 4096 is wanted, not 511",
+        ),
+        (inside("bufsize 512 512"), "Corefile:2: bufsize takes one size"),
+        (
+            inside("ratelimit"),
+            "Corefile:2: ratelimit takes the queries per second of one client, and how many may come at once",
+        ),
+        (
+            inside("ratelimit 0"),
+            "Corefile:2: a number from 1 to 1000000 is wanted, not 0",
+        ),
+        (
+            inside("ratelimit 1 {\n exempt\n}"),
+            "Corefile:3: exempt takes at least one argument",
+        ),
+        (
+            inside("ratelimit 1 {\n exempt all\n}"),
+            "Corefile:3: \"all\" is neither an address nor a network",
+        ),
+        (
+            inside("ratelimit 1 {\n slip 2\n}"),
+            "Corefile:3: unknown option \"slip\" of ratelimit; known are exempt",
+        ),
+        (inside("acl"), "Corefile:2: acl needs at least one rule"),
+        (
+            inside("acl {\n deny\n}"),
+            "Corefile:3: unknown option \"deny\" of acl; known are allow, block, filter, drop",
+        ),
+        (
+            inside("acl {\n allow from 10.0.0.1\n}"),
+            "Corefile:3: a rule of acl goes on with type or net, not \"from\"",
+        ),
+        (
+            inside("acl {\n allow type net 10.0.0.1\n}"),
+            "Corefile:3: nothing stands behind type",
+        ),
+        (
+            inside("acl {\n allow type A net\n}"),
+            "Corefile:3: nothing stands behind net",
+        ),
+        (
+            inside("acl {\n allow type B\n}"),
+            "Corefile:3: \"B\" is no type of records",
+        ),
+        (
+            inside("acl {\n allow net 10.0.0.1/33\n}"),
+            "Corefile:3: \"10.0.0.1/33\" is neither an address nor a network",
         ),
         (
             inside("reload 1s"),

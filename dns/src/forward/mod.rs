@@ -143,8 +143,7 @@ impl Forward {
     /// Whether queries for this name are forwarded.
     #[must_use]
     pub fn covers(&self, query: &Query<'_>) -> bool {
-        let within = |zones: &[Name]| zones.iter().any(|zone| query.labels_before(zone).is_some());
-        within(&self.options.from) && !within(&self.options.except)
+        query.is_within(&self.options.from) && !query.is_within(&self.options.except)
     }
 
     /// Asks the upstreams in turn, and returns a response that carries the client's id and question. `by_tcp`: the

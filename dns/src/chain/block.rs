@@ -1,0 +1,283 @@
+//! A server block: what it does with a query, plugin by plugin, and with the answer on its way back.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::loop_probe::LoopProbe;
+use super::{Client, trim};
+use crate::acl::{self, Action};
+use crate::answer::{Owner, Section, Writer, code_only};
+use crate::cache::Cache;
+use crate::corefile::{Log, ServerBlock};
+use crate::feed::Source;
+use crate::forward::{Failure, Forward};
+use crate::kubernetes::{self, Shape, Verdict};
+use crate::metrics::{Answerer, Event, Transport, ZoneLabel};
+use crate::name::Name;
+use crate::question::{Query, rcode, rtype};
+use crate::rate_limit::RateLimit;
+
+/// RFC 8482 §4.2 leaves the TTL to the server; this is CoreDNS's.
+const ANY_TTL: u32 = 8482;
+
+/// One step of the chain.
+pub enum Plugin {
+    /// Answers queries for every type at once.
+    Any,
+    /// Answers from the cluster's state.
+    Kubernetes(kubernetes::Options, Arc<Source>),
+    /// Answers with what upstreams said before.
+    Cache(Arc<Cache>),
+    /// Finds upstreams that send our queries back.
+    Loop(Arc<LoopProbe>),
+    /// Asks upstreams.
+    Forward(Arc<Forward>),
+    /// Tells the client its own address.
+    Whoami,
+}
+
+/// A server block, ready to answer.
+pub struct Block {
+    /// The first zone and port of its heading, as metrics tell them.
+    label: ZoneLabel,
+    plugins: Vec<Plugin>,
+    rate_limit: Option<Arc<RateLimit>>,
+    acl: Option<acl::Gate>,
+    /// No client is sent more over UDP.
+    pub(super) bufsize: Option<u16>,
+    pub(super) load_balance: bool,
+    minimal: bool,
+    errors: bool,
+    log: Option<Log>,
+}
+
+/// What becomes of a query before any plugin may answer it.
+pub(super) enum Gate {
+    Open,
+    /// The answer is written.
+    Answered(Answerer),
+    Silence,
+}
+
+/// Where a walk along the plugins ended.
+pub(super) enum Walk<'s> {
+    Answered(Answerer),
+    /// An upstream has to be asked; what it says may be cached.
+    Forward(&'s Forward, Option<&'s Cache>),
+    /// The answer is an alias for this name, with that TTL.
+    Alias(Name, u32),
+}
+
+impl Block {
+    /// Puts the plugins of a server block in their order.
+    #[must_use]
+    pub fn new(
+        config: &ServerBlock,
+        source: Option<Arc<Source>>,
+        loop_probe: Option<Arc<LoopProbe>>,
+    ) -> Self {
+        let mut plugins = Vec::new();
+        plugins.extend(config.any.then_some(Plugin::Any));
+        if let (Some(options), Some(source)) = (&config.kubernetes, source) {
+            plugins.push(Plugin::Kubernetes(options.clone(), source));
+        }
+        plugins.extend(
+            config
+                .cache
+                .clone()
+                .map(|options| Plugin::Cache(Arc::new(Cache::new(options)))),
+        );
+        plugins.extend(loop_probe.map(Plugin::Loop));
+        let forwards = config.forward.iter().cloned();
+        plugins.extend(forwards.map(|options| Plugin::Forward(Arc::new(Forward::new(options)))));
+        plugins.extend(config.whoami.then_some(Plugin::Whoami));
+        let limited = config.rate_limit.clone();
+        Self {
+            label: ZoneLabel::of(config.keys.first()),
+            plugins,
+            rate_limit: limited.map(|options| Arc::new(RateLimit::new(options))),
+            acl: (!config.acl.is_empty()).then(|| acl::Gate::new(config.acl.clone())),
+            bufsize: config.bufsize,
+            load_balance: config.load_balance,
+            minimal: config.minimal,
+            errors: config.errors,
+            log: config.log,
+        }
+    }
+
+    /// The block's plugins that answer, in order.
+    #[must_use]
+    pub fn plugins(&self) -> &[Plugin] {
+        &self.plugins
+    }
+
+    /// `server`, `zone` and `view`, for metrics of its plugins.
+    #[must_use]
+    pub fn labels(&self) -> String {
+        self.label.to_string()
+    }
+
+    /// Its `ratelimit`.
+    #[must_use]
+    pub fn rate_limit(&self) -> Option<&RateLimit> {
+        self.rate_limit.as_deref()
+    }
+
+    /// Its `acl`.
+    #[must_use]
+    pub fn acl(&self) -> Option<&acl::Gate> {
+        self.acl.as_ref()
+    }
+
+    /// Asks `ratelimit` and `acl`, which look at the client and never at the name's records.
+    pub(super) fn gate(&self, query: &Query<'_>, client: Client, now: Instant, out: &mut Vec<u8>) -> Gate {
+        let address = client.address.ip();
+        let limited = self.rate_limit.as_ref();
+        if limited.is_some_and(|limit| !limit.admits(address, now)) {
+            if client.transport == Transport::Udp {
+                // The address may be forged: an answer would go to somebody who did not ask.
+                return Gate::Silence;
+            }
+            code_only(out, query, rcode::REFUSED);
+            return Gate::Answered(Answerer::RateLimit);
+        }
+        let action = self.acl.as_ref().map(|acl| acl.decide(query, address));
+        match action {
+            None | Some(Action::Allow) => return Gate::Open,
+            Some(Action::Drop) => return Gate::Silence,
+            Some(Action::Block) => code_only(out, query, rcode::REFUSED),
+            Some(Action::Filter) => code_only(out, query, rcode::NOERROR),
+        }
+        Gate::Answered(Answerer::Acl)
+    }
+
+    pub(super) fn walk<'s>(
+        &'s self,
+        query: &Query<'_>,
+        client: Client,
+        shape: Shape,
+        out: &mut Vec<u8>,
+    ) -> Walk<'s> {
+        let mut cache = None;
+        for plugin in &self.plugins {
+            match plugin {
+                Plugin::Any if query.qtype == rtype::ANY => {
+                    refuse_any(query, shape, out);
+                    return Walk::Answered(Answerer::Any);
+                }
+                Plugin::Any => {}
+                Plugin::Kubernetes(options, source) => {
+                    match options.answer(&source.table.load(), query, shape, out) {
+                        Verdict::Answered => return Walk::Answered(Answerer::Kubernetes),
+                        Verdict::Follow(target) => return Walk::Alias(target, options.ttl),
+                        Verdict::NotOurs => {}
+                    }
+                }
+                Plugin::Cache(found) => {
+                    if found.answer(query, shape.limit, Instant::now(), out) {
+                        return Walk::Answered(Answerer::Cache);
+                    }
+                    cache = Some(&**found);
+                }
+                Plugin::Loop(probe) => {
+                    if probe.recognizes(query) {
+                        code_only(out, query, rcode::SERVFAIL);
+                        return Walk::Answered(Answerer::Server);
+                    }
+                }
+                Plugin::Forward(forward) if forward.covers(query) => return Walk::Forward(forward, cache),
+                Plugin::Forward(_) => {}
+                Plugin::Whoami => {
+                    whoami(query, client, shape, out);
+                    return Walk::Answered(Answerer::Whoami);
+                }
+            }
+        }
+        code_only(out, query, rcode::SERVFAIL);
+        Walk::Answered(Answerer::Server)
+    }
+
+    /// What `minimal` and `loadbalance` do to a whole answer.
+    pub(super) fn trim(&self, query: &Query<'_>, answerer: Answerer, rotation: usize, out: &mut Vec<u8>) {
+        if self.minimal {
+            trim::keep_answers(out, query);
+        }
+        // The cluster's addresses come in a new order already.
+        if self.load_balance && answerer != Answerer::Kubernetes {
+            trim::rotate_addresses(out, query.question_end, rotation);
+        }
+    }
+
+    pub(super) fn answer_failure(&self, query: &Query<'_>, failure: &Failure, out: &mut Vec<u8>) {
+        if self.errors {
+            let name = Name::from_lower_wire(query.name());
+            tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(failure), "query not forwarded");
+        }
+        let code = match failure {
+            Failure::TooMany { .. } => rcode::REFUSED,
+            Failure::NoUpstream | Failure::Unanswered { .. } => rcode::SERVFAIL,
+        };
+        code_only(out, query, code);
+    }
+
+    /// The query log; off the path of a block that does not ask for it.
+    pub(super) fn log_answer(&self, query: &Query<'_>, client: Client, out: &[u8], event: &Event) {
+        let Some(log) = self.log else { return };
+        let answers = out.get(6..8).is_some_and(|count| count != [0, 0]);
+        let wanted = match event.code {
+            rcode::NOERROR if answers => log.success,
+            rcode::NOERROR | rcode::NXDOMAIN => log.denial,
+            _ => log.error,
+        };
+        if wanted {
+            tracing::info!(
+                client = %client.address,
+                id = query.id(),
+                name = %Name::from_lower_wire(query.name()),
+                qtype = query.qtype,
+                transport = ?client.transport,
+                code = event.code,
+                bytes = out.len(),
+                micros = event.duration.as_micros() as u64,
+                "query answered"
+            );
+        }
+    }
+}
+
+/// RFC 8482 §4.2: one HINFO record instead of everything.
+fn refuse_any(query: &Query<'_>, shape: Shape, out: &mut Vec<u8>) {
+    let mut writer = Writer::start(out, query, shape.limit);
+    writer.record(Section::Answer, Owner::QUESTION, rtype::HINFO, ANY_TTL, |out| {
+        for text in [&b"ANY obsoleted"[..], b"See RFC 8482"] {
+            out.push(text.len() as u8);
+            out.extend_from_slice(text);
+        }
+    });
+    writer.finish(rcode::NOERROR, true);
+}
+
+/// CoreDNS's `whoami`: the client's address and port in the additional section.
+fn whoami(query: &Query<'_>, client: Client, shape: Shape, out: &mut Vec<u8>) {
+    let mut writer = Writer::start(out, query, shape.limit);
+    let address: IpAddr = client.address.ip().to_canonical();
+    writer.address(Section::Additional, Owner::QUESTION, address, 0);
+    let label: &[u8] = match client.transport {
+        Transport::Udp => b"\x04_udp",
+        Transport::Tcp => b"\x04_tcp",
+    };
+    let owner = [label, query.name()].concat();
+    writer.record(
+        Section::Additional,
+        Owner::Literal(&owner),
+        rtype::SRV,
+        0,
+        |out| {
+            out.extend_from_slice(&[0, 0, 0, 0]);
+            out.extend_from_slice(&client.address.port().to_be_bytes());
+            out.push(0);
+        },
+    );
+    writer.finish(rcode::NOERROR, true);
+}

@@ -1,0 +1,123 @@
+//! Directives whose options are rules about names and clients.
+
+use super::Error;
+use super::arguments::{names, network, no_options, number_within, record_type, unknown_option};
+use super::lexer::Token;
+use super::tree::Directive;
+use crate::name::Name;
+use crate::{acl, rate_limit};
+
+/// Safe over every path (DNS flag day 2020).
+const DEFAULT_BUFSIZE: u16 = 1232;
+
+/// `bufsize [SIZE]`.
+pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
+    no_options(directive)?;
+    match directive.args.as_slice() {
+        [] => Ok(DEFAULT_BUFSIZE),
+        // The bounds are CoreDNS's.
+        [size] => Ok(number_within(size, 512, 4096)? as u16),
+        [_, second, ..] => Err(second.error("bufsize takes one size")),
+    }
+}
+
+/// `ratelimit QUERIES_PER_SECOND [BURST] { exempt NET... }`.
+pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, Error> {
+    const MOST: u32 = 1_000_000;
+    let (rate, burst) = match directive.args.as_slice() {
+        [rate] => (rate, rate),
+        [rate, burst] => (rate, burst),
+        _ => {
+            let usage = "ratelimit takes the queries per second of one client, and how many may come at once";
+            return Err(directive.name.error(usage));
+        }
+    };
+    let mut options = rate_limit::Options {
+        per_second: number_within(rate, 1, MOST)?,
+        burst: number_within(burst, 1, MOST)?,
+        exempt: Vec::new(),
+    };
+    for option in &directive.options {
+        match option.name.text.as_str() {
+            "exempt" => {
+                let networks: Result<Vec<_>, _> = some(option)?.iter().map(network).collect();
+                options.exempt.extend(networks?);
+            }
+            _ => return Err(unknown_option(directive, option, &["exempt"])),
+        }
+    }
+    Ok(options)
+}
+
+/// `acl [ZONE...] { ACTION [type TYPE...] [net NET...] }`.
+pub(super) fn acl(directive: &Directive, own_zones: &[Name]) -> Result<acl::Options, Error> {
+    let zones = zones_or(directive, own_zones)?;
+    if directive.options.is_empty() {
+        return Err(directive.name.error("acl needs at least one rule"));
+    }
+    let rules: Result<_, _> = directive
+        .options
+        .iter()
+        .map(|option| acl_rule(directive, option))
+        .collect();
+    Ok(acl::Options { zones, rules: rules? })
+}
+
+fn acl_rule(directive: &Directive, option: &Directive) -> Result<acl::Rule, Error> {
+    no_options(option)?;
+    let action = match option.name.text.as_str() {
+        "allow" => acl::Action::Allow,
+        "block" => acl::Action::Block,
+        "filter" => acl::Action::Filter,
+        "drop" => acl::Action::Drop,
+        _ => {
+            let known = ["allow", "block", "filter", "drop"];
+            return Err(unknown_option(directive, option, &known));
+        }
+    };
+    let (mut types, mut clients) = (Vec::new(), Vec::new());
+    let (mut any_type, mut any_client) = (false, false);
+    let mut section = "";
+    for (index, token) in option.args.iter().enumerate() {
+        match (section, token.text.as_str()) {
+            (_, word @ ("type" | "net")) => {
+                let next = option.args.get(index + 1).map(|next| next.text.as_str());
+                if matches!(next, None | Some("type" | "net")) {
+                    return Err(token.error(format!("nothing stands behind {word}")));
+                }
+                section = word;
+            }
+            ("type", "*" | "ANY") => any_type = true,
+            ("type", _) => types.push(record_type(token)?),
+            ("net", "*") => any_client = true,
+            ("net", _) => clients.push(network(token)?),
+            (_, other) => {
+                return Err(token.error(format!("a rule of acl goes on with type or net, not {other:?}")));
+            }
+        }
+    }
+    // Nothing listed means all, so a star among others takes them along.
+    Ok(acl::Rule {
+        action,
+        types: if any_type { Vec::new() } else { types },
+        clients: if any_client { Vec::new() } else { clients },
+    })
+}
+
+/// The zones of a directive, or the server block's own.
+fn zones_or(directive: &Directive, own_zones: &[Name]) -> Result<Vec<Name>, Error> {
+    if directive.args.is_empty() {
+        Ok(own_zones.to_vec())
+    } else {
+        names(&directive.args)
+    }
+}
+
+/// The arguments of an option that needs at least one.
+fn some(option: &Directive) -> Result<&[Token], Error> {
+    if option.args.is_empty() {
+        let name = &option.name.text;
+        return Err(option.name.error(format!("{name} takes at least one argument")));
+    }
+    Ok(&option.args)
+}
