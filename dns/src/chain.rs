@@ -1,10 +1,11 @@
 //! A query's way: which server block serves its name, which of the block's plugins answers it.
 //!
 //! ```text
-//! packet ─► question ─► longest zone ─► bufsize, ratelimit, acl ─► plugins ─► minimal, loadbalance ─► log ─► answer
+//! packet ─► question ─► longest zone ─► bufsize, ratelimit, acl, rewrite ─► plugins ─┐
+//! answer ◄─ log ◄─ loadbalance, minimal ◄─ rewrite ◄────────────────────────────────┘
 //!
-//! plugins:  any ─► kubernetes ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
-//!                  (table)       (hit)            └► has to wait for an upstream
+//! plugins:  any ─► template ─► hosts ─► kubernetes ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
+//!                                       (table)       (hit)            └► has to wait for an upstream
 //! ```
 //! The order is CoreDNS's but for `cache`, which stands behind `kubernetes`: cluster names are answered from the
 //! watched state and are never cached. What needs no waiting is answered in place; the rest is
@@ -151,8 +152,8 @@ impl Server {
                     0
                 };
                 let limit = limit(&query, client.transport);
-                let Walk::Answered(answerer) = block.walk(&query, client, Shape { limit, rotation }, out)
-                else {
+                let shape = Shape { limit, rotation };
+                let Some(answerer) = walk_in_place(block, &query, client, shape, out) else {
                     return Outcome::Later;
                 };
                 block.trim(&query, answerer, rotation, out);
@@ -230,7 +231,37 @@ impl Server {
         Admission::Refused(query.qtype, code)
     }
 
+    /// Answers through the rules of `rewrite`.
     async fn resolve(
+        &self,
+        query: &Query<'_>,
+        route: &Route,
+        client: Client,
+        limit: usize,
+        followed: &mut Vec<Name>,
+        out: &mut Vec<u8>,
+    ) -> Answerer {
+        let rewritten = match route.block.rewrite(query, out) {
+            None => {
+                return self
+                    .resolve_as_is(query, route, client, limit, followed, out)
+                    .await;
+            }
+            Some(Err(answerer)) => return answerer,
+            Some(Ok(rewritten)) => rewritten,
+        };
+        let Ok(inner) = Query::parse(&rewritten.packet) else {
+            code_only(out, query, rcode::SERVFAIL);
+            return Answerer::Server;
+        };
+        let answerer = self
+            .resolve_as_is(&inner, route, client, MAX_TCP, followed, out)
+            .await;
+        rewritten.restore(query, limit, out);
+        answerer
+    }
+
+    async fn resolve_as_is(
         &self,
         query: &Query<'_>,
         route: &Route,
@@ -256,7 +287,7 @@ impl Server {
                 }
                 Answerer::Forward
             }
-            Walk::Alias(target, ttl) => {
+            Walk::Alias(target, ttl, answerer) => {
                 let behind = self.look_up(&target, query.qtype, client, followed).await;
                 let mut writer = Writer::start(out, query, limit);
                 writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
@@ -270,7 +301,7 @@ impl Server {
                     }
                 }
                 writer.finish(rcode::NOERROR, true);
-                Answerer::Kubernetes
+                answerer
             }
         }
     }
@@ -308,6 +339,36 @@ impl Server {
             answerer,
             duration: started.elapsed(),
         }
+    }
+}
+
+/// Answers where that needs no waiting, through the rules of `rewrite`.
+fn walk_in_place(
+    block: &Block,
+    query: &Query<'_>,
+    client: Client,
+    shape: Shape,
+    out: &mut Vec<u8>,
+) -> Option<Answerer> {
+    let walk = match block.rewrite(query, out) {
+        None => block.walk(query, client, shape, out),
+        Some(Err(answerer)) => Walk::Answered(answerer),
+        Some(Ok(rewritten)) => {
+            let inner = Query::parse(&rewritten.packet).ok()?;
+            let whole = Shape {
+                limit: MAX_TCP,
+                ..shape
+            };
+            let walk = block.walk(&inner, client, whole, out);
+            if matches!(walk, Walk::Answered(_)) {
+                rewritten.restore(query, shape.limit, out);
+            }
+            walk
+        }
+    };
+    match walk {
+        Walk::Answered(answerer) => Some(answerer),
+        Walk::Forward(..) | Walk::Alias(..) => None,
     }
 }
 

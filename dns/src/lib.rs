@@ -6,6 +6,7 @@
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
+//! - [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
 //! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`]: what can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
@@ -22,18 +23,24 @@ pub mod chain;
 pub mod corefile;
 pub mod feed;
 pub mod forward;
+pub mod hosts;
 pub mod http;
 pub mod kubernetes;
 pub mod metrics;
 pub mod mnemonic;
 pub mod name;
+pub mod pattern;
+pub mod presentation;
 pub mod question;
 pub mod rate_limit;
+pub mod reply;
+pub mod rewrite;
 #[cfg(test)]
 mod samples;
 pub mod serve;
 pub mod server;
 pub mod state;
+pub mod template;
 pub mod zone;
 
 /// A checked configuration.

@@ -71,9 +71,13 @@ pub enum Answerer {
     Acl,
     /// `ratelimit`.
     RateLimit,
+    /// `template`.
+    Template,
+    /// `hosts`.
+    Hosts,
 }
 
-const ANSWERERS: [&str; 8] = [
+const ANSWERERS: [&str; 10] = [
     "",
     "kubernetes",
     "cache",
@@ -82,6 +86,8 @@ const ANSWERERS: [&str; 8] = [
     "any",
     "acl",
     "ratelimit",
+    "template",
+    "hosts",
 ];
 
 /// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.

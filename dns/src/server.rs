@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{Block, LoopProbe, Plugin, Route, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
 use crate::feed::Follower;
+use crate::hosts::Hosts;
 use crate::http::{self, Endpoints};
 use crate::metrics::{Registry, ZoneLabel};
 use crate::name::Name;
@@ -151,6 +152,15 @@ impl Bound {
         for follower in self.followers {
             tasks.spawn(follower.run(ended.clone()));
         }
+        for hosts in self.state.blocks.iter().flat_map(|block| hosts(block)) {
+            let ended = ended.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = hosts.follow() => {}
+                    () = ended.cancelled() => {}
+                }
+            });
+        }
         for (probe, block, zone) in self.probes {
             let ended = ended.clone();
             tasks.spawn(async move {
@@ -191,6 +201,16 @@ fn forwards(block: &Block) -> Vec<Arc<crate::forward::Forward>> {
     forwards
         .filter_map(|plugin| match plugin {
             Plugin::Forward(forward) => Some(Arc::clone(forward)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn hosts(block: &Block) -> Vec<Arc<Hosts>> {
+    let hosts = block.plugins().iter();
+    hosts
+        .filter_map(|plugin| match plugin {
+            Plugin::Hosts(hosts) => Some(Arc::clone(hosts)),
             _ => None,
         })
         .collect()

@@ -1,12 +1,17 @@
 //! What the endpoints tell of a running server.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::acl::Action;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
+use crate::hosts::Hosts;
 use crate::metrics::{Exposition, Registry};
+use crate::mnemonic::type_name;
+use crate::question::rtype;
+use crate::template::Templates;
 
 /// Everything that can be asked about.
 pub struct State {
@@ -43,6 +48,8 @@ impl State {
         self.write_forwards(&mut text);
         self.write_caches(&mut text);
         self.write_gates(&mut text);
+        self.write_hosts(&mut text);
+        self.write_templates(&mut text);
         self.write_feeds(&mut text);
         text.text
     }
@@ -152,6 +159,67 @@ impl State {
                     &block.labels(),
                     limit.limited.load(Ordering::Relaxed) as f64,
                 );
+            }
+        }
+    }
+
+    fn write_hosts(&self, text: &mut Exposition) {
+        type Value = fn(&Hosts) -> f64;
+        let gauges: [(&str, &str, Value); 2] = [
+            (
+                "coredns_hosts_entries",
+                "The combined number of entries in hosts and Corefile.",
+                |hosts| hosts.entry_count() as f64,
+            ),
+            (
+                "coredns_hosts_reload_timestamp_seconds",
+                "The timestamp of the last reload of hosts file.",
+                |hosts| hosts.loaded_at() as f64,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            text.family(name, "gauge", help);
+            for block in &self.blocks {
+                for plugin in block.plugins() {
+                    if let Plugin::Hosts(hosts) = plugin {
+                        text.sample(name, &block.labels(), value(hosts));
+                    }
+                }
+            }
+        }
+    }
+
+    fn write_templates(&self, text: &mut Exposition) {
+        type Value = fn(&Templates) -> &AtomicU64;
+        let counters: [(&str, &str, Value); 2] = [
+            (
+                "coredns_template_matches_total",
+                "Counter of template regex matches.",
+                |template| &template.matched,
+            ),
+            (
+                "coredns_template_rr_failures_total",
+                "Counter of mis-templated RRs.",
+                |template| &template.failed,
+            ),
+        ];
+        for (name, help, value) in counters {
+            text.family(name, "counter", help);
+            for block in &self.blocks {
+                let templates = block.plugins().iter().filter_map(|plugin| match plugin {
+                    Plugin::Template(template) => Some(template),
+                    _ => None,
+                });
+                // Two templates of one block for one type are one series.
+                let mut totals = BTreeMap::new();
+                for template in templates {
+                    let qtype = template.options().qtype.unwrap_or(rtype::ANY);
+                    *totals.entry(qtype).or_insert(0) += value(template).load(Ordering::Relaxed);
+                }
+                for (qtype, total) in totals {
+                    let labels = format!("{},class=\"IN\",type=\"{}\"", block.labels(), type_name(qtype));
+                    text.sample(name, &labels, total as f64);
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A server block: what it does with a query, plugin by plugin, and with the answer on its way back.
 
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,11 +13,14 @@ use crate::cache::Cache;
 use crate::corefile::{Log, ServerBlock};
 use crate::feed::Source;
 use crate::forward::{Failure, Forward};
+use crate::hosts::{self, Hosts};
 use crate::kubernetes::{self, Shape, Verdict};
 use crate::metrics::{Answerer, Event, Transport, ZoneLabel};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::rate_limit::RateLimit;
+use crate::rewrite::{self, Rewritten};
+use crate::template::{self, Templates};
 
 /// RFC 8482 §4.2 leaves the TTL to the server; this is CoreDNS's.
 const ANY_TTL: u32 = 8482;
@@ -25,6 +29,10 @@ const ANY_TTL: u32 = 8482;
 pub enum Plugin {
     /// Answers queries for every type at once.
     Any,
+    /// Answers made of the question.
+    Template(Arc<Templates>),
+    /// Answers from a file.
+    Hosts(Arc<Hosts>),
     /// Answers from the cluster's state.
     Kubernetes(kubernetes::Options, Arc<Source>),
     /// Answers with what upstreams said before.
@@ -44,6 +52,7 @@ pub struct Block {
     plugins: Vec<Plugin>,
     rate_limit: Option<Arc<RateLimit>>,
     acl: Option<acl::Gate>,
+    rewrites: Vec<rewrite::Rule>,
     /// No client is sent more over UDP.
     pub(super) bufsize: Option<u16>,
     pub(super) load_balance: bool,
@@ -66,7 +75,7 @@ pub(super) enum Walk<'s> {
     /// An upstream has to be asked; what it says may be cached.
     Forward(&'s Forward, Option<&'s Cache>),
     /// The answer is an alias for this name, with that TTL.
-    Alias(Name, u32),
+    Alias(Name, u32, Answerer),
 }
 
 impl Block {
@@ -79,6 +88,10 @@ impl Block {
     ) -> Self {
         let mut plugins = Vec::new();
         plugins.extend(config.any.then_some(Plugin::Any));
+        let templates = config.templates.iter().cloned();
+        plugins.extend(templates.map(|options| Plugin::Template(Arc::new(Templates::new(options)))));
+        let hosts = config.hosts.clone();
+        plugins.extend(hosts.map(|options| Plugin::Hosts(Arc::new(Hosts::new(options)))));
         if let (Some(options), Some(source)) = (&config.kubernetes, source) {
             plugins.push(Plugin::Kubernetes(options.clone(), source));
         }
@@ -98,6 +111,7 @@ impl Block {
             plugins,
             rate_limit: limited.map(|options| Arc::new(RateLimit::new(options))),
             acl: (!config.acl.is_empty()).then(|| acl::Gate::new(config.acl.clone())),
+            rewrites: config.rewrites.clone(),
             bufsize: config.bufsize,
             load_balance: config.load_balance,
             minimal: config.minimal,
@@ -167,10 +181,28 @@ impl Block {
                     return Walk::Answered(Answerer::Any);
                 }
                 Plugin::Any => {}
+                Plugin::Template(template) => match template.answer(query, client.address.ip(), shape, out) {
+                    template::Verdict::Answered => return Walk::Answered(Answerer::Template),
+                    template::Verdict::Follow(target, ttl) => {
+                        return Walk::Alias(target, ttl, Answerer::Template);
+                    }
+                    template::Verdict::Failed(error) => {
+                        self.report(query, &error);
+                        return Walk::Answered(Answerer::Template);
+                    }
+                    template::Verdict::NotOurs => {}
+                },
+                Plugin::Hosts(hosts) => {
+                    if hosts.answer(query, shape, out) == hosts::Verdict::Answered {
+                        return Walk::Answered(Answerer::Hosts);
+                    }
+                }
                 Plugin::Kubernetes(options, source) => {
                     match options.answer(&source.table.load(), query, shape, out) {
                         Verdict::Answered => return Walk::Answered(Answerer::Kubernetes),
-                        Verdict::Follow(target) => return Walk::Alias(target, options.ttl),
+                        Verdict::Follow(target) => {
+                            return Walk::Alias(target, options.ttl, Answerer::Kubernetes);
+                        }
                         Verdict::NotOurs => {}
                     }
                 }
@@ -209,11 +241,31 @@ impl Block {
         }
     }
 
-    pub(super) fn answer_failure(&self, query: &Query<'_>, failure: &Failure, out: &mut Vec<u8>) {
+    /// The query that the plugins see instead. `None` = the same; where the rules lead to no name, SERVFAIL is
+    /// written.
+    pub(super) fn rewrite<'r>(
+        &'r self,
+        query: &Query<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Result<Rewritten<'r>, Answerer>> {
+        let rewritten = rewrite::rewrite(&self.rewrites, query)?;
+        Some(rewritten.map_err(|error| {
+            self.report(query, &error);
+            code_only(out, query, rcode::SERVFAIL);
+            Answerer::Server
+        }))
+    }
+
+    /// The error log.
+    fn report(&self, query: &Query<'_>, error: &dyn Error) {
         if self.errors {
             let name = Name::from_lower_wire(query.name());
-            tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(failure), "query not forwarded");
+            tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(error), "query failed");
         }
+    }
+
+    pub(super) fn answer_failure(&self, query: &Query<'_>, failure: &Failure, out: &mut Vec<u8>) {
+        self.report(query, failure);
         let code = match failure {
             Failure::TooMany { .. } => rcode::REFUSED,
             Failure::NoUpstream | Failure::Unanswered { .. } => rcode::SERVFAIL,

@@ -1,5 +1,6 @@
 //! Whole answers: packets in, packets out, through server blocks written as a Corefile.
 
+mod answers;
 mod gates;
 
 use std::sync::atomic::AtomicU64;

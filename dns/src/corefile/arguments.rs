@@ -131,6 +131,15 @@ pub(super) fn network(token: &Token) -> Result<IpNetwork, Error> {
         .map_err(|_| token.error(format!("{:?} is neither an address nor a network", token.text)))
 }
 
+/// Names, or all names where none is given.
+pub(super) fn names_or_all(tokens: &[Token]) -> Result<Vec<Name>, Error> {
+    if tokens.is_empty() {
+        Ok(vec![Name::root()])
+    } else {
+        names(tokens)
+    }
+}
+
 /// A whole number between two others.
 pub(super) fn number_within(token: &Token, least: u32, most: u32) -> Result<u32, Error> {
     let number = number(token)?;

@@ -6,12 +6,13 @@
 mod arguments;
 pub mod lexer;
 pub mod plugins;
+mod rewrites;
 mod rules;
 pub mod tree;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -19,9 +20,12 @@ use ipnetwork::IpNetwork;
 use crate::acl;
 use crate::cache;
 use crate::forward;
+use crate::hosts;
 use crate::kubernetes;
 use crate::name::Name;
 use crate::rate_limit;
+use crate::rewrite;
+use crate::template;
 use lexer::Token;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
@@ -82,6 +86,14 @@ pub struct ServerBlock {
     pub acl: Vec<acl::Options>,
     /// `any`: queries for every type at once get a hint instead (RFC 8482).
     pub any: bool,
+    /// `rewrite`, in the file's order.
+    pub rewrites: Vec<rewrite::Rule>,
+    /// `template`, in the file's order.
+    pub templates: Vec<template::Options>,
+    /// `hosts`.
+    pub hosts: Option<hosts::Options>,
+    /// `root`: where relative paths of the plugins lead from. Default: the working directory.
+    pub root: PathBuf,
     /// `minimal`: positive answers come without authorities and additional records.
     pub minimal: bool,
 }
@@ -150,7 +162,12 @@ impl Corefile {
                 keys,
                 ..ServerBlock::default()
             };
-            for directive in &tree.directives {
+            // What the others' paths lead from comes first, wherever it stands.
+            let (roots, others): (Vec<_>, Vec<_>) = tree
+                .directives
+                .iter()
+                .partition(|directive| directive.name.text == "root");
+            for directive in roots.into_iter().chain(others) {
                 plugins::apply(&mut block, directive)?;
             }
             for key in &block.keys {

@@ -9,16 +9,17 @@ use super::arguments::{
 };
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Log, ServerBlock, rules, zones};
+use super::{Error, Health, Log, ServerBlock, rewrites, rules, zones};
 use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
 use crate::zone::EndpointNames;
 use crate::{cache, forward, kubernetes};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 19] = [
+pub const KNOWN: [&str; 23] = [
     "reload",
     "bufsize",
+    "root",
     "bind",
     "ready",
     "health",
@@ -30,7 +31,10 @@ pub const KNOWN: [&str; 19] = [
     "any",
     "loadbalance",
     "cache",
+    "rewrite",
     "minimal",
+    "template",
+    "hosts",
     "kubernetes",
     "loop",
     "forward",
@@ -51,6 +55,21 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         "ratelimit" => block.rate_limit.replace(rules::rate_limit(directive)?).is_some(),
         "acl" => {
             block.acl.push(rules::acl(directive, &own_zones(block))?);
+            false
+        }
+        "root" => root(block, directive)?,
+        "hosts" => {
+            let mut options = rules::hosts(directive, &own_zones(block))?;
+            options.file = block.root.join(options.file);
+            block.hosts.replace(options).is_some()
+        }
+        "rewrite" => {
+            block.rewrites.push(rewrites::rewrite(directive)?);
+            false
+        }
+        "template" => {
+            let options = rules::template(directive, &own_zones(block))?;
+            block.templates.push(options);
             false
         }
         "loop" => std::mem::replace(&mut block.detect_loops, bare(directive)?),
@@ -102,6 +121,13 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         )));
     }
     Ok(())
+}
+
+/// Whether there was one before.
+fn root(block: &mut ServerBlock, directive: &Directive) -> Result<bool, Error> {
+    no_options(directive)?;
+    let folder = PathBuf::from(&single(directive)?.text);
+    Ok(!std::mem::replace(&mut block.root, folder).as_os_str().is_empty())
 }
 
 fn own_zones(block: &ServerBlock) -> Vec<Name> {

@@ -1,11 +1,20 @@
 //! Directives whose options are rules about names and clients.
 
+use std::time::Duration;
+
 use super::Error;
-use super::arguments::{names, network, no_options, number_within, record_type, unknown_option};
+use super::arguments::{
+    bare, duration, names, names_or_all, network, no_options, number_within, record_type, single,
+    unknown_option,
+};
 use super::lexer::Token;
+use super::rewrites::pattern;
 use super::tree::Directive;
 use crate::name::Name;
-use crate::{acl, rate_limit};
+use crate::pattern::Pattern;
+use crate::question::{rcode, rtype};
+use crate::template::{self, Template};
+use crate::{acl, hosts, mnemonic, rate_limit};
 
 /// Safe over every path (DNS flag day 2020).
 const DEFAULT_BUFSIZE: u16 = 1232;
@@ -120,4 +129,114 @@ fn some(option: &Directive) -> Result<&[Token], Error> {
         return Err(option.name.error(format!("{name} takes at least one argument")));
     }
     Ok(&option.args)
+}
+
+/// `hosts [FILE [ZONE...]] { ADDRESS NAME... | ttl | no_reverse | reload | fallthrough }`.
+pub(super) fn hosts(directive: &Directive, own_zones: &[Name]) -> Result<hosts::Options, Error> {
+    const KNOWN_OPTIONS: &[&str] = &["ADDRESS NAME...", "ttl", "no_reverse", "reload", "fallthrough"];
+    let (file, zone_tokens) = match directive.args.split_first() {
+        Some((file, zones)) => (file.text.as_str(), zones),
+        None => ("/etc/hosts", &[][..]),
+    };
+    let zones = if zone_tokens.is_empty() {
+        own_zones.to_vec()
+    } else {
+        names(zone_tokens)?
+    };
+    let mut options = hosts::Options {
+        file: file.into(),
+        zones,
+        inline: Vec::new(),
+        ttl: 3600,
+        reverse: true,
+        reload: Duration::from_secs(5),
+        fallthrough: Vec::new(),
+    };
+    for option in &directive.options {
+        no_options(option)?;
+        match option.name.text.as_str() {
+            "ttl" => options.ttl = number_within(single(option)?, 1, 65_535)?,
+            "no_reverse" => options.reverse = !bare(option)?,
+            "reload" => options.reload = duration(single(option)?)?,
+            "fallthrough" => options.fallthrough.extend(names_or_all(&option.args)?),
+            address => match address.parse() {
+                Ok(address) => options.inline.push(hosts::Entry {
+                    address,
+                    names: names(some(option)?)?,
+                }),
+                Err(_) => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
+            },
+        }
+    }
+    Ok(options)
+}
+
+/// `template CLASS TYPE [ZONE...] { match | answer | additional | authority | rcode | fallthrough }`.
+pub(super) fn template(directive: &Directive, own_zones: &[Name]) -> Result<template::Options, Error> {
+    const KNOWN_OPTIONS: &[&str] = &[
+        "match",
+        "answer",
+        "additional",
+        "authority",
+        "rcode",
+        "fallthrough",
+    ];
+    let [class, qtype, zone_tokens @ ..] = directive.args.as_slice() else {
+        return Err(directive.name.error("template takes a class and a type"));
+    };
+    if !["IN", "ANY"].contains(&class.text.to_ascii_uppercase().as_str()) {
+        return Err(class.error(format!(
+            "template answers the class IN or ANY, not {:?}",
+            class.text
+        )));
+    }
+    let zones = if zone_tokens.is_empty() {
+        own_zones.to_vec()
+    } else {
+        names(zone_tokens)?
+    };
+    let mut options = template::Options {
+        zones,
+        qtype: Some(record_type(qtype)?).filter(|qtype| *qtype != rtype::ANY),
+        matches: Vec::new(),
+        records: Default::default(),
+        code: rcode::NOERROR,
+        fallthrough: Vec::new(),
+    };
+    // Records may name groups of patterns that stand behind them.
+    for option in directive
+        .options
+        .iter()
+        .filter(|option| option.name.text == "match")
+    {
+        for token in some(option)? {
+            options.matches.push(pattern(token)?);
+        }
+    }
+    for option in &directive.options {
+        no_options(option)?;
+        match option.name.text.as_str() {
+            "match" => {}
+            "answer" => add_templates(&mut options.records[0], option, &options.matches)?,
+            "authority" => add_templates(&mut options.records[1], option, &options.matches)?,
+            "additional" => add_templates(&mut options.records[2], option, &options.matches)?,
+            "rcode" => {
+                let token = single(option)?;
+                let code = mnemonic::code_number(&token.text);
+                options.code =
+                    code.ok_or_else(|| token.error(format!("{:?} is no response code", token.text)))?;
+            }
+            "fallthrough" => options.fallthrough.extend(names_or_all(&option.args)?),
+            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
+        }
+    }
+    Ok(options)
+}
+
+fn add_templates(to: &mut Vec<Template>, option: &Directive, matches: &[Pattern]) -> Result<(), Error> {
+    for token in some(option)? {
+        let template = Template::parse(&token.text, matches);
+        to.push(template.map_err(|error| token.error(error.to_string()))?);
+    }
+    Ok(())
 }

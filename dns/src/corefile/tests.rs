@@ -377,8 +377,9 @@ fn files_are_imported_from_beside_the_importing_file() {
 
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bufsize, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
-                         loadbalance, cache, minimal, kubernetes, loop, forward, whoami, import";
+    const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
+                         loadbalance, cache, rewrite, minimal, template, hosts, kubernetes, loop, forward, whoami, \
+                         import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");

@@ -1,0 +1,95 @@
+//! `rewrite`, `template` and `hosts` through whole server blocks.
+
+use super::*;
+
+/// `CODE OWNER TTL DATA…` by waiting.
+async fn text(server: &Server, name: &str, qtype: u16) -> String {
+    let (code, answers) = resolve(server, name, qtype).await;
+    let code = crate::mnemonic::code_name(code).into_owned();
+    std::iter::once(code).chain(answers).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn a_name_that_is_rewritten_answers_from_the_cluster_under_its_own_name() {
+    let upstream = FakeUpstream::answering([1, 1, 1, 1]).await;
+    let corefile = CLUSTER.replace(
+        ".:53 {\n",
+        &format!(
+            ".:53 {{\n rewrite name suffix .svc.old .svc.cluster.local answer auto\n \
+             rewrite name regex ^x(.*) {{1}}..\n rewrite name far.example near.example\n forward . {}\n",
+            upstream.address
+        ),
+    );
+    let server = server(&corefile, &samples::snapshot());
+    for (name, qtype, expected) in [
+        (
+            "svc1.testns.svc.old",
+            rtype::A,
+            "NOERROR svc1.testns.svc.old. 5 10.0.0.1",
+        ),
+        ("none.testns.svc.old", rtype::A, "NXDOMAIN"),
+        (
+            "svc1.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR svc1.testns.svc.cluster.local. 5 10.0.0.1",
+        ),
+        // An alias inside the cluster, through the rule, by waiting.
+        (
+            "external-internal.testns.svc.old",
+            rtype::A,
+            "NOERROR external-internal.testns.svc.old. 5 svc1.testns.svc.old. svc1.testns.svc.old. 5 10.0.0.1",
+        ),
+        ("far.example", rtype::A, "NOERROR far.example. 60 1.1.1.1"),
+        ("xyz", rtype::A, "SERVFAIL"),
+    ] {
+        assert_eq!(text(&server, name, qtype).await, expected, "{name}");
+    }
+    let asked = packet("svc1.testns.svc.old", rtype::A);
+    let outline = outline(&server, &asked, udp());
+    assert_eq!(outline, Some((rcode::NOERROR, 1, false, asked.len() + 16)));
+}
+
+#[tokio::test]
+async fn plugins_answer_in_corednss_order_whatever_the_files_order_is() {
+    let upstream = FakeUpstream::answering([9, 9, 9, 9]).await;
+    let corefile = format!(
+        ".:53 {{\n forward . {}\n hosts /none/such {{\n 10.0.0.2 both.example hosted.example\n 10.0.0.9 svc1.testns.svc.cluster.local\n \
+         fallthrough\n}}\n kubernetes cluster.local\n template IN A example {{\n match ^(templated|both)[.]\n answer \"{{{{ .Name }}}} 7 IN \
+         A 10.0.0.1\"\n fallthrough\n}}\n template IN A {{\n match ^alias[.]\n answer \"{{{{ .Name }}}} 7 IN CNAME hosted.example\"\n \
+         fallthrough\n}}\n}}",
+        upstream.address
+    );
+    let server = server(&corefile, &samples::snapshot());
+    for (name, qtype, expected) in [
+        (
+            "templated.example",
+            rtype::A,
+            "NOERROR templated.example. 7 10.0.0.1",
+        ),
+        ("both.example", rtype::A, "NOERROR both.example. 7 10.0.0.1"),
+        ("both.example", rtype::AAAA, "NOERROR"),
+        (
+            "hosted.example",
+            rtype::A,
+            "NOERROR hosted.example. 3600 10.0.0.2",
+        ),
+        (
+            "svc1.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR svc1.testns.svc.cluster.local. 3600 10.0.0.9",
+        ),
+        (
+            "dual.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR dual.testns.svc.cluster.local. 5 10.0.0.4",
+        ),
+        ("other.example", rtype::A, "NOERROR other.example. 60 9.9.9.9"),
+        (
+            "alias.test",
+            rtype::A,
+            "NOERROR alias.test. 7 hosted.example. hosted.example. 3600 10.0.0.2",
+        ),
+    ] {
+        assert_eq!(text(&server, name, qtype).await, expected, "{name}");
+    }
+}
