@@ -59,6 +59,12 @@ impl Gate {
         }
     }
 
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &[Options] {
+        &self.options
+    }
+
     /// What is done with a query, counted. A query that no rule fits goes on.
     pub fn decide(&self, query: &Query<'_>, client: IpAddr) -> Action {
         let client = client.to_canonical();

@@ -88,6 +88,12 @@ impl Cache {
         }
     }
 
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -7,7 +7,8 @@
 //! - [`feed`]: the agent's socket, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
 //! - [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
-//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`]: what can be seen from outside.
+//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`]: what can be seen
+//!   from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
 use std::io;
@@ -21,6 +22,7 @@ pub mod answer;
 pub mod cache;
 pub mod chain;
 pub mod corefile;
+pub mod error_log;
 pub mod feed;
 pub mod forward;
 pub mod hosts;
@@ -31,6 +33,7 @@ pub mod mnemonic;
 pub mod name;
 pub mod pattern;
 pub mod presentation;
+pub mod query_log;
 pub mod question;
 pub mod rate_limit;
 pub mod reply;
@@ -54,6 +57,14 @@ impl Config {
     /// With file and line of the first thing that is wrong.
     pub fn parse(path: impl AsRef<Path>) -> Result<Self, Error> {
         Ok(Self(corefile::Corefile::read(path.as_ref())?))
+    }
+
+    /// The same, but plugins that are not known are passed over with a warning.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn parse_leniently(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Ok(Self(corefile::Corefile::read_again(path.as_ref(), true)?))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::corefile::Key;
@@ -40,6 +40,8 @@ const RCODES: [(u16, &str); 7] = [
     (rcode::REFUSED, "REFUSED"),
     (rcode::BADVERS, "BADVERS"),
 ];
+/// Zones that are counted, of all configurations that a process has seen.
+pub const MAX_ZONES: usize = 1024;
 const BUCKETS: usize = 16;
 const FIRST_BUCKET_NANOS: u64 = 250_000;
 
@@ -154,7 +156,8 @@ struct ZoneCounters {
 /// One thread's counters.
 #[derive(Debug)]
 pub struct Shard {
-    zones: Vec<ZoneCounters>,
+    /// By the zone's place in the [`Registry`]; made when the first query is counted.
+    zones: Box<[OnceLock<Box<ZoneCounters>>]>,
     /// Queries that were dropped because too many wait for an upstream.
     pub overflow: AtomicU64,
     /// Packets that got no answer on purpose.
@@ -164,11 +167,16 @@ pub struct Shard {
 }
 
 impl Shard {
+    fn zone(&self, index: usize) -> Option<&ZoneCounters> {
+        self.zones.get(index)?.get().map(|zone| &**zone)
+    }
+
     /// Counts a query.
     pub fn count(&self, event: &Event) {
         let Some(zone) = self.zones.get(event.zone) else {
             return;
         };
+        let zone = zone.get_or_init(Box::default);
         let kind = TYPES
             .iter()
             .position(|(number, _)| *number == event.qtype)
@@ -193,10 +201,10 @@ pub struct ZoneLabel {
     pub zone: String,
 }
 
-/// All shards, and the labels of their zones.
+/// All shards, and the labels of their zones. Zones come with configurations and never go, as series do.
 #[derive(Debug)]
 pub struct Registry {
-    labels: Vec<ZoneLabel>,
+    labels: Mutex<Vec<ZoneLabel>>,
     shards: Mutex<Vec<Arc<Shard>>>,
 }
 
@@ -205,16 +213,27 @@ impl Registry {
     #[must_use]
     pub fn new(labels: Vec<ZoneLabel>) -> Self {
         Self {
-            labels,
+            labels: Mutex::new(labels),
             shards: Mutex::default(),
         }
+    }
+
+    /// The place of a zone, which gets one where it has none. More than [`MAX_ZONES`] are not counted.
+    #[must_use]
+    pub fn zone(&self, label: ZoneLabel) -> usize {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = labels.iter().position(|known| *known == label);
+        known.unwrap_or_else(|| {
+            labels.push(label);
+            labels.len() - 1
+        })
     }
 
     /// Counters for one more thread.
     #[must_use]
     pub fn shard(&self) -> Arc<Shard> {
         let shard = Arc::new(Shard {
-            zones: self.labels.iter().map(|_| ZoneCounters::default()).collect(),
+            zones: (0..MAX_ZONES).map(|_| OnceLock::new()).collect(),
             overflow: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -229,18 +248,19 @@ impl Registry {
     /// Writes every counter of the serving threads.
     pub fn write(&self, text: &mut Exposition) {
         let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.write_requests(&shards, text);
-        self.write_responses(&shards, text);
+        let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        write_requests(&labels, &shards, text);
+        write_responses(&labels, &shards, text);
         let name = "coredns_dns_request_duration_seconds";
         text.family(
             name,
             "histogram",
             "Histogram of the time (in seconds) each request took per zone.",
         );
-        for (index, label) in self.labels.iter().enumerate() {
+        for (index, label) in labels.iter().enumerate() {
             let mut total = HistogramTotal::default();
-            for shard in &shards {
-                shard.zones[index].durations.add_to(&mut total);
+            for zone in shards.iter().filter_map(|shard| shard.zone(index)) {
+                zone.durations.add_to(&mut total);
             }
             text.histogram(name, &label.to_string(), &total);
         }
@@ -265,43 +285,41 @@ impl Registry {
             text.sample(name, "", value as f64);
         }
     }
+}
 
-    fn write_requests(&self, shards: &[Arc<Shard>], text: &mut Exposition) {
-        let name = "coredns_dns_requests_total";
-        text.family(
-            name,
-            "counter",
-            "Counter of DNS requests made per zone, protocol and family.",
-        );
-        for (index, label) in self.labels.iter().enumerate() {
-            for (transport, proto) in ["udp", "tcp"].into_iter().enumerate() {
-                for (family, family_name) in ["1", "2"].into_iter().enumerate() {
-                    let kinds = TYPES.iter().map(|(_, name)| *name).chain(["other"]).enumerate();
-                    for (kind, kind_name) in kinds {
-                        let value = sum(shards, |shard| {
-                            &shard.zones[index].requests[transport][family][kind]
-                        });
-                        let labels = format!(
-                            "{},proto=\"{proto}\",family=\"{family_name}\",type=\"{kind_name}\"",
-                            label
-                        );
-                        text.nonzero(name, &labels, value);
-                    }
+fn write_requests(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    let name = "coredns_dns_requests_total";
+    text.family(
+        name,
+        "counter",
+        "Counter of DNS requests made per zone, protocol and family.",
+    );
+    for (index, label) in labels.iter().enumerate() {
+        for (transport, proto) in ["udp", "tcp"].into_iter().enumerate() {
+            for (family, family_name) in ["1", "2"].into_iter().enumerate() {
+                let kinds = TYPES.iter().map(|(_, name)| *name).chain(["other"]).enumerate();
+                for (kind, kind_name) in kinds {
+                    let value = zone_sum(shards, index, |zone| &zone.requests[transport][family][kind]);
+                    let labels = format!(
+                        "{},proto=\"{proto}\",family=\"{family_name}\",type=\"{kind_name}\"",
+                        label
+                    );
+                    text.nonzero(name, &labels, value);
                 }
             }
         }
     }
+}
 
-    fn write_responses(&self, shards: &[Arc<Shard>], text: &mut Exposition) {
-        let name = "coredns_dns_responses_total";
-        text.family(name, "counter", "Counter of response status codes.");
-        for (index, label) in self.labels.iter().enumerate() {
-            for (code, code_name) in RCODES.iter().map(|(_, name)| *name).chain(["other"]).enumerate() {
-                for (answerer, plugin) in ANSWERERS.iter().enumerate() {
-                    let value = sum(shards, |shard| &shard.zones[index].responses[code][answerer]);
-                    let labels = format!("{label},rcode=\"{code_name}\",plugin=\"{plugin}\"");
-                    text.nonzero(name, &labels, value);
-                }
+fn write_responses(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    let name = "coredns_dns_responses_total";
+    text.family(name, "counter", "Counter of response status codes.");
+    for (index, label) in labels.iter().enumerate() {
+        for (code, code_name) in RCODES.iter().map(|(_, name)| *name).chain(["other"]).enumerate() {
+            for (answerer, plugin) in ANSWERERS.iter().enumerate() {
+                let value = zone_sum(shards, index, |zone| &zone.responses[code][answerer]);
+                let labels = format!("{label},rcode=\"{code_name}\",plugin=\"{plugin}\"");
+                text.nonzero(name, &labels, value);
             }
         }
     }
@@ -323,6 +341,11 @@ impl fmt::Display for ZoneLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "server=\"{}\",zone=\"{}\",view=\"\"", self.server, self.zone)
     }
+}
+
+fn zone_sum(shards: &[Arc<Shard>], zone: usize, counter: impl Fn(&ZoneCounters) -> &AtomicU64) -> u64 {
+    let zones = shards.iter().filter_map(|shard| shard.zone(zone));
+    zones.map(|zone| counter(zone).load(Ordering::Relaxed)).sum()
 }
 
 fn sum(shards: &[Arc<Shard>], counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {

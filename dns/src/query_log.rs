@@ -116,7 +116,10 @@ impl Format {
         let (mut pieces, mut literal, mut rest) = (Vec::new(), String::new(), text.as_str());
         while let Some((front, tail)) = rest.split_once('{') {
             literal.push_str(front);
-            match tail.split_once('}').and_then(|(name, behind)| Some((field(name)?, behind))) {
+            match tail
+                .split_once('}')
+                .and_then(|(name, behind)| Some((field(name)?, behind)))
+            {
                 Some((field, behind)) => {
                     pieces.push(Piece::Text(std::mem::take(&mut literal)));
                     pieces.push(Piece::Field(field));
@@ -189,7 +192,9 @@ fn flags(out: &[u8]) -> String {
         (0x0020, "ad"),
         (0x0010, "cd"),
     ];
-    let word = out.get(2..4).map_or(0, |flags| u16::from_be_bytes([flags[0], flags[1]]));
+    let word = out
+        .get(2..4)
+        .map_or(0, |flags| u16::from_be_bytes([flags[0], flags[1]]));
     let set = FLAGS.iter().filter(|(flag, _)| word & flag != 0);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
@@ -283,7 +288,12 @@ mod tests {
             ("{name}{type} {local} {/meta/data}", "a.example.A - -"),
             ("{ {unknown} {name", "{ {unknown} {name"),
         ] {
-            let text = line(&[rule(".", Classes::ALL, format)], "a.example", rcode::NOERROR, true);
+            let text = line(
+                &[rule(".", Classes::ALL, format)],
+                "a.example",
+                rcode::NOERROR,
+                true,
+            );
             let expected = format!(" INFO query answered line={expected}\n");
             assert_eq!(text, expected, "{format}");
         }

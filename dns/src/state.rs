@@ -1,13 +1,17 @@
 //! What the endpoints tell of a running server.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
 
 use crate::acl::Action;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
 use crate::hosts::Hosts;
+use crate::http::Endpoints;
 use crate::metrics::{Exposition, Registry};
 use crate::mnemonic::type_name;
 use crate::question::rtype;
@@ -17,17 +21,58 @@ use crate::template::Templates;
 pub struct State {
     /// Counters of the serving threads.
     pub registry: Registry,
-    /// The server blocks.
-    pub blocks: Vec<Arc<Block>>,
+    /// Times that a Corefile changed and was refused.
+    pub refused_reloads: AtomicU64,
+    current: ArcSwap<Current>,
+}
+
+/// What changes with the configuration.
+#[derive(Default)]
+struct Current {
+    blocks: Vec<Arc<Block>>,
     /// The feeds, by the path of their sockets.
-    pub sources: Vec<(String, Arc<Source>)>,
+    sources: Vec<(String, Arc<Source>)>,
+    endpoints: BTreeMap<SocketAddr, Endpoints>,
 }
 
 impl State {
+    /// The state of a server without configuration.
+    #[must_use]
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            refused_reloads: AtomicU64::new(0),
+            current: ArcSwap::default(),
+        }
+    }
+
+    /// Tells of another configuration from now on: its blocks, its feeds by the path of their sockets, what is told
+    /// at which address.
+    pub fn set(
+        &self,
+        blocks: Vec<Arc<Block>>,
+        sources: Vec<(String, Arc<Source>)>,
+        endpoints: BTreeMap<SocketAddr, Endpoints>,
+    ) {
+        self.current.store(Arc::new(Current {
+            blocks,
+            sources,
+            endpoints,
+        }));
+    }
+
     /// Whether every feed has delivered, now or before a restart, everything that answers depend on.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.sources.iter().all(|(_, source)| source.is_synced())
+        let current = self.current.load();
+        current.sources.iter().all(|(_, source)| source.is_synced())
+    }
+
+    /// What is told at an address, as the Corefile writes it.
+    #[must_use]
+    pub fn endpoints(&self, address: &SocketAddr) -> Endpoints {
+        let current = self.current.load();
+        current.endpoints.get(address).copied().unwrap_or_default()
     }
 
     /// All metrics.
@@ -45,13 +90,26 @@ impl State {
         );
         text.sample("coredns_build_info", &labels, 1.0);
         self.registry.write(&mut text);
-        self.write_forwards(&mut text);
-        self.write_caches(&mut text);
-        self.write_gates(&mut text);
-        self.write_hosts(&mut text);
-        self.write_templates(&mut text);
-        self.write_feeds(&mut text);
+        let name = "coredns_reload_failed_total";
+        text.family(
+            name,
+            "counter",
+            "Counter of the number of failed reload attempts.",
+        );
+        text.sample(name, "", self.refused_reloads.load(Ordering::Relaxed) as f64);
+        self.current.load().write(&mut text);
         text.text
+    }
+}
+
+impl Current {
+    fn write(&self, text: &mut Exposition) {
+        self.write_forwards(text);
+        self.write_caches(text);
+        self.write_gates(text);
+        self.write_hosts(text);
+        self.write_templates(text);
+        self.write_feeds(text);
     }
 
     fn plugins(&self) -> impl Iterator<Item = &Plugin> {
@@ -59,16 +117,7 @@ impl State {
     }
 
     fn write_forwards(&self, text: &mut Exposition) {
-        let forwards: Vec<_> = self
-            .plugins()
-            .filter_map(|plugin| {
-                if let Plugin::Forward(forward) = plugin {
-                    Some(forward)
-                } else {
-                    None
-                }
-            })
-            .collect();
+        let forwards: Vec<_> = self.plugins().filter_map(Plugin::as_forward).collect();
         let (mut rejected, mut broken) = (0, 0);
         let name = "coredns_proxy_request_duration_seconds";
         text.family(name, "histogram", "Histogram of the time each request took.");
@@ -110,10 +159,7 @@ impl State {
     fn write_caches(&self, text: &mut Exposition) {
         let name = "coredns_cache_entries";
         text.family(name, "gauge", "The number of elements in the cache.");
-        let caches = self.plugins().filter_map(|plugin| match plugin {
-            Plugin::Cache(cache) => Some(cache),
-            _ => None,
-        });
+        let caches = self.plugins().filter_map(Plugin::as_cache);
         for (index, cache) in caches.enumerate() {
             text.sample(name, &format!("block=\"{index}\""), cache.len() as f64);
         }
@@ -180,10 +226,8 @@ impl State {
         for (name, help, value) in gauges {
             text.family(name, "gauge", help);
             for block in &self.blocks {
-                for plugin in block.plugins() {
-                    if let Plugin::Hosts(hosts) = plugin {
-                        text.sample(name, &block.labels(), value(hosts));
-                    }
+                for hosts in block.plugins().iter().filter_map(Plugin::as_hosts) {
+                    text.sample(name, &block.labels(), value(hosts));
                 }
             }
         }
@@ -206,10 +250,7 @@ impl State {
         for (name, help, value) in counters {
             text.family(name, "counter", help);
             for block in &self.blocks {
-                let templates = block.plugins().iter().filter_map(|plugin| match plugin {
-                    Plugin::Template(template) => Some(template),
-                    _ => None,
-                });
+                let templates = block.plugins().iter().filter_map(Plugin::as_template);
                 // Two templates of one block for one type are one series.
                 let mut totals = BTreeMap::new();
                 for template in templates {

@@ -5,18 +5,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::join_all;
+
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
 use crate::acl::{self, Action};
 use crate::answer::{Owner, Section, Writer, code_only};
 use crate::cache::Cache;
-use crate::corefile::{Log, ServerBlock};
+use crate::corefile::ServerBlock;
+use crate::error_log::ErrorLog;
 use crate::feed::Source;
 use crate::forward::{Failure, Forward};
 use crate::hosts::{self, Hosts};
 use crate::kubernetes::{self, Shape, Verdict};
 use crate::metrics::{Answerer, Event, Transport, ZoneLabel};
 use crate::name::Name;
+use crate::query_log;
 use crate::question::{Query, rcode, rtype};
 use crate::rate_limit::RateLimit;
 use crate::rewrite::{self, Rewritten};
@@ -51,14 +55,14 @@ pub struct Block {
     label: ZoneLabel,
     plugins: Vec<Plugin>,
     rate_limit: Option<Arc<RateLimit>>,
-    acl: Option<acl::Gate>,
+    acl: Option<Arc<acl::Gate>>,
     rewrites: Vec<rewrite::Rule>,
     /// No client is sent more over UDP.
     pub(super) bufsize: Option<u16>,
     pub(super) load_balance: bool,
     minimal: bool,
-    errors: bool,
-    log: Option<Log>,
+    errors: Option<Arc<ErrorLog>>,
+    log: Vec<query_log::Rule>,
 }
 
 /// What becomes of a query before any plugin may answer it.
@@ -78,6 +82,44 @@ pub(super) enum Walk<'s> {
     Alias(Name, u32, Answerer),
 }
 
+impl Plugin {
+    /// The cache, where it is one.
+    #[must_use]
+    pub fn as_cache(&self) -> Option<&Arc<Cache>> {
+        match self {
+            Self::Cache(cache) => Some(cache),
+            _ => None,
+        }
+    }
+
+    /// The forwarder, where it is one.
+    #[must_use]
+    pub fn as_forward(&self) -> Option<&Arc<Forward>> {
+        match self {
+            Self::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
+
+    /// The hosts, where it is them.
+    #[must_use]
+    pub fn as_hosts(&self) -> Option<&Arc<Hosts>> {
+        match self {
+            Self::Hosts(hosts) => Some(hosts),
+            _ => None,
+        }
+    }
+
+    /// The template, where it is one.
+    #[must_use]
+    pub fn as_template(&self) -> Option<&Arc<Templates>> {
+        match self {
+            Self::Template(template) => Some(template),
+            _ => None,
+        }
+    }
+}
+
 impl Block {
     /// Puts the plugins of a server block in their order.
     #[must_use]
@@ -86,38 +128,91 @@ impl Block {
         source: Option<Arc<Source>>,
         loop_probe: Option<Arc<LoopProbe>>,
     ) -> Self {
+        Self::succeeding(None, config, source, loop_probe)
+    }
+
+    /// The same for a block that comes in the place of another one: what is configured as it was stays as it is, with
+    /// its entries, connections and counts.
+    #[must_use]
+    pub fn succeeding(
+        old: Option<&Self>,
+        config: &ServerBlock,
+        source: Option<Arc<Source>>,
+        loop_probe: Option<Arc<LoopProbe>>,
+    ) -> Self {
         let mut plugins = Vec::new();
         plugins.extend(config.any.then_some(Plugin::Any));
-        let templates = config.templates.iter().cloned();
-        plugins.extend(templates.map(|options| Plugin::Template(Arc::new(Templates::new(options)))));
-        let hosts = config.hosts.clone();
-        plugins.extend(hosts.map(|options| Plugin::Hosts(Arc::new(Hosts::new(options)))));
+        for options in &config.templates {
+            let same = |template: &Templates| template.options() == options;
+            let kept = old.and_then(|old| old.kept(Plugin::as_template, same));
+            plugins.push(Plugin::Template(
+                kept.unwrap_or_else(|| Arc::new(Templates::new(options.clone()))),
+            ));
+        }
+        if let Some(options) = &config.hosts {
+            let kept = old.and_then(|old| old.kept(Plugin::as_hosts, |hosts| hosts.options() == options));
+            plugins.push(Plugin::Hosts(
+                kept.unwrap_or_else(|| Arc::new(Hosts::new(options.clone()))),
+            ));
+        }
         if let (Some(options), Some(source)) = (&config.kubernetes, source) {
             plugins.push(Plugin::Kubernetes(options.clone(), source));
         }
-        plugins.extend(
-            config
-                .cache
-                .clone()
-                .map(|options| Plugin::Cache(Arc::new(Cache::new(options)))),
-        );
+        if let Some(options) = &config.cache {
+            let kept = old.and_then(|old| old.kept(Plugin::as_cache, |cache| cache.options() == options));
+            plugins.push(Plugin::Cache(
+                kept.unwrap_or_else(|| Arc::new(Cache::new(options.clone()))),
+            ));
+        }
         plugins.extend(loop_probe.map(Plugin::Loop));
-        let forwards = config.forward.iter().cloned();
-        plugins.extend(forwards.map(|options| Plugin::Forward(Arc::new(Forward::new(options)))));
+        for options in &config.forward {
+            let same = |forward: &Forward| forward.options() == options;
+            let kept = old.and_then(|old| old.kept(Plugin::as_forward, same));
+            plugins.push(Plugin::Forward(
+                kept.unwrap_or_else(|| Arc::new(Forward::new(options.clone()))),
+            ));
+        }
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
-        let limited = config.rate_limit.clone();
         Self {
             label: ZoneLabel::of(config.keys.first()),
             plugins,
-            rate_limit: limited.map(|options| Arc::new(RateLimit::new(options))),
-            acl: (!config.acl.is_empty()).then(|| acl::Gate::new(config.acl.clone())),
+            rate_limit: config.rate_limit.as_ref().map(|options| {
+                let kept = old.and_then(|old| old.rate_limit.clone());
+                kept.filter(|limit| limit.options() == options)
+                    .unwrap_or_else(|| Arc::new(RateLimit::new(options.clone())))
+            }),
+            acl: (!config.acl.is_empty()).then(|| {
+                let kept = old.and_then(|old| old.acl.clone());
+                kept.filter(|gate| gate.options() == config.acl)
+                    .unwrap_or_else(|| Arc::new(acl::Gate::new(config.acl.clone())))
+            }),
             rewrites: config.rewrites.clone(),
             bufsize: config.bufsize,
             load_balance: config.load_balance,
             minimal: config.minimal,
-            errors: config.errors,
-            log: config.log,
+            errors: config
+                .errors
+                .then(|| Arc::new(ErrorLog::new(config.consolidations.clone()))),
+            log: config.log.clone(),
         }
+    }
+
+    /// A plugin of this block that is as wanted.
+    fn kept<T>(
+        &self,
+        as_kind: impl Fn(&Plugin) -> Option<&Arc<T>>,
+        is_same: impl Fn(&T) -> bool,
+    ) -> Option<Arc<T>> {
+        let mut kinds = self.plugins.iter().filter_map(as_kind);
+        kinds.find(|plugin| is_same(plugin)).cloned()
+    }
+
+    /// Everything in it that has work of its own, until it is no more.
+    pub(crate) async fn background(&self) {
+        let hosts = self.plugins.iter().filter_map(Plugin::as_hosts);
+        let hosts = join_all(hosts.map(|hosts| Arc::clone(hosts).follow()));
+        let errors = join_all(self.errors.iter().map(|errors| errors.follow()));
+        tokio::join!(hosts, errors);
     }
 
     /// The block's plugins that answer, in order.
@@ -141,7 +236,7 @@ impl Block {
     /// Its `acl`.
     #[must_use]
     pub fn acl(&self) -> Option<&acl::Gate> {
-        self.acl.as_ref()
+        self.acl.as_deref()
     }
 
     /// Asks `ratelimit` and `acl`, which look at the client and never at the name's records.
@@ -256,11 +351,9 @@ impl Block {
         }))
     }
 
-    /// The error log.
     fn report(&self, query: &Query<'_>, error: &dyn Error) {
-        if self.errors {
-            let name = Name::from_lower_wire(query.name());
-            tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(error), "query failed");
+        if let Some(errors) = &self.errors {
+            errors.report(query, error);
         }
     }
 
@@ -275,25 +368,8 @@ impl Block {
 
     /// The query log; off the path of a block that does not ask for it.
     pub(super) fn log_answer(&self, query: &Query<'_>, client: Client, out: &[u8], event: &Event) {
-        let Some(log) = self.log else { return };
-        let answers = out.get(6..8).is_some_and(|count| count != [0, 0]);
-        let wanted = match event.code {
-            rcode::NOERROR if answers => log.success,
-            rcode::NOERROR | rcode::NXDOMAIN => log.denial,
-            _ => log.error,
-        };
-        if wanted {
-            tracing::info!(
-                client = %client.address,
-                id = query.id(),
-                name = %Name::from_lower_wire(query.name()),
-                qtype = query.qtype,
-                transport = ?client.transport,
-                code = event.code,
-                bytes = out.len(),
-                micros = event.duration.as_micros() as u64,
-                "query answered"
-            );
+        if !self.log.is_empty() {
+            query_log::log(&self.log, query, client, out, event);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod arguments;
 pub mod lexer;
+mod logs;
 pub mod plugins;
 mod rewrites;
 mod rules;
@@ -19,10 +20,12 @@ use ipnetwork::IpNetwork;
 
 use crate::acl;
 use crate::cache;
+use crate::error_log;
 use crate::forward;
 use crate::hosts;
 use crate::kubernetes;
 use crate::name::Name;
+use crate::query_log;
 use crate::rate_limit;
 use crate::rewrite;
 use crate::template;
@@ -41,8 +44,12 @@ pub struct Error {
 }
 
 /// A whole configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Corefile {
+    /// The file that it was read from; `None` = it is not read again.
+    pub path: Option<PathBuf>,
+    /// Whether plugins that are not known are warned of instead of refused.
+    pub is_lenient: bool,
     /// The server blocks, in the file's order.
     pub blocks: Vec<ServerBlock>,
 }
@@ -56,8 +63,10 @@ pub struct ServerBlock {
     pub bind: Vec<IpAddr>,
     /// `errors`: failures are logged.
     pub errors: bool,
-    /// `log`: queries are logged.
-    pub log: Option<Log>,
+    /// Failures that are logged together.
+    pub consolidations: Vec<error_log::Consolidation>,
+    /// `log`: queries are logged; in the file's order.
+    pub log: Vec<query_log::Rule>,
     /// `health`.
     pub health: Option<Health>,
     /// `ready`: where it listens. Default `:8181`.
@@ -68,8 +77,8 @@ pub struct ServerBlock {
     pub cache: Option<cache::Options>,
     /// `loop`: upstreams that send queries back here are taken out.
     pub detect_loops: bool,
-    /// `reload`: how often the Corefile is looked at. Default 30 s.
-    pub reload: Option<Duration>,
+    /// `reload`: how often the Corefile is looked at.
+    pub reload: Option<Reload>,
     /// `loadbalance`: addresses come in a random order.
     pub load_balance: bool,
     /// `kubernetes`.
@@ -107,15 +116,13 @@ pub struct Key {
     pub port: u16,
 }
 
-/// Which queries are logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Log {
-    /// Class `success`: NOERROR with answers.
-    pub success: bool,
-    /// Class `denial`: NXDOMAIN and NODATA.
-    pub denial: bool,
-    /// Class `error`: SERVFAIL, NOTIMP, REFUSED and the like.
-    pub error: bool,
+/// How often the Corefile is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// The time between two looks. Default 30 s, at least 2 s.
+    pub interval: Duration,
+    /// How much shorter or longer it may be each time. Default 15 s, at most half the interval.
+    pub jitter: Duration,
 }
 
 /// The health endpoint.
@@ -133,13 +140,24 @@ impl Corefile {
     /// # Errors
     /// With file and line of the first thing that is wrong.
     pub fn read(path: &Path) -> Result<Self, Error> {
+        Self::read_again(path, false)
+    }
+
+    /// The same; `is_lenient` warns of plugins that are not known, and passes them over.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn read_again(path: &Path, is_lenient: bool) -> Result<Self, Error> {
         let file = path.to_string_lossy();
         let text = std::fs::read_to_string(path).map_err(|error| Error {
             file: file.to_string(),
             line: 0,
             message: format!("cannot read the Corefile: {error}"),
         })?;
-        Self::parse(&file, &text, &|name| std::env::var(name).ok())
+        let environment = |name: &str| std::env::var(name).ok();
+        let mut corefile = Self::parse_blocks(&file, &text, &environment, is_lenient)?;
+        corefile.path = Some(path.to_owned());
+        Ok(corefile)
     }
 
     /// Reads a text. `environment` gives the value of a variable.
@@ -150,6 +168,15 @@ impl Corefile {
         file: &str,
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        Self::parse_blocks(file, text, environment, false)
+    }
+
+    fn parse_blocks(
+        file: &str,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+        is_lenient: bool,
     ) -> Result<Self, Error> {
         let mut blocks = Vec::new();
         let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
@@ -168,6 +195,16 @@ impl Corefile {
                 .iter()
                 .partition(|directive| directive.name.text == "root");
             for directive in roots.into_iter().chain(others) {
+                if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
+                    let place = &directive.name.place;
+                    tracing::warn!(
+                        file = %place.file,
+                        line = place.line,
+                        plugin = directive.name.text,
+                        "unknown plugin passed over"
+                    );
+                    continue;
+                }
                 plugins::apply(&mut block, directive)?;
             }
             for key in &block.keys {
@@ -193,7 +230,11 @@ impl Corefile {
                 message,
             });
         }
-        Ok(Self { blocks })
+        Ok(Self {
+            path: None,
+            is_lenient,
+            blocks,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use super::arguments::{
 };
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Log, ServerBlock, rewrites, rules, zones};
+use super::{Error, Health, Reload, ServerBlock, logs, rewrites, rules, zones};
 use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
 use crate::zone::EndpointNames;
@@ -48,7 +48,10 @@ const MAX_TTL: u32 = 3600;
 /// Puts one directive into its server block.
 pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<(), Error> {
     let given_before = match directive.name.text.as_str() {
-        "errors" => std::mem::replace(&mut block.errors, bare(directive)?),
+        "errors" => {
+            block.consolidations = logs::errors(directive)?;
+            std::mem::replace(&mut block.errors, true)
+        }
         "any" => std::mem::replace(&mut block.any, bare(directive)?),
         "minimal" => std::mem::replace(&mut block.minimal, bare(directive)?),
         "bufsize" => block.bufsize.replace(rules::bufsize(directive)?).is_some(),
@@ -75,7 +78,10 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         "loop" => std::mem::replace(&mut block.detect_loops, bare(directive)?),
         "whoami" => std::mem::replace(&mut block.whoami, bare(directive)?),
         "loadbalance" => std::mem::replace(&mut block.load_balance, load_balance(directive)?),
-        "log" => block.log.replace(log(directive)?).is_some(),
+        "log" => {
+            block.log.push(logs::log(directive)?);
+            false
+        }
         "health" => block.health.replace(health(directive)?).is_some(),
         "ready" => {
             no_options(directive)?;
@@ -143,38 +149,6 @@ fn load_balance(directive: &Directive) -> Result<bool, Error> {
     }
 }
 
-fn log(directive: &Directive) -> Result<Log, Error> {
-    let every = Log {
-        success: true,
-        denial: true,
-        error: true,
-    };
-    match directive.args.as_slice() {
-        [] => {}
-        [zone] if zone.text == "." => {}
-        [first, ..] => return Err(first.error("log takes no names or formats yet, only the option class")),
-    }
-    let mut log = Log::default();
-    for option in &directive.options {
-        if option.name.text != "class" {
-            return Err(unknown_option(directive, option, &["class"]));
-        }
-        for class in &option.args {
-            match class.text.as_str() {
-                "all" => log = every,
-                "success" => log.success = true,
-                "denial" => log.denial = true,
-                "error" => log.error = true,
-                other => {
-                    let known = "all, success, denial and error";
-                    return Err(class.error(format!("{other:?} is no class of log; known are {known}")));
-                }
-            }
-        }
-    }
-    Ok(if log == Log::default() { every } else { log })
-}
-
 fn health(directive: &Directive) -> Result<Health, Error> {
     let mut health = Health {
         address: listen_address(directive, everywhere(8080))?,
@@ -189,20 +163,35 @@ fn health(directive: &Directive) -> Result<Health, Error> {
     Ok(health)
 }
 
-fn reload(directive: &Directive) -> Result<Duration, Error> {
+/// `reload [INTERVAL] [JITTER]`; the bounds are CoreDNS's.
+fn reload(directive: &Directive) -> Result<Reload, Error> {
+    const LEAST: Duration = Duration::from_secs(2);
+    const LEAST_JITTER: Duration = Duration::from_secs(1);
     no_options(directive)?;
-    let interval = match directive.args.first() {
-        Some(token) => (duration(token)?, token),
-        None => return Ok(Duration::from_secs(30)),
+    let (interval, jitter) = match directive.args.as_slice() {
+        [] => (None, None),
+        [interval] => (Some(interval), None),
+        [interval, jitter] => (Some(interval), Some(jitter)),
+        [_, _, third, ..] => return Err(third.error("reload takes an interval and a jitter")),
     };
-    if interval.0 < Duration::from_secs(2) {
-        return Err(interval
-            .1
-            .error("reload looks at the file every 2s at the most often"));
+    let mut reload = Reload {
+        interval: Duration::from_secs(30),
+        jitter: Duration::from_secs(15),
+    };
+    if let Some(token) = interval {
+        reload.interval = duration(token)?;
+        if reload.interval < LEAST {
+            return Err(token.error("reload looks at the file every 2s at the most often"));
+        }
     }
-    // The second argument, jitter, is checked and not needed: each process starts at a moment of its own.
-    directive.args.get(1).map(duration).transpose()?;
-    Ok(interval.0)
+    if let Some(token) = jitter {
+        reload.jitter = duration(token)?;
+        if reload.jitter < LEAST_JITTER {
+            return Err(token.error("the jitter of reload is 1s at least"));
+        }
+    }
+    reload.jitter = reload.jitter.min(reload.interval / 2);
+    Ok(reload)
 }
 
 fn bind(directive: &Directive) -> Result<Vec<IpAddr>, Error> {

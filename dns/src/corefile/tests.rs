@@ -75,7 +75,7 @@ fn kubeadms_corefile_is_read_whole() {
         }],
         bind: Vec::new(),
         errors: true,
-        log: None,
+        log: Vec::new(),
         health: Some(Health {
             address: socket("[::]:8080"),
             lameduck: Duration::from_secs(5),
@@ -84,7 +84,10 @@ fn kubeadms_corefile_is_read_whole() {
         prometheus: Some(socket("[::]:9153")),
         cache: Some(cache),
         detect_loops: true,
-        reload: Some(Duration::from_secs(30)),
+        reload: Some(Reload {
+            interval: Duration::from_secs(30),
+            jitter: Duration::from_secs(15),
+        }),
         load_balance: true,
         kubernetes: Some(kubernetes::Options {
             zones: names(&["cluster.local", "in-addr.arpa", "ip6.arpa"]),
@@ -210,16 +213,57 @@ fn options_are_read() {
     }
     assert_eq!(forward(". 1.1.1.1\n forward a.example 2.2.2.2").len(), 2);
     let log = |text: &str| block(&format!(". {{\n log {text}\n}}")).log;
-    let classes = |success, denial, error| {
-        Some(Log {
-            success,
-            denial,
-            error,
-        })
+    let rule = |zones: &[&str], success, denial, error, format: Option<&str>| {
+        vec![query_log::Rule {
+            zones: names(zones),
+            classes: query_log::Classes {
+                success,
+                denial,
+                error,
+            },
+            format: format.map(query_log::Format::parse),
+        }]
     };
-    assert_eq!(log(""), classes(true, true, true));
-    assert_eq!(log(". {\n class error denial\n}"), classes(false, true, true));
-    assert_eq!(log("{\n class all\n}"), classes(true, true, true));
+    for (text, expected) in [
+        ("", rule(&["."], true, true, true, None)),
+        (
+            ". {\n class error denial\n}",
+            rule(&["."], false, true, true, None),
+        ),
+        ("{\n class all\n}", rule(&["."], true, true, true, None)),
+        (
+            "a.example b.example {\n class success\n}",
+            rule(&["a.example", "b.example"], true, false, false, None),
+        ),
+        (
+            "a.example \"{name} {rcode}\"",
+            rule(&["a.example"], true, true, true, Some("{name} {rcode}")),
+        ),
+        ("{common}", rule(&["."], true, true, true, Some("{common}"))),
+    ] {
+        assert_eq!(log(text), expected, "{text}");
+    }
+    assert_eq!(log("a.example\n log b.example").len(), 2);
+    let errors = block(
+        ". {\n errors {\n consolidate 5m \".* timeout$\" warning\n consolidate 30s ^x debug show_first\n consolidate 1s y \
+         info\n consolidate 1s z\n}\n}",
+    );
+    let kind = |seconds, pattern: &str, level, show_first| error_log::Consolidation {
+        period: Duration::from_secs(seconds),
+        errors: crate::pattern::Pattern::parse(pattern).expect("a pattern"),
+        level,
+        show_first,
+    };
+    let expected = [
+        kind(300, ".* timeout$", error_log::Level::Warning, false),
+        kind(30, "^x", error_log::Level::Debug, true),
+        kind(1, "y", error_log::Level::Info, false),
+        kind(1, "z", error_log::Level::Error, false),
+    ];
+    assert_eq!(
+        (errors.errors, errors.consolidations.as_slice()),
+        (true, &expected[..])
+    );
     let cache = block(
         ". {\n cache 60 a.example {\n success 100 50 7\n denial 10 5\n servfail 1s\n disable denial\n}\n}",
     );
@@ -263,7 +307,10 @@ fn options_are_read() {
             Some(socket("127.0.0.1:1")),
             Some(socket("10.0.0.1:2")),
             Some(socket("127.0.0.1:9153")),
-            Some(Duration::from_secs(10))
+            Some(Reload {
+                interval: Duration::from_secs(10),
+                jitter: Duration::from_secs(5),
+            })
         )
     );
     let bound: Vec<String> = endpoints.bind.iter().map(IpAddr::to_string).collect();
@@ -456,8 +503,24 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         (inside("errors stdout"), "Corefile:2: errors takes no argument"),
         (
-            inside("errors {\n consolidate 5m .*\n}"),
-            "Corefile:3: unknown option \"consolidate\" of errors; it has none",
+            inside("errors {\n stacktrace\n}"),
+            "Corefile:3: unknown option \"stacktrace\" of errors; known are consolidate",
+        ),
+        (
+            inside("errors {\n consolidate 5m\n}"),
+            "Corefile:3: consolidate takes a duration and a regular expression",
+        ),
+        (
+            inside("errors {\n consolidate 0 .*\n}"),
+            "Corefile:3: consolidate needs a time to collect in",
+        ),
+        (
+            inside("errors {\n consolidate 5m .* loud\n}"),
+            "Corefile:3: consolidate goes on with debug, info, warning, error and show_first, not \"loud\"",
+        ),
+        (
+            inside("errors {\n consolidate 5m (\n}"),
+            "Corefile:3: \"(\" is no regular expression: unclosed group",
         ),
         (
             inside("errors\n errors"),
@@ -468,8 +531,12 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:2: loadbalance knows round_robin, not \"weighted\"",
         ),
         (
-            inside("log a.example"),
-            "Corefile:2: log takes no names or formats yet, only the option class",
+            inside("log a..example"),
+            "Corefile:2: the zone \"a..example\" has an empty label",
+        ),
+        (
+            inside("log {\n class\n}"),
+            "Corefile:3: class takes at least one class of answers",
         ),
         (
             inside("log {\n class some\n}"),
@@ -546,6 +613,14 @@ fn what_is_wrong_is_said_with_its_line() {
         (
             inside("reload 1s"),
             "Corefile:2: reload looks at the file every 2s at the most often",
+        ),
+        (
+            inside("reload 10s 500ms"),
+            "Corefile:2: the jitter of reload is 1s at least",
+        ),
+        (
+            inside("reload 10s 5s 1s"),
+            "Corefile:2: reload takes an interval and a jitter",
         ),
         (
             inside("bind"),

@@ -134,6 +134,12 @@ impl Forward {
         }
     }
 
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// The upstreams, in the file's order.
     #[must_use]
     pub fn upstreams(&self) -> &[Arc<Upstream>] {

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
@@ -63,7 +64,8 @@ struct Received {
 /// What one serving thread owns.
 pub struct Listener {
     socket: Arc<OwnedFd>,
-    server: Arc<Server>,
+    /// What is answered by; another one may come between two batches.
+    server: Arc<ArcSwap<Server>>,
     worker: Worker,
     waiting: mpsc::Sender<Waiting>,
     stop: Arc<AtomicBool>,
@@ -78,7 +80,7 @@ impl Listener {
     /// When the socket takes no timeout.
     pub fn new(
         socket: OwnedFd,
-        server: Arc<Server>,
+        server: Arc<ArcSwap<Server>>,
         worker: Worker,
         waiting: mpsc::Sender<Waiting>,
         stop: Arc<AtomicBool>,
@@ -118,10 +120,11 @@ impl Listener {
                 }
             };
             let mut ready = 0;
+            let server = self.server.load();
             for index in 0..count {
                 let Some(datagram) = received[index] else { continue };
                 let packet = &queries[index][..datagram.length];
-                if self.answer_or_survive(packet, &datagram, &mut replies[ready]) {
+                if self.answer_or_survive(&server, packet, &datagram, &mut replies[ready]) {
                     received[ready] = Some(datagram);
                     ready += 1;
                 }
@@ -146,8 +149,15 @@ impl Listener {
     }
 
     /// A query that finds a mistake in this program costs its own answer, not the thread.
-    fn answer_or_survive(&mut self, packet: &[u8], datagram: &Received, reply: &mut Vec<u8>) -> bool {
-        catch_unwind(AssertUnwindSafe(|| self.answer(packet, datagram, reply))).unwrap_or_else(|_| {
+    fn answer_or_survive(
+        &mut self,
+        server: &Arc<Server>,
+        packet: &[u8],
+        datagram: &Received,
+        reply: &mut Vec<u8>,
+    ) -> bool {
+        let answer = AssertUnwindSafe(|| self.answer(server, packet, datagram, reply));
+        catch_unwind(answer).unwrap_or_else(|_| {
             self.worker.shard.panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!(client = %datagram.client, "a query made its thread panic; it gets no answer");
             false
@@ -155,12 +165,18 @@ impl Listener {
     }
 
     /// Answers one query into `reply`, or hands it on. Returns whether there is a reply to send.
-    fn answer(&mut self, packet: &[u8], datagram: &Received, reply: &mut Vec<u8>) -> bool {
+    fn answer(
+        &mut self,
+        server: &Arc<Server>,
+        packet: &[u8],
+        datagram: &Received,
+        reply: &mut Vec<u8>,
+    ) -> bool {
         let client = Client {
             address: datagram.client,
             transport: Transport::Udp,
         };
-        match self.server.answer_now(packet, client, &mut self.worker, reply) {
+        match server.answer_now(packet, client, &mut self.worker, reply) {
             Outcome::Reply => true,
             Outcome::Silence => false,
             Outcome::Later => {
@@ -169,7 +185,7 @@ impl Listener {
                     client: datagram.client,
                     local: datagram.local,
                     socket: Arc::clone(&self.socket),
-                    server: Arc::clone(&self.server),
+                    server: Arc::clone(server),
                 };
                 if self.waiting.try_send(waiting).is_err() {
                     self.worker.shard.overflow.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! The server over real sockets of the loopback, fed by a real unix socket.
 
+mod reload;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,12 +44,17 @@ struct Running {
 }
 
 async fn start(folder: &Folder) -> Running {
-    let corefile = folder.file("Corefile");
     let text = format!(
         ".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n kubernetes cluster.local {{\n feed {}\n state {}\n ttl 30\n }}\n}}",
         folder.file("dns.sock").display(),
         folder.file("state").display()
     );
+    start_with(folder, &text).await
+}
+
+/// Serves a Corefile that is written into the folder first.
+async fn start_with(folder: &Folder, text: &str) -> Running {
+    let corefile = folder.file("Corefile");
     std::fs::write(&corefile, text).expect("written");
     let config = dns::Config::parse(&corefile).expect("a Corefile");
     let server = dns::server::Bound::new(&config).await.expect("bound");
