@@ -252,6 +252,17 @@ pub fn put_client_opt(response: &mut Vec<u8>, query: &Query<'_>) {
     }
 }
 
+/// Takes AD off where the client did not ask for it, by AD or DO (RFC 6840 §5.7).
+pub fn hide_ad(response: &mut [u8], query: &Query<'_>) {
+    const FLAG_AD: u16 = 0x0020;
+    let wanted = query.flags() & FLAG_AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
+    if let Some(flags) = response.get_mut(3)
+        && !wanted
+    {
+        *flags &= !(FLAG_AD as u8);
+    }
+}
+
 /// The code of a response.
 #[must_use]
 pub fn code_of(response: &[u8]) -> u16 {

@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::answer::{Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only};
+use crate::answer::{
+    Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only, hide_ad,
+};
 use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
@@ -275,12 +277,22 @@ impl Server {
         match block.walk(query, client, shape, out) {
             Walk::Answered(answerer) => answerer,
             Walk::Forward(forward, cache) => {
-                match forward.exchange(query, client.transport == Transport::Tcp).await {
+                let by_tcp = client.transport == Transport::Tcp;
+                let exchanged = forward.exchange(query, by_tcp).await;
+                let failed = exchanged
+                    .as_ref()
+                    .map_or(true, |answer| code_of(answer) == rcode::SERVFAIL);
+                if failed && cache.is_some_and(|cache| cache.answer_stale(query, limit, Instant::now(), out))
+                {
+                    return Answerer::Cache;
+                }
+                match exchanged {
                     Ok(response) => {
                         if let Some(cache) = cache {
                             cache.store(query, &response, Instant::now());
                         }
                         *out = response;
+                        hide_ad(out, query);
                         fit(out, query, limit);
                     }
                     Err(failure) => block.answer_failure(query, &failure, out),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::acl::Action;
+use crate::cache::Counts;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
 use crate::hosts::Hosts;
@@ -157,11 +158,72 @@ impl Current {
     }
 
     fn write_caches(&self, text: &mut Exposition) {
-        let name = "coredns_cache_entries";
-        text.family(name, "gauge", "The number of elements in the cache.");
-        let caches = self.plugins().filter_map(Plugin::as_cache);
-        for (index, cache) in caches.enumerate() {
-            text.sample(name, &format!("block=\"{index}\""), cache.len() as f64);
+        let caches: Vec<(&Arc<Block>, Counts)> = self
+            .blocks
+            .iter()
+            .filter_map(|block| Some((block, block.plugins().iter().find_map(Plugin::as_cache)?.counts())))
+            .collect();
+        type Halves = fn(&Counts) -> [u64; 2];
+        let by_half: [(&str, &str, &str, Halves); 3] = [
+            (
+                "coredns_cache_entries",
+                "gauge",
+                "The number of elements in the cache.",
+                |counts| counts.entries,
+            ),
+            (
+                "coredns_cache_hits_total",
+                "counter",
+                "The count of cache hits.",
+                |counts| counts.hits,
+            ),
+            (
+                "coredns_cache_evictions_total",
+                "counter",
+                "The count of cache evictions.",
+                |counts| counts.evictions,
+            ),
+        ];
+        for (name, kind, help, value) in by_half {
+            text.family(name, kind, help);
+            for (block, counts) in &caches {
+                for (half, value) in ["success", "denial"].iter().zip(value(counts)) {
+                    text.sample(
+                        name,
+                        &format!("{},type=\"{half}\"", block.cache_labels()),
+                        value as f64,
+                    );
+                }
+            }
+        }
+        type Whole = fn(&Counts) -> u64;
+        let whole: [(&str, &str, Whole); 4] = [
+            (
+                "coredns_cache_requests_total",
+                "The count of cache requests.",
+                |counts| counts.requests,
+            ),
+            (
+                "coredns_cache_misses_total",
+                "The count of cache misses.",
+                |counts| counts.requests - counts.hits.iter().sum::<u64>(),
+            ),
+            (
+                "coredns_cache_prefetch_total",
+                "The number of times the cache has prefetched a cached item.",
+                |counts| counts.prefetches,
+            ),
+            (
+                "coredns_cache_served_stale_total",
+                "The number of requests served from stale cache entries.",
+                |counts| counts.served_stale,
+            ),
+        ];
+        for (name, help, value) in whole {
+            text.family(name, "counter", help);
+            for (block, counts) in &caches {
+                text.sample(name, &block.cache_labels(), value(counts) as f64);
+            }
         }
     }
 

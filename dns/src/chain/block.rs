@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::join_all;
+use tokio::runtime::Handle;
 
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
 use crate::acl::{self, Action};
 use crate::answer::{Owner, Section, Writer, code_only};
-use crate::cache::Cache;
+use crate::cache::{Cache, Found};
 use crate::corefile::ServerBlock;
 use crate::error_log::ErrorLog;
 use crate::feed::Source;
@@ -61,6 +62,8 @@ pub struct Block {
     pub(super) bufsize: Option<u16>,
     pub(super) load_balance: bool,
     minimal: bool,
+    /// Where answers are asked for again while serving threads go on.
+    runtime: Option<Handle>,
     errors: Option<Arc<ErrorLog>>,
     log: Vec<query_log::Rule>,
 }
@@ -190,6 +193,7 @@ impl Block {
             bufsize: config.bufsize,
             load_balance: config.load_balance,
             minimal: config.minimal,
+            runtime: Handle::try_current().ok(),
             errors: config
                 .errors
                 .then(|| Arc::new(ErrorLog::new(config.consolidations.clone()))),
@@ -225,6 +229,13 @@ impl Block {
     #[must_use]
     pub fn labels(&self) -> String {
         self.label.to_string()
+    }
+
+    /// The same for its cache, whose metrics say `zones`.
+    #[must_use]
+    pub fn cache_labels(&self) -> String {
+        let ZoneLabel { server, zone } = &self.label;
+        format!("server=\"{server}\",zones=\"{zone}\",view=\"\"")
     }
 
     /// Its `ratelimit`.
@@ -301,12 +312,14 @@ impl Block {
                         Verdict::NotOurs => {}
                     }
                 }
-                Plugin::Cache(found) => {
-                    if found.answer(query, shape.limit, Instant::now(), out) {
+                Plugin::Cache(kept) => match kept.answer(query, shape.limit, Instant::now(), out) {
+                    Found::Nothing => cache = Some(&**kept),
+                    Found::Fresh => return Walk::Answered(Answerer::Cache),
+                    Found::Aging => {
+                        self.refresh(query, kept);
                         return Walk::Answered(Answerer::Cache);
                     }
-                    cache = Some(&**found);
-                }
+                },
                 Plugin::Loop(probe) => {
                     if probe.recognizes(query) {
                         code_only(out, query, rcode::SERVFAIL);
@@ -323,6 +336,23 @@ impl Block {
         }
         code_only(out, query, rcode::SERVFAIL);
         Walk::Answered(Answerer::Server)
+    }
+
+    /// Asks for an answer again that the client has already.
+    fn refresh(&self, query: &Query<'_>, cache: &Arc<Cache>) {
+        let mut forwards = self.plugins.iter().filter_map(Plugin::as_forward);
+        let forward = forwards.find(|forward| forward.covers(query));
+        let (Some(forward), Some(runtime)) = (forward.cloned(), &self.runtime) else {
+            return;
+        };
+        let (cache, packet) = (Arc::clone(cache), query.packet().to_vec());
+        runtime.spawn(async move {
+            let Ok(query) = Query::parse(&packet) else { return };
+            match forward.exchange(&query, false).await {
+                Ok(response) => cache.store(&query, &response, Instant::now()),
+                Err(error) => tracing::debug!(error = %model::with_causes(&error), "entry not refreshed"),
+            }
+        });
     }
 
     /// What `minimal` and `loadbalance` do to a whole answer.

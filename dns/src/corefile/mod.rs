@@ -4,6 +4,7 @@
 //! (options, checked). Every error names file and line.
 
 mod arguments;
+mod caching;
 pub mod lexer;
 mod logs;
 pub mod plugins;

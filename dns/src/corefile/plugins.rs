@@ -9,11 +9,11 @@ use super::arguments::{
 };
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Reload, ServerBlock, logs, rewrites, rules, zones};
+use super::{Error, Health, Reload, ServerBlock, caching, logs, rewrites, rules, zones};
 use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
 use crate::zone::EndpointNames;
-use crate::{cache, forward, kubernetes};
+use crate::{forward, kubernetes};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
 pub const KNOWN: [&str; 23] = [
@@ -99,7 +99,7 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
                 .is_some()
         }
         "reload" => block.reload.replace(reload(directive)?).is_some(),
-        "cache" => block.cache.replace(cache(directive)?).is_some(),
+        "cache" => block.cache.replace(caching::cache(directive)?).is_some(),
         "kubernetes" => {
             let own = own_zones(block);
             block.kubernetes.replace(kubernetes(directive, &own)?).is_some()
@@ -225,62 +225,6 @@ fn interface_addresses(token: &Token) -> Result<Vec<IpAddr>, Error> {
         )));
     }
     Ok(addresses)
-}
-
-fn cache(directive: &Directive) -> Result<cache::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &["success", "denial", "disable", "servfail"];
-    let mut options = cache::Options::default();
-    let mut zone_tokens = directive.args.as_slice();
-    if let Some((first, rest)) = directive.args.split_first()
-        && let Ok(ttl) = first.text.parse::<u32>()
-    {
-        options.success.max_ttl = ttl;
-        options.denial.max_ttl = ttl;
-        zone_tokens = rest;
-    }
-    options.zones = names(zone_tokens)?;
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "success" => cache_part(&mut options.success, option)?,
-            "denial" => cache_part(&mut options.denial, option)?,
-            "servfail" => options.servfail = duration(single(option)?)?,
-            "disable" => {
-                let Some((which, zones)) = option.args.split_first() else {
-                    return Err(option.name.error("disable takes success or denial, and zones"));
-                };
-                let mut zones = names(zones)?;
-                if zones.is_empty() {
-                    zones.push(Name::root());
-                }
-                match which.text.as_str() {
-                    "success" => options.success.disabled.extend(zones),
-                    "denial" => options.denial.disabled.extend(zones),
-                    other => {
-                        return Err(which.error(format!("disable takes success or denial, not {other:?}")));
-                    }
-                }
-            }
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    Ok(options)
-}
-
-/// `success CAPACITY [TTL] [MINTTL]`.
-fn cache_part(part: &mut cache::Part, option: &Directive) -> Result<(), Error> {
-    let [capacity, ttls @ ..] = option.args.as_slice() else {
-        return Err(option
-            .name
-            .error(format!("{} takes a capacity", option.name.text)));
-    };
-    part.capacity = number(capacity)?;
-    if let Some(ttl) = ttls.first() {
-        part.max_ttl = number(ttl)?;
-    }
-    if let Some(ttl) = ttls.get(1) {
-        part.min_ttl = number(ttl)?;
-    }
-    Ok(())
 }
 
 fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<kubernetes::Options, Error> {

@@ -278,8 +278,41 @@ fn options_are_read() {
         success: part(100, 50, 7, Vec::new()),
         denial: part(10, 5, 5, vec![Name::root()]),
         servfail: Duration::from_secs(1),
+        ..cache::Options::default()
     };
     assert_eq!(cache.cache, Some(expected));
+    let cache = |option: &str| block(&format!(". {{\n cache {{\n {option}\n}}\n}}")).cache;
+    let prefetch = |amount, pause, percentage| cache::Options {
+        prefetch: Some(cache::Prefetch {
+            amount,
+            pause: Duration::from_secs(pause),
+            percentage,
+        }),
+        ..cache::Options::default()
+    };
+    let stale = |beyond, verifies| cache::Options {
+        stale: Some(cache::Stale {
+            beyond: Duration::from_secs(beyond),
+            verifies,
+        }),
+        ..cache::Options::default()
+    };
+    let keeps_ttl = cache::Options {
+        keeps_ttl: true,
+        ..cache::Options::default()
+    };
+    for (option, expected) in [
+        ("prefetch 10", prefetch(10, 60, 10)),
+        ("prefetch 10 5m", prefetch(10, 300, 10)),
+        ("prefetch 1 5s 90%", prefetch(1, 5, 90)),
+        ("serve_stale", stale(3600, false)),
+        ("serve_stale 1m", stale(60, false)),
+        ("serve_stale 1m immediate", stale(60, false)),
+        ("serve_stale 1m Verify", stale(60, true)),
+        ("keepttl", keeps_ttl),
+    ] {
+        assert_eq!(cache(option), Some(expected), "{option}");
+    }
     let kubernetes = block(
         "cluster.local {\n kubernetes {\n pods verified\n fallthrough\n feed /f.sock\n state /s\n endpoint_pod_names\n}\n}",
     );
@@ -631,8 +664,33 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:2: \"nosuch0\" is neither an address nor an interface that has one",
         ),
         (
-            inside("cache {\n prefetch 1\n}"),
-            "Corefile:3: unknown option \"prefetch\" of cache; known are success, denial, disable, servfail",
+            inside("cache {\n minttl 1\n}"),
+            "Corefile:3: unknown option \"minttl\" of cache; known are success, denial, prefetch, serve_stale, servfail, \
+             disable, keepttl",
+        ),
+        (
+            inside("cache {\n prefetch\n}"),
+            "Corefile:3: prefetch takes an amount of queries",
+        ),
+        (
+            inside("cache {\n prefetch 1 1m 9%\n}"),
+            "Corefile:3: a number from 10 to 90 is wanted, not 9",
+        ),
+        (
+            inside("cache {\n prefetch 1 1m 10\n}"),
+            "Corefile:3: \"10\" is no percentage like 10%",
+        ),
+        (
+            inside("cache {\n serve_stale 0\n}"),
+            "Corefile:3: serve_stale of no time serves nothing",
+        ),
+        (
+            inside("cache {\n serve_stale 1m later\n}"),
+            "Corefile:3: the mode of serve_stale is immediate or verify, not \"later\"",
+        ),
+        (
+            inside("cache {\n servfail 6m\n}"),
+            "Corefile:3: a SERVFAIL is kept for 5m at the most",
         ),
         (
             inside("cache {\n success many\n}"),

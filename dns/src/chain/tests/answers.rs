@@ -93,3 +93,50 @@ async fn plugins_answer_in_corednss_order_whatever_the_files_order_is() {
         assert_eq!(text(&server, name, qtype).await, expected, "{name}");
     }
 }
+
+#[tokio::test]
+async fn what_is_served_beyond_its_end_is_asked_for_again_or_served_where_nobody_answers() {
+    let alive = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_alive = Arc::clone(&alive);
+    let upstream = FakeUpstream::start(move |packet, _| match is_alive.load(Ordering::SeqCst) {
+        true => vec![answer(packet, &[[1, 1, 1, 1]])],
+        false => vec![crate::forward::fake_upstream::code(packet, rcode::SERVFAIL)],
+    })
+    .await;
+    for (mode, first) in [("immediate", Outcome::Reply), ("verify", Outcome::Later)] {
+        let corefile = format!(
+            ".:53 {{\n cache {{\n success 100 1 0\n serve_stale 1h {mode}\n}}\n forward . {}\n}}",
+            upstream.address
+        );
+        let server = server(&corefile, &Snapshot::default());
+        alive.store(true, Ordering::SeqCst);
+        let kept = "NOERROR www.example. 60 1.1.1.1";
+        assert_eq!(text(&server, "www.example", rtype::A).await, kept, "{mode}");
+        let asked = packet("www.example", rtype::A);
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        let mut out = Vec::new();
+        // One second is the shortest life.
+        let is_stale = |out: &[u8]| out.len() > 4 && out[asked.len() + 6..][..4] == [0; 4];
+        alive.store(false, Ordering::SeqCst);
+        let before = upstream.asked();
+        loop {
+            let outcome = server.answer_now(&asked, udp(), &mut worker(), &mut out);
+            if outcome == Outcome::Later || is_stale(&out) {
+                assert_eq!(outcome, first, "{mode}");
+                break;
+            }
+            assert!(Instant::now() < deadline, "{mode}: it never ends");
+            tokio::task::yield_now().await;
+        }
+        // The upstream fails: the client has the old answer.
+        let stale = "NOERROR www.example. 0 1.1.1.1";
+        assert_eq!(text(&server, "www.example", rtype::A).await, stale, "{mode}");
+        while upstream.asked() == before {
+            assert!(Instant::now() < deadline, "{mode}: nobody asks again");
+            tokio::task::yield_now().await;
+        }
+        let blocks = server.routes()[0].block.plugins();
+        let cache = blocks.iter().find_map(Plugin::as_cache).expect("a cache");
+        assert!(cache.counts().served_stale > 0, "{mode}");
+    }
+}
