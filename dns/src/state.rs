@@ -136,6 +136,27 @@ impl Current {
                 upstream.failed_checks.load(Ordering::Relaxed) as f64,
             );
         }
+        type Streams = fn((u64, u64)) -> u64;
+        let streams: [(&str, &str, Streams); 2] = [
+            (
+                "coredns_proxy_conn_cache_hits_total",
+                "Counter of connection cache hits per upstream and protocol.",
+                |(reused, _)| reused,
+            ),
+            (
+                "coredns_proxy_conn_cache_misses_total",
+                "Counter of connection cache misses per upstream and protocol.",
+                |(_, opened)| opened,
+            ),
+        ];
+        for (name, help, value) in streams {
+            text.family(name, "counter", help);
+            for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
+                let (to, proto) = (upstream.address, upstream.stream_protocol());
+                let labels = format!("proxy_name=\"forward\",to=\"{to}\",proto=\"{proto}\"");
+                text.sample(name, &labels, value(upstream.stream_counts()) as f64);
+            }
+        }
         for forward in &forwards {
             rejected += forward.rejected.load(Ordering::Relaxed);
             broken += forward.all_down.load(Ordering::Relaxed);

@@ -80,7 +80,7 @@ pub(super) enum Gate {
 pub(super) enum Walk<'s> {
     Answered(Answerer),
     /// An upstream has to be asked; what it says may be cached.
-    Forward(&'s Forward, Option<&'s Cache>),
+    Forward(&'s Arc<Forward>, Option<&'s Cache>),
     /// The answer is an alias for this name, with that TTL.
     Alias(Name, u32, Answerer),
 }

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod caching;
+mod forwarding;
 pub mod lexer;
 mod logs;
 pub mod plugins;

@@ -9,11 +9,11 @@ use super::arguments::{
 };
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Reload, ServerBlock, caching, logs, rewrites, rules, zones};
+use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewrites, rules};
+use crate::kubernetes;
 use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
 use crate::zone::EndpointNames;
-use crate::{forward, kubernetes};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
 pub const KNOWN: [&str; 23] = [
@@ -109,7 +109,7 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
             false
         }
         "forward" => {
-            block.forward.push(forward(directive)?);
+            block.forward.push(forwarding::forward(directive, &block.root)?);
             false
         }
         other => {
@@ -298,91 +298,4 @@ fn kubernetes_ttl(token: &Token) -> Result<u32, Error> {
         return Err(token.error(format!("ttl is 0 to {MAX_TTL} seconds, not {ttl}")));
     }
     Ok(ttl)
-}
-
-fn forward(directive: &Directive) -> Result<forward::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &[
-        "except",
-        "policy",
-        "max_fails",
-        "max_concurrent",
-        "expire",
-        "force_tcp",
-        "prefer_udp",
-        "health_check",
-    ];
-    let [from, to @ ..] = directive.args.as_slice() else {
-        return Err(directive
-            .name
-            .error("forward takes a zone and at least one upstream"));
-    };
-    if to.is_empty() {
-        return Err(from.error("forward takes at least one upstream behind the zone"));
-    }
-    let from = zones(from, &from.text)?;
-    let mut options = forward::Options {
-        from,
-        ..forward::Options::default()
-    };
-    for token in to {
-        options.to.extend(upstreams(token)?);
-    }
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "except" => options.except.extend(names(&option.args)?),
-            "policy" => options.policy = policy(single(option)?)?,
-            "max_fails" => options.max_fails = number(single(option)?)?,
-            "max_concurrent" => options.max_concurrent = Some(number(single(option)?)?),
-            "expire" => options.expire = duration(single(option)?)?,
-            "force_tcp" => options.force_tcp = bare(option)?,
-            "prefer_udp" => options.prefer_udp = bare(option)?,
-            "health_check" => match option.args.as_slice() {
-                [interval] => options.health_check = duration(interval)?,
-                _ => {
-                    return Err(option
-                        .name
-                        .error("health_check takes a duration and nothing else yet"));
-                }
-            },
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    Ok(options)
-}
-
-fn policy(token: &Token) -> Result<forward::Policy, Error> {
-    match token.text.as_str() {
-        "random" => Ok(forward::Policy::Random),
-        "round_robin" => Ok(forward::Policy::RoundRobin),
-        "sequential" => Ok(forward::Policy::Sequential),
-        other => Err(token.error(format!(
-            "policy is random, round_robin or sequential, not {other:?}"
-        ))),
-    }
-}
-
-/// An address, with a port or without, or the name servers of a file like `/etc/resolv.conf`.
-fn upstreams(token: &Token) -> Result<Vec<SocketAddr>, Error> {
-    let text = match token.text.split_once("://") {
-        None => token.text.as_str(),
-        Some(("dns", rest)) => rest,
-        Some((scheme, _)) => {
-            return Err(token.error(format!(
-                "{scheme}:// upstreams are not supported yet; only dns:// are"
-            )));
-        }
-    };
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(vec![address]);
-    }
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::from((address, 53))]);
-    }
-    if !text.contains('/') {
-        return Err(token.error(format!(
-            "{text:?} is neither an address nor a file like /etc/resolv.conf"
-        )));
-    }
-    let servers = forward::resolv_conf::name_servers(Path::new(text));
-    servers.map_err(|error| token.error(format!("cannot read name servers from {text}: {error}")))
 }

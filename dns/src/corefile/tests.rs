@@ -99,7 +99,7 @@ fn kubeadms_corefile_is_read_whole() {
             state: "/run/causeway".into(),
         }),
         forward: vec![forward::Options {
-            to: vec![socket("10.0.0.2:53")],
+            to: vec![socket("10.0.0.2:53").into()],
             max_concurrent: Some(1000),
             ..forward::Options::default()
         }],
@@ -156,7 +156,7 @@ fn options_are_read() {
     let forward = |text: &str| block(&format!(". {{\n forward {text}\n}}")).forward;
     let one = |change: &dyn Fn(&mut forward::Options)| {
         let mut options = forward::Options {
-            to: vec![socket("1.1.1.1:53")],
+            to: vec![socket("1.1.1.1:53").into()],
             ..forward::Options::default()
         };
         change(&mut options);
@@ -166,15 +166,15 @@ fn options_are_read() {
         (". 1.1.1.1", one(&|_| {})),
         (
             ". dns://1.1.1.1:54",
-            one(&|options| options.to = vec![socket("1.1.1.1:54")]),
+            one(&|options| options.to = vec![socket("1.1.1.1:54").into()]),
         ),
         (
             ". 1.1.1.1 [fd00::1]:54",
-            one(&|options| options.to.push(socket("[fd00::1]:54"))),
+            one(&|options| options.to.push(socket("[fd00::1]:54").into())),
         ),
         (
             ". 1.1.1.1 fd00::1",
-            one(&|options| options.to.push(socket("[fd00::1]:53"))),
+            one(&|options| options.to.push(socket("[fd00::1]:53").into())),
         ),
         (
             "a.example 1.1.1.1",
@@ -202,7 +202,27 @@ fn options_are_read() {
         ),
         (
             ". 1.1.1.1 {\n health_check 250ms\n}",
-            one(&|options| options.health_check = Duration::from_millis(250)),
+            one(&|options| options.health_check.interval = Duration::from_millis(250)),
+        ),
+        (
+            ". 1.1.1.1 {\n health_check 1s no_rec domain a.example\n}",
+            one(&|options| {
+                options.health_check = forward::HealthCheck {
+                    interval: Duration::from_secs(1),
+                    recursion_desired: false,
+                    domain: names(&["a.example"]).remove(0),
+                }
+            }),
+        ),
+        (
+            ". 1.1.1.1 {\n tls_servername dns.example\n tls /c /k /a\n}",
+            one(&|options| {
+                options.tls = forward::Tls {
+                    server_name: Some("dns.example".to_owned()),
+                    authorities: Some("/a".into()),
+                    identity: Some(("/c".into(), "/k".into())),
+                }
+            }),
         ),
         (
             ". 1.1.1.1 {\n except a.example b.example\n}",
@@ -738,8 +758,24 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:2: forward takes at least one upstream behind the zone",
         ),
         (
-            inside("forward . tls://1.1.1.1"),
-            "Corefile:2: tls:// upstreams are not supported yet; only dns:// are",
+            inside("forward . https://1.1.1.1"),
+            "Corefile:2: https:// upstreams are not supported; dns:// and tls:// are",
+        ),
+        (
+            inside("forward . tls://1.1.1.1 {\n tls /none/ca.pem\n}"),
+            "Corefile:2: cannot read /none/ca.pem: I/O error: No such file or directory (os error 2)",
+        ),
+        (
+            inside("forward . tls://1.1.1.1 {\n tls_servername a..b\n}"),
+            "Corefile:2: \"a..b\" is no server name",
+        ),
+        (
+            in_forward("tls a b c d"),
+            "Corefile:3: tls takes a certificate, its key and authorities",
+        ),
+        (
+            in_forward("health_check 0"),
+            "Corefile:3: health_check needs a time between two checks",
         ),
         (
             inside("forward . resolver"),
@@ -762,13 +798,13 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:3: force_tcp takes no argument",
         ),
         (
-            in_forward("health_check 1s no_rec"),
-            "Corefile:3: health_check takes a duration and nothing else yet",
+            in_forward("health_check 1s domain"),
+            "Corefile:3: health_check takes a duration, no_rec, and domain with a name",
         ),
         (
-            in_forward("tls_servername x"),
-            "Corefile:3: unknown option \"tls_servername\" of forward; known are except, policy, max_fails, max_concurrent, \
-             expire, force_tcp, prefer_udp, health_check",
+            in_forward("next NXDOMAIN"),
+            "Corefile:3: unknown option \"next\" of forward; known are except, policy, max_fails, max_concurrent, \
+             expire, force_tcp, prefer_udp, health_check, tls, tls_servername",
         ),
     ];
     for (text, expected) in &rows {
