@@ -267,12 +267,13 @@ impl Cache {
         true
     }
 
-    /// Keeps a response, if it is of a kind that may be kept.
-    pub fn store(&self, query: &Query<'_>, response: &[u8], now: Instant) {
+    /// Keeps a response, if it is of a kind that may be kept, and caps its TTLs at the time for which it is kept: the
+    /// first client sees what the later ones see.
+    pub fn store(&self, query: &Query<'_>, response: &mut [u8], now: Instant) {
         if !self.options.zones.is_empty() && !query.is_within(&self.options.zones) {
             return;
         }
-        let Some((stripped, ttls_at, lifetime)) = dissect(query, response) else {
+        let Some((mut stripped, ttls_at, lifetime)) = dissect(query, response) else {
             return;
         };
         let (part, keep, kind) = match lifetime {
@@ -286,6 +287,10 @@ impl Cache {
         };
         if keep.is_zero() || query.is_within(&part.disabled) {
             return;
+        }
+        for at in &ttls_at {
+            change_ttl(&mut stripped, *at, |ttl| ttl.min(keep.as_secs() as u32));
+            change_ttl(response, *at, |ttl| ttl.min(keep.as_secs() as u32));
         }
         let mut buffer = [0; MAX_KEY];
         let key = key(query, &mut buffer);
@@ -374,7 +379,7 @@ impl Entry {
         // What is beyond its end is to be asked for again at once.
         let lowered = if is_stale { u32::MAX } else { age.as_secs() as u32 };
         for at in &self.ttls_at {
-            lower_ttl(out, usize::from(*at), lowered);
+            change_ttl(out, *at, |ttl| ttl.saturating_sub(lowered));
         }
     }
 }
@@ -471,12 +476,12 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     Some((stripped, ttls_at.into(), lifetime))
 }
 
-fn lower_ttl(response: &mut [u8], at: usize, age: u32) {
-    let Some(field) = response.get_mut(at..at + 4) else {
-        return;
-    };
-    let ttl = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
-    field.copy_from_slice(&ttl.saturating_sub(age).to_be_bytes());
+fn change_ttl(response: &mut [u8], at: u16, change: impl FnOnce(u32) -> u32) {
+    let at = usize::from(at);
+    if let Some(field) = response.get_mut(at..at + 4) {
+        let ttl = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+        field.copy_from_slice(&change(ttl).to_be_bytes());
+    }
 }
 
 /// Makes a kept response this query's own: id, RD and CD, the question in its case, an OPT record if it has one.

@@ -288,10 +288,10 @@ impl Server {
                 }
                 match exchanged {
                     Ok(response) => {
-                        if let Some(cache) = cache {
-                            cache.store(query, &response, Instant::now());
-                        }
                         *out = response;
+                        if let Some(cache) = cache {
+                            cache.store(query, out, Instant::now());
+                        }
                         hide_ad(out, query);
                         fit(out, query, limit);
                     }

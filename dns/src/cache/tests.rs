@@ -64,7 +64,7 @@ fn responses_are_kept_for_their_lifetime_and_come_back_as_the_asker_wrote() {
         let asked = question("a.example");
         let query = Query::parse(&asked).expect("query");
         let start = Instant::now();
-        cache.store(&query, &response(&asked, code, ttl), start);
+        cache.store(&query, &mut response(&asked, code, ttl), start);
 
         let mut again = question("a.example");
         again[0..2].copy_from_slice(&[7, 7]);
@@ -112,7 +112,7 @@ fn a_full_cache_makes_room_and_disabled_zones_are_not_kept() {
         let asked = question(&format!("n{index}.example"));
         cache.store(
             &Query::parse(&asked).expect("query"),
-            &response(&asked, 0, Some(60)),
+            &mut response(&asked, 0, Some(60)),
             now,
         );
     }
@@ -121,7 +121,7 @@ fn a_full_cache_makes_room_and_disabled_zones_are_not_kept() {
     let asked = question("x.private.example");
     cache.store(
         &Query::parse(&asked).expect("query"),
-        &response(&asked, 0, Some(60)),
+        &mut response(&asked, 0, Some(60)),
         now,
     );
     assert_eq!(cache.len(), before);
@@ -149,8 +149,8 @@ impl Kept {
 
     fn store(&self, code: u16, ttl: u32, after: Duration) {
         let query = Query::parse(&self.asked).expect("query");
-        let response = response(&self.asked, code, Some(ttl));
-        self.cache.store(&query, &response, self.start + after);
+        let mut response = response(&self.asked, code, Some(ttl));
+        self.cache.store(&query, &mut response, self.start + after);
     }
 
     /// What is found after a while, and the TTL of the answer.
@@ -298,7 +298,7 @@ fn a_flood_of_denials_takes_no_place_of_answers() {
     let store = |name: &str, code| {
         let asked = question(name);
         let query = Query::parse(&asked).expect("query");
-        cache.store(&query, &response(&asked, code, Some(60)), now);
+        cache.store(&query, &mut response(&asked, code, Some(60)), now);
     };
     store("kept.example", rcode::NOERROR);
     for index in 0..1000 {
@@ -311,4 +311,22 @@ fn a_flood_of_denials_takes_no_place_of_answers() {
     // The same name in the other half is one entry.
     store("kept.example", rcode::NXDOMAIN);
     assert_eq!(cache.counts().entries[0], 0);
+}
+
+#[test]
+fn the_first_client_and_the_later_ones_see_a_ttl_of_the_time_that_is_left() {
+    for (ttl, max_ttl, first, later) in [(300, 30, 30, 20), (30, 300, 30, 20), (5, 30, 5, 0)] {
+        let mut options = Options::default();
+        options.success.max_ttl = max_ttl;
+        let cache = Cache::new(options);
+        let asked = question("a.example");
+        let query = Query::parse(&asked).expect("query");
+        let (mut response, start) = (response(&asked, rcode::NOERROR, Some(ttl)), Instant::now());
+        cache.store(&query, &mut response, start);
+        assert_eq!(ttl_of(&response, &query), first, "{ttl} of at most {max_ttl}");
+        let mut out = Vec::new();
+        let found = cache.answer(&query, 512, start + secs(10), &mut out);
+        assert_eq!(found == Found::Fresh, later > 0, "{ttl} of at most {max_ttl}");
+        assert_eq!(ttl_of(&out, &query), later, "{ttl} of at most {max_ttl}");
+    }
 }

@@ -349,7 +349,7 @@ impl Block {
         runtime.spawn(async move {
             let Ok(query) = Query::parse(&packet) else { return };
             match forward.exchange(&query, false).await {
-                Ok(response) => cache.store(&query, &response, Instant::now()),
+                Ok(mut response) => cache.store(&query, &mut response, Instant::now()),
                 Err(error) => tracing::debug!(error = %model::with_causes(&error), "entry not refreshed"),
             }
         });

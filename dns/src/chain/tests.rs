@@ -559,7 +559,7 @@ fn no_response_of_an_upstream_makes_it_panic() {
     for _ in 0..20_000 {
         let mut response = noise.bent(answer(&asked, &long));
         let _ = followed_answers(&response);
-        cache.store(&query, &response, Instant::now());
+        cache.store(&query, &mut response, Instant::now());
         if response.len() >= query.question_end {
             fit(&mut response, &query, 512);
             assert!(response.len() <= 512);
