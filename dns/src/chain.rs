@@ -11,6 +11,7 @@
 //! watched state and are never cached. What needs no waiting is answered in place; the rest is
 //! answered by the same walk, which then may wait.
 
+pub mod autopath;
 mod block;
 mod loop_probe;
 mod trim;
@@ -27,6 +28,8 @@ use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
 use crate::question::{CLASS_IN, Query, Refusal, query_packet, rcode, rtype};
+use crate::reply::Reply;
+use crate::rewrite::with_question;
 pub use block::{Block, Plugin};
 use block::{Gate, Walk};
 pub use loop_probe::LoopProbe;
@@ -158,6 +161,9 @@ impl Server {
                 let Some(answerer) = walk_in_place(block, &query, client, shape, out) else {
                     return Outcome::Later;
                 };
+                if code_of(out) == rcode::NXDOMAIN && block.autopath_for(&query).is_some() {
+                    return Outcome::Later;
+                }
                 block.trim(&query, answerer, rotation, out);
                 answerer
             }
@@ -186,7 +192,7 @@ impl Server {
         };
         let limit = limit(&query, client.transport);
         let answerer = self
-            .resolve(&query, route, client, limit, &mut Vec::new(), &mut out)
+            .resolve_along_path(&query, route, client, limit, &mut out)
             .await;
         route
             .block
@@ -231,6 +237,45 @@ impl Server {
         };
         code_only(out, &query, code);
         Admission::Refused(query.qtype, code)
+    }
+
+    /// Answers along the client's search path, where `autopath` knows it.
+    async fn resolve_along_path(
+        &self,
+        query: &Query<'_>,
+        route: &Route,
+        client: Client,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Answerer {
+        let first = self
+            .resolve(query, route, client, limit, &mut Vec::new(), out)
+            .await;
+        let Some(autopath) = route.block.autopath_for(query) else {
+            return first;
+        };
+        if code_of(out) != rcode::NXDOMAIN {
+            return first;
+        }
+        for name in autopath.others(query) {
+            let packet = with_question(query, name.wire(), query.qtype);
+            let Ok(inner) = Query::parse(&packet) else {
+                continue;
+            };
+            let mut found = Vec::new();
+            let answerer = self
+                .resolve(&inner, route, client, MAX_TCP, &mut Vec::new(), &mut found)
+                .await;
+            if code_of(&found) != rcode::NXDOMAIN
+                && let Some(mut reply) = Reply::read(&found, &inner)
+            {
+                autopath.note_found();
+                reply.put_alias(query.name(), name.wire());
+                reply.write(query, limit, out);
+                return answerer;
+            }
+        }
+        first
     }
 
     /// Answers through the rules of `rewrite`.

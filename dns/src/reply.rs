@@ -82,6 +82,20 @@ impl Reply {
         out[3] |= self.flags[1] & KEPT_FLAGS;
     }
 
+    /// Puts an alias for `target` in front of the answers, if there are any, with the TTL of the first.
+    pub fn put_alias(&mut self, owner: &[u8], target: &[u8]) {
+        let answers = &mut self.sections[0];
+        if let Some(first) = answers.first() {
+            let alias = ReplyRecord {
+                owner: owner.to_vec(),
+                rtype: rtype::CNAME,
+                ttl: first.ttl,
+                data: target.to_vec(),
+            };
+            answers.insert(0, alias);
+        }
+    }
+
     /// The records of all sections.
     pub fn records_mut(&mut self) -> impl Iterator<Item = &mut ReplyRecord> {
         self.sections.iter_mut().flatten()

@@ -223,7 +223,7 @@ pub fn rewrite<'r>(rules: &'r [Rule], query: &Query<'_>) -> Option<Result<Rewrit
 }
 
 /// The same query with another question.
-fn with_question(query: &Query<'_>, name: &[u8], qtype: u16) -> Vec<u8> {
+pub(crate) fn with_question(query: &Query<'_>, name: &[u8], qtype: u16) -> Vec<u8> {
     let old = query.packet();
     let mut packet = Vec::with_capacity(old.len() + name.len());
     packet.extend_from_slice(&old[..HEADER]);

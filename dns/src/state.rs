@@ -105,6 +105,17 @@ impl State {
 
 impl Current {
     fn write(&self, text: &mut Exposition) {
+        let name = "coredns_plugin_enabled";
+        text.family(
+            name,
+            "gauge",
+            "A metric that indicates whether a plugin is enabled on per server and zone basis.",
+        );
+        for block in &self.blocks {
+            for plugin in block.names() {
+                text.sample(name, &format!("{},name=\"{plugin}\"", block.labels()), 1.0);
+            }
+        }
         self.write_forwards(text);
         self.write_caches(text);
         self.write_gates(text);
@@ -277,6 +288,14 @@ impl Current {
             }
             for (block, gate) in gates() {
                 text.sample(name, &block.labels(), gate.count(action) as f64);
+            }
+        }
+        let name = "coredns_autopath_success_total";
+        text.family(name, "counter", "Counter of requests that did autopath.");
+        for block in &self.blocks {
+            if let Some(autopath) = block.autopath() {
+                let found = autopath.found.load(Ordering::Relaxed);
+                text.sample(name, &block.labels(), found as f64);
             }
         }
         let name = "causeway_dns_rate_limited_total";

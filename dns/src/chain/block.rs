@@ -8,6 +8,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use tokio::runtime::Handle;
 
+use super::autopath::Autopath;
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
 use crate::acl::{self, Action};
@@ -54,10 +55,13 @@ pub enum Plugin {
 pub struct Block {
     /// The first zone and port of its heading, as metrics tell them.
     label: ZoneLabel,
+    /// What the Corefile calls its plugins.
+    names: Vec<&'static str>,
     plugins: Vec<Plugin>,
     rate_limit: Option<Arc<RateLimit>>,
     acl: Option<Arc<acl::Gate>>,
     rewrites: Vec<rewrite::Rule>,
+    autopath: Option<Arc<Autopath>>,
     /// No client is sent more over UDP.
     pub(super) bufsize: Option<u16>,
     pub(super) load_balance: bool,
@@ -178,6 +182,7 @@ impl Block {
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
         Self {
             label: ZoneLabel::of(config.keys.first()),
+            names: config.plugins(),
             plugins,
             rate_limit: config.rate_limit.as_ref().map(|options| {
                 let kept = old.and_then(|old| old.rate_limit.clone());
@@ -190,6 +195,11 @@ impl Block {
                     .unwrap_or_else(|| Arc::new(acl::Gate::new(config.acl.clone())))
             }),
             rewrites: config.rewrites.clone(),
+            autopath: config.autopath.as_ref().map(|options| {
+                let kept = old.and_then(|old| old.autopath.clone());
+                kept.filter(|autopath| autopath.options() == options)
+                    .unwrap_or_else(|| Arc::new(Autopath::new(options.clone())))
+            }),
             bufsize: config.bufsize,
             load_balance: config.load_balance,
             minimal: config.minimal,
@@ -236,6 +246,23 @@ impl Block {
     pub fn cache_labels(&self) -> String {
         let ZoneLabel { server, zone } = &self.label;
         format!("server=\"{server}\",zones=\"{zone}\",view=\"\"")
+    }
+
+    /// What the Corefile calls its plugins.
+    #[must_use]
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    /// Its `autopath`.
+    #[must_use]
+    pub fn autopath(&self) -> Option<&Autopath> {
+        self.autopath.as_deref()
+    }
+
+    /// Its `autopath`, where that is for a query.
+    pub(super) fn autopath_for(&self, query: &Query<'_>) -> Option<&Autopath> {
+        self.autopath().filter(|autopath| autopath.covers(query))
     }
 
     /// Its `ratelimit`.

@@ -15,6 +15,7 @@ use crate::forward::fake_upstream::{FakeUpstream, alias, answer};
 use crate::metrics::Registry;
 use crate::metrics::ZoneLabel;
 use crate::question::HEADER;
+use crate::reply::Reply;
 use crate::samples;
 use crate::zone::Table;
 
@@ -559,6 +560,15 @@ fn no_response_of_an_upstream_makes_it_panic() {
     for _ in 0..20_000 {
         let mut response = noise.bent(answer(&asked, &long));
         let _ = followed_answers(&response);
+        if let Some(reply) = Reply::read(&response, &query) {
+            let mut out = Vec::new();
+            reply.write(&query, 512, &mut out);
+            assert!(out.len() <= 512);
+        }
+        let mut trimmed = response.clone();
+        trim::rotate_addresses(&mut trimmed, query.question_end, noise.below(100));
+        assert_eq!(trimmed.len(), response.len());
+        trim::keep_answers(&mut trimmed, &query);
         cache.store(&query, &mut response, Instant::now());
         if response.len() >= query.question_end {
             fit(&mut response, &query, 512);

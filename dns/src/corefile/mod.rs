@@ -22,6 +22,7 @@ use ipnetwork::IpNetwork;
 
 use crate::acl;
 use crate::cache;
+use crate::chain::autopath;
 use crate::error_log;
 use crate::forward;
 use crate::hosts;
@@ -99,6 +100,8 @@ pub struct ServerBlock {
     pub any: bool,
     /// `rewrite`, in the file's order.
     pub rewrites: Vec<rewrite::Rule>,
+    /// `autopath`.
+    pub autopath: Option<autopath::Options>,
     /// `template`, in the file's order.
     pub templates: Vec<template::Options>,
     /// `hosts`.
@@ -107,6 +110,40 @@ pub struct ServerBlock {
     pub root: PathBuf,
     /// `minimal`: positive answers come without authorities and additional records.
     pub minimal: bool,
+}
+
+impl ServerBlock {
+    /// The plugins that it has, in the order of [`plugins::KNOWN`].
+    #[must_use]
+    pub fn plugins(&self) -> Vec<&'static str> {
+        let has = [
+            ("reload", self.reload.is_some()),
+            ("bufsize", self.bufsize.is_some()),
+            ("root", !self.root.as_os_str().is_empty()),
+            ("bind", !self.bind.is_empty()),
+            ("ready", self.ready.is_some()),
+            ("health", self.health.is_some()),
+            ("prometheus", self.prometheus.is_some()),
+            ("errors", self.errors),
+            ("log", !self.log.is_empty()),
+            ("ratelimit", self.rate_limit.is_some()),
+            ("acl", !self.acl.is_empty()),
+            ("any", self.any),
+            ("loadbalance", self.load_balance),
+            ("cache", self.cache.is_some()),
+            ("rewrite", !self.rewrites.is_empty()),
+            ("autopath", self.autopath.is_some()),
+            ("minimal", self.minimal),
+            ("template", !self.templates.is_empty()),
+            ("hosts", self.hosts.is_some()),
+            ("kubernetes", self.kubernetes.is_some()),
+            ("loop", self.detect_loops),
+            ("forward", !self.forward.is_empty()),
+            ("whoami", self.whoami),
+        ];
+        let given = has.into_iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| name).collect()
+    }
 }
 
 /// One zone of a server block's heading.

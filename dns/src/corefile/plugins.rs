@@ -16,7 +16,7 @@ use crate::name::Name;
 use crate::zone::EndpointNames;
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 23] = [
+pub const KNOWN: [&str; 24] = [
     "reload",
     "bufsize",
     "root",
@@ -32,6 +32,7 @@ pub const KNOWN: [&str; 23] = [
     "loadbalance",
     "cache",
     "rewrite",
+    "autopath",
     "minimal",
     "template",
     "hosts",
@@ -74,6 +75,10 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
             let options = rules::template(directive, &own_zones(block))?;
             block.templates.push(options);
             false
+        }
+        "autopath" => {
+            let options = rules::autopath(directive, &own_zones(block), &block.root)?;
+            block.autopath.replace(options).is_some()
         }
         "loop" => std::mem::replace(&mut block.detect_loops, bare(directive)?),
         "whoami" => std::mem::replace(&mut block.whoami, bare(directive)?),

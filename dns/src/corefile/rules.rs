@@ -1,5 +1,6 @@
 //! Directives whose options are rules about names and clients.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::Error;
@@ -10,6 +11,8 @@ use super::arguments::{
 use super::lexer::Token;
 use super::rewrites::pattern;
 use super::tree::Directive;
+use crate::chain::autopath;
+use crate::forward::resolv_conf;
 use crate::name::Name;
 use crate::pattern::Pattern;
 use crate::question::{rcode, rtype};
@@ -169,6 +172,38 @@ pub(super) fn hosts(directive: &Directive, own_zones: &[Name]) -> Result<hosts::
         }
     }
     Ok(options)
+}
+
+/// `autopath [ZONE...] RESOLV-CONF`.
+pub(super) fn autopath(
+    directive: &Directive,
+    own_zones: &[Name],
+    root: &Path,
+) -> Result<autopath::Options, Error> {
+    no_options(directive)?;
+    let Some((file, zone_tokens)) = directive.args.split_last() else {
+        return Err(directive
+            .name
+            .error("autopath takes a file like /etc/resolv.conf"));
+    };
+    if file.text.starts_with('@') {
+        let message = format!(
+            "autopath takes a file like /etc/resolv.conf; {:?} is not supported",
+            file.text
+        );
+        return Err(file.error(message));
+    }
+    let search = resolv_conf::search(&root.join(&file.text));
+    let search = search.map_err(|error| {
+        let message = format!("cannot read a search path from {}: {error}", file.text);
+        file.error(message)
+    })?;
+    let zones = if zone_tokens.is_empty() {
+        own_zones.to_vec()
+    } else {
+        names(zone_tokens)?
+    };
+    Ok(autopath::Options { zones, search })
 }
 
 /// `template CLASS TYPE [ZONE...] { match | answer | additional | authority | rcode | fallthrough }`.

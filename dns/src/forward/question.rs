@@ -16,6 +16,9 @@ const CD: u16 = 0x0010;
 /// Safe over every path (DNS flag day 2020); what is longer comes by TCP.
 const UDP_SIZE: u16 = 1232;
 
+/// The longest chain of aliases in an answer.
+const MAX_CHAIN: usize = 32;
+
 /// What a client wants to know: clients that want the same wait for one answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Question {
@@ -169,8 +172,9 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             zones.push(owner);
         }
     }
-    // Answers come in any order; each round takes in what the chain has reached.
-    loop {
+    // Answers come in any order; each round takes in what the chain has reached. A chain that is longer than any
+    // resolver follows is nobody's.
+    while !waiting.is_empty() {
         let before = waiting.len();
         waiting.retain(|(owner, kind, target)| {
             let is_own = chain.contains(owner);
@@ -180,10 +184,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             }
             !is_own && !is_above
         });
-        if waiting.is_empty() {
-            break;
-        }
-        if waiting.len() == before {
+        if waiting.len() == before || chain.len() > MAX_CHAIN {
             return false;
         }
     }
@@ -315,6 +316,13 @@ mod tests {
     fn answers_belong_to_the_question_or_are_foreign() {
         use rtype::{A, CNAME, DNAME, NS, SOA};
         let sent = question("www.a.example").packet(MIXED);
+        let names: Vec<String> = (0..100).map(|index| format!("n{index}.test")).collect();
+        let mut aliases = vec![("www.a.example", CNAME, "n0.test")];
+        aliases.extend(
+            names
+                .windows(2)
+                .map(|pair| (pair[0].as_str(), CNAME, pair[1].as_str())),
+        );
         for (what, answers, authorities, expected) in [
             (
                 "its own",
@@ -443,6 +451,44 @@ mod tests {
         ] {
             assert_eq!(sent.judge(&packet), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn no_packet_makes_the_judge_panic_and_what_it_believes_has_the_question() {
+        let sent = question("www.a.example").packet(MIXED);
+        let records = [
+            ("www.a.example", rtype::CNAME, "x.test"),
+            ("x.test", rtype::A, ""),
+        ];
+        let good = answer(&sent, &records, &[("test", rtype::SOA, "ns.test")]);
+        let mut state = 42_u64;
+        let mut below = |limit: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % limit as u64) as usize
+        };
+        let mut believed = 0;
+        for _ in 0..50_000 {
+            let mut packet = good.clone();
+            for _ in 0..below(4) {
+                let at = below(packet.len());
+                packet[at] = below(256) as u8;
+            }
+            if below(4) == 0 {
+                packet.truncate(below(packet.len()) + 1);
+            }
+            if sent.judge(&packet) == Judgement::True {
+                believed += 1;
+                assert_eq!(
+                    packet[HEADER..sent.question_end],
+                    sent.packet[HEADER..sent.question_end]
+                );
+                let stripped = sent.without_opt(packet);
+                assert!(stripped.len() >= sent.question_end);
+            }
+        }
+        assert!(believed > 5_000, "{believed}");
     }
 
     #[test]

@@ -154,6 +154,12 @@ async fn a_changed_corefile_takes_over_while_clients_ask_and_a_broken_one_does_n
         assert!(Instant::now() < deadline, "the second address is not served");
     }
 
+    let enabled = format!(
+        "coredns_plugin_enabled{{server=\"dns://:{}\",zone=\".\",view=\"\",name=\"any\"}} 1",
+        taken.1.port()
+    );
+    server.tells(&enabled).await;
+
     // And given back when nobody wants it any more.
     std::fs::write(folder.file("Corefile"), &corefile).expect("written");
     let deadline = Instant::now() + DEADLINE;

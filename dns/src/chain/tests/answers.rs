@@ -140,3 +140,64 @@ async fn what_is_served_beyond_its_end_is_asked_for_again_or_served_where_nobody
         assert!(cache.counts().served_stale > 0, "{mode}");
     }
 }
+
+#[tokio::test]
+async fn the_clients_search_path_is_gone_along_for_it() {
+    let upstream = FakeUpstream::start(|packet, _| {
+        let query = Query::parse(packet).expect("query");
+        match Name::from_lower_wire(query.name()).to_string().as_str() {
+            "www.example." => vec![answer(packet, &[[1, 1, 1, 1]])],
+            _ => vec![crate::forward::fake_upstream::code(packet, rcode::NXDOMAIN)],
+        }
+    })
+    .await;
+    let file = std::env::temp_dir().join(format!("cwt-search-{}", std::process::id()));
+    std::fs::write(
+        &file,
+        "search testns.svc.cluster.local svc.cluster.local cluster.local\n",
+    )
+    .expect("written");
+    let corefile = CLUSTER.replace(
+        "\n}",
+        &format!(
+            "\n autopath {}\n forward . {}\n}}",
+            file.display(),
+            upstream.address
+        ),
+    );
+    let server = server(&corefile, &samples::snapshot());
+    std::fs::remove_file(&file).expect("removed");
+    for (name, qtype, expected) in [
+        (
+            "svc1.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR svc1.testns.svc.cluster.local. 5 10.0.0.1",
+        ),
+        (
+            "svc1.otherns.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR svc1.otherns.testns.svc.cluster.local. 5 svc1.otherns.svc.cluster.local. svc1.otherns.svc.cluster.local. 5 \
+             10.0.1.1",
+        ),
+        (
+            "www.example.testns.svc.cluster.local",
+            rtype::A,
+            "NOERROR www.example.testns.svc.cluster.local. 60 www.example. www.example. 60 1.1.1.1",
+        ),
+        // It exists and has no such records: the client goes no farther either.
+        ("svc1.otherns.testns.svc.cluster.local", rtype::AAAA, "NOERROR"),
+        ("none.example.testns.svc.cluster.local", rtype::A, "NXDOMAIN"),
+        // Not by the first domain: the client is farther along already.
+        ("www.example.svc.cluster.local", rtype::A, "NXDOMAIN"),
+        ("testns.svc.cluster.local", rtype::A, "NOERROR"),
+    ] {
+        assert_eq!(text(&server, name, qtype).await, expected, "{name}");
+    }
+    let asked = |name| packet(name, rtype::A);
+    let mut out = Vec::new();
+    let mut outcome = |name| server.answer_now(&asked(name), udp(), &mut worker(), &mut out);
+    assert_eq!(outcome("www.example.testns.svc.cluster.local"), Outcome::Later);
+    assert_eq!(outcome("svc1.testns.svc.cluster.local"), Outcome::Reply);
+    let autopath = server.routes()[0].block.autopath().expect("given");
+    assert_eq!(autopath.found.load(Ordering::Relaxed), 3);
+}

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
     const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
-                         loadbalance, cache, rewrite, minimal, template, hosts, kubernetes, loop, forward, whoami, \
+                         loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, loop, forward, whoami, \
                          import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
@@ -355,6 +355,22 @@ const REFUSED: &[(&str, &str)] = &[
     (
         "root /a\n root /b",
         "Corefile:3: the plugin \"root\" is given twice in one server block",
+    ),
+    (
+        "autopath",
+        "Corefile:2: autopath takes a file like /etc/resolv.conf",
+    ),
+    (
+        "autopath @kubernetes",
+        "Corefile:2: autopath takes a file like /etc/resolv.conf; \"@kubernetes\" is not supported",
+    ),
+    (
+        "autopath cluster.local /none/such",
+        "Corefile:2: cannot read a search path from /none/such: No such file or directory (os error 2)",
+    ),
+    (
+        "autopath a..b /etc/hosts",
+        "Corefile:2: the zone \"a..b\" has an empty label",
     ),
     ("minimal all", "Corefile:2: minimal takes no argument"),
     (
