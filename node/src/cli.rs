@@ -134,6 +134,9 @@ pub struct DnsArgs {
     /// The Corefile
     #[arg(long, value_name = "FILE", default_value = "/etc/causeway/Corefile")]
     pub conf: PathBuf,
+    /// Warn of plugins that are not known, instead of refusing the Corefile
+    #[arg(long)]
+    pub lenient: bool,
 }
 
 /// Options of `causeway doctor`.

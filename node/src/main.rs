@@ -74,11 +74,17 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
 }
 
 fn run_dns(args: &DnsArgs) -> ExitCode {
-    let config = match dns::Config::parse(&args.conf) {
+    // A lenient reader warns.
+    start_logs();
+    let parsed = if args.lenient {
+        dns::Config::parse_leniently(&args.conf)
+    } else {
+        dns::Config::parse(&args.conf)
+    };
+    let config = match parsed {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    start_logs();
     exit_code(until_told(|shutdown| async {
         dns::run(config, shutdown).await.context("run the DNS server")
     }))

@@ -60,14 +60,14 @@ impl Bound {
         let mut running = self.running;
         running.commit(self.prepared)?;
         tracing::info!(?addresses, "serving");
-        let mut watch = Watch::new(running.corefile());
+        let mut watch = Watch::default();
         loop {
             let changed = tokio::select! {
                 () = shutdown.cancelled() => break,
                 changed = watch.changed(running.corefile()) => changed,
             };
             let taken = match changed {
-                Ok(corefile) => running.succeed(&corefile).await,
+                Ok(corefile) => running.change_to(&corefile).await,
                 Err(error) => Err(error.into()),
             };
             match taken {

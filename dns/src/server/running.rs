@@ -114,7 +114,7 @@ impl Running {
 
     /// Puts a configuration in the place of the one that is served. Where something of it cannot be had, nothing
     /// changes.
-    pub(super) async fn succeed(&mut self, corefile: &Corefile) -> Result<(), Error> {
+    pub(super) async fn change_to(&mut self, corefile: &Corefile) -> Result<(), Error> {
         let prepared = self.prepare(corefile).await?;
         self.commit(prepared)
     }

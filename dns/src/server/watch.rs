@@ -6,16 +6,13 @@ use crate::corefile::{Corefile, Error, Reload};
 
 /// Reads the Corefile and its imports again and again. What it means is compared and not its bytes: a comment changes
 /// nothing, another address of an interface in `bind` or another name server in `/etc/resolv.conf` does.
+#[derive(Default)]
 pub(super) struct Watch {
     /// What was refused last, so that it is told once.
     refused: Option<Result<Corefile, Error>>,
 }
 
 impl Watch {
-    pub(super) fn new(_: &Corefile) -> Self {
-        Self { refused: None }
-    }
-
     /// Returns as soon as the file says something new: another configuration than `current`, or nothing that can be
     /// read. Waits for ever where the configuration has no file or no `reload`.
     pub(super) async fn changed(&mut self, current: &Corefile) -> Result<Corefile, Error> {

@@ -80,6 +80,21 @@ async fn try_ask_udp(server: SocketAddr, name: &str) -> Option<String> {
     reply.ok()?.ok().map(|length| text(&buffer[..length]))
 }
 
+/// The sockets at an address of 127.0.0.1, by their inodes: others in their place would have others.
+fn udp_sockets(address: SocketAddr) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/net/udp").expect("read");
+    let own = format!("0100007F:{:04X}", address.port());
+    let rows = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut inodes: Vec<String> = rows
+        .filter(|row| row.get(1) == Some(&own.as_str()))
+        .filter_map(|row| Some((*row.get(9)?).to_owned()))
+        .collect();
+    inodes.sort();
+    inodes
+}
+
 impl Running {
     /// Waits until a line of the metrics is there.
     async fn tells(&self, line: &str) {
@@ -112,6 +127,8 @@ async fn a_changed_corefile_takes_over_while_clients_ask_and_a_broken_one_does_n
     server.answers("www.example", "NOERROR 10.9.9.9").await;
     let mut stream = TcpStream::connect(server.dns).await.expect("connected");
     let load = Load::start(server.dns, "a.example").await;
+    let sockets = udp_sockets(server.dns);
+    assert!(!sockets.is_empty());
 
     // An imported file changes: the answers do, the cache stays, connections stay.
     hosts("10.0.0.2");
@@ -168,6 +185,7 @@ async fn a_changed_corefile_takes_over_while_clients_ask_and_a_broken_one_does_n
         tokio::task::yield_now().await;
     }
     server.answers("a.example", "NOERROR 10.0.0.2").await;
+    assert_eq!(udp_sockets(server.dns), sockets);
     let (answered, lost) = load.end().await;
     assert!(answered > 1000 && lost == 0, "{answered} answered, {lost} lost");
     server.end().await;
