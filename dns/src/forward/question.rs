@@ -108,22 +108,27 @@ impl Question {
 
 impl Outgoing {
     pub(super) fn judge(&self, response: &[u8]) -> Judgement {
-        let (Some(header), Some(question)) =
-            (response.get(..HEADER), response.get(HEADER..self.question_end))
-        else {
+        let Some(header) = response.get(..HEADER) else {
             return Judgement::Foreign;
         };
         let (sent, name_end) = (&self.packet, self.question_end - 4);
-        let is_answer = header[..2] == sent[..2]
-            && header[2] & FLAG_QR != 0
-            && header[2] & OPCODE == sent[2] & OPCODE
+        let is_ours =
+            header[..2] == sent[..2] && header[2] & FLAG_QR != 0 && header[2] & OPCODE == sent[2] & OPCODE;
+        let refuses = matches!(u16::from(header[3] & 15), rcode::FORMERR | rcode::NOTIMP);
+        // Who cannot read the packet may not know its question either.
+        if is_ours && refuses && self.dialect.edns && header[4..] == [0; 8] {
+            return Judgement::NoEdns;
+        }
+        let Some(question) = response.get(HEADER..self.question_end) else {
+            return Judgement::Foreign;
+        };
+        let is_answer = is_ours
             && header[4..6] == [0, 1]
             && response[name_end..self.question_end] == sent[name_end..self.question_end]
             && response[HEADER..name_end].eq_ignore_ascii_case(&sent[HEADER..name_end]);
         if !is_answer || !is_in_bailiwick(response, &sent[HEADER..name_end], self.question_end) {
             return Judgement::Foreign;
         }
-        let refuses = matches!(u16::from(header[3] & 15), rcode::FORMERR | rcode::NOTIMP);
         if self.dialect.edns && refuses && header[10..] == [0, 0] {
             return Judgement::NoEdns;
         }
@@ -442,7 +447,16 @@ mod tests {
                 Judgement::Foreign,
             ),
             ("another case", other_case, Judgement::OtherCase),
-            ("no EDNS", refused, Judgement::NoEdns),
+            ("no EDNS", refused.clone(), Judgement::NoEdns),
+            (
+                "no EDNS, and no question",
+                {
+                    refused.truncate(HEADER);
+                    refused[5] = 0;
+                    refused
+                },
+                Judgement::NoEdns,
+            ),
             (
                 "cut in the question",
                 good[..sent.question_end - 1].to_vec(),

@@ -30,6 +30,8 @@ const BATCH: usize = 16;
 const QUERY_BUFFER: usize = 4096;
 /// How often a thread without work looks whether it should end.
 const STOP_CHECK_MILLIS: i64 = 200;
+/// How much is still answered where clients do not stop asking.
+const MAX_LAST_BATCHES: usize = 1024;
 /// The most queries that wait for upstreams at once.
 const MAX_WAITING: usize = 8192;
 
@@ -101,7 +103,7 @@ impl Listener {
         })
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop, and then what has come in already.
     pub fn run(mut self) {
         let fd = self.socket.as_raw_fd();
         let mut queries = vec![[0u8; QUERY_BUFFER]; BATCH];
@@ -109,9 +111,16 @@ impl Listener {
         let mut incoming = self.headers();
         let mut outgoing = self.headers();
         let mut received: [Option<Received>; BATCH] = [None; BATCH];
-        while !self.stop.load(Ordering::Relaxed) {
+        let mut batches_left = MAX_LAST_BATCHES;
+        loop {
+            let is_ending = self.stop.load(Ordering::Relaxed);
+            if is_ending && batches_left == 0 {
+                return;
+            }
+            batches_left -= usize::from(is_ending);
             let count = match receive(fd, &mut incoming, &mut queries, &mut received) {
                 Ok(count) => count,
+                Err(Errno::EAGAIN) if is_ending => return,
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(errno) => {
                     // An ICMP error of an earlier reply is reported here too; it concerns nobody.

@@ -249,6 +249,29 @@ async fn queries_on_one_connection_are_all_answered() {
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_that_have_come_in_are_answered_before_the_server_ends() {
+    let folder = Folder::new("end");
+    let server = start(&folder).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+    socket.connect(server.dns).await.expect("connected");
+    // As many as fit into the client's buffer, which nobody reads meanwhile.
+    for id in 0..100 {
+        let packet = packet(id, "dns-version.cluster.local");
+        socket.send(&packet).await.expect("sent");
+    }
+    server.end().await;
+    let mut buffer = [0; 512];
+    let mut ids = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        let received = tokio::time::timeout(DEADLINE, socket.recv(&mut buffer)).await;
+        let length = received.expect("in time").expect("received");
+        assert_eq!(text(&buffer[..length]), "NOERROR");
+        ids.insert(u16::from_be_bytes([buffer[0], buffer[1]]));
+    }
+    assert_eq!(ids.len(), 100);
+}
+
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_named() {
     let taken = UdpSocket::bind("127.0.0.1:0").await.expect("bound");

@@ -148,6 +148,21 @@ const READ_WHOLE: &[&str] = &[
     "{$NOTHING:a.example}:{$PORT} {\n}",
     "# only\n. { # comments\n # here\n whoami # and here\n}\n# end",
     ". {\n forward . 1.1.1.1\n cache\n errors\n kubernetes cluster.local\n reload\n}",
+    // As distributions have them: k3s, OpenShift, AKS, NodeLocal DNSCache.
+    ".:53 {\n errors\n health\n ready\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n pods insecure\n fallthrough in-addr.arpa \
+     ip6.arpa\n }\n hosts /etc/coredns/NodeHosts {\n ttl 60\n reload 15s\n fallthrough\n }\n prometheus :9153\n cache 30\n loop\n \
+     reload\n loadbalance\n import /none/custom/*.override\n forward . 10.0.0.2\n}\nimport /none/custom/*.server",
+    ".:5353 {\n bufsize 1232\n errors\n log . {\n class error\n }\n health {\n lameduck 20s\n }\n ready\n kubernetes cluster.local \
+     in-addr.arpa ip6.arpa {\n pods insecure\n fallthrough in-addr.arpa ip6.arpa\n }\n prometheus 127.0.0.1:9153\n forward . 10.0.0.2 \
+     {\n policy sequential\n }\n cache 900 {\n denial 9984 30\n }\n reload\n}",
+    ".:53 {\n errors\n ready\n health {\n lameduck 5s\n }\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n pods insecure\n \
+     fallthrough in-addr.arpa ip6.arpa\n ttl 30\n }\n prometheus :9153\n forward . 10.0.0.2\n cache 30\n loop\n reload\n loadbalance\n \
+     import /none/custom/*.override\n template ANY ANY internal.cloudapp.example {\n match \"^(?:[^.]+\\.){4,}internal\\.cloudapp\\.example\\.$\"\n rcode \
+     NXDOMAIN\n fallthrough\n }\n}\nimport /none/custom/*.server",
+    "cluster.local:53 {\n errors\n cache {\n success 9984 30\n denial 9984 5\n }\n reload\n loop\n bind 169.254.20.10 10.96.0.10\n forward . \
+     10.96.0.11 {\n force_tcp\n }\n prometheus :9253\n health 169.254.20.10:8080\n}\nin-addr.arpa:53 {\n errors\n cache 30\n reload\n loop\n \
+     bind 169.254.20.10 10.96.0.10\n forward . 10.96.0.11 {\n force_tcp\n }\n prometheus :9253\n}\n.:53 {\n errors\n cache 30\n reload\n \
+     loop\n bind 169.254.20.10 10.96.0.10\n forward . 10.0.0.2\n prometheus :9253\n}",
 ];
 
 #[test]
