@@ -50,7 +50,7 @@ pub enum Outcome {
 /// One step of the chain.
 pub enum Plugin {
     /// Answers from the cluster's state.
-    Kubernetes(kubernetes::Options, Arc<Source>),
+    Kubernetes(Box<kubernetes::Options>, Arc<Source>),
     /// Answers with what upstreams said before.
     Cache(Arc<Cache>),
     /// Finds upstreams that send our queries back.
@@ -141,7 +141,7 @@ impl Block {
     ) -> Self {
         let mut plugins = Vec::new();
         if let (Some(options), Some(source)) = (&config.kubernetes, source) {
-            plugins.push(Plugin::Kubernetes(options.clone(), source));
+            plugins.push(Plugin::Kubernetes(Box::new(options.clone()), source));
         }
         plugins.extend(
             config

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -17,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Block, LoopProbe, Plugin, Route, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
-use crate::feed::Follower;
+use crate::feed::{FeedError, Follower, Source, Watcher};
 use crate::http::{self, Endpoints};
+use crate::kubernetes::{Objects, Options, PodMode};
 use crate::metrics::{Registry, ZoneLabel};
 use crate::name::Name;
 use crate::serve::{self, ServeError, tcp, udp};
@@ -27,6 +27,8 @@ use crate::{Config, Error};
 
 /// Queries that may wait for a task to take them; what is beyond is dropped and counted.
 const WAITING: usize = 4096;
+/// How often it is seen at the start whether the objects are complete.
+const OBJECTS_CHECK: Duration = Duration::from_millis(10);
 
 /// A server that has its sockets and does not serve yet. From here on clients' queries are kept by the kernel.
 pub struct Bound {
@@ -36,6 +38,8 @@ pub struct Bound {
     probes: Vec<(Arc<LoopProbe>, Arc<Block>, Name)>,
     state: Arc<State>,
     lameduck: Duration,
+    /// API servers that are waited for at the start, and for how long.
+    awaited: Vec<(Arc<Source>, Duration)>,
 }
 
 /// One address with everything that is served there.
@@ -47,15 +51,24 @@ struct Listening {
 }
 
 impl Bound {
-    /// Takes every socket of a configuration.
+    /// Takes every socket of a configuration in which no API server is named.
     ///
     /// # Errors
     /// When one of them cannot be had; nothing is left open then.
     pub async fn new(config: &Config) -> Result<Self, Error> {
+        Self::with_watcher(config, None).await
+    }
+
+    /// Takes every socket of a configuration, whose API servers `watcher` watches.
+    ///
+    /// # Errors
+    /// When one of them cannot be had; nothing is left open then.
+    pub async fn with_watcher(config: &Config, watcher: Option<&Watcher>) -> Result<Self, Error> {
         let corefile = &config.0;
         let addresses = free_addresses(corefile)?;
         note_what_waits(corefile);
-        let followers = followers(corefile);
+        let followers = followers(corefile, watcher)?;
+        let awaited = awaited(corefile, &followers);
         let mut blocks = Vec::new();
         let mut probes = Vec::new();
         for config in &corefile.blocks {
@@ -63,7 +76,7 @@ impl Bound {
             let source = config
                 .kubernetes
                 .as_ref()
-                .and_then(|options| followers.get(&options.feed));
+                .and_then(|options| followers.get(&options.objects));
             let block = Arc::new(Block::new(config, source.map(Follower::source), probe.clone()));
             let zone = config
                 .keys
@@ -78,7 +91,7 @@ impl Bound {
         let endpoints = http::listen(&endpoints(corefile)).await?;
         let sources = followers
             .iter()
-            .map(|(socket, follower)| (socket.display().to_string(), follower.source()));
+            .map(|(objects, follower)| (objects.to_string(), follower.source()));
         let state = State {
             registry: Registry::new(labels),
             blocks,
@@ -96,6 +109,7 @@ impl Bound {
             probes,
             state: Arc::new(state),
             lameduck: lameduck.unwrap_or_default(),
+            awaited,
         })
     }
 
@@ -123,6 +137,12 @@ impl Bound {
         let (lameduck, ended) = (self.lameduck, CancellationToken::new());
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
+        for follower in self.followers {
+            tasks.spawn(follower.run(ended.clone()));
+        }
+        shutdown
+            .run_until_cancelled(wait_for_objects(&self.awaited))
+            .await;
         let (waiting, queue) = mpsc::channel(WAITING);
         tasks.spawn(udp::answer_waiting(queue, self.state.registry.shard()));
         let mut threads = Vec::new();
@@ -147,9 +167,6 @@ impl Bound {
                 http::router(endpoints, &self.state),
                 ended.clone(),
             ));
-        }
-        for follower in self.followers {
-            tasks.spawn(follower.run(ended.clone()));
         }
         for (probe, block, zone) in self.probes {
             let ended = ended.clone();
@@ -180,6 +197,15 @@ fn note_what_waits(corefile: &Corefile) {
         if block.reload.is_some() {
             tracing::info!("plugin reload: the Corefile is read at the start only; a change needs a restart");
         }
+        if let Some(options) = &block.kubernetes
+            && options.pods == PodMode::Verified
+            && matches!(options.objects, Objects::Agent(_))
+        {
+            tracing::warn!(
+                "plugin kubernetes: the agent tells of no pods, so that their names get SERVFAIL; pods verified needs \
+                 an API server"
+            );
+        }
         for forward in block.forward.iter().filter(|forward| forward.to.is_empty()) {
             tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");
         }
@@ -196,20 +222,48 @@ fn forwards(block: &Block) -> Vec<Arc<crate::forward::Forward>> {
         .collect()
 }
 
-/// One follower per feed, however many blocks use it.
-fn followers(corefile: &Corefile) -> BTreeMap<PathBuf, Follower> {
-    let options = corefile
-        .blocks
-        .iter()
-        .filter_map(|block| block.kubernetes.as_ref());
-    options
-        .map(|options| {
-            (
-                options.feed.clone(),
-                Follower::new(options.feed.clone(), options.snapshot_file()),
-            )
-        })
-        .collect()
+fn cluster_options(corefile: &Corefile) -> impl Iterator<Item = &Options> {
+    let blocks = corefile.blocks.iter();
+    blocks.filter_map(|block| block.kubernetes.as_ref())
+}
+
+/// One follower per source of objects, however many blocks use it.
+fn followers(
+    corefile: &Corefile,
+    watcher: Option<&Watcher>,
+) -> Result<BTreeMap<Objects, Follower>, FeedError> {
+    let mut followers = BTreeMap::new();
+    for options in cluster_options(corefile) {
+        if let Entry::Vacant(entry) = followers.entry(options.objects.clone()) {
+            entry.insert(Follower::new(&options.objects, options.snapshot_file(), watcher)?);
+        }
+    }
+    Ok(followers)
+}
+
+/// The API servers that are waited for. An agent is not: where it is late, its node is being set up.
+fn awaited(corefile: &Corefile, followers: &BTreeMap<Objects, Follower>) -> Vec<(Arc<Source>, Duration)> {
+    let options = cluster_options(corefile).filter(|options| matches!(options.objects, Objects::Api(_)));
+    let sources = options.filter_map(|options| {
+        let follower = followers.get(&options.objects)?;
+        Some((follower.source(), options.startup_timeout))
+    });
+    sources.collect()
+}
+
+/// Waits until each source is complete, or its time is over. Clients' queries wait in their sockets meanwhile.
+async fn wait_for_objects(awaited: &[(Arc<Source>, Duration)]) {
+    let started = Instant::now();
+    let is_due =
+        |(source, timeout): &(Arc<Source>, Duration)| source.is_synced() || started.elapsed() >= *timeout;
+    while !awaited.iter().all(is_due) {
+        tokio::time::sleep(OBJECTS_CHECK).await;
+    }
+    if awaited.iter().any(|(source, _)| !source.is_synced()) {
+        tracing::warn!(
+            "starting before the cluster's objects are known; names that are not yet get SERVFAIL"
+        );
+    }
 }
 
 /// What is served at each address, and the labels under which it is counted.

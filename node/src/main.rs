@@ -2,6 +2,7 @@
 //!
 //! - [`cli`]: commands, options, help texts.
 //! - [`cluster`]: hands `up`, `down` and `status` to `causeway-cluster`.
+//! - [`cluster_dns`]: the DNS server.
 //! - [`config`]: the agent's configuration file.
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
@@ -16,6 +17,7 @@ mod backoff;
 mod cleanup;
 mod cli;
 mod cluster;
+mod cluster_dns;
 mod config;
 mod doctor;
 mod watch;
@@ -79,9 +81,7 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     start_logs();
-    exit_code(until_told(|shutdown| async {
-        dns::run(config, shutdown).await.context("run the DNS server")
-    }))
+    exit_code(until_told(|shutdown| cluster_dns::serve(config, shutdown)))
 }
 
 fn examine(args: &DoctorArgs) -> ExitCode {

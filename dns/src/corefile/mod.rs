@@ -3,6 +3,7 @@
 //! Three steps: [`lexer`] (words), [`tree`] (blocks and directives, imports and snippets resolved), [`plugins`]
 //! (options, checked). Every error names file and line.
 
+mod cluster;
 pub mod lexer;
 pub mod plugins;
 pub mod tree;
@@ -138,6 +139,9 @@ impl Corefile {
             };
             for directive in &tree.directives {
                 plugins::apply(&mut block, directive)?;
+            }
+            if environment("KUBERNETES_SERVICE_HOST").is_none() {
+                cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
                 if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {

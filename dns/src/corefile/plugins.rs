@@ -1,16 +1,15 @@
 //! Directives to typed options, one function per plugin.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use super::cluster::kubernetes;
 use super::lexer::Token;
 use super::tree::Directive;
 use super::{Error, Health, Log, ServerBlock, zones};
-use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
-use crate::zone::EndpointNames;
-use crate::{cache, forward, kubernetes};
+use crate::{cache, forward};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
 pub const KNOWN: [&str; 14] = [
@@ -29,9 +28,6 @@ pub const KNOWN: [&str; 14] = [
     "whoami",
     "import",
 ];
-
-const DEFAULT_FEED: &str = "/run/causeway/dns.sock";
-const MAX_TTL: u32 = 3600;
 
 /// Puts one directive into its server block.
 pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<(), Error> {
@@ -89,7 +85,7 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
 }
 
 /// A directive that is only a word.
-fn bare(directive: &Directive) -> Result<bool, Error> {
+pub(super) fn bare(directive: &Directive) -> Result<bool, Error> {
     no_options(directive)?;
     match directive.args.first() {
         Some(arg) => Err(arg.error(format!("{} takes no argument", directive.name.text))),
@@ -97,14 +93,14 @@ fn bare(directive: &Directive) -> Result<bool, Error> {
     }
 }
 
-fn no_options(directive: &Directive) -> Result<(), Error> {
+pub(super) fn no_options(directive: &Directive) -> Result<(), Error> {
     match directive.options.first() {
         Some(option) => Err(unknown_option(directive, option, &[])),
         None => Ok(()),
     }
 }
 
-fn unknown_option(directive: &Directive, option: &Directive, known: &[&str]) -> Error {
+pub(super) fn unknown_option(directive: &Directive, option: &Directive, known: &[&str]) -> Error {
     let plugin = &directive.name.text;
     let name = &option.name.text;
     let known = if known.is_empty() {
@@ -118,7 +114,7 @@ fn unknown_option(directive: &Directive, option: &Directive, known: &[&str]) -> 
 }
 
 /// The only argument of an option.
-fn single(directive: &Directive) -> Result<&Token, Error> {
+pub(super) fn single(directive: &Directive) -> Result<&Token, Error> {
     match directive.args.as_slice() {
         [only] => Ok(only),
         _ => Err(directive
@@ -127,14 +123,14 @@ fn single(directive: &Directive) -> Result<&Token, Error> {
     }
 }
 
-fn number<N: std::str::FromStr>(token: &Token) -> Result<N, Error> {
+pub(super) fn number<N: std::str::FromStr>(token: &Token) -> Result<N, Error> {
     token
         .text
         .parse()
         .map_err(|_| token.error(format!("{:?} is no number in range", token.text)))
 }
 
-fn names(tokens: &[Token]) -> Result<Vec<Name>, Error> {
+pub(super) fn names(tokens: &[Token]) -> Result<Vec<Name>, Error> {
     let mut names = Vec::new();
     for token in tokens {
         names.extend(zones(token, &token.text)?);
@@ -163,7 +159,7 @@ fn listen_address(directive: &Directive, default: SocketAddr) -> Result<SocketAd
 }
 
 /// Go's notation: `5s`, `500ms`, `1m30s`, `1.5h`.
-fn duration(token: &Token) -> Result<Duration, Error> {
+pub(super) fn duration(token: &Token) -> Result<Duration, Error> {
     let error = || token.error(format!("{:?} is no duration like 5s, 500ms or 1m30s", token.text));
     let mut rest = token.text.as_str();
     let mut seconds = 0.0;
@@ -352,79 +348,6 @@ fn cache_part(part: &mut cache::Part, option: &Directive) -> Result<(), Error> {
         part.min_ttl = number(ttl)?;
     }
     Ok(())
-}
-
-fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<kubernetes::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &[
-        "pods",
-        "ttl",
-        "fallthrough",
-        "endpoint_pod_names",
-        "feed",
-        "state",
-    ];
-    let zones = if directive.args.is_empty() {
-        own_zones.to_vec()
-    } else {
-        names(&directive.args)?
-    };
-    if zones.iter().all(Name::is_reverse) {
-        return Err(directive
-            .name
-            .error("kubernetes needs a zone that is not a reverse zone"));
-    }
-    let mut options = kubernetes::Options {
-        zones,
-        ttl: 5,
-        pods: PodMode::Disabled,
-        fallthrough: Fallthrough::default(),
-        endpoint_names: EndpointNames::Dashed,
-        feed: PathBuf::from(DEFAULT_FEED),
-        state: PathBuf::new(),
-    };
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "pods" => options.pods = pod_mode(single(option)?)?,
-            "ttl" => options.ttl = kubernetes_ttl(single(option)?)?,
-            "fallthrough" if option.args.is_empty() => options.fallthrough.0.push(Name::root()),
-            "fallthrough" => options.fallthrough.0.extend(names(&option.args)?),
-            "endpoint_pod_names" => {
-                bare(option)?;
-                options.endpoint_names = EndpointNames::Pod;
-            }
-            "feed" => options.feed = PathBuf::from(&single(option)?.text),
-            "state" => options.state = PathBuf::from(&single(option)?.text),
-            "endpoint" | "kubeconfig" | "tls" => {
-                return Err(option.name.error(format!(
-                    "the option {:?} of kubernetes is not supported yet: objects come from the node agent's socket \
-                     (option feed, default {DEFAULT_FEED})",
-                    option.name.text
-                )));
-            }
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    if options.state.as_os_str().is_empty() {
-        options.state = options.feed.parent().map(Path::to_owned).unwrap_or_default();
-    }
-    Ok(options)
-}
-
-fn pod_mode(token: &Token) -> Result<PodMode, Error> {
-    match token.text.as_str() {
-        "disabled" => Ok(PodMode::Disabled),
-        "insecure" => Ok(PodMode::Insecure),
-        "verified" => Ok(PodMode::Verified),
-        other => Err(token.error(format!("pods is disabled, insecure or verified, not {other:?}"))),
-    }
-}
-
-fn kubernetes_ttl(token: &Token) -> Result<u32, Error> {
-    let ttl = number(token)?;
-    if ttl > MAX_TTL {
-        return Err(token.error(format!("ttl is 0 to {MAX_TTL} seconds, not {ttl}")));
-    }
-    Ok(ttl)
 }
 
 fn forward(directive: &Directive) -> Result<forward::Options, Error> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::forward::Policy;
-use crate::kubernetes::{Fallthrough, PodMode};
+use crate::kubernetes::{Exposed, Fallthrough, Objects, PodMode};
 use crate::zone::EndpointNames;
 
 fn environment(name: &str) -> Option<String> {
@@ -92,8 +92,12 @@ fn kubeadms_corefile_is_read_whole() {
             pods: PodMode::Insecure,
             fallthrough: Fallthrough(names(&["in-addr.arpa", "ip6.arpa"])),
             endpoint_names: EndpointNames::Dashed,
-            feed: "/run/causeway/dns.sock".into(),
+            exposed: Exposed::All,
+            endpoints: true,
+            empty_services: true,
+            objects: Objects::Agent("/run/causeway/dns.sock".into()),
             state: "/run/causeway".into(),
+            startup_timeout: Duration::from_secs(5),
         }),
         forward: vec![forward::Options {
             to: vec![socket("10.0.0.2:53")],
@@ -245,8 +249,12 @@ fn options_are_read() {
         pods: PodMode::Verified,
         fallthrough: Fallthrough(vec![Name::root()]),
         endpoint_names: EndpointNames::Pod,
-        feed: "/f.sock".into(),
+        exposed: Exposed::All,
+        endpoints: true,
+        empty_services: true,
+        objects: Objects::Agent("/f.sock".into()),
         state: "/s".into(),
+        startup_timeout: Duration::from_secs(5),
     };
     assert_eq!(kubernetes.kubernetes, Some(expected));
     let endpoints = block(
@@ -341,12 +349,6 @@ fn what_is_wrong_is_said_with_its_line() {
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
     let in_forward = |option: &str| format!(". {{\n forward . 1.1.1.1 {{\n {option}\n}}\n}}");
-    let from_agent = |option: &str| {
-        format!(
-            "Corefile:3: the option {option:?} of kubernetes is not supported yet: objects come from the node agent's \
-             socket (option feed, default /run/causeway/dns.sock)"
-        )
-    };
     let rows: Vec<(String, &str)> = vec![
         (
             String::new(),
@@ -500,7 +502,8 @@ fn what_is_wrong_is_said_with_its_line() {
         (in_kubernetes("ttl"), "Corefile:3: ttl takes exactly one argument"),
         (
             in_kubernetes("multicluster"),
-            "Corefile:3: unknown option \"multicluster\" of kubernetes; known are pods, ttl, fallthrough, endpoint_pod_names, feed, state",
+            "Corefile:3: unknown option \"multicluster\" of kubernetes; known are pods, ttl, fallthrough, endpoint_pod_names, \
+             namespaces, namespace_labels, labels, noendpoints, ignore, endpoint, tls, kubeconfig, feed, state, startup_timeout",
         ),
         (
             inside("forward"),
@@ -549,9 +552,5 @@ fn what_is_wrong_is_said_with_its_line() {
             .map(|_| String::new())
             .unwrap_or_else(|error| error.to_string());
         assert_eq!(error, *expected, "{text}");
-    }
-    for option in ["endpoint", "kubeconfig", "tls"] {
-        let error = parse(&in_kubernetes(&format!("{option} x"))).expect_err("not yet");
-        assert_eq!(error.to_string(), from_agent(option));
     }
 }

@@ -142,16 +142,22 @@ impl<'t> Answer<'_, 't> {
         name
     }
 
+    /// The names of the Services that lead to this machine, as they answer themselves; where there is none, `ns.dns`.
     fn name_servers(&self, writer: &mut Writer<'_, '_>) {
         let zone = Name::from_lower_wire(self.query.suffix(self.before));
         let mut servers: Vec<(Vec<u8>, Vec<IpAddr>)> = Vec::new();
         for address in self.reachable_addresses() {
             for owner in self.table.reversed(address, self.options.endpoint_names) {
-                let name = join(&[owner.service, owner.namespace, b"svc"], &zone);
-                let known = servers.iter().position(|(known, _)| *known == name);
-                match known.and_then(|index| servers.get_mut(index)) {
-                    Some((_, addresses)) => addresses.push(address),
-                    None => servers.push((name, vec![address])),
+                let service: [&[u8]; 3] = [owner.service, owner.namespace, b"svc"];
+                let records = self.table.service(owner.namespace, owner.service);
+                match records.map(|records| &records.kind) {
+                    Some(Kind::ClusterIp(own)) => add_server(&mut servers, join(&service, &zone), own),
+                    _ => {
+                        for label in &owner.endpoints {
+                            let name = join(&[&[&**label], &service[..]].concat(), &zone);
+                            add_server(&mut servers, name, &[address]);
+                        }
+                    }
                 }
             }
         }
@@ -203,6 +209,17 @@ impl<'t> Answer<'_, 't> {
             ttl.min(MAX_NEGATIVE_TTL),
             ttl,
         );
+    }
+}
+
+fn add_server(servers: &mut Vec<(Vec<u8>, Vec<IpAddr>)>, name: Vec<u8>, addresses: &[IpAddr]) {
+    match servers.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, known)) => {
+            let fresh = addresses.iter().filter(|address| !known.contains(address));
+            let fresh: Vec<IpAddr> = fresh.copied().collect();
+            known.extend(fresh);
+        }
+        None => servers.push((name, addresses.to_vec())),
     }
 }
 
