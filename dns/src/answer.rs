@@ -182,7 +182,7 @@ pub fn owner_at(at: usize, name: &[u8]) -> Owner<'_> {
 
 /// The OPT record: the client's size and DO bit come back, its options do not (RFC 6891 §6.1.3 for the code's high
 /// bits).
-fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
+pub(crate) fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
     let [high, low] = udp_size.to_be_bytes();
     let flags = if dnssec_ok { 0x80 } else { 0 };
     out.extend_from_slice(&[

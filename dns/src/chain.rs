@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::answer::{Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only};
 use crate::cache::Cache;
 use crate::corefile::{Log, ServerBlock};
+use crate::explain;
 use crate::feed::Source;
 use crate::forward::{Failure, Forward};
 use crate::kubernetes::{self, Shape, Verdict};
@@ -63,6 +64,7 @@ pub enum Plugin {
 
 /// A server block, ready to answer.
 pub struct Block {
+    label: String,
     plugins: Vec<Plugin>,
     load_balance: bool,
     errors: bool,
@@ -155,12 +157,20 @@ impl Block {
         if config.whoami {
             plugins.push(Plugin::Whoami);
         }
+        let zones = config.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
         Self {
+            label: zones.collect::<Vec<_>>().join(" "),
             plugins,
             load_balance: config.load_balance,
             errors: config.errors,
             log: config.log,
         }
+    }
+
+    /// Its zones and ports, as the Corefile says them.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
     /// The block's plugins, in order.
@@ -264,6 +274,9 @@ impl Server {
                 return Outcome::Silence;
             }
         };
+        if query.edns.is_some_and(|edns| edns.explain) {
+            return Outcome::Later;
+        }
         let rotation = if route.block.load_balance {
             worker.next_random()
         } else {
@@ -292,6 +305,8 @@ impl Server {
     /// Answers, however long it takes. `None` = the packet gets no answer.
     pub async fn answer(&self, packet: &[u8], client: Client, shard: &Shard) -> Option<Vec<u8>> {
         let started = Instant::now();
+        let plain = explain::asked(packet);
+        let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
         let (query, route) = match self.admit(packet, &mut out) {
             Admission::Query(query, route) => (query, route),
@@ -312,6 +327,9 @@ impl Server {
         );
         shard.count(&event);
         route.block.log_answer(&query, client, &out, &event);
+        if plain.is_some() {
+            explain::tell(&route.block, &query, client, answerer, limit, &mut out);
+        }
         Some(out)
     }
 

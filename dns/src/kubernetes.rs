@@ -5,6 +5,7 @@
 //! RFC 2308 §2): `_tcp.service` above its ports, `namespace.svc TXT` in an empty namespace, `dns-version A`, and
 //! `0.10.in-addr.arpa` above the addresses that lead back to names.
 
+mod explain;
 mod objects;
 mod records;
 

@@ -6,6 +6,7 @@
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket or a watch of an API server, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's.
+//! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
 //! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`]: what can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
@@ -18,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 pub mod answer;
 pub mod cache;
 pub mod chain;
+pub mod client;
 pub mod corefile;
+pub mod explain;
 pub mod feed;
 pub mod forward;
 pub mod http;

@@ -65,6 +65,14 @@ pub enum Answerer {
     Whoami,
 }
 
+impl Answerer {
+    /// The plugin's name; empty for the server itself.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ANSWERERS[self as usize]
+    }
+}
+
 const ANSWERERS: [&str; 5] = ["", "kubernetes", "cache", "forward", "whoami"];
 
 /// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.

@@ -66,6 +66,8 @@ pub struct Edns {
     pub version: u8,
     /// The DO bit (RFC 3225).
     pub dnssec_ok: bool,
+    /// Whether one of its options asks who answers, and of what ([`crate::explain`]).
+    pub explain: bool,
 }
 
 /// One query.
@@ -147,6 +149,7 @@ impl<'p> Query<'p> {
                     udp_size: record.class,
                     version,
                     dnssec_ok: high & 0x80 != 0,
+                    explain: crate::explain::is_among(record.data),
                 });
             }
             at = next;
@@ -529,7 +532,8 @@ mod tests {
             Some(Edns {
                 udp_size: 1232,
                 version: 1,
-                dnssec_ok: true
+                dnssec_ok: true,
+                explain: false,
             })
         );
         let bytes = packet(0, [1, 0, 0, 2], &[NAME, &[0, 1, 0, 1], &one, &two]);

@@ -23,6 +23,7 @@ mod doctor;
 mod watch;
 
 use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -33,8 +34,8 @@ use tracing_subscriber::EnvFilter;
 
 use agent::cleanup::{CleanupError, clean};
 use cli::{
-    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DoctorArgs, NodeCommand, Output,
-    VersionArgs,
+    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs,
+    NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -53,7 +54,11 @@ fn main() -> ExitCode {
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
         },
-        Command::Dns(args) => run_dns(&args),
+        Command::Dns(dns) => match dns.command {
+            None => run_dns(&dns.conf),
+            Some(DnsCommand::Check(args)) => check_corefile(&args),
+            Some(DnsCommand::Query(args)) => query_dns(&args),
+        },
         Command::Doctor(args) => examine(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -75,13 +80,33 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
     exit_code(until_told(|shutdown| agent::run(config, shutdown)))
 }
 
-fn run_dns(args: &DnsArgs) -> ExitCode {
-    let config = match dns::Config::parse(&args.conf) {
+fn run_dns(corefile: &Path) -> ExitCode {
+    let config = match dns::Config::parse(corefile) {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
     start_logs();
     exit_code(until_told(|shutdown| cluster_dns::serve(config, shutdown)))
+}
+
+fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
+    match cluster_dns::check(&args.corefile) {
+        Ok(checked) => {
+            print!("{}", checked.render(args.output));
+            ExitCode::from(if checked.is_wrong() { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(format_args!("read {}: {error}", args.corefile.display())),
+    }
+}
+
+fn query_dns(args: &DnsQueryArgs) -> ExitCode {
+    match block_on(cluster_dns::query(args)) {
+        Ok(Ok(answered)) => {
+            print!("{}", answered.render(args.output));
+            ExitCode::from(if answered.is_empty() { WRONG } else { 0 })
+        }
+        Ok(Err(error)) | Err(error) => could_not_run(format_args!("{error:#}")),
+    }
 }
 
 fn examine(args: &DoctorArgs) -> ExitCode {

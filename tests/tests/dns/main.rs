@@ -6,9 +6,10 @@
 //! `CAUSEWAY_TEST_DNS="coredns -conf" cargo test -p tests --test dns`. What is known to be otherwise there, and why,
 //! says [`subject::Subject::check_ours`].
 //!
-//! [`survival`]: what is answered while others are away. [`feed`]: the same server as a node's agent feeds it.
+//! [`commands`]: what `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`feed`]: the same server as a node's agent feeds it.
 
 mod cluster;
+mod commands;
 mod feed;
 mod message;
 mod names;

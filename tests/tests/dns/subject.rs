@@ -1,6 +1,7 @@
 //! The server under test: `causeway dns`, or another one with the same Corefile and the same API server.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tests::directory::Directory;
@@ -187,11 +188,16 @@ fn start_ours(corefile: &str) -> Process {
     Process::spawn(&Place::default(), &mut start).expect("causeway dns")
 }
 
-/// A port that is free for both transports.
+/// A port that is free for both transports, and that the kernel gives to no client meanwhile: it is below those of
+/// `net.ipv4.ip_local_port_range`.
 fn free_address() -> SocketAddr {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let of_this_process = u16::try_from(std::process::id() % 100).expect("small") * 100;
     wait::until("a port that is free for UDP and TCP", DEADLINE, || {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        UdpSocket::bind(address).map(|_| address)
+        let port = 20_000 + of_this_process + TAKEN.fetch_add(1, Ordering::Relaxed) % 100;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listener = TcpListener::bind(address)?;
+        UdpSocket::bind(address).map(|_| drop(listener))?;
+        Ok::<_, std::io::Error>(address)
     })
 }

@@ -1,6 +1,7 @@
 //! What the server answers while others are away: the API server, upstreams, itself.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use tests::wait;
@@ -43,9 +44,18 @@ fn start() -> Option<Subject> {
     Some(subject)
 }
 
+/// Where the snapshot of the subject's API server is kept.
+fn snapshot_file(subject: &Subject) -> PathBuf {
+    let server = subject.api.url().replace([':', '/', '.'], "-");
+    subject
+        .directory
+        .path()
+        .join(format!("api-{server}-pods.snapshot"))
+}
+
 /// The snapshot on disk holds `text`.
 fn wait_until_saved(subject: &Subject, text: &str) {
-    let file = subject.directory.path().join("api.snapshot");
+    let file = snapshot_file(subject);
     wait::until("the snapshot is saved", DEADLINE, || {
         let saved = fs::read_to_string(&file).unwrap_or_default();
         if saved.contains(text) {
@@ -93,8 +103,11 @@ fn a_crash_while_the_snapshot_is_written_costs_nothing_that_was_known() {
     wait_until_saved(&subject, "172.0.0.50");
     subject.api.go_down();
     // What a crash leaves beside the file, and what a full disk might.
-    let state = subject.directory.path();
-    fs::write(state.join("api.snapshot.new"), "{\"begin\":{\"ver").expect("written");
+    fs::write(
+        snapshot_file(&subject).with_extension("snapshot.new"),
+        "{\"begin\":{\"ver",
+    )
+    .expect("written");
     subject.restart();
     subject.check(KNOWN);
 }

@@ -1,4 +1,8 @@
-//! `causeway dns`: the DNS server, with watches of the API servers that its Corefile names.
+//! `causeway dns`: the DNS server, with watches of the API servers that its Corefile names; [`check`] looks at a
+//! Corefile, [`query`] asks the server why it answers as it does.
+
+mod check;
+mod query;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +14,9 @@ use dns::kubernetes::{Access, ApiServer};
 use model::{Kind, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use check::check;
+pub use query::query;
 
 use crate::watch::{self as api, ApiSource, Credentials, Events, Status, TlsFiles, Wanted};
 
