@@ -314,8 +314,9 @@ impl Server {
             Admission::Silence => return None,
         };
         let limit = limit(&query, client.transport);
+        let mut followed = vec![Name::from_lower_wire(query.name())];
         let answerer = self
-            .resolve(&query, route, client, limit, &mut Vec::new(), &mut out)
+            .resolve(&query, route, client, limit, &mut followed, &mut out)
             .await;
         let event = self.event(
             route.counters,
@@ -402,10 +403,11 @@ impl Server {
         }
     }
 
-    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles.
+    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles: the names
+    /// in `followed` are being looked up.
     async fn look_up(&self, target: &Name, qtype: u16, client: Client, followed: &mut Vec<Name>) -> Vec<u8> {
         let mut out = Vec::new();
-        if followed.contains(target) || followed.len() >= MAX_ALIASES {
+        if followed.contains(target) || followed.len() > MAX_ALIASES {
             return out;
         }
         followed.push(target.clone());

@@ -19,7 +19,7 @@ use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::zone::grammar::{protocol, reversed_address};
 use crate::zone::service::address_of_pod_label;
-use crate::zone::{Asked, Endpoint, EndpointNames, Kind, PortName, ServiceRecords, Table, addresses_below};
+use crate::zone::{Asked, Called, EndpointNames, Kind, PortName, ServiceRecords, Table, addresses_below};
 
 pub use objects::{Access, ApiServer, Objects, TlsFiles};
 
@@ -126,9 +126,11 @@ enum Found<'t> {
     /// A Service's own name.
     Service(&'t ServiceRecords),
     /// A port of a Service that has addresses.
-    ServicePort(&'t [IpAddr], Vec<u16>),
-    /// Endpoints by name, or those that serve a port.
-    Endpoints(Vec<&'t Endpoint>, Option<PortName<'t>>),
+    ServicePort(&'t ServiceRecords, &'t [IpAddr], PortName<'t>),
+    /// Endpoints by name.
+    Endpoints(Called<'t>),
+    /// Endpoints that serve a port of a headless Service.
+    EndpointPort(&'t ServiceRecords, PortName<'t>),
     Pod(IpAddr),
     Alias(&'t Name),
     /// An address that leads to these names.
@@ -273,13 +275,10 @@ where
         }
     }
 
-    fn find_below(&self, records: &'t ServiceRecords, label: &[u8]) -> Found<'t> {
-        let endpoints = match self.options.endpoints {
-            true => records.endpoints_called(label, self.options.endpoint_names),
-            false => Vec::new(),
-        };
-        if !endpoints.is_empty() {
-            return Found::Endpoints(endpoints, None);
+    fn find_below(&self, records: &'t ServiceRecords, label: &'t [u8]) -> Found<'t> {
+        let called = records.endpoints_called(label, self.options.endpoint_names);
+        if self.options.endpoints && called.iter().next().is_some() {
+            return Found::Endpoints(called);
         }
         let protocol = protocol(label);
         empty_if(protocol.is_some_and(|protocol| records.has_named_port(protocol)))
@@ -350,29 +349,11 @@ fn empty_if<'t>(exists: bool) -> Found<'t> {
 
 fn find_port<'t>(records: &'t ServiceRecords, port: PortName<'t>) -> Found<'t> {
     match &records.kind {
-        Kind::ClusterIp(addresses) => {
-            let ports = records
-                .ports
-                .iter()
-                .filter(|own| own.is(port.name, port.protocol));
-            let ports: Vec<u16> = ports.map(|own| own.number).collect();
-            if ports.is_empty() {
-                Found::Missing
-            } else {
-                Found::ServicePort(addresses, ports)
-            }
+        Kind::ClusterIp(addresses) if port.of(&records.ports).next().is_some() => {
+            Found::ServicePort(records, addresses, port)
         }
-        Kind::Headless => {
-            let serves =
-                |endpoint: &&Endpoint| endpoint.ports.iter().any(|own| own.is(port.name, port.protocol));
-            let endpoints: Vec<_> = records.endpoints.iter().filter(serves).collect();
-            if endpoints.is_empty() {
-                Found::Missing
-            } else {
-                Found::Endpoints(endpoints, Some(port))
-            }
-        }
-        Kind::Alias(_) | Kind::Nothing => Found::Missing,
+        Kind::Headless if records.serving(port).next().is_some() => Found::EndpointPort(records, port),
+        Kind::ClusterIp(_) | Kind::Headless | Kind::Alias(_) | Kind::Nothing => Found::Missing,
     }
 }
 

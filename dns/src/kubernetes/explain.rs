@@ -73,10 +73,14 @@ impl Answer<'_, '_> {
                 Kind::ClusterIp(addresses) => format!("{} with {}", service(), list(addresses)),
                 _ => format!("headless {}: {}", service(), endpoints(&records.endpoints)),
             },
-            Found::ServicePort(addresses, ports) => {
-                format!("port {} of {} with {}", list(ports), service(), list(addresses))
+            Found::ServicePort(records, addresses, port) => {
+                let ports: Vec<u16> = port.of(&records.ports).map(|port| port.number).collect();
+                format!("port {} of {} with {}", list(&ports), service(), list(addresses))
             }
-            Found::Endpoints(found, _) => format!("{} of {}", endpoints(found.iter().copied()), service()),
+            Found::Endpoints(called) => format!("{} of {}", endpoints(called.iter()), service()),
+            Found::EndpointPort(records, port) => {
+                format!("{} of {}", endpoints(records.serving(*port)), service())
+            }
             Found::Pod(address) if self.options.pods == PodMode::Insecure => {
                 format!("{address}, as every address in a namespace that exists (pods insecure)")
             }

@@ -22,19 +22,28 @@ impl<'t> Answer<'_, 't> {
             (Found::Service(records), rtype::A) => writer.cells(&records.a, self.shape.rotation, ttl),
             (Found::Service(records), rtype::AAAA) => writer.cells(&records.aaaa, self.shape.rotation, ttl),
             (Found::Service(records), rtype::SRV) => self.srv(writer, service_targets(records)),
-            (Found::ServicePort(addresses, _), rtype::A | rtype::AAAA) => {
+            (Found::ServicePort(_, addresses, _), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, addresses.iter().copied());
             }
-            (Found::ServicePort(addresses, ports), rtype::SRV) => {
-                self.srv(writer, own_targets(addresses, ports.iter().copied()));
+            (Found::ServicePort(records, addresses, port), rtype::SRV) => {
+                let ports = port.of(&records.ports).map(|port| port.number);
+                self.srv(writer, own_targets(addresses, ports));
             }
-            (Found::Endpoints(endpoints, _), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, endpoints.iter().map(|endpoint| endpoint.address));
+            (Found::Endpoints(called), rtype::A | rtype::AAAA) => {
+                self.addresses(writer, called.iter().map(|endpoint| endpoint.address));
             }
-            (Found::Endpoints(endpoints, port), rtype::SRV) => {
-                let targets = endpoints
+            (Found::Endpoints(called), rtype::SRV) => {
+                let targets = called
                     .iter()
-                    .flat_map(|endpoint| endpoint_targets(endpoint, *port));
+                    .flat_map(|endpoint| endpoint_targets(endpoint, None));
+                self.srv(writer, targets.collect());
+            }
+            (Found::EndpointPort(records, port), rtype::A | rtype::AAAA) => {
+                self.addresses(writer, records.serving(*port).map(|endpoint| endpoint.address));
+            }
+            (Found::EndpointPort(records, port), rtype::SRV) => {
+                let endpoints = records.endpoints.iter();
+                let targets = endpoints.flat_map(|endpoint| endpoint_targets(endpoint, Some(*port)));
                 self.srv(writer, targets.collect());
             }
             (Found::Pod(address), rtype::A | rtype::AAAA) => {
@@ -67,17 +76,17 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    /// Addresses of the family asked for, each once, rotated.
-    fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr>) {
+    /// Addresses of the family asked for, each once, rotated. They come sorted, so that equal ones stand together.
+    fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr> + Clone) {
         let wants_v4 = self.query.qtype == rtype::A;
-        let mut addresses: Vec<IpAddr> = addresses
-            .filter(|address| address.is_ipv4() == wants_v4)
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let count = addresses.len().max(1);
-        addresses.rotate_left(self.shape.rotation % count);
-        for address in addresses {
+        let wanted = addresses.filter(|address| address.is_ipv4() == wants_v4);
+        let distinct = wanted.scan(None, |last, address| {
+            let is_new = last.replace(address) != Some(address);
+            Some(is_new.then_some(address))
+        });
+        let distinct = distinct.flatten();
+        let first = self.shape.rotation % distinct.clone().count().max(1);
+        for address in distinct.clone().skip(first).chain(distinct.take(first)) {
             writer.address(Section::Answer, Owner::QUESTION, address, self.options.ttl);
         }
     }
@@ -188,7 +197,7 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    fn reachable_addresses(&self) -> impl Iterator<Item = IpAddr> {
+    fn reachable_addresses(&self) -> impl Iterator<Item = IpAddr> + Clone {
         self.table.local_addresses.iter().copied()
     }
 

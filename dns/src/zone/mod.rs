@@ -18,7 +18,7 @@ use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 use addresses::Addresses;
 pub use addresses::addresses_below;
 pub use grammar::{Asked, PortName};
-pub use service::{Endpoint, EndpointNames, Kind, Port, ServiceRecords};
+pub use service::{Called, Endpoint, EndpointNames, Kind, Port, ServiceRecords};
 
 /// Everything that the cluster zone answers from.
 #[derive(Clone, Debug, Default)]

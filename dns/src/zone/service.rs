@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use model::{EndpointSlice, Protocol, Service, ServiceKind};
 
+use super::grammar::PortName;
 use crate::answer::{a_cell, aaaa_cell};
 use crate::name::{MAX_LABEL, Name};
 
@@ -61,6 +62,43 @@ pub struct Endpoint {
     pub pod: Option<Box<[u8]>>,
     /// The ports that it serves.
     pub ports: Arc<[Port]>,
+}
+
+/// The endpoints of one name. Going through them allocates nothing.
+#[derive(Clone, Copy, Debug)]
+pub enum Called<'t> {
+    /// Those in the list whose places are given.
+    Hostname(&'t [Endpoint], &'t [u32]),
+    /// Those that are called by their address, at one address.
+    Dashed(&'t [Endpoint], EndpointNames),
+    /// Those of the pod with this name.
+    Pod(&'t [Endpoint], &'t [u8]),
+}
+
+impl<'t> Called<'t> {
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = &'t Endpoint> + Clone {
+        let (list, indices, names): (&[Endpoint], &[u32], _) = match self {
+            Self::Hostname(list, indices) => (list, indices, None),
+            Self::Dashed(list, names) => (list, &[], Some(names)),
+            Self::Pod(list, _) => (list, &[], None),
+        };
+        let by_place = indices.iter().filter_map(move |index| list.get(*index as usize));
+        let by_address = names
+            .into_iter()
+            .flat_map(move |names| list.iter().filter(move |endpoint| endpoint.name_is_dashed(names)));
+        let pod = match self {
+            Self::Pod(_, label) => Some(label),
+            Self::Hostname(..) | Self::Dashed(..) => None,
+        };
+        let by_pod = pod.into_iter().flat_map(move |label| {
+            let is_called = move |endpoint: &&Endpoint| {
+                endpoint.hostname.is_none() && endpoint.pod.as_deref() == Some(label)
+            };
+            list.iter().filter(is_called)
+        });
+        by_place.chain(by_address).chain(by_pod)
+    }
 }
 
 /// How an endpoint without a hostname is called.
@@ -124,40 +162,43 @@ impl ServiceRecords {
         }
     }
 
-    /// The endpoints that are called `label`.
+    /// The endpoints that are called `label`, sorted by address.
     #[must_use]
-    pub fn endpoints_called(&self, label: &[u8], names: EndpointNames) -> Vec<&Endpoint> {
+    pub fn endpoints_called<'t>(&'t self, label: &'t [u8], names: EndpointNames) -> Called<'t> {
         if let Some(indices) = self.by_hostname.get(label) {
-            return indices
-                .iter()
-                .filter_map(|index| self.endpoints.get(*index as usize))
-                .collect();
+            return Called::Hostname(&self.endpoints, indices);
         }
-        let mut found: Vec<&Endpoint> = Vec::new();
-        if let Some(address) = address_of_dashed(label) {
-            let first = self
-                .endpoints
-                .partition_point(|endpoint| endpoint.address < address);
-            let same = self.endpoints[first..]
-                .iter()
-                .take_while(|endpoint| endpoint.address == address);
-            found.extend(same.filter(|endpoint| endpoint.name_is_dashed(names)));
+        let at_address = address_of_dashed(label).map(|address| self.range_at(address));
+        let is_named = |endpoint: &&Endpoint| endpoint.name_is_dashed(names);
+        if at_address.is_some_and(|endpoints| endpoints.iter().any(|endpoint| is_named(&endpoint))) {
+            return Called::Dashed(at_address.unwrap_or_default(), names);
         }
-        if names == EndpointNames::Pod {
-            let by_pod = self.endpoints.iter();
-            found.extend(by_pod.filter(|e| e.hostname.is_none() && e.pod.as_deref() == Some(label)));
+        match names {
+            EndpointNames::Pod => Called::Pod(&self.endpoints, label),
+            EndpointNames::Dashed => Called::Dashed(&[], names),
         }
-        found
+    }
+
+    /// Those at an address, which stand together.
+    fn range_at(&self, address: IpAddr) -> &[Endpoint] {
+        let first = self
+            .endpoints
+            .partition_point(|endpoint| endpoint.address < address);
+        let behind = self
+            .endpoints
+            .partition_point(|endpoint| endpoint.address <= address);
+        self.endpoints.get(first..behind).unwrap_or_default()
     }
 
     /// The endpoints at an address.
     pub fn endpoints_at(&self, address: IpAddr) -> impl Iterator<Item = &Endpoint> {
-        let first = self
-            .endpoints
-            .partition_point(|endpoint| endpoint.address < address);
-        self.endpoints[first..]
-            .iter()
-            .take_while(move |endpoint| endpoint.address == address)
+        self.range_at(address).iter()
+    }
+
+    /// The endpoints that serve a port, sorted by address.
+    pub fn serving<'t>(&'t self, port: PortName<'t>) -> impl Iterator<Item = &'t Endpoint> + Clone {
+        let serves = move |endpoint: &&Endpoint| port.of(&endpoint.ports).next().is_some();
+        self.endpoints.iter().filter(serves)
     }
 
     /// Every address that leads back to this Service by PTR, each once.
@@ -184,6 +225,16 @@ impl ServiceRecords {
                 .any(|endpoint| endpoint.ports.iter().any(named)),
             Kind::Alias(_) | Kind::Nothing => false,
         }
+    }
+}
+
+impl PortName<'_> {
+    /// The ports with this name.
+    pub fn of<'p>(self, ports: &'p [Port]) -> impl Iterator<Item = &'p Port>
+    where
+        Self: 'p,
+    {
+        ports.iter().filter(move |own| own.is(self.name, self.protocol))
     }
 }
 

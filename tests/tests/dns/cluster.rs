@@ -1,6 +1,7 @@
 //! The cluster that is asked about: one object for each rule.
 
 use serde_json::{Value, json};
+use tests::fake_api::FakeApi;
 
 /// Name, protocol, number; an empty name is none.
 type Port = (&'static str, &'static str, u16);
@@ -101,8 +102,16 @@ fn terminating_pod() -> Value {
     pod
 }
 
-/// Every object.
-pub fn objects() -> Vec<Value> {
+/// An API server with every object.
+pub fn api() -> FakeApi {
+    let api = FakeApi::start().expect("loopback is there");
+    for object in objects() {
+        api.put(object);
+    }
+    api
+}
+
+fn objects() -> Vec<Value> {
     let mut objects: Vec<Value> = ["default", "testns", "otherns", "emptyns", "kube-system"]
         .map(namespace)
         .into();

@@ -99,6 +99,7 @@ fn an_answer_is_told_with_its_block_plugin_and_object() {
     let subject = Subject::with(Config {
         options: "fallthrough in-addr.arpa ip6.arpa",
         plugins: "forward . 127.0.0.1:1",
+        ..Config::default()
     });
     if !subject.is_ours {
         tests::skipped("causeway dns query", "another server does not explain itself");

@@ -32,6 +32,7 @@ const TABLES: &[&[Rule]] = &[
     section_2_3_cluster_ip::RULES,
     section_2_4_headless::RULES,
     section_2_5_external_name::RULES,
+    section_2_5_external_name::FIXED,
     section_2_5_external_name::THROUGH_AN_UPSTREAM,
     names::RULES,
     names::FIXED,

@@ -222,3 +222,56 @@ fn names_exist_or_not_whatever_they_are_asked_for() {
 fn names_above_other_names_exist() {
     Subject::start("").check_ours(FIXED);
 }
+
+mod privileged {
+    //! On a host of its own, whose addresses are known.
+
+    use tests::topology::Host;
+
+    use super::*;
+    use crate::cluster::{endpoint, slice};
+
+    const ALONE: &[Rule] = &[(
+        "the zone's name server is ns.dns, with the machine's addresses",
+        &[
+            (
+                "@ NS",
+                "NOERROR NS ns.dns + ns.dns A 10.244.9.9 + ns.dns AAAA fd00::9",
+            ),
+            ("ns.dns A", "NOERROR A 10.244.9.9"),
+            ("NS.dns AAAA", "NOERROR AAAA fd00::9"),
+        ],
+    )];
+
+    const OF_A_SERVICE: &[Rule] = &[(
+        "a server that is an endpoint is called like its Service, and has that one's addresses",
+        &[(
+            "@ NS",
+            "NOERROR NS kube-dns.kube-system.svc + kube-dns.kube-system.svc A 10.0.0.10",
+        )],
+    )];
+
+    #[test]
+    fn the_zone_has_a_name_server() {
+        if !tests::privileged("the zone's name server") {
+            return;
+        }
+        let host = Host::new("dns").expect("a namespace");
+        for address in ["10.244.9.9/32", "fd00::9/128"] {
+            host.add_address("lo", address.parse().expect("network"))
+                .expect("added");
+        }
+        let asked = host.run(|| {
+            let subject = Subject::start("");
+            subject.check_ours(ALONE);
+            let own = vec![endpoint("10.244.9.9")];
+            let ports = &[("dns", "UDP", 53)];
+            subject
+                .api
+                .put(slice("kube-system", "dns-a", "kube-dns", ports, own));
+            subject.wait_until("10-244-9-9.kube-dns.kube-system.svc A", "NOERROR A 10.244.9.9");
+            subject.check_ours(OF_A_SERVICE);
+        });
+        asked.expect("the host is there");
+    }
+}

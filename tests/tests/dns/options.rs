@@ -1,6 +1,6 @@
 //! What the options of CoreDNS's plugin `kubernetes` change.
 
-use tests::fake_api::FakeApi;
+use tests::directory::Directory;
 
 use crate::subject::{Config, Subject};
 use crate::{Rule, cluster};
@@ -257,11 +257,33 @@ fn a_denial_falls_through_to_the_next_plugin_and_nothing_else_does() {
 }
 
 #[test]
-fn nothing_is_denied_before_everything_is_known() {
-    let api = FakeApi::start().expect("loopback is there");
-    for object in cluster::objects() {
-        api.put(object);
+fn the_api_server_is_found_by_a_kubeconfig_and_one_of_its_contexts() {
+    let directory = Directory::new("dns-kubeconfig");
+    let file = directory.path().join("kubeconfig");
+    for (current, context) in [("fake", ""), ("another", "fake")] {
+        let api = cluster::api();
+        api.write_kubeconfig(&file).expect("written");
+        let text = std::fs::read_to_string(&file).expect("written before");
+        let text = text.replace(
+            r#""current-context":"fake""#,
+            &format!(r#""current-context":"{current}""#),
+        );
+        assert!(text.contains(current), "{text}");
+        std::fs::write(&file, text).expect("written");
+        let source = format!("kubeconfig {} {context}", file.display());
+        let config = Config {
+            source: Some(&source),
+            ..Config::default()
+        };
+        let subject = Subject::on(api, config);
+        subject.wait_until("svc1.testns.svc A", "NOERROR A 10.0.0.1");
+        subject.wait_until("nosvc.testns.svc A", "NXDOMAIN");
     }
+}
+
+#[test]
+fn nothing_is_denied_before_everything_is_known() {
+    let api = cluster::api();
     api.behave(|behaviour| behaviour.absent.push("endpointslices"));
     let config = Config {
         options: "startup_timeout 0s",

@@ -24,6 +24,8 @@ const OTHER: &str = "CAUSEWAY_TEST_DNS";
 /// What a Corefile is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config<'c> {
+    /// The option that names the API server. None = `endpoint` and its URL.
+    pub source: Option<&'c str>,
     /// Options of the kubernetes plugin.
     pub options: &'c str,
     /// Further plugins of the block.
@@ -49,11 +51,7 @@ impl Subject {
     }
 
     pub fn with(config: Config<'_>) -> Self {
-        let api = FakeApi::start().expect("loopback is there");
-        for object in cluster::objects() {
-            api.put(object);
-        }
-        let subject = Self::on(api, config);
+        let subject = Self::on(cluster::api(), config);
         subject.wait_until("dns-version TXT", "NOERROR TXT 1.1.0");
         subject
     }
@@ -64,6 +62,8 @@ impl Subject {
         let other = std::env::var(OTHER).ok();
         let address = free_address();
         let port = address.port();
+        let endpoint = format!("endpoint {}", api.url());
+        let source = config.source.unwrap_or(&endpoint);
         let state = match other {
             None => format!("state {}", directory.path().display()),
             Some(_) => String::new(),
@@ -72,16 +72,14 @@ impl Subject {
             ".:{port} {{
     bind 127.0.0.1
     kubernetes cluster.local in-addr.arpa ip6.arpa {{
-        endpoint {}
+        {source}
         {state}
         {}
     }}
     {}
 }}
 ",
-            api.url(),
-            config.options,
-            config.plugins
+            config.options, config.plugins
         );
         let corefile = directory.write("Corefile", &text);
         let process = match &other {

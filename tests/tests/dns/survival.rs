@@ -35,6 +35,7 @@ fn start() -> Option<Subject> {
     let subject = Subject::with(Config {
         options: "pods verified",
         plugins: "forward . 127.0.0.1:1",
+        ..Config::default()
     });
     if !subject.is_ours {
         tests::skipped("survival", "another server keeps no snapshot");
