@@ -1,6 +1,7 @@
 //! One Service as DNS sees it: addresses encoded ahead, endpoints sorted for search.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -360,20 +361,54 @@ pub fn dashed(address: IpAddr) -> String {
 /// The address that [`dashed`] makes this label of.
 #[must_use]
 pub fn address_of_dashed(label: &[u8]) -> Option<IpAddr> {
-    let address = address_of_pod_label(label)?;
-    (dashed(address).as_bytes() == label).then_some(address)
+    address_of_pod_label(label).filter(|address| is_dashed(*address, label))
+}
+
+/// Whether `label` is what [`dashed`] makes of the address, found without making it.
+fn is_dashed(address: IpAddr, label: &[u8]) -> bool {
+    let mut rest = Unmatched(label);
+    if write!(rest, "{address}").is_err() {
+        return false;
+    }
+    let matched = label.strip_suffix(rest.0).unwrap_or(label);
+    match matched.ends_with(b"-") {
+        true => rest.0 == b"0",
+        false => rest.0.is_empty(),
+    }
+}
+
+/// What of a label was not yet met by an address that is written into it.
+struct Unmatched<'l>(&'l [u8]);
+
+impl fmt::Write for Unmatched<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            let expected = if matches!(byte, b'.' | b':') { b'-' } else { byte };
+            match self.0.split_first() {
+                Some((first, rest)) if *first == expected => self.0 = rest,
+                _ => return Err(fmt::Error),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The address that a pod's label spells, in any spelling (`--1` is `::1`).
 #[must_use]
 pub fn address_of_pod_label(label: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(label).ok()?;
-    if text.bytes().filter(|byte| *byte == b'-').count() == 3 && !text.contains("--") {
-        return text.replace('-', ".").parse().ok().map(IpAddr::V4);
+    let dashes = label.iter().filter(|byte| **byte == b'-').count();
+    let has_gap = label.windows(2).any(|pair| pair == b"--");
+    let separator = match (dashes, has_gap) {
+        (0, _) => return None,
+        (3, false) => b'.',
+        _ => b':',
+    };
+    let mut text = [0; MAX_LABEL];
+    let text = text.get_mut(..label.len())?;
+    for (to, from) in text.iter_mut().zip(label) {
+        *to = if *from == b'-' { separator } else { *from };
     }
-    text.contains('-')
-        .then(|| text.replace('-', ":").parse().ok().map(IpAddr::V6))
-        .flatten()
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -400,6 +435,12 @@ mod tests {
             "10-244-1",
             "10-244-1-256",
             "fd00--00",
+            "fd00--",
+            "fd00--1-",
+            "1-2-3-4-5-6-7-8-",
+            "fd00-0--1",
+            "10-244-1-7-",
+            "-",
             "010-1-1-1",
             "1-2-3-4-5",
         ] {
