@@ -14,12 +14,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::answer::{Writer, code_only, join};
+use crate::answer::{Writer, code_only};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::zone::grammar::{protocol, reversed_address};
 use crate::zone::service::address_of_pod_label;
-use crate::zone::{Asked, Called, EndpointNames, Kind, PortName, ServiceRecords, Table, addresses_below};
+use crate::zone::{
+    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, addresses_below,
+};
 
 pub use objects::{Access, ApiServer, Objects, TlsFiles};
 
@@ -133,8 +135,8 @@ enum Found<'t> {
     EndpointPort(&'t ServiceRecords, PortName<'t>),
     Pod(IpAddr),
     Alias(&'t Name),
-    /// An address that leads to these names.
-    Pointer(Vec<Vec<u8>>),
+    /// An address that leads back to names.
+    Pointer(IpAddr),
 }
 
 /// One answer in the making.
@@ -289,26 +291,20 @@ where
             let below = addresses_below(self.query);
             return empty_if(below.is_some_and(|range| self.table.any_reversed(&range)));
         };
-        let zone = self.options.primary_zone();
-        let mut names = Vec::new();
-        for owner in self.table.reversed(address, self.options.endpoint_names) {
-            let is_shown = self.options.endpoints || owner.endpoints.is_empty();
-            if !is_shown || !self.has_namespace(owner.namespace) {
-                continue;
-            }
-            let service: [&[u8]; 3] = [owner.service, owner.namespace, b"svc"];
-            if owner.endpoints.is_empty() {
-                names.push(join(&service, zone));
-            }
-            for endpoint in &owner.endpoints {
-                names.push(join(&[&[&**endpoint], &service[..]].concat(), zone));
-            }
-        }
-        if names.is_empty() {
-            Found::Missing
+        if self.reversed(address).next().is_some() {
+            Found::Pointer(address)
         } else {
-            Found::Pointer(names)
+            Found::Missing
         }
+    }
+
+    /// The Services to whose names the address leads back.
+    fn reversed(&self, address: IpAddr) -> impl Iterator<Item = Reversed<'t>> {
+        let found = self.table.reversed(address);
+        found.filter(|owner| {
+            let is_shown = self.options.endpoints || !owner.is_endpoint;
+            is_shown && self.has_namespace(owner.namespace)
+        })
     }
 
     fn write(&self, found: Found<'t>, out: &mut Vec<u8>) -> Verdict {

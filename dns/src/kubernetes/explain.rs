@@ -86,11 +86,13 @@ impl Answer<'_, '_> {
             }
             Found::Pod(address) => format!("a pod with {address}"),
             Found::Alias(target) => format!("{}, an ExternalName for {target}", service()),
-            Found::Pointer(names) => {
-                let names: Vec<String> = names
-                    .iter()
-                    .map(|name| Name::from_lower_wire(name).to_string())
-                    .collect();
+            Found::Pointer(address) => {
+                let mut names = Vec::new();
+                self.pointers(*address, |write_name| {
+                    let mut name = Vec::new();
+                    write_name(&mut name);
+                    names.push(Name::from_lower_wire(&name).to_string());
+                });
                 list(&names)
             }
         }

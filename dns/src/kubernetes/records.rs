@@ -6,7 +6,7 @@ use super::{Answer, Found, MAX_NEGATIVE_TTL, SCHEMA_VERSION, SCHEMA_VERSION_TTL}
 use crate::answer::{Owner, Section, Writer, join, owner_at, put_soa};
 use crate::name::Name;
 use crate::question::rtype;
-use crate::zone::{Endpoint, Kind, PortName, ServiceRecords};
+use crate::zone::{Endpoint, EndpointNames, Kind, PortName, Reversed, ServiceRecords};
 
 /// One SRV record to be.
 struct Target<'t> {
@@ -52,11 +52,9 @@ impl<'t> Answer<'_, 't> {
             (Found::Alias(target), rtype::CNAME) => {
                 writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
             }
-            (Found::Pointer(names), rtype::PTR) => {
-                for name in names {
-                    writer.name(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, name);
-                }
-            }
+            (Found::Pointer(address), rtype::PTR) => self.pointers(*address, |write_name| {
+                writer.record(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, write_name);
+            }),
             (Found::Version, rtype::TXT) => {
                 let put = |out: &mut Vec<u8>| out.extend_from_slice(SCHEMA_VERSION);
                 writer.record(
@@ -88,6 +86,20 @@ impl<'t> Answer<'_, 't> {
         let first = self.shape.rotation % distinct.clone().count().max(1);
         for address in distinct.clone().skip(first).chain(distinct.take(first)) {
             writer.address(Section::Answer, Owner::QUESTION, address, self.options.ttl);
+        }
+    }
+
+    /// Hands out the names that the address leads back to, each as what writes it.
+    pub(super) fn pointers(&self, address: IpAddr, mut take: impl FnMut(&dyn Fn(&mut Vec<u8>))) {
+        let (zone, names) = (self.options.primary_zone(), self.options.endpoint_names);
+        for owner in self.reversed(address) {
+            if !owner.is_endpoint {
+                take(&|out| put_name(None, &owner, zone, out));
+                continue;
+            }
+            for endpoint in owner.records.names_at(address, names) {
+                take(&|out| put_name(Some((endpoint, names)), &owner, zone, out));
+            }
         }
     }
 
@@ -143,9 +155,7 @@ impl<'t> Answer<'_, 't> {
         let service = self.query.suffix(self.before - 3);
         let mut name = Vec::with_capacity(service.len() + 20);
         if let Some(endpoint) = target.endpoint {
-            let label = endpoint.label(self.options.endpoint_names);
-            name.push(label.len() as u8);
-            name.extend_from_slice(&label);
+            endpoint.put_label(self.options.endpoint_names, &mut name);
         }
         name.extend_from_slice(service);
         name
@@ -154,19 +164,20 @@ impl<'t> Answer<'_, 't> {
     /// The names of the Services that lead to this machine, as they answer themselves; where there is none, `ns.dns`.
     fn name_servers(&self, writer: &mut Writer<'_, '_>) {
         let zone = Name::from_lower_wire(self.query.suffix(self.before));
+        let names = self.options.endpoint_names;
         let mut servers: Vec<(Vec<u8>, Vec<IpAddr>)> = Vec::new();
         for address in self.reachable_addresses() {
-            for owner in self.table.reversed(address, self.options.endpoint_names) {
-                let service: [&[u8]; 3] = [owner.service, owner.namespace, b"svc"];
-                let records = self.table.service(owner.namespace, owner.service);
-                match records.map(|records| &records.kind) {
-                    Some(Kind::ClusterIp(own)) => add_server(&mut servers, join(&service, &zone), own),
-                    _ => {
-                        for label in &owner.endpoints {
-                            let name = join(&[&[&**label], &service[..]].concat(), &zone);
-                            add_server(&mut servers, name, &[address]);
-                        }
-                    }
+            for owner in self.table.reversed(address) {
+                let mut name = Vec::new();
+                if let Kind::ClusterIp(own) = &owner.records.kind {
+                    put_name(None, &owner, &zone, &mut name);
+                    add_server(&mut servers, name, own);
+                    continue;
+                }
+                for endpoint in owner.records.names_at(address, names) {
+                    name.clear();
+                    put_name(Some((endpoint, names)), &owner, &zone, &mut name);
+                    add_server(&mut servers, name.clone(), &[address]);
                 }
             }
         }
@@ -219,6 +230,23 @@ impl<'t> Answer<'_, 't> {
             ttl,
         );
     }
+}
+
+/// `[endpoint.]service.namespace.svc.ZONE`
+fn put_name(
+    endpoint: Option<(&Endpoint, EndpointNames)>,
+    owner: &Reversed<'_>,
+    zone: &Name,
+    out: &mut Vec<u8>,
+) {
+    if let Some((endpoint, names)) = endpoint {
+        endpoint.put_label(names, out);
+    }
+    for label in [owner.service, owner.namespace, b"svc"] {
+        out.push(label.len() as u8);
+        out.extend_from_slice(label);
+    }
+    out.extend_from_slice(zone.wire());
 }
 
 fn add_server(servers: &mut Vec<(Vec<u8>, Vec<IpAddr>)>, name: Vec<u8>, addresses: &[IpAddr]) {

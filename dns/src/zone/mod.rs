@@ -57,14 +57,16 @@ struct ReverseEntry {
 }
 
 /// A Service that was found by an address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Reversed<'t> {
     /// First label of the Service's name.
     pub service: &'t [u8],
     /// Its namespace.
     pub namespace: &'t [u8],
-    /// First labels of the endpoints' names; empty = the address is the Service's own.
-    pub endpoints: Vec<Box<[u8]>>,
+    /// The Service.
+    pub records: &'t ServiceRecords,
+    /// Whether the address is one of its endpoints', not its own.
+    pub is_endpoint: bool,
 }
 
 impl Table {
@@ -207,43 +209,25 @@ impl Table {
     }
 
     /// The Services that an address leads back to: the one whose ClusterIP it is, else every one it is an endpoint of.
-    #[must_use]
-    pub fn reversed(&self, address: IpAddr, names: EndpointNames) -> Vec<Reversed<'_>> {
-        let Some(entries) = self.reverse.get(&address) else {
-            return Vec::new();
-        };
-        let owners: Vec<_> = entries
-            .iter()
-            .filter(|entry| !entry.is_endpoint)
-            .take(1)
-            .collect();
-        let owners = if owners.is_empty() {
-            entries.iter().collect()
-        } else {
-            owners
-        };
-        let reversed = owners.into_iter().map(|entry| Reversed {
-            service: &entry.service,
-            namespace: &entry.namespace,
-            endpoints: self.endpoint_labels(entry, address, names),
-        });
-        reversed.collect()
+    pub fn reversed(&self, address: IpAddr) -> impl Iterator<Item = Reversed<'_>> {
+        let entries = self.reverse.get(&address).map_or(&[][..], |entries| &***entries);
+        // ClusterIPs come first.
+        let is_own = entries.first().is_some_and(|entry| !entry.is_endpoint);
+        let count = if is_own { 1 } else { entries.len() };
+        entries.iter().take(count).filter_map(|entry| {
+            Some(Reversed {
+                service: &entry.service,
+                namespace: &entry.namespace,
+                records: self.service(&entry.namespace, &entry.service)?,
+                is_endpoint: entry.is_endpoint,
+            })
+        })
     }
 
     /// Whether one of these addresses leads back to a Service.
     #[must_use]
     pub fn any_reversed(&self, range: &RangeInclusive<IpAddr>) -> bool {
         self.addresses.any_within(range)
-    }
-
-    fn endpoint_labels(&self, entry: &ReverseEntry, address: IpAddr, names: EndpointNames) -> Vec<Box<[u8]>> {
-        match self.service(&entry.namespace, &entry.service) {
-            Some(records) if entry.is_endpoint => {
-                let labels: BTreeSet<_> = records.endpoints_at(address).map(|e| e.label(names)).collect();
-                labels.into_iter().collect()
-            }
-            _ => Vec::new(),
-        }
     }
 
     /// How many Services the table holds.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -191,9 +192,20 @@ impl ServiceRecords {
         self.endpoints.get(first..behind).unwrap_or_default()
     }
 
-    /// The endpoints at an address.
-    pub fn endpoints_at(&self, address: IpAddr) -> impl Iterator<Item = &Endpoint> {
-        self.range_at(address).iter()
+    /// The endpoints at an address, one of each name.
+    pub fn names_at(&self, address: IpAddr, names: EndpointNames) -> impl Iterator<Item = &Endpoint> {
+        let endpoints = self.range_at(address);
+        let is_first = move |(index, endpoint): &(usize, &Endpoint)| {
+            let before = endpoints.iter().take(*index);
+            !before
+                .into_iter()
+                .any(|other| other.own_name(names) == endpoint.own_name(names))
+        };
+        endpoints
+            .iter()
+            .enumerate()
+            .filter(is_first)
+            .map(|(_, endpoint)| endpoint)
     }
 
     /// The endpoints that serve a port, sorted by address.
@@ -256,18 +268,28 @@ impl Port {
 }
 
 impl Endpoint {
-    /// The first label of this endpoint's name.
+    /// What it is called, where that is not its address.
     #[must_use]
-    pub fn label(&self, names: EndpointNames) -> Box<[u8]> {
-        match (&self.hostname, &self.pod, names) {
-            (Some(hostname), _, _) => hostname.clone(),
-            (None, Some(pod), EndpointNames::Pod) => pod.clone(),
-            _ => dashed(self.address).into_bytes().into(),
+    pub fn own_name(&self, names: EndpointNames) -> Option<&[u8]> {
+        match names {
+            EndpointNames::Dashed => self.hostname.as_deref(),
+            EndpointNames::Pod => self.hostname.as_deref().or(self.pod.as_deref()),
+        }
+    }
+
+    /// Writes the first label of its name in wire form.
+    pub fn put_label(&self, names: EndpointNames, out: &mut Vec<u8>) {
+        match self.own_name(names) {
+            Some(name) => {
+                out.push(name.len() as u8);
+                out.extend_from_slice(name);
+            }
+            None => put_dashed(self.address, out),
         }
     }
 
     fn name_is_dashed(&self, names: EndpointNames) -> bool {
-        self.hostname.is_none() && (names == EndpointNames::Dashed || self.pod.is_none())
+        self.own_name(names).is_none()
     }
 }
 
@@ -348,23 +370,30 @@ fn lower(text: &str) -> Box<[u8]> {
     text.to_ascii_lowercase().into_bytes().into()
 }
 
-/// An address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
-#[must_use]
-pub fn dashed(address: IpAddr) -> String {
-    let mut text = address.to_string().replace(['.', ':'], "-");
-    if text.ends_with('-') {
-        text.push('0');
+/// Writes an address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
+fn put_dashed(address: IpAddr, out: &mut Vec<u8>) {
+    let length_at = out.len();
+    out.push(0);
+    // Writing into memory does not fail.
+    let _infallible = io::Write::write_fmt(out, format_args!("{address}"));
+    for byte in out.iter_mut().skip(length_at + 1) {
+        if matches!(*byte, b'.' | b':') {
+            *byte = b'-';
+        }
     }
-    text
+    if out.ends_with(b"-") {
+        out.push(b'0');
+    }
+    out[length_at] = (out.len() - length_at - 1) as u8;
 }
 
-/// The address that [`dashed`] makes this label of.
+/// The address that an endpoint with this label has, where it is called by that.
 #[must_use]
 pub fn address_of_dashed(label: &[u8]) -> Option<IpAddr> {
     address_of_pod_label(label).filter(|address| is_dashed(*address, label))
 }
 
-/// Whether `label` is what [`dashed`] makes of the address, found without making it.
+/// Whether `label` is what [`put_dashed`] makes of the address, found without making it.
 fn is_dashed(address: IpAddr, label: &[u8]) -> bool {
     let mut rest = Unmatched(label);
     if write!(rest, "{address}").is_err() {
@@ -426,7 +455,10 @@ mod tests {
             ("1:2::3", "1-2--3"),
         ] {
             let address: IpAddr = address.parse().expect("address");
-            assert_eq!(dashed(address), label);
+            let mut wire = Vec::new();
+            put_dashed(address, &mut wire);
+            let expected = [&[label.len() as u8], label.as_bytes()].concat();
+            assert_eq!(wire, expected, "{label}");
             assert_eq!(address_of_dashed(label.as_bytes()), Some(address), "{label}");
         }
         for other in [
