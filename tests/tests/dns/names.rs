@@ -132,6 +132,8 @@ pub const RULES: &[Rule] = &[
         &[
             ("x.0.0.10.in-addr.arpa. PTR", "NXDOMAIN in-addr.arpa."),
             ("300.0.0.10.in-addr.arpa. PTR", "NXDOMAIN in-addr.arpa."),
+            ("01.0.0.10.in-addr.arpa. PTR", "NXDOMAIN in-addr.arpa."),
+            ("+1.0.0.10.in-addr.arpa. PTR", "NXDOMAIN in-addr.arpa."),
             ("1.1.0.0.10.in-addr.arpa. PTR", "NXDOMAIN in-addr.arpa."),
             (
                 "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.c.b.a.4.3.2.g.ip6.arpa. PTR",
