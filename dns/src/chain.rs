@@ -24,6 +24,7 @@ use std::time::Instant;
 use crate::answer::{
     Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only, hide_ad,
 };
+use crate::explain;
 use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
@@ -150,6 +151,7 @@ impl Server {
         let answerer = match block.gate(&query, client, started, out) {
             Gate::Silence => return Outcome::Silence,
             Gate::Answered(answerer) => answerer,
+            Gate::Open if query.asks_why() => return Outcome::Later,
             Gate::Open => {
                 let rotation = if block.load_balance {
                     worker.next_random()
@@ -178,12 +180,17 @@ impl Server {
         );
         worker.shard.count(&event);
         block.log_answer(&query, client, out, &event);
+        if query.asks_why() {
+            explain::tell(block, &query, None, client, answerer, out);
+        }
         Outcome::Reply
     }
 
     /// Answers, however long it takes, what [`Server::answer_now`] let in. `None` = the packet gets no answer.
     pub async fn answer(&self, packet: &[u8], client: Client, shard: &Shard) -> Option<Vec<u8>> {
         let started = Instant::now();
+        let plain = explain::asked(packet);
+        let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
         let (query, route) = match self.admit(packet, &mut out) {
             Admission::Query(query, route) => (query, route),
@@ -191,7 +198,7 @@ impl Server {
             Admission::Silence => return None,
         };
         let limit = limit(&query, client.transport);
-        let answerer = self
+        let (answerer, along) = self
             .resolve_along_path(&query, route, client, limit, &mut out)
             .await;
         route
@@ -207,6 +214,10 @@ impl Server {
         );
         shard.count(&event);
         route.block.log_answer(&query, client, &out, &event);
+        if plain.is_some() {
+            let along = along.as_deref().and_then(|packet| Query::parse(packet).ok());
+            explain::tell(&route.block, &query, along.as_ref(), client, answerer, &mut out);
+        }
         Some(out)
     }
 
@@ -239,7 +250,8 @@ impl Server {
         Admission::Refused(query.qtype, code)
     }
 
-    /// Answers along the client's search path, where `autopath` knows it.
+    /// Answers along the client's search path, where `autopath` knows it; tells the query that was answered in the
+    /// place of the client's, too.
     async fn resolve_along_path(
         &self,
         query: &Query<'_>,
@@ -247,24 +259,25 @@ impl Server {
         client: Client,
         limit: usize,
         out: &mut Vec<u8>,
-    ) -> Answerer {
+    ) -> (Answerer, Option<Vec<u8>>) {
+        let mut followed = vec![Name::from_lower_wire(query.name())];
         let first = self
-            .resolve(query, route, client, limit, &mut Vec::new(), out)
+            .resolve(query, route, client, limit, &mut followed, out)
             .await;
         let Some(autopath) = route.block.autopath_for(query) else {
-            return first;
+            return (first, None);
         };
         if code_of(out) != rcode::NXDOMAIN {
-            return first;
+            return (first, None);
         }
         for name in autopath.others(query) {
             let packet = with_question(query, name.wire(), query.qtype);
             let Ok(inner) = Query::parse(&packet) else {
                 continue;
             };
-            let mut found = Vec::new();
+            let (mut found, mut followed) = (Vec::new(), vec![name.clone()]);
             let answerer = self
-                .resolve(&inner, route, client, MAX_TCP, &mut Vec::new(), &mut found)
+                .resolve(&inner, route, client, MAX_TCP, &mut followed, &mut found)
                 .await;
             if code_of(&found) != rcode::NXDOMAIN
                 && let Some(mut reply) = Reply::read(&found, &inner)
@@ -272,10 +285,10 @@ impl Server {
                 autopath.note_found();
                 reply.put_alias(query.name(), name.wire());
                 reply.write(query, limit, out);
-                return answerer;
+                return (answerer, Some(packet));
             }
         }
-        first
+        (first, None)
     }
 
     /// Answers through the rules of `rewrite`.
@@ -363,10 +376,11 @@ impl Server {
         }
     }
 
-    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles.
+    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles: the names
+    /// in `followed` are being looked up.
     async fn look_up(&self, target: &Name, qtype: u16, client: Client, followed: &mut Vec<Name>) -> Vec<u8> {
         let mut out = Vec::new();
-        if followed.contains(target) || followed.len() >= MAX_ALIASES {
+        if followed.contains(target) || followed.len() > MAX_ALIASES {
             return out;
         }
         followed.push(target.clone());
@@ -429,7 +443,8 @@ fn walk_in_place(
     }
 }
 
-fn limit(query: &Query<'_>, transport: Transport) -> usize {
+/// The longest answer that the client takes, in bytes.
+pub(crate) fn limit(query: &Query<'_>, transport: Transport) -> usize {
     match transport {
         Transport::Udp => query.udp_limit(),
         Transport::Tcp => MAX_TCP,

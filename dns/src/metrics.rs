@@ -79,6 +79,14 @@ pub enum Answerer {
     Hosts,
 }
 
+impl Answerer {
+    /// The plugin's name; empty for the server itself.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ANSWERERS[self as usize]
+    }
+}
+
 const ANSWERERS: [&str; 10] = [
     "",
     "kubernetes",

@@ -69,6 +69,8 @@ pub struct Edns {
     pub version: u8,
     /// The DO bit (RFC 3225).
     pub dnssec_ok: bool,
+    /// Whether one of its options asks who answers, and of what ([`crate::explain`]).
+    pub explain: bool,
 }
 
 /// One query.
@@ -150,6 +152,7 @@ impl<'p> Query<'p> {
                     udp_size: record.class,
                     version,
                     dnssec_ok: high & 0x80 != 0,
+                    explain: crate::explain::is_among(record.data),
                 });
             }
             at = next;
@@ -173,6 +176,12 @@ impl<'p> Query<'p> {
     #[must_use]
     pub fn packet(&self) -> &'p [u8] {
         self.packet
+    }
+
+    /// Whether the client wants to know who answers, and of what ([`crate::explain`]).
+    #[must_use]
+    pub fn asks_why(&self) -> bool {
+        self.edns.is_some_and(|edns| edns.explain)
     }
 
     /// Header and question as the client sent them.
@@ -545,7 +554,8 @@ mod tests {
             Some(Edns {
                 udp_size: 1232,
                 version: 1,
-                dnssec_ok: true
+                dnssec_ok: true,
+                explain: false,
             })
         );
         let bytes = packet(0, [1, 0, 0, 2], &[NAME, &[0, 1, 0, 1], &one, &two]);

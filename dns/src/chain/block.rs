@@ -40,7 +40,7 @@ pub enum Plugin {
     /// Answers from a file.
     Hosts(Arc<Hosts>),
     /// Answers from the cluster's state.
-    Kubernetes(kubernetes::Options, Arc<Source>),
+    Kubernetes(Box<kubernetes::Options>, Arc<Source>),
     /// Answers with what upstreams said before.
     Cache(Arc<Cache>),
     /// Finds upstreams that send our queries back.
@@ -55,6 +55,8 @@ pub enum Plugin {
 pub struct Block {
     /// The first zone and port of its heading, as metrics tell them.
     label: ZoneLabel,
+    /// All of its zones and ports.
+    heading: String,
     /// What the Corefile calls its plugins.
     names: Vec<&'static str>,
     plugins: Vec<Plugin>,
@@ -163,7 +165,7 @@ impl Block {
             ));
         }
         if let (Some(options), Some(source)) = (&config.kubernetes, source) {
-            plugins.push(Plugin::Kubernetes(options.clone(), source));
+            plugins.push(Plugin::Kubernetes(Box::new(options.clone()), source));
         }
         if let Some(options) = &config.cache {
             let kept = old.and_then(|old| old.kept(Plugin::as_cache, |cache| cache.options() == options));
@@ -180,8 +182,10 @@ impl Block {
             ));
         }
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
+        let zones = config.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
         Self {
             label: ZoneLabel::of(config.keys.first()),
+            heading: zones.collect::<Vec<_>>().join(" "),
             names: config.plugins(),
             plugins,
             rate_limit: config.rate_limit.as_ref().map(|options| {
@@ -233,6 +237,19 @@ impl Block {
     #[must_use]
     pub fn plugins(&self) -> &[Plugin] {
         &self.plugins
+    }
+
+    /// Its zones and ports, as the Corefile says them.
+    #[must_use]
+    pub fn heading(&self) -> &str {
+        &self.heading
+    }
+
+    /// The query that its plugins see in the place of this one, where `rewrite` makes another one of it.
+    #[must_use]
+    pub fn asked_instead(&self, query: &Query<'_>) -> Option<Vec<u8>> {
+        let rewritten = rewrite::rewrite(&self.rewrites, query)?;
+        Some(rewritten.ok()?.packet)
     }
 
     /// `server`, `zone` and `view`, for metrics of its plugins.

@@ -380,7 +380,6 @@ async fn aliases_are_followed_inside_the_cluster_and_outside_and_never_in_circle
             vec![
                 alias_of("loop-a", "loop-b.testns.svc.cluster.local."),
                 alias_of("loop-b", "loop-a.testns.svc.cluster.local."),
-                alias_of("loop-a", "loop-b.testns.svc.cluster.local."),
             ],
         ),
     ] {

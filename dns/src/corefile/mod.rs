@@ -5,6 +5,7 @@
 
 mod arguments;
 mod caching;
+mod cluster;
 mod forwarding;
 pub mod lexer;
 mod logs;
@@ -245,6 +246,9 @@ impl Corefile {
                     continue;
                 }
                 plugins::apply(&mut block, directive)?;
+            }
+            if environment("KUBERNETES_SERVICE_HOST").is_none() {
+                cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
                 if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {

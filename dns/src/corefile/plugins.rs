@@ -1,19 +1,15 @@
 //! Directives to typed options, one function per plugin.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::arguments::{
-    bare, duration, everywhere, listen_address, names, no_options, number, single, unknown_option,
-};
+use super::arguments::{bare, duration, everywhere, listen_address, no_options, single, unknown_option};
+use super::cluster::kubernetes;
 use super::lexer::Token;
 use super::tree::Directive;
 use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewrites, rules};
-use crate::kubernetes;
-use crate::kubernetes::{Fallthrough, PodMode};
 use crate::name::Name;
-use crate::zone::EndpointNames;
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
 pub const KNOWN: [&str; 24] = [
@@ -42,9 +38,6 @@ pub const KNOWN: [&str; 24] = [
     "whoami",
     "import",
 ];
-
-const DEFAULT_FEED: &str = "/run/causeway/dns.sock";
-const MAX_TTL: u32 = 3600;
 
 /// Puts one directive into its server block.
 pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<(), Error> {
@@ -230,77 +223,4 @@ fn interface_addresses(token: &Token) -> Result<Vec<IpAddr>, Error> {
         )));
     }
     Ok(addresses)
-}
-
-fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<kubernetes::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &[
-        "pods",
-        "ttl",
-        "fallthrough",
-        "endpoint_pod_names",
-        "feed",
-        "state",
-    ];
-    let zones = if directive.args.is_empty() {
-        own_zones.to_vec()
-    } else {
-        names(&directive.args)?
-    };
-    if zones.iter().all(Name::is_reverse) {
-        return Err(directive
-            .name
-            .error("kubernetes needs a zone that is not a reverse zone"));
-    }
-    let mut options = kubernetes::Options {
-        zones,
-        ttl: 5,
-        pods: PodMode::Disabled,
-        fallthrough: Fallthrough::default(),
-        endpoint_names: EndpointNames::Dashed,
-        feed: PathBuf::from(DEFAULT_FEED),
-        state: PathBuf::new(),
-    };
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "pods" => options.pods = pod_mode(single(option)?)?,
-            "ttl" => options.ttl = kubernetes_ttl(single(option)?)?,
-            "fallthrough" if option.args.is_empty() => options.fallthrough.0.push(Name::root()),
-            "fallthrough" => options.fallthrough.0.extend(names(&option.args)?),
-            "endpoint_pod_names" => {
-                bare(option)?;
-                options.endpoint_names = EndpointNames::Pod;
-            }
-            "feed" => options.feed = PathBuf::from(&single(option)?.text),
-            "state" => options.state = PathBuf::from(&single(option)?.text),
-            "endpoint" | "kubeconfig" | "tls" => {
-                return Err(option.name.error(format!(
-                    "the option {:?} of kubernetes is not supported yet: objects come from the node agent's socket \
-                     (option feed, default {DEFAULT_FEED})",
-                    option.name.text
-                )));
-            }
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    if options.state.as_os_str().is_empty() {
-        options.state = options.feed.parent().map(Path::to_owned).unwrap_or_default();
-    }
-    Ok(options)
-}
-
-fn pod_mode(token: &Token) -> Result<PodMode, Error> {
-    match token.text.as_str() {
-        "disabled" => Ok(PodMode::Disabled),
-        "insecure" => Ok(PodMode::Insecure),
-        "verified" => Ok(PodMode::Verified),
-        other => Err(token.error(format!("pods is disabled, insecure or verified, not {other:?}"))),
-    }
-}
-
-fn kubernetes_ttl(token: &Token) -> Result<u32, Error> {
-    let ttl = number(token)?;
-    if ttl > MAX_TTL {
-        return Err(token.error(format!("ttl is 0 to {MAX_TTL} seconds, not {ttl}")));
-    }
-    Ok(ttl)
 }

@@ -5,7 +5,7 @@ mod refused;
 
 use super::*;
 use crate::forward::Policy;
-use crate::kubernetes::{Fallthrough, PodMode};
+use crate::kubernetes::{Exposed, Fallthrough, Objects, PodMode};
 use crate::zone::EndpointNames;
 
 fn environment(name: &str) -> Option<String> {
@@ -98,8 +98,12 @@ fn kubeadms_corefile_is_read_whole() {
             pods: PodMode::Insecure,
             fallthrough: Fallthrough(names(&["in-addr.arpa", "ip6.arpa"])),
             endpoint_names: EndpointNames::Dashed,
-            feed: "/run/causeway/dns.sock".into(),
+            exposed: Exposed::All,
+            endpoints: true,
+            empty_services: true,
+            objects: Objects::Agent("/run/causeway/dns.sock".into()),
             state: "/run/causeway".into(),
+            startup_timeout: Duration::from_secs(5),
         }),
         forward: vec![forward::Options {
             to: vec![socket("10.0.0.2:53").into()],
@@ -345,8 +349,12 @@ fn options_are_read() {
         pods: PodMode::Verified,
         fallthrough: Fallthrough(vec![Name::root()]),
         endpoint_names: EndpointNames::Pod,
-        feed: "/f.sock".into(),
+        exposed: Exposed::All,
+        endpoints: true,
+        empty_services: true,
+        objects: Objects::Agent("/f.sock".into()),
         state: "/s".into(),
+        startup_timeout: Duration::from_secs(5),
     };
     assert_eq!(kubernetes.kubernetes, Some(expected));
     let endpoints = block(

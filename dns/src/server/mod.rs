@@ -12,10 +12,12 @@ mod running;
 mod watch;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::feed::Watcher;
 use crate::{Config, Error};
 use prepare::Prepared;
 use running::Running;
@@ -28,12 +30,20 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Takes every socket of a configuration.
+    /// Takes every socket of a configuration in which no API server is named.
     ///
     /// # Errors
     /// When one of them cannot be had; nothing is left open then.
     pub async fn new(config: &Config) -> Result<Self, Error> {
-        let running = Running::new();
+        Self::with_watcher(config, None).await
+    }
+
+    /// Takes every socket of a configuration, whose API servers `watcher` watches.
+    ///
+    /// # Errors
+    /// When one of them cannot be had; nothing is left open then.
+    pub async fn with_watcher(config: &Config, watcher: Option<Arc<Watcher>>) -> Result<Self, Error> {
+        let running = Running::new(watcher);
         let prepared = running.prepare(&config.0).await?;
         Ok(Self { running, prepared })
     }
@@ -57,8 +67,10 @@ impl Bound {
     /// When a thread cannot be started.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let addresses = self.addresses();
-        let mut running = self.running;
-        running.commit(self.prepared)?;
+        let (mut running, mut prepared) = (self.running, self.prepared);
+        running.follow(&mut prepared);
+        prepared.wait_for_objects(&shutdown).await;
+        running.commit(prepared)?;
         tracing::info!(?addresses, "serving");
         let mut watch = Watch::default();
         loop {
@@ -67,7 +79,7 @@ impl Bound {
                 changed = watch.changed(running.corefile()) => changed,
             };
             let taken = match changed {
-                Ok(corefile) => running.change_to(&corefile).await,
+                Ok(corefile) => running.change_to(&corefile, &shutdown).await,
                 Err(error) => Err(error.into()),
             };
             match taken {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
@@ -12,17 +13,18 @@ use super::running::Running;
 use crate::Error;
 use crate::chain::{Block, LoopProbe, Plugin, Route, Server};
 use crate::corefile::{Corefile, ServerBlock};
-use crate::feed::Follower;
+use crate::feed::{FeedError, Follower, Source};
 use crate::forward::Forward;
 use crate::http::{self, Endpoints};
+use crate::kubernetes::{Objects, PodMode};
 use crate::metrics::{Registry, ZoneLabel};
 use crate::name::Name;
 use crate::serve::{self, ServeError};
 
 /// Where the Corefile wants DNS to be served; port 0 leaves the port to the kernel.
 pub(super) type Wanted = (IpAddr, u16);
-/// A feed: the agent's socket, and the file that keeps what it said.
-pub(super) type FeedKey = (PathBuf, PathBuf);
+/// A feed: who tells, and the file that keeps what was told.
+pub(super) type FeedKey = (Objects, PathBuf);
 
 /// A configuration with everything that it needs, ready to take another one's place.
 pub(super) struct Prepared {
@@ -35,6 +37,9 @@ pub(super) struct Prepared {
     pub(super) http: BTreeMap<SocketAddr, TcpListener>,
     /// Feeds that nobody follows yet.
     pub(super) followers: BTreeMap<FeedKey, Follower>,
+    /// API servers that are waited for before their names are served, and for how long. An agent is not: where it is
+    /// late, its node is being set up.
+    pub(super) awaited: Vec<(Arc<Source>, Duration)>,
     pub(super) feeds: BTreeSet<FeedKey>,
     /// Probes for upstreams that were not probed yet.
     pub(super) probes: Vec<(Arc<LoopProbe>, Vec<Arc<Forward>>, Name)>,
@@ -74,9 +79,12 @@ impl Running {
         let http = http::listen(new_http).await?;
         let feeds: BTreeSet<FeedKey> = corefile.blocks.iter().filter_map(feed_key).collect();
         let new_feeds = feeds.iter().filter(|key| self.source(key).is_none());
-        let followers: BTreeMap<FeedKey, Follower> = new_feeds
-            .map(|key| (key.clone(), Follower::new(key.0.clone(), key.1.clone())))
-            .collect();
+        let new_followers = new_feeds.map(|key| {
+            let follower = Follower::new(&key.0, key.1.clone(), self.watcher())?;
+            Ok((key.clone(), follower))
+        });
+        let followers: BTreeMap<FeedKey, Follower> = new_followers.collect::<Result<_, FeedError>>()?;
+        let awaited = awaited(corefile, &followers);
         let (mut blocks, mut probes) = (Vec::new(), Vec::new());
         for config in &corefile.blocks {
             let source = feed_key(config).and_then(|key| {
@@ -97,6 +105,7 @@ impl Running {
             endpoints,
             http,
             followers,
+            awaited,
             feeds,
             probes,
         })
@@ -105,6 +114,18 @@ impl Running {
 
 /// What a Corefile can say that leads nowhere.
 fn note_what_lacks(corefile: &Corefile) {
+    let clusters = corefile
+        .blocks
+        .iter()
+        .filter_map(|block| block.kubernetes.as_ref());
+    for options in clusters {
+        if options.pods == PodMode::Verified && matches!(options.objects, Objects::Agent(_)) {
+            tracing::warn!(
+                "plugin kubernetes: the agent tells of no pods, so that their names get SERVFAIL; pods verified needs \
+                 an API server"
+            );
+        }
+    }
     let forwards = corefile.blocks.iter().flat_map(|block| &block.forward);
     for forward in forwards.filter(|forward| forward.to.is_empty()) {
         tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");
@@ -113,7 +134,17 @@ fn note_what_lacks(corefile: &Corefile) {
 
 fn feed_key(config: &ServerBlock) -> Option<FeedKey> {
     let options = config.kubernetes.as_ref()?;
-    Some((options.feed.clone(), options.snapshot_file()))
+    Some((options.objects.clone(), options.snapshot_file()))
+}
+
+/// Of the feeds that are new, those of an API server.
+fn awaited(corefile: &Corefile, followers: &BTreeMap<FeedKey, Follower>) -> Vec<(Arc<Source>, Duration)> {
+    let awaited = corefile.blocks.iter().filter_map(|config| {
+        let timeout = config.kubernetes.as_ref()?.startup_timeout;
+        let key = feed_key(config).filter(|(objects, _)| matches!(objects, Objects::Api(_)))?;
+        Some((followers.get(&key)?.source(), timeout))
+    });
+    awaited.collect()
 }
 
 fn zone_of(config: &ServerBlock) -> Name {

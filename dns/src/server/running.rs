@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -17,7 +18,7 @@ use super::prepare::{FeedKey, Opened, Prepared, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
-use crate::feed::Source;
+use crate::feed::{Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
 use crate::serve::{ServeError, tcp, udp};
@@ -25,6 +26,8 @@ use crate::state::State;
 
 /// Queries that may wait for a task to take them; what is beyond is dropped and counted.
 const WAITING: usize = 4096;
+/// How often it is seen whether the objects that are waited for are complete.
+const OBJECTS_CHECK: Duration = Duration::from_millis(10);
 
 /// A server with everything that it has started.
 pub(super) struct Running {
@@ -34,6 +37,7 @@ pub(super) struct Running {
     listeners: BTreeMap<Wanted, Listening>,
     http: BTreeMap<SocketAddr, CancellationToken>,
     feeds: BTreeMap<FeedKey, (Arc<Source>, CancellationToken)>,
+    watcher: Option<Arc<Watcher>>,
     /// Ends what the current chain does by itself.
     chain: CancellationToken,
     /// Ends everything.
@@ -53,8 +57,8 @@ struct Listening {
 }
 
 impl Running {
-    /// Nothing yet.
-    pub(super) fn new() -> Self {
+    /// Nothing yet. `watcher` watches the API servers that a configuration names.
+    pub(super) fn new(watcher: Option<Arc<Watcher>>) -> Self {
         let (waiting, queue) = mpsc::channel(WAITING);
         let ended = CancellationToken::new();
         Self {
@@ -64,6 +68,7 @@ impl Running {
             listeners: BTreeMap::new(),
             http: BTreeMap::new(),
             feeds: BTreeMap::new(),
+            watcher,
             chain: ended.child_token(),
             ended,
             waiting,
@@ -96,6 +101,10 @@ impl Running {
         self.http.contains_key(address)
     }
 
+    pub(super) fn watcher(&self) -> Option<&Watcher> {
+        self.watcher.as_deref()
+    }
+
     /// What a feed that is followed has said.
     pub(super) fn source(&self, key: &FeedKey) -> Option<Arc<Source>> {
         self.feeds.get(key).map(|(source, _)| Arc::clone(source))
@@ -114,12 +123,27 @@ impl Running {
 
     /// Puts a configuration in the place of the one that is served. Where something of it cannot be had, nothing
     /// changes.
-    pub(super) async fn change_to(&mut self, corefile: &Corefile) -> Result<(), Error> {
-        let prepared = self.prepare(corefile).await?;
+    pub(super) async fn change_to(
+        &mut self,
+        corefile: &Corefile,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut prepared = self.prepare(corefile).await?;
+        self.follow(&mut prepared);
+        prepared.wait_for_objects(shutdown).await;
         self.commit(prepared)
     }
 
-    /// Serves a configuration from now on. No socket that it still wants is closed.
+    /// Begins to follow what is new.
+    pub(super) fn follow(&mut self, prepared: &mut Prepared) {
+        for (key, follower) in std::mem::take(&mut prepared.followers) {
+            let ended = self.ended.child_token();
+            self.feeds.insert(key, (follower.source(), ended.clone()));
+            self.tasks.spawn(follower.run(ended));
+        }
+    }
+
+    /// Serves a configuration, whose feeds are followed, from now on. No socket that it still wants is closed.
     ///
     /// # Errors
     /// When a thread cannot be started; what could be is served.
@@ -131,18 +155,14 @@ impl Running {
             opened,
             endpoints,
             http,
-            followers,
+            followers: _,
+            awaited: _,
             feeds,
             probes,
         } = prepared;
         if let Some(queue) = self.queue.take() {
             self.tasks
                 .spawn(udp::answer_waiting(queue, self.state.registry.shard()));
-        }
-        for (key, follower) in followers {
-            let ended = self.ended.child_token();
-            self.feeds.insert(key, (follower.source(), ended.clone()));
-            self.tasks.spawn(follower.run(ended));
         }
         self.feeds
             .retain(|key, (_, ended)| feeds.contains(key) || cancel(ended));
@@ -177,7 +197,7 @@ impl Running {
     fn sources(&self) -> Vec<(String, Arc<Source>)> {
         let sources = self.feeds.iter();
         sources
-            .map(|((socket, _), (source, _))| (socket.display().to_string(), Arc::clone(source)))
+            .map(|((objects, _), (source, _))| (objects.to_string(), Arc::clone(source)))
             .collect()
     }
 
@@ -272,6 +292,27 @@ impl Running {
             if let Err(error) = ended {
                 tracing::error!(%error, "a task panicked");
             }
+        }
+    }
+}
+
+impl Prepared {
+    /// Waits until each new source is complete, or its time is over. At the start clients' queries wait in their
+    /// sockets meanwhile; at a reload the configuration before answers them.
+    pub(super) async fn wait_for_objects(&self, shutdown: &CancellationToken) {
+        let started = Instant::now();
+        let is_due =
+            |(source, timeout): &(Arc<Source>, Duration)| source.is_synced() || started.elapsed() >= *timeout;
+        while !self.awaited.iter().all(is_due) {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(OBJECTS_CHECK) => {}
+            }
+        }
+        if self.awaited.iter().any(|(source, _)| !source.is_synced()) {
+            tracing::warn!(
+                "starting before the cluster's objects are known; names that are not yet get SERVFAIL"
+            );
         }
     }
 }

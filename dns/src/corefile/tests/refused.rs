@@ -14,12 +14,6 @@ fn what_is_wrong_is_said_with_its_line() {
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
     let in_forward = |option: &str| format!(". {{\n forward . 1.1.1.1 {{\n {option}\n}}\n}}");
-    let from_agent = |option: &str| {
-        format!(
-            "Corefile:3: the option {option:?} of kubernetes is not supported yet: objects come from the node agent's \
-             socket (option feed, default /run/causeway/dns.sock)"
-        )
-    };
     let rows: Vec<(String, &str)> = vec![
         (
             String::new(),
@@ -277,7 +271,8 @@ fn what_is_wrong_is_said_with_its_line() {
         (in_kubernetes("ttl"), "Corefile:3: ttl takes exactly one argument"),
         (
             in_kubernetes("multicluster"),
-            "Corefile:3: unknown option \"multicluster\" of kubernetes; known are pods, ttl, fallthrough, endpoint_pod_names, feed, state",
+            "Corefile:3: unknown option \"multicluster\" of kubernetes; known are pods, ttl, fallthrough, endpoint_pod_names, \
+             namespaces, namespace_labels, labels, noendpoints, ignore, endpoint, tls, kubeconfig, feed, state, startup_timeout",
         ),
         (
             inside("forward"),
@@ -342,10 +337,6 @@ fn what_is_wrong_is_said_with_its_line() {
             .map(|_| String::new())
             .unwrap_or_else(|error| error.to_string());
         assert_eq!(error, *expected, "{text}");
-    }
-    for option in ["endpoint", "kubeconfig", "tls"] {
-        let error = parse(&in_kubernetes(&format!("{option} x"))).expect_err("not yet");
-        assert_eq!(error.to_string(), from_agent(option));
     }
 }
 
