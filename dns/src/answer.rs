@@ -182,7 +182,7 @@ pub fn owner_at(at: usize, name: &[u8]) -> Owner<'_> {
 
 /// The OPT record: the client's size and DO bit come back, its options do not (RFC 6891 §6.1.3 for the code's high
 /// bits).
-fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
+pub(crate) fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
     let [high, low] = udp_size.to_be_bytes();
     let flags = if dnssec_ok { 0x80 } else { 0 };
     out.extend_from_slice(&[
@@ -240,9 +240,26 @@ pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
     response[2] |= (FLAG_TC >> 8) as u8;
     response[6..8].copy_from_slice(&kept.to_be_bytes());
     response[8..12].fill(0);
+    put_client_opt(response, query);
+}
+
+/// Adds an OPT record to a response that has none, where the client sent one.
+pub fn put_client_opt(response: &mut Vec<u8>, query: &Query<'_>) {
     if let Some(edns) = query.edns {
         put_opt(response, edns.udp_size, 0, edns.dnssec_ok);
-        response[11] = 1;
+        let additionals = u16::from_be_bytes([response[10], response[11]]) + 1;
+        response[10..12].copy_from_slice(&additionals.to_be_bytes());
+    }
+}
+
+/// Takes AD off where the client did not ask for it, by AD or DO (RFC 6840 §5.7).
+pub fn hide_ad(response: &mut [u8], query: &Query<'_>) {
+    const FLAG_AD: u16 = 0x0020;
+    let wanted = query.flags() & FLAG_AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
+    if let Some(flags) = response.get_mut(3)
+        && !wanted
+    {
+        *flags &= !(FLAG_AD as u8);
     }
 }
 

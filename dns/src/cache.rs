@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::answer::{code_of, fit};
+use crate::answer::{code_of, fit, hide_ad, put_client_opt};
 use crate::name::{MAX_NAME, Name};
 use crate::question::{HEADER, Query, Record, rcode, rtype};
 
 /// Independent parts of the cache, so that threads rarely wait for each other.
 const SHARDS: usize = 64;
+/// How long a new answer is waited for before an entry is asked for again.
+const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 const FLAG_TC: u8 = 0x02;
 const FLAG_AA: u8 = 0x04;
 const FLAG_CD: u16 = 0x0010;
@@ -28,8 +30,34 @@ pub struct Options {
     pub success: Part,
     /// Denials (RFC 2308). Default: 9984 of them for 5 s to 30 min.
     pub denial: Part,
-    /// How long a SERVFAIL is kept. Default 5 s.
+    /// How long a SERVFAIL is kept, at most 5 min. Default 5 s.
     pub servfail: Duration,
+    /// Which entries are asked for again before they end. Default: none.
+    pub prefetch: Option<Prefetch>,
+    /// For how long entries are served beyond their end. Default: they are not.
+    pub stale: Option<Stale>,
+    /// Whether TTLs come back as they came in instead of counting down. Default: they count down.
+    pub keeps_ttl: bool,
+}
+
+/// Entries that are asked for often are asked for again before they end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Queries that make an entry wanted.
+    pub amount: u32,
+    /// The longest pause between two of them. Default 1 min.
+    pub pause: Duration,
+    /// The part of its life that is left then, in percent, 10 to 90. Default 10. A second at least.
+    pub percentage: u32,
+}
+
+/// Entries are served beyond their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// How far. Default 1 h.
+    pub beyond: Duration,
+    /// Whether upstreams are asked first. Default: the client has its answer first.
+    pub verifies: bool,
 }
 
 /// One half of the cache.
@@ -58,6 +86,9 @@ impl Default for Options {
             success: part(3600),
             denial: part(1800),
             servfail: Duration::from_secs(5),
+            prefetch: None,
+            stale: None,
+            keeps_ttl: false,
         }
     }
 }
@@ -70,12 +101,61 @@ struct Entry {
     ttls_at: Box<[u16]>,
     stored: Instant,
     keep: Duration,
+    kind: Kind,
+    /// Queries for it without a longer pause than `prefetch` allows, and when the last one was.
+    hits: (u32, Instant),
+    /// When it was last asked for again.
+    refreshed: Option<Instant>,
+}
+
+/// The halves of the cache, each with a capacity of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Success,
+    Denial,
+    /// A SERVFAIL, which takes the place of a denial.
+    Failure,
+}
+
+/// What was found for a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing that may be served now.
+    Nothing,
+    /// An answer; it is written.
+    Fresh,
+    /// An answer that should be asked for again meanwhile; it is written.
+    Aging,
+}
+
+/// What a cache did. Success and denial come apart, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Queries that came here.
+    pub requests: u64,
+    /// Those that found an answer.
+    pub hits: [u64; 2],
+    /// Answers that were asked for again before their end.
+    pub prefetches: u64,
+    /// Answers served beyond their end.
+    pub served_stale: u64,
+    /// Entries that made room for others.
+    pub evictions: [u64; 2],
+    /// Entries.
+    pub entries: [u64; 2],
+}
+
+/// One part of the cache.
+#[derive(Default)]
+struct CacheShard {
+    entries: HashMap<Box<[u8]>, Entry>,
+    counts: Counts,
 }
 
 /// A cache of one server block.
 pub struct Cache {
     options: Options,
-    shards: Vec<Mutex<HashMap<Box<[u8]>, Entry>>>,
+    shards: Vec<Mutex<CacheShard>>,
 }
 
 impl Cache {
@@ -88,13 +168,34 @@ impl Cache {
         }
     }
 
+    /// The options.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut total = Counts::default();
+        for shard in &self.shards {
+            let counts = shard.lock().unwrap_or_else(PoisonError::into_inner).counts;
+            total.requests += counts.requests;
+            total.prefetches += counts.prefetches;
+            total.served_stale += counts.served_stale;
+            for half in 0..2 {
+                total.hits[half] += counts.hits[half];
+                total.evictions[half] += counts.evictions[half];
+                total.entries[half] += counts.entries[half];
+            }
+        }
+        total
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len())
-            .sum()
+        self.counts().entries.iter().sum::<u64>() as usize
     }
 
     /// Whether there is none.
@@ -103,64 +204,198 @@ impl Cache {
         self.len() == 0
     }
 
-    /// Writes the kept response for a query into `out`, if there is one that is still good.
-    pub fn answer(&self, query: &Query<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> bool {
+    /// Writes the kept response for a query into `out`, if there is one that may be served before upstreams are asked.
+    pub fn answer(&self, query: &Query<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> Found {
         let mut buffer = [0; MAX_KEY];
         let key = key(query, &mut buffer);
-        let shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = shard.get(key) else { return false };
+        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let CacheShard { entries, counts } = &mut *shard;
+        counts.requests += 1;
+        let Some(entry) = entries.get_mut(key) else {
+            return Found::Nothing;
+        };
         let age = now.saturating_duration_since(entry.stored);
-        if age >= entry.keep {
+        let found = if age < entry.keep {
+            let is_wanted = self
+                .options
+                .prefetch
+                .is_some_and(|prefetch| entry.is_wanted(prefetch, age, now));
+            if is_wanted && entry.begin_refresh(now) {
+                counts.prefetches += 1;
+                Found::Aging
+            } else {
+                Found::Fresh
+            }
+        } else {
+            match self.options.stale {
+                Some(stale) if !stale.verifies && entry.is_good(Some(stale), age) => {
+                    counts.served_stale += 1;
+                    match entry.begin_refresh(now) {
+                        true => Found::Aging,
+                        false => Found::Fresh,
+                    }
+                }
+                _ => return Found::Nothing,
+            }
+        };
+        counts.hits[entry.kind.half()] += 1;
+        entry.write(age, self.options.keeps_ttl, out);
+        drop(shard);
+        adopt_question(out, query);
+        fit(out, query, limit);
+        found
+    }
+
+    /// Writes a response beyond its end, for when upstreams do not answer. False = there is none.
+    pub fn answer_stale(&self, query: &Query<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> bool {
+        let mut buffer = [0; MAX_KEY];
+        let key = key(query, &mut buffer);
+        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let CacheShard { entries, counts } = &mut *shard;
+        let Some(entry) = entries.get(key) else {
+            return false;
+        };
+        let age = now.saturating_duration_since(entry.stored);
+        if !entry.is_good(self.options.stale, age) {
             return false;
         }
-        out.clear();
-        out.extend_from_slice(&entry.response);
-        for at in &entry.ttls_at {
-            lower_ttl(out, usize::from(*at), age.as_secs() as u32);
-        }
+        counts.served_stale += 1;
+        entry.write(age, self.options.keeps_ttl, out);
         drop(shard);
         adopt_question(out, query);
         fit(out, query, limit);
         true
     }
 
-    /// Keeps a response, if it is of a kind that may be kept.
-    pub fn store(&self, query: &Query<'_>, response: &[u8], now: Instant) {
-        let within = |zones: &[Name]| zones.iter().any(|zone| query.labels_before(zone).is_some());
-        if !self.options.zones.is_empty() && !within(&self.options.zones) {
+    /// Keeps a response, if it is of a kind that may be kept, and caps its TTLs at the time for which it is kept: the
+    /// first client sees what the later ones see.
+    pub fn store(&self, query: &Query<'_>, response: &mut [u8], now: Instant) {
+        if !self.options.zones.is_empty() && !query.is_within(&self.options.zones) {
             return;
         }
-        let Some((stripped, ttls_at, lifetime)) = dissect(query, response) else {
+        let Some((mut stripped, ttls_at, lifetime)) = dissect(query, response) else {
             return;
         };
-        let (part, keep) = match lifetime {
-            Lifetime::Success(ttl) => (&self.options.success, self.options.success.clamp(ttl)),
-            Lifetime::Denial(ttl) => (&self.options.denial, self.options.denial.clamp(ttl)),
-            Lifetime::Failure => (&self.options.denial, self.options.servfail),
+        let (part, keep, kind) = match lifetime {
+            Lifetime::Success(ttl) => (
+                &self.options.success,
+                self.options.success.clamp(ttl),
+                Kind::Success,
+            ),
+            Lifetime::Denial(ttl) => (&self.options.denial, self.options.denial.clamp(ttl), Kind::Denial),
+            Lifetime::Failure => (&self.options.denial, self.options.servfail, Kind::Failure),
         };
-        if keep.is_zero() || within(&part.disabled) {
+        if keep.is_zero() || query.is_within(&part.disabled) {
             return;
+        }
+        for at in &ttls_at {
+            change_ttl(&mut stripped, *at, |ttl| ttl.min(keep.as_secs() as u32));
+            change_ttl(response, *at, |ttl| ttl.min(keep.as_secs() as u32));
         }
         let mut buffer = [0; MAX_KEY];
         let key = key(query, &mut buffer);
         let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= part.capacity.div_ceil(SHARDS) && !shard.contains_key(key) {
-            make_room(&mut shard, now);
+        let old = shard.entries.get(key);
+        let hits = old.map_or((0, now), |old| old.hits);
+        let still_good =
+            old.is_some_and(|old| old.is_good(self.options.stale, now.saturating_duration_since(old.stored)));
+        if kind == Kind::Failure && still_good {
+            // A failure that passes must not cost what is served meanwhile.
+            return;
         }
+        let old_half = old.map(|old| old.kind.half());
+        let is_full = shard.counts.entries[kind.half()] as usize >= part.capacity.div_ceil(SHARDS);
+        if is_full && old_half != Some(kind.half()) {
+            shard.make_room(kind.half(), now);
+        }
+        if let Some(half) = old_half {
+            shard.counts.entries[half] -= 1;
+        }
+        shard.counts.entries[kind.half()] += 1;
         let entry = Entry {
             response: stripped,
             ttls_at,
             stored: now,
             keep,
+            kind,
+            hits,
+            refreshed: None,
         };
-        shard.insert(key.into(), entry);
+        shard.entries.insert(key.into(), entry);
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<HashMap<Box<[u8]>, Entry>> {
+    fn shard(&self, key: &[u8]) -> &Mutex<CacheShard> {
         let hash = key.iter().fold(0u32, |hash, byte| {
             hash.wrapping_mul(31).wrapping_add(u32::from(*byte))
         });
         &self.shards[hash as usize % SHARDS]
+    }
+}
+
+impl Kind {
+    fn half(self) -> usize {
+        match self {
+            Self::Success => 0,
+            Self::Denial | Self::Failure => 1,
+        }
+    }
+}
+
+impl Entry {
+    /// Notes a query, and says whether enough of them came and the end is near.
+    fn is_wanted(&mut self, prefetch: Prefetch, age: Duration, now: Instant) -> bool {
+        let (count, last) = self.hits;
+        let goes_on = now.saturating_duration_since(last) < prefetch.pause;
+        self.hits = (if goes_on { count.saturating_add(1) } else { 1 }, now);
+        let left = self.keep.saturating_sub(age);
+        let near = (self.keep * prefetch.percentage / 100).max(Duration::from_secs(1));
+        self.hits.0 >= prefetch.amount && left <= near
+    }
+
+    /// Whether the caller is the one to ask for it again.
+    fn begin_refresh(&mut self, now: Instant) -> bool {
+        let is_under_way = self
+            .refreshed
+            .is_some_and(|at| now.saturating_duration_since(at) < REFRESH_PAUSE);
+        if !is_under_way {
+            self.refreshed = Some(now);
+        }
+        !is_under_way
+    }
+
+    /// Whether it may be served at this age, beyond its end where `stale` says so. A failure never is.
+    fn is_good(&self, stale: Option<Stale>, age: Duration) -> bool {
+        let beyond = stale.map_or(Duration::ZERO, |stale| stale.beyond);
+        self.kind != Kind::Failure && age < self.keep + beyond
+    }
+
+    fn write(&self, age: Duration, keeps_ttl: bool, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(&self.response);
+        let is_stale = age >= self.keep;
+        if keeps_ttl && !is_stale {
+            return;
+        }
+        // What is beyond its end is to be asked for again at once.
+        let lowered = if is_stale { u32::MAX } else { age.as_secs() as u32 };
+        for at in &self.ttls_at {
+            change_ttl(out, *at, |ttl| ttl.saturating_sub(lowered));
+        }
+    }
+}
+
+impl CacheShard {
+    /// Takes out one entry of a half: an expired one among the first few, else any.
+    fn make_room(&mut self, half: usize, now: Instant) {
+        let is_old = |entry: &Entry| now.saturating_duration_since(entry.stored) >= entry.keep;
+        let own = || self.entries.iter().filter(|(_, entry)| entry.kind.half() == half);
+        let old = own().take(8).find(|(_, entry)| is_old(entry));
+        let Some(key) = old.or_else(|| own().next()).map(|(key, _)| key.clone()) else {
+            return;
+        };
+        self.entries.remove(&key);
+        self.counts.entries[half] -= 1;
+        self.counts.evictions[half] += 1;
     }
 }
 
@@ -241,12 +476,12 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     Some((stripped, ttls_at.into(), lifetime))
 }
 
-fn lower_ttl(response: &mut [u8], at: usize, age: u32) {
-    let Some(field) = response.get_mut(at..at + 4) else {
-        return;
-    };
-    let ttl = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
-    field.copy_from_slice(&ttl.saturating_sub(age).to_be_bytes());
+fn change_ttl(response: &mut [u8], at: u16, change: impl FnOnce(u32) -> u32) {
+    let at = usize::from(at);
+    if let Some(field) = response.get_mut(at..at + 4) {
+        let ttl = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+        field.copy_from_slice(&change(ttl).to_be_bytes());
+    }
 }
 
 /// Makes a kept response this query's own: id, RD and CD, the question in its case, an OPT record if it has one.
@@ -256,143 +491,9 @@ fn adopt_question(out: &mut Vec<u8>, query: &Query<'_>) {
     out[2] = out[2] & !1 | head[2] & 1;
     out[3] = out[3] & !0x10 | head[3] & 0x10;
     out[HEADER..query.question_end].copy_from_slice(&head[HEADER..]);
-    if let Some(edns) = query.edns {
-        let [high, low] = edns.udp_size.to_be_bytes();
-        let flags = if edns.dnssec_ok { 0x80 } else { 0 };
-        out.extend_from_slice(&[0, 0, rtype::OPT as u8, high, low, 0, 0, flags, 0, 0, 0]);
-        let additionals = u16::from_be_bytes([out[10], out[11]]) + 1;
-        out[10..12].copy_from_slice(&additionals.to_be_bytes());
-    }
-}
-
-/// Takes out one entry: an expired one among the first few, else any.
-fn make_room(shard: &mut HashMap<Box<[u8]>, Entry>, now: Instant) {
-    let is_old = |entry: &Entry| now.saturating_duration_since(entry.stored) >= entry.keep;
-    let old = shard.iter().take(8).find(|(_, entry)| is_old(entry));
-    let Some(key) = old.or_else(|| shard.iter().next()).map(|(key, _)| key.clone()) else {
-        return;
-    };
-    shard.remove(&key);
+    hide_ad(out, query);
+    put_client_opt(out, query);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::answer::{Owner, Section, Writer, put_soa};
-    use crate::question::query_packet;
-
-    fn question(name: &str) -> Vec<u8> {
-        query_packet(1, Name::parse(name).expect("name").wire(), rtype::A)
-    }
-
-    fn response(packet: &[u8], code: u16, ttl: Option<u32>) -> Vec<u8> {
-        let query = Query::parse(packet).expect("query");
-        let mut out = Vec::new();
-        let mut writer = Writer::start(&mut out, &query, 512);
-        match ttl {
-            Some(ttl) if code == rcode::NOERROR => {
-                writer.address(Section::Answer, Owner::QUESTION, [1, 2, 3, 4].into(), ttl);
-            }
-            Some(ttl) => {
-                put_soa(
-                    &mut writer,
-                    Section::Authority,
-                    query.packet_offset(1),
-                    1,
-                    900,
-                    ttl,
-                );
-            }
-            None => {}
-        }
-        writer.finish(code, true);
-        out
-    }
-
-    #[test]
-    fn responses_are_kept_for_their_lifetime_and_come_back_as_the_asker_wrote() {
-        let minutes = |n: u64| Duration::from_secs(60 * n);
-        for (what, code, ttl, kept_for) in [
-            ("an answer", rcode::NOERROR, Some(60), Some(minutes(1))),
-            (
-                "an answer with a TTL of zero",
-                rcode::NOERROR,
-                Some(0),
-                Some(Duration::from_secs(5)),
-            ),
-            (
-                "an answer with a TTL of a day",
-                rcode::NOERROR,
-                Some(86_400),
-                Some(minutes(60)),
-            ),
-            (
-                "a denial",
-                rcode::NXDOMAIN,
-                Some(30),
-                Some(Duration::from_secs(30)),
-            ),
-            ("a denial without SOA", rcode::NXDOMAIN, None, None),
-            ("an answer without records", rcode::NOERROR, None, None),
-            ("a failure", rcode::SERVFAIL, None, Some(Duration::from_secs(5))),
-            ("a refusal", rcode::REFUSED, None, None),
-        ] {
-            let cache = Cache::new(Options::default());
-            let asked = question("a.example");
-            let query = Query::parse(&asked).expect("query");
-            let start = Instant::now();
-            cache.store(&query, &response(&asked, code, ttl), start);
-
-            let mut again = question("a.example");
-            again[0..2].copy_from_slice(&[7, 7]);
-            again[13] = b'A';
-            let query = Query::parse(&again).expect("query");
-            let mut out = Vec::new();
-            let Some(kept_for) = kept_for else {
-                assert!(!cache.answer(&query, 512, start, &mut out), "{what} is not kept");
-                continue;
-            };
-            let just_before = start + kept_for - Duration::from_millis(1);
-            assert!(cache.answer(&query, 512, just_before, &mut out), "{what} is kept");
-            assert_eq!(
-                (&out[..2], out[13], out[2] & FLAG_AA),
-                (&[7, 7][..], b'A', 0),
-                "{what}"
-            );
-            assert!(
-                !cache.answer(&query, 512, start + kept_for, &mut out),
-                "{what} ends"
-            );
-        }
-    }
-
-    #[test]
-    fn a_full_cache_makes_room_and_disabled_zones_are_not_kept() {
-        let mut options = Options::default();
-        options.success.capacity = SHARDS;
-        options
-            .success
-            .disabled
-            .push(Name::parse("private.example").expect("name"));
-        let cache = Cache::new(options);
-        let now = Instant::now();
-        for index in 0..1000 {
-            let asked = question(&format!("n{index}.example"));
-            cache.store(
-                &Query::parse(&asked).expect("query"),
-                &response(&asked, 0, Some(60)),
-                now,
-            );
-        }
-        assert!(cache.len() <= SHARDS, "{} entries", cache.len());
-        let before = cache.len();
-        let asked = question("x.private.example");
-        cache.store(
-            &Query::parse(&asked).expect("query"),
-            &response(&asked, 0, Some(60)),
-            now,
-        );
-        assert_eq!(cache.len(), before);
-        assert!(!cache.answer(&Query::parse(&asked).expect("query"), 512, now, &mut Vec::new()));
-    }
-}
+mod tests;

@@ -1,27 +1,39 @@
 //! A query's way: which server block serves its name, which of the block's plugins answers it.
 //!
 //! ```text
-//! packet ─► question ─► longest zone ─► kubernetes ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
-//!                                        (table)               (hit)               └► has to wait for an upstream
+//! packet ─► question ─► longest zone ─► bufsize, ratelimit, acl, rewrite ─► plugins ─┐
+//! answer ◄─ log ◄─ loadbalance, minimal ◄─ rewrite ◄────────────────────────────────┘
+//!
+//! plugins:  any ─► template ─► hosts ─► kubernetes ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
+//!                                       (table)       (hit)            └► has to wait for an upstream
 //! ```
 //! The order is CoreDNS's but for `cache`, which stands behind `kubernetes`: cluster names are answered from the
 //! watched state and are never cached. What needs no waiting is answered in place; the rest is
 //! answered by the same walk, which then may wait.
 
-use std::net::{IpAddr, SocketAddr};
+pub mod autopath;
+mod block;
+mod loop_probe;
+mod trim;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::answer::{Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only};
-use crate::cache::Cache;
-use crate::corefile::{Log, ServerBlock};
-use crate::feed::Source;
-use crate::forward::{Failure, Forward};
-use crate::kubernetes::{self, Shape, Verdict};
+use crate::answer::{
+    Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only, hide_ad,
+};
+use crate::explain;
+use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
 use crate::question::{CLASS_IN, Query, Refusal, query_packet, rcode, rtype};
+use crate::reply::Reply;
+use crate::rewrite::with_question;
+pub use block::{Block, Plugin};
+use block::{Gate, Walk};
+pub use loop_probe::LoopProbe;
 
 /// The longest chain of aliases that is followed, as in CoreDNS.
 const MAX_ALIASES: usize = 10;
@@ -45,28 +57,6 @@ pub enum Outcome {
     Silence,
     /// The answer has to be waited for: ask [`Server::answer`].
     Later,
-}
-
-/// One step of the chain.
-pub enum Plugin {
-    /// Answers from the cluster's state.
-    Kubernetes(kubernetes::Options, Arc<Source>),
-    /// Answers with what upstreams said before.
-    Cache(Arc<Cache>),
-    /// Finds upstreams that send our queries back.
-    Loop(Arc<LoopProbe>),
-    /// Asks upstreams.
-    Forward(Arc<Forward>),
-    /// Tells the client its own address.
-    Whoami,
-}
-
-/// A server block, ready to answer.
-pub struct Block {
-    plugins: Vec<Plugin>,
-    load_balance: bool,
-    errors: bool,
-    log: Option<Log>,
 }
 
 /// A zone that a port serves.
@@ -113,15 +103,6 @@ impl Worker {
     }
 }
 
-/// Where a walk along the plugins ended.
-enum Walk<'s> {
-    Answered(Answerer),
-    /// An upstream has to be asked; what it says may be cached.
-    Forward(&'s Forward, Option<&'s Cache>),
-    /// The answer is an alias for this name, with that TTL.
-    Alias(Name, u32),
-}
-
 /// A query that has a route, or why there is none.
 #[expect(clippy::large_enum_variant, reason = "a box would be an allocation per query")]
 enum Admission<'s, 'p> {
@@ -129,104 +110,6 @@ enum Admission<'s, 'p> {
     /// An answer is written already.
     Refused(u16, u16),
     Silence,
-}
-
-impl Block {
-    /// Puts the plugins of a server block in their order.
-    #[must_use]
-    pub fn new(
-        config: &ServerBlock,
-        source: Option<Arc<Source>>,
-        loop_probe: Option<Arc<LoopProbe>>,
-    ) -> Self {
-        let mut plugins = Vec::new();
-        if let (Some(options), Some(source)) = (&config.kubernetes, source) {
-            plugins.push(Plugin::Kubernetes(options.clone(), source));
-        }
-        plugins.extend(
-            config
-                .cache
-                .clone()
-                .map(|options| Plugin::Cache(Arc::new(Cache::new(options)))),
-        );
-        plugins.extend(loop_probe.map(Plugin::Loop));
-        let forwards = config.forward.iter().cloned();
-        plugins.extend(forwards.map(|options| Plugin::Forward(Arc::new(Forward::new(options)))));
-        if config.whoami {
-            plugins.push(Plugin::Whoami);
-        }
-        Self {
-            plugins,
-            load_balance: config.load_balance,
-            errors: config.errors,
-            log: config.log,
-        }
-    }
-
-    /// The block's plugins, in order.
-    #[must_use]
-    pub fn plugins(&self) -> &[Plugin] {
-        &self.plugins
-    }
-
-    fn walk<'s>(&'s self, query: &Query<'_>, client: Client, shape: Shape, out: &mut Vec<u8>) -> Walk<'s> {
-        let mut cache = None;
-        for plugin in &self.plugins {
-            match plugin {
-                Plugin::Kubernetes(options, source) => {
-                    match options.answer(&source.table.load(), query, shape, out) {
-                        Verdict::Answered => return Walk::Answered(Answerer::Kubernetes),
-                        Verdict::Follow(target) => return Walk::Alias(target, options.ttl),
-                        Verdict::NotOurs => {}
-                    }
-                }
-                Plugin::Cache(found) => {
-                    if found.answer(query, shape.limit, Instant::now(), out) {
-                        return Walk::Answered(Answerer::Cache);
-                    }
-                    cache = Some(&**found);
-                }
-                Plugin::Loop(probe) => {
-                    if probe.recognizes(query) {
-                        code_only(out, query, rcode::SERVFAIL);
-                        return Walk::Answered(Answerer::Server);
-                    }
-                }
-                Plugin::Forward(forward) if forward.covers(query) => return Walk::Forward(forward, cache),
-                Plugin::Forward(_) => {}
-                Plugin::Whoami => {
-                    whoami(query, client, shape, out);
-                    return Walk::Answered(Answerer::Whoami);
-                }
-            }
-        }
-        code_only(out, query, rcode::SERVFAIL);
-        Walk::Answered(Answerer::Server)
-    }
-
-    /// The query log and the error log; both are off the path of a block that asks for neither.
-    fn log_answer(&self, query: &Query<'_>, client: Client, out: &[u8], event: &Event) {
-        let Some(log) = self.log else { return };
-        let answers = out.get(6..8).is_some_and(|count| count != [0, 0]);
-        let wanted = match event.code {
-            rcode::NOERROR if answers => log.success,
-            rcode::NOERROR | rcode::NXDOMAIN => log.denial,
-            _ => log.error,
-        };
-        if wanted {
-            tracing::info!(
-                client = %client.address,
-                id = query.id(),
-                name = %Name::from_lower_wire(query.name()),
-                qtype = query.qtype,
-                transport = ?client.transport,
-                code = event.code,
-                bytes = out.len(),
-                micros = event.duration.as_micros() as u64,
-                "query answered"
-            );
-        }
-    }
 }
 
 impl Server {
@@ -264,17 +147,28 @@ impl Server {
                 return Outcome::Silence;
             }
         };
-        let rotation = if route.block.load_balance {
-            worker.next_random()
-        } else {
-            0
-        };
-        let shape = Shape {
-            limit: limit(&query, client.transport),
-            rotation,
-        };
-        let Walk::Answered(answerer) = route.block.walk(&query, client, shape, out) else {
-            return Outcome::Later;
+        let block = &*route.block;
+        let answerer = match block.gate(&query, client, started, out) {
+            Gate::Silence => return Outcome::Silence,
+            Gate::Answered(answerer) => answerer,
+            Gate::Open if query.asks_why() => return Outcome::Later,
+            Gate::Open => {
+                let rotation = if block.load_balance {
+                    worker.next_random()
+                } else {
+                    0
+                };
+                let limit = limit(&query, client.transport);
+                let shape = Shape { limit, rotation };
+                let Some(answerer) = walk_in_place(block, &query, client, shape, out) else {
+                    return Outcome::Later;
+                };
+                if code_of(out) == rcode::NXDOMAIN && block.autopath_for(&query).is_some() {
+                    return Outcome::Later;
+                }
+                block.trim(&query, answerer, rotation, out);
+                answerer
+            }
         };
         let event = self.event(
             route.counters,
@@ -285,13 +179,18 @@ impl Server {
             started,
         );
         worker.shard.count(&event);
-        route.block.log_answer(&query, client, out, &event);
+        block.log_answer(&query, client, out, &event);
+        if query.asks_why() {
+            explain::tell(block, &query, None, client, answerer, out);
+        }
         Outcome::Reply
     }
 
-    /// Answers, however long it takes. `None` = the packet gets no answer.
+    /// Answers, however long it takes, what [`Server::answer_now`] let in. `None` = the packet gets no answer.
     pub async fn answer(&self, packet: &[u8], client: Client, shard: &Shard) -> Option<Vec<u8>> {
         let started = Instant::now();
+        let plain = explain::asked(packet);
+        let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
         let (query, route) = match self.admit(packet, &mut out) {
             Admission::Query(query, route) => (query, route),
@@ -299,9 +198,12 @@ impl Server {
             Admission::Silence => return None,
         };
         let limit = limit(&query, client.transport);
-        let answerer = self
-            .resolve(&query, route, client, limit, &mut Vec::new(), &mut out)
+        let (answerer, along) = self
+            .resolve_along_path(&query, route, client, limit, &mut out)
             .await;
+        route
+            .block
+            .trim(&query, answerer, rand::random::<u16>().into(), &mut out);
         let event = self.event(
             route.counters,
             client,
@@ -312,12 +214,16 @@ impl Server {
         );
         shard.count(&event);
         route.block.log_answer(&query, client, &out, &event);
+        if plain.is_some() {
+            let along = along.as_deref().and_then(|packet| Query::parse(packet).ok());
+            explain::tell(&route.block, &query, along.as_ref(), client, answerer, &mut out);
+        }
         Some(out)
     }
 
     /// Reads a packet and finds who serves its name; writes the answer itself where nobody does.
     fn admit<'s, 'p>(&'s self, packet: &'p [u8], out: &mut Vec<u8>) -> Admission<'s, 'p> {
-        let query = match Query::parse(packet) {
+        let mut query = match Query::parse(packet) {
             Ok(query) => query,
             Err(Refusal::Silence) => return Admission::Silence,
             Err(Refusal::Header(code)) => {
@@ -333,13 +239,89 @@ impl Server {
             _ if query.edns.is_some_and(|edns| edns.version != 0) => rcode::BADVERS,
             _ if query.qclass != CLASS_IN => rcode::REFUSED,
             None => rcode::REFUSED,
-            Some(route) => return Admission::Query(query, route),
+            Some(route) => {
+                if let Some(size) = route.block.bufsize {
+                    query.clamp_udp_size(size);
+                }
+                return Admission::Query(query, route);
+            }
         };
         code_only(out, &query, code);
         Admission::Refused(query.qtype, code)
     }
 
+    /// Answers along the client's search path, where `autopath` knows it; tells the query that was answered in the
+    /// place of the client's, too.
+    async fn resolve_along_path(
+        &self,
+        query: &Query<'_>,
+        route: &Route,
+        client: Client,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> (Answerer, Option<Vec<u8>>) {
+        let mut followed = vec![Name::from_lower_wire(query.name())];
+        let first = self
+            .resolve(query, route, client, limit, &mut followed, out)
+            .await;
+        let Some(autopath) = route.block.autopath_for(query) else {
+            return (first, None);
+        };
+        if code_of(out) != rcode::NXDOMAIN {
+            return (first, None);
+        }
+        for name in autopath.others(query) {
+            let packet = with_question(query, name.wire(), query.qtype);
+            let Ok(inner) = Query::parse(&packet) else {
+                continue;
+            };
+            let (mut found, mut followed) = (Vec::new(), vec![name.clone()]);
+            let answerer = self
+                .resolve(&inner, route, client, MAX_TCP, &mut followed, &mut found)
+                .await;
+            if code_of(&found) != rcode::NXDOMAIN
+                && let Some(mut reply) = Reply::read(&found, &inner)
+            {
+                autopath.note_found();
+                reply.put_alias(query.name(), name.wire());
+                reply.write(query, limit, out);
+                return (answerer, Some(packet));
+            }
+        }
+        (first, None)
+    }
+
+    /// Answers through the rules of `rewrite`.
     async fn resolve(
+        &self,
+        query: &Query<'_>,
+        route: &Route,
+        client: Client,
+        limit: usize,
+        followed: &mut Vec<Name>,
+        out: &mut Vec<u8>,
+    ) -> Answerer {
+        let rewritten = match route.block.rewrite(query, out) {
+            None => {
+                return self
+                    .resolve_as_is(query, route, client, limit, followed, out)
+                    .await;
+            }
+            Some(Err(answerer)) => return answerer,
+            Some(Ok(rewritten)) => rewritten,
+        };
+        let Ok(inner) = Query::parse(&rewritten.packet) else {
+            code_only(out, query, rcode::SERVFAIL);
+            return Answerer::Server;
+        };
+        let answerer = self
+            .resolve_as_is(&inner, route, client, MAX_TCP, followed, out)
+            .await;
+        rewritten.restore(query, limit, out);
+        answerer
+    }
+
+    async fn resolve_as_is(
         &self,
         query: &Query<'_>,
         route: &Route,
@@ -353,19 +335,29 @@ impl Server {
         match block.walk(query, client, shape, out) {
             Walk::Answered(answerer) => answerer,
             Walk::Forward(forward, cache) => {
-                match forward.exchange(query, client.transport == Transport::Tcp).await {
+                let by_tcp = client.transport == Transport::Tcp;
+                let exchanged = forward.exchange(query, by_tcp).await;
+                let failed = exchanged
+                    .as_ref()
+                    .map_or(true, |answer| code_of(answer) == rcode::SERVFAIL);
+                if failed && cache.is_some_and(|cache| cache.answer_stale(query, limit, Instant::now(), out))
+                {
+                    return Answerer::Cache;
+                }
+                match exchanged {
                     Ok(response) => {
-                        if let Some(cache) = cache {
-                            cache.store(query, &response, Instant::now());
-                        }
                         *out = response;
+                        if let Some(cache) = cache {
+                            cache.store(query, out, Instant::now());
+                        }
+                        hide_ad(out, query);
                         fit(out, query, limit);
                     }
-                    Err(failure) => answer_failure(block, query, &failure, out),
+                    Err(failure) => block.answer_failure(query, &failure, out),
                 }
                 Answerer::Forward
             }
-            Walk::Alias(target, ttl) => {
+            Walk::Alias(target, ttl, answerer) => {
                 let behind = self.look_up(&target, query.qtype, client, followed).await;
                 let mut writer = Writer::start(out, query, limit);
                 writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
@@ -379,15 +371,16 @@ impl Server {
                     }
                 }
                 writer.finish(rcode::NOERROR, true);
-                Answerer::Kubernetes
+                answerer
             }
         }
     }
 
-    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles.
+    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles: the names
+    /// in `followed` are being looked up.
     async fn look_up(&self, target: &Name, qtype: u16, client: Client, followed: &mut Vec<Name>) -> Vec<u8> {
         let mut out = Vec::new();
-        if followed.contains(target) || followed.len() >= MAX_ALIASES {
+        if followed.contains(target) || followed.len() > MAX_ALIASES {
             return out;
         }
         followed.push(target.clone());
@@ -420,105 +413,41 @@ impl Server {
     }
 }
 
-fn limit(query: &Query<'_>, transport: Transport) -> usize {
+/// Answers where that needs no waiting, through the rules of `rewrite`.
+fn walk_in_place(
+    block: &Block,
+    query: &Query<'_>,
+    client: Client,
+    shape: Shape,
+    out: &mut Vec<u8>,
+) -> Option<Answerer> {
+    let walk = match block.rewrite(query, out) {
+        None => block.walk(query, client, shape, out),
+        Some(Err(answerer)) => Walk::Answered(answerer),
+        Some(Ok(rewritten)) => {
+            let inner = Query::parse(&rewritten.packet).ok()?;
+            let whole = Shape {
+                limit: MAX_TCP,
+                ..shape
+            };
+            let walk = block.walk(&inner, client, whole, out);
+            if matches!(walk, Walk::Answered(_)) {
+                rewritten.restore(query, shape.limit, out);
+            }
+            walk
+        }
+    };
+    match walk {
+        Walk::Answered(answerer) => Some(answerer),
+        Walk::Forward(..) | Walk::Alias(..) => None,
+    }
+}
+
+/// The longest answer that the client takes, in bytes.
+pub(crate) fn limit(query: &Query<'_>, transport: Transport) -> usize {
     match transport {
         Transport::Udp => query.udp_limit(),
         Transport::Tcp => MAX_TCP,
-    }
-}
-
-fn answer_failure(block: &Block, query: &Query<'_>, failure: &Failure, out: &mut Vec<u8>) {
-    if block.errors {
-        let name = Name::from_lower_wire(query.name());
-        tracing::warn!(%name, qtype = query.qtype, error = %model::with_causes(failure), "query not forwarded");
-    }
-    let code = match failure {
-        Failure::TooMany { .. } => rcode::REFUSED,
-        Failure::NoUpstream | Failure::Unanswered { .. } => rcode::SERVFAIL,
-    };
-    code_only(out, query, code);
-}
-
-/// CoreDNS's `whoami`: the client's address and port in the additional section.
-fn whoami(query: &Query<'_>, client: Client, shape: Shape, out: &mut Vec<u8>) {
-    let mut writer = Writer::start(out, query, shape.limit);
-    let address: IpAddr = client.address.ip().to_canonical();
-    writer.address(Section::Additional, Owner::QUESTION, address, 0);
-    let label: &[u8] = match client.transport {
-        Transport::Udp => b"\x04_udp",
-        Transport::Tcp => b"\x04_tcp",
-    };
-    let owner = [label, query.name()].concat();
-    writer.record(
-        Section::Additional,
-        Owner::Literal(&owner),
-        rtype::SRV,
-        0,
-        |out| {
-            out.extend_from_slice(&[0, 0, 0, 0]);
-            out.extend_from_slice(&client.address.port().to_be_bytes());
-            out.push(0);
-        },
-    );
-    writer.finish(rcode::NOERROR, true);
-}
-
-/// Finds upstreams that lead back here: each is sent a name that nobody else knows, and the one whose name comes in
-/// is taken out. CoreDNS ends the whole process instead.
-pub struct LoopProbe {
-    /// `INDEX.SECRET.ZONE`: the secret's label.
-    secret: Vec<u8>,
-    forwards: std::sync::OnceLock<Vec<Arc<Forward>>>,
-}
-
-impl LoopProbe {
-    /// A probe with a new secret.
-    #[must_use]
-    pub fn new() -> Self {
-        let secret = format!("{:016x}", rand::random::<u64>()).into_bytes();
-        Self {
-            secret,
-            forwards: std::sync::OnceLock::new(),
-        }
-    }
-
-    /// Sends every upstream its name. A query that comes in later is recognised whenever it comes.
-    pub async fn send(&self, forwards: Vec<Arc<Forward>>, zone: &Name) {
-        let forwards = self.forwards.get_or_init(|| forwards);
-        for (index, upstream) in forwards
-            .iter()
-            .flat_map(|forward| forward.upstreams())
-            .enumerate()
-        {
-            let label = index.to_string().into_bytes();
-            let name = crate::answer::join(&[&label, &self.secret], zone);
-            upstream.send_probe(&name).await;
-        }
-    }
-
-    fn recognizes(&self, query: &Query<'_>) -> bool {
-        if query.qtype != rtype::HINFO || query.label_count() < 2 || query.label(1) != self.secret {
-            return false;
-        }
-        let index = std::str::from_utf8(query.label(0))
-            .ok()
-            .and_then(|label| label.parse::<usize>().ok());
-        let forwards = self.forwards.get().into_iter().flatten();
-        let upstream = forwards
-            .flat_map(|forward| forward.upstreams())
-            .nth(index.unwrap_or(usize::MAX));
-        if let Some(upstream) = upstream
-            && upstream.mark_looping()
-        {
-            tracing::error!(upstream = %upstream.address, "upstream sends our queries back here and is taken out");
-        }
-        true
-    }
-}
-
-impl Default for LoopProbe {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

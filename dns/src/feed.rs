@@ -1,11 +1,12 @@
-//! The agent's feed: a client of its socket that keeps the last good snapshot, in memory and on disk.
+//! Where the objects come from, the agent's socket or a watch of an API server, and the last good snapshot of them, in
+//! memory and on disk.
 //!
 //! ```text
-//! agent ─ unix socket, JSON lines ─► Intake (Begin … End) ─► Snapshot ─► Table, published by one pointer swap
-//!                                                               └─► file, written beside and renamed
+//! agent ─ unix socket, JSON lines ─► Intake (Begin … End) ─┬► Snapshot ─► Table, published by one pointer swap
+//! API server ─ watch of this process ─► Watched ───────────┘    └─► file, written beside and renamed
 //! ```
-//! Whatever happens to the agent, the answers stay: a cut connection leaves the last snapshot in use, and a restarted
-//! DNS process answers from the file before the agent is back.
+//! Whatever happens to either, the answers stay: a cut connection leaves the last snapshot in use, and a restarted DNS
+//! process answers from the file before they are back.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -17,12 +18,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, VERSION, is_complete};
-use model::{Change, Extras, Snapshot};
+use model::{Change, Extras, Kind, Snapshot};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
+use crate::kubernetes::{ApiServer, Objects};
 use crate::zone::Table;
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
@@ -73,6 +75,12 @@ pub enum FeedError {
     /// The file ends in the middle of a snapshot.
     #[error("the snapshot is not complete")]
     Incomplete,
+    /// An API server is to be followed, and this program watches none.
+    #[error("{objects}: this program watches no API server")]
+    NoWatcher {
+        /// What was to be followed.
+        objects: String,
+    },
     /// The file cannot be read or written.
     #[error("cannot use the state file {}", path.display())]
     File {
@@ -84,12 +92,29 @@ pub enum FeedError {
     },
 }
 
+/// A watch of an API server, which somebody else keeps.
+#[derive(Clone)]
+pub struct Watched {
+    /// What is known of the cluster; objects as [`slim`] leaves them.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// For how long the API server has not been heard; `None` while it is.
+    pub silence: Silence,
+}
+
+/// For how long an API server has not been heard.
+pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
+
+/// Gives the watch of an API server; the same one each time that it is asked for the same server.
+pub type Watcher = dyn Fn(&ApiServer) -> Watched + Send + Sync;
+
 /// Where answers come from, as the serving threads see it.
 #[derive(Default)]
 pub struct Source {
     /// The table of the last good snapshot.
     pub table: ArcSwap<Table>,
     connected: AtomicBool,
+    /// Where an API server is watched: whether it is heard.
+    silence: Option<Silence>,
     /// When the snapshot was last known to be the agent's, in milliseconds of Unix time; 0 = never.
     fresh_at: AtomicU64,
     /// Tables made so far.
@@ -100,8 +125,9 @@ impl Source {
     /// How long ago the snapshot was last known to be current; zero while connected, `None` when there is none.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        if self.is_connected() {
-            return Some(Duration::ZERO);
+        if self.connected.load(Ordering::Relaxed) {
+            let silent = self.silence.as_ref().and_then(|silence| silence());
+            return Some(silent.unwrap_or_default());
         }
         match self.fresh_at.load(Ordering::Relaxed) {
             0 => None,
@@ -114,7 +140,8 @@ impl Source {
     /// Whether a complete snapshot came over a connection that is still open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+        let is_silent = self.silence.as_ref().is_some_and(|silence| silence().is_some());
+        self.connected.load(Ordering::Relaxed) && !is_silent
     }
 
     /// Whether names that are not in the table are denied.
@@ -154,40 +181,54 @@ impl Intake {
             }
             // DNS does not speak of nodes; not keeping them is memory saved.
             Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
-            Message::Change(change) => match &mut self.arriving {
-                Some(arriving) => {
-                    arriving.apply(slim(change));
-                    Ok(false)
+            Message::Change(mut change) => {
+                slim(&mut change);
+                match &mut self.arriving {
+                    Some(arriving) => {
+                        arriving.apply(change);
+                        Ok(false)
+                    }
+                    None if self.complete => Ok(self.current.apply(change)),
+                    None => Err(FeedError::NoBegin),
                 }
-                None if self.complete => Ok(self.current.apply(slim(change))),
-                None => Err(FeedError::NoBegin),
-            },
+            }
         }
     }
 }
 
 /// Takes off what DNS never reads: at 100,000 endpoints that is most of the memory.
-fn slim(mut change: Change) -> Change {
-    if let Change::EndpointSlice(slice) = &mut change {
-        slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
-        slice.endpoints.shrink_to_fit();
-        for endpoint in &mut slice.endpoints {
-            endpoint.node = None;
-            endpoint.zone = None;
-            let hostname = endpoint.extras.take().and_then(|extras| extras.hostname);
-            let extras = Extras {
-                hostname,
-                ..Extras::default()
-            };
-            endpoint.extras = extras.some();
+pub fn slim(change: &mut Change) {
+    match change {
+        Change::EndpointSlice(slice) => {
+            slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
+            slice.endpoints.shrink_to_fit();
+            for endpoint in &mut slice.endpoints {
+                endpoint.node = None;
+                endpoint.zone = None;
+                let hostname = endpoint.extras.take().and_then(|extras| extras.hostname);
+                let extras = Extras {
+                    hostname,
+                    ..Extras::default()
+                };
+                endpoint.extras = extras.some();
+            }
         }
+        Change::Pod(pod) => pod.node = None,
+        _ => {}
     }
-    change
 }
 
-/// Follows one agent's socket for as long as the server runs.
+/// Who is followed.
+enum Origin {
+    /// The agent that listens at this socket.
+    Agent(PathBuf),
+    /// An API server, and whether its EndpointSlices are watched.
+    Api { watched: Watched, endpoints: bool },
+}
+
+/// Follows one source of objects for as long as the server runs.
 pub struct Follower {
-    socket: PathBuf,
+    origin: Origin,
     state: PathBuf,
     source: Arc<Source>,
     /// The snapshot that the published table was made of.
@@ -196,18 +237,40 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// A follower of `socket` that keeps its snapshot in the file `state`. Reads that file.
-    #[must_use]
-    pub fn new(socket: PathBuf, state: PathBuf) -> Self {
+    /// A follower of `objects` that keeps its snapshot in the file `state`. Reads that file.
+    ///
+    /// # Errors
+    /// [`FeedError::NoWatcher`] when an API server is to be followed and there is nobody to watch it.
+    pub fn new(objects: &Objects, state: PathBuf, watcher: Option<&Watcher>) -> Result<Self, FeedError> {
+        let origin = match objects {
+            Objects::Agent(socket) => Origin::Agent(socket.clone()),
+            Objects::Api(server) => {
+                let watcher = watcher.ok_or_else(|| FeedError::NoWatcher {
+                    objects: objects.to_string(),
+                })?;
+                Origin::Api {
+                    watched: watcher(server),
+                    endpoints: server.endpoints,
+                }
+            }
+        };
+        let silence = match &origin {
+            Origin::Agent(_) => None,
+            Origin::Api { watched, .. } => Some(watched.silence.clone()),
+        };
+        let source = Source {
+            silence,
+            ..Source::default()
+        };
         let mut follower = Self {
-            socket,
+            origin,
             state,
-            source: Arc::default(),
+            source: Arc::new(source),
             published: Snapshot::default(),
             saved: watch::Sender::new(Snapshot::default()),
         };
         follower.restore();
-        follower
+        Ok(follower)
     }
 
     /// What the serving threads read.
@@ -234,19 +297,55 @@ impl Follower {
         }
     }
 
-    /// Follows the feed until `shutdown`.
+    /// Follows until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let saver = tokio::spawn(save_changes(
             self.state.clone(),
             self.saved.subscribe(),
             shutdown.clone(),
         ));
+        match &self.origin {
+            Origin::Agent(socket) => self.follow_agents(socket.clone(), &shutdown).await,
+            Origin::Api { watched, endpoints } => {
+                let (snapshots, endpoints) = (watched.snapshots.clone(), *endpoints);
+                let followed = self.follow_watch(snapshots, endpoints);
+                shutdown.run_until_cancelled(followed).await;
+            }
+        }
+        drop(self);
+        if let Err(error) = saver.await {
+            tracing::error!(%error, "saving the snapshot failed");
+        }
+    }
+
+    /// Publishes what the watch knows, until it ends.
+    async fn follow_watch(&mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>, endpoints: bool) {
+        loop {
+            let mut snapshot = Snapshot::clone(&snapshots.borrow_and_update());
+            if !endpoints {
+                // Nobody asks for them: of those that there are, none is missing.
+                snapshot.apply(Change::Synced(Kind::EndpointSlice));
+            }
+            if is_complete(&snapshot) {
+                self.publish_fresh(&snapshot);
+            } else if !is_complete(&self.published) {
+                // Names that are known already answer; those that are not yet are not denied.
+                self.publish(&snapshot);
+            }
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(COALESCE).await;
+        }
+    }
+
+    async fn follow_agents(&mut self, socket: PathBuf, shutdown: &CancellationToken) {
         let mut retry = FIRST_RETRY;
         let mut reported = false;
         loop {
             let followed = tokio::select! {
                 () = shutdown.cancelled() => break,
-                followed = self.follow() => followed,
+                followed = self.follow(&socket) => followed,
             };
             if self.source.connected.swap(false, Ordering::Relaxed) {
                 self.source
@@ -269,21 +368,15 @@ impl Follower {
             }
             retry = (retry * 2).min(LAST_RETRY);
         }
-        drop(self);
-        if let Err(error) = saver.await {
-            tracing::error!(%error, "saving the snapshot failed");
-        }
     }
 
     /// Reads one connection to its end; there is no good end.
-    async fn follow(&mut self) -> FeedError {
-        let stream = match UnixStream::connect(&self.socket).await {
+    async fn follow(&mut self, socket: &Path) -> FeedError {
+        let stream = match UnixStream::connect(socket).await {
             Ok(stream) => stream,
             Err(source) => {
-                return FeedError::Connect {
-                    path: self.socket.clone(),
-                    source,
-                };
+                let path = socket.to_owned();
+                return FeedError::Connect { path, source };
             }
         };
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
@@ -330,7 +423,7 @@ impl Follower {
         if !self.source.connected.swap(true, Ordering::Relaxed) {
             tracing::info!(
                 services = snapshot.services.len(),
-                "feed from the agent is complete"
+                "the cluster's objects are complete"
             );
         }
         self.publish(snapshot);
@@ -432,7 +525,7 @@ fn load(path: &Path) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
 mod tests {
     use super::*;
     use crate::samples;
-    use model::{Kind, Namespace};
+    use model::Namespace;
 
     fn namespace(name: &str) -> Message {
         Message::Change(Change::Namespace(Namespace { name: name.into() }))
@@ -485,8 +578,9 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("cwt-dns-feed-{}", std::process::id()));
         let path = folder.join("dns.snapshot");
         let mut snapshot = Snapshot::default();
-        for change in samples::changes() {
-            snapshot.apply(slim(change));
+        for mut change in samples::changes() {
+            slim(&mut change);
+            snapshot.apply(change);
         }
         assert!(matches!(load(&path), Ok(None)));
         save(&path, &snapshot).expect("saved");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use nix::errno::Errno;
 use tokio::net::TcpListener;
@@ -29,11 +30,11 @@ pub struct Endpoints {
 /// # Errors
 /// When one of them cannot be had.
 pub async fn listen(
-    addresses: &BTreeMap<SocketAddr, Endpoints>,
-) -> Result<Vec<(TcpListener, Endpoints)>, ServeError> {
-    let mut listeners = Vec::new();
-    for (address, endpoints) in addresses {
-        listeners.push((bind(*address).await?, *endpoints));
+    addresses: impl Iterator<Item = &SocketAddr>,
+) -> Result<BTreeMap<SocketAddr, TcpListener>, ServeError> {
+    let mut listeners = BTreeMap::new();
+    for address in addresses {
+        listeners.insert(*address, bind(*address).await?);
     }
     Ok(listeners)
 }
@@ -51,25 +52,31 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     .map_err(|errno| ServeError::new(address, "tcp", errno))
 }
 
-/// The pages of one address.
-pub fn router(endpoints: Endpoints, state: &Arc<State>) -> Router {
-    let mut router = Router::new();
-    if endpoints.health {
-        router = router.route("/health", get(|| async { "OK" }));
-    }
-    if endpoints.ready {
+/// The pages of one address. Which of them there are is looked up each time: another configuration may come.
+pub fn router(address: SocketAddr, state: &Arc<State>) -> Router {
+    const ABSENT: (StatusCode, &str) = (StatusCode::NOT_FOUND, "not here");
+    let page = |path, answer: fn(&State, Endpoints) -> Response| {
         let state = Arc::clone(state);
-        router = router.route("/ready", get(move || async move { ready(&state) }));
-    }
-    if endpoints.metrics {
-        let state = Arc::clone(state);
+        Router::new().route(
+            path,
+            get(move || async move { answer(&state, state.endpoints(&address)) }),
+        )
+    };
+    page("/health", |_, own| match own.health {
+        true => "OK".into_response(),
+        false => ABSENT.into_response(),
+    })
+    .merge(page("/ready", |state, own| match own.ready {
+        true => ready(state).into_response(),
+        false => ABSENT.into_response(),
+    }))
+    .merge(page("/metrics", |state, own| {
         let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-        router = router.route(
-            "/metrics",
-            get(move || async move { (content_type, state.metrics()) }),
-        );
-    }
-    router
+        match own.metrics {
+            true => (content_type, state.metrics()).into_response(),
+            false => ABSENT.into_response(),
+        }
+    }))
 }
 
 /// Ready while the cluster's names can be told from others; as in CoreDNS the body names the plugin that is not.

@@ -1,20 +1,29 @@
 //! The `kubernetes` plugin: answers the cluster zone and reverse zones from a [`Table`], by the Kubernetes DNS
 //! specification 1.1.0 and, where that is silent, as CoreDNS does.
 //!
-//! Three answers differ from CoreDNS on purpose, because its NXDOMAIN there denies names that exist (RFC 8020 §2,
-//! RFC 2308 §2): `_tcp.service` above its ports, `namespace.svc TXT` in an empty namespace, `dns-version A`.
+//! Four answers differ from CoreDNS on purpose, because its NXDOMAIN there denies names that exist (RFC 8020 §2,
+//! RFC 2308 §2): `_tcp.service` above its ports, `namespace.svc TXT` in an empty namespace, `dns-version A`, and
+//! `0.10.in-addr.arpa` above the addresses that lead back to names.
 
+mod explain;
+mod objects;
 mod records;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::answer::{Writer, code_only, join};
+use crate::answer::{Writer, code_only};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::zone::grammar::{protocol, reversed_address};
 use crate::zone::service::address_of_pod_label;
-use crate::zone::{Asked, Endpoint, EndpointNames, Kind, PortName, ServiceRecords, Table};
+use crate::zone::{
+    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, addresses_below,
+};
+
+pub use objects::{Access, ApiServer, Objects, TlsFiles};
 
 /// The version of the specification, as `dns-version TXT` tells it.
 const SCHEMA_VERSION: &[u8] = b"\x051.1.0";
@@ -35,10 +44,32 @@ pub struct Options {
     pub fallthrough: Fallthrough,
     /// How endpoints without a hostname are called.
     pub endpoint_names: EndpointNames,
-    /// The agent's socket. Default `/run/causeway/dns.sock`.
-    pub feed: PathBuf,
-    /// The directory where the last good snapshot is kept. Default: that of the socket.
+    /// Which namespaces have names. Default: all.
+    pub exposed: Exposed,
+    /// Whether endpoints have names, and headless Services with them. Default yes; `noendpoints` says no.
+    pub endpoints: bool,
+    /// Whether a Service with an address has a name while it has no ready endpoint. Default yes;
+    /// `ignore empty_service` says no.
+    pub empty_services: bool,
+    /// Where the cluster's objects come from.
+    pub objects: Objects,
+    /// The directory where the last good snapshot is kept. Default: that of the agent's socket.
     pub state: PathBuf,
+    /// How long the server waits at its start for an API server to tell everything, while the kernel keeps what
+    /// clients ask. Default 5 s.
+    pub startup_timeout: Duration,
+}
+
+/// The namespaces in which names exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Exposed {
+    /// All.
+    #[default]
+    All,
+    /// These, in lower case (`namespaces`).
+    Named(BTreeSet<Box<[u8]>>),
+    /// Those whose Namespace object the API server lists for us (`namespace_labels`).
+    Listed,
 }
 
 /// What `a-b-c-d.namespace.pod` answers.
@@ -97,13 +128,15 @@ enum Found<'t> {
     /// A Service's own name.
     Service(&'t ServiceRecords),
     /// A port of a Service that has addresses.
-    ServicePort(&'t [IpAddr], Vec<u16>),
-    /// Endpoints by name, or those that serve a port.
-    Endpoints(Vec<&'t Endpoint>, Option<PortName<'t>>),
+    ServicePort(&'t ServiceRecords, &'t [IpAddr], PortName<'t>),
+    /// Endpoints by name.
+    Endpoints(Called<'t>),
+    /// Endpoints that serve a port of a headless Service.
+    EndpointPort(&'t ServiceRecords, PortName<'t>),
     Pod(IpAddr),
     Alias(&'t Name),
-    /// An address that leads to these names.
-    Pointer(Vec<Vec<u8>>),
+    /// An address that leads back to names.
+    Pointer(IpAddr),
 }
 
 /// One answer in the making.
@@ -117,11 +150,12 @@ struct Answer<'a, 't> {
 }
 
 impl Options {
-    /// The file of the last good snapshot: called like the socket, so that two feeds may share a directory.
+    /// The file of the last good snapshot.
     #[must_use]
     pub fn snapshot_file(&self) -> PathBuf {
-        let name = self.feed.file_stem().unwrap_or("dns".as_ref());
-        self.state.join(name).with_extension("snapshot")
+        self.state
+            .join(self.objects.file_stem())
+            .with_extension("snapshot")
     }
 
     /// Answers from `table` into `out`, or says why not.
@@ -168,22 +202,20 @@ where
     'a: 't,
 {
     fn find(&self) -> Found<'t> {
-        let table = self.table;
         match Asked::of(self.query, self.before) {
             Asked::Apex => Found::Apex,
             Asked::DnsVersion => Found::Version,
             Asked::NameServer => Found::NameServer,
             Asked::KindRoot | Asked::NameServerParent => Found::Empty,
-            Asked::ServiceNamespace(namespace) => empty_if(table.has_namespace(namespace)),
+            Asked::ServiceNamespace(namespace) => empty_if(self.has_namespace(namespace)),
             Asked::PodNamespace(namespace) => {
-                empty_if(self.options.pods != PodMode::Disabled && table.has_namespace(namespace))
+                empty_if(self.options.pods != PodMode::Disabled && self.has_namespace(namespace))
             }
             Asked::Pod { namespace, label } => self.find_pod(namespace, label),
-            Asked::Service { namespace, service } => match table.service(namespace, service) {
+            Asked::Service { namespace, service } => match self.service(namespace, service) {
                 Some(records) => match &records.kind {
                     Kind::Alias(target) => Found::Alias(target),
-                    _ if records.exists() => Found::Service(records),
-                    _ => Found::Missing,
+                    _ => Found::Service(records),
                 },
                 None => Found::Missing,
             },
@@ -191,7 +223,7 @@ where
                 namespace,
                 service,
                 label,
-            } => match table.service(namespace, service) {
+            } => match self.service(namespace, service) {
                 Some(records) => self.find_below(records, label),
                 None => Found::Missing,
             },
@@ -199,11 +231,33 @@ where
                 namespace,
                 service,
                 port,
-            } => match table.service(namespace, service) {
+            } => match self.service(namespace, service) {
                 Some(records) => find_port(records, port),
                 None => Found::Missing,
             },
             Asked::Unknown => Found::Missing,
+        }
+    }
+
+    fn has_namespace(&self, namespace: &[u8]) -> bool {
+        match &self.options.exposed {
+            Exposed::All => self.table.has_namespace(namespace),
+            Exposed::Named(names) => names.contains(namespace) && self.table.has_namespace(namespace),
+            Exposed::Listed => self.table.lists_namespace(namespace),
+        }
+    }
+
+    /// A Service that has names.
+    fn service(&self, namespace: &[u8], service: &[u8]) -> Option<&'t ServiceRecords> {
+        let records = self.table.service(namespace, service);
+        records.filter(|records| self.has_names(records) && self.has_namespace(namespace))
+    }
+
+    fn has_names(&self, records: &ServiceRecords) -> bool {
+        match records.kind {
+            Kind::ClusterIp(_) => self.options.empty_services || !records.endpoints.is_empty(),
+            Kind::Headless => self.options.endpoints && records.exists(),
+            Kind::Alias(_) | Kind::Nothing => records.exists(),
         }
     }
 
@@ -213,8 +267,8 @@ where
         };
         let known = match self.options.pods {
             PodMode::Disabled => false,
-            PodMode::Insecure => self.table.has_namespace(namespace),
-            PodMode::Verified => self.table.has_pod(namespace, address),
+            PodMode::Insecure => self.has_namespace(namespace),
+            PodMode::Verified => self.has_namespace(namespace) && self.table.has_pod(namespace, address),
         };
         match known {
             true => Found::Pod(address),
@@ -223,10 +277,10 @@ where
         }
     }
 
-    fn find_below(&self, records: &'t ServiceRecords, label: &[u8]) -> Found<'t> {
-        let endpoints = records.endpoints_called(label, self.options.endpoint_names);
-        if !endpoints.is_empty() {
-            return Found::Endpoints(endpoints, None);
+    fn find_below(&self, records: &'t ServiceRecords, label: &'t [u8]) -> Found<'t> {
+        let called = records.endpoints_called(label, self.options.endpoint_names);
+        if self.options.endpoints && called.iter().next().is_some() {
+            return Found::Endpoints(called);
         }
         let protocol = protocol(label);
         empty_if(protocol.is_some_and(|protocol| records.has_named_port(protocol)))
@@ -234,24 +288,23 @@ where
 
     fn find_reverse(&self) -> Found<'t> {
         let Some(address) = reversed_address(self.query) else {
-            return Found::Missing;
+            let below = addresses_below(self.query);
+            return empty_if(below.is_some_and(|range| self.table.any_reversed(&range)));
         };
-        let zone = self.options.primary_zone();
-        let mut names = Vec::new();
-        for owner in self.table.reversed(address, self.options.endpoint_names) {
-            let service: [&[u8]; 3] = [owner.service, owner.namespace, b"svc"];
-            if owner.endpoints.is_empty() {
-                names.push(join(&service, zone));
-            }
-            for endpoint in &owner.endpoints {
-                names.push(join(&[&[&**endpoint], &service[..]].concat(), zone));
-            }
-        }
-        if names.is_empty() {
-            Found::Missing
+        if self.reversed(address).next().is_some() {
+            Found::Pointer(address)
         } else {
-            Found::Pointer(names)
+            Found::Missing
         }
+    }
+
+    /// The Services to whose names the address leads back.
+    fn reversed(&self, address: IpAddr) -> impl Iterator<Item = Reversed<'t>> {
+        let found = self.table.reversed(address);
+        found.filter(|owner| {
+            let is_shown = self.options.endpoints || !owner.is_endpoint;
+            is_shown && self.has_namespace(owner.namespace)
+        })
     }
 
     fn write(&self, found: Found<'t>, out: &mut Vec<u8>) -> Verdict {
@@ -292,29 +345,11 @@ fn empty_if<'t>(exists: bool) -> Found<'t> {
 
 fn find_port<'t>(records: &'t ServiceRecords, port: PortName<'t>) -> Found<'t> {
     match &records.kind {
-        Kind::ClusterIp(addresses) => {
-            let ports = records
-                .ports
-                .iter()
-                .filter(|own| own.is(port.name, port.protocol));
-            let ports: Vec<u16> = ports.map(|own| own.number).collect();
-            if ports.is_empty() {
-                Found::Missing
-            } else {
-                Found::ServicePort(addresses, ports)
-            }
+        Kind::ClusterIp(addresses) if port.of(&records.ports).next().is_some() => {
+            Found::ServicePort(records, addresses, port)
         }
-        Kind::Headless => {
-            let serves =
-                |endpoint: &&Endpoint| endpoint.ports.iter().any(|own| own.is(port.name, port.protocol));
-            let endpoints: Vec<_> = records.endpoints.iter().filter(serves).collect();
-            if endpoints.is_empty() {
-                Found::Missing
-            } else {
-                Found::Endpoints(endpoints, Some(port))
-            }
-        }
-        Kind::Alias(_) | Kind::Nothing => Found::Missing,
+        Kind::Headless if records.serving(port).next().is_some() => Found::EndpointPort(records, port),
+        Kind::ClusterIp(_) | Kind::Headless | Kind::Alias(_) | Kind::Nothing => Found::Missing,
     }
 }
 

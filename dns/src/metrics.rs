@@ -3,11 +3,13 @@
 //! Each serving thread counts in a [`Shard`] of its own, so that no two write to the same memory; a scrape adds the
 //! shards up.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::corefile::Key;
+use crate::name::Name;
 use crate::question::rcode;
 
 /// Types that are counted by name; the last place is for all others.
@@ -38,6 +40,8 @@ const RCODES: [(u16, &str); 7] = [
     (rcode::REFUSED, "REFUSED"),
     (rcode::BADVERS, "BADVERS"),
 ];
+/// Zones that are counted, of all configurations that a process has seen.
+pub const MAX_ZONES: usize = 1024;
 const BUCKETS: usize = 16;
 const FIRST_BUCKET_NANOS: u64 = 250_000;
 
@@ -63,9 +67,38 @@ pub enum Answerer {
     Forward,
     /// `whoami`.
     Whoami,
+    /// `any`.
+    Any,
+    /// `acl`.
+    Acl,
+    /// `ratelimit`.
+    RateLimit,
+    /// `template`.
+    Template,
+    /// `hosts`.
+    Hosts,
 }
 
-const ANSWERERS: [&str; 5] = ["", "kubernetes", "cache", "forward", "whoami"];
+impl Answerer {
+    /// The plugin's name; empty for the server itself.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ANSWERERS[self as usize]
+    }
+}
+
+const ANSWERERS: [&str; 10] = [
+    "",
+    "kubernetes",
+    "cache",
+    "forward",
+    "whoami",
+    "any",
+    "acl",
+    "ratelimit",
+    "template",
+    "hosts",
+];
 
 /// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.
 #[derive(Debug, Default)]
@@ -131,7 +164,8 @@ struct ZoneCounters {
 /// One thread's counters.
 #[derive(Debug)]
 pub struct Shard {
-    zones: Vec<ZoneCounters>,
+    /// By the zone's place in the [`Registry`]; made when the first query is counted.
+    zones: Box<[OnceLock<Box<ZoneCounters>>]>,
     /// Queries that were dropped because too many wait for an upstream.
     pub overflow: AtomicU64,
     /// Packets that got no answer on purpose.
@@ -141,11 +175,16 @@ pub struct Shard {
 }
 
 impl Shard {
+    fn zone(&self, index: usize) -> Option<&ZoneCounters> {
+        self.zones.get(index)?.get().map(|zone| &**zone)
+    }
+
     /// Counts a query.
     pub fn count(&self, event: &Event) {
         let Some(zone) = self.zones.get(event.zone) else {
             return;
         };
+        let zone = zone.get_or_init(Box::default);
         let kind = TYPES
             .iter()
             .position(|(number, _)| *number == event.qtype)
@@ -170,10 +209,10 @@ pub struct ZoneLabel {
     pub zone: String,
 }
 
-/// All shards, and the labels of their zones.
+/// All shards, and the labels of their zones. Zones come with configurations and never go, as series do.
 #[derive(Debug)]
 pub struct Registry {
-    labels: Vec<ZoneLabel>,
+    labels: Mutex<Vec<ZoneLabel>>,
     shards: Mutex<Vec<Arc<Shard>>>,
 }
 
@@ -182,16 +221,27 @@ impl Registry {
     #[must_use]
     pub fn new(labels: Vec<ZoneLabel>) -> Self {
         Self {
-            labels,
+            labels: Mutex::new(labels),
             shards: Mutex::default(),
         }
+    }
+
+    /// The place of a zone, which gets one where it has none. More than [`MAX_ZONES`] are not counted.
+    #[must_use]
+    pub fn zone(&self, label: ZoneLabel) -> usize {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = labels.iter().position(|known| *known == label);
+        known.unwrap_or_else(|| {
+            labels.push(label);
+            labels.len() - 1
+        })
     }
 
     /// Counters for one more thread.
     #[must_use]
     pub fn shard(&self) -> Arc<Shard> {
         let shard = Arc::new(Shard {
-            zones: self.labels.iter().map(|_| ZoneCounters::default()).collect(),
+            zones: (0..MAX_ZONES).map(|_| OnceLock::new()).collect(),
             overflow: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
             panics: AtomicU64::new(0),
@@ -206,20 +256,21 @@ impl Registry {
     /// Writes every counter of the serving threads.
     pub fn write(&self, text: &mut Exposition) {
         let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.write_requests(&shards, text);
-        self.write_responses(&shards, text);
+        let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        write_requests(&labels, &shards, text);
+        write_responses(&labels, &shards, text);
         let name = "coredns_dns_request_duration_seconds";
         text.family(
             name,
             "histogram",
             "Histogram of the time (in seconds) each request took per zone.",
         );
-        for (index, label) in self.labels.iter().enumerate() {
+        for (index, label) in labels.iter().enumerate() {
             let mut total = HistogramTotal::default();
-            for shard in &shards {
-                shard.zones[index].durations.add_to(&mut total);
+            for zone in shards.iter().filter_map(|shard| shard.zone(index)) {
+                zone.durations.add_to(&mut total);
             }
-            text.histogram(name, &zone_labels(label), &total);
+            text.histogram(name, &label.to_string(), &total);
         }
         for (name, help, value) in [
             (
@@ -242,41 +293,25 @@ impl Registry {
             text.sample(name, "", value as f64);
         }
     }
+}
 
-    fn write_requests(&self, shards: &[Arc<Shard>], text: &mut Exposition) {
-        let name = "coredns_dns_requests_total";
-        text.family(
-            name,
-            "counter",
-            "Counter of DNS requests made per zone, protocol and family.",
-        );
-        for (index, label) in self.labels.iter().enumerate() {
-            for (transport, proto) in ["udp", "tcp"].into_iter().enumerate() {
-                for (family, family_name) in ["1", "2"].into_iter().enumerate() {
-                    let kinds = TYPES.iter().map(|(_, name)| *name).chain(["other"]).enumerate();
-                    for (kind, kind_name) in kinds {
-                        let value = sum(shards, |shard| {
-                            &shard.zones[index].requests[transport][family][kind]
-                        });
-                        let labels = format!(
-                            "{},proto=\"{proto}\",family=\"{family_name}\",type=\"{kind_name}\"",
-                            zone_labels(label)
-                        );
-                        text.nonzero(name, &labels, value);
-                    }
-                }
-            }
-        }
-    }
-
-    fn write_responses(&self, shards: &[Arc<Shard>], text: &mut Exposition) {
-        let name = "coredns_dns_responses_total";
-        text.family(name, "counter", "Counter of response status codes.");
-        for (index, label) in self.labels.iter().enumerate() {
-            for (code, code_name) in RCODES.iter().map(|(_, name)| *name).chain(["other"]).enumerate() {
-                for (answerer, plugin) in ANSWERERS.iter().enumerate() {
-                    let value = sum(shards, |shard| &shard.zones[index].responses[code][answerer]);
-                    let labels = format!("{},rcode=\"{code_name}\",plugin=\"{plugin}\"", zone_labels(label));
+fn write_requests(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    let name = "coredns_dns_requests_total";
+    text.family(
+        name,
+        "counter",
+        "Counter of DNS requests made per zone, protocol and family.",
+    );
+    for (index, label) in labels.iter().enumerate() {
+        for (transport, proto) in ["udp", "tcp"].into_iter().enumerate() {
+            for (family, family_name) in ["1", "2"].into_iter().enumerate() {
+                let kinds = TYPES.iter().map(|(_, name)| *name).chain(["other"]).enumerate();
+                for (kind, kind_name) in kinds {
+                    let value = zone_sum(shards, index, |zone| &zone.requests[transport][family][kind]);
+                    let labels = format!(
+                        "{},proto=\"{proto}\",family=\"{family_name}\",type=\"{kind_name}\"",
+                        label
+                    );
                     text.nonzero(name, &labels, value);
                 }
             }
@@ -284,8 +319,41 @@ impl Registry {
     }
 }
 
-fn zone_labels(label: &ZoneLabel) -> String {
-    format!("server=\"{}\",zone=\"{}\",view=\"\"", label.server, label.zone)
+fn write_responses(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    let name = "coredns_dns_responses_total";
+    text.family(name, "counter", "Counter of response status codes.");
+    for (index, label) in labels.iter().enumerate() {
+        for (code, code_name) in RCODES.iter().map(|(_, name)| *name).chain(["other"]).enumerate() {
+            for (answerer, plugin) in ANSWERERS.iter().enumerate() {
+                let value = zone_sum(shards, index, |zone| &zone.responses[code][answerer]);
+                let labels = format!("{label},rcode=\"{code_name}\",plugin=\"{plugin}\"");
+                text.nonzero(name, &labels, value);
+            }
+        }
+    }
+}
+
+impl ZoneLabel {
+    /// The label of a zone of a server block; of the root at port 53 where there is none.
+    #[must_use]
+    pub fn of(key: Option<&Key>) -> Self {
+        let (port, zone) = key.map_or((53, Name::root()), |key| (key.port, key.zone.clone()));
+        Self {
+            server: format!("dns://:{port}"),
+            zone: zone.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ZoneLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "server=\"{}\",zone=\"{}\",view=\"\"", self.server, self.zone)
+    }
+}
+
+fn zone_sum(shards: &[Arc<Shard>], zone: usize, counter: impl Fn(&ZoneCounters) -> &AtomicU64) -> u64 {
+    let zones = shards.iter().filter_map(|shard| shard.zone(zone));
+    zones.map(|zone| counter(zone).load(Ordering::Relaxed)).sum()
 }
 
 fn sum(shards: &[Arc<Shard>], counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {

@@ -97,9 +97,13 @@ impl Name {
     /// Whether this name is `zone` or below it.
     #[must_use]
     pub fn is_within(&self, zone: &Self) -> bool {
+        self.ends_in(zone.wire())
+    }
+
+    fn ends_in(&self, zone: &[u8]) -> bool {
         let mut tail: &[u8] = &self.0;
         loop {
-            if tail == zone.wire() {
+            if tail == zone {
                 return true;
             }
             match tail.split_first() {
@@ -112,8 +116,14 @@ impl Name {
     /// Whether this is a zone of reversed addresses.
     #[must_use]
     pub fn is_reverse(&self) -> bool {
-        let arpa = |zone: &str| Self::parse(zone).is_ok_and(|zone| self.is_within(&zone));
-        arpa("in-addr.arpa") || arpa("ip6.arpa")
+        self.ends_in(b"\x07in-addr\x04arpa\0") || self.ends_in(b"\x03ip6\x04arpa\0")
+    }
+}
+
+/// A map by names can be asked for a question's name as it stands.
+impl std::borrow::Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 

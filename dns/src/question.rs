@@ -21,12 +21,15 @@ pub mod rtype {
     pub const SOA: u16 = 6;
     pub const PTR: u16 = 12;
     pub const HINFO: u16 = 13;
+    pub const MX: u16 = 15;
     pub const TXT: u16 = 16;
     pub const AAAA: u16 = 28;
     pub const SRV: u16 = 33;
+    pub const DNAME: u16 = 39;
     pub const OPT: u16 = 41;
     pub const IXFR: u16 = 251;
     pub const AXFR: u16 = 252;
+    pub const ANY: u16 = 255;
 }
 
 /// Response codes.
@@ -66,6 +69,8 @@ pub struct Edns {
     pub version: u8,
     /// The DO bit (RFC 3225).
     pub dnssec_ok: bool,
+    /// Whether one of its options asks who answers, and of what ([`crate::explain`]).
+    pub explain: bool,
 }
 
 /// One query.
@@ -147,6 +152,7 @@ impl<'p> Query<'p> {
                     udp_size: record.class,
                     version,
                     dnssec_ok: high & 0x80 != 0,
+                    explain: crate::explain::is_among(record.data),
                 });
             }
             at = next;
@@ -170,6 +176,12 @@ impl<'p> Query<'p> {
     #[must_use]
     pub fn packet(&self) -> &'p [u8] {
         self.packet
+    }
+
+    /// Whether the client wants to know who answers, and of what ([`crate::explain`]).
+    #[must_use]
+    pub fn asks_why(&self) -> bool {
+        self.edns.is_some_and(|edns| edns.explain)
     }
 
     /// Header and question as the client sent them.
@@ -229,6 +241,19 @@ impl<'p> Query<'p> {
         (0..=self.label_count())
             .rev()
             .find(|index| self.offset(*index) == front)
+    }
+
+    /// Whether the name is within one of the zones.
+    #[must_use]
+    pub fn is_within(&self, zones: &[Name]) -> bool {
+        zones.iter().any(|zone| self.labels_before(zone).is_some())
+    }
+
+    /// Takes the client for one that cannot take more than `size` over UDP.
+    pub fn clamp_udp_size(&mut self, size: u16) {
+        if let Some(edns) = &mut self.edns {
+            edns.udp_size = edns.udp_size.min(size);
+        }
     }
 
     /// The largest answer that the client can take over UDP (RFC 6891 §6.2.3: less than 512 counts as 512).
@@ -312,7 +337,7 @@ impl<'p> Record<'p> {
 }
 
 /// Steps over a name, which a pointer ends.
-fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
+pub(crate) fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *packet.get(at)? {
             0 => return Some(at + 1),
@@ -529,7 +554,8 @@ mod tests {
             Some(Edns {
                 udp_size: 1232,
                 version: 1,
-                dnssec_ok: true
+                dnssec_ok: true,
+                explain: false,
             })
         );
         let bytes = packet(0, [1, 0, 0, 2], &[NAME, &[0, 1, 0, 1], &one, &two]);

@@ -1,27 +1,79 @@
 //! What the endpoints tell of a running server.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
+
+use crate::acl::Action;
+use crate::cache::Counts;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
+use crate::hosts::Hosts;
+use crate::http::Endpoints;
 use crate::metrics::{Exposition, Registry};
+use crate::mnemonic::type_name;
+use crate::question::rtype;
+use crate::template::Templates;
 
 /// Everything that can be asked about.
 pub struct State {
     /// Counters of the serving threads.
     pub registry: Registry,
-    /// The server blocks.
-    pub blocks: Vec<Arc<Block>>,
+    /// Times that a Corefile changed and was refused.
+    pub refused_reloads: AtomicU64,
+    current: ArcSwap<Current>,
+}
+
+/// What changes with the configuration.
+#[derive(Default)]
+struct Current {
+    blocks: Vec<Arc<Block>>,
     /// The feeds, by the path of their sockets.
-    pub sources: Vec<(String, Arc<Source>)>,
+    sources: Vec<(String, Arc<Source>)>,
+    endpoints: BTreeMap<SocketAddr, Endpoints>,
 }
 
 impl State {
+    /// The state of a server without configuration.
+    #[must_use]
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            refused_reloads: AtomicU64::new(0),
+            current: ArcSwap::default(),
+        }
+    }
+
+    /// Tells of another configuration from now on: its blocks, its feeds by the path of their sockets, what is told
+    /// at which address.
+    pub fn set(
+        &self,
+        blocks: Vec<Arc<Block>>,
+        sources: Vec<(String, Arc<Source>)>,
+        endpoints: BTreeMap<SocketAddr, Endpoints>,
+    ) {
+        self.current.store(Arc::new(Current {
+            blocks,
+            sources,
+            endpoints,
+        }));
+    }
+
     /// Whether every feed has delivered, now or before a restart, everything that answers depend on.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.sources.iter().all(|(_, source)| source.is_synced())
+        let current = self.current.load();
+        current.sources.iter().all(|(_, source)| source.is_synced())
+    }
+
+    /// What is told at an address, as the Corefile writes it.
+    #[must_use]
+    pub fn endpoints(&self, address: &SocketAddr) -> Endpoints {
+        let current = self.current.load();
+        current.endpoints.get(address).copied().unwrap_or_default()
     }
 
     /// All metrics.
@@ -39,10 +91,37 @@ impl State {
         );
         text.sample("coredns_build_info", &labels, 1.0);
         self.registry.write(&mut text);
-        self.write_forwards(&mut text);
-        self.write_caches(&mut text);
-        self.write_feeds(&mut text);
+        let name = "coredns_reload_failed_total";
+        text.family(
+            name,
+            "counter",
+            "Counter of the number of failed reload attempts.",
+        );
+        text.sample(name, "", self.refused_reloads.load(Ordering::Relaxed) as f64);
+        self.current.load().write(&mut text);
         text.text
+    }
+}
+
+impl Current {
+    fn write(&self, text: &mut Exposition) {
+        let name = "coredns_plugin_enabled";
+        text.family(
+            name,
+            "gauge",
+            "A metric that indicates whether a plugin is enabled on per server and zone basis.",
+        );
+        for block in &self.blocks {
+            for plugin in block.names() {
+                text.sample(name, &format!("{},name=\"{plugin}\"", block.labels()), 1.0);
+            }
+        }
+        self.write_forwards(text);
+        self.write_caches(text);
+        self.write_gates(text);
+        self.write_hosts(text);
+        self.write_templates(text);
+        self.write_feeds(text);
     }
 
     fn plugins(&self) -> impl Iterator<Item = &Plugin> {
@@ -50,16 +129,7 @@ impl State {
     }
 
     fn write_forwards(&self, text: &mut Exposition) {
-        let forwards: Vec<_> = self
-            .plugins()
-            .filter_map(|plugin| {
-                if let Plugin::Forward(forward) = plugin {
-                    Some(forward)
-                } else {
-                    None
-                }
-            })
-            .collect();
+        let forwards: Vec<_> = self.plugins().filter_map(Plugin::as_forward).collect();
         let (mut rejected, mut broken) = (0, 0);
         let name = "coredns_proxy_request_duration_seconds";
         text.family(name, "histogram", "Histogram of the time each request took.");
@@ -76,6 +146,27 @@ impl State {
                 &labels,
                 upstream.failed_checks.load(Ordering::Relaxed) as f64,
             );
+        }
+        type Streams = fn((u64, u64)) -> u64;
+        let streams: [(&str, &str, Streams); 2] = [
+            (
+                "coredns_proxy_conn_cache_hits_total",
+                "Counter of connection cache hits per upstream and protocol.",
+                |(reused, _)| reused,
+            ),
+            (
+                "coredns_proxy_conn_cache_misses_total",
+                "Counter of connection cache misses per upstream and protocol.",
+                |(_, opened)| opened,
+            ),
+        ];
+        for (name, help, value) in streams {
+            text.family(name, "counter", help);
+            for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
+                let (to, proto) = (upstream.address, upstream.stream_protocol());
+                let labels = format!("proxy_name=\"forward\",to=\"{to}\",proto=\"{proto}\"");
+                text.sample(name, &labels, value(upstream.stream_counts()) as f64);
+            }
         }
         for forward in &forwards {
             rejected += forward.rejected.load(Ordering::Relaxed);
@@ -99,14 +190,180 @@ impl State {
     }
 
     fn write_caches(&self, text: &mut Exposition) {
-        let name = "coredns_cache_entries";
-        text.family(name, "gauge", "The number of elements in the cache.");
-        let caches = self.plugins().filter_map(|plugin| match plugin {
-            Plugin::Cache(cache) => Some(cache),
-            _ => None,
-        });
-        for (index, cache) in caches.enumerate() {
-            text.sample(name, &format!("block=\"{index}\""), cache.len() as f64);
+        let caches: Vec<(&Arc<Block>, Counts)> = self
+            .blocks
+            .iter()
+            .filter_map(|block| Some((block, block.plugins().iter().find_map(Plugin::as_cache)?.counts())))
+            .collect();
+        type Halves = fn(&Counts) -> [u64; 2];
+        let by_half: [(&str, &str, &str, Halves); 3] = [
+            (
+                "coredns_cache_entries",
+                "gauge",
+                "The number of elements in the cache.",
+                |counts| counts.entries,
+            ),
+            (
+                "coredns_cache_hits_total",
+                "counter",
+                "The count of cache hits.",
+                |counts| counts.hits,
+            ),
+            (
+                "coredns_cache_evictions_total",
+                "counter",
+                "The count of cache evictions.",
+                |counts| counts.evictions,
+            ),
+        ];
+        for (name, kind, help, value) in by_half {
+            text.family(name, kind, help);
+            for (block, counts) in &caches {
+                for (half, value) in ["success", "denial"].iter().zip(value(counts)) {
+                    text.sample(
+                        name,
+                        &format!("{},type=\"{half}\"", block.cache_labels()),
+                        value as f64,
+                    );
+                }
+            }
+        }
+        type Whole = fn(&Counts) -> u64;
+        let whole: [(&str, &str, Whole); 4] = [
+            (
+                "coredns_cache_requests_total",
+                "The count of cache requests.",
+                |counts| counts.requests,
+            ),
+            (
+                "coredns_cache_misses_total",
+                "The count of cache misses.",
+                |counts| counts.requests - counts.hits.iter().sum::<u64>(),
+            ),
+            (
+                "coredns_cache_prefetch_total",
+                "The number of times the cache has prefetched a cached item.",
+                |counts| counts.prefetches,
+            ),
+            (
+                "coredns_cache_served_stale_total",
+                "The number of requests served from stale cache entries.",
+                |counts| counts.served_stale,
+            ),
+        ];
+        for (name, help, value) in whole {
+            text.family(name, "counter", help);
+            for (block, counts) in &caches {
+                text.sample(name, &block.cache_labels(), value(counts) as f64);
+            }
+        }
+    }
+
+    fn write_gates(&self, text: &mut Exposition) {
+        for (name, help, action) in [
+            (
+                "coredns_acl_blocked_requests_total",
+                "Counter of DNS requests being blocked.",
+                Action::Block,
+            ),
+            (
+                "coredns_acl_filtered_requests_total",
+                "Counter of DNS requests being filtered.",
+                Action::Filter,
+            ),
+            (
+                "coredns_acl_allowed_requests_total",
+                "Counter of DNS requests being allowed.",
+                Action::Allow,
+            ),
+            (
+                "coredns_acl_dropped_requests_total",
+                "Counter of DNS requests being dropped.",
+                Action::Drop,
+            ),
+        ] {
+            let gates = || self.blocks.iter().filter_map(|block| Some((block, block.acl()?)));
+            if gates().next().is_some() {
+                text.family(name, "counter", help);
+            }
+            for (block, gate) in gates() {
+                text.sample(name, &block.labels(), gate.count(action) as f64);
+            }
+        }
+        let name = "coredns_autopath_success_total";
+        text.family(name, "counter", "Counter of requests that did autopath.");
+        for block in &self.blocks {
+            if let Some(autopath) = block.autopath() {
+                let found = autopath.found.load(Ordering::Relaxed);
+                text.sample(name, &block.labels(), found as f64);
+            }
+        }
+        let name = "causeway_dns_rate_limited_total";
+        text.family(name, "counter", "Queries of clients over their rate.");
+        for block in &self.blocks {
+            if let Some(limit) = block.rate_limit() {
+                text.sample(
+                    name,
+                    &block.labels(),
+                    limit.limited.load(Ordering::Relaxed) as f64,
+                );
+            }
+        }
+    }
+
+    fn write_hosts(&self, text: &mut Exposition) {
+        type Value = fn(&Hosts) -> f64;
+        let gauges: [(&str, &str, Value); 2] = [
+            (
+                "coredns_hosts_entries",
+                "The combined number of entries in hosts and Corefile.",
+                |hosts| hosts.entry_count() as f64,
+            ),
+            (
+                "coredns_hosts_reload_timestamp_seconds",
+                "The timestamp of the last reload of hosts file.",
+                |hosts| hosts.loaded_at() as f64,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            text.family(name, "gauge", help);
+            for block in &self.blocks {
+                for hosts in block.plugins().iter().filter_map(Plugin::as_hosts) {
+                    text.sample(name, &block.labels(), value(hosts));
+                }
+            }
+        }
+    }
+
+    fn write_templates(&self, text: &mut Exposition) {
+        type Value = fn(&Templates) -> &AtomicU64;
+        let counters: [(&str, &str, Value); 2] = [
+            (
+                "coredns_template_matches_total",
+                "Counter of template regex matches.",
+                |template| &template.matched,
+            ),
+            (
+                "coredns_template_rr_failures_total",
+                "Counter of mis-templated RRs.",
+                |template| &template.failed,
+            ),
+        ];
+        for (name, help, value) in counters {
+            text.family(name, "counter", help);
+            for block in &self.blocks {
+                let templates = block.plugins().iter().filter_map(Plugin::as_template);
+                // Two templates of one block for one type are one series.
+                let mut totals = BTreeMap::new();
+                for template in templates {
+                    let qtype = template.options().qtype.unwrap_or(rtype::ANY);
+                    *totals.entry(qtype).or_insert(0) += value(template).load(Ordering::Relaxed);
+                }
+                for (qtype, total) in totals {
+                    let labels = format!("{},class=\"IN\",type=\"{}\"", block.labels(), type_name(qtype));
+                    text.sample(name, &labels, total as f64);
+                }
+            }
         }
     }
 

@@ -41,6 +41,8 @@ pub enum Command {
     /// Run the DNS server
     #[command(after_help = "Examples:
   causeway dns --conf /etc/causeway/Corefile
+  causeway dns check Corefile                      # exit code 1 and file:line where it is wrong
+  causeway dns query web.default.svc.cluster.local # the answer, and which block, plugin and object gave it
   dig @10.96.0.10 kubernetes.default.svc.cluster.local")]
     Dns(DnsArgs),
     /// Tell what is wrong on this node, as its agent sees it
@@ -132,10 +134,72 @@ pub struct ConfigArgs {
 
 /// Options of `causeway dns`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DnsArgs {
+    /// What else than to run.
+    #[command(subcommand)]
+    pub command: Option<DnsCommand>,
     /// The Corefile
     #[arg(long, value_name = "FILE", default_value = "/etc/causeway/Corefile")]
     pub conf: PathBuf,
+    /// Warn of plugins that are not known, instead of refusing the Corefile
+    #[arg(long)]
+    pub lenient: bool,
+}
+
+/// Commands below `causeway dns`.
+#[derive(Debug, Subcommand)]
+pub enum DnsCommand {
+    /// Tell what is wrong with a Corefile
+    #[command(after_help = "Examples:
+  causeway dns check /etc/causeway/Corefile && echo good
+  causeway dns check Corefile -o json | jq -r '.errors[].message'
+Exit codes: 0 = good, 1 = wrong, 2 = it cannot be read.")]
+    Check(DnsCheckArgs),
+    /// Ask the DNS server, and tell which block, plugin and object answered
+    #[command(after_help = "Examples:
+  causeway dns query web.default.svc.cluster.local       # asks the server that runs with /etc/causeway/Corefile
+  causeway dns query _http._tcp.web.default.svc.cluster.local SRV --server 10.96.0.10
+  causeway dns query 10.96.0.10                          # the names of an address
+  causeway dns query web.default.svc.cluster.local -o json | jq .explanation
+Exit codes: 0 = there are such records, 1 = there are none, 2 = nobody answers.
+The question goes by TCP, so that nothing of the answer is cut off. The server explains itself to programs on its own
+machine; of another server only the answer is shown.")]
+    Query(DnsQueryArgs),
+}
+
+/// Options of `causeway dns check`.
+#[derive(Debug, Args)]
+pub struct DnsCheckArgs {
+    /// The Corefile
+    #[arg(value_name = "COREFILE", default_value = "/etc/causeway/Corefile")]
+    pub corefile: PathBuf,
+    /// Warn of plugins that are not known, as the server does with the same option
+    #[arg(long)]
+    pub lenient: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Options of `causeway dns query`.
+#[derive(Debug, Args)]
+pub struct DnsQueryArgs {
+    /// The name, or an address whose names are asked for
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The record type: A, AAAA, SRV, PTR, TYPE65, ...
+    #[arg(value_name = "TYPE")]
+    pub qtype: Option<String>,
+    /// The server, with its port where that is not 53, in place of the one that the Corefile describes
+    #[arg(long, value_name = "ADDRESS")]
+    pub server: Option<String>,
+    /// The Corefile of the server
+    #[arg(long, value_name = "FILE", default_value = "/etc/causeway/Corefile")]
+    pub conf: PathBuf,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 /// Options of `causeway doctor`.
@@ -207,6 +271,54 @@ mod tests {
             panic!("not up");
         };
         assert_eq!(handed.arguments, ["--nodes", "3", "-h", "--", "--x=y"]);
+    }
+
+    #[test]
+    fn the_corefile_is_an_option_of_the_server_and_an_argument_of_its_check() {
+        let rows = [
+            (vec!["dns", "--conf", "f"], "serve f"),
+            (vec!["dns", "--conf", "f", "--lenient"], "serve f leniently"),
+            (vec!["dns", "check", "f"], "check f"),
+            (vec!["dns", "check", "--lenient", "f"], "check f leniently"),
+            (
+                vec!["dns", "query", "web", "--conf", "f"],
+                "query web None None f",
+            ),
+            (
+                vec![
+                    "dns",
+                    "query",
+                    "web",
+                    "SRV",
+                    "--server",
+                    "10.96.0.10",
+                    "--conf",
+                    "f",
+                ],
+                "query web Some(\"SRV\") Some(\"10.96.0.10\") f",
+            ),
+        ];
+        for (line, expected) in rows {
+            let line = ["causeway"].into_iter().chain(line);
+            let Command::Dns(dns) = Cli::try_parse_from(line).expect("valid").command else {
+                panic!("not dns");
+            };
+            let leniently = |lenient| if lenient { " leniently" } else { "" };
+            let found = match dns.command {
+                None => format!("serve {}{}", dns.conf.display(), leniently(dns.lenient)),
+                Some(DnsCommand::Check(check)) => {
+                    format!("check {}{}", check.corefile.display(), leniently(check.lenient))
+                }
+                Some(DnsCommand::Query(query)) => format!(
+                    "query {} {:?} {:?} {}",
+                    query.name,
+                    query.qtype,
+                    query.server,
+                    query.conf.display()
+                ),
+            };
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! - [`cli`]: commands, options, help texts.
 //! - [`cluster`]: hands `up`, `down` and `status` to `causeway-cluster`.
+//! - [`cluster_dns`]: the DNS server.
 //! - [`config`]: the agent's configuration file.
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
@@ -16,6 +17,7 @@ mod backoff;
 mod cleanup;
 mod cli;
 mod cluster;
+mod cluster_dns;
 mod config;
 mod doctor;
 mod watch;
@@ -31,8 +33,8 @@ use tracing_subscriber::EnvFilter;
 
 use agent::cleanup::{CleanupError, clean};
 use cli::{
-    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DoctorArgs, NodeCommand, Output,
-    VersionArgs,
+    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
+    DoctorArgs, NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -51,7 +53,11 @@ fn main() -> ExitCode {
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
         },
-        Command::Dns(args) => run_dns(&args),
+        Command::Dns(dns) => match dns.command {
+            None => run_dns(&dns),
+            Some(DnsCommand::Check(args)) => check_corefile(&args),
+            Some(DnsCommand::Query(args)) => query_dns(&args),
+        },
         Command::Doctor(args) => examine(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -74,14 +80,41 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
 }
 
 fn run_dns(args: &DnsArgs) -> ExitCode {
-    let config = match dns::Config::parse(&args.conf) {
+    // A lenient reader warns.
+    start_logs("info");
+    let parsed = if args.lenient {
+        dns::Config::parse_leniently(&args.conf)
+    } else {
+        dns::Config::parse(&args.conf)
+    };
+    let config = match parsed {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    start_logs("info");
-    exit_code(until_told(|shutdown| async {
-        dns::run(config, shutdown).await.context("run the DNS server")
-    }))
+    exit_code(until_told(|shutdown| cluster_dns::serve(config, shutdown)))
+}
+
+fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
+    if args.lenient {
+        start_logs("info");
+    }
+    match cluster_dns::check(&args.corefile, args.lenient) {
+        Ok(checked) => {
+            print!("{}", checked.render(args.output));
+            ExitCode::from(if checked.is_wrong() { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(format_args!("read {}: {error}", args.corefile.display())),
+    }
+}
+
+fn query_dns(args: &DnsQueryArgs) -> ExitCode {
+    match block_on(cluster_dns::query(args)) {
+        Ok(Ok(answered)) => {
+            print!("{}", answered.render(args.output));
+            ExitCode::from(if answered.is_empty() { WRONG } else { 0 })
+        }
+        Ok(Err(error)) | Err(error) => could_not_run(format_args!("{error:#}")),
+    }
 }
 
 fn examine(args: &DoctorArgs) -> ExitCode {

@@ -1,7 +1,7 @@
 //! A small Kubernetes API server that is fed with plain JSON objects and misbehaves on demand.
 //!
 //! It serves what a watcher needs and little else: `GET` of an object, lists with pages, watches with bookmarks and
-//! initial events, for any kind, in the whole cluster or in one namespace; `POST`, and `PATCH` by a merge. It validates
+//! initial events, for any kind, in the whole cluster or in one namespace, by labels that are equal; `POST`, and `PATCH` by a merge. It validates
 //! nothing, so that hostile objects can be served too.
 //!
 //! ```no_run

@@ -3,21 +3,36 @@
 //! Three steps: [`lexer`] (words), [`tree`] (blocks and directives, imports and snippets resolved), [`plugins`]
 //! (options, checked). Every error names file and line.
 
+mod arguments;
+mod caching;
+mod cluster;
+mod forwarding;
 pub mod lexer;
+mod logs;
 pub mod plugins;
+mod rewrites;
+mod rules;
 pub mod tree;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::acl;
 use crate::cache;
+use crate::chain::autopath;
+use crate::error_log;
 use crate::forward;
+use crate::hosts;
 use crate::kubernetes;
 use crate::name::Name;
+use crate::query_log;
+use crate::rate_limit;
+use crate::rewrite;
+use crate::template;
 use lexer::Token;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
@@ -33,8 +48,12 @@ pub struct Error {
 }
 
 /// A whole configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Corefile {
+    /// The file that it was read from; `None` = it is not read again.
+    pub path: Option<PathBuf>,
+    /// Whether plugins that are not known are warned of instead of refused.
+    pub is_lenient: bool,
     /// The server blocks, in the file's order.
     pub blocks: Vec<ServerBlock>,
 }
@@ -48,8 +67,10 @@ pub struct ServerBlock {
     pub bind: Vec<IpAddr>,
     /// `errors`: failures are logged.
     pub errors: bool,
-    /// `log`: queries are logged.
-    pub log: Option<Log>,
+    /// Failures that are logged together.
+    pub consolidations: Vec<error_log::Consolidation>,
+    /// `log`: queries are logged; in the file's order.
+    pub log: Vec<query_log::Rule>,
     /// `health`.
     pub health: Option<Health>,
     /// `ready`: where it listens. Default `:8181`.
@@ -60,8 +81,8 @@ pub struct ServerBlock {
     pub cache: Option<cache::Options>,
     /// `loop`: upstreams that send queries back here are taken out.
     pub detect_loops: bool,
-    /// `reload`: how often the Corefile is looked at. Default 30 s.
-    pub reload: Option<Duration>,
+    /// `reload`: how often the Corefile is looked at.
+    pub reload: Option<Reload>,
     /// `loadbalance`: addresses come in a random order.
     pub load_balance: bool,
     /// `kubernetes`.
@@ -70,6 +91,60 @@ pub struct ServerBlock {
     pub forward: Vec<forward::Options>,
     /// `whoami`.
     pub whoami: bool,
+    /// `bufsize`: no client is sent more over UDP, in bytes. Default 1232 where it is given.
+    pub bufsize: Option<u16>,
+    /// `ratelimit`.
+    pub rate_limit: Option<rate_limit::Options>,
+    /// `acl`, in the file's order.
+    pub acl: Vec<acl::Options>,
+    /// `any`: queries for every type at once get a hint instead (RFC 8482).
+    pub any: bool,
+    /// `rewrite`, in the file's order.
+    pub rewrites: Vec<rewrite::Rule>,
+    /// `autopath`.
+    pub autopath: Option<autopath::Options>,
+    /// `template`, in the file's order.
+    pub templates: Vec<template::Options>,
+    /// `hosts`.
+    pub hosts: Option<hosts::Options>,
+    /// `root`: where relative paths of the plugins lead from. Default: the working directory.
+    pub root: PathBuf,
+    /// `minimal`: positive answers come without authorities and additional records.
+    pub minimal: bool,
+}
+
+impl ServerBlock {
+    /// The plugins that it has, in the order of [`plugins::KNOWN`].
+    #[must_use]
+    pub fn plugins(&self) -> Vec<&'static str> {
+        let has = [
+            ("reload", self.reload.is_some()),
+            ("bufsize", self.bufsize.is_some()),
+            ("root", !self.root.as_os_str().is_empty()),
+            ("bind", !self.bind.is_empty()),
+            ("ready", self.ready.is_some()),
+            ("health", self.health.is_some()),
+            ("prometheus", self.prometheus.is_some()),
+            ("errors", self.errors),
+            ("log", !self.log.is_empty()),
+            ("ratelimit", self.rate_limit.is_some()),
+            ("acl", !self.acl.is_empty()),
+            ("any", self.any),
+            ("loadbalance", self.load_balance),
+            ("cache", self.cache.is_some()),
+            ("rewrite", !self.rewrites.is_empty()),
+            ("autopath", self.autopath.is_some()),
+            ("minimal", self.minimal),
+            ("template", !self.templates.is_empty()),
+            ("hosts", self.hosts.is_some()),
+            ("kubernetes", self.kubernetes.is_some()),
+            ("loop", self.detect_loops),
+            ("forward", !self.forward.is_empty()),
+            ("whoami", self.whoami),
+        ];
+        let given = has.into_iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| name).collect()
+    }
 }
 
 /// One zone of a server block's heading.
@@ -81,15 +156,13 @@ pub struct Key {
     pub port: u16,
 }
 
-/// Which queries are logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Log {
-    /// Class `success`: NOERROR with answers.
-    pub success: bool,
-    /// Class `denial`: NXDOMAIN and NODATA.
-    pub denial: bool,
-    /// Class `error`: SERVFAIL, NOTIMP, REFUSED and the like.
-    pub error: bool,
+/// How often the Corefile is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// The time between two looks. Default 30 s, at least 2 s.
+    pub interval: Duration,
+    /// How much shorter or longer it may be each time. Default 15 s, at most half the interval.
+    pub jitter: Duration,
 }
 
 /// The health endpoint.
@@ -107,13 +180,24 @@ impl Corefile {
     /// # Errors
     /// With file and line of the first thing that is wrong.
     pub fn read(path: &Path) -> Result<Self, Error> {
+        Self::read_again(path, false)
+    }
+
+    /// The same; `is_lenient` warns of plugins that are not known, and passes them over.
+    ///
+    /// # Errors
+    /// With file and line of the first thing that is wrong.
+    pub fn read_again(path: &Path, is_lenient: bool) -> Result<Self, Error> {
         let file = path.to_string_lossy();
         let text = std::fs::read_to_string(path).map_err(|error| Error {
             file: file.to_string(),
             line: 0,
             message: format!("cannot read the Corefile: {error}"),
         })?;
-        Self::parse(&file, &text, &|name| std::env::var(name).ok())
+        let environment = |name: &str| std::env::var(name).ok();
+        let mut corefile = Self::parse_blocks(&file, &text, &environment, is_lenient)?;
+        corefile.path = Some(path.to_owned());
+        Ok(corefile)
     }
 
     /// Reads a text. `environment` gives the value of a variable.
@@ -124,6 +208,15 @@ impl Corefile {
         file: &str,
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        Self::parse_blocks(file, text, environment, false)
+    }
+
+    fn parse_blocks(
+        file: &str,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+        is_lenient: bool,
     ) -> Result<Self, Error> {
         let mut blocks = Vec::new();
         let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
@@ -136,8 +229,26 @@ impl Corefile {
                 keys,
                 ..ServerBlock::default()
             };
-            for directive in &tree.directives {
+            // What the others' paths lead from comes first, wherever it stands.
+            let (roots, others): (Vec<_>, Vec<_>) = tree
+                .directives
+                .iter()
+                .partition(|directive| directive.name.text == "root");
+            for directive in roots.into_iter().chain(others) {
+                if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
+                    let place = &directive.name.place;
+                    tracing::warn!(
+                        file = %place.file,
+                        line = place.line,
+                        plugin = directive.name.text,
+                        "unknown plugin passed over"
+                    );
+                    continue;
+                }
                 plugins::apply(&mut block, directive)?;
+            }
+            if environment("KUBERNETES_SERVICE_HOST").is_none() {
+                cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
                 if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {
@@ -162,7 +273,11 @@ impl Corefile {
                 message,
             });
         }
-        Ok(Self { blocks })
+        Ok(Self {
+            path: None,
+            is_lenient,
+            blocks,
+        })
     }
 }
 

@@ -1,28 +1,37 @@
 //! Directives to typed options, one function per plugin.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::arguments::{bare, duration, everywhere, listen_address, no_options, single, unknown_option};
+use super::cluster::kubernetes;
 use super::lexer::Token;
 use super::tree::Directive;
-use super::{Error, Health, Log, ServerBlock, zones};
-use crate::kubernetes::{Fallthrough, PodMode};
+use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewrites, rules};
 use crate::name::Name;
-use crate::zone::EndpointNames;
-use crate::{cache, forward, kubernetes};
 
 /// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 14] = [
+pub const KNOWN: [&str; 24] = [
     "reload",
+    "bufsize",
+    "root",
     "bind",
-    "health",
     "ready",
+    "health",
     "prometheus",
     "errors",
     "log",
+    "ratelimit",
+    "acl",
+    "any",
     "loadbalance",
     "cache",
+    "rewrite",
+    "autopath",
+    "minimal",
+    "template",
+    "hosts",
     "kubernetes",
     "loop",
     "forward",
@@ -30,17 +39,47 @@ pub const KNOWN: [&str; 14] = [
     "import",
 ];
 
-const DEFAULT_FEED: &str = "/run/causeway/dns.sock";
-const MAX_TTL: u32 = 3600;
-
 /// Puts one directive into its server block.
 pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<(), Error> {
     let given_before = match directive.name.text.as_str() {
-        "errors" => std::mem::replace(&mut block.errors, bare(directive)?),
+        "errors" => {
+            block.consolidations = logs::errors(directive)?;
+            std::mem::replace(&mut block.errors, true)
+        }
+        "any" => std::mem::replace(&mut block.any, bare(directive)?),
+        "minimal" => std::mem::replace(&mut block.minimal, bare(directive)?),
+        "bufsize" => block.bufsize.replace(rules::bufsize(directive)?).is_some(),
+        "ratelimit" => block.rate_limit.replace(rules::rate_limit(directive)?).is_some(),
+        "acl" => {
+            block.acl.push(rules::acl(directive, &own_zones(block))?);
+            false
+        }
+        "root" => root(block, directive)?,
+        "hosts" => {
+            let mut options = rules::hosts(directive, &own_zones(block))?;
+            options.file = block.root.join(options.file);
+            block.hosts.replace(options).is_some()
+        }
+        "rewrite" => {
+            block.rewrites.push(rewrites::rewrite(directive)?);
+            false
+        }
+        "template" => {
+            let options = rules::template(directive, &own_zones(block))?;
+            block.templates.push(options);
+            false
+        }
+        "autopath" => {
+            let options = rules::autopath(directive, &own_zones(block), &block.root)?;
+            block.autopath.replace(options).is_some()
+        }
         "loop" => std::mem::replace(&mut block.detect_loops, bare(directive)?),
         "whoami" => std::mem::replace(&mut block.whoami, bare(directive)?),
         "loadbalance" => std::mem::replace(&mut block.load_balance, load_balance(directive)?),
-        "log" => block.log.replace(log(directive)?).is_some(),
+        "log" => {
+            block.log.push(logs::log(directive)?);
+            false
+        }
         "health" => block.health.replace(health(directive)?).is_some(),
         "ready" => {
             no_options(directive)?;
@@ -58,9 +97,9 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
                 .is_some()
         }
         "reload" => block.reload.replace(reload(directive)?).is_some(),
-        "cache" => block.cache.replace(cache(directive)?).is_some(),
+        "cache" => block.cache.replace(caching::cache(directive)?).is_some(),
         "kubernetes" => {
-            let own: Vec<Name> = block.keys.iter().map(|key| key.zone.clone()).collect();
+            let own = own_zones(block);
             block.kubernetes.replace(kubernetes(directive, &own)?).is_some()
         }
         "bind" => {
@@ -68,7 +107,7 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
             false
         }
         "forward" => {
-            block.forward.push(forward(directive)?);
+            block.forward.push(forwarding::forward(directive, &block.root)?);
             false
         }
         other => {
@@ -88,110 +127,15 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
     Ok(())
 }
 
-/// A directive that is only a word.
-fn bare(directive: &Directive) -> Result<bool, Error> {
+/// Whether there was one before.
+fn root(block: &mut ServerBlock, directive: &Directive) -> Result<bool, Error> {
     no_options(directive)?;
-    match directive.args.first() {
-        Some(arg) => Err(arg.error(format!("{} takes no argument", directive.name.text))),
-        None => Ok(true),
-    }
+    let folder = PathBuf::from(&single(directive)?.text);
+    Ok(!std::mem::replace(&mut block.root, folder).as_os_str().is_empty())
 }
 
-fn no_options(directive: &Directive) -> Result<(), Error> {
-    match directive.options.first() {
-        Some(option) => Err(unknown_option(directive, option, &[])),
-        None => Ok(()),
-    }
-}
-
-fn unknown_option(directive: &Directive, option: &Directive, known: &[&str]) -> Error {
-    let plugin = &directive.name.text;
-    let name = &option.name.text;
-    let known = if known.is_empty() {
-        "it has none".to_owned()
-    } else {
-        format!("known are {}", known.join(", "))
-    };
-    option
-        .name
-        .error(format!("unknown option {name:?} of {plugin}; {known}"))
-}
-
-/// The only argument of an option.
-fn single(directive: &Directive) -> Result<&Token, Error> {
-    match directive.args.as_slice() {
-        [only] => Ok(only),
-        _ => Err(directive
-            .name
-            .error(format!("{} takes exactly one argument", directive.name.text))),
-    }
-}
-
-fn number<N: std::str::FromStr>(token: &Token) -> Result<N, Error> {
-    token
-        .text
-        .parse()
-        .map_err(|_| token.error(format!("{:?} is no number in range", token.text)))
-}
-
-fn names(tokens: &[Token]) -> Result<Vec<Name>, Error> {
-    let mut names = Vec::new();
-    for token in tokens {
-        names.extend(zones(token, &token.text)?);
-    }
-    Ok(names)
-}
-
-fn everywhere(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
-}
-
-/// `:9153`, `localhost:9153`, `10.0.0.1:9153`, `[::1]:9153`.
-fn listen_address(directive: &Directive, default: SocketAddr) -> Result<SocketAddr, Error> {
-    let token = match directive.args.as_slice() {
-        [] => return Ok(default),
-        [token] => token,
-        [_, second, ..] => return Err(second.error(format!("{} takes one address", directive.name.text))),
-    };
-    let text = match token.text.split_once(':') {
-        Some(("", port)) => format!("[::]:{port}"),
-        Some(("localhost", port)) => format!("127.0.0.1:{port}"),
-        _ => token.text.clone(),
-    };
-    text.parse()
-        .map_err(|_| token.error(format!("{:?} is no address with a port", token.text)))
-}
-
-/// Go's notation: `5s`, `500ms`, `1m30s`, `1.5h`.
-fn duration(token: &Token) -> Result<Duration, Error> {
-    let error = || token.error(format!("{:?} is no duration like 5s, 500ms or 1m30s", token.text));
-    let mut rest = token.text.as_str();
-    let mut seconds = 0.0;
-    if rest.is_empty() {
-        return Err(error());
-    }
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let unit_end = rest[digits..]
-            .find(|c: char| c.is_ascii_digit())
-            .map_or(rest.len(), |at| digits + at);
-        let amount: f64 = rest[..digits].parse().map_err(|_| error())?;
-        let unit = match &rest[digits..unit_end] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "" if amount == 0.0 => 0.0,
-            _ => return Err(error()),
-        };
-        seconds += amount * unit;
-        rest = &rest[unit_end..];
-    }
-    Duration::try_from_secs_f64(seconds).map_err(|_| error())
+fn own_zones(block: &ServerBlock) -> Vec<Name> {
+    block.keys.iter().map(|key| key.zone.clone()).collect()
 }
 
 fn load_balance(directive: &Directive) -> Result<bool, Error> {
@@ -201,38 +145,6 @@ fn load_balance(directive: &Directive) -> Result<bool, Error> {
         [policy] if policy.text == "round_robin" => Ok(true),
         [policy, ..] => Err(policy.error(format!("loadbalance knows round_robin, not {:?}", policy.text))),
     }
-}
-
-fn log(directive: &Directive) -> Result<Log, Error> {
-    let every = Log {
-        success: true,
-        denial: true,
-        error: true,
-    };
-    match directive.args.as_slice() {
-        [] => {}
-        [zone] if zone.text == "." => {}
-        [first, ..] => return Err(first.error("log takes no names or formats yet, only the option class")),
-    }
-    let mut log = Log::default();
-    for option in &directive.options {
-        if option.name.text != "class" {
-            return Err(unknown_option(directive, option, &["class"]));
-        }
-        for class in &option.args {
-            match class.text.as_str() {
-                "all" => log = every,
-                "success" => log.success = true,
-                "denial" => log.denial = true,
-                "error" => log.error = true,
-                other => {
-                    let known = "all, success, denial and error";
-                    return Err(class.error(format!("{other:?} is no class of log; known are {known}")));
-                }
-            }
-        }
-    }
-    Ok(if log == Log::default() { every } else { log })
 }
 
 fn health(directive: &Directive) -> Result<Health, Error> {
@@ -249,20 +161,35 @@ fn health(directive: &Directive) -> Result<Health, Error> {
     Ok(health)
 }
 
-fn reload(directive: &Directive) -> Result<Duration, Error> {
+/// `reload [INTERVAL] [JITTER]`; the bounds are CoreDNS's.
+fn reload(directive: &Directive) -> Result<Reload, Error> {
+    const LEAST: Duration = Duration::from_secs(2);
+    const LEAST_JITTER: Duration = Duration::from_secs(1);
     no_options(directive)?;
-    let interval = match directive.args.first() {
-        Some(token) => (duration(token)?, token),
-        None => return Ok(Duration::from_secs(30)),
+    let (interval, jitter) = match directive.args.as_slice() {
+        [] => (None, None),
+        [interval] => (Some(interval), None),
+        [interval, jitter] => (Some(interval), Some(jitter)),
+        [_, _, third, ..] => return Err(third.error("reload takes an interval and a jitter")),
     };
-    if interval.0 < Duration::from_secs(2) {
-        return Err(interval
-            .1
-            .error("reload looks at the file every 2s at the most often"));
+    let mut reload = Reload {
+        interval: Duration::from_secs(30),
+        jitter: Duration::from_secs(15),
+    };
+    if let Some(token) = interval {
+        reload.interval = duration(token)?;
+        if reload.interval < LEAST {
+            return Err(token.error("reload looks at the file every 2s at the most often"));
+        }
     }
-    // The second argument, jitter, is checked and not needed: each process starts at a moment of its own.
-    directive.args.get(1).map(duration).transpose()?;
-    Ok(interval.0)
+    if let Some(token) = jitter {
+        reload.jitter = duration(token)?;
+        if reload.jitter < LEAST_JITTER {
+            return Err(token.error("the jitter of reload is 1s at least"));
+        }
+    }
+    reload.jitter = reload.jitter.min(reload.interval / 2);
+    Ok(reload)
 }
 
 fn bind(directive: &Directive) -> Result<Vec<IpAddr>, Error> {
@@ -296,220 +223,4 @@ fn interface_addresses(token: &Token) -> Result<Vec<IpAddr>, Error> {
         )));
     }
     Ok(addresses)
-}
-
-fn cache(directive: &Directive) -> Result<cache::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &["success", "denial", "disable", "servfail"];
-    let mut options = cache::Options::default();
-    let mut zone_tokens = directive.args.as_slice();
-    if let Some((first, rest)) = directive.args.split_first()
-        && let Ok(ttl) = first.text.parse::<u32>()
-    {
-        options.success.max_ttl = ttl;
-        options.denial.max_ttl = ttl;
-        zone_tokens = rest;
-    }
-    options.zones = names(zone_tokens)?;
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "success" => cache_part(&mut options.success, option)?,
-            "denial" => cache_part(&mut options.denial, option)?,
-            "servfail" => options.servfail = duration(single(option)?)?,
-            "disable" => {
-                let Some((which, zones)) = option.args.split_first() else {
-                    return Err(option.name.error("disable takes success or denial, and zones"));
-                };
-                let mut zones = names(zones)?;
-                if zones.is_empty() {
-                    zones.push(Name::root());
-                }
-                match which.text.as_str() {
-                    "success" => options.success.disabled.extend(zones),
-                    "denial" => options.denial.disabled.extend(zones),
-                    other => {
-                        return Err(which.error(format!("disable takes success or denial, not {other:?}")));
-                    }
-                }
-            }
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    Ok(options)
-}
-
-/// `success CAPACITY [TTL] [MINTTL]`.
-fn cache_part(part: &mut cache::Part, option: &Directive) -> Result<(), Error> {
-    let [capacity, ttls @ ..] = option.args.as_slice() else {
-        return Err(option
-            .name
-            .error(format!("{} takes a capacity", option.name.text)));
-    };
-    part.capacity = number(capacity)?;
-    if let Some(ttl) = ttls.first() {
-        part.max_ttl = number(ttl)?;
-    }
-    if let Some(ttl) = ttls.get(1) {
-        part.min_ttl = number(ttl)?;
-    }
-    Ok(())
-}
-
-fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<kubernetes::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &[
-        "pods",
-        "ttl",
-        "fallthrough",
-        "endpoint_pod_names",
-        "feed",
-        "state",
-    ];
-    let zones = if directive.args.is_empty() {
-        own_zones.to_vec()
-    } else {
-        names(&directive.args)?
-    };
-    if zones.iter().all(Name::is_reverse) {
-        return Err(directive
-            .name
-            .error("kubernetes needs a zone that is not a reverse zone"));
-    }
-    let mut options = kubernetes::Options {
-        zones,
-        ttl: 5,
-        pods: PodMode::Disabled,
-        fallthrough: Fallthrough::default(),
-        endpoint_names: EndpointNames::Dashed,
-        feed: PathBuf::from(DEFAULT_FEED),
-        state: PathBuf::new(),
-    };
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "pods" => options.pods = pod_mode(single(option)?)?,
-            "ttl" => options.ttl = kubernetes_ttl(single(option)?)?,
-            "fallthrough" if option.args.is_empty() => options.fallthrough.0.push(Name::root()),
-            "fallthrough" => options.fallthrough.0.extend(names(&option.args)?),
-            "endpoint_pod_names" => {
-                bare(option)?;
-                options.endpoint_names = EndpointNames::Pod;
-            }
-            "feed" => options.feed = PathBuf::from(&single(option)?.text),
-            "state" => options.state = PathBuf::from(&single(option)?.text),
-            "endpoint" | "kubeconfig" | "tls" => {
-                return Err(option.name.error(format!(
-                    "the option {:?} of kubernetes is not supported yet: objects come from the node agent's socket \
-                     (option feed, default {DEFAULT_FEED})",
-                    option.name.text
-                )));
-            }
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    if options.state.as_os_str().is_empty() {
-        options.state = options.feed.parent().map(Path::to_owned).unwrap_or_default();
-    }
-    Ok(options)
-}
-
-fn pod_mode(token: &Token) -> Result<PodMode, Error> {
-    match token.text.as_str() {
-        "disabled" => Ok(PodMode::Disabled),
-        "insecure" => Ok(PodMode::Insecure),
-        "verified" => Ok(PodMode::Verified),
-        other => Err(token.error(format!("pods is disabled, insecure or verified, not {other:?}"))),
-    }
-}
-
-fn kubernetes_ttl(token: &Token) -> Result<u32, Error> {
-    let ttl = number(token)?;
-    if ttl > MAX_TTL {
-        return Err(token.error(format!("ttl is 0 to {MAX_TTL} seconds, not {ttl}")));
-    }
-    Ok(ttl)
-}
-
-fn forward(directive: &Directive) -> Result<forward::Options, Error> {
-    const KNOWN_OPTIONS: &[&str] = &[
-        "except",
-        "policy",
-        "max_fails",
-        "max_concurrent",
-        "expire",
-        "force_tcp",
-        "prefer_udp",
-        "health_check",
-    ];
-    let [from, to @ ..] = directive.args.as_slice() else {
-        return Err(directive
-            .name
-            .error("forward takes a zone and at least one upstream"));
-    };
-    if to.is_empty() {
-        return Err(from.error("forward takes at least one upstream behind the zone"));
-    }
-    let from = zones(from, &from.text)?;
-    let mut options = forward::Options {
-        from,
-        ..forward::Options::default()
-    };
-    for token in to {
-        options.to.extend(upstreams(token)?);
-    }
-    for option in &directive.options {
-        match option.name.text.as_str() {
-            "except" => options.except.extend(names(&option.args)?),
-            "policy" => options.policy = policy(single(option)?)?,
-            "max_fails" => options.max_fails = number(single(option)?)?,
-            "max_concurrent" => options.max_concurrent = Some(number(single(option)?)?),
-            "expire" => options.expire = duration(single(option)?)?,
-            "force_tcp" => options.force_tcp = bare(option)?,
-            "prefer_udp" => options.prefer_udp = bare(option)?,
-            "health_check" => match option.args.as_slice() {
-                [interval] => options.health_check = duration(interval)?,
-                _ => {
-                    return Err(option
-                        .name
-                        .error("health_check takes a duration and nothing else yet"));
-                }
-            },
-            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
-        }
-    }
-    Ok(options)
-}
-
-fn policy(token: &Token) -> Result<forward::Policy, Error> {
-    match token.text.as_str() {
-        "random" => Ok(forward::Policy::Random),
-        "round_robin" => Ok(forward::Policy::RoundRobin),
-        "sequential" => Ok(forward::Policy::Sequential),
-        other => Err(token.error(format!(
-            "policy is random, round_robin or sequential, not {other:?}"
-        ))),
-    }
-}
-
-/// An address, with a port or without, or the name servers of a file like `/etc/resolv.conf`.
-fn upstreams(token: &Token) -> Result<Vec<SocketAddr>, Error> {
-    let text = match token.text.split_once("://") {
-        None => token.text.as_str(),
-        Some(("dns", rest)) => rest,
-        Some((scheme, _)) => {
-            return Err(token.error(format!(
-                "{scheme}:// upstreams are not supported yet; only dns:// are"
-            )));
-        }
-    };
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(vec![address]);
-    }
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::from((address, 53))]);
-    }
-    if !text.contains('/') {
-        return Err(token.error(format!(
-            "{text:?} is neither an address nor a file like /etc/resolv.conf"
-        )));
-    }
-    let servers = forward::resolv_conf::name_servers(Path::new(text));
-    servers.map_err(|error| token.error(format!("cannot read name servers from {text}: {error}")))
 }

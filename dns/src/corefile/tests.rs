@@ -1,8 +1,11 @@
 //! Corefiles that are read, and Corefiles that are refused with the exact words.
 
+mod read;
+mod refused;
+
 use super::*;
 use crate::forward::Policy;
-use crate::kubernetes::{Fallthrough, PodMode};
+use crate::kubernetes::{Exposed, Fallthrough, Objects, PodMode};
 use crate::zone::EndpointNames;
 
 fn environment(name: &str) -> Option<String> {
@@ -75,7 +78,7 @@ fn kubeadms_corefile_is_read_whole() {
         }],
         bind: Vec::new(),
         errors: true,
-        log: None,
+        log: Vec::new(),
         health: Some(Health {
             address: socket("[::]:8080"),
             lameduck: Duration::from_secs(5),
@@ -84,7 +87,10 @@ fn kubeadms_corefile_is_read_whole() {
         prometheus: Some(socket("[::]:9153")),
         cache: Some(cache),
         detect_loops: true,
-        reload: Some(Duration::from_secs(30)),
+        reload: Some(Reload {
+            interval: Duration::from_secs(30),
+            jitter: Duration::from_secs(15),
+        }),
         load_balance: true,
         kubernetes: Some(kubernetes::Options {
             zones: names(&["cluster.local", "in-addr.arpa", "ip6.arpa"]),
@@ -92,15 +98,19 @@ fn kubeadms_corefile_is_read_whole() {
             pods: PodMode::Insecure,
             fallthrough: Fallthrough(names(&["in-addr.arpa", "ip6.arpa"])),
             endpoint_names: EndpointNames::Dashed,
-            feed: "/run/causeway/dns.sock".into(),
+            exposed: Exposed::All,
+            endpoints: true,
+            empty_services: true,
+            objects: Objects::Agent("/run/causeway/dns.sock".into()),
             state: "/run/causeway".into(),
+            startup_timeout: Duration::from_secs(5),
         }),
         forward: vec![forward::Options {
-            to: vec![socket("10.0.0.2:53")],
+            to: vec![socket("10.0.0.2:53").into()],
             max_concurrent: Some(1000),
             ..forward::Options::default()
         }],
-        whoami: false,
+        ..ServerBlock::default()
     };
     assert_eq!(block(text), expected);
 }
@@ -153,7 +163,7 @@ fn options_are_read() {
     let forward = |text: &str| block(&format!(". {{\n forward {text}\n}}")).forward;
     let one = |change: &dyn Fn(&mut forward::Options)| {
         let mut options = forward::Options {
-            to: vec![socket("1.1.1.1:53")],
+            to: vec![socket("1.1.1.1:53").into()],
             ..forward::Options::default()
         };
         change(&mut options);
@@ -163,15 +173,15 @@ fn options_are_read() {
         (". 1.1.1.1", one(&|_| {})),
         (
             ". dns://1.1.1.1:54",
-            one(&|options| options.to = vec![socket("1.1.1.1:54")]),
+            one(&|options| options.to = vec![socket("1.1.1.1:54").into()]),
         ),
         (
             ". 1.1.1.1 [fd00::1]:54",
-            one(&|options| options.to.push(socket("[fd00::1]:54"))),
+            one(&|options| options.to.push(socket("[fd00::1]:54").into())),
         ),
         (
             ". 1.1.1.1 fd00::1",
-            one(&|options| options.to.push(socket("[fd00::1]:53"))),
+            one(&|options| options.to.push(socket("[fd00::1]:53").into())),
         ),
         (
             "a.example 1.1.1.1",
@@ -199,7 +209,27 @@ fn options_are_read() {
         ),
         (
             ". 1.1.1.1 {\n health_check 250ms\n}",
-            one(&|options| options.health_check = Duration::from_millis(250)),
+            one(&|options| options.health_check.interval = Duration::from_millis(250)),
+        ),
+        (
+            ". 1.1.1.1 {\n health_check 1s no_rec domain a.example\n}",
+            one(&|options| {
+                options.health_check = forward::HealthCheck {
+                    interval: Duration::from_secs(1),
+                    recursion_desired: false,
+                    domain: names(&["a.example"]).remove(0),
+                }
+            }),
+        ),
+        (
+            ". 1.1.1.1 {\n tls_servername dns.example\n tls /c /k /a\n}",
+            one(&|options| {
+                options.tls = forward::Tls {
+                    server_name: Some("dns.example".to_owned()),
+                    authorities: Some("/a".into()),
+                    identity: Some(("/c".into(), "/k".into())),
+                }
+            }),
         ),
         (
             ". 1.1.1.1 {\n except a.example b.example\n}",
@@ -210,16 +240,57 @@ fn options_are_read() {
     }
     assert_eq!(forward(". 1.1.1.1\n forward a.example 2.2.2.2").len(), 2);
     let log = |text: &str| block(&format!(". {{\n log {text}\n}}")).log;
-    let classes = |success, denial, error| {
-        Some(Log {
-            success,
-            denial,
-            error,
-        })
+    let rule = |zones: &[&str], success, denial, error, format: Option<&str>| {
+        vec![query_log::Rule {
+            zones: names(zones),
+            classes: query_log::Classes {
+                success,
+                denial,
+                error,
+            },
+            format: format.map(query_log::Format::parse),
+        }]
     };
-    assert_eq!(log(""), classes(true, true, true));
-    assert_eq!(log(". {\n class error denial\n}"), classes(false, true, true));
-    assert_eq!(log("{\n class all\n}"), classes(true, true, true));
+    for (text, expected) in [
+        ("", rule(&["."], true, true, true, None)),
+        (
+            ". {\n class error denial\n}",
+            rule(&["."], false, true, true, None),
+        ),
+        ("{\n class all\n}", rule(&["."], true, true, true, None)),
+        (
+            "a.example b.example {\n class success\n}",
+            rule(&["a.example", "b.example"], true, false, false, None),
+        ),
+        (
+            "a.example \"{name} {rcode}\"",
+            rule(&["a.example"], true, true, true, Some("{name} {rcode}")),
+        ),
+        ("{common}", rule(&["."], true, true, true, Some("{common}"))),
+    ] {
+        assert_eq!(log(text), expected, "{text}");
+    }
+    assert_eq!(log("a.example\n log b.example").len(), 2);
+    let errors = block(
+        ". {\n errors {\n consolidate 5m \".* timeout$\" warning\n consolidate 30s ^x debug show_first\n consolidate 1s y \
+         info\n consolidate 1s z\n}\n}",
+    );
+    let kind = |seconds, pattern: &str, level, show_first| error_log::Consolidation {
+        period: Duration::from_secs(seconds),
+        errors: crate::pattern::Pattern::parse(pattern).expect("a pattern"),
+        level,
+        show_first,
+    };
+    let expected = [
+        kind(300, ".* timeout$", error_log::Level::Warning, false),
+        kind(30, "^x", error_log::Level::Debug, true),
+        kind(1, "y", error_log::Level::Info, false),
+        kind(1, "z", error_log::Level::Error, false),
+    ];
+    assert_eq!(
+        (errors.errors, errors.consolidations.as_slice()),
+        (true, &expected[..])
+    );
     let cache = block(
         ". {\n cache 60 a.example {\n success 100 50 7\n denial 10 5\n servfail 1s\n disable denial\n}\n}",
     );
@@ -234,8 +305,41 @@ fn options_are_read() {
         success: part(100, 50, 7, Vec::new()),
         denial: part(10, 5, 5, vec![Name::root()]),
         servfail: Duration::from_secs(1),
+        ..cache::Options::default()
     };
     assert_eq!(cache.cache, Some(expected));
+    let cache = |option: &str| block(&format!(". {{\n cache {{\n {option}\n}}\n}}")).cache;
+    let prefetch = |amount, pause, percentage| cache::Options {
+        prefetch: Some(cache::Prefetch {
+            amount,
+            pause: Duration::from_secs(pause),
+            percentage,
+        }),
+        ..cache::Options::default()
+    };
+    let stale = |beyond, verifies| cache::Options {
+        stale: Some(cache::Stale {
+            beyond: Duration::from_secs(beyond),
+            verifies,
+        }),
+        ..cache::Options::default()
+    };
+    let keeps_ttl = cache::Options {
+        keeps_ttl: true,
+        ..cache::Options::default()
+    };
+    for (option, expected) in [
+        ("prefetch 10", prefetch(10, 60, 10)),
+        ("prefetch 10 5m", prefetch(10, 300, 10)),
+        ("prefetch 1 5s 90%", prefetch(1, 5, 90)),
+        ("serve_stale", stale(3600, false)),
+        ("serve_stale 1m", stale(60, false)),
+        ("serve_stale 1m immediate", stale(60, false)),
+        ("serve_stale 1m Verify", stale(60, true)),
+        ("keepttl", keeps_ttl),
+    ] {
+        assert_eq!(cache(option), Some(expected), "{option}");
+    }
     let kubernetes = block(
         "cluster.local {\n kubernetes {\n pods verified\n fallthrough\n feed /f.sock\n state /s\n endpoint_pod_names\n}\n}",
     );
@@ -245,8 +349,12 @@ fn options_are_read() {
         pods: PodMode::Verified,
         fallthrough: Fallthrough(vec![Name::root()]),
         endpoint_names: EndpointNames::Pod,
-        feed: "/f.sock".into(),
+        exposed: Exposed::All,
+        endpoints: true,
+        empty_services: true,
+        objects: Objects::Agent("/f.sock".into()),
         state: "/s".into(),
+        startup_timeout: Duration::from_secs(5),
     };
     assert_eq!(kubernetes.kubernetes, Some(expected));
     let endpoints = block(
@@ -263,7 +371,10 @@ fn options_are_read() {
             Some(socket("127.0.0.1:1")),
             Some(socket("10.0.0.1:2")),
             Some(socket("127.0.0.1:9153")),
-            Some(Duration::from_secs(10))
+            Some(Reload {
+                interval: Duration::from_secs(10),
+                jitter: Duration::from_secs(5),
+            })
         )
     );
     let bound: Vec<String> = endpoints.bind.iter().map(IpAddr::to_string).collect();
@@ -271,6 +382,48 @@ fn options_are_read() {
         bound.starts_with(&["10.0.0.1".to_owned(), "::1".to_owned(), "127.0.0.1".to_owned()]),
         "{bound:?}"
     );
+}
+
+#[test]
+fn rules_about_clients_are_read() {
+    let only = block(
+        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n}\n acl {\n \
+         allow net 10.1.0.0/16 fd00::1\n drop type TXT ANY\n block type AAAA TYPE65 net 192.0.2.1\n filter net * \
+         type A\n block\n}\n acl b.example {\n allow\n}\n}",
+    );
+    assert_eq!((only.any, only.minimal, only.bufsize), (true, true, Some(1400)));
+    let network = |text: &str| text.parse().expect("network");
+    let limit = rate_limit::Options {
+        per_second: 100,
+        burst: 200,
+        exempt: vec![network("10.0.0.0/8"), network("::1")],
+    };
+    assert_eq!(only.rate_limit, Some(limit));
+    let rule = |action, types: &[u16], clients: &[&str]| acl::Rule {
+        action,
+        types: types.to_vec(),
+        clients: clients.iter().map(|text| network(text)).collect(),
+    };
+    let expected = [
+        acl::Options {
+            zones: names(&["a.example"]),
+            rules: vec![
+                rule(acl::Action::Allow, &[], &["10.1.0.0/16", "fd00::1"]),
+                rule(acl::Action::Drop, &[], &[]),
+                rule(acl::Action::Block, &[28, 65], &["192.0.2.1"]),
+                rule(acl::Action::Filter, &[1], &[]),
+                rule(acl::Action::Block, &[], &[]),
+            ],
+        },
+        acl::Options {
+            zones: names(&["b.example"]),
+            rules: vec![rule(acl::Action::Allow, &[], &[])],
+        },
+    ];
+    assert_eq!(only.acl, expected);
+    assert_eq!(block(". {\n bufsize\n}").bufsize, Some(1232));
+    let limit = block(". {\n ratelimit 7\n}").rate_limit;
+    assert_eq!(limit.map(|limit| (limit.per_second, limit.burst)), Some((7, 7)));
 }
 
 #[test]
@@ -331,227 +484,4 @@ fn files_are_imported_from_beside_the_importing_file() {
         "{absent}"
     );
     std::fs::remove_dir_all(&folder).expect("removed");
-}
-
-#[test]
-fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bind, health, ready, prometheus, errors, log, loadbalance, cache, kubernetes, loop, \
-                         forward, whoami, import";
-    let unknown = format!("Corefile:3: unknown plugin \"hosts\"; known are {KNOWN}");
-    let inside = |directive: &str| format!(". {{\n {directive}\n}}");
-    let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
-    let in_forward = |option: &str| format!(". {{\n forward . 1.1.1.1 {{\n {option}\n}}\n}}");
-    let from_agent = |option: &str| {
-        format!(
-            "Corefile:3: the option {option:?} of kubernetes is not supported yet: objects come from the node agent's \
-             socket (option feed, default /run/causeway/dns.sock)"
-        )
-    };
-    let rows: Vec<(String, &str)> = vec![
-        (
-            String::new(),
-            "Corefile:0: there is no server block: the least is '. { whoami }'",
-        ),
-        (
-            "# nothing\n".into(),
-            "Corefile:0: there is no server block: the least is '. { whoami }'",
-        ),
-        (". {\n errors\n hosts\n}".into(), &unknown),
-        (
-            ". {\n errors\n".into(),
-            "Corefile:1: the block of \".\" is never closed",
-        ),
-        (
-            "{\n errors\n}".into(),
-            "Corefile:1: a server block needs a zone in front of '{'",
-        ),
-        ("}".into(), "Corefile:1: unexpected '}'"),
-        (".\nerrors\n}".into(), "Corefile:3: unexpected '}'"),
-        (". {\n {\n}".into(), "Corefile:2: unexpected '{'"),
-        (
-            ". {\n log \"open\n}".into(),
-            "Corefile:2: a quote is opened here and never closed",
-        ),
-        (
-            ". {\n}\n. {\n}".into(),
-            "Corefile:3: cannot serve . at port 53 twice",
-        ),
-        (
-            "a.example a.example:53 {\n}".into(),
-            "Corefile:1: cannot serve a.example. at port 53 twice",
-        ),
-        (
-            "tls://. {\n}".into(),
-            "Corefile:1: tls:// is not served yet; only dns:// is",
-        ),
-        (".:dns {\n}".into(), "Corefile:1: \"dns\" is no port number"),
-        (".:70000 {\n}".into(), "Corefile:1: \"70000\" is no port number"),
-        (
-            "a..b {\n}".into(),
-            "Corefile:1: the zone \"a..b\" has an empty label",
-        ),
-        (
-            "10.0.0.0/33 {\n}".into(),
-            "Corefile:1: \"10.0.0.0/33\" is neither a zone nor a network",
-        ),
-        ("(snip)\n".into(), "Corefile:1: the snippet (snip) needs a block"),
-        (
-            "(s) {\n}\n(s) {\n}".into(),
-            "Corefile:3: the snippet (s) is defined twice",
-        ),
-        (
-            "(s) {\n import s\n}\n. {\n import s\n}".into(),
-            "Corefile:2: too many imports: a file imports itself",
-        ),
-        (
-            inside("import"),
-            "Corefile:2: import takes one file, pattern or snippet",
-        ),
-        (
-            inside("import /none/such"),
-            "Corefile:2: cannot import /none/such: No such file or directory (os error 2)",
-        ),
-        (inside("errors stdout"), "Corefile:2: errors takes no argument"),
-        (
-            inside("errors {\n consolidate 5m .*\n}"),
-            "Corefile:3: unknown option \"consolidate\" of errors; it has none",
-        ),
-        (
-            inside("errors\n errors"),
-            "Corefile:3: the plugin \"errors\" is given twice in one server block",
-        ),
-        (
-            inside("loadbalance weighted f"),
-            "Corefile:2: loadbalance knows round_robin, not \"weighted\"",
-        ),
-        (
-            inside("log a.example"),
-            "Corefile:2: log takes no names or formats yet, only the option class",
-        ),
-        (
-            inside("log {\n class some\n}"),
-            "Corefile:3: \"some\" is no class of log; known are all, success, denial and error",
-        ),
-        (
-            inside("log {\n format x\n}"),
-            "Corefile:3: unknown option \"format\" of log; known are class",
-        ),
-        (
-            inside("health nonsense"),
-            "Corefile:2: \"nonsense\" is no address with a port",
-        ),
-        (inside("health :1 :2"), "Corefile:2: health takes one address"),
-        (
-            inside("health {\n lameduck 5\n}"),
-            "Corefile:3: \"5\" is no duration like 5s, 500ms or 1m30s",
-        ),
-        (
-            inside("health {\n lameduck\n}"),
-            "Corefile:3: lameduck takes exactly one argument",
-        ),
-        (
-            inside("reload 1s"),
-            "Corefile:2: reload looks at the file every 2s at the most often",
-        ),
-        (
-            inside("bind"),
-            "Corefile:2: bind takes at least one address or interface",
-        ),
-        (
-            inside("bind nosuch0"),
-            "Corefile:2: \"nosuch0\" is neither an address nor an interface that has one",
-        ),
-        (
-            inside("cache {\n prefetch 1\n}"),
-            "Corefile:3: unknown option \"prefetch\" of cache; known are success, denial, disable, servfail",
-        ),
-        (
-            inside("cache {\n success many\n}"),
-            "Corefile:3: \"many\" is no number in range",
-        ),
-        (
-            inside("cache {\n success\n}"),
-            "Corefile:3: success takes a capacity",
-        ),
-        (
-            inside("cache {\n disable all\n}"),
-            "Corefile:3: disable takes success or denial, not \"all\"",
-        ),
-        (
-            inside("cache {\n disable\n}"),
-            "Corefile:3: disable takes success or denial, and zones",
-        ),
-        (
-            inside("kubernetes in-addr.arpa"),
-            "Corefile:2: kubernetes needs a zone that is not a reverse zone",
-        ),
-        (
-            in_kubernetes("pods all"),
-            "Corefile:3: pods is disabled, insecure or verified, not \"all\"",
-        ),
-        (
-            in_kubernetes("ttl 3601"),
-            "Corefile:3: ttl is 0 to 3600 seconds, not 3601",
-        ),
-        (
-            in_kubernetes("ttl -1"),
-            "Corefile:3: \"-1\" is no number in range",
-        ),
-        (in_kubernetes("ttl"), "Corefile:3: ttl takes exactly one argument"),
-        (
-            in_kubernetes("multicluster"),
-            "Corefile:3: unknown option \"multicluster\" of kubernetes; known are pods, ttl, fallthrough, endpoint_pod_names, feed, state",
-        ),
-        (
-            inside("forward"),
-            "Corefile:2: forward takes a zone and at least one upstream",
-        ),
-        (
-            inside("forward ."),
-            "Corefile:2: forward takes at least one upstream behind the zone",
-        ),
-        (
-            inside("forward . tls://1.1.1.1"),
-            "Corefile:2: tls:// upstreams are not supported yet; only dns:// are",
-        ),
-        (
-            inside("forward . resolver"),
-            "Corefile:2: \"resolver\" is neither an address nor a file like /etc/resolv.conf",
-        ),
-        (
-            inside("forward . /none/resolv.conf"),
-            "Corefile:2: cannot read name servers from /none/resolv.conf: No such file or directory (os error 2)",
-        ),
-        (
-            in_forward("policy best"),
-            "Corefile:3: policy is random, round_robin or sequential, not \"best\"",
-        ),
-        (
-            in_forward("max_fails many"),
-            "Corefile:3: \"many\" is no number in range",
-        ),
-        (
-            in_forward("force_tcp yes"),
-            "Corefile:3: force_tcp takes no argument",
-        ),
-        (
-            in_forward("health_check 1s no_rec"),
-            "Corefile:3: health_check takes a duration and nothing else yet",
-        ),
-        (
-            in_forward("tls_servername x"),
-            "Corefile:3: unknown option \"tls_servername\" of forward; known are except, policy, max_fails, max_concurrent, \
-             expire, force_tcp, prefer_udp, health_check",
-        ),
-    ];
-    for (text, expected) in &rows {
-        let error = parse(text)
-            .map(|_| String::new())
-            .unwrap_or_else(|error| error.to_string());
-        assert_eq!(error, *expected, "{text}");
-    }
-    for option in ["endpoint", "kubeconfig", "tls"] {
-        let error = parse(&in_kubernetes(&format!("{option} x"))).expect_err("not yet");
-        assert_eq!(error.to_string(), from_agent(option));
-    }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
 
 use crate::answer::{Owner, Section, Writer};
 use crate::question::{Query, rcode, rtype};
@@ -56,6 +57,29 @@ impl FakeUpstream {
     /// One that answers every question with this address, TTL 60.
     pub(crate) async fn answering(address: [u8; 4]) -> Self {
         Self::start(move |packet, _| vec![answer(packet, &[address])]).await
+    }
+
+    /// One that answers by UDP with this address, each time that a permit is given.
+    pub(crate) async fn answering_after(permits: Arc<Semaphore>, address: [u8; 4]) -> Self {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("bound"));
+        let (own, asked) = (
+            socket.local_addr().expect("address"),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let (socket, permits) = (Arc::clone(&socket), Arc::clone(&permits));
+                let reply = answer(&buffer[..length], &[address]);
+                tokio::spawn(async move {
+                    permits.acquire().await.expect("open").forget();
+                    socket.send_to(&reply, from).await.expect("sent");
+                });
+            }
+        });
+        Self { address: own, asked }
     }
 
     /// How often it was asked.

@@ -1,8 +1,10 @@
-//! The name servers of a file like `/etc/resolv.conf` (resolv.conf(5)).
+//! The name servers and the search path of a file like `/etc/resolv.conf` (resolv.conf(5)).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+
+use crate::name::Name;
 
 /// systemd-resolved's stub. From another network namespace, or when the stub forwards to us, it is a dead end.
 const SYSTEMD_STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
@@ -22,6 +24,23 @@ pub fn name_servers(path: &Path) -> io::Result<Vec<SocketAddr>> {
     Ok(servers)
 }
 
+/// Reads the search path: of the last line `search` or `domain`, as in the C library.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn search(path: &Path) -> io::Result<Vec<Name>> {
+    Ok(parse_search(&std::fs::read_to_string(path)?))
+}
+
+fn parse_search(text: &str) -> Vec<Name> {
+    let mut lines = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        matches!(words.next(), Some("search" | "domain")).then_some(words)
+    });
+    let words = lines.next_back().into_iter().flatten();
+    words.filter_map(|word| Name::parse(word).ok()).collect()
+}
+
 fn parse(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -38,6 +57,15 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_search_path_holds() {
+        let text = "search a.example\nnameserver 10.0.0.1\ndomain b.example\nsearch  ns.svc.cluster.local a..b\tsvc.cluster.local\n";
+        let expected =
+            ["ns.svc.cluster.local", "svc.cluster.local"].map(|name| Name::parse(name).expect("name"));
+        assert_eq!(parse_search(text), expected);
+        assert_eq!(parse_search("nameserver 10.0.0.1\n"), []);
+    }
 
     #[test]
     fn name_servers_are_read_and_everything_else_is_passed_over() {

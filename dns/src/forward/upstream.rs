@@ -2,33 +2,41 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::connection::{Connections, Tls};
+use super::question::{Dialect, Judgement, Outgoing, Question};
+use super::{HealthCheck, Options, Target};
 use crate::metrics::Histogram;
-use crate::question::{HEADER, Query, query_packet, rtype};
+use crate::question::{Query, query_packet, rtype};
 
-const FLAG_QR: u8 = 0x80;
 const FLAG_TC: u8 = 0x02;
 /// The longest that a health check waits.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why an upstream gave no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// Nothing came in time.
     #[error("no answer within the time limit")]
     Timeout,
     /// The socket failed.
     #[error("the connection failed")]
-    Io(#[from] io::Error),
+    Io(#[source] Arc<io::Error>),
     /// What came over TCP was no answer to the question.
     #[error("the answer does not belong to the question")]
     Mismatch,
+}
+
+impl From<io::Error> for ExchangeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
 }
 
 /// A name server that questions are sent on to.
@@ -39,17 +47,26 @@ pub struct Upstream {
     pub durations: Histogram,
     /// Failed health checks.
     pub failed_checks: AtomicU64,
+    connections: Connections,
+    /// It was never seen to refuse an OPT record.
+    knows_edns: AtomicBool,
+    /// It was never seen to change the case of a name.
+    keeps_case: AtomicBool,
     fails: AtomicU32,
     checking: AtomicBool,
     looping: AtomicBool,
 }
 
 impl Upstream {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(target: &Target, options: &Options) -> Self {
+        let tls: Option<&Tls> = target.over_tls.then_some(&options.tls);
         Self {
-            address,
+            address: target.address,
             durations: Histogram::default(),
             failed_checks: AtomicU64::new(0),
+            connections: Connections::new(target.address, tls, options.expire),
+            knows_edns: AtomicBool::new(true),
+            keeps_case: AtomicBool::new(true),
             fails: AtomicU32::new(0),
             checking: AtomicBool::new(false),
             looping: AtomicBool::new(false),
@@ -73,71 +90,99 @@ impl Upstream {
         !self.looping.swap(true, Ordering::Relaxed)
     }
 
+    /// Questions over streams that found an idle one, and those that needed a new one.
+    #[must_use]
+    pub fn stream_counts(&self) -> (u64, u64) {
+        let Connections { reused, opened, .. } = &self.connections;
+        (reused.load(Ordering::Relaxed), opened.load(Ordering::Relaxed))
+    }
+
+    /// `tcp`, or `tcp-tls` where everything goes by TLS; as metrics tell it.
+    #[must_use]
+    pub fn stream_protocol(&self) -> &'static str {
+        if self.connections.is_tls() {
+            "tcp-tls"
+        } else {
+            "tcp"
+        }
+    }
+
     /// Asks. A truncated answer is asked for again by TCP, so that the client gets all of it where it has the room.
     pub(super) async fn exchange(
         &self,
-        query: &Query<'_>,
-        by_tcp: bool,
+        question: &Question,
         until: Instant,
     ) -> Result<Vec<u8>, ExchangeError> {
         let started = Instant::now();
-        let response = self.ask(query, by_tcp, until).await?;
+        let response = self.ask(question, until).await?;
         self.durations.record(started.elapsed());
         self.fails.store(0, Ordering::Relaxed);
         Ok(response)
     }
 
-    async fn ask(&self, query: &Query<'_>, by_tcp: bool, until: Instant) -> Result<Vec<u8>, ExchangeError> {
-        if by_tcp {
-            return self.ask_by_tcp(query, until).await;
+    /// Asks as it is known to like it, and where it shows that it does not, in a plainer way.
+    async fn ask(&self, question: &Question, until: Instant) -> Result<Vec<u8>, ExchangeError> {
+        let mut dialect = Dialect {
+            edns: self.knows_edns.load(Ordering::Relaxed),
+            mixed_case: self.keeps_case.load(Ordering::Relaxed),
+        };
+        loop {
+            let sent = question.packet(dialect);
+            let response = self.ask_with(&sent, question.by_tcp, until).await?;
+            match sent.judge(&response) {
+                Judgement::NoEdns => dialect.edns = false,
+                Judgement::OtherCase if dialect.mixed_case => dialect.mixed_case = false,
+                Judgement::True | Judgement::OtherCase => {
+                    self.knows_edns.fetch_and(dialect.edns, Ordering::Relaxed);
+                    self.keeps_case.fetch_and(dialect.mixed_case, Ordering::Relaxed);
+                    return Ok(sent.without_opt(response));
+                }
+                Judgement::Foreign => return Err(ExchangeError::Mismatch),
+            }
         }
-        let response = self.ask_by_udp(query, until).await?;
+    }
+
+    async fn ask_with(
+        &self,
+        sent: &Outgoing,
+        by_tcp: bool,
+        until: Instant,
+    ) -> Result<Vec<u8>, ExchangeError> {
+        if by_tcp || self.connections.is_tls() {
+            return self.ask_by_stream(sent, until).await;
+        }
+        let response = self.ask_by_udp(sent, until).await?;
         if response[2] & FLAG_TC != 0 {
             // A part of the answer is better than none.
-            return Ok(self.ask_by_tcp(query, until).await.unwrap_or(response));
+            return Ok(self.ask_by_stream(sent, until).await.unwrap_or(response));
         }
         Ok(response)
     }
 
-    async fn ask_by_udp(&self, query: &Query<'_>, until: Instant) -> Result<Vec<u8>, ExchangeError> {
+    async fn ask_by_udp(&self, sent: &Outgoing, until: Instant) -> Result<Vec<u8>, ExchangeError> {
         let any: SocketAddr = match self.address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = UdpSocket::bind(any).await?;
         socket.connect(self.address).await?;
-        let packet = under_new_id(query);
-        socket.send(&packet).await?;
+        socket.send(&sent.packet).await?;
         let mut buffer = vec![0; 65_535];
         loop {
             let received = timeout_at(until, socket.recv(&mut buffer)).await;
             let length = received.map_err(|_| ExchangeError::Timeout)??;
-            if answers(&buffer[..length], &packet, query) {
-                buffer.truncate(length);
-                return Ok(buffer);
+            if sent.judge(&buffer[..length]) != Judgement::Foreign {
+                return Ok(buffer[..length].to_vec());
             }
         }
     }
 
-    async fn ask_by_tcp(&self, query: &Query<'_>, until: Instant) -> Result<Vec<u8>, ExchangeError> {
-        let packet = under_new_id(query);
-        let exchange = async {
-            let mut stream = TcpStream::connect(self.address).await?;
-            let mut framed = Vec::with_capacity(packet.len() + 2);
-            framed.extend_from_slice(&(packet.len() as u16).to_be_bytes());
-            framed.extend_from_slice(&packet);
-            stream.write_all(&framed).await?;
-            let mut response = vec![0; usize::from(stream.read_u16().await?)];
-            stream.read_exact(&mut response).await?;
-            Ok::<_, io::Error>(response)
-        };
-        let response = timeout_at(until, exchange)
-            .await
-            .map_err(|_| ExchangeError::Timeout)??;
-        if answers(&response, &packet, query) {
-            Ok(response)
-        } else {
-            Err(ExchangeError::Mismatch)
+    async fn ask_by_stream(&self, sent: &Outgoing, until: Instant) -> Result<Vec<u8>, ExchangeError> {
+        let response = timeout_at(until, self.connections.exchange(&sent.packet)).await;
+        let response = response.map_err(|_| ExchangeError::Timeout)??;
+        match sent.judge(&response) {
+            Judgement::Foreign => Err(ExchangeError::Mismatch),
+            _ => Ok(response),
         }
     }
 
@@ -146,22 +191,17 @@ impl Upstream {
         !self.checking.swap(true, Ordering::Relaxed)
     }
 
-    /// Asks `. NS` until there is an answer, whatever it says.
-    pub(super) async fn check_until_healthy(&self, interval: Duration, by_tcp: bool) {
-        let packet = query_packet(0, b"\0", rtype::NS);
+    /// Asks for the servers of a zone until there is an answer, whatever it says.
+    pub(super) async fn check_until_healthy(&self, check: &HealthCheck, by_tcp: bool) {
+        let mut packet = query_packet(0, check.domain.wire(), rtype::NS);
+        packet[2] = u8::from(check.recursion_desired);
         let Ok(query) = Query::parse(&packet) else { return };
-        loop {
-            if self
-                .ask(&query, by_tcp, Instant::now() + CHECK_TIMEOUT)
-                .await
-                .is_ok()
-            {
-                break;
-            }
+        let question = Question::of(&query, by_tcp);
+        while self.ask(&question, Instant::now() + CHECK_TIMEOUT).await.is_err() {
             let fails = self.fails.load(Ordering::Relaxed).saturating_add(1);
             self.fails.store(fails, Ordering::Relaxed);
             self.failed_checks.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(interval).await;
+            tokio::time::sleep(check.interval).await;
         }
         self.fails.store(0, Ordering::Relaxed);
         self.checking.store(false, Ordering::Relaxed);
@@ -171,30 +211,14 @@ impl Upstream {
     pub(crate) async fn send_probe(&self, name: &[u8]) {
         let packet = query_packet(rand::random(), name, rtype::HINFO);
         if let Ok(query) = Query::parse(&packet) {
-            let ask = self.ask_by_udp(&query, Instant::now() + CHECK_TIMEOUT);
+            let plain = Dialect {
+                edns: false,
+                mixed_case: false,
+            };
+            let sent = Question::of(&query, false).packet(plain);
+            let ask = self.ask_with(&sent, false, Instant::now() + CHECK_TIMEOUT);
             // Only its arrival back here matters.
             let _ = timeout(CHECK_TIMEOUT, ask).await;
         }
     }
-}
-
-fn under_new_id(query: &Query<'_>) -> Vec<u8> {
-    let mut packet = query.packet().to_vec();
-    packet[..2].copy_from_slice(&rand::random::<[u8; 2]>());
-    packet
-}
-
-/// Whether a packet is a response to what was sent: id, QR, opcode, and the one question, in whatever case.
-fn answers(response: &[u8], sent: &[u8], query: &Query<'_>) -> bool {
-    let (Some(header), Some(question)) = (response.get(..HEADER), response.get(HEADER..query.question_end))
-    else {
-        return false;
-    };
-    let name_length = query.name().len();
-    header[..2] == sent[..2]
-        && header[2] & FLAG_QR != 0
-        && header[2] & 0x78 == sent[2] & 0x78
-        && header[4..6] == [0, 1]
-        && question[..name_length].eq_ignore_ascii_case(query.name())
-        && question[name_length..] == sent[HEADER + name_length..query.question_end]
 }

@@ -6,7 +6,7 @@ use super::{Answer, Found, MAX_NEGATIVE_TTL, SCHEMA_VERSION, SCHEMA_VERSION_TTL}
 use crate::answer::{Owner, Section, Writer, join, owner_at, put_soa};
 use crate::name::Name;
 use crate::question::rtype;
-use crate::zone::{Endpoint, Kind, PortName, ServiceRecords};
+use crate::zone::{Endpoint, EndpointNames, Kind, PortName, Reversed, ServiceRecords};
 
 /// One SRV record to be.
 struct Target<'t> {
@@ -22,19 +22,28 @@ impl<'t> Answer<'_, 't> {
             (Found::Service(records), rtype::A) => writer.cells(&records.a, self.shape.rotation, ttl),
             (Found::Service(records), rtype::AAAA) => writer.cells(&records.aaaa, self.shape.rotation, ttl),
             (Found::Service(records), rtype::SRV) => self.srv(writer, service_targets(records)),
-            (Found::ServicePort(addresses, _), rtype::A | rtype::AAAA) => {
+            (Found::ServicePort(_, addresses, _), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, addresses.iter().copied());
             }
-            (Found::ServicePort(addresses, ports), rtype::SRV) => {
-                self.srv(writer, own_targets(addresses, ports.iter().copied()));
+            (Found::ServicePort(records, addresses, port), rtype::SRV) => {
+                let ports = port.of(&records.ports).map(|port| port.number);
+                self.srv(writer, own_targets(addresses, ports));
             }
-            (Found::Endpoints(endpoints, _), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, endpoints.iter().map(|endpoint| endpoint.address));
+            (Found::Endpoints(called), rtype::A | rtype::AAAA) => {
+                self.addresses(writer, called.iter().map(|endpoint| endpoint.address));
             }
-            (Found::Endpoints(endpoints, port), rtype::SRV) => {
-                let targets = endpoints
+            (Found::Endpoints(called), rtype::SRV) => {
+                let targets = called
                     .iter()
-                    .flat_map(|endpoint| endpoint_targets(endpoint, *port));
+                    .flat_map(|endpoint| endpoint_targets(endpoint, None));
+                self.srv(writer, targets.collect());
+            }
+            (Found::EndpointPort(records, port), rtype::A | rtype::AAAA) => {
+                self.addresses(writer, records.serving(*port).map(|endpoint| endpoint.address));
+            }
+            (Found::EndpointPort(records, port), rtype::SRV) => {
+                let endpoints = records.endpoints.iter();
+                let targets = endpoints.flat_map(|endpoint| endpoint_targets(endpoint, Some(*port)));
                 self.srv(writer, targets.collect());
             }
             (Found::Pod(address), rtype::A | rtype::AAAA) => {
@@ -43,11 +52,9 @@ impl<'t> Answer<'_, 't> {
             (Found::Alias(target), rtype::CNAME) => {
                 writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
             }
-            (Found::Pointer(names), rtype::PTR) => {
-                for name in names {
-                    writer.name(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, name);
-                }
-            }
+            (Found::Pointer(address), rtype::PTR) => self.pointers(*address, |write_name| {
+                writer.record(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, write_name);
+            }),
             (Found::Version, rtype::TXT) => {
                 let put = |out: &mut Vec<u8>| out.extend_from_slice(SCHEMA_VERSION);
                 writer.record(
@@ -67,18 +74,32 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    /// Addresses of the family asked for, each once, rotated.
-    fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr>) {
+    /// Addresses of the family asked for, each once, rotated. They come sorted, so that equal ones stand together.
+    fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr> + Clone) {
         let wants_v4 = self.query.qtype == rtype::A;
-        let mut addresses: Vec<IpAddr> = addresses
-            .filter(|address| address.is_ipv4() == wants_v4)
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let count = addresses.len().max(1);
-        addresses.rotate_left(self.shape.rotation % count);
-        for address in addresses {
+        let wanted = addresses.filter(|address| address.is_ipv4() == wants_v4);
+        let distinct = wanted.scan(None, |last, address| {
+            let is_new = last.replace(address) != Some(address);
+            Some(is_new.then_some(address))
+        });
+        let distinct = distinct.flatten();
+        let first = self.shape.rotation % distinct.clone().count().max(1);
+        for address in distinct.clone().skip(first).chain(distinct.take(first)) {
             writer.address(Section::Answer, Owner::QUESTION, address, self.options.ttl);
+        }
+    }
+
+    /// Hands out the names that the address leads back to, each as what writes it.
+    pub(super) fn pointers(&self, address: IpAddr, mut take: impl FnMut(&dyn Fn(&mut Vec<u8>))) {
+        let (zone, names) = (self.options.primary_zone(), self.options.endpoint_names);
+        for owner in self.reversed(address) {
+            if !owner.is_endpoint {
+                take(&|out| put_name(None, &owner, zone, out));
+                continue;
+            }
+            for endpoint in owner.records.names_at(address, names) {
+                take(&|out| put_name(Some((endpoint, names)), &owner, zone, out));
+            }
         }
     }
 
@@ -134,24 +155,29 @@ impl<'t> Answer<'_, 't> {
         let service = self.query.suffix(self.before - 3);
         let mut name = Vec::with_capacity(service.len() + 20);
         if let Some(endpoint) = target.endpoint {
-            let label = endpoint.label(self.options.endpoint_names);
-            name.push(label.len() as u8);
-            name.extend_from_slice(&label);
+            endpoint.put_label(self.options.endpoint_names, &mut name);
         }
         name.extend_from_slice(service);
         name
     }
 
+    /// The names of the Services that lead to this machine, as they answer themselves; where there is none, `ns.dns`.
     fn name_servers(&self, writer: &mut Writer<'_, '_>) {
         let zone = Name::from_lower_wire(self.query.suffix(self.before));
+        let names = self.options.endpoint_names;
         let mut servers: Vec<(Vec<u8>, Vec<IpAddr>)> = Vec::new();
         for address in self.reachable_addresses() {
-            for owner in self.table.reversed(address, self.options.endpoint_names) {
-                let name = join(&[owner.service, owner.namespace, b"svc"], &zone);
-                let known = servers.iter().position(|(known, _)| *known == name);
-                match known.and_then(|index| servers.get_mut(index)) {
-                    Some((_, addresses)) => addresses.push(address),
-                    None => servers.push((name, vec![address])),
+            for owner in self.table.reversed(address) {
+                let mut name = Vec::new();
+                if let Kind::ClusterIp(own) = &owner.records.kind {
+                    put_name(None, &owner, &zone, &mut name);
+                    add_server(&mut servers, name, own);
+                    continue;
+                }
+                for endpoint in owner.records.names_at(address, names) {
+                    name.clear();
+                    put_name(Some((endpoint, names)), &owner, &zone, &mut name);
+                    add_server(&mut servers, name.clone(), &[address]);
                 }
             }
         }
@@ -182,7 +208,7 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    fn reachable_addresses(&self) -> impl Iterator<Item = IpAddr> {
+    fn reachable_addresses(&self) -> impl Iterator<Item = IpAddr> + Clone {
         self.table.local_addresses.iter().copied()
     }
 
@@ -203,6 +229,34 @@ impl<'t> Answer<'_, 't> {
             ttl.min(MAX_NEGATIVE_TTL),
             ttl,
         );
+    }
+}
+
+/// `[endpoint.]service.namespace.svc.ZONE`
+fn put_name(
+    endpoint: Option<(&Endpoint, EndpointNames)>,
+    owner: &Reversed<'_>,
+    zone: &Name,
+    out: &mut Vec<u8>,
+) {
+    if let Some((endpoint, names)) = endpoint {
+        endpoint.put_label(names, out);
+    }
+    for label in [owner.service, owner.namespace, b"svc"] {
+        out.push(label.len() as u8);
+        out.extend_from_slice(label);
+    }
+    out.extend_from_slice(zone.wire());
+}
+
+fn add_server(servers: &mut Vec<(Vec<u8>, Vec<IpAddr>)>, name: Vec<u8>, addresses: &[IpAddr]) {
+    match servers.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, known)) => {
+            let fresh = addresses.iter().filter(|address| !known.contains(address));
+            let fresh: Vec<IpAddr> = fresh.copied().collect();
+            known.extend(fresh);
+        }
+        None => servers.push((name, addresses.to_vec())),
     }
 }
 

@@ -24,8 +24,12 @@ fn options() -> Options {
         pods: PodMode::Disabled,
         fallthrough: Fallthrough::default(),
         endpoint_names: EndpointNames::Dashed,
-        feed: PathBuf::new(),
+        exposed: Exposed::All,
+        endpoints: true,
+        empty_services: true,
+        objects: Objects::Api(ApiServer::default()),
         state: PathBuf::new(),
+        startup_timeout: Duration::ZERO,
     }
 }
 
@@ -435,6 +439,21 @@ fn the_zone_itself() {
     table.local_addresses = vec!["10.0.0.10".parse().expect("address")];
     let own = "NOERROR NS kube-dns.kube-system.svc.cluster.local. + kube-dns.kube-system.svc.cluster.local. A 10.0.0.10";
     check(&options(), &table, &[("", "NS", own)]);
+    // A pod is called by what its Service answers: the ClusterIP, or its own address where that is headless.
+    for (address, expected) in [
+        (
+            "172.0.0.1",
+            "NOERROR NS svc1.otherns.svc.cluster.local. NS svc1.testns.svc.cluster.local. \
+             + svc1.otherns.svc.cluster.local. A 10.0.1.1 + svc1.testns.svc.cluster.local. A 10.0.0.1",
+        ),
+        (
+            "172.0.0.4",
+            "NOERROR NS dup-name.hdls1.testns.svc.cluster.local. + dup-name.hdls1.testns.svc.cluster.local. A 172.0.0.4",
+        ),
+    ] {
+        table.local_addresses = vec![address.parse().expect("address")];
+        check(&options(), &table, &[("", "NS", expected)]);
+    }
 }
 
 #[test]
@@ -469,6 +488,11 @@ fn addresses_lead_back_to_names() {
         (reverse("9.9.9.9"), "NXDOMAIN ~ in-addr.arpa."),
         (reverse("fd00::1"), "NXDOMAIN ~ ip6.arpa."),
         ("1.0.0.in-addr.arpa.".to_owned(), "NXDOMAIN ~ in-addr.arpa."),
+        // CoreDNS denies the next three, which exist (RFC 8020).
+        ("0.0.10.in-addr.arpa.".to_owned(), "NOERROR ~ in-addr.arpa."),
+        ("172.in-addr.arpa.".to_owned(), "NOERROR ~ in-addr.arpa."),
+        ("d.c.b.a.4.3.2.1.ip6.arpa.".to_owned(), "NOERROR ~ ip6.arpa."),
+        ("3.0.10.in-addr.arpa.".to_owned(), "NXDOMAIN ~ in-addr.arpa."),
         ("x.0.0.10.in-addr.arpa.".to_owned(), "NXDOMAIN ~ in-addr.arpa."),
         ("01.0.0.10.in-addr.arpa.".to_owned(), "NXDOMAIN ~ in-addr.arpa."),
         ("1.1.0.0.10.in-addr.arpa.".to_owned(), "NXDOMAIN ~ in-addr.arpa."),

@@ -15,6 +15,8 @@ use nix::sys::socket::{
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// How many ports of the kernel's choice are tried.
+const PORT_ATTEMPTS: u32 = 16;
 /// Asked for; the kernel gives what `net.core.rmem_max` allows.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -106,16 +108,24 @@ pub fn probe(address: SocketAddr) -> Result<SocketAddr, ServeError> {
         let own = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
         Ok(socket_addr_of(&own).unwrap_or(address))
     };
-    let address = datagram().map_err(|errno| ServeError::new(address, "udp", errno))?;
-    let stream = || -> Result<(), Errno> {
+    let stream = |address: SocketAddr| -> Result<(), Errno> {
         let socket = own_family_socket(address, SockType::Stream)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
         // Only listening meets another listener that set SO_REUSEADDR as well.
         listen(&socket, Backlog::new(1)?)
     };
-    stream().map_err(|errno| ServeError::new(address, "tcp", errno))?;
-    Ok(address)
+    // The kernel chooses a port that is free for UDP; by TCP somebody may have it.
+    let mut attempts = if address.port() == 0 { PORT_ATTEMPTS } else { 1 };
+    loop {
+        let chosen = datagram().map_err(|errno| ServeError::new(address, "udp", errno))?;
+        attempts -= 1;
+        match stream(chosen) {
+            Ok(()) => return Ok(chosen),
+            Err(Errno::EADDRINUSE) if attempts > 0 => {}
+            Err(errno) => return Err(ServeError::new(chosen, "tcp", errno)),
+        }
+    }
 }
 
 /// One UDP socket per thread at the same address; the kernel spreads clients over them.

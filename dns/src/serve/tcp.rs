@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts connections until `shutdown`.
 pub async fn serve(
     listener: TcpListener,
-    server: Arc<Server>,
+    server: Arc<ArcSwap<Server>>,
     shard: Arc<Shard>,
     shutdown: CancellationToken,
 ) {
@@ -73,7 +74,7 @@ pub async fn serve(
 async fn serve_connection(
     stream: TcpStream,
     client: Client,
-    server: Arc<Server>,
+    server: Arc<ArcSwap<Server>>,
     shard: Arc<Shard>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -92,7 +93,7 @@ async fn serve_connection(
 async fn read_queries(
     from: OwnedReadHalf,
     client: Client,
-    server: Arc<Server>,
+    server: Arc<ArcSwap<Server>>,
     shard: Arc<Shard>,
     replies: mpsc::Sender<Vec<u8>>,
 ) -> io::Result<()> {
@@ -108,6 +109,7 @@ async fn read_queries(
             Ok(Err(error)) => return Err(error),
         };
         let mut reply = Vec::with_capacity(512);
+        let server = server.load_full();
         match server.answer_now(&packet, client, &mut worker, &mut reply) {
             Outcome::Reply => {
                 if replies.send(reply).await.is_err() {
@@ -119,7 +121,7 @@ async fn read_queries(
                 let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                     return Ok(());
                 };
-                let (server, shard, replies) = (Arc::clone(&server), Arc::clone(&shard), replies.clone());
+                let (shard, replies) = (Arc::clone(&shard), replies.clone());
                 tokio::spawn(async move {
                     if let Some(reply) = server.answer(&packet, client, &shard).await {
                         // A client that went away needs no reply.

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
@@ -29,6 +30,8 @@ const BATCH: usize = 16;
 const QUERY_BUFFER: usize = 4096;
 /// How often a thread without work looks whether it should end.
 const STOP_CHECK_MILLIS: i64 = 200;
+/// How much is still answered where clients do not stop asking.
+const MAX_LAST_BATCHES: usize = 1024;
 /// The most queries that wait for upstreams at once.
 const MAX_WAITING: usize = 8192;
 
@@ -63,7 +66,8 @@ struct Received {
 /// What one serving thread owns.
 pub struct Listener {
     socket: Arc<OwnedFd>,
-    server: Arc<Server>,
+    /// What is answered by; another one may come between two batches.
+    server: Arc<ArcSwap<Server>>,
     worker: Worker,
     waiting: mpsc::Sender<Waiting>,
     stop: Arc<AtomicBool>,
@@ -78,7 +82,7 @@ impl Listener {
     /// When the socket takes no timeout.
     pub fn new(
         socket: OwnedFd,
-        server: Arc<Server>,
+        server: Arc<ArcSwap<Server>>,
         worker: Worker,
         waiting: mpsc::Sender<Waiting>,
         stop: Arc<AtomicBool>,
@@ -99,7 +103,7 @@ impl Listener {
         })
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop, and then what has come in already.
     pub fn run(mut self) {
         let fd = self.socket.as_raw_fd();
         let mut queries = vec![[0u8; QUERY_BUFFER]; BATCH];
@@ -107,9 +111,16 @@ impl Listener {
         let mut incoming = self.headers();
         let mut outgoing = self.headers();
         let mut received: [Option<Received>; BATCH] = [None; BATCH];
-        while !self.stop.load(Ordering::Relaxed) {
+        let mut batches_left = MAX_LAST_BATCHES;
+        loop {
+            let is_ending = self.stop.load(Ordering::Relaxed);
+            if is_ending && batches_left == 0 {
+                return;
+            }
+            batches_left -= usize::from(is_ending);
             let count = match receive(fd, &mut incoming, &mut queries, &mut received) {
                 Ok(count) => count,
+                Err(Errno::EAGAIN) if is_ending => return,
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(errno) => {
                     // An ICMP error of an earlier reply is reported here too; it concerns nobody.
@@ -118,10 +129,11 @@ impl Listener {
                 }
             };
             let mut ready = 0;
+            let server = self.server.load();
             for index in 0..count {
                 let Some(datagram) = received[index] else { continue };
                 let packet = &queries[index][..datagram.length];
-                if self.answer_or_survive(packet, &datagram, &mut replies[ready]) {
+                if self.answer_or_survive(&server, packet, &datagram, &mut replies[ready]) {
                     received[ready] = Some(datagram);
                     ready += 1;
                 }
@@ -146,8 +158,15 @@ impl Listener {
     }
 
     /// A query that finds a mistake in this program costs its own answer, not the thread.
-    fn answer_or_survive(&mut self, packet: &[u8], datagram: &Received, reply: &mut Vec<u8>) -> bool {
-        catch_unwind(AssertUnwindSafe(|| self.answer(packet, datagram, reply))).unwrap_or_else(|_| {
+    fn answer_or_survive(
+        &mut self,
+        server: &Arc<Server>,
+        packet: &[u8],
+        datagram: &Received,
+        reply: &mut Vec<u8>,
+    ) -> bool {
+        let answer = AssertUnwindSafe(|| self.answer(server, packet, datagram, reply));
+        catch_unwind(answer).unwrap_or_else(|_| {
             self.worker.shard.panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!(client = %datagram.client, "a query made its thread panic; it gets no answer");
             false
@@ -155,12 +174,18 @@ impl Listener {
     }
 
     /// Answers one query into `reply`, or hands it on. Returns whether there is a reply to send.
-    fn answer(&mut self, packet: &[u8], datagram: &Received, reply: &mut Vec<u8>) -> bool {
+    fn answer(
+        &mut self,
+        server: &Arc<Server>,
+        packet: &[u8],
+        datagram: &Received,
+        reply: &mut Vec<u8>,
+    ) -> bool {
         let client = Client {
             address: datagram.client,
             transport: Transport::Udp,
         };
-        match self.server.answer_now(packet, client, &mut self.worker, reply) {
+        match server.answer_now(packet, client, &mut self.worker, reply) {
             Outcome::Reply => true,
             Outcome::Silence => false,
             Outcome::Later => {
@@ -169,7 +194,7 @@ impl Listener {
                     client: datagram.client,
                     local: datagram.local,
                     socket: Arc::clone(&self.socket),
-                    server: Arc::clone(&self.server),
+                    server: Arc::clone(server),
                 };
                 if self.waiting.try_send(waiting).is_err() {
                     self.worker.shard.overflow.fetch_add(1, Ordering::Relaxed);

@@ -163,14 +163,13 @@ pub fn reversed_address(query: &Query<'_>) -> Option<IpAddr> {
 }
 
 /// A decimal octet without leading zeros.
-fn plain_number(label: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(label).ok()?;
-    text.parse::<u8>()
-        .ok()
-        .filter(|number| number.to_string() == text)
+pub(super) fn plain_number(label: &[u8]) -> Option<u8> {
+    let is_plain = label.iter().all(u8::is_ascii_digit) && (label.len() == 1 || !label.starts_with(b"0"));
+    let text = std::str::from_utf8(label).ok().filter(|_| is_plain)?;
+    text.parse().ok()
 }
 
-fn nibble(label: &[u8]) -> Option<u8> {
+pub(super) fn nibble(label: &[u8]) -> Option<u8> {
     match label {
         [digit] => char::from(*digit).to_digit(16).map(|digit| digit as u8),
         _ => None,

@@ -3,18 +3,22 @@
 //! A [`Table`] belongs to no zone and no configuration: zone names, TTLs and modes come in when it is asked, so that
 //! every `kubernetes` plugin shares it. An update builds what changed and shares the rest with the table before.
 
+mod addresses;
 pub mod grammar;
 pub mod service;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use model::feed::is_complete;
 use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 
+use addresses::Addresses;
+pub use addresses::addresses_below;
 pub use grammar::{Asked, PortName};
-pub use service::{Endpoint, EndpointNames, Kind, Port, ServiceRecords};
+pub use service::{Called, Endpoint, EndpointNames, Kind, Port, ServiceRecords};
 
 /// Everything that the cluster zone answers from.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +26,8 @@ pub struct Table {
     namespaces: HashMap<Box<[u8]>, Arc<NamespaceTable>>,
     /// Which Services lead back from an address.
     reverse: SharedMap<IpAddr, Box<[ReverseEntry]>>,
+    /// The keys of `reverse`.
+    addresses: Addresses,
     /// Which pods have an address, per namespace, for `pods verified`.
     pods: SharedMap<(Text, IpAddr), Box<[Text]>>,
     /// The SOA's serial: when the table last changed, in Unix seconds.
@@ -51,14 +57,16 @@ struct ReverseEntry {
 }
 
 /// A Service that was found by an address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Reversed<'t> {
     /// First label of the Service's name.
     pub service: &'t [u8],
     /// Its namespace.
     pub namespace: &'t [u8],
-    /// First labels of the endpoints' names; empty = the address is the Service's own.
-    pub endpoints: Vec<Box<[u8]>>,
+    /// The Service.
+    pub records: &'t ServiceRecords,
+    /// Whether the address is one of its endpoints', not its own.
+    pub is_endpoint: bool,
 }
 
 impl Table {
@@ -75,9 +83,15 @@ impl Table {
         for name in &changed.services {
             by_namespace.entry(&name.namespace).or_default().push(name);
         }
+        let mut addresses = BTreeSet::new();
         for (namespace, names) in by_namespace {
-            table.put_services(namespace, &names, newer);
+            table.put_services(namespace, &names, newer, &mut addresses);
         }
+        let addresses: BTreeMap<IpAddr, bool> = addresses
+            .into_iter()
+            .map(|address| (address, table.reverse.get(&address).is_some()))
+            .collect();
+        table.addresses = self.addresses.updated(&addresses);
         for name in &changed.pods {
             table.put_pod(name, older, newer);
         }
@@ -99,7 +113,14 @@ impl Table {
         }
     }
 
-    fn put_services(&mut self, namespace: &str, names: &[&ObjectName], newer: &Snapshot) {
+    /// Notes the addresses that belong to one of these Services, or did.
+    fn put_services(
+        &mut self,
+        namespace: &str,
+        names: &[&ObjectName],
+        newer: &Snapshot,
+        touched: &mut BTreeSet<IpAddr>,
+    ) {
         let namespace_label: Arc<[u8]> = namespace.to_ascii_lowercase().into_bytes().into();
         let mut reversals = Vec::new();
         self.edit_namespace(namespace, |table| {
@@ -122,12 +143,18 @@ impl Table {
                 namespace: Arc::clone(&namespace_label),
                 service,
             };
-            self.edit_reverse(old.as_deref(), &entry, false);
-            self.edit_reverse(new.as_deref(), &entry, true);
+            self.edit_reverse(old.as_deref(), &entry, false, touched);
+            self.edit_reverse(new.as_deref(), &entry, true, touched);
         }
     }
 
-    fn edit_reverse(&mut self, records: Option<&ServiceRecords>, entry: &ReverseEntry, present: bool) {
+    fn edit_reverse(
+        &mut self,
+        records: Option<&ServiceRecords>,
+        entry: &ReverseEntry,
+        present: bool,
+        touched: &mut BTreeSet<IpAddr>,
+    ) {
         let Some(records) = records else { return };
         for address in records.reversible_addresses() {
             let own = matches!(&records.kind, Kind::ClusterIp(own) if own.contains(&address));
@@ -136,6 +163,7 @@ impl Table {
                 ..entry.clone()
             };
             edit_set(&mut self.reverse, address, entry, present);
+            touched.insert(address);
         }
     }
 
@@ -153,6 +181,12 @@ impl Table {
     #[must_use]
     pub fn has_namespace(&self, namespace: &[u8]) -> bool {
         self.namespaces.contains_key(namespace)
+    }
+
+    /// Whether the namespace's own object is there.
+    #[must_use]
+    pub fn lists_namespace(&self, namespace: &[u8]) -> bool {
+        self.namespaces.get(namespace).is_some_and(|entry| entry.exists)
     }
 
     /// The records of a Service, its labels in lower case.
@@ -175,37 +209,25 @@ impl Table {
     }
 
     /// The Services that an address leads back to: the one whose ClusterIP it is, else every one it is an endpoint of.
-    #[must_use]
-    pub fn reversed(&self, address: IpAddr, names: EndpointNames) -> Vec<Reversed<'_>> {
-        let Some(entries) = self.reverse.get(&address) else {
-            return Vec::new();
-        };
-        let owners: Vec<_> = entries
-            .iter()
-            .filter(|entry| !entry.is_endpoint)
-            .take(1)
-            .collect();
-        let owners = if owners.is_empty() {
-            entries.iter().collect()
-        } else {
-            owners
-        };
-        let reversed = owners.into_iter().map(|entry| Reversed {
-            service: &entry.service,
-            namespace: &entry.namespace,
-            endpoints: self.endpoint_labels(entry, address, names),
-        });
-        reversed.collect()
+    pub fn reversed(&self, address: IpAddr) -> impl Iterator<Item = Reversed<'_>> {
+        let entries = self.reverse.get(&address).map_or(&[][..], |entries| &***entries);
+        // ClusterIPs come first.
+        let is_own = entries.first().is_some_and(|entry| !entry.is_endpoint);
+        let count = if is_own { 1 } else { entries.len() };
+        entries.iter().take(count).filter_map(|entry| {
+            Some(Reversed {
+                service: &entry.service,
+                namespace: &entry.namespace,
+                records: self.service(&entry.namespace, &entry.service)?,
+                is_endpoint: entry.is_endpoint,
+            })
+        })
     }
 
-    fn endpoint_labels(&self, entry: &ReverseEntry, address: IpAddr, names: EndpointNames) -> Vec<Box<[u8]>> {
-        match self.service(&entry.namespace, &entry.service) {
-            Some(records) if entry.is_endpoint => {
-                let labels: BTreeSet<_> = records.endpoints_at(address).map(|e| e.label(names)).collect();
-                labels.into_iter().collect()
-            }
-            _ => Vec::new(),
-        }
+    /// Whether one of these addresses leads back to a Service.
+    #[must_use]
+    pub fn any_reversed(&self, range: &RangeInclusive<IpAddr>) -> bool {
+        self.addresses.any_within(range)
     }
 
     /// How many Services the table holds.
@@ -265,7 +287,13 @@ mod tests {
             .iter()
             .map(|(address, entries)| format!("{address} {entries:?}"));
         let pods = table.pods.iter().map(|(key, names)| format!("{key:?} {names:?}"));
-        let mut lines: Vec<String> = services.chain(empty).chain(reverse).chain(pods).collect();
+        let addresses = std::iter::once(format!("{:?}", table.addresses));
+        let mut lines: Vec<String> = services
+            .chain(empty)
+            .chain(reverse)
+            .chain(pods)
+            .chain(addresses)
+            .collect();
         lines.sort();
         lines
     }
@@ -311,7 +339,7 @@ mod tests {
     fn taking_everything_away_leaves_an_empty_table() {
         let older = samples::snapshot();
         let emptied = table(&older).updated(&older, &Snapshot::default(), 200);
-        assert_eq!(contents(&emptied), Vec::<String>::new());
+        assert_eq!(contents(&emptied), contents(&Table::default()));
         assert_eq!(emptied.service_count(), 0);
     }
 }

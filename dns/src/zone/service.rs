@@ -1,11 +1,14 @@
 //! One Service as DNS sees it: addresses encoded ahead, endpoints sorted for search.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use model::{EndpointSlice, Protocol, Service, ServiceKind};
 
+use super::grammar::PortName;
 use crate::answer::{a_cell, aaaa_cell};
 use crate::name::{MAX_LABEL, Name};
 
@@ -61,6 +64,43 @@ pub struct Endpoint {
     pub pod: Option<Box<[u8]>>,
     /// The ports that it serves.
     pub ports: Arc<[Port]>,
+}
+
+/// The endpoints of one name. Going through them allocates nothing.
+#[derive(Clone, Copy, Debug)]
+pub enum Called<'t> {
+    /// Those in the list whose places are given.
+    Hostname(&'t [Endpoint], &'t [u32]),
+    /// Those that are called by their address, at one address.
+    Dashed(&'t [Endpoint], EndpointNames),
+    /// Those of the pod with this name.
+    Pod(&'t [Endpoint], &'t [u8]),
+}
+
+impl<'t> Called<'t> {
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = &'t Endpoint> + Clone {
+        let (list, indices, names): (&[Endpoint], &[u32], _) = match self {
+            Self::Hostname(list, indices) => (list, indices, None),
+            Self::Dashed(list, names) => (list, &[], Some(names)),
+            Self::Pod(list, _) => (list, &[], None),
+        };
+        let by_place = indices.iter().filter_map(move |index| list.get(*index as usize));
+        let by_address = names
+            .into_iter()
+            .flat_map(move |names| list.iter().filter(move |endpoint| endpoint.name_is_dashed(names)));
+        let pod = match self {
+            Self::Pod(_, label) => Some(label),
+            Self::Hostname(..) | Self::Dashed(..) => None,
+        };
+        let by_pod = pod.into_iter().flat_map(move |label| {
+            let is_called = move |endpoint: &&Endpoint| {
+                endpoint.hostname.is_none() && endpoint.pod.as_deref() == Some(label)
+            };
+            list.iter().filter(is_called)
+        });
+        by_place.chain(by_address).chain(by_pod)
+    }
 }
 
 /// How an endpoint without a hostname is called.
@@ -124,40 +164,54 @@ impl ServiceRecords {
         }
     }
 
-    /// The endpoints that are called `label`.
+    /// The endpoints that are called `label`, sorted by address.
     #[must_use]
-    pub fn endpoints_called(&self, label: &[u8], names: EndpointNames) -> Vec<&Endpoint> {
+    pub fn endpoints_called<'t>(&'t self, label: &'t [u8], names: EndpointNames) -> Called<'t> {
         if let Some(indices) = self.by_hostname.get(label) {
-            return indices
-                .iter()
-                .filter_map(|index| self.endpoints.get(*index as usize))
-                .collect();
+            return Called::Hostname(&self.endpoints, indices);
         }
-        let mut found: Vec<&Endpoint> = Vec::new();
-        if let Some(address) = address_of_dashed(label) {
-            let first = self
-                .endpoints
-                .partition_point(|endpoint| endpoint.address < address);
-            let same = self.endpoints[first..]
-                .iter()
-                .take_while(|endpoint| endpoint.address == address);
-            found.extend(same.filter(|endpoint| endpoint.name_is_dashed(names)));
+        let at_address = address_of_dashed(label).map(|address| self.range_at(address));
+        let is_named = |endpoint: &&Endpoint| endpoint.name_is_dashed(names);
+        if at_address.is_some_and(|endpoints| endpoints.iter().any(|endpoint| is_named(&endpoint))) {
+            return Called::Dashed(at_address.unwrap_or_default(), names);
         }
-        if names == EndpointNames::Pod {
-            let by_pod = self.endpoints.iter();
-            found.extend(by_pod.filter(|e| e.hostname.is_none() && e.pod.as_deref() == Some(label)));
+        match names {
+            EndpointNames::Pod => Called::Pod(&self.endpoints, label),
+            EndpointNames::Dashed => Called::Dashed(&[], names),
         }
-        found
     }
 
-    /// The endpoints at an address.
-    pub fn endpoints_at(&self, address: IpAddr) -> impl Iterator<Item = &Endpoint> {
+    /// Those at an address, which stand together.
+    fn range_at(&self, address: IpAddr) -> &[Endpoint] {
         let first = self
             .endpoints
             .partition_point(|endpoint| endpoint.address < address);
-        self.endpoints[first..]
+        let behind = self
+            .endpoints
+            .partition_point(|endpoint| endpoint.address <= address);
+        self.endpoints.get(first..behind).unwrap_or_default()
+    }
+
+    /// The endpoints at an address, one of each name.
+    pub fn names_at(&self, address: IpAddr, names: EndpointNames) -> impl Iterator<Item = &Endpoint> {
+        let endpoints = self.range_at(address);
+        let is_first = move |(index, endpoint): &(usize, &Endpoint)| {
+            let before = endpoints.iter().take(*index);
+            !before
+                .into_iter()
+                .any(|other| other.own_name(names) == endpoint.own_name(names))
+        };
+        endpoints
             .iter()
-            .take_while(move |endpoint| endpoint.address == address)
+            .enumerate()
+            .filter(is_first)
+            .map(|(_, endpoint)| endpoint)
+    }
+
+    /// The endpoints that serve a port, sorted by address.
+    pub fn serving<'t>(&'t self, port: PortName<'t>) -> impl Iterator<Item = &'t Endpoint> + Clone {
+        let serves = move |endpoint: &&Endpoint| port.of(&endpoint.ports).next().is_some();
+        self.endpoints.iter().filter(serves)
     }
 
     /// Every address that leads back to this Service by PTR, each once.
@@ -187,6 +241,16 @@ impl ServiceRecords {
     }
 }
 
+impl PortName<'_> {
+    /// The ports with this name.
+    pub fn of<'p>(self, ports: &'p [Port]) -> impl Iterator<Item = &'p Port>
+    where
+        Self: 'p,
+    {
+        ports.iter().filter(move |own| own.is(self.name, self.protocol))
+    }
+}
+
 impl Port {
     fn new(name: &str, protocol: Protocol, number: u16) -> Self {
         Self {
@@ -204,18 +268,28 @@ impl Port {
 }
 
 impl Endpoint {
-    /// The first label of this endpoint's name.
+    /// What it is called, where that is not its address.
     #[must_use]
-    pub fn label(&self, names: EndpointNames) -> Box<[u8]> {
-        match (&self.hostname, &self.pod, names) {
-            (Some(hostname), _, _) => hostname.clone(),
-            (None, Some(pod), EndpointNames::Pod) => pod.clone(),
-            _ => dashed(self.address).into_bytes().into(),
+    pub fn own_name(&self, names: EndpointNames) -> Option<&[u8]> {
+        match names {
+            EndpointNames::Dashed => self.hostname.as_deref(),
+            EndpointNames::Pod => self.hostname.as_deref().or(self.pod.as_deref()),
+        }
+    }
+
+    /// Writes the first label of its name in wire form.
+    pub fn put_label(&self, names: EndpointNames, out: &mut Vec<u8>) {
+        match self.own_name(names) {
+            Some(name) => {
+                out.push(name.len() as u8);
+                out.extend_from_slice(name);
+            }
+            None => put_dashed(self.address, out),
         }
     }
 
     fn name_is_dashed(&self, names: EndpointNames) -> bool {
-        self.hostname.is_none() && (names == EndpointNames::Dashed || self.pod.is_none())
+        self.own_name(names).is_none()
     }
 }
 
@@ -296,33 +370,74 @@ fn lower(text: &str) -> Box<[u8]> {
     text.to_ascii_lowercase().into_bytes().into()
 }
 
-/// An address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
-#[must_use]
-pub fn dashed(address: IpAddr) -> String {
-    let mut text = address.to_string().replace(['.', ':'], "-");
-    if text.ends_with('-') {
-        text.push('0');
+/// Writes an address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
+fn put_dashed(address: IpAddr, out: &mut Vec<u8>) {
+    let length_at = out.len();
+    out.push(0);
+    // Writing into memory does not fail.
+    let _infallible = io::Write::write_fmt(out, format_args!("{address}"));
+    for byte in out.iter_mut().skip(length_at + 1) {
+        if matches!(*byte, b'.' | b':') {
+            *byte = b'-';
+        }
     }
-    text
+    if out.ends_with(b"-") {
+        out.push(b'0');
+    }
+    out[length_at] = (out.len() - length_at - 1) as u8;
 }
 
-/// The address that [`dashed`] makes this label of.
+/// The address that an endpoint with this label has, where it is called by that.
 #[must_use]
 pub fn address_of_dashed(label: &[u8]) -> Option<IpAddr> {
-    let address = address_of_pod_label(label)?;
-    (dashed(address).as_bytes() == label).then_some(address)
+    address_of_pod_label(label).filter(|address| is_dashed(*address, label))
+}
+
+/// Whether `label` is what [`put_dashed`] makes of the address, found without making it.
+fn is_dashed(address: IpAddr, label: &[u8]) -> bool {
+    let mut rest = Unmatched(label);
+    if write!(rest, "{address}").is_err() {
+        return false;
+    }
+    let matched = label.strip_suffix(rest.0).unwrap_or(label);
+    match matched.ends_with(b"-") {
+        true => rest.0 == b"0",
+        false => rest.0.is_empty(),
+    }
+}
+
+/// What of a label was not yet met by an address that is written into it.
+struct Unmatched<'l>(&'l [u8]);
+
+impl fmt::Write for Unmatched<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            let expected = if matches!(byte, b'.' | b':') { b'-' } else { byte };
+            match self.0.split_first() {
+                Some((first, rest)) if *first == expected => self.0 = rest,
+                _ => return Err(fmt::Error),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The address that a pod's label spells, in any spelling (`--1` is `::1`).
 #[must_use]
 pub fn address_of_pod_label(label: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(label).ok()?;
-    if text.bytes().filter(|byte| *byte == b'-').count() == 3 && !text.contains("--") {
-        return text.replace('-', ".").parse().ok().map(IpAddr::V4);
+    let dashes = label.iter().filter(|byte| **byte == b'-').count();
+    let has_gap = label.windows(2).any(|pair| pair == b"--");
+    let separator = match (dashes, has_gap) {
+        (0, _) => return None,
+        (3, false) => b'.',
+        _ => b':',
+    };
+    let mut text = [0; MAX_LABEL];
+    let text = text.get_mut(..label.len())?;
+    for (to, from) in text.iter_mut().zip(label) {
+        *to = if *from == b'-' { separator } else { *from };
     }
-    text.contains('-')
-        .then(|| text.replace('-', ":").parse().ok().map(IpAddr::V6))
-        .flatten()
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -340,7 +455,10 @@ mod tests {
             ("1:2::3", "1-2--3"),
         ] {
             let address: IpAddr = address.parse().expect("address");
-            assert_eq!(dashed(address), label);
+            let mut wire = Vec::new();
+            put_dashed(address, &mut wire);
+            let expected = [&[label.len() as u8], label.as_bytes()].concat();
+            assert_eq!(wire, expected, "{label}");
             assert_eq!(address_of_dashed(label.as_bytes()), Some(address), "{label}");
         }
         for other in [
@@ -349,6 +467,12 @@ mod tests {
             "10-244-1",
             "10-244-1-256",
             "fd00--00",
+            "fd00--",
+            "fd00--1-",
+            "1-2-3-4-5-6-7-8-",
+            "fd00-0--1",
+            "10-244-1-7-",
+            "-",
             "010-1-1-1",
             "1-2-3-4-5",
         ] {

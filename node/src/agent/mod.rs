@@ -41,7 +41,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
-use crate::watch::{self as api, ApiSource, Events, OwnNode};
+use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -108,7 +108,7 @@ fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
 fn api_source(config: &Config) -> ApiSource {
     let kubernetes = &config.kubernetes;
     ApiSource {
-        kubeconfig: kubernetes.kubeconfig.clone(),
+        credentials: kubernetes.kubeconfig.clone().into(),
         host: kubernetes.service_host.clone(),
         port: kubernetes.service_port,
     }
@@ -141,6 +141,7 @@ fn start_watch(
     supervisor.start("watch", move |part, shutdown| {
         let run = api::run(
             source.clone(),
+            Wanted::by_agents(),
             snapshots.clone(),
             status.clone(),
             told.clone(),

@@ -7,7 +7,9 @@ use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{
+    AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext,
+};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
@@ -28,12 +30,55 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the API server is and who we are to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiSource {
-    /// A kubeconfig file. None = the service account of the pod that this process runs in.
-    pub kubeconfig: Option<PathBuf>,
+    /// What tells both.
+    pub credentials: Credentials,
     /// Replaces the server's host.
     pub host: Option<String>,
     /// Replaces the server's port.
     pub port: Option<u16>,
+}
+
+/// What tells where the API server is and who we are to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// The service account of the pod that this process runs in.
+    #[default]
+    ServiceAccount,
+    /// A kubeconfig file.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// One of its contexts. None = its current one.
+        context: Option<String>,
+    },
+    /// A server's URL; without certificates for one that asks nobody who it is.
+    Endpoint {
+        /// The URL.
+        url: String,
+        /// What `https` needs.
+        tls: Option<TlsFiles>,
+    },
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Our certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority that signed the server's.
+    pub authority: PathBuf,
+}
+
+impl From<Option<PathBuf>> for Credentials {
+    /// A kubeconfig, where there is one.
+    fn from(path: Option<PathBuf>) -> Self {
+        path.map_or(Self::ServiceAccount, |path| Self::Kubeconfig {
+            path,
+            context: None,
+        })
+    }
 }
 
 /// Why there is no connection to try.
@@ -45,6 +90,15 @@ pub enum ConnectError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        #[source]
+        source: kube::config::KubeconfigError,
+    },
+    /// The URL or the certificates of a server cannot be used.
+    #[error("use the API server {url}")]
+    Endpoint {
+        /// The URL.
+        url: String,
+        /// What is wrong.
         #[source]
         source: kube::config::KubeconfigError,
     },
@@ -76,31 +130,51 @@ impl ApiSource {
         client(&config, accepted).map_err(ConnectError::Tls)
     }
 
-    /// When the kubeconfig was written last. A change means that credentials were rotated.
+    /// When the credentials were written last. A change means that they were rotated.
     pub(super) fn written(&self) -> Option<SystemTime> {
-        std::fs::metadata(self.kubeconfig.as_ref()?).ok()?.modified().ok()
+        let path = match &self.credentials {
+            Credentials::Kubeconfig { path, .. } => path,
+            Credentials::Endpoint { tls: Some(tls), .. } => &tls.certificate,
+            Credentials::Endpoint { tls: None, .. } | Credentials::ServiceAccount => return None,
+        };
+        std::fs::metadata(path).ok()?.modified().ok()
     }
 
     async fn credentials(&self) -> Result<Config, ConnectError> {
-        let Some(path) = &self.kubeconfig else {
-            // The environment has no server where the pod's Services are not served yet; the host is then given.
-            let in_cluster = Config::incluster_env().or_else(|error| {
-                if self.host.is_some() {
-                    Config::incluster_dns()
-                } else {
-                    Err(error)
-                }
-            });
-            return in_cluster.map_err(ConnectError::ServiceAccount);
-        };
-        let error = |source| ConnectError::Kubeconfig {
-            path: path.clone(),
-            source,
-        };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .map_err(error)
+        match &self.credentials {
+            Credentials::ServiceAccount => {
+                // The environment has no server where the pod's Services are not served yet; the host is then given.
+                let in_cluster = Config::incluster_env().or_else(|error| {
+                    if self.host.is_some() {
+                        Config::incluster_dns()
+                    } else {
+                        Err(error)
+                    }
+                });
+                in_cluster.map_err(ConnectError::ServiceAccount)
+            }
+            Credentials::Kubeconfig { path, context } => {
+                let error = |source| ConnectError::Kubeconfig {
+                    path: path.clone(),
+                    source,
+                };
+                let options = KubeConfigOptions {
+                    context: context.clone(),
+                    ..KubeConfigOptions::default()
+                };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
+                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+                config.map_err(error)
+            }
+            Credentials::Endpoint { url, tls } => {
+                let kubeconfig = kubeconfig_of(url, tls.as_ref());
+                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+                config.map_err(|source| ConnectError::Endpoint {
+                    url: url.clone(),
+                    source,
+                })
+            }
+        }
     }
 
     fn replace_server(&self, config: &mut Config) -> Result<(), ConnectError> {
@@ -124,6 +198,43 @@ impl ApiSource {
             .build();
         config.cluster_url = replaced.map_err(|source| ConnectError::Server { authority, source })?;
         Ok(())
+    }
+}
+
+/// What a kubeconfig file would say of a server.
+fn kubeconfig_of(url: &str, tls: Option<&TlsFiles>) -> Kubeconfig {
+    let name = "endpoint".to_owned();
+    let file = |file: fn(&TlsFiles) -> &PathBuf| tls.map(|tls| file(tls).to_string_lossy().into_owned());
+    Kubeconfig {
+        clusters: vec![NamedCluster {
+            name: name.clone(),
+            cluster: Some(Cluster {
+                server: Some(url.to_owned()),
+                certificate_authority: file(|tls| &tls.authority),
+                ..Cluster::default()
+            }),
+            ..NamedCluster::default()
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: name.clone(),
+            auth_info: Some(AuthInfo {
+                client_certificate: file(|tls| &tls.certificate),
+                client_key: file(|tls| &tls.key),
+                ..AuthInfo::default()
+            }),
+            ..NamedAuthInfo::default()
+        }],
+        contexts: vec![NamedContext {
+            name: name.clone(),
+            context: Some(Context {
+                cluster: name.clone(),
+                user: Some(name.clone()),
+                ..Context::default()
+            }),
+            ..NamedContext::default()
+        }],
+        current_context: Some(name),
+        ..Kubeconfig::default()
     }
 }
 
@@ -181,7 +292,7 @@ mod tests {
         ];
         for (server, host, port, expected) in rows {
             let source = ApiSource {
-                kubeconfig: None,
+                credentials: Credentials::ServiceAccount,
                 host: host.map(str::to_owned),
                 port,
             };
@@ -189,6 +300,34 @@ mod tests {
             source.replace_server(&mut config).expect("valid");
             assert_eq!(config.cluster_url.to_string(), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_url_alone_or_with_files_leads_to_a_server() {
+        let files = |directory: &str| TlsFiles {
+            certificate: format!("{directory}/c.pem").into(),
+            key: format!("{directory}/k.pem").into(),
+            authority: format!("{directory}/a.pem").into(),
+        };
+        let config = |url: &str, tls: Option<TlsFiles>| {
+            let url = url.to_owned();
+            let source = ApiSource {
+                credentials: Credentials::Endpoint { url, tls },
+                ..ApiSource::default()
+            };
+            async move { source.credentials().await }
+        };
+        let plain = config("http://127.0.0.1:8080", None).await.expect("a server");
+        assert_eq!(plain.cluster_url.to_string(), "http://127.0.0.1:8080/");
+        let missing = config("https://api.example", Some(files("/nonexistent"))).await;
+        let missing = model::with_causes(&missing.expect_err("no such file"));
+        assert!(
+            missing.starts_with("use the API server https://api.example: "),
+            "{missing}"
+        );
+        assert!(missing.contains("/nonexistent/a.pem"), "{missing}");
+        let no_url = config("a b", None).await.expect_err("no URL");
+        assert_eq!(no_url.to_string(), "use the API server a b");
     }
 
     #[test]

@@ -518,7 +518,7 @@ mod tests {
         api.write_kubeconfig(&kubeconfig)
             .expect("temporary directory is writable");
         let source = ApiSource {
-            kubeconfig: Some(kubeconfig.clone()),
+            credentials: Some(kubeconfig.clone()).into(),
             ..ApiSource::default()
         };
         let (events, notices) = Events::queue();

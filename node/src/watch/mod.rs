@@ -7,7 +7,7 @@
 //! - [`client`]: credentials and a connection that notices a server gone silent;
 //!   [`requests`]: how often it is asked, and that it answers.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
-//!   [`endpoint_slice`], [`node`] and [`service_cidr`]. `k8s-openapi` types go no further than these.
+//!   [`endpoint_slice`], [`node`], [`pod`] and [`service_cidr`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
 //! - [`stream`]: streaming lists where the server has them, pages elsewhere, back-off, 410, 401.
 //! - [`owner`]: the snapshot, relists by mark and sweep, and publication.
@@ -24,6 +24,7 @@ mod node;
 mod object;
 mod own_node;
 mod owner;
+mod pod;
 mod requests;
 mod service;
 mod service_cidr;
@@ -39,12 +40,12 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Client;
-use model::Snapshot;
+use model::{Change, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use client::ApiSource;
+pub use client::{ApiSource, Credentials, TlsFiles};
 #[cfg(test)]
 pub use events::Notices;
 pub use events::{Events, Notice, Scope};
@@ -61,7 +62,7 @@ const IN_FLIGHT: usize = 1024;
 /// Credentials that served this long before they were refused were good: new ones are tried soon.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// The kinds that [`run`] watches.
+/// The kinds that an agent watches.
 pub const KINDS: [model::Kind; 5] = [
     model::Kind::Service,
     model::Kind::EndpointSlice,
@@ -70,10 +71,46 @@ pub const KINDS: [model::Kind; 5] = [
     model::Kind::ServiceCidr,
 ];
 
+/// What of the cluster is watched, and kept.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The kinds.
+    pub kinds: Vec<model::Kind>,
+    /// Label selector of Services, EndpointSlices and Pods. None = all of them.
+    pub labels: Option<String>,
+    /// Label selector of Namespaces. None = all of them.
+    pub namespace_labels: Option<String>,
+    /// Takes off an object what nobody reads, before it is kept.
+    pub trim: fn(&mut Change),
+}
+
+impl Wanted {
+    /// What a node's agent needs: all of every kind of [`KINDS`].
+    #[must_use]
+    pub fn by_agents() -> Self {
+        Self {
+            kinds: KINDS.to_vec(),
+            labels: None,
+            namespace_labels: None,
+            trim: |_| {},
+        }
+    }
+
+    fn selector(&self, kind: model::Kind) -> Option<&String> {
+        use model::Kind;
+        match kind {
+            Kind::Service | Kind::EndpointSlice | Kind::Pod => self.labels.as_ref(),
+            Kind::Namespace => self.namespace_labels.as_ref(),
+            Kind::Node | Kind::ServiceCidr => None,
+        }
+    }
+}
+
 /// Watches until shutdown. The snapshot survives every change of connection and credentials. Objects that are not used,
 /// or not whole, are told to `events`.
 pub async fn run(
     source: ApiSource,
+    wanted: Wanted,
     snapshots: watch::Sender<Arc<Snapshot>>,
     status: Status,
     events: Events,
@@ -81,13 +118,13 @@ pub async fn run(
 ) {
     let (observer, observed) = mpsc::channel(IN_FLIGHT);
     tokio::select! {
-        () = owner::run(observed, snapshots, status.clone(), events) => {}
-        () = keep_watching(source, observer, status) => {}
+        () = owner::run(observed, wanted.clone(), snapshots, status.clone(), events) => {}
+        () = keep_watching(source, &wanted, observer, status) => {}
         () = shutdown.cancelled() => {}
     }
 }
 
-async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, status: Status) {
+async fn keep_watching(source: ApiSource, wanted: &Wanted, observer: mpsc::Sender<Observed>, status: Status) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     let accepted: requests::Accepted = {
         let status = status.clone();
@@ -102,7 +139,7 @@ async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, stat
                     move || source.written() != written
                 };
                 let began = Instant::now();
-                watch_all(client, observer.clone(), &status, rotated).await;
+                watch_all(client, wanted, observer.clone(), &status, rotated).await;
                 if began.elapsed() >= STEADY {
                     backoff.reset();
                 }
@@ -110,7 +147,7 @@ async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, stat
                     return;
                 }
             }
-            Err(error) => KINDS.into_iter().for_each(|kind| status.failed(kind, &error)),
+            Err(error) => wanted.kinds.iter().for_each(|kind| status.failed(*kind, &error)),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
@@ -119,6 +156,7 @@ async fn keep_watching(source: ApiSource, observer: mpsc::Sender<Observed>, stat
 /// Watches every kind until one of them needs new credentials.
 async fn watch_all(
     client: Client,
+    wanted: &Wanted,
     observer: mpsc::Sender<Observed>,
     status: &Status,
     rotated: impl Fn() -> bool + Clone + Send + Sync + 'static,
@@ -128,17 +166,23 @@ async fn watch_all(
         ($kind:ty) => {
             kinds.spawn(watch_kind::<$kind>(
                 client.clone(),
+                wanted.selector(<$kind as object::Watchable>::KIND).cloned(),
                 observer.clone(),
                 status.clone(),
                 rotated.clone(),
             ))
         };
     }
-    watch!(Service);
-    watch!(EndpointSlice);
-    watch!(Node);
-    watch!(Namespace);
-    watch!(ServiceCIDR);
+    for kind in &wanted.kinds {
+        match kind {
+            model::Kind::Service => watch!(Service),
+            model::Kind::EndpointSlice => watch!(EndpointSlice),
+            model::Kind::Node => watch!(Node),
+            model::Kind::Namespace => watch!(Namespace),
+            model::Kind::Pod => watch!(pod::PodAddresses),
+            model::Kind::ServiceCidr => watch!(ServiceCIDR),
+        };
+    }
     match kinds.join_next().await {
         Some(Ok(Ended::Credentials)) => {
             tracing::warn!("API server wants other credentials, reading them again")

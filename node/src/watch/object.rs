@@ -31,6 +31,8 @@ pub(super) trait Watchable: Resource<DynamicType = ()> + DeserializeOwned + Send
     const KIND: Kind;
     /// Older servers do not have it, and older roles do not allow it: then it is done without.
     const OPTIONAL: bool = false;
+    /// Field selector of the objects that matter. None = all.
+    const FIELDS: Option<&'static str> = None;
 
     /// Converts the object, whose name is known to be usable.
     fn convert(self, name: &ObjectName, faults: &mut Faults) -> Converted;

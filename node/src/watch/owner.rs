@@ -8,6 +8,7 @@ use model::{Change, Kind, ObjectName, Snapshot, Text, Texts};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::Wanted;
 use super::events::{Events, Notice, Scope};
 use super::faults::{Rejected, RejectedObjects};
 use super::object::{Converted, deletion};
@@ -21,8 +22,8 @@ pub(super) const PUBLICATION_INTERVAL: Duration = Duration::from_millis(10);
 const BATCH: usize = 256;
 
 /// The cluster as it is known so far.
-#[derive(Default)]
 pub(super) struct Owner {
+    wanted: Wanted,
     snapshot: Snapshot,
     /// What its objects say alike.
     texts: Texts,
@@ -35,14 +36,12 @@ pub(super) struct Owner {
 /// Applies and publishes until the observers are gone.
 pub(super) async fn run(
     mut observed: mpsc::Receiver<Observed>,
+    wanted: Wanted,
     snapshots: watch::Sender<Arc<Snapshot>>,
     status: Status,
     events: Events,
 ) {
-    let mut owner = Owner {
-        events,
-        ..Owner::default()
-    };
+    let mut owner = Owner::new(wanted, events);
     let mut batch = Vec::with_capacity(BATCH);
     let mut unpublished = false;
     let mut not_before = Instant::now();
@@ -67,6 +66,17 @@ pub(super) async fn run(
 }
 
 impl Owner {
+    pub(super) fn new(wanted: Wanted, events: Events) -> Self {
+        Self {
+            wanted,
+            snapshot: Snapshot::default(),
+            texts: Texts::default(),
+            listed: BTreeMap::new(),
+            rejected: RejectedObjects::default(),
+            events,
+        }
+    }
+
     /// Applies one observation and returns whether it changed anything that is to be published.
     pub(super) fn apply(&mut self, observed: Observed) -> bool {
         match observed {
@@ -90,6 +100,7 @@ impl Owner {
                 }
                 let changed = match converted {
                     Converted::Put(mut change) => {
+                        (self.wanted.trim)(&mut change);
                         self.pack(&mut change);
                         self.snapshot.apply(*change)
                     }
@@ -124,7 +135,8 @@ impl Owner {
         let mut changed = self.snapshot.apply(Change::Synced(kind));
         // Each of these kinds always has a member: `default`, `kubernetes`, this node. A server that lists none has
         // lost its store, and what it lost still runs. Deletions by name are believed.
-        if listed.is_empty() && !known.is_empty() {
+        let may_be_none = kind == Kind::Pod || self.wanted.selector(kind).is_some();
+        if listed.is_empty() && !known.is_empty() && !may_be_none {
             tracing::warn!(
                 ?kind,
                 known = known.len(),

@@ -74,6 +74,7 @@ impl Status {
             Some("endpointslices") => Kind::EndpointSlice,
             Some("nodes") => Kind::Node,
             Some("namespaces") => Kind::Namespace,
+            Some("pods") => Kind::Pod,
             Some("servicecidrs") => Kind::ServiceCidr,
             _ => return,
         };

@@ -65,11 +65,13 @@ enum Strategy {
 /// Watches one kind until the credentials fail or nobody listens.
 pub(super) async fn watch_kind<K: Watchable + Clone + Debug>(
     client: Client,
+    labels: Option<String>,
     observed: mpsc::Sender<Observed>,
     status: Status,
     credentials_changed: impl Fn() -> bool,
 ) -> Ended {
     let mut follower = Follower {
+        labels,
         observed,
         status,
         credentials_changed,
@@ -100,6 +102,8 @@ enum Left {
 
 /// Where the watch of one kind stands.
 struct Follower<F> {
+    /// Label selector. None = all objects.
+    labels: Option<String>,
     observed: mpsc::Sender<Observed>,
     status: Status,
     credentials_changed: F,
@@ -116,9 +120,14 @@ struct Follower<F> {
 impl<F: Fn() -> bool> Follower<F> {
     /// Passes events on until the stream is to be left.
     async fn follow<K: Watchable + Clone + Debug>(&mut self, api: Api<Watched<K>>) -> Left {
+        let config = watcher::Config {
+            label_selector: self.labels.clone(),
+            field_selector: K::FIELDS.map(str::to_owned),
+            ..watcher::Config::default()
+        };
         let config = match self.strategy {
-            Strategy::Streaming => watcher::Config::default().streaming_lists(),
-            Strategy::Paged => watcher::Config::default(),
+            Strategy::Streaming => config.streaming_lists(),
+            Strategy::Paged => config,
         };
         let mut events = pin!(watcher(api, config));
         self.listing = true;

@@ -109,13 +109,24 @@ impl Query {
         self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
     }
 
+    /// Whether the labels of an object are those that are asked for: `key=value`, several with commas between.
+    pub(super) fn selects(&self, object: &Value) -> bool {
+        let Some(selector) = self.parameters.get("labelSelector") else {
+            return true;
+        };
+        // As it stands in a URL.
+        let selector = selector.replace("%3D", "=").replace("%2C", ",");
+        let mut requirements = selector.split(',').filter_map(|part| part.split_once('='));
+        requirements.all(|(key, value)| object["metadata"]["labels"][key] == value)
+    }
+
     pub(super) fn objects(&self, store: &Store) -> Vec<Value> {
         let Some(objects) = store.collections.get(&self.collection) else {
             return Vec::new();
         };
         let included = objects
             .iter()
-            .filter(|((namespace, _), _)| self.includes(namespace));
+            .filter(|((namespace, _), object)| self.includes(namespace) && self.selects(object));
         included.map(|(_, object)| object.clone()).collect()
     }
 }

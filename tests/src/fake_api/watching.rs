@@ -127,8 +127,12 @@ impl Watch {
         let ours = store.history.iter().skip(seen).filter(|entry| {
             entry.collection == self.query.collection && self.query.includes(&entry.namespace)
         });
-        self.ready
-            .extend(ours.map(|entry| event(entry.kind, entry.object.clone())));
+        // An object that is not selected (any more) is as good as deleted.
+        let selected = ours.map(|entry| match self.query.selects(&entry.object) {
+            true => event(entry.kind, entry.object.clone()),
+            false => event("DELETED", entry.object.clone()),
+        });
+        self.ready.extend(selected);
         self.seen = store.revision;
         if store.bookmarks != self.bookmarks {
             self.bookmarks = store.bookmarks;

@@ -164,7 +164,7 @@ impl World {
         let mut command = process::command(&place, program("causeway"));
         let mut dns = Process::spawn(&place, command.arg("dns").arg("--conf").arg(corefile))?;
         dns.await_line("serving", DEADLINE);
-        dns.await_line("feed from the agent is complete", DEADLINE);
+        dns.await_line("the cluster's objects are complete", DEADLINE);
         Ok(dns)
     }
 

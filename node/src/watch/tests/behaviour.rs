@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::watch::owner::PUBLICATION_INTERVAL;
-use crate::watch::{ApiSource, Events, KINDS, Status};
+use crate::watch::{ApiSource, Events, KINDS, Status, Wanted};
 
 /// No condition here needs more than the back-off after a failed request.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -46,12 +46,19 @@ impl Bench {
         let (sender, snapshots) = watch::channel(Arc::default());
         let status = Status::default();
         let source = ApiSource {
-            kubeconfig: Some(kubeconfig.clone()),
+            credentials: Some(kubeconfig.clone()).into(),
             ..ApiSource::default()
         };
         let (events, notices) = Events::queue();
         let write = notices.write(source.clone(), "node-1".into(), |_| {}, CancellationToken::new());
-        let watch = crate::watch::run(source, sender, status.clone(), events, CancellationToken::new());
+        let watch = crate::watch::run(
+            source,
+            Wanted::by_agents(),
+            sender,
+            status.clone(),
+            events,
+            CancellationToken::new(),
+        );
         Self {
             api,
             snapshots,

@@ -1,5 +1,7 @@
 //! The server over real sockets of the loopback, fed by a real unix socket.
 
+mod reload;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,12 +44,17 @@ struct Running {
 }
 
 async fn start(folder: &Folder) -> Running {
-    let corefile = folder.file("Corefile");
     let text = format!(
         ".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n kubernetes cluster.local {{\n feed {}\n state {}\n ttl 30\n }}\n}}",
         folder.file("dns.sock").display(),
         folder.file("state").display()
     );
+    start_with(folder, &text).await
+}
+
+/// Serves a Corefile that is written into the folder first.
+async fn start_with(folder: &Folder, text: &str) -> Running {
+    let corefile = folder.file("Corefile");
     std::fs::write(&corefile, text).expect("written");
     let config = dns::Config::parse(&corefile).expect("a Corefile");
     let server = dns::server::Bound::new(&config).await.expect("bound");
@@ -240,6 +247,29 @@ async fn queries_on_one_connection_are_all_answered() {
     ids.sort_unstable();
     assert_eq!(ids, (0..200).collect::<Vec<_>>());
     server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_that_have_come_in_are_answered_before_the_server_ends() {
+    let folder = Folder::new("end");
+    let server = start(&folder).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+    socket.connect(server.dns).await.expect("connected");
+    // As many as fit into the client's buffer, which nobody reads meanwhile.
+    for id in 0..100 {
+        let packet = packet(id, "dns-version.cluster.local");
+        socket.send(&packet).await.expect("sent");
+    }
+    server.end().await;
+    let mut buffer = [0; 512];
+    let mut ids = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        let received = tokio::time::timeout(DEADLINE, socket.recv(&mut buffer)).await;
+        let length = received.expect("in time").expect("received");
+        assert_eq!(text(&buffer[..length]), "NOERROR");
+        ids.insert(u16::from_be_bytes([buffer[0], buffer[1]]));
+    }
+    assert_eq!(ids.len(), 100);
 }
 
 #[tokio::test]

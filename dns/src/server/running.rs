@@ -1,0 +1,342 @@
+//! What serves: listeners by address, endpoints, feeds, and the chain that they all look at.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::prepare::{FeedKey, Opened, Prepared, Wanted};
+use crate::Error;
+use crate::chain::{Block, Server, Worker};
+use crate::corefile::{Corefile, ServerBlock};
+use crate::feed::{Source, Watcher};
+use crate::http;
+use crate::metrics::Registry;
+use crate::serve::{ServeError, tcp, udp};
+use crate::state::State;
+
+/// Queries that may wait for a task to take them; what is beyond is dropped and counted.
+const WAITING: usize = 4096;
+/// How often it is seen whether the objects that are waited for are complete.
+const OBJECTS_CHECK: Duration = Duration::from_millis(10);
+
+/// A server with everything that it has started.
+pub(super) struct Running {
+    corefile: Corefile,
+    blocks: Vec<Arc<Block>>,
+    state: Arc<State>,
+    listeners: BTreeMap<Wanted, Listening>,
+    http: BTreeMap<SocketAddr, CancellationToken>,
+    feeds: BTreeMap<FeedKey, (Arc<Source>, CancellationToken)>,
+    watcher: Option<Arc<Watcher>>,
+    /// Ends what the current chain does by itself.
+    chain: CancellationToken,
+    /// Ends everything.
+    ended: CancellationToken,
+    waiting: mpsc::Sender<udp::Waiting>,
+    queue: Option<mpsc::Receiver<udp::Waiting>>,
+    tasks: JoinSet<()>,
+}
+
+/// One address that is served.
+struct Listening {
+    address: SocketAddr,
+    server: Arc<ArcSwap<Server>>,
+    stop: Arc<AtomicBool>,
+    ended: CancellationToken,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Nothing yet. `watcher` watches the API servers that a configuration names.
+    pub(super) fn new(watcher: Option<Arc<Watcher>>) -> Self {
+        let (waiting, queue) = mpsc::channel(WAITING);
+        let ended = CancellationToken::new();
+        Self {
+            corefile: Corefile::default(),
+            blocks: Vec::new(),
+            state: Arc::new(State::new(Registry::new(Vec::new()))),
+            listeners: BTreeMap::new(),
+            http: BTreeMap::new(),
+            feeds: BTreeMap::new(),
+            watcher,
+            chain: ended.child_token(),
+            ended,
+            waiting,
+            queue: Some(queue),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    pub(super) fn corefile(&self) -> &Corefile {
+        &self.corefile
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.state.registry
+    }
+
+    pub(super) fn serves(&self, wanted: &Wanted) -> bool {
+        self.listeners.contains_key(wanted)
+    }
+
+    /// The addresses that are served.
+    pub(super) fn served(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .values()
+            .map(|listening| listening.address)
+            .collect()
+    }
+
+    pub(super) fn has_http(&self, address: &SocketAddr) -> bool {
+        self.http.contains_key(address)
+    }
+
+    pub(super) fn watcher(&self) -> Option<&Watcher> {
+        self.watcher.as_deref()
+    }
+
+    /// What a feed that is followed has said.
+    pub(super) fn source(&self, key: &FeedKey) -> Option<Arc<Source>> {
+        self.feeds.get(key).map(|(source, _)| Arc::clone(source))
+    }
+
+    /// The block that serves the same zones at the same addresses now.
+    pub(super) fn block_like(&self, config: &ServerBlock) -> Option<Arc<Block>> {
+        let own = |old: &ServerBlock| old.keys == config.keys && old.bind == config.bind;
+        let index = self.corefile.blocks.iter().position(own)?;
+        self.blocks.get(index).cloned()
+    }
+
+    pub(super) fn note_refused(&self) {
+        self.state.refused_reloads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Puts a configuration in the place of the one that is served. Where something of it cannot be had, nothing
+    /// changes.
+    pub(super) async fn change_to(
+        &mut self,
+        corefile: &Corefile,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut prepared = self.prepare(corefile).await?;
+        self.follow(&mut prepared);
+        prepared.wait_for_objects(shutdown).await;
+        self.commit(prepared)
+    }
+
+    /// Begins to follow what is new.
+    pub(super) fn follow(&mut self, prepared: &mut Prepared) {
+        for (key, follower) in std::mem::take(&mut prepared.followers) {
+            let ended = self.ended.child_token();
+            self.feeds.insert(key, (follower.source(), ended.clone()));
+            self.tasks.spawn(follower.run(ended));
+        }
+    }
+
+    /// Serves a configuration, whose feeds are followed, from now on. No socket that it still wants is closed.
+    ///
+    /// # Errors
+    /// When a thread cannot be started; what could be is served.
+    pub(super) fn commit(&mut self, prepared: Prepared) -> Result<(), Error> {
+        let Prepared {
+            corefile,
+            blocks,
+            servers,
+            opened,
+            endpoints,
+            http,
+            followers: _,
+            awaited: _,
+            feeds,
+            probes,
+        } = prepared;
+        if let Some(queue) = self.queue.take() {
+            self.tasks
+                .spawn(udp::answer_waiting(queue, self.state.registry.shard()));
+        }
+        self.feeds
+            .retain(|key, (_, ended)| feeds.contains(key) || cancel(ended));
+        self.state.set(blocks.clone(), self.sources(), endpoints.clone());
+        // What an address is to serve is there before the address is.
+        let started = self.serve(servers, opened);
+        for (address, listener) in http {
+            let ended = self.ended.child_token();
+            self.http.insert(address, ended.clone());
+            self.tasks
+                .spawn(serve_http(listener, http::router(address, &self.state), ended));
+        }
+        self.http
+            .retain(|address, ended| endpoints.contains_key(address) || cancel(ended));
+        self.chain.cancel();
+        self.chain = self.ended.child_token();
+        for block in &blocks {
+            let (block, chain) = (Arc::clone(block), self.chain.clone());
+            self.tasks
+                .spawn(async move { _ = chain.run_until_cancelled(block.background()).await });
+        }
+        for (probe, forwards, zone) in probes {
+            let chain = self.chain.clone();
+            self.tasks
+                .spawn(async move { _ = chain.run_until_cancelled(probe.send(forwards, &zone)).await });
+        }
+        (self.blocks, self.corefile) = (blocks, corefile);
+        self.reap();
+        started
+    }
+
+    fn sources(&self) -> Vec<(String, Arc<Source>)> {
+        let sources = self.feeds.iter();
+        sources
+            .map(|((objects, _), (source, _))| (objects.to_string(), Arc::clone(source)))
+            .collect()
+    }
+
+    /// Gives every address its chain, starts those that are new, ends those that nobody wants.
+    fn serve(
+        &mut self,
+        servers: BTreeMap<Wanted, Server>,
+        mut opened: BTreeMap<Wanted, Opened>,
+    ) -> Result<(), Error> {
+        self.listeners.retain(|wanted, listening| {
+            let is_wanted = servers.contains_key(wanted);
+            if !is_wanted {
+                listening.stop.store(true, Ordering::Relaxed);
+                listening.ended.cancel();
+                let threads = std::mem::take(&mut listening.threads);
+                self.tasks.spawn(join(threads));
+            }
+            is_wanted
+        });
+        for (wanted, server) in servers {
+            if let Some(listening) = self.listeners.get(&wanted) {
+                listening.server.store(Arc::new(server));
+            } else if let Some(opened) = opened.remove(&wanted) {
+                let listening = self.start(server, opened)?;
+                self.listeners.insert(wanted, listening);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts an address's threads, one for each socket, and its connections.
+    fn start(&mut self, server: Server, opened: Opened) -> Result<Listening, Error> {
+        let mut listening = Listening {
+            address: opened.address,
+            server: Arc::new(ArcSwap::from_pointee(server)),
+            stop: Arc::default(),
+            ended: self.ended.child_token(),
+            threads: Vec::new(),
+        };
+        let (server, shard) = (Arc::clone(&listening.server), self.state.registry.shard());
+        self.tasks
+            .spawn(tcp::serve(opened.tcp, server, shard, listening.ended.clone()));
+        for (index, socket) in opened.udp.into_iter().enumerate() {
+            let thread = self.start_thread(index, socket, &listening)?;
+            listening.threads.push(thread);
+        }
+        Ok(listening)
+    }
+
+    fn start_thread(
+        &self,
+        index: usize,
+        socket: OwnedFd,
+        listening: &Listening,
+    ) -> Result<JoinHandle<()>, Error> {
+        let address = listening.address;
+        let listener = udp::Listener::new(
+            socket,
+            Arc::clone(&listening.server),
+            Worker::new(self.state.registry.shard()),
+            self.waiting.clone(),
+            Arc::clone(&listening.stop),
+            address.ip().is_unspecified(),
+        );
+        let listener = listener.map_err(|errno| ServeError::new(address, "udp", errno))?;
+        let thread = std::thread::Builder::new().name(format!("dns-udp-{index}"));
+        thread
+            .spawn(move || listener.run())
+            .map_err(|source| Error::Thread { source })
+    }
+
+    /// Ends everything that was started, and waits for it.
+    pub(super) async fn end(mut self) {
+        for listening in self.listeners.values_mut() {
+            listening.stop.store(true, Ordering::Relaxed);
+        }
+        self.ended.cancel();
+        drop(self.waiting);
+        for listening in self.listeners.into_values() {
+            join(listening.threads).await;
+        }
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task panicked");
+            }
+        }
+    }
+
+    /// Forgets the tasks that ended.
+    fn reap(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task panicked");
+            }
+        }
+    }
+}
+
+impl Prepared {
+    /// Waits until each new source is complete, or its time is over. At the start clients' queries wait in their
+    /// sockets meanwhile; at a reload the configuration before answers them.
+    pub(super) async fn wait_for_objects(&self, shutdown: &CancellationToken) {
+        let started = Instant::now();
+        let is_due =
+            |(source, timeout): &(Arc<Source>, Duration)| source.is_synced() || started.elapsed() >= *timeout;
+        while !self.awaited.iter().all(is_due) {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(OBJECTS_CHECK) => {}
+            }
+        }
+        if self.awaited.iter().any(|(source, _)| !source.is_synced()) {
+            tracing::warn!(
+                "starting before the cluster's objects are known; names that are not yet get SERVFAIL"
+            );
+        }
+    }
+}
+
+/// Cancels, and says that it is not to be kept.
+fn cancel(token: &CancellationToken) -> bool {
+    token.cancel();
+    false
+}
+
+async fn serve_http(listener: TcpListener, router: axum::Router, ended: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "http endpoint ended");
+    }
+}
+
+async fn join(threads: Vec<JoinHandle<()>>) {
+    let joined = tokio::task::spawn_blocking(move || {
+        let panicked = threads.into_iter().filter_map(|thread| thread.join().err());
+        panicked.count()
+    });
+    match joined.await {
+        Ok(0) => {}
+        other => tracing::error!(?other, "a serving thread panicked"),
+    }
+}

@@ -1,0 +1,74 @@
+//! The `reload` plugin: whether the Corefile says something else than it did.
+
+use std::time::Duration;
+
+use crate::corefile::{Corefile, Error, Reload};
+
+/// Reads the Corefile and its imports again and again. What it means is compared and not its bytes: a comment changes
+/// nothing, another address of an interface in `bind` or another name server in `/etc/resolv.conf` does.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// What was refused last, so that it is told once.
+    refused: Option<Result<Corefile, Error>>,
+}
+
+impl Watch {
+    /// Returns as soon as the file says something new: another configuration than `current`, or nothing that can be
+    /// read. Waits for ever where the configuration has no file or no `reload`.
+    pub(super) async fn changed(&mut self, current: &Corefile) -> Result<Corefile, Error> {
+        let (Some(path), Some(reload)) = (current.path.clone(), reload_of(current)) else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(reload.next_pause()).await;
+            let (path, lenient) = (path.clone(), current.is_lenient);
+            // Files may be on a slow disk.
+            let read = tokio::task::spawn_blocking(move || Corefile::read_again(&path, lenient)).await;
+            let Ok(read) = read else { continue };
+            if read.as_ref().is_ok_and(|read| read == current) {
+                self.refused = None;
+            } else if self.refused.as_ref() != Some(&read) {
+                // What is taken becomes `current`, and is not met here again.
+                self.refused = Some(read.clone());
+                return read;
+            }
+        }
+    }
+}
+
+/// The most frequent of all blocks: there is one file.
+fn reload_of(corefile: &Corefile) -> Option<Reload> {
+    let reloads = corefile.blocks.iter().filter_map(|block| block.reload);
+    reloads.min_by_key(|reload| reload.interval)
+}
+
+impl Reload {
+    /// The interval, shorter or longer by the jitter at most, so that the servers of a cluster do not all read at once.
+    fn next_pause(self) -> Duration {
+        let jitter = self.jitter.min(self.interval);
+        let least = self.interval - jitter;
+        least + jitter.mul_f64(2.0 * rand::random::<f64>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_stay_within_the_jitter_and_differ() {
+        let reload = Reload {
+            interval: Duration::from_secs(30),
+            jitter: Duration::from_secs(15),
+        };
+        let pauses: Vec<Duration> = (0..1000).map(|_| reload.next_pause()).collect();
+        let (least, most) = (Duration::from_secs(15), Duration::from_secs(45));
+        assert!(pauses.iter().all(|pause| (least..=most).contains(pause)));
+        let spread = pauses
+            .iter()
+            .max()
+            .zip(pauses.iter().min())
+            .map(|(most, least)| *most - *least);
+        assert!(spread > Some(Duration::from_secs(20)), "{spread:?}");
+    }
+}
