@@ -241,7 +241,10 @@ fn an_answer_is_told_with_its_block_plugin_and_object() {
 #[test]
 fn each_plugin_that_answers_is_named_and_what_it_was_asked_instead() {
     let directory = Directory::new("dns-query");
-    let path = directory.write("resolv.conf", "search testns.svc.cluster.local svc.cluster.local\n");
+    let path = directory.write(
+        "resolv.conf",
+        "search testns.svc.cluster.local svc.cluster.local\n",
+    );
     let plugins = format!(
         "any
     acl refused.example {{
