@@ -10,6 +10,7 @@
 //!
 //! plain   two hosts with a VXLAN device made by `ip`, a namespace behind each, no rules anywhere
 //! again   the same once more
+//! ruled   the same with the tables that flannel makes for the pod network: forwarding allowed, masquerade
 //! far     two pods of two nodes, by agent and CNI plugin, anti-spoofing on
 //! ```
 //! Root, and Debian's etcd; everything is in network namespaces of its own. How it is measured: `tests::rr`. The agents are
@@ -54,10 +55,24 @@ fn main() -> Result<()> {
     let mut arms = [veth.worker()?, veth.worker()?, to(&client, &near)?];
     let [direct, again, short] = &mut arms;
     compare(&mut [("veth", direct), ("again", again), ("near", short)], cycles)?;
-    let plain = Plain::new()?;
-    let mut arms = [plain.worker()?, plain.worker()?, to(&client, &far)?];
-    let [direct, again, long] = &mut arms;
-    compare(&mut [("plain", direct), ("again", again), ("far", long)], cycles)?;
+    let (plain, ruled) = (Plain::new("plain", 10)?, Plain::new("ruled", 11)?);
+    ruled.add_rules()?;
+    let mut arms = [
+        plain.worker()?,
+        plain.worker()?,
+        ruled.worker()?,
+        to(&client, &far)?,
+    ];
+    let [direct, again, behind_rules, long] = &mut arms;
+    compare(
+        &mut [
+            ("plain", direct),
+            ("again", again),
+            ("ruled", behind_rules),
+            ("far", long),
+        ],
+        cycles,
+    )?;
     for number in 0..2 {
         let counters = ebpf::fast_path::counters(&network.pins(number))?.unwrap_or_default();
         let told: Vec<_> = counters
@@ -117,14 +132,14 @@ impl Veth {
 struct Plain {
     client: Host,
     _server: Host,
-    _lan: Lan,
+    lan: Lan,
 }
 
 impl Plain {
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 250, 1, 2);
 
-    fn new() -> Result<Self> {
-        let lan = Lan::new("plain", "172.30.10.0/24".parse()?, 2)?;
+    fn new(label: &str, network: u8) -> Result<Self> {
+        let lan = Lan::new(label, format!("172.30.{network}.0/24").parse()?, 2)?;
         let mut pods = Vec::new();
         for (number, host) in lan.hosts.iter().enumerate() {
             let other = &lan.hosts[1 - number];
@@ -155,7 +170,7 @@ impl Plain {
             );
             run(&host.host, "bridge", &entry)?;
             host.host.set("net/ipv4/ip_forward", "1")?;
-            let pod = pod(&host.host, &format!("plain-{number}"), pod_address)?;
+            let pod = pod(&host.host, &format!("{label}-{number}"), pod_address)?;
             run(&pod, "ip", "link set eth0 mtu 1450")?;
             pods.push(pod);
         }
@@ -164,8 +179,32 @@ impl Plain {
         Ok(Self {
             client,
             _server: server,
-            _lan: lan,
+            lan,
         })
+    }
+
+    /// What flanneld asks nftables for (`pkg/trafficmngr/nftables`), for these pods.
+    fn add_rules(&self) -> Result<()> {
+        const NETWORK: &str = "10.250.0.0/16";
+        for (number, host) in self.lan.hosts.iter().enumerate() {
+            let own = format!("10.250.{number}.0/24");
+            for line in [
+                "table ip flannel".to_owned(),
+                "chain ip flannel forward { type filter hook forward priority 0 ; policy accept ; }"
+                    .to_owned(),
+                format!("rule ip flannel forward ip saddr {NETWORK} accept"),
+                format!("rule ip flannel forward ip daddr {NETWORK} accept"),
+                "chain ip flannel postrtg { type nat hook postrouting priority 100 ; }".to_owned(),
+                "rule ip flannel postrtg meta mark 0x4000 return".to_owned(),
+                format!("rule ip flannel postrtg ip saddr {own} ip daddr {NETWORK} return"),
+                format!("rule ip flannel postrtg ip saddr {NETWORK} ip daddr {own} return"),
+                format!("rule ip flannel postrtg ip saddr != {own} ip daddr {NETWORK} return"),
+                format!("rule ip flannel postrtg ip saddr {NETWORK} ip daddr != 224.0.0.0/4 masquerade"),
+            ] {
+                run(&host.host, "nft", &format!("add {line}"))?;
+            }
+        }
+        Ok(())
     }
 
     fn worker(&self) -> Result<Worker> {
