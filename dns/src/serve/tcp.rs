@@ -1,5 +1,5 @@
-//! TCP (RFC 7766): queries of a connection are answered as they get ready, idle connections end, and no client takes
-//! every slot by being slow.
+//! TCP (RFC 7766): queries of a connection are answered as they get ready, and idle connections end. A client that is
+//! never idle keeps its slots.
 
 use std::io;
 use std::sync::Arc;
