@@ -8,8 +8,8 @@
 //!                                       (table)       (hit)            └► has to wait for an upstream
 //! ```
 //! The order is CoreDNS's but for `rewrite`, which acts before `any`, and for `cache`, which stands behind `kubernetes`:
-//! cluster names are answered from the watched state and are never cached. What needs no waiting is answered in place; the rest is
-//! answered by the same walk, which then may wait.
+//! cluster names are answered from the watched state and are never cached. What needs no waiting is answered in place;
+//! the rest is answered by the same walk, which then may wait.
 
 pub mod autopath;
 mod block;
