@@ -19,7 +19,9 @@ const FLAG_TC: u8 = 0x02;
 const FLAG_AA: u8 = 0x04;
 const FLAG_CD: u16 = 0x0010;
 /// Name, type, class, DO and CD.
-const MAX_KEY: usize = MAX_NAME + 5;
+const MAX_KEY: usize = MAX_NAME + 6;
+/// In the third byte of a header (RFC 1035 §4.1.1).
+const OPCODE_AND_RD: u8 = 0x79;
 
 /// Options of the plugin, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -426,8 +428,10 @@ fn key<'b>(query: &Query<'_>, buffer: &'b mut [u8; MAX_KEY]) -> &'b [u8] {
     let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
     let checking_disabled = query.flags() & FLAG_CD != 0;
     let bits = u8::from(dnssec_ok) | u8::from(checking_disabled) << 1;
-    tail[..5].copy_from_slice(&[t0, t1, c0, c1, bits]);
-    &buffer[..name.len() + 5]
+    // What an upstream says to a NOTIFY, or where it may not ask others, is no answer for anybody else.
+    let asked_as = query.head()[2] & OPCODE_AND_RD;
+    tail[..6].copy_from_slice(&[t0, t1, c0, c1, bits, asked_as]);
+    &buffer[..name.len() + 6]
 }
 
 /// Takes a response apart. `None` = it is not to be kept.

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::explain::{self, Explanation};
+use crate::mnemonic;
 use crate::name::{Name, NameError};
 use crate::question::{HEADER, Record, expand_name, query_packet, rtype};
 
@@ -17,26 +18,6 @@ use crate::question::{HEADER, Record, expand_name, query_packet, rtype};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Said in the OPT record, where it bounds nothing: the question goes by TCP.
 const UDP_SIZE: u16 = 1232;
-
-const TYPES: [(u16, &str); 15] = [
-    (rtype::A, "A"),
-    (rtype::NS, "NS"),
-    (rtype::CNAME, "CNAME"),
-    (rtype::SOA, "SOA"),
-    (rtype::PTR, "PTR"),
-    (rtype::HINFO, "HINFO"),
-    (15, "MX"),
-    (rtype::TXT, "TXT"),
-    (rtype::AAAA, "AAAA"),
-    (rtype::SRV, "SRV"),
-    (rtype::OPT, "OPT"),
-    (43, "DS"),
-    (64, "SVCB"),
-    (65, "HTTPS"),
-    (255, "ANY"),
-];
-
-const CODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,12 +112,7 @@ impl Question {
 }
 
 fn type_number(text: &str) -> Result<u16, ClientError> {
-    let known = TYPES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
-    let number = known.map(|(number, _)| *number).or_else(|| {
-        let digits = text.get(4..).filter(|_| text[..4].eq_ignore_ascii_case("TYPE"));
-        digits.and_then(|digits| digits.parse().ok())
-    });
-    number.ok_or_else(|| ClientError::Type {
+    mnemonic::type_number(text).ok_or_else(|| ClientError::Type {
         text: text.to_owned(),
     })
 }
@@ -170,7 +146,7 @@ async fn exchange(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
 fn read(answer: &[u8], took: Duration) -> Option<Reply> {
     let header: &[u8; HEADER] = answer.get(..HEADER)?.try_into().ok()?;
     let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    let mut code = usize::from(header[3] & 15);
+    let mut code = u16::from(header[3] & 15);
     let mut at = HEADER;
     if count(4) > 0 {
         at += expand_name(answer, at)?.len() + 4;
@@ -181,7 +157,7 @@ fn read(answer: &[u8], took: Duration) -> Option<Reply> {
             let (record, next) = Record::read(answer, at)?;
             match record.rtype {
                 // The high bits of the code stand in the TTL (RFC 6891 §6.1.3).
-                rtype::OPT => code |= (record.ttl >> 20) as usize & 0xff0,
+                rtype::OPT => code |= (record.ttl >> 20) as u16 & 0xff0,
                 _ if record.class == 3 => {}
                 _ => section.push(record_text(answer, &record)?),
             }
@@ -190,9 +166,7 @@ fn read(answer: &[u8], took: Duration) -> Option<Reply> {
     }
     let [answers, authorities, additionals] = sections;
     Some(Reply {
-        code: CODES
-            .get(code)
-            .map_or_else(|| format!("RCODE{code}"), |name| (*name).to_owned()),
+        code: mnemonic::code_name(code).into_owned(),
         answers,
         authorities,
         additionals,
@@ -204,8 +178,7 @@ fn read(answer: &[u8], took: Duration) -> Option<Reply> {
 
 fn record_text(answer: &[u8], record: &Record<'_>) -> Option<String> {
     let owner = name_at(answer, record.start)?;
-    let kind = TYPES.iter().find(|(number, _)| *number == record.rtype);
-    let kind = kind.map_or_else(|| format!("TYPE{}", record.rtype), |(_, name)| (*name).to_owned());
+    let kind = mnemonic::type_name(record.rtype);
     let data = data_text(answer, record)?;
     Some(format!("{owner} {} IN {kind} {data}", record.ttl))
 }
@@ -322,7 +295,7 @@ mod tests {
             out.extend_from_slice(&[0, 0, 0, 50, 0, 80]);
             out.extend_from_slice(target.wire());
         });
-        writer.record(Section::Answer, Owner::QUESTION, 257, 5, |out| {
+        writer.record(Section::Answer, Owner::QUESTION, 65280, 5, |out| {
             out.extend([0, 0xab])
         });
         put_soa(&mut writer, Section::Authority, query.packet_offset(1), 7, 5, 5);
@@ -338,7 +311,7 @@ mod tests {
                 format!("{owner} A 10.0.0.1"),
                 format!("{owner} CNAME a.example."),
                 format!("{owner} SRV 0 50 80 a.example."),
-                format!("{owner} TYPE257 \\# 2 00ab"),
+                format!("{owner} TYPE65280 \\# 2 00ab"),
             ],
             authorities: vec![
                 "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 7 7200 1800 86400 5"

@@ -60,6 +60,26 @@ pub struct Options {
     pub startup_timeout: Duration,
 }
 
+impl Options {
+    /// The defaults, for these zones.
+    #[must_use]
+    pub fn new(zones: Vec<Name>) -> Self {
+        Self {
+            zones,
+            ttl: 5,
+            pods: PodMode::default(),
+            fallthrough: Fallthrough::default(),
+            endpoint_names: EndpointNames::Dashed,
+            exposed: Exposed::default(),
+            endpoints: true,
+            empty_services: true,
+            objects: Objects::Api(ApiServer::default()),
+            state: PathBuf::new(),
+            startup_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
 /// The namespaces in which names exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Exposed {

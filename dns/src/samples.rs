@@ -230,6 +230,19 @@ pub fn changes() -> Vec<Change> {
     changes
 }
 
+/// A headless Service `big` of `testns` with 200 endpoints, in what [`snapshot`] has.
+pub fn crowded() -> Snapshot {
+    let ports = [("http", 80)];
+    let addresses: Vec<String> = (0..200).map(|number| format!("172.16.0.{number}")).collect();
+    let endpoints = addresses.iter().map(|address| (address.as_str(), None, None));
+    let endpoints: Vec<_> = endpoints.collect();
+    let mut snapshot = snapshot();
+    snapshot.apply(Change::Service(headless("testns", "big", &ports)));
+    let slice = slice("testns", "big", "big", &ports, &endpoints);
+    snapshot.apply(Change::EndpointSlice(slice));
+    snapshot
+}
+
 /// The cluster, complete.
 pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();

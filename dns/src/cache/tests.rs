@@ -99,6 +99,32 @@ fn responses_are_kept_for_their_lifetime_and_come_back_as_the_asker_wrote() {
 }
 
 #[test]
+fn what_was_said_to_another_kind_of_question_is_nobody_elses() {
+    let now = Instant::now();
+    // RD, nothing, and a NOTIFY.
+    let kinds = [1, 0, 4 << 3].map(|third| {
+        let mut packet = question("a.example");
+        packet[2] = third;
+        packet
+    });
+    for kept in &kinds {
+        let cache = Cache::new(Options::default());
+        let query = Query::parse(kept).expect("query");
+        cache.store(&query, &mut response(kept, rcode::SERVFAIL, None), now);
+        for asked in &kinds {
+            let query = Query::parse(asked).expect("query");
+            let found = cache.answer(&query, 512, now, &mut Vec::new());
+            let expected = if asked == kept {
+                Found::Fresh
+            } else {
+                Found::Nothing
+            };
+            assert_eq!(found, expected, "{kept:?} {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn a_full_cache_makes_room_and_disabled_zones_are_not_kept() {
     let mut options = Options::default();
     options.success.capacity = SHARDS;

@@ -5,7 +5,7 @@ mod gates;
 
 use std::sync::atomic::AtomicU64;
 
-use model::{Change, Snapshot};
+use model::Snapshot;
 
 use super::*;
 use crate::cache::Cache;
@@ -215,25 +215,7 @@ fn edns_comes_back_with_the_clients_size_and_do_bit_and_nothing_else() {
 
 #[test]
 fn as_many_addresses_as_fit_are_given() {
-    let addresses: Vec<String> = (0..200).map(|n| format!("172.16.0.{n}")).collect();
-    let endpoints: Vec<_> = addresses
-        .iter()
-        .map(|address| (address.as_str(), None, None))
-        .collect();
-    let mut snapshot = samples::snapshot();
-    snapshot.apply(Change::Service(samples::headless(
-        "testns",
-        "big",
-        &[("http", 80)],
-    )));
-    snapshot.apply(Change::EndpointSlice(samples::slice(
-        "testns",
-        "big",
-        "big",
-        &[("http", 80)],
-        &endpoints,
-    )));
-    let server = server(CLUSTER, &snapshot);
+    let server = server(CLUSTER, &samples::crowded());
     let asked = || packet("big.testns.svc.cluster.local", rtype::A);
     let question = asked().len();
     for (what, packet, client, answers) in [

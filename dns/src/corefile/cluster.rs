@@ -1,13 +1,12 @@
 //! The options of `kubernetes`, which has more than any other plugin.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::arguments::{bare, duration, names, no_options, number, single, unknown_option};
 use super::lexer::Token;
 use super::tree::Directive;
 use super::{Error, ServerBlock};
-use crate::kubernetes::{Access, ApiServer, Exposed, Fallthrough, Objects, Options, PodMode, TlsFiles};
+use crate::kubernetes::{Access, ApiServer, Exposed, Objects, Options, PodMode, TlsFiles};
 use crate::name::Name;
 use crate::zone::EndpointNames;
 
@@ -15,7 +14,6 @@ const DEFAULT_FEED: &str = "/run/causeway/dns.sock";
 /// Where the snapshot of an API server is kept.
 const DEFAULT_STATE: &str = "/run/causeway";
 const MAX_TTL: u32 = 3600;
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KNOWN_OPTIONS: &[&str] = &[
     "pods",
@@ -60,19 +58,7 @@ pub(super) fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<Op
             .name
             .error("kubernetes needs a zone that is not a reverse zone"));
     }
-    let mut options = Options {
-        zones,
-        ttl: 5,
-        pods: PodMode::Disabled,
-        fallthrough: Fallthrough::default(),
-        endpoint_names: EndpointNames::Dashed,
-        exposed: Exposed::All,
-        endpoints: true,
-        empty_services: true,
-        objects: Objects::Api(ApiServer::default()),
-        state: PathBuf::new(),
-        startup_timeout: STARTUP_TIMEOUT,
-    };
+    let mut options = Options::new(zones);
     let mut source = Source::default();
     for option in &directive.options {
         no_options(option)?;
@@ -286,6 +272,8 @@ fn is_requirement(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::corefile::Corefile;
 

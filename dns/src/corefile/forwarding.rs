@@ -46,7 +46,10 @@ pub(super) fn forward(directive: &Directive, root: &Path) -> Result<forward::Opt
             "except" => options.except.extend(names(&option.args)?),
             "policy" => options.policy = policy(single(option)?)?,
             "max_fails" => options.max_fails = number(single(option)?)?,
-            "max_concurrent" => options.max_concurrent = Some(number(single(option)?)?),
+            "max_concurrent" => {
+                let limit = number(single(option)?)?;
+                options.max_concurrent = (limit > 0).then_some(limit);
+            }
             "expire" => options.expire = duration(single(option)?)?,
             "force_tcp" => options.force_tcp = bare(option)?,
             "prefer_udp" => options.prefer_udp = bare(option)?,

@@ -116,6 +116,18 @@ fn kubeadms_corefile_is_read_whole() {
 }
 
 #[test]
+fn no_limit_of_queries_under_way_is_said_by_zero_or_by_nothing() {
+    for (option, expected) in [
+        ("", None),
+        ("max_concurrent 0", None),
+        ("max_concurrent 2", Some(2)),
+    ] {
+        let block = block(&format!(". {{\n forward . 192.0.2.1 {{\n {option}\n }}\n}}"));
+        assert_eq!(block.forward[0].max_concurrent, expected, "{option}");
+    }
+}
+
+#[test]
 fn headings_name_zones_and_ports() {
     for (heading, expected) in [
         (". {", vec![(".", 53)]),

@@ -16,6 +16,8 @@ use crate::metrics::Histogram;
 use crate::question::{Query, query_packet, rtype};
 
 const FLAG_TC: u8 = 0x02;
+/// More than an upstream sends that was told 1232 bytes, or nothing.
+const UDP_BUFFER: usize = 4096;
 /// The longest that a health check waits.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -167,7 +169,7 @@ impl Upstream {
         let socket = UdpSocket::bind(any).await?;
         socket.connect(self.address).await?;
         socket.send(&sent.packet).await?;
-        let mut buffer = vec![0; 65_535];
+        let mut buffer = vec![0; UDP_BUFFER];
         loop {
             let received = timeout_at(until, socket.recv(&mut buffer)).await;
             let length = received.map_err(|_| ExchangeError::Timeout)??;

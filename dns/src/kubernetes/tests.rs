@@ -17,20 +17,8 @@ use crate::samples;
 const SERIAL: u32 = 1_700_000_000;
 
 fn options() -> Options {
-    let zone = |text| Name::parse(text).expect("zone");
-    Options {
-        zones: ["cluster.local", "in-addr.arpa", "ip6.arpa"].map(zone).into(),
-        ttl: 5,
-        pods: PodMode::Disabled,
-        fallthrough: Fallthrough::default(),
-        endpoint_names: EndpointNames::Dashed,
-        exposed: Exposed::All,
-        endpoints: true,
-        empty_services: true,
-        objects: Objects::Api(ApiServer::default()),
-        state: PathBuf::new(),
-        startup_timeout: Duration::ZERO,
-    }
+    let zones = ["cluster.local", "in-addr.arpa", "ip6.arpa"];
+    Options::new(zones.map(|text| Name::parse(text).expect("zone")).into())
 }
 
 fn table(snapshot: &Snapshot) -> Table {

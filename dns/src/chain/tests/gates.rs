@@ -65,25 +65,10 @@ fn a_query_for_every_type_gets_a_hint_where_the_block_says_so() {
 
 #[test]
 fn no_client_is_sent_more_by_udp_than_bufsize() {
-    let addresses: Vec<String> = (0..200).map(|n| format!("172.16.0.{n}")).collect();
-    let endpoints: Vec<_> = addresses
-        .iter()
-        .map(|address| (address.as_str(), None, None))
-        .collect();
-    let mut snapshot = samples::snapshot();
-    for change in [
-        Change::Service(samples::headless("testns", "big", &[("http", 80)])),
-        Change::EndpointSlice(samples::slice(
-            "testns",
-            "big",
-            "big",
-            &[("http", 80)],
-            &endpoints,
-        )),
-    ] {
-        snapshot.apply(change);
-    }
-    let server = server(&CLUSTER.replace(".:53 {\n", ".:53 {\n bufsize 1232\n"), &snapshot);
+    let server = server(
+        &CLUSTER.replace(".:53 {\n", ".:53 {\n bufsize 1232\n"),
+        &samples::crowded(),
+    );
     let asked = |size| edns(packet("big.testns.svc.cluster.local", rtype::A), size, 0, false);
     for (size, client, answers, told) in [
         (4096, udp(), 73, 1232),
