@@ -8,8 +8,10 @@
 //! Whatever happens to either, the answers stay: a cut connection leaves the last snapshot in use, and a restarted DNS
 //! process answers from the file before they are back.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,9 +19,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use futures::StreamExt;
-use model::feed::{Message, VERSION, is_complete};
+use model::feed::{Message, SAID_EVERY, Serving, VERSION, is_complete};
 use model::{Change, Extras, Kind, Snapshot};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +38,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 /// The file is written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The agent takes the address away from a server that it does not hear for a while.
+const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// Why the feed ended, or a file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,9 @@ pub enum FeedError {
     /// The agent went away.
     #[error("the agent closed the connection")]
     Closed,
+    /// The agent does not take in what it is told.
+    #[error("cannot write to the agent")]
+    Write(#[source] io::Error),
     /// The connection failed, or a line is too long.
     #[error("cannot read from the agent")]
     Read(#[from] LinesCodecError),
@@ -100,6 +108,9 @@ pub struct Watched {
     /// For how long the API server has not been heard; `None` while it is.
     pub silence: Silence,
 }
+
+/// Where a server answers.
+pub type Served = BTreeSet<SocketAddr>;
 
 /// For how long an API server has not been heard.
 pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -297,15 +308,15 @@ impl Follower {
         }
     }
 
-    /// Follows until `shutdown`.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Follows until `shutdown`, and tells an agent where this server answers.
+    pub async fn run(mut self, served: watch::Receiver<Served>, shutdown: CancellationToken) {
         let saver = tokio::spawn(save_changes(
             self.state.clone(),
             self.saved.subscribe(),
             shutdown.clone(),
         ));
         match &self.origin {
-            Origin::Agent(socket) => self.follow_agents(socket.clone(), &shutdown).await,
+            Origin::Agent(socket) => self.follow_agents(socket.clone(), served, &shutdown).await,
             Origin::Api { watched, endpoints } => {
                 let (snapshots, endpoints) = (watched.snapshots.clone(), *endpoints);
                 let followed = self.follow_watch(snapshots, endpoints);
@@ -339,13 +350,18 @@ impl Follower {
         }
     }
 
-    async fn follow_agents(&mut self, socket: PathBuf, shutdown: &CancellationToken) {
+    async fn follow_agents(
+        &mut self,
+        socket: PathBuf,
+        served: watch::Receiver<Served>,
+        shutdown: &CancellationToken,
+    ) {
         let mut retry = FIRST_RETRY;
         let mut reported = false;
         loop {
             let followed = tokio::select! {
                 () = shutdown.cancelled() => break,
-                followed = self.follow(&socket) => followed,
+                followed = self.follow(&socket, served.clone()) => followed,
             };
             if self.source.connected.swap(false, Ordering::Relaxed) {
                 self.source
@@ -370,15 +386,22 @@ impl Follower {
         }
     }
 
-    /// Reads one connection to its end; there is no good end.
-    async fn follow(&mut self, socket: &Path) -> FeedError {
-        let stream = match UnixStream::connect(socket).await {
-            Ok(stream) => stream,
+    /// Follows one connection to its end; there is no good end.
+    async fn follow(&mut self, socket: &Path, served: watch::Receiver<Served>) -> FeedError {
+        let (read, write) = match UnixStream::connect(socket).await {
+            Ok(stream) => stream.into_split(),
             Err(source) => {
                 let path = socket.to_owned();
                 return FeedError::Connect { path, source };
             }
         };
+        tokio::select! {
+            error = self.read(read) => error,
+            error = tell(write, served) => error,
+        }
+    }
+
+    async fn read(&mut self, stream: OwnedReadHalf) -> FeedError {
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
         let mut intake = Intake::default();
         let mut line_number = 0;
@@ -437,6 +460,26 @@ impl Follower {
         self.source.table.store(Arc::new(table));
         self.source.published.fetch_add(1, Ordering::Relaxed);
         self.published = snapshot.clone();
+    }
+}
+
+/// Tells the agent where this server answers, for as long as that is known.
+async fn tell(mut stream: OwnedWriteHalf, mut served: watch::Receiver<Served>) -> FeedError {
+    loop {
+        let serving = Serving {
+            addresses: served.borrow_and_update().clone(),
+        };
+        let told = match serde_json::to_vec(&serving) {
+            Ok(line) => stream.write_all(&[line.as_slice(), b"\n"].concat()).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = told {
+            return FeedError::Write(error);
+        }
+        let changed = tokio::time::timeout(SAID_EVERY, served.changed()).await;
+        if let Ok(Err(_ended)) = changed {
+            return FeedError::Closed;
+        }
     }
 }
 

@@ -93,6 +93,7 @@ impl Bound {
                 }
             }
         }
+        running.resign();
         let lameduck = lameduck(&running);
         if !lameduck.is_zero() {
             tracing::info!(seconds = lameduck.as_secs_f64(), "going on for the lameduck time");

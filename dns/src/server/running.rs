@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use super::prepare::{FeedKey, Opened, Prepared, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
-use crate::feed::{Source, Watcher};
+use crate::feed::{Served, Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
 use crate::serve::{ServeError, tcp, udp};
@@ -38,6 +38,8 @@ pub(super) struct Running {
     http: BTreeMap<SocketAddr, CancellationToken>,
     feeds: BTreeMap<FeedKey, (Arc<Source>, CancellationToken)>,
     watcher: Option<Arc<Watcher>>,
+    /// Where clients shall come.
+    served: watch::Sender<Served>,
     /// Ends what the current chain does by itself.
     chain: CancellationToken,
     /// Ends everything.
@@ -69,6 +71,7 @@ impl Running {
             http: BTreeMap::new(),
             feeds: BTreeMap::new(),
             watcher,
+            served: watch::Sender::default(),
             chain: ended.child_token(),
             ended,
             waiting,
@@ -139,7 +142,7 @@ impl Running {
         for (key, follower) in std::mem::take(&mut prepared.followers) {
             let ended = self.ended.child_token();
             self.feeds.insert(key, (follower.source(), ended.clone()));
-            self.tasks.spawn(follower.run(ended));
+            self.tasks.spawn(follower.run(self.served.subscribe(), ended));
         }
     }
 
@@ -190,6 +193,7 @@ impl Running {
                 .spawn(async move { _ = chain.run_until_cancelled(probe.send(forwards, &zone)).await });
         }
         (self.blocks, self.corefile) = (blocks, corefile);
+        self.served.send_replace(self.served().into_iter().collect());
         self.reap();
         started
     }
@@ -267,6 +271,11 @@ impl Running {
         thread
             .spawn(move || listener.run())
             .map_err(|source| Error::Thread { source })
+    }
+
+    /// Sends clients elsewhere; who comes nevertheless is served.
+    pub(super) fn resign(&self) {
+        self.served.send_replace(Served::new());
     }
 
     /// Ends everything that was started, and waits for it.

@@ -47,6 +47,8 @@ pub struct Sources {
     pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
     pub feed_readers: Readers,
+    /// Whether one of them answers at the cluster's DNS address; absent where the node has none.
+    pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
     /// Kernel settings that somebody changed and that were set again, by name.
@@ -341,6 +343,13 @@ impl Sources {
             "DNS servers that are connected.",
             [(String::new(), self.feed_readers.load(Ordering::Relaxed) as f64)],
         );
+        if let Some(answers) = &self.dns_answers {
+            page.gauges(
+                "causeway_dns_answers",
+                "Whether a DNS server of this node answers at the cluster's DNS address; otherwise its Service's endpoints do.",
+                [(String::new(), bit(*answers.borrow()))],
+            );
+        }
         page.counted(
             "causeway_cni_requests_total",
             "Requests of the CNI plugin by command and result.",
@@ -378,6 +387,7 @@ mod tests {
             fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
             pin_dir: "/nowhere".into(),
             feed_readers: Arc::default(),
+            dns_answers: None,
             cni_requests: Arc::default(),
             sysctl_repairs: Arc::default(),
             checks: Arc::default(),
