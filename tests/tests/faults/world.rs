@@ -61,6 +61,7 @@ pub struct World {
     pub pod: Host,
     pub bpffs: Bpffs,
     pub datapath: &'static str,
+    has_dns: bool,
 }
 
 /// Version 4, and 6, of the address of a server.
@@ -100,16 +101,29 @@ impl World {
             pod: client,
             bpffs: Bpffs::mount(label)?,
             datapath,
+            has_dns: false,
         })
     }
 
     /// The same, with `web` on these servers, and an agent that programmed it.
     pub fn with_agent(label: &str, datapath: &'static str, endpoints: &[u16]) -> Result<(Self, Agent)> {
-        let world = Self::build(label, datapath)?;
-        world.put_web(endpoints);
-        let agent = world.start_agent();
-        world.node.until_working("proxy");
-        Ok((world, agent))
+        Ok(Self::build(label, datapath)?.begin(endpoints))
+    }
+
+    /// The node shall have the cluster's DNS address, for [`World::start_dns`].
+    pub fn with_dns(self) -> Self {
+        Self {
+            has_dns: true,
+            ..self
+        }
+    }
+
+    /// With `web` on these servers, and an agent that programmed it.
+    pub fn begin(self, endpoints: &[u16]) -> (Self, Agent) {
+        self.put_web(endpoints);
+        let agent = self.start_agent();
+        self.node.until_working("proxy");
+        (self, agent)
     }
 
     pub fn put_web(&self, endpoints: &[u16]) {
@@ -137,8 +151,11 @@ impl World {
         for (key, value) in edit.as_object().into_iter().flatten() {
             proxy[key] = value.clone();
         }
-        self.node
-            .configure(json!({ "proxy": proxy, "dns": {"address": DNS} }))
+        let mut config = json!({ "proxy": proxy });
+        if self.has_dns {
+            config["dns"] = json!({"address": DNS});
+        }
+        self.node.configure(config)
     }
 
     pub fn start_agent(&self) -> Agent {
