@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::answer::{code_of, fit, hide_ad, put_client_opt};
 use crate::name::{MAX_NAME, Name};
-use crate::question::{HEADER, Query, Record, rcode, rtype};
+use crate::question::{HEADER, Query, Record, expand_name, rcode, rtype};
 
 /// Independent parts of the cache, so that threads rarely wait for each other.
 const SHARDS: usize = 64;
@@ -18,6 +18,12 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 const FLAG_TC: u8 = 0x02;
 const FLAG_AA: u8 = 0x04;
 const FLAG_CD: u16 = 0x0010;
+/// Room for an entry of a usual size. A larger one takes the room of several, so that memory has a bound as well.
+const BYTES_PER_ENTRY: u64 = 1024;
+/// A part of the cache has room for the largest answer, however few entries it may have.
+const LEAST_BYTES: u64 = 128 << 10;
+/// What an entry takes beside its key and its response.
+const ENTRY_OVERHEAD: usize = size_of::<(Box<[u8]>, Entry)>() + 32;
 /// Name, type, class, DO and CD.
 const MAX_KEY: usize = MAX_NAME + 6;
 /// In the third byte of a header (RFC 1035 §4.1.1).
@@ -65,7 +71,7 @@ pub struct Stale {
 /// One half of the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The most entries.
+    /// The most entries. They take 1 KiB each on the average, or those that do not fit are not kept.
     pub capacity: usize,
     /// Longest time that an entry is kept, in seconds.
     pub max_ttl: u32,
@@ -145,6 +151,8 @@ pub struct Counts {
     pub evictions: [u64; 2],
     /// Entries.
     pub entries: [u64; 2],
+    /// Bytes that they take.
+    pub bytes: [u64; 2],
 }
 
 /// One part of the cache.
@@ -189,6 +197,7 @@ impl Cache {
                 total.hits[half] += counts.hits[half];
                 total.evictions[half] += counts.evictions[half];
                 total.entries[half] += counts.entries[half];
+                total.bytes[half] += counts.bytes[half];
             }
         }
         total
@@ -207,12 +216,12 @@ impl Cache {
     }
 
     /// Writes the kept response for a query into `out`, if there is one that may be served before upstreams are asked.
+    /// A query that finds nothing comes here twice, and is counted by [`Cache::note_miss`].
     pub fn answer(&self, query: &Query<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> Found {
         let mut buffer = [0; MAX_KEY];
         let key = key(query, &mut buffer);
         let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
         let CacheShard { entries, counts } = &mut *shard;
-        counts.requests += 1;
         let Some(entry) = entries.get_mut(key) else {
             return Found::Nothing;
         };
@@ -240,12 +249,21 @@ impl Cache {
                 _ => return Found::Nothing,
             }
         };
+        counts.requests += 1;
         counts.hits[entry.kind.half()] += 1;
         entry.write(age, self.options.keeps_ttl, out);
         drop(shard);
         adopt_question(out, query);
         fit(out, query, limit);
         found
+    }
+
+    /// Counts a query that upstreams are asked for.
+    pub fn note_miss(&self, query: &Query<'_>) {
+        let mut buffer = [0; MAX_KEY];
+        let key = key(query, &mut buffer);
+        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        shard.counts.requests += 1;
     }
 
     /// Writes a response beyond its end, for when upstreams do not answer. False = there is none.
@@ -305,15 +323,6 @@ impl Cache {
             // A failure that passes must not cost what is served meanwhile.
             return;
         }
-        let old_half = old.map(|old| old.kind.half());
-        let is_full = shard.counts.entries[kind.half()] as usize >= part.capacity.div_ceil(SHARDS);
-        if is_full && old_half != Some(kind.half()) {
-            shard.make_room(kind.half(), now);
-        }
-        if let Some(half) = old_half {
-            shard.counts.entries[half] -= 1;
-        }
-        shard.counts.entries[kind.half()] += 1;
         let entry = Entry {
             response: stripped,
             ttls_at,
@@ -323,14 +332,16 @@ impl Cache {
             hits,
             refreshed: None,
         };
-        shard.entries.insert(key.into(), entry);
+        shard.insert(key, entry, part.capacity.div_ceil(SHARDS) as u64, now);
     }
 
+    /// The upper bits of the hash tell names apart that differ in few digits; the lower ones do not.
     fn shard(&self, key: &[u8]) -> &Mutex<CacheShard> {
+        const GOLDEN: u32 = 0x9e37_79b9;
         let hash = key.iter().fold(0u32, |hash, byte| {
-            hash.wrapping_mul(31).wrapping_add(u32::from(*byte))
+            (hash.rotate_left(5) ^ u32::from(*byte)).wrapping_mul(GOLDEN)
         });
-        &self.shards[hash as usize % SHARDS]
+        &self.shards[(hash >> 16) as usize % SHARDS]
     }
 }
 
@@ -371,6 +382,11 @@ impl Entry {
         self.kind != Kind::Failure && age < self.keep + beyond
     }
 
+    /// Bytes that it takes under a key.
+    fn size(&self, key: &[u8]) -> u64 {
+        (key.len() + self.response.len() + size_of_val(&*self.ttls_at) + ENTRY_OVERHEAD) as u64
+    }
+
     fn write(&self, age: Duration, keeps_ttl: bool, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.response);
@@ -387,17 +403,39 @@ impl Entry {
 }
 
 impl CacheShard {
-    /// Takes out one entry of a half: an expired one among the first few, else any.
-    fn make_room(&mut self, half: usize, now: Instant) {
+    /// Puts an entry in the place of the old one, and takes out others of its half until there are no more than
+    /// `capacity`, and no more bytes than these may have.
+    fn insert(&mut self, key: &[u8], entry: Entry, capacity: u64, now: Instant) {
+        self.remove(key);
+        let (half, size) = (entry.kind.half(), entry.size(key));
+        let most_bytes = LEAST_BYTES.max(capacity * BYTES_PER_ENTRY);
+        while self.counts.entries[half] >= capacity || self.counts.bytes[half] + size > most_bytes {
+            if !self.make_room(half, now) {
+                return;
+            }
+            self.counts.evictions[half] += 1;
+        }
+        self.counts.entries[half] += 1;
+        self.counts.bytes[half] += size;
+        self.entries.insert(key.into(), entry);
+    }
+
+    /// Takes out one entry of a half: an expired one among the first few, else any. False = there is none.
+    fn make_room(&mut self, half: usize, now: Instant) -> bool {
         let is_old = |entry: &Entry| now.saturating_duration_since(entry.stored) >= entry.keep;
         let own = || self.entries.iter().filter(|(_, entry)| entry.kind.half() == half);
         let old = own().take(8).find(|(_, entry)| is_old(entry));
-        let Some(key) = old.or_else(|| own().next()).map(|(key, _)| key.clone()) else {
-            return;
-        };
-        self.entries.remove(&key);
-        self.counts.entries[half] -= 1;
-        self.counts.evictions[half] += 1;
+        let key = old.or_else(|| own().next()).map(|(key, _)| key.clone());
+        key.is_some_and(|key| self.remove(&key))
+    }
+
+    fn remove(&mut self, key: &[u8]) -> bool {
+        let removed = self.entries.remove(key);
+        if let Some(entry) = &removed {
+            self.counts.entries[entry.kind.half()] -= 1;
+            self.counts.bytes[entry.kind.half()] -= entry.size(key);
+        }
+        removed.is_some()
     }
 }
 
@@ -447,7 +485,7 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     let mut kept_additionals = additionals;
     let mut ttls_at = Vec::new();
     let mut least = u32::MAX;
-    let mut denial = None;
+    let mut denial = Denial::of(query);
     for index in 0..answers + authorities + additionals {
         let (record, next) = Record::read(response, at)?;
         if record.rtype == rtype::OPT {
@@ -459,18 +497,19 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
         } else {
             ttls_at.push(u16::try_from(record.ttl_at).ok()?);
             least = least.min(record.ttl);
-            if record.rtype == rtype::SOA && index >= answers {
-                // RFC 2308 §5: the smaller of the SOA's own TTL and its MINIMUM.
-                let minimum: [u8; 4] = record.data.last_chunk().copied()?;
-                denial = Some(record.ttl.min(u32::from_be_bytes(minimum)));
+            if index < answers {
+                denial.note_answer(response, &record)?;
+            } else if index < answers + authorities && record.rtype == rtype::SOA {
+                denial.note_soa(response, &record)?;
             }
             end = next;
         }
         at = next;
     }
-    let lifetime = match (code_of(response), answers, denial) {
+    let lifetime = match (code_of(response), answers, denial.ttl()) {
+        (rcode::NOERROR, _, Some(ttl)) if !denial.is_answered => Lifetime::Denial(ttl),
         (rcode::NOERROR, 1.., _) => Lifetime::Success(least),
-        (rcode::NOERROR, 0, Some(ttl)) | (rcode::NXDOMAIN, _, Some(ttl)) => Lifetime::Denial(ttl),
+        (rcode::NXDOMAIN, _, Some(ttl)) => Lifetime::Denial(ttl),
         (rcode::SERVFAIL, _, _) => Lifetime::Failure,
         _ => return None,
     };
@@ -478,6 +517,59 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     stripped[2] &= !FLAG_AA;
     stripped[10..12].copy_from_slice(&(kept_additionals as u16).to_be_bytes());
     Some((stripped, ttls_at.into(), lifetime))
+}
+
+/// What a response denies: the name at the end of its aliases, or records of that name, for as long as the SOA of a
+/// zone around that name says, and each alias lasts (RFC 2308 §2, §5).
+struct Denial {
+    qtype: u16,
+    /// The name that the aliases seen so far lead to.
+    name: Name,
+    aliases: u32,
+    soa: Option<u32>,
+    /// There is an answer that is no alias on the way to one.
+    is_answered: bool,
+}
+
+impl Denial {
+    fn of(query: &Query<'_>) -> Self {
+        Self {
+            qtype: query.qtype,
+            name: Name::from_lower_wire(query.name()),
+            aliases: u32::MAX,
+            soa: None,
+            is_answered: false,
+        }
+    }
+
+    fn note_answer(&mut self, response: &[u8], record: &Record<'_>) -> Option<()> {
+        const RRSIG: u16 = 46;
+        self.aliases = self.aliases.min(record.ttl);
+        let is_on_the_way = matches!(record.rtype, rtype::CNAME | rtype::DNAME | RRSIG);
+        self.is_answered |= !is_on_the_way || record.rtype == self.qtype || self.qtype == rtype::ANY;
+        if record.rtype == rtype::CNAME && lower_name(response, record.start)? == self.name {
+            self.name = lower_name(response, record.data_at)?;
+        }
+        Some(())
+    }
+
+    fn note_soa(&mut self, response: &[u8], record: &Record<'_>) -> Option<()> {
+        let minimum: [u8; 4] = record.data.last_chunk().copied()?;
+        if self.name.is_within(&lower_name(response, record.start)?) {
+            self.soa = Some(record.ttl.min(u32::from_be_bytes(minimum)));
+        }
+        Some(())
+    }
+
+    fn ttl(&self) -> Option<u32> {
+        self.soa.map(|soa| soa.min(self.aliases))
+    }
+}
+
+fn lower_name(response: &[u8], at: usize) -> Option<Name> {
+    let mut name = expand_name(response, at)?;
+    name.make_ascii_lowercase();
+    Some(Name::from_lower_wire(&name))
 }
 
 fn change_ttl(response: &mut [u8], at: u16, change: impl FnOnce(u32) -> u32) {

@@ -335,8 +335,11 @@ impl Server {
         match block.walk(query, client, shape, out) {
             Walk::Answered(answerer) => answerer,
             Walk::Forward(forward, cache) => {
+                if let Some(cache) = cache {
+                    cache.note_miss(query);
+                }
                 let by_tcp = client.transport == Transport::Tcp;
-                let exchanged = forward.exchange(query, by_tcp).await;
+                let exchanged = forward.exchange(query, Some(client.address.ip()), by_tcp).await;
                 let failed = exchanged
                     .as_ref()
                     .map_or(true, |answer| code_of(answer) == rcode::SERVFAIL);

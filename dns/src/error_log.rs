@@ -178,8 +178,8 @@ mod tests {
         };
         report(&log, &Failure::NoUpstream, 3);
         report(&log, &Failure::TooMany { limit: 1 }, 1);
-        let at_once = " WARN query failed name=a.example. qtype=1 error=1 queries are under way, the most that \
-                       max_concurrent allows\n";
+        let at_once = " WARN query failed name=a.example. qtype=1 error=too many queries are under way: this \
+                       client has its share of 1\n";
         assert_eq!(text.take(), at_once);
         for count in [3, 2] {
             let together =

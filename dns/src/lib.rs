@@ -35,6 +35,7 @@ pub mod kubernetes;
 pub mod metrics;
 pub mod mnemonic;
 pub mod name;
+mod open_files;
 pub mod pattern;
 pub mod presentation;
 pub mod query_log;
@@ -97,7 +98,8 @@ pub enum Error {
 const ADDRESS_WAIT: Duration = Duration::from_secs(60);
 const ADDRESS_RETRY: Duration = Duration::from_millis(100);
 
-/// Takes the sockets, serves until `shutdown`, and for the lameduck time after it. The log line `serving` tells that
+/// Takes the sockets, serves until `shutdown`, and for the lameduck time after it. This process may have as many files
+/// open from then on as its hard limit says. The log line `serving` tells that
 /// every socket answers; [`server::Bound`] tells it to a caller that wants to know. `watcher` watches the API servers
 /// that the configuration names.
 ///
@@ -108,6 +110,7 @@ pub async fn run(
     watcher: Arc<feed::Watcher>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    open_files::raise();
     let deadline = Instant::now() + ADDRESS_WAIT;
     let mut reported = false;
     loop {

@@ -388,11 +388,20 @@ impl Exposition {
         }
     }
 
-    /// One histogram under `labels`, which are not empty.
-    pub fn durations(&mut self, name: &str, labels: &str, histogram: &Histogram) {
+    /// The sum of histograms under `labels`, which are not empty; nothing where nothing was counted.
+    pub fn durations<'h>(
+        &mut self,
+        name: &str,
+        labels: &str,
+        histograms: impl IntoIterator<Item = &'h Histogram>,
+    ) {
         let mut total = HistogramTotal::default();
-        histogram.add_to(&mut total);
-        self.histogram(name, labels, &total);
+        for histogram in histograms {
+            histogram.add_to(&mut total);
+        }
+        if total.buckets.iter().any(|count| *count > 0) {
+            self.histogram(name, labels, &total);
+        }
     }
 
     fn histogram(&mut self, name: &str, labels: &str, total: &HistogramTotal) {

@@ -11,6 +11,7 @@ use crate::acl::Action;
 use crate::cache::Counts;
 use crate::chain::{Block, Plugin};
 use crate::feed::Source;
+use crate::forward;
 use crate::hosts::Hosts;
 use crate::http::Endpoints;
 use crate::metrics::{Exposition, Registry};
@@ -116,7 +117,7 @@ impl Current {
                 text.sample(name, &format!("{},name=\"{plugin}\"", block.labels()), 1.0);
             }
         }
-        self.write_forwards(text);
+        forward::write_metrics(self.plugins().filter_map(Plugin::as_forward), text);
         self.write_caches(text);
         self.write_gates(text);
         self.write_hosts(text);
@@ -128,67 +129,6 @@ impl Current {
         self.blocks.iter().flat_map(|block| block.plugins())
     }
 
-    fn write_forwards(&self, text: &mut Exposition) {
-        let forwards: Vec<_> = self.plugins().filter_map(Plugin::as_forward).collect();
-        let (mut rejected, mut broken) = (0, 0);
-        let name = "coredns_proxy_request_duration_seconds";
-        text.family(name, "histogram", "Histogram of the time each request took.");
-        for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
-            let labels = format!("proxy_name=\"forward\",to=\"{}\"", upstream.address);
-            text.durations(name, &labels, &upstream.durations);
-        }
-        let name = "coredns_proxy_healthcheck_failures_total";
-        text.family(name, "counter", "Counter of the number of failed healthchecks.");
-        for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
-            let labels = format!("proxy_name=\"forward\",to=\"{}\"", upstream.address);
-            text.sample(
-                name,
-                &labels,
-                upstream.failed_checks.load(Ordering::Relaxed) as f64,
-            );
-        }
-        type Streams = fn((u64, u64)) -> u64;
-        let streams: [(&str, &str, Streams); 2] = [
-            (
-                "coredns_proxy_conn_cache_hits_total",
-                "Counter of connection cache hits per upstream and protocol.",
-                |(reused, _)| reused,
-            ),
-            (
-                "coredns_proxy_conn_cache_misses_total",
-                "Counter of connection cache misses per upstream and protocol.",
-                |(_, opened)| opened,
-            ),
-        ];
-        for (name, help, value) in streams {
-            text.family(name, "counter", help);
-            for upstream in forwards.iter().flat_map(|forward| forward.upstreams()) {
-                let (to, proto) = (upstream.address, upstream.stream_protocol());
-                let labels = format!("proxy_name=\"forward\",to=\"{to}\",proto=\"{proto}\"");
-                text.sample(name, &labels, value(upstream.stream_counts()) as f64);
-            }
-        }
-        for forward in &forwards {
-            rejected += forward.rejected.load(Ordering::Relaxed);
-            broken += forward.all_down.load(Ordering::Relaxed);
-        }
-        for (name, help, value) in [
-            (
-                "coredns_forward_max_concurrent_rejects_total",
-                "Counter of the number of queries rejected because the concurrent queries were at maximum.",
-                rejected,
-            ),
-            (
-                "coredns_forward_healthcheck_broken_total",
-                "Counter of the number of complete failures of the healthchecks.",
-                broken,
-            ),
-        ] {
-            text.family(name, "counter", help);
-            text.sample(name, "", value as f64);
-        }
-    }
-
     fn write_caches(&self, text: &mut Exposition) {
         let caches: Vec<(&Arc<Block>, Counts)> = self
             .blocks
@@ -196,12 +136,18 @@ impl Current {
             .filter_map(|block| Some((block, block.plugins().iter().find_map(Plugin::as_cache)?.counts())))
             .collect();
         type Halves = fn(&Counts) -> [u64; 2];
-        let by_half: [(&str, &str, &str, Halves); 3] = [
+        let by_half: [(&str, &str, &str, Halves); 4] = [
             (
                 "coredns_cache_entries",
                 "gauge",
                 "The number of elements in the cache.",
                 |counts| counts.entries,
+            ),
+            (
+                "causeway_dns_cache_bytes",
+                "gauge",
+                "Bytes that the elements in the cache take.",
+                |counts| counts.bytes,
             ),
             (
                 "coredns_cache_hits_total",

@@ -356,3 +356,118 @@ fn the_first_client_and_the_later_ones_see_a_ttl_of_the_time_that_is_left() {
         assert_eq!(ttl_of(&out, &query), later, "{ttl} of at most {max_ttl}");
     }
 }
+
+#[test]
+fn large_answers_take_the_room_of_several() {
+    let cache = Cache::new(Options::default());
+    let now = Instant::now();
+    for index in 0..500 {
+        let asked = question(&format!("n{index}.example"));
+        let query = Query::parse(&asked).expect("query");
+        let mut large = Vec::new();
+        let mut writer = Writer::start(&mut large, &query, 65_535);
+        while writer.address(Section::Answer, Owner::QUESTION, [1, 2, 3, 4].into(), 60) {}
+        writer.finish(rcode::NOERROR, false);
+        // What does not fit into it is not there.
+        large[2] &= !FLAG_TC;
+        cache.store(&query, &mut large, now);
+        let found = cache.answer(&query, 65_535, now, &mut Vec::new());
+        assert_eq!(found, Found::Fresh, "the newest is kept");
+    }
+    let (counts, most) = (cache.counts(), 9984 * (BYTES_PER_ENTRY + 32));
+    assert!((most / 2..=most).contains(&counts.bytes[0]), "{counts:?}");
+    assert_eq!(counts.entries[0] + counts.evictions[0], 500);
+    // Small ones are as many as ever.
+    let cache = Cache::new(Options::default());
+    for index in 0..20_000 {
+        let asked = question(&format!("n{index}.example"));
+        let query = Query::parse(&asked).expect("query");
+        cache.store(&query, &mut response(&asked, rcode::NOERROR, Some(60)), now);
+    }
+    assert!(cache.counts().entries[0] > 9800, "{:?}", cache.counts());
+}
+
+#[test]
+fn a_denial_behind_aliases_lasts_as_long_as_its_own_zone_and_each_alias_says() {
+    const ALIAS: (&str, u32, &str) = ("a.example", 300, "b.test");
+    for (what, code, aliases, soas, kept_for) in [
+        (
+            "no data behind an alias",
+            rcode::NOERROR,
+            &[ALIAS][..],
+            &[("test", 60, 40)][..],
+            Some(40),
+        ),
+        (
+            "no name behind an alias",
+            rcode::NXDOMAIN,
+            &[ALIAS],
+            &[("test", 30, 40)],
+            Some(30),
+        ),
+        (
+            "a short alias",
+            rcode::NXDOMAIN,
+            &[("a.example", 10, "b.test")],
+            &[("test", 60, 40)],
+            Some(10),
+        ),
+        (
+            "two aliases",
+            rcode::NXDOMAIN,
+            &[ALIAS, ("b.test", 20, "c.org")],
+            &[("org", 60, 40), ("test", 7, 7)],
+            Some(20),
+        ),
+        (
+            "the SOA of the alias's zone alone",
+            rcode::NXDOMAIN,
+            &[ALIAS],
+            &[("example", 60, 40)],
+            None,
+        ),
+        (
+            "aliases that the upstream did not follow",
+            rcode::NOERROR,
+            &[ALIAS],
+            &[],
+            Some(300),
+        ),
+        ("no alias", rcode::NOERROR, &[], &[("example", 60, 40)], Some(40)),
+        ("another's SOA", rcode::NOERROR, &[], &[("org", 60, 40)], None),
+    ] {
+        let wire = |name: &str| Name::parse(name).expect("name").wire().to_vec();
+        let asked = question("a.example");
+        let query = Query::parse(&asked).expect("query");
+        let mut denial = Vec::new();
+        let mut writer = Writer::start(&mut denial, &query, 512);
+        for (owner, ttl, target) in aliases {
+            writer.name(
+                Section::Answer,
+                Owner::Literal(&wire(owner)),
+                rtype::CNAME,
+                *ttl,
+                &wire(target),
+            );
+        }
+        for (zone, ttl, minimum) in soas {
+            let owner = wire(zone);
+            writer.record(
+                Section::Authority,
+                Owner::Literal(&owner),
+                rtype::SOA,
+                *ttl,
+                |out| {
+                    out.extend([&[0; 18][..], &u32::to_be_bytes(*minimum)].concat());
+                },
+            );
+        }
+        writer.finish(code, false);
+        let (cache, start) = (Cache::new(Options::default()), Instant::now());
+        cache.store(&query, &mut denial, start);
+        let found = |after| cache.answer(&query, 512, start + secs(after), &mut Vec::new()) == Found::Fresh;
+        let expected = kept_for.map_or([false; 2], |_| [true, false]);
+        let end = kept_for.unwrap_or(1);
+        assert_eq!([found(end - 1), found(end)], expected, "{what}");
+    }
+}

@@ -392,7 +392,7 @@ impl Block {
         let (cache, packet) = (Arc::clone(cache), query.packet().to_vec());
         runtime.spawn(async move {
             let Ok(query) = Query::parse(&packet) else { return };
-            match forward.exchange(&query, false).await {
+            match forward.exchange(&query, None, false).await {
                 Ok(mut response) => cache.store(&query, &mut response, Instant::now()),
                 Err(error) => tracing::debug!(error = %model::with_causes(&error), "entry not refreshed"),
             }

@@ -1,17 +1,24 @@
 //! The `loop` plugin.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::forward::Forward;
 use crate::name::Name;
 use crate::question::{Query, rtype};
 
+/// How often those are probed that lead back here, or did not answer their probe.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// Finds upstreams that lead back here: each is sent a name that nobody else knows, and the one whose name comes in
-/// is taken out. CoreDNS ends the whole process instead.
+/// is taken out until it answers a probe that does not come in. CoreDNS ends the whole process instead.
 pub struct LoopProbe {
     /// `INDEX.SECRET.ZONE`: the secret's label.
     secret: Vec<u8>,
-    forwards: std::sync::OnceLock<Vec<Arc<Forward>>>,
+    forwards: OnceLock<Vec<Arc<Forward>>>,
+    /// Upstreams that answered a probe without sending it back.
+    cleared: Mutex<HashSet<usize>>,
 }
 
 impl LoopProbe {
@@ -21,21 +28,34 @@ impl LoopProbe {
         let secret = format!("{:016x}", rand::random::<u64>()).into_bytes();
         Self {
             secret,
-            forwards: std::sync::OnceLock::new(),
+            forwards: OnceLock::new(),
+            cleared: Mutex::default(),
         }
     }
 
-    /// Sends every upstream its name. A query that comes in later is recognised whenever it comes.
-    pub async fn send(&self, forwards: Vec<Arc<Forward>>, zone: &Name) {
-        let forwards = self.forwards.get_or_init(|| forwards);
-        for (index, upstream) in forwards
-            .iter()
-            .flat_map(|forward| forward.upstreams())
-            .enumerate()
-        {
+    /// Probes for as long as it is waited for.
+    pub async fn follow(&self, forwards: Vec<Arc<Forward>>, zone: &Name) {
+        loop {
+            self.send(&forwards, zone).await;
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Sends every upstream its name that is not known to be innocent. A query that comes in later is recognised
+    /// whenever it comes.
+    pub(super) async fn send(&self, forwards: &[Arc<Forward>], zone: &Name) {
+        let forwards = self.forwards.get_or_init(|| forwards.to_vec());
+        let cleared = || self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        let upstreams = forwards.iter().flat_map(|forward| forward.upstreams());
+        for (index, upstream) in upstreams.enumerate() {
+            if cleared().contains(&index) && !upstream.is_looping() {
+                continue;
+            }
             let label = index.to_string().into_bytes();
             let name = crate::answer::join(&[&label, &self.secret], zone);
-            upstream.send_probe(&name).await;
+            if upstream.is_cleared_by_probe(&name).await {
+                cleared().insert(index);
+            }
         }
     }
 

@@ -390,6 +390,10 @@ async fn what_an_upstream_said_is_answered_from_the_cache_the_next_time() {
         Outcome::Reply
     );
     assert_eq!((&out, upstream.asked()), (&first, 1));
+    // The first query went along the chain twice and is one request.
+    let plugins = server.routes()[0].block.plugins();
+    let counts = plugins[0].as_cache().expect("a cache").counts();
+    assert_eq!((counts.requests, counts.hits), (2, [1, 0]));
 }
 
 #[tokio::test]
@@ -430,7 +434,8 @@ async fn an_upstream_that_sends_our_queries_back_is_taken_out() {
     let (Plugin::Loop(probe), Plugin::Forward(forward)) = (&plugins[0], &plugins[1]) else {
         panic!("loop stands in front of forward");
     };
-    probe.send(vec![Arc::clone(forward)], &Name::root()).await;
+    let forwards = [Arc::clone(forward)];
+    probe.send(&forwards, &Name::root()).await;
     let probe_packet = came_in
         .lock()
         .expect("lock")
@@ -446,6 +451,42 @@ async fn an_upstream_that_sends_our_queries_back_is_taken_out() {
     assert!(forward.upstreams()[0].is_looping());
     let (code, _) = resolve(&server, "www.example", rtype::A).await;
     assert_eq!((code, upstream.asked()), (rcode::SERVFAIL, 1));
+    // The next probe is answered and does not come in.
+    probe.send(&forwards, &Name::root()).await;
+    let (code, _) = resolve(&server, "www.example", rtype::A).await;
+    assert_eq!((code, upstream.asked()), (rcode::NOERROR, 3));
+    // It is innocent, and is not probed any more.
+    probe.send(&forwards, &Name::root()).await;
+    assert_eq!(upstream.asked(), 3);
+}
+
+#[tokio::test]
+async fn an_upstream_stays_out_for_as_long_as_probes_come_in() {
+    // Sends everything on to us before it answers.
+    let looped: Arc<std::sync::OnceLock<Server>> = Arc::default();
+    let here = Arc::clone(&looped);
+    let upstream = FakeUpstream::start(move |packet, _| {
+        let mut out = Vec::new();
+        let server = here.get().expect("a server");
+        match server.answer_now(packet, udp(), &mut worker(), &mut out) {
+            Outcome::Reply => vec![out],
+            Outcome::Silence | Outcome::Later => Vec::new(),
+        }
+    })
+    .await;
+    let corefile = format!(".:53 {{\n loop\n forward . {}\n}}", upstream.address);
+    let server = looped.get_or_init(|| server(&corefile, &Snapshot::default()));
+    let plugins = server.routes()[0].block.plugins();
+    let (Plugin::Loop(probe), Plugin::Forward(forward)) = (&plugins[0], &plugins[1]) else {
+        panic!("loop stands in front of forward");
+    };
+    for asked in 1..4 {
+        probe.send(&[Arc::clone(forward)], &Name::root()).await;
+        assert_eq!(
+            (forward.upstreams()[0].is_looping(), upstream.asked()),
+            (true, asked)
+        );
+    }
 }
 
 /// Xorshift with a fixed seed: the same packets on every run.

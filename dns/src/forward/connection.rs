@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::question::Judgement;
+
 /// The most idle streams to one upstream.
 const MAX_IDLE: usize = 64;
 
@@ -157,20 +159,31 @@ impl Connections {
         !matches!(self.security, Security::Plain)
     }
 
-    /// Sends a packet and reads one. An idle stream that the other side has closed meanwhile costs a new one.
-    pub(super) async fn exchange(&self, packet: &[u8]) -> io::Result<Vec<u8>> {
+    /// Sends a packet and reads one. An idle stream that the other side has closed meanwhile costs a new one, and so
+    /// does one where something else comes than the answer: a stream that is out of step is closed.
+    pub(super) async fn exchange(
+        &self,
+        packet: &[u8],
+        judge: impl Fn(&[u8]) -> Judgement,
+    ) -> io::Result<(Vec<u8>, Judgement)> {
         if let Some(mut stream) = self.take_idle() {
             self.reused.fetch_add(1, Ordering::Relaxed);
             if let Ok(response) = exchange(&mut stream, packet).await {
-                self.put_idle(stream);
-                return Ok(response);
+                let judgement = judge(&response);
+                if judgement != Judgement::Foreign {
+                    self.put_idle(stream);
+                    return Ok((response, judgement));
+                }
             }
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
         let mut stream = self.open().await?;
         let response = exchange(&mut stream, packet).await?;
-        self.put_idle(stream);
-        Ok(response)
+        let judgement = judge(&response);
+        if judgement != Judgement::Foreign {
+            self.put_idle(stream);
+        }
+        Ok((response, judgement))
     }
 
     async fn open(&self) -> io::Result<Box<dyn Stream>> {

@@ -2,38 +2,42 @@
 //!
 //! ```text
 //! clients ─► one flight per question ─► upstream 1 ─┬─► the first good answer ─► every client, as it asked
-//!                                       upstream 2 ─┘   (asked as well when 1 fails, or takes longer than PATIENCE)
+//!                                       upstream 2 ─┘   (asked as well when 1 fails, or takes longer than it does)
 //! ```
-//! What is sent and what is believed: `question`. Over which socket or stream: `upstream`, `connection`.
+//! Who may have how many questions under way: `gate`. What is sent and what is believed: `question`. Over which socket
+//! or stream: `upstream`, `connection`. What is long: `latency`.
 
 mod connection;
+mod gate;
+mod latency;
+mod metrics;
 mod question;
 pub mod resolv_conf;
 mod upstream;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared, select_all};
 use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{code_of, put_client_opt};
 use crate::name::Name;
 use crate::question::{HEADER, Query, rcode};
 pub use connection::{Tls, TlsError};
+use gate::{Gate, Place};
+pub use metrics::write_metrics;
 use question::Question;
+use upstream::{CODES, check_until_healthy};
 pub use upstream::{ExchangeError, Upstream};
 
 /// No query is worked on for longer, as in CoreDNS.
 const OVERALL: Duration = Duration::from_secs(5);
-/// How long an upstream may take before the next one is asked as well.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How often the list of upstreams is gone through.
-const ROUNDS: usize = 2;
+/// How long an upstream may be silent before its place is another one's.
+const GIVE_UP: Duration = Duration::from_millis(1200);
 
 /// Options of the plugin, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +52,8 @@ pub struct Options {
     pub policy: Policy,
     /// How many failed health checks in a row take an upstream out; 0 = none ever is. Default 2.
     pub max_fails: u32,
-    /// The most queries under way; what is beyond is refused. Default: no limit.
+    /// The most queries under way; what is beyond is refused, and of one client what is beyond its share. Default: as
+    /// many as all forwarders together may have.
     pub max_concurrent: Option<usize>,
     /// How long an idle connection is kept. Default 10 s.
     pub expire: Duration,
@@ -128,8 +133,8 @@ impl Default for Options {
 /// Why a query could not be forwarded.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The option `max_concurrent`.
-    #[error("{limit} queries are under way, the most that max_concurrent allows")]
+    /// The option `max_concurrent`, or the limit of all forwarders.
+    #[error("too many queries are under way: this client has its share of {limit}")]
     TooMany {
         /// The limit.
         limit: usize,
@@ -148,6 +153,15 @@ pub enum Failure {
     },
 }
 
+impl Failure {
+    fn unanswered(upstream: &Upstream, source: ExchangeError) -> Self {
+        Self::Unanswered {
+            upstream: upstream.address,
+            source,
+        }
+    }
+}
+
 /// An answer that clients wait for together.
 type Flight = BoxFuture<'static, Result<Arc<[u8]>, Failure>>;
 
@@ -156,9 +170,9 @@ pub struct Forward {
     options: Options,
     upstreams: Vec<Arc<Upstream>>,
     next: AtomicUsize,
-    under_way: AtomicUsize,
+    gate: Option<Gate>,
     flights: Mutex<HashMap<Question, WeakShared<Flight>>>,
-    /// Queries refused because of `max_concurrent`.
+    /// Queries refused because too many were under way.
     pub rejected: AtomicU64,
     /// Times that every upstream was out and one was asked nevertheless.
     pub all_down: AtomicU64,
@@ -174,10 +188,10 @@ impl Forward {
             .map(|target| Arc::new(Upstream::new(target, &options)))
             .collect();
         Self {
+            gate: options.max_concurrent.map(Gate::new),
             options,
             upstreams,
             next: AtomicUsize::new(rand::random_range(0..1024)),
-            under_way: AtomicUsize::new(0),
             flights: Mutex::default(),
             rejected: AtomicU64::new(0),
             all_down: AtomicU64::new(0),
@@ -203,12 +217,19 @@ impl Forward {
     }
 
     /// Asks the upstreams, and returns a response that carries the client's id, question and OPT record. Clients that
-    /// ask the same wait for the same answer. `by_tcp`: the client came by TCP.
+    /// ask the same wait for the same answer. `client`: who asks; `None` = this server, for its cache. `by_tcp`: the
+    /// client came by TCP.
     ///
     /// # Errors
-    /// When nobody answered in time. A SERVFAIL is an answer only when no other upstream had a better one.
-    pub async fn exchange(self: &Arc<Self>, query: &Query<'_>, by_tcp: bool) -> Result<Vec<u8>, Failure> {
-        let _guard = self.enter()?;
+    /// When nobody answered in time, or too much is under way. A SERVFAIL is an answer only when no other upstream had
+    /// a better one.
+    pub async fn exchange(
+        self: &Arc<Self>,
+        query: &Query<'_>,
+        client: Option<IpAddr>,
+        by_tcp: bool,
+    ) -> Result<Vec<u8>, Failure> {
+        let _places = self.enter(client)?;
         let by_tcp = self.options.force_tcp || (by_tcp && !self.options.prefer_udp);
         let flight = self.flight(Question::of(query, by_tcp));
         let response = flight.await?;
@@ -231,66 +252,81 @@ impl Forward {
         flight
     }
 
-    /// Asks the upstreams in their order. The next one is asked when one fails, and beside one that takes long, so
-    /// that a dead one costs [`PATIENCE`] and not its own timeout.
+    /// Asks the upstreams in their order: the next one when one fails, and once beside one that takes long, so that a
+    /// dead one costs its [`Upstream::patience`] and not its own timeout. Two are waited for at the most: for a third,
+    /// the one that has been silent for [`GIVE_UP`] gives way.
     async fn ask(&self, question: &Question) -> Result<Arc<[u8]>, Failure> {
         let order = self.order();
         let deadline = Instant::now() + OVERALL;
-        let mut plan = order.iter().cycle().take(order.len() * ROUNDS).enumerate();
-        let mut attempts = FuturesUnordered::new();
+        let mut others = order.iter();
+        let mut attempts: Vec<Attempt<'_>> = Vec::new();
+        attempts.extend(others.next().map(|first| Attempt::new(first, question, deadline)));
+        let mut has_hedged = false;
         let (mut servfail, mut failure) = (None, Failure::NoUpstream);
-        loop {
-            // Where one said SERVFAIL, the others are asked, but nobody twice.
-            let next = plan
-                .next()
-                .filter(|(index, _)| servfail.is_none() || *index < order.len());
-            if let Some((_, upstream)) = next {
-                attempts.push(async move { (upstream, upstream.exchange(question, deadline).await) });
-            } else if attempts.is_empty() {
-                break;
-            }
-            let patience = match next {
-                Some(_) => deadline.min(Instant::now() + PATIENCE),
-                None => deadline,
+        while let Some(oldest) = attempts.first() {
+            let patience = match (has_hedged, others.as_slice()) {
+                (false, _) => Some(oldest.upstream.patience()),
+                (true, [_, ..]) => Some(GIVE_UP),
+                (true, []) => None,
             };
+            let too_long = oldest.started + patience.unwrap_or(OVERALL);
+            let exchanges = select_all(attempts.iter_mut().map(|attempt| &mut attempt.exchange));
             let ended = tokio::select! {
-                ended = attempts.next() => ended,
-                () = sleep_until(patience) => None,
+                (result, index, _) = exchanges => Some((index, result)),
+                () = sleep_until(too_long), if patience.is_some() => None,
             };
-            match (ended, next) {
-                (Some((_, Ok(response))), _) if code_of(&response) == rcode::SERVFAIL => {
-                    servfail = Some(response)
+            let Some((index, result)) = ended else {
+                // Slow, or dead: a check will tell. Where there is nobody else, what was lost on the way is sent again.
+                let slow = attempts[0].upstream;
+                self.note_failure(slow);
+                if has_hedged {
+                    attempts.remove(0);
+                    failure = Failure::unanswered(slow, ExchangeError::Timeout);
                 }
-                (Some((_, Ok(response))), _) => return Ok(response.into()),
-                (Some((upstream, Err(source))), _) => {
+                let next = others.next().or_else(|| (!has_hedged).then_some(slow));
+                attempts.extend(next.map(|next| Attempt::new(next, question, deadline)));
+                has_hedged = true;
+                continue;
+            };
+            let upstream = attempts.remove(index).upstream;
+            match result {
+                Ok(response) if code_of(&response) == rcode::SERVFAIL => servfail = Some(response),
+                Ok(response) => {
+                    for slower in &attempts {
+                        self.note_outrun(slower);
+                    }
+                    return Ok(response.into());
+                }
+                Err(source) => {
                     self.note_failure(upstream);
-                    failure = Failure::Unanswered {
-                        upstream: upstream.address,
-                        source,
-                    };
+                    failure = Failure::unanswered(upstream, source);
                 }
-                // Slow, or dead: a check will tell.
-                (None, Some((_, upstream))) => self.note_failure(upstream),
-                (None, None) => {}
             }
+            attempts.extend(others.next().map(|next| Attempt::new(next, question, deadline)));
         }
         servfail.map(Arc::from).ok_or(failure)
     }
 
-    fn enter(&self) -> Result<UnderWay<'_>, Failure> {
-        let guard = UnderWay(&self.under_way);
-        let before = self.under_way.fetch_add(1, Ordering::Relaxed);
-        match self.options.max_concurrent {
-            Some(limit) if before >= limit => {
-                self.rejected.fetch_add(1, Ordering::Relaxed);
-                Err(Failure::TooMany { limit })
-            }
-            _ => Ok(guard),
-        }
+    /// A place among all queries, and one among those of this plugin where it has a limit of its own.
+    fn enter(&self, client: Option<IpAddr>) -> Result<(Place<'_>, Option<Place<'_>>), Failure> {
+        let client = client.map(|client| client.to_canonical());
+        let own = self
+            .gate
+            .as_ref()
+            .map(|gate| self.place(gate, client))
+            .transpose()?;
+        Ok((self.place(gate::of_all(), client)?, own))
     }
 
-    /// The upstreams in the order in which they are asked: by policy, those that are down last. One that leads back
-    /// here is never asked.
+    fn place<'g>(&self, gate: &'g Gate, client: Option<IpAddr>) -> Result<Place<'g>, Failure> {
+        gate.enter(client).ok_or_else(|| {
+            self.rejected.fetch_add(1, Ordering::Relaxed);
+            Failure::TooMany { limit: gate.limit }
+        })
+    }
+
+    /// The upstreams in the order in which they are asked: by policy, then those that failed their last check, then
+    /// those that are down. One that leads back here is not asked.
     fn order(&self) -> Vec<Arc<Upstream>> {
         let usable = self.upstreams.iter().filter(|upstream| !upstream.is_looping());
         let mut order: Vec<_> = usable.cloned().collect();
@@ -304,26 +340,42 @@ impl Forward {
         if !order.is_empty() && order.iter().all(is_down) {
             self.all_down.fetch_add(1, Ordering::Relaxed);
         }
-        order.sort_by_key(is_down);
+        order.sort_by_key(|upstream| (is_down(upstream), upstream.is_suspect()));
         order
+    }
+
+    /// Notes that another one's answer came first.
+    fn note_outrun(&self, slower: &Attempt<'_>) {
+        let waited = slower.started.elapsed();
+        if waited > slower.upstream.patience() {
+            self.note_failure(slower.upstream);
+        }
+        slower.upstream.note_waited(waited);
     }
 
     /// Has an upstream that failed checked until it answers.
     fn note_failure(&self, upstream: &Arc<Upstream>) {
         if self.options.max_fails > 0 && upstream.begin_check() {
-            let (upstream, check) = (Arc::clone(upstream), self.options.health_check.clone());
-            let by_tcp = self.options.force_tcp;
-            tokio::spawn(async move { upstream.check_until_healthy(&check, by_tcp).await });
+            let (upstream, check) = (Arc::downgrade(upstream), self.options.health_check.clone());
+            tokio::spawn(check_until_healthy(upstream, check, self.options.force_tcp));
         }
     }
 }
 
-/// Counts a query for as long as it is worked on.
-struct UnderWay<'f>(&'f AtomicUsize);
+/// An upstream that is being asked. Its socket is closed with it.
+struct Attempt<'f> {
+    upstream: &'f Arc<Upstream>,
+    started: Instant,
+    exchange: BoxFuture<'f, Result<Vec<u8>, ExchangeError>>,
+}
 
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl<'f> Attempt<'f> {
+    fn new(upstream: &'f Arc<Upstream>, question: &'f Question, deadline: Instant) -> Self {
+        Self {
+            upstream,
+            started: Instant::now(),
+            exchange: upstream.exchange(question, deadline).boxed(),
+        }
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! A forger who does not see the question has to guess the port (a new socket each time), the id, and the case of
 //! every letter of the name (`draft-vixie-dnsext-dns0x20`). What does not match is dropped while the true answer is
-//! awaited. An upstream that does not keep the case is asked once more, under a new port and id, and believed then.
+//! awaited. An upstream that does not keep the case is asked once more, under a new port and id, and believed when it
+//! does not keep that one either.
 
 use crate::answer::put_opt;
 use crate::question::{HEADER, Query, Record, expand_name, rcode, rtype};
 use crate::reply::Reply;
 
 const FLAG_QR: u8 = 0x80;
+const FLAG_TC: u8 = 0x02;
 const OPCODE: u8 = 0x78;
 const RD: u16 = 0x0100;
 const AD: u16 = 0x0020;
@@ -132,7 +134,7 @@ impl Outgoing {
         if self.dialect.edns && refuses && header[10..] == [0, 0] {
             return Judgement::NoEdns;
         }
-        if question == &sent[HEADER..self.question_end] {
+        if !self.dialect.mixed_case || question == &sent[HEADER..self.question_end] {
             Judgement::True
         } else {
             Judgement::OtherCase
@@ -146,20 +148,26 @@ impl Outgoing {
 }
 
 /// Whether every answer belongs to the question: its owner is the name asked for, or one that an alias in the answers
-/// leads to; and whether what the authorities tell of is a zone around one of those names.
+/// leads to; and whether what the authorities tell of is a zone around one of those names. What is not whole does not,
+/// unless TC says so.
 fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
     let count = |at: usize| usize::from(u16::from_be_bytes([response[at], response[at + 1]]));
-    let (answers, authorities) = (count(6), count(8));
+    let (answers, authorities, additionals) = (count(6), count(8), count(10));
     let mut chain = vec![asked.to_ascii_lowercase()];
     let mut waiting: Vec<(Vec<u8>, u16, Option<Vec<u8>>)> = Vec::new();
     let mut at = question_end;
     let mut zones = Vec::new();
-    for index in 0..answers + authorities {
+    for index in 0..answers + authorities + additionals {
         let Some((record, next)) = Record::read(response, at) else {
-            // Cut off: what TC or a broken server leaves. The one who reads it decides.
+            if response[2] & FLAG_TC == 0 {
+                return false;
+            }
             break;
         };
         at = next;
+        if index >= answers + authorities {
+            continue;
+        }
         let Some(owner) = expand_name(response, record.start) else {
             return false;
         };
@@ -218,7 +226,7 @@ fn strip_opt(mut response: Vec<u8>, sent: &Outgoing) -> Vec<u8> {
     let mut at = sent.question_end;
     for index in 0..total {
         let Some((record, next)) = Record::read(&response, at) else {
-            return response;
+            return cut(response, at, index);
         };
         if record.rtype == rtype::OPT {
             if index + 1 == total {
@@ -231,6 +239,17 @@ fn strip_opt(mut response: Vec<u8>, sent: &Outgoing) -> Vec<u8> {
             return rewritten(&response, sent).unwrap_or(response);
         }
         at = next;
+    }
+    response
+}
+
+/// The first records of a response that ends in the middle of one: `whole` of them, up to `at`.
+fn cut(mut response: Vec<u8>, at: usize, mut whole: usize) -> Vec<u8> {
+    response.truncate(at);
+    for count in response[6..HEADER].chunks_exact_mut(2) {
+        let kept = whole.min(usize::from(u16::from_be_bytes([count[0], count[1]])));
+        count.copy_from_slice(&(kept as u16).to_be_bytes());
+        whole -= kept;
     }
     response
 }
@@ -464,6 +483,38 @@ mod tests {
             ),
         ] {
             assert_eq!(sent.judge(&packet), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_is_believed_where_tc_says_so_and_its_whole_records_go_on() {
+        let sent = question("www.a.example").packet(MIXED);
+        let records = [
+            ("www.a.example", rtype::CNAME, "x.test"),
+            ("x.test", rtype::A, ""),
+        ];
+        let mut whole = answer(&sent, &records, &[("test", rtype::SOA, "ns.test")]);
+        let ends: Vec<usize> = (0..4)
+            .scan(sent.question_end, |at, _| {
+                let (_, next) = Record::read(&whole, *at)?;
+                Some(std::mem::replace(at, next))
+            })
+            .collect();
+        for length in sent.question_end..whole.len() {
+            assert_eq!(sent.judge(&whole[..length]), Judgement::Foreign, "{length} bytes");
+        }
+        whole[2] |= FLAG_TC;
+        for length in sent.question_end..whole.len() {
+            let part = whole[..length].to_vec();
+            assert_eq!(sent.judge(&part), Judgement::True, "{length} bytes");
+            let kept = ends.iter().filter(|end| **end <= length).count() - 1;
+            let counts = [kept.min(2), kept.saturating_sub(2), 0].map(|count| count as u8);
+            let part = sent.without_opt(part);
+            assert_eq!(
+                (part.len(), [part[7], part[9], part[11]]),
+                (ends[kept], counts),
+                "{length} bytes"
+            );
         }
     }
 

@@ -190,7 +190,7 @@ impl Running {
         for (probe, forwards, zone) in probes {
             let chain = self.chain.clone();
             self.tasks
-                .spawn(async move { _ = chain.run_until_cancelled(probe.send(forwards, &zone)).await });
+                .spawn(async move { _ = chain.run_until_cancelled(probe.follow(forwards, &zone)).await });
         }
         (self.blocks, self.corefile) = (blocks, corefile);
         self.served.send_replace(self.served().into_iter().collect());

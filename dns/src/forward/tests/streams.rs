@@ -163,3 +163,55 @@ async fn a_stream_is_used_again_until_it_is_too_old_or_closed() {
         assert_eq!(forward.upstreams()[0].stream_counts(), expected, "{what}");
     }
 }
+
+#[tokio::test]
+async fn a_stream_that_is_out_of_step_is_closed_and_not_used_again() {
+    let other = |packet: &[u8]| {
+        let mut other = answer(packet, &[[6, 6, 6, 6]]);
+        other[0] ^= 1;
+        other
+    };
+    // What the first connection answers the first question with.
+    type Replies = fn(&dyn Fn(&[u8]) -> Vec<u8>, &[u8]) -> Vec<Vec<u8>>;
+    let rows: [(&str, Replies, bool, (u64, u64)); 2] = [
+        (
+            "the answer comes second",
+            |other, packet| vec![other(packet), answer(packet, &[[4, 4, 4, 4]])],
+            false,
+            (0, 2),
+        ),
+        (
+            "something comes behind the answer",
+            |other, packet| vec![answer(packet, &[[4, 4, 4, 4]]), other(packet)],
+            true,
+            (1, 2),
+        ),
+    ];
+    for (what, replies, is_first_answered, counts) in rows {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move {
+            let (mut first, _) = listener.accept().await.expect("accepted");
+            let mut packet = vec![0; usize::from(first.read_u16().await.expect("read"))];
+            first.read_exact(&mut packet).await.expect("read");
+            let replies = replies(&other, &packet);
+            for reply in replies {
+                first.write_u16(reply.len() as u16).await.expect("written");
+                first.write_all(&reply).await.expect("written");
+            }
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, usize::MAX));
+            }
+        });
+        let forward = Arc::new(Forward::new(Options {
+            to: targets(&[address]),
+            force_tcp: true,
+            max_fails: 0,
+            ..Options::default()
+        }));
+        assert_eq!(ask(&forward, false).await.is_ok(), is_first_answered, "{what}");
+        let response = ask(&forward, false).await.expect(what);
+        assert_eq!(last_address(&response), [4, 4, 4, 4], "{what}");
+        assert_eq!(forward.upstreams()[0].stream_counts(), counts, "{what}");
+    }
+}
