@@ -1,5 +1,7 @@
 //! The HTTP endpoints: `/health`, `/ready`, `/metrics`, each where its plugin says.
 
+mod serving;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::serve::ServeError;
 use crate::state::State;
+pub use serving::serve;
 
 /// What one address answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

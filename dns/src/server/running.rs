@@ -323,11 +323,9 @@ fn cancel(token: &CancellationToken) -> bool {
     false
 }
 
+/// Ends at once, and its connections with it: a client that waits for nothing would hold the end up.
 async fn serve_http(listener: TcpListener, router: axum::Router, ended: CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::error!(%error, "http endpoint ended");
-    }
+    ended.run_until_cancelled(http::serve(listener, router)).await;
 }
 
 async fn join(threads: Vec<JoinHandle<()>>) {
