@@ -170,6 +170,8 @@ pub struct Shard {
     pub overflow: AtomicU64,
     /// Packets that got no answer on purpose.
     pub ignored: AtomicU64,
+    /// Connections that were closed because their client has its share.
+    pub refused_connections: AtomicU64,
     /// Queries that made their thread panic; it goes on with the next one.
     pub panics: AtomicU64,
 }
@@ -244,6 +246,7 @@ impl Registry {
             zones: (0..MAX_ZONES).map(|_| OnceLock::new()).collect(),
             overflow: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
+            refused_connections: AtomicU64::new(0),
             panics: AtomicU64::new(0),
         });
         self.shards
@@ -287,6 +290,11 @@ impl Registry {
                 "causeway_dns_ignored_total",
                 "Packets that got no answer because they are no queries.",
                 sum(&shards, |shard| &shard.ignored),
+            ),
+            (
+                "causeway_dns_refused_connections_total",
+                "Connections closed because their client has its share of them.",
+                sum(&shards, |shard| &shard.refused_connections),
             ),
         ] {
             text.family(name, "counter", help);

@@ -1,5 +1,7 @@
 //! Sockets: what is listened at, by whom.
 
+pub mod keepalive;
+pub mod slots;
 pub mod tcp;
 pub mod udp;
 

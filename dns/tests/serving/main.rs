@@ -1,5 +1,6 @@
 //! The server over real sockets of the loopback, fed by a real unix socket.
 
+mod limits;
 mod reload;
 
 use std::net::SocketAddr;
