@@ -88,7 +88,7 @@ impl RateLimit {
 }
 
 /// A client is an IPv4 address, or the 64 bits of an IPv6 address that tell networks apart.
-pub(crate) fn client_key(client: IpAddr) -> u64 {
+fn client_key(client: IpAddr) -> u64 {
     match client {
         IpAddr::V4(v4) => u64::from(u32::from(v4)),
         IpAddr::V6(v6) => (u128::from(v6) >> 64) as u64,
