@@ -13,6 +13,7 @@ use crate::chain::{Block, Plugin};
 use crate::feed::Source;
 use crate::hosts::Hosts;
 use crate::http::Endpoints;
+use crate::log_queue;
 use crate::metrics::{Exposition, Registry};
 use crate::mnemonic::type_name;
 use crate::question::rtype;
@@ -98,6 +99,13 @@ impl State {
             "Counter of the number of failed reload attempts.",
         );
         text.sample(name, "", self.refused_reloads.load(Ordering::Relaxed) as f64);
+        let name = "causeway_dns_log_lines_dropped_total";
+        text.family(
+            name,
+            "counter",
+            "Lines of the log that standard error was too slow for.",
+        );
+        text.sample(name, "", log_queue::dropped() as f64);
         self.current.load().write(&mut text);
         text.text
     }
