@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::corefile::Key;
+use crate::corefile::{Key, Scheme};
 use crate::name::Name;
 use crate::question::rcode;
 
@@ -345,9 +345,11 @@ impl ZoneLabel {
     /// The label of a zone of a server block; of the root at port 53 where there is none.
     #[must_use]
     pub fn of(key: Option<&Key>) -> Self {
-        let (port, zone) = key.map_or((53, Name::root()), |key| (key.port, key.zone.clone()));
+        let (scheme, port, zone) = key.map_or((Scheme::Dns, 53, Name::root()), |key| {
+            (key.scheme, key.port, key.zone.clone())
+        });
         Self {
-            server: format!("dns://:{port}"),
+            server: format!("{}://:{port}", scheme.name()),
             zone: zone.to_string(),
         }
     }

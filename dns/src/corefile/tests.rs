@@ -73,6 +73,7 @@ fn kubeadms_corefile_is_read_whole() {
     }
     let expected = ServerBlock {
         keys: vec![Key {
+            scheme: Scheme::Dns,
             zone: Name::root(),
             port: 53,
         }],

@@ -25,6 +25,7 @@ use crate::answer::{code_of, put_client_opt};
 use crate::name::Name;
 use crate::question::{HEADER, Query, rcode};
 pub use connection::{Tls, TlsError};
+pub(crate) use connection::{certificates, private_key, trusted};
 use question::Question;
 pub use upstream::{ExchangeError, Upstream};
 

@@ -1,4 +1,4 @@
-//! TCP (RFC 7766): queries of a connection are answered as they get ready. No client has more than its share of the
+//! TCP (RFC 7766) and TLS over it (RFC 7858): queries of a connection are answered as they get ready. No client has more than its share of the
 //! connections, and none has one for ever: an idle one ends, and one that is old, or whose client does not read.
 
 use std::io;
@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::FutureExt;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::keepalive;
 use super::slots::{Slot, Slots};
+use super::{LAST_ANSWERS, keepalive};
 use crate::chain::{Client, Outcome, Server, Worker};
 use crate::metrics::{Shard, Transport};
 
@@ -37,8 +39,6 @@ const MAX_PIPELINED: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a query is still waited for at the end: it may be on its way.
 const LAST_QUERY: Duration = Duration::from_millis(100);
-/// How long answers may take at the end.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// What is reserved for a query before it comes.
 const USUAL_QUERY: usize = 512;
 
@@ -48,37 +48,29 @@ struct Limits {
     idle: Duration,
     /// How long queries are read from it; clients of many servers spread over them anew.
     lifetime: Duration,
-    /// How long the client may take to read one answer.
+    /// How long the client may take to read one answer, or to shake hands.
     write: Duration,
 }
 
 /// What all connections of one address share.
 #[derive(Clone)]
-struct Listening {
-    server: Arc<ArcSwap<Server>>,
-    shard: Arc<Shard>,
-    limits: Limits,
-    shutdown: CancellationToken,
+pub struct Listening {
+    /// What is answered by; another one may come between two queries.
+    pub server: Arc<ArcSwap<Server>>,
+    /// Who the server is by TLS, for connections that begin; `None` = it is not asked by TLS.
+    pub tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    /// Where queries are counted.
+    pub shard: Arc<Shard>,
+    /// Ends accepting, and then the connections.
+    pub shutdown: CancellationToken,
 }
 
-/// Accepts connections until `shutdown`, and then answers what has been asked.
-pub async fn serve(
-    listener: TcpListener,
-    server: Arc<ArcSwap<Server>>,
-    shard: Arc<Shard>,
-    shutdown: CancellationToken,
-) {
-    let listening = Listening {
-        server,
-        shard,
-        limits: LIMITS,
-        shutdown: shutdown.clone(),
-    };
+/// Accepts connections until shutdown, and then answers what has been asked.
+pub async fn serve(listener: TcpListener, listening: Listening) {
     let slots = Slots::new(MAX_CONNECTIONS, SHARE);
     let connections = TaskTracker::new();
-    shutdown
-        .run_until_cancelled(listening.accept(&listener, &slots, &connections))
-        .await;
+    let accept = listening.accept(&listener, &slots, &connections);
+    listening.shutdown.run_until_cancelled(accept).await;
     // Who has connected already may have asked.
     let accept_last = async {
         while let Some(Ok((stream, address))) = listener.accept().now_or_never() {
@@ -119,7 +111,8 @@ impl Listening {
                 address,
                 transport: Transport::Tcp,
             },
-            end: Instant::now() + self.limits.lifetime,
+            limits: LIMITS,
+            end: Instant::now() + LIMITS.lifetime,
             listening: self.clone(),
         };
         connections.spawn(async move {
@@ -134,6 +127,7 @@ impl Listening {
 /// One client's connection.
 struct Connection {
     client: Client,
+    limits: Limits,
     /// When no more queries are read from it.
     end: Instant,
     listening: Listening,
@@ -148,15 +142,24 @@ impl Connection {
             sleep(LAST_ANSWERS).await;
         };
         tokio::select! {
-            ended = self.exchange(stream) => ended,
+            ended = self.exchange_by(stream) => ended,
             () = last => Ok(()),
         }
+    }
+
+    async fn exchange_by(self, stream: TcpStream) -> io::Result<()> {
+        let Some(config) = &self.listening.tls else {
+            return self.exchange(stream).await;
+        };
+        let handshake = TlsAcceptor::from(config.load_full()).accept(stream);
+        let stream = within(self.limits.write, handshake).await?;
+        self.exchange(stream).await
     }
 
     async fn exchange(self, stream: impl AsyncRead + AsyncWrite) -> io::Result<()> {
         let (from, to) = tokio::io::split(stream);
         let (replies, queue) = mpsc::channel(MAX_PIPELINED);
-        let writing = write_replies(to, queue, self.listening.limits.write);
+        let writing = write_replies(to, queue, self.limits.write);
         let reading = self.read_queries(from, replies);
         // The reader's end closes the queue; the writer then writes what is left. The writer's failure ends the reader.
         tokio::pin!(writing, reading);
@@ -209,7 +212,7 @@ impl Connection {
             sleep(LAST_QUERY).await;
         };
         let read = tokio::select! {
-            read = timeout_at(self.end.min(Instant::now() + self.listening.limits.idle), read_frame(from)) => read,
+            read = timeout_at(self.end.min(Instant::now() + self.limits.idle), read_frame(from)) => read,
             () = last => return Ok(None),
         };
         match read {
@@ -225,7 +228,7 @@ impl Connection {
             return Duration::ZERO;
         }
         let rest = self.end.saturating_duration_since(Instant::now());
-        self.listening.limits.idle.min(rest)
+        self.limits.idle.min(rest)
     }
 }
 
@@ -267,9 +270,10 @@ async fn write_replies(
     within(limit, to.shutdown()).await
 }
 
-async fn within(limit: Duration, write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, "the client does not read");
-    timeout(limit, write).await.map_err(|_| too_slow())?
+/// Waits no longer for a client.
+async fn within<T>(limit: Duration, exchanged: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, "the client is too slow");
+    timeout(limit, exchanged).await.map_err(|_| too_slow())?
 }
 
 #[cfg(test)]
@@ -298,11 +302,12 @@ mod tests {
                 address: ([127, 0, 0, 1], 1).into(),
                 transport: Transport::Tcp,
             },
+            limits,
             end: Instant::now() + limits.lifetime,
             listening: Listening {
                 server: Arc::new(ArcSwap::from_pointee(Server::new(Vec::new(), 0))),
+                tls: None,
                 shard: Registry::new(Vec::new()).shard(),
-                limits,
                 shutdown: CancellationToken::new(),
             },
         };
@@ -324,7 +329,7 @@ mod tests {
             client.write_all(begun).await.expect("written");
             let mut rest = Vec::new();
             client.read_to_end(&mut rest).await.expect("its end");
-            assert_eq!(rest, []);
+            assert_eq!(rest, Vec::<u8>::new());
             ended.await.expect("no panic").expect("a good end");
         }
     }
@@ -353,7 +358,7 @@ mod tests {
         });
         while client.write_all(&query()).await.is_ok() {}
         let error = ended.await.expect("no panic").expect_err("a failure");
-        assert_eq!(error.to_string(), "the client does not read");
+        assert_eq!(error.to_string(), "the client is too slow");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
 
 use crate::chain::{Client, Outcome, Server, Worker};
 use crate::metrics::{Shard, Transport};
@@ -321,15 +322,16 @@ impl Local {
     }
 }
 
-/// Answers what has to wait, until the threads that hand it over are gone.
+/// Answers what has to wait, until the threads that hand it over are gone, and what is under way then.
 pub async fn answer_waiting(mut queries: mpsc::Receiver<Waiting>, shard: Arc<Shard>) {
     let slots = Arc::new(Semaphore::new(MAX_WAITING));
+    let under_way = TaskTracker::new();
     while let Some(query) = queries.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         let shard = Arc::clone(&shard);
-        tokio::spawn(async move {
+        under_way.spawn(async move {
             let client = Client {
                 address: query.client,
                 transport: Transport::Udp,
@@ -340,6 +342,8 @@ pub async fn answer_waiting(mut queries: mpsc::Receiver<Waiting>, shard: Arc<Sha
             drop(slot);
         });
     }
+    under_way.close();
+    under_way.wait().await;
 }
 
 impl Waiting {

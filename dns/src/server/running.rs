@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +22,7 @@ use crate::corefile::{Corefile, ServerBlock};
 use crate::feed::{Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
-use crate::serve::{ServeError, tcp, udp};
+use crate::serve::{LAST_ANSWERS, ServeError, tcp, udp};
 use crate::state::State;
 
 /// Queries that may wait for a task to take them; what is beyond is dropped and counted.
@@ -51,6 +52,7 @@ pub(super) struct Running {
 struct Listening {
     address: SocketAddr,
     server: Arc<ArcSwap<Server>>,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
     stop: Arc<AtomicBool>,
     ended: CancellationToken,
     threads: Vec<JoinHandle<()>>,
@@ -99,6 +101,11 @@ impl Running {
 
     pub(super) fn has_http(&self, address: &SocketAddr) -> bool {
         self.http.contains_key(address)
+    }
+
+    /// The addresses that have HTTP, as the Corefile writes them.
+    pub(super) fn served_http(&self) -> Vec<SocketAddr> {
+        self.http.keys().copied().collect()
     }
 
     pub(super) fn watcher(&self) -> Option<&Watcher> {
@@ -152,6 +159,7 @@ impl Running {
             corefile,
             blocks,
             servers,
+            identities,
             opened,
             endpoints,
             http,
@@ -168,7 +176,7 @@ impl Running {
             .retain(|key, (_, ended)| feeds.contains(key) || cancel(ended));
         self.state.set(blocks.clone(), self.sources(), endpoints.clone());
         // What an address is to serve is there before the address is.
-        let started = self.serve(servers, opened);
+        let started = self.serve(servers, &identities, opened);
         for (address, listener) in http {
             let ended = self.ended.child_token();
             self.http.insert(address, ended.clone());
@@ -205,6 +213,7 @@ impl Running {
     fn serve(
         &mut self,
         servers: BTreeMap<Wanted, Server>,
+        identities: &BTreeMap<Wanted, Arc<ServerConfig>>,
         mut opened: BTreeMap<Wanted, Opened>,
     ) -> Result<(), Error> {
         self.listeners.retain(|wanted, listening| {
@@ -218,10 +227,14 @@ impl Running {
             is_wanted
         });
         for (wanted, server) in servers {
+            let identity = identities.get(&wanted);
             if let Some(listening) = self.listeners.get(&wanted) {
                 listening.server.store(Arc::new(server));
+                if let Some((tls, identity)) = listening.tls.as_ref().zip(identity) {
+                    tls.store(Arc::clone(identity));
+                }
             } else if let Some(opened) = opened.remove(&wanted) {
-                let listening = self.start(server, opened)?;
+                let listening = self.start(server, identity, opened)?;
                 self.listeners.insert(wanted, listening);
             }
         }
@@ -229,17 +242,27 @@ impl Running {
     }
 
     /// Starts an address's threads, one for each socket, and its connections.
-    fn start(&mut self, server: Server, opened: Opened) -> Result<Listening, Error> {
+    fn start(
+        &mut self,
+        server: Server,
+        identity: Option<&Arc<ServerConfig>>,
+        opened: Opened,
+    ) -> Result<Listening, Error> {
         let mut listening = Listening {
             address: opened.address,
             server: Arc::new(ArcSwap::from_pointee(server)),
+            tls: identity.map(|identity| Arc::new(ArcSwap::new(Arc::clone(identity)))),
             stop: Arc::default(),
             ended: self.ended.child_token(),
             threads: Vec::new(),
         };
-        let (server, shard) = (Arc::clone(&listening.server), self.state.registry.shard());
-        self.tasks
-            .spawn(tcp::serve(opened.tcp, server, shard, listening.ended.clone()));
+        let streams = tcp::Listening {
+            server: Arc::clone(&listening.server),
+            tls: listening.tls.clone(),
+            shard: self.state.registry.shard(),
+            shutdown: listening.ended.clone(),
+        };
+        self.tasks.spawn(tcp::serve(opened.tcp, streams));
         for (index, socket) in opened.udp.into_iter().enumerate() {
             let thread = self.start_thread(index, socket, &listening)?;
             listening.threads.push(thread);
@@ -269,7 +292,7 @@ impl Running {
             .map_err(|source| Error::Thread { source })
     }
 
-    /// Ends everything that was started, and waits for it.
+    /// Ends everything that was started, and waits for it, for the answers to what was asked not for ever.
     pub(super) async fn end(mut self) {
         for listening in self.listeners.values_mut() {
             listening.stop.store(true, Ordering::Relaxed);
@@ -279,10 +302,15 @@ impl Running {
         for listening in self.listeners.into_values() {
             join(listening.threads).await;
         }
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task panicked");
+        let tasks = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a task panicked");
+                }
             }
+        };
+        if tokio::time::timeout(LAST_ANSWERS, tasks).await.is_err() {
+            tracing::warn!("ended before everything that was asked was answered");
         }
     }
 

@@ -8,13 +8,16 @@ use crate::corefile::{Corefile, Error, Reload};
 /// nothing, another address of an interface in `bind` or another name server in `/etc/resolv.conf` does.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// What was refused last, so that it is told once.
-    refused: Option<Result<Corefile, Error>>,
+    /// What cannot be read, so that it is met once.
+    unreadable: Option<Error>,
+    /// Why the last one was refused, so that it is told once.
+    told: Option<String>,
 }
 
 impl Watch {
     /// Returns as soon as the file says something new: another configuration than `current`, or nothing that can be
-    /// read. Waits for ever where the configuration has no file or no `reload`.
+    /// read. A configuration that was refused comes back each time: the address that it wants may be free meanwhile.
+    /// Waits for ever where the configuration has no file or no `reload`.
     pub(super) async fn changed(&mut self, current: &Corefile) -> Result<Corefile, Error> {
         let (Some(path), Some(reload)) = (current.path.clone(), reload_of(current)) else {
             return std::future::pending().await;
@@ -25,14 +28,20 @@ impl Watch {
             // Files may be on a slow disk.
             let read = tokio::task::spawn_blocking(move || Corefile::read_again(&path, lenient)).await;
             let Ok(read) = read else { continue };
-            if read.as_ref().is_ok_and(|read| read == current) {
-                self.refused = None;
-            } else if self.refused.as_ref() != Some(&read) {
+            let unreadable = std::mem::replace(&mut self.unreadable, read.as_ref().err().cloned());
+            match &read {
                 // What is taken becomes `current`, and is not met here again.
-                self.refused = Some(read.clone());
-                return read;
+                Ok(read) if read == current => self.told = None,
+                Err(_) if unreadable == self.unreadable => {}
+                _ => return read,
             }
         }
+    }
+
+    /// Whether it is news that a configuration is refused for this reason.
+    pub(super) fn is_news(&mut self, reason: &str) -> bool {
+        let told = self.told.replace(reason.to_owned());
+        told.as_deref() != Some(reason)
     }
 }
 

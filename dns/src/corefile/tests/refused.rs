@@ -48,8 +48,16 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:1: cannot serve a.example. at port 53 twice",
         ),
         (
+            ". {\n bind 127.0.0.1 127.0.0.2\n}\n. {\n bind 127.0.0.3 127.0.0.2\n}".into(),
+            "Corefile:4: cannot serve . at port 53 twice",
+        ),
+        (
+            "https://. {\n}".into(),
+            "Corefile:1: https:// is not served; dns:// and tls:// are",
+        ),
+        (
             "tls://. {\n}".into(),
-            "Corefile:1: tls:// is not served yet; only dns:// is",
+            "Corefile:1: tls://.:853 needs the plugin tls, with a certificate and its key",
         ),
         (".:dns {\n}".into(), "Corefile:1: \"dns\" is no port number"),
         (".:70000 {\n}".into(), "Corefile:1: \"70000\" is no port number"),
