@@ -18,13 +18,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, VERSION, is_complete};
-use model::{Change, Extras, Kind, Snapshot};
+use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, UnixTime};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::{ApiServer, Objects};
+use crate::metrics::Histogram;
 use crate::zone::Table;
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
@@ -108,7 +109,6 @@ pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
 pub type Watcher = dyn Fn(&ApiServer) -> Watched + Send + Sync;
 
 /// Where answers come from, as the serving threads see it.
-#[derive(Default)]
 pub struct Source {
     /// The table of the last good snapshot.
     pub table: ArcSwap<Table>,
@@ -119,6 +119,21 @@ pub struct Source {
     fresh_at: AtomicU64,
     /// Tables made so far.
     pub published: AtomicU64,
+    /// How long after a change of its pods a headless Service answered with it.
+    pub programming: Histogram,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            connected: AtomicBool::new(false),
+            silence: None,
+            fresh_at: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            programming: Histogram::of_changes(),
+        }
+    }
 }
 
 impl Source {
@@ -233,6 +248,8 @@ pub struct Follower {
     source: Arc<Source>,
     /// The snapshot that the published table was made of.
     published: Snapshot,
+    /// Since when changes are followed.
+    began: SystemTime,
     saved: watch::Sender<Snapshot>,
 }
 
@@ -267,6 +284,7 @@ impl Follower {
             state,
             source: Arc::new(source),
             published: Snapshot::default(),
+            began: SystemTime::now(),
             saved: watch::Sender::new(Snapshot::default()),
         };
         follower.restore();
@@ -426,8 +444,20 @@ impl Follower {
                 "the cluster's objects are complete"
             );
         }
+        let changes = headless_changes(&self.published, snapshot);
         self.publish(snapshot);
+        self.note_programmed(&changes);
         self.saved.send_replace(snapshot.clone());
+    }
+
+    /// What happened before the changes were followed is not measured: nobody was there to see it.
+    fn note_programmed(&self, changes: &[UnixTime]) {
+        let since_epoch = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (began, now) = (since_epoch(self.began), since_epoch(SystemTime::now()));
+        for UnixTime(change) in changes.iter().filter(|UnixTime(change)| *change >= began) {
+            // The clock of whoever wrote the moment down may be ahead of ours.
+            self.source.programming.record(now.saturating_sub(*change));
+        }
     }
 
     fn publish(&mut self, snapshot: &Snapshot) {
@@ -438,6 +468,23 @@ impl Follower {
         self.source.published.fetch_add(1, Ordering::Relaxed);
         self.published = snapshot.clone();
     }
+}
+
+/// When the pods changed for which slices of headless Services were written.
+fn headless_changes(older: &Snapshot, newer: &Snapshot) -> Vec<UnixTime> {
+    let empty = Slices::default();
+    let slices = |snapshot: &Snapshot, service| snapshot.slices.get(service).cloned();
+    let mut changes = Vec::new();
+    for service in newer.slices.keys_changed_since(&older.slices) {
+        let known = newer.services.get(service);
+        if known.is_some_and(|service| matches!(service.kind, ServiceKind::Headless)) {
+            let (old, new) = (slices(older, service), slices(newer, service));
+            let written = new.as_deref().unwrap_or(&empty);
+            let written = written.changed_since(old.as_deref().unwrap_or(&empty));
+            changes.extend(written.filter_map(|slice| slice.last_change));
+        }
+    }
+    changes
 }
 
 fn message(line: &str, number: u64) -> Result<Message, FeedError> {

@@ -1,5 +1,6 @@
 //! The HTTP endpoints: `/health`, `/ready`, `/metrics`, each where its plugin says.
 
+mod self_check;
 mod serving;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::serve::{self, ServeError};
 use crate::state::State;
+pub use self_check::{SelfChecks, check_health};
 pub use serving::serve;
 
 /// What one address answers.
@@ -86,9 +88,12 @@ pub fn router(address: SocketAddr, state: &Arc<State>) -> Router {
     }))
 }
 
-/// Ready while the cluster's names can be told from others; as in CoreDNS the body names the plugin that is not.
+/// Ready while the cluster's names can be told from others, until the server is told to end; as in CoreDNS the body
+/// names the plugin that is not.
 fn ready(state: &State) -> (StatusCode, &'static str) {
-    if state.is_ready() {
+    if state.is_ending() {
+        (StatusCode::SERVICE_UNAVAILABLE, "health: lameduck")
+    } else if state.is_ready() {
         (StatusCode::OK, "OK")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "kubernetes")

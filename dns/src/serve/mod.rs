@@ -1,5 +1,6 @@
 //! Sockets: what is listened at, by whom.
 
+pub mod drops;
 pub mod keepalive;
 pub mod slots;
 pub mod tcp;
@@ -9,14 +10,20 @@ pub mod udp;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt,
     socket, sockopt,
 };
 use tokio::net::TcpListener;
+
+use crate::chain::Client;
+use crate::metrics::Shard;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -237,6 +244,17 @@ fn listener(
     })
 }
 
+/// Answers, and survives it: a query that finds a mistake in this program costs its own answer, or its own connection.
+async fn survived<T>(shard: &Shard, client: Client, answer: impl Future<Output = T>) -> Option<T> {
+    let answered = AssertUnwindSafe(answer).catch_unwind().await;
+    answered.map_err(|_| note_panic(shard, client.address)).ok()
+}
+
+fn note_panic(shard: &Shard, client: SocketAddr) {
+    shard.panics.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(%client, "a query made its thread panic; it gets no answer");
+}
+
 /// The address in a socket address.
 #[must_use]
 pub fn ip_of(address: SockaddrStorage) -> Option<IpAddr> {
@@ -271,4 +289,42 @@ pub fn local_addresses() -> Vec<IpAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Registry, Transport};
+
+    #[tokio::test]
+    async fn a_panic_costs_one_answer_and_is_counted() {
+        let shard = Registry::new(Vec::new()).shard();
+        let client = Client {
+            address: ([127, 0, 0, 1], 1).into(),
+            transport: Transport::Udp,
+        };
+        assert_eq!(survived(&shard, client, async { 7 }).await, Some(7));
+        let panicking = async { panic!("a mistake") };
+        assert_eq!(survived(&shard, client, panicking).await, None::<()>);
+        assert_eq!(shard.panics.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn an_address_shares_its_port_with_its_own_family_alone() {
+        let share = |address: &str, own: &str| {
+            let parse = |text: &str| text.parse().expect("address");
+            is_shared(parse(address), &[parse(own)])
+        };
+        for (address, own, expected) in [
+            ("0.0.0.0:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "0.0.0.0:53", true),
+            ("127.0.0.1:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "127.0.0.2:53", false),
+            ("127.0.0.1:53", "0.0.0.0:54", false),
+            ("[::]:53", "127.0.0.1:53", false),
+            ("[::]:53", "[::1]:53", true),
+        ] {
+            assert_eq!(share(address, own), expected, "{address} {own}");
+        }
+    }
 }

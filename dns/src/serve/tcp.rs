@@ -116,7 +116,8 @@ impl Listening {
             listening: self.clone(),
         };
         connections.spawn(async move {
-            if let Err(error) = connection.serve(stream).await {
+            let (shard, client) = (Arc::clone(&connection.listening.shard), connection.client);
+            if let Some(Err(error)) = super::survived(&shard, client, connection.serve(stream)).await {
                 tracing::debug!(client = %address, %error, "connection failed");
             }
             drop(slot);
@@ -181,7 +182,7 @@ impl Connection {
         while let Some(packet) = self.next_query(&mut from).await? {
             let idle = keepalive::is_asked(&packet).then(|| self.idle());
             let mut reply = Vec::with_capacity(USUAL_QUERY);
-            let server = server.load_full();
+            let (server, started) = (server.load_full(), std::time::Instant::now());
             match server.answer_now(&packet, self.client, &mut worker, &mut reply) {
                 Outcome::Reply => {
                     if replies.send(told(reply, idle)).await.is_err() {
@@ -193,7 +194,8 @@ impl Connection {
                     let slot = Arc::clone(&slots).acquire_owned().await;
                     let (shard, replies, client) = (Arc::clone(shard), replies.clone(), self.client);
                     tokio::spawn(async move {
-                        if let Some(reply) = server.answer(&packet, client, &shard).await {
+                        let answer = server.answer(&packet, client, started, &shard);
+                        if let Some(Some(reply)) = super::survived(&shard, client, answer).await {
                             // A client that went away needs no reply.
                             let _ = replies.send(told(reply, idle)).await;
                         }

@@ -96,6 +96,7 @@ impl Bound {
                 }
             }
         }
+        running.note_ending();
         let lameduck = lameduck(&running);
         if !lameduck.is_zero() {
             tracing::info!(seconds = lameduck.as_secs_f64(), "going on for the lameduck time");

@@ -1,6 +1,6 @@
 //! What serves: listeners by address, endpoints, feeds, and the chain that they all look at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use crate::corefile::{Corefile, ServerBlock};
 use crate::feed::{Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
+use crate::serve::drops::{self, Inode};
 use crate::serve::{LAST_ANSWERS, ServeError, tcp, udp};
 use crate::state::State;
 
@@ -53,6 +54,8 @@ struct Listening {
     address: SocketAddr,
     server: Arc<ArcSwap<Server>>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    /// The UDP sockets.
+    sockets: BTreeSet<Inode>,
     stop: Arc<AtomicBool>,
     ended: CancellationToken,
     threads: Vec<JoinHandle<()>>,
@@ -124,6 +127,11 @@ impl Running {
         self.blocks.get(index).cloned()
     }
 
+    /// Tells whoever asks for readiness that this server ends.
+    pub(super) fn note_ending(&self) {
+        self.state.note_ending();
+    }
+
     pub(super) fn note_refused(&self) {
         self.state.refused_reloads.fetch_add(1, Ordering::Relaxed);
     }
@@ -177,11 +185,13 @@ impl Running {
         self.state.set(blocks.clone(), self.sources(), endpoints.clone());
         // What an address is to serve is there before the address is.
         let started = self.serve(servers, &identities, opened);
+        let sockets = self.listeners.values().flat_map(|listening| &listening.sockets);
+        self.state.set_sockets(sockets.copied().collect());
         for (address, listener) in http {
             let ended = self.ended.child_token();
             self.http.insert(address, ended.clone());
             self.tasks
-                .spawn(serve_http(listener, http::router(address, &self.state), ended));
+                .spawn(serve_http(address, listener, Arc::clone(&self.state), ended));
         }
         self.http
             .retain(|address, ended| endpoints.contains_key(address) || cancel(ended));
@@ -219,6 +229,8 @@ impl Running {
         self.listeners.retain(|wanted, listening| {
             let is_wanted = servers.contains_key(wanted);
             if !is_wanted {
+                let lost = drops::dropped(&listening.sockets);
+                self.state.lost_before.fetch_add(lost, Ordering::Relaxed);
                 listening.stop.store(true, Ordering::Relaxed);
                 listening.ended.cancel();
                 let threads = std::mem::take(&mut listening.threads);
@@ -252,6 +264,7 @@ impl Running {
             address: opened.address,
             server: Arc::new(ArcSwap::from_pointee(server)),
             tls: identity.map(|identity| Arc::new(ArcSwap::new(Arc::clone(identity)))),
+            sockets: opened.udp.iter().filter_map(drops::inode).collect(),
             stop: Arc::default(),
             ended: self.ended.child_token(),
             threads: Vec::new(),
@@ -352,8 +365,12 @@ fn cancel(token: &CancellationToken) -> bool {
 }
 
 /// Ends at once, and its connections with it: a client that waits for nothing would hold the end up.
-async fn serve_http(listener: TcpListener, router: axum::Router, ended: CancellationToken) {
-    ended.run_until_cancelled(http::serve(listener, router)).await;
+async fn serve_http(address: SocketAddr, listener: TcpListener, state: Arc<State>, ended: CancellationToken) {
+    let bound = listener.local_addr().unwrap_or(address);
+    let served = http::serve(listener, http::router(address, &state));
+    let checked = http::check_health(address, bound, state);
+    let both = async { tokio::join!(served, checked) };
+    ended.run_until_cancelled(both).await;
 }
 
 async fn join(threads: Vec<JoinHandle<()>>) {

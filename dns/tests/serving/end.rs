@@ -71,3 +71,31 @@ fn queries_under_way_are_answered_before_the_process_ends() {
         assert_eq!(super::text(&reply), "NOERROR 10.9.9.9");
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_in_its_lameduck_time_answers_and_is_not_ready() {
+    let folder = Folder::new("lameduck");
+    let pages = "ready 127.0.0.1:0\n prometheus 127.0.0.1:0\n health 127.0.0.1:0 {\n lameduck 2s\n }";
+    let text = format!(".:0 {{\n bind 127.0.0.1\n {pages}\n whoami\n}}");
+    let server = start_with(&folder, &text).await;
+    assert!(server.get("/ready").await.starts_with("HTTP/1.1 200"));
+    // It sees its own health meanwhile.
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let page = server.get("/metrics").await;
+        let count = |name| page.lines().find_map(|line| line.strip_prefix(name));
+        assert_eq!(count("coredns_health_request_failures_total "), Some("0"));
+        if count("coredns_health_request_duration_seconds_count ") == Some("1") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{page}");
+        tokio::task::yield_now().await;
+    }
+    server.shutdown.cancel();
+    while !server.get("/ready").await.starts_with("HTTP/1.1 503") {
+        assert!(Instant::now() < deadline, "it is still ready");
+    }
+    assert!(server.get("/health").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(ask_udp(server.dns, "a.example").await, "NOERROR");
+    server.end().await;
+}

@@ -594,6 +594,30 @@ const REFUSED: &[(&str, &str)] = &[
         "Corefile:3: tls_servername takes exactly one argument",
     ),
     (
+        "tls",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b c d",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b {\n client_auth\n}",
+        "Corefile:3: client_auth takes exactly one argument",
+    ),
+    (
+        "tls a b {\n client_auth maybe\n}",
+        "Corefile:3: client_auth is one of nocert, request, verify_if_given and require_and_verify, not \"maybe\"",
+    ),
+    (
+        "tls a b {\n client_auth require\n}",
+        "Corefile:3: client_auth require lets everybody in; say require_and_verify",
+    ),
+    (
+        "tls a b {\n ciphers x\n}",
+        "Corefile:3: unknown option \"ciphers\" of tls; known are client_auth",
+    ),
+    (
         "forward . tls:///etc/resolv.conf",
         "Corefile:2: \"/etc/resolv.conf\" is neither an address nor a file like /etc/resolv.conf",
     ),
