@@ -98,7 +98,7 @@ pub enum FeedError {
 pub struct Watched {
     /// What is known of the cluster; objects as [`slim`] leaves them.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// For how long the API server has not been heard; `None` while it is.
+    /// For how long the API server has not been heard; `None` while it is. The watch ends when nobody has it any more.
     pub silence: Silence,
 }
 

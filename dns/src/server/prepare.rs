@@ -88,7 +88,7 @@ impl Running {
         let endpoints = endpoints(corefile);
         let new_http = endpoints.keys().filter(|address| !self.has_http(address));
         let http = http::listen(new_http, &self.served_http())?;
-        let feeds: BTreeSet<FeedKey> = corefile.blocks.iter().filter_map(feed_key).collect();
+        let feeds = feeds(corefile);
         let new_feeds = feeds.iter().filter(|key| self.source(key).is_none());
         let new_followers = new_feeds.map(|key| {
             let follower = Follower::new(&key.0, key.1.clone(), self.watcher())?;
@@ -142,6 +142,11 @@ fn note_what_lacks(corefile: &Corefile) {
     for forward in forwards.filter(|forward| forward.to.is_empty()) {
         tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");
     }
+}
+
+/// The feeds that a configuration follows.
+pub(super) fn feeds(corefile: &Corefile) -> BTreeSet<FeedKey> {
+    corefile.blocks.iter().filter_map(feed_key).collect()
 }
 
 fn feed_key(config: &ServerBlock) -> Option<FeedKey> {

@@ -161,12 +161,12 @@ impl Running {
     /// Serves a configuration, whose feeds are followed, from now on. No socket that it still wants is closed.
     ///
     /// # Errors
-    /// When a thread cannot be started; what could be is served.
+    /// When a thread cannot be started; nothing has changed then.
     pub(super) fn commit(&mut self, prepared: Prepared) -> Result<(), Error> {
         let Prepared {
             corefile,
             blocks,
-            servers,
+            mut servers,
             identities,
             opened,
             endpoints,
@@ -180,11 +180,18 @@ impl Running {
             self.tasks
                 .spawn(udp::answer_waiting(queue, self.state.registry.shard()));
         }
-        self.feeds
-            .retain(|key, (_, ended)| feeds.contains(key) || cancel(ended));
+        // What can fail comes first.
+        let new = match self.start_all(&mut servers, &identities, opened) {
+            Ok(new) => new,
+            Err(error) => {
+                self.keep_feeds(&super::prepare::feeds(&self.corefile));
+                return Err(error);
+            }
+        };
+        self.keep_feeds(&feeds);
         self.state.set(blocks.clone(), self.sources(), endpoints.clone());
-        // What an address is to serve is there before the address is.
-        let started = self.serve(servers, &identities, opened);
+        self.serve(servers, &identities);
+        self.listeners.extend(new);
         let sockets = self.listeners.values().flat_map(|listening| &listening.sockets);
         self.state.set_sockets(sockets.copied().collect());
         for (address, listener) in http {
@@ -209,7 +216,7 @@ impl Running {
         }
         (self.blocks, self.corefile) = (blocks, corefile);
         self.reap();
-        started
+        Ok(())
     }
 
     fn sources(&self) -> Vec<(String, Arc<Source>)> {
@@ -219,38 +226,66 @@ impl Running {
             .collect()
     }
 
-    /// Gives every address its chain, starts those that are new, ends those that nobody wants.
+    /// Ends the feeds that are not among these.
+    fn keep_feeds(&mut self, wanted: &BTreeSet<FeedKey>) {
+        self.feeds
+            .retain(|key, (_, ended)| wanted.contains(key) || cancel(ended));
+    }
+
+    /// Gives every address that goes on its chain, and ends those that nobody wants.
     fn serve(
         &mut self,
-        servers: BTreeMap<Wanted, Server>,
+        mut servers: BTreeMap<Wanted, Server>,
         identities: &BTreeMap<Wanted, Arc<ServerConfig>>,
-        mut opened: BTreeMap<Wanted, Opened>,
-    ) -> Result<(), Error> {
-        self.listeners.retain(|wanted, listening| {
-            let is_wanted = servers.contains_key(wanted);
-            if !is_wanted {
-                let lost = drops::dropped(&listening.sockets);
-                self.state.lost_before.fetch_add(lost, Ordering::Relaxed);
-                listening.stop.store(true, Ordering::Relaxed);
-                listening.ended.cancel();
-                let threads = std::mem::take(&mut listening.threads);
-                self.tasks.spawn(join(threads));
-            }
-            is_wanted
-        });
-        for (wanted, server) in servers {
-            let identity = identities.get(&wanted);
-            if let Some(listening) = self.listeners.get(&wanted) {
+    ) {
+        let unwanted = self
+            .listeners
+            .extract_if(.., |wanted, _| !servers.contains_key(wanted));
+        for (_, listening) in unwanted.collect::<Vec<_>>() {
+            self.stop(listening);
+        }
+        for (wanted, listening) in &self.listeners {
+            if let Some(server) = servers.remove(wanted) {
                 listening.server.store(Arc::new(server));
-                if let Some((tls, identity)) = listening.tls.as_ref().zip(identity) {
-                    tls.store(Arc::clone(identity));
-                }
-            } else if let Some(opened) = opened.remove(&wanted) {
-                let listening = self.start(server, identity, opened)?;
-                self.listeners.insert(wanted, listening);
+            }
+            if let Some((tls, identity)) = listening.tls.as_ref().zip(identities.get(wanted)) {
+                tls.store(Arc::clone(identity));
             }
         }
-        Ok(())
+    }
+
+    /// Has an address answer what it was asked, and end.
+    fn stop(&mut self, listening: Listening) {
+        let lost = drops::dropped(&listening.sockets);
+        self.state.lost_before.fetch_add(lost, Ordering::Relaxed);
+        listening.stop.store(true, Ordering::Relaxed);
+        listening.ended.cancel();
+        self.tasks.spawn(join(listening.threads));
+    }
+
+    /// Starts every address that was opened, each with its chain of `servers`; all of them, or none.
+    fn start_all(
+        &mut self,
+        servers: &mut BTreeMap<Wanted, Server>,
+        identities: &BTreeMap<Wanted, Arc<ServerConfig>>,
+        opened: BTreeMap<Wanted, Opened>,
+    ) -> Result<BTreeMap<Wanted, Listening>, Error> {
+        let mut started = BTreeMap::new();
+        for (wanted, opened) in opened {
+            let Some(server) = servers.remove(&wanted) else {
+                continue;
+            };
+            match self.start(server, identities.get(&wanted), opened) {
+                Ok(listening) => drop(started.insert(wanted, listening)),
+                Err(error) => {
+                    for (_, listening) in started {
+                        self.stop(listening);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
     }
 
     /// Starts an address's threads, one for each socket, and its connections.
@@ -269,6 +304,15 @@ impl Running {
             ended: self.ended.child_token(),
             threads: Vec::new(),
         };
+        for (index, socket) in opened.udp.into_iter().enumerate() {
+            match self.start_thread(index, socket, &listening) {
+                Ok(thread) => listening.threads.push(thread),
+                Err(error) => {
+                    self.stop(listening);
+                    return Err(error);
+                }
+            }
+        }
         let streams = tcp::Listening {
             server: Arc::clone(&listening.server),
             tls: listening.tls.clone(),
@@ -276,10 +320,6 @@ impl Running {
             shutdown: listening.ended.clone(),
         };
         self.tasks.spawn(tcp::serve(opened.tcp, streams));
-        for (index, socket) in opened.udp.into_iter().enumerate() {
-            let thread = self.start_thread(index, socket, &listening)?;
-            listening.threads.push(thread);
-        }
         Ok(listening)
     }
 

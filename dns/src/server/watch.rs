@@ -1,6 +1,9 @@
 //! The `reload` plugin: whether the Corefile says something else than it did.
 
+use std::path::Path;
 use std::time::Duration;
+
+use tracing::subscriber::{NoSubscriber, with_default};
 
 use crate::corefile::{Corefile, Error, Reload};
 
@@ -24,15 +27,18 @@ impl Watch {
         };
         loop {
             tokio::time::sleep(reload.next_pause()).await;
-            let (path, lenient) = (path.clone(), current.is_lenient);
-            // Files may be on a slow disk.
-            let read = tokio::task::spawn_blocking(move || Corefile::read_again(&path, lenient)).await;
-            let Ok(read) = read else { continue };
+            let Some(read) = read_file(&path, current.is_lenient, Manner::Silent).await else {
+                continue;
+            };
             let unreadable = std::mem::replace(&mut self.unreadable, read.as_ref().err().cloned());
             match &read {
                 // What is taken becomes `current`, and is not met here again.
                 Ok(read) if read == current => self.told = None,
                 Err(_) if unreadable == self.unreadable => {}
+                Ok(_) if current.is_lenient && self.told.is_none() => {
+                    let aloud = read_file(&path, true, Manner::Aloud).await;
+                    return aloud.unwrap_or(read);
+                }
                 _ => return read,
             }
         }
@@ -43,6 +49,26 @@ impl Watch {
         let told = self.told.replace(reason.to_owned());
         told.as_deref() != Some(reason)
     }
+}
+
+/// Whether a lenient reader warns of what it passes over.
+#[derive(Clone, Copy)]
+enum Manner {
+    Aloud,
+    /// For what is read again and again.
+    Silent,
+}
+
+/// Reads the file. `None` = the reader panicked, which is told already.
+async fn read_file(path: &Path, is_lenient: bool, manner: Manner) -> Option<Result<Corefile, Error>> {
+    let path = path.to_owned();
+    let read = move || Corefile::read_again(&path, is_lenient);
+    // Files may be on a slow disk.
+    let read = tokio::task::spawn_blocking(move || match manner {
+        Manner::Aloud => read(),
+        Manner::Silent => with_default(NoSubscriber::new(), read),
+    });
+    read.await.ok()
 }
 
 /// The most frequent of all blocks: there is one file.

@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
+    const KNOWN: &str = "reload, bufsize, root, tls, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
                          loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, loop, forward, whoami, \
                          import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
