@@ -641,4 +641,47 @@ mod tests {
         assert!(matches!(load(&path), Err(FeedError::Incomplete)));
         std::fs::remove_dir_all(&folder).expect("removed");
     }
+
+    #[test]
+    fn changes_of_headless_services_are_measured_from_what_the_feed_tells_and_from_the_beginning_on() {
+        let at = |time: Duration, mut slice: model::EndpointSlice| {
+            slice.last_change = Some(UnixTime(time));
+            let told = serde_json::to_string(&Change::EndpointSlice(slice)).expect("told");
+            serde_json::from_str::<Change>(&told).expect("read")
+        };
+        let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let (long_ago, soon) = (
+            Duration::from_millis(5250),
+            since_epoch() + Duration::from_secs(60),
+        );
+        let slice =
+            |name, service, address| samples::slice("a", name, service, &[], &[(address, None, None)]);
+        let older = [
+            Change::Service(samples::headless("a", "h", &[])),
+            Change::Service(samples::cluster_ip("a", "c", &["10.0.0.1"], &[])),
+        ];
+        let newer = [
+            at(long_ago, slice("h-1", "h", "10.1.0.1")),
+            at(soon, slice("h-2", "h", "10.1.0.2")),
+            at(soon, slice("c-1", "c", "10.1.0.3")),
+            Change::EndpointSlice(slice("h-3", "h", "10.1.0.4")),
+        ];
+        let mut snapshot = Snapshot::default();
+        older.into_iter().for_each(|change| drop(snapshot.apply(change)));
+        let before = snapshot.clone();
+        newer.into_iter().for_each(|change| drop(snapshot.apply(change)));
+        let changes = headless_changes(&before, &snapshot);
+        let millis = |time: Duration| UnixTime(Duration::from_millis(time.as_millis() as u64));
+        assert_eq!(changes, [millis(long_ago), millis(soon)]);
+        assert_eq!(headless_changes(&snapshot, &snapshot), []);
+
+        let state = std::env::temp_dir().join(format!("cwt-dns-none-{}", std::process::id()));
+        let follower = Follower::new(&Objects::Agent("/none".into()), state, None).expect("no API server");
+        follower.note_programmed(&changes);
+        let mut text = crate::metrics::Exposition::default();
+        text.histograms("took", "", [&follower.source.programming].into_iter());
+        let first = text.text.lines().next();
+        assert_eq!(first, Some("took_bucket{le=\"0.001\"} 1"), "{}", text.text);
+        assert!(text.text.ends_with("took_count 1\n"), "{}", text.text);
+    }
 }

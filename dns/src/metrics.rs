@@ -441,12 +441,12 @@ fn write_sizes(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Expositio
     let families: [(&str, &str, Sizes); 2] = [
         (
             "coredns_dns_request_size_bytes",
-            "Size of the EDNS0 UDP buffer in bytes (64K for TCP) per zone and protocol.",
+            "Size of the request in bytes, per zone and protocol.",
             |zone| &zone.request_sizes,
         ),
         (
             "coredns_dns_response_size_bytes",
-            "Size of the returned response in bytes.",
+            "Size of the response in bytes, per zone and protocol.",
             |zone| &zone.response_sizes,
         ),
     ];

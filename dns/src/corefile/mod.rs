@@ -12,9 +12,9 @@ mod logs;
 pub mod plugins;
 mod rewrites;
 mod rules;
+mod taken;
 pub mod tree;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,7 @@ use crate::rewrite;
 use crate::serve::tls;
 use crate::template;
 use lexer::Token;
+use taken::Taken;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -320,46 +321,6 @@ impl Corefile {
             is_lenient,
             blocks,
         })
-    }
-}
-
-/// What the server blocks so far serve. An address is `None` where a block listens everywhere.
-#[derive(Default)]
-struct Taken {
-    zones: HashSet<(Option<IpAddr>, Key)>,
-    ports: HashMap<(Option<IpAddr>, u16), (Scheme, Option<tls::Identity>)>,
-}
-
-impl Taken {
-    /// Notes a zone of a block, or says what stands in its way.
-    fn take(&mut self, key: &Key, block: &ServerBlock) -> Result<(), String> {
-        let Key { scheme, zone, port } = key;
-        if *scheme == Scheme::Tls && block.tls.is_none() {
-            return Err(format!(
-                "{key} needs the plugin tls, with a certificate and its key"
-            ));
-        }
-        let everywhere = block.bind.is_empty().then_some(None);
-        let mut addresses: Vec<Option<IpAddr>> =
-            block.bind.iter().copied().map(Some).chain(everywhere).collect();
-        // An interface may have the address that is given as well.
-        addresses.sort_unstable();
-        addresses.dedup();
-        for address in addresses {
-            if !self.zones.insert((address, key.clone())) {
-                return Err(format!("cannot serve {zone} at port {port} twice"));
-            }
-            let identity = block.tls.as_ref().filter(|_| *scheme == Scheme::Tls);
-            let way = (*scheme, identity.cloned());
-            let taken = self.ports.entry((address, *port)).or_insert_with(|| way.clone());
-            if *taken != way {
-                return Err(format!(
-                    "{key}: another server block has port {port} for {}:// with another certificate or none",
-                    taken.0.name()
-                ));
-            }
-        }
-        Ok(())
     }
 }
 

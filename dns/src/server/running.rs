@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::prepare::{FeedKey, Opened, Prepared, Wanted};
+use super::prepare::{self, FeedKey, Opened, Prepared, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
@@ -184,7 +184,7 @@ impl Running {
         let new = match self.start_all(&mut servers, &identities, opened) {
             Ok(new) => new,
             Err(error) => {
-                self.keep_feeds(&super::prepare::feeds(&self.corefile));
+                self.keep_feeds(&prepare::feeds(&self.corefile));
                 return Err(error);
             }
         };
