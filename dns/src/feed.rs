@@ -667,9 +667,13 @@ mod tests {
             Change::EndpointSlice(slice("h-3", "h", "10.1.0.4")),
         ];
         let mut snapshot = Snapshot::default();
-        older.into_iter().for_each(|change| drop(snapshot.apply(change)));
+        for change in older {
+            snapshot.apply(change);
+        }
         let before = snapshot.clone();
-        newer.into_iter().for_each(|change| drop(snapshot.apply(change)));
+        for change in newer {
+            snapshot.apply(change);
+        }
         let changes = headless_changes(&before, &snapshot);
         let millis = |time: Duration| UnixTime(Duration::from_millis(time.as_millis() as u64));
         assert_eq!(changes, [millis(long_ago), millis(soon)]);
