@@ -138,7 +138,16 @@ impl Server {
         let (query, route) = match self.admit(packet, out) {
             Admission::Query(query, route) => (query, route),
             Admission::Refused(qtype, code) => {
-                let event = self.event(self.unserved, client, qtype, code, Answerer::Server, started);
+                let bytes = (packet.len(), out.len());
+                let event = Self::event(
+                    self.unserved,
+                    client,
+                    qtype,
+                    code,
+                    Answerer::Server,
+                    started,
+                    bytes,
+                );
                 worker.shard.count(&event);
                 return Outcome::Reply;
             }
@@ -170,13 +179,14 @@ impl Server {
                 answerer
             }
         };
-        let event = self.event(
+        let event = Self::event(
             route.counters,
             client,
             query.qtype,
             code_of(out),
             answerer,
             started,
+            (packet.len(), out.len()),
         );
         worker.shard.count(&event);
         block.log_answer(&query, client, out, &event);
@@ -186,9 +196,15 @@ impl Server {
         Outcome::Reply
     }
 
-    /// Answers, however long it takes, what [`Server::answer_now`] let in. `None` = the packet gets no answer.
-    pub async fn answer(&self, packet: &[u8], client: Client, shard: &Shard) -> Option<Vec<u8>> {
-        let started = Instant::now();
+    /// Answers, however long it takes, what [`Server::answer_now`] let in, which was asked when it `started`. `None` =
+    /// the packet gets no answer.
+    pub async fn answer(
+        &self,
+        packet: &[u8],
+        client: Client,
+        started: Instant,
+        shard: &Shard,
+    ) -> Option<Vec<u8>> {
         let plain = explain::asked(packet);
         let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
@@ -204,13 +220,14 @@ impl Server {
         route
             .block
             .trim(&query, answerer, rand::random::<u16>().into(), &mut out);
-        let event = self.event(
+        let event = Self::event(
             route.counters,
             client,
             query.qtype,
             code_of(&out),
             answerer,
             started,
+            (packet.len(), out.len()),
         );
         shard.count(&event);
         route.block.log_answer(&query, client, &out, &event);
@@ -396,13 +413,13 @@ impl Server {
     }
 
     fn event(
-        &self,
         zone: usize,
         client: Client,
         qtype: u16,
         code: u16,
         answerer: Answerer,
         started: Instant,
+        bytes: (usize, usize),
     ) -> Event {
         Event {
             zone,
@@ -412,6 +429,7 @@ impl Server {
             code,
             answerer,
             duration: started.elapsed(),
+            bytes,
         }
     }
 }

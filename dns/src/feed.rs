@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, SAID_EVERY, Serving, VERSION, is_complete};
-use model::{Change, Extras, Kind, Snapshot};
+use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, UnixTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -29,6 +29,7 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::{ApiServer, Objects};
+use crate::metrics::Histogram;
 use crate::zone::Table;
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
@@ -105,7 +106,7 @@ pub enum FeedError {
 pub struct Watched {
     /// What is known of the cluster; objects as [`slim`] leaves them.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// For how long the API server has not been heard; `None` while it is.
+    /// For how long the API server has not been heard; `None` while it is. The watch ends when nobody has it any more.
     pub silence: Silence,
 }
 
@@ -119,7 +120,6 @@ pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
 pub type Watcher = dyn Fn(&ApiServer) -> Watched + Send + Sync;
 
 /// Where answers come from, as the serving threads see it.
-#[derive(Default)]
 pub struct Source {
     /// The table of the last good snapshot.
     pub table: ArcSwap<Table>,
@@ -130,6 +130,21 @@ pub struct Source {
     fresh_at: AtomicU64,
     /// Tables made so far.
     pub published: AtomicU64,
+    /// How long after a change of its pods a headless Service answered with it.
+    pub programming: Histogram,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            connected: AtomicBool::new(false),
+            silence: None,
+            fresh_at: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            programming: Histogram::of_changes(),
+        }
+    }
 }
 
 impl Source {
@@ -244,6 +259,8 @@ pub struct Follower {
     source: Arc<Source>,
     /// The snapshot that the published table was made of.
     published: Snapshot,
+    /// Since when changes are followed.
+    began: SystemTime,
     saved: watch::Sender<Snapshot>,
 }
 
@@ -278,6 +295,7 @@ impl Follower {
             state,
             source: Arc::new(source),
             published: Snapshot::default(),
+            began: SystemTime::now(),
             saved: watch::Sender::new(Snapshot::default()),
         };
         follower.restore();
@@ -449,8 +467,20 @@ impl Follower {
                 "the cluster's objects are complete"
             );
         }
+        let changes = headless_changes(&self.published, snapshot);
         self.publish(snapshot);
+        self.note_programmed(&changes);
         self.saved.send_replace(snapshot.clone());
+    }
+
+    /// What happened before the changes were followed is not measured: nobody was there to see it.
+    fn note_programmed(&self, changes: &[UnixTime]) {
+        let since_epoch = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (began, now) = (since_epoch(self.began), since_epoch(SystemTime::now()));
+        for UnixTime(change) in changes.iter().filter(|UnixTime(change)| *change >= began) {
+            // The clock of whoever wrote the moment down may be ahead of ours.
+            self.source.programming.record(now.saturating_sub(*change));
+        }
     }
 
     fn publish(&mut self, snapshot: &Snapshot) {
@@ -481,6 +511,23 @@ async fn tell(mut stream: OwnedWriteHalf, mut served: watch::Receiver<Served>) -
             return FeedError::Closed;
         }
     }
+}
+
+/// When the pods changed for which slices of headless Services were written.
+fn headless_changes(older: &Snapshot, newer: &Snapshot) -> Vec<UnixTime> {
+    let empty = Slices::default();
+    let slices = |snapshot: &Snapshot, service| snapshot.slices.get(service).cloned();
+    let mut changes = Vec::new();
+    for service in newer.slices.keys_changed_since(&older.slices) {
+        let known = newer.services.get(service);
+        if known.is_some_and(|service| matches!(service.kind, ServiceKind::Headless)) {
+            let (old, new) = (slices(older, service), slices(newer, service));
+            let written = new.as_deref().unwrap_or(&empty);
+            let written = written.changed_since(old.as_deref().unwrap_or(&empty));
+            changes.extend(written.filter_map(|slice| slice.last_change));
+        }
+    }
+    changes
 }
 
 fn message(line: &str, number: u64) -> Result<Message, FeedError> {
@@ -636,5 +683,52 @@ mod tests {
         std::fs::write(&path, cut).expect("written");
         assert!(matches!(load(&path), Err(FeedError::Incomplete)));
         std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn changes_of_headless_services_are_measured_from_what_the_feed_tells_and_from_the_beginning_on() {
+        let at = |time: Duration, mut slice: model::EndpointSlice| {
+            slice.last_change = Some(UnixTime(time));
+            let told = serde_json::to_string(&Change::EndpointSlice(slice)).expect("told");
+            serde_json::from_str::<Change>(&told).expect("read")
+        };
+        let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let (long_ago, soon) = (
+            Duration::from_millis(5250),
+            since_epoch() + Duration::from_secs(60),
+        );
+        let slice =
+            |name, service, address| samples::slice("a", name, service, &[], &[(address, None, None)]);
+        let older = [
+            Change::Service(samples::headless("a", "h", &[])),
+            Change::Service(samples::cluster_ip("a", "c", &["10.0.0.1"], &[])),
+        ];
+        let newer = [
+            at(long_ago, slice("h-1", "h", "10.1.0.1")),
+            at(soon, slice("h-2", "h", "10.1.0.2")),
+            at(soon, slice("c-1", "c", "10.1.0.3")),
+            Change::EndpointSlice(slice("h-3", "h", "10.1.0.4")),
+        ];
+        let mut snapshot = Snapshot::default();
+        for change in older {
+            snapshot.apply(change);
+        }
+        let before = snapshot.clone();
+        for change in newer {
+            snapshot.apply(change);
+        }
+        let changes = headless_changes(&before, &snapshot);
+        let millis = |time: Duration| UnixTime(Duration::from_millis(time.as_millis() as u64));
+        assert_eq!(changes, [millis(long_ago), millis(soon)]);
+        assert_eq!(headless_changes(&snapshot, &snapshot), []);
+
+        let state = std::env::temp_dir().join(format!("cwt-dns-none-{}", std::process::id()));
+        let follower = Follower::new(&Objects::Agent("/none".into()), state, None).expect("no API server");
+        follower.note_programmed(&changes);
+        let mut text = crate::metrics::Exposition::default();
+        text.histograms("took", "", [&follower.source.programming].into_iter());
+        let first = text.text.lines().next();
+        assert_eq!(first, Some("took_bucket{le=\"0.001\"} 1"), "{}", text.text);
+        assert!(text.text.ends_with("took_count 1\n"), "{}", text.text);
     }
 }

@@ -8,8 +8,8 @@
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
 //! - [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
 //! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
-//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`]: what can be seen
-//!   from outside.
+//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`], [`log_queue`]: what
+//!   can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
 use std::io;
@@ -32,6 +32,7 @@ pub mod forward;
 pub mod hosts;
 pub mod http;
 pub mod kubernetes;
+pub mod log_queue;
 pub mod metrics;
 pub mod mnemonic;
 pub mod name;

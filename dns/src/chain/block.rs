@@ -14,7 +14,7 @@ use super::{Client, trim};
 use crate::acl::{self, Action};
 use crate::answer::{Owner, Section, Writer, code_only};
 use crate::cache::{Cache, Found};
-use crate::corefile::ServerBlock;
+use crate::corefile::{Key, ServerBlock};
 use crate::error_log::ErrorLog;
 use crate::feed::Source;
 use crate::forward::{Failure, Forward};
@@ -182,7 +182,7 @@ impl Block {
             ));
         }
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
-        let zones = config.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
+        let zones = config.keys.iter().map(Key::to_string);
         Self {
             label: ZoneLabel::of(config.keys.first()),
             heading: zones.collect::<Vec<_>>().join(" "),

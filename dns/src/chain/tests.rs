@@ -295,7 +295,7 @@ fn whoami_tells_the_clients_address_and_port() {
 /// Answers with waiting, and gives code and the answers as text.
 async fn resolve(server: &Server, name: &str, qtype: u16) -> (u16, Vec<String>) {
     let out = server
-        .answer(&packet(name, qtype), udp(), &worker().shard)
+        .answer(&packet(name, qtype), udp(), Instant::now(), &worker().shard)
         .await
         .expect("an answer");
     let text = followed_answers(&out).into_iter().map(|record| {
@@ -382,7 +382,7 @@ async fn what_an_upstream_said_is_answered_from_the_cache_the_next_time() {
         Outcome::Later
     );
     let first = server
-        .answer(&asked, udp(), &worker().shard)
+        .answer(&asked, udp(), Instant::now(), &worker().shard)
         .await
         .expect("an answer");
     assert_eq!(
@@ -406,12 +406,12 @@ async fn a_long_answer_is_cut_for_a_client_without_edns() {
     );
     let asked = packet("www.example", rtype::A);
     let out = server
-        .answer(&asked, udp(), &worker().shard)
+        .answer(&asked, udp(), Instant::now(), &worker().shard)
         .await
         .expect("an answer");
     assert_eq!((out[7], out[2] & 2, out.len()), (30, 2, asked.len() + 30 * 16));
     let out = server
-        .answer(&asked, tcp(), &worker().shard)
+        .answer(&asked, tcp(), Instant::now(), &worker().shard)
         .await
         .expect("an answer");
     assert_eq!((out[7], out[2] & 2), (100, 0));

@@ -12,9 +12,10 @@ mod logs;
 pub mod plugins;
 mod rewrites;
 mod rules;
+mod taken;
 pub mod tree;
 
-use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,8 +33,10 @@ use crate::name::Name;
 use crate::query_log;
 use crate::rate_limit;
 use crate::rewrite;
+use crate::serve::tls;
 use crate::template;
 use lexer::Token;
+use taken::Taken;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +68,8 @@ pub struct ServerBlock {
     pub keys: Vec<Key>,
     /// Addresses to listen at; empty = all.
     pub bind: Vec<IpAddr>,
+    /// `tls`: who the server is where it is asked by TLS.
+    pub tls: Option<tls::Identity>,
     /// `errors`: failures are logged.
     pub errors: bool,
     /// Failures that are logged together.
@@ -121,6 +126,7 @@ impl ServerBlock {
             ("reload", self.reload.is_some()),
             ("bufsize", self.bufsize.is_some()),
             ("root", !self.root.as_os_str().is_empty()),
+            ("tls", self.tls.is_some()),
             ("bind", !self.bind.is_empty()),
             ("ready", self.ready.is_some()),
             ("health", self.health.is_some()),
@@ -147,13 +153,52 @@ impl ServerBlock {
     }
 }
 
-/// One zone of a server block's heading.
+/// One zone of a server block's heading. Displays as `cluster.local.:53`, `tls://.:853`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// How it is asked for.
+    pub scheme: Scheme,
     /// The zone.
     pub zone: Name,
-    /// The port. Default 53.
+    /// The port. Default 53, for TLS 853.
     pub port: u16,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.scheme {
+            Scheme::Dns => write!(f, "{}:{}", self.zone, self.port),
+            Scheme::Tls => write!(f, "tls://{}:{}", self.zone, self.port),
+        }
+    }
+}
+
+/// How a zone is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scheme {
+    /// `dns://`: by UDP and TCP.
+    #[default]
+    Dns,
+    /// `tls://`: by TLS (RFC 7858).
+    Tls,
+}
+
+impl Scheme {
+    /// What stands in front of `://`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Dns => 53,
+            Self::Tls => 853,
+        }
+    }
 }
 
 /// How often the Corefile is looked at.
@@ -219,7 +264,7 @@ impl Corefile {
         is_lenient: bool,
     ) -> Result<Self, Error> {
         let mut blocks = Vec::new();
-        let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
+        let mut taken = Taken::default();
         for tree in tree::blocks(file, text, environment)? {
             let mut keys = Vec::new();
             for key in &tree.keys {
@@ -251,16 +296,14 @@ impl Corefile {
                 cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
-                if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {
-                    let message = format!("cannot serve {} at port {} twice", key.zone, key.port);
-                    return Err(tree.keys.first().map_or_else(
-                        || Error {
-                            file: file.to_owned(),
-                            line: 0,
-                            message: message.clone(),
-                        },
-                        |token| token.error(message.clone()),
-                    ));
+                if let Err(message) = taken.take(key, &block) {
+                    let whole = || Error {
+                        file: file.to_owned(),
+                        line: 0,
+                        message: message.clone(),
+                    };
+                    let token = tree.keys.first();
+                    return Err(token.map_or_else(whole, |token| token.error(message.clone())));
                 }
             }
             blocks.push(block);
@@ -281,13 +324,14 @@ impl Corefile {
     }
 }
 
-/// The zones of one word in front of a server block: `cluster.local:53`, `dns://.`, `10.96.0.0/12`.
+/// The zones of one word in front of a server block: `cluster.local:53`, `tls://.`, `10.96.0.0/12`.
 fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
-    let text = match token.text.split_once("://") {
-        None => token.text.as_str(),
-        Some(("dns", rest)) => rest,
+    let (scheme, text) = match token.text.split_once("://") {
+        None => (Scheme::Dns, token.text.as_str()),
+        Some(("dns", rest)) => (Scheme::Dns, rest),
+        Some(("tls", rest)) => (Scheme::Tls, rest),
         Some((scheme, _)) => {
-            return Err(token.error(format!("{scheme}:// is not served yet; only dns:// is")));
+            return Err(token.error(format!("{scheme}:// is not served; dns:// and tls:// are")));
         }
     };
     let (zone, port) = match text.rsplit_once(':') {
@@ -297,12 +341,12 @@ fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
             port.parse()
                 .map_err(|_| token.error(format!("{port:?} is no port number")))?,
         ),
-        _ => (text, 53),
+        _ => (text, scheme.default_port()),
     };
     let zone = if zone.is_empty() { "." } else { zone };
     Ok(zones(token, zone)?
         .into_iter()
-        .map(|zone| Key { zone, port })
+        .map(|zone| Key { scheme, zone, port })
         .collect())
 }
 

@@ -40,6 +40,93 @@ fn socket(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
 
+/// A certificate and its key in a folder that goes away with the test.
+struct PemFiles(PathBuf);
+
+impl PemFiles {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("cwt-pem-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("made");
+        let files = Self(folder);
+        files.renew();
+        files
+    }
+
+    /// Puts others in their place.
+    fn renew(&self) {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let params = rcgen::CertificateParams::new(vec!["dns.example".to_owned()]).expect("names");
+        let certificate = params.self_signed(&key).expect("signed");
+        std::fs::write(self.0.join("certificate.pem"), certificate.pem()).expect("written");
+        std::fs::write(self.0.join("key.pem"), key.serialize_pem()).expect("written");
+    }
+
+    fn directive(&self) -> String {
+        let folder = self.0.display();
+        format!("tls {folder}/certificate.pem {folder}/key.pem")
+    }
+}
+
+impl Drop for PemFiles {
+    fn drop(&mut self) {
+        // What is left over in a temporary folder harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn tls_has_a_port_of_its_own_and_files_that_mean_something() {
+    let files = PemFiles::new("meaning");
+    let tls = files.directive();
+    let read = |heading: &str| block(&format!("{heading} {{\n {tls}\n}}"));
+    let keys = |heading: &str| read(heading).keys.iter().map(Key::to_string).collect::<Vec<_>>();
+    assert_eq!(keys("tls://."), ["tls://.:853"]);
+    assert_eq!(
+        keys("tls://a.example:1853 dns://b.example"),
+        ["tls://a.example.:1853", "b.example.:53"]
+    );
+    let first = read("tls://.");
+    assert_eq!(read("tls://."), first);
+    files.renew();
+    assert_ne!(read("tls://."), first);
+}
+
+#[test]
+fn a_port_is_served_in_one_way() {
+    let (files, others) = (PemFiles::new("one-way"), PemFiles::new("other-way"));
+    let (tls, other) = (files.directive(), others.directive());
+    let clash = |key: &str, scheme: &str| {
+        format!("{key}: another server block has port 853 for {scheme}:// with another certificate or none")
+    };
+    for (first, second, expected) in [
+        (format!("tls://a {{\n {tls}"), format!("tls://b {{\n {tls}"), None),
+        (
+            format!("tls://a {{\n {tls}"),
+            format!("tls://b {{\n {other}"),
+            Some(clash("tls://b.:853", "tls")),
+        ),
+        (
+            format!("tls://a {{\n {tls}"),
+            "b:853 {".to_owned(),
+            Some(clash("b.:853", "tls")),
+        ),
+        (
+            "b:853 {".to_owned(),
+            format!("tls://a {{\n {tls}"),
+            Some(clash("tls://a.:853", "dns")),
+        ),
+        (
+            format!("tls://a {{\n bind 127.0.0.1\n {tls}"),
+            "b:853 {\n bind 127.0.0.2".to_owned(),
+            None,
+        ),
+    ] {
+        let text = format!("{first}\n}}\n{second}\n}}");
+        let refused = parse(&text).err().map(|error| error.message);
+        assert_eq!(refused, expected, "{text}");
+    }
+}
+
 #[test]
 fn kubeadms_corefile_is_read_whole() {
     let text = ".:53 {
@@ -73,6 +160,7 @@ fn kubeadms_corefile_is_read_whole() {
     }
     let expected = ServerBlock {
         keys: vec![Key {
+            scheme: Scheme::Dns,
             zone: Name::root(),
             port: 53,
         }],

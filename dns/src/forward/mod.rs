@@ -28,6 +28,7 @@ use crate::answer::{code_of, put_client_opt};
 use crate::name::Name;
 use crate::question::{HEADER, Query, rcode};
 pub use connection::{Tls, TlsError};
+pub(crate) use connection::{certificates, private_key, trusted};
 use gate::{Gate, Place};
 pub use metrics::write_metrics;
 use question::Question;

@@ -15,7 +15,6 @@ mod dns_address;
 mod dns_feed;
 pub mod findings;
 mod health_check_ports;
-mod http;
 mod ip_families;
 mod metrics;
 mod pod_network;

@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use dns::http;
 use model::{NodeName, Snapshot};
 use overlay::fast_path;
 use serde_json::{Value, json};
@@ -21,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
+use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
-use super::{http, proxy_metrics};
 use crate::config::Datapath;
 use crate::watch;
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use dns::corefile::{Corefile, Error};
+use dns::corefile::{Corefile, Error, Key};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -46,7 +46,7 @@ impl Checked {
             Err(error) => format!("{error}\n"),
             Ok(corefile) => {
                 let blocks = corefile.blocks.iter().map(|block| {
-                    let zones = block.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
+                    let zones = block.keys.iter().map(Key::to_string);
                     zones.collect::<Vec<_>>().join(" ")
                 });
                 let blocks: Vec<String> = blocks.collect();

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use tests::process::{Place, Process, command};
 use tests::wait;
 
+use crate::survival::snapshot_in;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 const CLUSTER: &str = "cluster.local";
 
@@ -421,9 +423,9 @@ fn answers_outlive_the_agent_and_a_crash() {
     drop((feed, listener));
     dns.check(&[("web.default.svc.cluster.local A", WEB)]);
 
-    let snapshot = folder.join("dns.snapshot");
     wait::until("the snapshot on disk has the last change", DEADLINE, || {
-        let text = fs::read_to_string(&snapshot).unwrap_or_default();
+        let snapshot = snapshot_in(&folder).unwrap_or_default();
+        let text = fs::read_to_string(snapshot).unwrap_or_default();
         if text.contains("10.96.0.21") {
             Ok(())
         } else {

@@ -1,7 +1,7 @@
 //! What the server answers while others are away: the API server, upstreams, itself.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tests::wait;
@@ -45,20 +45,18 @@ fn start() -> Option<Subject> {
     Some(subject)
 }
 
-/// Where the snapshot of the subject's API server is kept.
-fn snapshot_file(subject: &Subject) -> PathBuf {
-    let server = subject.api.url().replace([':', '/', '.'], "-");
-    subject
-        .directory
-        .path()
-        .join(format!("api-{server}-pods.snapshot"))
+/// Where the only snapshot of a directory is kept.
+pub fn snapshot_in(directory: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files = entries.map(|entry| entry.path());
+    files.find(|file| file.extension().is_some_and(|extension| extension == "snapshot"))
 }
 
 /// The snapshot on disk holds `text`.
 fn wait_until_saved(subject: &Subject, text: &str) {
-    let file = snapshot_file(subject);
     wait::until("the snapshot is saved", DEADLINE, || {
-        let saved = fs::read_to_string(&file).unwrap_or_default();
+        let file = snapshot_in(subject.directory.path()).unwrap_or_default();
+        let saved = fs::read_to_string(file).unwrap_or_default();
         if saved.contains(text) {
             Ok(())
         } else {
@@ -105,7 +103,9 @@ fn a_crash_while_the_snapshot_is_written_costs_nothing_that_was_known() {
     subject.api.go_down();
     // What a crash leaves beside the file, and what a full disk might.
     fs::write(
-        snapshot_file(&subject).with_extension("snapshot.new"),
+        snapshot_in(subject.directory.path())
+            .expect("saved")
+            .with_extension("snapshot.new"),
         "{\"begin\":{\"ver",
     )
     .expect("written");

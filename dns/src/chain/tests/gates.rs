@@ -112,7 +112,7 @@ async fn forwarded_and_cached_addresses_come_in_every_order() {
             let mut out = Vec::new();
             if server.answer_now(&asked, udp(), &mut worker, &mut out) == Outcome::Later {
                 out = server
-                    .answer(&asked, udp(), &worker.shard)
+                    .answer(&asked, udp(), Instant::now(), &worker.shard)
                     .await
                     .expect("an answer");
             }

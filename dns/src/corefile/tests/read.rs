@@ -178,7 +178,9 @@ fn what_is_right_is_read() {
 
 #[test]
 fn a_block_tells_every_plugin_that_it_was_given() {
+    let files = PemFiles::new("given");
     let given = |plugin: &str| match plugin {
+        "tls" => files.directive(),
         "root" => "root /".to_owned(),
         "autopath" => "autopath /etc/hosts".to_owned(),
         "bind" => "bind 127.0.0.1".to_owned(),

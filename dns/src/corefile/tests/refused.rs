@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
+    const KNOWN: &str = "reload, bufsize, root, tls, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
                          loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, loop, forward, whoami, \
                          import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
@@ -48,8 +48,16 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:1: cannot serve a.example. at port 53 twice",
         ),
         (
+            ". {\n bind 127.0.0.1 127.0.0.2\n}\n. {\n bind 127.0.0.3 127.0.0.2\n}".into(),
+            "Corefile:4: cannot serve . at port 53 twice",
+        ),
+        (
+            "https://. {\n}".into(),
+            "Corefile:1: https:// is not served; dns:// and tls:// are",
+        ),
+        (
             "tls://. {\n}".into(),
-            "Corefile:1: tls:// is not served yet; only dns:// is",
+            "Corefile:1: tls://.:853 needs the plugin tls, with a certificate and its key",
         ),
         (".:dns {\n}".into(), "Corefile:1: \"dns\" is no port number"),
         (".:70000 {\n}".into(), "Corefile:1: \"70000\" is no port number"),
@@ -584,6 +592,30 @@ const REFUSED: &[(&str, &str)] = &[
     (
         "forward . 1.1.1.1 {\n tls_servername\n}",
         "Corefile:3: tls_servername takes exactly one argument",
+    ),
+    (
+        "tls",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b c d",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b {\n client_auth\n}",
+        "Corefile:3: client_auth takes exactly one argument",
+    ),
+    (
+        "tls a b {\n client_auth maybe\n}",
+        "Corefile:3: client_auth is one of nocert, request, verify_if_given and require_and_verify, not \"maybe\"",
+    ),
+    (
+        "tls a b {\n client_auth require\n}",
+        "Corefile:3: client_auth require lets everybody in; say require_and_verify",
+    ),
+    (
+        "tls a b {\n ciphers x\n}",
+        "Corefile:3: unknown option \"ciphers\" of tls; known are client_auth",
     ),
     (
         "forward . tls:///etc/resolv.conf",
