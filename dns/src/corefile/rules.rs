@@ -33,9 +33,10 @@ pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
     }
 }
 
-/// `ratelimit QUERIES_PER_SECOND [BURST] { exempt NET... }`.
+/// `ratelimit QUERIES_PER_SECOND [BURST] { exempt NET... | ipv4-prefix-length BITS | ipv6-prefix-length BITS }`.
 pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, Error> {
     const MOST: u32 = 1_000_000;
+    const KNOWN_OPTIONS: &[&str] = &["exempt", "ipv4-prefix-length", "ipv6-prefix-length"];
     let (rate, burst) = match directive.args.as_slice() {
         [rate] => (rate, rate),
         [rate, burst] => (rate, burst),
@@ -48,6 +49,7 @@ pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, E
         per_second: number_within(rate, 1, MOST)?,
         burst: number_within(burst, 1, MOST)?,
         exempt: Vec::new(),
+        prefixes: rate_limit::Prefixes::default(),
     };
     for option in &directive.options {
         match option.name.text.as_str() {
@@ -55,7 +57,9 @@ pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, E
                 let networks: Result<Vec<_>, _> = some(option)?.iter().map(network).collect();
                 options.exempt.extend(networks?);
             }
-            _ => return Err(unknown_option(directive, option, &["exempt"])),
+            "ipv4-prefix-length" => options.prefixes.v4 = number_within(single(option)?, 1, 32)?,
+            "ipv6-prefix-length" => options.prefixes.v6 = number_within(single(option)?, 1, 128)?,
+            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
         }
     }
     Ok(options)

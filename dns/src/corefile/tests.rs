@@ -399,7 +399,8 @@ fn options_are_read() {
 #[test]
 fn rules_about_clients_are_read() {
     let only = block(
-        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n}\n acl {\n \
+        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n ipv6-prefix-length \
+         64\n}\n acl {\n \
          allow net 10.1.0.0/16 fd00::1\n drop type TXT ANY\n block type AAAA TYPE65 net 192.0.2.1\n filter net * \
          type A\n block\n}\n acl b.example {\n allow\n}\n}",
     );
@@ -409,6 +410,7 @@ fn rules_about_clients_are_read() {
         per_second: 100,
         burst: 200,
         exempt: vec![network("10.0.0.0/8"), network("::1")],
+        prefixes: rate_limit::Prefixes { v4: 32, v6: 64 },
     };
     assert_eq!(only.rate_limit, Some(limit));
     let rule = |action, types: &[u16], clients: &[&str]| acl::Rule {

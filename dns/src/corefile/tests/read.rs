@@ -50,6 +50,7 @@ const READ: &[&str] = &[
     "ratelimit 100",
     "ratelimit 100 200",
     "ratelimit 1 {\n exempt 10.0.0.0/8 192.0.2.1 fd00::/8\n exempt ::1\n}",
+    "ratelimit 1 {\n ipv4-prefix-length 24\n ipv6-prefix-length 56\n}",
     "acl {\n allow net 192.168.0.0/16\n block\n}",
     "acl {\n block type A net 192.168.0.0/16\n}",
     "acl example.org {\n block type * net 192.168.1.0/24\n filter type AAAA\n drop net *\n}",

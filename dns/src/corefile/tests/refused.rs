@@ -160,7 +160,19 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         (
             inside("ratelimit 1 {\n slip 2\n}"),
-            "Corefile:3: unknown option \"slip\" of ratelimit; known are exempt",
+            "Corefile:3: unknown option \"slip\" of ratelimit; known are exempt, ipv4-prefix-length, ipv6-prefix-length",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv4-prefix-length 33\n}"),
+            "Corefile:3: a number from 1 to 32 is wanted, not 33",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv6-prefix-length 0\n}"),
+            "Corefile:3: a number from 1 to 128 is wanted, not 0",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv6-prefix-length\n}"),
+            "Corefile:3: ipv6-prefix-length takes exactly one argument",
         ),
         (inside("acl"), "Corefile:2: acl needs at least one rule"),
         (
