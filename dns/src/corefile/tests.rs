@@ -460,6 +460,19 @@ fn layout_comments_quotes_snippets_and_imports() {
         blocks.iter().map(|block| block.whoami).collect::<Vec<_>>(),
         [true, false]
     );
+    // What is imported often is not imported deeply.
+    let often = format!(
+        "(plain) {{\n errors\n}}\n{}",
+        ". {\n import plain\n}\n".repeat(150)
+    );
+    let often = often.split(". {").enumerate();
+    let often: Vec<String> = often
+        .map(|(number, part)| match number {
+            0 => part.to_owned(),
+            number => format!("z{number}.example {{{part}"),
+        })
+        .collect();
+    assert_eq!(parse(&often.concat()).map(|file| file.blocks.len()), Ok(150));
     let spaced = block("\"quoted.example\" {\n forward \"a.example\" 1.1.1.1\n}");
     assert_eq!(spaced.forward[0].from, names(&["a.example"]));
 }

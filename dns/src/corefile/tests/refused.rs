@@ -68,7 +68,11 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         (
             "(s) {\n import s\n}\n. {\n import s\n}".into(),
-            "Corefile:2: too many imports: a file imports itself",
+            "Corefile:2: too many imports within each other: a file imports itself",
+        ),
+        (
+            doubling_snippets(40),
+            "Corefile:10: the imports are too long together",
         ),
         (
             inside("import"),
