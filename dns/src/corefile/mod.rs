@@ -14,7 +14,7 @@ mod rewrites;
 mod rules;
 pub mod tree;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -189,15 +189,25 @@ impl Corefile {
     /// With file and line of the first thing that is wrong.
     pub fn read_again(path: &Path, is_lenient: bool) -> Result<Self, Error> {
         let file = path.to_string_lossy();
-        let text = std::fs::read_to_string(path).map_err(|error| Error {
-            file: file.to_string(),
-            line: 0,
-            message: format!("cannot read the Corefile: {error}"),
-        })?;
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                let message = format!("cannot read the Corefile: {error}");
+                return (Self::default(), vec![whole_file(&file, message)]);
+            }
+        };
         let environment = |name: &str| std::env::var(name).ok();
-        let mut corefile = Self::parse_blocks(&file, &text, &environment, is_lenient)?;
+        let (corefile, errors) = Self::look_over(path, is_lenient);
+        errors.into_iter().next().map_or(Ok(corefile), Err)
+    }
+
+    /// Reads a file as far as it is right, and tells everything that is wrong: of what cannot be taken apart into
+    /// blocks the first thing, else the first of each directive.
+    #[must_use]
+    pub fn look_over(path: &Path, is_lenient: bool) -> (Self, Vec<Error>) {
+        let (mut corefile, errors) = Self::parse_blocks(&file, &text, &environment, is_lenient);
         corefile.path = Some(path.to_owned());
-        Ok(corefile)
+        (corefile, errors)
     }
 
     /// Reads a text. `environment` gives the value of a variable.
@@ -209,75 +219,81 @@ impl Corefile {
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
-        Self::parse_blocks(file, text, environment, false)
+        let (corefile, errors) = Self::parse_blocks(file, text, environment, false);
+        errors.into_iter().next().map_or(Ok(corefile), Err)
     }
 
-    fn parse_blocks(
+    pub(crate) fn parse_blocks(
         file: &str,
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
         is_lenient: bool,
-    ) -> Result<Self, Error> {
-        let mut blocks = Vec::new();
-        let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
-        for tree in tree::blocks(file, text, environment)? {
-            let mut keys = Vec::new();
-            for key in &tree.keys {
-                keys.extend(zone_keys(key)?);
-            }
-            let mut block = ServerBlock {
-                keys,
-                ..ServerBlock::default()
-            };
-            // What the others' paths lead from comes first, wherever it stands.
-            let (roots, others): (Vec<_>, Vec<_>) = tree
-                .directives
-                .iter()
-                .partition(|directive| directive.name.text == "root");
-            for directive in roots.into_iter().chain(others) {
-                if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
-                    let place = &directive.name.place;
-                    tracing::warn!(
-                        file = %place.file,
-                        line = place.line,
-                        plugin = directive.name.text,
-                        "unknown plugin passed over"
-                    );
-                    continue;
-                }
-                plugins::apply(&mut block, directive)?;
-            }
+    ) -> (Self, Vec<Error>) {
+        let mut corefile = Self {
+            is_lenient,
+            ..Self::default()
+        };
+        let trees = match tree::blocks(file, text, environment) {
+            Ok(trees) => trees,
+            Err(error) => return (corefile, vec![error]),
+        };
+        let mut errors = Vec::new();
+        let mut taken: HashSet<(Key, Vec<IpAddr>)> = HashSet::new();
+        for tree in &trees {
+            let mut block = server_block(tree, is_lenient, &mut errors);
             if environment("KUBERNETES_SERVICE_HOST").is_none() {
                 cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
-                if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {
+                if !taken.insert((key.clone(), block.bind.clone())) {
                     let message = format!("cannot serve {} at port {} twice", key.zone, key.port);
-                    return Err(tree.keys.first().map_or_else(
-                        || Error {
-                            file: file.to_owned(),
-                            line: 0,
-                            message: message.clone(),
-                        },
-                        |token| token.error(message.clone()),
-                    ));
+                    errors.extend(tree.keys.first().map(|token| token.error(message)));
                 }
             }
-            blocks.push(block);
+            corefile.blocks.push(block);
         }
-        if blocks.is_empty() {
+        if trees.is_empty() {
             let message = "there is no server block: the least is '. { whoami }'".to_owned();
-            return Err(Error {
-                file: file.to_owned(),
-                line: 0,
-                message,
-            });
+            errors.push(whole_file(file, message));
         }
-        Ok(Self {
-            path: None,
-            is_lenient,
-            blocks,
-        })
+        (corefile, errors)
+    }
+}
+
+fn whole_file(file: &str, message: String) -> Error {
+    Error {
+        file: file.to_owned(),
+        line: 0,
+        message,
+    }
+}
+
+/// A server block as far as it is right.
+fn server_block(tree: &tree::Block, is_lenient: bool, errors: &mut Vec<Error>) -> ServerBlock {
+    let mut block = ServerBlock::default();
+    for key in &tree.keys {
+        match zone_keys(key) {
+            Ok(keys) => block.keys.extend(keys),
+            Err(error) => errors.push(error),
+        }
+    }
+    // What the others' paths lead from comes first, wherever it stands.
+    let (roots, others): (Vec<_>, Vec<_>) = tree
+        .directives
+        .iter()
+        .partition(|directive| directive.name.text == "root");
+    for directive in roots.into_iter().chain(others) {
+        if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
+            let place = &directive.name.place;
+            tracing::warn!(
+                file = %place.file,
+                line = place.line,
+                plugin = directive.name.text,
+                "unknown plugin passed over"
+            );
+            continue;
+        }
+        errors.extend(plugins::apply(&mut block, directive).err());
     }
 }
 
@@ -286,6 +302,7 @@ fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
     let text = match token.text.split_once("://") {
         None => token.text.as_str(),
         Some(("dns", rest)) => rest,
+    block
         Some((scheme, _)) => {
             return Err(token.error(format!("{scheme}:// is not served yet; only dns:// is")));
         }

@@ -651,3 +651,37 @@ fn a_lenient_reader_warns_of_plugins_that_it_does_not_know_and_of_nothing_else()
     );
     std::fs::remove_dir_all(&folder).expect("removed");
 }
+
+#[test]
+fn everything_that_is_wrong_is_told_and_the_first_of_it_is_the_error() {
+    let text = "a..b. {\n minimal x\n errors\n bufsize 1\n}\n. {\n any x\n}\n.:53 {\n}";
+    let (corefile, errors) = Corefile::parse_blocks("Corefile", text, &|_| None, false);
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let expected = [
+        "Corefile:1: the zone \"a..b.\" has an empty label",
+        "Corefile:2: minimal takes no argument",
+        "Corefile:4: a number from 512 to 4096 is wanted, not 1",
+        "Corefile:7: any takes no argument",
+        "Corefile:9: cannot serve . at port 53 twice",
+    ];
+    assert_eq!(errors, expected);
+    // What is right is read nevertheless.
+    let errors: Vec<bool> = corefile.blocks.iter().map(|block| block.errors).collect();
+    assert_eq!(errors, [true, false, false]);
+    let first = parse(text).map_err(|error| error.to_string());
+    assert_eq!(first, Err(expected[0].to_owned()));
+    let (_, errors) = Corefile::parse_blocks("Corefile", ". {\n cache x\n", &|_| None, false);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+/// Each snippet imports the one before it twice.
+fn doubling_snippets(count: usize) -> String {
+    let mut text = "(s0) {\n whoami\n}\n".to_owned();
+    for number in 1..count {
+        let before = number - 1;
+        text.push_str(&format!(
+            "(s{number}) {{ import s{before}\n import s{before}\n}}\n"
+        ));
+    }
+    format!("{text}. {{\n import s{}\n}}", count - 1)
+}
