@@ -212,7 +212,6 @@ impl Cache {
         let key = key(query, &mut buffer);
         let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
         let CacheShard { entries, counts } = &mut *shard;
-        counts.requests += 1;
         let Some(entry) = entries.get_mut(key) else {
             return Found::Nothing;
         };
@@ -240,12 +239,25 @@ impl Cache {
                 _ => return Found::Nothing,
             }
         };
+        counts.requests += 1;
         counts.hits[entry.kind.half()] += 1;
         entry.write(age, self.options.keeps_ttl, out);
         drop(shard);
         adopt_question(out, query);
         fit(out, query, limit);
         found
+    }
+
+    /// Counts a query for which upstreams are asked. It may have come here twice: in its serving thread, and again
+    /// where it could wait.
+    pub fn note_miss(&self, query: &Query<'_>) {
+        let mut buffer = [0; MAX_KEY];
+        let shard = self.shard(key(query, &mut buffer));
+        shard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counts
+            .requests += 1;
     }
 
     /// Writes a response beyond its end, for when upstreams do not answer. False = there is none.

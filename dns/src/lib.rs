@@ -6,7 +6,7 @@
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket or a watch of an API server, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
-//! - [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
+//! - [`aaaa`]: no IPv6 outside; [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
 //! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
 //! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`]: what can be seen
 //!   from outside.
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+pub mod aaaa;
 pub mod acl;
 pub mod answer;
 pub mod cache;

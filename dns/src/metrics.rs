@@ -77,6 +77,8 @@ pub enum Answerer {
     Template,
     /// `hosts`.
     Hosts,
+    /// `aaaa`.
+    Aaaa,
 }
 
 impl Answerer {
@@ -87,7 +89,7 @@ impl Answerer {
     }
 }
 
-const ANSWERERS: [&str; 10] = [
+const ANSWERERS: [&str; 11] = [
     "",
     "kubernetes",
     "cache",
@@ -98,6 +100,7 @@ const ANSWERERS: [&str; 10] = [
     "ratelimit",
     "template",
     "hosts",
+    "aaaa",
 ];
 
 /// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.

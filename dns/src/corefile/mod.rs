@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::aaaa;
 use crate::acl;
 use crate::cache;
 use crate::chain::autopath;
@@ -34,6 +35,9 @@ use crate::rate_limit;
 use crate::rewrite;
 use crate::template;
 use lexer::Token;
+
+/// The most bytes that a client is sent over UDP: safe over every path (DNS flag day 2020).
+pub const DEFAULT_BUFSIZE: u16 = 1232;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +95,7 @@ pub struct ServerBlock {
     pub forward: Vec<forward::Options>,
     /// `whoami`.
     pub whoami: bool,
-    /// `bufsize`: no client is sent more over UDP, in bytes. Default 1232 where it is given.
+    /// `bufsize`: no client is sent more over UDP, in bytes. Default [`DEFAULT_BUFSIZE`], given or not.
     pub bufsize: Option<u16>,
     /// `ratelimit`.
     pub rate_limit: Option<rate_limit::Options>,
@@ -109,6 +113,8 @@ pub struct ServerBlock {
     pub hosts: Option<hosts::Options>,
     /// `root`: where relative paths of the plugins lead from. Default: the working directory.
     pub root: PathBuf,
+    /// `aaaa off`: names outside have no IPv6 addresses.
+    pub no_aaaa: Option<aaaa::Off>,
     /// `minimal`: positive answers come without authorities and additional records.
     pub minimal: bool,
 }
@@ -138,6 +144,7 @@ impl ServerBlock {
             ("template", !self.templates.is_empty()),
             ("hosts", self.hosts.is_some()),
             ("kubernetes", self.kubernetes.is_some()),
+            ("aaaa", self.no_aaaa.is_some()),
             ("loop", self.detect_loops),
             ("forward", !self.forward.is_empty()),
             ("whoami", self.whoami),
@@ -188,6 +195,14 @@ impl Corefile {
     /// # Errors
     /// With file and line of the first thing that is wrong.
     pub fn read_again(path: &Path, is_lenient: bool) -> Result<Self, Error> {
+        let (corefile, errors) = Self::look_over(path, is_lenient);
+        errors.into_iter().next().map_or(Ok(corefile), Err)
+    }
+
+    /// Reads a file as far as it is right, and tells everything that is wrong: of what cannot be taken apart into
+    /// blocks the first thing, else the first of each directive.
+    #[must_use]
+    pub fn look_over(path: &Path, is_lenient: bool) -> (Self, Vec<Error>) {
         let file = path.to_string_lossy();
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -197,14 +212,6 @@ impl Corefile {
             }
         };
         let environment = |name: &str| std::env::var(name).ok();
-        let (corefile, errors) = Self::look_over(path, is_lenient);
-        errors.into_iter().next().map_or(Ok(corefile), Err)
-    }
-
-    /// Reads a file as far as it is right, and tells everything that is wrong: of what cannot be taken apart into
-    /// blocks the first thing, else the first of each directive.
-    #[must_use]
-    pub fn look_over(path: &Path, is_lenient: bool) -> (Self, Vec<Error>) {
         let (mut corefile, errors) = Self::parse_blocks(&file, &text, &environment, is_lenient);
         corefile.path = Some(path.to_owned());
         (corefile, errors)
@@ -295,6 +302,7 @@ fn server_block(tree: &tree::Block, is_lenient: bool, errors: &mut Vec<Error>) -
         }
         errors.extend(plugins::apply(&mut block, directive).err());
     }
+    block
 }
 
 /// The zones of one word in front of a server block: `cluster.local:53`, `dns://.`, `10.96.0.0/12`.
@@ -302,7 +310,6 @@ fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
     let text = match token.text.split_once("://") {
         None => token.text.as_str(),
         Some(("dns", rest)) => rest,
-    block
         Some((scheme, _)) => {
             return Err(token.error(format!("{scheme}:// is not served yet; only dns:// is")));
         }

@@ -11,8 +11,8 @@ use super::tree::Directive;
 use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewrites, rules};
 use crate::name::Name;
 
-/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 24] = [
+/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`, and ours).
+pub const KNOWN: [&str; 25] = [
     "reload",
     "bufsize",
     "root",
@@ -33,6 +33,7 @@ pub const KNOWN: [&str; 24] = [
     "template",
     "hosts",
     "kubernetes",
+    "aaaa",
     "loop",
     "forward",
     "whoami",
@@ -53,6 +54,10 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         "acl" => {
             block.acl.push(rules::acl(directive, &own_zones(block))?);
             false
+        }
+        "aaaa" => {
+            let off = rules::aaaa(directive, &own_zones(block))?;
+            block.no_aaaa.replace(off).is_some()
         }
         "root" => root(block, directive)?,
         "hosts" => {

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Error;
 use super::arguments::{
     bare, duration, names, names_or_all, network, no_options, number_within, record_type, single,
     unknown_option,
@@ -11,16 +10,14 @@ use super::arguments::{
 use super::lexer::Token;
 use super::rewrites::pattern;
 use super::tree::Directive;
+use super::{DEFAULT_BUFSIZE, Error};
 use crate::chain::autopath;
 use crate::forward::resolv_conf;
 use crate::name::Name;
 use crate::pattern::Pattern;
 use crate::question::{rcode, rtype};
 use crate::template::{self, Template};
-use crate::{acl, hosts, mnemonic, rate_limit};
-
-/// Safe over every path (DNS flag day 2020).
-const DEFAULT_BUFSIZE: u16 = 1232;
+use crate::{aaaa, acl, hosts, mnemonic, rate_limit};
 
 /// `bufsize [SIZE]`.
 pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
@@ -30,6 +27,19 @@ pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
         // The bounds are CoreDNS's.
         [size] => Ok(number_within(size, 512, 4096)? as u16),
         [_, second, ..] => Err(second.error("bufsize takes one size")),
+    }
+}
+
+/// `aaaa off [ZONE...]`.
+pub(super) fn aaaa(directive: &Directive, own_zones: &[Name]) -> Result<aaaa::Off, Error> {
+    no_options(directive)?;
+    match directive.args.split_first() {
+        Some((off, [])) if off.text == "off" => Ok(aaaa::Off {
+            zones: own_zones.to_vec(),
+        }),
+        Some((off, zones)) if off.text == "off" => Ok(aaaa::Off { zones: names(zones)? }),
+        Some((other, _)) => Err(other.error(format!("aaaa can be off, not {:?}", other.text))),
+        None => Err(directive.name.error("aaaa wants to be told that it is off")),
     }
 }
 

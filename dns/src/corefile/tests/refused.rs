@@ -8,8 +8,8 @@ use super::*;
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
     const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
-                         loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, loop, forward, whoami, \
-                         import";
+                         loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, aaaa, loop, forward, \
+                         whoami, import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
@@ -146,6 +146,16 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:2: a number from 512 to 4096 is wanted, not 511",
         ),
         (inside("bufsize 512 512"), "Corefile:2: bufsize takes one size"),
+        (inside("aaaa"), "Corefile:2: aaaa wants to be told that it is off"),
+        (inside("aaaa on"), "Corefile:2: aaaa can be off, not \"on\""),
+        (
+            inside("aaaa off a..b"),
+            "Corefile:2: the zone \"a..b\" has an empty label",
+        ),
+        (
+            inside("aaaa off {\n x\n}"),
+            "Corefile:3: unknown option \"x\" of aaaa; it has none",
+        ),
         (
             inside("ratelimit"),
             "Corefile:2: ratelimit takes the queries per second of one client, and how many may come at once",
