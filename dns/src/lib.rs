@@ -30,6 +30,8 @@ pub mod error_log;
 pub mod explain;
 pub mod feed;
 pub mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod hosts;
 pub mod http;
 pub mod kubernetes;
@@ -43,7 +45,7 @@ pub mod question;
 pub mod rate_limit;
 pub mod reply;
 pub mod rewrite;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod samples;
 pub mod serve;
 pub mod server;

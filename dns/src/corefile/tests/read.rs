@@ -220,7 +220,7 @@ fn no_text_makes_the_reader_panic_and_every_error_names_a_line_of_the_file() {
         "{", "}", "\"", "\n", " ", "#", "\\", "{$", "{%A%}", "(", ")", "*", "/", ":", "-", "0", "é", "\0",
     ];
     let mut refused = 0;
-    for round in 0..20_000 {
+    for _ in 0..20_000 {
         let directive = READ[below(READ.len())];
         let mut text = format!(". {{\n {directive}\n}}\n{}", READ_WHOLE[below(READ_WHOLE.len())]);
         for _ in 0..=below(3) {
@@ -240,12 +240,8 @@ fn no_text_makes_the_reader_panic_and_every_error_names_a_line_of_the_file() {
         if text.contains("import") {
             continue;
         }
-        if let Err(error) = parse(&text) {
-            let lines = text.lines().count() as u32;
-            assert!(
-                error.line <= lines && error.file == "Corefile",
-                "{round}: {error}\n{text}"
-            );
+        crate::fuzz::corefile(&text);
+        if parse(&text).is_err() {
             refused += 1;
         }
     }
