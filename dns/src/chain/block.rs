@@ -442,9 +442,9 @@ impl Block {
             trim::keep_answers(out, query);
         }
         // The cluster's own addresses come in a new order already.
-        let is_in_order =
-            answerer != Answerer::Kubernetes || trim::begins_with_alias(out, query.question_end);
-        if self.load_balance && is_in_order {
+        let is_rotated =
+            || answerer == Answerer::Kubernetes && !trim::begins_with_alias(out, query.question_end);
+        if self.load_balance && !is_rotated() {
             trim::rotate_addresses(out, query.question_end, rotation);
         }
     }
