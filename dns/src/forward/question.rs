@@ -525,9 +525,10 @@ mod tests {
         let mut misplaced = with_opt.clone();
         misplaced[8..12].copy_from_slice(&[0, 1, 0, 0]);
         let stripped = sent.without_opt(misplaced);
+        let end = Record::read(&stripped, sent.question_end).map(|(_, end)| end);
         assert_eq!(
-            (&stripped[6..12], stripped.len()),
-            (&[0, 1, 0, 0, 0, 0][..], expected.len())
+            (&stripped[6..12], end),
+            (&[0, 1, 0, 0, 0, 0][..], Some(stripped.len()))
         );
         // An address behind the OPT record.
         let mut behind = with_opt;
