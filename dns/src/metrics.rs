@@ -77,6 +77,8 @@ pub enum Answerer {
     Template,
     /// `hosts`.
     Hosts,
+    /// `aaaa`.
+    Aaaa,
 }
 
 impl Answerer {
@@ -87,7 +89,7 @@ impl Answerer {
     }
 }
 
-const ANSWERERS: [&str; 10] = [
+const ANSWERERS: [&str; 11] = [
     "",
     "kubernetes",
     "cache",
@@ -98,6 +100,7 @@ const ANSWERERS: [&str; 10] = [
     "ratelimit",
     "template",
     "hosts",
+    "aaaa",
 ];
 
 /// Where a histogram's buckets end, and how many of its numbers make one of what is shown.

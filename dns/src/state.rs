@@ -328,20 +328,28 @@ impl Current {
 
     fn write_hosts(&self, text: &mut Exposition) {
         type Value = fn(&Hosts) -> f64;
-        let gauges: [(&str, &str, Value); 2] = [
+        let values: [(&str, &str, &str, Value); 3] = [
             (
                 "coredns_hosts_entries",
+                "gauge",
                 "The combined number of entries in hosts and Corefile.",
                 |hosts| hosts.entry_count() as f64,
             ),
             (
                 "coredns_hosts_reload_timestamp_seconds",
+                "gauge",
                 "The timestamp of the last reload of hosts file.",
                 |hosts| hosts.loaded_at() as f64,
             ),
+            (
+                "causeway_dns_hosts_failed_total",
+                "counter",
+                "Times that the hosts file could not be read.",
+                |hosts| hosts.failed.load(Ordering::Relaxed) as f64,
+            ),
         ];
-        for (name, help, value) in gauges {
-            text.family(name, "gauge", help);
+        for (name, kind, help, value) in values {
+            text.family(name, kind, help);
             for block in &self.blocks {
                 for hosts in block.plugins().iter().filter_map(Plugin::as_hosts) {
                     text.sample(name, &block.labels(), value(hosts));

@@ -12,8 +12,8 @@ use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewri
 use crate::name::Name;
 use crate::serve::tls::{ClientAuth, Files, Identity};
 
-/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 25] = [
+/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`, and ours).
+pub const KNOWN: [&str; 26] = [
     "reload",
     "bufsize",
     "root",
@@ -35,6 +35,7 @@ pub const KNOWN: [&str; 25] = [
     "template",
     "hosts",
     "kubernetes",
+    "aaaa",
     "loop",
     "forward",
     "whoami",
@@ -55,6 +56,10 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
         "acl" => {
             block.acl.push(rules::acl(directive, &own_zones(block))?);
             false
+        }
+        "aaaa" => {
+            let off = rules::aaaa(directive, &own_zones(block))?;
+            block.no_aaaa.replace(off).is_some()
         }
         "root" => root(block, directive)?,
         "tls" => block.tls.replace(tls(directive, &block.root)?).is_some(),

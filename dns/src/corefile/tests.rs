@@ -487,7 +487,8 @@ fn options_are_read() {
 #[test]
 fn rules_about_clients_are_read() {
     let only = block(
-        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n}\n acl {\n \
+        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n ipv6-prefix-length \
+         64\n}\n acl {\n \
          allow net 10.1.0.0/16 fd00::1\n drop type TXT ANY\n block type AAAA TYPE65 net 192.0.2.1\n filter net * \
          type A\n block\n}\n acl b.example {\n allow\n}\n}",
     );
@@ -497,6 +498,7 @@ fn rules_about_clients_are_read() {
         per_second: 100,
         burst: 200,
         exempt: vec![network("10.0.0.0/8"), network("::1")],
+        prefixes: rate_limit::Prefixes { v4: 32, v6: 64 },
     };
     assert_eq!(only.rate_limit, Some(limit));
     let rule = |action, types: &[u16], clients: &[&str]| acl::Rule {
@@ -546,6 +548,19 @@ fn layout_comments_quotes_snippets_and_imports() {
         blocks.iter().map(|block| block.whoami).collect::<Vec<_>>(),
         [true, false]
     );
+    // What is imported often is not imported deeply.
+    let often = format!(
+        "(plain) {{\n errors\n}}\n{}",
+        ". {\n import plain\n}\n".repeat(150)
+    );
+    let often = often.split(". {").enumerate();
+    let often: Vec<String> = often
+        .map(|(number, part)| match number {
+            0 => part.to_owned(),
+            number => format!("z{number}.example {{{part}"),
+        })
+        .collect();
+    assert_eq!(parse(&often.concat()).map(|file| file.blocks.len()), Ok(150));
     let spaced = block("\"quoted.example\" {\n forward \"a.example\" 1.1.1.1\n}");
     assert_eq!(spaced.forward[0].from, names(&["a.example"]));
 }

@@ -407,6 +407,24 @@ fn as_the_client_asked(response: &[u8], query: &Query<'_>) -> Vec<u8> {
     out
 }
 
+/// What a client gets of a packet that came in for its question, where it is believed. The id, which nobody guesses,
+/// is put right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn believed(mut response: Vec<u8>, query: &Query<'_>) -> Option<Vec<u8>> {
+    let dialect = question::Dialect {
+        edns: true,
+        mixed_case: false,
+    };
+    let sent = Question::of(query, false).packet(dialect);
+    response.get_mut(..2)?.copy_from_slice(&sent.packet[..2]);
+    let judgement = sent.judge(&response);
+    let is_believed = matches!(
+        judgement,
+        question::Judgement::True | question::Judgement::OtherCase
+    );
+    is_believed.then(|| as_the_client_asked(&sent.without_opt(response), query))
+}
+
 #[cfg(test)]
 pub(crate) mod fake_upstream;
 #[cfg(test)]

@@ -396,7 +396,7 @@ fn a_long_answer_is_truncated_by_udp_and_whole_by_tcp() {
     for (how, expected) in [
         ("+ignore +noedns", 29),
         ("+ignore +bufsize=1232", 73),
-        ("+ignore +bufsize=4096", 200),
+        ("+ignore +bufsize=4096", 73),
         ("+noedns", 200),
         ("+tcp +noedns", 200),
     ] {
