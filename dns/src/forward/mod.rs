@@ -206,7 +206,7 @@ impl Forward {
     /// ask the same wait for the same answer. `by_tcp`: the client came by TCP.
     ///
     /// # Errors
-    /// When nobody answered in time. A SERVFAIL is an answer only when no other upstream had a better one.
+    /// When nobody answered in time. A SERVFAIL or REFUSED is an answer only when no other upstream had a better one.
     pub async fn exchange(self: &Arc<Self>, query: &Query<'_>, by_tcp: bool) -> Result<Vec<u8>, Failure> {
         let _guard = self.enter()?;
         let by_tcp = self.options.force_tcp || (by_tcp && !self.options.prefer_udp);
@@ -240,7 +240,7 @@ impl Forward {
         let mut attempts = FuturesUnordered::new();
         let (mut servfail, mut failure) = (None, Failure::NoUpstream);
         loop {
-            // Where one said SERVFAIL, the others are asked, but nobody twice.
+            // Where one would not help, the others are asked, but nobody twice.
             let next = plan
                 .next()
                 .filter(|(index, _)| servfail.is_none() || *index < order.len());
@@ -258,9 +258,7 @@ impl Forward {
                 () = sleep_until(patience) => None,
             };
             match (ended, next) {
-                (Some((_, Ok(response))), _) if code_of(&response) == rcode::SERVFAIL => {
-                    servfail = Some(response)
-                }
+                (Some((_, Ok(response))), _) if is_no_help(&response) => servfail = Some(response),
                 (Some((_, Ok(response))), _) => return Ok(response.into()),
                 (Some((upstream, Err(source))), _) => {
                     self.note_failure(upstream);
@@ -340,6 +338,11 @@ impl Drop for Landing {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.question);
     }
+}
+
+/// Whether an answer says that its upstream cannot, or will not, say anything of the name.
+fn is_no_help(response: &[u8]) -> bool {
+    matches!(code_of(response), rcode::SERVFAIL | rcode::REFUSED)
 }
 
 /// Puts the client's id, RD, the case of its question and its OPT record in.

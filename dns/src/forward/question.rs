@@ -153,7 +153,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
     let mut chain = vec![asked.to_ascii_lowercase()];
     let mut waiting: Vec<(Vec<u8>, u16, Option<Vec<u8>>)> = Vec::new();
     let mut at = question_end;
-    let mut zones = Vec::new();
+    let (mut zones, mut aliased) = (Vec::new(), Vec::new());
     for index in 0..answers + authorities {
         let Some((record, next)) = Record::read(response, at) else {
             // Cut off: what TC or a broken server leaves. The one who reads it decides.
@@ -186,6 +186,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             let is_above = *kind == rtype::DNAME && chain.iter().any(|name| is_below(name, owner));
             if is_own && let Some(target) = target {
                 chain.push(target.clone());
+                aliased.push(owner.clone());
             }
             !is_own && !is_above
         });
@@ -193,9 +194,12 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             return false;
         }
     }
-    zones
-        .iter()
-        .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
+    // Aliases that lead back to each other lead to no answer.
+    let leads_back = chain.iter().all(|name| aliased.contains(name));
+    !leads_back
+        && zones
+            .iter()
+            .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
 }
 
 /// Whether a name in wire form is below another one.
@@ -383,6 +387,21 @@ mod tests {
                 ],
                 &[],
                 Judgement::True,
+            ),
+            (
+                "an alias that leads back",
+                &[
+                    ("www.a.example", CNAME, "x.test"),
+                    ("x.test", CNAME, "www.a.example"),
+                ],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
+                "an alias of itself",
+                &[("www.a.example", CNAME, "www.a.example")],
+                &[],
+                Judgement::Foreign,
             ),
             (
                 "its zone",
