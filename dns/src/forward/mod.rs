@@ -222,8 +222,8 @@ impl Forward {
     /// client came by TCP.
     ///
     /// # Errors
-    /// When nobody answered in time, or too much is under way. A SERVFAIL is an answer only when no other upstream had
-    /// a better one.
+    /// When nobody answered in time, or too much is under way. A SERVFAIL or REFUSED is an answer only when no
+    /// other upstream had a better one.
     pub async fn exchange(
         self: &Arc<Self>,
         query: &Query<'_>,
@@ -291,7 +291,7 @@ impl Forward {
             };
             let upstream = attempts.remove(index).upstream;
             match result {
-                Ok(response) if code_of(&response) == rcode::SERVFAIL => servfail = Some(response),
+                Ok(response) if is_no_help(&response) => servfail = Some(response),
                 Ok(response) => {
                     for slower in &attempts {
                         self.note_outrun(slower);
@@ -393,6 +393,11 @@ impl Drop for Landing {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.question);
     }
+}
+
+/// Whether an answer says that its upstream cannot, or will not, say anything of the name.
+fn is_no_help(response: &[u8]) -> bool {
+    matches!(code_of(response), rcode::SERVFAIL | rcode::REFUSED)
 }
 
 /// Puts the client's id, RD, the case of its question and its OPT record in.

@@ -156,7 +156,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
     let mut chain = vec![asked.to_ascii_lowercase()];
     let mut waiting: Vec<(Vec<u8>, u16, Option<Vec<u8>>)> = Vec::new();
     let mut at = question_end;
-    let mut zones = Vec::new();
+    let (mut zones, mut aliased) = (Vec::new(), Vec::new());
     for index in 0..answers + authorities + additionals {
         let Some((record, next)) = Record::read(response, at) else {
             if response[2] & FLAG_TC == 0 {
@@ -198,6 +198,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
                 && let Some(target) = target
             {
                 chain.push(target.clone());
+                aliased.push(owner.clone());
             }
             !is_own && !is_above
         });
@@ -205,9 +206,12 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             return false;
         }
     }
-    zones
-        .iter()
-        .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
+    // Aliases that lead back to each other lead to no answer.
+    let leads_back = chain.iter().all(|name| aliased.contains(name));
+    !leads_back
+        && zones
+            .iter()
+            .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
 }
 
 /// Whether a name in wire form is below another one.
@@ -410,6 +414,21 @@ mod tests {
             (
                 "a DNAME at the name, which leads nowhere",
                 &[("www.a.example", DNAME, "x.test"), ("x.test", A, "")],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
+                "an alias that leads back",
+                &[
+                    ("www.a.example", CNAME, "x.test"),
+                    ("x.test", CNAME, "www.a.example"),
+                ],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
+                "an alias of itself",
+                &[("www.a.example", CNAME, "www.a.example")],
                 &[],
                 Judgement::Foreign,
             ),

@@ -7,8 +7,8 @@
 //! says [`subject::Subject::check_ours`].
 //!
 //! [`serving`]: what a stream tells its client, and what the server does not wait for. [`commands`]: what
-//! `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`feed`]: the same
-//! server as a node's agent feeds it.
+//! `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`reload`]: while the
+//! Corefile changes. [`feed`]: the same server as a node's agent feeds it.
 
 mod cluster;
 mod commands;
@@ -18,6 +18,7 @@ mod names;
 mod options;
 mod pods;
 mod protocol;
+mod reload;
 mod section_2_2_version;
 mod section_2_3_cluster_ip;
 mod section_2_4_headless;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use tests::ledger::{Holdings, forget_peak};
 use tests::wait;
 
 use crate::Rule;
@@ -113,23 +114,6 @@ fn a_crash_while_the_snapshot_is_written_costs_nothing_that_was_known() {
     subject.check(KNOWN);
 }
 
-/// Memory of the process in KiB: now, and the most since [`forget_peak`].
-fn memory_kib(pid: u32) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name));
-        let number = line
-            .and_then(|line| line.split_whitespace().nth(1))
-            .expect("a number");
-        number.parse().expect("a number")
-    };
-    (field("VmRSS:"), field("VmHWM:"))
-}
-
-fn forget_peak(pid: u32) {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
-}
-
 #[test]
 fn a_relist_takes_little_more_memory_than_there_is() {
     const SERVICES: usize = 5_000;
@@ -163,8 +147,9 @@ fn a_relist_takes_little_more_memory_than_there_is() {
         lists.count()
     };
     let before = lists();
-    forget_peak(pid);
-    let (steady, _) = memory_kib(pid);
+    forget_peak(pid).expect("our own process");
+    let holdings = || Holdings::of(pid).expect("it runs");
+    let steady = holdings().resident_kib;
     subject.api.compact();
     wait::until_value("every kind is listed again", DEADLINE, lists, |now| {
         *now >= before + 4
@@ -181,7 +166,7 @@ fn a_relist_takes_little_more_memory_than_there_is() {
         vec![endpoint("10.0.0.57")],
     ));
     subject.wait_until("10-0-0-57.zz-last.testns.svc A", "NOERROR A 10.0.0.57");
-    let (_, peak) = memory_kib(pid);
+    let peak = holdings().peak_kib;
     println!("memory {steady} KiB, at most {peak} KiB while {SERVICES} Services are listed again");
     assert!(
         peak * 100 <= steady * 125,

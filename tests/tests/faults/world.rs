@@ -56,8 +56,8 @@ pub fn on_each_datapath(check: impl Fn(&'static str) -> Result<()> + Sync) -> Re
 /// All of it; taken down on drop.
 pub struct World {
     pub node: Node,
-    /// Kept: its servers run until the end of the test.
-    _servers: Host,
+    /// Its servers run until the end of the test.
+    pub servers: Host,
     pub pod: Host,
     pub bpffs: Bpffs,
     pub datapath: &'static str,
@@ -97,7 +97,7 @@ impl World {
         }
         Ok(Self {
             node,
-            _servers: servers,
+            servers,
             pod: client,
             bpffs: Bpffs::mount(label)?,
             datapath,
@@ -170,18 +170,25 @@ impl World {
         )
     }
 
-    /// The node's DNS server, fed by the agent.
+    /// The node's DNS server, fed by the agent, once it knows the cluster.
     pub fn start_dns(&self) -> Result<Process> {
+        let mut dns = self.start_dns_with("", "")?;
+        dns.await_line("the cluster's objects are complete", DEADLINE);
+        Ok(dns)
+    }
+
+    /// The same with more plugins, and more server blocks, before it knows anything.
+    pub fn start_dns_with(&self, plugins: &str, blocks: &str) -> Result<Process> {
         let directory = self.node.directory.path().display();
         let corefile = format!(
-            ".:53 {{\n bind {DNS}\n kubernetes cluster.local {{\n feed {directory}/dns.sock\n state {directory}\n }}\n}}\n"
+            ".:53 {{\n bind {DNS}\n kubernetes cluster.local {{\n feed {directory}/dns.sock\n state {directory}\n }}\n \
+             {plugins}\n}}\n{blocks}"
         );
         let corefile = self.node.directory.write("Corefile", &corefile);
         let place = self.node.place();
         let mut command = process::command(&place, program("causeway"));
         let mut dns = Process::spawn(&place, command.arg("dns").arg("--conf").arg(corefile))?;
         dns.await_line("serving", DEADLINE);
-        dns.await_line("the cluster's objects are complete", DEADLINE);
         Ok(dns)
     }
 
