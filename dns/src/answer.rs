@@ -273,7 +273,8 @@ pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
 pub fn put_client_opt(response: &mut Vec<u8>, query: &Query<'_>) {
     if let Some(edns) = query.edns {
         put_opt(response, edns.udp_size, 0, edns.dnssec_ok);
-        let additionals = u16::from_be_bytes([response[10], response[11]]) + 1;
+        // An upstream may promise as many as there can be.
+        let additionals = u16::from_be_bytes([response[10], response[11]]).saturating_add(1);
         response[10..12].copy_from_slice(&additionals.to_be_bytes());
     }
 }

@@ -155,7 +155,7 @@ fn append(out: &mut Vec<u8>, explanation: &Explanation, limit: usize) {
     if out.len() + record.len() > limit {
         return;
     }
-    let additionals = u16::from_be_bytes([out[10], out[11]]) + 1;
+    let additionals = u16::from_be_bytes([out[10], out[11]]).saturating_add(1);
     out[10..12].copy_from_slice(&additionals.to_be_bytes());
     out.extend_from_slice(&record);
 }

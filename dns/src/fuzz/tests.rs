@@ -141,3 +141,9 @@ fn no_response_of_an_upstream_makes_it_panic_and_what_is_believed_echoes_and_fit
         });
     }
 }
+
+#[test]
+fn what_fuzzing_found_stays_mended() {
+    // As many additional records promised as there can be, and none there.
+    upstream_reply(&[0x84, 0, 0, 0, 0, 0, 0xff, 0xff]);
+}
