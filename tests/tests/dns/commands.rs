@@ -20,7 +20,7 @@ fn causeway(arguments: &[&str]) -> (Option<i32>, String, String) {
 /// Of each directive the first thing that is wrong.
 const SEVERAL: &str = "\
 FILE:1: the zone \"b..d\" has an empty label
-FILE:2: unknown plugin \"ttl\"; known are reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, \
+FILE:2: unknown plugin \"ttl\"; known are reload, bufsize, root, tls, bind, ready, health, prometheus, errors, log, ratelimit, \
 acl, any, loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, aaaa, loop, forward, whoami, import
 FILE:4: ttl is 0 to 3600 seconds, not 4000
 FILE:7: a number from 512 to 4096 is wanted, not 1
