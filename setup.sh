@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building and running Causeway needs and is not there yet; says what it installs.
-# usage: setup.sh build|lint|run|test      build: compile; lint: also rustfmt and clippy; run: also bring a cluster up;
-#                                          test: all of it, and what the test suite needs
+# usage: setup.sh build|lint|run|test|bench      build: compile; lint: also rustfmt and clippy; run: also bring a cluster
+#                                                up; test: all of it, and what the test suite needs; bench: build, and
+#                                                what measurements compare with
 # Debian, as root. Anything that is already present, from whatever source, is left alone.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -13,7 +14,7 @@ say() { printf '[setup] %s\n' "$*"; }
 die() { printf '[setup] error: %s\n' "$*" >&2; exit 2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
-case $stage in build | lint | run | test) ;; *) die "usage: setup.sh build|lint|run|test" ;; esac
+case $stage in build | lint | run | test | bench) ;; *) die "usage: setup.sh build|lint|run|test|bench" ;; esac
 # cargo and what it installs, and nft and its like, are often not on the PATH of a shell that is root only now.
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin:/sbin
 [ "$(uname -s)" = Linux ] || die "Causeway runs on Linux only; this is $(uname -s)"
@@ -57,8 +58,22 @@ if [ "$stage" = run ] || [ "$stage" = test ]; then
   has kubectl || packages+=" kubernetes-client"
 fi
 if [ "$stage" = test ]; then
-  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3)"
+  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3 musl-gcc:musl-tools)"
   [ -x /usr/lib/cni/bridge ] || packages+=" containernetworking-plugins"
+fi
+# The libraries that a package needs: programs of daemons are unpacked without being installed, since Debian starts
+# what it installs.
+libraries_of() {
+  apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$@" \
+    | sed -n 's/^ *|\{0,1\}Depends: \(lib[^ ]*\)$/\1/p' \
+    | while read -r library; do dpkg -s "$library" >/dev/null 2>&1 || printf '%s\n' "$library"; done
+}
+if [ "$stage" = bench ]; then
+  packages+=" $(missing_commands dnsperf:dnsperf)"
+  if ! has unbound || ! has knotd; then
+    apt_update
+    packages+=" $(libraries_of unbound knot)"
+  fi
 fi
 # shellcheck disable=SC2086
 apt_install $(printf '%s\n' $packages | sort -u)
@@ -93,9 +108,9 @@ if [ "$stage" = lint ] || [ "$stage" = test ]; then
   done
 fi
 
-# --- A real etcd and the oldest kubectl to compare with, unpacked beside the build: nothing is installed or started.
+# --- A real etcd, the oldest kubectl and other name servers to compare with, unpacked beside the build: nothing is installed or started.
 unpack() { # PACKAGE PROGRAM
-  [ ! -x "target/tools/usr/bin/$2" ] || return 0
+  [ ! -x "target/tools/usr/bin/$2" ] && [ ! -x "target/tools/usr/sbin/$2" ] || return 0
   has apt-get || die "$2 is missing for the tests: put it at target/tools/usr/bin/$2"
   say "unpacking Debian's $1 into target/tools"
   apt_update
@@ -106,5 +121,9 @@ unpack() { # PACKAGE PROGRAM
 if [ "$stage" = test ]; then
   has etcd || unpack etcd-server etcd
   unpack kubernetes-client kubectl
+fi
+if [ "$stage" = bench ]; then
+  has unbound || unpack unbound unbound
+  has knotd || unpack knot knotd
 fi
 say "ready: $stage"

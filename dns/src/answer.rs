@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use crate::name::Name;
-use crate::question::{CLASS_IN, HEADER, Query, Record, expand_name, rcode, rtype};
+use crate::question::{CLASS_IN, HEADER, Query, Record, expand_name, rcode, rtype, skip_name};
 
 const FLAG_QR: u16 = 0x8000;
 const FLAG_AA: u16 = 0x0400;
@@ -24,7 +24,7 @@ const POINTER_REACH: usize = 0x3fff;
 /// The name that a record belongs to.
 #[derive(Clone, Copy, Debug)]
 pub enum Owner<'n> {
-    /// A name that stands at this place of the packet.
+    /// A name that stands at this place of the packet: pointed at, or repeated where a pointer does not reach.
     At(usize),
     /// A name written out.
     Literal(&'n [u8]),
@@ -54,6 +54,8 @@ pub struct Writer<'b, 'q> {
     limit: usize,
     counts: [u16; 3],
     truncated: bool,
+    /// Where the target of the last alias stands.
+    alias_at: Option<usize>,
 }
 
 impl<'b, 'q> Writer<'b, 'q> {
@@ -68,6 +70,7 @@ impl<'b, 'q> Writer<'b, 'q> {
             limit: limit.saturating_sub(reserved),
             counts: [0; 3],
             truncated: false,
+            alias_at: None,
         }
     }
 
@@ -77,10 +80,30 @@ impl<'b, 'q> Writer<'b, 'q> {
         self.out.len()
     }
 
+    /// What is written so far.
+    #[must_use]
+    pub fn written(&self) -> &[u8] {
+        self.out
+    }
+
     /// Whether a record did not fit into the answer section.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.truncated
+    }
+
+    /// The shortest form of a name: a pointer, where the question or the last alias's target is the same name.
+    #[must_use]
+    pub fn owner<'n>(&self, name: &'n [u8]) -> Owner<'n> {
+        let stands_at = |at: &usize| {
+            let there = self.out.get(*at..*at + name.len());
+            there.is_some_and(|there| there.eq_ignore_ascii_case(name))
+        };
+        let place = [Some(HEADER), self.alias_at]
+            .into_iter()
+            .flatten()
+            .find(stands_at);
+        place.map_or(Owner::Literal(name), Owner::At)
     }
 
     /// Adds `cells`, pre-encoded records of `CELL` bytes each whose owner is the question's name and whose TTL field
@@ -127,6 +150,9 @@ impl<'b, 'q> Writer<'b, 'q> {
             return false;
         }
         self.counts[section as usize] += 1;
+        if rtype == rtype::CNAME {
+            self.alias_at = Some(length_at + 2);
+        }
         true
     }
 
@@ -162,21 +188,14 @@ impl<'b, 'q> Writer<'b, 'q> {
 
 fn put_owner(out: &mut Vec<u8>, owner: Owner<'_>) {
     match owner {
-        Owner::At(at) => {
-            debug_assert!(at <= POINTER_REACH);
+        Owner::At(at) if at <= POINTER_REACH => {
             out.extend_from_slice(&(0xc000 | at as u16).to_be_bytes());
         }
+        Owner::At(at) => {
+            let end = skip_name(out, at).unwrap_or(at);
+            out.extend_from_within(at..end);
+        }
         Owner::Literal(name) => out.extend_from_slice(name),
-    }
-}
-
-/// The pointer to a name at `at`, or the name itself where a pointer does not reach.
-#[must_use]
-pub fn owner_at(at: usize, name: &[u8]) -> Owner<'_> {
-    if at <= POINTER_REACH {
-        Owner::At(at)
-    } else {
-        Owner::Literal(name)
     }
 }
 
@@ -219,27 +238,34 @@ pub fn header_only(out: &mut Vec<u8>, packet: &[u8], code: u16) {
     out.extend_from_slice(&[0; 8]);
 }
 
-/// Cuts an upstream's response to what the client can take: as many answers as fit, TC set, nothing behind them but
-/// the OPT record where the client sent one.
+/// Cuts an upstream's response to what the client can take: as many records as fit, and the OPT record where the
+/// client sent one. TC is set where what is missing was needed (RFC 2181 §9): an answer, or, where there is none, what
+/// the authorities say instead.
 pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
     if response.len() <= limit {
         return;
     }
     let room = limit.saturating_sub(if query.edns.is_some() { OPT_SIZE } else { 0 });
-    let answers = u16::from_be_bytes([response[6], response[7]]);
+    let promised = [6, 8, 10].map(|at| u16::from_be_bytes([response[at], response[at + 1]]));
     let mut end = query.question_end;
-    let mut kept = 0u16;
-    while kept < answers {
-        match Record::read(response, end) {
-            Some((_, next)) if next <= room => end = next,
-            _ => break,
+    let mut kept = [0u16; 3];
+    'sections: for (kept, promised) in kept.iter_mut().zip(promised) {
+        while *kept < promised {
+            match Record::read(response, end) {
+                Some((record, next)) if next <= room && record.rtype != rtype::OPT => end = next,
+                _ => break 'sections,
+            }
+            *kept += 1;
         }
-        kept += 1;
     }
+    let needed = if promised[0] > 0 { 0 } else { 1 };
     response.truncate(end);
-    response[2] |= (FLAG_TC >> 8) as u8;
-    response[6..8].copy_from_slice(&kept.to_be_bytes());
-    response[8..12].fill(0);
+    if kept[needed] < promised[needed] {
+        response[2] |= (FLAG_TC >> 8) as u8;
+    }
+    for (at, kept) in [6, 8, 10].into_iter().zip(kept) {
+        response[at..at + 2].copy_from_slice(&kept.to_be_bytes());
+    }
     put_client_opt(response, query);
 }
 
@@ -434,6 +460,83 @@ mod tests {
         assert_eq!(
             (response.len(), response[7], response[11], response[2] & 2),
             (600, 35, 1, 2)
+        );
+    }
+
+    #[test]
+    fn only_what_the_client_needs_is_missed_when_it_is_cut() {
+        let name = Name::parse("big.example").expect("name");
+        let packet = with_opt(query_packet(7, name.wire(), rtype::A), 600);
+        let query = Query::parse(&packet).expect("query");
+        for (what, put, expected) in [
+            ("additional records", [1, 1, 40], ([1, 1, 34], false)),
+            ("authorities behind an answer", [1, 40, 40], ([1, 34, 1], false)),
+            ("authorities alone", [0, 40, 0], ([0, 35, 1], true)),
+            ("answers", [40, 1, 1], ([35, 0, 1], true)),
+        ] {
+            let mut response = Vec::new();
+            let mut writer = Writer::start(&mut response, &query, 65_535);
+            for (section, count) in [Section::Answer, Section::Authority, Section::Additional]
+                .into_iter()
+                .zip(put)
+            {
+                for number in 0..count {
+                    writer.address(section, Owner::QUESTION, [10, 0, 0, number].into(), 30);
+                }
+            }
+            writer.finish(rcode::NOERROR, false);
+            fit(&mut response, &query, query.udp_limit());
+            let counts = [response[7], response[9], response[11]];
+            assert_eq!((counts, response[2] & 2 != 0), expected, "{what}");
+            assert!(response.len() <= 600, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_pointer_where_it_stands_before_and_written_out_beyond_the_reach_of_one() {
+        let wire = |text: &str| Name::parse(text).expect("name").wire().to_vec();
+        let packet = query_packet(7, &wire("a.example"), rtype::A);
+        let query = Query::parse(&packet).expect("query");
+        let mut out = Vec::new();
+        let mut writer = Writer::start(&mut out, &query, 65_535);
+        writer.name(
+            Section::Answer,
+            Owner::QUESTION,
+            rtype::CNAME,
+            60,
+            &wire("b.example"),
+        );
+        let near = query.question_end + 12;
+        for (name, expected) in [
+            ("A.example", Some(HEADER)),
+            ("B.example", Some(near)),
+            ("example", None),
+            ("c.b.example", None),
+        ] {
+            let name = wire(name);
+            let at = match writer.owner(&name) {
+                Owner::At(at) => Some(at),
+                Owner::Literal(_) => None,
+            };
+            assert_eq!(at, expected, "{name:?}");
+        }
+        writer.record(Section::Answer, Owner::QUESTION, rtype::TXT, 60, |out| {
+            out.resize(out.len() + 0x4000, 0);
+        });
+        writer.name(
+            Section::Answer,
+            Owner::QUESTION,
+            rtype::CNAME,
+            60,
+            &wire("far.example"),
+        );
+        let owner = wire("far.example");
+        writer.address(Section::Answer, writer.owner(&owner), [1, 2, 3, 4].into(), 60);
+        writer.finish(rcode::NOERROR, true);
+        let found = followed_answers(&out);
+        assert_eq!(
+            found.last().map(|last| (&last.owner, last.rtype)),
+            Some((&owner, rtype::A))
         );
     }
 

@@ -258,11 +258,12 @@ impl Cache {
         found
     }
 
-    /// Counts a query that upstreams are asked for.
+    /// Counts a query for which upstreams are asked. It may have come here twice: in its serving thread, and again
+    /// where it could wait.
     pub fn note_miss(&self, query: &Query<'_>) {
         let mut buffer = [0; MAX_KEY];
-        let key = key(query, &mut buffer);
-        let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = self.shard(key(query, &mut buffer));
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         shard.counts.requests += 1;
     }
 

@@ -4,8 +4,8 @@
 //! packet ─► question ─► longest zone ─► bufsize, ratelimit, acl, rewrite ─► plugins ─┐
 //! answer ◄─ log ◄─ loadbalance, minimal ◄─ rewrite ◄────────────────────────────────┘
 //!
-//! plugins:  any ─► template ─► hosts ─► kubernetes ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
-//!                                       (table)       (hit)            └► has to wait for an upstream
+//! plugins:  any ─► template ─► hosts ─► kubernetes ─► aaaa ─► cache ─► loop ─► forward ─► whoami ─► SERVFAIL
+//!                                       (table)               (hit)            └► has to wait for an upstream
 //! ```
 //! The order is CoreDNS's but for `rewrite`, which acts before `any`, and for `cache`, which stands behind `kubernetes`:
 //! cluster names are answered from the watched state and are never cached. What needs no waiting is answered in place;
@@ -13,6 +13,7 @@
 
 pub mod autopath;
 mod block;
+mod lookup;
 mod loop_probe;
 mod trim;
 
@@ -21,22 +22,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::answer::{
-    Owner, Section, Writer, code_of, code_only, fit, followed_answers, header_only, hide_ad,
-};
-use crate::explain;
+use crate::answer::{code_of, code_only, header_only};
+use crate::explain::{self, OwnAddresses};
 use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
-use crate::question::{CLASS_IN, Query, Refusal, query_packet, rcode, rtype};
-use crate::reply::Reply;
-use crate::rewrite::with_question;
+use crate::question::{CLASS_IN, Query, Refusal, rcode};
+use block::Gate;
 pub use block::{Block, Plugin};
-use block::{Gate, Walk};
+use lookup::{Begun, Lookup};
 pub use loop_probe::LoopProbe;
 
-/// The longest chain of aliases that is followed, as in CoreDNS.
-const MAX_ALIASES: usize = 10;
 const MAX_TCP: usize = 65_535;
 
 /// Who asks.
@@ -75,6 +71,8 @@ pub struct Server {
     routes: Vec<Route>,
     /// The place in the metrics' list for names that no zone holds.
     unserved: usize,
+    /// Whose clients are told why.
+    own: OwnAddresses,
 }
 
 /// What a thread needs to answer.
@@ -117,7 +115,11 @@ impl Server {
     #[must_use]
     pub fn new(mut routes: Vec<Route>, unserved: usize) -> Self {
         routes.sort_by_key(|route| std::cmp::Reverse(route.zone.label_count()));
-        Self { routes, unserved }
+        Self {
+            routes,
+            unserved,
+            own: OwnAddresses::default(),
+        }
     }
 
     /// The zones, the longest first.
@@ -138,7 +140,16 @@ impl Server {
         let (query, route) = match self.admit(packet, out) {
             Admission::Query(query, route) => (query, route),
             Admission::Refused(qtype, code) => {
-                let event = self.event(self.unserved, client, qtype, code, Answerer::Server, started);
+                let bytes = (packet.len(), out.len());
+                let event = Self::event(
+                    self.unserved,
+                    client,
+                    qtype,
+                    code,
+                    Answerer::Server,
+                    started,
+                    bytes,
+                );
                 worker.shard.count(&event);
                 return Outcome::Reply;
             }
@@ -148,10 +159,11 @@ impl Server {
             }
         };
         let block = &*route.block;
+        let is_told_why = query.asks_why() && self.own.include(client.address, started);
         let answerer = match block.gate(&query, client, started, out) {
             Gate::Silence => return Outcome::Silence,
             Gate::Answered(answerer) => answerer,
-            Gate::Open if query.asks_why() => return Outcome::Later,
+            Gate::Open if is_told_why => return Outcome::Later,
             Gate::Open => {
                 let rotation = if block.load_balance {
                     worker.next_random()
@@ -160,7 +172,7 @@ impl Server {
                 };
                 let limit = limit(&query, client.transport);
                 let shape = Shape { limit, rotation };
-                let Some(answerer) = walk_in_place(block, &query, client, shape, out) else {
+                let Begun::Answered(answerer) = lookup::begin(block, &query, client, shape, out) else {
                     return Outcome::Later;
                 };
                 if code_of(out) == rcode::NXDOMAIN && block.autopath_for(&query).is_some() {
@@ -170,26 +182,33 @@ impl Server {
                 answerer
             }
         };
-        let event = self.event(
+        let event = Self::event(
             route.counters,
             client,
             query.qtype,
             code_of(out),
             answerer,
             started,
+            (packet.len(), out.len()),
         );
         worker.shard.count(&event);
         block.log_answer(&query, client, out, &event);
-        if query.asks_why() {
+        if is_told_why {
             explain::tell(block, &query, None, client, answerer, out);
         }
         Outcome::Reply
     }
 
-    /// Answers, however long it takes, what [`Server::answer_now`] let in. `None` = the packet gets no answer.
-    pub async fn answer(&self, packet: &[u8], client: Client, shard: &Shard) -> Option<Vec<u8>> {
-        let started = Instant::now();
-        let plain = explain::asked(packet);
+    /// Answers, however long it takes, what [`Server::answer_now`] let in, which was asked when it `started`. `None` =
+    /// the packet gets no answer.
+    pub async fn answer(
+        &self,
+        packet: &[u8],
+        client: Client,
+        started: Instant,
+        shard: &Shard,
+    ) -> Option<Vec<u8>> {
+        let plain = explain::asked(packet).filter(|_| self.own.include(client.address, started));
         let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
         let (query, route) = match self.admit(packet, &mut out) {
@@ -197,26 +216,32 @@ impl Server {
             Admission::Refused(..) => return Some(out),
             Admission::Silence => return None,
         };
-        let limit = limit(&query, client.transport);
-        let (answerer, along) = self
-            .resolve_along_path(&query, route, client, limit, &mut out)
-            .await;
-        route
-            .block
-            .trim(&query, answerer, rand::random::<u16>().into(), &mut out);
-        let event = self.event(
+        let block = &*route.block;
+        let shape = Shape {
+            limit: limit(&query, client.transport),
+            rotation: if block.load_balance {
+                rand::random::<u16>().into()
+            } else {
+                0
+            },
+        };
+        let lookup = Lookup::new(self, client, &query);
+        let (answerer, along) = lookup.resolve_along_path(block, &query, shape, &mut out).await;
+        block.trim(&query, answerer, shape.rotation, &mut out);
+        let event = Self::event(
             route.counters,
             client,
             query.qtype,
             code_of(&out),
             answerer,
             started,
+            (packet.len(), out.len()),
         );
         shard.count(&event);
-        route.block.log_answer(&query, client, &out, &event);
+        block.log_answer(&query, client, &out, &event);
         if plain.is_some() {
             let along = along.as_deref().and_then(|packet| Query::parse(packet).ok());
-            explain::tell(&route.block, &query, along.as_ref(), client, answerer, &mut out);
+            explain::tell(block, &query, along.as_ref(), client, answerer, &mut out);
         }
         Some(out)
     }
@@ -240,9 +265,7 @@ impl Server {
             _ if query.qclass != CLASS_IN => rcode::REFUSED,
             None => rcode::REFUSED,
             Some(route) => {
-                if let Some(size) = route.block.bufsize {
-                    query.clamp_udp_size(size);
-                }
+                query.clamp_udp_size(route.block.bufsize);
                 return Admission::Query(query, route);
             }
         };
@@ -250,159 +273,14 @@ impl Server {
         Admission::Refused(query.qtype, code)
     }
 
-    /// Answers along the client's search path, where `autopath` knows it; tells the query that was answered in the
-    /// place of the client's, too.
-    async fn resolve_along_path(
-        &self,
-        query: &Query<'_>,
-        route: &Route,
-        client: Client,
-        limit: usize,
-        out: &mut Vec<u8>,
-    ) -> (Answerer, Option<Vec<u8>>) {
-        let mut followed = vec![Name::from_lower_wire(query.name())];
-        let first = self
-            .resolve(query, route, client, limit, &mut followed, out)
-            .await;
-        let Some(autopath) = route.block.autopath_for(query) else {
-            return (first, None);
-        };
-        if code_of(out) != rcode::NXDOMAIN {
-            return (first, None);
-        }
-        for name in autopath.others(query) {
-            let packet = with_question(query, name.wire(), query.qtype);
-            let Ok(inner) = Query::parse(&packet) else {
-                continue;
-            };
-            let (mut found, mut followed) = (Vec::new(), vec![name.clone()]);
-            let answerer = self
-                .resolve(&inner, route, client, MAX_TCP, &mut followed, &mut found)
-                .await;
-            if code_of(&found) != rcode::NXDOMAIN
-                && let Some(mut reply) = Reply::read(&found, &inner)
-            {
-                autopath.note_found();
-                reply.put_alias(query.name(), name.wire());
-                reply.write(query, limit, out);
-                return (answerer, Some(packet));
-            }
-        }
-        (first, None)
-    }
-
-    /// Answers through the rules of `rewrite`.
-    async fn resolve(
-        &self,
-        query: &Query<'_>,
-        route: &Route,
-        client: Client,
-        limit: usize,
-        followed: &mut Vec<Name>,
-        out: &mut Vec<u8>,
-    ) -> Answerer {
-        let rewritten = match route.block.rewrite(query, out) {
-            None => {
-                return self
-                    .resolve_as_is(query, route, client, limit, followed, out)
-                    .await;
-            }
-            Some(Err(answerer)) => return answerer,
-            Some(Ok(rewritten)) => rewritten,
-        };
-        let Ok(inner) = Query::parse(&rewritten.packet) else {
-            code_only(out, query, rcode::SERVFAIL);
-            return Answerer::Server;
-        };
-        let answerer = self
-            .resolve_as_is(&inner, route, client, MAX_TCP, followed, out)
-            .await;
-        rewritten.restore(query, limit, out);
-        answerer
-    }
-
-    async fn resolve_as_is(
-        &self,
-        query: &Query<'_>,
-        route: &Route,
-        client: Client,
-        limit: usize,
-        followed: &mut Vec<Name>,
-        out: &mut Vec<u8>,
-    ) -> Answerer {
-        let block = &*route.block;
-        let shape = Shape { limit, rotation: 0 };
-        match block.walk(query, client, shape, out) {
-            Walk::Answered(answerer) => answerer,
-            Walk::Forward(forward, cache) => {
-                if let Some(cache) = cache {
-                    cache.note_miss(query);
-                }
-                let by_tcp = client.transport == Transport::Tcp;
-                let exchanged = forward.exchange(query, Some(client.address.ip()), by_tcp).await;
-                let failed = exchanged
-                    .as_ref()
-                    .map_or(true, |answer| code_of(answer) == rcode::SERVFAIL);
-                if failed && cache.is_some_and(|cache| cache.answer_stale(query, limit, Instant::now(), out))
-                {
-                    return Answerer::Cache;
-                }
-                match exchanged {
-                    Ok(response) => {
-                        *out = response;
-                        if let Some(cache) = cache {
-                            cache.store(query, out, Instant::now());
-                        }
-                        hide_ad(out, query);
-                        fit(out, query, limit);
-                    }
-                    Err(failure) => block.answer_failure(query, &failure, out),
-                }
-                Answerer::Forward
-            }
-            Walk::Alias(target, ttl, answerer) => {
-                let behind = self.look_up(&target, query.qtype, client, followed).await;
-                let mut writer = Writer::start(out, query, limit);
-                writer.name(Section::Answer, Owner::QUESTION, rtype::CNAME, ttl, target.wire());
-                for record in followed_answers(&behind) {
-                    let owner = Owner::Literal(&record.owner);
-                    let fits = writer.record(Section::Answer, owner, record.rtype, record.ttl, |out| {
-                        out.extend_from_slice(&record.data);
-                    });
-                    if !fits {
-                        break;
-                    }
-                }
-                writer.finish(rcode::NOERROR, true);
-                answerer
-            }
-        }
-    }
-
-    /// Looks a name up through the whole server. Empty when that fails, or when it would go round in circles: the names
-    /// in `followed` are being looked up.
-    async fn look_up(&self, target: &Name, qtype: u16, client: Client, followed: &mut Vec<Name>) -> Vec<u8> {
-        let mut out = Vec::new();
-        if followed.contains(target) || followed.len() > MAX_ALIASES {
-            return out;
-        }
-        followed.push(target.clone());
-        let packet = query_packet(rand::random(), target.wire(), qtype);
-        if let Admission::Query(query, route) = self.admit(&packet, &mut out) {
-            // Recursion in an async function needs a box.
-            Box::pin(self.resolve(&query, route, client, MAX_TCP, followed, &mut out)).await;
-        }
-        out
-    }
-
     fn event(
-        &self,
         zone: usize,
         client: Client,
         qtype: u16,
         code: u16,
         answerer: Answerer,
         started: Instant,
+        bytes: (usize, usize),
     ) -> Event {
         Event {
             zone,
@@ -412,37 +290,8 @@ impl Server {
             code,
             answerer,
             duration: started.elapsed(),
+            bytes,
         }
-    }
-}
-
-/// Answers where that needs no waiting, through the rules of `rewrite`.
-fn walk_in_place(
-    block: &Block,
-    query: &Query<'_>,
-    client: Client,
-    shape: Shape,
-    out: &mut Vec<u8>,
-) -> Option<Answerer> {
-    let walk = match block.rewrite(query, out) {
-        None => block.walk(query, client, shape, out),
-        Some(Err(answerer)) => Walk::Answered(answerer),
-        Some(Ok(rewritten)) => {
-            let inner = Query::parse(&rewritten.packet).ok()?;
-            let whole = Shape {
-                limit: MAX_TCP,
-                ..shape
-            };
-            let walk = block.walk(&inner, client, whole, out);
-            if matches!(walk, Walk::Answered(_)) {
-                rewritten.restore(query, shape.limit, out);
-            }
-            walk
-        }
-    };
-    match walk {
-        Walk::Answered(answerer) => Some(answerer),
-        Walk::Forward(..) | Walk::Alias(..) => None,
     }
 }
 

@@ -5,7 +5,9 @@
 //! socket to configure or to guard, and a server that does not know it answers without (RFC 6891 §6.1.2). It is told
 //! to clients of this machine alone: the objects behind an answer are nobody else's business.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,42 @@ pub const OPTION: u16 = 65_353;
 const CLASS_CH: u16 = 3;
 /// The longest character string of a TXT record (RFC 1035 §3.3).
 const LONGEST_STRING: usize = 255;
+/// How long this machine's addresses are taken for what they were. Strangers who ask cost one look in that time.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// This machine's addresses, looked up when somebody who is not known asks.
+#[derive(Debug, Default)]
+pub struct OwnAddresses(Mutex<Option<(Instant, Vec<SocketAddr>)>>);
+
+impl OwnAddresses {
+    /// Whether a client has one of them, so that it is a program of this machine: packets from outside that claim one
+    /// are dropped by the kernel (`fib_validate_source`).
+    pub fn include(&self, client: SocketAddr, now: Instant) -> bool {
+        if client.ip().to_canonical().is_loopback() {
+            return true;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = known
+            .take()
+            .filter(|(read, _)| now.saturating_duration_since(*read) < FRESH);
+        let (_, own) = known.insert(fresh.unwrap_or_else(|| (now, interface_addresses())));
+        own.iter().any(|own| identity(*own) == identity(client))
+    }
+}
+
+/// An address, and the interface without which a link-local one is not complete.
+fn identity(address: SocketAddr) -> (IpAddr, u32) {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => (address.ip(), v6.scope_id()),
+        _ => (address.ip().to_canonical(), 0),
+    }
+}
+
+fn interface_addresses() -> Vec<SocketAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| crate::serve::socket_addr_of(&interface.address?));
+    addresses.collect()
+}
 
 /// Who answered, and of what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +106,7 @@ pub fn is_among(mut options: &[u8]) -> bool {
     false
 }
 
-/// Adds the explanation to an answer, where the client may have it and it fits. `along` is the query that `autopath`
+/// Adds the explanation to an answer, where it fits. `along` is the query that `autopath`
 /// answered in the place of the client's.
 pub fn tell(
     block: &Block,
@@ -78,10 +116,8 @@ pub fn tell(
     answerer: Answerer,
     out: &mut Vec<u8>,
 ) {
-    if is_of_this_machine(client.address.ip()) {
-        let explanation = Explanation::of(block, query, along, answerer);
-        append(out, &explanation, limit(query, client.transport));
-    }
+    let explanation = Explanation::of(block, query, along, answerer);
+    append(out, &explanation, limit(query, client.transport));
 }
 
 /// Whether a plugin answers that looks at the client only.
@@ -100,11 +136,6 @@ fn question_text(query: &Query<'_>) -> String {
         NameText::of(query.name()).as_str(),
         type_name(query.qtype)
     )
-}
-
-fn is_of_this_machine(client: IpAddr) -> bool {
-    let client = client.to_canonical();
-    client.is_loopback() || crate::serve::local_addresses().contains(&client)
 }
 
 fn append(out: &mut Vec<u8>, explanation: &Explanation, limit: usize) {
@@ -164,20 +195,23 @@ impl Explanation {
         explanation
     }
 
-    /// The explanation that came with an answer.
+    /// The explanation that came with an answer: the last record of its kind, since those before it are what the name
+    /// has.
     #[must_use]
     pub fn read(answer: &[u8]) -> Option<Self> {
         let counts: &[u8; HEADER] = answer.get(..HEADER)?.try_into().ok()?;
         let count = |at: usize| usize::from(u16::from_be_bytes([counts[at], counts[at + 1]]));
         let mut at = HEADER + expand_name(answer, HEADER)?.len() + 4;
+        let mut told = None;
         for _ in 0..count(6) + count(8) + count(10) {
             let (record, next) = Record::read(answer, at)?;
-            if (record.rtype, record.class) == (rtype::TXT, CLASS_CH) {
-                return serde_json::from_slice(&joined(record.data)).ok();
+            let is_root = answer.get(record.start) == Some(&0);
+            if is_root && (record.rtype, record.class) == (rtype::TXT, CLASS_CH) {
+                told = Some(record.data);
             }
             at = next;
         }
-        None
+        serde_json::from_slice(&joined(told?)).ok()
     }
 }
 
@@ -234,20 +268,51 @@ mod tests {
     }
 
     #[test]
-    fn clients_of_other_machines_are_told_nothing() {
-        let own = crate::serve::local_addresses();
-        let rows = [
-            ("127.0.0.1", true),
-            ("::1", true),
-            ("::ffff:127.0.0.1", true),
-            ("192.0.2.99", false),
-            ("2001:db8::99", false),
-        ];
-        for (address, expected) in rows {
-            let address = address.parse().expect("address");
-            assert_eq!(is_of_this_machine(address), expected, "{address}");
+    fn programs_of_this_machine_are_known_by_its_addresses() {
+        let socket = |text: &str| text.parse::<SocketAddr>().expect("address");
+        let now = Instant::now();
+        let own = OwnAddresses(Mutex::new(Some((
+            now,
+            vec![
+                socket("192.0.2.1:0"),
+                socket("169.254.20.10:0"),
+                socket("[2001:db8::1]:0"),
+                socket("[fe80::1%2]:0"),
+            ],
+        ))));
+        for (client, expected) in [
+            ("127.0.0.1:4000", true),
+            ("127.9.9.9:4000", true),
+            ("[::1]:4000", true),
+            ("[::ffff:127.0.0.1]:4000", true),
+            ("192.0.2.1:4000", true),
+            ("[::ffff:192.0.2.1]:4000", true),
+            ("169.254.20.10:4000", true),
+            ("[2001:db8::1]:4000", true),
+            ("[fe80::1%2]:4000", true),
+            // The same address at another link is another machine's.
+            ("[fe80::1%3]:4000", false),
+            ("192.0.2.2:4000", false),
+            ("[2001:db8::2]:4000", false),
+        ] {
+            assert_eq!(own.include(socket(client), now), expected, "{client}");
         }
-        assert!(own.into_iter().all(is_of_this_machine));
+    }
+
+    #[test]
+    fn addresses_are_read_again_when_they_are_old_and_not_before() {
+        let now = Instant::now();
+        let gone: SocketAddr = "192.0.2.1:4000".parse().expect("address");
+        let own = OwnAddresses(Mutex::new(Some((now, vec![gone]))));
+        for (millis, expected) in [(0, true), (999, true), (1000, false), (1001, false)] {
+            let asked = now + Duration::from_millis(millis);
+            assert_eq!(own.include(gone, asked), expected, "after {millis} ms");
+        }
+        let read = interface_addresses();
+        assert!(
+            read.iter()
+                .all(|own_address| own.include(*own_address, now + FRESH))
+        );
     }
 
     #[test]

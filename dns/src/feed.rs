@@ -8,8 +8,10 @@
 //! Whatever happens to either, the answers stay: a cut connection leaves the last snapshot in use, and a restarted DNS
 //! process answers from the file before they are back.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,14 +19,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use futures::StreamExt;
-use model::feed::{Message, VERSION, is_complete};
-use model::{Change, Extras, Kind, Snapshot};
+use model::feed::{Message, SAID_EVERY, Serving, VERSION, is_complete};
+use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, UnixTime};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::{ApiServer, Objects};
+use crate::metrics::Histogram;
 use crate::zone::Table;
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
@@ -34,7 +39,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 /// The file is written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The agent takes the address away from a server that it does not hear for a while.
+const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// Why the feed ended, or a file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,9 @@ pub enum FeedError {
     /// The agent went away.
     #[error("the agent closed the connection")]
     Closed,
+    /// The agent does not take in what it is told.
+    #[error("cannot write to the agent")]
+    Write(#[source] io::Error),
     /// The connection failed, or a line is too long.
     #[error("cannot read from the agent")]
     Read(#[from] LinesCodecError),
@@ -97,9 +106,12 @@ pub enum FeedError {
 pub struct Watched {
     /// What is known of the cluster; objects as [`slim`] leaves them.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// For how long the API server has not been heard; `None` while it is.
+    /// For how long the API server has not been heard; `None` while it is. The watch ends when nobody has it any more.
     pub silence: Silence,
 }
+
+/// Where a server answers.
+pub type Served = BTreeSet<SocketAddr>;
 
 /// For how long an API server has not been heard.
 pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
@@ -108,7 +120,6 @@ pub type Silence = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
 pub type Watcher = dyn Fn(&ApiServer) -> Watched + Send + Sync;
 
 /// Where answers come from, as the serving threads see it.
-#[derive(Default)]
 pub struct Source {
     /// The table of the last good snapshot.
     pub table: ArcSwap<Table>,
@@ -119,6 +130,21 @@ pub struct Source {
     fresh_at: AtomicU64,
     /// Tables made so far.
     pub published: AtomicU64,
+    /// How long after a change of its pods a headless Service answered with it.
+    pub programming: Histogram,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            connected: AtomicBool::new(false),
+            silence: None,
+            fresh_at: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            programming: Histogram::of_changes(),
+        }
+    }
 }
 
 impl Source {
@@ -233,6 +259,8 @@ pub struct Follower {
     source: Arc<Source>,
     /// The snapshot that the published table was made of.
     published: Snapshot,
+    /// Since when changes are followed.
+    began: SystemTime,
     saved: watch::Sender<Snapshot>,
 }
 
@@ -267,6 +295,7 @@ impl Follower {
             state,
             source: Arc::new(source),
             published: Snapshot::default(),
+            began: SystemTime::now(),
             saved: watch::Sender::new(Snapshot::default()),
         };
         follower.restore();
@@ -297,15 +326,15 @@ impl Follower {
         }
     }
 
-    /// Follows until `shutdown`.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Follows until `shutdown`, and tells an agent where this server answers.
+    pub async fn run(mut self, served: watch::Receiver<Served>, shutdown: CancellationToken) {
         let saver = tokio::spawn(save_changes(
             self.state.clone(),
             self.saved.subscribe(),
             shutdown.clone(),
         ));
         match &self.origin {
-            Origin::Agent(socket) => self.follow_agents(socket.clone(), &shutdown).await,
+            Origin::Agent(socket) => self.follow_agents(socket.clone(), served, &shutdown).await,
             Origin::Api { watched, endpoints } => {
                 let (snapshots, endpoints) = (watched.snapshots.clone(), *endpoints);
                 let followed = self.follow_watch(snapshots, endpoints);
@@ -339,13 +368,18 @@ impl Follower {
         }
     }
 
-    async fn follow_agents(&mut self, socket: PathBuf, shutdown: &CancellationToken) {
+    async fn follow_agents(
+        &mut self,
+        socket: PathBuf,
+        served: watch::Receiver<Served>,
+        shutdown: &CancellationToken,
+    ) {
         let mut retry = FIRST_RETRY;
         let mut reported = false;
         loop {
             let followed = tokio::select! {
                 () = shutdown.cancelled() => break,
-                followed = self.follow(&socket) => followed,
+                followed = self.follow(&socket, served.clone()) => followed,
             };
             if self.source.connected.swap(false, Ordering::Relaxed) {
                 self.source
@@ -370,15 +404,22 @@ impl Follower {
         }
     }
 
-    /// Reads one connection to its end; there is no good end.
-    async fn follow(&mut self, socket: &Path) -> FeedError {
-        let stream = match UnixStream::connect(socket).await {
-            Ok(stream) => stream,
+    /// Follows one connection to its end; there is no good end.
+    async fn follow(&mut self, socket: &Path, served: watch::Receiver<Served>) -> FeedError {
+        let (read, write) = match UnixStream::connect(socket).await {
+            Ok(stream) => stream.into_split(),
             Err(source) => {
                 let path = socket.to_owned();
                 return FeedError::Connect { path, source };
             }
         };
+        tokio::select! {
+            error = self.read(read) => error,
+            error = tell(write, served) => error,
+        }
+    }
+
+    async fn read(&mut self, stream: OwnedReadHalf) -> FeedError {
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
         let mut intake = Intake::default();
         let mut line_number = 0;
@@ -426,8 +467,20 @@ impl Follower {
                 "the cluster's objects are complete"
             );
         }
+        let changes = headless_changes(&self.published, snapshot);
         self.publish(snapshot);
+        self.note_programmed(&changes);
         self.saved.send_replace(snapshot.clone());
+    }
+
+    /// What happened before the changes were followed is not measured: nobody was there to see it.
+    fn note_programmed(&self, changes: &[UnixTime]) {
+        let since_epoch = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (began, now) = (since_epoch(self.began), since_epoch(SystemTime::now()));
+        for UnixTime(change) in changes.iter().filter(|UnixTime(change)| *change >= began) {
+            // The clock of whoever wrote the moment down may be ahead of ours.
+            self.source.programming.record(now.saturating_sub(*change));
+        }
     }
 
     fn publish(&mut self, snapshot: &Snapshot) {
@@ -438,6 +491,43 @@ impl Follower {
         self.source.published.fetch_add(1, Ordering::Relaxed);
         self.published = snapshot.clone();
     }
+}
+
+/// Tells the agent where this server answers, for as long as that is known.
+async fn tell(mut stream: OwnedWriteHalf, mut served: watch::Receiver<Served>) -> FeedError {
+    loop {
+        let serving = Serving {
+            addresses: served.borrow_and_update().clone(),
+        };
+        let told = match serde_json::to_vec(&serving) {
+            Ok(line) => stream.write_all(&[line.as_slice(), b"\n"].concat()).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = told {
+            return FeedError::Write(error);
+        }
+        let changed = tokio::time::timeout(SAID_EVERY, served.changed()).await;
+        if let Ok(Err(_ended)) = changed {
+            return FeedError::Closed;
+        }
+    }
+}
+
+/// When the pods changed for which slices of headless Services were written.
+fn headless_changes(older: &Snapshot, newer: &Snapshot) -> Vec<UnixTime> {
+    let empty = Slices::default();
+    let slices = |snapshot: &Snapshot, service| snapshot.slices.get(service).cloned();
+    let mut changes = Vec::new();
+    for service in newer.slices.keys_changed_since(&older.slices) {
+        let known = newer.services.get(service);
+        if known.is_some_and(|service| matches!(service.kind, ServiceKind::Headless)) {
+            let (old, new) = (slices(older, service), slices(newer, service));
+            let written = new.as_deref().unwrap_or(&empty);
+            let written = written.changed_since(old.as_deref().unwrap_or(&empty));
+            changes.extend(written.filter_map(|slice| slice.last_change));
+        }
+    }
+    changes
 }
 
 fn message(line: &str, number: u64) -> Result<Message, FeedError> {
@@ -593,5 +683,52 @@ mod tests {
         std::fs::write(&path, cut).expect("written");
         assert!(matches!(load(&path), Err(FeedError::Incomplete)));
         std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn changes_of_headless_services_are_measured_from_what_the_feed_tells_and_from_the_beginning_on() {
+        let at = |time: Duration, mut slice: model::EndpointSlice| {
+            slice.last_change = Some(UnixTime(time));
+            let told = serde_json::to_string(&Change::EndpointSlice(slice)).expect("told");
+            serde_json::from_str::<Change>(&told).expect("read")
+        };
+        let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let (long_ago, soon) = (
+            Duration::from_millis(5250),
+            since_epoch() + Duration::from_secs(60),
+        );
+        let slice =
+            |name, service, address| samples::slice("a", name, service, &[], &[(address, None, None)]);
+        let older = [
+            Change::Service(samples::headless("a", "h", &[])),
+            Change::Service(samples::cluster_ip("a", "c", &["10.0.0.1"], &[])),
+        ];
+        let newer = [
+            at(long_ago, slice("h-1", "h", "10.1.0.1")),
+            at(soon, slice("h-2", "h", "10.1.0.2")),
+            at(soon, slice("c-1", "c", "10.1.0.3")),
+            Change::EndpointSlice(slice("h-3", "h", "10.1.0.4")),
+        ];
+        let mut snapshot = Snapshot::default();
+        for change in older {
+            snapshot.apply(change);
+        }
+        let before = snapshot.clone();
+        for change in newer {
+            snapshot.apply(change);
+        }
+        let changes = headless_changes(&before, &snapshot);
+        let millis = |time: Duration| UnixTime(Duration::from_millis(time.as_millis() as u64));
+        assert_eq!(changes, [millis(long_ago), millis(soon)]);
+        assert_eq!(headless_changes(&snapshot, &snapshot), []);
+
+        let state = std::env::temp_dir().join(format!("cwt-dns-none-{}", std::process::id()));
+        let follower = Follower::new(&Objects::Agent("/none".into()), state, None).expect("no API server");
+        follower.note_programmed(&changes);
+        let mut text = crate::metrics::Exposition::default();
+        text.histograms("took", "", [&follower.source.programming].into_iter());
+        let first = text.text.lines().next();
+        assert_eq!(first, Some("took_bucket{le=\"0.001\"} 1"), "{}", text.text);
+        assert!(text.text.ends_with("took_count 1\n"), "{}", text.text);
     }
 }

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +24,7 @@ use crate::zone::grammar::reversed_address;
 /// Options of the plugin, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The file. Default `/etc/hosts`; one that is not there is one without lines.
+    /// The file. Default `/etc/hosts`; one that was never read is one without lines.
     pub file: PathBuf,
     /// The zones that are answered. Default: those of the server block.
     pub zones: Vec<Name>,
@@ -78,12 +79,14 @@ pub struct Hosts {
     table: ArcSwap<Table>,
     /// When the file was read, in seconds since 1970.
     loaded_at: AtomicU64,
-    /// What the file was then.
-    loaded: Mutex<Stamp>,
+    /// What the file was then; `None` = it could not be read the last time.
+    loaded: Mutex<Option<Stamp>>,
+    /// Times that the file could not be read.
+    pub failed: AtomicU64,
 }
 
 /// By what one sees that a file changed.
-type Stamp = Option<(SystemTime, u64)>;
+type Stamp = (SystemTime, u64);
 
 impl Hosts {
     /// Reads the file.
@@ -94,8 +97,12 @@ impl Hosts {
             table: ArcSwap::default(),
             loaded_at: AtomicU64::new(0),
             loaded: Mutex::default(),
+            failed: AtomicU64::new(0),
         };
-        hosts.load();
+        hosts.fill("");
+        if let Err(error) = hosts.load() {
+            hosts.note_failure(&error);
+        }
         hosts
     }
 
@@ -187,32 +194,52 @@ impl Hosts {
         }
         loop {
             tokio::time::sleep(self.options.reload).await;
-            if self.stamp() != *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) {
-                self.load();
-                tracing::info!(file = %self.options.file.display(), entries = self.entry_count(), "hosts file read");
+            let known = *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.is_some() && self.stamp().ok() == known {
+                continue;
+            }
+            let file = self.options.file.display();
+            match self.load() {
+                Ok(()) => tracing::info!(%file, entries = self.entry_count(), "hosts file read"),
+                Err(error) if known.is_some() => self.note_failure(&error),
+                // That it cannot be read was told.
+                Err(_) => _ = self.failed.fetch_add(1, Ordering::Relaxed),
             }
         }
     }
 
-    fn stamp(&self) -> Stamp {
-        let metadata = std::fs::metadata(&self.options.file).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
+    fn note_failure(&self, error: &io::Error) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let file = self.options.file.display();
+        tracing::warn!(%file, %error, "hosts file not read; what was read of it before stays");
     }
 
-    fn load(&self) {
+    fn stamp(&self) -> io::Result<Stamp> {
+        let metadata = std::fs::metadata(&self.options.file)?;
+        Ok((metadata.modified()?, metadata.len()))
+    }
+
+    /// Reads the file; where that fails, everything stays as it is.
+    fn load(&self) -> io::Result<()> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        *loaded = None;
         // The stamp first: what changes meanwhile is seen the next time.
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = self.stamp();
-        let text = std::fs::read(&self.options.file).unwrap_or_default();
+        let stamp = self.stamp()?;
+        let text = std::fs::read(&self.options.file)?;
+        self.fill(&String::from_utf8_lossy(&text));
+        *loaded = Some(stamp);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.loaded_at.store(now.as_secs(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Answers from these lines and those of the Corefile.
+    fn fill(&self, text: &str) {
         let mut table = Table::default();
-        for entry in parse(&String::from_utf8_lossy(&text)) {
-            table.add(entry, self.options.reverse);
-        }
-        for entry in self.options.inline.iter().cloned() {
+        for entry in parse(text).chain(self.options.inline.iter().cloned()) {
             table.add(entry, self.options.reverse);
         }
         self.table.store(Arc::new(table));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.loaded_at.store(now.as_secs(), Ordering::Relaxed);
     }
 }
 

@@ -1,18 +1,22 @@
 //! The HTTP endpoints: `/health`, `/ready`, `/metrics`, each where its plugin says.
 
+mod self_check;
+mod serving;
+
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use nix::errno::Errno;
 use tokio::net::TcpListener;
 
-use crate::serve::ServeError;
+use crate::serve::{self, ServeError};
 use crate::state::State;
+pub use self_check::{SelfChecks, check_health};
+pub use serving::serve;
 
 /// What one address answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,31 +29,36 @@ pub struct Endpoints {
     pub metrics: bool,
 }
 
-/// Takes every address.
+/// Takes every address. Those of `own` are this server's already: where one of them is part of another, or the other
+/// way round, they share their port until the one that is not wanted any more is given back.
 ///
 /// # Errors
 /// When one of them cannot be had.
-pub async fn listen(
-    addresses: impl Iterator<Item = &SocketAddr>,
+pub fn listen<'a>(
+    addresses: impl Iterator<Item = &'a SocketAddr>,
+    own: &[SocketAddr],
 ) -> Result<BTreeMap<SocketAddr, TcpListener>, ServeError> {
-    let mut listeners = BTreeMap::new();
-    for address in addresses {
-        listeners.insert(*address, bind(*address).await?);
-    }
-    Ok(listeners)
+    let listeners = addresses.map(|address| Ok((*address, bind(*address, own)?)));
+    listeners.collect()
 }
 
-/// Where the kernel has no IPv6, everywhere means every IPv4 address.
-async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-    match TcpListener::bind(address).await.map_err(errno) {
-        Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if address.ip().is_unspecified() => {
-            let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            TcpListener::bind(v4).await.map_err(errno)
+fn bind(address: SocketAddr, own: &[SocketAddr]) -> Result<TcpListener, ServeError> {
+    let has_v6 = || serve::everywhere().iter().any(IpAddr::is_ipv6);
+    let address = match address {
+        // Where the kernel has no IPv6, everywhere means every IPv4 address.
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() && !has_v6() => {
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, v6.port()))
         }
-        bound => bound,
+        address => address,
+    };
+    let is_everywhere = |own: &SocketAddr| own.ip().is_unspecified() || address.ip().is_unspecified();
+    let is_shared = own
+        .iter()
+        .any(|own| own.port() == address.port() && is_everywhere(own));
+    if !is_shared {
+        serve::probe_stream(address)?;
     }
-    .map_err(|errno| ServeError::new(address, "tcp", errno))
+    serve::dual_listener(address)
 }
 
 /// The pages of one address. Which of them there are is looked up each time: another configuration may come.
@@ -79,9 +88,12 @@ pub fn router(address: SocketAddr, state: &Arc<State>) -> Router {
     }))
 }
 
-/// Ready while the cluster's names can be told from others; as in CoreDNS the body names the plugin that is not.
+/// Ready while the cluster's names can be told from others, until the server is told to end; as in CoreDNS the body
+/// names the plugin that is not.
 fn ready(state: &State) -> (StatusCode, &'static str) {
-    if state.is_ready() {
+    if state.is_ending() {
+        (StatusCode::SERVICE_UNAVAILABLE, "health: lameduck")
+    } else if state.is_ready() {
         (StatusCode::OK, "OK")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "kubernetes")

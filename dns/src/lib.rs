@@ -6,10 +6,10 @@
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket or a watch of an API server, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
-//! - [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
+//! - [`aaaa`]: no IPv6 outside; [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
 //! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
-//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`]: what can be seen
-//!   from outside.
+//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`], [`log_queue`]: what
+//!   can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
 use std::io;
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+pub mod aaaa;
 pub mod acl;
 pub mod answer;
 pub mod cache;
@@ -29,9 +30,12 @@ pub mod error_log;
 pub mod explain;
 pub mod feed;
 pub mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod hosts;
 pub mod http;
 pub mod kubernetes;
+pub mod log_queue;
 pub mod metrics;
 pub mod mnemonic;
 pub mod name;
@@ -43,7 +47,7 @@ pub mod question;
 pub mod rate_limit;
 pub mod reply;
 pub mod rewrite;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod samples;
 pub mod serve;
 pub mod server;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::corefile::Key;
+use crate::corefile::{Key, Scheme};
 use crate::name::Name;
 use crate::question::rcode;
 
@@ -42,8 +42,8 @@ const RCODES: [(u16, &str); 7] = [
 ];
 /// Zones that are counted, of all configurations that a process has seen.
 pub const MAX_ZONES: usize = 1024;
-const BUCKETS: usize = 16;
-const FIRST_BUCKET_NANOS: u64 = 250_000;
+/// The most bounds that a scale has.
+const MAX_BOUNDS: usize = 20;
 
 /// How a query came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub enum Answerer {
     Template,
     /// `hosts`.
     Hosts,
+    /// `aaaa`.
+    Aaaa,
 }
 
 impl Answerer {
@@ -87,7 +89,7 @@ impl Answerer {
     }
 }
 
-const ANSWERERS: [&str; 10] = [
+const ANSWERERS: [&str; 11] = [
     "",
     "kubernetes",
     "cache",
@@ -98,39 +100,112 @@ const ANSWERERS: [&str; 10] = [
     "ratelimit",
     "template",
     "hosts",
+    "aaaa",
 ];
 
-/// A histogram of durations with CoreDNS's buckets: 0.25 ms doubled 15 times.
-#[derive(Debug, Default)]
+/// Where a histogram's buckets end, and how many of its numbers make one of what is shown.
+#[derive(Debug)]
+pub struct Scale {
+    bounds: &'static [u64],
+    per_shown: f64,
+}
+
+/// What queries and upstreams take, in nanoseconds: 0.25 ms doubled 15 times, as CoreDNS's.
+static DURATIONS: Scale = Scale {
+    bounds: &doubled::<16>(250_000),
+    per_shown: 1e9,
+};
+/// What few and coarse questions take: CoreDNS's `SlimTimeBuckets`.
+static SLIM_DURATIONS: Scale = Scale {
+    bounds: &[250_000, 2_500_000, 25_000_000, 250_000_000, 2_500_000_000],
+    per_shown: 1e9,
+};
+/// How long changes of the cluster take to be answered: 1 ms doubled 19 times, as CoreDNS's.
+static CHANGES: Scale = Scale {
+    bounds: &doubled::<20>(1_000_000),
+    per_shown: 1e9,
+};
+/// Bytes of a packet: CoreDNS's.
+static SIZES: Scale = Scale {
+    bounds: &[
+        0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16_000, 32_000, 48_000, 64_000,
+    ],
+    per_shown: 1.0,
+};
+
+const fn doubled<const BOUNDS: usize>(first: u64) -> [u64; BOUNDS] {
+    let mut bounds = [0; BOUNDS];
+    let mut bound = 0;
+    while bound < BOUNDS {
+        bounds[bound] = first << bound;
+        bound += 1;
+    }
+    bounds
+}
+
+/// How many numbers lie below each bound of a scale. Default: durations of queries.
+#[derive(Debug)]
 pub struct Histogram {
-    /// The last place counts what is longer than every bucket.
-    buckets: [AtomicU64; BUCKETS + 1],
-    sum_nanos: AtomicU64,
+    scale: &'static Scale,
+    /// Behind those of the scale's bounds, one for what is beyond all of them.
+    buckets: [AtomicU64; MAX_BOUNDS + 1],
+    sum: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self::of(&DURATIONS)
+    }
 }
 
 impl Histogram {
+    fn of(scale: &'static Scale) -> Self {
+        Self {
+            scale,
+            buckets: Default::default(),
+            sum: AtomicU64::new(0),
+        }
+    }
+
+    /// A histogram of durations that few buckets are enough for.
+    #[must_use]
+    pub fn slim() -> Self {
+        Self::of(&SLIM_DURATIONS)
+    }
+
+    /// A histogram of how long changes of the cluster take.
+    #[must_use]
+    pub fn of_changes() -> Self {
+        Self::of(&CHANGES)
+    }
+
     /// Counts one duration.
     pub fn record(&self, duration: Duration) {
-        let nanos = duration.as_nanos() as u64;
-        let bucket = (0..BUCKETS)
-            .find(|bucket| nanos <= FIRST_BUCKET_NANOS << bucket)
-            .unwrap_or(BUCKETS);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.add(duration.as_nanos() as u64);
+    }
+
+    fn add(&self, number: u64) {
+        let bounds = self.scale.bounds;
+        let bucket = bounds.iter().position(|bound| number <= *bound);
+        self.buckets[bucket.unwrap_or(bounds.len())].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(number, Ordering::Relaxed);
     }
 
     fn add_to(&self, total: &mut HistogramTotal) {
+        total.scale = Some(self.scale);
         for (sum, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
             *sum += bucket.load(Ordering::Relaxed);
         }
-        total.sum_nanos += self.sum_nanos.load(Ordering::Relaxed);
+        total.sum += self.sum.load(Ordering::Relaxed);
     }
 }
 
+/// Histograms of one scale, added up.
 #[derive(Default)]
 struct HistogramTotal {
-    buckets: [u64; BUCKETS + 1],
-    sum_nanos: u64,
+    scale: Option<&'static Scale>,
+    buckets: [u64; MAX_BOUNDS + 1],
+    sum: u64,
 }
 
 /// What happened to one query.
@@ -150,15 +225,33 @@ pub struct Event {
     pub answerer: Answerer,
     /// How long it took.
     pub duration: Duration,
+    /// How many bytes were asked with, and answered with.
+    pub bytes: (usize, usize),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ZoneCounters {
     /// By transport, family and type.
     requests: [[[AtomicU64; TYPES.len() + 1]; 2]; 2],
     /// By code and answerer.
     responses: [[AtomicU64; ANSWERERS.len()]; RCODES.len() + 1],
     durations: Histogram,
+    /// By transport.
+    request_sizes: [Histogram; 2],
+    response_sizes: [Histogram; 2],
+}
+
+impl Default for ZoneCounters {
+    fn default() -> Self {
+        let sizes = || [Histogram::of(&SIZES), Histogram::of(&SIZES)];
+        Self {
+            requests: Default::default(),
+            responses: Default::default(),
+            durations: Histogram::default(),
+            request_sizes: sizes(),
+            response_sizes: sizes(),
+        }
+    }
 }
 
 /// One thread's counters.
@@ -170,6 +263,8 @@ pub struct Shard {
     pub overflow: AtomicU64,
     /// Packets that got no answer on purpose.
     pub ignored: AtomicU64,
+    /// Connections that were closed because their client has its share.
+    pub refused_connections: AtomicU64,
     /// Queries that made their thread panic; it goes on with the next one.
     pub panics: AtomicU64,
 }
@@ -197,6 +292,9 @@ impl Shard {
         zone.requests[transport][usize::from(event.is_v6)][kind].fetch_add(1, Ordering::Relaxed);
         zone.responses[code][event.answerer as usize].fetch_add(1, Ordering::Relaxed);
         zone.durations.record(event.duration);
+        let (asked, answered) = event.bytes;
+        zone.request_sizes[transport].add(asked as u64);
+        zone.response_sizes[transport].add(answered as u64);
     }
 }
 
@@ -244,6 +342,7 @@ impl Registry {
             zones: (0..MAX_ZONES).map(|_| OnceLock::new()).collect(),
             overflow: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
+            refused_connections: AtomicU64::new(0),
             panics: AtomicU64::new(0),
         });
         self.shards
@@ -259,19 +358,8 @@ impl Registry {
         let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner).clone();
         write_requests(&labels, &shards, text);
         write_responses(&labels, &shards, text);
-        let name = "coredns_dns_request_duration_seconds";
-        text.family(
-            name,
-            "histogram",
-            "Histogram of the time (in seconds) each request took per zone.",
-        );
-        for (index, label) in labels.iter().enumerate() {
-            let mut total = HistogramTotal::default();
-            for zone in shards.iter().filter_map(|shard| shard.zone(index)) {
-                zone.durations.add_to(&mut total);
-            }
-            text.histogram(name, &label.to_string(), &total);
-        }
+        write_durations(&labels, &shards, text);
+        write_sizes(&labels, &shards, text);
         for (name, help, value) in [
             (
                 "coredns_panics_total",
@@ -287,6 +375,11 @@ impl Registry {
                 "causeway_dns_ignored_total",
                 "Packets that got no answer because they are no queries.",
                 sum(&shards, |shard| &shard.ignored),
+            ),
+            (
+                "causeway_dns_refused_connections_total",
+                "Connections closed because their client has its share of them.",
+                sum(&shards, |shard| &shard.refused_connections),
             ),
         ] {
             text.family(name, "counter", help);
@@ -333,13 +426,54 @@ fn write_responses(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Expos
     }
 }
 
+fn write_durations(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    let name = "coredns_dns_request_duration_seconds";
+    text.family(
+        name,
+        "histogram",
+        "Histogram of the time (in seconds) each request took per zone.",
+    );
+    for (index, label) in labels.iter().enumerate() {
+        let zones = shards.iter().filter_map(|shard| shard.zone(index));
+        text.histograms(name, &label.to_string(), zones.map(|zone| &zone.durations));
+    }
+}
+
+fn write_sizes(labels: &[ZoneLabel], shards: &[Arc<Shard>], text: &mut Exposition) {
+    type Sizes = fn(&ZoneCounters) -> &[Histogram; 2];
+    let families: [(&str, &str, Sizes); 2] = [
+        (
+            "coredns_dns_request_size_bytes",
+            "Size of the request in bytes, per zone and protocol.",
+            |zone| &zone.request_sizes,
+        ),
+        (
+            "coredns_dns_response_size_bytes",
+            "Size of the response in bytes, per zone and protocol.",
+            |zone| &zone.response_sizes,
+        ),
+    ];
+    for (name, help, sizes) in families {
+        text.family(name, "histogram", help);
+        for (index, label) in labels.iter().enumerate() {
+            for (transport, proto) in ["udp", "tcp"].into_iter().enumerate() {
+                let zones = shards.iter().filter_map(|shard| shard.zone(index));
+                let labels = format!("{label},proto=\"{proto}\"");
+                text.histograms(name, &labels, zones.map(|zone| &sizes(zone)[transport]));
+            }
+        }
+    }
+}
+
 impl ZoneLabel {
     /// The label of a zone of a server block; of the root at port 53 where there is none.
     #[must_use]
     pub fn of(key: Option<&Key>) -> Self {
-        let (port, zone) = key.map_or((53, Name::root()), |key| (key.port, key.zone.clone()));
+        let (scheme, port, zone) = key.map_or((Scheme::Dns, 53, Name::root()), |key| {
+            (key.scheme, key.port, key.zone.clone())
+        });
         Self {
-            server: format!("dns://:{port}"),
+            server: format!("{}://:{port}", scheme.name()),
             zone: zone.to_string(),
         }
     }
@@ -388,37 +522,42 @@ impl Exposition {
         }
     }
 
-    /// The sum of histograms under `labels`, which are not empty; nothing where nothing was counted.
-    pub fn durations<'h>(
+    /// One histogram under `labels`.
+    pub fn durations(&mut self, name: &str, labels: &str, histogram: &Histogram) {
+        let mut total = HistogramTotal::default();
+        histogram.add_to(&mut total);
+        self.histogram(name, labels, &total);
+    }
+
+    /// The sum of histograms of one scale; nothing where nothing was counted.
+    pub fn histograms<'h>(
         &mut self,
         name: &str,
         labels: &str,
-        histograms: impl IntoIterator<Item = &'h Histogram>,
+        histograms: impl Iterator<Item = &'h Histogram>,
     ) {
         let mut total = HistogramTotal::default();
-        for histogram in histograms {
-            histogram.add_to(&mut total);
-        }
+        histograms.for_each(|histogram| histogram.add_to(&mut total));
         if total.buckets.iter().any(|count| *count > 0) {
             self.histogram(name, labels, &total);
         }
     }
 
     fn histogram(&mut self, name: &str, labels: &str, total: &HistogramTotal) {
+        let Some(Scale { bounds, per_shown }) = total.scale else {
+            return;
+        };
+        let comma = if labels.is_empty() { "" } else { "," };
+        let bucket_name = format!("{name}_bucket");
         let mut count = 0;
-        for (bucket, value) in total.buckets.iter().enumerate() {
+        for (bucket, value) in total.buckets[..=bounds.len()].iter().enumerate() {
             count += value;
-            let bound = match bucket {
-                BUCKETS => "+Inf".to_owned(),
-                bucket => ((FIRST_BUCKET_NANOS << bucket) as f64 / 1e9).to_string(),
-            };
-            self.sample(
-                &format!("{name}_bucket"),
-                &format!("{labels},le=\"{bound}\""),
-                count as f64,
-            );
+            let bound = bounds.get(bucket).map(|bound| *bound as f64 / per_shown);
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+            let labels = format!("{labels}{comma}le=\"{bound}\"");
+            self.sample(&bucket_name, &labels, count as f64);
         }
-        self.sample(&format!("{name}_sum"), labels, total.sum_nanos as f64 / 1e9);
+        self.sample(&format!("{name}_sum"), labels, total.sum as f64 / per_shown);
         self.sample(&format!("{name}_count"), labels, count as f64);
     }
 }
@@ -442,6 +581,7 @@ mod tests {
             code: rcode::NXDOMAIN,
             answerer: Answerer::Kubernetes,
             duration: Duration::from_micros(300),
+            bytes: (40, 600),
         };
         registry.shard().count(&event);
         let second = registry.shard();
@@ -462,6 +602,13 @@ mod tests {
             format!("coredns_dns_request_duration_seconds_bucket{{{zone},le=\"0.00025\"}} 0"),
             format!("coredns_dns_request_duration_seconds_bucket{{{zone},le=\"0.0005\"}} 3"),
             format!("coredns_dns_request_duration_seconds_count{{{zone}}} 3"),
+            format!("coredns_dns_request_size_bytes_bucket{{{zone},proto=\"udp\",le=\"0\"}} 0"),
+            format!("coredns_dns_request_size_bytes_bucket{{{zone},proto=\"udp\",le=\"100\"}} 2"),
+            format!("coredns_dns_request_size_bytes_sum{{{zone},proto=\"udp\"}} 80"),
+            format!("coredns_dns_response_size_bytes_bucket{{{zone},proto=\"tcp\",le=\"511\"}} 0"),
+            format!("coredns_dns_response_size_bytes_bucket{{{zone},proto=\"tcp\",le=\"1023\"}} 1"),
+            format!("coredns_dns_response_size_bytes_bucket{{{zone},proto=\"tcp\",le=\"64000\"}} 1"),
+            format!("coredns_dns_response_size_bytes_bucket{{{zone},proto=\"tcp\",le=\"+Inf\"}} 1"),
         ] {
             assert!(
                 exposition.text.lines().any(|line| line == expected),

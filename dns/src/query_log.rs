@@ -262,6 +262,7 @@ mod tests {
             code,
             answerer: Answerer::Forward,
             duration: Duration::from_micros(1500),
+            bytes: (0, 0),
         };
         logged(|| log(rules, &query, client, &out, &event))
     }

@@ -7,7 +7,9 @@
 //! A question's name cannot be compressed (nothing stands before it), so that every label lies in the packet at
 //! `HEADER + its offset in the name`: answers point there instead of repeating it, which keeps the client's case.
 
+use crate::explain;
 use crate::name::{MAX_LABEL, MAX_NAME, Name};
+use crate::serve::keepalive;
 
 /// Bytes of the header.
 pub const HEADER: usize = 12;
@@ -71,6 +73,8 @@ pub struct Edns {
     pub dnssec_ok: bool,
     /// Whether one of its options asks who answers, and of what ([`crate::explain`]).
     pub explain: bool,
+    /// Whether one of them asks for how long a stream may be idle ([`crate::serve::keepalive`]).
+    pub keepalive: bool,
 }
 
 /// One query.
@@ -152,7 +156,8 @@ impl<'p> Query<'p> {
                     udp_size: record.class,
                     version,
                     dnssec_ok: high & 0x80 != 0,
-                    explain: crate::explain::is_among(record.data),
+                    explain: option(record.data, explain::OPTION).is_some(),
+                    keepalive: option(record.data, keepalive::OPTION).is_some_and(<[u8]>::is_empty),
                 });
             }
             at = next;
@@ -334,6 +339,19 @@ impl<'p> Record<'p> {
         };
         Some((record, next))
     }
+}
+
+/// The first option of an OPT record that has this code.
+fn option(mut options: &[u8], code: u16) -> Option<&[u8]> {
+    while let [c0, c1, l0, l1, rest @ ..] = options {
+        let length = usize::from(u16::from_be_bytes([*l0, *l1]));
+        let data = rest.get(..length);
+        if u16::from_be_bytes([*c0, *c1]) == code {
+            return data;
+        }
+        options = rest.get(length..)?;
+    }
+    None
 }
 
 /// Steps over a name, which a pointer ends.
@@ -556,6 +574,7 @@ mod tests {
                 version: 1,
                 dnssec_ok: true,
                 explain: false,
+                keepalive: false,
             })
         );
         let bytes = packet(0, [1, 0, 0, 2], &[NAME, &[0, 1, 0, 1], &one, &two]);

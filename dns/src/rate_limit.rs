@@ -26,6 +26,23 @@ pub struct Options {
     pub burst: u32,
     /// Clients that are not limited.
     pub exempt: Vec<IpNetwork>,
+    /// Addresses that share so many bits are one client. Default: each is one.
+    pub prefixes: Prefixes,
+}
+
+/// How many bits of an address tell clients apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefixes {
+    /// Of an IPv4 address, 1 to 32. Default 32.
+    pub v4: u32,
+    /// Of an IPv6 address, 1 to 128. Default 128: in a cluster a /64 is a node with all of its pods.
+    pub v6: u32,
+}
+
+impl Default for Prefixes {
+    fn default() -> Self {
+        Self { v4: 32, v6: 128 }
+    }
 }
 
 /// The buckets of a server block's clients.
@@ -33,8 +50,8 @@ pub struct Options {
 pub struct RateLimit {
     options: Options,
     started: Instant,
-    /// By client: when its bucket is full again, in nanoseconds since `started`.
-    shards: Vec<Mutex<HashMap<u64, u64>>>,
+    /// By [`Prefixes::client_of`]: when its bucket is full again, in nanoseconds since `started`.
+    shards: Vec<Mutex<HashMap<u128, u64>>>,
     /// Queries over the limit.
     pub limited: AtomicU64,
 }
@@ -63,12 +80,13 @@ impl RateLimit {
         if self.options.exempt.iter().any(|net| net.contains(client)) {
             return true;
         }
-        let key = client_key(client);
+        let key = self.options.prefixes.client_of(client);
         let now = nanos(now.saturating_duration_since(self.started));
         let step = 1_000_000_000 / u64::from(self.options.per_second);
         let depth = step * u64::from(self.options.burst);
         // Neighbouring addresses go to different parts.
-        let shard = &self.shards[(key ^ key >> 32 ^ key >> 16) as usize % SHARDS];
+        let folded = (key ^ key >> 64) as u64;
+        let shard = &self.shards[(folded ^ folded >> 32 ^ folded >> 16) as usize % SHARDS];
         let mut buckets = shard.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= CLIENTS_PER_SHARD && !buckets.contains_key(&key) {
             buckets.retain(|_, full_at| *full_at > now);
@@ -87,11 +105,15 @@ impl RateLimit {
     }
 }
 
-/// A client is an IPv4 address, or the 64 bits of an IPv6 address that tell networks apart.
-fn client_key(client: IpAddr) -> u64 {
-    match client {
-        IpAddr::V4(v4) => u64::from(u32::from(v4)),
-        IpAddr::V6(v6) => (u128::from(v6) >> 64) as u64,
+impl Prefixes {
+    /// The client that an address belongs to: its bits, those behind the prefix zero. IPv4 addresses stand where
+    /// RFC 4291 §2.5.5.2 maps them to, so that they meet no IPv6 address.
+    fn client_of(self, address: IpAddr) -> u128 {
+        let (bits, prefix) = match address {
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped().to_bits(), 96 + self.v4),
+            IpAddr::V6(v6) => (v6.to_bits(), self.v6),
+        };
+        bits & u128::MAX.checked_shl(128 - prefix).unwrap_or_default()
     }
 }
 
@@ -104,10 +126,15 @@ mod tests {
     use super::*;
 
     fn limit(per_second: u32, burst: u32) -> RateLimit {
+        limit_by(per_second, burst, Prefixes::default())
+    }
+
+    fn limit_by(per_second: u32, burst: u32, prefixes: Prefixes) -> RateLimit {
         RateLimit::new(Options {
             per_second,
             burst,
             exempt: vec!["10.9.0.0/16".parse().expect("network")],
+            prefixes,
         })
     }
 
@@ -137,11 +164,38 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_client_is_its_network() {
-        let limit = limit(1, 1);
-        let ask = |client: &str| limit.admits(client.parse().expect("address"), limit.started);
-        let asked = ["fd00:0:0:1::1", "fd00:0:0:1::2", "fd00:0:0:2::1"].map(ask);
-        assert_eq!(asked, [true, false, true]);
+    fn an_address_is_a_client_unless_prefixes_make_networks_of_them() {
+        let clients = [
+            "fd00:0:0:1::1",
+            "fd00:0:0:1::2",
+            "fd00:0:0:2::1",
+            "10.0.0.1",
+            "10.0.0.2",
+            "10.0.1.1",
+            // The bits of 10.0.0.1 in front, and behind.
+            "a00:1::",
+            "::a00:1",
+        ];
+        let default = Prefixes::default();
+        for (prefixes, expected) in [
+            (default, [true; 8]),
+            (
+                Prefixes { v6: 64, ..default },
+                [true, false, true, true, true, true, true, true],
+            ),
+            (
+                Prefixes { v4: 24, ..default },
+                [true, true, true, true, false, true, true, true],
+            ),
+            (
+                Prefixes { v4: 1, v6: 1 },
+                [true, false, false, true, false, false, true, false],
+            ),
+        ] {
+            let limit = limit_by(1, 1, prefixes);
+            let ask = |client: &str| limit.admits(client.parse().expect("address"), limit.started);
+            assert_eq!(clients.map(ask), expected, "{prefixes:?}");
+        }
     }
 
     #[test]

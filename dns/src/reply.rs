@@ -1,7 +1,7 @@
 //! A response taken apart into records with whole names, changed, and written again: for what cannot be done in place
 //! because pointers would lead astray.
 
-use crate::answer::{Owner, Section, Writer};
+use crate::answer::{Section, Writer};
 use crate::question::{HEADER, Query, Record, expand_name, rtype};
 
 const FLAG_AA: u8 = 0x04;
@@ -65,11 +65,7 @@ impl Reply {
         let mut writer = Writer::start(out, query, limit);
         for (section, records) in SECTIONS.into_iter().zip(&self.sections) {
             for record in records {
-                let owner = if record.owner.eq_ignore_ascii_case(query.name()) {
-                    Owner::QUESTION
-                } else {
-                    Owner::Literal(&record.owner)
-                };
+                let owner = writer.owner(&record.owner);
                 let fits = writer.record(section, owner, record.rtype, record.ttl, |out| {
                     out.extend_from_slice(&record.data);
                 });
@@ -161,6 +157,7 @@ fn expand_data(response: &[u8], record: &Record<'_>) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::Owner;
     use crate::name::Name;
     use crate::question::{query_packet, rcode};
 

@@ -1,9 +1,9 @@
 //! What the endpoints tell of a running server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -13,10 +13,12 @@ use crate::chain::{Block, Plugin};
 use crate::feed::Source;
 use crate::forward;
 use crate::hosts::Hosts;
-use crate::http::Endpoints;
+use crate::http::{Endpoints, SelfChecks};
+use crate::log_queue;
 use crate::metrics::{Exposition, Registry};
 use crate::mnemonic::type_name;
 use crate::question::rtype;
+use crate::serve::drops::{self, Inode};
 use crate::template::Templates;
 
 /// Everything that can be asked about.
@@ -25,16 +27,22 @@ pub struct State {
     pub registry: Registry,
     /// Times that a Corefile changed and was refused.
     pub refused_reloads: AtomicU64,
+    /// Requests for the own health page.
+    pub self_checks: SelfChecks,
+    /// Datagrams that sockets lost that are closed by now.
+    pub lost_before: AtomicU64,
+    ending: AtomicBool,
     current: ArcSwap<Current>,
 }
 
 /// What changes with the configuration.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Current {
     blocks: Vec<Arc<Block>>,
     /// The feeds, by the path of their sockets.
     sources: Vec<(String, Arc<Source>)>,
     endpoints: BTreeMap<SocketAddr, Endpoints>,
+    sockets: BTreeSet<Inode>,
 }
 
 impl State {
@@ -44,6 +52,9 @@ impl State {
         Self {
             registry,
             refused_reloads: AtomicU64::new(0),
+            self_checks: SelfChecks::default(),
+            lost_before: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
             current: ArcSwap::default(),
         }
     }
@@ -56,11 +67,33 @@ impl State {
         sources: Vec<(String, Arc<Source>)>,
         endpoints: BTreeMap<SocketAddr, Endpoints>,
     ) {
+        let sockets = self.current.load().sockets.clone();
         self.current.store(Arc::new(Current {
             blocks,
             sources,
             endpoints,
+            sockets,
         }));
+    }
+
+    /// Tells of the losses of these UDP sockets from now on.
+    pub fn set_sockets(&self, sockets: BTreeSet<Inode>) {
+        let current = self.current.load();
+        self.current.store(Arc::new(Current {
+            sockets,
+            ..Current::clone(&current)
+        }));
+    }
+
+    /// Notes that the server was told to end.
+    pub fn note_ending(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server was told to end: it answers, and shall be asked no more.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// Whether every feed has delivered, now or before a restart, everything that answers depend on.
@@ -99,8 +132,44 @@ impl State {
             "Counter of the number of failed reload attempts.",
         );
         text.sample(name, "", self.refused_reloads.load(Ordering::Relaxed) as f64);
+        let name = "causeway_dns_log_lines_dropped_total";
+        text.family(
+            name,
+            "counter",
+            "Lines of the log that standard error was too slow for.",
+        );
+        text.sample(name, "", log_queue::dropped() as f64);
+        self.write_self_checks(&mut text);
+        self.write_losses(&mut text);
         self.current.load().write(&mut text);
         text.text
+    }
+}
+
+impl State {
+    fn write_self_checks(&self, text: &mut Exposition) {
+        let name = "coredns_health_request_duration_seconds";
+        text.family(
+            name,
+            "histogram",
+            "Histogram of the time (in seconds) each request took.",
+        );
+        text.durations(name, "", &self.self_checks.durations);
+        let name = "coredns_health_request_failures_total";
+        text.family(name, "counter", "The number of times the health check failed.");
+        text.sample(name, "", self.self_checks.failures.load(Ordering::Relaxed) as f64);
+    }
+
+    fn write_losses(&self, text: &mut Exposition) {
+        let before = self.lost_before.load(Ordering::Relaxed);
+        let lost = before + drops::dropped(&self.current.load().sockets);
+        let name = "causeway_dns_receive_drops_total";
+        text.family(
+            name,
+            "counter",
+            "Datagrams that the kernel dropped because the buffer of a socket was full.",
+        );
+        text.sample(name, "", lost as f64);
     }
 }
 
@@ -259,20 +328,28 @@ impl Current {
 
     fn write_hosts(&self, text: &mut Exposition) {
         type Value = fn(&Hosts) -> f64;
-        let gauges: [(&str, &str, Value); 2] = [
+        let values: [(&str, &str, &str, Value); 3] = [
             (
                 "coredns_hosts_entries",
+                "gauge",
                 "The combined number of entries in hosts and Corefile.",
                 |hosts| hosts.entry_count() as f64,
             ),
             (
                 "coredns_hosts_reload_timestamp_seconds",
+                "gauge",
                 "The timestamp of the last reload of hosts file.",
                 |hosts| hosts.loaded_at() as f64,
             ),
+            (
+                "causeway_dns_hosts_failed_total",
+                "counter",
+                "Times that the hosts file could not be read.",
+                |hosts| hosts.failed.load(Ordering::Relaxed) as f64,
+            ),
         ];
-        for (name, help, value) in gauges {
-            text.family(name, "gauge", help);
+        for (name, kind, help, value) in values {
+            text.family(name, kind, help);
             for block in &self.blocks {
                 for hosts in block.plugins().iter().filter_map(Plugin::as_hosts) {
                     text.sample(name, &block.labels(), value(hosts));
@@ -337,6 +414,14 @@ impl Current {
                 |source| Some(source.published.load(Ordering::Relaxed) as f64),
             ),
         ];
+        let name = "coredns_kubernetes_dns_programming_duration_seconds";
+        text.family(
+            name,
+            "histogram",
+            "Histogram of the time (in seconds) it took to program a dns instance.",
+        );
+        let programming = self.sources.iter().map(|(_, source)| &source.programming);
+        text.histograms(name, "service_kind=\"headless_with_selector\"", programming);
         for (name, help, value) in gauges {
             text.family(name, "gauge", help);
             for (socket, source) in &self.sources {

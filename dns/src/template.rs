@@ -113,7 +113,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Templates {
     options: Options,
-    /// Queries that it answered.
+    /// Queries that it answered; aliases are counted by who follows them.
     pub matched: AtomicU64,
     /// Answers that could not be made.
     pub failed: AtomicU64,
@@ -302,7 +302,6 @@ impl Templates {
             code_only(out, query, rcode::SERVFAIL);
             return Verdict::Answered;
         }
-        self.matched.fetch_add(1, Ordering::Relaxed);
         let fields = Fields {
             name: text.as_str(),
             zone: zone.to_string(),
@@ -310,12 +309,15 @@ impl Templates {
             remote,
             groups,
         };
-        self.answer_with(&fields, query, shape, out)
-            .unwrap_or_else(|error| {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                code_only(out, query, rcode::SERVFAIL);
-                Verdict::Failed(error)
-            })
+        let verdict = self.answer_with(&fields, query, shape, out);
+        if !matches!(verdict, Ok(Verdict::Follow(..))) {
+            self.matched.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict.unwrap_or_else(|error| {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            code_only(out, query, rcode::SERVFAIL);
+            Verdict::Failed(error)
+        })
     }
 
     fn answer_with(

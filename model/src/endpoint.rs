@@ -155,7 +155,7 @@ pub struct EndpointSlice {
     /// `ports`.
     pub ports: Vec<EndpointPort>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the pod or Service changed that this slice
-    /// was written for. Absent where nothing of that kind was the reason. Not in JSON.
+    /// was written for. Absent where nothing of that kind was the reason. In JSON to the millisecond.
     pub last_change: Option<UnixTime>,
 }
 

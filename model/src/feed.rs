@@ -4,6 +4,13 @@
 //! [`Message::Begin`], then the whole snapshot as changes, then [`Message::End`]; after that changes as they come.
 //! What the reader knew before `Begin` stays in use until `End` replaces it as a whole, so that an agent's restart
 //! takes no answer away.
+//!
+//! The reader says [`Serving`] as soon as it is connected, whenever that changes, and each [`SAID_EVERY`]: where it
+//! answers. A reader that has not said it for [`HOLDS`] answers nowhere.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +30,34 @@ pub enum Message {
     /// One edit.
     Change(Change),
 }
+
+/// One line of what the reader says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Where it answers queries over UDP and TCP.
+    pub addresses: BTreeSet<SocketAddr>,
+}
+
+impl Serving {
+    /// Whether clients that ask at this address and the port of DNS are answered.
+    #[must_use]
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        let is_it = |served: &SocketAddr| {
+            let every = served.ip().is_unspecified() && served.is_ipv4() == address.is_ipv4();
+            served.port() == PORT && (every || served.ip() == address)
+        };
+        self.addresses.iter().any(is_it)
+    }
+}
+
+/// The port of DNS.
+const PORT: u16 = 53;
+
+/// How often a reader says where it answers, at least.
+pub const SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// For how long that holds.
+pub const HOLDS: Duration = Duration::from_secs(3);
 
 /// Whether a change is told at all. A reader of another build would not know the others.
 #[must_use]
@@ -44,4 +79,31 @@ pub fn is_complete(snapshot: &Snapshot) -> bool {
 }
 
 /// The layout that this build speaks. A reader that sees a newer one keeps what it has and says so.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_at_an_address_by_its_name_or_at_every_one_of_its_family() {
+        let rows = [
+            ("10.96.0.10:53", "10.96.0.10", true),
+            ("10.96.0.10:5353", "10.96.0.10", false),
+            ("10.96.0.11:53", "10.96.0.10", false),
+            ("0.0.0.0:53", "10.96.0.10", true),
+            ("0.0.0.0:53", "fd00::10", false),
+            ("[::]:53", "10.96.0.10", false),
+            ("[::]:53", "fd00::10", true),
+            ("[::]:54", "fd00::10", false),
+        ];
+        for (served, address, expected) in rows {
+            let serving = Serving {
+                addresses: [served.parse().expect("an address and a port")].into(),
+            };
+            let found = serving.is_at(address.parse().expect("an address"));
+            assert_eq!(found, expected, "{served} {address}");
+        }
+        assert!(!Serving::default().is_at([10, 96, 0, 10].into()));
+    }
+}

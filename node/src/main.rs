@@ -24,12 +24,15 @@ mod watch;
 
 use std::fmt::Display;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use agent::cleanup::{CleanupError, clean};
 use cli::{
@@ -41,6 +44,9 @@ use cli::{
 const WRONG: u8 = 1;
 /// Could not run.
 const COULD_NOT_RUN: u8 = 2;
+
+/// How long the last lines of a log are waited for at the end.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -80,8 +86,20 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
 }
 
 fn run_dns(args: &DnsArgs) -> ExitCode {
+    let log = match dns::log_queue::to_stderr() {
+        Ok(log) => log,
+        Err(error) => return could_not_run(format_args!("start the thread that writes the log: {error}")),
+    };
     // A lenient reader warns.
-    start_logs("info");
+    start_logs_to("info", Arc::clone(&log));
+    // Who panics does not wait for standard error, either.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+    let code = serve_dns(args);
+    log.drain(LAST_LINES);
+    code
+}
+
+fn serve_dns(args: &DnsArgs) -> ExitCode {
     let parsed = if args.lenient {
         dns::Config::parse_leniently(&args.conf)
     } else {
@@ -219,10 +237,14 @@ where
 
 /// Logs go to standard error, from this level on unless `CAUSEWAY_LOG` says otherwise.
 fn start_logs(level: &str) {
+    start_logs_to(level, std::io::stderr);
+}
+
+fn start_logs_to(level: &str, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(false)
         .init();
 }

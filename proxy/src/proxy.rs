@@ -119,6 +119,12 @@ impl Proxy {
         report
     }
 
+    /// Tells which ClusterIPs the node answers itself from now on; the next sync does it. The others' Services lead to
+    /// their endpoints again.
+    pub fn set_local_dns(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.settings.local_dns = addresses;
+    }
+
     /// Makes the next sync try again what failed. Otherwise it looks only at what changed, so that a Service that
     /// cannot be programmed does not cost anything at every change of another.
     pub fn retry_failed(&mut self) {
@@ -268,13 +274,17 @@ impl Proxy {
         has_networks && !(needs_addresses && context.addresses.is_empty())
     }
 
-    /// A change of this node's own zone, addresses or networks, or of the Services' networks, is a change of every
-    /// plan. While its Node object is absent, the last one holds: a node that is registered anew is still the same.
+    /// A change of this node's own zone, addresses or networks, of what it answers itself, or of the Services' networks,
+    /// is a change of every plan. While its Node object is absent, the last one holds: a node that is registered anew is
+    /// still the same.
     fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
         let mut context = match snapshot.nodes.get(&self.settings.node) {
             Some(node) if !self.began || self.is_node_known(snapshot) => self.settings.context(Some(node)),
             None if !self.began => self.settings.context(None),
-            _ => self.context.clone(),
+            _ => NodeContext {
+                local_dns: self.settings.local_dns.clone(),
+                ..self.context.clone()
+            },
         };
         let cidrs = snapshot.service_cidrs.iter();
         context.service_networks = cidrs

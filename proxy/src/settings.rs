@@ -62,7 +62,7 @@ pub struct Settings {
     pub external_addresses: bool,
     /// On which addresses node ports are served. Default: all.
     pub node_port_addresses: NodePortAddresses,
-    /// ClusterIPs that this node answers itself; they get no frontend.
+    /// ClusterIPs that this node answers itself; they get no frontend. See [`crate::Proxy::set_local_dns`].
     pub local_dns: BTreeSet<IpAddr>,
 }
 

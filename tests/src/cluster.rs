@@ -231,6 +231,18 @@ pub fn causeway(command: &str, state_dir: &Path, flags: &[&str]) -> anyhow::Resu
         .with_context(|| format!("starting {}", program.display()))
 }
 
+/// A process of a pod's container, by the pod's cgroup.
+#[must_use]
+pub fn process_of(uid: &str) -> Option<u32> {
+    let mut processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.find_map(|process| {
+        let pid = process.file_name().to_string_lossy().parse().ok()?;
+        let program = std::fs::read_link(process.path().join("exe")).ok()?;
+        let cgroups = std::fs::read_to_string(process.path().join("cgroup")).ok()?;
+        (program.ends_with("testserver") && cgroups.contains(uid)).then_some(pid)
+    })
+}
+
 /// Exit code and both outputs, for a message.
 #[must_use]
 pub fn everything(output: &Output) -> String {

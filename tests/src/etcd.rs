@@ -14,12 +14,7 @@ pub const URL: &str = "http://127.0.0.1:2379";
 /// The program, on PATH or unpacked by `setup.sh test`.
 #[must_use]
 pub fn program() -> Option<PathBuf> {
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr/bin/etcd");
-    let on_path = std::env::var_os("PATH")?;
-    let mut candidates = std::env::split_paths(&on_path).map(|directory| directory.join("etcd"));
-    candidates
-        .find(|path| path.exists())
-        .or_else(|| unpacked.exists().then_some(unpacked))
+    process::installed("etcd")
 }
 
 /// Starts it on [`URL`], and waits until it serves.

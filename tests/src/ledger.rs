@@ -125,6 +125,14 @@ pub fn tracked_flows(host: &Host) -> Result<u64> {
     text.trim().parse().context("a count")
 }
 
+/// Begins anew with the most memory that a process ever had.
+///
+/// # Errors
+/// When it is not ours.
+pub fn forget_peak(pid: u32) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("clear_refs")
+}
+
 /// What a process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holdings {
@@ -134,6 +142,8 @@ pub struct Holdings {
     pub threads: usize,
     /// Resident memory, in KiB.
     pub resident_kib: u64,
+    /// The most of it since its start, or since [`forget_peak`].
+    pub peak_kib: u64,
     /// Processor time so far, in ticks of 10 ms.
     pub cpu_ticks: u64,
 }
@@ -157,8 +167,11 @@ impl Holdings {
         }
         let threads = std::fs::read_dir(format!("{directory}/task"))?.count();
         let status = std::fs::read_to_string(format!("{directory}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.split_whitespace().next());
+        let kib = |field: &'static str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let number = line.and_then(|line| line.split_whitespace().next());
+            anyhow::Ok(number.context(field)?.parse()?)
+        };
         let stat = std::fs::read_to_string(format!("{directory}/stat"))?;
         // proc(5): the name ends with the last parenthesis; utime and stime are the 12th and 13th field behind it.
         let (_, fields) = stat.rsplit_once(") ").context("a name in parentheses")?;
@@ -166,7 +179,8 @@ impl Holdings {
         Ok(Self {
             files,
             threads,
-            resident_kib: resident.context("VmRSS")?.parse()?,
+            resident_kib: kib("VmRSS:")?,
+            peak_kib: kib("VmHWM:")?,
             cpu_ticks: times.filter_map(|time| time.parse::<u64>().ok()).sum(),
         })
     }

@@ -262,6 +262,11 @@ impl Network {
         Process::spawn(&place, command.env_remove("NODE_NAME")).expect("the agent starts")
     }
 
+    /// Gives the API an object.
+    pub fn put(&self, object: Value) {
+        self.api.put(object);
+    }
+
     /// Starts a node's agent.
     pub fn start_agent(&mut self, number: usize) {
         self.agents[number] = Some(self.agent(number));

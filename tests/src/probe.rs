@@ -10,7 +10,7 @@
 //! ```
 //! Clients are processes ([`run`] is their `main`), so that they can be in a node's cgroup.
 
-mod queries;
+pub mod queries;
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};

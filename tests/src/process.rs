@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use netlink::Namespace;
 
-use crate::wait;
+use crate::{cgroup, wait};
 
 /// Where a process shall run.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,21 @@ pub struct Place {
     pub namespace: Option<Namespace>,
     /// cgroup v2 directory, which it enters before it executes; `None` = the test's own.
     pub cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    /// Where another process runs.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is in no cgroup v2.
+    pub fn beside(pid: u32) -> Result<Self> {
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let of_v2 = cgroups.lines().find_map(|line| line.strip_prefix("0::/"));
+        Ok(Self {
+            namespace: Some(Namespace::open(format!("/proc/{pid}/ns/net"))?),
+            cgroup: Some(cgroup::mount_point()?.join(of_v2.context("no cgroup v2")?)),
+        })
+    }
 }
 
 /// Prepares a command. `run_in` and [`Process::spawn`] start it.
@@ -37,6 +52,17 @@ pub fn command(place: &Place, program: impl AsRef<OsStr>) -> Command {
         .arg(cgroup.join("cgroup.procs"))
         .arg(program);
     command
+}
+
+/// A program of the distribution: on PATH, or unpacked by `setup.sh`.
+#[must_use]
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/usr");
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&on_path).chain([tools.join("bin"), tools.join("sbin")]);
+    directories
+        .map(|directory| directory.join(name))
+        .find(|path| path.exists())
 }
 
 /// Output of a finished command.

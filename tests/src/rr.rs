@@ -56,7 +56,8 @@ fn print(what: &str, names: &[&str], cycles: &[Vec<f64>]) {
 }
 
 /// Ranks between which the median of the population lies in 95 of 100 cases (normal approximation of the binomial).
-fn interval(count: usize) -> (usize, usize) {
+#[must_use]
+pub fn interval(count: usize) -> (usize, usize) {
     let half = 0.98 * (count as f64).sqrt();
     let middle = count as f64 / 2.0;
     let low = (middle - half).floor().max(0.0) as usize;

@@ -3,6 +3,9 @@
 //!
 //! A harness of its own, because all of it happens on one cluster that has to come down at the end.
 
+#[path = "cluster/resolvers.rs"]
+mod resolvers;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -28,6 +31,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "pods_on_every_node_reach_the_service_by_address_and_by_name",
         pods_reach_the_service,
+    ),
+    (
+        "resolvers_of_every_kind_find_names_under_every_dns_policy",
+        resolvers::find_names,
     ),
     ("node_ports_answer_from_outside_on_every_node", node_ports_answer),
     ("the_socket_hook_fires_for_pods", the_hook_fires_for_pods),

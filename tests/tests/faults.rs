@@ -5,6 +5,7 @@
 //! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F4, F5 ([`privileged_crash`]), F13, F14
 //!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
+//! - What the DNS server meets: F46, F47 ([`privileged_upstreams`]), F48, F49 ([`privileged_dns`]).
 //!
 //! F3, another layout of maps, is in `ebpf/tests/privileged.rs`; F20, an API server whose packets vanish, in
 //! `tests/tests/agent/privileged_parts.rs`.
@@ -19,12 +20,18 @@ mod privileged_churn;
 mod privileged_crash;
 #[path = "faults/privileged_damage.rs"]
 mod privileged_damage;
+#[path = "faults/privileged_dns.rs"]
+mod privileged_dns;
 #[path = "faults/privileged_limits.rs"]
 mod privileged_limits;
 #[path = "faults/privileged_malformed.rs"]
 mod privileged_malformed;
 #[path = "faults/privileged_sysctls.rs"]
 mod privileged_sysctls;
+#[path = "faults/privileged_upstreams.rs"]
+mod privileged_upstreams;
+#[path = "faults/resolver.rs"]
+mod resolver;
 #[path = "faults/snapshots.rs"]
 mod snapshots;
 #[path = "faults/world.rs"]

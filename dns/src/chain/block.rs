@@ -11,17 +11,18 @@ use tokio::runtime::Handle;
 use super::autopath::Autopath;
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
+use crate::aaaa;
 use crate::acl::{self, Action};
 use crate::answer::{Owner, Section, Writer, code_only};
 use crate::cache::{Cache, Found};
-use crate::corefile::ServerBlock;
+use crate::corefile::{DEFAULT_BUFSIZE, Key, ServerBlock};
 use crate::error_log::ErrorLog;
 use crate::feed::Source;
 use crate::forward::{Failure, Forward};
 use crate::hosts::{self, Hosts};
 use crate::kubernetes::{self, Shape, Verdict};
 use crate::metrics::{Answerer, Event, Transport, ZoneLabel};
-use crate::name::Name;
+use crate::name::{MAX_NAME, Name};
 use crate::query_log;
 use crate::question::{Query, rcode, rtype};
 use crate::rate_limit::RateLimit;
@@ -41,6 +42,8 @@ pub enum Plugin {
     Hosts(Arc<Hosts>),
     /// Answers from the cluster's state.
     Kubernetes(Box<kubernetes::Options>, Arc<Source>),
+    /// Denies that names outside have IPv6 addresses.
+    Aaaa(aaaa::Off),
     /// Answers with what upstreams said before.
     Cache(Arc<Cache>),
     /// Finds upstreams that send our queries back.
@@ -65,7 +68,7 @@ pub struct Block {
     rewrites: Vec<rewrite::Rule>,
     autopath: Option<Arc<Autopath>>,
     /// No client is sent more over UDP.
-    pub(super) bufsize: Option<u16>,
+    pub(super) bufsize: u16,
     pub(super) load_balance: bool,
     minimal: bool,
     /// Where answers are asked for again while serving threads go on.
@@ -85,10 +88,19 @@ pub(super) enum Gate {
 /// Where a walk along the plugins ended.
 pub(super) enum Walk<'s> {
     Answered(Answerer),
+    Waits(Wait<'s>),
+}
+
+/// What has to be found out before there is an answer.
+pub(super) enum Wait<'s> {
     /// An upstream has to be asked; what it says may be cached.
     Forward(&'s Arc<Forward>, Option<&'s Cache>),
-    /// The answer is an alias for this name, with that TTL.
-    Alias(Name, u32, Answerer),
+    /// The answer is an alias, whose target has to be looked up. It is a template's, or the cluster's.
+    Alias {
+        target: Name,
+        ttl: u32,
+        template: Option<&'s Templates>,
+    },
 }
 
 impl Plugin {
@@ -167,6 +179,7 @@ impl Block {
         if let (Some(options), Some(source)) = (&config.kubernetes, source) {
             plugins.push(Plugin::Kubernetes(Box::new(options.clone()), source));
         }
+        plugins.extend(config.no_aaaa.clone().map(Plugin::Aaaa));
         if let Some(options) = &config.cache {
             let kept = old.and_then(|old| old.kept(Plugin::as_cache, |cache| cache.options() == options));
             plugins.push(Plugin::Cache(
@@ -182,7 +195,7 @@ impl Block {
             ));
         }
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
-        let zones = config.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
+        let zones = config.keys.iter().map(Key::to_string);
         Self {
             label: ZoneLabel::of(config.keys.first()),
             heading: zones.collect::<Vec<_>>().join(" "),
@@ -204,7 +217,7 @@ impl Block {
                 kept.filter(|autopath| autopath.options() == options)
                     .unwrap_or_else(|| Arc::new(Autopath::new(options.clone())))
             }),
-            bufsize: config.bufsize,
+            bufsize: config.bufsize.unwrap_or(DEFAULT_BUFSIZE),
             load_balance: config.load_balance,
             minimal: config.minimal,
             runtime: Handle::try_current().ok(),
@@ -316,6 +329,15 @@ impl Block {
         Gate::Answered(Answerer::Acl)
     }
 
+    /// Whether `acl` lets a client ask what the server asks itself in its place.
+    pub(super) fn allows(&self, query: &Query<'_>, client: Client) -> bool {
+        let action = self
+            .acl
+            .as_ref()
+            .map(|acl| acl.decide(query, client.address.ip()));
+        matches!(action, None | Some(Action::Allow))
+    }
+
     pub(super) fn walk<'s>(
         &'s self,
         query: &Query<'_>,
@@ -334,7 +356,11 @@ impl Block {
                 Plugin::Template(template) => match template.answer(query, client.address.ip(), shape, out) {
                     template::Verdict::Answered => return Walk::Answered(Answerer::Template),
                     template::Verdict::Follow(target, ttl) => {
-                        return Walk::Alias(target, ttl, Answerer::Template);
+                        return Walk::Waits(Wait::Alias {
+                            target,
+                            ttl,
+                            template: Some(template),
+                        });
                     }
                     template::Verdict::Failed(error) => {
                         self.report(query, &error);
@@ -351,9 +377,18 @@ impl Block {
                     match options.answer(&source.table.load(), query, shape, out) {
                         Verdict::Answered => return Walk::Answered(Answerer::Kubernetes),
                         Verdict::Follow(target) => {
-                            return Walk::Alias(target, options.ttl, Answerer::Kubernetes);
+                            return Walk::Waits(Wait::Alias {
+                                target,
+                                ttl: options.ttl,
+                                template: None,
+                            });
                         }
                         Verdict::NotOurs => {}
+                    }
+                }
+                Plugin::Aaaa(off) => {
+                    if off.answer(query, shape.limit, out) {
+                        return Walk::Answered(Answerer::Aaaa);
                     }
                 }
                 Plugin::Cache(kept) => match kept.answer(query, shape.limit, Instant::now(), out) {
@@ -370,7 +405,9 @@ impl Block {
                         return Walk::Answered(Answerer::Server);
                     }
                 }
-                Plugin::Forward(forward) if forward.covers(query) => return Walk::Forward(forward, cache),
+                Plugin::Forward(forward) if forward.covers(query) => {
+                    return Walk::Waits(Wait::Forward(forward, cache));
+                }
                 Plugin::Forward(_) => {}
                 Plugin::Whoami => {
                     whoami(query, client, shape, out);
@@ -400,12 +437,14 @@ impl Block {
     }
 
     /// What `minimal` and `loadbalance` do to a whole answer.
-    pub(super) fn trim(&self, query: &Query<'_>, answerer: Answerer, rotation: usize, out: &mut Vec<u8>) {
+    pub(crate) fn trim(&self, query: &Query<'_>, answerer: Answerer, rotation: usize, out: &mut Vec<u8>) {
         if self.minimal {
             trim::keep_answers(out, query);
         }
-        // The cluster's addresses come in a new order already.
-        if self.load_balance && answerer != Answerer::Kubernetes {
+        // The cluster's own addresses come in a new order already.
+        let is_rotated =
+            || answerer == Answerer::Kubernetes && !trim::begins_with_alias(out, query.question_end);
+        if self.load_balance && !is_rotated() {
             trim::rotate_addresses(out, query.question_end, rotation);
         }
     }
@@ -470,16 +509,19 @@ fn whoami(query: &Query<'_>, client: Client, shape: Shape, out: &mut Vec<u8>) {
         Transport::Tcp => b"\x04_tcp",
     };
     let owner = [label, query.name()].concat();
-    writer.record(
-        Section::Additional,
-        Owner::Literal(&owner),
-        rtype::SRV,
-        0,
-        |out| {
-            out.extend_from_slice(&[0, 0, 0, 0]);
-            out.extend_from_slice(&client.address.port().to_be_bytes());
-            out.push(0);
-        },
-    );
+    // What gets too long is no name.
+    if owner.len() <= MAX_NAME {
+        writer.record(
+            Section::Additional,
+            Owner::Literal(&owner),
+            rtype::SRV,
+            0,
+            |out| {
+                out.extend_from_slice(&[0, 0, 0, 0]);
+                out.extend_from_slice(&client.address.port().to_be_bytes());
+                out.push(0);
+            },
+        );
+    }
     writer.finish(rcode::NOERROR, true);
 }

@@ -23,6 +23,13 @@ pub(super) fn keep_answers(out: &mut Vec<u8>, query: &Query<'_>) {
     put_client_opt(out, query);
 }
 
+/// Whether the first answer is an alias.
+pub(super) fn begins_with_alias(out: &[u8], question_end: usize) -> bool {
+    let has_answers = counts(out).is_some_and(|(answers, _)| answers > 0);
+    let first = Record::read(out, question_end).filter(|_| has_answers);
+    first.is_some_and(|(record, _)| record.rtype == rtype::CNAME)
+}
+
 /// Moves addresses on by `rotation` places: each run of A or of AAAA records, the records around it stay. Only
 /// records whose owner is a pointer are moved, since nothing else in the packet can point into those.
 pub(super) fn rotate_addresses(out: &mut [u8], question_end: usize, rotation: usize) {

@@ -12,15 +12,17 @@ mod logs;
 pub mod plugins;
 mod rewrites;
 mod rules;
+mod taken;
 pub mod tree;
 
-use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::aaaa;
 use crate::acl;
 use crate::cache;
 use crate::chain::autopath;
@@ -32,8 +34,13 @@ use crate::name::Name;
 use crate::query_log;
 use crate::rate_limit;
 use crate::rewrite;
+use crate::serve::tls;
 use crate::template;
 use lexer::Token;
+use taken::Taken;
+
+/// The most bytes that a client is sent over UDP: safe over every path (DNS flag day 2020).
+pub const DEFAULT_BUFSIZE: u16 = 1232;
 
 /// Why a Corefile cannot be used. Displays as `Corefile:3: unknown plugin "foo"; …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +72,8 @@ pub struct ServerBlock {
     pub keys: Vec<Key>,
     /// Addresses to listen at; empty = all.
     pub bind: Vec<IpAddr>,
+    /// `tls`: who the server is where it is asked by TLS.
+    pub tls: Option<tls::Identity>,
     /// `errors`: failures are logged.
     pub errors: bool,
     /// Failures that are logged together.
@@ -91,7 +100,7 @@ pub struct ServerBlock {
     pub forward: Vec<forward::Options>,
     /// `whoami`.
     pub whoami: bool,
-    /// `bufsize`: no client is sent more over UDP, in bytes. Default 1232 where it is given.
+    /// `bufsize`: no client is sent more over UDP, in bytes. Default [`DEFAULT_BUFSIZE`], given or not.
     pub bufsize: Option<u16>,
     /// `ratelimit`.
     pub rate_limit: Option<rate_limit::Options>,
@@ -109,6 +118,8 @@ pub struct ServerBlock {
     pub hosts: Option<hosts::Options>,
     /// `root`: where relative paths of the plugins lead from. Default: the working directory.
     pub root: PathBuf,
+    /// `aaaa off`: names outside have no IPv6 addresses.
+    pub no_aaaa: Option<aaaa::Off>,
     /// `minimal`: positive answers come without authorities and additional records.
     pub minimal: bool,
 }
@@ -121,6 +132,7 @@ impl ServerBlock {
             ("reload", self.reload.is_some()),
             ("bufsize", self.bufsize.is_some()),
             ("root", !self.root.as_os_str().is_empty()),
+            ("tls", self.tls.is_some()),
             ("bind", !self.bind.is_empty()),
             ("ready", self.ready.is_some()),
             ("health", self.health.is_some()),
@@ -138,6 +150,7 @@ impl ServerBlock {
             ("template", !self.templates.is_empty()),
             ("hosts", self.hosts.is_some()),
             ("kubernetes", self.kubernetes.is_some()),
+            ("aaaa", self.no_aaaa.is_some()),
             ("loop", self.detect_loops),
             ("forward", !self.forward.is_empty()),
             ("whoami", self.whoami),
@@ -147,13 +160,52 @@ impl ServerBlock {
     }
 }
 
-/// One zone of a server block's heading.
+/// One zone of a server block's heading. Displays as `cluster.local.:53`, `tls://.:853`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// How it is asked for.
+    pub scheme: Scheme,
     /// The zone.
     pub zone: Name,
-    /// The port. Default 53.
+    /// The port. Default 53, for TLS 853.
     pub port: u16,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.scheme {
+            Scheme::Dns => write!(f, "{}:{}", self.zone, self.port),
+            Scheme::Tls => write!(f, "tls://{}:{}", self.zone, self.port),
+        }
+    }
+}
+
+/// How a zone is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scheme {
+    /// `dns://`: by UDP and TCP.
+    #[default]
+    Dns,
+    /// `tls://`: by TLS (RFC 7858).
+    Tls,
+}
+
+impl Scheme {
+    /// What stands in front of `://`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Dns => 53,
+            Self::Tls => 853,
+        }
+    }
 }
 
 /// How often the Corefile is looked at.
@@ -188,16 +240,26 @@ impl Corefile {
     /// # Errors
     /// With file and line of the first thing that is wrong.
     pub fn read_again(path: &Path, is_lenient: bool) -> Result<Self, Error> {
+        let (corefile, errors) = Self::look_over(path, is_lenient);
+        errors.into_iter().next().map_or(Ok(corefile), Err)
+    }
+
+    /// Reads a file as far as it is right, and tells everything that is wrong: of what cannot be taken apart into
+    /// blocks the first thing, else the first of each directive.
+    #[must_use]
+    pub fn look_over(path: &Path, is_lenient: bool) -> (Self, Vec<Error>) {
         let file = path.to_string_lossy();
-        let text = std::fs::read_to_string(path).map_err(|error| Error {
-            file: file.to_string(),
-            line: 0,
-            message: format!("cannot read the Corefile: {error}"),
-        })?;
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                let message = format!("cannot read the Corefile: {error}");
+                return (Self::default(), vec![whole_file(&file, message)]);
+            }
+        };
         let environment = |name: &str| std::env::var(name).ok();
-        let mut corefile = Self::parse_blocks(&file, &text, &environment, is_lenient)?;
+        let (mut corefile, errors) = Self::parse_blocks(&file, &text, &environment, is_lenient);
         corefile.path = Some(path.to_owned());
-        Ok(corefile)
+        (corefile, errors)
     }
 
     /// Reads a text. `environment` gives the value of a variable.
@@ -209,85 +271,92 @@ impl Corefile {
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
-        Self::parse_blocks(file, text, environment, false)
+        let (corefile, errors) = Self::parse_blocks(file, text, environment, false);
+        errors.into_iter().next().map_or(Ok(corefile), Err)
     }
 
-    fn parse_blocks(
+    pub(crate) fn parse_blocks(
         file: &str,
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
         is_lenient: bool,
-    ) -> Result<Self, Error> {
-        let mut blocks = Vec::new();
-        let mut taken: HashMap<(Key, Vec<IpAddr>), ()> = HashMap::new();
-        for tree in tree::blocks(file, text, environment)? {
-            let mut keys = Vec::new();
-            for key in &tree.keys {
-                keys.extend(zone_keys(key)?);
-            }
-            let mut block = ServerBlock {
-                keys,
-                ..ServerBlock::default()
-            };
-            // What the others' paths lead from comes first, wherever it stands.
-            let (roots, others): (Vec<_>, Vec<_>) = tree
-                .directives
-                .iter()
-                .partition(|directive| directive.name.text == "root");
-            for directive in roots.into_iter().chain(others) {
-                if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
-                    let place = &directive.name.place;
-                    tracing::warn!(
-                        file = %place.file,
-                        line = place.line,
-                        plugin = directive.name.text,
-                        "unknown plugin passed over"
-                    );
-                    continue;
-                }
-                plugins::apply(&mut block, directive)?;
-            }
+    ) -> (Self, Vec<Error>) {
+        let mut corefile = Self {
+            is_lenient,
+            ..Self::default()
+        };
+        let trees = match tree::blocks(file, text, environment) {
+            Ok(trees) => trees,
+            Err(error) => return (corefile, vec![error]),
+        };
+        let mut errors = Vec::new();
+        let mut taken = Taken::default();
+        for tree in &trees {
+            let mut block = server_block(tree, is_lenient, &mut errors);
             if environment("KUBERNETES_SERVICE_HOST").is_none() {
                 cluster::outside_of_a_pod(&mut block);
             }
             for key in &block.keys {
-                if taken.insert((key.clone(), block.bind.clone()), ()).is_some() {
-                    let message = format!("cannot serve {} at port {} twice", key.zone, key.port);
-                    return Err(tree.keys.first().map_or_else(
-                        || Error {
-                            file: file.to_owned(),
-                            line: 0,
-                            message: message.clone(),
-                        },
-                        |token| token.error(message.clone()),
-                    ));
+                if let Err(message) = taken.take(key, &block) {
+                    errors.extend(tree.keys.first().map(|token| token.error(message)));
                 }
             }
-            blocks.push(block);
+            corefile.blocks.push(block);
         }
-        if blocks.is_empty() {
+        if trees.is_empty() {
             let message = "there is no server block: the least is '. { whoami }'".to_owned();
-            return Err(Error {
-                file: file.to_owned(),
-                line: 0,
-                message,
-            });
+            errors.push(whole_file(file, message));
         }
-        Ok(Self {
-            path: None,
-            is_lenient,
-            blocks,
-        })
+        (corefile, errors)
     }
 }
 
-/// The zones of one word in front of a server block: `cluster.local:53`, `dns://.`, `10.96.0.0/12`.
+fn whole_file(file: &str, message: String) -> Error {
+    Error {
+        file: file.to_owned(),
+        line: 0,
+        message,
+    }
+}
+
+/// A server block as far as it is right.
+fn server_block(tree: &tree::Block, is_lenient: bool, errors: &mut Vec<Error>) -> ServerBlock {
+    let mut block = ServerBlock::default();
+    for key in &tree.keys {
+        match zone_keys(key) {
+            Ok(keys) => block.keys.extend(keys),
+            Err(error) => errors.push(error),
+        }
+    }
+    // What the others' paths lead from comes first, wherever it stands.
+    let (roots, others): (Vec<_>, Vec<_>) = tree
+        .directives
+        .iter()
+        .partition(|directive| directive.name.text == "root");
+    for directive in roots.into_iter().chain(others) {
+        if is_lenient && !plugins::KNOWN.contains(&directive.name.text.as_str()) {
+            let place = &directive.name.place;
+            tracing::warn!(
+                file = %place.file,
+                line = place.line,
+                plugin = directive.name.text,
+                "unknown plugin passed over"
+            );
+            continue;
+        }
+        errors.extend(plugins::apply(&mut block, directive).err());
+    }
+    block
+}
+
+/// The zones of one word in front of a server block: `cluster.local:53`, `tls://.`, `10.96.0.0/12`.
 fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
-    let text = match token.text.split_once("://") {
-        None => token.text.as_str(),
-        Some(("dns", rest)) => rest,
+    let (scheme, text) = match token.text.split_once("://") {
+        None => (Scheme::Dns, token.text.as_str()),
+        Some(("dns", rest)) => (Scheme::Dns, rest),
+        Some(("tls", rest)) => (Scheme::Tls, rest),
         Some((scheme, _)) => {
-            return Err(token.error(format!("{scheme}:// is not served yet; only dns:// is")));
+            return Err(token.error(format!("{scheme}:// is not served; dns:// and tls:// are")));
         }
     };
     let (zone, port) = match text.rsplit_once(':') {
@@ -297,12 +366,12 @@ fn zone_keys(token: &Token) -> Result<Vec<Key>, Error> {
             port.parse()
                 .map_err(|_| token.error(format!("{port:?} is no port number")))?,
         ),
-        _ => (text, 53),
+        _ => (text, scheme.default_port()),
     };
     let zone = if zone.is_empty() { "." } else { zone };
     Ok(zones(token, zone)?
         .into_iter()
-        .map(|zone| Key { zone, port })
+        .map(|zone| Key { scheme, zone, port })
         .collect())
 }
 

@@ -1,7 +1,7 @@
 //! Directives to typed options, one function per plugin.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::arguments::{bare, duration, everywhere, listen_address, no_options, single, unknown_option};
@@ -10,12 +10,14 @@ use super::lexer::Token;
 use super::tree::Directive;
 use super::{Error, Health, Reload, ServerBlock, caching, forwarding, logs, rewrites, rules};
 use crate::name::Name;
+use crate::serve::tls::{ClientAuth, Files, Identity};
 
-/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`).
-pub const KNOWN: [&str; 24] = [
+/// The plugins that there are, in the order in which a query passes them (CoreDNS's `plugin.cfg`, and ours).
+pub const KNOWN: [&str; 26] = [
     "reload",
     "bufsize",
     "root",
+    "tls",
     "bind",
     "ready",
     "health",
@@ -33,6 +35,7 @@ pub const KNOWN: [&str; 24] = [
     "template",
     "hosts",
     "kubernetes",
+    "aaaa",
     "loop",
     "forward",
     "whoami",
@@ -54,7 +57,12 @@ pub(super) fn apply(block: &mut ServerBlock, directive: &Directive) -> Result<()
             block.acl.push(rules::acl(directive, &own_zones(block))?);
             false
         }
+        "aaaa" => {
+            let off = rules::aaaa(directive, &own_zones(block))?;
+            block.no_aaaa.replace(off).is_some()
+        }
         "root" => root(block, directive)?,
+        "tls" => block.tls.replace(tls(directive, &block.root)?).is_some(),
         "hosts" => {
             let mut options = rules::hosts(directive, &own_zones(block))?;
             options.file = block.root.join(options.file);
@@ -132,6 +140,49 @@ fn root(block: &mut ServerBlock, directive: &Directive) -> Result<bool, Error> {
     no_options(directive)?;
     let folder = PathBuf::from(&single(directive)?.text);
     Ok(!std::mem::replace(&mut block.root, folder).as_os_str().is_empty())
+}
+
+/// `tls CERTIFICATE KEY [AUTHORITIES] { client_auth WHO }`.
+fn tls(directive: &Directive, root: &Path) -> Result<Identity, Error> {
+    let mut clients = ClientAuth::default();
+    for option in &directive.options {
+        no_options(option)?;
+        if option.name.text != "client_auth" {
+            return Err(unknown_option(directive, option, &["client_auth"]));
+        }
+        let who = single(option)?;
+        clients = match who.text.as_str() {
+            // A certificate that is asked for and not looked at changes nothing.
+            "nocert" | "request" => ClientAuth::None,
+            "verify_if_given" => ClientAuth::IfGiven,
+            "require_and_verify" => ClientAuth::Required,
+            "require" => {
+                return Err(who.error("client_auth require lets everybody in; say require_and_verify"));
+            }
+            other => {
+                let known = "nocert, request, verify_if_given and require_and_verify";
+                return Err(who.error(format!("client_auth is one of {known}, not {other:?}")));
+            }
+        };
+    }
+    let path = |token: &Token| root.join(&token.text);
+    let files = match directive.args.as_slice() {
+        [certificate, key] => Files {
+            certificate: path(certificate),
+            key: path(key),
+            authorities: None,
+        },
+        [certificate, key, authorities] => Files {
+            certificate: path(certificate),
+            key: path(key),
+            authorities: Some(path(authorities)),
+        },
+        _ => {
+            let usage = "tls takes a certificate, its key, and certificates of authorities";
+            return Err(directive.name.error(usage));
+        }
+    };
+    Identity::read(&files, clients).map_err(|error| directive.name.error(error.to_string()))
 }
 
 fn own_zones(block: &ServerBlock) -> Vec<Name> {

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Error;
 use super::arguments::{
     bare, duration, names, names_or_all, network, no_options, number_within, record_type, single,
     unknown_option,
@@ -11,16 +10,14 @@ use super::arguments::{
 use super::lexer::Token;
 use super::rewrites::pattern;
 use super::tree::Directive;
+use super::{DEFAULT_BUFSIZE, Error};
 use crate::chain::autopath;
 use crate::forward::resolv_conf;
 use crate::name::Name;
 use crate::pattern::Pattern;
 use crate::question::{rcode, rtype};
 use crate::template::{self, Template};
-use crate::{acl, hosts, mnemonic, rate_limit};
-
-/// Safe over every path (DNS flag day 2020).
-const DEFAULT_BUFSIZE: u16 = 1232;
+use crate::{aaaa, acl, hosts, mnemonic, rate_limit};
 
 /// `bufsize [SIZE]`.
 pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
@@ -33,9 +30,23 @@ pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
     }
 }
 
-/// `ratelimit QUERIES_PER_SECOND [BURST] { exempt NET... }`.
+/// `aaaa off [ZONE...]`.
+pub(super) fn aaaa(directive: &Directive, own_zones: &[Name]) -> Result<aaaa::Off, Error> {
+    no_options(directive)?;
+    match directive.args.split_first() {
+        Some((off, [])) if off.text == "off" => Ok(aaaa::Off {
+            zones: own_zones.to_vec(),
+        }),
+        Some((off, zones)) if off.text == "off" => Ok(aaaa::Off { zones: names(zones)? }),
+        Some((other, _)) => Err(other.error(format!("aaaa can be off, not {:?}", other.text))),
+        None => Err(directive.name.error("aaaa wants to be told that it is off")),
+    }
+}
+
+/// `ratelimit QUERIES_PER_SECOND [BURST] { exempt NET... | ipv4-prefix-length BITS | ipv6-prefix-length BITS }`.
 pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, Error> {
     const MOST: u32 = 1_000_000;
+    const KNOWN_OPTIONS: &[&str] = &["exempt", "ipv4-prefix-length", "ipv6-prefix-length"];
     let (rate, burst) = match directive.args.as_slice() {
         [rate] => (rate, rate),
         [rate, burst] => (rate, burst),
@@ -48,6 +59,7 @@ pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, E
         per_second: number_within(rate, 1, MOST)?,
         burst: number_within(burst, 1, MOST)?,
         exempt: Vec::new(),
+        prefixes: rate_limit::Prefixes::default(),
     };
     for option in &directive.options {
         match option.name.text.as_str() {
@@ -55,7 +67,9 @@ pub(super) fn rate_limit(directive: &Directive) -> Result<rate_limit::Options, E
                 let networks: Result<Vec<_>, _> = some(option)?.iter().map(network).collect();
                 options.exempt.extend(networks?);
             }
-            _ => return Err(unknown_option(directive, option, &["exempt"])),
+            "ipv4-prefix-length" => options.prefixes.v4 = number_within(single(option)?, 1, 32)?,
+            "ipv6-prefix-length" => options.prefixes.v6 = number_within(single(option)?, 1, 128)?,
+            _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
         }
     }
     Ok(options)

@@ -40,6 +40,93 @@ fn socket(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
 
+/// A certificate and its key in a folder that goes away with the test.
+struct PemFiles(PathBuf);
+
+impl PemFiles {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("cwt-pem-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("made");
+        let files = Self(folder);
+        files.renew();
+        files
+    }
+
+    /// Puts others in their place.
+    fn renew(&self) {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let params = rcgen::CertificateParams::new(vec!["dns.example".to_owned()]).expect("names");
+        let certificate = params.self_signed(&key).expect("signed");
+        std::fs::write(self.0.join("certificate.pem"), certificate.pem()).expect("written");
+        std::fs::write(self.0.join("key.pem"), key.serialize_pem()).expect("written");
+    }
+
+    fn directive(&self) -> String {
+        let folder = self.0.display();
+        format!("tls {folder}/certificate.pem {folder}/key.pem")
+    }
+}
+
+impl Drop for PemFiles {
+    fn drop(&mut self) {
+        // What is left over in a temporary folder harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn tls_has_a_port_of_its_own_and_files_that_mean_something() {
+    let files = PemFiles::new("meaning");
+    let tls = files.directive();
+    let read = |heading: &str| block(&format!("{heading} {{\n {tls}\n}}"));
+    let keys = |heading: &str| read(heading).keys.iter().map(Key::to_string).collect::<Vec<_>>();
+    assert_eq!(keys("tls://."), ["tls://.:853"]);
+    assert_eq!(
+        keys("tls://a.example:1853 dns://b.example"),
+        ["tls://a.example.:1853", "b.example.:53"]
+    );
+    let first = read("tls://.");
+    assert_eq!(read("tls://."), first);
+    files.renew();
+    assert_ne!(read("tls://."), first);
+}
+
+#[test]
+fn a_port_is_served_in_one_way() {
+    let (files, others) = (PemFiles::new("one-way"), PemFiles::new("other-way"));
+    let (tls, other) = (files.directive(), others.directive());
+    let clash = |key: &str, scheme: &str| {
+        format!("{key}: another server block has port 853 for {scheme}:// with another certificate or none")
+    };
+    for (first, second, expected) in [
+        (format!("tls://a {{\n {tls}"), format!("tls://b {{\n {tls}"), None),
+        (
+            format!("tls://a {{\n {tls}"),
+            format!("tls://b {{\n {other}"),
+            Some(clash("tls://b.:853", "tls")),
+        ),
+        (
+            format!("tls://a {{\n {tls}"),
+            "b:853 {".to_owned(),
+            Some(clash("b.:853", "tls")),
+        ),
+        (
+            "b:853 {".to_owned(),
+            format!("tls://a {{\n {tls}"),
+            Some(clash("tls://a.:853", "dns")),
+        ),
+        (
+            format!("tls://a {{\n bind 127.0.0.1\n {tls}"),
+            "b:853 {\n bind 127.0.0.2".to_owned(),
+            None,
+        ),
+    ] {
+        let text = format!("{first}\n}}\n{second}\n}}");
+        let refused = parse(&text).err().map(|error| error.message);
+        assert_eq!(refused, expected, "{text}");
+    }
+}
+
 #[test]
 fn kubeadms_corefile_is_read_whole() {
     let text = ".:53 {
@@ -73,6 +160,7 @@ fn kubeadms_corefile_is_read_whole() {
     }
     let expected = ServerBlock {
         keys: vec![Key {
+            scheme: Scheme::Dns,
             zone: Name::root(),
             port: 53,
         }],
@@ -399,7 +487,8 @@ fn options_are_read() {
 #[test]
 fn rules_about_clients_are_read() {
     let only = block(
-        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n}\n acl {\n \
+        "a.example {\n any\n minimal\n bufsize 1400\n ratelimit 100 200 {\n exempt 10.0.0.0/8 ::1\n ipv6-prefix-length \
+         64\n}\n acl {\n \
          allow net 10.1.0.0/16 fd00::1\n drop type TXT ANY\n block type AAAA TYPE65 net 192.0.2.1\n filter net * \
          type A\n block\n}\n acl b.example {\n allow\n}\n}",
     );
@@ -409,6 +498,7 @@ fn rules_about_clients_are_read() {
         per_second: 100,
         burst: 200,
         exempt: vec![network("10.0.0.0/8"), network("::1")],
+        prefixes: rate_limit::Prefixes { v4: 32, v6: 64 },
     };
     assert_eq!(only.rate_limit, Some(limit));
     let rule = |action, types: &[u16], clients: &[&str]| acl::Rule {
@@ -458,6 +548,19 @@ fn layout_comments_quotes_snippets_and_imports() {
         blocks.iter().map(|block| block.whoami).collect::<Vec<_>>(),
         [true, false]
     );
+    // What is imported often is not imported deeply.
+    let often = format!(
+        "(plain) {{\n errors\n}}\n{}",
+        ". {\n import plain\n}\n".repeat(150)
+    );
+    let often = often.split(". {").enumerate();
+    let often: Vec<String> = often
+        .map(|(number, part)| match number {
+            0 => part.to_owned(),
+            number => format!("z{number}.example {{{part}"),
+        })
+        .collect();
+    assert_eq!(parse(&often.concat()).map(|file| file.blocks.len()), Ok(150));
     let spaced = block("\"quoted.example\" {\n forward \"a.example\" 1.1.1.1\n}");
     assert_eq!(spaced.forward[0].from, names(&["a.example"]));
 }

@@ -7,7 +7,9 @@ use super::Error;
 use super::lexer::{Token, tokens};
 
 /// Imports within imports go no deeper than this; deeper means that a file imports itself.
-const MAX_IMPORTS: usize = 100;
+const MAX_DEPTH: usize = 100;
+/// All imports together bring in no more words than this: what imports twice what imports twice grows without bounds.
+const MAX_IMPORTED: usize = 1_000_000;
 
 /// `keys { directives }`.
 #[derive(Clone, Debug)]
@@ -42,7 +44,8 @@ pub fn blocks(
         tokens: tokens(file, text, environment)?.into(),
         snippets: HashMap::new(),
         environment,
-        imports: 0,
+        open_imports: Vec::new(),
+        imported: 0,
     };
     let mut blocks = Vec::new();
     while !reader.tokens.is_empty() {
@@ -57,7 +60,10 @@ struct Reader<'e> {
     tokens: VecDeque<Token>,
     snippets: HashMap<String, Vec<Token>>,
     environment: &'e dyn Fn(&str) -> Option<String>,
-    imports: usize,
+    /// For each import that is not read to its end: how many tokens are left behind it.
+    open_imports: Vec<usize>,
+    /// Tokens that imports brought in.
+    imported: usize,
 }
 
 impl Reader<'_> {
@@ -188,14 +194,22 @@ impl Reader<'_> {
         let [what] = args else {
             return Err(directive.error("import takes one file, pattern or snippet"));
         };
-        self.imports += 1;
-        if self.imports > MAX_IMPORTS {
-            return Err(directive.error("too many imports: a file imports itself"));
+        // An import is open while the directive itself came from it.
+        let left = self.tokens.len();
+        let left_before = left + 1 + args.len();
+        self.open_imports.retain(|behind| left_before > *behind);
+        if self.open_imports.len() == MAX_DEPTH {
+            return Err(directive.error("too many imports within each other: a file imports itself"));
         }
+        self.open_imports.push(left);
         let imported = match self.snippets.get(&what.text) {
             Some(snippet) => snippet.clone(),
             None => self.imported_files(what)?,
         };
+        self.imported += imported.len();
+        if self.imported > MAX_IMPORTED {
+            return Err(directive.error("the imports are too long together"));
+        }
         for token in imported.into_iter().rev() {
             self.tokens.push_front(token);
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,32 +60,14 @@ impl Tls {
     /// When one of them cannot be used.
     pub fn connector(&self) -> Result<TlsConnector, TlsError> {
         self.verified_name()?;
-        let mut roots = RootCertStore::empty();
-        match &self.authorities {
-            Some(path) => {
-                for certificate in certificates(path)? {
-                    roots.add(certificate)?;
-                }
-            }
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        if roots.is_empty() {
-            return Err(TlsError::NoAuthorities);
-        }
+        let roots = trusted(self.authorities.as_deref())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let builder = builder.with_root_certificates(roots);
         let config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let error = |source| TlsError::File {
-                    path: key.clone(),
-                    source,
-                };
-                let key = PrivateKeyDer::from_pem_file(key).map_err(error)?;
-                builder.with_client_auth_cert(certificates(certificate)?, key)?
+                builder.with_client_auth_cert(certificates(certificate)?, private_key(key)?)?
             }
         };
         Ok(TlsConnector::from(Arc::new(config)))
@@ -99,13 +81,39 @@ impl Tls {
     }
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let error = |source| TlsError::File {
-        path: path.clone(),
+/// Those whose signatures are good: of a file, or the system's.
+pub(crate) fn trusted(authorities: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        Some(path) => {
+            for certificate in certificates(path)? {
+                roots.add(certificate)?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(TlsError::NoAuthorities);
+    }
+    Ok(roots)
+}
+
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(path).map_err(file_error(path))?;
+    read.collect::<Result<_, _>>().map_err(file_error(path))
+}
+
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(file_error(path))
+}
+
+fn file_error(path: &Path) -> impl Fn(rustls::pki_types::pem::Error) -> TlsError {
+    |source| TlsError::File {
+        path: path.to_owned(),
         source,
-    };
-    let read = CertificateDer::pem_file_iter(path).map_err(error)?;
-    read.collect::<Result<_, _>>().map_err(error)
+    }
 }
 
 /// A stream that questions go over, whatever lies under it.

@@ -54,7 +54,7 @@ fn write_upstreams(upstreams: &Upstreams<'_>, text: &mut Exposition) {
         for code in 0..CODES {
             let rcode = code_name(code as u16);
             let labels = format!("proxy_name=\"forward\",to=\"{to}\",rcode=\"{rcode}\"");
-            text.durations(
+            text.histograms(
                 name,
                 &labels,
                 same.iter().map(|upstream| &upstream.durations[code]),

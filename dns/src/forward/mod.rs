@@ -28,6 +28,7 @@ use crate::answer::put_client_opt;
 use crate::name::Name;
 use crate::question::{HEADER, Query};
 pub use connection::{Tls, TlsError};
+pub(crate) use connection::{certificates, private_key, trusted};
 use gate::{Gate, Place};
 pub use metrics::write_metrics;
 use question::Question;
@@ -217,8 +218,8 @@ impl Forward {
     /// client came by TCP.
     ///
     /// # Errors
-    /// When nobody answered in time, or too much is under way. A SERVFAIL is an answer only when no other upstream had
-    /// a better one.
+    /// When nobody answered in time, or too much is under way. A SERVFAIL or REFUSED is an answer only when no
+    /// other upstream had a better one.
     pub async fn exchange(
         self: &Arc<Self>,
         query: &Query<'_>,
@@ -322,6 +323,24 @@ fn as_the_client_asked(response: &[u8], query: &Query<'_>) -> Vec<u8> {
     }
     put_client_opt(&mut out, query);
     out
+}
+
+/// What a client gets of a packet that came in for its question, where it is believed. The id, which nobody guesses,
+/// is put right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn believed(mut response: Vec<u8>, query: &Query<'_>) -> Option<Vec<u8>> {
+    let dialect = question::Dialect {
+        edns: true,
+        mixed_case: false,
+    };
+    let sent = Question::of(query, false).packet(dialect);
+    response.get_mut(..2)?.copy_from_slice(&sent.packet[..2]);
+    let judgement = sent.judge(&response);
+    let is_believed = matches!(
+        judgement,
+        question::Judgement::True | question::Judgement::OtherCase
+    );
+    is_believed.then(|| as_the_client_asked(&sent.without_opt(response), query))
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
     let mut chain = vec![asked.to_ascii_lowercase()];
     let mut waiting: Vec<(Vec<u8>, u16, Option<Vec<u8>>)> = Vec::new();
     let mut at = question_end;
-    let mut zones = Vec::new();
+    let (mut zones, mut aliased) = (Vec::new(), Vec::new());
     for index in 0..answers + authorities + additionals {
         let Some((record, next)) = Record::read(response, at) else {
             if response[2] & FLAG_TC == 0 {
@@ -192,8 +192,13 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
         waiting.retain(|(owner, kind, target)| {
             let is_own = chain.contains(owner);
             let is_above = *kind == rtype::DNAME && chain.iter().any(|name| is_below(name, owner));
-            if is_own && let Some(target) = target {
+            // A DNAME leads from the names below it, not from its own (RFC 6672 §2.3).
+            if is_own
+                && *kind == rtype::CNAME
+                && let Some(target) = target
+            {
                 chain.push(target.clone());
+                aliased.push(owner.clone());
             }
             !is_own && !is_above
         });
@@ -201,9 +206,12 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
             return false;
         }
     }
-    zones
-        .iter()
-        .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
+    // Aliases that lead back to each other lead to no answer.
+    let leads_back = chain.iter().all(|name| aliased.contains(name));
+    !leads_back
+        && zones
+            .iter()
+            .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
 }
 
 /// Whether a name in wire form is below another one.
@@ -229,7 +237,7 @@ fn strip_opt(mut response: Vec<u8>, sent: &Outgoing) -> Vec<u8> {
             return cut(response, at, index);
         };
         if record.rtype == rtype::OPT {
-            if index + 1 == total {
+            if index + 1 == total && count(10) > 0 {
                 let additionals = count(10) as u16 - 1;
                 response.truncate(at);
                 response[10..12].copy_from_slice(&additionals.to_be_bytes());
@@ -404,6 +412,27 @@ mod tests {
                 Judgement::True,
             ),
             (
+                "a DNAME at the name, which leads nowhere",
+                &[("www.a.example", DNAME, "x.test"), ("x.test", A, "")],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
+                "an alias that leads back",
+                &[
+                    ("www.a.example", CNAME, "x.test"),
+                    ("x.test", CNAME, "www.a.example"),
+                ],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
+                "an alias of itself",
+                &[("www.a.example", CNAME, "www.a.example")],
+                &[],
+                Judgement::Foreign,
+            ),
+            (
                 "its zone",
                 &[],
                 &[("a.example", SOA, "ns.example")],
@@ -562,6 +591,15 @@ mod tests {
         let with_opt = answer(&sent, &[("www.a.example", rtype::A, "")], &[]);
         let expected = [&with_opt[..11], &[0], &with_opt[12..with_opt.len() - 11]].concat();
         assert_eq!(sent.without_opt(with_opt.clone()), expected);
+        // Where it has no place.
+        let mut misplaced = with_opt.clone();
+        misplaced[8..12].copy_from_slice(&[0, 1, 0, 0]);
+        let stripped = sent.without_opt(misplaced);
+        let end = Record::read(&stripped, sent.question_end).map(|(_, end)| end);
+        assert_eq!(
+            (&stripped[6..12], end),
+            (&[0, 1, 0, 0, 0, 0][..], Some(stripped.len()))
+        );
         // An address behind the OPT record.
         let mut behind = with_opt;
         behind[11] = 2;

@@ -3,7 +3,7 @@
 //! ```text
 //! first ────── patience ──────┬────────────── GIVE_UP ─┐
 //!                             └► second, beside it      └► third, in the place of the first
-//!       fails, says SERVFAIL ──► the next one at once
+//!       fails, or is no help ──► the next one at once
 //! ```
 //! Two are waited for at the most, so that a question has two sockets, and only one goes out because another is slow:
 //! an upstream that is slow because it has too much to do would have twice as much of it with each more.
@@ -57,14 +57,14 @@ impl<'f> Race<'f> {
         }
     }
 
-    /// The first answer that is no SERVFAIL, else a SERVFAIL, else why the last one failed.
+    /// The first answer that helps, else one that does not, else why the last one failed.
     pub(super) async fn run(mut self) -> Result<Arc<[u8]>, Failure> {
-        let (mut servfail, mut failure) = (None, Failure::NoUpstream);
+        let (mut no_help, mut failure) = (None, Failure::NoUpstream);
         self.ask_next();
         while !self.attempts.is_empty() {
             match self.next_ended().await {
-                Some((_, Ok(response))) if code_of(&response) == rcode::SERVFAIL => {
-                    servfail = Some(response);
+                Some((_, Ok(response))) if is_no_help(&response) => {
+                    no_help = Some(response);
                     self.ask_next();
                 }
                 Some((_, Ok(response))) => {
@@ -85,7 +85,7 @@ impl<'f> Race<'f> {
                 None => self.hedge(),
             }
         }
-        servfail.map(Arc::from).ok_or(failure)
+        no_help.map(Arc::from).ok_or(failure)
     }
 
     /// What ends next. `None` = the oldest attempt has taken too long, and something can be done about it.
@@ -144,4 +144,9 @@ impl<'f> Race<'f> {
             upstream.note_waited(waited);
         }
     }
+}
+
+/// Whether an answer says that its upstream cannot, or will not, say anything of the name.
+fn is_no_help(response: &[u8]) -> bool {
+    matches!(code_of(response), rcode::SERVFAIL | rcode::REFUSED)
 }

@@ -70,16 +70,23 @@ async fn the_next_upstream_answers_for_one_that_is_silent_refuses_or_fails() {
 
 #[tokio::test]
 async fn a_failure_that_all_agree_on_is_the_answer() {
-    let failing = FakeUpstream::start(|packet, _| vec![code(packet, rcode::SERVFAIL)]).await;
-    let response = ask(&forward(&[failing.address, failing.address]), false)
-        .await
-        .expect("response");
-    assert_eq!((code_of(&response), failing.asked()), (rcode::SERVFAIL, 2));
-    let denying = FakeUpstream::start(|packet, _| vec![code(packet, rcode::NXDOMAIN)]).await;
-    let response = ask(&forward(&[denying.address, failing.address]), false)
-        .await
-        .expect("response");
-    assert_eq!((code_of(&response), failing.asked()), (rcode::NXDOMAIN, 2));
+    for failure in [rcode::SERVFAIL, rcode::REFUSED] {
+        let failing = FakeUpstream::start(move |packet, _| vec![code(packet, failure)]).await;
+        let response = ask(&forward(&[failing.address, failing.address]), false)
+            .await
+            .expect("response");
+        assert_eq!((code_of(&response), failing.asked()), (failure, 2));
+        let denying = FakeUpstream::start(|packet, _| vec![code(packet, rcode::NXDOMAIN)]).await;
+        let response = ask(&forward(&[denying.address, failing.address]), false)
+            .await
+            .expect("response");
+        assert_eq!((code_of(&response), failing.asked()), (rcode::NXDOMAIN, 2));
+        // One that helps is asked next.
+        let response = ask(&forward(&[failing.address, denying.address]), false)
+            .await
+            .expect("response");
+        assert_eq!((code_of(&response), failing.asked()), (rcode::NXDOMAIN, 3));
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// File names are bounded by 255 bytes.
-const LONGEST_STEM: usize = 200;
+const LONGEST_NAME: usize = 200;
 
 /// Who tells of the cluster's objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,21 +64,44 @@ pub struct TlsFiles {
 }
 
 impl Objects {
-    /// What the snapshot's file is called, so that several sources may share a directory: like the socket, or like the
-    /// API server and what is watched there.
+    /// What the snapshot's file is called, so that several sources may share a directory: somewhat like the socket, or
+    /// the API server and what is watched there, with a number behind it that is another one for another source.
     pub(super) fn file_stem(&self) -> String {
-        match self {
+        let (name, whole) = match self {
             Self::Agent(socket) => {
                 let stem = socket.file_stem().unwrap_or("dns".as_ref());
-                stem.to_string_lossy().into_owned()
+                (stem.to_string_lossy().into_owned(), socket.display().to_string())
             }
-            Self::Api(server) => server.file_stem(),
-        }
+            Self::Api(server) => {
+                let name = server.description();
+                let whole = match &server.access {
+                    Access::Endpoint { tls: Some(files), .. } => {
+                        format!("{name} as {}", files.certificate.display())
+                    }
+                    _ => name.clone(),
+                };
+                (name, whole)
+            }
+        };
+        let plain = name.chars().map(|letter| match letter {
+            letter if letter.is_ascii_alphanumeric() => letter,
+            _ => '-',
+        });
+        let plain: String = plain.take(LONGEST_NAME).collect();
+        format!("{plain}-{:016x}", fingerprint(whole.as_bytes()))
     }
 }
 
+/// FNV-1a: the same in every build, as the name of a file has to be.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    const START: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let steps = bytes.iter();
+    steps.fold(START, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
+}
+
 impl ApiServer {
-    fn file_stem(&self) -> String {
+    fn description(&self) -> String {
         let Self {
             access,
             labels,
@@ -86,17 +109,13 @@ impl ApiServer {
             endpoints,
             pods,
         } = self;
-        let mut stem = format!("api {access}");
+        let mut text = format!("api {access}");
         for (name, selector) in [("labels", labels), ("namespace-labels", namespace_labels)] {
-            stem.extend(selector.iter().map(|selector| format!(" {name} {selector}")));
+            text.extend(selector.iter().map(|selector| format!(" {name} {selector}")));
         }
-        stem.push_str(if *endpoints { "" } else { " noendpoints" });
-        stem.push_str(if *pods { " pods" } else { "" });
-        let plain = stem.chars().map(|letter| match letter {
-            letter if letter.is_ascii_alphanumeric() => letter,
-            _ => '-',
-        });
-        plain.take(LONGEST_STEM).collect()
+        text.push_str(if *endpoints { "" } else { " noendpoints" });
+        text.push_str(if *pods { " pods" } else { "" });
+        text
     }
 }
 
@@ -137,14 +156,18 @@ impl fmt::Display for Access {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn each_source_has_a_snapshot_of_its_own() {
-        let url = "http://127.0.0.1:6443".to_owned();
-        let by_url = ApiServer {
-            access: Access::Endpoint { url, tls: None },
-            ..ApiServer::default()
+        let by_url = |host: &str| {
+            let url = format!("http://{host}:6443");
+            ApiServer {
+                access: Access::Endpoint { url, tls: None },
+                ..ApiServer::default()
+            }
         };
         let selected = ApiServer {
             labels: Some("a in (b)".to_owned()),
@@ -152,27 +175,35 @@ mod tests {
             pods: true,
             ..ApiServer::default()
         };
-        let long = ApiServer {
-            labels: Some("x".repeat(300)),
-            ..ApiServer::default()
+        let long = |last: char| {
+            let labels = "x".repeat(300) + &last.to_string();
+            Objects::Api(ApiServer {
+                labels: Some(labels),
+                ..ApiServer::default()
+            })
         };
+        let xs = "x".repeat(173);
+        let mut stems = BTreeSet::new();
         for (objects, expected) in [
-            (Objects::Agent("/run/causeway/dns.sock".into()), "dns".to_owned()),
-            (
-                Objects::Api(ApiServer::default()),
-                "api-service-account".to_owned(),
-            ),
-            (Objects::Api(by_url), "api-http---127-0-0-1-6443".to_owned()),
+            (Objects::Agent("/run/causeway/dns.sock".into()), "dns"),
+            (Objects::Agent("/run/other/dns.sock".into()), "dns"),
+            (Objects::Api(ApiServer::default()), "api-service-account"),
+            (Objects::Api(by_url("a.b")), "api-http---a-b-6443"),
+            (Objects::Api(by_url("a-b")), "api-http---a-b-6443"),
             (
                 Objects::Api(selected),
-                "api-service-account-labels-a-in--b--noendpoints-pods".to_owned(),
+                "api-service-account-labels-a-in--b--noendpoints-pods",
             ),
-            (
-                Objects::Api(long),
-                format!("api-service-account-labels-{}", "x".repeat(173)),
-            ),
+            (long('y'), &format!("api-service-account-labels-{xs}")),
+            (long('z'), &format!("api-service-account-labels-{xs}")),
         ] {
-            assert_eq!(objects.file_stem(), expected);
+            let stem = objects.file_stem();
+            let (name, number) = stem.rsplit_once('-').expect("a number");
+            assert_eq!((name, number.len()), (expected, 16), "{stem}");
+            assert!(stems.insert(stem), "{objects:?} has the name of another");
         }
+        // What is on disk has to be found by the next build.
+        let agent = Objects::Agent("/run/causeway/dns.sock".into());
+        assert_eq!(agent.file_stem(), "dns-3e2860e3460582dc");
     }
 }

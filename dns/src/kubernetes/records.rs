@@ -3,48 +3,46 @@
 use std::net::IpAddr;
 
 use super::{Answer, Found, MAX_NEGATIVE_TTL, SCHEMA_VERSION, SCHEMA_VERSION_TTL};
-use crate::answer::{Owner, Section, Writer, join, owner_at, put_soa};
+use crate::answer::{Owner, Section, Writer, join, put_soa};
 use crate::name::Name;
-use crate::question::rtype;
-use crate::zone::{Endpoint, EndpointNames, Kind, PortName, Reversed, ServiceRecords};
-
-/// One SRV record to be.
-struct Target<'t> {
-    endpoint: Option<&'t Endpoint>,
-    address: IpAddr,
-    port: u16,
-}
+use crate::question::{Record, rtype};
+use crate::zone::{Endpoint, EndpointNames, Kind, Port, PortName, Reversed, ServiceRecords};
 
 impl<'t> Answer<'_, 't> {
     pub(super) fn records(&self, found: &Found<'t>, writer: &mut Writer<'_, '_>) {
-        let ttl = self.options.ttl;
+        let (ttl, names) = (self.options.ttl, self.options.endpoint_names);
         match (found, self.query.qtype) {
             (Found::Service(records), rtype::A) => writer.cells(&records.a, self.shape.rotation, ttl),
             (Found::Service(records), rtype::AAAA) => writer.cells(&records.aaaa, self.shape.rotation, ttl),
-            (Found::Service(records), rtype::SRV) => self.srv(writer, service_targets(records)),
+            // Every port of it, named or not.
+            (Found::Service(records), rtype::SRV) => match &records.kind {
+                Kind::ClusterIp(addresses) => self.own_srv(writer, addresses, records.ports.iter()),
+                _ => self.srv(
+                    writer,
+                    &Targets::of(records, 0..records.endpoints.len(), None, names),
+                ),
+            },
             (Found::ServicePort(_, addresses, _), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, addresses.iter().copied());
             }
             (Found::ServicePort(records, addresses, port), rtype::SRV) => {
-                let ports = port.of(&records.ports).map(|port| port.number);
-                self.srv(writer, own_targets(addresses, ports));
+                self.own_srv(writer, addresses, port.of(&records.ports));
             }
             (Found::Endpoints(called), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, called.iter().map(|endpoint| endpoint.address));
             }
             (Found::Endpoints(called), rtype::SRV) => {
-                let targets = called
-                    .iter()
-                    .flat_map(|endpoint| endpoint_targets(endpoint, None));
-                self.srv(writer, targets.collect());
+                self.srv(
+                    writer,
+                    &Targets::of(called.records(), called.places(), None, names),
+                );
             }
             (Found::EndpointPort(records, port), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, records.serving(*port).map(|endpoint| endpoint.address));
             }
             (Found::EndpointPort(records, port), rtype::SRV) => {
-                let endpoints = records.endpoints.iter();
-                let targets = endpoints.flat_map(|endpoint| endpoint_targets(endpoint, Some(*port)));
-                self.srv(writer, targets.collect());
+                let all = 0..records.endpoints.len();
+                self.srv(writer, &Targets::of(records, all, Some(*port), names));
             }
             (Found::Pod(address), rtype::A | rtype::AAAA) => {
                 self.addresses(writer, std::iter::once(*address));
@@ -74,15 +72,11 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    /// Addresses of the family asked for, each once, rotated. They come sorted, so that equal ones stand together.
+    /// Addresses of the family asked for, each once, rotated. They come sorted.
     fn addresses(&self, writer: &mut Writer<'_, '_>, addresses: impl Iterator<Item = IpAddr> + Clone) {
         let wants_v4 = self.query.qtype == rtype::A;
         let wanted = addresses.filter(|address| address.is_ipv4() == wants_v4);
-        let distinct = wanted.scan(None, |last, address| {
-            let is_new = last.replace(address) != Some(address);
-            Some(is_new.then_some(address))
-        });
-        let distinct = distinct.flatten();
+        let distinct = each_once(wanted);
         let first = self.shape.rotation % distinct.clone().count().max(1);
         for address in distinct.clone().skip(first).chain(distinct.take(first)) {
             writer.address(Section::Answer, Owner::QUESTION, address, self.options.ttl);
@@ -103,62 +97,89 @@ impl<'t> Answer<'_, 't> {
         }
     }
 
-    /// SRV records of equal weight and, as far as there is room, their targets' addresses. A target is written out:
-    /// RFC 2782 forbids compressing it. Weight is 100 divided by address and port pairs, as in CoreDNS.
-    fn srv(&self, writer: &mut Writer<'_, '_>, mut targets: Vec<Target<'t>>) {
-        let weight = (100 / targets.len().max(1)).max(1) as u16;
-        let count = targets.len().max(1);
-        targets.rotate_left(self.shape.rotation % count);
-        let names: Vec<Vec<u8>> = targets.iter().map(|target| self.target_name(target)).collect();
-        let mut seen: Vec<(&[u8], u16)> = Vec::new();
-        let mut places: Vec<(&[u8], usize)> = Vec::new();
-        for (target, name) in targets.iter().zip(&names) {
-            if seen.contains(&(name, target.port)) {
-                continue;
-            }
-            seen.push((name, target.port));
-            let fits = writer.record(
-                Section::Answer,
-                Owner::QUESTION,
-                rtype::SRV,
-                self.options.ttl,
-                |out| {
-                    for word in [0, weight, target.port] {
-                        out.extend_from_slice(&word.to_be_bytes());
-                    }
-                    out.extend_from_slice(name);
-                },
-            );
-            if !fits {
+    /// SRV records of endpoints, of equal weight, and, as far as there is room, the addresses of their names.
+    fn srv<P>(&self, writer: &mut Writer<'_, '_>, targets: &Targets<'t, P>)
+    where
+        P: Iterator<Item = usize> + Clone,
+    {
+        let weight = weight(targets.pairs());
+        let mut at = writer.position();
+        for target in targets.distinct(self.shape.rotation) {
+            if !self.srv_record(writer, weight, target.port, Some(target.endpoint)) {
                 return;
             }
-            places.push((name, writer.position() - name.len()));
         }
-        let mut added: Vec<(&[u8], IpAddr)> = Vec::new();
-        for (target, name) in targets.iter().zip(&names) {
-            let place = places.iter().find(|(known, _)| known == name);
-            if let (Some((_, at)), false) = (place, added.contains(&(name, target.address))) {
-                added.push((name, target.address));
-                writer.address(
-                    Section::Additional,
-                    owner_at(*at, name),
-                    target.address,
-                    self.options.ttl,
-                );
+        for target in targets.distinct(self.shape.rotation) {
+            // What it leads to was written above, one record for each.
+            let Some((name_at, next)) = srv_target_at(writer, at) else {
+                return;
+            };
+            at = next;
+            let addresses = target.has_addresses.then(|| targets.addresses(target.place));
+            for address in addresses.into_iter().flatten() {
+                if !writer.address(Section::Additional, Owner::At(name_at), address, self.options.ttl) {
+                    return;
+                }
             }
         }
     }
 
+    /// SRV records of a Service's own name, and its addresses.
+    fn own_srv<'p>(
+        &self,
+        writer: &mut Writer<'_, '_>,
+        addresses: &[IpAddr],
+        ports: impl Iterator<Item = &'p Port> + Clone,
+    ) {
+        let weight = weight(ports.clone().count() * addresses.len());
+        let first_at = writer.position();
+        for (index, port) in ports.clone().enumerate() {
+            let is_told = ports.clone().take(index).any(|told| told.number == port.number);
+            if !addresses.is_empty() && !is_told && !self.srv_record(writer, weight, port.number, None) {
+                return;
+            }
+        }
+        let Some((name_at, _)) = srv_target_at(writer, first_at) else {
+            return;
+        };
+        let first = self.shape.rotation % addresses.len().max(1);
+        for address in addresses[first..].iter().chain(&addresses[..first]) {
+            if !writer.address(
+                Section::Additional,
+                Owner::At(name_at),
+                *address,
+                self.options.ttl,
+            ) {
+                return;
+            }
+        }
+    }
+
+    /// Whether it fitted. The target is written out: RFC 2782 forbids compressing it. It is
     /// `service.namespace.svc.ZONE`, with the endpoint's label in front where there is one. The zone's labels in front
     /// of the question are the Service's: `_port._protocol` and endpoints' labels are cut off.
-    fn target_name(&self, target: &Target<'_>) -> Vec<u8> {
-        let service = self.query.suffix(self.before - 3);
-        let mut name = Vec::with_capacity(service.len() + 20);
-        if let Some(endpoint) = target.endpoint {
-            endpoint.put_label(self.options.endpoint_names, &mut name);
-        }
-        name.extend_from_slice(service);
-        name
+    fn srv_record(
+        &self,
+        writer: &mut Writer<'_, '_>,
+        weight: u16,
+        port: u16,
+        endpoint: Option<&Endpoint>,
+    ) -> bool {
+        writer.record(
+            Section::Answer,
+            Owner::QUESTION,
+            rtype::SRV,
+            self.options.ttl,
+            |out| {
+                for word in [0, weight, port] {
+                    out.extend_from_slice(&word.to_be_bytes());
+                }
+                if let Some(endpoint) = endpoint {
+                    endpoint.put_label(self.options.endpoint_names, out);
+                }
+                out.extend_from_slice(self.query.suffix(self.before - 3));
+            },
+        )
     }
 
     /// The names of the Services that lead to this machine, as they answer themselves; where there is none, `ns.dns`.
@@ -260,38 +281,108 @@ fn add_server(servers: &mut Vec<(Vec<u8>, Vec<IpAddr>)>, name: Vec<u8>, addresse
     }
 }
 
-/// SRV on a Service's own name: every port of it, named or not.
-fn service_targets(records: &ServiceRecords) -> Vec<Target<'_>> {
-    match &records.kind {
-        Kind::ClusterIp(addresses) => own_targets(addresses, records.ports.iter().map(|port| port.number)),
-        _ => records
-            .endpoints
-            .iter()
-            .flat_map(|endpoint| endpoint_targets(endpoint, None))
-            .collect(),
+/// 100 divided by address and port pairs, as in CoreDNS.
+fn weight(pairs: usize) -> u16 {
+    (100 / pairs.max(1)).max(1) as u16
+}
+
+/// Where the target of the SRV record at `at` stands, and where the next record starts.
+fn srv_target_at(writer: &Writer<'_, '_>, at: usize) -> Option<(usize, usize)> {
+    let (record, next) = Record::read(writer.written(), at)?;
+    Some((record.data_at + 6, next))
+}
+
+/// Endpoints, and those of their ports that SRV records tell. Going through them allocates nothing.
+struct Targets<'t, P> {
+    records: &'t ServiceRecords,
+    /// Where they stand in the Service's list, those of one name in its order.
+    places: P,
+    /// Only this port.
+    port: Option<PortName<'t>>,
+    names: EndpointNames,
+}
+
+/// One SRV record to be.
+struct Target<'t> {
+    place: usize,
+    endpoint: &'t Endpoint,
+    port: u16,
+    /// Its name's addresses are told with this one of the name's records.
+    has_addresses: bool,
+}
+
+impl<'t, P> Targets<'t, P>
+where
+    P: Iterator<Item = usize> + Clone,
+{
+    fn of(records: &'t ServiceRecords, places: P, port: Option<PortName<'t>>, names: EndpointNames) -> Self {
+        Self {
+            records,
+            places,
+            port,
+            names,
+        }
+    }
+
+    /// How many endpoints' ports there are.
+    fn pairs(&self) -> usize {
+        let ports = self.places.clone().map(|place| self.ports(place).count());
+        ports.sum()
+    }
+
+    fn ports(&self, place: usize) -> impl Iterator<Item = &'t Port> + Clone {
+        let port = self.port;
+        let ports = self.records.endpoints[place].ports.iter();
+        ports.filter(move |own| port.is_none_or(|port| own.is(port.name, port.protocol)))
+    }
+
+    fn serves(&self, place: usize, number: u16) -> bool {
+        self.ports(place).any(|port| port.number == number)
+    }
+
+    /// Each name with each port once, the endpoint at `rotation` first. What several endpoints of a name have is told
+    /// with the first of them.
+    fn distinct(&self, rotation: usize) -> impl Iterator<Item = Target<'t>> {
+        let first = rotation % self.places.clone().count().max(1);
+        let order = self
+            .places
+            .clone()
+            .skip(first)
+            .chain(self.places.clone().take(first));
+        order.flat_map(move |place| {
+            let endpoint = &self.records.endpoints[place];
+            let namesakes = self.records.namesakes(place, self.names).places();
+            let elders = namesakes.take_while(move |elder| *elder < place);
+            let has_elder = elders.clone().any(|elder| self.ports(elder).next().is_some());
+            let told = self.ports(place).enumerate().filter(move |(index, port)| {
+                let is_told = self
+                    .ports(place)
+                    .take(*index)
+                    .any(|told| told.number == port.number);
+                !is_told && !elders.clone().any(|elder| self.serves(elder, port.number))
+            });
+            told.map(move |(index, port)| Target {
+                place,
+                endpoint,
+                port: port.number,
+                has_addresses: index == 0 && !has_elder,
+            })
+        })
+    }
+
+    /// The addresses of the name of the endpoint at `place`.
+    fn addresses(&self, place: usize) -> impl Iterator<Item = IpAddr> {
+        let namesakes = self.records.namesakes(place, self.names).places();
+        let serving = namesakes.filter(|place| self.ports(*place).next().is_some());
+        each_once(serving.map(|place| self.records.endpoints[place].address))
     }
 }
 
-fn own_targets<'t>(addresses: &[IpAddr], ports: impl Iterator<Item = u16>) -> Vec<Target<'t>> {
-    let pairs = ports.flat_map(|port| addresses.iter().map(move |address| (port, *address)));
-    pairs
-        .map(|(port, address)| Target {
-            endpoint: None,
-            address,
-            port,
-        })
-        .collect()
-}
-
-fn endpoint_targets<'t>(
-    endpoint: &'t Endpoint,
-    port: Option<PortName<'t>>,
-) -> impl Iterator<Item = Target<'t>> {
-    let wanted = move |own: &&crate::zone::Port| port.is_none_or(|port| own.is(port.name, port.protocol));
-    let ports = endpoint.ports.iter().filter(wanted);
-    ports.map(|own| Target {
-        endpoint: Some(endpoint),
-        address: endpoint.address,
-        port: own.number,
-    })
+/// Each of the addresses once; equal ones stand together.
+fn each_once(addresses: impl Iterator<Item = IpAddr> + Clone) -> impl Iterator<Item = IpAddr> + Clone {
+    let new = addresses.scan(None, |last, address| {
+        let is_new = last.replace(address) != Some(address);
+        Some(is_new.then_some(address))
+    });
+    new.flatten()
 }

@@ -51,6 +51,11 @@ fn absolute(name: &str) -> String {
 
 /// The answer as text, after everything that holds for every answer has been checked.
 fn ask(options: &Options, table: &Table, name: &str, qtype: &str) -> String {
+    ask_rotated(options, table, name, qtype, 0)
+}
+
+/// The same, with the addresses moved on by `rotation`.
+fn ask_rotated(options: &Options, table: &Table, name: &str, qtype: &str, rotation: usize) -> String {
     let asked = absolute(name);
     // `query_packet` takes the name as it stands: its case must come back.
     let mut wire = Vec::new();
@@ -71,7 +76,7 @@ fn ask(options: &Options, table: &Table, name: &str, qtype: &str) -> String {
         &query,
         Shape {
             limit: 65_535,
-            rotation: 0,
+            rotation,
         },
         &mut out,
     ) {
@@ -368,6 +373,47 @@ fn headless_services_and_their_endpoints() {
             ("host.hdls-dual.testns.svc", "AAAA", "NOERROR AAAA 5678:abcd::50"),
         ],
     );
+}
+
+#[test]
+fn a_name_that_endpoints_share_is_told_once_with_each_port_and_has_the_addresses_of_all() {
+    let mut snapshot = samples::snapshot();
+    let http = [("http", 80)];
+    snapshot.apply(model::Change::Service(samples::headless(
+        "testns", "shared", &http,
+    )));
+    let one = [("172.1.0.1", Some("x"), None), ("172.1.0.3", None, Some("p"))];
+    let other = [("172.1.0.2", Some("x"), None), ("172.1.0.3", None, Some("q"))];
+    let both = [("admin", 81), ("http", 80)];
+    for slice in [
+        samples::slice("testns", "shared-a", "shared", &http, &one),
+        samples::slice("testns", "shared-b", "shared", &both, &other),
+    ] {
+        snapshot.apply(model::Change::EndpointSlice(slice));
+    }
+    let table = table(&snapshot);
+    let by_pods = Options {
+        endpoint_names: EndpointNames::Pod,
+        ..options()
+    };
+    let all = "NOERROR SRV 0 16 80 172-1-0-3.Z SRV 0 16 80 x.Z SRV 0 16 81 172-1-0-3.Z SRV 0 16 81 x.Z \
+               + 172-1-0-3.Z A 172.1.0.3 + x.Z A 172.1.0.1 + x.Z A 172.1.0.2";
+    let admin = "NOERROR SRV 0 50 81 172-1-0-3.Z SRV 0 50 81 x.Z + 172-1-0-3.Z A 172.1.0.3 + x.Z A 172.1.0.2";
+    let one_name = "NOERROR SRV 0 33 80 x.Z SRV 0 33 81 x.Z + x.Z A 172.1.0.1 + x.Z A 172.1.0.2";
+    let pods = "NOERROR SRV 0 16 80 p.Z SRV 0 16 80 q.Z SRV 0 16 80 x.Z SRV 0 16 81 q.Z SRV 0 16 81 x.Z \
+                + p.Z A 172.1.0.3 + q.Z A 172.1.0.3 + x.Z A 172.1.0.1 + x.Z A 172.1.0.2";
+    for rotation in 0..7 {
+        for (options, name, expected) in [
+            (&options(), "shared.testns.svc", all),
+            (&options(), "_admin._tcp.shared.testns.svc", admin),
+            (&options(), "x.shared.testns.svc", one_name),
+            (&by_pods, "shared.testns.svc", pods),
+        ] {
+            let expected = expected.replace("Z", "shared.testns.svc.cluster.local.");
+            let found = ask_rotated(options, &table, name, "SRV", rotation);
+            assert_eq!(found, expected, "{name} by {rotation}");
+        }
+    }
 }
 
 #[test]

@@ -1,20 +1,34 @@
 //! Sockets: what is listened at, by whom.
 
+pub mod drops;
+pub mod keepalive;
+pub mod slots;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use futures::FutureExt;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt,
     socket, sockopt,
 };
+use tokio::net::TcpListener;
+
+use crate::chain::Client;
+use crate::metrics::Shard;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// How long the answers to queries that are under way may take at the end: as long as upstreams are waited for.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How many ports of the kernel's choice are tried.
 const PORT_ATTEMPTS: u32 = 16;
 /// Asked for; the kernel gives what `net.core.rmem_max` allows.
@@ -94,6 +108,15 @@ pub fn everywhere() -> Vec<IpAddr> {
     addresses
 }
 
+/// Whether the sockets of this process at `own` share the port of an address: they stand in its way on purpose.
+#[must_use]
+pub fn is_shared(address: SocketAddr, own: &[SocketAddr]) -> bool {
+    own.iter().any(|own| {
+        let same = own.ip() == address.ip() || own.ip().is_unspecified() || address.ip().is_unspecified();
+        own.port() == address.port() && same && own.is_ipv4() == address.is_ipv4()
+    })
+}
+
 /// Sees whether an address is free for UDP and TCP, and returns it with a port where it had none.
 ///
 /// The sockets that serve share their ports ([`sockopt::ReusePort`]), so that a second program that does the same would
@@ -108,24 +131,33 @@ pub fn probe(address: SocketAddr) -> Result<SocketAddr, ServeError> {
         let own = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
         Ok(socket_addr_of(&own).unwrap_or(address))
     };
-    let stream = |address: SocketAddr| -> Result<(), Errno> {
-        let socket = own_family_socket(address, SockType::Stream)?;
-        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
-        // Only listening meets another listener that set SO_REUSEADDR as well.
-        listen(&socket, Backlog::new(1)?)
-    };
     // The kernel chooses a port that is free for UDP; by TCP somebody may have it.
     let mut attempts = if address.port() == 0 { PORT_ATTEMPTS } else { 1 };
     loop {
         let chosen = datagram().map_err(|errno| ServeError::new(address, "udp", errno))?;
         attempts -= 1;
-        match stream(chosen) {
-            Ok(()) => return Ok(chosen),
-            Err(Errno::EADDRINUSE) if attempts > 0 => {}
-            Err(errno) => return Err(ServeError::new(chosen, "tcp", errno)),
+        match probe_stream(chosen) {
+            Err(ServeError::InUse { .. }) if attempts > 0 => {}
+            probed => return probed,
         }
     }
+}
+
+/// The same for TCP alone.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn probe_stream(address: SocketAddr) -> Result<SocketAddr, ServeError> {
+    let stream = || -> Result<SocketAddr, Errno> {
+        let socket = own_family_socket(address, SockType::Stream)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        // Only listening meets another listener that set SO_REUSEADDR as well.
+        listen(&socket, Backlog::new(1)?)?;
+        let own = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+        Ok(socket_addr_of(&own).unwrap_or(address))
+    };
+    stream().map_err(|errno| ServeError::new(address, "tcp", errno))
 }
 
 /// One UDP socket per thread at the same address; the kernel spreads clients over them.
@@ -165,30 +197,62 @@ fn own_family_socket(address: SocketAddr, kind: SockType) -> Result<OwnedFd, Err
     Ok(socket)
 }
 
-/// A TCP socket that listens and does not block.
+/// A TCP socket that listens.
 ///
 /// # Errors
 /// When the address cannot be had.
-pub fn tcp_listener(address: SocketAddr) -> Result<std::net::TcpListener, ServeError> {
+pub fn tcp_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    listener(address, own_family_socket)
+}
+
+/// A TCP socket that listens; at all addresses of IPv6 means at those of IPv4 as well.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn dual_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    listener(address, |address, kind| {
+        let socket = own_family_socket(address, kind)?;
+        if address.is_ipv6() && address.ip().is_unspecified() {
+            setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+        }
+        Ok(socket)
+    })
+}
+
+fn listener(
+    address: SocketAddr,
+    socket: impl FnOnce(SocketAddr, SockType) -> Result<OwnedFd, Errno>,
+) -> Result<TcpListener, ServeError> {
     let listening = || -> Result<OwnedFd, Errno> {
-        let socket = own_family_socket(address, SockType::Stream)?;
+        let socket = socket(address, SockType::Stream)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        // A block that binds one address and a block that binds all of them may share a port.
+        // One address and all of them may share a port: those of two blocks, or of two configurations.
         setsockopt(&socket, sockopt::ReusePort, &true)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
         Ok(socket)
     };
-    let error = |errno| ServeError::new(address, "tcp", errno);
-    let listener = listening().map(std::net::TcpListener::from).map_err(error)?;
-    listener
-        .set_nonblocking(true)
-        .map_err(|source| ServeError::Listen {
-            address,
-            transport: "tcp",
-            source,
-        })?;
-    Ok(listener)
+    let listener = listening().map_err(|errno| ServeError::new(address, "tcp", errno))?;
+    let for_tokio = |listener: std::net::TcpListener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    for_tokio(listener.into()).map_err(|source| ServeError::Listen {
+        address,
+        transport: "tcp",
+        source,
+    })
+}
+
+/// Answers, and survives it: a query that finds a mistake in this program costs its own answer, or its own connection.
+async fn survived<T>(shard: &Shard, client: Client, answer: impl Future<Output = T>) -> Option<T> {
+    let answered = AssertUnwindSafe(answer).catch_unwind().await;
+    answered.map_err(|_| note_panic(shard, client.address)).ok()
+}
+
+fn note_panic(shard: &Shard, client: SocketAddr) {
+    shard.panics.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(%client, "a query made its thread panic; it gets no answer");
 }
 
 /// The address in a socket address.
@@ -225,4 +289,42 @@ pub fn local_addresses() -> Vec<IpAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Registry, Transport};
+
+    #[tokio::test]
+    async fn a_panic_costs_one_answer_and_is_counted() {
+        let shard = Registry::new(Vec::new()).shard();
+        let client = Client {
+            address: ([127, 0, 0, 1], 1).into(),
+            transport: Transport::Udp,
+        };
+        assert_eq!(survived(&shard, client, async { 7 }).await, Some(7));
+        let panicking = async { panic!("a mistake") };
+        assert_eq!(survived(&shard, client, panicking).await, None::<()>);
+        assert_eq!(shard.panics.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn an_address_shares_its_port_with_its_own_family_alone() {
+        let share = |address: &str, own: &str| {
+            let parse = |text: &str| text.parse().expect("address");
+            is_shared(parse(address), &[parse(own)])
+        };
+        for (address, own, expected) in [
+            ("0.0.0.0:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "0.0.0.0:53", true),
+            ("127.0.0.1:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "127.0.0.2:53", false),
+            ("127.0.0.1:53", "0.0.0.0:54", false),
+            ("[::]:53", "127.0.0.1:53", false),
+            ("[::]:53", "[::1]:53", true),
+        ] {
+            assert_eq!(share(address, own), expected, "{address} {own}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
@@ -20,6 +21,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
 
 use crate::chain::{Client, Outcome, Server, Worker};
 use crate::metrics::{Shard, Transport};
@@ -52,6 +54,7 @@ pub struct Waiting {
     local: Local,
     socket: Arc<OwnedFd>,
     server: Arc<Server>,
+    started: Instant,
 }
 
 /// A datagram that was read.
@@ -167,8 +170,7 @@ impl Listener {
     ) -> bool {
         let answer = AssertUnwindSafe(|| self.answer(server, packet, datagram, reply));
         catch_unwind(answer).unwrap_or_else(|_| {
-            self.worker.shard.panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(client = %datagram.client, "a query made its thread panic; it gets no answer");
+            super::note_panic(&self.worker.shard, datagram.client);
             false
         })
     }
@@ -195,6 +197,7 @@ impl Listener {
                     local: datagram.local,
                     socket: Arc::clone(&self.socket),
                     server: Arc::clone(server),
+                    started: Instant::now(),
                 };
                 if self.waiting.try_send(waiting).is_err() {
                     self.worker.shard.overflow.fetch_add(1, Ordering::Relaxed);
@@ -321,25 +324,29 @@ impl Local {
     }
 }
 
-/// Answers what has to wait, until the threads that hand it over are gone.
+/// Answers what has to wait, until the threads that hand it over are gone, and what is under way then.
 pub async fn answer_waiting(mut queries: mpsc::Receiver<Waiting>, shard: Arc<Shard>) {
     let slots = Arc::new(Semaphore::new(MAX_WAITING));
+    let under_way = TaskTracker::new();
     while let Some(query) = queries.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         let shard = Arc::clone(&shard);
-        tokio::spawn(async move {
+        under_way.spawn(async move {
             let client = Client {
                 address: query.client,
                 transport: Transport::Udp,
             };
-            if let Some(reply) = query.server.answer(&query.packet, client, &shard).await {
+            let answer = query.server.answer(&query.packet, client, query.started, &shard);
+            if let Some(Some(reply)) = super::survived(&shard, client, answer).await {
                 query.send(&reply);
             }
             drop(slot);
         });
     }
+    under_way.close();
+    under_way.wait().await;
 }
 
 impl Waiting {

@@ -86,13 +86,17 @@ impl Bound {
                 Ok(()) => tracing::info!("the Corefile changed and was taken"),
                 Err(error) => {
                     running.note_refused();
-                    tracing::error!(
-                        error = %model::with_causes(&error),
-                        "the Corefile changed and is refused; the one before goes on"
-                    );
+                    let error = model::with_causes(&error).to_string();
+                    if watch.is_news(&error) {
+                        tracing::error!(
+                            error,
+                            "the Corefile changed and is refused; the one before goes on"
+                        );
+                    }
                 }
             }
         }
+        running.note_ending();
         let lameduck = lameduck(&running);
         if !lameduck.is_zero() {
             tracing::info!(seconds = lameduck.as_secs_f64(), "going on for the lameduck time");

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 use super::running::Running;
 use crate::Error;
 use crate::chain::{Block, LoopProbe, Plugin, Route, Server};
-use crate::corefile::{Corefile, ServerBlock};
+use crate::corefile::{Corefile, Key, Scheme, ServerBlock};
 use crate::feed::{FeedError, Follower, Source};
 use crate::forward::Forward;
 use crate::http::{self, Endpoints};
@@ -21,8 +22,15 @@ use crate::metrics::{Registry, ZoneLabel};
 use crate::name::Name;
 use crate::serve::{self, ServeError};
 
-/// Where the Corefile wants DNS to be served; port 0 leaves the port to the kernel.
-pub(super) type Wanted = (IpAddr, u16);
+/// Where the Corefile wants DNS to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wanted {
+    pub(super) scheme: Scheme,
+    pub(super) ip: IpAddr,
+    /// 0 leaves it to the kernel.
+    pub(super) port: u16,
+}
+
 /// A feed: who tells, and the file that keeps what was told.
 pub(super) type FeedKey = (Objects, PathBuf);
 
@@ -31,6 +39,8 @@ pub(super) struct Prepared {
     pub(super) corefile: Corefile,
     pub(super) blocks: Vec<Arc<Block>>,
     pub(super) servers: BTreeMap<Wanted, Server>,
+    /// Who we are at the addresses that are served by TLS.
+    pub(super) identities: BTreeMap<Wanted, Arc<ServerConfig>>,
     /// Sockets for addresses that are not served yet.
     pub(super) opened: BTreeMap<Wanted, Opened>,
     pub(super) endpoints: BTreeMap<SocketAddr, Endpoints>,
@@ -48,6 +58,7 @@ pub(super) struct Prepared {
 /// The sockets of one address.
 pub(super) struct Opened {
     pub(super) address: SocketAddr,
+    /// None where it is served by TLS.
     pub(super) udp: Vec<OwnedFd>,
     pub(super) tcp: TcpListener,
 }
@@ -76,8 +87,8 @@ impl Running {
         )?;
         let endpoints = endpoints(corefile);
         let new_http = endpoints.keys().filter(|address| !self.has_http(address));
-        let http = http::listen(new_http).await?;
-        let feeds: BTreeSet<FeedKey> = corefile.blocks.iter().filter_map(feed_key).collect();
+        let http = http::listen(new_http, &self.served_http())?;
+        let feeds = feeds(corefile);
         let new_feeds = feeds.iter().filter(|key| self.source(key).is_none());
         let new_followers = new_feeds.map(|key| {
             let follower = Follower::new(&key.0, key.1.clone(), self.watcher())?;
@@ -99,6 +110,7 @@ impl Running {
         }
         Ok(Prepared {
             servers: servers(corefile, &blocks, self.registry()),
+            identities: identities(corefile),
             corefile: corefile.clone(),
             blocks,
             opened,
@@ -130,6 +142,11 @@ fn note_what_lacks(corefile: &Corefile) {
     for forward in forwards.filter(|forward| forward.to.is_empty()) {
         tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");
     }
+}
+
+/// The feeds that a configuration follows.
+pub(super) fn feeds(corefile: &Corefile) -> BTreeSet<FeedKey> {
+    corefile.blocks.iter().filter_map(feed_key).collect()
 }
 
 fn feed_key(config: &ServerBlock) -> Option<FeedKey> {
@@ -165,8 +182,8 @@ fn servers(corefile: &Corefile, blocks: &[Arc<Block>], registry: &Registry) -> B
     for (config, block) in corefile.blocks.iter().zip(blocks) {
         for key in &config.keys {
             let counters = registry.zone(ZoneLabel::of(Some(key)));
-            for address in addresses(config) {
-                routes.entry((address, key.port)).or_default().push(Route {
+            for wanted in wanted_of(config, key) {
+                routes.entry(wanted).or_default().push(Route {
                     zone: key.zone.clone(),
                     block: Arc::clone(block),
                     counters,
@@ -174,14 +191,33 @@ fn servers(corefile: &Corefile, blocks: &[Arc<Block>], registry: &Registry) -> B
             }
         }
     }
-    let served = routes.into_iter().map(|((address, port), routes)| {
+    let served = routes.into_iter().map(|(wanted, routes)| {
+        let Wanted { scheme, port, .. } = wanted;
         let unserved = registry.zone(ZoneLabel {
-            server: format!("dns://:{port}"),
+            server: format!("{}://:{port}", scheme.name()),
             zone: "dropped".to_owned(),
         });
-        ((address, port), Server::new(routes, unserved))
+        (wanted, Server::new(routes, unserved))
     });
     served.collect()
+}
+
+/// Who the server is where it is asked by TLS; blocks of one address do not differ in that.
+fn identities(corefile: &Corefile) -> BTreeMap<Wanted, Arc<ServerConfig>> {
+    let blocks = corefile.blocks.iter();
+    let identities = blocks.flat_map(|config| {
+        let wanted = config.keys.iter().flat_map(|key| wanted_of(config, key));
+        let by_tls = wanted.filter(|wanted| wanted.scheme == Scheme::Tls);
+        by_tls.filter_map(|wanted| Some((wanted, config.tls.as_ref()?.config())))
+    });
+    identities.collect()
+}
+
+/// Where a zone of a block is served.
+fn wanted_of(config: &ServerBlock, key: &Key) -> Vec<Wanted> {
+    let Key { scheme, port, .. } = *key;
+    let addresses = addresses(config).into_iter();
+    addresses.map(|ip| Wanted { scheme, ip, port }).collect()
 }
 
 fn addresses(config: &ServerBlock) -> Vec<IpAddr> {
@@ -194,10 +230,7 @@ fn addresses(config: &ServerBlock) -> Vec<IpAddr> {
 
 fn wanted_addresses(corefile: &Corefile) -> BTreeSet<Wanted> {
     let blocks = corefile.blocks.iter();
-    let wanted = blocks.flat_map(|config| {
-        let ports = config.keys.iter().map(|key| key.port);
-        ports.flat_map(|port| addresses(config).into_iter().map(move |address| (address, port)))
-    });
+    let wanted = blocks.flat_map(|config| config.keys.iter().flat_map(|key| wanted_of(config, key)));
     wanted.collect()
 }
 
@@ -209,28 +242,23 @@ fn open<'w>(
 ) -> Result<BTreeMap<Wanted, Opened>, ServeError> {
     let mut free = BTreeMap::new();
     for wanted in wanted {
-        let address = SocketAddr::from(*wanted);
-        let overlaps = |own: &SocketAddr| {
-            let any = own.ip().is_unspecified() || address.ip().is_unspecified();
-            own.port() == address.port() && any && own.is_ipv4() == address.is_ipv4()
-        };
-        let address = if own.iter().any(overlaps) {
-            address
-        } else {
-            serve::probe(address)?
+        let address = SocketAddr::new(wanted.ip, wanted.port);
+        let address = match wanted.scheme {
+            _ if serve::is_shared(address, own) => address,
+            Scheme::Dns => serve::probe(address)?,
+            Scheme::Tls => serve::probe_stream(address)?,
         };
         free.insert(*wanted, address);
     }
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut opened = BTreeMap::new();
     for (wanted, address) in free {
-        let tcp = TcpListener::from_std(serve::tcp_listener(address)?);
-        let tcp = tcp.map_err(|source| ServeError::Listen {
-            address,
-            transport: "tcp",
-            source,
-        })?;
-        let udp = serve::udp_sockets(address, threads)?;
+        let tcp = serve::tcp_listener(address)?;
+        let udp = match wanted.scheme {
+            Scheme::Dns => serve::udp_sockets(address, threads)?,
+            Scheme::Tls => Vec::new(),
+        };
+        let address = tcp.local_addr().unwrap_or(address);
         opened.insert(wanted, Opened { address, udp, tcp });
     }
     Ok(opened)

@@ -1,6 +1,6 @@
 //! What serves: listeners by address, endpoints, feeds, and the chain that they all look at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,19 +9,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::prepare::{FeedKey, Opened, Prepared, Wanted};
+use super::prepare::{self, FeedKey, Opened, Prepared, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, ServerBlock};
-use crate::feed::{Source, Watcher};
+use crate::feed::{Served, Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
-use crate::serve::{ServeError, tcp, udp};
+use crate::serve::drops::{self, Inode};
+use crate::serve::{LAST_ANSWERS, ServeError, tcp, udp};
 use crate::state::State;
 
 /// Queries that may wait for a task to take them; what is beyond is dropped and counted.
@@ -38,6 +40,8 @@ pub(super) struct Running {
     http: BTreeMap<SocketAddr, CancellationToken>,
     feeds: BTreeMap<FeedKey, (Arc<Source>, CancellationToken)>,
     watcher: Option<Arc<Watcher>>,
+    /// Where clients shall come.
+    served: watch::Sender<Served>,
     /// Ends what the current chain does by itself.
     chain: CancellationToken,
     /// Ends everything.
@@ -51,6 +55,9 @@ pub(super) struct Running {
 struct Listening {
     address: SocketAddr,
     server: Arc<ArcSwap<Server>>,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    /// The UDP sockets.
+    sockets: BTreeSet<Inode>,
     stop: Arc<AtomicBool>,
     ended: CancellationToken,
     threads: Vec<JoinHandle<()>>,
@@ -69,6 +76,7 @@ impl Running {
             http: BTreeMap::new(),
             feeds: BTreeMap::new(),
             watcher,
+            served: watch::Sender::default(),
             chain: ended.child_token(),
             ended,
             waiting,
@@ -101,6 +109,11 @@ impl Running {
         self.http.contains_key(address)
     }
 
+    /// The addresses that have HTTP, as the Corefile writes them.
+    pub(super) fn served_http(&self) -> Vec<SocketAddr> {
+        self.http.keys().copied().collect()
+    }
+
     pub(super) fn watcher(&self) -> Option<&Watcher> {
         self.watcher.as_deref()
     }
@@ -115,6 +128,12 @@ impl Running {
         let own = |old: &ServerBlock| old.keys == config.keys && old.bind == config.bind;
         let index = self.corefile.blocks.iter().position(own)?;
         self.blocks.get(index).cloned()
+    }
+
+    /// Tells the agent, and whoever asks for readiness, that this server ends; who comes nevertheless is served.
+    pub(super) fn note_ending(&self) {
+        self.served.send_replace(Served::new());
+        self.state.note_ending();
     }
 
     pub(super) fn note_refused(&self) {
@@ -139,19 +158,20 @@ impl Running {
         for (key, follower) in std::mem::take(&mut prepared.followers) {
             let ended = self.ended.child_token();
             self.feeds.insert(key, (follower.source(), ended.clone()));
-            self.tasks.spawn(follower.run(ended));
+            self.tasks.spawn(follower.run(self.served.subscribe(), ended));
         }
     }
 
     /// Serves a configuration, whose feeds are followed, from now on. No socket that it still wants is closed.
     ///
     /// # Errors
-    /// When a thread cannot be started; what could be is served.
+    /// When a thread cannot be started; nothing has changed then.
     pub(super) fn commit(&mut self, prepared: Prepared) -> Result<(), Error> {
         let Prepared {
             corefile,
             blocks,
-            servers,
+            mut servers,
+            identities,
             opened,
             endpoints,
             http,
@@ -164,16 +184,25 @@ impl Running {
             self.tasks
                 .spawn(udp::answer_waiting(queue, self.state.registry.shard()));
         }
-        self.feeds
-            .retain(|key, (_, ended)| feeds.contains(key) || cancel(ended));
+        // What can fail comes first.
+        let new = match self.start_all(&mut servers, &identities, opened) {
+            Ok(new) => new,
+            Err(error) => {
+                self.keep_feeds(&prepare::feeds(&self.corefile));
+                return Err(error);
+            }
+        };
+        self.keep_feeds(&feeds);
         self.state.set(blocks.clone(), self.sources(), endpoints.clone());
-        // What an address is to serve is there before the address is.
-        let started = self.serve(servers, opened);
+        self.serve(servers, &identities);
+        self.listeners.extend(new);
+        let sockets = self.listeners.values().flat_map(|listening| &listening.sockets);
+        self.state.set_sockets(sockets.copied().collect());
         for (address, listener) in http {
             let ended = self.ended.child_token();
             self.http.insert(address, ended.clone());
             self.tasks
-                .spawn(serve_http(listener, http::router(address, &self.state), ended));
+                .spawn(serve_http(address, listener, Arc::clone(&self.state), ended));
         }
         self.http
             .retain(|address, ended| endpoints.contains_key(address) || cancel(ended));
@@ -190,8 +219,9 @@ impl Running {
                 .spawn(async move { _ = chain.run_until_cancelled(probe.follow(forwards, &zone)).await });
         }
         (self.blocks, self.corefile) = (blocks, corefile);
+        self.served.send_replace(self.served().into_iter().collect());
         self.reap();
-        started
+        Ok(())
     }
 
     fn sources(&self) -> Vec<(String, Arc<Source>)> {
@@ -201,49 +231,100 @@ impl Running {
             .collect()
     }
 
-    /// Gives every address its chain, starts those that are new, ends those that nobody wants.
+    /// Ends the feeds that are not among these.
+    fn keep_feeds(&mut self, wanted: &BTreeSet<FeedKey>) {
+        self.feeds
+            .retain(|key, (_, ended)| wanted.contains(key) || cancel(ended));
+    }
+
+    /// Gives every address that goes on its chain, and ends those that nobody wants.
     fn serve(
         &mut self,
-        servers: BTreeMap<Wanted, Server>,
-        mut opened: BTreeMap<Wanted, Opened>,
-    ) -> Result<(), Error> {
-        self.listeners.retain(|wanted, listening| {
-            let is_wanted = servers.contains_key(wanted);
-            if !is_wanted {
-                listening.stop.store(true, Ordering::Relaxed);
-                listening.ended.cancel();
-                let threads = std::mem::take(&mut listening.threads);
-                self.tasks.spawn(join(threads));
-            }
-            is_wanted
-        });
-        for (wanted, server) in servers {
-            if let Some(listening) = self.listeners.get(&wanted) {
+        mut servers: BTreeMap<Wanted, Server>,
+        identities: &BTreeMap<Wanted, Arc<ServerConfig>>,
+    ) {
+        let unwanted = self
+            .listeners
+            .extract_if(.., |wanted, _| !servers.contains_key(wanted));
+        for (_, listening) in unwanted.collect::<Vec<_>>() {
+            self.stop(listening);
+        }
+        for (wanted, listening) in &self.listeners {
+            if let Some(server) = servers.remove(wanted) {
                 listening.server.store(Arc::new(server));
-            } else if let Some(opened) = opened.remove(&wanted) {
-                let listening = self.start(server, opened)?;
-                self.listeners.insert(wanted, listening);
+            }
+            if let Some((tls, identity)) = listening.tls.as_ref().zip(identities.get(wanted)) {
+                tls.store(Arc::clone(identity));
             }
         }
-        Ok(())
+    }
+
+    /// Has an address answer what it was asked, and end.
+    fn stop(&mut self, listening: Listening) {
+        let lost = drops::dropped(&listening.sockets);
+        self.state.lost_before.fetch_add(lost, Ordering::Relaxed);
+        listening.stop.store(true, Ordering::Relaxed);
+        listening.ended.cancel();
+        self.tasks.spawn(join(listening.threads));
+    }
+
+    /// Starts every address that was opened, each with its chain of `servers`; all of them, or none.
+    fn start_all(
+        &mut self,
+        servers: &mut BTreeMap<Wanted, Server>,
+        identities: &BTreeMap<Wanted, Arc<ServerConfig>>,
+        opened: BTreeMap<Wanted, Opened>,
+    ) -> Result<BTreeMap<Wanted, Listening>, Error> {
+        let mut started = BTreeMap::new();
+        for (wanted, opened) in opened {
+            let Some(server) = servers.remove(&wanted) else {
+                continue;
+            };
+            match self.start(server, identities.get(&wanted), opened) {
+                Ok(listening) => drop(started.insert(wanted, listening)),
+                Err(error) => {
+                    for (_, listening) in started {
+                        self.stop(listening);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
     }
 
     /// Starts an address's threads, one for each socket, and its connections.
-    fn start(&mut self, server: Server, opened: Opened) -> Result<Listening, Error> {
+    fn start(
+        &mut self,
+        server: Server,
+        identity: Option<&Arc<ServerConfig>>,
+        opened: Opened,
+    ) -> Result<Listening, Error> {
         let mut listening = Listening {
             address: opened.address,
             server: Arc::new(ArcSwap::from_pointee(server)),
+            tls: identity.map(|identity| Arc::new(ArcSwap::new(Arc::clone(identity)))),
+            sockets: opened.udp.iter().filter_map(drops::inode).collect(),
             stop: Arc::default(),
             ended: self.ended.child_token(),
             threads: Vec::new(),
         };
-        let (server, shard) = (Arc::clone(&listening.server), self.state.registry.shard());
-        self.tasks
-            .spawn(tcp::serve(opened.tcp, server, shard, listening.ended.clone()));
         for (index, socket) in opened.udp.into_iter().enumerate() {
-            let thread = self.start_thread(index, socket, &listening)?;
-            listening.threads.push(thread);
+            match self.start_thread(index, socket, &listening) {
+                Ok(thread) => listening.threads.push(thread),
+                Err(error) => {
+                    self.stop(listening);
+                    return Err(error);
+                }
+            }
         }
+        let streams = tcp::Listening {
+            server: Arc::clone(&listening.server),
+            tls: listening.tls.clone(),
+            shard: self.state.registry.shard(),
+            shutdown: listening.ended.clone(),
+        };
+        self.tasks.spawn(tcp::serve(opened.tcp, streams));
         Ok(listening)
     }
 
@@ -269,7 +350,7 @@ impl Running {
             .map_err(|source| Error::Thread { source })
     }
 
-    /// Ends everything that was started, and waits for it.
+    /// Ends everything that was started, and waits for it, for the answers to what was asked not for ever.
     pub(super) async fn end(mut self) {
         for listening in self.listeners.values_mut() {
             listening.stop.store(true, Ordering::Relaxed);
@@ -279,10 +360,15 @@ impl Running {
         for listening in self.listeners.into_values() {
             join(listening.threads).await;
         }
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task panicked");
+        let tasks = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a task panicked");
+                }
             }
+        };
+        if tokio::time::timeout(LAST_ANSWERS, tasks).await.is_err() {
+            tracing::warn!("ended before everything that was asked was answered");
         }
     }
 
@@ -323,11 +409,13 @@ fn cancel(token: &CancellationToken) -> bool {
     false
 }
 
-async fn serve_http(listener: TcpListener, router: axum::Router, ended: CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::error!(%error, "http endpoint ended");
-    }
+/// Ends at once, and its connections with it: a client that waits for nothing would hold the end up.
+async fn serve_http(address: SocketAddr, listener: TcpListener, state: Arc<State>, ended: CancellationToken) {
+    let bound = listener.local_addr().unwrap_or(address);
+    let served = http::serve(listener, http::router(address, &state));
+    let checked = http::check_health(address, bound, state);
+    let both = async { tokio::join!(served, checked) };
+    ended.run_until_cancelled(both).await;
 }
 
 async fn join(threads: Vec<JoinHandle<()>>) {

@@ -1,6 +1,9 @@
 //! The `reload` plugin: whether the Corefile says something else than it did.
 
+use std::path::Path;
 use std::time::Duration;
+
+use tracing::subscriber::{NoSubscriber, with_default};
 
 use crate::corefile::{Corefile, Error, Reload};
 
@@ -8,32 +11,64 @@ use crate::corefile::{Corefile, Error, Reload};
 /// nothing, another address of an interface in `bind` or another name server in `/etc/resolv.conf` does.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// What was refused last, so that it is told once.
-    refused: Option<Result<Corefile, Error>>,
+    /// What cannot be read, so that it is met once.
+    unreadable: Option<Error>,
+    /// Why the last one was refused, so that it is told once.
+    told: Option<String>,
 }
 
 impl Watch {
     /// Returns as soon as the file says something new: another configuration than `current`, or nothing that can be
-    /// read. Waits for ever where the configuration has no file or no `reload`.
+    /// read. A configuration that was refused comes back each time: the address that it wants may be free meanwhile.
+    /// Waits for ever where the configuration has no file or no `reload`.
     pub(super) async fn changed(&mut self, current: &Corefile) -> Result<Corefile, Error> {
         let (Some(path), Some(reload)) = (current.path.clone(), reload_of(current)) else {
             return std::future::pending().await;
         };
         loop {
             tokio::time::sleep(reload.next_pause()).await;
-            let (path, lenient) = (path.clone(), current.is_lenient);
-            // Files may be on a slow disk.
-            let read = tokio::task::spawn_blocking(move || Corefile::read_again(&path, lenient)).await;
-            let Ok(read) = read else { continue };
-            if read.as_ref().is_ok_and(|read| read == current) {
-                self.refused = None;
-            } else if self.refused.as_ref() != Some(&read) {
+            let Some(read) = read_file(&path, current.is_lenient, Manner::Silent).await else {
+                continue;
+            };
+            let unreadable = std::mem::replace(&mut self.unreadable, read.as_ref().err().cloned());
+            match &read {
                 // What is taken becomes `current`, and is not met here again.
-                self.refused = Some(read.clone());
-                return read;
+                Ok(read) if read == current => self.told = None,
+                Err(_) if unreadable == self.unreadable => {}
+                Ok(_) if current.is_lenient && self.told.is_none() => {
+                    let aloud = read_file(&path, true, Manner::Aloud).await;
+                    return aloud.unwrap_or(read);
+                }
+                _ => return read,
             }
         }
     }
+
+    /// Whether it is news that a configuration is refused for this reason.
+    pub(super) fn is_news(&mut self, reason: &str) -> bool {
+        let told = self.told.replace(reason.to_owned());
+        told.as_deref() != Some(reason)
+    }
+}
+
+/// Whether a lenient reader warns of what it passes over.
+#[derive(Clone, Copy)]
+enum Manner {
+    Aloud,
+    /// For what is read again and again.
+    Silent,
+}
+
+/// Reads the file. `None` = the reader panicked, which is told already.
+async fn read_file(path: &Path, is_lenient: bool, manner: Manner) -> Option<Result<Corefile, Error>> {
+    let path = path.to_owned();
+    let read = move || Corefile::read_again(&path, is_lenient);
+    // Files may be on a slow disk.
+    let read = tokio::task::spawn_blocking(move || match manner {
+        Manner::Aloud => read(),
+        Manner::Silent => with_default(NoSubscriber::new(), read),
+    });
+    read.await.ok()
 }
 
 /// The most frequent of all blocks: there is one file.

@@ -25,8 +25,10 @@ pub struct ServiceRecords {
     pub ports: Vec<Port>,
     /// Ready endpoints, sorted by address.
     pub endpoints: Vec<Endpoint>,
-    /// Where the endpoints with a hostname stand in `endpoints`.
-    by_hostname: BTreeMap<Box<[u8]>, Vec<u32>>,
+    /// Where the endpoints with a hostname stand in `endpoints`, sorted by it.
+    by_hostname: Box<[u32]>,
+    /// Where those without a hostname stand whose pods have names, sorted by them.
+    by_pod: Box<[u32]>,
 }
 
 /// What the name of a Service stands for.
@@ -66,40 +68,43 @@ pub struct Endpoint {
     pub ports: Arc<[Port]>,
 }
 
-/// The endpoints of one name. Going through them allocates nothing.
+/// The endpoints of one name, sorted by address. Going through them allocates nothing.
 #[derive(Clone, Copy, Debug)]
-pub enum Called<'t> {
-    /// Those in the list whose places are given.
-    Hostname(&'t [Endpoint], &'t [u32]),
-    /// Those that are called by their address, at one address.
-    Dashed(&'t [Endpoint], EndpointNames),
-    /// Those of the pod with this name.
-    Pod(&'t [Endpoint], &'t [u8]),
+pub struct Called<'t> {
+    records: &'t ServiceRecords,
+    places: Places<'t>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Places<'t> {
+    /// These.
+    Listed(&'t [u32]),
+    /// Those from the first place up to the one behind the last that are called by their address.
+    Dashed(usize, usize, EndpointNames),
 }
 
 impl<'t> Called<'t> {
+    /// Where each of them stands in the Service's list.
+    pub fn places(self) -> impl Iterator<Item = usize> + Clone + 't {
+        let (listed, range, names): (&[u32], _, _) = match self.places {
+            Places::Listed(listed) => (listed, 0..0, EndpointNames::Dashed),
+            Places::Dashed(first, behind, names) => (&[], first..behind, names),
+        };
+        let endpoints = &self.records.endpoints;
+        let is_dashed = move |place: &usize| endpoints[*place].name_is_dashed(names);
+        let listed = listed.iter().map(|place| *place as usize);
+        listed.chain(range.filter(is_dashed))
+    }
+
+    /// The Service.
+    #[must_use]
+    pub fn records(self) -> &'t ServiceRecords {
+        self.records
+    }
+
     /// Each of them.
     pub fn iter(self) -> impl Iterator<Item = &'t Endpoint> + Clone {
-        let (list, indices, names): (&[Endpoint], &[u32], _) = match self {
-            Self::Hostname(list, indices) => (list, indices, None),
-            Self::Dashed(list, names) => (list, &[], Some(names)),
-            Self::Pod(list, _) => (list, &[], None),
-        };
-        let by_place = indices.iter().filter_map(move |index| list.get(*index as usize));
-        let by_address = names
-            .into_iter()
-            .flat_map(move |names| list.iter().filter(move |endpoint| endpoint.name_is_dashed(names)));
-        let pod = match self {
-            Self::Pod(_, label) => Some(label),
-            Self::Hostname(..) | Self::Dashed(..) => None,
-        };
-        let by_pod = pod.into_iter().flat_map(move |label| {
-            let is_called = move |endpoint: &&Endpoint| {
-                endpoint.hostname.is_none() && endpoint.pod.as_deref() == Some(label)
-            };
-            list.iter().filter(is_called)
-        });
-        by_place.chain(by_address).chain(by_pod)
+        self.places().map(move |place| &self.records.endpoints[place])
     }
 }
 
@@ -134,22 +139,14 @@ impl ServiceRecords {
             .ports
             .iter()
             .map(|port| Port::new(&port.name, port.protocol, port.port.get()));
-        let mut by_hostname: BTreeMap<Box<[u8]>, Vec<u32>> = BTreeMap::new();
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            if let Some(hostname) = &endpoint.hostname {
-                by_hostname
-                    .entry(hostname.clone())
-                    .or_default()
-                    .push(index as u32);
-            }
-        }
         Self {
+            by_hostname: places_by(&endpoints, Endpoint::hostname),
+            by_pod: places_by(&endpoints, Endpoint::pod_name),
             kind,
             a: own.iter().filter_map(|ip| as_v4(*ip)).map(a_cell).collect(),
             aaaa: own.iter().filter_map(|ip| as_v6(*ip)).map(aaaa_cell).collect(),
             ports: ports.collect(),
             endpoints,
-            by_hostname,
         }
     }
 
@@ -164,37 +161,75 @@ impl ServiceRecords {
         }
     }
 
-    /// The endpoints that are called `label`, sorted by address.
+    /// The endpoints that are called `label`.
     #[must_use]
-    pub fn endpoints_called<'t>(&'t self, label: &'t [u8], names: EndpointNames) -> Called<'t> {
-        if let Some(indices) = self.by_hostname.get(label) {
-            return Called::Hostname(&self.endpoints, indices);
+    pub fn endpoints_called(&self, label: &[u8], names: EndpointNames) -> Called<'_> {
+        let by_hostname = self.listed(&self.by_hostname, label, Endpoint::hostname);
+        if by_hostname.iter().next().is_some() {
+            return by_hostname;
         }
-        let at_address = address_of_dashed(label).map(|address| self.range_at(address));
-        let is_named = |endpoint: &&Endpoint| endpoint.name_is_dashed(names);
-        if at_address.is_some_and(|endpoints| endpoints.iter().any(|endpoint| is_named(&endpoint))) {
-            return Called::Dashed(at_address.unwrap_or_default(), names);
+        if let Some(address) = address_of_dashed(label) {
+            let by_address = self.dashed_at(address, names);
+            if by_address.iter().next().is_some() {
+                return by_address;
+            }
         }
         match names {
-            EndpointNames::Pod => Called::Pod(&self.endpoints, label),
-            EndpointNames::Dashed => Called::Dashed(&[], names),
+            EndpointNames::Pod => self.listed(&self.by_pod, label, Endpoint::pod_name),
+            EndpointNames::Dashed => self.listed(&[], label, Endpoint::hostname),
         }
     }
 
-    /// Those at an address, which stand together.
-    fn range_at(&self, address: IpAddr) -> &[Endpoint] {
+    /// The endpoints that are called as the one at `place` is, this one among them.
+    #[must_use]
+    pub fn namesakes(&self, place: usize, names: EndpointNames) -> Called<'_> {
+        let endpoint = &self.endpoints[place];
+        match (endpoint.hostname(), endpoint.pod_name(), names) {
+            (Some(hostname), ..) => self.listed(&self.by_hostname, hostname, Endpoint::hostname),
+            (None, Some(pod), EndpointNames::Pod) => self.listed(&self.by_pod, pod, Endpoint::pod_name),
+            _ => self.dashed_at(endpoint.address, names),
+        }
+    }
+
+    /// Of `places`, sorted by a name, those with this one.
+    fn listed<'t>(
+        &'t self,
+        places: &'t [u32],
+        label: &[u8],
+        name: impl Fn(&Endpoint) -> Option<&[u8]>,
+    ) -> Called<'t> {
+        let name = |place: &u32| name(&self.endpoints[*place as usize]);
+        let first = places.partition_point(|place| name(place) < Some(label));
+        let behind = places.partition_point(|place| name(place) <= Some(label));
+        Called {
+            records: self,
+            places: Places::Listed(&places[first..behind]),
+        }
+    }
+
+    fn dashed_at(&self, address: IpAddr, names: EndpointNames) -> Called<'_> {
+        let (first, behind) = self.range_at(address);
+        Called {
+            records: self,
+            places: Places::Dashed(first, behind, names),
+        }
+    }
+
+    /// Where those at an address begin and end, which stand together.
+    fn range_at(&self, address: IpAddr) -> (usize, usize) {
         let first = self
             .endpoints
             .partition_point(|endpoint| endpoint.address < address);
         let behind = self
             .endpoints
             .partition_point(|endpoint| endpoint.address <= address);
-        self.endpoints.get(first..behind).unwrap_or_default()
+        (first, behind)
     }
 
     /// The endpoints at an address, one of each name.
     pub fn names_at(&self, address: IpAddr, names: EndpointNames) -> impl Iterator<Item = &Endpoint> {
-        let endpoints = self.range_at(address);
+        let (first, behind) = self.range_at(address);
+        let endpoints = &self.endpoints[first..behind];
         let is_first = move |(index, endpoint): &(usize, &Endpoint)| {
             let before = endpoints.iter().take(*index);
             !before
@@ -243,7 +278,7 @@ impl ServiceRecords {
 
 impl PortName<'_> {
     /// The ports with this name.
-    pub fn of<'p>(self, ports: &'p [Port]) -> impl Iterator<Item = &'p Port>
+    pub fn of<'p>(self, ports: &'p [Port]) -> impl Iterator<Item = &'p Port> + Clone
     where
         Self: 'p,
     {
@@ -268,12 +303,21 @@ impl Port {
 }
 
 impl Endpoint {
+    fn hostname(&self) -> Option<&[u8]> {
+        self.hostname.as_deref()
+    }
+
+    /// The pod's name, where no hostname goes before it.
+    fn pod_name(&self) -> Option<&[u8]> {
+        self.pod.as_deref().filter(|_| self.hostname.is_none())
+    }
+
     /// What it is called, where that is not its address.
     #[must_use]
     pub fn own_name(&self, names: EndpointNames) -> Option<&[u8]> {
         match names {
-            EndpointNames::Dashed => self.hostname.as_deref(),
-            EndpointNames::Pod => self.hostname.as_deref().or(self.pod.as_deref()),
+            EndpointNames::Dashed => self.hostname(),
+            EndpointNames::Pod => self.hostname().or(self.pod_name()),
         }
     }
 
@@ -291,6 +335,16 @@ impl Endpoint {
     fn name_is_dashed(&self, names: EndpointNames) -> bool {
         self.own_name(names).is_none()
     }
+}
+
+/// Where the endpoints that have a name stand, sorted by it; those of one name by address.
+fn places_by(endpoints: &[Endpoint], name: impl Fn(&Endpoint) -> Option<&[u8]>) -> Box<[u32]> {
+    let named = (0u32..)
+        .zip(endpoints)
+        .filter(|(_, endpoint)| name(endpoint).is_some());
+    let mut places: Vec<u32> = named.map(|(place, _)| place).collect();
+    places.sort_by_key(|place| name(&endpoints[*place as usize]));
+    places.into()
 }
 
 fn external_name(target: &str) -> Kind {

@@ -1,6 +1,9 @@
 //! The server over real sockets of the loopback, fed by a real unix socket.
 
+mod end;
+mod limits;
 mod reload;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -163,16 +163,15 @@ async fn a_changed_corefile_takes_over_while_clients_ask_and_a_broken_one_does_n
     server.tells("coredns_reload_failed_total 2").await;
     server.answers("a.example", "NOERROR 10.0.0.2").await;
 
-    // Once it is free (and the file changed) it is served beside the first, whose sockets are the same.
+    // Once it is free it is served beside the first, whose sockets are the same.
     drop(taken.0);
-    std::fs::write(folder.file("Corefile"), second.replace("whoami", "any\n whoami")).expect("written");
     let deadline = Instant::now() + DEADLINE;
     while try_ask_udp(taken.1, "b.example").await.as_deref() != Some("NOERROR") {
         assert!(Instant::now() < deadline, "the second address is not served");
     }
 
     let enabled = format!(
-        "coredns_plugin_enabled{{server=\"dns://:{}\",zone=\".\",view=\"\",name=\"any\"}} 1",
+        "coredns_plugin_enabled{{server=\"dns://:{}\",zone=\".\",view=\"\",name=\"whoami\"}} 1",
         taken.1.port()
     );
     server.tells(&enabled).await;
@@ -189,4 +188,39 @@ async fn a_changed_corefile_takes_over_while_clients_ask_and_a_broken_one_does_n
     let (answered, lost) = load.end().await;
     assert!(answered > 1000 && lost == 0, "{answered} answered, {lost} lost");
     server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_of_http_may_become_all_addresses_at_its_port_and_one_again() {
+    let folder = Folder::new("http-widens");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = free.expect("a port").port();
+    let corefile = |address: &str| {
+        format!(".:0 {{\n bind 127.0.0.1\n reload 2s 1s\n prometheus {address}:{port}\n whoami\n}}\n")
+    };
+    let server = start_with(&folder, &corefile("localhost")).await;
+    for (address, is_everywhere) in [("", true), ("localhost", false)] {
+        std::fs::write(folder.file("Corefile"), corefile(address)).expect("written");
+        let deadline = Instant::now() + DEADLINE;
+        while TcpStream::connect(("127.0.0.2", port)).await.is_ok() != is_everywhere {
+            assert!(Instant::now() < deadline, "{address:?} is not taken");
+            tokio::task::yield_now().await;
+        }
+        // Who was on the way to the socket that was given back is sent away, and asks again.
+        while try_get(server.http)
+            .await
+            .is_none_or(|page| !page.contains("\ncoredns_reload_failed_total 0\n"))
+        {
+            assert!(Instant::now() < deadline, "{address:?} is not served");
+        }
+    }
+    server.end().await;
+}
+
+async fn try_get(server: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(server).await.ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.ok()?;
+    Some(page)
 }

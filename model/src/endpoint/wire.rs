@@ -2,10 +2,11 @@
 //! may be of different builds.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Conditions, EndpointPort, EndpointSlice, Extras};
+use super::{Conditions, EndpointPort, EndpointSlice, Extras, UnixTime};
 use crate::{IpFamily, NodeName, ObjectName, Text};
 
 #[derive(Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub(super) struct Slice {
     family: IpFamily,
     endpoints: Vec<Endpoint>,
     ports: Vec<EndpointPort>,
+    /// In milliseconds since 1970. Absent from what older builds wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_change: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,7 +41,7 @@ impl From<EndpointSlice> for Slice {
             family,
             endpoints,
             ports,
-            last_change: _,
+            last_change,
         } = slice;
         let endpoints = endpoints.into_iter();
         Self {
@@ -48,6 +52,7 @@ impl From<EndpointSlice> for Slice {
             service,
             family,
             ports,
+            last_change: last_change.map(|UnixTime(time)| time.as_millis() as u64),
         }
     }
 }
@@ -60,6 +65,7 @@ impl From<Slice> for EndpointSlice {
             family,
             endpoints,
             ports,
+            last_change,
         } = slice;
         let endpoints = endpoints.into_iter();
         Self {
@@ -68,7 +74,7 @@ impl From<Slice> for EndpointSlice {
             family,
             endpoints: endpoints.map(Endpoint::into_model).collect(),
             ports,
-            last_change: None,
+            last_change: last_change.map(|millis| UnixTime(Duration::from_millis(millis))),
         }
     }
 }

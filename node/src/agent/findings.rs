@@ -9,6 +9,7 @@ use anyhow::Context;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use dns::http;
 use model::ObjectName;
 use overlay::fast_path;
 use proxy::plan::Reason;
@@ -17,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
+use super::socket;
 use super::supervisor::{Health, Part};
-use super::{http, socket};
 use crate::watch::Rejected;
 
 /// The socket's name in the agent's state directory.

@@ -18,6 +18,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use dns::http;
 use ipnetwork::IpNetwork;
 use model::{ObjectName, with_causes};
 use netlink::{Kernel, Netlink};
@@ -30,7 +31,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::http;
 use super::progress::ProxyProgress;
 use super::supervisor::Part;
 use crate::backoff::Backoff;

@@ -15,7 +15,6 @@ mod dns_address;
 mod dns_feed;
 pub mod findings;
 mod health_check_ports;
-mod http;
 mod ip_families;
 mod metrics;
 mod pod_network;
@@ -42,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
 use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+use dns_feed::Feed;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -62,6 +62,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (tunnel, tunnels) = watch::channel(None);
     let (fast_path, ways) = watch::channel(State::default());
     let (ready, readiness) = watch::channel(false);
+    // Until it can be known, what the kernel does already is right.
+    let (answered, dns_answers) = watch::channel(true);
     let told = Told {
         tunnel,
         fast_path,
@@ -77,6 +79,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         fast_path: ways,
         pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
+        dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
         sysctl_repairs: Arc::default(),
         checks: Arc::default(),
@@ -84,8 +87,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, &config, tunnels, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
-    start_proxy(&mut supervisor, &config, events, &sources)?;
-    start_dns(&mut supervisor, &config, &sources);
+    start_proxy(&mut supervisor, &config, events, dns_answers, &sources)?;
+    start_dns(&mut supervisor, &config, answered, &sources);
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
     tracing::info!("agent ends, what it programmed stays");
@@ -240,6 +243,7 @@ fn start_proxy(
     supervisor: &mut Supervisor,
     config: &Config,
     events: Events,
+    dns_answers: watch::Receiver<bool>,
     sources: &Sources,
 ) -> anyhow::Result<()> {
     let Some(progress) = &sources.proxy else {
@@ -253,6 +257,7 @@ fn start_proxy(
         pin_dir: config.proxy.pin_dir.clone(),
         min_sync_period: config.proxy.min_sync_period,
         snapshots: sources.snapshots.clone(),
+        dns_answers,
         progress: progress.clone(),
         events,
         runtime: Handle::current(),
@@ -268,11 +273,16 @@ fn start_proxy(
     Ok(())
 }
 
-fn start_dns(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
-    let path = config.dns.feed_socket.clone();
-    let (snapshots, readers) = (sources.snapshots.clone(), sources.feed_readers.clone());
+fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
+    let feed = Feed {
+        path: config.dns.feed_socket.clone(),
+        snapshots: sources.snapshots.clone(),
+        readers: sources.feed_readers.clone(),
+        address: config.dns.address,
+        answered,
+    };
     supervisor.start("dns-feed", move |part, shutdown| {
-        dns_feed::serve(path.clone(), snapshots.clone(), readers.clone(), part, shutdown)
+        dns_feed::serve(feed.clone(), part, shutdown)
     });
     let Some(address) = config.dns.address else { return };
     let state_dir = config.state_dir.clone();

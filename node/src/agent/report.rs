@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use dns::http;
 use model::{NodeName, Snapshot};
 use overlay::fast_path;
 use serde_json::{Value, json};
@@ -21,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
+use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
-use super::{http, proxy_metrics};
 use crate::config::Datapath;
 use crate::watch;
 
@@ -47,6 +48,8 @@ pub struct Sources {
     pub pin_dir: PathBuf,
     /// Readers of the DNS feed.
     pub feed_readers: Readers,
+    /// Whether one of them answers at the cluster's DNS address; absent where the node has none.
+    pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
     /// Kernel settings that somebody changed and that were set again, by name.
@@ -341,6 +344,13 @@ impl Sources {
             "DNS servers that are connected.",
             [(String::new(), self.feed_readers.load(Ordering::Relaxed) as f64)],
         );
+        if let Some(answers) = &self.dns_answers {
+            page.gauges(
+                "causeway_dns_answers",
+                "Whether a DNS server of this node answers at the cluster's DNS address; otherwise its Service's endpoints do.",
+                [(String::new(), bit(*answers.borrow()))],
+            );
+        }
         page.counted(
             "causeway_cni_requests_total",
             "Requests of the CNI plugin by command and result.",
@@ -378,6 +388,7 @@ mod tests {
             fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
             pin_dir: "/nowhere".into(),
             feed_readers: Arc::default(),
+            dns_answers: None,
             cni_requests: Arc::default(),
             sysctl_repairs: Arc::default(),
             checks: Arc::default(),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use dns::corefile::{Corefile, Error};
+use dns::corefile::{Corefile, Error, Key};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -12,7 +12,8 @@ use crate::cli::Output;
 #[derive(Debug)]
 pub struct Checked {
     file: String,
-    read: Result<Corefile, Error>,
+    corefile: Corefile,
+    errors: Vec<Error>,
 }
 
 /// Reads the file as the server would; `is_lenient` warns in the log of plugins that are not known.
@@ -21,16 +22,18 @@ pub struct Checked {
 /// When the file cannot be read, which says nothing of it.
 pub fn check(path: &Path, is_lenient: bool) -> std::io::Result<Checked> {
     File::open(path)?;
+    let (corefile, errors) = Corefile::look_over(path, is_lenient);
     Ok(Checked {
         file: path.display().to_string(),
-        read: Corefile::read_again(path, is_lenient),
+        corefile,
+        errors,
     })
 }
 
 impl Checked {
     /// Whether the server would not start with it.
     pub fn is_wrong(&self) -> bool {
-        self.read.is_err()
+        !self.errors.is_empty()
     }
 
     /// What there is to say, in the form that was asked for.
@@ -42,22 +45,21 @@ impl Checked {
     }
 
     fn text(&self) -> String {
-        match &self.read {
-            Err(error) => format!("{error}\n"),
-            Ok(corefile) => {
-                let blocks = corefile.blocks.iter().map(|block| {
-                    let zones = block.keys.iter().map(|key| format!("{}:{}", key.zone, key.port));
-                    zones.collect::<Vec<_>>().join(" ")
-                });
-                let blocks: Vec<String> = blocks.collect();
-                format!("{}: good, serves {}\n", self.file, blocks.join("; "))
-            }
+        if self.is_wrong() {
+            return self.errors.iter().map(|error| format!("{error}\n")).collect();
         }
+        let blocks = self.corefile.blocks.iter().map(|block| {
+            let zones = block.keys.iter().map(Key::to_string);
+            zones.collect::<Vec<_>>().join(" ")
+        });
+        let blocks: Vec<String> = blocks.collect();
+        format!("{}: good, serves {}\n", self.file, blocks.join("; "))
     }
 
     fn json(&self) -> serde_json::Value {
-        let errors = self.read.as_ref().err().into_iter();
-        let errors: Vec<_> = errors
+        let errors: Vec<_> = self
+            .errors
+            .iter()
             .map(|Error { file, line, message }| json!({"file": file, "line": line, "message": message}))
             .collect();
         json!({"file": self.file, "errors": errors})

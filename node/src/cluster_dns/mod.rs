@@ -5,7 +5,7 @@ mod check;
 mod query;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -34,26 +34,50 @@ pub async fn serve(config: dns::Config, shutdown: CancellationToken) -> anyhow::
     served.context("run the DNS server")
 }
 
-/// The watches that are kept, one for each API server and selection.
+/// The watches that are under way, one for each API server and selection.
 struct Watches {
-    known: Mutex<BTreeMap<ApiServer, Watched>>,
+    known: Mutex<BTreeMap<ApiServer, Known>>,
     shutdown: CancellationToken,
+}
+
+/// A watch that lives as long as somebody has its [`Watched`].
+struct Known {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    silence: Weak<dyn Fn() -> Option<Duration> + Send + Sync>,
 }
 
 impl Watches {
     fn of(&self, server: &ApiServer) -> Watched {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = known
-            .entry(server.clone())
-            .or_insert_with(|| begin(server, &self.shutdown));
-        watched.clone()
+        known.retain(|_, known| known.silence.strong_count() > 0);
+        if let Some(watched) = known.get(server).and_then(Known::watched) {
+            return watched;
+        }
+        let watched = begin(server, &self.shutdown);
+        let new = Known {
+            snapshots: watched.snapshots.clone(),
+            silence: Arc::downgrade(&watched.silence),
+        };
+        known.insert(server.clone(), new);
+        watched
     }
 }
 
-/// Begins a watch that ends with `shutdown`.
+impl Known {
+    fn watched(&self) -> Option<Watched> {
+        Some(Watched {
+            snapshots: self.snapshots.clone(),
+            silence: self.silence.upgrade()?,
+        })
+    }
+}
+
+/// Begins a watch that ends with `shutdown`, or when nobody asks for its silence any more: a configuration that names
+/// another API server has taken the place of the one that named this.
 fn begin(server: &ApiServer, shutdown: &CancellationToken) -> Watched {
     let (sender, snapshots) = watch::channel(Arc::<Snapshot>::default());
     let status = Status::default();
+    let ended = shutdown.child_token();
     // Nobody is told of bad objects by Events: that needs a right which no DNS server has.
     let run = api::run(
         source(&server.access),
@@ -61,10 +85,14 @@ fn begin(server: &ApiServer, shutdown: &CancellationToken) -> Watched {
         sender,
         status.clone(),
         Events::default(),
-        shutdown.clone(),
+        ended.clone(),
     );
     tokio::spawn(run);
-    let silence = Arc::new(move || silence(&status));
+    let last = ended.drop_guard();
+    let silence = Arc::new(move || {
+        let _held = &last;
+        silence(&status)
+    });
     Watched { snapshots, silence }
 }
 
@@ -101,5 +129,38 @@ fn source(access: &Access) -> ApiSource {
     ApiSource {
         credentials,
         ..ApiSource::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_is_shared_while_somebody_has_it_and_then_ends() {
+        let url = "http://127.0.0.1:1".to_owned();
+        let server = ApiServer {
+            access: Access::Endpoint { url, tls: None },
+            ..ApiServer::default()
+        };
+        let watches = Watches {
+            known: Mutex::default(),
+            shutdown: CancellationToken::new(),
+        };
+        let first = watches.of(&server);
+        let second = watches.of(&server);
+        assert!(first.snapshots.same_channel(&second.snapshots));
+        drop(first);
+        assert!(second.snapshots.has_changed().is_ok());
+        let Watched {
+            mut snapshots,
+            silence,
+        } = second;
+        drop(silence);
+        // The channel closes with its sender, which the watch has.
+        let closed = async { while snapshots.changed().await.is_ok() {} };
+        let ended = tokio::time::timeout(Duration::from_secs(20), closed).await;
+        ended.expect("the watch ends");
+        assert!(!watches.of(&server).snapshots.same_channel(&snapshots));
     }
 }

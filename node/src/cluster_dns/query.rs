@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, bail};
 use dns::client::{Question, Reply, ask};
-use dns::corefile::{Corefile, ServerBlock};
+use dns::corefile::{Corefile, Scheme, ServerBlock};
 use dns::explain::Explanation;
 use serde_json::json;
 
@@ -58,7 +58,8 @@ fn server_of(corefile: &Corefile, question: &Question) -> anyhow::Result<SocketA
         .blocks
         .iter()
         .flat_map(|block| block.keys.iter().map(move |key| (block, key)));
-    let serving = keys.filter(|(_, key)| question.name.is_within(&key.zone));
+    let plain = keys.filter(|(_, key)| key.scheme == Scheme::Dns);
+    let serving = plain.filter(|(_, key)| question.name.is_within(&key.zone));
     let Some((block, key)) = serving.max_by_key(|(_, key)| key.zone.label_count()) else {
         bail!("no server block of the Corefile serves {}", question.name);
     };

@@ -86,10 +86,13 @@ mod privileged {
         );
         layout.add_chain(
             Chain::base("output", BaseChain::OUTPUT_RAW),
-            [Rule::new("tunnel")
-                .protocol(17)
-                .destination_port(8472)
-                .untracked()],
+            [
+                Rule::new("tunnel")
+                    .protocol(17)
+                    .destination_port(8472)
+                    .untracked(),
+                Rule::new("answers").protocol(17).source_port(53).untracked(),
+            ],
         );
         layout.add_chain(
             Chain::regular("refuse"),
@@ -140,6 +143,7 @@ mod privileged {
                 "reject with tcp reset",
                 "type filter hook output priority raw; policy accept;",
                 "udp dport 8472 notrack",
+                "udp sport 53 notrack",
                 "reject comment \"rest",
             ] {
                 assert!(text.contains(line), "no {line:?} in\n{text}");
@@ -206,6 +210,10 @@ mod privileged {
                 ("nft flush chain ip cwt to-two", "to-two"),
                 ("nft insert rule ip cwt prerouting accept", "prerouting"),
                 ("nft flush chain ip cwt postrouting", "postrouting"),
+                (
+                    "nft add chain ip cwt more {type filter hook input priority 0;}",
+                    "more",
+                ),
             ] {
                 run(damage);
                 assert_eq!(

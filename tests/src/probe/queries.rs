@@ -17,7 +17,7 @@ const IS_ANSWER: u8 = 0x80;
 const ADDRESS_V4: [u8; 4] = [0, 1, 0, 1];
 
 /// A query for the IPv4 addresses of a name.
-pub(super) fn query(id: u16, name: &str) -> Vec<u8> {
+pub fn query(id: u16, name: &str) -> Vec<u8> {
     let mut query = Vec::new();
     for field in [id, FLAGS, 1, 0, 0, 0] {
         query.extend(field.to_be_bytes());
@@ -35,7 +35,7 @@ pub(super) fn query(id: u16, name: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// With what the answer says instead.
-pub(super) fn address(query: &[u8], answer: &[u8]) -> Result<Ipv4Addr, String> {
+pub fn address(query: &[u8], answer: &[u8]) -> Result<Ipv4Addr, String> {
     parse(query, answer).unwrap_or_else(|| Err(format!("not an answer: {answer:02x?}")))
 }
 

@@ -17,6 +17,16 @@ fn causeway(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
+/// Of each directive the first thing that is wrong.
+const SEVERAL: &str = "\
+FILE:1: the zone \"b..d\" has an empty label
+FILE:2: unknown plugin \"ttl\"; known are reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, \
+acl, any, loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, aaaa, loop, forward, whoami, import
+FILE:4: ttl is 0 to 3600 seconds, not 4000
+FILE:7: a number from 512 to 4096 is wanted, not 1
+FILE:10: cannot serve . at port 53 twice
+";
+
 #[test]
 fn a_corefile_is_checked_with_an_exit_code_for_each_outcome() {
     let directory = Directory::new("dns-check");
@@ -27,6 +37,10 @@ fn a_corefile_is_checked_with_an_exit_code_for_each_outcome() {
     let wrong = directory.write(
         "Wrong",
         ".:53 {\n kubernetes cluster.local {\n  ttl 4000\n }\n}\n",
+    );
+    let several = directory.write(
+        "Several",
+        ".:53 b..d {\n ttl 4\n kubernetes cluster.local {\n  ttl 4000\n  pods all\n }\n bufsize 1\n errors\n}\n.:53 {\n}\n",
     );
     let imports = directory.write("Imports", ".:53 {\n import Part\n}\n");
     let part = directory.write("Part", "errors\nhostess\n");
@@ -42,6 +56,12 @@ fn a_corefile_is_checked_with_an_exit_code_for_each_outcome() {
             &wrong,
             1,
             format!("{}:3: ttl is 0 to 3600 seconds, not 4000\n", wrong.display()),
+            String::new(),
+        ),
+        (
+            &several,
+            1,
+            SEVERAL.replace("FILE", &several.display().to_string()),
             String::new(),
         ),
         (

@@ -6,7 +6,9 @@
 //! `CAUSEWAY_TEST_DNS="coredns -conf" cargo test -p tests --test dns`. What is known to be otherwise there, and why,
 //! says [`subject::Subject::check_ours`].
 //!
-//! [`commands`]: what `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`feed`]: the same server as a node's agent feeds it.
+//! [`serving`]: what a stream tells its client, and what the server does not wait for. [`commands`]: what
+//! `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`reload`]: while the
+//! Corefile changes. [`feed`]: the same server as a node's agent feeds it.
 
 mod cluster;
 mod commands;
@@ -16,10 +18,12 @@ mod names;
 mod options;
 mod pods;
 mod protocol;
+mod reload;
 mod section_2_2_version;
 mod section_2_3_cluster_ip;
 mod section_2_4_headless;
 mod section_2_5_external_name;
+mod serving;
 mod subject;
 mod survival;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hickory_proto::op::Message;
 
 use crate::message::{ask_tcp, ask_udp, header, opt, query, wire};
-use crate::subject::Subject;
+use crate::subject::{Config, Subject};
 
 const WAIT: Duration = Duration::from_secs(5);
 /// How long nothing is waited for.
@@ -221,8 +221,8 @@ fn flags_and_edns_come_back_as_they_were_sent() {
         ),
         (
             "options that are not known are overlooked, and cookies are not known",
-            packet(0, with_opt, &[&opt(4096, 0, 0, two_options)]),
-            "code 0, 1 answers, OPT 4096",
+            packet(0, with_opt, &[&opt(1232, 0, 0, two_options)]),
+            "code 0, 1 answers, OPT 1232",
         ),
         (
             "RFC 6891 §6.1.3: another version is BADVERS",
@@ -244,7 +244,10 @@ fn flags_and_edns_come_back_as_they_were_sent() {
 
 #[test]
 fn a_long_answer_holds_what_the_client_can_take() {
-    let subject = Subject::start("");
+    let subject = Subject::with(Config {
+        plugins: "bufsize 4096",
+        ..Config::default()
+    });
     let question = "hdls-200.testns.svc A";
     for (udp_size, answers, truncated) in [
         (None, 28, true),
@@ -267,6 +270,20 @@ fn a_long_answer_holds_what_the_client_can_take() {
     }
     let whole = Message::from_vec(&ask_tcp(subject.address, &query(question, None))).expect("an answer");
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (200, false));
+}
+
+/// What fits no path in one packet is not sent in one unless the Corefile says so. CoreDNS wants to be told of it.
+#[test]
+fn no_answer_is_longer_than_1232_bytes_where_the_corefile_does_not_say_so() {
+    let subject = Subject::start("");
+    if !subject.is_ours {
+        return;
+    }
+    let answer =
+        ask_udp(subject.address, &query("hdls-200.testns.svc A", Some(4096)), WAIT).expect("an answer");
+    assert!(answer.len() <= 1232, "{} bytes", answer.len());
+    let message = Message::from_vec(&answer).expect("whole records");
+    assert_eq!((message.answers.len(), message.metadata.truncation), (73, true));
 }
 
 #[test]

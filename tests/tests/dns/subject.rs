@@ -188,7 +188,7 @@ fn start_ours(corefile: &str) -> Process {
 
 /// A port that is free for both transports, and that the kernel gives to no client meanwhile: it is below those of
 /// `net.ipv4.ip_local_port_range`.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let of_this_process = u16::try_from(std::process::id() % 100).expect("small") * 100;
     wait::until("a port that is free for UDP and TCP", DEADLINE, || {

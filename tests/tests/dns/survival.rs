@@ -1,9 +1,10 @@
 //! What the server answers while others are away: the API server, upstreams, itself.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use tests::ledger::{Holdings, forget_peak};
 use tests::wait;
 
 use crate::Rule;
@@ -45,20 +46,18 @@ fn start() -> Option<Subject> {
     Some(subject)
 }
 
-/// Where the snapshot of the subject's API server is kept.
-fn snapshot_file(subject: &Subject) -> PathBuf {
-    let server = subject.api.url().replace([':', '/', '.'], "-");
-    subject
-        .directory
-        .path()
-        .join(format!("api-{server}-pods.snapshot"))
+/// Where the only snapshot of a directory is kept.
+pub fn snapshot_in(directory: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files = entries.map(|entry| entry.path());
+    files.find(|file| file.extension().is_some_and(|extension| extension == "snapshot"))
 }
 
 /// The snapshot on disk holds `text`.
 fn wait_until_saved(subject: &Subject, text: &str) {
-    let file = snapshot_file(subject);
     wait::until("the snapshot is saved", DEADLINE, || {
-        let saved = fs::read_to_string(&file).unwrap_or_default();
+        let file = snapshot_in(subject.directory.path()).unwrap_or_default();
+        let saved = fs::read_to_string(file).unwrap_or_default();
         if saved.contains(text) {
             Ok(())
         } else {
@@ -105,29 +104,14 @@ fn a_crash_while_the_snapshot_is_written_costs_nothing_that_was_known() {
     subject.api.go_down();
     // What a crash leaves beside the file, and what a full disk might.
     fs::write(
-        snapshot_file(&subject).with_extension("snapshot.new"),
+        snapshot_in(subject.directory.path())
+            .expect("saved")
+            .with_extension("snapshot.new"),
         "{\"begin\":{\"ver",
     )
     .expect("written");
     subject.restart();
     subject.check(KNOWN);
-}
-
-/// Memory of the process in KiB: now, and the most since [`forget_peak`].
-fn memory_kib(pid: u32) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name));
-        let number = line
-            .and_then(|line| line.split_whitespace().nth(1))
-            .expect("a number");
-        number.parse().expect("a number")
-    };
-    (field("VmRSS:"), field("VmHWM:"))
-}
-
-fn forget_peak(pid: u32) {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
 }
 
 #[test]
@@ -163,8 +147,9 @@ fn a_relist_takes_little_more_memory_than_there_is() {
         lists.count()
     };
     let before = lists();
-    forget_peak(pid);
-    let (steady, _) = memory_kib(pid);
+    forget_peak(pid).expect("our own process");
+    let holdings = || Holdings::of(pid).expect("it runs");
+    let steady = holdings().resident_kib;
     subject.api.compact();
     wait::until_value("every kind is listed again", DEADLINE, lists, |now| {
         *now >= before + 4
@@ -181,7 +166,7 @@ fn a_relist_takes_little_more_memory_than_there_is() {
         vec![endpoint("10.0.0.57")],
     ));
     subject.wait_until("10-0-0-57.zz-last.testns.svc A", "NOERROR A 10.0.0.57");
-    let (_, peak) = memory_kib(pid);
+    let peak = holdings().peak_kib;
     println!("memory {steady} KiB, at most {peak} KiB while {SERVICES} Services are listed again");
     assert!(
         peak * 100 <= steady * 125,

@@ -29,7 +29,7 @@ fn put_others(world: &World, count: u16) {
 #[track_caller]
 fn check_kills(datapath: &'static str) -> anyhow::Result<()> {
     let (kills, rate, connections) = if full() { (10, 100, 100) } else { (3, 5, 30) };
-    let world = World::build(&format!("kills-{datapath}"), datapath)?;
+    let world = World::build(&format!("kills-{datapath}"), datapath)?.with_dns();
     world.put_web(&[1, 2]);
     put_others(&world, 50);
     let mut agent = world.start_agent();

@@ -56,11 +56,12 @@ pub fn on_each_datapath(check: impl Fn(&'static str) -> Result<()> + Sync) -> Re
 /// All of it; taken down on drop.
 pub struct World {
     pub node: Node,
-    /// Kept: its servers run until the end of the test.
-    _servers: Host,
+    /// Its servers run until the end of the test.
+    pub servers: Host,
     pub pod: Host,
     pub bpffs: Bpffs,
     pub datapath: &'static str,
+    has_dns: bool,
 }
 
 /// Version 4, and 6, of the address of a server.
@@ -96,20 +97,33 @@ impl World {
         }
         Ok(Self {
             node,
-            _servers: servers,
+            servers,
             pod: client,
             bpffs: Bpffs::mount(label)?,
             datapath,
+            has_dns: false,
         })
     }
 
     /// The same, with `web` on these servers, and an agent that programmed it.
     pub fn with_agent(label: &str, datapath: &'static str, endpoints: &[u16]) -> Result<(Self, Agent)> {
-        let world = Self::build(label, datapath)?;
-        world.put_web(endpoints);
-        let agent = world.start_agent();
-        world.node.until_working("proxy");
-        Ok((world, agent))
+        Ok(Self::build(label, datapath)?.begin(endpoints))
+    }
+
+    /// The node shall have the cluster's DNS address, for [`World::start_dns`].
+    pub fn with_dns(self) -> Self {
+        Self {
+            has_dns: true,
+            ..self
+        }
+    }
+
+    /// With `web` on these servers, and an agent that programmed it.
+    pub fn begin(self, endpoints: &[u16]) -> (Self, Agent) {
+        self.put_web(endpoints);
+        let agent = self.start_agent();
+        self.node.until_working("proxy");
+        (self, agent)
     }
 
     pub fn put_web(&self, endpoints: &[u16]) {
@@ -137,8 +151,11 @@ impl World {
         for (key, value) in edit.as_object().into_iter().flatten() {
             proxy[key] = value.clone();
         }
-        self.node
-            .configure(json!({ "proxy": proxy, "dns": {"address": DNS} }))
+        let mut config = json!({ "proxy": proxy });
+        if self.has_dns {
+            config["dns"] = json!({"address": DNS});
+        }
+        self.node.configure(config)
     }
 
     pub fn start_agent(&self) -> Agent {
@@ -153,18 +170,25 @@ impl World {
         )
     }
 
-    /// The node's DNS server, fed by the agent.
+    /// The node's DNS server, fed by the agent, once it knows the cluster.
     pub fn start_dns(&self) -> Result<Process> {
+        let mut dns = self.start_dns_with("", "")?;
+        dns.await_line("the cluster's objects are complete", DEADLINE);
+        Ok(dns)
+    }
+
+    /// The same with more plugins, and more server blocks, before it knows anything.
+    pub fn start_dns_with(&self, plugins: &str, blocks: &str) -> Result<Process> {
         let directory = self.node.directory.path().display();
         let corefile = format!(
-            ".:53 {{\n bind {DNS}\n kubernetes cluster.local {{\n feed {directory}/dns.sock\n state {directory}\n }}\n}}\n"
+            ".:53 {{\n bind {DNS}\n kubernetes cluster.local {{\n feed {directory}/dns.sock\n state {directory}\n }}\n \
+             {plugins}\n}}\n{blocks}"
         );
         let corefile = self.node.directory.write("Corefile", &corefile);
         let place = self.node.place();
         let mut command = process::command(&place, program("causeway"));
         let mut dns = Process::spawn(&place, command.arg("dns").arg("--conf").arg(corefile))?;
         dns.await_line("serving", DEADLINE);
-        dns.await_line("the cluster's objects are complete", DEADLINE);
         Ok(dns)
     }
 

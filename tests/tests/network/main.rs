@@ -2,6 +2,7 @@
 //! between them that count what is lost. Each fault has its number in the project's list of faults. Needs root and etcd.
 
 mod damage;
+mod dns_address;
 mod leases;
 mod paths;
 mod processes;

@@ -87,16 +87,10 @@ impl Client {
 
     /// One in a pod, next to its container's first process.
     pub fn in_pod(name: &str, address: IpAddr, pid: u32, program: &Path) -> anyhow::Result<Self> {
-        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let of_v2 = cgroups.lines().find_map(|line| line.strip_prefix("0::/"));
-        let cgroup = cgroup::mount_point()?.join(of_v2.context("no cgroup v2")?);
         Ok(Self {
             name: name.to_owned(),
             address,
-            place: Place {
-                namespace: Some(Namespace::open(format!("/proc/{pid}/ns/net"))?),
-                cgroup: Some(cgroup),
-            },
+            place: Place::beside(pid)?,
             program: program.to_path_buf(),
         })
     }

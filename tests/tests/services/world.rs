@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, process_of};
 use tests::wait;
 
 use crate::client::{Client, SOON};
@@ -389,15 +389,4 @@ fn in_pods(pods: &Value, app: &str, program: &Path) -> anyhow::Result<Vec<Client
     }
     clients.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(clients)
-}
-
-/// A process of a pod's container, by the pod's cgroup.
-fn process_of(uid: &str) -> Option<u32> {
-    let mut processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.find_map(|process| {
-        let pid = process.file_name().to_string_lossy().parse().ok()?;
-        let program = std::fs::read_link(process.path().join("exe")).ok()?;
-        let cgroups = std::fs::read_to_string(process.path().join("cgroup")).ok()?;
-        (program.ends_with("testserver") && cgroups.contains(uid)).then_some(pid)
-    })
 }

@@ -1,4 +1,4 @@
-//! `bufsize`, `ratelimit`, `acl`, `any`, `minimal`, `loadbalance`, through whole server blocks.
+//! `bufsize`, `ratelimit`, `acl`, `any`, `minimal`, `loadbalance`, and who is told why, through whole server blocks.
 
 use super::*;
 
@@ -18,6 +18,86 @@ fn acl_refuses_empties_drops_and_lets_through_and_counts() {
     assert_eq!(ask(rtype::MX), (Outcome::Reply, rcode::NOERROR, 0));
     assert_eq!(ask(rtype::TXT).0, Outcome::Silence);
     assert_eq!(ask(rtype::SRV), (Outcome::Reply, rcode::NOERROR, 2));
+}
+
+#[tokio::test]
+async fn acl_holds_for_what_an_alias_leads_to_as_if_the_client_asked_for_it() {
+    let upstream = FakeUpstream::answering([9, 9, 9, 9]).await;
+    let of = "external.testns.svc.cluster.local. 5 ext.interwebs.test.";
+    let inside = "external-internal.testns.svc.cluster.local. 5 svc1.testns.svc.cluster.local.";
+    let template = "made.test. 7 svc1.testns.svc.cluster.local.";
+    for (action, is_open) in [
+        ("allow", true),
+        ("block", false),
+        ("filter", false),
+        ("drop", false),
+    ] {
+        let corefile = CLUSTER.replace(
+            "\n}",
+            &format!(
+                "\n acl interwebs.test svc1.testns.svc.cluster.local {{\n {action} net 192.0.2.0/24\n}}\n template IN A \
+                 made.test {{\n answer \"{{{{ .Name }}}} 7 IN CNAME svc1.testns.svc.cluster.local\"\n}}\n forward . {}\n}}",
+                upstream.address
+            ),
+        );
+        let server = server(&corefile, &samples::snapshot());
+        for (name, alias, behind) in [
+            (
+                "external.testns.svc.cluster.local",
+                of,
+                "ext.interwebs.test. 60 9.9.9.9",
+            ),
+            (
+                "external-internal.testns.svc.cluster.local",
+                inside,
+                "svc1.testns.svc.cluster.local. 5 10.0.0.1",
+            ),
+            ("made.test", template, "svc1.testns.svc.cluster.local. 5 10.0.0.1"),
+        ] {
+            let mut expected = vec![alias.to_owned()];
+            expected.extend(is_open.then(|| behind.to_owned()));
+            let found = resolve(&server, name, rtype::A).await;
+            assert_eq!(found, (rcode::NOERROR, expected), "{action} {name}");
+        }
+    }
+    assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn only_programs_of_this_machine_are_told_why_and_others_cost_no_more_than_who_does_not_ask() {
+    let server = server(CLUSTER, &samples::snapshot());
+    let plain = edns(packet("svc1.testns.svc.cluster.local", rtype::A), 1232, 0, false);
+    let mut asked = plain.clone();
+    let length_at = asked.len() - 2;
+    asked[length_at + 1] = 4;
+    asked.extend(explain::OPTION.to_be_bytes());
+    asked.extend([0, 0]);
+    let own = Client {
+        address: SocketAddr::from(([127, 0, 0, 1], 4000)),
+        ..udp()
+    };
+    let (mut usual, mut out) = (Vec::new(), Vec::new());
+    server.answer_now(&plain, udp(), &mut worker(), &mut usual);
+    assert_eq!(
+        server.answer_now(&asked, udp(), &mut worker(), &mut out),
+        Outcome::Reply
+    );
+    assert_eq!(out, usual);
+    let waited = server
+        .answer(&asked, udp(), Instant::now(), &worker().shard)
+        .await
+        .expect("an answer");
+    assert_eq!(waited, usual);
+    assert_eq!(
+        server.answer_now(&asked, own, &mut worker(), &mut out),
+        Outcome::Later
+    );
+    let told = server
+        .answer(&asked, own, Instant::now(), &worker().shard)
+        .await
+        .expect("an answer");
+    let plugin = explain::Explanation::read(&told).map(|explanation| explanation.plugin);
+    assert_eq!(plugin.as_deref(), Some("kubernetes"));
 }
 
 #[test]
@@ -65,22 +145,25 @@ fn a_query_for_every_type_gets_a_hint_where_the_block_says_so() {
 
 #[test]
 fn no_client_is_sent_more_by_udp_than_bufsize() {
-    let server = server(
-        &CLUSTER.replace(".:53 {\n", ".:53 {\n bufsize 1232\n"),
-        &samples::crowded(),
-    );
     let asked = |size| edns(packet("big.testns.svc.cluster.local", rtype::A), size, 0, false);
-    for (size, client, answers, told) in [
-        (4096, udp(), 73, 1232),
-        (1232, udp(), 73, 1232),
-        (600, udp(), 33, 600),
-        (4096, tcp(), 200, 1232),
+    for (plugin, size, client, answers, told) in [
+        ("bufsize 1232", 4096, udp(), 73, 1232),
+        ("bufsize 1232", 1232, udp(), 73, 1232),
+        ("bufsize 1232", 600, udp(), 33, 600),
+        ("bufsize 1232", 4096, tcp(), 200, 1232),
+        ("bufsize", 4096, udp(), 73, 1232),
+        // Without it, too.
+        ("", 4096, udp(), 73, 1232),
+        ("bufsize 4096", 4096, udp(), 200, 4096),
+        ("bufsize 4096", 65_535, udp(), 200, 4096),
     ] {
+        let corefile = CLUSTER.replace(".:53 {\n", &format!(".:53 {{\n {plugin}\n"));
+        let server = server(&corefile, &samples::crowded());
         let mut out = Vec::new();
         server.answer_now(&asked(size), client, &mut worker(), &mut out);
         let opt_size = u16::from_be_bytes([out[out.len() - 8], out[out.len() - 7]]);
         let found = (u16::from_be_bytes([out[6], out[7]]), opt_size);
-        assert_eq!(found, (answers, told), "{size} {client:?}");
+        assert_eq!(found, (answers, told), "{plugin:?} {size} {client:?}");
     }
 }
 
@@ -100,6 +183,71 @@ fn a_minimal_answer_leaves_additional_records_out() {
 }
 
 #[tokio::test]
+async fn what_stands_behind_an_alias_comes_in_every_order_too() {
+    let mut snapshot = samples::snapshot();
+    let many = "hdls1.testns.svc.cluster.local";
+    snapshot.apply(model::Change::Service(samples::external("testns", "many", many)));
+    let corefile = CLUSTER.replace(
+        ".:53 {\n",
+        &format!(
+            ".:53 {{\n loadbalance\n rewrite name suffix .svc.old .svc.cluster.local answer auto\n template IN A made.test {{\n \
+             answer \"{{{{ .Name }}}} 7 IN CNAME {many}\"\n}}\n"
+        ),
+    );
+    let server = server(&corefile, &snapshot);
+    let mut worker = worker();
+    for name in [
+        "many.testns.svc.cluster.local",
+        "many.testns.svc.old",
+        "made.test",
+    ] {
+        let mut firsts = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let asked = packet(name, rtype::A);
+            let mut out = Vec::new();
+            assert_eq!(
+                server.answer_now(&asked, udp(), &mut worker, &mut out),
+                Outcome::Later
+            );
+            let out = server
+                .answer(&asked, udp(), Instant::now(), &worker.shard)
+                .await
+                .expect("an answer");
+            let kinds: Vec<u16> = followed_answers(&out).iter().map(|record| record.rtype).collect();
+            assert_eq!(
+                kinds,
+                [rtype::CNAME, rtype::A, rtype::A, rtype::A, rtype::A],
+                "{name}"
+            );
+            firsts.insert(followed_answers(&out)[1].data[3]);
+        }
+        assert_eq!(firsts.into_iter().collect::<Vec<_>>(), [2, 3, 4, 5], "{name}");
+    }
+    let plugins = server.routes()[0].block.plugins();
+    let template = plugins.iter().find_map(Plugin::as_template).expect("given");
+    assert_eq!(template.matched.load(Ordering::Relaxed), 200);
+}
+
+#[tokio::test]
+async fn ipv6_addresses_outside_are_denied_without_asking_where_the_corefile_says_so() {
+    let upstream = FakeUpstream::answering([9, 9, 9, 9]).await;
+    let with_off = format!("\n aaaa off\n cache\n forward . {}\n}}", upstream.address);
+    let server = server(&CLUSTER.replace("\n}", &with_off), &samples::snapshot());
+    let mut out = Vec::new();
+    let mut ask = |name, qtype| {
+        let outcome = server.answer_now(&packet(name, qtype), udp(), &mut worker(), &mut out);
+        (outcome, code_of(&out), out[7], out[9])
+    };
+    // The cluster's own addresses stay.
+    let dual = ask("dual.testns.svc.cluster.local", rtype::AAAA);
+    assert_eq!(dual, (Outcome::Reply, rcode::NOERROR, 1, 0));
+    let outside = ask("www.example", rtype::AAAA);
+    assert_eq!(outside, (Outcome::Reply, rcode::NOERROR, 0, 1));
+    assert_eq!(ask("www.example", rtype::A).0, Outcome::Later);
+    assert_eq!(upstream.asked(), 0);
+}
+
+#[tokio::test]
 async fn forwarded_and_cached_addresses_come_in_every_order() {
     let addresses: [[u8; 4]; 3] = [[10, 0, 0, 1], [10, 0, 0, 2], [10, 0, 0, 3]];
     let upstream = FakeUpstream::start(move |packet, _| vec![answer(packet, &addresses)]).await;
@@ -112,7 +260,7 @@ async fn forwarded_and_cached_addresses_come_in_every_order() {
             let mut out = Vec::new();
             if server.answer_now(&asked, udp(), &mut worker, &mut out) == Outcome::Later {
                 out = server
-                    .answer(&asked, udp(), &worker.shard)
+                    .answer(&asked, udp(), Instant::now(), &worker.shard)
                     .await
                     .expect("an answer");
             }

@@ -7,9 +7,9 @@ use super::*;
 
 #[test]
 fn what_is_wrong_is_said_with_its_line() {
-    const KNOWN: &str = "reload, bufsize, root, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
-                         loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, loop, forward, whoami, \
-                         import";
+    const KNOWN: &str = "reload, bufsize, root, tls, bind, ready, health, prometheus, errors, log, ratelimit, acl, any, \
+                         loadbalance, cache, rewrite, autopath, minimal, template, hosts, kubernetes, aaaa, loop, forward, \
+                         whoami, import";
     let unknown = format!("Corefile:3: unknown plugin \"route53\"; known are {KNOWN}");
     let inside = |directive: &str| format!(". {{\n {directive}\n}}");
     let in_kubernetes = |option: &str| format!(". {{\n kubernetes cluster.local {{\n {option}\n}}\n}}");
@@ -48,8 +48,16 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:1: cannot serve a.example. at port 53 twice",
         ),
         (
+            ". {\n bind 127.0.0.1 127.0.0.2\n}\n. {\n bind 127.0.0.3 127.0.0.2\n}".into(),
+            "Corefile:4: cannot serve . at port 53 twice",
+        ),
+        (
+            "https://. {\n}".into(),
+            "Corefile:1: https:// is not served; dns:// and tls:// are",
+        ),
+        (
             "tls://. {\n}".into(),
-            "Corefile:1: tls:// is not served yet; only dns:// is",
+            "Corefile:1: tls://.:853 needs the plugin tls, with a certificate and its key",
         ),
         (".:dns {\n}".into(), "Corefile:1: \"dns\" is no port number"),
         (".:70000 {\n}".into(), "Corefile:1: \"70000\" is no port number"),
@@ -68,7 +76,11 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         (
             "(s) {\n import s\n}\n. {\n import s\n}".into(),
-            "Corefile:2: too many imports: a file imports itself",
+            "Corefile:2: too many imports within each other: a file imports itself",
+        ),
+        (
+            doubling_snippets(40),
+            "Corefile:10: the imports are too long together",
         ),
         (
             inside("import"),
@@ -142,6 +154,16 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:2: a number from 512 to 4096 is wanted, not 511",
         ),
         (inside("bufsize 512 512"), "Corefile:2: bufsize takes one size"),
+        (inside("aaaa"), "Corefile:2: aaaa wants to be told that it is off"),
+        (inside("aaaa on"), "Corefile:2: aaaa can be off, not \"on\""),
+        (
+            inside("aaaa off a..b"),
+            "Corefile:2: the zone \"a..b\" has an empty label",
+        ),
+        (
+            inside("aaaa off {\n x\n}"),
+            "Corefile:3: unknown option \"x\" of aaaa; it has none",
+        ),
         (
             inside("ratelimit"),
             "Corefile:2: ratelimit takes the queries per second of one client, and how many may come at once",
@@ -160,7 +182,19 @@ fn what_is_wrong_is_said_with_its_line() {
         ),
         (
             inside("ratelimit 1 {\n slip 2\n}"),
-            "Corefile:3: unknown option \"slip\" of ratelimit; known are exempt",
+            "Corefile:3: unknown option \"slip\" of ratelimit; known are exempt, ipv4-prefix-length, ipv6-prefix-length",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv4-prefix-length 33\n}"),
+            "Corefile:3: a number from 1 to 32 is wanted, not 33",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv6-prefix-length 0\n}"),
+            "Corefile:3: a number from 1 to 128 is wanted, not 0",
+        ),
+        (
+            inside("ratelimit 1 {\n ipv6-prefix-length\n}"),
+            "Corefile:3: ipv6-prefix-length takes exactly one argument",
         ),
         (inside("acl"), "Corefile:2: acl needs at least one rule"),
         (
@@ -586,6 +620,30 @@ const REFUSED: &[(&str, &str)] = &[
         "Corefile:3: tls_servername takes exactly one argument",
     ),
     (
+        "tls",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b c d",
+        "Corefile:2: tls takes a certificate, its key, and certificates of authorities",
+    ),
+    (
+        "tls a b {\n client_auth\n}",
+        "Corefile:3: client_auth takes exactly one argument",
+    ),
+    (
+        "tls a b {\n client_auth maybe\n}",
+        "Corefile:3: client_auth is one of nocert, request, verify_if_given and require_and_verify, not \"maybe\"",
+    ),
+    (
+        "tls a b {\n client_auth require\n}",
+        "Corefile:3: client_auth require lets everybody in; say require_and_verify",
+    ),
+    (
+        "tls a b {\n ciphers x\n}",
+        "Corefile:3: unknown option \"ciphers\" of tls; known are client_auth",
+    ),
+    (
         "forward . tls:///etc/resolv.conf",
         "Corefile:2: \"/etc/resolv.conf\" is neither an address nor a file like /etc/resolv.conf",
     ),
@@ -634,4 +692,38 @@ fn a_lenient_reader_warns_of_plugins_that_it_does_not_know_and_of_nothing_else()
         "{refused}"
     );
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_and_the_first_of_it_is_the_error() {
+    let text = "a..b. {\n minimal x\n errors\n bufsize 1\n}\n. {\n any x\n}\n.:53 {\n}";
+    let (corefile, errors) = Corefile::parse_blocks("Corefile", text, &|_| None, false);
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let expected = [
+        "Corefile:1: the zone \"a..b.\" has an empty label",
+        "Corefile:2: minimal takes no argument",
+        "Corefile:4: a number from 512 to 4096 is wanted, not 1",
+        "Corefile:7: any takes no argument",
+        "Corefile:9: cannot serve . at port 53 twice",
+    ];
+    assert_eq!(errors, expected);
+    // What is right is read nevertheless.
+    let errors: Vec<bool> = corefile.blocks.iter().map(|block| block.errors).collect();
+    assert_eq!(errors, [true, false, false]);
+    let first = parse(text).map_err(|error| error.to_string());
+    assert_eq!(first, Err(expected[0].to_owned()));
+    let (_, errors) = Corefile::parse_blocks("Corefile", ". {\n cache x\n", &|_| None, false);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+/// Each snippet imports the one before it twice.
+fn doubling_snippets(count: usize) -> String {
+    let mut text = "(s0) {\n whoami\n}\n".to_owned();
+    for number in 1..count {
+        let before = number - 1;
+        text.push_str(&format!(
+            "(s{number}) {{ import s{before}\n import s{before}\n}}\n"
+        ));
+    }
+    format!("{text}. {{\n import s{}\n}}", count - 1)
 }

@@ -1,6 +1,7 @@
 //! The proxy, and what of it is not settled; tells how far it has come.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -119,6 +120,11 @@ impl<'a> Keeper<'a> {
         if self.began {
             progress.queue();
         }
+    }
+
+    /// Tells which ClusterIPs the node answers itself; the next sync does it.
+    pub fn set_local_dns(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.proxy.set_local_dns(addresses);
     }
 
     /// Brings a snapshot into the kernel.

@@ -15,6 +15,7 @@ mod rejected;
 pub mod samples;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub struct Proxying {
     pub min_sync_period: Duration,
     /// The cluster.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Whether this node answers at [`proxy::Settings::local_dns`], or their Services lead elsewhere.
+    pub dns_answers: watch::Receiver<bool>,
     /// Where it is told how far it has come.
     pub progress: Arc<ProxyProgress>,
     /// Where it is told what users shall see of Services.
@@ -89,13 +92,15 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         pin_dir,
         min_sync_period,
         snapshots,
+        dns_answers,
         progress,
         events,
         runtime,
     } = proxying;
     let proxy = Proxy::open(&config).context("open the proxy's datapath")?;
     let drift = watch_drift(&proxy, shutdown.clone())?;
-    let mut schedule = Schedule::new(snapshots, Pacing::new(min_sync_period), drift);
+    let mut schedule = Schedule::new(snapshots, dns_answers, Pacing::new(min_sync_period), drift);
+    let local_dns = config.settings.local_dns.clone();
     let mut keeper = Keeper::new(proxy, &progress, part, events);
     keeper.read_counters();
     let mut leftovers = Leftovers::new(config, pin_dir);
@@ -111,6 +116,15 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
             }
             Event::Queued => keeper.queue(&schedule.newest()),
             Event::Sync => keeper.sync(&schedule.pass()),
+            Event::Dns => {
+                let answers = schedule.dns_answers();
+                keeper.set_local_dns(if answers {
+                    local_dns.clone()
+                } else {
+                    BTreeSet::new()
+                });
+                keeper.sync(&schedule.pass());
+            }
             Event::Flows => {
                 let pause = keeper.forget_flows();
                 schedule.flows_not_before = Instant::now() + pause;
@@ -188,6 +202,8 @@ enum Event {
     Queued,
     /// It is its turn.
     Sync,
+    /// This node's DNS answers, or does not any more.
+    Dns,
     /// Flows that may lead nowhere are to be looked at.
     Flows,
     Retry,
@@ -199,6 +215,7 @@ enum Event {
 
 struct Schedule {
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    dns_answers: watch::Receiver<bool>,
     pacing: Pacing,
     /// A snapshot came and waits for its turn.
     queued: bool,
@@ -213,12 +230,18 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn new(mut snapshots: watch::Receiver<Arc<Snapshot>>, pacing: Pacing, drift: Arc<Notify>) -> Self {
+    fn new(
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        dns_answers: watch::Receiver<bool>,
+        pacing: Pacing,
+        drift: Arc<Notify>,
+    ) -> Self {
         // The snapshot that is there already counts as new.
         snapshots.mark_changed();
         let now = Instant::now();
         Self {
             snapshots,
+            dns_answers,
             pacing,
             queued: false,
             stale_flows: false,
@@ -233,6 +256,10 @@ impl Schedule {
 
     fn newest(&mut self) -> Arc<Snapshot> {
         self.snapshots.borrow_and_update().clone()
+    }
+
+    fn dns_answers(&mut self) -> bool {
+        *self.dns_answers.borrow_and_update()
     }
 
     /// A pass over the newest snapshot begins.
@@ -279,6 +306,7 @@ impl Schedule {
                 }
                 drift.notified().await;
             } => Event::Drift,
+            Ok(()) = self.dns_answers.changed() => Event::Dns,
             changed = self.snapshots.changed() => match changed {
                 Ok(()) => {
                     self.queued = true;
@@ -334,7 +362,13 @@ mod tests {
     /// A schedule where a snapshot came and nothing else is due, and who publishes its snapshots.
     fn schedule() -> (Schedule, watch::Sender<Arc<Snapshot>>) {
         let (publish, snapshots) = watch::channel(Arc::default());
-        let schedule = Schedule::new(snapshots, Pacing::new(Duration::ZERO), Arc::default());
+        let (_, dns_answers) = watch::channel(true);
+        let schedule = Schedule::new(
+            snapshots,
+            dns_answers,
+            Pacing::new(Duration::ZERO),
+            Arc::default(),
+        );
         (schedule, publish)
     }
 

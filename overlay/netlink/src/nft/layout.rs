@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Batch, Chain, Element, Error, Nft, Rule, Set, Table};
 
-/// Chains with their rules, and sets, that a table must have. Elements of sets, whether the owner or packets
-/// write them, and chains that are not named here, are the owner's business and are left alone.
+/// Chains with their rules, and sets, that a table must have, and no other chain that hooks packets. Elements of sets,
+/// whether the owner or packets write them, and regular chains that are not named here, are the owner's business and are
+/// left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     table: Table,
@@ -20,7 +21,7 @@ pub struct Layout {
 pub enum Repair {
     /// Everything was as it must be.
     Unchanged,
-    /// These chains were absent or differed, and were written.
+    /// These chains were absent or differed, and were written; or they hooked packets for nothing, and are gone.
     Chains(Vec<String>),
     /// The table was absent, or held sets of another shape: it was made anew, and sets have what the layout fills them
     /// with.
@@ -91,10 +92,10 @@ impl Layout {
     }
 }
 
-/// A chain that is absent or differs.
+/// A chain that is absent or differs, or that hooks packets and is not wanted.
 struct WrongChain<'a> {
-    wanted: &'a Chain,
-    rules: &'a [Rule],
+    name: String,
+    wanted: Option<(&'a Chain, &'a [Rule])>,
     actual: Option<Chain>,
 }
 
@@ -113,22 +114,25 @@ impl Nft {
             return Ok(Repair::Rebuilt);
         }
         let wrong = self.wrong_chains(layout)?;
-        for WrongChain { wanted, actual, .. } in &wrong {
-            if let Some(actual) = actual {
-                batch.flush_chain(&actual.name);
+        for WrongChain { name, wanted, actual } in &wrong {
+            let wanted = wanted.map(|(chain, _)| chain);
+            if actual.is_some() {
+                batch.flush_chain(name);
                 // Hook, type and priority of a chain cannot be changed.
-                if actual != *wanted {
-                    batch.delete_chain(&actual.name);
+                if actual.as_ref() != wanted {
+                    batch.delete_chain(name);
                 }
             }
-            batch.add_chain(wanted);
-        }
-        for WrongChain { wanted, rules, .. } in &wrong {
-            for rule in *rules {
-                batch.add_rule(&wanted.name, rule);
+            if let Some(chain) = wanted {
+                batch.add_chain(chain);
             }
         }
-        let names: Vec<_> = wrong.iter().map(|chain| chain.wanted.name.clone()).collect();
+        for (chain, rules) in wrong.iter().filter_map(|wrong| wrong.wanted) {
+            for rule in rules {
+                batch.add_rule(&chain.name, rule);
+            }
+        }
+        let names: Vec<_> = wrong.into_iter().map(|chain| chain.name).collect();
         self.commit(&batch)?;
         Ok(if names.is_empty() {
             Repair::Unchanged
@@ -170,12 +174,18 @@ impl Nft {
             let wanted_rules = rules.iter().map(|rule| Some(rule.fingerprint()));
             if actual.as_ref() != Some(chain) || !wanted_rules.eq(actual_rules) {
                 wrong.push(WrongChain {
-                    wanted: chain,
-                    rules,
+                    name: chain.name.clone(),
+                    wanted: Some((chain, rules.as_slice())),
                     actual,
                 });
             }
         }
+        let hooked = chains.into_iter().filter(|(_, chain)| chain.base.is_some());
+        wrong.extend(hooked.map(|(name, chain)| WrongChain {
+            name,
+            wanted: None,
+            actual: Some(chain),
+        }));
         Ok(wrong)
     }
 }

@@ -60,6 +60,8 @@ pub enum KeyField {
     DestinationAddress(Family),
     /// IP protocol.
     Protocol,
+    /// TCP, UDP or SCTP source port.
+    SourcePort,
     /// TCP, UDP or SCTP destination port.
     DestinationPort,
     /// Name of the device that the packet came in by.
@@ -84,7 +86,7 @@ impl KeyField {
         match self {
             Self::SourceAddress(family) | Self::DestinationAddress(family) => family.address(),
             Self::Protocol => DataType::InetProto,
-            Self::DestinationPort => DataType::InetService,
+            Self::SourcePort | Self::DestinationPort => DataType::InetService,
             Self::InInterface => DataType::InterfaceName,
             Self::SourceMac => DataType::EtherAddr,
             Self::Number(_) | Self::Random { .. } => DataType::Mark,
@@ -105,6 +107,7 @@ impl KeyField {
             Self::SourceAddress(Family::Ip6) => payload(PacketHeader::Network, 8, 16),
             Self::DestinationAddress(Family::Ip6) => payload(PacketHeader::Network, 24, 16),
             Self::Protocol => Expression::Meta(MetaKey::Protocol, to),
+            Self::SourcePort => payload(PacketHeader::Transport, 0, 2),
             Self::DestinationPort => payload(PacketHeader::Transport, 2, 2),
             Self::InInterface => Expression::Meta(MetaKey::InInterfaceName, to),
             Self::SourceMac => payload(PacketHeader::Link, 6, 6),
@@ -238,15 +241,22 @@ impl Rule {
         self.interface(MetaKey::OutInterfaceName, Comparison::Equal, interface)
     }
 
+    /// `sport port`, of what [`Rule::protocol`] says.
+    #[must_use]
+    pub fn source_port(self, port: u16) -> Self {
+        self.port(KeyField::SourcePort, port)
+    }
+
     /// `dport port`, of what [`Rule::protocol`] says.
     #[must_use]
     pub fn destination_port(self, port: u16) -> Self {
-        self.load(KeyField::DestinationPort, Register::FIRST)
-            .with(Expression::Compare(
-                Register::FIRST,
-                Comparison::Equal,
-                port.to_be_bytes().to_vec(),
-            ))
+        self.port(KeyField::DestinationPort, port)
+    }
+
+    fn port(self, field: KeyField, port: u16) -> Self {
+        let port = port.to_be_bytes().to_vec();
+        self.load(field, Register::FIRST)
+            .with(Expression::Compare(Register::FIRST, Comparison::Equal, port))
     }
 
     /// `fib saddr . iif oif missing`: an answer would not leave by the device that the packet came in by (RFC 3704

@@ -16,11 +16,15 @@
 //!   refuse        reset or ICMP port unreachable
 //! about to leave          postrouting: hairpin and marked connections are masqueraded
 //! ```
+//! Before connection tracking, what goes to an address that the node answers itself (its DNS), and what comes from there,
+//! is left untracked: it meets none of this, and costs no entry.
+//!
 //! Loopback is left to the socket hook: translating it needs `route_localnet`, which opens loopback services of the
 //! node to its neighbours (CVE-2020-8558).
 
 use std::collections::BTreeSet;
 
+use ipnetwork::IpNetwork;
 use model::IpFamily;
 use netlink::nft::rule::{KeyField, Reject};
 use netlink::nft::{BaseChain, Chain, Family, Layout, Rule, Table};
@@ -37,6 +41,8 @@ const SERVICES: &str = "services";
 /// The chain that refuses.
 pub const REFUSE: &str = "refuse";
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DNS_PORT: u16 = 53;
 
 /// What names a node port.
 pub(super) const TO_NODE_PORT: [KeyField; 2] = [KeyField::Protocol, KeyField::DestinationPort];
@@ -88,6 +94,15 @@ pub fn layout(family: Family, context: &NodeContext, templates: &BTreeSet<Templa
         Chain::base("postrouting", BaseChain::POSTROUTING_NAT),
         postrouting(family),
     );
+    // Every packet of the node passes such a chain, so that it is there only where it is needed.
+    let untracked = untracked(family, context);
+    if !untracked.is_empty() {
+        layout.add_chain(
+            Chain::base("arriving", BaseChain::PREROUTING_RAW),
+            untracked.clone(),
+        );
+        layout.add_chain(Chain::base("leaving", BaseChain::OUTPUT_RAW), untracked);
+    }
     layout.add_chain(Chain::regular(SERVICES), services(family, context));
     layout.add_chain(
         Chain::regular(REFUSE),
@@ -101,6 +116,22 @@ pub fn layout(family: Family, context: &NodeContext, templates: &BTreeSet<Templa
         layout.add_chain(chain, rules);
     }
     layout
+}
+
+/// Questions to the node's own DNS, and its answers.
+fn untracked(family: Family, context: &NodeContext) -> Vec<Rule> {
+    let addresses = context.local_dns.iter().map(|address| IpNetwork::from(*address));
+    let of_family = addresses.filter(|address| IpFamily::from(address.ip()) == ip_family(family));
+    let rules = |address: IpNetwork| {
+        let question = Rule::new(format!("question to {address}")).destination(address);
+        let answer = Rule::new(format!("answer of {address}")).source(address);
+        [UDP, TCP].map(|protocol| {
+            let question = question.clone().protocol(protocol).destination_port(DNS_PORT);
+            let answer = answer.clone().protocol(protocol).source_port(DNS_PORT);
+            [question.untracked(), answer.untracked()]
+        })
+    };
+    of_family.flat_map(rules).flatten().collect()
 }
 
 fn services(family: Family, context: &NodeContext) -> Vec<Rule> {

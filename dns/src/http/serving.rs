@@ -1,4 +1,5 @@
-//! Serving HTTP to whoever can reach the node: no client holds much of the agent, nor any of it for long.
+//! Serving HTTP to whoever can reach the node, here and in the agent: no client holds much of the process, nor any of
+//! it for long.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,367 @@
+//! Clients of the DNS server that ask too much, and an API server that is away.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use tests::ledger::Holdings;
+use tests::probe::{Attempts, now, queries};
+use tests::{privileged, wait};
+
+use crate::resolver::{Answered, NOERROR, NXDOMAIN, SERVFAIL, ask, client};
+use crate::world::{DNS, NOTHING, VIP, World, service};
+use crate::{DEADLINE, full};
+
+const DNS_AT: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 53);
+const WEB: &str = "web.default.svc.cluster.local";
+
+/// The bar of F48.
+const GROWTH_KIB: u64 = 64 << 10;
+/// A client that says nothing is put out after ten seconds.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long answers took: the middle, and 99 of 100.
+fn times(attempts: &Attempts, since: u64) -> (Duration, Duration) {
+    let mut took: Vec<Duration> = attempts.since(since).iter().map(|attempt| attempt.took).collect();
+    took.sort();
+    let at = |share: usize| took.get(took.len() * share / 100).copied().unwrap_or_default();
+    (at(50), at(99))
+}
+
+#[track_caller]
+fn assert_all_answered(attempts: &Attempts) {
+    let mut wrong = attempts.all();
+    let asked = wrong.len();
+    wrong.retain(|query| query.server() != VIP.parse().ok());
+    assert_eq!(wrong, [], "of {asked} queries");
+}
+
+#[test]
+fn one_client_that_floods_takes_no_answer_from_another() -> Result<()> {
+    if !privileged("one client that floods takes no answer from another (F48)") {
+        return Ok(());
+    }
+    let length = Duration::from_secs(if full() { 30 } else { 3 });
+    let (world, _agent) = World::build("flood", "nftables")?.with_dns().begin(&[1]);
+    world.node.until_working("dns-address");
+    let mut dns = world.start_dns_with("ratelimit 500", "")?;
+    dns.await_line("the cluster's objects are complete", DEADLINE);
+    let ledger = world.ledger()?;
+    let attempts = world.queries(100)?;
+    attempts.await_more(100);
+    let (before, quiet) = (Holdings::of(dns.pid())?, times(&attempts, 0));
+
+    let flood = Flood::start(&world)?;
+    let began = now();
+    wait::until_value(
+        "it floods",
+        DEADLINE + length,
+        || now() - began,
+        |lasted| u128::from(*lasted) >= length.as_micros(),
+    );
+    let flooded = times(&attempts, began);
+    let (sent, answered) = flood.end();
+    let after = Holdings::of(dns.pid())?;
+    println!(
+        "F48: {sent} queries of one client within {length:?}, {answered} answered; another's took {quiet:?} before, \
+         {flooded:?} meanwhile; {} KiB more",
+        after.resident_kib.saturating_sub(before.resident_kib)
+    );
+    assert!(sent > 20_000 && answered < sent / 4, "{sent} {answered}");
+    assert_all_answered(&attempts);
+    assert!(
+        after.resident_kib < before.resident_kib + GROWTH_KIB,
+        "{before:?} {after:?}"
+    );
+    assert_eq!(world.ledger()?.changes_since(&ledger), NOTHING);
+    Ok(())
+}
+
+/// A client that asks as fast as it can, and counts its answers.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
+}
+
+impl Flood {
+    fn start(world: &World) -> Result<Self> {
+        let flood = Self {
+            stop: Arc::default(),
+            sent: Arc::default(),
+            answered: Arc::default(),
+        };
+        let socket: UdpSocket = client(&world.servers)?;
+        let reader = socket.try_clone()?;
+        let (stop, sent) = (Arc::clone(&flood.stop), Arc::clone(&flood.sent));
+        std::thread::spawn(move || {
+            let query = queries::query(4712, WEB);
+            while !stop.load(Ordering::Relaxed) {
+                // A full queue of the device loses some, and that is what floods do.
+                sent.fetch_add(u64::from(socket.send(&query).is_ok()), Ordering::Relaxed);
+            }
+        });
+        let (stop, answered) = (Arc::clone(&flood.stop), Arc::clone(&flood.answered));
+        reader.set_read_timeout(Some(Duration::from_millis(100)))?;
+        std::thread::spawn(move || {
+            let mut answer = [0; 512];
+            while !stop.load(Ordering::Relaxed) {
+                answered.fetch_add(u64::from(reader.recv(&mut answer).is_ok()), Ordering::Relaxed);
+            }
+        });
+        Ok(flood)
+    }
+
+    fn end(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        (
+            self.sent.load(Ordering::Relaxed),
+            self.answered.load(Ordering::Relaxed),
+        )
+    }
+}
+
+#[test]
+fn idle_connections_of_one_client_take_no_answer_from_another_and_end() -> Result<()> {
+    if !privileged("idle connections of one client take no answer from another (F48)") {
+        return Ok(());
+    }
+    let count = if full() { 10_000 } else { 2_500 };
+    let (world, _agent) = World::build("idle", "nftables")?.with_dns().begin(&[1]);
+    world.node.until_working("dns-address");
+    let dns = world.start_dns()?;
+    let ledger = world.ledger()?;
+    let attempts = world.queries(50)?;
+    attempts.await_more(50);
+    let before = Holdings::of(dns.pid())?;
+
+    // Most of them wait to be accepted, or for an answer to their SYN.
+    let began = Instant::now();
+    let idle: Vec<TcpStream> = world
+        .servers
+        .run(|| (0..count).map(|_| begin_connection()).collect::<Result<Vec<_>>>())??;
+    let mut open: Vec<TcpStream> = Vec::new();
+    for mut stream in idle {
+        // One byte of a message's length; whoever is not connected yet cannot say it.
+        if stream.write_all(&[0]).is_ok() {
+            open.push(stream);
+        }
+    }
+    assert!(open.len() > 1_000, "{}", open.len());
+    let during = Holdings::of(dns.pid())?;
+    let answered = wait::until("another client's connection is served", DEADLINE + IDLE, || {
+        ask_by_tcp(&world)
+    });
+    println!(
+        "F48: {} of {count} connections open, {} KiB more; another client's was answered after {:?}",
+        open.len(),
+        during.resident_kib.saturating_sub(before.resident_kib),
+        began.elapsed()
+    );
+    assert!(answered > 12);
+    let mut ended = 0;
+    for mut stream in open.into_iter().take(1_000) {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(IDLE + DEADLINE))?;
+        let mut answer = [0; 16];
+        ended += usize::from(matches!(stream.read(&mut answer), Ok(0) | Err(_)));
+    }
+    assert_eq!(ended, 1_000, "the server ends who says nothing");
+    assert!(
+        during.resident_kib < before.resident_kib + GROWTH_KIB,
+        "{before:?} {during:?}"
+    );
+    assert_all_answered(&attempts);
+    assert_eq!(world.ledger()?.changes_since(&ledger), NOTHING);
+    Ok(())
+}
+
+/// A connection that may still be on its way.
+fn begin_connection() -> Result<TcpStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let own = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    let to = SockaddrIn::from(std::net::SocketAddrV4::new(DNS.parse()?, 53));
+    match connect(std::os::fd::AsRawFd::as_raw_fd(&own), &to) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(own.into()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The length of an answer by a connection of the pod.
+fn ask_by_tcp(world: &World) -> Result<usize> {
+    let query = queries::query(4713, WEB);
+    let mut stream = world
+        .pod
+        .run(|| TcpStream::connect_timeout(&SocketAddr::from(DNS_AT), Duration::from_secs(2)))??;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let length = u16::try_from(query.len())?.to_be_bytes();
+    stream.write_all(&[&length[..], &query].concat())?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer)?;
+    queries::address(&query, &answer).map_err(anyhow::Error::msg)?;
+    Ok(answer.len())
+}
+
+/// `[id:2][flags:2][questions:2][answers:2][authorities:2][additional:2]`, then the question.
+fn packet(flags: u16, questions: u16, name: &str, kind: u16) -> Vec<u8> {
+    let mut packet = queries::query(4714, name);
+    packet[2..4].copy_from_slice(&flags.to_be_bytes());
+    packet[4..6].copy_from_slice(&questions.to_be_bytes());
+    let end = packet.len();
+    packet[end - 4..end - 2].copy_from_slice(&kind.to_be_bytes());
+    packet
+}
+
+#[test]
+fn what_is_refused_is_answered_with_no_more_than_was_asked() -> Result<()> {
+    if !privileged("what is refused is answered with no more than was asked (F48)") {
+        return Ok(());
+    }
+    const FORMERR: u8 = 1;
+    const NOTIMP: u8 = 4;
+    const REFUSED: u8 = 5;
+    const QUERY: u16 = 0x0100;
+    let (world, _agent) = World::build("refused", "nftables")?.with_dns().begin(&[1]);
+    world.node.until_working("dns-address");
+    let _dns = world.start_dns()?;
+    let client = client(&world.pod)?;
+    let ask = |packet: &[u8]| -> Result<(u8, usize)> {
+        client.send(packet)?;
+        let mut answer = [0; 65_535];
+        let length = client.recv(&mut answer)?;
+        ensure!(answer[..2] == packet[..2], "another id");
+        Ok((answer[3] & 15, length))
+    };
+    for (what, packet, code) in [
+        ("65,535 questions", packet(QUERY, u16::MAX, WEB, 1), FORMERR),
+        ("no question", packet(QUERY, 0, WEB, 1), FORMERR),
+        ("UPDATE", packet(5 << 11, 1, WEB, 6), NOTIMP),
+        ("STATUS", packet(2 << 11, 1, WEB, 1), NOTIMP),
+        ("AXFR", packet(QUERY, 1, "cluster.local", 252), REFUSED),
+        ("IXFR", packet(QUERY, 1, "cluster.local", 251), REFUSED),
+    ] {
+        let (found, length) = ask(&packet)?;
+        assert_eq!(found, code, "{what}");
+        assert!(
+            length <= packet.len(),
+            "{what}: {length} bytes for {}",
+            packet.len()
+        );
+    }
+    // An answer that is neither to be had nor refused is not worth forging a question for.
+    for (what, kind) in [("ANY", 255), ("TXT", 16)] {
+        let packet = packet(QUERY, 1, WEB, kind);
+        let (found, length) = ask(&packet)?;
+        assert_eq!(found, NOERROR, "{what}");
+        assert!(
+            length < packet.len() * 4,
+            "{what}: {length} bytes for {}",
+            packet.len()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn names_that_were_known_are_never_denied_while_the_api_server_is_away() -> Result<()> {
+    if !privileged("names that were known are never denied while the API server is away (F49)") {
+        return Ok(());
+    }
+    let outage = Duration::from_secs(if full() { 60 } else { 4 });
+    let world = World::build("dns-outage", "nftables")?;
+    world.put_web(&[1]);
+    let code = |name: &str| -> Result<u8> { Ok(ask(&world, name)?.code) };
+
+    // Before the first list nothing is known, and nothing is denied: the address is there, and no agent yet.
+    world
+        .node
+        .host()
+        .add_address("lo", format!("{DNS}/32").parse()?)?;
+    let ready = "ready 127.0.0.1:8181";
+    let mut dns = world.start_dns_with(ready, "")?;
+    for name in [WEB, "nobody.default.svc.cluster.local"] {
+        assert_eq!(code(name)?, SERVFAIL, "{name}");
+    }
+    assert!(is_ready(&world).is_err());
+    let mut agent = world.start_agent();
+    dns.await_line("the cluster's objects are complete", DEADLINE);
+    wait::until("it is ready", DEADLINE, || is_ready(&world));
+    assert_eq!(code("nobody.default.svc.cluster.local")?, NXDOMAIN);
+    world.node.until_working("dns-address");
+    let ledger = world.ledger()?;
+    let attempts = world.queries(50)?;
+
+    world.node.api.go_down();
+    let later = service("later", "10.96.0.9", "fd00:96::9", None);
+    world.node.api.put(later.clone());
+    let began = Instant::now();
+    wait::until_value(
+        "the outage lasts",
+        outage + DEADLINE,
+        || began.elapsed(),
+        |lasted| *lasted >= outage,
+    );
+    // Agent and server begin anew meanwhile: the agent has nothing to tell, and that is not taken for an empty cluster.
+    agent.0.kill();
+    agent = world.start_agent();
+    attempts.await_more(20);
+    assert_all_answered(&attempts);
+    drop(attempts);
+    dns.kill();
+    let mut dns = world.start_dns_with(ready, "")?;
+    let attempts = world.queries(50)?;
+    attempts.await_more(20);
+    assert!(is_ready(&world).is_ok(), "what is served is whole, if old");
+    let name = "later.default.svc.cluster.local";
+
+    world.node.api.come_up();
+    let back = Instant::now();
+    let answered: Answered = wait::until("the new Service is known", DEADLINE, || {
+        let answered = ask(&world, name).map_err(|error| error.to_string())?;
+        if answered.code == NOERROR {
+            Ok(answered)
+        } else {
+            Err(format!("{answered:?}"))
+        }
+    });
+    println!(
+        "F49: a Service of the outage of {outage:?} was answered {:?} after it",
+        back.elapsed()
+    );
+    assert_eq!(answered.address, Some(Ipv4Addr::new(10, 96, 0, 9)));
+    dns.await_line("the cluster's objects are complete", DEADLINE);
+    world.node.api.delete(&later);
+    wait::until_value(
+        "it is denied once it is gone",
+        DEADLINE,
+        || code(name).ok(),
+        |code| *code == Some(NXDOMAIN),
+    );
+    assert_all_answered(&attempts);
+    wait::until_value(
+        "nothing is left of it",
+        DEADLINE,
+        || {
+            world
+                .ledger()
+                .map(|now| now.changes_since(&ledger))
+                .unwrap_or_default()
+        },
+        |changes| *changes == NOTHING,
+    );
+    drop(agent);
+    Ok(())
+}
+
+/// What `/ready` says, where it is no yes.
+fn is_ready(world: &World) -> Result<()> {
+    let answer = world.node.get(8181, "/ready")?;
+    ensure!(answer.split(' ').nth(1) == Some("200"), "{answer}");
+    Ok(())
+}
