@@ -84,7 +84,8 @@ async fn metric(http: SocketAddr, name: &str) -> usize {
     let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     stream.write_all(request).await.expect("written");
     let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("read");
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut page)).await;
+    read.expect("in time").expect("read");
     let line = page.lines().find_map(|line| line.strip_prefix(name));
     line.expect("it is told").trim().parse().expect("a number")
 }

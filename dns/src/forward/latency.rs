@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Sooner nobody is asked as well: a first answer of many takes as long as the upstream's own upstreams.
-const LEAST: Duration = Duration::from_millis(100);
+const LEAST: Duration = Duration::from_millis(200);
 /// Later than this it is a matter of being dead, not of being slow.
 pub(super) const MOST: Duration = Duration::from_millis(500);
 
@@ -52,9 +52,9 @@ mod tests {
         let millis = Duration::from_millis;
         for (what, answers, least, most) in [
             ("never asked", &[][..], 500, 500),
-            ("fast", &[1; 50], 100, 100),
-            ("even", &[200; 50], 200, 202),
-            ("one of five slow", &[1, 1, 1, 1, 80].repeat(10)[..], 101, 250),
+            ("fast", &[1; 50], 200, 200),
+            ("even", &[300; 50], 300, 302),
+            ("one of five slow", &[1, 1, 1, 1, 200].repeat(10)[..], 250, 499),
             ("fast, then slow", &[[1; 50], [400; 50]].concat()[..], 395, 410),
             ("hopeless", &[4000; 3], 500, 500),
         ] {

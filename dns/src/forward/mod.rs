@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! clients ─► one flight per question ─► upstream 1 ─┬─► the first good answer ─► every client, as it asked
-//!                                       upstream 2 ─┘   (asked as well when 1 fails, or takes longer than it does)
+//!                                       upstream 2 ─┘   (asked as well when 1 fails, or takes longer than usual)
 //! ```
-//! Who may have how many questions under way: `gate`. What is sent and what is believed: `question`. Over which socket
-//! or stream: `upstream`, `connection`. What is long: `latency`.
+//! Who may have how many questions under way: `gate`. Which upstream is asked when: `race`, and what is usual: `latency`.
+//! What is sent and what is believed: `question`. Over which socket or stream: `upstream`, `connection`.
 
 mod connection;
 mod gate;
 mod latency;
 mod metrics;
 mod question;
+mod race;
 pub mod resolv_conf;
 mod upstream;
 
@@ -21,24 +22,19 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt, Shared, WeakShared, select_all};
-use tokio::time::{Instant, sleep_until};
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
-use crate::answer::{code_of, put_client_opt};
+use crate::answer::put_client_opt;
 use crate::name::Name;
-use crate::question::{HEADER, Query, rcode};
+use crate::question::{HEADER, Query};
 pub use connection::{Tls, TlsError};
 pub(crate) use connection::{certificates, private_key, trusted};
 use gate::{Gate, Place};
 pub use metrics::write_metrics;
 use question::Question;
+use race::Race;
 use upstream::{CODES, check_until_healthy};
 pub use upstream::{ExchangeError, Upstream};
-
-/// No query is worked on for longer, as in CoreDNS.
-const OVERALL: Duration = Duration::from_secs(5);
-/// How long an upstream may be silent before its place is another one's.
-const GIVE_UP: Duration = Duration::from_millis(1200);
 
 /// Options of the plugin, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,65 +243,13 @@ impl Forward {
             forward: Arc::clone(self),
             question: question.clone(),
         };
-        let flight = async move { landing.forward.ask(&landing.question).await };
+        let flight = async move {
+            let order = landing.forward.order();
+            Race::new(&landing.forward, &landing.question, &order).run().await
+        };
         let flight = flight.boxed().shared();
         flights.extend(flight.downgrade().map(|weak| (question, weak)));
         flight
-    }
-
-    /// Asks the upstreams in their order: the next one when one fails, and once beside one that takes long, so that a
-    /// dead one costs its [`Upstream::patience`] and not its own timeout. Two are waited for at the most: for a third,
-    /// the one that has been silent for [`GIVE_UP`] gives way.
-    async fn ask(&self, question: &Question) -> Result<Arc<[u8]>, Failure> {
-        let order = self.order();
-        let deadline = Instant::now() + OVERALL;
-        let mut others = order.iter();
-        let mut attempts: Vec<Attempt<'_>> = Vec::new();
-        attempts.extend(others.next().map(|first| Attempt::new(first, question, deadline)));
-        let mut has_hedged = false;
-        let (mut servfail, mut failure) = (None, Failure::NoUpstream);
-        while let Some(oldest) = attempts.first() {
-            let patience = match (has_hedged, others.as_slice()) {
-                (false, _) => Some(oldest.upstream.patience()),
-                (true, [_, ..]) => Some(GIVE_UP),
-                (true, []) => None,
-            };
-            let too_long = oldest.started + patience.unwrap_or(OVERALL);
-            let exchanges = select_all(attempts.iter_mut().map(|attempt| &mut attempt.exchange));
-            let ended = tokio::select! {
-                (result, index, _) = exchanges => Some((index, result)),
-                () = sleep_until(too_long), if patience.is_some() => None,
-            };
-            let Some((index, result)) = ended else {
-                // Slow, or dead: a check will tell. Where there is nobody else, what was lost on the way is sent again.
-                let slow = attempts[0].upstream;
-                self.note_failure(slow);
-                if has_hedged {
-                    attempts.remove(0);
-                    failure = Failure::unanswered(slow, ExchangeError::Timeout);
-                }
-                let next = others.next().or_else(|| (!has_hedged).then_some(slow));
-                attempts.extend(next.map(|next| Attempt::new(next, question, deadline)));
-                has_hedged = true;
-                continue;
-            };
-            let upstream = attempts.remove(index).upstream;
-            match result {
-                Ok(response) if is_no_help(&response) => servfail = Some(response),
-                Ok(response) => {
-                    for slower in &attempts {
-                        self.note_outrun(slower);
-                    }
-                    return Ok(response.into());
-                }
-                Err(source) => {
-                    self.note_failure(upstream);
-                    failure = Failure::unanswered(upstream, source);
-                }
-            }
-            attempts.extend(others.next().map(|next| Attempt::new(next, question, deadline)));
-        }
-        servfail.map(Arc::from).ok_or(failure)
     }
 
     /// A place among all queries, and one among those of this plugin where it has a limit of its own.
@@ -345,37 +289,11 @@ impl Forward {
         order
     }
 
-    /// Notes that another one's answer came first.
-    fn note_outrun(&self, slower: &Attempt<'_>) {
-        let waited = slower.started.elapsed();
-        if waited > slower.upstream.patience() {
-            self.note_failure(slower.upstream);
-        }
-        slower.upstream.note_waited(waited);
-    }
-
     /// Has an upstream that failed checked until it answers.
     fn note_failure(&self, upstream: &Arc<Upstream>) {
         if self.options.max_fails > 0 && upstream.begin_check() {
             let (upstream, check) = (Arc::downgrade(upstream), self.options.health_check.clone());
             tokio::spawn(check_until_healthy(upstream, check, self.options.force_tcp));
-        }
-    }
-}
-
-/// An upstream that is being asked. Its socket is closed with it.
-struct Attempt<'f> {
-    upstream: &'f Arc<Upstream>,
-    started: Instant,
-    exchange: BoxFuture<'f, Result<Vec<u8>, ExchangeError>>,
-}
-
-impl<'f> Attempt<'f> {
-    fn new(upstream: &'f Arc<Upstream>, question: &'f Question, deadline: Instant) -> Self {
-        Self {
-            upstream,
-            started: Instant::now(),
-            exchange: upstream.exchange(question, deadline).boxed(),
         }
     }
 }
@@ -393,11 +311,6 @@ impl Drop for Landing {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.question);
     }
-}
-
-/// Whether an answer says that its upstream cannot, or will not, say anything of the name.
-fn is_no_help(response: &[u8]) -> bool {
-    matches!(code_of(response), rcode::SERVFAIL | rcode::REFUSED)
 }
 
 /// Puts the client's id, RD, the case of its question and its OPT record in.

@@ -6,9 +6,12 @@ mod streams;
 
 use std::net::Ipv4Addr;
 
+use tokio::time::Instant;
+
 use super::fake_upstream::{FakeUpstream, answer, code, truncated};
 use super::*;
-use crate::question::{query_packet, rtype};
+use crate::answer::code_of;
+use crate::question::{query_packet, rcode, rtype};
 
 const QUESTION: &[u8] = b"\x03wWw\x07example\0";
 const CLIENT: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));

@@ -23,7 +23,7 @@ const UDP_BUFFER: usize = 4096;
 /// The longest that a health check waits.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the true answer is waited for after one with the name in another case, which may be forged.
-const TRUE_CASE_WAIT: Duration = Duration::from_millis(200);
+const TRUE_CASE_WAIT: Duration = Duration::from_millis(100);
 /// How long a habit is believed before it is tried again.
 const HABIT_LASTS: Duration = Duration::from_secs(600);
 
@@ -148,6 +148,11 @@ impl Upstream {
         }
     }
 
+    /// Whether a question goes to it by UDP at first.
+    pub(super) fn is_asked_by_udp(&self, question: &Question) -> bool {
+        !question.by_tcp && !self.connections.is_tls()
+    }
+
     /// How long its answer is waited for before somebody else is asked as well.
     pub(super) fn patience(&self) -> Duration {
         self.latency.patience()
@@ -184,7 +189,9 @@ impl Upstream {
         let (mut refused, mut changed) = (false, false);
         loop {
             let sent = question.packet(dialect);
-            let (response, judgement) = self.ask_with(&sent, question.by_tcp, until).await?;
+            let (response, judgement) = self
+                .ask_with(&sent, self.is_asked_by_udp(question), until)
+                .await?;
             match judgement {
                 Judgement::NoEdns => (dialect.edns, refused) = (false, true),
                 Judgement::OtherCase if !changed => changed = true,
@@ -202,8 +209,8 @@ impl Upstream {
         }
     }
 
-    async fn ask_with(&self, sent: &Outgoing, by_tcp: bool, until: Instant) -> Answered {
-        if by_tcp || self.connections.is_tls() {
+    async fn ask_with(&self, sent: &Outgoing, by_udp: bool, until: Instant) -> Answered {
+        if !by_udp {
             return self.ask_by_stream(sent, until).await;
         }
         let answered = self.ask_by_udp(sent, until).await?;
@@ -291,8 +298,9 @@ impl Upstream {
             mixed_case: false,
         };
         let before = self.sent_back.load(Ordering::Relaxed);
-        let sent = Question::of(&query, false).packet(plain);
-        let answered = self.ask_with(&sent, false, Instant::now() + CHECK_TIMEOUT).await;
+        let question = Question::of(&query, false);
+        let (sent, until) = (question.packet(plain), Instant::now() + CHECK_TIMEOUT);
+        let answered = self.ask_with(&sent, self.is_asked_by_udp(&question), until).await;
         let is_clear = answered.is_ok() && self.sent_back.load(Ordering::Relaxed) == before;
         if is_clear && self.looping.swap(false, Ordering::Relaxed) {
             tracing::info!(

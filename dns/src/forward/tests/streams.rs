@@ -94,6 +94,8 @@ async fn a_tls_upstream_is_asked_by_tls_alone_and_has_to_have_its_name() {
                 authorities: Some(authorities.to_owned()),
                 identity: None,
             },
+            // No check takes a stream.
+            max_fails: 0,
             ..Options::default()
         }))
     };
@@ -154,6 +156,7 @@ async fn a_stream_is_used_again_until_it_is_too_old_or_closed() {
             to: targets(&[address]),
             force_tcp: true,
             expire,
+            max_fails: 0,
             ..Options::default()
         }));
         for _ in 0..4 {
