@@ -274,7 +274,7 @@ fn names_that_were_known_are_never_denied_while_the_api_server_is_away() -> Resu
         return Ok(());
     }
     let outage = Duration::from_secs(if full() { 60 } else { 4 });
-    let world = World::build("dns-outage", "nftables")?;
+    let world = World::build("dns-outage", "nftables")?.with_dns();
     world.put_web(&[1]);
     let code = |name: &str| -> Result<u8> { Ok(ask(&world, name)?.code) };
 
