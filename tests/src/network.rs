@@ -77,6 +77,8 @@ pub struct Network {
     pub lan: Lan,
     etcd_program: PathBuf,
     datapath: &'static str,
+    /// The cluster's DNS address, where agents that start from now on shall give it to their nodes.
+    pub dns: Option<&'static str>,
 }
 
 impl Network {
@@ -120,6 +122,7 @@ impl Network {
             lan,
             etcd_program,
             datapath,
+            dns: None,
         };
         network.start_etcd();
         for number in 0..network.lan.hosts.len() {
@@ -226,7 +229,7 @@ impl Network {
             "nodeName": format!("node-{number}"),
             "kubernetes": {"kubeconfig": self.directory.path().join("kubeconfig")},
             "proxy": {"datapath": self.datapath, "cgroup": self.cgroup.path(), "pinDir": self.pins(number)},
-            "dns": {"feedSocket": path("dns.sock"), "address": "10.96.0.10"},
+            "dns": {"feedSocket": path("dns.sock"), "address": self.dns},
             "stateDir": path("state"),
             "healthBind": "127.0.0.1:10256",
             "metricsBind": "127.0.0.1:10249",

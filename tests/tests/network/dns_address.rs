@@ -91,6 +91,7 @@ fn check(datapath: &'static str) {
     let Some(mut world) = Network::without_agents(&what, &label, 2, datapath) else {
         return;
     };
+    world.dns = Some(ADDRESS);
     world.start_agents();
     let (near, far): (Pod, Pod) = (world.pod(0, "near"), world.pod(1, "far"));
     let directory = world.directory.path().to_owned();

@@ -166,6 +166,7 @@ fn check(datapath: &'static str) {
     let Some(mut world) = Network::without_agents(&fault, &label, 2, datapath) else {
         return;
     };
+    world.dns = Some("10.96.0.10");
     plant(&world, 0);
     let before = Snapshot::of(&world, 0);
     world.start_agents();
