@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building and running Causeway needs and is not there yet; says what it installs.
-# usage: setup.sh build|lint|run|test|bench      build: compile; lint: also rustfmt and clippy; run: also bring a cluster
-#                                                up; test: all of it, and what the test suite needs; bench: build, and
-#                                                what measurements compare with
+# usage: setup.sh build|lint|run|test|bench
+#        build: compile; lint: also rustfmt and clippy; run: also bring a cluster up; test: all of it, and what the test
+#        suite needs; bench: build, and what measurements compare with
 # Debian, as root. Anything that is already present, from whatever source, is left alone.
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -9,10 +9,12 @@
 //! [`serving`]: what a stream tells its client, and what the server does not wait for. [`commands`]: what
 //! `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`reload`]: while the
 //! Corefile changes. [`feed`]: the same server as a node's agent feeds it.
+//! [`manifests`]: examples that run it.
 
 mod cluster;
 mod commands;
 mod feed;
+mod manifests;
 mod message;
 mod names;
 mod options;
