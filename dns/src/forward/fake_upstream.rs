@@ -22,9 +22,8 @@ pub(crate) struct FakeUpstream {
 impl FakeUpstream {
     /// Starts one. `reply` gets the packet and whether it came by TCP.
     pub(crate) async fn start(reply: impl Fn(&[u8], bool) -> Replies + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let address = listener.local_addr().expect("address");
-        let socket = UdpSocket::bind(address).await.expect("the same port");
+        let (listener, socket) = same_port().await;
+        let address = socket.local_addr().expect("address");
         let (reply, asked) = (Arc::new(reply), Arc::new(AtomicUsize::new(0)));
         let (by_udp, count) = (Arc::clone(&reply), Arc::clone(&asked));
         tokio::spawn(async move {
@@ -86,6 +85,18 @@ impl FakeUpstream {
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
+}
+
+/// A port for both transports. Of one that the kernel chose for TCP, a forwarder may have the other half.
+async fn same_port() -> (TcpListener, UdpSocket) {
+    for _ in 0..100 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("address");
+        if let Ok(socket) = UdpSocket::bind(address).await {
+            return (listener, socket);
+        }
+    }
+    panic!("no port is free for both transports");
 }
 
 /// An answer with A records, however long.
