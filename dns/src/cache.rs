@@ -490,8 +490,8 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     for index in 0..answers + authorities + additionals {
         let (record, next) = Record::read(response, at)?;
         if record.rtype == rtype::OPT {
-            // Only where it comes last can it be cut off; servers put it there.
-            if index + 1 != answers + authorities + additionals {
+            // Only where it comes last, as an additional record, can it be cut off; servers put it there.
+            if index + 1 != answers + authorities + additionals || additionals == 0 {
                 return None;
             }
             kept_additionals -= 1;

@@ -146,4 +146,9 @@ fn no_response_of_an_upstream_makes_it_panic_and_what_is_believed_echoes_and_fit
 fn what_fuzzing_found_stays_mended() {
     // As many additional records promised as there can be, and none there.
     upstream_reply(&[0x84, 0, 0, 0, 0, 0, 0xff, 0xff]);
+    // An OPT record that is the last answer, behind an alias that leads to no name.
+    let head = [0x84, 0, 0, 2, 0, 0, 0, 0];
+    let alias = [0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 0];
+    let opt = [0xc0, 12, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    upstream_reply(&[&head[..], &alias, &opt].concat());
 }
