@@ -32,44 +32,46 @@ async fn slow_upstream() -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
     (own, questions)
 }
 
-#[test]
-fn queries_under_way_are_answered_before_the_process_ends() {
+async fn ask_tcp(server: SocketAddr, name: &str) -> String {
+    let mut stream = TcpStream::connect(server).await.expect("connected");
+    let question = packet(2, name);
+    stream.write_u16(question.len() as u16).await.expect("written");
+    stream.write_all(&question).await.expect("written");
+    let mut reply = vec![0; usize::from(stream.read_u16().await.expect("a length"))];
+    stream.read_exact(&mut reply).await.expect("a reply");
+    text(&reply)
+}
+
+/// Asks what an upstream has to be asked for, and ends the process meanwhile.
+fn check(name: &'static str, ask: impl AsyncFnOnce(SocketAddr, &str) -> String) {
+    let folder = Folder::new(name);
     // What still runs in a runtime goes with it, as with a process.
     let (process, others) = (
         Runtime::new().expect("a runtime"),
         Runtime::new().expect("a runtime"),
     );
-    let folder = Folder::new("under-way");
     let (upstream, mut asked) = others.block_on(slow_upstream());
     let forward = format!("forward . {upstream} {{\n prefer_udp\n }}");
     let text = format!(".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n {forward}\n}}");
     let server = process.block_on(start_with(&folder, &text));
-    let (udp, mut tcp) = others.block_on(async {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-        udp.connect(server.dns).await.expect("connected");
-        udp.send(&packet(1, "a.example")).await.expect("sent");
-        let mut tcp = TcpStream::connect(server.dns).await.expect("connected");
-        let question = packet(2, "b.example");
-        tcp.write_u16(question.len() as u16).await.expect("written");
-        tcp.write_all(&question).await.expect("written");
-        for _ in 0..2 {
-            let question = tokio::time::timeout(DEADLINE, asked.recv()).await;
-            question.expect("in time").expect("a question");
-        }
-        (udp, tcp)
-    });
-    process.block_on(server.end());
-    drop(process);
-    others.block_on(async {
-        let mut buffer = [0; 512];
-        let received = tokio::time::timeout(DEADLINE, udp.recv(&mut buffer)).await;
-        let length = received.expect("in time").expect("received");
-        assert_eq!(super::text(&buffer[..length]), "NOERROR 10.9.9.9");
-        let length = tcp.read_u16().await.expect("a length");
-        let mut reply = vec![0; usize::from(length)];
-        tcp.read_exact(&mut reply).await.expect("a reply");
-        assert_eq!(super::text(&reply), "NOERROR 10.9.9.9");
-    });
+    let dns = server.dns;
+    let end = move || {
+        asked.blocking_recv().expect("a question");
+        process.block_on(server.end());
+    };
+    let ended = std::thread::spawn(end);
+    assert_eq!(others.block_on(ask(dns, "a.example")), "NOERROR 10.9.9.9");
+    ended.join().expect("no panic");
+}
+
+#[test]
+fn a_query_under_way_is_answered_by_udp_before_the_process_ends() {
+    check("under-way-udp", ask_udp);
+}
+
+#[test]
+fn a_query_under_way_is_answered_by_tcp_before_the_process_ends() {
+    check("under-way-tcp", ask_tcp);
 }
 
 #[tokio::test(flavor = "multi_thread")]

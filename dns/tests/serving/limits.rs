@@ -6,6 +6,8 @@ use super::*;
 
 /// Of the 1024 connections of an address.
 const SHARE: usize = 256;
+/// Less than the time that answers get at the end.
+const AT_ONCE: Duration = Duration::from_secs(4);
 
 async fn connect_from(client: &str, server: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -57,9 +59,13 @@ async fn clients_that_wait_for_nothing_do_not_hold_the_end_up() {
     let mut page = [0; 12];
     http.read_exact(&mut page).await.expect("a page");
     assert_eq!(&page, b"HTTP/1.1 503");
-    let silent = TcpStream::connect(server.http).await.expect("connected");
+    let mut begun = TcpStream::connect(server.http).await.expect("connected");
+    begun
+        .write_all(b"GET /ready HTTP/1.1\r\n")
+        .await
+        .expect("written");
     let dns = TcpStream::connect(server.dns).await.expect("connected");
-    let ended = tokio::time::timeout(DEADLINE, server.end()).await;
+    let ended = tokio::time::timeout(AT_ONCE, server.end()).await;
     ended.expect("in time");
-    drop((http, silent, dns));
+    drop((http, begun, dns));
 }
