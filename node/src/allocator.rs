@@ -1,9 +1,9 @@
-//! How the C library's allocator keeps an agent's memory.
+//! How the C library's allocator keeps the memory of what runs for long, the agent and the DNS server.
 
 /// Keeps it together and gives it back early: one arena for all threads instead of eight for each CPU, and thresholds
-/// that stay where they start, so that large blocks go back to the kernel as soon as they are freed. The threads of an
-/// agent rarely allocate at the same time, and what one of them read the next one frees. To be called before there are
-/// threads.
+/// that stay where they start, so that large blocks go back to the kernel as soon as they are freed. Threads of either
+/// rarely allocate at the same time (answers of the DNS server are made without), and what one of them read the next
+/// one frees. To be called before there are threads.
 #[cfg(target_env = "gnu")]
 pub fn prefer_small() {
     // The default; one that is set is not raised by what is freed.

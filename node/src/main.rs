@@ -86,6 +86,7 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
 }
 
 fn run_dns(args: &DnsArgs) -> ExitCode {
+    allocator::prefer_small();
     let log = match dns::log_queue::to_stderr() {
         Ok(log) => log,
         Err(error) => return could_not_run(format_args!("start the thread that writes the log: {error}")),

@@ -156,13 +156,17 @@ impl Table {
         touched: &mut BTreeSet<IpAddr>,
     ) {
         let Some(records) = records else { return };
-        for address in records.reversible_addresses() {
-            let own = matches!(&records.kind, Kind::ClusterIp(own) if own.contains(&address));
-            let entry = ReverseEntry {
-                is_endpoint: !own,
+        let alone = |is_endpoint| {
+            alone(ReverseEntry {
+                is_endpoint,
                 ..entry.clone()
-            };
-            edit_set(&mut self.reverse, address, entry, present);
+            })
+        };
+        let (own, of_endpoint) = (alone(false), alone(true));
+        for address in records.reversible_addresses() {
+            let is_own = matches!(&records.kind, Kind::ClusterIp(own) if own.contains(&address));
+            let set = if is_own { &own } else { &of_endpoint };
+            edit_set(&mut self.reverse, address, set, present);
             touched.insert(address);
         }
     }
@@ -172,7 +176,7 @@ impl Table {
             let pod = snapshot.pods.get(name);
             for address in pod.iter().flat_map(|pod| &pod.addresses) {
                 let key = (name.namespace.clone(), *address);
-                edit_set(&mut self.pods, key, name.name.clone(), present);
+                edit_set(&mut self.pods, key, &alone(name.name.clone()), present);
             }
         }
     }
@@ -240,18 +244,29 @@ impl Table {
     }
 }
 
-/// Puts a value into the sorted set at a key, or takes it out. The sets are slices because nearly all hold one value,
-/// and there is one for every endpoint: a tree would take ten times the memory.
-fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: V, present: bool)
+/// A set of one value.
+fn alone<V>(value: V) -> Arc<Box<[V]>> {
+    Arc::new(Box::new([value]))
+}
+
+/// Puts the value of a set of one into the sorted set at a key, or takes it out. The sets are slices because nearly all
+/// hold one value, and there is one for every endpoint: a tree would take ten times the memory. Those that hold `value`
+/// alone are `value` itself, so that all endpoints of a Service share theirs.
+fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: &Arc<Box<[V]>>, present: bool)
 where
     K: Ord + std::hash::Hash + Clone,
     V: Ord + Clone,
 {
     let known: &[V] = map.get(&key).map_or(&[], |set| &***set);
-    let mut set: Vec<V> = known.iter().filter(|known| **known != value).cloned().collect();
+    let others = known.iter().filter(|known| !value.contains(known));
+    let mut set: Vec<V> = others.cloned().collect();
+    if present && set.is_empty() {
+        map.insert_shared(key, Arc::clone(value));
+        return;
+    }
     if present {
-        let place = set.partition_point(|known| *known < value);
-        set.insert(place, value);
+        set.extend(value.iter().cloned());
+        set.sort_unstable();
     }
     if set.is_empty() {
         map.remove(&key);
