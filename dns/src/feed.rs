@@ -24,9 +24,10 @@ use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, UnixTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::kubernetes::{ApiServer, Objects};
 use crate::metrics::Histogram;
@@ -195,7 +196,7 @@ impl Intake {
     /// Takes one message, and returns whether `current` changed.
     fn take(&mut self, message: Message) -> Result<bool, FeedError> {
         match message {
-            Message::Begin { version } if version > VERSION => Err(FeedError::Version { found: version }),
+            Message::Begin { version, .. } if version > VERSION => Err(FeedError::Version { found: version }),
             Message::Begin { .. } => {
                 self.arriving = Some(Snapshot::default());
                 Ok(false)
@@ -413,13 +414,17 @@ impl Follower {
                 return FeedError::Connect { path, source };
             }
         };
+        // What takes long here keeps nobody from hearing of us.
+        let heard = Arc::new(Notify::new());
+        let telling = AbortOnDropHandle::new(tokio::spawn(tell(write, served, Arc::clone(&heard))));
         tokio::select! {
-            error = self.read(read) => error,
-            error = tell(write, served) => error,
+            error = self.read(read, &heard) => error,
+            told = telling => told.unwrap_or(FeedError::Closed),
         }
     }
 
-    async fn read(&mut self, stream: OwnedReadHalf) -> FeedError {
+    /// Reads a connection; `heard` learns of an agent that hears.
+    async fn read(&mut self, stream: OwnedReadHalf, heard: &Notify) -> FeedError {
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
         let mut intake = Intake::default();
         let mut line_number = 0;
@@ -440,7 +445,12 @@ impl Follower {
             let taken = match line {
                 None => Err(FeedError::Closed),
                 Some(Err(error)) => Err(error.into()),
-                Some(Ok(line)) => message(&line, line_number).and_then(|message| intake.take(message)),
+                Some(Ok(line)) => message(&line, line_number).and_then(|message| {
+                    if matches!(message, Message::Begin { hears: true, .. }) {
+                        heard.notify_one();
+                    }
+                    intake.take(message)
+                }),
             };
             match taken {
                 Ok(true) if due.is_none() => due = Some(tokio::time::Instant::now() + COALESCE),
@@ -493,8 +503,13 @@ impl Follower {
     }
 }
 
-/// Tells the agent where this server answers, for as long as that is known.
-async fn tell(mut stream: OwnedWriteHalf, mut served: watch::Receiver<Served>) -> FeedError {
+/// Tells an agent that hears where this server answers, for as long as that is known.
+async fn tell(
+    mut stream: OwnedWriteHalf,
+    mut served: watch::Receiver<Served>,
+    heard: Arc<Notify>,
+) -> FeedError {
+    heard.notified().await;
     loop {
         let serving = Serving {
             addresses: served.borrow_and_update().clone(),
@@ -568,7 +583,10 @@ fn save(path: &Path, snapshot: &Snapshot) -> Result<(), FeedError> {
             std::fs::create_dir_all(folder)?;
         }
         let mut file = BufWriter::new(File::create(&beside)?);
-        let begin = std::iter::once(Message::Begin { version: VERSION });
+        let begin = std::iter::once(Message::Begin {
+            version: VERSION,
+            hears: false,
+        });
         let messages = begin
             .chain(snapshot.as_changes().map(Message::Change))
             .chain([Message::End]);
@@ -623,7 +641,10 @@ mod tests {
 
     #[test]
     fn what_was_known_stays_until_the_next_snapshot_is_complete() {
-        let begin = || Message::Begin { version: VERSION };
+        let begin = || Message::Begin {
+            version: VERSION,
+            hears: false,
+        };
         let mut intake = Intake::default();
         let mut names = Vec::new();
         for message in [
@@ -651,7 +672,10 @@ mod tests {
     #[test]
     fn a_feed_that_breaks_the_protocol_is_refused() {
         let mut intake = Intake::default();
-        let newer = intake.take(Message::Begin { version: VERSION + 1 });
+        let newer = intake.take(Message::Begin {
+            version: VERSION + 1,
+            hears: false,
+        });
         assert!(matches!(newer, Err(FeedError::Version { .. })), "{newer:?}");
         for message in [Message::End, namespace("a")] {
             let refused = Intake::default().take(message);

@@ -5,8 +5,9 @@
 //! What the reader knew before `Begin` stays in use until `End` replaces it as a whole, so that an agent's restart
 //! takes no answer away.
 //!
-//! The reader says [`Serving`] as soon as it is connected, whenever that changes, and each [`SAID_EVERY`]: where it
-//! answers. A reader that has not said it for [`HOLDS`] answers nowhere.
+//! An agent that hears says so in `Begin`; the reader then says [`Serving`], where it answers, at once, whenever that
+//! changes, and each [`SAID_EVERY`]. A reader that has not said it again for [`HOLDS`] answers nowhere; one that never
+//! said anything is of an earlier build, and answers wherever it may.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +25,9 @@ pub enum Message {
     Begin {
         /// The layout of the messages that follow; see [`VERSION`].
         version: u32,
+        /// Whether the agent hears what the reader says.
+        #[serde(default)]
+        hears: bool,
     },
     /// The snapshot that began is complete.
     End,
@@ -79,7 +83,7 @@ pub fn is_complete(snapshot: &Snapshot) -> bool {
 }
 
 /// The layout that this build speaks. A reader that sees a newer one keeps what it has and says so.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -279,7 +279,7 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
         return (ServicePlan::default(), Vec::new());
     }
     let mut reasons = BTreeSet::new();
-    let addresses = Addresses::of(service, cluster_ips, node, &mut reasons);
+    let addresses = Addresses::of(view, cluster_ips, node, &mut reasons);
     // Of the size that they get: there are tens of thousands of them, of one entry each.
     let ports = addresses.families().count() * service.ports.len();
     let mut plan = ServicePlan {

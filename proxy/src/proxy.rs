@@ -119,10 +119,9 @@ impl Proxy {
         report
     }
 
-    /// Tells which ClusterIPs the node answers itself from now on; the next sync does it. The others' Services lead to
-    /// their endpoints again.
-    pub fn set_local_dns(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.settings.local_dns = addresses;
+    /// Tells whether the node's DNS server answers at [`Settings::local_dns`] from now on; the next sync acts on it.
+    pub fn set_dns_answers(&mut self, answers: bool) {
+        self.settings.dns_answers = answers;
     }
 
     /// Makes the next sync try again what failed. Otherwise it looks only at what changed, so that a Service that
@@ -274,7 +273,7 @@ impl Proxy {
         has_networks && !(needs_addresses && context.addresses.is_empty())
     }
 
-    /// A change of this node's own zone, addresses or networks, of what it answers itself, or of the Services' networks,
+    /// A change of this node's own zone, addresses or networks, of whether its DNS answers, or of the Services' networks,
     /// is a change of every plan. While its Node object is absent, the last one holds: a node that is registered anew is
     /// still the same.
     fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
@@ -282,7 +281,7 @@ impl Proxy {
             Some(node) if !self.began || self.is_node_known(snapshot) => self.settings.context(Some(node)),
             None if !self.began => self.settings.context(None),
             _ => NodeContext {
-                local_dns: self.settings.local_dns.clone(),
+                dns_answers: self.settings.dns_answers,
                 ..self.context.clone()
             },
         };

@@ -62,8 +62,10 @@ pub struct Settings {
     pub external_addresses: bool,
     /// On which addresses node ports are served. Default: all.
     pub node_port_addresses: NodePortAddresses,
-    /// ClusterIPs that this node answers itself; they get no frontend. See [`crate::Proxy::set_local_dns`].
+    /// ClusterIPs at which this node has a DNS server; they get no frontend while it answers.
     pub local_dns: BTreeSet<IpAddr>,
+    /// Whether it answers at the beginning; see [`crate::Proxy::set_dns_answers`].
+    pub dns_answers: bool,
 }
 
 impl Settings {
@@ -79,6 +81,7 @@ impl Settings {
             external_addresses: false,
             node_port_addresses: NodePortAddresses::All,
             local_dns: BTreeSet::new(),
+            dns_answers: true,
         }
     }
 
@@ -113,6 +116,7 @@ impl Settings {
             node_port_addresses: self.node_port_addresses.clone(),
             service_networks: BTreeSet::new(),
             local_dns: self.local_dns.clone(),
+            dns_answers: self.dns_answers,
         }
     }
 }

@@ -235,18 +235,33 @@ fn services_that_are_not_this_proxys_have_an_empty_plan() {
 }
 
 #[test]
-fn an_address_that_the_node_answers_itself_gets_no_frontend_and_its_node_port_does() {
+fn an_address_of_the_nodes_own_dns_is_left_to_it_unless_it_is_away_and_others_answer() {
     let mut service = service("dns", "10.96.0.10");
     service.ports = vec![port("http", Protocol::Tcp, 53, Some(30053))];
-    let node = NodeContext {
-        local_dns: BTreeSet::from([ip("10.96.0.10")]),
-        ..context()
-    };
-    let (plan, _) = plan(&service, &[], &node);
-    assert_eq!(
-        plan.frontends().copied().collect::<Vec<_>>(),
-        [node_port(30053, Protocol::Tcp)]
-    );
+    let others = [slice("dns-1", "dns", &[("10.244.1.1", "there", READY)])];
+    let none: &[EndpointSlice] = &[];
+    let is_left_alone = [
+        (true, none, true),
+        (true, &others, true),
+        (false, none, true),
+        (false, &others, false),
+    ];
+    for (dns_answers, slices, expected) in is_left_alone {
+        let node = NodeContext {
+            local_dns: BTreeSet::from([ip("10.96.0.10")]),
+            dns_answers,
+            ..context()
+        };
+        let (plan, _) = plan(&service, slices, &node);
+        let node_port = node_port(30053, Protocol::Tcp);
+        let (of_node, of_service): (Vec<_>, Vec<_>) =
+            plan.frontends().copied().partition(|key| *key == node_port);
+        assert_eq!(
+            (of_node.len(), of_service.is_empty(), plan.cluster_ips.is_empty()),
+            (1, expected, expected),
+            "{dns_answers} {slices:?}"
+        );
+    }
 }
 
 #[test]

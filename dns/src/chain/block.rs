@@ -190,9 +190,11 @@ impl Block {
         for options in &config.forward {
             let same = |forward: &Forward| forward.options() == options;
             let kept = old.and_then(|old| old.kept(Plugin::as_forward, same));
-            plugins.push(Plugin::Forward(
-                kept.unwrap_or_else(|| Arc::new(Forward::new(options.clone()))),
-            ));
+            let forward = kept.unwrap_or_else(|| Arc::new(Forward::new(options.clone())));
+            if !config.detect_loops {
+                forward.forget_loops();
+            }
+            plugins.push(Plugin::Forward(forward));
         }
         plugins.extend(config.whoami.then_some(Plugin::Whoami));
         let zones = config.keys.iter().map(Key::to_string);
@@ -410,11 +412,13 @@ impl Block {
                 }
                 Plugin::Forward(_) => {}
                 Plugin::Whoami => {
+                    note_miss(cache, query);
                     whoami(query, client, shape, out);
                     return Walk::Answered(Answerer::Whoami);
                 }
             }
         }
+        note_miss(cache, query);
         code_only(out, query, rcode::SERVFAIL);
         Walk::Answered(Answerer::Server)
     }
@@ -497,6 +501,13 @@ fn refuse_any(query: &Query<'_>, shape: Shape, out: &mut Vec<u8>) {
         }
     });
     writer.finish(rcode::NOERROR, true);
+}
+
+/// Counts a query for which the cache had nothing, and that is answered without upstreams.
+fn note_miss(cache: Option<&Cache>, query: &Query<'_>) {
+    if let Some(cache) = cache {
+        cache.note_miss(query);
+    }
 }
 
 /// CoreDNS's `whoami`: the client's address and port in the additional section.

@@ -1,16 +1,22 @@
 //! Which zones and ports the server blocks of a file have, so that no two want the same.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Key, Scheme, ServerBlock};
 use crate::serve::tls::Identity;
 
-/// What the server blocks so far serve. An address is `None` where a block listens everywhere.
+/// What a block listens at that does not say it.
+const EVERYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
+
+/// What the server blocks so far serve.
 #[derive(Default)]
 pub(super) struct Taken {
-    zones: HashSet<(Option<IpAddr>, Key)>,
-    ports: HashMap<(Option<IpAddr>, u16), (Scheme, Option<Identity>)>,
+    zones: HashSet<(IpAddr, Key)>,
+    ports: HashMap<(IpAddr, u16), (Scheme, Option<Identity>)>,
 }
 
 impl Taken {
@@ -22,9 +28,10 @@ impl Taken {
                 "{key} needs the plugin tls, with a certificate and its key"
             ));
         }
-        let everywhere = block.bind.is_empty().then_some(None);
-        let mut addresses: Vec<Option<IpAddr>> =
-            block.bind.iter().copied().map(Some).chain(everywhere).collect();
+        let mut addresses = block.bind.clone();
+        if addresses.is_empty() {
+            addresses.extend(EVERYWHERE);
+        }
         // An interface may have the address that is given as well.
         addresses.sort_unstable();
         addresses.dedup();

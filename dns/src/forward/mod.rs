@@ -270,6 +270,13 @@ impl Forward {
         })
     }
 
+    /// Lets upstreams that led back here be asked again, now that nobody looks for loops.
+    pub fn forget_loops(&self) {
+        for upstream in &self.upstreams {
+            upstream.forget_loop();
+        }
+    }
+
     /// The upstreams in the order in which they are asked: by policy, then those that failed their last check, then
     /// those that are down. One that leads back here is not asked.
     fn order(&self) -> Vec<Arc<Upstream>> {

@@ -125,6 +125,10 @@ impl Upstream {
         self.looping.load(Ordering::Relaxed)
     }
 
+    pub(super) fn forget_loop(&self) {
+        self.looping.store(false, Ordering::Relaxed);
+    }
+
     /// Notes that it sends our own queries back, and returns whether that is news.
     pub fn mark_looping(&self) -> bool {
         self.sent_back.fetch_add(1, Ordering::Relaxed);

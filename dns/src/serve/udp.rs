@@ -121,7 +121,13 @@ impl Listener {
                 return;
             }
             batches_left -= usize::from(is_ending);
-            let count = match receive(fd, &mut incoming, &mut queries, &mut received) {
+            // Who ends takes what is there, and waits for nobody.
+            let flags = if is_ending {
+                MsgFlags::MSG_DONTWAIT
+            } else {
+                MsgFlags::MSG_WAITFORONE
+            };
+            let count = match receive(fd, flags, &mut incoming, &mut queries, &mut received) {
                 Ok(count) => count,
                 Err(Errno::EAGAIN) if is_ending => return,
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
@@ -210,6 +216,7 @@ impl Listener {
 
 fn receive(
     fd: RawFd,
+    flags: MsgFlags,
     headers: &mut MultiHeaders<SockaddrStorage>,
     buffers: &mut [[u8; QUERY_BUFFER]],
     received: &mut [Option<Received>; BATCH],
@@ -220,7 +227,7 @@ fn receive(
             buffers.next().map_or(&mut [][..], |buffer| &mut buffer[..]),
         )]
     });
-    let messages = recvmmsg(fd, headers, slices.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
+    let messages = recvmmsg(fd, headers, slices.iter_mut(), flags, None)?;
     let mut count = 0;
     for message in messages {
         let from = message.address;

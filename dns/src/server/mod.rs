@@ -44,7 +44,8 @@ impl Bound {
     /// When one of them cannot be had; nothing is left open then.
     pub async fn with_watcher(config: &Config, watcher: Option<Arc<Watcher>>) -> Result<Self, Error> {
         let running = Running::new(watcher);
-        let prepared = running.prepare(&config.0).await?;
+        let mut prepared = running.prepare(&config.0)?;
+        running.open(&mut prepared)?;
         Ok(Self { running, prepared })
     }
 

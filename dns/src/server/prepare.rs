@@ -77,17 +77,22 @@ impl Prepared {
 }
 
 impl Running {
-    /// Opens what a configuration needs and this server does not have, and builds its chain.
-    pub(super) async fn prepare(&self, corefile: &Corefile) -> Result<Prepared, Error> {
+    /// Opens the sockets that a prepared configuration needs and this server does not have.
+    pub(super) fn open(&self, prepared: &mut Prepared) -> Result<(), Error> {
+        let wanted = wanted_addresses(&prepared.corefile);
+        let new = wanted.iter().filter(|wanted| !self.serves(wanted));
+        prepared.opened = open(new, &self.served())?;
+        let new_http = prepared
+            .endpoints
+            .keys()
+            .filter(|address| !self.has_http(address));
+        prepared.http = http::listen(new_http, &self.served_http())?;
+        Ok(())
+    }
+
+    /// Builds a configuration's chain, and what follows its feeds.
+    pub(super) fn prepare(&self, corefile: &Corefile) -> Result<Prepared, Error> {
         note_what_lacks(corefile);
-        let wanted = wanted_addresses(corefile);
-        let opened = open(
-            wanted.iter().filter(|wanted| !self.serves(wanted)),
-            &self.served(),
-        )?;
-        let endpoints = endpoints(corefile);
-        let new_http = endpoints.keys().filter(|address| !self.has_http(address));
-        let http = http::listen(new_http, &self.served_http())?;
         let feeds = feeds(corefile);
         let new_feeds = feeds.iter().filter(|key| self.source(key).is_none());
         let new_followers = new_feeds.map(|key| {
@@ -113,9 +118,9 @@ impl Running {
             identities: identities(corefile),
             corefile: corefile.clone(),
             blocks,
-            opened,
-            endpoints,
-            http,
+            opened: BTreeMap::new(),
+            endpoints: endpoints(corefile),
+            http: BTreeMap::new(),
             followers,
             awaited,
             feeds,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::prepare::{self, FeedKey, Opened, Prepared, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
-use crate::corefile::{Corefile, ServerBlock};
+use crate::corefile::{Corefile, Scheme, ServerBlock};
 use crate::feed::{Served, Source, Watcher};
 use crate::http;
 use crate::metrics::Registry;
@@ -147,9 +147,14 @@ impl Running {
         corefile: &Corefile,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
-        let mut prepared = self.prepare(corefile).await?;
+        let mut prepared = self.prepare(corefile)?;
         self.follow(&mut prepared);
         prepared.wait_for_objects(shutdown).await;
+        // From here on the new sockets have queries.
+        if let Err(error) = self.open(&mut prepared) {
+            self.keep_feeds(&prepare::feeds(&self.corefile));
+            return Err(error);
+        }
         self.commit(prepared)
     }
 
@@ -219,7 +224,10 @@ impl Running {
                 .spawn(async move { _ = chain.run_until_cancelled(probe.follow(forwards, &zone)).await });
         }
         (self.blocks, self.corefile) = (blocks, corefile);
-        self.served.send_replace(self.served().into_iter().collect());
+        let listeners = self.listeners.iter();
+        let plain = listeners.filter(|(wanted, _)| wanted.scheme == Scheme::Dns);
+        self.served
+            .send_replace(plain.map(|(_, listening)| listening.address).collect());
         self.reap();
         Ok(())
     }
@@ -357,10 +365,10 @@ impl Running {
         }
         self.ended.cancel();
         drop(self.waiting);
-        for listening in self.listeners.into_values() {
-            join(listening.threads).await;
-        }
+        let listeners = self.listeners.into_values();
+        let threads = listeners.flat_map(|listening| listening.threads).collect();
         let tasks = async {
+            join(threads).await;
             while let Some(ended) = self.tasks.join_next().await {
                 if let Err(error) = ended {
                     tracing::error!(%error, "a task panicked");

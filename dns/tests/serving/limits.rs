@@ -69,3 +69,24 @@ async fn clients_that_wait_for_nothing_do_not_hold_the_end_up() {
     ended.expect("in time");
     drop((http, begun, dns));
 }
+
+#[tokio::test]
+async fn a_client_that_goes_on_asking_does_not_hold_the_end_up() {
+    let folder = Folder::new("asking");
+    let server = start(&folder).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+    client.connect(server.dns).await.expect("loopback");
+    let asking = async {
+        // Faster than a thread waits for a query.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pace.tick().await;
+            let _ = client.send(&packet(1, "a.test")).await; // in the end nobody is there
+        }
+    };
+    let ended = tokio::time::timeout(AT_ONCE, server.end());
+    tokio::select! {
+        ended = ended => ended.expect("in time"),
+        () = asking => {}
+    }
+}

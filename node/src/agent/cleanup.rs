@@ -17,7 +17,9 @@ use overlay::pods::{Assigned, PodNetwork};
 use overlay::uninstall::{Places, Remembered, pods_without_record, release_lease, uninstall};
 use proxy::{Chains, Proxy};
 
-use super::{LOCK, cni, dns_address, findings, ip_families, own_state_dir, pod_network, socket, sysctls};
+use super::{
+    LOCK, cni, dns_address, dns_feed, findings, ip_families, own_state_dir, pod_network, socket, sysctls,
+};
 use crate::config::{Config, Datapath, LeasesIn};
 
 /// Why nothing was touched.
@@ -70,6 +72,7 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
     };
     removal.merge(Proxy::uninstall(&config.proxy.pin_dir, chains, &families));
     add(&mut removal, "DNS addresses", dns_address::remove(state_dir));
+    removal.add("files", dns_feed::forget(state_dir));
     for path in [&config.cni.socket, &config.dns.feed_socket] {
         removal.add("sockets", socket::remove(path));
     }

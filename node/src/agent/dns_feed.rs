@@ -6,22 +6,26 @@
 //! Each says where it answers. That decides whether the cluster's DNS address is left to it, or leads where its Service
 //! leads: to servers on other nodes.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::StreamExt;
 use model::Snapshot;
-use model::feed::{HOLDS, Message, Serving, VERSION, is_complete, is_for_dns};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use model::feed::{HOLDS, Message, SAID_EVERY, Serving, VERSION, is_complete, is_for_dns};
+use overlay::files::{remove_file, write_file};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::socket::listen;
@@ -32,6 +36,9 @@ const STALLED: Duration = Duration::from_secs(30);
 
 /// Bytes that are handed to the kernel at once.
 const CHUNK: usize = 64 * 1024;
+
+/// The longest line that a reader may say, in bytes.
+const LONGEST: usize = 64 * 1024;
 
 /// Words of readers that wait to be taken in.
 const WORDS: usize = 16;
@@ -50,8 +57,85 @@ pub struct Feed {
     pub readers: Readers,
     /// The cluster's DNS address, where this node has it.
     pub address: Option<IpAddr>,
-    /// Whether one of them answers there. Until they had the time to say it they do, as before.
+    /// Where the last word is kept for the next agent.
+    pub state_dir: PathBuf,
+    /// Whether one of them answers there. Until they had the time to say it, the last word of the agent before holds.
     pub answered: watch::Sender<bool>,
+}
+
+/// The file in the state directory that is there while nobody answers.
+const AWAY: &str = "dns-away";
+
+/// Whether a reader answered when an agent here was the last to know.
+#[must_use]
+pub fn last_word(state_dir: &Path) -> bool {
+    !state_dir.join(AWAY).exists()
+}
+
+/// Removes what is kept of it; returns whether there was something.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn forget(state_dir: &Path) -> Result<bool, overlay::Error> {
+    remove_file(&state_dir.join(AWAY))
+}
+
+/// What a reader says of the address.
+#[derive(Debug)]
+struct Word {
+    /// Who says it.
+    reader: u64,
+    /// Until when it answers there. `None`: it does not.
+    until: Option<Instant>,
+}
+
+/// Until when each reader answers.
+#[derive(Debug)]
+struct Answers {
+    until: BTreeMap<u64, Instant>,
+    /// Before that nobody's silence says anything.
+    not_before: Instant,
+}
+
+impl Answers {
+    /// Nobody has had the time to say anything yet.
+    fn unknown() -> Self {
+        Self {
+            until: BTreeMap::new(),
+            not_before: Instant::now() + HOLDS,
+        }
+    }
+
+    /// What was said holds at once; that nobody else answers is known with it.
+    fn take(&mut self, Word { reader, until }: Word) {
+        match until {
+            Some(until) => {
+                self.until.insert(reader, until);
+                self.not_before = Instant::now();
+            }
+            None => drop(self.until.remove(&reader)),
+        }
+    }
+
+    /// When nobody answers any more, if nobody says anything until then.
+    fn end(&self) -> Instant {
+        let latest = self.until.values().copied().max();
+        latest.unwrap_or(self.not_before).max(self.not_before)
+    }
+
+    /// Whether somebody answers; `None` where it is too early to say.
+    fn now(&mut self) -> Option<bool> {
+        let now = Instant::now();
+        if self.until.values().any(|until| *until > now) {
+            return Some(true);
+        }
+        // Who notices so late stood still: what was said meanwhile is still to be read.
+        if !self.until.is_empty() && now > self.end() + SAID_EVERY {
+            self.until.clear();
+            self.not_before = now + SAID_EVERY;
+        }
+        (now >= self.not_before).then_some(false)
+    }
 }
 
 /// Serves readers until shutdown.
@@ -64,25 +148,29 @@ pub async fn serve(feed: Feed, part: Part, shutdown: CancellationToken) -> anyho
     part.works();
     let mut tasks = JoinSet::new();
     let (say, mut said) = mpsc::channel(WORDS);
-    let mut holds_until = Instant::now() + HOLDS;
+    let mut answers = Answers::unknown();
+    let mut count = 0;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ended = tasks.join_next(), if !tasks.is_empty() => {}
             accepted = listener.accept() => {
                 let (stream, _) = accepted.context("accept a reader")?;
-                let (feed, say) = (feed.clone(), say.clone());
+                count += 1;
+                let reader = Reader { number: count, feed: feed.clone(), say: say.clone() };
                 tasks.spawn(async move {
-                    feed.readers.fetch_add(1, Ordering::Relaxed);
-                    let end = serve_reader(stream, &feed, &say).await;
-                    feed.readers.fetch_sub(1, Ordering::Relaxed);
+                    reader.feed.readers.fetch_add(1, Ordering::Relaxed);
+                    let end = reader.serve(stream).await;
+                    reader.feed.readers.fetch_sub(1, Ordering::Relaxed);
                     tracing::debug!(reason = %end, "DNS feed reader left");
                 });
             }
-            Some(until) = said.recv() => holds_until = until,
-            () = sleep_until(holds_until), if *feed.answered.borrow() => {}
+            Some(word) = said.recv() => answers.take(word),
+            () = sleep_until(answers.end()), if *feed.answered.borrow() => {}
         }
-        feed.note(Instant::now() < holds_until);
+        if let Some(answered) = answers.now() {
+            feed.note(answered);
+        }
     }
 }
 
@@ -92,48 +180,82 @@ impl Feed {
         let is_new = self
             .answered
             .send_if_modified(|before| std::mem::replace(before, answered) != answered);
-        match self.address.filter(|_| is_new) {
-            Some(address) if answered => tracing::info!(%address, "this node's DNS answers"),
-            Some(address) => {
-                tracing::warn!(%address, "this node's DNS does not answer: its Service's endpoints shall");
-            }
-            None => {}
+        let Some(address) = self.address.filter(|_| is_new) else {
+            return;
+        };
+        if answered {
+            tracing::info!(%address, "this node's DNS server answers");
+        } else {
+            tracing::warn!(%address, "this node's DNS server does not answer; its Service's endpoints do, if it has any");
+        }
+        let away = self.state_dir.join(AWAY);
+        let kept = if answered {
+            remove_file(&away).map(drop).map_err(io::Error::other)
+        } else {
+            write_file(&away, b"")
+        };
+        if let Err(error) = kept {
+            let error = model::with_causes(&error);
+            tracing::warn!(
+                error,
+                "the next agent will not know whether this node's DNS server answered"
+            );
         }
     }
 }
 
-/// Serves one reader, and returns why that ended. Until when it answers is said by `say`.
-async fn serve_reader(stream: UnixStream, feed: &Feed, say: &mpsc::Sender<Instant>) -> io::Error {
-    let (back, mut stream) = stream.into_split();
-    let mut answers = false;
-    let end = tokio::select! {
-        end = hear(back, feed.address, &mut answers, say) => end,
-        end = give(&mut stream, feed.snapshots.clone()) => end,
-    };
-    if answers {
-        let _ended = say.send(Instant::now()).await;
-    }
-    end.err().unwrap_or(ErrorKind::UnexpectedEof.into())
+/// One connection.
+struct Reader {
+    number: u64,
+    feed: Feed,
+    say: mpsc::Sender<Word>,
 }
 
-/// Takes in what a reader says of itself.
-async fn hear(
-    back: OwnedReadHalf,
-    address: Option<IpAddr>,
-    answers: &mut bool,
-    say: &mpsc::Sender<Instant>,
-) -> io::Result<()> {
-    let mut lines = BufReader::new(back).lines();
-    while let Some(line) = lines.next_line().await? {
-        let serving: Serving = serde_json::from_str(&line)?;
-        let did = std::mem::replace(answers, address.is_some_and(|address| serving.is_at(address)));
-        // What another reader says of itself is not this one's to end.
-        if *answers || did {
-            let holds = if *answers { HOLDS } else { Duration::ZERO };
-            let _ended = say.send(Instant::now() + holds).await;
+impl Reader {
+    /// Serves it, and returns why that ended.
+    async fn serve(&self, stream: UnixStream) -> io::Error {
+        let (back, mut stream) = stream.into_split();
+        let end = tokio::select! {
+            end = self.hear(back) => end,
+            end = give(&mut stream, self.feed.snapshots.clone()) => end.err(),
+        };
+        self.pass_on(None).await;
+        end.unwrap_or(ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Takes in what it says of itself, to its end. While it has said nothing it is of an earlier build, and is there.
+    async fn hear(&self, back: OwnedReadHalf) -> Option<io::Error> {
+        let mut lines = FramedRead::new(back, LinesCodec::new_with_max_length(LONGEST));
+        let mut has_spoken = false;
+        loop {
+            let line = match tokio::time::timeout(SAID_EVERY, lines.next()).await {
+                Err(_silent) => {
+                    if !has_spoken {
+                        self.pass_on(self.feed.address.map(|_| HOLDS)).await;
+                    }
+                    continue;
+                }
+                Ok(None) => return None,
+                Ok(Some(Err(error))) => return Some(io::Error::other(error)),
+                Ok(Some(Ok(line))) => line,
+            };
+            has_spoken = true;
+            let serving: Serving = match serde_json::from_str(&line) {
+                Ok(serving) => serving,
+                Err(error) => return Some(error.into()),
+            };
+            let answers = self.feed.address.is_some_and(|address| serving.is_at(address));
+            self.pass_on(answers.then_some(HOLDS)).await;
         }
     }
-    Ok(())
+
+    async fn pass_on(&self, holds: Option<Duration>) {
+        let word = Word {
+            reader: self.number,
+            until: holds.map(|holds| Instant::now() + holds),
+        };
+        let _ended = self.say.send(word).await;
+    }
 }
 
 async fn give(stream: &mut OwnedWriteHalf, mut snapshots: watch::Receiver<Arc<Snapshot>>) -> io::Result<()> {
@@ -144,7 +266,10 @@ async fn give(stream: &mut OwnedWriteHalf, mut snapshots: watch::Receiver<Arc<Sn
     else {
         return Ok(());
     };
-    let begin = std::iter::once(Message::Begin { version: VERSION });
+    let begin = std::iter::once(Message::Begin {
+        version: VERSION,
+        hears: true,
+    });
     let changes = first.as_changes().filter(is_for_dns).map(Message::Change);
     send(stream, begin.chain(changes).chain([Message::End])).await?;
     let mut sent = first;
@@ -179,7 +304,7 @@ async fn write(stream: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use model::feed::NEEDED;
     use model::{Kind, Namespace, Node};
-    use tokio::io::Lines;
+    use tokio::io::{AsyncBufReadExt, BufReader, Lines};
     use tokio_util::task::AbortOnDropHandle;
 
     use super::super::supervisor::Supervisor;
@@ -192,18 +317,21 @@ mod tests {
         path: PathBuf,
         readers: Readers,
         answers: watch::Receiver<bool>,
+        directory: PathBuf,
         _server: AbortOnDropHandle<()>,
     }
 
     impl Drop for Bench {
         fn drop(&mut self) {
             let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_dir_all(&self.directory);
         }
     }
 
     impl Bench {
         fn start(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("cwt-feed-{}-{name}", std::process::id()));
+            let directory = path.with_extension("state");
             let (snapshots, receiver) = watch::channel(Arc::default());
             let (answered, answers) = watch::channel(true);
             let feed = Feed {
@@ -211,6 +339,7 @@ mod tests {
                 snapshots: receiver,
                 readers: Readers::default(),
                 address: Some([10, 96, 0, 10].into()),
+                state_dir: directory.clone(),
                 answered,
             };
             let readers = feed.readers.clone();
@@ -221,6 +350,7 @@ mod tests {
                 path,
                 readers,
                 answers,
+                directory,
                 _server: AbortOnDropHandle::new(tokio::spawn(supervisor.join())),
             }
         }
@@ -257,6 +387,11 @@ mod tests {
         }
     }
 
+    const BEGIN: Message = Message::Begin {
+        version: VERSION,
+        hears: true,
+    };
+
     async fn next(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> Message {
         let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
         let line = line.expect("in time").expect("readable").expect("not the end");
@@ -280,7 +415,7 @@ mod tests {
                 .chain([namespace("default"), namespace("gone")]),
         );
         let (mut lines, _write) = bench.connect().await;
-        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        assert_eq!(next(&mut lines).await, BEGIN);
         let mut rebuilt = Snapshot::default();
         loop {
             match next(&mut lines).await {
@@ -311,7 +446,7 @@ mod tests {
         let early = tokio::time::timeout(Duration::from_millis(200), lines.next_line()).await;
         assert!(early.is_err(), "{early:?} came too early");
         bench.publish([Change::Synced(Kind::Namespace)]);
-        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        assert_eq!(next(&mut lines).await, BEGIN);
         assert_eq!(next(&mut lines).await, Message::Change(namespace("default")));
     }
 
@@ -320,7 +455,7 @@ mod tests {
         let bench = Bench::start("slow");
         bench.publish(synced());
         let (mut lines, write) = bench.connect().await;
-        assert_eq!(next(&mut lines).await, Message::Begin { version: VERSION });
+        assert_eq!(next(&mut lines).await, BEGIN);
         // Far more than any socket buffer holds, all of it about one object.
         for round in 0..20_000_u32 {
             let zone = Some(format!("{round:0>200}").into());
@@ -361,16 +496,22 @@ mod tests {
         const THERE: &str = r#"{"addresses": ["10.96.0.10:53", "127.0.0.1:53"]}"#;
         const ELSEWHERE: &str = r#"{"addresses": ["127.0.0.1:53"]}"#;
         let mut bench = Bench::start("answers");
-        assert!(*bench.answers.borrow(), "as before");
+        assert!(
+            *bench.answers.borrow() && last_word(&bench.directory),
+            "as before"
+        );
         bench.until(false).await;
+        assert!(!last_word(&bench.directory), "for the next agent");
         let (_lines, mut write) = bench.connect().await;
         say(&mut write, ELSEWHERE).await;
         say(&mut write, THERE).await;
         bench.until(true).await;
+        assert!(last_word(&bench.directory));
+        // Others come and go.
         let (_others, mut other) = bench.connect().await;
+        say(&mut other, THERE).await;
         say(&mut other, ELSEWHERE).await;
         drop(other);
-        say(&mut write, THERE).await;
         say(&mut write, ELSEWHERE).await;
         bench.until(false).await;
         say(&mut write, THERE).await;
@@ -381,5 +522,43 @@ mod tests {
         bench.until(true).await;
         say(&mut write, "no JSON").await;
         bench.until(false).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_never_speaks_is_there_until_it_leaves() {
+        let mut bench = Bench::start("silent");
+        bench.until(false).await;
+        let (lines, write) = bench.connect().await;
+        bench.until(true).await;
+        let left = tokio::time::timeout(HOLDS + SAID_EVERY, bench.answers.changed()).await;
+        assert!(left.is_err(), "it is still there");
+        drop((lines, write));
+        bench.until(false).await;
+    }
+
+    #[test]
+    fn one_reader_says_nothing_of_another_and_who_stood_still_listens_first() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let of = |until: &[(u64, Instant)], not_before| Answers {
+            until: until.iter().copied().collect(),
+            not_before,
+        };
+        let rows = [
+            ("nobody yet", of(&[], now + second), None),
+            ("nobody", of(&[], now), Some(false)),
+            ("one", of(&[(1, now + second)], now), Some(true)),
+            ("one of two", of(&[(1, now), (2, now + second)], now), Some(true)),
+            ("not any more", of(&[(1, now)], now), Some(false)),
+            ("late", of(&[(1, now - 2 * second)], now - 9 * second), None),
+        ];
+        for (what, mut answers, expected) in rows {
+            assert_eq!(answers.now(), expected, "{what}");
+        }
+        let mut two = of(&[(1, now + second), (2, now + second)], now);
+        two.take(Word {
+            reader: 1,
+            until: None,
+        });
+        assert_eq!(two.now(), Some(true), "the other goes on");
     }
 }

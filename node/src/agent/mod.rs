@@ -62,8 +62,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (tunnel, tunnels) = watch::channel(None);
     let (fast_path, ways) = watch::channel(State::default());
     let (ready, readiness) = watch::channel(false);
-    // Until it can be known, what the kernel does already is right.
-    let (answered, dns_answers) = watch::channel(true);
+    let (answered, dns_answers) = watch::channel(dns_feed::last_word(&config.state_dir));
     let told = Told {
         tunnel,
         fast_path,
@@ -279,6 +278,7 @@ fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Send
         snapshots: sources.snapshots.clone(),
         readers: sources.feed_readers.clone(),
         address: config.dns.address,
+        state_dir: config.state_dir.clone(),
         answered,
     };
     supervisor.start("dns-feed", move |part, shutdown| {

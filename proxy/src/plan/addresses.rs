@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use ipnetwork::IpNetwork;
-use model::{IpFamily, Service, ServicePort};
+use model::{IpFamily, ServicePort};
 
 use super::context::family_of;
-use super::{FrontendAddress, NodeContext, Reason, SharedSet};
+use super::{FrontendAddress, NodeContext, Reason, ServiceView, SharedSet};
 
 /// Why a Service has an address. The stricter first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,17 +27,19 @@ pub(super) enum Owner {
 #[derive(Debug)]
 pub(super) struct Addresses<'a> {
     node: &'a NodeContext,
+    has_endpoints: bool,
     usable: BTreeSet<(Owner, IpAddr)>,
     ranges: BTreeSet<IpNetwork>,
 }
 
 impl<'a> Addresses<'a> {
     pub(super) fn of(
-        service: &Service,
+        view: &ServiceView<'_>,
         cluster_ips: &[IpAddr],
         node: &'a NodeContext,
         reasons: &mut BTreeSet<Reason>,
     ) -> Self {
+        let service = view.service;
         let wanted = cluster_ips.iter().map(|address| (Owner::ClusterIp, *address));
         // A proxied ingress translates by itself: packets to its address are not for this node to catch (KEP-1860).
         let balanced = service.load_balancer.iter().filter(|ingress| !ingress.proxied);
@@ -58,8 +60,10 @@ impl<'a> Addresses<'a> {
                 reasons.insert(Reason::FamilyOff(address.into()));
             }
         }
+        let mut endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
         Self {
             node,
+            has_endpoints: endpoints.any(|endpoint| endpoint.conditions.serving),
             usable,
             ranges: normal_ranges(&service.source_ranges, reasons),
         }
@@ -74,7 +78,12 @@ impl<'a> Addresses<'a> {
     /// ClusterIPs to which packets are translated.
     pub(super) fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> {
         self.of_owner(Owner::ClusterIp)
-            .filter(|address| !self.node.local_dns.contains(address))
+            .filter(|address| !self.is_left_alone(address))
+    }
+
+    /// Whether packets to an address are this node's own server's. Where nobody else would answer, they stay.
+    fn is_left_alone(&self, address: &IpAddr) -> bool {
+        self.node.local_dns.contains(address) && (self.node.dns_answers || !self.has_endpoints)
     }
 
     fn of_owner(&self, wanted: Owner) -> impl Iterator<Item = IpAddr> {
@@ -88,9 +97,10 @@ impl<'a> Addresses<'a> {
         family: IpFamily,
         port: &ServicePort,
     ) -> impl Iterator<Item = (Owner, FrontendAddress, NonZeroU16)> {
-        let addresses = self.usable.iter().filter(move |(_, address)| {
-            IpFamily::from(*address) == family && !self.node.local_dns.contains(address)
-        });
+        let addresses = self
+            .usable
+            .iter()
+            .filter(move |(_, address)| IpFamily::from(*address) == family && !self.is_left_alone(address));
         let number = port.port;
         let addresses =
             addresses.map(move |(owner, address)| (*owner, FrontendAddress::Service(*address), number));

@@ -30,9 +30,10 @@ pub struct NodeContext {
     /// Networks of ClusterIPs. What is sent to an address of theirs that no Service has is dropped, and served by the
     /// client's next attempt if a Service is just about to have it. Empty where they are not known.
     pub service_networks: BTreeSet<IpNetwork>,
-    /// ClusterIPs that this node answers itself, as long as it does: they get no frontend, since packets to them must not
-    /// be translated.
+    /// ClusterIPs at which this node has a DNS server: they get no frontend, since packets to them must not be translated.
     pub local_dns: BTreeSet<IpAddr>,
+    /// Whether it answers there. While it does not, the addresses of a Service that has endpoints lead to these.
+    pub dns_answers: bool,
 }
 
 /// How packets from pods are told from others (kube-proxy's `--detect-local-mode`). Everyone who is no pod is
@@ -76,6 +77,7 @@ impl NodeContext {
             node_port_addresses: NodePortAddresses::All,
             service_networks: BTreeSet::new(),
             local_dns: BTreeSet::new(),
+            dns_answers: true,
         }
     }
 

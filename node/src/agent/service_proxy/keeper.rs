@@ -1,7 +1,6 @@
 //! The proxy, and what of it is not settled; tells how far it has come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -122,9 +121,9 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Tells which ClusterIPs the node answers itself; the next sync does it.
-    pub fn set_local_dns(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.proxy.set_local_dns(addresses);
+    /// Tells whether this node's DNS server answers; the next sync acts on it.
+    pub fn set_dns_answers(&mut self, answers: bool) {
+        self.proxy.set_dns_answers(answers);
     }
 
     /// Brings a snapshot into the kernel.

@@ -15,7 +15,6 @@ mod rejected;
 pub mod samples;
 mod settings;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +71,7 @@ pub struct Proxying {
     pub min_sync_period: Duration,
     /// The cluster.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// Whether this node answers at [`proxy::Settings::local_dns`], or their Services lead elsewhere.
+    /// Whether this node's DNS server answers at [`proxy::Settings::local_dns`].
     pub dns_answers: watch::Receiver<bool>,
     /// Where it is told how far it has come.
     pub progress: Arc<ProxyProgress>,
@@ -97,10 +96,11 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         events,
         runtime,
     } = proxying;
+    let mut config = config;
+    config.settings.dns_answers = *dns_answers.borrow();
     let proxy = Proxy::open(&config).context("open the proxy's datapath")?;
     let drift = watch_drift(&proxy, shutdown.clone())?;
     let mut schedule = Schedule::new(snapshots, dns_answers, Pacing::new(min_sync_period), drift);
-    let local_dns = config.settings.local_dns.clone();
     let mut keeper = Keeper::new(proxy, &progress, part, events);
     keeper.read_counters();
     let mut leftovers = Leftovers::new(config, pin_dir);
@@ -117,12 +117,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
             Event::Queued => keeper.queue(&schedule.newest()),
             Event::Sync => keeper.sync(&schedule.pass()),
             Event::Dns => {
-                let answers = schedule.dns_answers();
-                keeper.set_local_dns(if answers {
-                    local_dns.clone()
-                } else {
-                    BTreeSet::new()
-                });
+                keeper.set_dns_answers(schedule.dns_answers());
                 keeper.sync(&schedule.pass());
             }
             Event::Flows => {

@@ -16,8 +16,8 @@
 //!   refuse        reset or ICMP port unreachable
 //! about to leave          postrouting: hairpin and marked connections are masqueraded
 //! ```
-//! Before connection tracking, what goes to an address that the node answers itself (its DNS), and what comes from there,
-//! is left untracked: it meets none of this, and costs no entry.
+//! Before connection tracking, what goes to the node's own DNS server while it answers, and what comes from there, is
+//! left untracked: it meets none of this, and costs no entry.
 //!
 //! Loopback is left to the socket hook: translating it needs `route_localnet`, which opens loopback services of the
 //! node to its neighbours (CVE-2020-8558).
@@ -118,7 +118,8 @@ pub fn layout(family: Family, context: &NodeContext, templates: &BTreeSet<Templa
     layout
 }
 
-/// Questions to the node's own DNS, and its answers.
+/// Questions to the node's own DNS while it answers, and its answers: late ones must not make flows either, or who asks
+/// again from the same port would be led back here.
 fn untracked(family: Family, context: &NodeContext) -> Vec<Rule> {
     let addresses = context.local_dns.iter().map(|address| IpNetwork::from(*address));
     let of_family = addresses.filter(|address| IpFamily::from(address.ip()) == ip_family(family));
@@ -128,7 +129,8 @@ fn untracked(family: Family, context: &NodeContext) -> Vec<Rule> {
         [UDP, TCP].map(|protocol| {
             let question = question.clone().protocol(protocol).destination_port(DNS_PORT);
             let answer = answer.clone().protocol(protocol).source_port(DNS_PORT);
-            [question.untracked(), answer.untracked()]
+            let question = context.dns_answers.then(|| question.untracked());
+            question.into_iter().chain([answer.untracked()])
         })
     };
     of_family.flat_map(rules).flatten().collect()
