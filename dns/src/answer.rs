@@ -350,8 +350,8 @@ pub fn followed_answers(response: &[u8]) -> Vec<Followed> {
     found
 }
 
-/// The SOA record of a zone that is the question's name from label `index` on, as CoreDNS makes it: owner, `ns.dns`
-/// and `hostmaster` all point at the zone inside the question and so come in the question's case.
+/// The SOA record of a zone whose name stands at `zone_at` inside the question, as CoreDNS makes it: owner, `ns.dns` and
+/// `hostmaster` all point there and so come in the question's case.
 pub fn put_soa(
     writer: &mut Writer<'_, '_>,
     section: Section,

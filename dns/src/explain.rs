@@ -92,22 +92,8 @@ pub fn asked(packet: &[u8]) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-/// Whether the options of an OPT record ask for an explanation.
-#[must_use]
-pub fn is_among(mut options: &[u8]) -> bool {
-    while let [c0, c1, l0, l1, rest @ ..] = options {
-        if u16::from_be_bytes([*c0, *c1]) == OPTION {
-            return true;
-        }
-        options = rest
-            .get(usize::from(u16::from_be_bytes([*l0, *l1]))..)
-            .unwrap_or(&[]);
-    }
-    false
-}
-
-/// Adds the explanation to an answer, where it fits. `along` is the query that `autopath`
-/// answered in the place of the client's.
+/// Adds the explanation to an answer, where it fits. `along` is the query that `autopath` answered in the place of the
+/// client's.
 pub fn tell(
     block: &Block,
     query: &Query<'_>,

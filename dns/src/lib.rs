@@ -6,10 +6,11 @@
 //! - [`kubernetes`]: the cluster zone's rules; [`zone`]: its tables, made of the agent's snapshots.
 //! - [`feed`]: the agent's socket or a watch of an API server, and the last good snapshot on disk.
 //! - [`forward`], [`cache`]: everything that is not the cluster's. [`acl`], [`rate_limit`]: who may ask.
-//! - [`aaaa`]: no IPv6 outside; [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile and of files.
+//! - [`aaaa`]: no IPv6 outside; [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile
+//!   and of files.
 //! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
-//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`], [`log_queue`]: what
-//!   can be seen from outside.
+//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`], [`log_queue`]:
+//!   what can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
 use std::io;
@@ -103,9 +104,8 @@ const ADDRESS_WAIT: Duration = Duration::from_secs(60);
 const ADDRESS_RETRY: Duration = Duration::from_millis(100);
 
 /// Takes the sockets, serves until `shutdown`, and for the lameduck time after it. This process may have as many files
-/// open from then on as its hard limit says. The log line `serving` tells that
-/// every socket answers; [`server::Bound`] tells it to a caller that wants to know. `watcher` watches the API servers
-/// that the configuration names.
+/// open from then on as its hard limit says. The log line `serving` tells that every socket answers; [`server::Bound`]
+/// tells it to a caller that wants to know. `watcher` watches the API servers that the configuration names.
 ///
 /// # Errors
 /// When a socket cannot be had. An address that this machine does not have yet is waited for, up to a minute.

@@ -39,7 +39,7 @@ pub struct State {
 #[derive(Clone, Default)]
 struct Current {
     blocks: Vec<Arc<Block>>,
-    /// The feeds, by the path of their sockets.
+    /// The feeds, by what they follow.
     sources: Vec<(String, Arc<Source>)>,
     endpoints: BTreeMap<SocketAddr, Endpoints>,
     sockets: BTreeSet<Inode>,
@@ -59,8 +59,8 @@ impl State {
         }
     }
 
-    /// Tells of another configuration from now on: its blocks, its feeds by the path of their sockets, what is told
-    /// at which address.
+    /// Tells of another configuration from now on: its blocks, its feeds by what they follow, what is told at which
+    /// address.
     pub fn set(
         &self,
         blocks: Vec<Arc<Block>>,

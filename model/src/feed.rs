@@ -60,7 +60,7 @@ const PORT: u16 = 53;
 /// How often a reader says where it answers, at least.
 pub const SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// For how long that holds.
+/// How long a reader counts as answering after it last said so.
 pub const HOLDS: Duration = Duration::from_secs(3);
 
 /// Whether a change is told at all. A reader of another build would not know the others.

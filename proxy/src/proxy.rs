@@ -273,9 +273,9 @@ impl Proxy {
         has_networks && !(needs_addresses && context.addresses.is_empty())
     }
 
-    /// A change of this node's own zone, addresses or networks, of whether its DNS answers, or of the Services' networks,
-    /// is a change of every plan. While its Node object is absent, the last one holds: a node that is registered anew is
-    /// still the same.
+    /// A change of this node's own zone, addresses or networks, of whether its DNS answers, or of the Services'
+    /// networks, is a change of every plan. While its Node object is absent, the last one holds: a node that is
+    /// registered anew is still the same.
     fn look_at_own_node(&mut self, snapshot: &Snapshot, changed: &mut Changed) {
         let mut context = match snapshot.nodes.get(&self.settings.node) {
             Some(node) if !self.began || self.is_node_known(snapshot) => self.settings.context(Some(node)),

@@ -4,8 +4,8 @@
 //! clients ─► one flight per question ─► upstream 1 ─┬─► the first good answer ─► every client, as it asked
 //!                                       upstream 2 ─┘   (asked as well when 1 fails, or takes longer than usual)
 //! ```
-//! Who may have how many questions under way: `gate`. Which upstream is asked when: `race`, and what is usual: `latency`.
-//! What is sent and what is believed: `question`. Over which socket or stream: `upstream`, `connection`.
+//! Who may have how many questions under way: `gate`. Which upstream is asked when: `race`, and what is usual:
+//! `latency`. What is sent and what is believed: `question`. Over which socket or stream: `upstream`, `connection`.
 
 mod connection;
 mod gate;

@@ -143,7 +143,7 @@ fn no_response_of_an_upstream_makes_it_panic_and_what_is_believed_echoes_and_fit
 }
 
 #[test]
-fn what_fuzzing_found_stays_mended() {
+fn counts_and_records_out_of_place_break_no_answer() {
     // As many additional records promised as there can be, and none there.
     upstream_reply(&[0x84, 0, 0, 0, 0, 0, 0xff, 0xff]);
     // An OPT record that is the last answer, behind an alias that leads to no name.

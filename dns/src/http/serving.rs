@@ -20,10 +20,10 @@ const CONNECTIONS: usize = 64;
 /// In this time the head of a request must be there, also of the next one on the same connection.
 const HEAD: Duration = Duration::from_secs(5);
 
-/// After this time a connection is closed when it has got its answer,
+/// How long a connection lives; then it may finish the answer under way.
 const LIFE: Duration = Duration::from_secs(30);
 
-/// and after as much again without it.
+/// How long that may take.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The largest head.

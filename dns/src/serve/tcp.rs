@@ -1,5 +1,6 @@
-//! TCP (RFC 7766) and TLS over it (RFC 7858): queries of a connection are answered as they get ready. No client has more than its share of the
-//! connections, and none has one for ever: an idle one ends, and one that is old, or whose client does not read.
+//! TCP (RFC 7766) and TLS over it (RFC 7858): queries of a connection are answered as they get ready. No client has more
+//! than its share of the connections, and none has one for ever: an idle one ends, and one that is old, or whose client
+//! does not read.
 
 use std::io;
 use std::net::SocketAddr;

@@ -34,7 +34,7 @@ const QUERY_BUFFER: usize = 4096;
 const STOP_CHECK_MILLIS: i64 = 200;
 /// How much is still answered where clients do not stop asking.
 const MAX_LAST_BATCHES: usize = 1024;
-/// The most queries that wait for upstreams at once.
+/// The most queries that have a task of their own; those that ask upstreams are bounded by [`crate::forward`], too.
 const MAX_WAITING: usize = 8192;
 
 /// The address of ours that a datagram was sent to.

@@ -7,9 +7,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-/// A name server that thinks for a while before it says `10.9.9.9`. Tells of each question that it has got.
-async fn slow_upstream() -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
-    const THOUGHT: Duration = Duration::from_secs(1);
+/// A name server that says `10.9.9.9` when it is let. Tells of each question that it has got.
+async fn slow_upstream(let_go: CancellationToken) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("bound"));
     let own = socket.local_addr().expect("address");
     let (asked, questions) = mpsc::unbounded_channel();
@@ -22,9 +21,9 @@ async fn slow_upstream() -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
             reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0, 0, 4, 10, 9, 9, 9]);
             // The test may have seen enough of them.
             let _ = asked.send(());
-            let socket = Arc::clone(&socket);
+            let (socket, let_go) = (Arc::clone(&socket), let_go.clone());
             tokio::spawn(async move {
-                tokio::time::sleep(THOUGHT).await;
+                let_go.cancelled().await;
                 socket.send_to(&reply, from).await.expect("sent");
             });
         }
@@ -50,14 +49,24 @@ fn check(name: &'static str, ask: impl AsyncFnOnce(SocketAddr, &str) -> String) 
         Runtime::new().expect("a runtime"),
         Runtime::new().expect("a runtime"),
     );
-    let (upstream, mut asked) = others.block_on(slow_upstream());
+    let let_go = CancellationToken::new();
+    let (upstream, mut asked) = others.block_on(slow_upstream(let_go.clone()));
     let forward = format!("forward . {upstream} {{\n prefer_udp\n }}");
     let text = format!(".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n {forward}\n}}");
     let server = process.block_on(start_with(&folder, &text));
     let dns = server.dns;
     let end = move || {
         asked.blocking_recv().expect("a question");
-        process.block_on(server.end());
+        server.shutdown.cancel();
+        let is_ready = |page: Option<String>| page.is_some_and(|page| page.starts_with("HTTP/1.1 200"));
+        process.block_on(async {
+            let deadline = Instant::now() + DEADLINE;
+            while is_ready(try_get(server.http, "/ready").await) {
+                assert!(Instant::now() < deadline, "it is still ready");
+            }
+            let_go.cancel();
+            server.end().await;
+        });
     };
     let ended = std::thread::spawn(end);
     assert_eq!(others.block_on(ask(dns, "a.example")), "NOERROR 10.9.9.9");

@@ -204,12 +204,12 @@ async fn an_address_of_http_may_become_all_addresses_at_its_port_and_one_again()
         let deadline = Instant::now() + DEADLINE;
         // Pages, not bare connections: those that the client closes first keep ports from other tests for a minute.
         let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
-        while try_get(elsewhere).await.is_some() != is_everywhere {
+        while try_get(elsewhere, "/metrics").await.is_some() != is_everywhere {
             assert!(Instant::now() < deadline, "{address:?} is not taken");
             tokio::task::yield_now().await;
         }
         // Who was on the way to the socket that was given back is sent away, and asks again.
-        while try_get(server.http)
+        while try_get(server.http, "/metrics")
             .await
             .is_none_or(|page| !page.contains("\ncoredns_reload_failed_total 0\n"))
         {
@@ -217,12 +217,4 @@ async fn an_address_of_http_may_become_all_addresses_at_its_port_and_one_again()
         }
     }
     server.end().await;
-}
-
-async fn try_get(server: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect(server).await.ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.ok()?;
-    Some(page)
 }

@@ -125,9 +125,13 @@ async fn a_new_certificate_is_shown_to_new_connections_and_the_old_ones_go_on() 
     assert!(page.lines().any(|line| line == counted), "{page}");
     // Nobody answers in the clear.
     let mut plain = TcpStream::connect(server.dns).await.expect("connected");
-    plain.write_all(&[0; 64]).await.expect("written");
+    let question = packet(7, "a.example");
+    let length = u16::try_from(question.len()).expect("short").to_be_bytes();
+    let framed = [&length[..], &question].concat();
+    plain.write_all(&framed).await.expect("written");
     let mut rest = Vec::new();
-    let _reset = plain.read_to_end(&mut rest).await;
+    let ended = tokio::time::timeout(DEADLINE, plain.read_to_end(&mut rest)).await;
+    let _reset = ended.expect("the connection ends");
     assert!(
         !rest.windows(9).any(|bytes| bytes == b"\x01a\x07example"),
         "{rest:?}"

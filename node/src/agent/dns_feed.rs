@@ -53,26 +53,26 @@ pub struct Feed {
     pub path: PathBuf,
     /// The cluster.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// How many there are.
+    /// DNS processes that are connected.
     pub readers: Readers,
     /// The cluster's DNS address, where this node has it.
     pub address: Option<IpAddr>,
-    /// Where the last word is kept for the next agent.
+    /// Where it is kept for the next agent whether one of them answers.
     pub state_dir: PathBuf,
-    /// Whether one of them answers there. Until they had the time to say it, the last word of the agent before holds.
+    /// Whether one of them answers at `address`. Until they had the time to say it, what the agent before knew holds.
     pub answered: watch::Sender<bool>,
 }
 
 /// The file in the state directory that is there while nobody answers.
 const AWAY: &str = "dns-away";
 
-/// Whether a reader answered when an agent here was the last to know.
+/// Whether a DNS server answered at the address when the last agent of this node ended; true on a new node.
 #[must_use]
 pub fn last_word(state_dir: &Path) -> bool {
     !state_dir.join(AWAY).exists()
 }
 
-/// Removes what is kept of it; returns whether there was something.
+/// Removes the file that says that nobody answered; returns whether it was there.
 ///
 /// # Errors
 /// When it cannot be removed.
@@ -175,7 +175,7 @@ pub async fn serve(feed: Feed, part: Part, shutdown: CancellationToken) -> anyho
 }
 
 impl Feed {
-    /// Whether somebody answers at the address now.
+    /// Tells and keeps whether somebody answers at the address, where that is new.
     fn note(&self, answered: bool) {
         let is_new = self
             .answered

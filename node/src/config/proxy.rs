@@ -192,9 +192,8 @@ impl Default for Conntrack {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Proxy {
     /// `ebpf`, `nftables`, `iptables` or `none`. What `ebpf` or `nftables` left in the kernel goes when another works;
-    /// chains of `iptables` stay, since by their names they may be kube-proxy's; `causeway node cleanup` removes them where
-    /// this is `iptables`.
-    /// Default: `ebpf`.
+    /// chains of `iptables` stay, since by their names they may be kube-proxy's; `causeway node cleanup` removes them
+    /// where this is `iptables`. Default: `ebpf`.
     #[serde(default)]
     pub datapath: Datapath,
     /// Which iptables: `auto` (the one that the host uses already: rules of both are in force at once), `legacy` or

@@ -246,9 +246,9 @@ impl Etcd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Dns {
-    /// An address that the agent gives to the node's `lo`, for the DNS server to listen on that gets the cluster's state
-    /// from it. As long as that says that it answers there the address is no Service's; else it leads to the endpoints
-    /// of the Service whose ClusterIP it is. Default: absent: none.
+    /// An address that the agent gives to the node's `lo`, for the DNS server to listen on that gets the cluster's
+    /// state from it. As long as that says that it answers there the address is no Service's; else it leads to the
+    /// endpoints of the Service whose ClusterIP it is. Default: absent: none.
     pub address: Option<IpAddr>,
     /// The socket on which the DNS server gets the cluster's state. Default: `/run/causeway/dns.sock`.
     #[serde(default = "default_feed_socket")]

@@ -30,7 +30,8 @@ pub struct NodeContext {
     /// Networks of ClusterIPs. What is sent to an address of theirs that no Service has is dropped, and served by the
     /// client's next attempt if a Service is just about to have it. Empty where they are not known.
     pub service_networks: BTreeSet<IpNetwork>,
-    /// ClusterIPs at which this node has a DNS server: they get no frontend, since packets to them must not be translated.
+    /// ClusterIPs at which this node has a DNS server: they get no frontend, since packets to them must not be
+    /// translated.
     pub local_dns: BTreeSet<IpAddr>,
     /// Whether it answers there. While it does not, the addresses of a Service that has endpoints lead to these.
     pub dns_answers: bool,

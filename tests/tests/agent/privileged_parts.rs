@@ -76,7 +76,7 @@ fn the_agent_serves_health_metrics_and_the_dns_feed_through_an_outage_of_the_api
     let feed = read_feed(&socket, "\"end\"")?;
     assert_eq!(
         feed.first().map(String::as_str),
-        Some(r#"{"begin":{"version":1}}"#)
+        Some(r#"{"begin":{"version":1,"hears":true}}"#)
     );
     assert!(
         feed.iter().any(|line| line.contains(r#""name":"web""#)),

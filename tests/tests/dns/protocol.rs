@@ -272,11 +272,16 @@ fn a_long_answer_holds_what_the_client_can_take() {
     assert_eq!((whole.answers.len(), whole.metadata.truncation), (200, false));
 }
 
-/// What fits no path in one packet is not sent in one unless the Corefile says so. CoreDNS wants to be told of it.
+/// Longer packets are lost on some paths (DNS flag day 2020): they are sent only where the Corefile says so. CoreDNS
+/// wants to be told of the bound.
 #[test]
 fn no_answer_is_longer_than_1232_bytes_where_the_corefile_does_not_say_so() {
     let subject = Subject::start("");
     if !subject.is_ours {
+        tests::skipped(
+            "the default bufsize",
+            "CoreDNS sends what the client takes unless it says bufsize",
+        );
         return;
     }
     let answer =

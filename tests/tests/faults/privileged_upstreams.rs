@@ -291,8 +291,8 @@ fn no_forged_answer_is_believed_and_the_true_one_arrives() -> Result<()> {
         let mut buffer = [0; 4096];
         while let Ok((length, client)) = socket.recv_from(&mut buffer) {
             let query = buffer.get(..length).unwrap_or_default();
-            // In bursts that the client's socket has room for. Of whom others were told lies, the truth alone is told: to
-            // its own name one of the lies would be an answer.
+            // In bursts that the client's socket has room for. Of whom others were told lies, the truth alone is told:
+            // to its own name one of the lies would be an answer.
             let is_victim = query[HEADER..].to_ascii_lowercase().starts_with(VICTIM);
             let lies = LIES.iter().cycle().take(50).map(|lie| lie(query));
             let lies = lies.chain([long(query)]).take(if is_victim { 0 } else { 51 });

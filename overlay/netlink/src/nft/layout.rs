@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Batch, Chain, Element, Error, Nft, Rule, Set, Table};
 
 /// Chains with their rules, and sets, that a table must have, and no other chain that hooks packets. Elements of sets,
-/// whether the owner or packets write them, and regular chains that are not named here, are the owner's business and are
-/// left alone.
+/// whether the owner or packets write them, and regular chains that are not named here, are the owner's business and
+/// are left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     table: Table,
