@@ -171,13 +171,12 @@ impl Client {
             self.name,
             pod.name
         );
-        ensure!(
-            began.elapsed() < AT_ONCE,
-            "{} in {}: {name}: {:?}",
-            self.name,
-            pod.name,
-            began.elapsed()
-        );
+        self.took_no_time(began, pod, name)
+    }
+
+    fn took_no_time(&self, began: Instant, pod: &Pod, name: &str) -> anyhow::Result<()> {
+        let took = began.elapsed();
+        ensure!(took < AT_ONCE, "{} in {}: {name}: {took:?}", self.name, pod.name);
         Ok(())
     }
 
@@ -186,14 +185,7 @@ impl Client {
         let found = self.ask(pod, name)?;
         let is_denied = !found.status.success() || (self.name == "dig" && found.stdout.is_empty());
         ensure!(is_denied, "{} in {}: {name}: {found:?}", self.name, pod.name);
-        ensure!(
-            began.elapsed() < AT_ONCE,
-            "{} in {}: {name}: {:?}",
-            self.name,
-            pod.name,
-            began.elapsed()
-        );
-        Ok(())
+        self.took_no_time(began, pod, name)
     }
 }
 

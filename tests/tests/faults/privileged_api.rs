@@ -7,8 +7,8 @@ use tests::probe::{Attempts, Kind, now};
 use tests::{privileged, wait};
 
 use crate::world::{
-    NOTHING, PORT, READY, World, assert_in_place, on_each_datapath, rule_changes, server, service, slices,
-    socket, web,
+    NOTHING, PORT, READY, World, assert_in_place, on_each_datapath, outlast, rule_changes, server, service,
+    slices, socket, web,
 };
 use crate::{DEADLINE, full};
 
@@ -65,13 +65,7 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
         || world.node.metrics().unwrap_or_default(),
         |page| page.contains("causeway_watch_failing{kind=\"Service\"} 1"),
     );
-    let began = Instant::now();
-    wait::until_value(
-        "the outage lasts",
-        outage + DEADLINE,
-        || began.elapsed(),
-        |lasted| *lasted >= outage,
-    );
+    outlast(outage);
     assert_eq!(agent.writes(), written, "nothing changed");
     let after = Holdings::of(agent.0.pid())?;
     world.nft(&["delete", "table", "inet", "outage"])?;

@@ -13,7 +13,7 @@ use tests::probe::{Attempts, now, queries};
 use tests::{privileged, wait};
 
 use crate::resolver::{Answered, NOERROR, NXDOMAIN, SERVFAIL, ask, client};
-use crate::world::{DNS, NOTHING, VIP, World, service};
+use crate::world::{DNS, NOTHING, VIP, World, outlast, service};
 use crate::{DEADLINE, full};
 
 const DNS_AT: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 53);
@@ -57,12 +57,7 @@ fn one_client_that_floods_takes_no_answer_from_another() -> Result<()> {
 
     let flood = Flood::start(&world)?;
     let began = now();
-    wait::until_value(
-        "it floods",
-        DEADLINE + length,
-        || now() - began,
-        |lasted| u128::from(*lasted) >= length.as_micros(),
-    );
+    outlast(length);
     let flooded = times(&attempts, began);
     let (sent, answered) = flood.end();
     // So many a second, and as many at once in the beginning.
@@ -305,13 +300,7 @@ fn names_that_were_known_are_never_denied_while_the_api_server_is_away() -> Resu
     world.node.api.go_down();
     let later = service("later", "10.96.0.9", "fd00:96::9", None);
     world.node.api.put(later.clone());
-    let began = Instant::now();
-    wait::until_value(
-        "the outage lasts",
-        outage + DEADLINE,
-        || began.elapsed(),
-        |lasted| *lasted >= outage,
-    );
+    outlast(outage);
     // Agent and server begin anew meanwhile: the agent has nothing to tell, and that is not taken for an empty cluster.
     agent.0.kill();
     agent = world.start_agent();

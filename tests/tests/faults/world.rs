@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -51,6 +52,18 @@ pub fn on_each_datapath(check: impl Fn(&'static str) -> Result<()> + Sync) -> Re
         let results = results.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         results.into_iter().collect()
     })
+}
+
+/// Lets a fault last for so long: that is what is injected.
+#[track_caller]
+pub fn outlast(fault: Duration) {
+    let began = Instant::now();
+    wait::until_value(
+        "the fault lasts",
+        fault + DEADLINE,
+        || began.elapsed(),
+        |lasted| *lasted >= fault,
+    );
 }
 
 /// All of it; taken down on drop.
