@@ -54,13 +54,21 @@ impl User {
         } = bearer;
         User {
             name: format!("system:serviceaccount:{namespace}:{name}"),
-            groups: vec![
-                "system:serviceaccounts".to_owned(),
-                format!("system:serviceaccounts:{namespace}"),
-                "system:authenticated".to_owned(),
-            ],
+            groups: [
+                &User::groups_of_accounts(namespace)[..],
+                &["system:authenticated".to_owned()],
+            ]
+            .concat(),
             uid: Some(uid.clone()),
         }
+    }
+
+    /// The groups that all ServiceAccounts of a namespace are in.
+    pub fn groups_of_accounts(namespace: &str) -> [String; 2] {
+        [
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{namespace}"),
+        ]
     }
 
     /// Membership.

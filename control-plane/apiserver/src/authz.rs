@@ -1,5 +1,5 @@
-//! Who may do what: built-in rules, default deny. The objects of `rbac.authorization.k8s.io` are stored but not yet
-//! evaluated; their evaluation belongs into [`allowed`], after the built-in rules.
+//! Who may do what without a role: administrators everything, a node's kubelet and agent what is that node's. Everybody
+//! else, and everything else, is a matter of [`crate::rbac`].
 
 use serde_json::Value;
 
@@ -13,19 +13,33 @@ pub const AGENTS: &str = "system:causeway-agents";
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 
-/// True when one of the rules allows it.
+/// The group whose members nothing is refused.
+pub const ADMINISTRATORS: &str = "system:masters";
+
+/// True when it needs no role.
 pub fn allowed(user: &User, request: &RequestInfo) -> bool {
-    if user.is_in("system:masters") {
+    if user.is_in(ADMINISTRATORS) {
         return true;
     }
     match &request.target {
-        Target::Other(segments) => allowed_path(user, request.verb, segments),
+        Target::Other(segments) => is_probe(&request.verb, segments),
         Target::Resource(path) => {
-            node_of(user).is_some_and(|node| node_may(node, request.verb, path))
-                || user.is_in(AGENTS) && agent_may(user, request.verb, path)
-                || user.is_in("system:authenticated") && anyone_may(request.verb, path)
+            node_of(user).is_some_and(|node| node_may(node, &request.verb, path))
+                || user.is_in(AGENTS) && agent_may(user, &request.verb, path)
         }
     }
+}
+
+/// The namespace whose roles count, empty for the cluster. A Namespace is in itself.
+pub fn scope(request: &RequestInfo) -> &str {
+    let Target::Resource(path) = &request.target else {
+        return "";
+    };
+    let itself = path
+        .name
+        .as_ref()
+        .filter(|_| path.group.is_empty() && path.resource == "namespaces");
+    path.namespace.as_ref().or(itself).map_or("", String::as_str)
 }
 
 /// 403 in upstream's words.
@@ -51,9 +65,9 @@ pub fn refusal(user: &User, request: &RequestInfo) -> Failure {
                 .as_deref()
                 .map(|name| format!(" \"{name}\""))
                 .unwrap_or_default();
-            let scope = match &path.namespace {
-                Some(namespace) => format!("in the namespace \"{namespace}\""),
-                None => "at the cluster scope".to_owned(),
+            let scope = match scope(request) {
+                "" => "at the cluster scope".to_owned(),
+                namespace => format!("in the namespace \"{namespace}\""),
             };
             Failure::forbidden(format!(
                 "{subject}{named} is forbidden: User \"{who}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}",
@@ -63,26 +77,10 @@ pub fn refusal(user: &User, request: &RequestInfo) -> Failure {
     }
 }
 
-/// `system:discovery`, `system:public-info-viewer`.
-fn allowed_path(user: &User, verb: &str, segments: &[String]) -> bool {
-    if verb != "get" {
-        return false;
-    }
-    let first = segments.first().map(String::as_str).unwrap_or_default();
-    match first {
-        "healthz" | "livez" | "readyz" | "version" => true,
-        "" | "api" | "apis" | "openapi" | "openid" | ".well-known" => user.is_in("system:authenticated"),
-        _ => false,
-    }
-}
-
-/// `system:basic-user`: questions about oneself.
-fn anyone_may(verb: &str, path: &ResourcePath) -> bool {
-    verb == "create"
-        && matches!(
-            path.resource.as_str(),
-            "selfsubjectaccessreviews" | "selfsubjectreviews"
-        )
+/// What is asked before the roles are read (`--authorization-always-allow-paths`).
+fn is_probe(verb: &str, segments: &[String]) -> bool {
+    let first = segments.first().map(String::as_str);
+    verb == "get" && matches!(first, Some("healthz" | "livez" | "readyz" | "version"))
 }
 
 /// The node that a kubelet (or a node's own agent) speaks for.
@@ -143,7 +141,7 @@ fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
 
 /// True for a kubelet that is nothing more than that.
 pub fn is_held_to_its_node(user: &User) -> bool {
-    node_of(user).is_some() && !user.is_in("system:masters")
+    node_of(user).is_some() && !user.is_in(ADMINISTRATORS)
 }
 
 /// A kubelet may make no Node but its own (NodeRestriction); the name is in the body.
@@ -249,7 +247,7 @@ mod tests {
             (&agent, Method::GET, "/api/v1/secrets", false),
             (&agent, Method::PATCH, "/api/v1/nodes/n1/status", true),
             (&agent, Method::PATCH, "/api/v1/nodes/n2/status", false),
-            (&account, Method::GET, "/apis", true),
+            (&account, Method::GET, "/apis", false),
             (&account, Method::GET, "/api/v1/pods", false),
             (&nobody, Method::GET, "/readyz", true),
             (&nobody, Method::GET, "/apis", false),

@@ -3,7 +3,7 @@
 //!
 //! Tour:
 //! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what a program runs.
-//! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`]: whether they may.
+//! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`] and [`rbac`]: whether they may.
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
 //! - [`storage`]: objects in etcd; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
@@ -22,6 +22,7 @@ pub mod negotiate;
 pub mod object;
 pub mod openapi;
 pub mod patch;
+pub mod rbac;
 pub mod request;
 pub mod resources;
 pub mod selectors;

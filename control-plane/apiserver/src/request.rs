@@ -1,5 +1,6 @@
 //! From method, path and query to what is asked: upstream's `RequestInfo` (apiserver `pkg/endpoints/request`).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use http::Method;
@@ -8,8 +9,8 @@ use http::Method;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestInfo {
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; the lower-case HTTP method
-    /// for paths that are no resources.
-    pub verb: &'static str,
+    /// for paths that are no resources. Reviews ask for others, too: `impersonate`, `bind`, `escalate`, `*`.
+    pub verb: Cow<'static, str>,
     /// What it is about.
     pub target: Target,
 }
@@ -38,6 +39,8 @@ pub struct ResourcePath {
     pub name: Option<String>,
     /// `status`, `log`, ….
     pub subresource: Option<String>,
+    /// The one object that a list's field selector leaves.
+    pub selected: Option<String>,
 }
 
 impl RequestInfo {
@@ -50,15 +53,24 @@ impl RequestInfo {
             .collect();
         match resource_path(&segments) {
             Some(path) => RequestInfo {
-                verb: resource_verb(method, &path, query),
-                target: Target::Resource(path),
+                verb: resource_verb(method, &path, query).into(),
+                target: Target::Resource(ResourcePath {
+                    selected: selected_name(query).filter(|_| path.name.is_none()),
+                    ..path
+                }),
             },
             None => RequestInfo {
-                verb: plain_verb(method),
+                verb: plain_verb(method).into(),
                 target: Target::Other(segments),
             },
         }
     }
+}
+
+fn selected_name(query: &Query) -> Option<String> {
+    let mut terms = query.get("fieldSelector")?.split(',');
+    let name = terms.find_map(|term| term.strip_prefix("metadata.name="))?;
+    Some(name.trim_start_matches('=').to_owned()).filter(|name| !name.is_empty())
 }
 
 /// An escaped slash names nothing: no object's name has one, and etcd keys are divided by them.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -23,6 +24,7 @@ use crate::api::Api;
 use crate::authn::User;
 use crate::config::Config;
 use crate::kubelet::Kubelets;
+use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
 use crate::storage::{Storage, StorageError};
@@ -121,6 +123,7 @@ impl Server {
             caches,
             tokens,
             kubelets,
+            authorizer: Authorizer::default(),
             ranges,
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
@@ -245,7 +248,7 @@ async fn keep_first_objects(api: Arc<Api>) {
     }
 }
 
-/// What every cluster has: its namespaces, and the range of its ClusterIPs (KEP-1880).
+/// What every cluster has: its namespaces, the range of its ClusterIPs (KEP-1880), and its first roles.
 async fn make_first_objects(api: &Api) {
     let named = |name: &str| json!({ "metadata": { "name": name } });
     let mut objects: Vec<_> = ["default", "kube-system", "kube-public", "kube-node-lease"]
@@ -256,14 +259,21 @@ async fn make_first_objects(api: &Api) {
     range["spec"] =
         json!({ "cidrs": api.ranges.cidrs.iter().map(|cidr| cidr.to_string()).collect::<Vec<_>>() });
     objects.push(("networking.k8s.io", "ServiceCIDR", "networking.k8s.io/v1", range));
-    for (group, kind, api_version, mut object) in objects {
+    let objects = objects.into_iter().map(|(group, kind, api_version, mut object)| {
         object["apiVersion"] = api_version.into();
         object["kind"] = kind.into();
+        (group, kind, object)
+    });
+    let roles = rbac::first::objects()
+        .into_iter()
+        .map(|(kind, object)| (rbac::GROUP, kind, object));
+    let made = objects.chain(roles).map(|(group, kind, object)| async move {
         while let Err(failure) = api.ensure(group, kind, object.clone()).await {
             tracing::debug!(error = %failure, kind, "first object could not be made yet");
             tokio::time::sleep(RETRY).await;
         }
-    }
+    });
+    join_all(made).await;
 }
 
 /// Forgets what is older than one interval, so that etcd does not keep every version for ever.

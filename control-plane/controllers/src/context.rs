@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -42,6 +43,7 @@ pub(crate) struct Caches {
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
     pub root_cas: Cache<ConfigMap>,
+    pub cluster_roles: Cache<ClusterRole>,
 }
 
 impl Context {
@@ -76,6 +78,7 @@ impl Caches {
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
+            cluster_roles: Cache::new(client.clone()),
         }
     }
 
@@ -102,6 +105,7 @@ impl Caches {
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
+            cluster_roles: Api::all, config();
         );
     }
 
@@ -119,6 +123,7 @@ impl Caches {
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),
+            self.cluster_roles.synced(),
         );
     }
 }

@@ -18,9 +18,11 @@
 //! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone; each node's part of the pods' addresses.
 //! - `namespaces`, `garbage`: deletion of what is contained and what is owned.
 //! - `accounts`, `builtin`: what every namespace, and the cluster, has by itself.
+//! - `aggregation`: ClusterRoles that are made of others.
 //! - `cache`, `queue`, `supervisor`, `events`: the common shell.
 
 mod accounts;
+mod aggregation;
 mod builtin;
 mod cache;
 mod config;
@@ -61,8 +63,11 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 15] = [
+const PARTS: [(&str, Run); 16] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
+    ("clusterrole-aggregation", |context| {
+        Box::pin(aggregation::run(context))
+    }),
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
     ("endpointslice", |context| {

@@ -1,5 +1,6 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
+mod access;
 mod decode;
 mod delete;
 mod options;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authn::{User, bearer_token};
 use crate::kubelet::Kubelets;
 use crate::negotiate::{self, Wanted};
+use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
 use crate::resources::{Registry, Resource, Serves};
 use crate::services::Ranges;
@@ -52,6 +54,8 @@ pub struct Api {
     pub tokens: Tokens,
     /// Pods' nodes.
     pub kubelets: Kubelets,
+    /// What roles allow.
+    pub authorizer: Authorizer,
     /// Addresses and ports of Services.
     pub ranges: Ranges,
     /// Whether what every cluster has was made: its namespaces, its range of addresses.
@@ -109,7 +113,8 @@ impl Api {
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let user = self.authenticate(peer, &parts.headers).await?;
-        if !authz::allowed(&user, &info) {
+        let user = self.impersonated(user, &parts.headers).await?;
+        if !self.may(&user, &info).await? {
             return Err(match user.is_in("system:unauthenticated") {
                 true => Failure::unauthorized(),
                 false => authz::refusal(&user, &info),
@@ -151,7 +156,7 @@ impl Api {
             wanted,
             body,
         };
-        self.resource_call(info.verb, call, upgrade).await
+        self.resource_call(&info.verb, call, upgrade).await
     }
 
     async fn resource_call(

@@ -5,10 +5,11 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::{Api, Call};
+use crate::authn::User;
 use crate::object::Fields;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::status::{Failure, Result};
-use crate::{authz, negotiate, object};
+use crate::{negotiate, object};
 
 impl Api {
     pub(super) async fn review(&self, verb: &str, call: &Call) -> Result<Response<Body>> {
@@ -26,8 +27,20 @@ impl Api {
                 }
                 None => json!({ "authenticated": false, "error": "invalid bearer token" }),
             },
+            "SelfSubjectAccessReview" => {
+                let allowed = self.may(&call.user, &asked(review.at("spec"))).await?;
+                json!({ "allowed": allowed })
+            }
             _ => {
-                let allowed = authz::allowed(&call.user, &asked(review.at("spec")));
+                let spec = review.at("spec");
+                if let Some(namespace) = call.namespace()
+                    && namespace != spec.text("resourceAttributes.namespace")
+                {
+                    return Err(Failure::bad_request(
+                        "spec.resourceAttributes.namespace must match metadata.namespace",
+                    ));
+                }
+                let allowed = self.may(&subject(spec), &asked(spec)).await?;
                 json!({ "allowed": allowed })
             }
         };
@@ -35,23 +48,22 @@ impl Api {
     }
 }
 
+/// Whom a review of another's access is about.
+fn subject(spec: &Value) -> User {
+    let groups = spec.list("groups").iter();
+    User {
+        name: spec.text("user").to_owned(),
+        groups: groups
+            .filter_map(|group| group.as_str().map(str::to_owned))
+            .collect(),
+        uid: None,
+    }
+}
+
 /// The request that an access review is about.
 fn asked(spec: &Value) -> RequestInfo {
     let text = |value: &Value, field: &str| value.text(field).to_owned();
     let given = |value: &Value, field: &str| Some(text(value, field)).filter(|text| !text.is_empty());
-    let verb = |name: &str| {
-        const VERBS: [&str; 8] = [
-            "get",
-            "list",
-            "watch",
-            "create",
-            "update",
-            "patch",
-            "delete",
-            "deletecollection",
-        ];
-        VERBS.into_iter().find(|verb| *verb == name).unwrap_or("unknown")
-    };
     let path = spec.at("nonResourceAttributes");
     if path.is_object() {
         let segments = path
@@ -61,7 +73,7 @@ fn asked(spec: &Value) -> RequestInfo {
             .map(str::to_owned)
             .collect();
         return RequestInfo {
-            verb: verb(path.text("verb")),
+            verb: text(path, "verb").into(),
             target: Target::Other(segments),
         };
     }
@@ -73,9 +85,10 @@ fn asked(spec: &Value) -> RequestInfo {
         namespace: given(resource, "namespace"),
         name: given(resource, "name"),
         subresource: given(resource, "subresource"),
+        selected: None,
     };
     RequestInfo {
-        verb: verb(resource.text("verb")),
+        verb: text(resource, "verb").into(),
         target: Target::Resource(target),
     }
 }

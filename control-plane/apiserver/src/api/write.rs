@@ -15,7 +15,7 @@ use crate::resources::{Resource, validate_metadata, validate_metadata_update};
 use crate::services::{self, Claim, Holding};
 use crate::status::{Failure, Result};
 use crate::storage::{Commit, Outcome};
-use crate::{admission, authz, negotiate};
+use crate::{admission, authz, negotiate, rbac};
 
 /// Attempts of a write that nobody pinned to a resourceVersion.
 const ATTEMPTS: usize = 16;
@@ -48,6 +48,7 @@ impl Api {
                 why,
             ));
         }
+        self.check_grant(call, None, &object).await?;
         let stored = self
             .insert(call.resource, call.namespace(), object, call.dry_run())
             .await?;
@@ -81,15 +82,27 @@ impl Api {
         Ok(())
     }
 
-    /// Makes a cluster-scoped object that every cluster has, unless it is there.
+    /// Makes a cluster-scoped object that every cluster has, unless it is there; one of the first roles gets the rules
+    /// that it lacks.
     pub(crate) async fn ensure(&self, group: &str, kind: &str, object: Value) -> Result<()> {
         let resource = self.registry.kind(group, kind);
-        if self
-            .look_up(resource, None, object::name(&object))
-            .await?
-            .is_some()
-        {
-            return Ok(());
+        if let Some(current) = self.look_up(resource, None, object::name(&object)).await? {
+            let completed = (kind == "ClusterRole")
+                .then(|| rbac::first::completed(&current, &object))
+                .flatten();
+            let Some(completed) = completed else {
+                return Ok(());
+            };
+            let write = Write {
+                resource,
+                namespace: None,
+                old: Some(&current),
+                dry_run: false,
+            };
+            let written = self.commit_object(&write, completed).await?;
+            return written
+                .map(drop)
+                .ok_or_else(|| Failure::modified(resource, object::name(&object)));
         }
         match self.insert(resource, None, object, false).await {
             Err(failure) if failure.reason != "AlreadyExists" => Err(failure),
@@ -210,6 +223,7 @@ impl Api {
         {
             return Err(Failure::forbidden_object(resource, call.name(), why));
         }
+        self.check_grant(call, Some(&current), &changed).await?;
         let mut new = prepared_update(resource, part, changed, &current);
         if resource.kind == "Service" && part == Part::Object {
             services::settle_families(&mut new, Some(&current), &self.ranges.cidrs)

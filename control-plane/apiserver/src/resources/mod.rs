@@ -15,6 +15,7 @@ mod node;
 mod others;
 mod pod;
 mod pod_spec;
+mod rbac;
 mod service;
 mod workloads;
 
@@ -341,6 +342,7 @@ impl Registry {
             batch::rows(),
             events::rows(),
             cluster::rows(),
+            rbac::rows(),
             others::rows(),
         ];
         Registry {

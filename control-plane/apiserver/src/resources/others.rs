@@ -2,15 +2,14 @@
 
 use k8s_openapi::api::{
     authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v2 as autoscaling,
-    policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
+    policy::v1 as policy, scheduling::v1 as scheduling, storage::v1 as storage,
 };
 
 use super::workloads::clear_status;
-use super::{NameRule, Resource, Serves};
+use super::{Resource, Serves};
 
 pub(super) fn rows() -> Vec<Resource> {
-    let mut rows = roles();
-    rows.extend(reviews());
+    let mut rows = reviews();
     rows.extend([
         Resource {
             prepare_create: clear_status,
@@ -48,20 +47,6 @@ pub(super) fn rows() -> Vec<Resource> {
     rows
 }
 
-fn roles() -> Vec<Resource> {
-    const GROUP: (&str, &str) = ("rbac.authorization.k8s.io", "v1");
-    let rows = [
-        Resource::new::<rbac::ClusterRoleBinding>(GROUP, "ClusterRoleBinding", "clusterrolebindings")
-            .cluster_scoped(),
-        Resource::new::<rbac::ClusterRole>(GROUP, "ClusterRole", "clusterroles").cluster_scoped(),
-        Resource::new::<rbac::RoleBinding>(GROUP, "RoleBinding", "rolebindings"),
-        Resource::new::<rbac::Role>(GROUP, "Role", "roles"),
-    ];
-    rows.into_iter()
-        .map(|row| row.named(NameRule::PathSegment))
-        .collect()
-}
-
 fn reviews() -> Vec<Resource> {
     const AUTHENTICATION: (&str, &str) = ("authentication.k8s.io", "v1");
     const AUTHORIZATION: (&str, &str) = ("authorization.k8s.io", "v1");
@@ -77,11 +62,23 @@ fn reviews() -> Vec<Resource> {
             "SelfSubjectAccessReview",
             "selfsubjectaccessreviews",
         ),
+        Resource::new::<authorization::SubjectAccessReview>(
+            AUTHORIZATION,
+            "SubjectAccessReview",
+            "subjectaccessreviews",
+        ),
     ];
+    let local = Resource::new::<authorization::LocalSubjectAccessReview>(
+        AUTHORIZATION,
+        "LocalSubjectAccessReview",
+        "localsubjectaccessreviews",
+    );
     rows.into_iter()
+        .map(Resource::cluster_scoped)
+        .chain([local])
         .map(|row| Resource {
             serves: Serves::Reviews,
-            ..row.cluster_scoped()
+            ..row
         })
         .collect()
 }

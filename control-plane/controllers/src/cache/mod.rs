@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
@@ -55,7 +56,7 @@ macro_rules! objects {
 objects!(
     Pod: namespaced, Service: namespaced, Endpoints: namespaced, EndpointSlice: namespaced,
     ReplicaSet: namespaced, Deployment: namespaced, ServiceAccount: namespaced, ConfigMap: namespaced,
-    Lease: namespaced, Node: cluster, Namespace: cluster,
+    Lease: namespaced, Node: cluster, Namespace: cluster, ClusterRole: cluster,
 );
 
 /// Namespace and name; the namespace of a cluster-wide object is empty.

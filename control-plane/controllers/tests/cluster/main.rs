@@ -605,3 +605,33 @@ async fn endpoints_that_a_user_made_are_mirrored_to_slices() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_is_made_of_others_follows_them() {
+    let cluster = Cluster::start(Faults::default());
+    let role = |name: &str, labels: Value, verb: &str| {
+        json!({ "metadata": { "name": name, "labels": labels },
+            "rules": [{ "verbs": [verb], "apiGroups": [""], "resources": ["pods"] }] })
+    };
+    let mut whole = role("whole", json!({}), "delete");
+    whole["aggregationRule"] = json!({ "clusterRoleSelectors": [{ "matchLabels": { "to": "whole" } }] });
+    cluster.api.create("clusterroles", whole);
+    cluster
+        .api
+        .create("clusterroles", role("a", json!({ "to": "whole" }), "get"));
+    cluster.api.create("clusterroles", role("b", json!({}), "list"));
+    let verbs = |api: &FakeApi| {
+        let whole = api.get("clusterroles", "", "whole").unwrap_or_default();
+        let rules = whole["rules"].as_array().cloned().unwrap_or_default();
+        let verbs = rules.iter().map(|rule| text(rule, "/verbs/0").to_owned());
+        verbs.collect::<Vec<_>>()
+    };
+    let api = &cluster.api;
+    api.eventually("made", |api| verbs(api) == ["get"]).await;
+    let labelled = json!({ "metadata": { "labels": { "to": "whole" } } });
+    api.patch("clusterroles", "", "b", labelled);
+    api.eventually("one more", |api| verbs(api) == ["get", "list"])
+        .await;
+    api.delete("clusterroles", "", "a", json!({}));
+    api.eventually("one less", |api| verbs(api) == ["list"]).await;
+}

@@ -15,7 +15,7 @@ pub(super) struct Resource {
 }
 
 /// All of them.
-pub(super) const RESOURCES: [Resource; 12] = [
+pub(super) const RESOURCES: [Resource; 13] = [
     resource("v1", "pods", "Pod", true),
     resource("v1", "nodes", "Node", false),
     resource("v1", "services", "Service", true),
@@ -28,6 +28,12 @@ pub(super) const RESOURCES: [Resource; 12] = [
     resource("apps/v1", "deployments", "Deployment", true),
     resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     resource("coordination.k8s.io/v1", "leases", "Lease", true),
+    resource(
+        "rbac.authorization.k8s.io/v1",
+        "clusterroles",
+        "ClusterRole",
+        false,
+    ),
 ];
 
 const fn resource(

@@ -1,5 +1,6 @@
 //! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
 
+mod access;
 mod harness;
 
 use std::fmt::Debug;
