@@ -5,6 +5,8 @@
 
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
+#[path = "cluster/roles.rs"]
+mod roles;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -47,6 +49,14 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("every_kubectl_applies_waits_and_deletes", every_kubectl),
     ("the_rust_client_lists_and_watches", rust_client),
     ("bad_objects_get_kubernetes_own_errors", bad_objects),
+    (
+        "roles_allow_what_they_say_and_nothing_else",
+        roles::allow_and_refuse,
+    ),
+    (
+        "the_dns_server_needs_no_more_than_its_manifest_gives_it",
+        roles::serve_the_dns_server,
+    ),
     (
         "an_image_that_is_not_there_is_told_as_kubernetes_tells_it",
         missing_image,
