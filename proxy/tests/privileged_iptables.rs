@@ -20,14 +20,14 @@ use proxy::plan::{
     Target,
 };
 use proxy::stale::StaleFlows;
-use proxy::{NodeContext, ServicePlan};
+use proxy::{Config, DatapathKind, NodeContext, Proxy, ServicePlan, Settings};
 
 const TO_CLUSTER: Action = Action::Spread {
     list: List::Cluster,
     masquerade: Masquerade::OutsidePods,
 };
 const FAMILIES: [&str; 2] = ["iptables", "ip6tables"];
-const TABLES: [&str; 3] = ["mangle", "nat", "filter"];
+const TABLES: [&str; 4] = ["raw", "mangle", "nat", "filter"];
 
 /// Runs a test in a fresh namespace for each variant.
 fn with_each_variant(test: &str, body: impl Fn(Variant, &str) + Sync) {
@@ -107,6 +107,17 @@ fn network(text: &str) -> IpNetwork {
 fn node() -> NodeContext {
     NodeContext::new("here".into(), ["10.244.0.0/16", "fd00:244::/48"].map(network))
 }
+
+/// A node with a DNS server of its own.
+fn node_with_dns(dns_answers: bool) -> NodeContext {
+    NodeContext {
+        local_dns: DNS.map(|address| address.parse().expect("an address")).into(),
+        dns_answers,
+        ..node()
+    }
+}
+
+const DNS: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("ns", name)
@@ -483,6 +494,9 @@ fn uninstalling_leaves_what_others_made_and_nothing_else() {
                 "KUBE-SVC-mine",
             ],
             vec!["-t", "nat", "-P", "OUTPUT", "ACCEPT"],
+            vec![
+                "-t", "raw", "-A", "OUTPUT", "-p", "tcp", "--dport", "9", "-j", "ACCEPT",
+            ],
         ];
         for family in FAMILIES {
             for arguments in &others {
@@ -491,8 +505,9 @@ fn uninstalling_leaves_what_others_made_and_nothing_else() {
         }
         let before = rules(suffix);
         let mut datapath = open(variant);
+        datapath.set_context(&node_with_dns(true)).expect("context");
         writes(apply(&mut datapath, &services()));
-        let own = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-PROXY-CANARY"];
+        let own = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-PROXY-CANARY", "CAUSEWAY-DNS"];
         let mut kept = rules(suffix);
         assert!(own.iter().all(|chain| has(&kept, chain)));
         kept.retain(|line| before.contains(line));
@@ -508,6 +523,107 @@ fn uninstall(what: &str) {
     for removed in Iptables::remove(&node().families) {
         removed.expect(what);
     }
+}
+
+/// Rules and jumps of DNS, as `rules` prints them.
+fn of_dns(suffix: &str) -> Vec<String> {
+    let mut lines = rules(suffix);
+    lines.retain(|line| line.contains("-A") && line.contains("CAUSEWAY-DNS"));
+    lines
+}
+
+#[track_caller]
+fn expect_of_dns(suffix: &str, dns_answers: bool) {
+    let mut expected = Vec::new();
+    for (family, address) in FAMILIES.iter().zip(["10.96.0.10/32", "fd00:96::a/128"]) {
+        let line = |text: String| format!("{family} raw -A {text}");
+        for chain in ["PREROUTING", "OUTPUT"] {
+            let jump = "-m comment --comment \"DNS server of this node\" -j CAUSEWAY-DNS";
+            expected.push(line(format!("{chain} {jump}")));
+        }
+        let question = ("-d", "question", "--dport");
+        let answer = ("-s", "answer", "--sport");
+        for (end, what, port) in dns_answers.then_some(question).into_iter().chain([answer]) {
+            expected.extend(["udp", "tcp"].map(|protocol| {
+                line(format!(
+                    "CAUSEWAY-DNS {end} {address} -p {protocol} -m comment --comment {what} -m {protocol} {port} 53 \
+                     -j CT --notrack"
+                ))
+            }));
+        }
+    }
+    assert_eq!(of_dns(suffix), expected, "answers: {dns_answers}");
+}
+
+#[test]
+fn questions_to_the_nodes_own_dns_are_untracked_while_it_answers() {
+    with_each_variant(
+        "questions to the node's own DNS are untracked while it answers",
+        |variant, suffix| {
+            let mut datapath = open(variant);
+            datapath.set_context(&node()).expect("context");
+            assert_eq!(of_dns(suffix), Vec::<String>::new(), "a node without DNS");
+            for dns_answers in [true, false, true] {
+                let context = node_with_dns(dns_answers);
+                assert_ne!(datapath.set_context(&context).expect("context"), 0);
+                expect_of_dns(suffix, dns_answers);
+                assert_eq!(datapath.set_context(&context).expect("context"), 0, "again");
+                let mut next = open(variant);
+                assert_eq!(
+                    next.set_context(&context).expect("context"),
+                    0,
+                    "in the next process"
+                );
+            }
+            let damage: [&[&str]; 3] = [&["-D", "CAUSEWAY-DNS", "1"], &["-D", "OUTPUT", "1"], &["-F"]];
+            for arguments in damage {
+                let arguments = [&["-t", "raw"], arguments].concat();
+                run(&format!("iptables-{suffix}"), &arguments);
+                let repaired = datapath.repair().expect("repair");
+                assert_ne!(repaired, Vec::<String>::new(), "{arguments:?}");
+                expect_of_dns(suffix, true);
+            }
+        },
+    );
+}
+
+#[test]
+fn what_leaves_dns_untracked_goes_with_the_datapath() {
+    with_each_variant(
+        "what leaves DNS untracked goes with the datapath",
+        |variant, suffix| {
+            let mut datapath = open(variant);
+            datapath.set_context(&node_with_dns(true)).expect("context");
+            let served = rules(suffix);
+            let without_dns = |mut lines: Vec<String>| {
+                lines.retain(|line| !line.contains("CAUSEWAY-DNS"));
+                lines
+            };
+            let change_to = |datapath, dns: &[&str]| {
+                let settings = Settings {
+                    local_dns: dns
+                        .iter()
+                        .map(|address| address.parse().expect("an address"))
+                        .collect(),
+                    ..Settings::new("here".into(), [network("10.244.0.0/16")])
+                };
+                let pins = std::path::Path::new("/nonexistent/cwt-pins");
+                let removed = Proxy::remove_other_datapaths(&Config { settings, datapath }, pins);
+                removed.expect("removed");
+            };
+            let iptables = || DatapathKind::Iptables { variant };
+            change_to(iptables(), &DNS);
+            assert_eq!(rules(suffix), served, "the same datapath");
+            change_to(iptables(), &DNS[..1]);
+            let has_dns = |family: &str| of_dns(suffix).iter().any(|line| line.starts_with(family));
+            assert_eq!(
+                FAMILIES.map(|family| has_dns(&format!("{family} "))),
+                [true, false]
+            );
+            change_to(DatapathKind::Nftables, &DNS);
+            assert_eq!(rules(suffix), without_dns(served), "kube-proxy's chains are left");
+        },
+    );
 }
 
 #[test]

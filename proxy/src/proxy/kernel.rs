@@ -45,6 +45,7 @@ impl Proxy {
         let mut removal = Removal::default();
         removal.add("socket hooks", ebpf::SocketHook::remove(pin_dir));
         removal.add_each("nftables tables", remove_tables());
+        removal.add_each("iptables chains of DNS", Iptables::remove_untracked(families));
         match chains {
             Chains::Ours => removal.add_each("iptables rulesets", Iptables::remove(families)),
             Chains::KubeProxys if Iptables::is_there(families) => {
@@ -57,8 +58,8 @@ impl Proxy {
     }
 
     /// Takes out of the kernel what a datapath, or a version, that ran here before this one left, so that no hook and no
-    /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. Chains of iptables are not
-    /// among it: by their names they may be kube-proxy's; [`Proxy::uninstall`] removes them.
+    /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. kube-proxy's chains of iptables
+    /// are not among it: they may be kube-proxy's own; [`Proxy::uninstall`] removes them.
     pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
             DatapathKind::Ebpf { .. } => ebpf::SocketHook::remove_other_layouts(pin_dir),
@@ -66,13 +67,27 @@ impl Proxy {
                 ebpf::SocketHook::remove(pin_dir).map(drop)
             }
         };
-        let rules = match &config.datapath {
+        let mut rules = match &config.datapath {
             DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Vec::new(),
             DatapathKind::Iptables { .. } => remove_tables(),
         };
+        rules.extend(Iptables::remove_untracked(&families_that_track_dns(config)));
         hook?;
         rules.into_iter().try_for_each(|removed| removed.map(drop))
     }
+}
+
+/// Versions of IP in which no chain of iptables leaves a DNS server untracked.
+fn families_that_track_dns(config: &Config) -> BTreeSet<IpFamily> {
+    let addresses = match &config.datapath {
+        DatapathKind::Ebpf { .. } | DatapathKind::Nftables => None,
+        DatapathKind::Iptables { .. } => Some(&config.settings.local_dns),
+    };
+    let is_untracked = |family: &IpFamily| {
+        addresses.is_some_and(|of| of.iter().any(|address| IpFamily::from(*address) == *family))
+    };
+    let families = [IpFamily::V4, IpFamily::V6].into_iter();
+    families.filter(|family| !is_untracked(family)).collect()
 }
 
 /// The kernel's interfaces for a datapath, and its connections to nftables.

@@ -161,3 +161,8 @@ fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_the_socket_ho
 fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_nftables() {
     check("nftables");
 }
+
+#[test]
+fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_iptables() {
+    check("iptables");
+}
