@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -588,42 +589,45 @@ fn questions_to_the_nodes_own_dns_are_untracked_while_it_answers() {
 }
 
 #[test]
-fn what_leaves_dns_untracked_goes_with_the_datapath() {
-    with_each_variant(
-        "what leaves DNS untracked goes with the datapath",
-        |variant, suffix| {
+fn what_leaves_dns_untracked_goes_with_the_address_and_with_the_datapath() {
+    with_each_variant("what leaves DNS untracked goes", |variant, suffix| {
+        let served = || {
             let mut datapath = open(variant);
             datapath.set_context(&node_with_dns(true)).expect("context");
-            let served = rules(suffix);
-            let without_dns = |mut lines: Vec<String>| {
-                lines.retain(|line| !line.contains("CAUSEWAY-DNS"));
-                lines
-            };
-            let change_to = |datapath, dns: &[&str]| {
-                let settings = Settings {
-                    local_dns: dns
-                        .iter()
-                        .map(|address| address.parse().expect("an address"))
-                        .collect(),
-                    ..Settings::new("here".into(), [network("10.244.0.0/16")])
-                };
-                let pins = std::path::Path::new("/nonexistent/cwt-pins");
-                let removed = Proxy::remove_other_datapaths(&Config { settings, datapath }, pins);
-                removed.expect("removed");
-            };
-            let iptables = || DatapathKind::Iptables { variant };
-            change_to(iptables(), &DNS);
-            assert_eq!(rules(suffix), served, "the same datapath");
-            change_to(iptables(), &DNS[..1]);
+            rules(suffix)
+        };
+        let without_dns = |mut lines: Vec<String>| {
+            lines.retain(|line| !line.contains("CAUSEWAY-DNS"));
+            lines
+        };
+        let of_both = served();
+        let of_v4 = NodeContext {
+            local_dns: [DNS[0].parse().expect("an address")].into(),
+            ..node()
+        };
+        for (context, expected) in [(of_v4, [true, false]), (node(), [false, false])] {
+            let mut next = open(variant);
+            next.set_context(&context).expect("context");
             let has_dns = |family: &str| of_dns(suffix).iter().any(|line| line.starts_with(family));
-            assert_eq!(
-                FAMILIES.map(|family| has_dns(&format!("{family} "))),
-                [true, false]
-            );
-            change_to(DatapathKind::Nftables, &DNS);
-            assert_eq!(rules(suffix), without_dns(served), "kube-proxy's chains are left");
-        },
-    );
+            assert_eq!(FAMILIES.map(|family| has_dns(&format!("{family} "))), expected);
+            assert_eq!(next.repair().expect("repair"), Vec::<String>::new());
+        }
+        assert_eq!(rules(suffix), without_dns(of_both.clone()));
+
+        assert_eq!(served(), of_both);
+        for (datapath, expected) in [
+            (DatapathKind::Iptables { variant }, of_both.clone()),
+            (DatapathKind::Nftables, without_dns(of_both)),
+        ] {
+            let config = Config {
+                settings: Settings::new("here".into(), [network("10.244.0.0/16")]),
+                datapath,
+            };
+            let removed = Proxy::remove_other_datapaths(&config, Path::new("/nonexistent/cwt-pins"));
+            removed.expect("removed");
+            assert_eq!(rules(suffix), expected, "{config:?}");
+        }
+    });
 }
 
 #[test]

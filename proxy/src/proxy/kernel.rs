@@ -67,27 +67,15 @@ impl Proxy {
                 ebpf::SocketHook::remove(pin_dir).map(drop)
             }
         };
-        let mut rules = match &config.datapath {
-            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Vec::new(),
+        let rules = match &config.datapath {
+            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => {
+                Iptables::remove_untracked(&[IpFamily::V4, IpFamily::V6].into())
+            }
             DatapathKind::Iptables { .. } => remove_tables(),
         };
-        rules.extend(Iptables::remove_untracked(&families_that_track_dns(config)));
         hook?;
         rules.into_iter().try_for_each(|removed| removed.map(drop))
     }
-}
-
-/// Versions of IP in which no chain of iptables leaves a DNS server untracked.
-fn families_that_track_dns(config: &Config) -> BTreeSet<IpFamily> {
-    let addresses = match &config.datapath {
-        DatapathKind::Ebpf { .. } | DatapathKind::Nftables => None,
-        DatapathKind::Iptables { .. } => Some(&config.settings.local_dns),
-    };
-    let is_untracked = |family: &IpFamily| {
-        addresses.is_some_and(|of| of.iter().any(|address| IpFamily::from(*address) == *family))
-    };
-    let families = [IpFamily::V4, IpFamily::V6].into_iter();
-    families.filter(|family| !is_untracked(family)).collect()
 }
 
 /// The kernel's interfaces for a datapath, and its connections to nftables.

@@ -16,6 +16,7 @@ use super::names::DNS;
 use super::programs::Programs;
 use super::rule::{Rule, comment};
 use super::ruleset::{Edits, Jump, Rules, Ruleset, Table};
+use super::tables;
 use crate::Error;
 use crate::plan::NodeContext;
 
@@ -24,7 +25,7 @@ use crate::plan::NodeContext;
 pub struct Untracked {
     family: IpFamily,
     programs: Programs,
-    /// None where the node has no DNS server: then nothing is looked at.
+    /// None where the node has no DNS server: then what an earlier process left is removed, and nothing looked at.
     wanted: Option<Rules>,
     /// What the kernel holds, as far as that is known.
     kernel: Option<Ruleset>,
@@ -65,6 +66,9 @@ impl Untracked {
     /// # Errors
     /// When a program fails.
     pub fn repair(&mut self) -> Result<Vec<String>, Error> {
+        if self.wanted.is_none() {
+            return Ok(Vec::new());
+        }
         self.kernel = None;
         let edits = self.edits()?;
         let chains = edits
@@ -79,7 +83,7 @@ impl Untracked {
     /// What differs from what is wanted.
     fn edits(&mut self) -> Result<Edits, Error> {
         let Some(wanted) = &self.wanted else {
-            return Ok(Edits::default());
+            return self.leftovers();
         };
         let kernel = match &mut self.kernel {
             Some(kernel) => kernel,
@@ -90,6 +94,17 @@ impl Untracked {
         let missing = jumps().into_iter().filter(|jump| !kernel.jumps.contains(jump));
         edits.inserted = missing.collect();
         Ok(edits.against(kernel))
+    }
+
+    /// What an earlier process left, when that is not known to be gone.
+    fn leftovers(&mut self) -> Result<Edits, Error> {
+        if self.kernel.is_some() {
+            return Ok(Edits::default());
+        }
+        // Asked for by its name, the table would be there from then on.
+        let leftovers = tables::removal(self.programs.save_all()?).of(Table::Raw);
+        self.kernel = Some(Ruleset::default());
+        Ok(leftovers)
     }
 
     fn commit(&mut self, edits: Edits) -> Result<(), Error> {
