@@ -47,7 +47,7 @@ pub fn write(node: &NodeFiles<'_>) -> anyhow::Result<()> {
     fs::write(dir.resolv_conf(), resolvers()?)?;
     write_yaml(&dir.kubelet_config(), &kubelet_config(node, &dir)?)?;
     write_yaml(&dir.agent_config(), &agent_config(node, &dir)?)?;
-    fs::write(dir.corefile(), corefile(node.settings, &dir))?;
+    fs::write(dir.corefile(), corefile(node, &dir))?;
     Ok(())
 }
 
@@ -194,12 +194,12 @@ fn etcd_config(node: &NodeFiles<'_>) -> Value {
     }
 }
 
-/// kubeadm's Corefile, on the node's own cluster DNS address.
-fn corefile(settings: &Settings, dir: &NodeDir) -> String {
+/// kubeadm's Corefile, on the node's own cluster DNS address, and on its own for nodes whose server is away.
+fn corefile(node: &NodeFiles<'_>, dir: &NodeDir) -> String {
     format!(
         "\
 .:53 {{
-    bind {address}
+    bind {address} {own}
     errors
     health
     ready
@@ -217,8 +217,9 @@ fn corefile(settings: &Settings, dir: &NodeDir) -> String {
     loadbalance
 }}
 ",
-        address = settings.cluster_dns(),
-        domain = settings.domain,
+        address = node.settings.cluster_dns(),
+        own = node.settings.node_address(node.index),
+        domain = node.settings.domain,
         state = dir.dns().display(),
         resolv_conf = dir.resolv_conf().display(),
     )

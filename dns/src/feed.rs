@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::kubernetes::{ApiServer, Objects};
@@ -107,8 +107,10 @@ pub enum FeedError {
 pub struct Watched {
     /// What is known of the cluster; objects as [`slim`] leaves them.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// For how long the API server has not been heard; `None` while it is. The watch ends when nobody has it any more.
+    /// For how long the API server has not been heard; `None` while it is.
     pub silence: Silence,
+    /// Ends the watch when nobody has it any more.
+    pub hold: Arc<DropGuard>,
 }
 
 /// Where a server answers.

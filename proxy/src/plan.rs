@@ -30,6 +30,7 @@ pub use rejected::{Reason, Rejected};
 pub use shared_set::SharedSet;
 
 use addresses::{Addresses, Owner};
+use endpoints::Listed;
 
 /// Endpoints in one list; the rest is left out (a slot's number has 15 bits).
 pub const MAX_ENDPOINTS: usize = (1 << 15) - 1;
@@ -280,6 +281,10 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
     }
     let mut reasons = BTreeSet::new();
     let addresses = Addresses::of(view, cluster_ips, node, &mut reasons);
+    let listed = Listed {
+        slices: &view.slices,
+        silent: addresses.silent(),
+    };
     // Of the size that they get: there are tens of thousands of them, of one entry each.
     let ports = addresses.families().count() * service.ports.len();
     let mut plan = ServicePlan {
@@ -297,7 +302,7 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
             name: port.name.clone(),
             protocol: port.protocol,
         };
-        let mut port_plan = endpoints::choose(port, family, &view.slices, node, &mut reasons);
+        let mut port_plan = endpoints::choose(port, family, &listed, node, &mut reasons);
         port_plan.affinity = match service.affinity {
             SessionAffinity::None => None,
             SessionAffinity::ClientIp { timeout } => Some(timeout),

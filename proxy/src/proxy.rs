@@ -38,6 +38,8 @@ impl DriftWatch {
 #[derive(Debug)]
 pub struct Proxy {
     settings: Settings,
+    /// Whether the node's DNS server answers at [`Settings::local_dns`].
+    dns_answers: bool,
     context: NodeContext,
     datapath: Box<dyn Datapath>,
     /// The renderer's connections to nftables, whose changes are no drift.
@@ -68,6 +70,7 @@ impl Proxy {
         Self {
             context: settings.context(None),
             settings,
+            dns_answers: true,
             datapath,
             own_ports: Vec::new(),
             seen: Snapshot::default(),
@@ -120,8 +123,9 @@ impl Proxy {
     }
 
     /// Tells whether the node's DNS server answers at [`Settings::local_dns`] from now on; the next sync acts on it.
+    /// Until it is told, it does.
     pub fn set_dns_answers(&mut self, answers: bool) {
-        self.settings.dns_answers = answers;
+        self.dns_answers = answers;
     }
 
     /// Makes the next sync try again what failed. Otherwise it looks only at what changed, so that a Service that
@@ -280,11 +284,9 @@ impl Proxy {
         let mut context = match snapshot.nodes.get(&self.settings.node) {
             Some(node) if !self.began || self.is_node_known(snapshot) => self.settings.context(Some(node)),
             None if !self.began => self.settings.context(None),
-            _ => NodeContext {
-                dns_answers: self.settings.dns_answers,
-                ..self.context.clone()
-            },
+            _ => self.context.clone(),
         };
+        context.dns_answers = self.dns_answers;
         let cidrs = snapshot.service_cidrs.iter();
         context.service_networks = cidrs
             .flat_map(|(_, cidr)| cidr.networks.iter().copied())

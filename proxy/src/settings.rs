@@ -64,8 +64,6 @@ pub struct Settings {
     pub node_port_addresses: NodePortAddresses,
     /// ClusterIPs at which this node has a DNS server; they get no frontend while it answers.
     pub local_dns: BTreeSet<IpAddr>,
-    /// Whether it answers at the beginning; see [`crate::Proxy::set_dns_answers`].
-    pub dns_answers: bool,
 }
 
 impl Settings {
@@ -81,11 +79,11 @@ impl Settings {
             external_addresses: false,
             node_port_addresses: NodePortAddresses::All,
             local_dns: BTreeSet::new(),
-            dns_answers: true,
         }
     }
 
-    /// What plans are made for, as far as the Node object is known.
+    /// What plans are made for, as far as the Node object is known. The rest of it, networks of Services and whether
+    /// the node's DNS server answers, is as where nothing is known of it.
     #[must_use]
     pub fn context(&self, node: Option<&Node>) -> NodeContext {
         let internal = node.map_or(&[][..], |node| &node.internal_addresses);
@@ -116,7 +114,7 @@ impl Settings {
             node_port_addresses: self.node_port_addresses.clone(),
             service_networks: BTreeSet::new(),
             local_dns: self.local_dns.clone(),
-            dns_answers: self.dns_answers,
+            dns_answers: true,
         }
     }
 }

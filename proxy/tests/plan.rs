@@ -265,6 +265,49 @@ fn an_address_of_the_nodes_own_dns_is_left_to_it_unless_it_is_away_and_others_an
 }
 
 #[test]
+fn the_nodes_own_dns_server_is_no_endpoint_while_it_is_away_and_others_answer() {
+    let dns = |address: &str| {
+        let mut service = service("dns", address);
+        service.ports = vec![port("http", Protocol::Tcp, 53, None)];
+        service
+    };
+    let own = ("192.0.2.1", "here", READY);
+    let other = ("192.0.2.2", "there", READY);
+    let leaving = model::Conditions {
+        terminating: true,
+        ready: false,
+        ..READY
+    };
+    let leaves = ("192.0.2.2", "there", leaving);
+    let gone = ("192.0.2.2", "there", UNREADY);
+    let cases: [(&str, bool, &[_], &[&str]); 6] = [
+        ("10.96.0.10", false, &[own, other], &["192.0.2.2"]),
+        ("10.96.0.10", false, &[own, leaves], &["192.0.2.2"]),
+        ("10.96.0.10", false, &[own, gone], &["192.0.2.1"]),
+        ("10.96.0.10", false, &[own], &["192.0.2.1"]),
+        ("10.96.0.10", true, &[own, other], &["192.0.2.1", "192.0.2.2"]),
+        ("10.96.0.11", false, &[own, other], &["192.0.2.1", "192.0.2.2"]),
+    ];
+    for (address, dns_answers, endpoints, expected) in cases {
+        let node = NodeContext {
+            addresses: vec![ip("192.0.2.1")],
+            local_dns: BTreeSet::from([ip("10.96.0.10")]),
+            dns_answers,
+            ..context()
+        };
+        let (plan, rejected) = plan(&dns(address), &[slice("dns-1", "dns", endpoints)], &node);
+        let found: Vec<_> = plan.ports.values().flat_map(|port| &port.cluster).collect();
+        let found: Vec<_> = found.iter().map(|target| target.address.to_string()).collect();
+        let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (found, rejected),
+            (expected, Vec::new()),
+            "{address} {dns_answers} {endpoints:?}"
+        );
+    }
+}
+
+#[test]
 fn what_cannot_be_honoured_is_listed_and_the_rest_works() {
     let mut service = service("web", "10.96.0.1");
     service.kind = ServiceKind::ClusterIp {

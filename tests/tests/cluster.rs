@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use tests::cluster::{Cluster, everything};
+use tests::cluster::{Cluster, everything, process_of};
+use tests::process::{Place, command, run_in};
 use tests::wait;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -37,6 +38,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "resolvers_of_every_kind_find_names_under_every_dns_policy",
         resolvers::find_names,
+    ),
+    (
+        "another_nodes_dns_server_answers_where_the_own_one_stands_still",
+        another_dns_server_answers,
     ),
     ("node_ports_answer_from_outside_on_every_node", node_ports_answer),
     ("the_socket_hook_fires_for_pods", the_hook_fires_for_pods),
@@ -167,6 +172,34 @@ fn pods_reach_the_service(cluster: &Cluster) -> anyhow::Result<()> {
             ensure!(pods.len() == 3, "{pod} {container}: answered by {pods:?}");
         }
     }
+    Ok(())
+}
+
+fn another_dns_server_answers(cluster: &Cluster) -> anyhow::Result<()> {
+    use nix::sys::signal::{Signal, kill};
+    let address = cluster.run(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let on_node = "jsonpath={.items[?(@.spec.nodeName==\"node-1\")].metadata.uid}";
+    let uid = cluster.run(&["get", "pods", "-l", "app=hello", "-o", on_node])?;
+    let place = Place::beside(process_of(&uid).context("the pod has no process")?)?;
+    let ask = |over: &str| -> anyhow::Result<String> {
+        let mut dig = command(&place, "dig");
+        dig.args(["+short", "+tries=1", "+time=2", over, "@10.96.0.10"])
+            .arg("hello.default.svc.cluster.local");
+        Ok(run_in(&place, &mut dig, b"")?.stdout.trim().to_owned())
+    };
+    let is_answered = || {
+        ["+notcp", "+tcp"]
+            .iter()
+            .all(|over| ask(over).is_ok_and(|answer| answer == address))
+    };
+    let server = nix::unistd::Pid::from_raw(cluster.pid("node-1-dns")?);
+    ensure!(is_answered(), "by its own server");
+    kill(server, Signal::SIGSTOP)?;
+    wait::until_value("another server answers", SOON, is_answered, |answered| *answered);
+    // Its own is one of the three endpoints.
+    let unanswered = (0..10).filter(|_| !is_answered()).count();
+    kill(server, Signal::SIGCONT)?;
+    ensure!(unanswered == 0, "{unanswered} of ten times");
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! What the cluster has by itself: the Service by which pods reach the API server, and the one by which they
-//! reach DNS. Their namespaces come from the API server.
+//! reach DNS, with the nodes' servers as its endpoints. Their namespaces come from the API server.
 //!
 //! Upstream's API server looks after most of this; where it does, the configuration leaves it out here.
 
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort, ServiceSpec,
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Node, Service, ServicePort, ServiceSpec,
 };
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointPort as SlicePort, EndpointSlice,
@@ -21,6 +21,7 @@ use crate::Context;
 use crate::cache::{Cache, Object, name_of};
 use crate::config::KubernetesService;
 use crate::error::Error;
+use crate::nodes::condition;
 use crate::queue::{Next, Queue, Reconcile, drive};
 
 /// Where these Services live: what could not be made without its namespace is made when that comes.
@@ -51,7 +52,12 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
             })
         }};
     }
+    let nodes = {
+        let queue = Arc::clone(&queue);
+        context.caches.nodes.subscribe(move |_| queue.add(()))
+    };
     let _subscriptions = (
+        nodes,
         follow!(namespaces),
         follow!(services),
         follow!(endpoints),
@@ -69,18 +75,24 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, (): &()) -> Result<Next, Error> {
         let caches = &self.0.caches;
+        let same_slice =
+            |a: &EndpointSlice, b: &EndpointSlice| a.endpoints == b.endpoints && a.ports == b.ports;
         if let Some(config) = &self.0.config.kubernetes_service {
             ensure(&caches.services, kubernetes_service(config), same_service).await?;
             ensure(&caches.endpoints, kubernetes_endpoints(config), |a, b| {
                 a.subsets == b.subsets
             })
             .await?;
-            let same_slice =
-                |a: &EndpointSlice, b: &EndpointSlice| a.endpoints == b.endpoints && a.ports == b.ports;
             ensure(&caches.slices, kubernetes_slice(config), same_slice).await?;
         }
         if let Some(address) = self.0.config.cluster_dns {
             ensure(&caches.services, dns_service(address), same_service).await?;
+            ensure(
+                &caches.slices,
+                dns_slice(address, &caches.nodes.list()),
+                same_slice,
+            )
+            .await?;
         }
         Ok(Next::OnChange)
     }
@@ -242,17 +254,56 @@ fn kubernetes_slice(config: &KubernetesService) -> EndpointSlice {
     }
 }
 
-/// No selector: where DNS runs is the network's business, on every node's own address for example.
+/// No selector: every node has a server of its own, which is no pod.
 fn dns_service(address: IpAddr) -> Service {
     let labels = [
         ("k8s-app", DNS),
         ("kubernetes.io/cluster-service", "true"),
         ("kubernetes.io/name", "CoreDNS"),
     ];
-    let ports = vec![
-        port("dns", "UDP", 53, 53),
-        port("dns-tcp", "TCP", 53, 53),
-        port("metrics", "TCP", 9153, 9153),
-    ];
-    service(meta("kube-system", DNS, &labels), address, ports)
+    let ports = DNS_PORTS.map(|(name, protocol, number)| port(name, protocol, number, number));
+    service(meta("kube-system", DNS, &labels), address, ports.into())
+}
+
+const DNS_PORTS: [(&str, &str, u16); 3] = [
+    ("dns", "UDP", 53),
+    ("dns-tcp", "TCP", 53),
+    ("metrics", "TCP", 9153),
+];
+
+/// The servers of the nodes that are ready, in the order of their names. They answer for a node whose own one does not.
+fn dns_slice(address: IpAddr, nodes: &[Arc<Node>]) -> EndpointSlice {
+    let mut endpoints: Vec<_> = nodes
+        .iter()
+        .filter_map(|node| dns_endpoint(node, address.is_ipv4()))
+        .collect();
+    endpoints.sort_by(|one, other| one.node_name.cmp(&other.node_name));
+    let ports = DNS_PORTS.map(|(name, protocol, number)| SlicePort {
+        name: Some(name.to_owned()),
+        port: Some(i32::from(number)),
+        protocol: Some(protocol.to_owned()),
+        app_protocol: None,
+    });
+    EndpointSlice {
+        metadata: meta("kube-system", DNS, &[("kubernetes.io/service-name", DNS)]),
+        address_type: family(&address).to_owned(),
+        endpoints,
+        ports: Some(ports.into()),
+    }
+}
+
+fn dns_endpoint(node: &Node, is_ipv4: bool) -> Option<Endpoint> {
+    condition(node, "Ready").filter(|ready| ready.status == "True")?;
+    let addresses = node.status.as_ref()?.addresses.iter().flatten();
+    let internal = addresses.filter(|address| address.type_ == "InternalIP");
+    let mut internal = internal.filter_map(|address| address.address.parse::<IpAddr>().ok());
+    Some(Endpoint {
+        addresses: vec![internal.find(|address| address.is_ipv4() == is_ipv4)?.to_string()],
+        conditions: Some(EndpointConditions {
+            ready: Some(true),
+            ..EndpointConditions::default()
+        }),
+        node_name: node.metadata.name.clone(),
+        ..Endpoint::default()
+    })
 }

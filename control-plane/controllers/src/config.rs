@@ -15,8 +15,8 @@ pub struct Config {
     /// The Service `default/kubernetes`. `None`: the API server looks after it itself, as upstream's does.
     /// Default: `None`.
     pub kubernetes_service: Option<KubernetesService>,
-    /// The address of the Service `kube-system/kube-dns`. `None`: there is none, or somebody else keeps it.
-    /// Default: `None`.
+    /// The address of the Service `kube-system/kube-dns`; every node serves DNS at its first InternalIP of that version
+    /// of IP too. `None`: there is no such Service, or somebody else keeps it. Default: `None`.
     pub cluster_dns: Option<IpAddr>,
     /// What `spec.podCIDRs` of the nodes are taken from, one range of each version of IP. Empty: somebody else gives them,
     /// or nobody needs them. Default: empty.

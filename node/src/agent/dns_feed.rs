@@ -20,13 +20,14 @@ use model::Snapshot;
 use model::feed::{HOLDS, Message, SAID_EVERY, Serving, VERSION, is_complete, is_for_dns};
 use overlay::files::{remove_file, write_file};
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::listen;
 use super::supervisor::Part;
@@ -40,8 +41,8 @@ const CHUNK: usize = 64 * 1024;
 /// The longest line that a reader may say, in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// Words of readers that wait to be taken in.
-const WORDS: usize = 16;
+/// Claims of readers that wait to be taken in.
+const CLAIMS: usize = 16;
 
 /// Readers connected now.
 pub type Readers = Arc<AtomicU64>;
@@ -68,7 +69,7 @@ const AWAY: &str = "dns-away";
 
 /// Whether a DNS server answered at the address when the last agent of this node ended; true on a new node.
 #[must_use]
-pub fn last_word(state_dir: &Path) -> bool {
+pub fn was_answered(state_dir: &Path) -> bool {
     !state_dir.join(AWAY).exists()
 }
 
@@ -82,7 +83,7 @@ pub fn forget(state_dir: &Path) -> Result<bool, overlay::Error> {
 
 /// What a reader says of the address.
 #[derive(Debug)]
-struct Word {
+struct Claim {
     /// Who says it.
     reader: u64,
     /// Until when it answers there. `None`: it does not.
@@ -91,45 +92,44 @@ struct Word {
 
 /// Until when each reader answers.
 #[derive(Debug)]
-struct Answers {
+struct Claims {
     until: BTreeMap<u64, Instant>,
     /// Before that nobody's silence says anything.
     not_before: Instant,
 }
 
-impl Answers {
+impl Claims {
     /// Nobody has had the time to say anything yet.
-    fn unknown() -> Self {
+    fn none_yet(now: Instant) -> Self {
         Self {
             until: BTreeMap::new(),
-            not_before: Instant::now() + HOLDS,
+            not_before: now + HOLDS,
         }
     }
 
-    /// What was said holds at once; that nobody else answers is known with it.
-    fn take(&mut self, Word { reader, until }: Word) {
+    /// A claim holds at once; that nobody else answers is known with it.
+    fn take(&mut self, Claim { reader, until }: Claim, now: Instant) {
         match until {
             Some(until) => {
                 self.until.insert(reader, until);
-                self.not_before = Instant::now();
+                self.not_before = now;
             }
             None => drop(self.until.remove(&reader)),
         }
     }
 
-    /// When nobody answers any more, if nobody says anything until then.
+    /// When nobody answers any more, if nobody claims anything until then.
     fn end(&self) -> Instant {
         let latest = self.until.values().copied().max();
         latest.unwrap_or(self.not_before).max(self.not_before)
     }
 
     /// Whether somebody answers; `None` where it is too early to say.
-    fn now(&mut self) -> Option<bool> {
-        let now = Instant::now();
+    fn answered(&mut self, now: Instant) -> Option<bool> {
         if self.until.values().any(|until| *until > now) {
             return Some(true);
         }
-        // Who notices so late stood still: what was said meanwhile is still to be read.
+        // Who notices so late stood still: what was claimed meanwhile is still to be read.
         if !self.until.is_empty() && now > self.end() + SAID_EVERY {
             self.until.clear();
             self.not_before = now + SAID_EVERY;
@@ -146,37 +146,98 @@ pub async fn serve(feed: Feed, part: Part, shutdown: CancellationToken) -> anyho
     let path = &feed.path;
     let listener = listen(path).with_context(|| format!("listen on {}", path.display()))?;
     part.works();
-    let mut tasks = JoinSet::new();
-    let (say, mut said) = mpsc::channel(WORDS);
-    let mut answers = Answers::unknown();
+    let ended = shutdown.child_token();
+    let record = AbortOnDropHandle::new(tokio::spawn(keep_record(feed.clone(), ended.clone())));
+    let (claim, claims) = mpsc::channel(CLAIMS);
+    let served = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        failed = accept(&feed, &listener, claim) => failed,
+        () = judge(&feed, claims) => Ok(()),
+    };
+    ended.cancel();
+    record.await.context("keep for the next agent who answers")?;
+    served
+}
+
+/// Takes in readers, and serves each in a task of its own.
+async fn accept(feed: &Feed, listener: &UnixListener, claims: mpsc::Sender<Claim>) -> anyhow::Result<()> {
+    let mut readers = JoinSet::new();
     let mut count = 0;
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            _ended = tasks.join_next(), if !tasks.is_empty() => {}
+            _ended = readers.join_next(), if !readers.is_empty() => {}
             accepted = listener.accept() => {
                 let (stream, _) = accepted.context("accept a reader")?;
                 count += 1;
-                let reader = Reader { number: count, feed: feed.clone(), say: say.clone() };
-                tasks.spawn(async move {
-                    reader.feed.readers.fetch_add(1, Ordering::Relaxed);
+                let reader = Reader::new(count, feed.clone(), claims.clone());
+                readers.spawn(async move {
                     let end = reader.serve(stream).await;
-                    reader.feed.readers.fetch_sub(1, Ordering::Relaxed);
                     tracing::debug!(reason = %end, "DNS feed reader left");
                 });
             }
-            Some(word) = said.recv() => answers.take(word),
-            () = sleep_until(answers.end()), if *feed.answered.borrow() => {}
-        }
-        if let Some(answered) = answers.now() {
-            feed.note(answered);
         }
     }
 }
 
+/// Tells whether somebody answers at the address, by what readers claim.
+async fn judge(feed: &Feed, mut claimed: mpsc::Receiver<Claim>) {
+    let mut claims = Claims::none_yet(Instant::now());
+    loop {
+        tokio::select! {
+            claim = claimed.recv() => match claim {
+                Some(claim) => claims.take(claim, Instant::now()),
+                None => return,
+            },
+            () = sleep_until(claims.end()), if *feed.answered.borrow() => {}
+        }
+        if let Some(answered) = claims.answered(Instant::now()) {
+            feed.tell(answered);
+        }
+    }
+}
+
+/// Keeps for the next agent whether somebody answers at the address, until the end and as it is then.
+async fn keep_record(feed: Feed, ended: CancellationToken) {
+    let mut answered = feed.answered.subscribe();
+    let mut kept = was_answered(&feed.state_dir);
+    loop {
+        let is_last = tokio::select! {
+            changed = answered.changed() => changed.is_err(),
+            () = ended.cancelled() => true,
+        };
+        let newest = *answered.borrow_and_update();
+        if feed.address.is_some() && newest != kept {
+            kept = newest;
+            record(feed.state_dir.clone(), newest).await;
+        }
+        if is_last {
+            return;
+        }
+    }
+}
+
+async fn record(state_dir: PathBuf, answered: bool) {
+    let away = state_dir.join(AWAY);
+    let write = move || {
+        if answered {
+            remove_file(&away).map(drop).map_err(io::Error::other)
+        } else {
+            write_file(&away, b"")
+        }
+    };
+    let written = tokio::task::spawn_blocking(write).await;
+    if let Err(error) = written.map_err(io::Error::other).flatten() {
+        let error = model::with_causes(&error);
+        tracing::warn!(
+            error,
+            "the next agent will not know whether this node's DNS server answered"
+        );
+    }
+}
+
 impl Feed {
-    /// Tells and keeps whether somebody answers at the address, where that is new.
-    fn note(&self, answered: bool) {
+    /// Tells whether somebody answers at the address, where that is new.
+    fn tell(&self, answered: bool) {
         let is_new = self
             .answered
             .send_if_modified(|before| std::mem::replace(before, answered) != answered);
@@ -188,19 +249,6 @@ impl Feed {
         } else {
             tracing::warn!(%address, "this node's DNS server does not answer; its Service's endpoints do, if it has any");
         }
-        let away = self.state_dir.join(AWAY);
-        let kept = if answered {
-            remove_file(&away).map(drop).map_err(io::Error::other)
-        } else {
-            write_file(&away, b"")
-        };
-        if let Err(error) = kept {
-            let error = model::with_causes(&error);
-            tracing::warn!(
-                error,
-                "the next agent will not know whether this node's DNS server answered"
-            );
-        }
     }
 }
 
@@ -208,10 +256,16 @@ impl Feed {
 struct Reader {
     number: u64,
     feed: Feed,
-    say: mpsc::Sender<Word>,
+    claims: mpsc::Sender<Claim>,
 }
 
 impl Reader {
+    /// It counts as connected from now on.
+    fn new(number: u64, feed: Feed, claims: mpsc::Sender<Claim>) -> Self {
+        feed.readers.fetch_add(1, Ordering::Relaxed);
+        Self { number, feed, claims }
+    }
+
     /// Serves it, and returns why that ended.
     async fn serve(&self, stream: UnixStream) -> io::Error {
         let (back, mut stream) = stream.into_split();
@@ -219,11 +273,11 @@ impl Reader {
             end = self.hear(back) => end,
             end = give(&mut stream, self.feed.snapshots.clone()) => end.err(),
         };
-        self.pass_on(None).await;
+        self.claim(None).await;
         end.unwrap_or(ErrorKind::UnexpectedEof.into())
     }
 
-    /// Takes in what it says of itself, to its end. While it has said nothing it is of an earlier build, and is there.
+    /// Takes in what it says, to its end. While it has said nothing it is of an earlier build, and is there.
     async fn hear(&self, back: OwnedReadHalf) -> Option<io::Error> {
         let mut lines = FramedRead::new(back, LinesCodec::new_with_max_length(LONGEST));
         let mut has_spoken = false;
@@ -231,7 +285,7 @@ impl Reader {
             let line = match tokio::time::timeout(SAID_EVERY, lines.next()).await {
                 Err(_silent) => {
                     if !has_spoken {
-                        self.pass_on(self.feed.address.map(|_| HOLDS)).await;
+                        self.claim(self.feed.address.map(|_| HOLDS)).await;
                     }
                     continue;
                 }
@@ -245,16 +299,23 @@ impl Reader {
                 Err(error) => return Some(error.into()),
             };
             let answers = self.feed.address.is_some_and(|address| serving.is_at(address));
-            self.pass_on(answers.then_some(HOLDS)).await;
+            self.claim(answers.then_some(HOLDS)).await;
         }
     }
 
-    async fn pass_on(&self, holds: Option<Duration>) {
-        let word = Word {
+    /// Passes on that it answers for so long, or does not.
+    async fn claim(&self, holds: Option<Duration>) {
+        let claim = Claim {
             reader: self.number,
             until: holds.map(|holds| Instant::now() + holds),
         };
-        let _ended = self.say.send(word).await;
+        let _ended = self.claims.send(claim).await;
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.feed.readers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -305,7 +366,6 @@ mod tests {
     use model::feed::NEEDED;
     use model::{Kind, Namespace, Node};
     use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-    use tokio_util::task::AbortOnDropHandle;
 
     use super::super::supervisor::Supervisor;
     use super::*;
@@ -360,6 +420,18 @@ mod tests {
             let changed = self.answers.wait_for(|now| *now == answered);
             let waited = tokio::time::timeout(Duration::from_secs(10), changed).await;
             waited.expect("in time").expect("the feed goes on");
+        }
+
+        /// Waits until the next agent would take it as answered, or not.
+        async fn until_recorded(&self, answered: bool) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while was_answered(&self.directory) != answered {
+                assert!(
+                    Instant::now() < deadline,
+                    "it is not recorded that it is {answered}"
+                );
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
 
         async fn connect(&self) -> (Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf) {
@@ -497,16 +569,16 @@ mod tests {
         const ELSEWHERE: &str = r#"{"addresses": ["127.0.0.1:53"]}"#;
         let mut bench = Bench::start("answers");
         assert!(
-            *bench.answers.borrow() && last_word(&bench.directory),
+            *bench.answers.borrow() && was_answered(&bench.directory),
             "as before"
         );
         bench.until(false).await;
-        assert!(!last_word(&bench.directory), "for the next agent");
+        bench.until_recorded(false).await;
         let (_lines, mut write) = bench.connect().await;
         say(&mut write, ELSEWHERE).await;
         say(&mut write, THERE).await;
         bench.until(true).await;
-        assert!(last_word(&bench.directory));
+        bench.until_recorded(true).await;
         // Others come and go.
         let (_others, mut other) = bench.connect().await;
         say(&mut other, THERE).await;
@@ -525,6 +597,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_true_at_the_end_is_recorded() {
+        let directory = std::env::temp_dir().join(format!("cwt-feed-{}-record", std::process::id()));
+        let (answered, _) = watch::channel(true);
+        let feed = Feed {
+            path: PathBuf::new(),
+            snapshots: watch::channel(Arc::default()).1,
+            readers: Readers::default(),
+            address: Some([10, 96, 0, 10].into()),
+            state_dir: directory.clone(),
+            answered,
+        };
+        for answers in [false, true] {
+            feed.answered.send_replace(answers);
+            let ended = CancellationToken::new();
+            ended.cancel();
+            keep_record(feed.clone(), ended).await;
+            assert_eq!(was_answered(&directory), answers);
+        }
+        std::fs::remove_dir_all(&directory).expect("it was written");
+    }
+
+    #[tokio::test]
     async fn a_reader_that_never_speaks_is_there_until_it_leaves() {
         let mut bench = Bench::start("silent");
         bench.until(false).await;
@@ -539,7 +633,7 @@ mod tests {
     #[test]
     fn one_reader_says_nothing_of_another_and_who_stood_still_listens_first() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
-        let of = |until: &[(u64, Instant)], not_before| Answers {
+        let of = |until: &[(u64, Instant)], not_before| Claims {
             until: until.iter().copied().collect(),
             not_before,
         };
@@ -551,14 +645,15 @@ mod tests {
             ("not any more", of(&[(1, now)], now), Some(false)),
             ("late", of(&[(1, now - 2 * second)], now - 9 * second), None),
         ];
-        for (what, mut answers, expected) in rows {
-            assert_eq!(answers.now(), expected, "{what}");
+        for (what, mut claims, expected) in rows {
+            assert_eq!(claims.answered(now), expected, "{what}");
         }
         let mut two = of(&[(1, now + second), (2, now + second)], now);
-        two.take(Word {
+        let leaves = Claim {
             reader: 1,
             until: None,
-        });
-        assert_eq!(two.now(), Some(true), "the other goes on");
+        };
+        two.take(leaves, now);
+        assert_eq!(two.answered(now), Some(true), "the other goes on");
     }
 }

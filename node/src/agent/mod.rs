@@ -62,7 +62,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (tunnel, tunnels) = watch::channel(None);
     let (fast_path, ways) = watch::channel(State::default());
     let (ready, readiness) = watch::channel(false);
-    let (answered, dns_answers) = watch::channel(dns_feed::last_word(&config.state_dir));
+    let (answered, dns_answers) = watch::channel(dns_feed::was_answered(&config.state_dir));
     let told = Told {
         tunnel,
         fast_path,

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use dns::feed::{Watched, slim};
+use dns::feed::{Silence, Watched, slim};
 use dns::kubernetes::{Access, ApiServer};
 use model::{Kind, Snapshot};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use check::check;
 pub use query::query;
@@ -43,20 +43,22 @@ struct Watches {
 /// A watch that lives as long as somebody has its [`Watched`].
 struct Known {
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    silence: Weak<dyn Fn() -> Option<Duration> + Send + Sync>,
+    silence: Silence,
+    hold: Weak<DropGuard>,
 }
 
 impl Watches {
     fn of(&self, server: &ApiServer) -> Watched {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, known| known.silence.strong_count() > 0);
+        known.retain(|_, known| known.hold.strong_count() > 0);
         if let Some(watched) = known.get(server).and_then(Known::watched) {
             return watched;
         }
         let watched = begin(server, &self.shutdown);
         let new = Known {
             snapshots: watched.snapshots.clone(),
-            silence: Arc::downgrade(&watched.silence),
+            silence: watched.silence.clone(),
+            hold: Arc::downgrade(&watched.hold),
         };
         known.insert(server.clone(), new);
         watched
@@ -67,13 +69,14 @@ impl Known {
     fn watched(&self) -> Option<Watched> {
         Some(Watched {
             snapshots: self.snapshots.clone(),
-            silence: self.silence.upgrade()?,
+            silence: self.silence.clone(),
+            hold: self.hold.upgrade()?,
         })
     }
 }
 
-/// Begins a watch that ends with `shutdown`, or when nobody asks for its silence any more: a configuration that names
-/// another API server has taken the place of the one that named this.
+/// Begins a watch that ends with `shutdown`, or when nobody holds it any more: a configuration that names another API
+/// server has taken the place of the one that named this.
 fn begin(server: &ApiServer, shutdown: &CancellationToken) -> Watched {
     let (sender, snapshots) = watch::channel(Arc::<Snapshot>::default());
     let status = Status::default();
@@ -88,12 +91,11 @@ fn begin(server: &ApiServer, shutdown: &CancellationToken) -> Watched {
         ended.clone(),
     );
     tokio::spawn(run);
-    let last = ended.drop_guard();
-    let silence = Arc::new(move || {
-        let _held = &last;
-        silence(&status)
-    });
-    Watched { snapshots, silence }
+    Watched {
+        snapshots,
+        silence: Arc::new(move || silence(&status)),
+        hold: Arc::new(ended.drop_guard()),
+    }
 }
 
 fn silence(status: &Status) -> Option<Duration> {
@@ -152,11 +154,8 @@ mod tests {
         assert!(first.snapshots.same_channel(&second.snapshots));
         drop(first);
         assert!(second.snapshots.has_changed().is_ok());
-        let Watched {
-            mut snapshots,
-            silence,
-        } = second;
-        drop(silence);
+        let mut snapshots = second.snapshots.clone();
+        drop(second);
         // The channel closes with its sender, which the watch has.
         let closed = async { while snapshots.changed().await.is_ok() {} };
         let ended = tokio::time::timeout(Duration::from_secs(20), closed).await;

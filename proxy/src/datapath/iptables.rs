@@ -20,6 +20,8 @@
 //! Node ports on loopback are not served: that needs `route_localnet`, which opens loopback services of the node to
 //! its neighbours (CVE-2020-8558). The socket hook serves them.
 //!
+//! Before all of that [`untracked`] leaves alone what goes to the node's own DNS server.
+//!
 //! Rules are kept by Service. A sync writes the chains of the Services that changed and, when they changed too, the
 //! chains that list all Services; x_tables replaces the whole table in the kernel all the same. A node with thousands of
 //! Services is better served by [`super::packets`]: with 5000 of five endpoints each, a full write took 3 s by the
@@ -47,14 +49,16 @@ mod render;
 mod rule;
 mod ruleset;
 mod tables;
+mod untracked;
 #[cfg(test)]
 mod walk;
 
 pub use programs::Variant;
 
 use programs::Programs;
-use ruleset::Edits;
+use ruleset::{Edits, Table};
 use tables::Tables;
+use untracked::Untracked;
 
 /// Renders plans into chains of iptables.
 #[derive(Debug)]
@@ -63,6 +67,7 @@ pub struct Iptables {
     /// What every Service was last asked for, to render it anew when the node changes.
     plans: BTreeMap<ObjectName, ServicePlan>,
     tables: Vec<Tables>,
+    untracked: Vec<Untracked>,
 }
 
 impl Iptables {
@@ -72,20 +77,19 @@ impl Iptables {
     /// # Errors
     /// When a program is missing or fails.
     pub fn open(context: &NodeContext, variant: Variant) -> Result<Self, Error> {
-        let open = |family| {
-            let programs = Programs::find(family, variant)?;
-            tracing::info!(?family, variant = ?programs.variant(), "rules of Services are made by iptables");
-            Tables::open(family, programs, context)
-        };
-        Ok(Self {
+        let mut opened = Self {
             conntrack: Conntrack::open()?,
             plans: BTreeMap::new(),
-            tables: context
-                .families
-                .iter()
-                .map(|family| open(*family))
-                .collect::<Result<_, _>>()?,
-        })
+            tables: Vec::new(),
+            untracked: Vec::new(),
+        };
+        for family in context.families.iter().copied() {
+            let programs = Programs::find(family, variant)?;
+            tracing::info!(?family, variant = ?programs.variant(), "rules of Services are made by iptables");
+            opened.untracked.push(Untracked::new(family, programs.clone()));
+            opened.tables.push(Tables::open(family, programs, context)?);
+        }
+        Ok(opened)
     }
 
     /// Takes everything of the proxy's away, in both variants, in the network namespace of the calling thread.
@@ -95,6 +99,19 @@ impl Iptables {
     pub fn remove(families: &BTreeSet<IpFamily>) -> Vec<Result<bool, Error>> {
         let each = families.iter();
         each.flat_map(|family| remove_family(*family)).collect()
+    }
+
+    /// Takes away what leaves the node's DNS server untracked, in both variants: the one chain that is ours by its name.
+    /// Returns of each ruleset whether there was something; one that cannot be looked at has nothing.
+    #[must_use]
+    pub fn remove_untracked(families: &BTreeSet<IpFamily>) -> Vec<Result<bool, Error>> {
+        let removals = families.iter().filter_map(|family| removals(*family).ok());
+        let readable = removals
+            .flatten()
+            .filter_map(|(programs, edits)| Some((programs, edits.ok()?)));
+        readable
+            .map(|(programs, edits)| remove(&programs, &edits.of(Table::Raw)))
+            .collect()
     }
 
     /// Whether there is anything that [`Iptables::remove`] would take away. What cannot be looked at holds nothing.
@@ -132,6 +149,25 @@ impl Iptables {
         let results: Vec<_> = self.tables.iter_mut().map(work).collect();
         results.into_iter().collect()
     }
+
+    fn each_untracked<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Untracked) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let work = |untracked: &mut Untracked| work(untracked).map_err(|error| error.of(untracked.family()));
+        let results: Vec<_> = self.untracked.iter_mut().map(work).collect();
+        results.into_iter().collect()
+    }
+
+    /// Repairs what is left untracked, and what Services need as told; neither waits for the other.
+    fn repair_with(
+        &mut self,
+        tables: impl FnMut(&mut Tables) -> Result<Vec<String>, Error>,
+    ) -> Result<Vec<String>, Error> {
+        let untracked = self.each_untracked(Untracked::repair);
+        let tables = self.each_family(tables);
+        Ok([untracked?.concat(), tables?.concat()].concat())
+    }
 }
 
 impl Datapath for Iptables {
@@ -166,7 +202,8 @@ impl Datapath for Iptables {
         let plans = std::mem::take(&mut self.plans);
         let writes = self.each_family(|tables| tables.set_context(context, &plans));
         self.plans = plans;
-        let writes = writes?.into_iter().sum();
+        let untracked = self.each_untracked(|untracked| untracked.set_context(context));
+        let writes = writes?.into_iter().chain(untracked?).sum();
         self.remove_unserved(context);
         Ok(writes)
     }
@@ -177,11 +214,11 @@ impl Datapath for Iptables {
     }
 
     fn repair(&mut self) -> Result<Vec<String>, Error> {
-        Ok(self.each_family(Tables::repair)?.concat())
+        self.repair_with(Tables::repair)
     }
 
     fn reread(&mut self) -> Result<Vec<String>, Error> {
-        Ok(self.each_family(Tables::reread)?.concat())
+        self.repair_with(Tables::reread)
     }
 
     fn forget_flows(&mut self, stale: &StaleFlows) -> Result<Forgotten, Error> {
@@ -223,10 +260,17 @@ fn remove_family(family: IpFamily) -> Vec<Result<bool, Error>> {
     // A variant that the kernel does not have cannot be asked, and holds nothing.
     let is_readable = removals.iter().any(|(_, edits)| edits.is_ok());
     let remove = |(programs, edits): VariantRemoval| match edits {
-        Ok(edits) if edits.is_empty() => Ok(false),
-        Ok(edits) => programs.restore(&edits.text()).map(|()| true),
+        Ok(edits) => remove(&programs, &edits),
         Err(_) if is_readable => Ok(false),
         Err(error) => Err(error),
     };
     removals.into_iter().map(remove).collect()
+}
+
+/// Whether there was something to remove.
+fn remove(programs: &Programs, edits: &Edits) -> Result<bool, Error> {
+    if !edits.is_empty() {
+        programs.restore(&edits.text())?;
+    }
+    Ok(!edits.is_empty())
 }

@@ -28,6 +28,7 @@ pub(super) enum Owner {
 pub(super) struct Addresses<'a> {
     node: &'a NodeContext,
     has_endpoints: bool,
+    others_serve: bool,
     usable: BTreeSet<(Owner, IpAddr)>,
     ranges: BTreeSet<IpNetwork>,
 }
@@ -60,10 +61,12 @@ impl<'a> Addresses<'a> {
                 reasons.insert(Reason::FamilyOff(address.into()));
             }
         }
-        let mut endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
+        let endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
+        let mut serving = endpoints.filter(|endpoint| endpoint.conditions.serving);
         Self {
             node,
-            has_endpoints: endpoints.any(|endpoint| endpoint.conditions.serving),
+            has_endpoints: serving.clone().next().is_some(),
+            others_serve: serving.any(|endpoint| !node.addresses.contains(&endpoint.address)),
             usable,
             ranges: normal_ranges(&service.source_ranges, reasons),
         }
@@ -84,6 +87,18 @@ impl<'a> Addresses<'a> {
     /// Whether packets to an address are this node's own server's. Where nobody else would answer, they stay.
     fn is_left_alone(&self, address: &IpAddr) -> bool {
         self.node.local_dns.contains(address) && (self.node.dns_answers || !self.has_endpoints)
+    }
+
+    /// Addresses at which nothing answers whatever the Service's slices say: this node's own, where its DNS server is
+    /// away. They count where there is nobody else.
+    pub(super) fn silent(&self) -> &'a [IpAddr] {
+        let is_of_dns = |address: IpAddr| self.node.local_dns.contains(&address);
+        let is_away = !self.node.dns_answers && self.of_owner(Owner::ClusterIp).any(is_of_dns);
+        if is_away && self.others_serve {
+            &self.node.addresses
+        } else {
+            &[]
+        }
     }
 
     fn of_owner(&self, wanted: Owner) -> impl Iterator<Item = IpAddr> {

@@ -2,11 +2,27 @@
 //! rules).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
 
 use super::addresses::is_possible;
 use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, SharedSet, Target};
+
+/// The endpoints that a Service's slices list.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listed<'a> {
+    pub(super) slices: &'a [&'a EndpointSlice],
+    /// Those with these addresses are passed over.
+    pub(super) silent: &'a [IpAddr],
+}
+
+impl<'a> Listed<'a> {
+    fn endpoints(self, slice: &'a EndpointSlice) -> impl Iterator<Item = &'a Endpoint> {
+        let endpoints = slice.endpoints.iter();
+        endpoints.filter(move |endpoint| !self.silent.contains(&endpoint.address))
+    }
+}
 
 /// An endpoint of one port.
 #[derive(Clone, Copy, Debug)]
@@ -68,11 +84,11 @@ impl Topology {
 pub(super) fn choose(
     port: &ServicePort,
     family: IpFamily,
-    slices: &[&EndpointSlice],
+    listed: &Listed<'_>,
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> PortPlan {
-    let candidates = candidates(port, family, slices, node, reasons);
+    let candidates = candidates(port, family, listed, node, reasons);
     let ready = candidates
         .values()
         .map(|candidate| candidate.endpoint)
@@ -124,17 +140,17 @@ fn usable<'a>(
 fn candidates<'a>(
     port: &ServicePort,
     family: IpFamily,
-    slices: &[&'a EndpointSlice],
+    listed: &Listed<'a>,
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> BTreeMap<Target, Candidate<'a>> {
     let mut candidates: BTreeMap<Target, Candidate<'a>> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == family) {
+    for slice in listed.slices.iter().filter(|slice| slice.family == family) {
         let numbers = slice
             .ports
             .iter()
             .filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for (number, endpoint) in numbers.flat_map(|p| slice.endpoints.iter().map(move |e| (p.port, e))) {
+        for (number, endpoint) in numbers.flat_map(|p| listed.endpoints(slice).map(move |e| (p.port, e))) {
             if IpFamily::from(endpoint.address) != family || !is_possible(endpoint.address) {
                 reasons.insert(Reason::BadEndpoint(endpoint.address));
                 continue;

@@ -45,6 +45,7 @@ impl Proxy {
         let mut removal = Removal::default();
         removal.add("socket hooks", ebpf::SocketHook::remove(pin_dir));
         removal.add_each("nftables tables", remove_tables());
+        removal.add_each("iptables chains of DNS", Iptables::remove_untracked(families));
         match chains {
             Chains::Ours => removal.add_each("iptables rulesets", Iptables::remove(families)),
             Chains::KubeProxys if Iptables::is_there(families) => {
@@ -57,8 +58,8 @@ impl Proxy {
     }
 
     /// Takes out of the kernel what a datapath, or a version, that ran here before this one left, so that no hook and no
-    /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. Chains of iptables are not
-    /// among it: by their names they may be kube-proxy's; [`Proxy::uninstall`] removes them.
+    /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. kube-proxy's chains of iptables
+    /// are not among it: they may be kube-proxy's own; [`Proxy::uninstall`] removes them.
     pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
             DatapathKind::Ebpf { .. } => ebpf::SocketHook::remove_other_layouts(pin_dir),
@@ -67,7 +68,9 @@ impl Proxy {
             }
         };
         let rules = match &config.datapath {
-            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => Vec::new(),
+            DatapathKind::Ebpf { .. } | DatapathKind::Nftables => {
+                Iptables::remove_untracked(&[IpFamily::V4, IpFamily::V6].into())
+            }
             DatapathKind::Iptables { .. } => remove_tables(),
         };
         hook?;

@@ -30,11 +30,15 @@ fn serve(host: &Host, directory: &Path, plugins: &str, answer: &str) -> Process 
     server
 }
 
-/// The cluster's DNS Service, with this endpoint.
-fn publish(world: &Network, endpoint: IpAddr) {
+/// The cluster's DNS Service, with these endpoints, one on each node.
+fn publish(world: &Network, endpoints: [IpAddr; 2]) {
     let ports = |key: &str| {
         let port = |name, protocol| json!({"name": name, "protocol": protocol, key: 53});
         [port("dns", "UDP"), port("dns-tcp", "TCP")]
+    };
+    let endpoint = |number: usize| {
+        let node = format!("node-{number}");
+        json!({"addresses": [endpoints[number]], "conditions": {"ready": true}, "nodeName": node})
     };
     world.put(json!({
         "apiVersion": "v1", "kind": "Service",
@@ -47,7 +51,7 @@ fn publish(world: &Network, endpoint: IpAddr) {
         "metadata": {"name": "kube-dns-1", "namespace": "kube-system",
             "labels": {"kubernetes.io/service-name": "kube-dns"}},
         "addressType": "IPv4", "ports": ports("port"),
-        "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}, "nodeName": "node-1"}],
+        "endpoints": [endpoint(0), endpoint(1)],
     }));
 }
 
@@ -63,6 +67,10 @@ fn ask(client: &Host, over: &str) -> String {
 fn clients<'a>(world: &'a Network, near: &'a Pod) -> [(&'a Host, &'static str); 4] {
     let (pod, node) = (&near.host, world.host(0));
     [(pod, "+notcp"), (pod, "+tcp"), (node, "+notcp"), (node, "+tcp")]
+}
+
+fn answers(world: &Network, near: &Pod) -> [String; 4] {
+    clients(world, near).map(|(client, over)| ask(client, over))
 }
 
 #[track_caller]
@@ -96,7 +104,8 @@ fn check(datapath: &'static str) {
     let (near, far): (Pod, Pod) = (world.pod(0, "near"), world.pod(1, "far"));
     let directory = world.directory.path().to_owned();
     let _there = serve(&far.host, &directory.join("there"), "", THERE);
-    publish(&world, far.address);
+    // The node's own server has an endpoint too, at the node's address.
+    publish(&world, [world.lan.hosts[0].address.into(), far.address]);
     let feed = world.path(0, "dns.sock");
     let plugins = format!(
         "bind {ADDRESS}\nhealth 127.0.0.1:8080 {{\nlameduck 3s\n}}\nkubernetes cluster.local {{\nfeed {}\nstate {}\n}}",
@@ -108,6 +117,13 @@ fn check(datapath: &'static str) {
     // Nobody answers here yet.
     await_answer(&world, &near, THERE);
     assert_ne!(tracked(&world, 0), Vec::<String>::new());
+    for _ in 0..5 {
+        assert_eq!(
+            answers(&world, &near),
+            [THERE; 4],
+            "the node's own endpoint is none"
+        );
+    }
 
     let mut here = start(&world);
     await_answer(&world, &near, HERE);
@@ -129,12 +145,11 @@ fn check(datapath: &'static str) {
     await_answer(&world, &near, HERE);
 
     // The agent goes and comes.
-    let answers = |world: &Network| clients(world, &near).map(|(client, over)| ask(client, over));
     world.kill_agent(0);
-    assert_eq!(answers(&world), [HERE; 4]);
+    assert_eq!(answers(&world, &near), [HERE; 4]);
     world.start_agent(0);
     world.await_ready(0);
-    assert_eq!(answers(&world), [HERE; 4]);
+    assert_eq!(answers(&world, &near), [HERE; 4]);
 
     // It ends in good order: nobody asks twice.
     here.terminate().expect("it runs");
@@ -142,7 +157,7 @@ fn check(datapath: &'static str) {
         "the other server answers everybody",
         SOON,
         || {
-            let answers = answers(&world);
+            let answers = answers(&world, &near);
             let known = |answer: &String| [HERE, THERE].contains(&answer.as_str());
             assert!(answers.iter().all(known), "{answers:?}");
             answers
@@ -160,4 +175,9 @@ fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_the_socket_ho
 #[test]
 fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_nftables() {
     check("nftables");
+}
+
+#[test]
+fn the_address_is_the_nodes_own_as_long_as_its_server_answers_with_iptables() {
+    check("iptables");
 }

@@ -27,6 +27,7 @@ use crate::{Context, pods};
 use judgement::Judgement;
 
 pub(crate) use eviction::run as run_eviction;
+pub(crate) use judgement::condition;
 pub(crate) use subnets::run as run_subnets;
 
 const COMPONENT: &str = "node-controller";

@@ -79,6 +79,7 @@ fn node(name: &str) -> Value {
         "status": {
             "allocatable": { "cpu": "4", "memory": "8Gi", "pods": "110" },
             "conditions": [{ "type": "Ready", "status": "True" }],
+            "addresses": [{ "type": "InternalIP", "address": name.replace('n', "172.30.0.1") }],
         },
     })
 }
@@ -221,6 +222,15 @@ async fn the_cluster_has_its_own_services_and_every_namespace_an_account_and_the
         dns["spec"]["clusterIP"] == "10.96.0.10"
     })
     .await;
+    let servers = |addresses: &'static [&'static str]| {
+        api.eventually("servers of DNS", move |api| {
+            ready_addresses(api, "kube-dns") == addresses
+        })
+    };
+    servers(&["172.30.0.11", "172.30.0.12"]).await;
+    let unready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } });
+    api.patch("nodes", "", "n1", unready);
+    servers(&["172.30.0.12"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,12 +96,11 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         events,
         runtime,
     } = proxying;
-    let mut config = config;
-    config.settings.dns_answers = *dns_answers.borrow();
     let proxy = Proxy::open(&config).context("open the proxy's datapath")?;
     let drift = watch_drift(&proxy, shutdown.clone())?;
     let mut schedule = Schedule::new(snapshots, dns_answers, Pacing::new(min_sync_period), drift);
     let mut keeper = Keeper::new(proxy, &progress, part, events);
+    keeper.set_dns_answers(schedule.dns_answers());
     keeper.read_counters();
     let mut leftovers = Leftovers::new(config, pin_dir);
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);

@@ -36,7 +36,6 @@ pub fn settings(config: &Config, families: &BTreeSet<IpFamily>) -> anyhow::Resul
             config::NodePortAddresses::Networks(networks) => NodePortAddresses::Networks(networks.clone()),
         },
         local_dns: config.dns.address.into_iter().collect(),
-        dns_answers: true,
     };
     Ok(Some(proxy::Config { settings, datapath }))
 }

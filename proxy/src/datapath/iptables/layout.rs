@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use model::{IpFamily, ObjectName};
 
 use super::names::{
-    CANARY, EXTERNAL_SERVICES, FORWARD, MARK_MASQ, MARK_OUTSIDE, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
-    SERVICES, is_of_port,
+    CANARY, DNS, EXTERNAL_SERVICES, FORWARD, MARK_MASQ, MARK_OUTSIDE, NODE_PORTS, POSTROUTING,
+    PROXY_FIREWALL, SERVICES, is_of_port,
 };
 use super::render::{Rendered, Top};
 use super::rule::Rule;
@@ -36,6 +36,7 @@ const LISTS: [(Table, &str); 6] = [
 #[must_use]
 pub fn is_own_chain(table: Table, chain: &str) -> bool {
     match table {
+        Table::Raw => chain == DNS,
         Table::Mangle => chain == CANARY,
         Table::Nat => {
             [SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, MARK_OUTSIDE, CANARY].contains(&chain)

@@ -21,6 +21,8 @@ pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 pub const MARK_OUTSIDE: &str = "KUBE-MARK-OUTSIDE";
 /// Drops what source ranges forbid.
 pub const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
+/// Leaves what goes to the node's own DNS server, and what comes from there, untracked (raw). Ours by its name.
+pub const DNS: &str = "CAUSEWAY-DNS";
 /// Empty; that it is gone tells that somebody flushed the table.
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 

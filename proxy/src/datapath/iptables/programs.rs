@@ -137,10 +137,10 @@ impl Programs {
         Ok(Ruleset::parse(&self.run(&self.save, "all tables", &[], "")?))
     }
 
-    /// The proxy's tables.
-    pub fn save(&self) -> Result<Ruleset, Error> {
+    /// These tables, which exist from then on.
+    pub fn save(&self, tables: &[Table]) -> Result<Ruleset, Error> {
         let mut saved = String::new();
-        for table in Table::ALL {
+        for table in tables {
             saved += &self.run(&self.save, &table.to_string(), &["-t", table.name()], "")?;
         }
         Ok(Ruleset::parse(&saved))

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use super::layout;
+use super::names::DNS;
 use super::rule::Rule;
 
 /// The rules of a chain, in order. A rendering and what is known of the kernel share them.
@@ -14,6 +15,8 @@ pub type Rules = Arc<[Rule]>;
 /// are translated already match nothing in filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
+    /// Says what connection tracking leaves alone.
+    Raw,
     /// Holds a canary only.
     Mangle,
     /// Translates.
@@ -24,12 +27,16 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Mangle, Self::Nat, Self::Filter];
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Mangle, Self::Nat, Self::Filter];
+
+    /// Those that Services need.
+    pub const OF_SERVICES: [Self; 3] = [Self::Mangle, Self::Nat, Self::Filter];
 
     /// Its name in the programs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Raw => "raw",
             Self::Mangle => "mangle",
             Self::Nat => "nat",
             Self::Filter => "filter",
@@ -135,7 +142,10 @@ fn appended(line: &str) -> Option<(&str, &str)> {
 
 fn own_jump(table: Table, chain: &str, rule: &str) -> Option<Jump> {
     // Most rules of others lead nowhere near: they are not taken apart.
-    rule.contains("KUBE-").then_some(())?;
+    ["KUBE-", DNS]
+        .iter()
+        .any(|part| rule.contains(part))
+        .then_some(())?;
     let rule = Rule::new(rule);
     let is_own = rule
         .target()
@@ -172,6 +182,15 @@ impl Edits {
     /// Wants a chain to hold rules.
     pub fn put(&mut self, table: Table, chain: impl Into<String>, rules: Rules) {
         self.chains.insert((table, chain.into()), Some(rules));
+    }
+
+    /// Only what is in one table.
+    #[must_use]
+    pub fn of(mut self, table: Table) -> Self {
+        self.chains.retain(|(of, _), _| *of == table);
+        self.inserted.retain(|jump| jump.table == table);
+        self.deleted.retain(|jump| jump.table == table);
+        self
     }
 
     /// Only what differs from what is there.
@@ -311,7 +330,7 @@ COMMIT
     #[test]
     fn rules_of_own_chains_are_counted_as_they_come_and_go() {
         let mut ruleset = Ruleset::parse(SAVED);
-        assert_eq!(Table::ALL.map(|table| ruleset.own_rules(table)), [0, 1, 0]);
+        assert_eq!(Table::ALL.map(|table| ruleset.own_rules(table)), [0, 0, 1, 0]);
         let rule = || Rule::new("-j ACCEPT");
         let rows = [
             ("KUBE-SVC-XPGD46QRK7WJZT7O", Some(vec![rule(), rule()]), 3),

@@ -201,7 +201,7 @@ impl Tables {
     /// Reads everything back and repairs the fixed part.
     pub fn reread(&mut self) -> Result<Vec<String>, Error> {
         self.suspect = true;
-        self.kernel = self.programs.save()?;
+        self.kernel = self.programs.save(&Table::OF_SERVICES)?;
         self.node.liberal = self.programs.is_liberal();
         let mut edits = self.fixed_edits();
         for (table, chain) in layout::list_names() {
@@ -230,7 +230,7 @@ impl Tables {
         for Jump { table, from, rule } in layout::jumps() {
             chains.entry((table, from)).or_default().push(rule);
         }
-        chains.extend(Table::ALL.map(|table| ((table, CANARY.to_owned()), Vec::new())));
+        chains.extend(Table::OF_SERVICES.map(|table| ((table, CANARY.to_owned()), Vec::new())));
         let (in_nat, others): (Vec<_>, Vec<_>) = chains
             .into_iter()
             .partition(|((table, _), _)| *table == Table::Nat);
