@@ -12,7 +12,7 @@ use crate::table::Include;
 
 /// More values than any object has that the store takes (Endpoints of a thousand addresses have ten thousand); each may
 /// take half a kilobyte of memory.
-const MAX_VALUES: usize = 1 << 17;
+pub const MAX_VALUES: usize = 1 << 17;
 
 /// What `Accept` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -277,7 +277,7 @@ impl Transcoder {
 }
 
 /// Go writes every field that is no pointer, so its zero is no more than its absence. A time that is zero is null even
-/// behind a pointer.
+/// behind a pointer. An empty message is left: Go's JSON has it too.
 fn says_nothing(pointer: bool, value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -285,8 +285,7 @@ fn says_nothing(pointer: bool, value: &Value) -> bool {
         Value::Bool(value) => !value,
         Value::Number(value) => value.as_i64() == Some(0),
         Value::String(value) => value.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Array(_) => false,
+        Value::Object(_) | Value::Array(_) => false,
     }
 }
 

@@ -163,6 +163,12 @@ impl Failure {
         )
     }
 
+    /// 413: a JSON patch of more operations than are carried out.
+    pub fn too_many_operations(limit: usize, got: usize) -> Self {
+        let message = format!("The allowed maximum operations in a JSON patch is {limit}, got {got}");
+        Failure::new(413, "RequestEntityTooLarge", message)
+    }
+
     /// 415: a body in an encoding that is not read.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {
         Failure::new(415, "UnsupportedMediaType", message)

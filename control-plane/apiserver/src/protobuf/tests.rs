@@ -272,12 +272,17 @@ fn a_zero_is_kept_only_where_go_tells_it_from_nothing() {
         ..apps::Deployment::default()
     };
     let found = read(&body("apps/v1", "Deployment", &deployment.encode_to_vec()));
-    let expected = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "spec": { "replicas": 0, "template": { "spec": {
-        "terminationGracePeriodSeconds": 0,
-        "volumes": [{ "name": "v", "emptyDir": {} }],
-        "containers": [{ "name": "a", "ports": [{ "containerPort": 80 }],
-            "securityContext": { "runAsUser": 0, "privileged": false } }],
-    } } } });
+    let container = json!({
+        "name": "a", "ports": [{ "containerPort": 80 }], "resources": {},
+        "securityContext": { "runAsUser": 0, "privileged": false },
+    });
+    let pod = json!({
+        "terminationGracePeriodSeconds": 0, "volumes": [{ "name": "v", "emptyDir": {} }], "containers": [container],
+    });
+    let expected = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "status": {},
+        "spec": { "replicas": 0, "strategy": {}, "template": { "spec": pod } },
+    });
     assert_eq!(found, Ok(expected));
 }
 
