@@ -81,7 +81,7 @@ fn anyone_may(verb: &str, path: &ResourcePath) -> bool {
     verb == "create"
         && matches!(
             path.resource.as_str(),
-            "selfsubjectaccessreviews" | "selfsubjectreviews"
+            "selfsubjectaccessreviews" | "selfsubjectreviews" | "selfsubjectrulesreviews"
         )
 }
 
