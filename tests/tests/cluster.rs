@@ -3,6 +3,8 @@
 //!
 //! A harness of its own, because all of it happens on one cluster that has to come down at the end.
 
+#[path = "cluster/commands.rs"]
+mod commands;
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
 #[path = "cluster/roles.rs"]
@@ -52,6 +54,18 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("set_image_rolls_out_and_back", set_image),
     ("logs_follow_a_running_pod", logs_follow),
     ("every_kubectl_applies_waits_and_deletes", every_kubectl),
+    (
+        "every_kubectl_creates_and_deletes_with_and_without_dependents",
+        commands::create_with_every_kubectl,
+    ),
+    (
+        "lists_come_in_chunks_of_one_revision",
+        commands::lists_come_in_chunks,
+    ),
+    (
+        "a_budget_holds_a_drain_up_until_it_can_spare_a_pod",
+        commands::a_budget_holds_a_drain_up,
+    ),
     ("the_rust_client_lists_and_watches", rust_client),
     ("bad_objects_get_kubernetes_own_errors", bad_objects),
     (
@@ -500,8 +514,16 @@ fn kubectls() -> Vec<PathBuf> {
         })
         .and_then(|file| std::fs::canonicalize(file).ok())
     {
-        let beside = |minor: u32| real.with_file_name(format!("kubectl.1.{minor}"));
-        found.extend([27, 30, 33].map(beside).into_iter().filter(|file| file.exists()));
+        for minor in 27..=33 {
+            let beside = real.with_file_name(format!("kubectl.1.{minor}"));
+            match beside.exists() {
+                true => found.push(beside),
+                false => tests::skipped(
+                    &format!("kubectl 1.{minor}"),
+                    "it is not beside the kubectl on PATH",
+                ),
+            }
+        }
     }
     let oldest = tests::cluster::programs().join("../tools/usr/bin/kubectl");
     if oldest.exists() {

@@ -8,7 +8,7 @@
 //! `ETCD=http://127.0.0.1:2379` in the environment it is that etcd, with `ETCD=real` the `etcd` on PATH (Debian's
 //! `etcd-server`) or the one that `ETCD_BINARY` names, its data in DIRECTORY. No controllers run: create the `default` ServiceAccount before any Pod.
 
-#[path = "../tests/server/harness/mod.rs"]
+#[path = "../tests/harness/mod.rs"]
 mod harness;
 
 use std::path::PathBuf;

@@ -30,6 +30,11 @@ pub fn allowed(user: &User, request: &RequestInfo) -> bool {
     }
 }
 
+/// True for whoever may do things that no role tells of.
+pub fn needs_no_role(user: &User) -> bool {
+    node_of(user).is_some() || user.is_in(AGENTS)
+}
+
 /// The namespace whose roles count, empty for the cluster. A Namespace is in itself.
 pub fn scope(request: &RequestInfo) -> &str {
     let Target::Resource(path) = &request.target else {

@@ -5,8 +5,14 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::Value;
 
+use crate::object;
+use crate::protobuf::{self, ProtobufError};
 use crate::status::{Failure, Result};
 use crate::table::Include;
+
+/// More values than any object has that the store takes (Endpoints of a thousand addresses have ten thousand); each may
+/// take half a kilobyte of memory.
+pub const MAX_VALUES: usize = 1 << 17;
 
 /// What `Accept` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +95,10 @@ pub fn content_type(headers: &HeaderMap) -> &str {
     if bare.is_empty() { "application/json" } else { bare }
 }
 
-/// A JSON or YAML body.
+/// A body in JSON, YAML or Kubernetes' protobuf.
+///
+/// # Errors
+/// 400 for what cannot be read, 413 for more than `MAX_VALUES` values, 415 for other encodings.
 pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
     let unreadable = |error: &dyn std::fmt::Display| {
         Failure::bad_request(format!(
@@ -97,19 +106,36 @@ pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
         ))
     };
     match content_type(headers) {
+        "application/json" | "*/*" if object::json_values_at_least(body) > MAX_VALUES => {
+            Err(Failure::too_many_values(MAX_VALUES))
+        }
         "application/json" | "*/*" => serde_json::from_slice(body).map_err(|error| unreadable(&error)),
         "application/yaml" | "text/yaml" => {
             serde_yaml_ng::from_slice(body).map_err(|error| unreadable(&error))
         }
-        "application/vnd.kubernetes.protobuf" => Err(Failure::unsupported_media_type(
-            "this API server reads JSON and YAML bodies, not protobuf, which `kubectl create` and `kubectl expose` of \
-             1.32 and later send: write the object with `--dry-run=client -o yaml` and pipe it into `kubectl apply -f -`",
-        )),
+        protobuf::MEDIA_TYPE => {
+            let (meta, raw) = protobuf::open(body).map_err(|error| unreadable(&error))?;
+            protobuf::to_json(&meta, raw, MAX_VALUES).map_err(|error| match error {
+                ProtobufError::TooManyValues => Failure::too_many_values(MAX_VALUES),
+                ProtobufError::UnknownKind { .. } => Failure::bad_request(error.to_string()),
+                error => {
+                    let (kind, version) = (&meta.kind, short_version(&meta.api_version));
+                    Failure::bad_request(format!(
+                        "{kind} in version \"{version}\" cannot be handled as a {kind}: {error}"
+                    ))
+                }
+            })
+        }
         other => Err(Failure::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json, application/yaml (got {other})"
+             application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
         ))),
     }
+}
+
+/// `apps/v1` -> `v1`.
+pub fn short_version(api_version: &str) -> &str {
+    api_version.rsplit('/').next().unwrap_or(api_version)
 }
 
 /// A response with a JSON (or YAML) body.

@@ -134,6 +134,26 @@ pub fn time(now: Timestamp) -> Value {
     Value::String(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
+/// `metav1.MicroTime`: RFC 3339 in microseconds.
+pub fn micro_time(now: Timestamp) -> Value {
+    Value::String(now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string())
+}
+
+/// How many values a JSON text has, at least: those that begin a list or an object, or follow a comma.
+pub fn json_values_at_least(json: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' | b',' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// `apiVersion` of a group and version.
 pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() {

@@ -44,6 +44,11 @@ impl Selection {
         })
     }
 
+    /// True when nothing but the namespace is asked for.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
     /// True when the object is selected.
     pub fn matches(&self, resource: &Resource, object: &Value) -> bool {
         let in_namespace = self
@@ -76,6 +81,40 @@ impl Requirement {
             Requirement::Exists(key) => label(key).is_some(),
             Requirement::Absent(key) => label(key).is_none(),
         }
+    }
+}
+
+/// Whether a `metav1.LabelSelector` selects what has these labels: an absent one selects nothing, an empty one all
+/// (`LabelSelectorAsSelector`). One with an operator that does not exist selects nothing.
+pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
+    let equal = |(key, value): (&String, &Value)| labels.get(key) == Some(value);
+    selector.is_object()
+        && selector
+            .at("matchLabels")
+            .as_object()
+            .into_iter()
+            .flatten()
+            .all(equal)
+        && selector
+            .list("matchExpressions")
+            .iter()
+            .all(|one| expression(one).is_some_and(|requirement| requirement.matches(labels)))
+}
+
+fn expression(expression: &Value) -> Option<Requirement> {
+    let key = expression.text("key").to_owned();
+    let values = || {
+        let values = expression.list("values").iter();
+        values
+            .map(|value| value.as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    match expression.text("operator") {
+        "In" => Some(Requirement::In(key, values())),
+        "NotIn" => Some(Requirement::NotIn(key, values())),
+        "Exists" => Some(Requirement::Exists(key)),
+        "DoesNotExist" => Some(Requirement::Absent(key)),
+        _ => None,
     }
 }
 
@@ -228,6 +267,26 @@ mod tests {
         check("!other,tier", "", Some(true));
         check("app within (x)", "", None);
         check("a b", "", None);
+    }
+
+    #[test]
+    fn a_label_selector_of_an_object_selects_as_upstream_does() {
+        let labels = json!({ "app": "web", "tier": "front" });
+        let one = |key: &str, operator: &str, values: &[&str]| json!({ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] });
+        for (selector, expected) in [
+            (Value::Null, false),
+            (json!({}), true),
+            (json!({ "matchLabels": { "app": "web" } }), true),
+            (json!({ "matchLabels": { "app": "web", "other": "x" } }), false),
+            (one("app", "In", &["web", "api"]), true),
+            (one("app", "NotIn", &["web"]), false),
+            (one("other", "NotIn", &["x"]), true),
+            (one("tier", "Exists", &[]), true),
+            (one("tier", "DoesNotExist", &[]), false),
+            (one("tier", "Gt", &["1"]), false),
+        ] {
+            assert_eq!(label_selector_matches(&selector, &labels), expected, "{selector}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub struct Failure {
     /// The text that kubectl prints after `Error from server (Reason):`.
     pub message: String,
     details: Option<Box<Value>>,
+    continue_token: Option<Box<str>>,
 }
 
 /// What every handler returns.
@@ -29,6 +30,7 @@ impl Failure {
             reason,
             message: message.into(),
             details: None,
+            continue_token: None,
         }
     }
 
@@ -130,6 +132,19 @@ impl Failure {
         Failure::new(410, "Expired", message)
     }
 
+    /// 410 for a list that is continued too late: `token` reads the rest as it is now (`handleCompactedErrorForPaging`).
+    pub fn continue_expired(token: String) -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result. You can start \
+            a new list without the continue parameter, or use the continue token in this response to retrieve the \
+            remainder of the results. Continuing with the provided token results in an inconsistent list - objects \
+            that were created, modified, or deleted between the time the first chunk was returned and now may show \
+            up in the list.";
+        Failure {
+            continue_token: Some(token.into()),
+            ..Failure::expired(message)
+        }
+    }
+
     /// 413: body larger than the server reads.
     pub fn too_large(limit: usize) -> Self {
         Failure::new(
@@ -137,6 +152,21 @@ impl Failure {
             "RequestEntityTooLarge",
             format!("Request entity too large: limit is {limit}"),
         )
+    }
+
+    /// 413: body of more values than the server holds.
+    pub fn too_many_values(limit: usize) -> Self {
+        Failure::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: limit is {limit} values"),
+        )
+    }
+
+    /// 413: a JSON patch of more operations than are carried out.
+    pub fn too_many_operations(limit: usize, got: usize) -> Self {
+        let message = format!("The allowed maximum operations in a JSON patch is {limit}, got {got}");
+        Failure::new(413, "RequestEntityTooLarge", message)
     }
 
     /// 415: a body in an encoding that is not read.
@@ -163,9 +193,29 @@ impl Failure {
         failure
     }
 
+    /// 422: the options of a request break rules: `DeleteOptions.meta.k8s.io "" is invalid: why`. `kind` has its group.
+    pub fn invalid_options(kind: &str, why: impl std::fmt::Display) -> Self {
+        Failure::unprocessable(format!("{kind} \"\" is invalid: {why}"))
+    }
+
     /// 422 for a patch that cannot be applied.
     pub fn unprocessable(message: impl Into<String>) -> Self {
         Failure::new(422, "Invalid", message)
+    }
+
+    /// 429: a disruption budget keeps the pod; the texts are `EvictionREST`'s.
+    pub fn disruption_refused(why: impl Into<String>) -> Self {
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let mut failure = Failure::new(429, "TooManyRequests", message);
+        let cause = json!({ "reason": "DisruptionBudget", "message": why.into() });
+        failure.details = Some(Box::new(json!({ "causes": [cause] })));
+        failure
+    }
+
+    /// 500: which of several budgets counts is nowhere said (`EvictionREST`).
+    pub fn several_budgets() -> Self {
+        let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        Failure::new(500, "InternalError", message)
     }
 
     /// 500: our own fault, or etcd's.
@@ -197,6 +247,9 @@ impl Failure {
         });
         if let Some(details) = &self.details {
             status["details"] = (**details).clone();
+        }
+        if let Some(token) = &self.continue_token {
+            status["metadata"]["continue"] = (**token).into();
         }
         status
     }

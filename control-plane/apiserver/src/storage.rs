@@ -193,6 +193,37 @@ impl Storage {
         Ok((pairs, revision))
     }
 
+    /// Up to `limit` objects from the key `from` on and below `prefix`, at a past revision when one is given.
+    pub async fn page(
+        &self,
+        prefix: &str,
+        from: &str,
+        limit: i64,
+        at: Option<i64>,
+    ) -> Result<Page, StorageError> {
+        let mut kv = self
+            .client
+            .kv_client()
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut options = GetOptions::new().with_range(range_end(prefix)).with_limit(limit);
+        if let Some(revision) = at {
+            options = options.with_revision(revision);
+        }
+        let mut response = within(kv.get(from, Some(options))).await?;
+        let header = response.header().map(|header| header.revision());
+        let pairs: Vec<(String, Value)> = response
+            .take_kvs()
+            .iter()
+            .map(|kv| Ok((key_of(kv), decode(kv)?)))
+            .collect::<Result<_, StorageError>>()?;
+        let read = i64::try_from(pairs.len()).unwrap_or(i64::MAX);
+        Ok(Page {
+            pairs,
+            revision: at.or(header).unwrap_or_default(),
+            after: (response.count() - read).max(0),
+        })
+    }
+
     /// The newest revision, by a read that goes through consensus: proves that etcd is there.
     pub async fn current_revision(&self) -> Result<i64, StorageError> {
         let mut kv = self.client.kv_client();
@@ -280,6 +311,22 @@ impl Storage {
         });
         Ok(id)
     }
+}
+
+/// A part of a list.
+#[derive(Debug)]
+pub struct Page {
+    /// Keys and objects, in the order of the keys.
+    pub pairs: Vec<(String, Value)>,
+    /// The revision at which it was read.
+    pub revision: i64,
+    /// How many objects come after it.
+    pub after: i64,
+}
+
+/// The first key that does not begin with `prefix`, which ends in a slash.
+fn range_end(prefix: &str) -> String {
+    format!("{}0", prefix.trim_end_matches('/'))
 }
 
 /// The key as text; ours are always UTF-8.

@@ -23,7 +23,7 @@ impl Api {
     }
 
     /// What roles allow, once they have been read.
-    async fn policy(&self) -> Result<std::sync::Arc<Policy>> {
+    pub(super) async fn policy(&self) -> Result<std::sync::Arc<Policy>> {
         match self.caches.wait_synced(SYNC_LIMIT).await {
             true => Ok(self.authorizer.policy(self.registry, &self.caches, &self.storage)),
             false => Err(Failure::unavailable("the roles have not been read yet")),

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Call;
+use crate::negotiate::short_version;
 use crate::object::{self, Fields};
 use crate::resources::{Resource, unknown_fields};
 use crate::status::{Failure, Result};
@@ -17,7 +18,7 @@ pub(super) fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> 
         let (kind, version) = (resource.kind, resource.api_version());
         Failure::bad_request(format!(
             "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
-            short(&version)
+            short_version(&version)
         ))
     })?;
     let unknown = unknown_fields(&given, &kept);
@@ -32,7 +33,7 @@ pub(super) fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> 
                 let all = told.join(", ");
                 return Err(Failure::bad_request(format!(
                     "{kind} in version \"{}\" cannot be handled as a {kind}: strict decoding error: {all}",
-                    short(&version)
+                    short_version(&version)
                 )));
             }
             Some("Ignore") => {}
@@ -40,11 +41,6 @@ pub(super) fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> 
         }
     }
     Ok(kept)
-}
-
-/// `apps/v1` -> `v1`.
-fn short(api_version: &str) -> &str {
-    api_version.rsplit('/').next().unwrap_or(api_version)
 }
 
 /// The body must be of the kind that the path says; what it leaves out is filled in.
@@ -64,7 +60,7 @@ pub(super) fn check_kind(resource: &Resource, object: &mut Value) -> Result<()> 
     if given_kind != resource.kind {
         return Err(Failure::bad_request(format!(
             "{given_kind} in version \"{}\" cannot be handled as a {}: the kind in the data does not match",
-            short(&version),
+            short_version(&version),
             resource.kind
         )));
     }

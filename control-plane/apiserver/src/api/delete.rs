@@ -6,9 +6,10 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::options::DeleteOptions;
+use super::page::Listed;
 use super::{Api, Call, now};
 use crate::object::{self, Fields};
-use crate::resources::{Resource, Serves, pod_is_finished};
+use crate::resources::{Resource, pod_is_finished};
 use crate::services;
 use crate::status::{self, Failure, Result};
 use crate::storage::{Commit, Outcome};
@@ -47,7 +48,7 @@ impl Api {
     pub(super) async fn delete_collection(&self, call: &Call) -> Result<Response<Body>> {
         let options = DeleteOptions::of(call)?;
         let resource = call.resource.stored_row(self.registry);
-        let (objects, revision) = self.selected(call).await?;
+        let Listed { objects, metadata } = self.selected(call).await?;
         let mut items = Vec::new();
         for object in objects {
             let namespace = Some(object::namespace(&object)).filter(|namespace| !namespace.is_empty());
@@ -65,7 +66,7 @@ impl Api {
         }
         let list = json!({
             "kind": format!("{}List", call.resource.kind), "apiVersion": call.resource.api_version(),
-            "metadata": { "resourceVersion": revision.to_string() }, "items": items,
+            "metadata": metadata, "items": items,
         });
         Ok(negotiate::respond(200, &list, call.wanted.yaml))
     }
@@ -98,23 +99,26 @@ impl Api {
                 return Err(Failure::forbidden_object(resource, name, why));
             }
             let grace = grace_seconds(resource, &current, options);
-            let held_back = !current.list("metadata.finalizers").is_empty()
+            let finalizers = match resource.kind {
+                // Nothing is owned by an Event (`rest.Unsupported`).
+                "Event" => current.list("metadata.finalizers").to_vec(),
+                _ => options.dependents.finalizers(&current),
+            };
+            let held_back = !finalizers.is_empty()
                 || resource.kind == "Namespace" && !current.list("spec.finalizers").is_empty();
             if grace == 0 && !held_back {
                 if options.dry_run {
                     return Ok(Deleted::Gone(current));
-                }
-                if options.orphan {
-                    self.orphan_dependents(object::uid(&current)).await?;
                 }
                 if self.remove(resource, namespace, &current).await? {
                     return Ok(Deleted::Gone(current));
                 }
                 continue;
             }
-            let Some(marked) = marked(resource, &current, grace) else {
+            let marked = marked(resource, &current, grace, finalizers);
+            if marked == current {
                 return Ok(Deleted::Marked(current));
-            };
+            }
             if options.dry_run {
                 return Ok(Deleted::Marked(marked));
             }
@@ -159,49 +163,6 @@ impl Api {
             .await?;
         Ok(matches!(outcome, Outcome::Written(_)))
     }
-
-    /// `propagationPolicy=Orphan`: dependents forget their owner before it goes, so that no collector follows them.
-    async fn orphan_dependents(&self, uid: &str) -> Result<()> {
-        for resource in self
-            .registry
-            .rows()
-            .iter()
-            .filter(|row| row.serves == Serves::Objects)
-        {
-            for item in self.caches.of(&self.storage, resource).items() {
-                let owned = |object: &Value| {
-                    object
-                        .list("metadata.ownerReferences")
-                        .iter()
-                        .any(|one| one.text("uid") == uid)
-                };
-                if !owned(&item.object) {
-                    continue;
-                }
-                let namespace =
-                    Some(object::namespace(&item.object)).filter(|namespace| !namespace.is_empty());
-                let key = self.storage.key(resource, namespace, object::name(&item.object));
-                for _ in 0..ATTEMPTS {
-                    let Some(mut object) = self.storage.get(&key).await? else {
-                        break;
-                    };
-                    if let Some(Value::Array(owners)) = object["metadata"].get_mut("ownerReferences") {
-                        owners.retain(|one| one.text("uid") != uid);
-                    }
-                    let expect = vec![(key.clone(), object::revision(&object))];
-                    let commit = Commit {
-                        expect,
-                        puts: vec![(key.clone(), object)],
-                        ..Commit::default()
-                    };
-                    if matches!(self.storage.commit(commit).await?, Outcome::Written(_)) {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Namespaces that the cluster cannot be without (NamespaceLifecycle).
@@ -243,16 +204,18 @@ fn grace_seconds(resource: &Resource, pod: &Value, options: &DeleteOptions) -> i
     if wanted < 0 { 1 } else { wanted }
 }
 
-/// The object with its deletion recorded; `None` when an earlier deletion already says as much.
-fn marked(resource: &Resource, current: &Value, grace: i64) -> Option<Value> {
-    if object::is_terminating(current) {
-        let before = current.int("metadata.deletionGracePeriodSeconds").unwrap_or(0);
-        if grace >= before {
-            return None;
-        }
-    }
+/// The object with its deletion recorded; as it was when an earlier deletion already says as much.
+fn marked(resource: &Resource, current: &Value, grace: i64, finalizers: Vec<Value>) -> Value {
     let mut marked = current.clone();
     let metadata = object::metadata(&mut marked);
+    metadata.remove("finalizers");
+    if !finalizers.is_empty() {
+        metadata.insert("finalizers".to_owned(), finalizers.into());
+    }
+    let before = current.int("metadata.deletionGracePeriodSeconds").unwrap_or(0);
+    if object::is_terminating(current) && grace >= before {
+        return marked;
+    }
     let deadline = now() + SignedDuration::from_secs(grace);
     metadata.insert("deletionTimestamp".to_owned(), object::time(deadline));
     metadata.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
@@ -261,5 +224,5 @@ fn marked(resource: &Resource, current: &Value, grace: i64) -> Option<Value> {
         // Namespaces carry no grace period.
         object::metadata(&mut marked).remove("deletionGracePeriodSeconds");
     }
-    Some(marked)
+    marked
 }

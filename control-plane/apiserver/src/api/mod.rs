@@ -3,7 +3,9 @@
 mod access;
 mod decode;
 mod delete;
+mod eviction;
 mod options;
+mod page;
 mod pods;
 mod read;
 mod reviews;
@@ -174,6 +176,7 @@ impl Api {
         if call.resource.namespaced && call.namespace().is_none() && !matches!(verb, "list" | "watch") {
             return Err(Failure::method_not_allowed());
         }
+        options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {
             return self.subresource_call(verb, &subresource, call, upgrade).await;
         }

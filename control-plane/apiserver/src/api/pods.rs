@@ -1,4 +1,4 @@
-//! What is particular to Pods and ServiceAccounts: binding, eviction, logs, streams, tokens.
+//! What is particular to Pods and ServiceAccounts: binding, logs, streams, tokens.
 
 use axum::body::Body;
 use http::{Method, Response};
@@ -48,27 +48,6 @@ impl Api {
         Ok(negotiate::respond(201, &status::created(), false))
     }
 
-    /// `pods/eviction` without budgets: a delete (`EvictionREST.Create`).
-    pub(super) async fn evict(&self, call: &Call) -> Result<Response<Body>> {
-        let eviction = negotiate::decode_body(&call.headers, &call.body)?;
-        let mut options = eviction.at("deleteOptions").clone();
-        if options.is_null() {
-            options = json!({});
-        }
-        let delete = Call {
-            user: call.user.clone(),
-            resource: call.resource,
-            path: call.path.clone(),
-            query: call.query.clone(),
-            headers: http::HeaderMap::new(),
-            method: Method::DELETE,
-            wanted: call.wanted,
-            body: options.to_string().into(),
-        };
-        self.delete(&delete).await?;
-        Ok(negotiate::respond(201, &status::created(), false))
-    }
-
     /// A change of a Pod that bypasses what clients may change.
     async fn change_raw(
         &self,
@@ -80,6 +59,9 @@ impl Api {
         for _ in 0..16 {
             let current = self.stored(call).await?;
             let mut changed = change(&current)?;
+            if call.dry_run() {
+                return Ok(changed);
+            }
             let expect = vec![(key.clone(), object::revision(&current))];
             let commit = Commit {
                 expect,
@@ -174,6 +156,7 @@ impl Api {
     pub(super) async fn issue_token(&self, call: &Call) -> Result<Response<Body>> {
         let mut request = negotiate::decode_body(&call.headers, &call.body)?;
         let account = self.stored(call).await?;
+        check_expiration(&request)?;
         let bound = request.at("spec.boundObjectRef").clone();
         let pods = self.registry.kind("", "Pod");
         let pod = match bound.text("kind") {
@@ -181,7 +164,15 @@ impl Api {
                 let found = self.look_up(pods, call.namespace(), bound.text("name")).await?;
                 Some(found.ok_or_else(|| Failure::not_found(pods, bound.text("name")))?)
             }
-            _ => None,
+            "" => None,
+            // A token that outlives what it was to be bound to would be worse than none.
+            kind => {
+                let told = format!(
+                    "cannot bind token for object of type {}, Kind={kind}",
+                    bound.text("apiVersion")
+                );
+                return Err(Failure::bad_request(told));
+            }
         };
         if let Some(pod) = &pod {
             let wanted = bound.text("uid");
@@ -219,6 +210,23 @@ impl Api {
         })
         .await
     }
+}
+
+/// `ValidateTokenRequest`.
+fn check_expiration(request: &Value) -> Result<()> {
+    let Some(seconds) = request.int("spec.expirationSeconds") else {
+        return Ok(());
+    };
+    let why = match seconds {
+        ..600 => "may not specify a duration less than 10 minutes",
+        4_294_967_297.. => "may not specify a duration larger than 2^32 seconds",
+        _ => return Ok(()),
+    };
+    let told = format!("spec.expirationSeconds: Invalid value: {seconds}: {why}");
+    Err(Failure::invalid_options(
+        "TokenRequest.authentication.k8s.io",
+        told,
+    ))
 }
 
 fn chosen_container(pod: &Value, wanted: Option<&str>) -> Result<String> {

@@ -4,12 +4,12 @@ use axum::body::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::page::Listed;
 use super::{Api, Call, now};
 use crate::negotiate::{self, Shape};
 use crate::object::{self, Fields};
 use crate::selectors::Selection;
 use crate::status::{Failure, Result};
-use crate::storage::StorageError;
 use crate::{authz, table};
 
 impl Api {
@@ -63,9 +63,8 @@ impl Api {
         if call.path.name.is_some() {
             return Err(Failure::method_not_allowed());
         }
-        let (objects, revision) = self.selected(call).await?;
+        let Listed { objects, metadata } = self.selected(call).await?;
         let resource = call.resource;
-        let metadata = json!({ "resourceVersion": revision.to_string() });
         let list = match call.wanted.shape {
             Shape::Object => json!({
                 "kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(),
@@ -89,22 +88,19 @@ impl Api {
         Ok(negotiate::respond(200, &list, call.wanted.yaml))
     }
 
-    /// The selected objects and the revision of the list. `limit` is not a promise: everything comes in one page, which
-    /// the protocol allows.
-    pub(super) async fn selected(&self, call: &Call) -> Result<(Vec<Value>, i64)> {
-        if call.query.get("continue").is_some() {
-            return Err(Failure::expired(
-                "the provided continue parameter was not given out by this server",
-            ));
-        }
+    /// The selected objects: all of them, or the part that `limit` and `continue` ask for.
+    pub(super) async fn selected(&self, call: &Call) -> Result<Listed> {
         let selection = self.selection(call)?;
+        if let Some(part) = self.part(call, &selection).await? {
+            return Ok(part);
+        }
         let (objects, revision) = self.all(call).await?;
         let selected = objects
             .into_iter()
             .map(|object| call.resource.outward(object))
             .filter(|object| selection.matches(call.resource, object))
             .collect();
-        Ok((selected, revision))
+        Ok(Listed::whole(selected, revision))
     }
 
     pub(super) fn selection(&self, call: &Call) -> Result<Selection> {
@@ -112,17 +108,14 @@ impl Api {
         Selection::parse(call.resource, call.namespace(), labels, fields)
     }
 
-    /// All objects in scope at the revision that `resourceVersion` and `resourceVersionMatch` ask for: "0" is whatever
-    /// memory has, absent is the newest state by etcd's word.
+    /// All objects in scope, not older than `resourceVersion` asks for: "0" is whatever memory has, absent is the newest
+    /// state by etcd's word.
     async fn all(&self, call: &Call) -> Result<(Vec<Value>, i64)> {
         let prefix = self.storage.scope_prefix(call.resource, call.namespace());
         let wanted = match call.query.get("resourceVersion") {
             None => return Ok(self.storage.list(&prefix).await?),
             Some(text) => parse_revision(text)?,
         };
-        if call.query.get("resourceVersionMatch") == Some("Exact") {
-            return self.all_at(&prefix, wanted).await;
-        }
         let progress = self.caches.progress();
         if wanted <= progress {
             let items = self.caches.of(&self.storage, call.resource).items();
@@ -141,21 +134,6 @@ impl Api {
             return Err(Failure::revision_too_large(wanted, revision));
         }
         Ok((objects, revision))
-    }
-
-    async fn all_at(&self, prefix: &str, revision: i64) -> Result<(Vec<Value>, i64)> {
-        match self.storage.list_pairs(prefix, Some(revision)).await {
-            Ok((pairs, at)) => Ok((pairs.into_iter().map(|(_, object)| object).collect(), at)),
-            Err(StorageError::Call(error)) if error.to_string().contains("compacted") => {
-                Err(Failure::expired(format!(
-                    "The resourceVersion for the provided list is too old: {revision}"
-                )))
-            }
-            Err(StorageError::Call(error)) if error.to_string().contains("future revision") => {
-                Err(Failure::revision_too_large(revision, self.caches.progress()))
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 }
 

@@ -4,12 +4,14 @@ use axum::body::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::decode::check_kind;
 use super::{Api, Call};
 use crate::authn::User;
 use crate::object::Fields;
+use crate::rbac::Rule;
 use crate::request::{RequestInfo, ResourcePath, Target};
 use crate::status::{Failure, Result};
-use crate::{negotiate, object};
+use crate::{authz, negotiate};
 
 impl Api {
     pub(super) async fn review(&self, verb: &str, call: &Call) -> Result<Response<Body>> {
@@ -17,8 +19,7 @@ impl Api {
             return Err(Failure::method_not_allowed());
         }
         let mut review = negotiate::decode_body(&call.headers, &call.body)?;
-        object::default_to(&mut review, "apiVersion", call.resource.api_version());
-        object::default_to(&mut review, "kind", call.resource.kind);
+        check_kind(call.resource, &mut review)?;
         review["status"] = match call.resource.kind {
             "SelfSubjectReview" => json!({ "userInfo": call.user.info() }),
             "TokenReview" => match self.token_user(review.text("spec.token")).await? {
@@ -27,28 +28,32 @@ impl Api {
                 }
                 None => json!({ "authenticated": false, "error": "invalid bearer token" }),
             },
-            "SelfSubjectAccessReview" => {
-                let allowed = self.may(&call.user, &asked(review.at("spec"))).await?;
-                json!({ "allowed": allowed })
-            }
-            _ => {
-                let spec = review.at("spec");
-                if let Some(namespace) = call.namespace()
-                    && namespace != spec.text("resourceAttributes.namespace")
-                {
-                    return Err(Failure::bad_request(
-                        "spec.resourceAttributes.namespace must match metadata.namespace",
-                    ));
-                }
-                let allowed = self.may(&subject(spec), &asked(spec)).await?;
+            "SelfSubjectRulesReview" => self.rules(&call.user, review.text("spec.namespace")).await?,
+            kind => {
+                let user = match kind {
+                    "SelfSubjectAccessReview" => call.user.clone(),
+                    _ => subject(review.at("spec")),
+                };
+                check_access_review(call, &review)?;
+                let allowed = self.may(&user, &asked(review.at("spec"))).await?;
                 json!({ "allowed": allowed })
             }
         };
         Ok(negotiate::respond(201, &review, call.wanted.yaml))
     }
+
+    /// What roles allow a user in a namespace.
+    async fn rules(&self, user: &User, namespace: &str) -> Result<Value> {
+        let policy = self.policy().await?;
+        let rules = policy.rules_of(user, namespace);
+        let (on_objects, on_paths): (Vec<&Rule>, Vec<&Rule>) =
+            rules.partition(|rule| rule.non_resource_urls.is_empty());
+        Ok(json!({ "resourceRules": on_objects, "nonResourceRules": on_paths,
+            "incomplete": authz::needs_no_role(user) }))
+    }
 }
 
-/// Whom a review of another's access is about.
+/// Whom a SubjectAccessReview is about.
 fn subject(spec: &Value) -> User {
     let groups = spec.list("groups").iter();
     User {
@@ -58,6 +63,33 @@ fn subject(spec: &Value) -> User {
             .collect(),
         uid: None,
     }
+}
+
+/// `ValidateSubjectAccessReview` and its like.
+fn check_access_review(call: &Call, review: &Value) -> Result<()> {
+    let spec = review.at("spec");
+    let kind = call.resource.kind;
+    let invalid = |why: &str| Failure::invalid_options(&format!("{kind}.authorization.k8s.io"), why);
+    let (resource, path) = (spec.at("resourceAttributes"), spec.at("nonResourceAttributes"));
+    if resource.is_object() == path.is_object() {
+        return Err(invalid(
+            "spec.resourceAttributes: Invalid value: \"null\": exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ));
+    }
+    if kind != "SelfSubjectAccessReview" && spec.text("user").is_empty() && spec.list("groups").is_empty() {
+        return Err(invalid(
+            "spec.user: Invalid value: \"\": at least one of user or group must be specified",
+        ));
+    }
+    if let Some(namespace) = call.namespace() {
+        let given = resource.text("namespace");
+        if given != namespace {
+            return Err(invalid(&format!(
+                "spec.resourceAttributes.namespace: Invalid value: {given:?}: must match metadata.namespace"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The request that an access review is about.

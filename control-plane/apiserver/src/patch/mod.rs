@@ -2,9 +2,21 @@
 
 mod strategic;
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 
+use crate::negotiate::MAX_VALUES;
+use crate::object;
 use crate::status::{Failure, Result};
+
+/// As many as a body may have.
+const MAX_COPIED_BYTES: usize = 3 << 20;
+/// As many levels as a body may have (`serde_json`'s limit).
+const MAX_DEPTH: usize = 128;
+/// After how many operations the depth is looked at: two of them may add what one body may have.
+const DEPTH_EVERY: usize = 8;
+/// Upstream's `maxJSONPatchOperations`.
+const MAX_OPERATIONS: usize = 10_000;
 
 /// A patch, read.
 #[derive(Debug, Clone)]
@@ -19,7 +31,13 @@ pub enum Patch {
 
 impl Patch {
     /// Reads a body by its content type.
+    ///
+    /// # Errors
+    /// 400 for what cannot be read, 413 for more than `MAX_VALUES` values, 415 for other kinds of patches.
     pub fn parse(content_type: &str, body: &[u8]) -> Result<Self> {
+        if object::json_values_at_least(body) > MAX_VALUES {
+            return Err(Failure::too_many_values(MAX_VALUES));
+        }
         let unreadable =
             |error: serde_json::Error| Failure::bad_request(format!("error decoding patch: {error}"));
         let value = || serde_json::from_slice::<Value>(body).map_err(unreadable);
@@ -45,16 +63,111 @@ impl Patch {
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let mut patched = object.clone();
         match self {
-            Patch::Json(patch) => json_patch::patch(&mut patched, patch).map_err(|error| {
-                Failure::unprocessable(format!(
-                    "the server rejected our request due to an error in our request: {error}"
-                ))
-            })?,
+            Patch::Json(patch) => run_operations(&mut patched, patch)?,
             Patch::Merge(patch) => json_patch::merge(&mut patched, patch),
             Patch::Strategic(patch) => {
                 patched = strategic::merge(&patched, patch).map_err(Failure::bad_request)?;
             }
         }
         Ok(patched)
+    }
+}
+
+/// One by one, because each may copy what those before it copied: forty lines would fill any memory (upstream's
+/// `AccumulatedCopySizeLimit`).
+fn run_operations(object: &mut Value, patch: &json_patch::Patch) -> Result<()> {
+    let operations = patch.0.len();
+    if operations > MAX_OPERATIONS {
+        return Err(Failure::too_many_operations(MAX_OPERATIONS, operations));
+    }
+    let mut copied_bytes = 0;
+    for (at, operation) in patch.0.iter().enumerate() {
+        if let PatchOperation::Copy(copy) = operation {
+            let copied = object.pointer(copy.from.as_str());
+            copied_bytes += copied.map_or(0, |value| value.to_string().len());
+            if copied_bytes > MAX_COPIED_BYTES {
+                return Err(Failure::too_large(MAX_COPIED_BYTES));
+            }
+        }
+        json_patch::patch(object, std::slice::from_ref(operation)).map_err(|error| {
+            Failure::unprocessable(format!(
+                "the server rejected our request due to an error in our request: {error}"
+            ))
+        })?;
+        let is_last = at + 1 == operations;
+        if (is_last || at % DEPTH_EVERY == 0) && is_deeper_than(object, MAX_DEPTH) {
+            return Err(Failure::unprocessable(format!(
+                "the patched object is nested more than {MAX_DEPTH} levels deep"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Each level costs stack wherever the object is read, written or dropped.
+fn is_deeper_than(value: &Value, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else {
+        return true;
+    };
+    match value {
+        Value::Array(items) => items.iter().any(|item| is_deeper_than(item, below)),
+        Value::Object(fields) => fields.values().any(|field| is_deeper_than(field, below)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn copies_of_copies_are_refused_before_they_fill_the_memory() {
+        let twice = json!({ "op": "copy", "from": "/a", "path": "/a/-" });
+        let patch = |count: usize| {
+            let body = Value::from(vec![twice.clone(); count]).to_string();
+            Patch::parse("application/json-patch+json", body.as_bytes()).expect("a patch")
+        };
+        let object = json!({ "a": ["x"] });
+        let few = patch(2).apply(&object).ok();
+        assert_eq!(few, Some(json!({ "a": ["x", ["x"], ["x", ["x"]]] })));
+        let many = patch(60).apply(&object).map_err(|failure| failure.code);
+        assert_eq!(many, Err(413));
+    }
+
+    #[test]
+    fn moves_cannot_nest_an_object_without_bound() {
+        let deeper = |from: &str, to: &str| {
+            [
+                json!({ "op": "add", "path": to, "value": [] }),
+                json!({ "op": "move", "from": from, "path": format!("{to}/0") }),
+            ]
+        };
+        let patch = |levels: usize| {
+            let operations: Vec<Value> = (0..levels)
+                .flat_map(|level| {
+                    if level % 2 == 0 {
+                        deeper("/a", "/b")
+                    } else {
+                        deeper("/b", "/a")
+                    }
+                })
+                .collect();
+            let body = Value::from(operations).to_string();
+            Patch::parse("application/json-patch+json", body.as_bytes()).expect("a patch")
+        };
+        let object = json!({ "a": 1 });
+        assert_eq!(patch(2).apply(&object).ok(), Some(json!({ "a": [[1]] })));
+        let told = patch(5_000).apply(&object).map_err(|failure| failure.message);
+        assert_eq!(
+            told,
+            Err("the patched object is nested more than 128 levels deep".to_owned())
+        );
+        let told = patch(5_001).apply(&object).map_err(|failure| failure.message);
+        assert_eq!(
+            told,
+            Err("The allowed maximum operations in a JSON patch is 10000, got 10002".to_owned())
+        );
     }
 }

@@ -29,7 +29,7 @@ use serde_json::Value;
 pub use codec::unknown_fields;
 use events::{from_core as event_from_core, to_core as event_to_core};
 pub use names::{NameRule, validate_metadata, validate_metadata_update};
-pub use pod::is_finished as pod_is_finished;
+pub use pod::{is_finished as pod_is_finished, is_ready as pod_is_ready};
 pub(crate) use service::validate_cluster_ips;
 
 use crate::table;

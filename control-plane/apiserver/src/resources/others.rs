@@ -50,6 +50,11 @@ pub(super) fn rows() -> Vec<Resource> {
 fn reviews() -> Vec<Resource> {
     const AUTHENTICATION: (&str, &str) = ("authentication.k8s.io", "v1");
     const AUTHORIZATION: (&str, &str) = ("authorization.k8s.io", "v1");
+    let local = Resource::new::<authorization::LocalSubjectAccessReview>(
+        AUTHORIZATION,
+        "LocalSubjectAccessReview",
+        "localsubjectaccessreviews",
+    );
     let rows = [
         Resource::new::<authentication::SelfSubjectReview>(
             AUTHENTICATION,
@@ -62,20 +67,19 @@ fn reviews() -> Vec<Resource> {
             "SelfSubjectAccessReview",
             "selfsubjectaccessreviews",
         ),
+        Resource::new::<authorization::SelfSubjectRulesReview>(
+            AUTHORIZATION,
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+        ),
         Resource::new::<authorization::SubjectAccessReview>(
             AUTHORIZATION,
             "SubjectAccessReview",
             "subjectaccessreviews",
         ),
     ];
-    let local = Resource::new::<authorization::LocalSubjectAccessReview>(
-        AUTHORIZATION,
-        "LocalSubjectAccessReview",
-        "localsubjectaccessreviews",
-    );
-    rows.into_iter()
-        .map(Resource::cluster_scoped)
-        .chain([local])
+    let rows = rows.into_iter().map(Resource::cluster_scoped);
+    rows.chain([local])
         .map(|row| Resource {
             serves: Serves::Reviews,
             ..row

@@ -135,6 +135,13 @@ pub fn is_finished(pod: &Value) -> bool {
     matches!(pod.text("status.phase"), "Succeeded" | "Failed")
 }
 
+/// The Pod says that it is ready.
+pub fn is_ready(pod: &Value) -> bool {
+    pod.list("status.conditions")
+        .iter()
+        .any(|one| one.text("type") == "Ready" && one.text("status") == "True")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -372,6 +372,6 @@ async fn reviews_tell_what_somebody_may_do() -> anyhow::Result<()> {
     }
     let local = "/apis/authorization.k8s.io/v1/namespaces/default/localsubjectaccessreviews";
     let elsewhere = json!({ "spec": { "user": "u", "resourceAttributes": { "namespace": "kube-system" } } });
-    ensure!(server.ask(&[], Method::POST, local, Some(&elsewhere)).await?.0 == 400);
+    ensure!(server.ask(&[], Method::POST, local, Some(&elsewhere)).await?.0 == 422);
     Ok(())
 }
