@@ -1,11 +1,11 @@
 //! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
 
-#[path = "api/eviction.rs"]
+#[path = "server/eviction.rs"]
 mod eviction;
 mod harness;
-#[path = "api/lists.rs"]
+#[path = "server/lists.rs"]
 mod lists;
-#[path = "api/writes.rs"]
+#[path = "server/writes.rs"]
 mod writes;
 
 use std::fmt::Debug;

@@ -8,6 +8,7 @@ mod page;
 mod pods;
 mod read;
 mod reviews;
+mod rules;
 mod scale;
 mod watch;
 mod write;
