@@ -7,8 +7,7 @@
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
 //! - [`storage`]: objects in etcd; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
-//! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the
-//!   protocol.
+//! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
 //! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams).
 //! - [`discovery`], [`openapi`]: what there is.
 

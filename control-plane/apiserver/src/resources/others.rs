@@ -50,12 +50,12 @@ pub(super) fn rows() -> Vec<Resource> {
 fn reviews() -> Vec<Resource> {
     const AUTHENTICATION: (&str, &str) = ("authentication.k8s.io", "v1");
     const AUTHORIZATION: (&str, &str) = ("authorization.k8s.io", "v1");
-    let local = Resource::new::<authorization::LocalSubjectAccessReview>(
-        AUTHORIZATION,
-        "LocalSubjectAccessReview",
-        "localsubjectaccessreviews",
-    );
     let rows = [
+        Resource::new::<authorization::SelfSubjectRulesReview>(
+            AUTHORIZATION,
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+        ),
         Resource::new::<authentication::SelfSubjectReview>(
             AUTHENTICATION,
             "SelfSubjectReview",
@@ -67,22 +67,11 @@ fn reviews() -> Vec<Resource> {
             "SelfSubjectAccessReview",
             "selfsubjectaccessreviews",
         ),
-        Resource::new::<authorization::SelfSubjectRulesReview>(
-            AUTHORIZATION,
-            "SelfSubjectRulesReview",
-            "selfsubjectrulesreviews",
-        ),
-        Resource::new::<authorization::SubjectAccessReview>(
-            AUTHORIZATION,
-            "SubjectAccessReview",
-            "subjectaccessreviews",
-        ),
     ];
-    let rows = rows.into_iter().map(Resource::cluster_scoped);
-    rows.chain([local])
+    rows.into_iter()
         .map(|row| Resource {
             serves: Serves::Reviews,
-            ..row
+            ..row.cluster_scoped()
         })
         .collect()
 }
