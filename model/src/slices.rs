@@ -21,6 +21,12 @@ impl Slices {
         self.0.get(place.ok()?)
     }
 
+    /// The slice at a place, from 0.
+    #[must_use]
+    pub fn nth(&self, place: usize) -> Option<&Arc<EndpointSlice>> {
+        self.0.get(place)
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
