@@ -23,7 +23,7 @@ use crate::zone::{
     Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, addresses_below,
 };
 
-pub use objects::{Access, ApiServer, Objects, TlsFiles};
+pub use objects::{Access, Agent, ApiServer, Objects, TlsFiles};
 
 /// The version of the specification, as `dns-version TXT` tells it.
 const SCHEMA_VERSION: &[u8] = b"\x051.1.0";

@@ -167,7 +167,7 @@ fn an_answer_is_told_with_its_block_plugin_and_object() {
                 "172-0-0-3.hdls1.testns.svc.cluster.local",
                 0,
                 "kubernetes",
-                Some("endpoints 172.0.0.3 (pod web-0) of Service testns/hdls1"),
+                Some("endpoints 172.0.0.3 of Service testns/hdls1"),
             ),
             (
                 "hdls-120.testns.svc.cluster.local",
