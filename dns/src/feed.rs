@@ -728,6 +728,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_never_read_is_taken_off_and_pods_keep_their_names_where_endpoints_are_called_by_these() {
+        let listed = [
+            ("10.1.0.3", None, Some("c")),
+            ("!10.1.0.4", None, Some("d")),
+            ("10.1.0.1", Some("a"), None),
+        ];
+        let slice = |endpoints: &[_]| samples::slice("a", "s-1", "s", &[("http", 80)], endpoints);
+        let mut full = slice(&listed);
+        for endpoint in &mut full.endpoints {
+            endpoint.node = Some("node-1".into());
+            endpoint.zone = Some("zone-1".into());
+            let extras = endpoint.extras.get_or_insert_default();
+            extras.hinted_zones.push("zone-1".into());
+        }
+        let agent = || Objects::Agent("/none".into());
+        let first = ("10.1.0.1", Some("a"), None);
+        for (objects, expected) in [
+            (agent(), [first, ("10.1.0.3", None, None)]),
+            (agent().with_pod_names(), [first, ("10.1.0.3", None, Some("c"))]),
+        ] {
+            let mut change = Change::EndpointSlice(full.clone());
+            trim_of(&objects)(&mut change);
+            assert_eq!(change, Change::EndpointSlice(slice(&expected)), "{objects:?}");
+        }
+    }
+
+    #[test]
     fn a_saved_snapshot_is_read_back_and_a_cut_one_is_not() {
         let folder = std::env::temp_dir().join(format!("cwt-dns-feed-{}", std::process::id()));
         let path = folder.join("dns.snapshot");

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::EndpointSlice;
+use crate::{EndpointSlice, Few};
 
 /// The slices of one Service, each once, sorted by name. Most Services have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Slices(Box<[Arc<EndpointSlice>]>);
+pub struct Slices(Few<Arc<EndpointSlice>>);
 
 impl Slices {
     /// All of them.

@@ -351,7 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{IpFamily, ServiceKind, UnixTime};
+    use crate::{Few, IpFamily, ServiceKind, UnixTime};
 
     fn service(name: &str) -> Service {
         Service::new(ObjectName::new("default", name), ServiceKind::Headless)
@@ -363,7 +363,7 @@ mod tests {
             service: service.into(),
             family: IpFamily::V4,
             endpoints: Vec::new(),
-            ports: Vec::new(),
+            ports: Few::none(),
             last_change: None,
         }
     }

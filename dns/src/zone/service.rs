@@ -3,10 +3,9 @@
 use std::fmt::{self, Write as _};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::Deref;
 use std::sync::Arc;
 
-use model::{EndpointPort, EndpointSlice, Protocol, Service, ServiceKind, ServicePort, Slices, Text};
+use model::{EndpointPort, EndpointSlice, Few, Protocol, Service, ServiceKind, ServicePort, Slices, Text};
 
 use super::grammar::PortName;
 use super::lower;
@@ -45,36 +44,6 @@ pub enum Kind {
     Alias,
     /// An ExternalName that is an address or no name at all: CoreDNS answers NXDOMAIN for it.
     Nothing,
-}
-
-/// A list that mostly has one member, which then takes no memory of its own.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Few<T> {
-    /// One.
-    One(T),
-    /// None, or several.
-    Other(Box<[T]>),
-}
-
-impl<T> Deref for Few<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match self {
-            Self::One(only) => std::slice::from_ref(only),
-            Self::Other(list) => list,
-        }
-    }
-}
-
-impl<T> FromIterator<T> for Few<T> {
-    fn from_iter<I: IntoIterator<Item = T>>(members: I) -> Self {
-        let mut members = members.into_iter();
-        match (members.next(), members.next()) {
-            (Some(only), None) => Self::One(only),
-            (first, second) => Self::Other(first.into_iter().chain(second).chain(members).collect()),
-        }
-    }
 }
 
 /// Where the ready endpoints stand in the slices, sorted by address, hostname and pod, each once.
@@ -231,8 +200,8 @@ impl ServiceRecords {
             service: Arc::clone(service),
             slices: slices.filter(|_| has_endpoints).cloned(),
             kind,
-            v4: Few::Other(Box::default()),
-            v6: Few::Other(Box::default()),
+            v4: Few::none(),
+            v6: Few::none(),
             order: Order::Listed(0),
             rarities: None,
         };
