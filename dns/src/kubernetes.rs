@@ -18,9 +18,9 @@ use crate::answer::{Writer, code_only};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::zone::grammar::{protocol, reversed_address};
-use crate::zone::service::address_of_pod_label;
 use crate::zone::{
-    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, addresses_below,
+    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, address_of_pod_label,
+    addresses_below,
 };
 
 pub use objects::{Access, Agent, ApiServer, Objects, TlsFiles};

@@ -6,8 +6,7 @@ use super::{Answer, Exposed, Found, Options, PodMode, Shape};
 use crate::name::Name;
 use crate::question::Query;
 use crate::zone::grammar::reversed_address;
-use crate::zone::service::address_of_pod_label;
-use crate::zone::{Asked, Endpoint, Kind, PortName, Table};
+use crate::zone::{Asked, Endpoint, Kind, PortName, Table, address_of_pod_label};
 
 /// Of many endpoints so many are named.
 const NAMED: usize = 5;

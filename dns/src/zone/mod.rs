@@ -3,6 +3,7 @@
 //! A [`Table`] belongs to no zone and no configuration: zone names, TTLs and modes come in when it is asked, so that
 //! every `kubernetes` plugin shares it. An update builds what changed and shares the rest with the table before.
 
+mod dashed;
 pub mod grammar;
 mod reverse;
 pub mod service;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use model::feed::is_complete;
 use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 
+pub use dashed::address_of_pod_label;
 pub use grammar::{Asked, PortName};
 pub use reverse::addresses_below;
 use reverse::{Edits, Reverse};
@@ -161,7 +163,7 @@ impl Table {
             let pod = snapshot.pods.get(name);
             for address in pod.iter().flat_map(|pod| &pod.addresses) {
                 let key = (name.namespace.clone(), *address);
-                edit_set(&mut self.pods, key, &alone(name.name.clone()), present);
+                edit_set(&mut self.pods, key, name.name.clone(), present);
             }
         }
     }
@@ -237,27 +239,17 @@ fn lower(text: &Text) -> Text {
     }
 }
 
-/// A set of one value.
-fn alone<V>(value: V) -> Arc<Box<[V]>> {
-    Arc::new(Box::new([value]))
-}
-
-/// Puts the value of a set of one into the sorted set at a key, or takes it out. The sets are slices because nearly all
-/// hold one value, and there is one for every pod: a tree would take ten times the memory.
-fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: &Arc<Box<[V]>>, present: bool)
+/// Puts a value into the sorted set at a key, or takes it out. The sets are slices because nearly all hold one value, and
+/// there is one for every pod: a tree would take ten times the memory.
+fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: V, present: bool)
 where
-    K: Ord + std::hash::Hash + Clone,
+    K: Ord + Hash + Clone,
     V: Ord + Clone,
 {
     let known: &[V] = map.get(&key).map_or(&[], |set| &***set);
-    let others = known.iter().filter(|known| !value.contains(known));
-    let mut set: Vec<V> = others.cloned().collect();
-    if present && set.is_empty() {
-        map.insert_shared(key, Arc::clone(value));
-        return;
-    }
+    let mut set: Vec<V> = known.iter().filter(|known| **known != value).cloned().collect();
     if present {
-        set.extend(value.iter().cloned());
+        set.push(value);
         set.sort_unstable();
     }
     if set.is_empty() {
