@@ -210,7 +210,10 @@ impl Table {
                 is_endpoint: !records.owns(address),
             })
         });
-        let own = found.clone().find(|owner| !owner.is_endpoint);
+        // One alone need not be chosen.
+        let are_many = self.reverse.owners(address).nth(1).is_some();
+        let mut all = found.clone();
+        let own = are_many.then(|| all.find(|owner| !owner.is_endpoint)).flatten();
         let others = found.filter(move |_| own.is_none());
         own.into_iter().chain(others)
     }

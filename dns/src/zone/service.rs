@@ -268,7 +268,11 @@ impl ServiceRecords {
     /// Whether an address is its own.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {
-        self.addresses().contains(&address)
+        let is_of_name = match address {
+            IpAddr::V4(v4) => self.v4.contains(&v4),
+            IpAddr::V6(v6) => self.v6.contains(&v6),
+        };
+        self.kind == Kind::ClusterIp && is_of_name
     }
 
     /// What it is another name of.
