@@ -6,7 +6,7 @@
 //! ```
 //! Owners are pointers into the question (`C0 0C` is its name), so that the answer carries no name twice.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::Name;
 use crate::question::{CLASS_IN, HEADER, Query, Record, expand_name, rcode, rtype, skip_name};
@@ -44,6 +44,31 @@ pub enum Section {
     Authority,
     /// Additional records; what does not fit is left out without a word (RFC 2181 §9).
     Additional,
+}
+
+/// What an A or AAAA record holds.
+pub trait Address: Copy {
+    /// The record's type, below 256.
+    const RTYPE: u16;
+
+    /// Its data.
+    fn data(self) -> impl AsRef<[u8]>;
+}
+
+impl Address for Ipv4Addr {
+    const RTYPE: u16 = rtype::A;
+
+    fn data(self) -> impl AsRef<[u8]> {
+        self.octets()
+    }
+}
+
+impl Address for Ipv6Addr {
+    const RTYPE: u16 = rtype::AAAA;
+
+    fn data(self) -> impl AsRef<[u8]> {
+        self.octets()
+    }
 }
 
 /// Writes one answer into a buffer.
@@ -106,23 +131,33 @@ impl<'b, 'q> Writer<'b, 'q> {
         place.map_or(Owner::Literal(name), Owner::At)
     }
 
-    /// Adds `cells`, pre-encoded records of `CELL` bytes each whose owner is the question's name and whose TTL field
-    /// (bytes 6 to 9) is filled in here, beginning with the cell at `rotation`: as many as fit.
-    pub fn cells<const CELL: usize>(&mut self, cells: &[[u8; CELL]], rotation: usize, ttl: u32) {
-        let room = self.limit.saturating_sub(self.out.len()) / CELL;
-        let (tail, front) = cells.split_at(if cells.is_empty() {
-            0
-        } else {
-            rotation % cells.len()
-        });
-        let ttl = ttl.to_be_bytes();
-        for cell in front.iter().chain(tail).take(room) {
-            let start = self.out.len();
-            self.out.extend_from_slice(cell);
-            self.out[start + 6..start + 10].copy_from_slice(&ttl);
+    /// Adds a record of the question's name for each of these addresses, beginning with the one at `rotation`: as many
+    /// as fit. `[C0 0C][type][class][ttl:4][length:2][address]`, 16 or 28 bytes each.
+    pub fn addresses<A: Address>(&mut self, addresses: &[A], rotation: usize, ttl: u32) {
+        let size = 12 + size_of::<A>();
+        let room = self.limit.saturating_sub(self.out.len()) / size;
+        let [a, b, c, d] = ttl.to_be_bytes();
+        let head = [
+            0xc0,
+            0x0c,
+            0,
+            A::RTYPE as u8,
+            0,
+            1,
+            a,
+            b,
+            c,
+            d,
+            0,
+            size_of::<A>() as u8,
+        ];
+        let (tail, front) = addresses.split_at(rotation.checked_rem(addresses.len()).unwrap_or(0));
+        for address in front.iter().chain(tail).take(room) {
+            self.out.extend_from_slice(&head);
+            self.out.extend_from_slice(address.data().as_ref());
         }
-        self.counts[0] += room.min(cells.len()) as u16;
-        self.truncated |= room < cells.len();
+        self.counts[0] += room.min(addresses.len()) as u16;
+        self.truncated |= room < addresses.len();
     }
 
     /// Adds a record whose data `data` writes. Returns whether it fitted.
@@ -372,24 +407,6 @@ pub fn put_soa(
     })
 }
 
-/// A pre-encoded A record: owner is the question's name, TTL zero until [`Writer::cells`] fills it in.
-///
-/// `[C0 0C][type][class][ttl:4][length:2][address:4] = 16 bytes`
-#[must_use]
-pub fn a_cell(address: std::net::Ipv4Addr) -> [u8; 16] {
-    let [a, b, c, d] = address.octets();
-    [0xc0, 0x0c, 0, rtype::A as u8, 0, 1, 0, 0, 0, 0, 0, 4, a, b, c, d]
-}
-
-/// A pre-encoded AAAA record, 28 bytes; otherwise as [`a_cell`].
-#[must_use]
-pub fn aaaa_cell(address: std::net::Ipv6Addr) -> [u8; 28] {
-    let mut cell = [0; 28];
-    cell[..12].copy_from_slice(&[0xc0, 0x0c, 0, rtype::AAAA as u8, 0, 1, 0, 0, 0, 0, 0, 16]);
-    cell[12..].copy_from_slice(&address.octets());
-    cell
-}
-
 /// The name made of labels in front of a zone, written out.
 #[must_use]
 pub fn join(labels: &[&[u8]], zone: &Name) -> Vec<u8> {
@@ -414,9 +431,9 @@ mod tests {
     }
 
     #[test]
-    fn as_many_cells_as_fit_are_written_and_the_rest_is_marked() {
+    fn as_many_addresses_as_fit_are_written_and_the_rest_is_marked() {
         let name = Name::parse("svc.ns.svc.cluster.local").expect("name");
-        let cells: Vec<[u8; 16]> = (0..200).map(|n| a_cell([10, 0, 0, n as u8].into())).collect();
+        let addresses: Vec<Ipv4Addr> = (0..200).map(|n| [10, 0, 0, n].into()).collect();
         for (size, limit, expected) in [
             (None, 512, 29),
             (Some(1232), 1232, 73),
@@ -428,7 +445,7 @@ mod tests {
             let query = Query::parse(&packet).expect("query");
             let mut out = Vec::new();
             let mut writer = Writer::start(&mut out, &query, limit);
-            writer.cells(&cells, 199, 30);
+            writer.addresses(&addresses, 199, 30);
             writer.finish(rcode::NOERROR, true);
             assert!(out.len() <= limit);
             assert_eq!(
@@ -451,10 +468,10 @@ mod tests {
         let name = Name::parse("big.example").expect("name");
         let packet = with_opt(query_packet(7, name.wire(), rtype::A), 600);
         let query = Query::parse(&packet).expect("query");
-        let cells: Vec<[u8; 16]> = (0..100).map(|n| a_cell([10, 0, 0, n].into())).collect();
+        let addresses: Vec<Ipv4Addr> = (0..100).map(|n| [10, 0, 0, n].into()).collect();
         let mut response = Vec::new();
         let mut writer = Writer::start(&mut response, &query, 65_535);
-        writer.cells(&cells, 0, 30);
+        writer.addresses(&addresses, 0, 30);
         writer.finish(rcode::NOERROR, false);
         fit(&mut response, &query, query.udp_limit());
         // 600 - 11 for OPT - 29 of header and question = 560 = 35 records of 16.

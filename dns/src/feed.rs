@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, SAID_EVERY, Serving, VERSION, is_complete};
-use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, UnixTime};
+use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, Texts, UnixTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -105,7 +105,7 @@ pub enum FeedError {
 /// A watch of an API server, which somebody else keeps.
 #[derive(Clone)]
 pub struct Watched {
-    /// What is known of the cluster; objects as [`slim`] leaves them.
+    /// What is known of the cluster; objects as [`trim_of`] leaves them.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// For how long the API server has not been heard; `None` while it is.
     pub silence: Silence,
@@ -186,8 +186,11 @@ fn unix_millis(time: SystemTime) -> u64 {
 }
 
 /// Messages to snapshots: what was known before a `Begin` stays until its `End`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Intake {
+    trim: Trim,
+    /// What the objects say alike.
+    texts: Texts,
     current: Snapshot,
     arriving: Option<Snapshot>,
     /// Whether this connection has delivered a whole snapshot.
@@ -195,6 +198,16 @@ struct Intake {
 }
 
 impl Intake {
+    fn new(trim: Trim) -> Self {
+        Self {
+            trim,
+            texts: Texts::default(),
+            current: Snapshot::default(),
+            arriving: None,
+            complete: false,
+        }
+    }
+
     /// Takes one message, and returns whether `current` changed.
     fn take(&mut self, message: Message) -> Result<bool, FeedError> {
         match message {
@@ -211,7 +224,8 @@ impl Intake {
             // DNS does not speak of nodes; not keeping them is memory saved.
             Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
             Message::Change(mut change) => {
-                slim(&mut change);
+                (self.trim)(&mut change);
+                change.pack(&mut self.texts);
                 match &mut self.arriving {
                     Some(arriving) => {
                         arriving.apply(change);
@@ -225,12 +239,36 @@ impl Intake {
     }
 }
 
-/// Takes off what DNS never reads: at 100,000 endpoints that is most of the memory.
-pub fn slim(change: &mut Change) {
+/// Takes something off an object.
+pub type Trim = fn(&mut Change);
+
+/// What takes off what is never read of these objects: at 100,000 endpoints that is most of the memory.
+#[must_use]
+pub fn trim_of(objects: &Objects) -> Trim {
+    if objects.pod_names() {
+        slim
+    } else {
+        slim_without_pod_names
+    }
+}
+
+fn slim_without_pod_names(change: &mut Change) {
+    if let Change::EndpointSlice(slice) = change {
+        slice
+            .endpoints
+            .iter_mut()
+            .for_each(|endpoint| endpoint.pod = None);
+    }
+    slim(change);
+}
+
+fn slim(change: &mut Change) {
     match change {
         Change::EndpointSlice(slice) => {
             slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
             slice.endpoints.shrink_to_fit();
+            // In this order they are searched; a table keeps no other one of its own then.
+            slice.endpoints.sort_by_key(|endpoint| endpoint.address);
             for endpoint in &mut slice.endpoints {
                 endpoint.node = None;
                 endpoint.zone = None;
@@ -258,6 +296,7 @@ enum Origin {
 /// Follows one source of objects for as long as the server runs.
 pub struct Follower {
     origin: Origin,
+    trim: Trim,
     state: PathBuf,
     source: Arc<Source>,
     /// The snapshot that the published table was made of.
@@ -274,7 +313,7 @@ impl Follower {
     /// [`FeedError::NoWatcher`] when an API server is to be followed and there is nobody to watch it.
     pub fn new(objects: &Objects, state: PathBuf, watcher: Option<&Watcher>) -> Result<Self, FeedError> {
         let origin = match objects {
-            Objects::Agent(socket) => Origin::Agent(socket.clone()),
+            Objects::Agent(agent) => Origin::Agent(agent.socket.clone()),
             Objects::Api(server) => {
                 let watcher = watcher.ok_or_else(|| FeedError::NoWatcher {
                     objects: objects.to_string(),
@@ -295,6 +334,7 @@ impl Follower {
         };
         let mut follower = Self {
             origin,
+            trim: trim_of(objects),
             state,
             source: Arc::new(source),
             published: Snapshot::default(),
@@ -312,7 +352,7 @@ impl Follower {
     }
 
     fn restore(&mut self) {
-        match load(&self.state) {
+        match load(&self.state, self.trim) {
             Ok(None) => {}
             Ok(Some((snapshot, written))) => {
                 self.source
@@ -428,7 +468,7 @@ impl Follower {
     /// Reads a connection; `heard` learns of an agent that hears.
     async fn read(&mut self, stream: OwnedReadHalf, heard: &Notify) -> FeedError {
         let mut lines = FramedRead::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(self.trim);
         let mut line_number = 0;
         let mut due = None;
         loop {
@@ -606,7 +646,7 @@ fn save(path: &Path, snapshot: &Snapshot) -> Result<(), FeedError> {
 }
 
 /// Reads a snapshot and the time of its writing. `None` = there is none yet.
-fn load(path: &Path) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
+fn load(path: &Path, trim: Trim) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
     let at = |source| FeedError::File {
         path: path.to_owned(),
         source,
@@ -620,7 +660,7 @@ fn load(path: &Path) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
         .metadata()
         .and_then(|metadata| metadata.modified())
         .map_err(at)?;
-    let mut intake = Intake::default();
+    let mut intake = Intake::new(trim);
     for (index, line) in BufReader::new(file).lines().enumerate() {
         intake.take(message(&line.map_err(at)?, index as u64 + 1)?)?;
     }
@@ -647,7 +687,7 @@ mod tests {
             version: VERSION,
             hears: false,
         };
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(slim);
         let mut names = Vec::new();
         for message in [
             begin(),
@@ -673,20 +713,47 @@ mod tests {
 
     #[test]
     fn a_feed_that_breaks_the_protocol_is_refused() {
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(slim);
         let newer = intake.take(Message::Begin {
             version: VERSION + 1,
             hears: false,
         });
         assert!(matches!(newer, Err(FeedError::Version { .. })), "{newer:?}");
         for message in [Message::End, namespace("a")] {
-            let refused = Intake::default().take(message);
+            let refused = Intake::new(slim).take(message);
             assert!(matches!(refused, Err(FeedError::NoBegin)), "{refused:?}");
         }
         assert!(matches!(
             message("{\"nonsense\": 1}", 3),
             Err(FeedError::Malformed { line: 3, .. })
         ));
+    }
+
+    #[test]
+    fn what_is_never_read_is_taken_off_and_pods_keep_their_names_where_endpoints_are_called_by_these() {
+        let listed = [
+            ("10.1.0.3", None, Some("c")),
+            ("!10.1.0.4", None, Some("d")),
+            ("10.1.0.1", Some("a"), None),
+        ];
+        let slice = |endpoints: &[_]| samples::slice("a", "s-1", "s", &[("http", 80)], endpoints);
+        let mut full = slice(&listed);
+        for endpoint in &mut full.endpoints {
+            endpoint.node = Some("node-1".into());
+            endpoint.zone = Some("zone-1".into());
+            let extras = endpoint.extras.get_or_insert_default();
+            extras.hinted_zones.push("zone-1".into());
+        }
+        let agent = || Objects::Agent("/none".into());
+        let first = ("10.1.0.1", Some("a"), None);
+        for (objects, expected) in [
+            (agent(), [first, ("10.1.0.3", None, None)]),
+            (agent().with_pod_names(), [first, ("10.1.0.3", None, Some("c"))]),
+        ] {
+            let mut change = Change::EndpointSlice(full.clone());
+            trim_of(&objects)(&mut change);
+            assert_eq!(change, Change::EndpointSlice(slice(&expected)), "{objects:?}");
+        }
     }
 
     #[test]
@@ -698,16 +765,16 @@ mod tests {
             slim(&mut change);
             snapshot.apply(change);
         }
-        assert!(matches!(load(&path), Ok(None)));
+        assert!(matches!(load(&path, slim), Ok(None)));
         save(&path, &snapshot).expect("saved");
-        let (loaded, _) = load(&path).expect("loaded").expect("there");
+        let (loaded, _) = load(&path, slim).expect("loaded").expect("there");
         assert_eq!(loaded, snapshot);
         assert!(loaded.is_synced(Kind::Service));
 
         let text = std::fs::read_to_string(&path).expect("read");
         let cut = text.strip_suffix("\"end\"\n").expect("ends with the end");
         std::fs::write(&path, cut).expect("written");
-        assert!(matches!(load(&path), Err(FeedError::Incomplete)));
+        assert!(matches!(load(&path, slim), Err(FeedError::Incomplete)));
         std::fs::remove_dir_all(&folder).expect("removed");
     }
 

@@ -18,12 +18,12 @@ use crate::answer::{Writer, code_only};
 use crate::name::Name;
 use crate::question::{Query, rcode, rtype};
 use crate::zone::grammar::{protocol, reversed_address};
-use crate::zone::service::address_of_pod_label;
 use crate::zone::{
-    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, addresses_below,
+    Asked, Called, EndpointNames, Kind, PortName, Reversed, ServiceRecords, Table, address_of_pod_label,
+    addresses_below,
 };
 
-pub use objects::{Access, ApiServer, Objects, TlsFiles};
+pub use objects::{Access, Agent, ApiServer, Objects, TlsFiles};
 
 /// The version of the specification, as `dns-version TXT` tells it.
 const SCHEMA_VERSION: &[u8] = b"\x051.1.0";
@@ -148,7 +148,7 @@ enum Found<'t> {
     /// A Service's own name.
     Service(&'t ServiceRecords),
     /// A port of a Service that has addresses.
-    ServicePort(&'t ServiceRecords, &'t [IpAddr], PortName<'t>),
+    ServicePort(&'t ServiceRecords, PortName<'t>),
     /// Endpoints by name.
     Endpoints(Called<'t>),
     /// Endpoints that serve a port of a headless Service.
@@ -233,10 +233,7 @@ where
             }
             Asked::Pod { namespace, label } => self.find_pod(namespace, label),
             Asked::Service { namespace, service } => match self.service(namespace, service) {
-                Some(records) => match &records.kind {
-                    Kind::Alias(target) => Found::Alias(target),
-                    _ => Found::Service(records),
-                },
+                Some(records) => records.alias().map_or(Found::Service(records), Found::Alias),
                 None => Found::Missing,
             },
             Asked::Below {
@@ -275,9 +272,9 @@ where
 
     fn has_names(&self, records: &ServiceRecords) -> bool {
         match records.kind {
-            Kind::ClusterIp(_) => self.options.empty_services || !records.endpoints.is_empty(),
+            Kind::ClusterIp => self.options.empty_services || records.endpoint_count() > 0,
             Kind::Headless => self.options.endpoints && records.exists(),
-            Kind::Alias(_) | Kind::Nothing => records.exists(),
+            Kind::Alias | Kind::Nothing => records.exists(),
         }
     }
 
@@ -364,12 +361,10 @@ fn empty_if<'t>(exists: bool) -> Found<'t> {
 }
 
 fn find_port<'t>(records: &'t ServiceRecords, port: PortName<'t>) -> Found<'t> {
-    match &records.kind {
-        Kind::ClusterIp(addresses) if port.of(&records.ports).next().is_some() => {
-            Found::ServicePort(records, addresses, port)
-        }
+    match records.kind {
+        Kind::ClusterIp if port.of(records.ports()).next().is_some() => Found::ServicePort(records, port),
         Kind::Headless if records.serving(port).next().is_some() => Found::EndpointPort(records, port),
-        Kind::ClusterIp(_) | Kind::Headless | Kind::Alias(_) | Kind::Nothing => Found::Missing,
+        Kind::ClusterIp | Kind::Headless | Kind::Alias | Kind::Nothing => Found::Missing,
     }
 }
 

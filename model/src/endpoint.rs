@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IpFamily, NodeName, ObjectName, Protocol, Text, Texts};
+use crate::{Few, IpFamily, NodeName, ObjectName, Protocol, Text, Texts};
 
 mod wire;
 
@@ -153,7 +153,7 @@ pub struct EndpointSlice {
     /// `endpoints`, in the object's order.
     pub endpoints: Vec<Endpoint>,
     /// `ports`.
-    pub ports: Vec<EndpointPort>,
+    pub ports: Few<EndpointPort>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the pod or Service changed that this slice
     /// was written for. Absent where nothing of that kind was the reason. In JSON to the millisecond.
     pub last_change: Option<UnixTime>,
@@ -195,7 +195,6 @@ impl EndpointSlice {
         self.endpoints
             .iter_mut()
             .for_each(|endpoint| endpoint.share(texts));
-        self.ports.shrink_to_fit();
         self.endpoints.shrink_to_fit();
     }
 }

@@ -8,6 +8,7 @@
 //! - [`lease`]: a node's subnets in the pod network.
 //! - [`wiring`]: the plan by which the CNI plugin wires one pod.
 //! - [`shared_map`]: a map whose copies share structure and that tells what differs between two copies.
+//! - [`few`]: lists that mostly have one member, or none.
 //! - [`slices`]: the EndpointSlices of one Service.
 //! - [`snapshot`]: everything that is known of the cluster at one moment; [`Change`] edits it,
 //!   [`Snapshot::changed_since`] compares two.
@@ -19,6 +20,7 @@ pub mod by_family;
 mod causes;
 pub mod endpoint;
 pub mod feed;
+pub mod few;
 pub mod lease;
 pub mod names;
 pub mod node;
@@ -34,6 +36,7 @@ pub mod wiring;
 pub use by_family::ByFamily;
 pub use causes::with_causes;
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, UnixTime};
+pub use few::{Few, Seldom};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;

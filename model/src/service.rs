@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{ObjectName, Text, Texts};
+use crate::{Few, ObjectName, Seldom, Text, Texts};
 
 /// Layer-4 protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub enum ServiceKind {
     /// Addresses of its own: `ClusterIP`, `NodePort` and `LoadBalancer`.
     ClusterIp {
         /// `spec.clusterIPs`, at most one per family, the primary family first.
-        addresses: Vec<IpAddr>,
+        addresses: Few<IpAddr>,
     },
     /// `clusterIP: None`: DNS only.
     Headless,
@@ -156,13 +156,13 @@ pub struct Service {
     /// Addresses, or none.
     pub kind: ServiceKind,
     /// `spec.ports`, in the object's order.
-    pub ports: Vec<ServicePort>,
+    pub ports: Few<ServicePort>,
     /// `spec.externalIPs`.
-    pub external_addresses: Vec<IpAddr>,
+    pub external_addresses: Seldom<IpAddr>,
     /// `status.loadBalancer.ingress` entries that have an address.
-    pub load_balancer: Vec<LoadBalancerIngress>,
+    pub load_balancer: Seldom<LoadBalancerIngress>,
     /// `spec.loadBalancerSourceRanges`; empty = everyone.
-    pub source_ranges: Vec<IpNetwork>,
+    pub source_ranges: Seldom<IpNetwork>,
     /// `spec.externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
     /// `spec.internalTrafficPolicy`.
@@ -182,14 +182,14 @@ pub struct Service {
 impl Service {
     /// A Service of that kind with Kubernetes' defaults for everything else, and no ports.
     #[must_use]
-    pub const fn new(name: ObjectName, kind: ServiceKind) -> Self {
+    pub fn new(name: ObjectName, kind: ServiceKind) -> Self {
         Self {
             name,
             kind,
-            ports: Vec::new(),
-            external_addresses: Vec::new(),
-            load_balancer: Vec::new(),
-            source_ranges: Vec::new(),
+            ports: Few::none(),
+            external_addresses: Seldom::none(),
+            load_balancer: Seldom::none(),
+            source_ranges: Seldom::none(),
             external_policy: TrafficPolicy::Cluster,
             internal_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
@@ -213,10 +213,6 @@ impl Service {
         self.traffic_distribution
             .iter_mut()
             .for_each(|text| texts.share(text));
-        self.ports.shrink_to_fit();
-        if let ServiceKind::ClusterIp { addresses } = &mut self.kind {
-            addresses.shrink_to_fit();
-        }
     }
 }
 

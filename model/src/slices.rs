@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::EndpointSlice;
+use crate::{EndpointSlice, Few};
 
 /// The slices of one Service, each once, sorted by name. Most Services have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Slices(Box<[Arc<EndpointSlice>]>);
+pub struct Slices(Few<Arc<EndpointSlice>>);
 
 impl Slices {
     /// All of them.
@@ -19,6 +19,12 @@ impl Slices {
     pub fn get(&self, name: &str) -> Option<&Arc<EndpointSlice>> {
         let place = self.0.binary_search_by(|slice| (*slice.name.name).cmp(name));
         self.0.get(place.ok()?)
+    }
+
+    /// The slice at a place, from 0.
+    #[must_use]
+    pub fn nth(&self, place: usize) -> Option<&Arc<EndpointSlice>> {
+        self.0.get(place)
     }
 
     /// Whether there is none.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap, Slices, Text};
+use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap, Slices, Text, Texts};
 
 /// A kind of object that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,6 +86,17 @@ pub enum Change {
     DeleteServiceCidr(Text),
     /// The first complete list of a kind is in: from now on absence means absence.
     Synced(Kind),
+}
+
+impl Change {
+    /// Makes its object take no more memory than it must, for one that is to be kept. There are many of two kinds.
+    pub fn pack(&mut self, texts: &mut Texts) {
+        match self {
+            Self::Service(service) => service.pack(texts),
+            Self::EndpointSlice(slice) => slice.pack(texts),
+            _ => {}
+        }
+    }
 }
 
 /// The cluster as one watcher knows it. A copy is cheap and shares structure with the original.
@@ -340,7 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{IpFamily, ServiceKind, UnixTime};
+    use crate::{Few, IpFamily, ServiceKind, UnixTime};
 
     fn service(name: &str) -> Service {
         Service::new(ObjectName::new("default", name), ServiceKind::Headless)
@@ -352,7 +363,7 @@ mod tests {
             service: service.into(),
             family: IpFamily::V4,
             endpoints: Vec::new(),
-            ports: Vec::new(),
+            ports: Few::none(),
             last_change: None,
         }
     }

@@ -194,13 +194,14 @@ fn port(number: u16) -> NonZeroU16 {
 
 fn service(number: u32) -> Service {
     let kind = ServiceKind::ClusterIp {
-        addresses: vec![address([10, 96, 0, 0], number)],
+        addresses: [address([10, 96, 0, 0], number)].into(),
     };
     let mut service = Service::new(ObjectName::new("default", format!("web-{number}")), kind);
-    service.ports = vec![ServicePort {
+    service.ports = [ServicePort {
         name: "http".into(),
         ..ServicePort::new(Protocol::Tcp, port(80))
-    }];
+    }]
+    .into();
     service
 }
 
@@ -218,11 +219,12 @@ fn slice(number: u32, endpoints: u32) -> EndpointSlice {
         service: format!("web-{number}").into(),
         family: IpFamily::V4,
         endpoints: (0..endpoints).map(endpoint).collect(),
-        ports: vec![EndpointPort {
+        ports: [EndpointPort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: port(8080),
-        }],
+        }]
+        .into(),
         last_change: None,
     }
 }

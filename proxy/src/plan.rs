@@ -273,7 +273,7 @@ impl ServicePlan {
 pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan, Vec<Rejected>) {
     let service = view.service;
     let cluster_ips = match &service.kind {
-        ServiceKind::ClusterIp { addresses } if is_ours(service) => addresses.as_slice(),
+        ServiceKind::ClusterIp { addresses } if is_ours(service) => &addresses[..],
         ServiceKind::ClusterIp { .. } | ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
     };
     if cluster_ips.is_empty() {

@@ -39,7 +39,7 @@ fn clients_of_an_endpoint_that_left_are_ended_and_no_others() {
     let mut sockets = Sockets::open(maps.clone()).expect("opens");
     let udp = |endpoints: &[&str]| {
         let mut dns = service("dns", "10.96.0.1");
-        dns.ports = vec![port("http", Protocol::Udp, 53, Some(30053))];
+        dns.ports = [port("http", Protocol::Udp, 53, Some(30053))].into();
         let rows: Vec<_> = endpoints
             .iter()
             .map(|address| (*address, "there", READY))

@@ -132,7 +132,7 @@ fn an_address_that_is_listed_twice_belongs_to_the_pod_that_is_not_terminating() 
 fn check_actions(policies: [TrafficPolicy; 2], endpoints: &[Row<'_>], address: Action, node: Action) {
     let mut service = service("web", "10.96.0.1");
     [service.internal_policy, service.external_policy] = policies;
-    service.ports = vec![port("http", Protocol::Tcp, 80, Some(30080))];
+    service.ports = [port("http", Protocol::Tcp, 80, Some(30080))].into();
     let plan = port_plan(&service, &[slice("web-1", "web", endpoints)]);
     let expected = BTreeMap::from([
         (vip("10.96.0.1", 80, Protocol::Tcp), address),
@@ -179,10 +179,11 @@ fn traffic_policies_choose_lists_and_a_service_without_endpoints_refuses() {
 #[test]
 fn endpoints_join_by_port_name_and_protocol_with_a_number_of_their_own_in_each_slice() {
     let mut service = service("web", "10.96.0.1");
-    service.ports = vec![
+    service.ports = [
         port("http", Protocol::Tcp, 80, None),
         port("dns", Protocol::Udp, 53, None),
-    ];
+    ]
+    .into();
     let mut other = slice("web-2", "web", &[("10.244.1.2", "here", READY)]);
     other.ports[0].port = world::number(9090);
     let (plan, reasons) = plan(
@@ -237,7 +238,7 @@ fn services_that_are_not_this_proxys_have_an_empty_plan() {
 #[test]
 fn an_address_of_the_nodes_own_dns_is_left_to_it_unless_it_is_away_and_others_answer() {
     let mut service = service("dns", "10.96.0.10");
-    service.ports = vec![port("http", Protocol::Tcp, 53, Some(30053))];
+    service.ports = [port("http", Protocol::Tcp, 53, Some(30053))].into();
     let others = [slice("dns-1", "dns", &[("10.244.1.1", "there", READY)])];
     let none: &[EndpointSlice] = &[];
     let is_left_alone = [
@@ -311,10 +312,10 @@ fn the_nodes_own_dns_server_is_no_endpoint_while_it_is_away_and_others_answer() 
 fn what_cannot_be_honoured_is_listed_and_the_rest_works() {
     let mut service = service("web", "10.96.0.1");
     service.kind = ServiceKind::ClusterIp {
-        addresses: vec![ip("10.96.0.1"), ip("fd00::1"), ip("127.0.0.1")],
+        addresses: [ip("10.96.0.1"), ip("fd00::1"), ip("127.0.0.1")].into(),
     };
-    service.external_addresses = vec![ip("192.0.2.1")];
-    service.source_ranges = vec![network("192.0.2.7/24")];
+    service.external_addresses = [ip("192.0.2.1")].into();
+    service.source_ranges = [network("192.0.2.7/24")].into();
     service.ports.push(port("again", Protocol::Tcp, 80, None));
     let endpoints = [
         ("10.244.1.1", "here", READY),
@@ -386,9 +387,9 @@ fn addresses_that_no_service_or_endpoint_can_have_are_refused_in_both_families()
 fn a_dual_stack_service_has_a_plan_for_each_family_with_that_familys_endpoints() {
     let mut web = service("web", "10.96.0.1");
     web.kind = ServiceKind::ClusterIp {
-        addresses: vec![ip("10.96.0.1"), ip("fd00:96::1")],
+        addresses: [ip("10.96.0.1"), ip("fd00:96::1")].into(),
     };
-    web.ports = vec![port("http", Protocol::Tcp, 80, Some(30080))];
+    web.ports = [port("http", Protocol::Tcp, 80, Some(30080))].into();
     let slices = [
         slice("web-4", "web", &[("10.244.1.1", "here", READY)]),
         slice("web-6", "web", &[("fd00:244::1", "there", READY)]),
@@ -432,8 +433,8 @@ fn published() -> (Service, [EndpointSlice; 1]) {
         address: ip(address),
         proxied,
     };
-    web.load_balancer = vec![ingress("192.0.2.1", false), ingress("192.0.2.2", true)];
-    web.external_addresses = vec![ip("198.51.100.1")];
+    web.load_balancer = [ingress("192.0.2.1", false), ingress("192.0.2.2", true)].into();
+    web.external_addresses = [ip("198.51.100.1")].into();
     (web, [slice("web-1", "web", &[("10.244.1.1", "here", READY)])])
 }
 
@@ -466,7 +467,7 @@ fn balancers_addresses_are_served_unless_the_balancer_translates_and_external_on
 #[track_caller]
 fn check_sources(ranges: &[&str], node_address: &str, admitted: &[&str]) {
     let (mut web, slices) = published();
-    web.external_addresses.clear();
+    web.external_addresses = [].into();
     web.source_ranges = ranges.iter().map(|range| network(range)).collect();
     let node = NodeContext {
         addresses: vec![ip(node_address)],

@@ -41,7 +41,7 @@ fn check(stale: &StaleFlows, rows: &[(Protocol, &str, &str, bool, bool)]) {
 /// A Service at `10.96.0.1:80` and node port 30080, by this protocol.
 fn plan(protocol: Protocol, endpoints: &[&str]) -> ServicePlan {
     let mut web = service("web", "10.96.0.1");
-    web.ports = vec![port("http", protocol, 80, Some(30080))];
+    web.ports = [port("http", protocol, 80, Some(30080))].into();
     let rows: Vec<_> = endpoints
         .iter()
         .map(|address| (*address, "there", READY))

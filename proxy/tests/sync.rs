@@ -231,7 +231,7 @@ fn a_frontend_that_two_services_want_is_the_first_names_and_passes_on_when_that_
 fn a_cluster_ip_is_its_services_before_it_is_anybodys_external_address() {
     let key = vip("10.96.0.9", 80, Protocol::Tcp);
     let mut thief = service("a", "10.96.0.1");
-    thief.external_addresses = vec![world::ip("10.96.0.9")];
+    thief.external_addresses = [world::ip("10.96.0.9")].into();
     let owner = Change::Service(service("b", "10.96.0.9"));
     let endpoints = [("a", "10.244.0.1"), ("b", "10.244.0.2")];
     let endpoints = endpoints.map(|(service, address)| {
@@ -272,7 +272,7 @@ fn flows_are_forgotten_for_udp_endpoints_that_left_and_frontends_that_appeared_a
     let (mut proxy, fake) = proxy();
     let udp = |endpoints: &[&str]| {
         let mut web = service("a", "10.96.0.1");
-        web.ports = vec![port("http", Protocol::Udp, 53, None)];
+        web.ports = [port("http", Protocol::Udp, 53, None)].into();
         let rows: Vec<_> = endpoints
             .iter()
             .map(|address| (*address, "here", READY))

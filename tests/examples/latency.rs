@@ -209,10 +209,10 @@ fn number(port: u16) -> NonZeroU16 {
 
 fn service(name: &str, address: IpAddr) -> Service {
     let kind = ServiceKind::ClusterIp {
-        addresses: vec![address],
+        addresses: [address].into(),
     };
     let mut service = Service::new(ObjectName::new("default", name), kind);
-    service.ports = vec![ServicePort::new(Protocol::Tcp, number(80))];
+    service.ports = [ServicePort::new(Protocol::Tcp, number(80))].into();
     service
 }
 
@@ -224,11 +224,12 @@ fn slice(service: &str, address: IpAddr) -> EndpointSlice {
         service: service.into(),
         family: IpFamily::V4,
         endpoints: vec![endpoint],
-        ports: vec![EndpointPort {
+        ports: [EndpointPort {
             name: "".into(),
             protocol: Protocol::Tcp,
             port: number(PORT),
-        }],
+        }]
+        .into(),
         last_change: None,
     }
 }

@@ -6,7 +6,7 @@ use super::arguments::{bare, duration, names, no_options, number, single, unknow
 use super::lexer::Token;
 use super::tree::Directive;
 use super::{Error, ServerBlock};
-use crate::kubernetes::{Access, ApiServer, Exposed, Objects, Options, PodMode, TlsFiles};
+use crate::kubernetes::{Access, Agent, ApiServer, Exposed, Objects, Options, PodMode, TlsFiles};
 use crate::name::Name;
 use crate::zone::EndpointNames;
 
@@ -87,9 +87,12 @@ pub(super) fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<Op
         options.exposed = Exposed::Listed;
     }
     options.objects = source.objects(directive, options.endpoints, options.pods)?;
+    if options.endpoint_names == EndpointNames::Pod {
+        options.objects = options.objects.with_pod_names();
+    }
     if options.state.as_os_str().is_empty() {
         options.state = match &options.objects {
-            Objects::Agent(socket) => socket.parent().map(Path::to_owned).unwrap_or_default(),
+            Objects::Agent(Agent { socket, .. }) => socket.parent().map(Path::to_owned).unwrap_or_default(),
             Objects::Api(_) => DEFAULT_STATE.into(),
         };
     }
@@ -102,12 +105,29 @@ pub(super) fn outside_of_a_pod(block: &mut ServerBlock) {
     let Some(options) = &mut block.kubernetes else {
         return;
     };
+    let pod_names = options.objects.pod_names();
     let served_by_agents = ApiServer {
         endpoints: options.endpoints,
+        pod_names,
         ..ApiServer::default()
     };
     if options.objects == Objects::Api(served_by_agents) {
-        options.objects = Objects::Agent(DEFAULT_FEED.into());
+        let socket = DEFAULT_FEED.into();
+        options.objects = Objects::Agent(Agent { socket, pod_names });
+    }
+}
+
+/// Blocks that have their objects from the same place share them: with the names of pods where one wants these.
+pub(super) fn share_objects(blocks: &mut [ServerBlock]) {
+    let objects = blocks
+        .iter()
+        .filter_map(|block| Some(&block.kubernetes.as_ref()?.objects));
+    let named: Vec<Objects> = objects.filter(|objects| objects.pod_names()).cloned().collect();
+    for options in blocks.iter_mut().filter_map(|block| block.kubernetes.as_mut()) {
+        let with_names = options.objects.clone().with_pod_names();
+        if named.contains(&with_names) {
+            options.objects = with_names;
+        }
     }
 }
 
@@ -138,7 +158,7 @@ impl<'d> Source<'d> {
             (None, None, None) => Access::ServiceAccount,
             (None, Some(access), None) | (None, None, Some(access)) => access,
             (Some(feed), None, None) => match self.selects {
-                None => return Ok(Objects::Agent(feed)),
+                None => return Ok(Objects::Agent(feed.into())),
                 Some(option) => {
                     let name = &option.text;
                     return Err(option.error(format!(
@@ -154,6 +174,7 @@ impl<'d> Source<'d> {
             namespace_labels: self.namespace_labels,
             endpoints,
             pods: pods == PodMode::Verified,
+            pod_names: false,
         }))
     }
 }
@@ -321,6 +342,17 @@ mod tests {
             ("", false, agent.clone()),
             ("", true, Objects::Api(default())),
             ("noendpoints", false, agent.clone()),
+            ("endpoint_pod_names", false, agent.clone().with_pod_names()),
+            (
+                "endpoint_pod_names",
+                true,
+                Objects::Api(default()).with_pod_names(),
+            ),
+            (
+                "feed /a/b.sock\nendpoint_pod_names",
+                true,
+                Objects::Agent("/a/b.sock".into()).with_pod_names(),
+            ),
             ("feed /a/b.sock", true, Objects::Agent("/a/b.sock".into())),
             ("kubeconfig /k", false, Objects::Api(kubeconfig("/k", None))),
             (
@@ -375,6 +407,30 @@ mod tests {
             let found = options_in(text, in_pod).map(|options| options.objects);
             assert_eq!(found, Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn blocks_share_their_objects_with_the_names_of_pods_where_one_of_them_wants_these() {
+        let cluster = |port: u16, options: &str| format!("c:{port} {{\nkubernetes c {{\n{options}\n}}\n}}\n");
+        let text = [
+            cluster(1, "feed /a"),
+            cluster(2, "feed /a\nendpoint_pod_names"),
+            cluster(3, "feed /b"),
+            cluster(4, "feed /a\nttl 7"),
+        ];
+        let corefile = Corefile::parse("Corefile", &text.concat(), &|_| None).expect("a Corefile");
+        let options = corefile.blocks.into_iter().filter_map(|block| block.kubernetes);
+        let found: Vec<_> = options
+            .map(|options| (options.objects, options.endpoint_names))
+            .collect();
+        let a = || Objects::Agent("/a".into()).with_pod_names();
+        let expected = [
+            (a(), EndpointNames::Dashed),
+            (a(), EndpointNames::Pod),
+            (Objects::Agent("/b".into()), EndpointNames::Dashed),
+            (a(), EndpointNames::Dashed),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -303,6 +303,7 @@ impl Corefile {
             }
             corefile.blocks.push(block);
         }
+        cluster::share_objects(&mut corefile.blocks);
         if trees.is_empty() {
             let message = "there is no server block: the least is '. { whoami }'".to_owned();
             errors.push(whole_file(file, message));

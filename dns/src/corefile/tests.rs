@@ -452,7 +452,7 @@ fn options_are_read() {
         exposed: Exposed::All,
         endpoints: true,
         empty_services: true,
-        objects: Objects::Agent("/f.sock".into()),
+        objects: Objects::Agent("/f.sock".into()).with_pod_names(),
         state: "/s".into(),
         startup_timeout: Duration::from_secs(5),
     };

@@ -1,14 +1,12 @@
 //! What of the cluster a name stands for, or why it stands for nothing, in words.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use super::{Answer, Exposed, Found, Options, PodMode, Shape};
 use crate::name::Name;
 use crate::question::Query;
 use crate::zone::grammar::reversed_address;
-use crate::zone::service::address_of_pod_label;
-use crate::zone::{Asked, Endpoint, Kind, PortName, Table};
+use crate::zone::{Asked, Endpoint, Kind, PortName, Table, address_of_pod_label};
 
 /// Of many endpoints so many are named.
 const NAMED: usize = 5;
@@ -69,13 +67,14 @@ impl Answer<'_, '_> {
             Found::Apex => "the zone itself".to_owned(),
             Found::Version => "the version of the specification".to_owned(),
             Found::NameServer => "this server's own addresses".to_owned(),
-            Found::Service(records) => match &records.kind {
-                Kind::ClusterIp(addresses) => format!("{} with {}", service(), list(addresses)),
-                _ => format!("headless {}: {}", service(), endpoints(&records.endpoints)),
+            Found::Service(records) => match records.kind {
+                Kind::ClusterIp => format!("{} with {}", service(), list(records.addresses())),
+                _ => format!("headless {}: {}", service(), endpoints(records.endpoints())),
             },
-            Found::ServicePort(records, addresses, port) => {
-                let ports: Vec<u16> = port.of(&records.ports).map(|port| port.number).collect();
-                format!("port {} of {} with {}", list(&ports), service(), list(addresses))
+            Found::ServicePort(records, port) => {
+                let ports: Vec<u16> = port.of(records.ports()).map(|port| port.number).collect();
+                let addresses = list(records.addresses());
+                format!("port {} of {} with {addresses}", list(&ports), service())
             }
             Found::Endpoints(called) => format!("{} of {}", endpoints(called.iter()), service()),
             Found::EndpointPort(records, port) => {
@@ -156,19 +155,15 @@ impl Answer<'_, '_> {
             return self.no_namespace(namespace);
         }
         let name = named(namespace, service);
-        match self
-            .table
-            .service(namespace, service)
-            .map(|records| &records.kind)
-        {
+        match self.table.service(namespace, service).map(|records| records.kind) {
             None => format!("there is no {name}"),
             Some(Kind::Headless) if !self.options.endpoints => {
                 format!("headless {name}, which has no names (noendpoints)")
             }
             Some(Kind::Headless) => format!("headless {name} has no ready endpoint"),
-            Some(Kind::ClusterIp(_)) => format!("{name} has no ready endpoint (ignore empty_service)"),
+            Some(Kind::ClusterIp) => format!("{name} has no ready endpoint (ignore empty_service)"),
             Some(Kind::Nothing) => format!("{name} has an externalName that is no name"),
-            Some(Kind::Alias(_)) => format!("nothing is below the alias {name}"),
+            Some(Kind::Alias) => format!("nothing is below the alias {name}"),
         }
     }
 
@@ -208,12 +203,11 @@ fn list<T: ToString>(items: &[T]) -> String {
 }
 
 /// `endpoints 10.244.1.5 (pod web-0), 10.244.2.7 and 3 more`.
-fn endpoints<'e>(endpoints: impl IntoIterator<Item = &'e Endpoint>) -> String {
-    let mut endpoints = endpoints.into_iter();
-    let one = |endpoint: &Endpoint| -> String {
-        let address: IpAddr = endpoint.address;
-        match &endpoint.pod {
-            Some(pod) => format!("{address} (pod {})", text(pod)),
+fn endpoints<'e>(mut endpoints: impl Iterator<Item = Endpoint<'e>>) -> String {
+    let one = |endpoint: Endpoint<'_>| -> String {
+        let address = endpoint.address();
+        match endpoint.pod() {
+            Some(pod) => format!("{address} (pod {pod})"),
             None => address.to_string(),
         }
     };

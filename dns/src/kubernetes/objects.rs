@@ -9,10 +9,28 @@ const LONGEST_NAME: usize = 200;
 /// Who tells of the cluster's objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Objects {
-    /// The node's agent, by this socket.
-    Agent(PathBuf),
+    /// The node's agent.
+    Agent(Agent),
     /// An API server, which this process watches itself.
     Api(ApiServer),
+}
+
+/// The node's agent, and what of its objects is kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Agent {
+    /// The socket at which it listens.
+    pub socket: PathBuf,
+    /// Whether endpoints keep the names of their pods.
+    pub pod_names: bool,
+}
+
+impl<P: Into<PathBuf>> From<P> for Agent {
+    fn from(socket: P) -> Self {
+        Self {
+            socket: socket.into(),
+            pod_names: false,
+        }
+    }
 }
 
 /// An API server, and what is watched there.
@@ -28,6 +46,8 @@ pub struct ApiServer {
     pub endpoints: bool,
     /// Whether Pods are watched. Default: no.
     pub pods: bool,
+    /// Whether endpoints keep the names of their pods. Default: no.
+    pub pod_names: bool,
 }
 
 /// How an API server is reached.
@@ -64,13 +84,33 @@ pub struct TlsFiles {
 }
 
 impl Objects {
+    /// Whether endpoints keep the names of their pods: in a large cluster these are half of what is known.
+    #[must_use]
+    pub fn pod_names(&self) -> bool {
+        match self {
+            Self::Agent(agent) => agent.pod_names,
+            Self::Api(server) => server.pod_names,
+        }
+    }
+
+    /// The same with these names.
+    #[must_use]
+    pub fn with_pod_names(mut self) -> Self {
+        match &mut self {
+            Self::Agent(agent) => agent.pod_names = true,
+            Self::Api(server) => server.pod_names = true,
+        }
+        self
+    }
+
     /// What the snapshot's file is called, so that several sources may share a directory: somewhat like the socket, or
     /// the API server and what is watched there, with a number behind it that is another one for another source.
     pub(super) fn file_stem(&self) -> String {
         let (name, whole) = match self {
-            Self::Agent(socket) => {
+            Self::Agent(Agent { socket, pod_names }) => {
                 let stem = socket.file_stem().unwrap_or("dns".as_ref());
-                (stem.to_string_lossy().into_owned(), socket.display().to_string())
+                let whole = format!("{}{}", socket.display(), note(*pod_names, POD_NAMES));
+                (stem.to_string_lossy().into_owned(), whole)
             }
             Self::Api(server) => {
                 let name = server.description();
@@ -92,6 +132,13 @@ impl Objects {
     }
 }
 
+/// What tells a source whose endpoints keep the names of their pods from one whose do not: its snapshot is no other's.
+const POD_NAMES: &str = " pod-names";
+
+fn note(is_so: bool, text: &str) -> &str {
+    if is_so { text } else { "" }
+}
+
 /// FNV-1a: the same in every build, as the name of a file has to be.
 fn fingerprint(bytes: &[u8]) -> u64 {
     const START: u64 = 0xcbf2_9ce4_8422_2325;
@@ -108,13 +155,15 @@ impl ApiServer {
             namespace_labels,
             endpoints,
             pods,
+            pod_names,
         } = self;
         let mut text = format!("api {access}");
         for (name, selector) in [("labels", labels), ("namespace-labels", namespace_labels)] {
             text.extend(selector.iter().map(|selector| format!(" {name} {selector}")));
         }
-        text.push_str(if *endpoints { "" } else { " noendpoints" });
-        text.push_str(if *pods { " pods" } else { "" });
+        text.push_str(note(!endpoints, " noendpoints"));
+        text.push_str(note(*pods, " pods"));
+        text.push_str(note(*pod_names, POD_NAMES));
         text
     }
 }
@@ -127,6 +176,7 @@ impl Default for ApiServer {
             namespace_labels: None,
             endpoints: true,
             pods: false,
+            pod_names: false,
         }
     }
 }
@@ -134,7 +184,7 @@ impl Default for ApiServer {
 impl fmt::Display for Objects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Agent(socket) => write!(f, "{}", socket.display()),
+            Self::Agent(agent) => write!(f, "{}", agent.socket.display()),
             Self::Api(server) => write!(f, "{}", server.access),
         }
     }
@@ -187,7 +237,15 @@ mod tests {
         for (objects, expected) in [
             (Objects::Agent("/run/causeway/dns.sock".into()), "dns"),
             (Objects::Agent("/run/other/dns.sock".into()), "dns"),
+            (
+                Objects::Agent("/run/causeway/dns.sock".into()).with_pod_names(),
+                "dns",
+            ),
             (Objects::Api(ApiServer::default()), "api-service-account"),
+            (
+                Objects::Api(ApiServer::default()).with_pod_names(),
+                "api-service-account-pod-names",
+            ),
             (Objects::Api(by_url("a.b")), "api-http---a-b-6443"),
             (Objects::Api(by_url("a-b")), "api-http---a-b-6443"),
             (

@@ -12,24 +12,24 @@ impl<'t> Answer<'_, 't> {
     pub(super) fn records(&self, found: &Found<'t>, writer: &mut Writer<'_, '_>) {
         let (ttl, names) = (self.options.ttl, self.options.endpoint_names);
         match (found, self.query.qtype) {
-            (Found::Service(records), rtype::A) => writer.cells(&records.a, self.shape.rotation, ttl),
-            (Found::Service(records), rtype::AAAA) => writer.cells(&records.aaaa, self.shape.rotation, ttl),
+            (Found::Service(records), rtype::A) => writer.addresses(&records.v4, self.shape.rotation, ttl),
+            (Found::Service(records), rtype::AAAA) => writer.addresses(&records.v6, self.shape.rotation, ttl),
             // Every port of it, named or not.
-            (Found::Service(records), rtype::SRV) => match &records.kind {
-                Kind::ClusterIp(addresses) => self.own_srv(writer, addresses, records.ports.iter()),
+            (Found::Service(records), rtype::SRV) => match records.kind {
+                Kind::ClusterIp => self.own_srv(writer, records.addresses(), records.ports()),
                 _ => self.srv(
                     writer,
-                    &Targets::of(records, 0..records.endpoints.len(), None, names),
+                    &Targets::of(records, 0..records.endpoint_count(), None, names),
                 ),
             },
-            (Found::ServicePort(_, addresses, _), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, addresses.iter().copied());
+            (Found::ServicePort(records, _), rtype::A | rtype::AAAA) => {
+                self.addresses(writer, records.addresses().iter().copied());
             }
-            (Found::ServicePort(records, addresses, port), rtype::SRV) => {
-                self.own_srv(writer, addresses, port.of(&records.ports));
+            (Found::ServicePort(records, port), rtype::SRV) => {
+                self.own_srv(writer, records.addresses(), port.of(records.ports()));
             }
             (Found::Endpoints(called), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, called.iter().map(|endpoint| endpoint.address));
+                self.addresses(writer, called.iter().map(Endpoint::address));
             }
             (Found::Endpoints(called), rtype::SRV) => {
                 self.srv(
@@ -38,10 +38,10 @@ impl<'t> Answer<'_, 't> {
                 );
             }
             (Found::EndpointPort(records, port), rtype::A | rtype::AAAA) => {
-                self.addresses(writer, records.serving(*port).map(|endpoint| endpoint.address));
+                self.addresses(writer, records.serving(*port).map(Endpoint::address));
             }
             (Found::EndpointPort(records, port), rtype::SRV) => {
-                let all = 0..records.endpoints.len();
+                let all = 0..records.endpoint_count();
                 self.srv(writer, &Targets::of(records, all, Some(*port), names));
             }
             (Found::Pod(address), rtype::A | rtype::AAAA) => {
@@ -115,7 +115,9 @@ impl<'t> Answer<'_, 't> {
                 return;
             };
             at = next;
-            let addresses = target.has_addresses.then(|| targets.addresses(target.place));
+            let addresses = target
+                .has_addresses
+                .then(|| targets.addresses(target.endpoint.place));
             for address in addresses.into_iter().flatten() {
                 if !writer.address(Section::Additional, Owner::At(name_at), address, self.options.ttl) {
                     return;
@@ -129,7 +131,7 @@ impl<'t> Answer<'_, 't> {
         &self,
         writer: &mut Writer<'_, '_>,
         addresses: &[IpAddr],
-        ports: impl Iterator<Item = &'p Port> + Clone,
+        ports: impl Iterator<Item = Port<'p>> + Clone,
     ) {
         let weight = weight(ports.clone().count() * addresses.len());
         let first_at = writer.position();
@@ -163,7 +165,7 @@ impl<'t> Answer<'_, 't> {
         writer: &mut Writer<'_, '_>,
         weight: u16,
         port: u16,
-        endpoint: Option<&Endpoint>,
+        endpoint: Option<Endpoint<'_>>,
     ) -> bool {
         writer.record(
             Section::Answer,
@@ -190,9 +192,9 @@ impl<'t> Answer<'_, 't> {
         for address in self.reachable_addresses() {
             for owner in self.table.reversed(address) {
                 let mut name = Vec::new();
-                if let Kind::ClusterIp(own) = &owner.records.kind {
+                if owner.records.kind == Kind::ClusterIp {
                     put_name(None, &owner, &zone, &mut name);
-                    add_server(&mut servers, name, own);
+                    add_server(&mut servers, name, owner.records.addresses());
                     continue;
                 }
                 for endpoint in owner.records.names_at(address, names) {
@@ -255,7 +257,7 @@ impl<'t> Answer<'_, 't> {
 
 /// `[endpoint.]service.namespace.svc.ZONE`
 fn put_name(
-    endpoint: Option<(&Endpoint, EndpointNames)>,
+    endpoint: Option<(Endpoint<'_>, EndpointNames)>,
     owner: &Reversed<'_>,
     zone: &Name,
     out: &mut Vec<u8>,
@@ -304,8 +306,7 @@ struct Targets<'t, P> {
 
 /// One SRV record to be.
 struct Target<'t> {
-    place: usize,
-    endpoint: &'t Endpoint,
+    endpoint: Endpoint<'t>,
     port: u16,
     /// Its name's addresses are told with this one of the name's records.
     has_addresses: bool,
@@ -330,9 +331,9 @@ where
         ports.sum()
     }
 
-    fn ports(&self, place: usize) -> impl Iterator<Item = &'t Port> + Clone {
+    fn ports(&self, place: usize) -> impl Iterator<Item = Port<'t>> + Clone {
         let port = self.port;
-        let ports = self.records.endpoints[place].ports.iter();
+        let ports = self.records.endpoint(place).ports();
         ports.filter(move |own| port.is_none_or(|port| own.is(port.name, port.protocol)))
     }
 
@@ -350,7 +351,7 @@ where
             .skip(first)
             .chain(self.places.clone().take(first));
         order.flat_map(move |place| {
-            let endpoint = &self.records.endpoints[place];
+            let endpoint = self.records.endpoint(place);
             let namesakes = self.records.namesakes(place, self.names).places();
             let elders = namesakes.take_while(move |elder| *elder < place);
             let has_elder = elders.clone().any(|elder| self.ports(elder).next().is_some());
@@ -362,7 +363,6 @@ where
                 !is_told && !elders.clone().any(|elder| self.serves(elder, port.number))
             });
             told.map(move |(index, port)| Target {
-                place,
                 endpoint,
                 port: port.number,
                 has_addresses: index == 0 && !has_elder,
@@ -374,7 +374,7 @@ where
     fn addresses(&self, place: usize) -> impl Iterator<Item = IpAddr> {
         let namesakes = self.records.namesakes(place, self.names).places();
         let serving = namesakes.filter(|place| self.ports(*place).next().is_some());
-        each_once(serving.map(|place| self.records.endpoints[place].address))
+        each_once(serving.map(|place| self.records.endpoint(place).address()))
     }
 }
 

@@ -3,11 +3,14 @@
 //! A [`Table`] belongs to no zone and no configuration: zone names, TTLs and modes come in when it is asked, so that
 //! every `kubernetes` plugin shares it. An update builds what changed and shares the rest with the table before.
 
-mod addresses;
+mod dashed;
 pub mod grammar;
+mod reverse;
 pub mod service;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,9 +18,10 @@ use std::sync::Arc;
 use model::feed::is_complete;
 use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 
-use addresses::Addresses;
-pub use addresses::addresses_below;
+pub use dashed::address_of_pod_label;
 pub use grammar::{Asked, PortName};
+pub use reverse::addresses_below;
+use reverse::{Edits, Reverse};
 pub use service::{Called, Endpoint, EndpointNames, Kind, Port, ServiceRecords};
 
 /// Everything that the cluster zone answers from.
@@ -25,9 +29,7 @@ pub use service::{Called, Endpoint, EndpointNames, Kind, Port, ServiceRecords};
 pub struct Table {
     namespaces: HashMap<Box<[u8]>, Arc<NamespaceTable>>,
     /// Which Services lead back from an address.
-    reverse: SharedMap<IpAddr, Box<[ReverseEntry]>>,
-    /// The keys of `reverse`.
-    addresses: Addresses,
+    reverse: Reverse,
     /// Which pods have an address, per namespace, for `pods verified`.
     pods: SharedMap<(Text, IpAddr), Box<[Text]>>,
     /// The SOA's serial: when the table last changed, in Unix seconds.
@@ -45,16 +47,32 @@ pub struct Table {
 struct NamespaceTable {
     /// A Namespace object is there. A Service that arrives before its Namespace answers nevertheless.
     exists: bool,
-    services: HashMap<Arc<[u8]>, Arc<ServiceRecords>>,
+    services: HashSet<Named>,
 }
 
-/// A Service that an address belongs to. Sorted so that ClusterIPs come first: they win (dns specification §2.3.3).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct ReverseEntry {
-    is_endpoint: bool,
-    namespace: Arc<[u8]>,
-    service: Arc<[u8]>,
+/// A Service, found by its label.
+#[derive(Clone, Debug)]
+struct Named(Arc<ServiceRecords>);
+
+impl Borrow<[u8]> for Named {
+    fn borrow(&self) -> &[u8] {
+        self.0.label()
+    }
 }
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.label().hash(state);
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.label() == other.0.label()
+    }
+}
+
+impl Eq for Named {}
 
 /// A Service that was found by an address.
 #[derive(Clone, Copy, Debug)]
@@ -83,15 +101,11 @@ impl Table {
         for name in &changed.services {
             by_namespace.entry(&name.namespace).or_default().push(name);
         }
-        let mut addresses = BTreeSet::new();
+        let mut edits = Edits::default();
         for (namespace, names) in by_namespace {
-            table.put_services(namespace, &names, newer, &mut addresses);
+            table.put_services(namespace, &names, newer, &mut edits);
         }
-        let addresses: BTreeMap<IpAddr, bool> = addresses
-            .into_iter()
-            .map(|address| (address, table.reverse.get(&address).is_some()))
-            .collect();
-        table.addresses = self.addresses.updated(&addresses);
+        table.reverse = self.reverse.updated(edits);
         for name in &changed.pods {
             table.put_pod(name, older, newer);
         }
@@ -113,62 +127,35 @@ impl Table {
         }
     }
 
-    /// Notes the addresses that belong to one of these Services, or did.
+    /// Notes who gets addresses by that, and who loses them.
     fn put_services(
         &mut self,
         namespace: &str,
         names: &[&ObjectName],
         newer: &Snapshot,
-        touched: &mut BTreeSet<IpAddr>,
+        reversals: &mut Edits,
     ) {
-        let namespace_label: Arc<[u8]> = namespace.to_ascii_lowercase().into_bytes().into();
-        let mut reversals = Vec::new();
         self.edit_namespace(namespace, |table| {
             for name in names {
-                let label: Arc<[u8]> = name.name.to_ascii_lowercase().into_bytes().into();
-                let records = newer
-                    .services
-                    .get(name)
-                    .map(|service| Arc::new(ServiceRecords::new(service, newer.slices_of(name))));
-                let old = match &records {
-                    Some(records) => table.services.insert(Arc::clone(&label), Arc::clone(records)),
-                    None => table.services.remove(&label),
+                let own_name = ObjectName::new(lower(&name.namespace), lower(&name.name));
+                let service = newer.services.get(name);
+                let new = service.map(|service| ServiceRecords::new(service, newer.slices.get(name)));
+                let new = new.map(Arc::new);
+                let old = match &new {
+                    Some(records) => table.services.replace(Named(Arc::clone(records))),
+                    None => table.services.take(own_name.name.as_bytes()),
                 };
-                reversals.push((label, old, records));
+                let addresses = |records: Option<&ServiceRecords>| {
+                    records.map_or_else(Vec::new, ServiceRecords::reversible_addresses)
+                };
+                let old = addresses(old.as_ref().map(|Named(records)| &**records));
+                let new = addresses(new.as_deref());
+                for (one, other, is_there) in [(&old, &new, false), (&new, &old, true)] {
+                    let only = one.iter().filter(|address| other.binary_search(address).is_err());
+                    only.for_each(|address| reversals.add(*address, own_name.clone(), is_there));
+                }
             }
         });
-        for (service, old, new) in reversals {
-            let entry = ReverseEntry {
-                is_endpoint: false,
-                namespace: Arc::clone(&namespace_label),
-                service,
-            };
-            self.edit_reverse(old.as_deref(), &entry, false, touched);
-            self.edit_reverse(new.as_deref(), &entry, true, touched);
-        }
-    }
-
-    fn edit_reverse(
-        &mut self,
-        records: Option<&ServiceRecords>,
-        entry: &ReverseEntry,
-        present: bool,
-        touched: &mut BTreeSet<IpAddr>,
-    ) {
-        let Some(records) = records else { return };
-        let alone = |is_endpoint| {
-            alone(ReverseEntry {
-                is_endpoint,
-                ..entry.clone()
-            })
-        };
-        let (own, of_endpoint) = (alone(false), alone(true));
-        for address in records.reversible_addresses() {
-            let is_own = matches!(&records.kind, Kind::ClusterIp(own) if own.contains(&address));
-            let set = if is_own { &own } else { &of_endpoint };
-            edit_set(&mut self.reverse, address, set, present);
-            touched.insert(address);
-        }
     }
 
     fn put_pod(&mut self, name: &ObjectName, older: &Snapshot, newer: &Snapshot) {
@@ -176,7 +163,7 @@ impl Table {
             let pod = snapshot.pods.get(name);
             for address in pod.iter().flat_map(|pod| &pod.addresses) {
                 let key = (name.namespace.clone(), *address);
-                edit_set(&mut self.pods, key, &alone(name.name.clone()), present);
+                edit_set(&mut self.pods, key, name.name.clone(), present);
             }
         }
     }
@@ -196,11 +183,8 @@ impl Table {
     /// The records of a Service, its labels in lower case.
     #[must_use]
     pub fn service(&self, namespace: &[u8], service: &[u8]) -> Option<&ServiceRecords> {
-        self.namespaces
-            .get(namespace)?
-            .services
-            .get(service)
-            .map(Arc::as_ref)
+        let found = self.namespaces.get(namespace)?.services.get(service);
+        found.map(|Named(records)| &**records)
     }
 
     /// Whether a pod of that namespace has the address.
@@ -212,26 +196,32 @@ impl Table {
         self.pods.get(&(namespace.into(), address)).is_some()
     }
 
-    /// The Services that an address leads back to: the one whose ClusterIP it is, else every one it is an endpoint of.
+    /// The Services that an address leads back to: the one whose ClusterIP it is (DNS specification §2.3.3), else every
+    /// one it is an endpoint of.
     pub fn reversed(&self, address: IpAddr) -> impl Iterator<Item = Reversed<'_>> {
-        let entries = self.reverse.get(&address).map_or(&[][..], |entries| &***entries);
-        // ClusterIPs come first.
-        let is_own = entries.first().is_some_and(|entry| !entry.is_endpoint);
-        let count = if is_own { 1 } else { entries.len() };
-        entries.iter().take(count).filter_map(|entry| {
+        let owners = self.reverse.owners(address);
+        let found = owners.filter_map(move |owner| {
+            let (namespace, service) = (owner.namespace.as_bytes(), owner.name.as_bytes());
+            let records = self.service(namespace, service)?;
             Some(Reversed {
-                service: &entry.service,
-                namespace: &entry.namespace,
-                records: self.service(&entry.namespace, &entry.service)?,
-                is_endpoint: entry.is_endpoint,
+                service,
+                namespace,
+                records,
+                is_endpoint: !records.owns(address),
             })
-        })
+        });
+        // One alone need not be chosen.
+        let are_many = self.reverse.owners(address).nth(1).is_some();
+        let mut all = found.clone();
+        let own = are_many.then(|| all.find(|owner| !owner.is_endpoint)).flatten();
+        let others = found.filter(move |_| own.is_none());
+        own.into_iter().chain(others)
     }
 
     /// Whether one of these addresses leads back to a Service.
     #[must_use]
     pub fn any_reversed(&self, range: &RangeInclusive<IpAddr>) -> bool {
-        self.addresses.any_within(range)
+        self.reverse.any_within(range)
     }
 
     /// How many Services the table holds.
@@ -244,28 +234,25 @@ impl Table {
     }
 }
 
-/// A set of one value.
-fn alone<V>(value: V) -> Arc<Box<[V]>> {
-    Arc::new(Box::new([value]))
+/// A name in lower case, which nearly all are.
+fn lower(text: &Text) -> Text {
+    match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => text.to_ascii_lowercase().into(),
+        false => text.clone(),
+    }
 }
 
-/// Puts the value of a set of one into the sorted set at a key, or takes it out. The sets are slices because nearly all
-/// hold one value, and there is one for every endpoint: a tree would take ten times the memory. Those that hold `value`
-/// alone are `value` itself, so that all endpoints of a Service share theirs.
-fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: &Arc<Box<[V]>>, present: bool)
+/// Puts a value into the sorted set at a key, or takes it out. The sets are slices because nearly all hold one value, and
+/// there is one for every pod: a tree would take ten times the memory.
+fn edit_set<K, V>(map: &mut SharedMap<K, Box<[V]>>, key: K, value: V, present: bool)
 where
-    K: Ord + std::hash::Hash + Clone,
+    K: Ord + Hash + Clone,
     V: Ord + Clone,
 {
     let known: &[V] = map.get(&key).map_or(&[], |set| &***set);
-    let others = known.iter().filter(|known| !value.contains(known));
-    let mut set: Vec<V> = others.cloned().collect();
-    if present && set.is_empty() {
-        map.insert_shared(key, Arc::clone(value));
-        return;
-    }
+    let mut set: Vec<V> = known.iter().filter(|known| **known != value).cloned().collect();
     if present {
-        set.extend(value.iter().cloned());
+        set.push(value);
         set.sort_unstable();
     }
     if set.is_empty() {
@@ -291,7 +278,7 @@ mod tests {
             entry
                 .services
                 .iter()
-                .map(move |(name, records)| format!("{namespace:?} {name:?} {records:?}"))
+                .map(move |Named(records)| format!("{namespace:?} {records:?}"))
         });
         let empty = table
             .namespaces
@@ -300,15 +287,9 @@ mod tests {
         let reverse = table
             .reverse
             .iter()
-            .map(|(address, entries)| format!("{address} {entries:?}"));
+            .map(|(address, service)| format!("{address} {service}"));
         let pods = table.pods.iter().map(|(key, names)| format!("{key:?} {names:?}"));
-        let addresses = std::iter::once(format!("{:?}", table.addresses));
-        let mut lines: Vec<String> = services
-            .chain(empty)
-            .chain(reverse)
-            .chain(pods)
-            .chain(addresses)
-            .collect();
+        let mut lines: Vec<String> = services.chain(empty).chain(reverse).chain(pods).collect();
         lines.sort();
         lines
     }

@@ -1,54 +1,84 @@
-//! One Service as DNS sees it: addresses encoded ahead, endpoints sorted for search.
+//! One Service as DNS sees it: the snapshot's own objects, in the order in which they are searched.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
-use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use model::{EndpointSlice, Protocol, Service, ServiceKind};
+use model::{EndpointPort, EndpointSlice, Few, Protocol, Service, ServiceKind, ServicePort, Slices, Text};
 
+use super::dashed::{address_of_dashed, put_dashed};
 use super::grammar::PortName;
-use crate::answer::{a_cell, aaaa_cell};
+use super::lower;
 use crate::name::{MAX_LABEL, Name};
 
-/// A Service with its ready endpoints.
+/// A Service with its ready endpoints. It shares the snapshot's objects: there are as many of it as of them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServiceRecords {
+    /// First label of its name, lower case.
+    label: Text,
+    service: Arc<Service>,
+    /// `None` = it has none.
+    slices: Option<Arc<Slices>>,
     /// What its name stands for.
     pub kind: Kind,
-    /// A records of the Service's name.
-    pub a: Vec<[u8; 16]>,
-    /// AAAA records of the Service's name.
-    pub aaaa: Vec<[u8; 28]>,
-    /// The Service's own ports.
-    pub ports: Vec<Port>,
-    /// Ready endpoints, sorted by address.
-    pub endpoints: Vec<Endpoint>,
-    /// Where the endpoints with a hostname stand in `endpoints`, sorted by it.
-    by_hostname: Box<[u32]>,
-    /// Where those without a hostname stand whose pods have names, sorted by them.
-    by_pod: Box<[u32]>,
+    /// The IPv4 addresses of its name.
+    pub v4: Few<Ipv4Addr>,
+    /// The IPv6 addresses of its name.
+    pub v6: Few<Ipv6Addr>,
+    order: Order,
+    /// What most Services do not have.
+    rarities: Option<Box<Rarities>>,
 }
 
+// One in ten thousand, and none is looked at without it.
+const _: () = assert!(size_of::<ServiceRecords>() <= 96);
+
 /// What the name of a Service stands for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Addresses of its own, the primary family first.
-    ClusterIp(Vec<IpAddr>),
+    /// Addresses of its own.
+    ClusterIp,
     /// Its endpoints.
     Headless,
     /// Another name.
-    Alias(Name),
+    Alias,
     /// An ExternalName that is an address or no name at all: CoreDNS answers NXDOMAIN for it.
     Nothing,
 }
 
+/// Where the ready endpoints stand in the slices, sorted by address, hostname and pod, each once.
+#[derive(Debug, PartialEq, Eq)]
+enum Order {
+    /// So many, as the only slice lists them.
+    Listed(usize),
+    /// These.
+    Sorted(Box<[Position]>),
+}
+
+/// Where an endpoint stands in a Service's slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    slice: u32,
+    index: u32,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Rarities {
+    /// What it is an alias of.
+    alias: Option<Name>,
+    /// The places of endpoints with a hostname, sorted by it.
+    by_hostname: Box<[u32]>,
+    /// The places of those without a hostname whose pods have names, sorted by them.
+    by_pod: Box<[u32]>,
+    /// Where endpoints stand again that several slices list (one moved while the slices were rewritten, or a slice
+    /// per port set), sorted by place.
+    again: Box<[(u32, Position)]>,
+}
+
 /// A named port, as in `_http._tcp`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Port {
-    /// Lower case; empty = the port has no name.
-    pub name: Box<[u8]>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port<'t> {
+    /// Empty = the port has no name.
+    pub name: &'t str,
     /// Protocol.
     pub protocol: Protocol,
     /// Number.
@@ -56,17 +86,51 @@ pub struct Port {
 }
 
 /// A ready endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its address.
-    pub address: IpAddr,
-    /// `hostname`, lower case.
-    pub hostname: Option<Box<[u8]>>,
-    /// Name of its pod, lower case, where short enough for a label.
-    pub pod: Option<Box<[u8]>>,
-    /// The ports that it serves.
-    pub ports: Arc<[Port]>,
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint<'t> {
+    records: &'t ServiceRecords,
+    /// Where it stands in the Service's list.
+    pub place: usize,
+    slice: &'t EndpointSlice,
+    entry: &'t model::Endpoint,
 }
+
+/// A label as it is written, which equals the same one in another case.
+#[derive(Clone, Copy, Debug)]
+pub struct Label<'t>(&'t [u8]);
+
+impl<'t> Label<'t> {
+    /// What a text says that is short enough.
+    fn of(text: &'t str) -> Option<Self> {
+        (1..=MAX_LABEL)
+            .contains(&text.len())
+            .then_some(Self(text.as_bytes()))
+    }
+
+    fn lower(self) -> impl Iterator<Item = u8> {
+        self.0.iter().map(u8::to_ascii_lowercase)
+    }
+}
+
+impl Ord for Label<'_> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.lower().cmp(other.lower())
+    }
+}
+
+impl PartialOrd for Label<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Label<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(other.0)
+    }
+}
+
+impl Eq for Label<'_> {}
 
 /// The endpoints of one name, sorted by address. Going through them allocates nothing.
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +154,7 @@ impl<'t> Called<'t> {
             Places::Listed(listed) => (listed, 0..0, EndpointNames::Dashed),
             Places::Dashed(first, behind, names) => (&[], first..behind, names),
         };
-        let endpoints = &self.records.endpoints;
-        let is_dashed = move |place: &usize| endpoints[*place].name_is_dashed(names);
+        let is_dashed = move |place: &usize| self.records.endpoint(*place).own_name(names).is_none();
         let listed = listed.iter().map(|place| *place as usize);
         listed.chain(range.filter(is_dashed))
     }
@@ -103,8 +166,8 @@ impl<'t> Called<'t> {
     }
 
     /// Each of them.
-    pub fn iter(self) -> impl Iterator<Item = &'t Endpoint> + Clone {
-        self.places().map(move |place| &self.records.endpoints[place])
+    pub fn iter(self) -> impl Iterator<Item = Endpoint<'t>> + Clone {
+        self.places().map(move |place| self.records.endpoint(place))
     }
 }
 
@@ -119,35 +182,160 @@ pub enum EndpointNames {
 }
 
 impl ServiceRecords {
-    /// Builds the records of a Service and its slices.
+    /// The records of a Service and its slices.
     #[must_use]
-    pub fn new<'s>(service: &Service, slices: impl Iterator<Item = &'s EndpointSlice>) -> Self {
-        let kind = match &service.kind {
-            ServiceKind::ClusterIp { addresses } => Kind::ClusterIp(addresses.clone()),
-            ServiceKind::Headless => Kind::Headless,
-            ServiceKind::ExternalName(target) => external_name(target),
+    pub fn new(service: &Arc<Service>, slices: Option<&Arc<Slices>>) -> Self {
+        let (kind, alias) = match &service.kind {
+            ServiceKind::ClusterIp { .. } => (Kind::ClusterIp, None),
+            ServiceKind::Headless => (Kind::Headless, None),
+            ServiceKind::ExternalName(target) => match alias(target) {
+                Some(target) => (Kind::Alias, Some(target)),
+                None => (Kind::Nothing, None),
+            },
         };
-        let endpoints = match kind {
-            Kind::ClusterIp(_) | Kind::Headless => ready_endpoints(slices),
-            Kind::Alias(_) | Kind::Nothing => Vec::new(),
-        };
-        let own: Vec<IpAddr> = match &kind {
-            Kind::ClusterIp(addresses) => addresses.clone(),
-            _ => distinct_addresses(&endpoints),
-        };
-        let ports = service
-            .ports
-            .iter()
-            .map(|port| Port::new(&port.name, port.protocol, port.port.get()));
-        Self {
-            by_hostname: places_by(&endpoints, Endpoint::hostname),
-            by_pod: places_by(&endpoints, Endpoint::pod_name),
+        let has_endpoints = matches!(kind, Kind::ClusterIp | Kind::Headless);
+        let mut records = Self {
+            label: lower(&service.name.name),
+            service: Arc::clone(service),
+            slices: slices.filter(|_| has_endpoints).cloned(),
             kind,
-            a: own.iter().filter_map(|ip| as_v4(*ip)).map(a_cell).collect(),
-            aaaa: own.iter().filter_map(|ip| as_v6(*ip)).map(aaaa_cell).collect(),
-            ports: ports.collect(),
-            endpoints,
+            v4: Few::none(),
+            v6: Few::none(),
+            order: Order::Listed(0),
+            rarities: None,
+        };
+        let again = records.put_in_order();
+        let rarities = Rarities {
+            alias,
+            by_hostname: records.places_by(Endpoint::hostname),
+            by_pod: records.places_by(Endpoint::pod_name),
+            again,
+        };
+        records.rarities = (rarities != Rarities::default()).then(|| Box::new(rarities));
+        let own = match kind {
+            Kind::ClusterIp => records.addresses().to_vec(),
+            _ => records.endpoint_addresses(),
+        };
+        records.v4 = own.iter().filter_map(|ip| as_v4(*ip)).collect();
+        records.v6 = own.iter().filter_map(|ip| as_v6(*ip)).collect();
+        records
+    }
+
+    /// Finds the ready endpoints, and returns which of them are listed again, and where.
+    fn put_in_order(&mut self) -> Box<[(u32, Position)]> {
+        let slices = (0u32..).zip(self.slices.iter().flat_map(|slices| slices.iter()));
+        let listed = slices.flat_map(|(slice, of)| {
+            let endpoints = (0u32..).zip(&of.endpoints);
+            let ready = endpoints.filter(|(_, entry)| entry.conditions.ready);
+            ready.map(move |(index, entry)| (identity(entry), Position { slice, index }))
+        });
+        let mut listed: Vec<_> = listed.collect();
+        // Of those that are the same the first slice's comes first.
+        listed.sort_by_key(|(identity, _)| *identity);
+        let (mut positions, mut again) = (Vec::with_capacity(listed.len()), Vec::new());
+        let mut last = None;
+        for (identity, position) in &listed {
+            if last.replace(identity) == Some(identity) {
+                again.push((positions.len() as u32 - 1, *position));
+            } else {
+                positions.push(*position);
+            }
         }
+        let as_listed = |(place, position): (u32, &Position)| position.slice == 0 && position.index == place;
+        self.order = if (0u32..).zip(&positions).all(as_listed) {
+            Order::Listed(positions.len())
+        } else {
+            Order::Sorted(positions.into())
+        };
+        again.into()
+    }
+
+    /// First label of its name, lower case.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        self.label.as_bytes()
+    }
+
+    /// The addresses of its own, the primary family first.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        match &self.service.kind {
+            ServiceKind::ClusterIp { addresses } => addresses,
+            ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
+        }
+    }
+
+    /// Whether an address is its own.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        let is_of_name = match address {
+            IpAddr::V4(v4) => self.v4.contains(&v4),
+            IpAddr::V6(v6) => self.v6.contains(&v6),
+        };
+        self.kind == Kind::ClusterIp && is_of_name
+    }
+
+    /// What it is another name of.
+    #[must_use]
+    pub fn alias(&self) -> Option<&Name> {
+        self.rarities.as_ref()?.alias.as_ref()
+    }
+
+    /// Its own ports.
+    pub fn ports(&self) -> impl Iterator<Item = Port<'_>> + Clone {
+        self.service.ports.iter().map(Port::from)
+    }
+
+    /// How many ready endpoints it has.
+    #[must_use]
+    pub fn endpoint_count(&self) -> usize {
+        match &self.order {
+            Order::Listed(count) => *count,
+            Order::Sorted(positions) => positions.len(),
+        }
+    }
+
+    /// Its ready endpoints, sorted by address.
+    pub fn endpoints(&self) -> impl Iterator<Item = Endpoint<'_>> + Clone {
+        (0..self.endpoint_count()).map(|place| self.endpoint(place))
+    }
+
+    /// The endpoint at a place of its list.
+    ///
+    /// # Panics
+    /// Behind the end of the list.
+    #[must_use]
+    pub fn endpoint(&self, place: usize) -> Endpoint<'_> {
+        let position = match &self.order {
+            Order::Listed(_) => Position {
+                slice: 0,
+                index: place as u32,
+            },
+            Order::Sorted(positions) => positions[place],
+        };
+        let slice = self.slice_at(position);
+        Endpoint {
+            records: self,
+            place,
+            slice,
+            entry: &slice.endpoints[position.index as usize],
+        }
+    }
+
+    fn slice_at(&self, position: Position) -> &EndpointSlice {
+        let slices = self.slices.as_ref();
+        let slice = slices.and_then(|slices| slices.nth(position.slice as usize));
+        slice.expect("invariant: positions are those of the slices that are kept beside them")
+    }
+
+    /// The slices behind the first one that list the endpoint at a place.
+    fn slices_again(&self, place: usize) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        let again: &[_] = self.rarities.as_ref().map_or(&[], |rarities| &rarities.again);
+        let first = again.partition_point(|(other, _)| (*other as usize) < place);
+        let of_place = again[first..]
+            .iter()
+            .take_while(move |(other, _)| *other as usize == place);
+        of_place.map(|(_, position)| self.slice_at(*position))
     }
 
     /// Whether the Service's name exists. A headless Service without a ready endpoint has none (DNS specification
@@ -155,8 +343,8 @@ impl ServiceRecords {
     #[must_use]
     pub fn exists(&self) -> bool {
         match self.kind {
-            Kind::ClusterIp(_) | Kind::Alias(_) => true,
-            Kind::Headless => !self.endpoints.is_empty(),
+            Kind::ClusterIp | Kind::Alias => true,
+            Kind::Headless => self.endpoint_count() > 0,
             Kind::Nothing => false,
         }
     }
@@ -164,7 +352,7 @@ impl ServiceRecords {
     /// The endpoints that are called `label`.
     #[must_use]
     pub fn endpoints_called(&self, label: &[u8], names: EndpointNames) -> Called<'_> {
-        let by_hostname = self.listed(&self.by_hostname, label, Endpoint::hostname);
+        let by_hostname = self.with_hostname(Label(label));
         if by_hostname.iter().next().is_some() {
             return by_hostname;
         }
@@ -175,30 +363,43 @@ impl ServiceRecords {
             }
         }
         match names {
-            EndpointNames::Pod => self.listed(&self.by_pod, label, Endpoint::pod_name),
-            EndpointNames::Dashed => self.listed(&[], label, Endpoint::hostname),
+            EndpointNames::Pod => self.with_pod(Label(label)),
+            EndpointNames::Dashed => by_hostname,
         }
     }
 
     /// The endpoints that are called as the one at `place` is, this one among them.
     #[must_use]
     pub fn namesakes(&self, place: usize, names: EndpointNames) -> Called<'_> {
-        let endpoint = &self.endpoints[place];
+        let endpoint = self.endpoint(place);
         match (endpoint.hostname(), endpoint.pod_name(), names) {
-            (Some(hostname), ..) => self.listed(&self.by_hostname, hostname, Endpoint::hostname),
-            (None, Some(pod), EndpointNames::Pod) => self.listed(&self.by_pod, pod, Endpoint::pod_name),
-            _ => self.dashed_at(endpoint.address, names),
+            (Some(hostname), ..) => self.with_hostname(hostname),
+            (None, Some(pod), EndpointNames::Pod) => self.with_pod(pod),
+            _ => self.dashed_at(endpoint.address(), names),
         }
+    }
+
+    fn with_hostname(&self, label: Label<'_>) -> Called<'_> {
+        let places: &[u32] = self
+            .rarities
+            .as_ref()
+            .map_or(&[], |rarities| &rarities.by_hostname);
+        self.listed(places, label, Endpoint::hostname)
+    }
+
+    fn with_pod(&self, label: Label<'_>) -> Called<'_> {
+        let places: &[u32] = self.rarities.as_ref().map_or(&[], |rarities| &rarities.by_pod);
+        self.listed(places, label, Endpoint::pod_name)
     }
 
     /// Of `places`, sorted by a name, those with this one.
     fn listed<'t>(
         &'t self,
         places: &'t [u32],
-        label: &[u8],
-        name: impl Fn(&Endpoint) -> Option<&[u8]>,
+        label: Label<'_>,
+        name: impl Fn(Endpoint<'t>) -> Option<Label<'t>>,
     ) -> Called<'t> {
-        let name = |place: &u32| name(&self.endpoints[*place as usize]);
+        let name = |place: &u32| name(self.endpoint(*place as usize));
         let first = places.partition_point(|place| name(place) < Some(label));
         let behind = places.partition_point(|place| name(place) <= Some(label));
         Called {
@@ -217,46 +418,54 @@ impl ServiceRecords {
 
     /// Where those at an address begin and end, which stand together.
     fn range_at(&self, address: IpAddr) -> (usize, usize) {
-        let first = self
-            .endpoints
-            .partition_point(|endpoint| endpoint.address < address);
-        let behind = self
-            .endpoints
-            .partition_point(|endpoint| endpoint.address <= address);
+        let first = self.places_before(|other| other < address);
+        let behind = self.places_before(|other| other <= address);
         (first, behind)
     }
 
+    /// How many places there are with an address that is before something.
+    fn places_before(&self, is_before: impl Fn(IpAddr) -> bool) -> usize {
+        let (mut before, mut end) = (0, self.endpoint_count());
+        while before < end {
+            let middle = before + (end - before) / 2;
+            if is_before(self.endpoint(middle).address()) {
+                before = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        before
+    }
+
     /// The endpoints at an address, one of each name.
-    pub fn names_at(&self, address: IpAddr, names: EndpointNames) -> impl Iterator<Item = &Endpoint> {
+    pub fn names_at(&self, address: IpAddr, names: EndpointNames) -> impl Iterator<Item = Endpoint<'_>> {
         let (first, behind) = self.range_at(address);
-        let endpoints = &self.endpoints[first..behind];
-        let is_first = move |(index, endpoint): &(usize, &Endpoint)| {
-            let before = endpoints.iter().take(*index);
-            !before
-                .into_iter()
-                .any(|other| other.own_name(names) == endpoint.own_name(names))
+        let is_first = move |endpoint: &Endpoint<'_>| {
+            let mut before = (first..endpoint.place).map(|place| self.endpoint(place));
+            !before.any(|other| other.own_name(names) == endpoint.own_name(names))
         };
-        endpoints
-            .iter()
-            .enumerate()
-            .filter(is_first)
-            .map(|(_, endpoint)| endpoint)
+        (first..behind).map(|place| self.endpoint(place)).filter(is_first)
     }
 
     /// The endpoints that serve a port, sorted by address.
-    pub fn serving<'t>(&'t self, port: PortName<'t>) -> impl Iterator<Item = &'t Endpoint> + Clone {
-        let serves = move |endpoint: &&Endpoint| port.of(&endpoint.ports).next().is_some();
-        self.endpoints.iter().filter(serves)
+    pub fn serving<'t>(&'t self, port: PortName<'t>) -> impl Iterator<Item = Endpoint<'t>> + Clone {
+        let serves = move |endpoint: &Endpoint<'_>| port.of(endpoint.ports()).next().is_some();
+        self.endpoints().filter(serves)
     }
 
-    /// Every address that leads back to this Service by PTR, each once.
+    /// Every address that leads back to this Service by PTR, sorted, each once.
     #[must_use]
     pub fn reversible_addresses(&self) -> Vec<IpAddr> {
-        let mut addresses = distinct_addresses(&self.endpoints);
-        if let Kind::ClusterIp(own) = &self.kind {
-            addresses.extend(own);
-        }
+        let mut addresses = self.endpoint_addresses();
+        addresses.extend(self.addresses());
         addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// The addresses of its endpoints, sorted, each once.
+    fn endpoint_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = self.endpoints().map(Endpoint::address).collect();
         addresses.dedup();
         addresses
     }
@@ -264,273 +473,143 @@ impl ServiceRecords {
     /// Whether some port of that protocol has a name, so that `_tcp.service` has names below it.
     #[must_use]
     pub fn has_named_port(&self, protocol: Protocol) -> bool {
-        let named = |port: &Port| port.protocol == protocol && !port.name.is_empty();
+        let named = |port: Port<'_>| port.protocol == protocol && !port.name.is_empty();
         match self.kind {
-            Kind::ClusterIp(_) => self.ports.iter().any(named),
-            Kind::Headless => self
-                .endpoints
-                .iter()
-                .any(|endpoint| endpoint.ports.iter().any(named)),
-            Kind::Alias(_) | Kind::Nothing => false,
+            Kind::ClusterIp => self.ports().any(named),
+            Kind::Headless => self.endpoints().any(|endpoint| endpoint.ports().any(named)),
+            Kind::Alias | Kind::Nothing => false,
         }
+    }
+
+    /// Where the endpoints that have a name stand, sorted by it; those of one name by address.
+    fn places_by<'t>(&'t self, name: impl Fn(Endpoint<'t>) -> Option<Label<'t>>) -> Box<[u32]> {
+        let named = (0u32..).zip(self.endpoints());
+        let named = named.filter_map(|(place, endpoint)| Some((name(endpoint)?, place)));
+        let mut named: Vec<(Label<'t>, u32)> = named.collect();
+        named.sort_unstable();
+        named.into_iter().map(|(_, place)| place).collect()
     }
 }
 
 impl PortName<'_> {
     /// The ports with this name.
-    pub fn of<'p>(self, ports: &'p [Port]) -> impl Iterator<Item = &'p Port> + Clone
-    where
-        Self: 'p,
-    {
-        ports.iter().filter(move |own| own.is(self.name, self.protocol))
+    pub fn of<'p>(
+        self,
+        ports: impl Iterator<Item = Port<'p>> + Clone,
+    ) -> impl Iterator<Item = Port<'p>> + Clone {
+        ports.filter(move |own| own.is(self.name, self.protocol))
     }
 }
 
-impl Port {
-    fn new(name: &str, protocol: Protocol, number: u16) -> Self {
+impl<'t> From<&'t ServicePort> for Port<'t> {
+    fn from(port: &'t ServicePort) -> Self {
         Self {
-            name: lower(name),
-            protocol,
-            number,
+            name: &port.name,
+            protocol: port.protocol,
+            number: port.port.get(),
         }
     }
+}
 
+impl<'t> From<&'t EndpointPort> for Port<'t> {
+    fn from(port: &'t EndpointPort) -> Self {
+        Self {
+            name: &port.name,
+            protocol: port.protocol,
+            number: port.port.get(),
+        }
+    }
+}
+
+impl Port<'_> {
     /// Whether this is the port that `_name._protocol` asks for.
     #[must_use]
     pub fn is(&self, name: &[u8], protocol: Protocol) -> bool {
-        self.protocol == protocol && !self.name.is_empty() && *self.name == *name
+        let own = self.name.as_bytes();
+        self.protocol == protocol && !own.is_empty() && own.eq_ignore_ascii_case(name)
     }
 }
 
-impl Endpoint {
-    fn hostname(&self) -> Option<&[u8]> {
-        self.hostname.as_deref()
+impl<'t> Endpoint<'t> {
+    /// Its address.
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        self.entry.address
+    }
+
+    /// The ports that it serves, each once.
+    pub fn ports(self) -> impl Iterator<Item = Port<'t>> + Clone {
+        let again = self.records.slices_again(self.place);
+        let slices = std::iter::once(self.slice).chain(again);
+        slices.clone().enumerate().flat_map(move |(nth, slice)| {
+            let before = slices.clone().take(nth);
+            let ports = slice.ports.iter();
+            let fresh = ports.filter(move |port| !before.clone().any(|slice| slice.ports.contains(port)));
+            fresh.map(Port::from)
+        })
+    }
+
+    fn hostname(self) -> Option<Label<'t>> {
+        identity(self.entry).1
     }
 
     /// The pod's name, where no hostname goes before it.
-    fn pod_name(&self) -> Option<&[u8]> {
-        self.pod.as_deref().filter(|_| self.hostname.is_none())
+    fn pod_name(self) -> Option<Label<'t>> {
+        let (_, hostname, pod) = identity(self.entry);
+        pod.filter(|_| hostname.is_none())
+    }
+
+    /// Name of its pod, where that is known.
+    #[must_use]
+    pub fn pod(self) -> Option<&'t str> {
+        self.entry.pod.as_deref()
     }
 
     /// What it is called, where that is not its address.
     #[must_use]
-    pub fn own_name(&self, names: EndpointNames) -> Option<&[u8]> {
+    pub fn own_name(self, names: EndpointNames) -> Option<Label<'t>> {
         match names {
             EndpointNames::Dashed => self.hostname(),
             EndpointNames::Pod => self.hostname().or(self.pod_name()),
         }
     }
 
-    /// Writes the first label of its name in wire form.
-    pub fn put_label(&self, names: EndpointNames, out: &mut Vec<u8>) {
+    /// Writes the first label of its name in wire form, lower case.
+    pub fn put_label(self, names: EndpointNames, out: &mut Vec<u8>) {
         match self.own_name(names) {
             Some(name) => {
-                out.push(name.len() as u8);
-                out.extend_from_slice(name);
+                out.push(name.0.len() as u8);
+                out.extend(name.lower());
             }
-            None => put_dashed(self.address, out),
+            None => put_dashed(self.address(), out),
         }
     }
-
-    fn name_is_dashed(&self, names: EndpointNames) -> bool {
-        self.own_name(names).is_none()
-    }
 }
 
-/// Where the endpoints that have a name stand, sorted by it; those of one name by address.
-fn places_by(endpoints: &[Endpoint], name: impl Fn(&Endpoint) -> Option<&[u8]>) -> Box<[u32]> {
-    let named = (0u32..)
-        .zip(endpoints)
-        .filter(|(_, endpoint)| name(endpoint).is_some());
-    let mut places: Vec<u32> = named.map(|(place, _)| place).collect();
-    places.sort_by_key(|place| name(&endpoints[*place as usize]));
-    places.into()
+/// What is the same of an endpoint in whatever slice it stands: address, hostname and pod, as far as they are labels.
+fn identity(endpoint: &model::Endpoint) -> (IpAddr, Option<Label<'_>>, Option<Label<'_>>) {
+    let hostname = endpoint.hostname().and_then(Label::of);
+    let pod = endpoint.pod.as_deref().and_then(Label::of);
+    (endpoint.address, hostname, pod)
 }
 
-fn external_name(target: &str) -> Kind {
+fn alias(target: &str) -> Option<Name> {
     match (target.parse::<IpAddr>(), Name::parse(target)) {
-        (Err(_), Ok(name)) if name.label_count() > 0 => Kind::Alias(name),
-        _ => Kind::Nothing,
+        (Err(_), Ok(name)) if name.label_count() > 0 => Some(name),
+        _ => None,
     }
 }
 
-/// Ready endpoints sorted by address. What several slices say of the same endpoint (one moved while the slices were
-/// rewritten, or a slice per port set) becomes one entry with the ports of all.
-fn ready_endpoints<'s>(slices: impl Iterator<Item = &'s EndpointSlice>) -> Vec<Endpoint> {
-    type Identity = (IpAddr, Option<Box<[u8]>>, Option<Box<[u8]>>);
-    let mut merged: BTreeMap<Identity, Arc<[Port]>> = BTreeMap::new();
-    for slice in slices {
-        let ports = slice
-            .ports
-            .iter()
-            .map(|port| Port::new(&port.name, port.protocol, port.port.get()));
-        let ports: Arc<[Port]> = ports.collect();
-        for endpoint in slice
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.conditions.ready)
-        {
-            let label = |text: &str| (1..=MAX_LABEL).contains(&text.len()).then(|| lower(text));
-            let hostname = endpoint.hostname().and_then(label);
-            let pod = endpoint.pod.as_deref().and_then(label);
-            merged
-                .entry((endpoint.address, hostname, pod))
-                .and_modify(|known| *known = union(known, &ports))
-                .or_insert_with(|| Arc::clone(&ports));
-        }
-    }
-    let entries = merged.into_iter();
-    entries
-        .map(|((address, hostname, pod), ports)| Endpoint {
-            address,
-            hostname,
-            pod,
-            ports,
-        })
-        .collect()
-}
-
-fn union(known: &Arc<[Port]>, more: &Arc<[Port]>) -> Arc<[Port]> {
-    if more.iter().all(|port| known.contains(port)) {
-        return Arc::clone(known);
-    }
-    let fresh = more.iter().filter(|port| !known.contains(port));
-    known.iter().chain(fresh).cloned().collect()
-}
-
-fn distinct_addresses(endpoints: &[Endpoint]) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
-    addresses.dedup();
-    addresses
-}
-
-fn as_v4(address: IpAddr) -> Option<std::net::Ipv4Addr> {
-    if let IpAddr::V4(v4) = address {
-        Some(v4)
-    } else {
-        None
+fn as_v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
     }
 }
 
 fn as_v6(address: IpAddr) -> Option<Ipv6Addr> {
-    if let IpAddr::V6(v6) = address {
-        Some(v6)
-    } else {
-        None
-    }
-}
-
-fn lower(text: &str) -> Box<[u8]> {
-    text.to_ascii_lowercase().into_bytes().into()
-}
-
-/// Writes an address as a label: `10-244-1-7`, `fd00--1`; a label may not end in a dash, so that `fd00::` is `fd00--0`.
-fn put_dashed(address: IpAddr, out: &mut Vec<u8>) {
-    let length_at = out.len();
-    out.push(0);
-    // Writing into memory does not fail.
-    let _infallible = io::Write::write_fmt(out, format_args!("{address}"));
-    for byte in out.iter_mut().skip(length_at + 1) {
-        if matches!(*byte, b'.' | b':') {
-            *byte = b'-';
-        }
-    }
-    if out.ends_with(b"-") {
-        out.push(b'0');
-    }
-    out[length_at] = (out.len() - length_at - 1) as u8;
-}
-
-/// The address that an endpoint with this label has, where it is called by that.
-#[must_use]
-pub fn address_of_dashed(label: &[u8]) -> Option<IpAddr> {
-    address_of_pod_label(label).filter(|address| is_dashed(*address, label))
-}
-
-/// Whether `label` is what [`put_dashed`] makes of the address, found without making it.
-fn is_dashed(address: IpAddr, label: &[u8]) -> bool {
-    let mut rest = Unmatched(label);
-    if write!(rest, "{address}").is_err() {
-        return false;
-    }
-    let matched = label.strip_suffix(rest.0).unwrap_or(label);
-    match matched.ends_with(b"-") {
-        true => rest.0 == b"0",
-        false => rest.0.is_empty(),
-    }
-}
-
-/// What of a label was not yet met by an address that is written into it.
-struct Unmatched<'l>(&'l [u8]);
-
-impl fmt::Write for Unmatched<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            let expected = if matches!(byte, b'.' | b':') { b'-' } else { byte };
-            match self.0.split_first() {
-                Some((first, rest)) if *first == expected => self.0 = rest,
-                _ => return Err(fmt::Error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The address that a pod's label spells, in any spelling (`--1` is `::1`).
-#[must_use]
-pub fn address_of_pod_label(label: &[u8]) -> Option<IpAddr> {
-    let dashes = label.iter().filter(|byte| **byte == b'-').count();
-    let has_gap = label.windows(2).any(|pair| pair == b"--");
-    let separator = match (dashes, has_gap) {
-        (0, _) => return None,
-        (3, false) => b'.',
-        _ => b':',
-    };
-    let mut text = [0; MAX_LABEL];
-    let text = text.get_mut(..label.len())?;
-    for (to, from) in text.iter_mut().zip(label) {
-        *to = if *from == b'-' { separator } else { *from };
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_become_labels_and_back() {
-        for (address, label) in [
-            ("10.244.1.7", "10-244-1-7"),
-            ("fd00::1", "fd00--1"),
-            ("fd00::", "fd00--0"),
-            ("::1", "--1"),
-            ("1:2:3:4:5:6:7:8", "1-2-3-4-5-6-7-8"),
-            ("1:2::3", "1-2--3"),
-        ] {
-            let address: IpAddr = address.parse().expect("address");
-            let mut wire = Vec::new();
-            put_dashed(address, &mut wire);
-            let expected = [&[label.len() as u8], label.as_bytes()].concat();
-            assert_eq!(wire, expected, "{label}");
-            assert_eq!(address_of_dashed(label.as_bytes()), Some(address), "{label}");
-        }
-        for other in [
-            "",
-            "web",
-            "10-244-1",
-            "10-244-1-256",
-            "fd00--00",
-            "fd00--",
-            "fd00--1-",
-            "1-2-3-4-5-6-7-8-",
-            "fd00-0--1",
-            "10-244-1-7-",
-            "-",
-            "010-1-1-1",
-            "1-2-3-4-5",
-        ] {
-            assert_eq!(address_of_dashed(other.as_bytes()), None, "{other}");
-        }
+    match address {
+        IpAddr::V6(v6) => Some(v6),
+        IpAddr::V4(_) => None,
     }
 }

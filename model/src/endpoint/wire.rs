@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Conditions, EndpointPort, EndpointSlice, Extras, UnixTime};
-use crate::{IpFamily, NodeName, ObjectName, Text};
+use crate::{Few, IpFamily, NodeName, ObjectName, Text};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Slice {
@@ -15,7 +15,7 @@ pub(super) struct Slice {
     service: Text,
     family: IpFamily,
     endpoints: Vec<Endpoint>,
-    ports: Vec<EndpointPort>,
+    ports: Few<EndpointPort>,
     /// In milliseconds since 1970. Absent from what older builds wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_change: Option<u64>,

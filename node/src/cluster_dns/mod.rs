@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use dns::feed::{Silence, Watched, slim};
-use dns::kubernetes::{Access, ApiServer};
+use dns::feed::{Silence, Watched, trim_of};
+use dns::kubernetes::{Access, ApiServer, Objects};
 use model::{Kind, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -111,7 +111,7 @@ fn wanted(server: &ApiServer) -> Wanted {
         kinds,
         labels: server.labels.clone(),
         namespace_labels: server.namespace_labels.clone(),
-        trim: slim,
+        trim: trim_of(&Objects::Api(server.clone())),
     }
 }
 

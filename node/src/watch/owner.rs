@@ -101,7 +101,7 @@ impl Owner {
                 let changed = match converted {
                     Converted::Put(mut change) => {
                         (self.wanted.trim)(&mut change);
-                        self.pack(&mut change);
+                        change.pack(&mut self.texts);
                         self.snapshot.apply(*change)
                     }
                     Converted::Irrelevant => self.snapshot.apply(deletion(kind, name)),
@@ -114,15 +114,6 @@ impl Owner {
                 self.snapshot.apply(deletion(kind, name))
             }
             Observed::ListEnds(kind) => self.sweep(kind),
-        }
-    }
-
-    /// There are many of these two kinds.
-    fn pack(&mut self, change: &mut Change) {
-        match change {
-            Change::Service(service) => service.pack(&mut self.texts),
-            Change::EndpointSlice(slice) => slice.pack(&mut self.texts),
-            _ => {}
         }
     }
 

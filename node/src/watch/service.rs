@@ -74,10 +74,10 @@ fn service(
     Some(Service {
         name: name.clone(),
         kind: kind(type_.as_deref(), &cluster_ips, external_name, faults)?,
-        ports: service_ports(ports.unwrap_or_default(), faults),
-        external_addresses: external_addresses(&external_ips.unwrap_or_default(), faults),
-        load_balancer: load_balancer(status, faults),
-        source_ranges: source_ranges(&load_balancer_source_ranges.unwrap_or_default(), faults)?,
+        ports: service_ports(ports.unwrap_or_default(), faults).into(),
+        external_addresses: external_addresses(&external_ips.unwrap_or_default(), faults).into(),
+        load_balancer: load_balancer(status, faults).into(),
+        source_ranges: source_ranges(&load_balancer_source_ranges.unwrap_or_default(), faults)?.into(),
         external_policy: policy("spec.externalTrafficPolicy", external_traffic_policy, faults),
         internal_policy: policy("spec.internalTrafficPolicy", internal_traffic_policy, faults),
         health_check_node_port: faults.optional_port("spec.healthCheckNodePort", health_check_node_port),
@@ -106,7 +106,7 @@ fn kind(
             if cluster_ips.first().is_some_and(|address| address == "None") {
                 return Some(ServiceKind::Headless);
             }
-            let addresses = cluster_addresses(cluster_ips, faults);
+            let addresses = cluster_addresses(cluster_ips, faults).into();
             Some(ServiceKind::ClusterIp { addresses })
         }
         Some(other) => {

@@ -85,10 +85,10 @@ pub fn node_port(port: u16, protocol: Protocol) -> FrontendKey {
 /// A Service with one port `http` (TCP 80).
 pub fn service(service: &str, address: &str) -> Service {
     let kind = ServiceKind::ClusterIp {
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
     };
     Service {
-        ports: vec![port("http", Protocol::Tcp, 80, None)],
+        ports: [port("http", Protocol::Tcp, 80, None)].into(),
         ..Service::new(name(service), kind)
     }
 }
@@ -117,11 +117,12 @@ pub fn slice(slice: &str, service: &str, endpoints: &[(&str, &str, Conditions)])
             .first()
             .map_or(IpFamily::V4, |(address, _, _)| ip(address).into()),
         endpoints: endpoints.iter().map(endpoint).collect(),
-        ports: vec![EndpointPort {
+        ports: [EndpointPort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: number(8080),
-        }],
+        }]
+        .into(),
         last_change: None,
     }
 }

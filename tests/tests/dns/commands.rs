@@ -167,7 +167,7 @@ fn an_answer_is_told_with_its_block_plugin_and_object() {
                 "172-0-0-3.hdls1.testns.svc.cluster.local",
                 0,
                 "kubernetes",
-                Some("endpoints 172.0.0.3 (pod web-0) of Service testns/hdls1"),
+                Some("endpoints 172.0.0.3 of Service testns/hdls1"),
             ),
             (
                 "hdls-120.testns.svc.cluster.local",
@@ -385,4 +385,26 @@ fn what_cannot_be_asked_is_refused_with_code_2() {
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(error.starts_with(words), "{arguments:?}: {error}");
     }
+}
+
+#[test]
+fn an_endpoint_is_told_with_its_pod_where_it_is_called_by_that() {
+    let subject = Subject::with(Config {
+        options: "endpoint_pod_names",
+        ..Config::default()
+    });
+    if !subject.is_ours {
+        tests::skipped("causeway dns query", "another server does not explain itself");
+        return;
+    }
+    let object = "endpoints 172.0.0.3 (pod web-0) of Service testns/hdls1";
+    check(
+        &subject,
+        &[(
+            "web-0.hdls1.testns.svc.cluster.local",
+            0,
+            "kubernetes",
+            Some(object),
+        )],
+    );
 }

@@ -58,7 +58,7 @@ pub fn other_vips(number: u16) -> [IpAddr; 2] {
 
 fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option<u16>, endpoints: &[u16]) {
     let kind = ServiceKind::ClusterIp {
-        addresses: vips.to_vec(),
+        addresses: vips.into(),
     };
     let ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
     let mut service = Service::new(ObjectName::new("default", name), kind);
@@ -70,7 +70,7 @@ fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option
             node_port: node_port.map(port),
             app_protocol: None,
         })
-        .to_vec();
+        .into();
     snapshot.apply(Change::Service(service));
     for (family, index) in [(IpFamily::V4, 0), (IpFamily::V6, 1)] {
         let endpoints = endpoints.iter().map(|number| Endpoint {
@@ -92,7 +92,7 @@ fn put(snapshot: &mut Snapshot, name: &str, vips: [IpAddr; 2], node_port: Option
                     protocol,
                     port: port(TARGET_PORT),
                 })
-                .to_vec(),
+                .into(),
             last_change: None,
         };
         snapshot.apply(Change::EndpointSlice(slice));

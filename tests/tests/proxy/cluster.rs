@@ -278,7 +278,7 @@ impl State {
             service: "web".into(),
             family,
             endpoints: of_family.map(|at| at.in_slice(family)).collect(),
-            ports,
+            ports: ports.into(),
             last_change: None,
         }
     }
@@ -325,7 +325,7 @@ fn service() -> Service {
         addresses: VIP.both().into(),
     };
     Service {
-        ports: vec![port("TCP", Protocol::Tcp, TCP), port("UDP", Protocol::Udp, UDP)],
+        ports: [port("TCP", Protocol::Tcp, TCP), port("UDP", Protocol::Udp, UDP)].into(),
         ..Service::new(ObjectName::new("default", "web"), kind)
     }
 }

@@ -67,11 +67,21 @@ fn reviews() -> Vec<Resource> {
             "SelfSubjectAccessReview",
             "selfsubjectaccessreviews",
         ),
+        Resource::new::<authorization::SubjectAccessReview>(
+            AUTHORIZATION,
+            "SubjectAccessReview",
+            "subjectaccessreviews",
+        ),
     ];
-    rows.into_iter()
-        .map(|row| Resource {
-            serves: Serves::Reviews,
-            ..row.cluster_scoped()
-        })
-        .collect()
+    let local = Resource::new::<authorization::LocalSubjectAccessReview>(
+        AUTHORIZATION,
+        "LocalSubjectAccessReview",
+        "localsubjectaccessreviews",
+    );
+    let rows = rows.into_iter().map(Resource::cluster_scoped).chain([local]);
+    rows.map(|row| Resource {
+        serves: Serves::Reviews,
+        ..row
+    })
+    .collect()
 }

@@ -29,13 +29,14 @@ pub fn frontend(address: &str, number: u16) -> FrontendKey {
 /// A Service at 10.96.0.7, TCP port 80.
 pub fn service(service: &str) -> Service {
     let kind = ServiceKind::ClusterIp {
-        addresses: vec![[10, 96, 0, 7].into()],
+        addresses: [[10, 96, 0, 7].into()].into(),
     };
     Service {
-        ports: vec![ServicePort {
+        ports: [ServicePort {
             name: "http".into(),
             ..ServicePort::new(Protocol::Tcp, port(80))
-        }],
+        }]
+        .into(),
         ..Service::new(name(service), kind)
     }
 }
@@ -70,11 +71,12 @@ pub fn slice(slice: &str, service: &str) -> EndpointSlice {
         service: service.into(),
         family: IpFamily::V4,
         endpoints: Vec::new(),
-        ports: vec![EndpointPort {
+        ports: [EndpointPort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: port(8080),
-        }],
+        }]
+        .into(),
         last_change: None,
     }
 }

@@ -80,7 +80,7 @@ fn a_plain_service_is_taken_with_kubernetes_defaults() {
     assert_eq!(
         service.kind,
         ServiceKind::ClusterIp {
-            addresses: vec![[10, 96, 0, 7].into()]
+            addresses: [[10, 96, 0, 7].into()].into()
         }
     );
     assert_eq!(service.affinity, SessionAffinity::None);

@@ -87,7 +87,11 @@ fn balancers() -> Vec<Scene> {
         Scene::new("balancer of IPv4", [NEAR, FAR])
             .service(|service| {
                 with_balancer(service);
-                service.load_balancer.retain(|ingress| ingress.address.is_ipv4());
+                let of_v4 = service
+                    .load_balancer
+                    .iter()
+                    .filter(|ingress| ingress.address.is_ipv4());
+                service.load_balancer = of_v4.cloned().collect();
             })
             .rule(
                 "trap 11: an address is served in its own family",

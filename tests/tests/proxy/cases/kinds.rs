@@ -97,7 +97,10 @@ fn ports() -> Vec<Scene> {
                 ],
             ),
         Scene::new("a port removed", [NEAR, FAR])
-            .service(|service| service.ports.retain(|port| port.protocol == Protocol::Udp))
+            .service(|service| {
+                let of_udp = service.ports.iter().filter(|port| port.protocol == Protocol::Udp);
+                service.ports = of_udp.cloned().collect();
+            })
             .rule(
                 "a port that the ClusterIP does not have is refused",
                 [
@@ -108,7 +111,7 @@ fn ports() -> Vec<Scene> {
             ),
         Scene::new("one number for two protocols", [NEAR, FAR])
             .service(|service| {
-                service.ports = vec![port("TCP", Protocol::Tcp, TCP), port("UDP", Protocol::Udp, TCP)];
+                service.ports = [port("TCP", Protocol::Tcp, TCP), port("UDP", Protocol::Udp, TCP)].into();
             })
             .rule(
                 "trap 14: TCP and UDP may have one port number",
@@ -122,10 +125,11 @@ fn ports() -> Vec<Scene> {
             ),
         Scene::new("one number for two protocols, one without endpoints", [NEAR, FAR])
             .service(|service| {
-                service.ports = vec![
+                service.ports = [
                     port("TCP", Protocol::Tcp, TCP),
                     port("nowhere", Protocol::Udp, TCP),
-                ];
+                ]
+                .into();
             })
             .rule(
                 "trap 14: protocols of one number have nothing in common",
@@ -147,10 +151,11 @@ fn ports() -> Vec<Scene> {
             ),
         Scene::new("node port numbers swapped", [NEAR, FAR])
             .service(|service| {
-                service.ports = vec![
+                service.ports = [
                     port("TCP", Protocol::Tcp, (UDP.0, TCP.1)),
                     port("UDP", Protocol::Udp, (TCP.0, UDP.1)),
-                ];
+                ]
+                .into();
             })
             .rule(
                 "trap 14: a port is known by its name, not by its number",
@@ -187,7 +192,7 @@ fn families() -> Vec<Scene> {
         ),
         Scene::new("single stack", [NEAR, FAR])
             .service(|service| {
-                let addresses = vec![VIP.of(IpFamily::V4)];
+                let addresses = [VIP.of(IpFamily::V4)].into();
                 service.kind = ServiceKind::ClusterIp { addresses };
             })
             .rule(
@@ -203,7 +208,7 @@ fn families() -> Vec<Scene> {
             ),
         Scene::new("single stack of IPv6", [NEAR, FAR])
             .service(|service| {
-                let addresses = vec![VIP.of(IpFamily::V6)];
+                let addresses = [VIP.of(IpFamily::V6)].into();
                 service.kind = ServiceKind::ClusterIp { addresses };
             })
             .rule(

@@ -72,7 +72,7 @@ impl<'a> Bench<'a> {
 fn at(service: &str, last: u8) -> Change {
     Change::Service(Service {
         kind: ServiceKind::ClusterIp {
-            addresses: vec![[10, 96, 0, last].into()],
+            addresses: [[10, 96, 0, last].into()].into(),
         },
         ..samples::service(service)
     })
@@ -477,8 +477,8 @@ fn users_are_told_once_of_a_service_that_keeps_failing_or_is_not_served_whole() 
     }
     bench.retry();
     let external = model::Service {
-        external_addresses: vec!["192.0.2.7".parse().expect("an address")],
-        source_ranges: vec!["192.0.2.7/24".parse().expect("a network")],
+        external_addresses: ["192.0.2.7".parse().expect("an address")].into(),
+        source_ranges: ["192.0.2.7/24".parse().expect("a network")].into(),
         ..samples::service("web")
     };
     bench.publish([Change::Service(external)]);
