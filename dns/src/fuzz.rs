@@ -10,7 +10,7 @@ use model::Snapshot;
 
 use crate::answer::{fit, followed_answers, hide_ad};
 use crate::cache::{self, Cache};
-use crate::chain::{Block, Client, Outcome, Route, Server, Worker, limit};
+use crate::chain::{Arrived, Block, Client, Outcome, Route, Server, Worker, limit};
 use crate::corefile::{Corefile, plugins};
 use crate::feed::Source;
 use crate::forward::believed;
@@ -102,16 +102,20 @@ pub fn packet(bytes: &[u8]) {
     for (address, transport) in [(stranger, Transport::Udp), (own, Transport::Tcp)] {
         let client = Client { address, transport };
         let mut out = Vec::new();
-        let outcome = WORKER.with_borrow_mut(|worker| SERVER.answer_now(bytes, client, worker, &mut out));
-        if outcome == Outcome::Later {
-            let shard = WORKER.with_borrow(|worker| Arc::clone(&worker.shard));
-            out = block_on(SERVER.answer(bytes, client, Instant::now(), &shard))
-                .expect("an answer to what was let in");
+        let arrived = Arrived::now(bytes, client);
+        match WORKER.with_borrow_mut(|worker| SERVER.answer_now(arrived, worker, &mut out)) {
+            Outcome::Silence => {
+                assert!(bytes.len() < HEADER || bytes[2] & QR != 0, "silence");
+                continue;
+            }
+            Outcome::Reply => {}
+            Outcome::Later(denial) => {
+                let shard = WORKER.with_borrow(|worker| Arc::clone(&worker.shard));
+                let waited = block_on(SERVER.answer(arrived, denial, &shard));
+                out = waited.expect("an answer to what was let in");
+            }
         }
-        match outcome {
-            Outcome::Silence => assert!(bytes.len() < HEADER || bytes[2] & QR != 0, "silence"),
-            Outcome::Reply | Outcome::Later => check_answer(&out, bytes, transport),
-        }
+        check_answer(&out, bytes, transport);
     }
 }
 

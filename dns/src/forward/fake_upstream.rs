@@ -121,6 +121,16 @@ pub(crate) fn code(packet: &[u8], code: u16) -> Vec<u8> {
     with_code(packet, code, |_| {})
 }
 
+/// NXDOMAIN with the root's SOA, which lets it be kept for 60 s.
+pub(crate) fn denial(packet: &[u8]) -> Vec<u8> {
+    with_code(packet, rcode::NXDOMAIN, |writer| {
+        writer.record(Section::Authority, Owner::Literal(&[0]), rtype::SOA, 60, |out| {
+            out.extend([0, 0]);
+            out.extend([60_u32; 5].map(u32::to_be_bytes).concat());
+        });
+    })
+}
+
 /// The same response with TC set and nothing in it.
 pub(crate) fn truncated(packet: &[u8]) -> Vec<u8> {
     let mut response = code(packet, rcode::NOERROR);
