@@ -305,7 +305,7 @@ fn begin_in_place(
     let Begun::Answered(answerer) = lookup::begin(block, query, client, shape, out) else {
         return Err(None);
     };
-    if code_of(out) == rcode::NXDOMAIN && block.autopath_for(query).is_some() {
+    if code_of(out) == rcode::NXDOMAIN && block.completed(query, client).is_some() {
         let answer = out.clone();
         return Err(Some(Denial { answerer, answer }));
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use tokio::runtime::Handle;
 
-use super::autopath::Autopath;
+use super::autopath::{Autopath, Completed};
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
 use crate::aaaa;
@@ -292,9 +292,13 @@ impl Block {
         self.autopath.as_deref()
     }
 
-    /// Its `autopath`, where that is for a query.
-    pub(super) fn autopath_for(&self, query: &Query<'_>) -> Option<&Autopath> {
-        self.autopath().filter(|autopath| autopath.covers(query))
+    /// The query's name, where its client completed it and `autopath` knows how it goes on.
+    pub(super) fn completed(&self, query: &Query<'_>, client: Client) -> Option<Completed<'_>> {
+        let cluster = self.plugins.iter().find_map(|plugin| match plugin {
+            Plugin::Kubernetes(options, source) => Some((&**options, &**source)),
+            _ => None,
+        });
+        self.autopath()?.completed(query, client.address.ip(), cluster)
     }
 
     /// Its `ratelimit`.

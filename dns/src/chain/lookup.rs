@@ -94,11 +94,11 @@ impl<'s> Lookup<'s> {
         shape: Shape,
         out: &mut Vec<u8>,
     ) -> Option<(Answerer, Vec<u8>)> {
-        let autopath = block.autopath_for(query)?;
         if code_of(out) != rcode::NXDOMAIN {
             return None;
         }
-        for name in autopath.others(query) {
+        let completed = block.completed(query, self.client)?;
+        for name in completed.others(query) {
             let packet = with_question(query, name.wire(), query.qtype);
             let Ok(inner) = Query::parse(&packet) else {
                 continue;
@@ -113,7 +113,7 @@ impl<'s> Lookup<'s> {
             if code_of(&found) != rcode::NXDOMAIN
                 && let Some(mut reply) = Reply::read(&found, &inner)
             {
-                autopath.note_found();
+                completed.autopath.note_found();
                 reply.put_alias(query.name(), name.wire());
                 reply.write(query, shape.limit, out);
                 return Some((answerer, packet));

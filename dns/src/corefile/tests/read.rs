@@ -36,6 +36,7 @@ const READ: &[&str] = &[
     "any",
     "autopath /etc/hosts",
     "autopath cluster.local /etc/hosts",
+    "autopath cluster.local @kubernetes\n kubernetes cluster.local {\n endpoint http://h\n pods verified\n }",
     "minimal",
     "whoami",
     "bufsize",
