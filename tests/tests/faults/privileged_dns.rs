@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 use tests::ledger::Holdings;
 use tests::probe::{Attempts, now, queries};
-use tests::{privileged, wait};
+use tests::{name_server, privileged, wait};
 
 use crate::resolver::{Answered, NOERROR, NXDOMAIN, SERVFAIL, ask, client};
 use crate::world::{DNS, NOTHING, VIP, World, outlast, service};
@@ -198,12 +198,8 @@ fn ask_by_tcp(world: &World) -> Result<usize> {
         .pod
         .run(|| TcpStream::connect_timeout(&SocketAddr::from(DNS_AT), Duration::from_secs(2)))??;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let length = u16::try_from(query.len())?.to_be_bytes();
-    stream.write_all(&[&length[..], &query].concat())?;
-    let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
-    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut answer)?;
+    stream.write_all(&name_server::frame(&query))?;
+    let answer = name_server::read_frame(&mut stream)?;
     queries::address(&query, &answer).map_err(anyhow::Error::msg)?;
     Ok(answer.len())
 }

@@ -234,7 +234,7 @@ fn another_owner(query: &[u8]) -> Vec<u8> {
 
 fn more_than_asked(query: &[u8]) -> Vec<u8> {
     let victim = record_of(VICTIM, 1, &BAD.octets());
-    [head(query, 0, NOERROR, 2), record(BAD), victim].concat()
+    [head(query, 0, NOERROR, 2), record(BAD, 60), victim].concat()
 }
 
 /// Servers of a zone that the name is not in.
