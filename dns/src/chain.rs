@@ -28,7 +28,8 @@ use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
 use crate::question::{CLASS_IN, Query, Refusal, rcode};
-use block::Gate;
+use crate::xorshift::Xorshift;
+use block::Passage;
 pub use block::{Block, Plugin};
 use lookup::{Begun, Lookup};
 pub use loop_probe::LoopProbe;
@@ -97,7 +98,7 @@ pub struct Server {
 pub struct Worker {
     /// Its counters.
     pub shard: Arc<Shard>,
-    random: u64,
+    random: Xorshift,
 }
 
 impl Worker {
@@ -106,16 +107,13 @@ impl Worker {
     pub fn new(shard: Arc<Shard>) -> Self {
         Self {
             shard,
-            random: rand::random::<u64>() | 1,
+            random: Xorshift::new(rand::random()),
         }
     }
 
-    /// Xorshift: which address comes first needs no secret.
-    fn next_random(&mut self) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 33) as usize
+    /// Which address comes first needs no secret.
+    fn next_rotation(&mut self) -> usize {
+        (self.random.next() >> 33) as usize
     }
 }
 
@@ -164,10 +162,10 @@ impl Server {
         let block = &*route.block;
         let is_told_why = query.asks_why() && self.own.include(client.address, at);
         let answerer = match block.gate(&query, client, at, out) {
-            Gate::Silence => return Outcome::Silence,
-            Gate::Answered(answerer) => answerer,
-            Gate::Open if is_told_why => return Outcome::Later(None),
-            Gate::Open => match begin_in_place(block, &query, client, worker, out) {
+            Passage::Silence => return Outcome::Silence,
+            Passage::Answered(answerer) => answerer,
+            Passage::Open if is_told_why => return Outcome::Later(None),
+            Passage::Open => match begin_in_place(block, &query, client, worker, out) {
                 Ok(answerer) => answerer,
                 Err(denial) => return Outcome::Later(denial),
             },
@@ -296,7 +294,7 @@ fn begin_in_place(
     out: &mut Vec<u8>,
 ) -> Result<Answerer, Option<Denial>> {
     let rotation = if block.load_balance {
-        worker.next_random()
+        worker.next_rotation()
     } else {
         0
     };

@@ -6,7 +6,7 @@ mod gates;
 use model::Snapshot;
 
 use super::*;
-use crate::answer::followed_answers;
+use crate::answer::{Opt, followed_answers};
 use crate::corefile::Corefile;
 use crate::feed::Source;
 use crate::forward::fake_upstream::{FakeUpstream, alias, answer};
@@ -68,21 +68,13 @@ fn packet(name: &str, qtype: u16) -> Vec<u8> {
 
 /// Adds an OPT record.
 fn edns(mut packet: Vec<u8>, size: u16, version: u8, dnssec_ok: bool) -> Vec<u8> {
-    let [high, low] = size.to_be_bytes();
-    packet[11] += 1;
-    packet.extend([
-        0,
-        0,
-        41,
-        high,
-        low,
-        0,
+    let opt = Opt {
+        udp_size: size,
         version,
-        if dnssec_ok { 0x80 } else { 0 },
-        0,
-        0,
-        0,
-    ]);
+        dnssec_ok,
+        ..Opt::default()
+    };
+    opt.add_to(&mut packet);
     packet
 }
 

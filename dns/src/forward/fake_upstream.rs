@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 
 use crate::answer::{Owner, Section, Writer};
-use crate::question::{Query, rcode, rtype};
+use crate::question::{Query, flag, rcode, rtype, set_flags};
 
 /// What is sent back: one packet after the other.
 pub(crate) type Replies = Vec<Vec<u8>>;
@@ -134,7 +134,7 @@ pub(crate) fn denial(packet: &[u8]) -> Vec<u8> {
 /// The same response with TC set and nothing in it.
 pub(crate) fn truncated(packet: &[u8]) -> Vec<u8> {
     let mut response = code(packet, rcode::NOERROR);
-    response[2] |= 0x02;
+    set_flags(&mut response, flag::TC, flag::TC);
     response
 }
 
