@@ -1,9 +1,8 @@
 //! Cluster DNS as its clients see it, black box: a process that is told of a cluster and asked over UDP and TCP.
 //!
 //! The Kubernetes DNS specification 1.1.0 section by section (`section_…`), then what it leaves open and CoreDNS has
-//! settled: [`names`] that hold nothing, [`pods`], their paths ([`autopath`]), [`options`] of the plugin, the [`protocol`]
-//! itself. The rows can be
-//! put to another server that reads a Corefile and watches an API server:
+//! settled: [`names`] that hold nothing, [`pods`], their search paths ([`autopath`]), [`options`] of the plugin, the
+//! [`protocol`] itself. The rows can be put to another server that reads a Corefile and watches an API server:
 //! `CAUSEWAY_TEST_DNS="coredns -conf" cargo test -p tests --test dns`. What is known to be otherwise there, and why,
 //! says [`subject::Subject::check_ours`].
 //!
