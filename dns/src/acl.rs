@@ -43,13 +43,13 @@ pub enum Action {
 
 /// The rules of a server block, and what they did.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Acl {
     options: Vec<Options>,
     /// By [`Action`].
     counts: [AtomicU64; 4],
 }
 
-impl Gate {
+impl Acl {
     /// Makes the plugin of all `acl` directives of a block, in the file's order.
     #[must_use]
     pub fn new(options: Vec<Options>) -> Self {
@@ -106,7 +106,7 @@ mod tests {
             clients: clients.iter().map(|text| net(text)).collect(),
         };
         let zone = |text: &str| vec![Name::parse(text).expect("zone")];
-        let gate = Gate::new(vec![
+        let gate = Acl::new(vec![
             Options {
                 zones: zone("a.example"),
                 rules: vec![

@@ -9,13 +9,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::Name;
-use crate::question::{CLASS_IN, HEADER, Query, Record, expand_name, rcode, rtype, skip_name};
+use crate::question::{
+    CLASS_IN, Edns, HEADER, Query, Record, expand_name, flag, flags_of, rcode, rtype, set_flags, skip_name,
+};
 
-const FLAG_QR: u16 = 0x8000;
-const FLAG_AA: u16 = 0x0400;
-const FLAG_TC: u16 = 0x0200;
-/// What an answer copies from the query: opcode, RD, AD, CD.
-const COPIED_FLAGS: u16 = 0x7800 | 0x0100 | 0x0020 | 0x0010;
+/// What an answer copies from the query.
+const COPIED_FLAGS: u16 = flag::OPCODE | flag::RD | flag::AD | flag::CD;
 /// An OPT record without options: root, type, class, ttl, length.
 const OPT_SIZE: usize = 11;
 /// The farthest place that a compression pointer reaches (RFC 1035 §4.1.4: 14 bits).
@@ -206,12 +205,12 @@ impl<'b, 'q> Writer<'b, 'q> {
 
     /// Ends the answer: flags, counts, OPT. `authoritative` sets AA.
     pub fn finish(self, code: u16, authoritative: bool) {
-        let mut flags = FLAG_QR | (self.query.flags() & COPIED_FLAGS) | (code & 15);
-        flags |= if authoritative { FLAG_AA } else { 0 };
-        flags |= if self.truncated { FLAG_TC } else { 0 };
+        let mut flags = flag::QR | (self.query.flags() & COPIED_FLAGS) | (code & 15);
+        flags |= if authoritative { flag::AA } else { 0 };
+        flags |= if self.truncated { flag::TC } else { 0 };
         let mut additionals = self.counts[2];
         if let Some(edns) = self.query.edns {
-            put_opt(self.out, edns.udp_size, code, edns.dnssec_ok);
+            Opt { code, ..edns.into() }.put(self.out);
             additionals += 1;
         }
         let words = [flags, 1, self.counts[0], self.counts[1], additionals];
@@ -234,24 +233,53 @@ fn put_owner(out: &mut Vec<u8>, owner: Owner<'_>) {
     }
 }
 
-/// The OPT record: the client's size and DO bit come back, its options do not (RFC 6891 §6.1.3 for the code's high
-/// bits).
-pub(crate) fn put_opt(out: &mut Vec<u8>, udp_size: u16, code: u16, dnssec_ok: bool) {
-    let [high, low] = udp_size.to_be_bytes();
-    let flags = if dnssec_ok { 0x80 } else { 0 };
-    out.extend_from_slice(&[
-        0,
-        0,
-        rtype::OPT as u8,
-        high,
-        low,
-        (code >> 4) as u8,
-        0,
-        flags,
-        0,
-        0,
-        0,
-    ]);
+/// An OPT record (RFC 6891 §6.1.2).
+///
+/// `[root:1][OPT:2][size:2][code:1][version:1][DO:1][0:1][length:2][options] = 11 bytes and the options`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opt<'o> {
+    /// The UDP payload that its sender can take, in bytes.
+    pub udp_size: u16,
+    /// The code of a response, whose high bits stand here (RFC 6891 §6.1.3).
+    pub code: u16,
+    /// Version; only 0 exists.
+    pub version: u8,
+    /// The DO bit.
+    pub dnssec_ok: bool,
+    /// The options, in wire form.
+    pub options: &'o [u8],
+}
+
+/// What an answer carries: the client's size and DO bit come back, its options do not.
+impl From<Edns> for Opt<'_> {
+    fn from(edns: Edns) -> Self {
+        Self {
+            udp_size: edns.udp_size,
+            dnssec_ok: edns.dnssec_ok,
+            ..Self::default()
+        }
+    }
+}
+
+impl Opt<'_> {
+    /// Writes it.
+    pub fn put(self, out: &mut Vec<u8>) {
+        out.push(0);
+        out.extend_from_slice(&rtype::OPT.to_be_bytes());
+        out.extend_from_slice(&self.udp_size.to_be_bytes());
+        let dnssec_ok = if self.dnssec_ok { 0x80 } else { 0 };
+        out.extend_from_slice(&[(self.code >> 4) as u8, self.version, dnssec_ok, 0]);
+        out.extend_from_slice(&(self.options.len() as u16).to_be_bytes());
+        out.extend_from_slice(self.options);
+    }
+
+    /// Adds it to a whole packet, as one more additional record.
+    pub fn add_to(self, packet: &mut Vec<u8>) {
+        self.put(packet);
+        // An upstream may promise as many as there can be.
+        let additionals = u16::from_be_bytes([packet[10], packet[11]]).saturating_add(1);
+        packet[10..12].copy_from_slice(&additionals.to_be_bytes());
+    }
 }
 
 /// An answer with a code and nothing else but question and OPT.
@@ -265,11 +293,12 @@ pub fn code_only(out: &mut Vec<u8>, query: &Query<'_>, code: u16) {
 pub fn header_only(out: &mut Vec<u8>, packet: &[u8], code: u16) {
     out.clear();
     let opcode = if code == rcode::NOTIMP {
-        packet[2] & 0x78
+        flags_of(packet) & flag::OPCODE
     } else {
         0
     };
-    out.extend_from_slice(&[packet[0], packet[1], 0x80 | opcode, code as u8]);
+    out.extend_from_slice(&packet[..2]);
+    out.extend_from_slice(&(flag::QR | opcode | code).to_be_bytes());
     out.extend_from_slice(&[0; 8]);
 }
 
@@ -296,7 +325,7 @@ pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
     let needed = if promised[0] > 0 { 0 } else { 1 };
     response.truncate(end);
     if kept[needed] < promised[needed] {
-        response[2] |= (FLAG_TC >> 8) as u8;
+        set_flags(response, flag::TC, flag::TC);
     }
     for (at, kept) in [6, 8, 10].into_iter().zip(kept) {
         response[at..at + 2].copy_from_slice(&kept.to_be_bytes());
@@ -307,21 +336,27 @@ pub fn fit(response: &mut Vec<u8>, query: &Query<'_>, limit: usize) {
 /// Adds an OPT record to a response that has none, where the client sent one.
 pub fn put_client_opt(response: &mut Vec<u8>, query: &Query<'_>) {
     if let Some(edns) = query.edns {
-        put_opt(response, edns.udp_size, 0, edns.dnssec_ok);
-        // An upstream may promise as many as there can be.
-        let additionals = u16::from_be_bytes([response[10], response[11]]).saturating_add(1);
-        response[10..12].copy_from_slice(&additionals.to_be_bytes());
+        Opt::from(edns).add_to(response);
     }
+}
+
+/// Makes a response to the same question this query's own: id, RD and CD, the question in its case, an OPT record where
+/// it has one. The response has none.
+pub fn adopt(response: &mut Vec<u8>, query: &Query<'_>) {
+    let head = query.head();
+    response[..2].copy_from_slice(&head[..2]);
+    set_flags(response, flag::RD | flag::CD, query.flags());
+    if let Some(question) = response.get_mut(HEADER..query.question_end) {
+        question.copy_from_slice(&head[HEADER..]);
+    }
+    put_client_opt(response, query);
 }
 
 /// Takes AD off where the client did not ask for it, by AD or DO (RFC 6840 §5.7).
 pub fn hide_ad(response: &mut [u8], query: &Query<'_>) {
-    const FLAG_AD: u16 = 0x0020;
-    let wanted = query.flags() & FLAG_AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
-    if let Some(flags) = response.get_mut(3)
-        && !wanted
-    {
-        *flags &= !(FLAG_AD as u8);
+    let wanted = query.flags() & flag::AD != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
+    if !wanted {
+        set_flags(response, flag::AD, 0);
     }
 }
 
@@ -425,8 +460,12 @@ mod tests {
     use crate::question::query_packet;
 
     fn with_opt(mut packet: Vec<u8>, size: u16) -> Vec<u8> {
-        packet[11] = 1;
-        put_opt(&mut packet, size, 0, true);
+        let opt = Opt {
+            udp_size: size,
+            dnssec_ok: true,
+            ..Opt::default()
+        };
+        opt.add_to(&mut packet);
         packet
     }
 

@@ -7,17 +7,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::answer::{code_of, fit, hide_ad, put_client_opt};
+use crate::answer::{adopt, code_of, fit, hide_ad};
 use crate::name::{MAX_NAME, Name};
-use crate::question::{HEADER, Query, Record, expand_name, rcode, rtype};
+use crate::question::{HEADER, Query, Record, expand_name, flag, flags_of, rcode, rtype, set_flags};
 
 /// Independent parts of the cache, so that threads rarely wait for each other.
 const SHARDS: usize = 64;
 /// How long a new answer is waited for before an entry is asked for again.
 const REFRESH_PAUSE: Duration = Duration::from_secs(5);
-const FLAG_TC: u8 = 0x02;
-const FLAG_AA: u8 = 0x04;
-const FLAG_CD: u16 = 0x0010;
 /// Room for an entry of a usual size. A larger one takes the room of several, so that memory has a bound as well.
 const BYTES_PER_ENTRY: u64 = 1024;
 /// A part of the cache has room for the largest answer, however few entries it may have.
@@ -26,8 +23,6 @@ const LEAST_BYTES: u64 = 128 << 10;
 const ENTRY_OVERHEAD: usize = size_of::<(Box<[u8]>, Entry)>() + 32;
 /// Name, type, class, DO and CD.
 const MAX_KEY: usize = MAX_NAME + 6;
-/// In the third byte of a header (RFC 1035 §4.1.1).
-const OPCODE_AND_RD: u8 = 0x79;
 
 /// Options of the plugin, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,7 +248,8 @@ impl Cache {
         counts.hits[entry.kind.half()] += 1;
         entry.write(age, self.options.keeps_ttl, out);
         drop(shard);
-        adopt_question(out, query);
+        adopt(out, query);
+        hide_ad(out, query);
         fit(out, query, limit);
         found
     }
@@ -283,7 +279,8 @@ impl Cache {
         counts.served_stale += 1;
         entry.write(age, self.options.keeps_ttl, out);
         drop(shard);
-        adopt_question(out, query);
+        adopt(out, query);
+        hide_ad(out, query);
         fit(out, query, limit);
         true
     }
@@ -465,18 +462,18 @@ fn key<'b>(query: &Query<'_>, buffer: &'b mut [u8; MAX_KEY]) -> &'b [u8] {
     let [t0, t1] = query.qtype.to_be_bytes();
     let [c0, c1] = query.qclass.to_be_bytes();
     let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
-    let checking_disabled = query.flags() & FLAG_CD != 0;
+    let checking_disabled = query.flags() & flag::CD != 0;
     let bits = u8::from(dnssec_ok) | u8::from(checking_disabled) << 1;
     // What an upstream says to a NOTIFY, or where it may not ask others, is no answer for anybody else.
-    let asked_as = query.head()[2] & OPCODE_AND_RD;
-    tail[..6].copy_from_slice(&[t0, t1, c0, c1, bits, asked_as]);
+    let asked_as = (query.flags() & (flag::OPCODE | flag::RD)) >> 8;
+    tail[..6].copy_from_slice(&[t0, t1, c0, c1, bits, asked_as as u8]);
     &buffer[..name.len() + 6]
 }
 
 /// Takes a response apart. `None` = it is not to be kept.
 fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
     let header = response.get(..HEADER)?;
-    if header[2] & FLAG_TC != 0 {
+    if flags_of(response) & flag::TC != 0 {
         return None;
     }
     let count = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
@@ -515,7 +512,7 @@ fn dissect(query: &Query<'_>, response: &[u8]) -> Option<Dissected> {
         _ => return None,
     };
     let mut stripped: Box<[u8]> = response.get(..end)?.into();
-    stripped[2] &= !FLAG_AA;
+    set_flags(&mut stripped, flag::AA, 0);
     stripped[10..12].copy_from_slice(&(kept_additionals as u16).to_be_bytes());
     Some((stripped, ttls_at.into(), lifetime))
 }
@@ -579,17 +576,6 @@ fn change_ttl(response: &mut [u8], at: u16, change: impl FnOnce(u32) -> u32) {
         let ttl = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
         field.copy_from_slice(&change(ttl).to_be_bytes());
     }
-}
-
-/// Makes a kept response this query's own: id, RD and CD, the question in its case, an OPT record if it has one.
-fn adopt_question(out: &mut Vec<u8>, query: &Query<'_>) {
-    let head = query.head();
-    out[..2].copy_from_slice(&head[..2]);
-    out[2] = out[2] & !1 | head[2] & 1;
-    out[3] = out[3] & !0x10 | head[3] & 0x10;
-    out[HEADER..query.question_end].copy_from_slice(&head[HEADER..]);
-    hide_ad(out, query);
-    put_client_opt(out, query);
 }
 
 #[cfg(test)]

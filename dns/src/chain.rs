@@ -28,7 +28,8 @@ use crate::kubernetes::Shape;
 use crate::metrics::{Answerer, Event, Shard, Transport};
 use crate::name::Name;
 use crate::question::{CLASS_IN, Query, Refusal, rcode};
-use block::Gate;
+use crate::xorshift::Xorshift;
+use block::Passage;
 pub use block::{Block, Plugin};
 use lookup::{Begun, Lookup};
 pub use loop_probe::LoopProbe;
@@ -44,15 +45,33 @@ pub struct Client {
     pub transport: Transport,
 }
 
+/// A packet that came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived<'p> {
+    /// Its bytes.
+    pub packet: &'p [u8],
+    /// Who sent it.
+    pub client: Client,
+    /// When it was read: its duration begins here.
+    pub at: Instant,
+}
+
 /// What answering in place came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The answer is written.
     Reply,
     /// The packet gets no answer.
     Silence,
-    /// The answer has to be waited for: ask [`Server::answer`].
-    Later,
+    /// The answer has to be waited for: ask [`Server::answer`], and tell it what was found already.
+    Later(Option<Denial>),
+}
+
+/// An answer that denies the name, while the client's search path may lead to one that exists.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Denial {
+    answerer: Answerer,
+    answer: Vec<u8>,
 }
 
 /// A zone that a port serves.
@@ -79,7 +98,7 @@ pub struct Server {
 pub struct Worker {
     /// Its counters.
     pub shard: Arc<Shard>,
-    random: u64,
+    random: Xorshift,
 }
 
 impl Worker {
@@ -88,16 +107,13 @@ impl Worker {
     pub fn new(shard: Arc<Shard>) -> Self {
         Self {
             shard,
-            random: rand::random::<u64>() | 1,
+            random: Xorshift::new(rand::random()),
         }
     }
 
-    /// Xorshift: which address comes first needs no secret.
-    fn next_random(&mut self) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 33) as usize
+    /// Which address comes first needs no secret.
+    fn next_rotation(&mut self) -> usize {
+        (self.random.next() >> 33) as usize
     }
 }
 
@@ -129,28 +145,13 @@ impl Server {
     }
 
     /// Answers in place where that needs no waiting.
-    pub fn answer_now(
-        &self,
-        packet: &[u8],
-        client: Client,
-        worker: &mut Worker,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        let started = Instant::now();
+    pub fn answer_now(&self, arrived: Arrived<'_>, worker: &mut Worker, out: &mut Vec<u8>) -> Outcome {
+        let Arrived { packet, client, at } = arrived;
         let (query, route) = match self.admit(packet, out) {
             Admission::Query(query, route) => (query, route),
             Admission::Refused(qtype, code) => {
-                let bytes = (packet.len(), out.len());
-                let event = Self::event(
-                    self.unserved,
-                    client,
-                    qtype,
-                    code,
-                    Answerer::Server,
-                    started,
-                    bytes,
-                );
-                worker.shard.count(&event);
+                let event = arrived.event(self.unserved, qtype, Answerer::Server, out);
+                worker.shard.count(&Event { code, ..event });
                 return Outcome::Reply;
             }
             Admission::Silence => {
@@ -159,56 +160,33 @@ impl Server {
             }
         };
         let block = &*route.block;
-        let is_told_why = query.asks_why() && self.own.include(client.address, started);
-        let answerer = match block.gate(&query, client, started, out) {
-            Gate::Silence => return Outcome::Silence,
-            Gate::Answered(answerer) => answerer,
-            Gate::Open if is_told_why => return Outcome::Later,
-            Gate::Open => {
-                let rotation = if block.load_balance {
-                    worker.next_random()
-                } else {
-                    0
-                };
-                let limit = limit(&query, client.transport);
-                let shape = Shape { limit, rotation };
-                let Begun::Answered(answerer) = lookup::begin(block, &query, client, shape, out) else {
-                    return Outcome::Later;
-                };
-                if code_of(out) == rcode::NXDOMAIN && block.autopath_for(&query).is_some() {
-                    return Outcome::Later;
-                }
-                block.trim(&query, answerer, rotation, out);
-                answerer
-            }
+        let is_told_why = query.asks_why() && self.own.include(client.address, at);
+        let answerer = match block.gate(&query, client, at, out) {
+            Passage::Silence => return Outcome::Silence,
+            Passage::Answered(answerer) => answerer,
+            Passage::Open if is_told_why => return Outcome::Later(None),
+            Passage::Open => match begin_in_place(block, &query, client, worker, out) {
+                Ok(answerer) => answerer,
+                Err(denial) => return Outcome::Later(denial),
+            },
         };
-        let event = Self::event(
-            route.counters,
-            client,
-            query.qtype,
-            code_of(out),
-            answerer,
-            started,
-            (packet.len(), out.len()),
-        );
-        worker.shard.count(&event);
-        block.log_answer(&query, client, out, &event);
+        route.note(&query, arrived, answerer, out, &worker.shard);
         if is_told_why {
             explain::tell(block, &query, None, client, answerer, out);
         }
         Outcome::Reply
     }
 
-    /// Answers, however long it takes, what [`Server::answer_now`] let in, which was asked when it `started`. `None` =
+    /// Answers, however long it takes, what [`Server::answer_now`] let in, of which `denial` is the beginning. `None` =
     /// the packet gets no answer.
     pub async fn answer(
         &self,
-        packet: &[u8],
-        client: Client,
-        started: Instant,
+        arrived: Arrived<'_>,
+        denial: Option<Denial>,
         shard: &Shard,
     ) -> Option<Vec<u8>> {
-        let plain = explain::asked(packet).filter(|_| self.own.include(client.address, started));
+        let Arrived { packet, client, at } = arrived;
+        let plain = explain::asked(packet).filter(|_| self.own.include(client.address, at));
         let packet = plain.as_deref().unwrap_or(packet);
         let mut out = Vec::with_capacity(512);
         let (query, route) = match self.admit(packet, &mut out) {
@@ -225,20 +203,18 @@ impl Server {
                 0
             },
         };
-        let lookup = Lookup::new(self, client, &query);
-        let (answerer, along) = lookup.resolve_along_path(block, &query, shape, &mut out).await;
+        let mut lookup = Lookup::new(self, client, &query);
+        let first = match denial {
+            Some(Denial { answerer, answer }) => {
+                out = answer;
+                answerer
+            }
+            None => lookup.resolve(block, &query, shape, &mut out).await,
+        };
+        let found = lookup.go_along_path(block, &query, shape, &mut out).await;
+        let (answerer, along) = found.map_or((first, None), |(answerer, asked)| (answerer, Some(asked)));
         block.trim(&query, answerer, shape.rotation, &mut out);
-        let event = Self::event(
-            route.counters,
-            client,
-            query.qtype,
-            code_of(&out),
-            answerer,
-            started,
-            (packet.len(), out.len()),
-        );
-        shard.count(&event);
-        block.log_answer(&query, client, &out, &event);
+        route.note(&query, Arrived { packet, ..arrived }, answerer, &out, shard);
         if plain.is_some() {
             let along = along.as_deref().and_then(|packet| Query::parse(packet).ok());
             explain::tell(block, &query, along.as_ref(), client, answerer, &mut out);
@@ -272,27 +248,67 @@ impl Server {
         code_only(out, &query, code);
         Admission::Refused(query.qtype, code)
     }
+}
 
-    fn event(
-        zone: usize,
-        client: Client,
-        qtype: u16,
-        code: u16,
-        answerer: Answerer,
-        started: Instant,
-        bytes: (usize, usize),
-    ) -> Event {
-        Event {
-            zone,
-            transport: client.transport,
-            is_v6: matches!(client.address, SocketAddr::V6(_)),
-            qtype,
-            code,
-            answerer,
-            duration: started.elapsed(),
-            bytes,
+impl Route {
+    /// Counts a query that is answered, and logs it.
+    fn note(&self, query: &Query<'_>, arrived: Arrived<'_>, answerer: Answerer, out: &[u8], shard: &Shard) {
+        let event = arrived.event(self.counters, query.qtype, answerer, out);
+        shard.count(&event);
+        self.block.log_answer(query, arrived.client, out, &event);
+    }
+}
+
+impl<'p> Arrived<'p> {
+    /// A packet that has just been read.
+    #[must_use]
+    pub fn now(packet: &'p [u8], client: Client) -> Self {
+        Self {
+            packet,
+            client,
+            at: Instant::now(),
         }
     }
+
+    /// What happened to it, where `out` is its answer.
+    fn event(&self, zone: usize, qtype: u16, answerer: Answerer, out: &[u8]) -> Event {
+        Event {
+            zone,
+            transport: self.client.transport,
+            is_v6: self.client.address.is_ipv6(),
+            qtype,
+            code: code_of(out),
+            answerer,
+            duration: self.at.elapsed(),
+            bytes: (self.packet.len(), out.len()),
+        }
+    }
+}
+
+/// Answers where that needs no waiting and is the end of the client's search path; else gives back what was found.
+fn begin_in_place(
+    block: &Block,
+    query: &Query<'_>,
+    client: Client,
+    worker: &mut Worker,
+    out: &mut Vec<u8>,
+) -> Result<Answerer, Option<Denial>> {
+    let rotation = if block.load_balance {
+        worker.next_rotation()
+    } else {
+        0
+    };
+    let limit = limit(query, client.transport);
+    let shape = Shape { limit, rotation };
+    let Begun::Answered(answerer) = lookup::begin(block, query, client, shape, out) else {
+        return Err(None);
+    };
+    if code_of(out) == rcode::NXDOMAIN && block.completed(query, client).is_some() {
+        let answer = out.clone();
+        return Err(Some(Denial { answerer, answer }));
+    }
+    block.trim(query, answerer, rotation, out);
+    Ok(answerer)
 }
 
 /// The longest answer that the client takes, in bytes.

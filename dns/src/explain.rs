@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer::put_opt;
+use crate::answer::Opt;
 use crate::chain::{Block, Client, Plugin, limit};
 use crate::metrics::Answerer;
 use crate::mnemonic::type_name;
@@ -84,11 +84,13 @@ pub fn asked(packet: &[u8]) -> Option<Vec<u8>> {
     let query = Query::parse(packet).ok()?;
     let edns = query.edns.filter(|edns| edns.explain)?;
     let mut plain = query.head().to_vec();
-    plain[6..12].copy_from_slice(&[0, 0, 0, 0, 0, 1]);
-    put_opt(&mut plain, edns.udp_size, 0, edns.dnssec_ok);
-    // In front of two bytes of flags and two of length.
-    let version_at = plain.len() - 5;
-    plain[version_at] = edns.version;
+    plain[6..12].fill(0);
+    let version = edns.version;
+    Opt {
+        version,
+        ..edns.into()
+    }
+    .add_to(&mut plain);
     Some(plain)
 }
 
@@ -223,10 +225,14 @@ mod tests {
     fn query(options: &[u8], version: u8) -> Vec<u8> {
         let name = Name::parse("svc1.testns.svc.cluster.local").expect("name");
         let mut packet = query_packet(7, name.wire(), rtype::A);
-        packet[11] = 1;
-        let length = (options.len() as u16).to_be_bytes();
-        packet.extend([0, 0, 41, 4, 0xd0, 0, version, 0x80, 0, length[0], length[1]]);
-        packet.extend(options);
+        let opt = Opt {
+            udp_size: 1232,
+            version,
+            dnssec_ok: true,
+            options,
+            ..Opt::default()
+        };
+        opt.add_to(&mut packet);
         packet
     }
 

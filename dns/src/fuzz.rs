@@ -8,20 +8,18 @@ use std::time::Instant;
 use futures::executor::block_on;
 use model::Snapshot;
 
-use crate::answer::{fit, followed_answers, hide_ad};
+use crate::answer::{Opt, fit, followed_answers, hide_ad};
 use crate::cache::{self, Cache};
-use crate::chain::{Block, Client, Outcome, Route, Server, Worker, limit};
+use crate::chain::{Arrived, Block, Client, Outcome, Route, Server, Worker, limit};
 use crate::corefile::{Corefile, plugins};
 use crate::feed::Source;
 use crate::forward::believed;
 use crate::metrics::{Answerer, Registry, Transport, ZoneLabel};
 use crate::name::Name;
-use crate::question::{HEADER, Query, Record, expand_name, query_packet, rtype};
+use crate::question::{HEADER, Query, Record, expand_name, flag, flags_of, query_packet, rtype, set_flags};
 use crate::reply::Reply;
 use crate::samples;
 use crate::zone::Table;
-
-const QR: u8 = 0x80;
 
 /// Every plugin that needs no network.
 const COREFILE: &str = r#"
@@ -102,16 +100,20 @@ pub fn packet(bytes: &[u8]) {
     for (address, transport) in [(stranger, Transport::Udp), (own, Transport::Tcp)] {
         let client = Client { address, transport };
         let mut out = Vec::new();
-        let outcome = WORKER.with_borrow_mut(|worker| SERVER.answer_now(bytes, client, worker, &mut out));
-        if outcome == Outcome::Later {
-            let shard = WORKER.with_borrow(|worker| Arc::clone(&worker.shard));
-            out = block_on(SERVER.answer(bytes, client, Instant::now(), &shard))
-                .expect("an answer to what was let in");
+        let arrived = Arrived::now(bytes, client);
+        match WORKER.with_borrow_mut(|worker| SERVER.answer_now(arrived, worker, &mut out)) {
+            Outcome::Silence => {
+                assert!(bytes.len() < HEADER || flags_of(bytes) & flag::QR != 0, "silence");
+                continue;
+            }
+            Outcome::Reply => {}
+            Outcome::Later(denial) => {
+                let shard = WORKER.with_borrow(|worker| Arc::clone(&worker.shard));
+                let waited = block_on(SERVER.answer(arrived, denial, &shard));
+                out = waited.expect("an answer to what was let in");
+            }
         }
-        match outcome {
-            Outcome::Silence => assert!(bytes.len() < HEADER || bytes[2] & QR != 0, "silence"),
-            Outcome::Reply | Outcome::Later => check_answer(&out, bytes, transport),
-        }
+        check_answer(&out, bytes, transport);
     }
 }
 
@@ -138,7 +140,7 @@ fn check_echo(answer: &[u8], asked: &[u8], question_end: usize) {
         asked.get(HEADER..question_end),
         "the question"
     );
-    assert!(answer[2] & QR != 0, "a response");
+    assert!(flags_of(answer) & flag::QR != 0, "a response");
 }
 
 fn record_count(packet: &[u8]) -> usize {
@@ -155,14 +157,18 @@ pub fn upstream_reply(bytes: &[u8]) {
     let name = Name::parse("www.example").expect("invariant: a name");
     let plain = query_packet(4711, name.wire(), rtype::A);
     let mut with_opt = plain.clone();
-    with_opt[11] = 1;
-    with_opt.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+    let opt = Opt {
+        udp_size: 1232,
+        ..Opt::default()
+    };
+    opt.add_to(&mut with_opt);
     for asked in [&plain, &with_opt] {
         let query = Query::parse(asked).expect("invariant: a query");
         check_reply(bytes.to_vec(), &query);
         if let Some((own, records)) = bytes.split_first_chunk::<8>() {
             let question = &query.head()[HEADER..];
-            let head = [&[0, 0, own[0] & !0x78 | QR, own[1], 0, 1], &own[2..], question].concat();
+            let mut head = [&[0, 0, own[0], own[1], 0, 1], &own[2..], question].concat();
+            set_flags(&mut head, flag::QR | flag::OPCODE, flag::QR);
             check_reply([&head, records].concat(), &query);
         }
     }

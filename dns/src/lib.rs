@@ -54,6 +54,7 @@ pub mod serve;
 pub mod server;
 pub mod state;
 pub mod template;
+mod xorshift;
 pub mod zone;
 
 /// A checked configuration.

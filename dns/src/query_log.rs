@@ -7,7 +7,7 @@ use crate::metrics::{Event, Transport};
 use crate::mnemonic::{code_name, type_name};
 use crate::name::Name;
 use crate::presentation::NameText;
-use crate::question::{Query, rcode};
+use crate::question::{Query, flag, flags_of, rcode};
 
 /// CoreDNS's own format, which `{common}` stands for.
 const COMMON: &str = "{remote}:{port} - {>id} \"{type} {class} {name} {proto} {size} {>do} {>bufsize}\" {rcode} {>rflags} \
@@ -184,17 +184,15 @@ impl Field {
 /// The flags of an answer, as `dig` names them, with commas between.
 fn flags(out: &[u8]) -> String {
     const FLAGS: [(u16, &str); 7] = [
-        (0x8000, "qr"),
-        (0x0400, "aa"),
-        (0x0200, "tc"),
-        (0x0100, "rd"),
-        (0x0080, "ra"),
-        (0x0020, "ad"),
-        (0x0010, "cd"),
+        (flag::QR, "qr"),
+        (flag::AA, "aa"),
+        (flag::TC, "tc"),
+        (flag::RD, "rd"),
+        (flag::RA, "ra"),
+        (flag::AD, "ad"),
+        (flag::CD, "cd"),
     ];
-    let word = out
-        .get(2..4)
-        .map_or(0, |flags| u16::from_be_bytes([flags[0], flags[1]]));
+    let word = flags_of(out);
     let set = FLAGS.iter().filter(|(flag, _)| word & flag != 0);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
@@ -229,7 +227,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::answer::{Owner, Section, Writer};
+    use crate::answer::{Opt, Owner, Section, Writer};
     use crate::metrics::Answerer;
     use crate::question::{query_packet, rtype};
     use crate::samples::logged;
@@ -241,8 +239,12 @@ mod tests {
     /// What is logged of an answer for `a.example A` with a code, and an address if wanted.
     fn line(rules: &[Rule], asked: &str, code: u16, address: bool) -> String {
         let mut packet = query_packet(4711, name(asked).wire(), rtype::A);
-        packet[11] = 1;
-        packet.extend([0, 0, 41, 4, 208, 0, 0, 0x80, 0, 0, 0]);
+        let opt = Opt {
+            udp_size: 1232,
+            dnssec_ok: true,
+            ..Opt::default()
+        };
+        opt.add_to(&mut packet);
         let query = Query::parse(&packet).expect("query");
         let mut out = Vec::new();
         let mut writer = Writer::start(&mut out, &query, 512);

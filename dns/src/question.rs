@@ -49,7 +49,19 @@ pub mod rcode {
 /// Class IN.
 pub const CLASS_IN: u16 = 1;
 
-const QR: u16 = 0x8000;
+/// The bits of a header's flags (RFC 1035 §4.1.1; AD and CD: RFC 4035 §3.1.6).
+pub mod flag {
+    #![expect(missing_docs, reason = "the names are the RFCs'")]
+    pub const QR: u16 = 0x8000;
+    pub const OPCODE: u16 = 0x7800;
+    pub const AA: u16 = 0x0400;
+    pub const TC: u16 = 0x0200;
+    pub const RD: u16 = 0x0100;
+    pub const RA: u16 = 0x0080;
+    pub const AD: u16 = 0x0020;
+    pub const CD: u16 = 0x0010;
+}
+
 const OPCODE_QUERY: u16 = 0;
 const OPCODE_NOTIFY: u16 = 4;
 
@@ -115,7 +127,7 @@ impl<'p> Query<'p> {
         let header = packet.get(..HEADER).ok_or(Refusal::Silence)?;
         let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
         let flags = word(2);
-        if flags & QR != 0 {
+        if flags & flag::QR != 0 {
             return Err(Refusal::Silence);
         }
         if !matches!(flags >> 11 & 15, OPCODE_QUERY | OPCODE_NOTIFY) {
@@ -174,7 +186,7 @@ impl<'p> Query<'p> {
     /// The flags word.
     #[must_use]
     pub fn flags(&self) -> u16 {
-        u16::from_be_bytes([self.packet[2], self.packet[3]])
+        flags_of(self.packet)
     }
 
     /// The whole packet.
@@ -338,6 +350,22 @@ impl<'p> Record<'p> {
             data_at,
         };
         Some((record, next))
+    }
+}
+
+/// The flags word of a packet; 0 of what has no header.
+#[must_use]
+pub fn flags_of(packet: &[u8]) -> u16 {
+    packet
+        .get(2..4)
+        .map_or(0, |flags| u16::from_be_bytes([flags[0], flags[1]]))
+}
+
+/// Makes the flags of a packet within `mask` those of `flags`.
+pub fn set_flags(packet: &mut [u8], mask: u16, flags: u16) {
+    let word = flags_of(packet) & !mask | flags & mask;
+    if let Some(place) = packet.get_mut(2..4) {
+        place.copy_from_slice(&word.to_be_bytes());
     }
 }
 

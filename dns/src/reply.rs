@@ -2,18 +2,17 @@
 //! because pointers would lead astray.
 
 use crate::answer::{Section, Writer};
-use crate::question::{HEADER, Query, Record, expand_name, rtype};
+use crate::question::{HEADER, Query, Record, expand_name, flag, flags_of, rtype, set_flags};
 
-const FLAG_AA: u8 = 0x04;
-/// RA and AD, which only the one who found the answer can set.
-const KEPT_FLAGS: u8 = 0x80 | 0x20;
+/// What only the one who found the answer can set.
+const KEPT_FLAGS: u16 = flag::RA | flag::AD;
 const SECTIONS: [Section; 3] = [Section::Answer, Section::Authority, Section::Additional];
 
 /// A response without its question and OPT record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     code: u16,
-    flags: [u8; 2],
+    flags: u16,
     /// The records of each section.
     pub sections: [Vec<ReplyRecord>; 3],
 }
@@ -38,7 +37,7 @@ impl Reply {
         let header = response.get(..HEADER)?;
         let mut reply = Self {
             code: u16::from(header[3] & 15),
-            flags: [header[2], header[3]],
+            flags: flags_of(response),
             sections: Default::default(),
         };
         let mut at = query.question_end;
@@ -74,8 +73,9 @@ impl Reply {
                 }
             }
         }
-        writer.finish(self.code, self.flags[0] & FLAG_AA != 0);
-        out[3] |= self.flags[1] & KEPT_FLAGS;
+        writer.finish(self.code, self.flags & flag::AA != 0);
+        let flags = flags_of(out) | self.flags;
+        set_flags(out, KEPT_FLAGS, flags);
     }
 
     /// Puts an alias for `target` in front of the answers, if there are any, with the TTL of the first.

@@ -12,6 +12,7 @@
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
+//! - [`name_server`]: name servers that answer what a test wants; [`http`]: pages.
 //! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
@@ -26,7 +27,9 @@ pub mod cluster;
 pub mod directory;
 pub mod etcd;
 pub mod fake_api;
+pub mod http;
 pub mod ledger;
+pub mod name_server;
 pub mod network;
 pub mod node;
 pub mod probe;

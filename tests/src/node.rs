@@ -1,7 +1,6 @@
 //! A node for an agent: a host on a LAN, with a fake API server of its own.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use crate::cgroup::Cgroup;
 use crate::cluster::program;
 use crate::directory::Directory;
 use crate::fake_api::FakeApi;
+use crate::http;
 use crate::process::{self, Place, Process};
 use crate::topology::{Host, Lan};
 use crate::wait;
@@ -139,16 +139,8 @@ impl Node {
     /// # Errors
     /// When it does not answer.
     pub fn get(&self, port: u16, path: &str) -> std::io::Result<String> {
-        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-        let answer = self.host().run(move || {
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let answer = self.host().run(|| http::get(address, path));
         answer.map_err(std::io::Error::other)?
     }
 

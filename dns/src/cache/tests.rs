@@ -86,7 +86,7 @@ fn responses_are_kept_for_their_lifetime_and_come_back_as_the_asker_wrote() {
             "{what} is kept"
         );
         assert_eq!(
-            (&out[..2], out[13], out[2] & FLAG_AA),
+            (&out[..2], out[13], flags_of(&out) & flag::AA),
             (&[7, 7][..], b'A', 0),
             "{what}"
         );
@@ -369,7 +369,7 @@ fn large_answers_take_the_room_of_several() {
         while writer.address(Section::Answer, Owner::QUESTION, [1, 2, 3, 4].into(), 60) {}
         writer.finish(rcode::NOERROR, false);
         // What does not fit into it is not there.
-        large[2] &= !FLAG_TC;
+        set_flags(&mut large, flag::TC, 0);
         cache.store(&query, &mut large, now);
         let found = cache.answer(&query, 65_535, now, &mut Vec::new());
         assert_eq!(found, Found::Fresh, "the newest is kept");

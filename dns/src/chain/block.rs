@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use tokio::runtime::Handle;
 
-use super::autopath::Autopath;
+use super::autopath::{Autopath, Completed};
 use super::loop_probe::LoopProbe;
 use super::{Client, trim};
 use crate::aaaa;
@@ -64,7 +64,7 @@ pub struct Block {
     names: Vec<&'static str>,
     plugins: Vec<Plugin>,
     rate_limit: Option<Arc<RateLimit>>,
-    acl: Option<Arc<acl::Gate>>,
+    acl: Option<Arc<acl::Acl>>,
     rewrites: Vec<rewrite::Rule>,
     autopath: Option<Arc<Autopath>>,
     /// No client is sent more over UDP.
@@ -78,7 +78,7 @@ pub struct Block {
 }
 
 /// What becomes of a query before any plugin may answer it.
-pub(super) enum Gate {
+pub(super) enum Passage {
     Open,
     /// The answer is written.
     Answered(Answerer),
@@ -211,7 +211,7 @@ impl Block {
             acl: (!config.acl.is_empty()).then(|| {
                 let kept = old.and_then(|old| old.acl.clone());
                 kept.filter(|gate| gate.options() == config.acl)
-                    .unwrap_or_else(|| Arc::new(acl::Gate::new(config.acl.clone())))
+                    .unwrap_or_else(|| Arc::new(acl::Acl::new(config.acl.clone())))
             }),
             rewrites: config.rewrites.clone(),
             autopath: config.autopath.as_ref().map(|options| {
@@ -292,9 +292,13 @@ impl Block {
         self.autopath.as_deref()
     }
 
-    /// Its `autopath`, where that is for a query.
-    pub(super) fn autopath_for(&self, query: &Query<'_>) -> Option<&Autopath> {
-        self.autopath().filter(|autopath| autopath.covers(query))
+    /// The query's name, where its client completed it and `autopath` knows how it goes on.
+    pub(super) fn completed(&self, query: &Query<'_>, client: Client) -> Option<Completed<'_>> {
+        let cluster = self.plugins.iter().find_map(|plugin| match plugin {
+            Plugin::Kubernetes(options, source) => Some((&**options, &**source)),
+            _ => None,
+        });
+        self.autopath()?.completed(query, client.address.ip(), cluster)
     }
 
     /// Its `ratelimit`.
@@ -305,30 +309,30 @@ impl Block {
 
     /// Its `acl`.
     #[must_use]
-    pub fn acl(&self) -> Option<&acl::Gate> {
+    pub fn acl(&self) -> Option<&acl::Acl> {
         self.acl.as_deref()
     }
 
     /// Asks `ratelimit` and `acl`, which look at the client and never at the name's records.
-    pub(super) fn gate(&self, query: &Query<'_>, client: Client, now: Instant, out: &mut Vec<u8>) -> Gate {
+    pub(super) fn gate(&self, query: &Query<'_>, client: Client, now: Instant, out: &mut Vec<u8>) -> Passage {
         let address = client.address.ip();
         let limited = self.rate_limit.as_ref();
         if limited.is_some_and(|limit| !limit.admits(address, now)) {
             if client.transport == Transport::Udp {
                 // The address may be forged: an answer would go to somebody who did not ask.
-                return Gate::Silence;
+                return Passage::Silence;
             }
             code_only(out, query, rcode::REFUSED);
-            return Gate::Answered(Answerer::RateLimit);
+            return Passage::Answered(Answerer::RateLimit);
         }
         let action = self.acl.as_ref().map(|acl| acl.decide(query, address));
         match action {
-            None | Some(Action::Allow) => return Gate::Open,
-            Some(Action::Drop) => return Gate::Silence,
+            None | Some(Action::Allow) => return Passage::Open,
+            Some(Action::Drop) => return Passage::Silence,
             Some(Action::Block) => code_only(out, query, rcode::REFUSED),
             Some(Action::Filter) => code_only(out, query, rcode::NOERROR),
         }
-        Gate::Answered(Answerer::Acl)
+        Passage::Answered(Answerer::Acl)
     }
 
     /// Whether `acl` lets a client ask what the server asks itself in its place.

@@ -85,23 +85,20 @@ impl<'s> Lookup<'s> {
         }
     }
 
-    /// Answers along the client's search path, where `autopath` knows it; tells the query that was answered in the
-    /// place of the client's, too.
-    pub(super) async fn resolve_along_path(
-        mut self,
+    /// Where `out` denies the name: answers along the client's search path, where `autopath` knows it. Gives who
+    /// answered, and the query that was answered in the place of the client's.
+    pub(super) async fn go_along_path(
+        self,
         block: &'s Block,
         query: &Query<'_>,
         shape: Shape,
         out: &mut Vec<u8>,
-    ) -> (Answerer, Option<Vec<u8>>) {
-        let first = self.resolve(block, query, shape, out).await;
-        let Some(autopath) = block.autopath_for(query) else {
-            return (first, None);
-        };
+    ) -> Option<(Answerer, Vec<u8>)> {
         if code_of(out) != rcode::NXDOMAIN {
-            return (first, None);
+            return None;
         }
-        for name in autopath.others(query) {
+        let completed = block.completed(query, self.client)?;
+        for name in completed.others(query) {
             let packet = with_question(query, name.wire(), query.qtype);
             let Ok(inner) = Query::parse(&packet) else {
                 continue;
@@ -116,17 +113,17 @@ impl<'s> Lookup<'s> {
             if code_of(&found) != rcode::NXDOMAIN
                 && let Some(mut reply) = Reply::read(&found, &inner)
             {
-                autopath.note_found();
+                completed.autopath.note_found();
                 reply.put_alias(query.name(), name.wire());
                 reply.write(query, shape.limit, out);
-                return (answerer, Some(packet));
+                return Some((answerer, packet));
             }
         }
-        (first, None)
+        None
     }
 
     /// Answers through the rules of `rewrite`.
-    async fn resolve(
+    pub(super) async fn resolve(
         &mut self,
         block: &'s Block,
         query: &Query<'_>,

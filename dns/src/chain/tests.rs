@@ -6,7 +6,7 @@ mod gates;
 use model::Snapshot;
 
 use super::*;
-use crate::answer::followed_answers;
+use crate::answer::{Opt, followed_answers};
 use crate::corefile::Corefile;
 use crate::feed::Source;
 use crate::forward::fake_upstream::{FakeUpstream, alias, answer};
@@ -68,28 +68,20 @@ fn packet(name: &str, qtype: u16) -> Vec<u8> {
 
 /// Adds an OPT record.
 fn edns(mut packet: Vec<u8>, size: u16, version: u8, dnssec_ok: bool) -> Vec<u8> {
-    let [high, low] = size.to_be_bytes();
-    packet[11] += 1;
-    packet.extend([
-        0,
-        0,
-        41,
-        high,
-        low,
-        0,
+    let opt = Opt {
+        udp_size: size,
         version,
-        if dnssec_ok { 0x80 } else { 0 },
-        0,
-        0,
-        0,
-    ]);
+        dnssec_ok,
+        ..Opt::default()
+    };
+    opt.add_to(&mut packet);
     packet
 }
 
 /// `(code, answers, TC, length)` of an answer, or `None` for silence.
 fn outline(server: &Server, packet: &[u8], client: Client) -> Option<(u16, u16, bool, usize)> {
     let mut out = Vec::new();
-    match server.answer_now(packet, client, &mut worker(), &mut out) {
+    match server.answer_now(Arrived::now(packet, client), &mut worker(), &mut out) {
         Outcome::Reply => Some((
             code_of(&out),
             u16::from_be_bytes([out[6], out[7]]),
@@ -97,7 +89,7 @@ fn outline(server: &Server, packet: &[u8], client: Client) -> Option<(u16, u16, 
             out.len(),
         )),
         Outcome::Silence => None,
-        Outcome::Later => panic!("nothing here needs an upstream"),
+        Outcome::Later(_) => panic!("nothing here needs an upstream"),
     }
 }
 
@@ -197,7 +189,7 @@ fn edns_comes_back_with_the_clients_size_and_do_bit_and_nothing_else() {
         );
         let mut out = Vec::new();
         assert_eq!(
-            server.answer_now(&asked, udp(), &mut worker(), &mut out),
+            server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out),
             Outcome::Reply
         );
         assert_eq!((&out[out.len() - 11..], out[11]), (&opt[..], 1), "{what}");
@@ -206,7 +198,7 @@ fn edns_comes_back_with_the_clients_size_and_do_bit_and_nothing_else() {
     let mut asked = packet("svc1.testns.svc.cluster.local", rtype::A);
     asked[3] |= 0x30;
     let mut out = Vec::new();
-    server.answer_now(&asked, udp(), &mut worker(), &mut out);
+    server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out);
     assert_eq!(out[2..4], [0x85, 0x30]);
 }
 
@@ -250,7 +242,7 @@ fn load_balancing_puts_every_address_first_some_time() {
         for _ in 0..200 {
             let asked = packet("hdls1.testns.svc.cluster.local", rtype::A);
             let mut out = Vec::new();
-            server.answer_now(&asked, udp(), &mut worker, &mut out);
+            server.answer_now(Arrived::now(&asked, udp()), &mut worker, &mut out);
             seen.insert(out[asked.len() + 15]);
         }
         seen.into_iter().collect::<Vec<_>>()
@@ -286,18 +278,28 @@ fn whoami_tells_the_clients_address_and_port() {
     let server = server(".:53 {\n whoami\n}", &Snapshot::default());
     let asked = packet("any", rtype::A);
     let mut out = Vec::new();
-    server.answer_now(&asked, tcp(), &mut worker(), &mut out);
+    server.answer_now(Arrived::now(&asked, tcp()), &mut worker(), &mut out);
     let address = [0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 192, 0, 2, 1];
     let port = b"\x04_tcp\x03any\0\x00\x21\x00\x01\0\0\0\0\x00\x07\0\0\0\0\x0f\xa0\0";
     assert_eq!(out[asked.len()..], [&address[..], port].concat());
 }
 
-/// Answers with waiting, and gives code and the answers as text.
+/// Answers as a serving thread does, where it has to be with waiting.
+async fn ask(server: &Server, packet: &[u8], worker: &mut Worker) -> Vec<u8> {
+    let (arrived, mut out) = (Arrived::now(packet, udp()), Vec::new());
+    match server.answer_now(arrived, worker, &mut out) {
+        Outcome::Reply => out,
+        Outcome::Silence => panic!("no answer"),
+        Outcome::Later(denial) => {
+            let waited = server.answer(arrived, denial, &worker.shard).await;
+            waited.expect("an answer")
+        }
+    }
+}
+
+/// Gives the code and the answers as text.
 async fn resolve(server: &Server, name: &str, qtype: u16) -> (u16, Vec<String>) {
-    let out = server
-        .answer(&packet(name, qtype), udp(), Instant::now(), &worker().shard)
-        .await
-        .expect("an answer");
+    let out = ask(server, &packet(name, qtype), &mut worker()).await;
     let text = followed_answers(&out).into_iter().map(|record| {
         let data = match record.rtype {
             rtype::CNAME => Name::from_lower_wire(&record.data).to_string(),
@@ -378,15 +380,15 @@ async fn what_an_upstream_said_is_answered_from_the_cache_the_next_time() {
     let asked = packet("www.example", rtype::A);
     let mut out = Vec::new();
     assert_eq!(
-        server.answer_now(&asked, udp(), &mut worker(), &mut out),
-        Outcome::Later
+        server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out),
+        Outcome::Later(None)
     );
     let first = server
-        .answer(&asked, udp(), Instant::now(), &worker().shard)
+        .answer(Arrived::now(&asked, udp()), None, &worker().shard)
         .await
         .expect("an answer");
     assert_eq!(
-        server.answer_now(&asked, udp(), &mut worker(), &mut out),
+        server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out),
         Outcome::Reply
     );
     assert_eq!((&out, upstream.asked()), (&first, 1));
@@ -406,12 +408,12 @@ async fn a_long_answer_is_cut_for_a_client_without_edns() {
     );
     let asked = packet("www.example", rtype::A);
     let out = server
-        .answer(&asked, udp(), Instant::now(), &worker().shard)
+        .answer(Arrived::now(&asked, udp()), None, &worker().shard)
         .await
         .expect("an answer");
     assert_eq!((out[7], out[2] & 2, out.len()), (30, 2, asked.len() + 30 * 16));
     let out = server
-        .answer(&asked, tcp(), Instant::now(), &worker().shard)
+        .answer(Arrived::now(&asked, tcp()), None, &worker().shard)
         .await
         .expect("an answer");
     assert_eq!((out[7], out[2] & 2), (100, 0));
@@ -445,7 +447,7 @@ async fn an_upstream_that_sends_our_queries_back_is_taken_out() {
 
     let mut out = Vec::new();
     assert_eq!(
-        server.answer_now(&probe_packet, udp(), &mut worker(), &mut out),
+        server.answer_now(Arrived::now(&probe_packet, udp()), &mut worker(), &mut out),
         Outcome::Reply
     );
     assert!(forward.upstreams()[0].is_looping());
@@ -468,9 +470,9 @@ async fn an_upstream_stays_out_for_as_long_as_probes_come_in() {
     let upstream = FakeUpstream::start(move |packet, _| {
         let mut out = Vec::new();
         let server = here.get().expect("a server");
-        match server.answer_now(packet, udp(), &mut worker(), &mut out) {
+        match server.answer_now(Arrived::now(packet, udp()), &mut worker(), &mut out) {
             Outcome::Reply => vec![out],
-            Outcome::Silence | Outcome::Later => Vec::new(),
+            Outcome::Silence | Outcome::Later(_) => Vec::new(),
         }
     })
     .await;

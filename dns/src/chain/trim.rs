@@ -76,7 +76,7 @@ fn counts(out: &[u8]) -> Option<(u16, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer::{Owner, Section, Writer};
+    use crate::answer::{Opt, Owner, Section, Writer};
     use crate::name::Name;
     use crate::question::query_packet;
 
@@ -146,8 +146,11 @@ mod tests {
     fn a_minimal_answer_has_answers_alone_and_a_denial_keeps_its_soa() {
         let (packet, whole) = response(&["10.0.0.1"]);
         let mut with_opt = packet.clone();
-        with_opt[11] = 1;
-        with_opt.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        let opt = Opt {
+            udp_size: 1232,
+            ..Opt::default()
+        };
+        opt.add_to(&mut with_opt);
         for (what, packet, counts, length) in [
             ("without EDNS", &packet, [2, 0, 0], packet.len() + 16 + 16),
             ("with EDNS", &with_opt, [2, 0, 1], packet.len() + 16 + 16 + 11),

@@ -42,8 +42,8 @@ struct Source<'d> {
     tls: Option<TlsFiles>,
     labels: Option<String>,
     namespace_labels: Option<String>,
-    /// The latest option that only an API server can fulfil.
-    selects: Option<&'d Token>,
+    /// The latest option that only an API server can fulfil: where, what it is called, what the agent does not have.
+    selects: Option<(&'d Token, &'d str, &'static str)>,
 }
 
 /// Reads the directive. `own_zones` are those of its server block.
@@ -63,7 +63,12 @@ pub(super) fn kubernetes(directive: &Directive, own_zones: &[Name]) -> Result<Op
     for option in &directive.options {
         no_options(option)?;
         match option.name.text.as_str() {
-            "pods" => options.pods = pod_mode(single(option)?)?,
+            "pods" => {
+                options.pods = pod_mode(single(option)?)?;
+                if options.pods == PodMode::Verified {
+                    source.selects = Some((&option.name, "pods verified", "pods"));
+                }
+            }
             "ttl" => options.ttl = ttl(single(option)?)?,
             "fallthrough" if option.args.is_empty() => options.fallthrough.0.push(Name::root()),
             "fallthrough" => options.fallthrough.0.extend(names(&option.args)?),
@@ -142,8 +147,8 @@ impl<'d> Source<'d> {
             "namespace_labels" => self.namespace_labels = Some(selector(option)?),
             _ => return Err(unknown_option(directive, option, KNOWN_OPTIONS)),
         }
-        if matches!(option.name.text.as_str(), "labels" | "namespace_labels") {
-            self.selects = Some(&option.name);
+        if let name @ ("labels" | "namespace_labels") = option.name.text.as_str() {
+            self.selects = Some((&option.name, name, "labels"));
         }
         Ok(())
     }
@@ -159,10 +164,9 @@ impl<'d> Source<'d> {
             (None, Some(access), None) | (None, None, Some(access)) => access,
             (Some(feed), None, None) => match self.selects {
                 None => return Ok(Objects::Agent(feed.into())),
-                Some(option) => {
-                    let name = &option.text;
+                Some((option, name, lacks)) => {
                     return Err(option.error(format!(
-                        "{name} needs an API server: the agent's feed has no labels"
+                        "{name} needs an API server: the agent's feed has no {lacks}"
                     )));
                 }
             },
@@ -474,6 +478,10 @@ mod tests {
             (
                 "feed /f\nlabels a=b",
                 "Corefile:4: labels needs an API server: the agent's feed has no labels".to_owned(),
+            ),
+            (
+                "pods verified\nfeed /f",
+                "Corefile:3: pods verified needs an API server: the agent's feed has no pods".to_owned(),
             ),
             (
                 "namespaces a\nnamespace_labels b",

@@ -296,6 +296,7 @@ impl Corefile {
             if environment("KUBERNETES_SERVICE_HOST").is_none() {
                 cluster::outside_of_a_pod(&mut block);
             }
+            errors.extend(rules::pods_for_autopath(&block, &tree.directives).err());
             for key in &block.keys {
                 if let Err(message) = taken.take(key, &block) {
                     errors.extend(tree.keys.first().map(|token| token.error(message)));

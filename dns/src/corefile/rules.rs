@@ -10,14 +10,18 @@ use super::arguments::{
 use super::lexer::Token;
 use super::rewrites::pattern;
 use super::tree::Directive;
-use super::{DEFAULT_BUFSIZE, Error};
-use crate::chain::autopath;
+use super::{DEFAULT_BUFSIZE, Error, ServerBlock};
+use crate::chain::autopath::{self, SearchPath};
 use crate::forward::resolv_conf;
+use crate::kubernetes::{Objects, PodMode};
 use crate::name::Name;
 use crate::pattern::Pattern;
 use crate::question::{rcode, rtype};
 use crate::template::{self, Template};
 use crate::{aaaa, acl, hosts, mnemonic, rate_limit};
+
+/// The argument of `autopath` that leaves the path to the client's pod.
+const BY_PODS: &str = "@kubernetes";
 
 /// `bufsize [SIZE]`.
 pub(super) fn bufsize(directive: &Directive) -> Result<u16, Error> {
@@ -188,36 +192,57 @@ pub(super) fn hosts(directive: &Directive, own_zones: &[Name]) -> Result<hosts::
     Ok(options)
 }
 
-/// `autopath [ZONE...] RESOLV-CONF`.
+/// `autopath [ZONE...] RESOLV-CONF` or `autopath [ZONE...] @kubernetes`.
 pub(super) fn autopath(
     directive: &Directive,
     own_zones: &[Name],
     root: &Path,
 ) -> Result<autopath::Options, Error> {
     no_options(directive)?;
-    let Some((file, zone_tokens)) = directive.args.split_last() else {
+    let Some((path, zone_tokens)) = directive.args.split_last() else {
         return Err(directive
             .name
-            .error("autopath takes a file like /etc/resolv.conf"));
+            .error("autopath takes a file like /etc/resolv.conf, or @kubernetes"));
     };
-    if file.text.starts_with('@') {
-        let message = format!(
-            "autopath takes a file like /etc/resolv.conf; {:?} is not supported",
-            file.text
-        );
-        return Err(file.error(message));
-    }
-    let search = resolv_conf::search(&root.join(&file.text));
-    let search = search.map_err(|error| {
-        let message = format!("cannot read a search path from {}: {error}", file.text);
-        file.error(message)
-    })?;
+    let search = match path.text.as_str() {
+        // Who reads no search path there has none, as in CoreDNS.
+        BY_PODS => SearchPath::OfPod(resolv_conf::search(Path::new("/etc/resolv.conf")).unwrap_or_default()),
+        plugin if plugin.starts_with('@') => {
+            let message =
+                format!("autopath takes a file like /etc/resolv.conf, or @kubernetes, not {plugin:?}");
+            return Err(path.error(message));
+        }
+        file => SearchPath::Given(
+            resolv_conf::search(&root.join(file))
+                .map_err(|error| path.error(format!("cannot read a search path from {file}: {error}")))?,
+        ),
+    };
     let zones = if zone_tokens.is_empty() {
         own_zones.to_vec()
     } else {
         names(zone_tokens)?
     };
     Ok(autopath::Options { zones, search })
+}
+
+/// What `autopath @kubernetes` lacks in its server block, of which everything else is read.
+pub(super) fn pods_for_autopath(block: &ServerBlock, directives: &[Directive]) -> Result<(), Error> {
+    let is_by_pods = |options: &autopath::Options| matches!(options.search, SearchPath::OfPod(_));
+    let named = |name: &str| directives.iter().find(|directive| directive.name.text == name);
+    let Some(autopath) = named("autopath").filter(|_| block.autopath.as_ref().is_some_and(is_by_pods)) else {
+        return Ok(());
+    };
+    let lacks = match &block.kubernetes {
+        // What is wrong there is told already.
+        None if named("kubernetes").is_some() => return Ok(()),
+        None => "the plugin kubernetes in its server block",
+        Some(options) if matches!(options.objects, Objects::Agent(_)) => {
+            "an API server: the agent's feed has no pods"
+        }
+        Some(options) if options.pods != PodMode::Verified => "pods verified in the plugin kubernetes",
+        Some(_) => return Ok(()),
+    };
+    Err(autopath.name.error(format!("autopath {BY_PODS} needs {lacks}")))
 }
 
 /// `template CLASS TYPE [ZONE...] { match | answer | additional | authority | rcode | fallthrough }`.

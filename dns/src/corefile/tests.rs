@@ -441,12 +441,12 @@ fn options_are_read() {
         assert_eq!(cache(option), Some(expected), "{option}");
     }
     let kubernetes = block(
-        "cluster.local {\n kubernetes {\n pods verified\n fallthrough\n feed /f.sock\n state /s\n endpoint_pod_names\n}\n}",
+        "cluster.local {\n kubernetes {\n pods insecure\n fallthrough\n feed /f.sock\n state /s\n endpoint_pod_names\n}\n}",
     );
     let expected = kubernetes::Options {
         zones: names(&["cluster.local"]),
         ttl: 5,
-        pods: PodMode::Verified,
+        pods: PodMode::Insecure,
         fallthrough: Fallthrough(vec![Name::root()]),
         endpoint_names: EndpointNames::Pod,
         exposed: Exposed::All,

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 
 use crate::answer::{Owner, Section, Writer};
-use crate::question::{Query, rcode, rtype};
+use crate::question::{Query, flag, rcode, rtype, set_flags};
 
 /// What is sent back: one packet after the other.
 pub(crate) type Replies = Vec<Vec<u8>>;
@@ -121,10 +121,20 @@ pub(crate) fn code(packet: &[u8], code: u16) -> Vec<u8> {
     with_code(packet, code, |_| {})
 }
 
+/// NXDOMAIN with the root's SOA, which lets it be kept for 60 s.
+pub(crate) fn denial(packet: &[u8]) -> Vec<u8> {
+    with_code(packet, rcode::NXDOMAIN, |writer| {
+        writer.record(Section::Authority, Owner::Literal(&[0]), rtype::SOA, 60, |out| {
+            out.extend([0, 0]);
+            out.extend([60_u32; 5].map(u32::to_be_bytes).concat());
+        });
+    })
+}
+
 /// The same response with TC set and nothing in it.
 pub(crate) fn truncated(packet: &[u8]) -> Vec<u8> {
     let mut response = code(packet, rcode::NOERROR);
-    response[2] |= 0x02;
+    set_flags(&mut response, flag::TC, flag::TC);
     response
 }
 

@@ -24,9 +24,9 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
-use crate::answer::put_client_opt;
+use crate::answer::adopt;
 use crate::name::Name;
-use crate::question::{HEADER, Query};
+use crate::question::Query;
 pub use connection::{Tls, TlsError};
 pub(crate) use connection::{certificates, private_key, trusted};
 use gate::{Gate, Place};
@@ -230,7 +230,9 @@ impl Forward {
         let by_tcp = self.options.force_tcp || (by_tcp && !self.options.prefer_udp);
         let flight = self.flight(Question::of(query, by_tcp));
         let response = flight.await?;
-        Ok(as_the_client_asked(&response, query))
+        let mut answer = response.to_vec();
+        adopt(&mut answer, query);
+        Ok(answer)
     }
 
     /// The flight that answers a question: one that is under way, or a new one.
@@ -320,18 +322,6 @@ impl Drop for Landing {
     }
 }
 
-/// Puts the client's id, RD, the case of its question and its OPT record in.
-fn as_the_client_asked(response: &[u8], query: &Query<'_>) -> Vec<u8> {
-    let (mut out, head) = (response.to_vec(), query.head());
-    out[..2].copy_from_slice(&head[..2]);
-    out[2] = out[2] & !1 | head[2] & 1;
-    if let Some(question) = out.get_mut(HEADER..query.question_end) {
-        question.copy_from_slice(&head[HEADER..]);
-    }
-    put_client_opt(&mut out, query);
-    out
-}
-
 /// What a client gets of a packet that came in for its question, where it is believed. The id, which nobody guesses,
 /// is put right.
 #[cfg(any(test, feature = "fuzzing"))]
@@ -347,7 +337,11 @@ pub(crate) fn believed(mut response: Vec<u8>, query: &Query<'_>) -> Option<Vec<u
         judgement,
         question::Judgement::True | question::Judgement::OtherCase
     );
-    is_believed.then(|| as_the_client_asked(&sent.without_opt(response), query))
+    is_believed.then(|| {
+        let mut answer = sent.without_opt(response);
+        adopt(&mut answer, query);
+        answer
+    })
 }
 
 #[cfg(test)]

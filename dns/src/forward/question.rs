@@ -5,16 +5,10 @@
 //! awaited. An upstream that does not keep the case is asked once more, under a new port and id, and believed when it
 //! does not keep that one either.
 
-use crate::answer::put_opt;
-use crate::question::{HEADER, Query, Record, expand_name, rcode, rtype};
+use crate::answer::Opt;
+use crate::question::{HEADER, Query, Record, expand_name, flag, flags_of, rcode, rtype};
 use crate::reply::Reply;
 
-const FLAG_QR: u8 = 0x80;
-const FLAG_TC: u8 = 0x02;
-const OPCODE: u8 = 0x78;
-const RD: u16 = 0x0100;
-const AD: u16 = 0x0020;
-const CD: u16 = 0x0010;
 /// Safe over every path (DNS flag day 2020); what is longer comes by TCP.
 const UDP_SIZE: u16 = 1232;
 
@@ -71,7 +65,7 @@ impl Question {
             name: query.name().into(),
             qtype: query.qtype,
             qclass: query.qclass,
-            flags: query.flags() & (u16::from(OPCODE) << 8 | RD | CD),
+            flags: query.flags() & (flag::OPCODE | flag::RD | flag::CD),
             dnssec_ok: query.edns.is_some_and(|edns| edns.dnssec_ok),
             by_tcp,
         }
@@ -82,7 +76,7 @@ impl Question {
     pub(super) fn packet(&self, dialect: Dialect) -> Outgoing {
         let mut packet = Vec::with_capacity(HEADER + self.name.len() + 15);
         packet.extend(rand::random::<[u8; 2]>());
-        packet.extend((self.flags | AD).to_be_bytes());
+        packet.extend((self.flags | flag::AD).to_be_bytes());
         packet.extend([0, 1, 0, 0, 0, 0, 0, 0]);
         let mut coins = [0; 32];
         if dialect.mixed_case {
@@ -97,8 +91,12 @@ impl Question {
         packet.extend(self.qclass.to_be_bytes());
         let question_end = packet.len();
         if dialect.edns {
-            packet[11] = 1;
-            put_opt(&mut packet, UDP_SIZE, 0, self.dnssec_ok);
+            let opt = Opt {
+                udp_size: UDP_SIZE,
+                dnssec_ok: self.dnssec_ok,
+                ..Opt::default()
+            };
+            opt.add_to(&mut packet);
         }
         Outgoing {
             packet,
@@ -114,8 +112,10 @@ impl Outgoing {
             return Judgement::Foreign;
         };
         let (sent, name_end) = (&self.packet, self.question_end - 4);
-        let is_ours =
-            header[..2] == sent[..2] && header[2] & FLAG_QR != 0 && header[2] & OPCODE == sent[2] & OPCODE;
+        let (flags, sent_flags) = (flags_of(response), flags_of(sent));
+        let is_ours = header[..2] == sent[..2]
+            && flags & flag::QR != 0
+            && flags & flag::OPCODE == sent_flags & flag::OPCODE;
         let refuses = matches!(u16::from(header[3] & 15), rcode::FORMERR | rcode::NOTIMP);
         // Who cannot read the packet may not know its question either.
         if is_ours && refuses && self.dialect.edns && header[4..] == [0; 8] {
@@ -159,7 +159,7 @@ fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
     let (mut zones, mut aliased) = (Vec::new(), Vec::new());
     for index in 0..answers + authorities + additionals {
         let Some((record, next)) = Record::read(response, at) else {
-            if response[2] & FLAG_TC == 0 {
+            if flags_of(response) & flag::TC == 0 {
                 return false;
             }
             break;
@@ -278,7 +278,8 @@ mod tests {
     use super::*;
     use crate::answer::{Owner, Section, Writer};
     use crate::name::Name;
-    use crate::question::query_packet;
+    use crate::question::{query_packet, set_flags};
+    use crate::xorshift::Xorshift;
 
     const MIXED: Dialect = Dialect {
         edns: true,
@@ -532,7 +533,7 @@ mod tests {
         for length in sent.question_end..whole.len() {
             assert_eq!(sent.judge(&whole[..length]), Judgement::Foreign, "{length} bytes");
         }
-        whole[2] |= FLAG_TC;
+        set_flags(&mut whole, flag::TC, flag::TC);
         for length in sent.question_end..whole.len() {
             let part = whole[..length].to_vec();
             assert_eq!(sent.judge(&part), Judgement::True, "{length} bytes");
@@ -555,13 +556,8 @@ mod tests {
             ("x.test", rtype::A, ""),
         ];
         let good = answer(&sent, &records, &[("test", rtype::SOA, "ns.test")]);
-        let mut state = 42_u64;
-        let mut below = |limit: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % limit as u64) as usize
-        };
+        let mut noise = Xorshift::new(42);
+        let mut below = |limit: usize| noise.below(limit);
         let mut believed = 0;
         for _ in 0..50_000 {
             let mut packet = good.clone();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::fake_upstream::{FakeUpstream, answer, code, truncated};
 use super::*;
-use crate::answer::code_of;
+use crate::answer::{Opt, code_of};
 use crate::question::{query_packet, rcode, rtype};
 
 const QUESTION: &[u8] = b"\x03wWw\x07example\0";
@@ -335,8 +335,12 @@ async fn a_client_gets_an_opt_record_where_it_sent_one_and_only_then() {
     let forward = forward(&[upstream.address]);
     let plain = query_packet(7, QUESTION, rtype::A);
     let mut with_opt = plain.clone();
-    with_opt[11] = 1;
-    with_opt.extend([0, 0, 41, 2, 88, 0, 0, 0x80, 0, 0, 0]);
+    let opt = Opt {
+        udp_size: 600,
+        dnssec_ok: true,
+        ..Opt::default()
+    };
+    opt.add_to(&mut with_opt);
     for (packet, counts, tail) in [
         (plain, [1, 0], &[1, 1, 1, 1][..]),
         (with_opt, [1, 1], &[2, 88, 0, 0, 0x80, 0, 0, 0]),

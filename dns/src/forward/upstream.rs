@@ -15,9 +15,8 @@ use super::question::{Dialect, Judgement, Outgoing, Question};
 use super::{HealthCheck, Options, Target};
 use crate::answer::code_of;
 use crate::metrics::Histogram;
-use crate::question::{Query, query_packet, rcode, rtype};
+use crate::question::{Query, flag, flags_of, query_packet, rcode, rtype};
 
-const FLAG_TC: u8 = 0x02;
 /// More than an upstream sends that was told 1232 bytes, or nothing.
 const UDP_BUFFER: usize = 4096;
 /// The longest that a health check waits.
@@ -218,7 +217,7 @@ impl Upstream {
             return self.ask_by_stream(sent, until).await;
         }
         let answered = self.ask_by_udp(sent, until).await?;
-        if answered.0[2] & FLAG_TC != 0 {
+        if flags_of(&answered.0) & flag::TC != 0 {
             // A part of the answer is better than none.
             return Ok(self.ask_by_stream(sent, until).await.unwrap_or(answered));
         }

@@ -1,7 +1,7 @@
 //! Rules as a Corefile writes them; questions as the other plugins see them; answers as the client sees them.
 
 use super::*;
-use crate::answer::{Owner, Section, Writer};
+use crate::answer::{Opt, Owner, Section, Writer};
 use crate::corefile::Corefile;
 use crate::name::Name;
 use crate::question::{query_packet, rtype};
@@ -222,8 +222,12 @@ fn answers_are_changed_back() {
 fn edns_goes_along_and_an_unreadable_response_is_a_failure() {
     let rules = rules("rewrite name a.example longer.name.example");
     let mut packet = query_packet(7, &wire("a.example"), rtype::A);
-    packet[11] = 1;
-    packet.extend([0, 0, 41, 4, 208, 0, 0, 0x80, 0, 0, 0]);
+    let opt = Opt {
+        udp_size: 1232,
+        dnssec_ok: true,
+        ..Opt::default()
+    };
+    opt.add_to(&mut packet);
     let query = Query::parse(&packet).expect("query");
     let rewritten = rewrite(&rules, &query).expect("a rule fits").expect("a name");
     let changed = Query::parse(&rewritten.packet).expect("a query");

@@ -54,7 +54,7 @@ fn opt_data(answer: &[u8]) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer::code_only;
+    use crate::answer::{Opt, code_only};
     use crate::name::Name;
     use crate::question::{query_packet, rcode};
 
@@ -62,9 +62,12 @@ mod tests {
     fn query(options: Option<&[u8]>) -> Vec<u8> {
         let mut packet = query_packet(7, Name::parse("a.example").expect("name").wire(), rtype::A);
         if let Some(options) = options {
-            packet[11] = 1;
-            packet.extend([0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, options.len() as u8]);
-            packet.extend(options);
+            let opt = Opt {
+                udp_size: 1232,
+                options,
+                ..Opt::default()
+            };
+            opt.add_to(&mut packet);
         }
         packet
     }

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::slots::{Slot, Slots};
 use super::{LAST_ANSWERS, keepalive};
-use crate::chain::{Client, Outcome, Server, Worker};
+use crate::chain::{Arrived, Client, Outcome, Server, Worker};
 use crate::metrics::{Shard, Transport};
 
 /// What a connection may take (RFC 7766 §6.2.3 leaves it to the server).
@@ -183,19 +183,26 @@ impl Connection {
         while let Some(packet) = self.next_query(&mut from).await? {
             let idle = keepalive::is_asked(&packet).then(|| self.idle());
             let mut reply = Vec::with_capacity(USUAL_QUERY);
-            let (server, started) = (server.load_full(), std::time::Instant::now());
-            match server.answer_now(&packet, self.client, &mut worker, &mut reply) {
+            let server = server.load_full();
+            let arrived = Arrived::now(&packet, self.client);
+            match server.answer_now(arrived, &mut worker, &mut reply) {
                 Outcome::Reply => {
                     if replies.send(told(reply, idle)).await.is_err() {
                         return Ok(());
                     }
                 }
                 Outcome::Silence => {}
-                Outcome::Later => {
+                Outcome::Later(denial) => {
+                    let read_at = arrived.at;
                     let slot = Arc::clone(&slots).acquire_owned().await;
                     let (shard, replies, client) = (Arc::clone(shard), replies.clone(), self.client);
                     tokio::spawn(async move {
-                        let answer = server.answer(&packet, client, started, &shard);
+                        let arrived = Arrived {
+                            packet: &packet,
+                            client,
+                            at: read_at,
+                        };
+                        let answer = server.answer(arrived, denial, &shard);
                         if let Some(Some(reply)) = super::survived(&shard, client, answer).await {
                             // A client that went away needs no reply.
                             let _ = replies.send(told(reply, idle)).await;

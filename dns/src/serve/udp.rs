@@ -23,7 +23,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-use crate::chain::{Client, Outcome, Server, Worker};
+use crate::chain::{Arrived, Client, Denial, Outcome, Server, Worker};
 use crate::metrics::{Shard, Transport};
 
 /// Datagrams per system call; more than 8 gains little.
@@ -54,7 +54,8 @@ pub struct Waiting {
     local: Local,
     socket: Arc<OwnedFd>,
     server: Arc<Server>,
-    started: Instant,
+    read_at: Instant,
+    denial: Option<Denial>,
 }
 
 /// A datagram that was read.
@@ -64,6 +65,7 @@ struct Received {
     client: SocketAddr,
     from: SockaddrStorage,
     local: Local,
+    read_at: Instant,
 }
 
 /// What one serving thread owns.
@@ -193,17 +195,23 @@ impl Listener {
             address: datagram.client,
             transport: Transport::Udp,
         };
-        match server.answer_now(packet, client, &mut self.worker, reply) {
+        let arrived = Arrived {
+            packet,
+            client,
+            at: datagram.read_at,
+        };
+        match server.answer_now(arrived, &mut self.worker, reply) {
             Outcome::Reply => true,
             Outcome::Silence => false,
-            Outcome::Later => {
+            Outcome::Later(denial) => {
                 let waiting = Waiting {
                     packet: packet.to_vec(),
                     client: datagram.client,
                     local: datagram.local,
                     socket: Arc::clone(&self.socket),
                     server: Arc::clone(server),
-                    started: Instant::now(),
+                    read_at: datagram.read_at,
+                    denial,
                 };
                 if self.waiting.try_send(waiting).is_err() {
                     self.worker.shard.overflow.fetch_add(1, Ordering::Relaxed);
@@ -228,6 +236,7 @@ fn receive(
         )]
     });
     let messages = recvmmsg(fd, headers, slices.iter_mut(), flags, None)?;
+    let read_at = Instant::now();
     let mut count = 0;
     for message in messages {
         let from = message.address;
@@ -241,6 +250,7 @@ fn receive(
             client,
             from,
             local: local.unwrap_or(Local::Bound),
+            read_at,
         });
         count += 1;
     }
@@ -335,7 +345,7 @@ impl Local {
 pub async fn answer_waiting(mut queries: mpsc::Receiver<Waiting>, shard: Arc<Shard>) {
     let slots = Arc::new(Semaphore::new(MAX_WAITING));
     let under_way = TaskTracker::new();
-    while let Some(query) = queries.recv().await {
+    while let Some(mut query) = queries.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
@@ -345,7 +355,13 @@ pub async fn answer_waiting(mut queries: mpsc::Receiver<Waiting>, shard: Arc<Sha
                 address: query.client,
                 transport: Transport::Udp,
             };
-            let answer = query.server.answer(&query.packet, client, query.started, &shard);
+            let denial = query.denial.take();
+            let arrived = Arrived {
+                packet: &query.packet,
+                client,
+                at: query.read_at,
+            };
+            let answer = query.server.answer(arrived, denial, &shard);
             if let Some(Some(reply)) = super::survived(&shard, client, answer).await {
                 query.send(&reply);
             }
@@ -371,6 +387,83 @@ impl Waiting {
         });
         if let Err(errno) = sent {
             tracing::debug!(client = %self.client, %errno, "reply not sent");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::chain::{Block, Route};
+    use crate::corefile::Corefile;
+    use crate::forward::fake_upstream::FakeUpstream;
+    use crate::metrics::{Exposition, Registry, ZoneLabel};
+
+    const AGO: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn the_time_of_a_query_begins_when_it_was_read_whether_it_waits_or_not() {
+        let upstream = FakeUpstream::answering([1, 2, 3, 4]).await;
+        for (plugin, waits) in [
+            ("whoami", false),
+            (&*format!("forward . {}", upstream.address), true),
+        ] {
+            let corefile = Corefile::parse("Corefile", &format!(". {{\n {plugin}\n}}"), &|_| None);
+            let config = &corefile.expect("a Corefile").blocks[0];
+            let route = Route {
+                zone: config.keys[0].zone.clone(),
+                block: Arc::new(Block::new(config, None, None)),
+                counters: 0,
+            };
+            let registry = Registry::new(vec![ZoneLabel::of(config.keys.first())]);
+            let server = Arc::new(Server::new(vec![route], 0));
+            let (waiting, queue) = mpsc::channel(1);
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+            let mut listener = Listener::new(
+                socket.into(),
+                Arc::new(ArcSwap::new(Arc::clone(&server))),
+                Worker::new(registry.shard()),
+                waiting,
+                Arc::default(),
+                false,
+            )
+            .expect("a timeout");
+            let client = SocketAddr::from(([127, 0, 0, 1], 9));
+            let read = Received {
+                length: 0,
+                client,
+                from: client.into(),
+                local: Local::Bound,
+                read_at: Instant::now()
+                    .checked_sub(AGO)
+                    .expect("the machine is up for so long"),
+            };
+            let packet = crate::question::query_packet(7, b"\x01a\0", crate::question::rtype::A);
+            let mut reply = Vec::new();
+            assert_eq!(
+                listener.answer(&server, &packet, &read, &mut reply),
+                !waits,
+                "{plugin}"
+            );
+            drop(listener);
+            answer_waiting(queue, registry.shard()).await;
+            let mut told = Exposition::default();
+            registry.write(&mut told);
+            let sum = "coredns_dns_request_duration_seconds_sum{";
+            let line = told
+                .text
+                .lines()
+                .find(|line| line.starts_with(sum))
+                .expect("counted");
+            let seconds: f64 = line
+                .rsplit(' ')
+                .next()
+                .expect("a value")
+                .parse()
+                .expect("a number");
+            assert!(seconds >= AGO.as_secs_f64(), "{plugin}: {line}");
         }
     }
 }

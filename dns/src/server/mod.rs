@@ -84,7 +84,10 @@ impl Bound {
                 Err(error) => Err(error.into()),
             };
             match taken {
-                Ok(()) => tracing::info!("the Corefile changed and was taken"),
+                Ok(()) => {
+                    watch.note_taken();
+                    tracing::info!("the Corefile changed and was taken");
+                }
                 Err(error) => {
                     running.note_refused();
                     let error = model::with_causes(&error).to_string();

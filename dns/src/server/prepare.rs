@@ -17,7 +17,7 @@ use crate::corefile::{Corefile, Key, Scheme, ServerBlock};
 use crate::feed::{FeedError, Follower, Source};
 use crate::forward::Forward;
 use crate::http::{self, Endpoints};
-use crate::kubernetes::{Objects, PodMode};
+use crate::kubernetes::Objects;
 use crate::metrics::{Registry, ZoneLabel};
 use crate::name::Name;
 use crate::serve::{self, ServeError};
@@ -131,18 +131,6 @@ impl Running {
 
 /// What a Corefile can say that leads nowhere.
 fn note_what_lacks(corefile: &Corefile) {
-    let clusters = corefile
-        .blocks
-        .iter()
-        .filter_map(|block| block.kubernetes.as_ref());
-    for options in clusters {
-        if options.pods == PodMode::Verified && matches!(options.objects, Objects::Agent(_)) {
-            tracing::warn!(
-                "plugin kubernetes: the agent tells of no pods, so that their names get SERVFAIL; pods verified needs \
-                 an API server"
-            );
-        }
-    }
     let forwards = corefile.blocks.iter().flat_map(|block| &block.forward);
     for forward in forwards.filter(|forward| forward.to.is_empty()) {
         tracing::warn!(zones = ?forward.from, "plugin forward: no name server is known; such names get SERVFAIL");

@@ -15,6 +15,8 @@ pub(super) struct Watch {
     unreadable: Option<Error>,
     /// Why the last one was refused, so that it is told once.
     told: Option<String>,
+    /// What a lenient reader has warned of plugins in, so that it warns once.
+    warned: Option<Corefile>,
 }
 
 impl Watch {
@@ -35,13 +37,19 @@ impl Watch {
                 // What is taken becomes `current`, and is not met here again.
                 Ok(read) if read == current => self.told = None,
                 Err(_) if unreadable == self.unreadable => {}
-                Ok(_) if current.is_lenient && self.told.is_none() => {
+                Ok(read_silently) if current.is_lenient && self.warned.as_ref() != Some(read_silently) => {
+                    self.warned = Some(read_silently.clone());
                     let aloud = read_file(&path, true, Manner::Aloud).await;
                     return aloud.unwrap_or(read);
                 }
                 _ => return read,
             }
         }
+    }
+
+    /// Notes that a configuration was taken: the next refusal is news.
+    pub(super) fn note_taken(&mut self) {
+        self.told = None;
     }
 
     /// Whether it is news that a configuration is refused for this reason.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -167,4 +168,38 @@ async fn clients_have_to_show_a_certificate_where_the_corefile_wants_it() {
         );
         server.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_is_not_told_of_addresses_that_are_asked_by_tls() {
+    let folder = Folder::new("tls-told");
+    Authority::new(&folder).sign().write(&folder);
+    let feed = folder.file("dns.sock");
+    let agent = Agent::listen(&feed);
+    let plain = format!(
+        ".:0 {{\n bind 127.0.0.1\n ready 127.0.0.1:0\n kubernetes cluster.local {{\n feed {}\n }}\n}}\n",
+        feed.display()
+    );
+    let tls = format!(
+        "tls://.:0 {{\n bind 127.0.0.2\n root {}\n tls certificate.pem key.pem\n whoami\n}}\n",
+        folder.0.display()
+    );
+    let server = start_with(&folder, &format!("{plain}{tls}")).await;
+    let stream = agent.send(&[r#"{"begin":{"version":1,"hears":true}}"#]).await;
+    let mut lines = BufReader::new(stream).lines();
+    let deadline = Instant::now() + DEADLINE;
+    // Before it serves it says that it answers nowhere.
+    let told = loop {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line())
+            .await
+            .expect("in time");
+        let line = line.expect("read").expect("a line");
+        let serving: model::feed::Serving = serde_json::from_str(&line).expect("where it answers");
+        if !serving.addresses.is_empty() {
+            break serving.addresses;
+        }
+        assert!(Instant::now() < deadline, "it answers nowhere");
+    };
+    assert_eq!(told, [server.dns].into());
+    server.end().await;
 }

@@ -1,16 +1,17 @@
 //! Cluster DNS as its clients see it, black box: a process that is told of a cluster and asked over UDP and TCP.
 //!
 //! The Kubernetes DNS specification 1.1.0 section by section (`section_…`), then what it leaves open and CoreDNS has
-//! settled: [`names`] that hold nothing, [`pods`], [`options`] of the plugin, the [`protocol`] itself. The rows can be
-//! put to another server that reads a Corefile and watches an API server:
+//! settled: [`names`] that hold nothing, [`pods`], their search paths ([`autopath`]), [`options`] of the plugin, the
+//! [`protocol`] itself. The rows can be put to another server that reads a Corefile and watches an API server:
 //! `CAUSEWAY_TEST_DNS="coredns -conf" cargo test -p tests --test dns`. What is known to be otherwise there, and why,
 //! says [`subject::Subject::check_ours`].
 //!
-//! [`serving`]: what a stream tells its client, and what the server does not wait for. [`commands`]: what
-//! `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`reload`]: while the
-//! Corefile changes. [`feed`]: the same server as a node's agent feeds it.
+//! [`serving`]: what a stream tells its client, where is served, and what the server does not wait for. [`commands`]:
+//! what `causeway dns check` and `query` tell. [`survival`]: what is answered while others are away. [`reload`]: while
+//! the Corefile changes. [`feed`]: the same server as a node's agent feeds it.
 //! [`manifests`]: examples that run it.
 
+mod autopath;
 mod cluster;
 mod commands;
 mod feed;
@@ -18,6 +19,7 @@ mod manifests;
 mod message;
 mod names;
 mod options;
+mod plain;
 mod pods;
 mod protocol;
 mod reload;

@@ -1,11 +1,12 @@
 //! Questions in wire form, and answers as text.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{Record, RecordType};
+use tests::name_server::{frame, read_frame};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The zone that names are in which do not end in a dot.
@@ -66,9 +67,23 @@ fn type_number(text: &str) -> u16 {
     }
 }
 
-/// Sends a datagram. `None` = there is no answer in the time.
+/// Sends a datagram. `None` = nobody is there, or there is no answer in the time.
 pub fn ask_udp(server: SocketAddr, packet: &[u8], timeout: Duration) -> Option<Vec<u8>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    ask_udp_from(any, server, packet, timeout)
+}
+
+/// The same from an address.
+pub fn ask_udp_from(own: IpAddr, server: SocketAddr, packet: &[u8], timeout: Duration) -> Option<Vec<u8>> {
+    const NOBODY: [ErrorKind; 3] = [
+        ErrorKind::WouldBlock,
+        ErrorKind::TimedOut,
+        ErrorKind::ConnectionRefused,
+    ];
+    let socket = UdpSocket::bind((own, 0)).expect("a port");
     socket.connect(server).expect("a route");
     socket.set_read_timeout(Some(timeout)).expect("a socket");
     socket.send(packet).expect("sent");
@@ -78,7 +93,7 @@ pub fn ask_udp(server: SocketAddr, packet: &[u8], timeout: Duration) -> Option<V
             buffer.truncate(length);
             Some(buffer)
         }
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+        Err(error) if NOBODY.contains(&error.kind()) => None,
         Err(error) => panic!("{server}: {error}"),
     }
 }
@@ -86,13 +101,8 @@ pub fn ask_udp(server: SocketAddr, packet: &[u8], timeout: Duration) -> Option<V
 pub fn ask_tcp(server: SocketAddr, packet: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT).expect("it listens");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a socket");
-    let length = u16::try_from(packet.len()).expect("short").to_be_bytes();
-    stream.write_all(&[&length[..], packet].concat()).expect("sent");
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).expect("an answer");
-    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut answer).expect("all of it");
-    answer
+    stream.write_all(&frame(packet)).expect("sent");
+    read_frame(&mut stream).expect("a whole answer")
 }
 
 /// What must hold whatever is asked, and the answer as [`render`] writes it.

@@ -1,14 +1,18 @@
 //! The Corefile changes while clients ask.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tests::probe::Attempts;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tests::name_server::{self, HEADER, NOERROR, answer, answer_for, head};
+use tests::probe::{Attempts, queries};
 use tests::process::Place;
 use tests::wait;
 
-use crate::message::{ask_udp, query};
-use crate::subject::{Config, DEADLINE, Subject};
+use crate::message::{ask_tcp, ask_udp, query};
+use crate::plain::{Plain, ask, memory, metric, wait_until};
+use crate::subject::{Config, DEADLINE, Subject, free_address};
 
 const RELOADS: u8 = 4;
 const PER_SECOND: u32 = 200;
@@ -17,28 +21,22 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 
 /// An upstream that answers questions for one name's address until it has done so.
 fn upstream(name: &'static str) -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-    let own = socket.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 512];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            // Header and question, whatever OPT record is behind them; both name and type end with the question.
-            let end = query(name, None).len();
-            let mut answer = buffer[..end.min(length)].to_vec();
-            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
-            let is_known = answer[12..].eq_ignore_ascii_case(&query(name, None)[12..]);
-            if is_known {
-                answer[7] = 1;
-                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4]);
-                answer.extend(OUTSIDE.octets());
-            }
-            socket.send_to(&answer, client).expect("sent");
-            if is_known {
-                return;
-            }
+    let is_done = AtomicBool::new(false);
+    name_server::start(move |asked, _| {
+        if is_done.load(Ordering::Relaxed) {
+            return Vec::new();
         }
-    });
-    own
+        // Both name and type end with the question.
+        let is_known = asked[HEADER..]
+            .to_ascii_lowercase()
+            .starts_with(&query(name, None)[HEADER..]);
+        is_done.store(is_known, Ordering::Relaxed);
+        vec![if is_known {
+            answer_for(asked, OUTSIDE, 3600)
+        } else {
+            head(asked, 0, NOERROR, 0)
+        }]
+    })
 }
 
 /// Plugins that tell the number of their Corefile.
@@ -105,4 +103,147 @@ fn no_query_and_no_cache_entry_is_lost_at_a_reload() {
         wrong.retain(|attempt| attempt.server() != Some(address.into()));
         assert_eq!(wrong, [], "of {asked}");
     }
+}
+
+/// What the standard library maps for a thread, in bytes.
+const STACK: u64 = 2 << 20;
+const FAILED: &str = "coredns_reload_failed_total ";
+
+/// A block at one port, with what it answers for `a.example`.
+fn block(port: u16, address: &str, plugins: &str) -> String {
+    format!(
+        ".:{port} {{\n reload 2s 1s\n hosts /none/such {{\n {address} a.example\n fallthrough\n }}\n {plugins}\n}}\n"
+    )
+}
+
+#[test]
+fn all_addresses_may_become_one_and_all_again_and_no_query_is_lost() {
+    let here = free_address();
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], here.port()));
+    let corefile = |bind: &str| block(here.port(), "192.0.2.1", &format!("bind {bind}"));
+    let server = Plain::start(&corefile("0.0.0.0"));
+    let client = Attempts::start_queries(&Place::default(), "a.example", here, 50).expect("a client");
+    wait_until(elsewhere, "a.example", "192.0.2.1");
+    for (bind, found) in [
+        ("127.0.0.1", "silence"),
+        ("0.0.0.0", "192.0.2.1"),
+        ("127.0.0.1", "silence"),
+    ] {
+        server.write(&corefile(bind));
+        wait_until(elsewhere, "a.example", found);
+        let by_tcp = TcpStream::connect(elsewhere);
+        assert_eq!(by_tcp.is_ok(), found != "silence", "{bind}");
+        let packet = queries::query(7, "a.example");
+        let address = queries::address(&packet, &ask_tcp(here, &packet));
+        assert_eq!(address, Ok(Ipv4Addr::new(192, 0, 2, 1)), "{bind}");
+        client.await_more(10);
+    }
+    let mut wrong = client.all();
+    let asked = wrong.len();
+    wrong.retain(|attempt| attempt.server() != Some(Ipv4Addr::new(192, 0, 2, 1).into()));
+    assert_eq!(wrong, [], "of {asked}");
+}
+
+#[test]
+fn an_upstream_that_leads_back_is_asked_again_when_nobody_looks_for_loops() {
+    const HINFO: [u8; 4] = [0, 13, 0, 1];
+    let here = free_address();
+    let upstream = name_server::start(move |query, _| {
+        let end = name_server::question_end(query);
+        if query[end - 4..end] != HINFO {
+            return vec![answer(query, OUTSIDE)];
+        }
+        // The probe goes back to where it came from.
+        ask_udp(here, query, DEADLINE);
+        Vec::new()
+    });
+    let corefile = |plugins: &str| {
+        let forward = format!("bind 127.0.0.1\n forward . {upstream}\n {plugins}");
+        block(here.port(), "192.0.2.1", &forward)
+    };
+    let server = Plain::start(&corefile("loop"));
+    wait_until(here, "b.example", "code 2, [0, 0] answers");
+    server.write(&corefile(""));
+    wait_until(here, "b.example", &OUTSIDE.to_string());
+}
+
+#[test]
+fn a_configuration_whose_threads_cannot_start_changes_nothing_and_is_taken_once_they_can() {
+    let (first, second, pages) = (free_address(), free_address(), free_address());
+    let before = |address| {
+        block(
+            first.port(),
+            address,
+            &format!("bind 127.0.0.1\n prometheus {pages}"),
+        )
+    };
+    let server = Plain::start(&before("192.0.2.1"));
+    // From its first look on it has the thread that looks.
+    server.write(&before("192.0.2.2"));
+    wait_until(first, "a.example", "192.0.2.2");
+
+    let limit = |room: Option<u64>| {
+        let pid = Pid::from_raw(i32::try_from(server.process.pid()).expect("a pid"));
+        let kib = memory(server.process.pid(), "VmSize");
+        let current = room.map(|room| (kib << 10) + room);
+        let maximum = None;
+        prlimit(pid, Resource::As, Rlimit { current, maximum }).expect("its limit");
+    };
+    let everywhere = "bind 127.0.0.1 127.0.0.2 127.0.0.3 127.0.0.4";
+    let after = [before("192.0.2.3"), block(second.port(), "192.0.2.4", everywhere)].concat();
+    // Threads that end keep their room for the next ones.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for (what, threads) in [("within the first address", 1), ("behind it", threads as u64)] {
+        limit(Some(threads * STACK + STACK / 2));
+        server.write(&after);
+        let failed = metric(pages, FAILED);
+        wait::until_value(what, DEADLINE, || metric(pages, FAILED), |now| *now > failed + 1);
+        let said = server.process.output();
+        assert!(said.contains("cannot start a serving thread"), "{said}");
+        assert_eq!(ask(first, "a.example"), "192.0.2.2", "{what}");
+        wait::until(what, DEADLINE, || {
+            for last in 1..=4 {
+                UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), second.port()))?;
+                TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), second.port()))?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+    }
+
+    limit(None);
+    wait_until(second, "a.example", "192.0.2.4");
+    assert_eq!(ask(first, "a.example"), "192.0.2.3");
+}
+
+#[test]
+fn a_lenient_server_warns_of_a_plugin_once_for_each_corefile_that_has_it() {
+    let (here, pages, taken) = (free_address(), free_address(), free_address());
+    let stranger = |name: &str| format!("bind 127.0.0.1\n prometheus {pages}\n {name}");
+    let corefile = |address, name| block(here.port(), address, &stranger(name));
+    let server = Plain::start_with(&corefile("192.0.2.1", "hostess"), &["--lenient"]);
+    let warned = |name: &str| {
+        let output = server.process.output();
+        let lines = output
+            .lines()
+            .filter(|line| line.contains("unknown plugin passed over"));
+        lines.filter(|line| line.contains(name)).count()
+    };
+    assert_eq!(warned("hostess"), 1);
+
+    // Of one that is refused again and again it warns once.
+    let holder = UdpSocket::bind(taken).expect("bound");
+    let beside = block(taken.port(), "192.0.2.3", "bind 127.0.0.1");
+    server.write(&format!("{}{beside}", corefile("192.0.2.2", "waiter")));
+    wait::until_value(
+        "it is looked at thrice",
+        DEADLINE,
+        || metric(pages, FAILED),
+        |failed| *failed > 2,
+    );
+    assert_eq!((warned("hostess"), warned("waiter")), (1, 1));
+    drop(holder);
+    wait_until(here, "a.example", "192.0.2.2");
+    server.write(&corefile("192.0.2.4", "porter"));
+    wait_until(here, "a.example", "192.0.2.4");
+    assert_eq!((warned("hostess"), warned("waiter"), warned("porter")), (1, 1, 1));
 }

@@ -1,13 +1,12 @@
 //! §2.5, records for ExternalName Services.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record, RecordType};
+use tests::name_server::{self, HEADER, NXDOMAIN, answer_for, head};
 
 use crate::Rule;
-use crate::subject::{Config, Subject};
+use crate::message::wire;
+use crate::subject::{Config, DEFAULT_TTL, Subject};
 
 pub const RULES: &[Rule] = &[
     (
@@ -140,33 +139,22 @@ pub const THROUGH_AN_UPSTREAM: &[Rule] = &[(
     ],
 )];
 
-/// Answers for `ext.interwebs.test` and denies all other names, until the test process ends.
+/// Answers for `ext.interwebs.test` and denies all other names, until the test process ends. It asks nobody itself, so
+/// that RA is not set.
 pub fn upstream() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-    let address = socket.local_addr().expect("bound");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            let Ok(mut message) = Message::from_vec(&buffer[..length]) else {
-                continue;
-            };
-            let asked = message.queries.first().cloned().expect("a question");
-            message.metadata.message_type = MessageType::Response;
-            let known = asked
-                .name()
-                .to_string()
-                .eq_ignore_ascii_case("ext.interwebs.test.");
-            if !known {
-                message.metadata.response_code = ResponseCode::NXDomain;
-            } else if asked.query_type() == RecordType::A {
-                let data = RData::A(A::new(192, 0, 2, 53));
-                message.add_answer(Record::from_rdata(asked.name().clone(), 5, data));
-            }
-            let answer = message.to_vec().expect("it is written");
-            let _ = socket.send_to(&answer, client); // it may be gone
-        }
-    });
-    address
+    const RA: u8 = 0x80;
+    name_server::start(|query, _| {
+        let is_known = query[HEADER..]
+            .to_ascii_lowercase()
+            .starts_with(&wire("ext.interwebs.test"));
+        let mut reply = if is_known {
+            answer_for(query, Ipv4Addr::new(192, 0, 2, 53), DEFAULT_TTL)
+        } else {
+            head(query, 0, NXDOMAIN, 0)
+        };
+        reply[3] &= !RA;
+        vec![reply]
+    })
 }
 
 #[test]

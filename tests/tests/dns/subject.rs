@@ -1,6 +1,6 @@
 //! The server under test: `causeway dns`, or another one with the same Corefile and the same API server.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use tests::fake_api::FakeApi;
 use tests::process::{Place, Process, command};
 use tests::wait;
 
-use crate::message::{answer_text, ask_tcp, ask_udp, query};
+use crate::message::{answer_text, ask_tcp, ask_udp_from, query};
 use crate::{Rule, cluster};
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// No answer on the loopback takes longer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The kubernetes plugin's default, in seconds.
-const DEFAULT_TTL: u32 = 5;
+pub const DEFAULT_TTL: u32 = 5;
 
 /// The command of another server, to which the name of a Corefile is added.
 const OTHER: &str = "CAUSEWAY_TEST_DNS";
@@ -130,8 +130,13 @@ impl Subject {
 
     /// Over UDP.
     pub fn ask(&self, question: &str, ttl: u32) -> String {
+        self.ask_from(Ipv4Addr::UNSPECIFIED.into(), question, ttl)
+    }
+
+    /// Over UDP, from an address.
+    pub fn ask_from(&self, own: IpAddr, question: &str, ttl: u32) -> String {
         let packet = query(question, Some(4096));
-        match ask_udp(self.address, &packet, ANSWER) {
+        match ask_udp_from(own, self.address, &packet, ANSWER) {
             Some(answer) => answer_text(&packet, &answer, ttl),
             None => "silence".to_owned(),
         }
@@ -181,9 +186,14 @@ impl Subject {
 }
 
 fn start_ours(corefile: &str) -> Process {
+    start_causeway(&["dns", "--conf", corefile])
+}
+
+/// Starts `causeway`.
+pub fn start_causeway(arguments: &[&str]) -> Process {
     let mut start = command(&Place::default(), tests::cluster::programs().join("causeway"));
-    start.args(["dns", "--conf", corefile]);
-    Process::spawn(&Place::default(), &mut start).expect("causeway dns")
+    start.args(arguments);
+    Process::spawn(&Place::default(), &mut start).expect("it starts")
 }
 
 /// A port that is free for both transports, and that the kernel gives to no client meanwhile: it is below those of

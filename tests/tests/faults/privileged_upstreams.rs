@@ -184,7 +184,7 @@ fn a_failing_upstream_is_replaced_within_2_seconds_and_takes_nothing_from_cluste
 type Lie = fn(&[u8]) -> Vec<u8>;
 
 /// What comes before the true answer.
-const LIES: [Lie; 9] = [
+const LIES: [Lie; 11] = [
     wrong_id,
     wrong_name,
     wrong_type,
@@ -194,6 +194,8 @@ const LIES: [Lie; 9] = [
     another_zone,
     loop_of_aliases,
     loop_of_pointers,
+    another_case,
+    cut_without_saying_so,
 ];
 
 fn wrong_id(query: &[u8]) -> Vec<u8> {
@@ -234,7 +236,7 @@ fn another_owner(query: &[u8]) -> Vec<u8> {
 
 fn more_than_asked(query: &[u8]) -> Vec<u8> {
     let victim = record_of(VICTIM, 1, &BAD.octets());
-    [head(query, 0, NOERROR, 2), record(BAD), victim].concat()
+    [head(query, 0, NOERROR, 2), record(BAD, 60), victim].concat()
 }
 
 /// Servers of a zone that the name is not in.
@@ -265,6 +267,22 @@ fn loop_of_pointers(query: &[u8]) -> Vec<u8> {
         record_of(&end.to_be_bytes(), 1, &BAD.octets()),
     ]
     .concat()
+}
+
+/// The name in other letters than it was asked for by: a forger guesses them (`draft-vixie-dnsext-dns0x20`).
+fn another_case(query: &[u8]) -> Vec<u8> {
+    let mut lie = answer(query, BAD);
+    let name = &mut lie[HEADER..question_end(query) - 4];
+    for letter in name.iter_mut().filter(|byte| byte.is_ascii_alphabetic()) {
+        *letter ^= 0x20;
+    }
+    lie
+}
+
+/// It ends within its second record, and TC is not set.
+fn cut_without_saying_so(query: &[u8]) -> Vec<u8> {
+    let whole = [head(query, 0, NOERROR, 2), record(BAD, 60), record(BAD, 60)].concat();
+    whole[..whole.len() - 2].to_vec()
 }
 
 /// More than anybody asked for, and as wrong as [`wrong_id`].

@@ -103,7 +103,7 @@ async fn what_is_served_beyond_its_end_is_asked_for_again_or_served_where_nobody
         false => vec![crate::forward::fake_upstream::code(packet, rcode::SERVFAIL)],
     })
     .await;
-    for (mode, first) in [("immediate", Outcome::Reply), ("verify", Outcome::Later)] {
+    for (mode, first) in [("immediate", Outcome::Reply), ("verify", Outcome::Later(None))] {
         let corefile = format!(
             ".:53 {{\n cache {{\n success 100 1 0\n serve_stale 1h {mode}\n}}\n forward . {}\n}}",
             upstream.address
@@ -120,8 +120,8 @@ async fn what_is_served_beyond_its_end_is_asked_for_again_or_served_where_nobody
         alive.store(false, Ordering::SeqCst);
         let before = upstream.asked();
         loop {
-            let outcome = server.answer_now(&asked, udp(), &mut worker(), &mut out);
-            if outcome == Outcome::Later || is_stale(&out) {
+            let outcome = server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out);
+            if outcome == Outcome::Later(None) || is_stale(&out) {
                 assert_eq!(outcome, first, "{mode}");
                 break;
             }
@@ -141,6 +141,13 @@ async fn what_is_served_beyond_its_end_is_asked_for_again_or_served_where_nobody
     }
 }
 
+/// A Corefile's `autopath` for clients with these domains.
+fn autopath(label: &str, domains: &str) -> (String, std::path::PathBuf) {
+    let file = std::env::temp_dir().join(format!("cwt-{label}-{}", std::process::id()));
+    std::fs::write(&file, format!("search {domains}\n")).expect("written");
+    (format!("autopath {}", file.display()), file)
+}
+
 #[tokio::test]
 async fn the_clients_search_path_is_gone_along_for_it() {
     let upstream = FakeUpstream::start(|packet, _| {
@@ -151,19 +158,13 @@ async fn the_clients_search_path_is_gone_along_for_it() {
         }
     })
     .await;
-    let file = std::env::temp_dir().join(format!("cwt-search-{}", std::process::id()));
-    std::fs::write(
-        &file,
-        "search testns.svc.cluster.local svc.cluster.local cluster.local\n",
-    )
-    .expect("written");
+    let (autopath, file) = autopath(
+        "search",
+        "testns.svc.cluster.local svc.cluster.local cluster.local",
+    );
     let corefile = CLUSTER.replace(
         "\n}",
-        &format!(
-            "\n autopath {}\n forward . {}\n}}",
-            file.display(),
-            upstream.address
-        ),
+        &format!("\n {autopath}\n forward . {}\n}}", upstream.address),
     );
     let server = server(&corefile, &samples::snapshot());
     std::fs::remove_file(&file).expect("removed");
@@ -195,9 +196,44 @@ async fn the_clients_search_path_is_gone_along_for_it() {
     }
     let asked = |name| packet(name, rtype::A);
     let mut out = Vec::new();
-    let mut outcome = |name| server.answer_now(&asked(name), udp(), &mut worker(), &mut out);
-    assert_eq!(outcome("www.example.testns.svc.cluster.local"), Outcome::Later);
+    let mut outcome = |name| server.answer_now(Arrived::now(&asked(name), udp()), &mut worker(), &mut out);
+    let along = outcome("www.example.testns.svc.cluster.local");
+    assert!(matches!(along, Outcome::Later(Some(_))), "{along:?}");
     assert_eq!(outcome("svc1.testns.svc.cluster.local"), Outcome::Reply);
     let autopath = server.routes()[0].block.autopath().expect("given");
     assert_eq!(autopath.found.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_denied_name_that_is_completed_anew_is_one_query_of_its_cache_and_its_template() {
+    let upstream = FakeUpstream::start(|packet, _| {
+        let query = Query::parse(packet).expect("query");
+        match query.label(1) {
+            b"b" => vec![answer(packet, &[[1, 1, 1, 1]])],
+            _ => vec![crate::forward::fake_upstream::denial(packet)],
+        }
+    })
+    .await;
+    let (autopath, file) = autopath("counts", "a.test b.test");
+    let template = "template IN A a.test {\n match ^made\n rcode NXDOMAIN\n fallthrough\n }";
+    let server = server(
+        &format!(
+            ".:53 {{\n {autopath}\n {template}\n cache\n forward . {}\n}}",
+            upstream.address
+        ),
+        &Snapshot::default(),
+    );
+    std::fs::remove_file(&file).expect("removed");
+    let plugins = server.routes()[0].block.plugins();
+    let cache = plugins.iter().find_map(Plugin::as_cache).expect("given");
+    let counts = || (cache.counts().requests, cache.counts().hits);
+    // The name, and the one that is found in its place: both are asked for, then both are kept.
+    for expected in [(2, [0, 0]), (4, [1, 1])] {
+        let found = text(&server, "www.a.test", rtype::A).await;
+        assert_eq!(found, "NOERROR www.a.test. 60 www.b.test. www.b.test. 60 1.1.1.1");
+        assert_eq!(counts(), expected);
+    }
+    text(&server, "made.a.test", rtype::A).await;
+    let template = plugins.iter().find_map(Plugin::as_template).expect("given");
+    assert_eq!(template.matched.load(Ordering::Relaxed), 1);
 }

@@ -10,7 +10,11 @@ fn acl_refuses_empties_drops_and_lets_through_and_counts() {
     );
     let mut out = Vec::new();
     let mut ask = |qtype| {
-        let outcome = server.answer_now(&packet("a.example", qtype), udp(), &mut worker(), &mut out);
+        let outcome = server.answer_now(
+            Arrived::now(&packet("a.example", qtype), udp()),
+            &mut worker(),
+            &mut out,
+        );
         (outcome, code_of(&out), out[11])
     };
     assert_eq!(ask(rtype::A), (Outcome::Reply, rcode::NOERROR, 2));
@@ -77,23 +81,23 @@ async fn only_programs_of_this_machine_are_told_why_and_others_cost_no_more_than
         ..udp()
     };
     let (mut usual, mut out) = (Vec::new(), Vec::new());
-    server.answer_now(&plain, udp(), &mut worker(), &mut usual);
+    server.answer_now(Arrived::now(&plain, udp()), &mut worker(), &mut usual);
     assert_eq!(
-        server.answer_now(&asked, udp(), &mut worker(), &mut out),
+        server.answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out),
         Outcome::Reply
     );
     assert_eq!(out, usual);
     let waited = server
-        .answer(&asked, udp(), Instant::now(), &worker().shard)
+        .answer(Arrived::now(&asked, udp()), None, &worker().shard)
         .await
         .expect("an answer");
     assert_eq!(waited, usual);
     assert_eq!(
-        server.answer_now(&asked, own, &mut worker(), &mut out),
-        Outcome::Later
+        server.answer_now(Arrived::now(&asked, own), &mut worker(), &mut out),
+        Outcome::Later(None)
     );
     let told = server
-        .answer(&asked, own, Instant::now(), &worker().shard)
+        .answer(Arrived::now(&asked, own), None, &worker().shard)
         .await
         .expect("an answer");
     let plugin = explain::Explanation::read(&told).map(|explanation| explanation.plugin);
@@ -106,7 +110,7 @@ fn a_client_over_its_rate_is_refused_by_tcp_and_ignored_by_udp() {
     let mut out = Vec::new();
     let mut ask = |client: Client| {
         let asked = packet("a.example", rtype::A);
-        match server.answer_now(&asked, client, &mut worker(), &mut out) {
+        match server.answer_now(Arrived::now(&asked, client), &mut worker(), &mut out) {
             Outcome::Reply => Some(code_of(&out)),
             _ => None,
         }
@@ -134,7 +138,7 @@ fn a_query_for_every_type_gets_a_hint_where_the_block_says_so() {
     ]
     .concat();
     let mut out = Vec::new();
-    server(&with_any, &samples::snapshot()).answer_now(&asked, udp(), &mut worker(), &mut out);
+    server(&with_any, &samples::snapshot()).answer_now(Arrived::now(&asked, udp()), &mut worker(), &mut out);
     assert_eq!(out[12..], hint);
     let found = outline(&server(CLUSTER, &samples::snapshot()), &asked, udp());
     assert_eq!(
@@ -160,7 +164,7 @@ fn no_client_is_sent_more_by_udp_than_bufsize() {
         let corefile = CLUSTER.replace(".:53 {\n", &format!(".:53 {{\n {plugin}\n"));
         let server = server(&corefile, &samples::crowded());
         let mut out = Vec::new();
-        server.answer_now(&asked(size), client, &mut worker(), &mut out);
+        server.answer_now(Arrived::now(&asked(size), client), &mut worker(), &mut out);
         let opt_size = u16::from_be_bytes([out[out.len() - 8], out[out.len() - 7]]);
         let found = (u16::from_be_bytes([out[6], out[7]]), opt_size);
         assert_eq!(found, (answers, told), "{plugin:?} {size} {client:?}");
@@ -172,7 +176,11 @@ fn a_minimal_answer_leaves_additional_records_out() {
     let asked = packet("_http._tcp.svc1.testns.svc.cluster.local", rtype::SRV);
     let counts = |corefile: &str| {
         let mut out = Vec::new();
-        server(corefile, &samples::snapshot()).answer_now(&asked, udp(), &mut worker(), &mut out);
+        server(corefile, &samples::snapshot()).answer_now(
+            Arrived::now(&asked, udp()),
+            &mut worker(),
+            &mut out,
+        );
         [out[7], out[9], out[11]]
     };
     assert_eq!(counts(CLUSTER), [1, 0, 1]);
@@ -206,11 +214,11 @@ async fn what_stands_behind_an_alias_comes_in_every_order_too() {
             let asked = packet(name, rtype::A);
             let mut out = Vec::new();
             assert_eq!(
-                server.answer_now(&asked, udp(), &mut worker, &mut out),
-                Outcome::Later
+                server.answer_now(Arrived::now(&asked, udp()), &mut worker, &mut out),
+                Outcome::Later(None)
             );
             let out = server
-                .answer(&asked, udp(), Instant::now(), &worker.shard)
+                .answer(Arrived::now(&asked, udp()), None, &worker.shard)
                 .await
                 .expect("an answer");
             let kinds: Vec<u16> = followed_answers(&out).iter().map(|record| record.rtype).collect();
@@ -235,7 +243,7 @@ async fn ipv6_addresses_outside_are_denied_without_asking_where_the_corefile_say
     let server = server(&CLUSTER.replace("\n}", &with_off), &samples::snapshot());
     let mut out = Vec::new();
     let mut ask = |name, qtype| {
-        let outcome = server.answer_now(&packet(name, qtype), udp(), &mut worker(), &mut out);
+        let outcome = server.answer_now(Arrived::now(&packet(name, qtype), udp()), &mut worker(), &mut out);
         (outcome, code_of(&out), out[7], out[9])
     };
     // The cluster's own addresses stay.
@@ -243,7 +251,7 @@ async fn ipv6_addresses_outside_are_denied_without_asking_where_the_corefile_say
     assert_eq!(dual, (Outcome::Reply, rcode::NOERROR, 1, 0));
     let outside = ask("www.example", rtype::AAAA);
     assert_eq!(outside, (Outcome::Reply, rcode::NOERROR, 0, 1));
-    assert_eq!(ask("www.example", rtype::A).0, Outcome::Later);
+    assert_eq!(ask("www.example", rtype::A).0, Outcome::Later(None));
     assert_eq!(upstream.asked(), 0);
 }
 
@@ -258,9 +266,9 @@ async fn forwarded_and_cached_addresses_come_in_every_order() {
         let (mut worker, mut seen) = (worker(), std::collections::BTreeSet::new());
         for _ in 0..100 {
             let mut out = Vec::new();
-            if server.answer_now(&asked, udp(), &mut worker, &mut out) == Outcome::Later {
+            if server.answer_now(Arrived::now(&asked, udp()), &mut worker, &mut out) == Outcome::Later(None) {
                 out = server
-                    .answer(&asked, udp(), Instant::now(), &worker.shard)
+                    .answer(Arrived::now(&asked, udp()), None, &worker.shard)
                     .await
                     .expect("an answer");
             }

@@ -36,6 +36,7 @@ const READ: &[&str] = &[
     "any",
     "autopath /etc/hosts",
     "autopath cluster.local /etc/hosts",
+    "autopath cluster.local @kubernetes\n kubernetes cluster.local {\n endpoint http://h\n pods verified\n }",
     "minimal",
     "whoami",
     "bufsize",
@@ -211,13 +212,8 @@ fn a_block_tells_every_plugin_that_it_was_given() {
 /// Good files with a few bytes changed, cut off, doubled or moved: what is wrong is said, with a line that there is.
 #[test]
 fn no_text_makes_the_reader_panic_and_every_error_names_a_line_of_the_file() {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut below = |limit: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % limit as u64) as usize
-    };
+    let mut noise = crate::xorshift::Xorshift::new(0x9e37_79b9_7f4a_7c15);
+    let mut below = |limit: usize| noise.below(limit);
     const ODD: &[&str] = &[
         "{", "}", "\"", "\n", " ", "#", "\\", "{$", "{%A%}", "(", ")", "*", "/", ":", "-", "0", "é", "\0",
     ];

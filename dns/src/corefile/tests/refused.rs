@@ -44,6 +44,14 @@ fn what_is_wrong_is_said_with_its_line() {
             "Corefile:3: cannot serve . at port 53 twice",
         ),
         (
+            ". {\n}\n. {\n bind 0.0.0.0\n}".into(),
+            "Corefile:3: cannot serve . at port 53 twice",
+        ),
+        (
+            ". {\n bind ::\n}\n. {\n}".into(),
+            "Corefile:4: cannot serve . at port 53 twice",
+        ),
+        (
             "a.example a.example:53 {\n}".into(),
             "Corefile:1: cannot serve a.example. at port 53 twice",
         ),
@@ -383,11 +391,27 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "autopath",
-        "Corefile:2: autopath takes a file like /etc/resolv.conf",
+        "Corefile:2: autopath takes a file like /etc/resolv.conf, or @kubernetes",
+    ),
+    (
+        "autopath @erratic",
+        "Corefile:2: autopath takes a file like /etc/resolv.conf, or @kubernetes, not \"@erratic\"",
     ),
     (
         "autopath @kubernetes",
-        "Corefile:2: autopath takes a file like /etc/resolv.conf; \"@kubernetes\" is not supported",
+        "Corefile:2: autopath @kubernetes needs the plugin kubernetes in its server block",
+    ),
+    (
+        "kubernetes cluster.local {\n endpoint http://h\n pods insecure\n }\n autopath @kubernetes",
+        "Corefile:6: autopath @kubernetes needs pods verified in the plugin kubernetes",
+    ),
+    (
+        "autopath @kubernetes\n kubernetes cluster.local",
+        "Corefile:2: autopath @kubernetes needs an API server: the agent's feed has no pods",
+    ),
+    (
+        "autopath @kubernetes\n kubernetes cluster.local {\n feed /f\n pods verified\n }",
+        "Corefile:5: pods verified needs an API server: the agent's feed has no pods",
     ),
     (
         "autopath cluster.local /none/such",
