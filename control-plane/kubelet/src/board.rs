@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
-/// A container's logs.
+/// A container and its logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerLogs {
     /// Directory with `<attempt>.log`.
     pub directory: PathBuf,
     /// The latest attempt; `None` before the first.
     pub attempt: Option<u32>,
+    /// What the runtime knows this attempt by.
+    pub id: Option<String>,
     /// It still runs.
     pub running: bool,
 }
@@ -69,6 +71,11 @@ impl Board {
         self.entries.subscribe()
     }
 
+    /// A pod, by its names.
+    pub fn pod<'a>(entries: &'a BTreeMap<String, Entry>, namespace: &str, pod: &str) -> Option<&'a Pod> {
+        Self::entry(entries, namespace, pod).map(|entry| &entry.pod)
+    }
+
     /// The logs of a container, by the names of its pod.
     pub fn logs(
         entries: &BTreeMap<String, Entry>,
@@ -76,10 +83,16 @@ impl Board {
         pod: &str,
         container: &str,
     ) -> Option<ContainerLogs> {
-        let named = |entry: &&Entry| {
+        Self::entry(entries, namespace, pod)?
+            .containers
+            .get(container)
+            .cloned()
+    }
+
+    fn entry<'a>(entries: &'a BTreeMap<String, Entry>, namespace: &str, pod: &str) -> Option<&'a Entry> {
+        entries.values().find(|entry| {
             entry.pod.metadata.namespace.as_deref() == Some(namespace)
                 && entry.pod.metadata.name.as_deref() == Some(pod)
-        };
-        entries.values().find(named)?.containers.get(container).cloned()
+        })
     }
 }

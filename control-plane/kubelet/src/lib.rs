@@ -17,6 +17,7 @@ pub mod cni;
 mod config;
 pub mod disk;
 pub mod events;
+pub mod exec;
 pub mod images;
 mod kubelet;
 pub mod logs;
@@ -30,6 +31,8 @@ pub mod runtime;
 pub mod sandbox;
 pub mod server;
 pub mod shim;
+pub mod streams;
+pub mod terminal;
 
 pub use cleanup::cleanup;
 pub use config::Config;
