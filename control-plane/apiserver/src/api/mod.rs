@@ -4,6 +4,7 @@ mod decode;
 mod delete;
 mod options;
 mod pods;
+mod proxy;
 mod read;
 mod reviews;
 mod scale;
@@ -125,6 +126,9 @@ impl Api {
             .ok_or_else(Failure::no_such_path)?;
         if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
             return Err(Failure::unavailable("the store has not been read yet"));
+        }
+        if path.subresource.as_deref() == Some("proxy") {
+            return self.proxy(resource, &path, parts, body).await;
         }
         // A stream that upgrades has no body to wait for.
         let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
