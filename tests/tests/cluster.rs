@@ -5,6 +5,8 @@
 
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
+#[path = "cluster/streams.rs"]
+mod streams;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -46,6 +48,26 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("logs_follow_a_running_pod", logs_follow),
     ("every_kubectl_applies_waits_and_deletes", every_kubectl),
     ("the_rust_client_lists_and_watches", rust_client),
+    ("a_pod_to_talk_to_is_ready", streams::start),
+    ("every_kubectl_executes_commands", streams::exec),
+    (
+        "every_kubectl_copies_files_and_opens_a_shell_on_a_terminal",
+        streams::copies_and_shells,
+    ),
+    ("every_kubectl_attaches", streams::attach),
+    ("every_kubectl_forwards_ports", streams::port_forward),
+    (
+        "every_kubectl_reaches_pods_services_and_nodes_by_proxy",
+        streams::proxy,
+    ),
+    (
+        "the_rust_client_executes_and_forwards_ports",
+        streams::rust_client,
+    ),
+    (
+        "a_client_that_goes_takes_its_commands_streams_along",
+        streams::gone_clients,
+    ),
     ("bad_objects_get_kubernetes_own_errors", bad_objects),
     (
         "an_image_that_is_not_there_is_told_as_kubernetes_tells_it",
