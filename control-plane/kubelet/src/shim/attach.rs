@@ -94,25 +94,19 @@ struct Client {
 }
 
 impl Audience {
-    /// Listens at a path.
-    pub fn listen(path: &Path) -> io::Result<Self> {
+    /// Listens at a path. Without a keyboard nobody types, without a terminal sizes are of no use.
+    pub fn listen(path: &Path, keyboard: Option<Keyboard>, terminal: Option<File>) -> io::Result<Self> {
         let (_directory, short) = shortened(path)?;
         let listener = UnixListener::bind(short)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
             clients: Vec::new(),
-            keyboard: None,
+            keyboard,
             untyped: VecDeque::new(),
             last_typed: false,
-            terminal: None,
+            terminal,
         })
-    }
-
-    /// What they have to do with.
-    pub fn meet(&mut self, keyboard: Option<Keyboard>, terminal: Option<File>) {
-        self.keyboard = keyboard;
-        self.terminal = terminal;
     }
 
     /// Everything that it waits for, in an order that [`Self::attend`] knows.
@@ -192,7 +186,8 @@ impl Audience {
         let end = Instant::now() + FAREWELL;
         loop {
             self.clients.iter_mut().for_each(Client::send);
-            self.clients.retain(|client| !client.left && !client.unsent.is_empty());
+            self.clients
+                .retain(|client| !client.left && !client.unsent.is_empty());
             let left = end.saturating_duration_since(Instant::now());
             if self.clients.is_empty() || left.is_zero() {
                 return;
@@ -202,7 +197,10 @@ impl Audience {
                 .iter()
                 .map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLOUT))
                 .collect();
-            let _ = poll(&mut waits, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+            let _ = poll(
+                &mut waits,
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+            );
         }
     }
 

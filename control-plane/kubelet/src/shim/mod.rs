@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -141,58 +142,13 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     let cgroup = Cgroup::at(&request.cgroup)?;
     cgroup.enter()?;
     let oom_kills_before = cgroup.oom_kills();
-    let mut audience =
-        Audience::listen(&directory.attach()).on("listen for the attached at", &directory.attach())?;
     disk::make_dir(&directory.runtime())?;
     let builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(directory.runtime())
         .map_err(runtime_failure("prepare"))?;
-    let build = |builder: ContainerBuilder| {
-        let init = builder.as_init(directory.path()).with_systemd(false);
-        init.build().map_err(runtime_failure("create"))
-    };
-    let (mut container, outputs) = if request.terminal {
-        let console = listen(&directory.console())?;
-        let container = build(builder.with_console_socket(Some(directory.console())))?;
-        let terminal = terminal_from(&console).on("receive a terminal at", &directory.console())?;
-        let copy = || terminal.try_clone().on("copy the terminal of", directory.path());
-        let keyboard = match request.stdin {
-            Stdin::Closed => None,
-            Stdin::Once | Stdin::Kept => Some(Keyboard {
-                to: copy()?,
-                once: false,
-            }),
-        };
-        let outputs = vec![(Stream::Stdout, copy()?)];
-        audience.meet(keyboard, Some(terminal));
-        (container, outputs)
-    } else {
-        let pipe = || {
-            let pipe = io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer)));
-            pipe.on("create pipe for", directory.path())
-        };
-        let ((stdout, stdout_writer), (stderr, stderr_writer)) = (pipe()?, pipe()?);
-        let (stdin, keyboard) = match request.stdin {
-            Stdin::Closed => (null()?, None),
-            Stdin::Once | Stdin::Kept => {
-                let (stdin, writer) = pipe()?;
-                ioctl_fionbio(&writer, true).on("prepare pipe for", directory.path())?;
-                let once = request.stdin == Stdin::Once;
-                let to = File::from(writer);
-                (stdin, Some(Keyboard { to, once }))
-            }
-        };
-        let builder = builder
-            .with_stdin(stdin)
-            .with_stdout(stdout_writer)
-            .with_stderr(stderr_writer);
-        let container = build(builder)?;
-        audience.meet(keyboard, None);
-        let outputs = vec![
-            (Stream::Stdout, File::from(stdout)),
-            (Stream::Stderr, File::from(stderr)),
-        ];
-        (container, outputs)
+    let (mut container, outputs, audience) = match request.terminal {
+        true => create_on_terminal(directory, request.stdin, builder)?,
+        false => create_on_pipes(directory, request.stdin, builder)?,
     };
     // The container was born in its cgroup; the shim goes back, so that killing the cgroup kills the container and
     // the shim lives to tell it.
@@ -219,6 +175,77 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
         audience,
         log,
     })
+}
+
+/// A container that waits for its start, its outputs, and who is attached to it.
+type Created = (Container, Vec<(Stream, File)>, Audience);
+
+fn create_on_terminal(
+    directory: &ContainerDir,
+    stdin: Stdin,
+    builder: ContainerBuilder,
+) -> Result<Created, ShimError> {
+    let path = directory.console();
+    let bound = shortened(&path).and_then(|(_directory, short)| UnixListener::bind(short));
+    let console = bound.on("listen on", &path)?;
+    let container = create(directory, builder.with_console_socket(Some(&path)))?;
+    let terminal = terminal_from(&console).on("receive a terminal at", &path)?;
+    let copy = || terminal.try_clone().on("copy the terminal of", directory.path());
+    let outputs = vec![(Stream::Stdout, copy()?)];
+    let keyboard = match stdin {
+        Stdin::Closed => None,
+        Stdin::Once | Stdin::Kept => Some(Keyboard {
+            to: copy()?,
+            once: false,
+        }),
+    };
+    let audience = audience(directory, keyboard, Some(terminal))?;
+    Ok((container, outputs, audience))
+}
+
+fn create_on_pipes(
+    directory: &ContainerDir,
+    stdin: Stdin,
+    builder: ContainerBuilder,
+) -> Result<Created, ShimError> {
+    let pipe = || {
+        let pipe = io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer)));
+        pipe.on("create pipe for", directory.path())
+    };
+    let ((stdout, stdout_writer), (stderr, stderr_writer)) = (pipe()?, pipe()?);
+    let (stdin_reader, keyboard) = match stdin {
+        Stdin::Closed => (null()?, None),
+        Stdin::Once | Stdin::Kept => {
+            let (reader, writer) = pipe()?;
+            ioctl_fionbio(&writer, true).on("prepare pipe for", directory.path())?;
+            let keyboard = Keyboard {
+                to: File::from(writer),
+                once: stdin == Stdin::Once,
+            };
+            (reader, Some(keyboard))
+        }
+    };
+    let builder = builder
+        .with_stdin(stdin_reader)
+        .with_stdout(stdout_writer)
+        .with_stderr(stderr_writer);
+    let container = create(directory, builder)?;
+    let outputs = vec![(Stream::Stdout, stdout.into()), (Stream::Stderr, stderr.into())];
+    Ok((container, outputs, audience(directory, keyboard, None)?))
+}
+
+fn create(directory: &ContainerDir, builder: ContainerBuilder) -> Result<Container, ShimError> {
+    let init = builder.as_init(directory.path()).with_systemd(false);
+    init.build().map_err(runtime_failure("create"))
+}
+
+fn audience(
+    directory: &ContainerDir,
+    keyboard: Option<Keyboard>,
+    terminal: Option<File>,
+) -> Result<Audience, ShimError> {
+    let path = directory.attach();
+    Ok(Audience::listen(&path, keyboard, terminal).on("listen on", &path)?)
 }
 
 impl Running {
@@ -324,11 +351,6 @@ fn null() -> Result<OwnedFd, ShimError> {
         .open(path)
         .on("open", path)?;
     Ok(null.into())
-}
-
-fn listen(path: &Path) -> Result<UnixListener, ShimError> {
-    let bound = shortened(path).and_then(|(_directory, short)| UnixListener::bind(short));
-    Ok(bound.on("listen on", path)?)
 }
 
 /// The master, which can be read and typed to without blocking.

@@ -276,7 +276,7 @@ mod tests {
         check(
             "command=sh&command=-c&command=exit+3%26&stdout=true&stderr=true",
             &["sh", "-c", "exit 3&"],
-            { Some([false, true, true, false]) },
+            Some([false, true, true, false]),
         );
         check(
             "command=cat&input=1&output=1&error=1",

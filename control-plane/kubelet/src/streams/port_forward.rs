@@ -83,7 +83,13 @@ struct ForwardError {
 pub async fn serve(style: Style, upgraded: Upgraded, target: Target, ports: Vec<u16>) {
     match style {
         Style::Streams => by_streams(TokioIo::new(upgraded), target).await,
-        Style::Tunnel => by_streams(websocket::tunnel(websocket::open(upgraded).await), target).await,
+        Style::Tunnel => {
+            by_streams(
+                websocket::tunnel(websocket::open(TokioIo::new(upgraded)).await),
+                target,
+            )
+            .await
+        }
         Style::Channels => by_channels(upgraded, target, ports).await,
     }
 }
@@ -159,7 +165,7 @@ async fn by_channels(upgraded: Upgraded, target: Target, ports: Vec<u16>) {
     let inputs: Vec<u8> = (0..ports.len())
         .filter_map(|index| u8::try_from(2 * index).ok())
         .collect();
-    let (connection, receivers) = websocket::channels(websocket::open(upgraded).await, &inputs);
+    let (connection, receivers) = websocket::channels(websocket::open(TokioIo::new(upgraded)).await, &inputs);
     let mut forwards = JoinSet::new();
     for ((port, input), channel) in ports.into_iter().zip(receivers).zip((0..).step_by(2)) {
         let (data, error) = (connection.writer(channel), connection.writer(channel + 1));

@@ -77,7 +77,7 @@ impl Client {
     }
 
     async fn by_channels(upgraded: Upgraded, wanted: Wanted) -> Self {
-        let socket = websocket::open(upgraded).await;
+        let socket = websocket::open(TokioIo::new(upgraded)).await;
         let (connection, mut inputs) = websocket::channels(socket, &[0, 4]);
         let (sizes, stdin) = (inputs.pop(), inputs.pop());
         let client = Self {

@@ -222,7 +222,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         headers: Vec<(String, String)>,
     ) -> Result<(), SpdyError> {
         let refuse = |status| Frame::Refuse { stream, status };
-        if stream % 2 == 0 || stream <= self.newest {
+        if stream.is_multiple_of(2) || stream <= self.newest {
             return self.answer(refuse(PROTOCOL_ERROR)).await;
         }
         self.newest = stream;

@@ -240,3 +240,59 @@ async fn a_client_that_does_not_read_holds_up_only_whoever_writes_to_it() {
     drop((client, connection));
     flood.await.expect("ends with the client");
 }
+
+/// Whatever a recorded client turns into, reading it comes to an end without a panic.
+#[tokio::test]
+async fn noise_ends_the_reader_and_nothing_else() {
+    let (mut client, ..) = Client::new();
+    let recorded = [
+        client.syn(
+            1,
+            0,
+            &[("streamtype", "error"), ("port", "8080"), ("requestid", "0")],
+        ),
+        client.syn(
+            3,
+            0,
+            &[("streamtype", "data"), ("port", "8080"), ("requestid", "0")],
+        ),
+        data(3, 0, b"GET / HTTP/1.1\r\n\r\n"),
+        control(PING, &7_u32.to_be_bytes()),
+        client.syn(5, FIN, &[("streamtype", "resize")]),
+        control(RST_STREAM, &words(1, 5)),
+        data(3, FIN, &[]),
+        control(GOAWAY, &words(0, 0)),
+    ]
+    .concat();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).expect("31 bits") % below
+    };
+    for _ in 0..5_000 {
+        let mut noise = recorded.clone();
+        for _ in 0..=random(6) {
+            let (at, bit) = (random(noise.len()), random(8));
+            noise[at] ^= 1 << bit;
+        }
+        noise.truncate(random(noise.len()) + 1);
+        let (frames, mut said) = mpsc::channel(1);
+        let (opened, mut streams) = mpsc::channel(1);
+        let reader = Reader {
+            socket: BufReader::new(&noise[..]),
+            headers: HeaderReader::default(),
+            inputs: HashMap::new(),
+            newest: 0,
+            places: Arc::new(Semaphore::new(MOST_STREAMS)),
+            opened,
+            frames,
+        };
+        tokio::join!(
+            async { drop(reader.run().await) },
+            async { while said.recv().await.is_some() {} },
+            async { while streams.recv().await.is_some() {} },
+        );
+    }
+}
