@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -181,7 +181,9 @@ pub fn splice(
         };
         let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
         if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await {
-            tracing::debug!(%error, "stream between client and kubelet ended");
+            tracing::debug!(%error, "stream between client and kubelet broke");
+            // Where one side breaks off, the other is still told that this is the end.
+            let _ = tokio::join!(client.shutdown(), kubelet.shutdown());
         }
     });
     let mut response = Response::new(Body::empty());

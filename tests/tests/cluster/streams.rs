@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, ChildStdout, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -358,6 +358,8 @@ fn end(mut client: Child) -> anyhow::Result<()> {
 struct Listening {
     client: Child,
     port: u16,
+    // A client that cannot tell what it does ends.
+    _output: BufReader<ChildStdout>,
 }
 
 impl Listening {
@@ -368,13 +370,18 @@ impl Listening {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        BufReader::new(client.stdout.take().context("no output")?).read_line(&mut line)?;
+        let mut output = BufReader::new(client.stdout.take().context("no output")?);
+        output.read_line(&mut line)?;
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| {
             let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
             digits.parse().ok()
         });
         match port {
-            Some(port) => Ok(Self { client, port }),
+            Some(port) => Ok(Self {
+                client,
+                port,
+                _output: output,
+            }),
             None => {
                 end(client)?;
                 anyhow::bail!("{} {}: {line:?}", kubectl.program, arguments.join(" "))
@@ -385,8 +392,9 @@ impl Listening {
     fn get(&self, path: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(SOON))?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
@@ -547,7 +555,7 @@ pub fn gone_clients(cluster: &Cluster) -> anyhow::Result<()> {
         let is_cat = |process: &fs::DirEntry| {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            command.starts_with(b"cat\0/dev/stdin") && cgroups.contains(&id)
+            command.starts_with(b"cat\0-\0") && cgroups.contains(&id)
         };
         processes.filter(is_cat).count()
     };
@@ -555,7 +563,7 @@ pub fn gone_clients(cluster: &Cluster) -> anyhow::Result<()> {
         let mut client = cluster
             .kubectl(
                 &kubectl.program,
-                &["exec", "-i", "streams", "-c", "server", "--", "cat", "/dev/stdin"],
+                &["exec", "-i", "streams", "-c", "server", "--", "cat", "-"],
             )
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -291,12 +291,12 @@ impl Running {
                 .filter(|(_, ready)| !ready.is_empty())
             {
                 let bytes = source.read(&mut buffer)?;
-                self.audience.show(source.stream, bytes);
                 let lines = source.lines_of(bytes);
                 if let Err(error) = self.log.append(&lines) {
                     // A full disk must not block the container: its output is read on and lost.
                     tracing::error!(error = %error, "log line lost");
                 }
+                self.audience.show(source.stream, bytes);
             }
             self.audience.attend(of_audience);
             sources.retain(|source| source.open);

@@ -16,7 +16,7 @@ pub const CHUNK: usize = 16 << 10;
 /// Frames that wait for a client that does not read.
 const WAITING_FRAMES: usize = 8;
 /// How long a client may take to end a connection whose work is done.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
+pub const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is told to the client.
 #[derive(Debug)]

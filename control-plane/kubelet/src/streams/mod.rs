@@ -14,6 +14,7 @@ mod websocket;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,9 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +34,7 @@ use crate::config::Config;
 use crate::exec::{Exec, ExecError};
 use crate::runtime::Runtime;
 use crate::sandbox::Sandbox;
+use connection::{CHUNK, FAREWELL_LIMIT};
 use remote_command::{Client, Wanted, carry};
 use upgrade::{Refusal, accept};
 
@@ -87,8 +90,8 @@ async fn exec(
         stdin: wanted.stdin,
     };
     let runtime = streaming.runtime.clone();
-    streaming.serve(accepted.upgrade, move |upgraded| async move {
-        let Some(mut client) = Client::open(accepted.meaning, upgraded, wanted).await else {
+    streaming.serve(accepted.upgrade, move |connection| async move {
+        let Some(mut client) = Client::open(accepted.meaning, connection, wanted).await else {
             return tracing::debug!("a client opened no streams for its command");
         };
         let outcome = match runtime.exec(&id, &exec).await {
@@ -112,8 +115,8 @@ async fn attach(
     let id = streaming.running(&target)?;
     let accepted = accept(&mut request, &remote_command::PROTOCOLS)?;
     let socket = streaming.runtime.container_dir(&id).attach();
-    streaming.serve(accepted.upgrade, move |upgraded| async move {
-        let Some(mut client) = Client::open(accepted.meaning, upgraded, wanted).await else {
+    streaming.serve(accepted.upgrade, move |connection| async move {
+        let Some(mut client) = Client::open(accepted.meaning, connection, wanted).await else {
             return tracing::debug!("a client opened no streams to attach");
         };
         if let Some(outcome) = attach::carry(&socket, &mut client).await {
@@ -133,8 +136,8 @@ async fn port_forward(
         port_forward::ports(request.uri().query().unwrap_or_default()).map_err(Refusal::bad_request)?;
     let target = streaming.network_of(&namespace, &pod)?;
     let accepted = accept(&mut request, &port_forward::PROTOCOLS)?;
-    streaming.serve(accepted.upgrade, move |upgraded| {
-        port_forward::serve(accepted.meaning, upgraded, target, ports)
+    streaming.serve(accepted.upgrade, move |connection| {
+        port_forward::serve(accepted.meaning, connection, target, ports)
     });
     Ok(accepted.response)
 }
@@ -161,8 +164,7 @@ async fn dial(
     let dialled = dialled.map_err(io::Error::from).flatten();
     let mut socket =
         dialled.map_err(|error| Refusal(StatusCode::BAD_GATEWAY, format!("dial tcp {address}: {error}")))?;
-    streaming.serve(hyper::upgrade::on(&mut request), move |upgraded| async move {
-        let mut client = TokioIo::new(upgraded);
+    streaming.serve(hyper::upgrade::on(&mut request), move |mut client| async move {
         if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut socket).await {
             tracing::debug!(%error, "connection into a pod ended");
         }
@@ -198,16 +200,28 @@ impl Streaming {
         })
     }
 
-    /// Serves a connection once it has switched protocols, until the shutdown.
-    fn serve<F>(&self, upgrade: OnUpgrade, session: impl FnOnce(Upgraded) -> F + Send + 'static)
+    /// Serves a connection once it has switched protocols, until the shutdown. However the session ends, its client is
+    /// told in order: what was sent and not yet read would be lost with the connection.
+    fn serve<F>(&self, upgrade: OnUpgrade, session: impl FnOnce(DuplexStream) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let shutdown = self.shutdown.clone();
         tokio::spawn(shutdown.run_until_cancelled_owned(async move {
-            match upgrade.await {
-                Ok(upgraded) => session(upgraded).await,
-                Err(error) => tracing::debug!(%error, "a connection did not switch protocols"),
+            let mut client = match upgrade.await {
+                Ok(upgraded) => TokioIo::new(upgraded),
+                Err(error) => return tracing::debug!(%error, "a connection did not switch protocols"),
+            };
+            let (mut inner, outer) = tokio::io::duplex(CHUNK);
+            let mut carried = pin!(tokio::io::copy_bidirectional(&mut client, &mut inner));
+            let session = session(outer);
+            tokio::select! {
+                () = session => {
+                    let _ = tokio::time::timeout(FAREWELL_LIMIT, carried).await;
+                }
+                outcome = &mut carried => if let Err(error) = outcome {
+                    tracing::debug!(%error, "a client broke off");
+                },
             }
         }));
     }

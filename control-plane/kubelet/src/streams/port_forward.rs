@@ -9,10 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use netlink::Namespace;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -80,17 +78,11 @@ struct ForwardError {
 }
 
 /// Serves a client until it goes.
-pub async fn serve(style: Style, upgraded: Upgraded, target: Target, ports: Vec<u16>) {
+pub async fn serve(style: Style, socket: DuplexStream, target: Target, ports: Vec<u16>) {
     match style {
-        Style::Streams => by_streams(TokioIo::new(upgraded), target).await,
-        Style::Tunnel => {
-            by_streams(
-                websocket::tunnel(websocket::open(TokioIo::new(upgraded)).await),
-                target,
-            )
-            .await
-        }
-        Style::Channels => by_channels(upgraded, target, ports).await,
+        Style::Streams => by_streams(socket, target).await,
+        Style::Tunnel => by_streams(websocket::tunnel(websocket::open(socket).await), target).await,
+        Style::Channels => by_channels(socket, target, ports).await,
     }
 }
 
@@ -161,11 +153,11 @@ async fn by_streams(socket: impl AsyncRead + AsyncWrite + Send + 'static, target
 }
 
 /// Two channels for each port: data, and errors. Each begins with its port, little-endian.
-async fn by_channels(upgraded: Upgraded, target: Target, ports: Vec<u16>) {
+async fn by_channels(socket: DuplexStream, target: Target, ports: Vec<u16>) {
     let inputs: Vec<u8> = (0..ports.len())
         .filter_map(|index| u8::try_from(2 * index).ok())
         .collect();
-    let (connection, receivers) = websocket::channels(websocket::open(TokioIo::new(upgraded)).await, &inputs);
+    let (connection, receivers) = websocket::channels(websocket::open(socket).await, &inputs);
     let mut forwards = JoinSet::new();
     for ((port, input), channel) in ports.into_iter().zip(receivers).zip((0..).step_by(2)) {
         let (data, error) = (connection.writer(channel), connection.writer(channel + 1));

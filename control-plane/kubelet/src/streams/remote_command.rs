@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -69,15 +67,15 @@ pub struct Client {
 
 impl Client {
     /// The client's side, when it has opened what it asked for; `None` when it does not.
-    pub async fn open(transport: Transport, upgraded: Upgraded, wanted: Wanted) -> Option<Self> {
+    pub async fn open(transport: Transport, socket: DuplexStream, wanted: Wanted) -> Option<Self> {
         match transport {
-            Transport::WebSocket => Some(Self::by_channels(upgraded, wanted).await),
-            Transport::Spdy => Self::by_streams(upgraded, wanted).await,
+            Transport::WebSocket => Some(Self::by_channels(socket, wanted).await),
+            Transport::Spdy => Self::by_streams(socket, wanted).await,
         }
     }
 
-    async fn by_channels(upgraded: Upgraded, wanted: Wanted) -> Self {
-        let socket = websocket::open(TokioIo::new(upgraded)).await;
+    async fn by_channels(socket: DuplexStream, wanted: Wanted) -> Self {
+        let socket = websocket::open(socket).await;
         let (connection, mut inputs) = websocket::channels(socket, &[0, 4]);
         let (sizes, stdin) = (inputs.pop(), inputs.pop());
         let client = Self {
@@ -99,8 +97,8 @@ impl Client {
         client
     }
 
-    async fn by_streams(upgraded: Upgraded, wanted: Wanted) -> Option<Self> {
-        let (connection, mut opened) = spdy::open(TokioIo::new(upgraded));
+    async fn by_streams(socket: DuplexStream, wanted: Wanted) -> Option<Self> {
+        let (connection, mut opened) = spdy::open(socket);
         let mut missing: Vec<&str> = [
             (true, "error"),
             (wanted.stdin, "stdin"),
