@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
+
+/// How long a request waits for a pod that is not known yet.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A container and its logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +75,15 @@ impl Board {
         self.entries.subscribe()
     }
 
+    /// A container, by the names of its pod. A pod that is not known yet gets a moment: it may have come just now, or
+    /// the kubelet.
+    pub async fn container(&self, namespace: &str, pod: &str, container: &str) -> Option<ContainerLogs> {
+        let mut entries = self.subscribe();
+        let known = entries.wait_for(|entries| Self::entry(entries, namespace, pod).is_some());
+        let _ = tokio::time::timeout(PATIENCE, known).await;
+        Self::logs(&self.entries.borrow(), namespace, pod, container)
+    }
+
     /// A pod, by its names.
     pub fn pod<'a>(entries: &'a BTreeMap<String, Entry>, namespace: &str, pod: &str) -> Option<&'a Pod> {
         Self::entry(entries, namespace, pod).map(|entry| &entry.pod)
@@ -94,5 +107,32 @@ impl Board {
             entry.pod.metadata.namespace.as_deref() == Some(namespace)
                 && entry.pod.metadata.name.as_deref() == Some(pod)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_waits_for_a_pod_that_is_to_come() {
+        let board = Board::default();
+        let logs = ContainerLogs {
+            directory: PathBuf::from("/log"),
+            attempt: Some(1),
+            id: Some("id".to_owned()),
+            running: true,
+        };
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("a".to_owned());
+        pod.metadata.name = Some("b".to_owned());
+        let containers = BTreeMap::from([("c".to_owned(), logs.clone())]);
+        let later = async {
+            tokio::task::yield_now().await;
+            board.post("uid", Entry { pod, containers });
+        };
+        let (found, ()) = tokio::join!(board.container("a", "b", "c"), later);
+        assert_eq!(found, Some(logs));
+        assert_eq!(board.container("a", "b", "other").await, None);
     }
 }

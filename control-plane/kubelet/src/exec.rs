@@ -334,7 +334,8 @@ mod tests {
         };
         let expected = |terminal: bool, env: Value| {
             json!({
-                "terminal": terminal, "user": { "uid": 7, "gid": 8, "additionalGids": [9] }, "args": ["sh", "-c", "exit 3"],
+                "terminal": terminal, "user": { "uid": 7, "gid": 8, "additionalGids": [9] },
+                "args": ["sh", "-c", "exit 3"],
                 "env": env, "cwd": "/tmp", "capabilities": { "bounding": ["CAP_KILL"] },
             })
         };

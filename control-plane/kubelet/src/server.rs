@@ -1,5 +1,5 @@
-//! The kubelet's own API on port 10250: logs, pods, health, and [`streams`]. Only for who proves to be of the cluster's administration
-//! by a client certificate: whoever may talk to a kubelet reads every pod's output.
+//! The kubelet's own API on port 10250: logs, pods, health, and [`streams`]. Only for who proves to be of the cluster's
+//! administration by a client certificate: whoever may talk to a kubelet reads every pod's output.
 
 use std::io;
 use std::net::SocketAddr;
@@ -188,8 +188,7 @@ async fn container_logs(
     Query(options): Query<LogOptions>,
 ) -> Response {
     let refused = |code, text: String| (code, text + "\n").into_response();
-    let logs = Board::logs(&board.subscribe().borrow(), &namespace, &pod, &container);
-    let Some(logs) = logs else {
+    let Some(logs) = board.container(&namespace, &pod, &container).await else {
         let text = format!("container \"{container}\" of pod \"{namespace}/{pod}\" not found on this node");
         return refused(StatusCode::NOT_FOUND, text);
     };

@@ -82,7 +82,7 @@ async fn exec(
         ));
     }
     let wanted = options.wanted()?;
-    let id = streaming.running(&target)?;
+    let id = streaming.running(&target).await?;
     let accepted = accept(&mut request, &remote_command::PROTOCOLS)?;
     let exec = Exec {
         command: options.command,
@@ -112,7 +112,7 @@ async fn attach(
 ) -> Result<Response, Refusal> {
     let options = Options::parse(request.uri().query().unwrap_or_default());
     let wanted = options.wanted()?;
-    let id = streaming.running(&target)?;
+    let id = streaming.running(&target).await?;
     let accepted = accept(&mut request, &remote_command::PROTOCOLS)?;
     let socket = streaming.runtime.container_dir(&id).attach();
     streaming.serve(accepted.upgrade, move |connection| async move {
@@ -180,9 +180,8 @@ fn exec_failure(error: &ExecError) -> String {
 
 impl Streaming {
     /// The runtime's id of a container that runs.
-    fn running(&self, (namespace, pod, container): &Target) -> Result<String, Refusal> {
-        let entries = self.board.subscribe();
-        let logs = Board::logs(&entries.borrow(), namespace, pod, container);
+    async fn running(&self, (namespace, pod, container): &Target) -> Result<String, Refusal> {
+        let logs = self.board.container(namespace, pod, container).await;
         let running = logs.filter(|logs| logs.running).and_then(|logs| logs.id);
         running.ok_or_else(|| Refusal::not_found(format!("container not found (\"{container}\")")))
     }

@@ -69,7 +69,7 @@ pub struct Target {
 /// Why there is no connection, in upstream's words.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "error forwarding port {port} to pod {pod}: failed to connect to localhost:{port} inside its network namespace, {why}"
+    "error forwarding port {port} to pod {pod}: failed to connect to localhost:{port} in its network namespace, {why}"
 )]
 struct ForwardError {
     port: u16,

@@ -1,6 +1,8 @@
 //! A command's streams, between a client and what runs (`k8s.io/kubelet/pkg/cri/streaming/remotecommand`).
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -206,65 +208,62 @@ pub async fn carry(process: Process, client: &mut Client) -> Option<Result<i32, 
     let Process { streams, mut ending } = process;
     let ended = CancellationToken::new();
     let (stdin, sizes) = (client.stdin.take(), client.sizes.take());
-    let (stdout, stderr) = (client.stdout.as_ref(), client.stderr.as_ref());
-    let talk = async {
+    let client = &*client;
+    let mut talk = pin!(async {
         match streams {
-            Streams::Terminal(terminal) => {
-                // Nobody tells a terminal that there will be no more input.
-                let input = async {
-                    type_in(stdin, Some(terminal.clone())).await;
-                    std::future::pending::<()>().await;
-                };
-                let resize = async {
-                    follow(sizes, &terminal).await;
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    outcome = copy(terminal.clone(), stdout, &ended) => outcome,
-                    () = input => Ok(()),
-                    () = resize => Ok(()),
-                }
-            }
+            Streams::Terminal(terminal) => on_terminal(terminal, stdin, sizes, client, &ended).await,
             Streams::Pipes {
                 stdin: pipe,
-                stdout: out,
-                stderr: err,
-            } => {
-                let output = async { tokio::try_join!(copy(out, stdout, &ended), copy(err, stderr, &ended)) };
-                let input = async {
-                    type_in(stdin, pipe).await;
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    outcome = output => outcome.map(|_| ()),
-                    () = input => Ok(()),
-                }
-            }
+                stdout,
+                stderr,
+            } => tokio::select! {
+                outcome = async { tokio::try_join!(
+                    copy(stdout, client.stdout.as_ref(), &ended),
+                    copy(stderr, client.stderr.as_ref(), &ended),
+                ) } => outcome.map(|_| ()),
+                never = unending(type_in(stdin, pipe)) => match never {},
+            },
         }
-    };
-    let mut talk = std::pin::pin!(talk);
-    let gone = client.connection.gone();
-    let mut gone = std::pin::pin!(gone);
+    });
+    let mut gone = pin!(client.gone());
     // Output may end before the command does, and what the command wrote last is read after its end.
-    let code = tokio::select! {
+    tokio::select! {
         code = ending.code() => {
             ended.cancel();
             tokio::select! {
-                talked = &mut talk => talked.ok()?,
-                () = &mut gone => return None,
+                talked = &mut talk => talked.ok().map(|()| code),
+                () = &mut gone => None,
             }
-            code
         }
         talked = &mut talk => {
             talked.ok()?;
             tokio::select! {
-                code = ending.code() => code,
-                () = &mut gone => return None,
+                code = ending.code() => Some(code),
+                () = &mut gone => None,
             }
         }
-        () = &mut gone => return None,
-    };
-    Some(code)
+        () = &mut gone => None,
+    }
+}
+
+async fn on_terminal(
+    terminal: Terminal,
+    stdin: Option<mpsc::Receiver<Bytes>>,
+    sizes: Option<Sizes>,
+    client: &Client,
+    ended: &CancellationToken,
+) -> Result<(), Gone> {
+    tokio::select! {
+        outcome = copy(terminal.clone(), client.stdout.as_ref(), ended) => outcome,
+        never = unending(type_in(stdin, Some(terminal.clone()))) => match never {},
+        never = unending(follow(sizes, &terminal)) => match never {},
+    }
+}
+
+/// Does its work, and leaves the end to others.
+async fn unending(work: impl Future<Output = ()>) -> Infallible {
+    work.await;
+    std::future::pending().await
 }
 
 async fn copy(
