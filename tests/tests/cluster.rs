@@ -9,6 +9,8 @@ mod commands;
 mod resolvers;
 #[path = "cluster/roles.rs"]
 mod roles;
+#[path = "cluster/streams.rs"]
+mod streams;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -67,6 +69,26 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         commands::a_budget_holds_a_drain_up,
     ),
     ("the_rust_client_lists_and_watches", rust_client),
+    ("a_pod_to_talk_to_is_ready", streams::start),
+    ("every_kubectl_executes_commands", streams::exec),
+    (
+        "every_kubectl_copies_files_and_opens_a_shell_on_a_terminal",
+        streams::copies_and_shells,
+    ),
+    ("every_kubectl_attaches", streams::attach),
+    ("every_kubectl_forwards_ports", streams::port_forward),
+    (
+        "every_kubectl_reaches_pods_services_and_nodes_by_proxy",
+        streams::proxy,
+    ),
+    (
+        "the_rust_client_executes_and_forwards_ports",
+        streams::rust_client,
+    ),
+    (
+        "a_client_that_goes_takes_its_commands_streams_along",
+        streams::gone_clients,
+    ),
     ("bad_objects_get_kubernetes_own_errors", bad_objects),
     (
         "roles_allow_what_they_say_and_nothing_else",

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -46,26 +47,8 @@ impl Kubelets {
         headers: &HeaderMap,
     ) -> Result<Response<hyper::body::Incoming>> {
         let address = kubelet_address(node)?;
-        let unreachable = |why: &dyn std::fmt::Display| {
-            Failure::unavailable(format!(
-                "error dialing the kubelet of node {} at {address}: {why}",
-                object::name(node)
-            ))
-        };
-        let name = ServerName::IpAddress(address.ip().into());
-        let dial = async { self.tls.connect(name, TcpStream::connect(address).await?).await };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
-            .await
-            .map_err(|_| unreachable(&"timed out"))?
-            .map_err(|error| unreachable(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| unreachable(&error))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a kubelet ended");
-            }
-        });
+        let stream = self.connect(node).await?;
+        let unreachable = |why: &dyn std::fmt::Display| unreachable(node, address, why);
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method;
         *request.uri_mut() = path_and_query
@@ -79,11 +62,59 @@ impl Kubelets {
         }
         let host = HeaderValue::from_str(&address.to_string()).map_err(|error| unreachable(&error))?;
         request.headers_mut().insert("host", host);
-        sender
-            .send_request(request)
-            .await
-            .map_err(|error| unreachable(&error))
+        send(stream, request).await.map_err(|error| unreachable(&error))
     }
+
+    /// A connection to the kubelet of `node`, over which HTTP is spoken.
+    pub async fn connect(&self, node: &Value) -> Result<Stream> {
+        let address = kubelet_address(node)?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let dial = async { self.tls.connect(name, TcpStream::connect(address).await?).await };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
+            .await
+            .map_err(|_| unreachable(node, address, &"timed out"))?
+            .map_err(|error| unreachable(node, address, &error))?;
+        Ok(Box::new(stream))
+    }
+}
+
+fn unreachable(node: &Value, address: SocketAddr, why: &dyn std::fmt::Display) -> Failure {
+    Failure::unavailable(format!(
+        "error dialing the kubelet of node {} at {address}: {why}",
+        object::name(node)
+    ))
+}
+
+/// Bytes both ways.
+pub trait Bidirectional: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bidirectional for S {}
+
+/// A connection of any kind.
+pub type Stream = Box<dyn Bidirectional>;
+
+/// A plain connection to what is reached from here.
+pub async fn connect(address: SocketAddr) -> std::io::Result<Stream> {
+    let dial = TcpStream::connect(address);
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
+        .await
+        .map_err(std::io::Error::from)?;
+    Ok(Box::new(stream?))
+}
+
+/// Sends one request over a connection; the answer's body streams, and it may switch protocols.
+pub async fn send<B>(stream: Stream, request: Request<B>) -> hyper::Result<Response<hyper::body::Incoming>>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a node ended");
+        }
+    });
+    sender.send_request(request).await
 }
 
 /// Headers that choose and establish a streaming protocol.
@@ -92,7 +123,8 @@ fn is_streaming_header(name: &str) -> bool {
         || name.starts_with("sec-websocket-")
 }
 
-fn kubelet_address(node: &Value) -> Result<SocketAddr> {
+/// Where the kubelet of a node listens.
+pub fn kubelet_address(node: &Value) -> Result<SocketAddr> {
     let addresses = node.list("status.addresses");
     let internal = addresses
         .iter()
@@ -149,7 +181,9 @@ pub fn splice(
         };
         let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
         if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await {
-            tracing::debug!(%error, "stream between client and kubelet ended");
+            tracing::debug!(%error, "stream between client and kubelet broke");
+            // Where one side breaks off, the other is still told that this is the end.
+            let _ = tokio::join!(client.shutdown(), kubelet.shutdown());
         }
     });
     let mut response = Response::new(Body::empty());

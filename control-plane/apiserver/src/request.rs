@@ -75,9 +75,6 @@ fn selected_name(query: &Query) -> Option<String> {
 
 /// An escaped slash names nothing: no object's name has one, and etcd keys are divided by them.
 fn resource_path(segments: &[String]) -> Option<ResourcePath> {
-    if segments.iter().any(|segment| segment.contains('/')) {
-        return None;
-    }
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (group, version, rest) = match words.as_slice() {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
@@ -113,7 +110,16 @@ fn resource_path(segments: &[String]) -> Option<ResourcePath> {
         },
         [] => return None,
     };
-    Some(path)
+    let parts = [
+        Some(&path.group),
+        Some(&path.version),
+        Some(&path.resource),
+        path.namespace.as_ref(),
+        path.name.as_ref(),
+        path.subresource.as_ref(),
+    ];
+    let escaped = parts.into_iter().flatten().any(|part| part.contains('/'));
+    (!escaped).then_some(path)
 }
 
 fn resource_verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {

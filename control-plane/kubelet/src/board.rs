@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
-/// A container's logs.
+/// How long a request waits for a pod that is not known yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A container and its logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerLogs {
     /// Directory with `<attempt>.log`.
     pub directory: PathBuf,
     /// The latest attempt; `None` before the first.
     pub attempt: Option<u32>,
+    /// What the runtime knows this attempt by.
+    pub id: Option<String>,
     /// It still runs.
     pub running: bool,
 }
@@ -69,6 +75,20 @@ impl Board {
         self.entries.subscribe()
     }
 
+    /// A container, by the names of its pod. A pod that is not known yet gets a moment: it may have come just now, or
+    /// the kubelet.
+    pub async fn container(&self, namespace: &str, pod: &str, container: &str) -> Option<ContainerLogs> {
+        let mut entries = self.subscribe();
+        let known = entries.wait_for(|entries| Self::entry(entries, namespace, pod).is_some());
+        let _ = tokio::time::timeout(PATIENCE, known).await;
+        Self::logs(&self.entries.borrow(), namespace, pod, container)
+    }
+
+    /// A pod, by its names.
+    pub fn pod<'a>(entries: &'a BTreeMap<String, Entry>, namespace: &str, pod: &str) -> Option<&'a Pod> {
+        Self::entry(entries, namespace, pod).map(|entry| &entry.pod)
+    }
+
     /// The logs of a container, by the names of its pod.
     pub fn logs(
         entries: &BTreeMap<String, Entry>,
@@ -76,10 +96,43 @@ impl Board {
         pod: &str,
         container: &str,
     ) -> Option<ContainerLogs> {
-        let named = |entry: &&Entry| {
+        Self::entry(entries, namespace, pod)?
+            .containers
+            .get(container)
+            .cloned()
+    }
+
+    fn entry<'a>(entries: &'a BTreeMap<String, Entry>, namespace: &str, pod: &str) -> Option<&'a Entry> {
+        entries.values().find(|entry| {
             entry.pod.metadata.namespace.as_deref() == Some(namespace)
                 && entry.pod.metadata.name.as_deref() == Some(pod)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_waits_for_a_pod_that_is_to_come() {
+        let board = Board::default();
+        let logs = ContainerLogs {
+            directory: PathBuf::from("/log"),
+            attempt: Some(1),
+            id: Some("id".to_owned()),
+            running: true,
         };
-        entries.values().find(named)?.containers.get(container).cloned()
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("a".to_owned());
+        pod.metadata.name = Some("b".to_owned());
+        let containers = BTreeMap::from([("c".to_owned(), logs.clone())]);
+        let later = async {
+            tokio::task::yield_now().await;
+            board.post("uid", Entry { pod, containers });
+        };
+        let (found, ()) = tokio::join!(board.container("a", "b", "c"), later);
+        assert_eq!(found, Some(logs));
+        assert_eq!(board.container("a", "b", "other").await, None);
     }
 }

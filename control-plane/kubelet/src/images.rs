@@ -8,7 +8,7 @@
 //! the same shape.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,8 @@ struct BuiltIn {
     path: &'static str,
     program: &'static [u8],
     cmd: &'static [&'static str],
+    /// Other names of the program, in `/bin`.
+    links: &'static [&'static str],
 }
 
 const BUILT_IN: [BuiltIn; 2] = [
@@ -63,12 +65,17 @@ const BUILT_IN: [BuiltIn; 2] = [
         path: "/testserver",
         program: include_bytes!(concat!(env!("OUT_DIR"), "/testserver")),
         cmd: &["serve"],
+        links: &[
+            "cat", "echo", "env", "false", "hostname", "id", "ls", "pwd", "sleep", "tar", "test", "true",
+            "tty",
+        ],
     },
     BuiltIn {
         name: "causeway/pause:v1",
         path: "/pause",
         program: include_bytes!(concat!(env!("OUT_DIR"), "/pause")),
         cmd: &[],
+        links: &[],
     },
 ];
 
@@ -121,6 +128,7 @@ impl ImageStore {
         let digest = Sha256::new()
             .chain_update(built_in.path)
             .chain_update(built_in.program)
+            .chain_update(built_in.links.join(" "))
             .finalize();
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let place = self.directory.join(&hex);
@@ -129,7 +137,7 @@ impl ImageStore {
             return Ok(());
         }
         let rootfs = place.join("rootfs");
-        for directory in ["etc", "tmp", "proc", "sys", "dev", "run", "var"] {
+        for directory in ["bin", "etc", "tmp", "proc", "sys", "dev", "run", "var"] {
             disk::make_dir(&rootfs.join(directory))?;
         }
         let mode =
@@ -138,6 +146,12 @@ impl ImageStore {
         let program = rootfs.join(built_in.path.trim_start_matches('/'));
         disk::write_whole(&program, built_in.program)?;
         mode(&program, 0o755)?;
+        for link in built_in.links {
+            let link = rootfs.join("bin").join(link);
+            // An unpacking that was interrupted has made some already.
+            disk::remove_tree(&link)?;
+            symlink(built_in.path, &link).on("link", &link)?;
+        }
         disk::write_whole(
             &rootfs.join("etc/passwd"),
             b"root:x:0:0:root:/root:/sbin/nologin\n",

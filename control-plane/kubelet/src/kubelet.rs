@@ -27,6 +27,7 @@ use crate::process::Signal;
 use crate::runtime::{Container, Runtime};
 use crate::sandbox::Sandbox;
 use crate::server::{self, ServerError};
+use crate::streams::Streaming;
 
 /// Why the kubelet cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,14 @@ pub async fn run_with(
         network,
     };
     let own_oom_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let stop = shutdown.child_token();
+    let _stop_all = stop.clone().drop_guard();
+    let streaming = Streaming {
+        config: Arc::new(config.clone()),
+        board: board.clone(),
+        runtime: runtime.clone(),
+        shutdown: stop.clone(),
+    };
     let context = Arc::new(NodeContext {
         config: config.clone(),
         client: client.clone(),
@@ -89,17 +98,15 @@ pub async fn run_with(
         images,
         events,
         services,
-        board: board.clone(),
+        board,
         own_oom_score: own_oom_score.trim().parse().unwrap_or(0),
     });
-    let stop = shutdown.child_token();
-    let _stop_all = stop.clone().drop_guard();
     let keeper = tokio::spawn(keeper.run(stop.clone()));
     let pods = tokio::spawn(Pods::new(context, adopted).run(stop.clone()));
     let network = watch_network(config.cni_conf_dir.clone(), network_sender, stop.clone());
     tokio::select! {
         outcome = network => outcome?,
-        outcome = server::serve(&config, board, stop.clone()) => outcome?,
+        outcome = server::serve(&config, streaming) => outcome?,
         () = shutdown.cancelled() => {}
     }
     stop.cancel();

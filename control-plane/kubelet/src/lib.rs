@@ -6,6 +6,8 @@
 //! - [`shim`] is the program `causeway-shim`, one process per container, which outlives the kubelet.
 //! - [`node`] keeps the Node object, [`network_ready`] tells whether pods can have a network, [`events`] tells users
 //!   what happened, [`server`] gives them the logs that [`logs`] reads.
+//! - [`exec`] runs commands in containers, on pipes or a [`terminal`]; [`streams`] carries them, attached clients and
+//!   forwarded ports.
 //!
 //! Everything that survives a restart of the kubelet is in files ([`disk`], [`shim::state`], [`sandbox`]); processes
 //! are known by id and start time ([`process`]), limits and membership by [`cgroup`].
@@ -17,6 +19,7 @@ pub mod cni;
 mod config;
 pub mod disk;
 pub mod events;
+pub mod exec;
 pub mod images;
 mod kubelet;
 pub mod logs;
@@ -30,6 +33,8 @@ pub mod runtime;
 pub mod sandbox;
 pub mod server;
 pub mod shim;
+pub mod streams;
+pub mod terminal;
 
 pub use cleanup::cleanup;
 pub use config::Config;

@@ -141,6 +141,8 @@ pub struct Security {
 pub struct ContainerSpec {
     /// Program and arguments.
     pub args: Vec<String>,
+    /// It has a terminal.
+    pub terminal: bool,
     /// `NAME=value`.
     pub env: Vec<String>,
     /// Working directory.
@@ -170,7 +172,7 @@ pub fn oci_config(spec: &ContainerSpec) -> Value {
         .map(|name| format!("CAP_{name}"))
         .collect();
     let mut process = json!({
-        "terminal": false,
+        "terminal": spec.terminal,
         "user": {
             "uid": spec.security.uid,
             "gid": spec.security.gid,

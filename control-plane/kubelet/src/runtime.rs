@@ -50,7 +50,7 @@ pub struct Container {
 /// The containers of one node.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    shim: PathBuf,
+    pub(crate) shim: PathBuf,
     directory: PathBuf,
 }
 

@@ -1,5 +1,5 @@
-//! The kubelet's own API on port 10250: logs, pods, health. Only for who proves to be of the cluster's administration
-//! by a client certificate: whoever may talk to a kubelet reads every pod's output.
+//! The kubelet's own API on port 10250: logs, pods, health, and [`streams`]. Only for who proves to be of the cluster's
+//! administration by a client certificate: whoever may talk to a kubelet reads every pod's output.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,13 +27,13 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, ContainerLogs};
 use crate::config::Config;
 use crate::logs::{LogOptions, LogReader};
 use crate::network_ready::InotifyFd;
 use crate::readiness::readable;
+use crate::streams::{self, Streaming};
 
 /// The group that may use this API.
 const ALLOWED_GROUP: &str = "system:masters";
@@ -61,13 +61,14 @@ pub enum ServerError {
 }
 
 /// Serves until the shutdown.
-pub async fn serve(config: &Config, board: Board, shutdown: CancellationToken) -> Result<(), ServerError> {
+pub async fn serve(config: &Config, streaming: Streaming) -> Result<(), ServerError> {
+    let shutdown = streaming.shutdown.clone();
     let acceptor = TlsAcceptor::from(Arc::new(tls(config)?));
     let address = SocketAddr::new(config.node_ip, config.port);
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| ServerError::Listen { address, source })?;
-    let router = router(board);
+    let router = router(streaming);
     tracing::info!(%address, "kubelet API listening");
     loop {
         let accepted = tokio::select! {
@@ -164,8 +165,8 @@ fn tls(config: &Config) -> Result<rustls::ServerConfig, ServerError> {
     Ok(tls)
 }
 
-fn router(board: Board) -> Router {
-    let later = || get(not_yet).post(not_yet);
+fn router(streaming: Streaming) -> Router {
+    let board = streaming.board.clone();
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
@@ -173,15 +174,8 @@ fn router(board: Board) -> Router {
             "/containerLogs/{namespace}/{pod}/{container}",
             get(container_logs),
         )
-        .route("/exec/{*rest}", later())
-        .route("/attach/{*rest}", later())
-        .route("/portForward/{*rest}", later())
         .with_state(board)
-}
-
-async fn not_yet() -> Response {
-    let text = "exec, attach and port-forward are not supported by this kubelet yet\n";
-    (StatusCode::NOT_IMPLEMENTED, text).into_response()
+        .merge(streams::router(streaming))
 }
 
 async fn pods(State(board): State<Board>) -> Json<serde_json::Value> {
@@ -194,8 +188,7 @@ async fn container_logs(
     Query(options): Query<LogOptions>,
 ) -> Response {
     let refused = |code, text: String| (code, text + "\n").into_response();
-    let logs = Board::logs(&board.subscribe().borrow(), &namespace, &pod, &container);
-    let Some(logs) = logs else {
+    let Some(logs) = board.container(&namespace, &pod, &container).await else {
         let text = format!("container \"{container}\" of pod \"{namespace}/{pod}\" not found on this node");
         return refused(StatusCode::NOT_FOUND, text);
     };

@@ -7,11 +7,14 @@ mod privileged {
 
     use jiff::Timestamp;
     use kubelet::cgroup::Cgroup;
+    use kubelet::exec::{Exec, ExecError};
     use kubelet::images::ImageStore;
     use kubelet::oci::{ContainerSpec, Resources, Security, oci_config};
     use kubelet::process::Signal;
     use kubelet::runtime::{Container, Runtime};
-    use kubelet::shim::state::ContainerRequest;
+    use kubelet::shim::attach::{Kind, header};
+    use kubelet::shim::state::{ContainerRequest, Stdin};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     /// One node's worth of directories and cgroups, removed at the end.
     struct Node {
@@ -64,6 +67,8 @@ mod privileged {
                 image_rootfs: image.rootfs,
                 cgroup: self.cgroup.directory().join("pods/uid").join(id),
                 log: self.state.join("log").join(format!("{id}.log")),
+                terminal: false,
+                stdin: Stdin::Closed,
                 termination_log: self.state.join("termination-log"),
                 created_at: Timestamp::now(),
             }
@@ -72,6 +77,7 @@ mod privileged {
         fn spec(&self, id: &str, args: &[&str]) -> ContainerSpec {
             ContainerSpec {
                 args: args.iter().map(|&word| word.to_owned()).collect(),
+                terminal: false,
                 env: vec!["PATH=/:/bin".to_owned()],
                 cwd: "/".to_owned(),
                 hostname: "pod".to_owned(),
@@ -168,6 +174,149 @@ mod privileged {
         assert!(container.signal(Signal::TERM));
         assert_eq!(container.ended().await.code, 0);
         eprintln!("ended {:?} after SIGTERM", begin.elapsed());
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    async fn exec(node: &Node, command: &[&str], limit: Duration) -> Result<(i32, String), ExecError> {
+        let output = node.runtime.exec_output("a", &words(command), limit).await?;
+        Ok((output.code, String::from_utf8_lossy(&output.output).into_owned()))
+    }
+
+    /// Waits for a number of processes in the cgroup of container `a`.
+    fn await_processes(node: &Node, wanted: usize) {
+        let file = node.cgroup.directory().join("pods/uid/a/cgroup.procs");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let processes = fs::read_to_string(&file).expect("a cgroup");
+            if processes.lines().count() == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "processes {processes:?}, not {wanted}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_runs_in_the_surroundings_of_its_container() {
+        let Some(node) = Node::new("exec") else { return };
+        let mut spec = node.spec("a", &["/testserver", "sleep", "infinity"]);
+        spec.cwd = "/tmp".to_owned();
+        spec.security.uid = 1000;
+        spec.security.gid = 2000;
+        spec.security.groups = vec![3000];
+        let started = node.runtime.start(node.request("a"), &oci_config(&spec)).await;
+        let container = started.expect("the container starts");
+        let long = Duration::from_secs(30);
+        for (command, code, output) in [
+            (&["echo", "hello", "a  b"][..], 0, "hello a  b\n"),
+            (&["/testserver", "exit", "3"], 3, ""),
+            (&["pwd"], 0, "/tmp\n"),
+            (&["id"], 0, "uid=1000 gid=2000 groups=3000\n"),
+            (&["hostname"], 0, "pod\n"),
+            (&["tty"], 1, "not a tty\n"),
+            (
+                &["cat", "/none"],
+                2,
+                "testserver: /none: No such file or directory (os error 2)\n",
+            ),
+        ] {
+            let seen = exec(&node, command, long).await.expect("it runs");
+            assert_eq!(seen, (code, output.to_owned()), "{command:?}");
+        }
+        let (_, membership) = exec(&node, &["cat", "/proc/self/cgroup"], long)
+            .await
+            .expect("it runs");
+        let expected = format!("0::{}/pods/uid/a", node.cgroup.oci_path().display());
+        assert!(membership.lines().any(|line| line == expected), "{membership}");
+        let missing = exec(&node, &["sh", "-c", "true"], long)
+            .await
+            .expect_err("no shell");
+        let text = "OCI runtime exec failed: exec failed: unable to start container process: exec: \"sh\": \
+                    executable file not found in $PATH: unknown";
+        assert_eq!(missing.to_string(), text);
+        // Of a large output the beginning is kept.
+        let (code, large) = exec(&node, &["cat", "/testserver"], long).await.expect("it runs");
+        assert_eq!((code, large.starts_with("\u{7f}ELF")), (0, true));
+        assert!(node.runtime.exec("gone", &Exec::default()).await.is_err());
+        await_processes(&node, 1);
+        let left = fs::read_dir(node.runtime.container_dir("a").execs()).expect("a directory");
+        assert_eq!(left.count(), 0, "nothing of a command stays");
+        container.signal(Signal::KILL);
+        container.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_is_killed() {
+        let Some(node) = Node::new("exectime") else { return };
+        node.start("a", &["/testserver", "sleep", "infinity"]).await;
+        let limit = Duration::from_millis(300);
+        let error = exec(&node, &["sleep", "600"], limit).await.expect_err("too long");
+        assert_eq!(
+            error.to_string(),
+            "command [\"sleep\", \"600\"] timed out after 300ms"
+        );
+        await_processes(&node, 1);
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_container() {
+        let Some(node) = Node::new("execend") else { return };
+        let container = node.start("a", &["/testserver", "sleep", "infinity"]).await;
+        let exec = Exec {
+            command: words(&["cat"]),
+            terminal: true,
+            stdin: true,
+        };
+        let mut process = node.runtime.exec("a", &exec).await.expect("it runs");
+        await_processes(&node, 2);
+        container.signal(Signal::KILL);
+        assert_eq!(process.ending.code().await.expect("its end is seen"), 137);
+    }
+
+    #[tokio::test]
+    async fn what_is_attached_types_and_hears_and_holds_up_nobody() {
+        let Some(node) = Node::new("attach") else { return };
+        let mut request = node.request("a");
+        request.stdin = Stdin::Once;
+        let spec = node.spec("a", &["cat", "-", "/dev/zero"]);
+        let started = node.runtime.start(request, &oci_config(&spec)).await;
+        let container = started.expect("the container starts");
+        let attach = async || {
+            let path = node.runtime.container_dir("a").attach();
+            kubelet::terminal::connect(&path).await.expect("the shim listens")
+        };
+        let (mut active, mut silent) = (attach().await, attach().await);
+        active.write_all(&header(Kind::Stdin, 6)).await.expect("sent");
+        active.write_all(b"hello\n").await.expect("sent");
+        let heard = [&header(Kind::Stdout, 6)[..], b"hello\n"].concat();
+        for client in [&mut active, &mut silent] {
+            let mut buffer = vec![0; heard.len()];
+            client.read_exact(&mut buffer).await.expect("heard");
+            assert_eq!(buffer, heard);
+        }
+        assert_eq!(node.log_texts("a"), ["stdout F hello"]);
+        // Its input ends with the first who leaves; then it writes without end.
+        drop(active);
+        await_log(&node, "a", " P ").await;
+        // Who does not read is sent away: what was kept for it ends.
+        let mut kept = Vec::new();
+        let deadline = Duration::from_secs(30);
+        let closed = async {
+            let logs = node.state.join("log/a.log.1");
+            while !logs.exists() {
+                tokio::task::yield_now().await;
+            }
+            silent.read_to_end(&mut kept).await
+        };
+        let ended = tokio::time::timeout(deadline, closed)
+            .await
+            .expect("it is sent away");
+        assert!(ended.is_ok_and(|length| length < 4 << 20), "{} bytes", kept.len());
+        container.signal(Signal::KILL);
+        container.ended().await;
     }
 
     #[tokio::test]

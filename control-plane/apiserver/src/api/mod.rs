@@ -7,6 +7,7 @@ mod eviction;
 mod options;
 mod page;
 mod pods;
+mod proxy;
 mod read;
 mod reviews;
 mod scale;
@@ -132,6 +133,9 @@ impl Api {
             .ok_or_else(Failure::no_such_path)?;
         if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
             return Err(Failure::unavailable("the store has not been read yet"));
+        }
+        if path.subresource.as_deref() == Some("proxy") {
+            return self.proxy(resource, &path, parts, body).await;
         }
         // A stream that upgrades has no body to wait for.
         let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();

@@ -138,7 +138,7 @@ impl Api {
         Ok(kubelet::splice(upgrade, answer))
     }
 
-    async fn node_of(&self, pod: &Value) -> Result<Value> {
+    pub(super) async fn node_of(&self, pod: &Value) -> Result<Value> {
         let node = pod.text("spec.nodeName");
         if node.is_empty() {
             return Err(Failure::bad_request(format!(

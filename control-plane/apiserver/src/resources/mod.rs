@@ -289,6 +289,7 @@ impl Resource {
             of,
             verbs,
         };
+        const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
         let mut found = Vec::new();
         if self.has_status {
             found.push(below("status", self.kind, None, CHANGE));
@@ -310,7 +311,10 @@ impl Resource {
                     };
                     found.push(below(streamed, kind, None, &["create", "get"]));
                 }
+                found.push(below("proxy", "PodProxyOptions", None, PROXY));
             }
+            "Service" => found.push(below("proxy", "ServiceProxyOptions", None, PROXY)),
+            "Node" => found.push(below("proxy", "NodeProxyOptions", None, PROXY)),
             "ServiceAccount" => {
                 let of = Some(("authentication.k8s.io", "v1"));
                 found.push(below("token", "TokenRequest", of, &["create"]));

@@ -66,7 +66,8 @@ pub fn container_spec(
     .unwrap_or("/");
     Ok(ContainerSpec {
         args,
-        env: environment(context),
+        terminal: container.tty.unwrap_or(false),
+        env: environment(context, container.tty.unwrap_or(false)),
         cwd: cwd.to_owned(),
         hostname: context.hostname.clone(),
         netns: context.netns.clone(),
@@ -94,9 +95,12 @@ fn arguments(container: &Container, context: &ContainerContext) -> Vec<String> {
     }
 }
 
-/// PATH and HOSTNAME, then the image's, then the pod's.
-fn environment(context: &ContainerContext) -> Vec<String> {
-    let own = [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", context.hostname)];
+/// PATH, HOSTNAME and, with a terminal, TERM, then the image's, then the pod's.
+fn environment(context: &ContainerContext, terminal: bool) -> Vec<String> {
+    let mut own = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", context.hostname)];
+    if terminal {
+        own.push("TERM=xterm".to_owned());
+    }
     let mut variables: BTreeMap<String, String> = BTreeMap::new();
     for pair in own.iter().chain(&context.image.config.env) {
         if let Some((name, value)) = pair.split_once('=') {

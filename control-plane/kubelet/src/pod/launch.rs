@@ -16,7 +16,7 @@ use crate::events::EventType;
 use crate::images::Image;
 use crate::oci::oci_config;
 use crate::runtime::{Container, StartError};
-use crate::shim::state::ContainerRequest;
+use crate::shim::state::{ContainerRequest, Stdin};
 
 impl From<ConfigError> for Trouble {
     fn from(error: ConfigError) -> Self {
@@ -141,6 +141,12 @@ impl Worker {
             image: definition.image.clone().unwrap_or_default(),
             image_id: image.id.clone(),
             image_rootfs: image.rootfs.clone(),
+            terminal: definition.tty.unwrap_or(false),
+            stdin: match (definition.stdin, definition.stdin_once) {
+                (Some(true), Some(true)) => Stdin::Once,
+                (Some(true), _) => Stdin::Kept,
+                _ => Stdin::Closed,
+            },
             log: log_dir.join(format!("{attempt}.log")),
             termination_log,
             created_at: Timestamp::now(),

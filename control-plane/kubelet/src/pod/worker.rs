@@ -419,6 +419,10 @@ impl Worker {
                     .current
                     .as_ref()
                     .map(|current| current.container.request.attempt),
+                id: slot
+                    .current
+                    .as_ref()
+                    .map(|current| current.container.request.id.clone()),
                 running: slot.is_live(),
             };
             (slot.name.clone(), logs)

@@ -6,18 +6,22 @@
 //! the shim's own mount namespace, so that no mount can outlive shim and container.
 //!
 //! Usage: `causeway-shim DIRECTORY`, where the directory holds what [`state`] describes. It prints one [`Report`] on
-//! standard output and ends when the container ends.
+//! standard output and ends when the container ends. `causeway-shim exec …` is [`exec`].
 
+pub mod attach;
+mod exec;
 pub mod log;
 pub mod state;
 
 use std::fs::{self, File};
-use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -27,12 +31,15 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
+use rustix::io::ioctl_fionbio;
 
 use crate::cgroup::Cgroup;
 use crate::disk::{self, DiskError, OnPath};
 use crate::process::ProcessIdentity;
+use crate::terminal::{receive, shortened};
+use attach::{Audience, Keyboard};
 use log::{Lines, LogFile, Stream};
-use state::{ContainerDir, ContainerRequest, Exit, Report, Started};
+use state::{ContainerDir, ContainerRequest, ExecDir, Exit, Report, Started, Stdin};
 
 /// Why a container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +71,28 @@ pub enum ShimError {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    let (Some(directory), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: causeway-shim DIRECTORY (started by the kubelet, one per container)");
-        return ExitCode::from(2);
-    };
-    let directory = ContainerDir(PathBuf::from(directory));
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    match arguments.as_slice() {
+        [directory] => keep(&ContainerDir(directory.clone())),
+        [exec, directory, job] if exec.as_os_str() == "exec" => {
+            exec::run(&ContainerDir(directory.clone()), &ExecDir(job.clone()))
+        }
+        _ => {
+            eprintln!("usage: causeway-shim DIRECTORY (started by the kubelet, one per container)");
+            eprintln!("       causeway-shim exec DIRECTORY JOB (one per command that is run in it)");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Makes a container and keeps it to its end.
+fn keep(directory: &ContainerDir) -> ExitCode {
     // A session of its own: signals to the kubelet's terminal or process group are not for the container. It fails
     // only for a group's leader, which has been given a group of its own already.
     let _ = setsid();
     trace_to(&directory.shim_log());
-    match start(&directory) {
-        Ok(running) => match running.follow(&directory) {
+    match start(directory) {
+        Ok(running) => match running.follow(directory) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(error = %error_text(&error), "shim failed");
@@ -93,13 +110,12 @@ pub fn main() -> ExitCode {
 
 /// A container that was started.
 struct Running {
-    request: ContainerRequest,
     cgroup: Cgroup,
     /// The cgroup may be that of the container before this one.
     oom_kills_before: u64,
     init: Pid,
-    stdout: PipeReader,
-    stderr: PipeReader,
+    outputs: Vec<(Stream, File)>,
+    audience: Audience,
     log: LogFile,
 }
 
@@ -126,26 +142,14 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     let cgroup = Cgroup::at(&request.cgroup)?;
     cgroup.enter()?;
     let oom_kills_before = cgroup.oom_kills();
-    let pipes = io::pipe().and_then(|stdout| Ok((stdout, io::pipe()?)));
-    let ((stdout, stdout_writer), (stderr, stderr_writer)) = pipes.on("create pipe for", directory.path())?;
-    let stdin = File::open("/dev/null").on("open", Path::new("/dev/null"))?;
     disk::make_dir(&directory.runtime())?;
-    let runtime_failure = |operation| {
-        move |source| ShimError::Runtime {
-            operation,
-            source: Box::new(source),
-        }
-    };
-    let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
+    let builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(directory.runtime())
-        .map_err(runtime_failure("prepare"))?
-        .with_stdin(stdin)
-        .with_stdout(stdout_writer)
-        .with_stderr(stderr_writer)
-        .as_init(directory.path())
-        .with_systemd(false)
-        .build()
-        .map_err(runtime_failure("create"))?;
+        .map_err(runtime_failure("prepare"))?;
+    let (mut container, outputs, audience) = match request.terminal {
+        true => create_on_terminal(directory, request.stdin, builder)?,
+        false => create_on_pipes(directory, request.stdin, builder)?,
+    };
     // The container was born in its cgroup; the shim goes back, so that killing the cgroup kills the container and
     // the shim lives to tell it.
     home.enter()?;
@@ -164,21 +168,91 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     ignore_ends()?;
     report(&Report::Started(started));
     Ok(Running {
-        request,
         cgroup,
         oom_kills_before,
         init: Pid::from_raw(init),
-        stdout,
-        stderr,
+        outputs,
+        audience,
         log,
     })
+}
+
+/// A container that waits for its start, its outputs, and who is attached to it.
+type Created = (Container, Vec<(Stream, File)>, Audience);
+
+fn create_on_terminal(
+    directory: &ContainerDir,
+    stdin: Stdin,
+    builder: ContainerBuilder,
+) -> Result<Created, ShimError> {
+    let path = directory.console();
+    let bound = shortened(&path).and_then(|(_directory, short)| UnixListener::bind(short));
+    let console = bound.on("listen on", &path)?;
+    let container = create(directory, builder.with_console_socket(Some(&path)))?;
+    let terminal = terminal_from(&console).on("receive a terminal at", &path)?;
+    let copy = || terminal.try_clone().on("copy the terminal of", directory.path());
+    let outputs = vec![(Stream::Stdout, copy()?)];
+    let keyboard = match stdin {
+        Stdin::Closed => None,
+        Stdin::Once | Stdin::Kept => Some(Keyboard {
+            to: copy()?,
+            once: false,
+        }),
+    };
+    let audience = audience(directory, keyboard, Some(terminal))?;
+    Ok((container, outputs, audience))
+}
+
+fn create_on_pipes(
+    directory: &ContainerDir,
+    stdin: Stdin,
+    builder: ContainerBuilder,
+) -> Result<Created, ShimError> {
+    let pipe = || {
+        let pipe = io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer)));
+        pipe.on("create pipe for", directory.path())
+    };
+    let ((stdout, stdout_writer), (stderr, stderr_writer)) = (pipe()?, pipe()?);
+    let (stdin_reader, keyboard) = match stdin {
+        Stdin::Closed => (null()?, None),
+        Stdin::Once | Stdin::Kept => {
+            let (reader, writer) = pipe()?;
+            ioctl_fionbio(&writer, true).on("prepare pipe for", directory.path())?;
+            let keyboard = Keyboard {
+                to: File::from(writer),
+                once: stdin == Stdin::Once,
+            };
+            (reader, Some(keyboard))
+        }
+    };
+    let builder = builder
+        .with_stdin(stdin_reader)
+        .with_stdout(stdout_writer)
+        .with_stderr(stderr_writer);
+    let container = create(directory, builder)?;
+    let outputs = vec![(Stream::Stdout, stdout.into()), (Stream::Stderr, stderr.into())];
+    Ok((container, outputs, audience(directory, keyboard, None)?))
+}
+
+fn create(directory: &ContainerDir, builder: ContainerBuilder) -> Result<Container, ShimError> {
+    let init = builder.as_init(directory.path()).with_systemd(false);
+    init.build().map_err(runtime_failure("create"))
+}
+
+fn audience(
+    directory: &ContainerDir,
+    keyboard: Option<Keyboard>,
+    terminal: Option<File>,
+) -> Result<Audience, ShimError> {
+    let path = directory.attach();
+    Ok(Audience::listen(&path, keyboard, terminal).on("listen on", &path)?)
 }
 
 impl Running {
     /// Copies the output until it ends, waits for the exit code and writes it down. What is left of the container (its
     /// cgroups, its directory) is the kubelet's to remove: here it would hold back the news of the end.
     fn follow(mut self, directory: &ContainerDir) -> Result<(), ShimError> {
-        self.copy_output().on("write", &self.request.log)?;
+        self.copy_output().on("read the output of", directory.path())?;
         let (code, signal) = wait_for(self.init)?;
         let exit = Exit {
             code,
@@ -187,63 +261,103 @@ impl Running {
             finished_at: Timestamp::now(),
         };
         disk::write_json(&directory.exit(), &exit)?;
+        self.audience.dismiss();
         Ok(())
     }
 
+    /// Copies output to the log and to whoever is attached, and what they type to the container.
     fn copy_output(&mut self) -> io::Result<()> {
-        let mut stdout = Source {
-            pipe: &self.stdout,
-            lines: Lines::of(Stream::Stdout),
-            open: true,
-        };
-        let mut stderr = Source {
-            pipe: &self.stderr,
-            lines: Lines::of(Stream::Stderr),
-            open: true,
-        };
-        let mut buffer = vec![0; 64 << 10];
-        while stdout.open || stderr.open {
-            let open: Vec<&mut Source> = [&mut stdout, &mut stderr]
-                .into_iter()
-                .filter(|s| s.open)
-                .collect();
-            let mut waits: Vec<PollFd> = open
+        let outputs = std::mem::take(&mut self.outputs).into_iter();
+        let mut sources: Vec<Source> = outputs.map(|(stream, file)| Source::of(stream, file)).collect();
+        let mut buffer = vec![0; attach::LONGEST_PAYLOAD];
+        while !sources.is_empty() {
+            let mut waits: Vec<PollFd> = sources
                 .iter()
-                .map(|source| PollFd::new(source.pipe.as_fd(), PollFlags::POLLIN))
+                .map(|source| PollFd::new(source.file.as_fd(), PollFlags::POLLIN))
                 .collect();
+            waits.extend(self.audience.waits());
             match poll(&mut waits, PollTimeout::NONE) {
                 Err(nix::Error::EINTR) => continue,
                 outcome => outcome?,
             };
-            let ready: Vec<bool> = waits.iter().map(|wait| wait.any().unwrap_or(true)).collect();
-            for (source, _) in open.into_iter().zip(ready).filter(|(_, ready)| *ready) {
-                let text = source.read(&mut buffer)?;
-                if let Err(error) = self.log.append(&text) {
+            let ready: Vec<PollFlags> = waits
+                .iter()
+                .map(|wait| wait.revents().unwrap_or(PollFlags::POLLIN))
+                .collect();
+            let (of_sources, of_audience) = ready.split_at_checked(sources.len()).unwrap_or_default();
+            for (source, _) in sources
+                .iter_mut()
+                .zip(of_sources)
+                .filter(|(_, ready)| !ready.is_empty())
+            {
+                let bytes = source.read(&mut buffer)?;
+                let lines = source.lines_of(bytes);
+                if let Err(error) = self.log.append(&lines) {
                     // A full disk must not block the container: its output is read on and lost.
                     tracing::error!(error = %error, "log line lost");
                 }
+                self.audience.show(source.stream, bytes);
             }
+            self.audience.attend(of_audience);
+            sources.retain(|source| source.open);
         }
         Ok(())
     }
 }
 
 /// One stream of the container.
-struct Source<'a> {
-    pipe: &'a PipeReader,
+struct Source {
+    stream: Stream,
+    file: File,
     lines: Lines,
     open: bool,
 }
 
-impl Source<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Vec<u8>> {
-        let length = self.pipe.read(buffer)?;
-        self.open = length > 0;
-        Ok(match buffer.get(..length) {
-            Some(bytes) if length > 0 => self.lines.push(bytes, Timestamp::now()),
-            _ => self.lines.end(Timestamp::now()),
-        })
+impl Source {
+    fn of(stream: Stream, file: File) -> Self {
+        Self {
+            stream,
+            file,
+            lines: Lines::of(stream),
+            open: true,
+        }
     }
+
+    /// What can be read, at the end nothing.
+    fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        let length = match self.file.read(buffer) {
+            // No process has the terminal any more.
+            Err(error) if error.raw_os_error() == Some(nix::Error::EIO as i32) => 0,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(&[]),
+            read => read?,
+        };
+        self.open = length > 0;
+        Ok(buffer.get(..length).unwrap_or_default())
+    }
+
+    fn lines_of(&mut self, bytes: &[u8]) -> Vec<u8> {
+        match self.open {
+            true => self.lines.push(bytes, Timestamp::now()),
+            false => self.lines.end(Timestamp::now()),
+        }
+    }
+}
+
+fn null() -> Result<OwnedFd, ShimError> {
+    let path = Path::new("/dev/null");
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .on("open", path)?;
+    Ok(null.into())
+}
+
+/// The master, which can be read and typed to without blocking.
+fn terminal_from(console: &UnixListener) -> io::Result<File> {
+    let master = receive(&console.accept()?.0)?;
+    ioctl_fionbio(&master, true)?;
+    Ok(master.into())
 }
 
 /// Waits for process 1 of the container, and reaps what else ends meanwhile. Its exit code, and the signal if one
@@ -349,6 +463,13 @@ fn ignore_ends() -> Result<(), ShimError> {
             operation: "block signals",
             source,
         })
+}
+
+fn runtime_failure(operation: &'static str) -> impl FnOnce(LibcontainerError) -> ShimError {
+    move |source| ShimError::Runtime {
+        operation,
+        source: Box::new(source),
+    }
 }
 
 /// Tells the kubelet; one that has gone meanwhile reads the files instead.

@@ -40,12 +40,31 @@ pub struct ContainerRequest {
     pub image_rootfs: PathBuf,
     /// cgroup v2 directory of the container.
     pub cgroup: PathBuf,
+    /// It has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Its standard input.
+    #[serde(default)]
+    pub stdin: Stdin,
     /// The log file that the shim writes.
     pub log: PathBuf,
     /// File that the container sees as its termination message.
     pub termination_log: PathBuf,
     /// When the kubelet asked for it.
     pub created_at: Timestamp,
+}
+
+/// A container's standard input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stdin {
+    /// Ends at once.
+    #[default]
+    Closed,
+    /// Ends when the first who was attached leaves (`stdinOnce`).
+    Once,
+    /// Stays open whoever is attached.
+    Kept,
 }
 
 /// A container that was started.
@@ -80,6 +99,52 @@ pub enum Report {
     Started(Started),
     /// It could not be made.
     Failed(String),
+}
+
+/// What became of a command that was to run in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ExecOutcome {
+    /// It ran. The exit code; 128 + signal when a signal ended it.
+    Exited(i32),
+    /// It could not be started; why not.
+    NotStarted(String),
+}
+
+/// Paths in the directory of one command that runs in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecDir(pub PathBuf);
+
+impl ExecDir {
+    /// The process of the OCI specification.
+    pub fn process(&self) -> PathBuf {
+        self.0.join("process.json")
+    }
+
+    /// The socket that is given the master of the command's terminal; absent where it has none.
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console.sock")
+    }
+
+    /// What the runtime has to say. It goes with the directory: a probe's commands are many.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("helper.log")
+    }
+
+    /// The identity of its process, once it runs.
+    pub fn started(&self) -> PathBuf {
+        self.0.join("started.json")
+    }
+
+    /// The outcome.
+    pub fn outcome(&self) -> PathBuf {
+        self.0.join("outcome.json")
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
 /// Paths in a container's directory.
@@ -130,6 +195,21 @@ impl ContainerDir {
     /// overlayfs's work directory.
     pub fn work(&self) -> PathBuf {
         self.0.join("work")
+    }
+
+    /// The socket at which the shim listens for whoever attaches.
+    pub fn attach(&self) -> PathBuf {
+        self.0.join("attach.sock")
+    }
+
+    /// The socket that is given the container's terminal.
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console.sock")
+    }
+
+    /// Commands that run in the container, a directory each.
+    pub fn execs(&self) -> PathBuf {
+        self.0.join("exec")
     }
 
     /// libcontainer's state.

@@ -4,6 +4,7 @@
 //! - [`fetch`]: HTTP requests, each on a connection of its own, one printed line each
 //! - [`dns`], [`resolve`]: a stub resolver that follows `/etc/resolv.conf` (search list and `ndots`)
 //! - [`udp_ping`]: UDP round trips, connected or not
+//! - [`tools`]: what one expects to find in a container, also by links that bear their names
 //!
 //! Exit code: 0 = good, 1 = a request failed, 2 = it could not run.
 
@@ -14,6 +15,7 @@ mod fetch;
 mod http;
 mod resolve;
 mod serve;
+mod tools;
 mod udp_ping;
 
 use std::process::ExitCode;
@@ -35,12 +37,22 @@ usage: testserver COMMAND
   resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP]
   udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected]
   sleep SECONDS|infinity
+  cat, echo, env, exit, false, hostname, id, ls, pwd, tar, test, true, tty
 
 example: testserver fetch http://hello.default.svc.cluster.local/ --count 10 --interval-ms 100";
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    let command = words.next().unwrap_or_default();
+    let mut words = std::env::args();
+    let called = words.next().unwrap_or_default();
+    let link = called.rsplit('/').next().unwrap_or_default().to_owned();
+    // By its own name the command comes first, by a link's the link is the command.
+    let command = match tools::named(&link).is_some() || link == "sleep" {
+        true => link,
+        false => words.next().unwrap_or_default(),
+    };
+    if let Some(run) = tools::named(&command) {
+        return ended(run(&words.collect::<Vec<_>>()));
+    }
     let outcome = Args::parse(words).and_then(|args| match command.as_str() {
         "serve" => serve::run(&args),
         "fetch" | "loop" => fetch::run(&args, command == "loop"),
@@ -53,6 +65,10 @@ fn main() -> ExitCode {
         }
         other => Err(format!("unknown command {other:?}\n{USAGE}")),
     });
+    ended(outcome)
+}
+
+fn ended(outcome: Result<bool, String>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
