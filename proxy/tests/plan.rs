@@ -269,7 +269,7 @@ fn an_address_of_the_nodes_own_dns_is_left_to_it_unless_it_is_away_and_others_an
 fn the_nodes_own_dns_server_is_no_endpoint_while_it_is_away_and_others_answer() {
     let dns = |address: &str| {
         let mut service = service("dns", address);
-        service.ports = vec![port("http", Protocol::Tcp, 53, None)];
+        service.ports = [port("http", Protocol::Tcp, 53, None)].into();
         service
     };
     let own = ("192.0.2.1", "here", READY);
