@@ -15,6 +15,8 @@ pub struct ContainerLogs {
     pub attempt: Option<u32>,
     /// It still runs.
     pub running: bool,
+    /// Why it waits, as the API tells it; empty = it does not.
+    pub waiting: String,
 }
 
 /// A pod of this node.

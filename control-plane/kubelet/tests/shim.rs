@@ -65,6 +65,7 @@ mod privileged {
                 cgroup: self.cgroup.directory().join("pods/uid").join(id),
                 log: self.state.join("log").join(format!("{id}.log")),
                 termination_log: self.state.join("termination-log"),
+                host_pid: false,
                 created_at: Timestamp::now(),
             }
         }
@@ -76,8 +77,11 @@ mod privileged {
                 cwd: "/".to_owned(),
                 hostname: "pod".to_owned(),
                 netns: None,
+                host_pid: false,
+                host_ipc: false,
                 rootfs: self.runtime.container_dir(id).rootfs(),
                 mounts: Vec::new(),
+                devices: Vec::new(),
                 cgroup_path: self.cgroup.oci_path().join("pods/uid").join(id),
                 resources: Resources::default(),
                 security: Security::default(),
