@@ -43,7 +43,8 @@ pub enum ImageCommand {
     Ls(ListArgs),
     /// Take images off the nodes
     #[command(after_help = "Examples:\n  causeway image rm web:v1\n\n\
-        Exit code: 0 they are gone, 1 a container runs from one or it was not there, 2 there is no cluster.")]
+        A node where a container runs from one keeps it.\n\n\
+        Exit code: 0 they are gone, 1 a node keeps one or none had it, 2 there is no cluster.")]
     Rm(RemoveArgs),
 }
 

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -140,7 +142,7 @@ impl Archive {
         }
         let whole = io::Cursor::new(start).chain(file);
         let mut spooled = unnamed_file(scratch)?;
-        let mut plain = compression.reader(whole)?.take(DEFAULT_LIMIT.bytes);
+        let mut plain = compression.reader(whole).take(DEFAULT_LIMIT.bytes);
         io::copy(&mut plain, &mut spooled).map_err(ImageError::Archive)?;
         if plain.limit() == 0 {
             return Err(ImageError::TooLarge);
@@ -294,11 +296,11 @@ impl Archive {
     pub fn unpack(&self, image: &Archived, rootfs: &Path, limit: Limit) -> Result<u64, ImageError> {
         let mut target = Rootfs::new(rootfs, limit)?;
         for layer in &image.layers {
-            let mut contents = io::BufReader::new(self.contents(&layer.path)?);
-            let start = io::BufRead::fill_buf(&mut contents).map_err(ImageError::Archive)?;
+            let mut contents = BufReader::new(self.contents(&layer.path)?);
+            let start = contents.fill_buf().map_err(ImageError::Archive)?;
             let compression = Compression::of(start);
             let mut plain = Hashing {
-                inner: compression.reader(contents)?,
+                inner: compression.reader(contents),
                 digest: Sha256::new(),
             };
             target.apply(&mut plain)?;
@@ -439,15 +441,64 @@ impl Compression {
         }
     }
 
-    fn reader<'a>(self, inner: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImageError> {
-        Ok(match self {
+    fn reader<'a>(self, inner: impl Read + 'a) -> Box<dyn Read + 'a> {
+        match self {
             Self::None => Box::new(inner),
             Self::Gzip => Box::new(flate2::read::MultiGzDecoder::new(inner)),
-            Self::Zstd => {
-                let decoder = ruzstd::decoding::StreamingDecoder::new(inner);
-                Box::new(decoder.map_err(|error| ImageError::Archive(io::Error::other(error)))?)
+            Self::Zstd => Box::new(Frames {
+                source: BufReader::new(inner),
+                decoder: FrameDecoder::new(),
+                is_open: false,
+            }),
+        }
+    }
+}
+
+/// All frames of a Zstandard stream, one after the other: who compresses in pieces makes several, and may put notes of
+/// its own between them (RFC 8878 §3.1).
+struct Frames<R> {
+    source: BufReader<R>,
+    decoder: FrameDecoder,
+    is_open: bool,
+}
+
+impl<R: Read> Frames<R> {
+    /// Begins the next frame; false at the end of the stream.
+    fn open(&mut self) -> io::Result<bool> {
+        while !self.is_open {
+            if self.source.fill_buf()?.is_empty() {
+                return Ok(false);
             }
-        })
+            match self.decoder.init(&mut self.source) {
+                Ok(()) => self.is_open = true,
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let mut note = (&mut self.source).take(u64::from(length));
+                    io::copy(&mut note, &mut io::sink())?;
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl<R: Read> Read for Frames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !buffer.is_empty() && self.open()? {
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                let wanted = BlockDecodingStrategy::UptoBytes(buffer.len());
+                let decoded = self.decoder.decode_blocks(&mut self.source, wanted);
+                decoded.map_err(io::Error::other)?;
+            }
+            match self.decoder.read(buffer)? {
+                0 => self.is_open = false,
+                length => return Ok(length),
+            }
+        }
+        Ok(0)
     }
 }
 
