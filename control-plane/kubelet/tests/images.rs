@@ -318,6 +318,16 @@ mod privileged {
         long_name
             .append(&header(&long, name.len() as u64), name.as_slice())
             .expect("appended");
+        let named = |name: String| {
+            let mut tar = tar::Builder::new(Vec::new());
+            tar.append(&header(&long, name.len() as u64), name.as_bytes())
+                .expect("appended");
+            [
+                tar.into_inner().expect("finished")[..name.len().div_ceil(512) * 512 + 512].to_vec(),
+                layer(&[file("a", b"")]),
+            ]
+            .concat()
+        };
         let mut cut = header(&file("cut", b""), 10_000).as_bytes().to_vec();
         cut.extend_from_slice(b"short");
         let mut damaged = layer(&[file("a", b"a")]);
@@ -372,6 +382,11 @@ mod privileged {
                     ..file("a", b"")
                 }]),
                 "of a kind that no image has",
+            ),
+            (
+                "long name",
+                one_layer(named("x/".repeat(2100))),
+                "a name of more than 4096 bytes",
             ),
             (
                 "file as directory",

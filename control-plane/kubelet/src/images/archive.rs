@@ -24,7 +24,7 @@ use crate::disk::OnPath;
 /// Most bytes of a document: manifest, index, configuration.
 const DOCUMENT_LIMIT: u64 = 4 << 20;
 /// Most members of an archive: layers and documents.
-const MEMBERS_LIMIT: usize = 100_000;
+const MEMBERS_LIMIT: usize = 10_000;
 /// How deep one index may name another: an archive's own, and that of an image for several platforms.
 const INDEX_DEPTH: usize = 4;
 

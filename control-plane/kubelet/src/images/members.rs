@@ -10,6 +10,8 @@ use super::ImageError;
 
 /// Most bytes of one extension: names and attributes, nothing else.
 const EXTENSION_LIMIT: u64 = 1 << 20;
+/// Most bytes of a path or a link: the kernel takes no longer ones (`PATH_MAX`).
+const NAME_LIMIT: usize = 4096;
 /// PAX attributes that carry a file's extended attributes.
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
@@ -134,11 +136,17 @@ fn member<R: Read>(entry: &tar::Entry<'_, R>, extensions: Extensions) -> Result<
             String::from_utf8_lossy(&path)
         )));
     }
+    let link = extensions.link.or(link).unwrap_or_default();
+    if path.len() > NAME_LIMIT || link.len() > NAME_LIMIT {
+        return Err(ImageError::Malformed(format!(
+            "a name of more than {NAME_LIMIT} bytes"
+        )));
+    }
     let id = |number: io::Result<u64>| number.ok().and_then(|number| u32::try_from(number).ok());
     Ok(Member {
         path: relative(&path)?,
         kind: header.entry_type(),
-        link: extensions.link.or(link).unwrap_or_default(),
+        link,
         mode: header.mode().map_err(ImageError::Archive)? & 0o7777,
         uid: extensions.uid.or(id(header.uid())).unwrap_or(0),
         gid: extensions.gid.or(id(header.gid())).unwrap_or(0),
