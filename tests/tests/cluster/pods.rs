@@ -1,12 +1,12 @@
 //! What pods are made of: init containers, images that were imported, volumes, host namespaces, rights.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, everything};
+use tests::directory::Directory;
 
 const SOON: Duration = Duration::from_secs(30);
 /// The kubelet looks every minute whether ConfigMaps and Secrets of its pods have changed.
@@ -114,7 +114,8 @@ pub fn images_are_built_imported_listed_and_removed(cluster: &Cluster) -> anyhow
         ensure!(good, "causeway image {}: {said}", words.join(" "));
         Ok(said)
     };
-    let archive: PathBuf = cluster.state_dir().join("sh.tar");
+    let directory = Directory::new("images");
+    let archive = directory.path().join("sh.tar");
     let archive = archive.to_str().context("a path")?;
     let busybox = std::fs::canonicalize("/bin/busybox").context("the package busybox-static")?;
     let busybox = busybox.to_str().context("a path")?;
@@ -176,7 +177,7 @@ pub fn images_are_built_imported_listed_and_removed(cluster: &Cluster) -> anyhow
     ];
     cluster.await_that(&node_images, SOON, |text| text.contains("docker.io/cwt/sh:v1"));
 
-    let hostile = cluster.state_dir().join("hostile.tar");
+    let hostile = directory.path().join("hostile.tar");
     std::fs::write(&hostile, b"no archive")?;
     let (imported, said) = image(&["import", hostile.to_str().context("a path")?])?;
     ensure!(!imported && said.contains("image archive"), "{said}");
@@ -233,8 +234,8 @@ pub fn init_containers_run_in_order_and_hold_back_the_others(cluster: &Cluster) 
     bring_shell(cluster)?;
     let scratch = json!({ "volumeMounts": [{ "name": "scratch", "mountPath": "/s" }] });
     let until = |file: &str| format!("while [ ! -e /gate/{file} ]; do sleep 0.05; done");
-    let gate = cluster.state_dir().join("gate");
-    std::fs::create_dir_all(&gate)?;
+    let directory = Directory::new("gate");
+    let gate = directory.path();
     let gates = json!({ "volumeMounts": [
         { "name": "scratch", "mountPath": "/s" },
         { "name": "gate", "mountPath": "/gate" },
@@ -346,9 +347,10 @@ pub fn volumes_of_every_source_are_there(cluster: &Cluster) -> anyhow::Result<()
         cluster,
         &with(secret, json!({ "stringData": { "key": "hidden" } })),
     )?;
-    let host = cluster.state_dir().join("host");
+    let directory = Directory::new("host");
+    let host = directory.path();
     std::fs::create_dir_all(host.join("sub"))?;
-    std::fs::set_permissions(&host, std::fs::Permissions::from_mode(0o777))?;
+    std::fs::set_permissions(host, std::fs::Permissions::from_mode(0o777))?;
     std::fs::write(host.join("sub/file"), "of-the-host\n")?;
     let item = |path: &str, source: Value| with(json!({ "path": path }), source);
     let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
@@ -488,7 +490,7 @@ pub fn a_pod_of_the_node_sees_what_the_node_has(cluster: &Cluster) -> anyhow::Re
     });
     apply(cluster, &pod("agent", spec))?;
     cluster.await_that(&["logs", "agent"], SOON, |log| log.contains("has-sys"));
-    mount_in_node(cluster, &kubelet)?;
+    mount_in_node(&kubelet)?;
     let log = succeeded(cluster, "agent")?;
     ensure!(
         log == "172.30.0.11\nnode-1\nsees-processes\nhas-devices\nhas-sys\nfollowed\ndone\n",
@@ -500,17 +502,12 @@ pub fn a_pod_of_the_node_sees_what_the_node_has(cluster: &Cluster) -> anyhow::Re
 }
 
 /// Mounts a file system with a mark in it on the node's `/run/late`, after the pod has started.
-fn mount_in_node(cluster: &Cluster, kubelet: &str) -> anyhow::Result<()> {
+fn mount_in_node(kubelet: &str) -> anyhow::Result<()> {
     let script = "mkdir -p /run/late && mount -t tmpfs cwt /run/late && touch /run/late/mark";
     let output = std::process::Command::new("nsenter")
         .args(["--target", kubelet, "--mount", "sh", "-c", script])
         .output()?;
-    ensure!(
-        output.status.success(),
-        "{} {}",
-        everything(&output),
-        cluster.state_dir().display()
-    );
+    ensure!(output.status.success(), "{}", everything(&output));
     Ok(())
 }
 
