@@ -58,7 +58,7 @@ if [ "$stage" = run ] || [ "$stage" = test ]; then
   has kubectl || packages+=" kubernetes-client"
 fi
 if [ "$stage" = test ]; then
-  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3 musl-gcc:musl-tools)"
+  packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3 musl-gcc:musl-tools busybox:busybox-static)"
   [ -x /usr/lib/cni/bridge ] || packages+=" containernetworking-plugins"
 fi
 # The libraries that a package needs: programs of daemons are unpacked without being installed, since Debian starts

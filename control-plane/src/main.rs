@@ -7,6 +7,7 @@
 mod cgroup;
 mod down;
 mod enter;
+mod image;
 mod kubeconfig;
 mod layout;
 mod logs;
@@ -61,6 +62,9 @@ enum Command {
     #[command(after_help = "Examples:\n  causeway status\n  causeway status -o json\n\n\
         Exit code: 0 all is well, 1 something is not, 2 there is no cluster.")]
     Status(status::StatusArgs),
+    /// The images of the nodes
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// The control plane: store, API server, controllers, scheduler
     #[command(hide = true)]
     ControlPlane(StateDirArg),
@@ -115,6 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::up(&args).map(done),
         Command::Down(args) => down::down(&args).map(done),
         Command::Status(args) => status::status(&args),
+        Command::Image(command) => image::image(&command),
         Command::ControlPlane(state) => serve::control_plane(&state.open()?).map(done),
         Command::Kubelet { config } => serve::kubelet(&config).map(done),
         Command::Supervise(state) => serve::supervisor(&state.open()?).map(done),

@@ -31,6 +31,9 @@ pub enum Command {
     /// Show the cluster that `up` started
     #[command(disable_help_flag = true)]
     Status(Handed),
+    /// Bring images to the nodes of that cluster, list them, take them away
+    #[command(disable_help_flag = true)]
+    Image(Handed),
     /// Run the agent of a node
     #[command(after_help = "Examples:
   causeway node --config /etc/causeway/node.yaml

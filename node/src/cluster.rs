@@ -1,5 +1,5 @@
-//! `up`, `down` and `status` are `causeway-cluster`'s: they become that program, so that nodes which only run the agent
-//! need not carry a control plane.
+//! `up`, `down`, `status` and `image` are `causeway-cluster`'s: they become that program, so that nodes which only run
+//! the agent need not carry a control plane.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -1,7 +1,7 @@
 //! `causeway`: the node agent, the DNS server, and the way to the cluster's own commands.
 //!
 //! - [`cli`]: commands, options, help texts.
-//! - [`cluster`]: hands `up`, `down` and `status` to `causeway-cluster`.
+//! - [`cluster`]: hands `up`, `down`, `status` and `image` to `causeway-cluster`.
 //! - [`cluster_dns`]: the DNS server.
 //! - [`config`]: the agent's configuration file.
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         Command::Up(handed) => could_not_run(cluster::hand_over("up", &handed.arguments)),
         Command::Down(handed) => could_not_run(cluster::hand_over("down", &handed.arguments)),
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
+        Command::Image(handed) => could_not_run(cluster::hand_over("image", &handed.arguments)),
         Command::Node(node) => match node.command {
             None => run_agent(&node.config),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),

@@ -71,6 +71,22 @@ impl Cluster {
         causeway(command, &self.state_dir, flags)
     }
 
+    /// As [`Cluster::causeway`], for a command that has commands of its own below it: `words` come before the state
+    /// directory.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn causeway_words(&self, command: &str, words: &[&str]) -> anyhow::Result<Output> {
+        let program = programs().join("causeway");
+        Command::new(&program)
+            .arg(command)
+            .args(words)
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .output()
+            .with_context(|| format!("starting {}", program.display()))
+    }
+
     /// The state directory.
     #[must_use]
     pub fn state_dir(&self) -> &Path {

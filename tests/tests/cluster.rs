@@ -5,6 +5,8 @@
 
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/pods.rs"]
+mod pods;
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
 #[path = "cluster/roles.rs"]
@@ -101,6 +103,38 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "an_image_that_is_not_there_is_told_as_kubernetes_tells_it",
         missing_image,
+    ),
+    (
+        "images_are_built_imported_listed_and_removed",
+        pods::images_are_built_imported_listed_and_removed,
+    ),
+    (
+        "an_image_that_cannot_be_had_is_told_by_policy",
+        pods::an_image_that_cannot_be_had_is_told_by_policy,
+    ),
+    (
+        "init_containers_run_in_order_and_hold_back_the_others",
+        pods::init_containers_run_in_order_and_hold_back_the_others,
+    ),
+    (
+        "sidecars_start_before_and_end_after_the_others",
+        pods::sidecars_start_before_and_end_after_the_others,
+    ),
+    (
+        "volumes_of_every_source_are_there",
+        pods::volumes_of_every_source_are_there,
+    ),
+    (
+        "a_changed_config_map_reaches_its_volume_as_a_whole",
+        pods::a_changed_config_map_reaches_its_volume_as_a_whole,
+    ),
+    (
+        "a_pod_of_the_node_sees_what_the_node_has",
+        pods::a_pod_of_the_node_sees_what_the_node_has,
+    ),
+    (
+        "a_pod_that_cannot_be_prepared_is_told_why",
+        pods::a_pod_that_cannot_be_prepared_is_told_why,
     ),
     ("a_pods_annotations_bound_its_bandwidth", bandwidth),
     (

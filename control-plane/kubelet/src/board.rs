@@ -21,6 +21,8 @@ pub struct ContainerLogs {
     pub id: Option<String>,
     /// It still runs.
     pub running: bool,
+    /// Why it waits, as the API tells it; empty = it does not.
+    pub waiting: String,
 }
 
 /// A pod of this node.
@@ -122,6 +124,7 @@ mod tests {
             attempt: Some(1),
             id: Some("id".to_owned()),
             running: true,
+            waiting: String::new(),
         };
         let mut pod = Pod::default();
         pod.metadata.namespace = Some("a".to_owned());

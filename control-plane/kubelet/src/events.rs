@@ -64,7 +64,16 @@ impl Recorder {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        let field = format!("spec.containers{{{container}}}");
+        let init = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.init_containers.iter().flatten());
+        let list = if init.into_iter().any(|one| one.name == container) {
+            "initContainers"
+        } else {
+            "containers"
+        };
+        let field = format!("spec.{list}{{{container}}}");
         self.about(pod, Some(field), event_type, reason, message.into());
     }
 

@@ -3,18 +3,77 @@
 //! ```text
 //! images/<id>/rootfs/…      the files, an overlayfs lower layer
 //! images/<id>/image.json    names and configuration
+//! images/.lock              held by who changes the store: kubelet, `causeway image`
 //! ```
-//! The built-in images are unpacked from the kubelet itself. An import of OCI or docker archives adds directories of
-//! the same shape.
+//! The built-in images are unpacked from the kubelet itself. [`archive`] reads the archives that others write, [`layer`]
+//! unpacks them, [`build`] makes images of files of this machine, [`users`] finds who a container runs as.
 
-use std::fs;
+pub mod archive;
+pub mod build;
+pub mod layer;
+mod members;
+pub mod users;
+
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{self, DiskError, OnPath};
+use crate::shim::state::{ContainerDir, ContainerRequest};
+use archive::{Archive, Archived};
+use layer::Limit;
+
+/// Why an image was not imported, built or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file of this machine.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The archive cannot be read, or is damaged.
+    #[error("read the archive")]
+    Archive(#[source] io::Error),
+    /// The archive is not what it should be.
+    #[error("the archive is not usable: {0}")]
+    Malformed(String),
+    /// Contents are not those that their digest names.
+    #[error("contents of {0} are not what their digest says")]
+    Digest(String),
+    /// A file that no image may have.
+    #[error("{}: {reason}", path.display())]
+    Refused {
+        /// Its path in the archive, or on this machine.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// More bytes or files than any image has.
+    #[error("the image is larger than any that is taken")]
+    TooLarge,
+    /// The archive says no name, and neither did the caller.
+    #[error("the archive names no image: give it a name")]
+    Unnamed,
+    /// A program that needs libraries of the machine.
+    #[error("{} is dynamically linked: an image of it would lack its libraries; build it static", .0.display())]
+    Dynamic(PathBuf),
+    /// A container runs from the image.
+    #[error("image {name} is used by container {container} of pod {pod}")]
+    InUse {
+        /// The image.
+        name: String,
+        /// A container.
+        container: String,
+        /// `namespace/name` of its pod.
+        pod: String,
+    },
+    /// No such image.
+    #[error("no image {0}")]
+    Absent(String),
+}
 
 /// An image's configuration, as far as a container is made from it (OCI image specification, "Image Configuration").
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +138,9 @@ const BUILT_IN: [BuiltIn; 2] = [
     },
 ];
 
+/// Directories of this beginning are being made or removed.
+const UNFINISHED: &str = ".unfinished-";
+
 /// The images of one node.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
@@ -88,14 +150,143 @@ pub struct ImageStore {
 impl ImageStore {
     /// Opens the store and unpacks what is built in.
     pub fn open(directory: &Path) -> Result<Self, DiskError> {
-        disk::make_dir(directory)?;
-        let store = Self {
-            directory: directory.to_owned(),
-        };
+        let store = Self::at(directory)?;
         for image in &BUILT_IN {
             store.unpack(image)?;
         }
         Ok(store)
+    }
+
+    /// The store of a node that may have no kubelet yet.
+    pub fn at(directory: &Path) -> Result<Self, DiskError> {
+        disk::make_dir(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Takes an image from an archive, under the archive's names or under `name`. An image that had one of these names
+    /// loses it.
+    pub fn import(
+        &self,
+        archive: &Archive,
+        image: &Archived,
+        name: Option<&str>,
+        limit: Limit,
+    ) -> Result<Image, ImageError> {
+        let names: Vec<String> = match name {
+            Some(name) => vec![normalized(name)],
+            None => image.names.iter().map(|name| normalized(name)).collect(),
+        };
+        if names.is_empty() {
+            return Err(ImageError::Unnamed);
+        }
+        let lock = self.lock()?;
+        self.remove_leftovers()?;
+        if let Some(known) = self.list()?.into_iter().find(|known| known.id == image.id) {
+            return Ok(self.give_names(known, names, &lock)?);
+        }
+        let hex = image.id.trim_start_matches("sha256:");
+        let place = self.directory.join(format!("{UNFINISHED}{hex}"));
+        let rootfs = place.join("rootfs");
+        disk::make_dir(&rootfs)?;
+        let unpacked = archive.unpack(image, &rootfs, limit);
+        if unpacked.is_err() {
+            disk::remove_tree(&place)?;
+        }
+        let described = Image {
+            id: image.id.clone(),
+            names: Vec::new(),
+            size_bytes: unpacked?,
+            config: image.config.clone(),
+            rootfs: self.directory.join(hex).join("rootfs"),
+        };
+        disk::write_json(&place.join("image.json"), &described)?;
+        let target = self.directory.join(hex);
+        fs::rename(&place, &target).on("rename into place", &target)?;
+        Ok(self.give_names(described, names, &lock)?)
+    }
+
+    /// Takes a name away, or with its last name or by its id the image. `containers` is the directory of the node's
+    /// containers: an image that one of them runs from stays.
+    pub fn remove(&self, reference: &str, containers: &Path) -> Result<(), ImageError> {
+        let lock = self.lock()?;
+        self.remove_leftovers()?;
+        let absent = || ImageError::Absent(reference.to_owned());
+        let mut image = self.find(reference)?.ok_or_else(absent)?;
+        let wanted = normalized(reference);
+        image
+            .names
+            .retain(|name| *name != wanted && image.id != reference);
+        if !image.names.is_empty() {
+            return Ok(self.describe(&image, &lock)?);
+        }
+        let place = self.place(&image.id);
+        let aside = self
+            .directory
+            .join(format!("{UNFINISHED}{}", uuid::Uuid::new_v4().simple()));
+        // Out of sight first: a container that starts meanwhile is found below, or does not find the image.
+        fs::rename(&place, &aside).on("rename", &place)?;
+        if let Some(user) = user_of(&image.id, containers)? {
+            fs::rename(&aside, &place).on("rename", &aside)?;
+            return Err(ImageError::InUse {
+                name: reference.to_owned(),
+                container: user.container,
+                pod: format!("{}/{}", user.pod_namespace, user.pod_name),
+            });
+        }
+        Ok(disk::remove_tree(&aside)?)
+    }
+
+    fn lock(&self) -> Result<Flock<File>, DiskError> {
+        let path = self.directory.join(".lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .on("open", &path)?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .on("lock", &path)
+    }
+
+    /// What an import or a removal that was killed has left.
+    fn remove_leftovers(&self) -> Result<(), DiskError> {
+        for entry in fs::read_dir(&self.directory).on("read", &self.directory)? {
+            let entry = entry.on("read", &self.directory)?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                disk::remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds names to an image, and takes them from those that had them. Who has no name left stays, as with docker.
+    fn give_names(&self, image: Image, names: Vec<String>, lock: &Flock<File>) -> Result<Image, DiskError> {
+        let mut image = image;
+        for mut other in self.list()?.into_iter().filter(|other| other.id != image.id) {
+            let before = other.names.len();
+            other.names.retain(|name| !names.contains(name));
+            if other.names.len() != before {
+                self.describe(&other, lock)?;
+            }
+        }
+        for name in names {
+            if !image.names.contains(&name) {
+                image.names.push(name);
+            }
+        }
+        self.describe(&image, lock)?;
+        Ok(image)
+    }
+
+    fn describe(&self, image: &Image, _lock: &Flock<File>) -> Result<(), DiskError> {
+        disk::write_json(&self.place(&image.id).join("image.json"), image)
+    }
+
+    fn place(&self, id: &str) -> PathBuf {
+        self.directory.join(id.trim_start_matches("sha256:"))
     }
 
     /// The image of a reference.
@@ -111,7 +302,11 @@ impl ImageStore {
     pub fn list(&self) -> Result<Vec<Image>, DiskError> {
         let mut images = Vec::new();
         for entry in fs::read_dir(&self.directory).on("read", &self.directory)? {
-            let path = entry.on("read", &self.directory)?.path();
+            let entry = entry.on("read", &self.directory)?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
             if let Some(image) = disk::read_json::<Image>(&path.join("image.json"))? {
                 images.push(Image {
                     rootfs: path.join("rootfs"),
@@ -123,19 +318,20 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// `image.json` is written last, so that an interrupted unpacking is done again.
+    /// `image.json` is written last, so that an interrupted unpacking is done again. A kubelet that is started anew does
+    /// not wait for the lock: what is built in is there.
     fn unpack(&self, built_in: &BuiltIn) -> Result<(), DiskError> {
         let digest = Sha256::new()
             .chain_update(built_in.path)
             .chain_update(built_in.program)
             .chain_update(built_in.links.join(" "))
             .finalize();
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex::encode(digest);
         let place = self.directory.join(&hex);
-        let description = place.join("image.json");
-        if description.exists() {
+        if place.join("image.json").exists() {
             return Ok(());
         }
+        let lock = self.lock()?;
         let rootfs = place.join("rootfs");
         for directory in ["bin", "etc", "tmp", "proc", "sys", "dev", "run", "var"] {
             disk::make_dir(&rootfs.join(directory))?;
@@ -158,7 +354,7 @@ impl ImageStore {
         )?;
         let image = Image {
             id: format!("sha256:{hex}"),
-            names: vec![normalized(built_in.name)],
+            names: Vec::new(),
             size_bytes: built_in.program.len() as u64,
             config: ImageConfig {
                 entrypoint: vec![built_in.path.to_owned()],
@@ -167,7 +363,65 @@ impl ImageStore {
             },
             rootfs,
         };
-        disk::write_json(&description, &image)
+        self.give_names(image, vec![normalized(built_in.name)], &lock)
+            .map(drop)
+    }
+}
+
+/// A container that was made from an image and is not removed yet.
+fn user_of(id: &str, containers: &Path) -> Result<Option<ContainerRequest>, DiskError> {
+    let entries = match fs::read_dir(containers) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.on("read", containers)?,
+    };
+    for entry in entries {
+        let directory = ContainerDir(entry.on("read", containers)?.path());
+        let request: Option<ContainerRequest> = disk::read_json(&directory.request())?;
+        if let Some(request) = request.filter(|request| request.image_id == id) {
+            return Ok(Some(request));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a name can be that of an image; else why not, in the words of the reference parser that Kubernetes uses
+/// (`github.com/distribution/reference`): lower case, and neither empty nor with letters that no name has.
+pub fn check_reference(reference: &str) -> Result<(), String> {
+    let full = normalized(reference);
+    let (name, digest) = full.split_once('@').unwrap_or((&full, ""));
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, tag),
+        _ => (name, "latest"),
+    };
+    let repository = path.split_once('/').map_or(path, |(_, repository)| repository);
+    if repository.chars().any(|letter| letter.is_ascii_uppercase()) {
+        return Err(format!(
+            "invalid reference format: repository name ({repository}) must be lowercase"
+        ));
+    }
+    let is_inner = |byte: &u8| matches!(byte, b'.' | b'_' | b'-');
+    let is_component = |part: &str| {
+        let (first, last) = (part.as_bytes().first(), part.as_bytes().last());
+        let known = part
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || is_inner(&byte));
+        known && first.is_some_and(|byte| !is_inner(byte)) && last.is_some_and(|byte| !is_inner(byte))
+    };
+    let is_tag = |tag: &str| {
+        let known = tag
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || is_inner(&byte));
+        known && !tag.is_empty() && tag.len() <= 128 && !tag.starts_with(['.', '-'])
+    };
+    let is_digest = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:");
+        digest.is_empty()
+            || hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    if repository.split('/').all(is_component) && is_tag(tag) && is_digest(digest) {
+        Ok(())
+    } else {
+        Err("invalid reference format".to_owned())
     }
 }
 
@@ -208,6 +462,33 @@ mod tests {
             ("a/b@sha256:00", "docker.io/a/b@sha256:00"),
         ] {
             assert_eq!(normalized(reference), expected);
+        }
+    }
+
+    #[test]
+    fn names_that_no_image_has_are_told_as_kubernetes_tells_them() {
+        let bad = "invalid reference format";
+        for (reference, expected) in [
+            ("nginx", Ok(())),
+            ("reg.example:5000/a/b_c:V1.2-x", Ok(())),
+            (
+                "Nginx",
+                Err("invalid reference format: repository name (library/Nginx) must be lowercase"),
+            ),
+            ("REG.example/a", Ok(())),
+            ("a//b", Err(bad)),
+            ("a b", Err(bad)),
+            ("-a", Err(bad)),
+            ("a:", Err(bad)),
+            ("a:.x", Err(bad)),
+            ("a@sha256:00", Err(bad)),
+            ("", Err(bad)),
+        ] {
+            assert_eq!(
+                check_reference(reference),
+                expected.map_err(str::to_owned),
+                "{reference:?}"
+            );
         }
     }
 

@@ -100,6 +100,7 @@ pub async fn run_with(
         services,
         board,
         own_oom_score: own_oom_score.trim().parse().unwrap_or(0),
+        own_capabilities: own_capabilities(),
     });
     let keeper = tokio::spawn(keeper.run(stop.clone()));
     let pods = tokio::spawn(Pods::new(context, adopted).run(stop.clone()));
@@ -113,6 +114,14 @@ pub async fn run_with(
     let _ = tokio::join!(keeper, pods);
     event_writer.abort();
     Ok(())
+}
+
+/// `CapPrm` of proc_pid_status(5); all where it cannot be read.
+fn own_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(u64::MAX)
 }
 
 async fn connect(config: &Config) -> Result<kube::Client, KubeletError> {

@@ -85,7 +85,8 @@ impl NodeKeeper {
                 () = shutdown.cancelled() => return,
                 _ = leases.tick() => match in_time(self.renew_lease(&node)).await {
                     Ok(()) => {
-                        status_due |= renewed.elapsed() > SILENCE;
+                        let told = node.status.as_ref().and_then(|status| status.images.as_ref());
+                        status_due |= renewed.elapsed() > SILENCE || told != Some(&self.image_list());
                         renewed = Instant::now();
                     }
                     Err(error) => tracing::warn!(error, "node lease not renewed"),
@@ -275,7 +276,7 @@ fn conditions(network: bool, known: Option<&NodeStatus>) -> Vec<NodeCondition> {
 }
 
 /// What the node has. Nodes that share a machine each report all of it: their cgroups do not divide it.
-fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
+pub(crate) fn capacity(config: &Config) -> BTreeMap<String, Quantity> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = meminfo
@@ -319,7 +320,7 @@ fn system_info() -> NodeSystemInfo {
 }
 
 /// The machine's architecture in Go's words, which the labels of Kubernetes use.
-fn go_architecture() -> &'static str {
+pub(crate) fn go_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

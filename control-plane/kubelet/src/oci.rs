@@ -1,7 +1,7 @@
 //! The OCI runtime specification of one container: a pure translation of what the kubelet decided.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "SYS_CHROOT",
 ];
 
-/// All that a privileged container gets, where the kubelet has it itself.
+/// All that a privileged container gets, where the kubelet has it itself. By number (`linux/capability.h`).
 const ALL_CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -113,6 +113,23 @@ pub struct BindMount {
     pub target: PathBuf,
     /// Not writable in the container.
     pub read_only: bool,
+    /// What the node mounts there later appears in the container too.
+    pub follows_node: bool,
+}
+
+/// A device file of the node that the container gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Below `/dev`.
+    pub path: PathBuf,
+    /// `c` or `b`.
+    pub kind: char,
+    /// Numbers of driver and device.
+    pub numbers: (u64, u64),
+    /// Permissions.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
 }
 
 /// Rights of one container.
@@ -130,6 +147,8 @@ pub struct Security {
     pub add: Vec<String>,
     /// Capabilities to take away, without `CAP_`, or `ALL`.
     pub drop: Vec<String>,
+    /// Capabilities that nobody gets, a bit for each number: the kubelet lacks them itself, and execve(2) would fail.
+    pub withheld: u64,
     /// The root file system is not writable.
     pub read_only_root: bool,
     /// `no_new_privs`.
@@ -151,10 +170,16 @@ pub struct ContainerSpec {
     pub hostname: String,
     /// Network namespace to join; `None` = the node's own.
     pub netns: Option<PathBuf>,
+    /// It sees the processes of the node.
+    pub host_pid: bool,
+    /// It shares memory and semaphores with the node.
+    pub host_ipc: bool,
     /// Root file system, as the shim mounts it.
     pub rootfs: PathBuf,
     /// Volumes and the files in `/etc`, in the order in which they are mounted.
     pub mounts: Vec<BindMount>,
+    /// Devices besides those that every container has.
+    pub devices: Vec<Device>,
     /// cgroup path from each hierarchy's root.
     pub cgroup_path: PathBuf,
     /// Limits.
@@ -205,7 +230,8 @@ pub fn oci_config(spec: &ContainerSpec) -> Value {
         "mounts": mounts(spec),
         "linux": {
             "cgroupsPath": spec.cgroup_path,
-            "namespaces": namespaces(spec.netns.as_deref()),
+            "namespaces": namespaces(spec),
+            "devices": spec.devices.iter().map(device).collect::<Vec<Value>>(),
             "resources": resources(spec),
             "maskedPaths": masked,
             "readonlyPaths": read_only,
@@ -220,6 +246,9 @@ fn capabilities(security: &Security) -> BTreeSet<&str> {
     let drop: Vec<String> = security.drop.iter().map(|entry| plain(entry)).collect();
     ALL_CAPABILITIES
         .into_iter()
+        .enumerate()
+        .filter(|(number, _)| security.withheld >> number & 1 == 0)
+        .map(|(_, name)| name)
         .filter(|name| {
             let default = DEFAULT_CAPABILITIES.contains(name) && !named(&drop, name);
             security.privileged || named(&add, name) && !drop.iter().any(|entry| entry == name) || default
@@ -252,22 +281,37 @@ fn mounts(spec: &ContainerSpec) -> Vec<Value> {
     ];
     mounts.extend(spec.mounts.iter().map(|mount| {
         let access = if mount.read_only { "ro" } else { "rw" };
+        let propagation = if mount.follows_node { "rslave" } else { "rprivate" };
         json!({
             "destination": mount.target,
             "type": "bind",
             "source": mount.source,
-            "options": ["rbind", "rprivate", access],
+            "options": ["rbind", propagation, access],
         })
     }));
     mounts
 }
 
-fn namespaces(netns: Option<&Path>) -> Vec<Value> {
-    let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"]
-        .iter()
-        .map(|kind| json!({ "type": kind }))
+fn device(device: &Device) -> Value {
+    json!({
+        "path": device.path, "type": device.kind, "major": device.numbers.0, "minor": device.numbers.1,
+        "fileMode": device.mode, "uid": device.owner.0, "gid": device.owner.1,
+    })
+}
+
+fn namespaces(spec: &ContainerSpec) -> Vec<Value> {
+    let own = [
+        ("pid", !spec.host_pid),
+        ("ipc", !spec.host_ipc),
+        ("uts", true),
+        ("mount", true),
+    ];
+    let mut namespaces: Vec<Value> = own
+        .into_iter()
+        .filter(|(_, own)| *own)
+        .map(|(kind, _)| json!({ "type": kind }))
         .collect();
-    if let Some(path) = netns {
+    if let Some(path) = &spec.netns {
         namespaces.push(json!({ "type": "network", "path": path }));
     }
     namespaces
@@ -303,6 +347,10 @@ fn cpu_shares(millis: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn all_but(name: &'static str) -> impl Iterator<Item = &'static str> {
+        ALL_CAPABILITIES.into_iter().filter(move |one| *one != name)
+    }
+
     fn words(list: &[&str]) -> Vec<String> {
         list.iter().map(|&word| word.to_owned()).collect()
     }
@@ -333,6 +381,13 @@ mod tests {
             };
             assert_eq!(capabilities(&security), expected, "{security:?}");
         }
+        let without = Security {
+            privileged: true,
+            withheld: 1 << 24,
+            ..Security::default()
+        };
+        let expected: BTreeSet<&str> = all_but("SYS_RESOURCE").collect();
+        assert_eq!(capabilities(&without), expected);
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub use rustix::process::Signal;
 
 use crate::readiness::readable;
 
+/// The longest single wait.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// A process id with the process's start time (clock ticks since boot, `proc_pid_stat(5)` field 22).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -63,6 +66,12 @@ impl ProcessIdentity {
         if let Ok(descriptor) = readable(descriptor) {
             let _ = descriptor.readable().await;
         }
+    }
+
+    /// Waits for the end of the process, and blocks meanwhile.
+    pub fn wait(self) {
+        let Some(descriptor) = self.open() else { return };
+        while !has_ended(&descriptor, LONG) {}
     }
 
     /// Waits for the end of the process, and kills it when that takes too long.

@@ -200,8 +200,17 @@ async fn container_logs(
             return refused(StatusCode::BAD_REQUEST, text);
         }
         (false, None) => {
-            let text =
-                format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating");
+            // `validateContainerLogStatus` of `pkg/kubelet`.
+            let why = match logs.waiting.as_str() {
+                "ErrImagePull" => "image can't be pulled",
+                "ImagePullBackOff" => "trying and failing to pull image",
+                reason => reason,
+            };
+            let text = if why.is_empty() {
+                format!("container \"{container}\" in pod \"{pod}\" is terminated")
+            } else {
+                format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {why}")
+            };
             return refused(StatusCode::BAD_REQUEST, text);
         }
     };

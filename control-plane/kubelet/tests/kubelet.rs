@@ -465,6 +465,98 @@ mod privileged {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn init_containers_are_known_again_by_the_next_kubelet() {
+        if !isolated("init_containers_are_known_again_by_the_next_kubelet") {
+            return;
+        }
+        let mut node = Node::new("init");
+        node.write_network();
+        node.start();
+        let run = |name: &str, words: &[&str]| json!({"name": name, "image": "causeway/testserver:v1", "args": words});
+        let mut sidecar = run("sidecar", &["serve", "--http", ":8081"]);
+        sidecar["restartPolicy"] = json!("Always");
+        let spec = |second: &Value| {
+            json!({"initContainers": [run("first", &["sleep", "0"]), sidecar, second],
+                   "containers": [run("main", &["serve", "--http", ":8080"])], "terminationGracePeriodSeconds": 5})
+        };
+        node.create_pod("done", spec(&run("second", &["sleep", "0"])));
+        node.create_pod("held", spec(&run("second", &["sleep", "infinity"])));
+        let statuses = |pod: &Value| {
+            let list = |name: &str| pod["status"][name].as_array().cloned().unwrap_or_default();
+            let all = [list("initContainerStatuses"), list("containerStatuses")].concat();
+            let state = |one: &Value| {
+                let mut states = one["state"].as_object().into_iter().flatten();
+                let (state, why) = states
+                    .next()
+                    .map(|(name, state)| (name.clone(), text(state, "/reason").to_owned()))?;
+                Some(format!(
+                    "{} {state} {why} {} {}",
+                    text(one, "/name"),
+                    one["ready"],
+                    one["restartCount"]
+                ))
+            };
+            all.iter().filter_map(state).collect::<Vec<_>>()
+        };
+        let done = [
+            "first terminated Completed true 0",
+            "sidecar running  true 0",
+            "second terminated Completed true 0",
+            "main running  true 0",
+        ];
+        let held = [
+            "first terminated Completed true 0",
+            "sidecar running  true 0",
+            "second running  false 0",
+            "main waiting PodInitializing false 0",
+        ];
+        node.await_pod("done", "running", |pod| statuses(pod) == done)
+            .await;
+        node.await_pod("held", "held", |pod| statuses(pod) == held).await;
+        let ids = |name: &str| {
+            let pod = node.pod(name).expect("there");
+            let list = |field: &str| pod["status"][field].as_array().cloned().unwrap_or_default();
+            let all = [list("initContainerStatuses"), list("containerStatuses")].concat();
+            all.iter()
+                .map(|one| text(one, "/containerID").to_owned())
+                .collect::<Vec<_>>()
+        };
+        let before = (ids("done"), ids("held"));
+        assert_eq!(
+            before.1.iter().filter(|id| !id.is_empty()).count(),
+            3,
+            "{before:?}"
+        );
+
+        node.stop().await;
+        node.start();
+        node.create_pod("later", server(false));
+        node.await_pod("later", "running", is_running).await;
+        let now = |name: &str| statuses(&node.pod(name).expect("there"));
+        assert_eq!(
+            (now("done"), now("held")),
+            (done.map(str::to_owned).to_vec(), held.map(str::to_owned).to_vec())
+        );
+        let after = |name: &str| {
+            let pod = node.pod(name).expect("there");
+            text(&pod, "/status/initContainerStatuses/2/containerID").to_owned()
+        };
+        assert_eq!(
+            (after("done"), after("held")),
+            (before.0[2].clone(), before.1[2].clone())
+        );
+
+        for name in ["done", "held", "later"] {
+            node.api.delete("pods", "default", name, json!({}));
+        }
+        for name in ["done", "held", "later"] {
+            node.await_absence(name).await;
+        }
+        assert_eq!(node.remains(), Vec::<String>::new());
+        node.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn orphans_go_when_the_kubelet_comes_back() {
         if !isolated("orphans_go_when_the_kubelet_comes_back") {
             return;

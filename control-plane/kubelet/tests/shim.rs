@@ -70,6 +70,7 @@ mod privileged {
                 terminal: false,
                 stdin: Stdin::Closed,
                 termination_log: self.state.join("termination-log"),
+                host_pid: false,
                 created_at: Timestamp::now(),
             }
         }
@@ -82,8 +83,11 @@ mod privileged {
                 cwd: "/".to_owned(),
                 hostname: "pod".to_owned(),
                 netns: None,
+                host_pid: false,
+                host_ipc: false,
                 rootfs: self.runtime.container_dir(id).rootfs(),
                 mounts: Vec::new(),
+                devices: Vec::new(),
                 cgroup_path: self.cgroup.oci_path().join("pods/uid").join(id),
                 resources: Resources::default(),
                 security: Security::default(),

@@ -21,11 +21,9 @@ pub const POD: &[Column] = &[
 
 /// Cells under [`POD`].
 pub fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
-    let statuses = object.list("status.containerStatuses");
-    let ready = statuses.iter().filter(|status| status.flag("ready")).count();
     vec![
         object::name(object).into(),
-        format!("{ready}/{}", object.list("spec.containers").len()).into(),
+        ready(object).into(),
         pod_status(object).into(),
         restarts(object, now).into(),
         age(object, now),
@@ -34,6 +32,44 @@ pub fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
         or_none(object.text("status.nominatedNodeName")),
         readiness_gates(object),
     ]
+}
+
+/// Ready containers of all that run for good: the main ones and the sidecars.
+fn ready(pod: &Value) -> String {
+    let sidecars = pod
+        .list("spec.initContainers")
+        .iter()
+        .filter(|one| is_sidecar(one))
+        .count();
+    let statuses = pod.list("status.containerStatuses").iter();
+    let ready = statuses
+        .chain(sidecar_statuses(pod))
+        .filter(|status| status.flag("ready"));
+    format!(
+        "{}/{}",
+        ready.count(),
+        pod.list("spec.containers").len() + sidecars
+    )
+}
+
+fn is_sidecar(container: &Value) -> bool {
+    container.text("restartPolicy") == "Always"
+}
+
+fn sidecar_statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+    let is_of_sidecar = |status: &&Value| {
+        let mut containers = pod.list("spec.initContainers").iter();
+        containers.any(|one| is_sidecar(one) && one.text("name") == status.text("name"))
+    };
+    pod.list("status.initContainerStatuses")
+        .iter()
+        .filter(is_of_sidecar)
+}
+
+fn is_initialized(pod: &Value) -> bool {
+    pod.list("status.conditions")
+        .iter()
+        .any(|one| one.text("type") == "Initialized" && one.text("status") == "True")
 }
 
 fn pod_ip(pod: &Value) -> &str {
@@ -58,9 +94,14 @@ fn pod_status(pod: &Value) -> String {
     if gated {
         reason = "SchedulingGated".to_owned();
     }
-    match init_status(pod) {
-        Some(initializing) => reason = initializing,
-        None => reason = container_status(pod, reason),
+    if let Some(initializing) = init_status(pod) {
+        reason = initializing;
+        // A sidecar that is down does not take the pod back to its beginning.
+        if is_initialized(pod) {
+            reason = container_status(pod, reason);
+        }
+    } else {
+        reason = container_status(pod, reason);
     }
     if !object::is_terminating(pod) {
         return reason;
@@ -82,10 +123,7 @@ fn init_status(pod: &Value) -> Option<String> {
         if terminated.is_object() && terminated.int("exitCode") == Some(0) {
             continue;
         }
-        let restartable = pod
-            .list("spec.initContainers")
-            .get(index)
-            .is_some_and(|one| one.text("restartPolicy") == "Always");
+        let restartable = pod.list("spec.initContainers").get(index).is_some_and(is_sidecar);
         if restartable && status.flag("started") {
             continue;
         }
@@ -133,13 +171,18 @@ fn ended(terminated: &Value) -> String {
 }
 
 fn restarts(pod: &Value, now: Timestamp) -> String {
-    let statuses = pod.list("status.containerStatuses");
+    let all: Vec<&Value> = if init_status(pod).is_some() && !is_initialized(pod) {
+        pod.list("status.initContainerStatuses").iter().collect()
+    } else {
+        let main = pod.list("status.containerStatuses").iter();
+        sidecar_statuses(pod).chain(main).collect()
+    };
+    let statuses = all.iter();
     let count: i64 = statuses
-        .iter()
+        .clone()
         .map(|status| status.int("restartCount").unwrap_or(0))
         .sum();
     let last = statuses
-        .iter()
         .map(|status| status.text("lastState.terminated.finishedAt"))
         .max()
         .unwrap_or_default();
@@ -177,6 +220,59 @@ mod tests {
     #[track_caller]
     fn check_pod(pod: Value, expected: &str) {
         assert_eq!(pod_status(&pod), expected);
+    }
+
+    #[test]
+    fn sidecars_count_among_the_containers_of_a_pod() {
+        let now = Timestamp::UNIX_EPOCH;
+        let cells = |init: Value, initialized: &str, main: Value| {
+            let pod = json!({
+                "spec": { "initContainers": [{ "name": "s", "restartPolicy": "Always" }, { "name": "i" }],
+                          "containers": [{ "name": "c" }] },
+                "status": { "phase": "Running", "initContainerStatuses": init, "containerStatuses": [main],
+                            "conditions": [{ "type": "Initialized", "status": initialized }] },
+            });
+            let cells = super::pod(&pod, now);
+            let text = |index: usize| {
+                cells
+                    .get(index)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            [text(1), text(2), text(3)]
+        };
+        let running = |name: &str, restarts: i64| {
+            json!({ "name": name, "started": true, "ready": true, "restartCount": restarts,
+                    "state": { "running": {} } })
+        };
+        let ended = |name: &str, code: i64, restarts: i64| {
+            json!({ "name": name, "restartCount": restarts,
+                    "state": { "terminated": { "exitCode": code, "reason": "Error" } } })
+        };
+        let waiting = json!({ "name": "c", "state": { "waiting": { "reason": "PodInitializing" } } });
+        for (init, initialized, main, expected) in [
+            (
+                json!([running("s", 1), ended("i", 1, 3)]),
+                "False",
+                waiting,
+                ["1/2", "Init:Error", "4"],
+            ),
+            (
+                json!([running("s", 1), ended("i", 0, 3)]),
+                "True",
+                running("c", 2),
+                ["2/2", "Running", "3"],
+            ),
+            (
+                json!([ended("s", 1, 1), ended("i", 0, 0)]),
+                "True",
+                running("c", 0),
+                ["1/2", "Init:Error", "1"],
+            ),
+        ] {
+            assert_eq!(cells(init, initialized, main), expected.map(str::to_owned));
+        }
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! From a container of a pod to the OCI specification.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, PodSpec, SecurityContext, Volume, VolumeMount,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::env::{ConfigError, expand};
+use super::devices;
+use super::env::{ConfigError, expand, undefined};
 use super::quantity;
 use super::volumes::safe_relative;
 use crate::images::Image;
+use crate::images::users::Accounts;
 use crate::oci::{BindMount, ContainerSpec, Resources, Security};
 
 /// Where programs are looked for when the image says nothing.
@@ -39,6 +43,8 @@ pub struct ContainerContext<'a> {
     pub cgroup_path: PathBuf,
     /// The kubelet's own `oom_score_adj`, below which it cannot go.
     pub own_oom_score: i32,
+    /// The kubelet's own capabilities, a bit for each number.
+    pub own_capabilities: u64,
 }
 
 /// The container's specification.
@@ -51,7 +57,10 @@ pub fn container_spec(
         .spec
         .as_ref()
         .and_then(|spec| spec.security_context.as_ref());
-    let security = security(container, pod_security, context.image)?;
+    let security = Security {
+        withheld: !context.own_capabilities,
+        ..security(container, pod_security, context.image)?
+    };
     let args = arguments(container, context);
     if args.is_empty() {
         return Err(ConfigError("no command specified".to_owned()));
@@ -64,6 +73,7 @@ pub fn container_spec(
     .flatten()
     .find(|directory| !directory.is_empty())
     .unwrap_or("/");
+    let asks = |field: fn(&PodSpec) -> Option<bool>| context.pod.spec.as_ref().and_then(field) == Some(true);
     Ok(ContainerSpec {
         args,
         terminal: container.tty.unwrap_or(false),
@@ -71,8 +81,15 @@ pub fn container_spec(
         cwd: cwd.to_owned(),
         hostname: context.hostname.clone(),
         netns: context.netns.clone(),
+        host_pid: asks(|spec| spec.host_pid),
+        host_ipc: asks(|spec| spec.host_ipc),
         rootfs: context.rootfs.clone(),
         mounts: mounts(container, context)?,
+        devices: if security.privileged {
+            devices::of_node(Path::new("/dev"))
+        } else {
+            Vec::new()
+        },
         cgroup_path: context.cgroup_path.clone(),
         resources: resources(container),
         security,
@@ -120,6 +137,7 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
         within: None,
         target: PathBuf::from(target),
         read_only,
+        follows_node: false,
     };
     let volumes = context
         .pod
@@ -138,16 +156,14 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
                 mount.name
             ))
         })?;
-        if mount.sub_path_expr.is_some() {
-            return Err(ConfigError(
-                "subPathExpr is not supported by this kubelet yet".to_owned(),
-            ));
-        }
         let read_only = mount.read_only.unwrap_or(false) || written_here.contains(&mount.name.as_str());
-        let whole = bind(volume.clone(), &mount.mount_path, read_only);
-        mounts.push(match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
+        let whole = BindMount {
+            follows_node: follows_node(mount)?,
+            ..bind(volume.clone(), &mount.mount_path, read_only)
+        };
+        mounts.push(match sub_path(mount, context.variables)? {
             Some(path) => BindMount {
-                source: volume.join(safe_relative(path)),
+                source: volume.join(safe_relative(&path)),
                 within: Some(volume.clone()),
                 ..whole
             },
@@ -168,6 +184,43 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
     Ok(mounts)
 }
 
+fn follows_node(mount: &VolumeMount) -> Result<bool, ConfigError> {
+    match mount.mount_propagation.as_deref() {
+        None | Some("None") => Ok(false),
+        Some("HostToContainer") => Ok(true),
+        Some(other) => Err(ConfigError(format!(
+            "mountPropagation {other} of volume mount \"{}\" is not supported by this kubelet yet",
+            mount.name
+        ))),
+    }
+}
+
+/// The part of the volume that is mounted (`ExpandContainerVolumeMounts` of `pkg/kubelet/container`).
+fn sub_path(
+    mount: &VolumeMount,
+    variables: &BTreeMap<String, String>,
+) -> Result<Option<String>, ConfigError> {
+    let expression = mount.sub_path_expr.as_deref().filter(|path| !path.is_empty());
+    let path = match expression {
+        None => mount.sub_path.clone().unwrap_or_default(),
+        Some(expression) => match undefined(expression, variables) {
+            Some(name) => return Err(ConfigError(format!("missing value for \"{name}\""))),
+            None => expand(expression, variables),
+        },
+    };
+    if path.starts_with('/') {
+        return Err(ConfigError(format!(
+            "error SubPath `{path}` must not be an absolute path"
+        )));
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(ConfigError(format!(
+            "unable to provision SubPath `{path}`: must not contain '..'"
+        )));
+    }
+    Ok(Some(path).filter(|path| !path.is_empty()))
+}
+
 /// Contents that come from the API. Containers only read them: the kubelet goes on writing there, as root, and must
 /// not follow links that a container made (CVE-2017-1002102).
 fn is_written_by_kubelet(volume: &Volume) -> bool {
@@ -184,29 +237,34 @@ fn security(
 ) -> Result<Security, ConfigError> {
     let none = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&none);
-    let (image_uid, image_gid) = image_user(&image.config.user)?;
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
-    let uid = number(own.run_as_user)
-        .or(number(pod.and_then(|pod| pod.run_as_user)))
-        .unwrap_or(image_uid);
+    let wanted = number(own.run_as_user).or(number(pod.and_then(|pod| pod.run_as_user)));
+    let named = wanted.map_or_else(|| image.config.user.clone(), |uid| uid.to_string());
+    let accounts = Accounts::of(&image.rootfs);
+    let user = accounts.find(&named).map_err(|name| {
+        ConfigError(format!(
+            "unable to find user {name}: no matching entries in passwd file"
+        ))
+    })?;
     let gid = number(own.run_as_group)
         .or(number(pod.and_then(|pod| pod.run_as_group)))
-        .unwrap_or(image_gid);
+        .unwrap_or(user.gid);
     let non_root = own.run_as_non_root.or(pod.and_then(|pod| pod.run_as_non_root));
-    if non_root == Some(true) && uid == 0 {
-        return Err(ConfigError(
-            "container has runAsNonRoot and image will run as root".to_owned(),
-        ));
+    if non_root == Some(true) {
+        check_non_root(wanted, &image.config.user, user.uid)?;
     }
-    let groups = pod
+    let of_pod = pod
         .into_iter()
         .flat_map(|pod| pod.supplemental_groups.iter().flatten().chain(&pod.fs_group));
+    let of_pod = of_pod.filter_map(|group| u32::try_from(*group).ok());
+    let groups: BTreeSet<u32> = user.groups.iter().copied().chain(of_pod).collect();
     let capabilities = own.capabilities.clone().unwrap_or_default();
     Ok(Security {
-        uid,
+        uid: user.uid,
         gid,
-        groups: groups.filter_map(|group| u32::try_from(*group).ok()).collect(),
+        groups: groups.into_iter().collect(),
         privileged: own.privileged.unwrap_or(false),
+        withheld: 0,
         add: capabilities.add.unwrap_or_default(),
         drop: capabilities.drop.unwrap_or_default(),
         read_only_root: own.read_only_root_filesystem.unwrap_or(false),
@@ -214,16 +272,19 @@ fn security(
     })
 }
 
-/// `uid[:gid]`; a name would need the image's `/etc/passwd`.
-fn image_user(user: &str) -> Result<(u32, u32), ConfigError> {
-    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
-    let number = |text: &str| match text {
-        "" | "root" => Ok(0),
-        _ => text
-            .parse()
-            .map_err(|_| ConfigError(format!("image has non-numeric user ({user})"))),
+/// `verifyRunAsNonRoot` of `pkg/kubelet/kuberuntime`: a name in the image may mean root, whatever it is now.
+fn check_non_root(wanted: Option<u32>, image_user: &str, uid: u32) -> Result<(), ConfigError> {
+    let name = image_user.split(':').next().unwrap_or_default();
+    let refused = match (wanted, uid) {
+        (Some(0), _) => "container's runAsUser breaks non-root policy".to_owned(),
+        (Some(_), _) => return Ok(()),
+        (None, 0) => "container has runAsNonRoot and image will run as root".to_owned(),
+        (None, _) if name.parse::<u32>().is_err() => format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+        ),
+        (None, _) => return Ok(()),
     };
-    Ok((number(uid)?, number(gid)?))
+    Err(ConfigError(refused))
 }
 
 fn resources(container: &Container) -> Resources {
@@ -252,7 +313,12 @@ pub fn is_best_effort(pod: &Pod) -> bool {
             some(&resources.requests) || some(&resources.limits)
         })
     };
-    !pod.spec.iter().flat_map(|spec| &spec.containers).any(asks)
+    let init = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    let main = pod.spec.iter().flat_map(|spec| &spec.containers);
+    !init.chain(main).any(asks)
 }
 
 #[cfg(test)]
@@ -292,6 +358,7 @@ mod tests {
             rootfs: PathBuf::from("/rootfs"),
             cgroup_path: PathBuf::from("/cgroup"),
             own_oom_score: 0,
+            own_capabilities: u64::MAX,
         };
         let container = pod
             .spec
@@ -330,12 +397,41 @@ mod tests {
     #[test]
     fn a_sub_path_stays_in_its_volume() {
         let mounted = |mount: Value| {
-            let spec = spec_of(json!({"volumeMounts": [mount]})).expect("valid");
-            spec.mounts.first().map(|mount| mount.source.clone())
+            let spec = spec_of(json!({"volumeMounts": [mount]})).map_err(|error| error.to_string())?;
+            Ok(spec.mounts.first().map(|mount| mount.source.clone()))
         };
-        let mount = json!({"name": "v", "mountPath": "/x", "subPath": "../../etc"});
-        assert_eq!(mounted(mount), Some(PathBuf::from("/volumes/v/etc")));
-        assert!(spec_of(json!({"volumeMounts": [{"name": "no", "mountPath": "/x"}]})).is_err());
+        for (mount, expected) in [
+            (json!({"subPath": "etc"}), Ok(Some("/volumes/v/etc".into()))),
+            (
+                json!({"subPathExpr": "a/$(A)"}),
+                Ok(Some("/volumes/v/a/1".into())),
+            ),
+            (json!({"subPathExpr": "$(NO)/a"}), Err("missing value for \"NO\"")),
+            (
+                json!({"subPath": "../../etc"}),
+                Err("unable to provision SubPath `../../etc`: must not contain '..'"),
+            ),
+            (
+                json!({"subPath": "/etc"}),
+                Err("error SubPath `/etc` must not be an absolute path"),
+            ),
+            (
+                json!({"name": "no"}),
+                Err("volume mount \"no\" names no volume of the pod"),
+            ),
+            (
+                json!({"mountPropagation": "Bidirectional"}),
+                Err(
+                    "mountPropagation Bidirectional of volume mount \"v\" is not supported by this kubelet yet",
+                ),
+            ),
+        ] {
+            let mut full = json!({"name": "v", "mountPath": "/x"});
+            for (key, value) in mount.as_object().into_iter().flatten() {
+                full[key] = value.clone();
+            }
+            assert_eq!(mounted(full), expected.map_err(str::to_owned), "{mount}");
+        }
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! What to do next for one pod: a pure function of what is wanted, what was observed, and the time.
 //!
 //! ```text
-//! no sandbox ──Prepare──► sandbox, volumes ──Start each──► running ──exit──► restartPolicy, back-off ──Start──► …
-//! deleted: Stop each running ──grace──► Kill ──all ended──► RemoveSandbox ──► Release
+//! no sandbox ──Prepare──► sandbox, volumes ──Start init 1 ──0──► Start init 2 … ──► Start each main container
+//! a container's exit ──► restartPolicy, back-off ──Start──► …
+//! deleted: Stop main containers ──ended──► Stop sidecars, the last first ──all ended──► RemoveSandbox ──► Release
 //! ```
+//! A sidecar (KEP-753) is an init container with `restartPolicy: Always`: it has to have started before what follows it
+//! starts, runs on beside the main containers, and ends after them.
 
 use std::time::Duration;
 
@@ -67,6 +70,28 @@ pub enum RestartPolicy {
     Never,
 }
 
+/// What a container is in its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Has to end well before the next one starts.
+    Init,
+    /// An init container with `restartPolicy: Always`.
+    Sidecar,
+    /// One of `spec.containers`.
+    Main,
+}
+
+impl Role {
+    /// How an exit is answered, given the pod's `restartPolicy`.
+    pub fn restart_policy(self, pod: RestartPolicy) -> RestartPolicy {
+        match (self, pod) {
+            (Self::Sidecar, _) => RestartPolicy::Always,
+            (Self::Init, RestartPolicy::Always) => RestartPolicy::OnFailure,
+            _ => pod,
+        }
+    }
+}
+
 /// Where a container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -94,8 +119,12 @@ pub enum Phase {
 pub struct ContainerView {
     /// Its name.
     pub name: String,
+    /// What it is.
+    pub role: Role,
     /// Where it is.
     pub phase: Phase,
+    /// It runs and its startup probe has succeeded, or it has none.
+    pub started: bool,
     /// Not to be started before this.
     pub not_before: Option<Timestamp>,
 }
@@ -115,8 +144,69 @@ pub struct PodView {
     pub prepared: bool,
     /// Sandbox and volumes are not to be tried again before this.
     pub sandbox_not_before: Option<Timestamp>,
-    /// Its containers, in the order of the specification.
+    /// A main container has been started in this sandbox: init containers are not looked at again.
+    pub initialized: bool,
+    /// Its init containers, then its main ones, in the order of the specification.
     pub containers: Vec<ContainerView>,
+}
+
+impl PodView {
+    fn restarts(&self, container: &ContainerView, code: i32) -> bool {
+        restarts(container.role.restart_policy(self.restart_policy), code)
+    }
+
+    /// Nothing is left to do but to end the sidecars: every main container has ended for good, or an init container has
+    /// failed for good.
+    fn is_done(&self) -> bool {
+        let ended = |container: &ContainerView| match container.phase {
+            Phase::Exited { code } => !self.restarts(container, code),
+            _ => false,
+        };
+        let failed = |container: &ContainerView| {
+            let is_init = container.role == Role::Init && !self.initialized;
+            is_init && ended(container) && container.phase != (Phase::Exited { code: 0 })
+        };
+        let mut main = self.containers.iter().filter(|c| c.role == Role::Main);
+        self.containers.iter().any(failed) || main.all(ended)
+    }
+
+    /// The containers that may run now: up to the first init container that is not through, or all. Those before one
+    /// that has run were through once, and hold nothing back.
+    fn due(&self) -> &[ContainerView] {
+        let is_through = |container: &ContainerView| match container.role {
+            Role::Init => container.phase == (Phase::Exited { code: 0 }),
+            Role::Sidecar => container.started,
+            Role::Main => true,
+        };
+        let has_run = |c: &ContainerView| c.role != Role::Main && c.phase != Phase::Waiting;
+        let reached = self.containers.iter().rposition(has_run).unwrap_or(0);
+        let mut from_there = self.containers.iter().skip(reached);
+        match from_there.position(|container| !is_through(container)) {
+            Some(held) if !self.initialized => self.containers.get(..=reached + held).unwrap_or_default(),
+            _ => &self.containers,
+        }
+    }
+
+    /// The containers that are to end: with the pod, main and init containers first, then the sidecars from the last
+    /// to the first, so that each may use those before it to its end (KEP-753, "Pod termination").
+    fn ending(&self) -> Vec<&ContainerView> {
+        if !self.deleting && !self.is_done() {
+            return Vec::new();
+        }
+        let live = self.containers.iter().filter(|container| container.is_live());
+        let (mut sidecars, others): (Vec<_>, Vec<_>) = live.partition(|c| c.role == Role::Sidecar);
+        if others.is_empty() {
+            sidecars.pop().into_iter().collect()
+        } else {
+            others
+        }
+    }
+}
+
+impl ContainerView {
+    fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. } | Phase::Stopping { .. })
+    }
 }
 
 /// A step.
@@ -162,19 +252,18 @@ impl Decision {
 /// The next steps.
 pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
     let mut decision = Decision::default();
+    let ending = pod.ending();
     for container in &pod.containers {
         let name = container.name.clone();
         match container.phase {
-            Phase::Running { unhealthy } if unhealthy || pod.deleting => {
+            Phase::Running { unhealthy } if unhealthy || ending.contains(&container) => {
                 decision.actions.push(Action::Stop(name));
             }
             Phase::Stopping { kill_at: Some(at) } => decision.act_at(Some(at), now, Action::Kill(name)),
             _ => {}
         }
     }
-    let live =
-        |container: &ContainerView| matches!(container.phase, Phase::Running { .. } | Phase::Stopping { .. });
-    let any_live = pod.containers.iter().any(live);
+    let any_live = pod.containers.iter().any(ContainerView::is_live);
     if pod.deleting {
         match (any_live, pod.sandbox) {
             (true, _) => {}
@@ -183,23 +272,29 @@ pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
         }
         return decision;
     }
+    if pod.refused {
+        return decision;
+    }
+    if pod.is_done() {
+        // A pod that is done gives its address back.
+        if pod.sandbox && !any_live {
+            decision.act_at(pod.sandbox_not_before, now, Action::RemoveSandbox);
+        }
+        return decision;
+    }
     let startable = |container: &&ContainerView| match container.phase {
+        _ if container.role == Role::Init && pod.initialized => false,
         Phase::Waiting => true,
-        Phase::Exited { code } => restarts(pod.restart_policy, code),
+        Phase::Exited { code } => pod.restarts(container, code),
         Phase::Running { .. } | Phase::Stopping { .. } => false,
     };
-    let mut startable = pod.containers.iter().filter(startable).peekable();
-    let starts = startable.peek().is_some() && !pod.refused;
-    match (starts, pod.prepared) {
+    let mut startable = pod.due().iter().filter(startable).peekable();
+    match (startable.peek().is_some(), pod.prepared) {
         (true, false) => decision.act_at(pod.sandbox_not_before, now, Action::Prepare),
         (true, true) => {
             for container in startable {
                 decision.act_at(container.not_before, now, Action::Start(container.name.clone()));
             }
-        }
-        // A pod that is done gives its address back.
-        (false, _) if pod.sandbox && !any_live && !pod.refused => {
-            decision.act_at(pod.sandbox_not_before, now, Action::RemoveSandbox);
         }
         (false, _) => {}
     }
@@ -233,7 +328,9 @@ mod tests {
             .zip(["a", "b"])
             .map(|((phase, not_before), name)| ContainerView {
                 name: name.to_owned(),
+                role: Role::Main,
                 phase: *phase,
+                started: *phase == RUNNING,
                 not_before: not_before.map(at),
             });
         PodView {
@@ -243,8 +340,30 @@ mod tests {
             sandbox,
             prepared: sandbox,
             sandbox_not_before: None,
+            initialized: false,
             containers: containers.collect(),
         }
+    }
+
+    /// A pod with these init containers before one main container `main`.
+    fn with_init(restart_policy: RestartPolicy, init: &[(Role, Phase)], main: Phase) -> PodView {
+        let mut pod = pod(restart_policy, true, &[]);
+        let init = init
+            .iter()
+            .zip(["one", "two"])
+            .map(|((role, phase), name)| (name, *role, *phase));
+        let views = init
+            .chain([("main", Role::Main, main)])
+            .map(|(name, role, phase)| ContainerView {
+                name: name.to_owned(),
+                role,
+                phase,
+                started: phase == RUNNING,
+                not_before: None,
+            });
+        pod.containers = views.collect();
+        pod.initialized = main != Phase::Waiting;
+        pod
     }
 
     #[track_caller]
@@ -336,6 +455,92 @@ mod tests {
         check(&deleting(true, Phase::Exited { code: 0 }), &[RemoveSandbox], None);
         check(&deleting(false, Phase::Exited { code: 0 }), &[Release], None);
         check(&deleting(false, Phase::Waiting), &[Release], None);
+    }
+
+    #[test]
+    fn init_containers_run_one_after_the_other_before_the_main_ones() {
+        use Phase::{Exited, Waiting};
+        use Role::{Init, Sidecar};
+        let (done, failed) = (Exited { code: 0 }, Exited { code: 1 });
+        for (policy, init, expected) in [
+            (Always, [(Init, Waiting), (Init, Waiting)], vec![start("one")]),
+            (Always, [(Init, RUNNING), (Init, Waiting)], vec![]),
+            (Always, [(Init, done), (Init, Waiting)], vec![start("two")]),
+            (Always, [(Init, failed), (Init, Waiting)], vec![start("one")]),
+            (OnFailure, [(Init, failed), (Init, Waiting)], vec![start("one")]),
+            (Never, [(Init, failed), (Init, Waiting)], vec![RemoveSandbox]),
+            (Never, [(Init, done), (Init, done)], vec![start("main")]),
+            (Never, [(Sidecar, RUNNING), (Init, Waiting)], vec![start("two")]),
+            (Never, [(Sidecar, done), (Init, Waiting)], vec![start("one")]),
+            (Never, [(Sidecar, done), (Init, RUNNING)], vec![start("one")]),
+            (
+                Never,
+                [(Sidecar, done), (Init, done)],
+                vec![start("one"), start("main")],
+            ),
+            (
+                Never,
+                [(Sidecar, RUNNING), (Init, failed)],
+                vec![Stop("one".to_owned())],
+            ),
+        ] {
+            check(&with_init(policy, &init, Waiting), &expected, None);
+        }
+        let mut starting = with_init(Always, &[(Sidecar, RUNNING)], Waiting);
+        check(&starting, &[start("main")], None);
+        starting.containers[0].started = false;
+        check(&starting, &[], None);
+    }
+
+    #[test]
+    fn sidecars_end_after_the_main_containers_the_last_first() {
+        use Phase::Exited;
+        use Role::Sidecar;
+        let sidecars = [(Sidecar, RUNNING), (Sidecar, RUNNING)];
+        let stop = |name: &str| Stop(name.to_owned());
+        let deleting = |sidecars: &[(Role, Phase)], main| PodView {
+            deleting: true,
+            ..with_init(Always, sidecars, main)
+        };
+        check(&deleting(&sidecars, RUNNING), &[stop("main")], None);
+        let stopping = Phase::Stopping { kill_at: None };
+        check(&deleting(&sidecars, stopping), &[], None);
+        let ended = Exited { code: 0 };
+        check(&deleting(&sidecars, ended), &[stop("two")], None);
+        check(
+            &deleting(&[(Sidecar, RUNNING), (Sidecar, stopping)], ended),
+            &[],
+            None,
+        );
+        check(
+            &deleting(&[(Sidecar, RUNNING), (Sidecar, ended)], ended),
+            &[stop("one")],
+            None,
+        );
+        check(
+            &deleting(&[(Sidecar, ended), (Sidecar, ended)], ended),
+            &[RemoveSandbox],
+            None,
+        );
+
+        check(&with_init(Never, &sidecars, ended), &[stop("two")], None);
+        check(&with_init(Always, &sidecars, ended), &[start("main")], None);
+        check(
+            &with_init(Never, &[(Sidecar, ended)], RUNNING),
+            &[start("one")],
+            None,
+        );
+    }
+
+    #[test]
+    fn init_containers_of_a_pod_that_has_run_are_not_looked_at_again() {
+        let failed = Phase::Exited { code: 1 };
+        check(&with_init(Always, &[(Role::Init, failed)], RUNNING), &[], None);
+        check(
+            &with_init(Always, &[(Role::Init, Phase::Waiting)], failed),
+            &[start("main")],
+            None,
+        );
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, ResourceFieldSelector, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::quantity;
 
 /// ConfigMaps and Secrets of the pod's namespace that its containers name; absent ones are absent keys.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,8 @@ pub struct EnvContext<'a> {
     pub services: &'a [Service],
     /// Objects that variables refer to.
     pub sources: &'a Sources,
+    /// What the node has for pods.
+    pub allocatable: BTreeMap<String, Quantity>,
 }
 
 /// A variable that cannot be given (`CreateContainerConfigError`); the text is Kubernetes' own.
@@ -101,7 +106,7 @@ pub fn environment(
         }
     }
     for variable in container.env.iter().flatten() {
-        if let Some(value) = value_of(variable, &variables, context)? {
+        if let Some(value) = value_of(variable, container, &variables, context)? {
             variables.insert(variable.name.clone(), value);
         }
     }
@@ -110,6 +115,7 @@ pub fn environment(
 
 fn value_of(
     variable: &EnvVar,
+    container: &Container,
     known: &BTreeMap<String, String>,
     context: &EnvContext,
 ) -> Result<Option<String>, ConfigError> {
@@ -131,6 +137,9 @@ fn value_of(
     if let Some(key) = &source.secret_key_ref {
         let data = context.sources.secrets.get(&key.name);
         return keyed(data, "secret", &key.name, &key.key, key.optional, context);
+    }
+    if let Some(selector) = &source.resource_field_ref {
+        return resource_value(selector, Some(container), context).map(Some);
     }
     Err(ConfigError(format!(
         "variable {}: this kubelet does not support its valueFrom yet",
@@ -159,6 +168,59 @@ fn keyed(
             )))
         }
     }
+}
+
+/// A container's request or limit in units of the divisor, rounded up; a limit that is not set is what the node has
+/// (`ExtractContainerResourceValue` of `pkg/api/v1/resource`).
+pub fn resource_value(
+    selector: &ResourceFieldSelector,
+    own: Option<&Container>,
+    context: &EnvContext,
+) -> Result<String, ConfigError> {
+    let named = match selector.container_name.as_deref().filter(|name| !name.is_empty()) {
+        None => own,
+        Some(name) => {
+            let spec = context.pod.spec.as_ref();
+            let init = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+            let main = spec.iter().flat_map(|spec| &spec.containers);
+            init.chain(main).find(|container| container.name == name)
+        }
+    };
+    let unknown = |what: &str| ConfigError(format!("unsupported container resource : {what}"));
+    let container = named.ok_or_else(|| {
+        ConfigError(format!(
+            "container {} not found",
+            selector.container_name.as_deref().unwrap_or_default()
+        ))
+    })?;
+    let (list, name) = selector
+        .resource
+        .split_once('.')
+        .ok_or_else(|| unknown(&selector.resource))?;
+    let resources = container.resources.as_ref();
+    let set = match list {
+        "limits" => resources.and_then(|resources| resources.limits.as_ref()),
+        "requests" => resources.and_then(|resources| resources.requests.as_ref()),
+        _ => return Err(unknown(&selector.resource)),
+    };
+    let own = set
+        .and_then(|list| list.get(name))
+        .map(|quantity| quantity.0.clone());
+    let of_node = || context.allocatable.get(name).map(|quantity| quantity.0.clone());
+    let amount = match (own, list) {
+        (Some(own), _) => own,
+        (None, "limits") => of_node().ok_or_else(|| unknown(&selector.resource))?,
+        (None, _) => "0".to_owned(),
+    };
+    let divisor = selector.divisor.as_ref().map(|divisor| divisor.0.as_str());
+    let divisor = divisor
+        .filter(|divisor| !matches!(*divisor, "" | "0"))
+        .unwrap_or("1");
+    let (amount, divisor) = (quantity::millis(&amount), quantity::millis(divisor));
+    let (Some(amount), Some(divisor @ 1..)) = (amount, divisor) else {
+        return Err(unknown(&selector.resource));
+    };
+    Ok((amount.div_euclid(divisor) + i128::from(amount.rem_euclid(divisor) != 0)).to_string())
 }
 
 /// A field of the pod by its path, as the downward API names it.
@@ -271,6 +333,18 @@ fn add_service(variables: &mut BTreeMap<String, String>, service: &Service) {
     }
 }
 
+/// The first variable of `$(VAR)` in a text that has no value.
+pub fn undefined(text: &str, variables: &BTreeMap<String, String>) -> Option<String> {
+    let escaped = text.replace("$$", "");
+    let mut references = escaped
+        .split("$(")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'));
+    references
+        .find(|(name, _)| !variables.contains_key(*name))
+        .map(|(name, _)| name.to_owned())
+}
+
 /// Replaces `$(NAME)` of known names; `$$` is `$`, and what is unknown stays as it is.
 pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
@@ -346,6 +420,7 @@ mod tests {
             host_ips: vec!["172.30.0.11".parse().expect("an address")],
             services: &[],
             sources: &sources,
+            allocatable: BTreeMap::from([("cpu".to_owned(), Quantity("4".to_owned()))]),
         };
         let seen = environment(&container, &context).map(|variables| json!(variables));
         assert_eq!(seen, expected.map_err(|text| ConfigError(text.to_owned())));
@@ -382,6 +457,32 @@ mod tests {
             json!({"envFrom": [{"secretRef": {"name": "no", "optional": true}}]}),
             Ok(json!({})),
         );
+    }
+
+    #[test]
+    fn requests_and_limits_are_told_in_units_of_the_divisor() {
+        let resources = json!({"requests": {"cpu": "250m"}, "limits": {"memory": "64Mi"}});
+        for (resource, divisor, expected) in [
+            ("requests.cpu", "", Ok("1")),
+            ("requests.cpu", "1m", Ok("250")),
+            ("limits.cpu", "", Ok("4")),
+            ("limits.memory", "1Mi", Ok("64")),
+            ("limits.memory", "", Ok("67108864")),
+            ("requests.memory", "", Ok("0")),
+            (
+                "limits.dogs",
+                "",
+                Err("unsupported container resource : limits.dogs"),
+            ),
+            ("dogs", "", Err("unsupported container resource : dogs")),
+        ] {
+            let source = json!({"resourceFieldRef": {"resource": resource, "divisor": divisor}});
+            let variables = json!([{"name": "A", "valueFrom": source}]);
+            check(
+                json!({"env": variables, "resources": resources}),
+                expected.map(|value| json!({ "A": value })),
+            );
+        }
     }
 
     #[test]

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::Container as Definition;
 
 use super::container::{ContainerContext, container_spec};
 use super::env::{self, ConfigError};
-use super::slot::Trouble;
+use super::slot::{ImageTrouble, Trouble};
 use super::volumes;
 use super::worker::{Worker, sources};
 use crate::cgroup::Cgroup;
 use crate::disk::{self, DiskError, OnPath};
 use crate::events::EventType;
-use crate::images::Image;
+use crate::images::{self, Image};
 use crate::oci::oci_config;
 use crate::runtime::{Container, StartError};
 use crate::shim::state::{ContainerRequest, Stdin};
@@ -38,7 +38,16 @@ impl Worker {
         attempt: u32,
     ) -> Result<Container, Trouble> {
         let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
-        let image = self.image(definition)?;
+        let image = match self.image(definition) {
+            Ok(image) => image,
+            Err(trouble) => {
+                if let Trouble::Image { trouble, .. } = &trouble {
+                    let text = format!("Error: {}", trouble.reason());
+                    events.container(pod, name, EventType::Warning, "Failed", text);
+                }
+                return Err(trouble);
+            }
+        };
         let outcome = self.create_and_start(definition, attempt, &image).await;
         match &outcome {
             Ok(_) => {
@@ -95,6 +104,7 @@ impl Worker {
             rootfs: self.node.runtime.container_dir(&request.id).rootfs(),
             cgroup_path: Cgroup::at(&request.cgroup)?.oci_path(),
             own_oom_score: self.node.own_oom_score,
+            own_capabilities: self.node.own_capabilities,
         };
         let mut spec = container_spec(definition, &context)?;
         for mount in &mut spec.mounts {
@@ -149,48 +159,56 @@ impl Worker {
             },
             log: log_dir.join(format!("{attempt}.log")),
             termination_log,
+            host_pid: self.pod.spec.as_ref().and_then(|spec| spec.host_pid) == Some(true),
             created_at: Timestamp::now(),
         })
     }
 
-    /// The image, which has to be there already: this kubelet does not pull.
+    /// The image, as the pull policy allows: this kubelet asks no registry, so that it has to be there already.
     fn image(&self, definition: &Definition) -> Result<Image, Trouble> {
         let reference = definition.image.clone().unwrap_or_default();
         let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
-        if let Some(image) = self.node.images.find(&reference)? {
-            let text = format!("Container image \"{reference}\" already present on machine");
-            events.container(pod, name, EventType::Normal, "Pulled", text);
-            return Ok(image);
-        }
-        if definition.image_pull_policy.as_deref() == Some("Never") {
-            let message = format!("Container image \"{reference}\" is not present with pull policy of Never");
-            events.container(
-                pod,
-                name,
-                EventType::Warning,
-                "ErrImageNeverPull",
-                message.clone(),
+        let warn = |reason, text: String| events.container(pod, name, EventType::Warning, reason, text);
+        let refused = |trouble, message| Trouble::Image { trouble, message };
+        if let Err(why) = images::check_reference(&reference) {
+            let message = format!(
+                "Failed to apply default image tag \"{reference}\": couldn't parse image name \"{reference}\": {why}"
             );
-            return Err(Trouble::Image {
-                never_pull: true,
-                message,
-            });
+            warn("InspectFailed", message.clone());
+            return Err(refused(ImageTrouble::BadName, message));
         }
-        let known: Vec<String> = self
-            .node
-            .images
-            .list()?
-            .into_iter()
-            .flat_map(|image| image.names)
-            .collect();
-        let message = format!(
-            "Failed to pull image \"{reference}\": no registry can be reached from this kubelet; images on this node: {}",
-            known.join(", ")
-        );
-        events.container(pod, name, EventType::Warning, "Failed", message.clone());
-        Err(Trouble::Image {
-            never_pull: false,
-            message,
-        })
+        let found = self.node.images.find(&reference)?;
+        match (definition.image_pull_policy.as_deref(), found) {
+            (Some("Never") | Some("IfNotPresent") | None, Some(image)) => {
+                let text = format!("Container image \"{reference}\" already present on machine");
+                events.container(pod, name, EventType::Normal, "Pulled", text);
+                Ok(image)
+            }
+            (Some("Never"), None) => {
+                let message =
+                    format!("Container image \"{reference}\" is not present with pull policy of Never");
+                warn("ErrImageNeverPull", message.clone());
+                Err(refused(ImageTrouble::NeverPulled, message))
+            }
+            (_, found) => {
+                events.container(
+                    pod,
+                    name,
+                    EventType::Normal,
+                    "Pulling",
+                    format!("Pulling image \"{reference}\""),
+                );
+                let advice = match found {
+                    Some(_) => {
+                        "it is on this node, and imagePullPolicy Always asks for a pull all the same: \
+                                IfNotPresent takes it"
+                    }
+                    None => "`causeway image import` brings images to the nodes",
+                };
+                let why = format!("no registry can be reached from this kubelet; {advice}");
+                warn("Failed", format!("Failed to pull image \"{reference}\": {why}"));
+                Err(refused(ImageTrouble::NotPulled, why))
+            }
+        }
     }
 }

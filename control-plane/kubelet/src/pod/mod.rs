@@ -3,6 +3,7 @@
 
 pub mod container;
 pub mod decide;
+mod devices;
 pub mod env;
 pub mod etc_files;
 mod launch;

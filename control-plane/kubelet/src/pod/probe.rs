@@ -1,4 +1,7 @@
-//! Probes: thresholds as a pure state, HTTP and TCP checks from the node's network namespace.
+//! Probes: thresholds as a pure state, HTTP, HTTPS, TCP and gRPC checks from the node's network namespace.
+
+mod grpc_health;
+mod https;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// Which probe.
@@ -113,6 +117,8 @@ impl ProbeState {
 pub enum Check {
     /// A GET; 200 to 399 is success.
     Http {
+        /// By TLS, whatever the certificate.
+        encrypted: bool,
         /// Where.
         address: SocketAddr,
         /// `Host` header, when the probe sets it.
@@ -124,6 +130,13 @@ pub enum Check {
     },
     /// A connection.
     Tcp(SocketAddr),
+    /// The health check of gRPC (`grpc.health.v1`); `SERVING` is success.
+    Grpc {
+        /// Where.
+        address: SocketAddr,
+        /// Whose health; empty = the server's.
+        service: String,
+    },
 }
 
 impl Check {
@@ -138,9 +151,6 @@ impl Check {
                 .map_err(|_| format!("probe host {host:?} is not an address: names are not supported yet")),
         };
         if let Some(http) = &probe.http_get {
-            if http.scheme.as_deref().is_some_and(|scheme| scheme != "HTTP") {
-                return Err("HTTPS probes are not supported yet".to_owned());
-            }
             let headers: Vec<(String, String)> = http
                 .http_headers
                 .iter()
@@ -153,6 +163,7 @@ impl Check {
                 .filter(|path| !path.is_empty())
                 .unwrap_or_else(|| "/".to_owned());
             return Ok(Self::Http {
+                encrypted: http.scheme.as_deref() == Some("HTTPS"),
                 address: address(http.host.as_deref(), port_of(&http.port)?)?,
                 host: headers
                     .iter()
@@ -172,8 +183,13 @@ impl Check {
         if let Some(tcp) = &probe.tcp_socket {
             return Ok(Self::Tcp(address(tcp.host.as_deref(), port_of(&tcp.port)?)?));
         }
-        let kind = if probe.exec.is_some() { "exec" } else { "grpc" };
-        Err(format!("{kind} probes are not supported by this kubelet yet"))
+        if let Some(grpc) = &probe.grpc {
+            return Ok(Self::Grpc {
+                address: address(None, port_of(&IntOrString::Int(grpc.port))?)?,
+                service: grpc.service.clone().unwrap_or_default(),
+            });
+        }
+        Err("exec probes are not supported by this kubelet yet".to_owned())
     }
 
     /// Runs it once; the error is the text of an `Unhealthy` event.
@@ -181,11 +197,18 @@ impl Check {
         match tokio::time::timeout(timeout, self.attempt()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(match self {
-                Self::Http { address, path, .. } => format!(
-                    "Get \"http://{address}{path}\": context deadline exceeded (Client.Timeout exceeded while \
-                     awaiting headers)"
+                Self::Http {
+                    encrypted,
+                    address,
+                    path,
+                    ..
+                } => format!(
+                    "Get \"{}://{address}{path}\": context deadline exceeded (Client.Timeout exceeded while \
+                     awaiting headers)",
+                    scheme(*encrypted)
                 ),
                 Self::Tcp(address) => format!("dial tcp {address}: i/o timeout"),
+                Self::Grpc { .. } => format!("timeout: health rpc did not complete within {timeout:?}"),
             }),
         }
     }
@@ -193,22 +216,31 @@ impl Check {
     async fn attempt(&self) -> Result<(), String> {
         match self {
             Self::Tcp(address) => connect(*address).await.map(drop),
+            Self::Grpc { address, service } => grpc_health::check(*address, service).await,
             Self::Http {
+                encrypted,
                 address,
                 host,
                 path,
                 headers,
             } => {
-                let failed = |text: String| format!("Get \"http://{address}{path}\": {text}");
+                let failed =
+                    |text: String| format!("Get \"{}://{address}{path}\": {text}", scheme(*encrypted));
                 let stream = connect(*address).await.map_err(failed)?;
-                let status = get(
-                    stream,
-                    host.clone().unwrap_or_else(|| address.to_string()),
-                    path,
-                    headers,
-                )
-                .await
-                .map_err(|error| failed(error.to_string()))?;
+                let host = host.clone().unwrap_or_else(|| address.to_string());
+                let status = if *encrypted {
+                    let stream = https::connect(stream, address.ip()).await;
+                    get(
+                        stream.map_err(|error| failed(error.to_string()))?,
+                        host,
+                        path,
+                        headers,
+                    )
+                    .await
+                } else {
+                    get(stream, host, path, headers).await
+                };
+                let status = status.map_err(|error| failed(error.to_string()))?;
                 match status.as_u16() {
                     200..=399 => Ok(()),
                     code => Err(format!("HTTP probe failed with statuscode: {code}")),
@@ -216,6 +248,10 @@ impl Check {
             }
         }
     }
+}
+
+fn scheme(encrypted: bool) -> &'static str {
+    if encrypted { "https" } else { "http" }
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
@@ -231,7 +267,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
 
 /// One GET on a connection of its own.
 pub(crate) async fn get(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     host: String,
     path: &str,
     headers: &[(String, String)],
@@ -317,6 +353,7 @@ mod tests {
         let ip = "10.244.1.2".parse().expect("an address");
         let check = |value| Check::of(&probe(value), &container, ip);
         let expected = Check::Http {
+            encrypted: false,
             address: "10.244.1.2:8080".parse().expect("an address"),
             host: None,
             path: "/readyz".to_owned(),
@@ -328,6 +365,11 @@ mod tests {
         );
         let tcp = Check::Tcp("10.244.1.2:81".parse().expect("an address"));
         assert_eq!(check(json!({"tcpSocket": {"port": 81}})), Ok(tcp));
+        let grpc = Check::Grpc {
+            address: "10.244.1.2:82".parse().expect("an address"),
+            service: "web".to_owned(),
+        };
+        assert_eq!(check(json!({"grpc": {"port": 82, "service": "web"}})), Ok(grpc));
         assert!(check(json!({"tcpSocket": {"port": "no"}})).is_err());
         assert!(check(json!({"exec": {"command": ["true"]}})).is_err());
     }

@@ -20,6 +20,9 @@ pub fn millis(text: &str) -> Option<i128> {
         "Mi" => (1000 << 20, 1),
         "Gi" => (1000 << 30, 1),
         "Ti" => (1000 << 40, 1),
+        "Pi" => (1000 << 50, 1),
+        "Ei" => (1000 << 60, 1),
+        "E" => (1_000_000_000_000_000_000_000, 1),
         exponent => {
             let power: u32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
             (10_i128.checked_pow(power)?.checked_mul(1000)?, 1)

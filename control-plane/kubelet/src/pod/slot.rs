@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::decide::{Backoff, Phase, RestartPolicy, restarts};
+use super::decide::{Backoff, Phase, RestartPolicy, Role, restarts};
 use super::probe::{self, Check, ProbeKind, ProbeState, Timing};
 use super::status::{ObservedContainer, ObservedState};
 use super::worker::{Message, terminated};
@@ -25,6 +25,11 @@ use crate::shim::state::Exit;
 /// Exit code of a container that could not be started (`StartError`).
 const START_ERROR_CODE: i32 = 128;
 
+/// Why a container waits whose image could not be pulled more than once.
+pub const BACKING_OFF: &str = "ImagePullBackOff";
+/// Why a container waits that init containers have to make way for.
+pub const INITIALIZING: &str = "PodInitializing";
+
 /// A program needs a moment until it listens: a check before that would fail and cost a whole period. Kubernetes' own
 /// first check comes at any time of its first period.
 const FIRST_CHECK_DELAY: Duration = Duration::from_millis(100);
@@ -32,11 +37,11 @@ const FIRST_CHECK_DELAY: Duration = Duration::from_millis(100);
 /// Why a container did not start, and how it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The image is not there; `true` = it never will be fetched.
+    /// There is no image.
     Image {
-        /// `imagePullPolicy: Never`.
-        never_pull: bool,
-        /// The text of the event.
+        /// Why not.
+        trouble: ImageTrouble,
+        /// The same in a sentence.
         message: String,
     },
     /// Its definition cannot be followed (`CreateContainerConfigError`).
@@ -45,10 +50,34 @@ pub enum Trouble {
     Start(String),
 }
 
+/// Why there is no image (`pkg/kubelet/images/types.go`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageTrouble {
+    /// What the pod says is no name of an image.
+    BadName,
+    /// It is not there, and `imagePullPolicy` is `Never`.
+    NeverPulled,
+    /// It had to be pulled, and could not be.
+    NotPulled,
+}
+
+impl ImageTrouble {
+    /// The reason that the API tells.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::BadName => "InvalidImageName",
+            Self::NeverPulled => "ErrImageNeverPull",
+            Self::NotPulled => "ErrImagePull",
+        }
+    }
+}
+
 /// The place of one container.
 pub struct Slot {
     /// Its name.
     pub name: String,
+    /// What it is in the pod.
+    pub role: Role,
     /// The number of the next attempt.
     pub attempt: u32,
     /// The container of now, running or ended.
@@ -56,7 +85,7 @@ pub struct Slot {
     /// What holds back the next start.
     pub backoff: Backoff,
     last: Option<ContainerStateTerminated>,
-    waiting: Option<(String, String)>,
+    waiting: Option<(String, Option<String>)>,
     known: Option<ContainerStatus>,
 }
 
@@ -95,7 +124,7 @@ pub fn container_id(id: &str) -> String {
 
 impl Slot {
     /// A place of a pod that may have had containers before (`known` is its status in the API).
-    pub fn new(name: &str, known: Option<&ContainerStatus>) -> Self {
+    pub fn new(name: &str, role: Role, known: Option<&ContainerStatus>) -> Self {
         let had_one = known.is_some_and(|status| status.container_id.is_some());
         let restarts = known
             .and_then(|status| u32::try_from(status.restart_count).ok())
@@ -111,6 +140,7 @@ impl Slot {
         };
         Self {
             name: name.to_owned(),
+            role,
             attempt: restarts + u32::from(had_one),
             current: None,
             backoff: Backoff::default(),
@@ -127,6 +157,28 @@ impl Slot {
             (None, Some(end), None) if self.attempt > 0 => Phase::Exited { code: end.exit_code },
             _ => Phase::Waiting,
         }
+    }
+
+    /// Whether it runs and has passed its startup probe, or has none.
+    pub fn has_started(&self) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|current| matches!(current.phase, Phase::Running { .. }) && current.has_started())
+    }
+
+    /// What it did in a sandbox that is gone has to be done again; returns the container that did it.
+    pub fn begin_again(&mut self) -> Option<Current> {
+        let previous = self.current.take();
+        if let Some(end) = previous.as_ref().and_then(|previous| previous.end.clone()) {
+            self.last = Some(end);
+        }
+        self.waiting = Some((INITIALIZING.to_owned(), None));
+        previous
+    }
+
+    /// Whether its image is to be pulled again later.
+    pub fn is_backing_off_pull(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        waiting.is_some_and(|(reason, _)| reason == BACKING_OFF)
     }
 
     /// Whether a process of it runs.
@@ -164,33 +216,24 @@ impl Slot {
             .failed(exit.finished_at, Duration::try_from(worked).unwrap_or_default());
     }
 
-    /// A start failed; returns the container before it, when it is not needed any more.
-    pub fn start_failed(&mut self, trouble: Trouble, now: Timestamp) -> Option<Current> {
-        let is_first = self.waiting.is_none();
+    /// A start from `image` failed; returns the container before it, when it is not needed any more.
+    pub fn start_failed(&mut self, trouble: Trouble, image: &str, now: Timestamp) -> Option<Current> {
         match trouble {
-            Trouble::Image {
-                never_pull: true,
-                message,
-            } => {
-                self.waiting = Some(("ErrImageNeverPull".to_owned(), message));
-                self.backoff.failed_pull(now);
-                None
-            }
-            Trouble::Image {
-                never_pull: false,
-                message,
-            } => {
-                let reason = if is_first {
-                    "ErrImagePull"
+            Trouble::Image { trouble, message } => {
+                let told = self.waiting.as_ref().map(|(reason, _)| reason.as_str());
+                let pull_failed = ImageTrouble::NotPulled.reason();
+                let is_backing_off = told.is_some_and(|told| told == pull_failed || told == BACKING_OFF);
+                self.waiting = Some(if trouble == ImageTrouble::NotPulled && is_backing_off {
+                    let text = format!("Back-off pulling image \"{image}\": ErrImagePull: {message}");
+                    (BACKING_OFF.to_owned(), Some(text))
                 } else {
-                    "ImagePullBackOff"
-                };
-                self.waiting = Some((reason.to_owned(), message));
+                    (trouble.reason().to_owned(), Some(message))
+                });
                 self.backoff.failed_pull(now);
                 None
             }
             Trouble::Config(message) => {
-                self.waiting = Some(("CreateContainerConfigError".to_owned(), message));
+                self.waiting = Some(("CreateContainerConfigError".to_owned(), Some(message)));
                 self.backoff.failed_briefly(now);
                 None
             }
@@ -210,19 +253,31 @@ impl Slot {
         }
     }
 
-    /// What is told of it; `pod` is the pod's full name for messages.
-    pub fn observed(&self, image: String, policy: RestartPolicy, pod: &str) -> ObservedContainer {
+    /// What is told of it; `pod` is the pod's full name for messages, `before` why it waits before its first start.
+    pub fn observed(
+        &self,
+        image: String,
+        policy: RestartPolicy,
+        pod: &str,
+        before: &str,
+    ) -> ObservedContainer {
+        let policy = self.role.restart_policy(policy);
         let current = self.current.as_ref();
         let state = match (current.and_then(|c| c.end.clone()), current, &self.waiting) {
-            (_, _, Some((reason, message))) => ObservedState::Waiting(reason.clone(), Some(message.clone())),
+            (_, _, Some((reason, message))) => ObservedState::Waiting(reason.clone(), message.clone()),
             (Some(end), ..) => self.ended_state(end, policy, pod),
             (None, Some(current), _) => ObservedState::Running(current.container.started.started_at),
             (None, None, None) => match self.last.clone().filter(|_| self.attempt > 0) {
                 Some(end) => self.ended_state(end, policy, pod),
-                None => ObservedState::Waiting("ContainerCreating".to_owned(), None),
+                None => ObservedState::Waiting(before.to_owned(), None),
             },
         };
         let is_running = matches!(state, ObservedState::Running(_));
+        let is_ready = match (self.role, &state) {
+            (Role::Init, ObservedState::Terminated(end)) => end.exit_code == 0,
+            (Role::Init, _) => false,
+            _ => is_running && current.is_some_and(Current::is_ready),
+        };
         // While it waits for its next start, the last end is the one of the container of now.
         let last = match &state {
             ObservedState::Waiting(..) => current.and_then(|c| c.end.clone()).or_else(|| self.last.clone()),
@@ -230,13 +285,14 @@ impl Slot {
         };
         ObservedContainer {
             name: self.name.clone(),
+            role: self.role,
             image,
             image_id: current.map(|c| c.image_id.clone()).unwrap_or_default(),
             container_id: current.map(|c| container_id(&c.container.request.id)),
             last,
             restart_count: self.attempt.saturating_sub(1),
             started: is_running && current.is_some_and(Current::has_started),
-            ready: is_running && current.is_some_and(Current::is_ready),
+            ready: is_ready,
             state,
         }
     }

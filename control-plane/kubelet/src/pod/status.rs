@@ -9,13 +9,15 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::decide::{RestartPolicy, restarts};
+use super::decide::{RestartPolicy, Role, restarts};
 
 /// What is told of one container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObservedContainer {
     /// Its name.
     pub name: String,
+    /// What it is in the pod.
+    pub role: Role,
     /// Image reference and id.
     pub image: String,
     /// Id of the image; empty before it is known.
@@ -28,9 +30,9 @@ pub struct ObservedContainer {
     pub last: Option<ContainerStateTerminated>,
     /// How many there were before this one.
     pub restart_count: u32,
-    /// Its startup probe has succeeded, or there is none.
+    /// It runs, and its startup probe has succeeded or there is none.
     pub started: bool,
-    /// Its readiness probe has succeeded, or there is none.
+    /// It runs, and its readiness probe has succeeded or there is none; an init container: it has ended well.
     pub ready: bool,
 }
 
@@ -48,7 +50,7 @@ pub enum ObservedState {
 /// What is told of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObservedPod {
-    /// Its containers, in the order of the specification.
+    /// Its init containers, then its main ones, in the order of the specification.
     pub containers: Vec<ObservedContainer>,
     /// Its sandbox is there.
     pub sandbox: bool,
@@ -58,8 +60,26 @@ pub struct ObservedPod {
     pub host_ips: Vec<IpAddr>,
     /// When this kubelet took it.
     pub start_time: Timestamp,
-    /// Its init containers have ended well, or there are none.
-    pub initialized: bool,
+}
+
+impl ObservedPod {
+    fn of_role(&self, wanted: impl Fn(Role) -> bool) -> impl Iterator<Item = &ObservedContainer> {
+        self.containers
+            .iter()
+            .filter(move |container| wanted(container.role))
+    }
+
+    /// A main container has been started once (`HasAnyRegularContainerStarted`).
+    fn has_run(&self) -> bool {
+        self.of_role(|role| role == Role::Main)
+            .any(|container| container.state.is_past_start() || container.last.is_some())
+    }
+}
+
+impl ObservedState {
+    fn is_past_start(&self) -> bool {
+        !matches!(self, Self::Waiting(..))
+    }
 }
 
 /// The status. Times of conditions that did not change are kept from `previous`.
@@ -72,10 +92,16 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
     let ips: Vec<String> = observed.ips.iter().map(IpAddr::to_string).collect();
     let host_ips = observed.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() });
     let host_ips: Vec<HostIP> = host_ips.collect();
+    let main = observed.of_role(|role| role == Role::Main);
+    let init: Vec<ContainerStatus> = observed
+        .of_role(|role| role != Role::Main)
+        .map(container_status)
+        .collect();
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
-        container_statuses: Some(observed.containers.iter().map(container_status).collect()),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: Some(main.map(container_status).collect()),
         host_ip: host_ips.first().map(|first| first.ip.clone()),
         host_ips: Some(host_ips),
         pod_ip: ips.first().cloned(),
@@ -114,8 +140,8 @@ pub fn restart_policy(pod: &Pod) -> RestartPolicy {
     }
 }
 
-/// `getPhase` of `pkg/kubelet`: Pending until every container has started once, then Running until all have ended
-/// for good.
+/// `getPhase` of `pkg/kubelet`: Pending until the init containers are through and every main container has started
+/// once, then Running until all main ones have ended for good and no sidecar runs any more.
 fn phase(pod: &Pod, observed: &ObservedPod) -> String {
     let policy = restart_policy(pod);
     let code = |container: &ObservedContainer| match &container.state {
@@ -127,25 +153,64 @@ fn phase(pod: &Pod, observed: &ObservedPod) -> String {
     let never_ran = |c: &ObservedContainer| !is_running(c) && code(c).is_none();
     let ended_for_good = |c: &ObservedContainer| matches!(&c.state, ObservedState::Terminated(end) if !restarts(policy, end.exit_code));
     let deleted = pod.metadata.deletion_timestamp.is_some();
-    let all_terminated = observed
-        .containers
-        .iter()
-        .all(|c| matches!(c.state, ObservedState::Terminated(_)));
-    let phase = if observed.containers.iter().any(never_ran) || observed.containers.is_empty() {
+    let is_terminated = |c: &ObservedContainer| matches!(c.state, ObservedState::Terminated(_));
+    let main: Vec<&ObservedContainer> = observed.of_role(|role| role == Role::Main).collect();
+    let sidecar_runs = observed.of_role(|role| role == Role::Sidecar).any(is_running);
+    let has_failed = |c: &ObservedContainer| code(c).is_some_and(|code| code != 0);
+    let init_failed = policy == RestartPolicy::Never
+        && !observed.has_run()
+        && observed.of_role(|role| role == Role::Init).any(has_failed);
+    let pending = main.is_empty() || main.iter().any(|container| never_ran(container));
+    let ended = main.iter().all(|container| ended_for_good(container))
+        || (deleted && main.iter().all(|container| is_terminated(container)));
+    let phase = if init_failed {
+        "Failed"
+    } else if pending || (!observed.has_run() && !uninitialized(observed).is_empty()) {
         "Pending"
-    } else if observed.containers.iter().all(ended_for_good) || (deleted && all_terminated) {
-        let all_good = observed.containers.iter().all(|c| code(c) == Some(0));
-        if all_good { "Succeeded" } else { "Failed" }
-    } else {
+    } else if !ended || sidecar_runs {
         "Running"
+    } else if main.iter().all(|container| code(container) == Some(0)) {
+        "Succeeded"
+    } else {
+        "Failed"
     };
     phase.to_owned()
 }
 
-fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodCondition> {
-    let unready: Vec<&str> = observed
+/// The init containers that are not through.
+fn uninitialized(observed: &ObservedPod) -> Vec<&str> {
+    let is_through = |container: &&ObservedContainer| match container.role {
+        Role::Init => container.ready,
+        Role::Sidecar => container.started,
+        Role::Main => true,
+    };
+    let held = observed
         .containers
         .iter()
+        .filter(|container| !is_through(container));
+    held.map(|container| container.name.as_str()).collect()
+}
+
+/// What the condition `Initialized` says (`GeneratePodInitializedCondition`): the reason, the message, whether it holds.
+fn initialized(observed: &ObservedPod, phase: &str) -> (Option<(String, Option<String>)>, bool) {
+    let held = uninitialized(observed);
+    if phase == "Succeeded" {
+        let has_init = observed.of_role(|role| role != Role::Main).next().is_some();
+        return (has_init.then(|| ("PodCompleted".to_owned(), None)), true);
+    }
+    if held.is_empty() || observed.has_run() {
+        return (None, true);
+    }
+    let message = format!("containers with incomplete status: [{}]", held.join(" "));
+    (
+        Some(("ContainersNotInitialized".to_owned(), Some(message))),
+        false,
+    )
+}
+
+fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodCondition> {
+    let unready: Vec<&str> = observed
+        .of_role(|role| role != Role::Init)
         .filter(|c| !c.ready)
         .map(|c| c.name.as_str())
         .collect();
@@ -166,6 +231,7 @@ fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodConditio
         }
         other => other.clone(),
     };
+    let (not_initialized, is_initialized) = initialized(observed, phase);
     let generation = pod.metadata.generation;
     let condition = |type_: &str, failure: Option<(String, Option<String>)>, holds: bool| {
         let (reason, message) = failure.unzip();
@@ -180,7 +246,7 @@ fn conditions(pod: &Pod, observed: &ObservedPod, phase: &str) -> Vec<PodConditio
     };
     vec![
         condition("PodReadyToStartContainers", None, observed.sandbox),
-        condition("Initialized", None, observed.initialized),
+        condition("Initialized", not_initialized, is_initialized),
         condition("Ready", ready.clone(), ready.is_none()),
         condition("ContainersReady", not_ready.clone(), not_ready.is_none()),
     ]
@@ -278,6 +344,7 @@ mod tests {
             .zip(["a", "b"])
             .map(|((state, last), name)| ObservedContainer {
                 name: name.to_owned(),
+                role: Role::Main,
                 image: "i".to_owned(),
                 image_id: String::new(),
                 container_id: None,
@@ -293,8 +360,29 @@ mod tests {
             ips: Vec::new(),
             host_ips: vec!["172.30.0.11".parse().expect("an address")],
             start_time: Timestamp::UNIX_EPOCH,
-            initialized: true,
         }
+    }
+
+    /// With an init container and a sidecar in these states before it.
+    fn with_init(pod: ObservedPod, init: ObservedState, sidecar: ObservedState) -> ObservedPod {
+        let mut containers = observed(vec![(init, None), (sidecar, None)]).containers;
+        for (container, (name, role)) in containers
+            .iter_mut()
+            .zip([("init", Role::Init), ("sidecar", Role::Sidecar)])
+        {
+            let has_ended_well =
+                matches!(&container.state, ObservedState::Terminated(end) if end.exit_code == 0);
+            container.name = name.to_owned();
+            container.role = role;
+            container.started = matches!(container.state, ObservedState::Running(_));
+            container.ready = if role == Role::Init {
+                has_ended_well
+            } else {
+                container.started
+            };
+        }
+        containers.extend(pod.containers);
+        ObservedPod { containers, ..pod }
     }
 
     #[test]
@@ -324,6 +412,74 @@ mod tests {
                 phase(&pod(policy), &observed(containers.clone())),
                 expected,
                 "{policy} {containers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn init_containers_come_before_the_phase_of_the_main_ones() {
+        let waiting = || ObservedState::Waiting("PodInitializing".to_owned(), None);
+        let running = || ObservedState::Running(Timestamp::UNIX_EPOCH);
+        let exited = |code| ObservedState::Terminated(ended(code));
+        let incomplete = |names: &str| {
+            Some((
+                "ContainersNotInitialized".to_owned(),
+                Some(format!("containers with incomplete status: [{names}]")),
+            ))
+        };
+        for (policy, init, sidecar, main, expected, condition) in [
+            (
+                "Always",
+                running(),
+                waiting(),
+                waiting(),
+                "Pending",
+                (incomplete("init sidecar"), false),
+            ),
+            (
+                "Always",
+                exited(1),
+                waiting(),
+                waiting(),
+                "Pending",
+                (incomplete("init sidecar"), false),
+            ),
+            (
+                "Never",
+                exited(1),
+                waiting(),
+                waiting(),
+                "Failed",
+                (incomplete("init sidecar"), false),
+            ),
+            (
+                "Never",
+                exited(0),
+                waiting(),
+                waiting(),
+                "Pending",
+                (incomplete("sidecar"), false),
+            ),
+            ("Never", exited(0), running(), waiting(), "Pending", (None, true)),
+            ("Never", exited(0), running(), running(), "Running", (None, true)),
+            ("Never", exited(0), running(), exited(0), "Running", (None, true)),
+            ("Always", exited(0), waiting(), running(), "Running", (None, true)),
+            (
+                "Never",
+                exited(0),
+                exited(137),
+                exited(0),
+                "Succeeded",
+                (Some(("PodCompleted".to_owned(), None)), true),
+            ),
+            ("Never", exited(0), exited(0), exited(1), "Failed", (None, true)),
+        ] {
+            let observed = with_init(observed(vec![(main, None)]), init, sidecar);
+            let seen = phase(&pod(policy), &observed);
+            assert_eq!(
+                (seen.as_str(), initialized(&observed, &seen)),
+                (expected, condition),
+                "{policy} {observed:?}"
             );
         }
     }

@@ -4,9 +4,9 @@
 //! symbolic link `..data` is switched, so that a reader sees all of the old or all of the new.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, FileType};
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{
 use kube::api::{Api, PostParams};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::env::{EnvContext, field_value};
+use super::env::{EnvContext, field_value, resource_value};
 use crate::disk::{self, DiskError, OnPath};
 
 /// How often contents from the API are read again.
@@ -41,9 +41,9 @@ pub enum VolumeError {
         /// Why it could not be read.
         source: Box<kube::Error>,
     },
-    /// This kubelet cannot do it.
+    /// It is not there, not what it should be, or of a kind that this kubelet does not have.
     #[error("{0}")]
-    Unsupported(String),
+    Unusable(String),
 }
 
 fn text_of(error: &kube::Error) -> String {
@@ -111,6 +111,9 @@ impl Volumes<'_> {
                 empty.medium.as_deref() == Some("Memory"),
                 empty.size_limit.as_ref(),
             )?;
+            if let Some(group) = self.fs_group() {
+                give_to_group(&path, group, 0o660)?;
+            }
             return Ok(path);
         }
         let mut due = Timestamp::now() + REFRESH;
@@ -132,15 +135,18 @@ impl Volumes<'_> {
         } else if let Some(source) = &volume.projected {
             self.projected(source, &mut due).await?
         } else {
-            let text = format!(
-                "volume \"{}\": this kubelet does not support its type yet",
-                volume.name
-            );
-            return Err(VolumeError::Unsupported(text));
+            return Err(VolumeError::Unusable("no volume plugin matched".to_owned()));
         };
-        write_payload(&path, &payload)?;
+        write_payload(&path, &payload, self.fs_group())?;
         *refresh_at = Some(refresh_at.map_or(due, |earlier| earlier.min(due)));
         Ok(path)
+    }
+
+    /// `fsGroup`: the group that a pod's volumes belong to.
+    fn fs_group(&self) -> Option<u32> {
+        let spec = self.context.pod.spec.as_ref()?;
+        let group = spec.security_context.as_ref()?.fs_group?;
+        u32::try_from(group).ok()
     }
 
     async fn projected(
@@ -169,7 +175,7 @@ impl Volumes<'_> {
                 payload.extend(self.downward(part.items.as_deref().unwrap_or_default(), mode)?);
             } else {
                 let text = "a projected source is of a type that this kubelet does not support yet";
-                return Err(VolumeError::Unsupported(text.to_owned()));
+                return Err(VolumeError::Unusable(text.to_owned()));
             }
         }
         Ok(payload)
@@ -210,7 +216,7 @@ impl Volumes<'_> {
                 source: Box::new(source),
             })?
             .status
-            .ok_or_else(|| VolumeError::Unsupported(format!("no token in the answer for {account}")))?;
+            .ok_or_else(|| VolumeError::Unusable(format!("no token in the answer for {account}")))?;
         let now = Timestamp::now();
         let lifetime = status
             .expiration_timestamp
@@ -240,13 +246,11 @@ impl Volumes<'_> {
         let object = match api.get_opt(name).await.map_err(|error| failed(Box::new(error)))? {
             None if optional == Some(true) => return Ok(Payload::new()),
             None => {
-                return Err(VolumeError::Unsupported(format!(
-                    "configmap \"{name}\" not found"
-                )));
+                return Err(VolumeError::Unusable(format!("configmap \"{name}\" not found")));
             }
             Some(object) => object,
         };
-        select(config_map_data(object), "configmap", name, items, optional, mode)
+        select(config_map_data(object), "configmap", items, optional, mode)
     }
 
     async fn secret(
@@ -264,26 +268,24 @@ impl Volumes<'_> {
         };
         let object = match api.get_opt(name).await.map_err(|error| failed(Box::new(error)))? {
             None if optional == Some(true) => return Ok(Payload::new()),
-            None => return Err(VolumeError::Unsupported(format!("secret \"{name}\" not found"))),
+            None => return Err(VolumeError::Unusable(format!("secret \"{name}\" not found"))),
             Some(object) => object,
         };
-        select(secret_data(object), "secret", name, items, optional, mode)
+        select(secret_data(object), "secret", items, optional, mode)
     }
 
     fn downward(&self, items: &[DownwardAPIVolumeFile], mode: Option<i32>) -> Result<Payload, VolumeError> {
         let mut payload = Payload::new();
         for item in items {
-            let value = item
-                .field_ref
-                .as_ref()
-                .and_then(|field| field_value(&field.field_path, self.context))
-                .ok_or_else(|| {
-                    let text = format!(
-                        "downward API item \"{}\" is not supported by this kubelet yet",
-                        item.path
-                    );
-                    VolumeError::Unsupported(text)
-                })?;
+            let value = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(field), _) => field_value(&field.field_path, self.context)
+                    .ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path)),
+                (None, Some(selector)) => {
+                    resource_value(selector, None, self.context).map_err(|error| error.to_string())
+                }
+                (None, None) => Err(format!("downward API item \"{}\" names nothing", item.path)),
+            };
+            let value = value.map_err(VolumeError::Unusable)?;
             payload.insert(
                 item.path.clone(),
                 (value.into_bytes(), mode_of(item.mode.or(mode))),
@@ -338,7 +340,6 @@ pub fn secret_data(object: Secret) -> BTreeMap<String, Vec<u8>> {
 fn select(
     data: BTreeMap<String, Vec<u8>>,
     kind: &str,
-    name: &str,
     items: Option<&[KeyToPath]>,
     optional: Option<bool>,
     mode: Option<i32>,
@@ -357,8 +358,11 @@ fn select(
             }
             None if optional == Some(true) => {}
             None => {
-                let text = format!("{kind} \"{name}\" references non-existent key: {}", item.key);
-                return Err(VolumeError::Unsupported(text));
+                let text = match kind {
+                    "secret" => format!("references non-existent secret key: {}", item.key),
+                    _ => format!("configmap references non-existent config key: {}", item.key),
+                };
+                return Err(VolumeError::Unusable(text));
             }
         }
     }
@@ -369,26 +373,31 @@ fn mode_of(mode: Option<i32>) -> u32 {
     mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644)
 }
 
+/// A path of the node, made or checked as its type says (`pkg/volume/hostpath`). Without a type a missing path becomes a
+/// directory, as docker did and containerd does.
 fn host_path(path: &str, kind: &str) -> Result<PathBuf, VolumeError> {
     let place = PathBuf::from(path);
     match kind {
-        "DirectoryOrCreate" => disk::make_dir(&place)?,
+        "DirectoryOrCreate" | "" if !place.exists() => disk::make_dir(&place)?,
         "FileOrCreate" if !place.exists() => fs::write(&place, b"").on("create", &place)?,
-        "Directory" if !place.is_dir() => {
-            return Err(VolumeError::Unsupported(format!(
-                "hostPath type check failed: {path} is not a directory"
-            )));
-        }
-        "File" if !place.is_file() => {
-            return Err(VolumeError::Unsupported(format!(
-                "hostPath type check failed: {path} is not a file"
-            )));
-        }
-        // As docker did and containerd does: a missing path becomes a directory.
-        "" if !place.exists() => disk::make_dir(&place)?,
         _ => {}
     }
-    Ok(place)
+    let found = fs::metadata(&place).ok().map(|found| found.file_type());
+    let (wanted, is): (&str, fn(&FileType) -> bool) = match kind {
+        "Directory" | "DirectoryOrCreate" => ("directory", FileType::is_dir),
+        "File" | "FileOrCreate" => ("file", |found| !found.is_dir()),
+        "Socket" => ("socket file", FileType::is_socket),
+        "CharDevice" => ("character device", FileType::is_char_device),
+        "BlockDevice" => ("block device", FileType::is_block_device),
+        _ => return Ok(place),
+    };
+    if found.is_some_and(|found| is(&found)) {
+        Ok(place)
+    } else {
+        Err(VolumeError::Unusable(format!(
+            "hostPath type check failed: {path} is not a {wanted}"
+        )))
+    }
 }
 
 fn empty_dir(
@@ -424,7 +433,17 @@ pub fn remove_all(directory: &Path) -> Result<(), DiskError> {
     disk::remove_tree(directory)
 }
 
-fn write_payload(directory: &Path, payload: &Payload) -> Result<(), DiskError> {
+/// Gives a file or directory to a group, which may do there what `bits` say; what is made in a directory later belongs
+/// to the group too (`changeFilePermission` of `pkg/volume`).
+fn give_to_group(path: &Path, group: u32, bits: u32) -> Result<(), DiskError> {
+    let found = fs::symlink_metadata(path).on("read", path)?;
+    let more = if found.is_dir() { 0o2110 } else { 0 };
+    chown(path, None, Some(group)).on("chown", path)?;
+    let mode = found.mode() & 0o7777 | bits | more;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).on("chmod", path)
+}
+
+fn write_payload(directory: &Path, payload: &Payload, group: Option<u32>) -> Result<(), DiskError> {
     disk::make_dir(directory)?;
     let data = directory.join("..data");
     let current = current_version(directory);
@@ -438,6 +457,9 @@ fn write_payload(directory: &Path, payload: &Payload) -> Result<(), DiskError> {
         disk::make_dir(file.parent().unwrap_or(&place))?;
         fs::write(&file, contents).on("write", &file)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(*mode)).on("chmod", &file)?;
+        if let Some(group) = group {
+            give_to_group(&file, group, 0o440)?;
+        }
     }
     disk::make_dir(&place)?;
     let beside = directory.join("..data_tmp");
@@ -541,15 +563,15 @@ mod tests {
                 .collect()
         };
         let read = |path: &str| fs::read_to_string(directory.join(path)).ok();
-        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")])).expect("written");
+        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")]), None).expect("written");
         assert_eq!(
             (read("token"), read("dir/ca.crt")),
             (Some("1".into()), Some("x".into()))
         );
         let version = fs::read_link(directory.join("..data")).expect("a link");
-        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")])).expect("unchanged");
+        write_payload(&directory, &payload(&[("token", "1"), ("dir/ca.crt", "x")]), None).expect("unchanged");
         assert_eq!(fs::read_link(directory.join("..data")).expect("a link"), version);
-        write_payload(&directory, &payload(&[("token", "2")])).expect("rewritten");
+        write_payload(&directory, &payload(&[("token", "2")]), None).expect("rewritten");
         assert_eq!((read("token"), read("dir/ca.crt")), (Some("2".into()), None));
         assert!(!directory.join(version).exists());
         disk::remove_tree(&directory).expect("removable");
@@ -565,7 +587,7 @@ mod tests {
         fs::write(outside.join("kept"), b"kept").expect("written");
         symlink(&outside, volume.join("..data")).expect("a link");
         let payload = Payload::from([("key".to_owned(), (b"value".to_vec(), 0o644))]);
-        write_payload(&volume, &payload).expect("written");
+        write_payload(&volume, &payload, None).expect("written");
         assert_eq!(fs::read(volume.join("key")).ok(), Some(b"value".to_vec()));
 
         symlink(&outside, volume.join("out")).expect("a link");
@@ -576,6 +598,44 @@ mod tests {
         assert_eq!(place("new/deep"), Some(root.join("new/deep")));
         assert_eq!([place("out"), place("out/kept")], [None, None]);
         assert_eq!(fs::read(outside.join("kept")).ok(), Some(b"kept".to_vec()));
+        disk::remove_tree(&base).expect("removable");
+    }
+
+    #[test]
+    fn a_path_of_the_node_is_made_or_checked_as_its_type_says() {
+        let base = std::env::temp_dir().join(format!("cwt-host-path-{}", std::process::id()));
+        disk::make_dir(&base).expect("a directory");
+        let _socket = std::os::unix::net::UnixListener::bind(base.join("socket")).expect("a socket");
+        fs::write(base.join("file"), b"kept").expect("written");
+        for (path, kind, failure) in [
+            ("made", "DirectoryOrCreate", None),
+            ("made", "Directory", None),
+            ("made", "File", Some("file")),
+            ("untyped", "", None),
+            ("untyped", "Directory", None),
+            ("new", "FileOrCreate", None),
+            ("file", "FileOrCreate", None),
+            ("file", "File", None),
+            ("file", "Directory", Some("directory")),
+            ("file", "DirectoryOrCreate", Some("directory")),
+            ("absent", "Directory", Some("directory")),
+            ("absent", "File", Some("file")),
+            ("socket", "Socket", None),
+            ("file", "Socket", Some("socket file")),
+            ("file", "CharDevice", Some("character device")),
+            ("/dev/null", "CharDevice", None),
+            ("/dev/null", "BlockDevice", Some("block device")),
+        ] {
+            let place = base.join(path);
+            let place = place.to_str().expect("a path");
+            let expected = match failure {
+                None => Ok(PathBuf::from(place)),
+                Some(wanted) => Err(format!("hostPath type check failed: {place} is not a {wanted}")),
+            };
+            let seen = host_path(place, kind).map_err(|error| error.to_string());
+            assert_eq!(seen, expected, "{path} {kind}");
+        }
+        assert_eq!(fs::read(base.join("file")).ok(), Some(b"kept".to_vec()));
         disk::remove_tree(&base).expect("removable");
     }
 

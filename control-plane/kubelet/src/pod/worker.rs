@@ -11,17 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodStatus, Service};
+use k8s_openapi::api::core::v1::{
+    Container as Definition, ContainerStateTerminated, Pod, PodStatus, Service,
+};
 use kube::api::Api;
 use kube::runtime::reflector::Store;
 use tokio::sync::{mpsc, watch};
 
-use super::decide::{Action, Backoff, ContainerView, Phase, PodView, decide, restarts};
+use super::decide::{Action, Backoff, ContainerView, Phase, PodView, Role, decide, restarts};
 use super::env::{self, ConfigError, EnvContext, Sources};
 use super::etc_files;
 use super::publish::{Publication, publish_all};
-use super::slot::{Current, Ending, Slot};
-use super::status::{ObservedPod, is_overruled, pod_status, restart_policy};
+use super::slot::{BACKING_OFF, Current, Ending, INITIALIZING, Slot};
+use super::status::{ObservedPod, ObservedState, is_overruled, pod_status, restart_policy};
 use super::volumes::{self, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
 use crate::cgroup::Cgroup;
@@ -58,6 +60,8 @@ pub struct NodeContext {
     pub board: Board,
     /// The kubelet's own `oom_score_adj`.
     pub own_oom_score: i32,
+    /// The kubelet's own capabilities, a bit for each number.
+    pub own_capabilities: u64,
 }
 
 /// What a worker is told.
@@ -83,6 +87,10 @@ pub struct Worker {
     refused: Option<String>,
     pub(super) sandbox: Option<Sandbox>,
     prepared: bool,
+    /// A main container has been started in this sandbox.
+    initialized: bool,
+    /// When the pod began to end.
+    ending_since: Option<Timestamp>,
     preparing: Backoff,
     pub(super) mounted: Mounted,
     slots: Vec<Slot>,
@@ -120,6 +128,8 @@ impl Worker {
             gone: false,
             sandbox: None,
             prepared: false,
+            initialized: false,
+            ending_since: None,
             preparing: Backoff::default(),
             mounted: Mounted::default(),
             slots: Vec::new(),
@@ -173,7 +183,9 @@ impl Worker {
     fn view(&self) -> PodView {
         let containers = self.slots.iter().map(|slot| ContainerView {
             name: slot.name.clone(),
+            role: slot.role,
             phase: slot.phase(),
+            started: slot.has_started(),
             not_before: slot.backoff.not_before(),
         });
         PodView {
@@ -183,6 +195,7 @@ impl Worker {
             sandbox: self.sandbox.is_some(),
             prepared: self.prepared,
             sandbox_not_before: self.preparing.not_before(),
+            initialized: self.initialized,
             containers: containers.collect(),
         }
     }
@@ -260,9 +273,21 @@ impl Worker {
             return;
         };
         let started = outcome.is_ok();
+        self.initialized |= started && slot.role == Role::Main;
         let previous = match outcome {
             Ok(container) => slot.replace(container),
-            Err(trouble) => slot.start_failed(trouble, Timestamp::now()),
+            Err(trouble) => {
+                let image = definition.image.as_deref().unwrap_or_default();
+                let previous = slot.start_failed(trouble, image, Timestamp::now());
+                if slot.is_backing_off_pull() {
+                    let (events, pod) = (&self.node.events, &self.pod);
+                    let text = format!("Back-off pulling image \"{image}\"");
+                    events.container(pod, name, EventType::Normal, "BackOff", text);
+                    let text = format!("Error: {BACKING_OFF}");
+                    events.container(pod, name, EventType::Warning, "Failed", text);
+                }
+                previous
+            }
         };
         if let Some(previous) = previous {
             self.node
@@ -293,8 +318,9 @@ impl Worker {
         let slot = self.slots.iter_mut().find(|slot| slot.is(id));
         let Some(slot) = slot else { return };
         slot.ended(exit);
+        let policy = slot.role.restart_policy(restart_policy(&self.pod));
         let (name, waits) = (slot.name.clone(), !slot.backoff.delay().is_zero());
-        if waits && !self.is_deleting() && restarts(restart_policy(&self.pod), exit.code) {
+        if waits && !self.is_deleting() && restarts(policy, exit.code) {
             let text = format!(
                 "Back-off restarting failed container {name} in pod {}",
                 self.full_name()
@@ -312,8 +338,15 @@ impl Worker {
     }
 
     fn stop(&mut self, name: &str) {
-        let grace = self.grace();
         let deleting = self.is_deleting();
+        let unhealthy =
+            |slot: &Slot| slot.name == name && slot.phase() == (Phase::Running { unhealthy: true });
+        let unhealthy = !deleting && self.slots.iter().any(unhealthy);
+        let grace = if unhealthy {
+            self.grace()
+        } else {
+            self.grace_left()
+        };
         let Some(definition) = self.definition(name) else {
             return;
         };
@@ -326,10 +359,10 @@ impl Worker {
             .find(|slot| slot.name == name)
             .and_then(|slot| slot.current.as_mut());
         let Some(current) = current else { return };
-        let text = if deleting {
-            format!("Stopping container {name}")
-        } else {
+        let text = if unhealthy {
             format!("Container {name} failed liveness probe, will be restarted")
+        } else {
+            format!("Stopping container {name}")
         };
         events.container(&pod, name, EventType::Normal, "Killing", text);
         current.stop(
@@ -372,26 +405,25 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        let has_init = self.slots.iter().any(|slot| slot.role != Role::Main);
+        let before = if has_init {
+            INITIALIZING
+        } else {
+            "ContainerCreating"
+        };
+        let (policy, full_name) = (restart_policy(&self.pod), self.full_name());
+        let containers = self.slots.iter().map(|slot| {
+            let image = self
+                .definition(&slot.name)
+                .and_then(|definition| definition.image);
+            slot.observed(image.unwrap_or_default(), policy, &full_name, before)
+        });
         let observed = ObservedPod {
-            containers: self
-                .slots
-                .iter()
-                .map(|slot| {
-                    let image = self
-                        .definition(&slot.name)
-                        .and_then(|definition| definition.image);
-                    slot.observed(
-                        image.unwrap_or_default(),
-                        restart_policy(&self.pod),
-                        &self.full_name(),
-                    )
-                })
-                .collect(),
+            containers: containers.collect(),
             sandbox: self.sandbox.is_some(),
             ips: self.ips(),
             host_ips: self.node.config.node_ips(),
             start_time: self.start_time,
-            initialized: self.refused.is_none(),
         };
         // A pod that had ended before this kubelet knew it keeps the status it has.
         if self.refused.as_ref().is_some_and(String::is_empty) {
@@ -412,7 +444,8 @@ impl Worker {
         let status = pod_status(&self.pod, &observed, &self.status, Timestamp::now());
         let mut pod = self.pod.clone();
         pod.status = Some(status.clone());
-        let containers = self.slots.iter().map(|slot| {
+        let told = self.slots.iter().zip(&observed.containers);
+        let containers = told.map(|(slot, observed)| {
             let logs = ContainerLogs {
                 directory: self.log_dir().join(&slot.name),
                 attempt: slot
@@ -424,6 +457,10 @@ impl Worker {
                     .as_ref()
                     .map(|current| current.container.request.id.clone()),
                 running: slot.is_live(),
+                waiting: match &observed.state {
+                    ObservedState::Waiting(reason, _) => reason.clone(),
+                    _ => String::new(),
+                },
             };
             (slot.name.clone(), logs)
         });
@@ -464,6 +501,15 @@ impl Worker {
         Duration::from_secs(seconds.max(0).unsigned_abs())
     }
 
+    /// What is left of the grace since the pod began to end. A sidecar whose turn comes late gets the least that
+    /// Kubernetes gives any container (`minimumGracePeriodInSeconds`), unless the whole grace is shorter.
+    fn grace_left(&mut self) -> Duration {
+        let (now, grace) = (Timestamp::now(), self.grace());
+        let since = *self.ending_since.get_or_insert(now);
+        let spent = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        grace.saturating_sub(spent).max(FORCED_GRACE.min(grace))
+    }
+
     /// A second deletion may allow less time than the first.
     fn shorten_grace(&mut self) {
         if !self.is_deleting() {
@@ -477,13 +523,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn definition(&self, name: &str) -> Option<k8s_openapi::api::core::v1::Container> {
-        self.pod
-            .spec
-            .as_ref()?
-            .containers
-            .iter()
-            .find(|container| container.name == name)
+    pub(super) fn definition(&self, name: &str) -> Option<Definition> {
+        roles(&self.pod)
+            .map(|(definition, _)| definition)
+            .find(|definition| definition.name == name)
             .cloned()
     }
 
@@ -499,6 +542,7 @@ impl Worker {
             host_ips: self.node.config.node_ips(),
             services,
             sources,
+            allocatable: crate::node::capacity(&self.node.config),
         }
     }
 
@@ -546,7 +590,7 @@ impl Worker {
 pub(super) async fn sources(
     client: &kube::Client,
     namespace: &str,
-    container: &k8s_openapi::api::core::v1::Container,
+    container: &Definition,
 ) -> Result<Sources, ConfigError> {
     let failed =
         |error: kube::Error| ConfigError(format!("failed to read what the environment names: {error}"));
@@ -573,21 +617,27 @@ pub(super) async fn sources(
     Ok(sources)
 }
 
+/// The containers of a pod in the order in which they start, each with what it is.
+fn roles(pod: &Pod) -> impl Iterator<Item = (&Definition, Role)> {
+    let init = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    let init = init.map(|definition| match definition.restart_policy.as_deref() {
+        Some("Always") => (definition, Role::Sidecar),
+        _ => (definition, Role::Init),
+    });
+    let main = pod.spec.iter().flat_map(|spec| &spec.containers);
+    init.chain(main.map(|definition| (definition, Role::Main)))
+}
+
 /// What a pod asks for that this kubelet cannot do.
 fn unsupported(pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
-    let asks = [
-        (
-            spec.init_containers.as_ref().is_some_and(|list| !list.is_empty()),
-            "init containers",
-        ),
-        (spec.host_pid == Some(true), "hostPID"),
-        (spec.host_ipc == Some(true), "hostIPC"),
-        (
-            spec.share_process_namespace == Some(true),
-            "shareProcessNamespace",
-        ),
-    ];
+    let asks = [(
+        spec.share_process_namespace == Some(true),
+        "shareProcessNamespace",
+    )];
     let named: Vec<&str> = asks
         .into_iter()
         .filter(|(asks, _)| *asks)

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use libcontainer::container::Container;
@@ -40,6 +41,9 @@ use crate::terminal::{receive, shortened};
 use attach::{Audience, Keyboard};
 use log::{Lines, LogFile, Stream};
 use state::{ContainerDir, ContainerRequest, ExecDir, Exit, Report, Started, Stdin};
+
+/// How long the kernel may take to end what a container left behind.
+const LEFTOVERS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +170,9 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     };
     disk::write_json(&directory.started(), &started)?;
     ignore_ends()?;
+    if request.host_pid {
+        end_with(started.init, cgroup.clone());
+    }
     report(&Report::Started(started));
     Ok(Running {
         cgroup,
@@ -453,6 +460,15 @@ fn own_cgroup(container: &Path) -> Result<Cgroup, ShimError> {
     let depth = oci_path.components().count().saturating_sub(1);
     let mount = container.ancestors().nth(depth).unwrap_or(container);
     Ok(Cgroup::at(&mount.join(relative))?)
+}
+
+/// In a PID namespace of its own a container ends with its process 1. In the node's nothing ends what that leaves behind,
+/// which would also hold the output open.
+fn end_with(init: ProcessIdentity, cgroup: Cgroup) {
+    std::thread::spawn(move || {
+        init.wait();
+        cgroup.kill_all(LEFTOVERS_DEADLINE);
+    });
 }
 
 /// From now on only the container's end ends the shim. Not earlier: the container would inherit the mask.

@@ -50,6 +50,9 @@ pub struct ContainerRequest {
     pub log: PathBuf,
     /// File that the container sees as its termination message.
     pub termination_log: PathBuf,
+    /// It stands in the node's PID namespace.
+    #[serde(default)]
+    pub host_pid: bool,
     /// When the kubelet asked for it.
     pub created_at: Timestamp,
 }

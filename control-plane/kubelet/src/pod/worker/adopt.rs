@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::ContainerStatus;
 
-use super::{Worker, log_leftover};
+use super::{Worker, log_leftover, roles};
+use crate::pod::decide::Role;
 use crate::pod::slot::{Current, Slot};
 use crate::process::Signal;
 use crate::runtime::Container;
@@ -16,16 +17,8 @@ impl Worker {
             Ok(sandbox) => self.sandbox = sandbox,
             Err(error) => tracing::warn!(%error, uid, "sandbox not readable"),
         }
-        let names: Vec<String> = self
-            .pod
-            .spec
-            .iter()
-            .flat_map(|spec| &spec.containers)
-            .map(|c| c.name.clone())
-            .collect();
-        self.slots = names
-            .iter()
-            .map(|name| Slot::new(name, self.known_status(name)))
+        self.slots = roles(&self.pod)
+            .map(|(definition, role)| Slot::new(&definition.name, role, self.known_status(&definition.name)))
             .collect();
         let whole = self.sandbox.as_ref().is_some_and(Sandbox::is_whole);
         for container in adopted {
@@ -64,6 +57,11 @@ impl Worker {
                 tracing::warn!(%error, uid, "broken sandbox not removed");
             });
         }
+        let has_run = |slot: &Slot| slot.role == Role::Main && slot.current.is_some();
+        self.initialized = whole && self.slots.iter().any(has_run);
+        if !whole && !self.is_terminal() {
+            self.initialize_again();
+        }
         if self.is_terminal() && self.slots.iter().all(|slot| slot.current.is_none()) {
             self.refused.get_or_insert_with(String::new);
         }
@@ -78,11 +76,19 @@ impl Worker {
         }
     }
 
+    /// In a new sandbox all init containers run again.
+    fn initialize_again(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.role != Role::Main) {
+            if let Some(previous) = slot.begin_again() {
+                let forgotten = self.node.runtime.forget(&previous.container.request);
+                forgotten.unwrap_or_else(log_leftover);
+            }
+        }
+    }
+
     fn known_status(&self, name: &str) -> Option<&ContainerStatus> {
-        self.status
-            .container_statuses
-            .iter()
-            .flatten()
+        let init = self.status.init_container_statuses.iter().flatten();
+        init.chain(self.status.container_statuses.iter().flatten())
             .find(|status| status.name == name)
     }
 
