@@ -121,6 +121,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         pods::sidecars_start_before_and_end_after_the_others,
     ),
     (
+        "commands_in_a_container_are_its_probes_and_hooks",
+        pods::commands_in_a_container_are_its_probes_and_hooks,
+    ),
+    (
         "volumes_of_every_source_are_there",
         pods::volumes_of_every_source_are_there,
     ),

@@ -339,6 +339,46 @@ pub fn sidecars_start_before_and_end_after_the_others(cluster: &Cluster) -> anyh
     delete(cluster)
 }
 
+pub fn commands_in_a_container_are_its_probes_and_hooks(cluster: &Cluster) -> anyhow::Result<()> {
+    bring_shell(cluster)?;
+    let probe = |script: &str| {
+        let command = ["/busybox", "sh", "-c", script];
+        json!({ "exec": { "command": command }, "periodSeconds": 1, "failureThreshold": 1 })
+    };
+    let hook =
+        json!({ "preStop": { "exec": { "command": ["/busybox", "sh", "-c", "echo not today; exit 4"] } } });
+    let container = with(
+        shell("c", "while :; do sleep 1; done"),
+        json!({ "readinessProbe": probe("cat /tmp/ready"), "livenessProbe": probe("test ! -e /tmp/ill"),
+            "lifecycle": hook }),
+    );
+    let mut asked = pod("asked", json!({ "containers": [container] }));
+    asked["spec"]["terminationGracePeriodSeconds"] = json!(5);
+    apply(cluster, &asked)?;
+    let place = "spec.containers{c}";
+    events_of(
+        cluster,
+        "asked",
+        &[&format!("Unhealthy {place} Readiness probe failed: cat:")],
+    );
+    status_cell(cluster, "asked", &["0/1", "Running", "0"]);
+    let inside = |script: &str| cluster.run(&["exec", "asked", "--", "/busybox", "sh", "-c", script]);
+    inside("touch /tmp/ready")?;
+    status_cell(cluster, "asked", &["1/1", "Running", "0"]);
+    inside("touch /tmp/ill")?;
+    events_of(
+        cluster,
+        "asked",
+        &[
+            &format!("Unhealthy {place} Liveness probe failed:"),
+            &format!("FailedPreStopHook {place} PreStopHook failed: not today"),
+        ],
+    );
+    // A container that is started anew has files of its own: it is well, and not ready.
+    status_cell(cluster, "asked", &["0/1", "Running", "1"]);
+    delete(cluster)
+}
+
 pub fn volumes_of_every_source_are_there(cluster: &Cluster) -> anyhow::Result<()> {
     bring_shell(cluster)?;
     apply(cluster, &config_map("cm", json!({ "a": "1", "b": "2" })))?;

@@ -1,4 +1,5 @@
-//! Probes: thresholds as a pure state, HTTP, HTTPS, TCP and gRPC checks from the node's network namespace.
+//! Probes: thresholds as a pure state; HTTP, HTTPS, TCP and gRPC checks from the node's network namespace, and commands
+//! in the container.
 
 mod grpc_health;
 mod https;
@@ -12,6 +13,8 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+
+use crate::runtime::Runtime;
 
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +118,15 @@ impl ProbeState {
 /// What a probe asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Check {
+    /// The container, over the network.
+    Network(Request),
+    /// A command in the container; exit code 0 is success.
+    Exec(Vec<String>),
+}
+
+/// A question over the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
     /// A GET; 200 to 399 is success.
     Http {
         /// By TLS, whatever the certificate.
@@ -142,6 +154,37 @@ pub enum Check {
 impl Check {
     /// The check of a probe; the error says what is not supported or not resolvable.
     pub fn of(probe: &Probe, container: &Container, pod_ip: IpAddr) -> Result<Self, String> {
+        match &probe.exec {
+            Some(exec) => Ok(Self::Exec(exec.command.clone().unwrap_or_default())),
+            None => Request::of(probe, container, pod_ip).map(Self::Network),
+        }
+    }
+
+    /// Runs it once for a container; the error is the text of an `Unhealthy` event.
+    pub async fn run(&self, timeout: Duration, runtime: &Runtime, container_id: &str) -> Result<(), String> {
+        match self {
+            Self::Network(request) => request.run(timeout).await,
+            Self::Exec(command) => run_inside(runtime, container_id, command, timeout).await,
+        }
+    }
+}
+
+/// Runs a command in a container for at most `limit`; the error is what it said when it failed, or why it did not run.
+pub async fn run_inside(
+    runtime: &Runtime,
+    container_id: &str,
+    command: &[String],
+    limit: Duration,
+) -> Result<(), String> {
+    match runtime.exec_output(container_id, command, limit).await {
+        Ok(ended) if ended.code == 0 => Ok(()),
+        Ok(ended) => Err(String::from_utf8_lossy(&ended.output).into_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Request {
+    fn of(probe: &Probe, container: &Container, pod_ip: IpAddr) -> Result<Self, String> {
         let port_of = |port: &IntOrString| resolve_port(port, container);
         let address = |host: Option<&str>, port| match host.filter(|host| !host.is_empty()) {
             None => Ok(SocketAddr::new(pod_ip, port)),
@@ -189,11 +232,10 @@ impl Check {
                 service: grpc.service.clone().unwrap_or_default(),
             });
         }
-        Err("exec probes are not supported by this kubelet yet".to_owned())
+        Err("it asks nothing that this kubelet knows".to_owned())
     }
 
-    /// Runs it once; the error is the text of an `Unhealthy` event.
-    pub async fn run(&self, timeout: Duration) -> Result<(), String> {
+    async fn run(&self, timeout: Duration) -> Result<(), String> {
         match tokio::time::timeout(timeout, self.attempt()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(match self {
@@ -352,7 +394,7 @@ mod tests {
                 .expect("a valid container");
         let ip = "10.244.1.2".parse().expect("an address");
         let check = |value| Check::of(&probe(value), &container, ip);
-        let expected = Check::Http {
+        let expected = Request::Http {
             encrypted: false,
             address: "10.244.1.2:8080".parse().expect("an address"),
             host: None,
@@ -361,16 +403,24 @@ mod tests {
         };
         assert_eq!(
             check(json!({"httpGet": {"path": "readyz", "port": "http"}})),
-            Ok(expected)
+            Ok(Check::Network(expected))
         );
-        let tcp = Check::Tcp("10.244.1.2:81".parse().expect("an address"));
-        assert_eq!(check(json!({"tcpSocket": {"port": 81}})), Ok(tcp));
-        let grpc = Check::Grpc {
+        let tcp = Request::Tcp("10.244.1.2:81".parse().expect("an address"));
+        assert_eq!(check(json!({"tcpSocket": {"port": 81}})), Ok(Check::Network(tcp)));
+        let grpc = Request::Grpc {
             address: "10.244.1.2:82".parse().expect("an address"),
             service: "web".to_owned(),
         };
-        assert_eq!(check(json!({"grpc": {"port": 82, "service": "web"}})), Ok(grpc));
+        assert_eq!(
+            check(json!({"grpc": {"port": 82, "service": "web"}})),
+            Ok(Check::Network(grpc))
+        );
         assert!(check(json!({"tcpSocket": {"port": "no"}})).is_err());
-        assert!(check(json!({"exec": {"command": ["true"]}})).is_err());
+        assert!(check(json!({})).is_err());
+        let command = vec!["cat".to_owned(), "/x".to_owned()];
+        assert_eq!(
+            check(json!({"exec": {"command": command}})),
+            Ok(Check::Exec(command))
+        );
     }
 }

@@ -19,7 +19,7 @@ use super::status::{ObservedContainer, ObservedState};
 use super::worker::{Message, terminated};
 use crate::events::{EventType, Recorder};
 use crate::process::Signal;
-use crate::runtime::Container;
+use crate::runtime::{Container, Runtime};
 use crate::shim::state::Exit;
 
 /// Exit code of a container that could not be started (`StartError`).
@@ -103,15 +103,16 @@ pub struct Current {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What stopping a container needs.
-pub struct Ending {
-    /// From now to SIGKILL.
-    pub grace: Duration,
-    /// The pod's address, for an HTTP hook.
+/// What the tasks of a container are given.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The pod's address, for questions over the network.
     pub ip: IpAddr,
     /// The pod.
     pub pod: Pod,
-    /// For hooks that fail.
+    /// The node's containers, for commands in this one.
+    pub runtime: Runtime,
+    /// For what fails.
     pub events: Recorder,
     /// The worker.
     pub outbox: mpsc::Sender<Message>,
@@ -370,15 +371,8 @@ impl Current {
     }
 
     /// Waits for its end and runs its probes.
-    pub fn watch(
-        &mut self,
-        definition: &Definition,
-        ip: IpAddr,
-        pod: &Pod,
-        events: &Recorder,
-        outbox: &mpsc::Sender<Message>,
-    ) {
-        let (container, ended) = (self.container.clone(), outbox.clone());
+    pub fn watch(&mut self, definition: &Definition, around: &Surroundings) {
+        let (container, ended) = (self.container.clone(), around.outbox.clone());
         // Not among the tasks that are stopped: it ends by itself, with the container.
         tokio::spawn(async move {
             let exit = container.ended().await;
@@ -389,11 +383,11 @@ impl Current {
                 continue;
             };
             self.probed.push(kind);
-            let check = match Check::of(definition_of_probe, definition, ip) {
+            let check = match Check::of(definition_of_probe, definition, around.ip) {
                 Ok(check) => check,
                 Err(text) => {
                     let text = format!("{} probe not run: {text}", kind.name());
-                    events.container(pod, &definition.name, EventType::Warning, "ProbeError", text);
+                    around.warn(&definition.name, "ProbeError", text);
                     continue;
                 }
             };
@@ -405,9 +399,7 @@ impl Current {
                 container_name: definition.name.clone(),
                 started_at: self.container.started.started_at,
                 started: self.started.subscribe(),
-                pod: pod.clone(),
-                events: events.clone(),
-                outbox: outbox.clone(),
+                around: around.clone(),
             };
             self.tasks.push(tokio::spawn(prober.run()));
         }
@@ -417,31 +409,29 @@ impl Current {
     }
 
     /// preStop hook, SIGTERM; SIGKILL is the worker's when the grace is over.
-    pub fn stop(&mut self, definition: &Definition, ending: Ending) {
+    pub fn stop(&mut self, definition: &Definition, grace: Duration, around: Surroundings) {
         self.phase = Phase::Stopping {
-            kill_at: Some(Timestamp::now() + ending.grace),
+            kill_at: Some(Timestamp::now() + grace),
         };
         let hook = definition
             .lifecycle
             .as_ref()
             .and_then(|lifecycle| lifecycle.pre_stop.clone());
-        let Some(hook) = hook.filter(|_| !ending.grace.is_zero()) else {
+        let Some(hook) = hook.filter(|_| !grace.is_zero()) else {
             self.container.signal(Signal::TERM);
             return;
         };
         let (definition, id) = (definition.clone(), self.container.request.id.clone());
         self.tasks.push(tokio::spawn(async move {
-            let outcome = tokio::time::timeout(ending.grace, run_hook(&hook, &definition, ending.ip)).await;
+            let run = run_hook(&hook, &definition, &id, grace, &around);
+            let outcome = tokio::time::timeout(grace, run).await;
             if let Err(text) =
                 outcome.unwrap_or_else(|_| Err("it took longer than the grace period".to_owned()))
             {
                 let text = format!("PreStopHook failed: {text}");
-                let warning = EventType::Warning;
-                ending
-                    .events
-                    .container(&ending.pod, &definition.name, warning, "FailedPreStopHook", text);
+                around.warn(&definition.name, "FailedPreStopHook", text);
             }
-            let _ = ending.outbox.send(Message::PreStopped(id)).await;
+            let _ = around.outbox.send(Message::PreStopped(id)).await;
         }));
     }
 
@@ -473,9 +463,14 @@ struct Prober {
     container_name: String,
     started_at: Timestamp,
     started: watch::Receiver<bool>,
-    pod: Pod,
-    events: Recorder,
-    outbox: mpsc::Sender<Message>,
+    around: Surroundings,
+}
+
+impl Surroundings {
+    fn warn(&self, container: &str, reason: &'static str, text: String) {
+        self.events
+            .container(&self.pod, container, EventType::Warning, reason, text);
+    }
 }
 
 impl Prober {
@@ -491,16 +486,11 @@ impl Prober {
         let mut ticks = tokio::time::interval(self.timing.period);
         loop {
             ticks.tick().await;
-            let outcome = self.check.run(self.timing.timeout).await;
+            let (timeout, runtime) = (self.timing.timeout, &self.around.runtime);
+            let outcome = self.check.run(timeout, runtime, &self.container_id).await;
             if let Err(text) = &outcome {
                 let text = format!("{} probe failed: {text}", self.kind.name());
-                self.events.container(
-                    &self.pod,
-                    &self.container_name,
-                    EventType::Warning,
-                    "Unhealthy",
-                    text,
-                );
+                self.around.warn(&self.container_name, "Unhealthy", text);
             }
             let result = state.record(outcome.is_ok());
             if result.is_some() && result != told {
@@ -509,7 +499,7 @@ impl Prober {
                 let message = Message::Probed(self.container_id.clone(), self.kind, success);
                 let is_last =
                     self.kind == ProbeKind::Startup || (self.kind == ProbeKind::Liveness && !success);
-                if self.outbox.send(message).await.is_err() || is_last {
+                if self.around.outbox.send(message).await.is_err() || is_last {
                     return;
                 }
             }
@@ -517,17 +507,27 @@ impl Prober {
     }
 }
 
-async fn run_hook(hook: &LifecycleHandler, definition: &Definition, ip: IpAddr) -> Result<(), String> {
+async fn run_hook(
+    hook: &LifecycleHandler,
+    definition: &Definition,
+    container_id: &str,
+    limit: Duration,
+    around: &Surroundings,
+) -> Result<(), String> {
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
         return Ok(());
     }
+    if let Some(exec) = &hook.exec {
+        let command = exec.command.as_deref().unwrap_or_default();
+        return probe::run_inside(&around.runtime, container_id, command, limit).await;
+    }
     let Some(http) = &hook.http_get else {
-        return Err("exec hooks are not supported by this kubelet yet".to_owned());
+        return Err("it asks for nothing that this kubelet knows".to_owned());
     };
     let port = probe::resolve_port(&http.port, definition)?;
     let host = match http.host.as_deref() {
-        None | Some("") => ip,
+        None | Some("") => around.ip,
         Some(host) => host
             .parse()
             .map_err(|_| format!("host {host:?} is not an address"))?,

@@ -22,7 +22,7 @@ use super::decide::{Action, Backoff, ContainerView, Phase, PodView, Role, decide
 use super::env::{self, ConfigError, EnvContext, Sources};
 use super::etc_files;
 use super::publish::{Publication, publish_all};
-use super::slot::{BACKING_OFF, Current, Ending, INITIALIZING, Slot};
+use super::slot::{BACKING_OFF, Current, INITIALIZING, Slot, Surroundings};
 use super::status::{ObservedPod, ObservedState, is_overruled, pod_status, restart_policy};
 use super::volumes::{self, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
@@ -307,10 +307,19 @@ impl Worker {
         let Some(definition) = self.definition(&name) else {
             return;
         };
-        let ip = self.ips().first().copied().unwrap_or(self.node.config.node_ip);
-        let (events, pod, outbox) = (self.node.events.clone(), self.pod.clone(), self.outbox.clone());
+        let around = self.surroundings();
         if let Some(current) = self.slots.get_mut(index).and_then(|slot| slot.current.as_mut()) {
-            current.watch(&definition, ip, &pod, &events, &outbox);
+            current.watch(&definition, &around);
+        }
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            ip: self.ips().first().copied().unwrap_or(self.node.config.node_ip),
+            pod: self.pod.clone(),
+            runtime: self.node.runtime.clone(),
+            events: self.node.events.clone(),
+            outbox: self.outbox.clone(),
         }
     }
 
@@ -350,9 +359,7 @@ impl Worker {
         let Some(definition) = self.definition(name) else {
             return;
         };
-        let (pod, events) = (self.pod.clone(), self.node.events.clone());
-        let ip = self.ips().first().copied().unwrap_or(self.node.config.node_ip);
-        let outbox = self.outbox.clone();
+        let around = self.surroundings();
         let current = self
             .slots
             .iter_mut()
@@ -364,17 +371,10 @@ impl Worker {
         } else {
             format!("Stopping container {name}")
         };
-        events.container(&pod, name, EventType::Normal, "Killing", text);
-        current.stop(
-            &definition,
-            Ending {
-                grace,
-                ip,
-                pod,
-                events,
-                outbox,
-            },
-        );
+        around
+            .events
+            .container(&around.pod, name, EventType::Normal, "Killing", text);
+        current.stop(&definition, grace, around);
     }
 
     fn kill(&mut self, name: &str) {

@@ -83,7 +83,7 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
-    use crate::pod::probe::Check;
+    use crate::pod::probe::Request;
 
     use super::*;
 
@@ -118,7 +118,7 @@ mod tests {
         let probe = json!({"httpGet": {"scheme": "HTTPS", "path": "/healthz", "port": address.port()}});
         let probe = serde_json::from_value(probe).expect("a probe");
         let container = serde_json::from_value(json!({"name": "c"})).expect("a container");
-        let check = Check::of(&probe, &container, address.ip()).expect("a check");
+        let check = Request::of(&probe, &container, address.ip()).expect("a check");
         let within = Duration::from_secs(10);
         assert_eq!(check.run(within).await, Ok(()));
         let failed = Err("HTTP probe failed with statuscode: 503".to_owned());
