@@ -299,8 +299,10 @@ pub struct Follower {
     trim: Trim,
     state: PathBuf,
     source: Arc<Source>,
-    /// The snapshot that the published table was made of.
+    /// The snapshot that the published table was made of; none yet where another follower made it.
     published: Snapshot,
+    /// Whether the table is another follower's still.
+    is_taken_over: bool,
     /// Since when changes are followed.
     began: SystemTime,
     saved: watch::Sender<Snapshot>,
@@ -338,6 +340,7 @@ impl Follower {
             state,
             source: Arc::new(source),
             published: Snapshot::default(),
+            is_taken_over: false,
             began: SystemTime::now(),
             saved: watch::Sender::new(Snapshot::default()),
         };
@@ -349,6 +352,18 @@ impl Follower {
     #[must_use]
     pub fn source(&self) -> Arc<Source> {
         Arc::clone(&self.source)
+    }
+
+    /// Begins with what a follower of the same objects knows: that is newer than what is kept on disk.
+    pub fn take_over(&mut self, running: &Source) {
+        let table = running.table.load_full();
+        if table.synced {
+            let fresh_at = running.fresh_at.load(Ordering::Relaxed);
+            self.source.fresh_at.store(fresh_at, Ordering::Relaxed);
+            self.source.table.store(table);
+            self.published = Snapshot::default();
+            self.is_taken_over = true;
+        }
     }
 
     fn restore(&mut self) {
@@ -400,7 +415,7 @@ impl Follower {
             }
             if is_complete(&snapshot) {
                 self.publish_fresh(&snapshot);
-            } else if !is_complete(&self.published) {
+            } else if !is_complete(&self.published) && !self.is_taken_over {
                 // Names that are known already answer; those that are not yet are not denied.
                 self.publish(&snapshot);
             }
@@ -537,7 +552,13 @@ impl Follower {
 
     fn publish(&mut self, snapshot: &Snapshot) {
         let now = (unix_millis(SystemTime::now()) / 1000) as u32;
-        let mut table = self.source.table.load().updated(&self.published, snapshot, now);
+        let taken_over = std::mem::take(&mut self.is_taken_over);
+        let known = if taken_over {
+            Arc::default()
+        } else {
+            self.source.table.load_full()
+        };
+        let mut table = known.updated(&self.published, snapshot, now);
         table.local_addresses = crate::serve::local_addresses();
         self.source.table.store(Arc::new(table));
         self.source.published.fetch_add(1, Ordering::Relaxed);
@@ -776,6 +797,26 @@ mod tests {
         std::fs::write(&path, cut).expect("written");
         assert!(matches!(load(&path, slim), Err(FeedError::Incomplete)));
         std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn who_takes_over_begins_with_what_the_other_knows_and_keeps_none_of_it_that_is_gone() {
+        let state = std::env::temp_dir().join(format!("cwt-dns-taken-{}", std::process::id()));
+        let follower =
+            || Follower::new(&Objects::Agent("/none".into()), state.clone(), None).expect("an agent");
+        let (mut running, mut next) = (follower(), follower());
+        next.take_over(&running.source());
+        assert!(!next.source().is_synced(), "there is nothing to take over yet");
+        let mut snapshot = samples::snapshot();
+        running.publish_fresh(&snapshot);
+        next.take_over(&running.source());
+        let known = next.source().table.load_full();
+        assert!(known.synced && known.service(b"testns", b"svc1").is_some());
+        snapshot.apply(Change::DeleteService(model::ObjectName::new("testns", "svc1")));
+        next.publish_fresh(&snapshot);
+        let table = next.source().table.load_full();
+        assert!(table.synced && table.service(b"testns", b"svc1").is_none());
+        assert_eq!(table.service_count() + 1, known.service_count());
     }
 
     #[test]

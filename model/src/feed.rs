@@ -6,8 +6,8 @@
 //! takes no answer away.
 //!
 //! An agent that hears says so in `Begin`; the reader then says [`Serving`], where it answers, at once, whenever that
-//! changes, and each [`SAID_EVERY`]. A reader that has not said it again for [`HOLDS`] answers nowhere; one that never
-//! said anything is of an earlier build, and answers wherever it may.
+//! changes, and each [`SAID_EVERY`]. A reader that has not said it again for [`HOLDS`] answers nowhere; one that has
+//! read `Begin` and never says anything is of an earlier build, and answers wherever it may.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -281,9 +281,10 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
     }
     let mut reasons = BTreeSet::new();
     let addresses = Addresses::of(view, cluster_ips, node, &mut reasons);
+    let silent = addresses.silent();
     let listed = Listed {
         slices: &view.slices,
-        silent: addresses.silent(),
+        silent: &silent,
     };
     // Of the size that they get: there are tens of thousands of them, of one entry each.
     let ports = addresses.families().count() * service.ports.len();

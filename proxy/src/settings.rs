@@ -82,8 +82,8 @@ impl Settings {
         }
     }
 
-    /// What plans are made for, as far as the Node object is known. The rest of it, networks of Services and whether
-    /// the node's DNS server answers, is as where nothing is known of it.
+    /// What plans are made for, as far as the Node object is known: without networks of Services, and as if the node's
+    /// DNS server answered. The proxy puts both in.
     #[must_use]
     pub fn context(&self, node: Option<&Node>) -> NodeContext {
         let internal = node.map_or(&[][..], |node| &node.internal_addresses);

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal;
 use tests::cluster::{Cluster, everything, process_of};
 use tests::process::{Place, command, run_in};
 use tests::wait;
@@ -250,7 +251,6 @@ fn pods_reach_the_service(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn another_dns_server_answers(cluster: &Cluster) -> anyhow::Result<()> {
-    use nix::sys::signal::{Signal, kill};
     let address = cluster.run(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"])?;
     let on_node = "jsonpath={.items[?(@.spec.nodeName==\"node-1\")].metadata.uid}";
     let uid = cluster.run(&["get", "pods", "-l", "app=hello", "-o", on_node])?;
@@ -268,13 +268,28 @@ fn another_dns_server_answers(cluster: &Cluster) -> anyhow::Result<()> {
     };
     let server = nix::unistd::Pid::from_raw(cluster.pid("node-1-dns")?);
     ensure!(is_answered(), "by its own server");
-    kill(server, Signal::SIGSTOP)?;
+    let _stopped = Stopped::now(server)?;
     wait::until_value("another server answers", SOON, is_answered, |answered| *answered);
     // Its own is one of the three endpoints.
     let unanswered = (0..10).filter(|_| !is_answered()).count();
-    kill(server, Signal::SIGCONT)?;
     ensure!(unanswered == 0, "{unanswered} of ten times");
     Ok(())
+}
+
+/// A process that stands still, and goes on at the end.
+struct Stopped(nix::unistd::Pid);
+
+impl Stopped {
+    fn now(process: nix::unistd::Pid) -> nix::Result<Self> {
+        signal::kill(process, signal::SIGSTOP).map(|()| Self(process))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = signal::kill(self.0, signal::SIGCONT);
+    }
 }
 
 fn node_ports_answer(cluster: &Cluster) -> anyhow::Result<()> {

@@ -172,6 +172,25 @@ pub fn pod_change_refusal(user: &User, current: &Value, changed: &Value) -> Opti
     (relabels && is_held_to_its_node(user)).then(|| format!("node {node} cannot change the labels of a pod"))
 }
 
+/// Why a kubelet may not change its own Node so: by taints and by the labels that are kept for it a node draws pods, and
+/// with them their Secrets (NodeRestriction).
+pub fn node_change_refusal(user: &User, current: &Value, changed: &Value) -> Option<String> {
+    const KEPT: &str = "node-restriction.kubernetes.io/";
+    let kept = |node: &Value| -> Vec<(String, Value)> {
+        let labels = node.at("metadata.labels").as_object().into_iter().flatten();
+        let kept = labels.filter(|(key, _)| key.contains(KEPT));
+        kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let what = if current.list("spec.taints") != changed.list("spec.taints") {
+        "taints"
+    } else if kept(current) != kept(changed) {
+        "labels below node-restriction.kubernetes.io"
+    } else {
+        return None;
+    };
+    is_held_to_its_node(user).then(|| format!("node {} cannot change its {what}", user.name))
+}
+
 /// Whether a pod (or a part of its spec) names a Secret: in volumes, variables, or to pull images with. A kubelet may
 /// read those of its pods (`plugin/pkg/auth/authorizer/node`).
 pub fn refers_to_secret(part: &Value, secret: &str) -> bool {
@@ -258,6 +277,44 @@ mod tests {
             (&nobody, Method::GET, "/apis", false),
         ] {
             check(who, &method, path, expected);
+        }
+    }
+
+    #[test]
+    fn a_kubelet_draws_no_pods_to_its_node() {
+        let node = user("system:node:n1", &["system:nodes"]);
+        let admin = user("admin", &[ADMINISTRATORS]);
+        let of = |taints: Value, labels: Value| serde_json::json!({ "metadata": { "labels": labels }, "spec": { "taints": taints } });
+        let (none, taint) = (
+            serde_json::json!(null),
+            serde_json::json!([{ "key": "a", "effect": "NoSchedule" }]),
+        );
+        let label = serde_json::json!({ "node-restriction.kubernetes.io/a": "b" });
+        for (before, after, expected) in [
+            (
+                of(none.clone(), none.clone()),
+                of(none.clone(), serde_json::json!({ "a": "b" })),
+                None,
+            ),
+            (
+                of(none.clone(), none.clone()),
+                of(serde_json::json!([]), none.clone()),
+                None,
+            ),
+            (
+                of(taint, none.clone()),
+                of(none.clone(), none.clone()),
+                Some("taints"),
+            ),
+            (
+                of(none.clone(), none.clone()),
+                of(none, label),
+                Some("labels below node-restriction.kubernetes.io"),
+            ),
+        ] {
+            let told = expected.map(|what| format!("node system:node:n1 cannot change its {what}"));
+            assert_eq!(node_change_refusal(&node, &before, &after), told);
+            assert_eq!(node_change_refusal(&admin, &before, &after), None);
         }
     }
 

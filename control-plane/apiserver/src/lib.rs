@@ -34,6 +34,7 @@ pub mod storage;
 pub mod table;
 pub mod tokens;
 pub mod watch_cache;
+mod yaml;
 
 use serde_json::{Value, json};
 

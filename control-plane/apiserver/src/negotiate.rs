@@ -9,6 +9,7 @@ use crate::object;
 use crate::protobuf::{self, ProtobufError};
 use crate::status::{Failure, Result};
 use crate::table::Include;
+use crate::yaml;
 
 /// More values than any object has that the store takes (Endpoints of a thousand addresses have ten thousand); each may
 /// take half a kilobyte of memory.
@@ -110,9 +111,10 @@ pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
             Err(Failure::too_many_values(MAX_VALUES))
         }
         "application/json" | "*/*" => serde_json::from_slice(body).map_err(|error| unreadable(&error)),
-        "application/yaml" | "text/yaml" => {
-            serde_yaml_ng::from_slice(body).map_err(|error| unreadable(&error))
-        }
+        "application/yaml" | "text/yaml" => yaml::read(body, MAX_VALUES).map_err(|error| match error {
+            yaml::Error::TooManyValues => Failure::too_many_values(MAX_VALUES),
+            yaml::Error::Unreadable(error) => unreadable(&error),
+        }),
         protobuf::MEDIA_TYPE => {
             let (meta, raw) = protobuf::open(body).map_err(|error| unreadable(&error))?;
             protobuf::to_json(&meta, raw, MAX_VALUES).map_err(|error| match error {

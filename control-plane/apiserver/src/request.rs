@@ -52,13 +52,14 @@ impl RequestInfo {
             .map(percent_decoded)
             .collect();
         match resource_path(&segments) {
-            Some(path) => RequestInfo {
-                verb: resource_verb(method, &path, query).into(),
-                target: Target::Resource(ResourcePath {
-                    selected: selected_name(query).filter(|_| path.name.is_none()),
-                    ..path
-                }),
-            },
+            Some(path) => {
+                let verb = resource_verb(method, &path, query);
+                let selected = selected_name(query).filter(|_| matches!(verb, "list" | "watch"));
+                RequestInfo {
+                    verb: verb.into(),
+                    target: Target::Resource(ResourcePath { selected, ..path }),
+                }
+            }
             None => RequestInfo {
                 verb: plain_verb(method).into(),
                 target: Target::Other(segments),

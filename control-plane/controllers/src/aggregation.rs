@@ -48,7 +48,7 @@ impl Reconcile for Controller {
         let Some(rules) = collected(&role, &cache.list()) else {
             return Ok(Next::OnChange);
         };
-        if role.rules.as_ref().is_none_or(|known| *known != rules) {
+        if role.rules.as_deref().unwrap_or_default() != rules {
             let patch = json!({ "metadata": { "uid": role.metadata.uid }, "rules": rules });
             cache.merge(name, patch).await?;
         }

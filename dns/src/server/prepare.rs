@@ -96,7 +96,10 @@ impl Running {
         let feeds = feeds(corefile);
         let new_feeds = feeds.iter().filter(|key| self.source(key).is_none());
         let new_followers = new_feeds.map(|key| {
-            let follower = Follower::new(&key.0, key.1.clone(), self.watcher())?;
+            let mut follower = Follower::new(&key.0, key.1.clone(), self.watcher())?;
+            if let Some(running) = self.source_of_like(&key.0) {
+                follower.take_over(&running);
+            }
             Ok((key.clone(), follower))
         });
         let followers: BTreeMap<FeedKey, Follower> = new_followers.collect::<Result<_, FeedError>>()?;

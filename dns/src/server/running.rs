@@ -21,6 +21,7 @@ use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, Scheme, ServerBlock};
 use crate::feed::{Served, Source, Watcher};
 use crate::http;
+use crate::kubernetes::Objects;
 use crate::metrics::Registry;
 use crate::serve::drops::{self, Inode};
 use crate::serve::{LAST_ANSWERS, ServeError, tcp, udp};
@@ -121,6 +122,14 @@ impl Running {
     /// What a feed that is followed has said.
     pub(super) fn source(&self, key: &FeedKey) -> Option<Arc<Source>> {
         self.feeds.get(key).map(|(source, _)| Arc::clone(source))
+    }
+
+    /// What a feed has said that differs at most in whether it keeps the names of pods.
+    pub(super) fn source_of_like(&self, objects: &Objects) -> Option<Arc<Source>> {
+        let named = |objects: &Objects| objects.clone().with_pod_names();
+        let mut feeds = self.feeds.iter();
+        let (_, (source, _)) = feeds.find(|((own, _), _)| named(own) == named(objects))?;
+        Some(Arc::clone(source))
     }
 
     /// The block that serves the same zones at the same addresses now.

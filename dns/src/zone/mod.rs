@@ -30,7 +30,7 @@ pub struct Table {
     namespaces: HashMap<Box<[u8]>, Arc<NamespaceTable>>,
     /// Which Services lead back from an address.
     reverse: Reverse,
-    /// Which pods have an address, per namespace, for `pods verified`.
+    /// Which pods have an address, per namespace, for `pods verified` and autopath by pods.
     pods: SharedMap<(Text, IpAddr), Box<[Text]>>,
     /// The SOA's serial: when the table last changed, in Unix seconds.
     pub serial: u32,

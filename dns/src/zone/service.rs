@@ -29,7 +29,7 @@ pub struct ServiceRecords {
     rarities: Option<Box<Rarities>>,
 }
 
-// One in ten thousand, and none is looked at without it.
+// One of ten thousand Services, which every query reads.
 const _: () = assert!(size_of::<ServiceRecords>() <= 96);
 
 /// What the name of a Service stands for.
@@ -48,7 +48,7 @@ pub enum Kind {
 /// Where the ready endpoints stand in the slices, sorted by address, hostname and pod, each once.
 #[derive(Debug, PartialEq, Eq)]
 enum Order {
-    /// So many, as the only slice lists them.
+    /// So many, as the first slice lists them.
     Listed(usize),
     /// These.
     Sorted(Box<[Position]>),

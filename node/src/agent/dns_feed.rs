@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -147,7 +147,11 @@ pub async fn serve(feed: Feed, part: Part, shutdown: CancellationToken) -> anyho
     let listener = listen(path).with_context(|| format!("listen on {}", path.display()))?;
     part.works();
     let ended = shutdown.child_token();
-    let record = AbortOnDropHandle::new(tokio::spawn(keep_record(feed.clone(), ended.clone())));
+    let record = AbortOnDropHandle::new(tokio::spawn(keep_record(
+        feed.clone(),
+        feed.answered.subscribe(),
+        ended.clone(),
+    )));
     let (claim, claims) = mpsc::channel(CLAIMS);
     let served = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -197,8 +201,7 @@ async fn judge(feed: &Feed, mut claimed: mpsc::Receiver<Claim>) {
 }
 
 /// Keeps for the next agent whether somebody answers at the address, until the end and as it is then.
-async fn keep_record(feed: Feed, ended: CancellationToken) {
-    let mut answered = feed.answered.subscribe();
+async fn keep_record(feed: Feed, mut answered: watch::Receiver<bool>, ended: CancellationToken) {
     let mut kept = was_answered(&feed.state_dir);
     loop {
         let is_last = tokio::select! {
@@ -206,9 +209,8 @@ async fn keep_record(feed: Feed, ended: CancellationToken) {
             () = ended.cancelled() => true,
         };
         let newest = *answered.borrow_and_update();
-        if feed.address.is_some() && newest != kept {
+        if feed.address.is_some() && newest != kept && record(feed.state_dir.clone(), newest).await {
             kept = newest;
-            record(feed.state_dir.clone(), newest).await;
         }
         if is_last {
             return;
@@ -216,7 +218,8 @@ async fn keep_record(feed: Feed, ended: CancellationToken) {
     }
 }
 
-async fn record(state_dir: PathBuf, answered: bool) {
+/// Returns whether it is kept.
+async fn record(state_dir: PathBuf, answered: bool) -> bool {
     let away = state_dir.join(AWAY);
     let write = move || {
         if answered {
@@ -226,13 +229,15 @@ async fn record(state_dir: PathBuf, answered: bool) {
         }
     };
     let written = tokio::task::spawn_blocking(write).await;
-    if let Err(error) = written.map_err(io::Error::other).flatten() {
-        let error = model::with_causes(&error);
+    let written = written.map_err(io::Error::other).flatten();
+    if let Err(error) = &written {
+        let error = model::with_causes(error);
         tracing::warn!(
             error,
             "the next agent will not know whether this node's DNS server answered"
         );
     }
+    written.is_ok()
 }
 
 impl Feed {
@@ -269,22 +274,25 @@ impl Reader {
     /// Serves it, and returns why that ended.
     async fn serve(&self, stream: UnixStream) -> io::Error {
         let (back, mut stream) = stream.into_split();
+        let began = OnceLock::new();
         let end = tokio::select! {
-            end = self.hear(back) => end,
-            end = give(&mut stream, self.feed.snapshots.clone()) => end.err(),
+            end = self.hear(back, &began) => end,
+            end = give(&mut stream, self.feed.snapshots.clone(), &began) => end.err(),
         };
         self.claim(None).await;
         end.unwrap_or(ErrorKind::UnexpectedEof.into())
     }
 
-    /// Takes in what it says, to its end. While it has said nothing it is of an earlier build, and is there.
-    async fn hear(&self, back: OwnedReadHalf) -> Option<io::Error> {
+    /// Takes in what it says, to its end. Who says nothing although it was told that it is heard (`began`) is of an
+    /// earlier build, and is there.
+    async fn hear(&self, back: OwnedReadHalf, began: &OnceLock<Instant>) -> Option<io::Error> {
         let mut lines = FramedRead::new(back, LinesCodec::new_with_max_length(LONGEST));
         let mut has_spoken = false;
         loop {
             let line = match tokio::time::timeout(SAID_EVERY, lines.next()).await {
                 Err(_silent) => {
-                    if !has_spoken {
+                    let is_asked = began.get().is_some_and(|began| began.elapsed() >= SAID_EVERY);
+                    if is_asked && !has_spoken {
                         self.claim(self.feed.address.map(|_| HOLDS)).await;
                     }
                     continue;
@@ -319,7 +327,11 @@ impl Drop for Reader {
     }
 }
 
-async fn give(stream: &mut OwnedWriteHalf, mut snapshots: watch::Receiver<Arc<Snapshot>>) -> io::Result<()> {
+async fn give(
+    stream: &mut OwnedWriteHalf,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    began: &OnceLock<Instant>,
+) -> io::Result<()> {
     let Ok(first) = snapshots
         .wait_for(|snapshot| is_complete(snapshot))
         .await
@@ -332,6 +344,7 @@ async fn give(stream: &mut OwnedWriteHalf, mut snapshots: watch::Receiver<Arc<Sn
         hears: true,
     });
     let changes = first.as_changes().filter(is_for_dns).map(Message::Change);
+    began.get_or_init(Instant::now);
     send(stream, begin.chain(changes).chain([Message::End])).await?;
     let mut sent = first;
     while snapshots.changed().await.is_ok() {
@@ -612,7 +625,7 @@ mod tests {
             feed.answered.send_replace(answers);
             let ended = CancellationToken::new();
             ended.cancel();
-            keep_record(feed.clone(), ended).await;
+            keep_record(feed.clone(), feed.answered.subscribe(), ended).await;
             assert_eq!(was_answered(&directory), answers);
         }
         std::fs::remove_dir_all(&directory).expect("it was written");
@@ -623,6 +636,9 @@ mod tests {
         let mut bench = Bench::start("silent");
         bench.until(false).await;
         let (lines, write) = bench.connect().await;
+        let early = tokio::time::timeout(2 * SAID_EVERY, bench.answers.changed()).await;
+        assert!(early.is_err(), "it does not know yet that it is heard");
+        bench.publish(synced());
         bench.until(true).await;
         let left = tokio::time::timeout(HOLDS + SAID_EVERY, bench.answers.changed()).await;
         assert!(left.is_err(), "it is still there");

@@ -68,6 +68,8 @@ pub struct Iptables {
     plans: BTreeMap<ObjectName, ServicePlan>,
     tables: Vec<Tables>,
     untracked: Vec<Untracked>,
+    /// Whether the last repair of it failed.
+    is_untracked_failing: bool,
 }
 
 impl Iptables {
@@ -82,6 +84,7 @@ impl Iptables {
             plans: BTreeMap::new(),
             tables: Vec::new(),
             untracked: Vec::new(),
+            is_untracked_failing: false,
         };
         for family in context.families.iter().copied() {
             let programs = Programs::find(family, variant)?;
@@ -159,14 +162,22 @@ impl Iptables {
         results.into_iter().collect()
     }
 
-    /// Repairs what is left untracked, and what Services need as told; neither waits for the other.
+    /// Repairs what is left untracked, and what Services need as told. What cannot be left untracked costs entries of
+    /// connection tracking, and stops no repair of Services.
     fn repair_with(
         &mut self,
         tables: impl FnMut(&mut Tables) -> Result<Vec<String>, Error>,
     ) -> Result<Vec<String>, Error> {
         let untracked = self.each_untracked(Untracked::repair);
-        let tables = self.each_family(tables);
-        Ok([untracked?.concat(), tables?.concat()].concat())
+        let was_failing = std::mem::replace(&mut self.is_untracked_failing, untracked.is_err());
+        if let Err(error) = &untracked
+            && !was_failing
+        {
+            let error = model::with_causes(error);
+            tracing::warn!(error, "queries to the node's own DNS server are tracked");
+        }
+        let tables = self.each_family(tables)?;
+        Ok([untracked.unwrap_or_default().concat(), tables.concat()].concat())
     }
 }
 
@@ -203,9 +214,8 @@ impl Datapath for Iptables {
         let writes = self.each_family(|tables| tables.set_context(context, &plans));
         self.plans = plans;
         let untracked = self.each_untracked(|untracked| untracked.set_context(context));
-        let writes = writes?.into_iter().chain(untracked?).sum();
         self.remove_unserved(context);
-        Ok(writes)
+        Ok(writes?.into_iter().chain(untracked?).sum())
     }
 
     fn set_nodes(&mut self, _: &NodeAddresses) -> Result<u64, Error> {

@@ -28,7 +28,8 @@ pub(super) enum Owner {
 pub(super) struct Addresses<'a> {
     node: &'a NodeContext,
     has_endpoints: bool,
-    others_serve: bool,
+    /// Families in which endpoints of other nodes serve.
+    others_serve: BTreeSet<IpFamily>,
     usable: BTreeSet<(Owner, IpAddr)>,
     ranges: BTreeSet<IpNetwork>,
 }
@@ -62,11 +63,13 @@ impl<'a> Addresses<'a> {
             }
         }
         let endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
-        let mut serving = endpoints.filter(|endpoint| endpoint.conditions.serving);
+        let serving = endpoints.filter(|endpoint| endpoint.conditions.serving);
+        let addresses = serving.clone().map(|endpoint| endpoint.address);
+        let of_others = addresses.filter(|address| !node.addresses.contains(address));
         Self {
             node,
             has_endpoints: serving.clone().next().is_some(),
-            others_serve: serving.any(|endpoint| !node.addresses.contains(&endpoint.address)),
+            others_serve: of_others.map(IpFamily::from).collect(),
             usable,
             ranges: normal_ranges(&service.source_ranges, reasons),
         }
@@ -90,15 +93,13 @@ impl<'a> Addresses<'a> {
     }
 
     /// Addresses at which nothing answers whatever the Service's slices say: this node's own, where its DNS server is
-    /// away. They count where there is nobody else.
-    pub(super) fn silent(&self) -> &'a [IpAddr] {
+    /// away. They count in a family where there is nobody else.
+    pub(super) fn silent(&self) -> Vec<IpAddr> {
         let is_of_dns = |address: IpAddr| self.node.local_dns.contains(&address);
         let is_away = !self.node.dns_answers && self.of_owner(Owner::ClusterIp).any(is_of_dns);
-        if is_away && self.others_serve {
-            &self.node.addresses
-        } else {
-            &[]
-        }
+        let own = self.node.addresses.iter().copied().filter(|_| is_away);
+        own.filter(|address| self.others_serve.contains(&IpFamily::from(*address)))
+            .collect()
     }
 
     fn of_owner(&self, wanted: Owner) -> impl Iterator<Item = IpAddr> {

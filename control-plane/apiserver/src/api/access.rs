@@ -14,7 +14,6 @@ use crate::status::{Failure, Result};
 const AS_USER: &str = "impersonate-user";
 const AS_GROUP: &str = "impersonate-group";
 const AS_UID: &str = "impersonate-uid";
-const AS_EXTRA: &str = "impersonate-extra-";
 
 impl Api {
     /// Whether a user may do it: without a role, or by one.
@@ -33,21 +32,24 @@ impl Api {
     /// Whom the request is from when it says that it is on somebody's behalf (`kubectl --as`), which its sender must be
     /// allowed to say.
     pub(super) async fn impersonated(&self, user: User, headers: &HeaderMap) -> Result<User> {
-        let values = |name: &str| {
+        let said = headers
+            .keys()
+            .any(|header| header.as_str().starts_with("impersonate-"));
+        if !said {
+            return Ok(user);
+        }
+        let values = |name: &str| -> Result<Vec<&str>> {
             let values = headers.get_all(name).iter();
-            values.filter_map(|value| value.to_str().ok())
+            let texts = values.map(|value| value.to_str().ok().filter(|text| !text.is_empty()));
+            let texts: Option<Vec<&str>> = texts.collect();
+            texts.ok_or_else(|| Failure::bad_request(format!("header {name} is empty or no plain text")))
         };
-        let name = values(AS_USER).next().unwrap_or_default();
-        let groups: Vec<&str> = values(AS_GROUP).collect();
-        let uid = values(AS_UID).next();
-        let extra = headers.keys().any(|header| header.as_str().starts_with(AS_EXTRA));
+        let name = values(AS_USER)?.first().copied().unwrap_or_default();
+        let (groups, uid) = (values(AS_GROUP)?, values(AS_UID)?.first().copied());
         if name.is_empty() {
-            return match groups.is_empty() && uid.is_none() && !extra {
-                true => Ok(user),
-                false => Err(Failure::bad_request(
-                    "requested to impersonate a group, uid or extra without impersonating a user",
-                )),
-            };
+            return Err(Failure::bad_request(
+                "requested to impersonate a group, uid or extra without impersonating a user",
+            ));
         }
         let account = name
             .strip_prefix("system:serviceaccount:")
@@ -103,9 +105,7 @@ impl Api {
             ))
         };
         let wanted = match &grant {
-            Grant::Rules { aggregated: true, .. } => {
-                vec![Rule::everything()]
-            }
+            Grant::Rules { aggregated: true, .. } => vec![Rule::everything()],
             Grant::Rules { rules, .. } => rules.clone(),
             Grant::Role { role, .. } => match policy.role(role) {
                 Some(rules) => rules.to_vec(),
@@ -149,6 +149,8 @@ enum Grant {
         rules: Vec<Rule>,
         aggregated: bool,
         aggregation: Value,
+        /// By them other roles collect its rules.
+        labels: Value,
     },
     /// A binding: another's.
     Role { role: RoleName, subjects: Value },
@@ -162,6 +164,7 @@ impl Grant {
                 rules: Rule::read_all(object),
                 aggregated: object.at("aggregationRule").is_object(),
                 aggregation: object.at("aggregationRule").clone(),
+                labels: object.at("metadata.labels").clone(),
             },
             _ => Grant::Role {
                 role: RoleName::of_binding(object, namespace.unwrap_or_default()),

@@ -192,6 +192,9 @@ fn check_preconditions(
 }
 
 /// Only Pods that a kubelet may be running get time (`podStrategy.CheckGracefulDelete`).
+/// Far beyond any that is meant, and no moment that cannot be written.
+const LONGEST_GRACE: i64 = i32::MAX as i64;
+
 fn grace_seconds(resource: &Resource, pod: &Value, options: &DeleteOptions) -> i64 {
     if resource.kind != "Pod" || pod.text("spec.nodeName").is_empty() || pod_is_finished(pod) {
         return 0;
@@ -201,7 +204,7 @@ fn grace_seconds(resource: &Resource, pod: &Value, options: &DeleteOptions) -> i
         .or(pod.int("spec.terminationGracePeriodSeconds"))
         .unwrap_or(30);
     // A negative grace period means one second (`rest.BeforeDelete`).
-    if wanted < 0 { 1 } else { wanted }
+    if wanted < 0 { 1 } else { wanted.min(LONGEST_GRACE) }
 }
 
 /// The object with its deletion recorded; as it was when an earlier deletion already says as much.

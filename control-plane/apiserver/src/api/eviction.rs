@@ -74,11 +74,15 @@ impl Api {
             Value::Object(options) => options.clone(),
             _ => Map::new(),
         };
+        let preconditions = options.get("preconditions");
+        if preconditions.is_some_and(|given| !given.is_object() && !given.is_null()) {
+            return Err(Failure::bad_request("deleteOptions.preconditions is no object"));
+        }
         let dry_run = call.dry_run() || options.get("dryRun").is_some_and(|values| values != &json!([]));
         let pod = self.stored(call).await?;
         if let Some(revision) = self.take_from_budget(call, &pod, dry_run).await? {
             // It may go because it is not ready; if that changes, the budget has to be asked again.
-            let preconditions = options.entry("preconditions").or_insert_with(|| json!({}));
+            let preconditions = options.entry("preconditions").or_insert(Value::Null);
             preconditions["resourceVersion"] = revision.into();
         }
         let delete = Call {
@@ -243,7 +247,8 @@ fn work_out(budget: &Value, pods: &[Value], expected: Option<i64>, now: Timestam
         .cloned()
         .unwrap_or_default();
     disrupted.retain(|name, at| {
-        names.contains(&name.as_str()) && since(at).is_some_and(|at| now < at + DELETION_TIMEOUT)
+        names.contains(&name.as_str())
+            && since(at).is_some_and(|at| now.duration_since(at) < DELETION_TIMEOUT)
     });
     let healthy = pods.iter().filter(|pod| {
         pod_is_ready(pod) && !object::is_terminating(pod) && !disrupted.contains_key(object::name(pod))

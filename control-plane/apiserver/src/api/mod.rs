@@ -131,6 +131,13 @@ impl Api {
             .registry
             .find(&path.group, &path.version, &path.resource)
             .ok_or_else(Failure::no_such_path)?;
+        // Rights are those in the namespace of the path: it has to mean something.
+        if !resource.namespaced && path.namespace.is_some() {
+            return Err(Failure::no_such_path());
+        }
+        if resource.namespaced && path.namespace.is_none() && !matches!(&*info.verb, "list" | "watch") {
+            return Err(Failure::method_not_allowed());
+        }
         if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
             return Err(Failure::unavailable("the store has not been read yet"));
         }
@@ -173,12 +180,6 @@ impl Api {
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
-        }
-        if !call.resource.namespaced && call.namespace().is_some() {
-            return Err(Failure::no_such_path());
-        }
-        if call.resource.namespaced && call.namespace().is_none() && !matches!(verb, "list" | "watch") {
-            return Err(Failure::method_not_allowed());
         }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {

@@ -155,6 +155,9 @@ impl Api {
     /// `serviceaccounts/token`: a signed token, bound to a Pod when the request says so.
     pub(super) async fn issue_token(&self, call: &Call) -> Result<Response<Body>> {
         let mut request = negotiate::decode_body(&call.headers, &call.body)?;
+        if !request.is_object() {
+            return Err(Failure::bad_request("the body of the request is not an object"));
+        }
         let account = self.stored(call).await?;
         check_expiration(&request)?;
         let bound = request.at("spec.boundObjectRef").clone();
@@ -230,18 +233,18 @@ fn check_expiration(request: &Value) -> Result<()> {
 }
 
 fn chosen_container(pod: &Value, wanted: Option<&str>) -> Result<String> {
-    let containers = pod
-        .list("spec.containers")
-        .iter()
-        .chain(pod.list("spec.initContainers"));
-    let names: Vec<&str> = containers.map(|container| container.text("name")).collect();
+    let names = |field: &str| -> Vec<&str> {
+        let containers = pod.list(field).iter();
+        containers.map(|container| container.text("name")).collect()
+    };
+    let (main, init) = (names("spec.containers"), names("spec.initContainers"));
     let pod_name = object::name(pod);
     match wanted {
-        Some(name) if names.contains(&name) => Ok(name.to_owned()),
+        Some(name) if main.contains(&name) || init.contains(&name) => Ok(name.to_owned()),
         Some(name) => Err(Failure::bad_request(format!(
             "container {name} is not valid for pod {pod_name}"
         ))),
-        None => match names.as_slice() {
+        None => match main.as_slice() {
             [only] => Ok((*only).to_owned()),
             all => Err(Failure::bad_request(format!(
                 "a container name must be specified for pod {pod_name}, choose one of: [{}]",

@@ -139,18 +139,11 @@ impl Api {
         let endpoints = endpoints.unwrap_or_default();
         let (address, port) = endpoint(&endpoints, port)
             .ok_or_else(|| Failure::unavailable(format!("no endpoints available for service {name:?}")))?;
-        if address.text("targetRef.kind") == "Pod" {
-            let pods = self.registry.kind("", "Pod");
-            let pod = address.text("targetRef.name");
-            let found = self.look_up(pods, path.namespace.as_deref(), pod).await?;
-            return self
-                .stream_into(&found.ok_or_else(|| Failure::not_found(pods, pod))?, port)
-                .await;
-        }
-        let ip: IpAddr = address.text("ip").parse().map_err(|error| unreachable(&error))?;
-        kubelet::connect(socket_address(ip, port)?)
+        let pods = self.registry.kind("", "Pod");
+        let pod = address.text("targetRef.name");
+        let found = self.look_up(pods, path.namespace.as_deref(), pod).await?;
+        self.stream_into(&found.ok_or_else(|| Failure::not_found(pods, pod))?, port)
             .await
-            .map_err(|error| unreachable(&error))
     }
 
     async fn stream_to_node(&self, resource: &Resource, destination: &Destination<'_>) -> Result<Stream> {
@@ -225,7 +218,7 @@ fn service_port<'a>(service: &'a Value, wanted: &str) -> Option<&'a Value> {
     }
 }
 
-/// An address of the Endpoints that has a port of the Service's port's name, and the port's number.
+/// A pod's address of the Endpoints that has a port of the Service's port's name, and the port's number.
 fn endpoint<'a>(endpoints: &'a Value, port: &Value) -> Option<(&'a Value, i64)> {
     let subsets = endpoints.list("subsets").iter();
     let with_port = subsets.filter_map(|subset| {
@@ -233,12 +226,10 @@ fn endpoint<'a>(endpoints: &'a Value, port: &Value) -> Option<(&'a Value, i64)> 
         let number = ports
             .find(|one| one.text("name") == port.text("name"))?
             .int("port")?;
-        Some(
-            subset
-                .list("addresses")
-                .iter()
-                .map(move |address| (address, number)),
-        )
+        // What is no pod's may be any place that this server reaches, and its writer does not.
+        let addresses = subset.list("addresses").iter();
+        let of_pods = addresses.filter(|address| address.text("targetRef.kind") == "Pod");
+        Some(of_pods.map(move |address| (address, number)))
     });
     with_port.flatten().choose(&mut rand::rng())
 }
@@ -296,7 +287,11 @@ fn outgoing(parts: Parts, rest: &str, upgrading: bool, body: Incoming) -> Result
         .parse()
         .map_err(|_| Failure::bad_request("bad path"))?;
     let mut headers = parts.headers;
-    headers.remove(header::AUTHORIZATION);
+    let speaks_for = |name: &&HeaderName| name.as_str().starts_with("impersonate-");
+    let credentials: Vec<HeaderName> = headers.keys().filter(speaks_for).cloned().collect();
+    for name in credentials.iter().chain([&header::AUTHORIZATION]) {
+        headers.remove(name);
+    }
     let kept = |name: &HeaderName| upgrading && (*name == header::CONNECTION || *name == header::UPGRADE);
     for name in HOP_BY_HOP.iter().filter(|name| !kept(name)) {
         headers.remove(name);
@@ -373,8 +368,10 @@ mod tests {
         let service =
             json!({ "spec": { "ports": [{ "name": "web", "port": 80 }, { "name": "admin", "port": 81 }] } });
         let single = json!({ "spec": { "ports": [{ "port": 80 }] } });
+        // What is no pod's is passed over.
+        let of_pod = json!({ "ip": "10.0.0.1", "targetRef": { "kind": "Pod", "name": "p" } });
         let endpoints = json!({ "subsets": [
-            { "addresses": [{ "ip": "10.0.0.1" }], "ports": [{ "name": "web", "port": 8080 }, { "port": 9090 }] },
+            { "addresses": [{ "ip": "127.0.0.1" }, of_pod], "ports": [{ "name": "web", "port": 8080 }, { "port": 9090 }] },
             { "notReadyAddresses": [{ "ip": "10.0.0.2" }], "ports": [{ "name": "admin", "port": 8081 }] },
         ] });
         for (service, wanted, expected) in [

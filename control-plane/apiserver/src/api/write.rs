@@ -223,6 +223,11 @@ impl Api {
         {
             return Err(Failure::forbidden_object(resource, call.name(), why));
         }
+        if resource.kind == "Node"
+            && let Some(why) = authz::node_change_refusal(&call.user, &current, &changed)
+        {
+            return Err(Failure::forbidden_object(resource, call.name(), why));
+        }
         self.check_grant(call, Some(&current), &changed).await?;
         let mut new = prepared_update(resource, part, changed, &current);
         if resource.kind == "Service" && part == Part::Object {

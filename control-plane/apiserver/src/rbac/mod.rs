@@ -231,7 +231,7 @@ mod tests {
                 "a",
                 "one",
                 json!([
-                    rule(&["get", "list"], "", &["configmaps"], &["x"]),
+                    rule(&["create", "get", "list"], "", &["configmaps"], &["x"]),
                     rule(&["patch"], "apps", &["deployments/scale"], &[]),
                     rule(&["get"], "*", &["*/status"], &[]),
                 ]),
@@ -305,6 +305,7 @@ mod tests {
             (&account, Method::GET, &selected("==x"), true),
             (&account, Method::GET, &selected("!=x"), false),
             (&account, Method::GET, &selected("=y"), false),
+            (&account, Method::POST, &selected("=x"), false),
             (&account, Method::GET, deployment, false),
             (&account, Method::GET, &format!("{deployment}/status"), true),
             (&account, Method::PATCH, &format!("{deployment}/scale"), true),

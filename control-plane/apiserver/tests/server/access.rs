@@ -69,11 +69,10 @@ impl Server {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Answer> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", "application/json");
-        for (name, value) in headers {
+        let mut request = Request::builder().method(method).uri(path);
+        let has_type = headers.iter().any(|(name, _)| *name == "content-type");
+        let json = [("content-type", "application/json")];
+        for (name, value) in headers.iter().chain(json.iter().filter(|_| !has_type)) {
             request = request.header(*name, *value);
         }
         let bytes = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
@@ -102,6 +101,14 @@ impl Server {
         body: Option<&Value>,
     ) -> anyhow::Result<Answer> {
         self.ask(&[("impersonate-user", user)], method, path, body).await
+    }
+
+    async fn patch_as(&self, user: &str, path: &str, patch: &Value) -> anyhow::Result<Answer> {
+        let headers = [
+            ("impersonate-user", user),
+            ("content-type", "application/merge-patch+json"),
+        ];
+        self.ask(&headers, Method::PATCH, path, Some(patch)).await
     }
 
     async fn make(&self, path: &str, object: Value) -> anyhow::Result<()> {
@@ -173,6 +180,14 @@ async fn a_binding_allows_what_its_role_says_where_it_is_and_no_longer_than_it_i
         let (seen, told) = server.as_user("u", method.clone(), &path, None).await?;
         ensure!(seen == code, "{method} {path}: {seen} {told}");
     }
+    // What is the cluster's is in no namespace, whatever its roles allow.
+    server.bind(Some("default"), "cluster-admin", "w").await?;
+    server.until_code("w", &pods("default"), 200).await?;
+    for path in ["nodes/n/proxy/exec/kube-system/p/c", "nodes/n", "nodes"] {
+        let path = format!("/api/v1/namespaces/default/{path}");
+        let (seen, told) = server.as_user("w", Method::GET, &path, None).await?;
+        ensure!(seen == 404, "{path}: {seen} {told}");
+    }
     // One of its group is as good, and a subject of another name is not.
     let group = [("impersonate-user", "v"), ("impersonate-group", "readers")];
     let of_group = json!({ "metadata": { "name": "readers" }, "roleRef": { "kind": "ClusterRole", "name": "pod-reader" },
@@ -215,6 +230,19 @@ async fn nobody_gives_others_more_than_they_have() -> anyhow::Result<()> {
     let (code, told) = server.as_user("u", Method::POST, &roles, Some(&more)).await?;
     let expected = "clusterroles.rbac.authorization.k8s.io \"more\" is forbidden: user \"u\" (groups=[\"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\"]}";
     ensure!((code, told.as_str()) == (403, Some(expected)), "{told}");
+    // A label, by which another role would collect what it allows, gives as much as a rule.
+    let labelled =
+        json!({ "metadata": { "labels": { "rbac.authorization.k8s.io/aggregate-to-view": "true" } } });
+    let (code, told) = server
+        .patch_as("u", &format!("{roles}/cluster-admin"), &labelled)
+        .await?;
+    ensure!(
+        code == 403
+            && told
+                .as_str()
+                .is_some_and(|told| told.contains("permissions not currently held")),
+        "{told}"
+    );
     // By a change, by a role that collects others, by a binding of one that has more: refused alike.
     let few = format!("{roles}/few");
     let changed = role("few", on_pods(&["get", "delete"]));
@@ -299,6 +327,11 @@ async fn who_speaks_for_others_must_be_allowed_to() -> anyhow::Result<()> {
     ensure!(code == 201 && told["status"]["userInfo"] == expected, "{told}");
     let of_nobody = [("impersonate-group", "g")];
     ensure!(server.ask(&of_nobody, Method::GET, "/version", None).await?.0 == 400);
+    // Whoever cannot be read is not the one who asks.
+    for name in ["", "j\u{fc}rgen"] {
+        let (code, told) = server.as_user(name, Method::POST, reviews, Some(&body)).await?;
+        ensure!(code == 400, "{name:?}: {code} {told}");
+    }
     // The client of this test is the administrator; one who is not is made by a token.
     server
         .make(

@@ -54,7 +54,11 @@ impl Untracked {
     /// # Errors
     /// When a program fails; the next call tries again.
     pub fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
-        self.wanted = rules(context, self.family);
+        let before = std::mem::replace(&mut self.wanted, rules(context, self.family));
+        if before.is_some() && self.wanted.is_none() {
+            // It is ours to remove now.
+            self.kernel = None;
+        }
         let edits = self.edits()?;
         let writes = edits.len() as u64;
         self.commit(edits)?;
