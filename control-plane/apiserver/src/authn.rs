@@ -47,10 +47,7 @@ impl User {
     /// The ServiceAccount that a token speaks for.
     pub fn from_bearer(bearer: &Bearer) -> Self {
         let Bearer {
-            namespace,
-            name,
-            uid,
-            pod: _,
+            namespace, name, uid, ..
         } = bearer;
         User {
             name: format!("system:serviceaccount:{namespace}:{name}"),

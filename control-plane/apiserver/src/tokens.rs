@@ -55,6 +55,8 @@ pub struct Bearer {
     pub uid: String,
     /// Name and uid of the pod that the token is bound to.
     pub pod: Option<(String, String)>,
+    /// For which of the audiences that were asked for it is meant.
+    pub audiences: Vec<String>,
 }
 
 impl Tokens {
@@ -129,11 +131,14 @@ impl Tokens {
         Ok(answer)
     }
 
-    /// Signature, issuer, audience and times; whether the account still exists is for the caller to see.
-    pub fn verify(&self, token: &str) -> Option<Bearer> {
+    /// Signature, issuer, times, and that it is meant for one of the audiences, for this server where none is named;
+    /// whether the account still exists is for the caller to see.
+    pub fn verify(&self, token: &str, audiences: &[String]) -> Option<Bearer> {
+        let own = [self.issuer.clone()];
+        let audiences = if audiences.is_empty() { &own } else { audiences };
         let mut rules = Validation::new(Algorithm::ES256);
         rules.set_issuer(&[&self.issuer]);
-        rules.set_audience(&[&self.issuer]);
+        rules.set_audience(audiences);
         rules.validate_nbf = true;
         let claims = jsonwebtoken::decode::<Value>(token, &self.verifying, &rules)
             .ok()?
@@ -147,6 +152,11 @@ impl Tokens {
             pod: pod
                 .is_object()
                 .then(|| (pod.text("name").to_owned(), pod.text("uid").to_owned())),
+            audiences: audiences
+                .iter()
+                .filter(|audience| claims.list("aud").iter().any(|meant| meant == audience.as_str()))
+                .cloned()
+                .collect(),
         })
     }
 }

@@ -37,7 +37,7 @@ use crate::resources::{Registry, Resource, Serves};
 use crate::services::Ranges;
 use crate::status::{Failure, Result};
 use crate::storage::Storage;
-use crate::tokens::Tokens;
+use crate::tokens::{Bearer, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
 
@@ -228,13 +228,14 @@ impl Api {
         let Some(token) = bearer_token(headers) else {
             return Ok(peer.unwrap_or_else(User::anonymous));
         };
-        let user = self.token_user(token).await?;
-        user.ok_or_else(Failure::unauthorized)
+        let bearer = self.bearer(token, &[]).await?;
+        let bearer = bearer.ok_or_else(Failure::unauthorized)?;
+        Ok(User::from_bearer(&bearer))
     }
 
-    /// The user behind a token that is valid and whose account (and pod) still exist.
-    pub(crate) async fn token_user(&self, token: &str) -> Result<Option<User>> {
-        let Some(bearer) = self.tokens.verify(token) else {
+    /// Whom a token speaks for that is valid for one of the audiences and whose account (and pod) still exist.
+    pub(crate) async fn bearer(&self, token: &str, audiences: &[String]) -> Result<Option<Bearer>> {
+        let Some(bearer) = self.tokens.verify(token, audiences) else {
             return Ok(None);
         };
         let accounts = self.registry.kind("", "ServiceAccount");
@@ -252,7 +253,7 @@ impl Api {
                 return Ok(None);
             }
         }
-        Ok(Some(User::from_bearer(&bearer)))
+        Ok(Some(bearer))
     }
 
     /// An object from memory, or from etcd when memory does not have it (yet).

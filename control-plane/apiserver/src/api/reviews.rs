@@ -22,12 +22,16 @@ impl Api {
         check_kind(call.resource, &mut review)?;
         review["status"] = match call.resource.kind {
             "SelfSubjectReview" => json!({ "userInfo": call.user.info() }),
-            "TokenReview" => match self.token_user(review.text("spec.token")).await? {
-                Some(user) => {
-                    json!({ "authenticated": true, "user": user.info(), "audiences": [self.tokens.issuer()] })
+            "TokenReview" => {
+                let audiences = texts(review.list("spec.audiences"));
+                match self.bearer(review.text("spec.token"), &audiences).await? {
+                    Some(bearer) => {
+                        let user = User::from_bearer(&bearer).info();
+                        json!({ "authenticated": true, "user": user, "audiences": bearer.audiences })
+                    }
+                    None => json!({ "authenticated": false, "error": "invalid bearer token" }),
                 }
-                None => json!({ "authenticated": false, "error": "invalid bearer token" }),
-            },
+            }
             "SelfSubjectRulesReview" => self.rules(&call.user, review.text("spec.namespace")).await?,
             kind => {
                 let user = match kind {
@@ -55,14 +59,16 @@ impl Api {
 
 /// Whom a SubjectAccessReview is about.
 fn subject(spec: &Value) -> User {
-    let groups = spec.list("groups").iter();
     User {
         name: spec.text("user").to_owned(),
-        groups: groups
-            .filter_map(|group| group.as_str().map(str::to_owned))
-            .collect(),
+        groups: texts(spec.list("groups")),
         uid: None,
     }
+}
+
+fn texts(values: &[Value]) -> Vec<String> {
+    let texts = values.iter().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
 }
 
 /// `ValidateSubjectAccessReview` and its like.

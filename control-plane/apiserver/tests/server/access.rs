@@ -367,6 +367,45 @@ async fn who_speaks_for_others_must_be_allowed_to() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_token_is_good_for_the_audiences_that_it_was_made_for() -> anyhow::Result<()> {
+    let server = Server::start("audiences").await?;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    server
+        .make(accounts, json!({ "metadata": { "name": "robot" } }))
+        .await?;
+    let token = async |audiences: Value| {
+        let path = format!("{accounts}/robot/token");
+        let body = json!({ "spec": { "audiences": audiences } });
+        let (code, made) = server.ask(&[], Method::POST, &path, Some(&body)).await?;
+        ensure!(code == 201, "{made}");
+        anyhow::Ok(made["status"]["token"].clone())
+    };
+    let (plain, vault) = (token(json!([])).await?, token(json!(["vault", "x"])).await?);
+    for (token, audiences, expected) in [
+        (&plain, json!([]), true),
+        (&plain, json!(["vault"]), false),
+        (&vault, json!(["vault", "y"]), true),
+        (&vault, json!([]), false),
+    ] {
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let body = json!({ "spec": { "token": token, "audiences": audiences } });
+        let (_, review) = server.ask(&[], Method::POST, path, Some(&body)).await?;
+        ensure!(
+            review["status"]["authenticated"] == expected,
+            "{audiences}: {review}"
+        );
+        ensure!(
+            audiences != json!(["vault", "y"]) || review["status"]["audiences"] == json!(["vault"]),
+            "{review}"
+        );
+    }
+    let bearer = format!("Bearer {}", vault.as_str().context("a token")?);
+    let headers = [("authorization", bearer.as_str())];
+    ensure!(server.ask(&headers, Method::GET, "/apis", None).await?.0 == 401);
+    Ok(())
+}
+
+#[tokio::test]
 async fn reviews_tell_what_somebody_may_do() -> anyhow::Result<()> {
     let server = Server::start("reviews").await?;
     server
