@@ -42,7 +42,8 @@ impl Accounts {
         }
     }
 
-    /// `user[:group]`, each a name or a number; empty = root. The error is the name that is not known.
+    /// `user[:group]`, each a name or a number; empty = root. The error is the name that is not known. A number is never
+    /// read as a name, as with docker and containerd: an image could call its root `1000`.
     pub fn find(&self, text: &str) -> Result<User, String> {
         let (name, group) = text.split_once(':').unwrap_or((text, ""));
         let name = if name.is_empty() { "0" } else { name };
@@ -54,7 +55,8 @@ impl Accounts {
             Some((login, uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?))
         });
         let number = name.parse::<u32>().ok();
-        let mut entries = entries.filter(|(login, uid, _)| *login == name || Some(*uid) == number);
+        let mut entries =
+            entries.filter(|(login, uid, _)| number.map_or(*login == name, |number| *uid == number));
         let (login, uid, own_gid) = match (entries.next(), number) {
             (Some(entry), _) => entry,
             (None, Some(uid)) => ("", uid, 0),
@@ -75,8 +77,9 @@ impl Accounts {
 
     fn group(&self, name: &str) -> Result<u32, String> {
         let mut groups = self.groups().filter(|(group, ..)| *group == name);
-        let found = groups.next().map(|(_, gid, _)| gid);
-        found.or(name.parse().ok()).ok_or_else(|| name.to_owned())
+        let number = name.parse().ok();
+        let found = number.or_else(|| groups.next().map(|(_, gid, _)| gid));
+        found.ok_or_else(|| name.to_owned())
     }
 
     fn groups_of(&self, login: &str) -> Vec<u32> {
@@ -106,8 +109,8 @@ mod tests {
     #[test]
     fn a_user_is_found_by_name_and_by_number() {
         let accounts = Accounts {
-            passwd: "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/x\nbroken\n".to_owned(),
-            group: "root:x:0:\nweb:x:102:\nadm:x:4:root,web\nlog:x:7:web\n".to_owned(),
+            passwd: "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/x\nweb:x:101:102::/:/x\nbroken\n".to_owned(),
+            group: "root:x:0:\n6000:x:0:\nweb:x:102:\nadm:x:4:root,web\nlog:x:7:web\n".to_owned(),
         };
         let user = |uid, gid, groups: &[u32]| {
             Ok(User {
@@ -124,6 +127,7 @@ mod tests {
             ("web:9", user(101, 9, &[4, 7])),
             ("5000", user(5000, 0, &[])),
             ("5000:6000", user(5000, 6000, &[])),
+            ("1000", user(1000, 0, &[])),
             ("nobody", Err("nobody".to_owned())),
             ("web:nogroup", Err("nogroup".to_owned())),
         ] {

@@ -272,11 +272,12 @@ fn security(
     })
 }
 
-/// `verifyRunAsNonRoot` of `pkg/kubelet/kuberuntime`: a name in the image may mean root, whatever it is now.
+/// `verifyRunAsNonRoot` of `pkg/kubelet/kuberuntime`: a name in the image may mean root, whatever it is now. `uid` is
+/// what the container gets.
 fn check_non_root(wanted: Option<u32>, image_user: &str, uid: u32) -> Result<(), ConfigError> {
     let name = image_user.split(':').next().unwrap_or_default();
     let refused = match (wanted, uid) {
-        (Some(0), _) => "container's runAsUser breaks non-root policy".to_owned(),
+        (Some(_), 0) => "container's runAsUser breaks non-root policy".to_owned(),
         (Some(_), _) => return Ok(()),
         (None, 0) => "container has runAsNonRoot and image will run as root".to_owned(),
         (None, _) if name.parse::<u32>().is_err() => format!(
