@@ -41,6 +41,8 @@ use crate::shim::state::Exit;
 const FORCED_GRACE: Duration = Duration::from_secs(2);
 /// `terminationGracePeriodSeconds` where the pod says nothing.
 const DEFAULT_GRACE: i64 = 30;
+/// The API bounds no grace, but a time so far away that no calendar has it cannot be waited for.
+const LONGEST_GRACE: Duration = Duration::from_secs(i32::MAX as u64);
 
 /// What all workers of a node share.
 pub struct NodeContext {
@@ -485,20 +487,10 @@ impl Worker {
 
     fn grace(&self) -> Duration {
         if self.gone {
-            return FORCED_GRACE;
+            FORCED_GRACE
+        } else {
+            termination_grace(&self.pod)
         }
-        let spec = self
-            .pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.termination_grace_period_seconds);
-        let seconds = self
-            .pod
-            .metadata
-            .deletion_grace_period_seconds
-            .or(spec)
-            .unwrap_or(DEFAULT_GRACE);
-        Duration::from_secs(seconds.max(0).unsigned_abs())
     }
 
     /// What is left of the grace since the pod began to end. A sidecar whose turn comes late gets the least that
@@ -689,6 +681,20 @@ pub(super) fn termination_message(path: &std::path::Path) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The grace that a pod's deletion or its specification gives, at most [`LONGEST_GRACE`].
+fn termination_grace(pod: &Pod) -> Duration {
+    let of_spec = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or(of_spec)
+        .unwrap_or(DEFAULT_GRACE);
+    Duration::from_secs(seconds.max(0).unsigned_abs()).min(LONGEST_GRACE)
+}
+
 /// A container's end as the API tells it.
 pub(super) fn terminated(container: &Container, exit: &Exit) -> ContainerStateTerminated {
     let reason = match (exit.oom_killed, exit.code) {
@@ -704,5 +710,33 @@ pub(super) fn terminated(container: &Container, exit: &Exit) -> ContainerStateTe
         message: termination_message(&container.request.termination_log),
         started_at: Some(super::status::whole_seconds(container.started.started_at)),
         finished_at: Some(super::status::whole_seconds(exit.finished_at)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_grace_ends_at_a_time_that_the_calendar_has() {
+        for (deletion, spec, expected_s) in [
+            (json!(null), json!(null), 30),
+            (json!(null), json!(5), 5),
+            (json!(1), json!(5), 1),
+            (json!(-1), json!(5), 0),
+            (json!(null), json!(i64::MAX), 2_147_483_647),
+            (json!(i64::MAX), json!(5), 2_147_483_647),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": { "deletionGracePeriodSeconds": deletion },
+                "spec": { "containers": [], "terminationGracePeriodSeconds": spec },
+            }))
+            .expect("a valid pod");
+            let grace = termination_grace(&pod);
+            assert_eq!(grace, Duration::from_secs(expected_s), "{pod:?}");
+            let ends_at = Timestamp::now().checked_add(grace);
+            assert!(ends_at.is_ok(), "{ends_at:?}");
+        }
     }
 }
