@@ -16,6 +16,7 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Secret, ServiceAccount, Volume,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, PostParams};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -106,13 +107,10 @@ impl Volumes<'_> {
             return host_path(&host.path, host.type_.as_deref().unwrap_or_default());
         }
         if let Some(empty) = &volume.empty_dir {
-            empty_dir(
-                &path,
-                empty.medium.as_deref() == Some("Memory"),
-                empty.size_limit.as_ref(),
-            )?;
-            if let Some(group) = self.fs_group() {
-                give_to_group(&path, group, 0o660)?;
+            if empty.medium.as_deref() == Some("Memory") {
+                empty_dir_in_memory(&path, empty.size_limit.as_ref(), self.fs_group())?;
+            } else {
+                empty_dir(&path, self.fs_group())?;
             }
             return Ok(path);
         }
@@ -400,26 +398,40 @@ fn host_path(path: &str, kind: &str) -> Result<PathBuf, VolumeError> {
     }
 }
 
-fn empty_dir(
-    path: &Path,
-    in_memory: bool,
-    limit: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
-) -> Result<(), DiskError> {
-    let existed = path.exists();
-    disk::make_dir(path)?;
-    if in_memory && !existed {
-        let size = limit.and_then(|limit| super::quantity::whole(&limit.0));
-        let options = size.map_or_else(|| "mode=1777".to_owned(), |size| format!("mode=1777,size={size}"));
-        mount(
-            Some("tmpfs"),
-            path,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some(options.as_str()),
-        )
-        .on("mount tmpfs on", path)?;
+/// Made whole, then renamed into place: what a container does with its mode and group later is its own.
+fn empty_dir(path: &Path, group: Option<u32>) -> Result<(), DiskError> {
+    if path.exists() {
+        return Ok(());
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).on("chmod", path)
+    // No volume has such a name: it would not be a DNS label.
+    let beside = path.with_added_extension("new");
+    disk::make_dir(&beside)?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o777)).on("chmod", &beside)?;
+    if let Some(group) = group {
+        give_to_group(&beside, group, 0o660)?;
+    }
+    fs::rename(&beside, path).on("rename into place", path)
+}
+
+/// As [`empty_dir`], whole from its mount on.
+fn empty_dir_in_memory(path: &Path, limit: Option<&Quantity>, group: Option<u32>) -> Result<(), DiskError> {
+    disk::make_dir(path)?;
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).on("read", path);
+    if device(path)? != device(path.parent().unwrap_or(path))? {
+        return Ok(());
+    }
+    let mut options = group.map_or_else(|| "mode=0777".to_owned(), |group| format!("mode=2777,gid={group}"));
+    if let Some(size) = limit.and_then(|limit| super::quantity::whole(&limit.0)) {
+        options.push_str(&format!(",size={size}"));
+    }
+    mount(
+        Some("tmpfs"),
+        path,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .on("mount tmpfs on", path)
 }
 
 /// Unmounts and removes all volumes of a pod. Paths of the node (`hostPath`) are not below and stay.
@@ -598,6 +610,24 @@ mod tests {
         assert_eq!(place("new/deep"), Some(root.join("new/deep")));
         assert_eq!([place("out"), place("out/kept")], [None, None]);
         assert_eq!(fs::read(outside.join("kept")).ok(), Some(b"kept".to_vec()));
+        disk::remove_tree(&base).expect("removable");
+    }
+
+    #[test]
+    fn an_empty_directory_keeps_the_mode_that_a_container_gave_it() {
+        let base = std::env::temp_dir().join(format!("cwt-empty-{}", std::process::id()));
+        let volume = base.join("volume");
+        let own_group = nix::unistd::getegid().as_raw();
+        for (group, made) in [(None, 0o777), (Some(own_group), 0o2777)] {
+            let again = || {
+                empty_dir(&volume, group).expect("made");
+                fs::metadata(&volume).expect("a directory").mode() & 0o7777
+            };
+            assert_eq!(again(), made, "{group:?}");
+            fs::set_permissions(&volume, fs::Permissions::from_mode(0o750)).expect("its own");
+            assert_eq!(again(), 0o750, "{group:?}");
+            disk::remove_tree(&volume).expect("removable");
+        }
         disk::remove_tree(&base).expect("removable");
     }
 
