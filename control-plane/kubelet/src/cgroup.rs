@@ -18,6 +18,7 @@ pub struct Cgroup {
     directory: PathBuf,
     relative: PathBuf,
     v1_mounts: Vec<PathBuf>,
+    guards_devices: bool,
 }
 
 impl Cgroup {
@@ -44,6 +45,7 @@ impl Cgroup {
             directory: directory.to_owned(),
             relative,
             v1_mounts: of_type("cgroup").collect(),
+            guards_devices: mounts.lines().any(is_devices_hierarchy),
         })
     }
 
@@ -53,7 +55,14 @@ impl Cgroup {
             directory: self.directory.join(&name),
             relative: self.relative.join(&name),
             v1_mounts: self.v1_mounts.clone(),
+            guards_devices: self.guards_devices,
         }
+    }
+
+    /// Whether it can keep processes from devices: the v1 hierarchy `devices` is mounted. In v2 that takes a program for
+    /// each cgroup (`BPF_PROG_TYPE_CGROUP_DEVICE`), which libcontainer is built without.
+    pub fn guards_devices(&self) -> bool {
+        self.guards_devices
     }
 
     /// The v2 directory.
@@ -130,6 +139,13 @@ impl Cgroup {
     }
 }
 
+/// Of a line of proc_pid_mounts(5).
+fn is_devices_hierarchy(line: &str) -> bool {
+    let mut fields = line.split(' ').skip(2);
+    let (kind, options) = (fields.next(), fields.next().unwrap_or_default());
+    kind == Some("cgroup") && options.split(',').any(|option| option == "devices")
+}
+
 fn processes_below(directory: &Path) -> Vec<i32> {
     let mut pids: Vec<i32> = fs::read_to_string(directory.join("cgroup.procs"))
         .unwrap_or_default()
@@ -179,6 +195,21 @@ fn child_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_guarded_where_their_v1_hierarchy_is_mounted() {
+        let v2 = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        for (mounts, expected) in [
+            ("cgroup /sys/fs/cgroup/d cgroup rw,relatime,devices 0 0\n", true),
+            ("cgroup /sys/fs/cgroup/devices cgroup rw,cpu 0 0\n", false),
+            ("cgroup2 /devices cgroup2 rw,devices 0 0\n", false),
+            ("", false),
+        ] {
+            let cgroup = Cgroup::among(Path::new("/sys/fs/cgroup/unified/a"), &format!("{mounts}{v2}"));
+            let seen = cgroup.map(|cgroup| [cgroup.guards_devices(), cgroup.child("b").guards_devices()]);
+            assert_eq!(seen, Some([expected; 2]), "{mounts}");
+        }
+    }
 
     #[test]
     fn the_relative_path_follows_from_the_v2_mount() {

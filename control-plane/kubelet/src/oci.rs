@@ -149,6 +149,8 @@ pub struct Security {
     pub drop: Vec<String>,
     /// Capabilities that nobody gets, a bit for each number: the kubelet lacks them itself, and execve(2) would fail.
     pub withheld: u64,
+    /// No cgroup keeps the container from the node's devices, so that it must not make device files.
+    pub devices_unguarded: bool,
     /// The root file system is not writable.
     pub read_only_root: bool,
     /// `no_new_privs`.
@@ -249,6 +251,7 @@ fn capabilities(security: &Security) -> BTreeSet<&str> {
         .enumerate()
         .filter(|(number, _)| security.withheld >> number & 1 == 0)
         .map(|(_, name)| name)
+        .filter(|name| *name != "MKNOD" || security.privileged || !security.devices_unguarded)
         .filter(|name| {
             let default = DEFAULT_CAPABILITIES.contains(name) && !named(&drop, name);
             security.privileged || named(&add, name) && !drop.iter().any(|entry| entry == name) || default
@@ -388,6 +391,26 @@ mod tests {
         };
         let expected: BTreeSet<&str> = all_but("SYS_RESOURCE").collect();
         assert_eq!(capabilities(&without), expected);
+    }
+
+    #[test]
+    fn device_files_are_made_only_where_a_cgroup_guards_the_devices() {
+        for (add, privileged, devices_unguarded, expected) in [
+            (words(&[]), false, false, true),
+            (words(&[]), false, true, false),
+            (words(&["MKNOD"]), false, true, false),
+            (words(&["ALL"]), false, true, false),
+            (words(&[]), true, true, true),
+        ] {
+            let security = Security {
+                add,
+                privileged,
+                devices_unguarded,
+                ..Security::default()
+            };
+            let seen = capabilities(&security).contains("MKNOD");
+            assert_eq!(seen, expected, "{security:?}");
+        }
     }
 
     #[test]

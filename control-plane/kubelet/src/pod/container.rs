@@ -45,6 +45,8 @@ pub struct ContainerContext<'a> {
     pub own_oom_score: i32,
     /// The kubelet's own capabilities, a bit for each number.
     pub own_capabilities: u64,
+    /// A cgroup keeps containers from the node's devices.
+    pub devices_guarded: bool,
 }
 
 /// The container's specification.
@@ -59,6 +61,7 @@ pub fn container_spec(
         .and_then(|spec| spec.security_context.as_ref());
     let security = Security {
         withheld: !context.own_capabilities,
+        devices_unguarded: !context.devices_guarded,
         ..security(container, pod_security, context.image)?
     };
     let args = arguments(container, context);
@@ -265,6 +268,7 @@ fn security(
         groups: groups.into_iter().collect(),
         privileged: own.privileged.unwrap_or(false),
         withheld: 0,
+        devices_unguarded: false,
         add: capabilities.add.unwrap_or_default(),
         drop: capabilities.drop.unwrap_or_default(),
         read_only_root: own.read_only_root_filesystem.unwrap_or(false),
@@ -360,6 +364,7 @@ mod tests {
             cgroup_path: PathBuf::from("/cgroup"),
             own_oom_score: 0,
             own_capabilities: u64::MAX,
+            devices_guarded: true,
         };
         let container = pod
             .spec

@@ -92,6 +92,7 @@ impl Worker {
         let ips = self.ips();
         let variables = env::environment(definition, &self.env_context(&ips, &services, &sources))?;
         let request = self.request(definition, attempt, image)?;
+        let cgroup = Cgroup::at(&request.cgroup)?;
         let context = ContainerContext {
             pod: &self.pod,
             image,
@@ -102,9 +103,10 @@ impl Worker {
             hostname: self.hostname(),
             netns: self.sandbox.as_ref().and_then(|sandbox| sandbox.netns_path()),
             rootfs: self.node.runtime.container_dir(&request.id).rootfs(),
-            cgroup_path: Cgroup::at(&request.cgroup)?.oci_path(),
+            cgroup_path: cgroup.oci_path(),
             own_oom_score: self.node.own_oom_score,
             own_capabilities: self.node.own_capabilities,
+            devices_guarded: cgroup.guards_devices(),
         };
         let mut spec = container_spec(definition, &context)?;
         for mount in &mut spec.mounts {
