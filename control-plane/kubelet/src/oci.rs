@@ -262,6 +262,14 @@ fn capabilities(security: &Security) -> BTreeSet<&str> {
 fn mounts(spec: &ContainerSpec) -> Vec<Value> {
     let system = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
     let sys_access = if spec.security.privileged { "rw" } else { "ro" };
+    // Memory that is shared by name (shm_overview(7)) is files there, which an IPC namespace alone does not share.
+    let shm = if spec.host_ipc {
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"];
+        json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": options })
+    } else {
+        let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+        system("/dev/shm", "tmpfs", &options)
+    };
     let mut mounts = vec![
         system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         system(
@@ -275,11 +283,7 @@ fn mounts(spec: &ContainerSpec) -> Vec<Value> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
         ),
         system("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        system(
-            "/dev/shm",
-            "tmpfs",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
-        ),
+        shm,
         system("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys_access]),
     ];
     mounts.extend(spec.mounts.iter().map(|mount| {

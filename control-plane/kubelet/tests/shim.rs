@@ -366,6 +366,27 @@ mod privileged {
     }
 
     #[tokio::test]
+    async fn shared_memory_is_the_nodes_with_its_ipc_namespace() {
+        let Some(node) = Node::new("ipc") else { return };
+        let shared = PathBuf::from(format!("/dev/shm/cwt-shim-{}", std::process::id()));
+        fs::write(&shared, b"of the node").expect("writable");
+        let path = shared.to_str().expect("a path");
+        let mut seen = Vec::new();
+        for (id, host_ipc) in [("a", true), ("b", false)] {
+            let mut spec = node.spec(id, &["/bin/cat", path]);
+            spec.host_ipc = host_ipc;
+            let started = node
+                .runtime
+                .start(node.request(id), &oci_config(&spec))
+                .await;
+            let exit = started.expect("starts").ended().await;
+            seen.push((exit.code == 0, node.log(id).contains("of the node")));
+        }
+        fs::remove_file(&shared).expect("removable");
+        assert_eq!(seen, [(true, true), (false, false)]);
+    }
+
+    #[tokio::test]
     async fn the_memory_limit_holds() {
         let Some(node) = Node::new("memory") else { return };
         let mut spec = node.spec("a", &["/testserver", "sleep", "infinity"]);

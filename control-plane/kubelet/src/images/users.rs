@@ -109,7 +109,8 @@ mod tests {
     #[test]
     fn a_user_is_found_by_name_and_by_number() {
         let accounts = Accounts {
-            passwd: "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/x\nweb:x:101:102::/:/x\nbroken\n".to_owned(),
+            passwd: "root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/:/x\nweb:x:101:102::/:/x\nbroken\n"
+                .to_owned(),
             group: "root:x:0:\n6000:x:0:\nweb:x:102:\nadm:x:4:root,web\nlog:x:7:web\n".to_owned(),
         };
         let user = |uid, gid, groups: &[u32]| {

@@ -420,7 +420,10 @@ fn empty_dir_in_memory(path: &Path, limit: Option<&Quantity>, group: Option<u32>
     if device(path)? != device(path.parent().unwrap_or(path))? {
         return Ok(());
     }
-    let mut options = group.map_or_else(|| "mode=0777".to_owned(), |group| format!("mode=2777,gid={group}"));
+    let mut options = group.map_or_else(
+        || "mode=0777".to_owned(),
+        |group| format!("mode=2777,gid={group}"),
+    );
     if let Some(size) = limit.and_then(|limit| super::quantity::whole(&limit.0)) {
         options.push_str(&format!(",size={size}"));
     }
