@@ -1,12 +1,15 @@
 //! Files that are whole or absent: written beside their place, then renamed into it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The operation of [`DiskError`] for a file that was read, but does not hold what it should.
+const DECODE: &str = "decode";
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +40,12 @@ impl<T, E: Into<io::Error>> OnPath<T> for Result<T, E> {
     }
 }
 
-/// Replaces a file in one step: a reader sees the old or the new contents.
+/// Replaces a file in one step: a reader sees the old or the new contents, also after the machine has stopped at once.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
     let beside = path.with_added_extension("new");
-    fs::write(&beside, contents).on("write", &beside)?;
+    let mut file = File::create(&beside).on("create", &beside)?;
+    file.write_all(contents).on("write", &beside)?;
+    file.sync_all().on("sync", &beside)?;
     fs::rename(&beside, path).on("rename into place", path)
 }
 
@@ -57,10 +62,22 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DiskErro
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map_err(io::Error::from)
-            .on("decode", path)
+            .on(DECODE, path)
             .map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).on("read", path),
+    }
+}
+
+/// As [`read_json`]; a file that cannot be decoded is told in the log and taken for absent. One damaged file must not
+/// keep a node's other containers and images from their kubelet.
+pub fn read_json_if_whole<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DiskError> {
+    match read_json(path) {
+        Err(error) if error.operation == DECODE => {
+            tracing::error!(path = %path.display(), error = %error.source, "damaged file, taken for absent");
+            Ok(None)
+        }
+        outcome => outcome,
     }
 }
 

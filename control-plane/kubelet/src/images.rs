@@ -203,6 +203,8 @@ impl ImageStore {
         };
         disk::write_json(&place.join("image.json"), &described)?;
         let target = self.directory.join(hex);
+        // An image whose description is damaged is in no list and makes room.
+        disk::remove_tree(&target)?;
         fs::rename(&place, &target).on("rename into place", &target)?;
         Ok(self.give_names(described, names, &lock)?)
     }
@@ -307,7 +309,7 @@ impl ImageStore {
                 continue;
             }
             let path = entry.path();
-            if let Some(image) = disk::read_json::<Image>(&path.join("image.json"))? {
+            if let Some(image) = read_image(&path)? {
                 images.push(Image {
                     rootfs: path.join("rootfs"),
                     ..image
@@ -328,7 +330,7 @@ impl ImageStore {
             .finalize();
         let hex = hex::encode(digest);
         let place = self.directory.join(&hex);
-        if place.join("image.json").exists() {
+        if read_image(&place)?.is_some() {
             return Ok(());
         }
         let lock = self.lock()?;
@@ -366,6 +368,11 @@ impl ImageStore {
         self.give_names(image, vec![normalized(built_in.name)], &lock)
             .map(drop)
     }
+}
+
+/// The image in a directory of the store; `None` where its description is absent or damaged.
+fn read_image(place: &Path) -> Result<Option<Image>, DiskError> {
+    disk::read_json_if_whole(&place.join("image.json"))
 }
 
 /// A container that was made from an image and is not removed yet.
@@ -495,7 +502,20 @@ mod tests {
     #[test]
     fn built_in_images_are_there_after_each_opening() {
         let directory = std::env::temp_dir().join(format!("cwt-images-{}", std::process::id()));
-        for _ in 0..2 {
+        for damages in [false, false, true] {
+            if damages {
+                for image in ImageStore::at(&directory)
+                    .expect("a store")
+                    .list()
+                    .expect("readable")
+                {
+                    let place = directory.join(image.id.trim_start_matches("sha256:"));
+                    fs::write(place.join("image.json"), b"{").expect("writable");
+                }
+                let foreign = directory.join("00");
+                disk::make_dir(&foreign).expect("a directory");
+                fs::write(foreign.join("image.json"), b"").expect("writable");
+            }
             let store = ImageStore::open(&directory).expect("the store opens");
             let image = store
                 .find("causeway/testserver:v1")

@@ -130,14 +130,14 @@ impl Runtime {
     }
 
     /// Every container that an earlier kubelet started, running or not, oldest first. What was never started is
-    /// removed.
+    /// removed, and so is one whose files are damaged: the pod's worker starts it anew.
     pub fn adopt(&self) -> Result<Vec<Container>, DiskError> {
         let mut containers = Vec::new();
         for entry in fs::read_dir(&self.directory).on("read", &self.directory)? {
             let directory = ContainerDir(entry.on("read", &self.directory)?.path());
-            let request: Option<ContainerRequest> = disk::read_json(&directory.request())?;
-            let started: Option<Started> = disk::read_json(&directory.started())?;
-            let shim: Option<ProcessIdentity> = disk::read_json(&directory.shim())?;
+            let request: Option<ContainerRequest> = disk::read_json_if_whole(&directory.request())?;
+            let started: Option<Started> = disk::read_json_if_whole(&directory.started())?;
+            let shim: Option<ProcessIdentity> = disk::read_json_if_whole(&directory.shim())?;
             match (request, started, shim) {
                 (Some(request), Some(started), Some(shim)) => {
                     containers.push(Container {
@@ -147,12 +147,13 @@ impl Runtime {
                         shim,
                     });
                 }
-                (request, _, shim) => {
+                (request, started, shim) => {
                     shim.map(|shim| shim.kill_and_wait(KILL_DEADLINE));
-                    if let Some(request) = request {
-                        self.destroy(&request)?;
+                    started.map(|started| started.init.kill_and_wait(KILL_DEADLINE));
+                    let destroyed = request.map_or(Ok(()), |request| self.destroy(&request));
+                    if let Err(error) = destroyed.and(disk::remove_tree(directory.path())) {
+                        tracing::warn!(%error, "remains of a container, left to the next start of the kubelet");
                     }
-                    disk::remove_tree(directory.path())?;
                 }
             }
         }
@@ -181,7 +182,8 @@ impl Runtime {
     pub fn destroy(&self, request: &ContainerRequest) -> Result<(), DiskError> {
         let cgroup = Cgroup::at(&request.cgroup)?;
         cgroup.kill_all(KILL_DEADLINE);
-        let shim: Option<ProcessIdentity> = disk::read_json(&self.container_dir(&request.id).shim())?;
+        let shim: Option<ProcessIdentity> =
+            disk::read_json_if_whole(&self.container_dir(&request.id).shim())?;
         if let Some(shim) = shim {
             // It sees its container end and takes it apart; it must not write into a directory that is being removed.
             shim.end_or_kill(KILL_DEADLINE);

@@ -13,7 +13,7 @@ mod privileged {
     use kubelet::process::Signal;
     use kubelet::runtime::{Container, Runtime};
     use kubelet::shim::attach::{Kind, header};
-    use kubelet::shim::state::{ContainerRequest, Stdin};
+    use kubelet::shim::state::{ContainerDir, ContainerRequest, Stdin};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     /// One node's worth of directories and cgroups, removed at the end.
@@ -375,15 +375,30 @@ mod privileged {
         for (id, host_ipc) in [("a", true), ("b", false)] {
             let mut spec = node.spec(id, &["/bin/cat", path]);
             spec.host_ipc = host_ipc;
-            let started = node
-                .runtime
-                .start(node.request(id), &oci_config(&spec))
-                .await;
+            let started = node.runtime.start(node.request(id), &oci_config(&spec)).await;
             let exit = started.expect("starts").ended().await;
             seen.push((exit.code == 0, node.log(id).contains("of the node")));
         }
         fs::remove_file(&shared).expect("removable");
         assert_eq!(seen, [(true, true), (false, false)]);
+    }
+
+    #[tokio::test]
+    async fn a_container_with_a_damaged_file_ends_and_the_others_are_adopted() {
+        let Some(node) = Node::new("damaged") else { return };
+        let kept = node.start("kept", &["/testserver", "sleep", "infinity"]).await;
+        for (id, file) in [
+            ("request", ContainerDir::request as fn(&ContainerDir) -> PathBuf),
+            ("started", ContainerDir::started),
+            ("shim", ContainerDir::shim),
+        ] {
+            let container = node.start(id, &["/testserver", "sleep", "infinity"]).await;
+            fs::write(file(&node.runtime.container_dir(id)), b"{").expect("writable");
+            let adopted = node.runtime.adopt().expect("the others are readable");
+            assert_eq!(adopted, [kept.clone()], "{id}");
+            assert!(!container.started.init.is_alive(), "{id}");
+        }
+        assert!(kept.started.init.is_alive());
     }
 
     #[tokio::test]
