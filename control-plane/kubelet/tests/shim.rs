@@ -2,6 +2,7 @@
 
 mod privileged {
     use std::fs;
+    use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ mod privileged {
     use kubelet::cgroup::Cgroup;
     use kubelet::exec::{Exec, ExecError};
     use kubelet::images::ImageStore;
-    use kubelet::oci::{ContainerSpec, Resources, Security, oci_config};
+    use kubelet::oci::{BindMount, ContainerSpec, Resources, Security, oci_config};
+    use kubelet::pod::sub_path::SubPath;
     use kubelet::process::Signal;
     use kubelet::runtime::{Container, Runtime};
     use kubelet::shim::attach::{Kind, header};
@@ -71,6 +73,7 @@ mod privileged {
                 stdin: Stdin::Closed,
                 termination_log: self.state.join("termination-log"),
                 host_pid: false,
+                sub_paths: Vec::new(),
                 created_at: Timestamp::now(),
             }
         }
@@ -395,10 +398,56 @@ mod privileged {
             let container = node.start(id, &["/testserver", "sleep", "infinity"]).await;
             fs::write(file(&node.runtime.container_dir(id)), b"{").expect("writable");
             let adopted = node.runtime.adopt().expect("the others are readable");
-            assert_eq!(adopted, [kept.clone()], "{id}");
+            assert_eq!(adopted.as_slice(), std::slice::from_ref(&kept), "{id}");
             assert!(!container.started.init.is_alive(), "{id}");
         }
         assert!(kept.started.init.is_alive());
+    }
+
+    /// A kubelet checked `dir`, then another container of the pod put a link in its place.
+    #[tokio::test]
+    async fn a_part_of_a_volume_is_mounted_as_the_shim_finds_it() {
+        let Some(node) = Node::new("sub-path") else { return };
+        let (volume, outside) = (node.state.join("volume"), node.state.join("outside"));
+        for directory in [&volume.join("dir"), &outside] {
+            fs::create_dir_all(directory).expect("a directory");
+            fs::write(directory.join("key"), directory.display().to_string()).expect("written");
+        }
+        symlink(&outside, volume.join("swapped")).expect("a link");
+        let inside = volume.join("dir").display().to_string();
+        for (id, path, seen_at, expected) in [
+            ("a", "dir", "/part/key", Ok(inside.as_str())),
+            ("b", "dir/key", "/part", Ok(inside.as_str())),
+            ("c", "swapped", "/part/key", Err("open subPath")),
+        ] {
+            let mut request = node.request(id);
+            request.sub_paths.push(SubPath {
+                volume: volume.clone(),
+                path: PathBuf::from(path),
+            });
+            let mut spec = node.spec(id, &["/bin/cat", seen_at]);
+            spec.mounts.push(BindMount {
+                source: node.runtime.container_dir(id).sub_path(0),
+                within: None,
+                target: PathBuf::from("/part"),
+                read_only: true,
+                follows_node: false,
+            });
+            let started = node.runtime.start(request, &oci_config(&spec)).await;
+            let seen = match started {
+                Ok(container) => {
+                    container.ended().await;
+                    Ok(node.log(id))
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let is_as_expected = match (&seen, expected) {
+                (Ok(log), Ok(text)) => log.contains(text),
+                (Err(error), Err(text)) => error.contains(text),
+                _ => false,
+            };
+            assert!(is_as_expected, "{path}: {seen:?}");
+        }
     }
 
     #[tokio::test]

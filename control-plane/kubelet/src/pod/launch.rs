@@ -1,6 +1,7 @@
 //! Starting one container of a pod: image, variables, specification, shim.
 
 use std::fs;
+use std::path::Path;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container as Definition;
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::Container as Definition;
 use super::container::{ContainerContext, container_spec};
 use super::env::{self, ConfigError};
 use super::slot::{ImageTrouble, Trouble};
-use super::volumes;
+use super::sub_path::SubPath;
 use super::worker::{Worker, sources};
 use crate::cgroup::Cgroup;
 use crate::disk::{self, DiskError, OnPath};
@@ -91,8 +92,9 @@ impl Worker {
             .collect();
         let ips = self.ips();
         let variables = env::environment(definition, &self.env_context(&ips, &services, &sources))?;
-        let request = self.request(definition, attempt, image)?;
+        let mut request = self.request(definition, attempt, image)?;
         let cgroup = Cgroup::at(&request.cgroup)?;
+        let container_dir = self.node.runtime.container_dir(&request.id);
         let context = ContainerContext {
             pod: &self.pod,
             image,
@@ -102,7 +104,7 @@ impl Worker {
             termination_log: &request.termination_log,
             hostname: self.hostname(),
             netns: self.sandbox.as_ref().and_then(|sandbox| sandbox.netns_path()),
-            rootfs: self.node.runtime.container_dir(&request.id).rootfs(),
+            rootfs: container_dir.rootfs(),
             cgroup_path: cgroup.oci_path(),
             own_oom_score: self.node.own_oom_score,
             own_capabilities: self.node.own_capabilities,
@@ -110,9 +112,18 @@ impl Worker {
         };
         let mut spec = container_spec(definition, &context)?;
         for mount in &mut spec.mounts {
-            if let Some(volume) = &mount.within {
-                mount.source = volumes::beneath(volume, &mount.source)?;
-            }
+            let Some(volume) = mount.within.take() else {
+                continue;
+            };
+            let path = mount.source.strip_prefix(&volume).unwrap_or(Path::new(""));
+            let sub_path = SubPath {
+                path: path.to_owned(),
+                volume,
+            };
+            // What is wrong is told before there is a container; the shim opens it again, for its mount.
+            sub_path.open()?;
+            mount.source = container_dir.sub_path(request.sub_paths.len());
+            request.sub_paths.push(sub_path);
         }
         self.node
             .runtime
@@ -159,6 +170,7 @@ impl Worker {
                 (Some(true), _) => Stdin::Kept,
                 _ => Stdin::Closed,
             },
+            sub_paths: Vec::new(),
             log: log_dir.join(format!("{attempt}.log")),
             termination_log,
             host_pid: self.pod.spec.as_ref().and_then(|spec| spec.host_pid) == Some(true),

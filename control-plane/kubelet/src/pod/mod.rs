@@ -1,5 +1,5 @@
-//! Pods: what they need on the node ([`container`], [`env`], [`etc_files`], [`volumes`]), what happens next
-//! ([`decide`]), who does it ([`worker`]), what is told of it ([`status`], [`probe`]).
+//! Pods: what they need on the node ([`container`], [`env`], [`etc_files`], [`volumes`], [`sub_path`]), what happens
+//! next ([`decide`]), who does it ([`worker`]), what is told of it ([`status`], [`probe`]).
 
 pub mod container;
 pub mod decide;
@@ -12,5 +12,6 @@ mod publish;
 pub mod quantity;
 mod slot;
 pub mod status;
+pub mod sub_path;
 pub mod volumes;
 pub mod worker;

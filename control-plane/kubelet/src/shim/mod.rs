@@ -15,7 +15,7 @@ pub mod state;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +36,7 @@ use rustix::io::ioctl_fionbio;
 
 use crate::cgroup::Cgroup;
 use crate::disk::{self, DiskError, OnPath};
+use crate::pod::sub_path::SubPath;
 use crate::process::ProcessIdentity;
 use crate::terminal::{receive, shortened};
 use attach::{Audience, Keyboard};
@@ -134,6 +135,9 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     }
     let log = LogFile::open(&request.log).on("open log", &request.log)?;
     mount_rootfs(directory, &request.image_rootfs)?;
+    for (index, sub_path) in request.sub_paths.iter().enumerate() {
+        mount_sub_path(sub_path, &directory.sub_path(index))?;
+    }
     // Whatever the container leaves behind when its process 1 dies comes to us, not to the machine's init.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|errno| {
         ShimError::System {
@@ -428,6 +432,20 @@ fn mount_rootfs(directory: &ContainerDir, image: &Path) -> Result<(), ShimError>
         mount(Some(&rootfs), &rootfs, None::<&str>, bind, None::<&str>).on("bind", &rootfs)?;
     }
     Ok(())
+}
+
+/// Mounts what was opened, not what its path leads to a moment later.
+fn mount_sub_path(sub_path: &SubPath, target: &Path) -> Result<(), DiskError> {
+    let opened = File::from(sub_path.open()?);
+    if opened.metadata().on("read", &sub_path.volume)?.is_dir() {
+        disk::make_dir(target)?;
+    } else {
+        disk::make_dir(target.parent().unwrap_or(target))?;
+        File::create(target).on("create", target)?;
+    }
+    let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(&source), target, None::<&str>, bind, None::<&str>).on("bind subPath at", target)
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<(), DiskError> {

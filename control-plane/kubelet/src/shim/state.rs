@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::pod::sub_path::SubPath;
 use crate::process::ProcessIdentity;
 
 /// What a container is made of. It also carries what the kubelet needs to know it again after a restart.
@@ -53,6 +54,9 @@ pub struct ContainerRequest {
     /// It stands in the node's PID namespace.
     #[serde(default)]
     pub host_pid: bool,
+    /// Parts of volumes, which the shim mounts at [`ContainerDir::sub_path`] for the OCI specification to name.
+    #[serde(default)]
+    pub sub_paths: Vec<SubPath>,
     /// When the kubelet asked for it.
     pub created_at: Timestamp,
 }
@@ -188,6 +192,11 @@ impl ContainerDir {
     /// Where the root file system is mounted in the shim's mount namespace.
     pub fn rootfs(&self) -> PathBuf {
         self.0.join("rootfs")
+    }
+
+    /// Where the `index`th part of a volume is mounted in the shim's mount namespace.
+    pub fn sub_path(&self, index: usize) -> PathBuf {
+        self.0.join("subpaths").join(index.to_string())
     }
 
     /// The container's own layer.
