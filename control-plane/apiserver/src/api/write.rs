@@ -7,7 +7,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::decode::{check_kind, check_namespace_field, decode};
-use super::{Api, Call, now};
+use super::{Api, Call, SYNC_LIMIT, now};
 use crate::object::{self, Fields};
 use crate::patch::Patch;
 use crate::resources::field::{Errors, FieldError};
@@ -83,31 +83,49 @@ impl Api {
     }
 
     /// Makes a cluster-scoped object that every cluster has, unless it is there; one of the first roles gets the rules
-    /// that it lacks.
+    /// that it lacks. Returns once memory has it: rights are looked up there.
     pub(crate) async fn ensure(&self, group: &str, kind: &str, object: Value) -> Result<()> {
         let resource = self.registry.kind(group, kind);
-        if let Some(current) = self.look_up(resource, None, object::name(&object)).await? {
-            let completed = (kind == "ClusterRole")
-                .then(|| rbac::first::completed(&current, &object))
-                .flatten();
-            let Some(completed) = completed else {
-                return Ok(());
-            };
-            let write = Write {
-                resource,
-                namespace: None,
-                old: Some(&current),
-                dry_run: false,
-            };
-            let written = self.commit_object(&write, completed).await?;
-            return written
-                .map(drop)
-                .ok_or_else(|| Failure::modified(resource, object::name(&object)));
+        let name = object::name(&object).to_owned();
+        match self.look_up(resource, None, &name).await? {
+            Some(current) if kind == "ClusterRole" => self.complete_role(resource, &current, &object).await?,
+            Some(_) => {}
+            None => match self.insert(resource, None, object, false).await {
+                Err(failure) if failure.reason != "AlreadyExists" => return Err(failure),
+                _ => {}
+            },
         }
-        match self.insert(resource, None, object, false).await {
-            Err(failure) if failure.reason != "AlreadyExists" => Err(failure),
-            _ => Ok(()),
-        }
+        self.await_in_memory(resource, &name).await
+    }
+
+    async fn complete_role(&self, resource: &'static Resource, current: &Value, first: &Value) -> Result<()> {
+        let Some(completed) = rbac::first::completed(current, first) else {
+            return Ok(());
+        };
+        let write = Write {
+            resource,
+            namespace: None,
+            old: Some(current),
+            dry_run: false,
+        };
+        let written = self.commit_object(&write, completed).await?;
+        written
+            .map(drop)
+            .ok_or_else(|| Failure::modified(resource, object::name(first)))
+    }
+
+    async fn await_in_memory(&self, resource: &Resource, name: &str) -> Result<()> {
+        let key = self.storage.key(resource, None, name);
+        let cache = self.caches.of(&self.storage, resource);
+        let mut changes = cache.subscribe();
+        let seen = async {
+            while cache.get(&key).is_none() {
+                // The cache outlives this call, and with it who sends.
+                let _changed = changes.changed().await;
+            }
+        };
+        let seen = tokio::time::timeout(SYNC_LIMIT, seen).await;
+        seen.map_err(|_| Failure::unavailable("what was written has not been read back yet"))
     }
 
     /// Everything a create does after decoding.
