@@ -174,7 +174,10 @@ impl Iptables {
             && !was_failing
         {
             let error = model::with_causes(error);
-            tracing::warn!(error, "queries to the node's own DNS server are tracked");
+            tracing::warn!(
+                error,
+                "what leaves queries to the node's own DNS server untracked cannot be repaired"
+            );
         }
         let tables = self.each_family(tables)?;
         Ok([untracked.unwrap_or_default().concat(), tables.concat()].concat())

@@ -327,9 +327,9 @@ mod tests {
     use http::Method;
 
     use super::super::Policy;
+    use super::super::tests::check;
     use super::*;
     use crate::authn::User;
-    use crate::request::{Query, RequestInfo};
 
     #[test]
     fn everyone_discovers_and_nobody_does_more() {
@@ -359,13 +359,7 @@ mod tests {
             (&admin, Method::DELETE, "/api/v1/nodes/n", true),
             (&admin, Method::GET, "/metrics", true),
         ] {
-            let info = RequestInfo::parse(&method, path, &Query::default());
-            assert_eq!(
-                policy.allows(who, &info),
-                expected,
-                "{} {method} {path}",
-                who.name
-            );
+            check(&policy, who, &method, path, expected);
         }
     }
 

@@ -274,6 +274,14 @@ mod tests {
         Policy::new(&roles, &bindings)
     }
 
+    #[track_caller]
+    pub(super) fn check(policy: &Policy, user: &User, method: &Method, target: &str, expected: bool) {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let info = RequestInfo::parse(method, path, &Query::parse(Some(query)));
+        let allowed = policy.allows(user, &info);
+        assert_eq!(allowed, expected, "{} {method} {target}", user.name);
+    }
+
     #[test]
     fn what_no_rule_allows_is_refused() {
         let policy = policy();
@@ -312,14 +320,7 @@ mod tests {
             (&account, Method::GET, &format!("{deployment}/scale"), false),
             (&account, Method::GET, "/api/v1/namespaces/b/configmaps/x", false),
         ] {
-            let (path, query) = path.split_once('?').unwrap_or((path, ""));
-            let info = RequestInfo::parse(&method, path, &Query::parse(Some(query)));
-            assert_eq!(
-                policy.allows(who, &info),
-                expected,
-                "{} {method} {path}",
-                who.name
-            );
+            check(&policy, who, &method, path, expected);
         }
     }
 

@@ -184,6 +184,13 @@ impl Edits {
         self.chains.insert((table, chain.into()), Some(rules));
     }
 
+    /// The chains and jumps that are written, for people.
+    pub fn described(&self) -> Vec<String> {
+        let chains = self.chains.keys();
+        let chains = chains.map(|(table, chain)| format!("{table}: {chain}"));
+        chains.chain(self.inserted.iter().map(Jump::to_string)).collect()
+    }
+
     /// Only what is in one table.
     #[must_use]
     pub fn of(mut self, table: Table) -> Self {

@@ -214,11 +214,7 @@ impl Tables {
             .filter(|jump| !self.kernel.jumps.contains(jump));
         edits.inserted = missing.collect();
         let edits = edits.against(&self.kernel);
-        let chains = edits
-            .chains
-            .keys()
-            .map(|(table, chain)| format!("{table}: {chain}"));
-        let repaired = chains.chain(edits.inserted.iter().map(Jump::to_string)).collect();
+        let repaired = edits.described();
         self.commit(edits)?;
         Ok(repaired)
     }

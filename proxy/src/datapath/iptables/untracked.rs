@@ -75,11 +75,7 @@ impl Untracked {
         }
         self.kernel = None;
         let edits = self.edits()?;
-        let chains = edits
-            .chains
-            .keys()
-            .map(|(table, chain)| format!("{table}: {chain}"));
-        let repaired = chains.chain(edits.inserted.iter().map(Jump::to_string)).collect();
+        let repaired = edits.described();
         self.commit(edits)?;
         Ok(repaired)
     }
