@@ -105,7 +105,7 @@ impl Api {
             ))
         };
         let wanted = match &grant {
-            Grant::Rules { aggregated: true, .. } => vec![Rule::everything()],
+            Grant::Rules { aggregation, .. } if aggregation.is_object() => vec![Rule::everything()],
             Grant::Rules { rules, .. } => rules.clone(),
             Grant::Role { role, .. } => match policy.role(role) {
                 Some(rules) => rules.to_vec(),
@@ -127,7 +127,7 @@ impl Api {
         if missing.is_empty() {
             return Ok(());
         }
-        if matches!(grant, Grant::Rules { aggregated: true, .. }) {
+        if matches!(&grant, Grant::Rules { aggregation, .. } if aggregation.is_object()) {
             return refuse("must have cluster-admin privileges to use an aggregationRule".to_owned());
         }
         let missing: Vec<String> = missing.iter().map(Rule::to_string).collect();
@@ -147,7 +147,7 @@ enum Grant {
     Rules {
         plural: &'static str,
         rules: Vec<Rule>,
-        aggregated: bool,
+        /// Which roles it will collect; null for none.
         aggregation: Value,
         /// By them other roles collect its rules.
         labels: Value,
@@ -162,7 +162,6 @@ impl Grant {
             "Role" | "ClusterRole" => Grant::Rules {
                 plural: if kind == "Role" { "roles" } else { "clusterroles" },
                 rules: Rule::read_all(object),
-                aggregated: object.at("aggregationRule").is_object(),
                 aggregation: object.at("aggregationRule").clone(),
                 labels: object.at("metadata.labels").clone(),
             },
