@@ -234,6 +234,34 @@ async fn the_cluster_has_its_own_services_and_every_namespace_an_account_and_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn servers_of_dns_that_one_slice_does_not_hold_are_in_a_second_one_for_as_long() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    api.create("namespaces", json!({ "metadata": { "name": "kube-system" } }));
+    for number in 3..=1001_u16 {
+        let mut node = node(&format!("n{number}"));
+        let [high, low] = number.to_be_bytes();
+        node["status"]["addresses"][0]["address"] = json!(format!("172.31.{high}.{low}"));
+        api.create("nodes", node);
+    }
+    let servers = |sizes: &'static [usize]| {
+        api.eventually("servers of DNS", move |api| {
+            let mut slices = api.all("endpointslices");
+            slices.retain(|slice| text(slice, "/metadata/name").starts_with("kube-dns"));
+            slices.sort_by_key(|slice| text(slice, "/metadata/name").to_owned());
+            let found = slices
+                .iter()
+                .map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len));
+            found.collect::<Vec<_>>() == sizes
+        })
+    };
+    servers(&[1000, 1]).await;
+    let unready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } });
+    api.patch("nodes", "", "n1", unready);
+    servers(&[1000]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn caches_that_are_behind_make_no_pod_too_many() {
     let cluster = Cluster::start(Faults {
         lag: Duration::from_millis(150),
