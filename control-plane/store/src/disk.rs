@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `events` | (revision, place in the transaction) | `mvccpb.Event` without `prev_kv`; a deletion has only key and revision |
 //! | `leases` | lease number | seconds that it was given |
+//! | `limited_leases` | lease number | nothing: a client with limited rights asked for it |
 //! | `meta` | `cluster`, `member`, `compacted` | the two identities, the revision of the last compaction |
 //!
 //! One commit is one redb transaction with an fsync; what is committed survives the machine, what is not never happened.
@@ -23,10 +24,11 @@ use etcd_client::{
 use prost::Message;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::mvcc::{Entry, Event, EventId, LeaseId, Revision};
+use crate::mvcc::{Entry, Event, EventId, Grant, Holder, LeaseId, Revision};
 
 const EVENTS: TableDefinition<(i64, u32), &[u8]> = TableDefinition::new("events");
 const LEASES: TableDefinition<i64, i64> = TableDefinition::new("leases");
+const LIMITED_LEASES: TableDefinition<i64, ()> = TableDefinition::new("limited_leases");
 const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
 
 /// The file is read once, from front to back, and written at its end: a large page cache would only copy what the
@@ -103,8 +105,8 @@ pub struct Contents {
     pub compacted: Option<Revision>,
     /// All events, in order.
     pub events: Vec<Event>,
-    /// All leases, with the seconds that each was given.
-    pub leases: Vec<(LeaseId, i64)>,
+    /// All leases, with what each was given.
+    pub leases: Vec<(LeaseId, Grant)>,
 }
 
 /// What one commit changes.
@@ -112,8 +114,8 @@ pub struct Contents {
 pub struct Changes {
     /// Events to add.
     pub events: Vec<Event>,
-    /// Leases granted, with their seconds, and leases that ended, in order.
-    pub leases: Vec<(LeaseId, Option<i64>)>,
+    /// Leases granted, and leases that ended, in order.
+    pub leases: Vec<(LeaseId, Option<Grant>)>,
     /// A compaction.
     pub compacted: Option<Revision>,
     /// Events that a compaction made superfluous.
@@ -169,6 +171,7 @@ impl Disk {
         {
             write.open_table(EVENTS)?;
             write.open_table(LEASES)?;
+            write.open_table(LIMITED_LEASES)?;
             let mut meta = write.open_table(META)?;
             for identity in ["cluster", "member"] {
                 if meta.get(identity)?.is_none() {
@@ -196,9 +199,18 @@ impl Disk {
             events.push(decode(EventId { revision, sub }, bytes.value()));
         }
         let mut leases = Vec::new();
+        let limited = read.open_table(LIMITED_LEASES)?;
         for row in read.open_table(LEASES)?.iter()? {
             let (id, seconds) = row?;
-            leases.extend(LeaseId::from_protocol(id.value()).map(|id| (id, seconds.value())));
+            let holder = match limited.get(id.value())? {
+                Some(_) => Holder::Limited,
+                None => Holder::Administrator,
+            };
+            let grant = Grant {
+                seconds: seconds.value(),
+                holder,
+            };
+            leases.extend(LeaseId::from_protocol(id.value()).map(|id| (id, grant)));
         }
         let meta = read.open_table(META)?;
         let number = |name| meta.get(name).map(|found| found.map(|guard| guard.value()));
@@ -235,11 +247,20 @@ impl Disk {
                 table.remove((id.revision, id.sub))?;
             }
             let mut table = write.open_table(LEASES)?;
+            let mut limited = write.open_table(LIMITED_LEASES)?;
             for (id, granted) in leases {
                 match granted {
-                    Some(seconds) => table.insert(id.get(), seconds)?,
-                    None => table.remove(id.get())?,
-                };
+                    Some(grant) => {
+                        table.insert(id.get(), grant.seconds)?;
+                        if grant.holder == Holder::Limited {
+                            limited.insert(id.get(), ())?;
+                        }
+                    }
+                    None => {
+                        table.remove(id.get())?;
+                        limited.remove(id.get())?;
+                    }
+                }
             }
             if let Some(revision) = compacted {
                 write.open_table(META)?.insert("compacted", revision)?;

@@ -20,9 +20,10 @@ use crate::{
     config::Clock,
     disk::{self, Changes, Disk},
     mvcc::{
-        Applied, Error as MvccError, EventBatch, KeyRange, Keyspace, LeaseId, Leases, Op, Range, RangeResult,
-        Revision,
+        Applied, Error as MvccError, EventBatch, Grant, KeyRange, Keyspace, LeaseId, Leases, Op, Range,
+        RangeResult, Revision,
     },
+    scope::Scope,
 };
 use writer::{Command, Writer};
 
@@ -93,9 +94,9 @@ impl Engine {
         } = contents;
         let (keyspace, stale) = Keyspace::restore(compacted, events);
         let mut leases = Leases::default();
-        for (id, seconds) in granted {
+        for (id, grant) in granted {
             // A number cannot be on disk twice, nor with more seconds than it was once granted.
-            let _ = leases.grant(id, seconds, clock.now());
+            let _ = leases.grant(id, grant, clock.now());
         }
         for entry in keyspace.live() {
             if let Some(id) = entry.lease {
@@ -186,24 +187,20 @@ impl Engine {
         })
     }
 
-    /// Runs the operation; the answer comes when it is durable.
-    pub async fn apply(&self, op: Op) -> Result<Applied, Error> {
-        self.ask(|reply| Command::Apply { op, reply }).await
+    /// Runs the operation of a client that may touch its keys; the answer comes when it is durable. Refused if it
+    /// names a lease that the client may not touch.
+    pub async fn apply(&self, op: Op, scope: Scope) -> Result<Applied, Error> {
+        self.ask(|reply| Command::Apply { op, scope, reply }).await
     }
 
     /// Grants a lease (with a number of the store's choice if absent) and returns its number and seconds.
-    pub async fn grant(&self, id: Option<LeaseId>, ttl_seconds: i64) -> Result<(LeaseId, i64), Error> {
-        self.ask(|reply| Command::Grant {
-            id,
-            ttl_seconds,
-            reply,
-        })
-        .await
+    pub async fn grant(&self, id: Option<LeaseId>, asked: Grant) -> Result<(LeaseId, i64), Error> {
+        self.ask(|reply| Command::Grant { id, asked, reply }).await
     }
 
-    /// Ends a lease and returns the revision that deleted its keys.
-    pub async fn revoke(&self, id: LeaseId) -> Result<Revision, Error> {
-        self.ask(|reply| Command::Revoke { id, reply }).await
+    /// Ends a lease and returns the revision that deleted its keys; refused if the client may not touch it.
+    pub async fn revoke(&self, id: LeaseId, scope: Scope) -> Result<Revision, Error> {
+        self.ask(|reply| Command::Revoke { id, scope, reply }).await
     }
 
     /// Ends the leases whose time is over, a revision each, and returns how many.
@@ -251,11 +248,12 @@ impl Engine {
         Ok(answer.await.map_err(|_| Error::Stopped)??)
     }
 
-    /// Starts a lease's time again; nothing for a lease that is not there.
-    pub async fn renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
+    /// Starts a lease's time again; nothing for a lease that is not there. Refused if the client may not touch it.
+    pub async fn renew(&self, id: LeaseId, scope: &Scope) -> Result<Option<i64>, Error> {
         let now = self.clock.now();
         let (renewed, seen) = {
             let mut state = write(&self.state);
+            scope.check_lease(id, &state.leases)?;
             (state.leases.renew(id, now), state.keyspace.revision())
         };
         if renewed.is_none() {
@@ -264,10 +262,11 @@ impl Engine {
         Ok(renewed)
     }
 
-    /// The lease, if it is there.
-    pub async fn lease(&self, id: LeaseId) -> Result<Option<LeaseView>, Error> {
+    /// The lease, if it is there; refused if the client may not touch it.
+    pub async fn lease(&self, id: LeaseId, scope: &Scope) -> Result<Option<LeaseView>, Error> {
         let (lease, seen) = {
             let state = self.read();
+            scope.check_lease(id, &state.leases)?;
             let times = state.leases.time_to_live(id, self.clock.now());
             let lease = times.map(|(granted_seconds, remaining_seconds)| LeaseView {
                 granted_seconds,
@@ -280,16 +279,15 @@ impl Engine {
         Ok(lease)
     }
 
-    /// The keys on a lease, for who asks whether they may be touched.
-    pub fn keys_of(&self, id: LeaseId) -> Vec<bytes::Bytes> {
-        self.read().leases.keys(id).cloned().collect()
-    }
-
-    /// All leases, the next to end first.
-    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+    /// All leases that the client may touch, the next to end first.
+    pub async fn leases(&self, scope: &Scope) -> Result<Vec<LeaseId>, Error> {
         let (leases, seen) = {
             let state = self.read();
-            (state.leases.ids().collect(), state.keyspace.revision())
+            let own = state
+                .leases
+                .ids()
+                .filter(|id| scope.permits_lease(*id, &state.leases));
+            (own.collect(), state.keyspace.revision())
         };
         self.durable(seen).await?;
         Ok(leases)

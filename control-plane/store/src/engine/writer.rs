@@ -8,7 +8,8 @@ use super::{Changes, State, write};
 use crate::{
     config::Clock,
     disk::{self, Disk},
-    mvcc::{Applied, Error, EventId, LeaseId, Op, Revision},
+    mvcc::{Applied, Error, EventId, Grant, LeaseId, Op, Revision},
+    scope::Scope,
 };
 
 /// So many writes are committed together at most.
@@ -24,15 +25,17 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 pub(super) enum Command {
     Apply {
         op: Op,
+        scope: Scope,
         reply: Reply<Applied>,
     },
     Grant {
         id: Option<LeaseId>,
-        ttl_seconds: i64,
+        asked: Grant,
         reply: Reply<(LeaseId, i64)>,
     },
     Revoke {
         id: LeaseId,
+        scope: Scope,
         reply: Reply<Revision>,
     },
     ExpireLeases {
@@ -128,28 +131,28 @@ impl Writer {
 
     fn take(&mut self, command: Command) -> Result<(), disk::Error> {
         match command {
-            Command::Apply { op, reply } => {
+            Command::Apply { op, scope, reply } => {
                 let applied = {
                     let State { keyspace, leases, .. } = &mut *write(&self.state);
-                    keyspace.apply(&op, leases)
+                    let permitted = scope.check_leases_of(&op, leases);
+                    permitted.and_then(|()| keyspace.apply(&op, leases))
                 };
                 self.answer(reply, applied);
             }
-            Command::Grant {
-                id,
-                ttl_seconds,
-                reply,
-            } => {
-                let granted = self.grant(id, ttl_seconds);
+            Command::Grant { id, asked, reply } => {
+                let granted = self.grant(id, asked);
                 self.answer(reply, granted);
             }
-            Command::Revoke { id, reply } => {
-                let revoked = self.revoke(id);
+            Command::Revoke { id, scope, reply } => {
+                let revoked = self.revoke(id, &scope);
                 self.answer(reply, revoked);
             }
             Command::ExpireLeases { reply } => {
                 let expired = write(&self.state).leases.expired(self.clock.now());
-                let ended = expired.into_iter().filter(|id| self.revoke(*id).is_ok()).count();
+                let ended = expired
+                    .into_iter()
+                    .filter(|id| self.revoke(*id, &Scope::All).is_ok())
+                    .count();
                 self.answer(reply, Ok(ended));
             }
             Command::Compact {
@@ -177,7 +180,7 @@ impl Writer {
             .push(Box::new(move || drop(reply.send(result))));
     }
 
-    fn grant(&mut self, id: Option<LeaseId>, ttl_seconds: i64) -> Result<(LeaseId, i64), Error> {
+    fn grant(&mut self, id: Option<LeaseId>, asked: Grant) -> Result<(LeaseId, i64), Error> {
         let leases = &mut write(&self.state).leases;
         let id = id.unwrap_or_else(|| {
             let drawn = std::iter::repeat_with(|| LeaseId::from_protocol(rand::random_range(1..i64::MAX)));
@@ -186,13 +189,14 @@ impl Writer {
                 .find(|id| !leases.contains(*id))
                 .expect("invariant: an endless iterator has a next item")
         });
-        let seconds = leases.grant(id, ttl_seconds, self.clock.now())?;
-        self.batch.changes.leases.push((id, Some(seconds)));
-        Ok((id, seconds))
+        let granted = leases.grant(id, asked, self.clock.now())?;
+        self.batch.changes.leases.push((id, Some(granted)));
+        Ok((id, granted.seconds))
     }
 
-    fn revoke(&mut self, id: LeaseId) -> Result<Revision, Error> {
+    fn revoke(&mut self, id: LeaseId, scope: &Scope) -> Result<Revision, Error> {
         let State { keyspace, leases, .. } = &mut *write(&self.state);
+        scope.check_lease(id, leases)?;
         let revision = keyspace.revoke(id, leases)?;
         self.batch.changes.leases.push((id, None));
         Ok(revision)

@@ -80,22 +80,25 @@ impl PbMaintenanceService for Service {
 
     async fn snapshot(
         &self,
-        _: Request<PbSnapshotRequest>,
+        request: Request<PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("Snapshot"))
     }
 
     async fn move_leader(
         &self,
-        _: Request<PbMoveLeaderRequest>,
+        request: Request<PbMoveLeaderRequest>,
     ) -> Result<Response<PbMoveLeaderResponse>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("MoveLeader"))
     }
 
     async fn downgrade(
         &self,
-        _: Request<PbDowngradeRequest>,
+        request: Request<PbDowngradeRequest>,
     ) -> Result<Response<PbDowngradeResponse>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("Downgrade"))
     }
 }

@@ -56,6 +56,7 @@ impl From<mvcc::Error> for Status {
     fn from(error: mvcc::Error) -> Self {
         use mvcc::Error::*;
         let (code, text) = match error {
+            LeaseDenied => return permission_denied(),
             Compacted => (
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision has been compacted",

@@ -33,6 +33,11 @@ fn txn(success: Vec<Op>) -> Op {
     })
 }
 
+fn grant(seconds: i64) -> Grant {
+    let holder = Holder::Administrator;
+    Grant { seconds, holder }
+}
+
 fn everything() -> KeyRange {
     KeyRange::from_protocol("\0", "\0")
 }
@@ -300,8 +305,8 @@ fn a_lease_lives_its_time_from_the_last_renewal_on() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let [short, long] = [1, 2].map(|number| LeaseId::from_protocol(number).expect("not 0"));
     let mut leases = Leases::default();
-    assert_eq!(leases.grant(short, 5, at(0)), Ok(5));
-    assert_eq!(leases.grant(long, 8, at(0)), Ok(8));
+    assert_eq!(leases.grant(short, grant(5), at(0)), Ok(grant(5)));
+    assert_eq!(leases.grant(long, grant(8), at(0)), Ok(grant(8)));
     assert_eq!(leases.expired(at(4)), []);
     assert_eq!(leases.time_to_live(short, at(4)), Some((5, 1)));
     assert_eq!(leases.expired(at(9)), [short, long]);
@@ -314,4 +319,17 @@ fn a_lease_lives_its_time_from_the_last_renewal_on() {
     assert_eq!(leases.expired(at(9)), [short]);
     assert_eq!(leases.ids().collect::<Vec<_>>(), [short, long]);
     assert_eq!(leases.expired(at(15)), [short, long]);
+}
+
+#[test]
+fn a_transaction_has_a_bound_on_all_that_is_nested_in_it() {
+    let inner = || txn(vec![delete("a", "b"); 30]);
+    let rows = [(15, Ok(())), (17, Err(Error::TooManyOps))];
+    for (nested, expected) in rows {
+        let outer = Txn {
+            success: std::iter::repeat_with(inner).take(nested).collect(),
+            ..Txn::default()
+        };
+        assert_eq!(check_txn(&outer, 128), expected, "{nested} times 30");
+    }
 }
