@@ -10,7 +10,10 @@ mod writer;
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -25,7 +28,7 @@ use crate::{
     },
     scope::Scope,
 };
-use writer::{Command, Writer};
+use writer::{Batch, Command, Writer};
 
 /// Writes that wait for their turn; more wait in their connections.
 const QUEUE: usize = 1024;
@@ -36,6 +39,9 @@ pub enum Error {
     /// The key space refuses it.
     #[error(transparent)]
     Refused(#[from] MvccError),
+    /// What was asked about was taken back, since the disk is full.
+    #[error("the disk is full")]
+    TakenBack,
     /// The writer has ended: a shutdown, or a disk that fails.
     #[error("the store is stopped")]
     Stopped,
@@ -61,6 +67,8 @@ struct State {
     leases: Leases,
     /// The newest revision that is durable.
     published: Revision,
+    /// Whether the alarm is on: only what makes no new keys is taken.
+    no_space: bool,
 }
 
 /// The writer's thread; it ends after [`Engine::stop`], when every engine is dropped, or with an error of the disk.
@@ -84,11 +92,13 @@ impl Engine {
         disk: Disk,
         contents: disk::Contents,
         clock: Arc<dyn Clock>,
+        quota_bytes: u64,
     ) -> io::Result<(Self, WriterThread)> {
         let disk::Contents {
             cluster_id,
             member_id,
             compacted,
+            no_space,
             events,
             leases: granted,
         } = contents;
@@ -103,23 +113,28 @@ impl Engine {
                 leases.attach(id, entry.key.clone());
             }
         }
+        leases.settle();
         let published = keyspace.revision();
         let state = Arc::new(RwLock::new(State {
             keyspace,
             leases,
             published,
+            no_space,
         }));
         let (commands, queue) = mpsc::channel(QUEUE);
         let (publisher, published) = watch::channel(published);
         let path = disk.path().to_owned();
-        let writer = Writer::new(
-            Arc::clone(&state),
+        let writer = Writer {
+            state: Arc::clone(&state),
             disk,
             queue,
             publisher,
-            Arc::clone(&clock),
+            clock: Arc::clone(&clock),
+            quota_bytes,
             stale,
-        );
+            batch: Batch::default(),
+            refused_until: None,
+        };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())?;
@@ -228,6 +243,33 @@ impl Engine {
         self.ask(|reply| Command::Defragment { reply }).await
     }
 
+    /// Whether the alarm is on: there was no space, and only what makes no new keys is taken until it is cleared.
+    pub fn no_space(&self) -> bool {
+        self.read().no_space
+    }
+
+    /// Raises or clears the alarm, and says whether that changed anything.
+    pub async fn set_no_space(&self, no_space: bool) -> Result<bool, Error> {
+        self.ask(|reply| Command::SetNoSpace { no_space, reply }).await
+    }
+
+    /// Everything, as it is durable.
+    pub async fn snapshot(&self) -> Result<disk::Contents, Error> {
+        let durable = self.ask(|reply| Command::Snapshot { reply }).await?;
+        Ok(disk::Contents {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            ..durable
+        })
+    }
+
+    /// A file beside the store's own, for a moment; another each time.
+    pub fn temporary_file(&self) -> PathBuf {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.path.with_file_name(disk::copy_name(number))
+    }
+
     /// Ends the writer after the writes that came before.
     pub async fn stop(&self) {
         let (reply, answer) = oneshot::channel();
@@ -293,12 +335,18 @@ impl Engine {
         Ok(leases)
     }
 
-    /// Waits until `revision` is durable. Keys are read as they are on disk, leases as they are in memory: without
+    /// Waits until `revision` is durable, or is taken back. Keys are read as they are on disk, leases as they are in memory: without
     /// the wait, a client that finds its lease gone could still read the keys that went with it.
     async fn durable(&self, revision: Revision) -> Result<(), Error> {
         let mut published = self.follow();
-        let reached = published.wait_for(|published| *published >= revision).await;
-        reached.map(drop).map_err(|_| Error::Stopped)
+        let decided =
+            |published: &Revision| *published >= revision || self.read().keyspace.revision() < revision;
+        let published = *published.wait_for(decided).await.map_err(|_| Error::Stopped)?;
+        if published >= revision {
+            Ok(())
+        } else {
+            Err(Error::TakenBack)
+        }
     }
 
     /// The bytes that the file takes on disk.

@@ -62,6 +62,14 @@ struct Lease {
 pub struct Leases {
     by_id: BTreeMap<LeaseId, Lease>,
     by_expiry: BTreeSet<(Instant, LeaseId)>,
+    unsettled: Vec<Unsettled>,
+}
+
+/// What may still be taken back.
+#[derive(Debug)]
+enum Unsettled {
+    Granted(LeaseId),
+    Ended(LeaseId, Lease),
 }
 
 impl Leases {
@@ -87,6 +95,7 @@ impl Leases {
             },
         );
         self.by_expiry.insert((expires, id));
+        self.unsettled.push(Unsettled::Granted(id));
         Ok(granted)
     }
 
@@ -103,7 +112,37 @@ impl Leases {
     pub fn remove(&mut self, id: LeaseId) -> Option<BTreeSet<Bytes>> {
         let lease = self.by_id.remove(&id)?;
         self.by_expiry.remove(&(lease.expires, id));
-        Some(lease.keys)
+        let keys = lease.keys.clone();
+        self.unsettled.push(Unsettled::Ended(id, lease));
+        Some(keys)
+    }
+
+    /// The leases granted and ended so far are durable.
+    pub fn settle(&mut self) {
+        self.unsettled.clear();
+    }
+
+    /// Undoes what was granted and ended since the last [`Leases::settle`]; which keys hang on them is for
+    /// [`Keyspace::take_back`](super::Keyspace::take_back) to say.
+    pub(super) fn take_back(&mut self) {
+        while let Some(last) = self.unsettled.pop() {
+            match last {
+                Unsettled::Granted(id) => {
+                    if let Some(lease) = self.by_id.remove(&id) {
+                        self.by_expiry.remove(&(lease.expires, id));
+                    }
+                }
+                Unsettled::Ended(id, lease) => {
+                    self.by_expiry.insert((lease.expires, id));
+                    self.by_id.insert(id, lease);
+                }
+            }
+        }
+    }
+
+    /// Every lease, with what it was given.
+    pub fn grants(&self) -> impl Iterator<Item = (LeaseId, Grant)> + '_ {
+        self.by_id.iter().map(|(id, lease)| (*id, lease.granted))
     }
 
     /// The leases whose time is over, the longest over first.

@@ -51,6 +51,9 @@ pub enum Error {
     /// One transaction would write a key twice.
     #[error("a key is given twice in one transaction")]
     DuplicateKey,
+    /// The disk, or what the store may use of it, is full.
+    #[error("there is no space for it")]
+    NoSpace,
     /// The client may not touch the lease.
     #[error("the lease is not the client's to touch")]
     LeaseDenied,
