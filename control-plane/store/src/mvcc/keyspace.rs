@@ -245,9 +245,10 @@ impl Keyspace {
         if self.compacted.is_some_and(|compacted| from < compacted) {
             return Err(Error::Compacted);
         }
+        // Nothing ever happened before the log's start, and an empty store has no log.
         let mut batch = EventBatch {
             events: Vec::new(),
-            next: from,
+            next: from.max(self.log_start),
         };
         let mut found = 0;
         let skip = self.log_index(from);

@@ -353,7 +353,7 @@ fn what_is_taken_back_has_never_been() {
     for seed in 0..200 {
         let mut random = StdRng::seed_from_u64(seed);
         let (mut keyspace, mut leases) = (Keyspace::default(), Leases::default());
-        let mut step = |random: &mut StdRng, keyspace: &mut Keyspace, leases: &mut Leases| {
+        let step = |random: &mut StdRng, keyspace: &mut Keyspace, leases: &mut Leases| {
             let id = ids[random.random_range(0..ids.len())];
             match random.random_range(0..8) {
                 0 => drop(leases.grant(id, grant(60), now)),
