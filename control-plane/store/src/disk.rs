@@ -5,7 +5,10 @@
 //! | `events` | (revision, place in the transaction) | `mvccpb.Event` without `prev_kv`; a deletion has only key and revision |
 //! | `leases` | lease number | seconds that it was given |
 //! | `limited_leases` | lease number | nothing: a client with limited rights asked for it |
-//! | `meta` | `cluster`, `member`, `compacted`, `commits`, `no_space` | the two identities, the revision of the last compaction, how many commits there were, 1 while the alarm is on |
+//! | `meta` | `cluster`, `member` | the two identities |
+//! | | `compacted` | the revision of the last compaction |
+//! | | `commits` | how many there were |
+//! | | `no_space` | 1 while the alarm is on |
 //!
 //! One commit is one redb transaction with an fsync; what is committed survives the machine, what is not never happened.
 //! Memory holds everything too (see `mvcc`): the file is read only when the store starts.

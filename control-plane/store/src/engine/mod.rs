@@ -189,6 +189,10 @@ impl Engine {
     /// compaction.
     pub fn hash(&self, revision: Option<Revision>) -> Result<Hash, Error> {
         let state = self.read();
+        // What a compaction left at its own revision depends on when it is asked.
+        if revision.is_some_and(|asked| state.keyspace.compacted() >= Some(asked)) {
+            return Err(MvccError::Compacted.into());
+        }
         let range = Range {
             revision,
             ..Range::all(KeyRange::from_protocol(vec![0], vec![0]))
@@ -335,8 +339,8 @@ impl Engine {
         Ok(leases)
     }
 
-    /// Waits until `revision` is durable, or is taken back. Keys are read as they are on disk, leases as they are in memory: without
-    /// the wait, a client that finds its lease gone could still read the keys that went with it.
+    /// Waits until `revision` is durable, or is taken back. Keys are read as they are on disk, leases as they are in
+    /// memory: without the wait, a client that finds its lease gone could still read the keys that went with it.
     async fn durable(&self, revision: Revision) -> Result<(), Error> {
         let mut published = self.follow();
         let decided =
