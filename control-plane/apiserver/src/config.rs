@@ -142,6 +142,15 @@ impl From<Cidrs> for String {
     }
 }
 
+/// A user of etcd.
+#[derive(Debug, Clone)]
+pub struct EtcdUser {
+    /// Its name.
+    pub name: String,
+    /// File with its password, without the white space around it; read at every connection.
+    pub password_file: PathBuf,
+}
+
 /// How to reach etcd (ours or a real one), by the v3 protocol.
 #[derive(Debug, Clone)]
 pub struct EtcdConfig {
@@ -153,6 +162,8 @@ pub struct EtcdConfig {
     pub cert: Option<PathBuf>,
     /// Key of `cert`.
     pub key: Option<PathBuf>,
+    /// The user of an etcd with users and roles.
+    pub user: Option<EtcdUser>,
     /// Key prefix without a trailing slash; default `/registry`.
     pub prefix: String,
 }
@@ -166,6 +177,7 @@ impl EtcdConfig {
             ca: None,
             cert: None,
             key: None,
+            user: None,
             prefix: "/registry".to_owned(),
         }
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hyper::service::service_fn;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::authn::User;
+use crate::compaction::{self, Compaction};
 use crate::config::Config;
 use crate::kubelet::Kubelets;
 use crate::rbac::{self, Authorizer};
@@ -35,8 +36,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1000;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-/// Upstream's `--etcd-compaction-interval`.
-const COMPACT_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the first objects are looked for again (`systemnamespaces.NewController`).
 const FOUND_EVERY: Duration = Duration::from_secs(60);
@@ -96,7 +95,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
 }
 
 impl Server {
-    /// Takes the addresses and reads all files; etcd need not be there yet.
+    /// Takes the addresses and reads all files; etcd need not be there yet, unless it has to let a user in.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
         let tls = TlsAcceptor::from(Arc::new(server_tls(&config)?));
         let kubelets = Kubelets::new(Arc::new(kubelet_tls(&config)?));
@@ -151,6 +150,10 @@ impl Server {
         let fed = api.clone();
         let stop = own.clone();
         tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
+        let members = api.clone();
+        tasks.spawn(until(own.clone(), async move {
+            members.storage.follow_members().await;
+        }));
         tasks.spawn(until(own.clone(), keep_first_objects(api.clone())));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
@@ -276,17 +279,17 @@ async fn make_first_objects(api: &Api) {
     join_all(made).await;
 }
 
-/// Forgets what is older than one interval, so that etcd does not keep every version for ever.
+/// Lets etcd forget, so that it does not keep every version for ever.
 async fn compact(api: Arc<Api>) {
-    let mut last = None;
+    let mut compaction = Compaction::new(Instant::now());
     loop {
-        if let Some(revision) = last
+        let target = compaction.look(Instant::now(), api.caches.progress());
+        if let Some(revision) = target
             && let Err(error) = api.storage.compact(revision).await
         {
             tracing::debug!(%error, revision, "compaction refused");
         }
-        last = Some(api.caches.progress()).filter(|revision| *revision > 0);
-        tokio::time::sleep(COMPACT_EVERY).await;
+        tokio::time::sleep(compaction::LOOK).await;
     }
 }
 
