@@ -8,7 +8,7 @@
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
 //! - [`storage`]: objects in etcd; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
 //! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
-//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams).
+//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams), [`metrics`] (`kubectl top`).
 //! - [`discovery`], [`openapi`]: what there is.
 
 pub mod admission;
@@ -18,6 +18,7 @@ pub mod authz;
 pub mod config;
 pub mod discovery;
 pub mod kubelet;
+pub mod metrics;
 pub mod negotiate;
 pub mod object;
 pub mod openapi;

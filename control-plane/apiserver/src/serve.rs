@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::authn::User;
 use crate::config::Config;
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Kubelets, Reach};
+use crate::metrics::Figures;
 use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
@@ -99,7 +100,13 @@ impl Server {
     /// Takes the addresses and reads all files; etcd need not be there yet.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
         let tls = TlsAcceptor::from(Arc::new(server_tls(&config)?));
-        let kubelets = Kubelets::new(Arc::new(kubelet_tls(&config)?));
+        let kubelets = Kubelets::new(
+            Arc::new(kubelet_tls(&config)?),
+            Reach {
+                own: config.listen.clone(),
+                nearby: config.nearby_nodes.clone(),
+            },
+        );
         let tokens = Tokens::load(&config.sa_signing_key, &config.sa_issuer)?;
         let mut listeners = Vec::new();
         for address in &config.listen {
@@ -124,6 +131,7 @@ impl Server {
             tokens,
             kubelets,
             authorizer: Authorizer::default(),
+            figures: Figures::default(),
             ranges,
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
@@ -152,6 +160,7 @@ impl Server {
         let stop = own.clone();
         tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
         tasks.spawn(until(own.clone(), keep_first_objects(api.clone())));
+        tasks.spawn(until(own.clone(), api.clone().keep_figures()));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
         own.cancel();
