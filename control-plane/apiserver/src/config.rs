@@ -1,7 +1,7 @@
 //! What the server is told at start.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -33,6 +33,9 @@ pub struct Config {
     pub kubelet_client_cert: PathBuf,
     /// Key of `kubelet_client_cert`.
     pub kubelet_client_key: PathBuf,
+    /// Addresses of this machine, loopback too, where nodes may be; default none. Nowhere else is a node on this machine:
+    /// what is asked of it would be asked with this server's rights of whatever listens there.
+    pub nearby_nodes: Vec<IpAddr>,
 }
 
 impl Config {

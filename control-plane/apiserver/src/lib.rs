@@ -8,7 +8,7 @@
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
 //! - [`etcd`]: the connection to it; [`storage`]: objects in it; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
 //! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
-//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams).
+//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams), [`metrics`] (`kubectl top`).
 //! - [`discovery`], [`openapi`]: what there is.
 
 pub mod admission;
@@ -20,6 +20,7 @@ pub mod config;
 pub mod discovery;
 pub mod etcd;
 pub mod kubelet;
+pub mod metrics;
 pub mod negotiate;
 pub mod object;
 pub mod openapi;

@@ -64,6 +64,9 @@ fn paths_of(row: &Resource) -> Vec<(String, Value)> {
             "responses": { "200": { "description": "OK" } },
         })
     };
+    if !row.verbs().contains(&"create") {
+        return Vec::new();
+    }
     if !row.verbs().contains(&"patch") {
         return vec![(collection, json!({ "post": operation("post") }))];
     }

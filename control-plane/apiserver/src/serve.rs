@@ -24,7 +24,8 @@ use crate::api::Api;
 use crate::authn::User;
 use crate::compaction::{self, Compaction};
 use crate::config::Config;
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Kubelets, Reach};
+use crate::metrics::Figures;
 use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
@@ -98,7 +99,13 @@ impl Server {
     /// Takes the addresses and reads all files; etcd need not be there yet, unless it has to let a user in.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
         let tls = TlsAcceptor::from(Arc::new(server_tls(&config)?));
-        let kubelets = Kubelets::new(Arc::new(kubelet_tls(&config)?));
+        let kubelets = Kubelets::new(
+            Arc::new(kubelet_tls(&config)?),
+            Reach {
+                own: config.listen.clone(),
+                nearby: config.nearby_nodes.clone(),
+            },
+        );
         let tokens = Tokens::load(&config.sa_signing_key, &config.sa_issuer)?;
         let mut listeners = Vec::new();
         for address in &config.listen {
@@ -123,6 +130,7 @@ impl Server {
             tokens,
             kubelets,
             authorizer: Authorizer::default(),
+            figures: Figures::default(),
             ranges,
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
@@ -155,6 +163,7 @@ impl Server {
             members.storage.follow_members().await;
         }));
         tasks.spawn(until(own.clone(), keep_first_objects(api.clone())));
+        tasks.spawn(until(own.clone(), api.clone().keep_figures()));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
         own.cancel();

@@ -4,6 +4,7 @@ mod access;
 mod decode;
 mod delete;
 mod eviction;
+mod metrics;
 mod options;
 mod page;
 mod pods;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authn::{User, bearer_token};
 use crate::kubelet::Kubelets;
+use crate::metrics::Figures;
 use crate::negotiate::{self, Wanted};
 use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
@@ -59,6 +61,8 @@ pub struct Api {
     pub kubelets: Kubelets,
     /// What roles allow.
     pub authorizer: Authorizer,
+    /// What nodes and pods use.
+    pub figures: Figures,
     /// Addresses and ports of Services.
     pub ranges: Ranges,
     /// Whether what every cluster has was made: its namespaces, its range of addresses.
@@ -180,6 +184,9 @@ impl Api {
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
+        }
+        if call.resource.serves == Serves::Figures {
+            return self.metrics(verb, &call).await;
         }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {

@@ -149,7 +149,7 @@ impl Api {
     async fn stream_to_node(&self, resource: &Resource, destination: &Destination<'_>) -> Result<Stream> {
         let node = self.look_up(resource, None, destination.name).await?;
         let node = node.ok_or_else(|| Failure::not_found(resource, destination.name))?;
-        let kubelet = kubelet::kubelet_address(&node)?;
+        let kubelet = self.kubelets.address(&node)?;
         let port = match destination.port {
             "" => i64::from(kubelet.port()),
             named => port_number(named)?,
@@ -158,8 +158,10 @@ impl Api {
             return self.kubelets.connect(&node).await;
         }
         plain_only(destination)?;
-        kubelet::connect(socket_address(kubelet.ip(), port)?)
-            .await
+        let address = socket_address(kubelet.ip(), port)?;
+        self.kubelets
+            .connect_plainly(address)
+            .await?
             .map_err(|error| unreachable(&error))
     }
 

@@ -96,6 +96,8 @@ pub enum Serves {
     EventsView,
     /// Nothing is stored; a create is answered at once (reviews).
     Reviews,
+    /// Nothing is stored; what nodes and pods use is read only.
+    Figures,
 }
 
 /// A path below an object.
@@ -233,7 +235,7 @@ impl Resource {
     pub fn stored_as(&self) -> (&'static str, &'static str) {
         match self.serves {
             Serves::EventsView => ("", "events"),
-            Serves::Objects | Serves::Reviews => (self.group, self.plural),
+            Serves::Objects | Serves::Reviews | Serves::Figures => (self.group, self.plural),
         }
     }
 
@@ -241,7 +243,7 @@ impl Resource {
     pub fn stored_row<'a>(&'a self, registry: &'a Registry) -> &'a Resource {
         match self.serves {
             Serves::EventsView => registry.kind("", "Event"),
-            Serves::Objects | Serves::Reviews => self,
+            Serves::Objects | Serves::Reviews | Serves::Figures => self,
         }
     }
 
@@ -267,6 +269,7 @@ impl Resource {
     pub fn verbs(&self) -> &'static [&'static str] {
         match self.serves {
             Serves::Reviews => &["create"],
+            Serves::Figures => &["get", "list"],
             Serves::Objects | Serves::EventsView => &[
                 "create",
                 "delete",

@@ -77,6 +77,7 @@ impl Files {
             node_port_range: Config::DEFAULT_NODE_PORTS,
             kubelet_client_cert: self.path("kubelet-client.crt"),
             kubelet_client_key: self.path("kubelet-client.key"),
+            nearby_nodes: vec![Ipv4Addr::LOCALHOST.into()],
         }
     }
 
