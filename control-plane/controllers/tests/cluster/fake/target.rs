@@ -15,7 +15,7 @@ pub(super) struct Resource {
 }
 
 /// All of them.
-pub(super) const RESOURCES: [Resource; 13] = [
+pub(super) const RESOURCES: [Resource; 15] = [
     resource("v1", "pods", "Pod", true),
     resource("v1", "nodes", "Node", false),
     resource("v1", "services", "Service", true),
@@ -26,6 +26,8 @@ pub(super) const RESOURCES: [Resource; 13] = [
     resource("v1", "events", "Event", true),
     resource("apps/v1", "replicasets", "ReplicaSet", true),
     resource("apps/v1", "deployments", "Deployment", true),
+    resource("apps/v1", "daemonsets", "DaemonSet", true),
+    resource("apps/v1", "controllerrevisions", "ControllerRevision", true),
     resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     resource("coordination.k8s.io/v1", "leases", "Lease", true),
     resource(
