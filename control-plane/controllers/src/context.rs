@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -41,6 +42,7 @@ pub(crate) struct Caches {
     pub deployments: Cache<Deployment>,
     pub daemon_sets: Cache<DaemonSet>,
     pub controller_revisions: Cache<ControllerRevision>,
+    pub budgets: Cache<PodDisruptionBudget>,
     pub namespaces: Cache<Namespace>,
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
@@ -79,6 +81,7 @@ impl Caches {
             deployments: Cache::new(client.clone()),
             daemon_sets: Cache::new(client.clone()),
             controller_revisions: Cache::new(client.clone()),
+            budgets: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
@@ -108,6 +111,7 @@ impl Caches {
             deployments: Api::all, config();
             daemon_sets: Api::all, config();
             controller_revisions: Api::all, config();
+            budgets: Api::all, config();
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
@@ -128,6 +132,7 @@ impl Caches {
             self.deployments.synced(),
             self.daemon_sets.synced(),
             self.controller_revisions.synced(),
+            self.budgets.synced(),
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),

@@ -13,6 +13,7 @@
 //! state is in the API: a restart observes again and decides the same.
 //!
 //! - `replicaset`, `deployment`, `daemonset`: workloads, with upstream's rules to the letter where users see them.
+//! - `disruption`: what PodDisruptionBudgets allow.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
 //! - `scheduler`: pods to nodes.
 //! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone; each node's part of the pods' addresses.
@@ -31,6 +32,7 @@ mod context;
 mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod error;
 mod events;
@@ -69,13 +71,14 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 17] = [
+const PARTS: [(&str, Run); 18] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("clusterrole-aggregation", |context| {
         Box::pin(aggregation::run(context))
     }),
     ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("deployment", |context| Box::pin(deployment::run(context))),
+    ("disruption", |context| Box::pin(disruption::run(context))),
     ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
     ("endpointslice", |context| {
         Box::pin(endpoints::run_slices(context))

@@ -7,6 +7,7 @@ use k8s_openapi::api::{
 
 use super::workloads::clear_status;
 use super::{Resource, Serves};
+use crate::table::workloads as table;
 
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = reviews();
@@ -32,7 +33,8 @@ pub(super) fn rows() -> Vec<Resource> {
         }
         .short(&["pdb"])
         .with_status()
-        .with_generation(),
+        .with_generation()
+        .printed(table::DISRUPTION_BUDGET, table::disruption_budget),
         Resource::new::<scheduling::PriorityClass>(
             ("scheduling.k8s.io", "v1"),
             "PriorityClass",

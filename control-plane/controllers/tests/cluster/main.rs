@@ -381,6 +381,53 @@ async fn a_daemon_set_has_a_pod_on_every_node_also_with_failing_writes_and_late_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_budget_tells_what_may_go_as_pods_and_scales_change() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    let budget = json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "maxUnavailable": "50%", "selector": { "matchLabels": { "app": "web" } } },
+    });
+    api.create("poddisruptionbudgets", budget);
+    api.create("deployments", deployment("web", 2));
+    let told = |wanted: [u64; 4]| {
+        api.eventually("told", move |api| {
+            let budget = api
+                .get("poddisruptionbudgets", "default", "web")
+                .unwrap_or_default();
+            let fields = [
+                "currentHealthy",
+                "desiredHealthy",
+                "expectedPods",
+                "disruptionsAllowed",
+            ];
+            fields.map(|field| budget["status"][field].as_u64().unwrap_or(99)) == wanted
+        })
+    };
+    told([2, 1, 2, 1]).await;
+    api.patch(
+        "deployments",
+        "default",
+        "web",
+        json!({ "spec": { "replicas": 4 } }),
+    );
+    told([4, 2, 4, 2]).await;
+    let unmanaged = json!({
+        "metadata": { "name": "alone", "namespace": "default", "labels": { "app": "web", "alone": "yes" } },
+        "spec": { "containers": [], "nodeName": "n1" },
+    });
+    api.patch(
+        "poddisruptionbudgets",
+        "default",
+        "web",
+        json!({ "spec": { "selector": {
+        "matchLabels": { "alone": "yes" } } } }),
+    );
+    api.create("pods", unmanaged);
+    told([1, 0, 0, 0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_at_rest_writes_nothing() {
     let cluster = Cluster::start(Faults::default());
     let api = &cluster.api;
