@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -43,6 +44,7 @@ pub(crate) struct Caches {
     pub daemon_sets: Cache<DaemonSet>,
     pub controller_revisions: Cache<ControllerRevision>,
     pub budgets: Cache<PodDisruptionBudget>,
+    pub jobs: Cache<Job>,
     pub namespaces: Cache<Namespace>,
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
@@ -82,6 +84,7 @@ impl Caches {
             daemon_sets: Cache::new(client.clone()),
             controller_revisions: Cache::new(client.clone()),
             budgets: Cache::new(client.clone()),
+            jobs: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
@@ -112,6 +115,7 @@ impl Caches {
             daemon_sets: Api::all, config();
             controller_revisions: Api::all, config();
             budgets: Api::all, config();
+            jobs: Api::all, config();
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
@@ -133,6 +137,7 @@ impl Caches {
             self.daemon_sets.synced(),
             self.controller_revisions.synced(),
             self.budgets.synced(),
+            self.jobs.synced(),
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),

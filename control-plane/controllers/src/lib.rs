@@ -12,7 +12,7 @@
 //! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
 //! state is in the API: a restart observes again and decides the same.
 //!
-//! - `replicaset`, `deployment`, `daemonset`: workloads, with upstream's rules to the letter where users see them.
+//! - `replicaset`, `deployment`, `daemonset`, `job`: workloads, with upstream's rules to the letter where users see them.
 //! - `disruption`: what PodDisruptionBudgets allow.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
 //! - `scheduler`: pods to nodes.
@@ -38,6 +38,7 @@ mod error;
 mod events;
 mod garbage;
 mod history;
+mod job;
 mod namespaces;
 mod nodes;
 mod ownership;
@@ -71,7 +72,7 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 18] = [
+const PARTS: [(&str, Run); 19] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("clusterrole-aggregation", |context| {
         Box::pin(aggregation::run(context))
@@ -87,6 +88,7 @@ const PARTS: [(&str, Run); 18] = [
         Box::pin(endpoints::run_mirror(context))
     }),
     ("garbage-collector", |context| Box::pin(garbage::run(context))),
+    ("job", |context| Box::pin(job::run(context))),
     ("namespace", |context| Box::pin(namespaces::run(context))),
     ("node-ipam", |context| Box::pin(nodes::run_subnets(context))),
     ("node-lifecycle", |context| Box::pin(nodes::run(context))),

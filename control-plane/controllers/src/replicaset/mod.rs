@@ -20,6 +20,7 @@ use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::workload::{self, Workload};
 use crate::{Context, pods};
 use plan::Scale;
+pub(crate) use rank::victims_first;
 use status::Failure;
 
 const COMPONENT: &str = "replicaset-controller";
