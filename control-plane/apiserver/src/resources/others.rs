@@ -37,7 +37,11 @@ pub(super) fn rows() -> Vec<Resource> {
         }
         .short(&["pdb"])
         .with_status()
-        .with_generation(),
+        .with_generation()
+        .printed(
+            table::workloads::DISRUPTION_BUDGET,
+            table::workloads::disruption_budget,
+        ),
         Resource::new::<scheduling::PriorityClass>(
             ("scheduling.k8s.io", "v1"),
             "PriorityClass",
