@@ -277,13 +277,7 @@ impl Api {
             ["version"] => json(crate::version()),
             ["healthz" | "livez", ..] => Ok(negotiate::bytes(200, "text/plain; charset=utf-8", "ok")),
             ["readyz", ..] => self.ready(query).await,
-            ["openapi", "v2"] => Ok(openapi_v2(headers)),
-            ["openapi", "v3"] => json(openapi::v3_index(self.registry)),
-            ["openapi", "v3", rest @ ..] => {
-                let from = segments.len() - rest.len();
-                let document = openapi::v3_document(self.registry, &segments[from..]);
-                json(document.ok_or_else(Failure::no_such_path)?)
-            }
+            ["openapi", ..] => openapi::answer(&segments[1..], query, headers).await,
             ["openid", "v1", "jwks"] => json(self.tokens.key_set()),
             [".well-known", "openid-configuration"] => json(json!({
                 "issuer": self.tokens.issuer(), "jwks_uri": format!("{}/openid/v1/jwks", self.tokens.issuer()),
@@ -293,11 +287,7 @@ impl Api {
             [] => json(
                 json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
             ),
-            ["api" | "apis", ..] => {
-                let (document, kind) = discovery::document(self.registry, segments, headers)
-                    .ok_or_else(Failure::no_such_path)?;
-                Ok(negotiate::bytes(200, kind, document.to_string()))
-            }
+            ["api" | "apis", ..] => discovery::answer(self.registry, segments, headers),
             _ => Err(Failure::no_such_path()),
         }
     }
@@ -356,17 +346,6 @@ impl Api {
             .flat_map(|item| crate::services::node_ports(&item.object))
             .collect();
         crate::services::Taken { addresses, ports }
-    }
-}
-
-fn openapi_v2(headers: &HeaderMap) -> Response<Body> {
-    let accept = headers
-        .get("accept")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    match accept.contains("proto-openapi") {
-        true => negotiate::bytes(200, openapi::V2_PROTOBUF, openapi::v2_protobuf()),
-        false => negotiate::respond(200, &openapi::v2_json(), false),
     }
 }
 
