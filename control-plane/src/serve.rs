@@ -189,6 +189,7 @@ fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
         node_port_range: apiserver::Config::DEFAULT_NODE_PORTS,
         kubelet_client_cert: kubelet_client.cert,
         kubelet_client_key: kubelet_client.key,
+        limits: apiserver::Limits::default(),
     }
 }
 

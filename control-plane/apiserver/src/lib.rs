@@ -38,7 +38,7 @@ mod yaml;
 
 use serde_json::{Value, json};
 
-pub use config::{Cidrs, CidrsError, Config, EtcdConfig};
+pub use config::{Cidrs, CidrsError, Config, EtcdConfig, Limits};
 pub use serve::{ServeError, Server, serve};
 
 /// The Kubernetes version whose API is served.

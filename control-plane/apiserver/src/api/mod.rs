@@ -1,6 +1,7 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
 mod access;
+mod bounds;
 mod decode;
 mod delete;
 mod eviction;
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -40,9 +41,9 @@ use crate::storage::Storage;
 use crate::tokens::{Bearer, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
+pub use bounds::Bounds;
+pub(crate) use bounds::Held;
 
-/// Upstream's limit for request bodies.
-const MAX_BODY_BYTES: usize = 3 << 20;
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
 /// Everything that handlers share.
@@ -61,6 +62,8 @@ pub struct Api {
     pub authorizer: Authorizer,
     /// Addresses and ports of Services.
     pub ranges: Ranges,
+    /// Room for requests.
+    pub bounds: Bounds,
     /// Whether what every cluster has was made: its namespaces, its range of addresses.
     pub founded: AtomicBool,
     /// Ends watches.
@@ -102,7 +105,7 @@ impl Api {
                 if failure.code >= 500 {
                     tracing::warn!(code = failure.code, error = %failure.message, "request failed");
                 }
-                negotiate::respond(failure.code, &failure.to_json(), false)
+                negotiate::refuse(&failure)
             }
         }
     }
@@ -117,6 +120,7 @@ impl Api {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let user = self.authenticate(peer, &parts.headers).await?;
         let user = self.impersonated(user, &parts.headers).await?;
+        let mut room = self.bounds.enter(&info, user.is_in("system:masters"))?;
         if !self.may(&user, &info).await? {
             return Err(match user.is_in("system:unauthenticated") {
                 true => Failure::unauthorized(),
@@ -124,7 +128,10 @@ impl Api {
             });
         }
         let path = match info.target {
-            Target::Other(segments) => return self.other(&segments, &query, &parts.headers).await,
+            Target::Other(segments) => {
+                let answer = self.other(&segments, &query, &parts.headers).await?;
+                return Ok(answer.map(|body| Held::new(body, room)));
+            }
             Target::Resource(path) => path,
         };
         let resource = self
@@ -149,7 +156,7 @@ impl Api {
         let body = if upgrade.is_some() && parts.headers.contains_key("upgrade") {
             Bytes::new()
         } else {
-            read_body(body).await?
+            self.bounds.body(body, &mut room).await?
         };
         let wanted = match path.subresource.as_deref() {
             Some("log" | "exec" | "attach" | "portforward") => Wanted {
@@ -169,7 +176,13 @@ impl Api {
             wanted,
             body,
         };
-        self.resource_call(&info.verb, call, upgrade).await
+        let packs = matches!(&*info.verb, "get" | "list")
+            && negotiate::names(&call.headers, &ACCEPT_ENCODING, "gzip");
+        let mut answer = self.resource_call(&info.verb, call, upgrade).await?;
+        if packs {
+            answer = negotiate::packed(answer).await?;
+        }
+        Ok(answer.map(|body| Held::new(body, room)))
     }
 
     async fn resource_call(
@@ -346,14 +359,6 @@ impl Api {
             .flat_map(|item| crate::services::node_ports(&item.object))
             .collect();
         crate::services::Taken { addresses, ports }
-    }
-}
-
-async fn read_body(body: Incoming) -> Result<Bytes> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::too_large(MAX_BODY_BYTES)),
-        Err(error) => Err(Failure::bad_request(format!("read the body: {error}"))),
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
-use apiserver::{Config, EtcdConfig};
+use apiserver::{Config, EtcdConfig, Limits};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -77,6 +77,7 @@ impl Files {
             node_port_range: Config::DEFAULT_NODE_PORTS,
             kubelet_client_cert: self.path("kubelet-client.crt"),
             kubelet_client_key: self.path("kubelet-client.key"),
+            limits: Limits::default(),
         }
     }
 
