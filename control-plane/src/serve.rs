@@ -193,6 +193,7 @@ fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
         kubelet_client_cert: kubelet_client.cert,
         kubelet_client_key: kubelet_client.key,
         nearby_nodes: Vec::new(),
+        limits: apiserver::Limits::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,42 @@ pub struct Config {
     /// Addresses of this machine, loopback too, where nodes may be; default none. Nowhere else is a node on this machine:
     /// what is asked of it would be asked with this server's rights of whatever listens there.
     pub nearby_nodes: Vec<IpAddr>,
+    /// What clients may take of the server.
+    pub limits: Limits,
+}
+
+/// What clients may take of the server together. Beyond it they are told to come later; the defaults are upstream's
+/// where upstream has such a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections; default 4096. One more ends the one that was longest without a request.
+    pub connections: usize,
+    /// Reading requests that are answered at once, without watches and streams; default 400.
+    pub reading: usize,
+    /// Writing requests that are answered at once; default 200.
+    pub writing: usize,
+    /// Bytes of bodies that arrive or are carried out; default 64 MiB.
+    pub body_bytes: usize,
+    /// Bytes of the values that such bodies are made of; default 256 MiB.
+    pub value_bytes: usize,
+    /// How long a body may take to arrive; default 60 s, as upstream's `--request-timeout`.
+    pub body_timeout: Duration,
+    /// How long a client may leave unread what was sent to it; default 60 s.
+    pub unread_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 4096,
+            reading: 400,
+            writing: 200,
+            body_bytes: 64 << 20,
+            value_bytes: 256 << 20,
+            body_timeout: Duration::from_secs(60),
+            unread_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 impl Config {

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,6 +31,8 @@ const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct Kubelets {
     tls: TlsConnector,
+    /// Without a certificate, and without a look at the other side's.
+    unchecked: TlsConnector,
     reach: Reach,
 }
 
@@ -79,10 +84,26 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
 impl Kubelets {
     /// `config` trusts the cluster's CA and carries the client certificate.
     pub fn new(config: Arc<rustls::ClientConfig>, reach: Reach) -> Self {
+        let provider = config.crypto_provider().clone();
+        let unchecked = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("invariant: the provider's versions served for the other configuration")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_no_client_auth();
         Kubelets {
             tls: TlsConnector::from(config),
+            unchecked: TlsConnector::from(Arc::new(unchecked)),
             reach,
         }
+    }
+
+    /// TLS with whoever answers: upstream's proxy checks no certificate of a pod or service either, since none is
+    /// known. No name is asked for.
+    pub async fn tls_with_anybody(&self, stream: Stream) -> std::io::Result<Stream> {
+        let nobody = ServerName::IpAddress(IpAddr::from(Ipv4Addr::UNSPECIFIED).into());
+        let dial = tokio::time::timeout(CONNECT_TIMEOUT, self.unchecked.connect(nobody, stream));
+        Ok(Box::new(dial.await.map_err(std::io::Error::from)??))
     }
 
     /// Where the kubelet of a node listens.
@@ -135,6 +156,47 @@ impl Kubelets {
             .map_err(|_| unreachable(node, address, &"timed out"))?
             .map_err(|error| unreachable(node, address, &error))?;
         Ok(Box::new(stream))
+    }
+}
+
+/// Takes every certificate whose key the other side has.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -41,7 +41,7 @@ mod yaml;
 
 use serde_json::{Value, json};
 
-pub use config::{Cidrs, CidrsError, Config, EtcdConfig, EtcdUser};
+pub use config::{Cidrs, CidrsError, Config, EtcdConfig, EtcdUser, Limits};
 pub use serve::{ServeError, Server, serve};
 
 /// The Kubernetes version whose API is served.

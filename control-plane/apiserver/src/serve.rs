@@ -1,5 +1,7 @@
 //! Listeners, TLS, and the tasks that run as long as the server does.
 
+mod connections;
+
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,10 +22,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Api;
+use crate::api::{Api, Bounds, Held};
 use crate::authn::User;
 use crate::compaction::{self, Compaction};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::kubelet::{Kubelets, Reach};
 use crate::metrics::Figures;
 use crate::rbac::{self, Authorizer};
@@ -32,6 +34,7 @@ use crate::services::Ranges;
 use crate::storage::{Storage, StorageError};
 use crate::tokens::{TokenError, Tokens};
 use crate::watch_cache::Caches;
+use connections::{Connections, Seat};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1000;
@@ -87,6 +90,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     tls: TlsAcceptor,
     api: Arc<Api>,
+    limits: Limits,
     shutdown: CancellationToken,
 }
 
@@ -132,6 +136,7 @@ impl Server {
             authorizer: Authorizer::default(),
             figures: Figures::default(),
             ranges,
+            bounds: Bounds::new(&config.limits),
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
         };
@@ -139,6 +144,7 @@ impl Server {
             listeners,
             tls,
             api: Arc::new(api),
+            limits: config.limits,
             shutdown,
         })
     }
@@ -149,11 +155,18 @@ impl Server {
             listeners,
             tls,
             api,
+            limits,
             shutdown: own,
         } = self;
         let mut tasks = JoinSet::new();
+        let door = Arc::new(Door {
+            tls,
+            api: api.clone(),
+            connections: Connections::new(limits.connections),
+            unread_timeout: limits.unread_timeout,
+        });
         for listener in listeners {
-            tasks.spawn(accept(listener, tls.clone(), api.clone(), own.clone()));
+            tasks.spawn(accept(listener, door.clone(), own.clone()));
         }
         let fed = api.clone();
         let stop = own.clone();
@@ -183,16 +196,25 @@ async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+/// What connections need.
+struct Door {
+    tls: TlsAcceptor,
+    api: Arc<Api>,
+    connections: Arc<Connections>,
+    unread_timeout: Duration,
+}
+
+async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, tls.clone(), api.clone(), stop.clone()));
-                }
+                Ok((stream, _)) => match door.connections.admit() {
+                    Some(seat) => drop(connections.spawn(connection(stream, seat, door.clone(), stop.clone()))),
+                    None => tracing::warn!("a connection was refused: all that there may be have requests"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -206,14 +228,23 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
     }
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake timed out"),
+    // A peer that acknowledges nothing, or leaves its window closed: the kernel ends it.
+    let unread = u32::try_from(door.unread_timeout.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
+        tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
+    }
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.tls.accept(stream));
+    let stream = tokio::select! {
+        () = seat.end.cancelled() => return tracing::debug!("a handshake had to go: there are too many connections"),
+        done = handshake => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake timed out"),
+        },
     };
     let certificate = stream
         .get_ref()
@@ -221,9 +252,14 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .peer_certificates()
         .and_then(|chain| chain.first());
     let peer = certificate.and_then(User::from_certificate);
+    let end = seat.end.clone();
+    let seat = Arc::new(seat);
     let service = service_fn(move |request| {
-        let (api, peer) = (api.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(api.answer(peer, request).await) }
+        let (api, peer, busy) = (door.api.clone(), peer.clone(), seat.busy());
+        async move {
+            let answer = api.answer(peer, request).await;
+            Ok::<_, Infallible>(answer.map(|body| Held::new(body, busy)))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Every watch of a client is a stream of its one connection; pings find clients that vanished.
@@ -234,20 +270,22 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .keep_alive_interval(Some(PING_EVERY));
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            ended = &mut serving => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                serving.as_mut().graceful_shutdown();
-            }
-        }
+    tokio::select! {
+        ended = &mut serving => return log_end(ended),
+        () = stop.cancelled() => {}
+        () = end.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    // Whose connection has to go gets no more time than a server that stops gives.
+    match end.is_cancelled() {
+        false => log_end(serving.await),
+        true => drop(tokio::time::timeout(DRAIN_TIMEOUT, serving).await),
+    }
+}
+
+fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
     }
 }
 
