@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
 use serde_json::Value;
 
-use super::{NameRule, Resource, Serves};
+use super::{NameRule, Resource, Serves, View};
 use crate::object::{self, Fields};
 use crate::table::core as table;
 
@@ -44,7 +44,7 @@ pub(super) fn rows() -> Vec<Resource> {
     vec![
         printed(Resource::new::<core::Event>(("", "v1"), "Event", "events")).selectable_by(FIELDS),
         Resource {
-            serves: Serves::EventsView,
+            serves: Serves::View(View::Event),
             ..printed(Resource::new::<events::Event>(
                 ("events.k8s.io", "v1"),
                 "Event",
