@@ -18,6 +18,7 @@ pub mod authz;
 pub mod config;
 pub mod discovery;
 pub mod kubelet;
+mod managed;
 pub mod negotiate;
 pub mod object;
 pub mod openapi;
@@ -33,8 +34,8 @@ pub mod status;
 pub mod storage;
 pub mod table;
 pub mod tokens;
+mod values;
 pub mod watch_cache;
-mod yaml;
 
 use serde_json::{Value, json};
 

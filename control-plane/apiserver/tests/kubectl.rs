@@ -336,3 +336,129 @@ async fn every_kubectl_asks_for_tokens_rights_and_dry_runs() -> anyhow::Result<(
     }
     Ok(())
 }
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: web, image: 'web:1', ports: [{containerPort: 80}]}
+";
+
+/// Name and operation of the managers of an object, and whether they own its replicas.
+fn managers(object: &Value) -> Vec<(String, String, bool)> {
+    let list = object["metadata"]["managedFields"].as_array();
+    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+    let mut managers: Vec<_> = list
+        .into_iter()
+        .flatten()
+        .map(|entry| {
+            let replicas = entry.pointer("/fieldsV1/f:spec/f:replicas").is_some();
+            (text(entry, "manager"), text(entry, "operation"), replicas)
+        })
+        .collect();
+    managers.sort();
+    managers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_applies_on_the_server() -> anyhow::Result<()> {
+    let cluster = Cluster::start("apply").await?;
+    for (minor, kubectl) in kubectls() {
+        let namespace = format!("v{minor}");
+        cluster.namespace(&kubectl, &namespace)?;
+        let file = cluster.directory.join("web.yaml");
+        let write = |text: &str| std::fs::write(&file, text);
+        let path = file.display();
+        let apply = format!("apply --server-side -n {namespace} -f {path}");
+        let applied = "deployment.apps/web serverside-applied";
+        let shown = if minor >= 21 { " --show-managed-fields" } else { "" };
+        let web =
+            |cluster: &Cluster| cluster.object(&kubectl, &format!("deployment web -n {namespace}{shown}"));
+        let manager =
+            |name: &str, operation: &str, replicas: bool| (name.to_owned(), operation.to_owned(), replicas);
+
+        write(WEB)?;
+        cluster.expect(&kubectl, &apply, applied);
+        let made = web(&cluster)?;
+        ensure!(
+            managers(&made) == [manager("kubectl", "Apply", true)],
+            "{minor}: {made}"
+        );
+        cluster.expect(&kubectl, &apply, applied);
+        ensure!(
+            web(&cluster)? == made,
+            "{minor}: an apply of the same changed something"
+        );
+
+        cluster.expect(
+            &kubectl,
+            &format!("scale deployment web -n {namespace} --replicas=5"),
+            "deployment.apps/web scaled",
+        );
+        let told = cluster.refused(&kubectl, &apply)?;
+        // It names itself after its file.
+        let program = kubectl.file_name().context("a file")?.display().to_string();
+        let conflict =
+            format!("conflict with \"{program}\" with subresource \"scale\" using apps/v1: .spec.replicas");
+        ensure!(
+            told.contains("Apply failed with 1 conflict") && told.contains(&conflict),
+            "{minor}: {told}"
+        );
+        cluster.expect(&kubectl, &format!("{apply} --force-conflicts"), applied);
+        let forced = web(&cluster)?;
+        ensure!(forced["spec"]["replicas"] == 2, "{minor}: {forced}");
+        ensure!(
+            managers(&forced) == [manager("kubectl", "Apply", true)],
+            "{minor}: {forced}"
+        );
+
+        // Somebody who came from client-side apply goes on with what they had.
+        cluster.run(&kubectl, &format!("delete deployment web -n {namespace}"))?;
+        cluster.expect(
+            &kubectl,
+            &format!("apply -n {namespace} -f {path}"),
+            "deployment.apps/web created",
+        );
+        write(&WEB.replace("replicas: 2", "replicas: 3"))?;
+        cluster.expect(&kubectl, &apply, applied);
+        let moved = web(&cluster)?;
+        ensure!(moved["spec"]["replicas"] == 3, "{minor}: {moved}");
+        // Since 1.26 kubectl moves the ownership, too.
+        if minor >= 27 {
+            let replicas: Vec<String> = managers(&moved)
+                .into_iter()
+                .filter_map(|(name, operation, replicas)| replicas.then(|| format!("{name} {operation}")))
+                .collect();
+            ensure!(replicas == ["kubectl Apply"], "{minor}: {moved}");
+            write(&WEB.replace("  replicas: 2\n", ""))?;
+            let diff = cluster.output(&kubectl, &format!("diff --server-side -n {namespace} -f {path}"))?;
+            let text = String::from_utf8_lossy(&diff.stdout);
+            ensure!(
+                diff.status.code() == Some(1)
+                    && text.contains("-  replicas: 3")
+                    && text.contains("+  replicas: 1"),
+                "{minor}: {text} {}",
+                String::from_utf8_lossy(&diff.stderr)
+            );
+            cluster.expect(
+                &kubectl,
+                &format!("{apply} --dry-run=server"),
+                "deployment.apps/web serverside-applied (server dry run)",
+            );
+            ensure!(web(&cluster)? == moved, "{minor}: a dry run wrote");
+            cluster.expect(&kubectl, &apply, applied);
+            ensure!(
+                web(&cluster)?["spec"]["replicas"] == 1,
+                "{minor}: replicas outlived their applier"
+            );
+        }
+    }
+    Ok(())
+}

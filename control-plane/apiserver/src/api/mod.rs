@@ -1,6 +1,8 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
 mod access;
+mod apply;
+mod author;
 mod decode;
 mod delete;
 mod eviction;

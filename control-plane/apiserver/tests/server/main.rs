@@ -1,6 +1,7 @@
 //! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
 
 mod access;
+mod apply;
 mod eviction;
 #[path = "../harness/mod.rs"]
 mod harness;
