@@ -20,6 +20,7 @@ pub mod config;
 pub mod discovery;
 pub mod etcd;
 pub mod kubelet;
+mod managed;
 pub mod metrics;
 pub mod negotiate;
 pub mod object;
@@ -36,8 +37,8 @@ pub mod status;
 pub mod storage;
 pub mod table;
 pub mod tokens;
+mod values;
 pub mod watch_cache;
-mod yaml;
 
 use serde_json::{Value, json};
 

@@ -136,16 +136,6 @@ fn kubectls() -> BTreeMap<u32, PathBuf> {
     found
 }
 
-/// Old ones know some kinds only in versions that are not served: `batch/v1beta1`, `policy/v1beta1`, `autoscaling/v1`.
-fn has_version_in_common(minor: u32, line: &str) -> bool {
-    let since = match line.split(' ').find(|word| *word != "create") {
-        Some("poddisruptionbudget" | "cronjob") => 21,
-        Some("autoscale") => 33,
-        _ => 0,
-    };
-    minor >= since
-}
-
 /// Without what the server draws or the moment decides.
 fn comparable(mut object: Value) -> anyhow::Result<Value> {
     let volume = object.pointer("/spec/volumes/0/name").and_then(Value::as_str);
@@ -154,7 +144,13 @@ fn comparable(mut object: Value) -> anyhow::Result<Value> {
     for (section, fields) in [
         (
             "/metadata",
-            &["uid", "resourceVersion", "creationTimestamp", "namespace"][..],
+            &[
+                "uid",
+                "resourceVersion",
+                "creationTimestamp",
+                "namespace",
+                "managedFields",
+            ][..],
         ),
         ("/spec", &["clusterIP", "clusterIPs"]),
         ("/spec/ports/0", &["nodePort"]),
@@ -252,15 +248,6 @@ async fn every_kubectl_creates_the_same_objects() -> anyhow::Result<()> {
         for (line, expected) in CREATED {
             let (command, rest) = line.split_at(line.find(" -- ").unwrap_or(line.len()));
             let line = format!("{command} -n {namespace}{rest}");
-            if !has_version_in_common(minor, &line) {
-                let told = cluster.refused(&kubectl, &line)?;
-                let texts = [
-                    "the server could not find the requested resource",
-                    "no matches for kind",
-                ];
-                ensure!(texts.iter().any(|text| told.contains(text)), "{told}");
-                continue;
-            }
             let said = cluster.run(&kubectl, &line)?;
             if said != *expected {
                 wrong.push(format!("kubectl 1.{minor} {line}: {said}"));
@@ -323,14 +310,17 @@ async fn every_kubectl_asks_for_tokens_rights_and_dry_runs() -> anyhow::Result<(
             );
             let told = cluster.refused(&kubectl, &format!("create token absent -n {namespace}"))?;
             ensure!(told.contains("serviceaccounts \"absent\" not found"), "{told}");
+        }
+        if minor >= 27 {
+            cluster.expect(
+                &kubectl,
+                &format!("create secret generic x -n {namespace}"),
+                "secret/x created",
+            );
             let bound = format!(
                 "create token default -n {namespace} --bound-object-kind=Secret --bound-object-name=x"
             );
-            let told = cluster.refused(&kubectl, &bound)?;
-            ensure!(
-                told.contains("cannot bind token for object of type v1, Kind=Secret"),
-                "{told}"
-            );
+            ensure!(cluster.run(&kubectl, &bound)?.split('.').count() == 3);
         }
         let dry = "create configmap dry --dry-run=server";
         cluster.expect(
@@ -623,6 +613,132 @@ async fn every_kubectl_shows_events_of_both_kinds() -> anyhow::Result<()> {
         std::fs::write(&file, wrong.to_string())?;
         let told = cluster.refused(&kubectl, &format!("create -f {} -n {namespace}", file.display()))?;
         ensure!(told.contains("does not match event.namespace"), "{told}");
+    }
+    Ok(())
+}
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: web, image: 'web:1', ports: [{containerPort: 80}]}
+";
+
+/// Name and operation of the managers of an object, and whether they own its replicas.
+fn managers(object: &Value) -> Vec<(String, String, bool)> {
+    let list = object["metadata"]["managedFields"].as_array();
+    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+    let mut managers: Vec<_> = list
+        .into_iter()
+        .flatten()
+        .map(|entry| {
+            let replicas = entry.pointer("/fieldsV1/f:spec/f:replicas").is_some();
+            (text(entry, "manager"), text(entry, "operation"), replicas)
+        })
+        .collect();
+    managers.sort();
+    managers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_applies_on_the_server() -> anyhow::Result<()> {
+    let cluster = Cluster::start("apply").await?;
+    for (minor, kubectl) in kubectls() {
+        let namespace = format!("v{minor}");
+        cluster.namespace(&kubectl, &namespace)?;
+        let file = cluster.directory.join("web.yaml");
+        let write = |text: &str| std::fs::write(&file, text);
+        let path = file.display();
+        let apply = format!("apply --server-side -n {namespace} -f {path}");
+        let applied = "deployment.apps/web serverside-applied";
+        let shown = if minor >= 21 { " --show-managed-fields" } else { "" };
+        let web =
+            |cluster: &Cluster| cluster.object(&kubectl, &format!("deployment web -n {namespace}{shown}"));
+        let manager =
+            |name: &str, operation: &str, replicas: bool| (name.to_owned(), operation.to_owned(), replicas);
+
+        write(WEB)?;
+        cluster.expect(&kubectl, &apply, applied);
+        let made = web(&cluster)?;
+        ensure!(
+            managers(&made) == [manager("kubectl", "Apply", true)],
+            "{minor}: {made}"
+        );
+        cluster.expect(&kubectl, &apply, applied);
+        ensure!(
+            web(&cluster)? == made,
+            "{minor}: an apply of the same changed something"
+        );
+
+        cluster.expect(
+            &kubectl,
+            &format!("scale deployment web -n {namespace} --replicas=5"),
+            "deployment.apps/web scaled",
+        );
+        let told = cluster.refused(&kubectl, &apply)?;
+        // It names itself after its file.
+        let program = kubectl.file_name().context("a file")?.display().to_string();
+        let conflict =
+            format!("conflict with \"{program}\" with subresource \"scale\" using apps/v1: .spec.replicas");
+        ensure!(
+            told.contains("Apply failed with 1 conflict") && told.contains(&conflict),
+            "{minor}: {told}"
+        );
+        cluster.expect(&kubectl, &format!("{apply} --force-conflicts"), applied);
+        let forced = web(&cluster)?;
+        ensure!(forced["spec"]["replicas"] == 2, "{minor}: {forced}");
+        ensure!(
+            managers(&forced) == [manager("kubectl", "Apply", true)],
+            "{minor}: {forced}"
+        );
+
+        // Somebody who came from client-side apply goes on with what they had.
+        cluster.run(&kubectl, &format!("delete deployment web -n {namespace}"))?;
+        cluster.expect(
+            &kubectl,
+            &format!("apply -n {namespace} -f {path}"),
+            "deployment.apps/web created",
+        );
+        write(&WEB.replace("replicas: 2", "replicas: 3"))?;
+        cluster.expect(&kubectl, &apply, applied);
+        let moved = web(&cluster)?;
+        ensure!(moved["spec"]["replicas"] == 3, "{minor}: {moved}");
+        // Since 1.26 kubectl moves the ownership, too.
+        if minor >= 27 {
+            let replicas: Vec<String> = managers(&moved)
+                .into_iter()
+                .filter_map(|(name, operation, replicas)| replicas.then(|| format!("{name} {operation}")))
+                .collect();
+            ensure!(replicas == ["kubectl Apply"], "{minor}: {moved}");
+            write(&WEB.replace("  replicas: 2\n", ""))?;
+            let diff = cluster.output(&kubectl, &format!("diff --server-side -n {namespace} -f {path}"))?;
+            let text = String::from_utf8_lossy(&diff.stdout);
+            ensure!(
+                diff.status.code() == Some(1)
+                    && text.contains("-  replicas: 3")
+                    && text.contains("+  replicas: 1"),
+                "{minor}: {text} {}",
+                String::from_utf8_lossy(&diff.stderr)
+            );
+            cluster.expect(
+                &kubectl,
+                &format!("{apply} --dry-run=server"),
+                "deployment.apps/web serverside-applied (server dry run)",
+            );
+            ensure!(web(&cluster)? == moved, "{minor}: a dry run wrote");
+            cluster.expect(&kubectl, &apply, applied);
+            ensure!(
+                web(&cluster)?["spec"]["replicas"] == 1,
+                "{minor}: replicas outlived their applier"
+            );
+        }
     }
     Ok(())
 }

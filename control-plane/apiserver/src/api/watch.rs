@@ -269,7 +269,7 @@ impl Wish {
     fn change_line(&self, change: &Change) -> Option<Bytes> {
         let selected = |item: &Option<Arc<Item>>| {
             item.as_ref().is_some_and(|item| match self.resource.serves {
-                Serves::EventsView => {
+                Serves::View(_) => {
                     let view = self.resource.outward(item.object.clone());
                     self.selection.matches(self.resource, &view)
                 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::events::v1 as events;
 use serde_json::Value;
 
 use super::field::{Errors, Path};
-use super::{NameRule, Resource, Serves};
+use super::{NameRule, Resource, Serves, View};
 use crate::object::{self, Fields};
 use crate::table::core as table;
 
@@ -65,7 +65,7 @@ pub(super) fn rows() -> Vec<Resource> {
             .selectable_by(FIELDS)
             .validated(validate, |_, _, _| {}),
         Resource {
-            serves: Serves::EventsView,
+            serves: Serves::View(View::Event),
             ..printed(Resource::new::<events::Event>(
                 ("events.k8s.io", "v1"),
                 "Event",
