@@ -11,7 +11,7 @@ use super::{Api, Call, SYNC_LIMIT, now};
 use crate::object::{self, Fields};
 use crate::patch::Patch;
 use crate::resources::field::{Errors, FieldError};
-use crate::resources::{Resource, validate_metadata, validate_metadata_update};
+use crate::resources::{Resource, Serves, validate_metadata, validate_metadata_update};
 use crate::services::{self, Claim, Holding};
 use crate::status::{Failure, Result};
 use crate::storage::{Commit, Outcome};
@@ -141,6 +141,10 @@ impl Api {
         if let Some(namespace) = namespace {
             admission::check_namespace(self, resource, namespace, &name).await?;
         }
+        let mut errors = Errors::default();
+        if served.serves == Serves::EventsView {
+            (served.validate)(&object, &mut errors);
+        }
         let mut object = served.inward(object);
         stamp_new(resource, &mut object);
         (resource.defaults)(&mut object);
@@ -153,7 +157,6 @@ impl Api {
             services::settle_families(&mut object, None, &self.ranges.cidrs)
                 .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
         }
-        let mut errors = Errors::default();
         validate_metadata(resource, &object, &mut errors);
         (resource.validate)(&object, &mut errors);
         errors
