@@ -63,8 +63,17 @@ impl Api {
         if call.path.name.is_some() {
             return Err(Failure::method_not_allowed());
         }
-        let Listed { objects, metadata } = self.selected(call).await?;
         let resource = call.resource;
+        let all = self.caches.of(&self.storage, resource).count();
+        let most = call
+            .query
+            .int("limit")
+            .and_then(|limit| usize::try_from(limit).ok());
+        let wanted = most
+            .filter(|limit| *limit > 0)
+            .map_or(all, |limit| limit.min(all));
+        let _room = self.bounds.objects(wanted).await;
+        let Listed { objects, metadata } = self.selected(call).await?;
         let list = match call.wanted.shape {
             Shape::Object => json!({
                 "kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(),

@@ -30,7 +30,7 @@ pub(super) fn of<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect)
             name.clone(),
             group_version_kind((row.group, row.version), row.kind),
         ));
-        lists.extend(is_listed.then(|| (name, row)));
+        lists.extend(is_listed.then_some((name, row)));
         (row.schema)(&mut generator);
         for sub in row.subresources() {
             if let Some(name) = exchanged(sub.kind, &mut generator) {
