@@ -2,6 +2,7 @@
 
 mod access;
 mod bounds;
+mod documents;
 mod eviction;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -212,8 +213,8 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
             let Ok(stream) = acceptor.accept(stream).await else {
                 continue;
             };
-            let echo = service_fn(async |mut request: hyper::Request<hyper::body::Incoming>| {
-                let behind = behind.clone();
+            let behind = behind.clone();
+            let echo = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
                 let line = format!("{} {}", request.method(), request.uri());
                 let mut response = hyper::Response::new(line);
                 if request.headers().contains_key("upgrade") {
@@ -222,6 +223,7 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
                     response.headers_mut().remove("host");
                     response.body_mut().clear();
                     let upgraded = hyper::upgrade::on(&mut request);
+                    let behind = behind.clone();
                     tokio::spawn(async move {
                         let stream = TokioIo::new(upgraded.await?);
                         match behind {
@@ -230,7 +232,7 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
                         }
                     });
                 }
-                Ok::<_, std::convert::Infallible>(response)
+                std::future::ready(Ok::<_, std::convert::Infallible>(response))
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             if let Err(error) = server
