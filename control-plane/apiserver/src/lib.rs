@@ -2,7 +2,7 @@
 //! use of `/api` and `/apis`, over etcd.
 //!
 //! Tour:
-//! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what a program runs.
+//! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what programs run, [`Limits`] what clients may take.
 //! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`] and [`rbac`]: whether they may.
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.

@@ -246,6 +246,11 @@ impl Failure {
         Failure::new(500, "InternalError", format!("Internal error occurred: {cause}"))
     }
 
+    /// 500: what the store refused, in its own words.
+    pub fn by_store(message: impl Into<String>) -> Self {
+        Failure::new(500, "InternalError", message)
+    }
+
     /// 503: the store, or the node behind a proxied request, does not answer.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Failure::new(503, "ServiceUnavailable", message)

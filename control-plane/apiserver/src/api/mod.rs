@@ -136,7 +136,7 @@ impl Api {
         let path = match info.target {
             Target::Other(segments) => {
                 let answer = self.other(&segments, &query, &parts.headers).await?;
-                return Ok(answer.map(|body| Held::new(body, room)));
+                return Ok(answer.map(|body| Held::body(body, room)));
             }
             Target::Resource(path) => path,
         };
@@ -188,7 +188,7 @@ impl Api {
         if packs {
             answer = negotiate::packed(answer).await?;
         }
-        Ok(answer.map(|body| Held::new(body, room)))
+        Ok(answer.map(|body| Held::body(body, room)))
     }
 
     async fn resource_call(

@@ -13,7 +13,7 @@ use crate::managed::{Given, Operation};
 use crate::object::{self, Fields};
 use crate::patch::{Patch, SERVER_SIDE_APPLY};
 use crate::resources::field::{Errors, FieldError};
-use crate::resources::{Resource, validate_metadata, validate_metadata_update};
+use crate::resources::{Resource, Serves, View, validate_metadata, validate_metadata_update};
 use crate::services::{self, Claim, Holding};
 use crate::status::{Failure, Result};
 use crate::storage::{Commit, Outcome};
@@ -153,6 +153,10 @@ impl Api {
         if let Some(namespace) = namespace {
             admission::check_namespace(self, resource, namespace, &name).await?;
         }
+        let mut errors = Errors::default();
+        if served.serves == Serves::View(View::Event) {
+            (served.validate)(&object, &mut errors);
+        }
         let mut object = served.inward(object);
         stamp_new(resource, &mut object);
         (resource.defaults)(&mut object);
@@ -166,7 +170,6 @@ impl Api {
             services::settle_families(&mut object, None, &self.ranges.cidrs)
                 .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
         }
-        let mut errors = Errors::default();
         validate_metadata(resource, &object, &mut errors);
         (resource.validate)(&object, &mut errors);
         errors

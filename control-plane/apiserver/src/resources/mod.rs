@@ -117,7 +117,7 @@ pub struct Subresource {
 }
 
 impl Resource {
-    fn new<T: Serialize + DeserializeOwned + JsonSchema>(
+    pub(crate) fn new<T: Serialize + DeserializeOwned + JsonSchema>(
         (group, version): (&'static str, &'static str),
         kind: &'static str,
         plural: &'static str,

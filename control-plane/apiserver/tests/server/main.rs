@@ -3,6 +3,7 @@
 mod access;
 mod apply;
 mod bounds;
+mod documents;
 mod etcd;
 mod eviction;
 #[path = "../harness/mod.rs"]
