@@ -36,20 +36,23 @@ impl Author {
         }
     }
 
-    /// `managedFields` after a write that made `new` of `current`; null for none.
-    pub(super) fn after(self, recorded: Value, given: Given, current: &Value, new: &Value) -> Value {
+    /// `managedFields` after a write that made `new` of `current`: null for none, `None` when they stay as recorded.
+    pub(super) fn after(self, recorded: &Value, given: Given, current: &Value, new: &Value) -> Option<Value> {
         match self {
-            Author::Nobody => recorded,
-            Author::Applier(owners) => owners.into_list(),
+            Author::Nobody => None,
+            Author::Applier(owners) => Some(owners.into_list()),
+            Author::Updater(_) if given == Given::Nothing && recorded.is_null() => None,
             Author::Updater(manager) => {
                 let difference = Difference::between(current, new);
-                if given == Given::Nothing && (recorded.is_null() || difference.is_empty()) {
-                    return recorded;
+                if given == Given::Nothing && difference.is_empty() {
+                    return None;
                 }
-                let owners = given.or_recorded(&recorded);
-                owners
-                    .after_update(&difference, &manager, &timestamp())
-                    .into_list()
+                let owners = given.or_recorded(recorded);
+                Some(
+                    owners
+                        .after_update(&difference, &manager, &timestamp())
+                        .into_list(),
+                )
             }
         }
     }

@@ -236,7 +236,12 @@ impl Api {
     ) -> Result<Value> {
         let manager = call.manager(self.registry, Operation::Update);
         self.change_stored(call, part, |current| {
-            let changed = change(&call.resource.outward(current.clone()))?;
+            let mut current = current.clone();
+            if part != Part::Object {
+                // Only a write of the object itself may say whose its fields are.
+                take_managed(&mut current);
+            }
+            let changed = change(&call.resource.outward(current))?;
             Ok((call.resource.inward(changed), Author::Updater(manager.clone())))
         })
         .await
@@ -306,12 +311,12 @@ impl Api {
             let removed = call.dry_run() || self.remove(resource, call.namespace(), &current).await?;
             return Ok(removed.then_some(new));
         }
-        let owners = author.after(recorded.clone(), given, &current, &new);
-        if new == current && owners == recorded {
+        let owners = author.after(&recorded, given, &current, &new);
+        if new == current && owners.as_ref().is_none_or(|owners| *owners == recorded) {
             put_managed(&mut current, recorded);
             return Ok(Some(current));
         }
-        put_managed(&mut new, owners);
+        put_managed(&mut new, owners.unwrap_or(recorded));
         let write = Write {
             resource,
             namespace: call.namespace(),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::lists::{ListRule, Place, element_name, named_elements};
+use super::lists::{Place, element_name, named_elements};
 use crate::managed::FieldSet;
 
 /// `live` with everything that `config` says.
@@ -18,8 +18,14 @@ fn merge(live: &Value, config: &Value, place: Place<'_>) -> Value {
         (Value::Object(live), Value::Object(config)) if !place.has_atomic_map() => {
             let mut fields = live.clone();
             for (field, value) in config {
-                let below = merge(live.get(field).unwrap_or(&Value::Null), value, place.below(field));
-                fields.insert(field.clone(), below);
+                let (before, place) = (live.get(field).unwrap_or(&Value::Null), place.below(field));
+                // A list of elements that has none says nothing; what is pruned to none is not there either.
+                let says_nothing = before.is_null()
+                    && value.as_array().is_some_and(Vec::is_empty)
+                    && place.list_rule().has_elements();
+                if !says_nothing {
+                    fields.insert(field.clone(), merge(before, value, place));
+                }
             }
             Value::Object(fields)
         }
@@ -82,7 +88,8 @@ fn prune_below(value: &mut Value, before: &FieldSet, kept: Option<&FieldSet>, pl
                     kept => {
                         let was_empty = is_empty(inner);
                         prune_below(inner, below, kept, place.below(field));
-                        if is_empty(inner) && !was_empty {
+                        let is_owned = kept.is_some_and(FieldSet::is_member);
+                        if is_empty(inner) && !was_empty && !is_owned {
                             fields.remove(field);
                         }
                     }
@@ -135,7 +142,7 @@ fn collect_list_errors(value: &Value, place: Place<'_>, path: &str, errors: &mut
         Value::Object(fields) if !place.has_atomic_map() => collect_field_errors(fields, place, path, errors),
         Value::Array(items) => {
             let rule = place.list_rule();
-            if matches!(rule, ListRule::Atomic | ListRule::ReplacedByApply(_)) {
+            if !rule.has_elements() {
                 return;
             }
             let mut seen = std::collections::HashSet::new();

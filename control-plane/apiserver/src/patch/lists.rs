@@ -104,6 +104,11 @@ pub(crate) enum ListRule {
 }
 
 impl ListRule {
+    /// An apply tells its elements apart.
+    pub(crate) fn has_elements(self) -> bool {
+        matches!(self, ListRule::ByKeys(_) | ListRule::Set)
+    }
+
     /// The field by which a strategic merge matches objects.
     pub(super) fn merge_key(self) -> Option<&'static str> {
         match self {
@@ -155,7 +160,7 @@ pub(crate) fn element_name(rule: ListRule, item: &Value) -> Result<String, Unnam
 
 /// The elements by name, in their order; `None` when one has none or two share one: then the list is merged as a whole.
 pub(crate) fn named_elements(rule: ListRule, items: &[Value]) -> Option<Vec<(String, &Value)>> {
-    if matches!(rule, ListRule::Atomic | ListRule::ReplacedByApply(_)) {
+    if !rule.has_elements() {
         return None;
     }
     let mut seen = std::collections::HashSet::with_capacity(items.len());

@@ -1,5 +1,8 @@
 //! Rows after the behaviour of structured-merge-diff and `pkg/util/managedfields`, without a server.
 
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
 use super::*;
 use crate::resources::Registry;
 
@@ -337,6 +340,7 @@ fn lists_merge_by_their_type() {
         ),
         ("{env: [{name: a}]}", "{env: []}", "{env: [{name: a}]}"),
         ("{env: ~}", "{env: [{name: a}]}", "{env: [{name: a}]}"),
+        ("{}", "{env: [], args: [], labels: {}}", "{args: [], labels: {}}"),
         (
             "{env: [{name: a}, {name: a}]}",
             "{env: [{name: b}]}",
@@ -397,5 +401,88 @@ fn elements_without_their_keys_and_twice_the_same_are_told() {
         ),
     ] {
         assert_eq!(list_errors(&yaml(config)), expected, "{config}");
+    }
+}
+
+/// A part of a pod, drawn.
+fn drawn(dice: &mut StdRng) -> String {
+    let mut some = |names: &[&str], item: &dyn Fn(&str, u32) -> String| -> String {
+        let mut kept = Vec::new();
+        for name in names {
+            if dice.random_bool(0.5) {
+                kept.push(item(name, dice.random_range(0..2)));
+            }
+        }
+        kept.join(", ")
+    };
+    let labels = some(&["a", "b", "c"], &|name, value| format!("{name}: v{value}"));
+    let finalizers = some(&["x/a", "x/b", "x/c"], &|name, _| name.to_owned());
+    let env = some(&["E", "F"], &|name, value| {
+        format!("{{name: {name}, value: v{value}}}")
+    });
+    let ports = some(&["80", "81"], &|name, value| {
+        format!("{{containerPort: {name}, hostPort: {}}}", value + 1)
+    });
+    let containers = some(&["m", "n"], &|name, value| {
+        format!("{{name: {name}, image: i{value}, env: [{env}], ports: [{ports}]}}")
+    });
+    let selector = some(&["s"], &|name, value| {
+        format!("nodeSelector: {{{name}: v{value}}}")
+    });
+    let containers = match (containers.is_empty(), selector.is_empty()) {
+        (true, true) => String::new(),
+        (true, false) => format!(", spec: {{{selector}}}"),
+        (false, true) => format!(", spec: {{containers: [{containers}]}}"),
+        (false, false) => format!(", spec: {{containers: [{containers}], {selector}}}"),
+    };
+    format!("{{metadata: {{name: a, labels: {{{labels}}}, finalizers: [{finalizers}]}}{containers}}}")
+}
+
+#[test]
+fn whatever_is_applied_is_owned_and_goes_with_its_last_applier() {
+    let pods = Registry::global().kind("", "Pod");
+    let mut dice = StdRng::seed_from_u64(12);
+    let apply = |pod: &Value, name: &str, text: &str| match apply_to(pods, pod, &config(name, text, true)) {
+        Ok((mut object, Author::Applier(owners))) => {
+            owners.write(&mut object);
+            object
+        }
+        other => panic!("{other:?}"),
+    };
+    for round in 0..300 {
+        let start = made("maker", &drawn(&mut dice));
+        let mut pod = start.clone();
+        for _ in 0..8 {
+            let name = ["one", "two", "three"][dice.random_range(0..3)];
+            let text = drawn(&mut dice);
+            pod = apply(&pod, name, &text);
+            let owners = ManagedFields::of(&pod);
+            let wanted = config(name, &text, true);
+            let owned = owners.owned_by(&wanted.manager).cloned().unwrap_or_default();
+            assert_eq!(owned, wanted.fields, "round {round}: {name} applied {text}");
+            let mut missing = wanted.fields;
+            missing.subtract(&Difference::between(&Value::Null, &pod).written);
+            assert_eq!(missing.paths(), Vec::<String>::new(), "round {round}: {text}");
+            assert_eq!(apply(&pod, name, &text), pod, "round {round}: again {text}");
+        }
+        for name in ["one", "two", "three"] {
+            pod = apply(&pod, name, "{metadata: {name: a}}");
+        }
+        let managers: Vec<&str> = pod
+            .list("metadata.managedFields")
+            .iter()
+            .map(|entry| entry.text("manager"))
+            .collect();
+        assert!(
+            managers.iter().all(|name| *name == "maker"),
+            "round {round}: {managers:?}"
+        );
+        let mut left = Difference::between(&Value::Null, &pod).written;
+        left.subtract(&Difference::between(&Value::Null, &start).written);
+        assert_eq!(
+            left.paths(),
+            Vec::<String>::new(),
+            "round {round}: outlived its appliers"
+        );
     }
 }
