@@ -7,23 +7,13 @@ use super::*;
 
 /// A name server that answers every question with this address, and counts.
 async fn upstream(address: [u8; 4]) -> (SocketAddr, Arc<AtomicUsize>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-    let own = socket.local_addr().expect("address");
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
-    tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            count.fetch_add(1, Ordering::SeqCst);
-            let query = dns::question::Query::parse(&buffer[..length]).expect("a query");
-            let mut reply = query.head().to_vec();
-            reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-            reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0, 0, 4]);
-            reply.extend(address);
-            socket.send_to(&reply, from).await.expect("sent");
-        }
+    let own = name_server(move |query| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Some(answer(query, address))
     });
-    (own, asked)
+    (own.await, asked)
 }
 
 /// Asks for a name again and again on sockets of their own; gives how many answers came and how many did not.
@@ -204,12 +194,12 @@ async fn an_address_of_http_may_become_all_addresses_at_its_port_and_one_again()
         let deadline = Instant::now() + DEADLINE;
         // Pages, not bare connections: those that the client closes first keep ports from other tests for a minute.
         let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
-        while try_get(elsewhere, "/metrics").await.is_some() != is_everywhere {
+        while page(elsewhere, "/metrics").await.is_some() != is_everywhere {
             assert!(Instant::now() < deadline, "{address:?} is not taken");
             tokio::task::yield_now().await;
         }
         // Who was on the way to the socket that was given back is sent away, and asks again.
-        while try_get(server.http, "/metrics")
+        while page(server.http, "/metrics")
             .await
             .is_none_or(|page| !page.contains("\ncoredns_reload_failed_total 0\n"))
         {
