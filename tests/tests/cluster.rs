@@ -5,6 +5,10 @@
 
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/figures.rs"]
+mod figures;
+#[path = "cluster/kubelet.rs"]
+mod kubelet;
 #[path = "cluster/pods.rs"]
 mod pods;
 #[path = "cluster/resolvers.rs"]
@@ -140,6 +144,34 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_pod_that_cannot_be_prepared_is_told_why",
         pods::a_pod_that_cannot_be_prepared_is_told_why,
+    ),
+    (
+        "what_nodes_and_pods_use_is_told_by_top",
+        figures::what_nodes_and_pods_use_is_told_by_top,
+    ),
+    (
+        "a_hook_after_the_start_holds_back_what_follows_and_costs_its_container_when_it_fails",
+        kubelet::hooks_after_the_start,
+    ),
+    (
+        "a_pod_is_ended_at_its_deadline_when_it_fills_the_disk_or_asks_for_what_it_may_not",
+        kubelet::ended_pods,
+    ),
+    (
+        "the_containers_of_a_pod_share_memory_and_processes_as_it_says",
+        kubelet::shared_memory_and_processes,
+    ),
+    (
+        "a_container_that_wrote_no_last_words_has_the_end_of_its_log",
+        kubelet::last_words,
+    ),
+    (
+        "images_come_from_a_registry_with_the_pods_own_login",
+        kubelet::images_come_from_a_registry,
+    ),
+    (
+        "a_node_does_not_lead_to_the_api_server",
+        figures::no_way_to_itself,
     ),
     ("a_pods_annotations_bound_its_bandwidth", bandwidth),
     (
