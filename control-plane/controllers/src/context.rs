@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -45,6 +45,7 @@ pub(crate) struct Caches {
     pub controller_revisions: Cache<ControllerRevision>,
     pub budgets: Cache<PodDisruptionBudget>,
     pub jobs: Cache<Job>,
+    pub cron_jobs: Cache<CronJob>,
     pub namespaces: Cache<Namespace>,
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
@@ -85,6 +86,7 @@ impl Caches {
             controller_revisions: Cache::new(client.clone()),
             budgets: Cache::new(client.clone()),
             jobs: Cache::new(client.clone()),
+            cron_jobs: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
@@ -116,6 +118,7 @@ impl Caches {
             controller_revisions: Api::all, config();
             budgets: Api::all, config();
             jobs: Api::all, config();
+            cron_jobs: Api::all, config();
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
@@ -138,6 +141,7 @@ impl Caches {
             self.controller_revisions.synced(),
             self.budgets.synced(),
             self.jobs.synced(),
+            self.cron_jobs.synced(),
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),
