@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
@@ -44,6 +44,7 @@ pub(crate) struct Caches {
     pub daemon_sets: Cache<DaemonSet>,
     pub controller_revisions: Cache<ControllerRevision>,
     pub budgets: Cache<PodDisruptionBudget>,
+    pub stateful_sets: Cache<StatefulSet>,
     pub jobs: Cache<Job>,
     pub cron_jobs: Cache<CronJob>,
     pub namespaces: Cache<Namespace>,
@@ -85,6 +86,7 @@ impl Caches {
             daemon_sets: Cache::new(client.clone()),
             controller_revisions: Cache::new(client.clone()),
             budgets: Cache::new(client.clone()),
+            stateful_sets: Cache::new(client.clone()),
             jobs: Cache::new(client.clone()),
             cron_jobs: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
@@ -117,6 +119,7 @@ impl Caches {
             daemon_sets: Api::all, config();
             controller_revisions: Api::all, config();
             budgets: Api::all, config();
+            stateful_sets: Api::all, config();
             jobs: Api::all, config();
             cron_jobs: Api::all, config();
             namespaces: Api::all, config();
@@ -140,6 +143,7 @@ impl Caches {
             self.daemon_sets.synced(),
             self.controller_revisions.synced(),
             self.budgets.synced(),
+            self.stateful_sets.synced(),
             self.jobs.synced(),
             self.cron_jobs.synced(),
             self.namespaces.synced(),

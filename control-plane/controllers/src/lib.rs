@@ -12,7 +12,7 @@
 //! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
 //! state is in the API: a restart observes again and decides the same.
 //!
-//! - `replicaset`, `deployment`, `daemonset`, `job`, `cronjob`: workloads, with upstream's rules to the
+//! - `replicaset`, `deployment`, `daemonset`, `statefulset`, `job`, `cronjob`: workloads, with upstream's rules to the
 //!   letter where users see them.
 //! - `disruption`: what PodDisruptionBudgets allow.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
@@ -51,6 +51,7 @@ mod replicaset;
 mod scheduler;
 mod selector;
 mod share;
+mod statefulset;
 mod supervisor;
 mod taints;
 mod template;
@@ -74,7 +75,7 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 20] = [
+const PARTS: [(&str, Run); 21] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("clusterrole-aggregation", |context| {
         Box::pin(aggregation::run(context))
@@ -102,6 +103,7 @@ const PARTS: [(&str, Run); 20] = [
     ("serviceaccount", |context| {
         Box::pin(accounts::run_service_accounts(context))
     }),
+    ("statefulset", |context| Box::pin(statefulset::run(context))),
     ("taint-eviction", |context| Box::pin(nodes::run_eviction(context))),
 ];
 
