@@ -17,6 +17,8 @@ mod resolvers;
 mod roles;
 #[path = "cluster/streams.rs"]
 mod streams;
+#[path = "cluster/workloads.rs"]
+mod workloads;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -172,6 +174,23 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_node_does_not_lead_to_the_api_server",
         figures::no_way_to_itself,
+    ),
+    (
+        "daemon_sets_follow_nodes_and_templates",
+        workloads::daemon_sets_follow_nodes_and_templates,
+    ),
+    (
+        "rollouts_go_back_pause_and_report",
+        workloads::rollouts_go_back_pause_and_report,
+    ),
+    ("budgets_tell_what_may_go", workloads::budgets_tell_what_may_go),
+    (
+        "pods_stand_apart_and_the_rest_is_told_why_it_waits",
+        workloads::pods_stand_apart_and_the_rest_is_told_why_it_waits,
+    ),
+    (
+        "cron_jobs_start_jobs_at_their_times",
+        workloads::cron_jobs_start_jobs_at_their_times,
     ),
     ("a_pods_annotations_bound_its_bandwidth", bandwidth),
     (
