@@ -184,7 +184,11 @@ fn etcd_config(node: &NodeFiles<'_>) -> Value {
     match &node.settings.etcd {
         Some(etcd) => {
             let (cert, key) = etcd.client.clone().unzip();
-            json!({"endpoints": endpoints, "ca": etcd.ca, "cert": cert, "key": key})
+            let (user, password_file) = etcd.user.clone().unzip();
+            json!({
+                "endpoints": endpoints, "ca": etcd.ca, "cert": cert, "key": key,
+                "username": user, "passwordFile": password_file,
+            })
         }
         None => {
             let client = node.state.key_pair(&format!("{}-kubelet", node.name));

@@ -1,16 +1,16 @@
 //! What this machine must give before anything is made on it. Each lack is one line that says how to mend it.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::settings::{Datapath, ExternalEtcd, Settings};
+use crate::serve;
+use crate::settings::{Datapath, ExternalEtcd, Leases, Settings};
 
-/// How long an external etcd may take to accept a connection.
-const ETCD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where nodes keep their subnets, in flannel's keys.
+const NETWORK: &str = "/coreos.com/network/";
 
 /// The programs of a node, found beside this one.
 #[derive(Clone, Debug)]
@@ -128,30 +128,36 @@ pub fn check_ports(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses an external etcd that nobody answers for. Called once the underlay is there: it may listen on that.
-pub fn check_etcd(etcd: &ExternalEtcd) -> anyhow::Result<()> {
-    let mut failures = Vec::new();
-    for endpoint in &etcd.endpoints {
-        match connect(endpoint) {
-            Ok(()) => return Ok(()),
-            Err(error) => failures.push(format!("--etcd {endpoint}: {error:#}")),
+/// Refuses an external etcd that nobody answers for, that does not let us in, or that does not let us read and write
+/// what we have to. Called once the underlay is there: it may listen on that.
+pub fn check_etcd(settings: &Settings, etcd: &ExternalEtcd) -> anyhow::Result<()> {
+    let config = serve::external_etcd_config(etcd);
+    let registry = format!("{}/", serve::REGISTRY);
+    let mut prefixes = vec![registry.as_str()];
+    if settings.leases == Leases::Etcd {
+        prefixes.push(NETWORK);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match runtime.block_on(apiserver::etcd::check(&config, &prefixes)) {
+        Ok(warnings) => {
+            for warning in warnings {
+                eprintln!("warning: --etcd {}", with_causes(&warning));
+            }
+            Ok(())
+        }
+        Err(errors) => {
+            let errors: Vec<String> = errors.iter().map(with_causes).collect();
+            bail!("--etcd {}", errors.join("; --etcd "))
         }
     }
-    bail!(failures.join("; "))
 }
 
-fn connect(endpoint: &str) -> anyhow::Result<()> {
-    let url: http::Uri = endpoint.parse()?;
-    let port = url.port_u16().unwrap_or(2379);
-    let host = url.host().context("the URL names no host")?;
-    let mut result = Err(anyhow::anyhow!("{host} has no address"));
-    for address in (host.trim_matches(['[', ']']), port).to_socket_addrs()? {
-        result = TcpStream::connect_timeout(&address, ETCD_TIMEOUT)
-            .map(drop)
-            .with_context(|| format!("connecting to {address}"));
-        if result.is_ok() {
-            break;
-        }
+/// An error of a file names the file, and its cause why.
+fn with_causes(error: &apiserver::etcd::Error) -> String {
+    match error {
+        apiserver::etcd::Error::ReadFile { source, .. } => format!("{error}: {source}"),
+        error => error.to_string(),
     }
-    result
 }

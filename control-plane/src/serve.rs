@@ -13,9 +13,12 @@ use tracing_subscriber::EnvFilter;
 use crate::cgroup::Cgroup;
 use crate::layout::StateDir;
 use crate::preflight::Programs;
-use crate::settings::{self, Leases, Settings};
+use crate::settings::{self, ExternalEtcd, Leases, Settings};
 use crate::supervise::Unit;
 use crate::{owner, status, supervise, underlay};
+
+/// What the API server's keys begin with.
+pub const REGISTRY: &str = "/registry";
 
 /// `causeway-cluster supervise`.
 pub fn supervisor(state: &StateDir) -> anyhow::Result<()> {
@@ -189,23 +192,14 @@ fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
         node_port_range: apiserver::Config::DEFAULT_NODE_PORTS,
         kubelet_client_cert: kubelet_client.cert,
         kubelet_client_key: kubelet_client.key,
+        nearby_nodes: Vec::new(),
+        limits: apiserver::Limits::default(),
     }
 }
 
 fn api_etcd_config(state: &StateDir, settings: &Settings) -> apiserver::EtcdConfig {
-    let prefix = "/registry".to_owned();
     match &settings.etcd {
-        Some(etcd) => {
-            let (cert, key) = etcd.client.clone().unzip();
-            let endpoints = etcd.endpoints.clone();
-            apiserver::EtcdConfig {
-                endpoints,
-                ca: etcd.ca.clone(),
-                cert,
-                key,
-                prefix,
-            }
-        }
+        Some(etcd) => external_etcd_config(etcd),
         None => {
             let client = state.key_pair("apiserver-etcd-client");
             let endpoints = vec![format!("https://127.0.0.1:{}", settings.etcd_port)];
@@ -215,9 +209,30 @@ fn api_etcd_config(state: &StateDir, settings: &Settings) -> apiserver::EtcdConf
                 ca,
                 cert: Some(client.cert),
                 key: Some(client.key),
-                prefix,
+                user: None,
+                prefix: REGISTRY.to_owned(),
             }
         }
+    }
+}
+
+/// How the API server reaches an etcd that somebody else runs.
+pub fn external_etcd_config(etcd: &ExternalEtcd) -> apiserver::EtcdConfig {
+    let ExternalEtcd {
+        endpoints,
+        ca,
+        client,
+        user,
+    } = etcd.clone();
+    let (cert, key) = client.unzip();
+    let user = user.map(|(name, password_file)| apiserver::EtcdUser { name, password_file });
+    apiserver::EtcdConfig {
+        endpoints,
+        ca,
+        cert,
+        key,
+        user,
+        prefix: REGISTRY.to_owned(),
     }
 }
 

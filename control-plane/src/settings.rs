@@ -69,6 +69,10 @@ pub struct ExternalEtcd {
     pub ca: Option<PathBuf>,
     /// Our certificate and key, where the server asks for one.
     pub client: Option<(PathBuf, PathBuf)>,
+    /// User and the file of its password, where etcd has users. State that was kept from before there was a choice
+    /// names none.
+    #[serde(default)]
+    pub user: Option<(String, PathBuf)>,
 }
 
 impl ExternalEtcd {
@@ -390,34 +394,69 @@ fn nth(network: Ipv4Network, n: u32) -> Ipv4Addr {
         .expect("invariant: validate() admits only networks with more than 75 addresses")
 }
 
-/// Reads a `HOST:PORT`-less URL list as `--etcd` takes it.
-pub fn external_etcd(
+/// The flags about an external etcd, as they were given.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct EtcdArgs {
+    /// Use this etcd instead of the built-in store (URL; may be given several times)
+    #[arg(long = "etcd", value_name = "URL", value_delimiter = ',')]
     urls: Vec<String>,
+    /// CA of the external etcd's certificate
+    #[arg(long = "etcd-ca", value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Client certificate for the external etcd
+    #[arg(long = "etcd-cert", value_name = "FILE")]
     cert: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long = "etcd-key", value_name = "FILE")]
     key: Option<PathBuf>,
-) -> anyhow::Result<Option<ExternalEtcd>> {
-    if urls.is_empty() {
-        ensure!(
-            ca.is_none() && cert.is_none() && key.is_none(),
-            "--etcd-ca, --etcd-cert and --etcd-key go with --etcd"
-        );
-        return Ok(None);
-    }
-    let client = match (cert, key) {
-        (Some(cert), Some(key)) => Some((absolute(cert)?, absolute(key)?)),
-        (None, None) => None,
-        _ => bail!("--etcd-cert and --etcd-key go together"),
-    };
-    Ok(Some(ExternalEtcd {
-        endpoints: urls,
-        ca: ca.map(absolute).transpose()?,
-        client,
-    }))
+    /// User of the external etcd, where it has users
+    #[arg(long = "etcd-user", value_name = "NAME")]
+    user: Option<String>,
+    /// File with that user's password
+    #[arg(long = "etcd-password-file", value_name = "FILE")]
+    password_file: Option<PathBuf>,
 }
 
-fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
-    std::fs::canonicalize(&path).with_context(|| format!("cannot read {}", path.display()))
+impl EtcdArgs {
+    /// What they mean together, if they mean anything.
+    pub fn external(&self) -> anyhow::Result<Option<ExternalEtcd>> {
+        let Self {
+            urls,
+            ca,
+            cert,
+            key,
+            user,
+            password_file,
+        } = self;
+        let files = [ca, cert, key, password_file];
+        if urls.is_empty() {
+            ensure!(
+                files.iter().all(|file| file.is_none()) && user.is_none(),
+                "--etcd-ca, --etcd-cert, --etcd-key, --etcd-user and --etcd-password-file go with --etcd"
+            );
+            return Ok(None);
+        }
+        let client = match (cert, key) {
+            (Some(cert), Some(key)) => Some((absolute(cert)?, absolute(key)?)),
+            (None, None) => None,
+            _ => bail!("--etcd-cert and --etcd-key go together"),
+        };
+        let user = match (user, password_file) {
+            (Some(user), Some(file)) => Some((user.clone(), absolute(file)?)),
+            (None, None) => None,
+            _ => bail!("--etcd-user and --etcd-password-file go together"),
+        };
+        Ok(Some(ExternalEtcd {
+            endpoints: urls.clone(),
+            ca: ca.as_deref().map(absolute).transpose()?,
+            client,
+            user,
+        }))
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]
@@ -446,6 +485,7 @@ mod tests {
             endpoints: vec![endpoint.to_owned()],
             ca: ca.map(PathBuf::from),
             client: None,
+            user: None,
         }
     }
 

@@ -1,7 +1,6 @@
 //! `causeway up`.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +15,7 @@ use crate::owner::{self, Owner};
 use crate::pki::{self, Authority, Leaf, Usage};
 use crate::preflight::{self, Programs};
 use crate::progress::Progress;
-use crate::settings::{self, Datapath, Leases, Network, Settings};
+use crate::settings::{Datapath, EtcdArgs, Leases, Network, Settings};
 use crate::{down, kubeconfig, machine, status, supervise, underlay};
 
 /// Flags of `up`.
@@ -36,18 +35,8 @@ pub struct UpArgs {
     /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects (spec.podCIDRs)
     #[arg(long, value_enum, default_value = "etcd")]
     leases: Leases,
-    /// Use this etcd instead of the built-in store (URL; may be given several times)
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    etcd: Vec<String>,
-    /// CA of the external etcd's certificate
-    #[arg(long, value_name = "FILE")]
-    etcd_ca: Option<PathBuf>,
-    /// Client certificate for the external etcd
-    #[arg(long, value_name = "FILE")]
-    etcd_cert: Option<PathBuf>,
-    /// Key of that certificate
-    #[arg(long, value_name = "FILE")]
-    etcd_key: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Addresses for pods; each node leases a /24. With an IPv6 network behind a comma they have both
     #[arg(long, default_value = "10.244.0.0/16", value_name = "CIDR[,CIDR]")]
     pod_cidr: Cidrs,
@@ -73,11 +62,6 @@ pub struct UpArgs {
 
 impl UpArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
-        let (ca, cert, key) = (
-            self.etcd_ca.clone(),
-            self.etcd_cert.clone(),
-            self.etcd_key.clone(),
-        );
         let settings = Settings {
             nodes: self.nodes,
             datapath: self.datapath,
@@ -89,7 +73,7 @@ impl UpArgs {
             underlay_cidr: self.underlay_cidr,
             api_port: self.api_port,
             etcd_port: self.etcd_port,
-            etcd: settings::external_etcd(self.etcd.clone(), ca, cert, key)?,
+            etcd: self.etcd.external()?,
             domain: "cluster.local".to_owned(),
         };
         settings.validate()?;
@@ -177,7 +161,9 @@ fn bring_up(
         || make_machines(state, settings),
     )?;
     if let Some(etcd) = &settings.etcd {
-        progress.stage("reach the external etcd", || preflight::check_etcd(etcd))?;
+        progress.stage("reach the external etcd", || {
+            preflight::check_etcd(settings, etcd)
+        })?;
     }
     let began = SystemTime::now();
     progress.stage("start the processes", || start_supervisor(state, programs))?;

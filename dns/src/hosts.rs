@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -79,8 +79,8 @@ pub struct Hosts {
     table: ArcSwap<Table>,
     /// When the file was read, in seconds since 1970.
     loaded_at: AtomicU64,
-    /// What the file was then; `None` = it could not be read the last time.
-    loaded: Mutex<Option<Stamp>>,
+    /// What the file was the last time that it was to be read, or why it could not be.
+    seen: Mutex<Result<Stamp, String>>,
     /// Times that the file could not be read.
     pub failed: AtomicU64,
 }
@@ -96,12 +96,12 @@ impl Hosts {
             options,
             table: ArcSwap::default(),
             loaded_at: AtomicU64::new(0),
-            loaded: Mutex::default(),
+            seen: Mutex::new(Err(String::new())),
             failed: AtomicU64::new(0),
         };
         hosts.fill("");
-        if let Err(error) = hosts.load() {
-            hosts.note_failure(&error);
+        if let Err(reason) = hosts.load() {
+            hosts.note_failure(&reason);
         }
         hosts
     }
@@ -194,24 +194,30 @@ impl Hosts {
         }
         loop {
             tokio::time::sleep(self.options.reload).await;
-            let known = *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.is_some() && self.stamp().ok() == known {
+            let known = self.seen().clone();
+            if known.is_ok() && self.stamp().ok() == known.clone().ok() {
                 continue;
             }
             let file = self.options.file.display();
             match self.load() {
                 Ok(()) => tracing::info!(%file, entries = self.entry_count(), "hosts file read"),
-                Err(error) if known.is_some() => self.note_failure(&error),
-                // That it cannot be read was told.
-                Err(_) => _ = self.failed.fetch_add(1, Ordering::Relaxed),
+                // That it cannot be read for this reason was told.
+                Err(reason) if known.as_ref() == Err(&reason) => {
+                    _ = self.failed.fetch_add(1, Ordering::Relaxed)
+                }
+                Err(reason) => self.note_failure(&reason),
             }
         }
     }
 
-    fn note_failure(&self, error: &io::Error) {
+    fn note_failure(&self, reason: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let file = self.options.file.display();
-        tracing::warn!(%file, %error, "hosts file not read; what was read of it before stays");
+        tracing::warn!(%file, reason, "hosts file not read; what was read of it before stays");
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Result<Stamp, String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -219,15 +225,22 @@ impl Hosts {
         Ok((metadata.modified()?, metadata.len()))
     }
 
-    /// Reads the file; where that fails, everything stays as it is.
-    fn load(&self) -> io::Result<()> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        *loaded = None;
+    /// Reads the file; where that fails, everything stays as it is, and why is returned.
+    fn load(&self) -> Result<(), String> {
         // The stamp first: what changes meanwhile is seen the next time.
-        let stamp = self.stamp()?;
-        let text = std::fs::read(&self.options.file)?;
+        let read = self
+            .stamp()
+            .and_then(|stamp| Ok((stamp, std::fs::read(&self.options.file)?)));
+        let (stamp, text) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                let reason = error.to_string();
+                *self.seen() = Err(reason.clone());
+                return Err(reason);
+            }
+        };
         self.fill(&String::from_utf8_lossy(&text));
-        *loaded = Some(stamp);
+        *self.seen() = Ok(stamp);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.loaded_at.store(now.as_secs(), Ordering::Relaxed);
         Ok(())

@@ -6,8 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A list that mostly has one member, which then takes no memory of its own. It has no room to grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Few<T> {
-    /// One.
+pub struct Few<T>(Members<T>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Members<T> {
     One(T),
     /// None, or several.
     Other(Box<[T]>),
@@ -17,14 +19,14 @@ impl<T> Few<T> {
     /// A list of none.
     #[must_use]
     pub fn none() -> Self {
-        Self::Other(Box::default())
+        Self(Members::Other(Box::default()))
     }
 
     /// Puts one at the end.
     pub fn push(&mut self, member: T) {
-        let members = match std::mem::take(self) {
-            Self::One(only) => vec![only],
-            Self::Other(members) => members.into_vec(),
+        let members = match std::mem::take(self).0 {
+            Members::One(only) => vec![only],
+            Members::Other(members) => members.into_vec(),
         };
         *self = members.into_iter().chain([member]).collect();
     }
@@ -40,18 +42,18 @@ impl<T> Deref for Few<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        match self {
-            Self::One(only) => std::slice::from_ref(only),
-            Self::Other(members) => members,
+        match &self.0 {
+            Members::One(only) => std::slice::from_ref(only),
+            Members::Other(members) => members,
         }
     }
 }
 
 impl<T> DerefMut for Few<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        match self {
-            Self::One(only) => std::slice::from_mut(only),
-            Self::Other(members) => members,
+        match &mut self.0 {
+            Members::One(only) => std::slice::from_mut(only),
+            Members::Other(members) => members,
         }
     }
 }
@@ -77,10 +79,10 @@ impl<'a, T> IntoIterator for &'a mut Few<T> {
 impl<T> FromIterator<T> for Few<T> {
     fn from_iter<I: IntoIterator<Item = T>>(members: I) -> Self {
         let mut members = members.into_iter();
-        match (members.next(), members.next()) {
-            (Some(only), None) => Self::One(only),
-            (first, second) => Self::Other(first.into_iter().chain(second).chain(members).collect()),
-        }
+        Self(match (members.next(), members.next()) {
+            (Some(only), None) => Members::One(only),
+            (first, second) => Members::Other(first.into_iter().chain(second).chain(members).collect()),
+        })
     }
 }
 
@@ -180,7 +182,7 @@ mod tests {
         let mut seen = Vec::new();
         for member in [7_u16, 8, 9] {
             list.push(member);
-            seen.push((list.to_vec(), matches!(list, Few::One(_))));
+            seen.push((list.to_vec(), matches!(list.0, Members::One(_))));
         }
         assert_eq!(
             seen,

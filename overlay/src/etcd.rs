@@ -66,6 +66,7 @@ impl Store {
         if let Some(tls) = tls {
             options = options.with_tls(tls);
         }
+        let members = answering(&etcd.endpoints, &options).await;
         if let (Some(name), Some(file)) = (&etcd.username, &etcd.password_file) {
             let password = String::from_utf8(read(file)?).map_err(|error| Error::ReadFile {
                 path: file.clone(),
@@ -76,7 +77,7 @@ impl Store {
                 .with_user(name, password.trim())
                 .with_auto_token_refresh(true);
         }
-        let client = answer("connect", Client::connect(&etcd.endpoints, Some(options))).await?;
+        let client = answer("connect", Client::connect(&members, Some(options))).await?;
         Ok(Self {
             client,
             prefix: etcd.prefix.clone(),
@@ -286,6 +287,30 @@ async fn answer<T>(
     match tokio::time::timeout(ANSWER, call).await {
         Ok(result) => result.map_err(|source| Error::Etcd { operation, source }),
         Err(_) => Err(Error::EtcdSilent { operation }),
+    }
+}
+
+/// The members that answer, where there are several: the client would send each its share of the requests, one that is
+/// away too. All, where none does: then the client says why.
+async fn answering(endpoints: &[String], options: &ConnectOptions) -> Vec<String> {
+    if endpoints.len() < 2 {
+        return endpoints.to_vec();
+    }
+    let looks = endpoints.iter().map(|endpoint| async move {
+        let mut member = Client::connect([endpoint], Some(options.clone())).await?;
+        member.status().await.map(|status| status.leader() != 0)
+    });
+    let looks = looks.map(|look| answer("look at a member", look));
+    let answers = futures::future::join_all(looks).await;
+    let members = endpoints.iter().zip(answers);
+    let there: Vec<String> = members
+        .filter(|(_, answer)| matches!(answer, Ok(true)))
+        .map(|(endpoint, _)| endpoint.clone())
+        .collect();
+    if there.is_empty() {
+        endpoints.to_vec()
+    } else {
+        there
     }
 }
 

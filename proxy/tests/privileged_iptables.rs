@@ -631,6 +631,50 @@ fn what_leaves_dns_untracked_goes_with_the_address_and_with_the_datapath() {
 }
 
 #[test]
+fn what_the_other_variant_left_untracked_goes_when_this_one_takes_over() {
+    let test = "what the other variant left untracked goes";
+    with_each_variant(test, |variant, suffix| {
+        let (other, others) = match variant {
+            Variant::Nft => (Variant::Legacy, "legacy"),
+            Variant::Legacy | Variant::Auto => (Variant::Nft, "nft"),
+        };
+        if Command::new(format!("iptables-{others}"))
+            .arg("--version")
+            .output()
+            .is_err()
+        {
+            return skipped(test, &format!("iptables-{others} is not installed"));
+        }
+        for family in FAMILIES {
+            let foreign = "-t raw -A OUTPUT -p tcp --dport 9 -j ACCEPT";
+            run(
+                &format!("{family}-{others}"),
+                &foreign.split(' ').collect::<Vec<_>>(),
+            );
+        }
+        for context in [node_with_dns(true), node_with_dns(false), node()] {
+            let mut before = open(other);
+            before.set_context(&node_with_dns(true)).expect("context");
+            drop(before);
+            expect_of_dns(others, true);
+            let mut without = rules(others);
+            without.retain(|line| !line.contains("CAUSEWAY-DNS"));
+
+            let mut next = open(variant);
+            expect_of_dns(others, true);
+            assert_ne!(next.set_context(&context).expect("context"), 0);
+            assert_eq!(rules(others), without, "{context:?}");
+            if context.local_dns.is_empty() {
+                assert_eq!(of_dns(suffix), Vec::<String>::new());
+            } else {
+                expect_of_dns(suffix, context.dns_answers);
+            }
+            assert_eq!(next.set_context(&context).expect("context"), 0, "again");
+        }
+    });
+}
+
+#[test]
 fn a_chain_that_others_use_outlives_the_proxy() {
     with_each_variant("a chain that others use outlives the proxy", |variant, suffix| {
         let mut datapath = open(variant);

@@ -1,9 +1,10 @@
 //! What the server is told at start.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,45 @@ pub struct Config {
     pub kubelet_client_cert: PathBuf,
     /// Key of `kubelet_client_cert`.
     pub kubelet_client_key: PathBuf,
+    /// Addresses of this machine, loopback too, where nodes may be; default none. Nowhere else is a node on this machine:
+    /// what is asked of it would be asked with this server's rights of whatever listens there.
+    pub nearby_nodes: Vec<IpAddr>,
+    /// What clients may take of the server.
+    pub limits: Limits,
+}
+
+/// What clients may take of the server together. Beyond it they are told to come later; the defaults are upstream's
+/// where upstream has such a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections; default 4096. One more ends the one that was longest without a request.
+    pub connections: usize,
+    /// Reading requests that are answered at once, without watches and streams; default 400.
+    pub reading: usize,
+    /// Writing requests that are answered at once; default 200.
+    pub writing: usize,
+    /// Bytes of bodies that arrive or are carried out; default 64 MiB.
+    pub body_bytes: usize,
+    /// Bytes of the values that such bodies are made of; default 256 MiB.
+    pub value_bytes: usize,
+    /// How long a body may take to arrive; default 60 s, as upstream's `--request-timeout`.
+    pub body_timeout: Duration,
+    /// How long a client may leave unread what was sent to it; default 60 s.
+    pub unread_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 4096,
+            reading: 400,
+            writing: 200,
+            body_bytes: 64 << 20,
+            value_bytes: 256 << 20,
+            body_timeout: Duration::from_secs(60),
+            unread_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 impl Config {
@@ -142,6 +182,15 @@ impl From<Cidrs> for String {
     }
 }
 
+/// A user of etcd.
+#[derive(Debug, Clone)]
+pub struct EtcdUser {
+    /// Its name.
+    pub name: String,
+    /// File with its password, without the white space around it; read at every connection.
+    pub password_file: PathBuf,
+}
+
 /// How to reach etcd (ours or a real one), by the v3 protocol.
 #[derive(Debug, Clone)]
 pub struct EtcdConfig {
@@ -153,6 +202,8 @@ pub struct EtcdConfig {
     pub cert: Option<PathBuf>,
     /// Key of `cert`.
     pub key: Option<PathBuf>,
+    /// The user of an etcd with users and roles.
+    pub user: Option<EtcdUser>,
     /// Key prefix without a trailing slash; default `/registry`.
     pub prefix: String,
 }
@@ -166,6 +217,7 @@ impl EtcdConfig {
             ca: None,
             cert: None,
             key: None,
+            user: None,
             prefix: "/registry".to_owned(),
         }
     }

@@ -1,27 +1,68 @@
 //! `/api`, `/apis`, and what lies below them: which resources there are. Both the old form (one document per group and
 //! version) and the aggregated one (`apidiscovery.k8s.io/v2`), which saves kubectl some twenty requests.
 
-use http::HeaderMap;
+use axum::body::Body;
 use http::header::ACCEPT;
+use http::{HeaderMap, Response};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
+use crate::negotiate;
 use crate::object::api_version;
 use crate::resources::{Registry, Resource};
+use crate::status::{Failure, Result};
 
-const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The versions of the aggregated form, and their content types.
+const AGGREGATED: [(&str, &str); 2] = [
+    (
+        "v2",
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+    ),
+    (
+        "v2beta1",
+        "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    ),
+];
 
-/// A discovery document and its content type.
-pub type Document = (Value, &'static str);
-
-/// Answers `/api…` and `/apis…`; `None` for a group or version that is not served.
-pub fn document(registry: &Registry, segments: &[String], headers: &HeaderMap) -> Option<Document> {
+/// Answers `/api…` and `/apis…`.
+///
+/// # Errors
+/// 404 for a group or version that is not served.
+pub fn answer(registry: &Registry, segments: &[String], headers: &HeaderMap) -> Result<Response<Body>> {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let aggregated = wants_aggregated(headers);
-    let plain = |value: Value| Some((value, "application/json"));
-    match words.as_slice() {
-        ["api"] if aggregated => Some((group_list(registry, |group| group.is_empty()), AGGREGATED)),
-        ["apis"] if aggregated => Some((group_list(registry, |group| !group.is_empty()), AGGREGATED)),
-        ["api"] => plain(json!({
+    let aggregated = match words.as_slice() {
+        ["api"] => wanted_aggregated(headers).map(|wanted| (wanted, true)),
+        ["apis"] => wanted_aggregated(headers).map(|wanted| (wanted, false)),
+        _ => None,
+    };
+    if let Some(((version, content_type), core)) = aggregated {
+        let text = group_list(registry, version, |group| group.is_empty() == core).to_string();
+        let hash = hex::encode_upper(Sha256::digest(&text));
+        return negotiate::tagged(content_type, &hash, headers, || Ok(text.into()));
+    }
+    let document = document(registry, &words).ok_or_else(Failure::no_such_path)?;
+    Ok(negotiate::respond(200, &document, false))
+}
+
+/// The first of a client's alternatives decides, as far as it is served.
+fn wanted_aggregated(headers: &HeaderMap) -> Option<(&'static str, &'static str)> {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok())?;
+    for alternative in accept.split(',') {
+        let parts: Vec<&str> = alternative.split(';').map(str::trim).collect();
+        if !parts.contains(&"as=APIGroupDiscoveryList") {
+            return None;
+        }
+        let asked = |version: &str| parts.contains(&format!("v={version}").as_str());
+        if let Some(served) = AGGREGATED.into_iter().find(|(version, _)| asked(version)) {
+            return Some(served);
+        }
+    }
+    None
+}
+
+fn document(registry: &Registry, words: &[&str]) -> Option<Value> {
+    match words {
+        ["api"] => Some(json!({
             "kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [],
         })),
@@ -32,7 +73,7 @@ pub fn document(registry: &Registry, segments: &[String], headers: &HeaderMap) -
                 .filter(|(group, _)| !group.is_empty())
                 .map(|(group, versions)| api_group(group, versions))
                 .collect();
-            plain(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups }))
+            Some(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups }))
         }
         ["apis", group] => {
             let groups = registry.groups();
@@ -40,22 +81,12 @@ pub fn document(registry: &Registry, segments: &[String], headers: &HeaderMap) -
             let mut found = api_group(group, versions);
             found["kind"] = "APIGroup".into();
             found["apiVersion"] = "v1".into();
-            plain(found)
+            Some(found)
         }
-        ["api", version] => plain(resource_list(registry, "", version)?),
-        ["apis", group, version] => plain(resource_list(registry, group, version)?),
+        ["api", version] => resource_list(registry, "", version),
+        ["apis", group, version] => resource_list(registry, group, version),
         _ => None,
     }
-}
-
-fn wants_aggregated(headers: &HeaderMap) -> bool {
-    let accept = headers
-        .get(ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    accept.split(',').any(|one| {
-        one.contains("as=APIGroupDiscoveryList") && one.contains("v=v2") && !one.contains("v=v2beta1")
-    })
 }
 
 fn api_group(group: &str, versions: &[&str]) -> Value {
@@ -107,7 +138,7 @@ fn api_resources(row: &Resource) -> Vec<Value> {
     std::iter::once(resource).chain(below).collect()
 }
 
-fn group_list(registry: &Registry, wanted: impl Fn(&str) -> bool) -> Value {
+fn group_list(registry: &Registry, version: &str, wanted: impl Fn(&str) -> bool) -> Value {
     let items: Vec<Value> = registry
         .groups()
         .into_iter()
@@ -125,7 +156,10 @@ fn group_list(registry: &Registry, wanted: impl Fn(&str) -> bool) -> Value {
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
-    json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {}, "items": items,
+    })
 }
 
 fn version_discovery(registry: &Registry, group: &str, version: &str) -> Value {
@@ -162,4 +196,37 @@ fn resource_discovery(row: &Resource) -> Value {
         resource["subresources"] = subresources.into();
     }
     resource
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_alternative_that_is_served_decides() {
+        let aggregated = |version: &str| {
+            format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList")
+        };
+        for (accept, expected) in [
+            (
+                format!("{},application/json", aggregated("v2beta1")),
+                Some("v2beta1"),
+            ),
+            (
+                format!("{},{},application/json", aggregated("v2"), aggregated("v2beta1")),
+                Some("v2"),
+            ),
+            (
+                format!("{}, {}", aggregated("v3"), aggregated("v2beta1")),
+                Some("v2beta1"),
+            ),
+            (format!("application/json,{}", aggregated("v2")), None),
+            ("application/json, */*".to_owned(), None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().expect("a header"));
+            let found = wanted_aggregated(&headers).map(|(version, _)| version);
+            assert_eq!(found, expected, "{accept}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Requests that end at a pod's node: logs, and the streams of exec, attach and port-forward. Bytes are passed on; the
 //! kubelet speaks the protocols.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,14 +31,92 @@ const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct Kubelets {
     tls: TlsConnector,
+    /// Without a certificate, and without a look at the other side's.
+    unchecked: TlsConnector,
+    reach: Reach,
+}
+
+/// Where a Node may say that it is. This server's own certificate opens everything here, and whoever writes Nodes may
+/// not: without a bound a Node at this server's address would lend that certificate to all who may use `nodes/proxy`.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// Where this server listens.
+    pub own: Vec<SocketAddr>,
+    /// Addresses of this machine where nodes are all the same.
+    pub nearby: Vec<IpAddr>,
+}
+
+impl Reach {
+    /// Refuses what is never a node's (`IsProxyableHostname` of `pkg/proxy/util`), and what is this machine.
+    pub fn check(&self, address: SocketAddr) -> Result<()> {
+        let ip = address.ip().to_canonical();
+        let own = self.own.iter().any(|own| own.port() == address.port()) && is_of_this_machine(ip);
+        let never = ip.is_unspecified() || ip.is_multicast() || is_link_local(ip);
+        let near = ip.is_loopback() || is_of_this_machine(ip);
+        match own || never || near && !self.nearby.contains(&ip) {
+            true => Err(Failure::bad_request("address not allowed")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// What is sent to an address of this machine comes from that address.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Nothing is sent: the kernel only chooses an address.
+    let chosen = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, DEFAULT_PORT))?;
+        socket.local_addr()
+    });
+    chosen.is_ok_and(|chosen| chosen.ip() == ip)
 }
 
 impl Kubelets {
     /// `config` trusts the cluster's CA and carries the client certificate.
-    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
+    pub fn new(config: Arc<rustls::ClientConfig>, reach: Reach) -> Self {
+        let provider = config.crypto_provider().clone();
+        let unchecked = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("invariant: the provider's versions served for the other configuration")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_no_client_auth();
         Kubelets {
             tls: TlsConnector::from(config),
+            unchecked: TlsConnector::from(Arc::new(unchecked)),
+            reach,
         }
+    }
+
+    /// TLS with whoever answers: upstream's proxy checks no certificate of a pod or service either, since none is
+    /// known. No name is asked for.
+    pub async fn tls_with_anybody(&self, stream: Stream) -> std::io::Result<Stream> {
+        let nobody = ServerName::IpAddress(IpAddr::from(Ipv4Addr::UNSPECIFIED).into());
+        let dial = tokio::time::timeout(CONNECT_TIMEOUT, self.unchecked.connect(nobody, stream));
+        Ok(Box::new(dial.await.map_err(std::io::Error::from)??))
+    }
+
+    /// Where the kubelet of a node listens.
+    pub fn address(&self, node: &Value) -> Result<SocketAddr> {
+        let address = kubelet_address(node)?;
+        self.reach.check(address)?;
+        Ok(address)
+    }
+
+    /// A plain connection to a port of a node.
+    pub async fn connect_plainly(&self, address: SocketAddr) -> Result<std::io::Result<Stream>> {
+        self.reach.check(address)?;
+        Ok(connect(address).await)
     }
 
     /// GET (or POST, when a stream is asked for) at the kubelet of `node`; the answer's body streams.
@@ -46,7 +127,7 @@ impl Kubelets {
         path_and_query: &str,
         headers: &HeaderMap,
     ) -> Result<Response<hyper::body::Incoming>> {
-        let address = kubelet_address(node)?;
+        let address = self.address(node)?;
         let stream = self.connect(node).await?;
         let unreachable = |why: &dyn std::fmt::Display| unreachable(node, address, why);
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -67,7 +148,7 @@ impl Kubelets {
 
     /// A connection to the kubelet of `node`, over which HTTP is spoken.
     pub async fn connect(&self, node: &Value) -> Result<Stream> {
-        let address = kubelet_address(node)?;
+        let address = self.address(node)?;
         let name = ServerName::IpAddress(address.ip().into());
         let dial = async { self.tls.connect(name, TcpStream::connect(address).await?).await };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
@@ -75,6 +156,47 @@ impl Kubelets {
             .map_err(|_| unreachable(node, address, &"timed out"))?
             .map_err(|error| unreachable(node, address, &error))?;
         Ok(Box::new(stream))
+    }
+}
+
+/// Takes every certificate whose key the other side has.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -92,8 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bidirectional for S {}
 /// A connection of any kind.
 pub type Stream = Box<dyn Bidirectional>;
 
-/// A plain connection to what is reached from here.
-pub async fn connect(address: SocketAddr) -> std::io::Result<Stream> {
+async fn connect(address: SocketAddr) -> std::io::Result<Stream> {
     let dial = TcpStream::connect(address);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial)
         .await
@@ -123,8 +244,8 @@ fn is_streaming_header(name: &str) -> bool {
         || name.starts_with("sec-websocket-")
 }
 
-/// Where the kubelet of a node listens.
-pub fn kubelet_address(node: &Value) -> Result<SocketAddr> {
+/// Where a Node says that its kubelet listens.
+fn kubelet_address(node: &Value) -> Result<SocketAddr> {
     let addresses = node.list("status.addresses");
     let internal = addresses
         .iter()
@@ -196,4 +317,37 @@ pub fn splice(
         response.headers_mut().append(key.clone(), value.clone());
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_node_is_this_machine_or_where_no_node_can_be() {
+        let reach = |nearby: &[&str]| Reach {
+            own: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 6443))],
+            nearby: nearby.iter().map(|ip| ip.parse().expect("an address")).collect(),
+        };
+        let (strict, lenient) = (reach(&[]), reach(&["127.0.0.1", "192.0.2.7"]));
+        for (reach, address, expected) in [
+            (&strict, "192.0.2.7:10250", true),
+            (&strict, "192.0.2.7:6443", true),
+            (&strict, "[2001:db8::7]:10250", true),
+            (&strict, "127.0.0.1:10250", false),
+            (&strict, "127.1.2.3:80", false),
+            (&strict, "[::1]:10250", false),
+            (&strict, "[::ffff:127.0.0.1]:10250", false),
+            (&strict, "0.0.0.0:10250", false),
+            (&strict, "169.254.169.254:80", false),
+            (&strict, "[fe80::1]:10250", false),
+            (&strict, "224.0.0.1:10250", false),
+            (&lenient, "127.0.0.1:10250", true),
+            (&lenient, "127.0.0.1:6443", false),
+            (&lenient, "127.0.0.2:10250", false),
+        ] {
+            let address = address.parse().expect("an address and a port");
+            assert_eq!(reach.check(address).is_ok(), expected, "{address} {reach:?}");
+        }
+    }
 }

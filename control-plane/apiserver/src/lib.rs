@@ -6,18 +6,21 @@
 //! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`] and [`rbac`]: whether they may.
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
-//! - [`storage`]: objects in etcd; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
+//! - [`etcd`]: the connection to it; [`storage`]: objects in it; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
 //! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
-//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams).
+//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams), [`metrics`] (`kubectl top`).
 //! - [`discovery`], [`openapi`]: what there is.
 
 pub mod admission;
 pub mod api;
 pub mod authn;
 pub mod authz;
+mod compaction;
 pub mod config;
 pub mod discovery;
+pub mod etcd;
 pub mod kubelet;
+pub mod metrics;
 pub mod negotiate;
 pub mod object;
 pub mod openapi;
@@ -38,7 +41,7 @@ mod yaml;
 
 use serde_json::{Value, json};
 
-pub use config::{Cidrs, CidrsError, Config, EtcdConfig};
+pub use config::{Cidrs, CidrsError, Config, EtcdConfig, EtcdUser, Limits};
 pub use serve::{ServeError, Server, serve};
 
 /// The Kubernetes version whose API is served.

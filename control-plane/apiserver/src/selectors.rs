@@ -219,8 +219,10 @@ fn field_requirement(resource: &Resource, part: &str) -> Result<FieldRequirement
 /// Fields are compared as text; false and absent booleans are one, as in Go's types.
 fn field_value(resource: &Resource, object: &Value, field: &str) -> String {
     let value = match (resource.kind, field) {
-        ("Event", "source") => object.at("source.component"),
-        ("Event", "reportingComponent") => object.at("reportingComponent"),
+        ("Event", "source") => match object.at("source.component") {
+            Value::String(component) if !component.is_empty() => object.at("source.component"),
+            _ => object.at("reportingComponent"),
+        },
         _ => object.at(field),
     };
     match value {

@@ -1,10 +1,12 @@
 //! Listeners, TLS, and the tasks that run as long as the server does.
 
+mod connections;
+
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hyper::service::service_fn;
@@ -20,23 +22,24 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Api;
+use crate::api::{Api, Bounds, Held};
 use crate::authn::User;
-use crate::config::Config;
-use crate::kubelet::Kubelets;
+use crate::compaction::{self, Compaction};
+use crate::config::{Config, Limits};
+use crate::kubelet::{Kubelets, Reach};
+use crate::metrics::Figures;
 use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
 use crate::storage::{Storage, StorageError};
 use crate::tokens::{TokenError, Tokens};
 use crate::watch_cache::Caches;
+use connections::{Connections, Seat};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1000;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-/// Upstream's `--etcd-compaction-interval`.
-const COMPACT_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the first objects are looked for again (`systemnamespaces.NewController`).
 const FOUND_EVERY: Duration = Duration::from_secs(60);
@@ -87,6 +90,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     tls: TlsAcceptor,
     api: Arc<Api>,
+    limits: Limits,
     shutdown: CancellationToken,
 }
 
@@ -96,10 +100,16 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
 }
 
 impl Server {
-    /// Takes the addresses and reads all files; etcd need not be there yet.
+    /// Takes the addresses and reads all files; etcd need not be there yet, unless it has to let a user in.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
         let tls = TlsAcceptor::from(Arc::new(server_tls(&config)?));
-        let kubelets = Kubelets::new(Arc::new(kubelet_tls(&config)?));
+        let kubelets = Kubelets::new(
+            Arc::new(kubelet_tls(&config)?),
+            Reach {
+                own: config.listen.clone(),
+                nearby: config.nearby_nodes.clone(),
+            },
+        );
         let tokens = Tokens::load(&config.sa_signing_key, &config.sa_issuer)?;
         let mut listeners = Vec::new();
         for address in &config.listen {
@@ -124,7 +134,9 @@ impl Server {
             tokens,
             kubelets,
             authorizer: Authorizer::default(),
+            figures: Figures::default(),
             ranges,
+            bounds: Bounds::new(&config.limits),
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
         };
@@ -132,6 +144,7 @@ impl Server {
             listeners,
             tls,
             api: Arc::new(api),
+            limits: config.limits,
             shutdown,
         })
     }
@@ -142,16 +155,28 @@ impl Server {
             listeners,
             tls,
             api,
+            limits,
             shutdown: own,
         } = self;
         let mut tasks = JoinSet::new();
+        let door = Arc::new(Door {
+            tls,
+            api: api.clone(),
+            connections: Connections::new(limits.connections),
+            unread_timeout: limits.unread_timeout,
+        });
         for listener in listeners {
-            tasks.spawn(accept(listener, tls.clone(), api.clone(), own.clone()));
+            tasks.spawn(accept(listener, door.clone(), own.clone()));
         }
         let fed = api.clone();
         let stop = own.clone();
         tasks.spawn(async move { fed.caches.feed(fed.storage.clone(), stop).await });
+        let members = api.clone();
+        tasks.spawn(until(own.clone(), async move {
+            members.storage.follow_members().await;
+        }));
         tasks.spawn(until(own.clone(), keep_first_objects(api.clone())));
+        tasks.spawn(until(own.clone(), api.clone().keep_figures()));
         tasks.spawn(until(own.clone(), compact(api)));
         shutdown.cancelled().await;
         own.cancel();
@@ -171,16 +196,25 @@ async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+/// What connections need.
+struct Door {
+    tls: TlsAcceptor,
+    api: Arc<Api>,
+    connections: Arc<Connections>,
+    unread_timeout: Duration,
+}
+
+async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, tls.clone(), api.clone(), stop.clone()));
-                }
+                Ok((stream, _)) => match door.connections.admit() {
+                    Some(seat) => drop(connections.spawn(connection(stream, seat, door.clone(), stop.clone()))),
+                    None => tracing::warn!("a connection was refused: all that there may be have requests"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -194,14 +228,23 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
     }
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake timed out"),
+    // A peer that acknowledges nothing, or leaves its window closed: the kernel ends it.
+    let unread = u32::try_from(door.unread_timeout.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
+        tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
+    }
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.tls.accept(stream));
+    let stream = tokio::select! {
+        () = seat.end.cancelled() => return tracing::debug!("a handshake had to go: there are too many connections"),
+        done = handshake => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake timed out"),
+        },
     };
     let certificate = stream
         .get_ref()
@@ -209,9 +252,14 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .peer_certificates()
         .and_then(|chain| chain.first());
     let peer = certificate.and_then(User::from_certificate);
+    let end = seat.end.clone();
+    let seat = Arc::new(seat);
     let service = service_fn(move |request| {
-        let (api, peer) = (api.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(api.answer(peer, request).await) }
+        let (api, peer, busy) = (door.api.clone(), peer.clone(), seat.busy());
+        async move {
+            let answer = api.answer(peer, request).await;
+            Ok::<_, Infallible>(answer.map(|body| Held::new(body, busy)))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Every watch of a client is a stream of its one connection; pings find clients that vanished.
@@ -222,20 +270,22 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, stop: Ca
         .keep_alive_interval(Some(PING_EVERY));
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            ended = &mut serving => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                serving.as_mut().graceful_shutdown();
-            }
-        }
+    tokio::select! {
+        ended = &mut serving => return log_end(ended),
+        () = stop.cancelled() => {}
+        () = end.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    // Whose connection has to go gets no more time than a server that stops gives.
+    match end.is_cancelled() {
+        false => log_end(serving.await),
+        true => drop(tokio::time::timeout(DRAIN_TIMEOUT, serving).await),
+    }
+}
+
+fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
     }
 }
 
@@ -276,17 +326,17 @@ async fn make_first_objects(api: &Api) {
     join_all(made).await;
 }
 
-/// Forgets what is older than one interval, so that etcd does not keep every version for ever.
+/// Lets etcd forget, so that it does not keep every version for ever.
 async fn compact(api: Arc<Api>) {
-    let mut last = None;
+    let mut compaction = Compaction::new(Instant::now());
     loop {
-        if let Some(revision) = last
+        let target = compaction.look(Instant::now(), api.caches.progress());
+        if let Some(revision) = target
             && let Err(error) = api.storage.compact(revision).await
         {
             tracing::debug!(%error, revision, "compaction refused");
         }
-        last = Some(api.caches.progress()).filter(|revision| *revision > 0);
-        tokio::time::sleep(COMPACT_EVERY).await;
+        tokio::time::sleep(compaction::LOOK).await;
     }
 }
 

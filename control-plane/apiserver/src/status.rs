@@ -212,6 +212,17 @@ impl Failure {
         failure
     }
 
+    /// 429: others take all that there is for requests (`WithMaxInFlightLimit`).
+    pub fn too_many_requests() -> Self {
+        let mut failure = Failure::new(
+            429,
+            "TooManyRequests",
+            "Too many requests, please try again later.",
+        );
+        failure.details = Some(Box::new(json!({ "retryAfterSeconds": 1 })));
+        failure
+    }
+
     /// 500: which of several budgets counts is nowhere said (`EvictionREST`).
     pub fn several_budgets() -> Self {
         let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
@@ -228,6 +239,12 @@ impl Failure {
         Failure::new(503, "ServiceUnavailable", message)
     }
 
+    /// 504: the request did not arrive in time.
+    pub fn timed_out() -> Self {
+        let message = "Timeout: request did not complete within the allotted timeout";
+        Failure::new(504, "Timeout", message)
+    }
+
     /// 504: the client knows a revision that we have not reached.
     pub fn revision_too_large(wanted: i64, current: i64) -> Self {
         let message = format!("Timeout: Too large resource version: {wanted}, current: {current}");
@@ -237,6 +254,11 @@ impl Failure {
             "causes": [{ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" }],
         })));
         failure
+    }
+
+    /// After how many seconds the client may ask again, for the header of that name.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.details.as_ref()?.get("retryAfterSeconds")?.as_u64()
     }
 
     /// The wire form.

@@ -1,18 +1,15 @@
 //! Objects in etcd, by the v3 protocol only: one key per object, `resourceVersion` = `mod_revision`, and every
 //! write an optimistic transaction that may span several keys (a Service with its address and ports).
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions,
-    TlsOptions, Txn, TxnOp, TxnOpResponse,
-};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::config::EtcdConfig;
+use crate::etcd::{self, Members};
 use crate::object;
 use crate::resources::Resource;
 use crate::status::Failure;
@@ -26,18 +23,9 @@ const MAX_MESSAGE_BYTES: usize = 512 << 20;
 /// A failed exchange with etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// A certificate or key could not be read.
-    #[error("read {path}")]
-    ReadPem {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The endpoints or the TLS material are not usable.
-    #[error("set up the connection to etcd")]
-    Connect(#[source] etcd_client::Error),
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] etcd::Error),
     /// etcd answered with an error, or not at all.
     #[error("etcd: {0}")]
     Call(#[source] etcd_client::Error),
@@ -75,6 +63,7 @@ fn is_outage(status: &tonic::Status) -> bool {
 #[derive(Clone)]
 pub struct Storage {
     client: Client,
+    members: Arc<Mutex<Members>>,
     prefix: Arc<str>,
     lease: Arc<Mutex<Option<SharedLease>>>,
 }
@@ -108,24 +97,21 @@ pub enum Outcome {
 }
 
 impl Storage {
-    /// Prepares the connection; etcd need not be there yet.
+    /// Prepares the connection; etcd need not be there yet, unless it has to let a user in.
     pub async fn connect(config: &EtcdConfig) -> Result<Self, StorageError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(5))
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            .with_keep_alive_while_idle(true);
-        if let Some(tls) = tls_options(config)? {
-            options = options.with_tls(tls);
-        }
-        let client = Client::connect(&config.endpoints, Some(options))
-            .await
-            .map_err(StorageError::Connect)?;
+        let (client, members) = etcd::connect(config).await?;
         let prefix = config.prefix.trim_end_matches('/').into();
         Ok(Storage {
             client,
+            members: Arc::new(Mutex::new(members)),
             prefix,
             lease: Arc::default(),
         })
+    }
+
+    /// Keeps requests to the members of etcd that answer.
+    pub async fn follow_members(&self) {
+        self.members.lock().await.follow(&self.client).await;
     }
 
     /// Everything of ours lies below this, with a trailing slash.
@@ -188,7 +174,7 @@ impl Storage {
         let pairs = response
             .take_kvs()
             .iter()
-            .map(|kv| Ok((key_of(kv), decode(kv)?)))
+            .map(|kv| Ok::<_, StorageError>((key_of(kv), decode(kv)?)))
             .collect::<Result<_, _>>()?;
         Ok((pairs, revision))
     }
@@ -214,7 +200,7 @@ impl Storage {
         let pairs: Vec<(String, Value)> = response
             .take_kvs()
             .iter()
-            .map(|kv| Ok((key_of(kv), decode(kv)?)))
+            .map(|kv| Ok::<_, StorageError>((key_of(kv), decode(kv)?)))
             .collect::<Result<_, StorageError>>()?;
         let read = i64::try_from(pairs.len()).unwrap_or(i64::MAX);
         Ok(Page {
@@ -355,20 +341,4 @@ async fn within<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) ->
         Ok(answer) => answer.map_err(StorageError::Call),
         Err(_) => Err(StorageError::Timeout),
     }
-}
-
-fn tls_options(config: &EtcdConfig) -> Result<Option<TlsOptions>, StorageError> {
-    let Some(ca) = &config.ca else { return Ok(None) };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?));
-    if let (Some(cert), Some(key)) = (&config.cert, &config.key) {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    Ok(Some(tls))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, StorageError> {
-    std::fs::read(path).map_err(|source| StorageError::ReadPem {
-        path: path.display().to_string(),
-        source,
-    })
 }

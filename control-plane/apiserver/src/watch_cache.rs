@@ -3,10 +3,10 @@
 //! requests, which Debian's etcd 3.4 does not answer.
 //!
 //! Watchers read the event window at their own pace by position. One that is too slow finds its position gone and is
-//! told 410 Expired; nothing is buffered for it.
+//! told 410 Expired; nothing is buffered for it. The window is bounded in changes and in bytes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ use crate::object;
 use crate::resources::{Registry, Resource};
 use crate::storage::{self, Storage, StorageError};
 
-/// Events kept per resource.
+/// Events kept per resource, and how much of JSON they may hold; in memory it takes some five times that.
 const WINDOW: usize = 4096;
+const WINDOW_BYTES: usize = 16 << 20;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// One version of an object, and its JSON once anyone asked for it.
@@ -35,7 +36,7 @@ pub struct Item {
 }
 
 impl Item {
-    fn new(object: Value, revision: i64) -> Arc<Self> {
+    pub(crate) fn new(object: Value, revision: i64) -> Arc<Self> {
         Arc::new(Item {
             object,
             revision,
@@ -58,6 +59,8 @@ pub struct Change {
     pub after: Option<Arc<Item>>,
     /// The revision of the change.
     pub revision: i64,
+    /// Length of what was written.
+    bytes: usize,
 }
 
 /// What a watcher finds at its position.
@@ -78,10 +81,25 @@ pub struct Cache {
 struct Inner {
     objects: BTreeMap<String, Arc<Item>>,
     window: VecDeque<Change>,
+    /// What the window's changes hold.
+    bytes: usize,
     /// Position of the first change in the window; positions never repeat.
     first: u64,
     /// Every change after this revision is in the window.
     complete_after: i64,
+}
+
+impl Inner {
+    fn shorten(&mut self) {
+        while self.window.len() > WINDOW || self.bytes > WINDOW_BYTES {
+            let Some(dropped) = self.window.pop_front() else {
+                return;
+            };
+            self.first += 1;
+            self.bytes -= dropped.bytes;
+            self.complete_after = dropped.revision;
+        }
+    }
 }
 
 impl Cache {
@@ -137,6 +155,20 @@ impl Cache {
         Batch::Changes(changes, next)
     }
 
+    /// Ends when a watcher's place has left the window.
+    pub async fn overtakes(&self, place: &AtomicU64) {
+        let mut changed = self.subscribe();
+        loop {
+            changed.mark_unchanged();
+            if place.load(Ordering::Acquire) < self.read().first {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Wakes when there are changes after a position.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.position.subscribe()
@@ -149,6 +181,7 @@ impl Cache {
         *inner = Inner {
             objects,
             window: VecDeque::new(),
+            bytes: 0,
             first: past_all,
             complete_after: revision,
         };
@@ -156,7 +189,8 @@ impl Cache {
         self.position.send_replace(past_all);
     }
 
-    fn apply(&self, key: String, object: Option<Value>, revision: i64) {
+    /// `bytes`: the length of what was written.
+    fn apply(&self, key: String, object: Option<Value>, revision: i64, bytes: usize) {
         let mut inner = self.write();
         let after = object.map(|object| Item::new(object, revision));
         let before = match &after {
@@ -167,12 +201,10 @@ impl Cache {
             before,
             after,
             revision,
+            bytes,
         });
-        if inner.window.len() > WINDOW {
-            let dropped = inner.window.pop_front();
-            inner.first += 1;
-            inner.complete_after = dropped.map_or(inner.complete_after, |change| change.revision);
-        }
+        inner.bytes += bytes;
+        inner.shorten();
         let end = inner.first + inner.window.len() as u64;
         drop(inner);
         self.position.send_replace(end);
@@ -318,9 +350,9 @@ impl Caches {
             return;
         };
         match event {
-            EventType::Delete => cache.apply(key, None, kv.mod_revision()),
+            EventType::Delete => cache.apply(key, None, kv.mod_revision(), 0),
             EventType::Put => match storage::decode(kv) {
-                Ok(object) => cache.apply(key, Some(object), kv.mod_revision()),
+                Ok(object) => cache.apply(key, Some(object), kv.mod_revision(), kv.value().len()),
                 Err(error) => tracing::error!(%error, "stored object is not readable, skipped"),
             },
         }
@@ -343,15 +375,19 @@ enum Ended {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use serde_json::json;
 
     use super::*;
+
+    const SIZE: usize = 1 << 10;
 
     fn change(cache: &Cache, name: &str, revision: i64) {
         cache.apply(
             name.to_owned(),
             Some(json!({ "metadata": { "name": name } })),
             revision,
+            SIZE,
         );
     }
 
@@ -393,6 +429,26 @@ mod tests {
         }
         assert_eq!(revisions(cache.changes_from(slow)), None);
         assert_eq!(cache.position_after(0), Err(1));
+    }
+
+    #[tokio::test]
+    async fn large_changes_leave_the_window_sooner_and_overtake_who_stands_there() {
+        let cache = Cache::new();
+        cache.reload(BTreeMap::new(), 0);
+        let place = AtomicU64::new(cache.position_after(0).expect("the window is empty"));
+        let fitting = 16;
+        for revision in 1..=fitting {
+            cache.apply("a".to_owned(), None, revision, WINDOW_BYTES / 16);
+        }
+        let all: Vec<i64> = (1..=fitting).collect();
+        assert_eq!(
+            revisions(cache.changes_from(place.load(Ordering::Acquire))),
+            Some(all)
+        );
+        assert!(cache.overtakes(&place).now_or_never().is_none());
+        change(&cache, "b", fitting + 1);
+        assert_eq!(cache.position_after(0), Err(1));
+        cache.overtakes(&place).await;
     }
 
     #[test]

@@ -4,14 +4,15 @@
 #[expect(dead_code, reason = "a real etcd is for other tests")]
 mod harness;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use apiserver::resources::Registry;
 use harness::{Etcd, Files, free_port};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -331,10 +332,6 @@ async fn every_kubectl_asks_for_tokens_rights_and_dry_runs() -> anyhow::Result<(
                 "{told}"
             );
         }
-        // It looks for the parameter in a version 2 of OpenAPI that is not served whole.
-        if minor < 21 {
-            continue;
-        }
         let dry = "create configmap dry --dry-run=server";
         cluster.expect(
             &kubectl,
@@ -343,6 +340,289 @@ async fn every_kubectl_asks_for_tokens_rights_and_dry_runs() -> anyhow::Result<(
         );
         let told = cluster.refused(&kubectl, &format!("get configmap dry -n {namespace}"))?;
         ensure!(told.ends_with("configmaps \"dry\" not found"), "{told}");
+    }
+    Ok(())
+}
+
+/// `explain` as the last lines of a field's description tell; old and new kubectl lay it out differently.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_explains_what_is_served() -> anyhow::Result<()> {
+    let cluster = Cluster::start("explain").await?;
+    for (minor, kubectl) in kubectls() {
+        cluster.namespace(&kubectl, &format!("v{minor}"))?;
+        // Arguments, and what must be said.
+        for (line, texts) in [
+            (
+                "explain pod.spec.containers",
+                &[
+                    "A single application container that you want to run within a pod.",
+                    "volumeMounts",
+                ][..],
+            ),
+            (
+                "explain pod.spec.containers --recursive",
+                &["secretKeyRef", "httpHeaders", "terminationGracePeriodSeconds"],
+            ),
+            (
+                "explain deploy",
+                &[
+                    "Deployment enables declarative updates for Pods and ReplicaSets.",
+                    "apps",
+                ],
+            ),
+            (
+                "explain deploy.spec.strategy.rollingUpdate.maxSurge --api-version=apps/v1",
+                &["The maximum number of pods that can be scheduled above the desired number of pods."],
+            ),
+            (
+                "explain svc.spec.ports.targetPort",
+                &["IntOrString", "Number or name of the port"],
+            ),
+            (
+                "explain clusterrole.rules.verbs",
+                &["Verbs is a list of Verbs that apply to ALL the ResourceKinds"],
+            ),
+            (
+                "explain events --api-version=events.k8s.io/v1",
+                &["regarding", "reportingController"],
+            ),
+            (
+                "explain events",
+                &["involvedObject", "The component reporting this event."],
+            ),
+        ] {
+            let said = cluster.run(&kubectl, line)?;
+            // Lines are broken where the width ends.
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            for text in texts {
+                ensure!(
+                    said.contains(text),
+                    "kubectl 1.{minor} {line} does not say {text:?}: {said}"
+                );
+            }
+        }
+        let told = cluster.refused(&kubectl, "explain pod.spec.contaners")?;
+        ensure!(
+            told.contains("field \"contaners\" does not exist"),
+            "kubectl 1.{minor}: {told}"
+        );
+        let told = cluster.refused(&kubectl, "explain absent")?;
+        ensure!(
+            told.contains("the server doesn't have a resource type \"absent\""),
+            "kubectl 1.{minor}: {told}"
+        );
+    }
+    Ok(())
+}
+
+/// The error of a misspelt field comes from kubectl itself up to 1.26, afterwards from the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_tells_of_a_misspelt_field() -> anyhow::Result<()> {
+    let cluster = Cluster::start("validate").await?;
+    let file = cluster.directory.join("deployment.yaml");
+    for (minor, kubectl) in kubectls() {
+        let namespace = format!("v{minor}");
+        cluster.namespace(&kubectl, &namespace)?;
+        let write = |replicas: &str| {
+            std::fs::write(
+                &file,
+                format!(
+                    "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  {replicas}: 1\n  \
+                     selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    \
+                     spec: {{containers: [{{name: a, image: 'a:1', resources: {{limits: {{cpu: 1}}}}}}]}}\n"
+                ),
+            )
+        };
+        write("replicsa")?;
+        let apply = format!("apply -f {} -n {namespace}", file.display());
+        let told = cluster.refused(&kubectl, &apply)?;
+        let expected = match minor {
+            ..27 => {
+                "ValidationError(Deployment.spec): unknown field \"replicsa\" in io.k8s.api.apps.v1.DeploymentSpec"
+            }
+            _ => "strict decoding error: unknown field \"spec.replicsa\"",
+        };
+        ensure!(told.contains(expected), "kubectl 1.{minor}: {told}");
+        write("replicas")?;
+        cluster.expect(
+            &kubectl,
+            &format!("{apply} --dry-run=server"),
+            "deployment.apps/web created (server dry run)",
+        );
+        cluster.expect(&kubectl, &apply, "deployment.apps/web created");
+        cluster.expect(&kubectl, &apply, "deployment.apps/web unchanged");
+    }
+    Ok(())
+}
+
+/// Patches are made by the merge keys of the schemas: what an earlier `apply` had is taken away, the rest stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_applies_lists_by_their_keys() -> anyhow::Result<()> {
+    let cluster = Cluster::start("merge").await?;
+    let file = cluster.directory.join("pod.json");
+    for (minor, kubectl) in kubectls() {
+        let namespace = format!("v{minor}");
+        cluster.namespace(&kubectl, &namespace)?;
+        let apply = |ports: &[u16]| {
+            let ports: Vec<Value> = ports
+                .iter()
+                .map(|port| json!({ "port": port, "name": format!("p{port}") }))
+                .collect();
+            let service = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web" },
+                "spec": { "selector": { "app": "web" }, "ports": ports },
+            });
+            std::fs::write(&file, service.to_string())?;
+            cluster.run(&kubectl, &format!("apply -f {} -n {namespace}", file.display()))
+        };
+        apply(&[80, 81])?;
+        let foreign = "[{\"port\":90,\"name\":\"foreign\"}]";
+        let patch = format!("patch service web -n {namespace} -p {{\"spec\":{{\"ports\":{foreign}}}}}");
+        cluster.run(&kubectl, &patch)?;
+        apply(&[81, 82])?;
+        let service = cluster.object(&kubectl, &format!("service/web -n {namespace}"))?;
+        let ports = service["spec"]["ports"].as_array().context("ports")?;
+        let ports: BTreeSet<u64> = ports.iter().filter_map(|port| port["port"].as_u64()).collect();
+        ensure!(
+            ports == BTreeSet::from([81, 82, 90]),
+            "kubectl 1.{minor}: {service}"
+        );
+    }
+    Ok(())
+}
+
+/// By one request for each group, by both aggregated forms, and by the first of these.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_discovers_the_same_resources() -> anyhow::Result<()> {
+    let cluster = Cluster::start("discover").await?;
+    let mut served = BTreeSet::new();
+    for row in Registry::global().rows() {
+        let (short, verbs) = (row.short_names.join(","), row.verbs().join(","));
+        let words = [
+            row.plural,
+            &short,
+            &row.api_version(),
+            if row.namespaced { "true" } else { "false" },
+            row.kind,
+        ];
+        let words = words.into_iter().chain([&*verbs]).filter(|word| !word.is_empty());
+        served.insert(words.collect::<Vec<_>>().join(" "));
+    }
+    let versions: BTreeSet<String> = Registry::global()
+        .rows()
+        .iter()
+        .map(|row| row.api_version())
+        .collect();
+    for (minor, kubectl) in kubectls() {
+        cluster.namespace(&kubectl, &format!("v{minor}"))?;
+        let said = cluster.run(&kubectl, "api-resources -o wide --no-headers")?;
+        let found: BTreeSet<String> = said
+            .lines()
+            .map(|line| {
+                // Up to 1.25 or so verbs are a list of Go's, and categories are not told.
+                let line = line.replace("[", "").replace("]", "");
+                let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "all").collect();
+                let kind = words
+                    .iter()
+                    .position(|word| matches!(*word, "true" | "false"))
+                    .map_or(0, |at| at + 2);
+                [&words[..kind], &[&*words[kind..].join(",")]].concat().join(" ")
+            })
+            .collect();
+        ensure!(
+            found == served,
+            "kubectl 1.{minor}: {:?}",
+            found.symmetric_difference(&served).collect::<Vec<_>>()
+        );
+        let said = cluster.run(&kubectl, "api-versions")?;
+        let found: BTreeSet<String> = said.lines().map(str::to_owned).collect();
+        ensure!(found == versions, "kubectl 1.{minor}: {said}");
+    }
+    Ok(())
+}
+
+/// Both kinds of Events are views of one object; kubectl reads the older one, whoever wrote it.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kubectl_shows_events_of_both_kinds() -> anyhow::Result<()> {
+    let cluster = Cluster::start("events").await?;
+    let file = cluster.directory.join("events.json");
+    for (minor, kubectl) in kubectls() {
+        let namespace = format!("v{minor}");
+        cluster.namespace(&kubectl, &namespace)?;
+        cluster.run(&kubectl, &format!("run web --image=a:1 -n {namespace}"))?;
+        let pod = cluster.object(&kubectl, &format!("pod/web -n {namespace}"))?;
+        let about = json!({ "kind": "Pod", "apiVersion": "v1", "name": "web", "namespace": namespace, "uid": pod["metadata"]["uid"] });
+        let older = json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": { "name": "older" }, "involvedObject": about,
+            "type": "Normal", "reason": "Pulled", "message": "has its image", "source": { "component": "kubelet" },
+            "count": 3, "firstTimestamp": "2024-01-01T00:00:00Z", "lastTimestamp": "2024-01-01T00:01:00Z",
+        });
+        let newer = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": { "name": "newer" }, "regarding": about,
+            "type": "Warning", "reason": "BackOff", "note": "starts it later", "action": "Start",
+            "reportingController": "kubelet", "reportingInstance": "n1", "eventTime": "2024-01-01T00:00:00.000000Z",
+            "series": { "count": 7, "lastObservedTime": "2024-01-01T00:02:00.000000Z" },
+        });
+        for event in [older, newer] {
+            std::fs::write(&file, event.to_string())?;
+            cluster.run(&kubectl, &format!("create -f {} -n {namespace}", file.display()))?;
+        }
+        for (line, expected) in [
+            ("get events --field-selector=type=Warning -o name", "event/newer"),
+            (
+                "get events --field-selector=reason=Pulled,involvedObject.name=web -o name",
+                "event/older",
+            ),
+            (
+                "get events --field-selector=source=kubelet,type!=Normal -o name",
+                "event/newer",
+            ),
+            ("get events --sort-by=.reason -o name", "event/newer\nevent/older"),
+            (
+                "get events.v1.events.k8s.io --field-selector=regarding.name=web,type=Normal -o name",
+                "event.events.k8s.io/older",
+            ),
+            (
+                "get event older -o jsonpath={.count}:{.message}",
+                "3:has its image",
+            ),
+            (
+                "get events.v1.events.k8s.io older -o jsonpath={.deprecatedCount}:{.note}:{.regarding.name}",
+                "3:has its image:web",
+            ),
+            (
+                "get event newer -o jsonpath={.series.count}:{.message}:{.reportingComponent}",
+                "7:starts it later:kubelet",
+            ),
+        ] {
+            cluster.expect(&kubectl, &format!("{line} -n {namespace}"), expected);
+        }
+        let mut shown = vec![
+            format!("describe pod web -n {namespace}"),
+            format!("get events -n {namespace}"),
+        ];
+        if minor >= 27 {
+            shown.push(format!("events --for pod/web -n {namespace}"));
+        }
+        for line in shown {
+            let said = cluster.run(&kubectl, &line)?;
+            for texts in [
+                ["Normal", "Pulled", "has its image"],
+                ["Warning", "BackOff", "starts it later"],
+            ] {
+                let told = said
+                    .lines()
+                    .any(|line| texts.iter().all(|text| line.contains(text)));
+                ensure!(told, "kubectl 1.{minor} {line}: {said}");
+            }
+        }
+        let wrong = json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": { "name": "wrong" },
+            "involvedObject": { "namespace": "elsewhere" },
+        });
+        std::fs::write(&file, wrong.to_string())?;
+        let told = cluster.refused(&kubectl, &format!("create -f {} -n {namespace}", file.display()))?;
+        ensure!(told.contains("does not match event.namespace"), "{told}");
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::DeleteParams;
 use model::ObjectName;
 
 use crate::Context;
@@ -87,12 +88,15 @@ impl Reconcile for Controller {
         }
         if let Some(address) = self.0.config.cluster_dns {
             ensure(&caches.services, dns_service(address), same_service).await?;
-            ensure(
-                &caches.slices,
-                dns_slice(address, &caches.nodes.list()),
-                same_slice,
-            )
-            .await?;
+            let slices = dns_slices(address, &caches.nodes.list());
+            let first_unwanted = slices.len();
+            for slice in slices {
+                ensure(&caches.slices, slice, same_slice).await?;
+            }
+            let left = (first_unwanted..).map_while(|number| caches.slices.get(&dns_slice_name(number)));
+            for slice in left.collect::<Vec<_>>() {
+                caches.slices.delete(&*slice, DeleteParams::default()).await?;
+            }
         }
         Ok(Next::OnChange)
     }
@@ -271,13 +275,36 @@ const DNS_PORTS: [(&str, &str, u16); 3] = [
     ("metrics", "TCP", 9153),
 ];
 
-/// The servers of the nodes that are ready, in the order of their names. They answer for a node whose own one does not.
-fn dns_slice(address: IpAddr, nodes: &[Arc<Node>]) -> EndpointSlice {
+/// The API server takes no more endpoints in one slice.
+const MAX_ENDPOINTS: usize = 1000;
+
+/// The name of the slice of this number, from 0.
+fn dns_slice_name(number: usize) -> ObjectName {
+    let name = match number {
+        0 => DNS.to_owned(),
+        _ => format!("{DNS}-{number}"),
+    };
+    ObjectName::new("kube-system", name)
+}
+
+/// The servers of the nodes that are ready, in the order of their names, in as many slices as they need, and in one at
+/// least. They answer for a node whose own one does not.
+fn dns_slices(address: IpAddr, nodes: &[Arc<Node>]) -> Vec<EndpointSlice> {
     let mut endpoints: Vec<_> = nodes
         .iter()
         .filter_map(|node| dns_endpoint(node, address.is_ipv4()))
         .collect();
     endpoints.sort_by(|one, other| one.node_name.cmp(&other.node_name));
+    let slices = endpoints.len().div_ceil(MAX_ENDPOINTS).max(1);
+    let slice = |number: usize| {
+        let endpoints = endpoints.iter().skip(number * MAX_ENDPOINTS).take(MAX_ENDPOINTS);
+        dns_slice(address, number, endpoints.cloned().collect())
+    };
+    (0..slices).map(slice).collect()
+}
+
+fn dns_slice(address: IpAddr, number: usize, endpoints: Vec<Endpoint>) -> EndpointSlice {
+    let ObjectName { namespace, name } = dns_slice_name(number);
     let ports = DNS_PORTS.map(|(name, protocol, number)| SlicePort {
         name: Some(name.to_owned()),
         port: Some(i32::from(number)),
@@ -285,7 +312,7 @@ fn dns_slice(address: IpAddr, nodes: &[Arc<Node>]) -> EndpointSlice {
         app_protocol: None,
     });
     EndpointSlice {
-        metadata: meta("kube-system", DNS, &[("kubernetes.io/service-name", DNS)]),
+        metadata: meta(&namespace, &name, &[("kubernetes.io/service-name", DNS)]),
         address_type: family(&address).to_owned(),
         endpoints,
         ports: Some(ports.into()),
@@ -306,4 +333,66 @@ fn dns_endpoint(node: &Node, is_ipv4: bool) -> Option<Endpoint> {
         node_name: node.metadata.name.clone(),
         ..Endpoint::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{NodeAddress, NodeCondition, NodeStatus};
+
+    use super::*;
+
+    fn node(number: u16) -> Arc<Node> {
+        let [high, low] = number.to_be_bytes();
+        let status = NodeStatus {
+            addresses: Some(vec![NodeAddress {
+                address: format!("10.0.{high}.{low}"),
+                type_: "InternalIP".to_owned(),
+            }]),
+            conditions: Some(vec![NodeCondition {
+                type_: "Ready".to_owned(),
+                status: "True".to_owned(),
+                ..NodeCondition::default()
+            }]),
+            ..NodeStatus::default()
+        };
+        Arc::new(Node {
+            metadata: meta("", &format!("n{number:05}"), &[]),
+            status: Some(status),
+            ..Node::default()
+        })
+    }
+
+    #[test]
+    fn more_servers_than_a_slice_holds_are_in_several_each_once() {
+        let address: IpAddr = [10, 96, 0, 10].into();
+        for (nodes, expected) in [
+            (0, &[("kube-dns", 0)][..]),
+            (1000, &[("kube-dns", 1000)]),
+            (
+                2345,
+                &[("kube-dns", 1000), ("kube-dns-1", 1000), ("kube-dns-2", 345)],
+            ),
+        ] {
+            let nodes: Vec<_> = (0..nodes).rev().map(node).collect();
+            let slices = dns_slices(address, &nodes);
+            let named: Vec<_> = slices
+                .iter()
+                .map(|slice| {
+                    (
+                        slice.metadata.name.as_deref().unwrap_or_default(),
+                        slice.endpoints.len(),
+                    )
+                })
+                .collect();
+            assert_eq!(named, expected);
+            let told = slices.iter().flat_map(|slice| &slice.endpoints);
+            let told: Vec<_> = told.filter_map(|endpoint| endpoint.node_name.clone()).collect();
+            let mut all: Vec<_> = nodes
+                .iter()
+                .filter_map(|node| node.metadata.name.clone())
+                .collect();
+            all.sort();
+            assert_eq!(told, all);
+        }
+    }
 }

@@ -23,6 +23,8 @@ pub struct Config {
     pub node_cidrs: Vec<NodeRange>,
     /// How long a node's silence is borne until it counts as unreachable. Default: 40 s.
     pub node_grace: Duration,
+    /// How many pods that have ended are kept, before the oldest are deleted. Default: 12500.
+    pub ended_pods: usize,
     /// Chooses among nodes that are equally good. Default: 0.
     pub scheduler_seed: u64,
     /// Names of controllers that are not to run, for example because another program runs them. Default:
@@ -60,6 +62,7 @@ impl Default for Config {
             cluster_dns: None,
             node_cidrs: Vec::new(),
             node_grace: Duration::from_secs(40),
+            ended_pods: 12_500,
             scheduler_seed: 0,
             disabled: BTreeSet::new(),
         }

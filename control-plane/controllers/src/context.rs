@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -39,6 +41,10 @@ pub(crate) struct Caches {
     pub slices: Cache<EndpointSlice>,
     pub replica_sets: Cache<ReplicaSet>,
     pub deployments: Cache<Deployment>,
+    pub daemon_sets: Cache<DaemonSet>,
+    pub controller_revisions: Cache<ControllerRevision>,
+    pub budgets: Cache<PodDisruptionBudget>,
+    pub jobs: Cache<Job>,
     pub namespaces: Cache<Namespace>,
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
@@ -75,6 +81,10 @@ impl Caches {
             slices: Cache::new(client.clone()),
             replica_sets: Cache::new(client.clone()),
             deployments: Cache::new(client.clone()),
+            daemon_sets: Cache::new(client.clone()),
+            controller_revisions: Cache::new(client.clone()),
+            budgets: Cache::new(client.clone()),
+            jobs: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
@@ -102,6 +112,10 @@ impl Caches {
             slices: Api::all, config();
             replica_sets: Api::all, config();
             deployments: Api::all, config();
+            daemon_sets: Api::all, config();
+            controller_revisions: Api::all, config();
+            budgets: Api::all, config();
+            jobs: Api::all, config();
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
@@ -120,6 +134,10 @@ impl Caches {
             self.slices.synced(),
             self.replica_sets.synced(),
             self.deployments.synced(),
+            self.daemon_sets.synced(),
+            self.controller_revisions.synced(),
+            self.budgets.synced(),
+            self.jobs.synced(),
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),

@@ -12,13 +12,15 @@
 //! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
 //! state is in the API: a restart observes again and decides the same.
 //!
-//! - `replicaset`, `deployment`: workloads, with upstream's rules to the letter where users see them.
+//! - `replicaset`, `deployment`, `daemonset`, `job`: workloads, with upstream's rules to the letter where users see them.
+//! - `disruption`: what PodDisruptionBudgets allow.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
 //! - `scheduler`: pods to nodes.
 //! - `nodes`, `pod_gc`: nodes that stop answering, pods whose node is gone; each node's part of the pods' addresses.
 //! - `namespaces`, `garbage`: deletion of what is contained and what is owned.
 //! - `accounts`, `builtin`: what every namespace, and the cluster, has by itself.
 //! - `aggregation`: ClusterRoles that are made of others.
+//! - `workload`, `history`, `template`: what workloads have in common.
 //! - `cache`, `queue`, `supervisor`, `events`: the common shell.
 
 mod accounts;
@@ -27,12 +29,16 @@ mod builtin;
 mod cache;
 mod config;
 mod context;
+mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod error;
 mod events;
 mod garbage;
+mod history;
+mod job;
 mod namespaces;
 mod nodes;
 mod ownership;
@@ -42,8 +48,11 @@ mod queue;
 mod replicaset;
 mod scheduler;
 mod selector;
+mod share;
 mod supervisor;
 mod taints;
+mod template;
+mod workload;
 
 use std::sync::Arc;
 
@@ -63,12 +72,14 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 16] = [
+const PARTS: [(&str, Run); 19] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("clusterrole-aggregation", |context| {
         Box::pin(aggregation::run(context))
     }),
+    ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("deployment", |context| Box::pin(deployment::run(context))),
+    ("disruption", |context| Box::pin(disruption::run(context))),
     ("endpoints", |context| Box::pin(endpoints::run_endpoints(context))),
     ("endpointslice", |context| {
         Box::pin(endpoints::run_slices(context))
@@ -77,6 +88,7 @@ const PARTS: [(&str, Run); 16] = [
         Box::pin(endpoints::run_mirror(context))
     }),
     ("garbage-collector", |context| Box::pin(garbage::run(context))),
+    ("job", |context| Box::pin(job::run(context))),
     ("namespace", |context| Box::pin(namespaces::run(context))),
     ("node-ipam", |context| Box::pin(nodes::run_subnets(context))),
     ("node-lifecycle", |context| Box::pin(nodes::run(context))),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -68,6 +68,16 @@ struct Rest {
     finalizers: Vec<String>,
 }
 
+/// What one look at a namespace that ends came to.
+#[derive(Debug, Default)]
+struct Found {
+    /// Why the kinds are not known.
+    undiscovered: Option<String>,
+    /// What could not be deleted.
+    failures: Vec<String>,
+    rests: Vec<Rest>,
+}
+
 struct Controller(Arc<Context>);
 
 impl Reconcile for Controller {
@@ -82,19 +92,44 @@ impl Reconcile for Controller {
         if !is_ours_to_end(&namespace) {
             return Ok(Next::OnChange);
         }
-        let kinds = discovery::kinds(&self.0.client).await?;
+        let kinds = match discovery::kinds(&self.0.client).await {
+            Ok(kinds) => kinds,
+            Err(error) => {
+                let found = Found {
+                    undiscovered: Some(error.to_string()),
+                    ..Found::default()
+                };
+                self.report(&namespace, &found).await?;
+                return Err(error);
+            }
+        };
         let kinds = kinds
             .into_iter()
             .filter(|kind| kind.is_namespaced && kind.offers(&["list", "delete"]));
-        let rests = stream::iter(kinds.map(|kind| self.clear(kind, key)));
-        let rests: Vec<Rest> = rests.buffer_unordered(PARALLEL).try_collect().await?;
-        let rests: Vec<Rest> = rests.into_iter().filter(|rest| rest.count > 0).collect();
-        if rests.is_empty() {
+        let results = stream::iter(kinds.map(|kind| self.clear(kind, key)));
+        let results: Vec<Result<Rest, Error>> = results.buffer_unordered(PARALLEL).collect().await;
+        let (mut rests, mut failures) = (Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok(rest) if rest.count > 0 => rests.push(rest),
+                Ok(_) => {}
+                Err(error) => failures.push(error),
+            }
+        }
+        if rests.is_empty() && failures.is_empty() {
             self.finalize(namespace).await?;
             return Ok(Next::OnChange);
         }
-        self.report(&namespace, &rests).await?;
-        Ok(Next::After(self.patience(key)))
+        let found = Found {
+            undiscovered: None,
+            failures: failures.iter().map(ToString::to_string).collect(),
+            rests,
+        };
+        self.report(&namespace, &found).await?;
+        match failures.into_iter().next() {
+            Some(failure) => Err(failure),
+            None => Ok(Next::After(self.patience(key))),
+        }
     }
 }
 
@@ -182,19 +217,14 @@ impl Controller {
     }
 
     /// Says on the namespace what it waits for.
-    async fn report(&self, namespace: &Namespace, rests: &[Rest]) -> Result<(), Error> {
+    async fn report(&self, namespace: &Namespace, found: &Found) -> Result<(), Error> {
         let stored = namespace
             .status
             .as_ref()
             .and_then(|status| status.conditions.clone())
             .unwrap_or_default();
-        let wanted = conditions(rests, Timestamp::now());
-        let is_told = |wanted: &NamespaceCondition| {
-            stored
-                .iter()
-                .any(|known| known.type_ == wanted.type_ && known.message == wanted.message)
-        };
-        if wanted.iter().all(is_told) {
+        let wanted = conditions(found, &stored, Timestamp::now());
+        if wanted.iter().all(|wanted| stored.contains(wanted)) {
             return Ok(());
         }
         let patch =
@@ -223,51 +253,135 @@ impl Controller {
     }
 }
 
-/// Upstream's conditions on what remains.
-fn conditions(rests: &[Rest], now: Timestamp) -> Vec<NamespaceCondition> {
-    let condition = |type_: &str, reason: &str, message: String| NamespaceCondition {
-        type_: type_.to_owned(),
-        status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message),
-        last_transition_time: Some(Time(now)),
+/// Upstream's conditions on what was found, in its words. The time of one changes with its status.
+fn conditions(found: &Found, stored: &[NamespaceCondition], now: Timestamp) -> Vec<NamespaceCondition> {
+    let [discovery, deletion, content, finalizers] = messages(found);
+    let rows = [
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            ["ResourcesDiscovered", "DiscoveryFailed"],
+            "All resources successfully discovered",
+            discovery,
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            ["ParsedGroupVersions", "GroupVersionParsingFailed"],
+            "All legacy kube types successfully parsed",
+            None,
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            ["ContentDeleted", "ContentDeletionFailed"],
+            "All content successfully deleted, may be waiting on finalization",
+            deletion,
+        ),
+        (
+            "NamespaceContentRemaining",
+            ["ContentRemoved", "SomeResourcesRemain"],
+            "All content successfully removed",
+            content,
+        ),
+        (
+            "NamespaceFinalizersRemaining",
+            ["ContentHasNoFinalizers", "SomeFinalizersRemain"],
+            "All content-preserving finalizers finished",
+            finalizers,
+        ),
+    ];
+    let condition = |(type_, reasons, good, bad): (&str, [&str; 2], &str, Option<String>)| {
+        let status = if bad.is_some() { "True" } else { "False" };
+        let mut known = stored.iter().filter(|known| known.type_ == type_);
+        let since = known
+            .find(|known| known.status == status)
+            .and_then(|known| known.last_transition_time.clone());
+        NamespaceCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reasons[usize::from(bad.is_some())].to_owned()),
+            message: Some(bad.unwrap_or_else(|| good.to_owned())),
+            last_transition_time: Some(since.unwrap_or(Time(now))),
+        }
     };
-    let mut remaining: Vec<String> = rests
+    rows.into_iter().map(condition).collect()
+}
+
+/// What is wrong with the discovery, with deletions, with what remains and with its finalizers.
+fn messages(found: &Found) -> [Option<String>; 4] {
+    let failures = &found.failures;
+    let deletion = format!(
+        "Failed to delete all resource types, {} remaining: {}",
+        failures.len(),
+        failures.join(", ")
+    );
+    let mut remaining: Vec<String> = found
+        .rests
         .iter()
         .map(|rest| format!("{}. has {} resource instances", rest.kind, rest.count))
         .collect();
     remaining.sort();
-    let message = format!("Some resources are remaining: {}", remaining.join(", "));
-    let mut conditions = vec![condition(
-        "NamespaceContentRemaining",
-        "SomeResourcesRemain",
-        message,
-    )];
+    let content = format!("Some resources are remaining: {}", remaining.join(", "));
     let mut finalizers: BTreeMap<&str, usize> = BTreeMap::new();
-    for finalizer in rests.iter().flat_map(|rest| &rest.finalizers) {
+    for finalizer in found.rests.iter().flat_map(|rest| &rest.finalizers) {
         *finalizers.entry(finalizer).or_default() += 1;
     }
-    if !finalizers.is_empty() {
-        let listed: Vec<_> = finalizers
-            .iter()
-            .map(|(name, count)| format!("{name} in {count} resource instances"))
-            .collect();
-        let message = format!(
-            "Some content in the namespace has finalizers remaining: {}",
-            listed.join(", ")
-        );
-        conditions.push(condition(
-            "NamespaceFinalizersRemaining",
-            "SomeFinalizersRemain",
-            message,
-        ));
-    }
-    conditions
+    let listed: Vec<_> = finalizers
+        .iter()
+        .map(|(name, count)| format!("{name} in {count} resource instances"))
+        .collect();
+    let held = format!(
+        "Some content in the namespace has finalizers remaining: {}",
+        listed.join(", ")
+    );
+    [
+        found
+            .undiscovered
+            .as_ref()
+            .map(|why| format!("Discovery failed: {why}")),
+        (!failures.is_empty()).then_some(deletion),
+        (!remaining.is_empty()).then_some(content),
+        (!listed.is_empty()).then_some(held),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GOOD: [(&str, &str); 5] = [
+        (
+            "False ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+        (
+            "False ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "False ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        ("False ContentRemoved", "All content successfully removed"),
+        (
+            "False ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
+        ),
+    ];
+
+    /// `bad`: which of the conditions are not as in [`GOOD`].
+    #[track_caller]
+    fn check(found: &Found, bad: &[(usize, (&str, &str))]) {
+        let told = conditions(found, &[], Timestamp::UNIX_EPOCH);
+        let told: Vec<_> = told
+            .into_iter()
+            .map(|c| (format!("{} {}", c.status, c.reason.unwrap()), c.message.unwrap()))
+            .collect();
+        let mut expected = GOOD;
+        for (place, row) in bad {
+            expected[*place] = *row;
+        }
+        let expected = expected.map(|(reason, message)| (reason.to_owned(), message.to_owned()));
+        assert_eq!(told, expected);
+    }
 
     #[test]
     fn the_namespace_says_what_it_waits_for_in_upstreams_words() {
@@ -276,25 +390,52 @@ mod tests {
             count,
             finalizers: finalizers.iter().map(|name| (*name).to_owned()).collect(),
         };
-        let told = conditions(
-            &[rest("widgets.example.com", 1, &["a/b"]), rest("pods", 2, &[])],
-            Timestamp::UNIX_EPOCH,
+        check(&Found::default(), &[]);
+        let found = Found {
+            rests: vec![rest("widgets.example.com", 1, &["a/b"]), rest("pods", 2, &[])],
+            ..Found::default()
+        };
+        let remaining = "Some resources are remaining: pods. has 2 resource instances, widgets.example.com. has 1 resource \
+             instances";
+        let held = "Some content in the namespace has finalizers remaining: a/b in 1 resource instances";
+        check(
+            &found,
+            &[
+                (3, ("True SomeResourcesRemain", remaining)),
+                (4, ("True SomeFinalizersRemain", held)),
+            ],
         );
-        let told: Vec<_> = told.into_iter().map(|c| (c.type_, c.message.unwrap())).collect();
-        assert_eq!(
-            told,
-            [
-                (
-                    "NamespaceContentRemaining".to_owned(),
-                    "Some resources are remaining: pods. has 2 resource instances, widgets.example.com. has 1 resource \
-                     instances"
-                        .to_owned(),
-                ),
-                (
-                    "NamespaceFinalizersRemaining".to_owned(),
-                    "Some content in the namespace has finalizers remaining: a/b in 1 resource instances".to_owned(),
-                ),
-            ]
+        let found = Found {
+            failures: vec!["cannot delete pods".to_owned()],
+            ..Found::default()
+        };
+        let failed = "Failed to delete all resource types, 1 remaining: cannot delete pods";
+        check(&found, &[(2, ("True ContentDeletionFailed", failed))]);
+        let found = Found {
+            undiscovered: Some("no answer".to_owned()),
+            ..Found::default()
+        };
+        check(
+            &found,
+            &[(0, ("True DiscoveryFailed", "Discovery failed: no answer"))],
         );
+    }
+
+    #[test]
+    fn a_conditions_time_changes_with_its_status_alone() {
+        let rest = |count| Found {
+            rests: vec![Rest {
+                kind: "pods".to_owned(),
+                count,
+                finalizers: Vec::new(),
+            }],
+            ..Found::default()
+        };
+        let first = conditions(&rest(2), &[], Timestamp::UNIX_EPOCH);
+        let later = Timestamp::from_second(9).unwrap();
+        let second = conditions(&rest(1), &first, later);
+        assert_eq!(second[3].last_transition_time, Some(Time(Timestamp::UNIX_EPOCH)));
+        let third = conditions(&Found::default(), &second, later);
+        assert_eq!(third[3].last_transition_time, Some(Time(later)));
     }
 }

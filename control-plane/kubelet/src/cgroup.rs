@@ -21,6 +21,17 @@ pub struct Cgroup {
     guards_devices: bool,
 }
 
+/// What the processes of a cgroup, and of those below it, have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since the cgroup was made.
+    pub cpu: Duration,
+    /// Memory in bytes, with the page cache.
+    pub memory_bytes: u64,
+    /// The same without the files that the kernel would let go of first (`inactive_file`), as cAdvisor counts it.
+    pub working_set_bytes: u64,
+}
+
 impl Cgroup {
     /// A cgroup by its directory, for example `/sys/fs/cgroup/unified/causeway/node-1`.
     pub fn at(directory: &Path) -> Result<Self, DiskError> {
@@ -97,6 +108,51 @@ impl Cgroup {
             .sum()
     }
 
+    /// What it has used; `None` when it is gone. CPU time is counted in v2 whatever controllers are on; memory by
+    /// whichever version has the controller.
+    pub fn usage(&self) -> Option<Usage> {
+        let read = |directory: &Path, file: &str| fs::read_to_string(directory.join(file)).ok();
+        let count = |text: Option<String>| text?.trim().parse::<u64>().ok();
+        let cpu_us = entry(&read(&self.directory, "cpu.stat")?, "usage_usec")?;
+        let v1 = self.v1_mounts.iter().map(|mount| mount.join(&self.relative));
+        let in_v1 = |directory: PathBuf| {
+            let total = count(read(&directory, "memory.usage_in_bytes"))?;
+            Some((
+                total,
+                entry(&read(&directory, "memory.stat")?, "total_inactive_file")?,
+            ))
+        };
+        let in_v2 = || {
+            let total = count(read(&self.directory, "memory.current"))?;
+            Some((
+                total,
+                entry(&read(&self.directory, "memory.stat")?, "inactive_file")?,
+            ))
+        };
+        let (memory_bytes, inactive) = v1.filter_map(in_v1).next().or_else(in_v2).unwrap_or_default();
+        Some(Usage {
+            cpu: Duration::from_micros(cpu_us),
+            memory_bytes,
+            working_set_bytes: memory_bytes.saturating_sub(inactive),
+        })
+    }
+
+    /// Memory that no file backs of the processes here and below, in bytes: what their v1 cgroups do not count, where
+    /// these are not below the node's.
+    pub fn anonymous_bytes(&self) -> u64 {
+        let of = |pid: i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            entry(&status, "RssAnon:").map(|kibibytes| kibibytes * 1024)
+        };
+        processes_below(&self.directory).into_iter().filter_map(of).sum()
+    }
+
+    /// Whether memory is counted by cgroup v1.
+    pub fn counts_memory_in_v1(&self) -> bool {
+        let mut mounts = self.v1_mounts.iter();
+        mounts.any(|mount| mount.join("memory.usage_in_bytes").exists())
+    }
+
     /// Kills every process below and waits until none is left.
     pub fn kill_all(&self, deadline: Duration) -> bool {
         // `cgroup.kill` (Linux 5.14) also reaches what forks meanwhile.
@@ -137,6 +193,12 @@ impl Cgroup {
         let v2 = remove_directories(&self.directory).on("remove cgroup", &self.directory);
         self.remove_v1().and(v2)
     }
+}
+
+/// The number behind a name in a list of names and numbers.
+fn entry(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().map(str::split_whitespace);
+    lines.find_map(|mut words| (words.next() == Some(name)).then(|| words.next()?.parse().ok())?)
 }
 
 /// Of a line of proc_pid_mounts(5).
@@ -209,6 +271,58 @@ mod tests {
             let seen = cgroup.map(|cgroup| [cgroup.guards_devices(), cgroup.child("b").guards_devices()]);
             assert_eq!(seen, Some([expected; 2]), "{mounts}");
         }
+    }
+
+    #[test]
+    fn usage_is_read_of_the_version_that_counts_it() {
+        let base = std::env::temp_dir().join(format!("cwt-usage-{}", std::process::id()));
+        let (v1, v2) = (base.join("memory"), base.join("unified"));
+        let write = |directory: &Path, files: &[(&str, &str)]| {
+            fs::create_dir_all(directory).expect("a directory");
+            for (name, text) in files {
+                fs::write(directory.join(name), text).expect("written");
+            }
+        };
+        let (in_v1, in_v2) = (v1.join("a"), v2.join("a"));
+        let mounts = format!(
+            "c {} cgroup rw,memory 0 0\nc {} cgroup2 rw 0 0\n",
+            v1.display(),
+            v2.display()
+        );
+        let cgroup = Cgroup::among(&in_v2, &mounts).expect("below a mount");
+        assert_eq!(cgroup.usage(), None);
+        write(&in_v2, &[("cpu.stat", "usage_usec 1500\nuser_usec 7\n")]);
+        let expected = Usage {
+            cpu: Duration::from_micros(1500),
+            memory_bytes: 0,
+            working_set_bytes: 0,
+        };
+        assert_eq!(cgroup.usage(), Some(expected));
+        write(
+            &in_v2,
+            &[
+                ("memory.current", "900\n"),
+                ("memory.stat", "anon 1\ninactive_file 100\n"),
+            ],
+        );
+        let expected = Usage {
+            memory_bytes: 900,
+            working_set_bytes: 800,
+            ..expected
+        };
+        assert_eq!(cgroup.usage(), Some(expected));
+        let stat = "inactive_file 1\ntotal_inactive_file 700\n";
+        write(
+            &in_v1,
+            &[("memory.usage_in_bytes", "500\n"), ("memory.stat", stat)],
+        );
+        let expected = Usage {
+            memory_bytes: 500,
+            working_set_bytes: 0,
+            ..expected
+        };
+        assert_eq!(cgroup.usage(), Some(expected));
+        fs::remove_dir_all(&base).expect("removable");
     }
 
     #[test]

@@ -42,19 +42,43 @@ impl<T, E: Into<io::Error>> OnPath<T> for Result<T, E> {
 
 /// Replaces a file in one step: a reader sees the old or the new contents, also after the machine has stopped at once.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
+    replace(path, contents, Lasting::Yes)
+}
+
+/// As [`write_whole`], for what means nothing any more once the machine has stopped: nothing waits for the disk.
+pub fn write_for_now(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
+    replace(path, contents, Lasting::No)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    Yes,
+    No,
+}
+
+fn replace(path: &Path, contents: &[u8], lasting: Lasting) -> Result<(), DiskError> {
     let beside = path.with_added_extension("new");
     let mut file = File::create(&beside).on("create", &beside)?;
     file.write_all(contents).on("write", &beside)?;
-    file.sync_all().on("sync", &beside)?;
+    if lasting == Lasting::Yes {
+        file.sync_all().on("sync", &beside)?;
+    }
     fs::rename(&beside, path).on("rename into place", path)
 }
 
 /// Replaces a JSON file in one step.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), DiskError> {
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(io::Error::from)
-        .on("encode", path)?;
-    write_whole(path, &text)
+    write_whole(path, &json(path, value)?)
+}
+
+/// As [`write_for_now`], a JSON file.
+pub fn write_json_for_now(path: &Path, value: &impl Serialize) -> Result<(), DiskError> {
+    write_for_now(path, &json(path, value)?)
+}
+
+fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, DiskError> {
+    let text = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+    text.on("encode", path)
 }
 
 /// Reads a JSON file; `None` when it is not there.

@@ -131,7 +131,7 @@ impl Runtime {
             disk::read_json(&directory.oci_config())?.ok_or_else(|| ExecError::NoContainer(id.to_owned()))?;
         let job = ExecDir(directory.execs().join(uuid::Uuid::new_v4().simple().to_string()));
         disk::make_dir(job.path())?;
-        disk::write_json(&job.process(), &process(&config, exec))?;
+        disk::write_json_for_now(&job.process(), &process(&config, exec))?;
         let started = match exec.terminal {
             true => self.start_on_terminal(&directory, job.clone()).await,
             false => self.start_on_pipes(&directory, job.clone(), exec.stdin),

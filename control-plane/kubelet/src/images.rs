@@ -6,12 +6,13 @@
 //! images/.lock              held by who changes the store: kubelet, `causeway image`
 //! ```
 //! The built-in images are unpacked from the kubelet itself. [`archive`] reads the archives that others write, [`layer`]
-//! unpacks them, [`build`] makes images of files of this machine, [`users`] finds who a container runs as.
+//! unpacks them, [`pull`] asks registries, [`build`] makes images of files of this machine, [`users`] finds who a container runs as.
 
 pub mod archive;
 pub mod build;
 pub mod layer;
 mod members;
+pub mod pull;
 pub mod users;
 
 use std::fs::{self, File};

@@ -5,7 +5,7 @@
 //! - [`sandbox`] and [`cni`] give a pod its network; [`images`], [`oci`] and [`runtime`] its containers.
 //! - [`shim`] is the program `causeway-shim`, one process per container, which outlives the kubelet.
 //! - [`node`] keeps the Node object, [`network_ready`] tells whether pods can have a network, [`events`] tells users
-//!   what happened, [`server`] gives them the logs that [`logs`] reads.
+//!   what happened, [`server`] gives them the logs that [`logs`] reads and the [`figures`] of what is used.
 //! - [`exec`] runs commands in containers, on pipes or a [`terminal`]; [`streams`] carries them, attached clients and
 //!   forwarded ports.
 //!
@@ -20,6 +20,7 @@ mod config;
 pub mod disk;
 pub mod events;
 pub mod exec;
+pub mod figures;
 pub mod images;
 mod kubelet;
 pub mod logs;

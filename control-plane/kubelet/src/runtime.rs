@@ -77,7 +77,7 @@ impl Runtime {
     ) -> Result<Container, StartError> {
         let directory = self.container_dir(&request.id);
         disk::make_dir(directory.path())?;
-        disk::write_json(&directory.oci_config(), oci_config)?;
+        disk::write_json_for_now(&directory.oci_config(), oci_config)?;
         disk::write_json(&directory.request(), &request)?;
         let outcome = tokio::time::timeout(START_DEADLINE, self.run_shim(&directory)).await;
         let report = match outcome {

@@ -1,4 +1,4 @@
-//! The kubelet's own API on port 10250: logs, pods, health, and [`streams`]. Only for who proves to be of the cluster's
+//! The kubelet's own API on port 10250: logs, pods, health, [`figures`], and [`streams`]. Only for who proves to be of the cluster's
 //! administration by a client certificate: whoever may talk to a kubelet reads every pod's output.
 
 use std::io;
@@ -30,6 +30,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::board::{Board, ContainerLogs};
 use crate::config::Config;
+use crate::figures::{self, Figures};
 use crate::logs::{LogOptions, LogReader};
 use crate::network_ready::InotifyFd;
 use crate::readiness::readable;
@@ -167,6 +168,7 @@ fn tls(config: &Config) -> Result<rustls::ServerConfig, ServerError> {
 
 fn router(streaming: Streaming) -> Router {
     let board = streaming.board.clone();
+    let figures = Figures::new(Arc::clone(&streaming.config), board.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
@@ -175,6 +177,7 @@ fn router(streaming: Streaming) -> Router {
             get(container_logs),
         )
         .with_state(board)
+        .merge(figures::router(figures))
         .merge(streams::router(streaming))
 }
 

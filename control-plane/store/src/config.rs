@@ -20,6 +20,10 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// How much history is kept. Default: all of it, until a client compacts (the API server does, every five minutes).
     pub auto_compaction: AutoCompaction,
+    /// How large the file may become, in bytes. Beyond it the alarm NOSPACE is raised, and no key is put until history
+    /// was compacted, the file defragmented, and the alarm cleared (`etcdctl compact`, `defrag`, `alarm disarm`).
+    /// Default: 2 GiB, as etcd's.
+    pub quota_bytes: u64,
     /// How often a watch that asked for it, and that has nothing to report, is told the revision. Default: 10 s.
     pub progress_interval: Duration,
     /// What leases measure their time with. Default: the system's monotonic clock.
@@ -34,6 +38,7 @@ impl Config {
             listen,
             tls: None,
             auto_compaction: AutoCompaction::Off,
+            quota_bytes: 2 << 30,
             progress_interval: Duration::from_secs(10),
             clock: Arc::new(MonotonicClock),
         }

@@ -4,10 +4,17 @@
 //! |---|---|---|
 //! | `events` | (revision, place in the transaction) | `mvccpb.Event` without `prev_kv`; a deletion has only key and revision |
 //! | `leases` | lease number | seconds that it was given |
-//! | `meta` | `cluster`, `member`, `compacted` | the two identities, the revision of the last compaction |
+//! | `limited_leases` | lease number | nothing: a client with limited rights asked for it |
+//! | `meta` | `cluster`, `member` | the two identities |
+//! | | `compacted` | the revision of the last compaction |
+//! | | `commits` | how many there were |
+//! | | `no_space` | 1 while the alarm is on |
 //!
 //! One commit is one redb transaction with an fsync; what is committed survives the machine, what is not never happened.
 //! Memory holds everything too (see `mvcc`): the file is read only when the store starts.
+//!
+//! A disk that is full costs nothing that was committed: redb never writes over what a commit needs. It does not go on
+//! after an error, so that the file is closed, and opened again for the next try.
 
 use std::{
     fs, io,
@@ -21,13 +28,22 @@ use etcd_client::{
     proto::{PbEvent, PbKeyValue},
 };
 use prost::Message;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableHandle,
+};
 
-use crate::mvcc::{Entry, Event, EventId, LeaseId, Revision};
+use crate::mvcc::{Entry, Event, EventId, Grant, Holder, LeaseId, Revision};
 
 const EVENTS: TableDefinition<(i64, u32), &[u8]> = TableDefinition::new("events");
 const LEASES: TableDefinition<i64, i64> = TableDefinition::new("leases");
+const LIMITED_LEASES: TableDefinition<i64, ()> = TableDefinition::new("limited_leases");
 const META: TableDefinition<&str, i64> = TableDefinition::new("meta");
+
+/// The file's name in the data directory.
+const FILE: &str = "store.redb";
+
+/// What a copy's name begins with.
+const COPY: &str = "snapshot.redb.";
 
 /// The file is read once, from front to back, and written at its end: a large page cache would only copy what the
 /// key space holds in memory.
@@ -72,6 +88,12 @@ pub enum Error {
         #[source]
         source: redb::Error,
     },
+    /// There is no space for what should be written; the file holds what it held before.
+    #[error("the disk is full")]
+    Full(#[source] io::Error),
+    /// The disk refused a commit and has it all the same: what clients were told is not true.
+    #[error("a commit that the disk refused is on it")]
+    Unclear,
     /// A row cannot be understood.
     #[error("the event {revision}/{sub} on disk is damaged")]
     DamagedEvent {
@@ -85,11 +107,14 @@ pub enum Error {
     },
 }
 
-/// The open file.
+/// The file.
 #[derive(Debug)]
 pub struct Disk {
-    database: Database,
+    /// Closed when the disk was full.
+    database: Option<Database>,
+    directory: PathBuf,
     path: PathBuf,
+    commits: i64,
 }
 
 /// What the file held when it was opened.
@@ -101,10 +126,12 @@ pub struct Contents {
     pub member_id: u64,
     /// The revision of the last compaction.
     pub compacted: Option<Revision>,
+    /// Whether the alarm is on: only what makes no new keys is taken.
+    pub no_space: bool,
     /// All events, in order.
     pub events: Vec<Event>,
-    /// All leases, with the seconds that each was given.
-    pub leases: Vec<(LeaseId, i64)>,
+    /// All leases, with what each was given.
+    pub leases: Vec<(LeaseId, Grant)>,
 }
 
 /// What one commit changes.
@@ -112,8 +139,10 @@ pub struct Contents {
 pub struct Changes {
     /// Events to add.
     pub events: Vec<Event>,
-    /// Leases granted, with their seconds, and leases that ended, in order.
-    pub leases: Vec<(LeaseId, Option<i64>)>,
+    /// Leases granted, and leases that ended, in order.
+    pub leases: Vec<(LeaseId, Option<Grant>)>,
+    /// The alarm was raised, or cleared.
+    pub no_space: Option<bool>,
     /// A compaction.
     pub compacted: Option<Revision>,
     /// Events that a compaction made superfluous.
@@ -126,10 +155,12 @@ impl Changes {
         let Self {
             events,
             leases,
+            no_space,
             compacted,
             stale,
         } = self;
-        events.is_empty() && leases.is_empty() && compacted.is_none() && stale.is_empty()
+        let nothing_written = events.is_empty() && leases.is_empty() && stale.is_empty();
+        nothing_written && no_space.is_none() && compacted.is_none()
     }
 }
 
@@ -144,127 +175,272 @@ impl Disk {
                 path: directory.to_owned(),
                 source,
             })?;
-        let path = directory.join("store.redb");
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-            .map_err(|source| match source {
-                DatabaseError::DatabaseAlreadyOpen => Error::InUse {
-                    path: directory.to_owned(),
-                },
-                source => Error::Open {
-                    path: path.clone(),
-                    source,
-                },
-            })?;
-        let disk = Self { database, path };
-        disk.prepare().map_err(accessing("prepare"))?;
-        let contents = disk.contents()?;
+        remove_copies(directory);
+        let mut disk = Self {
+            database: None,
+            directory: directory.to_owned(),
+            path: directory.join(FILE),
+            commits: 0,
+        };
+        let database = disk.open_file()?;
+        if !is_prepared(&database).map_err(accessing("read"))? {
+            prepare(&database).map_err(accessing("prepare"))?;
+        }
+        disk.commits = read_commits(&database).map_err(accessing("read"))?;
+        let contents = contents(&database)?;
+        disk.database = Some(database);
         Ok((disk, contents))
     }
 
-    /// Makes the tables and the identities.
-    fn prepare(&self) -> Result<(), redb::Error> {
-        let write = self.database.begin_write()?;
-        {
-            write.open_table(EVENTS)?;
-            write.open_table(LEASES)?;
-            let mut meta = write.open_table(META)?;
-            for identity in ["cluster", "member"] {
-                if meta.get(identity)?.is_none() {
-                    meta.insert(identity, rand::random_range(1..i64::MAX))?;
-                }
-            }
+    fn open_file(&self) -> Result<Database, Error> {
+        Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(&self.path)
+            .map_err(|source| match source {
+                DatabaseError::DatabaseAlreadyOpen => Error::InUse {
+                    path: self.directory.clone(),
+                },
+                DatabaseError::Storage(StorageError::Io(source)) if is_full(&source) => Error::Full(source),
+                source => Error::Open {
+                    path: self.path.clone(),
+                    source,
+                },
+            })
+    }
+
+    /// Whether the file is open; it is not after the disk was full.
+    pub fn is_open(&self) -> bool {
+        self.database.is_some()
+    }
+
+    /// Opens the file again after the disk was full, and makes sure that it holds the last commit that succeeded.
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        let database = self.open_file()?;
+        let commits = read_commits(&database).map_err(accessing("read"))?;
+        if commits != self.commits {
+            return Err(Error::Unclear);
         }
-        write.commit()?;
+        self.database = Some(database);
         Ok(())
     }
 
-    fn contents(&self) -> Result<Contents, Error> {
-        let (events, contents) = self.read().map_err(accessing("read"))?;
-        let events = events.into_iter().collect::<Result<_, _>>()?;
-        Ok(Contents { events, ..contents })
-    }
-
-    /// The events apart from the rest, since each can be damaged.
-    fn read(&self) -> Result<(DecodedEvents, Contents), redb::Error> {
-        let read = self.database.begin_read()?;
-        let mut events = Vec::new();
-        for row in read.open_table(EVENTS)?.iter()? {
-            let (id, bytes) = row?;
-            let (revision, sub) = id.value();
-            events.push(decode(EventId { revision, sub }, bytes.value()));
-        }
-        let mut leases = Vec::new();
-        for row in read.open_table(LEASES)?.iter()? {
-            let (id, seconds) = row?;
-            leases.extend(LeaseId::from_protocol(id.value()).map(|id| (id, seconds.value())));
-        }
-        let meta = read.open_table(META)?;
-        let number = |name| meta.get(name).map(|found| found.map(|guard| guard.value()));
-        let identity = |name| number(name).map(|found| found.map_or(1, i64::cast_unsigned));
-        let contents = Contents {
-            cluster_id: identity("cluster")?,
-            member_id: identity("member")?,
-            compacted: number("compacted")?,
-            events: Vec::new(),
-            leases,
-        };
-        Ok((events, contents))
-    }
-
     /// Makes the changes durable, all or none.
-    pub fn commit(&self, changes: &Changes) -> Result<(), Error> {
-        self.write(changes).map_err(accessing("write"))
-    }
-
-    fn write(&self, changes: &Changes) -> Result<(), redb::Error> {
-        let Changes {
-            events,
-            leases,
-            compacted,
-            stale,
-        } = changes;
-        let write = self.database.begin_write()?;
-        {
-            let mut table = write.open_table(EVENTS)?;
-            for event in events {
-                table.insert((event.id.revision, event.id.sub), encode(event).as_slice())?;
-            }
-            for id in stale {
-                table.remove((id.revision, id.sub))?;
-            }
-            let mut table = write.open_table(LEASES)?;
-            for (id, granted) in leases {
-                match granted {
-                    Some(seconds) => table.insert(id.get(), seconds)?,
-                    None => table.remove(id.get())?,
-                };
-            }
-            if let Some(revision) = compacted {
-                write.open_table(META)?.insert("compacted", revision)?;
-            }
-        }
-        write.commit()?;
+    pub fn commit(&mut self, changes: &Changes) -> Result<(), Error> {
+        let number = self.commits + 1;
+        self.access("write", |database| write(database, changes, number))?;
+        self.commits = number;
         Ok(())
     }
 
     /// Gives free pages back to the file system.
     pub fn defragment(&mut self) -> Result<(), Error> {
-        self.database
-            .compact()
-            .map(drop)
-            .map_err(|source| accessing("defragment")(source.into()))
+        self.access("defragment", |database| Ok(database.compact().map(drop)?))
+    }
+
+    fn access(
+        &mut self,
+        operation: &'static str,
+        access: impl FnOnce(&mut Database) -> Result<(), redb::Error>,
+    ) -> Result<(), Error> {
+        let Some(database) = &mut self.database else {
+            return Err(Error::Full(io::ErrorKind::StorageFull.into()));
+        };
+        let done = access(database).map_err(accessing(operation));
+        if done.is_err() {
+            self.database = None;
+        }
+        done
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The bytes that the file takes.
+    pub fn bytes(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+}
+
+/// A copy's name: beside the file, with a number.
+pub fn copy_name(number: u64) -> String {
+    format!("{COPY}{number}")
+}
+
+/// Copies that a crash left behind. They are in nobody's way but for their size.
+fn remove_copies(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(COPY)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!(%error, path = %entry.path().display(), "cannot remove the copy of a snapshot");
+        }
+    }
+}
+
+/// Makes a file of its own that a store can start from.
+pub fn write_copy(path: &Path, contents: &Contents) -> Result<(), Error> {
+    let copy = Database::builder().create(path).map_err(|source| Error::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    let changes = Changes {
+        events: contents.events.clone(),
+        leases: contents
+            .leases
+            .iter()
+            .map(|(id, grant)| (*id, Some(*grant)))
+            .collect(),
+        compacted: contents.compacted,
+        ..Changes::default()
+    };
+    let write_all = || {
+        prepare(&copy)?;
+        write(&copy, &changes, 1)?;
+        let write = copy.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("cluster", contents.cluster_id.cast_signed())?;
+            meta.insert("member", contents.member_id.cast_signed())?;
+        }
+        Ok(write.commit()?)
+    };
+    write_all().map_err(accessing("copy"))
+}
+
+fn is_prepared(database: &Database) -> Result<bool, redb::Error> {
+    let read = database.begin_read()?;
+    let found: Vec<String> = read.list_tables()?.map(|table| table.name().to_owned()).collect();
+    let wanted = [EVENTS.name(), LEASES.name(), LIMITED_LEASES.name(), META.name()];
+    Ok(wanted.iter().all(|name| found.iter().any(|found| found == name)))
+}
+
+/// Makes the tables and the identities.
+fn prepare(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    {
+        write.open_table(EVENTS)?;
+        write.open_table(LEASES)?;
+        write.open_table(LIMITED_LEASES)?;
+        let mut meta = write.open_table(META)?;
+        for identity in ["cluster", "member"] {
+            if meta.get(identity)?.is_none() {
+                meta.insert(identity, rand::random_range(1..i64::MAX))?;
+            }
+        }
+    }
+    write.commit()?;
+    Ok(())
+}
+
+fn read_commits(database: &Database) -> Result<i64, redb::Error> {
+    let meta = database.begin_read()?.open_table(META)?;
+    Ok(meta.get("commits")?.map_or(0, |commits| commits.value()))
+}
+
+fn contents(database: &Database) -> Result<Contents, Error> {
+    let (events, contents) = read(database).map_err(accessing("read"))?;
+    let events = events.into_iter().collect::<Result<_, _>>()?;
+    Ok(Contents { events, ..contents })
+}
+
+/// The events apart from the rest, since each can be damaged.
+fn read(database: &Database) -> Result<(DecodedEvents, Contents), redb::Error> {
+    let read = database.begin_read()?;
+    let mut events = Vec::new();
+    for row in read.open_table(EVENTS)?.iter()? {
+        let (id, bytes) = row?;
+        let (revision, sub) = id.value();
+        events.push(decode(EventId { revision, sub }, bytes.value()));
+    }
+    let mut leases = Vec::new();
+    let limited = read.open_table(LIMITED_LEASES)?;
+    for row in read.open_table(LEASES)?.iter()? {
+        let (id, seconds) = row?;
+        let holder = match limited.get(id.value())? {
+            Some(_) => Holder::Limited,
+            None => Holder::Administrator,
+        };
+        let grant = Grant {
+            seconds: seconds.value(),
+            holder,
+        };
+        leases.extend(LeaseId::from_protocol(id.value()).map(|id| (id, grant)));
+    }
+    let meta = read.open_table(META)?;
+    let number = |name| meta.get(name).map(|found| found.map(|guard| guard.value()));
+    let identity = |name| number(name).map(|found| found.map_or(1, i64::cast_unsigned));
+    let contents = Contents {
+        cluster_id: identity("cluster")?,
+        member_id: identity("member")?,
+        compacted: number("compacted")?,
+        no_space: number("no_space")? == Some(1),
+        events: Vec::new(),
+        leases,
+    };
+    Ok((events, contents))
+}
+
+fn write(database: &Database, changes: &Changes, number: i64) -> Result<(), redb::Error> {
+    let Changes {
+        events,
+        leases,
+        no_space,
+        compacted,
+        stale,
+    } = changes;
+    let write = database.begin_write()?;
+    {
+        let mut table = write.open_table(EVENTS)?;
+        for event in events {
+            table.insert((event.id.revision, event.id.sub), encode(event).as_slice())?;
+        }
+        for id in stale {
+            table.remove((id.revision, id.sub))?;
+        }
+        let mut table = write.open_table(LEASES)?;
+        let mut limited = write.open_table(LIMITED_LEASES)?;
+        for (id, granted) in leases {
+            match granted {
+                Some(grant) => {
+                    table.insert(id.get(), grant.seconds)?;
+                    if grant.holder == Holder::Limited {
+                        limited.insert(id.get(), ())?;
+                    }
+                }
+                None => {
+                    table.remove(id.get())?;
+                    limited.remove(id.get())?;
+                }
+            }
+        }
+        let mut meta = write.open_table(META)?;
+        meta.insert("commits", number)?;
+        if let Some(revision) = compacted {
+            meta.insert("compacted", revision)?;
+        }
+        if let Some(alarm) = no_space {
+            meta.insert("no_space", i64::from(*alarm))?;
+        }
+    }
+    write.commit()?;
+    Ok(())
 }
 
 fn accessing(operation: &'static str) -> impl FnOnce(redb::Error) -> Error {
-    move |source| Error::Access { operation, source }
+    move |source| match source {
+        redb::Error::Io(source) if is_full(&source) => Error::Full(source),
+        source => Error::Access { operation, source },
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn encode(event: &Event) -> Vec<u8> {

@@ -9,8 +9,11 @@
 //! - `grpc` translates the protocol; `listen` and `scope` say who comes in and what a certificate opens.
 //!
 //! History is held in memory until it is compacted: by clients (the Kubernetes API server compacts every five minutes),
-//! or by [`AutoCompaction`]. A response may be of any size, a request of 1.5 MiB, a transaction of 128 operations.
-//! Not there: Auth, Lock, Election, Snapshot, changes of membership; each says so.
+//! or by [`AutoCompaction`]. A response may be of any size, a request of 1.5 MiB, a transaction of 128 operations (512
+//! with all that is nested in it). A file beyond `Config::quota_bytes` raises etcd's alarm NOSPACE. A disk that is full
+//! refuses writes and loses none; they are taken again when it has space. A snapshot's bytes are a store's file: as
+//! `store.redb` in an empty data directory they are the store that it was taken of.
+//! Not there: Auth, Lock, Election, changes of membership; each says so.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), store::Error> {

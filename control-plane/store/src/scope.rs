@@ -7,7 +7,7 @@
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::mvcc::{KeyRange, Op, Txn};
+use crate::mvcc::{Error, Holder, KeyRange, LeaseChange, LeaseId, Leases, Op, Put, Txn};
 
 /// The organization of those who run the cluster: the API server and its administrator.
 const MASTERS: &str = "system:masters";
@@ -79,10 +79,48 @@ impl Scope {
         }
     }
 
-    /// Whether the client may touch each of the keys (those on a lease, which end with it).
-    pub fn permits_keys(&self, keys: &[bytes::Bytes]) -> bool {
-        keys.iter()
-            .all(|key| self.permits(&KeyRange::single(key.clone())))
+    /// As whom the client asks for a lease.
+    pub fn holder(&self) -> Holder {
+        match self {
+            Self::All => Holder::Administrator,
+            Self::Only(_) => Holder::Limited,
+        }
+    }
+
+    /// Whether the client may use, renew or end the lease. It ends its keys with it, so that it is as closed as they
+    /// are; and before it has any, it is of those who asked for it. One that is not there is nobody's.
+    pub fn permits_lease(&self, id: LeaseId, leases: &Leases) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(own) => {
+                leases.holder(id) != Some(Holder::Administrator)
+                    && leases.keys(id).all(|key| own.contains(key))
+            }
+        }
+    }
+
+    /// Refuses a client that may not touch the lease.
+    pub fn check_lease(&self, id: LeaseId, leases: &Leases) -> Result<(), Error> {
+        if self.permits_lease(id, leases) {
+            Ok(())
+        } else {
+            Err(Error::LeaseDenied)
+        }
+    }
+
+    /// Refuses an operation that would hang a key on a lease that the client may not touch, in any branch.
+    pub fn check_leases_of(&self, op: &Op, leases: &Leases) -> Result<(), Error> {
+        match op {
+            Op::Put(Put {
+                lease: LeaseChange::Set(Some(id)),
+                ..
+            }) => self.check_lease(*id, leases),
+            Op::Txn(Txn { success, failure, .. }) => {
+                let mut ops = success.iter().chain(failure);
+                ops.try_for_each(|op| self.check_leases_of(op, leases))
+            }
+            Op::Put(_) | Op::Range(_) | Op::Delete(_) => Ok(()),
+        }
     }
 }
 

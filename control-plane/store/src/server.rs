@@ -85,8 +85,8 @@ impl Server {
         let (disk, contents) = opened.map_err(|_| Error::Panicked {
             part: "reading the data",
         })??;
-        let (engine, writer) =
-            Engine::start(disk, contents, Arc::clone(&config.clock)).map_err(Error::StartWriter)?;
+        let (engine, writer) = Engine::start(disk, contents, Arc::clone(&config.clock), config.quota_bytes)
+            .map_err(Error::StartWriter)?;
         let engine = Arc::new(engine);
         Ok(Self {
             engine,

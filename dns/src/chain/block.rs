@@ -161,63 +161,27 @@ impl Block {
         source: Option<Arc<Source>>,
         loop_probe: Option<Arc<LoopProbe>>,
     ) -> Self {
-        let mut plugins = Vec::new();
-        plugins.extend(config.any.then_some(Plugin::Any));
-        for options in &config.templates {
-            let same = |template: &Templates| template.options() == options;
-            let kept = old.and_then(|old| old.kept(Plugin::as_template, same));
-            plugins.push(Plugin::Template(
-                kept.unwrap_or_else(|| Arc::new(Templates::new(options.clone()))),
-            ));
-        }
-        if let Some(options) = &config.hosts {
-            let kept = old.and_then(|old| old.kept(Plugin::as_hosts, |hosts| hosts.options() == options));
-            plugins.push(Plugin::Hosts(
-                kept.unwrap_or_else(|| Arc::new(Hosts::new(options.clone()))),
-            ));
-        }
-        if let (Some(options), Some(source)) = (&config.kubernetes, source) {
-            plugins.push(Plugin::Kubernetes(Box::new(options.clone()), source));
-        }
-        plugins.extend(config.no_aaaa.clone().map(Plugin::Aaaa));
-        if let Some(options) = &config.cache {
-            let kept = old.and_then(|old| old.kept(Plugin::as_cache, |cache| cache.options() == options));
-            plugins.push(Plugin::Cache(
-                kept.unwrap_or_else(|| Arc::new(Cache::new(options.clone()))),
-            ));
-        }
-        plugins.extend(loop_probe.map(Plugin::Loop));
-        for options in &config.forward {
-            let same = |forward: &Forward| forward.options() == options;
-            let kept = old.and_then(|old| old.kept(Plugin::as_forward, same));
-            let forward = kept.unwrap_or_else(|| Arc::new(Forward::new(options.clone())));
-            if !config.detect_loops {
-                forward.forget_loops();
-            }
-            plugins.push(Plugin::Forward(forward));
-        }
-        plugins.extend(config.whoami.then_some(Plugin::Whoami));
         let zones = config.keys.iter().map(Key::to_string);
         Self {
             label: ZoneLabel::of(config.keys.first()),
             heading: zones.collect::<Vec<_>>().join(" "),
             names: config.plugins(),
-            plugins,
+            plugins: plugins(old, config, source, loop_probe),
             rate_limit: config.rate_limit.as_ref().map(|options| {
-                let kept = old.and_then(|old| old.rate_limit.clone());
-                kept.filter(|limit| limit.options() == options)
-                    .unwrap_or_else(|| Arc::new(RateLimit::new(options.clone())))
+                let old = old.and_then(|old| old.rate_limit.clone());
+                let same = |limit: &RateLimit| limit.options() == options;
+                kept_or(old, same, || RateLimit::new(options.clone()))
             }),
             acl: (!config.acl.is_empty()).then(|| {
-                let kept = old.and_then(|old| old.acl.clone());
-                kept.filter(|gate| gate.options() == config.acl)
-                    .unwrap_or_else(|| Arc::new(acl::Acl::new(config.acl.clone())))
+                let old = old.and_then(|old| old.acl.clone());
+                let same = |gate: &acl::Acl| gate.options() == config.acl;
+                kept_or(old, same, || acl::Acl::new(config.acl.clone()))
             }),
             rewrites: config.rewrites.clone(),
             autopath: config.autopath.as_ref().map(|options| {
-                let kept = old.and_then(|old| old.autopath.clone());
-                kept.filter(|autopath| autopath.options() == options)
-                    .unwrap_or_else(|| Arc::new(Autopath::new(options.clone())))
+                let old = old.and_then(|old| old.autopath.clone());
+                let same = |autopath: &Autopath| autopath.options() == options;
+                kept_or(old, same, || Autopath::new(options.clone()))
             }),
             bufsize: config.bufsize.unwrap_or(DEFAULT_BUFSIZE),
             load_balance: config.load_balance,
@@ -228,16 +192,6 @@ impl Block {
                 .then(|| Arc::new(ErrorLog::new(config.consolidations.clone()))),
             log: config.log.clone(),
         }
-    }
-
-    /// A plugin of this block that is as wanted.
-    fn kept<T>(
-        &self,
-        as_kind: impl Fn(&Plugin) -> Option<&Arc<T>>,
-        is_same: impl Fn(&T) -> bool,
-    ) -> Option<Arc<T>> {
-        let mut kinds = self.plugins.iter().filter_map(as_kind);
-        kinds.find(|plugin| is_same(plugin)).cloned()
     }
 
     /// Everything in it that has work of its own, until it is no more.
@@ -493,6 +447,59 @@ impl Block {
             query_log::log(&self.log, query, client, out, event);
         }
     }
+}
+
+/// The plugins of a server block, in their order; those of `old` that are configured as before.
+fn plugins(
+    old: Option<&Block>,
+    config: &ServerBlock,
+    source: Option<Arc<Source>>,
+    loop_probe: Option<Arc<LoopProbe>>,
+) -> Vec<Plugin> {
+    let old: &[Plugin] = old.map_or(&[], |old| &old.plugins);
+    let mut plugins = Vec::new();
+    plugins.extend(config.any.then_some(Plugin::Any));
+    plugins.extend(config.templates.iter().map(|options| {
+        let old = find(old, Plugin::as_template, |template| template.options() == options);
+        Plugin::Template(old.unwrap_or_else(|| Arc::new(Templates::new(options.clone()))))
+    }));
+    plugins.extend(config.hosts.iter().map(|options| {
+        let old = find(old, Plugin::as_hosts, |hosts| hosts.options() == options);
+        Plugin::Hosts(old.unwrap_or_else(|| Arc::new(Hosts::new(options.clone()))))
+    }));
+    let kubernetes = config.kubernetes.clone().zip(source);
+    plugins.extend(kubernetes.map(|(options, source)| Plugin::Kubernetes(Box::new(options), source)));
+    plugins.extend(config.no_aaaa.clone().map(Plugin::Aaaa));
+    plugins.extend(config.cache.iter().map(|options| {
+        let old = find(old, Plugin::as_cache, |cache| cache.options() == options);
+        Plugin::Cache(old.unwrap_or_else(|| Arc::new(Cache::new(options.clone()))))
+    }));
+    plugins.extend(loop_probe.map(Plugin::Loop));
+    plugins.extend(config.forward.iter().map(|options| {
+        let old = find(old, Plugin::as_forward, |forward| forward.options() == options);
+        let forward = old.unwrap_or_else(|| Arc::new(Forward::new(options.clone())));
+        if !config.detect_loops {
+            forward.forget_loops();
+        }
+        Plugin::Forward(forward)
+    }));
+    plugins.extend(config.whoami.then_some(Plugin::Whoami));
+    plugins
+}
+
+/// The plugin of a kind that is as wanted.
+fn find<T>(
+    plugins: &[Plugin],
+    as_kind: impl Fn(&Plugin) -> Option<&Arc<T>>,
+    is_same: impl Fn(&T) -> bool,
+) -> Option<Arc<T>> {
+    let mut kinds = plugins.iter().filter_map(as_kind);
+    kinds.find(|plugin| is_same(plugin)).cloned()
+}
+
+/// What there was, where it is as wanted.
+fn kept_or<T>(old: Option<Arc<T>>, is_same: impl Fn(&T) -> bool, new: impl FnOnce() -> T) -> Arc<T> {
+    old.filter(|old| is_same(old)).unwrap_or_else(|| Arc::new(new()))
 }
 
 /// RFC 8482 §4.2: one HINFO record instead of everything.

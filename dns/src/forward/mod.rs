@@ -7,6 +7,7 @@
 //! Who may have how many questions under way: `gate`. Which upstream is asked when: `race`, and what is usual:
 //! `latency`. What is sent and what is believed: `question`. Over which socket or stream: `upstream`, `connection`.
 
+mod bailiwick;
 mod connection;
 mod gate;
 mod latency;

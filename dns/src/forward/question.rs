@@ -5,15 +5,13 @@
 //! awaited. An upstream that does not keep the case is asked once more, under a new port and id, and believed when it
 //! does not keep that one either.
 
+use super::bailiwick::is_in_bailiwick;
 use crate::answer::Opt;
-use crate::question::{HEADER, Query, Record, expand_name, flag, flags_of, rcode, rtype};
+use crate::question::{HEADER, Query, Record, flag, flags_of, rcode, rtype};
 use crate::reply::Reply;
 
 /// Safe over every path (DNS flag day 2020); what is longer comes by TCP.
 const UDP_SIZE: u16 = 1232;
-
-/// The longest chain of aliases in an answer.
-const MAX_CHAIN: usize = 32;
 
 /// What a client wants to know: clients that want the same wait for one answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -145,87 +143,6 @@ impl Outgoing {
     pub(super) fn without_opt(&self, response: Vec<u8>) -> Vec<u8> {
         strip_opt(response, self)
     }
-}
-
-/// Whether every answer belongs to the question: its owner is the name asked for, or one that an alias in the answers
-/// leads to; and whether what the authorities tell of is a zone around one of those names. What is not whole does not,
-/// unless TC says so.
-fn is_in_bailiwick(response: &[u8], asked: &[u8], question_end: usize) -> bool {
-    let count = |at: usize| usize::from(u16::from_be_bytes([response[at], response[at + 1]]));
-    let (answers, authorities, additionals) = (count(6), count(8), count(10));
-    let mut chain = vec![asked.to_ascii_lowercase()];
-    let mut waiting: Vec<(Vec<u8>, u16, Option<Vec<u8>>)> = Vec::new();
-    let mut at = question_end;
-    let (mut zones, mut aliased) = (Vec::new(), Vec::new());
-    for index in 0..answers + authorities + additionals {
-        let Some((record, next)) = Record::read(response, at) else {
-            if flags_of(response) & flag::TC == 0 {
-                return false;
-            }
-            break;
-        };
-        at = next;
-        if index >= answers + authorities {
-            continue;
-        }
-        let Some(owner) = expand_name(response, record.start) else {
-            return false;
-        };
-        let owner = owner.to_ascii_lowercase();
-        if index < answers {
-            let target = matches!(record.rtype, rtype::CNAME | rtype::DNAME)
-                .then(|| expand_name(response, record.data_at))
-                .flatten();
-            waiting.push((
-                owner,
-                record.rtype,
-                target.map(|target| target.to_ascii_lowercase()),
-            ));
-        } else if matches!(record.rtype, rtype::SOA | rtype::NS) {
-            zones.push(owner);
-        }
-    }
-    // Answers come in any order; each round takes in what the chain has reached. A chain that is longer than any
-    // resolver follows is nobody's.
-    while !waiting.is_empty() {
-        let before = waiting.len();
-        waiting.retain(|(owner, kind, target)| {
-            let is_own = chain.contains(owner);
-            let is_above = *kind == rtype::DNAME && chain.iter().any(|name| is_below(name, owner));
-            // A DNAME leads from the names below it, not from its own (RFC 6672 §2.3).
-            if is_own
-                && *kind == rtype::CNAME
-                && let Some(target) = target
-            {
-                chain.push(target.clone());
-                aliased.push(owner.clone());
-            }
-            !is_own && !is_above
-        });
-        if waiting.len() == before || chain.len() > MAX_CHAIN {
-            return false;
-        }
-    }
-    // Aliases that lead back to each other lead to no answer.
-    let leads_back = chain.iter().all(|name| aliased.contains(name));
-    !leads_back
-        && zones
-            .iter()
-            .all(|zone| chain.iter().any(|name| name == zone || is_below(name, zone)))
-}
-
-/// Whether a name in wire form is below another one.
-fn is_below(name: &[u8], zone: &[u8]) -> bool {
-    let mut rest = name;
-    while let Some((&length, tail)) = rest.split_first()
-        && length > 0
-    {
-        rest = tail.get(usize::from(length)..).unwrap_or(&[]);
-        if rest == zone {
-            return true;
-        }
-    }
-    false
 }
 
 fn strip_opt(mut response: Vec<u8>, sent: &Outgoing) -> Vec<u8> {

@@ -142,6 +142,29 @@ fn options_bound_what_is_answered() {
     assert_eq!(Hosts::new(options(Path::new("/none/such"))).entry_count(), 0);
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Written(&'static str),
+    Removed,
+    /// One stands in its place.
+    Directory,
+}
+
+impl Change {
+    fn make(self, path: &Path) {
+        match self {
+            Self::Written(text) => {
+                if path.is_dir() {
+                    std::fs::remove_dir(path).expect("removed");
+                }
+                std::fs::write(path, text).expect("written");
+            }
+            Self::Removed => std::fs::remove_file(path).expect("removed"),
+            Self::Directory => std::fs::create_dir(path).expect("made"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_changes_is_read_again_and_one_that_cannot_be_read_counts_as_it_was() {
     let file = File::new("reload", "10.0.0.1 a.example\n");
@@ -153,25 +176,30 @@ async fn a_file_that_changes_is_read_again_and_one_that_cannot_be_read_counts_as
     let hosts = Arc::new(Hosts::new(options));
     let (lines, _guard) = crate::samples::captured();
     let following = tokio::spawn(Arc::clone(&hosts).follow());
-    for (text, expected) in [
-        (Some("10.0.0.22 a.example\n"), "NOERROR 10.0.0.22"),
-        (None, "NOERROR 10.0.0.22"),
-        (Some("10.0.0.3 a.example\n"), "NOERROR 10.0.0.3"),
+    let path = &file.0;
+    for (change, expected) in [
+        (Change::Written("10.0.0.22 a.example\n"), "NOERROR 10.0.0.22"),
+        (Change::Removed, "NOERROR 10.0.0.22"),
+        // Another reason is news.
+        (Change::Directory, "NOERROR 10.0.0.22"),
+        (Change::Written("10.0.0.3 a.example\n"), "NOERROR 10.0.0.3"),
+        // And so is the same one after a time without.
+        (Change::Removed, "NOERROR 10.0.0.3"),
+        (Change::Written("10.0.0.44 a.example\n"), "NOERROR 10.0.0.44"),
     ] {
-        match text {
-            Some(text) => std::fs::write(&file.0, text).expect("written"),
-            None => std::fs::remove_file(&file.0).expect("removed"),
-        }
+        change.make(path);
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         let failed = hosts.failed.load(Ordering::Relaxed);
-        let is_seen = || text.is_some() || hosts.failed.load(Ordering::Relaxed) > failed + 1;
+        // Of two looks more one at least began after the change.
+        let is_readable = matches!(change, Change::Written(_));
+        let is_seen = || is_readable || hosts.failed.load(Ordering::Relaxed) > failed + 2;
         while ask(&hosts, "a.example", rtype::A) != expected || !is_seen() {
-            assert!(std::time::Instant::now() < deadline, "{text:?}");
+            assert!(std::time::Instant::now() < deadline, "{change:?}");
             tokio::task::yield_now().await;
         }
         assert_eq!(ask(&hosts, "inline.example", rtype::A), "NOERROR 10.1.1.1");
     }
     following.abort();
     let told = lines.take();
-    assert_eq!(told.matches("hosts file not read").count(), 1, "{told}");
+    assert_eq!(told.matches("hosts file not read").count(), 3, "{told}");
 }

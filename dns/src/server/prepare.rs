@@ -34,6 +34,9 @@ pub(super) struct Wanted {
 /// A feed: who tells, and the file that keeps what was told.
 pub(super) type FeedKey = (Objects, PathBuf);
 
+/// What finds loops, the upstreams that it looks at, and the zone in which it asks.
+pub(super) type Probe = (Arc<LoopProbe>, Vec<Arc<Forward>>, Name);
+
 /// A configuration with everything that it needs, ready to take another one's place.
 pub(super) struct Prepared {
     pub(super) corefile: Corefile,
@@ -52,7 +55,7 @@ pub(super) struct Prepared {
     pub(super) awaited: Vec<(Arc<Source>, Duration)>,
     pub(super) feeds: BTreeSet<FeedKey>,
     /// Probes for upstreams that were not probed yet.
-    pub(super) probes: Vec<(Arc<LoopProbe>, Vec<Arc<Forward>>, Name)>,
+    pub(super) probes: Vec<Probe>,
 }
 
 /// The sockets of one address.

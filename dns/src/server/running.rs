@@ -15,12 +15,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::prepare::{self, FeedKey, Opened, Prepared, Wanted};
+use super::prepare::{self, FeedKey, Opened, Prepared, Probe, Wanted};
 use crate::Error;
 use crate::chain::{Block, Server, Worker};
 use crate::corefile::{Corefile, Scheme, ServerBlock};
 use crate::feed::{Served, Source, Watcher};
-use crate::http;
+use crate::http::{self, Endpoints};
 use crate::kubernetes::Objects;
 use crate::metrics::Registry;
 use crate::serve::drops::{self, Inode};
@@ -29,7 +29,7 @@ use crate::state::State;
 
 /// Queries that may wait for a task to take them; what is beyond is dropped and counted.
 const WAITING: usize = 4096;
-/// How often it is seen whether the objects that are waited for are complete.
+/// How often it is seen whether the objects that are waited for are there.
 const OBJECTS_CHECK: Duration = Duration::from_millis(10);
 
 /// A server with everything that it has started.
@@ -212,26 +212,8 @@ impl Running {
         self.listeners.extend(new);
         let sockets = self.listeners.values().flat_map(|listening| &listening.sockets);
         self.state.set_sockets(sockets.copied().collect());
-        for (address, listener) in http {
-            let ended = self.ended.child_token();
-            self.http.insert(address, ended.clone());
-            self.tasks
-                .spawn(serve_http(address, listener, Arc::clone(&self.state), ended));
-        }
-        self.http
-            .retain(|address, ended| endpoints.contains_key(address) || cancel(ended));
-        self.chain.cancel();
-        self.chain = self.ended.child_token();
-        for block in &blocks {
-            let (block, chain) = (Arc::clone(block), self.chain.clone());
-            self.tasks
-                .spawn(async move { _ = chain.run_until_cancelled(block.background()).await });
-        }
-        for (probe, forwards, zone) in probes {
-            let chain = self.chain.clone();
-            self.tasks
-                .spawn(async move { _ = chain.run_until_cancelled(probe.follow(forwards, &zone)).await });
-        }
+        self.serve_pages(http, &endpoints);
+        self.start_chain(&blocks, probes);
         (self.blocks, self.corefile) = (blocks, corefile);
         let listeners = self.listeners.iter();
         let plain = listeners.filter(|(wanted, _)| wanted.scheme == Scheme::Dns);
@@ -241,6 +223,38 @@ impl Running {
         Ok(())
     }
 
+    /// Serves HTTP where that is new, and ends it where nobody wants it.
+    fn serve_pages(
+        &mut self,
+        new: BTreeMap<SocketAddr, TcpListener>,
+        wanted: &BTreeMap<SocketAddr, Endpoints>,
+    ) {
+        for (address, listener) in new {
+            let ended = self.ended.child_token();
+            self.http.insert(address, ended.clone());
+            self.tasks
+                .spawn(serve_http(address, listener, Arc::clone(&self.state), ended));
+        }
+        self.http
+            .retain(|address, ended| wanted.contains_key(address) || cancel(ended));
+    }
+
+    /// Starts what blocks do by themselves, in the place of what those before did.
+    fn start_chain(&mut self, blocks: &[Arc<Block>], probes: Vec<Probe>) {
+        self.chain.cancel();
+        self.chain = self.ended.child_token();
+        for block in blocks {
+            let (block, chain) = (Arc::clone(block), self.chain.clone());
+            self.tasks
+                .spawn(async move { _ = chain.run_until_cancelled(block.background()).await });
+        }
+        for (probe, forwards, zone) in probes {
+            let chain = self.chain.clone();
+            self.tasks
+                .spawn(async move { _ = chain.run_until_cancelled(probe.follow(forwards, &zone)).await });
+        }
+    }
+
     fn sources(&self) -> Vec<(String, Arc<Source>)> {
         let sources = self.feeds.iter();
         sources
@@ -248,10 +262,16 @@ impl Running {
             .collect()
     }
 
-    /// Ends the feeds that are not among these.
+    /// Ends the feeds that are not among these; where one of these has its objects from the same place, not before that
+    /// one does.
     fn keep_feeds(&mut self, wanted: &BTreeSet<FeedKey>) {
-        self.feeds
-            .retain(|key, (_, ended)| wanted.contains(key) || cancel(ended));
+        let unwanted = self.feeds.extract_if(.., |key, _| !wanted.contains(key));
+        for ((objects, _), (source, ended)) in unwanted.collect::<Vec<_>>() {
+            match self.source_of_like(&objects) {
+                Some(successor) => drop(self.tasks.spawn(hand_over(source, successor, ended))),
+                None => ended.cancel(),
+            }
+        }
     }
 
     /// Gives every address that goes on its chain, and ends those that nobody wants.
@@ -418,6 +438,18 @@ impl Prepared {
             );
         }
     }
+}
+
+/// Ends a feed once its successor is connected: an agent that heard of this server from nobody for a moment would lead
+/// clients elsewhere.
+async fn hand_over(old: Arc<Source>, successor: Arc<Source>, ended: CancellationToken) {
+    while old.is_connected() && !successor.is_connected() {
+        tokio::select! {
+            () = ended.cancelled() => return,
+            () = tokio::time::sleep(OBJECTS_CHECK) => {}
+        }
+    }
+    ended.cancel();
 }
 
 /// Cancels, and says that it is not to be kept.

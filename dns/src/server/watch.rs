@@ -29,21 +29,29 @@ impl Watch {
         };
         loop {
             tokio::time::sleep(reload.next_pause()).await;
-            let Some(read) = read_file(&path, current.is_lenient, Manner::Silent).await else {
-                continue;
-            };
-            let unreadable = std::mem::replace(&mut self.unreadable, read.as_ref().err().cloned());
-            match &read {
-                // What is taken becomes `current`, and is not met here again.
-                Ok(read) if read == current => self.told = None,
-                Err(_) if unreadable == self.unreadable => {}
-                Ok(read_silently) if current.is_lenient && self.warned.as_ref() != Some(read_silently) => {
-                    self.warned = Some(read_silently.clone());
-                    let aloud = read_file(&path, true, Manner::Aloud).await;
-                    return aloud.unwrap_or(read);
-                }
-                _ => return read,
+            if let Some(news) = self.look(&path, current).await {
+                return news;
             }
+        }
+    }
+
+    /// Reads the file once, and gives what it says where that is new.
+    async fn look(&mut self, path: &Path, current: &Corefile) -> Option<Result<Corefile, Error>> {
+        let read = read_file(path, current.is_lenient, Manner::Silent).await?;
+        let unreadable = std::mem::replace(&mut self.unreadable, read.as_ref().err().cloned());
+        match &read {
+            // What is taken becomes `current`, and is not met here again.
+            Ok(read) if read == current => {
+                self.told = None;
+                None
+            }
+            Err(_) if unreadable == self.unreadable => None,
+            Ok(read_silently) if current.is_lenient && self.warned.as_ref() != Some(read_silently) => {
+                self.warned = Some(read_silently.clone());
+                let aloud = read_file(path, true, Manner::Aloud).await;
+                Some(aloud.unwrap_or(read))
+            }
+            _ => Some(read),
         }
     }
 
@@ -113,5 +121,44 @@ mod tests {
             .zip(pauses.iter().min())
             .map(|(most, least)| *most - *least);
         assert!(spread > Some(Duration::from_secs(20)), "{spread:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_once_and_again_after_what_is_served_came_between() {
+        const SERVED: &str = ".:53 {\n reload\n whoami\n}\n";
+        const UNREADABLE: &str = ".:53 {\n nonsense\n}\n";
+        const OTHERWISE: &str = ".:53 {\n no such thing\n}\n";
+        // It can be read, and its address is somebody else's.
+        const TAKEN: &str = ".:54 {\n reload\n whoami\n}\n";
+        let path = std::env::temp_dir().join(format!("cwt-watch-{}", std::process::id()));
+        std::fs::write(&path, SERVED).expect("written");
+        let current = Corefile::read(&path).expect("it is right");
+        let mut watch = Watch::default();
+        for (step, (text, is_told)) in [
+            (SERVED, false),
+            (UNREADABLE, true),
+            (UNREADABLE, false),
+            (SERVED, false),
+            (UNREADABLE, true),
+            (OTHERWISE, true),
+            (UNREADABLE, true),
+            (TAKEN, true),
+            (TAKEN, false),
+            (SERVED, false),
+            (TAKEN, true),
+            (UNREADABLE, true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            std::fs::write(&path, text).expect("written");
+            let refused = watch.look(&path, &current).await.map(|news| match news {
+                Ok(_) => "it is taken".to_owned(),
+                Err(error) => error.to_string(),
+            });
+            let told = refused.is_some_and(|reason| watch.is_news(&reason));
+            assert_eq!(told, is_told, "step {step}: {text}");
+        }
+        std::fs::remove_file(path).expect("removed");
     }
 }

@@ -4,6 +4,7 @@
 //! every `kubernetes` plugin shares it. An update builds what changed and shares the rest with the table before.
 
 mod dashed;
+pub mod endpoint;
 pub mod grammar;
 mod reverse;
 pub mod service;
@@ -19,10 +20,11 @@ use model::feed::is_complete;
 use model::{Kind as ObjectKind, ObjectName, SharedMap, Snapshot, Text};
 
 pub use dashed::address_of_pod_label;
+pub use endpoint::{Endpoint, EndpointNames, Port};
 pub use grammar::{Asked, PortName};
 pub use reverse::addresses_below;
 use reverse::{Edits, Reverse};
-pub use service::{Called, Endpoint, EndpointNames, Kind, Port, ServiceRecords};
+pub use service::{Called, Kind, ServiceRecords};
 
 /// Everything that the cluster zone answers from.
 #[derive(Clone, Debug, Default)]

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use model::{EndpointPort, EndpointSlice, Few, Protocol, Service, ServiceKind, ServicePort, Slices, Text};
+use model::{EndpointSlice, Few, Protocol, Service, ServiceKind, Slices, Text};
 
-use super::dashed::{address_of_dashed, put_dashed};
+use super::dashed::address_of_dashed;
+use super::endpoint::{Endpoint, EndpointNames, Label, Port, identity};
 use super::grammar::PortName;
 use super::lower;
-use crate::name::{MAX_LABEL, Name};
+use crate::name::Name;
 
 /// A Service with its ready endpoints. It shares the snapshot's objects: there are as many of it as of them.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,64 +75,6 @@ struct Rarities {
     again: Box<[(u32, Position)]>,
 }
 
-/// A named port, as in `_http._tcp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Port<'t> {
-    /// Empty = the port has no name.
-    pub name: &'t str,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Number.
-    pub number: u16,
-}
-
-/// A ready endpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct Endpoint<'t> {
-    records: &'t ServiceRecords,
-    /// Where it stands in the Service's list.
-    pub place: usize,
-    slice: &'t EndpointSlice,
-    entry: &'t model::Endpoint,
-}
-
-/// A label as it is written, which equals the same one in another case.
-#[derive(Clone, Copy, Debug)]
-pub struct Label<'t>(&'t [u8]);
-
-impl<'t> Label<'t> {
-    /// What a text says that is short enough.
-    fn of(text: &'t str) -> Option<Self> {
-        (1..=MAX_LABEL)
-            .contains(&text.len())
-            .then_some(Self(text.as_bytes()))
-    }
-
-    fn lower(self) -> impl Iterator<Item = u8> {
-        self.0.iter().map(u8::to_ascii_lowercase)
-    }
-}
-
-impl Ord for Label<'_> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.lower().cmp(other.lower())
-    }
-}
-
-impl PartialOrd for Label<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Label<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.eq_ignore_ascii_case(other.0)
-    }
-}
-
-impl Eq for Label<'_> {}
-
 /// The endpoints of one name, sorted by address. Going through them allocates nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Called<'t> {
@@ -169,16 +112,6 @@ impl<'t> Called<'t> {
     pub fn iter(self) -> impl Iterator<Item = Endpoint<'t>> + Clone {
         self.places().map(move |place| self.records.endpoint(place))
     }
-}
-
-/// How an endpoint without a hostname is called.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EndpointNames {
-    /// By its address, `10-244-1-7`.
-    #[default]
-    Dashed,
-    /// By its pod where that has a name of fewer than 64 bytes (option `endpoint_pod_names`).
-    Pod,
 }
 
 impl ServiceRecords {
@@ -329,7 +262,7 @@ impl ServiceRecords {
     }
 
     /// The slices behind the first one that list the endpoint at a place.
-    fn slices_again(&self, place: usize) -> impl Iterator<Item = &EndpointSlice> + Clone {
+    pub(super) fn slices_again(&self, place: usize) -> impl Iterator<Item = &EndpointSlice> + Clone {
         let again: &[_] = self.rarities.as_ref().map_or(&[], |rarities| &rarities.again);
         let first = again.partition_point(|(other, _)| (*other as usize) < place);
         let of_place = again[first..]
@@ -489,108 +422,6 @@ impl ServiceRecords {
         named.sort_unstable();
         named.into_iter().map(|(_, place)| place).collect()
     }
-}
-
-impl PortName<'_> {
-    /// The ports with this name.
-    pub fn of<'p>(
-        self,
-        ports: impl Iterator<Item = Port<'p>> + Clone,
-    ) -> impl Iterator<Item = Port<'p>> + Clone {
-        ports.filter(move |own| own.is(self.name, self.protocol))
-    }
-}
-
-impl<'t> From<&'t ServicePort> for Port<'t> {
-    fn from(port: &'t ServicePort) -> Self {
-        Self {
-            name: &port.name,
-            protocol: port.protocol,
-            number: port.port.get(),
-        }
-    }
-}
-
-impl<'t> From<&'t EndpointPort> for Port<'t> {
-    fn from(port: &'t EndpointPort) -> Self {
-        Self {
-            name: &port.name,
-            protocol: port.protocol,
-            number: port.port.get(),
-        }
-    }
-}
-
-impl Port<'_> {
-    /// Whether this is the port that `_name._protocol` asks for.
-    #[must_use]
-    pub fn is(&self, name: &[u8], protocol: Protocol) -> bool {
-        let own = self.name.as_bytes();
-        self.protocol == protocol && !own.is_empty() && own.eq_ignore_ascii_case(name)
-    }
-}
-
-impl<'t> Endpoint<'t> {
-    /// Its address.
-    #[must_use]
-    pub fn address(self) -> IpAddr {
-        self.entry.address
-    }
-
-    /// The ports that it serves, each once.
-    pub fn ports(self) -> impl Iterator<Item = Port<'t>> + Clone {
-        let again = self.records.slices_again(self.place);
-        let slices = std::iter::once(self.slice).chain(again);
-        slices.clone().enumerate().flat_map(move |(nth, slice)| {
-            let before = slices.clone().take(nth);
-            let ports = slice.ports.iter();
-            let fresh = ports.filter(move |port| !before.clone().any(|slice| slice.ports.contains(port)));
-            fresh.map(Port::from)
-        })
-    }
-
-    fn hostname(self) -> Option<Label<'t>> {
-        identity(self.entry).1
-    }
-
-    /// The pod's name, where no hostname goes before it.
-    fn pod_name(self) -> Option<Label<'t>> {
-        let (_, hostname, pod) = identity(self.entry);
-        pod.filter(|_| hostname.is_none())
-    }
-
-    /// Name of its pod, where that is known.
-    #[must_use]
-    pub fn pod(self) -> Option<&'t str> {
-        self.entry.pod.as_deref()
-    }
-
-    /// What it is called, where that is not its address.
-    #[must_use]
-    pub fn own_name(self, names: EndpointNames) -> Option<Label<'t>> {
-        match names {
-            EndpointNames::Dashed => self.hostname(),
-            EndpointNames::Pod => self.hostname().or(self.pod_name()),
-        }
-    }
-
-    /// Writes the first label of its name in wire form, lower case.
-    pub fn put_label(self, names: EndpointNames, out: &mut Vec<u8>) {
-        match self.own_name(names) {
-            Some(name) => {
-                out.push(name.0.len() as u8);
-                out.extend(name.lower());
-            }
-            None => put_dashed(self.address(), out),
-        }
-    }
-}
-
-/// What is the same of an endpoint in whatever slice it stands: address, hostname and pod, as far as they are labels.
-fn identity(endpoint: &model::Endpoint) -> (IpAddr, Option<Label<'_>>, Option<Label<'_>>) {
-    let hostname = endpoint.hostname().and_then(Label::of);
-    let pod = endpoint.pod.as_deref().and_then(Label::of);
-    (endpoint.address, hostname, pod)
 }
 
 fn alias(target: &str) -> Option<Name> {

@@ -81,19 +81,30 @@ pub fn forget(state_dir: &Path) -> Result<bool, overlay::Error> {
     remove_file(&state_dir.join(AWAY))
 }
 
-/// What a reader says of the address.
+/// What is known of a reader and the address.
 #[derive(Debug)]
 struct Claim {
-    /// Who says it.
+    /// Whose it is.
     reader: u64,
-    /// Until when it answers there. `None`: it does not.
-    until: Option<Instant>,
+    says: Says,
+}
+
+#[derive(Debug)]
+enum Says {
+    /// Nothing yet: it has connected, and may take the place of one that leaves. It is waited for until then.
+    Nothing(Instant),
+    /// It answers there until then.
+    Answers(Instant),
+    /// It does not answer there, or left.
+    No,
 }
 
 /// Until when each reader answers.
 #[derive(Debug)]
 struct Claims {
     until: BTreeMap<u64, Instant>,
+    /// Until when those are waited for that have said nothing yet.
+    awaited: BTreeMap<u64, Instant>,
     /// Before that nobody's silence says anything.
     not_before: Instant,
 }
@@ -103,25 +114,28 @@ impl Claims {
     fn none_yet(now: Instant) -> Self {
         Self {
             until: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             not_before: now + HOLDS,
         }
     }
 
     /// A claim holds at once; that nobody else answers is known with it.
-    fn take(&mut self, Claim { reader, until }: Claim, now: Instant) {
-        match until {
-            Some(until) => {
+    fn take(&mut self, Claim { reader, says }: Claim, now: Instant) {
+        self.awaited.remove(&reader);
+        match says {
+            Says::Nothing(until) => drop(self.awaited.insert(reader, until)),
+            Says::Answers(until) => {
                 self.until.insert(reader, until);
                 self.not_before = now;
             }
-            None => drop(self.until.remove(&reader)),
+            Says::No => drop(self.until.remove(&reader)),
         }
     }
 
     /// When nobody answers any more, if nobody claims anything until then.
     fn end(&self) -> Instant {
-        let latest = self.until.values().copied().max();
-        latest.unwrap_or(self.not_before).max(self.not_before)
+        let until = self.until.values().chain(self.awaited.values());
+        until.copied().fold(self.not_before, Instant::max)
     }
 
     /// Whether somebody answers; `None` where it is too early to say.
@@ -134,7 +148,8 @@ impl Claims {
             self.until.clear();
             self.not_before = now + SAID_EVERY;
         }
-        (now >= self.not_before).then_some(false)
+        let is_early = now < self.not_before || self.awaited.values().any(|until| *until > now);
+        (!is_early).then_some(false)
     }
 }
 
@@ -275,11 +290,12 @@ impl Reader {
     async fn serve(&self, stream: UnixStream) -> io::Error {
         let (back, mut stream) = stream.into_split();
         let began = OnceLock::new();
+        self.claim(Says::Nothing(Instant::now() + HOLDS)).await;
         let end = tokio::select! {
             end = self.hear(back, &began) => end,
             end = give(&mut stream, self.feed.snapshots.clone(), &began) => end.err(),
         };
-        self.claim(None).await;
+        self.claim(Says::No).await;
         end.unwrap_or(ErrorKind::UnexpectedEof.into())
     }
 
@@ -293,7 +309,7 @@ impl Reader {
                 Err(_silent) => {
                     let is_asked = began.get().is_some_and(|began| began.elapsed() >= SAID_EVERY);
                     if is_asked && !has_spoken {
-                        self.claim(self.feed.address.map(|_| HOLDS)).await;
+                        self.claim_as(self.feed.address.is_some()).await;
                     }
                     continue;
                 }
@@ -307,15 +323,24 @@ impl Reader {
                 Err(error) => return Some(error.into()),
             };
             let answers = self.feed.address.is_some_and(|address| serving.is_at(address));
-            self.claim(answers.then_some(HOLDS)).await;
+            self.claim_as(answers).await;
         }
     }
 
-    /// Passes on that it answers for so long, or does not.
-    async fn claim(&self, holds: Option<Duration>) {
+    /// Passes on whether it answers.
+    async fn claim_as(&self, answers: bool) {
+        let says = if answers {
+            Says::Answers(Instant::now() + HOLDS)
+        } else {
+            Says::No
+        };
+        self.claim(says).await;
+    }
+
+    async fn claim(&self, says: Says) {
         let claim = Claim {
             reader: self.number,
-            until: holds.map(|holds| Instant::now() + holds),
+            says,
         };
         let _ended = self.claims.send(claim).await;
     }
@@ -651,6 +676,7 @@ mod tests {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         let of = |until: &[(u64, Instant)], not_before| Claims {
             until: until.iter().copied().collect(),
+            awaited: BTreeMap::new(),
             not_before,
         };
         let rows = [
@@ -665,11 +691,33 @@ mod tests {
             assert_eq!(claims.answered(now), expected, "{what}");
         }
         let mut two = of(&[(1, now + second), (2, now + second)], now);
-        let leaves = Claim {
-            reader: 1,
-            until: None,
-        };
-        two.take(leaves, now);
+        two.take(claim(1, Says::No), now);
         assert_eq!(two.answered(now), Some(true), "the other goes on");
+    }
+
+    fn claim(reader: u64, says: Says) -> Claim {
+        Claim { reader, says }
+    }
+
+    #[test]
+    fn who_has_connected_is_waited_for_when_the_one_before_leaves() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        for (what, at, says, expected) in [
+            ("it is early", now, None, None),
+            ("it says nothing", now + second, None, Some(false)),
+            ("it left", now, Some(Says::No), Some(false)),
+            ("it answers", now, Some(Says::Answers(now + second)), Some(true)),
+        ] {
+            let mut claims = Claims::none_yet(now - HOLDS);
+            claims.take(claim(1, Says::Answers(now + second)), now);
+            claims.take(claim(2, Says::Nothing(now + second)), now);
+            assert_eq!(claims.answered(now), Some(true), "{what}");
+            claims.take(claim(1, Says::No), now);
+            assert_eq!(claims.end(), now + second, "{what}");
+            if let Some(says) = says {
+                claims.take(claim(2, says), now);
+            }
+            assert_eq!(claims.answered(at), expected, "{what}");
+        }
     }
 }

@@ -89,7 +89,7 @@ impl Iptables {
         for family in context.families.iter().copied() {
             let programs = Programs::find(family, variant)?;
             tracing::info!(?family, variant = ?programs.variant(), "rules of Services are made by iptables");
-            opened.untracked.push(Untracked::new(family, programs.clone()));
+            opened.untracked.push(Untracked::new(family, programs.clone())?);
             opened.tables.push(Tables::open(family, programs, context)?);
         }
         Ok(opened)

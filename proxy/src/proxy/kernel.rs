@@ -59,7 +59,8 @@ impl Proxy {
 
     /// Takes out of the kernel what a datapath, or a version, that ran here before this one left, so that no hook and no
     /// rule decides by lists that nobody keeps up. For when a sync of this one succeeded. kube-proxy's chains of iptables
-    /// are not among it: they may be kube-proxy's own; [`Proxy::uninstall`] removes them.
+    /// are not among it: they may be kube-proxy's own; [`Proxy::uninstall`] removes them. What the other variant of
+    /// iptables has of DNS went when the datapath learned what this node is.
     pub fn remove_other_datapaths(config: &Config, pin_dir: &Path) -> Result<(), Error> {
         let hook = match &config.datapath {
             DatapathKind::Ebpf { .. } => ebpf::SocketHook::remove_other_layouts(pin_dir),

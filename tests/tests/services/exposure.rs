@@ -11,6 +11,7 @@ use crate::world::{SERVERS, World, node_address, node_address_v6, on_every_node,
 
 /// Documentation networks (RFC 5737): nobody has these addresses.
 const LOAD_BALANCER: &str = "203.0.113.10";
+const RANGED_LOAD_BALANCER: &str = "203.0.113.12";
 const EXTERNAL: &str = "198.51.100.7";
 
 fn at(address: &str) -> anyhow::Result<SocketAddr> {
@@ -136,9 +137,9 @@ pub fn load_balancer(world: &World) -> anyhow::Result<()> {
 pub fn source_ranges(world: &World) -> anyhow::Result<()> {
     let ranges = |networks: &[&str]| json!({"loadBalancerSourceRanges": networks});
     let mut service = world.service("ranges", &json!({"type": "LoadBalancer"}))?;
-    service.set_load_balancer(LOAD_BALANCER)?;
-    let _route = world.route(LOAD_BALANCER, 1)?;
-    let server = at(LOAD_BALANCER)?;
+    service.set_load_balancer(RANGED_LOAD_BALANCER)?;
+    let _route = world.route(RANGED_LOAD_BALANCER, 1)?;
+    let server = at(RANGED_LOAD_BALANCER)?;
     let (outside, pod) = (&world.outside, &world.clients[2]);
 
     service.patch(&ranges(&["172.30.0.1/32"]))?;

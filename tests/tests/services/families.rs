@@ -43,7 +43,7 @@ pub fn prefer_dual_stack(world: &World) -> anyhow::Result<()> {
 }
 
 pub fn cluster_ip(world: &World) -> anyhow::Result<()> {
-    let pods = on_nodes(world)?;
+    let pods = on_nodes(world, "dual", 7180)?;
     let mut service = pods.service(&json!({"ipFamilyPolicy": "RequireDualStack"}))?;
     for server in [service.cluster_ip()?, service.second_cluster_ip()?] {
         each(&world.nodes, |node| {
@@ -77,7 +77,7 @@ pub fn cluster_ip(world: &World) -> anyhow::Result<()> {
 }
 
 pub fn from_outside(world: &World) -> anyhow::Result<()> {
-    let pods = on_nodes(world)?;
+    let pods = on_nodes(world, "dual-outside", 7190)?;
     let mut service = pods.service(&json!({"type": "LoadBalancer", "ipFamilyPolicy": "RequireDualStack"}))?;
     let outside = &world.outside_v6;
     let serves = |client: &Client, server: SocketAddr| {
@@ -122,33 +122,38 @@ pub fn from_outside(world: &World) -> anyhow::Result<()> {
 /// Servers on two nodes, in the nodes' own network.
 struct OnNodes<'a> {
     world: &'a World,
+    app: &'static str,
     _pods: Vec<Object<'a>>,
 }
 
-fn on_nodes(world: &World) -> anyhow::Result<OnNodes<'_>> {
+/// `port` and the next one must be free on the nodes.
+fn on_nodes<'a>(world: &'a World, app: &'static str, port: u16) -> anyhow::Result<OnNodes<'a>> {
     let pod = |node: &&str| {
         world.make(&json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": format!("dual-{node}"), "labels": {"app": "dual"}},
+            "metadata": {"name": format!("{app}-{node}"), "labels": {"app": app}},
             "spec": {
                 "hostNetwork": true,
                 "nodeSelector": {"kubernetes.io/hostname": node},
                 "terminationGracePeriodSeconds": 1,
-                // DNS has 8080 on each node, for its health.
-                "containers": [server_container("/readyz", 7180)],
+                "containers": [server_container("/readyz", port)],
             },
         }))
     };
     let pods = ON_NODES.iter().map(pod).collect::<anyhow::Result<_>>()?;
-    Ok(OnNodes { world, _pods: pods })
+    Ok(OnNodes {
+        world,
+        app,
+        _pods: pods,
+    })
 }
 
 impl OnNodes<'_> {
     fn service(&self, spec: &Value) -> anyhow::Result<Object<'_>> {
-        let mut whole = json!({"selector": {"app": "dual"}});
+        let mut whole = json!({"selector": {"app": self.app}});
         for (key, value) in spec.as_object().into_iter().flatten() {
             whole[key] = value.clone();
         }
-        self.world.service("dual", &whole)
+        self.world.service(self.app, &whole)
     }
 }

@@ -2,7 +2,8 @@
 //! on nodes and outside of the cluster try what comes of it.
 //!
 //! A trial makes its own Services and removes them. It awaits what the API promises for some time after a change, so
-//! that none depends on how fast a node follows.
+//! that none depends on how fast a node follows. Trials of one datapath run beside each other, most of their time being
+//! waits: so each has names, addresses and ports that no other has.
 
 mod client;
 mod endpoints;
@@ -14,8 +15,9 @@ mod policies;
 mod world;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use anyhow::anyhow;
 use libtest_mimic::{Arguments, Failed, Trial};
 use world::World;
 
@@ -137,48 +139,57 @@ const CLAIMS: &[(&str, Claim)] = &[
     ),
 ];
 
-/// The cluster of the trials that run now; an error is kept, so that a cluster that does not come up is tried once.
-type Current = Option<(&'static str, Result<World, String>)>;
-static CURRENT: Mutex<Current> = Mutex::new(None);
+/// They change the agents' configuration, and keep an agent from following.
+const ALONE: [&str; 2] = [
+    "externalIPs do not serve by default",
+    "affinity flips and agents die under traffic",
+];
+
+/// So many trials run at once.
+const TRIALS: usize = 4;
+
+/// A datapath's cluster, and who may change it. An error is kept, so that a cluster that does not come up is tried once.
+#[derive(Default)]
+struct Stage {
+    world: OnceLock<Result<World, String>>,
+    /// Written by a trial that changes what the others rely on.
+    turn: RwLock<()>,
+}
+
+impl Stage {
+    fn run(&self, datapath: &str, claim: &str, check: Claim) -> anyhow::Result<()> {
+        let world = self
+            .world
+            .get_or_init(|| World::up(datapath).map_err(|error| format!("{error:#}")));
+        let world = world.as_ref().map_err(|error| anyhow!("{error}"))?;
+        // A trial that panicked leaves the cluster as good as one that failed.
+        if ALONE.contains(&claim) {
+            let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+            world.watch(check)
+        } else {
+            let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+            world.watch(check)
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
+    arguments.test_threads = Some(TRIALS);
     let runnable = tests::privileged("Services on a cluster with each datapath");
-    let trials = DATAPATHS.into_iter().flat_map(|datapath| {
-        CLAIMS.iter().map(move |(claim, check)| {
-            Trial::test(format!("{datapath}: {claim}"), move || {
-                run(datapath, *check).map_err(Failed::from)
-            })
-            .with_ignored_flag(!runnable)
-        })
+    let passed = DATAPATHS.map(|datapath| {
+        // Goes with the last trial, and takes the cluster down.
+        let stage = Arc::new(Stage::default());
+        let trials = CLAIMS.iter().map(|(claim, check)| {
+            let stage = Arc::clone(&stage);
+            let trial = move || {
+                stage
+                    .run(datapath, claim, *check)
+                    .map_err(|error| Failed::from(format!("{error:#}")))
+            };
+            Trial::test(format!("{datapath}: {claim}"), trial).with_ignored_flag(!runnable)
+        });
+        !libtest_mimic::run(&arguments, trials.collect()).has_failed()
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    leave(&mut CURRENT.lock().unwrap_or_else(PoisonError::into_inner));
-    conclusion.exit_code()
-}
-
-fn run(datapath: &'static str, check: Claim) -> Result<(), String> {
-    // A trial that panicked leaves the cluster as good as one that failed.
-    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if !matches!(&*current, Some((of, _)) if *of == datapath) {
-        leave(&mut current);
-        *current = Some((
-            datapath,
-            World::up(datapath).map_err(|error| format!("{error:#}")),
-        ));
-    }
-    match &*current {
-        Some((_, Ok(world))) => {
-            let outcome = world.watch(check);
-            outcome.map_err(|error| format!("{error:#}"))
-        }
-        Some((_, Err(error))) => Err(error.clone()),
-        None => unreachable!("made above"),
-    }
-}
-
-/// Takes the cluster down.
-fn leave(current: &mut Current) {
-    *current = None;
+    ExitCode::from(u8::from(passed.contains(&false)))
 }

@@ -1,6 +1,8 @@
 //! The store speaks etcd: one table of rows (operations and what comes of them) is run against our store and against a
 //! real etcd, and every answer has to be the same, down to the texts of errors. Only an endpoint is needed.
 
+mod figures;
+mod histories;
 mod random;
 mod rows;
 mod script;
@@ -138,22 +140,8 @@ impl Etcd {
     fn start(program: &Path) -> Self {
         let directory = Directory::new("etcd");
         let [client_addr, peer_addr] = free_addrs();
-        let [client, peer] = [client_addr, peer_addr].map(|addr| format!("http://{addr}"));
-        let mut command = Command::new(program);
-        command.arg("--data-dir").arg(directory.path().join("data"));
-        command.args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ]);
-        command.args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ]);
-        command.args(["--initial-cluster", &format!("default={peer}")]);
+        let data = directory.path().join("data");
+        let mut command = etcd_command(program, &data, [client_addr, peer_addr]);
         let process = Process::spawn(&Place::default(), &mut command).expect("start etcd");
         Self {
             client_addr,
@@ -165,6 +153,27 @@ impl Etcd {
     fn endpoint(&self) -> String {
         format!("http://{}", self.client_addr)
     }
+}
+
+/// etcd with its data in a directory, for clients at the first address.
+fn etcd_command(program: &Path, data: &Path, addrs: [SocketAddr; 2]) -> Command {
+    let [client, peer] = addrs.map(|addr| format!("http://{addr}"));
+    let mut command = Command::new(program);
+    command.arg("--data-dir").arg(data);
+    command.args([
+        "--listen-client-urls",
+        &client,
+        "--advertise-client-urls",
+        &client,
+    ]);
+    command.args([
+        "--listen-peer-urls",
+        &peer,
+        "--initial-advertise-peer-urls",
+        &peer,
+    ]);
+    command.args(["--initial-cluster", &format!("default={peer}")]);
+    command
 }
 
 /// Two addresses that are free now; etcd cannot be told to choose, and to say what it chose.
@@ -208,9 +217,9 @@ impl Drop for OurStore {
 }
 
 fn seeds() -> u64 {
-    if std::env::var_os("CAUSEWAY_TEST_FULL").is_some() {
-        SEEDS_FULL
-    } else {
-        SEEDS
-    }
+    if is_full_run() { SEEDS_FULL } else { SEEDS }
+}
+
+fn is_full_run() -> bool {
+    std::env::var_os("CAUSEWAY_TEST_FULL").is_some()
 }

@@ -433,6 +433,43 @@ pub const ROWS: &[Row] = &[
         "a lease that changes is seen",
         "grant l 60\nwatch w a\nput a 1 lease=l\nput a 1\nevents w 2",
     ),
+    // --- maintenance
+    row("there is one member", "members"),
+    row("the member leads", "put a 1\nstatus"),
+    row("a snapshot has its sum", "put a 1\nsnapshot"),
+    row(
+        "a defragmentation changes nothing that is seen",
+        "put a 1\nput a 2\ndefragment\nget a\nget a rev=+1",
+    ),
+    row(
+        "a hash is of a revision that is not compacted",
+        "put a 1\nput b 2\nput c 3\ncompact +2\nhash 0\nhash +3\nhash +2\nhash +1\nhash +9",
+    ),
+    row("no alarm", "alarm\nalarm clear\nalarm"),
+    row(
+        "the alarm NOSPACE stops what puts, and nothing else",
+        "put a 1\ngrant l 60\nput b 1 lease=l\nalarm raise\nalarm\nput c 1\ntxn { } { put c 1 } { }\n\
+         txn { version a = 0 } { put c 1 } { del a }\ntxn { } { del a prev } { }\ngrant m 60\nkeepalive l\n\
+         revoke l\nget a from\ncompact +3\nstatus\nalarm clear\nalarm clear\nalarm\nput c 1\nstatus",
+    ),
+    Row {
+        claim: "there are no users",
+        script: "users",
+        differs: Some(Differs {
+            why: "who a client is says its certificate",
+            ours: "error Unimplemented: etcdserver: Auth (clients are known by their certificates) is not supported by \
+                   this single-node store",
+        }),
+    },
+    Row {
+        claim: "there is no service of locks",
+        script: "lock a",
+        differs: Some(Differs {
+            why: "etcdctl lock and elect, and Go's concurrency package, need only transactions, leases and watches",
+            ours: "error Unimplemented: etcdserver: Lock (a transaction that creates a key does the same) is not \
+                   supported by this single-node store",
+        }),
+    },
     Row {
         claim: "a put beside a delete without an end is refused",
         script: "txn { } { del a from ; put b 1 } { }",

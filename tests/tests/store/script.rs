@@ -8,6 +8,7 @@
 //! compact R [physical]
 //! grant NAME SECONDS [id=N]      revoke NAME      ttl NAME [keys]      keepalive NAME      leases
 //! watch NAME KEY [RANGE] [rev=R] [prev] [noput] [nodelete] [fragment] [id=N] [on=NAME]
+//! status      members      snapshot      defragment      hash R      alarm [raise|clear]      users      lock NAME
 //! events NAME COUNT      until NAME KEY      response NAME      progress NAME      cancel NAME ID
 //! ```
 //! RANGE = `prefix`, `from`, or `end=KEY`. R = `+N`, counted from the revision at which the row began, or a number.
@@ -16,9 +17,9 @@
 use std::{collections::HashMap, iter::Peekable, str::SplitWhitespace, time::Duration};
 
 use etcd_client::{
-    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, GetOptions, LeaseGrantOptions,
-    LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
-    WatchStream,
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, Compare, CompareOp, DeleteOptions,
+    Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, WatchFilterType, WatchOptions, WatchStream,
     proto::{PbEvent, PbWatchResponse},
 };
 
@@ -96,6 +97,9 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             "grant" | "revoke" | "ttl" | "keepalive" | "leases" => self.lease_step(verb, words).await,
+            "status" | "members" | "snapshot" | "defragment" | "hash" | "alarm" | "users" | "lock" => {
+                self.maintenance_step(verb, words).await
+            }
             _ => self.watch_step(verb, words).await,
         }
     }
@@ -153,6 +157,58 @@ impl<'a> Session<'a> {
                 keeper.keep_alive().await?;
                 let renewed = stream.message().await?.expect("an answer");
                 self.transcript.renewed(&renewed.0);
+            }
+        }
+        Ok(())
+    }
+
+    async fn maintenance_step(&mut self, verb: &str, words: &mut Words<'_>) -> Result<(), Error> {
+        match verb {
+            "status" => {
+                let status = self.client.status().await?;
+                self.transcript.status(&status.0);
+            }
+            "members" => {
+                let members = self.client.member_list().await?;
+                self.transcript.members(&members.0);
+            }
+            "snapshot" => {
+                let mut stream = self.client.snapshot().await?;
+                let mut bytes = 0;
+                while let Some(part) = stream.message().await? {
+                    bytes += part.blob().len();
+                }
+                self.transcript.snapshot(bytes);
+            }
+            "defragment" => {
+                self.client.defragment().await?;
+                self.transcript.say("defragmented");
+            }
+            "hash" => {
+                let revision = self.revision(words.next().expect("a revision"));
+                let hash = self.client.hash_kv(revision).await?;
+                let again = self.client.hash_kv(revision).await?;
+                self.transcript.hash(&hash.0, &again.0);
+            }
+            "alarm" => {
+                let member = self.client.member_list().await?.members()[0].id();
+                let mut options = AlarmOptions::new();
+                options.with_member(member);
+                let (action, kind) = match words.next() {
+                    Some("raise") => (AlarmAction::Activate, AlarmType::Nospace),
+                    Some("clear") => (AlarmAction::Deactivate, AlarmType::Nospace),
+                    _ => (AlarmAction::Get, AlarmType::None),
+                };
+                let told = self.client.alarm(action, kind, Some(options)).await?;
+                self.transcript.alarms(&told.0, member);
+            }
+            "users" => {
+                self.client.user_list().await?;
+                self.transcript.say("users");
+            }
+            _ => {
+                self.client.lock(words.next().expect("a name"), None).await?;
+                self.transcript.say("locked");
             }
         }
         Ok(())

@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, fmt::Write};
 use etcd_client::{
     Error,
     proto::{
-        PbCompactionResponse, PbDeleteResponse, PbEvent, PbKeyValue, PbLeaseGrantResponse,
-        PbLeaseKeepAliveResponse, PbLeaseRevokeResponse, PbLeaseTimeToLiveResponse, PbPutResponse,
-        PbRangeResponse, PbResponseHeader, PbTxnOpResponse, PbTxnResponse, PbWatchResponse,
+        PbAlarmResponse, PbCompactionResponse, PbDeleteResponse, PbEvent, PbHashKvResponse, PbKeyValue,
+        PbLeaseGrantResponse, PbLeaseKeepAliveResponse, PbLeaseRevokeResponse, PbLeaseTimeToLiveResponse,
+        PbMemberListResponse, PbPutResponse, PbRangeResponse, PbResponseHeader, PbStatusResponse,
+        PbTxnOpResponse, PbTxnResponse, PbWatchResponse,
     },
 };
 
@@ -125,6 +126,62 @@ impl Transcript {
         let mut names: Vec<_> = ids.map(|id| self.lease_name(id)).collect();
         names.sort();
         self.line(&format!("leases {names:?}"));
+    }
+
+    pub fn say(&mut self, words: &str) {
+        self.line(words);
+    }
+
+    /// No sizes, versions and numbers of Raft.
+    pub fn status(&mut self, response: &PbStatusResponse) {
+        let member = response.header.as_ref().map(|header| header.member_id);
+        let errors: Vec<_> = response
+            .errors
+            .iter()
+            .map(|error| error.replace(&member.unwrap_or_default().to_string(), "M"))
+            .collect();
+        let line = format!(
+            "status {} leads {} learns {} {errors:?} data {}",
+            self.at(response.header.as_ref()),
+            member == Some(response.leader),
+            response.is_learner,
+            response.db_size > 0,
+        );
+        self.line(&line);
+    }
+
+    pub fn members(&mut self, response: &PbMemberListResponse) {
+        for member in &response.members {
+            let has_urls = !member.client_ur_ls.is_empty();
+            self.line(&format!(
+                "member learns {} for clients {has_urls}",
+                member.is_learner
+            ));
+        }
+    }
+
+    /// `etcdctl snapshot` takes what has a sum of 32 bytes behind whole sectors.
+    pub fn snapshot(&mut self, bytes: usize) {
+        self.line(&format!("snapshot with a sum {}", bytes % 512 == 32));
+    }
+
+    /// Not the number, which is each server's own.
+    pub fn hash(&mut self, response: &PbHashKvResponse, again: &PbHashKvResponse) {
+        let line = format!(
+            "hash {} compacted {} steady {}",
+            self.at(response.header.as_ref()),
+            self.revision(response.compact_revision),
+            response.hash == again.hash,
+        );
+        self.line(&line);
+    }
+
+    pub fn alarms(&mut self, response: &PbAlarmResponse, member: u64) {
+        let told = response.alarms.iter();
+        let told: Vec<_> = told
+            .map(|alarm| (alarm.member_id == member, alarm.alarm))
+            .collect();
+        self.line(&format!("alarms {told:?}"));
     }
 
     /// Sorted by watch, since servers may serve the watches of a stream in any order.

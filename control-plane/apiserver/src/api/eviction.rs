@@ -1,8 +1,7 @@
 //! `pods/eviction`: a delete that a PodDisruptionBudget may refuse (`EvictionREST.Create`, `kubectl drain`).
 //!
-//! No controller keeps the budgets' status here, so what upstream's disruption controller would have written is worked
-//! out when an eviction asks, from the pods as they are. The status that it leaves is the lock: of two evictions at
-//! once, one meets the other's.
+//! A controller writes the budgets' status, after the fact; an eviction goes by the pods as they are when it asks. The
+//! status that it leaves is the lock: of two evictions at once, one meets the other's.
 
 use axum::body::Body;
 use http::{Method, Response};
@@ -157,10 +156,11 @@ impl Api {
         Ok(work_out(budget, &pods, expected, now()))
     }
 
-    /// The replicas that the pods' controllers want; `None` when a pod has no controller that says so.
+    /// The replicas that the pods' controllers want; `None` when one of them does not say so. Pods without a controller
+    /// count for nothing.
     async fn expected_by_controllers(&self, pods: &[Value]) -> Result<Option<i64>> {
         let mut scales = std::collections::BTreeMap::new();
-        for pod in pods {
+        for pod in pods.iter().filter(|pod| controller_of(pod).is_some()) {
             let Some((uid, replicas)) = self.scale_above(pod).await? else {
                 return Ok(None);
             };

@@ -1,9 +1,11 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
 mod access;
+mod bounds;
 mod decode;
 mod delete;
 mod eviction;
+mod metrics;
 mod options;
 mod page;
 mod pods;
@@ -21,8 +23,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authn::{User, bearer_token};
 use crate::kubelet::Kubelets;
+use crate::metrics::Figures;
 use crate::negotiate::{self, Wanted};
 use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
@@ -40,9 +43,9 @@ use crate::storage::Storage;
 use crate::tokens::{Bearer, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
+pub use bounds::Bounds;
+pub(crate) use bounds::Held;
 
-/// Upstream's limit for request bodies.
-const MAX_BODY_BYTES: usize = 3 << 20;
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
 /// Everything that handlers share.
@@ -59,8 +62,12 @@ pub struct Api {
     pub kubelets: Kubelets,
     /// What roles allow.
     pub authorizer: Authorizer,
+    /// What nodes and pods use.
+    pub figures: Figures,
     /// Addresses and ports of Services.
     pub ranges: Ranges,
+    /// Room for requests.
+    pub bounds: Bounds,
     /// Whether what every cluster has was made: its namespaces, its range of addresses.
     pub founded: AtomicBool,
     /// Ends watches.
@@ -102,7 +109,7 @@ impl Api {
                 if failure.code >= 500 {
                     tracing::warn!(code = failure.code, error = %failure.message, "request failed");
                 }
-                negotiate::respond(failure.code, &failure.to_json(), false)
+                negotiate::refuse(&failure)
             }
         }
     }
@@ -117,6 +124,7 @@ impl Api {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let user = self.authenticate(peer, &parts.headers).await?;
         let user = self.impersonated(user, &parts.headers).await?;
+        let mut room = self.bounds.enter(&info, user.is_in("system:masters"))?;
         if !self.may(&user, &info).await? {
             return Err(match user.is_in("system:unauthenticated") {
                 true => Failure::unauthorized(),
@@ -124,7 +132,10 @@ impl Api {
             });
         }
         let path = match info.target {
-            Target::Other(segments) => return self.other(&segments, &query, &parts.headers).await,
+            Target::Other(segments) => {
+                let answer = self.other(&segments, &query, &parts.headers).await?;
+                return Ok(answer.map(|body| Held::new(body, room)));
+            }
             Target::Resource(path) => path,
         };
         let resource = self
@@ -149,7 +160,7 @@ impl Api {
         let body = if upgrade.is_some() && parts.headers.contains_key("upgrade") {
             Bytes::new()
         } else {
-            read_body(body).await?
+            self.bounds.body(body, &mut room).await?
         };
         let wanted = match path.subresource.as_deref() {
             Some("log" | "exec" | "attach" | "portforward") => Wanted {
@@ -169,7 +180,13 @@ impl Api {
             wanted,
             body,
         };
-        self.resource_call(&info.verb, call, upgrade).await
+        let packs = matches!(&*info.verb, "get" | "list")
+            && negotiate::names(&call.headers, &ACCEPT_ENCODING, "gzip");
+        let mut answer = self.resource_call(&info.verb, call, upgrade).await?;
+        if packs {
+            answer = negotiate::packed(answer).await?;
+        }
+        Ok(answer.map(|body| Held::new(body, room)))
     }
 
     async fn resource_call(
@@ -180,6 +197,9 @@ impl Api {
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
+        }
+        if call.resource.serves == Serves::Figures {
+            return self.metrics(verb, &call).await;
         }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {
@@ -277,13 +297,7 @@ impl Api {
             ["version"] => json(crate::version()),
             ["healthz" | "livez", ..] => Ok(negotiate::bytes(200, "text/plain; charset=utf-8", "ok")),
             ["readyz", ..] => self.ready(query).await,
-            ["openapi", "v2"] => Ok(openapi_v2(headers)),
-            ["openapi", "v3"] => json(openapi::v3_index(self.registry)),
-            ["openapi", "v3", rest @ ..] => {
-                let from = segments.len() - rest.len();
-                let document = openapi::v3_document(self.registry, &segments[from..]);
-                json(document.ok_or_else(Failure::no_such_path)?)
-            }
+            ["openapi", ..] => openapi::answer(&segments[1..], query, headers).await,
             ["openid", "v1", "jwks"] => json(self.tokens.key_set()),
             [".well-known", "openid-configuration"] => json(json!({
                 "issuer": self.tokens.issuer(), "jwks_uri": format!("{}/openid/v1/jwks", self.tokens.issuer()),
@@ -293,11 +307,7 @@ impl Api {
             [] => json(
                 json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
             ),
-            ["api" | "apis", ..] => {
-                let (document, kind) = discovery::document(self.registry, segments, headers)
-                    .ok_or_else(Failure::no_such_path)?;
-                Ok(negotiate::bytes(200, kind, document.to_string()))
-            }
+            ["api" | "apis", ..] => discovery::answer(self.registry, segments, headers),
             _ => Err(Failure::no_such_path()),
         }
     }
@@ -356,25 +366,6 @@ impl Api {
             .flat_map(|item| crate::services::node_ports(&item.object))
             .collect();
         crate::services::Taken { addresses, ports }
-    }
-}
-
-fn openapi_v2(headers: &HeaderMap) -> Response<Body> {
-    let accept = headers
-        .get("accept")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    match accept.contains("proto-openapi") {
-        true => negotiate::bytes(200, openapi::V2_PROTOBUF, openapi::v2_protobuf()),
-        false => negotiate::respond(200, &openapi::v2_json(), false),
-    }
-}
-
-async fn read_body(body: Incoming) -> Result<Bytes> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::too_large(MAX_BODY_BYTES)),
-        Err(error) => Err(Failure::bad_request(format!("read the body: {error}"))),
     }
 }
 

@@ -113,8 +113,7 @@ impl Api {
             "" => first().unwrap_or(if destination.https { 443 } else { 80 }),
             named => port_number(named)?,
         };
-        plain_only(destination)?;
-        self.stream_into(&pod, port).await
+        self.stream_into(&pod, port, destination.https).await
     }
 
     /// To a random endpoint that is ready.
@@ -127,7 +126,6 @@ impl Api {
         let name = destination.name;
         let service = self.look_up(resource, path.namespace.as_deref(), name).await?;
         let service = service.ok_or_else(|| Failure::not_found(resource, name))?;
-        plain_only(destination)?;
         let port = service_port(&service, destination.port).ok_or_else(|| {
             Failure::unavailable(format!(
                 "no service port {:?} found for service {name:?}",
@@ -142,14 +140,14 @@ impl Api {
         let pods = self.registry.kind("", "Pod");
         let pod = address.text("targetRef.name");
         let found = self.look_up(pods, path.namespace.as_deref(), pod).await?;
-        self.stream_into(&found.ok_or_else(|| Failure::not_found(pods, pod))?, port)
-            .await
+        let found = found.ok_or_else(|| Failure::not_found(pods, pod))?;
+        self.stream_into(&found, port, destination.https).await
     }
 
     async fn stream_to_node(&self, resource: &Resource, destination: &Destination<'_>) -> Result<Stream> {
         let node = self.look_up(resource, None, destination.name).await?;
         let node = node.ok_or_else(|| Failure::not_found(resource, destination.name))?;
-        let kubelet = kubelet::kubelet_address(&node)?;
+        let kubelet = self.kubelets.address(&node)?;
         let port = match destination.port {
             "" => i64::from(kubelet.port()),
             named => port_number(named)?,
@@ -157,14 +155,25 @@ impl Api {
         if port == i64::from(kubelet.port()) {
             return self.kubelets.connect(&node).await;
         }
-        plain_only(destination)?;
-        kubelet::connect(socket_address(kubelet.ip(), port)?)
-            .await
-            .map_err(|error| unreachable(&error))
+        let address = socket_address(kubelet.ip(), port)?;
+        let stream = self.kubelets.connect_plainly(address).await?;
+        let stream = stream.map_err(|error| unreachable(&error))?;
+        self.dressed(stream, destination.https).await
+    }
+
+    async fn dressed(&self, stream: Stream, https: bool) -> Result<Stream> {
+        match https {
+            true => self
+                .kubelets
+                .tls_with_anybody(stream)
+                .await
+                .map_err(|error| unreachable(&error)),
+            false => Ok(stream),
+        }
     }
 
     /// To a pod's port, from its node.
-    async fn stream_into(&self, pod: &Value, port: i64) -> Result<Stream> {
+    async fn stream_into(&self, pod: &Value, port: i64, https: bool) -> Result<Stream> {
         let node = self.node_of(pod).await?;
         let (namespace, name) = (object::namespace(pod), object::name(pod));
         let path = format!("/dial/{namespace}/{name}/{port}");
@@ -178,20 +187,14 @@ impl Api {
         let upgraded = hyper::upgrade::on(&mut answer)
             .await
             .map_err(|error| unreachable(&error))?;
-        Ok(Box::new(hyper_util::rt::TokioIo::new(upgraded)))
+        self.dressed(Box::new(hyper_util::rt::TokioIo::new(upgraded)), https)
+            .await
     }
 }
 
 /// 503 in upstream's words.
 fn unreachable(why: &dyn std::fmt::Display) -> Failure {
     Failure::unavailable(format!("error trying to reach service: {why}"))
-}
-
-fn plain_only(destination: &Destination) -> Result<()> {
-    match destination.https {
-        false => Ok(()),
-        true => Err(Failure::bad_request("this server does not proxy to https yet")),
-    }
 }
 
 fn port_number(port: &str) -> Result<i64> {

@@ -63,7 +63,13 @@ impl Api {
         if call.path.name.is_some() {
             return Err(Failure::method_not_allowed());
         }
-        let Listed { objects, metadata } = self.selected(call).await?;
+        let listed = self.selected(call).await?;
+        Ok(self.respond_list(call, listed))
+    }
+
+    /// A list in the shape that the client wants.
+    pub(super) fn respond_list(&self, call: &Call, listed: Listed) -> Response<Body> {
+        let Listed { objects, metadata } = listed;
         let resource = call.resource;
         let list = match call.wanted.shape {
             Shape::Object => json!({
@@ -85,7 +91,7 @@ impl Api {
                 table::table(resource, &objects, metadata, (version, include), now())
             }
         };
-        Ok(negotiate::respond(200, &list, call.wanted.yaml))
+        negotiate::respond(200, &list, call.wanted.yaml)
     }
 
     /// The selected objects: all of them, or the part that `limit` and `continue` ask for.

@@ -1,6 +1,7 @@
 //! watch: initial state if asked for, then changes from the cache's window, as lines of JSON.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use futures::stream;
 use http::Response;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::read::parse_revision;
@@ -23,8 +24,10 @@ use crate::watch_cache::{Batch, Cache, Change, Item};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(45 * 60);
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
-/// Lines that wait for a slow client; beyond that the client's place in the window is all that is kept.
+/// What waits for a slow client: lines, and their bytes (or one line that is longer). Beyond that the client's place in
+/// the window is all that is kept, and when that is gone, so is the client.
 const QUEUE: usize = 64;
+const QUEUE_BYTES: usize = 256 << 10;
 
 /// What the client asked for.
 struct Wish {
@@ -38,7 +41,7 @@ struct Wish {
 /// Where a watch starts.
 struct Start {
     /// Current state to be sent first.
-    initial: Option<Vec<Value>>,
+    initial: Vec<Arc<Item>>,
     /// Place in the cache's window.
     position: u64,
     /// Changes up to here are known to the client.
@@ -47,8 +50,65 @@ struct Start {
     mark_end: bool,
 }
 
+/// How far a watch is.
+struct Place {
+    /// In the cache's window.
+    position: AtomicU64,
+    /// Everything up to this revision was sent.
+    told: AtomicI64,
+}
+
+impl Place {
+    fn at(start: &Start) -> Self {
+        Place {
+            position: AtomicU64::new(start.position),
+            told: AtomicI64::new(start.after),
+        }
+    }
+}
+
 /// The client went away.
 struct Gone;
+
+/// Lines on their way to the client.
+struct Lines {
+    queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+}
+
+impl Lines {
+    fn new() -> (Self, Body) {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let body = stream::unfold(receiver, async |mut receiver: mpsc::Receiver<(Bytes, _)>| {
+            let (line, _room) = receiver.recv().await?;
+            Some((Ok::<_, std::convert::Infallible>(line), receiver))
+        });
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+        (Lines { queue, room }, Body::from_stream(body))
+    }
+
+    /// Waits until the client has read enough.
+    async fn send(&self, line: Bytes) -> Result<(), Gone> {
+        let room = tokio::select! {
+            room = self.room.clone().acquire_many_owned(room_of(&line)) => room.map_err(|_| Gone)?,
+            () = self.queue.closed() => return Err(Gone),
+        };
+        self.queue.send((line, room)).await.map_err(|_| Gone)
+    }
+
+    /// A last line, for a client that reads.
+    fn try_send(&self, line: Bytes) {
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(room_of(&line))
+            && self.queue.try_send((line, room)).is_err()
+        {
+            tracing::trace!("the end of a watch was not told");
+        }
+    }
+}
+
+fn room_of(line: &Bytes) -> u32 {
+    u32::try_from(line.len().min(QUEUE_BYTES)).unwrap_or(u32::MAX)
+}
 
 impl Api {
     pub(super) async fn watch(self: Arc<Self>, call: Call) -> Result<Response<Body>> {
@@ -67,22 +127,30 @@ impl Api {
             .filter(|seconds| *seconds > 0)
             .map_or(DEFAULT_TIMEOUT, Duration::from_secs);
         let cache = self.caches.of(&self.storage, call.resource);
-        let (lines, receiver) = mpsc::channel::<Bytes>(QUEUE);
+        let (lines, body) = Lines::new();
         let start = self.watch_start(&call, &cache).await;
         tokio::spawn(async move {
-            let finished = match start {
-                Ok(start) => self.run_watch(&wish, &cache, start, timeout, &lines).await,
-                Err(failure) => lines.send(error_line(&failure)).await.map_err(|_| Gone),
+            let start = match start {
+                Ok(start) => start,
+                Err(failure) => return lines.try_send(error_line(&failure)),
             };
-            if finished.is_err() {
-                tracing::trace!("watch ended by its client");
+            let place = Place::at(&start);
+            // A client that does not read keeps this from going on: it ends all the same.
+            tokio::select! {
+                finished = self.run_watch(&wish, &cache, start, &place, &lines) => if finished.is_err() {
+                    tracing::trace!("watch ended by its client");
+                },
+                () = cache.overtakes(&place.position) => lines.try_send(too_old()),
+                () = self.shutdown.cancelled() => {}
+                () = tokio::time::sleep(timeout) => {
+                    // A last bookmark, so that the client resumes as late as possible.
+                    if wish.bookmarks {
+                        lines.try_send(wish.bookmark(place.told.load(Ordering::Acquire), false));
+                    }
+                }
             }
         });
-        let body = stream::unfold(receiver, async |mut receiver| {
-            let line = receiver.recv().await?;
-            Some((Ok::<_, std::convert::Infallible>(line), receiver))
-        });
-        Ok(negotiate::bytes(200, "application/json", Body::from_stream(body)))
+        Ok(negotiate::bytes(200, "application/json", body))
     }
 
     /// Reads `resourceVersion`, `resourceVersionMatch` and `sendInitialEvents` (KEP-3157).
@@ -107,7 +175,7 @@ impl Api {
                 Failure::expired(format!("too old resource version: {revision} ({oldest})"))
             })?;
             return Ok(Start {
-                initial: None,
+                initial: Vec::new(),
                 position,
                 after: revision,
                 mark_end,
@@ -115,28 +183,31 @@ impl Api {
         }
         if given.is_some() && revision <= self.caches.progress() {
             let after = self.caches.progress();
-            let (items, position) = cache.snapshot();
-            let initial = items.iter().map(|item| item.object.clone()).collect();
+            let (initial, position) = cache.snapshot();
             return Ok(Start {
-                initial: Some(initial),
+                initial,
                 position,
                 after,
                 mark_end,
             });
         }
         // Nothing less than the newest state will do: by etcd's word, then changes after that revision.
-        let (initial, after) = self
-            .storage
-            .list(&self.storage.scope_prefix(call.resource, call.namespace()))
-            .await?;
+        let prefix = self.storage.scope_prefix(call.resource, call.namespace());
+        let (pairs, after) = self.storage.list_pairs(&prefix, None).await?;
         if after < revision {
             return Err(Failure::revision_too_large(revision, after));
         }
         let position = cache
             .position_after(after)
             .map_err(|oldest| Failure::expired(format!("too old resource version: {after} ({oldest})")))?;
+        // As memory has nearly all of them, a slow client holds no copies of its own.
+        let shared = |(key, object): (String, Value)| {
+            let revision = object::revision(&object);
+            let known = cache.get(&key).filter(|item| item.revision == revision);
+            known.unwrap_or_else(|| Item::new(object, revision))
+        };
         Ok(Start {
-            initial: Some(initial),
+            initial: pairs.into_iter().map(shared).collect(),
             position,
             after,
             mark_end,
@@ -148,56 +219,46 @@ impl Api {
         wish: &Wish,
         cache: &Cache,
         start: Start,
-        timeout: Duration,
-        lines: &mpsc::Sender<Bytes>,
+        place: &Place,
+        lines: &Lines,
     ) -> Result<(), Gone> {
-        for object in start.initial.into_iter().flatten() {
-            let object = wish.resource.outward(object);
+        for item in start.initial {
+            let object = wish.resource.outward(item.object.clone());
             if wish.selection.matches(wish.resource, &object) {
-                send(lines, wish.line("ADDED", &object)).await?;
+                lines.send(wish.line("ADDED", &object)).await?;
             }
         }
         if start.mark_end {
-            send(lines, wish.bookmark(start.after, true)).await?;
+            lines.send(wish.bookmark(start.after, true)).await?;
         }
         let mut position = start.position;
         let mut changed = cache.subscribe();
         let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let end = tokio::time::sleep(timeout);
-        tokio::pin!(end);
         loop {
             changed.mark_unchanged();
             // Read before the window, so that everything up to here has been sent when the bookmark is.
             let progress = self.caches.progress().max(start.after);
             loop {
                 match cache.changes_from(position) {
-                    Batch::Gone => {
-                        return send(lines, error_line(&Failure::expired("too old resource version"))).await;
-                    }
+                    Batch::Gone => return lines.send(too_old()).await,
                     Batch::Changes(changes, _) if changes.is_empty() => break,
                     Batch::Changes(changes, next) => {
                         for change in changes.iter().filter(|change| change.revision > start.after) {
                             if let Some(line) = wish.change_line(change) {
-                                send(lines, line).await?;
+                                lines.send(line).await?;
                             }
                         }
                         position = next;
+                        place.position.store(position, Ordering::Release);
                     }
                 }
             }
+            place.told.store(progress, Ordering::Release);
             tokio::select! {
                 woken = changed.changed() => if woken.is_err() { return Ok(()) },
-                _ = bookmarks.tick(), if wish.bookmarks => send(lines, wish.bookmark(progress, false)).await?,
-                () = lines.closed() => return Err(Gone),
-                () = self.shutdown.cancelled() => return Ok(()),
-                () = &mut end => {
-                    // A last bookmark, so that the client resumes as late as possible.
-                    if wish.bookmarks {
-                        send(lines, wish.bookmark(progress, false)).await?;
-                    }
-                    return Ok(());
-                }
+                _ = bookmarks.tick(), if wish.bookmarks => lines.send(wish.bookmark(progress, false)).await?,
+                () = lines.queue.closed() => return Err(Gone),
             }
         }
     }
@@ -281,6 +342,6 @@ fn error_line(failure: &Failure) -> Bytes {
     event_line("ERROR", &failure.to_json())
 }
 
-async fn send(lines: &mpsc::Sender<Bytes>, line: Bytes) -> Result<(), Gone> {
-    lines.send(line).await.map_err(|_| Gone)
+fn too_old() -> Bytes {
+    error_line(&Failure::expired("too old resource version"))
 }

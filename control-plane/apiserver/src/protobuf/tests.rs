@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::object::Fields as _;
-use crate::resources::{Registry, unknown_fields};
+use crate::resources::{Registry, Resource, unknown_fields};
 
 const LIMIT: usize = 10_000;
 
@@ -64,9 +64,15 @@ fn sample_value(at: u32, kind: Kind) -> Vec<u8> {
     }
 }
 
+/// What clients send objects of.
+fn written() -> impl Iterator<Item = &'static Resource> {
+    let rows = Registry::global().rows().iter();
+    rows.filter(|row| row.verbs().contains(&"create"))
+}
+
 /// What is exchanged: every row of the table of resources, and what is sent below objects and to delete them.
 fn kinds() -> Vec<(String, &'static str)> {
-    let rows = Registry::global().rows().iter();
+    let rows = written();
     let mut kinds: Vec<(String, &str)> = rows.map(|row| (row.api_version(), row.kind)).collect();
     kinds.extend(
         [
@@ -110,7 +116,7 @@ fn read(body: &[u8]) -> Result<Value, ProtobufError> {
 
 #[test]
 fn every_field_of_every_kind_is_one_that_its_rust_type_knows() {
-    for row in Registry::global().rows() {
+    for row in written() {
         let version = row.api_version();
         let raw = sample(message_of(&version, row.kind));
         let given = to_json(&meta(&version, row.kind), &raw, LIMIT).expect("a sample is well formed");

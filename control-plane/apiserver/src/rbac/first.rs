@@ -172,6 +172,14 @@ fn aggregated_roles() -> Vec<Value> {
         part_of(role("system:aggregate-to-admin", &administering()), "admin"),
         part_of(role("system:aggregate-to-edit", &editing()), "edit"),
         part_of(role("system:aggregate-to-view", &viewing()), "view"),
+        // metrics-server's.
+        part_of(
+            role(
+                "system:aggregated-metrics-reader",
+                &[on("metrics.k8s.io", &["nodes", "pods"], READ)],
+            ),
+            "view",
+        ),
     ]
 }
 

@@ -88,12 +88,12 @@ fn configuration() -> Vec<Resource> {
         Resource::new::<core::ConfigMap>(GROUP, "ConfigMap", "configmaps")
             .short(&["cm"])
             .printed(table::CONFIG_MAP, table::config_map)
-            .validated(|_, _| {}, immutable_data),
+            .validated(validate_size, immutable_data),
         Resource::new::<core::Secret>(GROUP, "Secret", "secrets")
             .selectable_by(&["type"])
             .printed(table::SECRET, table::secret)
             .defaulted(secret_defaults)
-            .validated(|_, _| {}, validate_secret_update),
+            .validated(validate_secret_size, validate_secret_update),
         Resource::new::<core::ServiceAccount>(GROUP, "ServiceAccount", "serviceaccounts")
             .short(&["sa"])
             .printed(table::SERVICE_ACCOUNT, table::service_account),
@@ -200,6 +200,37 @@ fn secret_defaults(secret: &mut Value) {
             );
         }
     }
+}
+
+/// Of a ConfigMap's and a Secret's data, in bytes (`MaxSecretSize`).
+const MAX_DATA_BYTES: usize = 1 << 20;
+
+/// All that a ConfigMap has, keys and values (`ValidateConfigMap`).
+fn validate_size(map: &Value, errors: &mut Errors) {
+    let length = |value: &Value| value.as_str().map_or(0, str::len);
+    let text = entries(map, "data").map(|(key, value)| key.len() + length(value));
+    let bytes = entries(map, "binaryData").map(|(key, value)| key.len() + decoded_length(value));
+    if text.chain(bytes).sum::<usize>() > MAX_DATA_BYTES {
+        errors.too_long(&Path::new("[]"), MAX_DATA_BYTES);
+    }
+}
+
+/// The values of a Secret (`ValidateSecret`).
+fn validate_secret_size(secret: &Value, errors: &mut Errors) {
+    let bytes = entries(secret, "data").map(|(_, value)| decoded_length(value));
+    if bytes.sum::<usize>() > MAX_DATA_BYTES {
+        errors.too_long(&Path::new("data"), MAX_DATA_BYTES);
+    }
+}
+
+fn entries<'a>(object: &'a Value, field: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    object.at(field).as_object().into_iter().flatten()
+}
+
+/// Of base64 (RFC 4648 §4): four letters are three bytes, less the padding.
+fn decoded_length(value: &Value) -> usize {
+    let text = value.as_str().unwrap_or_default().trim_end_matches('=');
+    text.len() * 3 / 4
 }
 
 fn immutable_data(new: &Value, old: &Value, errors: &mut Errors) {

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
 use serde_json::Value;
 
+use super::field::{Errors, Path};
 use super::{NameRule, Resource, Serves};
 use crate::object::{self, Fields};
 use crate::table::core as table;
@@ -24,6 +25,24 @@ const FIELDS: &[&str] = &[
     "type",
 ];
 
+/// Fields by which the newer view can be selected (`AddFieldLabelConversionsForEvent`).
+const FIELDS_OF_VIEW: &[&str] = &[
+    "reason",
+    "regarding.apiVersion",
+    "regarding.fieldPath",
+    "regarding.kind",
+    "regarding.name",
+    "regarding.namespace",
+    "regarding.resourceVersion",
+    "regarding.uid",
+    "reportingController",
+    "type",
+];
+
+/// The longest of most texts (`pkg/apis/core/validation/events.go`), and of the one for people.
+const MAX_TEXT: usize = 128;
+const MAX_MESSAGE: usize = 1024;
+
 /// Core name, events.k8s.io name.
 const RENAMED: [(&str, &str); 7] = [
     ("count", "deprecatedCount"),
@@ -42,7 +61,9 @@ pub(super) fn rows() -> Vec<Resource> {
             .printed(table::EVENT, table::event)
     };
     vec![
-        printed(Resource::new::<core::Event>(("", "v1"), "Event", "events")).selectable_by(FIELDS),
+        printed(Resource::new::<core::Event>(("", "v1"), "Event", "events"))
+            .selectable_by(FIELDS)
+            .validated(validate, |_, _, _| {}),
         Resource {
             serves: Serves::EventsView,
             ..printed(Resource::new::<events::Event>(
@@ -50,8 +71,48 @@ pub(super) fn rows() -> Vec<Resource> {
                 "Event",
                 "events",
             ))
+            .selectable_by(FIELDS_OF_VIEW)
         },
     ]
+}
+
+/// Events stand beside what they are about; those of nothing in a namespace stand in `default`. The newer kind, which
+/// has an `eventTime`, also says who reports what (`legacyValidateEvent`).
+fn validate(event: &Value, errors: &mut Errors) {
+    let at = |field: &str| Path::new(field);
+    let (namespace, about) = (object::namespace(event), event.text("involvedObject.namespace"));
+    let is_new = !event.text("eventTime").is_empty();
+    let agree = match about {
+        "" if is_new => matches!(namespace, "" | "default" | "kube-system"),
+        "" => matches!(namespace, "" | "default"),
+        about => is_new || about == namespace,
+    };
+    if !agree {
+        errors.invalid(
+            &at("involvedObject").child("namespace"),
+            about,
+            "does not match event.namespace",
+        );
+    }
+    if !is_new {
+        return;
+    }
+    for field in ["reportingComponent", "reportingInstance", "action", "reason"] {
+        match event.text(field) {
+            "" => errors.required(&at(field), ""),
+            text if text.len() > MAX_TEXT => {
+                errors.invalid(&at(field), "", format!("can have at most {MAX_TEXT} characters"));
+            }
+            _ => {}
+        }
+    }
+    if event.text("message").len() > MAX_MESSAGE {
+        errors.invalid(
+            &at("message"),
+            "",
+            format!("can have at most {MAX_MESSAGE} characters"),
+        );
+    }
 }
 
 /// The events.k8s.io view of a core Event.
@@ -86,6 +147,47 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[track_caller]
+    fn check(event: Value, expected: &[&str]) {
+        let mut errors = Errors::default();
+        validate(&event, &mut errors);
+        let told = errors.into_result().err().unwrap_or_default();
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        assert_eq!(told, expected, "{event}");
+    }
+
+    #[test]
+    fn events_stand_beside_what_they_are_about() {
+        let event = |namespace: &str, about: Value| json!({ "metadata": { "namespace": namespace }, "involvedObject": about });
+        check(event("a", json!({ "namespace": "a" })), &[]);
+        check(event("default", json!({})), &[]);
+        let wrong = |given: &str| {
+            format!("involvedObject.namespace: Invalid value: \"{given}\": does not match event.namespace")
+        };
+        check(event("a", json!({})), &[&wrong("")]);
+        check(event("a", json!({ "namespace": "b" })), &[&wrong("b")]);
+    }
+
+    #[test]
+    fn newer_events_say_who_reports_what() {
+        let mut event = json!({
+            "metadata": { "namespace": "kube-system" }, "eventTime": "2024-01-01T00:00:00.000000Z",
+            "reportingComponent": "c", "reportingInstance": "i", "action": "a", "reason": "r",
+        });
+        check(event.clone(), &[]);
+        event["action"] = "a".repeat(129).into();
+        event["reason"] = "".into();
+        event["message"] = "m".repeat(1025).into();
+        check(
+            event,
+            &[
+                "action: Invalid value: \"\": can have at most 128 characters",
+                "reason: Required value",
+                "message: Invalid value: \"\": can have at most 1024 characters",
+            ],
+        );
+    }
 
     #[test]
     fn both_views_of_an_event_are_one_object() {

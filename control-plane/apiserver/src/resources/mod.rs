@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use jiff::Timestamp;
+use k8s_openapi::schemars::{JsonSchema, Schema, SchemaGenerator};
 use k8s_openapi::serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -69,6 +70,8 @@ pub struct Resource {
     pub columns: &'static [table::Column],
     /// The cells under `columns`.
     pub cells: fn(&Value, Timestamp) -> Vec<Value>,
+    /// The type's schema, by reference; what it refers to is then known to the generator.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Checks types and drops unknown fields.
     pub decode: fn(Value) -> Result<Value, String>,
     /// Fills absent fields.
@@ -96,6 +99,8 @@ pub enum Serves {
     EventsView,
     /// Nothing is stored; a create is answered at once (reviews).
     Reviews,
+    /// Nothing is stored; what nodes and pods use is read only.
+    Figures,
 }
 
 /// A path below an object.
@@ -111,7 +116,7 @@ pub struct Subresource {
 }
 
 impl Resource {
-    fn new<T: Serialize + DeserializeOwned>(
+    fn new<T: Serialize + DeserializeOwned + JsonSchema>(
         (group, version): (&'static str, &'static str),
         kind: &'static str,
         plural: &'static str,
@@ -133,6 +138,7 @@ impl Resource {
             fields: &[],
             columns: table::NAME_AND_AGE,
             cells: table::name_and_age,
+            schema: |generator| generator.subschema_for::<T>(),
             decode: codec::round_trip::<T>,
             defaults: |_| {},
             prepare_create: |_| {},
@@ -233,7 +239,7 @@ impl Resource {
     pub fn stored_as(&self) -> (&'static str, &'static str) {
         match self.serves {
             Serves::EventsView => ("", "events"),
-            Serves::Objects | Serves::Reviews => (self.group, self.plural),
+            Serves::Objects | Serves::Reviews | Serves::Figures => (self.group, self.plural),
         }
     }
 
@@ -241,7 +247,7 @@ impl Resource {
     pub fn stored_row<'a>(&'a self, registry: &'a Registry) -> &'a Resource {
         match self.serves {
             Serves::EventsView => registry.kind("", "Event"),
-            Serves::Objects | Serves::Reviews => self,
+            Serves::Objects | Serves::Reviews | Serves::Figures => self,
         }
     }
 
@@ -267,6 +273,7 @@ impl Resource {
     pub fn verbs(&self) -> &'static [&'static str] {
         match self.serves {
             Serves::Reviews => &["create"],
+            Serves::Figures => &["get", "list"],
             Serves::Objects | Serves::EventsView => &[
                 "create",
                 "delete",

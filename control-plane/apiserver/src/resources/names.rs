@@ -7,6 +7,9 @@ use super::Resource;
 use super::field::{Errors, Path};
 use crate::object::{self, Fields};
 
+/// Keys and values of all annotations (`TotalAnnotationSizeLimitB`).
+const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
+
 /// How objects of a resource may be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameRule {
@@ -91,6 +94,9 @@ pub fn validate_metadata(resource: &Resource, object: &Value, errors: &mut Error
         &at.child("annotations"),
         errors,
     );
+    if size_of_all(object.at("metadata.annotations")) > MAX_ANNOTATIONS_BYTES {
+        errors.too_long(&at.child("annotations"), MAX_ANNOTATIONS_BYTES);
+    }
     for (index, owner) in object.list("metadata.ownerReferences").iter().enumerate() {
         let at = at.child("ownerReferences").index(index);
         for field in ["apiVersion", "kind", "name", "uid"] {
@@ -112,6 +118,13 @@ pub fn validate_metadata(resource: &Resource, object: &Value, errors: &mut Error
             detail,
         );
     }
+}
+
+fn size_of_all(map: &Value) -> usize {
+    let pairs = map.as_object().into_iter().flatten();
+    pairs
+        .map(|(key, value)| key.len() + value.as_str().unwrap_or_default().len())
+        .sum()
 }
 
 /// What of `metadata` may never change.

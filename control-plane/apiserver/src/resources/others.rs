@@ -5,11 +5,16 @@ use k8s_openapi::api::{
     policy::v1 as policy, scheduling::v1 as scheduling, storage::v1 as storage,
 };
 
+use serde_json::Value;
+
 use super::workloads::clear_status;
 use super::{Resource, Serves};
+use crate::metrics;
+use crate::table;
 
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = reviews();
+    rows.extend(figures());
     rows.extend([
         Resource {
             prepare_create: clear_status,
@@ -32,7 +37,11 @@ pub(super) fn rows() -> Vec<Resource> {
         }
         .short(&["pdb"])
         .with_status()
-        .with_generation(),
+        .with_generation()
+        .printed(
+            table::workloads::DISRUPTION_BUDGET,
+            table::workloads::disruption_budget,
+        ),
         Resource::new::<scheduling::PriorityClass>(
             ("scheduling.k8s.io", "v1"),
             "PriorityClass",
@@ -45,6 +54,20 @@ pub(super) fn rows() -> Vec<Resource> {
             .short(&["sc"]),
     ]);
     rows
+}
+
+/// What metrics-server serves elsewhere.
+fn figures() -> [Resource; 2] {
+    let row = |kind, plural| Resource {
+        serves: Serves::Figures,
+        ..Resource::new::<Value>(metrics::GROUP_VERSION, kind, plural)
+    };
+    [
+        row("NodeMetrics", "nodes")
+            .cluster_scoped()
+            .printed(table::core::NODE_METRICS, table::core::node_metrics),
+        row("PodMetrics", "pods").printed(table::core::POD_METRICS, table::core::pod_metrics),
+    ]
 }
 
 fn reviews() -> Vec<Resource> {

@@ -13,7 +13,8 @@ const GROUP: (&str, &str) = ("apps", "v1");
 
 pub(super) fn rows() -> Vec<Resource> {
     vec![
-        Resource::new::<apps::ControllerRevision>(GROUP, "ControllerRevision", "controllerrevisions"),
+        Resource::new::<apps::ControllerRevision>(GROUP, "ControllerRevision", "controllerrevisions")
+            .printed(table::CONTROLLER_REVISION, table::controller_revision),
         Resource {
             prepare_create: clear_status,
             ..Resource::new::<apps::DaemonSet>(GROUP, "DaemonSet", "daemonsets")

@@ -96,6 +96,39 @@ fn node_roles(node: &Value) -> Value {
     or_none(roles.join(","))
 }
 
+/// What nodes use.
+pub const NODE_METRICS: &[Column] = &[text("Name"), text("cpu"), text("memory"), text("Window")];
+
+/// Cells under [`NODE_METRICS`].
+pub fn node_metrics(object: &Value, _now: Timestamp) -> Vec<Value> {
+    let used = |what: &str| object.at("usage").text(what).into();
+    vec![
+        object::name(object).into(),
+        used("cpu"),
+        used("memory"),
+        object.text("window").into(),
+    ]
+}
+
+/// What pods use.
+pub const POD_METRICS: &[Column] = NODE_METRICS;
+
+/// Cells under [`POD_METRICS`]: of all containers together.
+pub fn pod_metrics(object: &Value, _now: Timestamp) -> Vec<Value> {
+    let sum = |what: &str, unit: &str| {
+        let all = object.list("containers").iter();
+        let numbers =
+            all.filter_map(|one| one.at("usage").text(what).strip_suffix(unit)?.parse::<u64>().ok());
+        format!("{}{unit}", numbers.sum::<u64>())
+    };
+    vec![
+        object::name(object).into(),
+        sum("cpu", "n").into(),
+        sum("memory", "Ki").into(),
+        object.text("window").into(),
+    ]
+}
+
 /// Services.
 pub const SERVICE: &[Column] = &[
     text("Name"),

@@ -1,4 +1,4 @@
-//! Columns of `apps` and `batch`.
+//! Columns of `apps`, `batch` and `policy`.
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -218,6 +218,55 @@ pub fn cron_job(object: &Value, now: Timestamp) -> Vec<Value> {
         .into(),
         object.list("status.active").len().into(),
         last.into(),
+        age(object, now),
+    ]
+}
+
+/// ControllerRevisions.
+pub const CONTROLLER_REVISION: &[Column] =
+    &[text("Name"), text("Controller"), number("Revision"), text("Age")];
+
+/// Cells under [`CONTROLLER_REVISION`].
+pub fn controller_revision(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut owners = object.list("metadata.ownerReferences").iter();
+    let controller = owners.find(|owner| owner.flag("controller")).map(|owner| {
+        let group = owner
+            .text("apiVersion")
+            .split_once('/')
+            .map_or("", |(group, _)| group);
+        let kind = owner.text("kind").to_lowercase();
+        let dot = if group.is_empty() { "" } else { "." };
+        format!("{kind}{dot}{group}/{}", owner.text("name"))
+    });
+    vec![
+        object::name(object).into(),
+        controller.unwrap_or_else(|| "<none>".to_owned()).into(),
+        count(object, "revision").into(),
+        age(object, now),
+    ]
+}
+
+/// PodDisruptionBudgets.
+pub const DISRUPTION_BUDGET: &[Column] = &[
+    text("Name"),
+    text("Min Available"),
+    text("Max Unavailable"),
+    number("Allowed Disruptions"),
+    text("Age"),
+];
+
+/// Cells under [`DISRUPTION_BUDGET`].
+pub fn disruption_budget(object: &Value, now: Timestamp) -> Vec<Value> {
+    let number_or_share = |path: &str| match object.at(path) {
+        Value::Null => "N/A".to_owned(),
+        Value::String(share) => share.clone(),
+        number => number.to_string(),
+    };
+    vec![
+        object::name(object).into(),
+        number_or_share("spec.minAvailable").into(),
+        number_or_share("spec.maxUnavailable").into(),
+        count(object, "status.disruptionsAllowed").into(),
         age(object, now),
     ]
 }

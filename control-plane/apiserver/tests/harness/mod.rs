@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
-use apiserver::{Config, EtcdConfig};
+use apiserver::{Config, EtcdConfig, Limits};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -77,6 +77,8 @@ impl Files {
             node_port_range: Config::DEFAULT_NODE_PORTS,
             kubelet_client_cert: self.path("kubelet-client.crt"),
             kubelet_client_key: self.path("kubelet-client.key"),
+            nearby_nodes: vec![Ipv4Addr::LOCALHOST.into()],
+            limits: Limits::default(),
         }
     }
 
@@ -160,22 +162,21 @@ impl Etcd {
 
     /// Starts the etcd that [`Etcd::binary`] finds, its data in `directory`.
     pub fn real(directory: &Path) -> anyhow::Result<Self> {
-        let binary = Etcd::binary().context("no etcd: install Debian's etcd-server or set ETCD_BINARY")?;
         let data = directory.join("etcd");
         if data.exists() {
             std::fs::remove_dir_all(&data)?;
         }
-        let url = || free_port().map(|port| format!("http://127.0.0.1:{port}"));
-        let (client, peer) = (url()?, url()?);
+        Etcd::real_at(directory, &format!("http://127.0.0.1:{}", free_port()?), &[])
+    }
+
+    /// The same at a URL, with what was there before, and with further flags.
+    pub fn real_at(directory: &Path, client: &str, flags: &[String]) -> anyhow::Result<Self> {
+        let binary = Etcd::binary().context("no etcd: install Debian's etcd-server or set ETCD_BINARY")?;
+        let peer = format!("http://127.0.0.1:{}", free_port()?);
         let child = Command::new(&binary)
             .args(["--name", "cwt", "--data-dir"])
-            .arg(&data)
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
+            .arg(directory.join("etcd"))
+            .args(["--listen-client-urls", client, "--advertise-client-urls", client])
             .args([
                 "--listen-peer-urls",
                 &peer,
@@ -183,11 +184,12 @@ impl Etcd {
                 &peer,
             ])
             .args(["--initial-cluster", &format!("cwt={peer}")])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("start {}", binary.display()))?;
-        Ok(Etcd::Process(client, child))
+        Ok(Etcd::Process(client.to_owned(), child))
     }
 
     /// `ETCD_BINARY`, the one in `target/tools`, or the one on PATH.

@@ -1,10 +1,13 @@
 //! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
 
 mod access;
+mod bounds;
+mod etcd;
 mod eviction;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod lists;
+mod proxy;
 mod writes;
 
 use std::fmt::Debug;
@@ -174,8 +177,20 @@ async fn client_of(files: &Files, user: &str) -> anyhow::Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// A kubelet that answers every request with its first line; it asks for a certificate of the cluster's CA.
+/// What a kubelet's upgraded connections lead to.
+#[derive(Clone)]
+enum Behind {
+    Echo,
+    /// A web server with a certificate of its own making.
+    Https,
+}
+
 async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
+    serve_kubelet_before(files, Behind::Echo).await
+}
+
+/// A kubelet that answers every request with its first line; it asks for a certificate of the cluster's CA.
+async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u16> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(files.path("ca.crt"))?)?;
@@ -199,6 +214,7 @@ async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
                 continue;
             };
             let echo = service_fn(async |mut request: hyper::Request<hyper::body::Incoming>| {
+                let behind = behind.clone();
                 let line = format!("{} {}", request.method(), request.uri());
                 let mut response = hyper::Response::new(line);
                 if request.headers().contains_key("upgrade") {
@@ -207,7 +223,13 @@ async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
                     response.headers_mut().remove("host");
                     response.body_mut().clear();
                     let upgraded = hyper::upgrade::on(&mut request);
-                    tokio::spawn(async move { echo_stream(TokioIo::new(upgraded.await?)).await });
+                    tokio::spawn(async move {
+                        let stream = TokioIo::new(upgraded.await?);
+                        match behind {
+                            Behind::Echo => echo_stream(stream).await,
+                            Behind::Https => answer_by_tls(stream).await,
+                        }
+                    });
                 }
                 Ok::<_, std::convert::Infallible>(response)
             });
@@ -229,20 +251,50 @@ async fn echo_stream(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A connection to the API server with the admin's certificate, for bytes that no client library sends.
+async fn answer_by_tls(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> anyhow::Result<()> {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["elsewhere".to_owned()])?;
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)?;
+    let stream = TlsAcceptor::from(Arc::new(tls)).accept(stream).await?;
+    let told = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
+        let line = format!("by TLS: {} {}", request.method(), request.uri());
+        Ok::<_, std::convert::Infallible>(hyper::Response::new(line))
+    });
+    let server = hyper::server::conn::http1::Builder::new();
+    Ok(server.serve_connection(TokioIo::new(stream), told).await?)
+}
+
+/// A connection to the API server with the admin's certificate (or another's), for bytes that no client library sends.
 async fn raw_connection(cluster: &Cluster) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    raw_connection_of(cluster, "admin").await
+}
+
+async fn raw_connection_of(
+    cluster: &Cluster,
+    user: &str,
+) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(("127.0.0.1", cluster.port)).await?;
+    raw_connection_over(cluster, user, stream).await
+}
+
+async fn raw_connection_over(
+    cluster: &Cluster,
+    user: &str,
+    stream: TcpStream,
+) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(cluster.files.path("ca.crt"))?)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let certificate = vec![CertificateDer::from_pem_file(cluster.files.path("admin.crt"))?];
+    let path = |kind: &str| cluster.files.path(&format!("{user}.{kind}"));
+    let certificate = vec![CertificateDer::from_pem_file(path("crt"))?];
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_client_auth_cert(
-            certificate,
-            PrivateKeyDer::from_pem_file(cluster.files.path("admin.key"))?,
-        )?;
-    let stream = TcpStream::connect(("127.0.0.1", cluster.port)).await?;
+        .with_client_auth_cert(certificate, PrivateKeyDer::from_pem_file(path("key"))?)?;
     Ok(TlsConnector::from(Arc::new(tls))
         .connect("localhost".try_into()?, stream)
         .await?)

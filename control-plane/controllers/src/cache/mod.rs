@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher::{self, Event};
@@ -55,7 +57,8 @@ macro_rules! objects {
 
 objects!(
     Pod: namespaced, Service: namespaced, Endpoints: namespaced, EndpointSlice: namespaced,
-    ReplicaSet: namespaced, Deployment: namespaced, ServiceAccount: namespaced, ConfigMap: namespaced,
+    ReplicaSet: namespaced, Deployment: namespaced, DaemonSet: namespaced,
+    ControllerRevision: namespaced, PodDisruptionBudget: namespaced, Job: namespaced, ServiceAccount: namespaced, ConfigMap: namespaced,
     Lease: namespaced, Node: cluster, Namespace: cluster, ClusterRole: cluster,
 );
 

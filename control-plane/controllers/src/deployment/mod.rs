@@ -14,15 +14,17 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::DeleteParams;
 use model::ObjectName;
 use serde_json::json;
 
-use crate::cache::{Change, name_of};
+use crate::cache::name_of;
 use crate::error::Error;
-use crate::ownership::{self, Claim};
+use crate::ownership;
 use crate::queue::{Next, Queue, Reconcile, drive};
-use crate::{Context, pods, selector};
+use crate::workload::{self, Workload};
+use crate::{Context, pods};
 use plan::Plan;
 use set::SetPatch;
 
@@ -46,7 +48,8 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
         let queue = Arc::clone(&queue);
         let context = Arc::clone(&context);
         move |change| {
-            concerned(&context, change)
+            let deployments = &context.caches.deployments;
+            workload::concerned(deployments, selector_of, change)
                 .into_iter()
                 .for_each(|name| queue.add(name))
         }
@@ -68,29 +71,8 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The Deployments to look at when a ReplicaSet changed.
-fn concerned(context: &Context, change: &Change<ReplicaSet>) -> Vec<ObjectName> {
-    let mut names = Vec::new();
-    for set in change.states() {
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        match ownership::controller_of(&set.metadata) {
-            Some(owner) if owner.kind == "Deployment" => names.push(ObjectName::new(namespace, &owner.name)),
-            Some(_) => {}
-            None => {
-                let candidates = context.caches.deployments.list_in(namespace).into_iter();
-                names.extend(candidates.filter(|d| might_adopt(d, set)).map(|d| name_of(&*d)));
-            }
-        }
-    }
-    names.dedup();
-    names
-}
-
-fn might_adopt(deployment: &Deployment, set: &ReplicaSet) -> bool {
-    let (Some(spec), Some(labels)) = (&deployment.spec, &set.metadata.labels) else {
-        return false;
-    };
-    !selector::is_empty(&spec.selector) && selector::matches(&spec.selector, labels)
+fn selector_of(deployment: &Deployment) -> Option<&LabelSelector> {
+    Some(&deployment.spec.as_ref()?.selector)
 }
 
 fn recreating(
@@ -132,32 +114,15 @@ impl Controller {
         let Some(spec) = &deployment.spec else {
             return Ok(Vec::new());
         };
-        let cache = &self.0.caches.replica_sets;
-        let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        let mut sets = Vec::new();
-        for (claim, set) in ownership::claims(&deployment.metadata, &spec.selector, cache.list_in(namespace))
-        {
-            match claim {
-                Claim::Own => sets.push(set),
-                Claim::Ignore => {}
-                Claim::Release => {
-                    let patch = ownership::release(&deployment.metadata, &set.metadata);
-                    cache.merge(&name_of(&*set), patch).await?;
-                }
-                Claim::Adopt => {
-                    let fresh = self.0.caches.deployments.fetch(&name_of(deployment)).await?;
-                    let lives = fresh.is_some_and(|fresh| {
-                        fresh.metadata.uid == deployment.metadata.uid
-                            && fresh.metadata.deletion_timestamp.is_none()
-                    });
-                    if lives {
-                        let patch = ownership::adoption(deployment, &set.metadata);
-                        sets.push(cache.merge(&name_of(&*set), patch).await?);
-                    }
-                }
-            }
-        }
-        Ok(sets)
+        let workload = Workload {
+            context: &self.0,
+            component: COMPONENT,
+            kind: &self.0.caches.deployments,
+            object: deployment,
+        };
+        workload
+            .claim(&self.0.caches.replica_sets, &spec.selector, |_| true)
+            .await
     }
 
     fn has_running_pods(&self, set: &ReplicaSet) -> bool {

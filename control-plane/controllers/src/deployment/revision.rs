@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
-use sha2::{Digest as _, Sha256};
 
-use crate::ownership::SAFE_ALPHABET;
+use crate::template;
 
 /// The number of a version, on the Deployment and on its ReplicaSets.
 pub(crate) const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -16,9 +14,6 @@ pub(crate) const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-his
 pub(crate) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// On a ReplicaSet: how many pods its Deployment allowed then, surge included.
 pub(crate) const MAX: &str = "deployment.kubernetes.io/max-replicas";
-/// The label that tells the pods of one version from those of another.
-pub(crate) const HASH_LABEL: &str = "pod-template-hash";
-
 /// Annotations of a Deployment that its ReplicaSets do not inherit.
 const OWN_ANNOTATIONS: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -38,43 +33,7 @@ pub(crate) fn has_template_of(set: &ReplicaSet, deployment: &Deployment) -> bool
     let wanted = deployment.spec.as_ref().map(|spec| &spec.template);
     template
         .zip(wanted)
-        .is_some_and(|(have, want)| bare(have) == bare(want))
-}
-
-/// The template without what does not make a version: our own label, and empty maps.
-fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
-    let mut template = template.clone();
-    let meta = template.metadata.get_or_insert_default();
-    if let Some(labels) = &mut meta.labels {
-        labels.remove(HASH_LABEL);
-    }
-    meta.labels = meta.labels.take().filter(|labels| !labels.is_empty());
-    meta.annotations = meta
-        .annotations
-        .take()
-        .filter(|annotations| !annotations.is_empty());
-    meta.creation_timestamp = None;
-    template
-}
-
-/// The value of `pod-template-hash`, which is also the suffix of the ReplicaSet's name. Upstream hashes a Go
-/// printer's output, which nobody else can reproduce; nothing depends on the value, since versions are
-/// compared by template.
-pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    let mut hash = Sha256::new();
-    let canonical = serde_json::to_vec(&bare(template)).unwrap_or_default();
-    hash.update(canonical);
-    hash.update(collisions.to_le_bytes());
-    let digest = hash.finalize();
-    let short = digest
-        .iter()
-        .take(4)
-        .fold(0_u32, |number, byte| (number << 8) | u32::from(*byte));
-    let digits = short.to_string().into_bytes();
-    digits
-        .into_iter()
-        .map(|digit| char::from(SAFE_ALPHABET[usize::from(digit) % SAFE_ALPHABET.len()]))
-        .collect()
+        .is_some_and(|(have, want)| template::is_same(have, want))
 }
 
 /// The number of a ReplicaSet's version; 0 where it has none.
@@ -118,7 +77,6 @@ pub(crate) fn annotate_scale(annotations: &mut Annotations, desired: i32, max: i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn annotations(pairs: &[(&str, &str)]) -> Annotations {
         pairs
@@ -165,20 +123,5 @@ mod tests {
             &[(REVISION, "5"), (REVISION_HISTORY, "1,3")],
         );
         check(&[], &[(REVISION, "5")], 5, &[(REVISION, "5")]);
-    }
-
-    #[test]
-    fn the_hash_depends_on_the_template_and_the_collisions_and_not_on_our_own_label() {
-        let template = |labels: serde_json::Value| -> PodTemplateSpec {
-            serde_json::from_value(json!({ "metadata": { "labels": labels } })).unwrap()
-        };
-        let plain = template_hash(&template(json!({ "a": "1" })), 0);
-        assert_eq!(
-            plain,
-            template_hash(&template(json!({ "a": "1", HASH_LABEL: "x" })), 0)
-        );
-        assert_ne!(plain, template_hash(&template(json!({ "a": "1" })), 1));
-        assert_ne!(plain, template_hash(&template(json!({ "a": "2" })), 0));
-        assert!(plain.bytes().all(|byte| SAFE_ALPHABET.contains(&byte)), "{plain}");
     }
 }

@@ -3,6 +3,8 @@
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::share::{Rounding, resolve};
+
 /// Sizes of one ReplicaSet, as far as the arithmetic needs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
@@ -95,31 +97,6 @@ impl Limits {
             may_go -= healthy;
         }
         sizes
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Rounding {
-    Up,
-    Down,
-}
-
-/// A number, or a percentage of `total`. What is neither counts as 0; validation does not let it pass.
-fn resolve(value: &IntOrString, total: i32, rounding: Rounding) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text
-                .strip_suffix('%')
-                .and_then(|number| number.parse().ok())
-                .unwrap_or(0);
-            let hundredfold = percent * i64::from(total);
-            let rounded = match rounding {
-                Rounding::Up => (hundredfold + 99).div_euclid(100),
-                Rounding::Down => hundredfold.div_euclid(100),
-            };
-            i32::try_from(rounded).unwrap_or(i32::MAX)
-        }
     }
 }
 

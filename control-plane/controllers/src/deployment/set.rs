@@ -5,10 +5,10 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
-use super::revision::{self, Annotations};
+use super::revision::Annotations;
 use super::rolling::Size;
 use super::status::Counts;
-use crate::ownership;
+use crate::{ownership, template};
 
 /// A change of one ReplicaSet. Fields that are `None` stay as they are.
 #[derive(Debug, PartialEq)]
@@ -110,17 +110,17 @@ pub(super) fn new_set(
     replicas: i32,
     annotations: Annotations,
 ) -> ReplicaSet {
-    let hash = revision::template_hash(&spec.template, collisions);
+    let hash = template::hash(&spec.template, collisions);
     let mut template = spec.template.clone();
     let labels = template
         .metadata
         .get_or_insert_default()
         .labels
         .get_or_insert_default();
-    labels.insert(revision::HASH_LABEL.to_owned(), hash.clone());
+    labels.insert(template::HASH_LABEL.to_owned(), hash.clone());
     let labels = labels.clone();
     let mut pairs = spec.selector.match_labels.clone().unwrap_or_default();
-    pairs.insert(revision::HASH_LABEL.to_owned(), hash.clone());
+    pairs.insert(template::HASH_LABEL.to_owned(), hash.clone());
     ReplicaSet {
         metadata: ObjectMeta {
             name: Some(format!(

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::zones::Eviction;
 use crate::taints::{NO_EXECUTE, NO_SCHEDULE, NOT_READY, UNREACHABLE, UNSCHEDULABLE};
 
 /// Conditions that only a kubelet can vouch for.
@@ -48,8 +49,14 @@ pub(crate) fn condition<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondi
         .find(|condition| condition.type_ == type_)
 }
 
-/// Judges a node that has been silent for some time.
-pub(crate) fn judge(node: &Node, silent_for: Duration, grace: Duration, now: Timestamp) -> Judgement {
+/// Judges a node that has been silent for some time. `eviction` says whether pods may be driven off it for that.
+pub(crate) fn judge(
+    node: &Node,
+    silent_for: Duration,
+    grace: Duration,
+    eviction: Eviction,
+    now: Timestamp,
+) -> Judgement {
     let is_lost = silent_for >= grace;
     let conditions: Vec<NodeCondition> = if is_lost {
         VOUCHED
@@ -70,12 +77,22 @@ pub(crate) fn judge(node: &Node, silent_for: Duration, grace: Duration, now: Tim
         .as_ref()
         .and_then(|spec| spec.taints.clone())
         .unwrap_or_default();
-    let wanted = taints(node, &known, &status_of, now);
+    let wanted = taints(node, &known, &status_of, eviction, now);
     Judgement {
         taints: (!same(&known, &wanted)).then_some(wanted),
         is_lost,
         again: (!is_lost).then(|| grace - silent_for + Duration::from_millis(100)),
         conditions,
+    }
+}
+
+impl Judgement {
+    /// Whether pods are to be driven off `node` that are not yet.
+    pub fn drives_off(&self, node: &Node) -> bool {
+        let drives =
+            |taint: &Taint| taint.effect == NO_EXECUTE && [NOT_READY, UNREACHABLE].contains(&&*taint.key);
+        let known = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        self.taints.iter().flatten().any(drives) && !known.into_iter().any(drives)
     }
 }
 
@@ -109,13 +126,21 @@ fn taints(
     node: &Node,
     known: &[Taint],
     status_of: &dyn Fn(&str) -> Option<String>,
+    eviction: Eviction,
     now: Timestamp,
 ) -> Vec<Taint> {
     let mut wanted = Vec::new();
+    let drives_off = |key: &str| match eviction {
+        Eviction::Paced(_) => true,
+        Eviction::Held => known
+            .iter()
+            .any(|taint| taint.key == key && taint.effect == NO_EXECUTE),
+        Eviction::Revoked => false,
+    };
     for (type_, status, key) in CONDITION_TAINTS {
         if status_of(type_).as_deref() == Some(status) {
             wanted.push((key, NO_SCHEDULE));
-            if type_ == "Ready" {
+            if type_ == "Ready" && drives_off(key) {
                 wanted.push((key, NO_EXECUTE));
             }
         }
@@ -165,8 +190,20 @@ mod tests {
     /// Conditions as `type=status reason`, taints as `key:effect`; `None` where the taints stay.
     #[track_caller]
     fn check(node: &Node, silent_secs: u64, conditions: &[&str], taints: Option<&[&str]>) {
+        let paced = Eviction::Paced(Duration::ZERO);
+        check_by(paced, node, silent_secs, conditions, taints);
+    }
+
+    #[track_caller]
+    fn check_by(
+        eviction: Eviction,
+        node: &Node,
+        silent_secs: u64,
+        conditions: &[&str],
+        taints: Option<&[&str]>,
+    ) {
         let now = "2026-01-02T00:00:00Z".parse().unwrap();
-        let judgement = judge(node, Duration::from_secs(silent_secs), GRACE, now);
+        let judgement = judge(node, Duration::from_secs(silent_secs), GRACE, eviction, now);
         let told: Vec<_> = judgement
             .conditions
             .iter()
@@ -211,6 +248,37 @@ mod tests {
             ],
             Some(&["unreachable:NoSchedule", "unreachable:NoExecute"]),
         );
+    }
+
+    #[test]
+    fn pods_are_driven_off_only_where_they_may_be() {
+        let unready = |effects: &[&str]| {
+            let taints: Vec<Value> = effects
+                .iter()
+                .map(|effect| json!({ "key": NOT_READY, "effect": effect }))
+                .collect();
+            node(Some("False"), json!({ "taints": taints }))
+        };
+        let no_schedule: &[&str] = &["not-ready:NoSchedule"];
+        check_by(Eviction::Held, &unready(&[]), 0, &[], Some(no_schedule));
+        check_by(Eviction::Held, &unready(&[NO_SCHEDULE, NO_EXECUTE]), 0, &[], None);
+        check_by(Eviction::Revoked, &unready(&[]), 0, &[], Some(no_schedule));
+        check_by(
+            Eviction::Revoked,
+            &unready(&[NO_SCHEDULE, NO_EXECUTE]),
+            0,
+            &[],
+            Some(no_schedule),
+        );
+        check_by(Eviction::Revoked, &unready(&[NO_SCHEDULE]), 0, &[], None);
+        let drives_off = |node: &Node, eviction| {
+            judge(node, Duration::ZERO, GRACE, eviction, Timestamp::UNIX_EPOCH).drives_off(node)
+        };
+        let paced = Eviction::Paced(Duration::ZERO);
+        assert!(drives_off(&unready(&[]), paced));
+        assert!(!drives_off(&unready(&[NO_EXECUTE]), paced));
+        assert!(!drives_off(&unready(&[]), Eviction::Held));
+        assert!(!drives_off(&node(Some("True"), json!({})), paced));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod eviction;
 mod judgement;
 mod subnets;
+mod zones;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ use crate::error::{Error, all};
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::{Context, pods};
 use judgement::Judgement;
+use zones::{Eviction, Pace};
 
 pub(crate) use eviction::run as run_eviction;
 pub(crate) use judgement::condition;
@@ -43,17 +45,33 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
         move |change| heard.note_lease(change)
     });
     let _nodes = context.caches.nodes.subscribe({
-        let (queue, heard) = (Arc::clone(&queue), Arc::clone(&heard));
+        let (queue, heard, context) = (Arc::clone(&queue), Arc::clone(&heard), Arc::clone(&context));
         move |change| {
             heard.note_node(change);
             change
                 .states()
                 .take(1)
                 .for_each(|node| queue.add(name_of(&**node)));
+            // Whether one node's pods may be driven off depends on how many others are silent.
+            let readiness = [&change.old, &change.new].map(|node| node.as_ref().map(|node| is_ready(node)));
+            if readiness[0] != readiness[1] {
+                let nodes = context.caches.nodes.list();
+                let silent = nodes.iter().filter(|node| !is_ready(node));
+                silent.for_each(|node| queue.add(name_of(&**node)));
+            }
         }
     });
-    drive(&queue, &Controller { context, heard }, WORKERS).await;
+    let controller = Controller {
+        context,
+        heard,
+        pace: Pace::default(),
+    };
+    drive(&queue, &controller, WORKERS).await;
     Ok(())
+}
+
+fn is_ready(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|ready| ready.status == "True")
 }
 
 /// When each node was last heard of.
@@ -120,6 +138,7 @@ impl Heard {
 struct Controller {
     context: Arc<Context>,
     heard: Arc<Heard>,
+    pace: Pace,
 }
 
 impl Reconcile for Controller {
@@ -136,8 +155,24 @@ impl Reconcile for Controller {
             .map(|at| at.elapsed())
             .unwrap_or_default();
         let grace = self.context.config.node_grace;
-        let judgement = judgement::judge(&node, silent_for, grace, Timestamp::now());
-        self.apply(&node, judgement).await
+        let (zone, now) = (zones::zone_of(&node), Timestamp::now());
+        let nodes = self.context.caches.nodes.list();
+        let eviction = zones::eviction(&zone, nodes.iter().map(|node| &**node));
+        let judgement = judgement::judge(&node, silent_for, grace, eviction, now);
+        let turn = match eviction {
+            Eviction::Paced(pause) if judgement.drives_off(&node) => {
+                self.pace.take(&zone, pause, Instant::now())
+            }
+            _ => Ok(()),
+        };
+        match turn {
+            Ok(()) => self.apply(&node, judgement).await,
+            Err(wait) => {
+                let judgement = judgement::judge(&node, silent_for, grace, Eviction::Held, now);
+                self.apply(&node, judgement).await?;
+                Ok(Next::After(wait))
+            }
+        }
     }
 }
 

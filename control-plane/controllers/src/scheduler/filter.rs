@@ -1,15 +1,19 @@
 //! Which nodes will do, and why the others will not, in upstream's words and in the order of its plugins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Taint, Toleration};
 use model::NodeName;
 
-use super::affinity;
-use super::ledger::{HostPort, NodeState, host_ports};
+use super::affinity::{self, Neighbourhood};
+use super::ledger::{HostPort, Ledger, NodeState, host_ports};
 use super::resources::{self, Amounts};
+use super::topology::Evenness;
 use crate::taints::{NO_EXECUTE, NO_SCHEDULE, UNSCHEDULABLE, tolerates};
+
+/// A pod of a DaemonSet is for one node, and the others are not looked at.
+const NOT_NAMED: &str = "node(s) didn't satisfy plugin(s) [NodeAffinity]";
 
 /// Why no node will do: each reason with the number of nodes that it holds for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,20 +43,24 @@ impl fmt::Display for Unschedulable {
 /// The nodes that `pod` fits on.
 pub(crate) fn fitting<'a>(
     pod: &Pod,
-    nodes: &'a BTreeMap<NodeName, NodeState>,
+    ledger: &'a Ledger,
+    near: &Neighbourhood,
+    evenness: &Evenness,
 ) -> Result<Vec<(&'a NodeName, &'a NodeState)>, Unschedulable> {
+    let nodes = ledger.nodes();
     let asked = Asked {
         pod,
+        named: pod.spec.as_ref().and_then(affinity::named_nodes),
         requests: resources::requests(pod),
         ports: host_ports(pod),
     };
-    let near = affinity::Neighbourhood::of(pod, nodes);
     let mut fitting = Vec::new();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for (name, node) in nodes {
-        let mut obstacles = asked.obstacles(node);
+        let mut obstacles = asked.obstacles(name, node);
         if obstacles.is_empty() {
-            obstacles.extend(near.obstacle(node).map(str::to_owned));
+            let obstacle = evenness.obstacle(node).or_else(|| near.obstacle(node));
+            obstacles.extend(obstacle.map(str::to_owned));
         }
         if obstacles.is_empty() {
             fitting.push((name, node));
@@ -74,35 +82,23 @@ pub(crate) fn fitting<'a>(
 /// What a pod asks of a node.
 struct Asked<'a> {
     pod: &'a Pod,
+    /// The only nodes that it names, where it goes by names alone.
+    named: Option<BTreeSet<&'a str>>,
     requests: Amounts,
     ports: Vec<HostPort>,
 }
 
 impl Asked<'_> {
     /// The first kind of reason against a node; only a lack of resources may have several.
-    fn obstacles(&self, node: &NodeState) -> Vec<String> {
+    fn obstacles(&self, name: &NodeName, node: &NodeState) -> Vec<String> {
+        if self.named.as_ref().is_some_and(|named| !named.contains(&*name.0)) {
+            return vec![NOT_NAMED.to_owned()];
+        }
         let spec = self.pod.spec.as_ref();
-        let tolerations = spec
-            .and_then(|spec| spec.tolerations.as_deref())
-            .unwrap_or_default();
-        if node.cordoned && !tolerates_all(tolerations, &cordon()) {
-            return vec!["node(s) were unschedulable".to_owned()];
+        if let Some(barred) = spec.and_then(|spec| is_barred(spec, node)) {
+            return vec![barred];
         }
-        let barring = node
-            .taints
-            .iter()
-            .filter(|taint| matches!(taint.effect.as_str(), NO_SCHEDULE | NO_EXECUTE));
-        if let Some(taint) = barring
-            .into_iter()
-            .find(|taint| !tolerates_all(tolerations, taint))
-        {
-            let value = taint.value.as_deref().unwrap_or_default();
-            return vec![format!(
-                "node(s) had untolerated taint {{{}: {value}}}",
-                taint.key
-            )];
-        }
-        if !affinity::selects_node(self.pod, node) {
+        if !spec.is_none_or(|spec| affinity::selects_node(spec, &node.labels)) {
             return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
         }
         let mut taken = node.pods.values().flat_map(|pod| &pod.ports);
@@ -131,6 +127,24 @@ impl Asked<'_> {
         }
         lacking
     }
+}
+
+/// Why pods of this `spec` stay away from the node: it is cordoned, or has a taint that they do not tolerate.
+pub(crate) fn is_barred(spec: &PodSpec, node: &NodeState) -> Option<String> {
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    if node.cordoned && !tolerates_all(tolerations, &cordon()) {
+        return Some("node(s) were unschedulable".to_owned());
+    }
+    let mut barring = node
+        .taints
+        .iter()
+        .filter(|taint| matches!(taint.effect.as_str(), NO_SCHEDULE | NO_EXECUTE));
+    let taint = barring.find(|taint| !tolerates_all(tolerations, taint))?;
+    let value = taint.value.as_deref().unwrap_or_default();
+    Some(format!(
+        "node(s) had untolerated taint {{{}: {value}}}",
+        taint.key
+    ))
 }
 
 /// The taint that a cordoned node has even before the node controller sets it.

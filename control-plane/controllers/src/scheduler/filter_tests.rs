@@ -7,6 +7,9 @@ use super::*;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
+#[path = "placement_tests.rs"]
+mod placement;
+
 fn merge(base: &mut Value, edit: Value) {
     match (base, edit) {
         (Value::Object(base), Value::Object(edit)) => {
@@ -62,7 +65,7 @@ fn ledger(nodes: &[Node], placed: &[(Pod, &str)]) -> Ledger {
 fn check(pod_edit: Value, nodes: &[Node], placed: &[(Pod, &str)], expected: Result<&str, &str>) {
     let pod = pod("new", pod_edit);
     let ledger = ledger(nodes, placed);
-    let outcome = schedule(&pod, ledger.nodes(), &Spread::new(&pod, Vec::new()), 1);
+    let outcome = schedule(&pod, &ledger, &Spread::new(&pod, Vec::new()), 1);
     let outcome = outcome.map(|node| node.0).map_err(|reasons| reasons.to_string());
     assert_eq!(outcome, expected.map(Into::into).map_err(str::to_owned));
 }
@@ -332,7 +335,7 @@ fn a_burst_of_equal_pods_is_spread_evenly_and_always_in_the_same_way() {
         ] } });
         for number in 0..30 {
             let pod = pod(&format!("p{number}"), owner.clone());
-            let node = schedule(&pod, ledger.nodes(), &Spread::new(&pod, Vec::new()), 7).unwrap();
+            let node = schedule(&pod, &ledger, &Spread::new(&pod, Vec::new()), 7).unwrap();
             ledger.place(&pod, &node);
         }
         let counts: Vec<usize> = ledger.nodes().values().map(|node| node.pods.len()).collect();

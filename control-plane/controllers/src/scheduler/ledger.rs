@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodAffinityTerm, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use model::{NodeName, ObjectName};
 
+use super::affinity::{self, Wishes};
 use super::resources::{self, Amounts};
 use crate::cache::name_of;
 use crate::ownership;
@@ -38,6 +39,8 @@ pub(crate) struct PlacedPod {
     pub terminating: bool,
     /// Its required anti-affinity, which newcomers have to respect.
     pub keeps_away: Vec<PodAffinityTerm>,
+    /// What it thinks of newcomers near it.
+    pub welcomes: Wishes,
 }
 
 /// A port of the node itself.
@@ -64,12 +67,28 @@ pub(crate) struct Ledger {
     /// Pods on nodes that are not known (yet).
     strays: BTreeMap<NodeName, BTreeMap<ObjectName, PlacedPod>>,
     places: BTreeMap<ObjectName, NodeName>,
+    /// Labels of namespaces.
+    namespaces: BTreeMap<String, Labels>,
+    no_labels: Labels,
 }
 
 impl Ledger {
     /// The nodes that exist.
     pub fn nodes(&self) -> &BTreeMap<NodeName, NodeState> {
         &self.nodes
+    }
+
+    /// The labels of a namespace; none where it is not known.
+    pub fn namespace_labels(&self, name: &str) -> &Labels {
+        self.namespaces.get(name).unwrap_or(&self.no_labels)
+    }
+
+    /// Takes in the labels of a namespace; `None` for one that is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
     }
 
     /// Takes in what a node is now; `None` for one that is gone.
@@ -174,23 +193,26 @@ impl<'a> Offer<'a> {
 
 fn node_state(node: &Node) -> NodeState {
     let Offer {
-        labels,
+        labels: _,
         taints,
         cordoned,
         allocatable,
     } = Offer::of(node);
-    let mut labels = labels.cloned().unwrap_or_default();
-    labels.insert(
-        NAME_FIELD.to_owned(),
-        node.metadata.name.clone().unwrap_or_default(),
-    );
     NodeState {
-        labels,
+        labels: node_labels(node),
         taints,
         cordoned,
         allocatable: resources::amounts(allocatable),
         ..NodeState::default()
     }
+}
+
+/// A node's labels, and its name as [`NAME_FIELD`].
+pub(crate) fn node_labels(node: &Node) -> Labels {
+    let mut labels = node.metadata.labels.clone().unwrap_or_default();
+    let name = node.metadata.name.clone().unwrap_or_default();
+    labels.insert(NAME_FIELD.to_owned(), name);
+    labels
 }
 
 /// The field that node affinity can select by (`matchFields`). It stands among the labels, under a key that
@@ -226,7 +248,7 @@ fn taints(node: &Node) -> Vec<Taint> {
 }
 
 fn placed(pod: &Pod) -> PlacedPod {
-    let affinity = pod
+    let apart = pod
         .spec
         .as_ref()
         .and_then(|spec| spec.affinity.as_ref()?.pod_anti_affinity.as_ref());
@@ -237,12 +259,9 @@ fn placed(pod: &Pod) -> PlacedPod {
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         owner: ownership::controller_of(&pod.metadata).map(|owner| owner.uid.clone()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        keeps_away: affinity
-            .and_then(|affinity| {
-                affinity
-                    .required_during_scheduling_ignored_during_execution
-                    .clone()
-            })
+        welcomes: affinity::welcome(pod),
+        keeps_away: apart
+            .and_then(|apart| apart.required_during_scheduling_ignored_during_execution.clone())
             .unwrap_or_default(),
     }
 }

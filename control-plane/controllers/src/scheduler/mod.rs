@@ -10,13 +10,14 @@ mod filter;
 mod ledger;
 mod resources;
 mod score;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, PostParams};
 use kube::core::Status;
@@ -27,9 +28,13 @@ use tokio::task::JoinSet;
 
 use crate::cache::{Change, name_of};
 use crate::{Context, Error, pods, selector};
+use affinity::Neighbourhood;
+pub(crate) use affinity::selects_node;
 use filter::Unschedulable;
-use ledger::{Ledger, NodeState, Offer};
-use score::Spread;
+use ledger::{Ledger, Offer};
+pub(crate) use ledger::{NAME_FIELD, node_labels};
+use score::{Spread, Surroundings};
+use topology::Evenness;
 
 const COMPONENT: &str = "default-scheduler";
 /// The scheduler that pods name when they name none.
@@ -42,12 +47,19 @@ const REST_AFTER_FAILURE: Duration = Duration::from_millis(200);
 /// Among nodes of the same score `seed` chooses, always in the same way.
 pub(crate) fn schedule(
     pod: &Pod,
-    nodes: &BTreeMap<NodeName, NodeState>,
+    ledger: &Ledger,
     spread: &Spread,
     seed: u64,
 ) -> Result<NodeName, Unschedulable> {
-    let fitting = filter::fitting(pod, nodes)?;
-    Ok(score::best(pod, &fitting, spread, seed))
+    let near = Neighbourhood::of(pod, ledger);
+    let evenness = Evenness::of(pod, ledger.nodes());
+    let fitting = filter::fitting(pod, ledger, &near, &evenness)?;
+    let surroundings = Surroundings {
+        spread,
+        near: &near,
+        evenness: &evenness,
+    };
+    Ok(score::best(pod, &fitting, &surroundings, seed))
 }
 
 /// Runs the scheduler.
@@ -60,6 +72,10 @@ pub(crate) async fn run(context: Arc<Context>) -> Result<(), Error> {
     let _pods = context.caches.pods.subscribe({
         let inbox = Arc::clone(&inbox);
         move |change| inbox.note_pod(change)
+    });
+    let _namespaces = context.caches.namespaces.subscribe({
+        let inbox = Arc::clone(&inbox);
+        move |change| inbox.note_namespace(change)
     });
     let mut scheduler = Scheduler {
         context,
@@ -86,6 +102,7 @@ struct Inbox {
 #[derive(Default)]
 struct Changed {
     nodes: BTreeSet<ObjectName>,
+    namespaces: BTreeSet<ObjectName>,
     pods: BTreeSet<ObjectName>,
     /// Something changed for the better for pods that wait.
     relief: bool,
@@ -119,6 +136,17 @@ impl Inbox {
             changed.pods.extend(names);
             changed.relief |= relief;
         });
+    }
+
+    fn note_namespace(&self, change: &Change<Namespace>) {
+        let labels = [&change.old, &change.new].map(|one| one.as_ref().map(|one| &one.metadata.labels));
+        if labels[0] != labels[1] {
+            let names = change.states().map(|namespace| name_of(&**namespace));
+            self.note(|changed| {
+                changed.namespaces.extend(names);
+                changed.relief = true;
+            });
+        }
     }
 
     fn note(&self, note: impl FnOnce(&mut Changed)) {
@@ -164,6 +192,11 @@ impl Scheduler {
             let node = self.context.caches.nodes.get(&name);
             self.ledger.set_node(&NodeName(name.name), node.as_deref());
         }
+        for name in changed.namespaces {
+            let namespace = self.context.caches.namespaces.get(&name);
+            let labels = namespace.map(|namespace| namespace.metadata.labels.clone().unwrap_or_default());
+            self.ledger.set_namespace(&name.name, labels);
+        }
         for name in changed.pods {
             self.take_in(name);
         }
@@ -196,7 +229,7 @@ impl Scheduler {
         }
     }
 
-    /// The pods to try now: the most important first, then the oldest (upstream's queue order).
+    /// The pods to try now, in their turns.
     fn due(&self) -> Vec<ObjectName> {
         let names = self
             .waiting
@@ -204,20 +237,10 @@ impl Scheduler {
             .filter(|(_, waiting)| !waiting.stuck)
             .map(|(name, _)| name);
         let mut due: Vec<_> = names
-            .map(|name| {
-                let pod = self.context.caches.pods.get(name);
-                let priority = pod
-                    .as_ref()
-                    .and_then(|pod| pod.spec.as_ref()?.priority)
-                    .unwrap_or(0);
-                let created = pod
-                    .as_ref()
-                    .and_then(|pod| pod.metadata.creation_timestamp.clone());
-                (-i64::from(priority), created, name.clone())
-            })
+            .filter_map(|name| self.context.caches.pods.get(name))
             .collect();
-        due.sort();
-        due.into_iter().map(|(_, _, name)| name).collect()
+        due.sort_by_cached_key(|pod| turn(pod));
+        due.iter().map(|pod| name_of(&**pod)).collect()
     }
 
     fn try_pod(&mut self, name: &ObjectName) {
@@ -227,12 +250,7 @@ impl Scheduler {
         };
         let services = self.context.caches.services.list_in(&name.namespace);
         let spread = spread(&pod, &services);
-        match schedule(
-            &pod,
-            self.ledger.nodes(),
-            &spread,
-            self.context.config.scheduler_seed,
-        ) {
+        match schedule(&pod, &self.ledger, &spread, self.context.config.scheduler_seed) {
             Ok(node) => {
                 self.waiting.remove(name);
                 self.ledger.place(&pod, &node);
@@ -269,6 +287,17 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// When a pod's turn comes: the most important first, then the oldest (upstream's queue order). None makes room for
+/// another: there is no preemption.
+fn turn(pod: &Pod) -> (i64, Option<Time>, ObjectName) {
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+    (
+        -i64::from(priority),
+        pod.metadata.creation_timestamp.clone(),
+        name_of(pod),
+    )
 }
 
 /// Whether the pod waits for this scheduler.

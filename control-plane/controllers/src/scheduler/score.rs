@@ -6,9 +6,10 @@ use std::hash::{Hash as _, Hasher as _};
 use k8s_openapi::api::core::v1::Pod;
 use model::{NodeName, ObjectName};
 
-use super::affinity;
+use super::affinity::{self, Neighbourhood};
 use super::ledger::{NodeState, PlacedPod};
 use super::resources::{self, Amounts};
+use super::topology::Evenness;
 use crate::cache::name_of;
 use crate::ownership;
 use crate::selector::{self, Labels};
@@ -19,6 +20,7 @@ const FULL: i64 = 100;
 /// Upstream's weights of the same criteria.
 const WEIGHT_ROOM: i64 = 1;
 const WEIGHT_SPREAD: i64 = 2;
+const WEIGHT_NEIGHBOURS: i64 = 2;
 const WEIGHT_PREFERENCE: i64 = 2;
 const WEIGHT_TAINTS: i64 = 3;
 
@@ -64,10 +66,52 @@ impl Spread {
     }
 }
 
+/// What pods elsewhere, and a pod's own constraints, say about where it should stand.
+pub(crate) struct Surroundings<'a> {
+    pub spread: &'a Spread,
+    pub near: &'a Neighbourhood,
+    pub evenness: &'a Evenness,
+}
+
+impl Surroundings<'_> {
+    /// How well each node keeps the pod apart from its like, in hundredths: by its own constraints, or where it has
+    /// none, from its relatives.
+    fn apartness(&self, nodes: &[(&NodeName, &NodeState)]) -> Vec<i64> {
+        if self.evenness.is_unsaid() {
+            let relatives: Vec<i64> = nodes
+                .iter()
+                .map(|(_, node)| self.spread.relatives_on(node))
+                .collect();
+            return relatives
+                .iter()
+                .map(|count| FULL - share(*count, &relatives))
+                .collect();
+        }
+        let crowds: Vec<Option<i64>> = nodes.iter().map(|(_, node)| self.evenness.crowd(node)).collect();
+        let (most, least) = (crowds.iter().flatten().max(), crowds.iter().flatten().min());
+        let (most, least) = (most.copied().unwrap_or(0), least.copied().unwrap_or(0));
+        let apart = crowds.iter().map(|crowd| match crowd {
+            None => 0,
+            Some(_) if most == 0 => FULL,
+            Some(crowd) => FULL * (most + least - crowd) / most,
+        });
+        apart.collect()
+    }
+}
+
 /// The best of `nodes`, of which there is at least one.
-pub(crate) fn best(pod: &Pod, nodes: &[(&NodeName, &NodeState)], spread: &Spread, seed: u64) -> NodeName {
+pub(crate) fn best(
+    pod: &Pod,
+    nodes: &[(&NodeName, &NodeState)],
+    surroundings: &Surroundings<'_>,
+    seed: u64,
+) -> NodeName {
     let asked = resources::with_assumed(&resources::requests(pod));
-    let relatives: Vec<i64> = nodes.iter().map(|(_, node)| spread.relatives_on(node)).collect();
+    let apart = surroundings.apartness(nodes);
+    let likings: Vec<i64> = nodes
+        .iter()
+        .map(|(_, node)| surroundings.near.liking(node))
+        .collect();
     let preferences: Vec<i64> = nodes
         .iter()
         .map(|(_, node)| affinity::preference(pod, node))
@@ -75,7 +119,8 @@ pub(crate) fn best(pod: &Pod, nodes: &[(&NodeName, &NodeState)], spread: &Spread
     let taints: Vec<i64> = nodes.iter().map(|(_, node)| avoided_taints(pod, node)).collect();
     let scored = nodes.iter().enumerate().map(|(index, (name, node))| {
         let score = WEIGHT_ROOM * room(&asked, node)
-            + WEIGHT_SPREAD * (FULL - share(relatives[index], &relatives))
+            + WEIGHT_SPREAD * apart[index]
+            + WEIGHT_NEIGHBOURS * between(likings[index], &likings)
             + WEIGHT_PREFERENCE * share(preferences[index], &preferences)
             + WEIGHT_TAINTS * (FULL - share(taints[index], &taints));
         (score, lot(pod, name, seed), *name)
@@ -90,6 +135,18 @@ pub(crate) fn best(pod: &Pod, nodes: &[(&NodeName, &NodeState)], spread: &Spread
 fn share(value: i64, all: &[i64]) -> i64 {
     let most = all.iter().copied().max().unwrap_or(0);
     if most <= 0 { 0 } else { FULL * value / most }
+}
+
+/// Where a value lies between the smallest and the largest, in hundredths.
+fn between(value: i64, all: &[i64]) -> i64 {
+    let (Some(least), Some(most)) = (all.iter().min(), all.iter().max()) else {
+        return 0;
+    };
+    if most == least {
+        0
+    } else {
+        FULL * (value - least) / (most - least)
+    }
 }
 
 /// How much of the node stays free, CPU and memory alike (upstream's LeastAllocated).

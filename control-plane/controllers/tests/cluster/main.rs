@@ -234,6 +234,34 @@ async fn the_cluster_has_its_own_services_and_every_namespace_an_account_and_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn servers_of_dns_that_one_slice_does_not_hold_are_in_a_second_one_for_as_long() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    api.create("namespaces", json!({ "metadata": { "name": "kube-system" } }));
+    for number in 3..=1001_u16 {
+        let mut node = node(&format!("n{number}"));
+        let [high, low] = number.to_be_bytes();
+        node["status"]["addresses"][0]["address"] = json!(format!("172.31.{high}.{low}"));
+        api.create("nodes", node);
+    }
+    let servers = |sizes: &'static [usize]| {
+        api.eventually("servers of DNS", move |api| {
+            let mut slices = api.all("endpointslices");
+            slices.retain(|slice| text(slice, "/metadata/name").starts_with("kube-dns"));
+            slices.sort_by_key(|slice| text(slice, "/metadata/name").to_owned());
+            let found = slices
+                .iter()
+                .map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len));
+            found.collect::<Vec<_>>() == sizes
+        })
+    };
+    servers(&[1000, 1]).await;
+    let unready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } });
+    api.patch("nodes", "", "n1", unready);
+    servers(&[1000]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn caches_that_are_behind_make_no_pod_too_many() {
     let cluster = Cluster::start(Faults {
         lag: Duration::from_millis(150),
@@ -306,12 +334,134 @@ async fn a_rollout_replaces_all_pods_and_undo_brings_the_old_template_back() {
     assert_eq!(revisions, ["2", "3"]);
 }
 
+fn daemon_set(name: &str) -> Value {
+    let mut set = deployment(name, 0);
+    set["spec"] = json!({
+        "selector": set["spec"]["selector"], "template": set["spec"]["template"],
+        "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 0, "maxUnavailable": 1 } },
+        "revisionHistoryLimit": 10,
+    });
+    set
+}
+
+/// The nodes on which pods of an app run, sorted.
+fn nodes_of(api: &FakeApi, app: &str) -> Vec<String> {
+    let pods = pods_of(api, app).into_iter();
+    let running = pods.filter(|pod| pod.pointer("/metadata/deletionTimestamp").is_none());
+    let mut nodes: Vec<_> = running
+        .map(|pod| text(&pod, "/spec/nodeName").to_owned())
+        .collect();
+    nodes.sort();
+    nodes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_set_has_a_pod_on_every_node_also_with_failing_writes_and_late_news() {
+    for faults in [
+        Faults::default(),
+        Faults {
+            lag: Duration::from_millis(50),
+            fail_every: Some(3),
+        },
+    ] {
+        let cluster = Cluster::start(faults);
+        let api = &cluster.api;
+        api.create("daemonsets", daemon_set("agent"));
+        api.eventually("on two nodes", |api| nodes_of(api, "agent") == ["n1", "n2"])
+            .await;
+        api.create("nodes", node("n3"));
+        api.eventually("on a new one", |api| nodes_of(api, "agent") == ["n1", "n2", "n3"])
+            .await;
+        let taint = |taints: Value| json!({ "spec": { "taints": taints } });
+        let key = json!([{ "key": "only", "value": "others", "effect": "NoExecute" }]);
+        api.patch("nodes", "", "n2", taint(key));
+        api.eventually("off a tainted one", |api| nodes_of(api, "agent") == ["n1", "n3"])
+            .await;
+        api.patch("nodes", "", "n2", taint(json!([])));
+        api.eventually("back again", |api| nodes_of(api, "agent") == ["n1", "n2", "n3"])
+            .await;
+        let before = pod_addresses(api, "agent");
+        let template = json!({ "spec": { "template": { "metadata": { "annotations": { "v": "2" } } } } });
+        api.patch("daemonsets", "default", "agent", template);
+        api.eventually("all replaced", |api| {
+            let set = api.get("daemonsets", "default", "agent").unwrap_or_default();
+            let status = &set["status"];
+            status["observedGeneration"] == set["metadata"]["generation"]
+                && status["updatedNumberScheduled"] == 3
+                && status["numberAvailable"] == 3
+        })
+        .await;
+        let after = pod_addresses(api, "agent");
+        assert!(
+            before.iter().all(|address| !after.contains(address)),
+            "{before:?} {after:?}"
+        );
+        let revisions = api.all("controllerrevisions");
+        let mut numbers: Vec<_> = revisions
+            .iter()
+            .filter_map(|one| one["revision"].as_u64())
+            .collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2]);
+        api.quiet().await;
+        assert_eq!(nodes_of(api, "agent"), ["n1", "n2", "n3"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_tells_what_may_go_as_pods_and_scales_change() {
+    let cluster = Cluster::start(Faults::default());
+    let api = &cluster.api;
+    let budget = json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "maxUnavailable": "50%", "selector": { "matchLabels": { "app": "web" } } },
+    });
+    api.create("poddisruptionbudgets", budget);
+    api.create("deployments", deployment("web", 2));
+    let told = |wanted: [u64; 4]| {
+        api.eventually("told", move |api| {
+            let budget = api
+                .get("poddisruptionbudgets", "default", "web")
+                .unwrap_or_default();
+            let fields = [
+                "currentHealthy",
+                "desiredHealthy",
+                "expectedPods",
+                "disruptionsAllowed",
+            ];
+            fields.map(|field| budget["status"][field].as_u64().unwrap_or(99)) == wanted
+        })
+    };
+    told([2, 1, 2, 1]).await;
+    api.patch(
+        "deployments",
+        "default",
+        "web",
+        json!({ "spec": { "replicas": 4 } }),
+    );
+    told([4, 2, 4, 2]).await;
+    let unmanaged = json!({
+        "metadata": { "name": "alone", "namespace": "default", "labels": { "app": "web", "alone": "yes" } },
+        "spec": { "containers": [], "nodeName": "n1" },
+    });
+    api.patch(
+        "poddisruptionbudgets",
+        "default",
+        "web",
+        json!({ "spec": { "selector": {
+        "matchLabels": { "alone": "yes" } } } }),
+    );
+    api.create("pods", unmanaged);
+    told([1, 0, 0, 0]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_at_rest_writes_nothing() {
     let cluster = Cluster::start(Faults::default());
     let api = &cluster.api;
     api.create("services", service("web"));
     api.create("deployments", deployment("web", 3));
+    api.create("daemonsets", daemon_set("agent"));
     api.eventually("rolled out", |api| is_rolled_out(api, "web", 3))
         .await;
     api.quiet().await;

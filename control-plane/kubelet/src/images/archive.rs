@@ -150,6 +150,11 @@ impl Archive {
         Self::index(spooled)
     }
 
+    /// One that lies open, uncompressed.
+    pub fn of(file: File) -> Result<Self, ImageError> {
+        Self::index(file)
+    }
+
     fn index(mut file: File) -> Result<Self, ImageError> {
         file.seek(SeekFrom::Start(0)).map_err(ImageError::Archive)?;
         let mut members = BTreeMap::new();
@@ -409,7 +414,7 @@ pub fn architecture() -> &'static str {
 }
 
 /// A file that is gone when it is closed.
-fn unnamed_file(directory: &Path) -> Result<File, ImageError> {
+pub fn unnamed_file(directory: &Path) -> Result<File, ImageError> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let opened = File::options()
         .read(true)

@@ -25,7 +25,7 @@ pub fn run(directory: &ContainerDir, job: &ExecDir) -> ExitCode {
         Ok((code, _)) => ExecOutcome::Exited(code),
         Err(error) => ExecOutcome::NotStarted(error_text(&error)),
     };
-    match disk::write_json(&job.outcome(), &outcome) {
+    match disk::write_json_for_now(&job.outcome(), &outcome) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %error_text(&error), "outcome of a command not told");
@@ -57,7 +57,7 @@ fn start(directory: &ContainerDir, job: &ExecDir) -> Result<Pid, ShimError> {
     let process = nix_pid(built.map_err(runtime_failure("enter"))?);
     home.enter()?;
     if let Some(identity) = ProcessIdentity::of(process) {
-        disk::write_json(&job.started(), &identity)?;
+        disk::write_json_for_now(&job.started(), &identity)?;
     }
     let_go_of_streams()?;
     Ok(Pid::from_raw(process))

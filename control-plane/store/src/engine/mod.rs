@@ -10,7 +10,10 @@ mod writer;
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -20,11 +23,12 @@ use crate::{
     config::Clock,
     disk::{self, Changes, Disk},
     mvcc::{
-        Applied, Error as MvccError, EventBatch, KeyRange, Keyspace, LeaseId, Leases, Op, Range, RangeResult,
-        Revision,
+        Applied, Error as MvccError, EventBatch, Grant, KeyRange, Keyspace, LeaseId, Leases, Op, Range,
+        RangeResult, Revision,
     },
+    scope::Scope,
 };
-use writer::{Command, Writer};
+use writer::{Batch, Command, Writer};
 
 /// Writes that wait for their turn; more wait in their connections.
 const QUEUE: usize = 1024;
@@ -35,6 +39,9 @@ pub enum Error {
     /// The key space refuses it.
     #[error(transparent)]
     Refused(#[from] MvccError),
+    /// What was asked about was taken back, since the disk is full.
+    #[error("the disk is full")]
+    TakenBack,
     /// The writer has ended: a shutdown, or a disk that fails.
     #[error("the store is stopped")]
     Stopped,
@@ -60,6 +67,8 @@ struct State {
     leases: Leases,
     /// The newest revision that is durable.
     published: Revision,
+    /// Whether the alarm is on: only what makes no new keys is taken.
+    no_space: bool,
 }
 
 /// The writer's thread; it ends after [`Engine::stop`], when every engine is dropped, or with an error of the disk.
@@ -83,42 +92,49 @@ impl Engine {
         disk: Disk,
         contents: disk::Contents,
         clock: Arc<dyn Clock>,
+        quota_bytes: u64,
     ) -> io::Result<(Self, WriterThread)> {
         let disk::Contents {
             cluster_id,
             member_id,
             compacted,
+            no_space,
             events,
             leases: granted,
         } = contents;
         let (keyspace, stale) = Keyspace::restore(compacted, events);
         let mut leases = Leases::default();
-        for (id, seconds) in granted {
+        for (id, grant) in granted {
             // A number cannot be on disk twice, nor with more seconds than it was once granted.
-            let _ = leases.grant(id, seconds, clock.now());
+            let _ = leases.grant(id, grant, clock.now());
         }
         for entry in keyspace.live() {
             if let Some(id) = entry.lease {
                 leases.attach(id, entry.key.clone());
             }
         }
+        leases.settle();
         let published = keyspace.revision();
         let state = Arc::new(RwLock::new(State {
             keyspace,
             leases,
             published,
+            no_space,
         }));
         let (commands, queue) = mpsc::channel(QUEUE);
         let (publisher, published) = watch::channel(published);
         let path = disk.path().to_owned();
-        let writer = Writer::new(
-            Arc::clone(&state),
+        let writer = Writer {
+            state: Arc::clone(&state),
             disk,
             queue,
             publisher,
-            Arc::clone(&clock),
+            clock: Arc::clone(&clock),
+            quota_bytes,
             stale,
-        );
+            batch: Batch::default(),
+            refused_until: None,
+        };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())?;
@@ -173,6 +189,10 @@ impl Engine {
     /// compaction.
     pub fn hash(&self, revision: Option<Revision>) -> Result<Hash, Error> {
         let state = self.read();
+        // What a compaction left at its own revision depends on when it is asked.
+        if revision.is_some_and(|asked| state.keyspace.compacted() >= Some(asked)) {
+            return Err(MvccError::Compacted.into());
+        }
         let range = Range {
             revision,
             ..Range::all(KeyRange::from_protocol(vec![0], vec![0]))
@@ -186,24 +206,20 @@ impl Engine {
         })
     }
 
-    /// Runs the operation; the answer comes when it is durable.
-    pub async fn apply(&self, op: Op) -> Result<Applied, Error> {
-        self.ask(|reply| Command::Apply { op, reply }).await
+    /// Runs the operation of a client that may touch its keys; the answer comes when it is durable. Refused if it
+    /// names a lease that the client may not touch.
+    pub async fn apply(&self, op: Op, scope: Scope) -> Result<Applied, Error> {
+        self.ask(|reply| Command::Apply { op, scope, reply }).await
     }
 
     /// Grants a lease (with a number of the store's choice if absent) and returns its number and seconds.
-    pub async fn grant(&self, id: Option<LeaseId>, ttl_seconds: i64) -> Result<(LeaseId, i64), Error> {
-        self.ask(|reply| Command::Grant {
-            id,
-            ttl_seconds,
-            reply,
-        })
-        .await
+    pub async fn grant(&self, id: Option<LeaseId>, asked: Grant) -> Result<(LeaseId, i64), Error> {
+        self.ask(|reply| Command::Grant { id, asked, reply }).await
     }
 
-    /// Ends a lease and returns the revision that deleted its keys.
-    pub async fn revoke(&self, id: LeaseId) -> Result<Revision, Error> {
-        self.ask(|reply| Command::Revoke { id, reply }).await
+    /// Ends a lease and returns the revision that deleted its keys; refused if the client may not touch it.
+    pub async fn revoke(&self, id: LeaseId, scope: Scope) -> Result<Revision, Error> {
+        self.ask(|reply| Command::Revoke { id, scope, reply }).await
     }
 
     /// Ends the leases whose time is over, a revision each, and returns how many.
@@ -231,6 +247,33 @@ impl Engine {
         self.ask(|reply| Command::Defragment { reply }).await
     }
 
+    /// Whether the alarm is on: there was no space, and only what makes no new keys is taken until it is cleared.
+    pub fn no_space(&self) -> bool {
+        self.read().no_space
+    }
+
+    /// Raises or clears the alarm, and says whether that changed anything.
+    pub async fn set_no_space(&self, no_space: bool) -> Result<bool, Error> {
+        self.ask(|reply| Command::SetNoSpace { no_space, reply }).await
+    }
+
+    /// Everything, as it is durable.
+    pub async fn snapshot(&self) -> Result<disk::Contents, Error> {
+        let durable = self.ask(|reply| Command::Snapshot { reply }).await?;
+        Ok(disk::Contents {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            ..durable
+        })
+    }
+
+    /// A file beside the store's own, for a moment; another each time.
+    pub fn temporary_file(&self) -> PathBuf {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.path.with_file_name(disk::copy_name(number))
+    }
+
     /// Ends the writer after the writes that came before.
     pub async fn stop(&self) {
         let (reply, answer) = oneshot::channel();
@@ -251,11 +294,12 @@ impl Engine {
         Ok(answer.await.map_err(|_| Error::Stopped)??)
     }
 
-    /// Starts a lease's time again; nothing for a lease that is not there.
-    pub async fn renew(&self, id: LeaseId) -> Result<Option<i64>, Error> {
+    /// Starts a lease's time again; nothing for a lease that is not there. Refused if the client may not touch it.
+    pub async fn renew(&self, id: LeaseId, scope: &Scope) -> Result<Option<i64>, Error> {
         let now = self.clock.now();
         let (renewed, seen) = {
             let mut state = write(&self.state);
+            scope.check_lease(id, &state.leases)?;
             (state.leases.renew(id, now), state.keyspace.revision())
         };
         if renewed.is_none() {
@@ -264,10 +308,11 @@ impl Engine {
         Ok(renewed)
     }
 
-    /// The lease, if it is there.
-    pub async fn lease(&self, id: LeaseId) -> Result<Option<LeaseView>, Error> {
+    /// The lease, if it is there; refused if the client may not touch it.
+    pub async fn lease(&self, id: LeaseId, scope: &Scope) -> Result<Option<LeaseView>, Error> {
         let (lease, seen) = {
             let state = self.read();
+            scope.check_lease(id, &state.leases)?;
             let times = state.leases.time_to_live(id, self.clock.now());
             let lease = times.map(|(granted_seconds, remaining_seconds)| LeaseView {
                 granted_seconds,
@@ -280,27 +325,32 @@ impl Engine {
         Ok(lease)
     }
 
-    /// The keys on a lease, for who asks whether they may be touched.
-    pub fn keys_of(&self, id: LeaseId) -> Vec<bytes::Bytes> {
-        self.read().leases.keys(id).cloned().collect()
-    }
-
-    /// All leases, the next to end first.
-    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+    /// All leases that the client may touch, the next to end first.
+    pub async fn leases(&self, scope: &Scope) -> Result<Vec<LeaseId>, Error> {
         let (leases, seen) = {
             let state = self.read();
-            (state.leases.ids().collect(), state.keyspace.revision())
+            let own = state
+                .leases
+                .ids()
+                .filter(|id| scope.permits_lease(*id, &state.leases));
+            (own.collect(), state.keyspace.revision())
         };
         self.durable(seen).await?;
         Ok(leases)
     }
 
-    /// Waits until `revision` is durable. Keys are read as they are on disk, leases as they are in memory: without
-    /// the wait, a client that finds its lease gone could still read the keys that went with it.
+    /// Waits until `revision` is durable, or is taken back. Keys are read as they are on disk, leases as they are in
+    /// memory: without the wait, a client that finds its lease gone could still read the keys that went with it.
     async fn durable(&self, revision: Revision) -> Result<(), Error> {
         let mut published = self.follow();
-        let reached = published.wait_for(|published| *published >= revision).await;
-        reached.map(drop).map_err(|_| Error::Stopped)
+        let decided =
+            |published: &Revision| *published >= revision || self.read().keyspace.revision() < revision;
+        let published = *published.wait_for(decided).await.map_err(|_| Error::Stopped)?;
+        if published >= revision {
+            Ok(())
+        } else {
+            Err(Error::TakenBack)
+        }
     }
 
     /// The bytes that the file takes on disk.

@@ -7,7 +7,7 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Service, status};
+use super::{Service, administrators_only, status};
 
 #[tonic::async_trait]
 impl PbClusterService for Service {
@@ -30,8 +30,9 @@ impl PbClusterService for Service {
 
     async fn member_add(
         &self,
-        _: Request<PbMemberAddRequest>,
+        request: Request<PbMemberAddRequest>,
     ) -> Result<Response<PbMemberAddResponse>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("MemberAdd"))
     }
 
@@ -39,6 +40,7 @@ impl PbClusterService for Service {
         &self,
         request: Request<PbMemberRemoveRequest>,
     ) -> Result<Response<PbMemberRemoveResponse>, Status> {
+        administrators_only(&request)?;
         if request.get_ref().id != self.engine.member_id {
             return Err(status::member_not_found());
         }
@@ -47,15 +49,17 @@ impl PbClusterService for Service {
 
     async fn member_update(
         &self,
-        _: Request<PbMemberUpdateRequest>,
+        request: Request<PbMemberUpdateRequest>,
     ) -> Result<Response<PbMemberUpdateResponse>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("MemberUpdate"))
     }
 
     async fn member_promote(
         &self,
-        _: Request<PbMemberPromoteRequest>,
+        request: Request<PbMemberPromoteRequest>,
     ) -> Result<Response<PbMemberPromoteResponse>, Status> {
+        administrators_only(&request)?;
         Err(status::unsupported("MemberPromote"))
     }
 }

@@ -44,7 +44,7 @@ impl PbKvService for Service {
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
         let (scope, request) = open(request)?;
-        let applied = self.write(&scope, Op::Put(message::put(request)?)).await?;
+        let applied = self.write(scope, Op::Put(message::put(request)?)).await?;
         let OpResult::Put { revision, prev } = applied.result else {
             return Err(mismatch());
         };
@@ -60,7 +60,7 @@ impl PbKvService for Service {
         request: Request<PbDeleteRequest>,
     ) -> Result<Response<PbDeleteResponse>, Status> {
         let (scope, request) = open(request)?;
-        let applied = self.write(&scope, Op::Delete(message::delete(request)?)).await?;
+        let applied = self.write(scope, Op::Delete(message::delete(request)?)).await?;
         let OpResult::Delete {
             revision,
             deleted,
@@ -81,7 +81,7 @@ impl PbKvService for Service {
         let (scope, request) = open(request)?;
         let txn = message::txn(request)?;
         check_txn(&txn, MAX_TXN_OPS)?;
-        let Applied { result, revision } = self.write(&scope, Op::Txn(txn)).await?;
+        let Applied { result, revision } = self.write(scope, Op::Txn(txn)).await?;
         let OpResult::Txn { succeeded, results } = result else {
             return Err(mismatch());
         };
@@ -106,11 +106,11 @@ impl PbKvService for Service {
 }
 
 impl Service {
-    async fn write(&self, scope: &Scope, op: Op) -> Result<Applied, Status> {
+    async fn write(&self, scope: Scope, op: Op) -> Result<Applied, Status> {
         if !scope.permits_op(&op) {
             return Err(status::permission_denied());
         }
-        Ok(self.engine.apply(op).await?)
+        Ok(self.engine.apply(op, scope).await?)
     }
 }
 

@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Service, scope, status};
+use super::{Service, scope};
 use crate::{
-    mvcc::{Error, LeaseId},
+    mvcc::{Error, Grant, LeaseId},
     scope::Scope,
 };
 
@@ -24,8 +24,10 @@ impl PbLeaseService for Service {
         &self,
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        let holder = scope(&request).holder();
         let PbLeaseGrantRequest { ttl, id } = request.into_inner();
-        let (id, ttl) = self.engine.grant(LeaseId::from_protocol(id), ttl).await?;
+        let asked = Grant { seconds: ttl, holder };
+        let (id, ttl) = self.engine.grant(LeaseId::from_protocol(id), asked).await?;
         let header = Some(self.header_now());
         Ok(Response::new(PbLeaseGrantResponse {
             header,
@@ -40,8 +42,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         let id = LeaseId::from_protocol(request.get_ref().id).ok_or(Error::LeaseNotFound)?;
-        self.check_lease(&scope(&request), id)?;
-        let revision = self.engine.revoke(id).await?;
+        let revision = self.engine.revoke(id, scope(&request)).await?;
         Ok(Response::new(PbLeaseRevokeResponse {
             header: Some(self.header(revision)),
         }))
@@ -66,7 +67,7 @@ impl PbLeaseService for Service {
         let scope = scope(&request);
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
         let lease = match LeaseId::from_protocol(id) {
-            Some(id) => self.engine.lease(id).await?,
+            Some(id) => self.engine.lease(id, &scope).await?,
             None => None,
         };
         let header = Some(self.header_now());
@@ -79,9 +80,6 @@ impl PbLeaseService for Service {
             };
             return Ok(Response::new(absent));
         };
-        if !scope.permits_keys(&lease.keys) {
-            return Err(status::permission_denied());
-        }
         let keys = lease
             .keys
             .iter()
@@ -100,11 +98,11 @@ impl PbLeaseService for Service {
 
     async fn lease_leases(
         &self,
-        _: Request<PbLeaseLeasesRequest>,
+        request: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
         let leases = self
             .engine
-            .leases()
+            .leases(&scope(&request))
             .await?
             .into_iter()
             .map(|id| PbLeaseStatus { id: id.get() })
@@ -117,18 +115,6 @@ impl PbLeaseService for Service {
 }
 
 impl Service {
-    /// A lease ends its keys with it, so that it is as closed to a client as they are.
-    fn check_lease(&self, scope: &Scope, id: LeaseId) -> Result<(), Status> {
-        if scope.is_unlimited() {
-            return Ok(());
-        }
-        if scope.permits_keys(&self.engine.keys_of(id)) {
-            Ok(())
-        } else {
-            Err(status::permission_denied())
-        }
-    }
-
     async fn keep_alive(
         self,
         scope: Scope,
@@ -152,10 +138,7 @@ impl Service {
 
     async fn renewal(&self, scope: &Scope, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
         let renewed = match LeaseId::from_protocol(id) {
-            Some(lease) => {
-                self.check_lease(scope, lease)?;
-                self.engine.renew(lease).await?
-            }
+            Some(lease) => self.engine.renew(lease, scope).await?,
             None => None,
         };
         let header = Some(self.header_now());

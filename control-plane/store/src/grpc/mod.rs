@@ -5,6 +5,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod message;
+mod snapshot;
 mod status;
 mod unsupported;
 mod watch;

@@ -56,6 +56,11 @@ impl From<mvcc::Error> for Status {
     fn from(error: mvcc::Error) -> Self {
         use mvcc::Error::*;
         let (code, text) = match error {
+            LeaseDenied => return permission_denied(),
+            NoSpace => (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
             Compacted => (
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision has been compacted",
@@ -85,6 +90,7 @@ impl From<engine::Error> for Status {
     fn from(error: engine::Error) -> Self {
         match error {
             engine::Error::Refused(error) => error.into(),
+            engine::Error::TakenBack => mvcc::Error::NoSpace.into(),
             engine::Error::Stopped => Status::unavailable("etcdserver: server stopped"),
         }
     }

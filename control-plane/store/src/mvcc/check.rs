@@ -6,13 +6,33 @@ use bytes::Bytes;
 
 use super::{Error, KeyRange, Op, Txn};
 
+/// The operations of a transaction and of all that are nested in it, comparisons included. etcd has no such bound, and
+/// what fits into a request could keep it busy for minutes.
+const MAX_NESTED_OPS: usize = 512;
+
 /// Refuses a transaction with more than `max_ops` operations in one list (those of the transactions around it count),
-/// and one that could write a key twice in one revision.
+/// one with more than `MAX_NESTED_OPS` of them in all, and one that could write a key twice in one revision.
 pub fn check_txn(txn: &Txn, max_ops: usize) -> Result<(), Error> {
     check_size(txn, max_ops)?;
+    if count(txn) > MAX_NESTED_OPS {
+        return Err(Error::TooManyOps);
+    }
     Writes::of(&txn.success)?;
     Writes::of(&txn.failure)?;
     Ok(())
+}
+
+fn count(txn: &Txn) -> usize {
+    let Txn {
+        compares,
+        success,
+        failure,
+    } = txn;
+    let nested = success.iter().chain(failure).map(|op| match op {
+        Op::Txn(inner) => 1 + count(inner),
+        _ => 1,
+    });
+    compares.len() + nested.sum::<usize>()
 }
 
 fn check_size(txn: &Txn, max_ops: usize) -> Result<(), Error> {

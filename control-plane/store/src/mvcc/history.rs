@@ -54,6 +54,16 @@ impl History {
         self.events.push(event);
     }
 
+    /// Takes the newest event back.
+    pub(super) fn pop(&mut self) {
+        self.events.pop();
+    }
+
+    /// All events, oldest first.
+    pub(super) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
     /// The key as it was after `revision`.
     pub(super) fn at(&self, revision: Revision) -> Option<&Arc<Entry>> {
         let seen = self.events.partition_point(|event| event.id.revision <= revision);

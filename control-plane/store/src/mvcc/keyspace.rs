@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Entry, Error, Event, EventId, KeyRange, Order, Range, RangeResult, Revision, Sort, SortBy,
+    Entry, Error, Event, EventId, KeyRange, Leases, Order, Range, RangeResult, Revision, Sort, SortBy,
     history::History,
 };
 
@@ -202,6 +202,36 @@ impl Keyspace {
         self.log.iter().skip(skip).flatten()
     }
 
+    /// Every event that a store needs to be as this one is, key by key.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.keys.values().flat_map(History::events)
+    }
+
+    /// Undoes the revisions after `revision` (which is not before the last compaction) and what was granted and ended
+    /// since the leases were settled: as if they had never been.
+    pub fn take_back(&mut self, revision: Revision, leases: &mut Leases) {
+        leases.take_back();
+        let kept = self.log_index(revision + 1).min(self.log.len());
+        let undone: Vec<Event> = self.log.split_off(kept).into_iter().flatten().collect();
+        self.revision = revision;
+        for event in &undone {
+            if let Some(history) = self.keys.get_mut(&event.key) {
+                history.pop();
+                if history.is_empty() {
+                    self.keys.remove(&event.key);
+                }
+            }
+            if let Some(id) = event.entry.as_ref().and_then(|entry| entry.lease) {
+                leases.detach(id, &event.key);
+            }
+        }
+        for event in undone {
+            if let Some(id) = self.entry(&event.key, revision).and_then(|entry| entry.lease) {
+                leases.attach(id, event.key);
+            }
+        }
+    }
+
     /// What a watch of `keys` at cursor `from` finds up to `now`. It looks at whole revisions, and stops early when it
     /// has found `budget` bytes or has looked at enough; the cursor says how far it came.
     pub fn watch(
@@ -215,9 +245,10 @@ impl Keyspace {
         if self.compacted.is_some_and(|compacted| from < compacted) {
             return Err(Error::Compacted);
         }
+        // Nothing ever happened before the log's start, and an empty store has no log.
         let mut batch = EventBatch {
             events: Vec::new(),
-            next: from,
+            next: from.max(self.log_start),
         };
         let mut found = 0;
         let skip = self.log_index(from);

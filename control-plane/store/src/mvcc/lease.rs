@@ -32,9 +32,27 @@ impl LeaseId {
     }
 }
 
+/// Who asked for a lease. What it ends is as much as its holder may touch, and so is who may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// A client that may touch every key.
+    Administrator,
+    /// A client that may touch some keys only.
+    Limited,
+}
+
+/// What a lease was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// Its time to live.
+    pub seconds: i64,
+    /// Who asked for it.
+    pub holder: Holder,
+}
+
 #[derive(Debug)]
 struct Lease {
-    granted_seconds: i64,
+    granted: Grant,
     expires: Instant,
     keys: BTreeSet<Bytes>,
 }
@@ -44,45 +62,87 @@ struct Lease {
 pub struct Leases {
     by_id: BTreeMap<LeaseId, Lease>,
     by_expiry: BTreeSet<(Instant, LeaseId)>,
+    unsettled: Vec<Unsettled>,
+}
+
+/// What may still be taken back.
+#[derive(Debug)]
+enum Unsettled {
+    Granted(LeaseId),
+    Ended(LeaseId, Lease),
 }
 
 impl Leases {
-    /// Adds a lease and returns the seconds that it was given.
-    pub fn grant(&mut self, id: LeaseId, ttl_seconds: i64, now: Instant) -> Result<i64, Error> {
-        if ttl_seconds > MAX_TTL_SECONDS {
+    /// Adds a lease and returns what it was given.
+    pub fn grant(&mut self, id: LeaseId, asked: Grant, now: Instant) -> Result<Grant, Error> {
+        if asked.seconds > MAX_TTL_SECONDS {
             return Err(Error::LeaseTtlTooLarge);
         }
         if self.by_id.contains_key(&id) {
             return Err(Error::LeaseExists);
         }
-        let granted_seconds = ttl_seconds.max(MIN_TTL_SECONDS);
-        let expires = now + seconds(granted_seconds);
+        let granted = Grant {
+            seconds: asked.seconds.max(MIN_TTL_SECONDS),
+            ..asked
+        };
+        let expires = now + seconds(granted.seconds);
         self.by_id.insert(
             id,
             Lease {
-                granted_seconds,
+                granted,
                 expires,
                 keys: BTreeSet::new(),
             },
         );
         self.by_expiry.insert((expires, id));
-        Ok(granted_seconds)
+        self.unsettled.push(Unsettled::Granted(id));
+        Ok(granted)
     }
 
     /// Starts the lease's time again and returns its seconds; nothing for a lease that is not there or has ended.
     pub fn renew(&mut self, id: LeaseId, now: Instant) -> Option<i64> {
         let lease = self.by_id.get_mut(&id).filter(|lease| lease.expires > now)?;
         self.by_expiry.remove(&(lease.expires, id));
-        lease.expires = now + seconds(lease.granted_seconds);
+        lease.expires = now + seconds(lease.granted.seconds);
         self.by_expiry.insert((lease.expires, id));
-        Some(lease.granted_seconds)
+        Some(lease.granted.seconds)
     }
 
     /// Takes the lease away and returns the keys that hung on it, in order.
     pub fn remove(&mut self, id: LeaseId) -> Option<BTreeSet<Bytes>> {
         let lease = self.by_id.remove(&id)?;
         self.by_expiry.remove(&(lease.expires, id));
-        Some(lease.keys)
+        let keys = lease.keys.clone();
+        self.unsettled.push(Unsettled::Ended(id, lease));
+        Some(keys)
+    }
+
+    /// The leases granted and ended so far are durable.
+    pub fn settle(&mut self) {
+        self.unsettled.clear();
+    }
+
+    /// Undoes what was granted and ended since the last [`Leases::settle`]; which keys hang on them is for
+    /// [`Keyspace::take_back`](super::Keyspace::take_back) to say.
+    pub(super) fn take_back(&mut self) {
+        while let Some(last) = self.unsettled.pop() {
+            match last {
+                Unsettled::Granted(id) => {
+                    if let Some(lease) = self.by_id.remove(&id) {
+                        self.by_expiry.remove(&(lease.expires, id));
+                    }
+                }
+                Unsettled::Ended(id, lease) => {
+                    self.by_expiry.insert((lease.expires, id));
+                    self.by_id.insert(id, lease);
+                }
+            }
+        }
+    }
+
+    /// Every lease, with what it was given.
+    pub fn grants(&self) -> impl Iterator<Item = (LeaseId, Grant)> + '_ {
+        self.by_id.iter().map(|(id, lease)| (*id, lease.granted))
     }
 
     /// The leases whose time is over, the longest over first.
@@ -99,12 +159,17 @@ impl Leases {
         self.by_id.contains_key(&id)
     }
 
+    /// Who asked for the lease.
+    pub fn holder(&self, id: LeaseId) -> Option<Holder> {
+        self.by_id.get(&id).map(|lease| lease.granted.holder)
+    }
+
     /// The seconds that the lease was given and those that remain, rounded down.
     pub fn time_to_live(&self, id: LeaseId, now: Instant) -> Option<(i64, i64)> {
         let lease = self.by_id.get(&id)?;
         let remaining = lease.expires.saturating_duration_since(now).as_secs();
         Some((
-            lease.granted_seconds,
+            lease.granted.seconds,
             i64::try_from(remaining).unwrap_or(i64::MAX),
         ))
     }

@@ -18,7 +18,7 @@ pub use check::check_txn;
 pub use history::{Entry, Event, EventId};
 pub use key_range::KeyRange;
 pub use keyspace::{EventBatch, Keyspace, WatchedEvent};
-pub use lease::{LeaseId, Leases};
+pub use lease::{Grant, Holder, LeaseId, Leases};
 pub use op::{
     Applied, Compare, Delete, LeaseChange, Op, OpResult, Order, Put, Range, RangeResult, Relation, Sort,
     SortBy, Target, Txn,
@@ -51,6 +51,12 @@ pub enum Error {
     /// One transaction would write a key twice.
     #[error("a key is given twice in one transaction")]
     DuplicateKey,
+    /// The disk, or what the store may use of it, is full.
+    #[error("there is no space for it")]
+    NoSpace,
+    /// The client may not touch the lease.
+    #[error("the lease is not the client's to touch")]
+    LeaseDenied,
     /// A transaction has more operations than one may have.
     #[error("too many operations in one transaction")]
     TooManyOps,

@@ -19,6 +19,24 @@ pub enum Op {
     Txn(Txn),
 }
 
+impl Op {
+    /// The bytes of keys and values that the operation could put, whatever its comparisons say; nothing where it puts
+    /// no key.
+    pub fn put_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Put(put) => {
+                let bytes = put.key.len() + put.value.as_ref().map_or(0, Bytes::len);
+                Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+            }
+            Self::Txn(txn) => {
+                let ops = txn.success.iter().chain(&txn.failure);
+                ops.filter_map(Self::put_bytes).reduce(u64::saturating_add)
+            }
+            Self::Range(_) | Self::Delete(_) => None,
+        }
+    }
+}
+
 /// Read keys at one revision.
 #[derive(Debug, Clone)]
 pub struct Range {

@@ -33,6 +33,11 @@ fn txn(success: Vec<Op>) -> Op {
     })
 }
 
+fn grant(seconds: i64) -> Grant {
+    let holder = Holder::Administrator;
+    Grant { seconds, holder }
+}
+
 fn everything() -> KeyRange {
     KeyRange::from_protocol("\0", "\0")
 }
@@ -300,8 +305,8 @@ fn a_lease_lives_its_time_from_the_last_renewal_on() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let [short, long] = [1, 2].map(|number| LeaseId::from_protocol(number).expect("not 0"));
     let mut leases = Leases::default();
-    assert_eq!(leases.grant(short, 5, at(0)), Ok(5));
-    assert_eq!(leases.grant(long, 8, at(0)), Ok(8));
+    assert_eq!(leases.grant(short, grant(5), at(0)), Ok(grant(5)));
+    assert_eq!(leases.grant(long, grant(8), at(0)), Ok(grant(8)));
     assert_eq!(leases.expired(at(4)), []);
     assert_eq!(leases.time_to_live(short, at(4)), Some((5, 1)));
     assert_eq!(leases.expired(at(9)), [short, long]);
@@ -314,4 +319,71 @@ fn a_lease_lives_its_time_from_the_last_renewal_on() {
     assert_eq!(leases.expired(at(9)), [short]);
     assert_eq!(leases.ids().collect::<Vec<_>>(), [short, long]);
     assert_eq!(leases.expired(at(15)), [short, long]);
+}
+
+#[test]
+fn a_transaction_has_a_bound_on_all_that_is_nested_in_it() {
+    let inner = || txn(vec![delete("a", "b"); 30]);
+    let rows = [(15, Ok(())), (17, Err(Error::TooManyOps))];
+    for (nested, expected) in rows {
+        let outer = Txn {
+            success: std::iter::repeat_with(inner).take(nested).collect(),
+            ..Txn::default()
+        };
+        assert_eq!(check_txn(&outer, 128), expected, "{nested} times 30");
+    }
+}
+
+/// Everything that can be seen of a key space and its leases.
+fn sight(keyspace: &Keyspace, leases: &Leases) -> String {
+    let events: Vec<_> = keyspace.events().collect();
+    let log: Vec<_> = keyspace.events_after(1).collect();
+    let keys: Vec<_> = leases
+        .grants()
+        .map(|(id, grant)| (id, grant, leases.keys(id).collect::<Vec<_>>()))
+        .collect();
+    let order: Vec<_> = leases.ids().collect();
+    format!("{} {events:?} {log:?} {keys:?} {order:?}", keyspace.revision())
+}
+
+#[test]
+fn what_is_taken_back_has_never_been() {
+    let now = Instant::now();
+    let ids: Vec<LeaseId> = (1..5).filter_map(LeaseId::from_protocol).collect();
+    for seed in 0..200 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (mut keyspace, mut leases) = (Keyspace::default(), Leases::default());
+        let step = |random: &mut StdRng, keyspace: &mut Keyspace, leases: &mut Leases| {
+            let id = ids[random.random_range(0..ids.len())];
+            match random.random_range(0..8) {
+                0 => drop(leases.grant(id, grant(60), now)),
+                1 => drop(keyspace.revoke(id, leases)),
+                2..4 => {
+                    let put = Put {
+                        key: ["a", "b", "c"][random.random_range(0..3)].into(),
+                        value: Some("on a lease".into()),
+                        lease: LeaseChange::Set(Some(id)),
+                        prev_kv: false,
+                    };
+                    drop(keyspace.apply(&Op::Put(put), leases));
+                }
+                _ => drop(keyspace.apply(&random_op(random), leases)),
+            }
+        };
+        for _ in 0..20 {
+            for _ in 0..random.random_range(0..10) {
+                step(&mut random, &mut keyspace, &mut leases);
+            }
+            if random.random_bool(0.3) && keyspace.revision() > 3 {
+                let _ = keyspace.compact(keyspace.revision() - random.random_range(0..3));
+            }
+            leases.settle();
+            let (revision, before) = (keyspace.revision(), sight(&keyspace, &leases));
+            for _ in 0..random.random_range(0..10) {
+                step(&mut random, &mut keyspace, &mut leases);
+            }
+            keyspace.take_back(revision, &mut leases);
+            assert_eq!(sight(&keyspace, &leases), before, "seed {seed}");
+        }
+    }
 }

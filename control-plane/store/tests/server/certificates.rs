@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn, TxnOp, WatchOptions,
+    AlarmAction, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions,
+    GetOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, date_time_ymd,
+};
 use store::{Config, TlsFiles};
 
 use crate::fixture::{Directory, Store, config, refusal, value};
@@ -33,12 +36,23 @@ impl Authority {
 
     /// Certificate and key, as PEM.
     fn issue(&self, name: &str, organization: &str) -> (String, String) {
+        self.issue_with(name, organization, |_| {})
+    }
+
+    /// The same, with something unusual in it.
+    fn issue_with(
+        &self,
+        name: &str,
+        organization: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (String, String) {
         let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params
             .distinguished_name
             .push(DnType::OrganizationName, organization);
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         (
             params.signed_by(&key, &self.issuer).unwrap().pem(),
@@ -89,12 +103,31 @@ async fn only_clients_of_the_client_ca_come_in() {
     let store = Store::start(authority.config(&directory)).await;
     let mut admin = connect(&store, authority.identify("admin", "system:masters")).await;
     admin.put("a", "1", None).await.unwrap();
-    let (cert, key) = stranger.issue("admin", "system:masters");
+    let identity = |(cert, key)| authority.trust().identity(Identity::from_pem(cert, key));
+    let masters = |change: fn(&mut CertificateParams)| {
+        identity(authority.issue_with("admin", "system:masters", change))
+    };
     let rejected = [
         ("no certificate", authority.trust()),
         (
             "a stranger's certificate",
-            authority.trust().identity(Identity::from_pem(cert, key)),
+            identity(stranger.issue("admin", "system:masters")),
+        ),
+        (
+            "an expired certificate",
+            masters(|params| params.not_after = date_time_ymd(2020, 1, 1)),
+        ),
+        (
+            "a certificate that is not valid yet",
+            masters(|params| params.not_before = date_time_ymd(3020, 1, 1)),
+        ),
+        (
+            "a server's certificate",
+            masters(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        ),
+        (
+            "organizations in one name",
+            identity(authority.issue("admin", "system:masters,system:nodes")),
         ),
         (
             "a certificate of the CA for somebody unknown here",
@@ -173,6 +206,128 @@ async fn a_node_touches_only_the_network_prefix() {
     store.stop().await;
 }
 
+/// Keys that begin in a node's prefix and end outside of it, or the other way round, whatever the call.
+#[tokio::test]
+async fn no_range_reaches_over_the_edge_of_the_network_prefix() {
+    let directory = Directory::new();
+    let authority = Authority::new();
+    let store = Store::start(authority.config(&directory)).await;
+    let mut admin = connect(&store, authority.identify("admin", "system:masters")).await;
+    let mut node = connect(&store, authority.identify("system:node:node-1", "system:nodes")).await;
+    let kept = ["/a", "/coreos.com/network", "/coreos.com/network0", "/registry/a"];
+    for key in kept {
+        admin.put(key, "1", None).await.unwrap();
+    }
+    let rows: [(&[u8], &[u8]); 9] = [
+        (b"/coreos.com/network/", b"\0"),
+        (b"/coreos.com/network/", b"/coreos.com/network00"),
+        (b"/coreos.com/network/", b"/coreos.com/network1"),
+        (b"/coreos.com/network/\xff", b"\xff"),
+        (b"/coreos.com/network", b"/coreos.com/network/z"),
+        (b"/coreos.com/network.", b"/coreos.com/network0"),
+        (b"\0", b"/coreos.com/network0"),
+        (b"\0", b"\0"),
+        (b"/coreos.com/network/../../registry/", b"/registry0"),
+    ];
+    for (key, end) in rows {
+        let get = GetOptions::new().with_range(end);
+        let delete = || DeleteOptions::new().with_range(end);
+        let compare = Compare::version(key, CompareOp::Greater, 0).with_range(end);
+        let nest = |txn: Txn| Txn::new().or_else([TxnOp::txn(Txn::new().and_then([TxnOp::txn(txn)]))]);
+        let refusals = [
+            ("get", refusal(node.get(key, Some(get.clone())).await)),
+            (
+                "count",
+                refusal(node.get(key, Some(get.clone().with_count_only())).await),
+            ),
+            ("delete", refusal(node.delete(key, Some(delete())).await)),
+            (
+                "compare",
+                refusal(node.txn(Txn::new().when([compare.clone()])).await),
+            ),
+            (
+                "nested compare",
+                refusal(node.txn(nest(Txn::new().when([compare]))).await),
+            ),
+            (
+                "nested get",
+                refusal(
+                    node.txn(nest(Txn::new().and_then([TxnOp::get(key, Some(get))])))
+                        .await,
+                ),
+            ),
+            (
+                "nested delete",
+                refusal(
+                    node.txn(nest(Txn::new().or_else([TxnOp::delete(key, Some(delete()))])))
+                        .await,
+                ),
+            ),
+        ];
+        for (what, refused) in refusals {
+            assert_eq!(refused, DENIED, "{what} of {key:?} to {end:?}");
+        }
+        let options = WatchOptions::new().with_range(end);
+        let mut watch = node.watch(key, Some(options)).await.unwrap();
+        let refused = watch.message().await.unwrap().unwrap();
+        assert_eq!(
+            (refused.created(), refused.canceled()),
+            (true, true),
+            "a watch of {key:?} to {end:?}"
+        );
+    }
+    // A key is bytes, not a path: this one is the network's, and nothing but itself.
+    let climbing = "/coreos.com/network/../../registry/a";
+    node.put(climbing, "2", None).await.unwrap();
+    node.delete("/coreos.com/network/", Some(DeleteOptions::new().with_prefix()))
+        .await
+        .unwrap();
+    for key in kept {
+        assert_eq!(value(&mut admin, key).await, Some("1".into()), "{key}");
+    }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_administers_nothing() {
+    let directory = Directory::new();
+    let authority = Authority::new();
+    let store = Store::start(authority.config(&directory)).await;
+    let mut node = connect(&store, authority.identify("system:node:node-1", "system:nodes")).await;
+    let raise = AlarmAction::Activate;
+    let refusals = [
+        ("compact", refusal(node.compact(1, None).await)),
+        ("defragment", refusal(node.defragment().await)),
+        ("hash", refusal(node.hash().await)),
+        ("hash of keys", refusal(node.hash_kv(0).await)),
+        (
+            "alarm",
+            refusal(node.alarm(raise, AlarmType::Nospace, None).await),
+        ),
+        (
+            "member add",
+            refusal(node.member_add(&["http://a:1".to_owned()], None).await),
+        ),
+        ("member remove", refusal(node.member_remove(1).await)),
+        (
+            "member update",
+            refusal(node.member_update(1, &["http://a:1".to_owned()]).await),
+        ),
+        ("move leader", refusal(node.move_leader(1).await)),
+    ];
+    for (what, refused) in refusals {
+        assert_eq!(refused, DENIED, "{what}");
+    }
+    let Err(refused) = node.snapshot().await.map(drop) else {
+        panic!("a node took a snapshot");
+    };
+    assert_eq!(refusal::<()>(Err(refused)), DENIED, "snapshot");
+    // What a client needs to find the store, and to know it again.
+    assert_eq!(node.member_list().await.unwrap().members().len(), 1);
+    assert!(node.status().await.unwrap().leader() > 0);
+    store.stop().await;
+}
+
 #[tokio::test]
 async fn a_node_watches_only_the_network_prefix() {
     let directory = Directory::new();
@@ -222,6 +377,62 @@ async fn a_node_may_not_end_a_lease_with_keys_that_it_may_not_touch() {
     node.lease_keep_alive(own).await.unwrap();
     node.lease_revoke(own).await.unwrap();
     assert_eq!(value(&mut admin, "/registry/events/a").await, Some("1".into()));
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_uses_only_leases_that_nodes_asked_for() {
+    let directory = Directory::new();
+    let authority = Authority::new();
+    let store = Store::start(authority.config(&directory)).await;
+    let mut admin = connect(&store, authority.identify("admin", "system:masters")).await;
+    let node_identity = || authority.identify("system:node:node-1", "system:nodes");
+    let mut node = connect(&store, node_identity()).await;
+    let on = |lease| Some(PutOptions::new().with_lease(lease));
+    let own_key = "/coreos.com/network/subnets/a";
+    // Without keys, with keys of the network, and with others.
+    let empty = admin.lease_grant(60, None).await.unwrap().id();
+    let network = admin.lease_grant(60, None).await.unwrap().id();
+    admin
+        .put("/coreos.com/network/config", "1", on(network))
+        .await
+        .unwrap();
+    let own = node.lease_grant(60, None).await.unwrap().id();
+    let taken = node.lease_grant(60, None).await.unwrap().id();
+    admin.put("/registry/events/a", "1", on(taken)).await.unwrap();
+    let hidden = |lease| {
+        let put = TxnOp::put(own_key, "1", on(lease));
+        let inner = TxnOp::txn(Txn::new().or_else([put]));
+        Txn::new().or_else([inner])
+    };
+    for (which, lease) in [("empty", empty), ("network", network), ("taken", taken)] {
+        let renewed = node.lease_keep_alive(lease).await.map(drop);
+        let refusals = [
+            ("keep alive", refusal(renewed)),
+            ("revoke", refusal(node.lease_revoke(lease).await)),
+            (
+                "time to live",
+                refusal(node.lease_time_to_live(lease, None).await),
+            ),
+            ("put", refusal(node.put(own_key, "1", on(lease)).await)),
+            ("nested put", refusal(node.txn(hidden(lease)).await)),
+        ];
+        for (what, refused) in refusals {
+            assert_eq!(refused, DENIED, "{what} of {which}");
+        }
+    }
+    node.put(own_key, "1", on(own)).await.unwrap();
+    let leases = node.leases().await.unwrap();
+    let seen: Vec<i64> = leases.leases().iter().map(|lease| lease.id()).collect();
+    assert_eq!(seen, [own]);
+    store.stop().await;
+
+    // Whose they are is known after a restart too.
+    let store = Store::start(authority.config(&directory)).await;
+    let mut node = connect(&store, node_identity()).await;
+    assert_eq!(refusal(node.lease_revoke(empty).await), DENIED);
+    node.lease_revoke(own).await.unwrap();
+    assert_eq!(value(&mut node, own_key).await, None);
     store.stop().await;
 }
 

@@ -7,5 +7,6 @@ mod durability;
 mod fixture;
 mod leases;
 mod measure;
+mod space;
 mod starting;
 mod watching;

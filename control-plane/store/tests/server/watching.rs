@@ -83,6 +83,20 @@ async fn a_watch_that_a_compaction_passes_is_cancelled_after_what_it_saw() {
     store.stop().await;
 }
 
+/// It has seen everything up to the first revision: what looks again and again until it has must come to an end.
+#[tokio::test]
+async fn a_watch_from_the_first_revision_of_an_empty_store_waits_for_the_second() {
+    let directory = Directory::new();
+    let store = Store::start(config(&directory)).await;
+    let mut client = store.client().await;
+    let mut first = watch(&mut client, WatchOptions::new().with_start_revision(1)).await;
+    first.request_progress().await.unwrap();
+    assert_eq!(next(&mut first).await.header().unwrap().revision(), 1);
+    client.put("a", "1", None).await.unwrap();
+    assert_eq!(next(&mut first).await.events()[0].kv().unwrap().mod_revision(), 2);
+    store.stop().await;
+}
+
 #[tokio::test]
 async fn an_idle_watch_is_told_the_revision_if_it_asked_for_that() {
     let directory = Directory::new();

@@ -63,6 +63,29 @@ impl Programs {
         Ok(both)
     }
 
+    /// Those of the same version of IP that speak to the kernel's other interface, where they are installed.
+    pub fn others(&self) -> Result<Vec<Self>, Error> {
+        let other = if self.is_nft()? {
+            Variant::Legacy
+        } else {
+            Variant::Nft
+        };
+        let mut installed = Self::installed(self.family)?;
+        installed.retain(|programs| programs.variant == other);
+        Ok(installed)
+    }
+
+    fn is_nft(&self) -> Result<bool, Error> {
+        match self.variant {
+            Variant::Legacy => Ok(false),
+            Variant::Nft => Ok(true),
+            Variant::Auto => {
+                let version = self.run(&self.command, "its version", &["--version"], "")?;
+                Ok(version.contains("nf_tables"))
+            }
+        }
+    }
+
     fn detect(family: IpFamily) -> Result<Self, Error> {
         let plain = Self::named(family, Variant::Auto);
         let (legacy, nft) = (
@@ -96,9 +119,7 @@ impl Programs {
         let Ok(plain) = Self::named(family, Variant::Auto) else {
             return Err(missing);
         };
-        let version = plain.run(&plain.command, "its version", &["--version"], "")?;
-        let is_nft = version.contains("nf_tables");
-        if is_nft == (variant == Variant::Nft) {
+        if plain.is_nft()? == (variant == Variant::Nft) {
             Ok(plain)
         } else {
             Err(missing)

@@ -25,6 +25,8 @@ use crate::plan::NodeContext;
 pub struct Untracked {
     family: IpFamily,
     programs: Programs,
+    /// Of the variant that is not used, until nothing of this is there.
+    others: Vec<Programs>,
     /// None where the node has no DNS server: then what an earlier process left is removed, and nothing looked at.
     wanted: Option<Rules>,
     /// What the kernel holds, as far as that is known.
@@ -33,14 +35,17 @@ pub struct Untracked {
 
 impl Untracked {
     /// Nothing yet.
-    #[must_use]
-    pub const fn new(family: IpFamily, programs: Programs) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When a program does not tell which variant it is of.
+    pub fn new(family: IpFamily, programs: Programs) -> Result<Self, Error> {
+        Ok(Self {
             family,
+            others: programs.others()?,
             programs,
             wanted: None,
             kernel: None,
-        }
+        })
     }
 
     /// Its version of IP.
@@ -49,7 +54,8 @@ impl Untracked {
         self.family
     }
 
-    /// Makes it as this node needs it; returns how many chains and jumps were written.
+    /// Makes it as this node needs it, and takes away what a process left that used the other variant; returns how many
+    /// chains and jumps were written.
     ///
     /// # Errors
     /// When a program fails; the next call tries again.
@@ -62,7 +68,7 @@ impl Untracked {
         let edits = self.edits()?;
         let writes = edits.len() as u64;
         self.commit(edits)?;
-        Ok(writes)
+        Ok(writes + self.remove_from_others()?)
     }
 
     /// Reads back what is there, repairs it, and returns what was repaired.
@@ -101,10 +107,24 @@ impl Untracked {
         if self.kernel.is_some() {
             return Ok(Edits::default());
         }
-        // Asked for by its name, the table would be there from then on.
-        let leftovers = tables::removal(self.programs.save_all()?).of(Table::Raw);
+        let leftovers = removal(&self.programs)?;
         self.kernel = Some(Ruleset::default());
         Ok(leftovers)
+    }
+
+    /// Rules of both variants are in force at once: what the other one has would decide beside this node's plan.
+    fn remove_from_others(&mut self) -> Result<u64, Error> {
+        let mut writes = 0;
+        while let Some(programs) = self.others.last() {
+            // A variant that the kernel does not have cannot be asked, and holds nothing.
+            let edits = removal(programs).unwrap_or_default();
+            if !edits.is_empty() {
+                programs.restore(&edits.text())?;
+                writes += edits.len() as u64;
+            }
+            self.others.pop();
+        }
+        Ok(writes)
     }
 
     fn commit(&mut self, edits: Edits) -> Result<(), Error> {
@@ -120,6 +140,12 @@ impl Untracked {
         });
         Ok(())
     }
+}
+
+/// What takes it away.
+fn removal(programs: &Programs) -> Result<Edits, Error> {
+    // Asked for by its name, the table would be there from then on.
+    Ok(tables::removal(programs.save_all()?).of(Table::Raw))
 }
 
 fn jumps() -> [Jump; 2] {

@@ -15,7 +15,7 @@ pub(super) struct Resource {
 }
 
 /// All of them.
-pub(super) const RESOURCES: [Resource; 13] = [
+pub(super) const RESOURCES: [Resource; 17] = [
     resource("v1", "pods", "Pod", true),
     resource("v1", "nodes", "Node", false),
     resource("v1", "services", "Service", true),
@@ -26,7 +26,11 @@ pub(super) const RESOURCES: [Resource; 13] = [
     resource("v1", "events", "Event", true),
     resource("apps/v1", "replicasets", "ReplicaSet", true),
     resource("apps/v1", "deployments", "Deployment", true),
+    resource("apps/v1", "daemonsets", "DaemonSet", true),
+    resource("apps/v1", "controllerrevisions", "ControllerRevision", true),
     resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
+    resource("batch/v1", "jobs", "Job", true),
+    resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", true),
     resource("coordination.k8s.io/v1", "leases", "Lease", true),
     resource(
         "rbac.authorization.k8s.io/v1",

@@ -1,0 +1,144 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// Every `$ref` in a document.
+fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("$ref").and_then(Value::as_str));
+            fields.values().for_each(|below| references(below, found));
+        }
+        Value::Array(items) => items.iter().for_each(|below| references(below, found)),
+        _ => {}
+    }
+}
+
+#[track_caller]
+fn check_whole(document: &Value, at: &str, dialect: Dialect) {
+    let mut found = BTreeSet::new();
+    references(document, &mut found);
+    let definitions = document
+        .pointer(at)
+        .and_then(Value::as_object)
+        .expect("definitions");
+    let names: BTreeSet<String> = definitions
+        .keys()
+        .map(|name| format!("{}{name}", dialect.prefix()))
+        .collect();
+    let dangling: Vec<_> = found.iter().filter(|one| !names.contains(**one)).collect();
+    assert_eq!(dangling, Vec::<&&str>::new());
+}
+
+#[test]
+fn no_reference_leads_nowhere() {
+    check_whole(&v2(), "/definitions", Dialect::V2);
+    let registry = Registry::global();
+    for (group, versions) in registry.groups() {
+        for version in versions {
+            check_whole(&v3(registry, group, version), "/components/schemas", Dialect::V3);
+        }
+    }
+}
+
+#[test]
+fn every_kind_is_described_and_found_by_its_path() {
+    let document = v2();
+    for row in Registry::global().rows() {
+        let kind = json!({ "group": row.group, "version": row.version, "kind": row.kind });
+        let definition = &document["definitions"][schemas::name(row)];
+        assert_eq!(
+            definition["x-kubernetes-group-version-kind"],
+            json!([kind]),
+            "{}",
+            row.kind
+        );
+        assert!(definition["description"].is_string(), "{}", row.kind);
+        let post = paths::of(row, Dialect::V2).swap_remove(0).1["post"].take();
+        assert_eq!(post["x-kubernetes-group-version-kind"], kind);
+        assert!(
+            post["parameters"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|one| one["name"] == "dryRun"))
+        );
+    }
+}
+
+#[test]
+fn ids_of_operations_are_upstreams_and_differ() {
+    let document = v2();
+    let mut ids = BTreeSet::new();
+    for operation in document["paths"]
+        .as_object()
+        .into_iter()
+        .flat_map(|paths| paths.values())
+    {
+        for (method, operation) in operation.as_object().into_iter().flatten() {
+            if method != "parameters" {
+                let id = operation["operationId"].as_str().expect("an id").to_owned();
+                assert!(ids.insert(id.clone()), "{id} twice");
+            }
+        }
+    }
+    for id in [
+        "listAppsV1NamespacedDeployment",
+        "listAppsV1DeploymentForAllNamespaces",
+        "deleteAppsV1CollectionNamespacedDeployment",
+        "replaceAppsV1NamespacedDeploymentStatus",
+        "patchAppsV1NamespacedDeploymentScale",
+        "readCoreV1Node",
+        "connectPostCoreV1NamespacedPodExec",
+        "createCoreV1NamespacedPodEviction",
+        "createAuthorizationV1SelfSubjectAccessReview",
+        "createRbacAuthorizationV1ClusterRole",
+    ] {
+        assert!(ids.contains(id), "{id}");
+    }
+}
+
+#[test]
+fn merge_rules_are_those_of_fields_that_there_are() {
+    let definitions = v2()["definitions"].take();
+    let mut found = 0;
+    for schema in definitions.as_object().into_iter().flat_map(|all| all.values()) {
+        for field in schema["properties"]
+            .as_object()
+            .into_iter()
+            .flat_map(|fields| fields.values())
+        {
+            found += usize::from(field.get("x-kubernetes-patch-strategy").is_some());
+            let key = field["x-kubernetes-patch-merge-key"].as_str();
+            let of = field["items"]["$ref"]
+                .as_str()
+                .map(|name| name.trim_start_matches(Dialect::V2.prefix()));
+            if let Some((key, of)) = key.zip(of) {
+                assert!(
+                    definitions[of]["properties"][key].is_object(),
+                    "{of} has no {key}"
+                );
+            }
+        }
+    }
+    assert_eq!(found, merge::FIELDS.len());
+}
+
+#[test]
+fn version_3_refers_beside_nothing_else_and_knows_what_is_string_or_number() {
+    let document = v3(Registry::global(), "apps", "v1");
+    let schemas = &document["components"]["schemas"];
+    let reference = |name: &str| json!([{ "$ref": format!("#/components/schemas/io.k8s.{name}") }]);
+    let spec = &schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"];
+    assert_eq!(spec["allOf"], reference("api.apps.v1.DeploymentSpec"));
+    assert_eq!(
+        spec["description"],
+        "Specification of the desired behavior of the Deployment."
+    );
+    let either = &schemas["io.k8s.apimachinery.pkg.util.intstr.IntOrString"];
+    assert_eq!(
+        either["oneOf"],
+        json!([{ "type": "integer" }, { "type": "string" }])
+    );
+    assert_eq!(either["format"], "int-or-string");
+    let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+    assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+}

@@ -1,0 +1,297 @@
+//! Clients that take more than their share: what they get, and that others are served all the while.
+
+use anyhow::{Context, ensure};
+use apiserver::Limits;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{Cluster, DEADLINE, client, client_of, config_map, raw_connection_of, raw_response};
+
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// What this process, server and clients of a test alike, holds in memory.
+fn resident_kib() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+async fn with_limits(name: &str, change: impl FnOnce(&mut Limits)) -> anyhow::Result<Cluster> {
+    Cluster::start_with(name, false, |config| change(&mut config.limits)).await
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let held = async {
+        while !holds().await? {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, held)
+        .await
+        .with_context(|| format!("never: {what}"))?
+}
+
+/// Somebody who was not there before is answered.
+async fn check_served(cluster: &Cluster) -> anyhow::Result<()> {
+    let maps: Api<ConfigMap> = Api::default_namespaced(client(&cluster.files).await?);
+    maps.list(&ListParams::default())
+        .await
+        .context("others are not served")?;
+    Ok(())
+}
+
+/// A request by hand, as the node `n1`: it is no administrator.
+async fn begin(cluster: &Cluster, request: &str) -> anyhow::Result<Tls> {
+    let mut stream = raw_connection_of(cluster, "node").await?;
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+const EVENTS: &str = "/api/v1/namespaces/default/events";
+
+/// A POST that is not complete.
+async fn begin_post(cluster: &Cluster, length: usize) -> anyhow::Result<Tls> {
+    let head = format!(
+        "POST {EVENTS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{{"
+    );
+    begin(cluster, &head).await
+}
+
+/// Code, head and body of the answer; the server closes.
+async fn answer(stream: &mut Tls) -> anyhow::Result<(u16, String)> {
+    let mut text = Vec::new();
+    // A close without TLS's goodbye is a close.
+    if let Err(error) = stream.read_to_end(&mut text).await {
+        ensure!(error.kind() == std::io::ErrorKind::UnexpectedEof, "{error}");
+    }
+    let text = String::from_utf8(text)?;
+    let code = text.get(9..12).context("no status line")?.parse()?;
+    Ok((code, text))
+}
+
+#[tokio::test]
+async fn one_connection_too_many_ends_the_one_that_was_longest_idle() -> anyhow::Result<()> {
+    let cluster = with_limits("crowd", |limits| limits.connections = 40).await?;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        idle.push(raw_connection_of(&cluster, "admin").await?);
+    }
+    let mut half_open = Vec::new();
+    for _ in 0..100 {
+        half_open.push(TcpStream::connect(("127.0.0.1", cluster.port)).await?);
+    }
+    for stream in &mut idle {
+        let read = tokio::time::timeout(DEADLINE, stream.read(&mut [0])).await?;
+        ensure!(matches!(read, Ok(0) | Err(_)), "an idle connection was left");
+    }
+    for stream in half_open.iter_mut().take(60) {
+        let read = tokio::time::timeout(DEADLINE, stream.read(&mut [0])).await?;
+        ensure!(matches!(read, Ok(0) | Err(_)), "a handshake was left");
+    }
+    check_served(&cluster).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_idle_connections_and_half_handshakes_cost_little() -> anyhow::Result<()> {
+    const EACH: usize = 1500;
+    let cluster = with_limits("idle", |_| ()).await?;
+    let before = resident_kib()?;
+    let mut half_open = Vec::new();
+    let mut idle = Vec::new();
+    for _ in 0..EACH {
+        half_open.push(TcpStream::connect(("127.0.0.1", cluster.port)).await?);
+        idle.push(raw_connection_of(&cluster, "admin").await?);
+    }
+    let after = resident_kib()?;
+    let each = (after.saturating_sub(before) << 10) / (2 * EACH as u64);
+    println!(
+        "{} connections: {before} KiB before, {after} KiB after, {each} bytes each, both ends",
+        2 * EACH
+    );
+    ensure!(each < 100 << 10, "{each} bytes for each connection");
+    check_served(&cluster).await
+}
+
+#[tokio::test]
+async fn requests_beyond_the_bound_are_told_to_come_later() -> anyhow::Result<()> {
+    let cluster = with_limits("inflight", |limits| limits.writing = 2).await?;
+    let mut slow = vec![
+        begin_post(&cluster, 1000).await?,
+        begin_post(&cluster, 1000).await?,
+    ];
+    let node = client_of(&cluster.files, "node").await?;
+    let post = || -> anyhow::Result<_> {
+        let body =
+            json!({ "metadata": { "generateName": "e" }, "involvedObject": { "namespace": "default" } });
+        Ok(http::Request::post(EVENTS).body(body.to_string().into_bytes().into())?)
+    };
+    let mut refused = None;
+    eventually("a third write is refused", async || {
+        let answer = node.send(post()?).await?;
+        let is_refused = answer.status() == 429;
+        refused = Some(answer);
+        Ok(is_refused)
+    })
+    .await?;
+    let refused = refused.context("an answer")?;
+    ensure!(refused.headers()["retry-after"] == "1", "{:?}", refused.headers());
+    // Reading has a bound of its own; administrators have none, nor have watches.
+    for path in ["/api/v1/nodes", "/api/v1/nodes?watch=true&timeoutSeconds=1"] {
+        let answer = node
+            .send(http::Request::get(path).body(Vec::new().into())?)
+            .await?;
+        ensure!(answer.status() == 200, "{path}: {}", answer.status());
+    }
+    let maps: Api<ConfigMap> = cluster.api();
+    maps.create(&PostParams::default(), &config_map("a", json!({}), json!({}))?)
+        .await?;
+    slow.truncate(1);
+    eventually("a place is given back", async || {
+        Ok(node.send(post()?).await?.status() == 201)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn bodies_have_a_time_and_a_room_together() -> anyhow::Result<()> {
+    let cluster = with_limits("bodies", |limits| limits.body_bytes = 64 << 10).await?;
+    let (code, text) = answer(&mut begin_post(&cluster, (3 << 20) + 1).await?).await?;
+    ensure!(
+        code == 413 && text.contains("Request entity too large: limit is 3145728"),
+        "{text}"
+    );
+    let first = begin_post(&cluster, 60 << 10).await?;
+    let node = client_of(&cluster.files, "node").await?;
+    eventually("a second large body is refused", async || {
+        let request = http::Request::post(EVENTS).body(vec![b' '; 10 << 10].into())?;
+        Ok(node.send(request).await?.status() == 429)
+    })
+    .await?;
+    check_served(&cluster).await?;
+    drop(first);
+    let hurried = with_limits("hurry", |limits| {
+        limits.body_timeout = std::time::Duration::from_millis(50)
+    })
+    .await?;
+    let (code, text) = answer(&mut begin_post(&hurried, 10).await?).await?;
+    ensure!(
+        code == 504 && text.contains("did not complete within the allotted timeout"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_does_not_read_is_ended_and_others_see_everything() -> anyhow::Result<()> {
+    const WRITES: usize = 60;
+    const BYTES: usize = 900 << 10;
+    let cluster = with_limits("slow", |_| ()).await?;
+    let maps: Api<ConfigMap> = cluster.api();
+    let made = maps
+        .create(&PostParams::default(), &config_map("big", json!({}), json!({}))?)
+        .await?;
+    let since = made.metadata.resource_version.context("a version")?;
+    let path = format!("/api/v1/namespaces/default/configmaps?watch=true&resourceVersion={since}");
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(64 << 10)?;
+    let socket = socket.connect(([127, 0, 0, 1], cluster.port).into()).await?;
+    let mut slow = super::raw_connection_over(&cluster, "admin", socket).await?;
+    slow.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .await?;
+    slow.flush().await?;
+    let before = resident_kib()?;
+    let other = tokio::spawn({
+        let maps = maps.clone();
+        async move {
+            let mut events = maps
+                .watch(&WatchParams::default().timeout(120), &since)
+                .await?
+                .boxed();
+            let mut seen = 0;
+            while seen < WRITES {
+                match events.next().await.context("the watch ended")?? {
+                    WatchEvent::Modified(_) => seen += 1,
+                    other => anyhow::bail!("{other:?}"),
+                }
+            }
+            anyhow::Ok(())
+        }
+    });
+    for write in 0..WRITES {
+        let text = char::from(b'a' + u8::try_from(write % 26)?)
+            .to_string()
+            .repeat(BYTES);
+        let patch = Patch::Merge(json!({ "data": { "text": text, "write": write.to_string() } }));
+        maps.patch("big", &PatchParams::default(), &patch).await?;
+    }
+    tokio::time::timeout(DEADLINE, other)
+        .await
+        .context("the other watcher")???;
+    println!(
+        "slow watcher: {before} KiB before, {} KiB after {WRITES} writes of {BYTES} bytes",
+        resident_kib()?
+    );
+    let mut read = Vec::new();
+    let ended = tokio::time::timeout(DEADLINE, slow.read_to_end(&mut read)).await;
+    ended.context("the slow watcher was not ended")?.ok();
+    let events = String::from_utf8_lossy(&read)
+        .matches("\"type\":\"MODIFIED\"")
+        .count();
+    println!("it was sent {events} events, {} bytes", read.len());
+    ensure!(
+        events < WRITES / 2,
+        "{events} events waited for a client that does not read"
+    );
+    check_served(&cluster).await
+}
+
+#[tokio::test]
+async fn large_answers_are_packed_for_who_takes_them() -> anyhow::Result<()> {
+    let cluster = with_limits("gzip", |_| ()).await?;
+    let maps: Api<ConfigMap> = cluster.api();
+    let text = "abcdefgh".repeat(20 << 10);
+    maps.create(
+        &PostParams::default(),
+        &config_map("big", json!({}), json!({ "text": text }))?,
+    )
+    .await?;
+    for (path, packed) in [
+        ("/api/v1/namespaces/default/configmaps", true),
+        ("/api/v1/namespaces/default/configmaps/big", true),
+        ("/api/v1/namespaces/default/secrets", false),
+    ] {
+        let request = http::Request::get(path)
+            .header("accept-encoding", "gzip")
+            .body(Vec::new().into())?;
+        let answer = cluster.client.send(request).await?;
+        let encoding = answer
+            .headers()
+            .get("content-encoding")
+            .is_some_and(|value| value == "gzip");
+        ensure!(encoding == packed, "{path}: {:?}", answer.headers());
+        let (head, plain) = raw_response(&cluster, "GET", path, None, Vec::new()).await?;
+        ensure!(
+            !head.headers.contains_key("content-encoding"),
+            "{path}: {:?}",
+            head.headers
+        );
+        let body = http_body_util::BodyExt::collect(answer.into_body())
+            .await?
+            .to_bytes();
+        if packed {
+            ensure!(body.len() < 100 << 10, "{path}: {} bytes", body.len());
+            let unpacked: Value = serde_json::from_reader(flate2::read::GzDecoder::new(&body[..]))?;
+            ensure!(unpacked == plain, "{path}");
+        }
+    }
+    Ok(())
+}
