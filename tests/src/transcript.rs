@@ -347,9 +347,10 @@ impl<'a> Player<'a> {
             }
             if let Err(error) = self.act(step, &mut stage) {
                 let (line, text) = (step.line, &step.text);
-                failures.push(format!(
+                tell(&format!(
                     "---- line {line}, kubectl 1.{minor}: {text}\n{error:#}\n"
                 ));
+                failures += 1;
             }
         }
         failures
