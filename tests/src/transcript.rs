@@ -39,7 +39,7 @@ use crate::directory::Directory;
 use crate::kubectl::{Kubectl, run_with_input};
 
 /// How long a `~` or `.` waits.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// How long a command may take, for `timeout`.
 const LIMIT: &str = "100";
 /// Between two tries of a `~`.
@@ -313,12 +313,6 @@ impl<'a> Player<'a> {
 
     fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
-    }
-
-    /// The namespace of its commands.
-    #[must_use]
-    pub fn namespace(&self) -> &str {
-        &self.namespace
     }
 
     /// Plays all of it.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -32,6 +32,9 @@ const HEALED: Duration = Duration::from_secs(120);
 const ETCD_LISTENS: &str = "http://0.0.0.0:12379";
 const ETCD: &str = "http://172.30.0.1:12379";
 
+/// There is one cluster on a machine at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
 fn length() -> Duration {
     Duration::from_secs(if full() { 300 } else { 25 })
 }
@@ -48,6 +51,7 @@ fn kills_of_the_control_plane_lose_no_write_and_restart_no_container() -> anyhow
     if !privileged("the control plane killed at random points") {
         return Ok(());
     }
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let state = PathBuf::from(format!("/var/lib/cwt-kills-{}", std::process::id()));
     let cluster = Cluster::up(&state, &[])?;
     endure(&cluster, None, seed()).inspect_err(|_| cluster.print_logs())
@@ -63,6 +67,7 @@ fn kills_of_the_store_or_the_rest_lose_no_write_and_restart_no_container() -> an
         skipped(what, "no etcd: ./setup.sh test unpacks one");
         return Ok(());
     };
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let data = Directory::new("kills-etcd");
     let mut store = RealStore::start(&program, data.path())?;
     let state = PathBuf::from(format!("/var/lib/cwt-kills-{}", std::process::id()));
