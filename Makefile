@@ -39,5 +39,5 @@ test: ## Everything that a change must pass: lint, unit tests, kernel tests, a r
 test-full: ## test, and what is too long for every change
 	@$(MAKE) test
 	@# One after the other: faults that run together take each other's time.
-	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --locked -p tests --test store --test faults -- --test-threads=1
+	@CAUSEWAY_TEST_FULL=1 $(CARGO) test --locked -p tests --test store --test faults --test cluster -- --test-threads=1
 	@for demo in 1 2 3 4 5; do $(CARGO) test --locked -p tests --test demo --test cluster --test lifecycle || exit 1; done

@@ -60,6 +60,8 @@ fi
 if [ "$stage" = test ]; then
   packages+=" $(missing_commands dig:bind9-dnsutils conntrack:conntrack tcpdump:tcpdump strace:strace python3:python3 musl-gcc:musl-tools busybox:busybox-static)"
   [ -x /usr/lib/cni/bridge ] || packages+=" containernetworking-plugins"
+  python3 -c 'import ensurepip' 2>/dev/null || packages+=" python3-venv"
+  packages+=" $(missing_commands openssl:openssl script:bsdutils)"
 fi
 # The libraries that a package needs: programs of daemons are unpacked without being installed, since Debian starts
 # what it installs.
@@ -121,6 +123,21 @@ unpack() { # PACKAGE PROGRAM
 if [ "$stage" = test ]; then
   has etcd || unpack etcd-server etcd
   unpack kubernetes-client kubectl
+fi
+# --- Python's Kubernetes client, in an environment of its own. Its wheels are kept, for machines that cannot reach PyPI.
+install_python_client() {
+  local home=target/tools/python wheels=target/tools/wheels list=tests/python-requirements.txt
+  cmp -s "$list" "$home/installed" && return 0
+  say "installing Python's Kubernetes client into $home"
+  python3 -m venv --clear "$home" || return 1
+  "$home/bin/pip" install --quiet --no-index --find-links "$wheels" -r "$list" 2>/dev/null \
+    || { "$home/bin/pip" wheel --quiet --wheel-dir "$wheels" -r "$list" \
+      && "$home/bin/pip" install --quiet --no-index --find-links "$wheels" -r "$list"; } || return 1
+  cp "$list" "$home/installed"
+}
+if [ "$stage" = test ] && ! install_python_client; then
+  rm -rf target/tools/python
+  say "no Python client: its tests will be skipped. Put the wheels of tests/python-requirements.txt into target/tools/wheels"
 fi
 if [ "$stage" = bench ]; then
   has unbound || unpack unbound unbound

@@ -40,6 +40,18 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// An image of the machine's busybox.
+pub const SHELL: &str = "cwt/sh:v1";
+/// Of `causeway image build` for [`SHELL`].
+pub const SHELL_FLAGS: [&str; 6] = [
+    "--entrypoint",
+    "/busybox",
+    "--entrypoint",
+    "sh",
+    "--env",
+    "FROM=image",
+];
+
 /// A cluster that is up.
 pub struct Cluster {
     state_dir: PathBuf,
@@ -208,6 +220,29 @@ impl Cluster {
         }
     }
 
+    /// A client with the administrator's rights.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be read.
+    pub async fn client(&self) -> anyhow::Result<kube::Client> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// Gives all nodes the machine's static shell as the image [`SHELL`], whose entrypoint is `/busybox sh`.
+    ///
+    /// # Errors
+    /// When there is none, or the image cannot be built.
+    pub fn bring_shell(&self) -> anyhow::Result<()> {
+        let busybox = busybox()?;
+        let busybox = busybox.to_str().context("a path")?;
+        let build = ["build", "--tag", SHELL, "--from-binary", busybox];
+        let output = self.causeway_words("image", &[&build[..], &SHELL_FLAGS[..]].concat())?;
+        ensure!(output.status.success(), "{}", everything(&output));
+        Ok(())
+    }
+
     /// The pid of a supervised process, for example `node-1-agent`.
     ///
     /// # Errors
@@ -245,6 +280,14 @@ pub fn causeway(command: &str, state_dir: &Path, flags: &[&str]) -> anyhow::Resu
         .args(flags)
         .output()
         .with_context(|| format!("starting {}", program.display()))
+}
+
+/// The machine's static shell.
+///
+/// # Errors
+/// When it is not installed.
+pub fn busybox() -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize("/bin/busybox").context("the package busybox-static")
 }
 
 /// A process of a pod's container, by the pod's cgroup.

@@ -8,7 +8,8 @@
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`directory`]: temporary directories, removed when dropped.
 //! - [`etcd`]: Debian's etcd.
-//! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it.
+//! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it; [`kubectl`]: that of each version.
+//! - [`transcript`]: what is typed at a cluster and what is printed then, as a text that is played.
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
@@ -28,6 +29,7 @@ pub mod directory;
 pub mod etcd;
 pub mod fake_api;
 pub mod http;
+pub mod kubectl;
 pub mod ledger;
 pub mod name_server;
 pub mod network;
@@ -37,6 +39,7 @@ pub mod process;
 pub mod rr;
 pub mod sctp;
 pub mod topology;
+pub mod transcript;
 pub mod wait;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -6,16 +6,21 @@
 //!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
 //! - What the DNS server meets: F46, F47 ([`privileged_upstreams`]), F48, F49 ([`privileged_dns`]).
+//! - What the bundled control plane survives ([`privileged_control_plane`]).
 //!
 //! F3, another layout of maps, is in `ebpf/tests/privileged.rs`; F20, an API server whose packets vanish, in
 //! `tests/tests/agent/privileged_parts.rs`.
 
+#[path = "faults/acknowledged.rs"]
+mod acknowledged;
 #[path = "faults/privileged_agent.rs"]
 mod privileged_agent;
 #[path = "faults/privileged_api.rs"]
 mod privileged_api;
 #[path = "faults/privileged_churn.rs"]
 mod privileged_churn;
+#[path = "faults/privileged_control_plane.rs"]
+mod privileged_control_plane;
 #[path = "faults/privileged_crash.rs"]
 mod privileged_crash;
 #[path = "faults/privileged_damage.rs"]

@@ -211,10 +211,8 @@ fn field_requirement(resource: &Resource, part: &str) -> Result<FieldRequirement
     if matches!(field, "metadata.name" | "metadata.namespace") || resource.fields.contains(&field) {
         return Ok(requirement);
     }
-    let what = crate::object::api_version(resource.group, resource.version);
     Err(Failure::bad_request(format!(
-        "Unable to find {what:?} {:?} that match label selector \"\", field selector \"{part}\": field label not supported: {field}",
-        resource.plural
+        "field label not supported: {field}"
     )))
 }
 

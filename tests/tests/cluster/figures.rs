@@ -3,9 +3,10 @@
 use anyhow::ensure;
 use serde_json::json;
 use tests::cluster::{Cluster, everything};
+use tests::kubectl;
 
-use super::pods::{apply, bring_shell, delete, pod, shell, with};
-use super::{LATER, SOON, kubectls};
+use super::pods::{apply, delete, pod, shell, with};
+use super::{LATER, SOON};
 
 /// `123m` of the cell of a line that begins with these words.
 fn millicores(text: &str, line_of: &[&str]) -> Option<u64> {
@@ -18,7 +19,7 @@ fn millicores(text: &str, line_of: &[&str]) -> Option<u64> {
 
 /// A pod that may have a fifth of a CPU and takes it, beside one that sleeps.
 pub fn what_nodes_and_pods_use_is_told_by_top(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let limits = json!({ "resources": { "limits": { "cpu": "200m" } } });
     let busy = with(shell("busy", "while :; do :; done"), limits);
     let spec = json!({ "containers": [busy, shell("idle", "exec sleep 1000")] });
@@ -37,17 +38,10 @@ pub fn what_nodes_and_pods_use_is_told_by_top(cluster: &Cluster) -> anyhow::Resu
     cluster.await_that(&["top", "nodes", "--no-headers"], LATER, |text| {
         (1..=3).all(|node| millicores(text, &[&format!("node-{node}")]).is_some())
     });
-    for kubectl in kubectls() {
+    for kubectl in kubectl::all() {
         let line = |arguments: &[&str]| -> anyhow::Result<String> {
-            let output = cluster
-                .kubectl(&kubectl.display().to_string(), arguments)
-                .output()?;
-            ensure!(
-                output.status.success(),
-                "{}: {}",
-                kubectl.display(),
-                everything(&output)
-            );
+            let output = kubectl.run(cluster, arguments, b"")?;
+            ensure!(output.status.success(), "{}: {}", kubectl, everything(&output));
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         };
         let nodes = line(&["top", "nodes", "--no-headers"])?;

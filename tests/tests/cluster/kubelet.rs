@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use tests::cluster::{Cluster, everything};
+use tests::cluster::{Cluster, busybox, everything};
 use tests::directory::Directory;
 
-use super::pods::{apply, bring_shell, delete, events_of, pod, shell, status_cell, succeeded, with};
+use super::pods::{apply, delete, events_of, pod, shell, status_cell, succeeded, with};
 use super::{LATER, SOON};
 
 fn after_start(container: Value, script: &str) -> Value {
@@ -25,7 +25,7 @@ fn await_status(cluster: &Cluster, name: &str, paths: &str, wanted: &str) {
 }
 
 pub fn hooks_after_the_start(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let directory = Directory::new("hooks");
     let gate = json!({ "volumeMounts": [{ "name": "gate", "mountPath": "/gate" }] });
     let volumes = json!([{ "name": "gate", "hostPath": { "path": directory.path(), "type": "Directory" } }]);
@@ -73,7 +73,7 @@ pub fn hooks_after_the_start(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 pub fn ended_pods(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let late = json!({ "activeDeadlineSeconds": 2, "containers": [shell("c", "exec sleep 1000")] });
     apply(cluster, &pod("late", late))?;
     let mounts = json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v" }] });
@@ -135,7 +135,7 @@ pub fn ended_pods(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 pub fn shared_memory_and_processes(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let containers = || json!([shell("one", "exec sleep 1000"), shell("two", "exec sleep 1000")]);
     apply(cluster, &pod("apart", json!({ "containers": containers() })))?;
     let together = json!({ "shareProcessNamespace": true, "containers": containers() });
@@ -176,7 +176,7 @@ pub fn shared_memory_and_processes(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 pub fn last_words(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let words = |name: &str, script: &str, policy: &str| {
         let policy = json!({ "terminationMessagePolicy": policy, "terminationMessagePath": "/words" });
         with(shell(name, script), policy)
@@ -252,8 +252,7 @@ pub fn images_come_from_a_registry(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// An image of the machine's shell as a registry serves it: contents by path.
 fn registry_contents(cluster: &Cluster, directory: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let busybox = std::fs::canonicalize("/bin/busybox").context("the package busybox-static")?;
-    let (busybox, archive) = (busybox.display().to_string(), directory.join("image.tar"));
+    let (busybox, archive) = (busybox()?.display().to_string(), directory.join("image.tar"));
     let archive = archive.display().to_string();
     let build = [
         "build",

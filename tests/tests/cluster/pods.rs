@@ -5,21 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use tests::cluster::{Cluster, everything};
+use tests::cluster::{Cluster, SHELL, SHELL_FLAGS, busybox, everything};
 use tests::directory::Directory;
 
 const SOON: Duration = Duration::from_secs(30);
 /// The kubelet looks every minute whether ConfigMaps and Secrets of its pods have changed.
 const REFRESHED: Duration = Duration::from_secs(120);
-const SHELL: &str = "cwt/sh:v1";
-const ENTRYPOINT: [&str; 6] = [
-    "--entrypoint",
-    "/busybox",
-    "--entrypoint",
-    "sh",
-    "--env",
-    "FROM=image",
-];
 
 /// A pod of one node, which ends quickly when it is deleted.
 pub(super) fn pod(name: &str, spec: Value) -> Value {
@@ -86,17 +77,6 @@ pub(super) fn succeeded(cluster: &Cluster, name: &str) -> anyhow::Result<String>
     Ok(log)
 }
 
-/// The machine's static shell as an image, in case no scenario before has brought it.
-pub(super) fn bring_shell(cluster: &Cluster) -> anyhow::Result<()> {
-    let busybox = std::fs::canonicalize("/bin/busybox").context("the package busybox-static")?;
-    let busybox = busybox.to_str().context("a path")?;
-    let build = ["build", "--tag", SHELL, "--from-binary", busybox];
-    let words = [&build[..], &ENTRYPOINT[..]].concat();
-    let output = cluster.causeway_words("image", &words)?;
-    ensure!(output.status.success(), "{}", everything(&output));
-    Ok(())
-}
-
 pub(super) fn delete(cluster: &Cluster) -> anyhow::Result<()> {
     cluster
         .run(&["delete", "pods", "-l", "of=pods", "--wait=true"])
@@ -117,7 +97,7 @@ pub fn images_are_built_imported_listed_and_removed(cluster: &Cluster) -> anyhow
     let directory = Directory::new("images");
     let archive = directory.path().join("sh.tar");
     let archive = archive.to_str().context("a path")?;
-    let busybox = std::fs::canonicalize("/bin/busybox").context("the package busybox-static")?;
+    let busybox = busybox()?;
     let busybox = busybox.to_str().context("a path")?;
     let build = [
         "build",
@@ -128,7 +108,7 @@ pub fn images_are_built_imported_listed_and_removed(cluster: &Cluster) -> anyhow
         "--archive",
         archive,
     ];
-    good(&[&build[..], &ENTRYPOINT[..]].concat())?;
+    good(&[&build[..], &SHELL_FLAGS[..]].concat())?;
     let said = good(&["import", archive])?;
     ensure!(
         said.contains("docker.io/cwt/sh:v1") && said.contains("on node-1, node-2, node-3"),
@@ -186,7 +166,7 @@ pub fn images_are_built_imported_listed_and_removed(cluster: &Cluster) -> anyhow
 
 /// Reasons and texts as Kubernetes has them.
 pub fn an_image_that_cannot_be_had_is_told_by_policy(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let rows = [
         (
             "absent",
@@ -233,7 +213,7 @@ pub fn an_image_that_cannot_be_had_is_told_by_policy(cluster: &Cluster) -> anyho
 }
 
 pub fn init_containers_run_in_order_and_hold_back_the_others(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let scratch = json!({ "volumeMounts": [{ "name": "scratch", "mountPath": "/s" }] });
     let until = |file: &str| format!("while [ ! -e /gate/{file} ]; do sleep 0.05; done");
     let directory = Directory::new("gate");
@@ -306,7 +286,7 @@ pub fn init_containers_run_in_order_and_hold_back_the_others(cluster: &Cluster) 
 }
 
 pub fn sidecars_start_before_and_end_after_the_others(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let scratch = json!({ "volumeMounts": [{ "name": "scratch", "mountPath": "/s" }] });
     let script = "trap 'cat /s/log; exit 0' TERM; echo sidecar > /s/log; while true; do sleep 0.05; done";
     let startup = json!({ "tcpSocket": { "port": 8080 }, "periodSeconds": 1, "failureThreshold": 60 });
@@ -342,7 +322,7 @@ pub fn sidecars_start_before_and_end_after_the_others(cluster: &Cluster) -> anyh
 }
 
 pub fn commands_in_a_container_are_its_probes_and_hooks(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let probe = |script: &str| {
         let command = ["/busybox", "sh", "-c", script];
         json!({ "exec": { "command": command }, "periodSeconds": 1, "failureThreshold": 1 })
@@ -382,7 +362,7 @@ pub fn commands_in_a_container_are_its_probes_and_hooks(cluster: &Cluster) -> an
 }
 
 pub fn volumes_of_every_source_are_there(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     apply(cluster, &config_map("cm", json!({ "a": "1", "b": "2" })))?;
     let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "sec" } });
     apply(
@@ -487,7 +467,7 @@ NoNewPrivs:\t1
 }
 
 pub fn a_changed_config_map_reaches_its_volume_as_a_whole(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let config = |value: &str| config_map("changing", json!({ "a": value, "b": value }));
     apply(cluster, &config("old"))?;
     // Reads both through the link of one moment: an older a beside a newer b would be a torn volume.
@@ -524,7 +504,7 @@ pub fn a_changed_config_map_reaches_its_volume_as_a_whole(cluster: &Cluster) -> 
 
 /// A pod as node agents are: on the node's network, among its processes, with its files.
 pub fn a_pod_of_the_node_sees_what_the_node_has(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let script = "\
         ip -4 -o addr show eth0 | grep -o '172.30.0.11'; hostname; \
         [ -e /proc/$KUBELET/status ] && echo sees-processes; [ -c /dev/kmsg ] && echo has-devices; \
@@ -570,7 +550,7 @@ fn mount_in_node(kubelet: &str) -> anyhow::Result<()> {
 
 /// What upstream's kubelet says of each, by reason and text.
 pub fn a_pod_that_cannot_be_prepared_is_told_why(cluster: &Cluster) -> anyhow::Result<()> {
-    bring_shell(cluster)?;
+    cluster.bring_shell()?;
     let volume = |source: Value| {
         let mounts = json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v" }] });
         let volume = with(json!({ "name": "v" }), source);

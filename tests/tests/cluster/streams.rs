@@ -1,12 +1,12 @@
 //! What goes through the kubelet: commands in containers, files, ports, and HTTP by the API server. With every kubectl,
 //! since each version of it speaks another protocol (1.20 to 1.28 SPDY, later ones WebSocket), and with `kube`.
 
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
-use std::process::{Child, ChildStdout, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,10 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::termios::{Winsize, tcsetwinsize};
-use tests::cluster::{Cluster, everything};
+use tests::cluster::{Cluster, busybox, everything};
+use tests::kubectl;
 
-use super::{SOON, kubectls};
-
-const BUSYBOX: &str = "/usr/bin/busybox";
+use super::SOON;
 
 /// One container that serves, and one that repeats what it is told.
 const POD: &str = "
@@ -54,31 +53,23 @@ pub fn start(cluster: &Cluster) -> anyhow::Result<()> {
 /// One kubectl on one cluster.
 struct Kubectl<'a> {
     cluster: &'a Cluster,
-    program: String,
+    kubectl: &'static kubectl::Kubectl,
 }
 
 impl Kubectl<'_> {
+    fn command(&self, arguments: &[&str]) -> Command {
+        self.kubectl.command(self.cluster, arguments)
+    }
+
     fn run(&self, arguments: &[&str], input: &[u8]) -> anyhow::Result<Output> {
-        let mut child = self
-            .cluster
-            .kubectl(&self.program, arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut stdin = child.stdin.take().context("no input")?;
-        std::thread::scope(|scope| {
-            // It may end without having read all.
-            scope.spawn(move || stdin.write_all(input));
-            Ok(child.wait_with_output()?)
-        })
+        self.kubectl.run(self.cluster, arguments, input)
     }
 
     fn check(&self, arguments: &[&str], input: &[u8], code: i32, stdout: &[u8]) -> anyhow::Result<String> {
         let output = self.run(arguments, input)?;
         let said = everything(&output);
         let shown = said.get(..500).unwrap_or(&said);
-        let what = format!("{} {}", self.program, arguments.join(" "));
+        let what = format!("{} {}", self.kubectl, arguments.join(" "));
         ensure!(output.status.code() == Some(code), "{what}: {shown}");
         ensure!(
             output.stdout == stdout,
@@ -89,18 +80,20 @@ impl Kubectl<'_> {
     }
 }
 
+impl Display for Kubectl<'_> {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        self.kubectl.fmt(formatter)
+    }
+}
+
 fn each_kubectl(
     cluster: &Cluster,
     mut check: impl FnMut(&Kubectl) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    for program in kubectls() {
+    for kubectl in kubectl::all() {
         let begin = Instant::now();
-        let program = program.display().to_string();
-        check(&Kubectl {
-            cluster,
-            program: program.clone(),
-        })?;
-        println!("{program}: {:.1?}", begin.elapsed());
+        check(&Kubectl { cluster, kubectl })?;
+        println!("{kubectl}: {:.1?}", begin.elapsed());
     }
     Ok(())
 }
@@ -167,34 +160,24 @@ pub fn exec(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// `kubectl cp` both ways; with busybox in the container a shell runs there, on pipes and on a terminal.
 pub fn copies_and_shells(cluster: &Cluster) -> anyhow::Result<()> {
-    if !Path::new(BUSYBOX).exists() {
-        tests::skipped(
-            "a shell in a container",
-            "/usr/bin/busybox is missing: apt-get install busybox-static",
-        );
-        return Ok(());
-    }
-    let program = fs::read(BUSYBOX)?;
+    let busybox = busybox()?;
+    let program = fs::read(&busybox)?;
+    let busybox = busybox.to_str().context("a path")?;
     let back = std::env::temp_dir().join(format!("cwt-busybox-{}", std::process::id()));
     let back_text = back.display().to_string();
     each_kubectl(cluster, |kubectl| {
         kubectl.check(
-            &["cp", BUSYBOX, "streams:/tmp/busybox", "-c", "server"],
+            &["cp", busybox, "streams:/tmp/busybox", "-c", "server"],
             b"",
             0,
             b"",
         )?;
         let copied = kubectl.run(&["cp", "streams:/tmp/busybox", &back_text, "-c", "server"], b"")?;
-        ensure!(
-            copied.status.success(),
-            "{}: {}",
-            kubectl.program,
-            everything(&copied)
-        );
+        ensure!(copied.status.success(), "{}: {}", kubectl, everything(&copied));
         ensure!(
             fs::read(&back)? == program,
             "{}: {back_text} is another file",
-            kubectl.program
+            kubectl
         );
         fs::remove_file(&back)?;
         let shell = [
@@ -248,8 +231,7 @@ fn on_a_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
         "sh",
     ];
     let mut client = kubectl
-        .cluster
-        .kubectl(&kubectl.program, &shell)
+        .command(&shell)
         .stdin(end()?)
         .stdout(end()?)
         .stderr(end()?)
@@ -263,7 +245,7 @@ fn on_a_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
             ensure!(
                 Instant::now() < deadline,
                 "{}: no {wanted:?} in {:?}",
-                kubectl.program,
+                kubectl,
                 screen.text()
             );
             typing.write_all(command.as_bytes())?;
@@ -278,7 +260,7 @@ fn on_a_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
     ask_until("/tmp/busybox stty size\n", "50 132")?;
     typing.write_all(b"exit 5\n")?;
     let code = client.wait()?.code();
-    ensure!(code == Some(5), "{}: exit code {code:?}", kubectl.program);
+    ensure!(code == Some(5), "{kubectl}: exit code {code:?}");
     Ok(())
 }
 
@@ -323,28 +305,25 @@ impl Screen {
 /// `kubectl attach -i` to a container that repeats its input.
 pub fn attach(cluster: &Cluster) -> anyhow::Result<()> {
     each_kubectl(cluster, |kubectl| {
-        let mut client = cluster
-            .kubectl(&kubectl.program, &["attach", "-i", "streams", "-c", "echo"])
+        let mut client = kubectl
+            .command(&["attach", "-i", "streams", "-c", "echo"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let mut stdin = client.stdin.take().context("no input")?;
         let mut lines = BufReader::new(client.stdout.take().context("no output")?).lines();
         for line in ["first", "second"] {
-            writeln!(stdin, "{line} by {}", kubectl.program)?;
+            writeln!(stdin, "{line} by {kubectl}")?;
             let heard = lines
                 .by_ref()
                 .map_while(Result::ok)
                 .find(|heard| heard.starts_with(line));
-            ensure!(
-                heard == Some(format!("{line} by {}", kubectl.program)),
-                "{heard:?}"
-            );
+            ensure!(heard == Some(format!("{line} by {kubectl}")), "{heard:?}");
         }
         end(client)
     })?;
     let log = cluster.run(&["logs", "streams", "-c", "echo"])?;
-    ensure!(log.matches("second by ").count() == kubectls().len(), "{log}");
+    ensure!(log.matches("second by ").count() == kubectl::all().len(), "{log}");
     Ok(())
 }
 
@@ -364,11 +343,7 @@ struct Listening {
 
 impl Listening {
     fn start(kubectl: &Kubectl, arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut client = kubectl
-            .cluster
-            .kubectl(&kubectl.program, arguments)
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut client = kubectl.command(arguments).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let mut output = BufReader::new(client.stdout.take().context("no output")?);
         output.read_line(&mut line)?;
@@ -384,7 +359,7 @@ impl Listening {
             }),
             None => {
                 end(client)?;
-                anyhow::bail!("{} {}: {line:?}", kubectl.program, arguments.join(" "))
+                anyhow::bail!("{kubectl} {}: {line:?}", arguments.join(" "))
             }
         }
     }
@@ -425,7 +400,7 @@ pub fn port_forward(cluster: &Cluster) -> anyhow::Result<()> {
                 ensure!(
                     answer.contains("hostname: streams"),
                     "{} {target}: {answer:?}",
-                    kubectl.program
+                    kubectl
                 );
             }
         }
@@ -441,7 +416,7 @@ pub fn proxy(cluster: &Cluster) -> anyhow::Result<()> {
             ensure!(
                 output.status.success(),
                 "{} {path}: {}",
-                kubectl.program,
+                kubectl,
                 everything(&output)
             );
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -484,69 +459,6 @@ pub fn proxy(cluster: &Cluster) -> anyhow::Result<()> {
     })
 }
 
-/// `kube`'s exec, attach and port-forward, which speak plain WebSocket.
-pub fn rust_client(cluster: &Cluster) -> anyhow::Result<()> {
-    use futures::TryStreamExt as _;
-    use k8s_openapi::api::core::v1::Pod;
-    use kube::api::AttachParams;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let runtime = tokio::runtime::Runtime::new()?;
-    let streams = async {
-        let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-        let client = kube::Client::try_from(config)?;
-        let pods = kube::Api::<Pod>::default_namespaced(client.clone());
-        let parameters = AttachParams::default().container("server").stdin(true);
-        let mut cat = pods.exec("streams", ["cat"], &parameters).await?;
-        let mut stdin = cat.stdin().context("no stdin")?;
-        stdin.write_all(b"through the socket\n").await?;
-        let mut line = [0; 19];
-        cat.stdout().context("no stdout")?.read_exact(&mut line).await?;
-        ensure!(
-            &line == b"through the socket\n",
-            "{:?}",
-            String::from_utf8_lossy(&line)
-        );
-        drop(stdin);
-        cat.abort();
-        let failed = AttachParams::default().container("server").stderr(false);
-        let mut failed = pods
-            .exec("streams", ["/testserver", "exit", "7"], &failed)
-            .await?;
-        let status = failed
-            .take_status()
-            .context("no status")?
-            .await
-            .context("no status came")?;
-        ensure!(status.reason.as_deref() == Some("NonZeroExitCode"), "{status:?}");
-        let mut forward = pods.portforward("streams", &[8080]).await?;
-        let mut web = forward.take_stream(8080).context("no stream")?;
-        web.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .await?;
-        let mut answer = String::new();
-        web.read_to_string(&mut answer).await?;
-        ensure!(answer.contains("hostname: streams"), "{answer}");
-        // A WebSocket through `nodes/proxy`: the kubelet's own.
-        let spec = pods.get("streams").await?.spec.context("no spec")?;
-        let node = spec.node_name.context("no node")?;
-        let command = "exec/default/streams/server?command=echo&command=proxied&stdout=true";
-        let request =
-            axum::http::Request::get(format!("/api/v1/nodes/{node}/proxy/{command}")).body(Vec::new())?;
-        let messages = client.connect(request).await?.into_stream();
-        let texts: Vec<_> = messages
-            .map_ok(|message| message.into_data().to_vec())
-            .try_collect()
-            .await?;
-        ensure!(texts.contains(&b"\x01proxied\n".to_vec()), "{texts:?}");
-        anyhow::Ok(())
-    };
-    runtime.block_on(async {
-        tokio::time::timeout(SOON, streams)
-            .await
-            .context("streams of the Rust client")?
-    })
-}
-
 /// When a client is killed its command loses its streams, and nothing of it stays with the kubelet.
 pub fn gone_clients(cluster: &Cluster) -> anyhow::Result<()> {
     let id = cluster.run(&["get", "pod", "streams", "-o", "jsonpath={.metadata.uid}"])?;
@@ -560,11 +472,8 @@ pub fn gone_clients(cluster: &Cluster) -> anyhow::Result<()> {
         processes.filter(is_cat).count()
     };
     each_kubectl(cluster, |kubectl| {
-        let mut client = cluster
-            .kubectl(
-                &kubectl.program,
-                &["exec", "-i", "streams", "-c", "server", "--", "cat", "-"],
-            )
+        let mut client = kubectl
+            .command(&["exec", "-i", "streams", "-c", "server", "--", "cat", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;

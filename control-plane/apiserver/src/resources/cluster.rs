@@ -12,7 +12,7 @@ use super::ip::validate_not_special;
 use super::workloads::clear_status;
 use super::{NameRule, Resource, container};
 use crate::object::{self, Fields, default_to};
-use crate::table::core as table;
+use crate::table::{core as table, networking as networking_table};
 
 const NETWORKING: (&str, &str) = ("networking.k8s.io", "v1");
 
@@ -36,6 +36,7 @@ pub(super) fn rows() -> Vec<Resource> {
             prepare_create: clear_status,
             ..Resource::new::<networking::Ingress>(NETWORKING, "Ingress", "ingresses")
         }
+        .printed(networking_table::INGRESS, networking_table::ingress)
         .short(&["ing"])
         .with_status()
         .with_generation(),
@@ -44,6 +45,7 @@ pub(super) fn rows() -> Vec<Resource> {
             .short(&["ip"])
             .named(NameRule::PathSegment),
         Resource::new::<networking::NetworkPolicy>(NETWORKING, "NetworkPolicy", "networkpolicies")
+            .printed(networking_table::NETWORK_POLICY, networking_table::network_policy)
             .short(&["netpol"])
             .with_generation(),
         Resource {

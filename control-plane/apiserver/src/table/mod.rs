@@ -1,6 +1,7 @@
 //! `meta.k8s.io/v1 Table`: what `kubectl get` shows is decided by the server (`pkg/printers/internalversion`).
 
 pub mod core;
+pub mod networking;
 pub mod pods;
 pub mod workloads;
 
