@@ -187,8 +187,17 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         workloads::pods_stand_apart_and_the_rest_is_told_why_it_waits,
     ),
     (
+        "stateful_sets_keep_names_and_order",
+        workloads::stateful_sets_keep_names_and_order,
+    ),
+    ("jobs_run_to_their_end", workloads::jobs_run_to_their_end),
+    (
         "cron_jobs_start_jobs_at_their_times",
         workloads::cron_jobs_start_jobs_at_their_times,
+    ),
+    (
+        "a_node_that_falls_silent_is_left_and_heals",
+        workloads::a_node_that_falls_silent_is_left_and_heals,
     ),
     ("a_pods_annotations_bound_its_bandwidth", traffic::bandwidth),
     (

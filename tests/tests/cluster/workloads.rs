@@ -6,7 +6,7 @@ use std::process::Output;
 use anyhow::ensure;
 use tests::cluster::{Cluster, everything};
 
-use super::LATER;
+use super::{LATER, SOON, Stopped};
 
 /// What kubectl prints; a line of arguments has no blanks within one.
 fn run(cluster: &Cluster, line: &str) -> anyhow::Result<String> {
@@ -392,6 +392,166 @@ spec:
     Ok(())
 }
 
+const LOST: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: moved}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: moved}}
+  template:
+    metadata: {labels: {app: moved}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: c, image: "causeway/pause:v1"}]
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: moved}
+spec:
+  selector: {app: moved}
+  ports: [{port: 80}]
+"#;
+
+pub(super) fn a_node_that_falls_silent_is_left_and_heals(cluster: &Cluster) -> anyhow::Result<()> {
+    let run = |line: &str| run(cluster, line);
+    cluster.apply(LOST)?;
+    cluster.apply(DAEMON)?;
+    run("rollout status deployment/moved --timeout=60s")?;
+    run("rollout status daemonset/agent --timeout=60s")?;
+    let nodes = "get endpointslices -l kubernetes.io/service-name=moved \
+        -o jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].nodeName}"
+        .replace("        ", "");
+    ensure!(
+        words(cluster, &nodes)?.contains(&"node-3".to_owned()),
+        "no pod on node-3"
+    );
+    let agents = words(
+        cluster,
+        "get pods -l app=agent -o jsonpath={.items[*].metadata.uid}",
+    )?;
+    let kubelet = nix::unistd::Pid::from_raw(cluster.pid("node-3-kubelet")?);
+    {
+        let _silent = Stopped::now(kubelet)?;
+        let ready = "get node node-3 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        await_line(cluster, ready, "Unknown");
+        let taints = "get node node-3 -o jsonpath={.spec.taints[*].effect}";
+        cluster.await_that(&taints.split(' ').collect::<Vec<_>>(), SOON, |text| {
+            text.split_whitespace().collect::<BTreeSet<_>>() == BTreeSet::from(["NoExecute", "NoSchedule"])
+        });
+        let table = run("get nodes")?;
+        ensure!(table.contains("NotReady"), "{table}");
+        // Its pods leave the Service, and others come elsewhere.
+        cluster.await_that(&nodes.split(' ').collect::<Vec<_>>(), LATER, |text| {
+            let nodes: Vec<&str> = text.split_whitespace().collect();
+            nodes.len() == 3 && !nodes.contains(&"node-3")
+        });
+    }
+    let ready = "get node node-3 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    await_line(cluster, ready, "True");
+    await_line(cluster, "get node node-3 -o jsonpath={.spec.taints}", "");
+    run("rollout status deployment/moved --timeout=60s")?;
+    cluster.await_that(&["get", "pods", "-l", "app=moved", "-o", "name"], LATER, |text| {
+        text.lines().count() == 3
+    });
+    // A DaemonSet's pods stay through all of it.
+    let after = words(
+        cluster,
+        "get pods -l app=agent -o jsonpath={.items[*].metadata.uid}",
+    )?;
+    ensure!(after == agents, "{agents:?} became {after:?}");
+    run("delete deployment/moved service/moved daemonset/agent")?;
+    await_line(cluster, "get pods -l app=agent -o name", "");
+    Ok(())
+}
+
+pub(super) fn jobs_run_to_their_end(cluster: &Cluster) -> anyhow::Result<()> {
+    let run = |line: &str| run(cluster, line);
+    run("create job hello --image=causeway/testserver:v1 -- env")?;
+    run("wait --for=condition=complete job/hello --timeout=60s")?;
+    let log = run("logs job/hello")?;
+    ensure!(log.contains("KUBERNETES_SERVICE_HOST"), "{log}");
+    let table = run("get job hello --no-headers")?;
+    let cells: Vec<&str> = table.split_whitespace().take(3).collect();
+    ensure!(cells == ["hello", "Complete", "1/1"], "{table}");
+    // The ended pod stays, counted and let go, until its Job goes.
+    let finalizers = "get pods -l job-name=hello -o jsonpath={.items[*].metadata.finalizers}";
+    await_line(cluster, finalizers, "");
+    run("delete job hello")?;
+    await_line(cluster, "get pods -l job-name=hello -o name", "");
+
+    // Each index once, and every pod knows its own.
+    let job = |name: &str, rest: &str| {
+        format!(
+            r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {name}}}
+spec:
+  {rest}
+  template:
+    spec:
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 0
+      containers: [{{name: c, image: "causeway/testserver:v1", args: [env]}}]
+"#
+        )
+    };
+    let four = "completions: 4\n  parallelism: 2\n  completionMode: Indexed";
+    cluster.apply(&job("parts", four))?;
+    run("wait --for=condition=complete job/parts --timeout=60s")?;
+    let status = run("get job parts -o jsonpath={.status.completedIndexes}/{.status.succeeded}")?;
+    ensure!(status == "0-3/4", "{status}");
+    let logs = run("logs -l job-name=parts --tail=-1")?;
+    let told: BTreeSet<&str> = logs
+        .lines()
+        .filter_map(|line| line.strip_prefix("JOB_COMPLETION_INDEX="))
+        .collect();
+    ensure!(told == BTreeSet::from(["0", "1", "2", "3"]), "{logs}");
+    run("delete job parts")?;
+
+    // One that cannot succeed fails, and says why.
+    let failing = job("failing", "backoffLimit: 0").replace("args: [env]", "args: [no-such-command]");
+    cluster.apply(&failing)?;
+    run("wait --for=condition=failed job/failing --timeout=60s")?;
+    let reason = run("get job failing -o jsonpath={.status.conditions[?(@.type==\"Failed\")].reason}")?;
+    ensure!(reason == "BackoffLimitExceeded", "{reason}");
+    run("delete job failing")?;
+
+    // One that takes too long is ended, with its pods.
+    let sleeping = |name: &str, rest: &str| {
+        job(name, rest).replace("causeway/testserver:v1\", args: [env]", "causeway/pause:v1\"")
+    };
+    cluster.apply(&sleeping("late", "activeDeadlineSeconds: 2"))?;
+    run("wait --for=condition=failed job/late --timeout=60s")?;
+    let reason = run("get job late -o jsonpath={.status.conditions[?(@.type==\"Failed\")].reason}")?;
+    ensure!(reason == "DeadlineExceeded", "{reason}");
+    await_line(
+        cluster,
+        "get pods -l job-name=late --field-selector status.phase=Running -o name",
+        "",
+    );
+    run("delete job late")?;
+
+    // Suspended and resumed; and gone by itself after its end.
+    cluster.apply(&sleeping("held", "suspend: true"))?;
+    run("wait --for=condition=suspended job/held --timeout=60s")?;
+    ensure!(
+        run("get pods -l job-name=held -o name")?.is_empty(),
+        "a suspended job has pods"
+    );
+    run("patch job held -p {\"spec\":{\"suspend\":false}}")?;
+    await_line(cluster, "get job held -o jsonpath={.status.ready}", "1");
+    run("delete job held")?;
+    await_line(cluster, "get pods -l job-name=held -o name", "");
+    cluster.apply(&job("brief", "ttlSecondsAfterFinished: 1"))?;
+    cluster.await_that(&["get", "job", "brief"], LATER, |text| text.contains("not found"));
+    await_line(cluster, "get pods -l job-name=brief -o name", "");
+    Ok(())
+}
+
 pub(super) fn cron_jobs_start_jobs_at_their_times(cluster: &Cluster) -> anyhow::Result<()> {
     let run = |line: &str| run(cluster, line);
     let often = |policy: &str| {
@@ -430,5 +590,80 @@ spec:
     run("wait --for=condition=complete job/by-hand --timeout=60s")?;
     run("delete job/by-hand cronjob/often")?;
     await_line(cluster, "get jobs,pods -l app=often -o name", "");
+    Ok(())
+}
+
+pub(super) fn stateful_sets_keep_names_and_order(cluster: &Cluster) -> anyhow::Result<()> {
+    let run = |line: &str| run(cluster, line);
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: places}
+spec: {clusterIP: None, selector: {app: places}, ports: [{port: 80}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: places}
+spec:
+  replicas: 3
+  serviceName: places
+  selector: {matchLabels: {app: places}}
+  template:
+    metadata: {labels: {app: places}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: c, image: "causeway/testserver:v1", args: [serve, --http, ":80"], env: [{name: V, value: "1"}]}]
+"#,
+    )?;
+    run("rollout status statefulset/places --timeout=60s")?;
+    ensure!(
+        words(cluster, "get pods -l app=places -o name")? == ["pod/places-0", "pod/places-1", "pod/places-2"]
+    );
+    let table = run("get statefulset places --no-headers")?;
+    ensure!(table.contains("3/3"), "{table}");
+    let name = "places-1.places.default.svc.cluster.local";
+    let address = run("get pod places-1 -o jsonpath={.status.podIP}")?;
+    let found = cluster.await_that(
+        &["exec", "places-0", "--", "/testserver", "resolve", name],
+        LATER,
+        |text| text.contains(&address),
+    );
+    ensure!(found.contains(&address), "{found}");
+
+    // A pod that is deleted comes back under its name.
+    let before = run("get pod places-1 -o jsonpath={.metadata.uid}")?;
+    run("delete pod places-1")?;
+    run("rollout status statefulset/places --timeout=60s")?;
+    cluster.await_that(
+        &["get", "pod", "places-1", "-o", "jsonpath={.metadata.uid}"],
+        LATER,
+        |uid| !uid.contains(&before) && !uid.contains("not found"),
+    );
+
+    // Only places from the partition on change; then all; and back.
+    let versions = "get pods -l app=places -o jsonpath={.items[*].spec.containers[0].env[0].value}";
+    let partition = r#"{"spec":{"updateStrategy":{"rollingUpdate":{"partition":2}}}}"#;
+    cluster.run(&["patch", "statefulset", "places", "-p", partition])?;
+    run("set env statefulset/places V=2")?;
+    run("rollout status statefulset/places --timeout=60s")?;
+    await_line(cluster, versions, "1 1 2");
+    cluster.run(&[
+        "patch",
+        "statefulset",
+        "places",
+        "-p",
+        &partition.replace('2', "0"),
+    ])?;
+    run("rollout status statefulset/places --timeout=60s")?;
+    await_line(cluster, versions, "2 2 2");
+    run("rollout undo statefulset/places")?;
+    run("rollout status statefulset/places --timeout=60s")?;
+    await_line(cluster, versions, "1 1 1");
+
+    run("scale statefulset places --replicas=1")?;
+    await_line(cluster, "get pods -l app=places -o name", "pod/places-0");
+    run("delete statefulset/places service/places")?;
+    await_line(cluster, "get pods -l app=places -o name", "");
     Ok(())
 }
