@@ -1,5 +1,7 @@
 //! One client floods a slow upstream while this process may have few files open, which is why this test is alone in it.
 
+mod network;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +11,8 @@ use dns::feed::Watched;
 use dns::kubernetes::ApiServer;
 use dns::name::Name;
 use dns::question::{Query, query_packet, rcode, rtype};
+use network::{answer, name_server, page};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
@@ -25,22 +27,12 @@ const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 /// A name server that answers for names with `good` in front, and for others never.
 async fn upstream() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-    let own = socket.local_addr().expect("address");
-    tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let query = Query::parse(&buffer[..length]).expect("a query");
-            if query.label_count() > 0 && query.label(0).starts_with(b"good") {
-                let mut reply = query.head().to_vec();
-                reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0, 0, 4, 1, 2, 3, 4]);
-                // Who is not there any more needs no answer.
-                let _ = socket.send_to(&reply, from).await;
-            }
-        }
-    });
-    own
+    name_server(|packet| {
+        let query = Query::parse(packet).expect("a query");
+        let is_good = query.label_count() > 0 && query.label(0).starts_with(b"good");
+        is_good.then(|| answer(packet, [1, 2, 3, 4]))
+    })
+    .await
 }
 
 /// Takes a port for DNS and one for HTTP and leaves them: nobody is given them by chance, since they are below
@@ -80,12 +72,8 @@ async fn ask(client: &UdpSocket, name: &str) -> u16 {
 }
 
 async fn metric(http: SocketAddr, name: &str) -> usize {
-    let mut stream = TcpStream::connect(http).await.expect("connected");
-    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    stream.write_all(request).await.expect("written");
-    let mut page = String::new();
-    let read = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut page)).await;
-    read.expect("in time").expect("read");
+    let page = tokio::time::timeout(DEADLINE, page(http, "/metrics")).await;
+    let page = page.expect("in time").expect("a page");
     let line = page.lines().find_map(|line| line.strip_prefix(name));
     line.expect("it is told").trim().parse().expect("a number")
 }

@@ -3,12 +3,17 @@
 //! - [`transcript`]: what people type, with kubectl of several versions.
 //! - [`streams`]: commands, files, terminals and ports of pods; [`clients`]: clients that are not kubectl.
 //! - [`traffic`], [`resolvers`]: packets and names; [`restarts`]: the same while processes are killed.
-//! - [`objects`], [`roles`]: what is refused, and to whom; [`pods`]: what pods are made of.
+//! - [`objects`], [`roles`]: what is refused, and to whom.
+//! - [`pods`], [`kubelet`], [`figures`]: what pods are made of, and what they use; [`workloads`]: who makes them.
 //!
 //! A harness of its own, because all of it happens on one cluster that has to come down at the end.
 
 #[path = "cluster/clients.rs"]
 mod clients;
+#[path = "cluster/figures.rs"]
+mod figures;
+#[path = "cluster/kubelet.rs"]
+mod kubelet;
 #[path = "cluster/objects.rs"]
 mod objects;
 #[path = "cluster/pods.rs"]
@@ -25,6 +30,8 @@ mod streams;
 mod traffic;
 #[path = "cluster/transcript.rs"]
 mod transcript;
+#[path = "cluster/workloads.rs"]
+mod workloads;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -138,6 +145,51 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_pod_that_cannot_be_prepared_is_told_why",
         pods::a_pod_that_cannot_be_prepared_is_told_why,
+    ),
+    (
+        "what_nodes_and_pods_use_is_told_by_top",
+        figures::what_nodes_and_pods_use_is_told_by_top,
+    ),
+    (
+        "a_hook_after_the_start_holds_back_what_follows_and_costs_its_container_when_it_fails",
+        kubelet::hooks_after_the_start,
+    ),
+    (
+        "a_pod_is_ended_at_its_deadline_when_it_fills_the_disk_or_asks_for_what_it_may_not",
+        kubelet::ended_pods,
+    ),
+    (
+        "the_containers_of_a_pod_share_memory_and_processes_as_it_says",
+        kubelet::shared_memory_and_processes,
+    ),
+    (
+        "a_container_that_wrote_no_last_words_has_the_end_of_its_log",
+        kubelet::last_words,
+    ),
+    (
+        "images_come_from_a_registry_with_the_pods_own_login",
+        kubelet::images_come_from_a_registry,
+    ),
+    (
+        "a_node_does_not_lead_to_the_api_server",
+        figures::no_way_to_itself,
+    ),
+    (
+        "daemon_sets_follow_nodes_and_templates",
+        workloads::daemon_sets_follow_nodes_and_templates,
+    ),
+    (
+        "rollouts_go_back_pause_and_report",
+        workloads::rollouts_go_back_pause_and_report,
+    ),
+    ("budgets_tell_what_may_go", workloads::budgets_tell_what_may_go),
+    (
+        "pods_stand_apart_and_the_rest_is_told_why_it_waits",
+        workloads::pods_stand_apart_and_the_rest_is_told_why_it_waits,
+    ),
+    (
+        "cron_jobs_start_jobs_at_their_times",
+        workloads::cron_jobs_start_jobs_at_their_times,
     ),
     ("a_pods_annotations_bound_its_bandwidth", traffic::bandwidth),
     (

@@ -47,6 +47,18 @@ pub enum Error {
         #[source]
         source: etcd_client::Error,
     },
+    /// A member ended the connection after the handshake. One that does not accept our certificate does (RFC 8446
+    /// §4.4.2.4), and whether its reason is read before the end is seen is chance.
+    #[error("{endpoint}: no answer: {}; {}", reason(.source), question(.certificate.as_deref()))]
+    HungUp {
+        /// Which.
+        endpoint: String,
+        /// Ours.
+        certificate: Option<PathBuf>,
+        /// How the connection ended.
+        #[source]
+        source: etcd_client::Error,
+    },
     /// A member does not answer in time.
     #[error("{endpoint}: no answer within {} s", ANSWER.as_secs())]
     Silent {
@@ -101,6 +113,13 @@ fn reason(error: &etcd_client::Error) -> String {
     words
 }
 
+fn question(certificate: Option<&Path>) -> String {
+    certificate.map_or_else(
+        || "does it ask for a client certificate?".to_owned(),
+        |path| format!("does it accept the certificate in {}?", path.display()),
+    )
+}
+
 /// Connects. etcd need not be there yet, unless it has to let a user in.
 pub async fn connect(config: &EtcdConfig) -> Result<(Client, Members), Error> {
     let options = options(config)?;
@@ -143,7 +162,10 @@ pub async fn check(config: &EtcdConfig, prefixes: &[&str]) -> Result<Vec<Error>,
 async fn check_member(config: &EtcdConfig, endpoint: &str, prefixes: &[&str]) -> Result<(), Error> {
     let options = options(config)?;
     let mut member = Member::new(endpoint);
-    member.look(&options).await?;
+    member
+        .look(&options)
+        .await
+        .map_err(|error| suspect(error, config))?;
     let mut client = match user(config)? {
         Some(user) => let_in(&[endpoint.to_owned()], options, user, endpoint.to_owned()).await?,
         None => Client::connect([endpoint], Some(options))
@@ -159,6 +181,25 @@ async fn check_member(config: &EtcdConfig, endpoint: &str, prefixes: &[&str]) ->
         })?;
     }
     Ok(())
+}
+
+fn suspect(error: Error, config: &EtcdConfig) -> Error {
+    match error {
+        Error::Unreachable {
+            endpoint,
+            source: etcd_client::Error::GRpcStatus(status),
+        } if config.ca.is_some()
+            && status.source().is_some()
+            && status.code() != tonic::Code::Unavailable =>
+        {
+            Error::HungUp {
+                endpoint,
+                certificate: config.cert.clone(),
+                source: etcd_client::Error::GRpcStatus(status),
+            }
+        }
+        error => error,
+    }
 }
 
 /// A transaction that needs every right below the prefix, and never does anything: no version is negative.

@@ -2,7 +2,7 @@
 //! use of `/api` and `/apis`, over etcd.
 //!
 //! Tour:
-//! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what a program runs.
+//! - [`serve`](mod@serve): listeners and TLS; [`Server`] is what programs run, [`Limits`] what clients may take.
 //! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`] and [`rbac`]: whether they may.
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
@@ -20,6 +20,7 @@ pub mod config;
 pub mod discovery;
 pub mod etcd;
 pub mod kubelet;
+mod managed;
 pub mod metrics;
 pub mod negotiate;
 pub mod object;
@@ -36,8 +37,8 @@ pub mod status;
 pub mod storage;
 pub mod table;
 pub mod tokens;
+mod values;
 pub mod watch_cache;
-mod yaml;
 
 use serde_json::{Value, json};
 

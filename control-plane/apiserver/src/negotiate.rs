@@ -11,11 +11,10 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
-use crate::object;
 use crate::protobuf::{self, ProtobufError};
 use crate::status::{Failure, Result};
 use crate::table::Include;
-use crate::yaml;
+use crate::values::{self, Read};
 
 /// More values than any object has that the store takes (Endpoints of a thousand addresses have ten thousand); each may
 /// take half a kilobyte of memory.
@@ -110,23 +109,29 @@ pub fn content_type(headers: &HeaderMap) -> &str {
 /// # Errors
 /// 400 for what cannot be read, 413 for more than `MAX_VALUES` values, 415 for other encodings.
 pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
+    read_body(headers, body).map(|read| read.value)
+}
+
+/// The same, and which fields stand in it more than once.
+///
+/// # Errors
+/// As [`decode_body`].
+pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Read<Value>> {
     let unreadable = |error: &dyn std::fmt::Display| {
         Failure::bad_request(format!(
             "the object provided is unrecognized (must be of type): {error}"
         ))
     };
+    let refused = |error: values::Error| match error {
+        values::Error::TooManyValues => Failure::too_many_values(MAX_VALUES),
+        error => unreadable(&error),
+    };
     match content_type(headers) {
-        "application/json" | "*/*" if object::json_values_at_least(body) > MAX_VALUES => {
-            Err(Failure::too_many_values(MAX_VALUES))
-        }
-        "application/json" | "*/*" => serde_json::from_slice(body).map_err(|error| unreadable(&error)),
-        "application/yaml" | "text/yaml" => yaml::read(body, MAX_VALUES).map_err(|error| match error {
-            yaml::Error::TooManyValues => Failure::too_many_values(MAX_VALUES),
-            yaml::Error::Unreadable(error) => unreadable(&error),
-        }),
+        "application/json" | "*/*" => values::read_json(body, MAX_VALUES).map_err(refused),
+        "application/yaml" | "text/yaml" => values::read_yaml(body, MAX_VALUES).map_err(refused),
         protobuf::MEDIA_TYPE => {
             let (meta, raw) = protobuf::open(body).map_err(|error| unreadable(&error))?;
-            protobuf::to_json(&meta, raw, MAX_VALUES).map_err(|error| match error {
+            let read = protobuf::to_json(&meta, raw, MAX_VALUES).map_err(|error| match error {
                 ProtobufError::TooManyValues => Failure::too_many_values(MAX_VALUES),
                 ProtobufError::UnknownKind { .. } => Failure::bad_request(error.to_string()),
                 error => {
@@ -135,6 +140,10 @@ pub fn decode_body(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
                         "{kind} in version \"{version}\" cannot be handled as a {kind}: {error}"
                     ))
                 }
+            });
+            read.map(|value| Read {
+                value,
+                duplicates: Vec::new(),
             })
         }
         other => Err(Failure::unsupported_media_type(format!(

@@ -258,7 +258,7 @@ async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: Cancel
         let (api, peer, busy) = (door.api.clone(), peer.clone(), seat.busy());
         async move {
             let answer = api.answer(peer, request).await;
-            Ok::<_, Infallible>(answer.map(|body| Held::new(body, busy)))
+            Ok::<_, Infallible>(answer.map(|body| Held::body(body, busy)))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -127,6 +127,18 @@ impl Failure {
         Failure::conflict(resource, name, why)
     }
 
+    /// 409: others own what a server-side apply changes (`NewApplyConflict`).
+    pub fn apply_conflict(message: &str, causes: Vec<Value>) -> Self {
+        let mut failure = Failure::new(409, "Conflict", message);
+        failure.details = Some(Box::new(json!({ "causes": causes })));
+        failure
+    }
+
+    /// 500 without a reason: what upstream answers to a configuration that is no part of its kind.
+    pub fn unapplicable(message: impl Into<String>) -> Self {
+        Failure::new(500, "", message)
+    }
+
     /// 410: the wanted revision is no longer in memory.
     pub fn expired(message: impl Into<String>) -> Self {
         Failure::new(410, "Expired", message)
@@ -234,6 +246,11 @@ impl Failure {
         Failure::new(500, "InternalError", format!("Internal error occurred: {cause}"))
     }
 
+    /// 500: what the store refused, in its own words.
+    pub fn by_store(message: impl Into<String>) -> Self {
+        Failure::new(500, "InternalError", message)
+    }
+
     /// 503: the store, or the node behind a proxied request, does not answer.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Failure::new(503, "ServiceUnavailable", message)
@@ -265,8 +282,11 @@ impl Failure {
     pub fn to_json(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             status["details"] = (**details).clone();
         }

@@ -50,10 +50,19 @@ impl From<StorageError> for Failure {
             StorageError::Call(etcd_client::Error::GRpcStatus(ref status)) if is_outage(status) => {
                 Failure::unavailable(error.to_string())
             }
+            // An object longer than etcd takes: upstream passes its words on.
+            StorageError::Call(etcd_client::Error::GRpcStatus(ref status))
+                if status.message() == TOO_LARGE =>
+            {
+                Failure::by_store(TOO_LARGE)
+            }
             other => Failure::internal(other),
         }
     }
 }
+
+/// etcd's `ErrRequestTooLarge`: more than 1.5 MiB.
+const TOO_LARGE: &str = "etcdserver: request is too large";
 
 fn is_outage(status: &tonic::Status) -> bool {
     status.code() == tonic::Code::Unavailable

@@ -53,10 +53,65 @@ pub struct Bearer {
     pub name: String,
     /// Its uid at the time of issue.
     pub uid: String,
-    /// Name and uid of the pod that the token is bound to.
-    pub pod: Option<(String, String)>,
+    /// The object that the token is bound to.
+    pub bound: Option<Bound>,
     /// For which of the audiences that were asked for it is meant.
     pub audiences: Vec<String>,
+}
+
+/// What a token can be bound to: it is good as long as that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BoundKind {
+    /// In the namespace of the account.
+    Pod,
+    /// In the namespace of the account.
+    Secret,
+    /// Of the cluster.
+    Node,
+}
+
+/// The object that a token is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// What it is.
+    pub kind: BoundKind,
+    /// Its name.
+    pub name: String,
+    /// Its uid: another object of the same name does not do.
+    pub uid: String,
+}
+
+impl BoundKind {
+    const ALL: [BoundKind; 3] = [BoundKind::Pod, BoundKind::Secret, BoundKind::Node];
+
+    /// What `boundObjectRef` names: kinds of `v1`.
+    pub fn named(api_version: &str, kind: &str) -> Option<Self> {
+        let found = BoundKind::ALL.into_iter().find(|one| one.kind() == kind);
+        found.filter(|_| api_version == "v1")
+    }
+
+    /// `Pod`.
+    pub fn kind(self) -> &'static str {
+        match self {
+            BoundKind::Pod => "Pod",
+            BoundKind::Secret => "Secret",
+            BoundKind::Node => "Node",
+        }
+    }
+
+    /// Whether it is in the account's namespace.
+    pub fn is_namespaced(self) -> bool {
+        self != BoundKind::Node
+    }
+
+    /// Its claim below `kubernetes.io`.
+    fn claim(self) -> &'static str {
+        match self {
+            BoundKind::Pod => "pod",
+            BoundKind::Secret => "secret",
+            BoundKind::Node => "node",
+        }
+    }
 }
 
 impl Tokens {
@@ -92,12 +147,12 @@ impl Tokens {
         &self.issuer
     }
 
-    /// Answers a `TokenRequest` for `account`; `pod` is the object that the token is bound to.
+    /// Answers a `TokenRequest` for `account`.
     pub fn issue(
         &self,
         account: &Value,
         request: &Value,
-        pod: Option<&Value>,
+        bound_to: Option<&Bound>,
         now: Timestamp,
     ) -> Result<Value, TokenError> {
         let seconds = request
@@ -114,8 +169,8 @@ impl Tokens {
             "namespace": namespace,
             "serviceaccount": { "name": name, "uid": object::uid(account) },
         });
-        if let Some(pod) = pod {
-            bound["pod"] = json!({ "name": object::name(pod), "uid": object::uid(pod) });
+        if let Some(Bound { kind, name, uid }) = bound_to {
+            bound[kind.claim()] = json!({ "name": name, "uid": uid });
         }
         let claims = json!({
             "aud": audiences, "exp": expires.as_second(), "iat": now.as_second(), "nbf": now.as_second(),
@@ -144,14 +199,19 @@ impl Tokens {
             .ok()?
             .claims;
         let bound = claims.get("kubernetes.io")?;
-        let pod = bound.at("pod");
+        let bound_to = BoundKind::ALL.into_iter().find_map(|kind| {
+            let claim = bound.get(kind.claim())?;
+            Some(Bound {
+                kind,
+                name: claim.text("name").to_owned(),
+                uid: claim.text("uid").to_owned(),
+            })
+        });
         Some(Bearer {
             namespace: bound.text("namespace").to_owned(),
             name: bound.text("serviceaccount.name").to_owned(),
             uid: bound.text("serviceaccount.uid").to_owned(),
-            pod: pod
-                .is_object()
-                .then(|| (pod.text("name").to_owned(), pod.text("uid").to_owned())),
+            bound: bound_to,
             audiences: audiences
                 .iter()
                 .filter(|audience| claims.list("aud").iter().any(|meant| meant == audience.as_str()))

@@ -115,6 +115,11 @@ impl Cache {
         self.read().objects.values().cloned().collect()
     }
 
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
+        self.read().objects.len()
+    }
+
     /// The state of all objects and the position of the first change after it, taken together.
     pub fn snapshot(&self) -> (Vec<Arc<Item>>, u64) {
         let inner = self.read();

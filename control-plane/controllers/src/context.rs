@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -44,7 +44,9 @@ pub(crate) struct Caches {
     pub daemon_sets: Cache<DaemonSet>,
     pub controller_revisions: Cache<ControllerRevision>,
     pub budgets: Cache<PodDisruptionBudget>,
+    pub stateful_sets: Cache<StatefulSet>,
     pub jobs: Cache<Job>,
+    pub cron_jobs: Cache<CronJob>,
     pub namespaces: Cache<Namespace>,
     pub service_accounts: Cache<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
@@ -84,7 +86,9 @@ impl Caches {
             daemon_sets: Cache::new(client.clone()),
             controller_revisions: Cache::new(client.clone()),
             budgets: Cache::new(client.clone()),
+            stateful_sets: Cache::new(client.clone()),
             jobs: Cache::new(client.clone()),
+            cron_jobs: Cache::new(client.clone()),
             namespaces: Cache::new(client.clone()),
             service_accounts: Cache::new(client.clone()),
             root_cas: Cache::new(client.clone()),
@@ -115,7 +119,9 @@ impl Caches {
             daemon_sets: Api::all, config();
             controller_revisions: Api::all, config();
             budgets: Api::all, config();
+            stateful_sets: Api::all, config();
             jobs: Api::all, config();
+            cron_jobs: Api::all, config();
             namespaces: Api::all, config();
             service_accounts: Api::all, config();
             root_cas: Api::all, config().fields(&format!("metadata.name={ROOT_CA}"));
@@ -137,7 +143,9 @@ impl Caches {
             self.daemon_sets.synced(),
             self.controller_revisions.synced(),
             self.budgets.synced(),
+            self.stateful_sets.synced(),
             self.jobs.synced(),
+            self.cron_jobs.synced(),
             self.namespaces.synced(),
             self.service_accounts.synced(),
             self.root_cas.synced(),

@@ -1,5 +1,5 @@
-//! ControllerRevisions: the versions that a DaemonSet's or StatefulSet's pod template had, for `kubectl rollout history`
-//! and `undo` (upstream's `pkg/controller/history`).
+//! ControllerRevisions: the versions that a DaemonSet's or StatefulSet's pod template had, for `kubectl rollout
+//! history` and `undo` (upstream's `pkg/controller/history`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ pub(crate) fn hash_of(meta: &ObjectMeta) -> &str {
 }
 
 /// The template that a revision keeps.
-fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
+pub(crate) fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
     serde_json::from_value(template).ok()

@@ -12,7 +12,8 @@
 //! what is to be done`, and a thin shell that reads the caches, applies the decision and writes back. All
 //! state is in the API: a restart observes again and decides the same.
 //!
-//! - `replicaset`, `deployment`, `daemonset`, `job`: workloads, with upstream's rules to the letter where users see them.
+//! - `replicaset`, `deployment`, `daemonset`, `statefulset`, `job`, `cronjob`: workloads, with upstream's rules to the
+//!   letter where users see them.
 //! - `disruption`: what PodDisruptionBudgets allow.
 //! - `endpoints`: EndpointSlices and Endpoints of Services.
 //! - `scheduler`: pods to nodes.
@@ -29,6 +30,7 @@ mod builtin;
 mod cache;
 mod config;
 mod context;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;
@@ -49,6 +51,7 @@ mod replicaset;
 mod scheduler;
 mod selector;
 mod share;
+mod statefulset;
 mod supervisor;
 mod taints;
 mod template;
@@ -72,11 +75,12 @@ pub(crate) const FIELD_MANAGER: &str = "causeway-controllers";
 type Run = fn(Arc<Context>) -> BoxFuture<'static, Result<(), Error>>;
 
 /// Every controller, by the name under which [`Config::disabled`] knows it.
-const PARTS: [(&str, Run); 19] = [
+const PARTS: [(&str, Run); 21] = [
     ("builtin", |context| Box::pin(builtin::run(context))),
     ("clusterrole-aggregation", |context| {
         Box::pin(aggregation::run(context))
     }),
+    ("cronjob", |context| Box::pin(cronjob::run(context))),
     ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("disruption", |context| Box::pin(disruption::run(context))),
@@ -99,6 +103,7 @@ const PARTS: [(&str, Run); 19] = [
     ("serviceaccount", |context| {
         Box::pin(accounts::run_service_accounts(context))
     }),
+    ("statefulset", |context| Box::pin(statefulset::run(context))),
     ("taint-eviction", |context| Box::pin(nodes::run_eviction(context))),
 ];
 

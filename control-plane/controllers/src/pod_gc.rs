@@ -157,8 +157,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Pods as `name:phase`, with `e` behind an evicted one's phase and `t` behind that of one that is being deleted; older
-    /// ones first.
+    /// Pods as `name:phase`, with `e` behind an evicted one's phase and `t` behind that of one that is being deleted;
+    /// older ones first.
     #[track_caller]
     fn check(pods: &str, kept: usize, expected: &[&str]) {
         let pods: Vec<Arc<Pod>> = pods

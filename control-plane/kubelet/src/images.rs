@@ -210,6 +210,14 @@ impl ImageStore {
         Ok(self.give_names(described, names, &lock)?)
     }
 
+    /// Gives an image that is there one more name; `None` = it is not there.
+    pub fn give_name(&self, id: &str, name: &str) -> Result<Option<Image>, DiskError> {
+        let lock = self.lock()?;
+        let known = self.list()?.into_iter().find(|known| known.id == id);
+        let named = known.map(|known| self.give_names(known, vec![normalized(name)], &lock));
+        named.transpose()
+    }
+
     /// Takes a name away, or with its last name or by its id the image. `containers` is the directory of the node's
     /// containers: an image that one of them runs from stays.
     pub fn remove(&self, reference: &str, containers: &Path) -> Result<(), ImageError> {

@@ -101,6 +101,7 @@ pub async fn run_with(
         board,
         own_oom_score: own_oom_score.trim().parse().unwrap_or(0),
         own_capabilities: own_capabilities(),
+        pulls: tokio::sync::Mutex::new(()),
     });
     let keeper = tokio::spawn(keeper.run(stop.clone()));
     let pods = tokio::spawn(Pods::new(context, adopted).run(stop.clone()));

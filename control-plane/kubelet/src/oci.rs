@@ -1,7 +1,7 @@
 //! The OCI runtime specification of one container: a pure translation of what the kubelet decided.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -157,8 +157,17 @@ pub struct Security {
     pub no_new_privileges: bool,
 }
 
-/// What a container is to be.
+/// What the containers of a pod share.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedIpc {
+    /// Their IPC namespace.
+    pub namespace: PathBuf,
+    /// What they see at `/dev/shm`.
+    pub shm: PathBuf,
+}
+
+/// What a container is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Program and arguments.
     pub args: Vec<String>,
@@ -172,8 +181,14 @@ pub struct ContainerSpec {
     pub hostname: String,
     /// Network namespace to join; `None` = the node's own.
     pub netns: Option<PathBuf>,
+    /// IPC namespace and `/dev/shm` of its pod; `None` = its own.
+    pub ipc: Option<SharedIpc>,
     /// It sees the processes of the node.
     pub host_pid: bool,
+    /// PID namespace to join; `None` = its own.
+    pub shared_pids: Option<PathBuf>,
+    /// Settings of the kernel for its namespaces.
+    pub sysctls: BTreeMap<String, String>,
     /// It shares memory and semaphores with the node.
     pub host_ipc: bool,
     /// Root file system, as the shim mounts it.
@@ -233,6 +248,7 @@ pub fn oci_config(spec: &ContainerSpec) -> Value {
         "linux": {
             "cgroupsPath": spec.cgroup_path,
             "namespaces": namespaces(spec),
+            "sysctl": spec.sysctls,
             "devices": spec.devices.iter().map(device).collect::<Vec<Value>>(),
             "resources": resources(spec),
             "maskedPaths": masked,
@@ -263,12 +279,17 @@ fn mounts(spec: &ContainerSpec) -> Vec<Value> {
     let system = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
     let sys_access = if spec.security.privileged { "rw" } else { "ro" };
     // Memory that is shared by name (shm_overview(7)) is files there, which an IPC namespace alone does not share.
-    let shm = if spec.host_ipc {
+    let shared = |source: &Path| {
         let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"];
-        json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": options })
-    } else {
-        let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
-        system("/dev/shm", "tmpfs", &options)
+        json!({ "destination": "/dev/shm", "type": "bind", "source": source, "options": options })
+    };
+    let shm = match &spec.ipc {
+        _ if spec.host_ipc => shared(Path::new("/dev/shm")),
+        Some(ipc) => shared(&ipc.shm),
+        None => {
+            let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+            system("/dev/shm", "tmpfs", &options)
+        }
     };
     let mut mounts = vec![
         system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -307,19 +328,19 @@ fn device(device: &Device) -> Value {
 }
 
 fn namespaces(spec: &ContainerSpec) -> Vec<Value> {
-    let own = [
-        ("pid", !spec.host_pid),
-        ("ipc", !spec.host_ipc),
-        ("uts", true),
-        ("mount", true),
-    ];
-    let mut namespaces: Vec<Value> = own
-        .into_iter()
-        .filter(|(_, own)| *own)
-        .map(|(kind, _)| json!({ "type": kind }))
-        .collect();
-    if let Some(path) = &spec.netns {
-        namespaces.push(json!({ "type": "network", "path": path }));
+    let of_pod = |kind: &str, path: Option<&PathBuf>| match path {
+        Some(path) => json!({ "type": kind, "path": path }),
+        None => json!({ "type": kind }),
+    };
+    let mut namespaces = vec![of_pod("uts", None), of_pod("mount", None)];
+    if !spec.host_pid {
+        namespaces.push(of_pod("pid", spec.shared_pids.as_ref()));
+    }
+    if !spec.host_ipc {
+        namespaces.push(of_pod("ipc", spec.ipc.as_ref().map(|ipc| &ipc.namespace)));
+    }
+    if spec.netns.is_some() {
+        namespaces.push(of_pod("network", spec.netns.as_ref()));
     }
     namespaces
 }
@@ -414,6 +435,55 @@ mod tests {
             };
             let seen = capabilities(&security).contains("MKNOD");
             assert_eq!(seen, expected, "{security:?}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_the_pods_the_nodes_or_the_containers_own() {
+        let ipc = SharedIpc {
+            namespace: "/pod/ipc".into(),
+            shm: "/pod/shm".into(),
+        };
+        let (pids, netns): (PathBuf, PathBuf) = ("/proc/7/ns/pid".into(), "/run/netns/a".into());
+        let (of_pod, of_node) = (
+            ContainerSpec {
+                ipc: Some(ipc),
+                shared_pids: Some(pids),
+                netns: Some(netns),
+                ..ContainerSpec::default()
+            },
+            ContainerSpec {
+                host_pid: true,
+                host_ipc: true,
+                ..ContainerSpec::default()
+            },
+        );
+        for (spec, expected, shm) in [
+            (&ContainerSpec::default(), "uts mount pid ipc", "tmpfs"),
+            (
+                &of_pod,
+                "uts mount pid=/proc/7/ns/pid ipc=/pod/ipc network=/run/netns/a",
+                "/pod/shm",
+            ),
+            (&of_node, "uts mount", "/dev/shm"),
+        ] {
+            let config = oci_config(spec);
+            let told = |one: &Value| match one["path"].as_str() {
+                Some(path) => format!("{}={path}", one["type"].as_str().unwrap_or_default()),
+                None => one["type"].as_str().unwrap_or_default().to_owned(),
+            };
+            let namespaces: Vec<String> = config["linux"]["namespaces"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(told)
+                .collect();
+            assert_eq!(namespaces.join(" "), expected);
+            let mounts = config["mounts"].as_array().expect("a list").iter();
+            let sources = mounts
+                .filter(|mount| mount["destination"] == "/dev/shm")
+                .map(|mount| &mount["source"]);
+            assert_eq!(sources.collect::<Vec<_>>(), [shm]);
         }
     }
 

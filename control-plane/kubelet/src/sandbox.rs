@@ -1,4 +1,4 @@
-//! A pod's sandbox: its network namespace, attached by CNI. Written to disk before each step, so that whatever a
+//! A pod's sandbox: its network namespace, attached by CNI, and the IPC namespace of its containers. Written to disk before each step, so that whatever a
 //! killed kubelet left can be undone by the next one.
 
 use std::fs;
@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use netlink::{Kernel, LinkChange, Namespace, Netlink};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
 use crate::cni::{Attachment, Bandwidth, CniError, NetworkConfig, PortMapping};
 use crate::config::Config;
 use crate::disk::{self, DiskError, OnPath};
+use crate::oci::SharedIpc;
 use crate::pod::quantity;
 
 /// Why there is no sandbox.
@@ -58,6 +62,9 @@ pub struct Sandbox {
     pub netns: Option<String>,
     /// What CNI was told and answered.
     pub attachment: Option<Attachment>,
+    /// Its containers share an IPC namespace and `/dev/shm`. Not in sandboxes of older kubelets.
+    #[serde(default)]
+    pub shares_ipc: bool,
 }
 
 impl Sandbox {
@@ -78,8 +85,12 @@ impl Sandbox {
             created_at: Timestamp::now(),
             netns: (!host_network).then(|| format!("cni-{id}")),
             attachment: None,
+            shares_ipc: true,
         };
         disk::make_dir(&config.pod_dir(&sandbox.uid))?;
+        let directory = config.pod_dir(&sandbox.uid);
+        let shared = tokio::task::spawn_blocking(move || make_shared(&directory)).await;
+        shared.map_err(|_| SandboxError::Interrupted)??;
         if let Err(error) = sandbox.attach(config, pod).await {
             if let Err(undo) = sandbox.destroy(config).await {
                 tracing::warn!(error = %undo, pod = sandbox.name, "failed sandbox not undone");
@@ -121,8 +132,11 @@ impl Sandbox {
         disk::read_json(&Self::file(config, uid))
     }
 
-    /// Whether its network namespace is still there: it is not after the machine was started anew.
-    pub fn is_whole(&self) -> bool {
+    /// Whether its namespaces are still there: they are not after the machine was started anew.
+    pub fn is_whole(&self, config: &Config) -> bool {
+        if self.ipc(config).is_some_and(|ipc| !is_namespace(&ipc.namespace)) {
+            return false;
+        }
         let attached = self
             .attachment
             .as_ref()
@@ -138,6 +152,7 @@ impl Sandbox {
             attachment.del(&config.cni_bin_dirs).await?;
         }
         self.forget_namespace()?;
+        remove_shared(&config.pod_dir(&self.uid))?;
         let file = Self::file(config, &self.uid);
         match fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(Err(error).on("remove", &file)?),
@@ -167,6 +182,15 @@ impl Sandbox {
         self.netns.as_deref().map(netns_path)
     }
 
+    /// What its containers share besides the network.
+    pub fn ipc(&self, config: &Config) -> Option<SharedIpc> {
+        let directory = config.pod_dir(&self.uid);
+        self.shares_ipc.then(|| SharedIpc {
+            namespace: directory.join(IPC),
+            shm: directory.join(SHM),
+        })
+    }
+
     fn save(&self, config: &Config) -> Result<(), SandboxError> {
         Ok(disk::write_json(&Self::file(config, &self.uid), self)?)
     }
@@ -174,6 +198,48 @@ impl Sandbox {
     fn file(config: &Config, uid: &str) -> PathBuf {
         config.pod_dir(uid).join("sandbox.json")
     }
+}
+
+/// Where a pod's IPC namespace and `/dev/shm` are kept, in its directory.
+const IPC: &str = "ipc";
+const SHM: &str = "shm";
+
+/// A new IPC namespace, which a mount keeps, and memory for `/dev/shm` (64 MiB, as every runtime gives).
+fn make_shared(directory: &Path) -> Result<(), DiskError> {
+    let (ipc, shm) = (directory.join(IPC), directory.join(SHM));
+    remove_shared(directory)?;
+    fs::write(&ipc, b"").on("create", &ipc)?;
+    let pin = ipc.clone();
+    // On a thread of its own, which ends with its namespace unless a mount keeps that.
+    let made = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWIPC)?;
+        let own = Path::new("/proc/thread-self/ns/ipc");
+        mount(Some(own), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    });
+    let made = made.join().unwrap_or(Err(nix::Error::EINTR));
+    made.on("make an IPC namespace at", &ipc)?;
+    disk::make_dir(&shm)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    let options = Some("mode=1777,size=65536k");
+    mount(Some("shm"), &shm, Some("tmpfs"), flags, options).on("mount memory at", &shm)
+}
+
+/// Lets go of what the containers of a pod shared; absence is success.
+pub fn remove_shared(pod_dir: &Path) -> Result<(), DiskError> {
+    let (ipc, shm) = (pod_dir.join(IPC), pod_dir.join(SHM));
+    for place in [&ipc, &shm] {
+        // EINVAL says that nothing is mounted there.
+        let _ = umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+    let removed = match fs::remove_file(&ipc) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", &ipc),
+        _ => Ok(()),
+    };
+    removed.and(disk::remove_tree(&shm))
+}
+
+fn is_namespace(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
 fn netns_path(name: &str) -> PathBuf {

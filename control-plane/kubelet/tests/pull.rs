@@ -276,6 +276,27 @@ mod privileged {
     }
 
     #[tokio::test]
+    async fn an_image_that_is_there_costs_its_manifest_alone() {
+        if !may_run("an_image_that_is_there_costs_its_manifest_alone") {
+            return;
+        }
+        let scratch = Scratch::new("twice");
+        let store = scratch.store();
+        let mut without_blobs = Registry::new(Gate::Open);
+        without_blobs
+            .contents
+            .retain(|path, _| path.starts_with("manifests/"));
+        let mut seen = Vec::new();
+        for registry in [Registry::new(Gate::Open), without_blobs] {
+            let reference = format!("{}/a/b:v1", registry.serve().await);
+            let image = pull(&store, &reference, &[]).await.expect("pulled");
+            assert_eq!(store.find(&reference).expect("readable"), Some(image.clone()));
+            seen.push(image.id);
+        }
+        assert_eq!(seen.first(), seen.last());
+    }
+
+    #[tokio::test]
     async fn what_is_not_as_announced_is_not_taken() {
         if !may_run("what_is_not_as_announced_is_not_taken") {
             return;

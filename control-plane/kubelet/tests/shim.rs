@@ -72,7 +72,8 @@ mod privileged {
                 terminal: false,
                 stdin: Stdin::Closed,
                 termination_log: self.state.join("termination-log"),
-                host_pid: false,
+                falls_back_to_log: false,
+                shares_pids: false,
                 sub_paths: Vec::new(),
                 created_at: Timestamp::now(),
             }
@@ -86,7 +87,10 @@ mod privileged {
                 cwd: "/".to_owned(),
                 hostname: "pod".to_owned(),
                 netns: None,
+                ipc: None,
                 host_pid: false,
+                shared_pids: None,
+                sysctls: std::collections::BTreeMap::new(),
                 host_ipc: false,
                 rootfs: self.runtime.container_dir(id).rootfs(),
                 mounts: Vec::new(),
@@ -204,6 +208,28 @@ mod privileged {
             assert!(Instant::now() < deadline, "processes {processes:?}, not {wanted}");
             std::thread::yield_now();
         }
+    }
+
+    #[tokio::test]
+    async fn a_container_joins_the_processes_of_another_and_ends_with_them() {
+        let Some(node) = Node::new("joined") else { return };
+        let first = node.start("first", &["/testserver", "sleep", "infinity"]).await;
+        let mut spec = node.spec("a", &["/testserver", "sleep", "infinity"]);
+        spec.shared_pids = Some(PathBuf::from(format!("/proc/{}/ns/pid", first.started.init.pid)));
+        let request = ContainerRequest {
+            shares_pids: true,
+            ..node.request("a")
+        };
+        let joined = node.runtime.start(request, &oci_config(&spec)).await;
+        let joined = joined.expect("the container starts");
+        let namespace = |of: &Container| {
+            let pid = of.started.init.pid;
+            fs::read_link(format!("/proc/{pid}/ns/pid")).expect("it runs")
+        };
+        assert_eq!(namespace(&joined), namespace(&first));
+        first.signal(Signal::KILL);
+        assert_eq!(first.ended().await.code, 137);
+        assert_eq!(joined.ended().await.code, 137);
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 mod end;
 mod limits;
+#[path = "../network/mod.rs"]
+mod network;
 mod reload;
 mod tls;
 
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
+use network::{answer, name_server, page};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -99,18 +102,8 @@ impl Running {
     }
 
     async fn get(&self, path: &str) -> String {
-        try_get(self.http, path).await.expect("a page")
+        page(self.http, path).await.expect("a page")
     }
-}
-
-/// A page over HTTP, where somebody serves it.
-async fn try_get(server: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(server).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.ok()?;
-    Some(page)
 }
 
 fn packet(id: u16, name: &str) -> Vec<u8> {

@@ -3,27 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::watch;
+
 use super::*;
 
 /// A name server that answers every question with this address, and counts.
 async fn upstream(address: [u8; 4]) -> (SocketAddr, Arc<AtomicUsize>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
-    let own = socket.local_addr().expect("address");
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
-    tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            count.fetch_add(1, Ordering::SeqCst);
-            let query = dns::question::Query::parse(&buffer[..length]).expect("a query");
-            let mut reply = query.head().to_vec();
-            reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-            reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0, 0, 4]);
-            reply.extend(address);
-            socket.send_to(&reply, from).await.expect("sent");
-        }
+    let own = name_server(move |query| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Some(answer(query, address))
     });
-    (own, asked)
+    (own.await, asked)
 }
 
 /// Asks for a name again and again on sockets of their own; gives how many answers came and how many did not.
@@ -204,17 +197,90 @@ async fn an_address_of_http_may_become_all_addresses_at_its_port_and_one_again()
         let deadline = Instant::now() + DEADLINE;
         // Pages, not bare connections: those that the client closes first keep ports from other tests for a minute.
         let elsewhere = SocketAddr::from(([127, 0, 0, 2], port));
-        while try_get(elsewhere, "/metrics").await.is_some() != is_everywhere {
+        while page(elsewhere, "/metrics").await.is_some() != is_everywhere {
             assert!(Instant::now() < deadline, "{address:?} is not taken");
             tokio::task::yield_now().await;
         }
         // Who was on the way to the socket that was given back is sent away, and asks again.
-        while try_get(server.http, "/metrics")
+        while page(server.http, "/metrics")
             .await
             .is_none_or(|page| !page.contains("\ncoredns_reload_failed_total 0\n"))
         {
             assert!(Instant::now() < deadline, "{address:?} is not served");
         }
     }
+    server.end().await;
+}
+
+/// What was heard of a server over a connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    lines: usize,
+    has_ended: bool,
+}
+
+/// Hears a connection to its end.
+fn hear(stream: UnixStream) -> watch::Receiver<Heard> {
+    let (heard, receiver) = watch::channel(Heard::default());
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stream).lines();
+        while let Ok(Some(_)) = lines.next_line().await {
+            heard.send_modify(|heard| heard.lines += 1);
+        }
+        heard.send_modify(|heard| heard.has_ended = true);
+        // Nobody is told of an end by the end of the channel.
+        heard.closed().await;
+    });
+    receiver
+}
+
+async fn until(heard: &mut watch::Receiver<Heard>, is_it: impl FnMut(&Heard) -> bool) -> Heard {
+    let waited = tokio::time::timeout(DEADLINE, heard.wait_for(is_it)).await;
+    *waited.expect("in time").expect("it is heard")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_is_replaced_goes_on_until_its_successor_has_everything() {
+    const HEARS: &str = r#"{"begin":{"version":1,"hears":true}}"#;
+    let folder = Folder::new("hand-over");
+    let corefile = |option: &str, address: &str| {
+        let feed = folder.file("dns.sock").display().to_string();
+        let state = folder.file("state").display().to_string();
+        format!(
+            ".:0 {{\n bind 127.0.0.1\n reload 2s 1s\n ready 127.0.0.1:0\n hosts /none/such {{\n {address} a.example\n \
+             fallthrough\n }}\n kubernetes cluster.local {{\n feed {feed}\n state {state}\n {option}\n }}\n}}\n"
+        )
+    };
+    let agent = Agent::listen(&folder.file("dns.sock"));
+    let web = service("web", "10.96.0.7");
+    let everything = [HEARS, &web, SYNCED[0], SYNCED[1], SYNCED[2], END];
+    let server = start_with(&folder, &corefile("", "10.0.0.1")).await;
+    let mut first = hear(agent.send(&everything).await);
+    server
+        .answers("web.default.svc.cluster.local", "NOERROR 10.96.0.7")
+        .await;
+
+    std::fs::write(
+        folder.file("Corefile"),
+        corefile("endpoint_pod_names", "10.0.0.2"),
+    )
+    .expect("written");
+    let mut second = agent.send(&[]).await;
+    server.answers("a.example", "NOERROR 10.0.0.2").await;
+    let before = first.borrow().lines;
+    let heard = until(&mut first, |heard| heard.has_ended || heard.lines >= before + 2).await;
+    assert!(
+        !heard.has_ended,
+        "nobody says any more that it answers: {heard:?}"
+    );
+
+    write(&mut second, &everything).await;
+    let mut second = hear(second);
+    until(&mut second, |heard| heard.lines > 0).await;
+    until(&mut first, |heard| heard.has_ended).await;
+    assert!(!second.borrow().has_ended);
+    server
+        .answers("web.default.svc.cluster.local", "NOERROR 10.96.0.7")
+        .await;
     server.end().await;
 }

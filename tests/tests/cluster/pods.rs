@@ -13,18 +13,18 @@ const SOON: Duration = Duration::from_secs(30);
 const REFRESHED: Duration = Duration::from_secs(120);
 
 /// A pod of one node, which ends quickly when it is deleted.
-fn pod(name: &str, spec: Value) -> Value {
+pub(super) fn pod(name: &str, spec: Value) -> Value {
     let mut spec = spec;
     spec["nodeName"] = json!("node-1");
     spec["terminationGracePeriodSeconds"] = json!(1);
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "of": "pods" } }, "spec": spec })
 }
 
-fn shell(name: &str, script: &str) -> Value {
+pub(super) fn shell(name: &str, script: &str) -> Value {
     json!({ "name": name, "image": SHELL, "args": ["-c", script] })
 }
 
-fn with(container: Value, more: Value) -> Value {
+pub(super) fn with(container: Value, more: Value) -> Value {
     let (mut container, more) = (container, more);
     for (key, value) in more.as_object().into_iter().flatten() {
         container[key] = value.clone();
@@ -36,11 +36,11 @@ fn config_map(name: &str, data: Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": data })
 }
 
-fn apply(cluster: &Cluster, object: &Value) -> anyhow::Result<()> {
+pub(super) fn apply(cluster: &Cluster, object: &Value) -> anyhow::Result<()> {
     cluster.apply(&object.to_string()).map(drop)
 }
 
-fn status_cell(cluster: &Cluster, name: &str, wanted: &[&str]) {
+pub(super) fn status_cell(cluster: &Cluster, name: &str, wanted: &[&str]) {
     let get = ["get", "pod", name, "--no-headers"];
     cluster.await_that(&get, SOON, |line| {
         let cells: Vec<&str> = line.split_whitespace().skip(1).take(wanted.len()).collect();
@@ -48,7 +48,7 @@ fn status_cell(cluster: &Cluster, name: &str, wanted: &[&str]) {
     });
 }
 
-fn events_of(cluster: &Cluster, name: &str, wanted: &[&str]) {
+pub(super) fn events_of(cluster: &Cluster, name: &str, wanted: &[&str]) {
     let selector = format!("involvedObject.name={name}");
     let columns = "custom-columns=R:.reason,F:.involvedObject.fieldPath,M:.message";
     let get = [
@@ -69,7 +69,7 @@ fn events_of(cluster: &Cluster, name: &str, wanted: &[&str]) {
     });
 }
 
-fn succeeded(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
+pub(super) fn succeeded(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     let phase = ["get", "pod", name, "-o", "jsonpath={.status.phase}"];
     let ended = cluster.await_that(&phase, SOON, |text| matches!(text, "Succeeded" | "Failed"));
     let log = cluster.run(&["logs", name, "--all-containers"])?;
@@ -77,7 +77,7 @@ fn succeeded(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     Ok(log)
 }
 
-fn delete(cluster: &Cluster) -> anyhow::Result<()> {
+pub(super) fn delete(cluster: &Cluster) -> anyhow::Result<()> {
     cluster
         .run(&["delete", "pods", "-l", "of=pods", "--wait=true"])
         .map(drop)
@@ -180,7 +180,9 @@ pub fn an_image_that_cannot_be_had_is_told_by_policy(cluster: &Cluster) -> anyho
             SHELL,
             "Always",
             "ImagePullBackOff",
-            "Failed spec.containers{c} Failed to pull image \"cwt/sh:v1\": no registry",
+            "Failed spec.containers{c} Failed to pull image \"cwt/sh:v1\": failed to resolve reference \
+             \"docker.io/cwt/sh:v1\": failed to do request: GET \
+             \"https://registry-1.docker.io/v2/cwt/sh/manifests/v1\": ",
         ),
         (
             "never",
@@ -470,21 +472,33 @@ pub fn a_changed_config_map_reaches_its_volume_as_a_whole(cluster: &Cluster) -> 
     apply(cluster, &config("old"))?;
     // Reads both through the link of one moment: an older a beside a newer b would be a torn volume.
     let script = "cd /cm; while true; do d=$(readlink ..data); [ \"$(cat $d/a)\" = \"$(cat $d/b)\" ] || echo torn; \
-        [ \"$(cat a)\" = new ] && exit 0; sleep 0.1; done";
-    let mounts = json!({ "volumeMounts": [{ "name": "cm", "mountPath": "/cm" }] });
+        [ \"$(cat a)\" = new ] && [ -e /later/a ] && echo $A && exit 0; sleep 0.1; done";
+    let source = json!({ "configMapKeyRef": { "name": "changing", "key": "a" } });
+    let mounts = json!({
+        "env": [{ "name": "A", "valueFrom": source }],
+        "volumeMounts": [{ "name": "cm", "mountPath": "/cm" }, { "name": "later", "mountPath": "/later" }],
+    });
     let spec = json!({
         "restartPolicy": "Never", "containers": [with(shell("c", script), mounts)],
-        "volumes": [{ "name": "cm", "configMap": { "name": "changing" } }],
+        "volumes": [
+            { "name": "cm", "configMap": { "name": "changing" } },
+            { "name": "later", "secret": { "secretName": "later", "optional": true } },
+        ],
     });
     apply(cluster, &pod("reader", spec))?;
     status_cell(cluster, "reader", &["1/1", "Running"]);
     apply(cluster, &config("new"))?;
+    let later = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "later" } });
+    apply(cluster, &with(later, json!({ "stringData": { "a": "1" } })))?;
     let phase = ["get", "pod", "reader", "-o", "jsonpath={.status.phase}"];
     cluster.await_output(&phase, "Succeeded", REFRESHED);
+    // What a variable was given stays.
+    let log = cluster.run(&["logs", "reader"])?;
     ensure!(
-        cluster.run(&["logs", "reader"])?.is_empty(),
-        "a torn volume was seen"
+        log == "old\n",
+        "a torn volume was seen, or a variable that changed: {log}"
     );
+    cluster.run(&["delete", "secret", "later"])?;
     delete(cluster)
 }
 

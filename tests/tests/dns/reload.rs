@@ -247,3 +247,34 @@ fn a_lenient_server_warns_of_a_plugin_once_for_each_corefile_that_has_it() {
     wait_until(here, "a.example", "192.0.2.4");
     assert_eq!((warned("hostess"), warned("waiter"), warned("porter")), (1, 1, 1));
 }
+
+#[test]
+fn a_refusal_is_told_again_once_another_corefile_was_taken_between() {
+    let (here, pages) = (free_address(), free_address());
+    let good = |address| {
+        block(
+            here.port(),
+            address,
+            &format!("bind 127.0.0.1\n prometheus {pages}"),
+        )
+    };
+    let bad = format!("{}b.example {{\n nonsense\n}}\n", good("192.0.2.9"));
+    let server = Plain::start(&good("192.0.2.1"));
+    for (times, next) in [(1, "192.0.2.2"), (2, "192.0.2.3")] {
+        server.write(&bad);
+        wait::until_value(
+            "it is refused",
+            DEADLINE,
+            || metric(pages, FAILED),
+            |failed| *failed == times as u64,
+        );
+        server.write(&good(next));
+        wait_until(here, "a.example", next);
+        let output = server.process.output();
+        assert_eq!(
+            output.matches("the Corefile changed and is refused").count(),
+            times,
+            "{output}"
+        );
+    }
+}

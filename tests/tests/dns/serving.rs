@@ -12,6 +12,7 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tests::directory::Directory;
+use tests::probe::queries;
 use tests::process::{Place, Process, command};
 use tests::{http, wait};
 
@@ -231,4 +232,35 @@ fn unread(port: u16) -> (usize, usize) {
         .collect();
     let full = own.iter().filter(|row| !row[4].ends_with(":00000000")).count();
     (own.len(), full)
+}
+
+#[test]
+fn a_block_at_every_address_shares_those_of_ipv4_with_one_that_says_so_and_is_not_asked_where_another_binds()
+{
+    let port = free_address().port();
+    let block = |zone: &str, number: u8, bind: &str| {
+        format!("{zone}:{port} {{\n {bind}\n hosts /none/such {{\n 192.0.2.{number} {zone}\n }}\n}}\n")
+    };
+    let blocks = [
+        block("every.example", 1, ""),
+        block("all-v4.example", 2, "bind 0.0.0.0"),
+        block("own.example", 3, "bind 127.0.0.2"),
+    ];
+    const REFUSED: &str = "code 5, [0, 0] answers";
+    let _server = Plain::start(&blocks.concat());
+    for (server, answers) in [
+        ("127.0.0.1", ["192.0.2.1", "192.0.2.2", REFUSED]),
+        ("127.0.0.2", [REFUSED, REFUSED, "192.0.2.3"]),
+        ("::1", ["192.0.2.1", REFUSED, REFUSED]),
+    ] {
+        let server = SocketAddr::new(server.parse().expect("an address"), port);
+        let zones = ["every.example", "all-v4.example", "own.example"];
+        assert_eq!(zones.map(|zone| ask(server, zone)), answers, "{server} by UDP");
+        let by_tcp = zones.map(|zone| {
+            let packet = queries::query(7, zone);
+            let address = queries::address(&packet, &ask_tcp(server, &packet));
+            address.map_or_else(|instead| instead, |address| address.to_string())
+        });
+        assert_eq!(by_tcp, answers, "{server} by TCP");
+    }
 }

@@ -1,12 +1,11 @@
 //! Services with no endpoints, with endpoints that are not ready, and Services that are not the proxy's.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use tests::wait;
+use tests::{http, wait};
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::Outcome::Refused;
@@ -136,11 +135,7 @@ pub fn fast_path(world: &World) -> anyhow::Result<()> {
 }
 
 fn health(agent: SocketAddr) -> anyhow::Result<Value> {
-    let mut stream = TcpStream::connect_timeout(&agent, SOON)?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = http::get(agent, "/healthz")?;
     let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
     Ok(serde_json::from_str(body)?)
 }

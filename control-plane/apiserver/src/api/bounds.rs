@@ -23,6 +23,8 @@ use crate::status::{Failure, Result};
 const MAX_BODY_BYTES: usize = 3 << 20;
 /// What a value of a body takes when it is read, in bytes, as an upper bound.
 const VALUE_BYTES: usize = 512;
+/// What an object of a list takes, as an upper bound of nearly all; a pod takes about that.
+const OBJECT_BYTES: usize = 16 << 10;
 /// An answer leaves in pieces, so that what a slow client has not read is known to wait.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -32,8 +34,9 @@ pub struct Bounds {
     writing: Arc<Semaphore>,
     /// KiB of bodies that arrive.
     bodies: Arc<Semaphore>,
-    /// KiB of values that they are made of.
+    /// KiB of values that they, and lists, are made of.
     values: Arc<Semaphore>,
+    all_values_kib: u32,
     body_timeout: Duration,
 }
 
@@ -44,12 +47,13 @@ pub(super) struct Room(Vec<OwnedSemaphorePermit>);
 impl Bounds {
     /// All of it free.
     pub fn new(limits: &Limits) -> Self {
-        let kib = |bytes: usize| Arc::new(Semaphore::new(bytes >> 10));
+        let kib_of = |bytes: usize| Arc::new(Semaphore::new(kib(bytes) as usize));
         Bounds {
             reading: Arc::new(Semaphore::new(limits.reading)),
             writing: Arc::new(Semaphore::new(limits.writing)),
-            bodies: kib(limits.body_bytes),
-            values: kib(limits.value_bytes),
+            bodies: kib_of(limits.body_bytes),
+            values: kib_of(limits.value_bytes),
+            all_values_kib: kib(limits.value_bytes),
             body_timeout: limits.body_timeout,
         }
     }
@@ -73,6 +77,12 @@ impl Bounds {
         }
     }
 
+    /// Room for the objects of a list as long as it is made; where there is none, others make theirs first.
+    pub(super) async fn objects(&self, count: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = kib(count.saturating_mul(OBJECT_BYTES)).min(self.all_values_kib);
+        self.values.clone().acquire_many_owned(wanted).await.ok()
+    }
+
     /// A request's whole body; its room is in `room` then.
     ///
     /// # Errors
@@ -80,10 +90,8 @@ impl Bounds {
     pub(super) async fn body(&self, body: Incoming, room: &mut Room) -> Result<Bytes> {
         let read = tokio::time::timeout(self.body_timeout, self.read(body, room));
         let body = read.await.unwrap_or_else(|_| Err(Failure::timed_out()))?;
-        let values = self
-            .values
-            .clone()
-            .acquire_many_owned(kib(VALUE_BYTES * values_at_most(&body)));
+        let wanted = kib(VALUE_BYTES * values_at_most(&body)).min(self.all_values_kib);
+        let values = self.values.clone().acquire_many_owned(wanted);
         room.0.extend(values.await);
         Ok(body)
     }
@@ -151,7 +159,7 @@ pub(crate) struct Held<T> {
 
 impl<T: Send + Unpin + 'static> Held<T> {
     /// `held` is dropped with the body.
-    pub(crate) fn new(body: Body, held: T) -> Body {
+    pub(crate) fn body(body: Body, held: T) -> Body {
         Body::new(Held {
             body,
             rest: Bytes::new(),

@@ -7,40 +7,72 @@ use crate::negotiate::short_version;
 use crate::object::{self, Fields};
 use crate::resources::{Resource, unknown_fields};
 use crate::status::{Failure, Result};
+use crate::values::MAX_TOLD;
 
-/// Types and unknown fields; what becomes of the latter the client decides (`fieldValidation`).
-pub(super) fn decode(call: &Call, object: Value, warnings: &mut Vec<String>) -> Result<Value> {
+/// Types, unknown and duplicate fields; what becomes of the latter two the client decides (`fieldValidation`). What the
+/// body says of `managedFields` stays as it is: it has rules of its own.
+pub(super) fn decode(
+    call: &Call,
+    object: Value,
+    duplicates: &[String],
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
     let resource = call.resource;
     let mut object = object;
-    object::metadata(&mut object).remove("managedFields");
+    let managed = take_managed(resource, &mut object)?;
     let given = object.clone();
-    let kept = (resource.decode)(object).map_err(|why| {
-        let (kind, version) = (resource.kind, resource.api_version());
-        Failure::bad_request(format!(
-            "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
-            short_version(&version)
-        ))
-    })?;
+    let mut kept = (resource.decode)(object).map_err(|why| unhandled(resource, why))?;
     let unknown = unknown_fields(&given, &kept);
-    if !unknown.is_empty() {
-        let told: Vec<String> = unknown
-            .iter()
-            .map(|path| format!("unknown field \"{path}\""))
-            .collect();
+    if let Some(managed) = managed {
+        object::metadata(&mut kept).insert("managedFields".to_owned(), managed);
+    }
+    let duplicates = duplicates
+        .iter()
+        .map(|path| format!("duplicate field \"{path}\""));
+    let unknown = unknown
+        .iter()
+        .take(MAX_TOLD)
+        .map(|path| format!("unknown field \"{path}\""));
+    let told: Vec<String> = duplicates.chain(unknown).collect();
+    if !told.is_empty() {
         match call.query.get("fieldValidation") {
             Some("Strict") => {
-                let (kind, version) = (resource.kind, resource.api_version());
-                let all = told.join(", ");
-                return Err(Failure::bad_request(format!(
-                    "{kind} in version \"{}\" cannot be handled as a {kind}: strict decoding error: {all}",
-                    short_version(&version)
-                )));
+                return Err(unhandled(
+                    resource,
+                    format!("strict decoding error: {}", told.join(", ")),
+                ));
             }
             Some("Ignore") => {}
             _ => warnings.extend(told),
         }
     }
     Ok(kept)
+}
+
+fn unhandled(resource: &Resource, why: String) -> Failure {
+    let (kind, version) = (resource.kind, resource.api_version());
+    Failure::bad_request(format!(
+        "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
+        short_version(&version)
+    ))
+}
+
+fn take_managed(resource: &Resource, object: &mut Value) -> Result<Option<Value>> {
+    let managed = object::metadata(object).remove("managedFields");
+    let is_list = |list: &Value| {
+        let items = list.as_array();
+        items.is_some_and(|items| items.iter().all(Value::is_object))
+    };
+    match managed.filter(|list| !list.is_null()) {
+        Some(list) if !is_list(&list) => {
+            let field = "Go struct field ObjectMeta.metadata.managedFields of type []v1.ManagedFieldsEntry";
+            Err(unhandled(
+                resource,
+                format!("json: cannot unmarshal into {field}"),
+            ))
+        }
+        list => Ok(list),
+    }
 }
 
 /// The body must be of the kind that the path says; what it leaves out is filled in.

@@ -1,6 +1,8 @@
 //! The handlers: one request in, one response out. Everything is generic over the rows of the table.
 
 mod access;
+mod apply;
+mod author;
 mod bounds;
 mod decode;
 mod delete;
@@ -40,7 +42,7 @@ use crate::resources::{Registry, Resource, Serves};
 use crate::services::Ranges;
 use crate::status::{Failure, Result};
 use crate::storage::Storage;
-use crate::tokens::{Bearer, Tokens};
+use crate::tokens::{Bearer, Bound, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
 pub use bounds::Bounds;
@@ -134,7 +136,7 @@ impl Api {
         let path = match info.target {
             Target::Other(segments) => {
                 let answer = self.other(&segments, &query, &parts.headers).await?;
-                return Ok(answer.map(|body| Held::new(body, room)));
+                return Ok(answer.map(|body| Held::body(body, room)));
             }
             Target::Resource(path) => path,
         };
@@ -186,7 +188,7 @@ impl Api {
         if packs {
             answer = negotiate::packed(answer).await?;
         }
-        Ok(answer.map(|body| Held::new(body, room)))
+        Ok(answer.map(|body| Held::body(body, room)))
     }
 
     async fn resource_call(
@@ -253,7 +255,8 @@ impl Api {
         Ok(User::from_bearer(&bearer))
     }
 
-    /// Whom a token speaks for that is valid for one of the audiences and whose account (and pod) still exist.
+    /// Whom a token speaks for that is valid for one of the audiences and whose account, and what it is bound to, still
+    /// exist.
     pub(crate) async fn bearer(&self, token: &str, audiences: &[String]) -> Result<Option<Bearer>> {
         let Some(bearer) = self.tokens.verify(token, audiences) else {
             return Ok(None);
@@ -265,11 +268,11 @@ impl Api {
         if account.is_none_or(|account| object::uid(&account) != bearer.uid) {
             return Ok(None);
         }
-        if let Some((name, uid)) = &bearer.pod {
-            let pod = self
-                .look_up(self.registry.kind("", "Pod"), Some(&bearer.namespace), name)
-                .await?;
-            if pod.is_none_or(|pod| object::uid(&pod) != uid) {
+        if let Some(Bound { kind, name, uid }) = &bearer.bound {
+            let resource = self.registry.kind("", kind.kind());
+            let namespace = kind.is_namespaced().then_some(bearer.namespace.as_str());
+            let found = self.look_up(resource, namespace, name).await?;
+            if found.is_none_or(|found| object::uid(&found) != uid) {
                 return Ok(None);
             }
         }

@@ -3,8 +3,10 @@
 use serde_json::Value;
 
 use super::Call;
+use super::author::MAX_MANAGER;
 use crate::negotiate;
 use crate::object::Fields;
+use crate::patch::SERVER_SIDE_APPLY;
 use crate::status::{Failure, Result};
 
 /// The finalizer of an object whose dependents are let go before it goes (the garbage collector removes it).
@@ -21,6 +23,7 @@ pub(super) fn check_write_options(verb: &str, call: &Call) -> Result<()> {
         _ => return Ok(()),
     };
     check_dry_run(kind, call.query.get("dryRun"))?;
+    check_manager(kind, call)?;
     match call.query.get("fieldValidation") {
         None | Some("Ignore" | "Warn" | "Strict") => Ok(()),
         Some(other) => {
@@ -29,6 +32,25 @@ pub(super) fn check_write_options(verb: &str, call: &Call) -> Result<()> {
             Err(Failure::invalid_options(kind, why))
         }
     }
+}
+
+/// `ValidatePatchOptions`, `ValidateFieldManager`.
+fn check_manager(kind: &str, call: &Call) -> Result<()> {
+    let applies = negotiate::content_type(&call.headers) == SERVER_SIDE_APPLY && kind.starts_with("Patch");
+    let why = match call.query.get("fieldManager") {
+        None if applies => "fieldManager: Required value: is required for apply patch".to_owned(),
+        Some(name) if name.len() > MAX_MANAGER => {
+            format!("fieldManager: Too long: may not be more than {MAX_MANAGER} bytes")
+        }
+        Some(name) if name.chars().any(char::is_control) => {
+            format!("fieldManager: Invalid value: {name:?}: should only contain printable characters")
+        }
+        _ if !applies && kind.starts_with("Patch") && call.query.get("force").is_some() => {
+            "force: Forbidden: may not be specified for non-apply patch".to_owned()
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::invalid_options(kind, why))
 }
 
 fn check_dry_run(kind: &str, given: Option<&str>) -> Result<()> {

@@ -8,6 +8,7 @@ use super::write::{Part, check_preconditions};
 use super::{Api, Call, now};
 use crate::object::{self, Fields};
 use crate::status::{self, Failure, Result};
+use crate::tokens::{Bound, BoundKind};
 use crate::{authz, kubelet, negotiate};
 
 impl Api {
@@ -152,7 +153,7 @@ impl Api {
             .ok_or_else(|| Failure::not_found(nodes, node))
     }
 
-    /// `serviceaccounts/token`: a signed token, bound to a Pod when the request says so.
+    /// `serviceaccounts/token`: a signed token, bound to a Pod, a Secret or a Node when the request says so.
     pub(super) async fn issue_token(&self, call: &Call) -> Result<Response<Body>> {
         let mut request = negotiate::decode_body(&call.headers, &call.body)?;
         if !request.is_object() {
@@ -160,48 +161,60 @@ impl Api {
         }
         let account = self.stored(call).await?;
         check_expiration(&request)?;
-        let bound = request.at("spec.boundObjectRef").clone();
-        let pods = self.registry.kind("", "Pod");
-        let pod = match bound.text("kind") {
-            "Pod" => {
-                let found = self.look_up(pods, call.namespace(), bound.text("name")).await?;
-                Some(found.ok_or_else(|| Failure::not_found(pods, bound.text("name")))?)
-            }
+        let reference = request.at("spec.boundObjectRef");
+        let bound = match reference.text("kind") {
             "" => None,
-            // A token that outlives what it was to be bound to would be worse than none.
             kind => {
-                let told = format!(
-                    "cannot bind token for object of type {}, Kind={kind}",
-                    bound.text("apiVersion")
-                );
-                return Err(Failure::bad_request(told));
+                // A token that outlives what it was to be bound to would be worse than none.
+                let kind = BoundKind::named(reference.text("apiVersion"), kind).ok_or_else(|| {
+                    Failure::bad_request(format!(
+                        "cannot bind token for object of type {}, Kind={kind}",
+                        reference.text("apiVersion")
+                    ))
+                })?;
+                Some((kind, self.bound_object(call, kind, reference).await?))
             }
         };
-        if let Some(pod) = &pod {
-            let wanted = bound.text("uid");
-            if !wanted.is_empty() && wanted != object::uid(pod) {
-                let why = format!(
-                    "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
-                );
-                return Err(Failure::conflict(pods, object::name(pod), why));
-            }
-        }
         // A node gets tokens only for pods that run on it (NodeRestriction).
-        let foreign = pod.as_ref().is_none_or(|pod| {
-            authz::pod_is_foreign_to(&call.user, pod) || pod.text("spec.serviceAccountName") != call.name()
+        let is_own_pod = bound.as_ref().is_some_and(|(kind, pod)| {
+            *kind == BoundKind::Pod
+                && !authz::pod_is_foreign_to(&call.user, pod)
+                && pod.text("spec.serviceAccountName") == call.name()
         });
-        if authz::is_held_to_its_node(&call.user) && foreign {
+        if authz::is_held_to_its_node(&call.user) && !is_own_pod {
             let why = "node requested token not bound to a pod on it";
             return Err(Failure::forbidden_object(call.resource, call.name(), why));
         }
+        let bound = bound.map(|(kind, object)| Bound {
+            kind,
+            name: object::name(&object).to_owned(),
+            uid: object::uid(&object).to_owned(),
+        });
         object::default_to(&mut request, "apiVersion", "authentication.k8s.io/v1");
         object::default_to(&mut request, "kind", "TokenRequest");
         object::section(&mut request, "spec");
         let answer = self
             .tokens
-            .issue(&account, &request, pod.as_ref(), now())
+            .issue(&account, &request, bound.as_ref(), now())
             .map_err(Failure::internal)?;
         Ok(negotiate::respond(201, &answer, call.wanted.yaml))
+    }
+
+    /// What a token is to be bound to, which has the uid that was said.
+    async fn bound_object(&self, call: &Call, kind: BoundKind, reference: &Value) -> Result<Value> {
+        let resource = self.registry.kind("", kind.kind());
+        let namespace = call.namespace().filter(|_| kind.is_namespaced());
+        let name = reference.text("name");
+        let found = self.look_up(resource, namespace, name).await?;
+        let found = found.ok_or_else(|| Failure::not_found(resource, name))?;
+        let wanted = reference.text("uid");
+        if !wanted.is_empty() && wanted != object::uid(&found) {
+            let why = format!(
+                "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
+            );
+            return Err(Failure::conflict(resource, name, why));
+        }
+        Ok(found)
     }
 
     /// `deployments/scale` and its like.

@@ -63,6 +63,15 @@ impl Api {
         if call.path.name.is_some() {
             return Err(Failure::method_not_allowed());
         }
+        let all = self.caches.of(&self.storage, call.resource).count();
+        let most = call
+            .query
+            .int("limit")
+            .and_then(|limit| usize::try_from(limit).ok());
+        let wanted = most
+            .filter(|limit| *limit > 0)
+            .map_or(all, |limit| limit.min(all));
+        let _room = self.bounds.objects(wanted).await;
         let listed = self.selected(call).await?;
         Ok(self.respond_list(call, listed))
     }

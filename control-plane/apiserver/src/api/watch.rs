@@ -193,6 +193,7 @@ impl Api {
         }
         // Nothing less than the newest state will do: by etcd's word, then changes after that revision.
         let prefix = self.storage.scope_prefix(call.resource, call.namespace());
+        let _room = self.bounds.objects(cache.count()).await;
         let (pairs, after) = self.storage.list_pairs(&prefix, None).await?;
         if after < revision {
             return Err(Failure::revision_too_large(revision, after));
@@ -269,7 +270,7 @@ impl Wish {
     fn change_line(&self, change: &Change) -> Option<Bytes> {
         let selected = |item: &Option<Arc<Item>>| {
             item.as_ref().is_some_and(|item| match self.resource.serves {
-                Serves::EventsView => {
+                Serves::View(_) => {
                     let view = self.resource.outward(item.object.clone());
                     self.selection.matches(self.resource, &view)
                 }

@@ -1,4 +1,4 @@
-//! create, update and patch: decode, default, admit, validate, and one transaction.
+//! create, update and patch: decode, default, admit, validate, say whose the fields are, and one transaction.
 
 use std::time::Duration;
 
@@ -6,15 +6,18 @@ use axum::body::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::author::{Author, put_managed, take_managed};
 use super::decode::{check_kind, check_namespace_field, decode};
 use super::{Api, Call, SYNC_LIMIT, now};
+use crate::managed::{Given, Operation};
 use crate::object::{self, Fields};
-use crate::patch::Patch;
+use crate::patch::{Patch, SERVER_SIDE_APPLY};
 use crate::resources::field::{Errors, FieldError};
-use crate::resources::{Resource, validate_metadata, validate_metadata_update};
+use crate::resources::{Resource, Serves, View, validate_metadata, validate_metadata_update};
 use crate::services::{self, Claim, Holding};
 use crate::status::{Failure, Result};
 use crate::storage::{Commit, Outcome};
+use crate::values::Read;
 use crate::{admission, authz, negotiate, rbac};
 
 /// Attempts of a write that nobody pinned to a resourceVersion.
@@ -36,10 +39,22 @@ pub(super) enum Part {
 
 impl Api {
     pub(super) async fn create(&self, call: &Call) -> Result<Response<Body>> {
-        let mut body = negotiate::decode_body(&call.headers, &call.body)?;
+        let Read {
+            mut value,
+            duplicates,
+        } = negotiate::read_body(&call.headers, &call.body)?;
         let mut warnings = Vec::new();
-        self.settle_name(call, &mut body)?;
-        let object = decode(call, body, &mut warnings)?;
+        self.settle_name(call, &mut value)?;
+        let object = decode(call, value, &duplicates, &mut warnings)?;
+        let author = Author::Updater(call.manager(self.registry, Operation::Update));
+        let stored = self.create_decoded(call, object, author).await?;
+        let mut response = self.respond_object(call, 201, stored);
+        negotiate::add_warnings(&mut response, &warnings);
+        Ok(response)
+    }
+
+    /// Everything that a request to create does after decoding.
+    pub(super) async fn create_decoded(&self, call: &Call, object: Value, author: Author) -> Result<Value> {
         if call.resource.kind == "Node" && authz::node_is_foreign_to(&call.user, object::name(&object)) {
             let why = format!("node {} is not allowed to make other nodes", call.user.name);
             return Err(Failure::forbidden_object(
@@ -49,12 +64,8 @@ impl Api {
             ));
         }
         self.check_grant(call, None, &object).await?;
-        let stored = self
-            .insert(call.resource, call.namespace(), object, call.dry_run())
-            .await?;
-        let mut response = self.respond_object(call, 201, stored);
-        negotiate::add_warnings(&mut response, &warnings);
-        Ok(response)
+        self.insert(call.resource, call.namespace(), object, author, call.dry_run())
+            .await
     }
 
     /// Namespace from the path, name from `generateName` when there is none.
@@ -90,7 +101,7 @@ impl Api {
         match self.look_up(resource, None, &name).await? {
             Some(current) if kind == "ClusterRole" => self.complete_role(resource, &current, &object).await?,
             Some(_) => {}
-            None => match self.insert(resource, None, object, false).await {
+            None => match self.insert(resource, None, object, Author::Nobody, false).await {
                 Err(failure) if failure.reason != "AlreadyExists" => return Err(failure),
                 _ => {}
             },
@@ -134,6 +145,7 @@ impl Api {
         served: &'static Resource,
         namespace: Option<&str>,
         object: Value,
+        author: Author,
         dry_run: bool,
     ) -> Result<Value> {
         let resource = served.stored_row(self.registry);
@@ -141,9 +153,14 @@ impl Api {
         if let Some(namespace) = namespace {
             admission::check_namespace(self, resource, namespace, &name).await?;
         }
+        let mut errors = Errors::default();
+        if served.serves == Serves::View(View::Event) {
+            (served.validate)(&object, &mut errors);
+        }
         let mut object = served.inward(object);
         stamp_new(resource, &mut object);
         (resource.defaults)(&mut object);
+        let owners = author.of_new(resource, &object);
         (resource.prepare_create)(&mut object);
         if resource.kind == "Pod" {
             admission::add_service_account(self, resource, &mut object).await?;
@@ -153,12 +170,12 @@ impl Api {
             services::settle_families(&mut object, None, &self.ranges.cidrs)
                 .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
         }
-        let mut errors = Errors::default();
         validate_metadata(resource, &object, &mut errors);
         (resource.validate)(&object, &mut errors);
         errors
             .into_result()
             .map_err(|errors| Failure::invalid(resource, &name, &errors))?;
+        owners.write(&mut object);
         let write = Write {
             resource,
             namespace,
@@ -171,19 +188,15 @@ impl Api {
     }
 
     pub(super) async fn update(&self, call: &Call, part: Part) -> Result<Response<Body>> {
-        let mut body = negotiate::decode_body(&call.headers, &call.body)?;
-        check_kind(call.resource, &mut body)?;
-        check_namespace_field(call, &mut body)?;
-        let given = object::name(&body);
-        if !given.is_empty() && given != call.name() {
-            let told = format!(
-                "the name of the object ({given}) does not match the name on the URL ({})",
-                call.name()
-            );
-            return Err(Failure::bad_request(told));
-        }
+        let Read {
+            mut value,
+            duplicates,
+        } = negotiate::read_body(&call.headers, &call.body)?;
+        check_kind(call.resource, &mut value)?;
+        check_namespace_field(call, &mut value)?;
+        check_name(call, &value)?;
         let mut warnings = Vec::new();
-        let body = decode(call, body, &mut warnings)?;
+        let body = decode(call, value, &duplicates, &mut warnings)?;
         let stored = self.change(call, part, |_| Ok(body.clone())).await?;
         let mut response = self.respond_object(call, 200, stored);
         negotiate::add_warnings(&mut response, &warnings);
@@ -191,14 +204,21 @@ impl Api {
     }
 
     pub(super) async fn patch(&self, call: &Call, part: Part) -> Result<Response<Body>> {
-        let patch = Patch::parse(negotiate::content_type(&call.headers), &call.body)?;
+        let content_type = negotiate::content_type(&call.headers);
+        if content_type == SERVER_SIDE_APPLY {
+            return self.apply(call, part).await;
+        }
+        let Read {
+            value: patch,
+            duplicates,
+        } = Patch::parse(content_type, &call.body)?;
         let mut warnings = Vec::new();
         let stored = self
             .change(call, part, |current| {
                 warnings.clear();
                 let mut patched = patch.apply(current)?;
                 check_kind(call.resource, &mut patched)?;
-                decode(call, patched, &mut warnings)
+                decode(call, patched, &duplicates, &mut warnings)
             })
             .await?;
         let mut response = self.respond_object(call, 200, stored);
@@ -207,20 +227,38 @@ impl Api {
     }
 
     /// Reads, changes, writes back; again when somebody else was faster and the change does not insist on a
-    /// resourceVersion.
+    /// resourceVersion. Who asks owns what differs afterwards.
     pub(super) async fn change(
         &self,
         call: &Call,
         part: Part,
         mut change: impl FnMut(&Value) -> Result<Value>,
     ) -> Result<Value> {
+        let manager = call.manager(self.registry, Operation::Update);
+        self.change_stored(call, part, |current| {
+            let mut current = current.clone();
+            if part != Part::Object {
+                // Only a write of the object itself may say whose its fields are.
+                take_managed(&mut current);
+            }
+            let changed = change(&call.resource.outward(current))?;
+            Ok((call.resource.inward(changed), Author::Updater(manager.clone())))
+        })
+        .await
+    }
+
+    /// The same in the form that is stored, by whoever the change says.
+    pub(super) async fn change_stored(
+        &self,
+        call: &Call,
+        part: Part,
+        mut change: impl FnMut(&Value) -> Result<(Value, Author)>,
+    ) -> Result<Value> {
         for _ in 0..ATTEMPTS {
             let current = self.stored(call).await?;
-            let changed = call
-                .resource
-                .inward(change(&call.resource.outward(current.clone()))?);
+            let (changed, author) = change(&current)?;
             check_preconditions(call.resource, &changed, &current)?;
-            if let Some(written) = self.replace(call, part, current, changed).await? {
+            if let Some(written) = self.replace(call, part, current, changed, author).await? {
                 return Ok(written);
             }
         }
@@ -232,10 +270,13 @@ impl Api {
         &self,
         call: &Call,
         part: Part,
-        current: Value,
-        changed: Value,
+        mut current: Value,
+        mut changed: Value,
+        author: Author,
     ) -> Result<Option<Value>> {
         let resource = call.resource.stored_row(self.registry);
+        let recorded = take_managed(&mut current);
+        let given = Given::read(&take_managed(&mut changed), part == Part::Object);
         if resource.kind == "Pod"
             && let Some(why) = authz::pod_change_refusal(&call.user, &current, &changed)
         {
@@ -270,9 +311,12 @@ impl Api {
             let removed = call.dry_run() || self.remove(resource, call.namespace(), &current).await?;
             return Ok(removed.then_some(new));
         }
-        if new == current {
+        let owners = author.after(&recorded, given, &current, &new);
+        if new == current && owners.as_ref().is_none_or(|owners| *owners == recorded) {
+            put_managed(&mut current, recorded);
             return Ok(Some(current));
         }
+        put_managed(&mut new, owners.unwrap_or(recorded));
         let write = Write {
             resource,
             namespace: call.namespace(),
@@ -369,6 +413,18 @@ impl Api {
             Holding::Port(port) => format!("{}core/servicenodeports/{port}", self.storage.root()),
         }
     }
+}
+
+/// The name in the body is the one on the URL, where there is one.
+pub(super) fn check_name(call: &Call, object: &Value) -> Result<()> {
+    let given = object::name(object);
+    if given.is_empty() || given == call.name() {
+        return Ok(());
+    }
+    Err(Failure::bad_request(format!(
+        "the name of the object ({given}) does not match the name on the URL ({})",
+        call.name()
+    )))
 }
 
 /// A write about to be committed.

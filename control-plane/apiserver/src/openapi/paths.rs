@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::schemas::{self, DELETE_OPTIONS, PATCH, STATUS};
 use super::{Dialect, group_path};
-use crate::resources::{Resource, Serves, Subresource};
+use crate::resources::{Resource, Subresource};
 
 /// Name, type, description.
 type Parameter = (&'static str, &'static str, &'static str);
@@ -137,33 +137,31 @@ fn endpoints(row: &Resource) -> Vec<Endpoint<'_>> {
     };
     let collection = format!("{root}/{scope}{}", row.plural);
     let kind = schemas::group_version_kind((row.group, row.version), row.kind);
-    let endpoint = |path: &str, suffix: &str, operations: Vec<Operation>| Endpoint {
-        row,
-        path: path.to_owned(),
-        suffix: suffix.to_owned(),
-        kind: kind.clone(),
-        operations,
-    };
-    if row.serves == Serves::Reviews {
-        return vec![endpoint(&collection, "", vec![create(&name)])];
-    }
     let object = format!("{collection}/{{name}}");
-    let mut operations = changes(&name);
-    operations.push(delete());
-    let mut found = vec![
-        endpoint(
-            &collection,
-            "",
-            vec![list(&name), create(&name), delete_collection()],
-        ),
-        endpoint(&object, "", operations),
-    ];
+    let mut found = Vec::new();
+    let mut add = |path: &str, suffix: &str, operations: Vec<Operation>| {
+        let serves = |operation: &Operation| row.verbs().contains(&operation.serves());
+        let operations: Vec<Operation> = operations.into_iter().filter(serves).collect();
+        if !operations.is_empty() {
+            found.push(Endpoint {
+                row,
+                path: path.to_owned(),
+                suffix: suffix.to_owned(),
+                kind: kind.clone(),
+                operations,
+            });
+        }
+    };
+    let whole = vec![list(&name), create(&name), delete_collection()];
+    add(&collection, "", whole);
+    add(
+        &object,
+        "",
+        changes(&name).into_iter().chain([delete()]).collect(),
+    );
     if row.namespaced {
-        found.push(endpoint(
-            &format!("{root}/{}", row.plural),
-            "ForAllNamespaces",
-            vec![list(&name)],
-        ));
+        let everywhere = format!("{root}/{}", row.plural);
+        add(&everywhere, "ForAllNamespaces", vec![list(&name)]);
     }
     let below = row.subresources();
     found.extend(below.iter().map(|sub| subresource(row, &name, &object, sub)));
@@ -212,6 +210,15 @@ impl Operation {
             parameters: parameters.to_vec(),
             takes: None,
             gives: None,
+        }
+    }
+
+    /// The verb that it is for clients.
+    fn serves(&self) -> &'static str {
+        match self.action {
+            "post" => "create",
+            "put" => "update",
+            other => other,
         }
     }
 

@@ -8,48 +8,53 @@ use k8s_openapi::schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::{Dialect, merge};
-use crate::resources::{Resource, Serves};
+use crate::resources::Resource;
 
 /// Schemas by their names (`io.k8s.api.core.v1.Pod`).
 pub(super) type Definitions = Map<String, Value>;
 
 pub(super) const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
-pub(super) const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 pub(super) const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 
 /// Everything that the rows' objects are made of, and what is exchanged about them.
 pub(super) fn of<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect) -> Definitions {
+    let rows: Vec<&Resource> = rows.collect();
     let mut generator = SchemaSettings::draft07().into_generator();
     let mut kinds = Vec::new();
-    let mut lists = Vec::new();
-    for row in rows {
-        let name = name(row);
-        let is_listed = row.serves != Serves::Reviews;
-        kinds.push((
-            name.clone(),
-            group_version_kind((row.group, row.version), row.kind),
-        ));
-        lists.extend(is_listed.then(|| (name, row)));
+    for row in &rows {
         (row.schema)(&mut generator);
+        kinds.push((name(row), (row.group, row.version), row.kind.to_owned()));
         for sub in row.subresources() {
             if let Some(name) = exchanged(sub.kind, &mut generator) {
                 let of = sub.of.unwrap_or((row.group, row.version));
-                kinds.push((name, group_version_kind(of, sub.kind)));
+                kinds.push((name, of, sub.kind.to_owned()));
             }
         }
     }
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::ListMeta>();
+    generator.subschema_for::<meta::ObjectMeta>();
     generator.subschema_for::<meta::Patch>();
     generator.subschema_for::<meta::Status>();
     let mut definitions = generator.take_definitions(false);
-    for (name, kind) in kinds {
-        definitions[&name]["x-kubernetes-group-version-kind"] = json!([kind]);
+    for row in rows {
+        let name = name(row);
+        let schema = definitions.entry(&name).or_insert_with(|| any_object(row));
+        if row.verbs().contains(&"list") {
+            let list = list(row, &name, schema);
+            definitions.entry(format!("{name}List")).or_insert(list);
+            kinds.push((
+                format!("{name}List"),
+                (row.group, row.version),
+                format!("{}List", row.kind),
+            ));
+        }
     }
-    for (name, row) in lists {
-        let list = list(row, &name, &definitions[&name]);
-        definitions.insert(format!("{name}List"), list);
+    for (name, of, kind) in kinds {
+        tell_kind(&mut definitions[&name], group_version_kind(of, &kind));
     }
     for (name, schema) in &mut definitions {
         merge::annotate(name, schema);
@@ -59,10 +64,37 @@ pub(super) fn of<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect)
     definitions
 }
 
-/// The name of a row's definition.
+/// Several versions of a kind may have one type.
+fn tell_kind(schema: &mut Value, kind: Value) {
+    let kinds = &mut schema["x-kubernetes-group-version-kind"];
+    match kinds.as_array_mut() {
+        Some(kinds) if kinds.contains(&kind) => {}
+        Some(kinds) => kinds.push(kind),
+        None => *kinds = json!([kind]),
+    }
+}
+
+/// The name of a row's definition: its type's, or one as custom resources have (`io.k8s.metrics.v1beta1.PodMetrics`).
 pub(super) fn name(row: &Resource) -> String {
     let schema = (row.schema)(&mut SchemaSettings::draft07().into_generator());
-    referred(schema.as_value()).expect("invariant: the types of the table are no inline schemas")
+    referred(schema.as_value()).unwrap_or_else(|| {
+        let domain: Vec<&str> = row.group.rsplit('.').collect();
+        format!("{}.{}.{}", domain.join("."), row.version, row.kind)
+    })
+}
+
+/// An object whose type is not known here.
+fn any_object(row: &Resource) -> Value {
+    let text = |about: &str| json!({ "description": about, "type": "string" });
+    json!({
+        "description": format!("{} is as its group defines it.", row.kind),
+        "type": "object",
+        "properties": {
+            "apiVersion": text("Group and version of the object."), "kind": text("Kind of the object."),
+            "metadata": { "description": "Standard object's metadata.", "$ref": reference(OBJECT_META) },
+        },
+        "x-kubernetes-preserve-unknown-fields": true,
+    })
 }
 
 /// The name of what a subresource exchanges, where that is another kind than the object's.
@@ -82,6 +114,10 @@ pub(super) fn group_version_kind((group, version): (&str, &str), kind: &str) -> 
     json!({ "group": group, "version": version, "kind": kind })
 }
 
+fn reference(to: &str) -> String {
+    format!("{}{to}", Dialect::V2.prefix())
+}
+
 fn referred(schema: &Value) -> Option<String> {
     let reference = schema.get("$ref")?.as_str()?;
     reference.strip_prefix(Dialect::V2.prefix()).map(str::to_owned)
@@ -89,7 +125,6 @@ fn referred(schema: &Value) -> Option<String> {
 
 /// The list of a kind; the crate has one generic type for all of them.
 fn list(row: &Resource, name: &str, of: &Value) -> Value {
-    let reference = |to: &str| format!("{}{to}", Dialect::V2.prefix());
     let kind = format!("{}List", row.kind);
     let items =
         json!({ "description": "Items of the list.", "type": "array", "items": { "$ref": reference(name) } });
@@ -102,7 +137,6 @@ fn list(row: &Resource, name: &str, of: &Value) -> Value {
             "apiVersion": of["properties"]["apiVersion"], "kind": of["properties"]["kind"],
             "metadata": metadata, "items": items,
         },
-        "x-kubernetes-group-version-kind": [group_version_kind((row.group, row.version), &kind)],
     })
 }
 

@@ -42,26 +42,61 @@ fn no_reference_leads_nowhere() {
 }
 
 #[test]
-fn every_kind_is_described_and_found_by_its_path() {
+fn every_kind_is_described_and_found_by_its_paths() {
     let document = v2();
     for row in Registry::global().rows() {
         let kind = json!({ "group": row.group, "version": row.version, "kind": row.kind });
         let definition = &document["definitions"][schemas::name(row)];
-        assert_eq!(
-            definition["x-kubernetes-group-version-kind"],
-            json!([kind]),
-            "{}",
-            row.kind
-        );
-        assert!(definition["description"].is_string(), "{}", row.kind);
-        let post = paths::of(row, Dialect::V2).swap_remove(0).1["post"].take();
-        assert_eq!(post["x-kubernetes-group-version-kind"], kind);
-        assert!(
-            post["parameters"]
-                .as_array()
-                .is_some_and(|all| all.iter().any(|one| one["name"] == "dryRun"))
-        );
+        let kinds = definition["x-kubernetes-group-version-kind"].as_array();
+        assert!(kinds.is_some_and(|kinds| kinds.contains(&kind)), "{kind}");
+        assert!(definition["description"].is_string(), "{kind}");
+        let mut served = BTreeSet::new();
+        for (path, item) in paths::of(row, Dialect::V2) {
+            let operations = item
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter(|(method, _)| *method != "parameters");
+            for (method, operation) in operations.filter(|_| !path.contains("{name}/")) {
+                assert_eq!(operation["x-kubernetes-group-version-kind"], kind, "{path}");
+                let names = |one: &Value| one["name"] == "dryRun";
+                let is_dry = operation["parameters"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(names));
+                assert_eq!(is_dry, method != "get", "{method} {path}");
+                served.insert(
+                    operation["x-kubernetes-action"]
+                        .as_str()
+                        .expect("an action")
+                        .to_owned(),
+                );
+            }
+        }
+        let verbs = row.verbs().iter().filter(|verb| **verb != "watch");
+        let actions = verbs.map(|verb| match *verb {
+            "create" => "post",
+            "update" => "put",
+            other => other,
+        });
+        assert_eq!(served, actions.map(str::to_owned).collect(), "{kind}");
     }
+}
+
+#[test]
+fn versions_of_one_type_are_one_definition_and_what_has_none_is_any_object() {
+    let row = |version, kind| {
+        Resource::new::<k8s_openapi::api::batch::v1::CronJob>(("batch", version), kind, "cronjobs")
+    };
+    let any = Resource::new::<Value>(("metrics.k8s.io", "v1beta1"), "PodMetrics", "pods");
+    let rows = [row("v1", "CronJob"), row("v0", "CronJob"), any];
+    let definitions = schemas::of(rows.iter(), Dialect::V2);
+    let kinds = |name: &str| definitions[name]["x-kubernetes-group-version-kind"].clone();
+    let kind = |version: &str, kind: &str| json!({ "group": "batch", "version": version, "kind": kind });
+    let both = |of: &str| json!([kind("v1", of), kind("v0", of)]);
+    assert_eq!(kinds("io.k8s.api.batch.v1.CronJob"), both("CronJob"));
+    assert_eq!(kinds("io.k8s.api.batch.v1.CronJobList"), both("CronJobList"));
+    let any = &definitions["io.k8s.metrics.v1beta1.PodMetrics"];
+    assert_eq!(any["x-kubernetes-preserve-unknown-fields"], true);
 }
 
 #[test]

@@ -1,5 +1,8 @@
-//! The three kinds of patch: JSON patch (RFC 6902), JSON merge patch (RFC 7386), and Kubernetes' strategic merge.
+//! The three kinds of patch: JSON patch (RFC 6902), JSON merge patch (RFC 7386), and Kubernetes' strategic merge; and the
+//! merge of a server-side apply.
 
+pub(crate) mod apply;
+pub(crate) mod lists;
 mod strategic;
 
 use json_patch::PatchOperation;
@@ -8,6 +11,10 @@ use serde_json::Value;
 use crate::negotiate::MAX_VALUES;
 use crate::object;
 use crate::status::{Failure, Result};
+use crate::values::{self, Read};
+
+/// The content type of a server-side apply, which is no patch of an object but a configuration of one.
+pub const SERVER_SIDE_APPLY: &str = "application/apply-patch+yaml";
 
 /// As many as a body may have.
 const MAX_COPIED_BYTES: usize = 3 << 20;
@@ -34,27 +41,36 @@ impl Patch {
     ///
     /// # Errors
     /// 400 for what cannot be read, 413 for more than `MAX_VALUES` values, 415 for other kinds of patches.
-    pub fn parse(content_type: &str, body: &[u8]) -> Result<Self> {
-        if object::json_values_at_least(body) > MAX_VALUES {
-            return Err(Failure::too_many_values(MAX_VALUES));
-        }
+    pub fn parse(content_type: &str, body: &[u8]) -> Result<Read<Self>> {
         let unreadable =
-            |error: serde_json::Error| Failure::bad_request(format!("error decoding patch: {error}"));
-        let value = || serde_json::from_slice::<Value>(body).map_err(unreadable);
+            |error: &dyn std::fmt::Display| Failure::bad_request(format!("error decoding patch: {error}"));
+        let value = |patch: fn(Value) -> Self| {
+            let read = values::read_json(body, MAX_VALUES).map_err(|error| match error {
+                values::Error::TooManyValues => Failure::too_many_values(MAX_VALUES),
+                error => unreadable(&error),
+            })?;
+            Ok(Read {
+                value: patch(read.value),
+                duplicates: read.duplicates,
+            })
+        };
         match content_type {
-            "application/json-patch+json" => {
-                serde_json::from_slice(body).map(Patch::Json).map_err(unreadable)
+            "application/json-patch+json" if object::json_values_at_least(body) > MAX_VALUES => {
+                Err(Failure::too_many_values(MAX_VALUES))
             }
-            "application/merge-patch+json" => value().map(Patch::Merge),
-            "application/strategic-merge-patch+json" => value().map(Patch::Strategic),
-            "application/apply-patch+yaml" => Err(Failure::unsupported_media_type(
-                "server-side apply is not served by this API server; use client-side apply (kubectl apply without \
-                 --server-side)",
-            )),
+            "application/json-patch+json" => match serde_json::from_slice(body) {
+                Ok(patch) => Ok(Read {
+                    value: Patch::Json(patch),
+                    duplicates: Vec::new(),
+                }),
+                Err(error) => Err(unreadable(&error)),
+            },
+            "application/merge-patch+json" => value(Patch::Merge),
+            "application/strategic-merge-patch+json" => value(Patch::Strategic),
             other => Err(Failure::unsupported_media_type(format!(
                 "the body of the request was in an unknown format - accepted media types include: \
                  application/json-patch+json, application/merge-patch+json, \
-                 application/strategic-merge-patch+json (got {other})"
+                 application/strategic-merge-patch+json, {SERVER_SIDE_APPLY} (got {other})"
             ))),
         }
     }
@@ -127,7 +143,8 @@ mod tests {
         let twice = json!({ "op": "copy", "from": "/a", "path": "/a/-" });
         let patch = |count: usize| {
             let body = Value::from(vec![twice.clone(); count]).to_string();
-            Patch::parse("application/json-patch+json", body.as_bytes()).expect("a patch")
+            let read = Patch::parse("application/json-patch+json", body.as_bytes());
+            read.expect("a patch").value
         };
         let object = json!({ "a": ["x"] });
         let few = patch(2).apply(&object).ok();
@@ -155,7 +172,8 @@ mod tests {
                 })
                 .collect();
             let body = Value::from(operations).to_string();
-            Patch::parse("application/json-patch+json", body.as_bytes()).expect("a patch")
+            let read = Patch::parse("application/json-patch+json", body.as_bytes());
+            read.expect("a patch").value
         };
         let object = json!({ "a": 1 });
         assert_eq!(patch(2).apply(&object).ok(), Some(json!({ "a": [[1]] })));

@@ -1,54 +1,22 @@
 //! Strategic merge: JSON merge that knows which lists are sets of objects with a key, and the directives `$patch`,
-//! `$retainKeys`, `$setElementOrder` and `$deleteFromPrimitiveList` (apimachinery `pkg/util/strategicpatch`). The
-//! published schemas carry no merge keys, so the table is ours, after the `patchMergeKey` tags of the API types.
+//! `$retainKeys`, `$setElementOrder` and `$deleteFromPrimitiveList` (apimachinery `pkg/util/strategicpatch`).
 
 use serde_json::{Map, Value};
 
-/// How a list is merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ListRule {
-    /// The patch's list replaces the object's.
-    Replace,
-    /// Objects are matched by this field.
-    ByKey(&'static str),
-    /// A set of plain values.
-    Set,
-}
-
-/// The rule of list `field` below an object that was reached by the field `parent`.
-fn list_rule(parent: &str, field: &str) -> ListRule {
-    use ListRule::{ByKey, Replace, Set};
-    match (parent, field) {
-        (
-            _,
-            "containers" | "initContainers" | "ephemeralContainers" | "env" | "volumes" | "imagePullSecrets",
-        ) => ByKey("name"),
-        ("containers" | "initContainers" | "ephemeralContainers", "ports") => ByKey("containerPort"),
-        ("spec", "ports") => ByKey("port"),
-        (_, "volumeMounts") => ByKey("mountPath"),
-        (_, "volumeDevices") => ByKey("devicePath"),
-        (_, "hostAliases" | "podIPs" | "hostIPs") => ByKey("ip"),
-        (_, "topologySpreadConstraints") => ByKey("topologyKey"),
-        (_, "schedulingGates" | "resourceClaims") => ByKey("name"),
-        ("status", "conditions" | "addresses") => ByKey("type"),
-        ("metadata", "ownerReferences") => ByKey("uid"),
-        ("metadata", "finalizers") | ("spec", "podCIDRs") => Set,
-        // ServiceAccount: the object itself has the list.
-        ("", "secrets") => ByKey("name"),
-        _ => Replace,
-    }
-}
+use super::lists::{ListRule, Place};
 
 /// `object` after `patch`.
 pub(super) fn merge(object: &Value, patch: &Value) -> Result<Value, String> {
     match patch {
-        Value::Object(patch) => merge_maps(object, patch, "").map(|merged| merged.unwrap_or(Value::Null)),
+        Value::Object(patch) => {
+            merge_maps(object, patch, Place::ROOT).map(|merged| merged.unwrap_or(Value::Null))
+        }
         _ => Err("unable to decode patch: a strategic merge patch is an object".to_owned()),
     }
 }
 
 /// `None` when the patch deletes the object.
-fn merge_maps(object: &Value, patch: &Map<String, Value>, parent: &str) -> Result<Option<Value>, String> {
+fn merge_maps(object: &Value, patch: &Map<String, Value>, place: Place<'_>) -> Result<Option<Value>, String> {
     match patch.get("$patch").and_then(Value::as_str) {
         Some("delete") => return Ok(None),
         Some("replace") => return Ok(Some(Value::Object(without_directives(patch)))),
@@ -71,8 +39,8 @@ fn merge_maps(object: &Value, patch: &Map<String, Value>, parent: &str) -> Resul
         let current = merged.get(key).unwrap_or(&Value::Null);
         let next = match change {
             Value::Null => None,
-            Value::Object(below) => merge_maps(current, below, key)?,
-            Value::Array(items) => Some(merge_lists(current, items, parent, key)?),
+            Value::Object(below) => merge_maps(current, below, place.below(key))?,
+            Value::Array(items) => Some(merge_lists(current, items, place.below(key))?),
             plain => Some(plain.clone()),
         };
         match next {
@@ -85,13 +53,13 @@ fn merge_maps(object: &Value, patch: &Map<String, Value>, parent: &str) -> Resul
             continue;
         };
         if let (Some(Value::Array(list)), Value::Array(order)) = (merged.get_mut(field), order) {
-            reorder(list, order, list_rule(parent, field));
+            reorder(list, order, place.below(field).list_rule());
         }
     }
     Ok(Some(Value::Object(merged)))
 }
 
-fn merge_lists(current: &Value, changes: &[Value], parent: &str, field: &str) -> Result<Value, String> {
+fn merge_lists(current: &Value, changes: &[Value], place: Place<'_>) -> Result<Value, String> {
     let existing = current.as_array().cloned().unwrap_or_default();
     if changes.iter().any(|change| {
         change
@@ -105,9 +73,10 @@ fn merge_lists(current: &Value, changes: &[Value], parent: &str, field: &str) ->
             .collect();
         return Ok(Value::Array(kept));
     }
-    match list_rule(parent, field) {
-        ListRule::Replace => Ok(Value::Array(changes.iter().map(cleaned).collect())),
-        ListRule::Set => {
+    let rule = place.list_rule();
+    match (rule, rule.merge_key()) {
+        (_, Some(key)) => merge_by_key(existing, changes, key, place).map(Value::Array),
+        (ListRule::Set, _) => {
             let mut merged = existing;
             for change in changes {
                 if !merged.contains(change) {
@@ -116,7 +85,7 @@ fn merge_lists(current: &Value, changes: &[Value], parent: &str, field: &str) ->
             }
             Ok(Value::Array(merged))
         }
-        ListRule::ByKey(key) => merge_by_key(existing, changes, key, field).map(Value::Array),
+        _ => Ok(Value::Array(changes.iter().map(cleaned).collect())),
     }
 }
 
@@ -124,10 +93,11 @@ fn merge_by_key(
     mut merged: Vec<Value>,
     changes: &[Value],
     key: &str,
-    field: &str,
+    place: Place<'_>,
 ) -> Result<Vec<Value>, String> {
     for change in changes {
         let Value::Object(below) = change else {
+            let field = place.field();
             return Err(format!("unable to merge list {field}: an element is no object"));
         };
         let Some(wanted) = below.get(key) else {
@@ -137,7 +107,7 @@ fn merge_by_key(
         };
         let found = merged.iter().position(|item| item.get(key) == Some(wanted));
         let current = found.map_or(&Value::Null, |at| &merged[at]);
-        match (merge_maps(current, below, field)?, found) {
+        match (merge_maps(current, below, place)?, found) {
             (Some(next), Some(at)) => merged[at] = next,
             (Some(next), None) => merged.push(next),
             (None, Some(at)) => drop(merged.remove(at)),
@@ -149,11 +119,11 @@ fn merge_by_key(
 
 /// Elements named in `order` stand in that order; the others stay where they are between them, at the end.
 fn reorder(list: &mut [Value], order: &[Value], rule: ListRule) {
-    let place = |item: &Value| match rule {
-        ListRule::ByKey(key) => order
+    let place = |item: &Value| match rule.merge_key() {
+        Some(key) => order
             .iter()
             .position(|one| one.get(key).is_some() && one.get(key) == item.get(key)),
-        _ => order.iter().position(|one| one == item),
+        None => order.iter().position(|one| one == item),
     };
     list.sort_by_key(|item| place(item).unwrap_or(usize::MAX));
 }

@@ -17,7 +17,7 @@ ROOTS = {
     "apps/v1": "ControllerRevision DaemonSet Deployment ReplicaSet StatefulSet",
     "authentication/v1": "SelfSubjectReview TokenRequest TokenReview",
     "authorization/v1": "LocalSubjectAccessReview SelfSubjectAccessReview SelfSubjectRulesReview SubjectAccessReview",
-    "autoscaling/v1": "Scale",
+    "autoscaling/v1": "HorizontalPodAutoscaler Scale",
     "autoscaling/v2": "HorizontalPodAutoscaler",
     "batch/v1": "CronJob Job",
     "coordination/v1": "Lease",

@@ -82,13 +82,18 @@ impl Messages {
     }
 
     /// The message of a kind: `apps/v1` is `apps/v1.Deployment`, `rbac.authorization.k8s.io/v1` is `rbac/v1.Role`.
-    /// DeleteOptions are of every group and version, and the same in all.
+    /// DeleteOptions are of every group and version, and the same in all; `batch` and `policy` had the messages of `v1`
+    /// before it.
     pub(super) fn of_kind(&self, api_version: &str, kind: &str) -> Option<usize> {
         let name = match (api_version.split_once('/'), kind) {
             (_, "DeleteOptions") => "meta/v1.DeleteOptions".to_owned(),
             (None, _) => format!("core/{api_version}.{kind}"),
             (Some((group, version)), _) => {
                 let package = group.split('.').next().unwrap_or_default();
+                let version = match (group, version) {
+                    ("batch" | "policy", "v1beta1") => "v1",
+                    (_, version) => version,
+                };
                 format!("{package}/{version}.{kind}")
             }
         };

@@ -165,10 +165,12 @@ fn every_message_is_the_one_of_kubernetes_proto_files() {
         "authorization.k8s.io/v1": authorization::SelfSubjectAccessReview;
         "authorization.k8s.io/v1": authorization::SelfSubjectRulesReview;
         "authorization.k8s.io/v1": authorization::SubjectAccessReview;
+        "autoscaling/v1": autoscaling_v1::HorizontalPodAutoscaler;
         "autoscaling/v1": autoscaling_v1::Scale;
         "autoscaling/v2": autoscaling::HorizontalPodAutoscaler;
         "batch/v1": batch::CronJob;
         "batch/v1": batch::Job;
+        "batch/v1beta1": batch::CronJob;
         "coordination.k8s.io/v1": coordination::Lease;
         "discovery.k8s.io/v1": discovery::EndpointSlice;
         "events.k8s.io/v1": events::Event;
@@ -179,6 +181,7 @@ fn every_message_is_the_one_of_kubernetes_proto_files() {
         "networking.k8s.io/v1": networking::ServiceCIDR;
         "policy/v1": policy::Eviction;
         "policy/v1": policy::PodDisruptionBudget;
+        "policy/v1beta1": policy::PodDisruptionBudget;
         "rbac.authorization.k8s.io/v1": rbac::ClusterRole;
         "rbac.authorization.k8s.io/v1": rbac::ClusterRoleBinding;
         "rbac.authorization.k8s.io/v1": rbac::Role;

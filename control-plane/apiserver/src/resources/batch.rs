@@ -4,25 +4,29 @@ use k8s_openapi::api::batch::v1 as batch;
 use serde_json::{Value, json};
 
 use super::field::{Errors, Path};
+use super::views::decode_as;
 use super::workloads::clear_status;
-use super::{Resource, pod_spec};
+use super::{Resource, Serves, View, pod_spec};
 use crate::object::{self, Fields, default_to};
 use crate::table::workloads as table;
 
 const GROUP: (&str, &str) = ("batch", "v1");
 
 pub(super) fn rows() -> Vec<Resource> {
-    vec![
+    let cron_job = |version: &'static str| {
         Resource {
             prepare_create: clear_status,
-            ..Resource::new::<batch::CronJob>(GROUP, "CronJob", "cronjobs")
+            ..Resource::new::<batch::CronJob>((GROUP.0, version), "CronJob", "cronjobs")
         }
         .short(&["cj"])
         .in_all()
         .with_status()
         .with_generation()
         .printed(table::CRON_JOB, table::cron_job)
-        .defaulted(cron_job_defaults),
+        .defaulted(cron_job_defaults)
+    };
+    vec![
+        cron_job(GROUP.1),
         Resource {
             prepare_create: prepare_job,
             ..Resource::new::<batch::Job>(GROUP, "Job", "jobs")
@@ -34,6 +38,11 @@ pub(super) fn rows() -> Vec<Resource> {
         .printed(table::JOB, table::job)
         .defaulted(|job| job_spec_defaults(object::section(job, "spec")))
         .validated(validate_job, |_, _, _| {}),
+        Resource {
+            serves: Serves::View(View::CronJob),
+            decode: |object| decode_as::<batch::CronJob>(object, "batch/v1"),
+            ..cron_job("v1beta1")
+        },
     ]
 }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::events::v1 as events;
 use serde_json::Value;
 
 use super::field::{Errors, Path};
-use super::{NameRule, Resource, Serves};
+use super::{NameRule, Resource, Serves, View};
 use crate::object::{self, Fields};
 use crate::table::core as table;
 
@@ -65,13 +65,14 @@ pub(super) fn rows() -> Vec<Resource> {
             .selectable_by(FIELDS)
             .validated(validate, |_, _, _| {}),
         Resource {
-            serves: Serves::EventsView,
+            serves: Serves::View(View::Event),
             ..printed(Resource::new::<events::Event>(
                 ("events.k8s.io", "v1"),
                 "Event",
                 "events",
             ))
             .selectable_by(FIELDS_OF_VIEW)
+            .validated(validate_view, |_, _, _| {})
         },
     ]
 }
@@ -115,6 +116,37 @@ fn validate(event: &Value, errors: &mut Errors) {
     }
 }
 
+/// What the newer kind wants beyond that when it is created (`validateV1EventSeries`, `ValidateEventCreate`).
+fn validate_view(event: &Value, errors: &mut Errors) {
+    let at = |field: &str| Path::new(field);
+    if event.text("eventTime").is_empty() {
+        errors.required(&at("eventTime"), "");
+    }
+    if event.at("series").is_object() {
+        if event.text("series.lastObservedTime").is_empty() {
+            errors.required(&at("series").child("lastObservedTime"), "");
+        }
+        if event.int("series.count").unwrap_or_default() < 2 {
+            errors.invalid(&at("series").child("count"), "", "should be at least 2");
+        }
+    }
+    let kind = event.text("type");
+    if !matches!(kind, "Normal" | "Warning") {
+        errors.invalid(&at("type"), "", format!("has invalid value: {kind}"));
+    }
+    for (field, name) in [
+        ("deprecatedFirstTimestamp", "firstTimestamp"),
+        ("deprecatedLastTimestamp", "lastTimestamp"),
+        ("deprecatedCount", "count"),
+        ("deprecatedSource", "source"),
+    ] {
+        let value = event.at(field);
+        if !value.is_null() && *value != 0 {
+            errors.invalid(&at(name), "", "needs to be unset");
+        }
+    }
+}
+
 /// The events.k8s.io view of a core Event.
 pub fn from_core(mut event: Value) -> Value {
     for (core, view) in RENAMED {
@@ -150,6 +182,11 @@ mod tests {
 
     #[track_caller]
     fn check(event: Value, expected: &[&str]) {
+        check_by(validate, event, expected);
+    }
+
+    #[track_caller]
+    fn check_by(validate: fn(&Value, &mut Errors), event: Value, expected: &[&str]) {
         let mut errors = Errors::default();
         validate(&event, &mut errors);
         let told = errors.into_result().err().unwrap_or_default();
@@ -185,6 +222,33 @@ mod tests {
                 "action: Invalid value: \"\": can have at most 128 characters",
                 "reason: Required value",
                 "message: Invalid value: \"\": can have at most 1024 characters",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_newer_kind_is_of_a_moment_and_has_nothing_of_the_older_one() {
+        let moment = "2024-01-01T00:00:00.000000Z";
+        let series = json!({ "count": 2, "lastObservedTime": moment });
+        let mut event = json!({ "type": "Normal", "eventTime": moment, "series": series });
+        check_by(validate_view, event.clone(), &[]);
+        event["series"] = json!({ "count": 1 });
+        event["deprecatedCount"] = 1.into();
+        check_by(
+            validate_view,
+            event,
+            &[
+                "series.lastObservedTime: Required value",
+                "series.count: Invalid value: \"\": should be at least 2",
+                "count: Invalid value: \"\": needs to be unset",
+            ],
+        );
+        check_by(
+            validate_view,
+            json!({ "type": "Odd" }),
+            &[
+                "eventTime: Required value",
+                "type: Invalid value: \"\": has invalid value: Odd",
             ],
         );
     }

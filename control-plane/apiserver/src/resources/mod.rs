@@ -17,6 +17,7 @@ mod pod;
 mod pod_spec;
 mod rbac;
 mod service;
+mod views;
 mod workloads;
 
 use std::collections::BTreeMap;
@@ -28,10 +29,10 @@ use k8s_openapi::serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use codec::unknown_fields;
-use events::{from_core as event_from_core, to_core as event_to_core};
 pub use names::{NameRule, validate_metadata, validate_metadata_update};
 pub use pod::{is_finished as pod_is_finished, is_ready as pod_is_ready};
 pub(crate) use service::validate_cluster_ips;
+pub use views::View;
 
 use crate::table;
 use field::Errors;
@@ -95,8 +96,8 @@ pub struct Resource {
 pub enum Serves {
     /// Stored objects with all verbs.
     Objects,
-    /// Another version's or group's view of core Events.
-    EventsView,
+    /// Another version's or group's form of stored objects.
+    View(View),
     /// Nothing is stored; a create is answered at once (reviews).
     Reviews,
     /// Nothing is stored; what nodes and pods use is read only.
@@ -116,7 +117,7 @@ pub struct Subresource {
 }
 
 impl Resource {
-    fn new<T: Serialize + DeserializeOwned + JsonSchema>(
+    pub(crate) fn new<T: Serialize + DeserializeOwned + JsonSchema>(
         (group, version): (&'static str, &'static str),
         kind: &'static str,
         plural: &'static str,
@@ -238,7 +239,10 @@ impl Resource {
     /// Group and plural under which the objects lie in the store.
     pub fn stored_as(&self) -> (&'static str, &'static str) {
         match self.serves {
-            Serves::EventsView => ("", "events"),
+            Serves::View(view) => {
+                let (group, _, _, plural) = view.stored();
+                (group, plural)
+            }
             Serves::Objects | Serves::Reviews | Serves::Figures => (self.group, self.plural),
         }
     }
@@ -246,26 +250,27 @@ impl Resource {
     /// The row under which the objects are kept.
     pub fn stored_row<'a>(&'a self, registry: &'a Registry) -> &'a Resource {
         match self.serves {
-            Serves::EventsView => registry.kind("", "Event"),
+            Serves::View(view) => {
+                let (group, _, kind, _) = view.stored();
+                registry.kind(group, kind)
+            }
             Serves::Objects | Serves::Reviews | Serves::Figures => self,
         }
     }
 
     /// From the stored form to the one that this row serves.
     pub fn outward(&self, object: Value) -> Value {
-        if self.serves == Serves::EventsView {
-            event_from_core(object)
-        } else {
-            object
+        match self.serves {
+            Serves::View(view) => view.outward(object, self.api_version()),
+            Serves::Objects | Serves::Reviews | Serves::Figures => object,
         }
     }
 
     /// From the form that this row serves to the stored one.
     pub fn inward(&self, object: Value) -> Value {
-        if self.serves == Serves::EventsView {
-            event_to_core(object)
-        } else {
-            object
+        match self.serves {
+            Serves::View(view) => view.inward(object),
+            Serves::Objects | Serves::Reviews | Serves::Figures => object,
         }
     }
 
@@ -274,7 +279,7 @@ impl Resource {
         match self.serves {
             Serves::Reviews => &["create"],
             Serves::Figures => &["get", "list"],
-            Serves::Objects | Serves::EventsView => &[
+            Serves::Objects | Serves::View(_) => &[
                 "create",
                 "delete",
                 "deletecollection",
@@ -347,6 +352,7 @@ impl Registry {
 
     /// Builds the table.
     pub fn new() -> Self {
+        // Views stand behind what they are views of, as clients prefer the first version.
         let groups = [
             core::rows(),
             workloads::rows(),
@@ -373,11 +379,12 @@ impl Registry {
             .find(|row| (row.group, row.version, row.plural) == (group, version, plural))
     }
 
-    /// A row by kind; panics never, since rows name each other only in this crate.
+    /// The row of a kind in the form that is stored; panics never, since rows name each other only in this crate.
     pub fn kind(&self, group: &str, kind: &str) -> &Resource {
         let found = self
             .rows
             .iter()
+            .filter(|row| !matches!(row.serves, Serves::View(_)))
             .find(|row| (row.group, row.kind) == (group, kind));
         found.expect("invariant: only rows of the table are looked up by kind")
     }
@@ -387,7 +394,7 @@ impl Registry {
         self.rows.iter().filter(|row| row.serves == Serves::Objects)
     }
 
-    /// Groups with their versions, the core group first.
+    /// Groups with their versions, the core group first; the preferred version, which is the stored one, first.
     pub fn groups(&self) -> BTreeMap<&'static str, Vec<&'static str>> {
         let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for row in &self.rows {

@@ -1,36 +1,37 @@
 //! Groups that are stored without behaviour of their own here, and the reviews.
 
 use k8s_openapi::api::{
-    authentication::v1 as authentication, authorization::v1 as authorization, autoscaling::v2 as autoscaling,
-    policy::v1 as policy, scheduling::v1 as scheduling, storage::v1 as storage,
+    authentication::v1 as authentication, authorization::v1 as authorization,
+    autoscaling::v1 as autoscaling_v1, autoscaling::v2 as autoscaling, policy::v1 as policy,
+    scheduling::v1 as scheduling, storage::v1 as storage,
 };
 
 use serde_json::Value;
 
+use super::views::{autoscaler_defaults, decode_as};
 use super::workloads::clear_status;
-use super::{Resource, Serves};
+use super::{Resource, Serves, View};
 use crate::metrics;
 use crate::table;
 
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = reviews();
     rows.extend(figures());
-    rows.extend([
+    let autoscaler = |row: Resource| {
         Resource {
             prepare_create: clear_status,
-            ..Resource::new::<autoscaling::HorizontalPodAutoscaler>(
-                ("autoscaling", "v2"),
-                "HorizontalPodAutoscaler",
-                "horizontalpodautoscalers",
-            )
+            ..row
         }
         .short(&["hpa"])
         .in_all()
-        .with_status(),
+        .with_status()
+        .defaulted(autoscaler_defaults)
+    };
+    let budget = |version: &'static str| {
         Resource {
             prepare_create: clear_status,
             ..Resource::new::<policy::PodDisruptionBudget>(
-                ("policy", "v1"),
+                ("policy", version),
                 "PodDisruptionBudget",
                 "poddisruptionbudgets",
             )
@@ -41,7 +42,29 @@ pub(super) fn rows() -> Vec<Resource> {
         .printed(
             table::workloads::DISRUPTION_BUDGET,
             table::workloads::disruption_budget,
-        ),
+        )
+    };
+    const AUTOSCALER: (&str, &str) = ("HorizontalPodAutoscaler", "horizontalpodautoscalers");
+    rows.extend([
+        autoscaler(Resource::new::<autoscaling::HorizontalPodAutoscaler>(
+            ("autoscaling", "v2"),
+            AUTOSCALER.0,
+            AUTOSCALER.1,
+        )),
+        Resource {
+            serves: Serves::View(View::Autoscaler),
+            ..autoscaler(Resource::new::<autoscaling_v1::HorizontalPodAutoscaler>(
+                ("autoscaling", "v1"),
+                AUTOSCALER.0,
+                AUTOSCALER.1,
+            ))
+        },
+        budget("v1"),
+        Resource {
+            serves: Serves::View(View::DisruptionBudget),
+            decode: |object| decode_as::<policy::PodDisruptionBudget>(object, "policy/v1"),
+            ..budget("v1beta1")
+        },
         Resource::new::<scheduling::PriorityClass>(
             ("scheduling.k8s.io", "v1"),
             "PriorityClass",

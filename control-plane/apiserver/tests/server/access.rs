@@ -406,6 +406,62 @@ async fn a_token_is_good_for_the_audiences_that_it_was_made_for() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn a_token_that_is_bound_to_an_object_is_good_as_long_as_that() -> anyhow::Result<()> {
+    let server = Server::start("bound").await?;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    server
+        .make(accounts, json!({ "metadata": { "name": "robot" } }))
+        .await?;
+    let ask = async |kind: &str, name: &str, uid: &Value| {
+        let reference = json!({ "apiVersion": "v1", "kind": kind, "name": name, "uid": uid });
+        let body = json!({ "spec": { "boundObjectRef": reference } });
+        let path = format!("{accounts}/robot/token");
+        server.ask(&[], Method::POST, &path, Some(&body)).await
+    };
+    let authenticated = async |token: &Value| {
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let body = json!({ "spec": { "token": token } });
+        let (_, review) = server.ask(&[], Method::POST, path, Some(&body)).await?;
+        anyhow::Ok(review["status"]["authenticated"] == true)
+    };
+    for (kind, path, plural) in [
+        ("Secret", "/api/v1/namespaces/default/secrets", "secrets"),
+        ("Node", "/api/v1/nodes", "nodes"),
+    ] {
+        let (code, told) = ask(kind, "b", &Value::Null).await?;
+        let absent = format!("{plural} \"b\" not found");
+        ensure!((code, &told) == (404, &json!(absent)), "{told}");
+        let object = json!({ "metadata": { "name": "b" } });
+        server.make(path, object.clone()).await?;
+        let (code, told) = ask(kind, "b", &json!("other")).await?;
+        ensure!(code == 409, "{told}");
+        let (code, made) = ask(kind, "b", &Value::Null).await?;
+        ensure!(code == 201, "{made}");
+        let token = &made["status"]["token"];
+        ensure!(authenticated(token).await?, "{made}");
+        let (code, told) = server
+            .ask(&[], Method::DELETE, &format!("{path}/b"), None)
+            .await?;
+        ensure!(code == 200, "{told}");
+        // Another of the same name is not what it was bound to.
+        server.make(path, object).await?;
+        let refused = async {
+            while authenticated(token).await? {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(DEADLINE, refused)
+            .await
+            .context("the token outlived what it was bound to")??;
+    }
+    let (code, told) = ask("ConfigMap", "b", &Value::Null).await?;
+    let expected = "cannot bind token for object of type v1, Kind=ConfigMap";
+    ensure!((code, &told) == (400, &json!(expected)), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn reviews_tell_what_somebody_may_do() -> anyhow::Result<()> {
     let server = Server::start("reviews").await?;
     server

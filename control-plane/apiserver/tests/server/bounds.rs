@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Cluster, DEADLINE, client, client_of, config_map, raw_connection_of, raw_response};
+use super::{
+    Cluster, DEADLINE, client, client_of, config_map, on_every_store, raw, raw_connection_of, raw_response,
+};
 
 type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 
@@ -294,4 +296,86 @@ async fn large_answers_are_packed_for_who_takes_them() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn huge_objects_are_refused_in_the_words_of_kubernetes() -> anyhow::Result<()> {
+    on_every_store("huge", async |cluster| {
+        let before = resident_kib()?;
+        let mebibyte = "a".repeat(1 << 20);
+        // More than etcd takes, and less than its gRPC does.
+        let container = json!({ "name": "a", "image": "a:1", "env": [{ "name": "A", "value": "a".repeat(1_700_000) }] });
+        let template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [container] } });
+        let secret = json!({ "metadata": { "name": "a" }, "stringData": { "a": format!("{mebibyte}a") } });
+        for (path, object, code, text) in [
+            (
+                "/api/v1/namespaces/default/configmaps",
+                json!({ "metadata": { "name": "a" }, "data": { "a": mebibyte } }),
+                422,
+                "ConfigMap \"a\" is invalid: []: Too long: may not be more than 1048576 bytes",
+            ),
+            (
+                "/api/v1/namespaces/default/secrets",
+                secret,
+                422,
+                "Secret \"a\" is invalid: data: Too long: may not be more than 1048576 bytes",
+            ),
+            (
+                "/api/v1/namespaces/default/configmaps",
+                json!({ "metadata": { "name": "a", "annotations": { "a": "a".repeat(256 << 10) } } }),
+                422,
+                "ConfigMap \"a\" is invalid: metadata.annotations: Too long: may not be more than 262144 bytes",
+            ),
+            (
+                "/api/v1/namespaces/default/configmaps",
+                json!({ "metadata": { "name": "a" }, "data": { "a": mebibyte.repeat(3) } }),
+                413,
+                "Request entity too large: limit is 3145728",
+            ),
+            (
+                "/apis/apps/v1/namespaces/default/deployments",
+                json!({
+                    "metadata": { "name": "a" },
+                    "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": template },
+                }),
+                500,
+                "etcdserver: request is too large",
+            ),
+        ] {
+            let (found, status) = raw(&cluster, "POST", path, None, object.to_string()).await?;
+            ensure!(found == code && status["message"] == text, "{path}: {found} {status}");
+        }
+        let nearly = json!({ "a": "a".repeat((1 << 20) - 1) });
+        cluster.api::<ConfigMap>().create(&PostParams::default(), &config_map("a", json!({}), nearly)?).await?;
+        println!("huge objects: {before} KiB before, {} KiB after", resident_kib()?);
+        check_served(&cluster).await
+    })
+    .await
+}
+
+/// Events are kept for an hour, whoever writes them; leases are shared for a minute.
+#[tokio::test]
+async fn events_of_both_kinds_vanish_after_an_hour() -> anyhow::Result<()> {
+    on_every_store("hour", async |cluster| {
+        let moment = "2024-01-01T00:00:00.000000Z";
+        let newer = json!({
+            "metadata": { "name": "newer" }, "regarding": { "namespace": "default" }, "type": "Normal",
+            "reason": "r", "action": "a", "reportingController": "c", "reportingInstance": "i", "eventTime": moment,
+        });
+        let older = json!({ "metadata": { "name": "older" }, "involvedObject": { "namespace": "default" } });
+        let mut store = etcd_client::Client::connect([cluster.store()], None).await?;
+        for (path, name, event) in [
+            ("/apis/events.k8s.io/v1/namespaces/default/events", "newer", newer),
+            (EVENTS, "older", older),
+        ] {
+            let (code, made) = raw(&cluster, "POST", path, None, event.to_string()).await?;
+            ensure!(code == 201, "{made}");
+            let kept = store.get(format!("/registry/core/events/default/{name}"), None).await?;
+            let lease = kept.kvs().first().context("a key")?.lease();
+            let granted = store.lease_time_to_live(lease, None).await?.granted_ttl();
+            ensure!(granted == 3660, "{granted} s");
+        }
+        Ok(())
+    })
+    .await
 }

@@ -1,7 +1,9 @@
 //! The server as clients see it, through kube-rs over TLS, on the bundled store and on a real etcd.
 
 mod access;
+mod apply;
 mod bounds;
+mod documents;
 mod etcd;
 mod eviction;
 #[path = "../harness/mod.rs"]
@@ -213,8 +215,8 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
             let Ok(stream) = acceptor.accept(stream).await else {
                 continue;
             };
-            let echo = service_fn(async |mut request: hyper::Request<hyper::body::Incoming>| {
-                let behind = behind.clone();
+            let behind = behind.clone();
+            let echo = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
                 let line = format!("{} {}", request.method(), request.uri());
                 let mut response = hyper::Response::new(line);
                 if request.headers().contains_key("upgrade") {
@@ -223,6 +225,7 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
                     response.headers_mut().remove("host");
                     response.body_mut().clear();
                     let upgraded = hyper::upgrade::on(&mut request);
+                    let behind = behind.clone();
                     tokio::spawn(async move {
                         let stream = TokioIo::new(upgraded.await?);
                         match behind {
@@ -231,7 +234,7 @@ async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u
                         }
                     });
                 }
-                Ok::<_, std::convert::Infallible>(response)
+                std::future::ready(Ok::<_, std::convert::Infallible>(response))
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             if let Err(error) = server

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -57,8 +57,9 @@ macro_rules! objects {
 
 objects!(
     Pod: namespaced, Service: namespaced, Endpoints: namespaced, EndpointSlice: namespaced,
-    ReplicaSet: namespaced, Deployment: namespaced, DaemonSet: namespaced,
-    ControllerRevision: namespaced, PodDisruptionBudget: namespaced, Job: namespaced, ServiceAccount: namespaced, ConfigMap: namespaced,
+    ReplicaSet: namespaced, Deployment: namespaced, DaemonSet: namespaced, StatefulSet: namespaced,
+    ControllerRevision: namespaced, PodDisruptionBudget: namespaced, Job: namespaced, CronJob: namespaced,
+    ServiceAccount: namespaced, ConfigMap: namespaced,
     Lease: namespaced, Node: cluster, Namespace: cluster, ClusterRole: cluster,
 );
 

@@ -88,8 +88,8 @@ impl Plan {
     }
 }
 
-/// Beside the oldest pod of the current version the oldest of another may run, until the new one is available or the old
-/// one not ready.
+/// Beside the oldest pod of the current version the oldest of another may run, until the new one is available or the
+/// old one not ready.
 fn excess_of_surge(running: &[Arc<Pod>], places: &Places<'_>) -> Vec<Arc<Pod>> {
     if running.len() < 2 {
         return Vec::new();

@@ -1,7 +1,6 @@
 //! A DaemonSet's next step, and the status beside it, as rows.
 //!
-//! A node is written `name`, with `!` behind it where a taint keeps new pods away, `x` where a taint drives all away, and
-//! `-` where the node is gone. A pod is `v1@n1` with a state behind it: `?` not ready, `~` ready for less than
+//! A node is written `name`, with `!` behind it where a taint keeps new pods away, and `x` where one drives all away. A pod is `v1@n1` with a state behind it: `?` not ready, `~` ready for less than
 //! `minReadySeconds`, `t` being deleted, `f` failed, `s` succeeded, `u` not bound yet.
 
 use super::super::fit::tolerating;
@@ -13,10 +12,9 @@ use serde_json::{Value, json};
 
 const NOW: &str = "2026-01-01T01:00:00Z";
 
-fn node(name: &str) -> Option<Arc<Node>> {
-    let bare = name.trim_end_matches(['!', 'x', '-']);
+fn node(name: &str) -> Arc<Node> {
+    let bare = name.trim_end_matches(['!', 'x']);
     let effect = match name.strip_prefix(bare) {
-        Some("-") => return None,
         Some("!") => Some("NoSchedule"),
         Some("x") => Some("NoExecute"),
         _ => None,
@@ -26,7 +24,7 @@ fn node(name: &str) -> Option<Arc<Node>> {
         .map(|effect| json!({ "key": "k", "effect": effect }))
         .collect();
     let node = json!({ "metadata": { "name": bare }, "spec": { "taints": taints } });
-    Some(Arc::new(serde_json::from_value(node).unwrap()))
+    Arc::new(serde_json::from_value(node).unwrap())
 }
 
 /// The place in the row is the pod's age: earlier is older.
@@ -83,7 +81,7 @@ impl Row {
         });
         Self {
             set: serde_json::from_value(set).unwrap(),
-            nodes: nodes.split_whitespace().filter_map(node).collect(),
+            nodes: nodes.split_whitespace().map(node).collect(),
             pods: pods
                 .split_whitespace()
                 .enumerate()

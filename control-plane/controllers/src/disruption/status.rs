@@ -22,8 +22,8 @@ pub(crate) fn needs_scales(spec: &PodDisruptionBudgetSpec) -> bool {
     spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
 }
 
-/// The status that tells of `pods`, those that the budget selects, and when to look again if nothing changes. `expected`
-/// is how many pods there should be, or why that is not known.
+/// The status that tells of `pods`, those that the budget selects, and when to look again if nothing changes.
+/// `expected` is how many pods there should be, or why that is not known.
 pub(crate) fn status(
     budget: &PodDisruptionBudget,
     pods: &[Arc<Pod>],

@@ -176,6 +176,8 @@ impl Controller {
     async fn release(&self, pod: &Pod) -> Result<(), Error> {
         let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
         finalizers.retain(|finalizer| finalizer != TRACKING);
+        // An empty list would stay, where upstream has none.
+        let finalizers = Some(finalizers).filter(|finalizers| !finalizers.is_empty());
         let patch = json!({ "metadata": {
             "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": finalizers,
         } });

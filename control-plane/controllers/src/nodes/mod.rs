@@ -205,6 +205,8 @@ impl Controller {
             );
         }
         if let Some(taints) = taints {
+            // An empty list would stay, where upstream has none.
+            let taints = Some(taints).filter(|taints| !taints.is_empty());
             let patch = json!({
                 "metadata": { "uid": node.metadata.uid, "resourceVersion": version },
                 "spec": { "taints": taints },

@@ -30,7 +30,8 @@ pub(crate) fn selects_node(spec: &PodSpec, labels: &Labels) -> bool {
         })
 }
 
-/// The only nodes that a pod's required node affinity allows by their names; `None` where it does not go by names alone.
+/// The only nodes that a pod's required node affinity allows by their names; `None` where it does not go by names
+/// alone.
 pub(crate) fn named_nodes(spec: &PodSpec) -> Option<BTreeSet<&str>> {
     let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
     let required = affinity

@@ -125,7 +125,8 @@ impl Rule {
         }
     }
 
-    /// Upstream's score: pods weigh more where there are many domains, and what a constraint tolerates is alike for all.
+    /// Upstream's score: pods weigh more where there are many domains, and what a constraint tolerates is the same for
+    /// all.
     fn crowd(&self, node: &NodeState) -> Option<i64> {
         let here = self.counts.get(node.labels.get(&self.key)?).copied().unwrap_or(0);
         Some(here * weight(self.counts.len()) + (self.max_skew - 1) * 1000)

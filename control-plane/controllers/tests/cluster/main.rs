@@ -409,6 +409,62 @@ async fn a_daemon_set_has_a_pod_on_every_node_also_with_failing_writes_and_late_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_keeps_its_names_and_changes_from_the_top() {
+    for faults in [
+        Faults::default(),
+        Faults {
+            lag: Duration::from_millis(50),
+            fail_every: Some(3),
+        },
+    ] {
+        let cluster = Cluster::start(faults);
+        let api = &cluster.api;
+        let mut set = deployment("db", 3);
+        set["spec"] = json!({
+            "replicas": 3, "selector": set["spec"]["selector"], "template": set["spec"]["template"], "serviceName": "db",
+            "podManagementPolicy": "OrderedReady", "updateStrategy": { "type": "RollingUpdate" },
+        });
+        api.create("statefulsets", set);
+        let names = |api: &FakeApi| -> Vec<String> {
+            pods_of(api, "db")
+                .iter()
+                .map(|pod| text(pod, "/metadata/name").to_owned())
+                .collect()
+        };
+        let is_whole = |api: &FakeApi, revision: u64| {
+            let set = api.get("statefulsets", "default", "db").unwrap_or_default();
+            let status = &set["status"];
+            let revisions = api.all("controllerrevisions");
+            let newest = revisions.iter().find(|one| one["revision"] == revision);
+            let newest = newest
+                .map(|one| one["metadata"]["name"].clone())
+                .unwrap_or_default();
+            status["readyReplicas"] == 3
+                && status["updatedReplicas"] == 3
+                && status["currentRevision"] == newest
+        };
+        api.eventually("whole", |api| is_whole(api, 1)).await;
+        assert_eq!(names(api), ["db-0", "db-1", "db-2"]);
+        assert_eq!(
+            api.ever("pods"),
+            ["db-0", "db-1", "db-2"],
+            "in order, and each once"
+        );
+        let template = json!({ "spec": { "template": { "metadata": { "annotations": { "v": "2" } } } } });
+        api.patch("statefulsets", "default", "db", template);
+        api.eventually("changed", |api| is_whole(api, 2)).await;
+        assert_eq!(api.ever("pods")[3..], ["db-2", "db-1", "db-0"]);
+        api.patch(
+            "statefulsets",
+            "default",
+            "db",
+            json!({ "spec": { "replicas": 1 } }),
+        );
+        api.eventually("smaller", |api| names(api) == ["db-0"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_budget_tells_what_may_go_as_pods_and_scales_change() {
     let cluster = Cluster::start(Faults::default());
     let api = &cluster.api;

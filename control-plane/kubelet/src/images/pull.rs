@@ -296,6 +296,15 @@ pub async fn pull(store: &ImageStore, reference: &str, logins: &[Login]) -> Resu
         tls: tls(),
     };
     let (manifest, bytes) = registry.manifest(&place).await.map_err(resolve)?;
+    let disk = |error: io::Error| resolve(error.into());
+    // What is there costs no more than its manifest.
+    let id = manifest.config.as_ref().map(|config| config.digest.clone());
+    let (known, name) = (store.clone(), full.clone());
+    let named = tokio::task::spawn_blocking(move || known.give_name(&id.unwrap_or_default(), &name));
+    let named = named.await.map_err(|lost| disk(io::Error::other(lost)))?;
+    if let Some(image) = named.map_err(|error| unpack(error.into()))? {
+        return Ok(image);
+    }
     let file = unnamed_file(&store.directory).map_err(unpack)?;
     let mut layout = Layout {
         file: File::from_std(file),
@@ -312,7 +321,6 @@ pub async fn pull(store: &ImageStore, reference: &str, logins: &[Login]) -> Resu
             why,
         })?;
     }
-    let disk = |error: io::Error| resolve(error.into());
     layout.finish(&bytes).await.map_err(disk)?;
     let file = layout.file.into_std().await;
     let (store, name) = (store.clone(), full.clone());

@@ -14,10 +14,10 @@ use super::quantity;
 use super::volumes::safe_relative;
 use crate::images::Image;
 use crate::images::users::Accounts;
-use crate::oci::{BindMount, ContainerSpec, Resources, Security};
+use crate::oci::{BindMount, ContainerSpec, Resources, Security, SharedIpc};
 
 /// Where programs are looked for when the image says nothing.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a container is made from besides its own definition.
 pub struct ContainerContext<'a> {
@@ -37,6 +37,10 @@ pub struct ContainerContext<'a> {
     pub hostname: String,
     /// Network namespace.
     pub netns: Option<PathBuf>,
+    /// IPC namespace and `/dev/shm` of the pod.
+    pub ipc: Option<SharedIpc>,
+    /// PID namespace of the pod, where its containers share one.
+    pub shared_pids: Option<PathBuf>,
     /// Root file system.
     pub rootfs: PathBuf,
     /// cgroup path from each hierarchy's root.
@@ -84,7 +88,10 @@ pub fn container_spec(
         cwd: cwd.to_owned(),
         hostname: context.hostname.clone(),
         netns: context.netns.clone(),
+        ipc: context.ipc.clone(),
         host_pid: asks(|spec| spec.host_pid),
+        shared_pids: context.shared_pids.clone(),
+        sysctls: sysctls(pod_security),
         host_ipc: asks(|spec| spec.host_ipc),
         rootfs: context.rootfs.clone(),
         mounts: mounts(container, context)?,
@@ -185,6 +192,14 @@ fn mounts(container: &Container, context: &ContainerContext) -> Result<Vec<BindM
         .unwrap_or("/dev/termination-log");
     mounts.push(bind(context.termination_log.to_owned(), message, false));
     Ok(mounts)
+}
+
+/// What the pod sets of the kernel, once it was allowed to; names as sysctl(8) writes them.
+fn sysctls(pod: Option<&PodSecurityContext>) -> BTreeMap<String, String> {
+    let sysctls = pod.into_iter().flat_map(|pod| pod.sysctls.iter().flatten());
+    sysctls
+        .map(|one| (one.name.replace('/', "."), one.value.clone()))
+        .collect()
 }
 
 fn follows_node(mount: &VolumeMount) -> Result<bool, ConfigError> {
@@ -360,6 +375,8 @@ mod tests {
             termination_log: Path::new("/pod/message"),
             hostname: "p".to_owned(),
             netns: None,
+            ipc: None,
+            shared_pids: None,
             rootfs: PathBuf::from("/rootfs"),
             cgroup_path: PathBuf::from("/cgroup"),
             own_oom_score: 0,

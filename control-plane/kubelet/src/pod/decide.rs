@@ -114,6 +114,19 @@ pub enum Phase {
     },
 }
 
+/// What holds a container back, or those behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing.
+    None,
+    /// Its image is being pulled.
+    Pull,
+    /// A postStart hook will run when it has been started, and those behind it wait for its end.
+    HookDue,
+    /// Its postStart hook runs.
+    Hook,
+}
+
 /// One container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerView {
@@ -125,6 +138,8 @@ pub struct ContainerView {
     pub phase: Phase,
     /// It runs and its startup probe has succeeded, or it has none.
     pub started: bool,
+    /// What it waits for, or makes others wait for.
+    pub hold: Hold,
     /// Not to be started before this.
     pub not_before: Option<Timestamp>,
 }
@@ -136,8 +151,10 @@ pub struct PodView {
     pub restart_policy: RestartPolicy,
     /// It is being deleted, or is gone from the API.
     pub deleting: bool,
-    /// It asks for something that this kubelet cannot do: nothing is started.
+    /// It had ended before this kubelet knew it: nothing is started.
     pub refused: bool,
+    /// It has been ended, whatever its containers do: by its deadline, or for want of disk.
+    pub over: bool,
     /// It has a sandbox.
     pub sandbox: bool,
     /// Sandbox and volumes are there.
@@ -190,7 +207,7 @@ impl PodView {
     /// The containers that are to end: with the pod, main and init containers first, then the sidecars from the last
     /// to the first, so that each may use those before it to its end (KEP-753, "Pod termination").
     fn ending(&self) -> Vec<&ContainerView> {
-        if !self.deleting && !self.is_done() {
+        if !self.deleting && !self.over && !self.is_done() {
             return Vec::new();
         }
         let live = self.containers.iter().filter(|container| container.is_live());
@@ -275,7 +292,7 @@ pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
     if pod.refused {
         return decision;
     }
-    if pod.is_done() {
+    if pod.over || pod.is_done() {
         // A pod that is done gives its address back.
         if pod.sandbox && !any_live {
             decision.act_at(pod.sandbox_not_before, now, Action::RemoveSandbox);
@@ -284,16 +301,26 @@ pub fn decide(pod: &PodView, now: Timestamp) -> Decision {
     }
     let startable = |container: &&ContainerView| match container.phase {
         _ if container.role == Role::Init && pod.initialized => false,
+        _ if container.hold == Hold::Pull => false,
         Phase::Waiting => true,
         Phase::Exited { code } => pod.restarts(container, code),
         Phase::Running { .. } | Phase::Stopping { .. } => false,
     };
-    let mut startable = pod.due().iter().filter(startable).peekable();
+    let unheld = pod
+        .due()
+        .iter()
+        .take_while(|container| container.hold != Hold::Hook);
+    let mut startable = unheld.filter(startable).peekable();
     match (startable.peek().is_some(), pod.prepared) {
         (true, false) => decision.act_at(pod.sandbox_not_before, now, Action::Prepare),
         (true, true) => {
             for container in startable {
                 decision.act_at(container.not_before, now, Action::Start(container.name.clone()));
+                // One that waits for its back-off holds nobody up, as with Kubernetes.
+                let starts = container.not_before.is_none_or(|at| at <= now);
+                if starts && container.hold == Hold::HookDue {
+                    break;
+                }
             }
         }
         (false, _) => {}
@@ -331,12 +358,14 @@ mod tests {
                 role: Role::Main,
                 phase: *phase,
                 started: *phase == RUNNING,
+                hold: Hold::None,
                 not_before: not_before.map(at),
             });
         PodView {
             restart_policy,
             deleting: false,
             refused: false,
+            over: false,
             sandbox,
             prepared: sandbox,
             sandbox_not_before: None,
@@ -359,6 +388,7 @@ mod tests {
                 role,
                 phase,
                 started: phase == RUNNING,
+                hold: Hold::None,
                 not_before: None,
             });
         pod.containers = views.collect();
@@ -541,6 +571,48 @@ mod tests {
             &[start("main")],
             None,
         );
+    }
+
+    #[test]
+    fn a_post_start_hook_holds_back_what_stands_behind_it() {
+        let held = |hold, phase, not_before| {
+            let mut pod = pod(Always, true, &[(phase, not_before), (Phase::Waiting, None)]);
+            pod.containers[0].hold = hold;
+            pod
+        };
+        check(&held(Hold::HookDue, Phase::Waiting, None), &[start("a")], None);
+        check(&held(Hold::Hook, RUNNING, None), &[], None);
+        check(&held(Hold::None, RUNNING, None), &[start("b")], None);
+        check(&held(Hold::HookDue, RUNNING, None), &[start("b")], None);
+        check(
+            &held(Hold::HookDue, Phase::Waiting, Some(110)),
+            &[start("b")],
+            Some(110),
+        );
+        check(&held(Hold::Pull, Phase::Waiting, None), &[start("b")], None);
+    }
+
+    #[test]
+    fn a_pod_that_is_over_ends_and_gives_its_network_back() {
+        let over = |phase| PodView {
+            over: true,
+            ..pod(Always, true, &[(phase, None)])
+        };
+        check(&over(RUNNING), &[Stop("a".to_owned())], None);
+        check(
+            &over(Phase::Stopping {
+                kill_at: Some(at(130)),
+            }),
+            &[],
+            Some(130),
+        );
+        check(&over(Phase::Exited { code: 1 }), &[RemoveSandbox], None);
+        check(&over(Phase::Waiting), &[RemoveSandbox], None);
+        let gone = PodView {
+            sandbox: false,
+            ..over(Phase::Waiting)
+        };
+        check(&gone, &[], None);
     }
 
     #[test]

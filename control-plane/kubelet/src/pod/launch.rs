@@ -31,15 +31,24 @@ impl From<DiskError> for Trouble {
     }
 }
 
+/// Why a container did not start, from the runtime.
+pub fn refused(error: StartError) -> Trouble {
+    match error {
+        StartError::Disk(error) => Trouble::Config(error.to_string()),
+        StartError::Refused(text) => Trouble::Start(text),
+    }
+}
+
 impl Worker {
     /// Starts a container, with the events that `kubectl describe` shows.
     pub(super) async fn start_container(
         &self,
         definition: &Definition,
         attempt: u32,
+        pulled: bool,
     ) -> Result<Container, Trouble> {
         let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
-        let image = match self.image(definition) {
+        let image = match self.image(definition, pulled) {
             Ok(image) => image,
             Err(trouble) => {
                 if let Trouble::Image { trouble, .. } = &trouble {
@@ -70,7 +79,7 @@ impl Worker {
             Err(Trouble::Config(text) | Trouble::Start(text)) => {
                 events.container(pod, name, EventType::Warning, "Failed", format!("Error: {text}"));
             }
-            Err(Trouble::Image { .. }) => {}
+            Err(Trouble::Image { .. } | Trouble::Unpulled) => {}
         }
         outcome
     }
@@ -104,6 +113,11 @@ impl Worker {
             termination_log: &request.termination_log,
             hostname: self.hostname(),
             netns: self.sandbox.as_ref().and_then(|sandbox| sandbox.netns_path()),
+            ipc: self
+                .sandbox
+                .as_ref()
+                .and_then(|sandbox| sandbox.ipc(&self.node.config)),
+            shared_pids: self.shared_pids(),
             rootfs: container_dir.rootfs(),
             cgroup_path: cgroup.oci_path(),
             own_oom_score: self.node.own_oom_score,
@@ -129,10 +143,7 @@ impl Worker {
             .runtime
             .start(request, &oci_config(&spec))
             .await
-            .map_err(|error| match error {
-                StartError::Disk(error) => Trouble::Config(error.to_string()),
-                StartError::Refused(text) => Trouble::Start(text),
-            })
+            .map_err(refused)
     }
 
     fn request(
@@ -173,13 +184,16 @@ impl Worker {
             sub_paths: Vec::new(),
             log: log_dir.join(format!("{attempt}.log")),
             termination_log,
-            host_pid: self.pod.spec.as_ref().and_then(|spec| spec.host_pid) == Some(true),
+            falls_back_to_log: definition.termination_message_policy.as_deref()
+                == Some("FallbackToLogsOnError"),
+            shares_pids: self.shares_processes()
+                || self.pod.spec.as_ref().and_then(|spec| spec.host_pid) == Some(true),
             created_at: Timestamp::now(),
         })
     }
 
-    /// The image, as the pull policy allows: this kubelet asks no registry, so that it has to be there already.
-    fn image(&self, definition: &Definition) -> Result<Image, Trouble> {
+    /// The image, as the pull policy allows. `pulled` = it has just been.
+    fn image(&self, definition: &Definition, pulled: bool) -> Result<Image, Trouble> {
         let reference = definition.image.clone().unwrap_or_default();
         let (events, pod, name) = (&self.node.events, &self.pod, definition.name.as_str());
         let warn = |reason, text: String| events.container(pod, name, EventType::Warning, reason, text);
@@ -193,6 +207,7 @@ impl Worker {
         }
         let found = self.node.images.find(&reference)?;
         match (definition.image_pull_policy.as_deref(), found) {
+            (_, Some(image)) if pulled => Ok(image),
             (Some("Never") | Some("IfNotPresent") | None, Some(image)) => {
                 let text = format!("Container image \"{reference}\" already present on machine");
                 events.container(pod, name, EventType::Normal, "Pulled", text);
@@ -204,25 +219,7 @@ impl Worker {
                 warn("ErrImageNeverPull", message.clone());
                 Err(refused(ImageTrouble::NeverPulled, message))
             }
-            (_, found) => {
-                events.container(
-                    pod,
-                    name,
-                    EventType::Normal,
-                    "Pulling",
-                    format!("Pulling image \"{reference}\""),
-                );
-                let advice = match found {
-                    Some(_) => {
-                        "it is on this node, and imagePullPolicy Always asks for a pull all the same: \
-                                IfNotPresent takes it"
-                    }
-                    None => "`causeway image import` brings images to the nodes",
-                };
-                let why = format!("no registry can be reached from this kubelet; {advice}");
-                warn("Failed", format!("Failed to pull image \"{reference}\": {why}"));
-                Err(refused(ImageTrouble::NotPulled, why))
-            }
+            _ => Err(Trouble::Unpulled),
         }
     }
 }

@@ -12,8 +12,9 @@ use k8s_openapi::api::core::v1::{
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::decide::{Backoff, Phase, RestartPolicy, Role, restarts};
+use super::decide::{Backoff, Hold, Phase, RestartPolicy, Role, restarts};
 use super::probe::{self, Check, ProbeKind, ProbeState, Timing};
 use super::status::{ObservedContainer, ObservedState};
 use super::worker::{Message, terminated};
@@ -21,6 +22,9 @@ use crate::events::{EventType, Recorder};
 use crate::process::Signal;
 use crate::runtime::{Container, Runtime};
 use crate::shim::state::Exit;
+
+/// A postStart hook may take as long as it wants; it ends with its container.
+const UNLIMITED: Duration = Duration::from_secs(i32::MAX as u64);
 
 /// Exit code of a container that could not be started (`StartError`).
 const START_ERROR_CODE: i32 = 128;
@@ -44,6 +48,8 @@ pub enum Trouble {
         /// The same in a sentence.
         message: String,
     },
+    /// Its image has to be pulled first.
+    Unpulled,
     /// Its definition cannot be followed (`CreateContainerConfigError`).
     Config(String),
     /// The runtime refused it (`StartError`).
@@ -84,6 +90,9 @@ pub struct Slot {
     pub current: Option<Current>,
     /// What holds back the next start.
     pub backoff: Backoff,
+    /// Its image has been pulled for the next start.
+    pub pulled: bool,
+    pull: Option<AbortOnDropHandle<()>>,
     last: Option<ContainerStateTerminated>,
     waiting: Option<(String, Option<String>)>,
     known: Option<ContainerStatus>,
@@ -95,6 +104,9 @@ pub struct Current {
     pub container: Container,
     /// Where it is.
     pub phase: Phase,
+    /// Its postStart hook has failed.
+    pub hook_failed: bool,
+    hook_runs: bool,
     image_id: String,
     end: Option<ContainerStateTerminated>,
     results: BTreeMap<ProbeKind, bool>,
@@ -145,6 +157,8 @@ impl Slot {
             attempt: restarts + u32::from(had_one),
             current: None,
             backoff: Backoff::default(),
+            pulled: false,
+            pull: None,
             last: known.and_then(last),
             waiting: None,
             known: known.cloned(),
@@ -164,6 +178,28 @@ impl Slot {
     pub fn has_started(&self) -> bool {
         let current = self.current.as_ref();
         current.is_some_and(|current| matches!(current.phase, Phase::Running { .. }) && current.has_started())
+    }
+
+    /// What it waits for, or makes others wait for; `has_hook`: it has a postStart hook.
+    pub fn hold(&self, has_hook: bool) -> Hold {
+        let hooked = self.current.as_ref().is_some_and(|current| current.hook_runs);
+        match (&self.pull, hooked && self.is_live()) {
+            (Some(_), _) => Hold::Pull,
+            (None, true) => Hold::Hook,
+            (None, false) if has_hook => Hold::HookDue,
+            (None, false) => Hold::None,
+        }
+    }
+
+    /// A task pulls its image from now on.
+    pub fn pull(&mut self, task: JoinHandle<()>) {
+        self.pull = Some(AbortOnDropHandle::new(task));
+    }
+
+    /// The task has ended; its image is there, or it has to be tried again later.
+    pub fn pull_ended(&mut self, pulled: bool) {
+        self.pull = None;
+        self.pulled = pulled;
     }
 
     /// What it did in a sandbox that is gone has to be done again; returns the container that did it.
@@ -233,6 +269,7 @@ impl Slot {
                 self.backoff.failed_pull(now);
                 None
             }
+            Trouble::Unpulled => None,
             Trouble::Config(message) => {
                 self.waiting = Some(("CreateContainerConfigError".to_owned(), Some(message)));
                 self.backoff.failed_briefly(now);
@@ -267,6 +304,8 @@ impl Slot {
         let state = match (current.and_then(|c| c.end.clone()), current, &self.waiting) {
             (_, _, Some((reason, message))) => ObservedState::Waiting(reason.clone(), message.clone()),
             (Some(end), ..) => self.ended_state(end, policy, pod),
+            // Kubernetes tells of it when its hook is through.
+            (None, Some(current), _) if current.hook_runs => ObservedState::Waiting(before.to_owned(), None),
             (None, Some(current), _) => ObservedState::Running(current.container.started.started_at),
             (None, None, None) => match self.last.clone().filter(|_| self.attempt > 0) {
                 Some(end) => self.ended_state(end, policy, pod),
@@ -326,6 +365,8 @@ impl Current {
         Self {
             container,
             phase: Phase::Running { unhealthy: false },
+            hook_failed: false,
+            hook_runs: false,
             image_id,
             end: None,
             results: BTreeMap::new(),
@@ -354,7 +395,8 @@ impl Current {
     }
 
     fn has_started(&self) -> bool {
-        !self.probed.contains(&ProbeKind::Startup) || self.results.get(&ProbeKind::Startup) == Some(&true)
+        !self.hook_runs && !self.probed.contains(&ProbeKind::Startup)
+            || self.results.get(&ProbeKind::Startup) == Some(&true)
     }
 
     fn is_ready(&self) -> bool {
@@ -370,14 +412,53 @@ impl Current {
         self.started.send_replace(started);
     }
 
-    /// Waits for its end and runs its probes.
-    pub fn watch(&mut self, definition: &Definition, around: &Surroundings) {
+    /// Waits for its end.
+    pub fn watch(&self, around: &Surroundings) {
         let (container, ended) = (self.container.clone(), around.outbox.clone());
         // Not among the tasks that are stopped: it ends by itself, with the container.
         tokio::spawn(async move {
             let exit = container.ended().await;
             let _ = ended.send(Message::Ended(container.request.id, exit)).await;
         });
+    }
+
+    /// Runs its postStart hook, and its probes behind it. `hook` = it has just been started.
+    pub fn begin(&mut self, definition: &Definition, hook: bool, around: &Surroundings) {
+        let lifecycle = definition.lifecycle.as_ref().filter(|_| hook);
+        let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.post_start.clone()) else {
+            return self.probe(definition, around);
+        };
+        self.hook_runs = true;
+        let (definition, around) = (definition.clone(), around.clone());
+        let id = self.container.request.id.clone();
+        self.tasks.push(tokio::spawn(async move {
+            let outcome = run_hook(&hook, &definition, &id, UNLIMITED, &around).await;
+            if let Err(text) = &outcome {
+                tracing::debug!(container = definition.name, text, "postStart hook failed");
+            }
+            let _ = around
+                .outbox
+                .send(Message::PostStarted(id, outcome.is_ok()))
+                .await;
+        }));
+    }
+
+    /// The postStart hook is through. One that failed costs the container (`FailedPostStartHook`); its text may hold
+    /// what is nobody's business and stays in the log.
+    pub fn hook_ended(&mut self, success: bool, definition: &Definition, around: &Surroundings) {
+        self.hook_runs = false;
+        if success {
+            return self.probe(definition, around);
+        }
+        let text = "PostStartHook failed".to_owned();
+        around.warn(&definition.name, "FailedPostStartHook", text);
+        if matches!(self.phase, Phase::Running { .. }) {
+            self.hook_failed = true;
+            self.phase = Phase::Running { unhealthy: true };
+        }
+    }
+
+    fn probe(&mut self, definition: &Definition, around: &Surroundings) {
         for kind in [ProbeKind::Startup, ProbeKind::Readiness, ProbeKind::Liveness] {
             let Some(definition_of_probe) = kind.of(definition) else {
                 continue;

@@ -60,6 +60,29 @@ pub struct ObservedPod {
     pub host_ips: Vec<IpAddr>,
     /// When this kubelet took it.
     pub start_time: Timestamp,
+    /// It has been ended, whatever its containers did.
+    pub end: Option<End>,
+}
+
+/// Why a pod was ended, whatever its containers did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// In a word: `status.reason`.
+    pub reason: String,
+    /// In a sentence.
+    pub message: String,
+}
+
+impl End {
+    /// What an earlier kubelet told.
+    pub fn told(status: &PodStatus) -> Option<Self> {
+        let failed = status.phase.as_deref() == Some("Failed");
+        let reason = status.reason.clone().filter(|_| failed)?;
+        Some(Self {
+            reason,
+            message: status.message.clone().unwrap_or_default(),
+        })
+    }
 }
 
 impl ObservedPod {
@@ -93,6 +116,8 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
     let host_ips = observed.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() });
     let host_ips: Vec<HostIP> = host_ips.collect();
     let main = observed.of_role(|role| role == Role::Main);
+    let end = observed.end.clone();
+    let (reason, message) = end.map(|end| (end.reason, end.message)).unzip();
     let init: Vec<ContainerStatus> = observed
         .of_role(|role| role != Role::Main)
         .map(container_status)
@@ -108,6 +133,8 @@ pub fn pod_status(pod: &Pod, observed: &ObservedPod, previous: &PodStatus, now: 
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: Some(Time(observed.start_time)),
         observed_generation: pod.metadata.generation,
+        reason,
+        message,
         qos_class: previous.qos_class.clone(),
         ..PodStatus::default()
     }
@@ -163,7 +190,8 @@ fn phase(pod: &Pod, observed: &ObservedPod) -> String {
     let pending = main.is_empty() || main.iter().any(|container| never_ran(container));
     let ended = main.iter().all(|container| ended_for_good(container))
         || (deleted && main.iter().all(|container| is_terminated(container)));
-    let phase = if init_failed {
+    let is_over = observed.end.is_some() && !observed.containers.iter().any(is_running);
+    let phase = if init_failed || is_over {
         "Failed"
     } else if pending || (!observed.has_run() && !uninitialized(observed).is_empty()) {
         "Pending"
@@ -360,6 +388,36 @@ mod tests {
             ips: Vec::new(),
             host_ips: vec!["172.30.0.11".parse().expect("an address")],
             start_time: Timestamp::UNIX_EPOCH,
+            end: None,
+        }
+    }
+
+    #[test]
+    fn a_pod_that_was_ended_has_failed_when_nothing_of_it_runs() {
+        let end = End {
+            reason: "DeadlineExceeded".to_owned(),
+            message: "too long".to_owned(),
+        };
+        let told = |state| {
+            let observed = ObservedPod {
+                end: Some(end.clone()),
+                ..observed(vec![(state, None)])
+            };
+            pod_status(
+                &pod("Always"),
+                &observed,
+                &PodStatus::default(),
+                Timestamp::UNIX_EPOCH,
+            )
+        };
+        let running = told(ObservedState::Running(Timestamp::UNIX_EPOCH));
+        assert_eq!(running.phase.as_deref(), Some("Running"));
+        assert_eq!(End::told(&running), None);
+        for state in [
+            ObservedState::Terminated(ended(0)),
+            ObservedState::Waiting(String::new(), None),
+        ] {
+            assert_eq!(End::told(&told(state)), Some(end.clone()));
         }
     }
 

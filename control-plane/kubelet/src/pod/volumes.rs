@@ -73,6 +73,53 @@ pub struct Mounted {
     pub paths: BTreeMap<String, PathBuf>,
     /// The next refresh; `None` = nothing comes from the API.
     pub refresh_at: Option<Timestamp>,
+    /// Volumes on disk that may hold only so much.
+    pub limits: Vec<DiskLimit>,
+}
+
+/// A volume on disk that may hold only so much (`emptyDir.sizeLimit`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskLimit {
+    /// Its name.
+    pub volume: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// The same as the pod says it.
+    pub told: String,
+}
+
+/// Bytes of the disk that a directory takes, with all that is in it; what vanishes meanwhile takes none.
+pub fn disk_usage(path: &Path) -> u64 {
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    // stat(2) counts in 512 bytes, whatever the blocks of the file system are.
+    let own = found.blocks() * 512;
+    let below = found.is_dir().then(|| fs::read_dir(path)).and_then(Result::ok);
+    let below = below
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| disk_usage(&entry.path()));
+    own + below.sum::<u64>()
+}
+
+fn limit_of(volume: &Volume, path: &Path) -> Option<DiskLimit> {
+    let empty = volume
+        .empty_dir
+        .as_ref()
+        .filter(|empty| empty.medium.as_deref() != Some("Memory"))?;
+    let told = empty.size_limit.as_ref()?.0.clone();
+    let bytes = super::quantity::whole(&told).and_then(|bytes| u64::try_from(bytes).ok());
+    Some(DiskLimit {
+        volume: volume.name.clone(),
+        path: path.to_owned(),
+        // 0 is no limit (`emptyDirLimitEviction`).
+        bytes: bytes.filter(|bytes| *bytes > 0)?,
+        told,
+    })
 }
 
 impl Volumes<'_> {
@@ -91,6 +138,7 @@ impl Volumes<'_> {
                 .mount_one(volume, &mut mounted.refresh_at)
                 .await
                 .map_err(named)?;
+            mounted.limits.extend(limit_of(volume, &path));
             mounted.paths.insert(volume.name.clone(), path);
         }
         Ok(mounted)
@@ -546,6 +594,7 @@ pub fn safe_relative(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_refresh_switches_all_files_at_once() {
@@ -641,6 +690,43 @@ mod tests {
         }
         assert_eq!(fs::read(base.join("file")).ok(), Some(b"kept".to_vec()));
         disk::remove_tree(&base).expect("removable");
+    }
+
+    #[test]
+    fn what_a_volume_takes_of_the_disk_is_counted_to_its_depths() {
+        let base = std::env::temp_dir().join(format!("cwt-usage-of-{}", std::process::id()));
+        disk::make_dir(&base.join("a/b")).expect("a directory");
+        let empty = disk_usage(&base);
+        fs::write(base.join("a/b/file"), vec![1; 300_000]).expect("written");
+        symlink("/", base.join("a/link")).expect("a link");
+        let grown = disk_usage(&base) - empty;
+        assert!((300_000..400_000).contains(&grown), "{grown}");
+        assert_eq!(disk_usage(&base.join("absent")), 0);
+        disk::remove_tree(&base).expect("removable");
+    }
+
+    #[test]
+    fn volumes_on_disk_have_the_limit_that_they_name() {
+        for (source, expected) in [
+            (
+                json!({ "emptyDir": { "sizeLimit": "1Mi" } }),
+                Some((1 << 20, "1Mi")),
+            ),
+            (json!({ "emptyDir": { "sizeLimit": "0" } }), None),
+            (
+                json!({ "emptyDir": { "sizeLimit": "1Mi", "medium": "Memory" } }),
+                None,
+            ),
+            (json!({ "emptyDir": {} }), None),
+            (json!({ "hostPath": { "path": "/x" } }), None),
+        ] {
+            let mut volume = source;
+            volume["name"] = json!("v");
+            let volume: Volume = serde_json::from_value(volume).expect("a volume");
+            let seen = limit_of(&volume, Path::new("/v"));
+            let seen = seen.as_ref().map(|limit| (limit.bytes, limit.told.as_str()));
+            assert_eq!(seen, expected, "{volume:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //! the result, and waits for the next message.
 
 mod adopt;
+mod ends;
 mod prepare;
+mod pulls;
+mod shared_processes;
 
 use std::fs;
 use std::net::IpAddr;
@@ -18,12 +21,12 @@ use kube::api::Api;
 use kube::runtime::reflector::Store;
 use tokio::sync::{mpsc, watch};
 
-use super::decide::{Action, Backoff, ContainerView, Phase, PodView, Role, decide, restarts};
+use super::decide::{Action, Backoff, ContainerView, Hold, Phase, PodView, Role, decide, restarts};
 use super::env::{self, ConfigError, EnvContext, Sources};
 use super::etc_files;
 use super::publish::{Publication, publish_all};
-use super::slot::{BACKING_OFF, Current, INITIALIZING, Slot, Surroundings};
-use super::status::{ObservedPod, ObservedState, is_overruled, pod_status, restart_policy};
+use super::slot::{BACKING_OFF, Current, INITIALIZING, Slot, Surroundings, Trouble};
+use super::status::{End, ObservedPod, ObservedState, is_overruled, pod_status, restart_policy};
 use super::volumes::{self, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
 use crate::cgroup::Cgroup;
@@ -31,16 +34,21 @@ use crate::config::Config;
 use crate::disk::{self, DiskError, OnPath};
 use crate::events::{EventType, Recorder};
 use crate::images::ImageStore;
+use crate::logs::{LogOptions, LogReader};
 use crate::pod::probe::ProbeKind;
 use crate::process::Signal;
 use crate::runtime::{Container, Runtime};
 use crate::sandbox::Sandbox;
-use crate::shim::state::Exit;
+use crate::shim::state::{ContainerRequest, Exit};
 
 /// Grace of a pod that was deleted by force: its object is gone, nobody waits for it.
 const FORCED_GRACE: Duration = Duration::from_secs(2);
 /// `terminationGracePeriodSeconds` where the pod says nothing.
 const DEFAULT_GRACE: i64 = 30;
+/// Grace of a pod that has filled the disk (`immediateEvictionGracePeriodSeconds`).
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
+/// How often volumes with a limit are measured (`evictionMonitoringPeriod`).
+const DISK_PERIOD: Duration = Duration::from_secs(10);
 /// The API bounds no grace, but a time so far away that no calendar has it cannot be waited for.
 const LONGEST_GRACE: Duration = Duration::from_secs(i32::MAX as u64);
 
@@ -64,6 +72,8 @@ pub struct NodeContext {
     pub own_oom_score: i32,
     /// The kubelet's own capabilities, a bit for each number.
     pub own_capabilities: u64,
+    /// Held by who pulls an image.
+    pub pulls: tokio::sync::Mutex<()>,
 }
 
 /// What a worker is told.
@@ -79,6 +89,10 @@ pub enum Message {
     Probed(String, ProbeKind, bool),
     /// A container's preStop hook is through.
     PreStopped(String),
+    /// A container's postStart hook is through, well or not.
+    PostStarted(String, bool),
+    /// The image of the container of this name was pulled, or could not be; why not.
+    Pulled(String, Result<(), String>),
 }
 
 /// The worker.
@@ -86,7 +100,10 @@ pub struct Worker {
     pub(super) node: Arc<NodeContext>,
     pub(super) pod: Pod,
     gone: bool,
-    refused: Option<String>,
+    /// It had ended before this kubelet knew it, and keeps the status that it has.
+    refused: bool,
+    end: Option<End>,
+    disk_look_at: Timestamp,
     pub(super) sandbox: Option<Sandbox>,
     prepared: bool,
     /// A main container has been started in this sandbox.
@@ -96,6 +113,8 @@ pub struct Worker {
     preparing: Backoff,
     pub(super) mounted: Mounted,
     slots: Vec<Slot>,
+    /// Process 1 of the PID namespace that the pod's containers share.
+    pub(super) pauser: Option<Container>,
     start_time: Timestamp,
     status: PodStatus,
     inbox: mpsc::Receiver<Message>,
@@ -125,7 +144,10 @@ impl Worker {
             .as_ref()
             .map_or_else(Timestamp::now, |time| time.0);
         let worker = Self {
-            refused: unsupported(&pod),
+            refused: false,
+            end: End::told(&status),
+            disk_look_at: Timestamp::now() + DISK_PERIOD,
+            pauser: None,
             node,
             gone: false,
             sandbox: None,
@@ -151,7 +173,9 @@ impl Worker {
 
     async fn run(mut self, adopted: Vec<Container>) {
         self.adopt(adopted).await;
+        self.check_sysctls();
         loop {
+            self.check_deadline();
             let decision = decide(&self.view(), Timestamp::now());
             let acted = !decision.actions.is_empty();
             for action in decision.actions {
@@ -167,17 +191,24 @@ impl Worker {
                 continue;
             }
             self.publish();
-            let wake_at = [decision.wake_at, self.mounted.refresh_at]
-                .into_iter()
-                .flatten()
-                .min();
+            let limits = self.may_be_ended() && !self.mounted.limits.is_empty();
+            let wake_at = [
+                decision.wake_at,
+                self.mounted.refresh_at,
+                self.deadline().filter(|_| self.may_be_ended()),
+                limits.then_some(self.disk_look_at),
+            ];
+            let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(message) => self.take(message),
                     // The kubelet ends; the containers stay.
                     None => return,
                 },
-                () = sleep_until(wake_at) => self.refresh_if_due().await,
+                () = sleep_until(wake_at) => {
+                    self.refresh_if_due().await;
+                    self.look_at_disk().await;
+                }
             }
         }
     }
@@ -188,12 +219,14 @@ impl Worker {
             role: slot.role,
             phase: slot.phase(),
             started: slot.has_started(),
+            hold: self.hold(slot),
             not_before: slot.backoff.not_before(),
         });
         PodView {
             restart_policy: restart_policy(&self.pod),
             deleting: self.is_deleting(),
-            refused: self.refused.is_some(),
+            refused: self.refused,
+            over: self.end.is_some(),
             sandbox: self.sandbox.is_some(),
             prepared: self.prepared,
             sandbox_not_before: self.preparing.not_before(),
@@ -241,11 +274,32 @@ impl Worker {
                     current.probed(kind, success);
                 }
             }
+            Message::PostStarted(id, success) => self.hook_ended(&id, success),
+            Message::Pulled(name, outcome) => self.pull_ended(&name, outcome),
             Message::PreStopped(id) => {
                 if let Some(current) = self.current_by_id(&id) {
                     current.container.signal(Signal::TERM);
                 }
             }
+        }
+    }
+
+    fn hold(&self, slot: &Slot) -> Hold {
+        let definition = roles(&self.pod).find(|(definition, _)| definition.name == slot.name);
+        let lifecycle = definition.and_then(|(definition, _)| definition.lifecycle.as_ref());
+        slot.hold(lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some()))
+    }
+
+    fn hook_ended(&mut self, id: &str, success: bool) {
+        let name = self
+            .current_by_id(id)
+            .map(|current| current.container.request.container.clone());
+        let Some(definition) = name.and_then(|name| self.definition(&name)) else {
+            return;
+        };
+        let around = self.surroundings();
+        if let Some(current) = self.current_by_id(id) {
+            current.hook_ended(success, &definition, &around);
         }
     }
 
@@ -269,8 +323,23 @@ impl Worker {
         let Some(definition) = self.definition(name) else {
             return;
         };
-        let attempt = self.slots.get(index).map_or(0, |slot| slot.attempt);
-        let outcome = self.start_container(&definition, attempt).await;
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let (attempt, pulled) = (slot.attempt, std::mem::take(&mut slot.pulled));
+        let outcome = match self.share_processes().await {
+            Ok(()) => self.start_container(&definition, attempt, pulled).await,
+            Err(error) => Err(error),
+        };
+        if outcome.as_ref().err() == Some(&Trouble::Unpulled) {
+            return self.begin_pull(index, &definition);
+        }
+        self.started(index, &definition, outcome);
+    }
+
+    /// What came of starting a container.
+    fn started(&mut self, index: usize, definition: &Definition, outcome: Result<Container, Trouble>) {
+        let name = definition.name.as_str();
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
@@ -298,11 +367,12 @@ impl Worker {
                 .unwrap_or_else(log_leftover);
         }
         if started {
-            self.watch_container(index);
+            self.watch_container(index, true);
         }
     }
 
-    fn watch_container(&mut self, index: usize) {
+    /// `fresh` = it has just been started.
+    fn watch_container(&mut self, index: usize, fresh: bool) {
         let Some(name) = self.slots.get(index).map(|slot| slot.name.clone()) else {
             return;
         };
@@ -311,7 +381,8 @@ impl Worker {
         };
         let around = self.surroundings();
         if let Some(current) = self.slots.get_mut(index).and_then(|slot| slot.current.as_mut()) {
-            current.watch(&definition, &around);
+            current.watch(&around);
+            current.begin(&definition, fresh, &around);
         }
     }
 
@@ -368,7 +439,9 @@ impl Worker {
             .find(|slot| slot.name == name)
             .and_then(|slot| slot.current.as_mut());
         let Some(current) = current else { return };
-        let text = if unhealthy {
+        let text = if current.hook_failed && unhealthy {
+            "FailedPostStartHook".to_owned()
+        } else if unhealthy {
             format!("Container {name} failed liveness probe, will be restarted")
         } else {
             format!("Stopping container {name}")
@@ -396,6 +469,7 @@ impl Worker {
             let destroyed = self.node.runtime.destroy_aside(&current.container.request).await;
             destroyed.unwrap_or_else(log_leftover);
         }
+        self.end_pauser().await;
         let config = &self.node.config;
         let uid = self.uid();
         remove_pod_files(config, &self.pod).unwrap_or_else(log_leftover);
@@ -426,22 +500,10 @@ impl Worker {
             ips: self.ips(),
             host_ips: self.node.config.node_ips(),
             start_time: self.start_time,
+            end: self.end.clone(),
         };
-        // A pod that had ended before this kubelet knew it keeps the status it has.
-        if self.refused.as_ref().is_some_and(String::is_empty) {
+        if self.refused {
             return;
-        }
-        if let Some(message) = self
-            .refused
-            .as_ref()
-            .filter(|_| self.publication.borrow().status.is_none())
-        {
-            self.node.events.pod(
-                &self.pod,
-                EventType::Warning,
-                "FailedCreatePodContainer",
-                message.clone(),
-            );
         }
         let status = pod_status(&self.pod, &observed, &self.status, Timestamp::now());
         let mut pod = self.pod.clone();
@@ -488,6 +550,8 @@ impl Worker {
     fn grace(&self) -> Duration {
         if self.gone {
             FORCED_GRACE
+        } else if self.end.as_ref().is_some_and(|end| end.reason == ends::EVICTED) {
+            EVICTION_GRACE
         } else {
             termination_grace(&self.pod)
         }
@@ -623,29 +687,19 @@ fn roles(pod: &Pod) -> impl Iterator<Item = (&Definition, Role)> {
     init.chain(main.map(|definition| (definition, Role::Main)))
 }
 
-/// What a pod asks for that this kubelet cannot do.
-fn unsupported(pod: &Pod) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    let asks = [(
-        spec.share_process_namespace == Some(true),
-        "shareProcessNamespace",
-    )];
-    let named: Vec<&str> = asks
-        .into_iter()
-        .filter(|(asks, _)| *asks)
-        .map(|(_, name)| name)
-        .collect();
-    (!named.is_empty()).then(|| format!("{} not supported by this kubelet yet", named.join(", ")))
-}
-
 /// Removes what is on disk and in cgroups of a pod that does not run any more.
 pub fn remove_pod_files(config: &Config, pod: &Pod) -> Result<(), DiskError> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let directory = config.pod_dir(uid);
     let volumes = volumes::remove_all(&directory.join("volumes"));
+    let shared = crate::sandbox::remove_shared(&directory);
     let cgroup = Cgroup::at(&config.pods_cgroup().join(uid)).and_then(|cgroup| cgroup.remove());
     let logs = disk::remove_tree(&pod_log_dir(config, pod));
-    volumes.and(cgroup).and(logs).and(disk::remove_tree(&directory))
+    volumes
+        .and(shared)
+        .and(cgroup)
+        .and(logs)
+        .and(disk::remove_tree(&directory))
 }
 
 fn pod_log_dir(config: &Config, pod: &Pod) -> PathBuf {
@@ -657,7 +711,7 @@ fn pod_log_dir(config: &Config, pod: &Pod) -> PathBuf {
     )
 }
 
-fn log_leftover(error: DiskError) {
+pub(super) fn log_leftover(error: DiskError) {
     tracing::warn!(%error, "something of a pod is left");
 }
 
@@ -679,6 +733,23 @@ pub(super) fn termination_message(path: &std::path::Path) -> Option<String> {
     file.take(4096).read_to_end(&mut text).ok()?;
     let text = String::from_utf8_lossy(&text).into_owned();
     (!text.is_empty()).then_some(text)
+}
+
+/// What stands for a termination message that a container did not write, where its pod asks for that
+/// (`terminationMessagePolicy: FallbackToLogsOnError`): at most 80 lines and 2048 bytes
+/// (`MaxContainerTerminationMessageLogLines`, `…LogLength`).
+fn end_of_log(request: &ContainerRequest) -> Option<String> {
+    if !request.falls_back_to_log {
+        return None;
+    }
+    let options = LogOptions {
+        tail_lines: Some(80),
+        ..LogOptions::default()
+    };
+    let mut log = LogReader::open(&request.log, &options, Timestamp::now()).ok()?;
+    let text = log.read_available().ok()?;
+    let tail = text.get(text.len().saturating_sub(2048)..).unwrap_or_default();
+    Some(String::from_utf8_lossy(tail).into_owned()).filter(|text| !text.is_empty())
 }
 
 /// The grace that a pod's deletion or its specification gives, at most [`LONGEST_GRACE`].
@@ -707,7 +778,8 @@ pub(super) fn terminated(container: &Container, exit: &Exit) -> ContainerStateTe
         exit_code: exit.code,
         signal: exit.signal,
         reason: Some(reason.to_owned()),
-        message: termination_message(&container.request.termination_log),
+        message: termination_message(&container.request.termination_log)
+            .or_else(|| end_of_log(&container.request).filter(|_| exit.code != 0)),
         started_at: Some(super::status::whole_seconds(container.started.started_at)),
         finished_at: Some(super::status::whole_seconds(exit.finished_at)),
     }

@@ -126,7 +126,7 @@ struct Running {
 
 fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
     if let Some(own) = ProcessIdentity::own() {
-        disk::write_json(&directory.shim(), &own)?;
+        disk::write_json_for_now(&directory.shim(), &own)?;
     }
     let request: ContainerRequest = disk::read_json(&directory.request())?
         .ok_or_else(|| ShimError::NoRequest(directory.path().to_owned()))?;
@@ -172,9 +172,9 @@ fn start(directory: &ContainerDir) -> Result<Running, ShimError> {
         }),
         started_at: Timestamp::now(),
     };
-    disk::write_json(&directory.started(), &started)?;
+    disk::write_json_for_now(&directory.started(), &started)?;
     ignore_ends()?;
-    if request.host_pid {
+    if request.shares_pids {
         end_with(started.init, cgroup.clone());
     }
     report(&Report::Started(started));
@@ -480,8 +480,8 @@ fn own_cgroup(container: &Path) -> Result<Cgroup, ShimError> {
     Ok(Cgroup::at(&mount.join(relative))?)
 }
 
-/// In a PID namespace of its own a container ends with its process 1. In the node's nothing ends what that leaves behind,
-/// which would also hold the output open.
+/// In a PID namespace of its own a container ends with its process 1. In one that it shares nothing ends what that leaves
+/// behind, which would also hold the output open.
 fn end_with(init: ProcessIdentity, cgroup: Cgroup) {
     std::thread::spawn(move || {
         init.wait();

@@ -51,9 +51,12 @@ pub struct ContainerRequest {
     pub log: PathBuf,
     /// File that the container sees as its termination message.
     pub termination_log: PathBuf,
-    /// It stands in the node's PID namespace.
+    /// Its last words are the end of its log, when it has written none (`FallbackToLogsOnError`).
     #[serde(default)]
-    pub host_pid: bool,
+    pub falls_back_to_log: bool,
+    /// It stands in a PID namespace with others: those of its pod, or the node.
+    #[serde(default, alias = "hostPid")]
+    pub shares_pids: bool,
     /// Parts of volumes, which the shim mounts at [`ContainerDir::sub_path`] for the OCI specification to name.
     #[serde(default)]
     pub sub_paths: Vec<SubPath>,

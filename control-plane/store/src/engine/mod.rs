@@ -253,8 +253,8 @@ impl Engine {
     }
 
     /// Raises or clears the alarm, and says whether that changed anything.
-    pub async fn set_no_space(&self, no_space: bool) -> Result<bool, Error> {
-        self.ask(|reply| Command::SetNoSpace { no_space, reply }).await
+    pub async fn set_no_space(&self, raised: bool) -> Result<bool, Error> {
+        self.ask(|reply| Command::SetNoSpace { raised, reply }).await
     }
 
     /// Everything, as it is durable.

@@ -58,7 +58,7 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     SetNoSpace {
-        no_space: bool,
+        raised: bool,
         reply: Reply<bool>,
     },
     Snapshot {
@@ -164,10 +164,9 @@ impl Writer {
                 let done = no_space(self.disk.defragment())?;
                 self.answer(reply, done);
             }
-            Command::SetNoSpace { no_space, reply } => {
-                let before = std::mem::replace(&mut write(&self.state).no_space, no_space);
-                self.batch.changes.no_space = Some(no_space);
-                self.answer(reply, Ok(before != no_space));
+            Command::SetNoSpace { raised, reply } => {
+                let changed = self.set_no_space(raised)?;
+                self.answer(reply, changed);
             }
             Command::Snapshot { reply } => {
                 self.commit()?;
@@ -211,6 +210,17 @@ impl Writer {
         } else {
             Ok(())
         }
+    }
+
+    /// Durable first, then in memory. Says whether it changed anything.
+    fn set_no_space(&mut self, raised: bool) -> Result<Result<bool, Error>, disk::Error> {
+        self.commit()?;
+        let saved = self.save(&Changes {
+            no_space: Some(raised),
+            ..Changes::default()
+        });
+        let saved = no_space(saved)?;
+        Ok(saved.map(|()| std::mem::replace(&mut write(&self.state).no_space, raised) != raised))
     }
 
     fn durable_contents(&self) -> disk::Contents {

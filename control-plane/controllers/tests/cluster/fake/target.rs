@@ -15,7 +15,7 @@ pub(super) struct Resource {
 }
 
 /// All of them.
-pub(super) const RESOURCES: [Resource; 17] = [
+pub(super) const RESOURCES: [Resource; 19] = [
     resource("v1", "pods", "Pod", true),
     resource("v1", "nodes", "Node", false),
     resource("v1", "services", "Service", true),
@@ -29,7 +29,9 @@ pub(super) const RESOURCES: [Resource; 17] = [
     resource("apps/v1", "daemonsets", "DaemonSet", true),
     resource("apps/v1", "controllerrevisions", "ControllerRevision", true),
     resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
+    resource("apps/v1", "statefulsets", "StatefulSet", true),
     resource("batch/v1", "jobs", "Job", true),
+    resource("batch/v1", "cronjobs", "CronJob", true),
     resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", true),
     resource("coordination.k8s.io/v1", "leases", "Lease", true),
     resource(

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::ContainerStatus;
 
+use super::shared_processes::PAUSER;
 use super::{Worker, log_leftover, roles};
 use crate::pod::decide::Role;
 use crate::pod::slot::{Current, Slot};
@@ -20,8 +21,16 @@ impl Worker {
         self.slots = roles(&self.pod)
             .map(|(definition, role)| Slot::new(&definition.name, role, self.known_status(&definition.name)))
             .collect();
-        let whole = self.sandbox.as_ref().is_some_and(Sandbox::is_whole);
+        let config = &self.node.config;
+        let whole = self
+            .sandbox
+            .as_ref()
+            .is_some_and(|sandbox| sandbox.is_whole(config));
         for container in adopted {
+            if container.request.container == PAUSER {
+                self.pauser = Some(container);
+                continue;
+            }
             let Some(slot) = self
                 .slots
                 .iter_mut()
@@ -52,6 +61,9 @@ impl Worker {
                 current.trust(started, ready);
             }
         }
+        if !whole {
+            self.end_pauser().await;
+        }
         if !whole && let Some(sandbox) = self.sandbox.take() {
             sandbox.destroy(&self.node.config).await.unwrap_or_else(|error| {
                 tracing::warn!(%error, uid, "broken sandbox not removed");
@@ -63,13 +75,13 @@ impl Worker {
             self.initialize_again();
         }
         if self.is_terminal() && self.slots.iter().all(|slot| slot.current.is_none()) {
-            self.refused.get_or_insert_with(String::new);
+            self.refused = true;
         }
         let running: Vec<usize> = (0..self.slots.len())
             .filter(|index| self.slots.get(*index).is_some_and(Slot::is_live))
             .collect();
         for index in running {
-            self.watch_container(index);
+            self.watch_container(index, false);
         }
         if self.slots.iter().any(Slot::is_live) {
             self.prepare().await;

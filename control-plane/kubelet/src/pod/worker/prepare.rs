@@ -101,15 +101,15 @@ impl Worker {
                     .events
                     .pod(&self.pod, EventType::Warning, "DNSConfigForming", text);
             }
-            disk::write_whole(&directory.join("resolv.conf"), resolv.render().as_bytes())?;
+            disk::write_for_now(&directory.join("resolv.conf"), resolv.render().as_bytes())?;
         }
         let hosts = if self.is_on_host_network() {
             fs::read_to_string("/etc/hosts").unwrap_or_default()
         } else {
             etc_files::hosts(&self.pod, &self.ips(), &config.cluster_domain)
         };
-        disk::write_whole(&directory.join("hosts"), hosts.as_bytes())?;
-        disk::write_whole(
+        disk::write_for_now(&directory.join("hosts"), hosts.as_bytes())?;
+        disk::write_for_now(
             &directory.join("hostname"),
             format!("{}\n", self.hostname()).as_bytes(),
         )
@@ -120,6 +120,7 @@ impl Worker {
         let Some(sandbox) = self.sandbox.clone() else {
             return;
         };
+        self.end_pauser().await;
         match sandbox.destroy(&self.node.config).await {
             Ok(()) => {
                 self.sandbox = None;
