@@ -79,8 +79,18 @@ failing.run_forever(timeout=20)
 assert failing.returncode == 7, failing.returncode
 print("exec")
 
+attached = stream(
+    core.connect_get_namespaced_pod_attach, "streams", NAMESPACE, container="echo",
+    stdout=True, stderr=False, stdin=True, tty=False, _preload_content=False,
+)
+attached.write_stdin("attached by Python\n")
+while attached.readline_stdout(timeout=20) != "attached by Python":
+    assert attached.is_open()
+attached.close()
+print("attach")
+
 log = core.read_namespaced_pod_log("streams", NAMESPACE, container="echo")
-assert "second by " in log, log
+assert "attached by Python\n" in log, log
 lines = core.read_namespaced_pod_log("streams", NAMESPACE, container="echo", tail_lines=1)
 assert log.endswith(lines) and lines.count("\n") == 1, lines
 follower = watch.Watch()
