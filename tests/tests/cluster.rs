@@ -3,7 +3,8 @@
 //! - [`transcript`]: what people type, with kubectl of several versions.
 //! - [`streams`]: commands, files, terminals and ports of pods; [`clients`]: clients that are not kubectl.
 //! - [`traffic`], [`resolvers`]: packets and names; [`restarts`]: the same while processes are killed.
-//! - [`objects`], [`roles`]: what is refused, and to whom; [`pods`]: what pods are made of.
+//! - [`objects`], [`roles`]: what is refused, and to whom.
+//! - [`pods`], [`kubelet`], [`figures`]: what pods are made of, and what they use; [`workloads`]: who makes them.
 //!
 //! A harness of its own, because all of it happens on one cluster that has to come down at the end.
 

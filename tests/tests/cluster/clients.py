@@ -10,7 +10,6 @@ LABEL = "of=python"
 
 config.load_kube_config()
 core = client.CoreV1Api()
-api = core.api_client
 
 
 def config_map(name, data):
@@ -18,13 +17,8 @@ def config_map(name, data):
     return client.V1ConfigMap(metadata=metadata, data=data)
 
 
-def patched(name, body, content_type):
-    """The client picks a type by the body's; here each type is named."""
-    path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/{name}"
-    api.call_api(
-        path, "PATCH", header_params={"Content-Type": content_type, "Accept": "application/json"}, body=body,
-        auth_settings=["BearerToken"], response_type="V1ConfigMap", _return_http_data_only=True,
-    )
+def patched(name, kind, body):
+    core.patch_namespaced_config_map(name, NAMESPACE, body, _content_type=f"application/{kind}+json")
     return core.read_namespaced_config_map(name, NAMESPACE).data
 
 
@@ -40,7 +34,7 @@ print("list")
 
 version = rest.metadata.resource_version
 core.create_namespaced_config_map(NAMESPACE, config_map("python-d", {"of": "d"}))
-core.patch_namespaced_config_map("python-d", NAMESPACE, {"data": {"of": "changed"}})
+patched("python-d", "merge-patch", {"data": {"of": "changed"}})
 core.delete_namespaced_config_map("python-d", NAMESPACE)
 seen = []
 watcher = watch.Watch()
@@ -54,16 +48,14 @@ expected = [("ADDED", "python-d", "d"), ("MODIFIED", "python-d", "changed"), ("D
 assert seen == expected, seen
 print("watch")
 
-body = {"metadata": {"finalizers": []}, "data": {"more": "yes"}}
-data = patched("python-a", body, "application/strategic-merge-patch+json")
+data = patched("python-a", "strategic-merge-patch", {"data": {"more": "yes"}})
 assert data == {"of": "a", "more": "yes"}, data
 print("strategic merge patch")
 operations = [{"op": "replace", "path": "/data/of", "value": "json"}, {"op": "remove", "path": "/data/more"}]
-core.patch_namespaced_config_map("python-a", NAMESPACE, operations)
-data = core.read_namespaced_config_map("python-a", NAMESPACE).data
+data = patched("python-a", "json-patch", operations)
 assert data == {"of": "json"}, data
 print("JSON patch")
-data = patched("python-a", {"data": {"of": None, "new": "1"}}, "application/merge-patch+json")
+data = patched("python-a", "merge-patch", {"data": {"of": None, "new": "1"}})
 assert data == {"new": "1"}, data
 print("merge patch")
 
@@ -87,15 +79,24 @@ failing.run_forever(timeout=20)
 assert failing.returncode == 7, failing.returncode
 print("exec")
 
+attached = stream(
+    core.connect_get_namespaced_pod_attach, "streams", NAMESPACE, container="echo",
+    stdout=True, stderr=False, stdin=True, tty=False, _preload_content=False,
+)
+attached.write_stdin("attached by Python\n")
+while attached.readline_stdout(timeout=20) != "attached by Python":
+    assert attached.is_open()
+attached.close()
+print("attach")
+
 log = core.read_namespaced_pod_log("streams", NAMESPACE, container="echo")
-assert "second by " in log, log
+assert "attached by Python\n" in log, log
 lines = core.read_namespaced_pod_log("streams", NAMESPACE, container="echo", tail_lines=1)
 assert log.endswith(lines) and lines.count("\n") == 1, lines
-followed = core.read_namespaced_pod_log(
-    "streams", NAMESPACE, container="echo", follow=True, _preload_content=False, _request_timeout=20,
-)
-assert next(iter(followed.stream())).decode() in log
-followed.release_conn()
+follower = watch.Watch()
+for line in follower.stream(core.read_namespaced_pod_log, "streams", NAMESPACE, container="echo"):
+    assert log.startswith(line), line
+    follower.stop()
 print("logs")
 
 core.delete_collection_namespaced_config_map(NAMESPACE, label_selector=LABEL)

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tests::cluster::{Cluster, everything, programs};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::SOON;
+use super::{SOON, streams};
 
 const CLIENT: &str = "clients";
 
@@ -175,6 +175,7 @@ pub fn rust_patches_in_all_types(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// `kube`'s exec, attach and port-forward, which speak plain WebSocket.
 pub fn rust_streams(cluster: &Cluster) -> anyhow::Result<()> {
+    streams::start(cluster)?;
     with_client(cluster, |client| async move {
         let pods: Api<Pod> = Api::default_namespaced(client.clone());
         let parameters = AttachParams::default().container("server").stdin(true);
@@ -245,6 +246,7 @@ pub fn python(cluster: &Cluster) -> anyhow::Result<()> {
         );
         return Ok(());
     }
+    streams::start(cluster)?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/clients.py");
     let output = Command::new("timeout")
         .arg("60")
@@ -254,7 +256,7 @@ pub fn python(cluster: &Cluster) -> anyhow::Result<()> {
         .output()?;
     ensure!(output.status.success(), "{}", everything(&output));
     let told = String::from_utf8(output.stdout)?;
-    let wanted = "list\nwatch\nstrategic merge patch\nJSON patch\nmerge patch\nexec\nlogs\ndelete\n";
+    let wanted = "list\nwatch\nstrategic merge patch\nJSON patch\nmerge patch\nexec\nattach\nlogs\ndelete\n";
     ensure!(told == wanted, "{told}");
     Ok(())
 }

@@ -41,7 +41,7 @@ pub fn what_nodes_and_pods_use_is_told_by_top(cluster: &Cluster) -> anyhow::Resu
     for kubectl in kubectl::all() {
         let line = |arguments: &[&str]| -> anyhow::Result<String> {
             let output = kubectl.run(cluster, arguments, b"")?;
-            ensure!(output.status.success(), "{}: {}", kubectl, everything(&output));
+            ensure!(output.status.success(), "{kubectl}: {}", everything(&output));
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         };
         let nodes = line(&["top", "nodes", "--no-headers"])?;

@@ -85,10 +85,10 @@ pub fn another_dns_server_answers(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// A process that stands still, and goes on at the end.
-struct Stopped(nix::unistd::Pid);
+pub struct Stopped(nix::unistd::Pid);
 
 impl Stopped {
-    fn now(process: nix::unistd::Pid) -> nix::Result<Self> {
+    pub fn now(process: nix::unistd::Pid) -> nix::Result<Self> {
         signal::kill(process, signal::SIGSTOP).map(|()| Self(process))
     }
 }

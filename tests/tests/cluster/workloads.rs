@@ -6,7 +6,8 @@ use std::process::Output;
 use anyhow::ensure;
 use tests::cluster::{Cluster, everything};
 
-use super::{LATER, SOON, Stopped};
+use super::traffic::Stopped;
+use super::{LATER, SOON};
 
 /// What kubectl prints; a line of arguments has no blanks within one.
 fn run(cluster: &Cluster, line: &str) -> anyhow::Result<String> {
