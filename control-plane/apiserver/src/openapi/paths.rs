@@ -89,6 +89,7 @@ const BODIES: &[&str] = &[
     "application/vnd.kubernetes.protobuf",
 ];
 const PATCHES: &[&str] = &[
+    "application/apply-patch+yaml",
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
