@@ -2,7 +2,8 @@
 //!
 //! - [`transcript`]: what people type, with kubectl of several versions.
 //! - [`streams`]: commands, files, terminals and ports of pods; [`clients`]: clients that are not kubectl.
-//! - [`traffic`], [`resolvers`]: packets and names; [`restarts`]: the same while processes are killed.
+//! - [`traffic`], [`resolvers`]: packets and names; [`restarts`]: the same while processes are killed; [`dns_pods`]: the
+//!   DNS server as pods.
 //! - [`objects`], [`roles`]: what is refused, and to whom.
 //! - [`pods`], [`kubelet`], [`figures`]: what pods are made of, and what they use; [`workloads`]: who makes them.
 //!
@@ -10,6 +11,8 @@
 
 #[path = "cluster/clients.rs"]
 mod clients;
+#[path = "cluster/dns_pods.rs"]
+mod dns_pods;
 #[path = "cluster/figures.rs"]
 mod figures;
 #[path = "cluster/kubelet.rs"]
@@ -173,6 +176,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     (
         "a_node_does_not_lead_to_the_api_server",
         figures::no_way_to_itself,
+    ),
+    (
+        "the_manifests_of_the_dns_server_answer_from_pods",
+        dns_pods::the_manifests_answer_from_pods,
     ),
     (
         "daemon_sets_follow_nodes_and_templates",

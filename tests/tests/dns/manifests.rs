@@ -50,6 +50,34 @@ fn their_corefiles_are_good() {
 }
 
 #[test]
+fn their_probes_ask_where_the_server_itself_answers() {
+    let rows = [
+        ("deployment.yaml", "Deployment", false),
+        ("node-local.yaml", "DaemonSet", true),
+    ];
+    for (file, kind, on_the_node) in rows {
+        let corefile = only(file, "ConfigMap")["data"]["Corefile"].clone();
+        let lines = corefile.as_str().expect("a text").lines();
+        let lines: Vec<&str> = lines.map(|line| line.trim().trim_end_matches(" {")).collect();
+        let container = only(file, kind)["spec"]["template"]["spec"]["containers"][0].clone();
+        for (probe, plugin, usual_port) in [
+            ("livenessProbe", "health", 8080),
+            ("readinessProbe", "ready", 8181),
+        ] {
+            let asked = &container[probe]["httpGet"];
+            let port = asked["port"].as_u64().expect("a number");
+            let line = match asked["host"].as_str() {
+                Some(host) => format!("{plugin} {host}:{port}"),
+                None => plugin.to_owned(),
+            };
+            assert!(lines.contains(&&*line), "{file}: {line:?} is not in {lines:?}");
+            // A server of the node that listens there at all addresses would answer instead.
+            assert_eq!(port != usual_port, on_the_node, "{file}: {plugin} at {port}");
+        }
+    }
+}
+
+#[test]
 fn their_rights_are_what_the_server_asks_for() {
     let subject = Subject::start("pods insecure");
     if !subject.is_ours {
