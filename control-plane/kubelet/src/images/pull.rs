@@ -196,8 +196,8 @@ fn registry_of(key: &str) -> String {
 struct Place<'a> {
     registry: &'a str,
     repository: &'a str,
-    /// Tag or digest: a digest says more.
-    version: &'a str,
+    tag: &'a str,
+    digest: Option<&'a str>,
 }
 
 impl<'a> Place<'a> {
@@ -214,21 +214,36 @@ impl<'a> Place<'a> {
         Some(Self {
             registry,
             repository,
-            version: digest.unwrap_or(tag),
+            tag,
+            digest,
         })
     }
 
-    fn url(&self, kind: &str, version: &str) -> String {
-        let host = match self.registry {
+    /// Tag or digest: a digest says more.
+    fn version(&self) -> &'a str {
+        self.digest.unwrap_or(self.tag)
+    }
+
+    /// The registry's own host.
+    fn host(&self) -> &'a str {
+        match self.registry {
             "docker.io" => DOCKER_HUB,
             registry => registry,
-        };
-        let scheme = if is_loopback(host_of(host)) {
-            "http"
-        } else {
-            "https"
-        };
-        format!("{scheme}://{host}/v2/{}/{kind}/{version}", self.repository)
+        }
+    }
+
+    /// On this machine, and asked in the clear.
+    fn is_local(&self) -> bool {
+        is_loopback(host_of(self.host()))
+    }
+
+    fn url(&self, kind: &str, version: &str) -> String {
+        let scheme = if self.is_local() { "http" } else { "https" };
+        format!(
+            "{scheme}://{}/v2/{}/{kind}/{version}",
+            self.host(),
+            self.repository
+        )
     }
 }
 
@@ -347,20 +362,21 @@ struct Registry {
 impl Registry {
     /// The manifest for this machine, and its bytes.
     async fn manifest(&mut self, place: &Place<'_>) -> Result<(Document, Bytes), FetchError> {
-        let mut version = place.version.to_owned();
+        let mut digest = place.digest.map(str::to_owned);
         // An index names manifests. One that names indexes is no image's.
         for _ in 0..2 {
-            let url = place.url("manifests", &version);
+            let announced = digest.as_deref().map(digest_hex).transpose()?;
+            let url = place.url("manifests", digest.as_deref().unwrap_or(place.tag));
             let accept = [&INDEXES[..], &MANIFESTS[..]].concat().join(", ");
             let answer = self.get(place, &url, &accept).await?;
             let bytes = collect(answer, &url).await?;
-            if version.starts_with("sha256:") && sha256(&bytes) != version {
-                let text = format!("contents of {version} are not what their digest says");
+            if announced.is_some_and(|hex| hex::encode(Sha256::digest(&bytes)) != hex) {
+                let text = format!("contents of {} are not what their digest says", place.version());
                 return Err(FetchError::Unexpected(text));
             }
             let document: Document = parse(&bytes)?;
             if document.config.is_some() {
-                check_size(&document)?;
+                check_blobs(&document)?;
                 return Ok((document, bytes));
             }
             let fits = |one: &&Descriptor| {
@@ -373,7 +389,7 @@ impl Registry {
                     architecture()
                 ))
             })?;
-            version = fitting.digest.clone();
+            digest = Some(fitting.digest.clone());
         }
         Err(FetchError::Unexpected("its index names another index".to_owned()))
     }
@@ -420,7 +436,8 @@ impl Registry {
             self.authorization = self.log_in(place, &answer).await?;
             answer = self.ask(url, accept, self.authorization.clone()).await?;
         }
-        let mut at = url.to_owned();
+        let (first, mut at) = (parse_url(url)?, url.to_owned());
+        let mut has_left = false;
         for _ in 0..REDIRECTS_LIMIT {
             if !answer.status().is_redirection() {
                 break;
@@ -432,17 +449,19 @@ impl Registry {
                 .and_then(|location| location.to_str().ok());
             at = joined(&before, location.unwrap_or_default());
             let next = parse_url(&at)?;
-            check_secure(&next)?;
-            // A login is for the registry alone.
-            let same = next.authority() == before.authority() && next.scheme() == before.scheme();
-            let authorization = self.authorization.clone().filter(|_| same);
+            check_secure(&next, place)?;
+            // A login is for the registry alone: who sends us back to it may not choose what it is asked with the login.
+            has_left |= next.authority() != first.authority() || next.scheme() != first.scheme();
+            let authorization = self.authorization.clone().filter(|_| !has_left);
             answer = self.ask(&at, accept, authorization).await?;
         }
         match answer.status() {
             StatusCode::OK => Ok(answer),
             StatusCode::NOT_FOUND => Err(FetchError::NotFound(format!(
                 "{}/{}:{}",
-                place.registry, place.repository, place.version
+                place.registry,
+                place.repository,
+                place.version()
             ))),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(FetchError::Denied(status)),
             status => Err(FetchError::Status { url: at, status }),
@@ -469,7 +488,7 @@ impl Registry {
             .append_pair("scope", challenge.scope.as_deref().unwrap_or(&scope))
             .finish();
         let url = format!("{}?{query}", challenge.realm);
-        check_secure(&parse_url(&url)?)?;
+        check_secure(&parse_url(&url)?, place)?;
         let answer = self.ask(&url, "application/json", basic).await?;
         if !answer.status().is_success() {
             return Err(FetchError::Denied(answer.status()));
@@ -619,8 +638,9 @@ impl Layout {
     }
 }
 
-fn check_size(manifest: &Document) -> Result<(), FetchError> {
+fn check_blobs(manifest: &Document) -> Result<(), FetchError> {
     let blobs = || manifest.config.iter().chain(&manifest.layers);
+    blobs().try_for_each(|blob| digest_hex(&blob.digest).map(drop))?;
     let total = blobs().try_fold(0_u64, |sum, blob| sum.checked_add(blob.size));
     let config = manifest.config.as_ref().map_or(0, |config| config.size);
     let sound = total.is_some_and(|total| total <= DEFAULT_LIMIT.bytes)
@@ -639,10 +659,11 @@ fn check_size(manifest: &Document) -> Result<(), FetchError> {
     }
 }
 
+/// The digest without its algorithm, which is the one that OCI's image specification requires.
 fn digest_hex(digest: &str) -> Result<&str, FetchError> {
     let hex = digest.strip_prefix("sha256:");
     let hex = hex.filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    hex.ok_or_else(|| FetchError::Unexpected(format!("{digest:?} is no sha256 digest")))
+    hex.ok_or_else(|| FetchError::Unexpected(format!("unsupported digest {digest:?}")))
 }
 
 fn parse_url(url: &str) -> Result<Uri, FetchError> {
@@ -653,12 +674,13 @@ fn parse_url(url: &str) -> Result<Uri, FetchError> {
         })
 }
 
-/// Nobody is asked in the clear but on this machine.
-fn check_secure(at: &Uri) -> Result<(), FetchError> {
+/// Nobody is asked in the clear but on this machine, and there only by a registry that is itself on it: another would
+/// have the kubelet ask what listens for the node alone.
+fn check_secure(at: &Uri, place: &Place<'_>) -> Result<(), FetchError> {
     let host = host_of(at.authority().map_or("", |authority| authority.as_str()));
     match at.scheme_str() {
         Some("https") => Ok(()),
-        Some("http") if is_loopback(host) => Ok(()),
+        Some("http") if place.is_local() && is_loopback(host) => Ok(()),
         _ => Err(FetchError::Unexpected(format!("{at} is not reached by TLS"))),
     }
 }
@@ -762,7 +784,7 @@ mod tests {
             ),
         ] {
             let place = Place::of(full).expect("a place");
-            assert_eq!(place.url(kind, place.version), url, "{full}");
+            assert_eq!(place.url(kind, place.version()), url, "{full}");
         }
     }
 
@@ -812,18 +834,28 @@ mod tests {
     #[test]
     fn redirections_lead_nowhere_in_the_clear() {
         let before: Uri = "https://a.example/x".parse().expect("a place");
-        for (location, at, secure) in [
-            ("/y?z", "https://a.example/y?z", true),
-            ("//b.example/y", "https://b.example/y", true),
-            ("https://b.example/y", "https://b.example/y", true),
-            ("http://b.example/y", "http://b.example/y", false),
-            ("http://127.0.0.1/y", "http://127.0.0.1/y", true),
+        let secure = |at: &str, registry: &str| {
+            let place = Place {
+                registry,
+                repository: "a",
+                tag: "1",
+                digest: None,
+            };
+            check_secure(&parse_url(at).expect("a place"), &place).is_ok()
+        };
+        for (location, at, from_afar, from_here) in [
+            ("/y?z", "https://a.example/y?z", true, true),
+            ("//b.example/y", "https://b.example/y", true, true),
+            ("https://b.example/y", "https://b.example/y", true, true),
+            ("http://b.example/y", "http://b.example/y", false, false),
+            ("http://127.0.0.1/y", "http://127.0.0.1/y", false, true),
+            ("http://localhost:1/y", "http://localhost:1/y", false, true),
         ] {
             let seen = joined(&before, location);
             assert_eq!(seen, at, "{location}");
             assert_eq!(
-                check_secure(&parse_url(&seen).expect("a place")).is_ok(),
-                secure,
+                (secure(&seen, "a.example"), secure(&seen, "127.0.0.1:5000")),
+                (from_afar, from_here),
                 "{location}"
             );
         }
