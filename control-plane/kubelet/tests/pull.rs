@@ -287,6 +287,22 @@ mod privileged {
         }
     }
 
+    /// Several Secrets, and several places in one, may fit: the first that the registry takes is the one.
+    #[tokio::test]
+    async fn a_login_that_is_refused_gives_way_to_the_next() {
+        if !may_run("a_login_that_is_refused_gives_way_to_the_next") {
+            return;
+        }
+        for gate in [Gate::Basic, Gate::Token] {
+            let scratch = Scratch::new("logins");
+            let address = Registry::new(gate).serve().await.to_string();
+            let closest = login(&format!("{address}/a/b"), "wrong");
+            let logins = [login(&address, "secret"), closest].concat();
+            let image = pull(&scratch.store(), &format!("{address}/a/b:v1"), &logins).await;
+            assert_eq!(image.expect("pulled").config.cmd, ["/hello"]);
+        }
+    }
+
     #[tokio::test]
     async fn an_image_that_is_there_costs_its_manifest_alone() {
         if !may_run("an_image_that_is_there_costs_its_manifest_alone") {

@@ -4,14 +4,14 @@
 //! and its announced size on the way, and then taken like any other [`Archive`]. Registries on loopback are asked in
 //! plain HTTP, all others by TLS.
 
+mod login;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, HOST, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
@@ -27,6 +27,8 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+pub use login::Login;
 
 use super::archive::{Archive, architecture, sha256, unnamed_file};
 use super::layer::DEFAULT_LIMIT;
@@ -74,6 +76,15 @@ pub enum PullError {
         what: String,
         /// Why not.
         why: FetchError,
+    },
+    /// This machine did not keep what came.
+    #[error("failed to pull \"{reference}\": write to disk: {source}")]
+    Disk {
+        /// The image.
+        reference: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// What came is no image that can be taken.
     #[error("failed to unpack \"{reference}\": {}", told(.source))]
@@ -124,71 +135,6 @@ pub enum FetchError {
     /// The disk of this machine.
     #[error("write to disk: {0}")]
     Disk(#[from] io::Error),
-}
-
-/// Name and password for a registry.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    registry: String,
-    /// `name:password` in base64 (RFC 7617).
-    basic: String,
-}
-
-impl std::fmt::Debug for Login {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Login")
-            .field("registry", &self.registry)
-            .finish_non_exhaustive()
-    }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct DockerConfig {
-    auths: BTreeMap<String, DockerLogin>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct DockerLogin {
-    auth: String,
-    username: String,
-    password: String,
-}
-
-impl Login {
-    /// Those of a Secret's data: types `kubernetes.io/dockerconfigjson` and the older `kubernetes.io/dockercfg`. What
-    /// cannot be read is no login.
-    pub fn of_secret(data: &BTreeMap<String, Vec<u8>>) -> Vec<Self> {
-        let of_config = data
-            .get(".dockerconfigjson")
-            .and_then(|text| serde_json::from_slice(text).ok());
-        let of_config = of_config.map(|config: DockerConfig| config.auths);
-        let of_old = || {
-            data.get(".dockercfg")
-                .and_then(|text| serde_json::from_slice(text).ok())
-        };
-        let logins = of_config.or_else(of_old).unwrap_or_default().into_iter();
-        logins
-            .map(|(registry, login)| Self {
-                registry: registry_of(&registry),
-                basic: match login.auth.is_empty() {
-                    true => BASE64_STANDARD.encode(format!("{}:{}", login.username, login.password)),
-                    false => login.auth,
-                },
-            })
-            .collect()
-    }
-}
-
-/// The registry that a key of docker's configuration means: `https://index.docker.io/v1/` is docker.io.
-fn registry_of(key: &str) -> String {
-    let host = key.trim_start_matches("https://").trim_start_matches("http://");
-    let host = host.split('/').next().unwrap_or_default();
-    match host {
-        "index.docker.io" | DOCKER_HUB => "docker.io".to_owned(),
-        host => host.to_owned(),
-    }
 }
 
 /// An image's place: `registry/repository:tag@digest`.
@@ -304,14 +250,17 @@ pub async fn pull(store: &ImageStore, reference: &str, logins: &[Login]) -> Resu
         source,
     };
     let place = Place::of(&full).ok_or_else(|| resolve(FetchError::NotFound(full.clone())))?;
-    let login = logins.iter().find(|login| login.registry == place.registry);
     let mut registry = Registry {
-        basic: login.map(|login| login.basic.clone()),
+        basic: None,
         authorization: None,
         tls: tls(),
     };
-    let (manifest, bytes) = registry.manifest(&place).await.map_err(resolve)?;
-    let disk = |error: io::Error| resolve(error.into());
+    let logins = login::fitting(logins, place.registry, place.repository);
+    let (manifest, bytes) = registry.manifest_by_any(&place, &logins).await.map_err(resolve)?;
+    let disk = |source: io::Error| PullError::Disk {
+        reference: full.clone(),
+        source,
+    };
     // What is there costs no more than its manifest.
     let id = manifest.config.as_ref().map(|config| config.digest.clone());
     let (known, name) = (store.clone(), full.clone());
@@ -360,6 +309,23 @@ struct Registry {
 }
 
 impl Registry {
+    /// The manifest by the first login that opens it; where there is none, nobody's.
+    async fn manifest_by_any(
+        &mut self,
+        place: &Place<'_>,
+        logins: &[&Login],
+    ) -> Result<(Document, Bytes), FetchError> {
+        let mut logins = logins.iter();
+        loop {
+            self.basic = logins.next().map(|login| login.basic().to_owned());
+            self.authorization = None;
+            match self.manifest(place).await {
+                Err(FetchError::Denied(_)) if logins.len() > 0 => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// The manifest for this machine, and its bytes.
     async fn manifest(&mut self, place: &Place<'_>) -> Result<(Document, Bytes), FetchError> {
         let mut digest = place.digest.map(str::to_owned);
@@ -809,25 +775,6 @@ mod tests {
             ("Bearer", None),
         ] {
             assert_eq!(Challenge::bearer(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn logins_are_those_of_both_types_of_secrets() {
-        let secret = |key: &str, text: &str| BTreeMap::from([(key.to_owned(), text.as_bytes().to_vec())]);
-        let basic = BASE64_STANDARD.encode("u:p");
-        let config = r#"{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"}}}"#;
-        let old = format!(r#"{{"reg.example:5000":{{"auth":"{basic}"}}}}"#);
-        for (data, expected) in [
-            (secret(".dockerconfigjson", config), vec!["docker.io"]),
-            (secret(".dockercfg", &old), vec!["reg.example:5000"]),
-            (secret(".dockerconfigjson", "{"), vec![]),
-            (secret("other", config), vec![]),
-        ] {
-            let logins = Login::of_secret(&data);
-            let registries: Vec<&str> = logins.iter().map(|login| login.registry.as_str()).collect();
-            assert_eq!(registries, expected, "{data:?}");
-            assert!(logins.iter().all(|login| login.basic == basic), "{data:?}");
         }
     }
 
