@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::DOCKER_HUB;
+use super::place::DOCKER_HUB;
 
 /// Name and password for a registry, or for what is below a path of it.
 #[derive(Clone, PartialEq, Eq)]
