@@ -101,10 +101,7 @@ impl Cgroup {
         std::iter::once(self.directory.join("memory.events"))
             .chain(v1)
             .filter_map(|file| fs::read_to_string(file).ok())
-            .filter_map(|text| {
-                text.lines()
-                    .find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok())
-            })
+            .filter_map(|text| entry(&text, "oom_kill"))
             .sum()
     }
 

@@ -109,6 +109,9 @@ pub struct Image {
     pub rootfs: PathBuf,
 }
 
+/// The image that waits and reaps, and does nothing else.
+pub(crate) const PAUSE: &str = "causeway/pause:v1";
+
 /// A program that is an image.
 struct BuiltIn {
     name: &'static str,
@@ -131,7 +134,7 @@ const BUILT_IN: [BuiltIn; 2] = [
         ],
     },
     BuiltIn {
-        name: "causeway/pause:v1",
+        name: PAUSE,
         path: "/pause",
         program: include_bytes!(concat!(env!("OUT_DIR"), "/pause")),
         cmd: &[],

@@ -125,6 +125,13 @@ mod privileged {
             self
         }
 
+        /// The same manifest under one more digest, true or not.
+        fn answering(mut self, digest: &str) -> Self {
+            let manifest = self.contents["manifests/v1"].clone();
+            self.contents.insert(format!("manifests/{digest}"), manifest);
+            self
+        }
+
         fn with_damaged_layer(mut self) -> Self {
             let digest = self.manifest()["layers"][0]["digest"]
                 .as_str()
@@ -177,6 +184,11 @@ mod privileged {
                 false => StatusCode::UNAUTHORIZED.into_response(),
             };
         }
+        // Storage that sends on to itself: the login that did not go there does not follow later.
+        if let Some(blob) = path.strip_prefix("/further/") {
+            let location = format!("http://{host}/elsewhere/{blob}");
+            return (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, location)]).into_response();
+        }
         // What a registry's storage gets must not be the registry's login.
         if let Some(blob) = path.strip_prefix("/elsewhere/") {
             return match said {
@@ -201,7 +213,7 @@ mod privileged {
         if registry.moved && place.starts_with("blobs/") {
             let port = host.rsplit(':').next().unwrap_or_default();
             let mut elsewhere = HeaderMap::new();
-            let location = format!("http://localhost:{port}/elsewhere/{place}");
+            let location = format!("http://localhost:{port}/further/{place}");
             elsewhere.insert(LOCATION, location.parse().expect("a header"));
             return (StatusCode::TEMPORARY_REDIRECT, elsewhere).into_response();
         }
@@ -275,6 +287,22 @@ mod privileged {
         }
     }
 
+    /// Several Secrets, and several places in one, may fit: the first that the registry takes is the one.
+    #[tokio::test]
+    async fn a_login_that_is_refused_gives_way_to_the_next() {
+        if !may_run("a_login_that_is_refused_gives_way_to_the_next") {
+            return;
+        }
+        for gate in [Gate::Basic, Gate::Token] {
+            let scratch = Scratch::new("logins");
+            let address = Registry::new(gate).serve().await.to_string();
+            let closest = login(&format!("{address}/a/b"), "wrong");
+            let logins = [login(&address, "secret"), closest].concat();
+            let image = pull(&scratch.store(), &format!("{address}/a/b:v1"), &logins).await;
+            assert_eq!(image.expect("pulled").config.cmd, ["/hello"]);
+        }
+    }
+
     #[tokio::test]
     async fn an_image_that_is_there_costs_its_manifest_alone() {
         if !may_run("an_image_that_is_there_costs_its_manifest_alone") {
@@ -314,6 +342,7 @@ mod privileged {
         let size = |value: u64| move |manifest: &mut Value| manifest["layers"][0]["size"] = value.into();
         let length = layer().len() as u64;
         let other = format!("@{}", sha256(b"other"));
+        let (sha512, false_digest) = (format!("sha512:{}", "0".repeat(128)), sha256(b"false"));
         for (registry, version, password, expected) in [
             (open(), ":v2", "secret", resolve(":v2", "here/a/b:v2: not found")),
             (
@@ -357,8 +386,22 @@ mod privileged {
                 open().edit(|manifest| manifest["layers"][0]["digest"] = "sha256:../../etc".into()),
                 ":v1",
                 "secret",
-                "failed to pull \"here/a/b:v1\": sha256:../../etc: \"sha256:../../etc\" is no sha256 digest"
-                    .to_owned(),
+                resolve(":v1", "unsupported digest \"sha256:../../etc\""),
+            ),
+            (
+                open().answering(&sha512),
+                &format!("@{sha512}"),
+                "secret",
+                resolve(&format!("@{sha512}"), &format!("unsupported digest \"{sha512}\"")),
+            ),
+            (
+                open().answering(&false_digest),
+                &format!("@{false_digest}"),
+                "secret",
+                resolve(
+                    &format!("@{false_digest}"),
+                    &format!("contents of {false_digest} are not what their digest says"),
+                ),
             ),
         ] {
             let seen = pulled("bad", registry, version, password).await;

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod decide;
 mod devices;
+mod disk_usage;
 pub mod env;
 pub mod etc_files;
 mod launch;

@@ -26,6 +26,9 @@ use crate::shim::state::Exit;
 /// A postStart hook may take as long as it wants; it ends with its container.
 const UNLIMITED: Duration = Duration::from_secs(i32::MAX as u64);
 
+/// But a server that says nothing for so long never will: without this the container would never be started.
+const HTTP_HOOK_LIMIT: Duration = Duration::from_secs(600);
+
 /// Exit code of a container that could not be started (`StartError`).
 const START_ERROR_CODE: i32 = 128;
 
@@ -614,15 +617,18 @@ async fn run_hook(
             .map_err(|_| format!("host {host:?} is not an address"))?,
     };
     let address = SocketAddr::new(host, port);
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| error.to_string())?;
     let path = format!(
         "/{}",
         http.path.as_deref().unwrap_or_default().trim_start_matches('/')
     );
-    probe::get(stream, address.to_string(), &path, &[])
-        .await
-        .map(drop)
-        .map_err(|error| error.to_string())
+    let limit = limit.min(HTTP_HOOK_LIMIT);
+    let asked = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| error.to_string())?;
+        let answered = probe::get(stream, address.to_string(), &path, &[]).await;
+        answered.map(drop).map_err(|error| error.to_string())
+    };
+    let silent = |_| format!("no answer within {} s", limit.as_secs());
+    tokio::time::timeout(limit, asked).await.map_err(silent)?
 }

@@ -90,22 +90,6 @@ pub struct DiskLimit {
     pub told: String,
 }
 
-/// Bytes of the disk that a directory takes, with all that is in it; what vanishes meanwhile takes none.
-pub fn disk_usage(path: &Path) -> u64 {
-    let Ok(found) = fs::symlink_metadata(path) else {
-        return 0;
-    };
-    // stat(2) counts in 512 bytes, whatever the blocks of the file system are.
-    let own = found.blocks() * 512;
-    let below = found.is_dir().then(|| fs::read_dir(path)).and_then(Result::ok);
-    let below = below
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| disk_usage(&entry.path()));
-    own + below.sum::<u64>()
-}
-
 fn limit_of(volume: &Volume, path: &Path) -> Option<DiskLimit> {
     let empty = volume
         .empty_dir
@@ -689,19 +673,6 @@ mod tests {
             assert_eq!(seen, expected, "{path} {kind}");
         }
         assert_eq!(fs::read(base.join("file")).ok(), Some(b"kept".to_vec()));
-        disk::remove_tree(&base).expect("removable");
-    }
-
-    #[test]
-    fn what_a_volume_takes_of_the_disk_is_counted_to_its_depths() {
-        let base = std::env::temp_dir().join(format!("cwt-usage-of-{}", std::process::id()));
-        disk::make_dir(&base.join("a/b")).expect("a directory");
-        let empty = disk_usage(&base);
-        fs::write(base.join("a/b/file"), vec![1; 300_000]).expect("written");
-        symlink("/", base.join("a/link")).expect("a link");
-        let grown = disk_usage(&base) - empty;
-        assert!((300_000..400_000).contains(&grown), "{grown}");
-        assert_eq!(disk_usage(&base.join("absent")), 0);
         disk::remove_tree(&base).expect("removable");
     }
 

@@ -27,7 +27,7 @@ use super::etc_files;
 use super::publish::{Publication, publish_all};
 use super::slot::{BACKING_OFF, Current, INITIALIZING, Slot, Surroundings, Trouble};
 use super::status::{End, ObservedPod, ObservedState, is_overruled, pod_status, restart_policy};
-use super::volumes::{self, Mounted};
+use super::volumes::{self, DiskLimit, Mounted};
 use crate::board::{Board, ContainerLogs, Entry};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
@@ -93,6 +93,8 @@ pub enum Message {
     PostStarted(String, bool),
     /// The image of the container of this name was pulled, or could not be; why not.
     Pulled(String, Result<(), String>),
+    /// The volumes that may hold only so much were measured; the first that holds more.
+    Measured(Option<DiskLimit>),
 }
 
 /// The worker.
@@ -103,7 +105,8 @@ pub struct Worker {
     /// It had ended before this kubelet knew it, and keeps the status that it has.
     refused: bool,
     end: Option<End>,
-    disk_look_at: Timestamp,
+    /// When volumes are measured next; `None` = they are right now.
+    disk_look_at: Option<Timestamp>,
     pub(super) sandbox: Option<Sandbox>,
     prepared: bool,
     /// A main container has been started in this sandbox.
@@ -146,7 +149,7 @@ impl Worker {
         let worker = Self {
             refused: false,
             end: End::told(&status),
-            disk_look_at: Timestamp::now() + DISK_PERIOD,
+            disk_look_at: Some(Timestamp::now() + DISK_PERIOD),
             pauser: None,
             node,
             gone: false,
@@ -196,7 +199,7 @@ impl Worker {
                 decision.wake_at,
                 self.mounted.refresh_at,
                 self.deadline().filter(|_| self.may_be_ended()),
-                limits.then_some(self.disk_look_at),
+                self.disk_look_at.filter(|_| limits),
             ];
             let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
@@ -207,7 +210,7 @@ impl Worker {
                 },
                 () = sleep_until(wake_at) => {
                     self.refresh_if_due().await;
-                    self.look_at_disk().await;
+                    self.look_at_disk();
                 }
             }
         }
@@ -276,6 +279,7 @@ impl Worker {
             }
             Message::PostStarted(id, success) => self.hook_ended(&id, success),
             Message::Pulled(name, outcome) => self.pull_ended(&name, outcome),
+            Message::Measured(exceeded) => self.disk_measured(exceeded),
             Message::PreStopped(id) => {
                 if let Some(current) = self.current_by_id(&id) {
                     current.container.signal(Signal::TERM);

@@ -104,7 +104,7 @@ impl Worker {
             .find(|status| status.name == name)
     }
 
-    fn is_terminal(&self) -> bool {
+    pub(super) fn is_terminal(&self) -> bool {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodSpec;
 
-use super::{DISK_PERIOD, Worker};
+use super::{DISK_PERIOD, Message, Worker};
 use crate::events::EventType;
+use crate::pod::disk_usage::disk_usage;
 use crate::pod::status::End;
-use crate::pod::volumes;
+use crate::pod::volumes::DiskLimit;
 
 /// Why a pod was ended that filled the disk.
 pub(super) const EVICTED: &str = "Evicted";
@@ -39,8 +40,7 @@ impl Worker {
 
     /// Not what has ended already, or is being deleted.
     pub(super) fn may_be_ended(&self) -> bool {
-        let has_ended = matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        self.end.is_none() && !self.refused && !self.is_deleting() && !has_ended
+        self.end.is_none() && !self.refused && !self.is_deleting() && !self.is_terminal()
     }
 
     pub(super) fn check_deadline(&mut self) {
@@ -64,20 +64,26 @@ impl Worker {
         }
     }
 
-    /// Measures volumes that may hold only so much.
-    pub(super) async fn look_at_disk(&mut self) {
-        if self.disk_look_at > Timestamp::now() || !self.may_be_ended() {
+    /// Measures volumes that may hold only so much, beside everything else.
+    pub(super) fn look_at_disk(&mut self) {
+        let is_due = self.disk_look_at.is_some_and(|at| at <= Timestamp::now());
+        if !is_due || !self.may_be_ended() {
             return;
         }
-        self.disk_look_at = Timestamp::now() + DISK_PERIOD;
-        for limit in self.mounted.limits.clone() {
-            let path = limit.path.clone();
-            let used = tokio::task::spawn_blocking(move || volumes::disk_usage(&path)).await;
-            if used.is_ok_and(|used| used > limit.bytes) {
-                let (name, most) = (&limit.volume, &limit.told);
-                let message = format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{most}\". ");
-                return self.end_pod(EventType::Warning, EVICTED, message);
-            }
+        self.disk_look_at = None;
+        let (limits, outbox) = (self.mounted.limits.clone(), self.outbox.clone());
+        let pod = self.name().to_owned();
+        tokio::spawn(async move {
+            let found = tokio::task::spawn_blocking(move || exceeded(&pod, limits)).await;
+            let _ = outbox.send(Message::Measured(found.ok().flatten())).await;
+        });
+    }
+
+    pub(super) fn disk_measured(&mut self, exceeded: Option<DiskLimit>) {
+        self.disk_look_at = Some(Timestamp::now() + DISK_PERIOD);
+        if let Some(DiskLimit { volume, told, .. }) = exceeded.filter(|_| self.may_be_ended()) {
+            let message = format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{told}\". ");
+            self.end_pod(EventType::Warning, EVICTED, message);
         }
     }
 
@@ -91,6 +97,17 @@ impl Worker {
             message,
         });
     }
+}
+
+/// The first volume that holds more than it may. What could not be measured holds nobody knows how much.
+fn exceeded(pod: &str, limits: Vec<DiskLimit>) -> Option<DiskLimit> {
+    limits.into_iter().find(|limit| {
+        let used = disk_usage(&limit.path, limit.bytes).inspect_err(|error| {
+            let cause = &error.source;
+            tracing::warn!(%error, %cause, pod, volume = limit.volume, "volume not measured");
+        });
+        used.is_ok_and(|used| used > limit.bytes)
+    })
 }
 
 fn forbidden_sysctl(spec: &PodSpec) -> Option<String> {

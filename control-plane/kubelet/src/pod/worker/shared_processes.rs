@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::{Worker, log_leftover};
 use crate::cgroup::Cgroup;
 use crate::disk::{self, OnPath};
+use crate::images::PAUSE;
 use crate::oci::{ContainerSpec, Security, oci_config};
 use crate::pod::container::DEFAULT_PATH;
 use crate::pod::launch::refused;
@@ -13,8 +14,6 @@ use crate::pod::slot::Trouble;
 use crate::process::Signal;
 use crate::shim::state::{ContainerRequest, Stdin};
 
-/// The image of process 1.
-const PAUSE: &str = "causeway/pause:v1";
 /// Its name among the pod's containers, which is none that a pod can give: Kubernetes' own of old.
 pub(super) const PAUSER: &str = "POD";
 
