@@ -11,8 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
@@ -214,22 +212,13 @@ fn kill_at_random(cluster: &Cluster, mut store: Option<&mut RealStore>, seed: u6
             store.process.kill();
         }
         if victim != Victim::Store {
-            kill_control_plane(cluster)?;
+            cluster.kill_and_await_successor("control-plane", HEALED)?;
         }
         if let (Victim::Store | Victim::Both, Some(store)) = (victim, &mut store) {
             store.start_again()?;
         }
     }
     Ok(format!("killed: {counts:?}"))
-}
-
-fn kill_control_plane(cluster: &Cluster) -> anyhow::Result<()> {
-    let name = "control-plane";
-    let before = wait::until(name, HEALED, || cluster.pid(name));
-    kill(Pid::from_raw(before), Signal::SIGKILL)?;
-    let now = || cluster.pid(name).unwrap_or(before);
-    wait::until_value(name, HEALED, now, |pid| *pid != before);
-    Ok(())
 }
 
 /// Container ids, restarts and starts of the Deployment that nobody touches, by pod.
