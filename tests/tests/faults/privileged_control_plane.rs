@@ -19,10 +19,9 @@ use tests::directory::Directory;
 use tests::kubectl::{self, Kubectl};
 use tests::process::{Place, Process};
 use tests::transcript::{Player, Transcript};
-use tests::{cgroup, etcd, privileged, skipped, wait};
+use tests::{cgroup, etcd, is_full_run, privileged, skipped, wait};
 
 use crate::acknowledged::{self, Watchers};
-use crate::full;
 
 /// For what shall be well again after the last kill.
 const HEALED: Duration = Duration::from_secs(120);
@@ -34,7 +33,7 @@ const ETCD: &str = "http://172.30.0.1:12379";
 static MACHINE: Mutex<()> = Mutex::new(());
 
 fn length() -> Duration {
-    Duration::from_secs(if full() { 300 } else { 25 })
+    Duration::from_secs(if is_full_run() { 300 } else { 25 })
 }
 
 fn seed() -> u64 {
@@ -129,7 +128,7 @@ fn endure(cluster: &Cluster, store: Option<&mut RealStore>, seed: u64) -> anyhow
         after == containers,
         "containers were started anew:\n{containers:#?}\n{after:#?}"
     );
-    if full() {
+    if is_full_run() {
         let kubectls = kubectl::distinct();
         let kubectl = kubectls.last().context("no kubectl")?;
         Player::new(kubectl, cluster, "afterwards", &Mutex::default())?.play(&Transcript::read()?)?;
@@ -148,7 +147,7 @@ fn work_while_killed(
     let transcript = Transcript::read()?;
     let alone = Mutex::default();
     let mut kubectls = kubectl::distinct();
-    if !full() {
+    if !is_full_run() {
         kubectls.drain(..kubectls.len().saturating_sub(1));
     }
     let (transcript, alone) = (&transcript, &alone);
