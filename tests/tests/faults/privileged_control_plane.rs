@@ -32,8 +32,11 @@ const ETCD: &str = "http://172.30.0.1:12379";
 /// There is one cluster on a machine at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
 
-fn length() -> Duration {
-    Duration::from_secs(if is_full_run() { 300 } else { 25 })
+/// How long there are kills, and the longest pause between two. The short run has about as many kills as 25 seconds of
+/// the long one: the control plane is ready again in less than a second.
+fn pace() -> (Duration, Duration) {
+    let (length, pause) = if is_full_run() { (300, 6) } else { (10, 2) };
+    (Duration::from_secs(length), Duration::from_secs(pause))
 }
 
 fn seed() -> u64 {
@@ -194,14 +197,15 @@ enum Victim {
     Both,
 }
 
-/// Kills for as long as [`length`] says; what dies is up again before the next kill, but not ready.
+/// Kills as [`pace`] says; what dies is up again before the next kill, but not ready.
 fn kill_at_random(cluster: &Cluster, mut store: Option<&mut RealStore>, seed: u64) -> anyhow::Result<String> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut counts = BTreeMap::<Victim, u32>::new();
-    let end = Instant::now() + length();
+    let (length, longest_pause) = pace();
+    let end = Instant::now() + length;
     while Instant::now() < end {
         // The pause is the load's time to get somewhere; the kill is to come at no particular moment.
-        std::thread::sleep(Duration::from_millis(random.random_range(0..6000)));
+        std::thread::sleep(longest_pause.mul_f64(random.random()));
         let victim = match store {
             None => Victim::ControlPlane,
             Some(_) => [Victim::ControlPlane, Victim::Store, Victim::Both][random.random_range(0..3)],
