@@ -6,6 +6,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::wait;
 
@@ -254,6 +256,45 @@ impl Cluster {
             .as_i64()
             .with_context(|| format!("{name} does not run"))?;
         Ok(i32::try_from(pid)?)
+    }
+
+    /// Kills a supervised process, and waits until another one has its name. `deadline` is for that.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    ///
+    /// # Panics
+    /// When it does not run, or nothing follows it.
+    #[track_caller]
+    pub fn kill_and_await_successor(&self, name: &str, deadline: Duration) -> anyhow::Result<()> {
+        self.signal_and_await_successors(&[name], Signal::SIGKILL, deadline)
+    }
+
+    /// As [`Cluster::kill_and_await_successor`], for several at once and by any signal that ends them.
+    ///
+    /// # Errors
+    /// When one cannot be signalled.
+    ///
+    /// # Panics
+    /// When one does not run, or nothing follows it.
+    #[track_caller]
+    pub fn signal_and_await_successors(
+        &self,
+        names: &[&str],
+        signal: Signal,
+        deadline: Duration,
+    ) -> anyhow::Result<()> {
+        let mut before = Vec::new();
+        for name in names {
+            let pid = wait::until(name, deadline, || self.pid(name));
+            kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {name}, {pid}"))?;
+            before.push((name, pid));
+        }
+        for (name, before) in before {
+            let now = || self.pid(name).unwrap_or(before);
+            wait::until_value(name, deadline, now, |pid| *pid != before);
+        }
+        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@
 //! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
-//! - [`privileged`]: the gate before everything that needs root.
+//! - [`privileged`]: the gate before everything that needs root; [`is_full_run`]: how much shall be tried.
 //!
 //! Everything that it makes in the system is named `cwt-PID-N-LABEL`, so that tests run side by side, and what a
 //! killed test left behind is recognised and removed by the next one.
@@ -66,6 +66,13 @@ pub fn privileged(test: &str) -> bool {
 /// Says loudly that a test did not run.
 pub fn skipped(test: &str, reason: &str) {
     eprintln!("\n==== SKIPPED: {test}: {reason} ====\n");
+}
+
+/// Whether the counts shall be those of papers and of the fault matrix, and not those for every change:
+/// `CAUSEWAY_TEST_FULL` is 1.
+#[must_use]
+pub fn is_full_run() -> bool {
+    std::env::var_os("CAUSEWAY_TEST_FULL").is_some_and(|value| value == "1")
 }
 
 /// A name that no other test uses: `cwt-PID-N-LABEL`.

@@ -45,8 +45,3 @@ mod world;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Whether the counts shall be those of the fault matrix, and not those for every change.
-fn full() -> bool {
-    std::env::var_os("CAUSEWAY_TEST_FULL").is_some_and(|value| value == "1")
-}

@@ -1,8 +1,7 @@
 //! Processes of the cluster that are killed while traffic flows.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use tests::cluster::Cluster;
-use tests::wait;
 
 use super::{LATER, SOON, example};
 
@@ -33,21 +32,11 @@ fn failures_under_load(
     Ok(failed.len())
 }
 
-fn kill(pid: i32) -> anyhow::Result<()> {
-    use nix::sys::signal::{Signal, kill};
-    Ok(kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
-}
-
-fn kill_and_await_successor(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
-    let before = cluster.pid(name)?;
-    kill(before)?;
-    wait::until_value(
-        name,
-        SOON,
-        || cluster.pid(name).unwrap_or(before),
-        |pid| *pid != before,
-    );
-    Ok(())
+/// The revision of the store at which the Deployment was written last.
+fn revision(cluster: &Cluster) -> anyhow::Result<u64> {
+    let version = ["-o", "jsonpath={.metadata.resourceVersion}"];
+    let text = cluster.run(&[&["get", "deployment", "hello"][..], &version].concat())?;
+    text.parse().with_context(|| format!("{text:?} is no revision"))
 }
 
 pub fn control_plane_restarts(cluster: &Cluster) -> anyhow::Result<()> {
@@ -60,15 +49,9 @@ pub fn control_plane_restarts(cluster: &Cluster) -> anyhow::Result<()> {
         "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
     ];
     let before = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])?;
-    let version = cluster.run(&[
-        "get",
-        "deployment",
-        "hello",
-        "-o",
-        "jsonpath={.metadata.resourceVersion}",
-    ])?;
+    let revision_before = revision(cluster)?;
     let failed = failures_under_load(cluster, || {
-        kill_and_await_successor(cluster, "control-plane")?;
+        cluster.kill_and_await_successor("control-plane", SOON)?;
         cluster.await_that(&["get", "--raw", "/readyz"], LATER, |text| text.contains("ok"));
         Ok(())
     })?;
@@ -77,22 +60,13 @@ pub fn control_plane_restarts(cluster: &Cluster) -> anyhow::Result<()> {
         cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])? == before,
         "pods were replaced"
     );
+    let restarts = cluster.run(&started)?;
+    let restarts: Vec<&str> = restarts.split_whitespace().collect();
+    ensure!(restarts == ["0"; 3], "restarts of three containers: {restarts:?}");
+    let revision_after = revision(cluster)?;
     ensure!(
-        cluster
-            .run(&started)?
-            .split_whitespace()
-            .all(|count| count == "0"),
-        "containers were restarted"
-    );
-    ensure!(
-        cluster.run(&[
-            "get",
-            "deployment",
-            "hello",
-            "-o",
-            "jsonpath={.metadata.resourceVersion}"
-        ])? >= version,
-        "the store went back in time"
+        revision_after >= revision_before,
+        "the store went back in time: from {revision_before} to {revision_after}"
     );
     Ok(())
 }
@@ -101,8 +75,8 @@ pub fn node_daemons_restart(cluster: &Cluster) -> anyhow::Result<()> {
     let before = cluster.run(&["get", "pods", "-l", "app=hello", "-o", "name"])?;
     let failed = failures_under_load(cluster, || {
         for node in 1..=3 {
-            kill_and_await_successor(cluster, &format!("node-{node}-agent"))?;
-            kill_and_await_successor(cluster, &format!("node-{node}-kubelet"))?;
+            cluster.kill_and_await_successor(&format!("node-{node}-agent"), SOON)?;
+            cluster.kill_and_await_successor(&format!("node-{node}-kubelet"), SOON)?;
         }
         Ok(())
     })?;

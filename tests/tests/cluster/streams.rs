@@ -4,7 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::termios::{Winsize, tcsetwinsize};
 use tests::cluster::{Cluster, busybox, everything};
-use tests::kubectl;
+use tests::{http, kubectl};
 
 use super::SOON;
 
@@ -365,14 +365,8 @@ impl Listening {
     }
 
     fn get(&self, path: &str) -> anyhow::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        Ok(http::get(server, path)?)
     }
 }
 
@@ -452,7 +446,7 @@ pub fn proxy(cluster: &Cluster) -> anyhow::Result<()> {
         let moved = proxy.get("/api/v1/namespaces/default/services/streams/proxy")?;
         let place = "/api/v1/namespaces/default/services/streams/proxy/";
         ensure!(
-            moved.starts_with("HTTP/1.1 301") && moved.contains(place),
+            moved.starts_with("HTTP/1.0 301") && moved.contains(place),
             "{moved}"
         );
         Ok(())

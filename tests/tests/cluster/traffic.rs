@@ -1,15 +1,18 @@
 //! Packets between pods, Services, nodes and those outside.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal;
 use tests::cluster::{Cluster, process_of};
 use tests::process::{Place, command, run_in};
-use tests::wait;
+use tests::{http, wait};
 
 use super::{LATER, SOON, example};
+
+/// Where an agent serves its metrics.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 pub fn apply_makes_a_deployment(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&example("hello.yaml")?)?;
@@ -110,11 +113,12 @@ pub fn node_ports_answer(cluster: &Cluster) -> anyhow::Result<()> {
         "jsonpath={.items[*].metadata.name}",
     ])?;
     let pods: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
-    for address in ["172.30.0.11", "172.30.0.12", "172.30.0.13"] {
+    for node in 1..=3 {
+        let address = SocketAddr::from((Ipv4Addr::new(172, 30, 0, 10 + node), 30080));
         let mut missing = pods.clone();
         // Each try picks one of three at random: eighty tries miss one with a chance below one in 10^13.
         for _ in 0..80 {
-            missing.remove(&hostname_behind(&format!("{address}:30080"))?);
+            missing.remove(&hostname_behind(address)?);
         }
         ensure!(missing.is_empty(), "{address}: no answer from {missing:?}");
     }
@@ -122,15 +126,8 @@ pub fn node_ports_answer(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// The name of the pod that answers an HTTP request.
-fn hostname_behind(address: &str) -> anyhow::Result<String> {
-    use std::io::{Read as _, Write as _};
-    let address = address.parse().context("address")?;
-    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))
-        .with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+fn hostname_behind(address: SocketAddr) -> anyhow::Result<String> {
+    let answer = http::get(address, "/").with_context(|| format!("asking {address}"))?;
     let line = answer.lines().find_map(|line| line.strip_prefix("hostname: "));
     line.map(str::to_owned)
         .with_context(|| format!("no hostname in {answer:?}"))
@@ -153,7 +150,7 @@ pub fn the_hook_fires_for_pods(cluster: &Cluster) -> anyhow::Result<()> {
 /// The agent's counter of connects that the socket hook translated, as its metrics say it.
 fn translated_connects(node: &str) -> anyhow::Result<u64> {
     let namespace = netlink::Namespace::named(&format!("causeway-{node}"))?;
-    let text = namespace.run(|| http_get("127.0.0.1:10249", "/metrics"))??;
+    let text = namespace.run(|| http::get(METRICS, "/metrics"))??;
     let line = text
         .lines()
         .find(|line| line.starts_with("causeway_hook_verdicts_total") && line.contains("translated"));
@@ -165,15 +162,6 @@ fn translated_connects(node: &str) -> anyhow::Result<u64> {
         reason = "a counter of connects"
     )]
     Ok(value as u64)
-}
-
-fn http_get(address: &str, path: &str) -> anyhow::Result<String> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(address)?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// That the bounds hold is shown where the plugin is, `overlay/tests/nodes/capabilities.rs`.

@@ -12,9 +12,10 @@ pub fn holds(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.bring_shell()?;
     let transcript = Transcript::read()?;
     let alone = Mutex::new(());
-    let kubectls = match std::env::var_os("CAUSEWAY_TEST_FULL") {
-        Some(full) if full == "1" => kubectl::minors(),
-        _ => kubectl::distinct(),
+    let kubectls = if tests::is_full_run() {
+        kubectl::minors()
+    } else {
+        kubectl::distinct()
     };
     let play = |kubectl| {
         let begin = Instant::now();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tests::topology::Host;
-use tests::wait;
+use tests::{is_full_run, wait};
 
 use crate::subject::{Ran, Subject};
 
@@ -134,8 +134,7 @@ fn after_a_storm_of_adds_and_deletions_with_agents_that_are_killed_nothing_is_le
     let Some(subject) = Subject::ours_with_five_addresses("CNI: a storm (F6)") else {
         return;
     };
-    let full = std::env::var_os("CAUSEWAY_TEST_FULL").is_some();
-    let rounds = if full { ROUNDS_FULL } else { ROUNDS };
+    let rounds = if is_full_run() { ROUNDS_FULL } else { ROUNDS };
     let working = AtomicUsize::new(0);
     let (served, kills) = std::thread::scope(|scope| {
         let runtime = |number: usize| {

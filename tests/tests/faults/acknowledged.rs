@@ -62,7 +62,7 @@ pub async fn write_until(client: Client, stop: Arc<AtomicBool>) -> anyhow::Resul
         .collect::<anyhow::Result<_>>()?;
     Ok(Ledgers {
         objects,
-        addresses: services.await?,
+        addresses: services.await??,
     })
 }
 
@@ -130,7 +130,7 @@ fn value_of(map: &ConfigMap) -> Option<u64> {
     map.data.as_ref()?.get("value")?.parse().ok()
 }
 
-async fn make_services(client: Client, stop: Arc<AtomicBool>) -> BTreeMap<String, String> {
+async fn make_services(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<BTreeMap<String, String>> {
     let services: Api<Service> = Api::default_namespaced(client);
     let mut addresses = BTreeMap::new();
     for number in 0.. {
@@ -140,15 +140,13 @@ async fn make_services(client: Client, stop: Arc<AtomicBool>) -> BTreeMap<String
         let name = format!("ledger-{number}");
         let service = json!({ "metadata": { "name": name, "labels": { "of": "ledger" } },
             "spec": { "ports": [{ "port": 80 }] } });
-        let Ok(service) = serde_json::from_value(service) else {
-            break;
-        };
+        let service = serde_json::from_value(service)?;
         if let Ok(made) = services.create(&PostParams::default(), &service).await {
             addresses.insert(name, address_of(&made));
         }
         tokio::time::sleep(PAUSE).await;
     }
-    addresses
+    Ok(addresses)
 }
 
 fn address_of(service: &Service) -> String {
@@ -160,7 +158,8 @@ impl Ledgers {
     /// Compares with what there is, and tells how much that was.
     ///
     /// # Errors
-    /// With the first acknowledged write that is not there, or the first address that two Services have.
+    /// With the first acknowledged write that is not there, or the first address that two Services have; or when
+    /// nothing was acknowledged.
     pub async fn compare(&self, client: &Client) -> anyhow::Result<String> {
         let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
         for (name, object) in &self.objects {
@@ -169,6 +168,7 @@ impl Ledgers {
             ensure!(object.may_be(seen), "{name} is {seen:?}: {object:?}");
             ensure!(object.writes > 0, "{name} was never written");
         }
+        ensure!(!self.addresses.is_empty(), "no Service was acknowledged");
         let services: Api<Service> = Api::all(client.clone());
         let there = services.list(&ListParams::default()).await?;
         let mut owners = BTreeMap::new();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tests::ledger::{Holdings, tracked_flows};
 use tests::probe::now;
-use tests::wait;
+use tests::{is_full_run, wait};
 
+use crate::DEADLINE;
 use crate::world::{NOTHING, READY, VIP, World, hook_maps, on_each_datapath, rule_changes, server, service};
-use crate::{DEADLINE, full};
 
 /// Services beside `web`, so that a start has something to read.
 fn put_others(world: &World, count: u16) {
@@ -28,7 +28,7 @@ fn put_others(world: &World, count: u16) {
 
 #[track_caller]
 fn check_kills(datapath: &'static str) -> anyhow::Result<()> {
-    let (kills, rate, connections) = if full() { (10, 100, 100) } else { (3, 5, 30) };
+    let (kills, rate, connections) = if is_full_run() { (10, 100, 100) } else { (3, 5, 30) };
     let world = World::build(&format!("kills-{datapath}"), datapath)?.with_dns();
     world.put_web(&[1, 2]);
     put_others(&world, 50);

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use tests::ledger::Holdings;
 use tests::probe::{Attempts, Kind, now};
-use tests::{privileged, wait};
+use tests::{is_full_run, privileged, wait};
 
+use crate::DEADLINE;
 use crate::world::{
     NOTHING, PORT, READY, World, assert_in_place, on_each_datapath, outlast, rule_changes, server, service,
     slices, socket, web,
 };
-use crate::{DEADLINE, full};
 
 /// After an outage of seconds a change arrives within this time; the delay between attempts grows with the outage.
 const BACK: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
     if !privileged("an outage of the API changes nothing (F19)") {
         return Ok(());
     }
-    let outage = Duration::from_secs(if full() { 60 } else { 4 });
+    let outage = Duration::from_secs(if is_full_run() { 60 } else { 4 });
     let (world, agent) = World::with_agent("outage", "ebpf", &[1, 2])?;
     let flows = world.flows(50, 10)?;
     let attempts = world.connections(30)?;

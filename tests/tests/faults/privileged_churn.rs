@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tests::ledger::Holdings;
 use tests::probe::{Attempt, Attempts, Kind, Outcome, now};
-use tests::{privileged, wait};
+use tests::{is_full_run, privileged, wait};
 
+use crate::DEADLINE;
 use crate::world::{
     DATAPATHS, NODE_PORT, NOTHING, PORT, READY, TERMINATING, VIP, VIP_V6, World, assert_in_place,
     on_each_datapath, server, service, slices, socket, web,
 };
-use crate::{DEADLINE, full};
 
 /// R6: endpoint change to new flows.
 const PROGRAMMED: Duration = Duration::from_millis(250);
@@ -145,7 +145,11 @@ fn churn_sends_nobody_to_an_endpoint_that_is_gone() -> anyhow::Result<()> {
 
 #[track_caller]
 fn check_churn(datapath: &'static str) -> anyhow::Result<()> {
-    let (services, per_second, seconds) = if full() { (1000, 500, 60) } else { (200, 100, 3) };
+    let (services, per_second, seconds) = if is_full_run() {
+        (1000, 500, 60)
+    } else {
+        (200, 100, 3)
+    };
     let (world, agent) = World::with_agent(&format!("churn-{datapath}"), datapath, &[1])?;
     let names: Vec<_> = (0..services)
         .map(|number: u16| format!("other-{number}"))

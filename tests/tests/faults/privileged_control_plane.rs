@@ -11,8 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
@@ -21,10 +19,9 @@ use tests::directory::Directory;
 use tests::kubectl::{self, Kubectl};
 use tests::process::{Place, Process};
 use tests::transcript::{Player, Transcript};
-use tests::{cgroup, etcd, privileged, skipped, wait};
+use tests::{cgroup, etcd, is_full_run, privileged, skipped, wait};
 
 use crate::acknowledged::{self, Watchers};
-use crate::full;
 
 /// For what shall be well again after the last kill.
 const HEALED: Duration = Duration::from_secs(120);
@@ -35,8 +32,11 @@ const ETCD: &str = "http://172.30.0.1:12379";
 /// There is one cluster on a machine at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
 
-fn length() -> Duration {
-    Duration::from_secs(if full() { 300 } else { 25 })
+/// How long there are kills, and the longest pause between two. The short run has about as many kills as 25 seconds of
+/// the long one: the control plane is ready again in less than a second.
+fn pace() -> (Duration, Duration) {
+    let (length, pause) = if is_full_run() { (300, 6) } else { (10, 2) };
+    (Duration::from_secs(length), Duration::from_secs(pause))
 }
 
 fn seed() -> u64 {
@@ -131,7 +131,7 @@ fn endure(cluster: &Cluster, store: Option<&mut RealStore>, seed: u64) -> anyhow
         after == containers,
         "containers were started anew:\n{containers:#?}\n{after:#?}"
     );
-    if full() {
+    if is_full_run() {
         let kubectls = kubectl::distinct();
         let kubectl = kubectls.last().context("no kubectl")?;
         Player::new(kubectl, cluster, "afterwards", &Mutex::default())?.play(&Transcript::read()?)?;
@@ -150,7 +150,7 @@ fn work_while_killed(
     let transcript = Transcript::read()?;
     let alone = Mutex::default();
     let mut kubectls = kubectl::distinct();
-    if !full() {
+    if !is_full_run() {
         kubectls.drain(..kubectls.len().saturating_sub(1));
     }
     let (transcript, alone) = (&transcript, &alone);
@@ -197,14 +197,15 @@ enum Victim {
     Both,
 }
 
-/// Kills for as long as [`length`] says; what dies is up again before the next kill, but not ready.
+/// Kills as [`pace`] says; what dies is up again before the next kill, but not ready.
 fn kill_at_random(cluster: &Cluster, mut store: Option<&mut RealStore>, seed: u64) -> anyhow::Result<String> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut counts = BTreeMap::<Victim, u32>::new();
-    let end = Instant::now() + length();
+    let (length, longest_pause) = pace();
+    let end = Instant::now() + length;
     while Instant::now() < end {
         // The pause is the load's time to get somewhere; the kill is to come at no particular moment.
-        std::thread::sleep(Duration::from_millis(random.random_range(0..6000)));
+        std::thread::sleep(longest_pause.mul_f64(random.random()));
         let victim = match store {
             None => Victim::ControlPlane,
             Some(_) => [Victim::ControlPlane, Victim::Store, Victim::Both][random.random_range(0..3)],
@@ -214,22 +215,13 @@ fn kill_at_random(cluster: &Cluster, mut store: Option<&mut RealStore>, seed: u6
             store.process.kill();
         }
         if victim != Victim::Store {
-            kill_control_plane(cluster)?;
+            cluster.kill_and_await_successor("control-plane", HEALED)?;
         }
         if let (Victim::Store | Victim::Both, Some(store)) = (victim, &mut store) {
             store.start_again()?;
         }
     }
     Ok(format!("killed: {counts:?}"))
-}
-
-fn kill_control_plane(cluster: &Cluster) -> anyhow::Result<()> {
-    let name = "control-plane";
-    let before = wait::until(name, HEALED, || cluster.pid(name));
-    kill(Pid::from_raw(before), Signal::SIGKILL)?;
-    let now = || cluster.pid(name).unwrap_or(before);
-    wait::until_value(name, HEALED, now, |pid| *pid != before);
-    Ok(())
 }
 
 /// Container ids, restarts and starts of the Deployment that nobody touches, by pod.

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use proxy::Proxy;
-use tests::{privileged, process, skipped};
+use tests::{is_full_run, privileged, process, skipped};
 
-use crate::full;
 use crate::snapshots::{config, snapshot};
 use crate::world::World;
 
@@ -111,7 +110,7 @@ fn check_crashes(datapath: &'static str) -> Result<()> {
     let calls = count_calls(&world)?;
     open()?.sync(&snapshot(&OLD, OTHERS));
     let attempts = world.connections(40)?;
-    let kills_at_most = if full() { calls } else { SAMPLES };
+    let kills_at_most = if is_full_run() { calls } else { SAMPLES };
     let began = Instant::now();
     let (mut kills, mut longest) = (0, Duration::ZERO);
     for k in spread(calls).take(kills_at_most) {

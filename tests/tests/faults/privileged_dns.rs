@@ -12,11 +12,11 @@ use tests::cluster::program;
 use tests::ledger::Holdings;
 use tests::probe::{Attempt, Attempts, now, queries};
 use tests::process::{self, Process};
-use tests::{name_server, privileged, wait};
+use tests::{is_full_run, name_server, privileged, wait};
 
+use crate::DEADLINE;
 use crate::resolver::{Answered, NOERROR, NXDOMAIN, SERVFAIL, ask, client};
 use crate::world::{DNS, NOTHING, VIP, World, outlast, rule_changes, service};
-use crate::{DEADLINE, full};
 
 const DNS_AT: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 53);
 const WEB: &str = "web.default.svc.cluster.local";
@@ -49,7 +49,7 @@ fn one_client_that_floods_takes_no_answer_from_another() -> Result<()> {
     if !privileged("one client that floods takes no answer from another (F48)") {
         return Ok(());
     }
-    let length = Duration::from_secs(if full() { 10 } else { 1 });
+    let length = Duration::from_secs(if is_full_run() { 10 } else { 1 });
     let (world, _agent) = World::build("flood", "nftables")?.with_dns().begin(&[1]);
     world.node.until_working("dns-address");
     let mut dns = world.start_dns_with("ratelimit 500\n prometheus 127.0.0.1:9153", "")?;
@@ -319,7 +319,7 @@ fn names_that_were_known_are_never_denied_while_the_api_server_is_away() -> Resu
     if !privileged("names that were known are never denied while the API server is away (F49)") {
         return Ok(());
     }
-    let outage = Duration::from_secs(if full() { 60 } else { 4 });
+    let outage = Duration::from_secs(if is_full_run() { 60 } else { 4 });
     let world = World::build("dns-outage", "nftables")?.with_dns();
     world.put_web(&[1]);
     let code = |name: &str| -> Result<u8> { Ok(ask(&world, name)?.code) };

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tests::process::Process;
-use tests::{privileged, wait};
+use tests::{is_full_run, privileged, wait};
 
+use crate::DEADLINE;
 use crate::resolver::{
     Answered, By, FLAG_TC, HEADER, NOERROR, REFUSED, answer, ask, head, is_from_upstream, question_end,
     record, serve, upstream,
 };
 use crate::world::{Agent, DNS, NOTHING, VIP, World};
-use crate::{DEADLINE, full};
 
 /// What the upstream that is well says, and the one that is not, where it says anything.
 const GOOD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -295,7 +295,7 @@ fn no_forged_answer_is_believed_and_the_true_one_arrives() -> Result<()> {
     if !privileged("no forged answer is believed (F47)") {
         return Ok(());
     }
-    let wanted: u64 = if full() { 1_000_000 } else { 20_000 };
+    let wanted: u64 = if is_full_run() { 1_000_000 } else { 20_000 };
     let liar = upstream(1);
     let blocks = block("lies.example", &[liar], "cache 3600");
     let (world, _agent, dns) = start("lies", &blocks)?;

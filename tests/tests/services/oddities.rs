@@ -4,10 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::ensure;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tests::wait;
 
 use crate::client::How::{Tcp, Udp, UdpUnconnected};
 use crate::client::{SOON, each};
@@ -130,11 +127,7 @@ pub fn toggles(world: &World) -> anyhow::Result<()> {
         let lost = world.clients[0].lost_while(how, server, || {
             for affinity in ["ClientIP", "None", "ClientIP", "None"] {
                 service.patch(&json!({"sessionAffinity": affinity}))?;
-                let name = "node-1-agent";
-                let before = world.cluster.pid(name)?;
-                kill(Pid::from_raw(before), Signal::SIGKILL)?;
-                let now = || world.cluster.pid(name).unwrap_or(before);
-                wait::until_value(name, SOON, now, |pid| *pid != before);
+                world.cluster.kill_and_await_successor("node-1-agent", SOON)?;
             }
             Ok(())
         })?;

@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, process_of};
-use tests::wait;
 
 use crate::client::{Client, SOON};
 
@@ -156,23 +154,16 @@ impl World {
 
     /// Changes a line of every agent's configuration, and has the agents read it.
     pub fn reconfigure_agents(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let mut before = Vec::new();
         for n in 1..=3 {
             let path = format!("nodes/node-{n}/agent.yaml");
             let path = self.cluster.state_dir().join(path);
             let text = std::fs::read_to_string(&path)?;
             ensure!(text.contains(from), "no {from:?} in {text}");
             std::fs::write(&path, text.replace(from, to))?;
-            let name = format!("node-{n}-agent");
-            let pid = self.cluster.pid(&name)?;
-            kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-            before.push((name, pid));
         }
-        for (name, before) in before {
-            let now = || self.cluster.pid(&name).unwrap_or(before);
-            wait::until_value(&name, SOON, now, |pid| *pid != before);
-        }
-        Ok(())
+        let agents = ["node-1-agent", "node-2-agent", "node-3-agent"];
+        self.cluster
+            .signal_and_await_successors(&agents, Signal::SIGTERM, SOON)
     }
 }
 

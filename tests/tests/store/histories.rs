@@ -21,13 +21,14 @@ use etcd_client::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tests::{
     directory::Directory,
+    is_full_run,
     process::{Place, Process},
     skipped,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{connect, etcd_command, free_addrs, is_full_run};
+use crate::{connect, etcd_command, free_addrs};
 
 const KEYS: [&str; 5] = ["k/0", "k/1", "k/2", "k/3", "k/4"];
 const WRITERS: u64 = 6;

@@ -20,6 +20,7 @@ use rows::{Differs, ROWS, Row};
 use script::Session;
 use tests::{
     directory::Directory,
+    is_full_run,
     process::{Place, Process},
     skipped,
 };
@@ -218,8 +219,4 @@ impl Drop for OurStore {
 
 fn seeds() -> u64 {
     if is_full_run() { SEEDS_FULL } else { SEEDS }
-}
-
-fn is_full_run() -> bool {
-    std::env::var_os("CAUSEWAY_TEST_FULL").is_some()
 }

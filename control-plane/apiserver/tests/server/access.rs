@@ -1,8 +1,6 @@
 //! Roles and bindings as their subjects meet them: what they may do, whom they may speak for, and what they may give.
 
-use std::time::Duration;
-
-use anyhow::{Context, ensure};
+use anyhow::{Context as _, ensure};
 use http::{Method, Request, StatusCode};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -10,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::harness::{Etcd, Files, free_port};
-use crate::{DEADLINE, Directory};
+use crate::{Directory, eventually};
 
 const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1";
 
@@ -42,23 +40,11 @@ impl Server {
             _etcd: etcd,
             _directory: Directory(directory),
         };
-        server
-            .eventually("ready", async || {
-                let answered = server.ask(&[], Method::GET, "/readyz", None).await;
-                answered.is_ok_and(|(code, _)| code == 200)
-            })
-            .await?;
+        eventually("ready", async || {
+            of_code(server.ask(&[], Method::GET, "/readyz", None).await?, 200)
+        })
+        .await?;
         Ok(server)
-    }
-
-    async fn eventually(&self, what: &str, holds: impl AsyncFn() -> bool) -> anyhow::Result<()> {
-        let waited = async {
-            while !holds().await {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let waited = tokio::time::timeout(DEADLINE, waited).await;
-        waited.with_context(|| format!("waited for: {what}"))
     }
 
     /// Asks as the administrator, or as whom the headers name.
@@ -134,13 +120,17 @@ impl Server {
 
     /// Waits until a user is answered so, then says what.
     async fn until_code(&self, user: &str, path: &str, code: u16) -> anyhow::Result<Value> {
-        self.eventually(&format!("{user} {path} {code}"), async || {
-            let answered = self.as_user(user, Method::GET, path, None).await;
-            answered.is_ok_and(|(seen, _)| seen == code)
+        eventually(&format!("{user} {path} {code}"), async || {
+            of_code(self.as_user(user, Method::GET, path, None).await?, code)
         })
-        .await?;
-        Ok(self.as_user(user, Method::GET, path, None).await?.1)
+        .await
     }
+}
+
+/// What was answered with this code.
+fn of_code((seen, told): Answer, code: u16) -> anyhow::Result<Value> {
+    ensure!(seen == code, "{seen}: {told}");
+    Ok(told)
 }
 
 fn bindings(namespace: Option<&str>) -> String {
@@ -193,12 +183,10 @@ async fn a_binding_allows_what_its_role_says_where_it_is_and_no_longer_than_it_i
     let of_group = json!({ "metadata": { "name": "readers" }, "roleRef": { "kind": "ClusterRole", "name": "pod-reader" },
         "subjects": [{ "kind": "Group", "name": "readers" }] });
     server.make(&bindings(None), of_group).await?;
-    server
-        .eventually("the group", async || {
-            let answered = server.ask(&group, Method::GET, "/api/v1/pods", None).await;
-            answered.is_ok_and(|(code, _)| code == 200)
-        })
-        .await?;
+    eventually("the group", async || {
+        of_code(server.ask(&group, Method::GET, "/api/v1/pods", None).await?, 200)
+    })
+    .await?;
     ensure!(server.as_user("v", Method::GET, "/api/v1/pods", None).await?.0 == 403);
     let gone = format!("{}/pod-reader-u", bindings(Some("default")));
     ensure!(server.ask(&[], Method::DELETE, &gone, None).await?.0 == 200);
@@ -282,11 +270,10 @@ async fn nobody_gives_others_more_than_they_have() -> anyhow::Result<()> {
         "resourceNames": ["more"] }]);
     server.make_role("may-give", may).await?;
     server.bind(None, "may-give", "u").await?;
-    server
-        .eventually("the right to bind", async || {
-            bind("cluster-admin").await.is_ok_and(|(code, _)| code == 201)
-        })
-        .await?;
+    eventually("the right to bind", async || {
+        of_code(bind("cluster-admin").await?, 201)
+    })
+    .await?;
     ensure!(server.as_user("u", Method::POST, &roles, Some(&more)).await?.0 == 201);
     Ok(())
 }
@@ -357,11 +344,10 @@ async fn who_speaks_for_others_must_be_allowed_to() -> anyhow::Result<()> {
     let subject = json!({ "metadata": { "name": "speaks" }, "roleRef": { "kind": "ClusterRole", "name": "speaks-for-bob" },
         "subjects": [{ "kind": "ServiceAccount", "name": "robot", "namespace": "default" }] });
     server.make(&bindings(None), subject).await?;
-    server
-        .eventually("the right to speak for bob", async || {
-            speak("bob").await.is_ok_and(|(code, _)| code == 201)
-        })
-        .await?;
+    eventually("the right to speak for bob", async || {
+        of_code(speak("bob").await?, 201)
+    })
+    .await?;
     ensure!(speak("eve").await?.0 == 403);
     Ok(())
 }
@@ -445,15 +431,11 @@ async fn a_token_that_is_bound_to_an_object_is_good_as_long_as_that() -> anyhow:
         ensure!(code == 200, "{told}");
         // Another of the same name is not what it was bound to.
         server.make(path, object).await?;
-        let refused = async {
-            while authenticated(token).await? {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(DEADLINE, refused)
-            .await
-            .context("the token outlived what it was bound to")??;
+        eventually("the token ends with what it was bound to", async || {
+            ensure!(!authenticated(token).await?, "the token is good");
+            Ok(())
+        })
+        .await?;
     }
     let (code, told) = ask("ConfigMap", "b", &Value::Null).await?;
     let expected = "cannot bind token for object of type v1, Kind=ConfigMap";
@@ -481,13 +463,14 @@ async fn reviews_tell_what_somebody_may_do() -> anyhow::Result<()> {
         ensure!(code == 201, "{told}");
         anyhow::Ok(told["status"]["allowed"] == true)
     };
-    server
-        .eventually("the role", async || {
-            may("patch", "default", "deployments", "scale")
-                .await
-                .unwrap_or(false)
-        })
-        .await?;
+    eventually("the role", async || {
+        ensure!(
+            may("patch", "default", "deployments", "scale").await?,
+            "not allowed"
+        );
+        Ok(())
+    })
+    .await?;
     for (verb, namespace, subresource) in [
         ("patch", "default", ""),
         ("update", "default", "scale"),

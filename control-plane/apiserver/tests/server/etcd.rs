@@ -59,14 +59,7 @@ impl Secured {
             .ca_certificate(Certificate::from_pem(read("ca.crt")?))
             .identity(Identity::from_pem(read("admin.crt")?, read("admin.key")?));
         let mut etcd = EtcdClient::connect([&self.url], Some(ConnectOptions::new().with_tls(tls))).await?;
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while let Err(error) = etcd.status().await {
-            ensure!(
-                tokio::time::Instant::now() < deadline,
-                "etcd does not answer: {error}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        eventually("etcd answers", async || Ok(etcd.status().await?)).await?;
         for (role, prefixes) in [("registry", &PREFIXES[..1]), ("both", &PREFIXES[..])] {
             etcd.role_add(role).await?;
             for prefix in prefixes {
@@ -270,28 +263,17 @@ async fn an_external_etcd_with_users_is_served_from_through_what_happens_to_it()
 /// Waits until a row of writes succeeds: more than could all go to the right members by chance.
 async fn many_writes(maps: &Api<ConfigMap>, when: &str) -> anyhow::Result<()> {
     const IN_A_ROW: usize = 30;
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    let (mut row, mut tries) = (0, 0);
-    let mut last_error = None;
-    while row < IN_A_ROW {
-        ensure!(
-            tokio::time::Instant::now() < deadline,
-            "{when}: {row} writes in a row, {last_error:?}"
-        );
-        tries += 1;
-        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"generateName": "map-"}}))?;
-        match maps.create(&PostParams::default(), &map).await {
-            Ok(_) => row += 1,
-            Err(error) => {
-                row = 0;
-                last_error = Some(error);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"generateName": "map-"}}))?;
+    let mut rows = 0;
+    eventually(when, async || {
+        rows += 1;
+        for written in 0..IN_A_ROW {
+            let made = maps.create(&PostParams::default(), &map).await;
+            made.with_context(|| format!("after {written} writes in a row"))?;
         }
-    }
-    println!(
-        "{when}: {IN_A_ROW} writes in a row after {} tries",
-        tries - IN_A_ROW
-    );
+        Ok(())
+    })
+    .await?;
+    println!("{when}: {IN_A_ROW} writes in a row, the {rows}. time");
     Ok(())
 }

@@ -125,16 +125,11 @@ impl Cluster {
     async fn ready(&self) -> anyhow::Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
-        let question = || http::Request::get("/readyz").body(Vec::new());
-        let said = async {
-            while self.client.request_text(question()?).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(DEADLINE, said)
-            .await
-            .context("the server was not ready")??;
+        eventually("the server is ready", async || {
+            let question = http::Request::get("/readyz").body(Vec::new())?;
+            Ok(self.client.request_text(question).await?)
+        })
+        .await?;
         let made = namespaces.list(&ListParams::default()).await?;
         let names: Vec<String> = made.iter().map(ResourceExt::name_any).collect();
         ensure!(
@@ -165,6 +160,25 @@ impl Cluster {
     fn https(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
+}
+
+/// Asks until the answer is `Ok`, and returns it.
+///
+/// # Errors
+/// With what was seen last, when that does not come to be within [`DEADLINE`].
+async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut seen = anyhow::anyhow!("no answer");
+    let asked = async {
+        loop {
+            match probe().await {
+                Ok(answer) => return answer,
+                Err(error) => seen = error,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let answer = tokio::time::timeout(DEADLINE, asked).await;
+    answer.map_err(|_| seen.context(format!("not within {DEADLINE:?}: {what}; seen last")))
 }
 
 async fn client(files: &Files) -> anyhow::Result<Client> {
@@ -815,13 +829,12 @@ async fn a_service_account_token_speaks_for_its_account_until_that_is_gone() -> 
         ensure!(client.list_core_api_resources("v1").await.is_ok(), "discovery is open to accounts");
 
         accounts.delete("default", &DeleteParams::default()).await?;
-        let seen_gone = async {
-            while !matches!(refused(pods.list(&ListParams::default()).await), Ok((401, ..))) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, seen_gone).await.context("the token outlived its account")?;
-        Ok(())
+        eventually("the token ends with its account", async || {
+            let (code, _, told) = refused(pods.list(&ListParams::default()).await)?;
+            ensure!(code == 401, "{code}: {told}");
+            Ok(())
+        })
+        .await
     })
     .await
 }
