@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Bounds, Held};
+use crate::api::{Api, Bounds};
 use crate::authn::User;
 use crate::compaction::{self, Compaction};
 use crate::config::{Config, Limits};
@@ -34,6 +34,7 @@ use crate::services::Ranges;
 use crate::storage::{Storage, StorageError};
 use crate::tokens::{TokenError, Tokens};
 use crate::watch_cache::Caches;
+pub(crate) use connections::Busy;
 use connections::{Connections, Seat};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -256,10 +257,7 @@ async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: Cancel
     let seat = Arc::new(seat);
     let service = service_fn(move |request| {
         let (api, peer, busy) = (door.api.clone(), peer.clone(), seat.busy());
-        async move {
-            let answer = api.answer(peer, request).await;
-            Ok::<_, Infallible>(answer.map(|body| Held::body(body, busy)))
-        }
+        async move { Ok::<_, Infallible>(api.answer(peer, request, busy).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Every watch of a client is a stream of its one connection; pings find clients that vanished.

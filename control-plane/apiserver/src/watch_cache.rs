@@ -115,9 +115,11 @@ impl Cache {
         self.read().objects.values().cloned().collect()
     }
 
-    /// How many objects there are.
-    pub fn count(&self) -> usize {
-        self.read().objects.len()
+    /// How many objects there are whose etcd keys begin with `prefix`.
+    pub fn count(&self, prefix: &str) -> usize {
+        let inner = self.read();
+        let from = inner.objects.range(prefix.to_owned()..);
+        from.take_while(|(key, _)| key.starts_with(prefix)).count()
     }
 
     /// The state of all objects and the position of the first change after it, taken together.
@@ -454,6 +456,21 @@ mod tests {
         change(&cache, "b", fitting + 1);
         assert_eq!(cache.position_after(0), Err(1));
         cache.overtakes(&place).await;
+    }
+
+    #[test]
+    fn objects_are_counted_below_a_prefix() {
+        let cache = Cache::new();
+        for (name, revision) in [
+            ("/pods/a/x", 1),
+            ("/pods/a/y", 2),
+            ("/pods/ab/x", 3),
+            ("/pods/b/x", 4),
+        ] {
+            change(&cache, name, revision);
+        }
+        let counts = ["/pods/", "/pods/a/", "/pods/b/", "/pods/c/"].map(|prefix| cache.count(prefix));
+        assert_eq!(counts, [4, 2, 1, 0]);
     }
 
     #[test]

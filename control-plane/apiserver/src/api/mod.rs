@@ -39,6 +39,7 @@ use crate::negotiate::{self, Wanted};
 use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
 use crate::resources::{Registry, Resource, Serves};
+use crate::serve::Busy;
 use crate::services::Ranges;
 use crate::status::{Failure, Result};
 use crate::storage::Storage;
@@ -46,7 +47,7 @@ use crate::tokens::{Bearer, Bound, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
 pub use bounds::Bounds;
-pub(crate) use bounds::Held;
+use bounds::{Held, Place};
 
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
@@ -103,15 +104,24 @@ impl Call {
 }
 
 impl Api {
-    /// Answers one request; failures become a `Status`.
-    pub async fn answer(self: Arc<Self>, peer: Option<User>, request: Request<Incoming>) -> Response<Body> {
-        match self.dispatch(peer, request).await {
-            Ok(response) => response,
+    /// Answers one request; failures become a `Status`. `busy` is dropped when the connection may go.
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        peer: Option<User>,
+        request: Request<Incoming>,
+        busy: Busy,
+    ) -> Response<Body> {
+        let query = Query::parse(request.uri().query());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let is_long = bounds::is_long(&info);
+        match self.clone().dispatch(peer, request, info, query).await {
+            Ok((answer, _)) if is_long => answer.map(|body| Held::body(body, busy, None)),
+            Ok((answer, place)) => self.bounds.hold(answer, (place, busy)),
             Err(failure) => {
                 if failure.code >= 500 {
                     tracing::warn!(code = failure.code, error = %failure.message, "request failed");
                 }
-                negotiate::refuse(&failure)
+                self.bounds.hold(negotiate::refuse(&failure), busy)
             }
         }
     }
@@ -120,13 +130,13 @@ impl Api {
         self: Arc<Self>,
         peer: Option<User>,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>> {
+        info: RequestInfo,
+        query: Query,
+    ) -> Result<(Response<Body>, Place)> {
         let (mut parts, body) = request.into_parts();
-        let query = Query::parse(parts.uri.query());
-        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let user = self.authenticate(peer, &parts.headers).await?;
         let user = self.impersonated(user, &parts.headers).await?;
-        let mut room = self.bounds.enter(&info, user.is_in("system:masters"))?;
+        let place = self.bounds.enter(&info, &user)?;
         if !self.may(&user, &info).await? {
             return Err(match user.is_in("system:unauthenticated") {
                 true => Failure::unauthorized(),
@@ -136,7 +146,7 @@ impl Api {
         let path = match info.target {
             Target::Other(segments) => {
                 let answer = self.other(&segments, &query, &parts.headers).await?;
-                return Ok(answer.map(|body| Held::body(body, room)));
+                return Ok((answer, place));
             }
             Target::Resource(path) => path,
         };
@@ -155,14 +165,14 @@ impl Api {
             return Err(Failure::unavailable("the store has not been read yet"));
         }
         if path.subresource.as_deref() == Some("proxy") {
-            return self.proxy(resource, &path, parts, body).await;
+            return Ok((self.proxy(resource, &path, parts, body).await?, place));
         }
-        // A stream that upgrades has no body to wait for.
+        // A stream that upgrades has no body to wait for, and nobody reads that of who only asks.
         let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-        let body = if upgrade.is_some() && parts.headers.contains_key("upgrade") {
-            Bytes::new()
-        } else {
-            self.bounds.body(body, &mut room).await?
+        let is_upgrade = upgrade.is_some() && parts.headers.contains_key("upgrade");
+        let (body, _carried_out) = match is_upgrade || matches!(&*info.verb, "get" | "list" | "watch") {
+            true => (Bytes::new(), Vec::new()),
+            false => self.bounds.body(body).await?,
         };
         let wanted = match path.subresource.as_deref() {
             Some("log" | "exec" | "attach" | "portforward") => Wanted {
@@ -188,7 +198,7 @@ impl Api {
         if packs {
             answer = negotiate::packed(answer).await?;
         }
-        Ok(answer.map(|body| Held::body(body, room)))
+        Ok((answer, place))
     }
 
     async fn resource_call(

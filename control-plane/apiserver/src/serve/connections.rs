@@ -35,7 +35,7 @@ pub(crate) struct Seat {
     pub(crate) end: CancellationToken,
 }
 
-/// A request of a connection, until its answer was read.
+/// A request of a connection, until its answer was made and, when that is large, read.
 pub(crate) struct Busy(Arc<Seat>);
 
 impl Connections {
