@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::{User, bearer_token};
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Client, Kubelets};
 use crate::metrics::Figures;
 use crate::negotiate::{self, Wanted};
 use crate::rbac::Authorizer;
@@ -114,7 +114,9 @@ impl Api {
         let query = Query::parse(request.uri().query());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
         let is_long = bounds::is_long(&info);
-        match self.clone().dispatch(peer, request, info, query).await {
+        let may_pause = is_long && info.verb != "watch";
+        let busy = Arc::new(if may_pause { busy.with_stream() } else { busy });
+        match self.clone().dispatch(peer, request, info, query, &busy).await {
             Ok((answer, _)) if is_long => answer.map(|body| Held::body(body, busy, None)),
             Ok((answer, place)) => self.bounds.hold(answer, (place, busy)),
             Err(failure) => {
@@ -132,6 +134,7 @@ impl Api {
         request: Request<Incoming>,
         info: RequestInfo,
         query: Query,
+        busy: &Arc<Busy>,
     ) -> Result<(Response<Body>, Place)> {
         let (mut parts, body) = request.into_parts();
         let user = self.authenticate(peer, &parts.headers).await?;
@@ -164,12 +167,16 @@ impl Api {
         if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
             return Err(Failure::unavailable("the store has not been read yet"));
         }
+        let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let client = upgrade.map(|upgrade| Client {
+            upgrade,
+            busy: busy.clone(),
+        });
         if path.subresource.as_deref() == Some("proxy") {
-            return Ok((self.proxy(resource, &path, parts, body).await?, place));
+            return Ok((self.proxy(resource, &path, parts, body, client).await?, place));
         }
         // A stream that upgrades has no body to wait for, and nobody reads that of who only asks.
-        let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-        let is_upgrade = upgrade.is_some() && parts.headers.contains_key("upgrade");
+        let is_upgrade = client.is_some() && parts.headers.contains_key("upgrade");
         let (body, _carried_out) = match is_upgrade || matches!(&*info.verb, "get" | "list" | "watch") {
             true => (Bytes::new(), Vec::new()),
             false => self.bounds.body(body).await?,
@@ -194,7 +201,7 @@ impl Api {
         };
         let packs = matches!(&*info.verb, "get" | "list")
             && negotiate::names(&call.headers, &ACCEPT_ENCODING, "gzip");
-        let mut answer = self.resource_call(&info.verb, call, upgrade).await?;
+        let mut answer = self.resource_call(&info.verb, call, client).await?;
         if packs {
             answer = negotiate::packed(answer).await?;
         }
@@ -205,7 +212,7 @@ impl Api {
         self: Arc<Self>,
         verb: &str,
         call: Call,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        client: Option<Client>,
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
@@ -215,7 +222,7 @@ impl Api {
         }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {
-            return self.subresource_call(verb, &subresource, call, upgrade).await;
+            return self.subresource_call(verb, &subresource, call, client).await;
         }
         match verb {
             "get" => self.get(&call).await,
@@ -235,7 +242,7 @@ impl Api {
         verb: &str,
         subresource: &str,
         call: Call,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        client: Option<Client>,
     ) -> Result<Response<Body>> {
         let resource = call.resource;
         match (resource.kind, subresource, verb) {
@@ -248,7 +255,7 @@ impl Api {
             ("Pod", "eviction", "create") => self.evict(&call).await,
             ("Pod", "log", "get") => self.log(&call).await,
             ("Pod", "exec" | "attach" | "portforward", "get" | "create") => {
-                self.stream(&call, subresource, upgrade).await
+                self.stream(&call, subresource, client).await
             }
             ("ServiceAccount", "token", "create") => self.issue_token(&call).await,
             _ => Err(Failure::no_such_path()),
