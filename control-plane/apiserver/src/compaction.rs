@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 /// Upstream's `--etcd-compaction-interval`: history of one interval at least is kept, of two at most.
 const INTERVAL: Duration = Duration::from_secs(300);
 
-/// More revisions than this are not kept, however short the time in which they were written: the bundled store holds
-/// them in memory. A list in parts that is continued later than that begins anew.
+/// When there are more revisions than this, only the newer half of so many is kept, however short the time in which
+/// they were written: the bundled store holds them in memory. The number is ours: of objects of 2 KiB it is 200 MiB.
+/// Upstream knows intervals only. A list in parts that is continued later than that begins anew.
 const MOST_REVISIONS: i64 = 100_000;
 
 /// How often to look.

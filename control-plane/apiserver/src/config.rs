@@ -47,15 +47,18 @@ pub struct Config {
 pub struct Limits {
     /// Connections; default 4096. One more ends the one that was longest without a request.
     pub connections: usize,
-    /// Reading requests that are answered at once, without watches and streams; default 400.
+    /// Reading requests that are answered at once, without watches and streams; default 400. Requests without
+    /// credentials have places of their own, a quarter as many.
     pub reading: usize,
     /// Writing requests that are answered at once; default 200.
     pub writing: usize,
     /// Bytes of bodies that arrive or are carried out; default 64 MiB.
     pub body_bytes: usize,
-    /// Bytes of the values that such bodies are made of; default 256 MiB.
+    /// Bytes of the values that bodies and lists are made of, half of them for each; default 256 MiB. No list takes
+    /// more than a quarter.
     pub value_bytes: usize,
-    /// How long a body may take to arrive; default 60 s, as upstream's `--request-timeout`.
+    /// How long a body may take to arrive; default 60 s, as upstream's `--request-timeout`. A quarter of it is how
+    /// long a request waits for room.
     pub body_timeout: Duration,
     /// How long a client may leave unread what was sent to it; default 60 s.
     pub unread_timeout: Duration,

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::object::{self, Fields};
+use crate::serve::Busy;
 use crate::status::{Failure, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -287,17 +288,21 @@ pub fn pass_on(answer: Response<hyper::body::Incoming>) -> Response<Body> {
     response
 }
 
+/// A client's connection that is to be upgraded, and what says that it is in use.
+pub struct Client {
+    pub(crate) upgrade: hyper::upgrade::OnUpgrade,
+    pub(crate) busy: Arc<Busy>,
+}
+
 /// Joins the client's upgraded connection to the kubelet's, once both have switched protocols.
-pub fn splice(
-    client: hyper::upgrade::OnUpgrade,
-    mut answer: Response<hyper::body::Incoming>,
-) -> Response<Body> {
+pub fn splice(client: Client, mut answer: Response<hyper::body::Incoming>) -> Response<Body> {
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return pass_on(answer);
     }
     let kubelet = hyper::upgrade::on(&mut answer);
     tokio::spawn(async move {
-        let (Ok(client), Ok(kubelet)) = tokio::join!(client, kubelet) else {
+        let Client { upgrade, busy: _busy } = client;
+        let (Ok(client), Ok(kubelet)) = tokio::join!(upgrade, kubelet) else {
             return;
         };
         let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));

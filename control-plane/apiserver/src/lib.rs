@@ -24,6 +24,7 @@ mod managed;
 pub mod metrics;
 pub mod negotiate;
 pub mod object;
+mod open_files;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;

@@ -1,6 +1,7 @@
 //! Listeners, TLS, and the tasks that run as long as the server does.
 
 mod connections;
+mod socket;
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -12,6 +13,7 @@ use futures::future::join_all;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::io::Errno;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -22,19 +24,22 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Bounds, Held};
+use crate::api::{Api, Bounds};
 use crate::authn::User;
 use crate::compaction::{self, Compaction};
 use crate::config::{Config, Limits};
 use crate::kubelet::{Kubelets, Reach};
 use crate::metrics::Figures;
+use crate::open_files;
 use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
 use crate::storage::{Storage, StorageError};
 use crate::tokens::{TokenError, Tokens};
 use crate::watch_cache::Caches;
+pub(crate) use connections::Busy;
 use connections::{Connections, Seat};
+use socket::Socket;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1000;
@@ -159,10 +164,11 @@ impl Server {
             shutdown: own,
         } = self;
         let mut tasks = JoinSet::new();
+        open_files::raise();
         let door = Arc::new(Door {
             tls,
             api: api.clone(),
-            connections: Connections::new(limits.connections),
+            connections: Connections::new(open_files::connections_within(limits.connections)),
             unread_timeout: limits.unread_timeout,
         });
         for listener in listeners {
@@ -217,6 +223,9 @@ async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken)
                 },
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
+                    if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) {
+                        door.connections.end_longest_idle();
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },
@@ -232,11 +241,7 @@ async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: Cancel
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    // A peer that acknowledges nothing, or leaves its window closed: the kernel ends it.
-    let unread = u32::try_from(door.unread_timeout.as_millis()).unwrap_or(u32::MAX);
-    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
-        tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
-    }
+    let stream = Socket::new(stream, door.unread_timeout, seat.streams.clone());
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.tls.accept(stream));
     let stream = tokio::select! {
         () = seat.end.cancelled() => return tracing::debug!("a handshake had to go: there are too many connections"),
@@ -256,10 +261,7 @@ async fn connection(stream: TcpStream, seat: Seat, door: Arc<Door>, stop: Cancel
     let seat = Arc::new(seat);
     let service = service_fn(move |request| {
         let (api, peer, busy) = (door.api.clone(), peer.clone(), seat.busy());
-        async move {
-            let answer = api.answer(peer, request).await;
-            Ok::<_, Infallible>(answer.map(|body| Held::body(body, busy)))
-        }
+        async move { Ok::<_, Infallible>(api.answer(peer, request, busy).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Every watch of a client is a stream of its one connection; pings find clients that vanished.

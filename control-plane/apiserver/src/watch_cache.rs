@@ -23,6 +23,10 @@ use crate::storage::{self, Storage, StorageError};
 /// Events kept per resource, and how much of JSON they may hold; in memory it takes some five times that.
 const WINDOW: usize = 4096;
 const WINDOW_BYTES: usize = 16 << 20;
+/// So many are kept although they hold more, within `MOST_BYTES`: one writer of large objects must not push the
+/// watchers of others out.
+const LEAST: usize = 256;
+const MOST_BYTES: usize = 2 * WINDOW_BYTES;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// One version of an object, and its JSON once anyone asked for it.
@@ -91,7 +95,10 @@ struct Inner {
 
 impl Inner {
     fn shorten(&mut self) {
-        while self.window.len() > WINDOW || self.bytes > WINDOW_BYTES {
+        while self.window.len() > WINDOW
+            || self.bytes > MOST_BYTES
+            || self.bytes > WINDOW_BYTES && self.window.len() > LEAST
+        {
             let Some(dropped) = self.window.pop_front() else {
                 return;
             };
@@ -115,9 +122,11 @@ impl Cache {
         self.read().objects.values().cloned().collect()
     }
 
-    /// How many objects there are.
-    pub fn count(&self) -> usize {
-        self.read().objects.len()
+    /// How many objects there are whose etcd keys begin with `prefix`.
+    pub fn count(&self, prefix: &str) -> usize {
+        let inner = self.read();
+        let from = inner.objects.range(prefix.to_owned()..);
+        from.take_while(|(key, _)| key.starts_with(prefix)).count()
     }
 
     /// The state of all objects and the position of the first change after it, taken together.
@@ -443,7 +452,7 @@ mod tests {
         let place = AtomicU64::new(cache.position_after(0).expect("the window is empty"));
         let fitting = 16;
         for revision in 1..=fitting {
-            cache.apply("a".to_owned(), None, revision, WINDOW_BYTES / 16);
+            cache.apply("a".to_owned(), None, revision, MOST_BYTES / 16);
         }
         let all: Vec<i64> = (1..=fitting).collect();
         assert_eq!(
@@ -454,6 +463,37 @@ mod tests {
         change(&cache, "b", fitting + 1);
         assert_eq!(cache.position_after(0), Err(1));
         cache.overtakes(&place).await;
+    }
+
+    #[test]
+    fn fewer_large_changes_are_kept_than_small_ones_but_some_are() {
+        for (size, expected) in [
+            (SIZE, WINDOW),
+            (WINDOW_BYTES / 1024, 1024),
+            (WINDOW_BYTES / 128, LEAST),
+            (WINDOW_BYTES / 16, 32),
+        ] {
+            let cache = Cache::new();
+            for revision in 1..=2 * WINDOW as i64 {
+                cache.apply("a".to_owned(), None, revision, size);
+            }
+            assert_eq!(cache.read().window.len(), expected, "changes of {size} bytes");
+        }
+    }
+
+    #[test]
+    fn objects_are_counted_below_a_prefix() {
+        let cache = Cache::new();
+        for (name, revision) in [
+            ("/pods/a/x", 1),
+            ("/pods/a/y", 2),
+            ("/pods/ab/x", 3),
+            ("/pods/b/x", 4),
+        ] {
+            change(&cache, name, revision);
+        }
+        let counts = ["/pods/", "/pods/a/", "/pods/b/", "/pods/c/"].map(|prefix| cache.count(prefix));
+        assert_eq!(counts, [4, 2, 1, 0]);
     }
 
     #[test]

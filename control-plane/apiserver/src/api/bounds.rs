@@ -2,17 +2,21 @@
 //! and `--max-mutating-requests-inflight`), and how much memory their bodies take.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
+use http::Response;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
+use crate::authn::User;
 use crate::config::Limits;
 use crate::negotiate::MAX_VALUES;
 use crate::object;
@@ -21,10 +25,13 @@ use crate::status::{Failure, Result};
 
 /// Upstream's limit for request bodies.
 const MAX_BODY_BYTES: usize = 3 << 20;
-/// What a value of a body takes when it is read, in bytes, as an upper bound.
+/// What a value of a body takes when it is read, in bytes, as an upper bound; see `MAX_VALUES`.
 const VALUE_BYTES: usize = 512;
-/// What an object of a list takes, as an upper bound of nearly all; a pod takes about that.
+/// What an object of a list takes, as an upper bound of nearly all: our estimate for a pod of some 30 values of
+/// `VALUE_BYTES`.
 const OBJECT_BYTES: usize = 16 << 10;
+/// An answer of no more than this is worth no place in memory while a client does not read it.
+const SMALL_BYTES: u64 = 4 << 10;
 /// An answer leaves in pieces, so that what a slow client has not read is known to wait.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -32,29 +39,41 @@ const PIECE_BYTES: usize = 64 << 10;
 pub struct Bounds {
     reading: Arc<Semaphore>,
     writing: Arc<Semaphore>,
+    /// Requests of nobody in particular: they take no place of others.
+    anonymous: Arc<Semaphore>,
     /// KiB of bodies that arrive.
     bodies: Arc<Semaphore>,
-    /// KiB of values that they, and lists, are made of.
+    /// KiB of values that they are made of.
     values: Arc<Semaphore>,
-    all_values_kib: u32,
+    /// KiB of objects that lists are made of; apart from `values`, so that no write waits behind lists.
+    objects: Arc<Semaphore>,
+    /// Of each of the two.
+    all_kib: u32,
     body_timeout: Duration,
+    unread_timeout: Duration,
 }
 
-/// A request's room, given back when its answer was read.
+/// A request's place among those that are answered at once.
 #[derive(Debug)]
-pub(super) struct Room(Vec<OwnedSemaphorePermit>);
+pub(super) struct Place {
+    _taken: Option<OwnedSemaphorePermit>,
+}
 
 impl Bounds {
     /// All of it free.
     pub fn new(limits: &Limits) -> Self {
         let kib_of = |bytes: usize| Arc::new(Semaphore::new(kib(bytes) as usize));
+        let half = limits.value_bytes / 2;
         Bounds {
             reading: Arc::new(Semaphore::new(limits.reading)),
             writing: Arc::new(Semaphore::new(limits.writing)),
+            anonymous: Arc::new(Semaphore::new(limits.reading.div_ceil(4))),
             bodies: kib_of(limits.body_bytes),
-            values: kib_of(limits.value_bytes),
-            all_values_kib: kib(limits.value_bytes),
+            values: kib_of(half),
+            objects: kib_of(half),
+            all_kib: kib(half),
             body_timeout: limits.body_timeout,
+            unread_timeout: limits.unread_timeout,
         }
     }
 
@@ -62,41 +81,73 @@ impl Bounds {
     ///
     /// # Errors
     /// 429 when there is none, but for administrators, who may have to end what takes them all.
-    pub(super) fn enter(&self, info: &RequestInfo, is_administrator: bool) -> Result<Room> {
+    pub(super) fn enter(&self, info: &RequestInfo, user: &User) -> Result<Place> {
         if is_long(info) {
-            return Ok(Room(Vec::new()));
+            return Ok(Place { _taken: None });
         }
         let places = match &*info.verb {
+            _ if user.is_in("system:unauthenticated") => &self.anonymous,
             "create" | "update" | "patch" | "delete" | "deletecollection" | "post" => &self.writing,
             _ => &self.reading,
         };
         match places.clone().try_acquire_owned() {
-            Ok(place) => Ok(Room(vec![place])),
-            Err(_) if is_administrator => Ok(Room(Vec::new())),
+            Ok(place) => Ok(Place { _taken: Some(place) }),
+            Err(_) if user.is_in("system:masters") => Ok(Place { _taken: None }),
             Err(_) => Err(Failure::too_many_requests()),
         }
     }
 
-    /// Room for the objects of a list as long as it is made; where there is none, others make theirs first.
-    pub(super) async fn objects(&self, count: usize) -> Option<OwnedSemaphorePermit> {
-        let wanted = kib(count.saturating_mul(OBJECT_BYTES)).min(self.all_values_kib);
-        self.values.clone().acquire_many_owned(wanted).await.ok()
+    /// Room for the objects of a list as long as it is made; where there is none, others make theirs first. No list
+    /// takes more than half of it.
+    ///
+    /// # Errors
+    /// 429 when there is none for long.
+    pub(super) async fn objects(&self, count: usize) -> Result<OwnedSemaphorePermit> {
+        let wanted = kib(count.saturating_mul(OBJECT_BYTES)).min(self.all_kib / 2);
+        self.wait_for(&self.objects, wanted).await
     }
 
-    /// A request's whole body; its room is in `room` then.
+    /// A request's whole body, and its room, for as long as the request is carried out.
     ///
     /// # Errors
     /// 413 for a longer one than upstream takes, 429 when others take all room, 504 when it does not arrive in time.
-    pub(super) async fn body(&self, body: Incoming, room: &mut Room) -> Result<Bytes> {
-        let read = tokio::time::timeout(self.body_timeout, self.read(body, room));
+    pub(super) async fn body(&self, body: Incoming) -> Result<(Bytes, Vec<OwnedSemaphorePermit>)> {
+        let mut room = Vec::new();
+        let read = tokio::time::timeout(self.body_timeout, self.read(body, &mut room));
         let body = read.await.unwrap_or_else(|_| Err(Failure::timed_out()))?;
-        let wanted = kib(VALUE_BYTES * values_at_most(&body)).min(self.all_values_kib);
-        let values = self.values.clone().acquire_many_owned(wanted);
-        room.0.extend(values.await);
-        Ok(body)
+        let wanted = kib(VALUE_BYTES * values_at_most(&body)).min(self.all_kib);
+        room.push(self.wait_for(&self.values, wanted).await?);
+        Ok((body, room))
     }
 
-    async fn read(&self, mut body: Incoming, room: &mut Room) -> Result<Bytes> {
+    /// Waits no longer than upstream lets a request wait in a queue: a quarter of its time
+    /// (`BuildPriorityAndFairness`).
+    async fn wait_for(&self, room: &Arc<Semaphore>, kib: u32) -> Result<OwnedSemaphorePermit> {
+        let taken = room.clone().acquire_many_owned(kib);
+        let taken = tokio::time::timeout(self.body_timeout / 4, taken).await;
+        taken
+            .ok()
+            .and_then(std::result::Result::ok)
+            .ok_or_else(Failure::too_many_requests)
+    }
+
+    /// What `answer` holds until it was read: nothing when it is small; otherwise no longer than the client reads on.
+    pub(super) fn hold<T>(&self, answer: Response<Body>, held: T) -> Response<Body>
+    where
+        T: Send + Unpin + 'static,
+    {
+        let small = answer
+            .body()
+            .size_hint()
+            .upper()
+            .is_some_and(|most| most <= SMALL_BYTES);
+        match small {
+            true => answer,
+            false => answer.map(|body| Held::body(body, held, Some(self.unread_timeout))),
+        }
+    }
+
+    async fn read(&self, mut body: Incoming, room: &mut Vec<OwnedSemaphorePermit>) -> Result<Bytes> {
         let too_large = || Failure::too_large(MAX_BODY_BYTES);
         let mut whole = BytesMut::new();
         let mut taken = 0;
@@ -107,7 +158,7 @@ impl Bounds {
                 .filter(|bytes| *bytes <= MAX_BODY_BYTES);
             let more = kib(wanted.ok_or_else(too_large)?).saturating_sub(taken);
             let permit = self.bodies.clone().try_acquire_many_owned(more);
-            room.0.push(permit.map_err(|_| Failure::too_many_requests())?);
+            room.push(permit.map_err(|_| Failure::too_many_requests())?);
             taken += more;
             Ok::<(), Failure>(())
         };
@@ -123,8 +174,8 @@ impl Bounds {
     }
 }
 
-/// Upstream's `--min-request-timeout` list: watches, and what passes through to a node.
-fn is_long(info: &RequestInfo) -> bool {
+/// Watches, and what passes through to a node (upstream's `BasicLongRunningRequestCheck`).
+pub(super) fn is_long(info: &RequestInfo) -> bool {
     let Target::Resource(path) = &info.target else {
         return false;
     };
@@ -151,20 +202,56 @@ fn kib(bytes: usize) -> u32 {
 }
 
 /// A body that holds on to something until it was read, and leaves in pieces.
-pub(crate) struct Held<T> {
-    body: Body,
+pub(super) struct Held<T> {
+    content: Arc<Mutex<Content<T>>>,
+    /// Gives up what nobody reads. It is a task because a body is not asked for anything while the client leaves its
+    /// HTTP/2 window closed.
+    giving_up: Option<AbortHandle>,
+}
+
+struct Content<T> {
+    /// `None`: given up.
+    left: Option<(Body, T)>,
     rest: Bytes,
-    _held: T,
+    last_read: Instant,
 }
 
 impl<T: Send + Unpin + 'static> Held<T> {
-    /// `held` is dropped with the body.
-    pub(crate) fn body(body: Body, held: T) -> Body {
-        Body::new(Held {
-            body,
+    /// `held` is dropped with the body, and both when nothing of it was read for `unread_timeout`.
+    pub(super) fn body(body: Body, held: T, unread_timeout: Option<Duration>) -> Body {
+        let content = Arc::new(Mutex::new(Content {
+            left: Some((body, held)),
             rest: Bytes::new(),
-            _held: held,
-        })
+            last_read: Instant::now(),
+        }));
+        let giving_up = unread_timeout
+            .map(|timeout| tokio::spawn(give_up_unread(content.clone(), timeout)).abort_handle());
+        Body::new(Held { content, giving_up })
+    }
+}
+
+async fn give_up_unread<T>(content: Arc<Mutex<Content<T>>>, timeout: Duration) {
+    loop {
+        let end = lock(&content).last_read + timeout;
+        if end <= Instant::now() {
+            let mut content = lock(&content);
+            content.rest = Bytes::new();
+            content.left = None;
+            return;
+        }
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+fn lock<T>(content: &Mutex<Content<T>>) -> MutexGuard<'_, Content<T>> {
+    content.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        if let Some(task) = &self.giving_up {
+            task.abort();
+        }
     }
 }
 
@@ -176,30 +263,68 @@ impl<T: Unpin> http_body::Body for Held<T> {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, axum::Error>>> {
-        let this = self.get_mut();
-        if this.rest.is_empty() {
-            match std::task::ready!(Pin::new(&mut this.body).poll_frame(context)) {
+        let mut content = lock(&self.content);
+        let Content {
+            left,
+            rest,
+            last_read,
+        } = &mut *content;
+        let Some((body, _)) = left else {
+            return Poll::Ready(Some(Err(axum::Error::new("the client did not read on in time"))));
+        };
+        *last_read = Instant::now();
+        if rest.is_empty() {
+            match std::task::ready!(Pin::new(body).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.rest = data,
+                    Ok(data) => *rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 other => return Poll::Ready(other),
             }
         }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+        let piece = rest.split_to(rest.len().min(PIECE_BYTES));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        let content = lock(&self.content);
+        let ended = |(body, _): &(Body, T)| content.rest.is_empty() && body.is_end_stream();
+        content.left.as_ref().is_some_and(ended)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        let content = lock(&self.content);
+        let Some((body, _)) = &content.left else {
+            return SizeHint::default();
+        };
+        let (rest, mut hint) = (content.rest.len() as u64, body.size_hint());
         match hint.exact() {
             Some(exact) => hint.set_exact(exact + rest),
             None => hint.set_lower(hint.lower() + rest),
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lists_wait_for_lists_for_some_time_and_hold_up_no_body() {
+        let bounds = Bounds::new(&Limits {
+            body_timeout: Duration::from_millis(4),
+            ..Limits::default()
+        });
+        let large = async || {
+            let room = bounds.objects(1 << 20).await;
+            room.map_err(|failure| failure.code)
+        };
+        let mut lists = vec![large().await.expect("room"), large().await.expect("room")];
+        assert_eq!(large().await.err(), Some(429));
+        let body = bounds.wait_for(&bounds.values, bounds.all_kib).await;
+        assert!(body.is_ok());
+        lists.pop();
+        assert!(large().await.is_ok());
     }
 }

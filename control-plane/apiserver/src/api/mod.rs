@@ -33,12 +33,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::{User, bearer_token};
-use crate::kubelet::Kubelets;
+use crate::kubelet::{Client, Kubelets};
 use crate::metrics::Figures;
 use crate::negotiate::{self, Wanted};
 use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
 use crate::resources::{Registry, Resource, Serves};
+use crate::serve::Busy;
 use crate::services::Ranges;
 use crate::status::{Failure, Result};
 use crate::storage::Storage;
@@ -46,7 +47,7 @@ use crate::tokens::{Bearer, Bound, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
 pub use bounds::Bounds;
-pub(crate) use bounds::Held;
+use bounds::{Held, Place};
 
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
@@ -103,15 +104,26 @@ impl Call {
 }
 
 impl Api {
-    /// Answers one request; failures become a `Status`.
-    pub async fn answer(self: Arc<Self>, peer: Option<User>, request: Request<Incoming>) -> Response<Body> {
-        match self.dispatch(peer, request).await {
-            Ok(response) => response,
+    /// Answers one request; failures become a `Status`. `busy` is dropped when the connection may go.
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        peer: Option<User>,
+        request: Request<Incoming>,
+        busy: Busy,
+    ) -> Response<Body> {
+        let query = Query::parse(request.uri().query());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let is_long = bounds::is_long(&info);
+        let may_pause = is_long && info.verb != "watch";
+        let busy = Arc::new(if may_pause { busy.with_stream() } else { busy });
+        match self.clone().dispatch(peer, request, info, query, &busy).await {
+            Ok((answer, _)) if is_long => answer.map(|body| Held::body(body, busy, None)),
+            Ok((answer, place)) => self.bounds.hold(answer, (place, busy)),
             Err(failure) => {
                 if failure.code >= 500 {
                     tracing::warn!(code = failure.code, error = %failure.message, "request failed");
                 }
-                negotiate::refuse(&failure)
+                self.bounds.hold(negotiate::refuse(&failure), busy)
             }
         }
     }
@@ -120,13 +132,14 @@ impl Api {
         self: Arc<Self>,
         peer: Option<User>,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>> {
+        info: RequestInfo,
+        query: Query,
+        busy: &Arc<Busy>,
+    ) -> Result<(Response<Body>, Place)> {
         let (mut parts, body) = request.into_parts();
-        let query = Query::parse(parts.uri.query());
-        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let user = self.authenticate(peer, &parts.headers).await?;
         let user = self.impersonated(user, &parts.headers).await?;
-        let mut room = self.bounds.enter(&info, user.is_in("system:masters"))?;
+        let place = self.bounds.enter(&info, &user)?;
         if !self.may(&user, &info).await? {
             return Err(match user.is_in("system:unauthenticated") {
                 true => Failure::unauthorized(),
@@ -136,7 +149,7 @@ impl Api {
         let path = match info.target {
             Target::Other(segments) => {
                 let answer = self.other(&segments, &query, &parts.headers).await?;
-                return Ok(answer.map(|body| Held::body(body, room)));
+                return Ok((answer, place));
             }
             Target::Resource(path) => path,
         };
@@ -154,15 +167,19 @@ impl Api {
         if resource.serves != Serves::Reviews && !self.caches.wait_synced(SYNC_LIMIT).await {
             return Err(Failure::unavailable("the store has not been read yet"));
         }
-        if path.subresource.as_deref() == Some("proxy") {
-            return self.proxy(resource, &path, parts, body).await;
-        }
-        // A stream that upgrades has no body to wait for.
         let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-        let body = if upgrade.is_some() && parts.headers.contains_key("upgrade") {
-            Bytes::new()
-        } else {
-            self.bounds.body(body, &mut room).await?
+        let client = upgrade.map(|upgrade| Client {
+            upgrade,
+            busy: busy.clone(),
+        });
+        if path.subresource.as_deref() == Some("proxy") {
+            return Ok((self.proxy(resource, &path, parts, body, client).await?, place));
+        }
+        // A stream that upgrades has no body to wait for, and nobody reads that of who only asks.
+        let is_upgrade = client.is_some() && parts.headers.contains_key("upgrade");
+        let (body, _carried_out) = match is_upgrade || matches!(&*info.verb, "get" | "list" | "watch") {
+            true => (Bytes::new(), Vec::new()),
+            false => self.bounds.body(body).await?,
         };
         let wanted = match path.subresource.as_deref() {
             Some("log" | "exec" | "attach" | "portforward") => Wanted {
@@ -184,18 +201,18 @@ impl Api {
         };
         let packs = matches!(&*info.verb, "get" | "list")
             && negotiate::names(&call.headers, &ACCEPT_ENCODING, "gzip");
-        let mut answer = self.resource_call(&info.verb, call, upgrade).await?;
+        let mut answer = self.resource_call(&info.verb, call, client).await?;
         if packs {
             answer = negotiate::packed(answer).await?;
         }
-        Ok(answer.map(|body| Held::body(body, room)))
+        Ok((answer, place))
     }
 
     async fn resource_call(
         self: Arc<Self>,
         verb: &str,
         call: Call,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        client: Option<Client>,
     ) -> Result<Response<Body>> {
         if call.resource.serves == Serves::Reviews {
             return self.review(verb, &call).await;
@@ -205,7 +222,7 @@ impl Api {
         }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {
-            return self.subresource_call(verb, &subresource, call, upgrade).await;
+            return self.subresource_call(verb, &subresource, call, client).await;
         }
         match verb {
             "get" => self.get(&call).await,
@@ -225,7 +242,7 @@ impl Api {
         verb: &str,
         subresource: &str,
         call: Call,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        client: Option<Client>,
     ) -> Result<Response<Body>> {
         let resource = call.resource;
         match (resource.kind, subresource, verb) {
@@ -238,7 +255,7 @@ impl Api {
             ("Pod", "eviction", "create") => self.evict(&call).await,
             ("Pod", "log", "get") => self.log(&call).await,
             ("Pod", "exec" | "attach" | "portforward", "get" | "create") => {
-                self.stream(&call, subresource, upgrade).await
+                self.stream(&call, subresource, client).await
             }
             ("ServiceAccount", "token", "create") => self.issue_token(&call).await,
             _ => Err(Failure::no_such_path()),

@@ -116,9 +116,9 @@ impl Api {
         &self,
         call: &Call,
         subresource: &str,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        client: Option<kubelet::Client>,
     ) -> Result<Response<Body>> {
-        let Some(upgrade) = upgrade.filter(|_| call.headers.contains_key("upgrade")) else {
+        let Some(client) = client.filter(|_| call.headers.contains_key("upgrade")) else {
             return Err(Failure::bad_request("Upgrade request required"));
         };
         let pod = self.stored(call).await?;
@@ -136,7 +136,7 @@ impl Api {
             .kubelets
             .forward(&node, call.method.clone(), &path, &call.headers)
             .await?;
-        Ok(kubelet::splice(upgrade, answer))
+        Ok(kubelet::splice(client, answer))
     }
 
     pub(super) async fn node_of(&self, pod: &Value) -> Result<Value> {

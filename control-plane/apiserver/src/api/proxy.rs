@@ -63,10 +63,10 @@ impl Api {
         &self,
         resource: &'static Resource,
         path: &ResourcePath,
-        mut parts: Parts,
+        parts: Parts,
         body: Incoming,
+        client: Option<kubelet::Client>,
     ) -> Result<Response<Body>> {
-        let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
         let base = base_path(path);
         let rest = rest_of(parts.uri.path()).to_owned();
         if rest.is_empty() && (parts.method == Method::GET || parts.method == Method::HEAD) {
@@ -86,7 +86,7 @@ impl Api {
         let answer = kubelet::send(stream, request)
             .await
             .map_err(|error| unreachable(&error))?;
-        if let Some(client) = upgrade.filter(|_| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
+        if let Some(client) = client.filter(|_| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
             return Ok(kubelet::splice(client, answer));
         }
         Ok(incoming(answer, &base))

@@ -63,7 +63,8 @@ impl Api {
         if call.path.name.is_some() {
             return Err(Failure::method_not_allowed());
         }
-        let all = self.caches.of(&self.storage, call.resource).count();
+        let prefix = self.storage.scope_prefix(call.resource, call.namespace());
+        let all = self.caches.of(&self.storage, call.resource).count(&prefix);
         let most = call
             .query
             .int("limit")
@@ -71,7 +72,7 @@ impl Api {
         let wanted = most
             .filter(|limit| *limit > 0)
             .map_or(all, |limit| limit.min(all));
-        let _room = self.bounds.objects(wanted).await;
+        let _room = self.bounds.objects(wanted).await?;
         let listed = self.selected(call).await?;
         Ok(self.respond_list(call, listed))
     }

@@ -193,7 +193,7 @@ impl Api {
         }
         // Nothing less than the newest state will do: by etcd's word, then changes after that revision.
         let prefix = self.storage.scope_prefix(call.resource, call.namespace());
-        let _room = self.bounds.objects(cache.count()).await;
+        let _room = self.bounds.objects(cache.count(&prefix)).await?;
         let (pairs, after) = self.storage.list_pairs(&prefix, None).await?;
         if after < revision {
             return Err(Failure::revision_too_large(revision, after));

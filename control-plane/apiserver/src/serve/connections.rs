@@ -2,6 +2,7 @@
 //! request for longest, be it idle, in its handshake, or a client that sends its request byte by byte.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -33,10 +34,16 @@ pub(crate) struct Seat {
     id: u64,
     /// Cancelled when the connection has to go.
     pub(crate) end: CancellationToken,
+    /// How many requests there are whose client may pause as long as it likes.
+    pub(crate) streams: Arc<AtomicUsize>,
 }
 
-/// A request of a connection, until its answer was read.
-pub(crate) struct Busy(Arc<Seat>);
+/// A request of a connection, until its answer was made and, when that is large, read.
+/// An upgraded connection is one request to its end.
+pub(crate) struct Busy {
+    seat: Arc<Seat>,
+    is_stream: bool,
+}
 
 impl Connections {
     pub(crate) fn new(most: usize) -> Arc<Self> {
@@ -50,10 +57,7 @@ impl Connections {
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Seat> {
         let mut all = self.lock();
         if all.by_id.len() >= self.most {
-            let (_, longest) = all.idle.pop_first()?;
-            if let Some(gone) = all.by_id.remove(&longest) {
-                gone.end.cancel();
-            }
+            all.end_longest_idle()?;
         }
         let id = all.tick();
         let end = CancellationToken::new();
@@ -68,7 +72,15 @@ impl Connections {
             connections: self.clone(),
             id,
             end,
+            streams: Arc::default(),
         })
+    }
+
+    /// Makes room where there is less of it than was thought.
+    pub(crate) fn end_longest_idle(&self) {
+        if self.lock().end_longest_idle().is_none() {
+            tracing::debug!("all connections have requests");
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
@@ -81,6 +93,14 @@ impl All {
         self.clock += 1;
         self.clock
     }
+
+    fn end_longest_idle(&mut self) -> Option<()> {
+        let (_, longest) = self.idle.pop_first()?;
+        if let Some(gone) = self.by_id.remove(&longest) {
+            gone.end.cancel();
+        }
+        Some(())
+    }
 }
 
 impl Seat {
@@ -92,20 +112,36 @@ impl Seat {
             connection.requests += 1;
             idle.remove(&connection.idle_since);
         }
-        Busy(self.clone())
+        Busy {
+            seat: self.clone(),
+            is_stream: false,
+        }
+    }
+}
+
+impl Busy {
+    /// For a request whose client may pause.
+    pub(crate) fn with_stream(mut self) -> Self {
+        if !std::mem::replace(&mut self.is_stream, true) {
+            self.seat.streams.fetch_add(1, Ordering::AcqRel);
+        }
+        self
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut all = self.0.connections.lock();
+        if self.is_stream {
+            self.seat.streams.fetch_sub(1, Ordering::AcqRel);
+        }
+        let mut all = self.seat.connections.lock();
         let now = all.tick();
         let All { by_id, idle, .. } = &mut *all;
-        if let Some(connection) = by_id.get_mut(&self.0.id) {
+        if let Some(connection) = by_id.get_mut(&self.seat.id) {
             connection.requests -= 1;
             if connection.requests == 0 {
                 connection.idle_since = now;
-                idle.insert(now, self.0.id);
+                idle.insert(now, self.seat.id);
             }
         }
     }
@@ -156,6 +192,24 @@ mod tests {
         drop(busy);
         assert!(connections.admit().is_some());
         assert_eq!(ended(&all), [true, false]);
+    }
+
+    #[test]
+    fn streams_are_counted_and_who_has_one_stays_when_files_run_out() {
+        let connections = Connections::new(8);
+        let all = seats(&connections, 3);
+        let streams = || all[0].streams.load(Ordering::Acquire);
+        let stream = all[0].busy().with_stream();
+        drop(all[0].busy().with_stream());
+        assert_eq!(streams(), 1);
+        for _ in 0..3 {
+            connections.end_longest_idle();
+        }
+        assert_eq!(ended(&all), [false, true, true]);
+        drop(stream);
+        assert_eq!(streams(), 0);
+        connections.end_longest_idle();
+        assert_eq!(ended(&all), [true, true, true]);
     }
 
     #[test]

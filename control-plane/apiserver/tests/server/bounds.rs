@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use apiserver::Limits;
 use futures::StreamExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
@@ -10,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
-    Cluster, DEADLINE, client, client_of, config_map, on_every_store, raw, raw_connection_of, raw_response,
+    Cluster, DEADLINE, anonymous_connection, client, client_of, config_map, on_every_store, raw,
+    raw_connection_of, raw_response,
 };
 
 type Tls = tokio_rustls::client::TlsStream<TcpStream>;
@@ -32,7 +34,7 @@ async fn with_limits(name: &str, change: impl FnOnce(&mut Limits)) -> anyhow::Re
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let held = async {
         while !holds().await? {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         anyhow::Ok(())
     };
@@ -103,7 +105,7 @@ async fn one_connection_too_many_ends_the_one_that_was_longest_idle() -> anyhow:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousands_of_idle_connections_and_half_handshakes_cost_little() -> anyhow::Result<()> {
+async fn thousands_of_idle_connections_and_half_handshakes_keep_nobody_out() -> anyhow::Result<()> {
     const EACH: usize = 1500;
     let cluster = with_limits("idle", |_| ()).await?;
     let before = resident_kib()?;
@@ -114,12 +116,12 @@ async fn thousands_of_idle_connections_and_half_handshakes_cost_little() -> anyh
         idle.push(raw_connection_of(&cluster, "admin").await?);
     }
     let after = resident_kib()?;
+    // Other tests run in this process: told, not judged.
     let each = (after.saturating_sub(before) << 10) / (2 * EACH as u64);
     println!(
         "{} connections: {before} KiB before, {after} KiB after, {each} bytes each, both ends",
         2 * EACH
     );
-    ensure!(each < 100 << 10, "{each} bytes for each connection");
     check_served(&cluster).await
 }
 
@@ -161,6 +163,73 @@ async fn requests_beyond_the_bound_are_told_to_come_later() -> anyhow::Result<()
         Ok(node.send(post()?).await?.status() == 201)
     })
     .await
+}
+
+/// Sends `count` requests over one HTTP/2 connection whose client lets no answer in; without credentials where `user`
+/// is `None`. The answers' heads are there when this returns.
+async fn ask_and_read_nothing(
+    cluster: &Cluster,
+    user: Option<&str>,
+    path: &str,
+    count: usize,
+) -> anyhow::Result<impl Sized + use<>> {
+    let stream = match user {
+        Some(user) => raw_connection_of(cluster, user).await?,
+        None => anonymous_connection(cluster).await?,
+    };
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake::<_, axum::body::Body>(TokioIo::new(stream))
+        .await?;
+    let connection = tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..count {
+        let uri = format!("https://localhost{path}");
+        let request = http::Request::get(uri).body(axum::body::Body::empty())?;
+        answers.push(sender.send_request(request).await?);
+    }
+    Ok((sender, connection, answers))
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_keep_nobody_out() -> anyhow::Result<()> {
+    let cluster = with_limits("unread", |limits| {
+        limits.reading = 2;
+        limits.connections = 8;
+        limits.unread_timeout = std::time::Duration::from_millis(100);
+    })
+    .await?;
+    let node = client_of(&cluster.files, "node").await?;
+    let reads = async || -> anyhow::Result<bool> {
+        let request = http::Request::get("/api/v1/nodes").body(Vec::new().into())?;
+        Ok(node.send(request).await?.status() == 200)
+    };
+    let mut unread = Vec::new();
+    for path in ["/version", "/api/v1/nodes?watch=true"] {
+        for _ in 0..5 {
+            unread.push(ask_and_read_nothing(&cluster, None, path, 4).await?);
+        }
+    }
+    ensure!(reads().await?, "a place is held by an answer that nobody reads");
+    check_served(&cluster).await?;
+    // What is large is held, but not for ever.
+    let _large = ask_and_read_nothing(&cluster, Some("node"), "/openapi/v2", 2).await?;
+    eventually("places of large answers are given back", reads).await
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_takes_no_room() -> anyhow::Result<()> {
+    let cluster = with_limits("unwanted", |limits| limits.body_bytes = 64 << 10).await?;
+    let body = " ".repeat(60 << 10);
+    let head = format!("host: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let request = format!("GET /api/v1/nodes?watch=true HTTP/1.1\r\n{head}{body}");
+    let mut watch = begin(&cluster, &request).await?;
+    let mut start = [0; 12];
+    tokio::time::timeout(DEADLINE, watch.read_exact(&mut start)).await??;
+    ensure!(&start == b"HTTP/1.1 200", "{}", String::from_utf8_lossy(&start));
+    let (code, text) = raw(&cluster, "POST", EVENTS, None, " ".repeat(10 << 10)).await?;
+    ensure!(code == 400, "{code} {text}");
+    Ok(())
 }
 
 #[tokio::test]

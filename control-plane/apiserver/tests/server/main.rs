@@ -303,18 +303,36 @@ async fn raw_connection_over(
     user: &str,
     stream: TcpStream,
 ) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(cluster.files.path("ca.crt"))?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let path = |kind: &str| cluster.files.path(&format!("{user}.{kind}"));
     let certificate = vec![CertificateDer::from_pem_file(path("crt"))?];
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(certificate, PrivateKeyDer::from_pem_file(path("key"))?)?;
+    let tls =
+        tls_of(cluster)?.with_client_auth_cert(certificate, PrivateKeyDer::from_pem_file(path("key"))?)?;
     Ok(TlsConnector::from(Arc::new(tls))
         .connect("localhost".try_into()?, stream)
         .await?)
+}
+
+/// A connection without credentials.
+async fn anonymous_connection(
+    cluster: &Cluster,
+) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(("127.0.0.1", cluster.port)).await?;
+    let tls = tls_of(cluster)?.with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(tls))
+        .connect("localhost".try_into()?, stream)
+        .await?)
+}
+
+/// Trusts the cluster's CA.
+fn tls_of(
+    cluster: &Cluster,
+) -> anyhow::Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(cluster.files.path("ca.crt"))?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots))
 }
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
