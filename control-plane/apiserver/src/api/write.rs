@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::author::{Author, put_managed, take_managed};
 use super::decode::{check_kind, check_namespace_field, decode};
 use super::{Api, Call, SYNC_LIMIT, now};
-use crate::managed::{Given, Operation};
+use crate::managed::{self, Given, Operation};
 use crate::object::{self, Fields};
 use crate::patch::{Patch, SERVER_SIDE_APPLY};
 use crate::resources::field::{Errors, FieldError};
@@ -276,7 +276,15 @@ impl Api {
     ) -> Result<Option<Value>> {
         let resource = call.resource.stored_row(self.registry);
         let recorded = take_managed(&mut current);
-        let given = Given::read(&take_managed(&mut changed), part == Part::Object);
+        let said = take_managed(&mut changed);
+        let mut errors = Errors::default();
+        if part == Part::Object && said != recorded {
+            managed::validate(&said, &mut errors);
+            errors
+                .into_result()
+                .map_err(|errors| Failure::invalid(resource, call.name(), &errors))?;
+        }
+        let given = Given::read(&said, part == Part::Object);
         if resource.kind == "Pod"
             && let Some(why) = authz::pod_change_refusal(&call.user, &current, &changed)
         {
