@@ -238,7 +238,7 @@ fn cause(conflict: &Conflict) -> Value {
 }
 
 /// As it would be read from the store.
-fn normal(resource: &Resource, object: Value) -> Result<Value> {
+pub(super) fn normal(resource: &Resource, object: Value) -> Result<Value> {
     (resource.decode)(object).map_err(|why| {
         let (kind, version) = (resource.kind, resource.api_version());
         let version = negotiate::short_version(&version);
