@@ -455,8 +455,11 @@ async fn a_token_that_is_bound_to_an_object_is_good_as_long_as_that() -> anyhow:
             .await
             .context("the token outlived what it was bound to")??;
     }
+    server
+        .make(accounts, json!({ "metadata": { "name": "other" } }))
+        .await?;
     let pod = json!({ "metadata": { "name": "p" }, "spec": {
-        "serviceAccountName": "default", "containers": [{ "name": "a", "image": "x" }] } });
+        "serviceAccountName": "other", "containers": [{ "name": "a", "image": "x" }] } });
     server.make("/api/v1/namespaces/default/pods", pod).await?;
     let (code, told) = ask("Pod", "p", &Value::Null).await?;
     let expected =
