@@ -70,6 +70,17 @@ pub enum BoundKind {
     Node,
 }
 
+/// How long after it ought to be gone an object that a finalizer still holds vouches for tokens, as clocks differ
+/// (`jwt.DefaultLeeway`).
+const LEEWAY: SignedDuration = SignedDuration::from_mins(1);
+
+/// Whether a token that was made for the object with this uid is good: not for another one of its name, nor for one
+/// that is being deleted and ought to be gone.
+pub(crate) fn vouches(object: &Value, uid: &str, now: Timestamp) -> bool {
+    let deletion = object.text("metadata.deletionTimestamp").parse::<Timestamp>();
+    object::uid(object) == uid && deletion.map_or(true, |at| now.duration_since(at) <= LEEWAY)
+}
+
 /// The object that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
@@ -218,5 +229,29 @@ impl Tokens {
                 .cloned()
                 .collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ought_to_be_gone_vouches_for_no_token() {
+        let now: Timestamp = "2026-01-01T00:10:00Z".parse().expect("a time");
+        let object = |deletion: Value| json!({ "metadata": { "uid": "u", "deletionTimestamp": deletion } });
+        for (deletion, uid, expected) in [
+            (Value::Null, "u", true),
+            (Value::Null, "other", false),
+            (json!("2026-01-01T00:10:30Z"), "u", true),
+            (json!("2026-01-01T00:09:00Z"), "u", true),
+            (json!("2026-01-01T00:08:59Z"), "u", false),
+        ] {
+            assert_eq!(
+                vouches(&object(deletion.clone()), uid, now),
+                expected,
+                "{deletion} {uid}"
+            );
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 /// More duplicates of one body are not told (sigs.k8s.io/json `strictErrorLimit`).
 pub const MAX_TOLD: usize = 100;
 /// Nor are those after so many bytes of paths: a path may be as long as the body.
-const MAX_TOLD_BYTES: usize = 64 << 10;
+pub(crate) const MAX_TOLD_BYTES: usize = 64 << 10;
 
 /// Why a body is no value.
 #[derive(Debug, thiserror::Error)]

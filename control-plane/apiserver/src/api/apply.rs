@@ -14,7 +14,7 @@ use super::scale::scale_of;
 use super::write::{Part, check_name};
 use super::{Api, Call};
 use crate::authz;
-use crate::managed::{self, Conflict, Difference, FieldSet, ManagedFields, Manager, Operation};
+use crate::managed::{self, Conflict, Conflicts, Difference, FieldSet, ManagedFields, Manager, Operation};
 use crate::negotiate::{self, MAX_VALUES};
 use crate::object::{self, Fields};
 use crate::patch::apply::{list_errors, merged, prune};
@@ -187,10 +187,10 @@ fn apply_to(resource: &Resource, current: &Value, config: &Configuration) -> Res
     let difference = Difference::between(&live, &object);
     if !config.force {
         let conflicts = conflicts(&live, &owners, &difference, &config.manager);
-        if !conflicts.is_empty() {
+        if conflicts.count > 0 {
             return Err(Failure::apply_conflict(
                 &managed::conflict_message(&conflicts),
-                conflicts.iter().map(cause).collect(),
+                conflicts.told.iter().map(cause).collect(),
             ));
         }
     }
@@ -203,17 +203,12 @@ fn apply_to(resource: &Resource, current: &Value, config: &Configuration) -> Res
 
 /// What others own of what the apply changes. Who came from client-side apply to `kubectl apply --server-side` has no
 /// conflict over what they applied before (`lastAppliedManager`).
-fn conflicts(
-    live: &Value,
-    owners: &ManagedFields,
-    difference: &Difference,
-    manager: &Manager,
-) -> Vec<Conflict> {
+fn conflicts(live: &Value, owners: &ManagedFields, difference: &Difference, manager: &Manager) -> Conflicts {
     let all = owners.conflicts(&difference.written, manager, &FieldSet::default());
     let annotation = live.at("metadata.annotations").get(LAST_APPLIED);
     let last = annotation.and_then(Value::as_str);
     let last = last.and_then(|text| serde_json::from_str::<Value>(text).ok());
-    match last.filter(|last| manager.name == KUBECTL && !all.is_empty() && last.is_object()) {
+    match last.filter(|last| manager.name == KUBECTL && all.count > 0 && last.is_object()) {
         Some(last) => owners.conflicts(&difference.written, manager, &managed::fields_of(&last)),
         None => all,
     }
@@ -243,7 +238,7 @@ fn cause(conflict: &Conflict) -> Value {
 }
 
 /// As it would be read from the store.
-fn normal(resource: &Resource, object: Value) -> Result<Value> {
+pub(super) fn normal(resource: &Resource, object: Value) -> Result<Value> {
     (resource.decode)(object).map_err(|why| {
         let (kind, version) = (resource.kind, resource.api_version());
         let version = negotiate::short_version(&version);

@@ -3,12 +3,9 @@
 use serde_json::Value;
 
 use super::{Call, now};
-use crate::managed::{Difference, Given, ManagedFields, Manager, Operation};
+use crate::managed::{Difference, Given, MAX_MANAGER, ManagedFields, Manager, Operation};
 use crate::object;
 use crate::resources::{Registry, Resource};
-
-/// Characters of a manager's name.
-pub(super) const MAX_MANAGER: usize = 128;
 
 /// Whose the fields are that a write sets.
 #[derive(Debug, Clone)]

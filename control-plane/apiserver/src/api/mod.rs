@@ -43,7 +43,7 @@ use crate::serve::Busy;
 use crate::services::Ranges;
 use crate::status::{Failure, Result};
 use crate::storage::Storage;
-use crate::tokens::{Bearer, Bound, Tokens};
+use crate::tokens::{self, Bearer, Bound, Tokens};
 use crate::watch_cache::Caches;
 use crate::{authz, discovery, object, openapi};
 pub use bounds::Bounds;
@@ -278,18 +278,19 @@ impl Api {
         let Some(bearer) = self.tokens.verify(token, audiences) else {
             return Ok(None);
         };
+        let now = now();
         let accounts = self.registry.kind("", "ServiceAccount");
         let account = self
             .look_up(accounts, Some(&bearer.namespace), &bearer.name)
             .await?;
-        if account.is_none_or(|account| object::uid(&account) != bearer.uid) {
+        if account.is_none_or(|account| !tokens::vouches(&account, &bearer.uid, now)) {
             return Ok(None);
         }
         if let Some(Bound { kind, name, uid }) = &bearer.bound {
             let resource = self.registry.kind("", kind.kind());
             let namespace = kind.is_namespaced().then_some(bearer.namespace.as_str());
             let found = self.look_up(resource, namespace, name).await?;
-            if found.is_none_or(|found| object::uid(&found) != uid) {
+            if found.is_none_or(|found| !tokens::vouches(&found, uid, now)) {
                 return Ok(None);
             }
         }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Call;
-use super::author::MAX_MANAGER;
+use crate::managed::MAX_MANAGER;
 use crate::negotiate;
 use crate::object::Fields;
 use crate::patch::SERVER_SIDE_APPLY;

@@ -185,6 +185,14 @@ impl Api {
             let why = "node requested token not bound to a pod on it";
             return Err(Failure::forbidden_object(call.resource, call.name(), why));
         }
+        if let Some((BoundKind::Pod, pod)) = &bound
+            && pod.text("spec.serviceAccountName") != call.name()
+        {
+            return Err(Failure::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                call.name()
+            )));
+        }
         let bound = bound.map(|(kind, object)| Bound {
             kind,
             name: object::name(&object).to_owned(),

@@ -6,10 +6,11 @@ use axum::body::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::apply::normal;
 use super::author::{Author, put_managed, take_managed};
 use super::decode::{check_kind, check_namespace_field, decode};
 use super::{Api, Call, SYNC_LIMIT, now};
-use crate::managed::{Given, Operation};
+use crate::managed::{self, Given, Operation};
 use crate::object::{self, Fields};
 use crate::patch::{Patch, SERVER_SIDE_APPLY};
 use crate::resources::field::{Errors, FieldError};
@@ -157,7 +158,7 @@ impl Api {
         if served.serves == Serves::View(View::Event) {
             (served.validate)(&object, &mut errors);
         }
-        let mut object = served.inward(object);
+        let mut object = inward(served, resource, object)?;
         stamp_new(resource, &mut object);
         (resource.defaults)(&mut object);
         let owners = author.of_new(resource, &object);
@@ -242,7 +243,8 @@ impl Api {
                 take_managed(&mut current);
             }
             let changed = change(&call.resource.outward(current))?;
-            Ok((call.resource.inward(changed), Author::Updater(manager.clone())))
+            let changed = inward(call.resource, call.resource.stored_row(self.registry), changed)?;
+            Ok((changed, Author::Updater(manager.clone())))
         })
         .await
     }
@@ -276,7 +278,15 @@ impl Api {
     ) -> Result<Option<Value>> {
         let resource = call.resource.stored_row(self.registry);
         let recorded = take_managed(&mut current);
-        let given = Given::read(&take_managed(&mut changed), part == Part::Object);
+        let said = take_managed(&mut changed);
+        let mut errors = Errors::default();
+        if part == Part::Object && said != recorded {
+            managed::validate(&said, &mut errors);
+            errors
+                .into_result()
+                .map_err(|errors| Failure::invalid(resource, call.name(), &errors))?;
+        }
+        let given = Given::read(&said, part == Part::Object);
         if resource.kind == "Pod"
             && let Some(why) = authz::pod_change_refusal(&call.user, &current, &changed)
         {
@@ -532,4 +542,44 @@ fn is_done_for(object: &Value) -> bool {
         && object.list("metadata.finalizers").is_empty()
         && object.list("spec.finalizers").is_empty()
         && object.int("metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0
+}
+
+/// To the stored form, by its type: a view may bring what its own type does not know, as text in annotations.
+fn inward(served: &Resource, resource: &Resource, object: Value) -> Result<Value> {
+    let mut object = served.inward(object);
+    if !matches!(served.serves, Serves::View(_)) {
+        return Ok(object);
+    }
+    let managed = take_managed(&mut object);
+    let mut object = normal(resource, object)?;
+    put_managed(&mut object, managed);
+    Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::Registry;
+
+    #[test]
+    fn annotations_of_old_autoscalers_hold_what_the_new_type_knows() {
+        let registry = Registry::new();
+        let rows = registry.rows();
+        let old = rows
+            .iter()
+            .find(|row| row.serves == Serves::View(View::Autoscaler));
+        let old = old.expect("the row of version 1");
+        let of = |metrics: &str| {
+            let annotations = json!({ "autoscaling.alpha.kubernetes.io/metrics": metrics });
+            json!({ "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
+                "metadata": { "name": "a", "annotations": annotations, "managedFields": [{}] },
+                "spec": { "maxReplicas": 3, "scaleTargetRef": { "kind": "Deployment", "name": "web" } } })
+        };
+        let stored = registry.kind("autoscaling", "HorizontalPodAutoscaler");
+        let kept = inward(old, stored, of(r#"[{"type":"Resource","x":1}]"#)).expect("an autoscaler");
+        assert_eq!(kept.at("spec.metrics"), &json!([{ "type": "Resource" }]));
+        assert_eq!(kept.at("metadata.managedFields"), &json!([{}]));
+        let refused = inward(old, stored, of(r#"[{"type":7}]"#)).map_err(|failure| failure.code);
+        assert_eq!(refused, Err(400));
+    }
 }

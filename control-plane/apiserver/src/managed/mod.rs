@@ -6,14 +6,18 @@ mod fields;
 mod set;
 #[cfg(test)]
 mod tests;
+mod validation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::mem;
 
 use serde_json::{Map, Value, json};
 
 use crate::object::{self, Fields};
 pub(crate) use fields::{Difference, fields_of};
+use set::Room;
 pub(crate) use set::{FieldSet, shown};
+pub(crate) use validation::{MAX_MANAGER, validate};
 
 /// Who owns the fields of an object that was there before anybody's were recorded.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -84,6 +88,15 @@ pub(crate) struct Conflict {
     pub(crate) manager: String,
     /// `.spec.replicas`.
     pub(crate) path: String,
+}
+
+/// What others own of what an apply changes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Conflicts {
+    /// Those that there was room to tell.
+    pub(crate) told: Vec<Conflict>,
+    /// How many there are.
+    pub(crate) count: usize,
 }
 
 /// What a body says about owners.
@@ -163,10 +176,8 @@ impl ManagedFields {
     /// As `metadata.managedFields`; null when nobody owns anything.
     pub(crate) fn into_list(mut self) -> Value {
         self.0.retain(|entry| !entry.fields.is_empty());
-        self.0.sort_by(|one, other| {
-            let key = |entry: &Entry| (entry.manager.operation, entry.time.clone(), entry.manager.clone());
-            key(one).cmp(&key(other))
-        });
+        self.0
+            .sort_by_cached_key(|entry| (entry.manager.operation, entry.time.clone(), entry.manager.clone()));
         match self.is_empty() {
             true => Value::Null,
             false => self.0.iter().map(written).collect(),
@@ -237,24 +248,22 @@ impl ManagedFields {
     }
 
     /// What others own of the fields that an apply writes, and is not in `allowed`.
-    pub(crate) fn conflicts(
-        &self,
-        written: &FieldSet,
-        manager: &Manager,
-        allowed: &FieldSet,
-    ) -> Vec<Conflict> {
+    pub(crate) fn conflicts(&self, written: &FieldSet, manager: &Manager, allowed: &FieldSet) -> Conflicts {
         let mut others: Vec<&Entry> = self.0.iter().filter(|entry| !entry.manager.is(manager)).collect();
         others.sort_by(|one, other| one.manager.name.cmp(&other.manager.name));
-        let conflicts = others.into_iter().flat_map(|entry| {
+        let mut conflicts = Conflicts::default();
+        let mut room = Room::default();
+        for entry in others {
             let mut common = entry.fields.common(written);
             common.subtract(allowed);
-            let paths = common.paths().into_iter();
-            paths.map(|path| Conflict {
+            conflicts.count += common.count();
+            let paths = common.paths(&mut room).into_iter();
+            conflicts.told.extend(paths.map(|path| Conflict {
                 manager: entry.manager.shown(),
                 path,
-            })
-        });
-        conflicts.collect()
+            }));
+        }
+        conflicts
     }
 
     /// After an apply of `fields` by which the object came to differ.
@@ -324,27 +333,37 @@ impl ManagedFields {
         }
     }
 
-    /// Makes one of the oldest updaters when there are too many.
+    /// Makes one of the oldest updaters when there are too many: one for each version and subresource.
     fn bound(&mut self) {
         let is_updater = |entry: &Entry| entry.manager.operation == Operation::Update;
-        while self.0.iter().filter(|entry| is_updater(entry)).count() > MAX_UPDATERS {
-            self.0.sort_by(|one, other| one.time.cmp(&other.time));
-            let oldest = self
-                .0
-                .iter()
-                .position(|entry| is_updater(entry) && entry.manager.name != ANCIENT);
-            let Some(oldest) = oldest else { return };
-            let Entry {
-                manager,
-                time,
-                fields,
-            } = self.0.remove(oldest);
-            let ancient = Manager {
-                name: ANCIENT.to_owned(),
-                ..manager
-            };
-            self.give(fields, &ancient, &time);
+        let mut updaters = self.0.iter().filter(|entry| is_updater(entry)).count();
+        if updaters <= MAX_UPDATERS {
+            return;
         }
+        self.0.sort_by(|one, other| one.time.cmp(&other.time));
+        let is_ancient = |entry: &Entry| is_updater(entry) && entry.manager.name == ANCIENT;
+        let (ancient, others) = mem::take(&mut self.0)
+            .into_iter()
+            .partition::<Vec<_>, _>(&is_ancient);
+        let mut merged: BTreeMap<Manager, Entry> = BTreeMap::new();
+        for mut entry in ancient.into_iter().chain(others) {
+            let is_kept = updaters <= MAX_UPDATERS && !is_ancient(&entry);
+            if is_kept || !is_updater(&entry) {
+                self.0.push(entry);
+                continue;
+            }
+            ANCIENT.clone_into(&mut entry.manager.name);
+            match merged.entry(entry.manager.clone()) {
+                btree_map::Entry::Vacant(place) => drop(place.insert(entry)),
+                btree_map::Entry::Occupied(mut place) => {
+                    let known = place.get_mut();
+                    known.fields.add(&entry.fields);
+                    known.time = entry.time;
+                    updaters -= 1;
+                }
+            }
+        }
+        self.0.extend(merged.into_values());
     }
 }
 
@@ -366,14 +385,15 @@ fn written(entry: &Entry) -> Value {
     value
 }
 
-/// The text of the conflicts (`getConflictMessage`).
-pub(crate) fn conflict_message(conflicts: &[Conflict]) -> String {
-    if let [only] = conflicts {
+/// The text of the conflicts (`getConflictMessage`); those that are not told are counted.
+pub(crate) fn conflict_message(conflicts: &Conflicts) -> String {
+    let Conflicts { told, count } = conflicts;
+    if let ([only], 1) = (told.as_slice(), count) {
         let Conflict { manager, path } = only;
         return format!("Apply failed with 1 conflict: conflict with {manager}: {path}");
     }
     let mut by_manager: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for Conflict { manager, path } in conflicts {
+    for Conflict { manager, path } in told {
         by_manager.entry(manager).or_default().push(path);
     }
     let mut lines = Vec::new();
@@ -381,9 +401,8 @@ pub(crate) fn conflict_message(conflicts: &[Conflict]) -> String {
         lines.push(format!("conflicts with {manager}:"));
         lines.extend(paths.iter().map(|path| format!("- {path}")));
     }
-    format!(
-        "Apply failed with {} conflicts: {}",
-        conflicts.len(),
-        lines.join("\n")
-    )
+    if *count > told.len() {
+        lines.push(format!("and {} more", count - told.len()));
+    }
+    format!("Apply failed with {count} conflicts: {}", lines.join("\n"))
 }

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::values::{MAX_TOLD, MAX_TOLD_BYTES};
+
 /// Fields of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct FieldSet {
@@ -145,20 +147,67 @@ impl FieldSet {
         common
     }
 
-    /// The paths of all members, as people read them: `.spec.template.spec.containers[name="web"].image`.
-    pub(crate) fn paths(&self) -> Vec<String> {
+    /// How many members it has.
+    pub(super) fn count(&self) -> usize {
+        let below: usize = self.below.values().map(FieldSet::count).sum();
+        usize::from(self.member) + below
+    }
+
+    /// The paths of the members that there is room for, as people read them:
+    /// `.spec.template.spec.containers[name="web"].image`.
+    pub(crate) fn paths(&self, room: &mut Room) -> Vec<String> {
         let mut paths = Vec::new();
-        self.collect_paths("", &mut paths);
+        self.collect_paths(&mut String::new(), room, &mut paths);
         paths
     }
 
-    fn collect_paths(&self, here: &str, paths: &mut Vec<String>) {
+    fn collect_paths(&self, here: &mut String, room: &mut Room, paths: &mut Vec<String>) {
         if self.member {
-            paths.push(here.to_owned());
+            paths.extend(room.take(here));
         }
+        let length = here.len();
         for (name, inner) in &self.below {
-            inner.collect_paths(&format!("{here}{}", shown(name)), paths);
+            if room.is_full() {
+                return;
+            }
+            here.push_str(&shown(name));
+            inner.collect_paths(here, room, paths);
+            here.truncate(length);
         }
+    }
+}
+
+/// How many paths may still be told, and of how many bytes together: names are as long as clients made them, and a path
+/// repeats those above it.
+#[derive(Debug)]
+pub(crate) struct Room {
+    paths: usize,
+    bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room {
+            paths: MAX_TOLD,
+            bytes: MAX_TOLD_BYTES,
+        }
+    }
+}
+
+impl Room {
+    fn is_full(&self) -> bool {
+        self.paths == 0 || self.bytes == 0
+    }
+
+    /// As much of a path as there is room for.
+    fn take(&mut self, path: &str) -> Option<String> {
+        if self.is_full() {
+            return None;
+        }
+        let kept = path.get(..path.floor_char_boundary(self.bytes))?;
+        self.paths -= 1;
+        self.bytes = self.bytes.saturating_sub(path.len());
+        Some(kept.to_owned())
     }
 }
 

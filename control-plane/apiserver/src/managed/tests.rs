@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::resources::field::Errors;
 
 #[track_caller]
 fn yaml(text: &str) -> Value {
@@ -74,6 +75,19 @@ fn a_configuration_names_its_fields() {
             "{spec: {containers: [{name: a, env: [{name: E, valueFrom: {fieldRef: {fieldPath: p}}}]}]}}",
             r#"{f:spec: {f:containers: {'k:{"name":"a"}': {.: {}, f:name: {}, f:env: {
                 'k:{"name":"E"}': {.: {}, f:name: {}, f:valueFrom: {f:fieldRef: {}}}}}}}}"#,
+        ),
+        (
+            "{spec: {containers: [{name: a, resources: {claims: [{name: c, request: r}]}}]}}",
+            r#"{f:spec: {f:containers: {'k:{"name":"a"}': {.: {}, f:name: {}, f:resources: {f:claims: {
+                'k:{"name":"c"}': {.: {}, f:name: {}, f:request: {}}}}}}}}"#,
+        ),
+        (
+            "{status: {uncountedTerminatedPods: {succeeded: [u], failed: [v]}}}",
+            r#"{f:status: {f:uncountedTerminatedPods: {f:succeeded: {'v:"u"': {}}, f:failed: {'v:"v"': {}}}}}"#,
+        ),
+        (
+            "{status: {resourceClaimStatuses: [{name: c, resourceClaimName: d}]}}",
+            r#"{f:status: {f:resourceClaimStatuses: {'k:{"name":"c"}': {.: {}, f:name: {}, f:resourceClaimName: {}}}}}"#,
         ),
         (
             "{spec: {imagePullSecrets: [{name: s}]}}",
@@ -234,7 +248,9 @@ fn paths_are_shown_as_people_read_them() {
     let set = r#"{f:spec: {f:replicas: {}, f:ports: {'k:{"port":80,"protocol":"TCP"}': {.: {}, f:name: {}}}},
         f:metadata: {f:finalizers: {'v:"a/b"': {}}}, f:l: {'i:2': {}}}"#;
     assert_eq!(
-        FieldSet::read(&yaml(set)).expect("a set").paths(),
+        FieldSet::read(&yaml(set))
+            .expect("a set")
+            .paths(&mut Room::default()),
         [
             ".l[2]",
             ".metadata.finalizers[=\"a/b\"]",
@@ -345,5 +361,136 @@ fn a_body_resets_replaces_or_leaves_the_owners() {
         (json!([{}, {}]), true, Given::Nothing),
     ] {
         assert_eq!(Given::read(&given, whole), expected, "{given}");
+    }
+}
+
+fn entries(count: usize, entry: impl Fn(usize) -> Value) -> Value {
+    let whole = |at: usize| {
+        let mut whole = json!({ "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1" });
+        object::section(&mut whole, "fieldsV1").insert(format!("f:k{at}"), json!({}));
+        let said = entry(at);
+        whole
+            .as_object_mut()
+            .expect("an object")
+            .extend(said.as_object().cloned().unwrap_or_default());
+        whole
+    };
+    (0..count).map(whole).collect()
+}
+
+#[test]
+fn the_oldest_updaters_become_one_for_each_version_and_subresource() {
+    let list = entries(40, |at| {
+        let version = ["v1", "v2"][at % 2];
+        let subresource = ["", "status"][usize::from(at % 4 > 1)];
+        json!({ "manager": format!("u{at:02}"), "apiVersion": version, "subresource": subresource,
+            "time": format!("2026-01-01T00:00:{at:02}Z") })
+    });
+    let owners = ManagedFields::read(&list).expect("a list");
+    let difference = Difference::between(&yaml("{}"), &yaml("{x: 1}"));
+    let after = owners.after_update(&difference, &updater("last"), "2026-01-02T00:00:00Z");
+    let list = after.into_list();
+    let names: Vec<[&str; 3]> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| ["manager", "apiVersion", "subresource"].map(|field| entry.text(field)))
+        .collect();
+    let ancient = |version, subresource| [ANCIENT, version, subresource];
+    let expected = [
+        ancient("v2", "status"),
+        ancient("v1", ""),
+        ancient("v2", ""),
+        ancient("v1", "status"),
+        ["u35", "v2", "status"],
+        ["u36", "v1", ""],
+        ["u37", "v2", ""],
+        ["u38", "v1", "status"],
+        ["u39", "v2", "status"],
+        ["last", "v1", ""],
+    ];
+    assert_eq!(names, expected);
+    let all = ManagedFields::read(&list)
+        .expect("a list")
+        .owned_by_others(&updater("nobody"));
+    assert_eq!(all.count(), 41);
+}
+
+#[test]
+fn what_is_told_of_conflicts_has_a_bound() {
+    let key = format!("k:{{\"name\":\"{}\"}}", "x".repeat(600_000));
+    let elements: Value = (0..10_000)
+        .map(|at| (format!("f:e{at:05}"), json!({})))
+        .collect::<Map<_, _>>()
+        .into();
+    let mut fields = json!({ "f:env": {} });
+    fields["f:env"][&key] = elements;
+    let list = json!([{ "manager": "other", "operation": "Update", "apiVersion": "v1",
+        "fieldsType": "FieldsV1", "fieldsV1": fields }]);
+    let owners = ManagedFields::read(&list).expect("a list");
+    let written = FieldSet::read(&fields).expect("a set");
+    let conflicts = owners.conflicts(&written, &updater("me"), &FieldSet::default());
+    let text = conflict_message(&conflicts);
+    assert_eq!((conflicts.told.len(), conflicts.count), (1, 10_000));
+    assert!(text.len() < 70_000, "{} bytes", text.len());
+    assert!(
+        text.starts_with(
+            "Apply failed with 10000 conflicts: conflicts with \"other\" using v1:\n- .env[name="
+        )
+    );
+    assert!(text.ends_with("x\nand 9999 more"));
+
+    let many: Value = (0..300)
+        .map(|at| (format!("f:k{at:03}"), json!({})))
+        .collect::<Map<_, _>>()
+        .into();
+    let written = FieldSet::read(&many).expect("a set");
+    let list =
+        json!([{ "manager": "other", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": many }]);
+    let owners = ManagedFields::read(&list).expect("a list");
+    let text = conflict_message(&owners.conflicts(&written, &updater("me"), &FieldSet::default()));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 102);
+    assert_eq!(lines[99..], ["- .k098", "- .k099", "and 200 more"]);
+}
+
+#[test]
+fn owners_of_a_body_have_bounds() {
+    let told = |list: &Value| {
+        let mut errors = Errors::default();
+        validate(list, &mut errors);
+        let errors = errors.into_result().err().unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let field = |field: &str, length: usize| entries(1, |_| json!({ field: "x".repeat(length) }));
+    let at = |rest: &str| vec![format!("metadata.managedFields{rest}")];
+    for (list, expected) in [
+        (Value::Null, vec![]),
+        (json!([{}]), vec![]),
+        (entries(500, |_| json!({})), vec![]),
+        (
+            entries(501, |_| json!({})),
+            at(": Too many: 501: must have at most 500 items"),
+        ),
+        (field("manager", 128), vec![]),
+        (
+            field("manager", 129),
+            at("[0].manager: Too long: may not be more than 128 bytes"),
+        ),
+        (field("subresource", 256), vec![]),
+        (
+            field("subresource", 257),
+            at("[0].subresource: Too long: may not be more than 256 bytes"),
+        ),
+        (
+            field("apiVersion", 318),
+            at("[0].apiVersion: Too long: may not be more than 317 bytes"),
+        ),
+        (
+            entries(1, |_| json!({ "manager": "a\u{7}" })),
+            at("[0].manager: Invalid value: \"a\\u0007\": should only contain printable characters"),
+        ),
+    ] {
+        assert_eq!(told(&list), expected);
     }
 }

@@ -33,7 +33,7 @@ impl<'a> Place<'a> {
 
     /// How a list that stands here is merged.
     pub(crate) fn list_rule(self) -> ListRule {
-        use ListRule::{Atomic, ByKeys, ReplacedByApply, Set};
+        use ListRule::{AppliedByKeys, AppliedSet, Atomic, ByKeys, ReplacedByApply, Set};
         match (self.parent, self.field) {
             // ServiceAccount: the object itself has the lists.
             ("", "imagePullSecrets") => Atomic,
@@ -47,7 +47,9 @@ impl<'a> Place<'a> {
                 | "volumes"
                 | "imagePullSecrets"
                 | "schedulingGates"
-                | "resourceClaims",
+                | "resourceClaims"
+                | "resourceClaimStatuses"
+                | "allocatedResourcesStatus",
             ) => ByKeys(&["name"]),
             ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
                 ByKeys(&["containerPort", "protocol"])
@@ -61,6 +63,8 @@ impl<'a> Place<'a> {
             ("status", "conditions" | "addresses") => ByKeys(&["type"]),
             ("metadata", "ownerReferences") => ByKeys(&["uid"]),
             ("metadata", "finalizers") | ("spec", "podCIDRs") => Set,
+            ("resources", "claims") => AppliedByKeys(&["name"]),
+            ("uncountedTerminatedPods", "succeeded" | "failed") => AppliedSet,
             _ => Atomic,
         }
     }
@@ -99,14 +103,21 @@ pub(crate) enum ListRule {
     ReplacedByApply(&'static str),
     /// Objects are matched by these fields, under a strategic merge by the first of them alone.
     ByKeys(&'static [&'static str]),
+    /// An apply matches objects by these fields; a strategic merge replaces the list.
+    AppliedByKeys(&'static [&'static str]),
     /// A set of plain values.
     Set,
+    /// The same under server-side apply; a strategic merge replaces the list.
+    AppliedSet,
 }
 
 impl ListRule {
     /// An apply tells its elements apart.
     pub(crate) fn has_elements(self) -> bool {
-        matches!(self, ListRule::ByKeys(_) | ListRule::Set)
+        matches!(
+            self,
+            ListRule::ByKeys(_) | ListRule::AppliedByKeys(_) | ListRule::Set | ListRule::AppliedSet
+        )
     }
 
     /// The field by which a strategic merge matches objects.
@@ -114,7 +125,7 @@ impl ListRule {
         match self {
             ListRule::ByKeys(keys) => keys.first().copied(),
             ListRule::ReplacedByApply(key) => Some(key),
-            ListRule::Atomic | ListRule::Set => None,
+            ListRule::AppliedByKeys(_) | ListRule::Atomic | ListRule::Set | ListRule::AppliedSet => None,
         }
     }
 }
@@ -137,7 +148,7 @@ pub(crate) enum Unnamed {
 
 /// How `fieldsV1` names an element: `k:{"name":"web"}` by its keys, `v:"a"` by its value.
 pub(crate) fn element_name(rule: ListRule, item: &Value) -> Result<String, Unnamed> {
-    let ListRule::ByKeys(keys) = rule else {
+    let (ListRule::ByKeys(keys) | ListRule::AppliedByKeys(keys)) = rule else {
         return match item {
             Value::Object(_) | Value::Array(_) => Err(Unnamed::NotPlain),
             plain => Ok(format!("v:{plain}")),

@@ -4,14 +4,27 @@
 use serde_json::{Map, Value};
 
 use super::lists::{ListRule, Place};
+use crate::object::Fields;
 
 /// `object` after `patch`.
 pub(super) fn merge(object: &Value, patch: &Value) -> Result<Value, String> {
     match patch {
         Value::Object(patch) => {
-            merge_maps(object, patch, Place::ROOT).map(|merged| merged.unwrap_or(Value::Null))
+            let mut patch = patch.clone();
+            if object.text("apiVersion") == "policy/v1" && object.text("kind") == "PodDisruptionBudget" {
+                replace_selector(&mut patch);
+            }
+            merge_maps(object, &patch, Place::ROOT).map(|merged| merged.unwrap_or(Value::Null))
         }
         _ => Err("unable to decode patch: a strategic merge patch is an object".to_owned()),
+    }
+}
+
+/// The only field of the API with `patchStrategy:"replace"` (`PodDisruptionBudgetSpec`).
+fn replace_selector(patch: &mut Map<String, Value>) {
+    let selector = patch.get_mut("spec").and_then(|spec| spec.get_mut("selector"));
+    if let Some(Value::Object(selector)) = selector {
+        selector.entry("$patch").or_insert_with(|| "replace".into());
     }
 }
 
@@ -170,6 +183,39 @@ mod tests {
             json!({ "a": { "b": 1 } }),
             json!({ "a": { "$patch": "delete" } }),
             json!({}),
+        );
+    }
+
+    #[test]
+    fn the_selector_of_a_budget_is_replaced() {
+        let of = |version: &str, kind: &str, selector: Value| json!({ "apiVersion": version, "kind": kind, "spec": { "selector": { "matchLabels": selector } } });
+        let patch = json!({ "spec": { "selector": { "matchLabels": { "b": "2" } } } });
+        let (one, two) = (json!({ "a": "1" }), json!({ "b": "2" }));
+        let budget = "PodDisruptionBudget";
+        check(
+            of("policy/v1", budget, one.clone()),
+            patch.clone(),
+            of("policy/v1", budget, two),
+        );
+        let both = json!({ "a": "1", "b": "2" });
+        check(
+            of("apps/v1", "Deployment", one),
+            patch,
+            of("apps/v1", "Deployment", both),
+        );
+    }
+
+    #[test]
+    fn lists_that_only_an_apply_merges_are_replaced() {
+        check(
+            json!({ "resources": { "claims": [{ "name": "a" }] } }),
+            json!({ "resources": { "claims": [{ "name": "b" }] } }),
+            json!({ "resources": { "claims": [{ "name": "b" }] } }),
+        );
+        check(
+            json!({ "uncountedTerminatedPods": { "failed": ["a"] } }),
+            json!({ "uncountedTerminatedPods": { "failed": ["b"] } }),
+            json!({ "uncountedTerminatedPods": { "failed": ["b"] } }),
         );
     }
 

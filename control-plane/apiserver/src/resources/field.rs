@@ -52,6 +52,7 @@ enum Wrong {
     Duplicate(Value),
     Forbidden,
     TooLong,
+    TooMany(usize),
     NotFound(Value),
 }
 
@@ -65,6 +66,7 @@ impl FieldError {
             Wrong::Duplicate(_) => "FieldValueDuplicate",
             Wrong::Forbidden => "FieldValueForbidden",
             Wrong::TooLong => "FieldValueTooLong",
+            Wrong::TooMany(_) => "FieldValueTooMany",
             Wrong::NotFound(_) => "FieldValueNotFound",
         };
         json!({ "reason": reason, "message": self.body(), "field": self.path.0 })
@@ -78,6 +80,7 @@ impl FieldError {
             Wrong::Duplicate(value) => format!("Duplicate value: {}", shown(value)),
             Wrong::Forbidden => "Forbidden".to_owned(),
             Wrong::TooLong => "Too long".to_owned(),
+            Wrong::TooMany(count) => format!("Too many: {count}"),
             Wrong::NotFound(value) => format!("Not found: {}", shown(value)),
         };
         if self.detail.is_empty() {
@@ -145,6 +148,15 @@ impl Errors {
             path,
             Wrong::TooLong,
             format!("may not be more than {limit} bytes"),
+        );
+    }
+
+    /// The list has `count` items, more than `limit`.
+    pub fn too_many(&mut self, path: &Path, count: usize, limit: usize) {
+        self.push(
+            path,
+            Wrong::TooMany(count),
+            format!("must have at most {limit} items"),
         );
     }
 

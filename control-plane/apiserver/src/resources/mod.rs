@@ -3,7 +3,9 @@
 
 pub mod field;
 
+mod autoscaler;
 mod batch;
+mod budget;
 mod cluster;
 mod codec;
 mod container;

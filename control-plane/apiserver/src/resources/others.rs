@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use super::views::{autoscaler_defaults, decode_as};
 use super::workloads::clear_status;
-use super::{Resource, Serves, View};
+use super::{Resource, Serves, View, autoscaler, budget};
 use crate::metrics;
 use crate::table;
 
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = reviews();
     rows.extend(figures());
-    let autoscaler = |row: Resource| {
+    let horizontal = |row: Resource| {
         Resource {
             prepare_create: clear_status,
             ..row
@@ -26,8 +26,9 @@ pub(super) fn rows() -> Vec<Resource> {
         .in_all()
         .with_status()
         .defaulted(autoscaler_defaults)
+        .validated(autoscaler::validate, |_, _, _| {})
     };
-    let budget = |version: &'static str| {
+    let disruption_budget = |version: &'static str| {
         Resource {
             prepare_create: clear_status,
             ..Resource::new::<policy::PodDisruptionBudget>(
@@ -43,27 +44,28 @@ pub(super) fn rows() -> Vec<Resource> {
             table::workloads::DISRUPTION_BUDGET,
             table::workloads::disruption_budget,
         )
+        .validated(budget::validate, |_, _, _| {})
     };
     const AUTOSCALER: (&str, &str) = ("HorizontalPodAutoscaler", "horizontalpodautoscalers");
     rows.extend([
-        autoscaler(Resource::new::<autoscaling::HorizontalPodAutoscaler>(
+        horizontal(Resource::new::<autoscaling::HorizontalPodAutoscaler>(
             ("autoscaling", "v2"),
             AUTOSCALER.0,
             AUTOSCALER.1,
         )),
         Resource {
             serves: Serves::View(View::Autoscaler),
-            ..autoscaler(Resource::new::<autoscaling_v1::HorizontalPodAutoscaler>(
+            ..horizontal(Resource::new::<autoscaling_v1::HorizontalPodAutoscaler>(
                 ("autoscaling", "v1"),
                 AUTOSCALER.0,
                 AUTOSCALER.1,
             ))
         },
-        budget("v1"),
+        disruption_budget("v1"),
         Resource {
             serves: Serves::View(View::DisruptionBudget),
             decode: |object| decode_as::<policy::PodDisruptionBudget>(object, "policy/v1"),
-            ..budget("v1beta1")
+            ..disruption_budget("v1beta1")
         },
         Resource::new::<scheduling::PriorityClass>(
             ("scheduling.k8s.io", "v1"),

@@ -437,6 +437,16 @@ async fn a_token_that_is_bound_to_an_object_is_good_as_long_as_that() -> anyhow:
         })
         .await?;
     }
+    server
+        .make(accounts, json!({ "metadata": { "name": "other" } }))
+        .await?;
+    let pod = json!({ "metadata": { "name": "p" }, "spec": {
+        "serviceAccountName": "other", "containers": [{ "name": "a", "image": "x" }] } });
+    server.make("/api/v1/namespaces/default/pods", pod).await?;
+    let (code, told) = ask("Pod", "p", &Value::Null).await?;
+    let expected =
+        "cannot bind token for serviceaccount \"robot\" to pod running with different serviceaccount name.";
+    ensure!((code, &told) == (400, &json!(expected)), "{told}");
     let (code, told) = ask("ConfigMap", "b", &Value::Null).await?;
     let expected = "cannot bind token for object of type v1, Kind=ConfigMap";
     ensure!((code, &told) == (400, &json!(expected)), "{told}");

@@ -179,7 +179,7 @@ impl Controller {
                 .recorder
                 .warning(COMPONENT, budget, "UnmanagedPods", message);
         }
-        Ok(Ok(scales.values().sum()))
+        Ok(Ok(scales.into_values().fold(0, i32::saturating_add)))
     }
 
     /// The uid and the scale of what scales a pod's controller: a Deployment stands above its ReplicaSets.

@@ -44,13 +44,13 @@ pub(crate) fn status(
     let healthy = i32::try_from(healthy.count()).unwrap_or(i32::MAX);
     let scaled = |value: &IntOrString| resolve(value, expected, Rounding::Up);
     let desired = match (&spec.max_unavailable, &spec.min_available) {
-        (Some(most), _) => (expected - scaled(most)).max(0),
+        (Some(most), _) => expected.saturating_sub(scaled(most)).max(0),
         (None, Some(least)) => scaled(least),
         (None, None) => 0,
     };
     // A budget without pods allows nothing, so that its first pods are safe before they are counted.
     let allowed = if expected > 0 {
-        (healthy - desired).max(0)
+        healthy.saturating_sub(desired).max(0)
     } else {
         0
     };
@@ -211,6 +211,18 @@ mod tests {
         check(json!({ "maxUnavailable": 1 }), "a b ct", 3, [2, 2, 3, 0]);
         check(json!({ "maxUnavailable": 9 }), "a b c", 3, [3, 0, 3, 3]);
         check(json!({ "maxUnavailable": 0 }), "a b c", 3, [3, 3, 3, 0]);
+        check(
+            json!({ "maxUnavailable": i32::MIN }),
+            "a b c",
+            3,
+            [3, i32::MAX, 3, 0],
+        );
+        check(
+            json!({ "minAvailable": i32::MIN }),
+            "a b c",
+            3,
+            [3, i32::MIN, 3, i32::MAX],
+        );
     }
 
     #[test]
