@@ -35,10 +35,10 @@ impl Add for Counts {
 
     fn add(self, other: Self) -> Self {
         Self {
-            wanted: self.wanted + other.wanted,
-            actual: self.actual + other.actual,
-            ready: self.ready + other.ready,
-            available: self.available + other.available,
+            wanted: self.wanted.saturating_add(other.wanted),
+            actual: self.actual.saturating_add(other.actual),
+            ready: self.ready.saturating_add(other.ready),
+            available: self.available.saturating_add(other.available),
         }
     }
 }

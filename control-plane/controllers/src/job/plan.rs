@@ -158,7 +158,7 @@ impl Draft<'_> {
         let settle = |uids: &mut Option<Vec<String>>, total: &mut Option<i32>| {
             let (kept, counted): (Vec<_>, Vec<_>) =
                 uids.take().unwrap_or_default().into_iter().partition(is_kept);
-            *total = nonzero(total.unwrap_or(0) + length(counted.len()));
+            *total = nonzero(total.unwrap_or(0).saturating_add(length(counted.len())));
             kept.into_iter().collect::<BTreeSet<String>>()
         };
         let mut failed = settle(&mut uncounted.failed, &mut self.plan.status.failed);
@@ -220,11 +220,19 @@ impl Draft<'_> {
     }
 
     fn succeeded(&self) -> i32 {
-        self.plan.status.succeeded.unwrap_or(0) + self.uncounted().0
+        self.plan
+            .status
+            .succeeded
+            .unwrap_or(0)
+            .saturating_add(self.uncounted().0)
     }
 
     fn failed(&self) -> i32 {
-        self.plan.status.failed.unwrap_or(0) + self.uncounted().1
+        self.plan
+            .status
+            .failed
+            .unwrap_or(0)
+            .saturating_add(self.uncounted().1)
     }
 
     fn is_suspended(&self) -> bool {
@@ -312,8 +320,8 @@ impl Draft<'_> {
         if policy != Some("OnFailure") {
             return false;
         }
-        let restarts: i32 = self.active.iter().map(|pod| restarts(pod)).sum();
-        restarts >= limit.max(1)
+        let restarts = self.active.iter().flat_map(|pod| restarts(pod));
+        restarts.fold(0, i32::saturating_add) >= limit.max(1)
     }
 
     /// Ends the last pods, then the Job.
@@ -470,7 +478,8 @@ fn ended_at(pod: &Pod) -> Option<Timestamp> {
     ended.max().or_else(|| pods::changed_at(pod))
 }
 
-fn restarts(pod: &Pod) -> i32 {
+/// How often each of a pod's containers was restarted.
+fn restarts(pod: &Pod) -> impl Iterator<Item = i32> {
     let status = pod.status.as_ref();
     let all = [
         status.and_then(|status| status.init_container_statuses.as_ref()),
@@ -480,7 +489,6 @@ fn restarts(pod: &Pod) -> i32 {
         .flatten()
         .flatten()
         .map(|container| container.restart_count)
-        .sum()
 }
 
 /// The API keeps whole seconds, and a status must compare equal to the one that is stored.
