@@ -152,9 +152,6 @@ impl Controller {
     }
 
     fn tell(&self, cron: &CronJob, severity: Severity, reason: &'static str, message: String) {
-        match severity {
-            Severity::Normal => self.0.recorder.normal(COMPONENT, cron, reason, message),
-            Severity::Warning => self.0.recorder.warning(COMPONENT, cron, reason, message),
-        }
+        self.0.recorder.tell(COMPONENT, cron, severity, reason, message);
     }
 }

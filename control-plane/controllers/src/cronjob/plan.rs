@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::schedule::Schedule;
 use crate::events::Severity;
-use crate::ownership;
+use crate::{job, ownership};
 
 /// When the Job was meant to start, in the CronJob's time zone.
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
@@ -55,13 +55,7 @@ pub(crate) fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
 
 /// `Complete` or `Failed`.
 fn end_of(job: &Job) -> Option<&str> {
-    let mut conditions = job
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let end =
-        conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True");
-    end.map(|end| end.type_.as_str())
+    job::end_of(job.status.as_ref()?).map(|end| end.type_.as_str())
 }
 
 impl Plan {

@@ -16,10 +16,10 @@ use serde_json::json;
 
 use crate::cache::{Change, name_of};
 use crate::error::{Error, all};
-use crate::events::Severity;
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::workload::{self, Workload};
 use crate::{Context, ownership};
+pub(crate) use plan::end_of;
 use plan::{Plan, TRACKING};
 
 const COMPONENT: &str = "job-controller";
@@ -147,10 +147,7 @@ impl Controller {
         }
         self.write_status(job, status).await?;
         for (severity, reason, message) in said {
-            match severity {
-                Severity::Normal => self.0.recorder.normal(COMPONENT, job, reason, message),
-                Severity::Warning => self.0.recorder.warning(COMPONENT, job, reason, message),
-            }
+            self.0.recorder.tell(COMPONENT, job, severity, reason, message);
         }
         let released = all(join_all(release.iter().map(|pod| self.release(pod))).await);
         let deleted = workload.delete_pods(&delete).await;

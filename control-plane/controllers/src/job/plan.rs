@@ -17,6 +17,7 @@ use super::indexes;
 use crate::events::Severity;
 use crate::pods;
 use crate::replicaset::victims_first;
+use crate::workload::{nonzero, until};
 
 /// What keeps a pod until it is counted.
 pub(crate) const TRACKING: &str = "batch.kubernetes.io/job-tracking";
@@ -58,6 +59,10 @@ pub(crate) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     };
     let stored = job.status.clone().unwrap_or_default();
     if let Some(end) = end_of(&stored) {
+        let end = end
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::MIN, |time| time.0);
         return after_end(job, spec, end, pods, now);
     }
     let mut draft = Draft {
@@ -82,16 +87,10 @@ pub(crate) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     draft.finish()
 }
 
-/// When it ended.
-fn end_of(status: &JobStatus) -> Option<Timestamp> {
+/// The condition that tells how a Job ended, `Complete` or `Failed`.
+pub(crate) fn end_of(status: &JobStatus) -> Option<&JobCondition> {
     let mut conditions = status.conditions.iter().flatten();
-    let end =
-        conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")?;
-    Some(
-        end.last_transition_time
-            .as_ref()
-            .map_or(Timestamp::MIN, |time| time.0),
-    )
+    conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")
 }
 
 /// Nothing happens to a Job that has ended, but that it may go after a time.
@@ -108,11 +107,6 @@ fn after_end(job: &Job, spec: &JobSpec, end: Timestamp, pods: &[Arc<Pod>], now: 
         again: gone_at.filter(|at| *at > now).map(|at| until(at, now)),
         ..Plan::default()
     }
-}
-
-/// How long from `now` until `at` has surely passed.
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    at.duration_since(now).unsigned_abs() + Duration::from_millis(10)
 }
 
 /// How a Job ends: first its last pods are ended under one condition, then another one says that it is over.
@@ -498,11 +492,6 @@ fn whole_second(time: Timestamp) -> Timestamp {
 
 fn length(length: usize) -> i32 {
     i32::try_from(length).unwrap_or(i32::MAX)
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 #[cfg(test)]

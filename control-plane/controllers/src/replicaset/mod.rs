@@ -5,7 +5,6 @@ mod rank;
 mod status;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -17,7 +16,7 @@ use crate::cache::name_of;
 use crate::error::Error;
 use crate::ownership;
 use crate::queue::{Next, Queue, Reconcile, drive};
-use crate::workload::{self, Workload};
+use crate::workload::{self, Workload, until};
 use crate::{Context, pods};
 use plan::Scale;
 pub(crate) use rank::victims_first;
@@ -136,11 +135,6 @@ impl Controller {
             .min();
         Ok(next.map_or(Next::OnChange, |at| Next::After(until(at, now))))
     }
-}
-
-/// How long from `now` until `at` has surely passed.
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    at.duration_since(now).unsigned_abs() + Duration::from_millis(10)
 }
 
 async fn create_pods(workload: &Workload<'_, ReplicaSet>, count: usize) -> Result<(), Error> {

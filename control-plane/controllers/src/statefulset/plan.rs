@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::pods::{Health, health, ordinal, revision};
 use crate::pods;
+use crate::workload::{nonzero, until};
 
 /// No more pods than this are created at a time, as a ReplicaSet's: a set may ask for two thousand million.
 const BURST: usize = 500;
@@ -83,7 +84,7 @@ impl Places {
             .pods()
             .filter_map(|pod| pods::available_from(pod, self.min_ready));
         let next = moments.filter(|at| *at > self.now).min()?;
-        Some(next.duration_since(self.now).unsigned_abs() + Duration::from_millis(10))
+        Some(until(next, self.now))
     }
 }
 
@@ -242,11 +243,6 @@ pub(crate) fn status(
         update_revision: Some(revisions.update.to_owned()),
         updated_replicas: nonzero(updated),
     }
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 #[cfg(test)]
