@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobStatus};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::DeleteParams;
@@ -145,7 +145,14 @@ impl Controller {
             self.0.caches.jobs.delete(job, params).await?;
             return Ok(Next::OnChange);
         }
-        self.write_status(job, status).await?;
+        let changed = Job {
+            status: Some(status),
+            ..job.clone()
+        };
+        // What follows counts on the status: a Job that is gone gets no pods, and its own are released as orphans.
+        if !self.0.caches.jobs.write_status(job, &changed).await? {
+            return Ok(Next::OnChange);
+        }
         for (severity, reason, message) in said {
             self.0.recorder.tell(COMPONENT, job, severity, reason, message);
         }
@@ -156,17 +163,6 @@ impl Controller {
         released?;
         deleted?;
         Ok(again.map_or(Next::OnChange, Next::After))
-    }
-
-    async fn write_status(&self, job: &Job, status: JobStatus) -> Result<(), Error> {
-        if job.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        let changed = Job {
-            status: Some(status),
-            ..job.clone()
-        };
-        self.0.caches.jobs.replace_status(&changed).await.map(drop)
     }
 
     /// Lets go of a pod that is counted.

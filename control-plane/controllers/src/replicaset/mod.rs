@@ -117,16 +117,11 @@ impl Controller {
         let now = Timestamp::now();
         let pods = self.active_pods(rs);
         let status = status::status(rs, &pods, failure, now);
-        if rs.status.as_ref() != Some(&status) {
-            let changed = ReplicaSet {
-                status: Some(status),
-                ..rs.clone()
-            };
-            match self.0.caches.replica_sets.replace_status(&changed).await {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-        }
+        let changed = ReplicaSet {
+            status: Some(status),
+            ..rs.clone()
+        };
+        self.0.caches.replica_sets.write_status(rs, &changed).await?;
         let min_ready = status::min_ready(rs);
         let next = pods
             .iter()
