@@ -29,6 +29,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// UNAVAILABLE, gRPC's status of a connection that did not come about.
 const UNAVAILABLE: i32 = 14;
 
+/// gRPC's statuses of what a user may not do, and of nobody whom the server knows.
+const PERMISSION_DENIED: i32 = 7;
+const UNAUTHENTICATED: i32 = 16;
+
 pub(crate) struct Store {
     client: Client,
     prefix: String,
@@ -304,7 +308,10 @@ async fn answering(endpoints: &[String], options: &ConnectOptions) -> Vec<String
     let answers = futures::future::join_all(looks).await;
     let members = endpoints.iter().zip(answers);
     let there: Vec<String> = members
-        .filter(|(_, answer)| matches!(answer, Ok(true)))
+        .filter(|(_, answer)| match answer {
+            Ok(has_leader) => *has_leader,
+            Err(error) => is_refusal(error),
+        })
         .map(|(endpoint, _)| endpoint.clone())
         .collect();
     if there.is_empty() {
@@ -312,6 +319,18 @@ async fn answering(endpoints: &[String], options: &ConnectOptions) -> Vec<String
     } else {
         there
     }
+}
+
+/// What a member does not tell us says that it is there: with users, etcd keeps its status for root.
+fn is_refusal(error: &Error) -> bool {
+    let Error::Etcd {
+        source: etcd_client::Error::GRpcStatus(status),
+        ..
+    } = error
+    else {
+        return false;
+    };
+    matches!(i32::from(status.code()), PERMISSION_DENIED | UNAUTHENTICATED)
 }
 
 /// Files are read at every connection, so that renewed certificates are taken up.

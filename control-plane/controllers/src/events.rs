@@ -73,7 +73,8 @@ impl Recorder {
         self.tell(component, object, Severity::Warning, reason, message);
     }
 
-    fn tell<K: Resource<DynamicType = ()>>(
+    /// Tells of `object`.
+    pub fn tell<K: Resource<DynamicType = ()>>(
         &self,
         component: &'static str,
         object: &K,

@@ -70,7 +70,7 @@ pub(crate) fn versions(current: &PodTemplateSpec, stored: Vec<Arc<ControllerRevi
 }
 
 /// The oldest of `old` beyond `limit`, but for those of which pods still run.
-pub(crate) fn surplus(
+fn surplus(
     old: &[Arc<ControllerRevision>],
     live: &BTreeSet<&str>,
     limit: i32,
@@ -163,6 +163,20 @@ impl<K: Object> Workload<'_, K> {
             cache.delete(&**double, DeleteParams::default()).await?;
         }
         Ok(Stored::As(hash))
+    }
+
+    /// Deletes old versions beyond `limit` (10 where it is absent), but for those that `live` names.
+    pub async fn forget_old_versions(
+        &self,
+        versions: &Versions,
+        live: &BTreeSet<&str>,
+        limit: Option<i32>,
+    ) -> Result<(), Error> {
+        let cache = &self.context.caches.controller_revisions;
+        for revision in surplus(&versions.old, live, limit.unwrap_or(10)) {
+            cache.delete(&*revision, DeleteParams::default()).await?;
+        }
+        Ok(())
     }
 
     async fn relabel_pods(&self, from: &str, to: &str) -> Result<(), Error> {

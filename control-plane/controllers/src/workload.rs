@@ -1,8 +1,10 @@
 //! What the controllers of all workloads do with pods: claim them, make them from a template, delete them, and tell.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::DeleteParams;
@@ -164,6 +166,16 @@ impl<K: Object> Workload<'_, K> {
     fn namespace(&self) -> &str {
         self.object.meta().namespace.as_deref().unwrap_or_default()
     }
+}
+
+/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
+pub(crate) fn nonzero(count: i32) -> Option<i32> {
+    (count != 0).then_some(count)
+}
+
+/// How long from `now` until `at` has surely passed.
+pub(crate) fn until(at: Timestamp, now: Timestamp) -> Duration {
+    at.duration_since(now).unsigned_abs() + Duration::from_millis(10)
 }
 
 /// The objects of one kind to look at when something changed that they may control: those that control or controlled

@@ -262,6 +262,22 @@ impl<K: Object> Cache<K> {
         self.written(replaced.map_err(|source| Error::api::<K>("replace the status of", &name, source))?)
     }
 
+    /// Replaces the status by that of `changed`, a copy of `stored`, if it differs, and says whether the object is still
+    /// there: one that is gone needs none.
+    pub async fn write_status(&self, stored: &K, changed: &K) -> Result<bool, Error>
+    where
+        K: PartialEq,
+    {
+        if stored == changed {
+            return Ok(true);
+        }
+        match self.replace_status(changed).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes exactly this object: one of the same name and another uid stays. Gone already is good.
     pub async fn delete(&self, object: &K, params: DeleteParams) -> Result<(), Error> {
         let name = name_of(object);

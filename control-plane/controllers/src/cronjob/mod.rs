@@ -138,6 +138,7 @@ impl Controller {
     }
 
     async fn write_status(&self, cron: &CronJob, status: CronJobStatus) -> Result<(), Error> {
+        // No status and an empty one are the same.
         if cron.status.clone().unwrap_or_default() == status {
             return Ok(());
         }
@@ -145,16 +146,15 @@ impl Controller {
             status: Some(status),
             ..cron.clone()
         };
-        match self.0.caches.cron_jobs.replace_status(&changed).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        self.0
+            .caches
+            .cron_jobs
+            .write_status(cron, &changed)
+            .await
+            .map(drop)
     }
 
     fn tell(&self, cron: &CronJob, severity: Severity, reason: &'static str, message: String) {
-        match severity {
-            Severity::Normal => self.0.recorder.normal(COMPONENT, cron, reason, message),
-            Severity::Warning => self.0.recorder.warning(COMPONENT, cron, reason, message),
-        }
+        self.0.recorder.tell(COMPONENT, cron, severity, reason, message);
     }
 }

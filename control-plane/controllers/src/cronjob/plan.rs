@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::schedule::Schedule;
 use crate::events::Severity;
-use crate::ownership;
+use crate::{job, ownership};
 
 /// When the Job was meant to start, in the CronJob's time zone.
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
@@ -55,13 +55,7 @@ pub(crate) fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
 
 /// `Complete` or `Failed`.
 fn end_of(job: &Job) -> Option<&str> {
-    let mut conditions = job
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let end =
-        conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True");
-    end.map(|end| end.type_.as_str())
+    job::end_of(job.status.as_ref()?).map(|end| end.type_.as_str())
 }
 
 impl Plan {
@@ -196,7 +190,7 @@ impl Plan {
         let (due, missed) = last_before(schedule, zone, earliest, now)?;
         if missed > MANY {
             let message = format!(
-                "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew: {missed}"
+                "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew: more than {MANY}"
             );
             self.said.push((Severity::Warning, "TooManyMissedTimes", message));
         }
@@ -204,8 +198,8 @@ impl Plan {
     }
 }
 
-/// The last time of a schedule after `from` and not after `now`, and how many there were. After a long absence the days
-/// in between are not walked through: the search begins ever later.
+/// The last time of a schedule after `from` and not after `now`, and how many there were; beyond [`MANY`] at least so
+/// many: after a long absence the days in between are not walked through, the search begins ever later.
 fn last_before(
     schedule: &Schedule,
     zone: &TimeZone,
@@ -217,7 +211,7 @@ fn last_before(
     while let Some(next) = schedule.after(found, zone).filter(|next| *next <= now) {
         (found, count) = (next, count + 1);
         if count > MANY {
-            // Between here and now there is at least one more; half the way is saved each time.
+            // Half the way from here to now is saved each time; where nothing lies beyond it, one step is taken.
             let half = found.checked_add(now.duration_since(found) / 2).unwrap_or(now);
             if let Some(later) = schedule.after(half, zone).filter(|later| *later <= now) {
                 found = later;

@@ -1,5 +1,5 @@
 //! Schedules in cron's five fields (`minute hour day-of-month month day-of-week`), and `@hourly` and its like, as
-//! `robfig/cron` reads them for upstream.
+//! `robfig/cron` reads them for upstream. Read here, so that what it takes, refuses and says stays as people know it.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan as _};
 
-/// Beyond this many days no time of a schedule is looked for: 30 February never comes.
+/// Beyond this many days no time of a schedule is looked for: 30 February never comes. `robfig/cron` gives up after five
+/// years, too (`SpecSchedule.Next`).
 const HORIZON_DAYS: i32 = 5 * 366;
 
 /// When something is to happen again and again.

@@ -17,7 +17,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::DeleteParams;
 use model::ObjectName;
 
 use crate::cache::{Change, name_of};
@@ -236,27 +235,23 @@ impl Controller {
     ) -> Result<(), Error> {
         let pods = workload.pods();
         let live: BTreeSet<&str> = pods.iter().map(|pod| history::hash_of(&pod.metadata)).collect();
-        let limit = spec.revision_history_limit.unwrap_or(10);
-        for revision in history::surplus(&versions.old, &live, limit) {
-            let cache = &self.context.caches.controller_revisions;
-            cache.delete(&*revision, DeleteParams::default()).await?;
-        }
-        Ok(())
+        workload
+            .forget_old_versions(versions, &live, spec.revision_history_limit)
+            .await
     }
 
     async fn write_status(&self, set: &DaemonSet, places: &Places<'_>) -> Result<(), Error> {
         let collisions = set.status.as_ref().and_then(|status| status.collision_count);
         let status = status::status(set, places, collisions);
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
         let changed = DaemonSet {
             status: Some(status),
             ..set.clone()
         };
-        match self.context.caches.daemon_sets.replace_status(&changed).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        self.context
+            .caches
+            .daemon_sets
+            .write_status(set, &changed)
+            .await
+            .map(drop)
     }
 }

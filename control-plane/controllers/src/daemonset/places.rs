@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::fit::{Fit, fit, target};
+use crate::workload::until;
 use crate::{history, pods};
 
 /// One node as a DaemonSet sees it.
@@ -100,7 +101,7 @@ impl<'a> Places<'a> {
         let pods = self.nodes.values().flat_map(|place| &place.pods);
         let moments = pods.filter_map(|pod| pods::available_from(pod, self.min_ready));
         let next = moments.filter(|at| *at > self.now).min()?;
-        Some(next.duration_since(self.now).unsigned_abs() + Duration::from_millis(10))
+        Some(until(next, self.now))
     }
 }
 

@@ -5,6 +5,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetStatus};
 use super::fit::Fit;
 use super::places::{Places, count};
 use crate::pods;
+use crate::workload::nonzero;
 
 /// The status that tells of `places`: of several pods on a node the oldest counts.
 pub(crate) fn status(set: &DaemonSet, places: &Places<'_>, collisions: Option<i32>) -> DaemonSetStatus {
@@ -28,9 +29,4 @@ pub(crate) fn status(set: &DaemonSet, places: &Places<'_>, collisions: Option<i3
         observed_generation: set.metadata.generation,
         updated_number_scheduled: nonzero(count(wanted().filter(|pod| places.is_updated(pod)).count())),
     }
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, R
 
 use super::proportional::{self, Share};
 use super::revision::{self, Annotations};
-use super::rolling::{Limits, Size};
+use super::rolling::{self, Limits, Size};
 use super::set::{Set, SetPatch, is_empty, new_set};
 use super::status::{self, Counts, Progress};
 use crate::selector;
@@ -139,7 +139,7 @@ impl<'a> Draft<'a> {
     }
 
     fn total(&self) -> i32 {
-        self.sets.iter().map(|set| set.replicas).sum()
+        rolling::sum(self.sets.iter().map(|set| set.replicas))
     }
 
     fn old(&self) -> Vec<usize> {

@@ -1,6 +1,8 @@
 //! Scaling in the middle of a rollout: each ReplicaSet takes its share, so that the risk stays as it was
 //! (upstream's `deployment.scale`, "proportional scaling").
 
+use super::rolling::sum;
+
 /// One active ReplicaSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -14,7 +16,7 @@ pub(crate) struct Share {
 /// what rounding leaves over: larger sets first. `total_before` stands in for a share that does not know
 /// `allowed_before`.
 pub(crate) fn sizes(shares: &[Share], desired: i32, allowed: i32, total_before: i32) -> Vec<i32> {
-    let to_add = allowed - shares.iter().map(|share| share.replicas).sum::<i32>();
+    let to_add = allowed - sum(shares.iter().map(|share| share.replicas));
     let mut added = 0;
     let mut sizes = Vec::with_capacity(shares.len());
     for share in shares {
@@ -23,7 +25,7 @@ pub(crate) fn sizes(shares: &[Share], desired: i32, allowed: i32, total_before: 
         sizes.push(share.replicas + proportion);
     }
     if let Some(first) = sizes.first_mut() {
-        *first = (*first + to_add - added).max(0);
+        *first = (*first + (to_add - added)).max(0);
     }
     sizes
 }
@@ -87,5 +89,11 @@ mod tests {
         check(&[(5, 10), (3, 10), (2, 10)], 4, 4, &[2, 1, 1]);
         check(&[(5, 10), (3, 10), (2, 10)], 0, 0, &[0, 0, 0]);
         check(&[(3, 7), (2, 7), (2, 7)], 2, 2, &[0, 1, 1]);
+        check(
+            &[(5, 10), (5, 10)],
+            i32::MAX,
+            i32::MAX,
+            &[i32::MAX / 2 + 1, i32::MAX / 2],
+        );
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Size {
 pub(crate) struct Limits {
     /// `spec.replicas`.
     pub desired: i32,
-    /// How many pods there may be beyond that.
+    /// How many pods there may be beyond that; both together are a number that there is.
     pub surge: i32,
     /// How many of them may be unavailable.
     pub unavailable: i32,
@@ -57,7 +57,7 @@ impl Limits {
         };
         Self {
             desired,
-            surge,
+            surge: surge.min(i32::MAX - desired.max(0)),
             unavailable: unavailable.min(desired),
         }
     }
@@ -78,7 +78,7 @@ impl Limits {
     /// as enough pods are available.
     pub fn old_sizes(self, old: &[Size], new: Size) -> Vec<i32> {
         let mut sizes: Vec<i32> = old.iter().map(|size| size.replicas).collect();
-        let total = sizes.iter().sum::<i32>() + new.replicas;
+        let total = sum(sizes.iter().copied().chain([new.replicas]));
         let min_available = self.desired - self.unavailable;
         let mut may_go = total - min_available - (new.replicas - new.available);
         if may_go <= 0 {
@@ -89,7 +89,7 @@ impl Limits {
             *size -= unhealthy;
             may_go -= unhealthy;
         }
-        let available = old.iter().map(|size| size.available).sum::<i32>() + new.available;
+        let available = sum(old.iter().chain([&new]).map(|size| size.available));
         let mut may_go = (available - min_available).max(0);
         for size in &mut sizes {
             let healthy = may_go.min(*size);
@@ -98,6 +98,11 @@ impl Limits {
         }
         sizes
     }
+}
+
+/// ReplicaSets that somebody scaled by hand may together be larger than a number can say.
+pub(crate) fn sum(sizes: impl Iterator<Item = i32>) -> i32 {
+    sizes.fold(0, i32::saturating_add)
 }
 
 #[cfg(test)]
@@ -123,6 +128,8 @@ mod tests {
         limits(1, json!("25%"), json!("25%"), (1, 0));
         limits(4, json!(1), json!(0), (1, 0));
         limits(2, json!(0), json!(5), (0, 2));
+        limits(i32::MAX, json!("25%"), json!("25%"), (0, 536_870_911));
+        limits(i32::MAX - 5, json!(9), json!(0), (5, 0));
     }
 
     #[test]
@@ -150,6 +157,7 @@ mod tests {
         grows(10, 2, 0, 0, 10);
         grows(10, 2, 8, 2, 4);
         grows(10, 2, 2, 12, 10);
+        grows(i32::MAX, 0, 7, 0, i32::MAX - 7);
     }
 
     #[track_caller]
@@ -181,5 +189,7 @@ mod tests {
         // oldest first
         shrinks((4, 4), &[(1, 1), (3, 3)], (0, 0), &[0, 0]);
         shrinks((4, 2), &[(1, 1), (3, 3)], (0, 0), &[0, 2]);
+        // scaled by hand, both: together more than a number can say
+        shrinks((4, 0), &[(i32::MAX, 2), (i32::MAX, 2)], (4, 4), &[0, i32::MAX]);
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::api::apps::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::rolling::Limits;
+use crate::workload::nonzero;
 
 const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";
@@ -35,10 +36,10 @@ impl Add for Counts {
 
     fn add(self, other: Self) -> Self {
         Self {
-            wanted: self.wanted + other.wanted,
-            actual: self.actual + other.actual,
-            ready: self.ready + other.ready,
-            available: self.available + other.available,
+            wanted: self.wanted.saturating_add(other.wanted),
+            actual: self.actual.saturating_add(other.actual),
+            ready: self.ready.saturating_add(other.ready),
+            available: self.available.saturating_add(other.available),
         }
     }
 }
@@ -274,10 +275,6 @@ fn deadline(spec: &DeploymentSpec) -> Option<Duration> {
         .progress_deadline_seconds
         .filter(|seconds| *seconds != i32::MAX)?;
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-}
-
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 fn condition<'a>(status: &'a DeploymentStatus, type_: &str) -> Option<&'a DeploymentCondition> {

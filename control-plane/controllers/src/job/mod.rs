@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobStatus};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::DeleteParams;
@@ -16,10 +16,10 @@ use serde_json::json;
 
 use crate::cache::{Change, name_of};
 use crate::error::{Error, all};
-use crate::events::Severity;
 use crate::queue::{Next, Queue, Reconcile, drive};
 use crate::workload::{self, Workload};
 use crate::{Context, ownership};
+pub(crate) use plan::end_of;
 use plan::{Plan, TRACKING};
 
 const COMPONENT: &str = "job-controller";
@@ -145,12 +145,16 @@ impl Controller {
             self.0.caches.jobs.delete(job, params).await?;
             return Ok(Next::OnChange);
         }
-        self.write_status(job, status).await?;
+        let changed = Job {
+            status: Some(status),
+            ..job.clone()
+        };
+        // What follows counts on the status: a Job that is gone gets no pods, and its own are released as orphans.
+        if !self.0.caches.jobs.write_status(job, &changed).await? {
+            return Ok(Next::OnChange);
+        }
         for (severity, reason, message) in said {
-            match severity {
-                Severity::Normal => self.0.recorder.normal(COMPONENT, job, reason, message),
-                Severity::Warning => self.0.recorder.warning(COMPONENT, job, reason, message),
-            }
+            self.0.recorder.tell(COMPONENT, job, severity, reason, message);
         }
         let released = all(join_all(release.iter().map(|pod| self.release(pod))).await);
         let deleted = workload.delete_pods(&delete).await;
@@ -159,17 +163,6 @@ impl Controller {
         released?;
         deleted?;
         Ok(again.map_or(Next::OnChange, Next::After))
-    }
-
-    async fn write_status(&self, job: &Job, status: JobStatus) -> Result<(), Error> {
-        if job.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        let changed = Job {
-            status: Some(status),
-            ..job.clone()
-        };
-        self.0.caches.jobs.replace_status(&changed).await.map(drop)
     }
 
     /// Lets go of a pod that is counted.

@@ -17,6 +17,7 @@ use super::indexes;
 use crate::events::Severity;
 use crate::pods;
 use crate::replicaset::victims_first;
+use crate::workload::{nonzero, until};
 
 /// What keeps a pod until it is counted.
 pub(crate) const TRACKING: &str = "batch.kubernetes.io/job-tracking";
@@ -58,6 +59,10 @@ pub(crate) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     };
     let stored = job.status.clone().unwrap_or_default();
     if let Some(end) = end_of(&stored) {
+        let end = end
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::MIN, |time| time.0);
         return after_end(job, spec, end, pods, now);
     }
     let mut draft = Draft {
@@ -82,16 +87,10 @@ pub(crate) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     draft.finish()
 }
 
-/// When it ended.
-fn end_of(status: &JobStatus) -> Option<Timestamp> {
+/// The condition that tells how a Job ended, `Complete` or `Failed`.
+pub(crate) fn end_of(status: &JobStatus) -> Option<&JobCondition> {
     let mut conditions = status.conditions.iter().flatten();
-    let end =
-        conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")?;
-    Some(
-        end.last_transition_time
-            .as_ref()
-            .map_or(Timestamp::MIN, |time| time.0),
-    )
+    conditions.find(|one| matches!(one.type_.as_str(), "Complete" | "Failed") && one.status == "True")
 }
 
 /// Nothing happens to a Job that has ended, but that it may go after a time.
@@ -108,11 +107,6 @@ fn after_end(job: &Job, spec: &JobSpec, end: Timestamp, pods: &[Arc<Pod>], now: 
         again: gone_at.filter(|at| *at > now).map(|at| until(at, now)),
         ..Plan::default()
     }
-}
-
-/// How long from `now` until `at` has surely passed.
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    at.duration_since(now).unsigned_abs() + Duration::from_millis(10)
 }
 
 /// How a Job ends: first its last pods are ended under one condition, then another one says that it is over.
@@ -158,7 +152,7 @@ impl Draft<'_> {
         let settle = |uids: &mut Option<Vec<String>>, total: &mut Option<i32>| {
             let (kept, counted): (Vec<_>, Vec<_>) =
                 uids.take().unwrap_or_default().into_iter().partition(is_kept);
-            *total = nonzero(total.unwrap_or(0) + length(counted.len()));
+            *total = nonzero(total.unwrap_or(0).saturating_add(length(counted.len())));
             kept.into_iter().collect::<BTreeSet<String>>()
         };
         let mut failed = settle(&mut uncounted.failed, &mut self.plan.status.failed);
@@ -220,11 +214,19 @@ impl Draft<'_> {
     }
 
     fn succeeded(&self) -> i32 {
-        self.plan.status.succeeded.unwrap_or(0) + self.uncounted().0
+        self.plan
+            .status
+            .succeeded
+            .unwrap_or(0)
+            .saturating_add(self.uncounted().0)
     }
 
     fn failed(&self) -> i32 {
-        self.plan.status.failed.unwrap_or(0) + self.uncounted().1
+        self.plan
+            .status
+            .failed
+            .unwrap_or(0)
+            .saturating_add(self.uncounted().1)
     }
 
     fn is_suspended(&self) -> bool {
@@ -312,8 +314,8 @@ impl Draft<'_> {
         if policy != Some("OnFailure") {
             return false;
         }
-        let restarts: i32 = self.active.iter().map(|pod| restarts(pod)).sum();
-        restarts >= limit.max(1)
+        let restarts = self.active.iter().flat_map(|pod| restarts(pod));
+        restarts.fold(0, i32::saturating_add) >= limit.max(1)
     }
 
     /// Ends the last pods, then the Job.
@@ -470,7 +472,8 @@ fn ended_at(pod: &Pod) -> Option<Timestamp> {
     ended.max().or_else(|| pods::changed_at(pod))
 }
 
-fn restarts(pod: &Pod) -> i32 {
+/// How often each of a pod's containers was restarted.
+fn restarts(pod: &Pod) -> impl Iterator<Item = i32> {
     let status = pod.status.as_ref();
     let all = [
         status.and_then(|status| status.init_container_statuses.as_ref()),
@@ -480,7 +483,6 @@ fn restarts(pod: &Pod) -> i32 {
         .flatten()
         .flatten()
         .map(|container| container.restart_count)
-        .sum()
 }
 
 /// The API keeps whole seconds, and a status must compare equal to the one that is stored.
@@ -490,11 +492,6 @@ fn whole_second(time: Timestamp) -> Timestamp {
 
 fn length(length: usize) -> i32 {
     i32::try_from(length).unwrap_or(i32::MAX)
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 #[cfg(test)]

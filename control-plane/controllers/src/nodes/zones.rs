@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::judgement::condition;
+use super::is_ready;
 
 /// The pause between two nodes of a zone that pods are driven off (`--node-eviction-rate`, 0.1 in a second).
 const PAUSE: Duration = Duration::from_secs(10);
-/// The same in a large zone of which most is silent (`--secondary-node-eviction-rate`, 0.01 in a second).
+/// The same in a large zone of which most is unready (`--secondary-node-eviction-rate`, 0.01 in a second).
 const LONG_PAUSE: Duration = Duration::from_secs(100);
 /// A zone is large above this number of nodes (`--large-cluster-size-threshold`).
 const LARGE: usize = 50;
-/// From this share on, in hundredths, a zone counts as mostly silent (`--unhealthy-zone-threshold`).
+/// From this share on, in hundredths, a zone counts as mostly unready (`--unhealthy-zone-threshold`).
 const MOSTLY: usize = 55;
-/// Fewer silent nodes than this are never most of a zone.
+/// Fewer unready nodes than this are never most of a zone (upstream's `ComputeZoneState`: more than two).
 const FEW: usize = 3;
 
 /// Whether a node's silence drives pods off it.
@@ -34,7 +34,8 @@ pub(crate) enum Eviction {
 #[derive(Clone, Copy, Default)]
 struct Zone {
     ready: usize,
-    silent: usize,
+    /// Silent ones, and those that say so themselves.
+    unready: usize,
 }
 
 /// Decides for the nodes of `zone`, which of `nodes` there are.
@@ -42,20 +43,19 @@ pub(crate) fn eviction<'a>(zone: &str, nodes: impl Iterator<Item = &'a Node>) ->
     let mut zones: BTreeMap<String, Zone> = BTreeMap::new();
     for node in nodes {
         let zone = zones.entry(zone_of(node)).or_default();
-        let is_ready = condition(node, "Ready").is_some_and(|ready| ready.status == "True");
-        if is_ready {
+        if is_ready(node) {
             zone.ready += 1;
         } else {
-            zone.silent += 1;
+            zone.unready += 1;
         }
     }
     if zones.values().all(|zone| zone.ready == 0) {
         return Eviction::Revoked;
     }
-    let Zone { ready, silent } = zones.get(zone).copied().unwrap_or_default();
-    let size = ready + silent;
-    let is_mostly_silent = silent >= FEW && silent * 100 >= size * MOSTLY;
-    match (ready, is_mostly_silent) {
+    let Zone { ready, unready } = zones.get(zone).copied().unwrap_or_default();
+    let size = ready + unready;
+    let is_mostly_unready = unready >= FEW && unready * 100 >= size * MOSTLY;
+    match (ready, is_mostly_unready) {
         (0, _) | (_, false) => Eviction::Paced(PAUSE),
         _ if size > LARGE => Eviction::Paced(LONG_PAUSE),
         _ => Eviction::Held,

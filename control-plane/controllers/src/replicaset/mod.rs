@@ -5,7 +5,6 @@ mod rank;
 mod status;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -17,7 +16,7 @@ use crate::cache::name_of;
 use crate::error::Error;
 use crate::ownership;
 use crate::queue::{Next, Queue, Reconcile, drive};
-use crate::workload::{self, Workload};
+use crate::workload::{self, Workload, until};
 use crate::{Context, pods};
 use plan::Scale;
 pub(crate) use rank::victims_first;
@@ -118,16 +117,11 @@ impl Controller {
         let now = Timestamp::now();
         let pods = self.active_pods(rs);
         let status = status::status(rs, &pods, failure, now);
-        if rs.status.as_ref() != Some(&status) {
-            let changed = ReplicaSet {
-                status: Some(status),
-                ..rs.clone()
-            };
-            match self.0.caches.replica_sets.replace_status(&changed).await {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-        }
+        let changed = ReplicaSet {
+            status: Some(status),
+            ..rs.clone()
+        };
+        self.0.caches.replica_sets.write_status(rs, &changed).await?;
         let min_ready = status::min_ready(rs);
         let next = pods
             .iter()
@@ -136,11 +130,6 @@ impl Controller {
             .min();
         Ok(next.map_or(Next::OnChange, |at| Next::After(until(at, now))))
     }
-}
-
-/// How long from `now` until `at` has surely passed.
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    at.duration_since(now).unsigned_abs() + Duration::from_millis(10)
 }
 
 async fn create_pods(workload: &Workload<'_, ReplicaSet>, count: usize) -> Result<(), Error> {

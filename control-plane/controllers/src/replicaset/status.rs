@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Error;
+use crate::workload::nonzero;
 use crate::{pods, selector};
 
 /// Why the number of pods is not what it should be.
@@ -61,11 +62,6 @@ pub(crate) fn status(
 
 fn count(pods: &[Arc<Pod>], counts: impl Fn(&Pod) -> bool) -> i32 {
     i32::try_from(pods.iter().filter(|pod| counts(pod)).count()).unwrap_or(i32::MAX)
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 fn conditions(

@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::DeleteParams;
 use model::ObjectName;
 
 use crate::cache::{Change, name_of};
@@ -191,12 +190,9 @@ impl Controller {
             .map(|pod| pods::revision(pod))
             .chain([revisions.current]);
         let live: BTreeSet<&str> = names.filter_map(|name| name.strip_prefix(&prefix)).collect();
-        let limit = spec.revision_history_limit.unwrap_or(10);
-        for revision in history::surplus(&versions.old, &live, limit) {
-            let cache = &self.0.caches.controller_revisions;
-            cache.delete(&*revision, DeleteParams::default()).await?;
-        }
-        Ok(())
+        workload
+            .forget_old_versions(versions, &live, spec.revision_history_limit)
+            .await
     }
 
     async fn write_status(
@@ -207,16 +203,15 @@ impl Controller {
     ) -> Result<(), Error> {
         let collisions = set.status.as_ref().and_then(|status| status.collision_count);
         let status = plan::status(set, places, revisions, collisions);
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
         let changed = StatefulSet {
             status: Some(status),
             ..set.clone()
         };
-        match self.0.caches.stateful_sets.replace_status(&changed).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        self.0
+            .caches
+            .stateful_sets
+            .write_status(set, &changed)
+            .await
+            .map(drop)
     }
 }

@@ -2,6 +2,7 @@
 //! says so (upstream's `StatefulSetControl`).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::pods::{Health, health, ordinal, revision};
 use crate::pods;
+use crate::workload::{nonzero, until};
+
+/// No more pods than this are created at a time, as a ReplicaSet's: a set may ask for two thousand million.
+const BURST: usize = 500;
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq)]
@@ -33,8 +38,10 @@ pub(crate) struct Revisions<'a> {
 
 /// The places of a set and its pods.
 pub(crate) struct Places {
-    /// Those that there should be, with the pods that are there, lowest first.
-    wanted: Vec<(i32, Option<Arc<Pod>>)>,
+    /// Those that there should be: too many, perhaps, to be written down.
+    wanted: Range<i32>,
+    /// The pods that are there.
+    filled: BTreeMap<i32, Arc<Pod>>,
     /// Pods beyond them, highest first.
     condemned: Vec<Arc<Pod>>,
     min_ready: Duration,
@@ -47,16 +54,17 @@ impl Places {
         let spec = set.spec.clone().unwrap_or_default();
         let name = set.metadata.name.as_deref().unwrap_or_default();
         let start = start(&spec);
-        let mut by_place: BTreeMap<i32, Arc<Pod>> = pods
+        let wanted = start..start.saturating_add(spec.replicas.unwrap_or(1).max(0));
+        let by_place = pods
             .iter()
-            .filter_map(|pod| Some((ordinal(name, pod)?, Arc::clone(pod))))
-            .collect();
-        let places = start..start.saturating_add(spec.replicas.unwrap_or(1).max(0));
-        let wanted = places.map(|place| (place, by_place.remove(&place))).collect();
+            .filter_map(|pod| Some((ordinal(name, pod)?, Arc::clone(pod))));
+        let (filled, condemned): (BTreeMap<i32, _>, BTreeMap<i32, _>) =
+            by_place.partition(|(place, _)| wanted.contains(place));
         let seconds = spec.min_ready_seconds.unwrap_or(0);
         Self {
             wanted,
-            condemned: by_place.into_values().rev().collect(),
+            filled,
+            condemned: condemned.into_values().rev().collect(),
             min_ready: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
             now,
         }
@@ -67,8 +75,7 @@ impl Places {
     }
 
     fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
-        let wanted = self.wanted.iter().filter_map(|(_, pod)| pod.as_ref());
-        wanted.chain(&self.condemned)
+        self.filled.values().chain(&self.condemned)
     }
 
     /// When the next ready pod will have been ready for long enough.
@@ -77,7 +84,7 @@ impl Places {
             .pods()
             .filter_map(|pod| pods::available_from(pod, self.min_ready));
         let next = moments.filter(|at| *at > self.now).min()?;
-        Some(next.duration_since(self.now).unsigned_abs() + Duration::from_millis(10))
+        Some(until(next, self.now))
     }
 }
 
@@ -125,17 +132,17 @@ impl Plan {
         revisions: Revisions<'_>,
         in_order: bool,
     ) -> bool {
-        for (place, pod) in &places.wanted {
-            let Some(pod) = pod else {
+        for place in places.wanted.clone() {
+            let Some(pod) = places.filled.get(&place) else {
                 // Below the partition a place that lost its pod gets it back as it was.
-                let is_kept = !is_on_delete(spec) && *place < start(spec).saturating_add(partition(spec));
+                let is_kept = !is_on_delete(spec) && place < start(spec).saturating_add(partition(spec));
                 let revision = if is_kept {
                     revisions.current
                 } else {
                     revisions.update
                 };
-                self.create.push((*place, revision.to_owned()));
-                if in_order {
+                self.create.push((place, revision.to_owned()));
+                if in_order || self.create.len() == BURST {
                     return false;
                 }
                 continue;
@@ -157,8 +164,7 @@ impl Plan {
 
     /// Pods beyond the last place go, the highest first; in order only while all others are well.
     fn shrink(&mut self, places: &Places, in_order: bool) -> bool {
-        let wanted = places.wanted.iter().filter_map(|(_, pod)| pod.as_ref());
-        let by_place = wanted.chain(places.condemned.iter().rev());
+        let by_place = places.filled.values().chain(places.condemned.iter().rev());
         let unhealthy = by_place.filter(|pod| places.health(pod) != Health::Available);
         let first_unhealthy = unhealthy.map(|pod| &pod.metadata.name).next();
         for pod in &places.condemned {
@@ -186,8 +192,10 @@ impl Plan {
             return;
         }
         let least = start(spec).saturating_add(partition(spec));
-        for (_, pod) in places.wanted.iter().rev().filter(|(place, _)| *place >= least) {
-            let Some(pod) = pod else { return };
+        for place in places.wanted.clone().rev().take_while(|place| *place >= least) {
+            let Some(pod) = places.filled.get(&place) else {
+                return;
+            };
             let health = places.health(pod);
             if revision(pod) != revisions.update && health != Health::Going {
                 self.delete.push(Arc::clone(pod));
@@ -235,11 +243,6 @@ pub(crate) fn status(
         update_revision: Some(revisions.update.to_owned()),
         updated_replicas: nonzero(updated),
     }
-}
-
-/// The API leaves zero counts out, and a status must compare equal to the one that is stored.
-fn nonzero(count: i32) -> Option<i32> {
-    (count != 0).then_some(count)
 }
 
 #[cfg(test)]

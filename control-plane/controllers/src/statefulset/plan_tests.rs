@@ -81,6 +81,22 @@ fn parallel() -> Value {
     json!({ "podManagementPolicy": "Parallel" })
 }
 
+/// 500 at a time, and memory for no more: every place of the largest set would be 32 GiB.
+#[test]
+fn a_set_of_any_size_is_filled_in_bursts() {
+    let with = |policy: &str, start: i32| json!({ "replicas": i32::MAX, "podManagementPolicy": policy, "ordinals": { "start": start } });
+    check(with("OrderedReady", 0), "0v2", "+1v2");
+    check(with("OrderedReady", i32::MAX - 1), "", "+2147483646v2");
+    let burst = |places: std::ops::Range<i32>| {
+        let created: Vec<String> = places.map(|place| format!("+{place}v2")).collect();
+        created.join(" ")
+    };
+    check(with("Parallel", 0), "", &burst(0..500));
+    check(with("Parallel", 7), "7v2 8v2", &burst(9..509));
+    // A place that is filled lies above all that are created.
+    check(with("Parallel", 0), "2000000000v1", &burst(0..500));
+}
+
 #[test]
 fn pods_come_one_after_the_other() {
     check(none(), "", "+0v2");

@@ -130,6 +130,8 @@ impl Engine {
             queue,
             publisher,
             clock: Arc::clone(&clock),
+            cluster_id,
+            member_id,
             quota_bytes,
             stale,
             batch: Batch::default(),
@@ -259,12 +261,7 @@ impl Engine {
 
     /// Everything, as it is durable.
     pub async fn snapshot(&self) -> Result<disk::Contents, Error> {
-        let durable = self.ask(|reply| Command::Snapshot { reply }).await?;
-        Ok(disk::Contents {
-            cluster_id: self.cluster_id,
-            member_id: self.member_id,
-            ..durable
-        })
+        self.ask(|reply| Command::Snapshot { reply }).await
     }
 
     /// A file beside the store's own, for a moment; another each time.

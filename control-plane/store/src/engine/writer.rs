@@ -78,6 +78,9 @@ pub(super) struct Writer {
     pub(super) queue: mpsc::Receiver<Command>,
     pub(super) publisher: watch::Sender<Revision>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Whose contents a snapshot is.
+    pub(super) cluster_id: u64,
+    pub(super) member_id: u64,
     /// No key is put while the file is larger.
     pub(super) quota_bytes: u64,
     /// Superfluous events that are still on disk.
@@ -231,8 +234,8 @@ impl Writer {
         let mut events: Vec<_> = state.keyspace.events().cloned().collect();
         events.sort_unstable_by_key(|event| event.id);
         disk::Contents {
-            cluster_id: 0,
-            member_id: 0,
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
             compacted: state.keyspace.compacted(),
             no_space: state.no_space,
             events,

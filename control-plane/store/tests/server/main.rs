@@ -7,6 +7,7 @@ mod durability;
 mod fixture;
 mod leases;
 mod measure;
+mod privileged;
 mod space;
 mod starting;
 mod watching;
