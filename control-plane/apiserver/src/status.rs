@@ -97,6 +97,12 @@ impl Failure {
         )
     }
 
+    /// 405: there is a resource of that name, which is always empty.
+    pub fn not_served(plural: &str) -> Self {
+        let message = format!("this server has no {plural} yet");
+        Failure::new(405, "MethodNotAllowed", message)
+    }
+
     /// 406: nothing in `Accept` can be served.
     pub fn not_acceptable() -> Self {
         let accepted = "application/json, application/yaml";

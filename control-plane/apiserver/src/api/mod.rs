@@ -220,6 +220,9 @@ impl Api {
         if call.resource.serves == Serves::Figures {
             return self.metrics(verb, &call).await;
         }
+        if call.resource.serves == Serves::None && !call.resource.verbs().contains(&verb) {
+            return Err(Failure::not_served(call.resource.plural));
+        }
         options::check_write_options(verb, &call)?;
         if let Some(subresource) = call.path.subresource.clone() {
             return self.subresource_call(verb, &subresource, call, client).await;

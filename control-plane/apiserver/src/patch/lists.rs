@@ -1,6 +1,6 @@
 //! How lists and maps of the API are merged, for every kind of patch that knows: after the tags `patchMergeKey`,
-//! `listType`, `listMapKey`, `mapType` and `structType` of the API types (k8s.io/api). The published schemas of our
-//! crates have none of them, so this table is ours.
+//! `listType`, `listMapKey`, `mapType` and `structType` of the API types (k8s.io/api), which our crates leave out. What
+//! kubectl needs of them for its own patches stands by definition in `openapi::merge`.
 
 use serde_json::{Map, Value};
 

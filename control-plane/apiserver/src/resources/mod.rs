@@ -104,6 +104,8 @@ pub enum Serves {
     Reviews,
     /// Nothing is stored; what nodes and pods use is read only.
     Figures,
+    /// Clients look whether there are any, but none can be made yet.
+    None,
 }
 
 /// A path below an object.
@@ -245,7 +247,7 @@ impl Resource {
                 let (group, _, _, plural) = view.stored();
                 (group, plural)
             }
-            Serves::Objects | Serves::Reviews | Serves::Figures => (self.group, self.plural),
+            Serves::Objects | Serves::Reviews | Serves::Figures | Serves::None => (self.group, self.plural),
         }
     }
 
@@ -256,7 +258,7 @@ impl Resource {
                 let (group, _, kind, _) = view.stored();
                 registry.kind(group, kind)
             }
-            Serves::Objects | Serves::Reviews | Serves::Figures => self,
+            Serves::Objects | Serves::Reviews | Serves::Figures | Serves::None => self,
         }
     }
 
@@ -264,7 +266,7 @@ impl Resource {
     pub fn outward(&self, object: Value) -> Value {
         match self.serves {
             Serves::View(view) => view.outward(object, self.api_version()),
-            Serves::Objects | Serves::Reviews | Serves::Figures => object,
+            Serves::Objects | Serves::Reviews | Serves::Figures | Serves::None => object,
         }
     }
 
@@ -272,7 +274,7 @@ impl Resource {
     pub fn inward(&self, object: Value) -> Value {
         match self.serves {
             Serves::View(view) => view.inward(object),
-            Serves::Objects | Serves::Reviews | Serves::Figures => object,
+            Serves::Objects | Serves::Reviews | Serves::Figures | Serves::None => object,
         }
     }
 
@@ -281,6 +283,7 @@ impl Resource {
         match self.serves {
             Serves::Reviews => &["create"],
             Serves::Figures => &["get", "list"],
+            Serves::None => &["get", "list", "watch"],
             Serves::Objects | Serves::View(_) => &[
                 "create",
                 "delete",

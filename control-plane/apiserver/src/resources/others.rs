@@ -77,6 +77,17 @@ pub(super) fn rows() -> Vec<Resource> {
         Resource::new::<storage::StorageClass>(("storage.k8s.io", "v1"), "StorageClass", "storageclasses")
             .cluster_scoped()
             .short(&["sc"]),
+        // kubectl lists them to know whether a kind that it does not find may yet come to be.
+        Resource {
+            serves: Serves::None,
+            ..Resource::new::<Value>(
+                ("apiextensions.k8s.io", "v1"),
+                "CustomResourceDefinition",
+                "customresourcedefinitions",
+            )
+        }
+        .cluster_scoped()
+        .short(&["crd", "crds"]),
     ]);
     rows
 }
