@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::patch::lists::{ListRule, Place};
 
 /// Every `$ref` in a document.
 fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
@@ -155,6 +156,31 @@ fn merge_rules_are_those_of_fields_that_there_are() {
         }
     }
     assert_eq!(found, merge::FIELDS.len());
+}
+
+/// kubectl computes patches by what it is told, and the server carries them out by a table of its own.
+#[test]
+fn kubectl_is_told_the_merge_keys_that_the_server_goes_by() {
+    for (definition, field, strategy, key) in merge::FIELDS {
+        let (_, kind) = definition.rsplit_once('.').expect("a group before it");
+        let place = match kind {
+            "ServiceAccount" => Place::ROOT,
+            "Container" => Place::ROOT.below("containers"),
+            "EphemeralContainer" => Place::ROOT.below("ephemeralContainers"),
+            "ContainerStatus" => Place::ROOT.below("containerStatuses"),
+            "ObjectMeta" => Place::ROOT.below("metadata"),
+            kind if kind.ends_with("Spec") => Place::ROOT.below("spec"),
+            kind if kind.ends_with("Status") => Place::ROOT.below("status"),
+            kind => panic!("where does a {kind} stand?"),
+        };
+        let rule = place.below(field).list_rule();
+        let is_merged = strategy.starts_with("merge");
+        match key {
+            "" if is_merged => assert_eq!(rule, ListRule::Set, "{definition} {field}"),
+            "" => assert_eq!(rule.merge_key(), None, "{definition} {field}"),
+            key => assert_eq!(rule.merge_key(), Some(key), "{definition} {field}"),
+        }
+    }
 }
 
 #[test]

@@ -51,8 +51,7 @@ fn merge_elements(live: &[(String, &Value)], config: &[(String, &Value)], place:
             merged.push((*item).clone());
             continue;
         }
-        while let Some((name, item)) = rest.next_if(|(name, _)| !in_live.contains_key(name.as_str())) {
-            let _named = name;
+        while let Some((_, item)) = rest.next_if(|(name, _)| !in_live.contains_key(name.as_str())) {
             merged.push((*item).clone());
         }
         if let Some((name, item)) = rest.next() {

@@ -121,7 +121,7 @@ impl ListRule {
     }
 
     /// The field by which a strategic merge matches objects.
-    pub(super) fn merge_key(self) -> Option<&'static str> {
+    pub(crate) fn merge_key(self) -> Option<&'static str> {
         match self {
             ListRule::ByKeys(keys) => keys.first().copied(),
             ListRule::ReplacedByApply(key) => Some(key),

@@ -104,7 +104,7 @@ pub enum Serves {
     Reviews,
     /// Nothing is stored; what nodes and pods use is read only.
     Figures,
-    /// Clients look whether there are any, but none can be made yet.
+    /// Clients look whether there are any, but none can be made yet: an empty place in the store.
     None,
 }
 
@@ -396,7 +396,9 @@ impl Registry {
 
     /// Rows with objects of their own in the store.
     pub fn stored(&self) -> impl Iterator<Item = &Resource> {
-        self.rows.iter().filter(|row| row.serves == Serves::Objects)
+        self.rows
+            .iter()
+            .filter(|row| matches!(row.serves, Serves::Objects | Serves::None))
     }
 
     /// Groups with their versions, the core group first; the preferred version, which is the stored one, first.
