@@ -519,6 +519,12 @@ async fn every_kubectl_discovers_the_same_resources() -> anyhow::Result<()> {
         .iter()
         .map(|row| row.api_version())
         .collect();
+    let definition = cluster.directory.join("things.json");
+    let content = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "things.example.com" }, "spec": { "group": "example.com" },
+    });
+    std::fs::write(&definition, content.to_string())?;
     for (minor, kubectl) in kubectls() {
         cluster.namespace(&kubectl, &format!("v{minor}"))?;
         let said = cluster.run(&kubectl, "api-resources -o wide --no-headers")?;
@@ -541,6 +547,11 @@ async fn every_kubectl_discovers_the_same_resources() -> anyhow::Result<()> {
             found.symmetric_difference(&served).collect::<Vec<_>>()
         );
         cluster.expect(&kubectl, "get customresourcedefinitions -o name", "");
+        let told = cluster.refused(&kubectl, &format!("create -f {}", definition.display()))?;
+        ensure!(
+            told.contains("this server has no customresourcedefinitions yet"),
+            "kubectl 1.{minor}: {told}"
+        );
         let said = cluster.run(&kubectl, "api-versions")?;
         let found: BTreeSet<String> = said.lines().map(str::to_owned).collect();
         ensure!(found == versions, "kubectl 1.{minor}: {said}");

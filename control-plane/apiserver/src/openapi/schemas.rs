@@ -60,6 +60,10 @@ pub(super) fn of<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect)
         merge::annotate(name, schema);
         speak(schema, dialect);
         speak_leaf(name, schema, dialect);
+        if dialect == Dialect::V2 && schema["x-kubernetes-preserve-unknown-fields"] == true {
+            // kubectl does not know the mark in version 2, and refuses fields beside those that it is told of.
+            schema.as_object_mut().map(|fields| fields.remove("properties"));
+        }
     }
     definitions
 }
