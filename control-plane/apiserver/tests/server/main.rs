@@ -8,8 +8,10 @@ mod etcd;
 mod eviction;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod kubelet;
 mod lists;
 mod proxy;
+mod services;
 mod writes;
 
 use std::fmt::Debug;
@@ -20,11 +22,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
-use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::api::{
-    Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, VersionMatch, WatchEvent,
-    WatchParams,
+    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, VersionMatch, WatchEvent, WatchParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
@@ -33,13 +33,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use harness::{Etcd, Files, free_port};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsConnector;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -191,98 +188,6 @@ async fn client_of(files: &Files, user: &str) -> anyhow::Result<Client> {
     // The first answer is the one that is judged.
     config.default_retry = false;
     Ok(Client::try_from(config)?)
-}
-
-/// What a kubelet's upgraded connections lead to.
-#[derive(Clone)]
-enum Behind {
-    Echo,
-    /// A web server with a certificate of its own making.
-    Https,
-}
-
-async fn serve_kubelet(files: &Files) -> anyhow::Result<u16> {
-    serve_kubelet_before(files, Behind::Echo).await
-}
-
-/// A kubelet that answers every request with its first line; it asks for a certificate of the cluster's CA.
-async fn serve_kubelet_before(files: &Files, behind: Behind) -> anyhow::Result<u16> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(files.path("ca.crt"))?)?;
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()?;
-    let certificate = vec![CertificateDer::from_pem_file(files.path("apiserver.crt"))?];
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            certificate,
-            PrivateKeyDer::from_pem_file(files.path("apiserver.key"))?,
-        )?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let port = listener.local_addr()?.port();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let Ok(stream) = acceptor.accept(stream).await else {
-                continue;
-            };
-            let behind = behind.clone();
-            let echo = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-                let line = format!("{} {}", request.method(), request.uri());
-                let mut response = hyper::Response::new(line);
-                if request.headers().contains_key("upgrade") {
-                    *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
-                    *response.headers_mut() = request.headers().clone();
-                    response.headers_mut().remove("host");
-                    response.body_mut().clear();
-                    let upgraded = hyper::upgrade::on(&mut request);
-                    let behind = behind.clone();
-                    tokio::spawn(async move {
-                        let stream = TokioIo::new(upgraded.await?);
-                        match behind {
-                            Behind::Echo => echo_stream(stream).await,
-                            Behind::Https => answer_by_tls(stream).await,
-                        }
-                    });
-                }
-                std::future::ready(Ok::<_, std::convert::Infallible>(response))
-            });
-            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            if let Err(error) = server
-                .serve_connection_with_upgrades(TokioIo::new(stream), echo)
-                .await
-            {
-                eprintln!("the kubelet's connection failed: {error}");
-            }
-        }
-    });
-    Ok(port)
-}
-
-async fn echo_stream(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<()> {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    tokio::io::copy(&mut reader, &mut writer).await?;
-    Ok(())
-}
-
-async fn answer_by_tls(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> anyhow::Result<()> {
-    let rcgen::CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(["elsewhere".to_owned()])?;
-    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
-    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)?;
-    let stream = TlsAcceptor::from(Arc::new(tls)).accept(stream).await?;
-    let told = service_fn(async |request: hyper::Request<hyper::body::Incoming>| {
-        let line = format!("by TLS: {} {}", request.method(), request.uri());
-        Ok::<_, std::convert::Infallible>(hyper::Response::new(line))
-    });
-    let server = hyper::server::conn::http1::Builder::new();
-    Ok(server.serve_connection(TokioIo::new(stream), told).await?)
 }
 
 /// A connection to the API server with the admin's certificate (or another's), for bytes that no client library sends.
@@ -611,181 +516,6 @@ async fn a_streaming_list_and_a_paged_list_both_initialise_a_watcher() -> anyhow
 }
 
 #[tokio::test]
-async fn services_hold_their_addresses_and_ports_alone() -> anyhow::Result<()> {
-    on_every_store("services", async |cluster| {
-        let services: Api<Service> = cluster.api();
-        let addresses: Api<IPAddress> = Api::all(cluster.client.clone());
-        let node_port = |name: &str| {
-            from::<Service>(json!({
-                "metadata": { "name": name },
-                "spec": { "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30123 }] },
-            }))
-        };
-        let parameters = PostParams::default();
-        let (a, b) = (node_port("a")?, node_port("b")?);
-        let (first, second) =
-            tokio::join!(services.create(&parameters, &a), services.create(&parameters, &b));
-        let (won, lost) = if first.is_ok() {
-            (first?, second)
-        } else {
-            (second?, first)
-        };
-        let (code, _, told) = refused(lost)?;
-        ensure!(
-            code == 422 && told.contains("provided port is already allocated"),
-            "{told}"
-        );
-        let ip = won
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.cluster_ip.clone())
-            .context("a ClusterIP")?;
-        ensure!(addresses.get_opt(&ip).await?.is_some(), "the address is reserved");
-
-        services.delete(&won.name_any(), &DeleteParams::default()).await?;
-        ensure!(
-            addresses.get_opt(&ip).await?.is_none(),
-            "the address is free again"
-        );
-        services
-            .create(&parameters, &node_port("c")?)
-            .await
-            .context("the port is free again")?;
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn two_services_never_share_a_port_of_the_nodes() -> anyhow::Result<()> {
-    on_every_store("node-ports", async |cluster| {
-        let services: Api<Service> = cluster.api();
-        let parameters = PostParams::default();
-        let make = async |name: &str, spec: Value| {
-            let service = from(json!({ "metadata": { "name": name }, "spec": spec }))?;
-            anyhow::Ok(services.create(&parameters, &service).await)
-        };
-        let balancer = |check: u16, traffic: u16| {
-            json!({
-                "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": check,
-                "ports": [{ "port": 80, "nodePort": traffic }],
-            })
-        };
-        make("a", balancer(30200, 30201)).await??;
-        let udp =
-            json!({ "type": "NodePort", "ports": [{ "port": 53, "protocol": "UDP", "nodePort": 30201 }] });
-        for (spec, field) in [
-            (balancer(30200, 30203), "healthCheckNodePort"),
-            (balancer(30201, 30203), "healthCheckNodePort"),
-            (balancer(30202, 30200), "ports[0].nodePort"),
-            (udp, "ports[0].nodePort"),
-        ] {
-            let (code, _, told) = refused(make("b", spec).await?)?;
-            let at = format!("spec.{field}: Invalid value: 3020");
-            ensure!(
-                code == 422 && told.contains(&at) && told.contains("provided port is already allocated"),
-                "{told}"
-            );
-        }
-        let cluster_wide = Patch::Merge(json!({ "spec": { "externalTrafficPolicy": "Cluster" } }));
-        let changed = services
-            .patch("a", &PatchParams::default(), &cluster_wide)
-            .await?;
-        ensure!(
-            changed
-                .spec
-                .and_then(|spec| spec.health_check_node_port)
-                .is_none()
-        );
-        make("b", balancer(30200, 30203))
-            .await?
-            .context("the port of health checks is free again")?;
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn a_load_balancers_status_is_written_by_its_subresource_and_ends_with_its_type() -> anyhow::Result<()>
-{
-    on_every_store("balancer", async |cluster| {
-        let services: Api<Service> = cluster.api();
-        let spec = json!({ "type": "LoadBalancer", "ports": [{ "port": 80 }] });
-        let status = json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
-        let service = from(json!({ "metadata": { "name": "web" }, "spec": spec, "status": status }))?;
-        let ingress = |service: &Service| {
-            let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-            json!(balancer.and_then(|balancer| balancer.ingress.clone()))
-        };
-        let made = services.create(&PostParams::default(), &service).await?;
-        ensure!(ingress(&made).is_null(), "a new Service has no load balancer yet");
-        let parameters = PatchParams::default();
-        let told = Patch::Merge(json!({ "status": status, "spec": { "type": "ClusterIP" } }));
-        let told = services.patch_status("web", &parameters, &told).await?;
-        ensure!(
-            ingress(&told) == json!([{ "ip": "192.0.2.1", "ipMode": "VIP" }]),
-            "{told:?}"
-        );
-        ensure!(told.spec == made.spec, "status cannot change the spec");
-        let bad = json!([{ "hostname": "lb", "ipMode": "VIP" }]);
-        let bad = Patch::Merge(json!({ "status": { "loadBalancer": { "ingress": bad } } }));
-        let (code, _, said) = refused(services.patch_status("web", &parameters, &bad).await)?;
-        let expected = "Service \"web\" is invalid: status.loadBalancer.ingress[0].ipMode: Forbidden: may not be specified when `ip` is not set";
-        ensure!((code, said.as_str()) == (422, expected), "{said}");
-        let other = Patch::Merge(json!({ "spec": { "type": "NodePort" } }));
-        let other = services.patch("web", &parameters, &other).await?;
-        ensure!(ingress(&other).is_null(), "{other:?}");
-        let again = Patch::Merge(json!({ "status": status }));
-        let (code, _, said) = refused(services.patch_status("web", &parameters, &again).await)?;
-        ensure!(
-            code == 422 && said.ends_with("may only be used when `spec.type` is LoadBalancer"),
-            "{said}"
-        );
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn a_second_address_is_reserved_and_released_with_the_policy() -> anyhow::Result<()> {
-    let cluster = Cluster::start_with("dual", false, |config| {
-        config.service_cidrs = "10.96.0.0/12,fd00:10:96::/112".parse().expect("networks");
-    })
-    .await?;
-    let services: Api<Service> = cluster.api();
-    let reserved: Api<IPAddress> = Api::all(cluster.client.clone());
-    let ranges: Api<ServiceCIDR> = Api::all(cluster.client.clone());
-    let cidrs = ranges.get("kubernetes").await?.spec.and_then(|spec| spec.cidrs);
-    ensure!(cidrs.unwrap_or_default() == ["10.96.0.0/12", "fd00:10:96::/112"]);
-    let spec = json!({ "ports": [{ "port": 80 }], "ipFamilyPolicy": "PreferDualStack" });
-    let service = from(json!({ "metadata": { "name": "web" }, "spec": spec }))?;
-    let made = services.create(&PostParams::default(), &service).await?;
-    let addresses = made.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
-    let [first, second] = addresses.as_slice() else {
-        anyhow::bail!("expected two addresses: {addresses:?}")
-    };
-    let held = async || {
-        let both = (reserved.get_opt(first).await?, reserved.get_opt(second).await?);
-        anyhow::Ok((both.0.is_some(), both.1.is_some()))
-    };
-    ensure!(held().await? == (true, true));
-    let policy = |policy: &str| Patch::Merge(json!({ "spec": { "ipFamilyPolicy": policy } }));
-    let parameters = PatchParams::default();
-    let single = services.patch("web", &parameters, &policy("SingleStack")).await?;
-    let left = single.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
-    ensure!(left.as_slice() == std::slice::from_ref(first), "{left:?}");
-    ensure!(held().await? == (true, false));
-    let dual = services
-        .patch("web", &parameters, &policy("RequireDualStack"))
-        .await?;
-    let again = dual.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
-    ensure!(again.len() == 2 && again.first() == Some(first), "{again:?}");
-    services.delete("web", &DeleteParams::default()).await?;
-    ensure!(reserved.list(&ListParams::default()).await?.items.is_empty());
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_running_pod_is_deleted_in_two_steps() -> anyhow::Result<()> {
     on_every_store("pods", async |cluster| {
         let pods: Api<Pod> = cluster.api();
@@ -924,55 +654,6 @@ async fn a_namespace_goes_when_its_finalizers_are_gone() -> anyhow::Result<()> {
         });
         let _: Namespace = namespaces.replace_subresource("finalize", "a", &PostParams::default(), &body).await?;
         ensure!(namespaces.get_opt("a").await?.is_none());
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn logs_and_streams_come_from_the_kubelet_of_the_pods_node() -> anyhow::Result<()> {
-    on_every_store("logs", async |cluster| {
-        let port = serve_kubelet(&cluster.files).await?;
-        let nodes: Api<Node> = Api::all(cluster.client.clone());
-        let node = json!({ "metadata": { "name": "n1" }, "status": {
-            "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
-            "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
-        } });
-        nodes.create(&PostParams::default(), &from(node)?).await?;
-        let pods: Api<Pod> = cluster.api();
-        let mut bound = pod("a")?;
-        bound.spec.get_or_insert_default().node_name = Some("n1".to_owned());
-        pods.create(&PostParams::default(), &bound).await?;
-        let parameters = LogParams {
-            follow: true,
-            tail_lines: Some(5),
-            ..LogParams::default()
-        };
-        let logs = pods.logs("a", &parameters).await?;
-        ensure!(
-            logs == "GET /containerLogs/default/a/a?follow=true&tailLines=5",
-            "{logs}"
-        );
-
-        let mut stream = raw_connection(&cluster).await?;
-        let request = [
-            "POST /api/v1/namespaces/default/pods/a/exec?command=ls HTTP/1.1",
-            "host: x\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\r\n",
-        ];
-        stream.write_all(request.join("\r\n").as_bytes()).await?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await?);
-        }
-        ensure!(
-            head.starts_with(b"HTTP/1.1 101"),
-            "{}",
-            String::from_utf8_lossy(&head)
-        );
-        stream.write_all(b"ping").await?;
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).await?;
-        ensure!(&answer == b"ping");
         Ok(())
     })
     .await

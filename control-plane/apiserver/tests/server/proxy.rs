@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use kube::api::{Api, PostParams};
 use serde_json::json;
 
-use super::{Behind, Cluster, from, pod, serve_kubelet_before};
+use super::kubelet::{Behind, serve_kubelet_before};
+use super::{Cluster, from, pod};
 
 /// A pod, and a Service before it, on a node whose kubelet leads to a web server.
 async fn cluster(name: &str, behind: Behind) -> anyhow::Result<Cluster> {
