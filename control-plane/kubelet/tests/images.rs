@@ -1,11 +1,13 @@
 //! Archives of images, good and hostile, through the store that a kubelet makes containers from.
 
+mod scratch;
+
 mod privileged {
     use std::collections::BTreeMap;
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use kubelet::images::archive::{Archive, architecture, sha256};
     use kubelet::images::build::{Recipe, build};
@@ -14,28 +16,9 @@ mod privileged {
     use serde_json::{Value, json};
     use tar::EntryType;
 
-    /// Owners of files are set, which only root may.
-    fn may_run(test: &str) -> bool {
-        let root = nix::unistd::geteuid().is_root();
-        if !root {
-            eprintln!("SKIPPED {test}: needs root");
-        }
-        root
-    }
-
-    struct Scratch(PathBuf);
+    use crate::scratch::{Scratch, may_run};
 
     impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = Path::new("/var/tmp").join(format!("cwt-images-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).expect("created");
-            Self(path)
-        }
-
-        fn store(&self) -> ImageStore {
-            ImageStore::at(&self.0.join("images")).expect("a store")
-        }
-
         fn archive(&self, bytes: &[u8]) -> Result<Archive, ImageError> {
             let path = self.0.join("image.tar");
             fs::write(&path, bytes).expect("written");
@@ -57,12 +40,6 @@ mod privileged {
                 .flatten();
             let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
             names.filter(|name| name != ".lock").collect()
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).expect("removable");
         }
     }
 

@@ -1,10 +1,11 @@
 //! Images from a registry that this test serves on loopback: good ones by every way of logging in, and bad ones.
 
+mod scratch;
+
 mod privileged {
     use std::collections::BTreeMap;
     use std::fs;
     use std::net::SocketAddr;
-    use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
     use axum::Router;
@@ -14,41 +15,14 @@ mod privileged {
     use axum::response::{IntoResponse as _, Response};
     use base64::Engine as _;
     use base64::prelude::BASE64_STANDARD;
+    use kubelet::images::Image;
     use kubelet::images::archive::{architecture, sha256};
     use kubelet::images::pull::{Login, pull};
-    use kubelet::images::{Image, ImageStore};
     use serde_json::{Value, json};
 
+    use crate::scratch::{Scratch, may_run};
+
     const CONTENTS: &[u8] = b"of the registry";
-
-    /// Owners of files are set, which only root may.
-    fn may_run(test: &str) -> bool {
-        let root = nix::unistd::geteuid().is_root();
-        if !root {
-            eprintln!("SKIPPED {test}: needs root");
-        }
-        root
-    }
-
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = Path::new("/var/tmp").join(format!("cwt-pull-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).expect("created");
-            Self(path)
-        }
-
-        fn store(&self) -> ImageStore {
-            ImageStore::at(&self.0.join("images")).expect("a store")
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).expect("removable");
-        }
-    }
 
     /// How a registry wants to be asked.
     #[derive(Clone, Copy, PartialEq, Eq)]
