@@ -1,14 +1,19 @@
-//! What the node agent keeps in memory: `causeway node` as it is built beside this program, against an API server that
-//! lists many Services, until it has programmed them all and is idle.
+//! What a node with nothing to do costs: `causeway node` as it is built beside this program, and the DNS server that it
+//! feeds, against an API server that lists many Services, until all of them are programmed and nothing changes.
 //!
 //! ```text
 //! memory [--datapath ebpf|nftables] [--services N] [--endpoints N] [--idle SECONDS]     default: ebpf 10000 10 5
 //!
 //! API's list      what the API server itself needs to list the EndpointSlices, and how large that list is
 //! ready           from the agent's start until every Service is in the kernel
+//! again           the same for an agent that is started where another one left everything in the kernel
 //! resident        VmRSS when it was idle for so long: memory of its own, and pages of its program (which are shared
 //!                 with the page cache, and given back when memory is short)
 //! peak            VmHWM: the most that it ever had
+//! DNS             the same of the DNS server
+//! together        both, with the pages of the program that they share counted once (Pss)
+//! idle            processor time of both while they were idle, in parts of one core; the audit of the kernel's state
+//!                 comes every few seconds, so 60 seconds and more say something
 //! ```
 //! Root; everything is in a network namespace, a cgroup and a BPF file system of its own. Figures of a debug build say
 //! nothing: `cargo build --release -p node && cargo run --release -p tests --example memory`.
@@ -22,13 +27,17 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::bpffs::Bpffs;
 use tests::cgroup::Cgroup;
+use tests::directory::Directory;
 use tests::fake_api::FakeApi;
+use tests::ledger::Holdings;
 use tests::process::{Place, Process, command};
 use tests::topology::{Host, Lan};
 use tests::wait;
 
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_256);
 const DEADLINE: Duration = Duration::from_secs(120);
+/// What follows a start, as the allocator's return of memory, is over after so long.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Nodes that the endpoints are spread over, in three zones.
 const NODES: u32 = 10;
@@ -52,34 +61,63 @@ fn main() -> Result<()> {
     println!("API's list  {:>8.2?}, {} MiB", started.elapsed(), length >> 20);
 
     let (cgroup, bpffs) = (Cgroup::new("memory")?, Bpffs::mount("memory")?);
-    let directory = Directory::new()?;
-    let config = directory.configure(&api, &options, &cgroup, &bpffs)?;
+    let directory = Directory::new("memory");
+    let config = configure(&directory, &api, &options, &cgroup, &bpffs)?;
     let place = Place {
         cgroup: Some(cgroup.path().to_owned()),
         ..host.place()
     };
-    let started = Instant::now();
-    let mut node = command(&place, causeway()?);
-    node.args(["node", "--config"])
-        .arg(config)
-        .env_remove("NODE_NAME");
-    let agent = Process::spawn(&place, &mut node)?;
-    wait::until("the proxy works", DEADLINE, || match proxy_state(host) {
-        Ok(state) if state == "working" => Ok(()),
-        other => Err(other),
-    });
-    println!("ready       {:>8.2?}", started.elapsed());
+    let start = || -> Result<(Process, Duration)> {
+        let started = Instant::now();
+        let mut node = command(&place, causeway()?);
+        node.args(["node", "--config"])
+            .arg(&config)
+            .env_remove("NODE_NAME");
+        let agent = Process::spawn(&place, &mut node)?;
+        wait::until("the proxy works", DEADLINE, || match proxy_state(host) {
+            Ok(state) if state == "working" => Ok(()),
+            other => Err(other),
+        });
+        Ok((agent, started.elapsed()))
+    };
+    let (mut first, ready) = start()?;
+    println!("ready       {ready:>8.2?}");
+    first.kill();
+    let (agent, ready) = start()?;
+    println!("again       {ready:>8.2?}");
+    let dns = start_dns(host, &directory)?;
+
+    let processes = [("resident", agent.pid()), ("DNS", dns.pid())];
+    // What is measured is what a node without a change holds and does.
+    std::thread::sleep(SETTLED);
+    let before = processor_time(&processes)?;
     std::thread::sleep(options.idle);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let mib = |field| mib(&status, field);
-    println!(
-        "resident    {:>5.1} MiB: {:.1} of its own, {:.1} of files",
-        mib("VmRSS")?,
-        mib("RssAnon")?,
-        mib("RssFile")?
-    );
-    println!("peak        {:>5.1} MiB", mib("VmHWM")?);
+    let busy = processor_time(&processes)?.saturating_sub(before);
+    for (name, pid) in processes {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let mib = |field| mib(&status, field);
+        println!(
+            "{name:<11} {:>5.1} MiB: {:.1} of its own, {:.1} of files; peak {:.1} MiB",
+            mib("VmRSS")?,
+            mib("RssAnon")?,
+            mib("RssFile")?,
+            mib("VmHWM")?
+        );
+    }
+    let together = processes.iter().map(|(_, pid)| {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        mib(&rollup, "Pss")
+    });
+    println!("together    {:>5.1} MiB", together.sum::<Result<f64>>()?);
+    let share = busy.as_secs_f64() / options.idle.as_secs_f64();
+    println!("idle        {:>5.2} % of a core", share * 100.0);
     Ok(())
+}
+
+/// Processor time that the processes have had so far.
+fn processor_time(processes: &[(&str, u32)]) -> Result<Duration> {
+    let ticks = processes.iter().map(|(_, pid)| Ok(Holdings::of(*pid)?.cpu_ticks));
+    Ok(Duration::from_millis(10 * ticks.sum::<Result<u64>>()?))
 }
 
 struct Options {
@@ -128,43 +166,44 @@ fn causeway() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Where the agent keeps its files; removed on drop.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("cwt-memory-{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn configure(&self, api: &FakeApi, options: &Options, cgroup: &Cgroup, bpffs: &Bpffs) -> Result<PathBuf> {
-        let kubeconfig = self.0.join("kubeconfig");
-        api.write_kubeconfig(&kubeconfig)?;
-        let config = json!({
-            "nodeName": "node-1",
-            "kubernetes": {"kubeconfig": kubeconfig},
-            "proxy": {
-                "datapath": options.datapath, "podNetworks": ["10.128.0.0/10"],
-                "cgroup": cgroup.path(), "pinDir": bpffs.path().join("causeway"),
-            },
-            "dns": {"feedSocket": self.0.join("dns.sock")},
-            "stateDir": self.0.join("state"),
-            "healthBind": HEALTH.to_string(),
-            "metricsBind": "127.0.0.1:10249",
-        });
-        let path = self.0.join("node.yaml");
-        std::fs::write(&path, config.to_string())?;
-        Ok(path)
-    }
+/// Writes the agent's configuration, and says where.
+fn configure(
+    directory: &Directory,
+    api: &FakeApi,
+    options: &Options,
+    cgroup: &Cgroup,
+    bpffs: &Bpffs,
+) -> Result<PathBuf> {
+    let kubeconfig = directory.path().join("kubeconfig");
+    api.write_kubeconfig(&kubeconfig)?;
+    let config = json!({
+        "nodeName": "node-1",
+        "kubernetes": {"kubeconfig": kubeconfig},
+        "proxy": {
+            "datapath": options.datapath, "podNetworks": ["10.128.0.0/10"],
+            "cgroup": cgroup.path(), "pinDir": bpffs.path().join("causeway"),
+        },
+        "dns": {"feedSocket": directory.path().join("dns.sock")},
+        "stateDir": directory.path().join("state"),
+        "healthBind": HEALTH.to_string(),
+        "metricsBind": "127.0.0.1:10249",
+    });
+    Ok(directory.write("node.yaml", &config.to_string()))
 }
 
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("left behind: {}: {error}", self.0.display());
-        }
-    }
+/// The node's DNS server, once it has what the agent sends.
+fn start_dns(host: &Host, directory: &Directory) -> Result<Process> {
+    let socket = directory.path().join("dns.sock");
+    let kubernetes = format!("kubernetes cluster.local {{\n feed {}\n }}", socket.display());
+    let corefile = directory.write(
+        "Corefile",
+        &format!(".:53 {{\n bind 127.0.0.1\n {kubernetes}\n cache\n}}\n"),
+    );
+    let place = host.place();
+    let mut server = command(&place, causeway()?);
+    let mut dns = Process::spawn(&place, server.arg("dns").arg("--conf").arg(corefile))?;
+    dns.await_line("the cluster's objects are complete", DEADLINE);
+    Ok(dns)
 }
 
 /// Asks a server in the host's namespace and returns its whole answer.
@@ -189,7 +228,7 @@ fn proxy_state(host: &Host) -> Result<String> {
     Ok(state.context("the proxy has a state")?.to_owned())
 }
 
-/// A field of `/proc/PID/status` that is given in kB.
+/// A field of `/proc/PID/status`, or of `smaps_rollup`, that is given in kB.
 fn mib(status: &str, field: &str) -> Result<f64> {
     let line = status
         .lines()
