@@ -13,7 +13,7 @@
 //! with all that is nested in it). A file beyond `Config::quota_bytes` raises etcd's alarm NOSPACE. A disk that is full
 //! refuses writes and loses none; they are taken again when it has space. A snapshot's bytes are a store's file: as
 //! `store.redb` in an empty data directory they are the store that it was taken of.
-//! Not there: Auth, Lock, Election, changes of membership; each says so.
+//! Not there: Auth, changes of membership; each says so.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), store::Error> {

@@ -461,15 +461,73 @@ pub const ROWS: &[Row] = &[
                    this single-node store",
         }),
     },
-    Row {
-        claim: "there is no service of locks",
-        script: "lock a",
-        differs: Some(Differs {
-            why: "etcdctl lock and elect, and Go's concurrency package, need only transactions, leases and watches",
-            ours: "error Unimplemented: etcdserver: Lock (a transaction that creates a key does the same) is not \
-                   supported by this single-node store",
-        }),
-    },
+    // --- locks and elections
+    row(
+        "a lock is a key on a lease",
+        "grant l 60 id=7\nlock a lease=l\nlocked a\nget a prefix\nttl l keys\nunlock a/7\nget a prefix\nunlock a/7",
+    ),
+    row(
+        "who holds a lock gets it again",
+        "grant l 60 id=7\nlock a lease=l\nlocked a\nput b 1\nlock a lease=l\nlocked a\nget a prefix",
+    ),
+    row(
+        "a lock without a lease has one of its own",
+        "lock a\nlocked a\nget a prefix count",
+    ),
+    row(
+        "a lock waits until the one before it is free",
+        "grant l 60 id=7\ngrant m 60 id=255\nlock a lease=l\nlocked a\nwatch w a/ prefix\nlock a lease=m\n\
+         events w 1\nget a/ prefix\nunlock a/7\nlocked a\nget a/ prefix",
+    ),
+    row(
+        "a lock that ends with its lease is free",
+        "grant l 60 id=7\ngrant m 60 id=8\nlock a lease=l\nlocked a\nwatch w a/ prefix\nlock a lease=m\nevents w 1\n\
+         revoke l\nlocked a\nget a/ prefix",
+    ),
+    row(
+        "who waits no longer stands in nobody's way",
+        "grant l 60 id=7\ngrant m 60 id=8\nlock a lease=l\nlocked a\nwatch w a/ prefix\nlock a lease=m\nevents w 1\n\
+         give-up a\nevents w 1\nget a/ prefix",
+    ),
+    row(
+        "locks and keys beside them are different queues",
+        "grant l 60 id=7\nput a 1\nput ab/1 1\nlock a lease=l\nlocked a\nlock ab/1 lease=l\nlocked ab/1",
+    ),
+    row(
+        "a lock on a lease that is not there",
+        "lock a lease=99\nlocked a\nget a prefix",
+    ),
+    row("a lock without a key", "unlock -"),
+    row("nobody leads", "leader e\nproclaim e/7 1\nresign e/7"),
+    row(
+        "who is elected leads, proclaims and resigns",
+        "grant l 60 id=7\ncampaign e one lease=l\nelected e\nleader e\nproclaim e/7 two\nleader e\nget e/ prefix\n\
+         resign e/7\nleader e\nproclaim e/7 three\nresign e/7",
+    ),
+    row(
+        "who campaigns again proclaims",
+        "grant l 60 id=7\ncampaign e one lease=l\nelected e\ncampaign e one lease=l\nelected e\n\
+         campaign e two lease=l\nelected e\nleader e",
+    ),
+    row(
+        "the next is elected when the leader resigns",
+        "grant l 60 id=7\ngrant m 60 id=8\ncampaign e one lease=l\nelected e\nwatch w e/ prefix\n\
+         campaign e two lease=m\nevents w 1\nleader e\nresign e/7\nelected e\nleader e",
+    ),
+    row(
+        "who leads is observed",
+        "grant l 60 id=7\ngrant m 60 id=8\nobserve e\ncampaign e one lease=l\nelected e\nnext-leader e\n\
+         proclaim e/7 two\nnext-leader e\nwatch w e/ prefix\ncampaign e three lease=m\nevents w 1\nresign e/7\n\
+         elected e\nnext-leader e",
+    ),
+    row(
+        "an observer begins with who leads",
+        "grant l 60 id=7\ncampaign e one lease=l\nelected e\nobserve e\nnext-leader e",
+    ),
+    row(
+        "an election on a lease that is not there",
+        "campaign e one lease=99\nelected e\nleader e",
+    ),
     Row {
         claim: "a put beside a delete without an end is refused",
         script: "txn { } { del a from ; put b 1 } { }",

@@ -8,11 +8,16 @@
 //! compact R [physical]
 //! grant NAME SECONDS [id=N]      revoke NAME      ttl NAME [keys]      keepalive NAME      leases
 //! watch NAME KEY [RANGE] [rev=R] [prev] [noput] [nodelete] [fragment] [id=N] [on=NAME]
-//! status      members      snapshot      defragment      hash R      alarm [raise|clear]      users      lock NAME
+//! status      members      snapshot      defragment      hash R      alarm [raise|clear]      users
+//! lock NAME [lease=L]      locked NAME      give-up NAME      unlock KEY
+//! campaign NAME VALUE [lease=L]      elected NAME      proclaim KEY VALUE      resign KEY      leader NAME
+//! observe NAME      next-leader NAME
 //! events NAME COUNT      until NAME KEY      response NAME      progress NAME      cancel NAME ID
 //! ```
 //! RANGE = `prefix`, `from`, or `end=KEY`. R = `+N`, counted from the revision at which the row began, or a number.
-//! KEY or VALUE `-` is empty, VALUE `@N` has N bytes. A lease that was not granted is given by its number.
+//! `lock` and `campaign` wait in the background for their turn. KEY or VALUE `-` is empty, VALUE `@N` has N bytes. A lease that was not granted is given by its number.
+
+mod queue;
 
 use std::{collections::HashMap, iter::Peekable, str::SplitWhitespace, time::Duration};
 
@@ -24,6 +29,7 @@ use etcd_client::{
 };
 
 use crate::transcript::Transcript;
+use queue::Queues;
 
 /// What is expected to come comes within this time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -35,6 +41,7 @@ pub struct Session<'a> {
     client: &'a mut Client,
     leases: HashMap<String, i64>,
     watches: HashMap<String, WatchStream>,
+    queues: Queues,
     transcript: Transcript,
 }
 
@@ -61,6 +68,7 @@ impl<'a> Session<'a> {
             client,
             leases: HashMap::new(),
             watches: HashMap::new(),
+            queues: Queues::default(),
             transcript: Transcript::new(base),
         }
     }
@@ -97,10 +105,13 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             "grant" | "revoke" | "ttl" | "keepalive" | "leases" => self.lease_step(verb, words).await,
-            "status" | "members" | "snapshot" | "defragment" | "hash" | "alarm" | "users" | "lock" => {
+            "status" | "members" | "snapshot" | "defragment" | "hash" | "alarm" | "users" => {
                 self.maintenance_step(verb, words).await
             }
-            _ => self.watch_step(verb, words).await,
+            "watch" | "events" | "until" | "response" | "progress" | "cancel" => {
+                self.watch_step(verb, words).await
+            }
+            _ => self.queue_step(verb, words).await,
         }
     }
 
@@ -202,13 +213,9 @@ impl<'a> Session<'a> {
                 let told = self.client.alarm(action, kind, Some(options)).await?;
                 self.transcript.alarms(&told.0, member);
             }
-            "users" => {
+            _ => {
                 self.client.user_list().await?;
                 self.transcript.say("users");
-            }
-            _ => {
-                self.client.lock(words.next().expect("a name"), None).await?;
-                self.transcript.say("locked");
             }
         }
         Ok(())
@@ -257,11 +264,10 @@ impl<'a> Session<'a> {
                 let response = self.next_response(&name).await?;
                 self.transcript.watch_response(&response);
             }
-            "cancel" => {
+            _ => {
                 let id = number(words.next().expect("a watch's number"));
                 self.stream(&name).cancel(id).await?;
             }
-            other => panic!("no such step: {other}"),
         }
         Ok(())
     }

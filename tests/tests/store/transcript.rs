@@ -6,10 +6,12 @@ use std::{collections::BTreeMap, fmt::Write};
 use etcd_client::{
     Error,
     proto::{
-        PbAlarmResponse, PbCompactionResponse, PbDeleteResponse, PbEvent, PbHashKvResponse, PbKeyValue,
-        PbLeaseGrantResponse, PbLeaseKeepAliveResponse, PbLeaseRevokeResponse, PbLeaseTimeToLiveResponse,
-        PbMemberListResponse, PbPutResponse, PbRangeResponse, PbResponseHeader, PbStatusResponse,
-        PbTxnOpResponse, PbTxnResponse, PbWatchResponse,
+        PbAlarmResponse, PbCampaignResponse, PbCompactionResponse, PbDeleteResponse, PbEvent,
+        PbHashKvResponse, PbKeyValue, PbLeaderKey, PbLeaderResponse, PbLeaseGrantResponse,
+        PbLeaseKeepAliveResponse, PbLeaseRevokeResponse, PbLeaseTimeToLiveResponse, PbLockResponse,
+        PbMemberListResponse, PbProclaimResponse, PbPutResponse, PbRangeResponse, PbResignResponse,
+        PbResponseHeader, PbStatusResponse, PbTxnOpResponse, PbTxnResponse, PbUnlockResponse,
+        PbWatchResponse,
     },
 };
 
@@ -217,6 +219,65 @@ impl Transcript {
         }
         let compacted = self.revision(*compact_revision);
         self.line(&format!("{line} {cancel_reason:?} compacted {compacted}"));
+    }
+
+    /// A key of a lease that the row did not grant is each server's own.
+    pub fn locked(&mut self, response: &PbLockResponse) {
+        let line = format!(
+            "locked {} {}",
+            self.at(response.header.as_ref()),
+            self.queue_key(&response.key)
+        );
+        self.line(&line);
+    }
+
+    pub fn unlocked(&mut self, response: &PbUnlockResponse) {
+        let line = format!("unlocked {}", self.at(response.header.as_ref()));
+        self.line(&line);
+    }
+
+    pub fn elected(&mut self, response: &PbCampaignResponse) {
+        let PbCampaignResponse { header, leader } = response;
+        let leader = leader.as_ref().map(|leader| {
+            let PbLeaderKey {
+                name,
+                key,
+                rev,
+                lease,
+            } = leader;
+            let (name, key, lease) = (text(name), self.queue_key(key), self.lease_name(*lease));
+            format!("{name}: {key} {} on {lease}", self.revision(*rev))
+        });
+        let line = format!("elected {} {leader:?}", self.at(header.as_ref()));
+        self.line(&line);
+    }
+
+    pub fn proclaimed(&mut self, response: &PbProclaimResponse) {
+        let line = format!("proclaimed {}", self.at(response.header.as_ref()));
+        self.line(&line);
+    }
+
+    pub fn resigned(&mut self, response: &PbResignResponse) {
+        let line = format!("resigned {}", self.at(response.header.as_ref()));
+        self.line(&line);
+    }
+
+    pub fn leader(&mut self, response: &PbLeaderResponse) {
+        let line = format!(
+            "leader {} {}",
+            self.at(response.header.as_ref()),
+            self.optional(response.kv.as_ref())
+        );
+        self.line(&line);
+    }
+
+    fn queue_key(&self, key: &[u8]) -> String {
+        let key = text(key);
+        let (name, lease) = key.rsplit_once('/').expect("a name and a lease");
+        let is_granted =
+            i64::from_str_radix(lease, 16).is_ok_and(|lease| self.lease_names.contains_key(&lease));
+        let lease = if is_granted { lease } else { "another" };
+        format!("{name}/{lease}")
     }
 
     fn put_words(&self, response: &PbPutResponse) -> String {

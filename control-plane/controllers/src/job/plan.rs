@@ -13,7 +13,7 @@ use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, Uncount
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::indexes;
+use super::indexes::{self, Indexes};
 use crate::events::Severity;
 use crate::pods;
 use crate::replicaset::victims_first;
@@ -184,8 +184,8 @@ impl Draft<'_> {
         }
         let status = &mut self.plan.status;
         if self.is_indexed {
-            status.succeeded = nonzero(length(indexes.len()));
-            status.completed_indexes = Some(indexes::text(&indexes)).filter(|text| !text.is_empty());
+            status.succeeded = nonzero(length(indexes.count()));
+            status.completed_indexes = Some(indexes.text()).filter(|text| !text.is_empty());
         }
         let list = |uids: BTreeSet<String>| (!uids.is_empty()).then(|| uids.into_iter().collect());
         // An empty object says that pods are tracked.
@@ -199,9 +199,9 @@ impl Draft<'_> {
         self.spec.pod_replacement_policy.as_deref() == Some("Failed")
     }
 
-    fn completed_indexes(&self) -> BTreeSet<u32> {
+    fn completed_indexes(&self) -> Indexes {
         let text = self.plan.status.completed_indexes.as_deref().unwrap_or_default();
-        indexes::parse(text, self.completions.unwrap_or(0))
+        Indexes::parse(text, self.completions.unwrap_or(0))
     }
 
     fn uncounted(&self) -> (i32, i32) {
@@ -399,7 +399,7 @@ impl Draft<'_> {
         }
         let mut taken = self.completed_indexes();
         taken.extend(self.active.iter().filter_map(|pod| indexes::of(pod)));
-        let free = (0..self.completions.unwrap_or(0)).filter(|index| !taken.contains(index));
+        let free = taken.missing(self.completions.unwrap_or(0));
         self.plan.create = free.take(missing).map(Some).collect();
     }
 

@@ -106,7 +106,8 @@ impl PbKvService for Service {
 }
 
 impl Service {
-    async fn write(&self, scope: Scope, op: Op) -> Result<Applied, Status> {
+    /// Does what the client may do.
+    pub(super) async fn write(&self, scope: Scope, op: Op) -> Result<Applied, Status> {
         if !scope.permits_op(&op) {
             return Err(status::permission_denied());
         }
@@ -114,7 +115,8 @@ impl Service {
     }
 }
 
-fn open<T: Message>(request: Request<T>) -> Result<(Scope, T), Status> {
+/// What the client may touch, and its request, which has a bound.
+pub(super) fn open<T: Message>(request: Request<T>) -> Result<(Scope, T), Status> {
     let scope = scope(&request);
     let message = request.into_inner();
     if message.encoded_len() > MAX_REQUEST_BYTES {
@@ -123,6 +125,6 @@ fn open<T: Message>(request: Request<T>) -> Result<(Scope, T), Status> {
     Ok((scope, message))
 }
 
-fn mismatch() -> Status {
+pub(super) fn mismatch() -> Status {
     Status::internal("the answer does not belong to the operation")
 }

@@ -1,10 +1,14 @@
 //! The gRPC services of etcd's API (`etcdserverpb`, `etcd.io/docs/v3.5/dev-guide/api_reference_v3`).
 
+mod by_hand;
 mod cluster;
+mod election;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 mod message;
+mod queue;
 mod snapshot;
 mod status;
 mod unsupported;
@@ -43,10 +47,10 @@ impl Service {
             .add_service(PbWatchServer::new(self.clone()))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbMaintenanceServer::new(self.clone()))
-            .add_service(PbClusterServer::new(self))
-            .add_service(unsupported::Auth)
-            .add_service(unsupported::Lock)
-            .add_service(unsupported::Election)
+            .add_service(PbClusterServer::new(self.clone()))
+            .add_service(lock::Lock(self.clone()))
+            .add_service(election::Election(self.clone()))
+            .add_service(unsupported::Auth(self))
     }
 
     fn header(&self, revision: Revision) -> PbResponseHeader {

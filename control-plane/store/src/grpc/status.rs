@@ -45,6 +45,26 @@ pub fn member_not_found() -> Status {
     Status::not_found("etcdserver: member not found")
 }
 
+/// Who waited for a lock lost its key meanwhile (Go's `concurrency.ErrSessionExpired`).
+pub fn lock_lost() -> Status {
+    Status::unknown("mutex: session is expired")
+}
+
+/// A request about a leader names none (`v3election.ErrMissingLeaderKey`).
+pub fn no_leader_given() -> Status {
+    Status::unknown("\"leader\" field must be provided")
+}
+
+/// The election has nobody (`concurrency.ErrElectionNoLeader`).
+pub fn no_leader() -> Status {
+    Status::unknown("election: no leader")
+}
+
+/// Who speaks as a leader is none any more (`concurrency.ErrElectionNotLeader`).
+pub fn not_leader() -> Status {
+    Status::unknown("election: not leader")
+}
+
 /// The call is not part of this server.
 pub fn unsupported(what: &str) -> Status {
     Status::unimplemented(format!(
