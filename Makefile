@@ -5,11 +5,14 @@ CARGO ?= cargo
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
 BIN := target/debug
 STATE_DIR ?= /var/lib/causeway
+# The folder of the sources is in no program.
+REMAP := --remap-path-prefix=$(CURDIR)=/causeway --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+PACKAGES ?= --workspace
 
-.PHONY: help demo down test test-full lint build
+.PHONY: help demo down test test-full lint build release reproducible sbom
 
 help: ## Show this list
-	@awk -F': .*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F': .*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Bring up three nodes, run a Service on them and show each step
 	@./setup.sh run
@@ -23,10 +26,22 @@ build: ## Build all programs into target/debug
 	@./setup.sh build
 	@$(CARGO) build --workspace --locked
 
-lint: ## Formatting and clippy, as CI wants them
+release: ## Build all programs into target/release (or PACKAGES="-p …"): the same bits in every folder
+	@./setup.sh build
+	@RUSTFLAGS="$(REMAP)" $(CARGO) build --release --locked $(PACKAGES)
+
+reproducible: ## Build the CNI plugin (or PACKAGES="-p …") twice, in two folders, and compare the programs
+	@tests/reproducible.sh $(if $(filter command line,$(origin PACKAGES)),$(PACKAGES),-p cni-plugin)
+
+sbom: build ## Write what the programs are made of to target/causeway.cdx.json (CycloneDX)
+	@$(BIN)/sbom > target/causeway.cdx.json
+
+lint: ## Formatting and clippy, as CI wants them; cargo-deny where it is installed
 	@./setup.sh lint
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@# Where it is not, the test supply_chain checks the same lists.
+	@! $(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) deny --locked check bans licenses sources
 
 test: ## Everything that a change must pass: lint, unit tests, kernel tests, a real cluster
 	@./setup.sh test

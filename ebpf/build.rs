@@ -37,7 +37,7 @@ fn build() -> Result<PathBuf, String> {
         .env("PATH", &path)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker)?)
         .args(["build", "--locked", "--profile", "bpf", "-p", "ebpf-programs"])
         .args(["-Zbuild-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
@@ -105,15 +105,20 @@ fn nested_target_dir() -> Result<PathBuf, String> {
     Ok(target.join("bpf"))
 }
 
-fn rustflags(linker: &Path) -> String {
+fn rustflags(linker: &Path) -> Result<String, String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
-    [
+    let here = env::current_dir().map_err(|error| format!("where is this? {error}"))?;
+    let root = here.parent().unwrap_or(&here);
+    let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         format!("--cfg=bpf_target_arch=\"{arch}\""),
-    ]
-    .join("\u{1f}")
+        // Type information names source files: the same from every folder.
+        format!("--remap-path-prefix={}=/causeway", root.display()),
+    ];
+    flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
+    Ok(flags.join("\u{1f}"))
 }
 
 /// Whether a variable of the outer build would mislead the nested one (clippy's wrapper, flags of the host target).
@@ -122,13 +127,15 @@ fn is_foreign(name: &str) -> bool {
     !kept && (name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH")
 }
 
+fn cargo_home() -> Option<PathBuf> {
+    let told = env::var_os("CARGO_HOME").map(PathBuf::from);
+    told.or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+}
+
 /// PATH, with cargo's own bin directory behind it: that is where `cargo install` puts the linker.
 fn search_path() -> std::ffi::OsString {
-    let home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
-    let dirs = env::split_paths(&path).chain(home.map(|home| home.join("bin")));
+    let dirs = env::split_paths(&path).chain(cargo_home().map(|home| home.join("bin")));
     env::join_paths(dirs).unwrap_or(path)
 }
 

@@ -91,6 +91,15 @@ pub enum Error {
         /// Its pin.
         path: PathBuf,
     },
+    /// The entries of another layout's map could not be copied.
+    #[error("copy the entries of map {name} from another layout")]
+    CopyMap {
+        /// Its name.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
     /// A map has no room for another entry. Readers in the kernel find what was there before.
     #[error("map {map} is full: it takes {capacity} entries")]
     Full {

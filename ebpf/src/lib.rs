@@ -28,6 +28,8 @@ pub mod map;
 mod pinned;
 pub mod probe;
 pub mod socket_hook;
+mod sys;
+mod takeover;
 
 pub use ebpf_common as abi;
 pub use error::Error;

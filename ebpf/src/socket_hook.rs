@@ -4,13 +4,15 @@
 //! <pin_dir>/v2/FRONTENDS … STATS             maps
 //! <pin_dir>/v2/links/connect4-<cgroup id> …  the attachments to one cgroup
 //! ```
-//! `v2` is the layout ([`ebpf_common::LAYOUT`]): another layout lives beside it until it is removed
-//! ([`SocketHook::remove_other_layouts`]). A new program is attached first and its pin renamed over the old one's, which drops the old link: for a
-//! moment both run, and the second sees an address that is no Service's any more.
+//! `v2` is the layout ([`ebpf_common::LAYOUT`]). What another one left is taken over ([`crate::takeover`]) where it can
+//! be, else it lives beside this one, until it is removed ([`SocketHook::remove_other_layouts`]). A link changes its
+//! program in one step: were there two for a moment, the second would forget what the first one did to a socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -27,7 +29,8 @@ use crate::pinned::{
     Identity, MapSizes, check_maps, identity, list, put_link, remove_directory, remove_if_there, sizes,
     take_map, typed,
 };
-use crate::{Error, OBJECT, TypedMap, probe};
+use crate::takeover::Takeover;
+use crate::{Error, OBJECT, TypedMap, probe, sys};
 
 /// Programs in the order in which they are attached: what shows a Service's address before what hides it.
 const PROGRAMS: [&str; 8] = [
@@ -40,6 +43,9 @@ const PROGRAMS: [&str; 8] = [
     "sendmsg4",
     "sendmsg6",
 ];
+
+/// When the programs go, answers to datagrams that they sent on are shown as the Service's for so long.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
 /// Maps with the sizes of their keys and values.
 const MAPS: [MapSizes; 11] = [
@@ -149,6 +155,7 @@ impl SocketHook {
         probe::cgroup_id(&config.cgroup)?;
         let directory = layout_dir(&config.pin_dir);
         probe::make_pin_dir(&directory.join("links"))?;
+        let takeover = Takeover::begin(&other_layouts(&config.pin_dir)?, &directory, &MAPS)?;
         let mut programs = load(&directory, config.capacity)?;
         check_maps(&directory, &MAPS)?;
         let node_netns = take_map(&mut programs, "NODE_NETNS")?;
@@ -172,8 +179,20 @@ impl SocketHook {
             directory,
         };
         hook.ensure_netns()?;
-        hook.ensure_attached()?;
+        match takeover {
+            Some(takeover) => hook.take_over(&takeover)?,
+            None => drop(hook.ensure_attached()?),
+        }
         Ok(hook)
+    }
+
+    /// Entries that the old programs make while they are copied are copied afterwards.
+    fn take_over(&mut self, takeover: &Takeover) -> Result<(), Error> {
+        takeover.copy_entries()?;
+        let pins = self.pins()?;
+        takeover.move_links(pins.iter().filter_map(|pin| pin.file_name()).map(Path::new))?;
+        self.ensure_attached()?;
+        takeover.copy_entries()
     }
 
     /// Detaches the programs and forgets the maps, whoever put them there. Whether anything was there.
@@ -192,14 +211,15 @@ impl SocketHook {
     pub fn ensure_attached(&mut self) -> Result<Attachment, Error> {
         let links = self.directory.join("links");
         std::fs::create_dir_all(&links).map_err(Error::pin("make", &links))?;
-        let cgroup_id = probe::cgroup_id(&self.cgroup)?;
-        let pins = PROGRAMS.map(|name| links.join(format!("{name}-{cgroup_id:x}")));
+        let pins = self.pins()?;
         let linked = linked_programs(&pins);
         let mut attachment = Attachment::Kept;
         for (name, pin) in PROGRAMS.into_iter().zip(&pins) {
             let wanted = identity(&self.program(name)?.info().map_err(Error::program(name))?);
             if linked.get(pin) != Some(&wanted) {
-                self.attach(name, pin)?;
+                if !linked.contains_key(pin) || !self.replace(name, pin)? {
+                    self.attach(name, pin)?;
+                }
                 attachment = Attachment::Made;
             }
         }
@@ -282,6 +302,19 @@ impl SocketHook {
         program(&mut self.programs, name)
     }
 
+    /// Where the programs' links to the cgroup are pinned.
+    fn pins(&self) -> Result<[PathBuf; PROGRAMS.len()], Error> {
+        let cgroup_id = probe::cgroup_id(&self.cgroup)?;
+        let links = self.directory.join("links");
+        Ok(PROGRAMS.map(|name| links.join(format!("{name}-{cgroup_id:x}"))))
+    }
+
+    /// Whether the pinned link runs this program now.
+    fn replace(&mut self, name: &'static str, pin: &Path) -> Result<bool, Error> {
+        let program = self.program(name)?.fd().map_err(Error::program(name))?;
+        Ok(sys::replace_program(pin, program.as_fd()).is_ok())
+    }
+
     fn attach(&mut self, name: &'static str, pin: &Path) -> Result<(), Error> {
         let cgroup = self.cgroup.clone();
         let failed = |source| Error::Attach {
@@ -315,22 +348,52 @@ fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", ebpf_common::LAYOUT))
 }
 
-/// Removes the links and maps of those layouts. Returns how many there were.
-fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<usize, Error> {
-    let mut removed = 0;
-    for path in list(pin_dir)? {
-        if is_layout(&path) && unwanted(&path) {
-            remove_directory(&path)?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
+/// Layouts whose maps this one may take over, by their numbers.
+fn other_layouts(pin_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let layouts = list(pin_dir)?.into_iter();
+    let numbered = layouts.filter_map(|path| Some((layout_number(&path)?, path)));
+    let other = |number: &u32| *number != ebpf_common::LAYOUT && *number >= ebpf_common::GROWS_SINCE;
+    let others: BTreeMap<_, _> = numbered.filter(|(number, _)| other(number)).collect();
+    Ok(others.into_values().collect())
 }
 
-fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let version = name.and_then(|name| name.strip_prefix('v'));
-    version.is_some_and(|version| version.parse::<u32>().is_ok())
+/// Removes the links and maps of those layouts. Returns how many there were.
+fn remove_layouts(pin_dir: &Path, unwanted: impl Fn(&Path) -> bool) -> Result<usize, Error> {
+    let layouts = list(pin_dir)?.into_iter();
+    let layouts: Vec<_> = layouts
+        .filter(|path| layout_number(path).is_some() && unwanted(path))
+        .collect();
+    let mut detached = false;
+    for layout in &layouts {
+        detached |= detach_senders(&layout.join("links"))?;
+    }
+    if detached {
+        // Nothing tells when the last answer has come.
+        std::thread::sleep(ANSWER_GRACE);
+    }
+    for layout in &layouts {
+        remove_directory(layout)?;
+    }
+    Ok(layouts.len())
+}
+
+/// Detaches what hides an address, before what shows it goes with the rest. Whether there was anything.
+fn detach_senders(links: &Path) -> Result<bool, Error> {
+    let hides = |pin: &PathBuf| {
+        let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("sendmsg") || name.starts_with("connect")
+    };
+    let mut detached = false;
+    for pin in list(links)?.iter().filter(|pin| hides(pin)) {
+        detached |= sys::detach(pin).is_ok();
+        remove_if_there(pin)?;
+    }
+    Ok(detached)
+}
+
+fn layout_number(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix('v')?.parse().ok()
 }
 
 fn load(directory: &Path, capacity: Capacity) -> Result<Ebpf, Error> {

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
-use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress};
+use aya::maps::{HashMap, Map, MapData, MapType};
+use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SocketPeer};
 use ebpf::{Attachment, Capacity, Error, SocketHook, probe};
 use nix::libc;
 use world::{
@@ -435,6 +436,79 @@ fn a_new_owner_keeps_what_is_attached_and_repairs_the_rest() {
     let (service, endpoint) = (at(FORMS[0].0), at(FORMS[0].1));
     assert_eq!(ask_tcp(service), (endpoint, service));
     assert_eq!(world.counted("translated"), before + 1);
+}
+
+/// Puts a map with values twice as long in the place of a pinned one; returns how many entries it has.
+fn widen<K: aya::Pod, const BYTES: usize, const WIDE: usize>(directory: &Path, name: &str) -> usize {
+    let pin = directory.join(name);
+    let map = MapData::from_pin(&pin).expect("pinned");
+    let map = match map.info().and_then(|info| info.map_type()).expect("told") {
+        MapType::LruHash => Map::LruHashMap(map),
+        _ => Map::HashMap(map),
+    };
+    let narrow = HashMap::<_, K, [u8; BYTES]>::try_from(map).expect("the layout");
+    let mut wide = HashMap::<MapData, K, [u8; WIDE]>::create(64, 0).expect("made");
+    for entry in narrow.iter() {
+        let (key, value) = entry.expect("read");
+        let mut longer = [0xff; WIDE];
+        longer[..BYTES].copy_from_slice(&value);
+        wide.insert(key, longer, 0).expect("room");
+    }
+    std::fs::remove_file(&pin).expect("removed");
+    let entries = wide.keys().count();
+    wide.pin(&pin).expect("pinned");
+    entries
+}
+
+#[test]
+fn another_layout_is_taken_over_with_its_sockets_and_flows() {
+    if !privileged("another layout is taken over with its sockets and flows") {
+        return;
+    }
+    let mut world = World::build(Capacity::default());
+    let (service, endpoints) = (at("10.96.0.1:80"), two());
+    for (id, proto) in [(1, TCP), (2, UDP)] {
+        world.publish(&Service::new(id, proto, &[frontend(service, proto)], &endpoints));
+    }
+    let before = world.hook.frontends.entries().expect("read");
+    let flow = udp(service);
+    let (server, _) = ask_udp(&flow, service);
+    let connected = udp(service);
+    connected.connect(service).expect("connected");
+    let stream = TcpStream::connect(service).expect("connected");
+
+    let newer = world.config.pin_dir.join(format!("v{}", ebpf::abi::LAYOUT + 1));
+    std::fs::rename(world.layout_dir(), &newer).expect("renamed");
+    assert_eq!(widen::<FrontendKey, 16, 32>(&newer, "FRONTENDS"), 2);
+    assert_eq!(widen::<SocketPeer, 8, 16>(&newer, "FLOWS"), 1);
+    assert_eq!(widen::<SocketPeer, 20, 40>(&newer, "REPLIES"), 2);
+    // An answer under way while the programs change.
+    flow.send_to(b"?", service).expect("sent");
+    let next = SocketHook::open(&world.config).expect("opens");
+    assert_eq!(receive(&flow), (server, service));
+    let old = std::mem::replace(&mut world.hook, next);
+    let links = |layout: &Path| std::fs::read_dir(layout.join("links")).expect("links").count();
+    assert_eq!((links(&world.layout_dir()), links(&newer)), (8, 0));
+    assert_eq!(world.hook.frontends.entries().expect("read"), before);
+    assert_eq!(world.hook.ensure_attached().expect("attached"), Attachment::Kept);
+
+    let ran = old.counters().expect("counters");
+    for _ in 0..10 {
+        assert_eq!(ask_udp(&flow, service), (server, service));
+        connected.send(b"?").expect("sent");
+        assert_eq!(receive(&connected).1, service);
+        assert_eq!(ask_tcp(service).1, service);
+    }
+    assert_eq!(connected.peer_addr().expect("a peer"), service);
+    assert_eq!(stream.peer_addr().expect("a peer"), service);
+    assert_eq!(
+        (world.counted("translated"), world.counted("flow_kept")),
+        (10, 10)
+    );
+    assert_eq!(old.counters().expect("counters"), ran, "nothing of it runs");
+    SocketHook::remove_other_layouts(&world.config.pin_dir).expect("removed");
+    assert!(!newer.exists());
+    assert_eq!(ask_udp(&flow, service), (server, service));
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! - [`name_server`]: name servers that answer what a test wants; [`http`]: pages.
 //! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
+//! - [`packages`]: what the programs are built of, and their bill of materials.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
 //! - [`privileged`]: the gate before everything that needs root; [`is_full_run`]: how much shall be tried.
 //!
@@ -34,6 +35,7 @@ pub mod ledger;
 pub mod name_server;
 pub mod network;
 pub mod node;
+pub mod packages;
 pub mod probe;
 pub mod process;
 pub mod rr;

@@ -2,13 +2,13 @@
 //! on meanwhile and what it loses is counted. `F1` and its like are the rows of the fault matrix.
 //!
 //! - [`world`]: a node with an agent, pods, and Services; probes and the leak ledger are the testkit's.
-//! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F4, F5 ([`privileged_crash`]), F13, F14
+//! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F3 ([`privileged_layouts`]), F4, F5 ([`privileged_crash`]), F13, F14
 //!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
 //! - What the DNS server meets: F46, F47 ([`privileged_upstreams`]), F48, F49 ([`privileged_dns`]).
 //! - What the bundled control plane survives ([`privileged_control_plane`]).
 //!
-//! F3, another layout of maps, is in `ebpf/tests/privileged.rs`; F20, an API server whose packets vanish, in
+//! F20, an API server whose packets vanish, in
 //! `tests/tests/agent/privileged_parts.rs`.
 
 #[path = "faults/acknowledged.rs"]
@@ -27,6 +27,8 @@ mod privileged_crash;
 mod privileged_damage;
 #[path = "faults/privileged_dns.rs"]
 mod privileged_dns;
+#[path = "faults/privileged_layouts.rs"]
+mod privileged_layouts;
 #[path = "faults/privileged_limits.rs"]
 mod privileged_limits;
 #[path = "faults/privileged_malformed.rs"]
@@ -39,6 +41,8 @@ mod privileged_upstreams;
 mod resolver;
 #[path = "faults/snapshots.rs"]
 mod snapshots;
+#[path = "faults/traffic.rs"]
+mod traffic;
 #[path = "faults/world.rs"]
 mod world;
 

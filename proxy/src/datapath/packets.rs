@@ -40,6 +40,8 @@ pub struct Packets {
     family: Family,
     /// Not known before the first sync: until then the kernel's rules are not compared with anything.
     context: Option<NodeContext>,
+    /// The table is one of another layout, which serves until the first transaction puts this one's in its place.
+    replaces: bool,
     mirror: Mirror,
     templates: BTreeSet<Template>,
     ids: Ids,
@@ -66,6 +68,7 @@ impl Packets {
             nft: Nft::open()?,
             family: nft_family(family),
             context: None,
+            replaces: false,
             mirror: Mirror::new(),
             templates: BTreeSet::new(),
             ids: Ids::default(),
@@ -96,6 +99,9 @@ impl Packets {
     /// See [`super::Datapath::set_context`].
     pub fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
         self.context = Some(context.clone());
+        if self.replaces {
+            return Ok(0);
+        }
         let repaired = self.repair()?;
         if !repaired.is_empty() {
             tracing::info!(?repaired, "the rules of the proxy were made for this node");
@@ -116,7 +122,7 @@ impl Packets {
         for change in changes {
             chunk.push(*change);
             self.collect(change, &kept, &mut edits);
-            if edits.len() >= CHUNK {
+            if edits.len() >= CHUNK && !self.replaces {
                 self.apply_chunk(std::mem::take(&mut edits), &chunk, &kept, &mut applied);
                 chunk.clear();
             }
@@ -157,6 +163,9 @@ impl Packets {
     /// See [`super::Datapath::sweep`].
     pub fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
         let mut swept = Swept::default();
+        if self.replaces {
+            self.repair()?;
+        }
         let mut edits = Edits::new();
         let family = ip_family(self.family);
         for (name, elements) in &self.mirror {
@@ -201,7 +210,9 @@ impl Packets {
         };
         let layout = layout::layout(self.family, context, &self.templates);
         let table = layout.table().name.clone();
-        Ok(match self.nft.ensure(&layout)? {
+        let repair = self.nft.ensure(&layout)?;
+        self.replaces = false;
+        Ok(match repair {
             Repair::Unchanged => Vec::new(),
             Repair::Chains(names) => vec![format!("chains of {table} differed: {}", names.join(", "))],
             Repair::Rebuilt => {
@@ -216,6 +227,12 @@ impl Packets {
     pub fn reread(&mut self) -> Result<Vec<String>, Error> {
         let table = layout::table(self.family);
         let there = self.nft.has_table(&table)?;
+        if self.context.is_none() {
+            self.replaces = there && !self.nft.has_sets_of(&layout::sets(self.family))?;
+            if self.replaces {
+                return Ok(Vec::new());
+            }
+        }
         let chains = if there {
             self.nft.chains(&table)?
         } else {
@@ -236,12 +253,7 @@ impl Packets {
     fn read_elements(&mut self, table: &Table) -> Result<Mirror, Error> {
         let mut mirror = Mirror::new();
         for name in Name::written() {
-            let elements = match self.nft.elements(table, name.text()) {
-                Ok(elements) => elements,
-                // A table of an earlier layout: it is made anew as soon as the context is known.
-                Err(error) if self.context.is_none() && error.is_conflict() => Vec::new(),
-                Err(error) => return Err(error.into()),
-            };
+            let elements = self.nft.elements(table, name.text())?;
             let of_name: &mut Elements = mirror.entry(name).or_default();
             for element in elements {
                 of_name.insert(&elements::mirror_key(&element), &element.data.into());
@@ -325,6 +337,9 @@ impl Packets {
             return Ok(());
         }
         let mut batch = Batch::new(&layout::table(self.family));
+        if let Some(context) = self.context.as_ref().filter(|_| self.replaces) {
+            layout::layout(self.family, context, &self.templates).replace(&mut batch);
+        }
         let new_templates =
             self.add_templates(differing.iter().filter_map(|(_, want)| want.as_ref()), &mut batch);
         for name in Name::written() {
@@ -335,6 +350,7 @@ impl Packets {
             batch.add_elements(name.text(), &new.collect::<Vec<_>>());
         }
         self.nft.commit(&batch)?;
+        self.replaces = false;
         applied.writes += batch.changes() as u64;
         self.templates.extend(new_templates);
         for ((name, key), want) in differing {

@@ -9,22 +9,7 @@ use tests::probe::now;
 use tests::{is_full_run, wait};
 
 use crate::DEADLINE;
-use crate::world::{NOTHING, READY, VIP, World, hook_maps, on_each_datapath, rule_changes, server, service};
-
-/// Services beside `web`, so that a start has something to read.
-fn put_others(world: &World, count: u16) {
-    for number in 1..=count {
-        let name = format!("other-{number}");
-        let service = service(
-            &name,
-            &format!("10.96.1.{number}"),
-            &format!("fd00:96::1:{number:x}"),
-            None,
-        );
-        world.node.api.put(service);
-        world.put_endpoints_of(&name, &[1, 2, 3], &READY);
-    }
-}
+use crate::world::{NOTHING, VIP, World, hook_maps, on_each_datapath, put_others, rule_changes, server};
 
 #[track_caller]
 fn check_kills(datapath: &'static str) -> anyhow::Result<()> {

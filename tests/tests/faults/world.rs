@@ -346,6 +346,21 @@ pub fn service(name: &str, v4: &str, v6: &str, node_port: Option<u16>) -> Value 
     })
 }
 
+/// Services beside `web`, so that a start has something to read.
+pub fn put_others(world: &World, count: u16) {
+    for number in 1..=count {
+        let name = format!("other-{number}");
+        let service = service(
+            &name,
+            &format!("10.96.1.{number}"),
+            &format!("fd00:96::1:{number:x}"),
+            None,
+        );
+        world.node.api.put(service);
+        world.put_endpoints_of(&name, &[1, 2, 3], &READY);
+    }
+}
+
 /// One for each version of IP.
 pub fn slices(service: &str, endpoints: &[u16], [ready, serving, terminating]: &Conditions) -> [Value; 2] {
     [("IPv4", 0), ("IPv6", 1)].map(|(family, index)| {

@@ -72,6 +72,12 @@ impl Layout {
         self
     }
 
+    /// Adds to a batch that the table is made anew, whatever is there. What is added behind it is in the new table.
+    pub fn replace(&self, batch: &mut Batch) {
+        batch.add_table().delete_table();
+        self.create(batch);
+    }
+
     fn create(&self, batch: &mut Batch) {
         batch.add_table();
         for set in &self.sets {
@@ -105,11 +111,12 @@ impl Nft {
         let table = &layout.table;
         let mut batch = Batch::new(table);
         let there = self.has_table(table)?;
-        if !there || !self.sets_fit(layout)? {
+        if !there || !self.has_sets_of(layout)? {
             if there {
-                batch.add_table().delete_table();
+                layout.replace(&mut batch);
+            } else {
+                layout.create(&mut batch);
             }
-            layout.create(&mut batch);
             self.commit(&batch)?;
             return Ok(Repair::Rebuilt);
         }
@@ -152,7 +159,8 @@ impl Nft {
         Ok(true)
     }
 
-    fn sets_fit(&mut self, layout: &Layout) -> Result<bool, Error> {
+    /// Whether the table, which is there, has all sets of the layout, in the same shape: not so after another version.
+    pub fn has_sets_of(&mut self, layout: &Layout) -> Result<bool, Error> {
         let actual = self.sets(&layout.table)?;
         Ok(layout.sets.iter().all(|set| actual.contains(&set.numbers())))
     }

@@ -80,13 +80,20 @@ pub const fn ip_family(family: Family) -> IpFamily {
     }
 }
 
-/// Everything that does not depend on Services, and the template chains that are in use.
+/// The sets alone.
 #[must_use]
-pub fn layout(family: Family, context: &NodeContext, templates: &BTreeSet<Template>) -> Layout {
+pub fn sets(family: Family) -> Layout {
     let mut layout = Layout::new(table(family));
     for name in Name::ALL {
         layout.add_set(name.set(family));
     }
+    layout
+}
+
+/// Everything that does not depend on Services, and the template chains that are in use.
+#[must_use]
+pub fn layout(family: Family, context: &NodeContext, templates: &BTreeSet<Template>) -> Layout {
+    let mut layout = sets(family);
     let jump = || [Rule::new("to Services").jump(SERVICES)];
     layout.add_chain(Chain::base("prerouting", BaseChain::PREROUTING_NAT), jump());
     layout.add_chain(Chain::base("output", BaseChain::OUTPUT_NAT), jump());

@@ -1,0 +1,165 @@
+//! Commands of bpf(2) that aya does not have: links that change their program, and entries whose sizes are known at
+//! run time only. Layouts of their arguments: `union bpf_attr` (include/uapi/linux/bpf.h).
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::libc;
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_GET: libc::c_int = 7;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
+/// `BPF_NOEXIST`.
+const ONLY_IF_ABSENT: u64 = 1;
+
+/// `[path:8][fd:4][flags:4] = 16 bytes`.
+#[repr(C)]
+struct ObjectArguments {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `[link:4][program:4][flags:4][old program:4] = 16 bytes`.
+#[repr(C)]
+struct LinkArguments {
+    link: RawFd,
+    program: RawFd,
+    flags: u32,
+    old_program: u32,
+}
+
+/// `[map:4][pad:4][key:8][value or next key:8][flags:8] = 32 bytes`.
+#[repr(C)]
+struct ElementArguments {
+    map: RawFd,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<ObjectArguments>() == 16);
+const _: () = assert!(size_of::<LinkArguments>() == 16);
+const _: () = assert!(size_of::<ElementArguments>() == 32);
+
+/// Makes a pinned link run another program of its kind: no packet and no call meets both, or neither.
+///
+/// # Errors
+/// When there is no such link, or it leads to no cgroup any more (`cgroup_bpf_replace`, kernel/bpf/cgroup.c).
+pub(crate) fn replace_program(link: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    let link = open_pinned(link)?;
+    let mut arguments = LinkArguments {
+        link: link.as_raw_fd(),
+        program: program.as_raw_fd(),
+        flags: 0,
+        old_program: 0,
+    };
+    // SAFETY: both descriptors are open, and no pointer is passed.
+    unsafe { bpf(LINK_UPDATE, &raw mut arguments) }.map(drop)
+}
+
+/// Detaches a pinned link at once. The kernel does the same in its own time when the last pin is gone.
+pub(crate) fn detach(link: &Path) -> io::Result<()> {
+    let link = open_pinned(link)?;
+    let mut arguments = LinkArguments {
+        link: link.as_raw_fd(),
+        program: 0,
+        flags: 0,
+        old_program: 0,
+    };
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    unsafe { bpf(LINK_DETACH, &raw mut arguments) }.map(drop)
+}
+
+fn open_pinned(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut arguments = ObjectArguments {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: the path outlives the call, which reads it.
+    let fd = unsafe { bpf(OBJ_GET, &raw mut arguments) }?;
+    // SAFETY: the kernel made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A hash map whose sizes are known at run time only.
+pub(crate) struct RawMap<'a> {
+    pub(crate) fd: BorrowedFd<'a>,
+    pub(crate) key_bytes: usize,
+    pub(crate) value_bytes: usize,
+}
+
+impl RawMap<'_> {
+    /// The key behind another, in an order of the kernel's; the first one for none, and for one that is gone.
+    pub(crate) fn key_after(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key_bytes];
+        let mut arguments = self.arguments(key.map_or(0, address), next.as_mut_ptr() as u64, 0);
+        // SAFETY: both buffers are as long as a key, which is what the kernel reads and writes.
+        match found(unsafe { bpf(MAP_GET_NEXT_KEY, &raw mut arguments) })? {
+            Some(()) => Ok(Some(next)),
+            None => Ok(None),
+        }
+    }
+
+    /// The value of a key; `None` where there is none.
+    pub(crate) fn value(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.value_bytes];
+        let mut arguments = self.arguments(address(key), value.as_mut_ptr() as u64, 0);
+        // SAFETY: the key and the buffer are as long as the map's keys and values.
+        match found(unsafe { bpf(MAP_LOOKUP_ELEM, &raw mut arguments) })? {
+            Some(()) => Ok(Some(value)),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes an entry unless its key has one.
+    pub(crate) fn add(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let mut arguments = self.arguments(address(key), address(value), ONLY_IF_ABSENT);
+        // SAFETY: key and value are as long as the map's.
+        match unsafe { bpf(MAP_UPDATE_ELEM, &raw mut arguments) } {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            added => added.map(drop),
+        }
+    }
+
+    fn arguments(&self, key: u64, value: u64, flags: u64) -> ElementArguments {
+        ElementArguments {
+            map: self.fd.as_fd().as_raw_fd(),
+            pad: 0,
+            key,
+            value,
+            flags,
+        }
+    }
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr() as u64
+}
+
+fn found(result: io::Result<RawFd>) -> io::Result<Option<()>> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        result => result.map(|_| Some(())),
+    }
+}
+
+/// # Safety
+/// What the arguments point to must be as long as the command reads and writes.
+unsafe fn bpf<T>(command: libc::c_int, arguments: *mut T) -> io::Result<RawFd> {
+    // SAFETY: the arguments are as long as is said; the rest is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, arguments, size_of::<T>()) };
+    RawFd::try_from(result)
+        .ok()
+        .filter(|result| *result >= 0)
+        .ok_or_else(io::Error::last_os_error)
+}
