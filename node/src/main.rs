@@ -7,6 +7,7 @@
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`cleanup`]: what `causeway node cleanup` tells.
+//! - [`migrate`]: other programs' configurations as ours.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
@@ -20,6 +21,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod migrate;
 mod watch;
 
 use std::fmt::Display;
@@ -37,7 +39,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use agent::cleanup::{CleanupError, clean};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, NodeCommand, Output, VersionArgs,
+    DoctorArgs, MigrateCheckArgs, MigrateCommand, NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
             Some(DnsCommand::Query(args)) => query_dns(&args),
         },
         Command::Doctor(args) => examine(&args),
+        Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
             ExitCode::SUCCESS
@@ -150,6 +153,21 @@ fn examine(args: &DoctorArgs) -> ExitCode {
         Ok(Err(error)) => could_not_run(error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
+}
+
+fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
+    let migration = match migrate::check(&args.files, args.from) {
+        Ok(migration) => migration,
+        Err(error) => return could_not_run(error),
+    };
+    match args.output {
+        Output::Text => {
+            eprint!("{}", migration.lines());
+            print!("{}", migration.config());
+        }
+        Output::Json => print!("{}", migration.json()),
+    }
+    ExitCode::from(if migration.is_wrong() { WRONG } else { 0 })
 }
 
 fn clean_up(args: &CleanupArgs) -> ExitCode {

@@ -111,7 +111,15 @@ pub fn load(path: &Path, node_name: Option<&str>) -> Result<Config, ConfigError>
         path: path.to_owned(),
         source,
     })?;
-    let parsed = serde_yaml_ng::from_str::<Config>(&text);
+    parse(path, &text, node_name)
+}
+
+/// Reads and checks a text, which errors say is at `path`. `node_name` replaces what it says.
+///
+/// # Errors
+/// [`ConfigError`] tells every problem, not only the first.
+pub fn parse(path: &Path, text: &str, node_name: Option<&str>) -> Result<Config, ConfigError> {
+    let parsed = serde_yaml_ng::from_str::<Config>(text);
     let mut config = parsed.map_err(|source| ConfigError::Parse {
         path: path.to_owned(),
         source,
