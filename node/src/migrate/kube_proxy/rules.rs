@@ -199,10 +199,11 @@ pub fn ipvs_timeout(state: &KubeProxy, _: &Value) -> Verdict {
 pub fn detect_local_mode(state: &KubeProxy, value: &Value) -> Verdict {
     const KEY: &str = "proxy.detectLocalMode";
     let needs = |pointer: &str, words: &str| {
-        let is_there = !state.text(pointer).is_empty();
-        is_there
-            .then(|| Verdict::taken(KEY, value.clone()))
-            .unwrap_or_else(|| Verdict::not_supported(words))
+        if state.text(pointer).is_empty() {
+            Verdict::not_supported(words)
+        } else {
+            Verdict::taken(KEY, value.clone())
+        }
     };
     match value.as_str().unwrap_or_default() {
         "" | "ClusterCIDR" if state.text("/clusterCIDR").is_empty() => Verdict::taken(KEY, "None").saying(
