@@ -212,7 +212,7 @@ fn check_reply(response: Vec<u8>, query: &Query<'_>) {
 /// # Panics
 /// When it is not.
 pub fn corefile(text: &str) {
-    let read = || Corefile::parse_blocks("Corefile", text, &|_| None, false);
+    let read = || Corefile::look_over_text("Corefile", text, &|_| None, false);
     let (corefile, errors) = read();
     let lines = text.lines().count() as u32;
     for error in &errors {

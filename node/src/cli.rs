@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::migrate::kinds::Kind;
+
 /// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
 #[derive(Debug, Parser)]
 #[command(
@@ -54,6 +56,9 @@ pub enum Command {
   causeway doctor -o json | jq '.findings[].id'
   causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
     Doctor(DoctorArgs),
+    /// Move a node from kube-proxy, flannel and CoreDNS
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
     /// Print the version
     #[command(after_help = "Examples:
   causeway version
@@ -216,6 +221,35 @@ pub struct DoctorArgs {
     pub output: Output,
 }
 
+/// Commands below `causeway migrate`.
+#[derive(Debug, Subcommand)]
+pub enum MigrateCommand {
+    /// Translate configurations into ours, and tell what becomes of each setting
+    #[command(after_help = "Examples:
+  kubectl -n kube-system get configmap kube-proxy -o yaml > kube-proxy.yaml
+  kubectl -n kube-flannel get configmap kube-flannel-cfg -o yaml > flannel.yaml
+  causeway migrate check kube-proxy.yaml flannel.yaml > node.yaml   # the configuration; the settings go to stderr
+  causeway migrate check --from coredns Corefile
+  causeway migrate check kube-proxy.yaml -o json | jq '.settings[] | select(.outcome != \"taken\")'
+Exit codes: 0 = all that is served stays, 1 = something would not be served, 2 = a file is not read or not known.
+Without kube-proxy's configuration the agent is no proxy, without flannel's it makes no pod network.")]
+    Check(MigrateCheckArgs),
+}
+
+/// Options of `causeway migrate check`.
+#[derive(Debug, Args)]
+pub struct MigrateCheckArgs {
+    /// Configurations, or ConfigMaps with them as kubectl prints them
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// What they are, where that is not seen by what they say
+    #[arg(long, value_enum, value_name = "PROGRAM")]
+    pub from: Option<Kind>,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
 /// Options of `causeway version`.
 #[derive(Debug, Args)]
 pub struct VersionArgs {
@@ -256,7 +290,7 @@ mod tests {
                     .unwrap_or_default();
                 let name = command.get_name();
                 assert!(
-                    help.contains("Examples:") || handed || name == "config",
+                    help.contains("Examples:") || handed || matches!(name, "config" | "migrate"),
                     "{name} has no examples"
                 );
                 if groups {

@@ -7,6 +7,8 @@
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`cleanup`]: what `causeway node cleanup` tells.
+//! - [`migrate`]: other programs' configurations as ours.
+//! - [`logs`]: what is logged, and from which level on.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
@@ -20,6 +22,8 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod logs;
+mod migrate;
 mod watch;
 
 use std::fmt::Display;
@@ -31,13 +35,12 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 use agent::cleanup::{CleanupError, clean};
+use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, NodeCommand, Output, VersionArgs,
+    DoctorArgs, MigrateCheckArgs, MigrateCommand, NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
             Some(DnsCommand::Query(args)) => query_dns(&args),
         },
         Command::Doctor(args) => examine(&args),
+        Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
             ExitCode::SUCCESS
@@ -77,13 +81,23 @@ fn run_agent(args: &ConfigArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         return could_not_run("must run as root: the agent programs the kernel's network");
     }
-    let config = match config::load(&args.config, args.node_name.as_deref()) {
-        Ok(config) => config,
+    let file = ConfigFile {
+        path: args.config.clone(),
+        node_name: args.node_name.clone(),
+    };
+    let (config, fingerprint) = match file.load() {
+        Ok(loaded) => loaded,
         Err(error) => return could_not_run(error),
     };
     allocator::prefer_small();
-    start_logs("info");
-    exit_code(until_told(|shutdown| agent::run(config, shutdown)))
+    let log_level = logs::start(&config.log_level, std::io::stderr);
+    let loaded = Loaded {
+        config,
+        fingerprint,
+        file,
+        log_level,
+    };
+    exit_code(until_told(|shutdown| agent::run(loaded, shutdown)))
 }
 
 fn run_dns(args: &DnsArgs) -> ExitCode {
@@ -93,7 +107,7 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
         Err(error) => return could_not_run(format_args!("start the thread that writes the log: {error}")),
     };
     // A lenient reader warns.
-    start_logs_to("info", Arc::clone(&log));
+    logs::start("info", Arc::clone(&log));
     // Who panics does not wait for standard error, either.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     let code = serve_dns(args);
@@ -116,7 +130,7 @@ fn serve_dns(args: &DnsArgs) -> ExitCode {
 
 fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
     if args.lenient {
-        start_logs("info");
+        logs::start("info", std::io::stderr);
     }
     match cluster_dns::check(&args.corefile, args.lenient) {
         Ok(checked) => {
@@ -152,6 +166,21 @@ fn examine(args: &DoctorArgs) -> ExitCode {
     }
 }
 
+fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
+    let migration = match migrate::check(&args.files, args.from) {
+        Ok(migration) => migration,
+        Err(error) => return could_not_run(error),
+    };
+    match args.output {
+        Output::Text => {
+            eprint!("{}", migration.lines());
+            print!("{}", migration.config());
+        }
+        Output::Json => print!("{}", migration.json()),
+    }
+    ExitCode::from(if migration.is_wrong() { WRONG } else { 0 })
+}
+
 fn clean_up(args: &CleanupArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         return could_not_run("must run as root: what the agent programmed is the kernel's");
@@ -160,7 +189,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    start_logs("warn");
+    logs::start("warn", std::io::stderr);
     match block_on(clean(&config, args.force)) {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));
@@ -235,20 +264,6 @@ where
         });
         run(shutdown).await
     })
-}
-
-/// Logs go to standard error, from this level on unless `CAUSEWAY_LOG` says otherwise.
-fn start_logs(level: &str) {
-    start_logs_to(level, std::io::stderr);
-}
-
-fn start_logs_to(level: &str, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
-    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(false)
-        .init();
 }
 
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {

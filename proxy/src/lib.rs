@@ -14,7 +14,7 @@
 //! - [`stale`]: flows that conntrack still sends where they are not answered.
 //! - [`report`]: what a sync and an audit did, and what they could not do.
 //! - [`verdict`]: what the plans of all Services make of one packet, without a kernel.
-//! - [`settings`]: what a proxy is told once.
+//! - [`settings`]: what a proxy is told.
 //! - [`Proxy`]: keeps what was applied, takes snapshots, retries what failed, repairs drift.
 //!
 //! ```no_run

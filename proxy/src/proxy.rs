@@ -128,6 +128,12 @@ impl Proxy {
         self.dns_answers = answers;
     }
 
+    /// Changes what plans are made by; the next sync plans everything anew where they depend on it. What was planned
+    /// stays while the Node object is absent, or does not say what the new settings need of it.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// Makes the next sync try again what failed. Otherwise it looks only at what changed, so that a Service that
     /// cannot be programmed does not cost anything at every change of another.
     pub fn retry_failed(&mut self) {

@@ -1,4 +1,4 @@
-//! What a proxy is told once, and the context that follows from it and from the Node object.
+//! What a proxy is told, and the context that follows from it and from the Node object.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -44,7 +44,8 @@ pub enum DetectLocal {
     InterfaceNamePrefix(String),
 }
 
-/// What does not change while a proxy runs.
+/// What plans are made by, next to the objects of the cluster. [`crate::Proxy::set_settings`] changes it while a proxy
+/// runs, but for the node and the versions of IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Name of the Node object.

@@ -382,6 +382,46 @@ fn a_change_of_this_nodes_zone_changes_every_plan_that_has_hints_and_no_other() 
 }
 
 #[test]
+fn other_settings_change_the_plans_that_depend_on_them_at_the_next_sync() {
+    let (mut proxy, fake) = proxy();
+    let mut external = service("a", "10.96.0.1");
+    external.external_addresses = [world::ip("198.51.100.1")].into();
+    let mut state = snapshot([
+        Change::Service(external),
+        Change::Service(service("b", "10.96.0.2")),
+        Change::Node(world::node("here", None)),
+    ]);
+    let own = ["10.96.0.1", "10.96.0.2"].map(|address| (vip(address, 80, Protocol::Tcp), 0));
+    proxy.sync(&state);
+    assert_eq!(frontends(&fake), own.into());
+    let open = proxy::Settings {
+        external_addresses: true,
+        ..settings()
+    };
+    proxy.set_settings(open);
+    assert_eq!(
+        frontends(&fake),
+        own.into(),
+        "nothing is done before the next sync"
+    );
+    assert_eq!(proxy.sync(&state).applied, [name("a")]);
+    let outer = (vip("198.51.100.1", 80, Protocol::Tcp), 0);
+    assert_eq!(frontends(&fake), [own[0], own[1], outer].into());
+    assert_eq!(proxy.sync(&state).applied, []);
+
+    state.apply(Change::DeleteNode("here".into()));
+    proxy.set_settings(settings());
+    assert_eq!(
+        proxy.sync(&state).applied,
+        [],
+        "an own node that is absent changes nothing"
+    );
+    state.apply(Change::Node(world::node("here", None)));
+    assert_eq!(proxy.sync(&state).applied, [name("a")]);
+    assert_eq!(frontends(&fake), own.into());
+}
+
+#[test]
 fn a_frontend_that_moved_away_from_a_failing_service_is_left_to_its_new_owner() {
     let (mut proxy, fake) = proxy();
     let key = vip("10.96.0.1", 80, Protocol::Tcp);

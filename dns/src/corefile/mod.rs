@@ -257,7 +257,7 @@ impl Corefile {
             }
         };
         let environment = |name: &str| std::env::var(name).ok();
-        let (mut corefile, errors) = Self::parse_blocks(&file, &text, &environment, is_lenient);
+        let (mut corefile, errors) = Self::look_over_text(&file, &text, &environment, is_lenient);
         corefile.path = Some(path.to_owned());
         (corefile, errors)
     }
@@ -271,11 +271,14 @@ impl Corefile {
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
-        let (corefile, errors) = Self::parse_blocks(file, text, environment, false);
+        let (corefile, errors) = Self::look_over_text(file, text, environment, false);
         errors.into_iter().next().map_or(Ok(corefile), Err)
     }
 
-    pub(crate) fn parse_blocks(
+    /// Reads a text as far as it is right, and tells everything that is wrong. `environment` gives the value of a
+    /// variable.
+    #[must_use]
+    pub fn look_over_text(
         file: &str,
         text: &str,
         environment: &dyn Fn(&str) -> Option<String>,

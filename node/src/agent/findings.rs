@@ -95,6 +95,7 @@ impl Sources {
         findings.extend(self.watches.rejected().iter().map(rejected_object));
         findings.extend(self.proxy.iter().flat_map(|proxy| of_proxy(proxy)));
         findings.extend(self.refused_fast_path());
+        findings.extend(self.waiting_config());
         findings.sort_by_key(|finding| finding.severity);
         findings
     }
@@ -129,6 +130,19 @@ impl Sources {
             })
         });
         failing.collect()
+    }
+
+    fn waiting_config(&self) -> Option<Finding> {
+        let keys = self.config_status.waiting();
+        (!keys.is_empty()).then(|| Finding {
+            severity: Severity::Note,
+            evidence: format!("changed in the file and not in effect: {}", keys.join(", ")),
+            ..wrong(
+                "config-needs-restart",
+                "configuration".to_owned(),
+                "restart the agent, which breaks no connection, or put the keys back",
+            )
+        })
     }
 
     fn refused_fast_path(&self) -> Option<Finding> {

@@ -11,6 +11,7 @@
 
 pub mod cleanup;
 mod cni;
+pub mod config_file;
 mod dns_address;
 mod dns_feed;
 pub mod findings;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
 use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
@@ -54,7 +56,13 @@ use thread::on_thread;
 ///
 /// # Errors
 /// Only when nothing can run at all: failures of parts are theirs.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Loaded {
+        config,
+        fingerprint,
+        file,
+        log_level,
+    } = loaded;
     let _only_one = own_state_dir(&config.state_dir)?;
     tracing::info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "agent starts");
     let (snapshots, snapshot) = watch::channel(Arc::<Snapshot>::default());
@@ -68,7 +76,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         fast_path,
         ready,
     };
+    let (taken, followed) = watch::channel(Arc::new(config.clone()));
+    let following = Following {
+        file,
+        config: taken,
+        status: Arc::new(ConfigStatus::new(fingerprint)),
+        log_level,
+    };
     let sources = Sources {
+        config: followed,
+        config_status: following.status.clone(),
         node: config.node_name.clone(),
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
@@ -83,10 +100,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sysctl_repairs: Arc::default(),
         checks: Arc::default(),
     };
+    supervisor.start("config", move |part, shutdown| {
+        following.clone().follow(part, shutdown)
+    });
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
-    start_sysctls(&mut supervisor, &config, tunnels, &sources);
+    start_sysctls(&mut supervisor, tunnels, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
-    start_proxy(&mut supervisor, &config, events, dns_answers, &sources)?;
+    start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
@@ -158,15 +178,11 @@ fn start_watch(
     events
 }
 
-fn start_sysctls(
-    supervisor: &mut Supervisor,
-    config: &Config,
-    tunnels: watch::Receiver<Option<String>>,
-    sources: &Sources,
-) {
+fn start_sysctls(supervisor: &mut Supervisor, tunnels: watch::Receiver<Option<String>>, sources: &Sources) {
     let served = sources.proxy.as_ref().map(|proxy| proxy.families.clone());
     let families = served.unwrap_or_else(|| [IpFamily::V4].into());
     let (snapshots, repairs) = (sources.snapshots.clone(), sources.sysctl_repairs.clone());
+    let config = sources.config.clone();
     let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnels, repairs) else {
         return;
     };
@@ -240,21 +256,15 @@ fn proxy_progress(config: &Config) -> Option<Arc<ProxyProgress>> {
 
 fn start_proxy(
     supervisor: &mut Supervisor,
-    config: &Config,
     events: Events,
     dns_answers: watch::Receiver<bool>,
     sources: &Sources,
-) -> anyhow::Result<()> {
+) {
     let Some(progress) = &sources.proxy else {
-        return Ok(());
-    };
-    let Some(settings) = service_proxy::settings(config, &progress.families)? else {
-        return Ok(());
+        return;
     };
     let proxying = Proxying {
-        config: settings,
-        pin_dir: config.proxy.pin_dir.clone(),
-        min_sync_period: config.proxy.min_sync_period,
+        config: sources.config.clone(),
         snapshots: sources.snapshots.clone(),
         dns_answers,
         progress: progress.clone(),
@@ -269,7 +279,6 @@ fn start_proxy(
     supervisor.start("health-check-ports", move |part, shutdown| {
         health_check_ports::serve(progress.clone(), part, shutdown)
     });
-    Ok(())
 }
 
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
@@ -295,13 +304,13 @@ fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Send
 }
 
 fn start_reports(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
-    let (address, health) = (config.health_bind, sources.clone());
+    let health = sources.clone();
     supervisor.start("health", move |part, shutdown| {
-        report::serve_health(address, health.clone(), part, shutdown)
+        report::serve_health(health.clone(), part, shutdown)
     });
-    let (address, metrics) = (config.metrics_bind, sources.clone());
+    let metrics = sources.clone();
     supervisor.start("metrics", move |part, shutdown| {
-        report::serve_metrics(address, metrics.clone(), part, shutdown)
+        report::serve_metrics(metrics.clone(), part, shutdown)
     });
     let (state_dir, all) = (config.state_dir.clone(), sources.clone());
     supervisor.start("findings", move |part, shutdown| {

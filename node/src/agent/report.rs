@@ -19,17 +19,22 @@ use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
+use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
-use crate::config::Datapath;
+use crate::config::{Config, Datapath};
 use crate::watch;
 
 /// Everything that reports are made of.
 #[derive(Clone)]
 pub struct Sources {
+    /// What the agent is told, now.
+    pub config: Receiver<Arc<Config>>,
+    /// How far it follows its file.
+    pub config_status: Arc<ConfigStatus>,
     /// This node.
     pub node: NodeName,
     /// How the parts are doing.
@@ -72,48 +77,47 @@ pub struct Checks {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve_health(
-    address: SocketAddr,
-    sources: Sources,
-    part: Part,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn serve_health(sources: Sources, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/livez", get(livez))
-        .with_state(sources);
-    serve(address, router, part, shutdown).await
+        .with_state(sources.clone());
+    serve(|config| config.health_bind, &sources, router, part, shutdown).await
 }
 
 /// Serves the metrics until shutdown.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve_metrics(
-    address: SocketAddr,
-    sources: Sources,
-    part: Part,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn serve_metrics(sources: Sources, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/proxyMode", get(proxy_mode))
-        .with_state(sources);
-    serve(address, router, part, shutdown).await
+        .with_state(sources.clone());
+    serve(|config| config.metrics_bind, &sources, router, part, shutdown).await
 }
 
+/// Serves at the address that the configuration says, and at another as soon as it says another.
 async fn serve(
-    address: SocketAddr,
+    address_of: impl Fn(&Config) -> SocketAddr,
+    sources: &Sources,
     router: Router,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}"))?;
-    part.works();
-    shutdown.run_until_cancelled(http::serve(listener, router)).await;
-    Ok(())
+    let mut config = sources.config.clone();
+    loop {
+        let address = address_of(&config.borrow_and_update());
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listen on {address}"))?;
+        part.works();
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = http::serve(listener, router.clone()) => {}
+            Ok(_) = config.wait_for(|config| address_of(config) != address) => {}
+        }
+    }
 }
 
 /// For load balancers: 200 while changes reach the kernel in time and the node is not going away (KEP-3836).
@@ -156,6 +160,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
     sources.fast_path_metrics(&mut page);
     sources.watch_metrics(&mut page);
     sources.part_metrics(&mut page);
+    sources.config_status.write(&mut page);
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         page.into_text(),
@@ -374,11 +379,15 @@ mod tests {
 
     use model::IpFamily;
 
+    use super::super::config_file::Fingerprint;
     use super::super::progress::Pass;
     use super::*;
 
     fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
+        let config = serde_yaml_ng::from_str::<Config>("{nodeName: node-1, proxy: {datapath: none}}");
         Sources {
+            config: tokio::sync::watch::channel(Arc::new(config.expect("valid"))).1,
+            config_status: Arc::new(ConfigStatus::new(Fingerprint::of(""))),
             node: "node-1".into(),
             parts: Parts::default(),
             snapshots: tokio::sync::watch::channel(Arc::default()).1,

@@ -4,6 +4,9 @@
 //! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
 
 mod duration;
+mod live;
+#[cfg(test)]
+mod live_tests;
 mod proxy;
 mod sections;
 #[cfg(test)]
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use model::NodeName;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
 pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
@@ -52,6 +56,10 @@ pub struct Config {
     /// Where `/metrics` and `/proxyMode` are served. Default: `127.0.0.1:10249`, kube-proxy's.
     #[serde(default = "default_metrics_bind")]
     pub metrics_bind: SocketAddr,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or another filter in tracing's syntax. The environment's
+    /// `CAUSEWAY_LOG` comes first. Default: `info`.
+    #[serde(default = "default_log_level")]
+    pub log_level: String,
 }
 
 fn host_name() -> NodeName {
@@ -69,6 +77,10 @@ fn default_health_bind() -> SocketAddr {
 
 fn default_metrics_bind() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 10_249).into()
+}
+
+fn default_log_level() -> String {
+    "info".to_owned()
 }
 
 /// Why a configuration is not used.
@@ -107,11 +119,26 @@ pub enum ConfigError {
 /// # Errors
 /// [`ConfigError`] tells every problem, not only the first.
 pub fn load(path: &Path, node_name: Option<&str>) -> Result<Config, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+    parse(path, &read(path)?, node_name)
+}
+
+/// The text of the file at `path`.
+///
+/// # Errors
+/// [`ConfigError::Read`].
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
-    })?;
-    let parsed = serde_yaml_ng::from_str::<Config>(&text);
+    })
+}
+
+/// Reads and checks a text, which errors say is at `path`. `node_name` replaces what it says.
+///
+/// # Errors
+/// [`ConfigError`] tells every problem, not only the first.
+pub fn parse(path: &Path, text: &str, node_name: Option<&str>) -> Result<Config, ConfigError> {
+    let parsed = serde_yaml_ng::from_str::<Config>(text);
     let mut config = parsed.map_err(|source| ConfigError::Parse {
         path: path.to_owned(),
         source,
@@ -178,6 +205,9 @@ impl Config {
         }
         if self.lacks_pod_networks() {
             problems.push("proxy.podNetworks: is needed where network.config is absent".to_owned());
+        }
+        if let Err(error) = EnvFilter::try_new(&self.log_level) {
+            problems.push(format!("logLevel: {:?} is no filter: {error}", self.log_level));
         }
         problems.extend(self.kubernetes.problems());
         problems.extend(self.proxy.problems());

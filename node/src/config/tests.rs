@@ -29,7 +29,7 @@ impl Drop for File {
 }
 
 #[track_caller]
-fn accepted(text: &str) -> Config {
+pub(super) fn accepted(text: &str) -> Config {
     let file = File::new(text);
     match load(&file.0, None) {
         Ok(config) => config,
@@ -116,6 +116,7 @@ cni: {socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
+logLevel: debug
 ",
     );
     assert_eq!(config.node_name.0, "node-1");

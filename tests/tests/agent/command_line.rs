@@ -65,6 +65,53 @@ fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
 }
 
 #[test]
+fn a_migration_prints_a_configuration_that_its_own_check_takes_and_tells_the_settings_beside_it() {
+    let directory = Directory::new("migrate");
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    let run = |text: &str, arguments: &[&str]| {
+        let file = directory.write("theirs.yaml", text);
+        let mut command = Command::new(program("causeway"));
+        command.args(["migrate", "check"]).arg(file).args(arguments);
+        let output = command.output().expect("it starts");
+        let [config, told] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code(), config, told)
+    };
+    let (code, config, told) = run(&format!("{head}clusterCIDR: 10.244.0.0/16"), &[]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        told.contains("taken          kube-proxy  clusterCIDR: 10.244.0.0/16  (proxy.podNetworks)"),
+        "{told}"
+    );
+    let ours = directory.write("ours.yaml", &config);
+    let ours = ours.to_str().expect("plain path");
+    check(
+        Command::new(program("causeway")).args(["node", "config", "check", "--config", ours]),
+        0,
+        "",
+    );
+
+    let (code, _, told) = run(&format!("{head}windPower: 7"), &[]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(
+        told.contains("NOT SUPPORTED  kube-proxy  windPower: 7  (is not known here)"),
+        "{told}"
+    );
+    let (code, json, _) = run(&format!("{head}windPower: 7"), &["-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (code, &json["config"]["proxy"]["datapath"]),
+        (Some(1), &serde_json::json!("ebpf"))
+    );
+    let (code, _, told) = run("x: 7", &[]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("theirs.yaml: there is no KubeProxyConfiguration"),
+        "{told}"
+    );
+}
+
+#[test]
 fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
     for arguments in [
         &["explode"][..],

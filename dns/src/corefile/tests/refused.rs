@@ -721,7 +721,7 @@ fn a_lenient_reader_warns_of_plugins_that_it_does_not_know_and_of_nothing_else()
 #[test]
 fn everything_that_is_wrong_is_told_and_the_first_of_it_is_the_error() {
     let text = "a..b. {\n minimal x\n errors\n bufsize 1\n}\n. {\n any x\n}\n.:53 {\n}";
-    let (corefile, errors) = Corefile::parse_blocks("Corefile", text, &|_| None, false);
+    let (corefile, errors) = Corefile::look_over_text("Corefile", text, &|_| None, false);
     let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let expected = [
         "Corefile:1: the zone \"a..b.\" has an empty label",
@@ -736,7 +736,7 @@ fn everything_that_is_wrong_is_told_and_the_first_of_it_is_the_error() {
     assert_eq!(errors, [true, false, false]);
     let first = parse(text).map_err(|error| error.to_string());
     assert_eq!(first, Err(expected[0].to_owned()));
-    let (_, errors) = Corefile::parse_blocks("Corefile", ". {\n cache x\n", &|_| None, false);
+    let (_, errors) = Corefile::look_over_text("Corefile", ". {\n cache x\n", &|_| None, false);
     assert_eq!(errors.len(), 1, "{errors:?}");
 }
 

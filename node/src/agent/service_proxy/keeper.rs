@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use model::{IpFamily, Kind, ObjectName, Snapshot, UnixTime, with_causes};
 use proxy::plan::Reason;
 use proxy::stale::Forgotten;
-use proxy::{AuditReport, Error, Proxy, Rejected, SyncReport};
+use proxy::{AuditReport, Error, Proxy, Rejected, Settings, SyncReport};
 
 use super::backlog::{Changes, Triggers};
 use super::failing::Tried;
@@ -124,6 +124,11 @@ impl<'a> Keeper<'a> {
     /// Tells whether this node's DNS server answers; the next sync acts on it.
     pub fn set_dns_answers(&mut self, answers: bool) {
         self.proxy.set_dns_answers(answers);
+    }
+
+    /// Tells what plans are made by from now on; the next sync acts on it.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.proxy.set_settings(settings);
     }
 
     /// Brings a snapshot into the kernel.

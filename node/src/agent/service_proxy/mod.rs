@@ -40,9 +40,11 @@ pub use settings::settings;
 use super::progress::ProxyProgress;
 use super::supervisor::Part;
 use crate::backoff::Backoff;
+use crate::config::Config;
 use crate::watch::Events;
 use keeper::{Audit, Keeper};
 use pacing::Pacing;
+use settings::planning;
 
 /// Between two looks at attachments, pins and chains.
 const AUDIT_STRUCTURE: Duration = Duration::from_secs(10);
@@ -63,12 +65,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// What the thread is started with.
 #[derive(Clone)]
 pub struct Proxying {
-    /// What the proxy is told.
-    pub config: proxy::Config,
-    /// Where a socket hook that ran here before has its pins.
-    pub pin_dir: PathBuf,
-    /// At least so much time from one pass over what changed to the next.
-    pub min_sync_period: Duration,
+    /// What the agent is told, now.
+    pub config: watch::Receiver<Arc<Config>>,
     /// The cluster.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Whether this node's DNS server answers at [`proxy::Settings::local_dns`].
@@ -84,25 +82,27 @@ pub struct Proxying {
 /// Runs the proxy until shutdown. Blocks; only waiting for events is the runtime's.
 ///
 /// # Errors
-/// When the kernel's interfaces cannot be opened. What fails later is tried again here.
+/// When no cgroup v2 hierarchy is mounted, or the kernel's interfaces cannot be opened. What fails later is tried again
+/// here.
 pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> anyhow::Result<()> {
     let Proxying {
-        config,
-        pin_dir,
-        min_sync_period,
+        config: mut told,
         snapshots,
         dns_answers,
         progress,
         events,
         runtime,
     } = proxying;
+    let first = told.borrow_and_update().clone();
+    let config = settings(&first, &progress.families)?.context("invariant: there shall be a proxy")?;
     let proxy = Proxy::open(&config).context("open the proxy's datapath")?;
     let drift = watch_drift(&proxy, shutdown.clone())?;
-    let mut schedule = Schedule::new(snapshots, dns_answers, Pacing::new(min_sync_period), drift);
+    let pacing = Pacing::new(first.proxy.min_sync_period);
+    let mut schedule = Schedule::new(snapshots, dns_answers, told, pacing, drift);
     let mut keeper = Keeper::new(proxy, &progress, part, events);
     keeper.set_dns_answers(schedule.dns_answers());
     keeper.read_counters();
-    let mut leftovers = Leftovers::new(config, pin_dir);
+    let mut leftovers = Leftovers::new(config, first.proxy.pin_dir.clone());
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         match runtime.block_on(schedule.next(shutdown)) {
@@ -117,6 +117,12 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
             Event::Sync => keeper.sync(&schedule.pass()),
             Event::Dns => {
                 keeper.set_dns_answers(schedule.dns_answers());
+                keeper.sync(&schedule.pass());
+            }
+            Event::Settings => {
+                let told = schedule.told();
+                schedule.pacing.set_period(told.proxy.min_sync_period);
+                keeper.set_settings(planning(&told, &progress.families)?);
                 keeper.sync(&schedule.pass());
             }
             Event::Flows => {
@@ -198,6 +204,8 @@ enum Event {
     Sync,
     /// This node's DNS answers, or does not any more.
     Dns,
+    /// The agent is told something else.
+    Settings,
     /// Flows that may lead nowhere are to be looked at.
     Flows,
     Retry,
@@ -210,6 +218,7 @@ enum Event {
 struct Schedule {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     dns_answers: watch::Receiver<bool>,
+    told: watch::Receiver<Arc<Config>>,
     pacing: Pacing,
     /// A snapshot came and waits for its turn.
     queued: bool,
@@ -227,6 +236,7 @@ impl Schedule {
     fn new(
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
         dns_answers: watch::Receiver<bool>,
+        told: watch::Receiver<Arc<Config>>,
         pacing: Pacing,
         drift: Arc<Notify>,
     ) -> Self {
@@ -236,6 +246,7 @@ impl Schedule {
         Self {
             snapshots,
             dns_answers,
+            told,
             pacing,
             queued: false,
             stale_flows: false,
@@ -254,6 +265,10 @@ impl Schedule {
 
     fn dns_answers(&mut self) -> bool {
         *self.dns_answers.borrow_and_update()
+    }
+
+    fn told(&mut self) -> Arc<Config> {
+        self.told.borrow_and_update().clone()
     }
 
     /// A pass over the newest snapshot begins.
@@ -301,6 +316,7 @@ impl Schedule {
                 drift.notified().await;
             } => Event::Drift,
             Ok(()) = self.dns_answers.changed() => Event::Dns,
+            Ok(()) = self.told.changed() => Event::Settings,
             changed = self.snapshots.changed() => match changed {
                 Ok(()) => {
                     self.queued = true;
@@ -357,9 +373,12 @@ mod tests {
     fn schedule() -> (Schedule, watch::Sender<Arc<Snapshot>>) {
         let (publish, snapshots) = watch::channel(Arc::default());
         let (_, dns_answers) = watch::channel(true);
+        let config = serde_yaml_ng::from_str::<Config>("{nodeName: n, proxy: {datapath: none}}");
+        let (_, told) = watch::channel(Arc::new(config.expect("valid")));
         let schedule = Schedule::new(
             snapshots,
             dns_answers,
+            told,
             Pacing::new(Duration::ZERO),
             Arc::default(),
         );

@@ -17,6 +17,11 @@ impl Pacing {
         Self { period, began: None }
     }
 
+    /// Another period, from the pass that began last.
+    pub fn set_period(&mut self, period: Duration) {
+        self.period = period;
+    }
+
     /// When the next pass may begin: `now`, or later.
     #[must_use]
     pub fn next(&self, now: Instant) -> Instant {

@@ -10,7 +10,7 @@ use proxy::{DatapathKind, DetectLocal, IptablesVariant, NodePortAddresses, Setti
 
 use crate::config::{self, Config, Datapath, DetectLocalMode};
 
-/// What the proxy is told once. None where there shall be no proxy.
+/// What the proxy is opened with. None where there shall be no proxy.
 ///
 /// # Errors
 /// When no cgroup v2 hierarchy is mounted.
@@ -18,12 +18,21 @@ pub fn settings(config: &Config, families: &BTreeSet<IpFamily>) -> anyhow::Resul
     let Some(datapath) = datapath(&config.proxy)? else {
         return Ok(None);
     };
+    let settings = planning(config, families)?;
+    Ok(Some(proxy::Config { settings, datapath }))
+}
+
+/// What plans are made by, which may change while the proxy runs.
+///
+/// # Errors
+/// None where the configuration was checked.
+pub fn planning(config: &Config, families: &BTreeSet<IpFamily>) -> anyhow::Result<Settings> {
     let network = config.network.as_ref();
     let public_ips = network.into_iter().flat_map(|network| {
         let v4 = network.public_ip.map(IpAddr::V4);
         v4.into_iter().chain(network.public_ip_v6.map(IpAddr::V6))
     });
-    let settings = Settings {
+    Ok(Settings {
         node: config.node_name.clone(),
         node_addresses: public_ips.collect(),
         families: families.clone(),
@@ -36,8 +45,7 @@ pub fn settings(config: &Config, families: &BTreeSet<IpFamily>) -> anyhow::Resul
             config::NodePortAddresses::Networks(networks) => NodePortAddresses::Networks(networks.clone()),
         },
         local_dns: config.dns.address.into_iter().collect(),
-    };
-    Ok(Some(proxy::Config { settings, datapath }))
+    })
 }
 
 fn datapath(proxy: &config::Proxy) -> anyhow::Result<Option<DatapathKind>> {

@@ -47,10 +47,10 @@ const ADVERTISED: u8 = 9;
 #[derive(Clone)]
 pub struct Sysctls {
     node: NodeName,
+    /// What the agent is told, now.
+    config: watch::Receiver<Arc<Config>>,
     /// Versions of IP that the kernel speaks and Services are served over.
     families: BTreeSet<IpFamily>,
-    pod_networks: Vec<IpNetwork>,
-    limits: Vec<Wanted>,
     /// The cluster.
     snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The overlay's tunnel device, as soon as there is one.
@@ -64,27 +64,36 @@ impl Sysctls {
     /// nor pods are the agent's.
     #[must_use]
     pub fn of(
-        config: &Config,
+        config: watch::Receiver<Arc<Config>>,
         families: BTreeSet<IpFamily>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         tunnel: watch::Receiver<Option<String>>,
         repairs: Arc<Counters>,
     ) -> Option<Self> {
-        let serves = config.proxy.datapath != Datapath::None;
-        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
-        (serves || config.network.is_some()).then(|| Self {
-            node: config.node_name.clone(),
+        let (serves, node) = {
+            let config = config.borrow();
+            (
+                serves(&config) || config.network.is_some(),
+                config.node_name.clone(),
+            )
+        };
+        serves.then(|| Self {
+            node,
+            config,
             families,
-            pod_networks: config.pod_networks(),
-            limits: if serves {
-                limits(&config.proxy.conntrack, cpus)
-            } else {
-                Vec::new()
-            },
             snapshots,
             tunnel,
             repairs,
         })
+    }
+
+    fn limits(&self) -> Vec<Wanted> {
+        let config = self.config.borrow();
+        if !serves(&config) {
+            return Vec::new();
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        limits(&config.proxy.conntrack, cpus)
     }
 
     /// Versions of IP that are forwarded: 4, and 6 where pods have it, by the configuration or by the Node object, or
@@ -93,7 +102,8 @@ impl Sysctls {
         let snapshot = self.snapshots.borrow();
         let node = snapshot.nodes.get(&self.node);
         let of_node = node.iter().flat_map(|node| &node.pod_cidrs);
-        let of_pods = self.pod_networks.iter().chain(of_node).any(IpNetwork::is_ipv6);
+        let pod_networks = self.config.borrow().pod_networks();
+        let of_pods = pod_networks.iter().chain(of_node).any(IpNetwork::is_ipv6);
         let nodes_own = node.is_some_and(|node| node.internal_addresses.iter().any(IpAddr::is_ipv6));
         let v6 = self.families.contains(&IpFamily::V6) && (of_pods || nodes_own);
         let v6 = v6.then_some(IpFamily::V6);
@@ -117,9 +127,14 @@ impl Sysctls {
             advertised,
         };
         let mut wanted = forwarding(&paths);
-        wanted.extend_from_slice(&self.limits);
+        wanted.extend(self.limits());
         (wanted, failure)
     }
+}
+
+/// Whether Services are the agent's.
+fn serves(config: &Config) -> bool {
+    config.proxy.datapath != Datapath::None
 }
 
 /// The settings, by name and value, that are as an agent sets them in whatever cluster. `families`: versions of IP that
@@ -130,6 +145,7 @@ impl Sysctls {
 pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> netlink::Result<Vec<String>> {
     let (_, snapshots) = watch::channel(Arc::default());
     let (_, tunnel) = watch::channel(None);
+    let (_, config) = watch::channel(Arc::new(config.clone()));
     let Some(sysctls) = Sysctls::of(config, families.clone(), snapshots, tunnel, Arc::default()) else {
         return Ok(Vec::new());
     };
@@ -140,7 +156,7 @@ pub fn of_an_agent(config: &Config, families: BTreeSet<IpFamily>) -> netlink::Re
         tunnel: None,
         advertised: links.map(|link| link.name).collect(),
     });
-    wanted.extend(sysctls.limits);
+    wanted.extend(sysctls.limits());
     Ok(as_written(&wanted, &Kernel))
 }
 
@@ -272,10 +288,12 @@ fn name(path: &str) -> String {
 /// When the thread that writes them breaks.
 pub async fn keep(sysctls: Sysctls, part: Part, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut tunnel = sysctls.tunnel.clone();
+    let mut config = sysctls.config.clone();
     let mut held = Held::default();
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         tunnel.mark_unchanged();
+        config.mark_unchanged();
         let source = sysctls.clone();
         let look = move || {
             let (wanted, failure) = source.wanted();
@@ -301,6 +319,7 @@ pub async fn keep(sysctls: Sysctls, part: Part, shutdown: CancellationToken) -> 
             () = tokio::time::sleep(pause) => {}
             // Where there is no overlay nobody tells.
             Ok(()) = tunnel.changed() => {}
+            Ok(()) = config.changed() => {}
         }
     }
 }

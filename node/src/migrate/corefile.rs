@@ -1,0 +1,25 @@
+//! A Corefile: the DNS server takes it as it is.
+
+use dns::corefile::{Corefile, Key};
+use serde_json::{Value, json};
+
+use super::draft::Draft;
+use super::told::Verdict;
+
+const OF: &str = "coredns";
+
+/// Reads the text as the server in a pod would.
+pub fn translate(text: &str, draft: &mut Draft) {
+    let in_a_pod = |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| "10.96.0.1".to_owned());
+    let (corefile, errors) = Corefile::look_over_text("Corefile", text, &in_a_pod, false);
+    for block in &corefile.blocks {
+        let zones: Vec<String> = block.keys.iter().map(Key::to_string).collect();
+        let plugins = json!(block.plugins().join(" "));
+        let verdict = Verdict::as_it_is("causeway dns --conf takes it as it is");
+        draft.add(OF, zones.join(" "), &plugins, &verdict);
+    }
+    for error in errors {
+        let path = format!("{}:{}", error.file, error.line);
+        draft.add(OF, path, &Value::Null, &Verdict::not_supported(error.message));
+    }
+}

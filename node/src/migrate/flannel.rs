@@ -1,0 +1,123 @@
+//! flannel's `net-conf.json` (`flannel`, `Documentation/configuration.md`, `Documentation/backends.md`). Its names are
+//! read in any case of letters, as flannel does.
+
+use overlay::flannel::{FormatError, NetworkConfig};
+use serde_json::{Value, json};
+
+use super::draft::Draft;
+use super::fields::{Field, Fields, When, not_needed, read};
+use super::told::Verdict;
+
+const OF: &str = "flannel";
+
+const FIELDS: Fields<()> = Fields {
+    of: OF,
+    any_case: true,
+    table: TABLE,
+};
+
+const BY_KUBERNETES: &str = "subnets are the Nodes' spec.podCIDRs, for flannel with --kube-subnet-mgr too";
+
+const TABLE: &[Field<()>] = &[
+    read("Network", When::Set, in_config),
+    read("IPv6Network", When::Set, in_config),
+    read("EnableIPv4", When::Given, in_config),
+    read("EnableIPv6", When::Set, in_config),
+    not_needed(
+        "EnableNFTables",
+        "what is masqueraded stands in an nftables table of its own",
+    ),
+    not_needed("SubnetLen", BY_KUBERNETES),
+    not_needed("SubnetMin", BY_KUBERNETES),
+    not_needed("SubnetMax", BY_KUBERNETES),
+    not_needed("IPv6SubnetLen", BY_KUBERNETES),
+    not_needed("IPv6SubnetMin", BY_KUBERNETES),
+    not_needed("IPv6SubnetMax", BY_KUBERNETES),
+    read("Backend.Type", When::Always, backend),
+    read("Backend.VNI", When::Set, in_config),
+    read("Backend.Port", When::Set, in_config),
+    read("Backend.MTU", When::Set, in_config),
+    read("Backend.GBP", When::Set, in_config),
+    read("Backend.DirectRouting", When::Set, in_config),
+    read("Backend.Learning", When::Set, learning),
+    read("Backend.MacPrefix", When::Set, mac_prefix),
+];
+
+fn in_config((): &(), _: &Value) -> Verdict {
+    Verdict::as_it_is("network.config")
+}
+
+fn learning((): &(), _: &Value) -> Verdict {
+    Verdict::differs("the device learns nothing from packets: each node's entry is written")
+}
+
+fn mac_prefix((): &(), _: &Value) -> Verdict {
+    Verdict::differs("the device's MAC address is kept where it is there, else random")
+}
+
+/// What flannel does for want of a word is `udp`.
+fn backend((): &(), value: &Value) -> Verdict {
+    match value.as_str().unwrap_or("udp") {
+        "vxlan" | "host-gw" => Verdict::as_it_is("network.config"),
+        other => Verdict::not_supported(format!(
+            "{other} is not spoken, vxlan and host-gw are: pods of nodes that still have flannel are not reached. \
+             What is printed says vxlan"
+        )),
+    }
+}
+
+/// Reads the file. flannel reads it from a file only where Kubernetes has the leases.
+pub fn translate(document: &Value, draft: &mut Draft) {
+    let mut config = document.clone();
+    if let Some(fields) = config.as_object_mut()
+        && !is_spoken(document)
+    {
+        fields.retain(|name, _| !name.eq_ignore_ascii_case("Backend"));
+        fields.insert("Backend".to_owned(), json!({"Type": "vxlan"}));
+    }
+    FIELDS.read(&(), &without_foreign_options(document), "", draft);
+    let leases = Verdict::taken("network.leases", "kubernetes").and("network.config", config.clone());
+    let words = "network.leases: kubernetes; flannel without --kube-subnet-mgr has them in etcd: then `etcd`, and \
+                 network.etcd";
+    draft.add(OF, "(leases)", &Value::Null, &leases.saying(words));
+    match NetworkConfig::parse(&config.to_string()) {
+        Ok(_) | Err(FormatError::Backend(_)) => {}
+        Err(error) => draft.add(
+            OF,
+            "(as a whole)",
+            &Value::Null,
+            &Verdict::not_supported(error.to_string()),
+        ),
+    }
+}
+
+fn backend_of(document: &Value) -> Option<&Value> {
+    let mut fields = document.as_object()?.iter();
+    let found = fields.find(|(name, _)| name.eq_ignore_ascii_case("Backend"));
+    found.map(|(_, backend)| backend)
+}
+
+fn kind_of(document: &Value) -> Option<&str> {
+    let mut fields = backend_of(document)?.as_object()?.iter();
+    let found = fields.find(|(name, _)| name.eq_ignore_ascii_case("Type"));
+    found.and_then(|(_, kind)| kind.as_str())
+}
+
+fn is_spoken(document: &Value) -> bool {
+    matches!(kind_of(document), Some("vxlan" | "host-gw"))
+}
+
+/// Options of a backend that is not spoken need no line of their own.
+fn without_foreign_options(document: &Value) -> Value {
+    let mut document = document.clone();
+    let kind = kind_of(&document).map(str::to_owned);
+    if let Some(fields) = document.as_object_mut()
+        && !matches!(kind.as_deref(), Some("vxlan" | "host-gw"))
+    {
+        fields.retain(|name, _| !name.eq_ignore_ascii_case("Backend"));
+        if let Some(kind) = kind {
+            fields.insert("Backend".to_owned(), json!({"Type": kind}));
+        }
+    }
+    document
+}

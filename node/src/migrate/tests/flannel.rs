@@ -1,0 +1,173 @@
+//! flannel's fields, and those of the CNI plugins that it installs.
+
+use super::*;
+
+const NETWORK: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
+#[track_caller]
+fn check(config: &str, outcomes_expected: &str, keys_expected: &str) {
+    let this = migrated(&[config], Some(Kind::Flannel));
+    let (outcomes, keys) = (outcomes(&this), keys(&this));
+    let frame = [
+        "taken (leases)",
+        "proxy.datapath=\"none\"",
+        "network.leases=\"kubernetes\"",
+    ]
+    .map(str::to_owned);
+    let found = (beyond(outcomes, &frame), beyond(keys, &frame));
+    assert_eq!(
+        found,
+        (outcomes_expected.to_owned(), keys_expected.to_owned()),
+        "for {config}"
+    );
+}
+
+#[test]
+fn the_network_is_taken_as_it_is_and_services_are_left_to_others() {
+    let kept = |config: &str, outcomes: &str| {
+        let read: Value = serde_json::from_str(config).expect("JSON");
+        check(config, outcomes, &format!("network.config={read}"));
+    };
+    kept(NETWORK, "taken Backend.Type; taken Network");
+    kept(
+        r#"{"network": "10.244.0.0/16", "backend": {"type": "host-gw"}}"#,
+        "taken backend.type; taken network",
+    );
+    kept(
+        r#"{"EnableIPv6": true, "IPv6Network": "fd00::/56", "Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#,
+        "taken Backend.Type; taken EnableIPv6; taken IPv6Network; taken Network",
+    );
+    kept(
+        r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/56", "Backend": {"Type": "vxlan"}}"#,
+        "taken Backend.Type; taken EnableIPv4; taken EnableIPv6; taken IPv6Network",
+    );
+    kept(
+        r#"{"EnableNFTables": true, "Network": "10.244.0.0/16", "SubnetLen": 25, "SubnetMin": "10.244.1.0",
+            "SubnetMax": "10.244.9.0", "Backend": {"Type": "host-gw"}}"#,
+        "taken Backend.Type; not needed EnableNFTables; taken Network; not needed SubnetLen; not needed SubnetMax; \
+         not needed SubnetMin",
+    );
+    kept(
+        r#"{"Network": "10.244.0.0/16",
+            "Backend": {"Type": "vxlan", "VNI": 4096, "Port": 4789, "MTU": 1400, "GBP": true, "DirectRouting": true}}"#,
+        "taken Backend.DirectRouting; taken Backend.GBP; taken Backend.MTU; taken Backend.Port; taken Backend.Type; \
+         taken Backend.VNI; taken Network",
+    );
+    kept(
+        r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Learning": true, "MacPrefix": "0E-2A"}}"#,
+        "differs Backend.Learning; differs Backend.MacPrefix; taken Backend.Type; taken Network",
+    );
+}
+
+#[test]
+fn what_is_wrong_or_not_known_is_told_with_its_path() {
+    let kept = |config: &str, outcomes: &str| {
+        let read: Value = serde_json::from_str(config).expect("JSON");
+        check(config, outcomes, &format!("network.config={read}"));
+    };
+    kept(
+        r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Colour": "red"}, "Shape": 7}"#,
+        "NOT SUPPORTED Backend.Colour; taken Backend.Type; taken Network; NOT SUPPORTED Shape",
+    );
+    kept(
+        r#"{"Network": "10.244.0.0", "Backend": {"Type": "vxlan"}}"#,
+        "taken Backend.Type; taken Network; NOT SUPPORTED (as a whole); NOT SUPPORTED (as a whole)",
+    );
+}
+
+#[test]
+fn of_a_backend_that_is_not_spoken_one_line_is_told_and_the_rest_of_the_network_taken() {
+    let others = [
+        "udp",
+        "wireguard",
+        "ipsec",
+        "ipip",
+        "alloc",
+        "extension",
+        "aws-vpc",
+        "gce",
+        "ali-vpc",
+        "tencent-vpc",
+    ];
+    for backend in others {
+        check(
+            &format!(
+                r#"{{"Network": "10.244.0.0/16", "Backend": {{"Type": "{backend}", "PSK": "x", "Port": 9}}}}"#
+            ),
+            "NOT SUPPORTED Backend.Type; taken Network",
+            r#"network.config={"Backend":{"Type":"vxlan"},"Network":"10.244.0.0/16"}"#,
+        );
+    }
+    let unsaid = r#"{"Network": "10.244.0.0/16"}"#;
+    check(
+        unsaid,
+        "taken Network; NOT SUPPORTED Backend.Type",
+        r#"network.config={"Backend":{"Type":"vxlan"},"Network":"10.244.0.0/16"}"#,
+    );
+    let words = words(&migrated(&[unsaid], None), "Backend.Type");
+    assert!(words.starts_with("udp is not spoken"), "{words}");
+}
+
+#[test]
+fn a_chain_of_plugins_is_told_plugin_by_plugin() {
+    let chain = |plugins: &str| {
+        let chain = format!(r#"{{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{plugins}]}}"#);
+        let this = migrated(&[NETWORK, &chain], None);
+        let alone = migrated(&[NETWORK], None);
+        let frame = ["not needed name", "not needed cniVersion"].map(str::to_owned);
+        let known: Vec<String> = outcomes(&alone).into_iter().chain(frame).collect();
+        (
+            beyond(outcomes(&this), &known),
+            beyond(keys(&this), &keys(&alone)),
+        )
+    };
+    let rows = [
+        (r#"{"type": "flannel"}"#, "taken plugins[0].type", ""),
+        (
+            r#"{"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}}"#,
+            "not needed plugins[0].delegate.hairpinMode; not needed plugins[0].delegate.isDefaultGateway; \
+             taken plugins[0].type",
+            "",
+        ),
+        (
+            r#"{"type": "flannel", "delegate": {"type": "macvlan", "mtu": 1300}}"#,
+            "differs plugins[0].delegate.mtu; NOT SUPPORTED plugins[0].delegate.type; taken plugins[0].type",
+            "",
+        ),
+        (
+            r#"{"type": "flannel", "subnetFile": "/run/other.env", "dataDir": "/d", "delegate": {"vlan": 7}}"#,
+            "not needed plugins[0].dataDir; NOT SUPPORTED plugins[0].delegate.vlan; \
+             taken plugins[0].subnetFile; taken plugins[0].type",
+            "network.subnetEnv=\"/run/other.env\"",
+        ),
+        (
+            r#"{"type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "markMasqBit": 13}"#,
+            "not needed plugins[0].capabilities; differs plugins[0].markMasqBit; not needed plugins[0].snat; \
+             taken plugins[0].type",
+            "",
+        ),
+        (
+            r#"{"type": "portmap", "conditionsV4": ["-s", "192.0.2.0/24"]}"#,
+            "NOT SUPPORTED plugins[0].conditionsV4; taken plugins[0].type",
+            "",
+        ),
+        (
+            r#"{"type": "bandwidth", "capabilities": {"bandwidth": true}}, {"type": "bandwidth", "ingressRate": 5}"#,
+            "not needed plugins[0].capabilities; taken plugins[0].type; NOT SUPPORTED plugins[1].ingressRate; \
+             taken plugins[1].type",
+            "",
+        ),
+        (
+            r#"{"type": "tuning"}, {}"#,
+            "NOT SUPPORTED plugins[0].type; NOT SUPPORTED plugins[1].type",
+            "",
+        ),
+    ];
+    for (plugins, outcomes, keys) in rows {
+        assert_eq!(
+            chain(plugins),
+            (outcomes.to_owned(), keys.to_owned()),
+            "for {plugins}"
+        );
+    }
+}
