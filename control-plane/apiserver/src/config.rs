@@ -9,6 +9,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::features::Features;
+
 /// The configuration of one API server. All paths are PEM files.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +41,8 @@ pub struct Config {
     pub nearby_nodes: Vec<IpAddr>,
     /// What clients may take of the server.
     pub limits: Limits,
+    /// What of the API is served; default all.
+    pub features: Features,
 }
 
 /// What clients may take of the server together. Beyond it they are told to come later; the defaults are upstream's
