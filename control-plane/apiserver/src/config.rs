@@ -51,10 +51,10 @@ pub struct Config {
 pub struct Limits {
     /// Connections; default 4096. One more ends the one that was longest without a request.
     pub connections: usize,
-    /// Reading requests that are answered at once, without watches and streams; default 400. Requests without
-    /// credentials have places of their own, a quarter as many.
+    /// Reading requests that are answered at once, without watches and streams; default 400. No user has more than
+    /// three quarters of them. Requests without credentials have places of their own, a quarter as many.
     pub reading: usize,
-    /// Writing requests that are answered at once; default 200.
+    /// Writing requests that are answered at once; default 200. No user has more than three quarters of them.
     pub writing: usize,
     /// Bytes of bodies that arrive or are carried out; default 64 MiB.
     pub body_bytes: usize,
