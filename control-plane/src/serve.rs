@@ -194,6 +194,10 @@ fn api_config(state: &StateDir, settings: &Settings) -> apiserver::Config {
         kubelet_client_key: kubelet_client.key,
         nearby_nodes: Vec::new(),
         limits: apiserver::Limits::default(),
+        features: apiserver::Features {
+            version: settings.kubernetes_version,
+            gates: settings.feature_gates.clone(),
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use apiserver::Cidrs;
+use apiserver::{Cidrs, Gates, KubernetesVersion};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +128,12 @@ pub struct Settings {
     pub etcd: Option<ExternalEtcd>,
     /// DNS domain of the cluster.
     pub domain: String,
+    /// The Kubernetes version whose API is served. State that was kept from before there was a choice has the newest.
+    #[serde(default)]
+    pub kubernetes_version: KubernetesVersion,
+    /// Features of the API that are switched apart from the version.
+    #[serde(default)]
+    pub feature_gates: Gates,
 }
 
 /// Name of the bridge on the host's side.
@@ -477,6 +483,8 @@ mod tests {
             etcd_port: 2379,
             etcd: None,
             domain: "cluster.local".to_owned(),
+            kubernetes_version: KubernetesVersion::default(),
+            feature_gates: Gates::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use apiserver::Cidrs;
+use apiserver::{Cidrs, Gates, KubernetesVersion};
 
 use crate::StateDirArg;
 use crate::cgroup::Cgroup;
@@ -55,6 +55,17 @@ pub struct UpArgs {
     /// Port of the built-in store
     #[arg(long, default_value_t = 2379)]
     etcd_port: u16,
+    /// The Kubernetes version whose API is served, 1.27 to 1.33: what clients and agents meet on older clusters
+    #[arg(long, default_value_t, value_name = "VERSION")]
+    kubernetes_version: KubernetesVersion,
+    /// Features of the API that are on or off whatever the version, for example WatchList=false,OpenAPIV3=false
+    #[arg(
+        long,
+        default_value_t,
+        value_name = "FEATURE=BOOL[,...]",
+        hide_default_value = true
+    )]
+    feature_gates: Gates,
     /// Give up when the nodes are not Ready after this many seconds
     #[arg(long, default_value_t = 120)]
     timeout: u64,
@@ -75,6 +86,8 @@ impl UpArgs {
             etcd_port: self.etcd_port,
             etcd: self.etcd.external()?,
             domain: "cluster.local".to_owned(),
+            kubernetes_version: self.kubernetes_version,
+            feature_gates: self.feature_gates.clone(),
         };
         settings.validate()?;
         Ok(settings)

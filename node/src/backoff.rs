@@ -55,4 +55,25 @@ mod tests {
         backoff.reset();
         assert!(backoff.next_delay() <= Duration::from_secs(1));
     }
+
+    #[test]
+    fn fifty_agents_come_back_to_a_server_over_ten_seconds_or_more() {
+        let outage = Duration::from_secs(120);
+        let back = |_| {
+            let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+            let mut at = Duration::ZERO;
+            while at < outage {
+                at += backoff.next_delay();
+            }
+            at
+        };
+        let mut back: Vec<_> = (0..50).map(back).collect();
+        back.sort_unstable();
+        let [first, .., last] = back[..] else {
+            unreachable!("there are fifty")
+        };
+        // All fifty by chance within ten of thirty seconds: once in 10^20 runs.
+        assert!(last - first >= Duration::from_secs(10), "{back:?}");
+        assert!(last - outage <= Duration::from_secs(30), "{back:?}");
+    }
 }

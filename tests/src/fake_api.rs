@@ -15,6 +15,7 @@
 //! The server runs on a thread of its own, so that tests without async code can use it, and stops when it is dropped.
 
 mod http;
+mod tls;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,8 +26,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+pub use tls::{Authority, Identity};
 
 /// What the server does with `sendInitialEvents=true` (KEP-3157).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,10 +59,19 @@ pub struct Behaviour {
     pub fail_next: Vec<u16>,
     /// `retryAfterSeconds` in those answers.
     pub retry_after: u32,
+    /// Those answers are a line of text, and say when to come back in the header `Retry-After`, as an API server does
+    /// that has too many requests in flight.
+    pub refuses_by_text: bool,
+    /// The bearer token without which each request gets 401.
+    pub token: Option<String>,
     /// Kinds that the server does not know, for example `servicecidrs`.
     pub absent: Vec<&'static str>,
     /// Upper limit of a page, whatever the client asks for.
     pub largest_page: Option<usize>,
+    /// Lists come whole, whatever limit the client asks for.
+    pub no_pages: bool,
+    /// Watches have no bookmarks, but for the one that ends a streaming list.
+    pub no_bookmarks: bool,
 }
 
 /// A running server.
@@ -94,6 +107,8 @@ struct Store {
     bookmarks: u64,
     down: bool,
     stopped: bool,
+    /// None = plain HTTP.
+    tls: Option<Arc<ServerConfig>>,
     requests: Vec<String>,
 }
 
@@ -251,9 +266,28 @@ impl FakeApi {
         self.edit(|store| store.down = false);
     }
 
+    /// Speaks TLS on connections from now on, and asks clients for a certificate of an authority if one is given.
+    ///
+    /// # Errors
+    /// When the certificate cannot be used.
+    pub fn speak_tls(&self, server: &Identity, clients: Option<&Authority>) -> anyhow::Result<()> {
+        let config = tls::config(server, clients)?;
+        self.edit(|store| {
+            store.tls = Some(config);
+            store.cuts += 1;
+        });
+        Ok(())
+    }
+
     /// Changes the behaviour.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         self.edit(|store| change(&mut store.behaviour));
+    }
+
+    /// Whether the server does not know a kind.
+    #[must_use]
+    pub fn lacks(&self, kind: &str) -> bool {
+        self.shared.store().behaviour.absent.contains(&kind)
     }
 
     /// Path and query of each request so far.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::features::Features;
+
 /// The configuration of one API server. All paths are PEM files.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +41,8 @@ pub struct Config {
     pub nearby_nodes: Vec<IpAddr>,
     /// What clients may take of the server.
     pub limits: Limits,
+    /// What of the API is served; default all.
+    pub features: Features,
 }
 
 /// What clients may take of the server together. Beyond it they are told to come later; the defaults are upstream's
@@ -47,10 +51,10 @@ pub struct Config {
 pub struct Limits {
     /// Connections; default 4096. One more ends the one that was longest without a request.
     pub connections: usize,
-    /// Reading requests that are answered at once, without watches and streams; default 400. Requests without
-    /// credentials have places of their own, a quarter as many.
+    /// Reading requests that are answered at once, without watches and streams; default 400. No user has more than
+    /// three quarters of them. Requests without credentials have places of their own, a quarter as many.
     pub reading: usize,
-    /// Writing requests that are answered at once; default 200.
+    /// Writing requests that are answered at once; default 200. No user has more than three quarters of them.
     pub writing: usize,
     /// Bytes of bodies that arrive or are carried out; default 64 MiB.
     pub body_bytes: usize,

@@ -7,6 +7,7 @@ use http::{HeaderMap, Response};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::features::{Feature, Features};
 use crate::negotiate;
 use crate::object::api_version;
 use crate::resources::{Registry, Resource};
@@ -28,9 +29,15 @@ const AGGREGATED: [(&str, &str); 2] = [
 ///
 /// # Errors
 /// 404 for a group or version that is not served.
-pub fn answer(registry: &Registry, segments: &[String], headers: &HeaderMap) -> Result<Response<Body>> {
+pub fn answer(
+    features: &Features,
+    registry: &Registry,
+    segments: &[String],
+    headers: &HeaderMap,
+) -> Result<Response<Body>> {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let aggregated = match words.as_slice() {
+        _ if !features.has(Feature::AggregatedDiscoveryEndpoint) => None,
         ["api"] => wanted_aggregated(headers).map(|wanted| (wanted, true)),
         ["apis"] => wanted_aggregated(headers).map(|wanted| (wanted, false)),
         _ => None,

@@ -9,7 +9,7 @@
 //! - [`etcd`]: the connection to it; [`storage`]: objects in it; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
 //! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
 //! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams), [`metrics`] (`kubectl top`).
-//! - [`discovery`], [`openapi`]: what there is.
+//! - [`discovery`], [`openapi`]: what there is; [`features`]: what of it is switched off.
 
 pub mod admission;
 pub mod api;
@@ -19,6 +19,7 @@ mod compaction;
 pub mod config;
 pub mod discovery;
 pub mod etcd;
+pub mod features;
 pub mod kubelet;
 mod managed;
 pub mod metrics;
@@ -44,15 +45,18 @@ pub mod watch_cache;
 use serde_json::{Value, json};
 
 pub use config::{Cidrs, CidrsError, Config, EtcdConfig, EtcdUser, Limits};
+pub use features::{Features, Gates, KubernetesVersion};
 pub use serve::{ServeError, Server, serve};
 
-/// The Kubernetes version whose API is served.
-pub const GIT_VERSION: &str = "v1.33.0+causeway";
+/// What a server of a version calls itself.
+pub fn git_version(version: KubernetesVersion) -> String {
+    format!("v{version}.0+causeway")
+}
 
 /// The body of `/version`.
-pub fn version() -> Value {
+pub fn version(version: KubernetesVersion) -> Value {
     json!({
-        "major": "1", "minor": "33", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean",
+        "major": "1", "minor": version.minor().to_string(), "gitVersion": git_version(version), "gitCommit": "", "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
         "platform": format!("linux/{}", match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
     })

@@ -31,6 +31,7 @@ use crate::config::{Config, Limits};
 use crate::kubelet::{Kubelets, Reach};
 use crate::metrics::Figures;
 use crate::open_files;
+use crate::openapi::Documents;
 use crate::rbac::{self, Authorizer};
 use crate::resources::Registry;
 use crate::services::Ranges;
@@ -142,6 +143,8 @@ impl Server {
             figures: Figures::default(),
             ranges,
             bounds: Bounds::new(&config.limits),
+            documents: Arc::new(Documents::new(&config.features)),
+            features: config.features,
             founded: AtomicBool::new(false),
             shutdown: shutdown.clone(),
         };

@@ -1,6 +1,6 @@
 //! The connection to the API server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hyper_util::client::legacy::Client as HttpClient;
@@ -13,7 +13,7 @@ use kube::config::{
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
-use super::requests::{Accepted, WatchRequests};
+use super::requests::{Heard, WatchRequests};
 
 /// A server that is gone without a word is noticed after 10 + 3 × 3 seconds. kube-rs alone would wait for the watch
 /// to time out, 295 seconds.
@@ -26,6 +26,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a pod finds its service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Where the API server is and who we are to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,24 +123,40 @@ pub enum ConnectError {
 }
 
 impl ApiSource {
-    /// Reads the credentials and makes a client, which tells the path of each watch that is accepted.
+    /// Reads the credentials and makes a client, which tells what the server says to each request.
     ///
     /// # Errors
     /// [`ConnectError`] when the credentials cannot be used.
-    pub(super) async fn client(&self, accepted: Accepted) -> Result<Client, ConnectError> {
+    pub(super) async fn client(&self, heard: Heard) -> Result<Client, ConnectError> {
         let mut config = self.credentials().await?;
         self.replace_server(&mut config)?;
-        client(&config, accepted).map_err(ConnectError::Tls)
+        client(&config, heard).map_err(ConnectError::Tls)
     }
 
-    /// When the credentials were written last. A change means that they were rotated.
-    pub(super) fn written(&self) -> Option<SystemTime> {
-        let path = match &self.credentials {
-            Credentials::Kubeconfig { path, .. } => path,
-            Credentials::Endpoint { tls: Some(tls), .. } => &tls.certificate,
-            Credentials::Endpoint { tls: None, .. } | Credentials::ServiceAccount => return None,
-        };
-        std::fs::metadata(path).ok()?.modified().ok()
+    /// When the files of the credentials were written last. A change means that they were rotated.
+    pub(super) fn written(&self) -> Vec<Option<SystemTime>> {
+        let written = |path: &PathBuf| std::fs::metadata(path).ok()?.modified().ok();
+        self.files().iter().map(written).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        match &self.credentials {
+            Credentials::ServiceAccount => ["token", "ca.crt"]
+                .map(|file| Path::new(SERVICE_ACCOUNT).join(file))
+                .to_vec(),
+            Credentials::Kubeconfig { path, .. } => {
+                [path.clone()].into_iter().chain(files_in(path)).collect()
+            }
+            Credentials::Endpoint { tls: Some(tls), .. } => {
+                let TlsFiles {
+                    certificate,
+                    key,
+                    authority,
+                } = tls.clone();
+                vec![certificate, key, authority]
+            }
+            Credentials::Endpoint { tls: None, .. } => Vec::new(),
+        }
     }
 
     async fn credentials(&self) -> Result<Config, ConnectError> {
@@ -201,6 +220,21 @@ impl ApiSource {
     }
 }
 
+/// The files that a kubeconfig names instead of saying what is in them.
+fn files_in(kubeconfig: &Path) -> Vec<PathBuf> {
+    let Ok(kubeconfig) = Kubeconfig::read_from(kubeconfig) else {
+        return Vec::new();
+    };
+    let clusters = kubeconfig.clusters.into_iter();
+    let authorities = clusters.filter_map(|named| named.cluster?.certificate_authority);
+    let users = kubeconfig
+        .auth_infos
+        .into_iter()
+        .filter_map(|named| named.auth_info);
+    let theirs = users.flat_map(|user| [user.client_certificate, user.client_key, user.token_file]);
+    authorities.chain(theirs.flatten()).map(PathBuf::from).collect()
+}
+
 /// What a kubeconfig file would say of a server.
 fn kubeconfig_of(url: &str, tls: Option<&TlsFiles>) -> Kubeconfig {
     let name = "endpoint".to_owned();
@@ -238,7 +272,7 @@ fn kubeconfig_of(url: &str, tls: Option<&TlsFiles>) -> Kubeconfig {
     }
 }
 
-fn client(config: &Config, accepted: Accepted) -> kube::Result<Client> {
+fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -253,7 +287,7 @@ fn client(config: &Config, accepted: Accepted) -> kube::Result<Client> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(WatchRequests::new(http, accepted));
+        .service(WatchRequests::new(http, heard));
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 

@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{ApiSource, ConnectError};
+use super::requests::unheard;
 use crate::backoff::Backoff;
 
 /// Who tells it, in the Event.
@@ -221,7 +222,7 @@ async fn write_with(
     let client = match client {
         Some(client) => client,
         None => {
-            let fresh = source.client(Arc::new(|_: &str| {})).await;
+            let fresh = source.client(unheard()).await;
             client.insert(fresh.map_err(WriteError::Connect)?)
         }
     };

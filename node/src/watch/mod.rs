@@ -126,13 +126,13 @@ pub async fn run(
 
 async fn keep_watching(source: ApiSource, wanted: &Wanted, observer: mpsc::Sender<Observed>, status: Status) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-    let accepted: requests::Accepted = {
+    let heard: requests::Heard = {
         let status = status.clone();
-        Arc::new(move |path| status.accepted(path))
+        Arc::new(move |path, answer| status.answered(path, answer))
     };
     loop {
         let written = source.written();
-        match source.client(accepted.clone()).await {
+        match source.client(heard.clone()).await {
             Ok(client) => {
                 let rotated = {
                     let source = source.clone();

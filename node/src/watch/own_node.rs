@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use super::client::{ApiSource, ConnectError};
 use super::node::{FLANNEL, NETWORK_UNAVAILABLE};
+use super::requests::unheard;
 use crate::backoff::Backoff;
 
 /// Between two writes: what was written comes back by the watch before it is compared again.
@@ -112,7 +113,7 @@ impl OwnNode {
         let client = match client {
             Some(client) => client,
             None => {
-                let fresh = source.client(Arc::new(|_: &str| {})).await;
+                let fresh = source.client(unheard()).await;
                 client.insert(fresh.map_err(|error| WriteError::Connect(self.name.clone(), error))?)
             }
         };

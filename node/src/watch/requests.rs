@@ -1,7 +1,10 @@
-//! What kube-rs does not tell or limit of the requests by which watches begin.
+//! What kube-rs does not tell or limit of requests, most of all of those by which watches begin.
 //!
 //! A watch that was begun again says nothing until something changes, which may take minutes: that the server
-//! answers is seen here. And kube-rs begins a watch that ended without an error again at once. A load balancer without
+//! answers is seen here. And so is `Retry-After` (RFC 9110 §10.2.3): of a refusal kube-rs reads the body alone, which
+//! is a line of text where an API server has too many requests in flight. Streaming lists are asked for as of any
+//! time, so that one server of several that is behind could take back what another told already: here they are made to
+//! be of the newest state, as pages are. And kube-rs begins a watch that ended without an error again at once. A load balancer without
 //! a server behind it, or a server that is shutting down, may answer each with 200 and an end: then it would be asked
 //! thousands of times a second.
 
@@ -11,30 +14,47 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, Uri};
+use http::header::RETRY_AFTER;
+use http::{Request, Response, StatusCode, Uri};
 use kube::client::Body;
 use tower::Service;
+
+const ANY_TIME: &str = "resourceVersion=0";
 
 /// Between the beginnings of two watches of one kind. The first after a longer one begins at once.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Told the path of each watch that the server accepts.
-pub(super) type Accepted = Arc<dyn Fn(&str) + Send + Sync>;
+/// What the server says to a request, beside the answer itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It accepts a watch.
+    Accepted,
+    /// It wants to be asked again after this time only.
+    ComeBack(Duration),
+}
 
-/// Delays watches that follow each other too fast, and tells which are accepted.
+/// Told the path of each request that is answered so.
+pub(super) type Heard = Arc<dyn Fn(&str, Answer) + Send + Sync>;
+
+/// Tells nobody.
+pub(super) fn unheard() -> Heard {
+    Arc::new(|_: &str, _| {})
+}
+
+/// Delays watches that follow each other too fast, and tells what the server says.
 #[derive(Clone)]
 pub(super) struct WatchRequests<S> {
     inner: S,
-    accepted: Accepted,
+    heard: Heard,
     /// When the latest watch of a path began, or will.
     begun: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl<S> WatchRequests<S> {
-    pub(super) fn new(inner: S, accepted: Accepted) -> Self {
+    pub(super) fn new(inner: S, heard: Heard) -> Self {
         Self {
             inner,
-            accepted,
+            heard,
             begun: Arc::default(),
         }
     }
@@ -57,6 +77,29 @@ fn is_watch(uri: &Uri) -> bool {
         .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"))
 }
 
+/// A streaming list without a version is a consistent read (KEP-3157); with 0, which kube-rs gives, it is of any time.
+fn of_newest_state(uri: &Uri) -> Option<Uri> {
+    let query: Vec<&str> = uri.query()?.split('&').collect();
+    if !query.contains(&"sendInitialEvents=true") || !query.contains(&ANY_TIME) {
+        return None;
+    }
+    let rest: Vec<&str> = query.into_iter().filter(|pair| *pair != ANY_TIME).collect();
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = format!("{}?{}", uri.path(), rest.join("&")).parse().ok();
+    Uri::from_parts(parts).ok()
+}
+
+/// How long a server that refuses a request wants to be left alone. Dates, the other form, are not read: API servers
+/// write seconds.
+fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
+    let refuses = matches!(
+        response.status(),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    let wanted = response.headers().get(RETRY_AFTER).filter(|_| refuses)?;
+    wanted.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
 impl<S, B> Service<Request<Body>> for WatchRequests<S>
 where
     S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
@@ -70,18 +113,25 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(newest) = of_newest_state(request.uri()) {
+            *request.uri_mut() = newest;
+        }
         let delay = self.delay(request.uri(), Instant::now());
-        let watched = is_watch(request.uri()).then(|| request.uri().path().to_owned());
-        let accepted = self.accepted.clone();
+        let path = request.uri().path().to_owned();
+        let watches = is_watch(request.uri());
+        let heard = self.heard.clone();
         // The one that was polled ready is the one to call; the clone takes its place.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             tokio::time::sleep(delay).await;
             let response = ready.call(request).await?;
-            if let Some(path) = watched.filter(|_| response.status().is_success()) {
-                accepted(&path);
+            if watches && response.status().is_success() {
+                heard(&path, Answer::Accepted);
+            }
+            if let Some(wanted) = retry_after(&response) {
+                heard(&path, Answer::ComeBack(wanted));
             }
             Ok(response)
         })
@@ -94,7 +144,7 @@ mod tests {
 
     #[test]
     fn watches_of_one_path_are_a_second_apart_and_nothing_else_waits() {
-        let pace = WatchRequests::new((), Arc::new(|_: &str| {}));
+        let pace = WatchRequests::new((), unheard());
         let start = Instant::now();
         let rows = [
             ("/api/v1/services?watch=true&a=b", 0, 0),
@@ -108,6 +158,47 @@ mod tests {
             let now = start + Duration::from_millis(at);
             let delay = pace.delay(&uri.parse().expect("valid"), now);
             assert_eq!(delay, Duration::from_millis(expected), "{uri} at {at} ms");
+        }
+    }
+
+    #[test]
+    fn streaming_lists_are_of_the_newest_state_and_all_else_is_as_it_was() {
+        let rows = [
+            (
+                "https://api:6443/api/v1/nodes?&watch=true&resourceVersion=0&sendInitialEvents=true&a=b",
+                Some("https://api:6443/api/v1/nodes?&watch=true&sendInitialEvents=true&a=b"),
+            ),
+            (
+                "https://api:6443/api/v1/nodes?watch=true&resourceVersion=7&sendInitialEvents=true",
+                None,
+            ),
+            ("https://api:6443/api/v1/nodes?watch=true&resourceVersion=0", None),
+            ("https://api:6443/api/v1/nodes", None),
+        ];
+        for (uri, expected) in rows {
+            let newest = of_newest_state(&uri.parse().expect("valid"));
+            assert_eq!(newest.map(|uri| uri.to_string()).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_server_that_refuses_says_in_seconds_when_to_come_back() {
+        let rows = [
+            (429, Some("1"), Some(1)),
+            (503, Some("30"), Some(30)),
+            (503, None, None),
+            (429, Some("Fri, 31 Dec 2027 23:59:59 GMT"), None),
+            (429, Some("-1"), None),
+            (200, Some("1"), None),
+            (301, Some("1"), None),
+        ];
+        for (code, header, expected) in rows {
+            let mut response = Response::builder().status(code);
+            if let Some(header) = header {
+                response = response.header(RETRY_AFTER, header);
+            }
+            let wanted = retry_after(&response.body(()).expect("valid"));
+            assert_eq!(wanted, expected.map(Duration::from_secs), "{code} {header:?}");
         }
     }
 }

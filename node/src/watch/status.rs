@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model::{Kind, with_causes};
 
 use super::faults::Rejected;
+use super::requests::Answer;
+
+/// What a server is believed that wants to be left alone, at most.
+pub(super) const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// How the watch of one kind is doing.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +38,8 @@ pub struct Failing {
 #[derive(Debug, Default)]
 struct Inner {
     kinds: BTreeMap<Kind, KindStatus>,
+    /// When the server wants to be asked again.
+    not_before: BTreeMap<Kind, Instant>,
     rejected: Vec<Rejected>,
     publications: u64,
 }
@@ -67,8 +73,8 @@ impl Status {
         self.lock().kinds.entry(kind).or_default().lists += 1;
     }
 
-    /// The server accepted a watch on the collection at this path.
-    pub(super) fn accepted(&self, path: &str) {
+    /// The server said this to a request about the collection at this path.
+    pub(super) fn answered(&self, path: &str, answer: Answer) {
         let kind = match path.rsplit('/').next() {
             Some("services") => Kind::Service,
             Some("endpointslices") => Kind::EndpointSlice,
@@ -78,7 +84,21 @@ impl Status {
             Some("servicecidrs") => Kind::ServiceCidr,
             _ => return,
         };
-        self.heard(kind);
+        match answer {
+            Answer::Accepted => self.heard(kind),
+            Answer::ComeBack(after) => {
+                let not_before = Instant::now() + after.min(LONGEST_ASKED);
+                self.lock().not_before.insert(kind, not_before);
+            }
+        }
+    }
+
+    /// How long the server still wants to be left alone with this kind.
+    pub(super) fn asked_to_wait(&self, kind: Kind) -> Duration {
+        let not_before = self.lock().not_before.get(&kind).copied();
+        not_before.map_or(Duration::ZERO, |not_before| {
+            not_before.saturating_duration_since(Instant::now())
+        })
     }
 
     pub(super) fn heard(&self, kind: Kind) {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::faults::Rejected;
 use super::object::{Converted, Watchable, Watched};
-use super::status::Status;
+use super::status::{LONGEST_ASKED, Status};
 use crate::backoff::Backoff;
 
 /// A server that takes a streaming list but sends nothing for this long does not know streaming lists: before
@@ -213,6 +213,7 @@ impl<F: Fn() -> bool> Follower<F> {
             Verdict::TryAgain { not_before } => not_before,
             Verdict::NoStreaming => Duration::ZERO,
         };
+        let not_before = not_before.max(self.status.asked_to_wait(kind));
         tokio::time::sleep(self.backoff.next_delay().max(not_before)).await;
         None
     }
@@ -249,7 +250,7 @@ fn status_of(error: &watcher::Error) -> Option<&kube::core::Status> {
 
 /// What an error asks for.
 enum Verdict {
-    /// Wait, at least as long as the server asks for (`Retry-After`), and go on.
+    /// Wait, at least as long as the server asks for in its answer, and go on.
     TryAgain { not_before: Duration },
     /// The history that we stood in is compacted away (410 Gone).
     ListAgain,
@@ -275,8 +276,9 @@ impl Verdict {
                     .details
                     .as_ref()
                     .map_or(0, |details| details.retry_after_seconds);
+                let wanted = Duration::from_secs(u64::from(seconds));
                 Self::TryAgain {
-                    not_before: Duration::from_secs(u64::from(seconds)),
+                    not_before: wanted.min(LONGEST_ASKED),
                 }
             }
         }

@@ -5,24 +5,27 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::watching::watch_response;
-use super::{Shared, Store};
+use super::{Behaviour, Shared, Store};
 
 /// Accepts connections, and ends them all whenever a cut is asked for. While the server is down each new one is
 /// closed at once: the listener itself stays, since it may belong to another network namespace than this thread.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("invariant: the listener is a socket");
     let mut changed = shared.changed.subscribe();
-    let router = axum::Router::new().fallback(answer).with_state(shared.clone());
+    let router = Router::new().fallback(answer).with_state(shared.clone());
     let mut connections = JoinSet::new();
     let mut cuts = 0;
     loop {
@@ -41,18 +44,35 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             _ = changed.changed() => {}
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
-                if shared.store().down {
-                    continue;
-                }
-                let service = TowerToHyperService::new(router.clone());
+                let tls = {
+                    let store = shared.store();
+                    if store.down {
+                        continue;
+                    }
+                    store.tls.clone()
+                };
+                let router = router.clone();
                 connections.spawn(async move {
-                    let builder = auto::Builder::new(TokioExecutor::new());
-                    // A client that went away is no matter of the server.
-                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    match tls {
+                        None => serve_connection(stream, router).await,
+                        Some(config) => {
+                            // A client that went away, or does not like us, is no matter of the server.
+                            if let Ok(stream) = TlsAcceptor::from(config).accept(stream).await {
+                                serve_connection(stream, router).await;
+                            }
+                        }
+                    }
                 });
             }
         }
     }
+}
+
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let service = TowerToHyperService::new(router);
+    // As above.
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// Of what a client writes, in bytes.
@@ -140,20 +160,32 @@ pub(super) async fn pause(delay: Duration) {
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let (delay, failure, retry_after) = {
+    let (delay, failure) = {
         let mut store = shared.store();
         store.requests.push(uri.to_string());
+        if !store.behaviour.knows(request.headers()) {
+            return status(401, "Unauthorized", 0);
+        }
+        let Behaviour {
+            retry_after,
+            refuses_by_text,
+            ..
+        } = store.behaviour;
         let failures = &mut store.behaviour.fail_next;
         let failure = if failures.is_empty() {
             None
         } else {
             Some(failures.remove(0))
         };
-        (store.behaviour.delay, failure, store.behaviour.retry_after)
+        let failure = failure.map(|code| match refuses_by_text {
+            true => refusal_by_text(code, retry_after),
+            false => status(code, "failed on demand", retry_after),
+        });
+        (store.behaviour.delay, failure)
     };
     pause(delay).await;
-    if let Some(code) = failure {
-        return status(code, "failed on demand", retry_after);
+    if let Some(failure) = failure {
+        return failure;
     }
     if uri.path() == "/version" {
         return axum::Json(json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-fake"}))
@@ -254,6 +286,7 @@ fn list(store: &mut Store, query: &Query) -> Response {
     };
     let asked = query
         .number("limit")
+        .filter(|_| !store.behaviour.no_pages)
         .and_then(|limit| usize::try_from(limit).ok());
     let limit = [asked, store.behaviour.largest_page]
         .into_iter()
@@ -274,6 +307,23 @@ fn list(store: &mut Store, query: &Query) -> Response {
     }
     axum::Json(json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
         .into_response()
+}
+
+impl Behaviour {
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let bearer = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let wanted = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        wanted.is_none() || bearer.map(str::to_owned) == wanted
+    }
+}
+
+/// As `tooManyRequests` of upstream's filter for requests in flight.
+fn refusal_by_text(code: u16, retry_after: u32) -> Response {
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let head = [(header::RETRY_AFTER, retry_after.to_string())];
+    (code, head, "Too many requests, please try again later.\n").into_response()
 }
 
 pub(super) fn status(code: u16, message: &str, retry_after: u32) -> Response {

@@ -136,7 +136,7 @@ impl Watch {
         self.seen = store.revision;
         if store.bookmarks != self.bookmarks {
             self.bookmarks = store.bookmarks;
-            if self.query.is("allowWatchBookmarks") {
+            if self.query.is("allowWatchBookmarks") && !store.behaviour.no_bookmarks {
                 self.ready.push_back(bookmark(store.revision, false));
             }
         }

@@ -1,6 +1,8 @@
 //! What requests may take of the server together: how many are answered at once (upstream's `--max-requests-inflight`
-//! and `--max-mutating-requests-inflight`), and how much memory their bodies take.
+//! and `--max-mutating-requests-inflight`), and how much memory their bodies take. No user has all the places: who asks
+//! too much is told to come later, and others are served (what upstream's priority and fairness is for).
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -37,10 +39,10 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// Room for requests.
 pub struct Bounds {
-    reading: Arc<Semaphore>,
-    writing: Arc<Semaphore>,
+    reading: Arc<Places>,
+    writing: Arc<Places>,
     /// Requests of nobody in particular: they take no place of others.
-    anonymous: Arc<Semaphore>,
+    anonymous: Arc<Places>,
     /// KiB of bodies that arrive.
     bodies: Arc<Semaphore>,
     /// KiB of values that they are made of.
@@ -53,10 +55,61 @@ pub struct Bounds {
     unread_timeout: Duration,
 }
 
+/// Requests that are answered at once.
+#[derive(Debug)]
+struct Places {
+    all: usize,
+    /// How many one user may have.
+    of_one: usize,
+    /// How many each user has, where that is any.
+    taken: Mutex<HashMap<String, usize>>,
+}
+
 /// A request's place among those that are answered at once.
 #[derive(Debug)]
 pub(super) struct Place {
-    _taken: Option<OwnedSemaphorePermit>,
+    _taken: Option<Taken>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    places: Arc<Places>,
+    user: String,
+}
+
+impl Places {
+    fn new(all: usize, of_one: usize) -> Arc<Self> {
+        Arc::new(Places {
+            all,
+            of_one,
+            taken: Mutex::default(),
+        })
+    }
+
+    fn take(self: &Arc<Self>, user: &str) -> Option<Taken> {
+        let mut taken = lock(&self.taken);
+        let has = taken.get(user).copied().unwrap_or_default();
+        if has >= self.of_one || taken.values().sum::<usize>() >= self.all {
+            return None;
+        }
+        taken.insert(user.to_owned(), has + 1);
+        Some(Taken {
+            places: self.clone(),
+            user: user.to_owned(),
+        })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.places.taken);
+        if let Some(has) = taken.get_mut(&self.user) {
+            *has -= 1;
+            if *has == 0 {
+                taken.remove(&self.user);
+            }
+        }
+    }
 }
 
 impl Bounds {
@@ -64,10 +117,12 @@ impl Bounds {
     pub fn new(limits: &Limits) -> Self {
         let kib_of = |bytes: usize| Arc::new(Semaphore::new(kib(bytes) as usize));
         let half = limits.value_bytes / 2;
+        let shared = |all: usize| Places::new(all, (all * 3).div_ceil(4));
+        let anonymous = limits.reading.div_ceil(4);
         Bounds {
-            reading: Arc::new(Semaphore::new(limits.reading)),
-            writing: Arc::new(Semaphore::new(limits.writing)),
-            anonymous: Arc::new(Semaphore::new(limits.reading.div_ceil(4))),
+            reading: shared(limits.reading),
+            writing: shared(limits.writing),
+            anonymous: Places::new(anonymous, anonymous),
             bodies: kib_of(limits.body_bytes),
             values: kib_of(half),
             objects: kib_of(half),
@@ -80,7 +135,7 @@ impl Bounds {
     /// A place for a request; watches and streams need none (`WithMaxInFlightLimit`).
     ///
     /// # Errors
-    /// 429 when there is none, but for administrators, who may have to end what takes them all.
+    /// 429 when there is none, or none for this user, but for administrators, who may have to end what takes them all.
     pub(super) fn enter(&self, info: &RequestInfo, user: &User) -> Result<Place> {
         if is_long(info) {
             return Ok(Place { _taken: None });
@@ -90,10 +145,9 @@ impl Bounds {
             "create" | "update" | "patch" | "delete" | "deletecollection" | "post" => &self.writing,
             _ => &self.reading,
         };
-        match places.clone().try_acquire_owned() {
-            Ok(place) => Ok(Place { _taken: Some(place) }),
-            Err(_) if user.is_in("system:masters") => Ok(Place { _taken: None }),
-            Err(_) => Err(Failure::too_many_requests()),
+        match places.take(&user.name) {
+            None if !user.is_in("system:masters") => Err(Failure::too_many_requests()),
+            taken => Ok(Place { _taken: taken }),
         }
     }
 
@@ -243,8 +297,8 @@ async fn give_up_unread<T>(content: Arc<Mutex<Content<T>>>, timeout: Duration) {
     }
 }
 
-fn lock<T>(content: &Mutex<Content<T>>) -> MutexGuard<'_, Content<T>> {
-    content.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T> Drop for Held<T> {
@@ -309,6 +363,19 @@ impl<T: Unpin> http_body::Body for Held<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_takes_all_places_and_what_is_given_back_is_free() {
+        let places = Places::new(4, 3);
+        let mut hers = Vec::from([(); 3].map(|()| places.take("alice").expect("her part")));
+        assert!(places.take("alice").is_none(), "one of four is for others");
+        let his = places.take("bob").expect("the last place");
+        assert!(places.take("carol").is_none(), "all are taken");
+        hers.pop();
+        let next = places.take("carol").expect("a place that was given back");
+        drop((hers, his, next));
+        assert_eq!(*lock(&places.taken), HashMap::new());
+    }
 
     #[tokio::test]
     async fn lists_wait_for_lists_for_some_time_and_hold_up_no_body() {

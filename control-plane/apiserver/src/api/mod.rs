@@ -33,9 +33,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::{User, bearer_token};
+use crate::features::Features;
 use crate::kubelet::{Client, Kubelets};
 use crate::metrics::Figures;
 use crate::negotiate::{self, Wanted};
+use crate::openapi::Documents;
 use crate::rbac::Authorizer;
 use crate::request::{Query, RequestInfo, ResourcePath, Target};
 use crate::resources::{Registry, Resource, Serves};
@@ -45,7 +47,7 @@ use crate::status::{Failure, Result};
 use crate::storage::Storage;
 use crate::tokens::{self, Bearer, Bound, Tokens};
 use crate::watch_cache::Caches;
-use crate::{authz, discovery, object, openapi};
+use crate::{authz, discovery, object};
 pub use bounds::Bounds;
 use bounds::{Held, Place};
 
@@ -71,6 +73,10 @@ pub struct Api {
     pub ranges: Ranges,
     /// Room for requests.
     pub bounds: Bounds,
+    /// What of the table and the protocol is there.
+    pub features: Features,
+    /// What says so.
+    pub documents: Arc<Documents>,
     /// Whether what every cluster has was made: its namespaces, its range of addresses.
     pub founded: AtomicBool,
     /// Ends watches.
@@ -156,6 +162,7 @@ impl Api {
         let resource = self
             .registry
             .find(&path.group, &path.version, &path.resource)
+            .filter(|row| self.features.serves(row))
             .ok_or_else(Failure::no_such_path)?;
         // Rights are those in the namespace of the path: it has to mean something.
         if !resource.namespaced && path.namespace.is_some() {
@@ -318,10 +325,15 @@ impl Api {
         let words: Vec<&str> = segments.iter().map(String::as_str).collect();
         let json = |value: Value| Ok(negotiate::respond(200, &value, false));
         match words.as_slice() {
-            ["version"] => json(crate::version()),
+            ["version"] => json(crate::version(self.features.version)),
             ["healthz" | "livez", ..] => Ok(negotiate::bytes(200, "text/plain; charset=utf-8", "ok")),
             ["readyz", ..] => self.ready(query).await,
-            ["openapi", ..] => openapi::answer(&segments[1..], query, headers).await,
+            ["openapi", ..] => {
+                self.documents
+                    .clone()
+                    .answer(&segments[1..], query, headers)
+                    .await
+            }
             ["openid", "v1", "jwks"] => json(self.tokens.key_set()),
             [".well-known", "openid-configuration"] => json(json!({
                 "issuer": self.tokens.issuer(), "jwks_uri": format!("{}/openid/v1/jwks", self.tokens.issuer()),
@@ -331,7 +343,9 @@ impl Api {
             [] => json(
                 json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
             ),
-            ["api" | "apis", ..] => discovery::answer(self.registry, segments, headers),
+            ["api" | "apis", ..] => {
+                discovery::answer(&self.features, self.documents.registry(), segments, headers)
+            }
             _ => Err(Failure::no_such_path()),
         }
     }

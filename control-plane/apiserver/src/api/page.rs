@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::read::parse_revision;
 use super::{Api, Call};
+use crate::features::Feature;
 use crate::object::Fields;
 use crate::selectors::Selection;
 use crate::status::{Failure, Result};
@@ -83,10 +84,11 @@ impl Api {
     /// come whole, as upstream's.
     pub(super) async fn part(&self, call: &Call, selection: &Selection) -> Result<Option<Listed>> {
         let query = &call.query;
-        let limit = query.int("limit").unwrap_or(0);
+        let limit = self.limit(call).unwrap_or(0);
         let matched = query.get("resourceVersionMatch");
         let revision = query.get("resourceVersion").map(parse_revision).transpose()?;
-        let position = match query.get("continue") {
+        let is_paged = self.features.has(Feature::ApiListChunking);
+        let position = match query.get("continue").filter(|_| is_paged) {
             Some(_) if revision.is_some_and(|revision| revision != 0) => {
                 let told = "specifying resource version is not allowed when using continue";
                 return Err(Failure::bad_request(told));
@@ -100,6 +102,12 @@ impl Api {
             },
         };
         self.part_from(call, selection, &position, limit).await.map(Some)
+    }
+
+    /// How many objects a client wants at once. `None` where lists have no parts.
+    pub(super) fn limit(&self, call: &Call) -> Option<i64> {
+        let limit = call.query.int("limit");
+        limit.filter(|_| self.features.has(Feature::ApiListChunking))
     }
 
     /// Reads on until `limit` objects are selected or the list ends; no limit is the whole rest.

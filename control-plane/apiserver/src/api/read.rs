@@ -65,10 +65,7 @@ impl Api {
         }
         let prefix = self.storage.scope_prefix(call.resource, call.namespace());
         let all = self.caches.of(&self.storage, call.resource).count(&prefix);
-        let most = call
-            .query
-            .int("limit")
-            .and_then(|limit| usize::try_from(limit).ok());
+        let most = self.limit(call).and_then(|limit| usize::try_from(limit).ok());
         let wanted = most
             .filter(|limit| *limit > 0)
             .map_or(all, |limit| limit.min(all));

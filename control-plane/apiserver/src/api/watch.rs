@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::read::parse_revision;
 use super::{Api, Call, now};
+use crate::features::Feature;
 use crate::negotiate::{self, Shape};
 use crate::object::{self};
 use crate::resources::{Resource, Serves};
@@ -112,12 +113,13 @@ fn room_of(line: &Bytes) -> u32 {
 
 impl Api {
     pub(super) async fn watch(self: Arc<Self>, call: Call) -> Result<Response<Body>> {
+        self.check_initial_events(&call)?;
         let wish = Wish {
             resource: call.resource,
             selection: self.selection(&call)?,
             shape: call.wanted.shape,
             include: negotiate::include_object(call.query.get("includeObject")),
-            bookmarks: call.query.flag("allowWatchBookmarks"),
+            bookmarks: call.query.flag("allowWatchBookmarks") && self.features.has(Feature::WatchBookmark),
         };
         let timeout = call
             .query
@@ -153,15 +155,31 @@ impl Api {
         Ok(negotiate::bytes(200, "application/json", body))
     }
 
-    /// Reads `resourceVersion`, `resourceVersionMatch` and `sendInitialEvents` (KEP-3157).
-    async fn watch_start(&self, call: &Call, cache: &Cache) -> Result<Start> {
-        let given = call.query.get("resourceVersion");
-        let mark_end = call.query.flag("sendInitialEvents") && call.query.get("sendInitialEvents").is_some();
-        if mark_end && call.query.get("resourceVersionMatch") != Some("NotOlderThan") {
-            return Err(Failure::unprocessable(
-                "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+    /// The server refuses the request before the watch begins, so that clients list instead
+    /// (`ValidateListOptions` of apimachinery).
+    fn check_initial_events(&self, call: &Call) -> Result<()> {
+        if call.query.get("sendInitialEvents").is_none() {
+            return Ok(());
+        }
+        let invalid =
+            |why: &str| Failure::unprocessable(format!("ListOptions.meta.k8s.io \"\" is invalid: {why}"));
+        if !self.features.has(Feature::WatchList) {
+            return Err(invalid(
+                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
             ));
         }
+        if wants_initial_events(call) && call.query.get("resourceVersionMatch") != Some("NotOlderThan") {
+            return Err(invalid(
+                "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Reads `resourceVersion` and `sendInitialEvents` (KEP-3157).
+    async fn watch_start(&self, call: &Call, cache: &Cache) -> Result<Start> {
+        let given = call.query.get("resourceVersion");
+        let mark_end = wants_initial_events(call);
         let revision = given.map(parse_revision).transpose()?.unwrap_or(0);
         // A revision that etcd has not reached is of a store that was there before a restore: its client would wait, and
         // hear nothing, until the new store is as old.
@@ -333,6 +351,10 @@ impl Wish {
             }
         }
     }
+}
+
+fn wants_initial_events(call: &Call) -> bool {
+    call.query.get("sendInitialEvents").is_some() && call.query.flag("sendInitialEvents")
 }
 
 fn event_line(kind: &str, object: &Value) -> Bytes {

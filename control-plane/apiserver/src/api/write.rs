@@ -161,6 +161,7 @@ impl Api {
         let mut object = inward(served, resource, object)?;
         stamp_new(resource, &mut object);
         (resource.defaults)(&mut object);
+        self.features.drop_disabled(resource.kind, &mut object, None);
         let owners = author.of_new(resource, &object);
         (resource.prepare_create)(&mut object);
         if resource.kind == "Pod" {
@@ -299,6 +300,8 @@ impl Api {
         }
         self.check_grant(call, Some(&current), &changed).await?;
         let mut new = prepared_update(resource, part, changed, &current);
+        self.features
+            .drop_disabled(resource.kind, &mut new, Some(&current));
         if resource.kind == "Service" && part == Part::Object {
             services::settle_families(&mut new, Some(&current), &self.ranges.cidrs)
                 .map_err(|errors| Failure::invalid(resource, call.name(), &errors))?;

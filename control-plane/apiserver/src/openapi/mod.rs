@@ -11,7 +11,7 @@ mod schemas;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::sync::LazyLock;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::features::{Feature, Features, KubernetesVersion};
 use crate::negotiate;
 use crate::object::api_version;
 use crate::request::Query;
@@ -60,45 +61,126 @@ struct Document {
     hash: String,
 }
 
-static V2_AS_JSON: LazyLock<Document> = LazyLock::new(|| Document::new(v2().to_string().as_bytes()));
-static V2_AS_PROTOBUF: LazyLock<Document> = LazyLock::new(|| Document::new(&gnostic::document(&v2())));
-/// By path below `/openapi/v3/`.
-static V3: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
-    let registry = Registry::global();
-    let all = registry.groups().into_iter();
-    let all = all.flat_map(|(group, versions)| versions.into_iter().map(move |version| (group, version)));
-    all.map(|(group, version)| {
-        let text = v3(registry, group, version).to_string();
-        (group_path(group, version), Document::new(text.as_bytes()))
-    })
-    .collect()
-});
-
-/// Answers `/openapi/…`: `segments` are those after it.
-///
-/// # Errors
-/// 404 for what is not served.
-pub async fn answer(segments: &[String], query: &Query, headers: &HeaderMap) -> Result<Response<Body>> {
-    let path = segments.join("/");
-    let hash = query.get("hash").map(str::to_owned);
-    let headers = headers.clone();
-    // The first request makes the documents, which takes a moment.
-    let answered = tokio::task::spawn_blocking(move || answer_blocking(&path, hash.as_deref(), &headers));
-    answered.await.map_err(Failure::internal)?
+/// The documents of one server.
+pub struct Documents {
+    registry: Registry,
+    version: KubernetesVersion,
+    has_v3: bool,
+    v2_as_json: OnceLock<Document>,
+    v2_as_protobuf: OnceLock<Document>,
+    /// By path below `/openapi/v3/`.
+    v3: OnceLock<BTreeMap<String, Document>>,
 }
 
-fn answer_blocking(path: &str, hash: Option<&str>, headers: &HeaderMap) -> Result<Response<Body>> {
-    match path {
-        "v2" if negotiate::names(headers, &ACCEPT, "proto-openapi") => {
-            V2_AS_PROTOBUF.respond(V2_PROTOBUF, headers)
+impl Documents {
+    /// Of what is served.
+    pub fn new(features: &Features) -> Self {
+        Documents {
+            registry: Registry::served(features),
+            version: features.version,
+            has_v3: features.has(Feature::OpenApiV3),
+            v2_as_json: OnceLock::new(),
+            v2_as_protobuf: OnceLock::new(),
+            v3: OnceLock::new(),
         }
-        "v2" => V2_AS_JSON.respond(JSON, headers),
-        "v3" => Document::new(v3_index().to_string().as_bytes()).respond(JSON, headers),
-        other => {
-            let found = other.strip_prefix("v3/").and_then(|path| V3.get_key_value(path));
-            let (path, document) = found.ok_or_else(Failure::no_such_path)?;
-            document.respond_hashed(path, hash, headers)
+    }
+
+    /// The rows that are served.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Answers `/openapi/…`: `segments` are those after it.
+    ///
+    /// # Errors
+    /// 404 for what is not served.
+    pub async fn answer(
+        self: Arc<Self>,
+        segments: &[String],
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>> {
+        let path = segments.join("/");
+        let hash = query.get("hash").map(str::to_owned);
+        let headers = headers.clone();
+        // The first request makes the documents, which takes a moment.
+        let answered =
+            tokio::task::spawn_blocking(move || self.answer_blocking(&path, hash.as_deref(), &headers));
+        answered.await.map_err(Failure::internal)?
+    }
+
+    fn answer_blocking(&self, path: &str, hash: Option<&str>, headers: &HeaderMap) -> Result<Response<Body>> {
+        match path {
+            "v2" if negotiate::names(headers, &ACCEPT, "proto-openapi") => {
+                let document = || Document::new(&gnostic::document(&self.v2()));
+                self.v2_as_protobuf
+                    .get_or_init(document)
+                    .respond(V2_PROTOBUF, headers)
+            }
+            "v2" => {
+                let document = || Document::new(self.v2().to_string().as_bytes());
+                self.v2_as_json.get_or_init(document).respond(JSON, headers)
+            }
+            "v3" if self.has_v3 => {
+                Document::new(self.v3_index().to_string().as_bytes()).respond(JSON, headers)
+            }
+            other => {
+                let found = other.strip_prefix("v3/").filter(|_| self.has_v3);
+                let found = found.and_then(|path| self.v3_documents().get_key_value(path));
+                let (path, document) = found.ok_or_else(Failure::no_such_path)?;
+                document.respond_hashed(path, hash, headers)
+            }
         }
+    }
+
+    fn v3_documents(&self) -> &BTreeMap<String, Document> {
+        self.v3.get_or_init(|| {
+            let all = self.registry.groups().into_iter();
+            let all =
+                all.flat_map(|(group, versions)| versions.into_iter().map(move |version| (group, version)));
+            all.map(|(group, version)| {
+                let text = self.v3(group, version).to_string();
+                (group_path(group, version), Document::new(text.as_bytes()))
+            })
+            .collect()
+        })
+    }
+
+    fn v3_index(&self) -> Value {
+        let entry = |(path, document): (&String, &Document)| {
+            (
+                path.clone(),
+                json!({ "serverRelativeURL": document.address(path) }),
+            )
+        };
+        json!({ "paths": self.v3_documents().iter().map(entry).collect::<Map<_, _>>() })
+    }
+
+    fn v3(&self, group: &str, version: &str) -> Value {
+        let rows = || {
+            let rows = self.registry.rows().iter();
+            rows.filter(move |row| (row.group, row.version) == (group, version))
+        };
+        json!({
+            "openapi": "3.0.0",
+            "info": self.info(),
+            "paths": all_paths(rows(), Dialect::V3),
+            "components": { "schemas": schemas::of(rows(), Dialect::V3) },
+        })
+    }
+
+    fn v2(&self) -> Value {
+        let rows = self.registry.rows();
+        json!({
+            "swagger": "2.0",
+            "info": self.info(),
+            "paths": all_paths(rows.iter(), Dialect::V2),
+            "definitions": schemas::of(rows.iter(), Dialect::V2),
+        })
+    }
+
+    fn info(&self) -> Value {
+        json!({ "title": "Kubernetes", "version": crate::git_version(self.version) })
     }
 }
 
@@ -155,45 +237,6 @@ impl Document {
     fn address(&self, path: &str) -> String {
         format!("/openapi/v3/{path}?hash={}", self.hash)
     }
-}
-
-fn v3_index() -> Value {
-    let entry = |(path, document): (&String, &Document)| {
-        (
-            path.clone(),
-            json!({ "serverRelativeURL": document.address(path) }),
-        )
-    };
-    json!({ "paths": V3.iter().map(entry).collect::<Map<_, _>>() })
-}
-
-fn v3(registry: &Registry, group: &str, version: &str) -> Value {
-    let rows = || {
-        registry
-            .rows()
-            .iter()
-            .filter(move |row| (row.group, row.version) == (group, version))
-    };
-    json!({
-        "openapi": "3.0.0",
-        "info": info(),
-        "paths": all_paths(rows(), Dialect::V3),
-        "components": { "schemas": schemas::of(rows(), Dialect::V3) },
-    })
-}
-
-fn v2() -> Value {
-    let rows = Registry::global().rows();
-    json!({
-        "swagger": "2.0",
-        "info": info(),
-        "paths": all_paths(rows.iter(), Dialect::V2),
-        "definitions": schemas::of(rows.iter(), Dialect::V2),
-    })
-}
-
-fn info() -> Value {
-    json!({ "title": "Kubernetes", "version": crate::GIT_VERSION })
 }
 
 fn all_paths<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect) -> Map<String, Value> {

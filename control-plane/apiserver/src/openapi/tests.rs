@@ -3,6 +3,10 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::patch::lists::{ListRule, Place};
 
+fn documents() -> Documents {
+    Documents::new(&Features::default())
+}
+
 /// Every `$ref` in a document.
 fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
     match value {
@@ -33,18 +37,18 @@ fn check_whole(document: &Value, at: &str, dialect: Dialect) {
 
 #[test]
 fn no_reference_leads_nowhere() {
-    check_whole(&v2(), "/definitions", Dialect::V2);
-    let registry = Registry::global();
-    for (group, versions) in registry.groups() {
+    let documents = documents();
+    check_whole(&documents.v2(), "/definitions", Dialect::V2);
+    for (group, versions) in documents.registry().groups() {
         for version in versions {
-            check_whole(&v3(registry, group, version), "/components/schemas", Dialect::V3);
+            check_whole(&documents.v3(group, version), "/components/schemas", Dialect::V3);
         }
     }
 }
 
 #[test]
 fn every_kind_is_described_and_found_by_its_paths() {
-    let document = v2();
+    let document = documents().v2();
     for row in Registry::global().rows() {
         let kind = json!({ "group": row.group, "version": row.version, "kind": row.kind });
         let definition = &document["definitions"][schemas::name(row)];
@@ -102,7 +106,7 @@ fn versions_of_one_type_are_one_definition_and_what_has_none_is_any_object() {
 
 #[test]
 fn ids_of_operations_are_upstreams_and_differ() {
-    let document = v2();
+    let document = documents().v2();
     let mut ids = BTreeSet::new();
     for operation in document["paths"]
         .as_object()
@@ -134,7 +138,7 @@ fn ids_of_operations_are_upstreams_and_differ() {
 
 #[test]
 fn merge_rules_are_those_of_fields_that_there_are() {
-    let definitions = v2()["definitions"].take();
+    let definitions = documents().v2()["definitions"].take();
     let mut found = 0;
     for schema in definitions.as_object().into_iter().flat_map(|all| all.values()) {
         for field in schema["properties"]
@@ -185,7 +189,7 @@ fn kubectl_is_told_the_merge_keys_that_the_server_goes_by() {
 
 #[test]
 fn version_3_refers_beside_nothing_else_and_knows_what_is_string_or_number() {
-    let document = v3(Registry::global(), "apps", "v1");
+    let document = documents().v3("apps", "v1");
     let schemas = &document["components"]["schemas"];
     let reference = |name: &str| json!([{ "$ref": format!("#/components/schemas/io.k8s.{name}") }]);
     let spec = &schemas["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"];

@@ -36,6 +36,7 @@ pub use pod::{is_finished as pod_is_finished, is_ready as pod_is_ready};
 pub(crate) use service::validate_cluster_ips;
 pub use views::View;
 
+use crate::features::Features;
 use crate::table;
 use field::Errors;
 
@@ -370,6 +371,13 @@ impl Registry {
         Registry {
             rows: groups.into_iter().flatten().collect(),
         }
+    }
+
+    /// The rows that are served.
+    pub fn served(features: &Features) -> Self {
+        let mut registry = Registry::new();
+        registry.rows.retain(|row| features.serves(row));
+        registry
     }
 
     /// All rows, in the order in which discovery lists them.

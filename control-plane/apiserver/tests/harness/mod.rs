@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
-use apiserver::{Config, EtcdConfig, Limits};
+use apiserver::{Config, EtcdConfig, Features, Limits};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -79,6 +79,7 @@ impl Files {
             kubelet_client_key: self.path("kubelet-client.key"),
             nearby_nodes: vec![Ipv4Addr::LOCALHOST.into()],
             limits: Limits::default(),
+            features: Features::default(),
         }
     }
 

@@ -218,6 +218,36 @@ async fn answers_that_nobody_reads_keep_nobody_out() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn one_user_leaves_places_to_others() -> anyhow::Result<()> {
+    let cluster = with_limits("share", |limits| limits.reading = 4).await?;
+    let node = client_of(&cluster.files, "node").await?;
+    let version = |client: kube::Client, user: Option<&'static str>| async move {
+        let mut request = http::Request::get("/version");
+        if let Some(user) = user {
+            request = request.header("impersonate-user", user);
+        }
+        let answer = client.send(request.body(Vec::new().into())?).await?;
+        anyhow::Ok((
+            answer.status().as_u16(),
+            answer.headers().get("retry-after").cloned(),
+        ))
+    };
+    let unread = ask_and_read_nothing(&cluster, Some("node"), "/openapi/v2", 3).await?;
+    let (code, after) = version(node.clone(), None).await?;
+    ensure!(
+        (code, after.as_ref().map(|after| after.as_bytes())) == (429, Some(b"1".as_slice())),
+        "{code} {after:?}"
+    );
+    let (code, _) = version(cluster.client.clone(), Some("alice")).await?;
+    ensure!(code == 200, "another user: {code}");
+    drop(unread);
+    eventually("the node's places are given back", async || {
+        Ok(version(node.clone(), None).await?.0 == 200)
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_body_that_nobody_reads_takes_no_room() -> anyhow::Result<()> {
     let cluster = with_limits("unwanted", |limits| limits.body_bytes = 64 << 10).await?;
     let body = " ".repeat(60 << 10);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Cluster;
 
 /// Code, head and body.
-async fn get(
+pub(super) async fn get(
     cluster: &Cluster,
     path: &str,
     headers: &[(HeaderName, &str)],

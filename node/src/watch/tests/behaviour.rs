@@ -1,143 +1,16 @@
 //! The whole watch against a fake API server.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Kind, Snapshot};
-use serde_json::{Value, json};
-use tests::fake_api::{FakeApi, StreamingLists};
-use tokio::sync::watch;
+use serde_json::json;
+use tests::fake_api::StreamingLists;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
+use super::bench::{Bench, DEADLINE, feed, namespace, node, service, services, slice, wait_for};
 use crate::watch::owner::PUBLICATION_INTERVAL;
-use crate::watch::{ApiSource, Events, KINDS, Status, Wanted};
-
-/// No condition here needs more than the back-off after a failed request.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// A fake API server, and a watch on it.
-struct Bench {
-    api: FakeApi,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    status: Status,
-    kubeconfig: PathBuf,
-    _watch: AbortOnDropHandle<()>,
-    _write: AbortOnDropHandle<()>,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.kubeconfig);
-    }
-}
-
-impl Bench {
-    fn start(prepare: impl FnOnce(&FakeApi)) -> Self {
-        let api = FakeApi::start().expect("loopback is there");
-        prepare(&api);
-        let port = api.address().port();
-        let kubeconfig = std::env::temp_dir().join(format!("cwt-watch-{}-{port}", std::process::id()));
-        api.write_kubeconfig(&kubeconfig)
-            .expect("temporary directory is writable");
-        let (sender, snapshots) = watch::channel(Arc::default());
-        let status = Status::default();
-        let source = ApiSource {
-            credentials: Some(kubeconfig.clone()).into(),
-            ..ApiSource::default()
-        };
-        let (events, notices) = Events::queue();
-        let write = notices.write(source.clone(), "node-1".into(), |_| {}, CancellationToken::new());
-        let watch = crate::watch::run(
-            source,
-            Wanted::by_agents(),
-            sender,
-            status.clone(),
-            events,
-            CancellationToken::new(),
-        );
-        Self {
-            api,
-            snapshots,
-            status,
-            kubeconfig,
-            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
-            _write: AbortOnDropHandle::new(tokio::spawn(write)),
-        }
-    }
-
-    /// Waits until a snapshot fulfils the condition.
-    #[track_caller]
-    fn until(
-        &self,
-        what: &'static str,
-        condition: impl Fn(&Snapshot) -> bool,
-    ) -> impl Future<Output = Arc<Snapshot>> {
-        let mut snapshots = self.snapshots.clone();
-        async move {
-            let found =
-                tokio::time::timeout(DEADLINE, snapshots.wait_for(|snapshot| condition(snapshot))).await;
-            match found {
-                Ok(snapshot) => snapshot.expect("the watch runs on").clone(),
-                Err(_) => panic!("not within {DEADLINE:?}: {what}"),
-            }
-        }
-    }
-
-    async fn until_services(&self, names: &[&str]) -> Arc<Snapshot> {
-        let wanted: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        self.until("services", move |snapshot| {
-            synced(snapshot) && services(snapshot) == wanted
-        })
-        .await
-    }
-}
-
-fn synced(snapshot: &Snapshot) -> bool {
-    KINDS.iter().all(|kind| snapshot.is_synced(*kind))
-}
-
-fn services(snapshot: &Snapshot) -> BTreeSet<String> {
-    snapshot
-        .services
-        .iter()
-        .map(|(name, _)| name.name.to_string())
-        .collect()
-}
-
-fn service(name: &str, port: i64) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
-        "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"port": port}]},
-    })
-}
-
-fn slice(name: &str, service: &str, address: &str) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4", "endpoints": [{"addresses": [address]}], "ports": [{"port": 80}],
-    })
-}
-
-fn node(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-}
-
-fn namespace(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-}
-
-fn feed(api: &FakeApi) {
-    api.put(namespace("default"));
-    api.put(node("node-1"));
-    api.put(service("a", 80));
-    api.put(service("b", 80));
-    api.put(slice("a-1", "a", "10.244.1.2"));
-}
+use crate::watch::{KINDS, Status};
 
 #[tokio::test]
 async fn every_kind_is_listed_then_followed_whatever_the_server_makes_of_streaming_lists() {
@@ -445,14 +318,6 @@ async fn a_single_change_is_published_at_once_and_a_burst_as_few() {
         u128::from(publications) <= intervals + 2,
         "{publications} publications in {intervals} intervals"
     );
-}
-
-async fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]

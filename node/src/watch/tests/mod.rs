@@ -1,7 +1,10 @@
 //! Conversions as rows, and the watch's behaviour against a fake API server.
 
 mod behaviour;
+mod bench;
 mod conversions;
+mod credentials;
+mod older_servers;
 
 use std::path::{Path, PathBuf};
 
