@@ -7,6 +7,7 @@
 //! - [`watch`]: the Kubernetes API as a [`model::Snapshot`].
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`cleanup`]: what `causeway node cleanup` tells.
+//! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
@@ -20,6 +21,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod install_cni;
 mod watch;
 
 use std::fmt::Display;
@@ -37,7 +39,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use agent::cleanup::{CleanupError, clean};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, NodeCommand, Output, VersionArgs,
+    DoctorArgs, InstallCniArgs, NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
             None => run_agent(&node.config),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
+            Some(NodeCommand::InstallCni(args)) => install_cni(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
         },
         Command::Dns(dns) => match dns.command {
@@ -205,6 +208,16 @@ fn found_wrong(error: &config::ConfigError) -> ExitCode {
         config::ConfigError::Read { .. } => COULD_NOT_RUN,
         config::ConfigError::Parse { .. } | config::ConfigError::Invalid { .. } => WRONG,
     })
+}
+
+fn install_cni(args: &InstallCniArgs) -> ExitCode {
+    match install_cni::install(args.from.as_deref(), &args.to) {
+        Ok(installed) => {
+            println!("{installed}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
 }
 
 fn print_version(args: &VersionArgs) {
