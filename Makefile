@@ -9,7 +9,13 @@ STATE_DIR ?= /var/lib/causeway
 REMAP := --remap-path-prefix=$(CURDIR)=/causeway --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 PACKAGES ?= --workspace
 
-.PHONY: help demo down test test-full lint build release reproducible sbom
+# The image of node/deploy: a static program for glibc's target, since the agent tunes glibc's allocator.
+IMAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
+IMAGE_PROFILE ?= release
+IMAGE ?= target/causeway-image.tar
+IMAGE_BIN := target/$(IMAGE_TARGET)/$(IMAGE_PROFILE:dev=debug)
+
+.PHONY: help demo down test test-full lint build release reproducible sbom image
 
 help: ## Show this list
 	@awk -F': .*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +23,7 @@ help: ## Show this list
 demo: ## Bring up three nodes, run a Service on them and show each step
 	@./setup.sh run
 	@$(CARGO) build --workspace --locked
-	@STATE_DIR=$(STATE_DIR) examples/demo.sh $(DEMO_FLAGS)
+	@STATE_DIR=$(STATE_DIR) IMAGE=$(IMAGE) examples/demo.sh $(DEMO_FLAGS)
 
 down: ## Remove the cluster and everything it made
 	@$(BIN)/causeway down --state-dir $(STATE_DIR)
@@ -35,6 +41,15 @@ reproducible: ## Build the CNI plugin (or PACKAGES="-p …") twice, in two folde
 
 sbom: build ## Write what the programs are made of to target/causeway.cdx.json (CycloneDX)
 	@$(BIN)/sbom > target/causeway.cdx.json
+
+image: ## Build the image of node/deploy, without a registry, into target/causeway-image.tar
+	@./setup.sh build
+	@$(CARGO) build --locked -p control-plane --bin causeway-cluster
+	@CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUSTFLAGS="-Ctarget-feature=+crt-static -Cstrip=symbols $(REMAP)" \
+	  $(CARGO) build --locked --profile $(IMAGE_PROFILE) --target $(IMAGE_TARGET) -p node -p cni-plugin
+	@$(BIN)/causeway-cluster image build --tag causeway:v0.1.0 --env PATH=/ --archive $(IMAGE) \
+	  --from-binary $(IMAGE_BIN)/causeway --file $(IMAGE_BIN)/causeway-cni
+	@ls -l $(IMAGE)
 
 lint: ## Formatting and clippy, as CI wants them; cargo-deny where it is installed
 	@./setup.sh lint

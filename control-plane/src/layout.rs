@@ -136,6 +136,11 @@ impl NodeDir {
         self.root.join("cni/net.d")
     }
 
+    /// Where what is installed into the cluster puts CNI plugins.
+    pub fn cni_bin(&self) -> PathBuf {
+        self.root.join("cni/bin")
+    }
+
     /// A kubeconfig, by whose it is.
     pub fn kubeconfig(&self, whose: &str) -> PathBuf {
         self.root.join(format!("{whose}.kubeconfig"))

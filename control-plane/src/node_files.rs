@@ -13,7 +13,7 @@ use crate::kubeconfig;
 use crate::layout::{NodeDir, StateDir};
 use crate::pki::{Authority, Leaf, Usage};
 use crate::preflight::Programs;
-use crate::settings::{self, Datapath, Network, Settings};
+use crate::settings::{self, Agent, Datapath, Network, Settings};
 
 /// What the files are made of.
 pub struct NodeFiles<'a> {
@@ -40,6 +40,7 @@ pub fn write(node: &NodeFiles<'_>) -> anyhow::Result<()> {
         dir.agent(),
         dir.dns(),
         dir.cni_conf(),
+        dir.cni_bin(),
     ] {
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
     }
@@ -110,6 +111,11 @@ fn without_loopback(resolv_conf: &str) -> String {
 fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> {
     let settings = node.settings;
     let serving = node.state.key_pair(&format!("{}-kubelet", node.name));
+    let cgroup = Cgroup::find()?.node(node.name);
+    let cni_bin = match settings.agent {
+        Agent::BuiltIn => node.programs.cni_dir.clone(),
+        Agent::None => dir.cni_bin(),
+    };
     Ok(json!({
         "nodeName": node.name,
         "kubeconfig": dir.kubeconfig("kubelet"),
@@ -120,12 +126,19 @@ fn kubelet_config(node: &NodeFiles<'_>, dir: &NodeDir) -> anyhow::Result<Value> 
         "clusterDomain": settings.domain,
         "resolvConf": dir.resolv_conf(),
         "cniConfDir": dir.cni_conf(),
-        "cniBinDirs": [node.programs.cni_dir],
-        "cgroup": Cgroup::find()?.node(node.name),
+        "cniBinDirs": [cni_bin],
+        "cgroup": cgroup,
         "shim": node.programs.shim,
         "cert": serving.cert,
         "key": serving.key,
         "clientCa": node.state.key_pair("ca").cert,
+        "ownPlaces": {
+            "/etc/cni/net.d": dir.cni_conf(),
+            "/opt/cni/bin": dir.cni_bin(),
+            "/sys/fs/cgroup": cgroup,
+            "/var/lib/causeway/node": dir.agent(),
+            "/var/lib/causeway/dns": dir.dns(),
+        },
     }))
 }
 

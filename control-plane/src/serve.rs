@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ipnetwork::IpNetwork;
@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cgroup::Cgroup;
-use crate::layout::StateDir;
+use crate::layout::{NodeDir, StateDir};
 use crate::preflight::Programs;
-use crate::settings::{self, ExternalEtcd, Leases, Settings};
+use crate::settings::{self, Agent, ExternalEtcd, Leases, Settings};
 use crate::supervise::Unit;
 use crate::{owner, status, supervise, underlay};
 
@@ -60,7 +60,6 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
     let place = ["--cgroup".to_owned(), text(&cgroup.control_plane())];
     let mut units = vec![unit("control-plane".to_owned(), enter(&place, &control_plane))];
     for name in settings.node_names() {
-        let node = state.node(&name);
         let places = [
             "--net".to_owned(),
             format!(
@@ -73,43 +72,37 @@ fn units(state: &StateDir, settings: &Settings, programs: &Programs) -> anyhow::
             "--cgroup".to_owned(),
             text(&cgroup.node_system(&name)),
         ];
-        let causeway = text(&programs.causeway);
-        let daemons = [
-            (
-                "kubelet",
-                vec![
-                    cluster.clone(),
-                    "kubelet".to_owned(),
-                    "--config".to_owned(),
-                    text(&node.kubelet_config()),
-                ],
-            ),
-            (
-                "agent",
-                vec![
-                    causeway.clone(),
-                    "node".to_owned(),
-                    "--config".to_owned(),
-                    text(&node.agent_config()),
-                ],
-            ),
-            (
-                "dns",
-                vec![
-                    causeway,
-                    "dns".to_owned(),
-                    "--conf".to_owned(),
-                    text(&node.corefile()),
-                ],
-            ),
-        ];
         units.extend(
-            daemons
+            daemons(&state.node(&name), settings.agent, programs)
                 .into_iter()
                 .map(|(what, command)| unit(format!("{name}-{what}"), enter(&places, &command))),
         );
     }
     Ok(units)
+}
+
+/// The processes of a node, by what they are.
+fn daemons(node: &NodeDir, agent: Agent, programs: &Programs) -> Vec<(&'static str, Vec<String>)> {
+    let command = |program: &Path, what: &str, option: &str, file: PathBuf| {
+        let words = [program, Path::new(what), Path::new(option), &file];
+        words.map(|word| word.display().to_string()).to_vec()
+    };
+    let kubelet = command(&programs.cluster, "kubelet", "--config", node.kubelet_config());
+    let mut daemons = vec![("kubelet", kubelet)];
+    match agent {
+        Agent::BuiltIn => daemons.extend([
+            (
+                "agent",
+                command(&programs.causeway, "node", "--config", node.agent_config()),
+            ),
+            (
+                "dns",
+                command(&programs.causeway, "dns", "--conf", node.corefile()),
+            ),
+        ]),
+        Agent::None => {}
+    }
+    daemons
 }
 
 /// `causeway-cluster control-plane`: store, API server and controllers in one process.

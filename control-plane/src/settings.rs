@@ -60,6 +60,17 @@ impl fmt::Display for Leases {
     }
 }
 
+/// What programs a node's network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Agent {
+    /// The agent and the DNS server of this build, as processes of the node beside its kubelet.
+    #[default]
+    BuiltIn,
+    /// Whatever is installed into the cluster, as into any other: nodes are not Ready before that.
+    None,
+}
+
 /// An etcd that somebody else runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalEtcd {
@@ -106,6 +117,9 @@ pub struct Settings {
     pub datapath: Datapath,
     /// Pod network.
     pub network: Network,
+    /// What programs the nodes' network. State that was kept from before there was a choice has the built-in agent.
+    #[serde(default)]
+    pub agent: Agent,
     /// Where nodes' subnets are kept. State that was kept from before there was a choice has them in etcd.
     #[serde(default)]
     pub leases: Leases,
@@ -474,6 +488,7 @@ mod tests {
             nodes: 3,
             datapath: Datapath::Ebpf,
             network: Network::Vxlan,
+            agent: Agent::BuiltIn,
             leases: Leases::Etcd,
             pod_cidr: "10.244.0.0/16".parse().expect("valid"),
             service_cidr: "10.96.0.0/12".parse().expect("valid"),

@@ -247,11 +247,21 @@ pub async fn wait_for_api(state: &StateDir, timeout: Duration) -> anyhow::Result
     .await
 }
 
-/// Waits until every node is Ready, by a heartbeat not older than `since`: what a kept store still says of the time
-/// before is not Ready.
+/// What nodes shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Their kubelets have told of them.
+    Registered,
+    /// Pods can run on them.
+    Ready,
+}
+
+/// Waits until every node is what is wanted, by a heartbeat not older than `since`: what a kept store still says of the
+/// time before does not count.
 pub async fn wait_for_nodes(
     state: &StateDir,
     settings: &Settings,
+    wanted: Wanted,
     since: SystemTime,
     timeout: Duration,
 ) -> anyhow::Result<()> {
@@ -275,7 +285,8 @@ pub async fn wait_for_nodes(
                 }
             };
             let report = node_report(&node);
-            if report.ready && report.heartbeat.is_some_and(|heartbeat| heartbeat >= since) {
+            let good = report.ready || wanted == Wanted::Registered;
+            if good && report.heartbeat.is_some_and(|heartbeat| heartbeat >= since) {
                 missing.remove(&report.name);
             } else {
                 missing.insert(report.name, report.reason);
@@ -293,7 +304,15 @@ pub async fn wait_for_nodes(
         .iter()
         .map(|(name, why)| format!("{name}: {why}"))
         .collect();
-    bail!("not Ready after {} s: {}", timeout.as_secs(), missing.join("; "))
+    let wanted = match wanted {
+        Wanted::Registered => "registered",
+        Wanted::Ready => "Ready",
+    };
+    bail!(
+        "not {wanted} after {} s: {}",
+        timeout.as_secs(),
+        missing.join("; ")
+    )
 }
 
 /// Tells whether there is still something to wait for. The supervisor takes its lock some time after its start: it

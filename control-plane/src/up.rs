@@ -15,7 +15,8 @@ use crate::owner::{self, Owner};
 use crate::pki::{self, Authority, Leaf, Usage};
 use crate::preflight::{self, Programs};
 use crate::progress::Progress;
-use crate::settings::{Datapath, EtcdArgs, Leases, Network, Settings};
+use crate::settings::{Agent, Datapath, EtcdArgs, Leases, Network, Settings};
+use crate::status::Wanted;
 use crate::{down, kubeconfig, machine, status, supervise, underlay};
 
 /// Flags of `up`.
@@ -35,6 +36,10 @@ pub struct UpArgs {
     /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects (spec.podCIDRs)
     #[arg(long, value_enum, default_value = "etcd")]
     leases: Leases,
+    /// What programs the nodes' network: this build's agent and DNS server, or what is installed into the cluster, without
+    /// which its nodes are not Ready; --datapath and --network are then its own matter
+    #[arg(long, value_enum, default_value = "built-in")]
+    agent: Agent,
     #[command(flatten)]
     etcd: EtcdArgs,
     /// Addresses for pods; each node leases a /24. With an IPv6 network behind a comma they have both
@@ -77,6 +82,7 @@ impl UpArgs {
             nodes: self.nodes,
             datapath: self.datapath,
             network: self.network,
+            agent: self.agent,
             leases: self.leases,
             pod_cidr: self.pod_cidr,
             service_cidr: self.service_cidr,
@@ -186,8 +192,12 @@ fn bring_up(
     progress.stage("API server ready", || {
         runtime.block_on(status::wait_for_api(state, timeout))
     })?;
-    progress.stage("all nodes Ready", || {
-        runtime.block_on(status::wait_for_nodes(state, settings, began, timeout))
+    let (what, wanted) = match settings.agent {
+        Agent::BuiltIn => ("all nodes Ready", Wanted::Ready),
+        Agent::None => ("all nodes registered", Wanted::Registered),
+    };
+    progress.stage(what, || {
+        runtime.block_on(status::wait_for_nodes(state, settings, wanted, began, timeout))
     })
 }
 
@@ -315,8 +325,19 @@ fn start_supervisor(state: &StateDir, programs: &Programs) -> anyhow::Result<()>
 }
 
 fn announce(progress: &Progress, state: &StateDir, settings: &Settings) {
+    let (are, next) = match settings.agent {
+        Agent::BuiltIn => ("Ready", String::new()),
+        Agent::None => (
+            "registered",
+            format!(
+                "They are Ready once a pod network is installed. The API server, for what runs before Services are served: \
+                 {}.\n\n",
+                settings.api_address()
+            ),
+        ),
+    };
     println!(
-        "\n{} nodes Ready after {:.1} s.\n\n  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  causeway down",
+        "\n{} nodes {are} after {:.1} s.\n\n{next}  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  causeway down",
         settings.nodes,
         progress.total_seconds(),
         state.admin_kubeconfig().display()

@@ -92,6 +92,13 @@ pub enum NodeCommand {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Put the CNI plugin where the container runtime looks for it
+    #[command(after_help = "Examples:
+  causeway node install-cni
+  causeway node install-cni --to /host/opt/cni/bin
+Exit codes: 0 = it is there, 2 = it is not; what was there before is as it was.
+The plugin is replaced as a whole: who runs it goes on. The runtime uses it once the agent writes the configuration.")]
+    InstallCni(InstallCniArgs),
     /// Take everything that the agent wrote off this node, for good
     #[command(after_help = "Examples:
   systemctl disable --now causeway-node && causeway node cleanup --config /etc/causeway/node.yaml
@@ -113,6 +120,17 @@ pub enum ConfigCommand {
     /// Tell what is wrong with the configuration
     #[command(after_help = "Examples:\n  causeway node config check --config node.yaml && echo good")]
     Check(ConfigArgs),
+}
+
+/// Options of `causeway node install-cni`.
+#[derive(Debug, Args)]
+pub struct InstallCniArgs {
+    /// The plugin; beside this program by default
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// The runtime's directory of plugins
+    #[arg(long, value_name = "DIRECTORY", default_value = "/opt/cni/bin")]
+    pub to: PathBuf,
 }
 
 /// Options of `causeway node cleanup`.
@@ -376,6 +394,7 @@ mod tests {
                 Some(NodeCommand::Config(ConfigCommand::Print(config))) => (config, Some("print")),
                 Some(NodeCommand::Config(ConfigCommand::Check(config))) => (config, Some("check")),
                 Some(NodeCommand::Cleanup(args)) => (args.config, Some("cleanup")),
+                Some(NodeCommand::InstallCni(args)) => panic!("{args:?} names no configuration"),
             };
             assert_eq!((config.config, command), (PathBuf::from("f"), expected));
         }

@@ -9,6 +9,7 @@
 //! - [`cleanup`]: what `causeway node cleanup` tells.
 //! - [`migrate`]: other programs' configurations as ours.
 //! - [`logs`]: what is logged, and from which level on.
+//! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
@@ -22,6 +23,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod install_cni;
 mod logs;
 mod migrate;
 mod watch;
@@ -40,7 +42,7 @@ use agent::cleanup::{CleanupError, clean};
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, MigrateCheckArgs, MigrateCommand, NodeCommand, Output, VersionArgs,
+    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeCommand, Output, VersionArgs,
 };
 
 /// Found something wrong.
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
             None => run_agent(&node.config),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
+            Some(NodeCommand::InstallCni(args)) => install_cni(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
         },
         Command::Dns(dns) => match dns.command {
@@ -234,6 +237,16 @@ fn found_wrong(error: &config::ConfigError) -> ExitCode {
         config::ConfigError::Read { .. } => COULD_NOT_RUN,
         config::ConfigError::Parse { .. } | config::ConfigError::Invalid { .. } => WRONG,
     })
+}
+
+fn install_cni(args: &InstallCniArgs) -> ExitCode {
+    match install_cni::install(args.from.as_deref(), &args.to) {
+        Ok(installed) => {
+            println!("{installed}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
 }
 
 fn print_version(args: &VersionArgs) {

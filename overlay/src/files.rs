@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -20,13 +21,28 @@ pub fn successor(path: &Path) -> PathBuf {
 /// # Errors
 /// When it cannot be written: the file is as it was.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, None)
+}
+
+/// As [`write_file`], for a program that everybody may execute. One that runs already goes on.
+///
+/// # Errors
+/// When it cannot be written: what was there is as it was.
+pub fn write_program(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, Some(0o755))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: Option<u32>) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
     let fresh = successor(path);
     let mut file = fs::File::create(&fresh)?;
     io::Write::write_all(&mut file, bytes)?;
-    file.sync_data()?;
+    if let Some(mode) = mode {
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    file.sync_all()?;
     fs::rename(&fresh, path)?;
     crate::pods::log::sync_directory(path)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,10 @@ pub struct Config {
     /// More labels of the Node object. Default none.
     #[serde(default)]
     pub node_labels: BTreeMap<String, String>,
+    /// What this node has for itself on a machine that it shares with others: a `hostPath` at or below a key is taken
+    /// from below the value. Default none: the node is the machine.
+    #[serde(default)]
+    pub own_places: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Config {
@@ -63,6 +67,15 @@ impl Config {
             .into_iter()
             .flatten()
             .collect()
+    }
+
+    /// Where a path of the node is on this machine. Of two keys that hold it the longer one counts.
+    pub(crate) fn on_machine(&self, path: &Path) -> PathBuf {
+        let own = self.own_places.iter().rev().find_map(|(place, there)| {
+            let below = path.strip_prefix(place).ok()?;
+            Some(there.join(below))
+        });
+        own.unwrap_or_else(|| path.to_owned())
     }
 
     /// cgroup v2 directory of all pods.
@@ -105,4 +118,30 @@ fn max_pods() -> u32 {
 
 fn resolv_conf() -> PathBuf {
     PathBuf::from("/etc/resolv.conf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_of_the_nodes_own_is_found_with_all_below_it() {
+        let config = serde_json::json!({
+            "nodeName": "n", "kubeconfig": "", "stateDir": "", "nodeIp": "192.0.2.1", "clusterDns": [], "cgroup": "",
+            "shim": "", "cert": "", "key": "", "clientCa": "",
+            "ownPlaces": {"/opt/cni": "/nodes/n/cni", "/opt/cni/bin": "/programs"},
+        });
+        let config: Config = serde_json::from_value(config).expect("a configuration");
+        for (path, there) in [
+            ("/opt/cni", "/nodes/n/cni"),
+            ("/opt/cni/", "/nodes/n/cni"),
+            ("/opt/cni/net.d/a", "/nodes/n/cni/net.d/a"),
+            ("/opt/cni/bin", "/programs"),
+            ("/opt/cni/bin/x", "/programs/x"),
+            ("/opt/cni-other", "/opt/cni-other"),
+            ("/opt", "/opt"),
+        ] {
+            assert_eq!(config.on_machine(Path::new(path)), PathBuf::from(there), "{path}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use crate::error::{Cause, Error, Operation, Result};
 
@@ -131,6 +132,19 @@ impl Namespace {
             .collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Those that are pinned there and can be opened. What a container runtime forgot is a file without a namespace, and
+    /// none of them.
+    #[must_use]
+    pub fn all_pinned() -> Vec<Self> {
+        let names = Self::pinned().unwrap_or_default().into_iter();
+        let paths = names.map(|name| Path::new(PIN_DIRECTORY).join(name));
+        let is_pin = |path: &PathBuf| statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC);
+        paths
+            .filter(is_pin)
+            .filter_map(|path| Self::open(path).ok())
+            .collect()
     }
 
     /// Runs a closure on a thread of its own inside the namespace, and waits for it. Namespaces belong to threads, so

@@ -20,6 +20,7 @@ use kube::api::{Api, PostParams};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::env::{EnvContext, field_value, resource_value};
+use crate::config::Config;
 use crate::disk::{self, DiskError, OnPath};
 
 /// How often contents from the API are read again.
@@ -58,6 +59,8 @@ type Payload = BTreeMap<String, (Vec<u8>, u32)>;
 
 /// Makes and refreshes the volumes of one pod.
 pub struct Volumes<'a> {
+    /// The kubelet's settings.
+    pub config: &'a Config,
     /// The API.
     pub client: &'a kube::Client,
     /// The pod and what its fields say.
@@ -135,7 +138,8 @@ impl Volumes<'_> {
     ) -> Result<PathBuf, VolumeError> {
         let path = self.directory.join(&volume.name);
         if let Some(host) = &volume.host_path {
-            return host_path(&host.path, host.type_.as_deref().unwrap_or_default());
+            let place = self.config.on_machine(Path::new(&host.path));
+            return host_path(&host.path, place, host.type_.as_deref().unwrap_or_default());
         }
         if let Some(empty) = &volume.empty_dir {
             if empty.medium.as_deref() == Some("Memory") {
@@ -402,10 +406,9 @@ fn mode_of(mode: Option<i32>) -> u32 {
     mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644)
 }
 
-/// A path of the node, made or checked as its type says (`pkg/volume/hostpath`). Without a type a missing path becomes a
-/// directory, as docker did and containerd does.
-fn host_path(path: &str, kind: &str) -> Result<PathBuf, VolumeError> {
-    let place = PathBuf::from(path);
+/// A path of the node, at `place` of this machine, made or checked as its type says (`pkg/volume/hostpath`). Without a
+/// type a missing path becomes a directory, as docker did and containerd does.
+fn host_path(path: &str, place: PathBuf, kind: &str) -> Result<PathBuf, VolumeError> {
     match kind {
         "DirectoryOrCreate" | "" if !place.exists() => disk::make_dir(&place)?,
         "FileOrCreate" if !place.exists() => fs::write(&place, b"").on("create", &place)?,
@@ -669,7 +672,7 @@ mod tests {
                 None => Ok(PathBuf::from(place)),
                 Some(wanted) => Err(format!("hostPath type check failed: {place} is not a {wanted}")),
             };
-            let seen = host_path(place, kind).map_err(|error| error.to_string());
+            let seen = host_path(place, place.into(), kind).map_err(|error| error.to_string());
             assert_eq!(seen, expected, "{path} {kind}");
         }
         assert_eq!(fs::read(base.join("file")).ok(), Some(b"kept".to_vec()));

@@ -7,11 +7,10 @@ use anyhow::Context;
 use overlay::files::{remove_if_there, successor, write_file};
 use serde_json::json;
 
+use crate::install_cni::PLUGIN;
+
 /// Before the names that other networks use, of which the runtime takes the first.
 const NAME: &str = "10-causeway.conflist";
-
-/// The plugin's program, which the runtime looks for by this name.
-const PLUGIN: &str = "causeway-cni";
 
 /// Writes `10-causeway.conflist`, whole or not at all, unless it is there already, and returns its path.
 ///

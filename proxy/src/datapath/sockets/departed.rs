@@ -45,11 +45,18 @@ pub(super) fn forget<M: HookMaps>(maps: &mut M, stale: &StaleFlows) -> Result<us
 }
 
 /// Ends those of these sockets, by cookie, that are connected to these addresses, in every network namespace in which a
-/// process of the cgroup is. What fails in one is told when all were tried.
+/// process of the cgroup is, or that a container runtime has pinned. What fails in one is told when all were tried.
 pub(super) fn end_sockets(cgroup: &Path, sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, Error> {
     let mut ended = 0;
     let mut failure = None;
-    for namespace in namespaces(cgroup) {
+    let mut namespaces = namespaces_of_processes(cgroup);
+    // An agent in a container sees no processes of others.
+    for pinned in Namespace::all_pinned() {
+        if !namespaces.contains(&pinned) {
+            namespaces.push(pinned);
+        }
+    }
+    for namespace in namespaces {
         match namespace.run(|| end_here(sockets)) {
             Ok(Ok(count)) => ended += count,
             Ok(Err(error)) if error.is_unsupported() => warn_once(&error),
@@ -82,7 +89,7 @@ fn end_here(sockets: &BTreeSet<(u64, SocketAddr)>) -> Result<usize, sock_diag::E
 
 /// The network namespaces of all processes in a cgroup and below it. Processes come and go meanwhile: what cannot be
 /// read is gone.
-fn namespaces(cgroup: &Path) -> Vec<Namespace> {
+fn namespaces_of_processes(cgroup: &Path) -> Vec<Namespace> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     let mut directories = vec![cgroup.to_path_buf()];

@@ -61,6 +61,7 @@ impl Worker {
         let context = self.env_context(&ips, &[], &sources);
         let directory = self.node.config.pod_dir(&self.uid()).join("volumes");
         Volumes {
+            config: &self.node.config,
             client: &self.node.client,
             context: &context,
             directory,

@@ -1,0 +1,407 @@
+//! What `kubectl kustomize` makes of `node/deploy`: valid for Kubernetes, valid for our own programs, and with no more
+//! rights than the rows here give a reason for.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use serde::Deserialize as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tests::cluster::{everything, program};
+use tests::directory::Directory;
+use tests::kubectl;
+
+const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
+
+/// Of kustomize's components: Kubernetes' oldest that these manifests are for.
+const OLDEST_KUBECTL: u32 = 27;
+
+/// Rights over the API: overlays, role, API group, resource, verbs, and what for.
+const RIGHTS: [(&[&str], &str, &str, &str, &str, &str); 7] = [
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "",
+        "services",
+        "list watch",
+        "what is served",
+    ),
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "",
+        "namespaces",
+        "list watch",
+        "names in them exist, DNS says so",
+    ),
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "discovery.k8s.io",
+        "endpointslices",
+        "list watch",
+        "by whom it is served",
+    ),
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "",
+        "nodes",
+        "list watch",
+        "zones, addresses, subnets of all nodes",
+    ),
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "networking.k8s.io",
+        "servicecidrs",
+        "list watch",
+        "addresses that no Service has",
+    ),
+    (
+        &OVERLAYS,
+        "causeway-node",
+        "",
+        "events",
+        "create patch",
+        "says what is not served",
+    ),
+    (
+        &["vxlan", "host-gw", "cni-only"],
+        "causeway-node-network",
+        "",
+        "nodes/status",
+        "patch",
+        "flannel's annotations, NetworkUnavailable",
+    ),
+];
+
+/// Capabilities: overlays, container, capability, and what for.
+const CAPABILITIES: [(&[&str], &str, &str, &str); 5] = [
+    (
+        &OVERLAYS,
+        "agent",
+        "NET_ADMIN",
+        "links, routes, rules, settings below net/",
+    ),
+    (&PROXIES, "agent", "BPF", "programs and maps"),
+    (&PROXIES, "agent", "PERFMON", "programs that look at pointers"),
+    (
+        &PROXIES,
+        "agent",
+        "SYS_ADMIN",
+        "programs by id, pods' network namespaces",
+    ),
+    (&SERVERS, "dns", "NET_BIND_SERVICE", "port 53"),
+];
+
+const PROXIES: [&str; 3] = ["vxlan", "host-gw", "proxy-only"];
+const NETWORKS: [&str; 3] = ["vxlan", "host-gw", "cni-only"];
+const NAMESPACES: [&str; 4] = ["vxlan", "host-gw", "proxy-only", "cni-only"];
+const SERVERS: [&str; 3] = ["vxlan", "host-gw", "dns-only"];
+
+/// Paths of the node: overlays, container, path, whether it writes there, and what for.
+const PATHS: [(&[&str], &str, &str, bool, &str); 11] = [
+    (
+        &OVERLAYS,
+        "agent",
+        "/var/lib/causeway/node",
+        true,
+        "pods' addresses outlive it",
+    ),
+    (&OVERLAYS, "agent", "/run/causeway", true, "its sockets"),
+    (
+        &OVERLAYS,
+        "agent",
+        "/proc/sys/net",
+        true,
+        "settings: the container's own are read-only",
+    ),
+    (&PROXIES, "agent", "/sys/fs/bpf", true, "pins outlive it"),
+    (
+        &PROXIES,
+        "agent",
+        "/sys/fs/cgroup",
+        false,
+        "where the socket hook is attached",
+    ),
+    (
+        &NAMESPACES,
+        "agent",
+        "/run/netns",
+        false,
+        "pods' network namespaces",
+    ),
+    (
+        &NETWORKS,
+        "agent",
+        "/etc/cni/net.d",
+        true,
+        "the plugin's configuration",
+    ),
+    (&NETWORKS, "agent", "/run/flannel", true, "subnet.env"),
+    (&NETWORKS, "install-cni", "/opt/cni/bin", true, "the plugin"),
+    (
+        &SERVERS,
+        "dns",
+        "/run/causeway/dns",
+        false,
+        "the agent's feed, and no other socket",
+    ),
+    (
+        &SERVERS,
+        "dns",
+        "/var/lib/causeway/dns",
+        true,
+        "the last good snapshot",
+    ),
+];
+
+fn overlay(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../node/deploy/overlays")
+        .join(name)
+}
+
+fn rendered_by(kubectl: &Path, name: &str) -> String {
+    let output = Command::new(kubectl).arg("kustomize").arg(overlay(name)).output();
+    let output = output.expect("kubectl can be started");
+    assert!(output.status.success(), "{name}: {}", everything(&output));
+    String::from_utf8(output.stdout).expect("YAML is text")
+}
+
+/// The objects of an overlay, by the first kubectl that is new enough.
+fn objects(name: &str) -> Vec<Value> {
+    let mut kubectls = kubectl::all().iter();
+    let kubectl = kubectls.find(|kubectl| kubectl.minor >= OLDEST_KUBECTL);
+    let text = rendered_by(&kubectl.expect("a kubectl with kustomize 5").program, name);
+    let documents = serde_yaml_ng::Deserializer::from_str(&text);
+    documents
+        .map(|document| Value::deserialize(document).expect("YAML"))
+        .collect()
+}
+
+fn of_kind<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
+    let wanted = objects.iter().filter(|object| object["kind"] == kind);
+    wanted
+        .map(|object| T::deserialize(object).expect("checked by the test of all objects"))
+        .collect()
+}
+
+/// Nothing is lost on the way through Kubernetes' types: there is no field that they do not know, and none of another
+/// type.
+#[track_caller]
+fn check_strictly<T: DeserializeOwned + Serialize + Debug>(object: &Value) {
+    let typed = T::deserialize(object).unwrap_or_else(|error| panic!("{error}: {object:#}"));
+    assert_eq!(serde_json::to_value(&typed).expect("plain data"), *object);
+}
+
+#[test]
+fn every_object_is_of_kubernetes_types_to_the_last_field() {
+    for name in OVERLAYS {
+        for object in objects(name) {
+            match object["kind"].as_str().unwrap_or_default() {
+                "Namespace" => check_strictly::<Namespace>(&object),
+                "ServiceAccount" => check_strictly::<ServiceAccount>(&object),
+                "ClusterRole" => check_strictly::<ClusterRole>(&object),
+                "ClusterRoleBinding" => check_strictly::<ClusterRoleBinding>(&object),
+                "ConfigMap" => check_strictly::<ConfigMap>(&object),
+                "DaemonSet" => check_strictly::<DaemonSet>(&object),
+                other => panic!("{name}: a {other} is not checked here"),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kubectl_renders_the_same() {
+    for kubectl in kubectl::minors() {
+        if kubectl.minor < OLDEST_KUBECTL {
+            continue;
+        }
+        for name in OVERLAYS {
+            let on_path = rendered_by(&kubectl::all()[0].program, name);
+            assert_eq!(rendered_by(&kubectl.program, name), on_path, "{kubectl} {name}");
+        }
+    }
+}
+
+#[test]
+fn the_programs_accept_what_the_manifests_tell_them() {
+    let directory = Directory::new("manifests");
+    for name in OVERLAYS {
+        let maps: Vec<ConfigMap> = of_kind(&objects(name), "ConfigMap");
+        let files = maps.iter().flat_map(|map| map.data.iter().flatten());
+        for (file, text) in files {
+            let path = directory.write(file, text);
+            let mut check = Command::new(program("causeway"));
+            match file.as_str() {
+                "node.yaml" => check.args(["node", "config", "check", "--config"]).arg(path),
+                "Corefile" => check.args(["dns", "check"]).arg(path),
+                other => panic!("{name}: what reads {other}?"),
+            };
+            let output = check
+                .envs([("NODE_NAME", "node-1"), ("NODE_IP", "192.0.2.1")])
+                .output();
+            let output = output.expect("causeway can be started");
+            assert!(output.status.success(), "{name} {file}: {}", everything(&output));
+        }
+    }
+}
+
+fn pods(name: &str) -> Vec<PodSpec> {
+    let sets: Vec<DaemonSet> = of_kind(&objects(name), "DaemonSet");
+    let specs = sets.into_iter().filter_map(|set| set.spec?.template.spec);
+    specs.collect()
+}
+
+fn containers(pod: &PodSpec) -> impl Iterator<Item = &Container> {
+    pod.init_containers.iter().flatten().chain(&pod.containers)
+}
+
+#[test]
+fn rights_over_the_api_are_those_that_have_a_reason() {
+    for name in OVERLAYS {
+        let roles: Vec<ClusterRole> = of_kind(&objects(name), "ClusterRole");
+        let mut found = BTreeSet::new();
+        for role in &roles {
+            let of = role.metadata.name.clone().unwrap_or_default();
+            for rule in role.rules.iter().flatten() {
+                for group in rule.api_groups.iter().flatten() {
+                    for resource in rule.resources.iter().flatten() {
+                        found.insert((of.clone(), group.clone(), resource.clone(), rule.verbs.join(" ")));
+                    }
+                }
+                assert_eq!(
+                    (&rule.non_resource_urls, &rule.resource_names),
+                    (&None, &None),
+                    "{of}"
+                );
+            }
+        }
+        let rows = RIGHTS.iter().filter(|row| row.0.contains(&name));
+        let wanted = rows.map(|row| {
+            (
+                row.1.to_owned(),
+                row.2.to_owned(),
+                row.3.to_owned(),
+                row.4.to_owned(),
+            )
+        });
+        assert_eq!(found, wanted.collect(), "{name}");
+
+        let bindings: Vec<ClusterRoleBinding> = of_kind(&objects(name), "ClusterRoleBinding");
+        let bound = bindings.iter().map(|binding| {
+            let subjects = binding.subjects.iter().flatten();
+            let accounts = subjects.map(|subject| {
+                let namespace = subject.namespace.clone().unwrap_or_default();
+                format!("{} {namespace}/{}", subject.kind, subject.name)
+            });
+            (
+                binding.role_ref.name.clone(),
+                accounts.collect::<Vec<_>>().join(", "),
+            )
+        });
+        let account = "ServiceAccount causeway/causeway-node".to_owned();
+        let roles = roles.into_iter().filter_map(|role| role.metadata.name);
+        assert_eq!(
+            bound.collect::<BTreeSet<_>>(),
+            roles.map(|role| (role, account.clone())).collect(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn capabilities_are_those_that_have_a_reason_and_nothing_is_privileged() {
+    for name in OVERLAYS {
+        let mut found = BTreeSet::new();
+        for pod in pods(name) {
+            assert_eq!((pod.host_pid, pod.host_ipc), (None, None), "{name}");
+            assert_eq!(pod.automount_service_account_token, Some(false), "{name}");
+            for container in containers(&pod) {
+                let security = container.security_context.clone().expect("it has one");
+                let bounds = (
+                    security.privileged,
+                    security.allow_privilege_escalation,
+                    security.read_only_root_filesystem,
+                    security.seccomp_profile.map(|profile| profile.type_),
+                );
+                let wanted = (
+                    Some(false),
+                    Some(false),
+                    Some(true),
+                    Some("RuntimeDefault".to_owned()),
+                );
+                assert_eq!(bounds, wanted, "{name} {}", container.name);
+                let capabilities = security.capabilities.expect("it says which");
+                assert_eq!(
+                    capabilities.drop,
+                    Some(vec!["ALL".to_owned()]),
+                    "{name} {}",
+                    container.name
+                );
+                let added = capabilities.add.into_iter().flatten();
+                found.extend(added.map(|capability| (container.name.clone(), capability)));
+            }
+        }
+        let rows = CAPABILITIES.iter().filter(|row| row.0.contains(&name));
+        let wanted = rows.map(|row| (row.1.to_owned(), row.2.to_owned()));
+        assert_eq!(found, wanted.collect(), "{name}");
+    }
+}
+
+#[test]
+fn paths_of_the_node_are_those_that_have_a_reason() {
+    for name in OVERLAYS {
+        let mut found = BTreeSet::new();
+        for pod in pods(name) {
+            for container in containers(&pod) {
+                for mount in container.volume_mounts.iter().flatten() {
+                    let mut volumes = pod.volumes.iter().flatten();
+                    let volume = volumes.find(|volume| volume.name == mount.name);
+                    let volume = volume.unwrap_or_else(|| panic!("{name}: no volume {}", mount.name));
+                    if let Some(host) = &volume.host_path {
+                        let writes = mount.read_only != Some(true);
+                        found.insert((container.name.clone(), host.path.clone(), writes));
+                    }
+                }
+            }
+        }
+        let rows = PATHS.iter().filter(|row| row.0.contains(&name));
+        let wanted = rows.map(|row| (row.1.to_owned(), row.2.to_owned(), row.3));
+        assert_eq!(found, wanted.collect(), "{name}");
+    }
+}
+
+/// Only the agent speaks to the API, and what a pod refers to is there.
+#[test]
+fn the_token_is_the_agents_alone_and_every_config_map_is_there() {
+    for name in OVERLAYS {
+        let maps: Vec<ConfigMap> = of_kind(&objects(name), "ConfigMap");
+        let made: BTreeSet<_> = maps.into_iter().filter_map(|map| map.metadata.name).collect();
+        for pod in pods(name) {
+            let volumes = || pod.volumes.iter().flatten();
+            for map in volumes().filter_map(|volume| volume.config_map.as_ref()) {
+                assert!(
+                    made.contains(&map.name),
+                    "{name}: {} is not in {made:?}",
+                    map.name
+                );
+            }
+            let tokens = volumes().filter(|volume| volume.projected.is_some());
+            let tokens: BTreeSet<&str> = tokens.map(|volume| volume.name.as_str()).collect();
+            for container in containers(&pod) {
+                let mut mounts = container.volume_mounts.iter().flatten();
+                let has_token = mounts.any(|mount| tokens.contains(mount.name.as_str()));
+                assert_eq!(has_token, container.name == "agent", "{name} {}", container.name);
+            }
+        }
+    }
+}
