@@ -8,12 +8,14 @@
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`directory`]: temporary directories, removed when dropped.
 //! - [`etcd`]: Debian's etcd.
+//! - [`api`]: the Kubernetes API of any cluster, and commands in its pods; [`client`]: who asks Services.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it; [`kubectl`]: that of each version.
 //! - [`transcript`]: what is typed at a cluster and what is printed then, as a text that is played.
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
 //! - [`name_server`]: name servers that answer what a test wants; [`http`]: pages.
+//! - [`route`]: routes of this machine, removed when dropped.
 //! - [`rr`]: request and response, measured between arms of one run.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`packages`]: what the programs are built of, and their bill of materials.
@@ -23,8 +25,10 @@
 //! Everything that it makes in the system is named `cwt-PID-N-LABEL`, so that tests run side by side, and what a
 //! killed test left behind is recognised and removed by the next one.
 
+pub mod api;
 pub mod bpffs;
 pub mod cgroup;
+pub mod client;
 pub mod cluster;
 pub mod directory;
 pub mod etcd;
@@ -38,6 +42,7 @@ pub mod node;
 pub mod packages;
 pub mod probe;
 pub mod process;
+pub mod route;
 pub mod rr;
 pub mod sctp;
 pub mod topology;

@@ -5,7 +5,6 @@
 //! that none depends on how fast a node follows. Trials of one datapath run beside each other, most of their time being
 //! waits: so each has names, addresses and ports that no other has.
 
-mod client;
 mod endpoints;
 mod exposure;
 mod families;
@@ -19,6 +18,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use anyhow::anyhow;
 use libtest_mimic::{Arguments, Failed, Trial};
+use tests::client;
 use world::World;
 
 type Claim = fn(&World) -> anyhow::Result<()>;

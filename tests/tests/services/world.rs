@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, process_of};
+use tests::route::{self, Route};
 
 use crate::client::{Client, SOON};
 
@@ -15,9 +15,6 @@ use crate::client::{Client, SOON};
 pub const SERVERS: [&str; 3] = ["server-1", "server-2", "server-3"];
 /// Those that also have the label `some: "yes"`: none is on node-3.
 pub const SOME: [&str; 2] = ["server-1", "server-2"];
-
-/// What the host must not send to the world behind it: addresses of Services that nobody serves at the moment.
-const UNUSED: [&str; 3] = ["10.96.0.0/12", "203.0.113.0/24", "198.51.100.0/24"];
 
 /// The host's address on the nodes' network: who is outside comes from it.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
@@ -88,10 +85,7 @@ impl World {
             nodes: nodes.collect::<anyhow::Result<_>>()?,
             outside: Client::outside(OUTSIDE.into(), &program.0),
             outside_v6: Client::outside(OUTSIDE_V6.into(), &program.0),
-            _unused: UNUSED
-                .into_iter()
-                .map(Route::nowhere)
-                .collect::<anyhow::Result<_>>()?,
+            _unused: route::unserved()?,
             cluster,
             _program: program,
         })
@@ -148,8 +142,7 @@ impl World {
             IpAddr::V4(address) => format!("{address}/32 via {}", node_address(node)),
             IpAddr::V6(address) => format!("{address}/128 via {}", node_address_v6(node)),
         };
-        ip_route("add", &route)?;
-        Ok(Route(route))
+        Route::add(route)
     }
 
     /// Changes a line of every agent's configuration, and has the agents read it.
@@ -287,34 +280,6 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
-}
-
-/// A route of the host, removed when dropped.
-pub struct Route(String);
-
-impl Route {
-    /// A network that nobody has. By its metric it is told from a route that the host may have, and from none but what
-    /// a killed run of this test left.
-    fn nowhere(network: &str) -> anyhow::Result<Self> {
-        let route = format!("unreachable {network} metric 4242");
-        ip_route("replace", &route)?;
-        Ok(Self(route))
-    }
-}
-
-impl Drop for Route {
-    fn drop(&mut self) {
-        if let Err(error) = ip_route("del", &self.0) {
-            eprintln!("left behind: {error:#}");
-        }
-    }
-}
-
-fn ip_route(command: &str, route: &str) -> anyhow::Result<()> {
-    let words = ["route", command].into_iter().chain(route.split(' '));
-    let output = Command::new("ip").args(words).output()?;
-    ensure!(output.status.success(), "ip route {command} {route}: {output:?}");
-    Ok(())
 }
 
 /// A server and a client on each node.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// Options that take no value.
-const FLAGS: [&str; 2] = ["forever", "connected"];
+const FLAGS: [&str; 5] = ["body", "connected", "forever", "kept", "over-tcp"];
 
 /// A parsed command line.
 pub struct Args {

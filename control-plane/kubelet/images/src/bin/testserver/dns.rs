@@ -87,6 +87,7 @@ struct Conf {
 pub struct Resolver {
     conf: Conf,
     timeout: Duration,
+    over_tcp: bool,
 }
 
 impl Resolver {
@@ -101,7 +102,17 @@ impl Resolver {
                 .map_err(|_| format!("--resolver: {server:?} is no address"))?;
             conf.servers = vec![address];
         }
-        Ok(Self { conf, timeout })
+        Ok(Self {
+            conf,
+            timeout,
+            over_tcp: false,
+        })
+    }
+
+    /// The same, asking by TCP from the beginning.
+    pub fn over_tcp(mut self, over_tcp: bool) -> Self {
+        self.over_tcp = over_tcp;
+        self
     }
 
     /// The addresses of a name, IPv4 first.
@@ -154,6 +165,9 @@ impl Resolver {
     fn ask(&self, server: SocketAddr, name: &str, record_type: RecordType) -> io::Result<Vec<Record>> {
         let id = next_id();
         let question = encode_query(id, name, record_type)?;
+        if self.over_tcp {
+            return self.ask_tcp(server, &question);
+        }
         let any: IpAddr = if server.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {

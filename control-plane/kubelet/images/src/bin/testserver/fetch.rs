@@ -40,20 +40,16 @@ pub fn run(args: &Args, forever: bool) -> Result<bool, String> {
     while forever || sent < count * urls.len() as u64 {
         for url in &urls {
             let start = Instant::now();
-            let (status, host, client) = match get(url, &resolver, timeout) {
-                Ok(response) => (
-                    response.status.to_string(),
-                    told(&response.body, "hostname"),
-                    told(&response.body, "client"),
-                ),
-                Err(error) => (
-                    format!("error={}", error_word(&error)),
-                    "-".to_owned(),
-                    "-".to_owned(),
-                ),
+            let (status, body) = match get(url, &resolver, timeout) {
+                Ok(response) => (response.status.to_string(), response.body),
+                Err(error) => (format!("error={}", error_word(&error)), Vec::new()),
             };
+            let (host, client) = (told(&body, "hostname"), told(&body, "client"));
             let micros = start.elapsed().as_micros();
             println!("{} {status} {host} {micros} {client}", clock::now());
+            if args.flag("body") {
+                println!("{}", String::from_utf8_lossy(&body));
+            }
             sent += 1;
             failed += u64::from(!status.starts_with('2'));
             if !forever {

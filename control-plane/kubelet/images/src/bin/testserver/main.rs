@@ -31,11 +31,12 @@ usage: testserver COMMAND
   serve [--http :8080] [--tcp :PORT] [--udp :PORT] [--grace SECONDS]
         answers /, /healthz, /readyz (POST /readyz?value=false switches it), /echo, /delay?ms=N; echoes TCP and UDP;
         on SIGTERM it stops to listen, finishes open requests and exits 0
-  fetch URL… [--count N] [--interval-ms M] [--timeout-ms T] [--resolver IP] [--forever]
+  fetch URL… [--count N] [--interval-ms M] [--timeout-ms T] [--resolver IP] [--forever] [--body]
         GETs each URL in turn; prints 'TIME STATUS HOSTNAME MICROSECONDS CLIENT' per request and a summary; CLIENT is
-        the address that the server saw
-  resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP]
-  udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected]
+        the address that the server saw; --body: what it answered, after each line
+  resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP] [--over-tcp]
+  udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected] [--kept] [--size BYTES] [--forever]
+        asks for the server's name, from one socket with --kept; --size: sends so many bytes, which have to come back
   sleep SECONDS|infinity
   cat, echo, env, exit, false, hostname, id, ls, pwd, tar, test, true, tty
 

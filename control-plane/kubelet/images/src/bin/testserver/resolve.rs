@@ -10,7 +10,7 @@ pub fn run(args: &Args) -> Result<bool, String> {
     crate::exit_on_ending_signals()?;
     let name = args.positional(0).ok_or("resolve needs a NAME")?;
     let timeout = Duration::from_millis(args.value("timeout-ms", 5000)?);
-    let resolver = Resolver::from_system(args.text("resolver"), timeout)?;
+    let resolver = Resolver::from_system(args.text("resolver"), timeout)?.over_tcp(args.flag("over-tcp"));
     let record_type = RecordType::parse(args.text("type").unwrap_or("A"))?;
     let name = match (record_type, name.parse()) {
         (RecordType::Ptr, Ok(address)) => crate::dns::reverse_name(address),

@@ -1,17 +1,21 @@
-//! Clients: the test server's program in its other role, in a pod, on a node, or outside of the cluster.
+//! Clients of Services: the test server's program in its other role. It runs in a pod, on a node or outside of the
+//! cluster, as a process of the test; or in a container, by the Kubernetes API alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use netlink::Namespace;
-use tests::process::{Place, command, run_in};
-use tests::{cgroup, wait};
+
+use crate::api::Api;
+use crate::process::{Place, command, run_in};
+use crate::{cgroup, wait};
 
 /// How long the cluster may take to follow a change.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -37,7 +41,12 @@ pub enum How {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// A pod of that name answered. HTTP alone tells which address it saw.
-    Served { pod: String, saw: Option<IpAddr> },
+    Served {
+        /// Its name.
+        pod: String,
+        /// The client's address as it saw it.
+        saw: Option<IpAddr>,
+    },
     /// HTTP by somebody else than a pod, or with an error.
     Status(u16),
     /// Nobody listens, as the network says.
@@ -55,62 +64,119 @@ pub struct Client {
     pub name: String,
     /// Its own address.
     pub address: IpAddr,
-    place: Place,
-    program: PathBuf,
+    seat: Seat,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+enum Seat {
+    /// A process of the test's own.
+    Process { place: Place, program: PathBuf },
+    /// A command in the first container of a pod.
+    Container {
+        api: Arc<Api>,
+        namespace: String,
+        pod: String,
+    },
 }
 
 impl Client {
     /// One outside of the cluster.
+    #[must_use]
     pub fn outside(address: IpAddr, program: &Path) -> Self {
-        Self {
-            name: "outside".to_owned(),
-            address,
-            place: Place::default(),
-            program: program.to_path_buf(),
-        }
+        Self::process("outside", address, Place::default(), program)
     }
 
     /// One among a node's own processes.
+    ///
+    /// # Errors
+    /// When there is no such node on this machine.
     pub fn on_node(name: &str, address: IpAddr, program: &Path) -> anyhow::Result<Self> {
         let cgroup = cgroup::mount_point()?.join(format!("causeway/{name}/system"));
         ensure!(cgroup.is_dir(), "{} is missing", cgroup.display());
-        Ok(Self {
-            name: name.to_owned(),
-            address,
-            place: Place {
-                namespace: Some(Namespace::named(&format!("causeway-{name}"))?),
-                cgroup: Some(cgroup),
-            },
-            program: program.to_path_buf(),
-        })
+        let place = Place {
+            namespace: Some(Namespace::named(&format!("causeway-{name}"))?),
+            cgroup: Some(cgroup),
+        };
+        Ok(Self::process(name, address, place, program))
     }
 
     /// One in a pod, next to its container's first process.
+    ///
+    /// # Errors
+    /// When there is no such process.
     pub fn in_pod(name: &str, address: IpAddr, pid: u32, program: &Path) -> anyhow::Result<Self> {
-        Ok(Self {
-            name: name.to_owned(),
-            address,
-            place: Place::beside(pid)?,
-            program: program.to_path_buf(),
-        })
+        Ok(Self::process(name, address, Place::beside(pid)?, program))
     }
 
-    fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = run_in(
-            &self.place,
-            command(&self.place, &self.program).args(arguments),
-            b"",
-        )?;
+    fn process(name: &str, address: IpAddr, place: Place, program: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            address,
+            seat: Seat::Process {
+                place,
+                program: program.to_path_buf(),
+            },
+            deadline: SOON,
+        }
+    }
+
+    /// One in a pod of any cluster. It is called by `name`, and waits for `deadline` where it awaits something.
+    #[must_use]
+    pub fn by_api(
+        api: &Arc<Api>,
+        (namespace, pod): (&str, &str),
+        (name, address): (&str, IpAddr),
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            address,
+            seat: Seat::Container {
+                api: Arc::clone(api),
+                namespace: namespace.to_owned(),
+                pod: pod.to_owned(),
+            },
+            deadline,
+        }
+    }
+
+    /// The same with another deadline for what it awaits.
+    #[must_use]
+    pub fn patient(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Runs the program, and returns what it printed. A request that failed is no error.
+    ///
+    /// # Errors
+    /// When it cannot be started, or not as it was asked.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let (code, stdout, stderr) = match &self.seat {
+            Seat::Process { place, program } => {
+                let output = run_in(place, command(place, program).args(arguments), b"")?;
+                (output.status.code(), output.stdout, output.stderr)
+            }
+            Seat::Container { api, namespace, pod } => {
+                let words = [&["/testserver"], arguments].concat();
+                let ended = api.execute(namespace, pod, &words)?;
+                (Some(ended.code), ended.stdout, ended.stderr)
+            }
+        };
         // A request that failed is 1.
         ensure!(
-            matches!(output.status.code(), Some(0 | 1)),
-            "{} {arguments:?}: {output:?}",
+            matches!(code, Some(0 | 1)),
+            "{} {arguments:?}: {code:?} {stdout}{stderr}",
             self.name
         );
-        Ok(output.stdout)
+        Ok(stdout)
     }
 
     /// Asks so many times, and tells what came of each.
+    ///
+    /// # Errors
+    /// When it cannot ask, or says something else than outcomes.
     pub fn ask(&self, how: How, server: SocketAddr, count: usize) -> anyhow::Result<Vec<Outcome>> {
         self.ask_for(PATIENCE_MILLIS, how, server, count)
     }
@@ -137,6 +203,9 @@ impl Client {
     }
 
     /// The addresses that a name has, as this server says.
+    ///
+    /// # Errors
+    /// When it cannot ask.
     pub fn resolve(&self, name: &str, server: IpAddr) -> anyhow::Result<BTreeSet<String>> {
         let printed = self.run(&["resolve", name, "--resolver", &server.to_string()])?;
         let words = printed.lines().filter_map(|line| line.split(' ').nth(3));
@@ -144,6 +213,9 @@ impl Client {
     }
 
     /// Waits until each of these pods answers and nothing else comes of any request.
+    ///
+    /// # Panics
+    /// When that does not come to be; tells what came last.
     #[track_caller]
     pub fn await_pods(&self, how: How, server: SocketAddr, pods: &[&str]) {
         let pods: BTreeSet<&str> = pods.iter().copied().collect();
@@ -154,6 +226,9 @@ impl Client {
     }
 
     /// Waits until one pod answers all requests, and tells which.
+    ///
+    /// # Panics
+    /// When that does not come to be; tells what came last.
     #[track_caller]
     pub fn await_one_pod(&self, how: How, server: SocketAddr) -> String {
         let one = |outcomes: &[Outcome]| {
@@ -169,6 +244,9 @@ impl Client {
     }
 
     /// Waits until requests are answered, and the pods see these clients alone.
+    ///
+    /// # Panics
+    /// When that does not come to be; tells what came last.
     #[track_caller]
     pub fn await_seen_as(&self, server: SocketAddr, right: impl Fn(IpAddr) -> bool) {
         let good =
@@ -182,24 +260,30 @@ impl Client {
     }
 
     /// Waits until this comes of a request.
+    ///
+    /// # Panics
+    /// When that does not come to be; tells what came last.
     #[track_caller]
     pub fn await_outcome(&self, how: How, server: SocketAddr, wanted: &Outcome) {
         let what = format!("{}: {wanted:?} by {how:?} from {server}", self.name);
         wait::until_value(
             &what,
-            SOON,
+            self.deadline,
             || self.ask(how, server, 1).unwrap_or_default(),
             |outcomes| outcomes.first() == Some(wanted),
         );
     }
 
     /// Waits until no pod answers.
+    ///
+    /// # Panics
+    /// When that does not come to be; tells what came last.
     #[track_caller]
     pub fn await_unserved(&self, how: How, server: SocketAddr) {
         let what = format!("{}: no answer by {how:?} from {server}", self.name);
         wait::until_value(
             &what,
-            SOON,
+            self.deadline,
             || self.ask(how, server, 1).unwrap_or_default(),
             |outcomes| {
                 outcomes
@@ -210,6 +294,9 @@ impl Client {
     }
 
     /// Asks again and again while something is done, and tells what no pod answered.
+    ///
+    /// # Errors
+    /// When it cannot ask, and those of what is done.
     pub fn lost_while(
         &self,
         how: How,
@@ -255,9 +342,12 @@ impl Client {
             }
         };
         let what = format!("{}: {what} by {how:?} at {server}", self.name);
-        let seen = wait::until_value(&what, SOON, observe, |seen: &anyhow::Result<Vec<Outcome>>| {
-            seen.as_ref().is_ok_and(|outcomes| good(outcomes))
-        });
+        let seen = wait::until_value(
+            &what,
+            self.deadline,
+            observe,
+            |seen: &anyhow::Result<Vec<Outcome>>| seen.as_ref().is_ok_and(|outcomes| good(outcomes)),
+        );
         seen.unwrap_or_default()
     }
 }
@@ -279,7 +369,9 @@ pub fn each<'a>(clients: impl IntoIterator<Item = &'a Client>, check: impl Fn(&C
     });
 }
 
-fn served_by(outcome: &Outcome) -> Option<&str> {
+/// The pod that answered.
+#[must_use]
+pub fn served_by(outcome: &Outcome) -> Option<&str> {
     match outcome {
         Outcome::Served { pod, .. } => Some(pod),
         _ => None,

@@ -1,0 +1,241 @@
+//! Services as objects of the API, and how soon one that is made has its endpoints.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use tests::api::is_refused;
+use tests::client::How::Tcp;
+use tests::{client::each, wait};
+
+use crate::namespace::{HTTP, Namespace};
+use crate::world::{SOON, await_answer};
+
+/// So many Services tell how soon endpoints follow.
+const SERVICES: usize = 60;
+/// Upstream's bounds (`test/e2e/network/service_latency.go`); they are limits and no measurement.
+const MEDIAN: Duration = Duration::from_secs(20);
+const NEARLY_ALL: Duration = Duration::from_secs(50);
+
+/// Services: should provide secure master service \[Conformance\]
+pub fn of_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let service = at.api.read("/api/v1/namespaces/default/services/kubernetes")?;
+    let ports = service["spec"]["ports"].as_array().context("ports")?;
+    ensure!(
+        ports
+            .iter()
+            .any(|port| port["port"] == 443 && port["name"] == "https"),
+        "{service}"
+    );
+    let address = service["spec"]["clusterIP"].as_str().context("clusterIP")?;
+    // What it leads to speaks TLS, so that plain HTTP gets an answer that is no success.
+    let url = format!("http://{address}:443/");
+    each(at.inside(), |client| {
+        await_answer(
+            &format!("{}: somebody answers at {url}", client.name),
+            || client.run(&["fetch", &url]),
+            |printed| is_answered(printed),
+        );
+    });
+    Ok(())
+}
+
+/// Whether a connection came to be: the server said something, or closed.
+fn is_answered(printed: &str) -> bool {
+    let line = printed.lines().next().unwrap_or_default();
+    let refused = ["timed-out", "connection-refused", "unreachable", "no-route"];
+    !line.is_empty() && !refused.iter().any(|word| line.contains(word))
+}
+
+/// Services: should find a service from listing all namespaces \[Conformance\]
+pub fn are_found_in_all_namespaces(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let all = at.api.read("/api/v1/services")?;
+    let items = all["items"].as_array().context("items")?;
+    let is_it = |service: &Value| {
+        service["metadata"]["namespace"] == "default" && service["metadata"]["name"] == "kubernetes"
+    };
+    ensure!(items.iter().any(is_it), "no default/kubernetes");
+    at.service("another", &json!({}))?;
+    let selected = at
+        .api
+        .read("/api/v1/services?fieldSelector=metadata.name%3Danother")?;
+    let items = selected["items"].as_array().context("items")?;
+    ensure!(
+        items
+            .iter()
+            .any(|service| service["metadata"]["namespace"] == at.name.as_str()),
+        "{selected}"
+    );
+    Ok(())
+}
+
+/// A load balancer that no controller makes.
+pub fn load_balancer() -> Value {
+    json!({"type": "LoadBalancer", "loadBalancerClass": "example.com/nobody"})
+}
+
+/// Services: should complete a service status lifecycle \[Conformance\]
+pub fn have_a_status(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let mut service = at.service("status", &load_balancer())?;
+    let status = format!("{}/status", service.path);
+    let read = at.api.read(&status)?;
+    ensure!(read["status"]["loadBalancer"]["ingress"].is_null(), "{read}");
+    let ingress = json!([{"ip": "203.0.113.1", "ipMode": "VIP"}]);
+    let patch = json!({
+        "metadata": {"annotations": {"patchedstatus": "true"}},
+        "status": {"loadBalancer": {"ingress": ingress}},
+    });
+    let patched = at.api.patch(&status, &patch)?;
+    ensure!(
+        patched["metadata"]["annotations"]["patchedstatus"] == "true",
+        "{patched}"
+    );
+    ensure!(
+        patched["status"]["loadBalancer"]["ingress"] == ingress,
+        "{patched}"
+    );
+    let mut changed = patched.clone();
+    let condition = json!({
+        "type": "StatusUpdate", "status": "True", "reason": "E2E", "message": "set by a test",
+        "lastTransitionTime": "2024-01-01T00:00:00Z",
+    });
+    changed["status"]["conditions"] = json!([condition]);
+    let replaced = at.api.replace(&status, &changed)?;
+    ensure!(
+        replaced["status"]["conditions"] == changed["status"]["conditions"],
+        "{replaced}"
+    );
+    // What is no status is not changed by it, and the other way round.
+    let both = json!({"spec": {"sessionAffinity": "ClientIP"}, "status": {"loadBalancer": null}});
+    let by_status = at.api.patch(&status, &both)?;
+    ensure!(by_status["spec"]["sessionAffinity"] == "None", "{by_status}");
+    service.merge(
+        &json!({"metadata": {"labels": {"a": "b"}}, "status": {"loadBalancer": {"ingress": ingress}}}),
+    )?;
+    ensure!(
+        service.content["metadata"]["labels"]["a"] == "b",
+        "{}",
+        service.content
+    );
+    ensure!(
+        service.content["status"]["loadBalancer"]["ingress"].is_null(),
+        "{}",
+        service.content
+    );
+    service.remove()
+}
+
+/// Services: should delete a collection of services \[Conformance\]
+pub fn are_deleted_as_a_collection(at: &Namespace<'_>) -> anyhow::Result<()> {
+    for (name, of) in [("one", "them"), ("two", "them"), ("kept", "others")] {
+        let metadata = json!({"name": name, "labels": {"of": of}});
+        at.make(
+            "services",
+            &json!({"metadata": metadata, "spec": {"ports": [{"port": 80}]}}),
+        )?;
+    }
+    at.api.delete(
+        &format!("{}?labelSelector=of%3Dthem", at.collection("services")),
+        None,
+    )?;
+    at.await_object(&at.collection("services"), "kept alone", |list| {
+        let items = list["items"].as_array().into_iter().flatten();
+        items
+            .map(|service| &service["metadata"]["name"])
+            .eq([&json!("kept")])
+    });
+    Ok(())
+}
+
+/// Service CIDRs: should create Services and serve on different Service CIDRs, as far as they are told: each address is in
+/// one of them, and none is given twice
+pub fn have_addresses_of_their_own(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let first = at.service("first", &json!({}))?.cluster_ip()?;
+    let taken =
+        json!({"metadata": {"name": "second"}, "spec": {"clusterIP": first.ip(), "ports": [{"port": 80}]}});
+    is_refused(at.api.create(&at.collection("services"), &taken), 422)?;
+    let outside =
+        json!({"metadata": {"name": "second"}, "spec": {"clusterIP": "192.0.2.1", "ports": [{"port": 80}]}});
+    is_refused(at.api.create(&at.collection("services"), &outside), 422)?;
+    let mut moved = at.service("moved", &json!({}))?;
+    let before = moved.cluster_ip()?;
+    is_refused(
+        at.api
+            .patch(&moved.path, &json!({"spec": {"clusterIP": first.ip()}})),
+        422,
+    )?;
+    moved.merge(&json!({}))?;
+    ensure!(moved.cluster_ip()? == before, "{}", moved.content);
+    Ok(())
+}
+
+/// Proxy: version v1: A set of valid responses are returned for both pod and service Proxy \[Conformance\]
+pub fn are_reached_by_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
+    at.server("one", 0)?;
+    at.service("service", &json!({}))?;
+    at.await_endpoints(
+        "service",
+        &[(at.address("one"), HTTP), (at.address("one"), HTTP + 1)],
+    );
+    let base = format!("/api/v1/namespaces/{}", at.name);
+    for place in [
+        format!("pods/one:{HTTP}"),
+        "pods/http:one:8080".to_owned(),
+        "services/service:http".to_owned(),
+        "services/http:service:http".to_owned(),
+        "services/service:80".to_owned(),
+    ] {
+        let path = format!("{base}/{place}/proxy/hostname");
+        let answer = wait::until(&path, SOON, || at.api.text(&path));
+        ensure!(answer.trim() == "one", "{path}: {answer}");
+    }
+    Ok(())
+}
+
+/// Service endpoints latency: should not be very high \[Conformance\]
+pub fn have_endpoints_soon(at: &Namespace<'_>) -> anyhow::Result<()> {
+    at.server("one", 0)?;
+    at.address("one");
+    let mut waiting = Vec::new();
+    for number in 0..SERVICES {
+        waiting.push((format!("latency-{number}"), Instant::now()));
+        at.service(&format!("latency-{number}"), &json!({}))?;
+    }
+    let mut took = Vec::new();
+    let slices = at.collection("endpointslices");
+    wait::until("endpoints of all Services", NEARLY_ALL, || {
+        let list = at.api.read(&slices)?;
+        let full = |slice: &&Value| {
+            slice["endpoints"]
+                .as_array()
+                .is_some_and(|endpoints| !endpoints.is_empty())
+        };
+        let done: Vec<_> = list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(full)
+            .collect();
+        waiting.retain(|(name, began)| {
+            let is_it =
+                |slice: &&Value| slice["metadata"]["labels"]["kubernetes.io/service-name"] == name.as_str();
+            let is_done = done.iter().any(is_it);
+            if is_done {
+                took.push(began.elapsed());
+            }
+            !is_done
+        });
+        ensure!(waiting.is_empty(), "{} without", waiting.len());
+        Ok(())
+    });
+    took.sort();
+    let (median, nearly_all) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    println!("endpoints of {SERVICES} Services: p50 {median:?}, p99 {nearly_all:?}");
+    ensure!(median <= MEDIAN && nearly_all <= NEARLY_ALL, "{took:?}");
+    let last = at
+        .api
+        .read(&format!("{}/latency-{}", at.collection("services"), SERVICES - 1))?;
+    let address = last["spec"]["clusterIP"].as_str().context("clusterIP")?.parse()?;
+    at.pods[1].await_pods(Tcp, std::net::SocketAddr::new(address, 80), &["one"]);
+    Ok(())
+}
