@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
 use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
 use pod_network::{Pods, Told};

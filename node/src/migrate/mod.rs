@@ -5,6 +5,8 @@
 //! - [`kube_proxy`], [`flannel`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
 //!   fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
 //!
+//! [`on_node`] looks at what these programs have on the node, and says what would become of it.
+//!
 //! What is printed is a configuration that the agent takes: it is read as the agent would, and what the agent would
 //! refuse is told as not supported.
 
@@ -15,6 +17,7 @@ mod fields;
 mod flannel;
 pub mod kinds;
 mod kube_proxy;
+pub mod on_node;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -22,11 +25,13 @@ mod told;
 
 use std::path::{Path, PathBuf};
 
+use overlay::flannel::NetworkConfig;
 use serde_json::{Map, Value, json};
 
 use crate::config::{self, ConfigError};
 use draft::Draft;
 use kinds::Kind;
+use on_node::Found;
 pub use source::SourceError;
 use source::{Content, Source};
 use told::{Outcome, Told, Verdict};
@@ -120,6 +125,13 @@ fn yaml(config: &Map<String, Value>) -> String {
 }
 
 impl Migration {
+    /// Tells of what is on this node, too.
+    pub fn look_at(&mut self, found: &Found) {
+        let network = self.config.as_ref().and_then(|config| config.get("network"));
+        let network = network.and_then(|network| NetworkConfig::parse(&network["config"].to_string()).ok());
+        self.told.extend(found.judged(network.as_ref()));
+    }
+
     /// Whether something that was served would not be.
     #[must_use]
     pub fn is_wrong(&self) -> bool {

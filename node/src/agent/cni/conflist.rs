@@ -8,7 +8,7 @@ use overlay::files::{remove_if_there, successor, write_file};
 use serde_json::json;
 
 /// Before the names that other networks use, of which the runtime takes the first.
-const NAME: &str = "10-causeway.conflist";
+pub const NAME: &str = "10-causeway.conflist";
 
 /// The plugin's program, which the runtime looks for by this name.
 const PLUGIN: &str = "causeway-cni";
