@@ -242,6 +242,19 @@ fn start_network(
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
         pod_network::run(settings, pods, told.clone(), part, shutdown)
     });
+    start_cni(supervisor, config, pods, sources);
+}
+
+fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: &Sources) {
+    if !config.connects_pods() {
+        if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the container runtime still finds our conflist, which nobody serves"
+            );
+        }
+        return;
+    }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
     supervisor.start("cni", move |part, shutdown| {
         let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
@@ -283,6 +296,9 @@ fn start_proxy(
 }
 
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
+    if !config.dns.enabled {
+        return;
+    }
     let feed = Feed {
         path: config.dns.feed_socket.clone(),
         snapshots: sources.snapshots.clone(),

@@ -74,6 +74,8 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
         ("proxy: {cgroup: /c}", "", "proxy.cgroup"),
         ("proxy: {pinDir: /p}", "", "proxy.pinDir"),
         ("dns: {address: 10.96.0.10}", "", "dns.address"),
+        ("dns: {enabled: false}", "", "dns.enabled"),
+        ("cni: {enabled: false}", "", "cni.enabled"),
         ("dns: {feedSocket: /f}", "", "dns.feedSocket"),
         ("cni: {socket: /s}", "", "cni.socket"),
         ("cni: {confDir: /c}", "", "cni.confDir"),

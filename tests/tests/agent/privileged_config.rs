@@ -177,9 +177,11 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
     wait::until_value("the address is not served", DEADLINE, rules, |rules| {
         rules.contains("10.96.0.7") && !rules.contains("198.51.100.77")
     });
-    let (code, told) = doctor(&good);
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("dns.address, proxy.datapath"), "{told}");
+    let (_, told) = doctor(&good);
+    assert!(
+        told.contains("note   config-needs-restart") && told.contains("dns.address, proxy.datapath"),
+        "{told}"
+    );
     agent.await_line("needs a restart", DEADLINE);
 
     // Put back, nothing waits any more.
@@ -197,5 +199,37 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
             "causeway_config_reloads_total{result=\"taken\"} 2",
         ],
     );
+    Ok(())
+}
+
+#[test]
+fn components_that_are_off_have_no_part_no_socket_and_no_file() -> anyhow::Result<()> {
+    if !tests::privileged("components that are off have no part") {
+        return Ok(());
+    }
+    let node = Node::new("components")?;
+    let conflist = node.directory.write(
+        "10-causeway.conflist",
+        r#"{"plugins": [{"type": "causeway-cni"}]}"#,
+    );
+    let _agent = node.agent(&node.configure(json!({
+        "network": {"leases": "kubernetes", "config": {"Network": "10.244.0.0/16"}, "subnetEnv": node.path("subnet.env")},
+        "cni": {"enabled": false, "confDir": node.directory.path(), "socket": node.path("cni.sock")},
+        "dns": {"enabled": false},
+    })));
+    for part in ["watch", "metrics", "findings"] {
+        node.until_working(part);
+    }
+    assert!(node.part("overlay").is_some(), "the pod network is on");
+    for part in ["cni", "dns-feed", "dns-address", "proxy"] {
+        assert_eq!(node.part(part), None, "{part}");
+    }
+    for path in [
+        node.path("dns.sock"),
+        node.path("cni.sock"),
+        conflist.display().to_string(),
+    ] {
+        assert!(!Path::new(&path).exists(), "{path}");
+    }
     Ok(())
 }
