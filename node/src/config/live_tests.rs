@@ -48,6 +48,21 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
             "proxy.conntrack.tcpCloseWaitTimeout",
             "",
         ),
+        (
+            "proxy: {conntrack: {tcpBeLiberal: true}}",
+            "proxy.conntrack.tcpBeLiberal",
+            "",
+        ),
+        (
+            "proxy: {conntrack: {udpTimeout: 1m}}",
+            "proxy.conntrack.udpTimeout",
+            "",
+        ),
+        (
+            "proxy: {conntrack: {udpStreamTimeout: 1m}}",
+            "proxy.conntrack.udpStreamTimeout",
+            "",
+        ),
         ("nodeName: other", "", "nodeName"),
         ("kubernetes: {kubeconfig: /k}", "", "kubernetes.kubeconfig"),
         (

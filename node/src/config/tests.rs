@@ -72,6 +72,9 @@ fn a_pod_network_is_a_whole_configuration() {
             min: 131_072,
             tcp_established_timeout: Duration::from_secs(86_400),
             tcp_close_wait_timeout: Duration::from_secs(3600),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
         },
     };
     assert_eq!(config.proxy, proxy);
@@ -110,7 +113,8 @@ proxy:
   externalIPs: true
   nodePortAddresses: [192.0.2.7/24, 'fd00::/64']
   minSyncPeriod: 1500ms
-  conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h 30m, tcpCloseWaitTimeout: 0s}
+  conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h 30m, tcpCloseWaitTimeout: 0s, tcpBeLiberal: true,
+    udpTimeout: 30s, udpStreamTimeout: 3m}
 dns: {enabled: true, address: 10.96.0.10, feedSocket: /run/feed.sock}
 cni: {enabled: true, socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state

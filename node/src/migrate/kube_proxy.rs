@@ -174,18 +174,13 @@ const TABLE: &[Field<KubeProxy>] = &[
     read("conntrack.tcpCloseWaitTimeout", When::Given, |_, value| {
         rules::duration("proxy.conntrack.tcpCloseWaitTimeout", value)
     }),
-    differs(
-        "conntrack.tcpBeLiberal",
-        "set net.netfilter.nf_conntrack_tcp_be_liberal by /etc/sysctl.d",
-    ),
-    differs(
-        "conntrack.udpTimeout",
-        "set net.netfilter.nf_conntrack_udp_timeout by /etc/sysctl.d",
-    ),
-    differs(
-        "conntrack.udpStreamTimeout",
-        "set net.netfilter.nf_conntrack_udp_timeout_stream by /etc/sysctl.d",
-    ),
+    read("conntrack.tcpBeLiberal", When::Set, rules::be_liberal),
+    read("conntrack.udpTimeout", When::Set, |_, value| {
+        rules::duration("proxy.conntrack.udpTimeout", value)
+    }),
+    read("conntrack.udpStreamTimeout", When::Set, |_, value| {
+        rules::duration("proxy.conntrack.udpStreamTimeout", value)
+    }),
     differs(
         "conntrack.max",
         "is of kube-proxy before 1.11; proxy.conntrack.min is the least",

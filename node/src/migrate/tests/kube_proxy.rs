@@ -384,14 +384,18 @@ fn limits_of_connection_tracking() {
     );
     check(
         "conntrack: {tcpBeLiberal: true}",
-        "differs conntrack.tcpBeLiberal",
-        "",
+        "taken conntrack.tcpBeLiberal",
+        "proxy.conntrack.tcpBeLiberal=true",
     );
-    check("conntrack: {udpTimeout: 30s}", "differs conntrack.udpTimeout", "");
+    check(
+        "conntrack: {udpTimeout: 30s}",
+        "taken conntrack.udpTimeout",
+        "proxy.conntrack.udpTimeout=\"30s\"",
+    );
     check(
         "conntrack: {udpStreamTimeout: 3m}",
-        "differs conntrack.udpStreamTimeout",
-        "",
+        "taken conntrack.udpStreamTimeout",
+        "proxy.conntrack.udpStreamTimeout=\"3m\"",
     );
     check(
         "conntrack: {tcpBeLiberal: false, udpTimeout: 0s, udpStreamTimeout: 0s}",
