@@ -60,6 +60,12 @@ pub fn translate(document: &Value, kubeconfig: Option<&Value>, draft: &mut Draft
     FIELDS.read(&state, document, "", draft);
 }
 
+/// Whether the field at a path has its row in the table.
+#[cfg(test)]
+pub fn is_known(path: &str) -> bool {
+    FIELDS.find(path).is_some()
+}
+
 const WINDOWS: &str = "only Windows has it";
 const OWN_PACE: &str =
     "every entry is looked at every 5 minutes, chains and pins every 10 seconds, drift at once";
