@@ -2,7 +2,7 @@
 //! setting.
 //!
 //! - [`source`] finds the configurations in files: as they are, or in ConfigMaps as kubectl prints them.
-//! - [`kube_proxy`], [`flannel`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
+//! - [`kube_proxy`], [`flannel`] with [`flannel_args`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
 //!   fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
 //!
 //! [`on_node`] looks at what these programs have on the node, and says what would become of it.
@@ -15,6 +15,7 @@ mod corefile;
 mod draft;
 mod fields;
 mod flannel;
+mod flannel_args;
 pub mod kinds;
 mod kube_proxy;
 pub mod on_node;
@@ -72,7 +73,9 @@ fn migration(sources: &[Source]) -> Migration {
             Content::KubeProxy(document, kubeconfig) => {
                 kube_proxy::translate(document, kubeconfig.as_ref(), &mut draft);
             }
-            Content::Flannel(document) => flannel::translate(document, &mut draft),
+            Content::Flannel(document, arguments) => {
+                flannel::translate(document, arguments.as_deref(), &mut draft);
+            }
             Content::Cni(document) => cni_conf::translate(document, &mut draft),
             Content::Corefile(text) => corefile::translate(text, &mut draft),
         }
