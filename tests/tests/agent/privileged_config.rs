@@ -202,6 +202,54 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
     Ok(())
 }
 
+/// What is rendered once for the whole node, too, follows a running agent's file.
+#[test]
+fn who_is_a_pod_changes_in_the_rules_of_a_running_proxy() -> anyhow::Result<()> {
+    if !tests::privileged("who is a pod changes in the rules of a running proxy") {
+        return Ok(());
+    }
+    let rows = [
+        ("nftables", "nft list ruleset", "iifname != \"veth*\""),
+        ("iptables", "iptables-nft-save -t nat", "! -i veth+"),
+    ];
+    for (datapath, list, rule) in rows {
+        let node = Node::new(&format!("pods-{datapath}"))?;
+        node.api.put(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"port": 80}]},
+        }));
+        node.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {
+                "namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.0.9"]}],
+        }));
+        let config = node.configure(json!({
+            "proxy": {
+                "datapath": datapath, "iptablesVariant": "nft", "pinDir": node.path("bpf"),
+                "podNetworks": ["10.244.0.0/16"],
+            },
+        }));
+        let mut text: Value = serde_json::from_str(&std::fs::read_to_string(&config)?)?;
+        let _agent = node.agent(&config);
+        let words: Vec<&str> = list.split(' ').collect();
+        let rules = || {
+            let output = node.host().command(words[0], &words[1..]);
+            output.map(|output| output.stdout).unwrap_or_default()
+        };
+        wait::until_value(datapath, DEADLINE, rules, |rules| rules.contains("10.244.0.9"));
+        assert!(!rules().contains(rule), "{}", rules());
+        text["proxy"]["detectLocalMode"] = json!("InterfaceNamePrefix");
+        text["proxy"]["interfaceNamePrefix"] = json!("veth");
+        std::fs::write(&config, text.to_string())?;
+        wait::until_value(datapath, DEADLINE, rules, |rules| {
+            rules.contains(rule) && rules.contains("10.244.0.9")
+        });
+    }
+    Ok(())
+}
+
 #[test]
 fn components_that_are_off_have_no_part_no_socket_and_no_file() -> anyhow::Result<()> {
     if !tests::privileged("components that are off have no part") {

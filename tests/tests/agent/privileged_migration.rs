@@ -40,9 +40,9 @@ fn devices_tables_and_chains_of_others_are_told_with_what_becomes_of_them() -> a
     }
     let after = told()?;
     for line in [
-        "taken          this node  device flannel.1: VNI 1, port 8472, MAC 02:00:00:00:00:07",
-        "differs        this node  table ip kube-proxy",
-        "differs        this node  chains KUBE-* of iptables",
+        "taken          this node   device flannel.1: VNI 1, port 8472, MAC 02:00:00:00:00:07",
+        "differs        this node   table ip kube-proxy",
+        "differs        this node   chains KUBE-* of iptables",
     ] {
         assert!(after.contains(line), "no {line:?} in\n{after}");
     }
