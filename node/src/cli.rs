@@ -248,6 +248,7 @@ pub enum MigrateCommand {
   kubectl -n kube-flannel get configmap kube-flannel-cfg -o yaml > flannel.yaml
   causeway migrate check kube-proxy.yaml flannel.yaml > node.yaml   # the configuration; the settings go to stderr
   causeway migrate check --from coredns Corefile
+  causeway migrate check --node flannel.yaml     # and what is on this node: devices, chains, CNI configurations
   causeway migrate check kube-proxy.yaml -o json | jq '.settings[] | select(.outcome != \"taken\")'
 Exit codes: 0 = all that is served stays, 1 = something would not be served, 2 = a file is not read or not known.
 Without kube-proxy's configuration the agent is no proxy, without flannel's it makes no pod network.")]
@@ -263,6 +264,9 @@ pub struct MigrateCheckArgs {
     /// What they are, where that is not seen by what they say
     #[arg(long, value_enum, value_name = "PROGRAM")]
     pub from: Option<Kind>,
+    /// Tell also what these programs have on this node, and what would become of it; nothing is changed
+    #[arg(long)]
+    pub node: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

@@ -170,10 +170,16 @@ fn examine(args: &DoctorArgs) -> ExitCode {
 }
 
 fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
-    let migration = match migrate::check(&args.files, args.from) {
+    let mut migration = match migrate::check(&args.files, args.from) {
         Ok(migration) => migration,
         Err(error) => return could_not_run(error),
     };
+    if args.node {
+        match migrate::on_node::look() {
+            Ok(found) => migration.look_at(&found),
+            Err(error) => return could_not_run(format_args!("look at this node: {error:#}")),
+        }
+    }
     match args.output {
         Output::Text => {
             eprint!("{}", migration.lines());

@@ -186,18 +186,17 @@ impl Following {
 
     /// Takes what is there, if it is another text than at the last look.
     fn look(&self, text: Result<String, String>) {
-        let fingerprint = text.as_deref().ok().map(Fingerprint::of);
-        if fingerprint.is_some() && fingerprint == self.status.state().seen {
+        let text = match text {
+            Ok(text) => text,
+            Err(reason) => return self.refuse(reason, None),
+        };
+        let fingerprint = Fingerprint::of(&text);
+        if self.status.state().seen.as_ref() == Some(&fingerprint) {
             return;
         }
-        let checked = text.and_then(|text| {
-            let parsed = config::parse(&self.file.path, &text, self.file.node_name.as_deref());
-            parsed.map_err(|error| error.to_string())
-        });
-        match (checked, fingerprint) {
-            (Ok(config), Some(fingerprint)) => self.take(&config, fingerprint),
-            (Err(reason), fingerprint) => self.refuse(reason, fingerprint),
-            (Ok(_), None) => unreachable!("what was parsed was read"),
+        match config::parse(&self.file.path, &text, self.file.node_name.as_deref()) {
+            Ok(config) => self.take(&config, fingerprint),
+            Err(error) => self.refuse(error.to_string(), Some(fingerprint)),
         }
     }
 

@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
 use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
 use pod_network::{Pods, Told};
@@ -241,6 +242,19 @@ fn start_network(
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
         pod_network::run(settings, pods, told.clone(), part, shutdown)
     });
+    start_cni(supervisor, config, pods, sources);
+}
+
+fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: &Sources) {
+    if !config.connects_pods() {
+        if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the container runtime still finds our conflist, which nobody serves"
+            );
+        }
+        return;
+    }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
     supervisor.start("cni", move |part, shutdown| {
         let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
@@ -282,6 +296,9 @@ fn start_proxy(
 }
 
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
+    if !config.dns.enabled {
+        return;
+    }
     let feed = Feed {
         path: config.dns.feed_socket.clone(),
         snapshots: sources.snapshots.clone(),

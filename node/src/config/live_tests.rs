@@ -48,6 +48,21 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
             "proxy.conntrack.tcpCloseWaitTimeout",
             "",
         ),
+        (
+            "proxy: {conntrack: {tcpBeLiberal: true}}",
+            "proxy.conntrack.tcpBeLiberal",
+            "",
+        ),
+        (
+            "proxy: {conntrack: {udpTimeout: 1m}}",
+            "proxy.conntrack.udpTimeout",
+            "",
+        ),
+        (
+            "proxy: {conntrack: {udpStreamTimeout: 1m}}",
+            "proxy.conntrack.udpStreamTimeout",
+            "",
+        ),
         ("nodeName: other", "", "nodeName"),
         ("kubernetes: {kubeconfig: /k}", "", "kubernetes.kubeconfig"),
         (
@@ -74,6 +89,8 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
         ("proxy: {cgroup: /c}", "", "proxy.cgroup"),
         ("proxy: {pinDir: /p}", "", "proxy.pinDir"),
         ("dns: {address: 10.96.0.10}", "", "dns.address"),
+        ("dns: {enabled: false}", "", "dns.enabled"),
+        ("cni: {enabled: false}", "", "cni.enabled"),
         ("dns: {feedSocket: /f}", "", "dns.feedSocket"),
         ("cni: {socket: /s}", "", "cni.socket"),
         ("cni: {confDir: /c}", "", "cni.confDir"),

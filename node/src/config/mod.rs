@@ -172,6 +172,23 @@ impl Config {
         }
     }
 
+    /// Whether pods are connected by our CNI plugin.
+    #[must_use]
+    pub fn connects_pods(&self) -> bool {
+        self.network.is_some() && self.cni.enabled.unwrap_or(true)
+    }
+
+    /// Components that do not go together, or are all off.
+    fn wrong_components(&self) -> Option<&'static str> {
+        let is_proxy = self.proxy.datapath != Datapath::None;
+        if self.cni.enabled == Some(true) && self.network.is_none() {
+            return Some("cni.enabled: needs the section network, which gives pods their addresses");
+        }
+        (!is_proxy && self.network.is_none() && !self.dns.enabled).then_some(
+            "proxy.datapath: is none, and network and dns.enabled are off too: there is nothing for an agent to do",
+        )
+    }
+
     /// Whether pods are to be told by networks that nobody named.
     fn lacks_pod_networks(&self) -> bool {
         self.proxy.datapath != Datapath::None
@@ -209,6 +226,7 @@ impl Config {
         if let Err(error) = EnvFilter::try_new(&self.log_level) {
             problems.push(format!("logLevel: {:?} is no filter: {error}", self.log_level));
         }
+        problems.extend(self.wrong_components().map(str::to_owned));
         problems.extend(self.kubernetes.problems());
         problems.extend(self.proxy.problems());
         problems.extend(self.dns.problems());

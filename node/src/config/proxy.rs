@@ -158,6 +158,18 @@ pub struct Conntrack {
     /// `0s`: it is left as it is.
     #[serde(default = "default_close_wait", with = "duration")]
     pub tcp_close_wait_timeout: Duration,
+    /// Whether packets outside of a TCP connection's window still belong to it (`nf_conntrack_tcp_be_liberal`). Default:
+    /// `false`: it is left as it is.
+    #[serde(default)]
+    pub tcp_be_liberal: bool,
+    /// How long a UDP flow is remembered that was not answered (`nf_conntrack_udp_timeout`). Default: `0s`: it is left as
+    /// it is.
+    #[serde(default, with = "duration")]
+    pub udp_timeout: Duration,
+    /// How long one is remembered that went both ways (`nf_conntrack_udp_timeout_stream`). Default: `0s`: it is left as
+    /// it is.
+    #[serde(default, with = "duration")]
+    pub udp_stream_timeout: Duration,
 }
 
 fn default_max_per_core() -> u32 {
@@ -183,6 +195,9 @@ impl Default for Conntrack {
             min: default_min(),
             tcp_established_timeout: default_established(),
             tcp_close_wait_timeout: default_close_wait(),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
         }
     }
 }

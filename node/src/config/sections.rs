@@ -247,6 +247,9 @@ impl Etcd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Dns {
+    /// Whether the agent feeds a DNS server. False: there is no socket, and no address. Default: true.
+    #[serde(default = "default_dns_enabled")]
+    pub enabled: bool,
     /// An address that the agent gives to the node's `lo`, for the DNS server to listen on that gets the cluster's
     /// state from it. As long as that says that it answers there the address is no Service's; else it leads to the
     /// endpoints of the Service whose ClusterIP it is. Default: absent: none.
@@ -256,6 +259,10 @@ pub struct Dns {
     pub feed_socket: PathBuf,
 }
 
+fn default_dns_enabled() -> bool {
+    true
+}
+
 fn default_feed_socket() -> PathBuf {
     "/run/causeway/dns.sock".into()
 }
@@ -263,6 +270,7 @@ fn default_feed_socket() -> PathBuf {
 impl Default for Dns {
     fn default() -> Self {
         Self {
+            enabled: default_dns_enabled(),
             address: None,
             feed_socket: default_feed_socket(),
         }
@@ -271,11 +279,16 @@ impl Default for Dns {
 
 impl Dns {
     pub(super) fn problems(&self) -> Vec<String> {
-        let wrong = self
-            .address
-            .filter(|address| address.is_unspecified() || address.is_multicast());
-        let problem = |address| format!("dns.address: {address} is not the address of one host");
-        wrong.map(problem).into_iter().collect()
+        let problem = |address: IpAddr| match address {
+            _ if !self.enabled => {
+                Some("dns.address: has no server on the node where dns.enabled is false".to_owned())
+            }
+            address if address.is_unspecified() || address.is_multicast() => {
+                Some(format!("dns.address: {address} is not the address of one host"))
+            }
+            _ => None,
+        };
+        self.address.and_then(problem).into_iter().collect()
     }
 }
 
@@ -283,6 +296,10 @@ impl Dns {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cni {
+    /// Whether pods are connected by the plugin `causeway-cni`: its socket is served and its conflist written. False
+    /// leaves them to another plugin, which may learn the node's subnet from `network.subnetEnv`, as flannel's does; a
+    /// conflist of ours is removed. Default: true where there is a `network`, without which there are no addresses.
+    pub enabled: Option<bool>,
     /// The socket on which the plugin `causeway-cni` asks. Default: `/run/causeway/cni.sock`.
     #[serde(default = "default_cni_socket")]
     pub socket: PathBuf,
@@ -302,6 +319,7 @@ fn default_conf_dir() -> PathBuf {
 impl Default for Cni {
     fn default() -> Self {
         Self {
+            enabled: None,
             socket: default_cni_socket(),
             conf_dir: default_conf_dir(),
         }

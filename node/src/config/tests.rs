@@ -72,6 +72,9 @@ fn a_pod_network_is_a_whole_configuration() {
             min: 131_072,
             tcp_established_timeout: Duration::from_secs(86_400),
             tcp_close_wait_timeout: Duration::from_secs(3600),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
         },
     };
     assert_eq!(config.proxy, proxy);
@@ -110,9 +113,10 @@ proxy:
   externalIPs: true
   nodePortAddresses: [192.0.2.7/24, 'fd00::/64']
   minSyncPeriod: 1500ms
-  conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h 30m, tcpCloseWaitTimeout: 0s}
-dns: {address: 10.96.0.10, feedSocket: /run/feed.sock}
-cni: {socket: /run/cni.sock, confDir: /etc/net.d}
+  conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 1h 30m, tcpCloseWaitTimeout: 0s, tcpBeLiberal: true,
+    udpTimeout: 30s, udpStreamTimeout: 3m}
+dns: {enabled: true, address: 10.96.0.10, feedSocket: /run/feed.sock}
+cni: {enabled: true, socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
@@ -162,6 +166,64 @@ fn pod_networks_are_named_one_or_more_under_either_name_or_are_those_of_the_over
     for (text, expected) in rows {
         let expected: Vec<_> = expected.into_iter().map(network).collect();
         assert_eq!(accepted(text).pod_networks(), expected, "for {text}");
+    }
+}
+
+#[test]
+fn each_component_is_switched_by_itself_and_those_that_cannot_be_alone_say_why() {
+    const NETWORK: &str = "network: {leases: kubernetes, config: {Network: 10.1.0.0/16}}";
+    const PROXY: &str = "proxy: {detectLocalMode: NodeCIDR}";
+    const NO_PROXY: &str = "proxy: {datapath: none}";
+    const NO_DNS: &str = "dns: {enabled: false}";
+    let needs = "cni.enabled: needs the section network, which gives pods their addresses";
+    let nothing = "proxy.datapath: is none, and network and dns.enabled are off too: there is nothing for an agent to do";
+    let no_server = "dns.address: has no server on the node where dns.enabled is false";
+    // Proxy, pod network, CNI plugin, DNS.
+    let rows = [
+        (vec![PROXY, NETWORK], Ok([true, true, true, true])),
+        (vec![PROXY], Ok([true, false, false, true])),
+        (vec![PROXY, NO_DNS], Ok([true, false, false, false])),
+        (vec![NO_PROXY], Ok([false, false, false, true])),
+        (vec![NO_PROXY, NETWORK, NO_DNS], Ok([false, true, true, false])),
+        (
+            vec![NO_PROXY, NETWORK, NO_DNS, "cni: {enabled: false}"],
+            Ok([false, true, false, false]),
+        ),
+        (
+            vec![PROXY, NETWORK, "cni: {enabled: false}"],
+            Ok([true, true, false, true]),
+        ),
+        (
+            vec![PROXY, NETWORK, "cni: {enabled: true}", NO_DNS],
+            Ok([true, true, true, false]),
+        ),
+        (
+            vec![PROXY, "cni: {enabled: false}"],
+            Ok([true, false, false, true]),
+        ),
+        (vec![PROXY, "cni: {enabled: true}"], Err(needs)),
+        (vec![NO_PROXY, NO_DNS], Err(nothing)),
+        (
+            vec![PROXY, "dns: {enabled: false, address: 10.96.0.10}"],
+            Err(no_server),
+        ),
+    ];
+    for (sections, expected) in rows {
+        let text = format!("{{{}}}", sections.join(", "));
+        match expected {
+            Err(words) => refused(&text, words),
+            Ok(expected) => {
+                let config = accepted(&text);
+                let is_proxy = config.proxy.datapath != Datapath::None;
+                let found = [
+                    is_proxy,
+                    config.network.is_some(),
+                    config.connects_pods(),
+                    config.dns.enabled,
+                ];
+                assert_eq!(found, expected, "for {text}");
+            }
+        }
     }
 }
 

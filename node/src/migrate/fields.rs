@@ -103,7 +103,8 @@ impl<S> Fields<S> {
         }
     }
 
-    fn find(&self, path: &str) -> Option<&Field<S>> {
+    /// The field at a path.
+    pub fn find(&self, path: &str) -> Option<&Field<S>> {
         self.table.iter().find(|field| self.is(field.path, path))
     }
 

@@ -6,19 +6,23 @@ use serde_json::{Value, json};
 
 use super::draft::Draft;
 use super::fields::{Field, Fields, When, not_needed, read};
+use super::flannel_args;
 use super::told::Verdict;
 
 const OF: &str = "flannel";
 
-const FIELDS: Fields<()> = Fields {
+const FIELDS: Fields<Flannel> = Fields {
     of: OF,
     any_case: true,
     table: TABLE,
 };
 
-const BY_KUBERNETES: &str = "subnets are the Nodes' spec.podCIDRs, for flannel with --kube-subnet-mgr too";
+/// What the rules know beside the file.
+struct Flannel {
+    leases_in_kubernetes: bool,
+}
 
-const TABLE: &[Field<()>] = &[
+const TABLE: &[Field<Flannel>] = &[
     read("Network", When::Set, in_config),
     read("IPv6Network", When::Set, in_config),
     read("EnableIPv4", When::Given, in_config),
@@ -27,12 +31,12 @@ const TABLE: &[Field<()>] = &[
         "EnableNFTables",
         "what is masqueraded stands in an nftables table of its own",
     ),
-    not_needed("SubnetLen", BY_KUBERNETES),
-    not_needed("SubnetMin", BY_KUBERNETES),
-    not_needed("SubnetMax", BY_KUBERNETES),
-    not_needed("IPv6SubnetLen", BY_KUBERNETES),
-    not_needed("IPv6SubnetMin", BY_KUBERNETES),
-    not_needed("IPv6SubnetMax", BY_KUBERNETES),
+    read("SubnetLen", When::Set, subnets),
+    read("SubnetMin", When::Set, subnets),
+    read("SubnetMax", When::Set, subnets),
+    read("IPv6SubnetLen", When::Set, subnets),
+    read("IPv6SubnetMin", When::Set, subnets),
+    read("IPv6SubnetMax", When::Set, subnets),
     read("Backend.Type", When::Always, backend),
     read("Backend.VNI", When::Set, in_config),
     read("Backend.Port", When::Set, in_config),
@@ -43,20 +47,29 @@ const TABLE: &[Field<()>] = &[
     read("Backend.MacPrefix", When::Set, mac_prefix),
 ];
 
-fn in_config((): &(), _: &Value) -> Verdict {
+fn in_config(_: &Flannel, _: &Value) -> Verdict {
     Verdict::as_it_is("network.config")
 }
 
-fn learning((): &(), _: &Value) -> Verdict {
+/// With leases in etcd each node takes a free one of those.
+fn subnets(state: &Flannel, _: &Value) -> Verdict {
+    if state.leases_in_kubernetes {
+        Verdict::not_needed("subnets are the Nodes' spec.podCIDRs, for flannel with --kube-subnet-mgr too")
+    } else {
+        Verdict::as_it_is("network.config")
+    }
+}
+
+fn learning(_: &Flannel, _: &Value) -> Verdict {
     Verdict::differs("the device learns nothing from packets: each node's entry is written")
 }
 
-fn mac_prefix((): &(), _: &Value) -> Verdict {
+fn mac_prefix(_: &Flannel, _: &Value) -> Verdict {
     Verdict::differs("the device's MAC address is kept where it is there, else random")
 }
 
 /// What flannel does for want of a word is `udp`.
-fn backend((): &(), value: &Value) -> Verdict {
+fn backend(_: &Flannel, value: &Value) -> Verdict {
     match value.as_str().unwrap_or("udp") {
         "vxlan" | "host-gw" => Verdict::as_it_is("network.config"),
         other => Verdict::not_supported(format!(
@@ -66,8 +79,9 @@ fn backend((): &(), value: &Value) -> Verdict {
     }
 }
 
-/// Reads the file. flannel reads it from a file only where Kubernetes has the leases.
-pub fn translate(document: &Value, draft: &mut Draft) {
+/// Reads the file, and the command line of the DaemonSet beside it. Without that, leases are taken to be in Kubernetes:
+/// with those in etcd flannel reads the network from there, and no file.
+pub fn translate(document: &Value, arguments: Option<&[String]>, draft: &mut Draft) {
     let mut config = document.clone();
     if let Some(fields) = config.as_object_mut()
         && !is_spoken(document)
@@ -75,11 +89,20 @@ pub fn translate(document: &Value, draft: &mut Draft) {
         fields.retain(|name, _| !name.eq_ignore_ascii_case("Backend"));
         fields.insert("Backend".to_owned(), json!({"Type": "vxlan"}));
     }
-    FIELDS.read(&(), &without_foreign_options(document), "", draft);
-    let leases = Verdict::taken("network.leases", "kubernetes").and("network.config", config.clone());
-    let words = "network.leases: kubernetes; flannel without --kube-subnet-mgr has them in etcd: then `etcd`, and \
-                 network.etcd";
-    draft.add(OF, "(leases)", &Value::Null, &leases.saying(words));
+    let state = Flannel {
+        leases_in_kubernetes: arguments.is_none_or(flannel_args::are_leases_in_kubernetes),
+    };
+    FIELDS.read(&state, &without_foreign_options(document), "", draft);
+    draft.set("network.config", config.clone());
+    match arguments {
+        Some(arguments) => flannel_args::translate(arguments, draft),
+        None => {
+            let words = "network.leases: kubernetes; flannel without --kube-subnet-mgr has them in etcd: then `etcd`, \
+                         and network.etcd";
+            let leases = Verdict::taken("network.leases", "kubernetes").saying(words);
+            draft.add(OF, "(leases)", &Value::Null, &leases);
+        }
+    }
     match NetworkConfig::parse(&config.to_string()) {
         Ok(_) | Err(FormatError::Backend(_)) => {}
         Err(error) => draft.add(

@@ -60,6 +60,12 @@ pub fn translate(document: &Value, kubeconfig: Option<&Value>, draft: &mut Draft
     FIELDS.read(&state, document, "", draft);
 }
 
+/// Whether the field at a path has its row in the table.
+#[cfg(test)]
+pub fn is_known(path: &str) -> bool {
+    FIELDS.find(path).is_some()
+}
+
 const WINDOWS: &str = "only Windows has it";
 const OWN_PACE: &str =
     "every entry is looked at every 5 minutes, chains and pins every 10 seconds, drift at once";
@@ -174,18 +180,13 @@ const TABLE: &[Field<KubeProxy>] = &[
     read("conntrack.tcpCloseWaitTimeout", When::Given, |_, value| {
         rules::duration("proxy.conntrack.tcpCloseWaitTimeout", value)
     }),
-    differs(
-        "conntrack.tcpBeLiberal",
-        "set net.netfilter.nf_conntrack_tcp_be_liberal by /etc/sysctl.d",
-    ),
-    differs(
-        "conntrack.udpTimeout",
-        "set net.netfilter.nf_conntrack_udp_timeout by /etc/sysctl.d",
-    ),
-    differs(
-        "conntrack.udpStreamTimeout",
-        "set net.netfilter.nf_conntrack_udp_timeout_stream by /etc/sysctl.d",
-    ),
+    read("conntrack.tcpBeLiberal", When::Set, rules::be_liberal),
+    read("conntrack.udpTimeout", When::Set, |_, value| {
+        rules::duration("proxy.conntrack.udpTimeout", value)
+    }),
+    read("conntrack.udpStreamTimeout", When::Set, |_, value| {
+        rules::duration("proxy.conntrack.udpStreamTimeout", value)
+    }),
     differs(
         "conntrack.max",
         "is of kube-proxy before 1.11; proxy.conntrack.min is the least",

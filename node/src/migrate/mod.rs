@@ -2,8 +2,10 @@
 //! setting.
 //!
 //! - [`source`] finds the configurations in files: as they are, or in ConfigMaps as kubectl prints them.
-//! - [`kube_proxy`], [`flannel`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
+//! - [`kube_proxy`], [`flannel`] with [`flannel_args`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
 //!   fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
+//!
+//! [`on_node`] looks at what these programs have on the node, and says what would become of it.
 //!
 //! What is printed is a configuration that the agent takes: it is read as the agent would, and what the agent would
 //! refuse is told as not supported.
@@ -13,8 +15,10 @@ mod corefile;
 mod draft;
 mod fields;
 mod flannel;
+mod flannel_args;
 pub mod kinds;
 mod kube_proxy;
+pub mod on_node;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -22,11 +26,13 @@ mod told;
 
 use std::path::{Path, PathBuf};
 
+use overlay::flannel::NetworkConfig;
 use serde_json::{Map, Value, json};
 
 use crate::config::{self, ConfigError};
 use draft::Draft;
 use kinds::Kind;
+use on_node::Found;
 pub use source::SourceError;
 use source::{Content, Source};
 use told::{Outcome, Told, Verdict};
@@ -67,7 +73,9 @@ fn migration(sources: &[Source]) -> Migration {
             Content::KubeProxy(document, kubeconfig) => {
                 kube_proxy::translate(document, kubeconfig.as_ref(), &mut draft);
             }
-            Content::Flannel(document) => flannel::translate(document, &mut draft),
+            Content::Flannel(document, arguments) => {
+                flannel::translate(document, arguments.as_deref(), &mut draft);
+            }
             Content::Cni(document) => cni_conf::translate(document, &mut draft),
             Content::Corefile(text) => corefile::translate(text, &mut draft),
         }
@@ -120,6 +128,13 @@ fn yaml(config: &Map<String, Value>) -> String {
 }
 
 impl Migration {
+    /// Tells of what is on this node, too.
+    pub fn look_at(&mut self, found: &Found) {
+        let network = self.config.as_ref().and_then(|config| config.get("network"));
+        let network = network.and_then(|network| NetworkConfig::parse(&network["config"].to_string()).ok());
+        self.told.extend(found.judged(network.as_ref()));
+    }
+
     /// Whether something that was served would not be.
     #[must_use]
     pub fn is_wrong(&self) -> bool {

@@ -62,8 +62,8 @@ pub struct Source {
 pub enum Content {
     /// A KubeProxyConfiguration, and the kubeconfig in the same ConfigMap.
     KubeProxy(Value, Option<Value>),
-    /// flannel's network.
-    Flannel(Value),
+    /// flannel's network, and the command line of its DaemonSet in the same file.
+    Flannel(Value, Option<Vec<String>>),
     /// A chain of CNI plugins.
     Cni(Value),
     /// A Corefile.
@@ -76,7 +76,7 @@ impl Content {
     pub fn kind(&self) -> Kind {
         match self {
             Self::KubeProxy(..) => Kind::KubeProxy,
-            Self::Flannel(_) => Kind::Flannel,
+            Self::Flannel(..) => Kind::Flannel,
             Self::Cni(_) => Kind::Cni,
             Self::Corefile(_) => Kind::Coredns,
         }
@@ -110,9 +110,16 @@ pub fn recognized(place: &str, text: &str, from: Option<Kind>) -> Result<Vec<Sou
     let documents = documents(text);
     let objects: Vec<&Value> = documents.iter().flatten().flat_map(items).collect();
     if objects.iter().any(|object| object["kind"] == "ConfigMap") {
+        let arguments = objects.iter().find_map(|object| flannels_arguments(object));
         let maps = objects.into_iter().filter(|object| object["kind"] == "ConfigMap");
         let read: Result<Vec<_>, _> = maps.map(|map| of_config_map(place, map)).collect();
-        return Ok(read?.into_iter().flatten().collect());
+        let mut sources: Vec<Source> = read?.into_iter().flatten().collect();
+        for source in &mut sources {
+            if let Content::Flannel(_, beside) = &mut source.content {
+                beside.clone_from(&arguments);
+            }
+        }
+        return Ok(sources);
     }
     let content = match (from, &documents) {
         (Some(kind), _) => Some(of_kind(kind, place, text)?),
@@ -154,6 +161,23 @@ fn items(document: &Value) -> Vec<&Value> {
         Some(items) => items.iter().collect(),
         None => vec![document],
     }
+}
+
+/// What follows `flanneld` in the container that runs it.
+fn flannels_arguments(object: &Value) -> Option<Vec<String>> {
+    if object["kind"] != "DaemonSet" {
+        return None;
+    }
+    let containers = object.pointer("/spec/template/spec/containers")?.as_array()?;
+    containers.iter().find_map(|container| {
+        let words = ["command", "args"]
+            .into_iter()
+            .flat_map(|list| container[list].as_array());
+        let words: Vec<&str> = words.flatten().filter_map(Value::as_str).collect();
+        let program = words.iter().position(|word| word.ends_with("flanneld"))?;
+        let arguments = words.iter().skip(program + 1);
+        Some(arguments.map(|word| (*word).to_owned()).collect())
+    })
 }
 
 fn of_config_map(place: &str, map: &Value) -> Result<Vec<Source>, SourceError> {
@@ -199,7 +223,7 @@ fn of_kind(kind: Kind, place: &str, text: &str) -> Result<Content, SourceError> 
     Ok(match kind {
         Kind::Coredns => Content::Corefile(text.to_owned()),
         Kind::KubeProxy => Content::KubeProxy(one_document(place, text)?, None),
-        Kind::Flannel => Content::Flannel(one_document(place, text)?),
+        Kind::Flannel => Content::Flannel(one_document(place, text)?, None),
         Kind::Cni => Content::Cni(one_document(place, text)?),
     })
 }
@@ -225,7 +249,7 @@ fn of_object(object: &Value) -> Option<Content> {
     if has("plugins") || has("cniVersion") {
         return Some(Content::Cni(object.clone()));
     }
-    (has("Network") || has("IPv6Network")).then(|| Content::Flannel(object.clone()))
+    (has("Network") || has("IPv6Network")).then(|| Content::Flannel(object.clone(), None))
 }
 
 /// A server block begins with zones and a brace.

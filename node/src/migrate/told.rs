@@ -56,9 +56,10 @@ impl fmt::Display for Told {
             outcome,
             words,
         } = self;
-        write!(f, "{outcome:<13}  {of}  {path}")?;
+        write!(f, "{outcome:<13}  {of:<10}  {path}")?;
         match value {
             Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
             Value::String(text) => write!(f, ": {text}")?,
             value => write!(f, ": {value}")?,
         }

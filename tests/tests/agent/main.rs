@@ -3,6 +3,7 @@
 mod command_line;
 mod privileged_balancers;
 mod privileged_config;
+mod privileged_migration;
 mod privileged_parts;
 mod privileged_pods;
 mod privileged_traffic;

@@ -177,9 +177,11 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
     wait::until_value("the address is not served", DEADLINE, rules, |rules| {
         rules.contains("10.96.0.7") && !rules.contains("198.51.100.77")
     });
-    let (code, told) = doctor(&good);
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("dns.address, proxy.datapath"), "{told}");
+    let (_, told) = doctor(&good);
+    assert!(
+        told.contains("note   config-needs-restart") && told.contains("dns.address, proxy.datapath"),
+        "{told}"
+    );
     agent.await_line("needs a restart", DEADLINE);
 
     // Put back, nothing waits any more.
@@ -197,5 +199,85 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
             "causeway_config_reloads_total{result=\"taken\"} 2",
         ],
     );
+    Ok(())
+}
+
+/// What is rendered once for the whole node, too, follows a running agent's file.
+#[test]
+fn who_is_a_pod_changes_in_the_rules_of_a_running_proxy() -> anyhow::Result<()> {
+    if !tests::privileged("who is a pod changes in the rules of a running proxy") {
+        return Ok(());
+    }
+    let rows = [
+        ("nftables", "nft list ruleset", "iifname != \"veth*\""),
+        ("iptables", "iptables-nft-save -t nat", "! -i veth+"),
+    ];
+    for (datapath, list, rule) in rows {
+        let node = Node::new(&format!("pods-{datapath}"))?;
+        node.api.put(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"port": 80}]},
+        }));
+        node.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {
+                "namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.0.9"]}],
+        }));
+        let config = node.configure(json!({
+            "proxy": {
+                "datapath": datapath, "iptablesVariant": "nft", "pinDir": node.path("bpf"),
+                "podNetworks": ["10.244.0.0/16"],
+            },
+        }));
+        let mut text: Value = serde_json::from_str(&std::fs::read_to_string(&config)?)?;
+        let _agent = node.agent(&config);
+        let words: Vec<&str> = list.split(' ').collect();
+        let rules = || {
+            let output = node.host().command(words[0], &words[1..]);
+            output.map(|output| output.stdout).unwrap_or_default()
+        };
+        wait::until_value(datapath, DEADLINE, rules, |rules| rules.contains("10.244.0.9"));
+        assert!(!rules().contains(rule), "{}", rules());
+        text["proxy"]["detectLocalMode"] = json!("InterfaceNamePrefix");
+        text["proxy"]["interfaceNamePrefix"] = json!("veth");
+        std::fs::write(&config, text.to_string())?;
+        wait::until_value(datapath, DEADLINE, rules, |rules| {
+            rules.contains(rule) && rules.contains("10.244.0.9")
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn components_that_are_off_have_no_part_no_socket_and_no_file() -> anyhow::Result<()> {
+    if !tests::privileged("components that are off have no part") {
+        return Ok(());
+    }
+    let node = Node::new("components")?;
+    let conflist = node.directory.write(
+        "10-causeway.conflist",
+        r#"{"plugins": [{"type": "causeway-cni"}]}"#,
+    );
+    let _agent = node.agent(&node.configure(json!({
+        "network": {"leases": "kubernetes", "config": {"Network": "10.244.0.0/16"}, "subnetEnv": node.path("subnet.env")},
+        "cni": {"enabled": false, "confDir": node.directory.path(), "socket": node.path("cni.sock")},
+        "dns": {"enabled": false},
+    })));
+    for part in ["watch", "metrics", "findings"] {
+        node.until_working(part);
+    }
+    assert!(node.part("overlay").is_some(), "the pod network is on");
+    for part in ["cni", "dns-feed", "dns-address", "proxy"] {
+        assert_eq!(node.part(part), None, "{part}");
+    }
+    for path in [
+        node.path("dns.sock"),
+        node.path("cni.sock"),
+        conflist.display().to_string(),
+    ] {
+        assert!(!Path::new(&path).exists(), "{path}");
+    }
     Ok(())
 }

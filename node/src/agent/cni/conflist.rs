@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::install_cni::PLUGIN;
 
 /// Before the names that other networks use, of which the runtime takes the first.
-const NAME: &str = "10-causeway.conflist";
+pub const NAME: &str = "10-causeway.conflist";
 
 /// Writes `10-causeway.conflist`, whole or not at all, unless it is there already, and returns its path.
 ///

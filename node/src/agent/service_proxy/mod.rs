@@ -147,16 +147,10 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
                 keeper.audit(Audit::Everything);
             }
         }
-        schedule.stale_flows = keeper.has_stale_flows();
         if keeper.is_programmed() {
             leftovers.remove();
         }
-        if keeper.is_settled() {
-            schedule.retry_at = None;
-            backoff.reset();
-        } else if schedule.retry_at.is_none() {
-            schedule.retry_at = Some(Instant::now() + backoff.next_delay());
-        }
+        schedule.settle(&keeper, &mut backoff);
     }
 }
 
@@ -269,6 +263,17 @@ impl Schedule {
 
     fn told(&mut self) -> Arc<Config> {
         self.told.borrow_and_update().clone()
+    }
+
+    /// What is not settled yet is tried again.
+    fn settle(&mut self, keeper: &Keeper<'_>, backoff: &mut Backoff) {
+        self.stale_flows = keeper.has_stale_flows();
+        if keeper.is_settled() {
+            self.retry_at = None;
+            backoff.reset();
+        } else if self.retry_at.is_none() {
+            self.retry_at = Some(Instant::now() + backoff.next_delay());
+        }
     }
 
     /// A pass over the newest snapshot begins.

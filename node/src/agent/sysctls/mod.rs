@@ -16,7 +16,7 @@
 
 mod wanted;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use super::metrics::{Counters, labels};
 use super::supervisor::Part;
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
-use wanted::{Paths, Wanted, forwarding, limits};
+use wanted::{Paths, Value, Wanted, forwarding, limits};
 
 /// Between two looks.
 const AUDIT: Duration = Duration::from_secs(5);
@@ -210,8 +210,8 @@ impl Settings for Kernel {
 /// What is there by now.
 #[derive(Debug, Default)]
 struct Held {
-    /// Paths of settings that had their values when they were last looked at.
-    right: BTreeSet<String>,
+    /// Paths of settings that had their values when they were last looked at, with what was wanted of them.
+    right: BTreeMap<String, Value>,
 }
 
 /// What a look found.
@@ -239,11 +239,11 @@ impl Held {
 
     /// Whether it was repaired.
     fn look_at(&mut self, wanted: &Wanted, settings: &mut impl Settings) -> Result<bool, String> {
-        let Wanted { path, value } = wanted;
+        let Wanted { path, value: wanted } = wanted;
         let setting = name(path);
         let Some(text) = settings.read(path)? else {
             self.right.remove(path);
-            return if value.may_be_absent() {
+            return if wanted.may_be_absent() {
                 Ok(false)
             } else {
                 Err(format!("{setting} does not exist"))
@@ -251,13 +251,14 @@ impl Held {
         };
         let present = text.trim().parse();
         let present = present.map_err(|_| format!("{setting} is {text:?}, which is no number"))?;
-        let Some(value) = value.over(present) else {
-            self.right.insert(path.clone());
+        let Some(value) = wanted.over(present) else {
+            self.right.insert(path.clone(), *wanted);
             return Ok(false);
         };
         let written = settings.write(path, &value.to_string());
         written.map_err(|error| format!("{setting} is {present} and shall be {value}: {error}"))?;
-        let is_repair = !self.right.insert(path.clone());
+        // Another value may be wanted than before.
+        let is_repair = self.right.insert(path.clone(), *wanted) == Some(*wanted);
         if is_repair {
             tracing::warn!(
                 setting,

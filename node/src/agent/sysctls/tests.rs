@@ -78,6 +78,20 @@ fn what_is_set_at_start_is_no_repair_and_what_changes_later_is() {
     let repaired = ["net.ipv4.ip_forward", "net.ipv4.conf.flannel/1.rp_filter"];
     assert_eq!(held.look(&all(), &mut kernel), looked(&repaired, &[]));
     assert_eq!(held.look(&all(), &mut kernel), looked(&[], &[]));
+
+    let more = Wanted {
+        path: FLOWS.to_owned(),
+        value: Value::AtLeast(5000),
+    };
+    assert_eq!(
+        held.look(&[more], &mut kernel),
+        looked(&[], &[]),
+        "another value is wanted now"
+    );
+    assert_eq!(
+        kernel.written.last().map(String::as_str),
+        Some("net/netfilter/nf_conntrack_max = 5000")
+    );
 }
 
 #[test]

@@ -77,6 +77,9 @@ pub fn limits(conntrack: &Conntrack, cpus: u64) -> Vec<Wanted> {
         min,
         tcp_established_timeout,
         tcp_close_wait_timeout,
+        tcp_be_liberal,
+        udp_timeout,
+        udp_stream_timeout,
     } = conntrack;
     let setting = |name: &str, value| Wanted {
         path: format!("net/netfilter/{name}"),
@@ -93,9 +96,14 @@ pub fn limits(conntrack: &Conntrack, cpus: u64) -> Vec<Wanted> {
     let timeouts = [
         ("nf_conntrack_tcp_timeout_established", tcp_established_timeout),
         ("nf_conntrack_tcp_timeout_close_wait", tcp_close_wait_timeout),
+        ("nf_conntrack_udp_timeout", udp_timeout),
+        ("nf_conntrack_udp_timeout_stream", udp_stream_timeout),
     ];
     let timeouts = timeouts.into_iter().filter(|(_, timeout)| timeout.as_secs() > 0);
     wanted.extend(timeouts.map(|(name, timeout)| setting(name, Value::Exactly(timeout.as_secs()))));
+    if *tcp_be_liberal {
+        wanted.push(setting("nf_conntrack_tcp_be_liberal", Value::Exactly(1)));
+    }
     wanted
 }
 
@@ -175,8 +183,27 @@ mod tests {
             min: 131_072,
             tcp_established_timeout: Duration::ZERO,
             tcp_close_wait_timeout: Duration::ZERO,
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
         };
         assert_eq!(limits(&config, 64), []);
+        let asked = Conntrack {
+            tcp_be_liberal: true,
+            udp_timeout: Duration::from_secs(30),
+            udp_stream_timeout: Duration::from_secs(180),
+            ..config
+        };
+        let expected = [
+            ("net/netfilter/nf_conntrack_udp_timeout", 30),
+            ("net/netfilter/nf_conntrack_udp_timeout_stream", 180),
+            ("net/netfilter/nf_conntrack_tcp_be_liberal", 1),
+        ];
+        let expected = expected.map(|(path, value)| Wanted {
+            path: path.to_owned(),
+            value: Value::Exactly(value),
+        });
+        assert_eq!(limits(&asked, 64), expected);
         assert_eq!(forwarding(&Paths::default()), []);
     }
 

@@ -291,6 +291,13 @@ pub fn node_port_addresses(state: &KubeProxy, value: &Value) -> Verdict {
     }
 }
 
+pub fn be_liberal(_: &KubeProxy, value: &Value) -> Verdict {
+    match value {
+        Value::Bool(liberal) => Verdict::taken("proxy.conntrack.tcpBeLiberal", *liberal),
+        _ => Verdict::not_supported("is neither true nor false"),
+    }
+}
+
 pub fn count(key: &'static str, value: &Value) -> Verdict {
     match value.as_u64().and_then(|count| u32::try_from(count).ok()) {
         Some(count) => Verdict::taken(key, count),

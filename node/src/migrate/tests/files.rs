@@ -218,7 +218,7 @@ fn a_corefile_alone_makes_no_configuration_of_an_agent_and_is_told_block_by_bloc
     assert!(this.is_wrong());
     let lines = this.lines();
     assert!(
-        lines.starts_with("taken          coredns  .:53: errors cache  ("),
+        lines.starts_with("taken          coredns     .:53: errors cache  ("),
         "{lines}"
     );
 }

@@ -171,3 +171,99 @@ fn a_chain_of_plugins_is_told_plugin_by_plugin() {
         );
     }
 }
+
+#[test]
+fn flannels_command_line_is_told_option_by_option() {
+    let with = |arguments: &[&str]| {
+        let daemon_set = serde_json::json!({
+            "kind": "DaemonSet",
+            "spec": {"template": {"spec": {"containers": [
+                {"command": ["/bin/other"]},
+                {"command": ["/opt/bin/flanneld"], "args": arguments},
+            ]}}},
+        });
+        let map = serde_json::json!({"kind": "ConfigMap", "data": {"net-conf.json": NETWORK}});
+        let this = migrated(
+            &[&serde_json::json!({"items": [daemon_set, map]}).to_string()],
+            None,
+        );
+        let known = ["taken Backend.Type", "taken Network", "proxy.datapath=\"none\""].map(str::to_owned);
+        let network = |key: &String| !key.starts_with("network.config");
+        let keys = keys(&this).into_iter().filter(network).collect();
+        (beyond(outcomes(&this), &known), beyond(keys, &known))
+    };
+    let usual = "taken --ip-masq; taken --kube-subnet-mgr";
+    let kubernetes = "network.leases=\"kubernetes\"";
+    let rows = [
+        (&["--ip-masq", "--kube-subnet-mgr"][..], usual.to_owned(), kubernetes.to_owned()),
+        (
+            &["-ip-masq=true", "-kube-subnet-mgr", "-v=4"],
+            format!("{usual}; differs --v"),
+            kubernetes.to_owned(),
+        ),
+        (
+            &["--kube-subnet-mgr"],
+            "taken --kube-subnet-mgr; differs --ip-masq".to_owned(),
+            kubernetes.to_owned(),
+        ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr", "--iface", "eth1", "--public-ip=192.0.2.7"],
+            format!("{usual}; taken --iface; taken --public-ip"),
+            format!("network.interface=\"eth1\"; {kubernetes}; network.publicIp=\"192.0.2.7\""),
+        ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr", "--iface=192.0.2.7"],
+            format!("{usual}; taken --iface"),
+            format!("{kubernetes}; network.publicIp=\"192.0.2.7\""),
+        ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr", "--iface=eth0", "--iface=eth1"],
+            format!("{usual}; NOT SUPPORTED --iface; NOT SUPPORTED --iface"),
+            kubernetes.to_owned(),
+        ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr", "--iface-regex=eth.*", "--colour=red", "--healthz-port=9"],
+            format!("{usual}; NOT SUPPORTED --iface-regex; NOT SUPPORTED --colour; differs --healthz-port"),
+            kubernetes.to_owned(),
+        ),
+        (
+            &[
+                "--ip-masq", "--etcd-endpoints=https://192.0.2.1:2379,https://192.0.2.2:2379", "--etcd-cafile=/ca",
+                "--etcd-certfile=/cert", "--etcd-keyfile=/key", "--etcd-prefix=/net", "--subnet-file=/run/s.env",
+            ],
+            "taken --ip-masq; taken --etcd-endpoints; taken --etcd-cafile; taken --etcd-certfile; taken --etcd-keyfile; \
+             taken --etcd-prefix; taken --subnet-file"
+                .to_owned(),
+            "network.etcd.ca=\"/ca\"; network.etcd.cert=\"/cert\"; \
+             network.etcd.endpoints=[\"https://192.0.2.1:2379\",\"https://192.0.2.2:2379\"]; \
+             network.etcd.key=\"/key\"; network.etcd.prefix=\"/net\"; network.subnetEnv=\"/run/s.env\""
+                .to_owned(),
+        ),
+        (
+            &["--ip-masq"],
+            "taken --ip-masq; NOT SUPPORTED (as a whole)".to_owned(),
+            String::new(),
+        ),
+    ];
+    for (arguments, outcomes, keys) in rows {
+        assert_eq!(with(arguments), (outcomes, keys), "for {arguments:?}");
+    }
+}
+
+#[test]
+fn subnets_are_taken_where_each_node_takes_a_free_one() {
+    let map = |arguments: &str| {
+        format!(
+            "{{kind: List, items: [{{kind: ConfigMap, data: {{net-conf.json: '{{Network: 10.1.0.0/16, SubnetLen: 25, Backend: \
+             {{Type: vxlan}}}}'}}}}, {{kind: DaemonSet, spec: {{template: {{spec: {{containers: [{{command: [flanneld, \
+             {arguments}]}}]}}}}}}}}]}}"
+        )
+    };
+    let outcome = |arguments: &str| {
+        let this = migrated(&[&map(arguments)], None);
+        let told = this.told.iter().find(|told| told.path == "SubnetLen");
+        told.map(|told| told.outcome.to_string())
+    };
+    assert_eq!(outcome("--kube-subnet-mgr").as_deref(), Some("not needed"));
+    assert_eq!(outcome("'--etcd-endpoints=http://a:1'").as_deref(), Some("taken"));
+}

@@ -1,5 +1,6 @@
 //! kube-proxy's fields.
 
+use super::super::kube_proxy::is_known;
 use super::*;
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
@@ -384,14 +385,18 @@ fn limits_of_connection_tracking() {
     );
     check(
         "conntrack: {tcpBeLiberal: true}",
-        "differs conntrack.tcpBeLiberal",
-        "",
+        "taken conntrack.tcpBeLiberal",
+        "proxy.conntrack.tcpBeLiberal=true",
     );
-    check("conntrack: {udpTimeout: 30s}", "differs conntrack.udpTimeout", "");
+    check(
+        "conntrack: {udpTimeout: 30s}",
+        "taken conntrack.udpTimeout",
+        "proxy.conntrack.udpTimeout=\"30s\"",
+    );
     check(
         "conntrack: {udpStreamTimeout: 3m}",
-        "differs conntrack.udpStreamTimeout",
-        "",
+        "taken conntrack.udpStreamTimeout",
+        "proxy.conntrack.udpStreamTimeout=\"3m\"",
     );
     check(
         "conntrack: {tcpBeLiberal: false, udpTimeout: 0s, udpStreamTimeout: 0s}",
@@ -447,6 +452,52 @@ fn what_other_versions_and_windows_have() {
         "NOT SUPPORTED featureGates.AllAlpha",
         "",
     );
+}
+
+/// Of `config/v1alpha1/types.go` of 1.36, with what it embeds of component-base.
+#[test]
+fn every_field_of_the_type_is_known() {
+    let sections = [
+        (
+            "",
+            "kind apiVersion featureGates hostnameOverride bindAddress healthzBindAddress metricsBindAddress \
+             bindAddressHardFail enableProfiling showHiddenMetricsForVersion mode detectLocalMode clusterCIDR \
+             nodePortAddresses oomScoreAdj configSyncPeriod portRange windowsRunAsService",
+        ),
+        (
+            "clientConnection.",
+            "kubeconfig acceptContentTypes contentType qps burst",
+        ),
+        ("logging.", "format flushFrequency verbosity vmodule options"),
+        (
+            "iptables.",
+            "masqueradeBit masqueradeAll localhostNodePorts snatNodeInternalIP syncPeriod minSyncPeriod",
+        ),
+        (
+            "ipvs.",
+            "syncPeriod minSyncPeriod scheduler excludeCIDRs strictARP tcpTimeout tcpFinTimeout udpTimeout",
+        ),
+        (
+            "nftables.",
+            "masqueradeBit masqueradeAll syncPeriod minSyncPeriod",
+        ),
+        (
+            "conntrack.",
+            "maxPerCore min tcpEstablishedTimeout tcpCloseWaitTimeout tcpBeLiberal udpTimeout udpStreamTimeout",
+        ),
+        (
+            "winkernel.",
+            "networkName sourceVip enableDSR rootHnsEndpointName forwardHealthCheckVip",
+        ),
+        ("detectLocal.", "bridgeInterface interfaceNamePrefix"),
+    ];
+    let paths = sections.iter().flat_map(|(section, names)| {
+        let names = names.split_whitespace();
+        names.map(move |name| format!("{section}{name}"))
+    });
+    let unknown: Vec<String> = paths.filter(|path| !is_known(path)).collect();
+    assert_eq!(unknown, Vec::<String>::new());
+    assert!(!is_known("iptables.sortOf") && !is_known("iptables"));
 }
 
 #[test]
