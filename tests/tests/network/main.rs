@@ -3,6 +3,7 @@
 
 mod damage;
 mod dns_address;
+mod flannel;
 mod leases;
 mod paths;
 mod processes;
