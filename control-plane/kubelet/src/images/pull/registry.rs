@@ -241,8 +241,12 @@ impl Registry {
         let url = format!("{}?{query}", challenge.realm);
         check_secure(&parse_url(&url)?, place)?;
         let answer = self.ask(&url, "application/json", basic).await?;
-        if !answer.status().is_success() {
-            return Err(FetchError::Denied(answer.status()));
+        match answer.status() {
+            status if status.is_success() => {}
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                return Err(FetchError::Denied(status));
+            }
+            status => return Err(FetchError::Token { url, status }),
         }
         let token: Token = parse(&collect(answer, &url).await?)?;
         Ok(token
