@@ -6,6 +6,7 @@ mod bounds;
 mod documents;
 mod etcd;
 mod eviction;
+mod figures;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod kubelet;
