@@ -1,5 +1,8 @@
 //! `causeway up` and `down` as such: what they refuse, what they leave behind, and what they make of a crash.
 
+#[path = "lifecycle/external_etcd.rs"]
+mod external_etcd;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
@@ -22,6 +25,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ),
     ("only_root_can_bring_a_cluster_up", only_root),
     ("down_leaves_nothing_behind", down_leaves_nothing),
+    (
+        "a_cluster_runs_on_an_etcd_with_certificates_users_and_a_member_that_is_away",
+        external_etcd::a_cluster_on_an_external_etcd,
+    ),
     ("up_after_a_crash_cleans_up_first", up_after_a_crash),
     (
         "down_without_a_cluster_is_no_error_and_status_says_so",

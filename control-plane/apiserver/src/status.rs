@@ -77,6 +77,20 @@ impl Failure {
         Failure::new(404, "NotFound", message).about(resource, name)
     }
 
+    /// 404: `podmetrics.metrics.k8s.io "ns/x" not found`, for an object that is there and of which nothing is known yet.
+    /// By their kind: metrics-server's paths say pods and nodes (its `pkg/api/pod.go`).
+    pub fn no_figures(of: &Resource, namespace: Option<&str>, name: &str) -> Self {
+        let kind = of.kind.to_ascii_lowercase();
+        let name = namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+        let mut failure = Failure::new(
+            404,
+            "NotFound",
+            format!("{kind}.{} \"{name}\" not found", of.group),
+        );
+        failure.details = Some(Box::new(named_details(of.group, &kind, &name)));
+        failure
+    }
+
     /// 404 for a path that names nothing we serve.
     pub fn no_such_path() -> Self {
         let mut failure = Failure::new(

@@ -193,92 +193,38 @@ async fn summary(State(figures): State<Figures>) -> Result<Json<Value>, Response
 
 /// `pkg/kubelet/metrics/collectors/resource_metrics.go`.
 fn exposition(look: &Look) -> String {
-    let millis = look.at.as_millisecond();
     let of_pod = |pod: &PodLook| format!("namespace=\"{}\",pod=\"{}\"", pod.namespace, pod.name);
+    let pods = look
+        .pods
+        .iter()
+        .map(|pod| (format!("{{{}}}", of_pod(pod)), &pod.usage));
     let containers: Vec<(String, &ContainerLook)> = look
         .pods
         .iter()
         .flat_map(|pod| pod.containers.iter().map(move |container| (pod, container)))
         .map(|(pod, container)| {
-            (
-                format!("{{container=\"{}\",{}}}", container.name, of_pod(pod)),
-                container,
-            )
+            let labels = format!("{{container=\"{}\",{}}}", container.name, of_pod(pod));
+            (labels, container)
         })
         .collect();
-    let pods: Vec<(String, &PodLook)> = look
-        .pods
+    let used = containers
         .iter()
-        .map(|pod| (format!("{{{}}}", of_pod(pod)), pod))
-        .collect();
-    let cpu = |usage: &Usage| format!("{:.6}", usage.cpu.as_secs_f64());
-    let memory = |usage: &Usage| usage.working_set_bytes.to_string();
-    let seconds = |at: Timestamp| format!("{:.3}", at.as_millisecond() as f64 / 1000.0);
-    let started = containers
-        .iter()
-        .filter_map(|(labels, one)| Some((labels.clone(), seconds(one.started_at?))));
-    let started: Vec<(String, String)> = started.collect();
-    let of_containers = |value: &dyn Fn(&Usage) -> String| {
-        let rows = containers
-            .iter()
-            .map(|(labels, one)| (labels.clone(), value(&one.usage)));
-        rows.collect::<Vec<_>>()
-    };
-    let of_pods = |value: &dyn Fn(&Usage) -> String| {
-        let rows = pods
-            .iter()
-            .map(|(labels, pod)| (labels.clone(), value(&pod.usage)));
-        rows.collect::<Vec<_>>()
-    };
-    let of_node = |value: String| vec![(String::new(), value)];
-    const CPU: &str = "Cumulative cpu time consumed by the";
-    const MEMORY: &str = "Current working set of the";
+        .map(|(labels, one)| (labels.clone(), &one.usage));
     let families = [
-        (
-            "container_cpu_usage_seconds_total",
-            "counter",
-            format!("{CPU} container in core-seconds"),
-            of_containers(&cpu),
-        ),
-        (
-            "container_memory_working_set_bytes",
-            "gauge",
-            format!("{MEMORY} container in bytes"),
-            of_containers(&memory),
-        ),
-        (
-            "container_start_time_seconds",
-            "gauge",
-            "Start time of the container since unix epoch in seconds".to_owned(),
-            started,
-        ),
-        (
-            "node_cpu_usage_seconds_total",
-            "counter",
-            format!("{CPU} node in core-seconds"),
-            of_node(cpu(&look.node)),
-        ),
-        (
-            "node_memory_working_set_bytes",
-            "gauge",
-            format!("{MEMORY} node in bytes"),
-            of_node(memory(&look.node)),
-        ),
-        (
-            "pod_cpu_usage_seconds_total",
-            "counter",
-            format!("{CPU} pod in core-seconds"),
-            of_pods(&cpu),
-        ),
-        (
-            "pod_memory_working_set_bytes",
-            "gauge",
-            format!("{MEMORY} pod in bytes"),
-            of_pods(&memory),
-        ),
+        &usage_families("container", used.collect())[..],
+        &[start_family(&containers)],
+        &usage_families("node", vec![(String::new(), &look.node)]),
+        &usage_families("pod", pods.collect()),
     ];
+    let millis = look.at.as_millisecond();
     let mut text = String::new();
-    for (name, kind, help, rows) in families {
+    for Family {
+        name,
+        kind,
+        help,
+        rows,
+    } in families.into_iter().flatten()
+    {
         let _ = writeln!(text, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
         for (labels, value) in rows {
             let _ = writeln!(text, "{name}{labels} {value} {millis}");
@@ -287,6 +233,50 @@ fn exposition(look: &Look) -> String {
     text.push_str("# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise\n");
     text.push_str("# TYPE resource_scrape_error gauge\nresource_scrape_error 0\n");
     text
+}
+
+/// A figure of some objects: their labels, and what it is.
+struct Family {
+    name: String,
+    kind: &'static str,
+    help: String,
+    rows: Vec<(String, String)>,
+}
+
+/// What objects of a kind use.
+fn usage_families(of: &str, used: Vec<(String, &Usage)>) -> [Family; 2] {
+    let rows = |value: fn(&Usage) -> String| {
+        used.iter()
+            .map(|(labels, usage)| (labels.clone(), value(usage)))
+            .collect()
+    };
+    [
+        Family {
+            name: format!("{of}_cpu_usage_seconds_total"),
+            kind: "counter",
+            help: format!("Cumulative cpu time consumed by the {of} in core-seconds"),
+            rows: rows(|usage| format!("{:.6}", usage.cpu.as_secs_f64())),
+        },
+        Family {
+            name: format!("{of}_memory_working_set_bytes"),
+            kind: "gauge",
+            help: format!("Current working set of the {of} in bytes"),
+            rows: rows(|usage| usage.working_set_bytes.to_string()),
+        },
+    ]
+}
+
+fn start_family(containers: &[(String, &ContainerLook)]) -> Family {
+    let seconds = |at: Timestamp| format!("{:.3}", at.as_millisecond() as f64 / 1000.0);
+    let rows = containers
+        .iter()
+        .filter_map(|(labels, one)| Some((labels.clone(), seconds(one.started_at?))));
+    Family {
+        name: "container_start_time_seconds".to_owned(),
+        kind: "gauge",
+        help: "Start time of the container since unix epoch in seconds".to_owned(),
+        rows: rows.collect(),
+    }
 }
 
 /// `Summary` of `k8s.io/kubelet/pkg/apis/stats/v1alpha1`, as far as cgroups tell it.

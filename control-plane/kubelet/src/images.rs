@@ -10,6 +10,7 @@
 
 pub mod archive;
 pub mod build;
+mod documents;
 pub mod layer;
 mod members;
 pub mod pull;

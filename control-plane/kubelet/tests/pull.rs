@@ -30,6 +30,8 @@ mod privileged {
         Open,
         Basic,
         Token,
+        /// Whoever gives tokens is ill.
+        NoToken,
     }
 
     /// A registry of one image, `a/b:v1`.
@@ -152,6 +154,9 @@ mod privileged {
         let said = headers.get(AUTHORIZATION).and_then(|said| said.to_str().ok());
         let basic = format!("Basic {}", BASE64_STANDARD.encode("me:secret"));
         if path == "/token" {
+            if registry.gate == Gate::NoToken {
+                return StatusCode::SERVICE_UNAVAILABLE.into_response();
+            }
             let asks = request.uri().query() == Some("service=here&scope=repository%3Aa%2Fb%3Apull");
             return match said == Some(&basic) && asks {
                 true => r#"{"token":"t"}"#.into_response(),
@@ -173,7 +178,7 @@ mod privileged {
         let (wanted, challenge) = match registry.gate {
             Gate::Open => (None, String::new()),
             Gate::Basic => (Some(basic), "Basic realm=\"here\"".to_owned()),
-            Gate::Token => (
+            Gate::Token | Gate::NoToken => (
                 Some("Bearer t".to_owned()),
                 format!("Bearer realm=\"http://{host}/token\",service=\"here\""),
             ),
@@ -313,6 +318,8 @@ mod privileged {
         let blob = |why: String| format!("failed to pull \"here/a/b:v1\": {layer_digest}: {why}");
         let denied = "pull access denied, repository does not exist or may require authorization: server answered 401 \
                       Unauthorized";
+        let no_token = "failed to authorize: failed to fetch token: unexpected status from GET request to http://here/token?\
+                        service=here&scope=repository%3Aa%2Fb%3Apull: 503 Service Unavailable";
         let size = |value: u64| move |manifest: &mut Value| manifest["layers"][0]["size"] = value.into();
         let length = layer().len() as u64;
         let other = format!("@{}", sha256(b"other"));
@@ -330,6 +337,12 @@ mod privileged {
             ),
             (Registry::new(Gate::Basic), ":v1", "wrong", resolve(":v1", denied)),
             (Registry::new(Gate::Token), ":v1", "wrong", resolve(":v1", denied)),
+            (
+                Registry::new(Gate::NoToken),
+                ":v1",
+                "secret",
+                resolve(":v1", no_token),
+            ),
             (
                 open().with_damaged_layer(),
                 ":v1",

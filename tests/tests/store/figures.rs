@@ -17,13 +17,17 @@ use crate::{
     histories::{Kind, Server},
 };
 
-const CLIENTS: usize = 64;
-const PUTS_PER_CLIENT: usize = 150;
+/// How many write at a time, and how often each.
+const CLIENTS: [(usize, usize); 3] = [(1, 1500), (8, 500), (64, 150)];
 const WATCHERS: usize = 10;
 const WATCHED_PUTS: usize = 4000;
 const KEYS: usize = 100;
 /// So many revisions of history are kept.
 const KEPT: i64 = 500;
+const UNREAD_PUTS: usize = 2000;
+/// The kernel counts a hundred in a second (`USER_HZ`).
+const TICK_US: u64 = 10_000;
+const IDLE: Duration = Duration::from_secs(5);
 const VALUE_BYTES: usize = 1024;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,33 +37,38 @@ async fn puts_and_watches() {
     for round in 1..=2 {
         for (name, kind) in [("ours", Kind::Ours), ("etcd", Kind::Etcd(program.clone()))] {
             let server = Server::start(kind).await;
-            println!("round {round}, {name}: {}", many_clients(&server).await);
+            for (clients, puts) in CLIENTS {
+                println!("round {round}, {name}: {}", writers(&server, clients, puts).await);
+            }
             println!("round {round}, {name}: {}", watched_writer(&server).await);
+            for watches in [0, 20] {
+                println!("round {round}, {name}: {}", unread(&server, watches).await);
+            }
         }
     }
 }
 
-async fn many_clients(server: &Server) -> String {
+async fn writers(server: &Server, count: usize, puts: usize) -> String {
     let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
+    for _ in 0..count {
         clients.push(connect(&server.endpoint()).await);
     }
     let start = Instant::now();
     let mut writers = JoinSet::new();
     for (number, client) in clients.into_iter().enumerate() {
-        writers.spawn(put_many(number, client));
+        writers.spawn(put_many(format!("{count}/{number}"), puts, client));
     }
     let mut times: Vec<Duration> = writers.join_all().await.into_iter().flatten().collect();
     let rate = times.len() as f64 / start.elapsed().as_secs_f64();
     let [p50, p99] = [50, 99].map(|percent| at(&mut times, percent));
-    format!("{CLIENTS} clients {rate:.0} durable puts/s of 256 bytes, p50 {p50:.1} ms, p99 {p99:.1} ms")
+    format!("{count} writers {rate:.0} durable puts/s of 256 bytes, p50 {p50:.2} ms, p99 {p99:.2} ms")
 }
 
-async fn put_many(number: usize, mut client: Client) -> Vec<Duration> {
+async fn put_many(name: String, puts: usize, mut client: Client) -> Vec<Duration> {
     let mut times = Vec::new();
-    for put in 0..PUTS_PER_CLIENT {
+    for put in 0..puts {
         let start = Instant::now();
-        let key = format!("many/{number}/{put}");
+        let key = format!("many/{name}/{put}");
         client.put(key, vec![b'x'; 256], None).await.expect("a put");
         times.push(start.elapsed());
     }
@@ -80,7 +89,7 @@ async fn watched_writer(server: &Server) -> String {
     }
     ready.wait().await;
     let mut client = connect(&server.endpoint()).await;
-    let (memory_before, mut largest_file) = (server.resident_bytes(), 0);
+    let (memory_before, mut largest_file) = (server.holdings().resident_kib, 0);
     let mut largest_memory = 0;
     for number in 0..WATCHED_PUTS {
         let mut value = began.elapsed().as_micros().to_string();
@@ -98,7 +107,7 @@ async fn watched_writer(server: &Server) -> String {
                 .await
                 .expect("a compaction");
             largest_file = largest_file.max(client.status().await.expect("the status").db_size());
-            largest_memory = largest_memory.max(server.resident_bytes());
+            largest_memory = largest_memory.max(server.holdings().resident_kib);
         }
     }
     let took = began.elapsed();
@@ -110,8 +119,41 @@ async fn watched_writer(server: &Server) -> String {
         WATCHED_PUTS as f64 / took.as_secs_f64(),
         (WATCHED_PUTS * VALUE_BYTES) >> 20,
         largest_file as f64 / f64::from(1 << 20),
-        memory_before as f64 / f64::from(1 << 20),
-        largest_memory as f64 / f64::from(1 << 20),
+        memory_before as f64 / 1024.0,
+        largest_memory as f64 / 1024.0,
+    )
+}
+
+/// Watches that nobody reads, while somebody writes what they see and when nobody does.
+async fn unread(server: &Server, watches: usize) -> String {
+    let mut client = connect(&server.endpoint()).await;
+    let mut unread = Vec::new();
+    for _ in 0..watches {
+        let client = connect(&server.endpoint()).await;
+        let options = WatchOptions::new().with_prefix();
+        unread.push((
+            client
+                .watch_client()
+                .watch("unread/", Some(options))
+                .await
+                .expect("a watch"),
+            client,
+        ));
+    }
+    let before = server.holdings().cpu_ticks;
+    for put in 0..UNREAD_PUTS {
+        let key = format!("unread/{}", put % KEYS);
+        client
+            .put(key, vec![b'x'; VALUE_BYTES], None)
+            .await
+            .expect("a put");
+    }
+    let after = server.holdings().cpu_ticks;
+    tokio::time::sleep(IDLE).await;
+    format!(
+        "{watches} watches that nobody reads: {:.0} us of CPU a put of 1 KiB, then {} ms of CPU in {IDLE:?}",
+        ((after - before) * TICK_US) as f64 / UNREAD_PUTS as f64,
+        (server.holdings().cpu_ticks - after) * TICK_US / 1000,
     )
 }
 

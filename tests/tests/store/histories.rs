@@ -22,6 +22,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tests::{
     directory::Directory,
     is_full_run,
+    ledger::Holdings,
     process::{Place, Process},
     skipped,
 };
@@ -154,16 +155,9 @@ impl Server {
         format!("http://{}", self.addrs[0])
     }
 
-    /// The memory that the process has, as its kernel counts it.
-    pub fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process.pid());
-        let status = std::fs::read_to_string(path).expect("a running process");
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .expect("its memory");
-        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kilobytes * 1024
+    /// What the process has and has used.
+    pub fn holdings(&self) -> Holdings {
+        Holdings::of(self.process.pid()).expect("a running process")
     }
 
     async fn kill_and_start_again(&mut self) {

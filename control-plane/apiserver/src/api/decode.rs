@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Call;
+use super::author::{put_managed, take_managed};
 use crate::negotiate::short_version;
 use crate::object::{self, Fields};
 use crate::resources::{Resource, unknown_fields};
@@ -19,13 +20,11 @@ pub(super) fn decode(
 ) -> Result<Value> {
     let resource = call.resource;
     let mut object = object;
-    let managed = take_managed(resource, &mut object)?;
+    let managed = managed_list(resource, &mut object)?;
     let given = object.clone();
     let mut kept = (resource.decode)(object).map_err(|why| unhandled(resource, why))?;
     let unknown = unknown_fields(&given, &kept);
-    if let Some(managed) = managed {
-        object::metadata(&mut kept).insert("managedFields".to_owned(), managed);
-    }
+    put_managed(&mut kept, managed);
     let duplicates = duplicates
         .iter()
         .map(|path| format!("duplicate field \"{path}\""));
@@ -57,22 +56,21 @@ fn unhandled(resource: &Resource, why: String) -> Failure {
     ))
 }
 
-fn take_managed(resource: &Resource, object: &mut Value) -> Result<Option<Value>> {
-    let managed = object::metadata(object).remove("managedFields");
+/// `managedFields` of an object, which has none any more; refused where it is no list of objects.
+fn managed_list(resource: &Resource, object: &mut Value) -> Result<Value> {
+    let managed = take_managed(object);
     let is_list = |list: &Value| {
         let items = list.as_array();
         items.is_some_and(|items| items.iter().all(Value::is_object))
     };
-    match managed.filter(|list| !list.is_null()) {
-        Some(list) if !is_list(&list) => {
-            let field = "Go struct field ObjectMeta.metadata.managedFields of type []v1.ManagedFieldsEntry";
-            Err(unhandled(
-                resource,
-                format!("json: cannot unmarshal into {field}"),
-            ))
-        }
-        list => Ok(list),
+    if managed.is_null() || is_list(&managed) {
+        return Ok(managed);
     }
+    let field = "Go struct field ObjectMeta.metadata.managedFields of type []v1.ManagedFieldsEntry";
+    Err(unhandled(
+        resource,
+        format!("json: cannot unmarshal into {field}"),
+    ))
 }
 
 /// The body must be of the kind that the path says; what it leaves out is filled in.

@@ -71,9 +71,11 @@ impl Api {
         match (verb, call.path.name.as_deref(), call.path.subresource.as_deref()) {
             ("get", Some(name), None) => {
                 let found = self.look_up(of, call.namespace(), name).await?;
-                let found = found.and_then(|object| self.metrics_of(&object));
-                let found = found.ok_or_else(|| Failure::not_found(call.resource, name))?;
-                Ok(self.respond_object(call, 200, found))
+                let found = found.ok_or_else(|| Failure::not_found(of, name))?;
+                let metrics = self.metrics_of(&found);
+                let metrics =
+                    metrics.ok_or_else(|| Failure::no_figures(call.resource, call.namespace(), name))?;
+                Ok(self.respond_object(call, 200, metrics))
             }
             ("list", None, None) => {
                 let selection = self.selection(call)?;

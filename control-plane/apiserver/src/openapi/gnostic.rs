@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use prost::encoding::{WireType, bool, encode_key, encode_varint};
 use serde_json::{Map, Value};
 
 type Fields = Map<String, Value>;
@@ -13,8 +14,8 @@ struct Message(Vec<u8>);
 
 impl Message {
     fn bytes(&mut self, number: u32, bytes: &[u8]) {
-        self.varint(u64::from(number) << 3 | 2);
-        self.varint(bytes.len() as u64);
+        encode_key(number, WireType::LengthDelimited, &mut self.0);
+        encode_varint(bytes.len() as u64, &mut self.0);
         self.0.extend_from_slice(bytes);
     }
 
@@ -38,8 +39,7 @@ impl Message {
 
     fn flag(&mut self, number: u32, fields: &Fields, field: &str) {
         if fields.get(field).and_then(Value::as_bool) == Some(true) {
-            self.varint(u64::from(number) << 3);
-            self.varint(1);
+            bool::encode(number, &true, &mut self.0);
         }
     }
 
@@ -50,14 +50,6 @@ impl Message {
             any.bytes(2, value.to_string().as_bytes());
             self.message(number, named(name, any));
         }
-    }
-
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push((value & 0x7f) as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
     }
 }
 

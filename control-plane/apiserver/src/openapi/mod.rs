@@ -5,6 +5,7 @@
 //! compressed: some hundred kilobytes in all, where the values they are made of take a hundred times that.
 
 mod gnostic;
+mod list_types;
 mod merge;
 mod paths;
 mod schemas;

@@ -7,14 +7,14 @@ use k8s_openapi::schemars::SchemaGenerator;
 use k8s_openapi::schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, merge};
+use super::{Dialect, list_types, merge};
 use crate::resources::Resource;
 
 /// Schemas by their names (`io.k8s.api.core.v1.Pod`).
 pub(super) type Definitions = Map<String, Value>;
 
 pub(super) const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
-const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+pub(super) const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 pub(super) const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
@@ -56,6 +56,7 @@ pub(super) fn of<'a>(rows: impl Iterator<Item = &'a Resource>, dialect: Dialect)
     for (name, of, kind) in kinds {
         tell_kind(&mut definitions[&name], group_version_kind(of, &kind));
     }
+    list_types::annotate(&mut definitions);
     for (name, schema) in &mut definitions {
         merge::annotate(name, schema);
         speak(schema, dialect);
@@ -122,7 +123,8 @@ fn reference(to: &str) -> String {
     format!("{}{to}", Dialect::V2.prefix())
 }
 
-fn referred(schema: &Value) -> Option<String> {
+/// The definition that a schema refers to.
+pub(super) fn referred(schema: &Value) -> Option<String> {
     let reference = schema.get("$ref")?.as_str()?;
     reference.strip_prefix(Dialect::V2.prefix()).map(str::to_owned)
 }

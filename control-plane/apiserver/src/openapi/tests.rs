@@ -187,6 +187,51 @@ fn kubectl_is_told_the_merge_keys_that_the_server_goes_by() {
     }
 }
 
+/// Rows of upstream's `swagger.json`; and no list is left out because it stands in places that differ.
+#[test]
+fn how_an_apply_merges_lists_is_told_of_every_list() {
+    let definitions = v2()["definitions"].take();
+    for (definition, field, kind, keys) in [
+        ("core.v1.PodSpec", "containers", "map", &["name"][..]),
+        ("core.v1.PodSpec", "tolerations", "atomic", &[]),
+        (
+            "core.v1.PodSpec",
+            "topologySpreadConstraints",
+            "map",
+            &["topologyKey", "whenUnsatisfiable"],
+        ),
+        (
+            "core.v1.Container",
+            "ports",
+            "map",
+            &["containerPort", "protocol"],
+        ),
+        ("core.v1.Container", "args", "atomic", &[]),
+        ("core.v1.ResourceRequirements", "claims", "map", &["name"]),
+        ("core.v1.PodStatus", "hostIPs", "atomic", &[]),
+        ("core.v1.ServiceSpec", "ports", "map", &["port", "protocol"]),
+        ("core.v1.ServiceAccount", "secrets", "map", &["name"]),
+        ("core.v1.ServiceAccount", "imagePullSecrets", "atomic", &[]),
+        ("core.v1.NodeSpec", "podCIDRs", "set", &[]),
+        ("apps.v1.DeploymentStatus", "conditions", "map", &["type"]),
+        ("batch.v1.UncountedTerminatedPods", "failed", "set", &[]),
+        ("discovery.v1.EndpointSlice", "endpoints", "atomic", &[]),
+        ("rbac.v1.ClusterRole", "rules", "atomic", &[]),
+    ] {
+        let list = &definitions[format!("io.k8s.api.{definition}")]["properties"][field];
+        assert_eq!(list["x-kubernetes-list-type"], kind, "{definition} {field}");
+        let told = list["x-kubernetes-list-map-keys"].as_array();
+        let told = told.into_iter().flatten().filter_map(Value::as_str);
+        assert_eq!(told.collect::<Vec<_>>(), keys, "{definition} {field}");
+    }
+    for (name, schema) in definitions.as_object().into_iter().flatten() {
+        for (field, property) in schema["properties"].as_object().into_iter().flatten() {
+            let is_told = property["x-kubernetes-list-type"].is_string();
+            assert_eq!(is_told, property["type"] == "array", "{name} {field}");
+        }
+    }
+}
+
 #[test]
 fn version_3_refers_beside_nothing_else_and_knows_what_is_string_or_number() {
     let document = documents().v3("apps", "v1");

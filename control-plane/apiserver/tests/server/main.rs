@@ -7,6 +7,7 @@ mod documents;
 mod etcd;
 mod eviction;
 mod features;
+mod figures;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod kubelet;

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
+use super::documents::{ContainerConfig, Descriptor, DockerImage, Document, Index, Manifest, sha256_hex};
 use super::layer::{DEFAULT_LIMIT, Limit, Rootfs};
 use super::members::{each_member, relative};
 use super::{ImageConfig, ImageError};
@@ -62,68 +62,6 @@ struct Layer {
     path: PathBuf,
     /// `sha256:…` of the uncompressed tar archive.
     diff_id: String,
-}
-
-/// An entry of docker's `manifest.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DockerImage {
-    config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
-}
-
-/// OCI's descriptor.
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
-    platform: Option<Platform>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
-#[derive(Deserialize)]
-struct Index {
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-/// OCI's image configuration, as far as it is used.
-#[derive(Deserialize)]
-struct Document {
-    architecture: String,
-    os: String,
-    config: Option<ContainerConfig>,
-    rootfs: RootfsOf,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ContainerConfig {
-    user: Option<String>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    working_dir: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RootfsOf {
-    diff_ids: Vec<String>,
 }
 
 impl Archive {
@@ -229,11 +167,10 @@ impl Archive {
 
     /// The manifest that a descriptor leads to, through an index of several platforms; `None` = none for this machine.
     fn manifest(&self, descriptor: Descriptor, depth: usize) -> Result<Option<Manifest>, ImageError> {
-        let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture();
         if descriptor
             .platform
             .as_ref()
-            .is_some_and(|platform| !fits(platform))
+            .is_some_and(|platform| !platform.fits())
         {
             return Ok(None);
         }
@@ -370,9 +307,8 @@ fn names_of(descriptor: &Descriptor) -> Vec<String> {
 }
 
 fn blob_path(digest: &str) -> Result<PathBuf, ImageError> {
-    let hex = digest.strip_prefix("sha256:");
-    let hex = hex.filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    let hex = hex.ok_or_else(|| ImageError::Malformed(format!("{digest:?} is no sha256 digest")))?;
+    let hex =
+        sha256_hex(digest).ok_or_else(|| ImageError::Malformed(format!("{digest:?} is no sha256 digest")))?;
     Ok(Path::new("blobs/sha256").join(hex))
 }
 

@@ -89,6 +89,16 @@ pub enum FetchError {
         "pull access denied, repository does not exist or may require authorization: server answered {0}"
     )]
     Denied(StatusCode),
+    /// Who gives tokens for the registry answers neither with one nor with a refusal.
+    #[error(
+        "failed to authorize: failed to fetch token: unexpected status from GET request to {url}: {status}"
+    )]
+    Token {
+        /// What was asked for.
+        url: String,
+        /// The answer.
+        status: StatusCode,
+    },
     /// Another answer.
     #[error("unexpected status from GET request to {url}: {status}")]
     Status {

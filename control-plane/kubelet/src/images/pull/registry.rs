@@ -23,6 +23,7 @@ use super::layout::Layout;
 use super::place::{Place, check_secure, host_of, joined, parse_url};
 use super::{FetchError, Login};
 use crate::images::archive::architecture;
+use crate::images::documents::{Descriptor, Platform, sha256_hex};
 use crate::images::layer::DEFAULT_LIMIT;
 
 /// A registry that says nothing for so long is away (`imagePullProgressDeadline` was a minute, too).
@@ -43,22 +44,6 @@ pub(super) const MANIFESTS: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    pub(super) digest: String,
-    size: u64,
-    platform: Option<Platform>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
 
 /// A manifest, or an index of manifests.
 #[derive(Deserialize)]
@@ -130,10 +115,7 @@ impl Registry {
                 check_blobs(&document)?;
                 return Ok((document, bytes));
             }
-            let fits = |one: &&Descriptor| {
-                let platform = one.platform.as_ref();
-                platform.is_some_and(|is| is.os == "linux" && is.architecture == architecture())
-            };
+            let fits = |one: &&Descriptor| one.platform.as_ref().is_some_and(Platform::fits);
             let fitting = document.manifests.iter().find(fits).ok_or_else(|| {
                 FetchError::Unexpected(format!(
                     "no match for platform in manifest: linux/{}",
@@ -241,8 +223,12 @@ impl Registry {
         let url = format!("{}?{query}", challenge.realm);
         check_secure(&parse_url(&url)?, place)?;
         let answer = self.ask(&url, "application/json", basic).await?;
-        if !answer.status().is_success() {
-            return Err(FetchError::Denied(answer.status()));
+        match answer.status() {
+            status if status.is_success() => {}
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                return Err(FetchError::Denied(status));
+            }
+            status => return Err(FetchError::Token { url, status }),
         }
         let token: Token = parse(&collect(answer, &url).await?)?;
         Ok(token
@@ -370,11 +356,8 @@ fn check_blobs(manifest: &Document) -> Result<(), FetchError> {
     }
 }
 
-/// The digest without its algorithm, which is the one that OCI's image specification requires.
 fn digest_hex(digest: &str) -> Result<&str, FetchError> {
-    let hex = digest.strip_prefix("sha256:");
-    let hex = hex.filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    hex.ok_or_else(|| FetchError::Unexpected(format!("unsupported digest {digest:?}")))
+    sha256_hex(digest).ok_or_else(|| FetchError::Unexpected(format!("unsupported digest {digest:?}")))
 }
 
 async fn next_bytes(body: &mut Incoming, url: &str) -> Result<Option<Bytes>, FetchError> {
