@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The main job, step by step, on a real cluster. Flags are handed to `causeway up`. Leaves the cluster up.
+# With --daemonset agent and DNS server are pods, by node/deploy, of the image IMAGE (make image).
 # With DEMO_ETCD=1 the cluster keeps its state in a real etcd that this script starts, instead of the built-in store.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 STATE_DIR=${STATE_DIR:-/var/lib/causeway}
 CAUSEWAY=$PWD/target/debug/causeway
+IMAGE=${IMAGE:-target/causeway-image.tar}
 NODES=3
 export KUBECONFIG=$STATE_DIR/admin.kubeconfig
 
@@ -25,6 +27,14 @@ await() {
 }
 phase_is() { [ "$(kubectl get pod "$1" -o 'jsonpath={.status.phase}')" = "$2" ]; }
 
+daemonset=
+if [ "${1:-}" = --daemonset ]; then
+  daemonset=1
+  shift
+  [ -f "$IMAGE" ] || fail "no $IMAGE: make image builds it"
+  set -- --agent none --leases kubernetes "$@"
+fi
+
 if [ -n "${DEMO_ETCD:-}" ]; then
   step "a real etcd beside the cluster"
   etcd=$(command -v etcd || echo "$PWD/target/tools/usr/bin/etcd")
@@ -44,6 +54,19 @@ up_log=$(mktemp /tmp/causeway-demo-up.XXXXXX)
 up_seconds=$(sed -n 's/.*nodes Ready after \([0-9.]*\) s.*/\1/p' "$up_log")
 rm -f "$up_log"
 show kubectl get nodes -o wide
+
+if [ -n "$daemonset" ]; then
+  step "Causeway on these nodes, by its manifests"
+  show "$CAUSEWAY" image import "$IMAGE" --state-dir "$STATE_DIR"
+  show kubectl apply -f node/deploy/base/namespace.yaml
+  show kubectl create configmap causeway-api-server -n causeway \
+    --from-literal=KUBERNETES_SERVICE_HOST=172.30.0.1 --from-literal=KUBERNETES_SERVICE_PORT=6443
+  show kubectl apply -k node/deploy/overlays/vxlan
+  show kubectl rollout status -n causeway daemonset/causeway-node --timeout=90s
+  show kubectl rollout status -n causeway daemonset/causeway-dns --timeout=90s
+  show kubectl wait node --all --for=condition=Ready --timeout=30s
+  good "the nodes are Ready, and what programs them are pods"
+fi
 
 step "a Deployment of three, a ClusterIP Service, a NodePort Service"
 show kubectl apply -f examples/hello.yaml
@@ -79,14 +102,20 @@ for node in 11 12 13; do
 done
 good "each node answers for all pods"
 
-step "the pod network's leases, in etcd as flannel keeps them"
-if [ -n "${DEMO_ETCD:-}" ]; then
-  etcdctl=(etcdctl --endpoints http://172.30.0.1:12379)
+if [ -n "$daemonset" ]; then
+  step "the pod network's leases, in Node objects as flannel keeps them"
+  annotation='.metadata.annotations.flannel\.alpha\.coreos\.com'
+  show kubectl get nodes -o "custom-columns=NODE:.metadata.name,SUBNET:.spec.podCIDR,ADDRESS:$annotation/public-ip,DATA:$annotation/backend-data"
 else
-  etcdctl=(etcdctl --endpoints https://127.0.0.1:2379 --cacert "$STATE_DIR/pki/ca.crt" --cert "$STATE_DIR/pki/admin.crt" --key "$STATE_DIR/pki/admin.key")
+  step "the pod network's leases, in etcd as flannel keeps them"
+  if [ -n "${DEMO_ETCD:-}" ]; then
+    etcdctl=(etcdctl --endpoints http://172.30.0.1:12379)
+  else
+    etcdctl=(etcdctl --endpoints https://127.0.0.1:2379 --cacert "$STATE_DIR/pki/ca.crt" --cert "$STATE_DIR/pki/admin.crt" --key "$STATE_DIR/pki/admin.key")
+  fi
+  export ETCDCTL_API=3
+  show "${etcdctl[@]}" get --prefix /coreos.com/network
 fi
-export ETCDCTL_API=3
-show "${etcdctl[@]}" get --prefix /coreos.com/network
 
 step "a pod deleted under load: a hundred requests a second from a pod, while one of the three is replaced"
 kubectl delete pod load --ignore-not-found >/dev/null

@@ -11,6 +11,7 @@
 //! - [`api`]: the Kubernetes API of any cluster, and commands in its pods; [`client`]: who asks Services.
 //! - [`cluster`]: a whole cluster, by `causeway up`, and kubectl on it; [`kubectl`]: that of each version.
 //! - [`transcript`]: what is typed at a cluster and what is printed then, as a text that is played.
+//! - [`image`]: the image of `node/deploy`, of this build's programs.
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
@@ -34,6 +35,7 @@ pub mod directory;
 pub mod etcd;
 pub mod fake_api;
 pub mod http;
+pub mod image;
 pub mod kubectl;
 pub mod ledger;
 pub mod name_server;

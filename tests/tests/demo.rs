@@ -1,4 +1,4 @@
-//! The demo as its user runs it: with the built-in store, and with a real etcd. It checks each of its steps itself.
+//! The demo as its user runs it: with the built-in store, with a real etcd, and with agents that are pods. It checks each of its steps itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::cluster::{causeway, everything, programs};
-use tests::wait;
+use tests::directory::Directory;
+use tests::{image, wait};
 
 const END_LIMIT: Duration = Duration::from_secs(20);
 
@@ -17,12 +18,13 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 static MACHINE: Mutex<()> = Mutex::new(());
 
 /// Runs the demo, takes the cluster down again, and returns what the demo printed.
-fn run(label: &str, environment: &[(&str, &str)]) -> String {
+fn run(label: &str, flags: &[&str], environment: &[(&str, &str)]) -> String {
     let _machine = MACHINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let state_dir = PathBuf::from(format!("/var/lib/cwt-demo-{}-{label}", std::process::id()));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo.sh");
     let mut command = Command::new(script);
     command
+        .args(flags)
         .env("STATE_DIR", &state_dir)
         .envs(environment.iter().copied());
     let output = command.output().expect("the demo can be started");
@@ -54,7 +56,7 @@ fn demo_etcd(said: &str) -> Option<(Pid, PathBuf)> {
 #[test]
 fn the_demo_passes_with_the_built_in_store() {
     if tests::privileged("the demo") {
-        let said = run("store", &[]);
+        let said = run("store", &[], &[]);
         assert!(said.contains("no request failed"), "{said}");
     }
 }
@@ -74,6 +76,21 @@ fn the_demo_passes_with_a_real_etcd() {
         );
         return;
     }
-    let said = run("etcd", &[("DEMO_ETCD", "1")]);
+    let said = run("etcd", &[], &[("DEMO_ETCD", "1")]);
     assert!(said.contains("--endpoints http://172.30.0.1:12379"), "{said}");
+}
+
+#[test]
+fn the_demo_passes_with_agents_and_dns_servers_that_are_pods() {
+    if !tests::privileged("the demo with DaemonSets") {
+        return;
+    }
+    let directory = Directory::new("demo-image");
+    let archive = directory.path().join("causeway.tar");
+    image::archive(&archive).expect("an image of this build");
+    let archive = archive.to_str().expect("a path");
+    let said = run("daemonset", &["--daemonset"], &[("IMAGE", archive)]);
+    for shown in ["what programs them are pods", "no request failed"] {
+        assert!(said.contains(shown), "{said}");
+    }
 }

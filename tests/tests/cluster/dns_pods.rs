@@ -1,15 +1,13 @@
 //! The manifests of `examples/dns` as pods: the DNS server in an image of this build, with its service account's rights
 //! and no other, asked from another pod.
 
-use std::process::Command;
-
 use anyhow::{Context as _, ensure};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use tests::cluster::{Cluster, busybox, everything, process_of, programs};
+use tests::cluster::{Cluster, busybox, everything, process_of};
 use tests::directory::Directory;
 use tests::process::{Place, command, installed, run_in};
-use tests::{skipped, wait};
+use tests::{image, skipped, wait};
 
 use super::{SOON, example};
 
@@ -105,40 +103,33 @@ fn start_client(cluster: &Cluster) -> anyhow::Result<Place> {
     Place::beside(process_of(&uid).context("the pod has a process")?)
 }
 
-/// The program is linked dynamically: loader and libraries come along, to where it looks for them.
 fn bring_server(cluster: &Cluster) -> anyhow::Result<()> {
-    let program = programs().join("causeway");
-    let listed = Command::new("ldd").arg(&program).output()?;
-    ensure!(listed.status.success(), "{}", everything(&listed));
-    let listed = String::from_utf8(listed.stdout)?;
-    // `libc.so.6 => /lib/…/libc.so.6 (0x…)`, and the loader by its path alone.
-    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
-    let files = libraries.map(|path| {
-        let file = std::fs::canonicalize(path)?;
-        Ok(format!("{}:{path}", file.display()))
-    });
-    let mut files = files.collect::<anyhow::Result<Vec<_>>>()?;
-    files.push(format!("{}:/bin/causeway", program.display()));
-    build(cluster, "causeway:v0.1.0", &files)
+    let recipe = image::recipe(&["causeway"])?;
+    build(cluster, &recipe.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// As the image of that name, as far as the manifest makes use of it.
 fn bring_busybox(cluster: &Cluster) -> anyhow::Result<()> {
+    let busybox = busybox()?;
+    let busybox = busybox.to_str().context("a path")?;
+    let ip = format!("{busybox}:/bin/ip");
     build(
         cluster,
-        "busybox:1.36",
-        &[format!("{}:/bin/ip", busybox()?.display())],
+        &[
+            "--tag",
+            "busybox:1.36",
+            "--from-binary",
+            busybox,
+            "--env",
+            "PATH=/bin",
+            "--file",
+            &ip,
+        ],
     )
 }
 
-/// An image of a static program, the machine's busybox, and of files (`there:here`).
-fn build(cluster: &Cluster, tag: &str, files: &[String]) -> anyhow::Result<()> {
-    let busybox = busybox()?;
-    let busybox = busybox.to_str().context("a path")?;
-    let mut words = vec!["build", "--tag", tag, "--from-binary", busybox];
-    words.extend(["--env", "PATH=/bin"]);
-    words.extend(files.iter().flat_map(|file| ["--file", file]));
-    let output = cluster.causeway_words("image", &words)?;
+fn build(cluster: &Cluster, recipe: &[&str]) -> anyhow::Result<()> {
+    let output = cluster.causeway_words("image", &[&["build"], recipe].concat())?;
     ensure!(output.status.success(), "{}", everything(&output));
     Ok(())
 }

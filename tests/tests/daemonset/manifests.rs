@@ -83,20 +83,18 @@ const RIGHTS: [(&[&str], &str, &str, &str, &str, &str); 7] = [
 ];
 
 /// Capabilities: overlays, container, capability, and what for.
-const CAPABILITIES: [(&[&str], &str, &str, &str); 5] = [
+const CAPABILITIES: [(&[&str], &str, &str, &str); 3] = [
     (
         &OVERLAYS,
         "agent",
         "NET_ADMIN",
         "links, routes, rules, settings below net/",
     ),
-    (&PROXIES, "agent", "BPF", "programs and maps"),
-    (&PROXIES, "agent", "PERFMON", "programs that look at pointers"),
     (
         &PROXIES,
         "agent",
         "SYS_ADMIN",
-        "programs by id, pods' network namespaces",
+        "BPF programs by id, pods' network namespaces",
     ),
     (&SERVERS, "dns", "NET_BIND_SERVICE", "port 53"),
 ];
