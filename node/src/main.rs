@@ -8,6 +8,7 @@
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`cleanup`]: what `causeway node cleanup` tells.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
+//! - [`logs`]: what the log looks like.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
 
@@ -20,6 +21,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod logs;
 mod watch;
 
 use std::fmt::Display;
@@ -31,14 +33,13 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 use agent::cleanup::{CleanupError, clean};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, NodeCommand, Output, VersionArgs,
+    DoctorArgs, NodeArgs, NodeCommand, Output, VersionArgs,
 };
+use config::Logging;
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
         Command::Image(handed) => could_not_run(cluster::hand_over("image", &handed.arguments)),
         Command::Node(node) => match node.command {
-            None => run_agent(&node.config),
+            None => run_agent(&node),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
@@ -73,16 +74,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_agent(args: &ConfigArgs) -> ExitCode {
+fn run_agent(args: &NodeArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         return could_not_run("must run as root: the agent programs the kernel's network");
     }
-    let config = match config::load(&args.config, args.node_name.as_deref()) {
+    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
     allocator::prefer_small();
-    start_logs("info");
+    logs::start(Logging {
+        format: args.log_format.unwrap_or(config.logging.format),
+        ..config.logging
+    });
     exit_code(until_told(|shutdown| agent::run(config, shutdown)))
 }
 
@@ -93,7 +97,11 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
         Err(error) => return could_not_run(format_args!("start the thread that writes the log: {error}")),
     };
     // A lenient reader warns.
-    start_logs_to("info", Arc::clone(&log));
+    let logging = Logging {
+        format: args.log_format,
+        ..Logging::default()
+    };
+    logs::start_to(logging, Arc::clone(&log));
     // Who panics does not wait for standard error, either.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     let code = serve_dns(args);
@@ -116,7 +124,7 @@ fn serve_dns(args: &DnsArgs) -> ExitCode {
 
 fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
     if args.lenient {
-        start_logs("info");
+        logs::start(Logging::default());
     }
     match cluster_dns::check(&args.corefile, args.lenient) {
         Ok(checked) => {
@@ -160,7 +168,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    start_logs("warn");
+    logs::start_with_warnings();
     match block_on(clean(&config, args.force)) {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));
@@ -235,20 +243,6 @@ where
         });
         run(shutdown).await
     })
-}
-
-/// Logs go to standard error, from this level on unless `CAUSEWAY_LOG` says otherwise.
-fn start_logs(level: &str) {
-    start_logs_to(level, std::io::stderr);
-}
-
-fn start_logs_to(level: &str, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
-    let filter = EnvFilter::try_from_env("CAUSEWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(false)
-        .init();
 }
 
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {

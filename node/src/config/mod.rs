@@ -4,6 +4,7 @@
 //! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
 
 mod duration;
+mod logging;
 mod proxy;
 mod sections;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use ipnetwork::IpNetwork;
 use model::NodeName;
 use serde::{Deserialize, Serialize};
 
+pub use logging::{LogFormat, LogLevel, Logging};
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
 pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
 
@@ -52,6 +54,9 @@ pub struct Config {
     /// Where `/metrics` and `/proxyMode` are served. Default: `127.0.0.1:10249`, kube-proxy's.
     #[serde(default = "default_metrics_bind")]
     pub metrics_bind: SocketAddr,
+    /// What the log looks like.
+    #[serde(default)]
+    pub logging: Logging,
 }
 
 fn host_name() -> NodeName {

@@ -7,7 +7,10 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::sections::Mode;
-use super::{Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy, load};
+use super::{
+    Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, LogFormat, LogLevel, Logging,
+    NodePortAddresses, Proxy, load,
+};
 
 /// A file that is removed at the end.
 struct File(PathBuf);
@@ -116,9 +119,12 @@ cni: {socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
+logging: {format: json, level: debug}
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
+    let (format, level) = (LogFormat::Json, LogLevel::Debug);
+    assert_eq!(config.logging, Logging { format, level });
     assert_eq!(config.proxy.datapath, Datapath::Iptables);
     assert_eq!(config.proxy.iptables_variant, IptablesVariant::Nft);
     assert_eq!(config.proxy.detect_local_mode, DetectLocalMode::BridgeInterface);
