@@ -14,6 +14,7 @@ mod cni;
 mod dns_address;
 mod dns_feed;
 pub mod findings;
+mod first_sync;
 mod health_check_ports;
 mod ip_families;
 mod metrics;
@@ -40,8 +41,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Datapath, LeasesIn};
-use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+use crate::watch::{self as api, ApiSource, Events, OwnNode, StartupTaint, Wanted};
 use dns_feed::Feed;
+use first_sync::FirstSync;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -85,6 +87,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, &config, tunnels, &sources);
+    start_startup_taint(&mut supervisor, &config, readiness.clone(), &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, &config, events, dns_answers, &sources)?;
     start_dns(&mut supervisor, &config, answered, &sources);
@@ -172,6 +175,44 @@ fn start_sysctls(
     };
     supervisor.start("sysctls", move |part, shutdown| {
         sysctls::keep(sysctls.clone(), part, shutdown)
+    });
+}
+
+fn start_startup_taint(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    pods: watch::Receiver<bool>,
+    sources: &Sources,
+) {
+    let Some(key) = config.node.startup_taint.clone() else {
+        return;
+    };
+    let taint = StartupTaint {
+        node: config.node_name.clone(),
+        key,
+        snapshots: sources.snapshots.clone(),
+    };
+    let first_sync = FirstSync {
+        snapshots: sources.snapshots.clone(),
+        proxy: sources.proxy.as_ref().map(|proxy| proxy.served.subscribe()),
+        pods: config.network.as_ref().map(|_| pods),
+    };
+    let api = api_source(config);
+    supervisor.start("startup-taint", move |part, shutdown| {
+        let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());
+        async move {
+            part.works();
+            let told = |outcome: Result<(), &str>| match outcome {
+                Ok(()) => part.works(),
+                Err(error) => part.fails(error),
+            };
+            let remove = async {
+                first_sync.await_all().await;
+                taint.keep_off(&api, told).await;
+            };
+            shutdown.run_until_cancelled(remove).await;
+            Ok(())
+        }
     });
 }
 

@@ -5,6 +5,7 @@
 
 mod duration;
 mod logging;
+mod node;
 mod proxy;
 mod sections;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use model::NodeName;
 use serde::{Deserialize, Serialize};
 
 pub use logging::{LogFormat, LogLevel, Logging};
+pub use node::Node;
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
 pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
 
@@ -32,6 +34,9 @@ pub struct Config {
     /// The Kubernetes API server. Default: the service account of the pod that the agent runs in.
     #[serde(default)]
     pub kubernetes: Kubernetes,
+    /// What the agent does to this node's own object.
+    #[serde(default)]
+    pub node: Node,
     /// The pod network. Default: absent, and then the agent makes none and serves no CNI plugin: the node's pods
     /// are connected by something else, and only Services are the agent's.
     pub network: Option<Network>,
@@ -185,6 +190,7 @@ impl Config {
             problems.push("proxy.podNetworks: is needed where network.config is absent".to_owned());
         }
         problems.extend(self.kubernetes.problems());
+        problems.extend(self.node.problems());
         problems.extend(self.proxy.problems());
         problems.extend(self.dns.problems());
         problems.extend(self.network.iter().flat_map(Network::problems));

@@ -92,6 +92,7 @@ fn every_key_is_read_and_the_echo_reads_back_as_the_same() {
         "
 nodeName: node-1
 kubernetes: {kubeconfig: /etc/kubeconfig, serviceHost: 172.30.0.1, servicePort: 6443}
+node: {startupTaint: example.com/wait}
 network:
   mode: host-gw
   etcd: {endpoints: ['https://172.30.0.1:2379'], prefix: /my/network, ca: /pki/ca.crt, cert: /pki/n.crt, key: /pki/n.key}
@@ -123,6 +124,7 @@ logging: {format: json, level: debug}
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
+    assert_eq!(config.node.startup_taint.as_deref(), Some("example.com/wait"));
     let (format, level) = (LogFormat::Json, LogLevel::Debug);
     assert_eq!(config.logging, Logging { format, level });
     assert_eq!(config.proxy.datapath, Datapath::Iptables);

@@ -28,6 +28,7 @@ mod pod;
 mod requests;
 mod service;
 mod service_cidr;
+mod startup_taint;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use events::Notices;
 pub use events::{Events, Notice, Scope};
 pub use faults::Rejected;
 pub use own_node::OwnNode;
+pub use startup_taint::StartupTaint;
 pub use status::Status;
 
 use crate::backoff::Backoff;

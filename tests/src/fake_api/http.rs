@@ -203,6 +203,9 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
     let object = match (method, known.cloned()) {
         (&Method::POST, None) => body,
         (&Method::POST, Some(_)) => return status(409, "there is one already", 0),
+        (&Method::PATCH, Some(object)) if is_of_another_version(&body, &object) => {
+            return status(409, "somebody changed the object", 0);
+        }
         (&Method::PATCH, Some(mut object)) => {
             merge(&mut object, body);
             object
@@ -214,6 +217,12 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
     drop(store);
     shared.changed.send_modify(|count| *count += 1);
     axum::Json(object).into_response()
+}
+
+/// Whether a patch names a resource version that is not the object's.
+fn is_of_another_version(patch: &Value, object: &Value) -> bool {
+    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+    version(patch).is_some_and(|named| Some(named) != version(object))
 }
 
 /// RFC 7396.
