@@ -40,8 +40,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Datapath, LeasesIn};
-use crate::watch::{self as api, ApiSource, Events, OwnNode, StartupTaint, Wanted};
+use crate::config::{self, Config, Datapath, LeasesIn};
+use crate::watch::{self as api, ApiSource, Events, NetworkPolicies, OwnNode, StartupTaint, Wanted};
 use dns_feed::Feed;
 use first_sync::FirstSync;
 use pod_network::{Pods, Told};
@@ -75,6 +75,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
+        policies: reported_policies(&config),
         datapath: config.proxy.datapath,
         proxy: proxy_progress(&config),
         fast_path: ways,
@@ -87,6 +88,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, &config, tunnels, &sources);
+    start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, readiness.clone(), &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, &config, events, dns_answers, &sources)?;
@@ -175,6 +177,32 @@ fn start_sysctls(
     };
     supervisor.start("sysctls", move |part, shutdown| {
         sysctls::keep(sysctls.clone(), part, shutdown)
+    });
+}
+
+/// Where NetworkPolicies are told of. None where something else connects pods, or enforces them.
+fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
+    let network = config.network.as_ref()?;
+    let wanted = network.network_policies == config::NetworkPolicies::Report;
+    wanted.then(NetworkPolicies::default)
+}
+
+fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, sources: &Sources) {
+    let Some(policies) = sources.policies.clone() else {
+        return;
+    };
+    let api = api_source(config);
+    supervisor.start("network-policies", move |part, shutdown| {
+        let (policies, events, api) = (policies.clone(), events.clone(), api.clone());
+        async move {
+            let told = |outcome: Result<(), &str>| match outcome {
+                Ok(()) => part.works(),
+                Err(error) => part.fails(error),
+            };
+            let watch = policies.watch(&api, events, told);
+            shutdown.run_until_cancelled(watch).await;
+            Ok(())
+        }
     });
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use logging::{LogFormat, LogLevel, Logging};
 pub use node::Node;
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
-pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
+pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network, NetworkPolicies};
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

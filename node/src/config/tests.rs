@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::sections::Mode;
 use super::{
     Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, LogFormat, LogLevel, Logging,
-    NodePortAddresses, Proxy, load,
+    NetworkPolicies, NodePortAddresses, Proxy, load,
 };
 
 /// A file that is removed at the end.
@@ -101,6 +101,7 @@ network:
   config: {Network: 10.244.0.0/16, SubnetLen: 24, Backend: {Type: host-gw}}
   subnetEnv: /run/subnet.env
   fastPath: false
+  networkPolicies: ignore
 proxy:
   datapath: iptables
   iptablesVariant: nft
@@ -143,6 +144,7 @@ logging: {format: json, level: debug}
     assert!(config.proxy.masquerade_all && config.proxy.external_ips);
     let network = config.network.as_ref().expect("it is there");
     assert_eq!(network.mode, Some(Mode::HostGw));
+    assert_eq!(network.network_policies, NetworkPolicies::Ignore);
     assert_eq!(
         network.etcd.as_ref().map(|etcd| etcd.prefix.as_str()),
         Some("/my/network")

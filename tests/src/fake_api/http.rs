@@ -162,14 +162,18 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let Some(query) = Query::parse(&uri) else {
         return status(404, "no such path", 0);
     };
-    if shared
-        .store()
-        .behaviour
-        .absent
-        .iter()
-        .any(|kind| query.collection.ends_with(kind))
-    {
-        return status(404, "no such kind", 0);
+    let is_among = |kinds: &[&str]| kinds.iter().any(|kind| query.collection.ends_with(kind));
+    let (absent, forbidden) = {
+        let behaviour = &shared.store().behaviour;
+        (is_among(&behaviour.absent), is_among(&behaviour.forbidden))
+    };
+    if absent || forbidden {
+        let (code, reason) = if absent {
+            (404, "no such kind")
+        } else {
+            (403, "not allowed")
+        };
+        return status(code, reason, 0);
     }
     if query.is("watch") {
         return watch_response(shared, query);
