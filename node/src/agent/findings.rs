@@ -1,7 +1,7 @@
 //! What an agent finds wrong with itself and with what it is told, for `causeway doctor`.
 //!
-//! It is served as JSON on a Unix socket in the state directory, for root and its group: findings have the names of
-//! objects, which are nobody else's business on the node.
+//! It is served as JSON on a Unix socket in the state directory, for root alone: findings have the names of objects,
+//! which are nobody else's business on the node.
 
 use std::collections::BTreeSet;
 use std::path::Path;

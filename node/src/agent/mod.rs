@@ -104,7 +104,7 @@ const LOCK: &str = "agent.lock";
 
 /// Makes the state directory and holds it: two agents would undo each other's work.
 fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
-    std::fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
+    socket::make_directory(path).with_context(|| format!("make the state directory {}", path.display()))?;
     let lock = path.join(LOCK);
     let file = File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
     let held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
