@@ -158,6 +158,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
     sources.fast_path_metrics(&mut page);
     sources.watch_metrics(&mut page);
     sources.part_metrics(&mut page);
+    page.process();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         page.into_text(),

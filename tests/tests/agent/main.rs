@@ -1,6 +1,7 @@
 //! The agent of a node, as a process: its command line, what it serves, and what outlives it.
 
 mod command_line;
+mod monitoring;
 mod privileged_balancers;
 mod privileged_logs;
 mod privileged_parts;
