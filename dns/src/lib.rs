@@ -9,8 +9,8 @@
 //! - [`aaaa`]: no IPv6 outside; [`rewrite`]: other questions instead; [`template`], [`hosts`]: answers made of the Corefile
 //!   and of files.
 //! - [`explain`]: why a name is answered as it is; [`client`] asks for it.
-//! - [`corefile`]: the configuration; [`metrics`], [`http`], [`state`], [`query_log`], [`error_log`], [`log_queue`]:
-//!   what can be seen from outside.
+//! - [`corefile`]: the configuration; [`metrics`], [`process`], [`http`], [`state`], [`query_log`], [`error_log`],
+//!   [`log_queue`]: what can be seen from outside.
 //! - [`server`]: sockets and threads put together; [`run`] does all of it.
 
 use std::io;
@@ -43,6 +43,7 @@ pub mod name;
 mod open_files;
 pub mod pattern;
 pub mod presentation;
+pub mod process;
 pub mod query_log;
 pub mod question;
 pub mod rate_limit;

@@ -17,6 +17,7 @@ use crate::http::{Endpoints, SelfChecks};
 use crate::log_queue;
 use crate::metrics::{Exposition, Registry};
 use crate::mnemonic::type_name;
+use crate::process;
 use crate::question::rtype;
 use crate::serve::drops::{self, Inode};
 use crate::template::Templates;
@@ -142,6 +143,10 @@ impl State {
         self.write_self_checks(&mut text);
         self.write_losses(&mut text);
         self.current.load().write(&mut text);
+        for metric in process::metrics() {
+            text.family(metric.name, metric.kind, metric.help);
+            text.sample(metric.name, "", metric.value);
+        }
         text.text
     }
 }

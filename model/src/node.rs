@@ -28,6 +28,9 @@ pub struct Node {
     /// `status.conditions` has NetworkUnavailable, and it is False.
     #[serde(default)]
     pub network_available: bool,
+    /// Keys of `spec.taints`, in order.
+    #[serde(default)]
+    pub taints: Vec<Text>,
     /// The node is going away: taint `ToBeDeletedByClusterAutoscaler`, or being deleted.
     pub draining: bool,
 }
@@ -44,6 +47,7 @@ impl Node {
             zone: None,
             flannel: BTreeMap::new(),
             network_available: false,
+            taints: Vec::new(),
             draining: false,
         }
     }

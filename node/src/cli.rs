@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::LogFormat;
 use crate::migrate::kinds::Kind;
 
 /// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
@@ -84,6 +85,9 @@ pub struct NodeArgs {
     /// Where the configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Form of the log, in place of `logging.format` in the file
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
 }
 
 /// Commands below `causeway node`.
@@ -171,6 +175,9 @@ pub struct DnsArgs {
     /// Warn of plugins that are not known, instead of refusing the Corefile
     #[arg(long)]
     pub lenient: bool,
+    /// Form of the log
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 /// Commands below `causeway dns`.

@@ -8,9 +8,9 @@
 //! - [`agent`]: the composition root of `causeway node`.
 //! - [`cleanup`]: what `causeway node cleanup` tells.
 //! - [`migrate`]: other programs' configurations as ours.
-//! - [`logs`]: what is logged, and from which level on.
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
+//! - [`logs`]: what the log looks like.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
 
@@ -42,8 +42,9 @@ use agent::cleanup::{CleanupError, clean};
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeCommand, Output, VersionArgs,
+    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, VersionArgs,
 };
+use config::Logging;
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
         Command::Image(handed) => could_not_run(cluster::hand_over("image", &handed.arguments)),
         Command::Node(node) => match node.command {
-            None => run_agent(&node.config),
+            None => run_agent(&node),
             Some(NodeCommand::Config(ConfigCommand::Print(args))) => print_config(&args),
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
             Some(NodeCommand::InstallCni(args)) => install_cni(&args),
@@ -80,20 +81,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_agent(args: &ConfigArgs) -> ExitCode {
+fn run_agent(args: &NodeArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         return could_not_run("must run as root: the agent programs the kernel's network");
     }
     let file = ConfigFile {
-        path: args.config.clone(),
-        node_name: args.node_name.clone(),
+        path: args.config.config.clone(),
+        node_name: args.config.node_name.clone(),
     };
     let (config, fingerprint) = match file.load() {
         Ok(loaded) => loaded,
         Err(error) => return could_not_run(error),
     };
     allocator::prefer_small();
-    let log_level = logs::start(&config.log_level, std::io::stderr);
+    let log_level = logs::start(Logging {
+        format: args.log_format.unwrap_or(config.logging.format),
+        ..config.logging
+    });
     let loaded = Loaded {
         config,
         fingerprint,
@@ -110,7 +114,11 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
         Err(error) => return could_not_run(format_args!("start the thread that writes the log: {error}")),
     };
     // A lenient reader warns.
-    logs::start("info", Arc::clone(&log));
+    let logging = Logging {
+        format: args.log_format,
+        ..Logging::default()
+    };
+    logs::start_to(logging, Arc::clone(&log));
     // Who panics does not wait for standard error, either.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     let code = serve_dns(args);
@@ -133,7 +141,7 @@ fn serve_dns(args: &DnsArgs) -> ExitCode {
 
 fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
     if args.lenient {
-        logs::start("info", std::io::stderr);
+        logs::start(Logging::default());
     }
     match cluster_dns::check(&args.corefile, args.lenient) {
         Ok(checked) => {
@@ -198,7 +206,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    logs::start("warn", std::io::stderr);
+    logs::start_with_warnings();
     match block_on(clean(&config, args.force)) {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));

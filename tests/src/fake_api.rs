@@ -66,6 +66,8 @@ pub struct Behaviour {
     pub token: Option<String>,
     /// Kinds that the server does not know, for example `servicecidrs`.
     pub absent: Vec<&'static str>,
+    /// Kinds that nobody may look at.
+    pub forbidden: Vec<&'static str>,
     /// Upper limit of a page, whatever the client asks for.
     pub largest_page: Option<usize>,
     /// Lists come whole, whatever limit the client asks for.
@@ -350,7 +352,9 @@ fn place(object: &Value) -> (String, (String, String)) {
     let name = text(&object["metadata"]["name"]).expect("object has a name");
     let namespace = text(&object["metadata"]["namespace"]).unwrap_or_default();
     let root = if api_version.contains('/') { "apis" } else { "api" };
-    let plural = if kind.ends_with('s') {
+    let plural = if let Some(stem) = kind.strip_suffix('y') {
+        format!("{stem}ies")
+    } else if kind.ends_with('s') {
         kind
     } else {
         format!("{kind}s")

@@ -138,7 +138,7 @@ fn agent_may(user: &User, verb: &str, path: &ResourcePath) -> bool {
         }
         ("", "nodes", Some("status")) => own && verb == "patch",
         ("discovery.k8s.io", "endpointslices", None) => reads,
-        ("networking.k8s.io", "servicecidrs", None) => reads,
+        ("networking.k8s.io", "servicecidrs" | "networkpolicies", None) => reads,
         ("" | "events.k8s.io", "events", None) => matches!(verb, "create" | "patch"),
         _ => false,
     }
@@ -269,6 +269,18 @@ mod tests {
             ),
             (&agent, Method::GET, "/api/v1/services", true),
             (&agent, Method::GET, "/api/v1/secrets", false),
+            (
+                &agent,
+                Method::GET,
+                "/apis/networking.k8s.io/v1/networkpolicies",
+                true,
+            ),
+            (
+                &agent,
+                Method::DELETE,
+                "/apis/networking.k8s.io/v1/namespaces/a/networkpolicies/b",
+                false,
+            ),
             (&agent, Method::PATCH, "/api/v1/nodes/n1/status", true),
             (&agent, Method::PATCH, "/api/v1/nodes/n2/status", false),
             (&account, Method::GET, "/apis", false),

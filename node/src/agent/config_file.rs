@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{Counters, Page, labels};
 use super::supervisor::Part;
 use crate::config::{self, Config, ConfigError};
-use crate::logs::LogLevel;
+use crate::logs;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ pub struct Loaded {
     /// Where that was.
     pub file: ConfigFile,
     /// What is logged.
-    pub log_level: LogLevel,
+    pub log_level: logs::Level,
 }
 
 /// A text, to be told from others: the first 16 hexadecimal digits of its SHA-256.
@@ -160,7 +160,7 @@ pub struct Following {
     /// Where it is told how far it has come.
     pub status: Arc<ConfigStatus>,
     /// What is logged.
-    pub log_level: LogLevel,
+    pub log_level: logs::Level,
 }
 
 impl Following {
@@ -216,7 +216,7 @@ impl Following {
         let waiting = applied.differing_keys(newer);
         if !taken.is_empty() {
             tracing::info!(keys = taken.join(", "), "configuration taken without a restart");
-            self.log_level.set(&applied.log_level);
+            self.log_level.set(applied.logging.level);
             self.config.send_replace(Arc::new(applied));
         }
         if waiting.is_empty() {
@@ -254,7 +254,7 @@ mod tests {
             file,
             config: watch::channel(Arc::new(config)).0,
             status: Arc::new(ConfigStatus::new(Fingerprint::of(FIRST))),
-            log_level: LogLevel::fixed(),
+            log_level: logs::Level::fixed(),
         }
     }
 

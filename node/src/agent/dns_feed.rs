@@ -20,8 +20,8 @@ use model::Snapshot;
 use model::feed::{HOLDS, Message, SAID_EVERY, Serving, VERSION, is_complete, is_for_dns};
 use overlay::files::{remove_file, write_file};
 use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -29,7 +29,7 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::socket::listen;
+use super::socket::{RootSocket, listen};
 use super::supervisor::Part;
 
 /// A reader that takes nothing for this long is cut off. It keeps what it has and comes back.
@@ -179,14 +179,14 @@ pub async fn serve(feed: Feed, part: Part, shutdown: CancellationToken) -> anyho
 }
 
 /// Takes in readers, and serves each in a task of its own.
-async fn accept(feed: &Feed, listener: &UnixListener, claims: mpsc::Sender<Claim>) -> anyhow::Result<()> {
+async fn accept(feed: &Feed, listener: &RootSocket, claims: mpsc::Sender<Claim>) -> anyhow::Result<()> {
     let mut readers = JoinSet::new();
     let mut count = 0;
     loop {
         tokio::select! {
             _ended = readers.join_next(), if !readers.is_empty() => {}
             accepted = listener.accept() => {
-                let (stream, _) = accepted.context("accept a reader")?;
+                let stream = accepted.context("accept a reader")?;
                 count += 1;
                 let reader = Reader::new(count, feed.clone(), claims.clone());
                 readers.spawn(async move {

@@ -1,8 +1,9 @@
 //! What an agent finds wrong with itself and with what it is told, for `causeway doctor`.
 //!
-//! It is served as JSON on a Unix socket in the state directory, for root and its group: findings have the names of
-//! objects, which are nobody else's business on the node.
+//! It is served as JSON on a Unix socket in the state directory, for root alone: findings have the names of objects,
+//! which are nobody else's business on the node.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
@@ -20,7 +21,7 @@ use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
-use crate::watch::Rejected;
+use crate::watch::{NetworkPolicies, Rejected};
 
 /// The socket's name in the agent's state directory.
 pub const SOCKET: &str = "agent.sock";
@@ -96,6 +97,8 @@ impl Sources {
         findings.extend(self.proxy.iter().flat_map(|proxy| of_proxy(proxy)));
         findings.extend(self.refused_fast_path());
         findings.extend(self.waiting_config());
+        let policies = self.policies.as_ref().and_then(NetworkPolicies::known);
+        findings.extend(policies.and_then(|policies| not_enforced(&policies)));
         findings.sort_by_key(|finding| finding.severity);
         findings
     }
@@ -170,6 +173,25 @@ fn wrong(id: &str, object: String, repair: &str) -> Finding {
         evidence: String::new(),
         repair: repair.to_owned(),
     }
+}
+
+/// One for all: the first of their names are enough.
+fn not_enforced(policies: &BTreeSet<ObjectName>) -> Option<Finding> {
+    const NAMED: usize = 10;
+    let mut names: Vec<String> = policies.iter().take(NAMED).map(ToString::to_string).collect();
+    match policies.len() {
+        0 => return None,
+        count if count > NAMED => names.push(format!("and {} more", count - NAMED)),
+        _ => {}
+    }
+    Some(Finding {
+        evidence: format!("pods are reached as if they were not there: {}", names.join(", ")),
+        ..wrong(
+            "network-policies-not-enforced",
+            format!("{} NetworkPolicies", policies.len()),
+            "enforce them by something else, and say network.networkPolicies: ignore, or delete them",
+        )
+    })
 }
 
 /// A part of an object that cannot be meant as it stands.
@@ -303,6 +325,22 @@ mod tests {
         assert_eq!(short, expected);
         let evidence = &findings[1].evidence;
         assert!(evidence.ends_with("the packet rules serve it"), "{evidence}");
+    }
+
+    #[test]
+    fn policies_are_one_finding_with_the_first_of_their_names() {
+        let evidence = |count: u8| {
+            let names = (0..count).map(|number| name(&format!("p{number}")));
+            not_enforced(&names.collect()).map(|finding| finding.evidence)
+        };
+        assert_eq!(evidence(0), None);
+        let start = "pods are reached as if they were not there: default/p0, default/p1";
+        assert_eq!(evidence(2).as_deref(), Some(start));
+        let many = evidence(12).expect("one");
+        assert!(
+            many.starts_with(start) && many.ends_with("default/p7, and 2 more"),
+            "{many}"
+        );
     }
 
     #[test]

@@ -144,6 +144,14 @@ impl Page {
         }
     }
 
+    /// What this process takes of the machine.
+    pub fn process(&mut self) {
+        for metric in dns::process::metrics() {
+            self.head(metric.name, metric.kind, metric.help);
+            self.line(format_args!("{} {}", metric.name, metric.value));
+        }
+    }
+
     /// A family of histograms of durations, in seconds; each has labels.
     pub fn durations<'a>(
         &mut self,

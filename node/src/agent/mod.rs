@@ -15,6 +15,7 @@ pub mod config_file;
 mod dns_address;
 mod dns_feed;
 pub mod findings;
+mod first_sync;
 mod health_check_ports;
 mod ip_families;
 mod metrics;
@@ -40,11 +41,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Datapath, LeasesIn};
-use crate::watch::{self as api, ApiSource, Events, OwnNode, Wanted};
+use crate::config::{self, Config, Datapath, LeasesIn};
+use crate::watch::{self as api, ApiSource, Events, NetworkPolicies, OwnNode, StartupTaint, Wanted};
 pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
+use first_sync::FirstSync;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -91,6 +93,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
+        policies: reported_policies(&config),
         datapath: config.proxy.datapath,
         proxy: proxy_progress(&config),
         fast_path: ways,
@@ -106,6 +109,8 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     });
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, tunnels, &sources);
+    start_policies(&mut supervisor, &config, events.clone(), &sources);
+    start_startup_taint(&mut supervisor, &config, readiness.clone(), &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
@@ -120,7 +125,7 @@ const LOCK: &str = "agent.lock";
 
 /// Makes the state directory and holds it: two agents would undo each other's work.
 fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
-    std::fs::create_dir_all(path).with_context(|| format!("make the state directory {}", path.display()))?;
+    socket::make_directory(path).with_context(|| format!("make the state directory {}", path.display()))?;
     let lock = path.join(LOCK);
     let file = File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
     let held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
@@ -189,6 +194,70 @@ fn start_sysctls(supervisor: &mut Supervisor, tunnels: watch::Receiver<Option<St
     };
     supervisor.start("sysctls", move |part, shutdown| {
         sysctls::keep(sysctls.clone(), part, shutdown)
+    });
+}
+
+/// Where NetworkPolicies are told of. None where something else connects pods, or enforces them.
+fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
+    let network = config.network.as_ref()?;
+    let wanted = network.network_policies == config::NetworkPolicies::Report;
+    wanted.then(NetworkPolicies::default)
+}
+
+fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, sources: &Sources) {
+    let Some(policies) = sources.policies.clone() else {
+        return;
+    };
+    let api = api_source(config);
+    supervisor.start("network-policies", move |part, shutdown| {
+        let (policies, events, api) = (policies.clone(), events.clone(), api.clone());
+        async move {
+            let told = |outcome: Result<(), &str>| match outcome {
+                Ok(()) => part.works(),
+                Err(error) => part.fails(error),
+            };
+            let watch = policies.watch(&api, events, told);
+            shutdown.run_until_cancelled(watch).await;
+            Ok(())
+        }
+    });
+}
+
+fn start_startup_taint(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    pods: watch::Receiver<bool>,
+    sources: &Sources,
+) {
+    let Some(key) = config.node.startup_taint.clone() else {
+        return;
+    };
+    let taint = StartupTaint {
+        node: config.node_name.clone(),
+        key,
+        snapshots: sources.snapshots.clone(),
+    };
+    let first_sync = FirstSync {
+        snapshots: sources.snapshots.clone(),
+        proxy: sources.proxy.as_ref().map(|proxy| proxy.served.subscribe()),
+        pods: config.network.as_ref().map(|_| pods),
+    };
+    let api = api_source(config);
+    supervisor.start("startup-taint", move |part, shutdown| {
+        let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());
+        async move {
+            part.works();
+            let told = |outcome: Result<(), &str>| match outcome {
+                Ok(()) => part.works(),
+                Err(error) => part.fails(error),
+            };
+            let remove = async {
+                first_sync.await_all().await;
+                taint.keep_off(&api, told).await;
+            };
+            shutdown.run_until_cancelled(remove).await;
+            Ok(())
+        }
     });
 }
 

@@ -106,6 +106,8 @@ pub struct ProxyProgress {
     pub failures: AtomicU64,
     /// Things that an audit found different from what was programmed.
     pub repairs: AtomicU64,
+    /// Whether all was in the kernel once, but for single Services that fail.
+    pub served: watch::Sender<bool>,
     /// What load balancers shall be told.
     pub health_checks: watch::Sender<Arc<HealthChecks>>,
     state: Mutex<State>,
@@ -137,6 +139,7 @@ impl ProxyProgress {
             ended_sockets: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
+            served: watch::Sender::default(),
             health_checks: watch::Sender::default(),
             state: Mutex::default(),
         }
@@ -152,6 +155,8 @@ impl ProxyProgress {
     pub fn done(&self, pass: Pass, took: Duration) {
         self.passed(pass, took);
         self.synced.set_now();
+        self.served
+            .send_if_modified(|served| !std::mem::replace(served, true));
         self.state().pending_since = None;
     }
 

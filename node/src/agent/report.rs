@@ -26,7 +26,7 @@ use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
 use crate::config::{Config, Datapath};
-use crate::watch;
+use crate::watch::{self, NetworkPolicies};
 
 /// Everything that reports are made of.
 #[derive(Clone)]
@@ -45,6 +45,8 @@ pub struct Sources {
     pub watches: watch::Status,
     /// What programs the kernel.
     pub datapath: Datapath,
+    /// NetworkPolicies, which nobody enforces; absent where something else does.
+    pub policies: Option<NetworkPolicies>,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
     /// How packets between pods pass through this node.
@@ -161,6 +163,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
     sources.watch_metrics(&mut page);
     sources.part_metrics(&mut page);
     sources.config_status.write(&mut page);
+    page.process();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         page.into_text(),
@@ -318,6 +321,13 @@ impl Sources {
                 .iter()
                 .map(|kind| (of_kind(kind), count(*kind) as f64)),
         );
+        if let Some(policies) = self.policies.as_ref().and_then(NetworkPolicies::known) {
+            page.gauges(
+                "causeway_networkpolicies_not_enforced",
+                "NetworkPolicies of the cluster, of which none is enforced by this node's agent.",
+                [(String::new(), policies.len() as f64)],
+            );
+        }
         page.counters(
             "causeway_snapshots_total",
             "Snapshots of the cluster that were published to the other parts.",
@@ -392,6 +402,7 @@ mod tests {
             parts: Parts::default(),
             snapshots: tokio::sync::watch::channel(Arc::default()).1,
             watches: watch::Status::default(),
+            policies: None,
             datapath,
             proxy,
             fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,

@@ -1,24 +1,89 @@
-//! Unix sockets that other processes of the node find by path.
+//! Unix sockets that other processes of the node find by path. They are root's alone.
 
+use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
+use axum::serve::Listener;
+use nix::unistd::geteuid;
 use overlay::files::{remove_if_there, successor};
 use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
 
-/// Only root, and root's group.
-const MODE: u32 = 0o660;
+/// Of sockets, and of directories that are made for them.
+const MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
 
-/// Listens at `path`, in the place of a predecessor's socket. There is no moment without a socket at the path, and
-/// none at which others than root may connect.
+/// What nobody can be taken in for passes with others' ends: open files, memory.
+const NOBODY_FITS: Duration = Duration::from_secs(1);
+
+/// Makes a directory that only its owner may look into, and those above it that are missing. One that is there stays
+/// as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+}
+
+/// A socket at which only root is listened to.
+#[derive(Debug)]
+pub struct RootSocket {
+    listener: UnixListener,
+}
+
+impl RootSocket {
+    /// The next peer that is root, or the user that this process runs as. Others are sent away: the mode of a socket
+    /// is not all that stands between them, since it can be changed, and was another before this process made it so.
+    ///
+    /// # Errors
+    /// When nobody can be taken in at this moment.
+    pub async fn accept(&self) -> io::Result<tokio::net::UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let user = stream.peer_cred().map(|peer| peer.uid());
+            match user {
+                Ok(user) if user == 0 || user == geteuid().as_raw() => return Ok(stream),
+                Ok(user) => tracing::warn!(user, "user who is not root sent away from a socket of the agent"),
+                Err(error) => tracing::debug!(%error, "peer left before it was asked who it is"),
+            }
+        }
+    }
+}
+
+impl Listener for RootSocket {
+    type Io = tokio::net::UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let accepted = RootSocket::accept(self).await;
+            match accepted.and_then(|stream| Ok((stream.peer_addr()?, stream))) {
+                Ok((address, stream)) => return (stream, address),
+                Err(error) => tracing::debug!(%error, "nobody can be taken in"),
+            }
+            tokio::time::sleep(NOBODY_FITS).await;
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+/// Listens at `path`, in the place of a predecessor's socket. There is no moment without a socket at the path.
 ///
 /// # Errors
 /// When directory or socket cannot be made.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path) -> io::Result<RootSocket> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
+        make_directory(directory)?;
     }
     let fresh = successor(path);
     match std::fs::remove_file(&fresh) {
@@ -26,9 +91,9 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(MODE))?;
+    std::fs::set_permissions(&fresh, Permissions::from_mode(MODE))?;
     std::fs::rename(&fresh, path)?;
-    Ok(listener)
+    Ok(RootSocket { listener })
 }
 
 /// Removes a socket that nobody listens on any more, and what a crash left of its successor. Whether there was either.
@@ -63,6 +128,8 @@ mod tests {
         assert!(!is_served(&path));
         let listener = listen(&path).expect("writable");
         assert!(is_served(&path));
+        let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&directory)), (0o600, 0o700));
         drop(listener);
         assert!(!is_served(&path), "nobody listens");
         assert!(remove(&path).expect("removable"));

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Config, Proxy};
+use super::{Config, Logging, Proxy};
 
 impl Config {
     /// This configuration, with what of `newer` needs no restart. As it is where that would make no sense.
@@ -18,13 +18,17 @@ impl Config {
             state_dir: _,
             health_bind,
             metrics_bind,
-            log_level,
+            logging,
+            node: _,
         } = newer;
         let mixed = Self {
             proxy: self.proxy.with_live_parts_of(proxy),
             health_bind: *health_bind,
             metrics_bind: *metrics_bind,
-            log_level: log_level.clone(),
+            logging: Logging {
+                level: logging.level,
+                ..self.logging
+            },
             ..self.clone()
         };
         if mixed.problems().is_empty() {

@@ -8,7 +8,7 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
     const BEFORE: &str = "{nodeName: n, network: {etcd: {endpoints: ['http://a:1']}}, proxy: {podNetwork: 10.1.0.0/16, \
                           bridgeInterface: br0, interfaceNamePrefix: veth}";
     let rows = [
-        ("logLevel: debug", "logLevel", ""),
+        ("logging: {level: debug}", "logging.level", ""),
         ("healthBind: '127.0.0.1:1'", "healthBind", ""),
         ("metricsBind: '127.0.0.1:2'", "metricsBind", ""),
         ("proxy: {detectLocalMode: NodeCIDR}", "proxy.detectLocalMode", ""),

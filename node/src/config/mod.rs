@@ -7,6 +7,8 @@ mod duration;
 mod live;
 #[cfg(test)]
 mod live_tests;
+mod logging;
+mod node;
 mod proxy;
 mod sections;
 #[cfg(test)]
@@ -18,10 +20,11 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use model::NodeName;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
 
+pub use logging::{LogFormat, LogLevel, Logging};
+pub use node::Node;
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
-pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network};
+pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network, NetworkPolicies};
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct Config {
     /// The Kubernetes API server. Default: the service account of the pod that the agent runs in.
     #[serde(default)]
     pub kubernetes: Kubernetes,
+    /// What the agent does to this node's own object.
+    #[serde(default)]
+    pub node: Node,
     /// The pod network. Default: absent, and then the agent makes none and serves no CNI plugin: the node's pods
     /// are connected by something else, and only Services are the agent's.
     pub network: Option<Network>,
@@ -56,10 +62,9 @@ pub struct Config {
     /// Where `/metrics` and `/proxyMode` are served. Default: `127.0.0.1:10249`, kube-proxy's.
     #[serde(default = "default_metrics_bind")]
     pub metrics_bind: SocketAddr,
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or another filter in tracing's syntax. The environment's
-    /// `CAUSEWAY_LOG` comes first. Default: `info`.
-    #[serde(default = "default_log_level")]
-    pub log_level: String,
+    /// What the log looks like.
+    #[serde(default)]
+    pub logging: Logging,
 }
 
 fn host_name() -> NodeName {
@@ -77,10 +82,6 @@ fn default_health_bind() -> SocketAddr {
 
 fn default_metrics_bind() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 10_249).into()
-}
-
-fn default_log_level() -> String {
-    "info".to_owned()
 }
 
 /// Why a configuration is not used.
@@ -223,11 +224,9 @@ impl Config {
         if self.lacks_pod_networks() {
             problems.push("proxy.podNetworks: is needed where network.config is absent".to_owned());
         }
-        if let Err(error) = EnvFilter::try_new(&self.log_level) {
-            problems.push(format!("logLevel: {:?} is no filter: {error}", self.log_level));
-        }
         problems.extend(self.wrong_components().map(str::to_owned));
         problems.extend(self.kubernetes.problems());
+        problems.extend(self.node.problems());
         problems.extend(self.proxy.problems());
         problems.extend(self.dns.problems());
         problems.extend(self.network.iter().flat_map(Network::problems));

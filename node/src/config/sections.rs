@@ -105,6 +105,22 @@ pub struct Network {
     /// are pinned in `proxy.pinDir`. Default: true.
     #[serde(default = "default_fast_path")]
     pub fast_path: bool,
+    /// `report` or `ignore`: NetworkPolicies, which the agent does not enforce, have an Event each, are counted in
+    /// `causeway_networkpolicies_not_enforced`, and found by `causeway doctor`, or are left to whoever enforces them.
+    /// To report them needs the right to `list` and `watch` them. Default: `report`.
+    #[serde(default)]
+    pub network_policies: NetworkPolicies,
+}
+
+/// What is done about NetworkPolicies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkPolicies {
+    /// Whoever looks is told that they are not enforced.
+    #[default]
+    Report,
+    /// Something else enforces them.
+    Ignore,
 }
 
 fn default_anti_spoofing() -> bool {

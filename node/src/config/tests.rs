@@ -7,7 +7,10 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::sections::Mode;
-use super::{Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy, load};
+use super::{
+    Config, Conntrack, Datapath, DetectLocalMode, IptablesVariant, LogFormat, LogLevel, Logging,
+    NetworkPolicies, NodePortAddresses, Proxy, load,
+};
 
 /// A file that is removed at the end.
 struct File(PathBuf);
@@ -92,6 +95,7 @@ fn every_key_is_read_and_the_echo_reads_back_as_the_same() {
         "
 nodeName: node-1
 kubernetes: {kubeconfig: /etc/kubeconfig, serviceHost: 172.30.0.1, servicePort: 6443}
+node: {startupTaint: example.com/wait}
 network:
   mode: host-gw
   etcd: {endpoints: ['https://172.30.0.1:2379'], prefix: /my/network, ca: /pki/ca.crt, cert: /pki/n.crt, key: /pki/n.key}
@@ -100,6 +104,7 @@ network:
   config: {Network: 10.244.0.0/16, SubnetLen: 24, Backend: {Type: host-gw}}
   subnetEnv: /run/subnet.env
   fastPath: false
+  networkPolicies: ignore
 proxy:
   datapath: iptables
   iptablesVariant: nft
@@ -120,10 +125,13 @@ cni: {enabled: true, socket: /run/cni.sock, confDir: /etc/net.d}
 stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
-logLevel: debug
+logging: {format: json, level: debug}
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
+    assert_eq!(config.node.startup_taint.as_deref(), Some("example.com/wait"));
+    let (format, level) = (LogFormat::Json, LogLevel::Debug);
+    assert_eq!(config.logging, Logging { format, level });
     assert_eq!(config.proxy.datapath, Datapath::Iptables);
     assert_eq!(config.proxy.iptables_variant, IptablesVariant::Nft);
     assert_eq!(config.proxy.detect_local_mode, DetectLocalMode::BridgeInterface);
@@ -140,6 +148,7 @@ logLevel: debug
     assert!(config.proxy.masquerade_all && config.proxy.external_ips);
     let network = config.network.as_ref().expect("it is there");
     assert_eq!(network.mode, Some(Mode::HostGw));
+    assert_eq!(network.network_policies, NetworkPolicies::Ignore);
     assert_eq!(
         network.etcd.as_ref().map(|etcd| etcd.prefix.as_str()),
         Some("/my/network")

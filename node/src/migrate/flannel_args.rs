@@ -70,7 +70,7 @@ fn given(arguments: &[String]) -> Vec<Given> {
 }
 
 const MASQUERADES: &str = "what leaves the pod network is masqueraded";
-const LOGS: &str = "logs go to standard error, their level is logLevel";
+const LOGS: &str = "logs go to standard error, their level is logging.level";
 const REPAIRED: &str = "rules, routes and devices are repaired within a second";
 
 fn verdict(name: &str, value: &str) -> Verdict {

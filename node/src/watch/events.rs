@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::core::Status;
@@ -59,11 +59,37 @@ pub enum Scope {
     Everywhere,
 }
 
+/// Kinds of objects that are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// One of the snapshot.
+    Watched(Kind),
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+}
+
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Watched(kind) => kind.name(),
+            Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+
+    fn api_version(self) -> &'static str {
+        match self {
+            Self::Watched(Kind::EndpointSlice) => "discovery.k8s.io/v1",
+            Self::Watched(Kind::ServiceCidr) | Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::Watched(Kind::Service | Kind::Node | Kind::Namespace | Kind::Pod) => "v1",
+        }
+    }
+}
+
 /// Something is wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Kind of the object.
-    pub kind: Kind,
+    pub subject: Subject,
     /// The object. The namespace is empty for kinds that have none.
     pub object: ObjectName,
     /// Where it is true.
@@ -191,9 +217,9 @@ enum Outcome {
 enum WriteError {
     #[error("connect for events")]
     Connect(#[source] ConnectError),
-    #[error("write event about {kind:?} {object}")]
+    #[error("write event about {} {object}", subject.name())]
     Request {
-        kind: Kind,
+        subject: Subject,
         object: ObjectName,
         #[source]
         source: kube::Error,
@@ -228,7 +254,7 @@ async fn write_with(
     };
     let written = write(client, node, notice).await;
     written.map_err(|source| WriteError::Request {
-        kind: notice.kind,
+        subject: notice.subject,
         object: notice.object.clone(),
         source,
     })
@@ -265,7 +291,11 @@ fn is_namespace_ending(status: &Status) -> bool {
 /// By its UID `kubectl describe` finds the Events of an object. Asked for by a list: who may watch may list.
 async fn uid_of(client: &Client, notice: &Notice) -> kube::Result<Option<String>> {
     let ObjectName { namespace, name } = &notice.object;
-    match notice.kind {
+    let kind = match notice.subject {
+        Subject::Watched(kind) => kind,
+        Subject::NetworkPolicy => return uid(namespaced::<NetworkPolicy>(client, namespace), name).await,
+    };
+    match kind {
         Kind::Service => uid(namespaced::<Service>(client, namespace), name).await,
         Kind::EndpointSlice => uid(namespaced::<EndpointSlice>(client, namespace), name).await,
         Kind::Pod => uid(namespaced::<Pod>(client, namespace), name).await,
@@ -293,17 +323,12 @@ async fn uid<K: Clone + Debug + DeserializeOwned>(api: Api<K>, name: &str) -> ku
 
 fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Event {
     let Notice {
-        kind,
+        subject,
         object: ObjectName { namespace, name },
         scope,
         reason,
         note,
     } = notice;
-    let api_version = match kind {
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-        Kind::ServiceCidr => "networking.k8s.io/v1",
-        Kind::Service | Kind::Node | Kind::Namespace | Kind::Pod => "v1",
-    };
     let teller = (*scope == Scope::ThisNode).then_some(node);
     let teller = teller.map(|node| node.0.as_ref()).unwrap_or_default();
     let hash = hash_of([&uid, teller, reason, note]);
@@ -324,8 +349,8 @@ fn event_of(notice: &Notice, node: &NodeName, uid: String, now: Timestamp) -> Ev
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
-            api_version: Some(api_version.to_owned()),
-            kind: Some(kind.name().to_owned()),
+            api_version: Some(subject.api_version().to_owned()),
+            kind: Some(subject.name().to_owned()),
             name: Some(name.to_string()),
             namespace: (!namespace.is_empty()).then(|| namespace.to_string()),
             uid: Some(uid),
@@ -409,7 +434,7 @@ mod tests {
 
     fn notice(scope: Scope, note: &str) -> Notice {
         Notice {
-            kind: Kind::Service,
+            subject: Subject::Watched(Kind::Service),
             object: ObjectName::new("default", "web"),
             scope,
             reason: "FailedToProgram",
@@ -467,7 +492,7 @@ mod tests {
 
     fn failed(source: kube::Error) -> WriteError {
         WriteError::Request {
-            kind: Kind::Service,
+            subject: Subject::Watched(Kind::Service),
             object: ObjectName::new("default", "web"),
             source,
         }

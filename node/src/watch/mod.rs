@@ -12,6 +12,8 @@
 //! - [`stream`]: streaming lists where the server has them, pages elsewhere, back-off, 410, 401.
 //! - [`owner`]: the snapshot, relists by mark and sweep, and publication.
 //! - [`events`]: what is wrong with objects, for whoever looks at them with kubectl.
+//! - [`network_policies`]: that there are some, and nobody enforces them.
+//! - [`own_node`], [`startup_taint`]: what is written to this node's own object.
 //!
 //! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
 //! was complete, and only a complete list removes what it does not name.
@@ -20,6 +22,7 @@ mod client;
 mod endpoint_slice;
 mod events;
 mod faults;
+mod network_policies;
 mod node;
 mod object;
 mod own_node;
@@ -28,6 +31,7 @@ mod pod;
 mod requests;
 mod service;
 mod service_cidr;
+mod startup_taint;
 mod status;
 mod stream;
 #[cfg(test)]
@@ -48,9 +52,11 @@ use tokio_util::sync::CancellationToken;
 pub use client::{ApiSource, Credentials, TlsFiles};
 #[cfg(test)]
 pub use events::Notices;
-pub use events::{Events, Notice, Scope};
+pub use events::{Events, Notice, Scope, Subject};
 pub use faults::Rejected;
+pub use network_policies::NetworkPolicies;
 pub use own_node::OwnNode;
+pub use startup_taint::StartupTaint;
 pub use status::Status;
 
 use crate::backoff::Backoff;

@@ -45,10 +45,12 @@ impl Watchable for core::Node {
         // `podCIDRs` is absent on objects of servers before 1.16 only.
         let pod_cidrs = pod_cidrs.unwrap_or_else(|| pod_cidr.into_iter().collect());
         let pod_cidrs = pod_cidrs.iter().enumerate();
-        let doomed = taints
+        let taints: Vec<Text> = taints
             .unwrap_or_default()
-            .iter()
-            .any(|taint| taint.key == TO_BE_DELETED);
+            .into_iter()
+            .map(|taint| taint.key.into())
+            .collect();
+        let doomed = taints.iter().any(|key| **key == *TO_BE_DELETED);
         Converted::Put(Box::new(Change::Node(Node {
             name: NodeName(name.name.clone()),
             internal_addresses: addresses_of_type("InternalIP", &addresses, faults),
@@ -64,6 +66,7 @@ impl Watchable for core::Node {
             network_available: conditions
                 .iter()
                 .any(|condition| condition.type_ == NETWORK_UNAVAILABLE && condition.status == "False"),
+            taints,
             draining: doomed || metadata.deletion_timestamp.is_some(),
         })))
     }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Wanted;
-use super::events::{Events, Notice, Scope};
+use super::events::{Events, Notice, Scope, Subject};
 use super::faults::{Rejected, RejectedObjects};
 use super::object::{Converted, deletion};
 use super::status::Status;
@@ -179,7 +179,7 @@ fn notice(kind: Kind, object: &ObjectName, rejected: &[Rejected]) -> Option<Noti
     };
     let faults: Vec<_> = rejected.iter().map(fault).collect();
     (!faults.is_empty()).then(|| Notice {
-        kind,
+        subject: Subject::Watched(kind),
         object: object.clone(),
         scope: Scope::Everywhere,
         reason: "NotUsed",

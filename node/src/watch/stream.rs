@@ -234,7 +234,7 @@ fn observation<K: Watchable>(event: Event<Watched<K>>) -> Observed {
 }
 
 /// Whether the server says that there is nothing to list here (404), or nothing for us (403).
-fn is_denied(error: &watcher::Error) -> bool {
+pub(super) fn is_denied(error: &watcher::Error) -> bool {
     status_of(error).is_some_and(|status| matches!(status.code, 403 | 404))
 }
 

@@ -194,14 +194,18 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let Some(query) = Query::parse(&uri) else {
         return status(404, "no such path", 0);
     };
-    if shared
-        .store()
-        .behaviour
-        .absent
-        .iter()
-        .any(|kind| query.collection.ends_with(kind))
-    {
-        return status(404, "no such kind", 0);
+    let is_among = |kinds: &[&str]| kinds.iter().any(|kind| query.collection.ends_with(kind));
+    let (absent, forbidden) = {
+        let behaviour = &shared.store().behaviour;
+        (is_among(&behaviour.absent), is_among(&behaviour.forbidden))
+    };
+    if absent || forbidden {
+        let (code, reason) = if absent {
+            (404, "no such kind")
+        } else {
+            (403, "not allowed")
+        };
+        return status(code, reason, 0);
     }
     if query.is("watch") {
         return watch_response(shared, query);
@@ -235,6 +239,9 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
     let object = match (method, known.cloned()) {
         (&Method::POST, None) => body,
         (&Method::POST, Some(_)) => return status(409, "there is one already", 0),
+        (&Method::PATCH, Some(object)) if is_of_another_version(&body, &object) => {
+            return status(409, "somebody changed the object", 0);
+        }
         (&Method::PATCH, Some(mut object)) => {
             merge(&mut object, body);
             object
@@ -246,6 +253,12 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
     drop(store);
     shared.changed.send_modify(|count| *count += 1);
     axum::Json(object).into_response()
+}
+
+/// Whether a patch names a resource version that is not the object's.
+fn is_of_another_version(patch: &Value, object: &Value) -> bool {
+    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+    version(patch).is_some_and(|named| Some(named) != version(object))
 }
 
 /// RFC 7396.

@@ -111,7 +111,7 @@ fn a_changed_configuration_is_taken_without_a_restart_or_told() -> anyhow::Resul
     config["proxy"]["masqueradeAll"] = json!(true);
     config["proxy"]["conntrack"]["tcpCloseWaitTimeout"] = json!("58m");
     config["metricsBind"] = json!("127.0.0.1:10349");
-    config["logLevel"] = json!("debug");
+    config["logging"] = json!({"level": "debug"});
     volume.put(&config.to_string());
     until_told(
         &node,

@@ -190,7 +190,7 @@ fn kubectl_is_told_the_merge_keys_that_the_server_goes_by() {
 /// Rows of upstream's `swagger.json`; and no list is left out because it stands in places that differ.
 #[test]
 fn how_an_apply_merges_lists_is_told_of_every_list() {
-    let definitions = v2()["definitions"].take();
+    let definitions = documents().v2()["definitions"].take();
     for (definition, field, kind, keys) in [
         ("core.v1.PodSpec", "containers", "map", &["name"][..]),
         ("core.v1.PodSpec", "tolerations", "atomic", &[]),

@@ -63,7 +63,7 @@ pub async fn serve(
             () = shutdown.cancelled() => return Ok(()),
             _ended = exchanges.join_next(), if !exchanges.is_empty() => {}
             accepted = listener.accept() => {
-                let (stream, _) = accepted.context("accept a plugin")?;
+                let stream = accepted.context("accept a plugin")?;
                 let (pods, requests, at_once) = (pods.clone(), requests.clone(), at_once.clone());
                 exchanges.spawn(async move {
                     match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, &at_once)).await {
@@ -101,8 +101,6 @@ async fn serve_plugin(
     requests: &Counters,
     at_once: &Semaphore,
 ) -> anyhow::Result<()> {
-    let peer = stream.peer_cred().context("ask who the peer is")?;
-    anyhow::ensure!(peer.uid() == 0, "user {} is not root", peer.uid());
     let mut header = [0; HEADER_BYTES];
     stream
         .read_exact(&mut header)

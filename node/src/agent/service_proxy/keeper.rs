@@ -16,7 +16,7 @@ use super::no_local::NoLocalEndpoints;
 use super::rejected::LookedAt;
 use crate::agent::progress::{Pass, ProxyProgress};
 use crate::agent::supervisor::Part;
-use crate::watch::{Events, Notice, Scope};
+use crate::watch::{Events, Notice, Scope, Subject};
 
 /// Between two looks for flows that lead nowhere, and which part of the time they may take: each walks through
 /// everything that connection tracking has.
@@ -318,7 +318,7 @@ impl<'a> Keeper<'a> {
     /// Says it to whoever looks at the Service.
     fn notify(&self, service: ObjectName, scope: Scope, reason: &'static str, note: String) {
         self.events.tell(Notice {
-            kind: Kind::Service,
+            subject: Subject::Watched(Kind::Service),
             object: service,
             scope,
             reason,

@@ -478,6 +478,7 @@ fn nodes_namespaces_and_service_cidrs_are_reduced_to_their_place_in_the_network(
         zone: Some("a".into()),
         flannel: [("public-ip".into(), "172.30.0.11".into())].into(),
         network_available: true,
+        taints: vec!["ToBeDeletedByClusterAutoscaler".into()],
         draining: true,
     };
     let faults = [

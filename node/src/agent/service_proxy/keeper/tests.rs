@@ -455,7 +455,7 @@ fn users_are_told_once_of_a_service_that_keeps_failing_or_is_not_served_whole() 
     bench.sync();
     assert_eq!(bench.notices.take(), []);
     let notice = |scope, reason, note: &str| Notice {
-        kind: Kind::Service,
+        subject: Subject::Watched(Kind::Service),
         object: name("web"),
         scope,
         reason,
