@@ -84,7 +84,9 @@ where
 /// These services of etcd are clients of the others, and pass on the texts of what those refuse, without the codes.
 fn passed_on(refused: Status) -> Status {
     match refused.code() {
-        Code::NotFound | Code::InvalidArgument | Code::ResourceExhausted => Status::unknown(refused.message()),
+        Code::NotFound | Code::InvalidArgument | Code::ResourceExhausted => {
+            Status::unknown(refused.message())
+        }
         _ => refused,
     }
 }
