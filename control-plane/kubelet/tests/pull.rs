@@ -318,8 +318,8 @@ mod privileged {
         let blob = |why: String| format!("failed to pull \"here/a/b:v1\": {layer_digest}: {why}");
         let denied = "pull access denied, repository does not exist or may require authorization: server answered 401 \
                       Unauthorized";
-        let no_token = "failed to authorize: failed to fetch token: unexpected status from GET request to http://here/token?\
-                        service=here&scope=repository%3Aa%2Fb%3Apull: 503 Service Unavailable";
+        let no_token = "failed to authorize: failed to fetch token: unexpected status from GET request to \
+                        http://here/token?service=here&scope=repository%3Aa%2Fb%3Apull: 503 Service Unavailable";
         let size = |value: u64| move |manifest: &mut Value| manifest["layers"][0]["size"] = value.into();
         let length = layer().len() as u64;
         let other = format!("@{}", sha256(b"other"));

@@ -15,7 +15,8 @@
 //! events NAME COUNT      until NAME KEY      response NAME      progress NAME      cancel NAME ID
 //! ```
 //! RANGE = `prefix`, `from`, or `end=KEY`. R = `+N`, counted from the revision at which the row began, or a number.
-//! `lock` and `campaign` wait in the background for their turn. KEY or VALUE `-` is empty, VALUE `@N` has N bytes. A lease that was not granted is given by its number.
+//! `lock` and `campaign` wait in the background for their turn. KEY or VALUE `-` is empty, VALUE `@N` has N bytes. A
+//! lease that was not granted is given by its number.
 
 mod queue;
 

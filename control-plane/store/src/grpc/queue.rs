@@ -1,5 +1,5 @@
-//! Queues of keys, as Go's package `concurrency` of etcd keeps them (`client/v3/concurrency`): who waits has a key below
-//! `NAME/`, named by its lease, and whose key was made first has its turn. Clients that keep them by themselves
+//! Queues of keys, as Go's package `concurrency` of etcd keeps them (`client/v3/concurrency`): who waits has a key
+//! below `NAME/`, named by its lease, and whose key was made first has its turn. Clients that keep them by themselves
 //! (`etcdctl lock`, `etcdctl elect`) stand in the same queues.
 
 use std::sync::Arc;
