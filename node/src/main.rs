@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use agent::cleanup::{CleanupError, clean};
+use agent::cleanup::{CleanupError, clean, clean_kube_proxy};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
     DoctorArgs, NodeCommand, Output, VersionArgs,
@@ -161,7 +161,12 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     start_logs("warn");
-    match block_on(clean(&config, args.force)) {
+    let cleaned = if args.kube_proxy {
+        Ok(clean_kube_proxy(&config, args.force))
+    } else {
+        block_on(clean(&config, args.force))
+    };
+    match cleaned {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));
             ExitCode::from(if removal.failed.is_empty() { 0 } else { WRONG })
