@@ -108,6 +108,7 @@ The plugin is replaced as a whole: who runs it goes on. The runtime uses it once
   systemctl disable --now causeway-node && causeway node cleanup --config /etc/causeway/node.yaml
   causeway node cleanup --force                    # running pods lose their network
   causeway node cleanup -o json | jq .failed
+  causeway node cleanup --kube-proxy               # kube-proxy has ended, the agent serves in its place
 Exit codes: 0 = all of it is gone but for what is told as left, 1 = something could not be removed, or pods still
 run, 2 = could not run, or the agent runs. What is told as left: kernel settings, annotations of the Node, a lease
 that is reserved or that etcd does not take back. Directories that were made for files, as /run/flannel, stay too, and
@@ -143,9 +144,12 @@ pub struct CleanupArgs {
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Also where pods run, which lose their network
+    /// Also where pods run, which lose their network; with --kube-proxy, also where nobody else serves Services
     #[arg(long)]
     pub force: bool,
+    /// Only what kube-proxy left: its nftables tables and iptables chains. The agent may run
+    #[arg(long)]
+    pub kube_proxy: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

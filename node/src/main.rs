@@ -38,7 +38,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use agent::cleanup::{CleanupError, clean};
+use agent::cleanup::{CleanupError, clean, clean_kube_proxy};
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
@@ -207,7 +207,12 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     logs::start_with_warnings();
-    match block_on(clean(&config, args.force)) {
+    let cleaned = if args.kube_proxy {
+        Ok(clean_kube_proxy(&config, args.force))
+    } else {
+        block_on(clean(&config, args.force))
+    };
+    match cleaned {
         Ok(Ok(removal)) => {
             print!("{}", cleanup::render(&config.node_name, &removal, args.output));
             ExitCode::from(if removal.failed.is_empty() { 0 } else { WRONG })

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::topology::Host;
 
 /// Which fields of a line change by themselves.
-const RESTLESS: [&str; 4] = ["expires", "age", "cache", "packets"];
+const RESTLESS: [&str; 5] = ["expires", "age", "cache", "packets", "bytes"];
 
 /// A snapshot: lines by what they are of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +78,7 @@ pub fn rules(host: &Host) -> Result<BTreeSet<String>> {
             let part = part.trim_matches(|c: char| c.is_whitespace() || "{}".contains(c));
             // Clients of Services with affinity come and go.
             if !part.is_empty() && !part.contains("expires") {
+                let part = without_restless(part);
                 parts.insert(format!("{table} | {object} | {part}"));
             }
         }

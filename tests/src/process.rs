@@ -76,6 +76,21 @@ pub struct Output {
     pub stderr: String,
 }
 
+impl Output {
+    /// It ended with this exit code, and said all of this on either stream.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn assert_said(&self, code: i32, words: &[&str]) {
+        let said = format!("{}{}", self.stdout, self.stderr);
+        assert_eq!(self.status.code(), Some(code), "{said}");
+        for words in words {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+    }
+}
+
 /// Copies a program that is then to be executed, by a process of its own: a process that another test starts at that
 /// moment would inherit the copy as this one has it open for writing, and as long as it does nobody can execute it
 /// (`ETXTBSY`).

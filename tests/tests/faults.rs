@@ -6,6 +6,7 @@
 //!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
 //! - What the DNS server meets: F46, F47 ([`privileged_upstreams`]), F48, F49 ([`privileged_dns`]).
+//! - Who goes from kube-proxy to this one, and back ([`privileged_migration`]).
 //! - What the bundled control plane survives ([`privileged_control_plane`]).
 //!
 //! F20, an API server whose packets vanish, in
@@ -13,6 +14,8 @@
 
 #[path = "faults/acknowledged.rs"]
 mod acknowledged;
+#[path = "faults/kube_proxy.rs"]
+mod kube_proxy;
 #[path = "faults/privileged_agent.rs"]
 mod privileged_agent;
 #[path = "faults/privileged_api.rs"]
@@ -33,6 +36,8 @@ mod privileged_layouts;
 mod privileged_limits;
 #[path = "faults/privileged_malformed.rs"]
 mod privileged_malformed;
+#[path = "faults/privileged_migration.rs"]
+mod privileged_migration;
 #[path = "faults/privileged_sysctls.rs"]
 mod privileged_sysctls;
 #[path = "faults/privileged_upstreams.rs"]

@@ -85,6 +85,25 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
     Ok(removal)
 }
 
+/// Takes away what kube-proxy left, and nothing of the agent's, which runs or not. Services that nobody else serves are
+/// not reached any more if it is forced.
+///
+/// # Errors
+/// When nothing was touched.
+pub fn clean_kube_proxy(config: &Config, force: bool) -> Result<Removal, CleanupError> {
+    let refused = |reason: &'static str| Err(CleanupError::CouldNotRun(anyhow!(reason)));
+    if config.proxy.datapath == Datapath::Iptables {
+        return refused(
+            "with proxy.datapath iptables kube-proxy's chains are the agent's, which took them over",
+        );
+    }
+    let has_rules = Proxy::has_rules().context("look for the agent's rules");
+    if !force && !has_rules.map_err(CleanupError::CouldNotRun)? {
+        return refused("nobody else serves Services here: start the agent first, or say --force");
+    }
+    Ok(Proxy::remove_kube_proxy(&ip_families::of_this_node()))
+}
+
 /// The book of pod addresses, without those that were deleted while no agent listened.
 fn known_pods(config: &Config) -> anyhow::Result<Option<PodNetwork>> {
     let pods = PodNetwork::open_if_there(&config.state_dir).context("open the book of pod addresses")?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use model::{IpFamily, Removal};
 use netlink::conntrack::Conntrack;
-use netlink::nft::Nft;
+use netlink::nft::{Family, Nft, Table};
 
 use super::Proxy;
 use crate::Error;
@@ -47,13 +47,40 @@ impl Proxy {
         removal.add_each("nftables tables", remove_tables());
         removal.add_each("iptables chains of DNS", Iptables::remove_untracked(families));
         match chains {
-            Chains::Ours => removal.add_each("iptables rulesets", Iptables::remove(families)),
+            Chains::Ours => {
+                if Iptables::is_there(families) {
+                    let left =
+                        "tables of iptables, with the chains that it makes itself: they are everybody's";
+                    removal.left.push(left.to_owned());
+                }
+                removal.add_each("iptables rulesets", Iptables::remove(families));
+            }
             Chains::KubeProxys if Iptables::is_there(families) => {
                 let reason = "by their names they may be kube-proxy's, and proxy.datapath is not iptables";
                 removal.left.push(format!("chains KUBE-* of iptables: {reason}"));
             }
             Chains::KubeProxys => {}
         }
+        removal
+    }
+
+    /// Whether the packet rules of this proxy are there, which serve without their process too.
+    pub fn has_rules() -> Result<bool, Error> {
+        let mut nft = Nft::open()?;
+        let there = Packets::tables().map(|table| nft.has_table(&table));
+        let there: Result<Vec<_>, _> = there.into_iter().collect();
+        Ok(there?.contains(&true))
+    }
+
+    /// Takes out of the kernel what kube-proxy wrote there: its tables of nftables (`pkg/proxy/nftables/proxier.go`) and
+    /// its chains of iptables, of both variants. For when it has ended: it would write them again. Connections that
+    /// its rules translated go on, since connection tracking knows them.
+    #[must_use]
+    pub fn remove_kube_proxy(families: &BTreeSet<IpFamily>) -> Removal {
+        let mut removal = Removal::default();
+        let tables = [Family::Ip, Family::Ip6].map(|family| Table::new(family, "kube-proxy"));
+        removal.add_each("kube-proxy's nftables tables", remove(tables));
+        removal.add_each("kube-proxy's iptables rulesets", Iptables::remove(families));
         removal
     }
 
@@ -111,8 +138,13 @@ fn open_datapath(kind: &DatapathKind, context: &NodeContext) -> Result<(Box<dyn 
 
 /// Whether each was there.
 fn remove_tables() -> Vec<Result<bool, Error>> {
+    remove(Packets::tables())
+}
+
+/// Whether each was there.
+fn remove(tables: [Table; 2]) -> Vec<Result<bool, Error>> {
     match Nft::open() {
-        Ok(mut nft) => Packets::tables().map(|table| Ok(nft.remove(&table)?)).into(),
+        Ok(mut nft) => tables.map(|table| Ok(nft.remove(&table)?)).into(),
         Err(error) => vec![Err(error.into())],
     }
 }

@@ -53,9 +53,12 @@ async fn check(server: &'static str, behave: fn(&mut Behaviour)) {
     assert_eq!(of_any_time, None, "{server}");
 }
 
+/// Makes a server one of its kind.
+type Lacks = fn(&mut Behaviour);
+
 #[tokio::test]
 async fn every_server_is_listed_followed_and_listed_again() {
-    let rows: [(&str, fn(&mut Behaviour)); 7] = [
+    let rows: [(&str, Lacks); 7] = [
         ("1.33", |_| {}),
         ("no WatchList", |server| {
             server.streaming_lists = StreamingLists::Refused;
