@@ -7,6 +7,7 @@ mod privileged_logs;
 mod privileged_parts;
 mod privileged_pods;
 mod privileged_policies;
+mod privileged_seccomp;
 mod privileged_sockets;
 mod privileged_startup;
 mod privileged_traffic;
