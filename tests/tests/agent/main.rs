@@ -9,6 +9,7 @@ mod privileged_migration;
 mod privileged_parts;
 mod privileged_pods;
 mod privileged_policies;
+mod privileged_seccomp;
 mod privileged_sockets;
 mod privileged_startup;
 mod privileged_traffic;
