@@ -2,6 +2,7 @@
 
 mod command_line;
 mod privileged_balancers;
+mod privileged_in_cluster;
 mod privileged_parts;
 mod privileged_pods;
 mod privileged_traffic;
