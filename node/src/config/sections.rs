@@ -16,8 +16,8 @@ use super::relative_path;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {
-    /// A kubeconfig file; read again, with the files that it names, when one of them changed and the server cannot be
-    /// reached with what they said. Default: the pod's service account, likewise.
+    /// A kubeconfig file; read again, with the certificates that it names, when one of them changed and the server
+    /// cannot be reached with what they said. Default: the pod's service account, likewise.
     pub kubeconfig: Option<PathBuf>,
     /// Replaces the server's host. Needed where the server is otherwise named by a Service address, which nobody
     /// serves before the agent does. Default: as the kubeconfig or the pod's environment says.

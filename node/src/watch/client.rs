@@ -1,7 +1,7 @@
 //! The connection to the API server.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -11,6 +11,7 @@ use kube::config::{
     AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext,
 };
 use kube::{Client, Config};
+use sha2::{Digest as _, Sha256};
 use tower::{BoxError, ServiceBuilder};
 
 use super::requests::{Heard, WatchRequests};
@@ -133,17 +134,18 @@ impl ApiSource {
         client(&config, heard).map_err(ConnectError::Tls)
     }
 
-    /// When the files of the credentials were written last. A change means that they were rotated.
-    pub(super) fn written(&self) -> Vec<Option<SystemTime>> {
-        let written = |path: &PathBuf| std::fs::metadata(path).ok()?.modified().ok();
-        self.files().iter().map(written).collect()
+    /// What the files of the credentials say, as digests: a change means that they were rotated. When they were written
+    /// tells nothing, since kubelet writes all of a volume anew when one of them changes.
+    pub(super) fn digests(&self) -> Vec<Option<[u8; 32]>> {
+        let digest = |path: &PathBuf| Some(Sha256::digest(std::fs::read(path).ok()?).into());
+        self.files().iter().map(digest).collect()
     }
 
+    /// Files of tokens are not among them: they change every hour, kube-rs reads them every minute, and a server that
+    /// wants another token says so.
     fn files(&self) -> Vec<PathBuf> {
         match &self.credentials {
-            Credentials::ServiceAccount => ["token", "ca.crt"]
-                .map(|file| Path::new(SERVICE_ACCOUNT).join(file))
-                .to_vec(),
+            Credentials::ServiceAccount => vec![Path::new(SERVICE_ACCOUNT).join("ca.crt")],
             Credentials::Kubeconfig { path, .. } => {
                 [path.clone()].into_iter().chain(files_in(path)).collect()
             }
@@ -220,7 +222,7 @@ impl ApiSource {
     }
 }
 
-/// The files that a kubeconfig names instead of saying what is in them.
+/// The files of certificates and keys that a kubeconfig names instead of saying what is in them.
 fn files_in(kubeconfig: &Path) -> Vec<PathBuf> {
     let Ok(kubeconfig) = Kubeconfig::read_from(kubeconfig) else {
         return Vec::new();
@@ -231,7 +233,7 @@ fn files_in(kubeconfig: &Path) -> Vec<PathBuf> {
         .auth_infos
         .into_iter()
         .filter_map(|named| named.auth_info);
-    let theirs = users.flat_map(|user| [user.client_certificate, user.client_key, user.token_file]);
+    let theirs = users.flat_map(|user| [user.client_certificate, user.client_key]);
     authorities.chain(theirs.flatten()).map(PathBuf::from).collect()
 }
 
@@ -293,6 +295,8 @@ fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
 
 #[cfg(test)]
 mod tests {
+    use ::tests::directory::Directory;
+
     use super::*;
 
     #[test]
@@ -362,6 +366,36 @@ mod tests {
         assert!(missing.contains("/nonexistent/a.pem"), "{missing}");
         let no_url = config("a b", None).await.expect_err("no URL");
         assert_eq!(no_url.to_string(), "use the API server a b");
+    }
+
+    #[test]
+    fn credentials_are_rotated_when_a_certificate_is_another_and_not_when_all_is_written_anew() {
+        let directory = Directory::new("rotated");
+        let put = |name: &str, text: &str| drop(directory.write(name, text));
+        put(
+            "kubeconfig",
+            "{clusters: [{name: a, cluster: {server: 'https://a', certificate-authority: ca.crt}}],
+              users: [{name: a, user: {client-certificate: client.crt, client-key: client.key, tokenFile: token}}]}",
+        );
+        for name in ["ca.crt", "client.crt", "client.key", "token"] {
+            put(name, "old");
+        }
+        let source = ApiSource {
+            credentials: Some(directory.path().join("kubeconfig")).into(),
+            ..ApiSource::default()
+        };
+        for (name, text, rotated) in [
+            ("ca.crt", "old", false),
+            ("token", "new", false),
+            ("ca.crt", "new", true),
+            ("client.crt", "new", true),
+            ("client.key", "new", true),
+            ("kubeconfig", "{}", true),
+        ] {
+            let before = source.digests();
+            put(name, text);
+            assert_eq!(source.digests() != before, rotated, "{name}: {text}");
+        }
     }
 
     #[test]

@@ -137,12 +137,12 @@ async fn keep_watching(source: ApiSource, wanted: &Wanted, observer: mpsc::Sende
         Arc::new(move |path, answer| status.answered(path, answer))
     };
     loop {
-        let written = source.written();
+        let read = source.digests();
         match source.client(heard.clone()).await {
             Ok(client) => {
                 let rotated = {
                     let source = source.clone();
-                    move || source.written() != written
+                    move || source.digests() != read
                 };
                 let began = Instant::now();
                 watch_all(client, wanted, observer.clone(), &status, rotated).await;

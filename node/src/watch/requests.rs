@@ -2,11 +2,14 @@
 //!
 //! A watch that was begun again says nothing until something changes, which may take minutes: that the server
 //! answers is seen here. And so is `Retry-After` (RFC 9110 §10.2.3): of a refusal kube-rs reads the body alone, which
-//! is a line of text where an API server has too many requests in flight. Streaming lists are asked for as of any
-//! time, so that one server of several that is behind could take back what another told already: here they are made to
-//! be of the newest state, as pages are. And kube-rs begins a watch that ended without an error again at once. A load balancer without
-//! a server behind it, or a server that is shutting down, may answer each with 200 and an end: then it would be asked
-//! thousands of times a second.
+//! is a line of text where an API server has too many requests in flight.
+//!
+//! Streaming lists are asked for as of any time, so that one server of several that is behind could take back what
+//! another told already: here they are made to be of the newest state, as pages are.
+//!
+//! And kube-rs begins a watch that ended without an error again at once. A load balancer without a server behind it, or
+//! a server that is shutting down, may answer each with 200 and an end: then it would be asked thousands of times a
+//! second.
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -247,6 +247,54 @@ fn an_api_server_that_falls_silent_is_noticed_within_20_seconds() -> anyhow::Res
     Ok(())
 }
 
+/// A balancer in front of the API that forgot its connections: their packets vanish, new ones are answered.
+#[test]
+fn connections_that_are_forgotten_on_their_way_are_replaced_within_20_seconds() -> anyhow::Result<()> {
+    if !tests::privileged("connections that are forgotten on their way are replaced within 20 seconds (F20)")
+    {
+        return Ok(());
+    }
+    let node = Node::new("forgotten")?;
+    let api = FakeApi::start_on(node.lan.switch.run(|| TcpListener::bind("172.30.8.1:0"))??)?;
+    api.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
+    api.put(service("web"));
+    api.write_kubeconfig(&node.directory.path().join("kubeconfig"))?;
+    let _agent = node.agent(&node.configure(json!({})));
+    node.until_working("dns-feed");
+    read_feed(&node.path("dns.sock"), r#""name":"web""#)?;
+    let sockets = ["-Htn", "state", "established", "dst", "172.30.8.1"];
+    let sockets = node.host().command("ss", &sockets)?.stdout;
+    let local = sockets.lines().filter_map(|line| line.split_whitespace().nth(2));
+    let ports: Vec<_> = local
+        .filter_map(|local| Some(local.rsplit_once(':')?.1))
+        .collect();
+    anyhow::ensure!(!ports.is_empty(), "{sockets}");
+    let ports = format!("{{ {} }}", ports.join(", "));
+    let hole = ["ip", "saddr", "172.30.8.1", "tcp", "dport", &ports, "drop"];
+    for rule in [
+        &["add", "table", "inet", "hole"][..],
+        &[
+            "add",
+            "chain",
+            "inet",
+            "hole",
+            "in",
+            "{ type filter hook input priority 0; }",
+        ],
+        &[&["add", "rule", "inet", "hole", "in"][..], &hole].concat(),
+    ] {
+        let output = node.host().command("nft", rule)?;
+        anyhow::ensure!(output.status.success(), "nft {rule:?}: {}", output.stderr);
+    }
+    api.put(service("later"));
+    let vanished = Instant::now();
+    read_feed(&node.path("dns.sock"), r#""name":"later""#)?;
+    let seen = vanished.elapsed();
+    assert!(seen <= Duration::from_secs(20), "seen after {seen:?}");
+    println!("F20: a change was seen {seen:?} after its connection was forgotten");
+    Ok(())
+}
+
 fn doctor(config: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
     let mut command = Command::new(program("causeway"));
     command.arg("doctor").arg("--config").arg(config).args(arguments);

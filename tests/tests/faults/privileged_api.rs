@@ -8,8 +8,8 @@ use tests::{is_full_run, privileged, wait};
 
 use crate::DEADLINE;
 use crate::world::{
-    NOTHING, PORT, READY, World, assert_in_place, on_each_datapath, outlast, rule_changes, server, service,
-    slices, socket, web,
+    NOTHING, PORT, READY, World, assert_in_place, hook_maps, on_each_datapath, outlast, rule_changes, server,
+    service, slices, socket, web,
 };
 
 /// After an outage of seconds a change arrives within this time; the delay between attempts grows with the outage.
@@ -73,11 +73,13 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
     world.put_endpoints(&[3]);
     let back = Instant::now();
     await_server(&attempts, 3, BACK.max(outage));
+    let grown = after.resident_kib.saturating_sub(before.resident_kib);
+    assert!(grown <= 5 << 10, "{grown} KiB more");
     println!(
         "F19: a change arrived {:?} after an outage of {outage:?}; CPU {} ms, {} KiB more, {} files more",
         back.elapsed(),
         (after.cpu_ticks - before.cpu_ticks) * 10,
-        after.resident_kib.saturating_sub(before.resident_kib),
+        grown,
         after.open_files().saturating_sub(before.open_files()),
     );
     assert_nothing_lost(&attempts);
@@ -91,10 +93,16 @@ fn errors_of_the_api_remove_no_service_and_churn_no_rule() -> anyhow::Result<()>
     if !privileged("errors of the API remove no Service (F21)") {
         return Ok(());
     }
-    let (world, agent) = World::with_agent("errors", "nftables", &[1, 2])?;
+    on_each_datapath(check_errors)
+}
+
+fn check_errors(datapath: &'static str) -> anyhow::Result<()> {
+    let (world, agent) = World::with_agent(&format!("errors-{datapath}"), datapath, &[1, 2])?;
     let attempts = world.connections(30)?;
     let monitor = world.monitor_rules()?;
     let written = agent.writes();
+    let maps = || (datapath == "ebpf").then(|| hook_maps(&world)).transpose();
+    let programmed = maps()?;
     let api = &world.node.api;
     let begin = |requests: usize, what: &str| {
         wait::until_value(
@@ -108,11 +116,13 @@ fn errors_of_the_api_remove_no_service_and_churn_no_rule() -> anyhow::Result<()>
     let before = api.requests().len();
     api.compact();
     begin(before + 4, "all list again");
-    for codes in [[410; 4], [429; 4], [500; 4], [503; 4], [401; 4]] {
+    let refusals = [410, 429, 500, 503, 401].map(|code| ([code; 4], false));
+    for (codes, by_text) in refusals.into_iter().chain([([429; 4], true)]) {
         let before = api.requests().len();
         api.behave(|behaviour| {
             behaviour.fail_next = codes.into();
             behaviour.retry_after = 1;
+            behaviour.refuses_by_text = by_text;
         });
         api.cut();
         begin(before + 8, &format!("all try again after {codes:?}"));
@@ -131,6 +141,7 @@ fn errors_of_the_api_remove_no_service_and_churn_no_rule() -> anyhow::Result<()>
     );
     assert_eq!(rule_changes(&monitor), NOTHING);
     assert_eq!(agent.writes(), written);
+    assert_eq!(maps()?, programmed);
     world.put_endpoints(&[3]);
     await_server(&attempts, 3, BACK);
     assert_nothing_lost(&attempts);

@@ -7,8 +7,11 @@ use tests::fake_api::{Behaviour, StreamingLists};
 use super::bench::{Bench, feed, namespace, service, services, synced, wait_for};
 use crate::watch::KINDS;
 
+/// Makes a server of another one.
+type Switch = fn(&mut Behaviour);
+
 /// Lists, follows, resumes, and lists again where the history is gone.
-async fn check(server: &'static str, behave: fn(&mut Behaviour)) {
+async fn check(server: &'static str, behave: Switch) {
     let bench = Bench::start(|api| {
         feed(api);
         api.behave(behave);
@@ -53,12 +56,9 @@ async fn check(server: &'static str, behave: fn(&mut Behaviour)) {
     assert_eq!(of_any_time, None, "{server}");
 }
 
-/// Makes a server one of its kind.
-type Lacks = fn(&mut Behaviour);
-
 #[tokio::test]
 async fn every_server_is_listed_followed_and_listed_again() {
-    let rows: [(&str, Lacks); 7] = [
+    let rows: [(&str, Switch); 7] = [
         ("1.33", |_| {}),
         ("no WatchList", |server| {
             server.streaming_lists = StreamingLists::Refused;
