@@ -46,7 +46,7 @@ sbom: build ## Write what the programs are made of to target/causeway.cdx.json (
 
 image: ## Build the image of node/deploy, without a registry, into target/causeway-image.tar
 	@./setup.sh build
-	@$(CARGO) build --locked -p control-plane --bin causeway-cluster
+	@$(CARGO) build --workspace --locked --bin causeway-cluster
 	@CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUSTFLAGS="-Ctarget-feature=+crt-static -Cstrip=symbols $(REMAP)" \
 	  $(CARGO) build --locked --profile $(IMAGE_PROFILE) --target $(IMAGE_TARGET) -p node -p cni-plugin
 	@$(BIN)/causeway-cluster image build --tag causeway:v0.1.0 --env PATH=/ --archive $(IMAGE) \

@@ -22,144 +22,64 @@ const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-
 /// Of kustomize's components: Kubernetes' oldest that these manifests are for.
 const OLDEST_KUBECTL: u32 = 27;
 
-/// Rights over the API: overlays, role, API group, resource, verbs, and what for.
-const RIGHTS: [(&[&str], &str, &str, &str, &str, &str); 7] = [
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "",
-        "services",
-        "list watch",
-        "what is served",
-    ),
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "",
-        "namespaces",
-        "list watch",
-        "names in them exist, DNS says so",
-    ),
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "discovery.k8s.io",
-        "endpointslices",
-        "list watch",
-        "by whom it is served",
-    ),
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "",
-        "nodes",
-        "list watch",
-        "zones, addresses, subnets of all nodes",
-    ),
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "networking.k8s.io",
-        "servicecidrs",
-        "list watch",
-        "addresses that no Service has",
-    ),
-    (
-        &OVERLAYS,
-        "causeway-node",
-        "",
-        "events",
-        "create patch",
-        "says what is not served",
-    ),
-    (
-        &["vxlan", "host-gw", "cni-only"],
-        "causeway-node-network",
-        "",
-        "nodes/status",
-        "patch",
-        "flannel's annotations, NetworkUnavailable",
-    ),
+/// Which overlays the first column of the tables below means.
+const SETS: [(&str, &[&str]); 5] = [
+    ("all", &OVERLAYS),
+    ("network", &["vxlan", "host-gw", "cni-only"]),
+    ("proxy", &["vxlan", "host-gw", "proxy-only"]),
+    ("either", &["vxlan", "host-gw", "proxy-only", "cni-only"]),
+    ("dns", &["vxlan", "host-gw", "dns-only"]),
 ];
+
+/// Rights over the API: overlays, role, resource, verbs, and what for.
+const RIGHTS: &str = "
+all     | causeway-node         | services                         | list watch   | what is served
+all     | causeway-node         | namespaces                       | list watch   | names in them exist, DNS says so
+all     | causeway-node         | endpointslices.discovery.k8s.io  | list watch   | by whom it is served
+all     | causeway-node         | nodes                            | list watch   | zones, addresses, subnets of all nodes
+all     | causeway-node         | servicecidrs.networking.k8s.io   | list watch   | addresses that no Service has
+all     | causeway-node         | events                           | create patch | says what is not served
+network | causeway-node-network | nodes/status                     | patch        | annotations, NetworkUnavailable
+";
 
 /// Capabilities: overlays, container, capability, and what for.
-const CAPABILITIES: [(&[&str], &str, &str, &str); 3] = [
-    (
-        &OVERLAYS,
-        "agent",
-        "NET_ADMIN",
-        "links, routes, rules, settings below net/",
-    ),
-    (
-        &PROXIES,
-        "agent",
-        "SYS_ADMIN",
-        "BPF programs by id, pods' network namespaces",
-    ),
-    (&SERVERS, "dns", "NET_BIND_SERVICE", "port 53"),
-];
+const CAPABILITIES: &str = "
+all   | agent | NET_ADMIN        | links, routes, rules, settings below net/
+proxy | agent | SYS_ADMIN        | BPF programs by id, pods' network namespaces
+dns   | dns   | NET_BIND_SERVICE | port 53
+";
 
-const PROXIES: [&str; 3] = ["vxlan", "host-gw", "proxy-only"];
-const NETWORKS: [&str; 3] = ["vxlan", "host-gw", "cni-only"];
-const NAMESPACES: [&str; 4] = ["vxlan", "host-gw", "proxy-only", "cni-only"];
-const SERVERS: [&str; 3] = ["vxlan", "host-gw", "dns-only"];
+/// Paths of the node: overlays, container, path, whether it is writable there, and what for.
+const PATHS: &str = "
+all     | agent       | /var/lib/causeway/node | rw | pods' addresses outlive it
+all     | agent       | /run/causeway          | rw | its sockets
+all     | agent       | /proc/sys/net          | rw | settings: the container's own are read-only
+proxy   | agent       | /sys/fs/bpf            | rw | pins outlive it
+proxy   | agent       | /sys/fs/cgroup         | ro | where the socket hook is attached
+either  | agent       | /run/netns             | ro | pods' network namespaces
+network | agent       | /etc/cni/net.d         | rw | the plugin's configuration
+network | agent       | /run/flannel           | rw | subnet.env
+network | install-cni | /opt/cni/bin           | rw | the plugin
+dns     | dns         | /run/causeway/dns      | ro | the agent's feed, and no other socket
+dns     | dns         | /var/lib/causeway/dns  | rw | the last good snapshot
+";
 
-/// Paths of the node: overlays, container, path, whether it writes there, and what for.
-const PATHS: [(&[&str], &str, &str, bool, &str); 11] = [
-    (
-        &OVERLAYS,
-        "agent",
-        "/var/lib/causeway/node",
-        true,
-        "pods' addresses outlive it",
-    ),
-    (&OVERLAYS, "agent", "/run/causeway", true, "its sockets"),
-    (
-        &OVERLAYS,
-        "agent",
-        "/proc/sys/net",
-        true,
-        "settings: the container's own are read-only",
-    ),
-    (&PROXIES, "agent", "/sys/fs/bpf", true, "pins outlive it"),
-    (
-        &PROXIES,
-        "agent",
-        "/sys/fs/cgroup",
-        false,
-        "where the socket hook is attached",
-    ),
-    (
-        &NAMESPACES,
-        "agent",
-        "/run/netns",
-        false,
-        "pods' network namespaces",
-    ),
-    (
-        &NETWORKS,
-        "agent",
-        "/etc/cni/net.d",
-        true,
-        "the plugin's configuration",
-    ),
-    (&NETWORKS, "agent", "/run/flannel", true, "subnet.env"),
-    (&NETWORKS, "install-cni", "/opt/cni/bin", true, "the plugin"),
-    (
-        &SERVERS,
-        "dns",
-        "/run/causeway/dns",
-        false,
-        "the agent's feed, and no other socket",
-    ),
-    (
-        &SERVERS,
-        "dns",
-        "/var/lib/causeway/dns",
-        true,
-        "the last good snapshot",
-    ),
-];
+/// The rows of a table for an overlay, without their reasons, each as words between blanks.
+fn rows(table: &str, overlay: &str) -> BTreeSet<String> {
+    let mut rows = BTreeSet::new();
+    for line in table.lines().filter(|line| !line.is_empty()) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [set, cells @ .., reason] = cells.as_slice() else {
+            panic!("not a row: {line}");
+        };
+        assert!(!reason.is_empty(), "without a reason: {line}");
+        let (_, overlays) = SETS.iter().find(|(name, _)| name == set).expect(line);
+        if overlays.contains(&overlay) {
+            rows.insert(cells.join(" "));
+        }
+    }
+    rows
+}
 
 fn overlay(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -273,7 +193,9 @@ fn rights_over_the_api_are_those_that_have_a_reason() {
             for rule in role.rules.iter().flatten() {
                 for group in rule.api_groups.iter().flatten() {
                     for resource in rule.resources.iter().flatten() {
-                        found.insert((of.clone(), group.clone(), resource.clone(), rule.verbs.join(" ")));
+                        let full = format!("{resource}.{group}");
+                        let verbs = rule.verbs.join(" ");
+                        found.insert(format!("{of} {} {verbs}", full.trim_end_matches('.')));
                     }
                 }
                 assert_eq!(
@@ -283,16 +205,7 @@ fn rights_over_the_api_are_those_that_have_a_reason() {
                 );
             }
         }
-        let rows = RIGHTS.iter().filter(|row| row.0.contains(&name));
-        let wanted = rows.map(|row| {
-            (
-                row.1.to_owned(),
-                row.2.to_owned(),
-                row.3.to_owned(),
-                row.4.to_owned(),
-            )
-        });
-        assert_eq!(found, wanted.collect(), "{name}");
+        assert_eq!(found, rows(RIGHTS, name), "{name}");
 
         let bindings: Vec<ClusterRoleBinding> = of_kind(&objects(name), "ClusterRoleBinding");
         let bound = bindings.iter().map(|binding| {
@@ -346,12 +259,10 @@ fn capabilities_are_those_that_have_a_reason_and_nothing_is_privileged() {
                     container.name
                 );
                 let added = capabilities.add.into_iter().flatten();
-                found.extend(added.map(|capability| (container.name.clone(), capability)));
+                found.extend(added.map(|capability| format!("{} {capability}", container.name)));
             }
         }
-        let rows = CAPABILITIES.iter().filter(|row| row.0.contains(&name));
-        let wanted = rows.map(|row| (row.1.to_owned(), row.2.to_owned()));
-        assert_eq!(found, wanted.collect(), "{name}");
+        assert_eq!(found, rows(CAPABILITIES, name), "{name}");
     }
 }
 
@@ -366,15 +277,13 @@ fn paths_of_the_node_are_those_that_have_a_reason() {
                     let volume = volumes.find(|volume| volume.name == mount.name);
                     let volume = volume.unwrap_or_else(|| panic!("{name}: no volume {}", mount.name));
                     if let Some(host) = &volume.host_path {
-                        let writes = mount.read_only != Some(true);
-                        found.insert((container.name.clone(), host.path.clone(), writes));
+                        let access = if mount.read_only == Some(true) { "ro" } else { "rw" };
+                        found.insert(format!("{} {} {access}", container.name, host.path));
                     }
                 }
             }
         }
-        let rows = PATHS.iter().filter(|row| row.0.contains(&name));
-        let wanted = rows.map(|row| (row.1.to_owned(), row.2.to_owned(), row.3));
-        assert_eq!(found, wanted.collect(), "{name}");
+        assert_eq!(found, rows(PATHS, name), "{name}");
     }
 }
 
