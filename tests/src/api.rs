@@ -70,6 +70,14 @@ impl Api {
         self.request("PATCH", path, "application/merge-patch+json", patch)
     }
 
+    /// Changes an object by a strategic merge patch: lists are merged by their elements' keys.
+    ///
+    /// # Errors
+    /// As [`Api::read`].
+    pub fn merge(&self, path: &str, patch: &Value) -> anyhow::Result<Value> {
+        self.request("PATCH", path, "application/strategic-merge-patch+json", patch)
+    }
+
     /// Replaces an object.
     ///
     /// # Errors

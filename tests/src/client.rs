@@ -345,8 +345,8 @@ impl Client {
         let seen = wait::until_value(
             &what,
             self.deadline,
-            observe,
-            |seen: &anyhow::Result<Vec<Outcome>>| seen.as_ref().is_ok_and(|outcomes| good(outcomes)),
+            || observe().map_err(|error: anyhow::Error| format!("{error:#}")),
+            |seen| seen.as_ref().is_ok_and(|outcomes| good(outcomes)),
         );
         seen.unwrap_or_default()
     }

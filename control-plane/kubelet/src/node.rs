@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -136,8 +136,7 @@ impl NodeKeeper {
 
     async fn write_status(&self, known: &Node) -> kube::Result<Node> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let status = self.status(known.status.as_ref());
-        let patch = Patch::Strategic(json!({ "status": status }));
+        let patch = Patch::Strategic(status_patch(&self.status(known.status.as_ref())));
         api.patch_status(&self.config.node_name, &PatchParams::default(), &patch)
             .await
     }
@@ -216,6 +215,16 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, St
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", LEASE_PERIOD.as_secs())),
     }
+}
+
+/// A strategic merge patch to this status. Addresses are merged by their types: of two InternalIPs, one for each version of
+/// IP, the second one would be written over the first, so the list is replaced as a whole.
+fn status_patch(status: &NodeStatus) -> Value {
+    let mut patch = json!({ "status": status });
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(json!({ "$patch": "replace" }));
+    }
+    patch
 }
 
 fn address(type_: &str, address: String) -> NodeAddress {
@@ -325,5 +334,25 @@ pub(crate) fn go_architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_addresses_of_a_node_survive_a_merge_by_type() {
+        let both = ["172.30.0.11", "fd00:172:30::b"].map(|ip| address("InternalIP", ip.to_owned()));
+        let status = NodeStatus {
+            addresses: Some(both.to_vec()),
+            ..NodeStatus::default()
+        };
+        let wanted = json!([
+            { "address": "172.30.0.11", "type": "InternalIP" },
+            { "address": "fd00:172:30::b", "type": "InternalIP" },
+            { "$patch": "replace" },
+        ]);
+        assert_eq!(status_patch(&status)["status"]["addresses"], wanted);
     }
 }

@@ -292,6 +292,22 @@ pub fn no_endpoints_refuse(at: &Namespace<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Services: should be rejected for evicted pods (no endpoints exist). What ended the pod is its own deadline here.
+pub fn failed_pods_refuse(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let spec = json!({"activeDeadlineSeconds": 3, "containers": [server(HTTP, "/readyz")]});
+    let pod = at.pod("failed", 0, &spec)?;
+    // Not even where pods serve that are not ready.
+    let service = at
+        .service("nobody", &json!({"publishNotReadyAddresses": true}))?
+        .cluster_ip()?;
+    at.await_object(&pod.path, "it has failed", |pod| {
+        pod["status"]["phase"] == "Failed"
+    });
+    at.await_endpoints("nobody", &[]);
+    each(at.inside(), |client| client.await_outcome(Tcp, service, &Refused));
+    Ok(())
+}
+
 /// Services: should be possible to connect to a service via ExternalIP when the external IP is not assigned to a node
 pub fn an_external_ip_of_no_node_serves(at: &Namespace<'_>) -> anyhow::Result<()> {
     at.servers()?;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 use tests::client::How::{Tcp, Udp};
 use tests::client::Outcome::{Refused, Silent, Status};
@@ -231,5 +232,45 @@ pub fn ending_pods_talk(at: &Namespace<'_>) -> anyhow::Result<()> {
     at.pods[1].await_pods(Tcp, SocketAddr::new(ending.address, HTTP), &["ending"]);
     ending.await_pods(Tcp, stays, &["stays"]);
     ending.await_pods(Udp, SocketAddr::new(stays.ip(), HTTP + 1), &["stays"]);
+    Ok(())
+}
+
+/// The readiness gate of the case below.
+const GATE: &str = "example.com/in-turn";
+
+/// Tells a pod's gate, as its controller would.
+fn set_gate(at: &Namespace<'_>, pod: &str, open: bool) -> anyhow::Result<()> {
+    let status = if open { "True" } else { "False" };
+    let condition = json!({"type": GATE, "status": status});
+    let path = format!("{}/{pod}/status", at.collection("pods"));
+    at.api
+        .merge(&path, &json!({"status": {"conditions": [condition]}}))?;
+    Ok(())
+}
+
+/// Connectivity Pod Lifecycle: should be able to have zero downtime on a Blue Green deployment using Services and Readiness
+/// Gates
+pub fn a_pod_takes_over_without_loss(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let spec = json!({
+        "readinessGates": [{"conditionType": GATE}], "containers": [server(HTTP, "/readyz")],
+        "terminationGracePeriodSeconds": 30,
+    });
+    at.pod("blue", 0, &spec)?;
+    at.pod("green", 1, &spec)?;
+    let server = at.service("service", &json!({}))?.cluster_ip()?;
+    set_gate(at, "blue", true)?;
+    let client = &at.pods[1];
+    client.await_pods(Tcp, server, &["blue"]);
+    let lost = client.lost_while(Tcp, server, || {
+        set_gate(at, "green", true)?;
+        client.await_pods(Tcp, server, &["blue", "green"]);
+        set_gate(at, "blue", false)?;
+        client.await_pods(Tcp, server, &["green"]);
+        at.api.delete(&format!("{}/blue", at.collection("pods")), None)?;
+        at.await_gone(&format!("{}/blue", at.collection("pods")));
+        client.await_pods(Tcp, server, &["green"]);
+        Ok(())
+    })?;
+    ensure!(lost.is_empty(), "{lost:?}");
     Ok(())
 }

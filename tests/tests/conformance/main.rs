@@ -8,7 +8,8 @@
 //! Packets are sent from pods: on each node one, and one of the host's network. They run `causeway/testserver:v1`, which
 //! Causeway's kubelet brings along; another cluster needs it as an image (`causeway image build --from-binary testserver
 //! --archive FILE`, entrypoint and path `/testserver`), and `CONFORMANCE_IMAGE` says its name there. Images with other
-//! programs do not do.
+//! programs do not do. `CONFORMANCE_PATIENCE` is the seconds that a cluster may take to follow a change, 60 unless it says
+//! so.
 //!
 //! Each case has a namespace of its own, and in its documentation the name of upstream's test. Several run at once. Who is
 //! outside of the cluster is there only where the cluster is the suite's own: on others these cases are skipped, and those
@@ -379,6 +380,18 @@ const CASES: &[(&str, Needs, Case)] = &[
         "long and odd search paths",
         Nothing,
         names::long_and_odd_search_paths,
+    ),
+    ("pods that failed refuse", Nothing, basics::failed_pods_refuse),
+    (
+        "a pod takes over without loss",
+        Nodes,
+        ends::a_pod_takes_over_without_loss,
+    ),
+    ("Services may be of SCTP", Nothing, objects::may_be_of_sctp),
+    (
+        "a proxy tells of itself",
+        Nothing,
+        networking::a_proxy_tells_of_itself,
     ),
     ("pods reach pods", Nothing, networking::pods_reach_pods),
     ("nodes reach pods", Nothing, networking::nodes_reach_pods),

@@ -10,7 +10,7 @@ use tests::api::{Api, refusal};
 use tests::client::Client;
 use tests::wait;
 
-use crate::world::{SOON, World, await_address, await_answer, image, make_namespace, remove_namespace};
+use crate::world::{World, await_address, await_answer, image, make_namespace, remove_namespace, soon};
 
 /// Where a Service's server answers HTTP, and UDP on the next port.
 pub const HTTP: u16 = 8080;
@@ -116,7 +116,7 @@ impl<'a> Namespace<'a> {
     #[track_caller]
     pub fn client(&self, pod: &str) -> Client {
         let address = self.address(pod);
-        Client::by_api(&self.world.api, (&self.name, pod), (pod, address), SOON)
+        Client::by_api(&self.world.api, (&self.name, pod), (pod, address), soon())
     }
 
     /// All nodes' addresses with a port.
@@ -192,7 +192,7 @@ impl<'a> Namespace<'a> {
 
 #[track_caller]
 fn await_gone(api: &Api, path: &str) {
-    wait::until(&format!("{path} is gone"), SOON, || match api.read(path) {
+    wait::until(&format!("{path} is gone"), soon(), || match api.read(path) {
         Err(error) if refusal(&error) == Some(404) => Ok(()),
         other => Err(other),
     });

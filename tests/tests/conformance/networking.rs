@@ -8,6 +8,7 @@ use tests::client::Outcome::Refused;
 use tests::client::each;
 
 use crate::namespace::{HTTP, Namespace, SERVERS, server};
+use crate::world::await_answer;
 
 /// As upstream's case has it.
 const HOST_PORT: u16 = 54_323;
@@ -52,6 +53,25 @@ pub fn pods_see_pods(at: &Namespace<'_>) -> anyhow::Result<()> {
             client.await_seen_as(SocketAddr::new(server.address, HTTP), |saw| saw == client.address);
         }
     });
+    Ok(())
+}
+
+/// Networking: should check kube-proxy urls
+pub fn a_proxy_tells_of_itself(at: &Namespace<'_>) -> anyhow::Result<()> {
+    for host in &at.hosts {
+        for url in [
+            "http://127.0.0.1:10256/healthz",
+            "http://127.0.0.1:10249/proxyMode",
+        ] {
+            await_answer(
+                &format!("{}: {url}", host.name),
+                || host.run(&["fetch", url, "--body"]),
+                |printed| {
+                    printed.contains(" 200 ") && printed.lines().nth(1).is_some_and(|body| !body.is_empty())
+                },
+            );
+        }
+    }
     Ok(())
 }
 

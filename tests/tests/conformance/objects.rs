@@ -1,18 +1,20 @@
 //! Services as objects of the API, and how soon one that is made has its endpoints.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tests::api::is_refused;
-use tests::client::How::Tcp;
 use tests::{client::each, wait};
 
-use crate::namespace::{HTTP, Namespace};
-use crate::world::{SOON, await_answer};
+use crate::namespace::{HTTP, Namespace, server};
+use crate::world::{await_answer, soon};
 
-/// So many Services tell how soon endpoints follow.
+/// So many Services tell how soon endpoints follow, in so many rows beside each other.
 const SERVICES: usize = 60;
+const ROWS: usize = 6;
 /// Upstream's bounds (`test/e2e/network/service_latency.go`); they are limits and no measurement.
 const MEDIAN: Duration = Duration::from_secs(20);
 const NEARLY_ALL: Duration = Duration::from_secs(50);
@@ -169,6 +171,21 @@ pub fn have_addresses_of_their_own(at: &Namespace<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// SCTP: should allow creating a basic SCTP service with pod and endpoints; should create a Pod with SCTP HostPort. Nothing
+/// is sent: kernels need not have sockets of SCTP.
+pub fn may_be_of_sctp(at: &Namespace<'_>) -> anyhow::Result<()> {
+    let mut container = server(HTTP, "/readyz");
+    let port = json!({"name": "sctp", "containerPort": 5060, "hostPort": 5060, "protocol": "SCTP"});
+    container["ports"] = json!([{"name": "http", "containerPort": HTTP}, port]);
+    at.pod("sctp", 0, &json!({"containers": [container]}))?;
+    let ports = json!([{"name": "sctp", "port": 5060, "targetPort": "sctp", "protocol": "SCTP"}]);
+    at.service("sctp", &json!({ "ports": ports }))?;
+    at.await_endpoints("sctp", &[(at.address("sctp"), 5060)]);
+    let slices = at.slices("sctp")?;
+    ensure!(slices[0]["ports"][0]["protocol"] == "SCTP", "{slices:?}");
+    Ok(())
+}
+
 /// Proxy: version v1: A set of valid responses are returned for both pod and service Proxy \[Conformance\]
 pub fn are_reached_by_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
     at.server("one", 0)?;
@@ -186,7 +203,7 @@ pub fn are_reached_by_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
         "services/service:80".to_owned(),
     ] {
         let path = format!("{base}/{place}/proxy/hostname");
-        let answer = wait::until(&path, SOON, || at.api.text(&path));
+        let answer = wait::until(&path, soon(), || at.api.text(&path));
         ensure!(answer.trim() == "one", "{path}: {answer}");
     }
     Ok(())
@@ -196,46 +213,42 @@ pub fn are_reached_by_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
 pub fn have_endpoints_soon(at: &Namespace<'_>) -> anyhow::Result<()> {
     at.server("one", 0)?;
     at.address("one");
-    let mut waiting = Vec::new();
-    for number in 0..SERVICES {
-        waiting.push((format!("latency-{number}"), Instant::now()));
-        at.service(&format!("latency-{number}"), &json!({}))?;
-    }
-    let mut took = Vec::new();
-    let slices = at.collection("endpointslices");
-    wait::until("endpoints of all Services", NEARLY_ALL, || {
-        let list = at.api.read(&slices)?;
-        let full = |slice: &&Value| {
-            slice["endpoints"]
-                .as_array()
-                .is_some_and(|endpoints| !endpoints.is_empty())
-        };
-        let done: Vec<_> = list["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(full)
-            .collect();
-        waiting.retain(|(name, began)| {
-            let is_it =
-                |slice: &&Value| slice["metadata"]["labels"]["kubernetes.io/service-name"] == name.as_str();
-            let is_done = done.iter().any(is_it);
-            if is_done {
-                took.push(began.elapsed());
-            }
-            !is_done
+    // Several at once, each of which tells of one Service after the other.
+    let mut took: Vec<Duration> = thread::scope(|scope| {
+        let rows = (0..ROWS).map(|row| {
+            scope.spawn(move || {
+                (0..SERVICES / ROWS)
+                    .map(|n| until_endpoints(at, row, n))
+                    .collect()
+            })
         });
-        ensure!(waiting.is_empty(), "{} without", waiting.len());
-        Ok(())
-    });
+        let rows: Vec<_> = rows.collect();
+        let rows = rows
+            .into_iter()
+            .map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        rows.collect::<anyhow::Result<Vec<Vec<_>>>>()
+    })?
+    .concat();
     took.sort();
     let (median, nearly_all) = (took[took.len() / 2], took[took.len() * 99 / 100]);
-    println!("endpoints of {SERVICES} Services: p50 {median:?}, p99 {nearly_all:?}");
+    println!(
+        "endpoints of {} Services: p50 {median:?}, p99 {nearly_all:?}",
+        took.len()
+    );
     ensure!(median <= MEDIAN && nearly_all <= NEARLY_ALL, "{took:?}");
-    let last = at
-        .api
-        .read(&format!("{}/latency-{}", at.collection("services"), SERVICES - 1))?;
-    let address = last["spec"]["clusterIP"].as_str().context("clusterIP")?.parse()?;
-    at.pods[1].await_pods(Tcp, std::net::SocketAddr::new(address, 80), &["one"]);
     Ok(())
+}
+
+/// Makes a Service, and tells how long it was without endpoints.
+fn until_endpoints(at: &Namespace<'_>, row: usize, number: usize) -> anyhow::Result<Duration> {
+    let name = format!("latency-{row}-{number}");
+    let began = Instant::now();
+    at.service(&name, &json!({}))?;
+    let has_endpoints = |slice: &Value| slice["endpoints"].as_array().is_some_and(|all| !all.is_empty());
+    await_answer(
+        &format!("{name} has endpoints"),
+        || at.slices(&name),
+        |slices| slices.iter().any(has_endpoints),
+    );
+    Ok(began.elapsed())
 }

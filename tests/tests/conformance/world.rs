@@ -17,8 +17,10 @@ use tests::process::copy_program;
 use tests::route::{self, Route};
 use tests::wait;
 
-/// What clusters may take to follow a change, as upstream's suite has it for endpoints, twice.
-pub const SOON: Duration = Duration::from_secs(60);
+/// What clusters may take to follow a change unless [`PATIENCE`] says so: what upstream's suite has for endpoints, twice.
+const SOON: Duration = Duration::from_secs(60);
+/// Seconds that the cluster may take to follow a change.
+const PATIENCE: &str = "CONFORMANCE_PATIENCE";
 /// The host's address on the nodes' network: who is outside comes from it.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 /// Clusters whose nodes cannot fetch Causeway's image may have it by another name.
@@ -77,7 +79,7 @@ impl World {
         let cluster = Cluster::up(&state_dir, &["--allow-external-ips"])?;
         let api = Arc::new(Api::open(&cluster.kubeconfig())?);
         let usable = || usable_nodes(&api).map_or(0, |nodes| nodes.len());
-        wait::until_value("nodes that take pods", SOON, usable, |count| *count == NODES);
+        wait::until_value("nodes that take pods", soon(), usable, |count| *count == NODES);
         for (node, zone) in [("node-1", "near"), ("node-2", "near"), ("node-3", "far")] {
             let label = json!({"metadata": {"labels": {ZONE: zone}}});
             api.patch(&format!("/api/v1/nodes/{node}"), &label)?;
@@ -91,7 +93,7 @@ impl World {
         let uid = pod["metadata"]["uid"].as_str().context("uid")?;
         let process = process_of(uid).context("the pod has no process")?;
         copy_program(Path::new(&format!("/proc/{process}/exe")), &program)?;
-        world.outside = Some(Client::outside(OUTSIDE.into(), &program).patient(SOON));
+        world.outside = Some(Client::outside(OUTSIDE.into(), &program).patient(soon()));
         world.own = Some(Own {
             cluster,
             _unserved: route::unserved()?,
@@ -119,7 +121,7 @@ impl World {
             let pod = format!("{name}-{number}");
             let address = await_address(&api, &namespace, &pod);
             let name = format!("{pod} on {}", nodes[number - 1].name);
-            Client::by_api(&api, (&namespace, &pod), (&name, address), SOON)
+            Client::by_api(&api, (&namespace, &pod), (&name, address), soon())
         };
         let pods = (1..=nodes.len()).map(|number| client("pod", number)).collect();
         let hosts = (1..=nodes.len()).map(|number| client("host", number)).collect();
@@ -166,6 +168,14 @@ impl Drop for World {
     }
 }
 
+/// What the cluster may take to follow a change.
+pub fn soon() -> Duration {
+    let seconds = std::env::var(PATIENCE)
+        .ok()
+        .and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(SOON, Duration::from_secs)
+}
+
 /// The image of all pods.
 pub fn image() -> String {
     std::env::var(IMAGE).unwrap_or_else(|_| "causeway/testserver:v1".to_owned())
@@ -210,7 +220,7 @@ pub fn make_namespace(api: &Api) -> anyhow::Result<String> {
     let name = made["metadata"]["name"].as_str().context("name")?;
     // Pods are refused before their account is there.
     let account = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
-    wait::until(&account, SOON, || api.read(&account));
+    wait::until(&account, soon(), || api.read(&account));
     Ok(name.to_owned())
 }
 
@@ -232,25 +242,26 @@ pub fn await_answer<T: Debug>(
     mut ask: impl FnMut() -> anyhow::Result<T>,
     good: impl Fn(&T) -> bool,
 ) -> T {
-    wait::until(what, SOON, || {
-        let answer = ask()?;
-        ensure!(good(&answer), "{answer:?}");
-        Ok(answer)
+    wait::until(what, soon(), || match ask() {
+        Ok(answer) if good(&answer) => Ok(answer),
+        Ok(answer) => Err(format!("{answer:?}")),
+        Err(error) => Err(format!("{error:#}")),
     })
 }
 
 /// Waits until a pod is ready, and tells its address.
 #[track_caller]
 pub fn await_address(api: &Api, namespace: &str, pod: &str) -> IpAddr {
-    wait::until(&format!("{namespace}/{pod} is ready"), SOON, || {
-        let pod = api.read(&format!("/api/v1/namespaces/{namespace}/pods/{pod}"))?;
-        let conditions = pod["status"]["conditions"].as_array();
-        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-        ensure!(
-            conditions.is_some_and(|all| all.iter().any(is_ready)),
-            "{}",
-            pod["status"]
-        );
-        Ok(pod["status"]["podIP"].as_str().context("podIP")?.parse()?)
-    })
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
+    let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    let pod = await_answer(
+        &format!("{namespace}/{pod} is ready"),
+        || api.read(&path),
+        |pod| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(is_ready))
+        },
+    );
+    let address = pod["status"]["podIP"].as_str().and_then(|text| text.parse().ok());
+    address.expect("a ready pod has an address")
 }
