@@ -3,8 +3,6 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # As setup.sh: cargo's own directory, and that of nft and its like, are often not on root's PATH.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
-# Tests bring up clusters of their own: the one that somebody works with is left alone.
-unexport KUBECONFIG
 BIN := target/debug
 STATE_DIR ?= /var/lib/causeway
 # The folder of the sources is in no program.

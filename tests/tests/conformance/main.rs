@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! cargo test -p tests --test conformance                            a cluster of its own, taken down at the end
-//! KUBECONFIG=… cargo test -p tests --test conformance               the current context's
-//! KUBECONFIG=… CONFORMANCE_IMAGE=… cargo test -p tests --test conformance
+//! CONFORMANCE_KUBECONFIG=… cargo test -p tests --test conformance   the current context's
 //! ```
 //! Packets are sent from pods: on each node one, and one of the host's network. They run `causeway/testserver:v1`, which
 //! Causeway's kubelet brings along; another cluster needs it as an image (`causeway image build --from-binary testserver
@@ -430,7 +429,7 @@ impl Needs {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(AT_ONCE);
-    let kubeconfig = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty());
+    let kubeconfig = std::env::var_os("CONFORMANCE_KUBECONFIG").filter(|path| !path.is_empty());
     let runnable = kubeconfig.is_some() || tests::privileged("[sig-network] on a cluster of its own");
     if arguments.list || !runnable {
         let trials = CASES

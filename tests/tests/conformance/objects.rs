@@ -1,5 +1,6 @@
 //! Services as objects of the API, and how soon one that is made has its endpoints.
 
+use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,13 +31,24 @@ pub fn of_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
         "{service}"
     );
     let address = service["spec"]["clusterIP"].as_str().context("clusterIP")?;
-    // What it leads to speaks TLS, so that plain HTTP gets an answer that is no success.
-    let url = format!("http://{address}:443/");
+    let endpoints = at.api.read("/api/v1/namespaces/default/endpoints/kubernetes")?;
+    let subset = &endpoints["subsets"][0];
+    let server = subset["addresses"][0]["ip"].as_str().context("an endpoint")?;
+    let port = subset["ports"][0]["port"].as_u64().context("its port")?;
+    // The server speaks TLS: what it says to plain HTTP is no success, but its own.
+    let url = |address: &str, port: u64| {
+        let socket = SocketAddr::new(address.parse()?, u16::try_from(port)?);
+        anyhow::Ok(format!("http://{socket}/"))
+    };
+    let urls = [url(address, 443)?, url(server, port)?];
     each(at.inside(), |client| {
         await_answer(
-            &format!("{}: somebody answers at {url}", client.name),
-            || client.run(&["fetch", &url]),
-            |printed| is_answered(printed),
+            &format!("{}: {} is answered as {}", client.name, urls[0], urls[1]),
+            || {
+                let [service, endpoint] = urls.each_ref().map(|url| client.run(&["fetch", url]));
+                anyhow::Ok((service?, endpoint?))
+            },
+            |(service, endpoint)| is_answered(endpoint) && service == endpoint,
         );
     });
     Ok(())

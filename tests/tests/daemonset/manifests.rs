@@ -40,6 +40,7 @@ all     | causeway-node         | nodes                            | list watch 
 all     | causeway-node         | servicecidrs.networking.k8s.io   | list watch   | addresses that no Service has
 all     | causeway-node         | events                           | create patch | says what is not served
 network | causeway-node-network | nodes/status                     | patch        | annotations, NetworkUnavailable
+network | causeway-node-network | networkpolicies.networking.k8s.io | list watch  | says that nobody enforces them
 ";
 
 /// Capabilities: overlays, container, capability, and what for.
@@ -87,18 +88,23 @@ fn overlay(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn rendered_by(kubectl: &Path, name: &str) -> String {
-    let output = Command::new(kubectl).arg("kustomize").arg(overlay(name)).output();
+fn rendered_by(kubectl: &Path, overlay: &Path) -> String {
+    let output = Command::new(kubectl).arg("kustomize").arg(overlay).output();
     let output = output.expect("kubectl can be started");
-    assert!(output.status.success(), "{name}: {}", everything(&output));
+    assert!(output.status.success(), "{overlay:?}: {}", everything(&output));
     String::from_utf8(output.stdout).expect("YAML is text")
 }
 
-/// The objects of an overlay, by the first kubectl that is new enough.
+/// The objects of an overlay.
 fn objects(name: &str) -> Vec<Value> {
+    objects_at(&overlay(name))
+}
+
+/// The same by the overlay's directory, by the first kubectl that is new enough.
+fn objects_at(overlay: &Path) -> Vec<Value> {
     let mut kubectls = kubectl::all().iter();
     let kubectl = kubectls.find(|kubectl| kubectl.minor >= OLDEST_KUBECTL);
-    let text = rendered_by(&kubectl.expect("a kubectl with kustomize 5").program, name);
+    let text = rendered_by(&kubectl.expect("a kubectl with kustomize 5").program, overlay);
     let documents = serde_yaml_ng::Deserializer::from_str(&text);
     documents
         .map(|document| Value::deserialize(document).expect("YAML"))
@@ -144,8 +150,12 @@ fn every_kubectl_renders_the_same() {
             continue;
         }
         for name in OVERLAYS {
-            let on_path = rendered_by(&kubectl::all()[0].program, name);
-            assert_eq!(rendered_by(&kubectl.program, name), on_path, "{kubectl} {name}");
+            let on_path = rendered_by(&kubectl::all()[0].program, &overlay(name));
+            assert_eq!(
+                rendered_by(&kubectl.program, &overlay(name)),
+                on_path,
+                "{kubectl} {name}"
+            );
         }
     }
 }
@@ -183,28 +193,52 @@ fn containers(pod: &PodSpec) -> impl Iterator<Item = &Container> {
     pod.init_containers.iter().flatten().chain(&pod.containers)
 }
 
+/// `role resource.group verbs`, as in the table of rights.
+fn granted(roles: &[ClusterRole]) -> BTreeSet<String> {
+    let mut granted = BTreeSet::new();
+    for role in roles {
+        let of = role.metadata.name.clone().unwrap_or_default();
+        for rule in role.rules.iter().flatten() {
+            for group in rule.api_groups.iter().flatten() {
+                for resource in rule.resources.iter().flatten() {
+                    let full = format!("{resource}.{group}");
+                    let verbs = rule.verbs.join(" ");
+                    granted.insert(format!("{of} {} {verbs}", full.trim_end_matches('.')));
+                }
+            }
+            assert_eq!(
+                (&rule.non_resource_urls, &rule.resource_names),
+                (&None, &None),
+                "{of}"
+            );
+        }
+    }
+    granted
+}
+
+#[test]
+fn a_startup_taint_costs_one_right_more() {
+    let directory = Directory::new("startup-taint");
+    // kustomize takes no absolute paths.
+    let depth = directory.path().components().count() - 1;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
+    let deploy = deploy.canonicalize().expect("there");
+    let deploy = format!("{}{}", "../".repeat(depth), deploy.display()).replace("//", "/");
+    let _ = directory.write(
+        "kustomization.yaml",
+        &format!("resources: [{deploy}/overlays/vxlan]\ncomponents: [{deploy}/components/startup-taint]\n"),
+    );
+    let roles: Vec<ClusterRole> = of_kind(&objects_at(directory.path()), "ClusterRole");
+    let mut expected = rows(RIGHTS, "vxlan");
+    expected.insert("causeway-node-startup-taint nodes patch".to_owned());
+    assert_eq!(granted(&roles), expected);
+}
+
 #[test]
 fn rights_over_the_api_are_those_that_have_a_reason() {
     for name in OVERLAYS {
         let roles: Vec<ClusterRole> = of_kind(&objects(name), "ClusterRole");
-        let mut found = BTreeSet::new();
-        for role in &roles {
-            let of = role.metadata.name.clone().unwrap_or_default();
-            for rule in role.rules.iter().flatten() {
-                for group in rule.api_groups.iter().flatten() {
-                    for resource in rule.resources.iter().flatten() {
-                        let full = format!("{resource}.{group}");
-                        let verbs = rule.verbs.join(" ");
-                        found.insert(format!("{of} {} {verbs}", full.trim_end_matches('.')));
-                    }
-                }
-                assert_eq!(
-                    (&rule.non_resource_urls, &rule.resource_names),
-                    (&None, &None),
-                    "{of}"
-                );
-            }
-        }
+        let found = granted(&roles);
         assert_eq!(found, rows(RIGHTS, name), "{name}");
 
         let bindings: Vec<ClusterRoleBinding> = of_kind(&objects(name), "ClusterRoleBinding");
