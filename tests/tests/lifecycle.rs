@@ -206,7 +206,7 @@ fn up_refuses() -> anyhow::Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port().to_string();
     let address = format!("port {port} on 127.0.0.1: Address already in use");
-    let rows: [(&[&str], &str); 7] = [
+    let rows: [(&[&str], &str); 9] = [
         (&["--nodes", "0"], "--nodes 0: from 1 to 64"),
         (&["--nodes", "many"], "invalid value 'many'"),
         (
@@ -224,6 +224,14 @@ fn up_refuses() -> anyhow::Result<()> {
                 "127.0.0.0/16",
             ],
             "overlaps",
+        ),
+        (
+            &["--kubernetes-version", "1.26"],
+            "\"1.26\" is no version that can be served: 1.27 to 1.33",
+        ),
+        (
+            &["--feature-gates", "WatchLists=false"],
+            "\"WatchLists\" is no feature that can be switched: WatchList,",
         ),
         (&["--etcd", "localhost:2379"], "expected a URL"),
         (&["--etcd-ca", "/nowhere"], "go with --etcd"),
