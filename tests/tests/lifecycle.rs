@@ -1,5 +1,8 @@
 //! `causeway up` and `down` as such: what they refuse, what they leave behind, and what they make of a crash.
 
+#[path = "lifecycle/older_apis.rs"]
+mod older_apis;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
@@ -23,6 +26,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("only_root_can_bring_a_cluster_up", only_root),
     ("down_leaves_nothing_behind", down_leaves_nothing),
     ("up_after_a_crash_cleans_up_first", up_after_a_crash),
+    (
+        "agents_follow_an_api_server_that_becomes_older_and_newer",
+        older_apis,
+    ),
     (
         "down_without_a_cluster_is_no_error_and_status_says_so",
         nothing_is_up,
@@ -188,6 +195,11 @@ fn up_after_a_crash() -> anyhow::Result<()> {
     let down = cluster.causeway("down", &[])?;
     ensure!(down.status.success(), "{}", everything(&down));
     ensure_unchanged(&before)
+}
+
+fn older_apis() -> anyhow::Result<()> {
+    let cluster = Cluster::up(&state_dir(), &["--nodes", "1"])?;
+    older_apis::agents_follow(&cluster).inspect_err(|_| cluster.print_logs())
 }
 
 fn supervisor_pid() -> anyhow::Result<i32> {
