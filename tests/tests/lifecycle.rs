@@ -2,6 +2,8 @@
 
 #[path = "lifecycle/external_etcd.rs"]
 mod external_etcd;
+#[path = "lifecycle/older_apis.rs"]
+mod older_apis;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,6 +32,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         external_etcd::a_cluster_on_an_external_etcd,
     ),
     ("up_after_a_crash_cleans_up_first", up_after_a_crash),
+    (
+        "agents_follow_an_api_server_that_becomes_older_and_newer",
+        older_apis,
+    ),
     (
         "down_without_a_cluster_is_no_error_and_status_says_so",
         nothing_is_up,
@@ -197,6 +203,11 @@ fn up_after_a_crash() -> anyhow::Result<()> {
     ensure_unchanged(&before)
 }
 
+fn older_apis() -> anyhow::Result<()> {
+    let cluster = Cluster::up(&state_dir(), &["--nodes", "1"])?;
+    older_apis::agents_follow(&cluster).inspect_err(|_| cluster.print_logs())
+}
+
 fn supervisor_pid() -> anyhow::Result<i32> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -213,7 +224,7 @@ fn up_refuses() -> anyhow::Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port().to_string();
     let address = format!("port {port} on 127.0.0.1: Address already in use");
-    let rows: [(&[&str], &str); 7] = [
+    let rows: [(&[&str], &str); 9] = [
         (&["--nodes", "0"], "--nodes 0: from 1 to 64"),
         (&["--nodes", "many"], "invalid value 'many'"),
         (
@@ -231,6 +242,14 @@ fn up_refuses() -> anyhow::Result<()> {
                 "127.0.0.0/16",
             ],
             "overlaps",
+        ),
+        (
+            &["--kubernetes-version", "1.26"],
+            "\"1.26\" is no version that can be served: 1.27 to 1.33",
+        ),
+        (
+            &["--feature-gates", "WatchLists=false"],
+            "\"WatchLists\" is no feature that can be switched: WatchList,",
         ),
         (&["--etcd", "localhost:2379"], "expected a URL"),
         (&["--etcd-ca", "/nowhere"], "go with --etcd"),

@@ -203,7 +203,8 @@ impl<F: Fn() -> bool> Follower<F> {
         }
         self.last_error = Some(Instant::now());
         let not_before = match Verdict::of(error) {
-            Verdict::NoStreaming if self.listing && self.strategy == Strategy::Streaming => {
+            // Also where it had them before: 1.33 has them off that 1.32 has on.
+            Verdict::NoStreaming if self.strategy == Strategy::Streaming => {
                 return Some(Left::NoStreaming);
             }
             Verdict::BadCredentials => return Some(Left::Ended(Ended::Credentials)),
@@ -254,7 +255,7 @@ enum Verdict {
     TryAgain { not_before: Duration },
     /// The history that we stood in is compacted away (410 Gone).
     ListAgain,
-    /// The server refuses the request itself: before the first complete list that means streaming lists.
+    /// The server refuses the request itself: where streaming lists are asked for it means those.
     NoStreaming,
     /// 401.
     BadCredentials,

@@ -83,3 +83,15 @@ async fn every_server_is_listed_followed_and_listed_again() {
     ];
     futures::future::join_all(rows.map(|(server, behave)| check(server, behave))).await;
 }
+
+#[tokio::test]
+async fn a_server_that_has_no_streaming_lists_any_more_is_listed_by_pages() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    bench
+        .api
+        .behave(|server| server.streaming_lists = StreamingLists::Refused);
+    bench.api.compact();
+    bench.api.put(service("c", 80));
+    bench.until_services(&["a", "b", "c"]).await;
+}
