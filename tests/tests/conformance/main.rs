@@ -12,11 +12,12 @@
 //!
 //! Each case has a namespace of its own, and in its documentation the name of upstream's test. Several run at once. Who is
 //! outside of the cluster is there only where the cluster is the suite's own: on others these cases are skipped, and those
-//! that need more nodes or zones than there are.
+//! that need more nodes, zones or versions of IP than there are.
 
 mod affinity;
 mod basics;
 mod ends;
+mod families;
 mod names;
 mod namespace;
 mod networking;
@@ -45,9 +46,11 @@ enum Needs {
     Zones,
     /// Somebody who is no part of the cluster, and three nodes.
     Outside,
+    /// Three nodes whose pods have addresses of both versions of IP.
+    Families,
 }
 
-use Needs::{Nodes, Nothing, Outside, Zones};
+use Needs::{Families, Nodes, Nothing, Outside, Zones};
 
 type Case = fn(&Namespace<'_>) -> anyhow::Result<()>;
 
@@ -392,6 +395,17 @@ const CASES: &[(&str, Needs, Case)] = &[
         Nothing,
         networking::a_proxy_tells_of_itself,
     ),
+    ("pods have IPv4 and IPv6", Families, families::pods_have_both),
+    (
+        "Services have the families that they say",
+        Families,
+        families::services_have_the_families_that_they_say,
+    ),
+    (
+        "the second family serves",
+        Families,
+        families::the_second_family_serves,
+    ),
     ("pods reach pods", Nothing, networking::pods_reach_pods),
     ("nodes reach pods", Nothing, networking::nodes_reach_pods),
     ("pods see pods", Nothing, networking::pods_see_pods),
@@ -418,6 +432,8 @@ impl Needs {
             Some("needs three nodes")
         } else if self == Zones && (zones.len() < 2 || zones.contains(&None)) {
             Some("needs nodes of two zones")
+        } else if self == Families && !world.has_both_families {
+            Some("needs pods with IPv4 and IPv6")
         } else if self == Outside && world.outside.is_none() {
             Some("needs somebody outside, who is there where the suite brings the cluster up")
         } else {

@@ -30,6 +30,17 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// So many nodes are used.
 const NODES: usize = 3;
 
+/// How the suite's own cluster is brought up.
+const FLAGS: [&str; 7] = [
+    "--allow-external-ips",
+    "--service-cidr",
+    "10.96.0.0/12,fd00:10:96::/112",
+    "--underlay-cidr",
+    "172.30.0.0/24,fd00:172:30::/64",
+    "--pod-cidr",
+    "10.244.0.0/16,fd00:10:244::/48",
+];
+
 /// A node that pods can be on.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -51,6 +62,8 @@ pub struct World {
     pub pods: Vec<Client>,
     /// A pod of the host's network on each: the node itself.
     pub hosts: Vec<Client>,
+    /// Whether its pods have addresses of both versions of IP.
+    pub has_both_families: bool,
     /// Who is no part of the cluster.
     pub outside: Option<Client>,
     namespace: String,
@@ -76,7 +89,7 @@ impl World {
     /// A cluster that is brought up, and taken down at the end.
     pub fn own() -> anyhow::Result<Self> {
         let state_dir = PathBuf::from(format!("/var/lib/cwt-conformance-{}", std::process::id()));
-        let cluster = Cluster::up(&state_dir, &["--allow-external-ips"])?;
+        let cluster = Cluster::up(&state_dir, &FLAGS)?;
         let api = Arc::new(Api::open(&cluster.kubeconfig())?);
         let usable = || usable_nodes(&api).map_or(0, |nodes| nodes.len());
         wait::until_value("nodes that take pods", soon(), usable, |count| *count == NODES);
@@ -125,7 +138,11 @@ impl World {
         };
         let pods = (1..=nodes.len()).map(|number| client("pod", number)).collect();
         let hosts = (1..=nodes.len()).map(|number| client("host", number)).collect();
+        let pod = api.read(&format!("{collection}/pod-1"))?;
         Ok(Self {
+            has_both_families: pod["status"]["podIPs"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2),
             pods,
             hosts,
             nodes,
