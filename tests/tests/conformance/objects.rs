@@ -48,17 +48,18 @@ pub fn of_the_api_server(at: &Namespace<'_>) -> anyhow::Result<()> {
                 let [service, endpoint] = urls.each_ref().map(|url| client.run(&["fetch", url]));
                 anyhow::Ok((service?, endpoint?))
             },
-            |(service, endpoint)| is_answered(endpoint) && service == endpoint,
+            |(service, endpoint)| answer(endpoint).is_some() && answer(service) == answer(endpoint),
         );
     });
     Ok(())
 }
 
-/// Whether a connection came to be: the server said something, or closed.
-fn is_answered(printed: &str) -> bool {
-    let line = printed.lines().next().unwrap_or_default();
+/// What `fetch` has been told, behind the time; `None` where no connection came to be.
+fn answer(printed: &str) -> Option<&str> {
+    let answer = printed.split_whitespace().nth(1)?;
     let refused = ["timed-out", "connection-refused", "unreachable", "no-route"];
-    !line.is_empty() && !refused.iter().any(|word| line.contains(word))
+    let is_refused = refused.iter().any(|word| answer.contains(word));
+    (!is_refused).then_some(answer)
 }
 
 /// Services: should find a service from listing all namespaces \[Conformance\]
