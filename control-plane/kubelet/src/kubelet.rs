@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -167,8 +168,21 @@ struct Pods {
     workers: HashMap<String, Handle>,
     adopted: BTreeMap<String, Vec<Container>>,
     listed: BTreeSet<String>,
-    orphans_removed: bool,
+    orphans: Orphans,
 }
+
+/// What an earlier kubelet left of pods that are gone.
+#[derive(PartialEq)]
+enum Orphans {
+    /// Who is gone is not known before the first list.
+    Unknown,
+    /// Some could not be removed yet.
+    Left,
+    Removed,
+}
+
+/// Pause before orphans that could not be removed are tried again.
+const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
 impl Pods {
     fn new(node: Arc<NodeContext>, adopted: Vec<Container>) -> Self {
@@ -184,7 +198,7 @@ impl Pods {
             workers: HashMap::new(),
             adopted: by_pod,
             listed: BTreeSet::new(),
-            orphans_removed: false,
+            orphans: Orphans::Unknown,
         }
     }
 
@@ -196,10 +210,17 @@ impl Pods {
         let api: Api<Pod> = Api::all(self.node.client.clone());
         let stream = watcher(api, watcher::Config::default().fields(&selector)).default_backoff();
         let mut stream = std::pin::pin!(stream);
-        while let Some(event) = next_or_shutdown(&mut stream, &shutdown).await {
-            match event {
-                Ok(event) => self.take(event).await,
-                Err(error) => tracing::warn!(%error, "watch of pods failed, trying again"),
+        let mut retry = tokio::time::interval(ORPHANS_RETRY);
+        loop {
+            tokio::select! {
+                event = next_or_shutdown(&mut stream, &shutdown) => match event {
+                    Some(Ok(event)) => self.take(event).await,
+                    Some(Err(error)) => tracing::warn!(%error, "watch of pods failed, trying again"),
+                    None => break,
+                },
+                _ = retry.tick(), if self.orphans == Orphans::Left => {
+                    self.remove_orphans().await;
+                }
             }
         }
         // Dropping the inboxes ends the workers; their containers go on.
@@ -258,8 +279,8 @@ impl Pods {
                 let _ = handle.inbox.send(Message::Gone).await;
             }
         }
-        if !self.orphans_removed {
-            self.orphans_removed = self.remove_orphans().await;
+        if self.orphans != Orphans::Removed {
+            self.remove_orphans().await;
         }
     }
 
@@ -275,9 +296,8 @@ impl Pods {
         }
     }
 
-    /// What an earlier kubelet left of pods that are gone; true when nothing is left.
-    async fn remove_orphans(&mut self) -> bool {
-        let mut clean = true;
+    async fn remove_orphans(&mut self) {
+        self.orphans = Orphans::Removed;
         let on_disk = fs::read_dir(self.node.config.state_dir.join("pods"))
             .into_iter()
             .flatten()
@@ -286,15 +306,15 @@ impl Pods {
         let uids: BTreeSet<String> = on_disk.chain(self.adopted.keys().cloned()).collect();
         for uid in uids.into_iter().filter(|uid| !self.workers.contains_key(uid)) {
             let containers = self.adopted.remove(&uid).unwrap_or_default();
-            match remove_orphan(&self.node, &uid, &containers, self).await {
-                Ok(removed) => clean &= removed,
-                Err(error) => {
-                    tracing::warn!(%error, uid, "remains of a pod not removed");
-                    clean = false;
-                }
+            let removed = remove_orphan(&self.node, &uid, &containers, self).await;
+            if let Err(error) = &removed {
+                tracing::warn!(%error, uid, "remains of a pod not removed");
+            }
+            if !removed.unwrap_or_default() {
+                self.orphans = Orphans::Left;
+                self.adopted.insert(uid, containers);
             }
         }
-        clean
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use model::{Kind, Snapshot};
 use tokio::sync::watch::Receiver;
 
@@ -20,6 +21,11 @@ pub struct FirstSync {
 }
 
 impl FirstSync {
+    /// Whether all of it has happened.
+    pub fn has_happened(&self) -> bool {
+        self.clone().await_all().now_or_never().is_some()
+    }
+
     /// Returns when all of it has happened; never where one of those that tell is gone before.
     pub async fn await_all(mut self) {
         let is_known = |snapshot: &Arc<Snapshot>| AWAITED.iter().all(|kind| snapshot.is_synced(*kind));
@@ -35,7 +41,6 @@ impl FirstSync {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
     use model::Change;
     use tokio::sync::watch;
 
@@ -55,8 +60,7 @@ mod tests {
             pods: None,
             ..all.clone()
         };
-        let has_happened = |first_sync: &FirstSync| first_sync.clone().await_all().now_or_never().is_some();
-        let states = || [has_happened(&all), has_happened(&without_network)];
+        let states = || [&all, &without_network].map(FirstSync::has_happened);
         proxy.send_replace(true);
         assert_eq!(states(), [false, false], "nothing is known of the cluster");
         snapshot.send_modify(|known| {

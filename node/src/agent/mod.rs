@@ -86,6 +86,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         status: Arc::new(ConfigStatus::new(fingerprint)),
         log_level,
     };
+    let proxy = proxy_progress(&config);
     let sources = Sources {
         config: followed,
         config_status: following.status.clone(),
@@ -95,7 +96,12 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         watches: api::Status::default(),
         policies: reported_policies(&config),
         datapath: config.proxy.datapath,
-        proxy: proxy_progress(&config),
+        first_sync: FirstSync {
+            snapshots: snapshot.clone(),
+            proxy: proxy.as_ref().map(|proxy| proxy.served.subscribe()),
+            pods: config.network.as_ref().map(|_| readiness.clone()),
+        },
+        proxy,
         fast_path: ways,
         pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
@@ -110,7 +116,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_sysctls(&mut supervisor, tunnels, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
-    start_startup_taint(&mut supervisor, &config, readiness.clone(), &sources);
+    start_startup_taint(&mut supervisor, &config, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
@@ -223,12 +229,7 @@ fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, 
     });
 }
 
-fn start_startup_taint(
-    supervisor: &mut Supervisor,
-    config: &Config,
-    pods: watch::Receiver<bool>,
-    sources: &Sources,
-) {
+fn start_startup_taint(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {
     let Some(key) = config.node.startup_taint.clone() else {
         return;
     };
@@ -237,11 +238,7 @@ fn start_startup_taint(
         key,
         snapshots: sources.snapshots.clone(),
     };
-    let first_sync = FirstSync {
-        snapshots: sources.snapshots.clone(),
-        proxy: sources.proxy.as_ref().map(|proxy| proxy.served.subscribe()),
-        pods: config.network.as_ref().map(|_| pods),
-    };
+    let first_sync = sources.first_sync.clone();
     let api = api_source(config);
     supervisor.start("startup-taint", move |part, shutdown| {
         let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());

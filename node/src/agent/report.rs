@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
+use super::first_sync::FirstSync;
 use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
@@ -63,6 +64,8 @@ pub struct Sources {
     pub sysctl_repairs: Arc<Counters>,
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
+    /// What has to be in the kernel before the agent is ready.
+    pub first_sync: FirstSync,
 }
 
 /// Answers are what they say they are.
@@ -83,6 +86,7 @@ pub async fn serve_health(sources: Sources, part: Part, shutdown: CancellationTo
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
         .with_state(sources.clone());
     serve(|config| config.health_bind, &sources, router, part, shutdown).await
 }
@@ -136,6 +140,14 @@ async fn healthz(State(sources): State<Sources>) -> Response {
 async fn livez(State(sources): State<Sources>) -> Response {
     let code = code(sources.proxy_in_time());
     sources.checks.livez.add(labels(&[("code", code.as_str())]));
+    let body = axum::Json(sources.health(sources.node_eligible()));
+    (code, NOSNIFF, body).into_response()
+}
+
+/// For whoever replaces agents one after the other: 200 once all that it is configured to serve was in the kernel, and
+/// while changes reach it in time.
+async fn readyz(State(sources): State<Sources>) -> Response {
+    let code = code(sources.first_sync.has_happened() && sources.proxy_in_time());
     let body = axum::Json(sources.health(sources.node_eligible()));
     (code, NOSNIFF, body).into_response()
 }
@@ -412,6 +424,11 @@ mod tests {
             cni_requests: Arc::default(),
             sysctl_repairs: Arc::default(),
             checks: Arc::default(),
+            first_sync: FirstSync {
+                snapshots: tokio::sync::watch::channel(Arc::default()).1,
+                proxy: None,
+                pods: None,
+            },
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Config {
     /// Default: `/var/lib/causeway/node`.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Where `/healthz` and `/livez` are served. Default: `0.0.0.0:10256`, kube-proxy's, which load balancers ask.
+    /// Where `/healthz`, `/livez` and `/readyz` are served. Default: `0.0.0.0:10256`, kube-proxy's, which load balancers ask.
     #[serde(default = "default_health_bind")]
     pub health_bind: SocketAddr,
     /// Where `/metrics` and `/proxyMode` are served. Default: `127.0.0.1:10249`, kube-proxy's.

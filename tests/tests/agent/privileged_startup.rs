@@ -51,6 +51,11 @@ fn the_startup_taint_goes_after_the_first_sync_and_whenever_it_comes_again() -> 
         "{page}"
     );
     assert_eq!(taints(&node), [KEY, "dedicated", KEY], "before the first sync");
+    let is_ok = |path| {
+        let answer = node.health(path)?;
+        anyhow::Ok(answer.lines().next().is_some_and(|line| line.contains(" 200 ")))
+    };
+    assert_eq!((is_ok("/readyz")?, is_ok("/livez")?), (false, true));
 
     node.api.behave(|behaviour| behaviour.absent = Vec::new());
     let gone = || {
@@ -62,6 +67,7 @@ fn the_startup_taint_goes_after_the_first_sync_and_whenever_it_comes_again() -> 
         )
     };
     gone();
+    assert!(is_ok("/readyz")?);
     let page = node.metrics()?;
     assert!(
         !page.contains("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 0"),
