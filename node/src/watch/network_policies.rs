@@ -176,7 +176,7 @@ impl<F: Fn(Result<(), &str>)> Watching<F> {
         self.without.get_or_insert_with(|| {
             tracing::info!(
                 error = error_text,
-                "NetworkPolicies may not be watched: nobody is told that they are not enforced"
+                "NetworkPolicies may not be listed or watched: nobody is told that they are not enforced"
             );
             Backoff::new(FIRST_RETRY, LONGEST_WITHOUT)
         })
