@@ -42,7 +42,11 @@ pub fn listen<'a>(
     listeners.collect()
 }
 
-fn bind(address: SocketAddr, own: &[SocketAddr]) -> Result<TcpListener, ServeError> {
+/// The same for one address.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn bind(address: SocketAddr, own: &[SocketAddr]) -> Result<TcpListener, ServeError> {
     let has_v6 = || serve::everywhere().iter().any(IpAddr::is_ipv6);
     let address = match address {
         // Where the kernel has no IPv6, everywhere means every IPv4 address.

@@ -110,9 +110,11 @@ The plugin is replaced as a whole: who runs it goes on. The runtime uses it once
   causeway node cleanup -o json | jq .failed
   causeway node cleanup --kube-proxy               # kube-proxy has ended, the agent serves in its place
 Exit codes: 0 = all of it is gone but for what is told as left, 1 = something could not be removed, or pods still
-run, 2 = could not run, or the agent runs. What is told as left: kernel settings, annotations of the Node, a lease
-that is reserved or that etcd does not take back. Directories that were made for files, as /run/flannel, stay too, and
-so does what is not the agent's own.")]
+run, 2 = could not run, or the agent runs. With --kube-proxy the agent may run, and 2 is also where nobody else serves
+Services, or where the chains are the agent's (proxy.datapath iptables).
+What is told as left: kernel settings, annotations of the Node, a lease that is reserved or that etcd does not take
+back, chains of iptables that may be kube-proxy's, and tables of iptables, which are everybody's. Directories that were
+made for files, as /run/flannel, stay too, and so does what is not the agent's own.")]
     Cleanup(CleanupArgs),
 }
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::agent::findings::{self, Report, Severity};
 use crate::cli::Output;
+use crate::logs::is_unsafe;
 
 /// The agent answers from memory.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -116,13 +117,13 @@ fn text(report: &Report) -> String {
     text
 }
 
-/// Errors quote what others wrote: nothing in them may drive a terminal.
+/// Errors quote what others wrote: nothing in them may drive a terminal, or turn what stands beside it.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let characters = text.chars();
     characters
         .map(|character| {
-            if character.is_control() {
+            if is_unsafe(character) {
                 char::REPLACEMENT_CHARACTER
             } else {
                 character
@@ -173,10 +174,10 @@ node-1: 1 wrong, 1 note
     #[test]
     fn nothing_that_is_quoted_drives_a_terminal() {
         let mut wrong = report(&[Severity::Wrong]);
-        wrong.findings[0].evidence = "etcd says \u{1b}[2J\nnode-1: nothing wrong".into();
+        wrong.findings[0].evidence = "etcd says \u{1b}[2J\u{202e}\nnode-1: nothing wrong".into();
         let text = render(&wrong, Output::Text);
         assert_eq!(text.lines().count(), 4, "{text}");
-        assert!(!text.contains('\u{1b}'), "{text}");
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
     }
 
     #[test]

@@ -51,6 +51,11 @@ pub fn start_with_warnings() {
     });
 }
 
+/// Panics of this process are events of its log from here on: what they say may be what others wrote.
+pub fn take_panics() {
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+}
+
 /// Logs of this process go to `writer`, each line by one write.
 pub fn start_to(logging: Logging, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) -> Level {
     let (filter, handle) = reload::Layer::new(filter(logging.level));
@@ -140,9 +145,10 @@ fn one_line(event: &str) -> Cow<'_, str> {
 }
 
 /// Control characters, and what else may break a line or turn its direction (Unicode's Bidi_Control).
-fn is_unsafe(c: char) -> bool {
+#[must_use]
+pub fn is_unsafe(c: char) -> bool {
     let is_bidi_control =
-        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_bidi_control || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
@@ -179,8 +185,7 @@ mod tests {
     }
 
     /// A name that would make a line of its own, clear the screen and turn the rest of the line.
-    const EVIL: &str =
-        "web\n2026-01-01T00:00:00Z ERROR causeway: all is lost\r\u{1b}[2J\u{9b}31m\u{202e}\u{2028}\u{7f}\"\\";
+    const EVIL: &str = "web\n2026-01-01T00:00:00Z ERROR causeway: all is lost\r\u{1b}[2J\u{9b}31m\u{202e}\u{61c}\u{2028}\u{7f}\"\\";
 
     fn written(format: LogFormat, log: impl FnOnce()) -> Vec<String> {
         let lines = Written::default();

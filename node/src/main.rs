@@ -98,6 +98,7 @@ fn run_agent(args: &NodeArgs) -> ExitCode {
         format: args.log_format.unwrap_or(config.logging.format),
         ..config.logging
     });
+    logs::take_panics();
     let loaded = Loaded {
         config,
         fingerprint,
@@ -120,7 +121,7 @@ fn run_dns(args: &DnsArgs) -> ExitCode {
     };
     logs::start_to(logging, Arc::clone(&log));
     // Who panics does not wait for standard error, either.
-    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+    logs::take_panics();
     let code = serve_dns(args);
     log.drain(LAST_LINES);
     code

@@ -1,8 +1,8 @@
 //! Takes all that the agent wrote off a node that leaves for good: `causeway node cleanup`.
 //!
 //! It holds the lock of the state directory, as an agent does. Whatever fails stops nothing else. What tells where our
-//! things are goes after them: the overlay's memory and the book of pod addresses when all of the overlay's is gone, the
-//! record of the DNS address with the address. What is left of the state, the tombstones of pods, the lock and the
+//! things are goes after them: the overlay's memory and the book of pod addresses when all of the overlay's is gone,
+//! the record of the DNS address with the address. What is left of the state, the tombstones of pods, the lock and the
 //! directories, goes last and only when nothing failed: the next try finds what it needs.
 
 use std::collections::BTreeSet;

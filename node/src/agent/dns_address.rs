@@ -1,8 +1,8 @@
 //! The address that the DNS server of this node listens on, on the node's `lo`.
 //!
 //! It is put back when somebody takes it away, at once by the kernel's events and by looking every few seconds. It
-//! stays when the agent ends. Which address we gave is kept in a file, so that a changed configuration does not leave the
-//! old one behind; one that was there already is somebody else's.
+//! stays when the agent ends. Which address we gave is kept in a file, so that a changed configuration does not leave
+//! the old one behind; one that was there already is somebody else's.
 
 use std::io;
 use std::net::IpAddr;

@@ -267,7 +267,10 @@ impl Feed {
         if answered {
             tracing::info!(%address, "this node's DNS server answers");
         } else {
-            tracing::warn!(%address, "this node's DNS server does not answer; its Service's endpoints do, if it has any");
+            tracing::warn!(
+                %address,
+                "this node's DNS server does not answer; its Service's endpoints do, if it has any"
+            );
         }
     }
 }

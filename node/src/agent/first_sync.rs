@@ -16,7 +16,7 @@ pub struct FirstSync {
     pub snapshots: Receiver<Arc<Snapshot>>,
     /// Services are in the kernel; absent where there is no proxy.
     pub proxy: Option<Receiver<bool>>,
-    /// Pods can be connected; absent where something else connects them.
+    /// Pods can be connected; absent where the agent has no pod network.
     pub pods: Option<Receiver<bool>>,
 }
 

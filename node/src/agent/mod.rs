@@ -60,12 +60,7 @@ use thread::on_thread;
 /// # Errors
 /// Only when nothing can run at all: failures of parts are theirs.
 pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Loaded {
-        config,
-        fingerprint,
-        file,
-        log_level,
-    } = loaded;
+    let config = loaded.config.clone();
     let _only_one = own_state_dir(&config.state_dir)?;
     tracing::info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "agent starts");
     let (snapshots, snapshot) = watch::channel(Arc::<Snapshot>::default());
@@ -79,13 +74,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         fast_path,
         ready,
     };
-    let (taken, followed) = watch::channel(Arc::new(config.clone()));
-    let following = Following {
-        file,
-        config: taken,
-        status: Arc::new(ConfigStatus::new(fingerprint)),
-        log_level,
-    };
+    let (following, followed) = following(loaded);
     let proxy = proxy_progress(&config);
     let sources = Sources {
         config: followed,
@@ -126,6 +115,24 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
+/// What follows the configuration's file, and what is told by it.
+fn following(loaded: Loaded) -> (Following, watch::Receiver<Arc<Config>>) {
+    let Loaded {
+        config,
+        fingerprint,
+        file,
+        log_level,
+    } = loaded;
+    let (taken, followed) = watch::channel(Arc::new(config));
+    let following = Following {
+        file,
+        config: taken,
+        status: Arc::new(ConfigStatus::new(fingerprint)),
+        log_level,
+    };
+    (following, followed)
+}
+
 /// The lock's name in the state directory.
 const LOCK: &str = "agent.lock";
 
@@ -159,10 +166,7 @@ fn start_watch(
     let (writing, node) = (source.clone(), config.node_name.clone());
     supervisor.start("events", move |part, shutdown| {
         part.works();
-        let told = move |outcome: Result<(), &str>| match outcome {
-            Ok(()) => part.works(),
-            Err(error) => part.fails(error),
-        };
+        let told = move |outcome: Result<(), &str>| part.tell(outcome);
         let write = notices
             .clone()
             .write(writing.clone(), node.clone(), told, shutdown);
@@ -203,7 +207,7 @@ fn start_sysctls(supervisor: &mut Supervisor, tunnels: watch::Receiver<Option<St
     });
 }
 
-/// Where NetworkPolicies are told of. None where something else connects pods, or enforces them.
+/// Where NetworkPolicies are told of. None where the agent has no pod network, or something else enforces them.
 fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
     let network = config.network.as_ref()?;
     let wanted = network.network_policies == config::NetworkPolicies::Report;
@@ -218,11 +222,7 @@ fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, 
     supervisor.start("network-policies", move |part, shutdown| {
         let (policies, events, api) = (policies.clone(), events.clone(), api.clone());
         async move {
-            let told = |outcome: Result<(), &str>| match outcome {
-                Ok(()) => part.works(),
-                Err(error) => part.fails(error),
-            };
-            let watch = policies.watch(&api, events, told);
+            let watch = policies.watch(&api, events, |outcome| part.tell(outcome));
             shutdown.run_until_cancelled(watch).await;
             Ok(())
         }
@@ -244,13 +244,9 @@ fn start_startup_taint(supervisor: &mut Supervisor, config: &Config, sources: &S
         let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());
         async move {
             part.works();
-            let told = |outcome: Result<(), &str>| match outcome {
-                Ok(()) => part.works(),
-                Err(error) => part.fails(error),
-            };
             let remove = async {
                 first_sync.await_all().await;
-                taint.keep_off(&api, told).await;
+                taint.keep_off(&api, |outcome| part.tell(outcome)).await;
             };
             shutdown.run_until_cancelled(remove).await;
             Ok(())
@@ -266,12 +262,8 @@ fn start_network(
     sources: &Sources,
 ) {
     let Some(network) = &config.network else {
-        if let Err(error) = ebpf::FastPath::remove(&config.proxy.pin_dir) {
-            tracing::warn!(
-                error = model::with_causes(&error),
-                "the fast path of a former pod network cannot be removed"
-            );
-        }
+        remove_fast_path(config);
+        remove_conflist(config);
         return;
     };
     let (announced, announcement) = watch::channel(None);
@@ -292,12 +284,9 @@ fn start_network(
         let api = api_source(config);
         supervisor.start("node-object", move |part, shutdown| {
             let (own, api) = (own.clone(), api.clone());
-            let told = move |outcome: Result<(), &str>| match outcome {
-                Ok(()) => part.works(),
-                Err(error) => part.fails(error),
-            };
             async move {
-                shutdown.run_until_cancelled(own.keep(&api, told)).await;
+                let keep = own.keep(&api, |outcome| part.tell(outcome));
+                shutdown.run_until_cancelled(keep).await;
                 Ok(())
             }
         });
@@ -313,12 +302,7 @@ fn start_network(
 
 fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: &Sources) {
     if !config.connects_pods() {
-        if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the container runtime still finds our conflist, which nobody serves"
-            );
-        }
+        remove_conflist(config);
         return;
     }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
@@ -326,6 +310,26 @@ fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: 
         let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
         async move { cni::serve(cni, pods.open().await?, requests, part, shutdown).await }
     });
+}
+
+/// What a former pod network left.
+fn remove_fast_path(config: &Config) {
+    if let Err(error) = ebpf::FastPath::remove(&config.proxy.pin_dir) {
+        tracing::warn!(
+            error = model::with_causes(&error),
+            "the fast path of a former pod network cannot be removed"
+        );
+    }
+}
+
+/// The one of an earlier configuration, by which pods were connected.
+fn remove_conflist(config: &Config) {
+    if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the container runtime still finds our conflist, which nobody serves"
+        );
+    }
 }
 
 /// Where the proxy tells how far it has come. None where there shall be no proxy.
@@ -363,6 +367,8 @@ fn start_proxy(
 
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
     if !config.dns.enabled {
+        remove_dns_address(&config.state_dir);
+        remove_feed_socket(&config.dns.feed_socket);
         return;
     }
     let feed = Feed {
@@ -376,7 +382,10 @@ fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Send
     supervisor.start("dns-feed", move |part, shutdown| {
         dns_feed::serve(feed.clone(), part, shutdown)
     });
-    let Some(address) = config.dns.address else { return };
+    let Some(address) = config.dns.address else {
+        remove_dns_address(&config.state_dir);
+        return;
+    };
     let state_dir = config.state_dir.clone();
     supervisor.start("dns-address", move |part, shutdown| {
         let state_dir = state_dir.clone();
@@ -384,6 +393,31 @@ fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Send
             dns_address::keep(address, &state_dir, &part, &shutdown)
         })
     });
+}
+
+/// The one that an earlier configuration gave to `lo`.
+fn remove_dns_address(state_dir: &Path) {
+    match dns_address::remove(state_dir) {
+        Ok(true) => tracing::info!("DNS address of the configuration before taken from lo"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(
+            error = format!("{error:#}"),
+            "an earlier DNS address, if there was one, stays on lo"
+        ),
+    }
+}
+
+/// The one of an agent that crashed. Another agent's, whose state is elsewhere, stays.
+fn remove_feed_socket(path: &Path) {
+    if socket::is_served(path) {
+        return;
+    }
+    if let Err(error) = socket::remove(path) {
+        tracing::warn!(
+            error = model::with_causes(&error),
+            "the DNS feed's socket, which nobody serves, stays"
+        );
+    }
 }
 
 fn start_reports(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {

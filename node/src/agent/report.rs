@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -26,8 +26,13 @@ use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
+use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
 use crate::watch::{self, NetworkPolicies};
+
+/// Delays before an address that cannot be had is tried again.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Everything that reports are made of.
 #[derive(Clone)]
@@ -103,7 +108,7 @@ pub async fn serve_metrics(sources: Sources, part: Part, shutdown: CancellationT
     serve(|config| config.metrics_bind, &sources, router, part, shutdown).await
 }
 
-/// Serves at the address that the configuration says, and at another as soon as it says another.
+/// Serves at the address that the configuration says, and at another as soon as it says another that can be had.
 async fn serve(
     address_of: impl Fn(&Config) -> SocketAddr,
     sources: &Sources,
@@ -112,16 +117,43 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut config = sources.config.clone();
+    let mut address = address_of(&config.borrow_and_update());
+    let mut listener = http::bind(address, &[])?;
     loop {
-        let address = address_of(&config.borrow_and_update());
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listen on {address}"))?;
         part.works();
-        tokio::select! {
+        (address, listener) = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            () = http::serve(listener, router.clone()) => {}
-            Ok(_) = config.wait_for(|config| address_of(config) != address) => {}
+            () = http::serve(listener, router.clone()) => return Ok(()),
+            next = next_listener(&mut config, &address_of, address, &part) => next,
+        };
+    }
+}
+
+/// Bound while the one at `served` still answers, which goes on where the next address cannot be had.
+async fn next_listener(
+    config: &mut Receiver<Arc<Config>>,
+    address_of: impl Fn(&Config) -> SocketAddr,
+    served: SocketAddr,
+    part: &Part,
+) -> (SocketAddr, TcpListener) {
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    loop {
+        let wanted = address_of(&config.borrow_and_update());
+        if wanted == served {
+            part.works();
+        } else {
+            match http::bind(wanted, &[served]) {
+                Ok(listener) => return (wanted, listener),
+                Err(error) => part.fails(&format!(
+                    "{}; {served} goes on to answer",
+                    model::with_causes(&error)
+                )),
+            }
+        }
+        tokio::select! {
+            Ok(()) = config.changed() => backoff.reset(),
+            () = tokio::time::sleep(backoff.next_delay()), if wanted != served => {}
+            else => std::future::pending().await,
         }
     }
 }
@@ -396,82 +428,4 @@ fn bit(set: bool) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use model::IpFamily;
-
-    use super::super::config_file::Fingerprint;
-    use super::super::progress::Pass;
-    use super::*;
-
-    fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
-        let config = serde_yaml_ng::from_str::<Config>("{nodeName: node-1, proxy: {datapath: none}}");
-        Sources {
-            config: tokio::sync::watch::channel(Arc::new(config.expect("valid"))).1,
-            config_status: Arc::new(ConfigStatus::new(Fingerprint::of(""))),
-            node: "node-1".into(),
-            parts: Parts::default(),
-            snapshots: tokio::sync::watch::channel(Arc::default()).1,
-            watches: watch::Status::default(),
-            policies: None,
-            datapath,
-            proxy,
-            fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
-            pin_dir: "/nowhere".into(),
-            feed_readers: Arc::default(),
-            dns_answers: None,
-            cni_requests: Arc::default(),
-            sysctl_repairs: Arc::default(),
-            checks: Arc::default(),
-            first_sync: FirstSync {
-                snapshots: tokio::sync::watch::channel(Arc::default()).1,
-                proxy: None,
-                pods: None,
-            },
-        }
-    }
-
-    #[tokio::test]
-    async fn the_mode_is_the_datapaths_name() {
-        let rows = [
-            (Datapath::Ebpf, 200, "ebpf"),
-            (Datapath::Nftables, 200, "nftables"),
-            (Datapath::Iptables, 200, "iptables"),
-            (Datapath::None, 404, ""),
-        ];
-        for (datapath, code, text) in rows {
-            let response = proxy_mode(State(sources(datapath, None))).await;
-            assert_eq!(response.status().as_u16(), code);
-            let body = axum::body::to_bytes(response.into_body(), 4096).await;
-            assert_eq!(body.expect("in memory"), text);
-        }
-    }
-
-    #[test]
-    fn health_has_kube_proxys_fields_and_families_once_they_are_served() {
-        let both = Arc::new(ProxyProgress::default());
-        let starting = sources(Datapath::Ebpf, Some(both.clone())).health(true);
-        assert_eq!(starting["status"], json!({}));
-        assert_eq!(
-            starting["lastUpdated"], starting["currentTime"],
-            "nothing is late: {starting}"
-        );
-
-        both.done(Pass::Full, Duration::ZERO);
-        let served = sources(Datapath::Ebpf, Some(both)).health(false);
-        assert_eq!(served["nodeEligible"], false);
-        for family in ["IPv4", "IPv6"] {
-            let status = &served["status"][family];
-            assert_eq!(status["healthy"], true, "{served}");
-            let updated = status["lastUpdated"].as_str().expect("it was");
-            assert!(updated.parse::<jiff::Timestamp>().is_ok(), "{served}");
-        }
-
-        let only_v4 = Arc::new(ProxyProgress::new([IpFamily::V4].into()));
-        only_v4.done(Pass::Full, Duration::ZERO);
-        let served = sources(Datapath::Ebpf, Some(only_v4)).health(true);
-        assert_eq!(served["status"].get("IPv6"), None);
-        assert_eq!(sources(Datapath::None, None).health(true)["status"], json!({}));
-    }
-}
+mod tests;

@@ -17,8 +17,9 @@ use tokio::net::unix::SocketAddr;
 const MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// What nobody can be taken in for passes with others' ends: open files, memory.
-const NOBODY_FITS: Duration = Duration::from_secs(1);
+/// The pause after `accept(2)` failed. What it lacks, open files (`EMFILE`, `ENFILE`) or memory (`ENOMEM`, `ENOBUFS`),
+/// is there again once others have ended.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// Makes a directory that only its owner may look into, and those above it that are missing. One that is there stays
 /// as it is.
@@ -43,7 +44,7 @@ impl RootSocket {
     /// is not all that stands between them, since it can be changed, and was another before this process made it so.
     ///
     /// # Errors
-    /// When nobody can be taken in at this moment.
+    /// When `accept(2)` fails.
     pub async fn accept(&self) -> io::Result<tokio::net::UnixStream> {
         loop {
             let (stream, _) = self.listener.accept().await?;
@@ -66,9 +67,9 @@ impl Listener for RootSocket {
             let accepted = RootSocket::accept(self).await;
             match accepted.and_then(|stream| Ok((stream.peer_addr()?, stream))) {
                 Ok((address, stream)) => return (stream, address),
-                Err(error) => tracing::debug!(%error, "nobody can be taken in"),
+                Err(error) => tracing::debug!(%error, "no peer can be accepted"),
             }
-            tokio::time::sleep(NOBODY_FITS).await;
+            tokio::time::sleep(ACCEPT_RETRY).await;
         }
     }
 

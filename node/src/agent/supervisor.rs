@@ -107,6 +107,14 @@ impl Part {
         }
     }
 
+    /// Says the one or the other.
+    pub fn tell(&self, outcome: Result<(), &str>) {
+        match outcome {
+            Ok(()) => self.works(),
+            Err(error) => self.fails(error),
+        }
+    }
+
     fn set(&self, health: impl FnOnce(&Health) -> Health) -> Health {
         let mut parts = self.parts.lock();
         let status = parts.entry(self.name).or_insert(PartStatus {

@@ -158,12 +158,12 @@ pub struct Conntrack {
     /// `0s`: it is left as it is.
     #[serde(default = "default_close_wait", with = "duration")]
     pub tcp_close_wait_timeout: Duration,
-    /// Whether packets outside of a TCP connection's window still belong to it (`nf_conntrack_tcp_be_liberal`). Default:
-    /// `false`: it is left as it is.
+    /// Whether packets outside of a TCP connection's window still belong to it (`nf_conntrack_tcp_be_liberal`).
+    /// Default: `false`: it is left as it is.
     #[serde(default)]
     pub tcp_be_liberal: bool,
-    /// How long a UDP flow is remembered that was not answered (`nf_conntrack_udp_timeout`). Default: `0s`: it is left as
-    /// it is.
+    /// How long a UDP flow is remembered that was not answered (`nf_conntrack_udp_timeout`). Default: `0s`: it is left
+    /// as it is.
     #[serde(default, with = "duration")]
     pub udp_timeout: Duration,
     /// How long one is remembered that went both ways (`nf_conntrack_udp_timeout_stream`). Default: `0s`: it is left as

@@ -100,9 +100,9 @@ pub struct Network {
     #[serde(default = "default_anti_spoofing")]
     pub anti_spoofing: bool,
     /// Whether TCP connections between pods, of this node and through VXLAN, pass by its network stack, connection
-    /// tracking included: less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's netfilter rules for
-    /// forwarded packets are on the node, or Linux is older than 6.6, all packets take the stack regardless. Its maps
-    /// are pinned in `proxy.pinDir`. Default: true.
+    /// tracking included: less latency and CPU. With another `proxy.datapath` than `ebpf`, where anybody else's
+    /// netfilter rules for forwarded packets are on the node, or Linux is older than 6.6, all packets take the stack
+    /// regardless. Its maps are pinned in `proxy.pinDir`. Default: true.
     #[serde(default = "default_fast_path")]
     pub fast_path: bool,
     /// `report` or `ignore`: NetworkPolicies, which the agent does not enforce, have an Event each, are counted in

@@ -71,7 +71,7 @@ fn mac_prefix(_: &Flannel, _: &Value) -> Verdict {
 /// What flannel does for want of a word is `udp`.
 fn backend(_: &Flannel, value: &Value) -> Verdict {
     match value.as_str().unwrap_or("udp") {
-        "vxlan" | "host-gw" => Verdict::as_it_is("network.config"),
+        kind if is_spoken(kind) => Verdict::as_it_is("network.config"),
         other => Verdict::not_supported(format!(
             "{other} is not spoken, vxlan and host-gw are: pods of nodes that still have flannel are not reached. \
              What is printed says vxlan"
@@ -84,7 +84,7 @@ fn backend(_: &Flannel, value: &Value) -> Verdict {
 pub fn translate(document: &Value, arguments: Option<&[String]>, draft: &mut Draft) {
     let mut config = document.clone();
     if let Some(fields) = config.as_object_mut()
-        && !is_spoken(document)
+        && !kind_of(document).is_some_and(is_spoken)
     {
         fields.retain(|name, _| !name.eq_ignore_ascii_case("Backend"));
         fields.insert("Backend".to_owned(), json!({"Type": "vxlan"}));
@@ -126,8 +126,8 @@ fn kind_of(document: &Value) -> Option<&str> {
     found.and_then(|(_, kind)| kind.as_str())
 }
 
-fn is_spoken(document: &Value) -> bool {
-    matches!(kind_of(document), Some("vxlan" | "host-gw"))
+fn is_spoken(kind: &str) -> bool {
+    matches!(kind, "vxlan" | "host-gw")
 }
 
 /// Options of a backend that is not spoken need no line of their own.
@@ -135,7 +135,7 @@ fn without_foreign_options(document: &Value) -> Value {
     let mut document = document.clone();
     let kind = kind_of(&document).map(str::to_owned);
     if let Some(fields) = document.as_object_mut()
-        && !matches!(kind.as_deref(), Some("vxlan" | "host-gw"))
+        && !kind.as_deref().is_some_and(is_spoken)
     {
         fields.retain(|name, _| !name.eq_ignore_ascii_case("Backend"));
         if let Some(kind) = kind {

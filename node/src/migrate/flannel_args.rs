@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde_json::{Value, json};
 
 use super::draft::Draft;
-use super::told::Verdict;
+use super::told::{LOGS, Verdict};
 
 const OF: &str = "flannel";
 
@@ -70,19 +70,22 @@ fn given(arguments: &[String]) -> Vec<Given> {
 }
 
 const MASQUERADES: &str = "what leaves the pod network is masqueraded";
-const LOGS: &str = "logs go to standard error, their level is logging.level";
+const CONDITION: &str = "with leases in Kubernetes the Node's condition NetworkUnavailable is set";
 const REPAIRED: &str = "rules, routes and devices are repaired within a second";
 
 fn verdict(name: &str, value: &str) -> Verdict {
     let etcd = |key| Verdict::taken(key, value);
     match name {
         "kube-subnet-mgr" if value != "false" => Verdict::taken("network.leases", "kubernetes"),
+        "kube-subnet-mgr" => Verdict::as_it_is("network.leases is etcd for want of a word"),
         "iface" => device(value),
         "iface-regex" | "iface-can-reach" => {
             Verdict::not_supported("network.interface names the device, network.publicIp the address")
         }
         "public-ip" if value.parse::<Ipv4Addr>().is_ok() => Verdict::taken("network.publicIp", value),
+        "public-ip" => Verdict::not_supported("network.publicIp is an IPv4 address"),
         "public-ipv6" if value.parse::<Ipv6Addr>().is_ok() => Verdict::taken("network.publicIpV6", value),
+        "public-ipv6" => Verdict::not_supported("network.publicIpV6 is an IPv6 address"),
         "ip-masq" if value != "false" => Verdict::as_it_is(MASQUERADES),
         "ip-masq" => Verdict::differs(MASQUERADES),
         "etcd-endpoints" => {
@@ -104,10 +107,17 @@ fn verdict(name: &str, value: &str) -> Verdict {
             Verdict::not_supported("annotations of Nodes begin with flannel.alpha.coreos.com")
         }
         "healthz-ip" | "healthz-port" => Verdict::differs("/healthz is served at healthBind"),
-        "set-node-network-unavailable" => Verdict::as_it_is("the condition is set with leases in Kubernetes"),
-        "net-config-path" | "iptables-forward-rules" | "ip-blackhole-route" => {
-            Verdict::not_needed("network.config")
-        }
+        "set-node-network-unavailable" if value == "false" => Verdict::differs(CONDITION),
+        "set-node-network-unavailable" => Verdict::as_it_is(CONDITION),
+        "net-config-path" => Verdict::not_needed("network.config"),
+        "iptables-forward-rules" if value == "false" => Verdict::as_it_is("no rules of FORWARD are added"),
+        "iptables-forward-rules" => Verdict::differs(
+            "no rules of FORWARD are added: where its policy is DROP, accept there what pods send and get",
+        ),
+        "ip-blackhole-route" if value == "false" => Verdict::as_it_is("there is none"),
+        "ip-blackhole-route" => Verdict::differs(
+            "there is none: what goes to an address of the node's subnet that no pod has follows its other routes",
+        ),
         "iptables-resync" => Verdict::not_needed(REPAIRED),
         "subnet-lease-renew-margin" => Verdict::not_needed("leases are kept alive"),
         "v" | "vmodule" | "logtostderr" | "alsologtostderr" | "stderrthreshold" | "log_dir" => {

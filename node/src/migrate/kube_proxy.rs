@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::draft::Draft;
 use super::fields::{Field, Fields, When, differs, each, not_needed, read};
-use super::told::Verdict;
+use super::told::{LOGS, Verdict};
 
 const OF: &str = "kube-proxy";
 
@@ -70,7 +70,6 @@ const WINDOWS: &str = "only Windows has it";
 const OWN_PACE: &str =
     "every entry is looked at every 5 minutes, chains and pins every 10 seconds, drift at once";
 const BY_WATCH: &str = "every change comes by a watch";
-const LOGS: &str = "logs go to standard error as text, their level is CAUSEWAY_LOG";
 
 const FIELDS: Fields<KubeProxy> = Fields {
     of: OF,

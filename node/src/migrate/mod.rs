@@ -2,8 +2,8 @@
 //! setting.
 //!
 //! - [`source`] finds the configurations in files: as they are, or in ConfigMaps as kubectl prints them.
-//! - [`kube_proxy`], [`flannel`] with [`flannel_args`], [`cni_conf`] and [`corefile`] say what becomes of each setting, most by a table of
-//!   fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
+//! - [`kube_proxy`], [`flannel`] with [`flannel_args`], [`cni_conf`] and [`corefile`] say what becomes of each setting,
+//!   most by a table of fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
 //!
 //! [`on_node`] looks at what these programs have on the node, and says what would become of it.
 //!

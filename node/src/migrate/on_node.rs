@@ -27,8 +27,7 @@ const TABLES: [(Family, &str, &str); 4] = [
     (Family::Ip6, "flannel-ipv6", FLANNELS),
 ];
 
-const KUBE_PROXYS: &str =
-    "stays in force beside ours: stop kube-proxy once the agent serves, then `kube-proxy --cleanup`";
+const KUBE_PROXYS: &str = "stays in force beside ours: stop kube-proxy once the agent serves, then `causeway node cleanup --kube-proxy`";
 const FLANNELS: &str = "stays, and masquerades as ours does: delete it once flannel is stopped";
 
 /// What is there.

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::doctor::printable;
 
+/// Of options of the log, whosever they are.
+pub const LOGS: &str = "logs go to standard error, their level is logging.level";
+
 /// What becomes of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,7 +1,7 @@
 //! The connection to the API server.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -14,7 +14,8 @@ use kube::{Client, Config};
 use sha2::{Digest as _, Sha256};
 use tower::{BoxError, ServiceBuilder};
 
-use super::requests::{Heard, WatchRequests};
+use super::requests::{Asked, Heard, WatchRequests};
+use crate::backoff::Backoff;
 
 /// A server that is gone without a word is noticed after 10 + 3 × 3 seconds. kube-rs alone would wait for the watch
 /// to time out, 295 seconds.
@@ -222,6 +223,43 @@ impl ApiSource {
     }
 }
 
+/// A client that is made when it is needed first, and made anew after a failure: credentials may have been replaced
+/// meanwhile.
+pub(super) struct Connection<'s> {
+    source: &'s ApiSource,
+    client: Option<Client>,
+    asked: Asked,
+}
+
+impl<'s> Connection<'s> {
+    /// To that server; nothing is done yet.
+    pub(super) fn to(source: &'s ApiSource) -> Self {
+        Self {
+            source,
+            client: None,
+            asked: Asked::default(),
+        }
+    }
+
+    /// The client.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the credentials cannot be used.
+    pub(super) async fn client(&mut self) -> Result<Client, ConnectError> {
+        if self.client.is_none() {
+            self.client = Some(self.source.client(self.asked.heard()).await?);
+        }
+        Ok(self.client.clone().expect("invariant: it was made"))
+    }
+
+    /// Gives the client up after a failure. How long to wait before the next attempt: at least as long as the server
+    /// asked for.
+    pub(super) fn failed(&mut self, backoff: &mut Backoff) -> Duration {
+        self.client = None;
+        backoff.next_delay().max(self.asked.left(Instant::now()))
+    }
+}
+
 /// The files of certificates and keys that a kubeconfig names instead of saying what is in them.
 fn files_in(kubeconfig: &Path) -> Vec<PathBuf> {
     let Ok(kubeconfig) = Kubeconfig::read_from(kubeconfig) else {
@@ -296,6 +334,7 @@ fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
 #[cfg(test)]
 mod tests {
     use ::tests::directory::Directory;
+    use ::tests::fake_api::FakeApi;
 
     use super::*;
 
@@ -396,6 +435,35 @@ mod tests {
             put(name, text);
             assert_eq!(source.digests() != before, rotated, "{name}: {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_the_server_is_left_alone_as_long_as_it_asked() {
+        let api = FakeApi::start().expect("loopback is there");
+        api.behave(|behaviour| {
+            (behaviour.fail_next, behaviour.retry_after) = (vec![429], 7);
+            behaviour.refuses_by_text = true;
+        });
+        let directory = Directory::new("connection");
+        let path = directory.path().join("kubeconfig");
+        api.write_kubeconfig(&path).expect("own directory");
+        let source = ApiSource {
+            credentials: Some(path).into(),
+            ..ApiSource::default()
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let mut connection = Connection::to(&source);
+        assert!(
+            connection.failed(&mut backoff) < Duration::from_secs(1),
+            "it asked for nothing"
+        );
+        let before = Instant::now();
+        let client = connection.client().await.expect("a client");
+        client.apiserver_version().await.expect_err("refused");
+        let delay = connection.failed(&mut backoff);
+        assert!(delay + before.elapsed() >= Duration::from_secs(7), "{delay:?}");
+        let client = connection.client().await.expect("a new client");
+        client.apiserver_version().await.expect("it answers again");
     }
 
     #[test]

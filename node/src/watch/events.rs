@@ -24,8 +24,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{ApiSource, ConnectError};
-use super::requests::unheard;
+use super::client::{ApiSource, ConnectError, Connection};
 use crate::backoff::Backoff;
 
 /// Who tells it, in the Event.
@@ -156,7 +155,7 @@ impl Notices {
     async fn write_all(self, source: ApiSource, node: NodeName, told: impl Fn(Result<(), &str>)) {
         let mut queue = self.queue.lock().await;
         let mut budget = Budget::full(Instant::now());
-        let mut client = None;
+        let mut connection = Connection::to(&source);
         while let Some(notice) = queue.recv().await {
             if !budget.spend(Instant::now()) {
                 tracing::debug!(?notice, "event dropped, too many at once");
@@ -164,19 +163,17 @@ impl Notices {
             }
             let mut attempts = Attempts::new(Instant::now());
             loop {
-                let error = match write_with(&mut client, &source, &node, &notice).await {
+                let error = match write_with(&mut connection, &node, &notice).await {
                     Ok(Outcome::Written) => break told(Ok(())),
                     Ok(Outcome::Needless) => break,
                     Err(error) => error,
                 };
                 told(Err(&with_causes(&error)));
-                let Some(delay) = attempts.delay_after(&error, Instant::now()) else {
+                if !attempts.go_on_after(&error, Instant::now()) {
                     tracing::debug!(?notice, "event given up");
                     break;
-                };
-                // Credentials may have been replaced meanwhile.
-                client = None;
-                tokio::time::sleep(delay).await;
+                }
+                tokio::time::sleep(connection.failed(&mut attempts.backoff)).await;
             }
         }
     }
@@ -196,10 +193,10 @@ impl Attempts {
         }
     }
 
-    /// How long to wait for the next one. None = there shall be no other.
-    fn delay_after(&mut self, error: &WriteError, now: Instant) -> Option<Duration> {
+    /// Whether there shall be another one.
+    fn go_on_after(&self, error: &WriteError, now: Instant) -> bool {
         let is_early = now.saturating_duration_since(self.began) < LONGEST_TRIED;
-        (is_early && error.may_pass()).then(|| self.backoff.next_delay())
+        is_early && error.may_pass()
     }
 }
 
@@ -240,19 +237,12 @@ impl WriteError {
 }
 
 async fn write_with(
-    client: &mut Option<Client>,
-    source: &ApiSource,
+    connection: &mut Connection<'_>,
     node: &NodeName,
     notice: &Notice,
 ) -> Result<Outcome, WriteError> {
-    let client = match client {
-        Some(client) => client,
-        None => {
-            let fresh = source.client(unheard()).await;
-            client.insert(fresh.map_err(WriteError::Connect)?)
-        }
-    };
-    let written = write(client, node, notice).await;
+    let client = connection.client().await.map_err(WriteError::Connect)?;
+    let written = write(&client, node, notice).await;
     written.map_err(|source| WriteError::Request {
         subject: notice.subject,
         object: notice.object.clone(),
@@ -513,7 +503,7 @@ mod tests {
         for (error, expected) in rows {
             let tried = [179, 180].map(|seconds| {
                 let now = start + Duration::from_secs(seconds);
-                Attempts::new(start).delay_after(&error, now).is_some()
+                Attempts::new(start).go_on_after(&error, now)
             });
             assert_eq!(tried, expected, "{error:?}");
         }

@@ -15,9 +15,8 @@ use kube::{Api, Client};
 use model::{ObjectName, with_causes};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::client::{ApiSource, ConnectError};
+use super::client::{ApiSource, ConnectError, Connection};
 use super::events::{Events, Notice, Scope, Subject};
-use super::requests::unheard;
 use super::stream::is_denied;
 use crate::backoff::Backoff;
 
@@ -26,6 +25,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// The same where the server does not let us list them.
 const LONGEST_WITHOUT: Duration = Duration::from_secs(300);
+
+/// A watch that stood this long before it failed was good.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// Events that are written at once, and the time between further ones: a fraction of what may be written, so that
 /// those of Services are never dropped because of these.
@@ -62,24 +64,24 @@ impl NetworkPolicies {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeSet<ObjectName>) -> T) -> T {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        change(known.get_or_insert_default())
+    }
+
     /// Watches them until cancelled, and tells of each to `events`. `told` hears how that goes; that the server does
-    /// not let us list them is no failure, and is logged once.
+    /// not let us list or watch them is no failure, and is logged once.
     pub async fn watch(self, source: &ApiSource, events: Events, told: impl Fn(Result<(), &str>)) {
-        let mut watching = Watching {
-            policies: self,
-            listed: BTreeSet::new(),
-            teller: Teller::new(events),
-            told,
-            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
-            without: None,
-        };
+        let mut watching = Watching::new(self, events, told);
+        let mut connection = Connection::to(source);
         loop {
-            let error = match source.client(unheard()).await {
+            let began = Instant::now();
+            let error = match connection.client().await {
                 Ok(client) => watching.follow(client).await,
                 Err(error) => WatchError::Connect(error),
             };
-            let delay = watching.failed(&error);
-            sleep(delay).await;
+            let backoff = watching.failed(&error, began.elapsed());
+            sleep(connection.failed(backoff)).await;
         }
     }
 }
@@ -97,6 +99,17 @@ struct Watching<F> {
 }
 
 impl<F: Fn(Result<(), &str>)> Watching<F> {
+    fn new(policies: NetworkPolicies, events: Events, told: F) -> Self {
+        Self {
+            policies,
+            listed: BTreeSet::new(),
+            teller: Teller::new(events),
+            told,
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            without: None,
+        }
+    }
+
     async fn follow(&mut self, client: Client) -> WatchError {
         let api = Api::<PartialObjectMeta<NetworkPolicy>>::all(client);
         let mut events = pin!(watcher(api, watcher::Config::default()));
@@ -122,46 +135,51 @@ impl<F: Fn(Result<(), &str>)> Watching<F> {
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                self.know(listed);
+                self.teller.keep_to(&listed);
+                self.policies.set(Some(listed));
+                (self.told)(Ok(()));
             }
             Event::Apply(policy) => {
-                let mut known = self.policies.known().unwrap_or_default();
-                known.insert(name_of(&policy));
-                self.know(known);
+                self.is_good();
+                let name = name_of(&policy);
+                if self.policies.change(|known| known.insert(name.clone())) {
+                    self.teller.pending.insert(name);
+                }
             }
             Event::Delete(policy) => {
-                let mut known = self.policies.known().unwrap_or_default();
-                known.remove(&name_of(&policy));
-                self.know(known);
+                self.is_good();
+                let name = name_of(&policy);
+                self.policies.change(|known| known.remove(&name));
+                self.teller.forget(&name);
             }
         }
     }
 
-    fn know(&mut self, known: BTreeSet<ObjectName>) {
-        self.teller.keep_to(&known);
-        self.policies.set(Some(known));
+    /// The watch works. A list alone does not say so: who may list need not be one who may watch.
+    fn is_good(&mut self) {
         self.backoff.reset();
         self.without = None;
-        (self.told)(Ok(()));
     }
 
-    /// How long to wait until the next attempt.
-    fn failed(&mut self, error: &WatchError) -> Duration {
+    /// How long to wait until the next attempt, after one that took this time.
+    fn failed(&mut self, error: &WatchError, after: Duration) -> &mut Backoff {
+        if after >= STEADY {
+            self.is_good();
+        }
         let error_text = with_causes(error);
         if !matches!(error, WatchError::Watch(error) if is_denied(error)) {
             (self.told)(Err(&error_text));
-            return self.backoff.next_delay();
+            return &mut self.backoff;
         }
         (self.told)(Ok(()));
         self.policies.set(None);
-        let without = self.without.get_or_insert_with(|| {
+        self.without.get_or_insert_with(|| {
             tracing::info!(
                 error = error_text,
-                "NetworkPolicies may not be listed: nobody is told that they are not enforced"
+                "NetworkPolicies may not be listed or watched: nobody is told that they are not enforced"
             );
             Backoff::new(FIRST_RETRY, LONGEST_WITHOUT)
-        });
-        without.next_delay()
+        })
     }
 }
 
@@ -200,6 +218,12 @@ impl Teller {
         self.pending = known.difference(&self.told).cloned().collect();
     }
 
+    /// This one is not there any more.
+    fn forget(&mut self, policy: &ObjectName) {
+        self.told.remove(policy);
+        self.pending.remove(policy);
+    }
+
     /// Any of those that wait: nodes that begin together share the work. What another node told is not written again.
     fn tell_one(&mut self, now: Instant) {
         let count = self.pending.len();
@@ -229,6 +253,8 @@ impl Teller {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
 
     fn policies(names: &[&str]) -> BTreeSet<ObjectName> {
@@ -236,6 +262,77 @@ mod tests {
             .iter()
             .map(|name| ObjectName::new("default", *name))
             .collect()
+    }
+
+    fn policy(name: &str) -> PartialObjectMeta<NetworkPolicy> {
+        let object = serde_json::json!({"metadata": {"namespace": "default", "name": name}});
+        serde_json::from_value(object).expect("metadata")
+    }
+
+    #[tokio::test]
+    async fn a_role_that_may_list_and_not_watch_is_tried_less_and_less_often() {
+        let (events, _notices) = Events::queue();
+        let mut watching = Watching::new(NetworkPolicies::default(), events, |outcome| {
+            assert_eq!(outcome, Ok(()), "a role is no failure");
+        });
+        let denied = || {
+            let status = Status::failure("not allowed", "Forbidden").with_code(403);
+            let error = kube::Error::Api(Box::new(status));
+            WatchError::Watch(watcher::Error::WatchStartFailed(error))
+        };
+        let delay = |watching: &mut Watching<_>, after: Duration| {
+            let listed = [Event::Init, Event::InitApply(policy("a")), Event::InitDone];
+            listed.into_iter().for_each(|event| watching.take(event));
+            let delay = watching.failed(&denied(), after).next_delay();
+            assert_eq!(watching.policies.known(), None);
+            delay
+        };
+        for full in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            let (full, delay) = (Duration::from_secs(full), delay(&mut watching, Duration::ZERO));
+            assert!(full / 2 <= delay && delay <= full, "{delay:?} of {full:?}");
+        }
+        assert!(delay(&mut watching, STEADY) <= FIRST_RETRY, "the watch stood");
+        assert!(delay(&mut watching, Duration::ZERO) >= FIRST_RETRY);
+        watching.take(Event::Apply(policy("a")));
+        assert!(
+            delay(&mut watching, Duration::ZERO) <= FIRST_RETRY,
+            "it told something"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_watch_tells_is_known_and_told_as_what_is_listed() {
+        let (events, notices) = Events::queue();
+        let known = NetworkPolicies::default();
+        let mut watching = Watching::new(known.clone(), events, |_| {});
+        let applied = |name| Event::Apply(policy(name));
+        let gone = |name| Event::Delete(policy(name));
+        let rows: [(Vec<Event<_>>, &[&str], &[&str]); 6] = [
+            (
+                vec![Event::Init, Event::InitApply(policy("a")), Event::InitDone],
+                &["a"],
+                &["a"],
+            ),
+            (vec![applied("a"), applied("b")], &["a", "b"], &["b"]),
+            (vec![applied("c"), gone("c")], &["a", "b"], &[]),
+            (vec![gone("a"), gone("unknown")], &["b"], &[]),
+            (vec![applied("a"), applied("a")], &["a", "b"], &["a"]),
+            (
+                vec![Event::Init, Event::InitApply(policy("b")), Event::InitDone],
+                &["b"],
+                &[],
+            ),
+        ];
+        for (events, expected, told) in rows {
+            let row = format!("{events:?}");
+            events.into_iter().for_each(|event| watching.take(event));
+            while !watching.teller.pending.is_empty() {
+                watching.teller.tell_one(Instant::now());
+            }
+            assert_eq!(known.known(), Some(policies(expected)), "{row}");
+            let objects = notices.take().into_iter().map(|notice| notice.object);
+            assert_eq!(objects.collect::<BTreeSet<_>>(), policies(told), "{row}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use model::{Node, NodeName, Snapshot, with_causes};
 use overlay::Announcement;
@@ -17,9 +16,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 
-use super::client::{ApiSource, ConnectError};
+use super::client::{ApiSource, ConnectError, Connection};
 use super::node::{FLANNEL, NETWORK_UNAVAILABLE};
-use super::requests::unheard;
 use crate::backoff::Backoff;
 
 /// Between two writes: what was written comes back by the watch before it is compared again.
@@ -54,12 +52,12 @@ enum WriteError {
 impl OwnNode {
     /// Keeps it until cancelled; `told` hears whether it is as it should be.
     pub async fn keep(mut self, source: &ApiSource, told: impl Fn(Result<(), &str>)) {
-        let mut client = None;
+        let mut connection = Connection::to(source);
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             match self.difference() {
                 None => told(Ok(())),
-                Some(patch) => match self.write(&mut client, source, patch).await {
+                Some(patch) => match self.write(&mut connection, patch).await {
                     Ok(()) => {
                         told(Ok(()));
                         backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -67,9 +65,7 @@ impl OwnNode {
                     }
                     Err(error) => {
                         told(Err(&with_causes(&error)));
-                        // Credentials may have been replaced meanwhile.
-                        client = None;
-                        sleep(backoff.next_delay()).await;
+                        sleep(connection.failed(&mut backoff)).await;
                         continue;
                     }
                 },
@@ -104,20 +100,10 @@ impl OwnNode {
         )
     }
 
-    async fn write(
-        &self,
-        client: &mut Option<Client>,
-        source: &ApiSource,
-        patch: Value,
-    ) -> Result<(), WriteError> {
-        let client = match client {
-            Some(client) => client,
-            None => {
-                let fresh = source.client(unheard()).await;
-                client.insert(fresh.map_err(|error| WriteError::Connect(self.name.clone(), error))?)
-            }
-        };
-        let api: Api<core::Node> = Api::all(client.clone());
+    async fn write(&self, connection: &mut Connection<'_>, patch: Value) -> Result<(), WriteError> {
+        let client = connection.client().await;
+        let client = client.map_err(|error| WriteError::Connect(self.name.clone(), error))?;
+        let api: Api<core::Node> = Api::all(client);
         // kubelet writes the other conditions: a strategic patch merges by type.
         let patched = api
             .patch_status(&self.name.0, &PatchParams::default(), &Patch::Strategic(patch))

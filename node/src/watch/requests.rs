@@ -24,6 +24,9 @@ use tower::Service;
 
 const ANY_TIME: &str = "resourceVersion=0";
 
+/// What a server is believed that wants to be left alone, at most.
+pub(super) const LONGEST_ASKED: Duration = Duration::from_secs(60);
+
 /// Between the beginnings of two watches of one kind. The first after a longer one begins at once.
 const BETWEEN: Duration = Duration::from_secs(1);
 
@@ -39,9 +42,29 @@ pub(super) enum Answer {
 /// Told the path of each request that is answered so.
 pub(super) type Heard = Arc<dyn Fn(&str, Answer) + Send + Sync>;
 
-/// Tells nobody.
-pub(super) fn unheard() -> Heard {
-    Arc::new(|_: &str, _| {})
+/// When a server that refused a request wants to be asked again, whatever the request was.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked(Arc<Mutex<Option<Instant>>>);
+
+impl Asked {
+    /// Hears it of a client's requests.
+    pub(super) fn heard(&self) -> Heard {
+        let asked = self.0.clone();
+        Arc::new(move |_: &str, answer| {
+            if let Answer::ComeBack(after) = answer {
+                let not_before = Instant::now() + after.min(LONGEST_ASKED);
+                *asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(not_before);
+            }
+        })
+    }
+
+    /// How long it still wants to be left alone.
+    pub(super) fn left(&self, now: Instant) -> Duration {
+        let not_before = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        not_before.map_or(Duration::ZERO, |not_before| {
+            not_before.saturating_duration_since(now)
+        })
+    }
 }
 
 /// Delays watches that follow each other too fast, and tells what the server says.
@@ -147,7 +170,7 @@ mod tests {
 
     #[test]
     fn watches_of_one_path_are_a_second_apart_and_nothing_else_waits() {
-        let pace = WatchRequests::new((), unheard());
+        let pace = WatchRequests::new((), Asked::default().heard());
         let start = Instant::now();
         let rows = [
             ("/api/v1/services?watch=true&a=b", 0, 0),
@@ -182,6 +205,28 @@ mod tests {
             let newest = of_newest_state(&uri.parse().expect("valid"));
             assert_eq!(newest.map(|uri| uri.to_string()).as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn what_the_server_asks_last_is_believed_for_a_minute_at_most() {
+        let (asked, start) = (Asked::default(), Instant::now());
+        assert_eq!(asked.left(start), Duration::ZERO);
+        let heard = asked.heard();
+        for (answer, expected) in [
+            (Answer::ComeBack(Duration::from_secs(30)), 30),
+            (Answer::Accepted, 30),
+            (Answer::ComeBack(Duration::from_secs(7)), 7),
+            (Answer::ComeBack(Duration::from_secs(86_400)), 60),
+        ] {
+            heard("/api/v1/nodes", answer);
+            let (least, most) = (asked.left(Instant::now()), asked.left(start));
+            let expected = Duration::from_secs(expected);
+            assert!(
+                least <= expected && expected <= most,
+                "{answer:?}: {least:?} to {most:?}"
+            );
+        }
+        assert_eq!(asked.left(Instant::now() + 2 * LONGEST_ASKED), Duration::ZERO);
     }
 
     #[test]

@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
-use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use model::{NodeName, Snapshot, with_causes};
 use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 
-use super::client::{ApiSource, ConnectError};
-use super::requests::unheard;
+use super::client::{ApiSource, ConnectError, Connection};
 use crate::backoff::Backoff;
 
 /// Delays before what the API server did not take is tried again. What was taken comes back by the watch within the
@@ -50,20 +48,21 @@ enum RemoveError {
 impl StartupTaint {
     /// Takes it off as often as it is seen, until cancelled; `told` hears whether it is gone. It is never set.
     pub async fn keep_off(mut self, source: &ApiSource, told: impl Fn(Result<(), &str>)) {
-        let mut client = None;
+        let mut connection = Connection::to(source);
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             if self.is_there() {
-                let removed = self.remove(&mut client, source).await;
-                match removed {
-                    Ok(()) => told(Ok(())),
+                let delay = match self.remove(&mut connection).await {
+                    Ok(()) => {
+                        told(Ok(()));
+                        backoff.next_delay()
+                    }
                     Err(error) => {
                         told(Err(&with_causes(&error)));
-                        // Credentials may have been replaced meanwhile.
-                        client = None;
+                        connection.failed(&mut backoff)
                     }
-                }
-                sleep(backoff.next_delay()).await;
+                };
+                sleep(delay).await;
                 continue;
             }
             told(Ok(()));
@@ -80,15 +79,10 @@ impl StartupTaint {
         node.is_some_and(|node| node.taints.iter().any(|taint| **taint == *self.key))
     }
 
-    async fn remove(&self, client: &mut Option<Client>, source: &ApiSource) -> Result<(), RemoveError> {
-        let client = match client {
-            Some(client) => client,
-            None => {
-                let fresh = source.client(unheard()).await;
-                client.insert(fresh.map_err(|error| RemoveError::Connect(self.node.clone(), error))?)
-            }
-        };
-        let api: Api<core::Node> = Api::all(client.clone());
+    async fn remove(&self, connection: &mut Connection<'_>) -> Result<(), RemoveError> {
+        let client = connection.client().await;
+        let client = client.map_err(|error| RemoveError::Connect(self.node.clone(), error))?;
+        let api: Api<core::Node> = Api::all(client);
         // Asked for by a list: who may watch may list.
         let only = ListParams::default().fields(&format!("metadata.name={}", self.node));
         let listed = api.list(&only).await;

@@ -8,10 +8,7 @@ use std::time::{Duration, Instant};
 use model::{Kind, with_causes};
 
 use super::faults::Rejected;
-use super::requests::Answer;
-
-/// What a server is believed that wants to be left alone, at most.
-pub(super) const LONGEST_ASKED: Duration = Duration::from_secs(60);
+use super::requests::{Answer, LONGEST_ASKED};
 
 /// How the watch of one kind is doing.
 #[derive(Clone, Debug, Default)]

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use super::faults::Rejected;
 use super::object::{Converted, Watchable, Watched};
-use super::status::{LONGEST_ASKED, Status};
+use super::requests::LONGEST_ASKED;
+use super::status::Status;
 use crate::backoff::Backoff;
 
 /// A server that takes a streaming list but sends nothing for this long does not know streaming lists: before

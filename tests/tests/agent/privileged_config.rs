@@ -1,6 +1,7 @@
 //! The configuration file while the agent runs, as a ConfigMap's volume changes it.
 
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -256,28 +257,73 @@ fn components_that_are_off_have_no_part_no_socket_and_no_file() -> anyhow::Resul
         return Ok(());
     }
     let node = Node::new("components")?;
-    let conflist = node.directory.write(
-        "10-causeway.conflist",
-        r#"{"plugins": [{"type": "causeway-cni"}]}"#,
-    );
-    let _agent = node.agent(&node.configure(json!({
+    let cni = |enabled| json!({"enabled": enabled, "confDir": node.directory.path(), "socket": node.path("cni.sock")});
+    let off = json!({
         "network": {"leases": "kubernetes", "config": {"Network": "10.244.0.0/16"}, "subnetEnv": node.path("subnet.env")},
-        "cni": {"enabled": false, "confDir": node.directory.path(), "socket": node.path("cni.sock")},
+        "cni": cni(Some(false)),
         "dns": {"enabled": false},
-    })));
-    for part in ["watch", "metrics", "findings"] {
-        node.until_working(part);
-    }
-    assert!(node.part("overlay").is_some(), "the pod network is on");
-    for part in ["cni", "dns-feed", "dns-address", "proxy"] {
-        assert_eq!(node.part(part), None, "{part}");
-    }
-    for path in [
-        node.path("dns.sock"),
-        node.path("cni.sock"),
-        conflist.display().to_string(),
-    ] {
-        assert!(!Path::new(&path).exists(), "{path}");
+    });
+    let no_network = json!({"cni": cni(None)});
+    let rows = [
+        (
+            off,
+            &["overlay"][..],
+            &["cni", "dns-feed", "dns-address", "proxy"][..],
+            &["dns.sock"][..],
+        ),
+        (
+            no_network,
+            &["dns-feed"],
+            &["overlay", "cni", "dns-address", "proxy"],
+            &[],
+        ),
+    ];
+    for (config, on, off, sockets) in rows {
+        leave_as_an_earlier_agent(&node)?;
+        let mut agent = node.agent(&node.configure(config));
+        for part in ["watch", "metrics", "findings"] {
+            node.until_working(part);
+        }
+        for part in on {
+            assert!(node.part(part).is_some(), "{part}");
+        }
+        for part in off {
+            assert_eq!(node.part(part), None, "{part}");
+        }
+        let files = ["cni.sock", CONFLIST, DNS_RECORD];
+        for name in files.iter().chain(sockets) {
+            assert!(!Path::new(&node.path(name)).exists(), "{name}");
+        }
+        assert!(!loopback(&node)?.contains(DNS_ADDRESS), "{}", loopback(&node)?);
+        agent.kill();
     }
     Ok(())
+}
+
+const CONFLIST: &str = "10-causeway.conflist";
+const DNS_RECORD: &str = "state/dns-address";
+const DNS_ADDRESS: &str = "10.96.0.10";
+
+/// What an agent leaves that connected pods and had the address of the cluster's DNS, and then crashed.
+fn leave_as_an_earlier_agent(node: &Node) -> anyhow::Result<()> {
+    let written = node
+        .directory
+        .write(CONFLIST, r#"{"plugins": [{"type": "causeway-cni"}]}"#);
+    assert!(written.exists());
+    std::fs::create_dir_all(node.path("state"))?;
+    std::fs::write(node.path(DNS_RECORD), DNS_ADDRESS)?;
+    node.host().command(
+        "ip",
+        &["address", "add", DNS_ADDRESS, "dev", "lo", "scope", "host"],
+    )?;
+    assert!(loopback(node)?.contains(DNS_ADDRESS));
+    drop(UnixListener::bind(node.path("dns.sock"))?);
+    Ok(())
+}
+
+fn loopback(node: &Node) -> anyhow::Result<String> {
+    Ok(node
+        .host()
+        .command("ip", &["address", "show", "dev", "lo"])?
+        .stdout)
 }

@@ -68,7 +68,10 @@ pub async fn serve(
                 exchanges.spawn(async move {
                     match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, &at_once)).await {
                         Ok(Ok(())) => {}
-                        Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "exchange with the CNI plugin failed"),
+                        Ok(Err(error)) => {
+                            let error = format!("{error:#}");
+                            tracing::warn!(error, "exchange with the CNI plugin failed");
+                        }
                         Err(_) => tracing::warn!("CNI plugin took too long"),
                     }
                 });

@@ -11,8 +11,8 @@
 //!   is right: a pod has one address, and the route to it leads back to the pod.
 //! - The limits of connection tracking, which every flow to a Service goes through.
 //!
-//! `route_localnet` is not set here: it opens the node's loopback to its neighbours (CVE-2020-8558). The overlay sets it
-//! on devices of pods with host ports, behind a rule that keeps it closed to them.
+//! `route_localnet` is not set here: it opens the node's loopback to its neighbours (CVE-2020-8558). The overlay sets
+//! it on devices of pods with host ports, behind a rule that keeps it closed to them.
 
 mod wanted;
 

@@ -50,8 +50,8 @@ impl Value {
         }
     }
 
-    /// Whether a value that is there is what was written, as far as can be told: one that is more than the least is not,
-    /// and one of a device that is ours goes with the device.
+    /// Whether a value that is there is what was written, as far as can be told: one that is more than the least is
+    /// not, and one of a device that is ours goes with the device.
     #[must_use]
     pub fn may_have_written(self, present: u64) -> bool {
         match self {

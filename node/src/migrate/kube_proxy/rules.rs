@@ -52,10 +52,10 @@ pub fn kubeconfig(state: &KubeProxy, value: &Value) -> Verdict {
 }
 
 pub fn log_format(_: &KubeProxy, value: &Value) -> Verdict {
-    if value == "text" {
-        Verdict::as_it_is("logs are text")
-    } else {
-        Verdict::differs("logs are text")
+    match value.as_str() {
+        Some("text") => Verdict::as_it_is("logs are text for want of a word"),
+        Some("json") => Verdict::taken("logging.format", "json"),
+        _ => Verdict::differs("logging.format is text or json"),
     }
 }
 

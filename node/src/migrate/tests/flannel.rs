@@ -244,6 +244,38 @@ fn flannels_command_line_is_told_option_by_option() {
             "taken --ip-masq; NOT SUPPORTED (as a whole)".to_owned(),
             String::new(),
         ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr=false"],
+            format!("{usual}; NOT SUPPORTED (as a whole)"),
+            String::new(),
+        ),
+        (
+            &["--ip-masq", "--kube-subnet-mgr", "--public-ip=node-1", "--public-ipv6=192.0.2.7"],
+            format!("{usual}; NOT SUPPORTED --public-ip; NOT SUPPORTED --public-ipv6"),
+            kubernetes.to_owned(),
+        ),
+        (
+            &[
+                "--ip-masq", "--kube-subnet-mgr", "--set-node-network-unavailable", "--iptables-forward-rules",
+                "--ip-blackhole-route", "--net-config-path=/etc/net-conf.json",
+            ],
+            format!(
+                "{usual}; taken --set-node-network-unavailable; differs --iptables-forward-rules; \
+                 differs --ip-blackhole-route; not needed --net-config-path"
+            ),
+            kubernetes.to_owned(),
+        ),
+        (
+            &[
+                "--ip-masq", "--kube-subnet-mgr", "--set-node-network-unavailable=false",
+                "--iptables-forward-rules=false", "--ip-blackhole-route=false",
+            ],
+            format!(
+                "{usual}; differs --set-node-network-unavailable; taken --iptables-forward-rules; \
+                 taken --ip-blackhole-route"
+            ),
+            kubernetes.to_owned(),
+        ),
     ];
     for (arguments, outcomes, keys) in rows {
         assert_eq!(with(arguments), (outcomes, keys), "for {arguments:?}");

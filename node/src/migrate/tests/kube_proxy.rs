@@ -122,7 +122,12 @@ fn how_it_speaks_to_the_api_and_writes_its_log() {
     check("clientConnection: {qps: 0, burst: 0, kubeconfig: ''}", "", "");
     check("configSyncPeriod: 15m0s", "not needed configSyncPeriod", "");
     check("logging: {format: text}", "taken logging.format", "");
-    check("logging: {format: json}", "differs logging.format", "");
+    check(
+        "logging: {format: json}",
+        "taken logging.format",
+        "logging.format=\"json\"",
+    );
+    check("logging: {format: cbor}", "differs logging.format", "");
     check(
         "logging: {verbosity: 4, vmodule: [{filePattern: a, verbosity: 1}], flushFrequency: 5s}",
         "not needed logging.flushFrequency; differs logging.verbosity; differs logging.vmodule",
