@@ -33,11 +33,12 @@ pub struct UpArgs {
     /// How pods of different nodes reach each other
     #[arg(long, value_enum, default_value = "vxlan")]
     network: Network,
-    /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects (spec.podCIDRs)
+    /// Where it is kept which node has which addresses for pods: in etcd as flannel does, or in Node objects
+    /// (spec.podCIDRs)
     #[arg(long, value_enum, default_value = "etcd")]
     leases: Leases,
-    /// What programs the nodes' network: this build's agent and DNS server, or what is installed into the cluster, without
-    /// which its nodes are not Ready; --datapath and --network are then its own matter
+    /// What programs the nodes' network: this build's agent and DNS server, or (none) what you install into the
+    /// cluster, which says itself what --datapath and --network say otherwise; until then the nodes are not Ready
     #[arg(long, value_enum, default_value = "built-in")]
     agent: Agent,
     #[command(flatten)]
@@ -71,7 +72,7 @@ pub struct UpArgs {
         hide_default_value = true
     )]
     feature_gates: Gates,
-    /// Give up when the nodes are not Ready after this many seconds
+    /// Give up when the nodes are not Ready (with --agent none: not registered) after this many seconds
     #[arg(long, default_value_t = 120)]
     timeout: u64,
 }

@@ -17,6 +17,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo, MapType};
+use nix::libc;
 
 use crate::Error;
 use crate::pinned::{MapSizes, list};
@@ -35,7 +36,8 @@ impl Takeover {
     /// prefer last. `None` where there is nothing that can be taken over as a whole.
     pub(crate) fn begin(layouts: &[PathBuf], to: &Path, maps: &[MapSizes]) -> Result<Option<Self>, Error> {
         let attached = |layout: &&PathBuf| list(&layout.join("links")).is_ok_and(|links| !links.is_empty());
-        let Some(from) = layouts.iter().rev().find(attached) else {
+        // One without links was left by a process that ended between moving them and copying again.
+        let Some(from) = layouts.iter().rev().find(attached).or(layouts.last()) else {
             return Ok(None);
         };
         let mut takeover = Self {
@@ -86,7 +88,8 @@ impl Takeover {
             .map_err(|error| Error::pin("pin", &pin)(io::Error::other(error)))
     }
 
-    /// Copies the entries of maps whose values have another size, as far as they are not there yet.
+    /// Copies the entries of maps whose values have another size, as far as they are not there yet and there is room:
+    /// the first sync tells of lists that do not fit.
     pub(crate) fn copy_entries(&self) -> Result<(), Error> {
         self.copied.iter().try_for_each(|name| {
             let open =
@@ -123,7 +126,10 @@ fn copy(from: &MapData, to: &MapData) -> io::Result<()> {
         };
         if let Some(mut value) = old.value(&next)? {
             value.resize(new.value_bytes, 0);
-            new.add(&next, &value)?;
+            match new.add(&next, &value) {
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => break,
+                added => added?,
+            }
         }
         key = Some(next);
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, MapType};
+use ebpf::abi::net::Port;
 use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SocketPeer};
 use ebpf::{Attachment, Capacity, Error, SocketHook, probe};
 use nix::libc;
@@ -509,6 +510,53 @@ fn another_layout_is_taken_over_with_its_sockets_and_flows() {
     SocketHook::remove_other_layouts(&world.config.pin_dir).expect("removed");
     assert!(!newer.exists());
     assert_eq!(ask_udp(&flow, service), (server, service));
+}
+
+#[test]
+fn what_has_no_room_is_left_out_of_a_take_over() {
+    if !privileged("what has no room is left out of a take-over") {
+        return;
+    }
+    let mut world = World::build(Capacity::default());
+    let (services, endpoints) = (["10.96.0.1:80", "10.96.0.2:80"].map(at), two());
+    for (id, service) in [1, 2].into_iter().zip(services) {
+        world.publish(&Service::new(id, TCP, &[frontend(service, TCP)], &endpoints));
+    }
+    let before = world.hook.frontends.entries().expect("read");
+    let newer = world.config.pin_dir.join(format!("v{}", ebpf::abi::LAYOUT + 1));
+    std::fs::rename(world.layout_dir(), &newer).expect("renamed");
+    assert_eq!(widen::<FrontendKey, 16, 32>(&newer, "FRONTENDS"), 2);
+    world.config.capacity.frontends = 1;
+    world.hook = SocketHook::open(&world.config).expect("opens");
+    let left = world.hook.frontends.entries().expect("read");
+    let fits = before.into_iter().filter(|(key, _)| left.contains_key(key));
+    assert_eq!(left, fits.take(1).collect());
+    assert!(!left.is_empty());
+}
+
+#[test]
+fn a_take_over_that_was_cut_short_goes_on() {
+    if !privileged("a take-over that was cut short goes on") {
+        return;
+    }
+    let mut world = World::build(Capacity::default());
+    let newer = world.config.pin_dir.join(format!("v{}", ebpf::abi::LAYOUT + 1));
+    std::fs::rename(world.layout_dir(), &newer).expect("renamed");
+    assert_eq!(widen::<SocketPeer, 20, 40>(&newer, "REPLIES"), 0);
+    world.hook = SocketHook::open(&world.config).expect("opens");
+    // What the programs of the other layout note before they are changed, and after what is there was copied.
+    let map = MapData::from_pin(newer.join("REPLIES")).expect("pinned");
+    let mut theirs = HashMap::<_, SocketPeer, [u8; 40]>::try_from(Map::HashMap(map)).expect("the layout");
+    let peer = SocketPeer {
+        socket: 7,
+        addr: at(FORMS[0].1).ip().into(),
+        port: Port::new(8080),
+        pad: [0; 3],
+    };
+    theirs.insert(peer, [0; 40], 0).expect("room");
+    world.hook = SocketHook::open(&world.config).expect("opens");
+    let replies = world.hook.replies.entries().expect("read");
+    assert_eq!(replies.into_keys().collect::<Vec<_>>(), [peer]);
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Api {
     ///
     /// # Errors
     /// As [`Api::read`].
-    pub fn patch(&self, path: &str, patch: &Value) -> anyhow::Result<Value> {
+    pub fn merge_patch(&self, path: &str, patch: &Value) -> anyhow::Result<Value> {
         self.request("PATCH", path, "application/merge-patch+json", patch)
     }
 
@@ -74,7 +74,7 @@ impl Api {
     ///
     /// # Errors
     /// As [`Api::read`].
-    pub fn merge(&self, path: &str, patch: &Value) -> anyhow::Result<Value> {
+    pub fn strategic_patch(&self, path: &str, patch: &Value) -> anyhow::Result<Value> {
         self.request("PATCH", path, "application/strategic-merge-patch+json", patch)
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// Packages of our own whose programs are shipped; the last one lies within the first.
-pub const SHIPPED: [&str; 5] = ["node", "cni-plugin", "control-plane", "kubelet", "ebpf-programs"];
+const SHIPPED: [&str; 5] = ["node", "cni-plugin", "control-plane", "kubelet", "ebpf-programs"];
 
 /// What is built for: the node, and the kernel's virtual machine.
 const PLATFORMS: [&str; 2] = ["x86_64-unknown-linux-gnu", "bpfel-unknown-none"];
@@ -108,7 +108,7 @@ impl Packages {
 
     /// The ids of what is built into the programs, or builds them.
     #[must_use]
-    pub fn shipped(&self) -> BTreeSet<&str> {
+    fn shipped(&self) -> BTreeSet<&str> {
         let is_root =
             |package: &Package| package.source.is_none() && SHIPPED.contains(&package.name.as_str());
         let roots = self.0.iter().filter(|(_, package)| is_root(package));

@@ -1,4 +1,5 @@
-//! The demo as its user runs it: with the built-in store, with a real etcd, and with agents that are pods. It checks each of its steps itself.
+//! The demo as its user runs it: with the built-in store, with a real etcd, and with agents that are pods. It checks
+//! each of its steps itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

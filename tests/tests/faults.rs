@@ -2,8 +2,9 @@
 //! on meanwhile and what it loses is counted. `F1` and its like are the rows of the fault matrix.
 //!
 //! - [`world`]: a node with an agent, pods, and Services; probes and the leak ledger are the testkit's.
-//! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F3 ([`privileged_layouts`]), F4, F5 ([`privileged_crash`]), F13, F14
-//!   ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37 ([`privileged_limits`]), F50 ([`privileged_malformed`]).
+//! - What a Service proxy survives by itself: F1, F2 ([`privileged_agent`]), F3 ([`privileged_layouts`]), F4, F5
+//!   ([`privileged_crash`]), F13, F14 ([`privileged_damage`]), F17 ([`privileged_sysctls`]), F35, F37
+//!   ([`privileged_limits`]), F50 ([`privileged_malformed`]).
 //! - What comes from the API: F19, F21, F23, F24 ([`privileged_api`]), F33, F34 ([`privileged_churn`]).
 //! - What the DNS server meets: F46, F47 ([`privileged_upstreams`]), F48, F49 ([`privileged_dns`]).
 //! - Who goes from kube-proxy to this one, and back ([`privileged_migration`]).

@@ -36,8 +36,8 @@ pub struct Config {
     pub kubelet_client_cert: PathBuf,
     /// Key of `kubelet_client_cert`.
     pub kubelet_client_key: PathBuf,
-    /// Addresses of this machine, loopback too, where nodes may be; default none. Nowhere else is a node on this machine:
-    /// what is asked of it would be asked with this server's rights of whatever listens there.
+    /// Addresses of this machine, loopback too, where nodes may be; default none. Nowhere else is a node on this
+    /// machine: what is asked of it would be asked with this server's rights of whatever listens there.
     pub nearby_nodes: Vec<IpAddr>,
     /// What clients may take of the server.
     pub limits: Limits,
@@ -56,7 +56,8 @@ pub struct Limits {
     pub reading: usize,
     /// Writing requests that are answered at once; default 200. No user has more than three quarters of them.
     pub writing: usize,
-    /// Bytes of bodies that arrive or are carried out; default 64 MiB.
+    /// Bytes of bodies that have arrived and are carried out; default 64 MiB. No user has more than three quarters of
+    /// them, but for administrators.
     pub body_bytes: usize,
     /// Bytes of the values that bodies and lists are made of, half of them for each; default 256 MiB. No list takes
     /// more than a quarter.

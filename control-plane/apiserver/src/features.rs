@@ -20,7 +20,8 @@ pub struct KubernetesVersion {
     minor: u8,
 }
 
-/// A feature, by upstream's name for its gate (`kubernetes.io/docs/reference/command-line-tools-reference/feature-gates`).
+/// A feature, by upstream's name for its gate
+/// (`kubernetes.io/docs/reference/command-line-tools-reference/feature-gates`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
     /// `sendInitialEvents` (KEP-3157): a watch begins with the list.

@@ -6,9 +6,12 @@
 //! - [`request`]: what a path asks for; [`authn`]: who asks; [`authz`] and [`rbac`]: whether they may.
 //! - [`resources`]: the table, one row per resource: defaults, rules, columns. A further kind is a further row.
 //! - [`api`]: the handlers, generic over rows: get, list, watch, create, update, patch, delete, subresources.
-//! - [`etcd`]: the connection to it; [`storage`]: objects in it; [`watch_cache`]: newest state and recent events in memory, for lists and watches.
-//! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the protocol.
-//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams), [`metrics`] (`kubectl top`).
+//! - [`etcd`]: the connection to it; [`storage`]: objects in it; [`watch_cache`]: newest state and recent
+//!   events in memory, for lists and watches.
+//! - [`patch`], [`selectors`], [`table`], [`negotiate`], [`protobuf`], [`status`](mod@status): the words of the
+//!   protocol.
+//! - [`services`]: ClusterIPs and node ports; [`admission`], [`tokens`], [`kubelet`] (logs and streams),
+//!   [`metrics`] (`kubectl top`).
 //! - [`discovery`], [`openapi`]: what there is; [`features`]: what of it is switched off.
 
 pub mod admission;
@@ -49,15 +52,20 @@ pub use features::{Features, Gates, KubernetesVersion};
 pub use serve::{ServeError, Server, serve};
 
 /// What a server of a version calls itself.
-pub fn git_version(version: KubernetesVersion) -> String {
+pub(crate) fn git_version(version: KubernetesVersion) -> String {
     format!("v{version}.0+causeway")
 }
 
 /// The body of `/version`.
 pub fn version(version: KubernetesVersion) -> Value {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
     json!({
-        "major": "1", "minor": version.minor().to_string(), "gitVersion": git_version(version), "gitCommit": "", "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
-        "platform": format!("linux/{}", match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
+        "major": "1", "minor": version.minor().to_string(), "gitVersion": git_version(version),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "",
+        "compiler": "rustc", "platform": format!("linux/{arch}"),
     })
 }

@@ -217,8 +217,8 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, St
     }
 }
 
-/// A strategic merge patch to this status. Addresses are merged by their types: of two InternalIPs, one for each version of
-/// IP, the second one would be written over the first, so the list is replaced as a whole.
+/// A strategic merge patch to this status. Addresses are merged by their types: of two InternalIPs, one for each
+/// version of IP, the second one would be written over the first, so the list is replaced as a whole.
 fn status_patch(status: &NodeStatus) -> Value {
     let mut patch = json!({ "status": status });
     if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {

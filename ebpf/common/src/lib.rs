@@ -1,11 +1,11 @@
 //! What the BPF programs and the host side must agree on to the byte: map keys, values and counters.
 //!
 //! Rules of this crate: `repr(C)`, every padding byte is a field that is zero, sizes are asserted, no `bool`, `enum`,
-//! `Option` or `usize` crosses the border. Addresses and ports are in network order, in types that say so.
-//! A change of any layout here is a new [`LAYOUT`], hence a new pin directory. A map that is only added is none: programs
-//! that do not know it run on beside it, and the first program that does makes it. A map's values only grow at their
-//! end, where zero means what was before, so that a version that is older or newer takes the entries over; a change of
-//! another kind is a map of another name.
+//! `Option` or `usize` crosses the border. Addresses and ports are in network order, in types that say so. A change of
+//! any layout here is a new [`LAYOUT`], hence a new pin directory. A map that is only added is none: programs that do
+//! not know it run on beside it, and the first program that does makes it. A map's values only grow at their end, where
+//! zero means what was before, so that a version that is older or newer takes the entries over; a change of another
+//! kind is a map of another name.
 //!
 //! Tour:
 //! - [`net`]: [`net::Ip`] of either family and [`net::Port`], in network order.
@@ -21,8 +21,8 @@ pub mod pods;
 pub mod service;
 pub mod stats;
 
-/// Version of every layout in this crate; part of the pin directory's name, so that an agent never reads maps that
-/// another layout wrote.
+/// Version of every layout in this crate; part of the pin directory's name, so that maps of another layout are told
+/// apart: an agent takes over from them what its own has too.
 pub const LAYOUT: u32 = 2;
 
 /// The first layout since which values only grow at their end.

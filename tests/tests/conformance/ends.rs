@@ -16,11 +16,14 @@ const GRACE_SECONDS: u32 = 600;
 
 /// A pod that goes on serving when it is told to end. The node's number counts from 0.
 fn lingering<'a>(at: &'a Namespace<'_>, name: &str, node: usize) -> anyhow::Result<Object<'a>> {
-    let mut container = server(HTTP, "/readyz");
+    at.pod(name, node, &lingering_spec("/readyz"))
+}
+
+fn lingering_spec(ready_path: &str) -> Value {
+    let mut container = server(HTTP, ready_path);
     container["lifecycle"] =
         json!({"preStop": {"exec": {"command": ["/testserver", "sleep", GRACE_SECONDS.to_string()]}}});
-    let spec = json!({"terminationGracePeriodSeconds": GRACE_SECONDS, "containers": [container]});
-    at.pod(name, node, &spec)
+    json!({"terminationGracePeriodSeconds": GRACE_SECONDS, "containers": [container]})
 }
 
 /// Tells the pod to end, and waits until the Service's slices say so.
@@ -148,11 +151,7 @@ pub fn health_checks_fail_for_ending_ones(at: &Namespace<'_>) -> anyhow::Result<
 
 /// A pod that never gets ready.
 fn unready(at: &Namespace<'_>, name: &str) -> anyhow::Result<()> {
-    let mut container = server(HTTP, "/nowhere");
-    container["lifecycle"] =
-        json!({"preStop": {"exec": {"command": ["/testserver", "sleep", GRACE_SECONDS.to_string()]}}});
-    let spec = json!({"terminationGracePeriodSeconds": GRACE_SECONDS, "containers": [container]});
-    let pod = at.pod(name, 0, &spec)?;
+    let pod = at.pod(name, 0, &lingering_spec("/nowhere"))?;
     at.await_object(&pod.path, "it runs", |pod| pod["status"]["phase"] == "Running");
     Ok(())
 }
@@ -244,7 +243,7 @@ fn set_gate(at: &Namespace<'_>, pod: &str, open: bool) -> anyhow::Result<()> {
     let condition = json!({"type": GATE, "status": status});
     let path = format!("{}/{pod}/status", at.collection("pods"));
     at.api
-        .merge(&path, &json!({"status": {"conditions": [condition]}}))?;
+        .strategic_patch(&path, &json!({"status": {"conditions": [condition]}}))?;
     Ok(())
 }
 

@@ -215,7 +215,7 @@ impl Object<'_> {
 
     /// Changes it by a merge patch.
     pub fn merge(&mut self, patch: &Value) -> anyhow::Result<()> {
-        self.content = self.api.patch(&self.path, patch)?;
+        self.content = self.api.merge_patch(&self.path, patch)?;
         Ok(())
     }
 

@@ -100,7 +100,7 @@ pub fn have_a_status(at: &Namespace<'_>) -> anyhow::Result<()> {
         "metadata": {"annotations": {"patchedstatus": "true"}},
         "status": {"loadBalancer": {"ingress": ingress}},
     });
-    let patched = at.api.patch(&status, &patch)?;
+    let patched = at.api.merge_patch(&status, &patch)?;
     ensure!(
         patched["metadata"]["annotations"]["patchedstatus"] == "true",
         "{patched}"
@@ -122,7 +122,7 @@ pub fn have_a_status(at: &Namespace<'_>) -> anyhow::Result<()> {
     );
     // What is no status is not changed by it, and the other way round.
     let both = json!({"spec": {"sessionAffinity": "ClientIP"}, "status": {"loadBalancer": null}});
-    let by_status = at.api.patch(&status, &both)?;
+    let by_status = at.api.merge_patch(&status, &both)?;
     ensure!(by_status["spec"]["sessionAffinity"] == "None", "{by_status}");
     service.merge(
         &json!({"metadata": {"labels": {"a": "b"}}, "status": {"loadBalancer": {"ingress": ingress}}}),
@@ -176,7 +176,7 @@ pub fn have_addresses_of_their_own(at: &Namespace<'_>) -> anyhow::Result<()> {
     let before = moved.cluster_ip()?;
     is_refused(
         at.api
-            .patch(&moved.path, &json!({"spec": {"clusterIP": first.ip()}})),
+            .merge_patch(&moved.path, &json!({"spec": {"clusterIP": first.ip()}})),
         422,
     )?;
     moved.merge(&json!({}))?;

@@ -125,7 +125,7 @@ pub fn node_ports_are_in_range(at: &Namespace<'_>) -> anyhow::Result<()> {
     ensure!((30_000..=32_767).contains(&port), "{port}");
     for outside in [1, 29_999, 32_768, 65_535] {
         let spec = json!({"spec": {"ports": one_port(Some(outside))}});
-        is_refused(at.api.patch(&service.path, &spec), 422).with_context(|| outside.to_string())?;
+        is_refused(at.api.merge_patch(&service.path, &spec), 422).with_context(|| outside.to_string())?;
         let other = json!({"metadata": {"name": "other"},
             "spec": {"type": "NodePort", "ports": one_port(Some(outside))}});
         is_refused(at.api.create(&at.collection("services"), &other), 422)

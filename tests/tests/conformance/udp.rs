@@ -7,7 +7,7 @@ use serde_json::json;
 use tests::client::How::{Tcp, Udp};
 use tests::client::{Client, each};
 
-use crate::namespace::{HTTP, Namespace, SERVERS, number, server};
+use crate::namespace::{HTTP, Namespace, Object, SERVERS, number, server};
 use crate::world::{await_answer, image};
 
 /// More than any MTU, so that requests come in several packets.
@@ -107,18 +107,22 @@ pub fn a_flow_within_the_node_goes_on(at: &Namespace<'_>) -> anyhow::Result<()> 
     cycle(at, service.cluster_ip()?, false)
 }
 
+/// A Service of UDP alone, with a node port.
+fn udp_service<'a>(at: &'a Namespace<'_>, name: &str) -> anyhow::Result<Object<'a>> {
+    let udp = json!([{"name": "udp", "port": 80, "targetPort": "udp", "protocol": "UDP"}]);
+    at.service(name, &json!({"type": "NodePort", "ports": udp}))
+}
+
 /// Conntrack: should be able to preserve UDP traffic when server pod cycles for a NodePort service
 pub fn a_flow_to_a_node_port_goes_on(at: &Namespace<'_>) -> anyhow::Result<()> {
-    let udp = json!([{"name": "udp", "port": 80, "targetPort": "udp", "protocol": "UDP"}]);
-    let service = at.service("flow", &json!({"type": "NodePort", "ports": udp}))?;
+    let service = udp_service(at, "flow")?;
     let server = SocketAddr::new(at.nodes[1].address, service.node_port()?);
     cycle(at, server, false)
 }
 
 /// Conntrack: should be able to preserve UDP traffic when initial unready endpoints get ready
 pub fn a_flow_begun_too_early_is_served(at: &Namespace<'_>) -> anyhow::Result<()> {
-    let udp = json!([{"name": "udp", "port": 80, "targetPort": "udp", "protocol": "UDP"}]);
-    let service = at.service("flow", &json!({"type": "NodePort", "ports": udp}))?;
+    let service = udp_service(at, "flow")?;
     let flow = Flow::begin(
         at,
         SocketAddr::new(at.nodes[1].address, service.node_port()?),
@@ -173,8 +177,7 @@ pub fn large_requests_by_udp(at: &Namespace<'_>) -> anyhow::Result<()> {
 /// A Service of all servers: its addresses.
 fn prepare(at: &Namespace<'_>) -> anyhow::Result<Vec<SocketAddr>> {
     at.servers()?;
-    let udp = json!([{"name": "udp", "port": 80, "targetPort": "udp", "protocol": "UDP"}]);
-    let service = at.service("large", &json!({"type": "NodePort", "ports": udp}))?;
+    let service = udp_service(at, "large")?;
     let node = SocketAddr::new(at.nodes[1].address, service.node_port()?);
     let servers = vec![service.cluster_ip()?, node];
     each(at.inside(), |client| client.await_pods(Udp, servers[0], &SERVERS));

@@ -95,7 +95,7 @@ impl World {
         wait::until_value("nodes that take pods", soon(), usable, |count| *count == NODES);
         for (node, zone) in [("node-1", "near"), ("node-2", "near"), ("node-3", "far")] {
             let label = json!({"metadata": {"labels": {ZONE: zone}}});
-            api.patch(&format!("/api/v1/nodes/{node}"), &label)?;
+            api.merge_patch(&format!("/api/v1/nodes/{node}"), &label)?;
         }
         let mut world = Self::of(api)?;
         let directory = Directory::new("conformance");
@@ -204,14 +204,19 @@ fn usable_nodes(api: &Api) -> anyhow::Result<Vec<Node>> {
     let items = list["items"].as_array().context("nodes")?;
     let is_usable = |node: &&Value| {
         let taints = node["spec"]["taints"].as_array();
-        let conditions = node["status"]["conditions"].as_array();
-        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-        taints.is_none_or(Vec::is_empty) && conditions.is_some_and(|all| all.iter().any(is_ready))
+        taints.is_none_or(Vec::is_empty) && is_ready(node)
     };
     let nodes = items.iter().filter(is_usable).take(NODES).map(read_node);
     let nodes: Vec<Node> = nodes.collect::<anyhow::Result<_>>()?;
     ensure!(!nodes.is_empty(), "no node is ready and without taints");
     Ok(nodes)
+}
+
+/// A node's or a pod's condition.
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    let says_so = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    conditions.is_some_and(|all| all.iter().any(says_so))
 }
 
 fn read_node(node: &Value) -> anyhow::Result<Node> {
@@ -270,15 +275,8 @@ pub fn await_answer<T: Debug>(
 #[track_caller]
 pub fn await_address(api: &Api, namespace: &str, pod: &str) -> IpAddr {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
-    let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-    let pod = await_answer(
-        &format!("{namespace}/{pod} is ready"),
-        || api.read(&path),
-        |pod| {
-            let conditions = pod["status"]["conditions"].as_array();
-            conditions.is_some_and(|all| all.iter().any(is_ready))
-        },
-    );
+    let what = format!("{namespace}/{pod} is ready");
+    let pod = await_answer(&what, || api.read(&path), is_ready);
     let address = pod["status"]["podIP"].as_str().and_then(|text| text.parse().ok());
     address.expect("a ready pod has an address")
 }

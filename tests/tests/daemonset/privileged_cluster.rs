@@ -19,6 +19,7 @@ const NODES: [&str; 2] = ["node-1", "node-2"];
 
 /// Where an agent tells how its parts are.
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 /// By number (`linux/capability.h`).
 const CAPABILITIES: [(&str, u64); 3] = [("NET_BIND_SERVICE", 10), ("NET_ADMIN", 12), ("SYS_ADMIN", 21)];
@@ -107,6 +108,11 @@ fn install(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn counts_policies(page: &str) -> bool {
+    let mut lines = page.lines();
+    lines.any(|line| line.starts_with("causeway_networkpolicies_not_enforced "))
+}
+
 fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
     for set in ["daemonset/causeway-node", "daemonset/causeway-dns"] {
         cluster.run(&[&["rollout", "status", set, "--timeout=90s"][..], &NAMESPACE].concat())?;
@@ -114,7 +120,8 @@ fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each part and each watch of each agent works: no right and no path is missing.
+/// Each part and each watch of each agent works: no right and no path is missing. That of NetworkPolicies belongs to no
+/// part: what it counts is there once it was heard.
 fn nothing_fails() -> anyhow::Result<()> {
     for node in NODES {
         let namespace = Namespace::named(&format!("causeway-{node}"))?;
@@ -129,6 +136,12 @@ fn nothing_fails() -> anyhow::Result<()> {
             other => Err(other),
         };
         wait::until(&format!("all parts of the agent of {node} work"), LATER, all_work);
+        let _page = wait::until_value(
+            &format!("the agent of {node} counts NetworkPolicies"),
+            LATER,
+            || namespace.run(|| http::get(METRICS, "/metrics").unwrap_or_default()),
+            |page| page.as_ref().is_ok_and(|page| counts_policies(page)),
+        );
     }
     Ok(())
 }

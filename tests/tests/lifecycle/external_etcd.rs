@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tests::cluster::{Cluster, causeway, everything};
 use tests::directory::Directory;
+use tests::fake_api::Authority;
 use tests::process::{Place, Process, installed};
 use tests::{skipped, wait};
 
@@ -127,17 +127,12 @@ impl Etcd {
 }
 
 fn make_certificates(directory: &Directory) -> anyhow::Result<()> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    let _ = directory.write("ca.crt", &params.self_signed(&key)?.pem());
-    let issuer = Issuer::new(params, key);
+    let authority = Authority::new("etcd")?;
+    let _ = directory.write("ca.crt", &authority.pem());
     for name in ["server", "client"] {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), CONTROL_PLANE.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate()?;
-        let _ = directory.write(&format!("{name}.crt"), &params.signed_by(&key, &issuer)?.pem());
-        let _ = directory.write(&format!("{name}.key"), &key.serialize_pem());
+        let identity = authority.issue(name, &[CONTROL_PLANE.parse()?])?;
+        let _ = directory.write(&format!("{name}.crt"), &identity.certificate);
+        let _ = directory.write(&format!("{name}.key"), &identity.key);
     }
     let _ = directory.write("right", "first\n");
     let _ = directory.write("wrong", "second\n");

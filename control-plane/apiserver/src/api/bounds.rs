@@ -1,6 +1,7 @@
 //! What requests may take of the server together: how many are answered at once (upstream's `--max-requests-inflight`
-//! and `--max-mutating-requests-inflight`), and how much memory their bodies take. No user has all the places: who asks
-//! too much is told to come later, and others are served (what upstream's priority and fairness is for).
+//! and `--max-mutating-requests-inflight`), and how much memory their bodies take. No user has all the places, nor all
+//! the room for bodies: who asks too much is told to come later, and others are served (what upstream's priority and
+//! fairness is for).
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -44,18 +45,18 @@ pub struct Bounds {
     /// Requests of nobody in particular: they take no place of others.
     anonymous: Arc<Places>,
     /// KiB of bodies that arrive.
-    bodies: Arc<Semaphore>,
+    bodies: Arc<Places>,
     /// KiB of values that they are made of.
     values: Arc<Semaphore>,
     /// KiB of objects that lists are made of; apart from `values`, so that no write waits behind lists.
     objects: Arc<Semaphore>,
-    /// Of each of the two.
+    /// Of each of these two.
     all_kib: u32,
     body_timeout: Duration,
     unread_timeout: Duration,
 }
 
-/// Requests that are answered at once.
+/// Requests that are answered at once, or KiB of their bodies.
 #[derive(Debug)]
 struct Places {
     all: usize,
@@ -71,10 +72,18 @@ pub(super) struct Place {
     _taken: Option<Taken>,
 }
 
+/// What a request's body takes as long as it is carried out.
+#[derive(Debug)]
+pub(super) struct Room {
+    _arrived: Vec<Taken>,
+    _values: OwnedSemaphorePermit,
+}
+
 #[derive(Debug)]
 struct Taken {
     places: Arc<Places>,
     user: String,
+    count: usize,
 }
 
 impl Places {
@@ -86,16 +95,25 @@ impl Places {
         })
     }
 
-    fn take(self: &Arc<Self>, user: &str) -> Option<Taken> {
+    /// `None` where administrators take more than there is: they may have to end what takes it all.
+    fn take(self: &Arc<Self>, user: &User, count: usize) -> Result<Option<Taken>> {
+        match self.try_take(&user.name, count) {
+            None if !user.is_in("system:masters") => Err(Failure::too_many_requests()),
+            taken => Ok(taken),
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, user: &str, count: usize) -> Option<Taken> {
         let mut taken = lock(&self.taken);
-        let has = taken.get(user).copied().unwrap_or_default();
-        if has >= self.of_one || taken.values().sum::<usize>() >= self.all {
+        let has = taken.get(user).copied().unwrap_or_default() + count;
+        if has > self.of_one || taken.values().sum::<usize>() + count > self.all {
             return None;
         }
-        taken.insert(user.to_owned(), has + 1);
+        taken.insert(user.to_owned(), has);
         Some(Taken {
             places: self.clone(),
             user: user.to_owned(),
+            count,
         })
     }
 }
@@ -104,7 +122,7 @@ impl Drop for Taken {
     fn drop(&mut self) {
         let mut taken = lock(&self.places.taken);
         if let Some(has) = taken.get_mut(&self.user) {
-            *has -= 1;
+            *has -= self.count;
             if *has == 0 {
                 taken.remove(&self.user);
             }
@@ -123,7 +141,7 @@ impl Bounds {
             reading: shared(limits.reading),
             writing: shared(limits.writing),
             anonymous: Places::new(anonymous, anonymous),
-            bodies: kib_of(limits.body_bytes),
+            bodies: shared(kib(limits.body_bytes) as usize),
             values: kib_of(half),
             objects: kib_of(half),
             all_kib: kib(half),
@@ -145,10 +163,9 @@ impl Bounds {
             "create" | "update" | "patch" | "delete" | "deletecollection" | "post" => &self.writing,
             _ => &self.reading,
         };
-        match places.take(&user.name) {
-            None if !user.is_in("system:masters") => Err(Failure::too_many_requests()),
-            taken => Ok(Place { _taken: taken }),
-        }
+        Ok(Place {
+            _taken: places.take(user, 1)?,
+        })
     }
 
     /// Room for the objects of a list as long as it is made; where there is none, others make theirs first. No list
@@ -164,13 +181,16 @@ impl Bounds {
     /// A request's whole body, and its room, for as long as the request is carried out.
     ///
     /// # Errors
-    /// 413 for a longer one than upstream takes, 429 when others take all room, 504 when it does not arrive in time.
-    pub(super) async fn body(&self, body: Incoming) -> Result<(Bytes, Vec<OwnedSemaphorePermit>)> {
-        let mut room = Vec::new();
-        let read = tokio::time::timeout(self.body_timeout, self.read(body, &mut room));
-        let body = read.await.unwrap_or_else(|_| Err(Failure::timed_out()))?;
+    /// 413 for a longer one than upstream takes, 429 when there is no room, or none for this user, but for
+    /// administrators; 504 when it does not arrive in time.
+    pub(super) async fn body(&self, body: Incoming, user: &User) -> Result<(Bytes, Room)> {
+        let read = tokio::time::timeout(self.body_timeout, self.read(body, user));
+        let (body, arrived) = read.await.unwrap_or_else(|_| Err(Failure::timed_out()))?;
         let wanted = kib(VALUE_BYTES * values_at_most(&body)).min(self.all_kib);
-        room.push(self.wait_for(&self.values, wanted).await?);
+        let room = Room {
+            _arrived: arrived,
+            _values: self.wait_for(&self.values, wanted).await?,
+        };
         Ok((body, room))
     }
 
@@ -201,30 +221,30 @@ impl Bounds {
         }
     }
 
-    async fn read(&self, mut body: Incoming, room: &mut Vec<OwnedSemaphorePermit>) -> Result<Bytes> {
+    /// Room is taken for what arrives, not for what is announced: that costs a client nothing.
+    async fn read(&self, mut body: Incoming, user: &User) -> Result<(Bytes, Vec<Taken>)> {
         let too_large = || Failure::too_large(MAX_BODY_BYTES);
+        if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+            return Err(too_large());
+        }
         let mut whole = BytesMut::new();
+        let mut room = Vec::new();
         let mut taken = 0;
-        let announced = body.size_hint().lower();
-        let mut take = |bytes: u64| {
-            let wanted = usize::try_from(bytes)
-                .ok()
-                .filter(|bytes| *bytes <= MAX_BODY_BYTES);
-            let more = kib(wanted.ok_or_else(too_large)?).saturating_sub(taken);
-            let permit = self.bodies.clone().try_acquire_many_owned(more);
-            room.push(permit.map_err(|_| Failure::too_many_requests())?);
-            taken += more;
-            Ok::<(), Failure>(())
-        };
-        take(announced)?;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Failure::bad_request(format!("read the body: {error}")))?;
-            if let Ok(data) = frame.into_data() {
-                take((whole.len() + data.len()) as u64)?;
-                whole.extend_from_slice(&data);
+            let Ok(data) = frame.into_data() else { continue };
+            let bytes = whole.len() + data.len();
+            if bytes > MAX_BODY_BYTES {
+                return Err(too_large());
             }
+            let wanted = kib(bytes) as usize;
+            if wanted > taken {
+                room.extend(self.bodies.take(user, wanted - taken)?);
+                taken = wanted;
+            }
+            whole.extend_from_slice(&data);
         }
-        Ok(whole.freeze())
+        Ok((whole.freeze(), room))
     }
 }
 
@@ -367,12 +387,13 @@ mod tests {
     #[test]
     fn nobody_takes_all_places_and_what_is_given_back_is_free() {
         let places = Places::new(4, 3);
-        let mut hers = Vec::from([(); 3].map(|()| places.take("alice").expect("her part")));
-        assert!(places.take("alice").is_none(), "one of four is for others");
-        let his = places.take("bob").expect("the last place");
-        assert!(places.take("carol").is_none(), "all are taken");
+        let mut hers = Vec::from([1, 2].map(|count| places.try_take("alice", count).expect("her part")));
+        assert!(places.try_take("alice", 1).is_none(), "one of four is for others");
+        assert!(places.try_take("bob", 2).is_none(), "one is left");
+        let his = places.try_take("bob", 1).expect("the last place");
+        assert!(places.try_take("carol", 1).is_none(), "all are taken");
         hers.pop();
-        let next = places.take("carol").expect("a place that was given back");
+        let next = places.try_take("carol", 2).expect("places that were given back");
         drop((hers, his, next));
         assert_eq!(*lock(&places.taken), HashMap::new());
     }

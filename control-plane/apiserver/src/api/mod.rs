@@ -185,8 +185,11 @@ impl Api {
         // A stream that upgrades has no body to wait for, and nobody reads that of who only asks.
         let is_upgrade = client.is_some() && parts.headers.contains_key("upgrade");
         let (body, _carried_out) = match is_upgrade || matches!(&*info.verb, "get" | "list" | "watch") {
-            true => (Bytes::new(), Vec::new()),
-            false => self.bounds.body(body).await?,
+            true => (Bytes::new(), None),
+            false => {
+                let (body, room) = self.bounds.body(body, &user).await?;
+                (body, Some(room))
+            }
         };
         let wanted = match path.subresource.as_deref() {
             Some("log" | "exec" | "attach" | "portforward") => Wanted {

@@ -70,6 +70,14 @@ async fn begin_post(cluster: &Cluster, length: usize) -> anyhow::Result<Tls> {
     begin(cluster, &head).await
 }
 
+/// A POST whose body has arrived but for its end.
+async fn post_nearly(cluster: &Cluster, length: usize) -> anyhow::Result<Tls> {
+    let mut stream = begin_post(cluster, length).await?;
+    stream.write_all(&vec![b' '; length - 2]).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
 /// Code, head and body of the answer; the server closes.
 async fn answer(stream: &mut Tls) -> anyhow::Result<(u16, String)> {
     let mut text = Vec::new();
@@ -248,17 +256,59 @@ async fn one_user_leaves_places_to_others() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn one_user_leaves_room_for_bodies_to_others() -> anyhow::Result<()> {
+    let cluster = with_limits("room", |limits| limits.body_bytes = 64 << 10).await?;
+    let node = client_of(&cluster.files, "node").await?;
+    let review = |client: kube::Client, user: Option<&'static str>| async move {
+        let mut request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
+        if let Some(user) = user {
+            request = request.header("impersonate-user", user);
+        }
+        let review = json!({ "spec": { "resourceAttributes": { "verb": "get", "resource": "pods" } } });
+        let body = format!("{}{review}", " ".repeat(10 << 10));
+        let answer = client.send(request.body(body.into_bytes().into())?).await?;
+        anyhow::Ok(answer.status().as_u16())
+    };
+    let mut announced = Vec::new();
+    for _ in 0..22 {
+        announced.push(begin_post(&cluster, 60 << 10).await?);
+    }
+    let code = review(node.clone(), None).await?;
+    ensure!(code == 201, "what did not arrive takes room: {code}");
+    let arrived = post_nearly(&cluster, 20 << 10).await?;
+    eventually("the node has its share", async || {
+        Ok(review(node.clone(), None).await? == 429)
+    })
+    .await?;
+    let code = review(cluster.client.clone(), Some("alice")).await?;
+    ensure!(code == 201, "another user: {code}");
+    // There is no room for it at all.
+    let maps: Api<ConfigMap> = cluster.api();
+    let large = json!({ "text": "a".repeat(100 << 10) });
+    maps.create(&PostParams::default(), &config_map("a", json!({}), large)?)
+        .await
+        .context("an administrator")?;
+    drop((announced, arrived));
+    eventually("the node's room is given back", async || {
+        Ok(review(node.clone(), None).await? == 201)
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_body_that_nobody_reads_takes_no_room() -> anyhow::Result<()> {
     let cluster = with_limits("unwanted", |limits| limits.body_bytes = 64 << 10).await?;
-    let body = " ".repeat(60 << 10);
+    let body = " ".repeat(40 << 10);
     let head = format!("host: x\r\ncontent-length: {}\r\n\r\n", body.len());
     let request = format!("GET /api/v1/nodes?watch=true HTTP/1.1\r\n{head}{body}");
     let mut watch = begin(&cluster, &request).await?;
     let mut start = [0; 12];
     tokio::time::timeout(DEADLINE, watch.read_exact(&mut start)).await??;
     ensure!(&start == b"HTTP/1.1 200", "{}", String::from_utf8_lossy(&start));
-    let (code, text) = raw(&cluster, "POST", EVENTS, None, " ".repeat(10 << 10)).await?;
-    ensure!(code == 400, "{code} {text}");
+    let node = client_of(&cluster.files, "node").await?;
+    let request = http::Request::post(EVENTS).body(vec![b' '; 10 << 10].into())?;
+    let code = node.send(request).await?.status();
+    ensure!(code == 400, "{code}");
     Ok(())
 }
 
@@ -270,7 +320,7 @@ async fn bodies_have_a_time_and_a_room_together() -> anyhow::Result<()> {
         code == 413 && text.contains("Request entity too large: limit is 3145728"),
         "{text}"
     );
-    let first = begin_post(&cluster, 60 << 10).await?;
+    let first = post_nearly(&cluster, 40 << 10).await?;
     let node = client_of(&cluster.files, "node").await?;
     eventually("a second large body is refused", async || {
         let request = http::Request::post(EVENTS).body(vec![b' '; 10 << 10].into())?;
