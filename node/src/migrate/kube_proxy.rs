@@ -3,6 +3,7 @@
 
 mod gates;
 mod rules;
+mod types;
 
 use serde_json::Value;
 
@@ -75,6 +76,7 @@ const LOGS: &str = "logs go to standard error as text, their level is CAUSEWAY_L
 const FIELDS: Fields<KubeProxy> = Fields {
     of: OF,
     any_case: false,
+    type_of: types::type_of,
     table: TABLE,
 };
 
