@@ -274,7 +274,7 @@ pub struct MigrateCheckArgs {
     /// Configurations, or ConfigMaps with them as kubectl prints them
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
-    /// What they are, where that is not seen by what they say
+    /// What each of them is, where that is not seen by what it says; what is seen to be something else is refused
     #[arg(long, value_enum, value_name = "PROGRAM")]
     pub from: Option<Kind>,
     /// Tell also what these programs have on this node, and what would become of it; nothing is changed

@@ -273,19 +273,26 @@ fn backend(object: &Map<String, Value>) -> Result<Backend, FormatError> {
     };
     let backend = backend.as_object().unwrap_or(&empty);
     let kind = string(backend, "Type")?.unwrap_or_default();
-    let flag = |name| get(backend, name).and_then(Value::as_bool).unwrap_or(false);
     match kind.as_str() {
         "vxlan" => Ok(Backend::Vxlan {
-            vni: Vni(narrow(backend, "VNI")?.unwrap_or(1)),
+            vni: vni(backend)?,
             port: narrow(backend, "Port")?
                 .filter(|port| *port != 0)
                 .unwrap_or(VXLAN_PORT),
             mtu: narrow(backend, "MTU")?.filter(|mtu| *mtu != 0),
-            gbp: flag("GBP"),
-            direct_routing: flag("DirectRouting"),
+            gbp: flag(backend, "GBP")?,
+            direct_routing: flag(backend, "DirectRouting")?,
         }),
         "host-gw" => Ok(Backend::HostGw),
         _ => Err(FormatError::Backend(kind)),
+    }
+}
+
+/// RFC 7348 §5: 24 bits.
+fn vni(backend: &Map<String, Value>) -> Result<Vni, FormatError> {
+    match narrow(backend, "VNI")?.unwrap_or(1) {
+        number if number >> 24 == 0 => Ok(Vni(number)),
+        number => Err(field("VNI", format!("{number} is too large"))),
     }
 }
 
@@ -546,6 +553,14 @@ fn number_of(object: &Map<String, Value>, name: &'static str) -> Result<Option<u
             .as_u64()
             .map(Some)
             .ok_or_else(|| field(name, format!("{value} is not a number"))),
+    }
+}
+
+fn flag(object: &Map<String, Value>, name: &'static str) -> Result<bool, FormatError> {
+    match get(object, name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(is_on)) => Ok(*is_on),
+        Some(other) => Err(field(name, format!("{other} is neither true nor false"))),
     }
 }
 

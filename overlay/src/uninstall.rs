@@ -71,6 +71,12 @@ impl Remembered {
         }
         remembered
     }
+
+    /// Whether no overlay left anything there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.network.is_none() && self.own.is_none() && self.unreadable.is_empty()
+    }
 }
 
 /// What became of the node's lease.

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::resources::Resource;
 
-/// A version of Kubernetes, 1.27 to 1.33; as text `1.33`. Default: the newest.
+/// A version of Kubernetes, 1.27 to 1.33; as text `1.33`. It is read as `kubectl version` prints it too, with a `v` and a
+/// patch version (`v1.27.3+k3s1`), which decides nothing. Default: the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KubernetesVersion {
@@ -57,6 +58,9 @@ pub enum FeatureError {
     /// A gate that is not switched as gates are.
     #[error("{0:?} switches nothing: expected a feature and =true or =false")]
     Gate(String),
+    /// A gate that is switched on and off.
+    #[error("{name} is switched on and off", name = .0.name())]
+    Twice(Feature),
     /// A feature that cannot be switched.
     #[error("{0:?} is no feature that can be switched: {names}", names = Feature::ALL.map(Feature::name).join(", "))]
     Feature(String),
@@ -88,8 +92,11 @@ impl FromStr for KubernetesVersion {
     type Err = FeatureError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let minor = text.strip_prefix("1.").and_then(|minor| minor.parse().ok());
-        let served = minor.filter(|minor| (OLDEST..=NEWEST).contains(minor));
+        let number = text.strip_prefix('v').unwrap_or(text);
+        let minor = number.strip_prefix("1.").unwrap_or_default();
+        let (minor, patch) = minor.split_once('.').unwrap_or((minor, "0"));
+        let is_patch = patch.starts_with(|c: char| c.is_ascii_digit());
+        let served = (OLDEST..=NEWEST).find(|served| is_patch && served.to_string() == minor);
         served
             .map(|minor| KubernetesVersion { minor })
             .ok_or_else(|| FeatureError::Version(text.to_owned()))
@@ -189,13 +196,19 @@ impl FromStr for Gates {
     type Err = FeatureError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-        let gates = words.map(|word| {
+        let mut gates = BTreeMap::new();
+        if text.is_empty() {
+            return Ok(Gates(gates));
+        }
+        for word in text.split(',').map(str::trim) {
             let no_gate = || FeatureError::Gate(word.to_owned());
             let (name, switch) = word.split_once('=').ok_or_else(no_gate)?;
-            Ok((name.parse()?, switch.parse().map_err(|_| no_gate())?))
-        });
-        gates.collect::<Result<_, _>>().map(Gates)
+            let (feature, on) = (name.parse()?, switch.parse().map_err(|_| no_gate())?);
+            if gates.insert(feature, on).is_some_and(|before| before != on) {
+                return Err(FeatureError::Twice(feature));
+            }
+        }
+        Ok(Gates(gates))
     }
 }
 
@@ -389,7 +402,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_served_or_switched_is_named_with_what_can() {
-        for text in ["1.26", "1.34", "27", "v1.27", "1.27.3", ""] {
+        for text in [
+            "1.26", "1.34", "27", "v27", "vv1.27", "1.27.", "1.27.x", "1.+27", "v1.34.0", "",
+        ] {
             let refused = text.parse::<KubernetesVersion>().expect_err(text);
             let expected = format!("{text:?} is no version that can be served: 1.27 to 1.33");
             assert_eq!(refused.to_string(), expected);
@@ -404,6 +419,14 @@ mod tests {
                 "\"WatchList=off\" switches nothing: expected a feature and =true or =false",
             ),
             (
+                ",",
+                "\"\" switches nothing: expected a feature and =true or =false",
+            ),
+            (
+                "WatchList=true,PodHostIPs=true,WatchList=false",
+                "WatchList is switched on and off",
+            ),
+            (
                 "watchlist=true",
                 "\"watchlist\" is no feature that can be switched: WatchList, WatchBookmark, APIListChunking, \
                  AggregatedDiscoveryEndpoint, OpenAPIV3, MultiCIDRServiceAllocator, APISelfSubjectReview, \
@@ -415,6 +438,14 @@ mod tests {
                 expected,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_version_is_read_as_kubectl_prints_it() {
+        for text in ["v1.27", "1.27.3", "v1.27.16+k3s1", "v1.27.3-eks-2d98532"] {
+            let version: KubernetesVersion = text.parse().expect(text);
+            assert_eq!(version.to_string(), "1.27", "for {text}");
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use model::{IpFamily, Removal};
+use netlink::{Kernel as _, LinkKind, Netlink};
 use overlay::files::remove_file;
 use overlay::pods::{Assigned, PodNetwork};
 use overlay::uninstall::{Places, Remembered, pods_without_record, release_lease, uninstall};
@@ -58,6 +59,7 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
         cni::conflist::remove(&config.cni.conf_dir),
     );
     let remembered = Remembered::read(state_dir);
+    let has_records = pods.is_some() || !remembered.is_empty() || dns_address::has_record(state_dir);
     removal.merge(leave_network(config, &remembered).await);
     let places = Places {
         state_dir: state_dir.clone(),
@@ -75,6 +77,9 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
     removal.add("files", dns_feed::forget(state_dir));
     for path in [&config.cni.socket, &config.dns.feed_socket] {
         removal.add("sockets", socket::remove(path));
+    }
+    if !has_records {
+        tell_unrecorded(config, &mut removal);
     }
     if was_installed {
         tell_settings(config, families, &mut removal);
@@ -176,6 +181,41 @@ fn tell_settings(config: &Config, families: BTreeSet<IpFamily>, removal: &mut Re
     }
 }
 
+fn tell_unrecorded(config: &Config, removal: &mut Removal) {
+    match tunnels() {
+        Ok(tunnels) => {
+            let told = unrecorded(config, &tunnels, !removal.removed.is_empty());
+            removal.left.extend(told);
+        }
+        Err(error) => removal.failed.push(format!("tunnel devices: {error:#}")),
+    }
+}
+
+/// The devices of flannel's name that are there, whosever they are.
+fn tunnels() -> anyhow::Result<Vec<String>> {
+    let links = Netlink::open()?.links()?.into_iter();
+    let tunnels =
+        links.filter(|link| matches!(link.kind, LinkKind::Vxlan(_)) && link.name.starts_with("flannel"));
+    Ok(tunnels.map(|link| link.name).collect())
+}
+
+/// What is said where the state directory has no records. A proxy alone makes none.
+fn unrecorded(config: &Config, tunnels: &[String], was_there: bool) -> Option<String> {
+    let makes_records = config.network.is_some() || config.dns.address.is_some();
+    if tunnels.is_empty() && !(makes_records && was_there) {
+        return None;
+    }
+    let there = match tunnels {
+        [] => String::new(),
+        tunnels => format!("; there is {}, flannel's or such an agent's", tunnels.join(", ")),
+    };
+    Some(format!(
+        "{} has no records: what an agent with another stateDir made is not known (tunnels, routes of pods, an address on \
+         lo){there}",
+        config.state_dir.display()
+    ))
+}
+
 /// Other files in our directories are not ours, and keep them there.
 fn remove_state(config: &Config, removal: &mut Removal) {
     let deletions = cni::deletions(&config.cni.socket);
@@ -210,5 +250,38 @@ fn add(removal: &mut Removal, kind: &'static str, result: anyhow::Result<bool>) 
     match result {
         Ok(removed) => removal.add(kind, Ok::<_, overlay::Error>(removed)),
         Err(error) => removal.failed.push(format!("{kind}: {error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn without_records_it_is_told_that_another_agents_things_are_not_known() {
+        let unknown = "/s has no records: what an agent with another stateDir made is not known (tunnels, routes of pods, \
+                       an address on lo)";
+        let there = format!("{unknown}; there is flannel.1, flannel-v6.1, flannel's or such an agent's");
+        let overlay =
+            r#"network: {leases: kubernetes, config: {Network: 10.244.0.0/16, Backend: {Type: vxlan}}}"#;
+        let dns = "{proxy: {datapath: none}, dns: {address: 169.254.20.10}}";
+        let proxy = "proxy: {podNetworks: [10.244.0.0/16]}";
+        let both = ["flannel.1".to_owned(), "flannel-v6.1".to_owned()];
+        let rows = [
+            (overlay, &both[..], true, Some(there.as_str())),
+            (overlay, &both, false, Some(&there)),
+            (overlay, &[], true, Some(unknown)),
+            (overlay, &[], false, None),
+            (dns, &[], true, Some(unknown)),
+            (proxy, &both, true, Some(&there)),
+            (proxy, &[], true, None),
+        ];
+        for (text, tunnels, was_there, expected) in rows {
+            let mut config = config::parse("rows".as_ref(), text, Some("node-1")).expect(text);
+            config.state_dir = "/s".into();
+            let told = unrecorded(&config, tunnels, was_there);
+            assert_eq!(told.as_deref(), expected, "for {text} {tunnels:?} {was_there}");
+        }
     }
 }

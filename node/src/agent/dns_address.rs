@@ -56,6 +56,11 @@ pub fn keep(
     Ok(())
 }
 
+/// Whether an address is recorded.
+pub fn has_record(state_dir: &Path) -> bool {
+    state_dir.join(RECORD).exists()
+}
+
 /// Takes the recorded address back, and forgets it. Whether there was one.
 ///
 /// # Errors

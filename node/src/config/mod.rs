@@ -202,6 +202,11 @@ impl Config {
         let mut problems = Vec::new();
         if self.node_name.0.is_empty() {
             problems.push("nodeName: is empty".to_owned());
+        } else if !node::is_dns_subdomain(&self.node_name.0) {
+            problems.push(format!(
+                "nodeName: {:?} is not a Node's name: labels of a-z, 0-9 and - with dots between",
+                self.node_name.0
+            ));
         }
         let paths = [
             ("stateDir", &self.state_dir),

@@ -40,19 +40,25 @@ fn is_qualified_name(key: &str) -> bool {
     let (prefix, name) = key
         .split_once('/')
         .map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let is_made_of = |text: &str, longest: usize, between: &[char]| {
-        let is_edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        text.len() <= longest
-            && is_edge(text.chars().next())
-            && is_edge(text.chars().last())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || between.contains(&c))
-    };
-    let is_dns_name = |prefix: &str| {
-        is_made_of(prefix, 253, &['-', '.']) && !prefix.contains(|c: char| c.is_ascii_uppercase())
-    };
-    prefix.is_none_or(is_dns_name) && is_made_of(name, 63, &['-', '_', '.'])
+    prefix.is_none_or(is_dns_subdomain) && is_made_of(name, 63, &['-', '_', '.'])
+}
+
+/// What names a Node, among others (Kubernetes' `IsDNS1123Subdomain`): at most 253 bytes, labels without upper case.
+pub(super) fn is_dns_subdomain(name: &str) -> bool {
+    let is_label =
+        |label: &str| is_made_of(label, 253, &['-']) && !label.contains(|c: char| c.is_ascii_uppercase());
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// Letters and digits at both ends, with others between them.
+fn is_made_of(text: &str, longest: usize, between: &[char]) -> bool {
+    let is_edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= longest
+        && is_edge(text.chars().next())
+        && is_edge(text.chars().last())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || between.contains(&c))
 }
 
 #[cfg(test)]
@@ -76,5 +82,26 @@ mod tests {
             assert_eq!(is_qualified_name(key), expected, "{key:?}");
         }
         assert!(is_qualified_name(&"a".repeat(63)) && !is_qualified_name(&"a".repeat(64)));
+    }
+
+    #[test]
+    fn a_nodes_name_is_a_dns_subdomain() {
+        let rows = [
+            ("node-1", true),
+            ("7", true),
+            ("ip-10-0-0-1.eu-west-1.compute.internal", true),
+            ("", false),
+            ("Bad Name!", false),
+            ("Node-1", false),
+            ("node_1", false),
+            ("-node", false),
+            ("node-", false),
+            ("node..1", false),
+            ("node.", false),
+        ];
+        for (name, expected) in rows {
+            assert_eq!(is_dns_subdomain(name), expected, "{name:?}");
+        }
+        assert!(is_dns_subdomain(&"a".repeat(253)) && !is_dns_subdomain(&"a".repeat(254)));
     }
 }

@@ -333,6 +333,10 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
     let rows = [
         ("nodeName: ''", "nodeName: is empty"),
         (
+            "nodeName: Bad Name!",
+            "nodeName: \"Bad Name!\" is not a Node's name: labels of a-z, 0-9 and - with dots between",
+        ),
+        (
             "proxy: {datapath: ebpf}",
             "proxy.podNetworks: is needed where network.config is absent",
         ),

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::draft::Draft;
 use super::fields::{Field, Fields, When, differs, not_needed, read};
 use super::told::Verdict;
+use super::types::Type;
 
 const OF: &str = "cni";
 
@@ -125,6 +126,7 @@ const fn fields(table: &'static [Field<()>]) -> Fields<()> {
     Fields {
         of: OF,
         any_case: false,
+        type_of: |_| Type::Any,
         table,
     }
 }

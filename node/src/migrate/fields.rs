@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::draft::Draft;
 use super::told::Verdict;
+use super::types::Type;
 
 /// When a field is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct Fields<S: 'static> {
     pub of: &'static str,
     /// Whether `vni` is `VNI`.
     pub any_case: bool,
+    /// What its program reads at a path of the table.
+    pub type_of: fn(&str) -> Type,
     /// The table.
     pub table: &'static [Field<S>],
 }
@@ -80,7 +83,12 @@ impl<S> Fields<S> {
         for (path, value) in &leaves {
             match self.find(path) {
                 Some(field) => self.apply(state, field, &format!("{at}{path}"), value, draft),
-                None => draft.add(self.of, format!("{at}{path}"), value, &unknown(value)),
+                None => {
+                    let section = self.is_section(path).then_some(Type::Map);
+                    let refusal = section.and_then(|section| section.refusal(self.of, value));
+                    let verdict = refusal.unwrap_or_else(|| unknown(value));
+                    draft.add(self.of, format!("{at}{path}"), value, &verdict);
+                }
             }
         }
         let is_said = |known: &str| leaves.iter().any(|(path, _)| self.is(known, path));
@@ -97,7 +105,7 @@ impl<S> Fields<S> {
             let is_section = self.find(&path).is_none() && self.is_section(&path);
             if is_section && value.is_object() {
                 self.flatten(&format!("{path}."), value, leaves);
-            } else if !(is_section && is_zero(value)) {
+            } else if !(is_section && value.is_null()) {
                 leaves.push((path, value));
             }
         }
@@ -124,6 +132,10 @@ impl<S> Fields<S> {
     }
 
     fn apply(&self, state: &S, field: &Field<S>, path: &str, value: &Value, draft: &mut Draft) {
+        if let Some(refusal) = (self.type_of)(field.path).refusal(self.of, value) {
+            draft.add(self.of, path, value, &refusal);
+            return;
+        }
         let counts = match field.when {
             When::Set => !is_zero(value),
             When::Given => !value.is_null(),

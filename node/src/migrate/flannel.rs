@@ -8,12 +8,14 @@ use super::draft::Draft;
 use super::fields::{Field, Fields, When, not_needed, read};
 use super::flannel_args;
 use super::told::Verdict;
+use super::types::Type;
 
 const OF: &str = "flannel";
 
 const FIELDS: Fields<Flannel> = Fields {
     of: OF,
     any_case: true,
+    type_of,
     table: TABLE,
 };
 
@@ -38,14 +40,33 @@ const TABLE: &[Field<Flannel>] = &[
     read("IPv6SubnetMin", When::Set, subnets),
     read("IPv6SubnetMax", When::Set, subnets),
     read("Backend.Type", When::Always, backend),
-    read("Backend.VNI", When::Set, in_config),
-    read("Backend.Port", When::Set, in_config),
-    read("Backend.MTU", When::Set, in_config),
+    read("Backend.VNI", When::Set, |_, value| number("VNI", value)),
+    read("Backend.Port", When::Set, |_, value| number("Port", value)),
+    read("Backend.MTU", When::Set, |_, value| number("MTU", value)),
     read("Backend.GBP", When::Set, in_config),
     read("Backend.DirectRouting", When::Set, in_config),
     read("Backend.Learning", When::Set, learning),
     read("Backend.MacPrefix", When::Set, mac_prefix),
 ];
+
+/// Of the field at a path (`flannel`, `pkg/subnet/config.go`, `pkg/backend/vxlan/vxlan.go`).
+fn type_of(path: &str) -> Type {
+    match path {
+        "EnableIPv4" | "EnableIPv6" | "EnableNFTables" => Type::Switch,
+        "Backend.GBP" | "Backend.DirectRouting" | "Backend.Learning" => Type::Switch,
+        "SubnetLen" | "IPv6SubnetLen" | "Backend.VNI" | "Backend.Port" | "Backend.MTU" => Type::Whole,
+        _ => Type::Text,
+    }
+}
+
+/// What the agent reads of one number of the backend.
+fn number(name: &str, value: &Value) -> Verdict {
+    let alone = json!({"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", name: value}});
+    match NetworkConfig::parse(&alone.to_string()) {
+        Ok(_) => Verdict::as_it_is("network.config"),
+        Err(error) => Verdict::not_supported(error.to_string()),
+    }
+}
 
 fn in_config(_: &Flannel, _: &Value) -> Verdict {
     Verdict::as_it_is("network.config")

@@ -3,6 +3,7 @@
 
 mod gates;
 mod rules;
+mod types;
 
 use serde_json::Value;
 
@@ -74,6 +75,7 @@ const BY_WATCH: &str = "every change comes by a watch";
 const FIELDS: Fields<KubeProxy> = Fields {
     of: OF,
     any_case: false,
+    type_of: types::type_of,
     table: TABLE,
 };
 

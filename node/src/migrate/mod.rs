@@ -3,7 +3,8 @@
 //!
 //! - [`source`] finds the configurations in files: as they are, or in ConfigMaps as kubectl prints them.
 //! - [`kube_proxy`], [`flannel`] with [`flannel_args`], [`cni_conf`] and [`corefile`] say what becomes of each setting,
-//!   most by a table of fields ([`fields`]); [`told`] has the words for it, [`draft`] what is put together.
+//!   most by a table of fields ([`fields`], of which each has its type, [`types`]); [`told`] has the words for it,
+//!   [`draft`] what is put together.
 //!
 //! [`on_node`] looks at what these programs have on the node, and says what would become of it.
 //!
@@ -23,6 +24,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod told;
+mod types;
 
 use std::path::{Path, PathBuf};
 
@@ -45,10 +47,10 @@ pub struct Migration {
     told: Vec<Told>,
 }
 
-/// Reads files; `from` says what those are that are no ConfigMaps, where that cannot be seen.
+/// Reads files; `from` says what they are where that is not seen.
 ///
 /// # Errors
-/// When one cannot be read, nothing in it is known, or two are of one kind.
+/// When one cannot be read, nothing in it is known or is what `from` says, or two are of one kind.
 pub fn check(files: &[PathBuf], from: Option<Kind>) -> Result<Migration, SourceError> {
     let read: Result<Vec<_>, _> = files.iter().map(|file| source::read(file, from)).collect();
     let mut sources: Vec<Source> = read?.into_iter().flatten().collect();

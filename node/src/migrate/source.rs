@@ -30,11 +30,21 @@ pub enum SourceError {
     /// There is nothing in it to translate.
     #[error(
         "{path}: there is no KubeProxyConfiguration, net-conf.json, CNI configuration or Corefile in it; --from says \
-         which it is"
+         what a file is, or the only text of a ConfigMap"
     )]
     Nothing {
         /// The file.
         path: PathBuf,
+    },
+    /// It is seen to be something else than `--from` says.
+    #[error("{place}: is a configuration of {found}, not of {from} as --from says")]
+    Other {
+        /// The file, and the key in it.
+        place: String,
+        /// What it configures.
+        found: Kind,
+        /// What it was said to.
+        from: Kind,
     },
     /// There are two of one kind.
     #[error("{second}: is a second configuration of {kind}, after {first}")]
@@ -83,10 +93,10 @@ impl Content {
     }
 }
 
-/// Reads a file; `from` says what it is where it is no ConfigMap.
+/// Reads a file; `from` says what it is where that is not seen.
 ///
 /// # Errors
-/// When it cannot be read, or nothing in it is known.
+/// When it cannot be read, nothing in it is known, or nothing in it is what `from` says.
 pub fn read(path: &Path, from: Option<Kind>) -> Result<Vec<Source>, SourceError> {
     let text = std::fs::read_to_string(path).map_err(|source| SourceError::Read {
         path: path.to_owned(),
@@ -105,33 +115,53 @@ pub fn read(path: &Path, from: Option<Kind>) -> Result<Vec<Source>, SourceError>
 /// The configurations in a text.
 ///
 /// # Errors
-/// When it is not what `from`, or a key of a ConfigMap, says.
+/// When none of them is what `from` says, or one not what a key of a ConfigMap says.
 pub fn recognized(place: &str, text: &str, from: Option<Kind>) -> Result<Vec<Source>, SourceError> {
     let documents = documents(text);
     let objects: Vec<&Value> = documents.iter().flatten().flat_map(items).collect();
     if objects.iter().any(|object| object["kind"] == "ConfigMap") {
         let arguments = objects.iter().find_map(|object| flannels_arguments(object));
         let maps = objects.into_iter().filter(|object| object["kind"] == "ConfigMap");
-        let read: Result<Vec<_>, _> = maps.map(|map| of_config_map(place, map)).collect();
+        let read: Result<Vec<_>, _> = maps.map(|map| of_config_map(place, map, from)).collect();
         let mut sources: Vec<Source> = read?.into_iter().flatten().collect();
         for source in &mut sources {
             if let Content::Flannel(_, beside) = &mut source.content {
                 beside.clone_from(&arguments);
             }
         }
-        return Ok(sources);
+        return is_what_was_said(sources, from);
     }
-    let content = match (from, &documents) {
-        (Some(kind), _) => Some(of_kind(kind, place, text)?),
-        (None, _) if looks_like_a_corefile(text) => Some(Content::Corefile(text.to_owned())),
-        (None, Ok(_)) => objects.iter().find_map(|object| of_object(object)),
-        (None, Err(error)) => return Err(wrong(place, error)),
+    let seen = if looks_like_a_corefile(text) {
+        Some(Content::Corefile(text.to_owned()))
+    } else {
+        objects.iter().find_map(|object| of_object(object))
+    };
+    let content = match (seen, from, documents) {
+        (Some(content), ..) => Some(content),
+        (None, Some(kind), _) => Some(of_kind(kind, place, text)?),
+        (None, None, Ok(_)) => None,
+        (None, None, Err(error)) => return Err(wrong(place, error)),
     };
     let source = content.map(|content| Source {
         place: place.to_owned(),
         content,
     });
-    Ok(source.into_iter().collect())
+    is_what_was_said(source.into_iter().collect(), from)
+}
+
+/// One of them at least: flannel's ConfigMap has the CNI plugins' configuration too.
+fn is_what_was_said(sources: Vec<Source>, from: Option<Kind>) -> Result<Vec<Source>, SourceError> {
+    let (Some(from), Some(first)) = (from, sources.first()) else {
+        return Ok(sources);
+    };
+    if sources.iter().any(|source| source.content.kind() == from) {
+        return Ok(sources);
+    }
+    Err(SourceError::Other {
+        place: first.place.clone(),
+        found: first.content.kind(),
+        from,
+    })
 }
 
 fn wrong(place: &str, reason: impl ToString) -> SourceError {
@@ -180,7 +210,8 @@ fn flannels_arguments(object: &Value) -> Option<Vec<String>> {
     })
 }
 
-fn of_config_map(place: &str, map: &Value) -> Result<Vec<Source>, SourceError> {
+/// By its keys; where those tell nothing, its only text is what `from` says.
+fn of_config_map(place: &str, map: &Value, from: Option<Kind>) -> Result<Vec<Source>, SourceError> {
     let name = map["metadata"]["name"].as_str().unwrap_or_default();
     let data = map["data"].as_object();
     let texts = || {
@@ -192,12 +223,15 @@ fn of_config_map(place: &str, map: &Value) -> Result<Vec<Source>, SourceError> {
         Some((key, text)) => Some(one_document(&format!("{place}: {name}/{key}"), text)?),
         None => None,
     };
+    let known = |(key, text)| Some((key, text, kind_of_key(key, text)?));
+    let mut known: Vec<(&str, &str, Kind)> = texts().filter_map(known).collect();
+    if let ([], Some(kind), [(key, text)]) = (known.as_slice(), from, texts().collect::<Vec<_>>().as_slice())
+    {
+        known.push((key, text, kind));
+    }
     let mut sources = Vec::new();
-    for (key, text) in texts() {
+    for (key, text, kind) in known {
         let place = format!("{place}: {name}/{key}");
-        let Some(kind) = kind_of_key(key, text) else {
-            continue;
-        };
         let mut content = of_kind(kind, &place, text)?;
         if let Content::KubeProxy(_, beside) = &mut content {
             beside.clone_from(&kubeconfig);
@@ -213,9 +247,16 @@ fn kind_of_key(key: &str, text: &str) -> Option<Kind> {
         "net-conf.json" => Some(Kind::Flannel),
         "cni-conf.json" => Some(Kind::Cni),
         "Corefile" => Some(Kind::Coredns),
-        _ => text
-            .contains("kind: KubeProxyConfiguration")
-            .then_some(Kind::KubeProxy),
+        _ => is_of_kube_proxy(text).then_some(Kind::KubeProxy),
+    }
+}
+
+/// What cannot be read is told as an error if it names the kind.
+fn is_of_kube_proxy(text: &str) -> bool {
+    const KIND: &str = "KubeProxyConfiguration";
+    match documents(text) {
+        Ok(documents) => documents.iter().any(|document| document["kind"] == KIND),
+        Err(_) => text.contains(KIND),
     }
 }
 

@@ -20,7 +20,7 @@ fn config(text: &str) -> Result<String, String> {
 #[test]
 fn configurations_are_read_with_flannels_defaults_names_and_checks() {
     let vxlan = "Vxlan { vni: Vni(1), port: 8472, mtu: None, gbp: false, direct_routing: false }";
-    let rows: [(&str, Result<String, &str>); 24] = [
+    let rows: [(&str, Result<String, &str>); 29] = [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan}"))),
         (r#"{"network":"10.244.0.0/16","backend":{"type":"vxlan"}}"#, Ok(format!("10.244.0.0/16 /24 10.244.1.0..10.244.255.0 {vxlan}"))),
         (
@@ -65,6 +65,11 @@ fn configurations_are_read_with_flannels_defaults_names_and_checks() {
         (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.6.0.0 is not in 10.5.0.0/16")),
         (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.7","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.5.1.7 is not where a subnet begins")),
         (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0","Backend":{"Type":"vxlan"}}"#, Err("SubnetMin: 10.5.9.0 comes after SubnetMax 10.5.8.0")),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#, Ok(format!("10.5.0.0/16 /24 10.5.1.0..10.5.255.0 {}", vxlan.replace("Vni(1)", "Vni(16777215)")))),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, Err("VNI: 16777216 is too large")),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, Err("Port: 70000 is too large")),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":"yes"}}"#, Err(r#"DirectRouting: "yes" is neither true nor false"#)),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","GBP":null}}"#, Ok(format!("10.5.0.0/16 /24 10.5.1.0..10.5.255.0 {vxlan}"))),
         ("[]", Err("not a JSON object: []")),
     ];
     for (text, wanted) in rows {

@@ -32,8 +32,9 @@ fn a_kind_is_seen_by_what_a_file_says() {
         ("import other", Some(Kind::Coredns), vec![Kind::Coredns]),
         ("mode: ipvs", Some(Kind::KubeProxy), vec![Kind::KubeProxy]),
         (KUBEADM, None, vec![Kind::KubeProxy]),
-        (KUBEADM, Some(Kind::Flannel), vec![Kind::KubeProxy]),
+        (KUBEADM, Some(Kind::KubeProxy), vec![Kind::KubeProxy]),
         (KUBE_FLANNEL, None, vec![Kind::Cni, Kind::Flannel]),
+        (KUBE_FLANNEL, Some(Kind::Flannel), vec![Kind::Cni, Kind::Flannel]),
         (COREDNS, None, vec![Kind::Coredns]),
         ("import other", None, vec![]),
         ("kind: Service", None, vec![]),
@@ -42,6 +43,70 @@ fn a_kind_is_seen_by_what_a_file_says() {
     ];
     for (text, from, expected) in rows {
         assert_eq!(kinds(text, from), expected, "for {text}");
+    }
+}
+
+fn config_map(data: Value) -> String {
+    serde_json::json!({"kind": "ConfigMap", "metadata": {"name": "m"}, "data": data}).to_string()
+}
+
+#[test]
+fn a_kind_in_a_config_map_is_seen_however_it_is_written_and_said_where_it_is_not_seen() {
+    let one = |text: &str| config_map(serde_json::json!({"config": text}));
+    let two = config_map(serde_json::json!({"a": "mode: ipvs", "b": "c"}));
+    let rows = [
+        (
+            one("kind: \"KubeProxyConfiguration\""),
+            None,
+            vec![Kind::KubeProxy],
+        ),
+        (
+            one(r#"{"kind":"KubeProxyConfiguration"}"#),
+            None,
+            vec![Kind::KubeProxy],
+        ),
+        (one("about: 'kind: KubeProxyConfiguration'"), None, vec![]),
+        (one("mode: ipvs"), None, vec![]),
+        (one("mode: ipvs"), Some(Kind::KubeProxy), vec![Kind::KubeProxy]),
+        (two, Some(Kind::KubeProxy), vec![]),
+    ];
+    for (text, from, expected) in rows {
+        assert_eq!(kinds(&text, from), expected, "for {text}");
+    }
+}
+
+#[test]
+fn what_is_seen_to_be_something_else_than_was_said_is_refused() {
+    let rows = [
+        (
+            KUBEADM,
+            Kind::Flannel,
+            "file: kube-proxy/config.conf: is a configuration of kube-proxy, not of flannel",
+        ),
+        (
+            KUBE_FLANNEL,
+            Kind::KubeProxy,
+            "file: kube-flannel-cfg/cni-conf.json: is a configuration of CNI plugins, not",
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8"}"#,
+            Kind::Cni,
+            "file: is a configuration of flannel, not of CNI plugins",
+        ),
+        (
+            ".:53 {\n  whoami\n}",
+            Kind::KubeProxy,
+            "file: is a configuration of CoreDNS, not of kube-proxy",
+        ),
+        (
+            "kind: KubeProxyConfiguration",
+            Kind::Coredns,
+            "file: is a configuration of kube-proxy, not of CoreDNS",
+        ),
+    ];
+    for (text, from, words) in rows {
+        let error = recognized("file", text, Some(from)).expect_err(words).to_string();
+        assert!(error.starts_with(words), "{error}");
     }
 }
 
@@ -54,9 +119,7 @@ fn objects_of_a_list_are_read_each() {
 
 #[test]
 fn what_is_not_what_a_key_says_is_refused_with_its_place() {
-    let map = |key: &str, text: &str| {
-        serde_json::json!({"kind": "ConfigMap", "metadata": {"name": "m"}, "data": {key: text}}).to_string()
-    };
+    let map = |key: &str, text: &str| config_map(serde_json::json!({key: text}));
     let rows = [
         (map("net-conf.json", "{"), "file: m/net-conf.json: "),
         (
@@ -213,12 +276,37 @@ fn a_corefile_alone_makes_no_configuration_of_an_agent_and_is_told_block_by_bloc
     assert_eq!(this.config(), "");
     assert_eq!(
         outcomes(&this),
-        ["taken .:53", "taken example.org.:53", "NOT SUPPORTED Corefile:6"]
+        [
+            "NOT SUPPORTED .:53",
+            "NOT SUPPORTED example.org.:53",
+            "NOT SUPPORTED Corefile:6"
+        ]
     );
     assert!(this.is_wrong());
     let lines = this.lines();
     assert!(
-        lines.starts_with("taken          coredns     .:53: errors cache  ("),
+        lines.starts_with("NOT SUPPORTED  coredns     .:53: errors cache  ("),
         "{lines}"
     );
+}
+
+#[test]
+fn a_block_of_a_corefile_is_taken_where_the_server_takes_the_whole_file() {
+    let whole = "causeway dns --conf refuses the whole file for the lines told below";
+    let rows = [
+        ("cache 30", "causeway dns --conf takes it as it is".to_owned()),
+        (
+            "magic",
+            format!("{whole}; with --lenient it warns, and serves without them"),
+        ),
+        ("bufsize 511", whole.to_owned()),
+        ("magic\n  bufsize 511", whole.to_owned()),
+    ];
+    for (line, expected) in rows {
+        let corefile = format!(".:53 {{\n  errors\n}}\nexample.org {{\n  whoami\n  {line}\n}}\n");
+        let this = migrated(&[&corefile], None);
+        assert_eq!(words(&this, ".:53"), expected, "for {line}");
+        assert_eq!(words(&this, "example.org.:53"), expected, "for {line}");
+        assert_eq!(this.is_wrong(), line != "cache 30", "for {line}");
+    }
 }

@@ -69,6 +69,26 @@ fn what_is_wrong_or_not_known_is_told_with_its_path() {
         r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Colour": "red"}, "Shape": 7}"#,
         "NOT SUPPORTED Backend.Colour; taken Backend.Type; taken Network; NOT SUPPORTED Shape",
     );
+    let whole = "NOT SUPPORTED (as a whole); NOT SUPPORTED (as a whole)";
+    for (field, value) in [
+        ("VNI", "16777216"),
+        ("VNI", "\"one\""),
+        ("Port", "70000"),
+        ("Port", "-1"),
+        ("MTU", "1.5"),
+        ("DirectRouting", "\"yes\""),
+        ("GBP", "0"),
+    ] {
+        kept(
+            &format!(r#"{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan", "{field}": {value}}}}}"#),
+            &match field {
+                "DirectRouting" | "GBP" | "MTU" | "Port" => {
+                    format!("NOT SUPPORTED Backend.{field}; taken Backend.Type; taken Network; {whole}")
+                }
+                _ => format!("taken Backend.Type; NOT SUPPORTED Backend.{field}; taken Network; {whole}"),
+            },
+        );
+    }
     kept(
         r#"{"Network": "10.244.0.0", "Backend": {"Type": "vxlan"}}"#,
         "taken Backend.Type; taken Network; NOT SUPPORTED (as a whole); NOT SUPPORTED (as a whole)",

@@ -107,6 +107,65 @@ fn who_the_node_is_and_where_it_listens() {
 }
 
 #[test]
+fn a_value_of_another_type_than_kube_proxys_is_refused_wherever_it_stands() {
+    let rows = [
+        (
+            "nodePortAddresses: 192.168.0.0/16",
+            "nodePortAddresses",
+            "a list of texts",
+        ),
+        ("nodePortAddresses: ''", "nodePortAddresses", "a list of texts"),
+        ("nodePortAddresses: [5]", "nodePortAddresses", "a list of texts"),
+        ("mode: 5", "mode", "a text"),
+        ("mode: false", "mode", "a text"),
+        ("hostnameOverride: 7", "hostnameOverride", "a text"),
+        ("featureGates: [a]", "featureGates", "a map"),
+        ("featureGates: []", "featureGates", "a map"),
+        ("clusterCIDR: [10.0.0.0/8]", "clusterCIDR", "a text"),
+        ("detectLocalMode: 1", "detectLocalMode", "a text"),
+        ("enableProfiling: 1", "enableProfiling", "true or false"),
+        ("conntrack: {min: '5'}", "conntrack.min", "a whole number"),
+        ("conntrack: {max: 1.5}", "conntrack.max", "a whole number"),
+        ("conntrack: {udpTimeout: 30}", "conntrack.udpTimeout", "a text"),
+        ("ipvs: {syncPeriod: 0}", "ipvs.syncPeriod", "a text"),
+        ("ipvs: {strictARP: ''}", "ipvs.strictARP", "true or false"),
+        ("clientConnection: {qps: '5'}", "clientConnection.qps", "a number"),
+        ("logging: {vmodule: [a]}", "logging.vmodule", "a list of maps"),
+        (
+            "logging: {flushFrequency: 1.5}",
+            "logging.flushFrequency",
+            "a text or a whole number",
+        ),
+        ("iptables: []", "iptables", "a map"),
+        ("iptables: 14", "iptables", "a map"),
+    ];
+    for (fields, path, expected) in rows {
+        let this = migrated(&[&format!("{HEAD}{fields}\n")], None);
+        let told = this.told.iter().find(|told| told.path == path).expect(fields);
+        assert_eq!(
+            told.words,
+            format!("kube-proxy itself refuses it: not {expected}"),
+            "for {fields}"
+        );
+        assert!(this.is_wrong(), "for {fields}");
+    }
+    for absent in [
+        "nodePortAddresses",
+        "mode",
+        "featureGates",
+        "iptables",
+        "enableProfiling",
+    ] {
+        check(&format!("{absent}: null"), "", "");
+    }
+    let this = migrated(&[&format!("{HEAD}enableProfiling: yes\n")], None);
+    assert_eq!(
+        words(&this, "enableProfiling"),
+        "kube-proxy may read it: write true or false"
+    );
+}
+
+#[test]
 fn how_it_speaks_to_the_api_and_writes_its_log() {
     check(
         "clientConnection: {kubeconfig: /etc/kubeconfig}",
