@@ -1,13 +1,13 @@
 //! `causeway up`.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use apiserver::{Cidrs, Gates, KubernetesVersion};
 
-use crate::StateDirArg;
 use crate::cgroup::Cgroup;
 use crate::layout::StateDir;
 use crate::node_files::{self, NodeFiles};
@@ -17,7 +17,7 @@ use crate::preflight::{self, Programs};
 use crate::progress::Progress;
 use crate::settings::{Agent, Datapath, EtcdArgs, Leases, Network, Settings};
 use crate::status::Wanted;
-use crate::{down, kubeconfig, machine, status, supervise, underlay};
+use crate::{DEFAULT_STATE_DIR, StateDirArg, down, kubeconfig, machine, status, supervise, underlay};
 
 /// Flags of `up`.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,7 +38,8 @@ pub struct UpArgs {
     #[arg(long, value_enum, default_value = "etcd")]
     leases: Leases,
     /// What programs the nodes' network: this build's agent and DNS server, or (none) what you install into the
-    /// cluster, which says itself what --datapath and --network say otherwise; until then the nodes are not Ready
+    /// cluster, which says itself what --datapath and --network say otherwise; until then the nodes are not Ready.
+    /// With none, pod networks of node/deploy need --leases kubernetes, which gives the Nodes podCIDRs
     #[arg(long, value_enum, default_value = "built-in")]
     agent: Agent,
     #[command(flatten)]
@@ -150,7 +151,8 @@ pub fn up(args: &UpArgs) -> anyhow::Result<()> {
 fn already_up(state: &StateDir, settings: &Settings) -> anyhow::Result<()> {
     let running = Settings::load(&state.settings())?;
     if running.as_ref() != Some(settings) {
-        bail!("a cluster with other settings is up already: causeway down removes it");
+        let down = down_command(state);
+        bail!("a cluster with other settings is up already: {down} removes it");
     }
     println!(
         "The cluster is up already.\n\n  export KUBECONFIG={}",
@@ -326,21 +328,106 @@ fn start_supervisor(state: &StateDir, programs: &Programs) -> anyhow::Result<()>
 }
 
 fn announce(progress: &Progress, state: &StateDir, settings: &Settings) {
+    println!("\n{}", what_now(settings, progress.total_seconds(), state));
+}
+
+/// What there is after so many seconds, and what to type next.
+fn what_now(settings: &Settings, seconds: f64, state: &StateDir) -> String {
     let (are, next) = match settings.agent {
         Agent::BuiltIn => ("Ready", String::new()),
-        Agent::None => (
-            "registered",
-            format!(
-                "They are Ready once a pod network is installed. The API server, for what runs before Services are served: \
-                 {}.\n\n",
-                settings.api_address()
-            ),
-        ),
+        Agent::None => ("registered", hint_without_agent(settings)),
     };
-    println!(
-        "\n{} nodes {are} after {:.1} s.\n\n{next}  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  causeway down",
+    let noun = if settings.nodes == 1 { "node" } else { "nodes" };
+    format!(
+        "{} {noun} {are} after {seconds:.1} s.\n\n{next}  export KUBECONFIG={}\n  kubectl get nodes -o wide\n  {}",
         settings.nodes,
-        progress.total_seconds(),
-        state.admin_kubeconfig().display()
-    );
+        state.admin_kubeconfig().display(),
+        down_command(state)
+    )
+}
+
+fn hint_without_agent(settings: &Settings) -> String {
+    let pod_cidrs = match settings.leases {
+        Leases::Kubernetes => "",
+        Leases::Etcd => {
+            "Nodes have no podCIDRs, which pod networks of node/deploy need: up --leases kubernetes gives them.\n"
+        }
+    };
+    format!(
+        "They are Ready once a pod network is installed. The API server, for what runs before Services are served: \
+         {}.\n{pod_cidrs}\n",
+        settings.api_address()
+    )
+}
+
+/// What removes the cluster.
+fn down_command(state: &StateDir) -> String {
+    if state.root() == Path::new(DEFAULT_STATE_DIR) {
+        "causeway down".to_owned()
+    } else {
+        format!("causeway down --state-dir {}", state.root().display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        up: UpArgs,
+    }
+
+    #[test]
+    fn what_is_printed_at_the_end_can_be_typed_as_it_is() {
+        let no_cidrs = "Nodes have no podCIDRs, which pod networks of node/deploy need: up --leases kubernetes \
+                        gives them.\n";
+        let installed = "They are Ready once a pod network is installed. The API server, for what runs before Services are \
+                         served: 172.30.0.1:6443.\n";
+        let rows = [
+            (
+                DEFAULT_STATE_DIR,
+                &["--nodes", "3"][..],
+                "3 nodes Ready",
+                String::new(),
+                "causeway down",
+            ),
+            (
+                "/x",
+                &["--nodes", "1"],
+                "1 node Ready",
+                String::new(),
+                "causeway down --state-dir /x",
+            ),
+            (
+                "/x",
+                &["--agent", "none"],
+                "3 nodes registered",
+                format!("{installed}{no_cidrs}\n"),
+                "causeway down --state-dir /x",
+            ),
+            (
+                "/x",
+                &["--agent", "none", "--leases", "kubernetes"],
+                "3 nodes registered",
+                format!("{installed}\n"),
+                "causeway down --state-dir /x",
+            ),
+        ];
+        for (root, flags, are, hint, down) in rows {
+            let start = ["up", "--state-dir", root];
+            let line = start.iter().chain(flags);
+            let up = Line::try_parse_from(line).expect("valid").up;
+            let state = up.state_dir.open().expect("absolute");
+            let expected = format!(
+                "{are} after 0.3 s.\n\n{hint}  export KUBECONFIG={root}/admin.kubeconfig\n  kubectl get nodes -o wide\n  \
+                 {down}"
+            );
+            let printed = what_now(&up.settings().expect("they can work"), 0.3, &state);
+            assert_eq!(printed, expected, "for {flags:?}");
+        }
+    }
 }
