@@ -173,7 +173,10 @@ impl<F: Fn() -> bool> Follower<F> {
                 self.without = None;
             }
         }
-        self.status.heard(K::KIND);
+        // Before pages of a list the watcher says by itself that it begins: nobody was heard yet.
+        if !matches!(event, Event::Init) {
+            self.status.heard(K::KIND);
+        }
         let sent = self.observed.send(observation(event)).await;
         sent.is_err().then_some(Left::Ended(Ended::Closed))
     }
