@@ -11,7 +11,7 @@ use tests::client::each;
 use crate::namespace::{HTTP, Namespace, SERVERS, server};
 
 /// A documentation address (RFC 5737) that nobody has.
-const EXTERNAL: &str = "203.0.113.250:80";
+const EXTERNAL: &str = "198.51.100.250:80";
 
 /// Services: should serve a basic endpoint from pods \[Conformance\]
 pub fn endpoints_follow_pods(at: &Namespace<'_>) -> anyhow::Result<()> {

@@ -95,7 +95,7 @@ pub fn have_a_status(at: &Namespace<'_>) -> anyhow::Result<()> {
     let status = format!("{}/status", service.path);
     let read = at.api.read(&status)?;
     ensure!(read["status"]["loadBalancer"]["ingress"].is_null(), "{read}");
-    let ingress = json!([{"ip": "203.0.113.1", "ipMode": "VIP"}]);
+    let ingress = json!([{"ip": "198.51.100.1", "ipMode": "VIP"}]);
     let patch = json!({
         "metadata": {"annotations": {"patchedstatus": "true"}},
         "status": {"loadBalancer": {"ingress": ingress}},

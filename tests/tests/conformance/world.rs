@@ -14,7 +14,7 @@ use tests::client::Client;
 use tests::cluster::{Cluster, process_of};
 use tests::directory::Directory;
 use tests::process::copy_program;
-use tests::route::{self, Route};
+use tests::route::Unserved;
 use tests::wait;
 
 /// What clusters may take to follow a change unless [`PATIENCE`] says so: what upstream's suite has for endpoints, twice.
@@ -74,7 +74,7 @@ pub struct World {
 /// A cluster of the test's own.
 struct Own {
     cluster: Cluster,
-    _unserved: Vec<Route>,
+    _unserved: Unserved,
     /// Where the program of who is outside is.
     _directory: Directory,
 }
@@ -109,7 +109,7 @@ impl World {
         world.outside = Some(Client::outside(OUTSIDE.into(), &program).patient(soon()));
         world.own = Some(Own {
             cluster,
-            _unserved: route::unserved()?,
+            _unserved: Unserved::new()?,
             _directory: directory,
         });
         Ok(world)

@@ -10,8 +10,8 @@ use crate::client::each;
 use crate::world::{SERVERS, World, node_address, node_address_v6, on_every_node, server_container};
 
 /// Documentation networks (RFC 5737): nobody has these addresses.
-const LOAD_BALANCER: &str = "203.0.113.10";
-const RANGED_LOAD_BALANCER: &str = "203.0.113.12";
+const LOAD_BALANCER: &str = "198.51.100.10";
+const RANGED_LOAD_BALANCER: &str = "198.51.100.12";
 const EXTERNAL: &str = "198.51.100.7";
 
 fn at(address: &str) -> anyhow::Result<SocketAddr> {

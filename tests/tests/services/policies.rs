@@ -61,7 +61,7 @@ pub fn internal_local(world: &World) -> anyhow::Result<()> {
 }
 
 pub fn health_checks(world: &World) -> anyhow::Result<()> {
-    const LOAD_BALANCER: &str = "203.0.113.11";
+    const LOAD_BALANCER: &str = "198.51.100.11";
     let mut service = world.service(
         "checked",
         &json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": {"some": "yes"}}),

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, process_of};
-use tests::route::{self, Route};
+use tests::route::{Route, Unserved};
 
 use crate::client::{Client, SOON};
 
@@ -37,7 +37,7 @@ pub struct World {
     /// The host by IPv6.
     pub outside_v6: Client,
     /// Goes after the cluster that needs it.
-    _unused: Vec<Route>,
+    _unserved: Unserved,
     _program: Program,
 }
 
@@ -85,7 +85,7 @@ impl World {
             nodes: nodes.collect::<anyhow::Result<_>>()?,
             outside: Client::outside(OUTSIDE.into(), &program.0),
             outside_v6: Client::outside(OUTSIDE_V6.into(), &program.0),
-            _unused: route::unserved()?,
+            _unserved: Unserved::new()?,
             cluster,
             _program: program,
         })
