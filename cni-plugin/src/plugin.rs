@@ -6,6 +6,7 @@ use std::time::Duration;
 use model::wiring::HOST_IFNAME_PREFIX;
 use netlink::Namespace;
 
+use crate::host_local;
 use crate::protocol::{self, Failure, Request, Response};
 use crate::spec::{self, Call, NetConf, Variables, Verb, code};
 use crate::tombstone;
@@ -98,6 +99,13 @@ fn add(call: &Call, conf: &NetConf) -> Result<String, Failure> {
         netns: call.netns.clone(),
         pod: call.pod.clone(),
         wishes: conf.wishes.clone(),
+        taken: host_local::given(&conf.host_local).map_err(|error| {
+            let what = format!(
+                "read the addresses of other pods in {}",
+                conf.host_local.display()
+            );
+            failed(code::IO, &what, &error)
+        })?,
     };
     let Response::Wired { plan } = ask(conf, &request)? else {
         return Err(unexpected());
@@ -182,6 +190,12 @@ fn del(call: &Call, conf: &NetConf) -> Result<(), Failure> {
         .filter(|device| device.starts_with(HOST_IFNAME_PREFIX))
     {
         wire::remove_node_link(device).map_err(kernel)?;
+    }
+    if let Err(error) = host_local::give_back(&conf.host_local, &call.key) {
+        eprintln!(
+            "give back what host-local gave, in {}: {error}",
+            conf.host_local.display()
+        );
     }
     match protocol::call(
         &conf.socket,

@@ -4,6 +4,7 @@
 //! ignored, missing ones have defaults, and an unknown verb is answered, not refused with a broken connection.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -50,6 +51,9 @@ pub enum Request {
         /// What else the runtime asks for.
         #[serde(default)]
         wishes: Wishes,
+        /// Addresses that pods have which another plugin wired ([`crate::host_local`]).
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        taken: Vec<IpAddr>,
     },
     /// Release an interface. Always succeeds when the key is unknown.
     Del {
@@ -181,6 +185,7 @@ mod tests {
                     netns: "/run/netns/x".to_owned(),
                     pod,
                     wishes: Wishes::default(),
+                    taken: Vec::new(),
                 },
                 r#"{"verb":"add","containerId":"c1","ifname":"eth0","netns":"/run/netns/x","pod":{"namespace":"default","name":"web"},"wishes":{}}"#,
             ),
@@ -226,6 +231,7 @@ mod tests {
                     netns: "n".to_owned(),
                     pod: None,
                     wishes: Wishes::default(),
+                    taken: Vec::new(),
                 },
             ),
         ];

@@ -12,6 +12,7 @@ use model::{MacAddr, ObjectName, Protocol};
 use serde::Deserialize;
 use serde_json::{Map, Number, Value, json};
 
+use crate::host_local;
 use crate::protocol::{AttachmentKey, DEFAULT_SOCKET, Failure};
 
 /// Error codes (CNI 1.1, "Error"; below 100 they are the specification's).
@@ -211,6 +212,9 @@ pub struct NetConf {
     pub version: String,
     /// The agent's socket: `socket`, by default [`DEFAULT_SOCKET`].
     pub socket: PathBuf,
+    /// Where `host-local` keeps the addresses of pods that another plugin wired: `hostLocal`, by default
+    /// [`host_local::DEFAULT_DIRECTORY`].
+    pub host_local: PathBuf,
     /// What is still in use (`cni.dev/valid-attachments`), for GC.
     pub valid: Option<Vec<AttachmentKey>>,
     /// Devices of the result of the ADD before (`prevResult`).
@@ -228,6 +232,8 @@ struct RawConf {
     name: String,
     #[serde(default)]
     socket: Option<PathBuf>,
+    #[serde(default)]
+    host_local: Option<PathBuf>,
     #[serde(default, rename = "cni.dev/valid-attachments")]
     valid: Option<Vec<RawAttachment>>,
     #[serde(default)]
@@ -336,6 +342,9 @@ pub fn parse_config(verb: Verb, input: &[u8]) -> Result<NetConf, Failure> {
     Ok(NetConf {
         version,
         socket: raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+        host_local: raw
+            .host_local
+            .unwrap_or_else(|| host_local::DEFAULT_DIRECTORY.into()),
         valid,
         previous_devices: previous_devices(raw.prev_result.as_ref()),
         wishes: wishes(raw.runtime_config.unwrap_or_default())?,

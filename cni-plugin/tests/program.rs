@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 use tests::process::run_in;
 use tests::topology::Host;
 
+/// The reference plugins, as Debian installs them (`containernetworking-plugins`).
+const REFERENCE: &str = "/usr/lib/cni";
+
 /// What a run came to.
 struct Ran {
     code: Option<i32>,
@@ -117,13 +120,18 @@ impl Node {
     fn run_with(&self, command: &str, id: &str, netns: &str, mut conf: Value) -> Ran {
         conf["type"] = json!("causeway-cni");
         conf["socket"] = json!(self.socket);
-        let mut program = Command::new(env!("CARGO_BIN_EXE_causeway-cni"));
+        conf["hostLocal"] = json!(self.directory.join("networks"));
+        self.run_program(env!("CARGO_BIN_EXE_causeway-cni"), command, id, netns, &conf)
+    }
+
+    fn run_program(&self, program: &str, command: &str, id: &str, netns: &str, conf: &Value) -> Ran {
+        let mut program = Command::new(program);
         program.env_clear().envs([
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", id),
             ("CNI_NETNS", netns),
             ("CNI_IFNAME", "eth0"),
-            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_PATH", REFERENCE),
         ]);
         let ran =
             run_in(&self.host.place(), &mut program, conf.to_string().as_bytes()).expect("run the plugin");
@@ -154,12 +162,14 @@ fn decide(pods: &PodNetwork, request: Request) -> Response {
             netns,
             pod,
             wishes,
+            taken,
         } => pods
             .add(&Attachment {
                 key: key(&of),
                 netns,
                 pod,
                 wishes,
+                taken: taken.into_iter().collect(),
             })
             .map(|plan| Response::Wired { plan }),
         Request::Check { key: of } => pods.check(&key(&of)).map(|plan| Response::Wired { plan }),
@@ -226,6 +236,45 @@ mod privileged {
             Some(0),
             "with one that is gone"
         );
+    }
+
+    /// As on a node that had flannel: its pods go on, and the runtime deletes them by this plugin.
+    #[test]
+    fn a_pod_that_the_bridge_plugin_wired_keeps_its_address_until_this_one_deletes_it() {
+        let Some(node) = Node::new("CNI after host-local") else {
+            return;
+        };
+        let _agent = node.agent();
+        let hosts = [(); 4].map(|()| Host::new("pod").expect("make a namespace"));
+        let [old, fresh, later, last] = hosts.each_ref().map(Host::path);
+        let ipam = json!({
+            "type": "host-local", "subnet": "10.244.1.0/24", "dataDir": node.directory.join("networks"),
+        });
+        let bridge = json!({
+            "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam,
+        });
+        let theirs = node.run_program(&format!("{REFERENCE}/bridge"), "ADD", "old", &old, &bridge);
+        assert_eq!(
+            theirs.output["ips"][0]["address"], "10.244.1.2/24",
+            "{}",
+            theirs.output
+        );
+
+        let address = |id: &str, netns: &str| {
+            let added = node.run("ADD", id, netns);
+            added.output["ips"][0]["address"]
+                .as_str()
+                .expect("one address")
+                .to_owned()
+        };
+        assert_eq!(address("fresh", &fresh), "10.244.1.3/32");
+        let wished =
+            json!({"cniVersion": "1.1.0", "name": "causeway", "runtimeConfig": {"ips": ["10.244.1.2"]}});
+        let refused = node.run_with("ADD", "later", &later, wished);
+        assert_eq!(refused.code, Some(1), "{}", refused.output);
+        assert_eq!(node.run("DEL", "old", &old).code, Some(0));
+        assert_eq!(address("later", &later), "10.244.1.2/32");
+        assert_eq!(address("last", &last), "10.244.1.4/32");
     }
 
     #[test]

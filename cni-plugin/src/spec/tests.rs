@@ -130,13 +130,14 @@ fn a_bad_configuration_is_refused_with_the_specifications_code() {
 fn a_configuration_tells_version_socket_and_what_is_in_use() {
     let conf = parse_config(
         Verb::Gc,
-        br#"{"cniVersion":"1.1.0","name":"causeway","type":"causeway-cni","socket":"/s",
+        br#"{"cniVersion":"1.1.0","name":"causeway","type":"causeway-cni","socket":"/s","hostLocal":"/h",
             "cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}],
             "prevResult":{"interfaces":[{"name":"cw1"},{"name":"eth0","sandbox":"/n"}]}}"#,
     );
     let wanted = NetConf {
         version: "1.1.0".to_owned(),
         socket: "/s".into(),
+        host_local: "/h".into(),
         valid: Some(vec![AttachmentKey {
             container_id: "c1".to_owned(),
             ifname: "eth0".to_owned(),

@@ -179,19 +179,23 @@ impl Addresses {
 
     /// The free address of a subnet that came back longest ago, or was never given. The first two, the network's own
     /// and the node's (`FLANNEL_SUBNET`), and the last one, IPv4's broadcast address, are never given.
-    pub(super) fn choose(&self, subnet: IpNetwork) -> Option<IpAddr> {
-        let free = usable(subnet)
-            .filter(|address| !self.by_address.contains_key(address) && !self.held.contains(address));
+    fn choose(&self, subnet: IpNetwork, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
+        let is_used = |address: &IpAddr| {
+            self.by_address.contains_key(address) || self.held.contains(address) || taken.contains(address)
+        };
+        let free = usable(subnet).filter(|address| !is_used(address));
         let never_given = free.clone().find(|address| !self.freed.contains_key(address));
         never_given.or_else(|| free.min_by_key(|address| self.freed.get(address).copied()))
     }
 
-    /// Addresses of a node's subnets for an interface, one of each: those that are asked for, else free ones.
+    /// Addresses of a node's subnets for an interface, one of each: those that are asked for, else free ones, and none of
+    /// those that pods have which somebody else wired.
     pub(super) fn choose_each(
         &self,
         subnets: &ByFamily<IpNetwork>,
         wished: &[IpAddr],
         key: &AttachmentKey,
+        taken: &HashSet<IpAddr>,
     ) -> Result<ByFamily<IpAddr>, Refused> {
         let stray = wished
             .iter()
@@ -201,12 +205,15 @@ impl Addresses {
         }
         subnets.try_map(|family, subnet| {
             let Some(wished) = wished.iter().find(|wished| IpFamily::from(**wished) == family) else {
-                return self.choose(*subnet).ok_or(Refused::Exhausted(*subnet));
+                return self.choose(*subnet, taken).ok_or(Refused::Exhausted(*subnet));
             };
             let holder = self.by_address.get(wished);
             if !is_usable(*subnet, *wished) {
                 Err(Refused::NotOfThisNode(*wished))
-            } else if holder.is_some_and(|holder| holder != key) || self.held.contains(wished) {
+            } else if holder.is_some_and(|holder| holder != key)
+                || self.held.contains(wished)
+                || taken.contains(wished)
+            {
                 Err(Refused::InUse(*wished))
             } else {
                 Ok(*wished)
@@ -331,7 +338,7 @@ mod tests {
         let subnet = "10.244.1.0/29".parse().expect("subnet");
         let mut addresses = Addresses::default();
         let mut given = Vec::new();
-        while let Some(next) = addresses.choose(subnet) {
+        while let Some(next) = addresses.choose(subnet, &HashSet::new()) {
             addresses.assign(assigned(&next.to_string(), &next.to_string()));
             given.push(next);
         }
@@ -349,10 +356,16 @@ mod tests {
         for text in ["10.244.1.5", "10.244.1.3"] {
             addresses.free(address(text));
         }
-        assert_eq!(addresses.choose(subnet), Some(address("10.244.1.5")));
+        assert_eq!(
+            addresses.choose(subnet, &HashSet::new()),
+            Some(address("10.244.1.5"))
+        );
         addresses.assign(assigned("new", "10.244.1.5"));
         addresses.free(address("10.244.1.5"));
-        assert_eq!(addresses.choose(subnet), Some(address("10.244.1.3")));
+        assert_eq!(
+            addresses.choose(subnet, &HashSet::new()),
+            Some(address("10.244.1.3"))
+        );
     }
 
     #[test]
@@ -367,13 +380,13 @@ mod tests {
         }
         let mut again = Addresses::replay(addresses.records());
         for _ in 0..3 {
-            let chosen = addresses.choose(subnet);
-            assert_eq!(again.choose(subnet), chosen);
+            let chosen = addresses.choose(subnet, &HashSet::new());
+            assert_eq!(again.choose(subnet, &HashSet::new()), chosen);
             let next = assigned(&format!("n{chosen:?}"), &chosen.expect("free").to_string());
             addresses.assign(next.clone());
             again.assign(next);
         }
-        assert_eq!(again.choose(subnet), None);
+        assert_eq!(again.choose(subnet, &HashSet::new()), None);
     }
 
     #[test]
@@ -394,7 +407,7 @@ mod tests {
         let mut addresses = Addresses::default();
         for container in ["a", "b"] {
             let each = addresses
-                .choose_each(&subnets, &[], &assigned(container, "").key)
+                .choose_each(&subnets, &[], &assigned(container, "").key, &HashSet::new())
                 .expect("free");
             addresses.assign(Assigned::new(assigned(container, "").key, &each));
         }
@@ -422,7 +435,7 @@ mod tests {
         addresses.assign(assigned("m", "10.244.1.2"));
         addresses.assign(assigned("o", "10.244.1.4"));
         assert_eq!(
-            addresses.choose_each(&subnets, &[], &assigned("p", "").key),
+            addresses.choose_each(&subnets, &[], &assigned("p", "").key, &HashSet::new()),
             Err(Refused::Exhausted(subnets.v4.expect("dual stack")))
         );
     }
@@ -437,7 +450,7 @@ mod tests {
         addresses.assign(assigned("a", "10.244.1.4 fd05:0:0:1::4"));
         let told = |wished: &str, container: &str| {
             let wished: Vec<IpAddr> = wished.split_whitespace().map(address).collect();
-            match addresses.choose_each(&subnets, &wished, &assigned(container, "").key) {
+            match addresses.choose_each(&subnets, &wished, &assigned(container, "").key, &HashSet::new()) {
                 Ok(each) => each
                     .values()
                     .map(ToString::to_string)
@@ -470,15 +483,28 @@ mod tests {
         let mut addresses = Addresses::default();
         addresses.hold(["10.244.1.2", "10.244.1.4"].map(address).into());
         let key = &assigned("b", "").key;
-        let chosen = addresses.choose_each(&subnets, &[], key).expect("free");
+        let chosen = addresses
+            .choose_each(&subnets, &[], key, &HashSet::new())
+            .expect("free");
         assert_eq!(chosen.v4, Some(address("10.244.1.3")));
         let wished = address("10.244.1.4");
         assert_eq!(
-            addresses.choose_each(&subnets, &[wished], key),
+            addresses.choose_each(&subnets, &[wished], key, &HashSet::new()),
             Err(Refused::InUse(wished))
         );
+        // Likewise what pods have that somebody else wired.
+        let taken: HashSet<IpAddr> = [address("10.244.1.3"), address("10.244.1.5")].into();
+        let chosen = addresses.choose_each(&subnets, &[], key, &taken).expect("free");
+        assert_eq!(chosen.v4, Some(address("10.244.1.6")));
+        let theirs = address("10.244.1.5");
+        assert_eq!(
+            addresses.choose_each(&subnets, &[theirs], key, &taken),
+            Err(Refused::InUse(theirs))
+        );
         addresses.hold(HashSet::new());
-        let chosen = addresses.choose_each(&subnets, &[wished], key).expect("free");
+        let chosen = addresses
+            .choose_each(&subnets, &[wished], key, &HashSet::new())
+            .expect("free");
         assert_eq!(chosen.v4, Some(wished));
     }
 

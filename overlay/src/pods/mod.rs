@@ -37,7 +37,7 @@ pub(crate) const FRESH_LOG: &str = "pods.new";
 const REWRITE_AFTER: usize = 1000;
 
 /// An interface to be connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attachment {
     /// Which interface of which container.
     pub key: AttachmentKey,
@@ -47,6 +47,8 @@ pub struct Attachment {
     pub pod: Option<ObjectName>,
     /// What else the runtime asks for.
     pub wishes: Wishes,
+    /// Addresses that it cannot have: pods have them that somebody else wired.
+    pub taken: HashSet<IpAddr>,
 }
 
 /// Why a pod was not served.
@@ -137,10 +139,12 @@ impl State {
     fn choose(
         &self,
         subnets: &ByFamily<IpNetwork>,
-        wished: &[IpAddr],
-        key: &AttachmentKey,
+        attachment: &Attachment,
     ) -> Result<ByFamily<IpAddr>, PodError> {
-        let chosen = self.addresses.choose_each(subnets, wished, key);
+        let Attachment {
+            key, wishes, taken, ..
+        } = attachment;
+        let chosen = self.addresses.choose_each(subnets, &wishes.ips, key, taken);
         chosen.map_err(|refused| match refused {
             Refused::Exhausted(subnet) => PodError::Exhausted {
                 subnet,
@@ -271,7 +275,7 @@ impl PodNetwork {
                 self.sync(self.shared.log.all())?;
                 return Ok(plan);
             }
-            let addresses = state.choose(&subnets, &attachment.wishes.ips, &attachment.key)?;
+            let addresses = state.choose(&subnets, attachment)?;
             let wished_ports = &attachment.wishes.port_mappings;
             if let Some((holder, port)) = state.addresses.holder_of_port(wished_ports, &attachment.key) {
                 return Err(PodError::PortInUse {
@@ -395,7 +399,7 @@ impl PodNetwork {
                     });
                 }
                 Place::Ready { subnets, .. } => {
-                    state.choose(subnets, &[], &AttachmentKey::default())?;
+                    state.choose(subnets, &Attachment::default())?;
                 }
             }
         }

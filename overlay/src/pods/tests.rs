@@ -45,7 +45,7 @@ fn attachment(container: &str) -> Attachment {
         key: key(container),
         netns: "/proc/self/ns/net".to_owned(),
         pod: None,
-        wishes: Wishes::default(),
+        ..Attachment::default()
     }
 }
 

@@ -453,12 +453,14 @@ fn serve_cni(listener: UnixListener, pods: PodNetwork) -> impl FnOnce() + Send {
                     netns,
                     pod,
                     wishes,
+                    taken,
                 } => {
                     let attachment = Attachment {
                         key: overlay_key(&key),
                         netns,
                         pod,
                         wishes,
+                        taken: taken.into_iter().collect(),
                     };
                     pods.add(&attachment).map(|plan| Response::Wired { plan })
                 }

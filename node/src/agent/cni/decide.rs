@@ -12,12 +12,14 @@ pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
             netns,
             pod,
             wishes,
+            taken,
         } => {
             let attachment = Attachment {
                 key: key(&of),
                 netns,
                 pod,
                 wishes,
+                taken: taken.into_iter().collect(),
             };
             answer(pods.add(&attachment), |plan| Response::Wired { plan })
         }
@@ -117,6 +119,7 @@ mod tests {
             netns: "/proc/self/ns/net".to_owned(),
             pod: Some(ObjectName::new("default", id)),
             wishes: Wishes::default(),
+            taken: Vec::new(),
         }
     }
 
