@@ -5,17 +5,22 @@
 //! next ADD.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use model::Mtu;
 use model::wiring::{ROUTE_PROTOCOL, RateLimit, WiringPlan};
 use netlink::{
-    AbsentIsFine, Address, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, NewLink,
-    NewLinkKind, Result, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer,
+    AbsentIsFine, Address, Error, Events, Group, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour,
+    Netlink, NewLink, NewLinkKind, Operation, Result, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer,
 };
+use nix::errno::Errno;
 
 /// How long a packet may wait at a limit after a pause, in milliseconds: the reference plugin's (`latencyInMillis`).
 const LATENCY_MILLIS: u64 = 25;
+
+/// How long a device may take until it passes packets. The kernel sees to it at most once a second.
+const RUNNING: Duration = Duration::from_secs(5);
 
 /// The header of a frame, which counts for the kernel.
 const ETHERNET_HEADER_BYTES: u32 = 14;
@@ -25,6 +30,7 @@ pub struct Sides {
     node: Netlink,
     pod: Netlink,
     node_namespace: Namespace,
+    pod_namespace: Namespace,
 }
 
 impl Sides {
@@ -37,6 +43,7 @@ impl Sides {
             node: Netlink::open()?,
             pod: Netlink::open_in(pod)?,
             node_namespace: Namespace::current()?,
+            pod_namespace: pod.clone(),
         })
     }
 
@@ -57,8 +64,10 @@ impl Sides {
             Some(link) => link.index,
             None => self.create(plan)?,
         };
-        self.apply_on_node(plan)?;
-        self.apply_in_pod(plan, pod_link)
+        let node_link = self.apply_on_node(plan)?;
+        self.apply_in_pod(plan, pod_link)?;
+        await_running(&mut self.node, &self.node_namespace, node_link)?;
+        await_running(&mut self.pod, &self.pod_namespace, pod_link)
     }
 
     fn create(&mut self, plan: &WiringPlan) -> Result<u32> {
@@ -90,11 +99,10 @@ impl Sides {
     }
 
     /// The node's end gets its limit and comes up; then the pod's address is a neighbour and a route of it. The agent
-    /// knows neighbour and route from its own records and repairs them later.
-    fn apply_on_node(&mut self, plan: &WiringPlan) -> Result<()> {
+    /// knows neighbour and route from its own records and repairs them later. Returns the index of that end.
+    fn apply_on_node(&mut self, plan: &WiringPlan) -> Result<u32> {
         let link = self.node.link_named(&plan.host_ifname)?;
-        let absent =
-            || netlink::Error::of(netlink::Operation::GetLink, &plan.host_ifname)(nix::errno::Errno::ENODEV);
+        let absent = || Error::of(Operation::GetLink, &plan.host_ifname)(Errno::ENODEV);
         let link = link.ok_or_else(absent)?.index;
         limit(&mut self.node, link, bucket(plan.bandwidth.ingress, plan.mtu))?;
         self.node.change_link(link, &LinkChange::up())?;
@@ -104,7 +112,7 @@ impl Sides {
             self.node
                 .replace_route(&Route::on_link(*address, link, ROUTE_PROTOCOL))?;
         }
-        Ok(())
+        Ok(link)
     }
 
     fn apply_in_pod(&mut self, plan: &WiringPlan, link: u32) -> Result<()> {
@@ -173,6 +181,24 @@ impl Sides {
         }
         Ok(wrong)
     }
+}
+
+/// Waits until a device passes packets: after both ends of a veth are up, the kernel's link watch has to see it, and until
+/// then what is sent is lost. Since Linux 6.8 it sees at once to a device that somebody asks for; before, it tells.
+fn await_running(kernel: &mut Netlink, namespace: &Namespace, link: u32) -> Result<()> {
+    let mut is_running = || Ok(kernel.link_at(link)?.is_some_and(|link| link.running));
+    if is_running()? {
+        return Ok(());
+    }
+    let mut events = Events::open_in(namespace, &[Group::Links])?;
+    let deadline = Instant::now() + RUNNING;
+    while !is_running()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if events.next(left)?.is_none() {
+            return Err(Error::of(Operation::ChangeLink, link)(Errno::ENETDOWN));
+        }
+    }
+    Ok(())
 }
 
 /// The token bucket of a limit. It takes at least one packet, since one that it cannot take would never pass.

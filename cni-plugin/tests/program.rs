@@ -210,6 +210,12 @@ mod privileged {
         let inside = pod.command("ip", &["-4", "route"]).expect("run ip").stdout;
         assert!(inside.contains("default via 169.254.1.1 dev eth0"), "{inside}");
         assert!(node.routes().contains("10.244.1.2 dev cw"), "{}", node.routes());
+        // A list of all devices is as the kernel has seen them; asked for one, it would look anew.
+        for (host, device) in [(&pod, " eth0@"), (&node.host, " cw")] {
+            let links = host.command("ip", &["-o", "link"]).expect("run ip").stdout;
+            let link = links.lines().find(|line| line.contains(device)).expect(&links);
+            assert!(link.contains(" state UP "), "packets are lost: {link}");
+        }
 
         assert_eq!(node.run("CHECK", "c1", &pod.path()).code, Some(0));
         pod.command("ip", &["route", "del", "default"]).expect("run ip");

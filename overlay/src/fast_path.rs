@@ -491,6 +491,7 @@ mod tests {
             mac,
             mtu: 1450,
             up: true,
+            running: true,
             loopback: false,
             master: None,
             alias: None,

@@ -209,6 +209,7 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, 7]),
             mtu: 1450,
             up: true,
+            running: true,
             loopback: false,
             master: None,
             alias: None,

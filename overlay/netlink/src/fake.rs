@@ -48,6 +48,7 @@ impl FakeKernel {
             mac: Some(mac),
             mtu,
             up: true,
+            running: true,
             loopback: false,
             master: None,
             alias: None,
@@ -140,6 +141,7 @@ impl Kernel for FakeKernel {
             mac: Some(new.mac.unwrap_or([0x02, 0, 0, 0, 0, random])),
             mtu: new.mtu.unwrap_or(1500),
             up: new.up,
+            running: new.up,
             loopback: false,
             master: None,
             alias: new.alias.clone(),
@@ -172,6 +174,7 @@ impl Kernel for FakeKernel {
         }
         for link in self.links.iter_mut().filter(|link| link.index == index) {
             link.up = up.unwrap_or(link.up);
+            link.running = link.up;
             link.mtu = mtu.unwrap_or(link.mtu);
             link.mac = mac.or(link.mac);
             link.name = name.clone().unwrap_or_else(|| link.name.clone());

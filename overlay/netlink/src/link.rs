@@ -23,6 +23,9 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up (`IFF_UP`).
     pub up: bool,
+    /// It passes packets (`IFF_RUNNING`): it is up, what lies below is, and the kernel, which looks at that behind the
+    /// change, has seen it.
+    pub running: bool,
     /// It is the loopback device.
     pub loopback: bool,
     /// Index of the bridge it is a port of.
@@ -186,6 +189,7 @@ pub(crate) fn decode(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        running: flags.contains(LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         master: None,
         alias: None,
