@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -130,6 +131,9 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     }
 }
 
+/// Changes from which on the layers are written side by side: for fewer a thread costs more than it saves.
+const MANY: usize = 256;
+
 /// The kernel: packet rules for each version of IP, and the socket hook above them where it is asked for.
 #[derive(Debug)]
 pub struct Kernel {
@@ -164,13 +168,20 @@ impl Kernel {
 /// A layer that fails stops no work on the other: results are looked at when both are done.
 impl Datapath for Kernel {
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
-        let mut applied = Applied::default();
-        for packets in &mut self.packets {
-            applied.add(packets.apply(changes).of(packets.family()));
-        }
-        if let Some(sockets) = &mut self.sockets {
-            applied.add(sockets.apply(changes));
-        }
+        let packets = self.packets.iter_mut();
+        let of_packets = || {
+            let mut applied = Applied::default();
+            packets.for_each(|packets| applied.add(packets.apply(changes).of(packets.family())));
+            applied
+        };
+        let sockets = self.sockets.as_mut();
+        let of_sockets = || sockets.map_or_else(Applied::default, |sockets| sockets.apply(changes));
+        let [mut applied, upper] = if changes.len() < MANY {
+            [of_packets(), of_sockets()]
+        } else {
+            side_by_side(of_packets, of_sockets)
+        };
+        applied.add(upper);
         applied
     }
 
@@ -221,6 +232,15 @@ impl Datapath for Kernel {
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         self.sockets.as_ref().map_or(Ok(Vec::new()), Sockets::counters)
     }
+}
+
+/// Does both at the same time, one of them on this thread.
+fn side_by_side<T: Send>(here: impl FnOnce() -> T, there: impl FnOnce() -> T + Send) -> [T; 2] {
+    std::thread::scope(|scope| {
+        let there = scope.spawn(there);
+        let here = here();
+        [here, there.join().unwrap_or_else(|panic| resume_unwind(panic))]
+    })
 }
 
 /// Addresses by which a node reaches itself.

@@ -5,7 +5,7 @@
 //! memory [--datapath ebpf|nftables] [--services N] [--endpoints N] [--idle SECONDS]     default: ebpf 10000 10 5
 //!
 //! API's list      what the API server itself needs to list the EndpointSlices, and how large that list is
-//! ready           from the agent's start until every Service is in the kernel
+//! ready           from the agent's start until every Service is in the kernel, and the processor time that it took
 //! again           the same for an agent that is started where another one left everything in the kernel
 //! resident        VmRSS when it was idle for so long: memory of its own, and pages of its program (which are shared
 //!                 with the page cache, and given back when memory is short)
@@ -67,7 +67,7 @@ fn main() -> Result<()> {
         cgroup: Some(cgroup.path().to_owned()),
         ..host.place()
     };
-    let start = || -> Result<(Process, Duration)> {
+    let start = |name| -> Result<Process> {
         let started = Instant::now();
         let mut node = command(&place, causeway()?);
         node.args(["node", "--config"])
@@ -78,13 +78,12 @@ fn main() -> Result<()> {
             Ok(state) if state == "working" => Ok(()),
             other => Err(other),
         });
-        Ok((agent, started.elapsed()))
+        let (ready, busy) = (started.elapsed(), processor_time(&[("agent", agent.pid())])?);
+        println!("{name:<11} {ready:>8.2?}, {busy:.2?} of a processor");
+        Ok(agent)
     };
-    let (mut first, ready) = start()?;
-    println!("ready       {ready:>8.2?}");
-    first.kill();
-    let (agent, ready) = start()?;
-    println!("again       {ready:>8.2?}");
+    start("ready")?.kill();
+    let agent = start("again")?;
     let dns = start_dns(host, &directory)?;
 
     let processes = [("resident", agent.pid()), ("DNS", dns.pid())];

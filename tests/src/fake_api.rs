@@ -95,13 +95,13 @@ struct Shared {
 struct Store {
     revision: u64,
     /// Objects by collection (`/api/v1/services`), then by namespace and name.
-    collections: BTreeMap<String, BTreeMap<(String, String), Value>>,
+    collections: BTreeMap<String, BTreeMap<(String, String), Arc<Object>>>,
     /// In the order of revisions.
     history: Vec<HistoryEntry>,
     /// History up to this revision is gone.
     compacted: u64,
     /// Rests of lists that were begun, by continue token.
-    pages: HashMap<String, (u64, Vec<Value>)>,
+    pages: HashMap<String, (u64, Vec<Arc<Object>>)>,
     behaviour: Behaviour,
     /// Raised to end every connection.
     cuts: u64,
@@ -114,13 +114,29 @@ struct Store {
     requests: Vec<String>,
 }
 
+/// An object, and its JSON: many thousands are sent at once where an agent starts, which shall not wait for us.
+#[derive(Debug)]
+struct Object {
+    value: Value,
+    json: String,
+}
+
+impl From<Value> for Object {
+    fn from(value: Value) -> Self {
+        Self {
+            json: value.to_string(),
+            value,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct HistoryEntry {
     revision: u64,
     collection: String,
     namespace: String,
     kind: &'static str,
-    object: Value,
+    object: Arc<Object>,
 }
 
 impl FakeApi {
@@ -202,7 +218,7 @@ impl FakeApi {
     pub fn objects(&self, collection: &str) -> Vec<Value> {
         let store = self.shared.store();
         let objects = store.collections.get(collection).into_iter().flatten();
-        objects.map(|(_, object)| object.clone()).collect()
+        objects.map(|(_, object)| object.value.clone()).collect()
     }
 
     /// Deletes the object of the same kind, namespace and name, and returns whether there was one.
@@ -213,12 +229,13 @@ impl FakeApi {
         let (collection, key) = place(object);
         self.edit(|store| {
             let objects = store.collections.entry(collection.clone()).or_default();
-            let Some(mut object) = objects.remove(&key) else {
+            let Some(object) = objects.remove(&key) else {
                 return false;
             };
             store.revision += 1;
+            let mut object = object.value.clone();
             object["metadata"]["resourceVersion"] = store.revision.to_string().into();
-            store.record(collection, key.0, "DELETED", object);
+            store.record(collection, key.0, "DELETED", Arc::new(object.into()));
             true
         })
     }
@@ -323,9 +340,10 @@ impl Shared {
 
 impl Store {
     /// Creates or replaces an object, and returns it as it is then.
-    fn insert(&mut self, collection: String, key: (String, String), mut object: Value) -> Value {
+    fn insert(&mut self, collection: String, key: (String, String), mut object: Value) -> Arc<Object> {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
+        let object = Arc::new(Object::from(object));
         let objects = self.collections.entry(collection.clone()).or_default();
         let replaced = objects.insert(key.clone(), object.clone()).is_some();
         let kind = if replaced { "MODIFIED" } else { "ADDED" };
@@ -333,7 +351,7 @@ impl Store {
         object
     }
 
-    fn record(&mut self, collection: String, namespace: String, kind: &'static str, object: Value) {
+    fn record(&mut self, collection: String, namespace: String, kind: &'static str, object: Arc<Object>) {
         self.history.push(HistoryEntry {
             revision: self.revision,
             collection,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::IpFamily;
+use model::{IpFamily, Snapshot};
 use proxy::IptablesRules;
 use tokio::sync::watch;
 
@@ -42,8 +42,10 @@ pub struct Passes {
 pub struct State {
     /// Since when something is to be done. What single Services wait for is not meant: it is theirs alone.
     pending_since: Option<Instant>,
-    /// What changed and is not in the kernel.
-    pub pending: Changes,
+    /// The newest snapshot that came.
+    pub queued: Arc<Snapshot>,
+    /// The last that is in the kernel but for the Services that fail.
+    pub programmed: Arc<Snapshot>,
     /// Ports whose policy Local finds no endpoint on this node.
     pub no_local_endpoints: BTreeMap<(IpFamily, Policy), u64>,
     /// Parts of Services that are not served.
@@ -54,6 +56,15 @@ pub struct State {
     pub iptables: IptablesRules,
     /// Verdicts of the socket hook when they were last read, by name.
     pub verdicts: Vec<(&'static str, u64)>,
+}
+
+impl State {
+    /// What changed and is not in the kernel. It is counted for whoever asks: while the first lists come in, that is
+    /// all of the cluster with each snapshot.
+    #[must_use]
+    pub fn pending(&self) -> Changes {
+        self.failing.pending(&self.programmed, &self.queued)
+    }
 }
 
 /// Of one version of IP.

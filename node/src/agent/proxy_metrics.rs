@@ -75,7 +75,7 @@ fn network_programming(proxy: &ProxyProgress, page: &mut Page) {
 }
 
 fn changes(proxy: &ProxyProgress, page: &mut Page) {
-    let pending = proxy.state().pending;
+    let pending = proxy.state().pending();
     page.gauges(
         "kubeproxy_sync_proxy_rules_service_changes_pending",
         "Services that changed and are not in the kernel yet.",
@@ -271,15 +271,16 @@ fn count(page: &mut Page, name: &str, help: &str, counter: &AtomicU64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use model::IpFamily;
+    use model::{Change, IpFamily};
     use proxy::Rejected;
     use proxy::plan::Reason;
 
     use super::super::progress::Pass;
-    use super::super::service_proxy::samples::{frontend, name};
-    use super::super::service_proxy::{Changes, LookedAt};
+    use super::super::service_proxy::LookedAt;
+    use super::super::service_proxy::samples::{frontend, name, service, slice};
     use super::*;
 
     #[test]
@@ -299,10 +300,10 @@ mod tests {
         proxy.ended_sockets.store(5, Ordering::Relaxed);
         {
             let mut state = proxy.state();
-            state.pending = Changes {
-                services: 1,
-                slices: 2,
-            };
+            let queued = Arc::make_mut(&mut state.queued);
+            queued.apply(Change::Service(service("web")));
+            queued.apply(Change::EndpointSlice(slice("web-1", "web")));
+            queued.apply(Change::EndpointSlice(slice("web-2", "web")));
             state.no_local_endpoints = [((IpFamily::V4, Policy::External), 3)].into();
             let taken = Reason::Taken {
                 frontend: frontend("10.96.0.7", 80),

@@ -27,6 +27,10 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// not sent while data is outstanding.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
+/// A connection keeps the buffer that its fastest moment needed, and a watch lasts: hyper's own limit is six times as
+/// much, and no list comes any sooner by it.
+const LARGEST_READ_BYTES: usize = 64 << 10;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a pod finds its service account.
@@ -321,7 +325,9 @@ fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
     tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let connector = config.rustls_https_connector_with_connector(tcp)?;
-    let http = HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let http = HttpClient::builder(TokioExecutor::new())
+        .http1_max_buf_size(LARGEST_READ_BYTES)
+        .build::<_, Body>(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)

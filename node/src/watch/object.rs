@@ -4,13 +4,17 @@
 //! others. [`Watched`] therefore never fails on an object: what does not fit becomes [`Rejected`].
 
 use std::borrow::Cow;
+use std::fmt;
 use std::marker::PhantomData;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use model::{Change, Kind, ObjectName};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::faults::{Faults, Rejected};
 
@@ -72,7 +76,65 @@ impl<K> Watched<K> {
 
 impl<'de, K: Watchable> Deserialize<'de> for Watched<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(
+            match deserializer.deserialize_newtype_struct(RAW_VALUE, JsonVisitor)? {
+                Json::Text(text) => Self::from_text(text.get()),
+                Json::Value(value) => Self::from_value(value),
+            },
+        )
+    }
+}
+
+/// How a deserializer of serde_json is asked for the text of what comes next ([`RawValue`]). What others, or another
+/// version, answer is taken too.
+const RAW_VALUE: &str = "$serde_json::private::RawValue";
+
+/// An object that is read: as it was sent, or by its parts, where a server sends the type of an event behind its object
+/// and serde had to keep them.
+enum Json<'de> {
+    /// Not a copy: large blocks that come and go between what stays leave holes in the heap.
+    Text(&'de RawValue),
+    Value(Value),
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Json<'de>, A::Error> {
+        <&RawValue>::deserialize(MapAccessDeserializer::new(map)).map(Json::Text)
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json<'de>, D::Error> {
+        Value::deserialize(deserializer).map(Json::Value)
+    }
+}
+
+impl<K: Watchable> Watched<K> {
+    /// Nearly every object is what its type says, and is read at once.
+    fn from_text(text: &str) -> Self {
+        if let Ok(object) = serde_json::from_str::<K>(text) {
+            let meta = object.meta();
+            let metadata = ObjectMeta {
+                name: meta.name.clone(),
+                namespace: meta.namespace.clone(),
+                resource_version: meta.resource_version.clone(),
+                ..ObjectMeta::default()
+            };
+            return Self::new(metadata, || Ok(object));
+        }
+        match serde_json::from_str(text) {
+            Ok(value) => Self::from_value(value),
+            Err(error) => Self::new(ObjectMeta::default(), || Err(error)),
+        }
+    }
+
+    fn from_value(value: Value) -> Self {
         let text = |field: &str| Some(value.get("metadata")?.get(field)?.as_str()?.to_owned());
         let metadata = ObjectMeta {
             name: text("name"),
@@ -80,22 +142,30 @@ impl<'de, K: Watchable> Deserialize<'de> for Watched<K> {
             resource_version: text("resourceVersion"),
             ..ObjectMeta::default()
         };
+        Self::new(metadata, || serde_json::from_value(value))
+    }
+
+    fn new(metadata: ObjectMeta, read: impl FnOnce() -> serde_json::Result<K>) -> Self {
         let name = ObjectName::new(
             metadata.namespace.clone().unwrap_or_default(),
             metadata.name.clone().unwrap_or_default(),
         );
         let mut faults = Faults::default();
-        let converted = convert::<K>(value, &name, &mut faults);
-        Ok(Self {
+        let converted = convert(read, &name, &mut faults);
+        Self {
             metadata,
             converted,
             rejected: faults.into_rejected(K::KIND, &name),
             kind: PhantomData,
-        })
+        }
     }
 }
 
-fn convert<K: Watchable>(value: serde_json::Value, name: &ObjectName, faults: &mut Faults) -> Converted {
+fn convert<K: Watchable>(
+    read: impl FnOnce() -> serde_json::Result<K>,
+    name: &ObjectName,
+    faults: &mut Faults,
+) -> Converted {
     if !is_object_name(&name.name) {
         faults.add(
             "metadata.name",
@@ -109,7 +179,7 @@ fn convert<K: Watchable>(value: serde_json::Value, name: &ObjectName, faults: &m
         faults.add("metadata.namespace", reason);
         return Converted::Invalid;
     }
-    match serde_json::from_value::<K>(value) {
+    match read() {
         Ok(object) => object.convert(name, faults),
         Err(error) => {
             faults.add("", error.to_string());

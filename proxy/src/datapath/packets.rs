@@ -48,6 +48,15 @@ pub struct Packets {
     sharers: Sharers,
 }
 
+/// An element that is not as it is wanted.
+struct Difference<'a> {
+    name: Name,
+    key: &'a Key,
+    /// As the kernel has it.
+    old: Option<Data>,
+    new: Option<&'a Data>,
+}
+
 /// What is wanted of some elements: data, or absence.
 type Edits = BTreeMap<(Name, Key), Option<Data>>;
 
@@ -329,10 +338,13 @@ impl Packets {
     }
 
     fn try_commit(&mut self, edits: &Edits, applied: &mut Applied) -> Result<(), nft::Error> {
-        let differing: Vec<_> = edits
-            .iter()
-            .filter(|((name, key), want)| self.actual(*name, key) != **want)
-            .collect();
+        let compared = edits.iter().map(|((name, key), want)| Difference {
+            name: *name,
+            key,
+            old: self.actual(*name, key),
+            new: want.as_ref(),
+        });
+        let differing: Vec<_> = compared.filter(|edit| edit.old.as_ref() != edit.new).collect();
         if differing.is_empty() {
             return Ok(());
         }
@@ -340,22 +352,21 @@ impl Packets {
         if let Some(context) = self.context.as_ref().filter(|_| self.replaces) {
             layout::layout(self.family, context, &self.templates).replace(&mut batch);
         }
-        let new_templates =
-            self.add_templates(differing.iter().filter_map(|(_, want)| want.as_ref()), &mut batch);
+        let new_templates = self.add_templates(differing.iter().filter_map(|edit| edit.new), &mut batch);
         for name in Name::written() {
-            let of_map = || differing.iter().filter(move |((map, _), _)| *map == name);
-            let old = of_map().filter_map(|((_, key), _)| Some(name.element(key, &self.actual(name, key)?)));
+            let of_map = || differing.iter().filter(move |edit| edit.name == name);
+            let old = of_map().filter_map(|edit| Some(name.element(edit.key, edit.old.as_ref()?)));
             batch.delete_elements(name.text(), &old.collect::<Vec<_>>());
-            let new = of_map().filter_map(|((_, key), want)| Some(name.element(key, want.as_ref()?)));
+            let new = of_map().filter_map(|edit| Some(name.element(edit.key, edit.new?)));
             batch.add_elements(name.text(), &new.collect::<Vec<_>>());
         }
         self.nft.commit(&batch)?;
         self.replaces = false;
         applied.writes += batch.changes() as u64;
         self.templates.extend(new_templates);
-        for ((name, key), want) in differing {
-            let elements = self.mirror.entry(*name).or_default();
-            match want {
+        for Difference { name, key, new, .. } in differing {
+            let elements = self.mirror.entry(name).or_default();
+            match new {
                 Some(data) => elements.insert(key, data),
                 None => elements.remove(key),
             }

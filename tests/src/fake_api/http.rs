@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::watching::watch_response;
-use super::{Behaviour, Shared, Store};
+use super::{Behaviour, Object, Shared, Store};
 
 /// Accepts connections, and ends them all whenever a cut is asked for. While the server is down each new one is
 /// closed at once: the listener itself stays, since it may belong to another network namespace than this thread.
@@ -140,13 +140,13 @@ impl Query {
         requirements.all(|(key, value)| object["metadata"]["labels"][key] == value)
     }
 
-    pub(super) fn objects(&self, store: &Store) -> Vec<Value> {
+    pub(super) fn objects(&self, store: &Store) -> Vec<Arc<Object>> {
         let Some(objects) = store.collections.get(&self.collection) else {
             return Vec::new();
         };
         let included = objects
             .iter()
-            .filter(|((namespace, _), object)| self.includes(namespace) && self.selects(object));
+            .filter(|((namespace, _), object)| self.includes(namespace) && self.selects(&object.value));
         included.map(|(_, object)| object.clone()).collect()
     }
 }
@@ -236,7 +236,7 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
         .collections
         .get(&query.collection)
         .and_then(|objects| objects.get(&key));
-    let object = match (method, known.cloned()) {
+    let object = match (method, known.map(|object| object.value.clone())) {
         (&Method::POST, None) => body,
         (&Method::POST, Some(_)) => return status(409, "there is one already", 0),
         (&Method::PATCH, Some(object)) if is_of_another_version(&body, &object) => {
@@ -252,7 +252,7 @@ async fn write(shared: &Shared, method: &Method, query: &Query, request: Request
     let object = store.insert(query.collection.clone(), key, object);
     drop(store);
     shared.changed.send_modify(|count| *count += 1);
-    axum::Json(object).into_response()
+    axum::Json(&object.value).into_response()
 }
 
 /// Whether a patch names a resource version that is not the object's.
@@ -284,13 +284,13 @@ fn get_object(store: &Store, query: &Query, name: &str) -> Response {
         .get(&query.collection)
         .and_then(|objects| objects.get(&key));
     match object {
-        Some(object) => axum::Json(object.clone()).into_response(),
+        Some(object) => axum::Json(&object.value).into_response(),
         None => status(404, "no such object", 0),
     }
 }
 
 fn list(store: &mut Store, query: &Query) -> Response {
-    let (revision, mut items) = match query.parameters.get("continue") {
+    let (revision, mut objects) = match query.parameters.get("continue") {
         None => (store.revision, query.objects(store)),
         Some(token) => match store.pages.remove(token) {
             Some(rest) => rest,
@@ -306,13 +306,14 @@ fn list(store: &mut Store, query: &Query) -> Response {
         .flatten()
         .filter(|limit| *limit > 0)
         .min();
-    let rest = items.split_off(limit.unwrap_or(usize::MAX).min(items.len()));
+    let rest = objects.split_off(limit.unwrap_or(usize::MAX).min(objects.len()));
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if !rest.is_empty() {
         let token = format!("{revision}-{}-{}", query.collection.replace('/', "."), rest.len());
         metadata["continue"] = token.clone().into();
         store.pages.insert(token, (revision, rest));
     }
+    let mut items: Vec<Value> = objects.iter().map(|object| object.value.clone()).collect();
     // As the real one does: the list says the kind, its items do not.
     for item in items.iter_mut().filter_map(Value::as_object_mut) {
         item.remove("kind");

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,27 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::http::{Query, pause, status, status_object};
-use super::{Shared, StreamingLists};
+use super::{Object, Shared, StreamingLists};
+
+/// Lines that are sent together where many are ready.
+const TOGETHER: usize = 64;
+
+/// What happened to an object. As the real server's it is sent with its type first, which readers begin by.
+struct Line {
+    kind: &'static str,
+    object: Arc<Object>,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, object } = self;
+        writeln!(f, r#"{{"type":"{kind}","object":{}}}"#, object.json)
+    }
+}
 
 /// The state of one open watch.
 struct Watch {
@@ -21,7 +38,7 @@ struct Watch {
     shared: Arc<Shared>,
     changed: watch::Receiver<u64>,
     /// Lines that are ready to be sent.
-    ready: VecDeque<Value>,
+    ready: VecDeque<Line>,
     /// Everything up to this revision was sent or is ready.
     seen: u64,
     bookmarks: u64,
@@ -39,9 +56,11 @@ pub(super) fn watch_response(shared: Arc<Shared>, query: Query) -> Response {
         Some((line, watch))
     });
     let end = tokio::time::sleep(deadline.unwrap_or(Duration::from_secs(3600)));
-    let lines = lines
-        .take_until(end)
-        .map(|line| Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))));
+    let lines = lines.take_until(end).ready_chunks(TOGETHER);
+    let lines = lines.map(|lines| {
+        let lines: String = lines.iter().map(Line::to_string).collect();
+        Ok::<_, Infallible>(Bytes::from(lines))
+    });
     (
         [(header::CONTENT_TYPE, "application/json")],
         Body::from_stream(lines),
@@ -68,7 +87,11 @@ impl Watch {
             // Without a version the watch begins with everything there is, and so it does with initial events.
             if initial || from == 0 {
                 let objects = query.objects(&store).into_iter();
-                let mut ready: VecDeque<Value> = objects.map(|object| event("ADDED", object)).collect();
+                let added = |object| Line {
+                    kind: "ADDED",
+                    object,
+                };
+                let mut ready: VecDeque<_> = objects.map(added).collect();
                 if initial {
                     ready.push_back(bookmark(store.revision, true));
                 }
@@ -89,7 +112,7 @@ impl Watch {
     }
 
     /// The next line, or nothing when the watch is over.
-    async fn next(&mut self) -> Option<Value> {
+    async fn next(&mut self) -> Option<Line> {
         loop {
             let (delay, silent, hasty_end) = {
                 let behaviour = &self.shared.store().behaviour;
@@ -119,8 +142,10 @@ impl Watch {
         let store = self.shared.store();
         if self.seen < store.compacted {
             self.over = true;
-            let gone = status_object(410, "too old resource version", 0);
-            self.ready.push_back(event("ERROR", gone));
+            self.ready.push_back(Line {
+                kind: "ERROR",
+                object: Arc::new(status_object(410, "too old resource version", 0).into()),
+            });
             return true;
         }
         let seen = store.history.partition_point(|entry| entry.revision <= self.seen);
@@ -128,9 +153,12 @@ impl Watch {
             entry.collection == self.query.collection && self.query.includes(&entry.namespace)
         });
         // An object that is not selected (any more) is as good as deleted.
-        let selected = ours.map(|entry| match self.query.selects(&entry.object) {
-            true => event(entry.kind, entry.object.clone()),
-            false => event("DELETED", entry.object.clone()),
+        let selected = ours.map(|entry| Line {
+            kind: match self.query.selects(&entry.object.value) {
+                true => entry.kind,
+                false => "DELETED",
+            },
+            object: entry.object.clone(),
         });
         self.ready.extend(selected);
         self.seen = store.revision;
@@ -144,17 +172,14 @@ impl Watch {
     }
 }
 
-fn event(kind: &str, object: Value) -> Value {
-    json!({"type": kind, "object": object})
-}
-
-fn bookmark(revision: u64, ends_initial_events: bool) -> Value {
+fn bookmark(revision: u64, ends_initial_events: bool) -> Line {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if ends_initial_events {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    event(
-        "BOOKMARK",
-        json!({"kind": "Bookmark", "apiVersion": "v1", "metadata": metadata}),
-    )
+    let object = json!({"kind": "Bookmark", "apiVersion": "v1", "metadata": metadata});
+    Line {
+        kind: "BOOKMARK",
+        object: Arc::new(object.into()),
+    }
 }

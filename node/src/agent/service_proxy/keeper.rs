@@ -14,7 +14,7 @@ use super::backlog::{Changes, Triggers};
 use super::failing::Tried;
 use super::no_local::NoLocalEndpoints;
 use super::rejected::LookedAt;
-use crate::agent::progress::{Pass, ProxyProgress};
+use crate::agent::progress::{Pass, ProxyProgress, State};
 use crate::agent::supervisor::Part;
 use crate::watch::{Events, Notice, Scope, Subject};
 
@@ -40,11 +40,8 @@ pub struct Keeper<'a> {
     progress: &'a ProxyProgress,
     part: &'a Part,
     events: Events,
-    /// The newest snapshot that came, the last that a sync was given, and the last that is in the kernel but for the
-    /// Services that fail.
-    queued: Arc<Snapshot>,
+    /// The last snapshot that a sync was given.
     given: Arc<Snapshot>,
-    programmed: Arc<Snapshot>,
     /// Whether a sync had complete lists.
     began: bool,
     /// What the latest sync, and the latest audit, could not do that is no single Service's.
@@ -64,9 +61,7 @@ impl<'a> Keeper<'a> {
             progress,
             part,
             events,
-            queued: Arc::default(),
             given: Arc::default(),
-            programmed: Arc::default(),
             began: false,
             sync_failure: None,
             audit_failure: None,
@@ -107,14 +102,11 @@ impl<'a> Keeper<'a> {
 
     /// A snapshot came that is to be brought into the kernel.
     pub fn queue(&mut self, snapshot: &Arc<Snapshot>) {
-        let Changes { services, slices } = Changes::between(&self.queued, snapshot, |_| true);
         let progress = self.progress;
+        let before = std::mem::replace(&mut progress.state().queued, snapshot.clone());
+        let Changes { services, slices } = Changes::between(&before, snapshot, |_| true);
         progress.service_changes.fetch_add(services, Ordering::Relaxed);
         progress.slice_changes.fetch_add(slices, Ordering::Relaxed);
-        let mut state = progress.state();
-        state.pending = state.failing.pending(&self.programmed, snapshot);
-        drop(state);
-        self.queued = snapshot.clone();
         // Before that the proxy waits for the API, which is no change that is overdue.
         if self.began {
             progress.queue();
@@ -133,7 +125,8 @@ impl<'a> Keeper<'a> {
 
     /// Brings a snapshot into the kernel.
     pub fn sync(&mut self, snapshot: &Arc<Snapshot>) {
-        if !Arc::ptr_eq(&self.queued, snapshot) {
+        let is_queued = Arc::ptr_eq(&self.progress.state().queued, snapshot);
+        if !is_queued {
             self.queue(snapshot);
         }
         let started = Instant::now();
@@ -195,8 +188,8 @@ impl<'a> Keeper<'a> {
         let of_services = failures.filter_map(|(service, error)| Some((service.as_ref()?, error)));
         let mut state = self.progress.state();
         state.failing.audited(of_services, whole, &self.given);
+        state.iptables = self.proxy.iptables();
         drop(state);
-        self.count_failing();
         if whole {
             self.progress.passed(Pass::Full, started.elapsed());
         }
@@ -267,21 +260,17 @@ impl<'a> Keeper<'a> {
             applied: &report.applied,
             failures: &report.failures,
         };
-        let mut state = self.progress.state();
-        state.failing.note(changed, &self.given);
-        state.failing.synced(tried, &self.programmed, &self.given);
-        drop(state);
         self.sync_failure = first_of(&report.common_failures);
-        if self.sync_failure.is_none() {
-            self.programmed = self.given.clone();
-        }
-        self.count_failing();
-    }
-
-    fn count_failing(&self) {
         let iptables = self.proxy.iptables();
         let mut state = self.progress.state();
-        state.pending = state.failing.pending(&self.programmed, &self.queued);
+        let State {
+            failing, programmed, ..
+        } = &mut *state;
+        failing.note(changed, &self.given);
+        failing.synced(tried, programmed, &self.given);
+        if self.sync_failure.is_none() {
+            *programmed = self.given.clone();
+        }
         state.iptables = iptables;
     }
 

@@ -5,17 +5,36 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
+use kube::core::WatchEvent;
 use model::{Change, Namespace, Node, ServiceCidr, ServiceKind, SessionAffinity, TrafficPolicy, UnixTime};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::watch::object::{Converted, Watchable, Watched};
 
-/// Parses as a list or watch would, and returns what came of it with the faults as text.
+/// Parses as a list and a watch would, also one that says the type of an event last, and returns what came of it with
+/// the faults as text.
 #[track_caller]
-fn parse<K: Watchable>(object: Value) -> (Converted, Vec<String>) {
-    let watched: Watched<K> = serde_json::from_value(object).expect("no object is too bad to be looked at");
-    let faults = watched.rejected.iter().map(ToString::to_string).collect();
-    (watched.converted, faults)
+fn parse<K: Watchable + Clone>(object: Value) -> (Converted, Vec<String>) {
+    let type_first = format!(r#"{{"type": "ADDED", "object": {object}}}"#);
+    let type_last = format!(r#"{{"object": {object}, "type": "ADDED"}}"#);
+    let parsed = |watched: Watched<K>| {
+        let faults: Vec<_> = watched.rejected.iter().map(ToString::to_string).collect();
+        (watched.converted, faults)
+    };
+    let listed = parsed(read(&object.to_string()));
+    for event in [type_first, type_last] {
+        match read::<WatchEvent<Watched<K>>>(&event) {
+            WatchEvent::Added(object) => assert_eq!(parsed(object), listed, "{event}"),
+            other => panic!("{event} is {other:?}"),
+        }
+    }
+    listed
+}
+
+#[track_caller]
+fn read<T: DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).expect("no object is too bad to be looked at")
 }
 
 fn merged(base: Value, edit: &Value) -> Value {

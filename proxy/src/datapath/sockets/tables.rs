@@ -1,6 +1,7 @@
 //! The maps with a mirror of what is in them: writes what differs, and knows what leads where.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 
 use ebpf::abi::net::{Ip, Port};
 use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, MemberKey, Membership, NodeAddress, SlotKey};
@@ -20,7 +21,10 @@ pub(super) struct Tables<M> {
     frontends_by_service: BTreeSet<(u32, FrontendKey)>,
     slots: CompactMap<SlotKey, u32>,
     endpoints: CompactMap<u32, Known>,
-    endpoint_ids: CompactMap<Place, u32>,
+    /// Ids of endpoints, each behind the digest of its place, which others may share: a place itself is five times as
+    /// long, and stands beside its id already.
+    endpoint_ids: CompactMap<(u32, u32), ()>,
+    digests: RandomState,
     next_endpoint: u32,
     members: BTreeMap<MemberKey, Membership>,
     nodes: BTreeMap<Ip, NodeAddress>,
@@ -43,6 +47,7 @@ impl<M: HookMaps> Tables<M> {
             slots: CompactMap::default(),
             endpoints: CompactMap::default(),
             endpoint_ids: CompactMap::default(),
+            digests: RandomState::new(),
             next_endpoint: 1,
             members: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -71,7 +76,7 @@ impl<M: HookMaps> Tables<M> {
         }
         self.endpoint_ids = endpoints
             .iter()
-            .map(|(id, endpoint)| (place(endpoint), *id))
+            .map(|(id, endpoint)| ((self.digest(&place(endpoint)), *id), ()))
             .collect();
         let endpoints = endpoints.into_iter().map(|(id, endpoint)| {
             let known = Known {
@@ -340,9 +345,21 @@ impl<M: HookMaps> Tables<M> {
         is_last.then_some((old.service, old.revision))
     }
 
+    fn digest(&self, place: &Place) -> u32 {
+        let [a, b, c, d, ..] = self.digests.hash_one(place).to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    fn known_id(&self, place: &Place) -> Option<u32> {
+        let digest = self.digest(place);
+        let ids = self.endpoint_ids.range((digest, 0)..=(digest, u32::MAX));
+        let is_there = |id: &u32| self.endpoints.get(id).is_some_and(|known| known.place == *place);
+        ids.map(|((_, id), ())| *id).find(is_there)
+    }
+
     fn endpoint_id(&mut self, place: Place) -> Result<u32, Error> {
-        if let Some(id) = self.endpoint_ids.get(&place) {
-            return Ok(*id);
+        if let Some(id) = self.known_id(&place) {
+            return Ok(id);
         }
         let id = self.next_endpoint;
         self.next_endpoint = id
@@ -358,7 +375,7 @@ impl<M: HookMaps> Tables<M> {
         };
         self.maps.put_endpoint(id, endpoint)?;
         self.endpoints.insert(id, Known { place, uses: 0 });
-        self.endpoint_ids.insert(place, id);
+        self.endpoint_ids.insert((self.digest(&place), id), ());
         Ok(id)
     }
 
@@ -386,9 +403,7 @@ impl<M: HookMaps> Tables<M> {
         if let Some(Known { place, .. }) = self.endpoints.get(&id).copied() {
             self.maps.remove_endpoint(&id)?;
             self.endpoints.remove(&id);
-            if self.endpoint_ids.get(&place) == Some(&id) {
-                self.endpoint_ids.remove(&place);
-            }
+            self.endpoint_ids.remove(&(self.digest(&place), id));
         }
         Ok(())
     }

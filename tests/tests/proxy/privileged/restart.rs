@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use model::{
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServiceKind,
+    ServicePort,
+};
 use proxy::{Config, DatapathKind, Proxy};
+use tests::ledger::rules;
 use tests::privileged;
 use tests::process::Process;
 
 use super::{answers, assert_translated, both, loopback, outcome};
 use crate::cases::scenes;
-use crate::cluster::{FAMILIES, TCP, VIP, empty, settings};
+use crate::cluster::{FAMILIES, TARGET_PORT, TCP, VIP, empty, port_number, settings};
 use crate::node::{Surroundings, this_program};
 
 #[test]
@@ -74,6 +79,67 @@ fn a_restarted_proxy_finds_everything_in_place_and_writes_nothing() {
         let to = (VIP.of(family), TCP.0).into();
         assert_eq!(answers(&surroundings, &surroundings.pod, to), "beyond");
     }
+}
+
+/// A Service with an endpoint, behind the one of [`both`] and those of smaller numbers.
+fn numbered(number: u16) -> [Change; 2] {
+    let [high, low] = number.to_be_bytes();
+    let name = ObjectName::new("default", format!("web-{number:03}"));
+    let kind = ServiceKind::ClusterIp {
+        addresses: [[10, 97, high, low].into()].into(),
+    };
+    let slice = EndpointSlice {
+        name: ObjectName::new("default", format!("web-{number:03}-1")),
+        service: name.name.clone(),
+        family: IpFamily::V4,
+        endpoints: vec![Endpoint::new([10, 245, high, low].into())],
+        ports: [EndpointPort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: port_number(TARGET_PORT),
+        }]
+        .into(),
+        last_change: None,
+    };
+    let service = Service {
+        ports: [ServicePort::new(Protocol::Tcp, port_number(TCP.0))].into(),
+        ..Service::new(name, kind)
+    };
+    [Change::Service(service), Change::EndpointSlice(slice)]
+}
+
+#[test]
+fn many_services_at_once_leave_what_they_leave_a_few_at_a_time() {
+    if !privileged("many services at once leave what they leave a few at a time") {
+        return;
+    }
+    let surroundings = Surroundings::build().expect("namespaces");
+    let open = || {
+        surroundings
+            .proxy(settings(), surroundings.hook())
+            .expect("a proxy")
+    };
+    let mut snapshot = both().snapshot();
+    let mut proxy = open();
+    let mut writes = proxy.sync(&snapshot).writes;
+    for number in 0..400 {
+        for change in numbered(number) {
+            snapshot.apply(change);
+        }
+        if number % 50 == 49 {
+            writes += proxy.sync(&snapshot).writes;
+        }
+    }
+    let few_at_a_time = rules(&surroundings.node).expect("a ruleset");
+    drop(proxy);
+    surroundings.uninstall();
+
+    let report = open().sync(&snapshot);
+    assert!(report.failures.is_empty(), "{report:?}");
+    assert_eq!(report.writes, writes);
+    assert_eq!(rules(&surroundings.node).expect("a ruleset"), few_at_a_time);
+    assert_translated(&surroundings);
+    assert_eq!(open().sync(&snapshot).writes, 0, "both layers have all of it");
 }
 
 /// The other process of `a_killed_owner_leaves_translation_working`.

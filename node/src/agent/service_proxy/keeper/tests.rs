@@ -164,7 +164,7 @@ fn a_service_that_keeps_failing_is_told_and_tried_again_and_is_not_the_whole_nod
         assert!(!bench.keeper.is_settled(), "it is to be tried again");
         assert!(!bench.is_going_overdue(), "attempt {attempt}");
         assert_eq!(progress.state().failing.count(), 1);
-        assert_eq!(progress.state().pending, one_service());
+        assert_eq!(progress.state().pending(), one_service());
         check_health(&parts, Some("degraded: default/web: told to fail: apply"));
         bench.fail_next(&["web"]);
         bench.retry();
@@ -175,14 +175,14 @@ fn a_service_that_keeps_failing_is_told_and_tried_again_and_is_not_the_whole_nod
     bench.fail_next(&["web"]);
     bench.sync();
     assert!(!bench.is_going_overdue());
-    assert_eq!(progress.state().pending, one_service());
+    assert_eq!(progress.state().pending(), one_service());
     bench.publish([at("dns", 5)]);
     let both = Changes {
         services: 2,
         slices: 0,
     };
     assert_eq!(
-        progress.state().pending,
+        progress.state().pending(),
         both,
         "what was in the kernel is not counted"
     );
@@ -197,7 +197,7 @@ fn a_service_that_keeps_failing_is_told_and_tried_again_and_is_not_the_whole_nod
     bench.retry();
     assert!(bench.keeper.is_settled());
     assert_eq!(progress.state().failing.count(), 0);
-    assert_eq!(progress.state().pending, Changes::default());
+    assert_eq!(progress.state().pending(), Changes::default());
     check_health(&parts, None);
 }
 
@@ -233,13 +233,13 @@ fn a_common_failure_makes_the_node_unhealthy_and_its_changes_are_not_programmed(
         services: 1,
         slices: 1,
     };
-    assert_eq!(progress.state().pending, both);
+    assert_eq!(progress.state().pending(), both);
     assert_eq!(progress.state().failing.count(), 0);
     check_health(&parts, Some("told to fail: sweep"));
     check_measured(&progress, 0);
     bench.retry();
     assert!(!bench.is_going_overdue() && bench.keeper.is_programmed());
-    assert_eq!(progress.state().pending, Changes::default());
+    assert_eq!(progress.state().pending(), Changes::default());
     check_health(&parts, None);
     check_measured(&progress, 1);
 }
@@ -328,11 +328,11 @@ fn what_waits_for_complete_lists_is_pending_but_not_overdue() {
     let mut bench = Bench::new(&progress, &part);
     bench.publish([Change::Service(samples::service("web"))]);
     bench.sync();
-    assert_eq!(progress.state().pending, one_service());
+    assert_eq!(progress.state().pending(), one_service());
     assert!(progress.queued.unix_seconds() == 0.0, "nothing is late");
     bench.publish(synced());
     bench.sync();
-    assert_eq!(progress.state().pending, Changes::default());
+    assert_eq!(progress.state().pending(), Changes::default());
     assert_eq!(progress.service_changes.load(Ordering::Relaxed), 1);
     assert!(progress.queued.unix_seconds() > 0.0 && progress.synced.unix_seconds() > 0.0);
 }
@@ -351,7 +351,7 @@ fn changes_are_counted_when_they_come_and_pending_until_they_are_in_the_kernel()
         services: 1,
         slices: 1,
     };
-    assert_eq!(progress.state().pending, both);
+    assert_eq!(progress.state().pending(), both);
     let counted = || {
         (
             progress.service_changes.load(Ordering::Relaxed),
@@ -362,12 +362,12 @@ fn changes_are_counted_when_they_come_and_pending_until_they_are_in_the_kernel()
 
     bench.fail_next(&["web"]);
     bench.sync();
-    assert_eq!(progress.state().pending, both, "it did not get there");
+    assert_eq!(progress.state().pending(), both, "it did not get there");
     assert_eq!(progress.state().failing.count(), 1);
     bench.publish([Change::DeleteService(name("nobody"))]);
-    assert_eq!(progress.state().pending, both, "nor did anything since");
+    assert_eq!(progress.state().pending(), both, "nor did anything since");
     bench.retry();
-    assert_eq!(progress.state().pending, Changes::default());
+    assert_eq!(progress.state().pending(), Changes::default());
     assert_eq!(progress.state().failing.count(), 0);
     assert_eq!(counted(), (1, 2));
 }
