@@ -104,6 +104,9 @@ pub trait Datapath: Send + Sync + std::fmt::Debug {
     /// be given again, with the same or a newer plan.
     fn apply(&mut self, changes: &[Change<'_>]) -> Applied;
 
+    /// Lets the next `apply` try what was refused as a whole and is too much for a try at every change.
+    fn try_again(&mut self) {}
+
     /// Removes everything that belongs to no wanted frontend.
     fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error>;
 
@@ -183,6 +186,10 @@ impl Datapath for Kernel {
         };
         applied.add(upper);
         applied
+    }
+
+    fn try_again(&mut self) {
+        self.packets.iter_mut().for_each(Packets::try_again);
     }
 
     fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {

@@ -27,6 +27,9 @@ pub enum Error {
     /// Connection tracking.
     #[error(transparent)]
     Conntrack(#[from] conntrack::Error),
+    /// A table of another layout is there, and serves until one of this layout is taken in its place.
+    #[error(transparent)]
+    OtherLayout(#[from] OtherLayout),
     /// All ids of one kind are in use.
     #[error("no free {what} is left")]
     Exhausted {
@@ -48,6 +51,11 @@ pub enum Error {
     #[error("told to fail: {0}")]
     Injected(&'static str),
 }
+
+/// Rules of another version are there still, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rules of another layout serve, since these were not taken in their place: {0}")]
+pub struct OtherLayout(pub String);
 
 impl Error {
     /// Whether a map of the socket hook has no room. The packet rules serve what is not there.

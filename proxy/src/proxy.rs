@@ -314,6 +314,7 @@ impl Proxy {
         report: &mut SyncReport,
     ) -> BTreeSet<ObjectName> {
         let mut pending = if std::mem::take(&mut self.retry) {
+            self.datapath.try_again();
             self.failed.keys().cloned().collect()
         } else {
             BTreeSet::new()

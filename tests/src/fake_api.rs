@@ -51,6 +51,8 @@ pub struct Behaviour {
     pub streaming_lists: StreamingLists,
     /// Waited before each answer and before each watch event.
     pub delay: Duration,
+    /// How fast each answer comes, a watch's too. 0 = as fast as it can.
+    pub bytes_per_second: usize,
     /// Every watch ends as soon as it has begun, with no error.
     pub hasty_ends: bool,
     /// Open watches stay open and say nothing.

@@ -311,6 +311,19 @@ impl Message {
         }
     }
 
+    /// Subsystem and number.
+    pub(crate) fn kind(&self) -> u16 {
+        self.bytes
+            .get(4..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |kind| u16::from_ne_bytes(*kind))
+    }
+
+    /// `nfgen_family`.
+    pub(crate) fn family(&self) -> u8 {
+        self.bytes.get(NLMSG_HEADER).copied().unwrap_or_default()
+    }
+
     /// The attributes alone.
     pub(crate) fn body(&self) -> &[u8] {
         self.bytes.get(NLMSG_HEADER + NFGEN_HEADER..).unwrap_or_default()

@@ -8,6 +8,7 @@
 //! - [`read`]: tables, chains, rules and elements as the kernel has them.
 //! - [`layout`]: [`Layout`] is the fixed part of an owned table; [`Nft::ensure`] repairs what differs.
 //! - [`monitor`]: who changed our tables behind our back.
+//! - [`fake`]: nftables in memory, which refuse transactions when told to.
 //!
 //! ```no_run
 //! use netlink::nft::{BaseChain, Chain, Family, Layout, Nft, Rule, Table};
@@ -30,9 +31,10 @@
 use std::fmt;
 use std::io;
 
-use crate::nfnetlink;
+use crate::nfnetlink::{self, Message};
 
 pub mod batch;
+pub mod fake;
 pub mod layout;
 pub mod monitor;
 pub mod object;
@@ -72,28 +74,64 @@ enum Operation {
 }
 
 impl Operation {
+    const ALL: [Self; 14] = [
+        Self::NewTable,
+        Self::GetTable,
+        Self::DeleteTable,
+        Self::NewChain,
+        Self::GetChain,
+        Self::DeleteChain,
+        Self::NewRule,
+        Self::GetRule,
+        Self::DeleteRule,
+        Self::NewSet,
+        Self::GetSet,
+        Self::NewElement,
+        Self::GetElement,
+        Self::DeleteElement,
+    ];
+
     const fn kind(self) -> u16 {
         SUBSYSTEM << 8 | self as u16
     }
+
+    /// What a message of that kind asks for.
+    fn of(kind: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|operation| operation.kind() == kind)
+    }
+}
+
+/// Whom an [`Nft`] talks to: the kernel, or a fake.
+trait Connection: fmt::Debug + Send + Sync {
+    /// How events name it.
+    fn port(&self) -> u32;
+
+    /// Applies a batch that is not empty: all of it, or nothing.
+    fn commit(&mut self, batch: &Batch) -> Result<(), Error>;
+
+    /// Hands the attributes of each answer to a list request to `each`.
+    fn dump(&mut self, request: &Message, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>;
 }
 
 /// A connection to nftables in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Nft {
-    socket: nfnetlink::Socket,
+    connection: Box<dyn Connection>,
 }
 
 impl Nft {
     /// Opens a connection. Needs `CAP_NET_ADMIN` in the namespace as soon as it is used.
     pub fn open() -> Result<Self, Error> {
         let socket = nfnetlink::Socket::open(0).map_err(Error::Open)?;
-        Ok(Self { socket })
+        Ok(Self {
+            connection: Box::new(socket),
+        })
     }
 
     /// How the kernel names this connection in events; see [`Monitor`].
     #[must_use]
     pub fn port(&self) -> u32 {
-        self.socket.port()
+        self.connection.port()
     }
 }
 
@@ -140,6 +178,14 @@ impl Error {
         [libc::ENOENT, libc::EEXIST, libc::EBUSY]
             .iter()
             .any(|errno| self.is(*errno))
+    }
+
+    /// Whether the batch has more bytes than the kernel takes at once from this process; see
+    /// [`Batch::len_bytes`]. Without `CAP_NET_ADMIN` in the initial user namespace that is about
+    /// `net.core.wmem_default`.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Send { source, .. } if source.raw_os_error() == Some(libc::EMSGSIZE))
     }
 
     /// Whether any message was refused with this errno, for example `ENOENT` for something that is not there.

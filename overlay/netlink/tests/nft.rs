@@ -6,11 +6,12 @@ mod privileged {
     use std::net::UdpSocket;
     use std::time::Duration;
 
+    use netlink::nft::fake::FakeTables;
     use netlink::nft::object::ChainKind;
     use netlink::nft::rule::{Comparison, Expression, Interface, KeyField, Register, Reject};
     use netlink::nft::{
-        BaseChain, Batch, Chain, Contents, DataType, Element, ElementData, Family, Hook, Layout, Monitor,
-        Nft, Repair, Rule, Set, SetKind, Table, Verdict,
+        BaseChain, Batch, Chain, Contents, DataType, Element, ElementData, Error, Family, Hook, Layout,
+        Monitor, Nft, Repair, Rule, Set, SetKind, Table, Verdict,
     };
     use netlink::{Kernel, Namespace, Netlink, NewLink, NewLinkKind, VethPeer};
 
@@ -118,6 +119,92 @@ mod privileged {
             vec![10, 96, 0, 1, 6, 0, 0, 0, 1, 187, 0, 0],
             ElementData::Verdict(verdict),
         )
+    }
+
+    /// What became of a batch: which messages were refused, and with which number.
+    fn refusals(nft: &mut Nft, change: impl Fn(&mut Batch)) -> Vec<(String, Option<i32>)> {
+        let mut batch = Batch::new(&table());
+        change(&mut batch);
+        match nft.commit(&batch) {
+            Ok(()) => Vec::new(),
+            Err(Error::Refused(failures)) => failures
+                .into_iter()
+                .map(|failure| (failure.message, failure.error.raw_os_error()))
+                .collect(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn the_fake_takes_and_refuses_what_the_kernel_does() {
+        let changes: [fn(&mut Batch); 11] = [
+            |batch| {
+                batch.add_elements("plain", &[]);
+            },
+            |batch| {
+                batch.add_elements("services", &[service("to-two")]);
+            },
+            |batch| {
+                batch.add_elements("services", &[service("to-two")]);
+            },
+            |batch| {
+                batch.add_elements("services", &[service("refuse")]);
+            },
+            |batch| {
+                batch.add_elements("services", &[service("nowhere")]);
+            },
+            |batch| {
+                batch.delete_elements("endpoints", &[element(0)]);
+            },
+            |batch| {
+                batch.add_elements("absent", &[element(0)]);
+            },
+            |batch| {
+                batch.flush_chain("to-two").delete_chain("to-two");
+            },
+            |batch| {
+                batch.delete_chain("refuse");
+            },
+            |batch| {
+                batch.flush_chain("refuse");
+            },
+            |batch| {
+                batch.add_elements("endpoints", &[element(0), element(1)]);
+                batch.delete_elements("services", &[service("to-two")]);
+                batch.delete_chain("absent");
+            },
+        ];
+        let look = |nft: &mut Nft| {
+            let sets = ["endpoints", "services", "plain"];
+            (
+                nft.chains(&table()).expect("chains"),
+                nft.has_sets_of(&layout()).expect("sets"),
+                sets.map(|set| nft.elements(&table(), set).expect("elements")),
+            )
+        };
+        in_namespace("fake", move || {
+            let mut kernel = Nft::open().expect("a socket");
+            let mut fake = FakeTables::default().connect();
+            let nobodys = |batch: &mut Batch| {
+                batch.delete_table();
+            };
+            assert_eq!(refusals(&mut fake, nobodys), refusals(&mut kernel, nobodys));
+            for nft in [&mut kernel, &mut fake] {
+                assert_eq!(nft.ensure(&layout()).expect("written"), Repair::Rebuilt);
+                assert_eq!(nft.ensure(&layout()).expect("looked at"), Repair::Unchanged);
+            }
+            for (number, change) in changes.into_iter().enumerate() {
+                assert_eq!(
+                    refusals(&mut fake, change),
+                    refusals(&mut kernel, change),
+                    "change {number}"
+                );
+                let (mut by_kernel, mut by_fake) = (look(&mut kernel), look(&mut fake));
+                by_kernel.0.sort_unstable();
+                by_fake.0.sort_unstable();
+                assert_eq!(by_fake, by_kernel, "after change {number}");
+            }
+        });
     }
 
     #[test]

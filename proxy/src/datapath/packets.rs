@@ -18,12 +18,14 @@ mod ids;
 pub mod layout;
 mod packed_map;
 mod sharers;
+mod takeover;
 pub mod template;
 
 use elements::{Data, Elements, Key, Name, frontend_of, shared_keys};
 use ids::Ids;
 use layout::{ip_family, nft_family};
 use sharers::Sharers;
+use takeover::Takeover;
 use template::Template;
 
 /// Elements in one transaction. A transaction holds the netlink lock, during which other networking changes on the
@@ -40,8 +42,8 @@ pub struct Packets {
     family: Family,
     /// Not known before the first sync: until then the kernel's rules are not compared with anything.
     context: Option<NodeContext>,
-    /// The table is one of another layout, which serves until the first transaction puts this one's in its place.
-    replaces: bool,
+    takeover: Takeover,
+    /// What the kernel has, or, while a table of another layout is there, what this one's will have.
     mirror: Mirror,
     templates: BTreeSet<Template>,
     ids: Ids,
@@ -73,11 +75,16 @@ impl Packets {
 
     /// The same for one version of IP.
     pub fn open(family: IpFamily) -> Result<Self, Error> {
+        Self::over(Nft::open()?, family)
+    }
+
+    /// The same by a connection that is open.
+    pub fn over(nft: Nft, family: IpFamily) -> Result<Self, Error> {
         let mut packets = Self {
-            nft: Nft::open()?,
+            nft,
             family: nft_family(family),
             context: None,
-            replaces: false,
+            takeover: Takeover::Done,
             mirror: Mirror::new(),
             templates: BTreeSet::new(),
             ids: Ids::default(),
@@ -108,9 +115,6 @@ impl Packets {
     /// See [`super::Datapath::set_context`].
     pub fn set_context(&mut self, context: &NodeContext) -> Result<u64, Error> {
         self.context = Some(context.clone());
-        if self.replaces {
-            return Ok(0);
-        }
         let repaired = self.repair()?;
         if !repaired.is_empty() {
             tracing::info!(?repaired, "the rules of the proxy were made for this node");
@@ -120,18 +124,17 @@ impl Packets {
 
     /// See [`super::Datapath::apply`].
     pub fn apply(&mut self, changes: &[Change<'_>]) -> Applied {
-        let kept: BTreeSet<_> = changes
-            .iter()
-            .flat_map(|change| change.new.frontends())
-            .copied()
-            .collect();
+        if self.takeover != Takeover::Done {
+            return self.apply_to_new_table(changes);
+        }
+        let kept = kept(changes);
         let mut applied = Applied::default();
         let mut edits = Edits::new();
         let mut chunk = Vec::new();
         for change in changes {
             chunk.push(*change);
             self.collect(change, &kept, &mut edits);
-            if edits.len() >= CHUNK && !self.replaces {
+            if edits.len() >= CHUNK {
                 self.apply_chunk(std::mem::take(&mut edits), &chunk, &kept, &mut applied);
                 chunk.clear();
             }
@@ -171,10 +174,11 @@ impl Packets {
 
     /// See [`super::Datapath::sweep`].
     pub fn sweep(&mut self, wanted: &dyn Fn(&FrontendKey) -> bool) -> Result<Swept, Error> {
+        let mut applied = Applied {
+            writes: self.finish_takeover()?,
+            ..Applied::default()
+        };
         let mut swept = Swept::default();
-        if self.replaces {
-            self.repair()?;
-        }
         let mut edits = Edits::new();
         let family = ip_family(self.family);
         for (name, elements) in &self.mirror {
@@ -191,7 +195,6 @@ impl Packets {
                 }
             }
         }
-        let mut applied = Applied::default();
         self.commit(&edits, &mut applied)?;
         self.commit(&self.orphans(), &mut applied)?;
         swept.writes = applied.writes;
@@ -214,14 +217,12 @@ impl Packets {
 
     /// See [`super::Datapath::repair`].
     pub fn repair(&mut self) -> Result<Vec<String>, Error> {
-        let Some(context) = &self.context else {
+        let Some(context) = self.context.as_ref().filter(|_| self.takeover == Takeover::Done) else {
             return Ok(Vec::new());
         };
         let layout = layout::layout(self.family, context, &self.templates);
         let table = layout.table().name.clone();
-        let repair = self.nft.ensure(&layout)?;
-        self.replaces = false;
-        Ok(match repair {
+        Ok(match self.nft.ensure(&layout)? {
             Repair::Unchanged => Vec::new(),
             Repair::Chains(names) => vec![format!("chains of {table} differed: {}", names.join(", "))],
             Repair::Rebuilt => {
@@ -236,11 +237,11 @@ impl Packets {
     pub fn reread(&mut self) -> Result<Vec<String>, Error> {
         let table = layout::table(self.family);
         let there = self.nft.has_table(&table)?;
-        if self.context.is_none() {
-            self.replaces = there && !self.nft.has_sets_of(&layout::sets(self.family))?;
-            if self.replaces {
-                return Ok(Vec::new());
-            }
+        if self.context.is_none() && there && !self.nft.has_sets_of(&layout::sets(self.family))? {
+            self.takeover = Takeover::Due;
+        }
+        if self.takeover != Takeover::Done {
+            return Ok(Vec::new());
         }
         let chains = if there {
             self.nft.chains(&table)?
@@ -349,9 +350,6 @@ impl Packets {
             return Ok(());
         }
         let mut batch = Batch::new(&layout::table(self.family));
-        if let Some(context) = self.context.as_ref().filter(|_| self.replaces) {
-            layout::layout(self.family, context, &self.templates).replace(&mut batch);
-        }
         let new_templates = self.add_templates(differing.iter().filter_map(|edit| edit.new), &mut batch);
         for name in Name::written() {
             let of_map = || differing.iter().filter(move |edit| edit.name == name);
@@ -361,17 +359,21 @@ impl Packets {
             batch.add_elements(name.text(), &new.collect::<Vec<_>>());
         }
         self.nft.commit(&batch)?;
-        self.replaces = false;
         applied.writes += batch.changes() as u64;
         self.templates.extend(new_templates);
         for Difference { name, key, new, .. } in differing {
-            let elements = self.mirror.entry(name).or_default();
-            match new {
-                Some(data) => elements.insert(key, data),
-                None => elements.remove(key),
-            }
+            self.note(name, key, new);
         }
         Ok(())
+    }
+
+    /// Makes the mirror say what is wanted of an element.
+    fn note(&mut self, name: Name, key: &Key, wanted: Option<&Data>) {
+        let elements = self.mirror.entry(name).or_default();
+        match wanted {
+            Some(data) => elements.insert(key, data),
+            None => elements.remove(key),
+        }
     }
 
     fn actual(&self, name: Name, key: &[u8]) -> Option<Data> {
@@ -401,10 +403,15 @@ impl Packets {
         new
     }
 
+    /// The chains that the mirror's verdicts lead to.
+    fn used_templates(&self) -> BTreeSet<Template> {
+        let data = self.mirror.values().flat_map(Elements::data);
+        data.filter_map(|data| template_of(&data)).collect()
+    }
+
     /// Housekeeping: a template that no Service uses any more is kept until now, since the next one may want it.
     fn drop_unused_templates(&mut self) -> Result<(), Error> {
-        let data = self.mirror.values().flat_map(Elements::data);
-        let used: BTreeSet<_> = data.filter_map(|data| template_of(&data)).collect();
+        let used = self.used_templates();
         let unused: Vec<_> = self.templates.difference(&used).cloned().collect();
         let mut batch = Batch::new(&layout::table(self.family));
         for template in &unused {
@@ -428,6 +435,12 @@ pub fn remove_unserved(context: &NodeContext) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The frontends that there are after these changes.
+fn kept(changes: &[Change<'_>]) -> BTreeSet<FrontendKey> {
+    let kept = changes.iter().flat_map(|change| change.new.frontends());
+    kept.copied().collect()
 }
 
 /// The ports of a plan that take traffic in one version of IP.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -25,7 +27,9 @@ use super::{Behaviour, Object, Shared, Store};
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("invariant: the listener is a socket");
     let mut changed = shared.changed.subscribe();
-    let router = Router::new().fallback(answer).with_state(shared.clone());
+    let router = Router::new()
+        .fallback(answer_at_its_pace)
+        .with_state(shared.clone());
     let mut connections = JoinSet::new();
     let mut cuts = 0;
     loop {
@@ -156,6 +160,35 @@ pub(super) async fn pause(delay: Duration) {
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
+}
+
+/// Parts of a second's bytes that a slow answer comes in.
+const PARTS_PER_SECOND: u32 = 20;
+
+/// The answer, in small parts where the server is slow.
+async fn answer_at_its_pace(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let response = answer(State(shared.clone()), request).await;
+    let bytes_per_second = shared.store().behaviour.bytes_per_second;
+    if bytes_per_second == 0 {
+        return response;
+    }
+    let part = (bytes_per_second / PARTS_PER_SECOND as usize).max(1);
+    let (head, body) = response.into_parts();
+    let parts = body.into_data_stream().flat_map(move |bytes| {
+        let parts: Vec<_> = match bytes {
+            Ok(bytes) => bytes
+                .chunks(part)
+                .map(|part| Ok(Bytes::copy_from_slice(part)))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        futures::stream::iter(parts)
+    });
+    let parts = parts.then(|part| async {
+        pause(Duration::from_secs(1) / PARTS_PER_SECOND).await;
+        part
+    });
+    Response::from_parts(head, Body::from_stream(parts))
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {

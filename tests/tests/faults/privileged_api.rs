@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tests::fake_api::Behaviour;
 use tests::ledger::Holdings;
 use tests::probe::{Attempts, Kind, now};
 use tests::{is_full_run, privileged, wait};
@@ -32,12 +33,32 @@ fn assert_nothing_lost(attempts: &[Attempts]) {
     }
 }
 
+/// Those that the table `outage` refused.
+fn refused_connections(world: &World) -> anyhow::Result<u64> {
+    let output = world
+        .node
+        .host()
+        .command("nft", &["list", "table", "inet", "outage"])?;
+    let words: Vec<_> = output.stdout.split_whitespace().collect();
+    let count = words.windows(2).find(|pair| pair[0] == "packets");
+    let count = count.ok_or_else(|| anyhow::anyhow!("no counter: {}", output.stdout))?;
+    Ok(count[1].parse()?)
+}
+
+/// What each of those who ask the API (the kinds that are watched, and single objects) may try while it is away: from
+/// a quarter of a second, twice as long each time, up to fifteen seconds.
+fn most_attempts(outage: Duration) -> u64 {
+    const ASK: u64 = 10;
+    const WHILE_IT_DOUBLES: u64 = 8;
+    ASK * (WHILE_IT_DOUBLES + outage.as_secs() / 15)
+}
+
 #[test]
 fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow::Result<()> {
     if !privileged("an outage of the API changes nothing (F19)") {
         return Ok(());
     }
-    let outage = Duration::from_secs(if is_full_run() { 60 } else { 4 });
+    let outage = Duration::from_secs(if is_full_run() { 180 } else { 4 });
     let (world, agent) = World::with_agent("outage", "ebpf", &[1, 2])?;
     let flows = world.flows(50, 10)?;
     let attempts = world.connections(30)?;
@@ -55,6 +76,10 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
         "{ type filter hook input priority 0; }",
     ])?;
     world.nft(&[
+        "add", "rule", "inet", "outage", "in", "tcp", "dport", &port, "tcp", "flags", "syn", "counter",
+        "reject", "with", "tcp", "reset",
+    ])?;
+    world.nft(&[
         "add", "rule", "inet", "outage", "in", "tcp", "dport", &port, "reject", "with", "tcp", "reset",
     ])?;
     // Connections that are open meet the reset with their next packet.
@@ -68,6 +93,9 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
     outlast(outage);
     assert_eq!(agent.writes(), written, "nothing changed");
     let after = Holdings::of(agent.0.pid())?;
+    let attempts_to_connect = refused_connections(&world)?;
+    let most = most_attempts(outage);
+    assert!(attempts_to_connect <= most, "{attempts_to_connect}, not {most}");
     world.nft(&["delete", "table", "inet", "outage"])?;
     assert_eq!(world.rules(), rules);
     world.put_endpoints(&[3]);
@@ -76,7 +104,8 @@ fn an_outage_of_the_api_changes_nothing_and_the_next_change_arrives() -> anyhow:
     let grown = after.resident_kib.saturating_sub(before.resident_kib);
     assert!(grown <= 5 << 10, "{grown} KiB more");
     println!(
-        "F19: a change arrived {:?} after an outage of {outage:?}; CPU {} ms, {} KiB more, {} files more",
+        "F19: a change arrived {:?} after an outage of {outage:?}; {attempts_to_connect} attempts, CPU {} ms, {} KiB \
+         more, {} files more",
         back.elapsed(),
         (after.cpu_ticks - before.cpu_ticks) * 10,
         grown,
@@ -227,12 +256,26 @@ fn a_slow_api_at_start_removes_nothing_before_the_lists_are_complete() -> anyhow
     if !privileged("a slow API at start removes nothing before the lists are complete (F24)") {
         return Ok(());
     }
-    on_each_datapath(check_slow_start)
+    on_each_datapath(|datapath| {
+        check_slow_start(datapath, "late", |api| api.delay = Duration::from_millis(400))
+    })
+}
+
+#[test]
+fn a_trickling_api_at_start_removes_nothing_before_the_lists_are_complete() -> anyhow::Result<()> {
+    if !privileged("an API of 1 KiB/s at start removes nothing before the lists are complete (F24)") {
+        return Ok(());
+    }
+    on_each_datapath(|datapath| check_slow_start(datapath, "trickle", |api| api.bytes_per_second = 1 << 10))
 }
 
 #[track_caller]
-fn check_slow_start(datapath: &'static str) -> anyhow::Result<()> {
-    let (world, mut agent) = World::with_agent(&format!("slow-{datapath}"), datapath, &[1, 2])?;
+fn check_slow_start(
+    datapath: &'static str,
+    label: &str,
+    slow: impl FnOnce(&mut Behaviour),
+) -> anyhow::Result<()> {
+    let (world, mut agent) = World::with_agent(&format!("{label}-{datapath}"), datapath, &[1, 2])?;
     let old = service("old", "10.96.0.8", "fd00:96::8", None);
     world.node.api.put(old.clone());
     world.put_endpoints_of("old", &[1], &READY);
@@ -254,10 +297,7 @@ fn check_slow_start(datapath: &'static str) -> anyhow::Result<()> {
     });
     agent.0.kill();
     world.node.api.delete(&old);
-    world
-        .node
-        .api
-        .behave(|behaviour| behaviour.delay = Duration::from_millis(400));
+    world.node.api.behave(slow);
     let before = world.rules();
     let monitor = world.monitor_rules()?;
     let agent = world.start_agent();
@@ -295,6 +335,6 @@ fn check_slow_start(datapath: &'static str) -> anyhow::Result<()> {
     let counts = flows.counts();
     assert_eq!((counts.open, counts.broken), (20, 0), "{:#?}", flows.breaks());
     assert_eq!(agent.writes().len(), 1, "one sync: {:#?}", agent.writes());
-    println!("F24 {datapath}: lists complete after {complete:?}, {looked} looks before");
+    println!("F24 {datapath}, {label}: lists complete after {complete:?}, {looked} looks before");
     Ok(())
 }

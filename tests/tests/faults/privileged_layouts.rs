@@ -13,6 +13,7 @@ use tests::process::Process;
 use tests::wait;
 
 use crate::DEADLINE;
+use crate::privileged_limits::await_failing;
 use crate::traffic::{self, Traffic};
 use crate::world::{VIP, World, hook_maps, layout, put_others};
 
@@ -143,6 +144,32 @@ fn assert_replaced_at_once(monitor: &Process) {
     }
 }
 
+/// Chains that hook arriving packets of IPv4, so many that the kernel takes no other (`MAX_HOOK_COUNT` in
+/// net/netfilter/core.c), and the table that must not change meanwhile is of IPv4.
+const MOST_HOOKS: u32 = 1024;
+const CROWD: &str = "cwt-crowd";
+/// `web` and 51 others.
+const WAITING: &str = "causeway_proxy_failed_services 52\n";
+
+/// Fills the hook that the proxy's table needs a place at; returns how many chains that took.
+fn crowd_the_hook(world: &World) -> anyhow::Result<u32> {
+    world.nft(&["add", "table", "ip", CROWD])?;
+    let chain = |number| {
+        let hook = "{ type filter hook prerouting priority 300; }";
+        world.nft(&["add", "chain", "ip", CROWD, &format!("c{number}"), hook])
+    };
+    let count = (0..MOST_HOOKS).find(|number| chain(*number).is_err());
+    count.ok_or_else(|| anyhow::anyhow!("the kernel takes {MOST_HOOKS} chains at a hook"))
+}
+
+/// The proxy's table for IPv4, without what changes by itself.
+fn table_of_v4(world: &World) -> anyhow::Result<String> {
+    let words = ["-s", "list", "table", "ip", "causeway-proxy"];
+    let output = world.node.host().command("nft", &words)?;
+    anyhow::ensure!(output.status.success(), "{}", output.stderr);
+    Ok(output.stdout)
+}
+
 #[test]
 fn nothing_is_lost_when_the_socket_hook_has_another_layout() -> anyhow::Result<()> {
     if !tests::privileged("nothing is lost when the socket hook has another layout (F3)") {
@@ -157,4 +184,46 @@ fn nothing_is_lost_when_the_tables_have_another_layout() -> anyhow::Result<()> {
         return Ok(());
     }
     check("nftables", &[age_tables, age_tables])
+}
+
+#[test]
+fn the_tables_of_another_layout_serve_while_the_kernel_refuses_new_ones() -> anyhow::Result<()> {
+    if !tests::privileged("tables of another layout serve until new ones are taken (F3)") {
+        return Ok(());
+    }
+    let world = &World::build("layouts-refused", "nftables")?.with_dns();
+    world.put_web(&[1, 2]);
+    put_others(world, 50);
+    let mut agent = world.start_agent();
+    world.node.until_working("proxy");
+    world.node.until_working("dns-address");
+    let _dns = world.start_dns()?;
+    let traffic = Traffic::start(world)?.with(world.queries(traffic::rate())?);
+    agent.0.kill();
+    age_tables(world)?;
+    let hooks = crowd_the_hook(world)?;
+    let other = table_of_v4(world)?;
+    traffic.await_more();
+    let monitor = world.monitor_rules()?;
+    let _agent = world.start_agent();
+    await_failing(world, "rules of another layout serve");
+    // Another Service tries nothing by itself, and all of the other one's stays.
+    put_others(world, 51);
+    wait::until_value(
+        "all Services wait, the new one too",
+        DEADLINE,
+        || world.node.metrics().ok(),
+        |page| page.as_ref().is_some_and(|page| page.contains(WAITING)),
+    );
+    traffic.await_more();
+    assert_eq!(table_of_v4(world)?, other);
+    world.nft(&["delete", "table", "ip", CROWD])?;
+    world.node.until_working("proxy");
+    traffic.await_more();
+    assert_replaced_at_once(&monitor);
+    println!(
+        "F3 refused: {hooks} chains at the hook, {}",
+        traffic.nothing_lost()
+    );
+    Ok(())
 }

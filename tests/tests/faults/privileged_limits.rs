@@ -26,8 +26,9 @@ fn proxy_health(world: &World) -> Option<Value> {
     Some(health["parts"]["proxy"].clone())
 }
 
+/// Waits until the proxy is told to fail, for that reason.
 #[track_caller]
-fn await_failing(world: &World, reason: &str) {
+pub fn await_failing(world: &World, reason: &str) {
     let health = wait::until_value(
         "the failure is told",
         TOLD,

@@ -1,16 +1,17 @@
 //! One transaction: everything in a batch happens, or nothing.
 
+use std::io;
+
 use super::object::{
     CHAIN_NAME, CHAIN_TABLE, ELEMENTS_LIST, ELEMENTS_SET, ELEMENTS_TABLE, SET_TABLE, TABLE_NAME,
 };
-use super::{Chain, Element, Error, Failure, Nft, Operation, Rule, SUBSYSTEM, Set, Table};
-use crate::nfnetlink::{Message, acknowledgements, flag};
+use super::rule::{RULE_CHAIN, RULE_TABLE};
+use super::{Chain, Connection, Element, Error, Failure, Nft, Operation, Rule, SUBSYSTEM, Set, Table};
+use crate::nfnetlink::{Message, Socket, acknowledgements, body, flag};
 
 /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
 /// Attributes have 16-bit lengths, so that long element lists are split.
 const ELEMENT_LIST_BYTES: usize = 32 << 10;
 
@@ -18,7 +19,8 @@ const ELEMENT_LIST_BYTES: usize = 32 << 10;
 #[derive(Clone, Debug)]
 pub struct Batch {
     table: Table,
-    messages: Vec<(Message, String)>,
+    /// What each message asks for, and the same in words.
+    pub(super) messages: Vec<(Message, String)>,
     elements: usize,
 }
 
@@ -199,48 +201,62 @@ impl Nft {
         if batch.is_empty() {
             return Ok(());
         }
+        self.connection.commit(batch)
+    }
+}
+
+impl Connection for Socket {
+    fn port(&self) -> u32 {
+        self.port()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), Error> {
         // begin, the messages, end
         let count = u32::try_from(batch.messages.len()).unwrap_or(u32::MAX);
-        let first = self.socket.take_sequence(count.saturating_add(2));
+        let first = self.take_sequence(count.saturating_add(2));
         let datagram = encode(batch, first);
-        self.socket.send(&datagram).map_err(|source| Error::Send {
+        self.send(&datagram).map_err(|source| Error::Send {
             bytes: datagram.len(),
             source,
         })?;
-        self.collect_answers(batch, first)
+        collect_answers(self, batch, first)
     }
 
-    /// The kernel works a batch off within `sendmsg`, so that every answer is waiting by now
-    /// (`nfnetlink_rcv_batch`): errors of single messages, the acknowledgement of the last one, or an error of the
-    /// batch as a whole under the number of its first message.
-    fn collect_answers(&mut self, batch: &Batch, first: u32) -> Result<(), Error> {
-        let last = first.wrapping_add(u32::try_from(batch.messages.len()).unwrap_or(u32::MAX));
-        let mut failures = Vec::new();
-        let mut acknowledged = false;
-        while let Some(datagram) = self.socket.receive_ready().map_err(Error::Receive)? {
-            for (sequence, error) in acknowledgements(datagram) {
-                let position = sequence.wrapping_sub(first) as usize;
-                acknowledged |= sequence == last;
-                let Some(error) = error else { continue };
-                let index = position.saturating_sub(1);
-                let message = match (position, batch.messages.get(index)) {
-                    (1.., Some((_, what))) => what.clone(),
-                    _ => "commit".to_owned(),
-                };
-                if position <= batch.messages.len() {
-                    failures.push(Failure {
-                        index,
-                        message,
-                        error,
-                    });
-                }
+    fn dump(&mut self, request: &Message, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        self.dump(request, |_, payload| each(body(payload)))
+    }
+}
+
+/// The kernel works a batch off within `sendmsg`, so that every answer is waiting by now (`nfnetlink_rcv_batch`): errors
+/// of single messages, the acknowledgement of the last one, or an error of the batch as a whole under the number of its
+/// first message.
+fn collect_answers(socket: &mut Socket, batch: &Batch, first: u32) -> Result<(), Error> {
+    let last = first.wrapping_add(u32::try_from(batch.messages.len()).unwrap_or(u32::MAX));
+    let mut failures = Vec::new();
+    let mut acknowledged = false;
+    while let Some(datagram) = socket.receive_ready().map_err(Error::Receive)? {
+        for (sequence, error) in acknowledgements(datagram) {
+            let position = sequence.wrapping_sub(first) as usize;
+            acknowledged |= sequence == last;
+            let Some(error) = error else { continue };
+            let index = position.saturating_sub(1);
+            let message = match (position, batch.messages.get(index)) {
+                (1.., Some((_, what))) => what.clone(),
+                _ => "commit".to_owned(),
+            };
+            if position <= batch.messages.len() {
+                failures.push(Failure {
+                    index,
+                    message,
+                    error,
+                });
             }
         }
-        match (failures.is_empty(), acknowledged) {
-            (false, _) => Err(Error::Refused(failures)),
-            (true, true) => Ok(()),
-            (true, false) => Err(Error::NoAnswer),
-        }
+    }
+    match (failures.is_empty(), acknowledged) {
+        (false, _) => Err(Error::Refused(failures)),
+        (true, true) => Ok(()),
+        (true, false) => Err(Error::NoAnswer),
     }
 }
 

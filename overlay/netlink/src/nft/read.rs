@@ -7,12 +7,10 @@ use super::object::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_USE, ELEMENTS_LIST, ELEMENTS_SET,
     ELEMENTS_TABLE, HOOK_NUMBER, LIST_ELEMENT, NF_ACCEPT, SET_TABLE, SetNumbers, TABLE_NAME,
 };
-use super::rule::{RULE_USERDATA, comment_of};
+use super::rule::{RULE_CHAIN, RULE_TABLE, RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Hook, Nft, Operation, Table};
-use crate::nfnetlink::{Message, attribute, attributes, be32, body, flag, text};
+use crate::nfnetlink::{Message, attribute, attributes, be32, flag, text};
 
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
 /// Transactions by others during each of that many readings in a row are given up on.
 const ATTEMPTS: usize = 10;
 
@@ -205,8 +203,8 @@ impl Nft {
         loop {
             let mut found = Vec::new();
             attempt += 1;
-            let result = self.socket.dump(&request, |_, payload| {
-                found.extend(decode(body(payload)).ok_or_else(crate::nfnetlink::malformed)?);
+            let result = self.connection.dump(&request, &mut |payload| {
+                found.extend(decode(payload).ok_or_else(crate::nfnetlink::malformed)?);
                 Ok(())
             });
             match result {

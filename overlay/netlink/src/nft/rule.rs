@@ -562,6 +562,8 @@ pub(super) fn comment_of(userdata: &[u8]) -> Option<String> {
 }
 
 const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
 pub(super) const RULE_USERDATA: u16 = 7;
 const UDATA_COMMENT: u8 = 0;
 const COMMENT_MAX: usize = 128;

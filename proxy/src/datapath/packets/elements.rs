@@ -128,6 +128,10 @@ impl Elements {
         self.0.iter().map(|(key, _)| key)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Data)> {
+        self.0.iter().map(|(key, data)| (key, Data::unpack(data)))
+    }
+
     pub(super) fn data(&self) -> impl Iterator<Item = Data> {
         self.0.iter().map(|(_, data)| Data::unpack(data))
     }
