@@ -1,8 +1,11 @@
 //! The agent and the DNS server as DaemonSets, by the manifests of `node/deploy`.
 //!
 //! - [`manifests`]: what they are, without a cluster.
-//! - [`privileged_cluster`]: nodes of the bundled cluster that have no other agent.
+//! - [`installation`]: nodes of the bundled cluster that have no other agent.
+//! - [`privileged_cluster`]: all of it there, replaced under load, and taken off.
 
+#[path = "daemonset/installation.rs"]
+mod installation;
 #[path = "daemonset/manifests.rs"]
 mod manifests;
 #[path = "daemonset/privileged_cluster.rs"]
