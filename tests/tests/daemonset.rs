@@ -1,9 +1,12 @@
 //! The agent and the DNS server as DaemonSets, by the manifests of `node/deploy`.
 //!
 //! - [`manifests`]: what they are, without a cluster.
+//! - [`chart`]: the same by Helm.
 //! - [`installation`]: nodes of the bundled cluster that have no other agent.
 //! - [`privileged_cluster`]: all of it there, replaced under load, and taken off.
 
+#[path = "daemonset/chart.rs"]
+mod chart;
 #[path = "daemonset/installation.rs"]
 mod installation;
 #[path = "daemonset/manifests.rs"]

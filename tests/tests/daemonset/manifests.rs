@@ -17,7 +17,7 @@ use tests::cluster::{everything, program};
 use tests::directory::Directory;
 use tests::kubectl;
 
-const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
+pub const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
 /// What takes them off again.
 const UNINSTALL: &str = "uninstall";
 const ALL: [&str; 6] = [
@@ -118,7 +118,7 @@ fn rendered_by(kubectl: &Path, overlay: &Path) -> String {
 }
 
 /// The objects of an overlay, or of what takes them off.
-fn objects(name: &str) -> Vec<Value> {
+pub fn objects(name: &str) -> Vec<Value> {
     objects_at(&overlay(name))
 }
 
@@ -127,10 +127,14 @@ fn objects_at(overlay: &Path) -> Vec<Value> {
     let mut kubectls = kubectl::all().iter();
     let kubectl = kubectls.find(|kubectl| kubectl.minor >= OLDEST_KUBECTL);
     let text = rendered_by(&kubectl.expect("a kubectl with kustomize 5").program, overlay);
-    let documents = serde_yaml_ng::Deserializer::from_str(&text);
-    documents
-        .map(|document| Value::deserialize(document).expect("YAML"))
-        .collect()
+    documents(&text)
+}
+
+/// The objects of a text of YAML; empty documents are none.
+pub fn documents(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let objects = documents.map(|document| Value::deserialize(document).expect("YAML"));
+    objects.filter(|object| !object.is_null()).collect()
 }
 
 fn of_kind<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
@@ -238,8 +242,8 @@ fn granted(roles: &[ClusterRole]) -> BTreeSet<String> {
     granted
 }
 
-#[test]
-fn a_startup_taint_costs_one_right_more() {
+/// The overlay vxlan with the component startup-taint.
+pub fn objects_with_startup_taint() -> Vec<Value> {
     let directory = Directory::new("startup-taint");
     // kustomize takes no absolute paths.
     let depth = directory.path().components().count() - 1;
@@ -250,7 +254,12 @@ fn a_startup_taint_costs_one_right_more() {
         "kustomization.yaml",
         &format!("resources: [{deploy}/overlays/vxlan]\ncomponents: [{deploy}/components/startup-taint]\n"),
     );
-    let roles: Vec<ClusterRole> = of_kind(&objects_at(directory.path()), "ClusterRole");
+    objects_at(directory.path())
+}
+
+#[test]
+fn a_startup_taint_costs_one_right_more() {
+    let roles: Vec<ClusterRole> = of_kind(&objects_with_startup_taint(), "ClusterRole");
     let mut expected = rows(RIGHTS, "vxlan");
     expected.insert("causeway-node-startup-taint nodes patch".to_owned());
     assert_eq!(granted(&roles), expected);
