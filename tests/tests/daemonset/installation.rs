@@ -10,9 +10,9 @@ use anyhow::{Context as _, ensure};
 use netlink::Namespace;
 use serde_json::json;
 use tests::cluster::{Cluster, everything};
-use tests::ledger::Ledger;
+use tests::ledger::{self, Ledger};
 use tests::process::{self, Place};
-use tests::{privileged, wait};
+use tests::{image, privileged, wait};
 
 pub const LATER: Duration = Duration::from_secs(90);
 pub const NODES: [&str; 2] = ["node-1", "node-2"];
@@ -65,6 +65,15 @@ fn print_state(cluster: &Cluster) {
 pub fn deploy(path: &str) -> String {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
     deploy.join(path).display().to_string()
+}
+
+/// Builds the image from the programs of this build, in the nodes' stores.
+pub fn build_image(cluster: &Cluster) -> anyhow::Result<()> {
+    let recipe = image::recipe(&["causeway", "causeway-cni"])?;
+    let recipe: Vec<&str> = recipe.iter().map(String::as_str).collect();
+    let built = cluster.causeway_words("image", &[&["build"], &recipe[..]].concat())?;
+    ensure!(built.status.success(), "{}", everything(&built));
+    Ok(())
 }
 
 /// Brings an archive of the image to the nodes' stores.
@@ -182,6 +191,17 @@ impl Node {
         Ok(output.stdout)
     }
 
+    /// Runs a closure in the node's network.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        let namespace = self.place.namespace.as_ref().context("a node has one")?;
+        Ok(namespace.run(work)?)
+    }
+
+    /// A directory of the container runtime's: `net.d` or `bin`.
+    pub fn cni(&self, directory: &str) -> PathBuf {
+        self.state_dir.join("cni").join(directory)
+    }
+
     fn pins(&self) -> PathBuf {
         self.root.join("sys/fs/bpf")
     }
@@ -215,6 +235,29 @@ impl Node {
             ledger: Ledger::of(&self.place, &self.pins())?,
             listed,
         })
+    }
+
+    /// Which parts of Causeway are on it. `dns`: the DNS address.
+    pub fn parts(&self, dns: &str) -> anyhow::Result<BTreeSet<&'static str>> {
+        let shows = |words: &[&str], text: &str| anyhow::Ok(self.run(words)?.contains(text));
+        let mut tables = ledger::rules(&self.place)?.into_iter();
+        let found = [
+            ("tunnel", shows(&["ip", "link"], "flannel.1")?),
+            (
+                "routes",
+                !self.run(&["ip", "route", "show", "proto", "213"])?.is_empty(),
+            ),
+            ("plugin", self.cni("bin/causeway-cni").exists()),
+            ("conflist", self.cni("net.d/10-causeway.conflist").exists()),
+            ("rules", tables.any(|line| line.contains("causeway-proxy"))),
+            ("hook", self.pins().join("causeway").exists()),
+            (
+                "DNS address",
+                shows(&["ip", "address", "show", "lo"], &format!("{dns}/32"))?,
+            ),
+        ];
+        let there = found.into_iter().filter(|(_, there)| *there);
+        Ok(there.map(|(part, _)| part).collect())
     }
 }
 
