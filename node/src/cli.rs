@@ -117,7 +117,10 @@ What is told as left: kernel settings, annotations of the Node, a lease that is 
 back, chains of iptables that may be kube-proxy's, and tables of iptables, which are everybody's. Directories that were
 made for files, as /run/flannel, stay too, and so does what is not the agent's own.")]
     Cleanup(CleanupArgs),
-    /// Do nothing until told to end: a pod whose init containers did everything
+    /// Do nothing until told to end
+    #[command(after_help = "Examples:
+  causeway node idle     # shows that the init containers of its pod are done, as in node/deploy/uninstall
+Exit code: 0 = it was told to end.")]
     Idle,
 }
 
