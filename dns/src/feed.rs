@@ -9,6 +9,7 @@
 //! process answers from the file before they are back.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::SocketAddr;
@@ -692,6 +693,33 @@ fn load(path: &Path, trim: Trim) -> Result<Option<(Snapshot, SystemTime)>, FeedE
     }
 }
 
+/// Takes the snapshots away that servers kept in a directory, and what a crash left of one. Other files stay. Returns
+/// how many there were.
+///
+/// # Errors
+/// When the directory cannot be read, or one of them stays.
+pub fn forget(directory: &Path) -> Result<usize, FeedError> {
+    let at = |path: &Path, source| FeedError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(at(directory, error)),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry.map_err(|error| at(directory, error))?.path();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if name.ends_with(".snapshot") || name.ends_with(".snapshot.new") {
+            std::fs::remove_file(&path).map_err(|error| at(&path, error))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -796,7 +824,16 @@ mod tests {
         let cut = text.strip_suffix("\"end\"\n").expect("ends with the end");
         std::fs::write(&path, cut).expect("written");
         assert!(matches!(load(&path, slim), Err(FeedError::Incomplete)));
+
+        for name in ["dns.snapshot.new", "snapshot", "notes.txt"] {
+            std::fs::write(folder.join(name), "").expect("written");
+        }
+        assert_eq!(forget(&folder).expect("readable"), 2);
+        let left = std::fs::read_dir(&folder).expect("readable").flatten();
+        let left: BTreeSet<_> = left.map(|entry| entry.file_name()).collect();
+        assert_eq!(left, BTreeSet::from(["snapshot".into(), "notes.txt".into()]));
         std::fs::remove_dir_all(&folder).expect("removed");
+        assert_eq!(forget(&folder).expect("nothing"), 0);
     }
 
     #[test]

@@ -107,6 +107,7 @@ The plugin is replaced as a whole: who runs it goes on. The runtime uses it once
     #[command(after_help = "Examples:
   systemctl disable --now causeway-node && causeway node cleanup --config /etc/causeway/node.yaml
   causeway node cleanup --force                    # running pods lose their network
+  causeway node cleanup --wait                     # begins once the last of them is gone
   causeway node cleanup -o json | jq .failed
   causeway node cleanup --kube-proxy               # kube-proxy has ended, the agent serves in its place
 Exit codes: 0 = all of it is gone but for what is told as left, 1 = something could not be removed, or pods still
@@ -116,6 +117,11 @@ What is told as left: kernel settings, annotations of the Node, a lease that is 
 back, chains of iptables that may be kube-proxy's, and tables of iptables, which are everybody's. Directories that were
 made for files, as /run/flannel, stay too, and so does what is not the agent's own.")]
     Cleanup(CleanupArgs),
+    /// Do nothing until told to end
+    #[command(after_help = "Examples:
+  causeway node idle     # shows that the init containers of its pod are done, as in node/deploy/uninstall
+Exit code: 0 = it was told to end.")]
+    Idle,
 }
 
 /// Commands below `causeway node config`.
@@ -149,8 +155,17 @@ pub struct CleanupArgs {
     /// Also where pods run, which lose their network; with --kube-proxy, also where nobody else serves Services
     #[arg(long)]
     pub force: bool,
+    /// Where the agent or pods run, wait until they have ended, instead of refusing
+    #[arg(long, conflicts_with = "force")]
+    pub wait: bool,
+    /// Also the plugin that `install-cni` put into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cni_plugins: Option<PathBuf>,
+    /// Also the snapshots that a DNS server kept in this directory (`state` in its Corefile)
+    #[arg(long, value_name = "DIRECTORY")]
+    pub dns_state: Option<PathBuf>,
     /// Only what kube-proxy left: its nftables tables and iptables chains. The agent may run
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["wait", "cni_plugins", "dns_state"])]
     pub kube_proxy: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
@@ -411,7 +426,9 @@ mod tests {
                 Some(NodeCommand::Config(ConfigCommand::Print(config))) => (config, Some("print")),
                 Some(NodeCommand::Config(ConfigCommand::Check(config))) => (config, Some("check")),
                 Some(NodeCommand::Cleanup(args)) => (args.config, Some("cleanup")),
-                Some(NodeCommand::InstallCni(args)) => panic!("{args:?} names no configuration"),
+                Some(command @ (NodeCommand::InstallCni(_) | NodeCommand::Idle)) => {
+                    panic!("{command:?} names no configuration")
+                }
             };
             assert_eq!((config.config, command), (PathBuf::from("f"), expected));
         }

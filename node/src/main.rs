@@ -38,7 +38,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use agent::cleanup::{CleanupError, clean, clean_kube_proxy};
+use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_alone};
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
@@ -66,6 +66,10 @@ fn main() -> ExitCode {
             Some(NodeCommand::Config(ConfigCommand::Check(args))) => check_config(&args),
             Some(NodeCommand::InstallCni(args)) => install_cni(&args),
             Some(NodeCommand::Cleanup(args)) => clean_up(&args),
+            Some(NodeCommand::Idle) => exit_code(until_told(async |shutdown| {
+                shutdown.cancelled().await;
+                Ok(())
+            })),
         },
         Command::Dns(dns) => match dns.command {
             None => run_dns(&dns),
@@ -208,10 +212,16 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     logs::start_with_warnings();
-    let cleaned = if args.kube_proxy {
-        Ok(clean_kube_proxy(&config, args.force))
-    } else {
-        block_on(clean(&config, args.force))
+    let beside = Beside {
+        cni_plugins: args.cni_plugins.clone(),
+        dns_state: args.dns_state.clone(),
+    };
+    let cleaned = match args {
+        CleanupArgs { kube_proxy: true, .. } => Ok(clean_kube_proxy(&config, args.force)),
+        CleanupArgs { wait: true, .. } => {
+            until_told(async |shutdown| Ok(clean_once_alone(&config, &beside, &shutdown).await))
+        }
+        _ => block_on(clean(&config, &beside, args.force)),
     };
     match cleaned {
         Ok(Ok(removal)) => {
@@ -222,7 +232,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(WRONG)
         }
-        Ok(Err(error @ CleanupError::CouldNotRun(_))) => could_not_run(error),
+        Ok(Err(error @ (CleanupError::AgentRuns(_) | CleanupError::CouldNotRun(_)))) => could_not_run(error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }
@@ -278,9 +288,9 @@ fn print_version(args: &VersionArgs) {
 }
 
 /// Runs until it ends by itself, or the process is told to end: SIGTERM or SIGINT.
-fn until_told<F>(run: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
+fn until_told<F, T>(run: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<T>
 where
-    F: Future<Output = anyhow::Result<()>>,
+    F: Future<Output = anyhow::Result<T>>,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("start the async runtime")?.block_on(async {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::process::{self, Output, Place};
 use crate::topology::Host;
 
 /// Which fields of a line change by themselves.
@@ -19,7 +21,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When a tool is missing.
-    pub fn of(node: &Host, pins: &Path) -> Result<Self> {
+    pub fn of(node: &Place, pins: &Path) -> Result<Self> {
         let shown = [
             ("links", "ip", &["-o", "link", "show"][..]),
             ("addresses", "ip", &["-o", "address", "show"]),
@@ -29,7 +31,7 @@ impl Ledger {
         ];
         let mut entries = BTreeMap::new();
         for (what, program, arguments) in shown {
-            let output = node.command(program, arguments)?;
+            let output = run(node, program, arguments)?;
             ensure!(
                 output.status.success(),
                 "{program} {arguments:?}: {}",
@@ -61,8 +63,8 @@ impl Ledger {
 ///
 /// # Errors
 /// When `nft` is missing.
-pub fn rules(host: &Host) -> Result<BTreeSet<String>> {
-    let output = host.command("nft", &["list", "ruleset"])?;
+pub fn rules(host: &Place) -> Result<BTreeSet<String>> {
+    let output = run(host, "nft", &["list", "ruleset"])?;
     ensure!(output.status.success(), "nft list ruleset: {}", output.stderr);
     let (mut table, mut object) = ("", "");
     let mut parts = BTreeSet::new();
@@ -84,6 +86,10 @@ pub fn rules(host: &Host) -> Result<BTreeSet<String>> {
         }
     }
     Ok(parts)
+}
+
+fn run(place: &Place, program: &str, arguments: &[&str]) -> Result<Output> {
+    process::run_in(place, Command::new(program).args(arguments), b"")
 }
 
 fn without_restless(line: &str) -> String {

@@ -419,7 +419,7 @@ impl Network {
             },
             String::is_empty,
         );
-        Ledger::of(self.host(number), &self.pins(number)).expect("readable")
+        Ledger::of(&self.host(number).place(), &self.pins(number)).expect("readable")
     }
 
     /// Routes, neighbours and forwarding entries that packets to pods take, and the tunnel's device.

@@ -1,9 +1,18 @@
 //! The agent and the DNS server as DaemonSets, by the manifests of `node/deploy`.
 //!
 //! - [`manifests`]: what they are, without a cluster.
-//! - [`privileged_cluster`]: nodes of the bundled cluster that have no other agent.
+//! - [`chart`]: the same by Helm.
+//! - [`installation`]: nodes of the bundled cluster that have no other agent.
+//! - [`privileged_cluster`]: all of it there, replaced under load, and taken off.
+//! - [`privileged_overlays`]: the other overlays, each with its parts alone.
 
+#[path = "daemonset/chart.rs"]
+mod chart;
+#[path = "daemonset/installation.rs"]
+mod installation;
 #[path = "daemonset/manifests.rs"]
 mod manifests;
 #[path = "daemonset/privileged_cluster.rs"]
 mod privileged_cluster;
+#[path = "daemonset/privileged_overlays.rs"]
+mod privileged_overlays;

@@ -8,25 +8,44 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use model::{IpFamily, Removal};
 use netlink::{Kernel as _, LinkKind, Netlink};
+use nix::errno::Errno;
 use overlay::files::remove_file;
 use overlay::pods::{Assigned, PodNetwork};
 use overlay::uninstall::{Places, Remembered, pods_without_record, release_lease, uninstall};
 use proxy::{Chains, Proxy};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     LOCK, cni, dns_address, dns_feed, findings, ip_families, own_state_dir, pod_network, socket, sysctls,
 };
 use crate::config::{Config, Datapath, LeasesIn};
+use crate::install_cni::PLUGIN;
+
+/// Between two looks whether agent and pods have ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What others than the agent put on the node for it, and where. It goes last.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// The container runtime's directory of plugins.
+    pub cni_plugins: Option<PathBuf>,
+    /// Where a DNS server keeps its snapshots.
+    pub dns_state: Option<PathBuf>,
+}
 
 /// Why nothing was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
-    /// An agent runs, or what it left cannot be read.
+    /// An agent runs.
+    #[error("{0:#}")]
+    AgentRuns(anyhow::Error),
+    /// What it left cannot be read.
     #[error("{0:#}")]
     CouldNotRun(anyhow::Error),
     /// Pods would lose their network.
@@ -34,19 +53,46 @@ pub enum CleanupError {
     PodsLive(Vec<String>),
 }
 
+/// As [`clean`] without force, once no agent runs and no pod lives. What is waited for is told on standard error.
+///
+/// # Errors
+/// As [`clean`]. What was waited for, when the process is told to end before.
+pub async fn clean_once_alone(
+    config: &Config,
+    beside: &Beside,
+    shutdown: &CancellationToken,
+) -> Result<Removal, CleanupError> {
+    let mut told = String::new();
+    loop {
+        let reason = match clean(config, beside, false).await {
+            Err(reason @ (CleanupError::AgentRuns(_) | CleanupError::PodsLive(_))) => reason,
+            cleaned => return cleaned,
+        };
+        let waits = reason.to_string();
+        if waits != told {
+            eprintln!("waiting: {waits}");
+            told = waits;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Err(reason),
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
 /// Takes everything away, in the network namespace of the process. Pods that live lose their network if it is forced.
 ///
 /// # Errors
 /// When nothing was touched.
-pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError> {
+pub async fn clean(config: &Config, beside: &Beside, force: bool) -> Result<Removal, CleanupError> {
     let state_dir = &config.state_dir;
     let was_installed = state_dir.exists();
     let _no_agent = if was_installed {
-        Some(own_state_dir(state_dir).map_err(CleanupError::CouldNotRun)?)
+        Some(own_state_dir(state_dir).map_err(not_owned)?)
     } else {
         None
     };
-    refuse_served(config).map_err(CleanupError::CouldNotRun)?;
+    refuse_served(config).map_err(CleanupError::AgentRuns)?;
     let pods = known_pods(config).map_err(CleanupError::CouldNotRun)?;
     let live = live_pods(pods.as_ref()).map_err(CleanupError::CouldNotRun)?;
     if !live.is_empty() && !force {
@@ -86,8 +132,17 @@ pub async fn clean(config: &Config, force: bool) -> Result<Removal, CleanupError
     }
     if removal.failed.is_empty() {
         remove_state(config, &mut removal);
+        remove_beside(beside, &mut removal);
     }
     Ok(removal)
+}
+
+/// Why the state directory is not ours.
+fn not_owned(error: anyhow::Error) -> CleanupError {
+    match error.downcast_ref::<Errno>() {
+        Some(&Errno::EWOULDBLOCK) => CleanupError::AgentRuns(error),
+        _ => CleanupError::CouldNotRun(error),
+    }
 }
 
 /// Takes away what kube-proxy left, and nothing of the agent's, which runs or not. Services that nobody else serves are
@@ -234,6 +289,15 @@ fn remove_state(config: &Config, removal: &mut Removal) {
                 removal.left.push(format!("directory {directory}: {error}"));
             }
         }
+    }
+}
+
+fn remove_beside(beside: &Beside, removal: &mut Removal) {
+    if let Some(directory) = &beside.cni_plugins {
+        removal.add("CNI plugins", remove_file(&directory.join(PLUGIN)));
+    }
+    if let Some(directory) = &beside.dns_state {
+        removal.add("DNS snapshots", dns::feed::forget(directory));
     }
 }
 

@@ -118,6 +118,8 @@ fn commands_that_are_unknown_or_incomplete_are_refused_with_code_2() {
         &[],
         &["node", "--confg", "f"],
         &["node", "cleanup", "--forse"],
+        &["node", "cleanup", "--wait", "--force"],
+        &["node", "cleanup", "--kube-proxy", "--dns-state", "/nonexistent"],
         &["node", "cleanup", "--config", "/nonexistent.yaml"],
     ] {
         let output = Command::new(program("causeway"))

@@ -1,7 +1,7 @@
 //! What `kubectl kustomize` makes of `node/deploy`: valid for Kubernetes, valid for our own programs, and with no more
 //! rights than the rows here give a reason for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,18 +17,29 @@ use tests::cluster::{everything, program};
 use tests::directory::Directory;
 use tests::kubectl;
 
-const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
+pub const OVERLAYS: [&str; 5] = ["vxlan", "host-gw", "proxy-only", "dns-only", "cni-only"];
+/// What takes them off again.
+const UNINSTALL: &str = "uninstall";
+const ALL: [&str; 6] = [
+    "vxlan",
+    "host-gw",
+    "proxy-only",
+    "dns-only",
+    "cni-only",
+    UNINSTALL,
+];
 
 /// Of kustomize's components: Kubernetes' oldest that these manifests are for.
 const OLDEST_KUBECTL: u32 = 27;
 
 /// Which overlays the first column of the tables below means.
-const SETS: [(&str, &[&str]); 5] = [
+const SETS: [(&str, &[&str]); 6] = [
     ("all", &OVERLAYS),
     ("network", &["vxlan", "host-gw", "cni-only"]),
     ("proxy", &["vxlan", "host-gw", "proxy-only"]),
     ("either", &["vxlan", "host-gw", "proxy-only", "cni-only"]),
     ("dns", &["vxlan", "host-gw", "dns-only"]),
+    (UNINSTALL, &[UNINSTALL]),
 ];
 
 /// Rights over the API: overlays, role, resource, verbs, and what for.
@@ -45,24 +56,33 @@ network | causeway-node-network | networkpolicies.networking.k8s.io | list watch
 
 /// Capabilities: overlays, container, capability, and what for.
 const CAPABILITIES: &str = "
-all   | agent | NET_ADMIN        | links, routes, rules, settings below net/
-proxy | agent | SYS_ADMIN        | BPF programs by id, pods' network namespaces
-dns   | dns   | NET_BIND_SERVICE | port 53
+all       | agent   | NET_ADMIN        | links, routes, rules, settings below net/
+proxy     | agent   | SYS_ADMIN        | BPF programs by id, pods' network namespaces
+dns       | dns     | NET_BIND_SERVICE | port 53
+uninstall | cleanup | NET_ADMIN        | links, addresses, routes, rules
 ";
 
 /// Paths of the node: overlays, container, path, whether it is writable there, and what for.
 const PATHS: &str = "
-all     | agent       | /var/lib/causeway/node | rw | pods' addresses outlive it
-all     | agent       | /run/causeway          | rw | its sockets
-all     | agent       | /proc/sys/net          | rw | settings: the container's own are read-only
-proxy   | agent       | /sys/fs/bpf            | rw | pins outlive it
-proxy   | agent       | /sys/fs/cgroup         | ro | where the socket hook is attached
-either  | agent       | /run/netns             | ro | pods' network namespaces
-network | agent       | /etc/cni/net.d         | rw | the plugin's configuration
-network | agent       | /run/flannel           | rw | subnet.env
-network | install-cni | /opt/cni/bin           | rw | the plugin
-dns     | dns         | /run/causeway/dns      | ro | the agent's feed, and no other socket
-dns     | dns         | /var/lib/causeway/dns  | rw | the last good snapshot
+all       | agent       | /var/lib/causeway/node | rw | pods' addresses outlive it
+all       | agent       | /run/causeway          | rw | its sockets
+all       | agent       | /proc/sys/net          | rw | settings: the container's own are read-only
+proxy     | agent       | /sys/fs/bpf            | rw | pins outlive it
+proxy     | agent       | /sys/fs/cgroup         | ro | where the socket hook is attached
+either    | agent       | /run/netns             | ro | pods' network namespaces
+network   | agent       | /etc/cni/net.d         | rw | the plugin's configuration
+network   | agent       | /run/flannel           | rw | subnet.env
+network   | install-cni | /opt/cni/bin           | rw | the plugin
+dns       | dns         | /run/causeway/dns      | ro | the agent's feed, and no other socket
+dns       | dns         | /var/lib/causeway/dns  | rw | the last good snapshot
+uninstall | cleanup     | /var/lib/causeway/node | rw | tells what is ours
+uninstall | cleanup     | /var/lib/causeway/dns  | rw | the last good snapshot
+uninstall | cleanup     | /run/causeway          | rw | sockets, pods that were deleted meanwhile
+uninstall | cleanup     | /sys/fs/bpf            | rw | pins, with which BPF programs end
+uninstall | cleanup     | /opt/cni/bin           | rw | the plugin
+uninstall | cleanup     | /etc/cni/net.d         | rw | the plugin's configuration
+uninstall | cleanup     | /run/flannel           | rw | subnet.env
+uninstall | cleanup     | /run/netns             | ro | tells which pods live
 ";
 
 /// The rows of a table for an overlay, without their reasons, each as words between blanks.
@@ -83,9 +103,11 @@ fn rows(table: &str, overlay: &str) -> BTreeSet<String> {
 }
 
 fn overlay(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../node/deploy/overlays")
-        .join(name)
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
+    match name {
+        UNINSTALL => deploy.join(name),
+        overlay => deploy.join("overlays").join(overlay),
+    }
 }
 
 fn rendered_by(kubectl: &Path, overlay: &Path) -> String {
@@ -95,8 +117,8 @@ fn rendered_by(kubectl: &Path, overlay: &Path) -> String {
     String::from_utf8(output.stdout).expect("YAML is text")
 }
 
-/// The objects of an overlay.
-fn objects(name: &str) -> Vec<Value> {
+/// The objects of an overlay, or of what takes them off.
+pub fn objects(name: &str) -> Vec<Value> {
     objects_at(&overlay(name))
 }
 
@@ -105,10 +127,14 @@ fn objects_at(overlay: &Path) -> Vec<Value> {
     let mut kubectls = kubectl::all().iter();
     let kubectl = kubectls.find(|kubectl| kubectl.minor >= OLDEST_KUBECTL);
     let text = rendered_by(&kubectl.expect("a kubectl with kustomize 5").program, overlay);
-    let documents = serde_yaml_ng::Deserializer::from_str(&text);
-    documents
-        .map(|document| Value::deserialize(document).expect("YAML"))
-        .collect()
+    documents(&text)
+}
+
+/// The objects of a text of YAML; empty documents are none.
+pub fn documents(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let objects = documents.map(|document| Value::deserialize(document).expect("YAML"));
+    objects.filter(|object| !object.is_null()).collect()
 }
 
 fn of_kind<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
@@ -128,7 +154,7 @@ fn check_strictly<T: DeserializeOwned + Serialize + Debug>(object: &Value) {
 
 #[test]
 fn every_object_is_of_kubernetes_types_to_the_last_field() {
-    for name in OVERLAYS {
+    for name in ALL {
         for object in objects(name) {
             match object["kind"].as_str().unwrap_or_default() {
                 "Namespace" => check_strictly::<Namespace>(&object),
@@ -149,7 +175,7 @@ fn every_kubectl_renders_the_same() {
         if kubectl.minor < OLDEST_KUBECTL {
             continue;
         }
-        for name in OVERLAYS {
+        for name in ALL {
             let on_path = rendered_by(&kubectl::all()[0].program, &overlay(name));
             assert_eq!(
                 rendered_by(&kubectl.program, &overlay(name)),
@@ -163,7 +189,7 @@ fn every_kubectl_renders_the_same() {
 #[test]
 fn the_programs_accept_what_the_manifests_tell_them() {
     let directory = Directory::new("manifests");
-    for name in OVERLAYS {
+    for name in ALL {
         let maps: Vec<ConfigMap> = of_kind(&objects(name), "ConfigMap");
         let files = maps.iter().flat_map(|map| map.data.iter().flatten());
         for (file, text) in files {
@@ -216,8 +242,8 @@ fn granted(roles: &[ClusterRole]) -> BTreeSet<String> {
     granted
 }
 
-#[test]
-fn a_startup_taint_costs_one_right_more() {
+/// The overlay vxlan with the component startup-taint.
+pub fn objects_with_startup_taint() -> Vec<Value> {
     let directory = Directory::new("startup-taint");
     // kustomize takes no absolute paths.
     let depth = directory.path().components().count() - 1;
@@ -228,7 +254,12 @@ fn a_startup_taint_costs_one_right_more() {
         "kustomization.yaml",
         &format!("resources: [{deploy}/overlays/vxlan]\ncomponents: [{deploy}/components/startup-taint]\n"),
     );
-    let roles: Vec<ClusterRole> = of_kind(&objects_at(directory.path()), "ClusterRole");
+    objects_at(directory.path())
+}
+
+#[test]
+fn a_startup_taint_costs_one_right_more() {
+    let roles: Vec<ClusterRole> = of_kind(&objects_with_startup_taint(), "ClusterRole");
     let mut expected = rows(RIGHTS, "vxlan");
     expected.insert("causeway-node-startup-taint nodes patch".to_owned());
     assert_eq!(granted(&roles), expected);
@@ -236,7 +267,7 @@ fn a_startup_taint_costs_one_right_more() {
 
 #[test]
 fn rights_over_the_api_are_those_that_have_a_reason() {
-    for name in OVERLAYS {
+    for name in ALL {
         let roles: Vec<ClusterRole> = of_kind(&objects(name), "ClusterRole");
         let found = granted(&roles);
         assert_eq!(found, rows(RIGHTS, name), "{name}");
@@ -265,7 +296,7 @@ fn rights_over_the_api_are_those_that_have_a_reason() {
 
 #[test]
 fn capabilities_are_those_that_have_a_reason_and_nothing_is_privileged() {
-    for name in OVERLAYS {
+    for name in ALL {
         let mut found = BTreeSet::new();
         for pod in pods(name) {
             assert_eq!((pod.host_pid, pod.host_ipc), (None, None), "{name}");
@@ -302,7 +333,7 @@ fn capabilities_are_those_that_have_a_reason_and_nothing_is_privileged() {
 
 #[test]
 fn paths_of_the_node_are_those_that_have_a_reason() {
-    for name in OVERLAYS {
+    for name in ALL {
         let mut found = BTreeSet::new();
         for pod in pods(name) {
             for container in containers(&pod) {
@@ -321,10 +352,62 @@ fn paths_of_the_node_are_those_that_have_a_reason() {
     }
 }
 
+/// The places that the agent's configuration of an overlay, or of what takes them off, names, defaults included.
+fn places(name: &str) -> BTreeMap<&'static str, Value> {
+    let directory = Directory::new("places");
+    let maps: Vec<ConfigMap> = of_kind(&objects(name), "ConfigMap");
+    let mut files = maps.into_iter().filter_map(|map| map.data?.remove("node.yaml"));
+    let path = directory.write("node.yaml", &files.next().expect("it has one"));
+    let mut print = Command::new(program("causeway"));
+    print.args(["node", "config", "print", "--node-name=node-1", "--config"]);
+    let output = print.arg(path).output().expect("causeway can be started");
+    assert!(output.status.success(), "{name}: {}", everything(&output));
+    let config: Value = serde_yaml_ng::from_slice(&output.stdout).expect("YAML");
+    let feeds = config["dns"]["enabled"] == true;
+    let named = [
+        "/stateDir",
+        "/network/subnetEnv",
+        "/network/leases",
+        "/proxy/pinDir",
+        "/cni/socket",
+        "/cni/confDir",
+        "/dns/feedSocket",
+    ];
+    let named = named.into_iter().filter(|key| feeds || *key != "/dns/feedSocket");
+    let there = named.filter_map(|key| Some((key, config.pointer(key)?.clone())));
+    there.collect()
+}
+
+#[test]
+fn what_takes_them_off_looks_where_the_overlays_put_things() {
+    let looked_at = places(UNINSTALL);
+    assert_eq!(looked_at.len(), 7, "{looked_at:?}");
+    let removable = written_paths(UNINSTALL);
+    for name in OVERLAYS {
+        for (key, place) in places(name) {
+            assert_eq!(looked_at.get(key), Some(&place), "{name}: {key}");
+        }
+        let mut written = written_paths(name);
+        // Settings stay, and are told.
+        written.remove("/proc/sys/net");
+        assert!(
+            written.is_subset(&removable),
+            "{name}: {written:?}, not {removable:?}"
+        );
+    }
+}
+
+/// The paths of the node that an overlay's containers can write to.
+fn written_paths(name: &str) -> BTreeSet<String> {
+    let rows = rows(PATHS, name).into_iter();
+    let path = |row: String| Some(row.strip_suffix(" rw")?.split_once(' ')?.1.to_owned());
+    rows.filter_map(path).collect()
+}
+
 /// Only the agent speaks to the API, and what a pod refers to is there.
 #[test]
 fn the_token_is_the_agents_alone_and_every_config_map_is_there() {
-    for name in OVERLAYS {
+    for name in ALL {
         let maps: Vec<ConfigMap> = of_kind(&objects(name), "ConfigMap");
         let made: BTreeSet<_> = maps.into_iter().filter_map(|map| map.metadata.name).collect();
         for pod in pods(name) {

@@ -2,20 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use netlink::Namespace;
 use serde_json::{Value, json};
-use tests::cluster::{Cluster, everything, process_of};
+use tests::cluster::{Cluster, process_of};
 use tests::directory::Directory;
 use tests::process::{Place, Process, command};
-use tests::{http, image, privileged, wait};
+use tests::{http, image, wait};
 
-const LATER: Duration = Duration::from_secs(90);
+use crate::installation::{
+    LATER, NODES, Node, are_as_before, begin_uninstall, end_uninstall, import_image, install, on_a_cluster,
+    traces,
+};
+
 const NAMESPACE: [&str; 2] = ["-n", "causeway"];
-const NODES: [&str; 2] = ["node-1", "node-2"];
 
 /// Where an agent tells how its parts are.
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
@@ -25,46 +27,60 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 102
 const CAPABILITIES: [(&str, u64); 3] = [("NET_BIND_SERVICE", 10), ("NET_ADMIN", 12), ("SYS_ADMIN", 21)];
 
 #[test]
-fn agents_and_dns_servers_as_daemon_sets_are_installed_and_replaced_under_load() {
-    if privileged("Causeway as DaemonSets on the bundled cluster")
-        && let Err(error) = run()
-    {
-        panic!("{error:#}");
-    }
-}
-
-fn run() -> anyhow::Result<()> {
-    let state_dir = PathBuf::from(format!("/var/lib/cwt-daemonset-{}", std::process::id()));
-    let flags = ["--nodes", "2", "--agent", "none", "--leases", "kubernetes"];
-    let cluster = Cluster::up(&state_dir, &flags)?;
-    let outcome = scenario(&cluster);
-    if outcome.is_err() {
-        print_state(&cluster);
-    }
-    outcome
+fn agents_and_dns_servers_as_daemon_sets_are_installed_replaced_under_load_and_taken_off() {
+    on_a_cluster("Causeway as DaemonSets on the bundled cluster", scenario);
 }
 
 fn scenario(cluster: &Cluster) -> anyhow::Result<()> {
     nodes_wait_for_a_network(cluster)?;
-    install(cluster)?;
+    let nodes = Node::all(cluster)?;
+    let before = traces(&nodes)?;
+    bring_image(cluster)?;
+    install(cluster, "vxlan")?;
+    cluster.run(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=30s"])?;
     nothing_fails()?;
     processes_have_the_rights_of_the_manifests(cluster)?;
     replaced_under_load(cluster)?;
-    sockets_of_pods_end_with_their_endpoint(cluster)
+    sockets_of_pods_end_with_their_endpoint(cluster)?;
+
+    taken_off_once_the_pods_are_gone(cluster)?;
+    are_as_before(&nodes, &before)?;
+    nodes_wait_for_a_network(cluster)
 }
 
-/// For the log of a failed test.
-fn print_state(cluster: &Cluster) {
-    for words in [
-        &["get", "pods", "-A", "-o", "wide"][..],
-        &["get", "events", "-A"],
-        &["logs", "-n", "causeway", "daemonset/causeway-node", "--tail=60"],
-        &["logs", "-n", "causeway", "daemonset/causeway-dns", "--tail=60"],
-    ] {
-        let said = cluster.run(words).unwrap_or_else(|error| format!("{error:#}"));
-        eprintln!("---- kubectl {} ----\n{said}", words.join(" "));
-    }
-    cluster.print_logs();
+/// Everything of Causeway's (F55).
+fn taken_off_once_the_pods_are_gone(cluster: &Cluster) -> anyhow::Result<()> {
+    begin_uninstall(cluster, "vxlan")?;
+    let log = [
+        "logs",
+        "-l",
+        "app.kubernetes.io/name=causeway-uninstall",
+        "-c",
+        "cleanup",
+    ];
+    let log = [&log[..], &["-n", "causeway-uninstall"]].concat();
+    cluster.await_that(&log, LATER, |log| {
+        log.contains("waiting: pods on this node would lose their network") && log.contains("default/hello-")
+    });
+    let ready = "jsonpath={.status.numberReady}";
+    let ready = [
+        "get",
+        "daemonset",
+        "causeway-uninstall",
+        "-n",
+        "causeway-uninstall",
+        "-o",
+        ready,
+    ];
+    ensure!(cluster.run(&ready)? == "0", "pods run");
+    cluster.run(&[
+        "delete",
+        "deployment/hello",
+        "pod/load",
+        "service/hello",
+        "service/hello-nodeport",
+    ])?;
+    end_uninstall(cluster)
 }
 
 fn nodes_wait_for_a_network(cluster: &Cluster) -> anyhow::Result<()> {
@@ -87,37 +103,16 @@ fn nodes_wait_for_a_network(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn install(cluster: &Cluster) -> anyhow::Result<()> {
+fn bring_image(cluster: &Cluster) -> anyhow::Result<()> {
     let directory = Directory::new("image");
     let archive = directory.path().join("causeway.tar");
     image::archive(&archive)?;
-    let imported = cluster.causeway_words("image", &["import", archive.to_str().context("a path")?])?;
-    ensure!(imported.status.success(), "{}", everything(&imported));
-
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
-    let file = |path: &str| deploy.join(path).display().to_string();
-    cluster.run(&["apply", "-f", &file("base/namespace.yaml")])?;
-    let address = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "causeway-api-server", "namespace": "causeway" },
-        "data": { "KUBERNETES_SERVICE_HOST": "172.30.0.1", "KUBERNETES_SERVICE_PORT": "6443" },
-    });
-    cluster.apply(&address.to_string())?;
-    cluster.run(&["apply", "-k", &file("overlays/vxlan")])?;
-    rolled_out(cluster)?;
-    cluster.run(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=30s"])?;
-    Ok(())
+    import_image(cluster, &archive)
 }
 
 fn counts_policies(page: &str) -> bool {
     let mut lines = page.lines();
     lines.any(|line| line.starts_with("causeway_networkpolicies_not_enforced "))
-}
-
-fn rolled_out(cluster: &Cluster) -> anyhow::Result<()> {
-    for set in ["daemonset/causeway-node", "daemonset/causeway-dns"] {
-        cluster.run(&[&["rollout", "status", set, "--timeout=90s"][..], &NAMESPACE].concat())?;
-    }
-    Ok(())
 }
 
 /// Each part and each watch of each agent works: no right and no path is missing. That of NetworkPolicies belongs to no

@@ -247,11 +247,11 @@ impl World {
     }
 
     pub fn rules(&self) -> BTreeSet<String> {
-        rules(self.node.host()).expect("nft is installed")
+        rules(&self.node.host().place()).expect("nft is installed")
     }
 
     pub fn ledger(&self) -> Result<Ledger> {
-        Ledger::of(self.node.host(), self.bpffs.path())
+        Ledger::of(&self.node.host().place(), self.bpffs.path())
     }
 
     pub fn nft(&self, words: &[&str]) -> Result<()> {
