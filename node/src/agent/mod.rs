@@ -263,7 +263,7 @@ fn start_network(
 ) {
     let Some(network) = &config.network else {
         remove_fast_path(config);
-        remove_conflist(config);
+        remove_cni(config);
         return;
     };
     let (announced, announcement) = watch::channel(None);
@@ -302,7 +302,7 @@ fn start_network(
 
 fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: &Sources) {
     if !config.connects_pods() {
-        remove_conflist(config);
+        remove_cni(config);
         return;
     }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
@@ -322,8 +322,9 @@ fn remove_fast_path(config: &Config) {
     }
 }
 
-/// The one of an earlier configuration, by which pods were connected.
-fn remove_conflist(config: &Config) {
+/// What an earlier configuration left, by which pods were connected.
+fn remove_cni(config: &Config) {
+    remove_socket(&config.cni.socket);
     if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
         tracing::warn!(
             error = format!("{error:#}"),
@@ -368,7 +369,7 @@ fn start_proxy(
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
     if !config.dns.enabled {
         remove_dns_address(&config.state_dir);
-        remove_feed_socket(&config.dns.feed_socket);
+        remove_socket(&config.dns.feed_socket);
         return;
     }
     let feed = Feed {
@@ -407,15 +408,16 @@ fn remove_dns_address(state_dir: &Path) {
     }
 }
 
-/// The one of an agent that crashed. Another agent's, whose state is elsewhere, stays.
-fn remove_feed_socket(path: &Path) {
+/// The one of an agent that crashed, or of an earlier configuration. Another agent's, whose state is elsewhere, stays.
+fn remove_socket(path: &Path) {
     if socket::is_served(path) {
         return;
     }
     if let Err(error) = socket::remove(path) {
         tracing::warn!(
+            socket = %path.display(),
             error = model::with_causes(&error),
-            "the DNS feed's socket, which nobody serves, stays"
+            "a socket that nobody serves stays"
         );
     }
 }
