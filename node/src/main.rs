@@ -11,6 +11,7 @@
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`logs`]: what the log looks like.
+//! - [`metrics`]: Prometheus' text form.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
 
@@ -25,6 +26,7 @@ mod config;
 mod doctor;
 mod install_cni;
 mod logs;
+mod metrics;
 mod migrate;
 mod watch;
 

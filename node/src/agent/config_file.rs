@@ -17,10 +17,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Counters, Page, labels};
 use super::supervisor::Part;
 use crate::config::{self, Config, ConfigError};
 use crate::logs;
+use crate::metrics::{Counters, Page, labels};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);

@@ -18,7 +18,6 @@ pub mod findings;
 mod first_sync;
 mod health_check_ports;
 mod ip_families;
-mod metrics;
 mod pod_network;
 mod progress;
 mod proxy_metrics;
@@ -83,6 +82,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
+        api_calls: api::Calls::default(),
         policies: reported_policies(&config),
         datapath: config.proxy.datapath,
         first_sync: FirstSync {
@@ -146,12 +146,13 @@ fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
         .with_context(|| format!("lock {} (does another agent run?)", lock.display()))
 }
 
-fn api_source(config: &Config) -> ApiSource {
+fn api_source(config: &Config, sources: &Sources) -> ApiSource {
     let kubernetes = &config.kubernetes;
     ApiSource {
         credentials: kubernetes.kubeconfig.clone().into(),
         host: kubernetes.service_host.clone(),
         port: kubernetes.service_port,
+        calls: sources.api_calls.clone(),
     }
 }
 
@@ -161,7 +162,7 @@ fn start_watch(
     snapshots: watch::Sender<Arc<Snapshot>>,
     sources: &Sources,
 ) -> Events {
-    let source = api_source(config);
+    let source = api_source(config, sources);
     let (events, notices) = Events::queue();
     let (writing, node) = (source.clone(), config.node_name.clone());
     supervisor.start("events", move |part, shutdown| {
@@ -218,7 +219,7 @@ fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, 
     let Some(policies) = sources.policies.clone() else {
         return;
     };
-    let api = api_source(config);
+    let api = api_source(config, sources);
     supervisor.start("network-policies", move |part, shutdown| {
         let (policies, events, api) = (policies.clone(), events.clone(), api.clone());
         async move {
@@ -239,7 +240,7 @@ fn start_startup_taint(supervisor: &mut Supervisor, config: &Config, sources: &S
         snapshots: sources.snapshots.clone(),
     };
     let first_sync = sources.first_sync.clone();
-    let api = api_source(config);
+    let api = api_source(config, sources);
     supervisor.start("startup-taint", move |part, shutdown| {
         let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());
         async move {
@@ -281,7 +282,7 @@ fn start_network(
             announcement,
             ready: readiness,
         };
-        let api = api_source(config);
+        let api = api_source(config, sources);
         supervisor.start("node-object", move |part, shutdown| {
             let (own, api) = (own.clone(), api.clone());
             async move {

@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
-use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
+use crate::metrics::{Counters, Page, labels};
 use crate::watch::{self, NetworkPolicies};
 
 /// Delays before an address that cannot be had is tried again.
@@ -49,6 +49,8 @@ pub struct Sources {
     pub snapshots: Receiver<Arc<Snapshot>>,
     /// How the watches are doing.
     pub watches: watch::Status,
+    /// Requests to the API server.
+    pub api_calls: watch::Calls,
     /// What programs the kernel.
     pub datapath: Datapath,
     /// NetworkPolicies, which nobody enforces; absent where something else does.
@@ -337,6 +339,7 @@ impl Sources {
     }
 
     fn watch_metrics(&self, page: &mut Page) {
+        self.api_calls.write(page);
         let kinds: Vec<_> = self.watches.kinds().into_iter().collect();
         let of_kind = |kind: &model::Kind| labels(&[("kind", kind.name())]);
         page.counters(

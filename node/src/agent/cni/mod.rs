@@ -22,10 +22,10 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Counters, labels};
 use super::socket::listen;
 use super::supervisor::Part;
 use crate::config::Cni;
+use crate::metrics::{Counters, labels};
 use decide::{decide, key};
 
 /// A plugin that does not send its request, or take its answer, in this time is gone.
