@@ -41,6 +41,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Datapath, LeasesIn};
+use crate::telemetry::Export;
 use crate::watch::{self as api, ApiSource, Events, NetworkPolicies, OwnNode, StartupTaint, Wanted};
 pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
@@ -73,6 +74,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         fast_path,
         ready,
     };
+    let traces = loaded.traces.clone();
     let (following, followed) = following(loaded);
     let proxy = proxy_progress(&config);
     let sources = Sources {
@@ -83,6 +85,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
         api_calls: api::Calls::default(),
+        traces,
         policies: reported_policies(&config),
         datapath: config.proxy.datapath,
         first_sync: FirstSync {
@@ -109,6 +112,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
+    start_telemetry(&mut supervisor, &config, &sources)?;
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
     tracing::info!("agent ends, what it programmed stays");
@@ -122,6 +126,7 @@ fn following(loaded: Loaded) -> (Following, watch::Receiver<Arc<Config>>) {
         fingerprint,
         file,
         log_level,
+        traces: _,
     } = loaded;
     let (taken, followed) = watch::channel(Arc::new(config));
     let following = Following {
@@ -355,6 +360,7 @@ fn start_proxy(
         dns_answers,
         progress: progress.clone(),
         events,
+        watches: sources.watches.clone(),
         runtime: Handle::current(),
     };
     supervisor.start("proxy", move |part, shutdown| {
@@ -421,6 +427,27 @@ fn remove_socket(path: &Path) {
             "a socket that nobody serves stays"
         );
     }
+}
+
+fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+    let url = config.telemetry.traces().map_err(anyhow::Error::msg)?;
+    let (Some(url), Some(traces)) = (url, sources.traces.clone()) else {
+        return Ok(());
+    };
+    let export = Export {
+        url,
+        node: config.node_name.0.to_string(),
+    };
+    supervisor.start("telemetry", move |part, shutdown| {
+        let (traces, export) = (traces.clone(), export.clone());
+        async move {
+            traces
+                .export(export, |outcome| part.tell(outcome), shutdown)
+                .await;
+            Ok(())
+        }
+    });
+    Ok(())
 }
 
 fn start_reports(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {

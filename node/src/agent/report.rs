@@ -28,6 +28,7 @@ use super::supervisor::{Health, Part, Parts};
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
 use crate::metrics::{Counters, Page, labels};
+use crate::telemetry::Traces;
 use crate::watch::{self, NetworkPolicies};
 
 /// Delays before an address that cannot be had is tried again.
@@ -51,6 +52,8 @@ pub struct Sources {
     pub watches: watch::Status,
     /// Requests to the API server.
     pub api_calls: watch::Calls,
+    /// Spans for a collector, where there is one.
+    pub traces: Option<Traces>,
     /// What programs the kernel.
     pub datapath: Datapath,
     /// NetworkPolicies, which nobody enforces; absent where something else does.
@@ -207,6 +210,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
     sources.proxy_metrics(&mut page);
     sources.fast_path_metrics(&mut page);
     sources.watch_metrics(&mut page);
+    sources.telemetry_metrics(&mut page);
     sources.part_metrics(&mut page);
     sources.config_status.write(&mut page);
     page.process();
@@ -336,6 +340,16 @@ impl Sources {
             "Answers of /livez by code.",
             &checks.livez,
         );
+    }
+
+    fn telemetry_metrics(&self, page: &mut Page) {
+        if let Some(traces) = &self.traces {
+            page.counters(
+                "causeway_trace_spans_dropped_total",
+                "Spans that no collector took.",
+                [(String::new(), traces.dropped())],
+            );
+        }
     }
 
     fn watch_metrics(&self, page: &mut Page) {

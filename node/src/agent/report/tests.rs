@@ -19,6 +19,7 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         snapshots: tokio::sync::watch::channel(Arc::default()).1,
         watches: watch::Status::default(),
         api_calls: watch::Calls::default(),
+        traces: None,
         policies: None,
         datapath,
         proxy,

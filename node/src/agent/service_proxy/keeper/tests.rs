@@ -31,7 +31,7 @@ impl<'a> Bench<'a> {
         let proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
         let (events, notices) = Events::queue();
         Self {
-            keeper: Keeper::new(proxy, progress, part, events),
+            keeper: Keeper::new(proxy, progress, part, events, Status::default()),
             fake,
             snapshot: Arc::default(),
             notices,
