@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - [`client`]: credentials and a connection that notices a server gone silent;
-//!   [`requests`]: how often it is asked, and that it answers.
+//!   [`requests`]: how often it is asked, and that it answers; [`calls`]: what became of each request.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
 //!   [`endpoint_slice`], [`node`], [`pod`] and [`service_cidr`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
