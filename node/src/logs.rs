@@ -16,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, registry, reload};
 
 use crate::config::{LogFormat, LogLevel, Logging};
+use crate::telemetry::{self, Recorder};
 
 /// Sets the level more finely than the configuration does.
 const VARIABLE: &str = "CAUSEWAY_LOG";
@@ -43,6 +44,11 @@ pub fn start(logging: Logging) -> Level {
     start_to(logging, io::stderr)
 }
 
+/// The same, and spans of traces go to `traces`, if there is one.
+pub fn start_with_traces(logging: Logging, traces: Option<Recorder>) -> Level {
+    start_all(logging, io::stderr, traces)
+}
+
 /// The same for what tells only what is wrong.
 pub fn start_with_warnings() {
     start(Logging {
@@ -58,10 +64,20 @@ pub fn take_panics() {
 
 /// Logs of this process go to `writer`, each line by one write.
 pub fn start_to(logging: Logging, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) -> Level {
+    start_all(logging, writer, None)
+}
+
+fn start_all(
+    logging: Logging,
+    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
+    traces: Option<Recorder>,
+) -> Level {
     let (filter, handle) = reload::Layer::new(filter(logging.level));
+    let traces = traces.map(|traces| traces.with_filter(telemetry::only_traces()));
+    let registry = registry().with(traces);
     match logging.format {
-        LogFormat::Text => registry().with(filter).with(text(writer)).init(),
-        LogFormat::Json => registry().with(filter).with(json(writer)).init(),
+        LogFormat::Text => registry.with(text(writer).with_filter(filter)).init(),
+        LogFormat::Json => registry.with(json(writer).with_filter(filter)).init(),
     }
     Level(Arc::new(move |level| {
         if let Err(error) = handle.reload(self::filter(level)) {
@@ -73,7 +89,10 @@ pub fn start_to(logging: Logging, writer: impl for<'w> MakeWriter<'w> + Send + S
 fn filter(level: LogLevel) -> EnvFilter {
     // Errors of watches are logged where they are handled, once, and not at each attempt.
     let filter = || EnvFilter::new(format!("{},kube_runtime=error", level.name()));
-    EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| filter())
+    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| filter());
+    // Spans of traces are no part of the log.
+    let no_traces = format!("{}=off", telemetry::TARGET).parse();
+    filter.add_directive(no_traces.expect("invariant: a directive"))
 }
 
 fn text<S: Subscriber + for<'a> LookupSpan<'a>>(

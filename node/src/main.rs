@@ -11,6 +11,8 @@
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`logs`]: what the log looks like.
+//! - [`telemetry`]: traces of the control plane.
+//! - [`metrics`]: Prometheus' text form.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`allocator`]: how little memory an agent keeps.
 
@@ -25,7 +27,9 @@ mod config;
 mod doctor;
 mod install_cni;
 mod logs;
+mod metrics;
 mod migrate;
+mod telemetry;
 mod watch;
 
 use std::fmt::Display;
@@ -98,16 +102,20 @@ fn run_agent(args: &NodeArgs) -> ExitCode {
         Err(error) => return could_not_run(error),
     };
     allocator::prefer_small();
-    let log_level = logs::start(Logging {
+    let logging = Logging {
         format: args.log_format.unwrap_or(config.logging.format),
         ..config.logging
-    });
+    };
+    let traced = config.telemetry.endpoint.is_some();
+    let (recorder, traces) = traced.then(telemetry::channel).unzip();
+    let log_level = logs::start_with_traces(logging, recorder);
     logs::take_panics();
     let loaded = Loaded {
         config,
         fingerprint,
         file,
         log_level,
+        traces,
     };
     exit_code(until_told(|shutdown| agent::run(loaded, shutdown)))
 }

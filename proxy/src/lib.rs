@@ -39,6 +39,9 @@ pub mod settings;
 pub mod stale;
 pub mod verdict;
 
+/// Target of the spans that tell what a sync is made of; for whoever records traces.
+pub const TRACE_TARGET: &str = "causeway_trace";
+
 pub use crate::proxy::{Chains, DriftWatch, Proxy};
 pub use crate::report::{AuditReport, Durations, IptablesRules, SyncReport, TableRules};
 pub use claims::Claims;

@@ -17,7 +17,7 @@ use crate::plan::{
 use crate::report::{AuditReport, IptablesRules, SyncReport};
 use crate::settings::{DetectLocal, Settings};
 use crate::stale::{Forgotten, StaleFlows};
-use crate::{Claims, Error};
+use crate::{Claims, Error, TRACE_TARGET};
 
 mod kernel;
 
@@ -106,19 +106,23 @@ impl Proxy {
             return report;
         }
         let started = Instant::now();
+        let span = tracing::info_span!(target: TRACE_TARGET, "plan").entered();
         let mut changed = snapshot.changed_since(&self.seen);
         self.look_at_own_node(snapshot, &mut changed);
         let pending = self.plan(snapshot, &changed, &mut report);
         self.seen = snapshot.clone();
         self.nodes_pending |= !changed.nodes.is_empty() || changed.synced.contains(&Kind::Node);
         report.durations.plan = started.elapsed();
+        drop(span);
         let started = Instant::now();
+        let span = tracing::info_span!(target: TRACE_TARGET, "apply").entered();
         self.apply_context(&mut report);
         self.apply_nodes(&mut report);
         self.apply(pending, &mut report);
         self.sweep(&mut report);
         self.began = true;
         report.durations.apply = started.elapsed();
+        drop(span);
         report
     }
 

@@ -15,6 +15,7 @@
 //! - [`network`]: a pod network of several nodes, with agents and an etcd.
 //! - [`node`]: a node for an agent, with a fake API server of its own.
 //! - [`fake_api`]: a Kubernetes API server that is fed with JSON and misbehaves on demand.
+//! - [`collector`]: who takes an agent's traces.
 //! - [`name_server`]: name servers that answer what a test wants; [`http`]: pages.
 //! - [`route`]: routes of this machine, removed when dropped.
 //! - [`rr`]: request and response, measured between arms of one run.
@@ -31,6 +32,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod client;
 pub mod cluster;
+pub mod collector;
 pub mod directory;
 pub mod etcd;
 pub mod fake_api;

@@ -17,10 +17,11 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Counters, Page, labels};
 use super::supervisor::Part;
 use crate::config::{self, Config, ConfigError};
 use crate::logs;
+use crate::metrics::{Counters, Page, labels};
+use crate::telemetry::Traces;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -60,6 +61,8 @@ pub struct Loaded {
     pub file: ConfigFile,
     /// What is logged.
     pub log_level: logs::Level,
+    /// Spans for the collector, where there is one.
+    pub traces: Option<Traces>,
 }
 
 /// A text, to be told from others: the first 16 hexadecimal digits of its SHA-256.

@@ -18,7 +18,6 @@ pub mod findings;
 mod first_sync;
 mod health_check_ports;
 mod ip_families;
-mod metrics;
 mod pod_network;
 mod progress;
 mod proxy_metrics;
@@ -42,6 +41,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Datapath, LeasesIn};
+use crate::telemetry::Export;
 use crate::watch::{self as api, ApiSource, Events, NetworkPolicies, OwnNode, StartupTaint, Wanted};
 pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
@@ -74,6 +74,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         fast_path,
         ready,
     };
+    let traces = loaded.traces.clone();
     let (following, followed) = following(loaded);
     let proxy = proxy_progress(&config);
     let sources = Sources {
@@ -83,6 +84,8 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         watches: api::Status::default(),
+        api_calls: api::Calls::default(),
+        traces,
         policies: reported_policies(&config),
         datapath: config.proxy.datapath,
         first_sync: FirstSync {
@@ -109,6 +112,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     start_network(&mut supervisor, &config, told, readiness, &sources);
     start_proxy(&mut supervisor, events, dns_answers, &sources);
     start_dns(&mut supervisor, &config, answered, &sources);
+    start_telemetry(&mut supervisor, &config, &sources)?;
     start_reports(&mut supervisor, &config, &sources);
     supervisor.join().await;
     tracing::info!("agent ends, what it programmed stays");
@@ -122,6 +126,7 @@ fn following(loaded: Loaded) -> (Following, watch::Receiver<Arc<Config>>) {
         fingerprint,
         file,
         log_level,
+        traces: _,
     } = loaded;
     let (taken, followed) = watch::channel(Arc::new(config));
     let following = Following {
@@ -146,12 +151,13 @@ fn own_state_dir(path: &Path) -> anyhow::Result<Flock<File>> {
         .with_context(|| format!("lock {} (does another agent run?)", lock.display()))
 }
 
-fn api_source(config: &Config) -> ApiSource {
+fn api_source(config: &Config, sources: &Sources) -> ApiSource {
     let kubernetes = &config.kubernetes;
     ApiSource {
         credentials: kubernetes.kubeconfig.clone().into(),
         host: kubernetes.service_host.clone(),
         port: kubernetes.service_port,
+        calls: sources.api_calls.clone(),
     }
 }
 
@@ -161,7 +167,7 @@ fn start_watch(
     snapshots: watch::Sender<Arc<Snapshot>>,
     sources: &Sources,
 ) -> Events {
-    let source = api_source(config);
+    let source = api_source(config, sources);
     let (events, notices) = Events::queue();
     let (writing, node) = (source.clone(), config.node_name.clone());
     supervisor.start("events", move |part, shutdown| {
@@ -218,7 +224,7 @@ fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, 
     let Some(policies) = sources.policies.clone() else {
         return;
     };
-    let api = api_source(config);
+    let api = api_source(config, sources);
     supervisor.start("network-policies", move |part, shutdown| {
         let (policies, events, api) = (policies.clone(), events.clone(), api.clone());
         async move {
@@ -239,7 +245,7 @@ fn start_startup_taint(supervisor: &mut Supervisor, config: &Config, sources: &S
         snapshots: sources.snapshots.clone(),
     };
     let first_sync = sources.first_sync.clone();
-    let api = api_source(config);
+    let api = api_source(config, sources);
     supervisor.start("startup-taint", move |part, shutdown| {
         let (taint, first_sync, api) = (taint.clone(), first_sync.clone(), api.clone());
         async move {
@@ -263,7 +269,7 @@ fn start_network(
 ) {
     let Some(network) = &config.network else {
         remove_fast_path(config);
-        remove_conflist(config);
+        remove_cni(config);
         return;
     };
     let (announced, announcement) = watch::channel(None);
@@ -281,7 +287,7 @@ fn start_network(
             announcement,
             ready: readiness,
         };
-        let api = api_source(config);
+        let api = api_source(config, sources);
         supervisor.start("node-object", move |part, shutdown| {
             let (own, api) = (own.clone(), api.clone());
             async move {
@@ -302,7 +308,7 @@ fn start_network(
 
 fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: &Sources) {
     if !config.connects_pods() {
-        remove_conflist(config);
+        remove_cni(config);
         return;
     }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
@@ -322,8 +328,9 @@ fn remove_fast_path(config: &Config) {
     }
 }
 
-/// The one of an earlier configuration, by which pods were connected.
-fn remove_conflist(config: &Config) {
+/// What an earlier configuration left, by which pods were connected.
+fn remove_cni(config: &Config) {
+    remove_socket(&config.cni.socket);
     if let Err(error) = cni::conflist::remove(&config.cni.conf_dir) {
         tracing::warn!(
             error = format!("{error:#}"),
@@ -353,6 +360,7 @@ fn start_proxy(
         dns_answers,
         progress: progress.clone(),
         events,
+        watches: sources.watches.clone(),
         runtime: Handle::current(),
     };
     supervisor.start("proxy", move |part, shutdown| {
@@ -368,7 +376,7 @@ fn start_proxy(
 fn start_dns(supervisor: &mut Supervisor, config: &Config, answered: watch::Sender<bool>, sources: &Sources) {
     if !config.dns.enabled {
         remove_dns_address(&config.state_dir);
-        remove_feed_socket(&config.dns.feed_socket);
+        remove_socket(&config.dns.feed_socket);
         return;
     }
     let feed = Feed {
@@ -407,17 +415,39 @@ fn remove_dns_address(state_dir: &Path) {
     }
 }
 
-/// The one of an agent that crashed. Another agent's, whose state is elsewhere, stays.
-fn remove_feed_socket(path: &Path) {
+/// The one of an agent that crashed, or of an earlier configuration. Another agent's, whose state is elsewhere, stays.
+fn remove_socket(path: &Path) {
     if socket::is_served(path) {
         return;
     }
     if let Err(error) = socket::remove(path) {
         tracing::warn!(
+            socket = %path.display(),
             error = model::with_causes(&error),
-            "the DNS feed's socket, which nobody serves, stays"
+            "a socket that nobody serves stays"
         );
     }
+}
+
+fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+    let url = config.telemetry.traces().map_err(anyhow::Error::msg)?;
+    let (Some(url), Some(traces)) = (url, sources.traces.clone()) else {
+        return Ok(());
+    };
+    let export = Export {
+        url,
+        node: config.node_name.0.to_string(),
+    };
+    supervisor.start("telemetry", move |part, shutdown| {
+        let (traces, export) = (traces.clone(), export.clone());
+        async move {
+            traces
+                .export(export, |outcome| part.tell(outcome), shutdown)
+                .await;
+            Ok(())
+        }
+    });
+    Ok(())
 }
 
 fn start_reports(supervisor: &mut Supervisor, config: &Config, sources: &Sources) {

@@ -10,8 +10,8 @@ use proxy::IptablesRules;
 use tokio::sync::watch;
 
 use super::health_check_ports::HealthChecks;
-use super::metrics::{Durations, Moment};
 use super::service_proxy::{Changes, FailingServices, Policy, RejectedParts};
+use crate::metrics::{Durations, Moment};
 
 /// When the kernel takes no changes for this time the node is unhealthy: kube-proxy's limit, twice its default
 /// `syncPeriod`.

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy::{IptablesRules, TableRules};
 
-use super::metrics::{Durations, Page, labels};
 use super::progress::{FamilyProgress, ProxyProgress};
 use super::service_proxy::Policy;
 use crate::config::Datapath;
+use crate::metrics::{Durations, Page, labels};
 
 /// Writes all of them.
 pub fn write(proxy: &ProxyProgress, datapath: Datapath, page: &mut Page) {

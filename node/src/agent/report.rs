@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
-use super::metrics::{Counters, Page, labels};
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
+use crate::metrics::{Counters, Page, labels};
+use crate::telemetry::Traces;
 use crate::watch::{self, NetworkPolicies};
 
 /// Delays before an address that cannot be had is tried again.
@@ -49,6 +50,10 @@ pub struct Sources {
     pub snapshots: Receiver<Arc<Snapshot>>,
     /// How the watches are doing.
     pub watches: watch::Status,
+    /// Requests to the API server.
+    pub api_calls: watch::Calls,
+    /// Spans for a collector, where there is one.
+    pub traces: Option<Traces>,
     /// What programs the kernel.
     pub datapath: Datapath,
     /// NetworkPolicies, which nobody enforces; absent where something else does.
@@ -205,6 +210,7 @@ async fn metrics(State(sources): State<Sources>) -> Response {
     sources.proxy_metrics(&mut page);
     sources.fast_path_metrics(&mut page);
     sources.watch_metrics(&mut page);
+    sources.telemetry_metrics(&mut page);
     sources.part_metrics(&mut page);
     sources.config_status.write(&mut page);
     page.process();
@@ -336,7 +342,18 @@ impl Sources {
         );
     }
 
+    fn telemetry_metrics(&self, page: &mut Page) {
+        if let Some(traces) = &self.traces {
+            page.counters(
+                "causeway_trace_spans_dropped_total",
+                "Spans that no collector took.",
+                [(String::new(), traces.dropped())],
+            );
+        }
+    }
+
     fn watch_metrics(&self, page: &mut Page) {
+        self.api_calls.write(page);
         let kinds: Vec<_> = self.watches.kinds().into_iter().collect();
         let of_kind = |kind: &model::Kind| labels(&[("kind", kind.name())]);
         page.counters(

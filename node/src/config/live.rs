@@ -19,6 +19,7 @@ impl Config {
             health_bind,
             metrics_bind,
             logging,
+            telemetry: _,
             node: _,
         } = newer;
         let mixed = Self {

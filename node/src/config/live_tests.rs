@@ -9,6 +9,11 @@ fn each_key_is_either_taken_at_once_or_waits_for_a_restart() {
                           bridgeInterface: br0, interfaceNamePrefix: veth}";
     let rows = [
         ("logging: {level: debug}", "logging.level", ""),
+        (
+            "telemetry: {endpoint: 'http://127.0.0.1:4318'}",
+            "",
+            "telemetry.endpoint",
+        ),
         ("healthBind: '127.0.0.1:1'", "healthBind", ""),
         ("metricsBind: '127.0.0.1:2'", "metricsBind", ""),
         ("proxy: {detectLocalMode: NodeCIDR}", "proxy.detectLocalMode", ""),

@@ -11,6 +11,7 @@ mod logging;
 mod node;
 mod proxy;
 mod sections;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub use logging::{LogFormat, LogLevel, Logging};
 pub use node::Node;
 pub use proxy::{Conntrack, Datapath, DetectLocalMode, IptablesVariant, NodePortAddresses, Proxy};
 pub use sections::{Cni, Dns, Etcd, Kubernetes, LeasesIn, Network, NetworkPolicies};
+pub use telemetry::Telemetry;
 
 /// Everything that the agent is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,6 +67,9 @@ pub struct Config {
     /// What the log looks like.
     #[serde(default)]
     pub logging: Logging,
+    /// Who is told how long things took.
+    #[serde(default)]
+    pub telemetry: Telemetry,
 }
 
 fn host_name() -> NodeName {
@@ -234,6 +239,7 @@ impl Config {
         problems.extend(self.node.problems());
         problems.extend(self.proxy.problems());
         problems.extend(self.dns.problems());
+        problems.extend(self.telemetry.problems());
         problems.extend(self.network.iter().flat_map(Network::problems));
         problems
     }

@@ -87,6 +87,7 @@ fn a_pod_network_is_a_whole_configuration() {
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/causeway/node"));
     assert_eq!(config.health_bind.to_string(), "0.0.0.0:10256");
     assert_eq!(config.metrics_bind.to_string(), "127.0.0.1:10249");
+    assert_eq!(config.telemetry.traces(), Ok(None));
 }
 
 #[test]
@@ -126,12 +127,18 @@ stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
 logging: {format: json, level: debug}
+telemetry: {endpoint: 'http://127.0.0.1:4318/otlp/'}
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
     assert_eq!(config.node.startup_taint.as_deref(), Some("example.com/wait"));
     let (format, level) = (LogFormat::Json, LogLevel::Debug);
     assert_eq!(config.logging, Logging { format, level });
+    let traces = config.telemetry.traces().expect("a URL");
+    assert_eq!(
+        traces,
+        Some("http://127.0.0.1:4318/otlp/v1/traces".parse().expect("a URL"))
+    );
     assert_eq!(config.proxy.datapath, Datapath::Iptables);
     assert_eq!(config.proxy.iptables_variant, IptablesVariant::Nft);
     assert_eq!(config.proxy.detect_local_mode, DetectLocalMode::BridgeInterface);
@@ -369,6 +376,14 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
         (
             "healthBind: 127.0.0.1:1\nmetricsBind: 127.0.0.1:1",
             "metricsBind: 127.0.0.1:1 is healthBind already",
+        ),
+        (
+            "telemetry: {endpoint: 'https://collector:4318'}",
+            "telemetry.endpoint: \"https://collector:4318\" is not a URL like http://127.0.0.1:4318",
+        ),
+        (
+            "telemetry: {endpoint: 'collector:4318'}",
+            "telemetry.endpoint: \"collector:4318\" is not a URL like http://127.0.0.1:4318",
         ),
         (
             "kubernetes: {serviceHost: 'https://a', servicePort: 0}",

@@ -46,9 +46,18 @@ pub fn translate(arguments: &[String], draft: &mut Draft) {
         };
         draft.add(OF, format!("--{name}"), &json!(value), &verdict);
     }
-    if !given.iter().any(|given| given.name == "ip-masq") {
-        let words = "flannel masquerades nothing without it; what leaves the pod network is masqueraded here";
-        draft.add(OF, "--ip-masq", &Value::Null, &Verdict::differs(words));
+    // What flannel does for want of a word (`main.go`), and the agent does not.
+    let defaults = [
+        (
+            "ip-masq",
+            "flannel masquerades nothing without it; what leaves the pod network is masqueraded here",
+        ),
+        ("iptables-forward-rules", FORWARDS),
+    ];
+    for (name, words) in defaults {
+        if !given.iter().any(|given| given.name == name) {
+            draft.add(OF, format!("--{name}"), &Value::Null, &Verdict::differs(words));
+        }
     }
 }
 
@@ -70,6 +79,8 @@ fn given(arguments: &[String]) -> Vec<Given> {
 }
 
 const MASQUERADES: &str = "what leaves the pod network is masqueraded";
+const FORWARDS: &str = "flannel accepts in FORWARD what pods send and get, unless told not to; no rules of FORWARD are \
+                        added here: where its policy is DROP, accept that there";
 const CONDITION: &str = "with leases in Kubernetes the Node's condition NetworkUnavailable is set";
 const REPAIRED: &str = "rules, routes and devices are repaired within a second";
 
@@ -111,9 +122,7 @@ fn verdict(name: &str, value: &str) -> Verdict {
         "set-node-network-unavailable" => Verdict::as_it_is(CONDITION),
         "net-config-path" => Verdict::not_needed("network.config"),
         "iptables-forward-rules" if value == "false" => Verdict::as_it_is("no rules of FORWARD are added"),
-        "iptables-forward-rules" => Verdict::differs(
-            "no rules of FORWARD are added: where its policy is DROP, accept there what pods send and get",
-        ),
+        "iptables-forward-rules" => Verdict::differs(FORWARDS),
         "ip-blackhole-route" if value == "false" => Verdict::as_it_is("there is none"),
         "ip-blackhole-route" => Verdict::differs(
             "there is none: what goes to an address of the node's subnet that no pod has follows its other routes",

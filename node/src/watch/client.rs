@@ -14,6 +14,7 @@ use kube::{Client, Config};
 use sha2::{Digest as _, Sha256};
 use tower::{BoxError, ServiceBuilder};
 
+use super::calls::Calls;
 use super::requests::{Asked, Heard, WatchRequests};
 use crate::backoff::Backoff;
 
@@ -37,7 +38,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Where the API server is and who we are to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct ApiSource {
     /// What tells both.
     pub credentials: Credentials,
@@ -45,6 +46,8 @@ pub struct ApiSource {
     pub host: Option<String>,
     /// Replaces the server's port.
     pub port: Option<u16>,
+    /// Where requests are counted.
+    pub calls: Calls,
 }
 
 /// What tells where the API server is and who we are to it.
@@ -136,7 +139,7 @@ impl ApiSource {
     pub(super) async fn client(&self, heard: Heard) -> Result<Client, ConnectError> {
         let mut config = self.credentials().await?;
         self.replace_server(&mut config)?;
-        client(&config, heard).map_err(ConnectError::Tls)
+        client(&config, heard, self.calls.clone()).map_err(ConnectError::Tls)
     }
 
     /// What the files of the credentials say, as digests: a change means that they were rotated. When they were written
@@ -316,7 +319,7 @@ fn kubeconfig_of(url: &str, tls: Option<&TlsFiles>) -> Kubeconfig {
     }
 }
 
-fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
+fn client(config: &Config, heard: Heard, calls: Calls) -> kube::Result<Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -333,7 +336,7 @@ fn client(config: &Config, heard: Heard) -> kube::Result<Client> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(WatchRequests::new(http, heard));
+        .service(WatchRequests::new(http, heard, calls));
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 
@@ -378,6 +381,7 @@ mod tests {
                 credentials: Credentials::ServiceAccount,
                 host: host.map(str::to_owned),
                 port,
+                ..ApiSource::default()
             };
             let mut config = Config::new(server.parse().expect("valid"));
             source.replace_server(&mut config).expect("valid");

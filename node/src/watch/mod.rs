@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - [`client`]: credentials and a connection that notices a server gone silent;
-//!   [`requests`]: how often it is asked, and that it answers.
+//!   [`requests`]: how often it is asked, and that it answers; [`calls`]: what became of each request.
 //! - [`object`]: one object, parsed leniently and converted at once; the kinds are in [`service`],
 //!   [`endpoint_slice`], [`node`], [`pod`] and [`service_cidr`]. `k8s-openapi` types go no further than these.
 //! - [`faults`]: what of an object is not used, and why.
@@ -18,6 +18,7 @@
 //! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
 //! was complete, and only a complete list removes what it does not name.
 
+mod calls;
 mod client;
 mod endpoint_slice;
 mod events;
@@ -49,6 +50,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use calls::Calls;
 pub use client::{ApiSource, Credentials, TlsFiles};
 #[cfg(test)]
 pub use events::Notices;

@@ -14,6 +14,7 @@ use super::faults::{Rejected, RejectedObjects};
 use super::object::{Converted, deletion};
 use super::status::Status;
 use super::stream::Observed;
+use crate::telemetry::Way;
 
 /// At most one publication in this time: a single change is published at once, a burst as one.
 pub(super) const PUBLICATION_INTERVAL: Duration = Duration::from_millis(10);
@@ -44,6 +45,8 @@ pub(super) async fn run(
     let mut owner = Owner::new(wanted, events);
     let mut batch = Vec::with_capacity(BATCH);
     let mut unpublished = false;
+    let mut way = Way::default();
+    let mut observations = 0_u64;
     let mut not_before = Instant::now();
     loop {
         tokio::select! {
@@ -53,12 +56,17 @@ pub(super) async fn run(
             () = tokio::time::sleep_until(not_before), if unpublished => {}
         }
         for observation in batch.drain(..) {
-            unpublished |= owner.apply(observation);
+            let changes = owner.apply(observation);
+            if changes && !unpublished {
+                (way, observations) = (Way::begin(), 0);
+            }
+            unpublished |= changes;
+            observations += u64::from(changes);
         }
         if unpublished && Instant::now() >= not_before {
             status.set_rejected(owner.rejected.all());
+            status.published(std::mem::take(&mut way).published(observations));
             snapshots.send_replace(Arc::new(owner.snapshot.clone()));
-            status.published();
             unpublished = false;
             not_before = Instant::now() + PUBLICATION_INTERVAL;
         }

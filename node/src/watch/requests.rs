@@ -1,4 +1,4 @@
-//! What kube-rs does not tell or limit of requests, most of all of those by which watches begin.
+//! What kube-rs does not tell, count or limit of requests, most of all of those by which watches begin.
 //!
 //! A watch that was begun again says nothing until something changes, which may take minutes: that the server
 //! answers is seen here. And so is `Retry-After` (RFC 9110 §10.2.3): of a refusal kube-rs reads the body alone, which
@@ -21,6 +21,8 @@ use http::header::RETRY_AFTER;
 use http::{Request, Response, StatusCode, Uri};
 use kube::client::Body;
 use tower::Service;
+
+use super::calls::Calls;
 
 const ANY_TIME: &str = "resourceVersion=0";
 
@@ -72,15 +74,17 @@ impl Asked {
 pub(super) struct WatchRequests<S> {
     inner: S,
     heard: Heard,
+    calls: Calls,
     /// When the latest watch of a path began, or will.
     begun: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl<S> WatchRequests<S> {
-    pub(super) fn new(inner: S, heard: Heard) -> Self {
+    pub(super) fn new(inner: S, heard: Heard, calls: Calls) -> Self {
         Self {
             inner,
             heard,
+            calls,
             begun: Arc::default(),
         }
     }
@@ -144,20 +148,24 @@ where
             *request.uri_mut() = newest;
         }
         let delay = self.delay(request.uri(), Instant::now());
-        let path = request.uri().path().to_owned();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
         let watches = is_watch(request.uri());
-        let heard = self.heard.clone();
+        let (heard, calls) = (self.heard.clone(), self.calls.clone());
         // The one that was polled ready is the one to call; the clone takes its place.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             tokio::time::sleep(delay).await;
-            let response = ready.call(request).await?;
+            let asked = Instant::now();
+            let response = ready.call(request).await;
+            let code = response.as_ref().ok().map(|response| response.status().as_u16());
+            calls.add(&method, &uri, code, asked.elapsed());
+            let response = response?;
             if watches && response.status().is_success() {
-                heard(&path, Answer::Accepted);
+                heard(uri.path(), Answer::Accepted);
             }
             if let Some(wanted) = retry_after(&response) {
-                heard(&path, Answer::ComeBack(wanted));
+                heard(uri.path(), Answer::ComeBack(wanted));
             }
             Ok(response)
         })
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn watches_of_one_path_are_a_second_apart_and_nothing_else_waits() {
-        let pace = WatchRequests::new((), Asked::default().heard());
+        let pace = WatchRequests::new((), Asked::default().heard(), Calls::default());
         let start = Instant::now();
         let rows = [
             ("/api/v1/services?watch=true&a=b", 0, 0),

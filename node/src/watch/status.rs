@@ -39,6 +39,8 @@ struct Inner {
     not_before: BTreeMap<Kind, Instant>,
     rejected: Vec<Rejected>,
     publications: u64,
+    /// Of the newest publication, until somebody takes it.
+    change: Option<tracing::Span>,
 }
 
 /// Shared by the watches that write it and whoever reports it.
@@ -144,8 +146,22 @@ impl Status {
         self.lock().rejected = rejected;
     }
 
-    pub(super) fn published(&self) {
-        self.lock().publications += 1;
+    /// A snapshot is there, to which this change leads.
+    pub(super) fn published(&self, change: tracing::Span) {
+        let before = {
+            let mut inner = self.lock();
+            inner.publications += 1;
+            inner.change.replace(change)
+        };
+        // A span may end here, which is recorded.
+        drop(before);
+    }
+
+    /// The span of the newest change, for whoever goes on with it; none when it was taken already.
+    #[must_use]
+    pub fn take_change(&self) -> tracing::Span {
+        let change = self.lock().change.take();
+        change.unwrap_or_else(tracing::Span::none)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -16,7 +16,7 @@ use super::requests::LONGEST_ASKED;
 use super::status::Status;
 use crate::backoff::Backoff;
 
-/// A server that takes a streaming list but sends nothing for this long does not know streaming lists: before
+/// A server that accepts a streaming list and then says nothing for this long does not know streaming lists: before
 /// Kubernetes 1.27 the parameter is ignored, and the mark of the list's end never comes.
 const STREAMING_SILENCE: Duration = Duration::from_secs(10);
 
@@ -82,6 +82,7 @@ pub(super) async fn watch_kind<K: Watchable + Clone + Debug>(
         without: None,
         last_list: None,
         last_error: None,
+        asked: Instant::now(),
     };
     loop {
         let api = Api::<Watched<K>>::all(client.clone());
@@ -116,6 +117,8 @@ struct Follower<F> {
     without: Option<Backoff>,
     last_list: Option<Instant>,
     last_error: Option<Instant>,
+    /// When the latest request was made, at the earliest.
+    asked: Instant,
 }
 
 impl<F: Fn() -> bool> Follower<F> {
@@ -132,11 +135,16 @@ impl<F: Fn() -> bool> Follower<F> {
         };
         let mut events = pin!(watcher(api, config));
         self.listing = true;
+        self.asked = Instant::now();
         loop {
             let next = if self.listing && self.strategy == Strategy::Streaming {
-                match tokio::time::timeout(STREAMING_SILENCE, events.next()).await {
+                let silence = self.silence_of(K::KIND).unwrap_or_default();
+                match tokio::time::timeout(STREAMING_SILENCE.saturating_sub(silence), events.next()).await {
                     Ok(next) => next,
-                    Err(_silent) => return Left::NoStreaming,
+                    Err(_silent) if self.silence_of(K::KIND) >= Some(STREAMING_SILENCE) => {
+                        return Left::NoStreaming;
+                    }
+                    Err(_silent) => continue,
                 }
             } else {
                 events.next().await
@@ -148,12 +156,23 @@ impl<F: Fn() -> bool> Follower<F> {
                     self.do_without(K::KIND, &error).await;
                     None
                 }
-                Some(Err(error)) => self.recover(K::KIND, &error).await,
+                Some(Err(error)) => {
+                    let left = self.recover(K::KIND, &error).await;
+                    self.asked = Instant::now();
+                    left
+                }
             };
             if let Some(left) = left {
                 return left;
             }
         }
+    }
+
+    /// How long the server says nothing since it answered the latest request. None = it has not answered: it may be
+    /// away.
+    fn silence_of(&self, kind: Kind) -> Option<Duration> {
+        let heard = self.status.kinds().get(&kind)?.heard?;
+        (heard >= self.asked).then(|| heard.elapsed())
     }
 
     async fn pass_on<K: Watchable>(&mut self, event: Event<Watched<K>>) -> Option<Left> {

@@ -317,7 +317,9 @@ fn leave_as_an_earlier_agent(node: &Node) -> anyhow::Result<()> {
         &["address", "add", DNS_ADDRESS, "dev", "lo", "scope", "host"],
     )?;
     assert!(loopback(node)?.contains(DNS_ADDRESS));
-    drop(UnixListener::bind(node.path("dns.sock"))?);
+    for socket in ["dns.sock", "cni.sock"] {
+        drop(UnixListener::bind(node.path(socket))?);
+    }
     Ok(())
 }
 

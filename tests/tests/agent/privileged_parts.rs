@@ -108,6 +108,17 @@ fn the_agent_serves_health_metrics_and_the_dns_feed_through_an_outage_of_the_api
                 .is_ok_and(|page| page.contains("causeway_watch_failing{kind=\"Service\"} 1"))
         },
     );
+    let host = node.api.address();
+    for code in ["200", "<error>"] {
+        let requests =
+            format!("rest_client_requests_total{{code=\"{code}\",host=\"{host}\",method=\"GET\"}} ");
+        wait::until_value(
+            "requests are counted by what became of them",
+            DEADLINE,
+            || node.metrics().unwrap_or_default(),
+            |page| page.contains(&requests),
+        );
+    }
     let health = node.health("/healthz")?;
     assert!(
         health.starts_with("HTTP/1.0 200"),

@@ -1,9 +1,11 @@
 //! Pods, from a CNI ADD to traffic, with a real etcd, while the agent comes and goes.
 
+use std::net::TcpListener;
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::cluster::programs;
+use tests::collector::Collector;
 use tests::etcd;
 use tests::node::Node;
 use tests::process::{self, Output, Place};
@@ -71,6 +73,45 @@ impl<'a> Pod<'a> {
     }
 }
 
+/// The pod's ADD, and the Service's way into the kernel, as the collector was told of them.
+#[track_caller]
+fn assert_traced(collector: &Collector) {
+    let has = |span: &Value, key: &str, value: &Value| {
+        let mut attributes = span["attributes"].as_array().into_iter().flatten();
+        attributes.any(|attribute| attribute["key"] == key && attribute["value"] == *value)
+    };
+    let child = |spans: &[Value], parent: &Value, name: &str| {
+        let of =
+            |span: &&Value| span["traceId"] == parent["traceId"] && span["parentSpanId"] == parent["spanId"];
+        spans.iter().filter(of).find(|span| span["name"] == name).cloned()
+    };
+    wait::until_value(
+        "the pod and the Service are traced",
+        DEADLINE,
+        || collector.spans(),
+        |spans| {
+            let named = |name: &'static str| spans.iter().filter(move |span| span["name"] == name);
+            let added = named("cni").any(|cni| {
+                has(cni, "verb", &json!({"stringValue": "add"}))
+                    && has(cni, "pod", &json!({"stringValue": "default/server"}))
+                    && has(cni, "result", &json!({"stringValue": "ok"}))
+                    && child(spans, cni, "decide").is_some()
+            });
+            let programmed = named("change").any(|change| {
+                let program = child(spans, change, "program");
+                let program = program.filter(|program| has(program, "services", &json!({"intValue": "1"})));
+                child(spans, change, "watch").is_some()
+                    && program.is_some_and(|program| {
+                        ["plan", "apply"]
+                            .iter()
+                            .all(|part| child(spans, &program, part).is_some())
+                    })
+            });
+            added && programmed
+        },
+    );
+}
+
 #[test]
 fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> anyhow::Result<()> {
     let claim = "pods are connected and stay so while the agent is killed";
@@ -84,7 +125,9 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
     let node = Node::new("pods")?;
     let _bpffs = Bpffs::mount(&node.directory.path().join("bpf"))?;
     let running = etcd::start(&node.host().place(), &program, &node.path("etcd"))?;
+    let collector = Collector::start_on(node.host().run(|| TcpListener::bind("127.0.0.1:0"))??)?;
     let config = node.configure(json!({
+        "telemetry": {"endpoint": collector.url()},
         "network": {
             "etcd": {"endpoints": [etcd::URL]},
             "config": {"Network": "10.244.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}},
@@ -117,6 +160,7 @@ fn pods_are_connected_and_stay_so_while_the_agent_is_killed_and_restarted() -> a
         || ask(&client.place(), url).ok(),
         |seen| seen.as_ref() == Some(&answer),
     );
+    assert_traced(&collector);
     let asking = ask_on(&client.place(), url)?;
     await_progress(&asking, "requests with the agent");
     agent.kill();

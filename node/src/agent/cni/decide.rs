@@ -2,6 +2,7 @@
 
 use cni_plugin::protocol::{self, Failure, Request, Response};
 use cni_plugin::spec::code;
+use model::ObjectName;
 use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
 
 /// Answers a request. Blocks on the disk.
@@ -90,6 +91,22 @@ pub(super) fn verb(request: &Request) -> &'static str {
     }
 }
 
+/// The container that a request is about.
+pub(super) fn container(request: &Request) -> Option<&str> {
+    match request {
+        Request::Add { key, .. } | Request::Del { key } | Request::Check { key } => Some(&key.container_id),
+        Request::Gc { .. } | Request::Status | Request::Unknown => None,
+    }
+}
+
+/// The pod that a request names.
+pub(super) fn pod(request: &Request) -> Option<&ObjectName> {
+    match request {
+        Request::Add { pod, .. } => pod.as_ref(),
+        _ => None,
+    }
+}
+
 /// The answer's kind, for metrics.
 pub(super) fn result(response: &Response) -> &'static str {
     match response {
@@ -101,8 +118,8 @@ pub(super) fn result(response: &Response) -> &'static str {
 #[cfg(test)]
 mod tests {
     use ipnetwork::IpNetwork;
+    use model::Mtu;
     use model::wiring::Wishes;
-    use model::{Mtu, ObjectName};
 
     use super::*;
 

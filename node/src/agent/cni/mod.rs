@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cni_plugin::protocol::{HEADER_BYTES, Request, decode, encode, frame_length};
+use cni_plugin::protocol::{HEADER_BYTES, Request, Response, decode, encode, frame_length};
 use cni_plugin::tombstone;
 use overlay::pods::{PodError, PodNetwork};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,11 +21,14 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
+use tracing::field::{self, Empty};
+use tracing::info_span;
 
-use super::metrics::{Counters, labels};
 use super::socket::listen;
 use super::supervisor::Part;
 use crate::config::Cni;
+use crate::metrics::{Counters, labels};
+use crate::telemetry::TARGET;
 use decide::{decide, key};
 
 /// A plugin that does not send its request, or take its answer, in this time is gone.
@@ -112,11 +115,26 @@ async fn serve_plugin(
     let mut json = vec![0; frame_length(header)?];
     stream.read_exact(&mut json).await.context("read the request")?;
     let request: Request = decode(&json).context("understand the request")?;
-    let _permit = at_once.acquire().await.context("wait for a turn")?;
     let verb = decide::verb(&request);
-    let response = spawn_blocking(move || decide(&pods, request))
+    let span = info_span!(
+        target: TARGET,
+        parent: None,
+        "cni",
+        verb,
+        container = decide::container(&request),
+        pod = decide::pod(&request).map(field::display),
+        result = Empty,
+        error = Empty
+    );
+    let _permit = at_once.acquire().await.context("wait for a turn")?;
+    let deciding = info_span!(target: TARGET, parent: &span, "decide");
+    let response = spawn_blocking(move || deciding.in_scope(|| decide(&pods, request)))
         .await
         .context("decide")?;
+    span.record("result", decide::result(&response));
+    if let Response::Error(failure) = &response {
+        span.record("error", failure.msg.as_str());
+    }
     requests.add(labels(&[("verb", verb), ("result", decide::result(&response))]));
     stream
         .write_all(&encode(&response)?)

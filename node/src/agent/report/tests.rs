@@ -18,6 +18,8 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         parts: Parts::default(),
         snapshots: tokio::sync::watch::channel(Arc::default()).1,
         watches: watch::Status::default(),
+        api_calls: watch::Calls::default(),
+        traces: None,
         policies: None,
         datapath,
         proxy,

@@ -9,6 +9,8 @@ use model::{IpFamily, Kind, ObjectName, Snapshot, UnixTime, with_causes};
 use proxy::plan::Reason;
 use proxy::stale::Forgotten;
 use proxy::{AuditReport, Error, Proxy, Rejected, Settings, SyncReport};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::backlog::{Changes, Triggers};
 use super::failing::Tried;
@@ -16,7 +18,8 @@ use super::no_local::NoLocalEndpoints;
 use super::rejected::LookedAt;
 use crate::agent::progress::{Pass, ProxyProgress, State};
 use crate::agent::supervisor::Part;
-use crate::watch::{Events, Notice, Scope, Subject};
+use crate::telemetry::TARGET;
+use crate::watch::{Events, Notice, Scope, Status, Subject};
 
 /// Between two looks for flows that lead nowhere, and which part of the time they may take: each walks through
 /// everything that connection tracking has.
@@ -51,16 +54,25 @@ pub struct Keeper<'a> {
     /// make this proxy less programmed.
     flows_failure: Option<String>,
     triggers: Triggers,
+    /// Whose changes are programmed.
+    watches: Status,
     no_local: NoLocalEndpoints,
 }
 
 impl<'a> Keeper<'a> {
-    pub fn new(proxy: Proxy, progress: &'a ProxyProgress, part: &'a Part, events: Events) -> Self {
+    pub fn new(
+        proxy: Proxy,
+        progress: &'a ProxyProgress,
+        part: &'a Part,
+        events: Events,
+        watches: Status,
+    ) -> Self {
         Self {
             proxy,
             progress,
             part,
             events,
+            watches,
             given: Arc::default(),
             began: false,
             sync_failure: None,
@@ -131,7 +143,7 @@ impl<'a> Keeper<'a> {
         }
         let started = Instant::now();
         let context = self.proxy.context().clone();
-        let report = self.proxy.sync(snapshot);
+        let report = self.sync_traced(snapshot);
         if !report.waiting_for.is_empty() {
             tracing::debug!(waiting_for = ?report.waiting_for, "proxy waits for complete lists");
             return;
@@ -155,6 +167,26 @@ impl<'a> Keeper<'a> {
             self.progress.done(pass, started.elapsed());
         }
         self.tell();
+    }
+
+    fn sync_traced(&mut self, snapshot: &Snapshot) -> SyncReport {
+        let change = self.watches.take_change();
+        let span = info_span!(
+            target: TARGET,
+            parent: &change,
+            "program",
+            services = Empty,
+            writes = Empty,
+            error = Empty
+        );
+        let report = span.in_scope(|| self.proxy.sync(snapshot));
+        span.record("services", report.applied.len() as u64);
+        span.record("writes", report.writes);
+        let of_services = report.failures.iter().map(|(_, error)| error);
+        if let Some(error) = first_of(report.common_failures.iter().chain(of_services)) {
+            span.record("error", error);
+        }
+        report
     }
 
     /// Compares with the kernel, as far as `audit` goes, and repairs.

@@ -41,7 +41,7 @@ use super::progress::ProxyProgress;
 use super::supervisor::Part;
 use crate::backoff::Backoff;
 use crate::config::Config;
-use crate::watch::Events;
+use crate::watch::{Events, Status};
 use keeper::{Audit, Keeper};
 use pacing::Pacing;
 use settings::planning;
@@ -75,6 +75,8 @@ pub struct Proxying {
     pub progress: Arc<ProxyProgress>,
     /// Where it is told what users shall see of Services.
     pub events: Events,
+    /// How the watches are doing, with the span of the newest change.
+    pub watches: Status,
     /// Whose is the waiting.
     pub runtime: Handle,
 }
@@ -91,6 +93,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         dns_answers,
         progress,
         events,
+        watches,
         runtime,
     } = proxying;
     let first = told.borrow_and_update().clone();
@@ -99,7 +102,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
     let drift = watch_drift(&proxy, shutdown.clone())?;
     let pacing = Pacing::new(first.proxy.min_sync_period);
     let mut schedule = Schedule::new(snapshots, dns_answers, told, pacing, drift);
-    let mut keeper = Keeper::new(proxy, &progress, part, events);
+    let mut keeper = Keeper::new(proxy, &progress, part, events, watches);
     keeper.set_dns_answers(schedule.dns_answers());
     keeper.read_counters();
     let mut leftovers = Leftovers::new(config, first.proxy.pin_dir.clone());

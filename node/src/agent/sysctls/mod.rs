@@ -27,10 +27,10 @@ use netlink::{Kernel as _, Netlink, RouteFilter, sysctl};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Counters, labels};
 use super::supervisor::Part;
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
+use crate::metrics::{Counters, labels};
 use wanted::{Paths, Value, Wanted, forwarding, limits};
 
 /// Between two looks.

@@ -4,6 +4,7 @@ mod behaviour;
 mod bench;
 mod conversions;
 mod credentials;
+mod histories;
 mod older_servers;
 
 use std::path::{Path, PathBuf};

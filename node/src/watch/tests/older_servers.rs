@@ -1,6 +1,7 @@
 //! Servers of older versions, and with features switched off one by one.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tests::fake_api::{Behaviour, StreamingLists};
 
@@ -94,4 +95,28 @@ async fn a_server_that_has_no_streaming_lists_any_more_is_listed_by_pages() {
     bench.api.compact();
     bench.api.put(service("c", 80));
     bench.until_services(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_long_out_of_reach_keeps_its_streaming_lists() {
+    // Longer than a server may say nothing that does not know them.
+    let away = Duration::from_secs(11);
+    let bench = Bench::start(|api| {
+        feed(api);
+        api.behave(|server| server.delay = away);
+    });
+    let watches = || {
+        let requests = bench.api.requests();
+        requests
+            .iter()
+            .filter(|uri| uri.contains("sendInitialEvents=true"))
+            .count()
+    };
+    wait_for("all kinds are asked for", || watches() == KINDS.len()).await;
+    bench.api.behave(|server| server.delay = Duration::ZERO);
+    bench.until_services(&["a", "b"]).await;
+    assert_eq!(watches(), KINDS.len(), "one request for each");
+    let requests = bench.api.requests();
+    let page = requests.iter().find(|uri| uri.contains("limit="));
+    assert_eq!(page, None);
 }

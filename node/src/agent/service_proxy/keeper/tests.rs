@@ -31,7 +31,7 @@ impl<'a> Bench<'a> {
         let proxy = Proxy::with_datapath(settings, Box::new(fake.clone()));
         let (events, notices) = Events::queue();
         Self {
-            keeper: Keeper::new(proxy, progress, part, events),
+            keeper: Keeper::new(proxy, progress, part, events, Status::default()),
             fake,
             snapshot: Arc::default(),
             notices,
@@ -105,7 +105,7 @@ fn one_service() -> Changes {
 /// For how many changes of IPv4 it is known how long they took.
 #[track_caller]
 fn check_measured(progress: &ProxyProgress, expected: u64) {
-    let mut page = crate::agent::metrics::Page::default();
+    let mut page = crate::metrics::Page::default();
     crate::agent::proxy_metrics::write(progress, crate::config::Datapath::Ebpf, &mut page);
     let line =
         format!("kubeproxy_network_programming_duration_seconds_count{{ip_family=\"IPv4\"}} {expected}\n");

@@ -21,7 +21,16 @@ pub struct Durations {
     total_micros: AtomicU64,
 }
 
+/// Upper limits of a histogram of requests, in seconds: client-go's.
+const REQUEST_LIMITS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+
 impl Durations {
+    /// For requests to the API server.
+    #[must_use]
+    pub fn of_requests() -> Self {
+        Self::with_limits(REQUEST_LIMITS.to_vec())
+    }
+
     /// For what takes milliseconds to seconds.
     #[must_use]
     pub fn of_syncs() -> Self {
