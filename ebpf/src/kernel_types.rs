@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use aya::{Btf, BtfError, Endianness};
+
 /// Where the kernel tells them.
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 
@@ -115,6 +117,11 @@ impl KernelTypes {
             at = found.at + member_bytes(found.kind) * found.members + extra_bytes(found.kind);
         }
         Ok(types)
+    }
+
+    /// The same for the loader of programs.
+    pub(crate) fn for_loader(&self) -> Result<Btf, BtfError> {
+        Btf::parse(&self.bytes, Endianness::default())
     }
 
     /// Where a structure has a field, in bytes: `path` leads through nested ones, as in `ns.inum`.

@@ -100,7 +100,9 @@ impl Tracer {
     /// # Errors
     /// When the kernel lacks something, or this process the right.
     pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracerError> {
-        let btf = Btf::from_sys_fs().map_err(|error| TracerError::Btf(Box::new(error)))?;
+        let btf = types
+            .for_loader()
+            .map_err(|error| TracerError::Btf(Box::new(error)))?;
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets(types)?, true)
@@ -110,8 +112,9 @@ impl Tracer {
         write_targets(&mut programs, wanted)?;
         let events = RingBuf::try_from(take(&mut programs, "EVENTS")?).map_err(map("open", "EVENTS"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(map("open", "LOST"))?;
+        load_all(&mut programs, &btf)?;
         for name in TRACEPOINTS {
-            attach(&mut programs, name, &btf)?;
+            attach(&mut programs, name)?;
         }
         Ok(Self {
             programs,
@@ -183,10 +186,29 @@ impl std::fmt::Debug for Tracer {
     }
 }
 
-fn attach(programs: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), TracerError> {
+/// Loads the programs. The verifier takes most of the time, and looks at each program alone: they are loaded at once, on
+/// as many CPUs as there are.
+fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<(), TracerError> {
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (found, program) in programs.programs_mut() {
+            let name = TRACEPOINTS.into_iter().find(|name| *name == found);
+            let name = name.ok_or(TracerError::Missing("tracepoint"))?;
+            threads.push(scope.spawn(move || {
+                let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
+                program.load(name, btf).map_err(attach_failed(name))
+            }));
+        }
+        threads.into_iter().try_for_each(|thread| {
+            let loaded = thread.join();
+            loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn attach(programs: &mut Ebpf, name: &'static str) -> Result<(), TracerError> {
     let program = programs.program_mut(name).ok_or(TracerError::Missing(name))?;
     let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
-    program.load(name, btf).map_err(attach_failed(name))?;
     program.attach().map(drop).map_err(attach_failed(name))
 }
 

@@ -282,21 +282,18 @@ impl Hop {
         })
     }
 
-    /// Whether this is the same packet on its way as another, whoever translated or wrapped it.
+    /// What stays the same in a packet on its way, whoever translates or wraps it.
     #[must_use]
-    pub fn is_same_packet(&self, other: &Self) -> bool {
-        let key = |hop: &Self| {
-            let header = &hop.header;
-            let protocol = header.flow.protocol;
-            (
-                protocol,
-                header.ip_id,
-                header.sequence,
-                header.acknowledgement,
-                header.what.clone(),
-            )
-        };
-        self.packet == other.packet || key(self) == key(other)
+    pub fn fingerprint(&self) -> impl Ord + '_ {
+        let Header {
+            flow,
+            what,
+            ip_id,
+            sequence,
+            acknowledgement,
+            ..
+        } = &self.header;
+        (flow.protocol, *ip_id, *sequence, *acknowledgement, what.as_str())
     }
 }
 

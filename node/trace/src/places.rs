@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
 use ebpf::kernel_types::{KernelTypes, TypesError};
@@ -59,13 +58,11 @@ fn functions(symbols: &str) -> BTreeMap<u64, String> {
     symbols.lines().filter_map(function).collect()
 }
 
-/// What people call network namespaces and addresses.
+/// What people call network namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// By inode number: a pod's name, or what `ip netns` calls it.
     pub netns: BTreeMap<u32, String>,
-    /// By address: a pod or a Service.
-    pub addresses: BTreeMap<IpAddr, String>,
 }
 
 impl Names {
@@ -82,10 +79,7 @@ impl Names {
         if let Some(inode) = inode("/proc/1/ns/net".as_ref()) {
             netns.insert(inode, "host".to_owned());
         }
-        Self {
-            netns,
-            addresses: BTreeMap::new(),
-        }
+        Self { netns }
     }
 
     /// A namespace's name; its number where it has none.

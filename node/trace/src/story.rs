@@ -280,15 +280,25 @@ fn packets(hops: &[Hop]) -> Vec<Vec<Hop>> {
     let mut sorted: Vec<&Hop> = hops.iter().collect();
     sorted.sort_by_key(|hop| hop.at_ns);
     let mut packets: Vec<Vec<Hop>> = Vec::new();
+    let (mut by_name, mut by_fingerprint) = (BTreeMap::new(), BTreeMap::new());
     for hop in sorted {
-        let own = packets
-            .iter_mut()
-            .rev()
-            .find(|packet| packet.iter().any(|earlier| hop.is_same_packet(earlier)));
-        match own {
-            Some(packet) if !passes_again(packet, hop) => packet.push(hop.clone()),
-            _ => packets.push(vec![hop.clone()]),
-        }
+        let known = by_name
+            .get(&hop.packet)
+            .or(by_fingerprint.get(&hop.fingerprint()));
+        let known: Option<usize> = known.copied();
+        let own = known.and_then(|at| Some((at, packets.get_mut(at)?)));
+        let at = match own {
+            Some((at, packet)) if !passes_again(packet, hop) => {
+                packet.push(hop.clone());
+                at
+            }
+            _ => {
+                packets.push(vec![hop.clone()]);
+                packets.len() - 1
+            }
+        };
+        by_name.insert(hop.packet, at);
+        by_fingerprint.insert(hop.fingerprint(), at);
     }
     packets
 }
@@ -313,10 +323,10 @@ fn connections(packets: &[Vec<Hop>]) -> BTreeMap<usize, usize> {
             .filter_map(|flow| by_flow.get(flow).copied())
             .collect();
         let own = met.first().copied().unwrap_or(number);
-        for other in by_flow.values_mut().chain(connections.values_mut()) {
-            if met.contains(other) {
-                *other = own;
-            }
+        if met.len() > 1 {
+            let all = by_flow.values_mut().chain(connections.values_mut());
+            all.filter(|other| met.contains(other))
+                .for_each(|other| *other = own);
         }
         by_flow.extend(flows.into_iter().map(|flow| (flow, own)));
         connections.insert(number, own);

@@ -130,7 +130,6 @@ fn names() -> Names {
     ];
     Names {
         netns: names.map(|(inode, name)| (inode, name.to_owned())).into(),
-        ..Names::default()
     }
 }
 

@@ -189,10 +189,13 @@ fn followed(skb: Skb, seen: &Seen, event: &Event) -> Option<u64> {
 fn is_wanted(event: &Event) -> bool {
     let is_wrapped = event.inner.flow.protocol != 0;
     let flow = event.innermost().flow;
-    matches(&flow)
-        || is_learned(&flow)
-        || (has_connection(event) && (matches(&event.original) || matches(&event.reply)))
-        || (is_wrapped && matches(&event.outer.flow))
+    // The verifier goes through each comparison again: no more of them than are needed.
+    let other = if is_wrapped {
+        event.outer.flow
+    } else {
+        event.original
+    };
+    matches(&flow) || is_learned(&flow) || matches(&other) || (!is_wrapped && matches(&event.reply))
 }
 
 /// Whether the connection is the packet's own: that of a wrapped one is its wrapping's.
@@ -204,7 +207,7 @@ fn has_connection(event: &Event) -> bool {
 #[inline(always)]
 fn matches(flow: &Flow) -> bool {
     let protocol = filter!(protocol);
-    if protocol != 0 && protocol != flow.protocol {
+    if flow.protocol == 0 || (protocol != 0 && protocol != flow.protocol) {
         return false;
     }
     (is_source(flow.source) && is_target(flow.destination, flow.destination_port))
@@ -241,7 +244,7 @@ fn is_learned(flow: &Flow) -> bool {
 /// Remembers another name of a followed flow.
 #[inline(always)]
 fn learn(flow: Flow) {
-    if flow.protocol == 0 || matches(&flow) {
+    if flow.protocol == 0 {
         return;
     }
     let flow = flow.canonical();

@@ -99,7 +99,6 @@ impl World {
                 of(&self.n2, "n2"),
                 of(&self.p2, "p2"),
             ]),
-            ..Names::default()
         }
     }
 
