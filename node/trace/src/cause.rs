@@ -16,7 +16,7 @@ type Row = (&'static str, &'static str, &'static str, &'static str);
 
 /// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
 /// gives no reason of its own.
-const ROWS: [Row; 30] = [
+const ROWS: [Row; 31] = [
     (
         "NETFILTER_DROP",
         "",
@@ -190,6 +190,12 @@ const ROWS: [Row; 30] = [
         "",
         "UDP's checksum is wrong",
         "ethtool -k DEVICE: try without tx-checksumming",
+    ),
+    (
+        "QUEUE_PURGE",
+        "",
+        "it had arrived: the socket was closed before it was read",
+        "the program at that socket",
     ),
     (
         "OTHERHOST",

@@ -66,7 +66,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names under which namespaces are pinned on this machine, and `host` for that of process 1.
+    /// The names under which namespaces are pinned on this machine, and `host` for that of process 1 and the own one.
     #[must_use]
     pub fn of_this_machine() -> Self {
         let mut netns = BTreeMap::new();
@@ -76,8 +76,10 @@ impl Names {
                 netns.insert(inode, name);
             }
         }
-        if let Some(inode) = inode("/proc/1/ns/net".as_ref()) {
-            netns.insert(inode, "host".to_owned());
+        // In some containers process 1 shows its namespaces to nobody.
+        for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {
+            let own = inode(path.as_ref());
+            own.map(|inode| netns.entry(inode).or_insert_with(|| "host".to_owned()));
         }
         Self { netns }
     }

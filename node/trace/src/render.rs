@@ -223,11 +223,17 @@ fn conclusions(story: &Story) -> Vec<String> {
             }
         }
     }
-    match (story.verdict, story.last_step()) {
-        (Verdict::Unanswered, Some(step)) => conclusions.push(format!(
-            "nobody dropped it, and nobody answered: it was seen last at {} {}",
-            step.at, step.hop.device
-        )),
+    let (request, reply) = (story.last_step(false), story.last_step(true));
+    match (story.verdict, reply.or(request)) {
+        (Verdict::Unanswered, Some(step)) => {
+            let what = if reply.is_some() {
+                "there was a reply, which nobody dropped, and which did not come back"
+            } else {
+                "nobody dropped it, and nobody answered"
+            };
+            let place = [step.at.as_str(), &step.hop.device].join(" ");
+            conclusions.push(format!("{what}: it was seen last at {}", place.trim_end()));
+        }
         (Verdict::NothingSeen, _) => {
             conclusions
                 .push("no packet of this kind was seen: nobody sent one while it was looked for".to_owned());

@@ -9,6 +9,9 @@ use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::places::Names;
 use crate::session::Filter;
 
+/// The kernel's reason where a socket was closed before it was read.
+const CLOSED_UNREAD: &str = "QUEUE_PURGE";
+
 /// What became of the first connection that the filter names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -108,11 +111,11 @@ impl Story {
             .iter()
             .map(|packet| Packet::new(packet, first, start, names))
             .collect();
-        let reply = told.iter().find_map(|packet| packet.came_back_to(first));
+        let arrived = told.iter().find_map(|packet| packet.arrival(&told, first));
         Self {
             verdict: verdict(&told, first),
             flow: Some(first.header.flow),
-            round_trip_ns: reply.map(|step| step.hop.at_ns.saturating_sub(first.at_ns)),
+            round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
             lost_events,
@@ -142,29 +145,29 @@ impl Story {
         packets.find_map(Packet::dropped)
     }
 
-    /// Where the first packet was seen last.
+    /// Where the first packet, or the first reply, was seen last.
     #[must_use]
-    pub fn last_step(&self) -> Option<&Step> {
-        self.packets.iter().find(|packet| !packet.is_reply)?.hops.last()
+    pub fn last_step(&self, is_reply: bool) -> Option<&Step> {
+        let mut packets = self.packets.iter();
+        packets.find(|packet| packet.is_reply == is_reply)?.hops.last()
     }
 
-    /// Whether nothing more can come that would change the verdict for the better.
+    /// Whether nothing more need come: a reply did, or a refusal and what it is for.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        matches!(self.verdict, Verdict::Answered | Verdict::Refused)
+        match self.verdict {
+            Verdict::Answered => true,
+            Verdict::Refused => self.drop().is_some(),
+            _ => false,
+        }
     }
 }
 
 impl Packet {
     fn new(hops: &[Hop], request: &Hop, start: u64, names: &Names) -> Self {
-        // What is taken is at no device any more: it was taken where it was last.
-        let mut netns = 0;
         let steps = hops.iter().map(|hop| Step {
             after_ns: hop.at_ns.saturating_sub(start),
-            at: {
-                netns = if hop.netns == 0 { netns } else { hop.netns };
-                names.of_netns(netns)
-            },
+            at: names.of_netns(hop.netns),
             cause: match &hop.kind {
                 HopKind::Dropped { reason, place } => cause::of(reason, place),
                 _ => None,
@@ -177,11 +180,27 @@ impl Packet {
         }
     }
 
-    /// Where it was dropped, if no copy of it went on.
+    /// Where it was dropped, if no copy of it went on. What a socket had already is not dropped.
     #[must_use]
     pub fn dropped(&self) -> Option<&Step> {
         let last = self.hops.last()?;
-        matches!(last.hop.kind, HopKind::Dropped { .. }).then_some(last)
+        match &last.hop.kind {
+            HopKind::Dropped { reason, .. } if reason != CLOSED_UNREAD => Some(last),
+            _ => None,
+        }
+    }
+
+    /// When a reply had come to who sent the request, in nanoseconds of its node: it was seen there, or it was
+    /// acknowledged. What programs redirect into a namespace (`bpf_redirect_peer`) passes no tracepoint there.
+    fn arrival(&self, packets: &[Self], request: &Hop) -> Option<u64> {
+        let seen = self.came_back_to(request).map(|step| step.hop.at_ns);
+        let acknowledged = || {
+            let is_tcp = request.header.flow.protocol == Protocol::TCP;
+            let mut requests = packets.iter().filter(|packet| !packet.is_reply);
+            let by = requests.find(|packet| is_tcp && self.is_reply && self.is_acknowledged_by(packet))?;
+            Some(by.hops.first()?.hop.at_ns)
+        };
+        seen.or_else(acknowledged)
     }
 
     /// Where a reply came to the place that the request was seen at first.
@@ -229,8 +248,11 @@ impl Packet {
 }
 
 fn verdict(packets: &[Packet], request: &Hop) -> Verdict {
-    let came_back = |packet: &&Packet| packet.came_back_to(request).is_some();
-    let Some(reply) = packets.iter().find(came_back) else {
+    let arrived = |packet: &&Packet| packet.arrival(packets, request).is_some();
+    // Nobody acknowledges a refusal.
+    let refused = |packet: &&Packet| packet.is_reply && packet.refuses() && packet.dropped().is_none();
+    let reply = packets.iter().find(arrived).or(packets.iter().find(refused));
+    let Some(reply) = reply else {
         return unanswered(packets);
     };
     if reply.refuses() {

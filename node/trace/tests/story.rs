@@ -229,8 +229,25 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
     if let Some(last) = reply_dropped.last_mut() {
         last.kind = dropped("NETFILTER_DROP", "nft_do_chain");
     }
+    // What is redirected into the client's namespace is not seen there.
+    let redirected = |what| {
+        let mut hops = [request(), reply(what)].concat();
+        hops.pop();
+        hops
+    };
+    let acknowledgement = tcp(flow(CLIENT, SERVICE), "ACK", 1001, 7001);
+    let acknowledgement = hop(90000, 90000, 1, "eth0", HopKind::Sent, &acknowledgement);
+    let acknowledged = [redirected("SYN,ACK"), vec![acknowledgement]].concat();
+    let mut closed_unread = acknowledged.clone();
+    let end = tcp(flow(SERVICE, CLIENT), "FIN,ACK", 7001, 1001);
+    let purged = dropped("QUEUE_PURGE", "sk_stream_kill_queues");
+    closed_unread.push(hop(95000, 95000, 1, "", purged, &end));
     let rows = [
         (Vec::new(), Verdict::NothingSeen),
+        (redirected("SYN,ACK"), Verdict::Unanswered),
+        (acknowledged, Verdict::Answered),
+        (closed_unread, Verdict::Answered),
+        (redirected("RST,ACK"), Verdict::Refused),
         (refused, Verdict::Refused),
         (taken, Verdict::Delivered),
         (request(), Verdict::Unanswered),

@@ -164,7 +164,9 @@ fn a_drop_is_told_with_its_reason_its_place_and_what_it_means() {
         let world = World::new().expect("a world");
         (fault.make)(&world).expect("a fault");
         let target = SocketAddr::new(SERVER.into(), fault.port);
-        let story = world.follow(target, knock, |story| story.verdict == fault.verdict);
+        let story = world.follow(target, knock, |story| {
+            story.verdict == fault.verdict && story.drop().is_some()
+        });
         let story = story.expect("a story");
         println!("{}", trace::render::text(&story));
         let step = story.drop().expect("a drop");
