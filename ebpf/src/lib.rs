@@ -4,6 +4,8 @@
 //! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
+//! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives; [`kernel_types`] tells them where
+//!   the kernel has what they read.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -24,12 +26,14 @@
 
 pub mod error;
 pub mod fast_path;
+pub mod kernel_types;
 pub mod map;
 mod pinned;
 pub mod probe;
 pub mod socket_hook;
 mod sys;
 mod takeover;
+pub mod tracer;
 
 pub use ebpf_common as abi;
 pub use error::Error;
@@ -40,6 +44,9 @@ pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
 /// The compiled programs at `connect()` and its relatives.
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/ebpf-programs"));
+
+/// The compiled programs that follow packets.
+pub static TRACE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/trace"));
 
 /// The compiled programs between pods.
 pub static FAST_PATH_OBJECT: &[u8] =
@@ -97,6 +104,25 @@ mod tests {
                 "POD_STATS",
                 "REMOTES",
                 "TUNNELS",
+            ],
+        );
+        check(
+            super::TRACE_OBJECT,
+            &[
+                "consume_skb",
+                "kfree_skb",
+                "net_dev_start_xmit",
+                "netif_receive_skb",
+            ],
+            &[
+                ".rodata",
+                "DRAFTS",
+                "EVENTS",
+                "IS_LEARNED",
+                "LEARNED",
+                "LOST",
+                "TARGETS",
+                "TRACKED",
             ],
         );
     }

@@ -13,6 +13,7 @@ const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 /// `BPF_NOEXIST`.
@@ -24,6 +25,14 @@ struct ObjectArguments {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// `[fd:4][length:4][info:8] = 16 bytes`.
+#[repr(C)]
+struct InfoArguments {
+    fd: RawFd,
+    length: u32,
+    info: u64,
 }
 
 /// `[link:4][program:4][flags:4][old program:4] = 16 bytes`.
@@ -46,6 +55,7 @@ struct ElementArguments {
 }
 
 const _: () = assert!(size_of::<ObjectArguments>() == 16);
+const _: () = assert!(size_of::<InfoArguments>() == 16);
 const _: () = assert!(size_of::<LinkArguments>() == 16);
 const _: () = assert!(size_of::<ElementArguments>() == 32);
 
@@ -76,6 +86,23 @@ pub(crate) fn detach(link: &Path) -> io::Result<()> {
     };
     // SAFETY: the descriptor is open, and no pointer is passed.
     unsafe { bpf(LINK_DETACH, &raw mut arguments) }.map(drop)
+}
+
+/// How often a program was not entered because it ran on that CPU already; 0 where the kernel does not count it (before
+/// Linux 5.12).
+pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `struct bpf_prog_info` up to this field, the last but three; a longer or shorter one is the kernel's business.
+    const WORDS: usize = 28;
+    const MISSES: usize = 26;
+    let mut info = [0_u64; WORDS];
+    let mut arguments = InfoArguments {
+        fd: program.as_raw_fd(),
+        length: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: the kernel writes at most as many bytes as it is told the buffer has.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &raw mut arguments) }?;
+    Ok(info[MISSES])
 }
 
 fn open_pinned(pin: &Path) -> io::Result<OwnedFd> {

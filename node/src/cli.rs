@@ -57,6 +57,20 @@ pub enum Command {
   causeway doctor -o json | jq '.findings[].id'
   causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
     Doctor(DoctorArgs),
+    /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
+    #[command(after_help = "Examples:
+  causeway trace pod/client 10.96.0.10:80          # waits for the next packet of this kind
+  causeway trace 'pod/shop/client -> 10.244.2.3:8080/tcp' --inject
+  causeway trace any 10.244.2.3:53/udp -o json | jq .verdict
+  causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
+  causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
+    --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
+Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a host's name, or any; a port and a protocol stand
+behind the other one: :80, :53/udp, /icmp. The shell takes an arrow for itself: quote it, or leave it out.
+Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
+Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
+the Service's.")]
+    Trace(TraceArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),
@@ -262,6 +276,35 @@ pub struct DoctorArgs {
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Options of `causeway trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
+    #[arg(required = true, num_args = 1..=3, value_name = "END")]
+    pub ends: Vec<String>,
+    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
+    #[arg(long)]
+    pub inject: bool,
+    /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default
+    #[arg(long, value_name = "NAME", requires = "inject")]
+    pub netns: Option<String>,
+    /// How long to wait for the first packet, for example 30s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::trace_cli::duration)]
+    pub timeout: std::time::Duration,
+    /// How long to follow the connection after its first packet; until its reply by default, one second at the most
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::trace_cli::duration)]
+    pub follow: Option<std::time::Duration>,
+    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Also tell how long it took to attach and to detach
+    #[arg(short, long)]
+    pub verbose: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

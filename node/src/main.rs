@@ -10,6 +10,7 @@
 //! - [`migrate`]: other programs' configurations as ours.
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
+//! - [`trace_cli`]: follows a packet through this machine.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
 //! - [`metrics`]: Prometheus' text form.
@@ -30,6 +31,7 @@ mod logs;
 mod metrics;
 mod migrate;
 mod telemetry;
+mod trace_cli;
 mod watch;
 
 use std::fmt::Display;
@@ -46,7 +48,8 @@ use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_a
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, VersionArgs,
+    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs,
+    VersionArgs,
 };
 use config::Logging;
 
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
             Some(DnsCommand::Query(args)) => query_dns(&args),
         },
         Command::Doctor(args) => examine(&args),
+        Command::Trace(args) => follow_packet(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -186,6 +190,23 @@ fn examine(args: &DoctorArgs) -> ExitCode {
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
         Ok(Err(error)) => could_not_run(error),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn follow_packet(args: &TraceArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: packets are followed by programs in the kernel");
+    }
+    match trace_cli::follow(args) {
+        Ok(followed) => {
+            print!("{}", followed.render(args.output));
+            ExitCode::from(match followed.finding() {
+                trace_cli::Finding::Good => 0,
+                trace_cli::Finding::Wrong => WRONG,
+                trace_cli::Finding::Nothing => COULD_NOT_RUN,
+            })
+        }
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }

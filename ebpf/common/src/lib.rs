@@ -13,6 +13,7 @@
 //!   what the programs note of sockets and clients.
 //! - [`stats`]: what the programs count.
 //! - [`pods`]: maps and counters of the program between pods, with a layout version of their own.
+//! - [`trace`]: what the programs that follow packets are told, and what they tell. Nothing of it is pinned.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
@@ -20,6 +21,7 @@ pub mod net;
 pub mod pods;
 pub mod service;
 pub mod stats;
+pub mod trace;
 
 /// Version of every layout in this crate; part of the pin directory's name, so that maps of another layout are told
 /// apart: an agent takes over from them what its own has too.

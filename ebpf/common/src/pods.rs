@@ -145,7 +145,7 @@ impl PodFlowKey {
 
 /// Whether the last word in which they differ is smaller in the first. `None`: they are one address.
 #[inline(always)]
-const fn is_smaller(Ip(one): Ip, Ip(other): Ip) -> Option<bool> {
+pub(crate) const fn is_smaller(Ip(one): Ip, Ip(other): Ip) -> Option<bool> {
     // Unrolled: most addresses differ in the last word, and programs are read by a verifier.
     let (a, b) = if one[3] != other[3] {
         (one[3], other[3])

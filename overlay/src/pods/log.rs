@@ -255,6 +255,11 @@ fn checksum(json: &[u8]) -> String {
         .collect()
 }
 
+/// The records of a log that somebody else may be writing: what is not complete is left out.
+pub(super) fn records<R: DeserializeOwned>(bytes: &[u8]) -> Vec<R> {
+    recover(bytes).0.records
+}
+
 /// Reads complete lines; returns also how many bytes they take.
 fn recover<R: DeserializeOwned>(bytes: &[u8]) -> (Recovered<R>, u64) {
     let mut recovered = Recovered {

@@ -106,6 +106,20 @@ pub enum PodError {
     Kernel(#[from] netlink::Error),
 }
 
+/// Who has an address of this node, by the log in an agent's state directory. It is read beside the agent: nothing is
+/// changed. Nobody, where there is no log.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn recorded(directory: &Path) -> io::Result<Vec<Assigned>> {
+    let bytes = match fs::read(directory.join(LOG)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        bytes => bytes?,
+    };
+    let addresses = Addresses::replay(log::records::<Record>(&bytes));
+    Ok(addresses.iter().cloned().collect())
+}
+
 /// The pods' addresses. Clones are handles to the same; every method may block on the disk.
 #[derive(Clone)]
 pub struct PodNetwork {

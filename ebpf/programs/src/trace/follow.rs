@@ -1,0 +1,312 @@
+//! The tracepoints, and which packets are followed.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::programs::BtfTracePointContext;
+use ebpf_common::net::{Ip, Port};
+use ebpf_common::trace::{Event, Filter, Flow, Header, Target, Tracked};
+
+use crate::headers::{self, NO_FLOW, UDP, is_same};
+use crate::kernel::{self, Bytes, Skb};
+
+#[map]
+static TARGETS: HashMap<Target, u32> = HashMap::with_max_entries(1024, 0);
+#[map]
+static TRACKED: LruHashMap<u64, Tracked> = LruHashMap::with_max_entries(4096, 0);
+#[map]
+static LEARNED: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static IS_LEARNED: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::KINDS, 0);
+
+/// Where a program writes an event: it is larger than its stack. A program is not entered twice on a CPU, others may
+/// interrupt it (`__bpf_trace_run`, kernel/trace/bpf_trace.c), so each has its own.
+#[map]
+static DRAFTS: PerCpuArray<Event> = PerCpuArray::with_max_entries(Event::KINDS, 0);
+
+/// Set by the loader.
+#[unsafe(no_mangle)]
+static FILTER: Filter = Filter {
+    sources: [Ip::ANY; 2],
+    protocol: 0,
+    any_target: 0,
+    vxlan_ports: [Port(0); 2],
+};
+
+/// One of the filter's fields.
+macro_rules! filter {
+    ($($field:tt)+) => {
+        // SAFETY: the global is there as long as the program. Volatile: what it holds is not known when this is compiled.
+        unsafe { core::ptr::read_volatile(&raw const FILTER.$($field)+) }
+    };
+}
+
+/// `ETH_P_IP` and `ETH_P_IPV6` in network order.
+const ETHERTYPES: [u16; 2] = [0x0800_u16.to_be(), 0x86dd_u16.to_be()];
+
+/// What a tracepoint tells beside the packet.
+struct Seen {
+    kind: u32,
+    bytes: Bytes,
+    location: u64,
+    reason: u32,
+}
+
+/// A packet is handed to a device: `(skb, dev)`.
+#[btf_tracepoint]
+pub fn net_dev_start_xmit(ctx: BtfTracePointContext) {
+    let skb = skb(&ctx);
+    observe(skb, Seen::by_device(Event::SENT, skb.from_network_header()));
+}
+
+/// A device gave a packet: `(skb)`.
+#[btf_tracepoint]
+pub fn netif_receive_skb(ctx: BtfTracePointContext) {
+    let skb = skb(&ctx);
+    observe(skb, Seen::by_device(Event::RECEIVED, skb.from_data()));
+}
+
+/// A packet is dropped: `(skb, location, reason)`.
+#[btf_tracepoint]
+pub fn kfree_skb(ctx: BtfTracePointContext) {
+    let skb = skb(&ctx);
+    let seen = Seen {
+        kind: Event::DROPPED,
+        bytes: skb.from_network_header(),
+        location: ctx.arg::<*const c_void>(1) as u64,
+        reason: ctx.arg(2),
+    };
+    observe(skb, seen);
+    forget(skb.address());
+}
+
+/// A packet has ended as it should: `(skb, location)`. Most that end are no packets of the network.
+#[btf_tracepoint]
+pub fn consume_skb(ctx: BtfTracePointContext) {
+    let skb = skb(&ctx);
+    let address = skb.address();
+    if TRACKED.get_ptr(address).is_none() {
+        return;
+    }
+    let seen = Seen {
+        kind: Event::CONSUMED,
+        bytes: skb.from_network_header(),
+        location: ctx.arg::<*const c_void>(1) as u64,
+        reason: 0,
+    };
+    observe(skb, seen);
+    forget(address);
+}
+
+impl Seen {
+    #[inline(always)]
+    fn by_device(kind: u32, bytes: Bytes) -> Self {
+        Self {
+            kind,
+            bytes,
+            location: 0,
+            reason: 0,
+        }
+    }
+}
+
+#[inline(always)]
+fn skb(ctx: &BtfTracePointContext) -> Skb {
+    Skb::new(ctx.arg(0))
+}
+
+#[inline(always)]
+fn observe(skb: Skb, seen: Seen) {
+    if !ETHERTYPES.contains(&skb.protocol()) {
+        return;
+    }
+    let Some(draft) = DRAFTS.get_ptr_mut(seen.kind) else {
+        return;
+    };
+    // SAFETY: the verifier has checked the bounds; nobody else writes here while this program runs.
+    let event = unsafe { &mut *draft };
+    event.vni = 0;
+    event.inner.flow.protocol = 0;
+    let transport = headers::parse(seen.bytes, &mut event.outer);
+    if event.outer.flow.protocol == 0 {
+        return;
+    }
+    if is_vxlan(&event.outer) && transport != 0 {
+        event.vni = headers::unwrap(seen.bytes, transport, &mut event.inner);
+    }
+    event.conntrack = skb.conntrack();
+    (event.original, event.reply) = match event.conntrack {
+        0 => (NO_FLOW, NO_FLOW),
+        conntrack => kernel::flows(conntrack),
+    };
+    event.time = now();
+    let Some(packet) = followed(skb, &seen, event) else {
+        return;
+    };
+    event.packet = packet;
+    if has_connection(event) {
+        learn(event.original);
+        learn(event.reply);
+        learn(event.outer.flow);
+    }
+    complete(skb, &seen, event);
+    report(event);
+}
+
+/// The packet's name, if it is followed.
+#[inline(always)]
+fn followed(skb: Skb, seen: &Seen, event: &Event) -> Option<u64> {
+    let address = skb.address();
+    let fingerprint = event.innermost().fingerprint;
+    // SAFETY: the value is copied at once; a writer in between would be another packet in the same memory, which the
+    // fingerprint tells apart.
+    if let Some(tracked) = unsafe { TRACKED.get(address) } {
+        if is_same(&tracked.fingerprint, &fingerprint) {
+            return Some(tracked.packet);
+        }
+        forget(address);
+    }
+    if seen.kind == Event::CONSUMED || !is_wanted(event) {
+        return None;
+    }
+    let tracked = Tracked {
+        packet: event.time,
+        fingerprint,
+    };
+    // A full map forgets the oldest; whatever fails, the next hop has another name.
+    let _ = TRACKED.insert(address, tracked, 0);
+    Some(event.time)
+}
+
+/// Whether the filter names this packet, or the connection that it belongs to.
+#[inline(always)]
+fn is_wanted(event: &Event) -> bool {
+    let is_wrapped = event.inner.flow.protocol != 0;
+    let flow = event.innermost().flow;
+    // The verifier goes through each comparison again: no more of them than are needed.
+    let other = if is_wrapped {
+        event.outer.flow
+    } else {
+        event.original
+    };
+    matches(&flow) || is_learned(&flow) || matches(&other) || (!is_wrapped && matches(&event.reply))
+}
+
+/// Whether the connection is the packet's own: that of a wrapped one is its wrapping's.
+#[inline(always)]
+fn has_connection(event: &Event) -> bool {
+    event.conntrack != 0 && event.inner.flow.protocol == 0
+}
+
+#[inline(always)]
+fn matches(flow: &Flow) -> bool {
+    let protocol = filter!(protocol);
+    if flow.protocol == 0 || (protocol != 0 && protocol != flow.protocol) {
+        return false;
+    }
+    (is_source(flow.source) && is_target(flow.destination, flow.destination_port))
+        || (is_source(flow.destination) && is_target(flow.source, flow.source_port))
+}
+
+#[inline(always)]
+fn is_source(address: Ip) -> bool {
+    let first = filter!(sources[0]);
+    is_equal(first, Ip::ANY) || is_equal(first, address) || is_equal(filter!(sources[1]), address)
+}
+
+/// Word by word: the compiler's own comparison is a call that there is none for here.
+#[inline(always)]
+fn is_equal(Ip(one): Ip, Ip(other): Ip) -> bool {
+    one[3] == other[3] && one[2] == other[2] && one[1] == other[1] && one[0] == other[0]
+}
+
+#[inline(always)]
+fn is_target(address: Ip, port: Port) -> bool {
+    if filter!(any_target) != 0 {
+        return true;
+    }
+    let is_there = |port| TARGETS.get_ptr(Target::new(address, port)).is_some();
+    is_there(Some(port)) || is_there(None)
+}
+
+#[inline(always)]
+fn is_learned(flow: &Flow) -> bool {
+    let is_any = IS_LEARNED.get(0).is_some_and(|learned| *learned != 0);
+    is_any && LEARNED.get_ptr(flow.canonical()).is_some()
+}
+
+/// Remembers another name of a followed flow.
+#[inline(always)]
+fn learn(flow: Flow) {
+    if flow.protocol == 0 {
+        return;
+    }
+    let flow = flow.canonical();
+    if LEARNED.insert(flow, 1, 0).is_ok()
+        && let Some(is_learned) = IS_LEARNED.get_ptr_mut(0)
+    {
+        // SAFETY: the verifier has checked the bounds, and nobody writes anything else.
+        unsafe { *is_learned = 1 };
+    }
+}
+
+/// Writes the rest of the event.
+#[inline(always)]
+fn complete(skb: Skb, seen: &Seen, event: &mut Event) {
+    event.skb = skb.address();
+    event.kind = seen.kind;
+    event.location = seen.location;
+    event.reason = seen.reason;
+    event.length = skb.length();
+    event.netns = 0;
+    event.ifindex = 0;
+    event.device = [0; 16];
+    // What has been given to a socket has other things where the device was (`dev_scratch`).
+    if seen.kind == Event::CONSUMED {
+        return;
+    }
+    let address = skb.device();
+    if address == 0 {
+        event.netns = skb.socket_netns();
+        return;
+    }
+    let device = kernel::device(address);
+    event.device = device.name;
+    event.ifindex = device.ifindex;
+    event.netns = device.netns;
+}
+
+#[inline(always)]
+fn report(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err()
+        && let Some(lost) = LOST.get_ptr_mut(event.kind)
+    {
+        // SAFETY: the verifier has checked the bounds; the slot is this CPU's and this program's.
+        unsafe { *lost = (*lost).wrapping_add(1) };
+    }
+}
+
+#[inline(always)]
+fn is_vxlan(header: &Header) -> bool {
+    let port = header.flow.destination_port.0;
+    let [first, second] = [filter!(vxlan_ports[0]).0, filter!(vxlan_ports[1]).0];
+    header.flow.protocol == u32::from(UDP) && port != 0 && (port == first || port == second)
+}
+
+#[inline(always)]
+fn forget(address: u64) {
+    // Gone already is as good.
+    let _ = TRACKED.remove(address);
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}

@@ -1,0 +1,345 @@
+//! The programs that follow packets. They are the process's that loaded them: links and maps are descriptors, so they
+//! are gone when it ends, however it ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
+use ebpf_common::net::{Ip, Port};
+use ebpf_common::trace::{Event, Filter, Offsets, Target};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::TRACE_OBJECT;
+use crate::kernel_types::{KernelTypes, TypesError};
+
+/// The tracepoints, which are the names of the programs too.
+const TRACEPOINTS: [&str; 4] = [
+    // What ends packets first: what is seen of the others shall be forgotten again.
+    "consume_skb",
+    "kfree_skb",
+    "netif_receive_skb",
+    "net_dev_start_xmit",
+];
+
+/// Why packets cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum TracerError {
+    /// The kernel does not tell its types, or lacks one.
+    #[error(transparent)]
+    Types(#[from] TypesError),
+    /// The kernel's tuples of connections are laid out otherwise.
+    #[error("this kernel's struct nf_conntrack_tuple is not laid out as the programs read it")]
+    Tuple,
+    /// The kernel's types are not what the loader reads.
+    #[error("read the kernel's types")]
+    Btf(#[source] Box<BtfError>),
+    /// The object or one of its maps was refused.
+    #[error("load the programs that follow packets (root, or CAP_BPF with CAP_PERFMON, is needed)")]
+    Load(#[source] Box<EbpfError>),
+    /// The object is not the one that this program was built with.
+    #[error("the BPF object has no {0}")]
+    Missing(&'static str),
+    /// A program was refused.
+    #[error(
+        "attach to the tracepoint {name} (root, or CAP_BPF with CAP_PERFMON, and Linux 5.17 or newer with BTF are \
+         needed)"
+    )]
+    Attach {
+        /// The tracepoint.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// More ends than there is room for.
+    #[error("{0} addresses and ports are too many for the other end: name a port, or one of them")]
+    TooManyTargets(usize),
+    /// A map could not be read or written.
+    #[error("{operation} map {name}")]
+    Map {
+        /// For example `write to`.
+        operation: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// Events could not be waited for.
+    #[error("wait for events")]
+    Wait(#[source] io::Error),
+}
+
+/// Whose packets shall be followed, in both directions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Addresses of one end, at most two; none: anybody.
+    pub sources: Vec<Ip>,
+    /// The other end; none: anybody.
+    pub targets: Vec<(Ip, Option<Port>)>,
+    /// Protocol of layer 4.
+    pub protocol: Option<u8>,
+    /// UDP ports at which packets are unwrapped, at most two.
+    pub vxlan_ports: Vec<Port>,
+}
+
+/// The attached programs.
+pub struct Tracer {
+    programs: Ebpf,
+    events: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl Tracer {
+    /// Loads the programs and attaches them. Packets are followed from here on until this is dropped.
+    ///
+    /// # Errors
+    /// When the kernel lacks something, or this process the right.
+    pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracerError> {
+        let btf = types
+            .for_loader()
+            .map_err(|error| TracerError::Btf(Box::new(error)))?;
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("OFFSETS", &offsets(types)?, true)
+            .override_global("FILTER", &filter(wanted), true)
+            .load(TRACE_OBJECT)
+            .map_err(|error| TracerError::Load(Box::new(error)))?;
+        write_targets(&mut programs, wanted)?;
+        let events = RingBuf::try_from(take(&mut programs, "EVENTS")?).map_err(map("open", "EVENTS"))?;
+        let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(map("open", "LOST"))?;
+        load_all(&mut programs, &btf)?;
+        for name in TRACEPOINTS {
+            attach(&mut programs, name)?;
+        }
+        Ok(Self {
+            programs,
+            events,
+            lost,
+        })
+    }
+
+    /// The next event that is there already.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let item = self.events.next()?;
+        read_event(&item)
+    }
+
+    /// Waits until there is an event, but not beyond `deadline`.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn wait(&self, deadline: Instant) -> Result<(), TracerError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A partial millisecond is waited for too.
+        let left = left + Duration::from_millis(u64::from(!left.is_zero()));
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut sources = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut sources, left) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(TracerError::Wait(error.into())),
+        }
+    }
+
+    /// How many events were lost since the start: no room was left for them, or the program was running already when its
+    /// tracepoint was met again.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn lost(&self) -> Result<u64, TracerError> {
+        let mut lost = 0;
+        for kind in 0..Event::KINDS {
+            let without_room = self.lost.get(&kind, 0).map_err(map("read", "LOST"))?;
+            lost += without_room.iter().sum::<u64>();
+        }
+        for name in TRACEPOINTS {
+            lost += self.missed(name)?;
+        }
+        Ok(lost)
+    }
+
+    /// How often the kernel did not enter a program because it ran on that CPU already.
+    fn missed(&self, name: &'static str) -> Result<u64, TracerError> {
+        let program = self.programs.program(name).ok_or(TracerError::Missing(name))?;
+        let program: &BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
+        let fd = program.fd().map_err(attach_failed(name))?;
+        crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Wait)
+    }
+}
+
+impl AsFd for Tracer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsRawFd as _;
+        let raw = self.events.as_raw_fd();
+        // SAFETY: the ring holds its descriptor open as long as it lives, which is as long as `self` does.
+        unsafe { BorrowedFd::borrow_raw(raw) }
+    }
+}
+
+impl std::fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracer").finish_non_exhaustive()
+    }
+}
+
+/// Loads the programs. The verifier takes most of the time, and looks at each program alone: they are loaded at once, on
+/// as many CPUs as there are.
+fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<(), TracerError> {
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (found, program) in programs.programs_mut() {
+            let name = TRACEPOINTS.into_iter().find(|name| *name == found);
+            let name = name.ok_or(TracerError::Missing("tracepoint"))?;
+            threads.push(scope.spawn(move || {
+                let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
+                program.load(name, btf).map_err(attach_failed(name))
+            }));
+        }
+        threads.into_iter().try_for_each(|thread| {
+            let loaded = thread.join();
+            loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn attach(programs: &mut Ebpf, name: &'static str) -> Result<(), TracerError> {
+    let program = programs.program_mut(name).ok_or(TracerError::Missing(name))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
+    program.attach().map(drop).map_err(attach_failed(name))
+}
+
+fn attach_failed(name: &'static str) -> impl FnOnce(ProgramError) -> TracerError {
+    move |source| TracerError::Attach {
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn map(operation: &'static str, name: &'static str) -> impl FnOnce(MapError) -> TracerError {
+    move |source| TracerError::Map {
+        operation,
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, TracerError> {
+    programs.take_map(name).ok_or(TracerError::Missing(name))
+}
+
+fn read_event(bytes: &[u8]) -> Option<Event> {
+    let whole = bytes.get(..size_of::<Event>())?;
+    // SAFETY: that many bytes are there, every bit pattern is an event, and the place need not be aligned.
+    Some(unsafe { std::ptr::read_unaligned(whole.as_ptr().cast()) })
+}
+
+fn filter(wanted: &Wanted) -> Filter {
+    let first = wanted.sources.first().copied().unwrap_or(Ip::ANY);
+    let mut ports = wanted.vxlan_ports.iter().copied();
+    Filter {
+        sources: [first, wanted.sources.get(1).copied().unwrap_or(first)],
+        protocol: wanted.protocol.unwrap_or(0).into(),
+        any_target: wanted.targets.is_empty().into(),
+        vxlan_ports: [(); 2].map(|()| ports.next().unwrap_or_default()),
+    }
+}
+
+fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracerError> {
+    let targets = programs
+        .map_mut("TARGETS")
+        .ok_or(TracerError::Missing("TARGETS"))?;
+    let mut targets: HashMap<_, Target, u32> = HashMap::try_from(targets).map_err(map("open", "TARGETS"))?;
+    for (address, port) in &wanted.targets {
+        match targets.insert(Target::new(*address, *port), 1, 0) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG) => {
+                return Err(TracerError::TooManyTargets(wanted.targets.len()));
+            }
+            inserted => inserted.map_err(map("write to", "TARGETS"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Where the programs find what they read.
+fn offsets(types: &KernelTypes) -> Result<Offsets, TracerError> {
+    let skb = |field| types.offset("sk_buff", field);
+    let device = |field| types.offset("net_device", field);
+    let tuples = tuples(types)?;
+    Ok(Offsets {
+        skb_dev: skb("dev")?,
+        skb_sk: skb("sk")?,
+        skb_len: skb("len")?,
+        skb_protocol: skb("protocol")?,
+        skb_network_header: skb("network_header")?,
+        skb_tail: skb("tail")?,
+        skb_head: skb("head")?,
+        skb_data: skb("data")?,
+        skb_nfct: tuples.map_or(Ok(Offsets::ABSENT), |_| skb("_nfct"))?,
+        dev_name: device("name")?,
+        dev_ifindex: device("ifindex")?,
+        dev_net: device("nd_net")?,
+        sock_net: types.offset("sock", "__sk_common.skc_net")?,
+        net_inum: types.offset("net", "ns.inum")?,
+        conn_original: tuples.map_or(0, |(original, _)| original),
+        conn_reply: tuples.map_or(0, |(_, reply)| reply),
+    })
+}
+
+/// Where a connection has its tuples; `None` in kernels without connection tracking.
+fn tuples(types: &KernelTypes) -> Result<Option<(u32, u32)>, TracerError> {
+    let first = match types.offset("nf_conn", "tuplehash") {
+        Err(TypesError::NoType(_)) => return Ok(None),
+        first => first?,
+    };
+    let rows = [
+        ("src.u3", 0),
+        ("src.u", 16),
+        ("src.l3num", 18),
+        ("dst.u3", 20),
+        ("dst.u", 36),
+        ("dst.protonum", 38),
+    ];
+    for (field, offset) in rows {
+        if types.offset("nf_conntrack_tuple", field)? != offset {
+            return Err(TracerError::Tuple);
+        }
+    }
+    let tuple = types.offset("nf_conntrack_tuple_hash", "tuple")?;
+    let size = types.size("nf_conntrack_tuple_hash")?;
+    Ok(Some((first + tuple, first + size + tuple)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_has_what_the_programs_read() {
+        let types = KernelTypes::read().expect("a kernel with type information");
+        let offsets = offsets(&types).expect("all fields");
+        assert_ne!(offsets.skb_head, 0);
+        assert!(offsets.conn_reply > offsets.conn_original, "{offsets:?}");
+        let reasons = types.enumeration("skb_drop_reason").expect("reasons");
+        let names: Vec<&String> = reasons.values().collect();
+        assert!(
+            names.iter().any(|name| *name == "SKB_DROP_REASON_NETFILTER_DROP"),
+            "{names:?}"
+        );
+    }
+
+    #[test]
+    fn an_unused_source_repeats_the_first_and_no_source_is_anybody() {
+        let ip = |text: &str| Ip::from(text.parse::<std::net::IpAddr>().expect("an address"));
+        let one = Wanted {
+            sources: vec![ip("10.244.1.2")],
+            ..Wanted::default()
+        };
+        assert_eq!(filter(&one).sources, [ip("10.244.1.2"); 2]);
+        let none = filter(&Wanted::default());
+        assert_eq!((none.sources, none.any_target), ([Ip::ANY; 2], 1));
+    }
+}

@@ -1,0 +1,127 @@
+//! The pods of this machine, as its agents have written them down.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use model::ObjectName;
+use trace::Names;
+use trace::namespaces::Found;
+
+use crate::config;
+
+/// Where the configuration of an agent is that was told nothing else.
+const USUAL: &str = "/etc/causeway/node.yaml";
+
+/// Names that are told when one is not there, at the most.
+const TOLD: usize = 10;
+
+/// Pods by name, with their addresses.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    by_name: BTreeMap<ObjectName, Vec<IpAddr>>,
+    /// Whether an agent was asked at all.
+    has_agent: bool,
+}
+
+impl Pods {
+    /// Reads what the agents with these configurations wrote. Without one, that with the usual configuration, if there is
+    /// one.
+    pub(super) fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
+        let usual = [PathBuf::from(USUAL)];
+        let configs = if configs.is_empty() && Path::new(USUAL).exists() {
+            &usual
+        } else {
+            configs
+        };
+        let mut pods = Self {
+            by_name: BTreeMap::new(),
+            has_agent: !configs.is_empty(),
+        };
+        for path in configs {
+            let config = config::load(path, None)?;
+            let directory = &config.state_dir;
+            let recorded = overlay::pods::recorded(directory)
+                .with_context(|| format!("read the pods in {}", directory.display()))?;
+            for assigned in recorded {
+                let addresses = assigned.addresses().values().copied().collect();
+                pods.by_name.extend(assigned.pod.map(|name| (name, addresses)));
+            }
+        }
+        Ok(pods)
+    }
+
+    /// A pod's addresses.
+    pub(super) fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
+        if let Some(addresses) = self.by_name.get(name) {
+            return Ok(addresses.clone());
+        }
+        if !self.has_agent {
+            bail!("pod {name} is not known: there is no {USUAL}; name an agent's configuration by --config");
+        }
+        // Those of the same name first.
+        let mut others: Vec<&ObjectName> = self.by_name.keys().collect();
+        others.sort_by_key(|other| (other.name != name.name, *other));
+        let told: Vec<String> = others
+            .iter()
+            .take(TOLD)
+            .map(|other| format!("pod/{other}"))
+            .collect();
+        match told.is_empty() {
+            true => bail!("no pod {name} on this machine's nodes: there is none at all"),
+            false => bail!(
+                "no pod {name} on this machine's nodes; there are {}",
+                told.join(", ")
+            ),
+        }
+    }
+
+    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them.
+    pub(super) fn names(&self, namespaces: &[Found]) -> Names {
+        let mut names = Names::of_this_machine();
+        let by_address: BTreeMap<IpAddr, &ObjectName> = self
+            .by_name
+            .iter()
+            .flat_map(|(name, addresses)| addresses.iter().map(move |address| (*address, name)))
+            .collect();
+        for found in namespaces {
+            let pod = found.addresses.iter().find_map(|address| by_address.get(address));
+            if let Some(pod) = pod {
+                names.netns.insert(found.inode, format!("pod/{pod}"));
+            }
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(namespace: &str, name: &str) -> ObjectName {
+        ObjectName {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_not_there_is_told_with_those_that_are_the_same_name_first() {
+        let address: IpAddr = "10.244.1.2".parse().expect("an address");
+        let pods = Pods {
+            by_name: [name("a", "b"), name("shop", "web")]
+                .map(|name| (name, vec![address]))
+                .into(),
+            has_agent: true,
+        };
+        assert_eq!(pods.addresses(&name("a", "b")).expect("there"), [address]);
+        let error = pods.addresses(&name("default", "web")).expect_err("not there");
+        assert_eq!(
+            error.to_string(),
+            "no pod default/web on this machine's nodes; there are pod/shop/web, pod/a/b"
+        );
+        let error = Pods::default().addresses(&name("a", "b")).expect_err("not there");
+        assert!(error.to_string().contains("--config"), "{error}");
+    }
+}

@@ -1,0 +1,240 @@
+//! What a drop means. The kernel says why in its own words, and at some places it says nothing: there the place tells.
+
+use serde::{Deserialize, Serialize};
+
+/// What a drop means, and what to look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// In words.
+    pub means: String,
+    /// What shows or mends it.
+    pub look: String,
+}
+
+/// A row: reason, the beginning of the place's name, what it means, what to look at. Empty: any.
+type Row = (&'static str, &'static str, &'static str, &'static str);
+
+/// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
+/// gives no reason of its own.
+const ROWS: [Row; 31] = [
+    (
+        "NETFILTER_DROP",
+        "",
+        "a rule of nftables or iptables dropped it",
+        "nft list ruleset, iptables-save",
+    ),
+    (
+        "NO_TX_TARGET",
+        "vxlan",
+        "the VXLAN device knows no node for the packet's MAC address: the FDB entry is missing",
+        "bridge fdb show dev DEVICE; does the lease of the other node exist?",
+    ),
+    (
+        "VXLAN_VNI_NOT_FOUND",
+        "",
+        "no VXLAN device of this node has the packet's network identifier",
+        "ip -d link show type vxlan",
+    ),
+    (
+        "NO_SOCKET",
+        "__udp",
+        "nobody listens at this UDP port",
+        "ss -uln; for VXLAN: ip -d link show type vxlan",
+    ),
+    (
+        "NO_SOCKET",
+        "",
+        "nobody listens at this address and port",
+        "ss -tln",
+    ),
+    (
+        "IP_RPFILTER",
+        "",
+        "the way back to the sender is not by the device that it came from (rp_filter)",
+        "ip route get SENDER; sysctl net.ipv4.conf.all.rp_filter",
+    ),
+    (
+        "NEIGH_FAILED",
+        "",
+        "nobody answers for the next hop's address on the link",
+        "ip neigh show",
+    ),
+    (
+        "NEIGH_QUEUEFULL",
+        "",
+        "too many packets wait for the next hop's MAC address",
+        "ip neigh show",
+    ),
+    (
+        "NEIGH_CREATEFAIL",
+        "",
+        "the table of neighbours is full",
+        "sysctl net.ipv4.neigh.default.gc_thresh3",
+    ),
+    (
+        "IP_OUTNOROUTES",
+        "",
+        "there is no route to the receiver",
+        "ip route get RECEIVER",
+    ),
+    (
+        "IP_INNOROUTES",
+        "",
+        "there is no route to the receiver",
+        "ip route get RECEIVER from SENDER iif DEVICE",
+    ),
+    (
+        "IP_LOCALNET",
+        "",
+        "loopback addresses do not leave their host",
+        "sysctl net.ipv4.conf.all.route_localnet",
+    ),
+    (
+        "IP_LOCAL_SOURCE",
+        "",
+        "the sender's address is one of the receiver's own",
+        "ip address show",
+    ),
+    (
+        "IP_INVALID_SOURCE",
+        "",
+        "the sender's address cannot be one",
+        "ip address show",
+    ),
+    (
+        "PKT_TOO_BIG",
+        "",
+        "it is larger than the device takes (MTU)",
+        "ip link show; the MTU of pods must leave room for the tunnel",
+    ),
+    (
+        "NOT_SPECIFIED",
+        "__dev_forward_skb",
+        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "ip link show, on both ends",
+    ),
+    (
+        "NOT_SPECIFIED",
+        "veth_xmit",
+        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "ip link show, on both ends",
+    ),
+    (
+        "NOT_SPECIFIED",
+        "ip_forward",
+        "the host does not forward it",
+        "sysctl net.ipv4.ip_forward; the packet's TTL and size",
+    ),
+    (
+        "NOT_SPECIFIED",
+        "ip6_forward",
+        "the host does not forward it",
+        "sysctl net.ipv6.conf.all.forwarding; the packet's hop limit and size",
+    ),
+    (
+        "NOT_SPECIFIED",
+        "ip_error",
+        "there is no route to the receiver, or forwarding is off",
+        "ip route get RECEIVER; sysctl net.ipv4.ip_forward",
+    ),
+    (
+        "TC_INGRESS",
+        "",
+        "a program or filter at the device's ingress (tc) dropped it",
+        "tc filter show dev DEVICE ingress; bpftool net",
+    ),
+    (
+        "TC_EGRESS",
+        "",
+        "a program or filter at the device's egress (tc) dropped it",
+        "tc filter show dev DEVICE egress; bpftool net",
+    ),
+    (
+        "XDP",
+        "",
+        "an XDP program at the device dropped it",
+        "ip link show; bpftool net",
+    ),
+    (
+        "QDISC_DROP",
+        "",
+        "the device's queue was full",
+        "tc -s qdisc show dev DEVICE",
+    ),
+    (
+        "SOCKET_RCVBUFF",
+        "",
+        "the socket's buffer is full: the program reads too slowly",
+        "ss -nmp",
+    ),
+    (
+        "SOCKET_FILTER",
+        "",
+        "a filter at the socket, or a program at its cgroup, dropped it",
+        "bpftool cgroup tree",
+    ),
+    (
+        "TCP_LISTEN_OVERFLOW",
+        "",
+        "the listener's queue is full: the program accepts too slowly",
+        "ss -tln",
+    ),
+    (
+        "TCP_CSUM",
+        "",
+        "TCP's checksum is wrong",
+        "ethtool -k DEVICE: try without tx-checksumming",
+    ),
+    (
+        "UDP_CSUM",
+        "",
+        "UDP's checksum is wrong",
+        "ethtool -k DEVICE: try without tx-checksumming",
+    ),
+    (
+        "QUEUE_PURGE",
+        "",
+        "it had arrived: the socket was closed before it was read",
+        "the program at that socket",
+    ),
+    (
+        "OTHERHOST",
+        "",
+        "its MAC address is another host's",
+        "ip neigh show, at the sender",
+    ),
+];
+
+/// What a drop means; `None` where the kernel's words are all that is known.
+#[must_use]
+pub fn of(reason: &str, place: &str) -> Option<Cause> {
+    let found = ROWS
+        .iter()
+        .find(|(row_reason, at, ..)| *row_reason == reason && place.starts_with(at));
+    found.map(|(_, _, means, look)| Cause {
+        means: (*means).to_owned(),
+        look: (*look).to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_tells_where_the_reason_does_not() {
+        let means = |reason, place| of(reason, place).map(|cause| cause.means);
+        let rows = [
+            ("NO_TX_TARGET", "vxlan_xmit", "FDB entry is missing"),
+            ("NOT_SPECIFIED", "__dev_forward_skb2", "MTUs of its ends differ"),
+            ("NO_SOCKET", "__udp4_lib_rcv", "this UDP port"),
+            ("NO_SOCKET", "tcp_v4_rcv", "this address and port"),
+        ];
+        for (reason, place, part) in rows {
+            let means = means(reason, place).expect("known");
+            assert!(means.contains(part), "{reason} {place}: {means}");
+        }
+        assert_eq!(means("NOT_SPECIFIED", "somewhere"), None);
+        assert_eq!(means("NO_TX_TARGET", "elsewhere"), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! Follows packets through one machine: through its network namespaces, NAT and VXLAN, to a socket or to the place where
+//! they are dropped.
+//!
+//! Tour:
+//! - [`Filter`] says whose packets, in both directions.
+//! - [`Session`] attaches programs to the kernel's tracepoints, and turns what they tell into [`Hop`]s. It takes them away
+//!   when it is dropped; the kernel does when the process ends, however it ends.
+//! - [`Story`] is what the hops of one connection mean: packets, NAT, the reply, a [`Verdict`]. Pure.
+//! - [`cause`] says what a drop means, and what to look at.
+//! - [`namespaces`] finds where on this machine an address is.
+//! - [`render`] writes a story for people.
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//! use trace::{Filter, Names, Session, Story};
+//! let filter = Filter {
+//!     sources: vec!["10.244.1.2".parse()?],
+//!     targets: vec![("10.96.0.10".parse()?, Some(80))],
+//!     ..Filter::default()
+//! };
+//! let mut session = Session::start(&filter, "node-1")?;
+//! let deadline = Instant::now() + Duration::from_secs(2);
+//! let mut hops = Vec::new();
+//! while let Some(hop) = session.next_hop(deadline)? {
+//!     hops.push(hop);
+//! }
+//! let story = Story::new(&filter, &hops, &Names::of_this_machine(), session.lost()?);
+//! print!("{}", trace::render::text(&story));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod cause;
+pub mod hop;
+pub mod namespaces;
+pub mod places;
+pub mod render;
+pub mod session;
+pub mod story;
+
+pub use hop::{Hop, HopKind};
+pub use places::Names;
+pub use session::{Filter, Session, TraceError};
+pub use story::{Story, Verdict};

@@ -1,0 +1,62 @@
+//! The network namespaces of this machine, and the addresses that they have.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use netlink::netns::PIN_DIRECTORY;
+use netlink::{Kernel, Namespace, Netlink};
+
+use crate::places::inode;
+
+/// A network namespace.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its inode number.
+    pub inode: u32,
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The addresses of its devices, loopback's left out.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Every namespace that is pinned or that a process of this machine is in. What goes away meanwhile is left out.
+#[must_use]
+pub fn of_this_machine() -> Vec<Found> {
+    let mut paths = BTreeMap::new();
+    for path in pins().chain(of_processes()) {
+        if let Some(inode) = inode(&path) {
+            paths.entry(inode).or_insert(path);
+        }
+    }
+    let found = paths.into_iter().filter_map(|(inode, path)| {
+        let namespace = Namespace::open(path).ok()?;
+        Some(Found {
+            inode,
+            addresses: addresses(&namespace).ok()?,
+            namespace,
+        })
+    });
+    found.collect()
+}
+
+fn addresses(namespace: &Namespace) -> netlink::Result<Vec<IpAddr>> {
+    let addresses = Netlink::open_in(namespace)?.addresses(None)?;
+    let addresses = addresses.into_iter().map(|address| address.network.ip());
+    Ok(addresses.filter(|address| !address.is_loopback()).collect())
+}
+
+fn pins() -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(PIN_DIRECTORY).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}
+
+fn of_processes() -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter(|entry| {
+        let name = entry.file_name();
+        name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())
+    });
+    processes.map(|entry| entry.path().join(Path::new("ns/net")))
+}

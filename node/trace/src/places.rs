@@ -1,0 +1,134 @@
+//! Names of what the kernel tells by number: why packets are dropped, functions, network namespaces.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use ebpf::kernel_types::{KernelTypes, TypesError};
+use netlink::netns::PIN_DIRECTORY;
+
+/// Names of reasons and functions.
+#[derive(Debug)]
+pub struct Places {
+    reasons: BTreeMap<u32, String>,
+    /// By address; read when the first function is asked for, since there are many.
+    functions: Option<BTreeMap<u64, String>>,
+}
+
+impl Places {
+    pub(crate) fn read(types: &KernelTypes) -> Result<Self, TypesError> {
+        let reasons = types.enumeration("skb_drop_reason")?;
+        let short = |name: String| name.trim_start_matches("SKB_DROP_REASON_").to_owned();
+        Ok(Self {
+            reasons: reasons
+                .into_iter()
+                .map(|(number, name)| (number, short(name)))
+                .collect(),
+            functions: None,
+        })
+    }
+
+    /// The kernel's name of a reason: numbers differ between kernels. Those of subsystems stay numbers.
+    pub(crate) fn reason(&self, number: u32) -> String {
+        let known = self.reasons.get(&number);
+        known.map_or_else(|| format!("reason {number:#x}"), Clone::clone)
+    }
+
+    /// The function that an address is in.
+    pub(crate) fn function(&mut self, address: u64) -> String {
+        let functions = self.functions.get_or_insert_with(|| {
+            // Without the right to see addresses all are 0, and none is found.
+            functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
+        });
+        let found = functions.range(..=address).next_back();
+        found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
+    }
+}
+
+/// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
+fn functions(symbols: &str) -> BTreeMap<u64, String> {
+    let function = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let address = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let (kind, name) = (fields.next()?, fields.next()?);
+        // Compilers add suffixes to functions that they cut up: `.isra.0`.
+        let name = name.split('.').next().unwrap_or(name);
+        (address != 0 && matches!(kind, "t" | "T")).then(|| (address, name.to_owned()))
+    };
+    symbols.lines().filter_map(function).collect()
+}
+
+/// What people call network namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// By inode number: a pod's name, or what `ip netns` calls it.
+    pub netns: BTreeMap<u32, String>,
+}
+
+impl Names {
+    /// The names under which namespaces are pinned on this machine, and `host` for that of process 1 and the own one.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        let mut netns = BTreeMap::new();
+        for entry in fs::read_dir(PIN_DIRECTORY).into_iter().flatten().flatten() {
+            // `DirEntry::metadata` is that of the file below the mount.
+            if let (Some(inode), Ok(name)) = (inode(&entry.path()), entry.file_name().into_string()) {
+                netns.insert(inode, name);
+            }
+        }
+        // In some containers process 1 shows its namespaces to nobody.
+        for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {
+            let own = inode(path.as_ref());
+            own.map(|inode| netns.entry(inode).or_insert_with(|| "host".to_owned()));
+        }
+        Self { netns }
+    }
+
+    /// A namespace's name; its number where it has none.
+    #[must_use]
+    pub fn of_netns(&self, inode: u32) -> String {
+        match self.netns.get(&inode) {
+            Some(name) => name.clone(),
+            None if inode == 0 => "-".to_owned(),
+            None => format!("netns:{inode}"),
+        }
+    }
+}
+
+/// The inode number of the namespace behind a path.
+#[must_use]
+pub fn inode(path: &std::path::Path) -> Option<u32> {
+    u32::try_from(fs::metadata(path).ok()?.ino()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_in_the_function_that_begins_before_it() {
+        let symbols = "\
+ffffffff81000000 T ip_rcv
+ffffffff81000100 t tcp_v4_rcv.isra.0
+ffffffff81000180 D some_data
+ffffffff81000200 T udp_rcv\t[module]
+0000000000000000 T hidden
+";
+        let mut places = Places {
+            reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
+            functions: Some(functions(symbols)),
+        };
+        let rows = [
+            (0xffff_ffff_8100_0000, "ip_rcv"),
+            (0xffff_ffff_8100_00ff, "ip_rcv"),
+            (0xffff_ffff_8100_0190, "tcp_v4_rcv"),
+            (0xffff_ffff_8100_0201, "udp_rcv"),
+            (0x1000, "0x1000"),
+        ];
+        for (address, name) in rows {
+            assert_eq!(places.function(address), name);
+        }
+        assert_eq!(places.reason(12), "NETFILTER_DROP");
+        assert_eq!(places.reason(0x10001), "reason 0x10001");
+    }
+}

@@ -1,0 +1,256 @@
+//! A story for people, and for programs.
+
+use std::fmt::Write as _;
+
+use crate::hop::{Flow, Hop, HopKind};
+use crate::story::{Packet, Step, Story, Verdict};
+
+/// Packets that are told hop by hop; of the others there is a line each.
+const IN_FULL: usize = 2;
+
+/// Lines of later packets, at the most.
+const LATER: usize = 10;
+
+/// The story as JSON, with a line's end.
+#[must_use]
+pub fn json(story: &Story) -> String {
+    format!("{:#}\n", serde_json::json!(story))
+}
+
+/// The story in words: the verdict first, then packets hop by hop, then what to look at.
+#[must_use]
+pub fn text(story: &Story) -> String {
+    let mut text = String::new();
+    line(&mut text, &headline(story));
+    let (full, later) = in_full(story);
+    for packet in &full {
+        line(&mut text, "");
+        packet_lines(&mut text, packet);
+    }
+    if !later.is_empty() {
+        line(&mut text, "");
+    }
+    for packet in later.iter().take(LATER) {
+        line(&mut text, &summary(packet));
+    }
+    if later.len() > LATER {
+        line(&mut text, &format!("and {} packets more", later.len() - LATER));
+    }
+    line(&mut text, "");
+    for conclusion in conclusions(story) {
+        line(&mut text, &conclusion);
+    }
+    text
+}
+
+fn line(text: &mut String, line: &str) {
+    let _infallible = writeln!(text, "{}", line.trim_end());
+}
+
+/// The first request, and the reply that answers it; where a packet was dropped, that one too.
+fn in_full(story: &Story) -> (Vec<&Packet>, Vec<&Packet>) {
+    let first = story.packets.iter().position(|packet| !packet.is_reply);
+    let reply = story.packets.iter().position(|packet| packet.is_reply);
+    let dropped = story.drop().and_then(|step| {
+        let holds = |packet: &Packet| packet.hops.iter().any(|other| other == step);
+        story.packets.iter().position(holds)
+    });
+    let chosen: std::collections::BTreeSet<usize> = [first, reply, dropped]
+        .into_iter()
+        .flatten()
+        .take(IN_FULL + 1)
+        .collect();
+    let (full, later): (Vec<_>, Vec<_>) = story
+        .packets
+        .iter()
+        .enumerate()
+        .partition(|(at, _)| chosen.contains(at));
+    let strip = |packets: Vec<(usize, _)>| packets.into_iter().map(|(_, packet)| packet).collect();
+    (strip(full), strip(later))
+}
+
+fn headline(story: &Story) -> String {
+    let verdict = match story.verdict {
+        Verdict::NothingSeen => "NOTHING SEEN",
+        Verdict::Answered => "ANSWERED",
+        Verdict::Refused => "REFUSED",
+        Verdict::Delivered => "DELIVERED, no reply seen",
+        Verdict::Unanswered => "NO REPLY",
+        Verdict::Dropped { is_reply: false } => "DROPPED",
+        Verdict::Dropped { is_reply: true } => "REPLY DROPPED",
+    };
+    let Some(flow) = story.flow else {
+        return format!("TRACE  verdict: {verdict}");
+    };
+    let mut headline = format!("TRACE  {flow}/{}  verdict: {verdict}", flow.protocol);
+    if let Some(round_trip) = story.round_trip_ns {
+        let _infallible = write!(headline, "  round trip {}", micros(round_trip));
+    }
+    headline
+}
+
+fn packet_lines(text: &mut String, packet: &Packet) {
+    let Some(first) = packet.hops.first() else { return };
+    let direction = if packet.is_reply { "reply" } else { "request" };
+    let header = &first.hop.header;
+    line(
+        text,
+        &format!(
+            "{direction}  {}{}, {} bytes",
+            header.flow.protocol,
+            named(&header.what),
+            header.length
+        ),
+    );
+    let places = packet.hops.iter().map(|step| step.at.chars().count());
+    let devices = packet.hops.iter().map(|step| step.hop.device.chars().count());
+    let widths = (places.max().unwrap_or(0), devices.max().unwrap_or(0));
+    let mut before: Option<&Hop> = None;
+    for step in &packet.hops {
+        line(text, &step_line(step, before, widths));
+        before = Some(&step.hop);
+    }
+}
+
+fn named(what: &str) -> String {
+    if what.is_empty() {
+        String::new()
+    } else {
+        format!(" {what}")
+    }
+}
+
+fn step_line(step: &Step, before: Option<&Hop>, (place, device): (usize, usize)) -> String {
+    let Step {
+        after_ns, at, hop, ..
+    } = step;
+    let kind = match &hop.kind {
+        HopKind::Sent => "sent",
+        HopKind::Received => "received",
+        HopKind::Dropped { .. } => "DROPPED",
+        HopKind::Consumed { .. } => "taken",
+    };
+    let after = format!("+{}", micros(*after_ns));
+    format!(
+        "  {after:>12}  {at:<place$}  {:<device$}  {kind:<8}  {}",
+        hop.device,
+        details(hop, before)
+    )
+}
+
+/// What is new at this hop.
+fn details(hop: &Hop, before: Option<&Hop>) -> String {
+    let mut parts = Vec::new();
+    let flow = hop.header.flow;
+    if before.is_none_or(|before| before.header.flow != flow) {
+        parts.push(flow.to_string());
+    }
+    if let Some(before) = before.filter(|before| before.header.flow != flow) {
+        parts.push(translation(before.header.flow, flow));
+    }
+    match (hop.wrapping, before.and_then(|before| before.wrapping)) {
+        (Some(wrapping), before) if before != Some(wrapping) => {
+            parts.push(format!("in VXLAN {} {}", wrapping.vni, wrapping.flow));
+        }
+        (None, Some(_)) => parts.push("unwrapped".to_owned()),
+        _ => {}
+    }
+    match &hop.kind {
+        HopKind::Dropped { reason, place } => parts.push(format!("{reason} in {place}")),
+        HopKind::Consumed { place } => parts.push(format!("by {place}")),
+        HopKind::Sent | HopKind::Received => {}
+    }
+    parts.join("  ")
+}
+
+fn translation(before: Flow, after: Flow) -> String {
+    match (
+        before.source != after.source,
+        before.destination != after.destination,
+    ) {
+        (true, false) => "(source NAT)",
+        (false, true) => "(destination NAT)",
+        _ => "(source and destination NAT)",
+    }
+    .to_owned()
+}
+
+/// One line for a packet.
+fn summary(packet: &Packet) -> String {
+    let (Some(first), Some(last)) = (packet.hops.first(), packet.hops.last()) else {
+        return String::new();
+    };
+    let direction = if packet.is_reply { "reply" } else { "request" };
+    let header = &first.hop.header;
+    let end = match &last.hop.kind {
+        HopKind::Dropped { reason, place } => {
+            format!("DROPPED at {} {}: {reason} in {place}", last.at, last.hop.device)
+        }
+        HopKind::Consumed { .. } => format!("taken after {}", place_before_end(packet)),
+        HopKind::Sent | HopKind::Received => format!("last seen at {} {}", last.at, last.hop.device),
+    };
+    format!(
+        "{:>14}  {direction:<7}  {}{}, {} bytes: {} hops, {end}",
+        format!("+{}", micros(first.after_ns)),
+        header.flow.protocol,
+        named(&header.what),
+        header.length,
+        packet.hops.len(),
+    )
+}
+
+/// Where a packet was before somebody took it.
+fn place_before_end(packet: &Packet) -> String {
+    let at_device = packet.hops.iter().rev().find(|step| !step.hop.device.is_empty());
+    at_device.map_or_else(String::new, |step| format!("{} {}", step.at, step.hop.device))
+}
+
+/// What follows from it all.
+fn conclusions(story: &Story) -> Vec<String> {
+    let mut conclusions = Vec::new();
+    if let Some(step) = story.drop()
+        && let HopKind::Dropped { reason, place } = &step.hop.kind
+    {
+        let at = [step.at.as_str(), &step.hop.device].join(" ");
+        conclusions.push(format!("DROPPED at {}: {reason} in {place}", at.trim_end()));
+        match &step.cause {
+            Some(cause) => {
+                conclusions.push(format!("means:   {}", cause.means));
+                conclusions.push(format!("look at: {}", cause.look));
+            }
+            None => {
+                conclusions.push("means:   not known; the kernel's function is where it ended".to_owned())
+            }
+        }
+    }
+    let (request, reply) = (story.last_step(false), story.last_step(true));
+    match (story.verdict, reply.or(request)) {
+        (Verdict::Unanswered, Some(step)) => {
+            let what = if reply.is_some() {
+                "there was a reply, which nobody dropped, and which did not come back"
+            } else {
+                "nobody dropped it, and nobody answered"
+            };
+            let place = [step.at.as_str(), &step.hop.device].join(" ");
+            conclusions.push(format!("{what}: it was seen last at {}", place.trim_end()));
+        }
+        (Verdict::NothingSeen, _) => {
+            conclusions
+                .push("no packet of this kind was seen: nobody sent one while it was looked for".to_owned());
+        }
+        _ => {}
+    }
+    if story.other_connections > 0 {
+        conclusions.push(format!("{} other connections were seen", story.other_connections));
+    }
+    conclusions.push(match story.lost_events {
+        0 => "0 events lost".to_owned(),
+        lost => format!("INCOMPLETE: {lost} events lost; a hop that is missing says nothing"),
+    });
+    conclusions
+}
+
+/// Nanoseconds as microseconds.
+fn micros(nanos: u64) -> String {
+    format!("{}.{} us", nanos / 1000, nanos % 1000 / 100)
+}

@@ -1,0 +1,134 @@
+//! A session: the programs are attached, and what they see comes as hops.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ebpf::abi::net::Port;
+use ebpf::kernel_types::{KernelTypes, TypesError};
+use ebpf::tracer::{Tracer, TracerError, Wanted};
+
+use crate::hop::{Hop, Protocol};
+use crate::places::Places;
+
+/// UDP ports of VXLAN: IANA's (RFC 7348 §5), and that of Linux and flannel.
+pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
+
+/// Whose packets are followed, in both directions, under whatever addresses NAT gives them on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Addresses of one end, at most two; none: anybody.
+    pub sources: Vec<IpAddr>,
+    /// Addresses and ports of the other end; none: anybody.
+    pub targets: Vec<(IpAddr, Option<u16>)>,
+    /// Protocol of layer 4; `None`: any.
+    pub protocol: Option<Protocol>,
+    /// UDP ports at which packets are unwrapped, at most two.
+    pub vxlan_ports: Vec<u16>,
+}
+
+impl Default for Filter {
+    /// Everything, with [`VXLAN_PORTS`].
+    fn default() -> Self {
+        Self {
+            sources: Vec::new(),
+            targets: Vec::new(),
+            protocol: None,
+            vxlan_ports: VXLAN_PORTS.to_vec(),
+        }
+    }
+}
+
+/// Why packets cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// More addresses than the programs compare.
+    #[error("{0} addresses are too many for one end: two can be followed")]
+    TooManySources(usize),
+    /// The kernel does not tell its types.
+    #[error(transparent)]
+    Types(#[from] TypesError),
+    /// The programs cannot be loaded or asked.
+    #[error(transparent)]
+    Tracer(#[from] TracerError),
+}
+
+/// The attached programs, and the names of what they tell.
+#[derive(Debug)]
+pub struct Session {
+    tracer: Tracer,
+    places: Places,
+    node: String,
+    attached_in: Duration,
+}
+
+impl Session {
+    /// Attaches the programs. Every packet of the filter is seen from here on until this is dropped. `node` is the name
+    /// of this machine in what is told. Needs root, and Linux 5.17 or newer with BTF.
+    ///
+    /// # Errors
+    /// When the kernel lacks something, or this process the right.
+    pub fn start(filter: &Filter, node: &str) -> Result<Self, TraceError> {
+        let began = Instant::now();
+        let wanted = wanted(filter)?;
+        let types = KernelTypes::read()?;
+        let places = Places::read(&types)?;
+        let tracer = Tracer::start(&wanted, &types)?;
+        Ok(Self {
+            tracer,
+            places,
+            node: node.to_owned(),
+            attached_in: began.elapsed(),
+        })
+    }
+
+    /// How long it took to attach.
+    #[must_use]
+    pub fn attached_in(&self) -> Duration {
+        self.attached_in
+    }
+
+    /// The next hop, waited for until `deadline`; `None`: there was none.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn next_hop(&mut self, deadline: Instant) -> Result<Option<Hop>, TraceError> {
+        loop {
+            while let Some(event) = self.tracer.next_event() {
+                if let Some(hop) = Hop::of(&event, &self.node, &mut self.places) {
+                    return Ok(Some(hop));
+                }
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            self.tracer.wait(deadline)?;
+        }
+    }
+
+    /// How many events were lost since the start. Where it is not 0, a hop that is missing says nothing.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn lost(&self) -> Result<u64, TraceError> {
+        Ok(self.tracer.lost()?)
+    }
+}
+
+fn wanted(filter: &Filter) -> Result<Wanted, TraceError> {
+    let Filter {
+        sources,
+        targets,
+        protocol,
+        vxlan_ports,
+    } = filter;
+    if sources.len() > 2 {
+        return Err(TraceError::TooManySources(sources.len()));
+    }
+    let target = |(address, port): &(IpAddr, Option<u16>)| ((*address).into(), port.map(Port::new));
+    Ok(Wanted {
+        sources: sources.iter().map(|address| (*address).into()).collect(),
+        targets: targets.iter().map(target).collect(),
+        protocol: protocol.map(|Protocol(number)| number),
+        vxlan_ports: vxlan_ports.iter().map(|port| Port::new(*port)).collect(),
+    })
+}

@@ -1,0 +1,400 @@
+//! What hops mean: which are of one packet, which packets of one connection, and what became of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cause::{self, Cause};
+use crate::hop::{Flow, Hop, HopKind, Protocol};
+use crate::places::Names;
+use crate::session::Filter;
+
+/// The kernel's reason where a socket was closed before it was read.
+const CLOSED_UNREAD: &str = "QUEUE_PURGE";
+
+/// What became of the first connection that the filter names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Story {
+    /// What became of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Its first packet as it was sent.
+    pub flow: Option<Flow>,
+    /// Time from the request's first hop to the reply's last, in nanoseconds.
+    pub round_trip_ns: Option<u64>,
+    /// Packets in the order in which they were seen first.
+    pub packets: Vec<Packet>,
+    /// Other connections that were seen too.
+    pub other_connections: usize,
+    /// Events that were lost: where it is not 0, a hop that is missing says nothing.
+    pub lost_events: u64,
+}
+
+/// A packet on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Packet {
+    /// Whether it goes to who sent the first one.
+    pub is_reply: bool,
+    /// Where it was seen, in order.
+    pub hops: Vec<Step>,
+}
+
+/// A hop of a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Time since the story's first hop, in nanoseconds.
+    pub after_ns: u64,
+    /// What the network namespace is called.
+    pub at: String,
+    /// What was seen.
+    #[serde(flatten)]
+    pub hop: Hop,
+    /// What it means that it was dropped.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<Cause>,
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Verdict {
+    /// No packet was seen.
+    NothingSeen,
+    /// A reply came back to where the first packet was seen first.
+    Answered,
+    /// What came back is a refusal: RST, or an error by ICMP.
+    Refused,
+    /// Somebody has had it, and did not answer.
+    Delivered,
+    /// Nobody dropped it, and nobody answered: where it was seen last is where to look.
+    Unanswered,
+    /// A packet was dropped, and none after it came through in its place.
+    Dropped {
+        /// Whether it was a reply.
+        is_reply: bool,
+    },
+}
+
+impl Verdict {
+    /// Whether something is wrong with it.
+    #[must_use]
+    pub const fn is_wrong(self) -> bool {
+        !matches!(self, Self::Answered | Self::Delivered)
+    }
+}
+
+impl Story {
+    /// Makes a story of what a session saw with this filter, in any order.
+    #[must_use]
+    pub fn new(filter: &Filter, hops: &[Hop], names: &Names, lost_events: u64) -> Self {
+        let packets = packets(hops);
+        let connections = connections(&packets);
+        let request = packets.iter().position(|packet| is_request(filter, packet));
+        let Some((request, first)) = request.and_then(|at| Some((at, packets.get(at)?.first()?))) else {
+            return Self::empty(lost_events);
+        };
+        let own: Vec<&Vec<Hop>> = packets
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| connections.get(at) == connections.get(&request))
+            .map(|(_, packet)| packet)
+            .collect();
+        let start = own
+            .iter()
+            .filter_map(|packet| packet.first())
+            .map(|hop| hop.at_ns);
+        let start = start.min().unwrap_or(first.at_ns);
+        let told: Vec<Packet> = own
+            .iter()
+            .map(|packet| Packet::new(packet, first, start, names))
+            .collect();
+        let arrived = told.iter().find_map(|packet| packet.arrival(&told, first));
+        Self {
+            verdict: verdict(&told, first),
+            flow: Some(first.header.flow),
+            round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
+            packets: told,
+            other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
+            lost_events,
+        }
+    }
+
+    fn empty(lost_events: u64) -> Self {
+        Self {
+            verdict: Verdict::NothingSeen,
+            flow: None,
+            round_trip_ns: None,
+            packets: Vec::new(),
+            other_connections: 0,
+            lost_events,
+        }
+    }
+
+    /// The step at which a packet was dropped, where the verdict is that or a refusal.
+    #[must_use]
+    pub fn drop(&self) -> Option<&Step> {
+        let wanted = match self.verdict {
+            Verdict::Dropped { is_reply } => is_reply,
+            Verdict::Refused => false,
+            _ => return None,
+        };
+        let mut packets = self.packets.iter().filter(|packet| packet.is_reply == wanted);
+        packets.find_map(Packet::dropped)
+    }
+
+    /// Where the first packet, or the first reply, was seen last.
+    #[must_use]
+    pub fn last_step(&self, is_reply: bool) -> Option<&Step> {
+        let mut packets = self.packets.iter();
+        packets.find(|packet| packet.is_reply == is_reply)?.hops.last()
+    }
+
+    /// Whether nothing more need come: a reply did, or a refusal and what it is for.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        match self.verdict {
+            Verdict::Answered => true,
+            Verdict::Refused => self.drop().is_some(),
+            _ => false,
+        }
+    }
+}
+
+impl Packet {
+    fn new(hops: &[Hop], request: &Hop, start: u64, names: &Names) -> Self {
+        let steps = hops.iter().map(|hop| Step {
+            after_ns: hop.at_ns.saturating_sub(start),
+            at: names.of_netns(hop.netns),
+            cause: match &hop.kind {
+                HopKind::Dropped { reason, place } => cause::of(reason, place),
+                _ => None,
+            },
+            hop: hop.clone(),
+        });
+        Self {
+            is_reply: is_reply(hops, request),
+            hops: steps.collect(),
+        }
+    }
+
+    /// Where it was dropped, if no copy of it went on. What a socket had already is not dropped.
+    #[must_use]
+    pub fn dropped(&self) -> Option<&Step> {
+        let last = self.hops.last()?;
+        match &last.hop.kind {
+            HopKind::Dropped { reason, .. } if reason != CLOSED_UNREAD => Some(last),
+            _ => None,
+        }
+    }
+
+    /// When a reply had come to who sent the request, in nanoseconds of its node: it was seen there, or it was
+    /// acknowledged. What programs redirect into a namespace (`bpf_redirect_peer`) passes no tracepoint there.
+    fn arrival(&self, packets: &[Self], request: &Hop) -> Option<u64> {
+        let seen = self.came_back_to(request).map(|step| step.hop.at_ns);
+        let acknowledged = || {
+            let is_tcp = request.header.flow.protocol == Protocol::TCP;
+            let mut requests = packets.iter().filter(|packet| !packet.is_reply);
+            let by = requests.find(|packet| is_tcp && self.is_reply && self.is_acknowledged_by(packet))?;
+            Some(by.hops.first()?.hop.at_ns)
+        };
+        seen.or_else(acknowledged)
+    }
+
+    /// Where a reply came to the place that the request was seen at first.
+    fn came_back_to(&self, request: &Hop) -> Option<&Step> {
+        let is_there = |step: &&Step| {
+            let hop = &step.hop;
+            hop.netns == request.netns
+                && hop.device == request.device
+                && matches!(hop.kind, HopKind::Sent | HopKind::Received)
+        };
+        self.hops.iter().filter(|_| self.is_reply).find(is_there)
+    }
+
+    fn is_consumed(&self) -> bool {
+        let last = self.hops.last();
+        last.is_some_and(|step| matches!(step.hop.kind, HopKind::Consumed { .. }))
+    }
+
+    /// Whether this reply says that the connection is not wanted.
+    fn refuses(&self) -> bool {
+        let header = self.hops.first().map(|step| &step.hop.header);
+        header.is_some_and(|header| match header.flow.protocol {
+            Protocol::TCP => header.what.contains("RST"),
+            Protocol::ICMP | Protocol::ICMP_V6 => !header.what.starts_with("echo"),
+            _ => false,
+        })
+    }
+
+    /// Whether a reply says that this packet has arrived, or one in its place.
+    fn is_acknowledged_by(&self, reply: &Self) -> bool {
+        let headers = self.hops.first().zip(reply.hops.first());
+        headers.is_some_and(|(own, other)| match own.hop.header.flow.protocol {
+            Protocol::TCP => {
+                let ahead = other
+                    .hop
+                    .header
+                    .acknowledgement
+                    .wrapping_sub(own.hop.header.sequence);
+                // RFC 9293 §3.4: numbers are compared in a window of half of them.
+                other.hop.header.what.contains("ACK") && (1..1 << 31).contains(&ahead)
+            }
+            _ => other.hop.at_ns > own.hop.at_ns,
+        })
+    }
+}
+
+fn verdict(packets: &[Packet], request: &Hop) -> Verdict {
+    let arrived = |packet: &&Packet| packet.arrival(packets, request).is_some();
+    // Nobody acknowledges a refusal.
+    let refused = |packet: &&Packet| packet.is_reply && packet.refuses() && packet.dropped().is_none();
+    let reply = packets.iter().find(arrived).or(packets.iter().find(refused));
+    let Some(reply) = reply else {
+        return unanswered(packets);
+    };
+    if reply.refuses() {
+        return Verdict::Refused;
+    }
+    let is_lost = |packet: &&Packet| {
+        packet.dropped().is_some_and(|step| !is_by_receiver(step))
+            && !packets
+                .iter()
+                .filter(|other| other.is_reply != packet.is_reply)
+                .any(|other| packet.is_acknowledged_by(other))
+    };
+    match packets.iter().find(is_lost) {
+        Some(packet) => Verdict::Dropped {
+            is_reply: packet.is_reply,
+        },
+        None => Verdict::Answered,
+    }
+}
+
+fn unanswered(packets: &[Packet]) -> Verdict {
+    let dropped = |is_reply| {
+        let mut of_kind = packets.iter().filter(|packet| packet.is_reply == is_reply);
+        of_kind.any(|packet| packet.dropped().is_some())
+    };
+    if dropped(true) {
+        Verdict::Dropped { is_reply: true }
+    } else if dropped(false) {
+        Verdict::Dropped { is_reply: false }
+    } else if packets
+        .iter()
+        .any(|packet| !packet.is_reply && packet.is_consumed())
+    {
+        Verdict::Delivered
+    } else {
+        Verdict::Unanswered
+    }
+}
+
+/// Whether TCP itself had no use for a packet of a connection that works: what is old, or behind its end.
+fn is_by_receiver(step: &Step) -> bool {
+    matches!(&step.hop.kind, HopKind::Dropped { place, .. } if place.starts_with("tcp_"))
+}
+
+/// Hops by packet, each in the order of time, the packets in that of their first hops.
+fn packets(hops: &[Hop]) -> Vec<Vec<Hop>> {
+    let mut sorted: Vec<&Hop> = hops.iter().collect();
+    sorted.sort_by_key(|hop| hop.at_ns);
+    let mut packets: Vec<Vec<Hop>> = Vec::new();
+    let (mut by_name, mut by_fingerprint) = (BTreeMap::new(), BTreeMap::new());
+    for hop in sorted {
+        let known = by_name
+            .get(&hop.packet)
+            .or(by_fingerprint.get(&hop.fingerprint()));
+        let known: Option<usize> = known.copied();
+        let own = known.and_then(|at| Some((at, packets.get_mut(at)?)));
+        let at = match own {
+            Some((at, packet)) if !passes_again(packet, hop) => {
+                packet.push(hop.clone());
+                at
+            }
+            _ => {
+                packets.push(vec![hop.clone()]);
+                packets.len() - 1
+            }
+        };
+        by_name.insert(hop.packet, at);
+        by_fingerprint.insert(hop.fingerprint(), at);
+    }
+    packets
+}
+
+/// Whether a hop is where another copy of the packet has been: a retransmission that is the same to the byte.
+fn passes_again(packet: &[Hop], hop: &Hop) -> bool {
+    packet.iter().any(|earlier| {
+        earlier.packet != hop.packet
+            && matches!(hop.kind, HopKind::Sent | HopKind::Received)
+            && (earlier.netns, &earlier.device, &earlier.kind) == (hop.netns, &hop.device, &hop.kind)
+    })
+}
+
+/// The number of each packet's connection: packets are of one if they share a flow, under any name that NAT gives it.
+fn connections(packets: &[Vec<Hop>]) -> BTreeMap<usize, usize> {
+    let mut by_flow: BTreeMap<Flow, usize> = BTreeMap::new();
+    let mut connections: BTreeMap<usize, usize> = BTreeMap::new();
+    for (number, packet) in packets.iter().enumerate() {
+        let flows: BTreeSet<Flow> = packet.iter().flat_map(flows).map(Flow::canonical).collect();
+        let met: BTreeSet<usize> = flows
+            .iter()
+            .filter_map(|flow| by_flow.get(flow).copied())
+            .collect();
+        let own = met.first().copied().unwrap_or(number);
+        if met.len() > 1 {
+            let all = by_flow.values_mut().chain(connections.values_mut());
+            all.filter(|other| met.contains(other))
+                .for_each(|other| *other = own);
+        }
+        by_flow.extend(flows.into_iter().map(|flow| (flow, own)));
+        connections.insert(number, own);
+    }
+    connections
+}
+
+/// What the packet's flow is called here.
+fn flows(hop: &Hop) -> impl Iterator<Item = Flow> {
+    let tracked = hop
+        .connection
+        .map(|connection| [connection.original, connection.reply]);
+    [hop.header.flow].into_iter().chain(tracked.into_iter().flatten())
+}
+
+/// Whether a packet goes from the filter's sources to its targets.
+fn is_request(filter: &Filter, packet: &[Hop]) -> bool {
+    let goes = |flow: &Flow| {
+        let (source, destination) = (flow.source.ip(), flow.destination);
+        let is_target = |(address, port): &(std::net::IpAddr, Option<u16>)| {
+            *address == destination.ip() && port.is_none_or(|port| port == destination.port())
+        };
+        (filter.sources.is_empty() || filter.sources.contains(&source))
+            && (filter.targets.is_empty() || filter.targets.iter().any(is_target))
+    };
+    let Some(first) = packet.first() else { return false };
+    let is_answer = first.header.what == "SYN,ACK" || first.header.what == "echo reply";
+    let reversed = first.connection.is_some_and(|connection| {
+        // Going the way of the reply: its original direction is the other one.
+        connection.original != first.header.flow && connection.original.source != first.header.flow.source
+    });
+    let tracked = first.connection.map(|connection| connection.original);
+    let is_named = goes(&first.header.flow) || (!reversed && tracked.is_some_and(|flow| goes(&flow)));
+    is_named && !is_answer
+}
+
+/// Whether a packet goes to who sent the request.
+fn is_reply(packet: &[Hop], request: &Hop) -> bool {
+    let client = request.header.flow.source;
+    let is_error = |flow: &Flow| flow.protocol != request.header.flow.protocol;
+    packet.iter().any(|hop| {
+        let flow = &hop.header.flow;
+        if is_error(flow) {
+            flow.destination.ip() == client.ip()
+        } else {
+            flow.destination == client
+        }
+    })
+}

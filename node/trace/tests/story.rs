@@ -1,0 +1,285 @@
+//! Stories of hops that were seen in other orders, of copies, of what is lost, and how they are told.
+
+use std::net::SocketAddr;
+
+use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
+use trace::{Filter, Names, Story, Verdict, render};
+
+const CLIENT: &str = "10.241.0.5:46798";
+const SERVICE: &str = "10.96.0.10:80";
+const SERVER: &str = "10.242.0.5:8080";
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().expect("an address and port")
+}
+
+fn flow(source: &str, destination: &str) -> Flow {
+    Flow {
+        source: at(source),
+        destination: at(destination),
+        protocol: Protocol::TCP,
+    }
+}
+
+fn hop(at_ns: u64, packet: u64, netns: u32, device: &str, kind: HopKind, header: &Header) -> Hop {
+    Hop {
+        at_ns,
+        packet,
+        node: "machine".to_owned(),
+        netns,
+        device: device.to_owned(),
+        kind,
+        header: header.clone(),
+        wrapping: None,
+        connection: None,
+    }
+}
+
+fn tcp(flow: Flow, what: &str, sequence: u32, acknowledgement: u32) -> Header {
+    Header {
+        flow,
+        what: what.to_owned(),
+        ip_id: if what == "SYN,ACK" { 0 } else { 34574 },
+        sequence,
+        acknowledgement,
+        length: 60,
+        ttl: 64,
+    }
+}
+
+/// What conntrack says of the connection to the Service.
+fn translated() -> Option<Connection> {
+    Some(Connection {
+        original: flow(CLIENT, SERVICE),
+        reply: flow(SERVER, CLIENT),
+    })
+}
+
+fn vxlan(source: &str, destination: &str) -> Option<Wrapping> {
+    Some(Wrapping {
+        vni: 77,
+        flow: Flow {
+            protocol: Protocol::UDP,
+            ..flow(source, destination)
+        },
+    })
+}
+
+fn dropped(reason: &str, place: &str) -> HopKind {
+    HopKind::Dropped {
+        reason: reason.to_owned(),
+        place: place.to_owned(),
+    }
+}
+
+/// From pod 1 to a Service, by node 1 and VXLAN to pod 2 on node 2.
+fn request() -> Vec<Hop> {
+    use HopKind::{Received, Sent};
+    let named = tcp(flow(CLIENT, SERVICE), "SYN", 1000, 0);
+    let translated_header = tcp(flow(CLIENT, SERVER), "SYN", 1000, 0);
+    let wrap = vxlan("192.168.77.1:34826", "192.168.77.2:8472");
+    vec![
+        hop(5000, 5000, 1, "eth0", Sent, &named),
+        hop(7400, 5000, 2, "vethp", Received, &named),
+        Hop {
+            connection: translated(),
+            ..hop(25800, 5000, 2, "vx", Sent, &translated_header)
+        },
+        Hop {
+            wrapping: wrap,
+            ..hop(33700, 5000, 2, "eth0", Sent, &translated_header)
+        },
+        Hop {
+            wrapping: wrap,
+            ..hop(35100, 5000, 3, "eth0", Received, &translated_header)
+        },
+        hop(44300, 5000, 3, "vx", Received, &translated_header),
+        hop(47000, 5000, 3, "vethp", Sent, &translated_header),
+        hop(47900, 5000, 4, "eth0", Received, &translated_header),
+    ]
+}
+
+fn reply(what: &str) -> Vec<Hop> {
+    use HopKind::{Received, Sent};
+    let server = tcp(flow(SERVER, CLIENT), what, 7000, 1001);
+    let service = tcp(flow(SERVICE, CLIENT), what, 7000, 1001);
+    vec![
+        hop(57300, 57300, 4, "eth0", Sent, &server),
+        Hop {
+            connection: translated(),
+            ..hop(84800, 57300, 2, "vethp", Sent, &service)
+        },
+        hop(85700, 57300, 1, "eth0", Received, &service),
+    ]
+}
+
+fn filter() -> Filter {
+    Filter {
+        sources: vec![at(CLIENT).ip()],
+        targets: vec![(at(SERVICE).ip(), Some(80))],
+        ..Filter::default()
+    }
+}
+
+fn names() -> Names {
+    let names = [
+        (1, "pod/default/client"),
+        (2, "node-1"),
+        (3, "node-2"),
+        (4, "pod/default/web"),
+    ];
+    Names {
+        netns: names.map(|(inode, name)| (inode, name.to_owned())).into(),
+    }
+}
+
+fn story(hops: &[Hop], lost: u64) -> Story {
+    Story::new(&filter(), hops, &names(), lost)
+}
+
+#[track_caller]
+fn check_golden(story: &Story, text: &str, json: &str) {
+    assert_eq!(render::text(story), text);
+    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    assert_eq!(serde_json::json!(story), json);
+    assert_eq!(serde_json::from_value::<Story>(json).expect("a story"), *story);
+}
+
+#[test]
+fn an_answered_request_is_told_hop_by_hop_with_its_translations() {
+    let hops = [request(), reply("SYN,ACK")].concat();
+    let story = story(&hops, 0);
+    assert_eq!(story.verdict, Verdict::Answered);
+    check_golden(
+        &story,
+        include_str!("golden/answered.txt"),
+        include_str!("golden/answered.json"),
+    );
+}
+
+#[test]
+fn a_drop_is_told_with_what_it_means_and_what_was_lost() {
+    let mut hops = request();
+    hops.truncate(2);
+    let header = tcp(flow(CLIENT, SERVER), "SYN", 1000, 0);
+    hops.push(hop(
+        25800,
+        5000,
+        2,
+        "vx",
+        dropped("NO_TX_TARGET", "vxlan_xmit"),
+        &header,
+    ));
+    let story = story(&hops, 12);
+    assert_eq!(story.verdict, Verdict::Dropped { is_reply: false });
+    check_golden(
+        &story,
+        include_str!("golden/dropped.txt"),
+        include_str!("golden/dropped.json"),
+    );
+}
+
+#[test]
+fn the_order_in_which_hops_come_makes_no_difference_and_neither_do_other_connections() {
+    let hops = [request(), reply("SYN,ACK")].concat();
+    let whole = story(&hops, 0);
+    let mut reversed = hops.clone();
+    reversed.reverse();
+    assert_eq!(story(&reversed, 0), whole);
+    let other = tcp(flow("10.241.0.5:50000", SERVICE), "SYN", 5, 0);
+    let mut with_other = hops.clone();
+    with_other.push(hop(90000, 90000, 1, "eth0", HopKind::Sent, &other));
+    let with_other = story(&with_other, 0);
+    assert_eq!(with_other.other_connections, 1);
+    assert_eq!(with_other.packets, whole.packets);
+}
+
+#[test]
+fn a_packet_that_was_copied_into_other_memory_is_one_packet_and_a_retransmission_another() {
+    let mut copied = request();
+    for hop in copied.iter_mut().skip(4) {
+        hop.packet = 35100;
+    }
+    let copied = story(&copied, 0);
+    assert_eq!(copied.packets.len(), 1);
+    assert_eq!(copied.packets[0].hops.len(), 8);
+    // The same to the byte, a second later.
+    let mut again = reply("SYN,ACK");
+    for hop in &mut again {
+        hop.at_ns += 1_000_000_000;
+        hop.packet += 1_000_000_000;
+    }
+    let hops = [request(), reply("SYN,ACK"), again].concat();
+    let twice = story(&hops, 0);
+    let replies: Vec<usize> = twice.packets.iter().map(|packet| packet.hops.len()).collect();
+    assert_eq!(replies, [8, 3, 3]);
+}
+
+#[test]
+fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
+    let refused = [request(), reply("RST,ACK")].concat();
+    let mut taken = request();
+    let header = tcp(flow(CLIENT, SERVER), "SYN", 1000, 0);
+    let by = HopKind::Consumed {
+        place: "tcp_rcv_state_process".to_owned(),
+    };
+    taken.push(hop(50000, 5000, 0, "", by, &header));
+    let mut reply_dropped = [request(), reply("SYN,ACK")].concat();
+    reply_dropped.pop();
+    if let Some(last) = reply_dropped.last_mut() {
+        last.kind = dropped("NETFILTER_DROP", "nft_do_chain");
+    }
+    // What is redirected into the client's namespace is not seen there.
+    let redirected = |what| {
+        let mut hops = [request(), reply(what)].concat();
+        hops.pop();
+        hops
+    };
+    let acknowledgement = tcp(flow(CLIENT, SERVICE), "ACK", 1001, 7001);
+    let acknowledgement = hop(90000, 90000, 1, "eth0", HopKind::Sent, &acknowledgement);
+    let acknowledged = [redirected("SYN,ACK"), vec![acknowledgement]].concat();
+    let mut closed_unread = acknowledged.clone();
+    let end = tcp(flow(SERVICE, CLIENT), "FIN,ACK", 7001, 1001);
+    let purged = dropped("QUEUE_PURGE", "sk_stream_kill_queues");
+    closed_unread.push(hop(95000, 95000, 1, "", purged, &end));
+    let rows = [
+        (Vec::new(), Verdict::NothingSeen),
+        (redirected("SYN,ACK"), Verdict::Unanswered),
+        (acknowledged, Verdict::Answered),
+        (closed_unread, Verdict::Answered),
+        (redirected("RST,ACK"), Verdict::Refused),
+        (refused, Verdict::Refused),
+        (taken, Verdict::Delivered),
+        (request(), Verdict::Unanswered),
+        (reply_dropped, Verdict::Dropped { is_reply: true }),
+    ];
+    for (hops, verdict) in rows {
+        assert_eq!(story(&hops, 0).verdict, verdict);
+    }
+}
+
+#[test]
+fn a_later_packet_that_is_dropped_and_not_made_good_is_the_verdict() {
+    let answered = [request(), reply("SYN,ACK")].concat();
+    let data = tcp(flow(CLIENT, SERVICE), "PSH,ACK", 1001, 7001);
+    let data = Header {
+        ip_id: 34576,
+        length: 1500,
+        ..data
+    };
+    let lost = hop(
+        200_000,
+        200_000,
+        2,
+        "vethp",
+        dropped("NOT_SPECIFIED", "__dev_forward_skb2"),
+        &data,
+    );
+    let mut hops = answered;
+    hops.push(lost);
+    assert_eq!(story(&hops, 0).verdict, Verdict::Dropped { is_reply: false });
+    // It was sent again, and acknowledged.
+    let acknowledged = tcp(flow(SERVICE, CLIENT), "ACK", 7001, 2449);
+    hops.push(hop(300_000, 300_000, 1, "eth0", HopKind::Received, &acknowledged));
+    assert_eq!(story(&hops, 0).verdict, Verdict::Answered);
+}
