@@ -4,6 +4,7 @@
 //! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
+//! - [`ServiceMaps`] looks single entries up in what is pinned, and does nothing else.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -27,6 +28,7 @@ pub mod fast_path;
 pub mod map;
 mod pinned;
 pub mod probe;
+pub mod service_maps;
 pub mod socket_hook;
 mod sys;
 mod takeover;
@@ -35,6 +37,7 @@ pub use ebpf_common as abi;
 pub use error::Error;
 pub use fast_path::FastPath;
 pub use map::TypedMap;
+pub use service_maps::ServiceMaps;
 pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
 
 /// The compiled programs at `connect()` and its relatives.

@@ -1,79 +1,19 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use axum::body::Body;
-use http::{Request, StatusCode};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
+use std::path::Path;
 
 use crate::agent::findings::{self, Report, Severity};
+use crate::ask::AskError;
 use crate::cli::Output;
 use crate::logs::is_unsafe;
-
-/// The agent answers from memory.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The largest answer. A finding of each of 100,000 Services is less.
-const ANSWER_BYTES: usize = 64 << 20;
-
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-pub enum DoctorError {
-    /// Nobody listens, or not for us.
-    #[error(
-        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's)"
-    )]
-    Connect {
-        /// The agent's socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It did not answer as it should.
-    #[error("ask the agent at {path}: {reason}")]
-    Answer {
-        /// The agent's socket.
-        path: PathBuf,
-        /// What came instead.
-        reason: String,
-    },
-}
 
 /// Asks the agent whose state is in `state_dir`.
 ///
 /// # Errors
 /// When it does not run, or does not answer in time.
-pub async fn ask(state_dir: &Path) -> Result<Report, DoctorError> {
-    let path = state_dir.join(findings::SOCKET);
-    let stream = UnixStream::connect(&path).await;
-    let stream = stream.map_err(|source| DoctorError::Connect {
-        path: path.clone(),
-        source,
-    })?;
-    let answer = match timeout(DEADLINE, exchange(stream)).await {
-        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
-        Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
-    };
-    answer.map_err(|reason| DoctorError::Answer { path, reason })
-}
-
-async fn exchange(stream: UnixStream) -> anyhow::Result<Report> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get(findings::PATH)
-        .header(http::header::HOST, "agent")
-        .body(Body::empty())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    anyhow::ensure!(status == StatusCode::OK, "it answers {status}");
-    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
-    Ok(serde_json::from_slice(&body)?)
+pub async fn ask(state_dir: &Path) -> Result<Report, AskError> {
+    crate::ask::ask(state_dir, findings::PATH, None::<&()>).await
 }
 
 /// The report in the form that was asked for.

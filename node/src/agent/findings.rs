@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use dns::http;
 use model::ObjectName;
@@ -17,10 +17,12 @@ use proxy::plan::Reason;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::explaining;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
+use crate::explain;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// The socket's name in the agent's state directory.
@@ -75,7 +77,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let path = state_dir.join(SOCKET);
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
-    let router = Router::new().route(PATH, get(report)).with_state(sources);
+    let router = Router::new()
+        .route(PATH, get(report))
+        .route(explain::PATH, post(explaining::answer))
+        .with_state(sources);
     part.works();
     shutdown.run_until_cancelled(http::serve(listener, router)).await;
     Ok(())

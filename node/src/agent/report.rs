@@ -14,6 +14,7 @@ use axum::routing::get;
 use dns::http;
 use model::{NodeName, Snapshot};
 use overlay::fast_path;
+use overlay::plan::Plan;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
@@ -23,6 +24,7 @@ use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
 use super::metrics::{Counters, Page, labels};
+use super::pod_network::Pods;
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
@@ -55,6 +57,10 @@ pub struct Sources {
     pub policies: Option<NetworkPolicies>,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
+    /// This node's pods; absent where there is no pod network.
+    pub pods: Option<Pods>,
+    /// What the kernel shall have for the pod network.
+    pub network: Receiver<Option<Arc<Plan>>>,
     /// How packets between pods pass through this node.
     pub fast_path: Receiver<fast_path::State>,
     /// Where the fast path's counters are pinned.

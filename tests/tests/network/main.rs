@@ -3,8 +3,10 @@
 
 mod damage;
 mod dns_address;
+mod explain;
 mod flannel;
 mod leases;
 mod paths;
 mod processes;
+mod services;
 mod uninstall;

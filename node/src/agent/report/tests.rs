@@ -21,6 +21,8 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         policies: None,
         datapath,
         proxy,
+        pods: None,
+        network: tokio::sync::watch::channel(None).1,
         fast_path: tokio::sync::watch::channel(fast_path::State::Off).1,
         pin_dir: "/nowhere".into(),
         feed_readers: Arc::default(),
