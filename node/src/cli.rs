@@ -56,6 +56,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   causeway doctor                                  # asks the agent that runs with /etc/causeway/node.yaml
   causeway doctor -o json | jq '.findings[].id'
+  causeway doctor --fix                            # puts right what is programmed otherwise than planned
   causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
     Doctor(DoctorArgs),
     /// Tell what becomes of a packet, without sending one
@@ -260,6 +261,9 @@ pub struct DoctorArgs {
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Have the agent put right what it can: what differs from its plans, and pods' devices
+    #[arg(long)]
+    pub fix: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

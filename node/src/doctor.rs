@@ -1,19 +1,36 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
+pub mod network;
+pub mod services;
+pub mod surroundings;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::agent::findings::{self, Report, Severity};
+use crate::agent::examining;
+use crate::agent::findings::{Finding, Report, Severity};
 use crate::ask::AskError;
 use crate::cli::Output;
 use crate::logs::is_unsafe;
 
-/// Asks the agent whose state is in `state_dir`.
+/// Has the agent whose state is in `state_dir` look at everything, and put right what it can where it shall `fix`.
 ///
 /// # Errors
 /// When it does not run, or does not answer in time.
-pub async fn ask(state_dir: &Path) -> Result<Report, AskError> {
-    crate::ask::ask(state_dir, findings::PATH, None::<&()>).await
+pub async fn ask(state_dir: &Path, fix: bool) -> Result<Report, AskError> {
+    crate::ask::ask(state_dir, examining::PATH, Some(&examining::Order { fix })).await
+}
+
+/// Something that is wrong.
+#[must_use]
+pub fn finding(id: &str, object: String, evidence: String, repair: &str) -> Finding {
+    Finding {
+        severity: Severity::Wrong,
+        id: id.to_owned(),
+        object,
+        evidence,
+        repair: repair.to_owned(),
+    }
 }
 
 /// The report in the form that was asked for.
@@ -38,6 +55,11 @@ fn count(report: &Report, severity: Severity) -> usize {
 
 fn text(report: &Report) -> String {
     let mut text = String::new();
+    for finding in &report.repaired {
+        let (object, evidence) = (printable(&finding.object), printable(&finding.evidence));
+        let _infallible = writeln!(text, "FIXED  {}  {object}", finding.id);
+        let _infallible = writeln!(text, "       seen:   {evidence}");
+    }
     for finding in &report.findings {
         let severity = match finding.severity {
             Severity::Wrong => "WRONG",
@@ -88,6 +110,7 @@ mod tests {
         Report {
             node: "node-1".into(),
             findings: severities.iter().map(finding).collect(),
+            repaired: Vec::new(),
         }
     }
 
@@ -105,6 +128,18 @@ node-1: 1 wrong, 1 note
         let both = report(&[Severity::Wrong, Severity::Note]);
         assert_eq!(render(&both, Output::Text), expected);
         assert!(is_wrong(&both));
+        let mut fixed = report(&[Severity::Note]);
+        fixed.repaired = report(&[Severity::Wrong]).findings;
+        let expected = expected.replacen("WRONG", "FIXED", 1);
+        let without_repair = expected.replacen(
+            "       repair: give one of the two another address or port\n",
+            "",
+            1,
+        );
+        assert_eq!(
+            render(&fixed, Output::Text),
+            without_repair.replace("1 wrong, 1 note", "nothing wrong, 1 note")
+        );
         let none = report(&[]);
         assert_eq!(render(&none, Output::Text), "node-1: nothing wrong, 0 notes\n");
         assert!(!is_wrong(&none));

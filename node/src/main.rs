@@ -176,7 +176,7 @@ fn examine(args: &DoctorArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    match block_on(doctor::ask(&config.state_dir)) {
+    match block_on(doctor::ask(&config.state_dir, args.fix)) {
         Ok(Ok(report)) => {
             print!("{}", doctor::render(&report, args.output));
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })

@@ -491,7 +491,7 @@ pub(crate) fn speaks(family: IpFamily) -> bool {
     family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
 }
 
-fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
+pub(crate) fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
     let routes = |assigned: &Assigned| {
         let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
         assigned.addresses().map(|_, address| PodRoute {

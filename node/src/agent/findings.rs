@@ -17,6 +17,7 @@ use proxy::plan::Reason;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::examining;
 use super::explaining;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
@@ -38,6 +39,9 @@ pub struct Report {
     pub node: String,
     /// What it found, what is wrong first.
     pub findings: Vec<Finding>,
+    /// What was wrong until it was told to put it right.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<Finding>,
 }
 
 /// One thing that somebody should know.
@@ -80,6 +84,7 @@ pub async fn serve(
     let router = Router::new()
         .route(PATH, get(report))
         .route(explain::PATH, post(explaining::answer))
+        .route(examining::PATH, post(examining::examine))
         .with_state(sources);
     part.works();
     shutdown.run_until_cancelled(http::serve(listener, router)).await;
@@ -90,12 +95,13 @@ async fn report(State(sources): State<Sources>) -> Json<Report> {
     Json(Report {
         node: sources.node.to_string(),
         findings: sources.findings(),
+        repaired: Vec::new(),
     })
 }
 
 impl Sources {
     /// What is to be told at this moment, what is wrong first.
-    fn findings(&self) -> Vec<Finding> {
+    pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = self.failing_parts();
         findings.extend(self.failing_watches());
         findings.extend(self.watches.rejected().iter().map(rejected_object));

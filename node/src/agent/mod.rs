@@ -14,6 +14,7 @@ mod cni;
 pub mod config_file;
 mod dns_address;
 mod dns_feed;
+pub mod examining;
 mod explaining;
 pub mod findings;
 mod first_sync;
@@ -106,6 +107,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
         sysctl_repairs: Arc::default(),
+        proxy_audits: Arc::default(),
         checks: Arc::default(),
     };
     supervisor.start("config", move |part, shutdown| {
@@ -359,6 +361,7 @@ fn start_proxy(
         config: sources.config.clone(),
         snapshots: sources.snapshots.clone(),
         dns_answers,
+        audits: sources.proxy_audits.clone(),
         progress: progress.clone(),
         events,
         runtime: Handle::current(),

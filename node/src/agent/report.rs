@@ -17,6 +17,7 @@ use overlay::fast_path;
 use overlay::plan::Plan;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +74,8 @@ pub struct Sources {
     pub cni_requests: Arc<Counters>,
     /// Kernel settings that somebody changed and that were set again, by name.
     pub sysctl_repairs: Arc<Counters>,
+    /// Has the proxy look at everything that it programmed.
+    pub proxy_audits: Arc<Notify>,
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
     /// What has to be in the kernel before the agent is ready.

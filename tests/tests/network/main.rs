@@ -3,6 +3,7 @@
 
 mod damage;
 mod dns_address;
+mod doctor;
 mod explain;
 mod flannel;
 mod leases;

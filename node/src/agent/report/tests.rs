@@ -29,6 +29,7 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         dns_answers: None,
         cni_requests: Arc::default(),
         sysctl_repairs: Arc::default(),
+        proxy_audits: Arc::default(),
         checks: Arc::default(),
         first_sync: FirstSync {
             snapshots: tokio::sync::watch::channel(Arc::default()).1,
