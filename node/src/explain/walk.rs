@@ -323,7 +323,7 @@ impl<'a> Walk<'a> {
     fn layers(&self, packet: &Packet, intent: Option<&Intent>) -> Vec<Result<Layer, String>> {
         if let Some(reason) = self.facts.and_then(|facts| facts.unread_rules.clone()) {
             let has_owner = intent.is_none_or(|intent| intent.owner.is_some());
-            return has_owner.then(|| Err(reason)).into_iter().collect();
+            return has_owner.then_some(Err(reason)).into_iter().collect();
         }
         let key = |address| FrontendKey {
             address,
