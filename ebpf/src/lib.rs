@@ -6,6 +6,7 @@
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
 //! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives; [`kernel_types`] tells them where
 //!   the kernel has what they read.
+//! - [`ServiceMaps`] looks single entries up in what is pinned, and does nothing else.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -30,6 +31,7 @@ pub mod kernel_types;
 pub mod map;
 mod pinned;
 pub mod probe;
+pub mod service_maps;
 pub mod socket_hook;
 mod sys;
 mod takeover;
@@ -39,6 +41,7 @@ pub use ebpf_common as abi;
 pub use error::Error;
 pub use fast_path::FastPath;
 pub use map::TypedMap;
+pub use service_maps::ServiceMaps;
 pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};
 
 /// The compiled programs at `connect()` and its relatives.

@@ -344,7 +344,7 @@ impl std::fmt::Debug for SocketHook {
 }
 
 /// Where this layout's maps and links are pinned.
-fn layout_dir(pin_dir: &Path) -> PathBuf {
+pub(crate) fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", ebpf_common::LAYOUT))
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::LogFormat;
+use crate::explain::Question;
 use crate::migrate::kinds::Kind;
 
 /// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
@@ -55,6 +56,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   causeway doctor                                  # asks the agent that runs with /etc/causeway/node.yaml
   causeway doctor -o json | jq '.findings[].id'
+  causeway doctor --fix                            # puts right what is programmed otherwise than planned
   causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
     Doctor(DoctorArgs),
     /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
@@ -71,6 +73,18 @@ Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 =
 Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
 the Service's.")]
     Trace(TraceArgs),
+    /// Tell what becomes of a packet, without sending one
+    #[command(after_help = "Examples:
+  causeway explain pod/default/client svc/default/web:80
+  causeway explain 'pod/client -> svc/web:http'    # quoted, since the shell has its own use for >
+  causeway explain node/node-1 10.96.0.10:53/udp   # by address; the protocol is tcp where nothing tells
+  causeway explain pod/client web.default.svc.cluster.local:80 -o json | jq '.forward[].problems'
+Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or what is programmed is not
+what the objects say, 2 = something could not be told.
+Names are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT, node/NAME, addresses and DNS names. The
+agent of the client's node knows the most: its own pods, and others as endpoints of Services. Without an agent only
+addresses are understood, and only what the kernel has is shown.")]
+    Explain(ExplainArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),
@@ -276,6 +290,9 @@ pub struct DoctorArgs {
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Have the agent put right what it can: what differs from its plans, and pods' devices
+    #[arg(long)]
+    pub fix: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
@@ -308,6 +325,38 @@ pub struct TraceArgs {
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// Options of `causeway explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Where the packet comes from; or both ends in one, as 'SOURCE -> DESTINATION'
+    #[arg(value_name = "SOURCE")]
+    pub source: String,
+    /// Where it goes, with the port
+    #[arg(value_name = "DESTINATION:PORT[/PROTOCOL]")]
+    pub destination: Option<String>,
+    /// Where the agent's configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+impl ExplainArgs {
+    /// The question; none where an end is missing.
+    #[must_use]
+    pub fn question(&self) -> Option<Question> {
+        let (source, destination) = match &self.destination {
+            Some(destination) => (self.source.as_str(), destination.as_str()),
+            None => self.source.split_once("->")?,
+        };
+        Some(Question {
+            source: source.trim().to_owned(),
+            destination: destination.trim().to_owned(),
+        })
+    }
 }
 
 /// Commands below `causeway migrate`.

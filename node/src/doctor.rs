@@ -1,79 +1,36 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
+pub mod network;
+pub mod services;
+pub mod surroundings;
+
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use axum::body::Body;
-use http::{Request, StatusCode};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
-
-use crate::agent::findings::{self, Report, Severity};
+use crate::agent::examining;
+use crate::agent::findings::{Finding, Report, Severity};
+use crate::ask::AskError;
 use crate::cli::Output;
 use crate::logs::is_unsafe;
 
-/// The agent answers from memory.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The largest answer. A finding of each of 100,000 Services is less.
-const ANSWER_BYTES: usize = 64 << 20;
-
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-pub enum DoctorError {
-    /// Nobody listens, or not for us.
-    #[error(
-        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's)"
-    )]
-    Connect {
-        /// The agent's socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It did not answer as it should.
-    #[error("ask the agent at {path}: {reason}")]
-    Answer {
-        /// The agent's socket.
-        path: PathBuf,
-        /// What came instead.
-        reason: String,
-    },
-}
-
-/// Asks the agent whose state is in `state_dir`.
+/// Has the agent whose state is in `state_dir` look at everything, and put right what it can where it shall `fix`.
 ///
 /// # Errors
 /// When it does not run, or does not answer in time.
-pub async fn ask(state_dir: &Path) -> Result<Report, DoctorError> {
-    let path = state_dir.join(findings::SOCKET);
-    let stream = UnixStream::connect(&path).await;
-    let stream = stream.map_err(|source| DoctorError::Connect {
-        path: path.clone(),
-        source,
-    })?;
-    let answer = match timeout(DEADLINE, exchange(stream)).await {
-        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
-        Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
-    };
-    answer.map_err(|reason| DoctorError::Answer { path, reason })
+pub async fn ask(state_dir: &Path, fix: bool) -> Result<Report, AskError> {
+    crate::ask::ask(state_dir, examining::PATH, Some(&examining::Order { fix })).await
 }
 
-async fn exchange(stream: UnixStream) -> anyhow::Result<Report> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get(findings::PATH)
-        .header(http::header::HOST, "agent")
-        .body(Body::empty())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    anyhow::ensure!(status == StatusCode::OK, "it answers {status}");
-    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
-    Ok(serde_json::from_slice(&body)?)
+/// Something that is wrong.
+#[must_use]
+pub fn finding(id: &str, object: String, evidence: String, repair: &str) -> Finding {
+    Finding {
+        severity: Severity::Wrong,
+        id: id.to_owned(),
+        object,
+        evidence,
+        repair: repair.to_owned(),
+    }
 }
 
 /// The report in the form that was asked for.
@@ -98,6 +55,11 @@ fn count(report: &Report, severity: Severity) -> usize {
 
 fn text(report: &Report) -> String {
     let mut text = String::new();
+    for finding in &report.repaired {
+        let (object, evidence) = (printable(&finding.object), printable(&finding.evidence));
+        let _infallible = writeln!(text, "FIXED  {}  {object}", finding.id);
+        let _infallible = writeln!(text, "       seen:   {evidence}");
+    }
     for finding in &report.findings {
         let severity = match finding.severity {
             Severity::Wrong => "WRONG",
@@ -148,6 +110,7 @@ mod tests {
         Report {
             node: "node-1".into(),
             findings: severities.iter().map(finding).collect(),
+            repaired: Vec::new(),
         }
     }
 
@@ -165,6 +128,18 @@ node-1: 1 wrong, 1 note
         let both = report(&[Severity::Wrong, Severity::Note]);
         assert_eq!(render(&both, Output::Text), expected);
         assert!(is_wrong(&both));
+        let mut fixed = report(&[Severity::Note]);
+        fixed.repaired = report(&[Severity::Wrong]).findings;
+        let expected = expected.replacen("WRONG", "FIXED", 1);
+        let without_repair = expected.replacen(
+            "       repair: give one of the two another address or port\n",
+            "",
+            1,
+        );
+        assert_eq!(
+            render(&fixed, Output::Text),
+            without_repair.replace("1 wrong, 1 note", "nothing wrong, 1 note")
+        );
         let none = report(&[]);
         assert_eq!(render(&none, Output::Text), "node-1: nothing wrong, 0 notes\n");
         assert!(!is_wrong(&none));

@@ -11,6 +11,8 @@
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`trace_cli`]: follows a packet through this machine.
+//! - [`explain`]: what becomes of a packet that nobody sends.
+//! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
 //! - [`metrics`]: Prometheus' text form.
@@ -19,6 +21,7 @@
 
 mod agent;
 mod allocator;
+mod ask;
 mod backoff;
 mod cleanup;
 mod cli;
@@ -26,6 +29,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod explain;
 mod install_cni;
 mod logs;
 mod metrics;
@@ -46,12 +50,14 @@ use tokio_util::sync::CancellationToken;
 
 use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_alone};
 use agent::config_file::{ConfigFile, Loaded};
+use ask::AskError;
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs,
-    VersionArgs,
+    DoctorArgs, ExplainArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output,
+    TraceArgs, VersionArgs,
 };
 use config::Logging;
+use explain::{Answer, Conclusion};
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
         },
         Command::Doctor(args) => examine(&args),
         Command::Trace(args) => follow_packet(&args),
+        Command::Explain(args) => explain_packet(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -184,7 +191,7 @@ fn examine(args: &DoctorArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    match block_on(doctor::ask(&config.state_dir)) {
+    match block_on(doctor::ask(&config.state_dir, args.fix)) {
         Ok(Ok(report)) => {
             print!("{}", doctor::render(&report, args.output));
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
@@ -209,6 +216,36 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
         }
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
+}
+
+fn explain_packet(args: &ExplainArgs) -> ExitCode {
+    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return could_not_run(error),
+    };
+    let Some(question) = args.question() else {
+        return could_not_run("name both ends: causeway explain SOURCE DESTINATION:PORT");
+    };
+    let asked = block_on(ask::ask(&config.state_dir, explain::PATH, Some(&question)));
+    let explained = match asked {
+        Ok(Ok(Answer::Explained(explanation))) => *explanation,
+        Ok(Ok(Answer::NotUnderstood(reason))) => return could_not_run(reason),
+        Ok(Err(error @ AskError::Connect { .. })) => {
+            eprintln!("warning: {error}");
+            match explain::without_agent(&question, config.proxy.pin_dir.clone()) {
+                Ok(explanation) => explanation,
+                Err(error) => return could_not_run(error),
+            }
+        }
+        Ok(Err(error)) => return could_not_run(error),
+        Err(error) => return could_not_run(format_args!("{error:#}")),
+    };
+    print!("{}", explain::render::render(&explained, args.output));
+    ExitCode::from(match explained.conclusion {
+        Conclusion::Works => 0,
+        Conclusion::Fails => WRONG,
+        Conclusion::CouldNotTell => COULD_NOT_RUN,
+    })
 }
 
 fn check_migration(args: &MigrateCheckArgs) -> ExitCode {

@@ -52,6 +52,8 @@ pub(crate) struct Network {
 pub(crate) struct Report {
     /// MTU of pods; `None` before the first pass that reached the kernel.
     pub(crate) mtu: Option<Mtu>,
+    /// What the kernel was made to have by the latest pass that knew.
+    pub(crate) plan: Option<Arc<plan::Plan>>,
     /// How packets between pods pass through this node.
     pub(crate) fast_path: fast_path::State,
     /// What is wrong.
@@ -117,6 +119,7 @@ impl Engine {
             kernel,
             nft,
             network: None,
+            plan: None,
             reported,
             last: Outcome::default(),
         };
@@ -232,6 +235,7 @@ struct Worker {
     leaks: Leaks,
     strangers: Strangers,
     network: Option<Network>,
+    plan: Option<Arc<plan::Plan>>,
     reported: watch::Sender<Report>,
     last: Outcome,
 }
@@ -288,6 +292,7 @@ impl Worker {
         self.reported.send_if_modified(|report| {
             let next = Report {
                 mtu: mtu.or(report.mtu),
+                plan: self.plan.clone(),
                 fast_path: self.fast_path.state().clone(),
                 problems: outcome.problems.iter().chain(&outcome.notes).cloned().collect(),
             };
@@ -368,7 +373,11 @@ impl Worker {
         }
         self.write_subnet_env(network, &plan, outcome);
         let usable = network.own.sites.iter().all(|(family, _)| stands(family));
-        Ok(usable.then_some(plan.pod_mtu))
+        let mtu = plan.pod_mtu;
+        if self.plan.as_deref() != Some(&plan) {
+            self.plan = Some(Arc::new(plan));
+        }
+        Ok(usable.then_some(mtu))
     }
 
     fn release_leaked(&mut self, mirror: &Mirror, outcome: &mut Outcome) {
@@ -482,7 +491,7 @@ pub(crate) fn speaks(family: IpFamily) -> bool {
     family == IpFamily::V4 || Path::new("/proc/sys/net/ipv6").exists()
 }
 
-fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
+pub(crate) fn routes_of(pods: &[Assigned]) -> impl Iterator<Item = PodRoute> {
     let routes = |assigned: &Assigned| {
         let (host_ifname, pod_mac) = (host_ifname(&assigned.key), pod_mac(assigned));
         assigned.addresses().map(|_, address| PodRoute {

@@ -18,6 +18,7 @@
 //! Everything that is written is level-triggered: desired state is planned from scratch, compared with what the kernel
 //! has, and only the difference is written. A restart writes nothing that is right.
 
+pub mod audit;
 pub mod config;
 mod engine;
 mod error;

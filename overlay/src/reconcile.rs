@@ -109,7 +109,7 @@ pub(crate) fn ensure_device(
     Ok(Some(link.index))
 }
 
-fn device_change(device: &Device, link: &Link) -> LinkChange {
+pub(crate) fn device_change(device: &Device, link: &Link) -> LinkChange {
     LinkChange {
         mac: (link.mac != Some(device.mac.0)).then_some(device.mac.0),
         mtu: (link.mtu != device.mtu.0).then_some(device.mtu.0),
@@ -148,8 +148,8 @@ pub(crate) struct Mirror {
     /// Routes of the main table that nobody here made.
     pub(crate) foreign_routes: BTreeSet<Route>,
     routes: Vec<Route>,
-    neighbours: BTreeSet<Neighbour>,
-    forwarding: BTreeSet<Forwarding>,
+    pub(crate) neighbours: BTreeSet<Neighbour>,
+    pub(crate) forwarding: BTreeSet<Forwarding>,
 }
 
 impl Mirror {
@@ -185,6 +185,11 @@ impl Mirror {
 }
 
 impl Mirror {
+    /// The route for just that destination, whoever made it.
+    pub(crate) fn route(&self, destination: &IpNetwork) -> Option<&Route> {
+        self.routes.iter().find(|route| route.destination == *destination)
+    }
+
     /// The addresses that the kernel leads to a pod's device, with the MAC address that it has for them. One without
     /// is not served, whoever it is.
     pub(crate) fn pod_routes(&self, link: &Link) -> impl Iterator<Item = PodRoute> {
@@ -208,10 +213,10 @@ impl Mirror {
 
 /// What the kernel shall have, by device index.
 #[derive(Debug, Default)]
-struct Objects {
-    neighbours: BTreeSet<Neighbour>,
-    forwarding: BTreeSet<Forwarding>,
-    routes: BTreeMap<IpNetwork, Route>,
+pub(crate) struct Objects {
+    pub(crate) neighbours: BTreeSet<Neighbour>,
+    pub(crate) forwarding: BTreeSet<Forwarding>,
+    pub(crate) routes: BTreeMap<IpNetwork, Route>,
 }
 
 /// The devices that plan and mirror speak of.
@@ -351,7 +356,13 @@ fn objects(plan: &Plan, devices: Devices, pods: &[PodRoute], links: &BTreeMap<St
 }
 
 impl Objects {
-    fn add_remote(&mut self, subnet: IpNetwork, remote: &Remote, devices: Devices, family: IpFamily) {
+    pub(crate) fn add_remote(
+        &mut self,
+        subnet: IpNetwork,
+        remote: &Remote,
+        devices: Devices,
+        family: IpFamily,
+    ) {
         match (remote, devices.tunnels.get(family)) {
             (Remote::Gateway { public_ip }, _) => {
                 let route = Route::via(subnet, *public_ip, devices.underlay, ROUTE_PROTOCOL);
@@ -370,7 +381,7 @@ impl Objects {
         }
     }
 
-    fn add_pod(&mut self, pod: &PodRoute, link: u32) {
+    pub(crate) fn add_pod(&mut self, pod: &PodRoute, link: u32) {
         self.neighbours
             .insert(Neighbour::permanent(link, pod.address, pod.pod_mac.0));
         let destination = IpNetwork::from(pod.address);

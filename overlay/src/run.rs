@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::lease::Lease;
@@ -17,6 +18,7 @@ use crate::flannel::NetworkConfig;
 use crate::followed::Followed;
 use crate::memory::Memory;
 use crate::own::OwnNode;
+use crate::plan::Plan;
 use crate::pods::PodNetwork;
 use crate::underlay::{self, Found};
 use crate::{fast_path, follow, kubernetes};
@@ -33,6 +35,8 @@ pub struct Status {
     pub network: Option<NetworkConfig>,
     /// MTU of pods.
     pub mtu: Option<Mtu>,
+    /// What the kernel shall have for it.
+    pub plan: Option<Arc<Plan>>,
     /// How many other nodes are known.
     pub others: usize,
     /// Pods can be connected.
@@ -248,6 +252,7 @@ fn publish(followed: &Followed, report: &Report, pods: &PodNetwork, status: &wat
         others: network.map_or(0, |network| network.others.len()),
         ready: lease.is_some() && report.mtu.is_some(),
         mtu: report.mtu,
+        plan: report.plan.clone(),
         fast_path: report.fast_path.clone(),
         lease,
         problems,

@@ -14,6 +14,7 @@
 //! - [`stale`]: flows that conntrack still sends where they are not answered.
 //! - [`report`]: what a sync and an audit did, and what they could not do.
 //! - [`verdict`]: what the plans of all Services make of one packet, without a kernel.
+//! - [`programmed`]: what the kernel has for one frontend, beside what the plan wants there.
 //! - [`settings`]: what a proxy is told.
 //! - [`Proxy`]: keeps what was applied, takes snapshots, retries what failed, repairs drift.
 //!
@@ -33,6 +34,7 @@ pub mod claims;
 pub mod datapath;
 pub mod error;
 pub mod plan;
+pub mod programmed;
 mod proxy;
 pub mod report;
 pub mod settings;

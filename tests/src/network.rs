@@ -332,7 +332,8 @@ impl Network {
             plugin
                 .env("CNI_CONTAINERID", id)
                 .env("CNI_NETNS", netns)
-                .env("CNI_IFNAME", "eth0");
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"));
         }
         let config = json!({
             "cniVersion": "1.1.0", "name": "causeway", "type": "causeway-cni", "socket": self.path(number, "cni.sock"),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use dns::http;
 use model::ObjectName;
@@ -17,10 +17,13 @@ use proxy::plan::Reason;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::examining;
+use super::explaining;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
+use crate::explain;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// The socket's name in the agent's state directory.
@@ -36,6 +39,9 @@ pub struct Report {
     pub node: String,
     /// What it found, what is wrong first.
     pub findings: Vec<Finding>,
+    /// What was wrong until it was told to put it right.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<Finding>,
 }
 
 /// One thing that somebody should know.
@@ -75,7 +81,11 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let path = state_dir.join(SOCKET);
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
-    let router = Router::new().route(PATH, get(report)).with_state(sources);
+    let router = Router::new()
+        .route(PATH, get(report))
+        .route(explain::PATH, post(explaining::answer))
+        .route(examining::PATH, post(examining::examine))
+        .with_state(sources);
     part.works();
     shutdown.run_until_cancelled(http::serve(listener, router)).await;
     Ok(())
@@ -85,12 +95,13 @@ async fn report(State(sources): State<Sources>) -> Json<Report> {
     Json(Report {
         node: sources.node.to_string(),
         findings: sources.findings(),
+        repaired: Vec::new(),
     })
 }
 
 impl Sources {
     /// What is to be told at this moment, what is wrong first.
-    fn findings(&self) -> Vec<Finding> {
+    pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = self.failing_parts();
         findings.extend(self.failing_watches());
         findings.extend(self.watches.rejected().iter().map(rejected_object));

@@ -14,6 +14,8 @@ mod cni;
 pub mod config_file;
 mod dns_address;
 mod dns_feed;
+pub mod examining;
+mod explaining;
 pub mod findings;
 mod first_sync;
 mod health_check_ports;
@@ -67,10 +69,16 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let mut supervisor = Supervisor::new(shutdown);
     let (tunnel, tunnels) = watch::channel(None);
     let (fast_path, ways) = watch::channel(State::default());
+    let (network, networks) = watch::channel(None);
+    let pods = config
+        .network
+        .as_ref()
+        .map(|_| Pods::in_directory(config.state_dir.clone()));
     let (ready, readiness) = watch::channel(false);
     let (answered, dns_answers) = watch::channel(dns_feed::was_answered(&config.state_dir));
     let told = Told {
         tunnel,
+        network,
         fast_path,
         ready,
     };
@@ -94,12 +102,15 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
             pods: config.network.as_ref().map(|_| readiness.clone()),
         },
         proxy,
+        pods,
+        network: networks,
         fast_path: ways,
         pin_dir: config.proxy.pin_dir.clone(),
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
         sysctl_repairs: Arc::default(),
+        proxy_audits: Arc::default(),
         checks: Arc::default(),
     };
     supervisor.start("config", move |part, shutdown| {
@@ -267,7 +278,7 @@ fn start_network(
     readiness: watch::Receiver<bool>,
     sources: &Sources,
 ) {
-    let Some(network) = &config.network else {
+    let (Some(network), Some(pods)) = (&config.network, sources.pods.clone()) else {
         remove_fast_path(config);
         remove_cni(config);
         return;
@@ -297,7 +308,6 @@ fn start_network(
             }
         });
     }
-    let pods = Pods::in_directory(config.state_dir.clone());
     let overlay_pods = pods.clone();
     supervisor.start("overlay", move |part, shutdown| {
         let (settings, pods) = (settings.clone(), overlay_pods.clone());
@@ -358,6 +368,7 @@ fn start_proxy(
         config: sources.config.clone(),
         snapshots: sources.snapshots.clone(),
         dns_answers,
+        audits: sources.proxy_audits.clone(),
         progress: progress.clone(),
         events,
         watches: sources.watches.clone(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use model::ByFamily;
 use overlay::fast_path::State;
+use overlay::plan::Plan;
 use overlay::pods::PodNetwork;
 use overlay::{Leases, Nodes, Status};
 use tokio::sync::{OnceCell, watch};
@@ -44,6 +45,12 @@ impl Pods {
         };
         self.opened.get_or_try_init(open).await.cloned()
     }
+
+    /// The book, once some part has opened it.
+    #[must_use]
+    pub fn opened(&self) -> Option<&PodNetwork> {
+        self.opened.get()
+    }
 }
 
 /// What the pod network tells other parts of the agent.
@@ -51,6 +58,8 @@ impl Pods {
 pub struct Told {
     /// The name of its tunnel device for IPv4, once that is there.
     pub tunnel: watch::Sender<Option<String>>,
+    /// What the kernel shall have for it.
+    pub network: watch::Sender<Option<Arc<Plan>>>,
     /// How packets between pods pass through this node.
     pub fast_path: watch::Sender<State>,
     /// Whether pods can be connected.
@@ -84,6 +93,7 @@ async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
             problems,
             network,
             mtu,
+            plan,
             fast_path,
             ..
         } = status.borrow_and_update().clone();
@@ -92,6 +102,7 @@ async fn tell(mut status: watch::Receiver<Status>, told: &Told, part: &Part) {
             .filter(|_| mtu.is_some())
             .and_then(|network| network.device_names().v4);
         update(&told.tunnel, device);
+        update(&told.network, plan);
         update(&told.fast_path, fast_path);
         update(&told.ready, ready);
         if !problems.is_empty() {

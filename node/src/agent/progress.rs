@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{IpFamily, Snapshot};
-use proxy::IptablesRules;
+use proxy::{IptablesRules, NodeContext};
 use tokio::sync::watch;
 
 use super::health_check_ports::HealthChecks;
@@ -54,6 +54,8 @@ pub struct State {
     pub failing: FailingServices,
     /// What there is of iptables.
     pub iptables: IptablesRules,
+    /// What plans are made by; none before the first sync.
+    pub context: Option<NodeContext>,
     /// Verdicts of the socket hook when they were last read, by name.
     pub verdicts: Vec<(&'static str, u64)>,
 }

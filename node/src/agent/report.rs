@@ -14,14 +14,17 @@ use axum::routing::get;
 use dns::http;
 use model::{NodeName, Snapshot};
 use overlay::fast_path;
+use overlay::plan::Plan;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
+use super::pod_network::Pods;
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
@@ -60,6 +63,10 @@ pub struct Sources {
     pub policies: Option<NetworkPolicies>,
     /// How far the proxy has come; absent where there is none.
     pub proxy: Option<Arc<ProxyProgress>>,
+    /// This node's pods; absent where there is no pod network.
+    pub pods: Option<Pods>,
+    /// What the kernel shall have for the pod network.
+    pub network: Receiver<Option<Arc<Plan>>>,
     /// How packets between pods pass through this node.
     pub fast_path: Receiver<fast_path::State>,
     /// Where the fast path's counters are pinned.
@@ -72,6 +79,8 @@ pub struct Sources {
     pub cni_requests: Arc<Counters>,
     /// Kernel settings that somebody changed and that were set again, by name.
     pub sysctl_repairs: Arc<Counters>,
+    /// Has the proxy look at everything that it programmed.
+    pub proxy_audits: Arc<Notify>,
     /// Answers of the health checks by check and code.
     pub checks: Arc<Checks>,
     /// What has to be in the kernel before the agent is ready.

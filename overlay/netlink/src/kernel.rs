@@ -13,7 +13,7 @@ use crate::error::{Error, Operation, Result};
 use crate::link::{self, Link, LinkChange, NewLink};
 use crate::neighbour::{self, Entry, Forwarding, Neighbour};
 use crate::netns::Namespace;
-use crate::route::{self, Route, RouteFilter, Way};
+use crate::route::{self, Found, Lookup, Route, RouteFilter, Way};
 use crate::socket::RouteSocket;
 
 /// Reading and writing the network state of one namespace. Every failure names its operation and object.
@@ -105,6 +105,23 @@ impl Netlink {
             Some(Message::NewLink(message)) => Some(link::decode(message)),
             _ => None,
         })
+    }
+
+    /// What the routing tables make of a packet that is not sent.
+    ///
+    /// # Errors
+    /// When the kernel does not answer; what it refuses is an answer.
+    pub fn look_up(&mut self, packet: &Lookup) -> Result<Found> {
+        match self.socket.get(Message::GetRoute(route::encode_packet(packet))) {
+            Ok(Some(Message::NewRoute(message))) => {
+                Ok(route::decode(message).map_or(Found::Other, Found::Route))
+            }
+            Ok(_) => Ok(Found::Other),
+            Err(cause) => {
+                let error = Error::of(Operation::LookUpRoute, packet.destination)(cause);
+                error.errno().map(Found::Refused).ok_or(error)
+            }
+        }
     }
 
     /// The kernel's answer; none where it has no route.

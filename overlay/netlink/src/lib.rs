@@ -44,7 +44,7 @@ pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan
 pub use neighbour::{Forwarding, Neighbour};
 pub use netns::Namespace;
 pub use qdisc::{RootQdisc, TokenBucket};
-pub use route::{Route, RouteFilter, RouteKind, Scope, Way};
+pub use route::{Found, Lookup, Route, RouteFilter, RouteKind, Scope, Way};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

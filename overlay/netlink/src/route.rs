@@ -172,6 +172,31 @@ impl fmt::Display for Route {
     }
 }
 
+/// A packet whose route is asked for (`ip route get … from … iif … mark … fibmatch`). Nothing is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Where it comes from; needed with `device`.
+    pub source: Option<IpAddr>,
+    /// Index of the device that it came in by. None for a packet of this host.
+    pub device: Option<u32>,
+    /// Its mark; 0 is none.
+    pub mark: u32,
+}
+
+/// What the routing tables make of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It takes this route, as the table has it.
+    Route(Route),
+    /// It takes one that is not told as a [`Route`]: with several next hops, or of another kind.
+    Other,
+    /// The kernel does not pass it on, for this reason: `ENETUNREACH` where no route leads there, `EXDEV` where the
+    /// source is not routed back by the device (`rp_filter`), `EINVAL` for a blackhole or a martian source.
+    Refused(nix::errno::Errno),
+}
+
 /// How packets leave for an address by a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
@@ -250,6 +275,21 @@ pub(crate) fn encode_lookup_from(
     }
     message.attributes.push(RouteAttribute::Source(source.into()));
     message.attributes.push(RouteAttribute::Oif(link));
+    message
+}
+
+/// The question of a [`Lookup`], to be answered with the route that the table has.
+pub(crate) fn encode_packet(packet: &Lookup) -> RouteMessage {
+    let mut message = encode_lookup(packet.destination);
+    message.header.flags = RouteFlags::FibMatch;
+    if let Some(source) = packet.source {
+        message.header.source_prefix_length = bits(source);
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message.attributes.extend(packet.device.map(RouteAttribute::Iif));
+    if packet.mark != 0 {
+        message.attributes.push(RouteAttribute::Mark(packet.mark));
+    }
     message
 }
 

@@ -447,6 +447,11 @@ impl PodNetwork {
         self.lock().listener = Some(Box::new(listener));
     }
 
+    /// Has the kernel compared with all of it, as after every change.
+    pub fn look_again(&self) {
+        self.changed();
+    }
+
     fn changed(&self) {
         if let Some(listener) = &self.lock().listener {
             listener();

@@ -17,6 +17,7 @@ pub mod elements;
 mod ids;
 pub mod layout;
 mod packed_map;
+pub(crate) mod read_back;
 mod sharers;
 mod takeover;
 pub mod template;
@@ -57,6 +58,23 @@ struct Difference<'a> {
     /// As the kernel has it.
     old: Option<Data>,
     new: Option<&'a Data>,
+}
+
+/// Reads sets of a table that is there.
+fn read_mirror(
+    nft: &mut Nft,
+    table: &Table,
+    names: impl IntoIterator<Item = Name>,
+) -> Result<Mirror, nft::Error> {
+    let mut mirror = Mirror::new();
+    for name in names {
+        let elements = nft.elements(table, name.text())?;
+        let of_name: &mut Elements = mirror.entry(name).or_default();
+        for element in elements {
+            of_name.insert(&elements::mirror_key(&element), &element.data.into());
+        }
+    }
+    Ok(mirror)
 }
 
 /// What is wanted of some elements: data, or absence.
@@ -252,24 +270,12 @@ impl Packets {
             .extend(chains.iter().filter_map(|chain| Template::parse(&chain.name)));
         let repaired = self.repair()?;
         self.mirror = if there || self.context.is_some() {
-            self.read_elements(&table)?
+            read_mirror(&mut self.nft, &table, Name::written())?
         } else {
             Mirror::new()
         };
         self.ids.found(elements::ids(&self.mirror));
         Ok(repaired)
-    }
-
-    fn read_elements(&mut self, table: &Table) -> Result<Mirror, Error> {
-        let mut mirror = Mirror::new();
-        for name in Name::written() {
-            let elements = self.nft.elements(table, name.text())?;
-            let of_name: &mut Elements = mirror.entry(name).or_default();
-            for element in elements {
-                of_name.insert(&elements::mirror_key(&element), &element.data.into());
-            }
-        }
-        Ok(mirror)
     }
 
     /// Adds to `edits` what a change wants.

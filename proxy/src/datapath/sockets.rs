@@ -23,6 +23,7 @@ mod abi;
 mod compact_map;
 mod departed;
 mod maps;
+pub(crate) mod read_back;
 mod tables;
 
 use abi::{Lists, Members, affinity_seconds, flags_of, from_abi, node_address, to_abi};

@@ -3,8 +3,11 @@
 
 mod damage;
 mod dns_address;
+mod doctor;
+mod explain;
 mod flannel;
 mod leases;
 mod paths;
 mod processes;
+mod services;
 mod uninstall;

@@ -156,6 +156,9 @@ impl<'a> Keeper<'a> {
         let older = std::mem::replace(&mut self.given, snapshot.clone());
         let changed = snapshot.changed_since(&older).services;
         let planned = (*self.proxy.context() == context).then_some(&changed);
+        if planned.is_none() || pass == Pass::Full {
+            self.progress.state().context = Some(self.proxy.context().clone());
+        }
         log_sync(&report);
         self.look_at_failures(&report, &changed);
         self.measure(&older);

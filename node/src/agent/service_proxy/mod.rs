@@ -71,6 +71,8 @@ pub struct Proxying {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Whether this node's DNS server answers at [`proxy::Settings::local_dns`].
     pub dns_answers: watch::Receiver<bool>,
+    /// Somebody wants everything to be looked at.
+    pub audits: Arc<Notify>,
     /// Where it is told how far it has come.
     pub progress: Arc<ProxyProgress>,
     /// Where it is told what users shall see of Services.
@@ -91,6 +93,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
         config: mut told,
         snapshots,
         dns_answers,
+        audits,
         progress,
         events,
         watches,
@@ -102,6 +105,7 @@ pub fn run(proxying: Proxying, part: &Part, shutdown: &CancellationToken) -> any
     let drift = watch_drift(&proxy, shutdown.clone())?;
     let pacing = Pacing::new(first.proxy.min_sync_period);
     let mut schedule = Schedule::new(snapshots, dns_answers, told, pacing, drift);
+    schedule.audits = audits;
     let mut keeper = Keeper::new(proxy, &progress, part, events, watches);
     keeper.set_dns_answers(schedule.dns_answers());
     keeper.read_counters();
@@ -223,6 +227,7 @@ struct Schedule {
     stale_flows: bool,
     flows_not_before: Instant,
     drift: Arc<Notify>,
+    audits: Arc<Notify>,
     structure_at: Instant,
     all_at: Instant,
     repair_not_before: Instant,
@@ -249,6 +254,7 @@ impl Schedule {
             stale_flows: false,
             flows_not_before: now,
             drift,
+            audits: Arc::default(),
             structure_at: now + AUDIT_STRUCTURE,
             all_at: now + AUDIT_ALL,
             repair_not_before: now,
@@ -323,6 +329,7 @@ impl Schedule {
                 }
                 drift.notified().await;
             } => Event::Drift,
+            () = self.audits.notified() => Event::All,
             Ok(()) = self.dns_answers.changed() => Event::Dns,
             Ok(()) = self.told.changed() => Event::Settings,
             changed = self.snapshots.changed() => match changed {

@@ -11,6 +11,8 @@ use super::rule::{RULE_CHAIN, RULE_TABLE, RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Hook, Nft, Operation, Table};
 use crate::nfnetlink::{Message, attribute, attributes, be32, flag, text};
 
+const RULE_HANDLE: u16 = 3;
+
 /// Transactions by others during each of that many readings in a row are given up on.
 const ATTEMPTS: usize = 10;
 
@@ -22,6 +24,8 @@ const RESIZE_PAUSE: Duration = Duration::from_millis(20);
 pub struct RuleInfo {
     /// The chain that it stands in.
     pub chain: String,
+    /// The kernel's number for it in its table, as `nft -a` shows it.
+    pub handle: u64,
     /// The comment; [`Rule::fingerprint`](super::Rule::fingerprint) for rules made here.
     pub comment: Option<String>,
 }
@@ -123,6 +127,9 @@ impl Nft {
                 }
                 Some(vec![RuleInfo {
                     chain: text(attribute(payload, RULE_CHAIN)?),
+                    handle: attribute(payload, RULE_HANDLE)
+                        .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)))
+                        .unwrap_or_default(),
                     comment: attribute(payload, RULE_USERDATA).and_then(comment_of),
                 }])
             },

@@ -137,7 +137,7 @@ impl Elements {
     }
 
     /// Those whose keys begin with an id.
-    fn of_id(&self, id: u32) -> impl Iterator<Item = (&[u8], Data)> {
+    pub(super) fn of_id(&self, id: u32) -> impl Iterator<Item = (&[u8], Data)> {
         let elements = self.0.starting_with(id.to_ne_bytes());
         elements.map(|(key, data)| (key, Data::unpack(data)))
     }
@@ -371,7 +371,7 @@ pub(super) fn leading_id(key: &[u8]) -> Option<u32> {
     key.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-fn id_in(data: &Data) -> Option<u32> {
+pub(super) fn id_in(data: &Data) -> Option<u32> {
     match data {
         Data::Value(bytes) => leading_id(bytes.get(4..)?),
         Data::None | Data::Verdict(_) => None,
@@ -379,14 +379,14 @@ fn id_in(data: &Data) -> Option<u32> {
 }
 
 /// Where a frontend stands.
-struct Place {
-    verdicts: Name,
-    ids: Name,
-    via: Via,
-    key: Key,
+pub(super) struct Place {
+    pub(super) verdicts: Name,
+    pub(super) ids: Name,
+    pub(super) via: Via,
+    pub(super) key: Key,
 }
 
-fn place(key: FrontendKey) -> Place {
+pub(super) fn place(key: FrontendKey) -> Place {
     let transport = transport_key(key.protocol, key.port);
     match key.address {
         FrontendAddress::Service(address) => Place {
@@ -404,7 +404,7 @@ fn place(key: FrontendKey) -> Place {
     }
 }
 
-fn verdict(frontend: Frontend, via: Via, plan: &PortPlan) -> Verdict {
+pub(super) fn verdict(frontend: Frontend, via: Via, plan: &PortPlan) -> Verdict {
     let filtered = frontend.admits == Admits::Sources;
     let count = |list| u32::try_from(plan.list(list).len()).unwrap_or(u32::MAX);
     let sticky = plan.affinity.map_or(0, |timeout| timeout.as_secs());
@@ -434,7 +434,7 @@ fn verdict(frontend: Frontend, via: Via, plan: &PortPlan) -> Verdict {
 }
 
 /// Whether any frontend picks from the list.
-fn leads_to(plan: &PortPlan, wanted: List) -> bool {
+pub(super) fn leads_to(plan: &PortPlan, wanted: List) -> bool {
     plan.frontends.values().any(|frontend| match frontend.action {
         Action::Refuse | Action::Drop => false,
         Action::Spread { list, .. } => list == wanted,

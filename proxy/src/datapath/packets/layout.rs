@@ -37,7 +37,7 @@ use crate::plan::NodeContext;
 /// The bit that asks postrouting to masquerade; kube-proxy's, which other components know to leave alone.
 pub const MASQUERADE_MARK: u32 = 0x4000;
 
-const SERVICES: &str = "services";
+pub(super) const SERVICES: &str = "services";
 /// The chain that refuses.
 pub const REFUSE: &str = "refuse";
 const TCP: u8 = 6;

@@ -1,0 +1,63 @@
+//! What the agent knows, for `causeway explain`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use overlay::pods::{Assigned, wiring};
+
+use super::report::Sources;
+use crate::config::Datapath;
+use crate::explain::{Answer, Facts, PodHere, Question, explain};
+
+/// Answers a question, on a thread that may block.
+///
+/// # Errors
+/// When that thread ends without an answer.
+pub async fn answer(
+    State(sources): State<Sources>,
+    Json(question): Json<Question>,
+) -> Result<Json<Answer>, StatusCode> {
+    let facts = sources.facts();
+    let answered = tokio::task::spawn_blocking(move || explain(&question, &facts)).await;
+    let explained = answered.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok(Json(match explained {
+        Ok(explanation) => Answer::Explained(Box::new(explanation)),
+        Err(error) => Answer::NotUnderstood(error.to_string()),
+    }))
+}
+
+impl Sources {
+    /// What is known at this moment.
+    pub fn facts(&self) -> Facts {
+        let assigned = self.pods.as_ref().and_then(|pods| pods.opened());
+        let assigned = assigned.map(|pods| pods.list()).unwrap_or_default();
+        Facts {
+            node: self.node.clone(),
+            snapshot: self.snapshots.borrow().clone(),
+            context: self
+                .proxy
+                .as_ref()
+                .and_then(|proxy| proxy.state().context.clone()),
+            pods: assigned.iter().map(|pod| self.pod_here(pod)).collect(),
+            network: self.network.borrow().clone(),
+            pin_dir: (self.datapath == Datapath::Ebpf).then(|| self.pin_dir.clone()),
+            unread_rules: match self.datapath {
+                Datapath::Ebpf | Datapath::Nftables => None,
+                Datapath::Iptables => {
+                    Some("chains of iptables are not read back: see iptables-save".to_owned())
+                }
+                Datapath::None => Some("proxy.datapath is none: this agent programs no Services".to_owned()),
+            },
+        }
+    }
+
+    fn pod_here(&self, assigned: &Assigned) -> PodHere {
+        PodHere {
+            name: assigned.pod.clone(),
+            addresses: assigned.addresses().values().copied().collect(),
+            node: self.node.clone(),
+            device: wiring::host_ifname(&assigned.key),
+            mac: Some(wiring::pod_mac(assigned)),
+        }
+    }
+}

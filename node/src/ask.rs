@@ -1,0 +1,89 @@
+//! Asks this node's agent over its socket in the state directory, which is root's.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::agent::findings::SOCKET;
+
+/// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The largest answer. A finding of each of 100,000 Services is less.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens, or not for us.
+    #[error(
+        "ask the agent at {path}: {source} (does `causeway node` run with this configuration? The socket is root's)"
+    )]
+    Connect {
+        /// The agent's socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It did not answer as it should.
+    #[error("ask the agent at {path}: {reason}")]
+    Answer {
+        /// The agent's socket.
+        path: PathBuf,
+        /// What came instead.
+        reason: String,
+    },
+}
+
+/// Asks the agent whose state is in `state_dir`: gets what is at `at`, or posts `question` there.
+///
+/// # Errors
+/// When it does not run, or does not answer in time.
+pub async fn ask<A: DeserializeOwned>(
+    state_dir: &Path,
+    at: &str,
+    question: Option<&impl Serialize>,
+) -> Result<A, AskError> {
+    let path = state_dir.join(SOCKET);
+    let stream = UnixStream::connect(&path).await;
+    let stream = stream.map_err(|source| AskError::Connect {
+        path: path.clone(),
+        source,
+    })?;
+    let answer = match timeout(DEADLINE, exchange(stream, at, question)).await {
+        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+        Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
+    };
+    answer.map_err(|reason| AskError::Answer { path, reason })
+}
+
+async fn exchange<A: DeserializeOwned>(
+    stream: UnixStream,
+    at: &str,
+    question: Option<&impl Serialize>,
+) -> anyhow::Result<A> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().uri(at).header(http::header::HOST, "agent");
+    let request = match question {
+        None => request.body(Body::empty())?,
+        Some(question) => request
+            .method(Method::POST)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Body::from(serde_json::to_vec(question)?))?,
+    };
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    anyhow::ensure!(status == StatusCode::OK, "it answers {status}");
+    let body = axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
+    Ok(serde_json::from_slice(&body)?)
+}

@@ -1,0 +1,331 @@
+//! Both engines side by side: pure.
+
+use std::net::IpAddr;
+
+use model::{MacAddr, Mtu};
+use netlink::{Found, Link, LinkKind, Route, RouteKind};
+use nix::errno::Errno;
+use proxy::programmed::{Layer, Treatment};
+use proxy::verdict::Verdict;
+
+use super::kernel::Sight;
+use super::objects::{Intent, Way};
+use super::{Entry, Stage, Step};
+
+/// What becomes of a packet by what is programmed alone: by the first layer that knows the frontend. None: none does.
+#[must_use]
+pub fn programmed_verdict(layers: &[Result<Layer, String>]) -> Option<Verdict> {
+    let mut known = layers.iter().flatten().filter_map(|layer| layer.found.as_ref());
+    let found = known.next()?;
+    let endpoints = if found.cluster.is_empty() {
+        &found.local
+    } else {
+        &found.cluster
+    };
+    Some(if endpoints.is_empty() {
+        Verdict::Drop
+    } else {
+        Verdict::Forward {
+            to: endpoints.iter().copied().collect(),
+            masquerade: false,
+        }
+    })
+}
+
+/// What both say of a packet's destination. `layers` are what is programmed, or why that could not be read; `intent` is
+/// absent where nobody tells the objects.
+#[must_use]
+pub fn service(about: &str, intent: Option<&Intent>, layers: Vec<Result<Layer, String>>) -> Step {
+    let mut step = Step::new(Stage::Service, about);
+    if let Some(intent) = intent {
+        step.objects.clone_from(&intent.lines);
+        step.problems.extend(match &intent.verdict {
+            Verdict::Refuse => Some(format!("refused{}", because(intent))),
+            Verdict::Drop => Some(format!("dropped{}", because(intent))),
+            Verdict::Pass | Verdict::Forward { .. } => None,
+        });
+    }
+    for layer in layers {
+        match layer {
+            Ok(layer) => {
+                let lists = layer.found.as_ref().filter(|_| intent.is_none());
+                let is_empty = |found: &&Treatment| found.cluster.is_empty() && found.local.is_empty();
+                step.problems.extend(
+                    lists
+                        .filter(is_empty)
+                        .map(|found| format!("{}: {}, and no endpoint", layer.name, found.verdict)),
+                );
+                let differences = layer.differences().into_iter();
+                step.problems
+                    .extend(differences.map(|line| format!("{}: {line}", layer.name)));
+                step.kernel.extend(layer.entries.into_iter().map(Entry::from));
+            }
+            Err(error) => step.unknown.push(error),
+        }
+    }
+    step
+}
+
+fn because(intent: &Intent) -> String {
+    match (&intent.owner, &intent.verdict) {
+        (None, Verdict::Refuse) => ": the Service has no such port".to_owned(),
+        (None, _) => ": it is an address for Services, and no Service has it".to_owned(),
+        (Some(owner), Verdict::Refuse) => {
+            format!(
+                ": Service {} has no endpoint that takes connections",
+                owner.service
+            )
+        }
+        (Some(owner), _) => format!(
+            ": Service {} has no endpoint on this node that its policy allows, or does not admit this client",
+            owner.service
+        ),
+    }
+}
+
+/// What both say of the way to an address.
+#[must_use]
+pub fn way(wanted: &Way, sight: &Sight) -> Vec<Step> {
+    let mut steps = vec![route(wanted, sight)];
+    if let Some(found) = sight.link.as_ref().filter(|link| !link.loopback) {
+        steps.push(link(wanted, found));
+    }
+    if let Some(next) = sight.next {
+        steps.extend(neighbour(wanted, sight, next));
+    }
+    steps.extend(forwarding(wanted, sight));
+    if let Some(outer) = &sight.underlay {
+        steps.push(underlay(outer));
+    }
+    steps
+}
+
+fn packet_text(sight: &Sight) -> String {
+    let mut text = sight.packet.destination.to_string();
+    if let Some(source) = sight.packet.source {
+        text += &format!(" from {source}");
+    }
+    if let Some(device) = &sight.arrives_by {
+        text += &format!(" iif {device}");
+    }
+    if sight.packet.mark != 0 {
+        text += &format!(" mark {:#x}", sight.packet.mark);
+    }
+    text
+}
+
+fn route(wanted: &Way, sight: &Sight) -> Step {
+    let destination = sight.packet.destination;
+    let mut step = Step::new(Stage::Route, destination.to_string());
+    step.objects.extend(match wanted {
+        Way::Pod { device, .. } => Some(format!("a pod of this node, behind {device}")),
+        Way::Tunnel {
+            device,
+            subnet,
+            vtep,
+            public_ip,
+            ..
+        } => Some(format!(
+            "{subnet} is node {public_ip}'s by its lease: via {vtep} dev {device}"
+        )),
+        Way::Gateway { subnet, public_ip } => Some(format!(
+            "{subnet} is node {public_ip}'s by its lease: via that node"
+        )),
+        Way::Here => Some("an address of this node".to_owned()),
+        Way::Elsewhere => Some("no pod's: the node's other routes decide".to_owned()),
+        Way::Unknown => None,
+    });
+    let value = match &sight.found {
+        Found::Route(route) => Some(route_text(route, sight.link.as_ref())),
+        Found::Other => Some("a route with several next hops, or of another kind".to_owned()),
+        Found::Refused(_) => None,
+    };
+    step.kernel.push(Entry::new("route", packet_text(sight), value));
+    match &sight.found {
+        Found::Route(route) => step
+            .problems
+            .extend(route_problem(wanted, route, sight.link.as_ref())),
+        Found::Other => step
+            .unknown
+            .push("the route has several next hops: each would be another way".to_owned()),
+        Found::Refused(errno) => step.problems.push(format!("no way: {}", refusal(*errno))),
+    }
+    step
+}
+
+fn refusal(errno: Errno) -> String {
+    let meaning = match errno {
+        Errno::ENETUNREACH => "no route leads there",
+        Errno::EHOSTUNREACH => "no route leads there, or the device that it came in by does not forward",
+        Errno::EXDEV => "its source is not routed back by that device (rp_filter)",
+        Errno::EINVAL => "a blackhole, or a source that no packet may have there",
+        Errno::EACCES => "a route prohibits it",
+        _ => return errno.to_string(),
+    };
+    format!("{meaning} ({errno:?})")
+}
+
+fn route_text(route: &Route, link: Option<&Link>) -> String {
+    let mut text = match route.kind {
+        RouteKind::Unicast => String::new(),
+        RouteKind::Local => "local ".to_owned(),
+        RouteKind::Blackhole => "blackhole ".to_owned(),
+        RouteKind::Unreachable => "unreachable ".to_owned(),
+        RouteKind::Other(number) => format!("type {number} "),
+    };
+    text += &route.destination.to_string();
+    if let Some(gateway) = route.gateway {
+        text += &format!(" via {gateway}");
+    }
+    if let Some(link) = link {
+        text += &format!(" dev {}", link.name);
+    }
+    if route.onlink {
+        text += " onlink";
+    }
+    format!("{text} proto {} table {}", route.protocol, route.table)
+}
+
+fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<String> {
+    let device = link.map_or("no device", |link| link.name.as_str());
+    let gateway =
+        |address: Option<IpAddr>| address.map_or("nobody".to_owned(), |address| address.to_string());
+    let leads = |wanted_device: &str, wanted_gateway: Option<IpAddr>| {
+        if device != wanted_device {
+            Some(format!("the route leads to {device}, not to {wanted_device}"))
+        } else if route.gateway != wanted_gateway {
+            let (found, wanted) = (gateway(route.gateway), gateway(wanted_gateway));
+            Some(format!("the route goes via {found}, not via {wanted}"))
+        } else {
+            None
+        }
+    };
+    match wanted {
+        Way::Pod { device, .. } => leads(device, None),
+        Way::Tunnel { device, vtep, .. } => leads(device, Some(*vtep)),
+        Way::Gateway { public_ip, .. } if route.gateway != Some(*public_ip) => Some(format!(
+            "the route goes via {}, not via {public_ip}",
+            gateway(route.gateway)
+        )),
+        Way::Here if route.kind != RouteKind::Local => {
+            Some(format!("the node routes its own address away, to {device}"))
+        }
+        _ if matches!(route.kind, RouteKind::Blackhole | RouteKind::Unreachable) => {
+            Some("the route drops it".to_owned())
+        }
+        Way::Gateway { .. } | Way::Here | Way::Elsewhere | Way::Unknown => None,
+    }
+}
+
+fn link(wanted: &Way, found: &Link) -> Step {
+    let mut step = Step::new(Stage::Link, found.name.clone());
+    let mtu = match wanted {
+        Way::Pod { device, mtu, .. } if *device == found.name => *mtu,
+        Way::Tunnel { device, mtu, .. } if *device == found.name => Some(*mtu),
+        _ => None,
+    };
+    step.objects
+        .extend(mtu.map(|Mtu(bytes)| format!("up, MTU {bytes}")));
+    let state = if found.up { "up" } else { "down" };
+    step.kernel.push(Entry::new(
+        "link",
+        found.name.clone(),
+        Some(format!("{state}, MTU {}", found.mtu)),
+    ));
+    if !found.up {
+        step.problems.push(format!("{} is down", found.name));
+    }
+    if let Some(Mtu(bytes)) = mtu.filter(|mtu| mtu.0 != found.mtu) {
+        step.problems
+            .push(format!("MTU of {} is {}, not {bytes}", found.name, found.mtu));
+    }
+    step
+}
+
+fn mac_text(mac: netlink::Mac) -> String {
+    MacAddr(mac).to_string()
+}
+
+/// None where there is none, and none is needed.
+fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
+    let wanted_mac = match wanted {
+        Way::Pod { mac, .. } => *mac,
+        Way::Tunnel { mac, vtep, .. } if *vtep == next => Some(*mac),
+        _ => None,
+    };
+    let found = sight.neighbour.as_ref();
+    // Elsewhere the kernel asks on the link when a packet comes; a tunnel's device never does.
+    let is_needed = wanted_mac.is_some() || sight.link.as_ref().is_some_and(is_tunnel);
+    if !is_needed && found.is_none() {
+        return None;
+    }
+    let device = sight.link.as_ref().map_or("?", |link| link.name.as_str());
+    let mut step = Step::new(Stage::Neighbour, next.to_string());
+    step.objects
+        .extend(wanted_mac.map(|mac| format!("{next} has {mac}")));
+    let value = found.map(|found| {
+        let mac = found.mac.map_or("unresolved".to_owned(), mac_text);
+        if found.permanent {
+            format!("{mac} permanent")
+        } else {
+            mac
+        }
+    });
+    step.kernel
+        .push(Entry::new("neighbour", format!("{next} dev {device}"), value));
+    let found_mac = found.and_then(|found| found.mac);
+    match (wanted_mac, found_mac) {
+        (Some(mac), Some(found)) if found != mac.0 => {
+            step.problems
+                .push(format!("{next} is taken to have {}, not {mac}", mac_text(found)));
+        }
+        (_, None) if is_needed => step
+            .problems
+            .push(format!("no MAC address is known for {next} on {device}")),
+        _ => {}
+    }
+    Some(step)
+}
+
+/// None where the device is no tunnel's, and where no packet gets that far: the neighbour is what fails.
+fn forwarding(wanted: &Way, sight: &Sight) -> Option<Step> {
+    let link = sight.link.as_ref().filter(|link| is_tunnel(link))?;
+    let next = sight.neighbour.as_ref()?.mac?;
+    let (mac, public_ip) = match wanted {
+        Way::Tunnel { mac, public_ip, .. } => (*mac, Some(*public_ip)),
+        _ => (MacAddr(next), None),
+    };
+    let mut step = Step::new(Stage::Forwarding, mac.to_string());
+    step.objects
+        .extend(public_ip.map(|node| format!("{mac} is behind {node}")));
+    let found = sight.forwarding.as_ref();
+    step.kernel.push(Entry::new(
+        "fdb",
+        format!("{mac} dev {}", link.name),
+        found.map(|found| format!("dst {}", found.destination)),
+    ));
+    match (found, public_ip) {
+        (None, _) => step
+            .problems
+            .push(format!("{} does not know where {mac} is", link.name)),
+        (Some(found), Some(node)) if found.destination != node => step.problems.push(format!(
+            "{} sends what is for {mac} to {}, not to {node}",
+            link.name, found.destination
+        )),
+        (Some(_), _) => {}
+    }
+    Some(step)
+}
+
+fn is_tunnel(link: &Link) -> bool {
+    matches!(link.kind, LinkKind::Vxlan(_))
+}
+
+fn underlay(outer: &Sight) -> Step {
+    let mut step = route(&Way::Unknown, outer);
+    step.stage = Stage::Underlay;
+    if let Some(link) = outer.link.as_ref().filter(|link| !link.up) {
+        step.problems.push(format!("{} is down", link.name));
+    }
+    step
+}

@@ -1,0 +1,125 @@
+//! What is typed, and what it names.
+
+use model::{Change, Few, Node};
+
+use super::*;
+
+fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let mut put = |namespace: &str, name: &str, address: [u8; 4], ports: &[(&str, u16)]| {
+        let kind = ServiceKind::ClusterIp {
+            addresses: Few::from(vec![address.into()]),
+        };
+        let mut service = Service::new(ObjectName::new(namespace, name), kind);
+        let port = |(name, number): &(&str, u16)| ServicePort {
+            name: (*name).into(),
+            ..ServicePort::new(Protocol::Tcp, (*number).try_into().expect("no zero"))
+        };
+        service.ports = ports.iter().map(port).collect();
+        snapshot.apply(Change::Service(service));
+    };
+    put("default", "web", [10, 96, 0, 7], &[("http", 80)]);
+    put("shop", "web", [10, 96, 0, 8], &[("http", 80)]);
+    put("shop", "pay", [10, 96, 0, 9], &[("http", 80), ("admin", 81)]);
+    let mut node = Node::new("node-1");
+    node.internal_addresses = vec![[172, 30, 0, 11].into()];
+    snapshot.apply(Change::Node(node));
+    snapshot
+}
+
+fn pods() -> Vec<PodHere> {
+    let pod = |namespace: &str, last| PodHere {
+        name: Some(ObjectName::new(namespace, "client")),
+        addresses: vec![[10, 244, 1, last].into()],
+        node: "node-1".into(),
+        device: "cw0".to_owned(),
+        mac: None,
+    };
+    vec![pod("default", 5), pod("shop", 6)]
+}
+
+#[track_caller]
+fn check(text: &str, expected: &str) {
+    let (snapshot, pods) = (snapshot(), pods());
+    let known = Known {
+        snapshot: Some(&snapshot),
+        pods: &pods,
+    };
+    let told = match Name::parse(text).and_then(|name| known.place(&name)) {
+        Ok(place) => {
+            let address = place.addresses.first().copied();
+            let at = address.map(|address| endpoint_text(address, place.port));
+            let protocol = place.protocol.map(|protocol| format!("/{protocol}"));
+            let [at, protocol] = [at, protocol].map(Option::unwrap_or_default);
+            format!("{} {at}{protocol}", place.name)
+        }
+        Err(error) => error.to_string(),
+    };
+    assert_eq!(told, expected, "{text}");
+}
+
+#[test]
+fn names_name_one_thing_or_say_why_not() {
+    check("pod/default/client", "pod default/client 10.244.1.5");
+    check("pod/shop/client:8080/udp", "pod shop/client 10.244.1.6:8080/UDP");
+    check(
+        "pod/client",
+        "pod/client may be pod/default/client or pod/shop/client",
+    );
+    check("pod/clinet", "there is no pod clinet (did you mean pod/client?)");
+    check("pod/zzz", "there is no pod zzz");
+    check("svc/shop/pay:81", "Service shop/pay 10.96.0.9:81/TCP");
+    check("svc/shop/pay:admin", "Service shop/pay 10.96.0.9:81/TCP");
+    check(
+        "svc/pay",
+        "svc/pay may be svc/shop/pay:80/tcp or svc/shop/pay:81/tcp",
+    );
+    check("svc/shop/pay:9999", "Service shop/pay 10.96.0.9:9999");
+    check(
+        "svc/shop/pay:htpp",
+        "there is no port of svc/shop/pay:htpp (did you mean svc/shop/pay:80/tcp or svc/shop/pay:81/tcp?)",
+    );
+    check("svc/web:80", "svc/web may be svc/default/web or svc/shop/web");
+    check(
+        "svc/shop/webb",
+        "there is no Service shop/webb (did you mean svc/shop/web?)",
+    );
+    check(
+        "web.shop.svc.cluster.local:80",
+        "Service shop/web 10.96.0.8:80/TCP",
+    );
+    check("node/node-1:30080", "node node-1 172.30.0.11:30080");
+    check(
+        "node/node-2",
+        "there is no node node-2 (did you mean node/node-1?)",
+    );
+    check("10.96.0.8:80/tcp", "Service shop/web 10.96.0.8:80/TCP");
+    check("10.244.1.6", "pod shop/client 10.244.1.6");
+    check("172.30.0.11", "node node-1 172.30.0.11");
+    check("[fd00::1]:53/udp", "address [fd00::1]:53/UDP");
+    check("fd00::1", "address fd00::1");
+    check(
+        "example.com:443",
+        "example.com cannot be looked up: no resolver was asked",
+    );
+    for wrong in ["", "pod/", "pod//a", "a b", "pod/a/b/c", "web"] {
+        let form = "is no pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, address or DNS name";
+        check(wrong, &format!("{wrong:?} {form}"));
+    }
+}
+
+#[test]
+fn without_an_agent_only_addresses_are_names() {
+    let known = Known {
+        snapshot: None,
+        pods: &[],
+    };
+    let place = |text: &str| Name::parse(text).and_then(|name| known.place(&name));
+    let address = place("10.96.0.7:80").expect("an address");
+    assert_eq!(address.name, "address");
+    let error = place("svc/web:80").expect_err("nobody knows");
+    assert!(
+        error.to_string().contains("no agent of this node answers"),
+        "{error}"
+    );
+}

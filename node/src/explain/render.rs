@@ -1,0 +1,119 @@
+//! An explanation for people, and for programs.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use super::{Conclusion, End, Explanation, Stage, Step};
+use crate::cli::Output;
+use crate::doctor::printable;
+
+/// In the form that was asked for.
+#[must_use]
+pub fn render(explanation: &Explanation, output: Output) -> String {
+    match output {
+        Output::Text => text(explanation),
+        Output::Json => format!("{:#}\n", serde_json::json!(explanation)),
+    }
+}
+
+fn text(explanation: &Explanation) -> String {
+    let Explanation {
+        node,
+        source,
+        destination,
+        protocol,
+        forward,
+        reverse,
+        conclusion,
+        notes,
+    } = explanation;
+    let mut text = format!("{} -> {}/{protocol}\n", end(source), end(destination));
+    match node {
+        Some(node) => line(&mut text, &format!("as {node} sees it; no packet is sent")),
+        None => line(
+            &mut text,
+            "no agent answers: only what the kernel of this network namespace has, and not what it should have",
+        ),
+    }
+    for (way, steps) in [("forward", forward), ("reverse", reverse)] {
+        if steps.is_empty() {
+            continue;
+        }
+        line(&mut text, way);
+        for step in steps {
+            write_step(&mut text, step);
+        }
+    }
+    for note in notes {
+        line(&mut text, &format!("note: {note}"));
+    }
+    let steps = || forward.iter().chain(reverse);
+    match conclusion {
+        Conclusion::Works => line(
+            &mut text,
+            "WORKS: nothing stands in the way, as far as this node sees",
+        ),
+        Conclusion::Fails => {
+            for problem in steps().flat_map(|step| &step.problems) {
+                line(&mut text, &format!("FAILS: {problem}"));
+            }
+        }
+        Conclusion::CouldNotTell => {}
+    }
+    for unknown in steps().flat_map(|step| &step.unknown) {
+        line(&mut text, &format!("COULD NOT TELL: {unknown}"));
+    }
+    text
+}
+
+/// What others wrote must not drive the terminal.
+fn line(text: &mut String, content: &str) {
+    let _infallible = writeln!(text, "{}", printable(content));
+}
+
+fn end(end: &End) -> String {
+    let address = match end.port {
+        Some(port) => SocketAddr::new(end.address, port).to_string(),
+        None => end.address.to_string(),
+    };
+    let node = end
+        .node
+        .as_ref()
+        .map(|node| format!(" on {node}"))
+        .unwrap_or_default();
+    match end.name.as_str() {
+        "address" => address,
+        name => printable(&format!("{name}{node} ({address})")),
+    }
+}
+
+const fn title(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Service => "SERVICE",
+        Stage::Route => "ROUTE",
+        Stage::Link => "LINK",
+        Stage::Neighbour => "NEIGHBOUR",
+        Stage::Forwarding => "FDB",
+        Stage::Underlay => "UNDERLAY",
+    }
+}
+
+fn write_step(text: &mut String, step: &Step) {
+    line(text, &format!("  {:<9} {}", title(step.stage), step.about));
+    for object in &step.objects {
+        line(text, &format!("    objects  {object}"));
+    }
+    for entry in &step.kernel {
+        let value = entry.value.as_deref().unwrap_or("ABSENT");
+        line(
+            text,
+            &format!("    kernel   {} [{}] {value}", entry.place, entry.key),
+        );
+    }
+    for problem in &step.problems {
+        line(text, &format!("    PROBLEM  {problem}"));
+    }
+    for unknown in &step.unknown {
+        line(text, &format!("    UNKNOWN  {unknown}"));
+    }
+}

@@ -1,0 +1,185 @@
+//! `causeway explain`, on nodes where something is broken: it names what, and nothing else is wrong.
+
+use std::path::Path;
+
+use aya::Pod as Plain;
+use ebpf::abi::service::{Frontend, FrontendKey, SlotKey};
+use serde_json::Value;
+use tests::cluster::program;
+use tests::network::{Network, Pod, SOON};
+use tests::process;
+use tests::wait;
+
+use crate::services::{map, run, service, slice};
+
+/// What a run of it came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    code: Option<i32>,
+    output: String,
+    error: String,
+}
+
+fn explain(world: &Network, arguments: &[&str]) -> Told {
+    let place = world.host(0).place();
+    let mut command = process::command(&place, program("causeway"));
+    command
+        .arg("explain")
+        .args(arguments)
+        .arg("--config")
+        .arg(world.configure(0));
+    command.env_remove("NODE_NAME");
+    let output = process::run_in(&place, &mut command, b"").expect("it runs");
+    Told {
+        code: output.status.code(),
+        output: output.stdout,
+        error: output.stderr,
+    }
+}
+
+/// Waits until it says so; `expected` is a part of the output.
+#[track_caller]
+fn check(world: &Network, arguments: &[&str], code: i32, expected: &str) {
+    wait::until_value(
+        expected,
+        SOON,
+        || explain(world, arguments),
+        |told| told.code == Some(code) && (told.output.contains(expected) || told.error.contains(expected)),
+    );
+}
+
+/// Takes all entries out of a map while `work` is done, and puts them back.
+fn without_entries<K: Plain, V: Plain>(pins: &Path, name: &str, work: impl FnOnce()) {
+    let mut map = map::<K, V>(pins, name);
+    let entries: Vec<(K, V)> = map.iter().collect::<Result<_, _>>().expect("readable");
+    assert!(!entries.is_empty(), "{name}");
+    for (key, _) in &entries {
+        map.remove(key).expect("it was there");
+    }
+    work();
+    for (key, value) in entries {
+        map.insert(key, value, 0).expect("there is room");
+    }
+}
+
+const WAY: [&str; 2] = ["pod/near", "svc/web:http"];
+
+#[test]
+fn explain_names_what_stands_in_the_way_and_where() {
+    let Some(mut world) = Network::new("explain names what stands in the way", "explain", 2) else {
+        return;
+    };
+    let (near, far) = (world.pod(0, "near"), world.pod(1, "far"));
+    world.put(service());
+    world.put(slice(&far, "http", true));
+    check(&world, &WAY, 0, "WORKS");
+    shows_both_sides(&world, &near, &far);
+    names_what_the_maps_lack(&world, &far);
+    names_what_others_put_in_the_way(&world, &near, &far);
+    says_what_the_objects_say(&world, &far);
+    world.kill_agent(0);
+    asks_the_kernel_alone(&world, &near, &far);
+}
+
+fn shows_both_sides(world: &Network, near: &Pod, far: &Pod) {
+    let told = explain(world, &WAY);
+    for part in [
+        "pod default/near on node-0",
+        "-> Service default/web (10.96.0.7:80)/TCP",
+        &format!("objects  to {}:7000, its source is kept", far.address),
+        "pod default/far on node-1: chosen, ready",
+        "map FRONTENDS [10.96.0.7:80/TCP] service ",
+        "set ip causeway-proxy service-ips [10.96.0.7 . tcp . 80] goto address.cluster-1",
+        "rule ip causeway-proxy services [by address] handle ",
+        "via 10.244.",
+        "dev flannel.1 onlink proto 213 table 254",
+        "dst 172.30.8.12",
+        &format!("neighbour [{} dev cw", near.address),
+    ] {
+        assert!(told.output.contains(part), "{part}: {}", told.output);
+    }
+    let json = explain(world, &["pod/near", "svc/web:80", "-o", "json"]);
+    let json: Value = serde_json::from_str(&json.output).expect("JSON");
+    assert_eq!(json["conclusion"], "works");
+    check(world, &["pod/neer", "svc/web:80"], 2, "did you mean pod/near?");
+    check(
+        world,
+        &["pod/near", "svc/web:81"],
+        1,
+        "the Service has no such port",
+    );
+    check(
+        world,
+        &["pod/far", "svc/web:80"],
+        2,
+        "the endpoint is chosen on node-1",
+    );
+}
+
+/// The hook's maps are looked at by the agent every five minutes.
+fn names_what_the_maps_lack(world: &Network, far: &Pod) {
+    let pins = world.pins(0);
+    without_entries::<FrontendKey, Frontend>(&pins, "FRONTENDS", || {
+        let absent = "FAILS: socket hook: no entry, where the plan wants spread, 1 endpoint";
+        check(world, &WAY, 1, absent);
+    });
+    without_entries::<SlotKey, u32>(&pins, "SLOTS", || {
+        let to = far.address;
+        let missing = format!("FAILS: socket hook: list for the cluster: endpoint {to}:7000 is missing");
+        check(world, &WAY, 1, &missing);
+    });
+}
+
+/// It is not the agent's to repair.
+fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
+    let host_route = format!("{}/32", far.address);
+    run(world, "ip", &["route", "add", &host_route, "via", "172.30.8.1"]);
+    check(world, &WAY, 1, "FAILS: the route leads to eth0, not to flannel.1");
+    run(world, "ip", &["route", "delete", &host_route]);
+    let from = near.address.to_string();
+    run(
+        world,
+        "ip",
+        &["route", "add", "blackhole", "default", "table", "77"],
+    );
+    run(world, "ip", &["rule", "add", "to", &from, "lookup", "77"]);
+    check(world, &WAY, 1, "FAILS: no way: a blackhole");
+    run(world, "ip", &["rule", "delete", "to", &from, "lookup", "77"]);
+    check(world, &WAY, 0, "WORKS");
+    run(world, "nft", &["add", "table", "inet", "fw"]);
+    let chain = "{ type filter hook forward priority 0; policy drop; }";
+    run(world, "nft", &["add", "chain", "inet", "fw", "forward", chain]);
+    let note = "note: chain inet fw forward is somebody else's and may drop";
+    check(world, &WAY, 0, note);
+    run(world, "nft", &["delete", "table", "inet", "fw"]);
+}
+
+fn says_what_the_objects_say(world: &Network, far: &Pod) {
+    world.put(slice(far, "http", false));
+    check(world, &WAY, 1, "pod default/far on node-1: not chosen: not ready");
+    let refused = "FAILS: refused: Service default/web has no endpoint that takes connections";
+    check(world, &WAY, 1, refused);
+    world.put(slice(far, "web", true));
+    let others = "endpoints are listed for other ports than \"http\"/TCP: \"web\"/TCP";
+    check(world, &WAY, 1, others);
+    world.put(slice(far, "http", true));
+    check(world, &WAY, 0, "WORKS");
+}
+
+fn asks_the_kernel_alone(world: &Network, near: &Pod, far: &Pod) {
+    check(world, &WAY, 2, "no agent of this node answers");
+    let (to, from) = (far.address.to_string(), near.address.to_string());
+    let by_address = [from.as_str(), "10.96.0.7:80"];
+    check(world, &by_address, 0, "map FRONTENDS [10.96.0.7:80/TCP] service ");
+    let plain = [from.as_str(), to.as_str()];
+    check(world, &plain, 0, "no agent answers: only what the kernel");
+    let mac = world.mac(1, "flannel.1");
+    let entry = ["fdb", "delete", &mac, "dev", "flannel.1", "dst", "172.30.8.12"];
+    run(world, "bridge", &entry);
+    check(
+        world,
+        &plain,
+        1,
+        &format!("FAILS: flannel.1 does not know where {mac} is"),
+    );
+}
