@@ -92,7 +92,7 @@ const RAW_VALUE: &str = "$serde_json::private::RawValue";
 /// An object that is read: as it was sent, or by its parts, where a server sends the type of an event behind its object
 /// and serde had to keep them.
 enum Json<'de> {
-    /// Not a copy: large blocks that come and go between what stays leave holes in the heap.
+    /// In the line of a watch, or in the list.
     Text(&'de RawValue),
     Value(Value),
 }

@@ -159,7 +159,8 @@ mod tests {
                 "spec": {"nodeName": "node-1", "hostNetwork": true, "containers": "whatever"},
                 "status": status,
             });
-            let watched: Watched<PodAddresses> = serde_json::from_value(pod).expect("never too bad");
+            let watched: Watched<PodAddresses> =
+                serde_json::from_str(&pod.to_string()).expect("never too bad");
             let addresses = expected
                 .iter()
                 .map(|text| text.parse().expect("address"))
@@ -179,7 +180,8 @@ mod tests {
             "metadata": {"namespace": "default", "name": "x", "deletionTimestamp": "2026-01-01T00:00:00Z"},
             "status": {"phase": "Running", "podIP": "10.244.1.5"},
         });
-        let watched: Watched<PodAddresses> = serde_json::from_value(leaving).expect("never too bad");
+        let watched: Watched<PodAddresses> =
+            serde_json::from_str(&leaving.to_string()).expect("never too bad");
         assert_eq!(watched.converted, Converted::Irrelevant);
     }
 }
