@@ -130,14 +130,17 @@ fn many_services_at_once_leave_what_they_leave_a_few_at_a_time() {
             writes += proxy.sync(&snapshot).writes;
         }
     }
-    let few_at_a_time = rules(&surroundings.node).expect("a ruleset");
+    let few_at_a_time = rules(&surroundings.node.place()).expect("a ruleset");
     drop(proxy);
     surroundings.uninstall();
 
     let report = open().sync(&snapshot);
     assert!(report.failures.is_empty(), "{report:?}");
     assert_eq!(report.writes, writes);
-    assert_eq!(rules(&surroundings.node).expect("a ruleset"), few_at_a_time);
+    assert_eq!(
+        rules(&surroundings.node.place()).expect("a ruleset"),
+        few_at_a_time
+    );
     assert_translated(&surroundings);
     assert_eq!(open().sync(&snapshot).writes, 0, "both layers have all of it");
 }
