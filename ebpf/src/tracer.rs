@@ -240,10 +240,12 @@ fn read_event(bytes: &[u8]) -> Option<Event> {
 fn filter(wanted: &Wanted) -> Filter {
     let first = wanted.sources.first().copied().unwrap_or(Ip::ANY);
     let mut ports = wanted.vxlan_ports.iter().copied();
+    let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
     Filter {
         sources: [first, wanted.sources.get(1).copied().unwrap_or(first)],
         protocol: wanted.protocol.unwrap_or(0).into(),
         any_target: wanted.targets.is_empty().into(),
+        ports: wanted.targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
         vxlan_ports: [(); 2].map(|()| ports.next().unwrap_or_default()),
     }
 }

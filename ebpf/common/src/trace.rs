@@ -62,7 +62,7 @@ impl Offsets {
 }
 
 /// Whose packets are followed, in both directions.
-/// `[sources:2*16 be][protocol:4][any target:4][vxlan ports:2*2 be] = 44 bytes`.
+/// `[sources:2*16 be][protocol:4][any target:4][ports:4][vxlan ports:2*2 be] = 48 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Filter {
@@ -72,8 +72,17 @@ pub struct Filter {
     pub protocol: u32,
     /// 1: the other end is anybody. 0: it is in `TARGETS`.
     pub any_target: u32,
+    /// Bits: [`Filter::NAMED`] and [`Filter::EVERY`].
+    pub ports: u32,
     /// UDP ports at which packets are unwrapped; 0: none.
     pub vxlan_ports: [Port; 2],
+}
+
+impl Filter {
+    /// Some of `TARGETS` are one port of an address.
+    pub const NAMED: u32 = 1 << 0;
+    /// Some of `TARGETS` are every port of an address.
+    pub const EVERY: u32 = 1 << 1;
 }
 
 /// Key of `TARGETS`. `[address:16 be][port:4] = 20 bytes`.
@@ -249,7 +258,7 @@ impl Event {
 }
 
 const _: () = assert!(size_of::<Offsets>() == 64);
-const _: () = assert!(size_of::<Filter>() == 44);
+const _: () = assert!(size_of::<Filter>() == 48);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);
 const _: () = assert!(size_of::<Fingerprint>() == 16);

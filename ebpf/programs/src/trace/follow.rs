@@ -9,7 +9,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_common::net::{Ip, Port};
 use ebpf_common::trace::{Event, Filter, Flow, Header, Target, Tracked};
 
-use crate::headers::{self, NO_FLOW, UDP, is_same};
+use crate::headers::{self, NO_FLOW, UDP, V4_TYPE, V6_TYPE, is_same};
 use crate::kernel::{self, Bytes, Skb};
 
 #[map]
@@ -36,6 +36,7 @@ static FILTER: Filter = Filter {
     sources: [Ip::ANY; 2],
     protocol: 0,
     any_target: 0,
+    ports: 0,
     vxlan_ports: [Port(0); 2],
 };
 
@@ -46,9 +47,6 @@ macro_rules! filter {
         unsafe { core::ptr::read_volatile(&raw const FILTER.$($field)+) }
     };
 }
-
-/// `ETH_P_IP` and `ETH_P_IPV6` in network order.
-const ETHERTYPES: [u16; 2] = [0x0800_u16.to_be(), 0x86dd_u16.to_be()];
 
 /// What a tracepoint tells beside the packet.
 struct Seen {
@@ -123,7 +121,8 @@ fn skb(ctx: &BtfTracePointContext) -> Skb {
 
 #[inline(always)]
 fn observe(skb: Skb, seen: Seen) {
-    if !ETHERTYPES.contains(&skb.protocol()) {
+    let ethertype = skb.protocol();
+    if ethertype != V4_TYPE && ethertype != V6_TYPE {
         return;
     }
     let Some(draft) = DRAFTS.get_ptr_mut(seen.kind) else {
@@ -133,7 +132,7 @@ fn observe(skb: Skb, seen: Seen) {
     let event = unsafe { &mut *draft };
     event.vni = 0;
     event.inner.flow.protocol = 0;
-    let transport = headers::parse(seen.bytes, &mut event.outer);
+    let transport = headers::parse(seen.bytes, ethertype, &mut event.outer);
     if event.outer.flow.protocol == 0 {
         return;
     }
@@ -232,7 +231,8 @@ fn is_target(address: Ip, port: Port) -> bool {
         return true;
     }
     let is_there = |port| TARGETS.get_ptr(Target::new(address, port)).is_some();
-    is_there(Some(port)) || is_there(None)
+    let ports = filter!(ports);
+    (ports & Filter::NAMED != 0 && is_there(Some(port))) || (ports & Filter::EVERY != 0 && is_there(None))
 }
 
 #[inline(always)]

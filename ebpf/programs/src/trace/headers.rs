@@ -66,29 +66,36 @@ struct Vxlan {
     flags: [u16; 2],
     vni: [u8; 4],
     macs: [u16; 6],
-    ethertype: [u8; 2],
+    ethertype: u16,
 }
 
 const _: () = assert!(size_of::<Vxlan>() == 22);
 
-/// Reads the headers at the start of `bytes`. Returns where the transport's header begins; 0 where there is none.
+/// `ETH_P_IP` and `ETH_P_IPV6` in network order.
+pub const V4_TYPE: u16 = 0x0800_u16.to_be();
+pub const V6_TYPE: u16 = 0x86dd_u16.to_be();
+
+/// Reads the headers at the start of `bytes`, of the version that the link layer says. Returns where the transport's header
+/// begins; 0 where there is none.
 #[inline(always)]
-pub fn parse(bytes: Bytes, header: &mut Header) -> u64 {
+pub fn parse(bytes: Bytes, ethertype: u16, header: &mut Header) -> u64 {
     header.flow.protocol = 0;
-    if !has(bytes, bytes.start, size_of::<V4>() as u64) {
-        return 0;
-    }
-    let first: u8 = read(bytes.start, 0);
-    match first >> 4 {
-        4 => parse_v4(bytes, header),
-        6 => parse_v6(bytes, header),
+    match ethertype {
+        V4_TYPE => parse_v4(bytes, header),
+        V6_TYPE => parse_v6(bytes, header),
         _ => 0,
     }
 }
 
 #[inline(always)]
 fn parse_v4(bytes: Bytes, header: &mut Header) -> u64 {
+    if !has(bytes, bytes.start, size_of::<V4>() as u64) {
+        return 0;
+    }
     let ip: V4 = read(bytes.start, 0);
+    if ip.version_and_length >> 4 != 4 {
+        return 0;
+    }
     let length = u64::from(ip.version_and_length & 0xf) * 4;
     header.flow.source = Ip::v4(ip.source);
     header.flow.destination = Ip::v4(ip.destination);
@@ -106,6 +113,9 @@ fn parse_v6(bytes: Bytes, header: &mut Header) -> u64 {
         return 0;
     }
     let ip: V6 = read(bytes.start, 0);
+    if u32::from_be(ip.version_and_label) >> 28 != 6 {
+        return 0;
+    }
     header.flow.source = Ip(ip.source);
     header.flow.destination = Ip(ip.destination);
     header.fingerprint.id = 0;
@@ -179,21 +189,17 @@ fn parse_transport(bytes: Bytes, at: u64, protocol: u8, is_first: bool, header: 
 /// VXLAN's network identifier.
 #[inline(always)]
 pub fn unwrap(bytes: Bytes, at: u64, header: &mut Header) -> u32 {
-    const IP: [[u8; 2]; 2] = [[0x08, 0x00], [0x86, 0xdd]];
     let start = at + 8;
     let frame_bytes = size_of::<Vxlan>() as u64;
     if !has(bytes, start, frame_bytes) {
         return 0;
     }
     let vxlan: Vxlan = read(start, 0);
-    if !IP.contains(&vxlan.ethertype) {
-        return 0;
-    }
     let inside = Bytes {
         start: start + frame_bytes,
         end: bytes.end,
     };
-    parse(inside, header);
+    parse(inside, vxlan.ethertype, header);
     let [a, b, c, _] = vxlan.vni;
     u32::from_be_bytes([0, a, b, c])
 }
