@@ -4,8 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use model::{ByFamily, MacAddr, ObjectName};
-use netlink::{Forwarding, Kernel, Link, LinkChange, LinkKind, Neighbour, Result, Route};
+use model::{ByFamily, MacAddr, Mtu, ObjectName};
+use netlink::{Forwarding, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, Result, Route};
 
 use crate::engine::routes_of;
 use crate::plan::{Device, Plan, Remote};
@@ -99,21 +99,30 @@ pub fn differences(kernel: &mut impl Kernel, plan: &Plan, pods: &[Assigned]) -> 
     Ok(found)
 }
 
-/// Takes pods' devices up again, and gives them back their MTU. Everything else is the engine's to repair. Returns the
-/// devices.
+/// Takes pods' devices up again, and gives both of their ends the network's MTU. Everything else is the engine's to
+/// repair. Returns the devices.
+///
+/// `lower_in_pod` comes first ([`lower_in_pod`]): a pod that sends more than the node's end takes loses it without a
+/// word, while before the node told it what fits. Where it fails the MTU stays.
 ///
 /// # Errors
 /// When the kernel refuses; those before it are mended.
-pub fn mend_pod_devices(kernel: &mut impl Kernel, plan: &Plan, pods: &[Assigned]) -> Result<Vec<String>> {
+pub fn mend_pod_devices(
+    kernel: &mut impl Kernel,
+    plan: &Plan,
+    pods: &[Assigned],
+    lower_in_pod: impl Fn(&Assigned, Mtu) -> Result<()>,
+) -> Result<Vec<String>> {
     let mut mended = Vec::new();
     for pod in pods {
         let name = host_ifname(&pod.key);
         let Some(link) = kernel.link_named(&name)? else {
             continue;
         };
+        let lowers = is_too_large(&link, plan) && lower_in_pod(pod, plan.pod_mtu).is_ok();
         let change = LinkChange {
             up: (!link.up).then_some(true),
-            mtu: is_too_large(&link, plan).then_some(plan.pod_mtu.0),
+            mtu: lowers.then_some(plan.pod_mtu.0),
             ..LinkChange::default()
         };
         if change != LinkChange::default() {
@@ -122,6 +131,29 @@ pub fn mend_pod_devices(kernel: &mut impl Kernel, plan: &Plan, pods: &[Assigned]
         }
     }
     Ok(mended)
+}
+
+/// Gives the end in the pod's namespace an MTU, if its own is larger.
+///
+/// # Errors
+/// When the namespace cannot be entered: from a container it may be out of sight.
+pub fn lower_in_pod(pod: &Assigned, mtu: Mtu) -> Result<()> {
+    // Runtimes name it by the older path, which is a link to the newer one where it is one.
+    let path = pod
+        .netns
+        .strip_prefix("/var")
+        .filter(|path| path.starts_with("/run/"));
+    let mut inside = Netlink::open_in(&Namespace::open(path.unwrap_or(&pod.netns))?)?;
+    match inside.link_named(&pod.key.ifname)? {
+        Some(link) if link.mtu > mtu.0 => inside.change_link(
+            link.index,
+            &LinkChange {
+                mtu: Some(mtu.0),
+                ..LinkChange::default()
+            },
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Pods that were wired for a larger network keep their MTU, and lose what does not fit.
@@ -219,8 +251,9 @@ fn of_objects(wanted: &Objects, mirror: &Mirror, whose: &Whose) -> Vec<Differenc
 mod tests {
     use ipnetwork::IpNetwork;
     use model::lease::{Encap, Lease, Site};
-    use model::{IpFamily, Mtu, Vni};
-    use netlink::{FakeKernel, NewLink, NewLinkKind};
+    use model::{IpFamily, Vni};
+    use netlink::{Error, FakeKernel, NewLink, NewLinkKind, Operation};
+    use nix::errno::Errno;
 
     use super::*;
     use crate::flannel::NetworkConfig;
@@ -371,11 +404,18 @@ mod tests {
         assert!(matches!(&first.whose, Whose::Pod { name: Some(name), .. } if *name == pod_name));
         let expected = format!("expected {name} up, MTU 1450 at most, found {name} down, MTU 9000");
         assert_eq!(first.to_string(), expected);
-        let mended = mend_pod_devices(&mut kernel, &plan, &[pod()]).expect("writable");
-        assert_eq!(mended, [name]);
-        let link = kernel.link_at(device).expect("readable").expect("there");
-        assert!(link.up && link.mtu == 1450, "{link:?}");
-        let again = mend_pod_devices(&mut kernel, &plan, &[pod()]).expect("writable");
+        // What is not lowered in the pod is not lowered before it.
+        for (is_in_sight, mtu) in [(false, 9000), (true, 1450)] {
+            let lower = |_: &Assigned, _| {
+                let absent = Error::of(Operation::OpenNamespace, "pod")(Errno::ENOENT);
+                if is_in_sight { Ok(()) } else { Err(absent) }
+            };
+            let mended = mend_pod_devices(&mut kernel, &plan, &[pod()], lower).expect("writable");
+            assert_eq!(mended, [name.as_str()]);
+            let link = kernel.link_at(device).expect("readable").expect("there");
+            assert!(link.up && link.mtu == mtu, "{link:?}");
+        }
+        let again = mend_pod_devices(&mut kernel, &plan, &[pod()], |_, _| Ok(())).expect("writable");
         assert!(again.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use model::{ObjectName, with_causes};
 use netlink::Netlink;
-use overlay::audit::mend_pod_devices;
+use overlay::audit::{lower_in_pod, mend_pod_devices};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
@@ -117,7 +117,7 @@ impl Sources {
             return Ok(());
         };
         let mended = blocking(move || {
-            let mended = mend_pod_devices(&mut Netlink::open()?, &plan, &pods.list());
+            let mended = mend_pod_devices(&mut Netlink::open()?, &plan, &pods.list(), lower_in_pod);
             pods.look_again();
             mended
         });

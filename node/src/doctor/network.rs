@@ -45,7 +45,10 @@ fn told(snapshot: &Snapshot, difference: &Difference) -> Finding {
             "pod-device-gone",
             "delete the pod: its network namespace lost its device, which comes with a new one",
         ),
-        Part::PodDevice => ("pod-device", "causeway doctor --fix"),
+        Part::PodDevice => (
+            "pod-device",
+            "causeway doctor --fix; where the pod's network namespace is out of the agent's sight its MTU stays: delete the pod",
+        ),
     };
     let object = match &difference.whose {
         Whose::ThisNode => "this node".to_owned(),
