@@ -20,6 +20,7 @@ use crate::files::{remove_file, remove_if_there, successor};
 use crate::flannel::{Backend, NetworkConfig, Record};
 use crate::lease::Held;
 use crate::memory::{self, Memory};
+use crate::pods::wiring::host_ifname;
 use crate::pods::{self, Assigned, PodNetwork};
 use crate::reconcile::{Mirror, remove_all};
 use crate::strangers::Strangers;
@@ -141,14 +142,26 @@ async fn give_back(store: &mut Store, held: &Held) -> Result<Release, Error> {
     })
 }
 
-/// The devices of pods that are served and have no record, in the calling thread's network namespace: [`uninstall`]
-/// takes their routes.
+/// Pods that lose their network by [`uninstall`].
+#[derive(Debug)]
+pub struct LivePods {
+    /// Those that have a record.
+    pub recorded: Vec<Assigned>,
+    /// The devices of those whose record is lost.
+    pub devices: Vec<String>,
+}
+
+/// The pods that have a device in the calling thread's network namespace. Where a pod's own namespace is, as the runtime
+/// told it, does not count: a path of the runtime's is another file in a container, or none.
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn pods_without_record(pods: Option<&PodNetwork>) -> Result<Vec<String>, Error> {
+pub fn live_pods(pods: Option<&PodNetwork>) -> Result<LivePods, Error> {
     let mirror = Mirror::read(&mut Netlink::open()?, &ByFamily::default())?;
-    Ok(without_record(&mirror, &recorded(pods)))
+    let mut recorded = recorded(pods);
+    let devices = without_record(&mirror, &recorded);
+    recorded.retain(|pod| mirror.links.contains_key(&host_ifname(&pod.key)));
+    Ok(LivePods { recorded, devices })
 }
 
 fn recorded(pods: Option<&PodNetwork>) -> Vec<Assigned> {

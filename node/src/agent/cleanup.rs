@@ -16,8 +16,8 @@ use model::{IpFamily, Removal};
 use netlink::{Kernel as _, LinkKind, Netlink};
 use nix::errno::Errno;
 use overlay::files::remove_file;
-use overlay::pods::{Assigned, PodNetwork};
-use overlay::uninstall::{Places, Remembered, pods_without_record, release_lease, uninstall};
+use overlay::pods::PodNetwork;
+use overlay::uninstall::{Places, Remembered, live_pods, release_lease, uninstall};
 use proxy::{Chains, Proxy};
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +94,7 @@ pub async fn clean(config: &Config, beside: &Beside, force: bool) -> Result<Remo
     };
     refuse_served(config).map_err(CleanupError::AgentRuns)?;
     let pods = known_pods(config).map_err(CleanupError::CouldNotRun)?;
-    let live = live_pods(pods.as_ref()).map_err(CleanupError::CouldNotRun)?;
+    let live = names_of_live(pods.as_ref()).map_err(CleanupError::CouldNotRun)?;
     if !live.is_empty() && !force {
         return Err(CleanupError::PodsLive(live));
     }
@@ -185,22 +185,15 @@ fn refuse_served(config: &Config) -> anyhow::Result<()> {
     })
 }
 
-/// Those whose namespace is there, and those that are served though their record is lost.
-fn live_pods(pods: Option<&PodNetwork>) -> anyhow::Result<Vec<String>> {
-    let mut live = pods.map(recorded_and_live).unwrap_or_default();
-    let lost = pods_without_record(pods).context("look for pods without record")?;
-    let lost = lost.into_iter();
-    live.extend(lost.map(|device| format!("device {device} (the pod's record is lost)")));
-    Ok(live)
-}
-
-fn recorded_and_live(pods: &PodNetwork) -> Vec<String> {
-    let lives = |pod: &Assigned| Path::new(&pod.netns).exists();
-    let name = |pod: Assigned| match pod.pod {
+fn names_of_live(pods: Option<&PodNetwork>) -> anyhow::Result<Vec<String>> {
+    let live = live_pods(pods).context("look for pods that live")?;
+    let recorded = live.recorded.into_iter().map(|pod| match pod.pod {
         Some(pod) => pod.to_string(),
         None => format!("container {}", pod.key.container_id),
-    };
-    pods.list().into_iter().filter(lives).map(name).collect()
+    });
+    let lost = live.devices.into_iter();
+    let lost = lost.map(|device| format!("device {device} (the pod's record is lost)"));
+    Ok(recorded.chain(lost).collect())
 }
 
 /// What the other nodes know of this one.

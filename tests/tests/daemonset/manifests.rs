@@ -82,7 +82,6 @@ uninstall | cleanup     | /sys/fs/bpf            | rw | pins, with which BPF pro
 uninstall | cleanup     | /opt/cni/bin           | rw | the plugin
 uninstall | cleanup     | /etc/cni/net.d         | rw | the plugin's configuration
 uninstall | cleanup     | /run/flannel           | rw | subnet.env
-uninstall | cleanup     | /run/netns             | ro | tells which pods live
 ";
 
 /// The rows of a table for an overlay, without their reasons, each as words between blanks.
