@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::LogFormat;
+use crate::ends::{Ends, FormError};
 use crate::explain::Question;
 use crate::migrate::kinds::Kind;
 
@@ -67,8 +68,9 @@ pub enum Command {
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
   causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
     --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
-Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a host's name, or any; a port and a protocol stand
-behind the other one: :80, :53/udp, /icmp. The shell takes an arrow for itself: quote it, or leave it out.
+Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a DNS name, or any; without a namespace it is
+default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. The shell takes an arrow
+for itself: quote it, or leave it out.
 Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
 Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
 the Service's.")]
@@ -81,9 +83,10 @@ the Service's.")]
   causeway explain pod/client web.default.svc.cluster.local:80 -o json | jq '.forward[].problems'
 Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or what is programmed is not
 what the objects say, 2 = something could not be told.
-Names are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT, node/NAME, addresses and DNS names. The
-agent of the client's node knows the most: its own pods, and others as endpoints of Services. Without an agent only
-addresses are understood, and only what the kernel has is shown.")]
+Ends are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT (the port by number or name), node/NAME,
+an address or a DNS name, as causeway trace reads them; without a namespace it is default. The agent of the client's
+node knows the most: its own pods, and others as endpoints of Services. Without an agent only addresses are understood,
+and only what the kernel has is shown.")]
     Explain(ExplainArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
@@ -298,12 +301,30 @@ pub struct DoctorArgs {
     pub output: Output,
 }
 
+/// Who sends, and to whom.
+#[derive(Debug, Args)]
+pub struct EndsArgs {
+    /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
+    #[arg(required = true, num_args = 1..=3, value_name = "END")]
+    words: Vec<String>,
+}
+
+impl EndsArgs {
+    /// Both ends.
+    ///
+    /// # Errors
+    /// When they have no form that is known.
+    pub fn parse(&self) -> Result<Ends, FormError> {
+        Ends::parse(&self.words)
+    }
+}
+
 /// Options of `causeway trace`.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
-    #[arg(required = true, num_args = 1..=3, value_name = "END")]
-    pub ends: Vec<String>,
+    /// Who sends, and to whom.
+    #[command(flatten)]
+    pub ends: EndsArgs,
     /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
     #[arg(long)]
     pub inject: bool,
@@ -330,12 +351,9 @@ pub struct TraceArgs {
 /// Options of `causeway explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Where the packet comes from; or both ends in one, as 'SOURCE -> DESTINATION'
-    #[arg(value_name = "SOURCE")]
-    pub source: String,
-    /// Where it goes, with the port
-    #[arg(value_name = "DESTINATION:PORT[/PROTOCOL]")]
-    pub destination: Option<String>,
+    /// Who sends, and to whom.
+    #[command(flatten)]
+    pub ends: EndsArgs,
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -345,16 +363,15 @@ pub struct ExplainArgs {
 }
 
 impl ExplainArgs {
-    /// The question; none where an end is missing.
-    #[must_use]
-    pub fn question(&self) -> Option<Question> {
-        let (source, destination) = match &self.destination {
-            Some(destination) => (self.source.as_str(), destination.as_str()),
-            None => self.source.split_once("->")?,
-        };
-        Some(Question {
-            source: source.trim().to_owned(),
-            destination: destination.trim().to_owned(),
+    /// The question.
+    ///
+    /// # Errors
+    /// When the ends have no form that is known.
+    pub fn question(&self) -> Result<Question, FormError> {
+        let Ends { source, destination } = self.ends.parse()?;
+        Ok(Question {
+            source: source.to_string(),
+            destination: destination.to_string(),
         })
     }
 }

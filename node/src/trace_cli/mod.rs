@@ -2,7 +2,7 @@
 //!
 //! Names of pods are those that agents of this machine have written down (`overlay::pods`); nobody need answer for that.
 
-mod ends;
+mod filter;
 mod inject;
 mod pods;
 
@@ -12,7 +12,7 @@ use anyhow::Context;
 use trace::{Filter, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
-use ends::Ends;
+use filter::filter;
 use pods::Pods;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
@@ -67,8 +67,7 @@ impl Followed {
 /// When an end is not known, or packets cannot be followed or sent.
 pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     let pods = Pods::read(&args.config)?;
-    let ends = Ends::parse(&args.ends)?;
-    let filter = ends.filter(&pods)?;
+    let filter = filter(&args.ends.parse()?, &pods)?;
     let namespaces = trace::namespaces::of_this_machine();
     let probe = args
         .inject

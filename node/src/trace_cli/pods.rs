@@ -99,29 +99,29 @@ impl Pods {
 mod tests {
     use super::*;
 
-    fn name(namespace: &str, name: &str) -> ObjectName {
-        ObjectName {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-
     #[test]
     fn a_pod_that_is_not_there_is_told_with_those_that_are_the_same_name_first() {
         let address: IpAddr = "10.244.1.2".parse().expect("an address");
         let pods = Pods {
-            by_name: [name("a", "b"), name("shop", "web")]
+            by_name: [ObjectName::new("a", "b"), ObjectName::new("shop", "web")]
                 .map(|name| (name, vec![address]))
                 .into(),
             has_agent: true,
         };
-        assert_eq!(pods.addresses(&name("a", "b")).expect("there"), [address]);
-        let error = pods.addresses(&name("default", "web")).expect_err("not there");
+        assert_eq!(
+            pods.addresses(&ObjectName::new("a", "b")).expect("there"),
+            [address]
+        );
+        let error = pods
+            .addresses(&ObjectName::new("default", "web"))
+            .expect_err("not there");
         assert_eq!(
             error.to_string(),
             "no pod default/web on this machine's nodes; there are pod/shop/web, pod/a/b"
         );
-        let error = Pods::default().addresses(&name("a", "b")).expect_err("not there");
+        let error = Pods::default()
+            .addresses(&ObjectName::new("a", "b"))
+            .expect_err("not there");
         assert!(error.to_string().contains("--config"), "{error}");
     }
 }
