@@ -62,7 +62,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
     #[command(after_help = "Examples:
-  causeway trace pod/client 10.96.0.10:80          # waits for the next packet of this kind
+  causeway trace pod/client pod/server:8080        # waits for the next packet of this kind
   causeway trace 'pod/shop/client -> 10.244.2.3:8080/tcp' --inject
   causeway trace any 10.244.2.3:53/udp -o json | jq .verdict
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
