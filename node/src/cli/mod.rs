@@ -12,6 +12,9 @@ pub use diagnose::{DoctorArgs, ExplainArgs, TraceArgs};
 use crate::config::LogFormat;
 use crate::migrate::kinds::Kind;
 
+/// Where the configuration of an agent is that was told nothing else.
+pub const NODE_CONFIG: &str = "/etc/causeway/node.yaml";
+
 /// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
 #[derive(Debug, Parser)]
 #[command(
@@ -209,7 +212,7 @@ pub struct CleanupArgs {
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/causeway/node.yaml")]
+    #[arg(long, value_name = "FILE", default_value = NODE_CONFIG)]
     pub config: PathBuf,
     /// The node's name, in place of `nodeName` in the file
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
