@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use model::{NodeName, Removal};
 
 use crate::cli::Output;
-use crate::doctor::printable;
+use crate::logs::printable;
 
 /// What was done, in the form that was asked for.
 #[must_use]

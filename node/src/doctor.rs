@@ -11,7 +11,7 @@ use crate::agent::examining;
 use crate::agent::findings::{Finding, Report, Severity};
 use crate::ask::AskError;
 use crate::cli::Output;
-use crate::logs::is_unsafe;
+use crate::logs::printable;
 
 /// Has the agent whose state is in `state_dir` look at everything, and put right what it can where it shall `fix`.
 ///
@@ -77,21 +77,6 @@ fn text(report: &Report) -> String {
         wrong => writeln!(text, "{}: {wrong} wrong, {notes} note{plural}", report.node),
     };
     text
-}
-
-/// Errors quote what others wrote: nothing in them may drive a terminal, or turn what stands beside it.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let characters = text.chars();
-    characters
-        .map(|character| {
-            if is_unsafe(character) {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                character
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`explain`]: what becomes of a packet that nobody sends.
+//! - [`ends`]: who sends and to whom, as both of them read it.
 //! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
@@ -29,6 +30,7 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod ends;
 mod explain;
 mod install_cni;
 mod logs;
@@ -223,8 +225,9 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
-    let Some(question) = args.question() else {
-        return could_not_run("name both ends: causeway explain SOURCE DESTINATION:PORT");
+    let question = match args.question() {
+        Ok(question) => question,
+        Err(error) => return could_not_run(error),
     };
     let asked = block_on(ask::ask(&config.state_dir, explain::PATH, Some(&question)));
     let explained = match asked {

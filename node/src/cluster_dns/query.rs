@@ -10,7 +10,7 @@ use dns::explain::Explanation;
 use serde_json::json;
 
 use crate::cli::{DnsQueryArgs, Output};
-use crate::doctor::printable;
+use crate::logs::printable;
 
 const PORT: u16 = 53;
 

@@ -1,4 +1,4 @@
-//! Names as people write them, and what they name: `pod/a`, `pod/ns/a`, `svc/ns/b:80`, `node/n`, an address, a DNS name.
+//! What an end names, of what an agent knows: a pod, a Service and its port, a node, an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,6 +8,8 @@ use std::num::NonZeroU16;
 use model::{NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, Snapshot};
 
 use super::PodHere;
+use crate::ends::{FormError, NAMESPACE, Port};
+pub use crate::ends::{Name, Subject};
 
 /// How many candidates and suggestions are listed.
 const LISTED: usize = 8;
@@ -16,8 +18,8 @@ const LISTED: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// It has no form that is known.
-    #[error("{0:?} is no pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, address or DNS name")]
-    Form(String),
+    #[error(transparent)]
+    Form(#[from] FormError),
     /// There is none.
     #[error("there is no {what} {name}{}", Suggested(.nearest))]
     Unknown {
@@ -57,122 +59,6 @@ impl fmt::Display for Suggested<'_> {
     }
 }
 
-/// A name, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// As it was written, without port and protocol.
-    pub text: String,
-    /// What it may name.
-    pub subject: Subject,
-    /// The port, by number or name.
-    pub port: Option<String>,
-    /// The protocol, where it was written.
-    pub protocol: Option<Protocol>,
-}
-
-/// What a name speaks of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// A pod.
-    Pod { namespace: Option<String>, name: String },
-    /// A Service.
-    Service { namespace: Option<String>, name: String },
-    /// A node.
-    Node(String),
-    /// An address.
-    Address(IpAddr),
-    /// A name that a resolver knows.
-    Dns(String),
-}
-
-impl Name {
-    /// Takes a name apart.
-    ///
-    /// # Errors
-    /// When it has no form that is known.
-    pub fn parse(text: &str) -> Result<Self, NameError> {
-        let wrong = || NameError::Form(text.to_owned());
-        let (rest, protocol) = split_protocol(text.trim());
-        let (place, port) = split_port(rest);
-        if place.is_empty() || place.contains(char::is_whitespace) {
-            return Err(wrong());
-        }
-        let words: Vec<&str> = place.split('/').collect();
-        if words.iter().any(|word| word.is_empty()) {
-            return Err(wrong());
-        }
-        let object = |namespace: Option<&str>, name: &str| (namespace.map(str::to_owned), name.to_owned());
-        let subject = match words.as_slice() {
-            ["pod" | "pods", name] => pod(object(None, name)),
-            ["pod" | "pods", namespace, name] => pod(object(Some(namespace), name)),
-            ["svc" | "service" | "services", name] => service(object(None, name)),
-            ["svc" | "service" | "services", namespace, name] => service(object(Some(namespace), name)),
-            ["node" | "nodes", name] => Subject::Node((*name).to_owned()),
-            [name] => match name.parse() {
-                Ok(address) => Subject::Address(address),
-                Err(_) if name.contains('.') || *name == "localhost" => dns(name),
-                Err(_) => return Err(wrong()),
-            },
-            _ => return Err(wrong()),
-        };
-        Ok(Self {
-            text: place.to_owned(),
-            subject,
-            port: port.map(str::to_owned),
-            protocol,
-        })
-    }
-}
-
-fn pod((namespace, name): (Option<String>, String)) -> Subject {
-    Subject::Pod { namespace, name }
-}
-
-fn service((namespace, name): (Option<String>, String)) -> Subject {
-    Subject::Service { namespace, name }
-}
-
-/// `NAME.NAMESPACE.svc`, with or without the cluster's domain, is a Service.
-fn dns(name: &str) -> Subject {
-    let labels: Vec<&str> = name.trim_end_matches('.').split('.').collect();
-    match labels.as_slice() {
-        [name, namespace, "svc", ..] => service((Some((*namespace).to_owned()), (*name).to_owned())),
-        _ => Subject::Dns(name.to_owned()),
-    }
-}
-
-/// `/tcp` and its like at the end, which no object's name can be mistaken for behind a port.
-fn split_protocol(text: &str) -> (&str, Option<Protocol>) {
-    let Some((rest, last)) = text.rsplit_once('/') else {
-        return (text, None);
-    };
-    let protocol = match last.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        _ => return (text, None),
-    };
-    // `pod/udp` is a pod.
-    let names_object = !rest.contains('/') && !rest.contains(':') && rest.parse::<IpAddr>().is_err();
-    if names_object && !rest.contains('.') {
-        return (text, None);
-    }
-    (rest, Some(protocol))
-}
-
-/// `:80` or `:http` at the end; an address of IPv6 with a port stands in brackets.
-fn split_port(text: &str) -> (&str, Option<&str>) {
-    if let Some(rest) = text.strip_prefix('[')
-        && let Some((address, port)) = rest.split_once(']')
-    {
-        return (address, port.strip_prefix(':'));
-    }
-    match text.rsplit_once(':') {
-        Some((place, port)) if !place.contains(':') => (place, Some(port)),
-        _ => (text, None),
-    }
-}
-
 /// What names are looked up in.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
@@ -203,26 +89,27 @@ impl Known<'_> {
     /// # Errors
     /// When it is nothing, or several things.
     pub fn place(&self, name: &Name) -> Result<Place, NameError> {
-        match &name.subject {
-            Subject::Pod { namespace, name: pod } => {
-                let found = self.one(name, "pod", namespace.as_deref(), pod, &self.pods())?;
-                with_number(name, found)
+        let place = match &name.subject {
+            Subject::Pod(pod) => self.one(name, "pod", pod, &self.pods())?,
+            Subject::Service(service) => {
+                let found = self.one(name, "Service", service, &self.services(name)?)?;
+                return port_of(name, found);
             }
-            Subject::Service {
-                namespace,
-                name: service,
-            } => {
-                let services = self.services(name)?;
-                let found = self.one(name, "Service", namespace.as_deref(), service, &services)?;
-                port_of(name, found)
+            Subject::Node(node) => self.node(name, node)?,
+            Subject::Address(address) => self.at(*address),
+            Subject::Dns(_) => return Err(not_here(name, "no resolver was asked")),
+            Subject::Any => {
+                return Err(not_here(
+                    name,
+                    "one packet is explained, between two who are named",
+                ));
             }
-            Subject::Node(node) => with_number(name, self.node(name, node)?),
-            Subject::Address(address) => with_number(name, self.at(*address)),
-            Subject::Dns(text) => Err(NameError::NotHere {
-                name: text.clone(),
-                reason: "no resolver was asked".to_owned(),
-            }),
-        }
+        };
+        Ok(Place {
+            port: name.number(),
+            protocol: protocol(name)?,
+            ..place
+        })
     }
 
     /// What has an address, whatever it is.
@@ -295,11 +182,10 @@ impl Known<'_> {
         let snapshot = self.snapshot.ok_or_else(|| no_agent(name))?;
         let found = snapshot.nodes.get(&NodeName::from(node));
         let Some(found) = found else {
-            let names = snapshot.nodes.iter().map(|(name, _)| name.to_string());
             return Err(NameError::Unknown {
                 what: "node",
                 name: node.to_owned(),
-                nearest: nearest(node, names, "node/"),
+                nearest: nearest_nodes(node, snapshot.nodes.iter().map(|(name, _)| name)),
             });
         };
         Ok(Place {
@@ -311,41 +197,21 @@ impl Known<'_> {
         })
     }
 
-    /// The one of that name, in whichever namespace where none is given.
+    /// The one of that name.
     fn one<T: Clone>(
         &self,
         written: &Name,
         what: &'static str,
-        namespace: Option<&str>,
-        name: &str,
+        name: &ObjectName,
         all: &BTreeMap<ObjectName, T>,
     ) -> Result<T, NameError> {
-        let matches = |found: &ObjectName| {
-            *found.name == *name && namespace.is_none_or(|namespace| *found.namespace == *namespace)
-        };
-        let found: Vec<_> = all.iter().filter(|(found, _)| matches(found)).collect();
-        let prefix = if what == "pod" { "pod/" } else { "svc/" };
-        match found.as_slice() {
-            [(_, only)] => Ok((*only).clone()),
-            [] if self.snapshot.is_none() => Err(no_agent(written)),
-            [] => {
-                let wanted = namespace.map_or_else(|| name.to_owned(), |space| format!("{space}/{name}"));
-                let names = all.keys().map(|found| match namespace {
-                    Some(_) => found.to_string(),
-                    None => found.name.to_string(),
-                });
-                Err(NameError::Unknown {
-                    what,
-                    nearest: nearest(&wanted, names, prefix),
-                    name: wanted,
-                })
-            }
-            several => Err(NameError::Ambiguous {
-                name: written.text.clone(),
-                candidates: several
-                    .iter()
-                    .map(|(name, _)| format!("{prefix}{name}"))
-                    .collect(),
+        match all.get(name) {
+            Some(found) => Ok(found.clone()),
+            None if self.snapshot.is_none() => Err(no_agent(written)),
+            None => Err(NameError::Unknown {
+                what,
+                name: name.to_string(),
+                nearest: nearest_objects(name, all.keys(), if what == "pod" { "pod" } else { "svc" }),
             }),
         }
     }
@@ -366,9 +232,16 @@ fn entry<'a>(
 }
 
 fn no_agent(name: &Name) -> NameError {
+    not_here(
+        name,
+        "no agent of this node answers, and only it knows names: give an address",
+    )
+}
+
+fn not_here(name: &Name, reason: &str) -> NameError {
     NameError::NotHere {
-        name: name.text.clone(),
-        reason: "no agent of this node answers, and only it knows names: give an address".to_owned(),
+        name: name.subject.to_string(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -386,29 +259,26 @@ pub fn addresses_of(service: &Service) -> impl Iterator<Item = IpAddr> {
         .chain(balanced)
 }
 
-/// With the number that the name has behind its colon, if it has one.
-fn with_number(name: &Name, place: Place) -> Result<Place, NameError> {
-    let port = match &name.port {
-        None => None,
-        Some(text) => Some(
-            text.parse()
-                .map_err(|_| NameError::Form(format!("{}:{text}", name.text)))?,
-        ),
+/// The protocol that was written: one of those that Services have.
+fn protocol(name: &Name) -> Result<Option<Protocol>, NameError> {
+    let Some(written) = name.protocol else {
+        return Ok(None);
     };
-    Ok(Place {
-        port,
-        protocol: name.protocol,
-        ..place
-    })
+    let mut known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter();
+    let found = known.find(|protocol| protocol.number() == written.0);
+    let unknown = || not_here(name, "only tcp, udp and sctp are explained");
+    found.map(Some).ok_or_else(unknown)
 }
 
 /// A Service with the port that the name means: the only one where it does not say.
 fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
     let object = &service.name;
-    let same_protocol = |port: &&ServicePort| name.protocol.is_none_or(|protocol| protocol == port.protocol);
-    let is_meant = |port: &&ServicePort| {
-        let wanted = name.port.as_deref();
-        wanted.is_none_or(|wanted| *port.name == *wanted || port.port.to_string() == wanted)
+    let protocol = protocol(name)?;
+    let same_protocol = |port: &&ServicePort| protocol.is_none_or(|protocol| protocol == port.protocol);
+    let is_meant = |port: &&ServicePort| match &name.port {
+        None => true,
+        Some(Port::Number(number)) => port.port == *number,
+        Some(Port::Name(wanted)) => *port.name == **wanted,
     };
     let ports = || service.ports.iter().filter(same_protocol);
     let meant: Vec<_> = ports().filter(is_meant).collect();
@@ -417,20 +287,19 @@ fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
         addresses: addresses_of(service).collect(),
         node: None,
         port: number,
-        protocol: port.map(|port| port.protocol).or(name.protocol),
+        protocol: port.map(|port| port.protocol).or(protocol),
     };
-    let number: Option<NonZeroU16> = name.port.as_ref().and_then(|port| port.parse().ok());
     match meant.as_slice() {
         [port] => Ok(place(Some(port), Some(port.port))),
         // That nothing is served there is the answer.
-        [] if number.is_some() => Ok(place(None, number)),
+        [] if name.number().is_some() => Ok(place(None, name.number())),
         [] => Err(NameError::Unknown {
             what: "port of",
-            name: format!("svc/{object}:{}", name.port.as_deref().unwrap_or_default()),
+            name: name.to_string(),
             nearest: ports().map(|port| port_text(object, port)).collect(),
         }),
         several => Err(NameError::Ambiguous {
-            name: name.text.clone(),
+            name: name.to_string(),
             candidates: several.iter().map(|port| port_text(object, port)).collect(),
         }),
     }
@@ -441,20 +310,45 @@ fn port_text(service: &ObjectName, port: &ServicePort) -> String {
     format!("svc/{service}:{}/{protocol}", port.port)
 }
 
-/// Those of `names` that differ from `wanted` the least, in the form that is typed.
-fn nearest(wanted: &str, names: impl Iterator<Item = String>, prefix: &str) -> Vec<String> {
-    let name = wanted.rsplit('/').next().unwrap_or(wanted);
-    let most = 1 + name.len() / 3;
-    let distance = |name: &String| {
-        let within = name.contains(wanted) || wanted.contains(name.as_str());
-        let distance = edits(wanted, name);
-        (distance <= most || within).then_some(distance)
-    };
-    let near: BTreeSet<_> = names.filter_map(|name| Some((distance(&name)?, name))).collect();
+/// Those objects whose names differ the least, in the form that is typed: others' namespaces where its own has none.
+fn nearest_objects<'a>(
+    wanted: &ObjectName,
+    all: impl Iterator<Item = &'a ObjectName>,
+    kind: &str,
+) -> Vec<String> {
+    let near: BTreeSet<_> = all
+        .filter_map(|found| {
+            let spaces = edits(&wanted.namespace, &found.namespace);
+            Some((spaces > 0, distance(&wanted.name, &found.name)?, spaces, found))
+        })
+        .collect();
+    let are_elsewhere = near.first().is_some_and(|(is_elsewhere, ..)| *is_elsewhere);
+    near.into_iter()
+        .filter(|(is_elsewhere, ..)| *is_elsewhere == are_elsewhere)
+        .take(LISTED)
+        .map(|(.., found)| match &*found.namespace {
+            NAMESPACE => format!("{kind}/{}", found.name),
+            _ => format!("{kind}/{found}"),
+        })
+        .collect()
+}
+
+/// Those nodes whose names differ the least, in the form that is typed.
+fn nearest_nodes<'a>(wanted: &str, all: impl Iterator<Item = &'a NodeName>) -> Vec<String> {
+    let near: BTreeSet<_> = all
+        .filter_map(|found| Some((distance(wanted, &found.0)?, found)))
+        .collect();
     near.into_iter()
         .take(LISTED)
-        .map(|(_, name)| format!("{prefix}{name}"))
+        .map(|(_, found)| format!("node/{found}"))
         .collect()
+}
+
+/// In how much two names differ; none where nobody takes one for the other.
+fn distance(wanted: &str, name: &str) -> Option<usize> {
+    let distance = edits(wanted, name);
+    let is_near = distance <= 1 + wanted.len() / 3;
+    (is_near || name.contains(wanted) || wanted.contains(name)).then_some(distance)
 }
 
 /// How many characters must be put in, left out or changed to make one text the other (Levenshtein's distance).

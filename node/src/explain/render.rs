@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::{Conclusion, End, Explanation, Stage, Step};
 use crate::cli::Output;
-use crate::doctor::printable;
+use crate::logs::printable;
 
 /// In the form that was asked for.
 #[must_use]

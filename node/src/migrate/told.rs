@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::doctor::printable;
+use crate::logs::printable;
 
 /// Of options of the log, whosever they are.
 pub const LOGS: &str = "logs go to standard error, their level is logging.level";

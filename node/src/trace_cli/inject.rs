@@ -40,7 +40,8 @@ impl Probe {
             target.context("--inject needs an address to send to, of the sender's version of IP")?;
         let protocol = filter.protocol.unwrap_or(Protocol::TCP);
         ensure!(protocol.has_ports(), "--inject sends TCP and UDP, not {protocol}");
-        let port = port.context("--inject needs a port to send to")?;
+        let port =
+            port.context("--inject needs a port to send to; behind an address of IPv6 it is [ADDRESS]:PORT")?;
         Ok(Self {
             namespace: namespace(filter, netns, namespaces)?,
             target: SocketAddr::new(*address, port),

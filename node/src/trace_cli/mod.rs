@@ -2,7 +2,7 @@
 //!
 //! Names of pods are those that agents of this machine have written down (`overlay::pods`); nobody need answer for that.
 
-mod ends;
+mod filter;
 mod inject;
 mod pods;
 
@@ -12,7 +12,8 @@ use anyhow::Context;
 use trace::{Filter, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
-use ends::Ends;
+use crate::logs::printable;
+use filter::filter;
 use pods::Pods;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
@@ -43,7 +44,11 @@ impl Followed {
     #[must_use]
     pub fn render(&self, output: Output) -> String {
         match output {
-            Output::Text => trace::render::text(&self.story),
+            // A pod that may name its devices, or a file of `ip netns`, must not drive the terminal.
+            Output::Text => {
+                let text = trace::render::text(&self.story);
+                text.lines().map(|line| printable(line) + "\n").collect()
+            }
             Output::Json => trace::render::json(&self.story),
         }
     }
@@ -67,8 +72,7 @@ impl Followed {
 /// When an end is not known, or packets cannot be followed or sent.
 pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     let pods = Pods::read(&args.config)?;
-    let ends = Ends::parse(&args.ends)?;
-    let filter = ends.filter(&pods)?;
+    let filter = filter(&args.ends.parse()?, &pods)?;
     let namespaces = trace::namespaces::of_this_machine();
     let probe = args
         .inject
@@ -154,7 +158,47 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use trace::HopKind;
+    use trace::hop::{Flow, Header, Protocol};
+
     use super::*;
+
+    #[test]
+    fn a_devices_name_drives_no_terminal() {
+        let flow = Flow {
+            source: "10.244.1.5:40000".parse().expect("an address"),
+            destination: "10.244.1.6:8080".parse().expect("an address"),
+            protocol: Protocol::TCP,
+        };
+        let hop = Hop {
+            at_ns: 1,
+            packet: 1,
+            node: "machine".to_owned(),
+            netns: 1,
+            device: "\u{1b}[2J".to_owned(),
+            kind: HopKind::Sent,
+            header: Header {
+                flow,
+                what: "SYN".to_owned(),
+                ip_id: 1,
+                sequence: 1,
+                acknowledgement: 0,
+                length: 60,
+                ttl: 64,
+            },
+            wrapping: None,
+            connection: None,
+        };
+        let filter = Filter {
+            targets: vec![(flow.destination.ip(), Some(flow.destination.port()))],
+            ..Filter::default()
+        };
+        let story = Story::new(&filter, &[hop], &Names::default(), 0);
+        let told = trace::render::text(&story);
+        let text = Followed { story }.render(Output::Text);
+        assert_eq!(text, told.replace('\u{1b}', "\u{fffd}"));
+        assert!(text.contains("\u{fffd}[2J"), "{text}");
+    }
 
     #[test]
     fn times_have_units() {

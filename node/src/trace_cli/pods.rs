@@ -9,10 +9,8 @@ use model::ObjectName;
 use trace::Names;
 use trace::namespaces::Found;
 
+use crate::cli::NODE_CONFIG;
 use crate::config;
-
-/// Where the configuration of an agent is that was told nothing else.
-const USUAL: &str = "/etc/causeway/node.yaml";
 
 /// Names that are told when one is not there, at the most.
 const TOLD: usize = 10;
@@ -29,8 +27,8 @@ impl Pods {
     /// Reads what the agents with these configurations wrote. Without one, that with the usual configuration, if there is
     /// one.
     pub(super) fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
-        let usual = [PathBuf::from(USUAL)];
-        let configs = if configs.is_empty() && Path::new(USUAL).exists() {
+        let usual = [PathBuf::from(NODE_CONFIG)];
+        let configs = if configs.is_empty() && Path::new(NODE_CONFIG).exists() {
             &usual
         } else {
             configs
@@ -58,7 +56,9 @@ impl Pods {
             return Ok(addresses.clone());
         }
         if !self.has_agent {
-            bail!("pod {name} is not known: there is no {USUAL}; name an agent's configuration by --config");
+            bail!(
+                "pod {name} is not known: there is no {NODE_CONFIG}; name an agent's configuration by --config"
+            );
         }
         // Those of the same name first.
         let mut others: Vec<&ObjectName> = self.by_name.keys().collect();
@@ -99,29 +99,29 @@ impl Pods {
 mod tests {
     use super::*;
 
-    fn name(namespace: &str, name: &str) -> ObjectName {
-        ObjectName {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-
     #[test]
     fn a_pod_that_is_not_there_is_told_with_those_that_are_the_same_name_first() {
         let address: IpAddr = "10.244.1.2".parse().expect("an address");
         let pods = Pods {
-            by_name: [name("a", "b"), name("shop", "web")]
+            by_name: [ObjectName::new("a", "b"), ObjectName::new("shop", "web")]
                 .map(|name| (name, vec![address]))
                 .into(),
             has_agent: true,
         };
-        assert_eq!(pods.addresses(&name("a", "b")).expect("there"), [address]);
-        let error = pods.addresses(&name("default", "web")).expect_err("not there");
+        assert_eq!(
+            pods.addresses(&ObjectName::new("a", "b")).expect("there"),
+            [address]
+        );
+        let error = pods
+            .addresses(&ObjectName::new("default", "web"))
+            .expect_err("not there");
         assert_eq!(
             error.to_string(),
             "no pod default/web on this machine's nodes; there are pod/shop/web, pod/a/b"
         );
-        let error = Pods::default().addresses(&name("a", "b")).expect_err("not there");
+        let error = Pods::default()
+            .addresses(&ObjectName::new("a", "b"))
+            .expect_err("not there");
         assert!(error.to_string().contains("--config"), "{error}");
     }
 }

@@ -15,7 +15,7 @@
 //! use trace::{Filter, Names, Session, Story};
 //! let filter = Filter {
 //!     sources: vec!["10.244.1.2".parse()?],
-//!     targets: vec![("10.96.0.10".parse()?, Some(80))],
+//!     targets: vec![("10.244.2.3".parse()?, Some(8080))],
 //!     ..Filter::default()
 //! };
 //! let mut session = Session::start(&filter, "node-1")?;

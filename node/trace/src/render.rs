@@ -237,6 +237,11 @@ fn conclusions(story: &Story) -> Vec<String> {
         (Verdict::NothingSeen, _) => {
             conclusions
                 .push("no packet of this kind was seen: nobody sent one while it was looked for".to_owned());
+            conclusions.push(
+                "a Service's address is translated before a packet exists, where the socket hook does it: name the \
+                 endpoint"
+                    .to_owned(),
+            );
         }
         _ => {}
     }

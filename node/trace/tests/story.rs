@@ -283,3 +283,15 @@ fn a_later_packet_that_is_dropped_and_not_made_good_is_the_verdict() {
     hops.push(hop(300_000, 300_000, 1, "eth0", HopKind::Received, &acknowledged));
     assert_eq!(story(&hops, 0).verdict, Verdict::Answered);
 }
+
+#[test]
+fn where_nothing_was_seen_the_reasons_are_told() {
+    let expected = "\
+TRACE  verdict: NOTHING SEEN
+
+no packet of this kind was seen: nobody sent one while it was looked for
+a Service's address is translated before a packet exists, where the socket hook does it: name the endpoint
+0 events lost
+";
+    assert_eq!(render::text(&story(&[], 0)), expected);
+}

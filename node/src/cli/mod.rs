@@ -1,13 +1,19 @@
 //! Commands, options and help texts.
 
+mod diagnose;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use diagnose::{DoctorArgs, ExplainArgs, TraceArgs};
+
 use crate::config::LogFormat;
-use crate::explain::Question;
 use crate::migrate::kinds::Kind;
+
+/// Where the configuration of an agent is that was told nothing else.
+pub const NODE_CONFIG: &str = "/etc/causeway/node.yaml";
 
 /// Networking for Kubernetes nodes: service proxy, pod network and cluster DNS.
 #[derive(Debug, Parser)]
@@ -61,14 +67,15 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
     #[command(after_help = "Examples:
-  causeway trace pod/client 10.96.0.10:80          # waits for the next packet of this kind
+  causeway trace pod/client pod/server:8080        # waits for the next packet of this kind
   causeway trace 'pod/shop/client -> 10.244.2.3:8080/tcp' --inject
   causeway trace any 10.244.2.3:53/udp -o json | jq .verdict
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
   causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
     --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
-Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a host's name, or any; a port and a protocol stand
-behind the other one: :80, :53/udp, /icmp. The shell takes an arrow for itself: quote it, or leave it out.
+Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a DNS name, or any; without a namespace it is
+default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. The shell takes an arrow
+for itself: quote it, or leave it out.
 Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
 Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
 the Service's.")]
@@ -81,9 +88,10 @@ the Service's.")]
   causeway explain pod/client web.default.svc.cluster.local:80 -o json | jq '.forward[].problems'
 Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or what is programmed is not
 what the objects say, 2 = something could not be told.
-Names are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT, node/NAME, addresses and DNS names. The
-agent of the client's node knows the most: its own pods, and others as endpoints of Services. Without an agent only
-addresses are understood, and only what the kernel has is shown.")]
+Ends are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT (the port by number or name), node/NAME,
+an address or a DNS name, as causeway trace reads them; without a namespace it is default. The agent of the client's
+node knows the most: its own pods, and others as endpoints of Services. Without an agent only addresses are understood,
+and only what the kernel has is shown.")]
     Explain(ExplainArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
@@ -204,7 +212,7 @@ pub struct CleanupArgs {
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/causeway/node.yaml")]
+    #[arg(long, value_name = "FILE", default_value = NODE_CONFIG)]
     pub config: PathBuf,
     /// The node's name, in place of `nodeName` in the file
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -282,81 +290,6 @@ pub struct DnsQueryArgs {
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
-}
-
-/// Options of `causeway doctor`.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// Where the agent's configuration is.
-    #[command(flatten)]
-    pub config: ConfigArgs,
-    /// Have the agent put right what it can: what differs from its plans, and pods' devices
-    #[arg(long)]
-    pub fix: bool,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
-}
-
-/// Options of `causeway trace`.
-#[derive(Debug, Args)]
-pub struct TraceArgs {
-    /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
-    #[arg(required = true, num_args = 1..=3, value_name = "END")]
-    pub ends: Vec<String>,
-    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
-    #[arg(long)]
-    pub inject: bool,
-    /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default
-    #[arg(long, value_name = "NAME", requires = "inject")]
-    pub netns: Option<String>,
-    /// How long to wait for the first packet, for example 30s or 500ms
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::trace_cli::duration)]
-    pub timeout: std::time::Duration,
-    /// How long to follow the connection after its first packet; until its reply by default, one second at the most
-    #[arg(long = "for", value_name = "TIME", value_parser = crate::trace_cli::duration)]
-    pub follow: Option<std::time::Duration>,
-    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
-    #[arg(long, value_name = "FILE")]
-    pub config: Vec<PathBuf>,
-    /// Also tell how long it took to attach and to detach
-    #[arg(short, long)]
-    pub verbose: bool,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
-}
-
-/// Options of `causeway explain`.
-#[derive(Debug, Args)]
-pub struct ExplainArgs {
-    /// Where the packet comes from; or both ends in one, as 'SOURCE -> DESTINATION'
-    #[arg(value_name = "SOURCE")]
-    pub source: String,
-    /// Where it goes, with the port
-    #[arg(value_name = "DESTINATION:PORT[/PROTOCOL]")]
-    pub destination: Option<String>,
-    /// Where the agent's configuration is.
-    #[command(flatten)]
-    pub config: ConfigArgs,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
-}
-
-impl ExplainArgs {
-    /// The question; none where an end is missing.
-    #[must_use]
-    pub fn question(&self) -> Option<Question> {
-        let (source, destination) = match &self.destination {
-            Some(destination) => (self.source.as_str(), destination.as_str()),
-            None => self.source.split_once("->")?,
-        };
-        Some(Question {
-            source: source.trim().to_owned(),
-            destination: destination.trim().to_owned(),
-        })
-    }
 }
 
 /// Commands below `causeway migrate`.

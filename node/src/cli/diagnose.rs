@@ -1,0 +1,131 @@
+//! Options of the commands that tell what is wrong: `causeway doctor`, `trace` and `explain`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigArgs, Output};
+use crate::ends::{Ends, FormError};
+use crate::explain::Question;
+use crate::trace_cli;
+
+/// Options of `causeway doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Where the agent's configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Have the agent put right what it can: what differs from its plans, and pods' devices
+    #[arg(long)]
+    pub fix: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Who sends, and to whom.
+#[derive(Debug, Args)]
+pub struct EndsArgs {
+    /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
+    #[arg(required = true, num_args = 1..=3, value_name = "END")]
+    words: Vec<String>,
+}
+
+impl EndsArgs {
+    /// Both ends.
+    ///
+    /// # Errors
+    /// When they have no form that is known.
+    pub fn parse(&self) -> Result<Ends, FormError> {
+        Ends::parse(&self.words)
+    }
+}
+
+/// Options of `causeway trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Who sends, and to whom.
+    #[command(flatten)]
+    pub ends: EndsArgs,
+    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
+    #[arg(long)]
+    pub inject: bool,
+    /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default
+    #[arg(long, value_name = "NAME", requires = "inject")]
+    pub netns: Option<String>,
+    /// How long to wait for the first packet, for example 30s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = trace_cli::duration)]
+    pub timeout: Duration,
+    /// How long to follow the connection after its first packet; until its reply by default, one second at the most
+    #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
+    pub follow: Option<Duration>,
+    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Also tell how long it took to attach and to detach
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Options of `causeway explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Who sends, and to whom.
+    #[command(flatten)]
+    pub ends: EndsArgs,
+    /// Where the agent's configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+impl ExplainArgs {
+    /// The question.
+    ///
+    /// # Errors
+    /// When the ends have no form that is known.
+    pub fn question(&self) -> Result<Question, FormError> {
+        let Ends { source, destination } = self.ends.parse()?;
+        Ok(Question {
+            source: source.to_string(),
+            destination: destination.to_string(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn trace_and_explain_read_both_ends_alike() {
+        for words in [
+            &["pod/client -> svc/web:http"][..],
+            &["pod/client", "svc/web:http"],
+            &["pod/client", "to", "svc/web:http"],
+        ] {
+            let ends = |command: &'static str| {
+                let line = [&["causeway", command], words, &["-o", "json"]].concat();
+                match Cli::try_parse_from(line).expect("valid").command {
+                    Command::Trace(args) => args.ends.parse().expect("ends").to_string(),
+                    Command::Explain(args) => {
+                        let Question { source, destination } = args.question().expect("a question");
+                        format!("{source} -> {destination}")
+                    }
+                    other => panic!("{other:?}"),
+                }
+            };
+            let expected = "pod/default/client -> svc/default/web:http";
+            assert_eq!(["trace", "explain"].map(ends), [expected; 2], "{words:?}");
+        }
+    }
+}
