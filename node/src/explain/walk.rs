@@ -372,6 +372,7 @@ impl<'a> Walk<'a> {
             },
         )?;
         let leaves_by = there
+            .routed
             .link
             .as_ref()
             .filter(|link| !link.loopback)
@@ -387,7 +388,7 @@ impl<'a> Walk<'a> {
             ));
         }
         self.forward.extend(steps);
-        if matches!(there.found, Found::Refused(_)) {
+        if matches!(there.routed.found, Found::Refused(_)) {
             return Ok(());
         }
         if is_masqueraded {
