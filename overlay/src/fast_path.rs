@@ -28,7 +28,7 @@ use ebpf::fast_path::Origin;
 use ebpf::{Attachment, FastPath};
 use ipnetwork::IpNetwork;
 use model::{ByFamily, IpFamily, with_causes};
-use netlink::nft::{Filter, Nft};
+use netlink::nft::{self, Filter, Nft};
 use netlink::{Kernel, Link, Way, sysctl, xfrm};
 
 use crate::plan::{Plan, Remote, vxlan_overhead};
@@ -394,7 +394,7 @@ pub(crate) enum Passage {
 /// What packets between pods may pass by; or why they must go through the stack: rules of others, which nobody here can
 /// read the meaning of, or that they cannot be looked at.
 pub(crate) fn passage(nft: &mut Nft) -> Result<Passage, String> {
-    let filters = nft.filters().map_err(|error| with_causes(&error))?;
+    let filters = foreign_filters(nft).map_err(|error| with_causes(&error))?;
     let mut legacy = String::new();
     for path in LEGACY_TABLES {
         match fs::read_to_string(path) {
@@ -407,11 +407,21 @@ pub(crate) fn passage(nft: &mut Nft) -> Result<Passage, String> {
     passage_beside(&filters, &legacy, has_policies)
 }
 
-fn passage_beside(filters: &[Filter], legacy_tables: &str, has_policies: bool) -> Result<Passage, String> {
-    let others = filters
-        .iter()
-        .filter(|filter| !filter.table.starts_with(OUR_TABLES));
-    let (of_the_node, passing): (Vec<_>, Vec<_>) = others.partition(|filter| filter.is_of_node);
+/// Base chains of others in the thread's network namespace that may drop or change packets.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn foreign_filters(nft: &mut Nft) -> Result<Vec<Filter>, nft::Error> {
+    Ok(foreign(nft.filters()?))
+}
+
+fn foreign(mut filters: Vec<Filter>) -> Vec<Filter> {
+    filters.retain(|filter| !filter.table.starts_with(OUR_TABLES));
+    filters
+}
+
+fn passage_beside(foreign: &[Filter], legacy_tables: &str, has_policies: bool) -> Result<Passage, String> {
+    let (of_the_node, passing): (Vec<_>, Vec<_>) = foreign.iter().partition(|filter| filter.is_of_node);
     if let Some(Filter {
         family, table, chain, ..
     }) = passing.first()
@@ -714,7 +724,10 @@ mod tests {
             (&[], "nat\n", in_the_way("legacy iptables has a table nat, which")),
         ];
         for (filters, legacy, expected) in rows {
-            assert_eq!(passage_beside(filters, legacy, false), expected);
+            assert_eq!(
+                passage_beside(&foreign(filters.to_vec()), legacy, false),
+                expected
+            );
         }
         assert!(passage_beside(&[], "", true).is_err());
     }

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use model::with_causes;
 use netlink::nft::Nft;
+use overlay::fast_path::foreign_filters;
 
 use super::finding;
 use crate::agent::findings::{Finding, Severity};
-
-/// The tables that are ours, in whatever version of IP.
-const OUR_TABLES: &str = "causeway-";
 
 /// Beyond these shares, in hundredths, something will soon be full.
 const TRACKED_PERCENT: u64 = 90;
@@ -30,8 +28,8 @@ pub fn look(state_dir: &Path) -> Vec<Finding> {
 }
 
 fn foreign_rules() -> Vec<Finding> {
-    let filters = match Nft::open().and_then(|mut nft| nft.filters()) {
-        Ok(filters) => filters,
+    let foreign = match Nft::open().and_then(|mut nft| foreign_filters(&mut nft)) {
+        Ok(foreign) => foreign,
         Err(error) => {
             return vec![finding(
                 "rules-unread",
@@ -41,10 +39,8 @@ fn foreign_rules() -> Vec<Finding> {
             )];
         }
     };
-    let foreign = filters
-        .iter()
-        .filter(|filter| !filter.table.starts_with(OUR_TABLES));
     foreign
+        .iter()
         .map(|filter| Finding {
             severity: Severity::Note,
             ..finding(

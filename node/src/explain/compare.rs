@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use proxy::programmed::{Layer, Treatment};
 use proxy::verdict::Verdict;
 
-use super::kernel::Sight;
+use super::kernel::{Routed, Sight};
 use super::objects::{Intent, Way};
 use super::{Entry, Stage, Step};
 
@@ -86,8 +86,8 @@ fn because(intent: &Intent) -> String {
 /// What both say of the way to an address.
 #[must_use]
 pub fn way(wanted: &Way, sight: &Sight) -> Vec<Step> {
-    let mut steps = vec![route(wanted, sight)];
-    if let Some(found) = sight.link.as_ref().filter(|link| !link.loopback) {
+    let mut steps = vec![route(wanted, &sight.routed)];
+    if let Some(found) = sight.routed.link.as_ref().filter(|link| !link.loopback) {
         steps.push(link(wanted, found));
     }
     if let Some(next) = sight.next {
@@ -95,27 +95,27 @@ pub fn way(wanted: &Way, sight: &Sight) -> Vec<Step> {
     }
     steps.extend(forwarding(wanted, sight));
     if let Some(outer) = &sight.underlay {
-        steps.push(underlay(outer));
+        steps.push(underlay(outer, sight.routed.link.as_ref()));
     }
     steps
 }
 
-fn packet_text(sight: &Sight) -> String {
-    let mut text = sight.packet.destination.to_string();
-    if let Some(source) = sight.packet.source {
+fn packet_text(routed: &Routed) -> String {
+    let mut text = routed.packet.destination.to_string();
+    if let Some(source) = routed.packet.source {
         text += &format!(" from {source}");
     }
-    if let Some(device) = &sight.arrives_by {
+    if let Some(device) = &routed.arrives_by {
         text += &format!(" iif {device}");
     }
-    if sight.packet.mark != 0 {
-        text += &format!(" mark {:#x}", sight.packet.mark);
+    if routed.packet.mark != 0 {
+        text += &format!(" mark {:#x}", routed.packet.mark);
     }
     text
 }
 
-fn route(wanted: &Way, sight: &Sight) -> Step {
-    let destination = sight.packet.destination;
+fn route(wanted: &Way, routed: &Routed) -> Step {
+    let destination = routed.packet.destination;
     let mut step = Step::new(Stage::Route, destination.to_string());
     step.objects.extend(match wanted {
         Way::Pod { device, .. } => Some(format!("a pod of this node, behind {device}")),
@@ -135,16 +135,16 @@ fn route(wanted: &Way, sight: &Sight) -> Step {
         Way::Elsewhere => Some("no pod's: the node's other routes decide".to_owned()),
         Way::Unknown => None,
     });
-    let value = match &sight.found {
-        Found::Route(route) => Some(route_text(route, sight.link.as_ref())),
+    let value = match &routed.found {
+        Found::Route(route) => Some(route_text(route, routed.link.as_ref())),
         Found::Other => Some("a route with several next hops, or of another kind".to_owned()),
         Found::Refused(_) => None,
     };
-    step.kernel.push(Entry::new("route", packet_text(sight), value));
-    match &sight.found {
+    step.kernel.push(Entry::new("route", packet_text(routed), value));
+    match &routed.found {
         Found::Route(route) => step
             .problems
-            .extend(route_problem(wanted, route, sight.link.as_ref())),
+            .extend(route_problem(wanted, route, routed.link.as_ref())),
         Found::Other => step
             .unknown
             .push("the route has several next hops: each would be another way".to_owned()),
@@ -255,11 +255,11 @@ fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
     };
     let found = sight.neighbour.as_ref();
     // Elsewhere the kernel asks on the link when a packet comes; a tunnel's device never does.
-    let is_needed = wanted_mac.is_some() || sight.link.as_ref().is_some_and(is_tunnel);
+    let is_needed = wanted_mac.is_some() || sight.routed.link.as_ref().is_some_and(is_tunnel);
     if !is_needed && found.is_none() {
         return None;
     }
-    let device = sight.link.as_ref().map_or("?", |link| link.name.as_str());
+    let device = sight.routed.link.as_ref().map_or("?", |link| link.name.as_str());
     let mut step = Step::new(Stage::Neighbour, next.to_string());
     step.objects
         .extend(wanted_mac.map(|mac| format!("{next} has {mac}")));
@@ -289,7 +289,7 @@ fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
 
 /// None where the device is no tunnel's, and where no packet gets that far: the neighbour is what fails.
 fn forwarding(wanted: &Way, sight: &Sight) -> Option<Step> {
-    let link = sight.link.as_ref().filter(|link| is_tunnel(link))?;
+    let link = sight.routed.link.as_ref().filter(|link| is_tunnel(link))?;
     let next = sight.neighbour.as_ref()?.mac?;
     let (mac, public_ip) = match wanted {
         Way::Tunnel { mac, public_ip, .. } => (*mac, Some(*public_ip)),
@@ -321,11 +321,22 @@ fn is_tunnel(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vxlan(_))
 }
 
-fn underlay(outer: &Sight) -> Step {
+fn underlay(outer: &Routed, tunnel: Option<&Link>) -> Step {
     let mut step = route(&Way::Unknown, outer);
     step.stage = Stage::Underlay;
     if let Some(link) = outer.link.as_ref().filter(|link| !link.up) {
         step.problems.push(format!("{} is down", link.name));
     }
+    let again = outer
+        .link
+        .as_ref()
+        .filter(|link| tunnel.is_some_and(|tunnel| tunnel.index == link.index));
+    // The kernel's vxlan driver drops what its own route leads back to itself (ELOOP).
+    step.problems.extend(again.map(|tunnel| {
+        format!(
+            "wrapped packets for {} are routed into {} again, which drops them",
+            outer.packet.destination, tunnel.name
+        )
+    }));
     step
 }

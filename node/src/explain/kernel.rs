@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use netlink::{Forwarding, Found, Kernel, Link, LinkKind, Lookup, Neighbour, Netlink, RouteKind};
 
-/// What the kernel has for one packet's way.
+/// A packet, and where the routing tables send it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct Routed {
     /// The packet.
     pub packet: Lookup,
     /// The name of the device that it came in by.
@@ -15,6 +15,13 @@ pub struct Sight {
     pub found: Found,
     /// The device that it leaves by.
     pub link: Option<Link>,
+}
+
+/// What the kernel has for one packet's way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Where the routing tables send it.
+    pub routed: Routed,
     /// Who is next on that device.
     pub next: Option<IpAddr>,
     /// The entry for it.
@@ -22,7 +29,7 @@ pub struct Sight {
     /// Where the tunnel's device sends what is for that MAC address.
     pub forwarding: Option<Forwarding>,
     /// How wrapped packets leave for there.
-    pub underlay: Option<Box<Sight>>,
+    pub underlay: Option<Routed>,
 }
 
 /// Looks a packet's way up.
@@ -30,43 +37,34 @@ pub struct Sight {
 /// # Errors
 /// When the kernel does not answer.
 pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
-    let found = kernel.look_up(&packet)?;
-    let arrives_by = match packet.device {
-        Some(index) => kernel.link_at(index)?.map(|link| link.name),
-        None => None,
-    };
     let mut sight = Sight {
-        packet,
-        arrives_by,
-        found,
-        link: None,
+        routed: route(kernel, packet)?,
         next: None,
         neighbour: None,
         forwarding: None,
         underlay: None,
     };
-    let Found::Route(route) = &sight.found else {
+    let Routed {
+        packet,
+        found: Found::Route(found),
+        link: Some(link),
+        ..
+    } = &sight.routed
+    else {
         return Ok(sight);
     };
-    let Some(index) = route.link else {
-        return Ok(sight);
-    };
-    sight.link = kernel.link_at(index)?;
     // What is for this host meets nobody on a link.
-    if route.kind != RouteKind::Unicast {
+    if found.kind != RouteKind::Unicast {
         return Ok(sight);
     }
-    let next = route.gateway.unwrap_or(packet.destination);
+    let next = found.gateway.unwrap_or(packet.destination);
     sight.next = Some(next);
-    let neighbours = kernel.neighbours(Some(index))?;
+    let neighbours = kernel.neighbours(Some(link.index))?;
     sight.neighbour = neighbours.into_iter().find(|neighbour| neighbour.address == next);
-    let is_tunnel = sight
-        .link
-        .as_ref()
-        .is_some_and(|link| matches!(link.kind, LinkKind::Vxlan(_)));
+    let is_tunnel = matches!(link.kind, LinkKind::Vxlan(_));
     let mac = sight.neighbour.as_ref().and_then(|neighbour| neighbour.mac);
     if let (true, Some(mac)) = (is_tunnel, mac) {
-        let entries = kernel.forwarding(index)?;
+        let entries = kernel.forwarding(link.index)?;
         sight.forwarding = entries.into_iter().find(|entry| entry.mac == mac);
     }
     if let Some(entry) = &sight.forwarding {
@@ -76,7 +74,24 @@ pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
             device: None,
             mark: 0,
         };
-        sight.underlay = Some(Box::new(look(kernel, wrapped)?));
+        sight.underlay = Some(route(kernel, wrapped)?);
     }
     Ok(sight)
+}
+
+fn route(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Routed> {
+    let found = kernel.look_up(&packet)?;
+    let mut link_at = |index| kernel.link_at(index);
+    let arrives_by = packet.device.map(&mut link_at).transpose()?.flatten();
+    let leaves_by = match &found {
+        Found::Route(route) => route.link,
+        Found::Other | Found::Refused(_) => None,
+    };
+    let link = leaves_by.map(link_at).transpose()?.flatten();
+    Ok(Routed {
+        packet,
+        arrives_by: arrives_by.map(|link| link.name),
+        found,
+        link,
+    })
 }

@@ -16,7 +16,7 @@ use proxy::plan::{NodeContext, Target};
 use proxy::programmed::{self, Layer, Treatment};
 use proxy::verdict::{Packet, Verdict};
 
-use super::kernel::Sight;
+use super::kernel::{Routed, Sight};
 use super::objects::{Way, intent, way};
 use super::{Conclusion, End, Explanation, PodHere, Step, compare, render};
 use crate::cli::Output;
@@ -150,11 +150,13 @@ fn link(index: u32, name: &str, mtu: u32, kind: LinkKind) -> Link {
 fn sight(packet: Lookup, arrives_by: Option<&str>, route: Route, link: Link) -> Sight {
     let next = route.gateway.unwrap_or(packet.destination);
     Sight {
-        packet,
-        arrives_by: arrives_by.map(str::to_owned),
         next: (route.kind == RouteKind::Unicast).then_some(next),
-        found: Found::Route(route),
-        link: Some(link),
+        routed: Routed {
+            packet,
+            arrives_by: arrives_by.map(str::to_owned),
+            found: Found::Route(route),
+            link: Some(link),
+        },
         neighbour: None,
         forwarding: None,
         underlay: None,
@@ -197,7 +199,7 @@ fn through_tunnel() -> Sight {
     Sight {
         neighbour: Some(Neighbour::permanent(3, address("10.244.2.0"), mac)),
         forwarding: Some(Forwarding::permanent(3, mac, address("172.30.0.12"))),
-        underlay: Some(Box::new(outer)),
+        underlay: Some(outer.routed),
         ..sight(
             lookup("10.244.2.6", Some("10.244.1.5"), Some(4)),
             Some("cw0011"),
@@ -326,7 +328,7 @@ fn check(damage: impl FnOnce(&mut Sight, &mut Sight), expected: &[&str]) {
 }
 
 fn route_of(sight: &mut Sight) -> &mut Route {
-    match &mut sight.found {
+    match &mut sight.routed.found {
         Found::Route(route) => route,
         found => panic!("{found:?} is no route"),
     }
@@ -363,7 +365,7 @@ fn each_difference_on_the_way_is_named() {
     );
     check(
         |there, _| {
-            if let Some(link) = &mut there.link {
+            if let Some(link) = &mut there.routed.link {
                 (link.up, link.mtu) = (false, 1300);
             }
         },
@@ -371,18 +373,13 @@ fn each_difference_on_the_way_is_named() {
     );
     check(
         |_, back| {
-            *back = Sight {
-                link: None,
-                next: None,
-                neighbour: None,
-                found: Found::Refused(Errno::EXDEV),
-                ..to_pod()
-            }
+            (back.next, back.neighbour) = (None, None);
+            (back.routed.link, back.routed.found) = (None, Found::Refused(Errno::EXDEV));
         },
         &["no way: its source is not routed back by that device (rp_filter) (EXDEV)"],
     );
     check(
-        |_, back| back.link = Some(link(2, "eth0", 1500, LinkKind::Physical)),
+        |_, back| back.routed.link = Some(link(2, "eth0", 1500, LinkKind::Physical)),
         &["the route leads to eth0, not to cw0011"],
     );
     check(
@@ -391,6 +388,13 @@ fn each_difference_on_the_way_is_named() {
             outer.found = Found::Refused(Errno::ENETUNREACH);
         },
         &["no way: no route leads there (ENETUNREACH)"],
+    );
+    check(
+        |there, _| {
+            let outer = there.underlay.as_mut().expect("wrapped");
+            outer.link.clone_from(&there.routed.link);
+        },
+        &["wrapped packets for 172.30.0.12 are routed into flannel.1 again, which drops them"],
     );
 }
 

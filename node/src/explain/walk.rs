@@ -8,6 +8,7 @@ use std::sync::Arc;
 use model::{IpFamily, NodeName, Protocol, Snapshot, with_causes};
 use netlink::nft::Nft;
 use netlink::{Found, Kernel, Lookup, Netlink};
+use overlay::fast_path::foreign_filters;
 use overlay::plan::Plan;
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
 use proxy::plan::{FrontendAddress, FrontendKey, NodeContext};
@@ -22,9 +23,6 @@ use super::{End, Explanation, PodHere, Question, Stage, Step};
 
 /// Endpoints whose way is looked at.
 const WAYS: usize = 4;
-
-/// The tables that are ours, in whatever version of IP.
-const OUR_TABLES: &str = "causeway-";
 
 /// What an agent knows.
 #[derive(Clone, Debug)]
@@ -372,6 +370,7 @@ impl<'a> Walk<'a> {
             },
         )?;
         let leaves_by = there
+            .routed
             .link
             .as_ref()
             .filter(|link| !link.loopback)
@@ -387,7 +386,7 @@ impl<'a> Walk<'a> {
             ));
         }
         self.forward.extend(steps);
-        if matches!(there.found, Found::Refused(_)) {
+        if matches!(there.routed.found, Found::Refused(_)) {
             return Ok(());
         }
         if is_masqueraded {
@@ -419,9 +418,8 @@ impl<'a> Walk<'a> {
 
     /// Rules of others may drop what all else lets pass.
     fn note_filters(&mut self) {
-        let filters = Nft::open().and_then(|mut nft| nft.filters());
-        let foreign = match filters {
-            Ok(filters) => filters,
+        let foreign = match Nft::open().and_then(|mut nft| foreign_filters(&mut nft)) {
+            Ok(foreign) => foreign,
             Err(error) => {
                 self.notes.push(format!(
                     "rules of others cannot be listed: {}",
@@ -435,11 +433,8 @@ impl<'a> Walk<'a> {
             IpFamily::V6 => "ip6",
         };
         let concerns = |name: &str| name == family || matches!(name, "inet" | "netdev");
-        let foreign = foreign
-            .iter()
-            .filter(|filter| !filter.table.starts_with(OUR_TABLES));
-        self.notes
-            .extend(foreign.filter(|filter| concerns(filter.family)).map(|filter| {
+        let foreign = foreign.iter().filter(|filter| concerns(filter.family));
+        self.notes.extend(foreign.map(|filter| {
             format!(
                 "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated",
                 filter.family, filter.table, filter.chain
