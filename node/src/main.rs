@@ -41,6 +41,7 @@ mod trace_cli;
 mod watch;
 
 use std::fmt::Display;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,7 +172,7 @@ fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
     }
     match cluster_dns::check(&args.corefile, args.lenient) {
         Ok(checked) => {
-            print!("{}", checked.render(args.output));
+            show(&checked.render(args.output));
             ExitCode::from(if checked.is_wrong() { WRONG } else { 0 })
         }
         Err(error) => could_not_run(format_args!("read {}: {error}", args.corefile.display())),
@@ -181,7 +182,7 @@ fn check_corefile(args: &DnsCheckArgs) -> ExitCode {
 fn query_dns(args: &DnsQueryArgs) -> ExitCode {
     match block_on(cluster_dns::query(args)) {
         Ok(Ok(answered)) => {
-            print!("{}", answered.render(args.output));
+            show(&answered.render(args.output));
             ExitCode::from(if answered.is_empty() { WRONG } else { 0 })
         }
         Ok(Err(error)) | Err(error) => could_not_run(format_args!("{error:#}")),
@@ -195,7 +196,7 @@ fn examine(args: &DoctorArgs) -> ExitCode {
     };
     match block_on(doctor::ask(&config.state_dir, args.fix)) {
         Ok(Ok(report)) => {
-            print!("{}", doctor::render(&report, args.output));
+            show(&doctor::render(&report, args.output));
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
         Ok(Err(error)) => could_not_run(error),
@@ -209,7 +210,7 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
     }
     match trace_cli::follow(args) {
         Ok(followed) => {
-            print!("{}", followed.render(args.output));
+            show(&followed.render(args.output));
             ExitCode::from(match followed.finding() {
                 trace_cli::Finding::Good => 0,
                 trace_cli::Finding::Wrong => WRONG,
@@ -243,7 +244,7 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
         Ok(Err(error)) => return could_not_run(error),
         Err(error) => return could_not_run(format_args!("{error:#}")),
     };
-    print!("{}", explain::render::render(&explained, args.output));
+    show(&explain::render::render(&explained, args.output));
     ExitCode::from(match explained.conclusion {
         Conclusion::Works => 0,
         Conclusion::Fails => WRONG,
@@ -265,9 +266,9 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
     match args.output {
         Output::Text => {
             eprint!("{}", migration.lines());
-            print!("{}", migration.config());
+            show(&migration.config());
         }
-        Output::Json => print!("{}", migration.json()),
+        Output::Json => show(&migration.json()),
     }
     ExitCode::from(if migration.is_wrong() { WRONG } else { 0 })
 }
@@ -294,7 +295,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
     };
     match cleaned {
         Ok(Ok(removal)) => {
-            print!("{}", cleanup::render(&config.node_name, &removal, args.output));
+            show(&cleanup::render(&config.node_name, &removal, args.output));
             ExitCode::from(if removal.failed.is_empty() { 0 } else { WRONG })
         }
         Ok(Err(error @ CleanupError::PodsLive(_))) => {
@@ -315,7 +316,7 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 fn print_config(args: &ConfigArgs) -> ExitCode {
     match config::load(&args.config, args.node_name.as_deref()) {
         Ok(config) => {
-            print!("{}", config.to_yaml());
+            show(&config.to_yaml());
             ExitCode::SUCCESS
         }
         Err(error) => found_wrong(&error),
@@ -382,6 +383,15 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Prints a result. A reader that has seen enough, as `head`, is no fault.
+fn show(text: &str) {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => eprintln!("error: print the result: {error}"),
+        _ => {}
     }
 }
 
