@@ -45,6 +45,20 @@ fn a_cluster_command_hands_over_its_arguments_and_exit_code() {
 }
 
 #[test]
+fn a_reader_that_is_gone_is_no_fault() {
+    let directory = Directory::new("gone");
+    let config = directory.write("node.yaml", "{nodeName: n, proxy: {podNetwork: 10.244.0.0/16}}");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(program("causeway"));
+    let config = config.to_str().expect("plain path");
+    command
+        .args(["node", "config", "print", "--config", config])
+        .stdout(writer);
+    check(&mut command, 0, "");
+}
+
+#[test]
 fn a_configuration_is_checked_with_an_exit_code_for_each_outcome() {
     let directory = Directory::new("check");
     let good = directory.write("good.yaml", "{nodeName: n, proxy: {podNetwork: 10.244.0.0/16}}");

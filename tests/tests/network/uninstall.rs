@@ -271,7 +271,7 @@ fn check(datapath: &'static str) {
     let records = std::fs::read_to_string(&log).expect("readable");
     std::fs::write(&log, records.replace("/run/netns/", "/nowhere/")).expect("writable");
     let serving = Snapshot::of(&world, 0);
-    clean_up(&world, 0, &[]).assert_said(1, &["container live", "--force"]);
+    clean_up(&world, 0, &[]).assert_said(1, &["default/live", "--force"]);
     assert_eq!(
         Snapshot::of(&world, 0).changes_since(&serving),
         Vec::<String>::new()
