@@ -11,8 +11,8 @@ use std::sync::Arc;
 use model::{IpFamily, ObjectName, Protocol};
 
 use crate::plan::{
-    Action, Admits, FrontendAddress, FrontendKey, List, LocalTraffic, Masquerade, NodeContext, PortPlan,
-    ServicePlan, Target,
+    Action, Admits, Frontend, FrontendAddress, FrontendKey, List, LocalTraffic, Masquerade, NodeContext,
+    PortKey, PortPlan, ServicePlan, Target,
 };
 
 /// The first packet of a connection.
@@ -49,40 +49,52 @@ pub enum Verdict {
     },
 }
 
+/// What this node does with a packet, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The frontend that the packet meets: its Service, the Service's port and the frontend itself. None: it meets none.
+    pub owner: Option<(ObjectName, PortKey, FrontendKey)>,
+    /// What becomes of the packet.
+    pub verdict: Verdict,
+}
+
 /// What this node does with the packet.
 #[must_use]
-pub fn verdict(
+pub fn decide(
     plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
     node: &NodeContext,
     packet: &Packet,
-) -> Verdict {
+) -> Decision {
     let key = |address| FrontendKey {
         address,
         port: packet.port,
         protocol: packet.protocol,
     };
+    let nobodys = |verdict| Decision { owner: None, verdict };
     let by_address = key(FrontendAddress::Service(packet.destination));
-    if let Some(verdict) = at_frontend(plans, node, packet, &by_address) {
-        return verdict;
+    if let Some(decision) = at_frontend(plans, node, packet, &by_address) {
+        return decision;
     }
     let is_cluster_ip = |plan: &Arc<ServicePlan>| plan.cluster_ips.contains(&packet.destination);
     if plans.values().any(is_cluster_ip) {
-        return Verdict::Refuse;
+        return nobodys(Verdict::Refuse);
     }
     let serves =
         node.addresses.contains(&packet.destination) && node.serves_node_ports_on(packet.destination);
     let family = IpFamily::from(packet.destination);
     let by_node_port = key(FrontendAddress::EveryNodeAddress(family));
-    let verdict = serves.then(|| at_frontend(plans, node, packet, &by_node_port));
+    let decision = serves.then(|| at_frontend(plans, node, packet, &by_node_port));
     let is_own = node.addresses.contains(&packet.destination) || node.local_dns.contains(&packet.destination);
     let is_of_services = || {
         let mut networks = node.service_networks(family);
         networks.any(|network| network.contains(packet.destination))
     };
-    verdict.flatten().unwrap_or(if !is_own && is_of_services() {
-        Verdict::Drop
-    } else {
-        Verdict::Pass
+    decision.flatten().unwrap_or_else(|| {
+        nobodys(if !is_own && is_of_services() {
+            Verdict::Drop
+        } else {
+            Verdict::Pass
+        })
     })
 }
 
@@ -92,21 +104,28 @@ fn at_frontend(
     node: &NodeContext,
     packet: &Packet,
     key: &FrontendKey,
-) -> Option<Verdict> {
-    let (own, foreign): (Vec<_>, Vec<_>) = plans.values().partition(|plan| plan.is_cluster_ip(key));
-    let mut ports = own
-        .into_iter()
-        .chain(foreign)
-        .flat_map(|plan| plan.ports.values());
-    let (port, frontend) = ports.find_map(|port| Some((port, port.frontends.get(key)?)))?;
+) -> Option<Decision> {
+    let (own, foreign): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_cluster_ip(key));
+    own.into_iter().chain(foreign).find_map(|(service, plan)| {
+        let mut ports = plan.ports.iter();
+        let (port_key, port, frontend) =
+            ports.find_map(|(port_key, port)| Some((port_key, port, port.frontends.get(key)?)))?;
+        Some(Decision {
+            owner: Some((service.clone(), port_key.clone(), *key)),
+            verdict: by_plan(port, *frontend, node, packet),
+        })
+    })
+}
+
+fn by_plan(port: &PortPlan, frontend: Frontend, node: &NodeContext, packet: &Packet) -> Verdict {
     let admitted = match frontend.admits {
         Admits::Everyone => true,
         Admits::Sources => port.sources.iter().any(|network| network.contains(packet.source)),
     };
     if !admitted {
-        return Some(Verdict::Drop);
+        return Verdict::Drop;
     }
-    Some(match frontend.action {
+    match frontend.action {
         Action::Refuse => Verdict::Refuse,
         Action::Drop => Verdict::Drop,
         Action::Spread { list, masquerade } => {
@@ -121,7 +140,7 @@ fn at_frontend(
         Action::Split if node.addresses.contains(&packet.source) => forward(port, List::Cluster, true),
         Action::Split if port.local.is_empty() => Verdict::Drop,
         Action::Split => forward(port, List::Local, false),
-    })
+    }
 }
 
 fn forward(port: &PortPlan, list: List, masquerade: bool) -> Verdict {

@@ -1,11 +1,11 @@
 //! What is programmed for Services against what their plans say, frontend by frontend.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use model::{ObjectName, Snapshot};
-use proxy::plan::{FrontendKey, NodeContext, ServicePlan, ServiceView};
+use model::ObjectName;
+use proxy::plan::FrontendKey;
+use proxy::plans_of;
 use proxy::programmed::{Programmed, Wanted};
-use proxy::{Claims, plan_service};
 
 use super::finding;
 use crate::agent::findings::Finding;
@@ -26,7 +26,7 @@ pub fn look(facts: &Facts, failing: &dyn Fn(&ObjectName) -> bool) -> Result<Vec<
     let programmed = Programmed::read(facts.pin_dir.as_deref(), context.families.iter().copied())?;
     let mut stray = programmed.frontends()?;
     let mut findings = Vec::new();
-    for (name, plan) in plans(&facts.snapshot, context) {
+    for (name, plan) in plans_of(&facts.snapshot, context) {
         let mut lines = BTreeSet::new();
         for port in plan.ports.values() {
             for (key, frontend) in &port.frontends {
@@ -67,24 +67,4 @@ fn of_stray(key: &FrontendKey) -> Finding {
         "it is programmed, and no Service has it".to_owned(),
         REPAIR,
     )
-}
-
-/// The plans of all Services, each without the frontends that another one has.
-fn plans(snapshot: &Snapshot, context: &NodeContext) -> BTreeMap<ObjectName, ServicePlan> {
-    let (mut plans, mut claims) = (BTreeMap::new(), Claims::default());
-    let nothing = ServicePlan::default();
-    for (name, service) in snapshot.services.iter() {
-        let view = ServiceView {
-            service,
-            slices: snapshot.slices_of(name).collect(),
-        };
-        let (plan, _) = plan_service(&view, context);
-        claims.replace(name, &nothing, &plan);
-        plans.insert(name.clone(), plan);
-    }
-    let owned = plans.into_iter().map(|(name, plan)| {
-        let plan = plan.retain(|key| claims.owner(key) == Some(&name));
-        (name, plan)
-    });
-    owned.collect()
 }

@@ -1,8 +1,6 @@
 //! Engine A: what the cluster's objects make of a packet, by the plans that the agent programs by.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use model::{
@@ -10,14 +8,12 @@ use model::{
     Snapshot, TrafficPolicy,
 };
 use overlay::plan::{Plan, Remote};
-use proxy::plan::{
-    Frontend, FrontendAddress, FrontendKey, NodeContext, PortKey, PortPlan, ServicePlan, ServiceView, Target,
-};
-use proxy::plan_service;
-use proxy::verdict::{Packet, Verdict, verdict};
+use proxy::plan::{Frontend, FrontendKey, NodeContext, PortKey, PortPlan, Target};
+use proxy::plans_of;
+use proxy::verdict::{Decision, Packet, Verdict, decide};
 
 use super::PodHere;
-use super::names::{addresses_of, endpoint_text};
+use super::names::endpoint_text;
 
 /// Endpoints that are told one by one.
 const LISTED: usize = 20;
@@ -38,9 +34,11 @@ pub struct Intent {
 pub struct Owner {
     /// The Service.
     pub service: ObjectName,
+    /// Its port.
+    pub port_key: PortKey,
     /// The frontend.
     pub key: FrontendKey,
-    /// The plan of its port.
+    /// The plan of that port.
     pub port: PortPlan,
     /// What the frontend does.
     pub frontend: Frontend,
@@ -49,82 +47,37 @@ pub struct Owner {
 /// What this node does with a packet, by the objects.
 #[must_use]
 pub fn intent(snapshot: &Snapshot, context: &NodeContext, packet: &Packet) -> Intent {
-    let plans = plans(snapshot, context, packet);
-    let verdict = verdict(&plans, context, packet);
-    let found = owner(&plans, context, packet);
+    let plans = plans_of(snapshot, context);
+    let Decision { owner, verdict } = decide(&plans, context, packet);
+    let owner = owner.and_then(|(service, port_key, key)| {
+        let port = plans.get(&service)?.ports.get(&port_key)?.clone();
+        Some(Owner {
+            frontend: *port.frontends.get(&key)?,
+            service,
+            port_key,
+            key,
+            port,
+        })
+    });
     let mut lines = vec![verdict_text(&verdict, packet)];
-    if let Some((port_key, owner)) = &found
+    if let Some(owner) = &owner
         && let Some(service) = snapshot.services.get(&owner.service)
     {
-        lines.push(port_text(service, port_key, owner));
+        lines.push(port_text(service, owner));
         let slices: Vec<_> = snapshot.slices_of(&owner.service).collect();
-        lines.extend(endpoint_lines(&slices, service, port_key, &verdict, context));
+        lines.extend(endpoint_lines(
+            &slices,
+            service,
+            &owner.port_key,
+            &verdict,
+            context,
+        ));
     }
     Intent {
-        owner: found.map(|(_, owner)| owner),
+        owner,
         verdict,
         lines,
     }
-}
-
-/// The plans of all Services that the packet could be for.
-fn plans(
-    snapshot: &Snapshot,
-    context: &NodeContext,
-    packet: &Packet,
-) -> BTreeMap<ObjectName, Arc<ServicePlan>> {
-    let concerns = |service: &Service| {
-        let by_address = addresses_of(service).any(|address| address == packet.destination);
-        by_address
-            || service
-                .ports
-                .iter()
-                .any(|port| port.node_port == Some(packet.port))
-    };
-    let services = snapshot.services.iter().filter(|(_, service)| concerns(service));
-    services
-        .map(|(name, service)| {
-            let view = ServiceView {
-                service,
-                slices: snapshot.slices_of(name).collect(),
-            };
-            (name.clone(), Arc::new(plan_service(&view, context).0))
-        })
-        .collect()
-}
-
-/// Whose frontend the packet meets, in the order of [`proxy::verdict`].
-fn owner(
-    plans: &BTreeMap<ObjectName, Arc<ServicePlan>>,
-    context: &NodeContext,
-    packet: &Packet,
-) -> Option<(PortKey, Owner)> {
-    let key = |address| FrontendKey {
-        address,
-        port: packet.port,
-        protocol: packet.protocol,
-    };
-    let by_address = key(FrontendAddress::Service(packet.destination));
-    let by_node_port = key(FrontendAddress::EveryNodeAddress(packet.destination.into()));
-    let is_served =
-        context.addresses.contains(&packet.destination) && context.serves_node_ports_on(packet.destination);
-    let keys = [Some(by_address), is_served.then_some(by_node_port)];
-    keys.into_iter().flatten().find_map(|key| {
-        let (own, foreign): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_cluster_ip(&key));
-        own.into_iter().chain(foreign).find_map(|(service, plan)| {
-            let (port_key, port, frontend) = plan
-                .ports
-                .iter()
-                .find_map(|(port_key, port)| Some((port_key, port, port.frontends.get(&key)?)))?;
-            let owner = Owner {
-                service: service.clone(),
-                key,
-                port: port.clone(),
-                frontend: *frontend,
-            };
-            Some((port_key.clone(), owner))
-        })
-    })
 }
 
 fn verdict_text(verdict: &Verdict, packet: &Packet) -> String {
@@ -147,8 +100,8 @@ fn verdict_text(verdict: &Verdict, packet: &Packet) -> String {
     }
 }
 
-fn port_text(service: &Service, key: &PortKey, owner: &Owner) -> String {
-    let name = match &*key.name {
+fn port_text(service: &Service, owner: &Owner) -> String {
+    let name = match &*owner.port_key.name {
         "" => String::new(),
         name => format!(" port {name}"),
     };

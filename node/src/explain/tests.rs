@@ -494,6 +494,40 @@ fn endpoints_are_told_with_the_reason_why_they_are_chosen_or_not() {
     check_objects(&of(Vec::new()), ("192.0.2.1", 80), elsewhere, None);
 }
 
+/// Another Service's address is no frontend of this one: what datapaths lack for it is no finding.
+#[test]
+fn a_service_has_no_frontend_that_another_one_owns() {
+    let mut snapshot = cluster(
+        TrafficPolicy::Cluster,
+        vec![endpoint("10.244.1.8", "node-1", Conditions::READY)],
+    );
+    let shared = || [address("192.0.2.7")].into_iter().collect();
+    let web = snapshot.services.get(&ObjectName::new("default", "web"));
+    let mut web = Service::clone(web.expect("listed"));
+    web.external_addresses = shared();
+    web.external_policy = TrafficPolicy::Local;
+    let mut api = web.clone();
+    api.name = ObjectName::new("default", "api");
+    api.kind = ServiceKind::ClusterIp {
+        addresses: Few::from(vec![address("10.96.0.8")]),
+    };
+    for service in [web, api] {
+        snapshot.apply(Change::Service(service));
+    }
+    let mut context = context();
+    context.external_addresses = true;
+    let frontends = |to| -> Vec<String> {
+        let owner = intent(&snapshot, &context, &packet(to, 80))
+            .owner
+            .expect("served");
+        let frontends = owner.port.frontends.keys();
+        frontends.map(|key| format!("{} {key}", owner.service)).collect()
+    };
+    assert_eq!(frontends("10.96.0.7"), ["default/web 10.96.0.7:80/TCP"]);
+    let of_api = ["default/api 10.96.0.8:80/TCP", "default/api 192.0.2.7:80/TCP"];
+    assert_eq!(frontends("192.0.2.7"), of_api);
+}
+
 #[test]
 fn an_address_is_reached_as_pods_and_leases_say() {
     let (own, network) = ([address("172.30.0.11")], network());

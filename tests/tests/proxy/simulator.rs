@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use model::{IpFamily, ObjectName, Protocol};
 use proxy::plan::Target;
-use proxy::verdict::{Packet, Verdict, verdict};
+use proxy::verdict::{Packet, Verdict, decide};
 use proxy::{NodeContext, ServicePlan, ServiceView, plan_service};
 
 use super::cases::{Becomes, From, How, PacketCase, Scene, To, scenes, untouched};
@@ -54,7 +54,7 @@ impl Simulator {
             port: port_number(destination.port()),
             protocol: protocol(case.how),
         };
-        match verdict(&self.plans, &self.context, &packet) {
+        match decide(&self.plans, &self.context, &packet).verdict {
             Verdict::Pass => match untouched(case) {
                 Becomes::Answer(server, _) => vec![Outcome::Answered(server.to_owned(), packet.source)],
                 _ => vec![Outcome::Refused],

@@ -15,7 +15,7 @@ use crate::plan::{
     Action, Admits, List, LocalTraffic, Masquerade, NodeContext, NodePortAddresses, ServicePlan, SharedSet,
     Target,
 };
-use crate::verdict::{Packet, Verdict, verdict};
+use crate::verdict::{Packet, Verdict, decide};
 
 /// A packet on its way through the tables.
 #[derive(Clone, Copy, Debug)]
@@ -306,7 +306,7 @@ fn rules_do_with_every_packet_what_the_oracle_says() {
             .map(|packet| {
                 (
                     walk(&chains, &node, &packet),
-                    verdict(&plans, &node, &packet),
+                    decide(&plans, &node, &packet).verdict,
                     packet,
                 )
             })
