@@ -74,8 +74,9 @@ pub enum Command {
   causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
     --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
 Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a DNS name, or any; without a namespace it is
-default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. The shell takes an arrow
-for itself: quote it, or leave it out.
+default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. pod/shop/udp is a pod of
+shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for itself: quote it, or leave it
+out.
 Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
 Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
 the Service's.")]
