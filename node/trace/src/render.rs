@@ -243,10 +243,16 @@ fn conclusions(story: &Story) -> Vec<String> {
     if story.other_connections > 0 {
         conclusions.push(format!("{} other connections were seen", story.other_connections));
     }
-    conclusions.push(match story.lost_events {
+    conclusions.push(match story.gaps.lost_events {
         0 => "0 events lost".to_owned(),
         lost => format!("INCOMPLETE: {lost} events lost; a hop that is missing says nothing"),
     });
+    if story.gaps.missed_events > 0 {
+        conclusions.push(format!(
+            "{} packets of this machine, whoever's, were not looked at: a hop may be missing",
+            story.gaps.missed_events
+        ));
+    }
     conclusions
 }
 

@@ -27,8 +27,21 @@ pub struct Story {
     pub packets: Vec<Packet>,
     /// Other connections that were seen too.
     pub other_connections: usize,
+    /// What was not seen.
+    #[serde(flatten)]
+    pub gaps: Gaps,
+}
+
+/// What a session did not see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gaps {
     /// Events that were lost: where it is not 0, a hop that is missing says nothing.
     pub lost_events: u64,
+    /// Packets of the whole machine that were not looked at, since one was just being looked at on that CPU. Most are
+    /// nobody's that is followed.
+    #[serde(default)]
+    pub missed_events: u64,
 }
 
 /// A packet on its way.
@@ -89,12 +102,12 @@ impl Verdict {
 impl Story {
     /// Makes a story of what a session saw with this filter, in any order.
     #[must_use]
-    pub fn new(filter: &Filter, hops: &[Hop], names: &Names, lost_events: u64) -> Self {
+    pub fn new(filter: &Filter, hops: &[Hop], names: &Names, gaps: Gaps) -> Self {
         let packets = packets(hops);
         let connections = connections(&packets);
         let request = packets.iter().position(|packet| is_request(filter, packet));
         let Some((request, first)) = request.and_then(|at| Some((at, packets.get(at)?.first()?))) else {
-            return Self::empty(lost_events);
+            return Self::empty(gaps);
         };
         let own: Vec<&Vec<Hop>> = packets
             .iter()
@@ -118,18 +131,18 @@ impl Story {
             round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
-            lost_events,
+            gaps,
         }
     }
 
-    fn empty(lost_events: u64) -> Self {
+    fn empty(gaps: Gaps) -> Self {
         Self {
             verdict: Verdict::NothingSeen,
             flow: None,
             round_trip_ns: None,
             packets: Vec::new(),
             other_connections: 0,
-            lost_events,
+            gaps,
         }
     }
 

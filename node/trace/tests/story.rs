@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
-use trace::{Filter, Names, Story, Verdict, render};
+use trace::{Filter, Gaps, Names, Story, Verdict, render};
 
 const CLIENT: &str = "10.241.0.5:46798";
 const SERVICE: &str = "10.96.0.10:80";
@@ -134,7 +134,11 @@ fn names() -> Names {
 }
 
 fn story(hops: &[Hop], lost: u64) -> Story {
-    Story::new(&filter(), hops, &names(), lost)
+    let gaps = Gaps {
+        lost_events: lost,
+        missed_events: 0,
+    };
+    Story::new(&filter(), hops, &names(), gaps)
 }
 
 #[track_caller]
