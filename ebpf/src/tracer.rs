@@ -68,15 +68,18 @@ pub enum TracerError {
     #[error("read the kernel's types")]
     Btf(#[source] Box<BtfError>),
     /// The object or one of its maps was refused.
-    #[error("load the programs that follow packets (root, or CAP_BPF with CAP_PERFMON, is needed)")]
+    #[error(
+        "load the programs that follow packets (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
+         container may lack)"
+    )]
     Load(#[source] Box<EbpfError>),
     /// The object is not the one that this program was built with.
     #[error("the BPF object has no {0}")]
     Missing(&'static str),
     /// A program was refused.
     #[error(
-        "attach to the tracepoint {name} (root, or CAP_BPF with CAP_PERFMON, and Linux 5.17 or newer with BTF are \
-         needed)"
+        "attach to the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
+         container may lack, and Linux 5.17 or newer with BTF)"
     )]
     Attach {
         /// The tracepoint.

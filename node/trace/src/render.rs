@@ -247,6 +247,13 @@ fn conclusions(story: &Story) -> Vec<String> {
         0 => "0 events lost".to_owned(),
         lost => format!("INCOMPLETE: {lost} events lost; a hop that is missing says nothing"),
     });
+    if story.lacks_symbols {
+        conclusions.push(
+            "the kernel's symbols cannot be read (CAP_SYSLOG, sysctl kernel.kptr_restrict): places are numbers, and \
+             drops are judged by their reasons alone"
+                .to_owned(),
+        );
+    }
     if story.gaps.missed_events > 0 {
         conclusions.push(format!(
             "{} packets of this machine, whoever's, were not looked at: a hop may be missing",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::{self, Cause};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
-use crate::places::Names;
+use crate::places::{self, Names};
 use crate::session::Filter;
 
 /// The kernel's reason where a socket was closed before it was read.
@@ -27,6 +27,10 @@ pub struct Story {
     pub packets: Vec<Packet>,
     /// Other connections that were seen too.
     pub other_connections: usize,
+    /// Whether places in the kernel have no names, since its symbols cannot be read (CAP_SYSLOG, `kptr_restrict`). Drops
+    /// are judged by their reasons alone then.
+    #[serde(default)]
+    pub lacks_symbols: bool,
     /// What was not seen.
     #[serde(flatten)]
     pub gaps: Gaps,
@@ -131,6 +135,7 @@ impl Story {
             round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
+            lacks_symbols: packets.iter().flatten().any(is_bare),
             gaps,
         }
     }
@@ -142,6 +147,7 @@ impl Story {
             round_trip_ns: None,
             packets: Vec::new(),
             other_connections: 0,
+            lacks_symbols: false,
             gaps,
         }
     }
@@ -305,9 +311,26 @@ fn unanswered(packets: &[Packet]) -> Verdict {
     }
 }
 
-/// Whether TCP itself had no use for a packet of a connection that works: what is old, or behind its end.
+/// Whether TCP itself had no use for a packet of a connection that works: what is old, or behind its end. Where the place
+/// has no name, the reasons are taken for its own that its functions give (net/ipv4/tcp_input.c, tcp_ipv4.c).
 fn is_by_receiver(step: &Step) -> bool {
-    matches!(&step.hop.kind, HopKind::Dropped { place, .. } if place.starts_with("tcp_"))
+    let HopKind::Dropped { reason, place } = &step.hop.kind else {
+        return false;
+    };
+    if !places::is_bare(place) {
+        return place.starts_with("tcp_");
+    }
+    let is_own = ["NOT_SPECIFIED", "NO_SOCKET", "SOCKET_", "TCP_", "PROTO_MEM"]
+        .iter()
+        .any(|own| reason.starts_with(own));
+    is_own && step.hop.header.flow.protocol == Protocol::TCP
+}
+
+fn is_bare(hop: &Hop) -> bool {
+    match &hop.kind {
+        HopKind::Dropped { place, .. } | HopKind::Consumed { place } => places::is_bare(place),
+        HopKind::Sent | HopKind::Received => false,
+    }
 }
 
 /// Hops by packet, each in the order of time, the packets in that of their first hops.

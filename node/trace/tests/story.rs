@@ -263,6 +263,34 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
 }
 
 #[test]
+fn without_symbols_drops_are_judged_by_their_reasons_and_that_is_said() {
+    let with_drop = |reason, place| {
+        let late = tcp(flow(CLIENT, SERVICE), "ACK", 1001, 7001);
+        let late = hop(200_000, 200_000, 4, "", dropped(reason, place), &late);
+        story(&[request(), reply("SYN,ACK"), vec![late]].concat(), 0)
+    };
+    let lost = Verdict::Dropped { is_reply: false };
+    let bare = "0xffffffff81a2b3c0";
+    let rows = [
+        ("TCP_OLD_DATA", "tcp_data_queue", Verdict::Answered, false),
+        ("TCP_OLD_DATA", bare, Verdict::Answered, true),
+        ("NOT_SPECIFIED", bare, Verdict::Answered, true),
+        ("NETFILTER_DROP", bare, lost, true),
+        ("NOT_SPECIFIED", "veth_xmit", lost, false),
+    ];
+    for (reason, place, verdict, lacks_symbols) in rows {
+        let story = with_drop(reason, place);
+        assert_eq!(
+            (story.verdict, story.lacks_symbols),
+            (verdict, lacks_symbols),
+            "{reason} {place}"
+        );
+        let is_said = render::text(&story).contains("CAP_SYSLOG");
+        assert_eq!(is_said, lacks_symbols, "{reason} {place}");
+    }
+}
+
+#[test]
 fn a_later_packet_that_is_dropped_and_not_made_good_is_the_verdict() {
     let answered = [request(), reply("SYN,ACK")].concat();
     let data = tcp(flow(CLIENT, SERVICE), "PSH,ACK", 1001, 7001);
