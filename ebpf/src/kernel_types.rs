@@ -11,6 +11,9 @@ use aya::{Btf, BtfError, Endianness};
 /// Where the kernel tells them.
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 
+/// Before the name of a tracepoint: `btf_trace_kfree_skb` (include/trace/bpf_probe.h).
+const TRACEPOINT: &[u8] = b"btf_trace_";
+
 /// Why the types do not say what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum TypesError {
@@ -36,6 +39,7 @@ pub enum TypesError {
 /// Kinds of types (include/uapi/linux/btf.h).
 mod kind {
     pub(super) const INT: u32 = 1;
+    pub(super) const PTR: u32 = 2;
     pub(super) const ARRAY: u32 = 3;
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
@@ -58,7 +62,7 @@ pub struct KernelTypes {
     /// Where each type begins, by its number less one.
     types: Vec<usize>,
     strings: usize,
-    /// Structures, unions and enumerations by name.
+    /// Structures, unions, enumerations and the types of tracepoints by name.
     named: HashMap<(u32, Vec<u8>), u32>,
 }
 
@@ -113,6 +117,9 @@ impl KernelTypes {
             if matches!(found.kind, kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64) {
                 let name = types.string(found.name)?.to_vec();
                 types.named.entry((found.kind, name)).or_insert(number);
+            } else if found.kind == kind::TYPEDEF && types.string(found.name)?.starts_with(TRACEPOINT) {
+                let name = types.string(found.name)?.to_vec();
+                types.named.insert((found.kind, name), number);
             }
             at = found.at + member_bytes(found.kind) * found.members + extra_bytes(found.kind);
         }
@@ -167,6 +174,25 @@ impl KernelTypes {
             ))
         };
         (0..found.members).map(entry).collect()
+    }
+
+    /// How many arguments a tracepoint gives to programs.
+    ///
+    /// # Errors
+    /// When there is no such tracepoint.
+    pub fn arguments(&self, tracepoint: &str) -> Result<usize, TypesError> {
+        let key = (kind::TYPEDEF, [TRACEPOINT, tracepoint.as_bytes()].concat());
+        let missing = || TypesError::NoType(format!("tracepoint {tracepoint}"));
+        let pointer = self.resolved(*self.named.get(&key).ok_or_else(missing)?)?;
+        if pointer.kind != kind::PTR {
+            return Err(TypesError::Damaged(pointer.at));
+        }
+        let function = self.number(pointer.of)?;
+        // The first parameter is the tracepoint's own.
+        match (function.kind, function.members.checked_sub(1)) {
+            (kind::FUNC_PROTO, Some(arguments)) => Ok(arguments),
+            _ => Err(TypesError::Damaged(function.at)),
+        }
     }
 
     fn structure(&self, name: &str) -> Result<Type, TypesError> {
@@ -298,9 +324,9 @@ mod tests {
     use super::*;
 
     /// `struct outer { int a; struct { int b; nested c; }; }`, `typedef struct named nested`, `struct named { int d; }`,
-    /// `enum reasons { ZERO, TWELVE = 12 }`.
+    /// `enum reasons { ZERO, TWELVE = 12 }`, `typedef void (*btf_trace_ends)(void *, int)`.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0outer\0a\0b\0c\0nested\0named\0d\0reasons\0ZERO\0TWELVE\0";
+        let strings = b"\0int\0outer\0a\0b\0c\0nested\0named\0d\0reasons\0ZERO\0TWELVE\0btf_trace_ends\0";
         let at = |name: &str| {
             let wanted = [b"\0".as_slice(), name.as_bytes(), b"\0"].concat();
             let found = strings.windows(wanted.len()).position(|window| window == wanted);
@@ -322,6 +348,9 @@ mod tests {
                 at("TWELVE"),
                 12,
             ],
+            vec![at("btf_trace_ends"), info(kind::TYPEDEF, 0), 8],
+            vec![0, info(kind::PTR, 0), 9],
+            vec![0, info(kind::FUNC_PROTO, 2), 0, 0, 0, 0, 1],
         ]
         .concat();
         let type_bytes = u32::try_from(types.len() * 4).expect("small");
@@ -358,12 +387,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tracepoint_has_the_arguments_behind_its_own() {
+        let types = KernelTypes::parse(sample()).expect("whole");
+        assert_eq!(types.arguments("ends").expect("there"), 1);
+        let error = types.arguments("begins").expect_err("none");
+        assert_eq!(error.to_string(), "this kernel has no tracepoint begins");
+    }
+
+    #[test]
     fn what_is_cut_off_is_refused_and_not_read_beyond_its_end() {
         let whole = sample();
         for length in 0..whole.len() {
             if let Ok(types) = KernelTypes::parse(whole[..length].to_vec()) {
                 let _ = types.offset("outer", "c.d");
                 let _ = types.enumeration("reasons");
+                let _ = types.arguments("ends");
             }
         }
         assert!(KernelTypes::parse(vec![0; 64]).is_err());

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::TRACE_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
 
-/// The tracepoints, which are the names of the programs too.
+/// The tracepoints.
 const TRACEPOINTS: [&str; 4] = [
     // What ends packets first: what is seen of the others shall be forgotten again.
     "consume_skb",
@@ -25,12 +25,42 @@ const TRACEPOINTS: [&str; 4] = [
     "net_dev_start_xmit",
 ];
 
+/// The program for each of [`TRACEPOINTS`] in a kernel whose tracepoints give so many arguments: `consume_skb` tells its
+/// place since Linux 6.3, `kfree_skb` its reason since 5.17.
+fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chosen; 4], TracerError> {
+    if arguments("kfree_skb")? < 3 {
+        return Err(TracerError::NoReason);
+    }
+    let ends = match arguments("consume_skb")? {
+        0 | 1 => "consume_skb_bare",
+        _ => "consume_skb",
+    };
+    Ok(TRACEPOINTS.map(|tracepoint| Chosen {
+        tracepoint,
+        program: if tracepoint == "consume_skb" {
+            ends
+        } else {
+            tracepoint
+        },
+    }))
+}
+
+/// A tracepoint and the program for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Chosen {
+    tracepoint: &'static str,
+    program: &'static str,
+}
+
 /// Why packets cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum TracerError {
     /// The kernel does not tell its types, or lacks one.
     #[error(transparent)]
     Types(#[from] TypesError),
+    /// The kernel is too old.
+    #[error("this kernel's tracepoint kfree_skb tells no reason: Linux 5.17 or newer is needed")]
+    NoReason,
     /// The kernel's tuples of connections are laid out otherwise.
     #[error("this kernel's struct nf_conntrack_tuple is not laid out as the programs read it")]
     Tuple,
@@ -38,15 +68,18 @@ pub enum TracerError {
     #[error("read the kernel's types")]
     Btf(#[source] Box<BtfError>),
     /// The object or one of its maps was refused.
-    #[error("load the programs that follow packets (root, or CAP_BPF with CAP_PERFMON, is needed)")]
+    #[error(
+        "load the programs that follow packets (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
+         container may lack)"
+    )]
     Load(#[source] Box<EbpfError>),
     /// The object is not the one that this program was built with.
     #[error("the BPF object has no {0}")]
     Missing(&'static str),
     /// A program was refused.
     #[error(
-        "attach to the tracepoint {name} (root, or CAP_BPF with CAP_PERFMON, and Linux 5.17 or newer with BTF are \
-         needed)"
+        "attach to the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
+         container may lack, and Linux 5.17 or newer with BTF)"
     )]
     Attach {
         /// The tracepoint.
@@ -90,8 +123,10 @@ pub struct Wanted {
 /// The attached programs.
 pub struct Tracer {
     programs: Ebpf,
+    chosen: [Chosen; 4],
     events: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
+    missed: PerCpuArray<MapData, u64>,
 }
 
 impl Tracer {
@@ -100,6 +135,7 @@ impl Tracer {
     /// # Errors
     /// When the kernel lacks something, or this process the right.
     pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracerError> {
+        let chosen = chosen(|tracepoint| types.arguments(tracepoint))?;
         let btf = types
             .for_loader()
             .map_err(|error| TracerError::Btf(Box::new(error)))?;
@@ -112,14 +148,17 @@ impl Tracer {
         write_targets(&mut programs, wanted)?;
         let events = RingBuf::try_from(take(&mut programs, "EVENTS")?).map_err(map("open", "EVENTS"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(map("open", "LOST"))?;
-        load_all(&mut programs, &btf)?;
-        for name in TRACEPOINTS {
-            attach(&mut programs, name)?;
+        let missed = PerCpuArray::try_from(take(&mut programs, "MISSED")?).map_err(map("open", "MISSED"))?;
+        load_all(&mut programs, &chosen, &btf)?;
+        for chosen in chosen {
+            attach(&mut programs, chosen)?;
         }
         Ok(Self {
             programs,
+            chosen,
             events,
             lost,
+            missed,
         })
     }
 
@@ -145,29 +184,31 @@ impl Tracer {
         }
     }
 
-    /// How many events were lost since the start: no room was left for them, or the program was running already when its
-    /// tracepoint was met again.
+    /// How many events of followed packets were lost since the start, since no room was left for them.
     ///
     /// # Errors
     /// When the kernel does not say it.
     pub fn lost(&self) -> Result<u64, TracerError> {
-        let mut lost = 0;
-        for kind in 0..Event::KINDS {
-            let without_room = self.lost.get(&kind, 0).map_err(map("read", "LOST"))?;
-            lost += without_room.iter().sum::<u64>();
-        }
-        for name in TRACEPOINTS {
-            lost += self.missed(name)?;
-        }
-        Ok(lost)
+        sum(&self.lost, "LOST")
     }
 
-    /// How often the kernel did not enter a program because it ran on that CPU already.
-    fn missed(&self, name: &'static str) -> Result<u64, TracerError> {
-        let program = self.programs.program(name).ok_or(TracerError::Missing(name))?;
-        let program: &BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
-        let fd = program.fd().map_err(attach_failed(name))?;
-        crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Wait)
+    /// How often a packet was not looked at since the start, since the program was running on that CPU already. It may
+    /// have been anybody's: most are none of those followed.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn missed(&self) -> Result<u64, TracerError> {
+        let mut missed = sum(&self.missed, "MISSED")?;
+        for Chosen { tracepoint, program } in self.chosen {
+            let program = self
+                .programs
+                .program(program)
+                .ok_or(TracerError::Missing(program))?;
+            let program: &BtfTracePoint = program.try_into().map_err(attach_failed(tracepoint))?;
+            let fd = program.fd().map_err(attach_failed(tracepoint))?;
+            missed += crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Wait)?;
+        }
+        Ok(missed)
     }
 }
 
@@ -188,12 +229,14 @@ impl std::fmt::Debug for Tracer {
 
 /// Loads the programs. The verifier takes most of the time, and looks at each program alone: they are loaded at once, on
 /// as many CPUs as there are.
-fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<(), TracerError> {
+fn load_all(programs: &mut Ebpf, chosen: &[Chosen], btf: &Btf) -> Result<(), TracerError> {
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for (found, program) in programs.programs_mut() {
-            let name = TRACEPOINTS.into_iter().find(|name| *name == found);
-            let name = name.ok_or(TracerError::Missing("tracepoint"))?;
+            let Some(chosen) = chosen.iter().find(|chosen| chosen.program == found) else {
+                continue;
+            };
+            let name = chosen.tracepoint;
             threads.push(scope.spawn(move || {
                 let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
                 program.load(name, btf).map_err(attach_failed(name))
@@ -206,10 +249,21 @@ fn load_all(programs: &mut Ebpf, btf: &Btf) -> Result<(), TracerError> {
     })
 }
 
-fn attach(programs: &mut Ebpf, name: &'static str) -> Result<(), TracerError> {
-    let program = programs.program_mut(name).ok_or(TracerError::Missing(name))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
-    program.attach().map(drop).map_err(attach_failed(name))
+fn attach(programs: &mut Ebpf, Chosen { tracepoint, program }: Chosen) -> Result<(), TracerError> {
+    let program = programs
+        .program_mut(program)
+        .ok_or(TracerError::Missing(program))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(tracepoint))?;
+    program.attach().map(drop).map_err(attach_failed(tracepoint))
+}
+
+fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, TracerError> {
+    let mut all = 0;
+    for kind in 0..Event::KINDS {
+        let of_kind = counters.get(&kind, 0).map_err(map("read", name))?;
+        all += of_kind.iter().sum::<u64>();
+    }
+    Ok(all)
 }
 
 fn attach_failed(name: &'static str) -> impl FnOnce(ProgramError) -> TracerError {
@@ -331,6 +385,26 @@ mod tests {
             names.iter().any(|name| *name == "SKB_DROP_REASON_NETFILTER_DROP"),
             "{names:?}"
         );
+    }
+
+    #[test]
+    fn the_program_for_the_end_of_packets_is_the_one_that_fits_the_kernel() {
+        let ends = |dropped, consumed| {
+            let chosen = chosen(|name| Ok(if name == "kfree_skb" { dropped } else { consumed }))?;
+            Ok(chosen.map(|chosen| chosen.program)[0])
+        };
+        let rows = [
+            (3, 1, Some("consume_skb_bare")), // Linux 5.17 to 6.2
+            (3, 2, Some("consume_skb")),      // 6.3
+            (4, 2, Some("consume_skb")),      // 6.11
+            (2, 1, None),                     // before 5.17
+        ];
+        for (dropped, consumed, program) in rows {
+            let found: Result<_, TracerError> = ends(dropped, consumed);
+            assert_eq!(found.as_ref().ok(), program.as_ref(), "{found:?}");
+        }
+        let error: TracerError = ends(2, 1).expect_err("too old");
+        assert!(error.to_string().contains("5.17"), "{error}");
     }
 
     #[test]

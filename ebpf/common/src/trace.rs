@@ -12,6 +12,7 @@
 //! IS_LEARNED  whether there is one
 //! EVENTS      what was seen                                       ring
 //! LOST        events that found no room in the ring, by kind
+//! MISSED      tracepoints met while their program ran already, by kind
 //! ```
 
 use crate::net::{Ip, Port};

@@ -9,7 +9,7 @@ mod pods;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use trace::{Filter, Hop, Names, Session, Story, Verdict};
+use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
 use crate::logs::printable;
@@ -59,7 +59,7 @@ impl Followed {
         match self.story.verdict {
             Verdict::NothingSeen => Finding::Nothing,
             // What was lost may have been the reply.
-            Verdict::Unanswered if self.story.lost_events > 0 => Finding::Nothing,
+            Verdict::Unanswered if self.story.gaps.lost_events > 0 => Finding::Nothing,
             verdict if verdict.is_wrong() => Finding::Wrong,
             _ => Finding::Good,
         }
@@ -81,7 +81,7 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     let mut session = Session::start(&filter, &host_name())?;
     let attached_in = session.attached_in();
     let sent = probe.map(|probe| std::thread::spawn(move || probe.send()));
-    let (hops, lost) = collect(args, &filter, &mut session)?;
+    let (hops, gaps) = collect(args, &filter, &mut session)?;
     let detaching = Instant::now();
     drop(session);
     if args.verbose {
@@ -99,12 +99,12 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
     }
     let names = pods.names(&namespaces);
     Ok(Followed {
-        story: Story::new(&filter, &hops, &names, lost),
+        story: Story::new(&filter, &hops, &names, gaps),
     })
 }
 
-/// What is seen until it is enough, and how many events were lost.
-fn collect(args: &TraceArgs, filter: &Filter, session: &mut Session) -> anyhow::Result<(Vec<Hop>, u64)> {
+/// What is seen until it is enough, and what was not.
+fn collect(args: &TraceArgs, filter: &Filter, session: &mut Session) -> anyhow::Result<(Vec<Hop>, Gaps)> {
     let mut hops = Vec::new();
     let mut deadline = Instant::now() + args.timeout;
     while hops.len() < MOST_HOPS
@@ -120,11 +120,13 @@ fn collect(args: &TraceArgs, filter: &Filter, session: &mut Session) -> anyhow::
         {
             hops.push(hop);
         }
-        if args.follow.is_none() && Story::new(filter, &hops, &Names::default(), 0).is_complete() {
+        if args.follow.is_none()
+            && Story::new(filter, &hops, &Names::default(), Gaps::default()).is_complete()
+        {
             break;
         }
     }
-    Ok((hops, session.lost()?))
+    Ok((hops, session.gaps()?))
 }
 
 fn host_name() -> String {
@@ -193,11 +195,32 @@ mod tests {
             targets: vec![(flow.destination.ip(), Some(flow.destination.port()))],
             ..Filter::default()
         };
-        let story = Story::new(&filter, &[hop], &Names::default(), 0);
+        let story = Story::new(&filter, &[hop], &Names::default(), Gaps::default());
         let told = trace::render::text(&story);
         let text = Followed { story }.render(Output::Text);
         assert_eq!(text, told.replace('\u{1b}', "\u{fffd}"));
         assert!(text.contains("\u{fffd}[2J"), "{text}");
+    }
+
+    #[test]
+    fn only_events_that_were_lost_make_an_unanswered_connection_one_that_cannot_be_told() {
+        let finding = |lost_events, missed_events| {
+            let mut story = Story::new(&Filter::default(), &[], &Names::default(), Gaps::default());
+            story.verdict = Verdict::Unanswered;
+            story.gaps = Gaps {
+                lost_events,
+                missed_events,
+            };
+            Followed { story }.finding()
+        };
+        let rows = [
+            (0, 0, Finding::Wrong),
+            (0, 7, Finding::Wrong),
+            (1, 0, Finding::Nothing),
+        ];
+        for (lost, missed, wanted) in rows {
+            assert_eq!(finding(lost, missed), wanted, "{lost} lost, {missed} missed");
+        }
     }
 
     #[test]

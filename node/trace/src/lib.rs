@@ -24,7 +24,7 @@
 //! while let Some(hop) = session.next_hop(deadline)? {
 //!     hops.push(hop);
 //! }
-//! let story = Story::new(&filter, &hops, &Names::of_this_machine(), session.lost()?);
+//! let story = Story::new(&filter, &hops, &Names::of_this_machine(), session.gaps()?);
 //! print!("{}", trace::render::text(&story));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -40,4 +40,4 @@ pub mod story;
 pub use hop::{Hop, HopKind};
 pub use places::Names;
 pub use session::{Filter, Session, TraceError};
-pub use story::{Story, Verdict};
+pub use story::{Gaps, Story, Verdict};

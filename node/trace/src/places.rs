@@ -45,6 +45,11 @@ impl Places {
     }
 }
 
+/// Whether a place is the bare number that [`Places::function`] leaves where the kernel shows no symbols.
+pub(crate) fn is_bare(place: &str) -> bool {
+    place.starts_with("0x")
+}
+
 /// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
 fn functions(symbols: &str) -> BTreeMap<u64, String> {
     let function = |line: &str| {

@@ -248,10 +248,23 @@ fn conclusions(story: &Story) -> Vec<String> {
     if story.other_connections > 0 {
         conclusions.push(format!("{} other connections were seen", story.other_connections));
     }
-    conclusions.push(match story.lost_events {
+    conclusions.push(match story.gaps.lost_events {
         0 => "0 events lost".to_owned(),
         lost => format!("INCOMPLETE: {lost} events lost; a hop that is missing says nothing"),
     });
+    if story.lacks_symbols {
+        conclusions.push(
+            "the kernel's symbols cannot be read (CAP_SYSLOG, sysctl kernel.kptr_restrict): places are numbers, and \
+             drops are judged by their reasons alone"
+                .to_owned(),
+        );
+    }
+    if story.gaps.missed_events > 0 {
+        conclusions.push(format!(
+            "{} packets of this machine, whoever's, were not looked at: a hop may be missing",
+            story.gaps.missed_events
+        ));
+    }
     conclusions
 }
 

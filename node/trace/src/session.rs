@@ -9,6 +9,7 @@ use ebpf::tracer::{Tracer, TracerError, Wanted};
 
 use crate::hop::{Hop, Protocol};
 use crate::places::Places;
+use crate::story::Gaps;
 
 /// UDP ports of VXLAN: IANA's (RFC 7348 §5), and that of Linux and flannel.
 pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
@@ -105,12 +106,15 @@ impl Session {
         }
     }
 
-    /// How many events were lost since the start. Where it is not 0, a hop that is missing says nothing.
+    /// What was not seen since the start.
     ///
     /// # Errors
     /// When the kernel does not say it.
-    pub fn lost(&self) -> Result<u64, TraceError> {
-        Ok(self.tracer.lost()?)
+    pub fn gaps(&self) -> Result<Gaps, TraceError> {
+        Ok(Gaps {
+            lost_events: self.tracer.lost()?,
+            missed_events: self.tracer.missed()?,
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::{self, Cause};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
-use crate::places::Names;
+use crate::places::{self, Names};
 use crate::session::Filter;
 
 /// The kernel's reason where a socket was closed before it was read.
@@ -27,8 +27,25 @@ pub struct Story {
     pub packets: Vec<Packet>,
     /// Other connections that were seen too.
     pub other_connections: usize,
+    /// Whether places in the kernel have no names, since its symbols cannot be read (CAP_SYSLOG, `kptr_restrict`). Drops
+    /// are judged by their reasons alone then.
+    #[serde(default)]
+    pub lacks_symbols: bool,
+    /// What was not seen.
+    #[serde(flatten)]
+    pub gaps: Gaps,
+}
+
+/// What a session did not see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gaps {
     /// Events that were lost: where it is not 0, a hop that is missing says nothing.
     pub lost_events: u64,
+    /// Packets of the whole machine that were not looked at, since one was just being looked at on that CPU. Most are
+    /// nobody's that is followed.
+    #[serde(default)]
+    pub missed_events: u64,
 }
 
 /// A packet on its way.
@@ -89,12 +106,12 @@ impl Verdict {
 impl Story {
     /// Makes a story of what a session saw with this filter, in any order.
     #[must_use]
-    pub fn new(filter: &Filter, hops: &[Hop], names: &Names, lost_events: u64) -> Self {
+    pub fn new(filter: &Filter, hops: &[Hop], names: &Names, gaps: Gaps) -> Self {
         let packets = packets(hops);
         let connections = connections(&packets);
         let request = packets.iter().position(|packet| is_request(filter, packet));
         let Some((request, first)) = request.and_then(|at| Some((at, packets.get(at)?.first()?))) else {
-            return Self::empty(lost_events);
+            return Self::empty(gaps);
         };
         let own: Vec<&Vec<Hop>> = packets
             .iter()
@@ -118,18 +135,20 @@ impl Story {
             round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
-            lost_events,
+            lacks_symbols: packets.iter().flatten().any(is_bare),
+            gaps,
         }
     }
 
-    fn empty(lost_events: u64) -> Self {
+    fn empty(gaps: Gaps) -> Self {
         Self {
             verdict: Verdict::NothingSeen,
             flow: None,
             round_trip_ns: None,
             packets: Vec::new(),
             other_connections: 0,
-            lost_events,
+            lacks_symbols: false,
+            gaps,
         }
     }
 
@@ -292,9 +311,26 @@ fn unanswered(packets: &[Packet]) -> Verdict {
     }
 }
 
-/// Whether TCP itself had no use for a packet of a connection that works: what is old, or behind its end.
+/// Whether TCP itself had no use for a packet of a connection that works: what is old, or behind its end. Where the place
+/// has no name, the reasons are taken for its own that its functions give (net/ipv4/tcp_input.c, tcp_ipv4.c).
 fn is_by_receiver(step: &Step) -> bool {
-    matches!(&step.hop.kind, HopKind::Dropped { place, .. } if place.starts_with("tcp_"))
+    let HopKind::Dropped { reason, place } = &step.hop.kind else {
+        return false;
+    };
+    if !places::is_bare(place) {
+        return place.starts_with("tcp_");
+    }
+    let is_own = ["NOT_SPECIFIED", "NO_SOCKET", "SOCKET_", "TCP_", "PROTO_MEM"]
+        .iter()
+        .any(|own| reason.starts_with(own));
+    is_own && step.hop.header.flow.protocol == Protocol::TCP
+}
+
+fn is_bare(hop: &Hop) -> bool {
+    match &hop.kind {
+        HopKind::Dropped { place, .. } | HopKind::Consumed { place } => places::is_bare(place),
+        HopKind::Sent | HopKind::Received => false,
+    }
 }
 
 /// Hops by packet, each in the order of time, the packets in that of their first hops.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
-use trace::{Filter, Names, Story, Verdict, render};
+use trace::{Filter, Gaps, Names, Story, Verdict, render};
 
 const CLIENT: &str = "10.241.0.5:46798";
 const SERVICE: &str = "10.96.0.10:80";
@@ -134,7 +134,11 @@ fn names() -> Names {
 }
 
 fn story(hops: &[Hop], lost: u64) -> Story {
-    Story::new(&filter(), hops, &names(), lost)
+    let gaps = Gaps {
+        lost_events: lost,
+        missed_events: 0,
+    };
+    Story::new(&filter(), hops, &names(), gaps)
 }
 
 #[track_caller]
@@ -255,6 +259,34 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
     ];
     for (hops, verdict) in rows {
         assert_eq!(story(&hops, 0).verdict, verdict);
+    }
+}
+
+#[test]
+fn without_symbols_drops_are_judged_by_their_reasons_and_that_is_said() {
+    let with_drop = |reason, place| {
+        let late = tcp(flow(CLIENT, SERVICE), "ACK", 1001, 7001);
+        let late = hop(200_000, 200_000, 4, "", dropped(reason, place), &late);
+        story(&[request(), reply("SYN,ACK"), vec![late]].concat(), 0)
+    };
+    let lost = Verdict::Dropped { is_reply: false };
+    let bare = "0xffffffff81a2b3c0";
+    let rows = [
+        ("TCP_OLD_DATA", "tcp_data_queue", Verdict::Answered, false),
+        ("TCP_OLD_DATA", bare, Verdict::Answered, true),
+        ("NOT_SPECIFIED", bare, Verdict::Answered, true),
+        ("NETFILTER_DROP", bare, lost, true),
+        ("NOT_SPECIFIED", "veth_xmit", lost, false),
+    ];
+    for (reason, place, verdict, lacks_symbols) in rows {
+        let story = with_drop(reason, place);
+        assert_eq!(
+            (story.verdict, story.lacks_symbols),
+            (verdict, lacks_symbols),
+            "{reason} {place}"
+        );
+        let is_said = render::text(&story).contains("CAP_SYSLOG");
+        assert_eq!(is_said, lacks_symbols, "{reason} {place}");
     }
 }
 

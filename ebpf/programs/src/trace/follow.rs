@@ -25,8 +25,17 @@ static IS_LEARNED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::KINDS, 0);
 
-/// Where a program writes an event: it is larger than its stack. A program is not entered twice on a CPU, others may
-/// interrupt it (`__bpf_trace_run`, kernel/trace/bpf_trace.c), so each has its own.
+/// How often a program met its tracepoint while it ran on that CPU already, by kind.
+#[map]
+static MISSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::KINDS, 0);
+
+/// Whether a program runs on this CPU, by kind. The kernel looks itself only since Linux 6.2 (`__bpf_trace_run`,
+/// kernel/trace/bpf_trace.c); before, an interrupt enters a program again that is half way through.
+#[map]
+static BUSY: PerCpuArray<u32> = PerCpuArray::with_max_entries(Event::KINDS, 0);
+
+/// Where a program writes an event: it is larger than its stack. [`BUSY`] keeps a program from being in it twice on a CPU;
+/// others may interrupt it, so each has its own.
 #[map]
 static DRAFTS: PerCpuArray<Event> = PerCpuArray::with_max_entries(Event::KINDS, 0);
 
@@ -84,10 +93,21 @@ pub fn kfree_skb(ctx: BtfTracePointContext) {
     forget(skb.address());
 }
 
-/// A packet has ended as it should: `(skb, location)`. Most that end are no packets of the network.
+/// A packet has ended as it should: `(skb, location)`.
 #[btf_tracepoint]
 pub fn consume_skb(ctx: BtfTracePointContext) {
-    let skb = skb(&ctx);
+    consume(skb(&ctx), ctx.arg::<*const c_void>(1) as u64);
+}
+
+/// The same before Linux 6.3: `(skb)`. The host side loads the one that fits.
+#[btf_tracepoint(function = "consume_skb")]
+pub fn consume_skb_bare(ctx: BtfTracePointContext) {
+    consume(skb(&ctx), 0);
+}
+
+/// Most that end are no packets of the network.
+#[inline(always)]
+fn consume(skb: Skb, location: u64) {
     let address = skb.address();
     if TRACKED.get_ptr(address).is_none() {
         return;
@@ -95,7 +115,7 @@ pub fn consume_skb(ctx: BtfTracePointContext) {
     let seen = Seen {
         kind: Event::CONSUMED,
         bytes: skb.from_network_header(),
-        location: ctx.arg::<*const c_void>(1) as u64,
+        location,
         reason: 0,
     };
     observe(skb, seen);
@@ -125,6 +145,23 @@ fn observe(skb: Skb, seen: Seen) {
     if ethertype != V4_TYPE && ethertype != V6_TYPE {
         return;
     }
+    let Some(busy) = BUSY.get_ptr_mut(seen.kind) else {
+        return;
+    };
+    // SAFETY: the verifier has checked the bounds; the slot is this CPU's, and who interrupts in between leaves 0.
+    if unsafe { core::ptr::read_volatile(busy) } != 0 {
+        count(&MISSED, seen.kind);
+        return;
+    }
+    // SAFETY: as above. The helpers called by `tell` keep its accesses to the draft between these two.
+    unsafe { core::ptr::write_volatile(busy, 1) };
+    tell(skb, ethertype, &seen);
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(busy, 0) };
+}
+
+#[inline(always)]
+fn tell(skb: Skb, ethertype: u16, seen: &Seen) {
     let Some(draft) = DRAFTS.get_ptr_mut(seen.kind) else {
         return;
     };
@@ -145,7 +182,7 @@ fn observe(skb: Skb, seen: Seen) {
         conntrack => kernel::flows(conntrack),
     };
     event.time = now();
-    let Some(packet) = followed(skb, &seen, event) else {
+    let Some(packet) = followed(skb, seen, event) else {
         return;
     };
     event.packet = packet;
@@ -154,7 +191,7 @@ fn observe(skb: Skb, seen: Seen) {
         learn(event.reply);
         learn(event.outer.flow);
     }
-    complete(skb, &seen, event);
+    complete(skb, seen, event);
     report(event);
 }
 
@@ -284,11 +321,16 @@ fn complete(skb: Skb, seen: &Seen, event: &mut Event) {
 
 #[inline(always)]
 fn report(event: &Event) {
-    if EVENTS.output::<Event>(event, 0).is_err()
-        && let Some(lost) = LOST.get_ptr_mut(event.kind)
-    {
+    if EVENTS.output::<Event>(event, 0).is_err() {
+        count(&LOST, event.kind);
+    }
+}
+
+#[inline(always)]
+fn count(counter: &PerCpuArray<u64>, kind: u32) {
+    if let Some(counter) = counter.get_ptr_mut(kind) {
         // SAFETY: the verifier has checked the bounds; the slot is this CPU's and this program's.
-        unsafe { *lost = (*lost).wrapping_add(1) };
+        unsafe { *counter = (*counter).wrapping_add(1) };
     }
 }
 

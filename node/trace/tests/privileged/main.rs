@@ -79,7 +79,7 @@ fn a_packet_is_followed_through_nat_and_vxlan_to_another_node_and_its_reply_back
     assert_eq!(passed("SYN"), there);
     assert_eq!(passed("SYN,ACK"), back);
     assert_eq!(passed("PSH,ACK"), there);
-    assert_eq!((story.verdict, story.lost_events), (Verdict::Answered, 0));
+    assert_eq!((story.verdict, story.gaps.lost_events), (Verdict::Answered, 0));
 }
 
 /// A way to break the world, and what is told of the packet that meets it.

@@ -123,7 +123,7 @@ impl World {
             let hop = session.next_hop(deadline)?;
             let is_over = hop.is_none();
             hops.extend(hop);
-            let story = Story::new(&filter, &hops, &names, session.lost()?);
+            let story = Story::new(&filter, &hops, &names, session.gaps()?);
             if is_told(&story) {
                 return Ok(story);
             }
