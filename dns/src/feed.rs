@@ -7,11 +7,16 @@
 //! ```
 //! Whatever happens to either, the answers stay: a cut connection leaves the last snapshot in use, and a restarted DNS
 //! process answers from the file before they are back.
+//!
+//! Tour: [`Follower`] follows a source and publishes what it has; `intake` makes snapshots of messages, `trim` takes off
+//! what is never read, `file` keeps the last snapshot.
+
+mod file;
+mod intake;
+mod trim;
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use model::feed::{Message, SAID_EVERY, Serving, VERSION, is_complete};
-use model::{Change, Extras, Kind, ServiceKind, Slices, Snapshot, Texts, UnixTime};
+use model::{Change, Kind, ServiceKind, Slices, Snapshot, UnixTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -33,13 +38,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::kubernetes::{ApiServer, Objects};
 use crate::metrics::Histogram;
 use crate::zone::Table;
+pub use file::forget;
+use file::{load, save_changes};
+use intake::{Intake, message};
+pub use trim::{Trim, trim_of};
 
 /// The longest line that is read; an EndpointSlice of 1000 endpoints is under 400 KiB.
 const MAX_LINE: usize = 16 << 20;
 /// Changes are collected for so long before a table is made of them.
 const COALESCE: Duration = Duration::from_millis(20);
-/// The file is written at most this often.
-const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The agent takes the address away from a server that it does not hear for a while.
 const LAST_RETRY: Duration = Duration::from_secs(1);
@@ -184,106 +191,6 @@ impl Source {
 fn unix_millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
-}
-
-/// Messages to snapshots: what was known before a `Begin` stays until its `End`.
-#[derive(Debug)]
-struct Intake {
-    trim: Trim,
-    /// What the objects say alike.
-    texts: Texts,
-    current: Snapshot,
-    arriving: Option<Snapshot>,
-    /// Whether this connection has delivered a whole snapshot.
-    complete: bool,
-}
-
-impl Intake {
-    fn new(trim: Trim) -> Self {
-        Self {
-            trim,
-            texts: Texts::default(),
-            current: Snapshot::default(),
-            arriving: None,
-            complete: false,
-        }
-    }
-
-    /// Takes one message, and returns whether `current` changed.
-    fn take(&mut self, message: Message) -> Result<bool, FeedError> {
-        match message {
-            Message::Begin { version, .. } if version > VERSION => Err(FeedError::Version { found: version }),
-            Message::Begin { .. } => {
-                self.arriving = Some(Snapshot::default());
-                Ok(false)
-            }
-            Message::End => {
-                self.current = self.arriving.take().ok_or(FeedError::NoBegin)?;
-                self.complete = true;
-                Ok(true)
-            }
-            // DNS does not speak of nodes; not keeping them is memory saved.
-            Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
-            Message::Change(mut change) => {
-                (self.trim)(&mut change);
-                change.pack(&mut self.texts);
-                match &mut self.arriving {
-                    Some(arriving) => {
-                        arriving.apply(change);
-                        Ok(false)
-                    }
-                    None if self.complete => Ok(self.current.apply(change)),
-                    None => Err(FeedError::NoBegin),
-                }
-            }
-        }
-    }
-}
-
-/// Takes something off an object.
-pub type Trim = fn(&mut Change);
-
-/// What takes off what is never read of these objects: at 100,000 endpoints that is most of the memory.
-#[must_use]
-pub fn trim_of(objects: &Objects) -> Trim {
-    if objects.pod_names() {
-        slim
-    } else {
-        slim_without_pod_names
-    }
-}
-
-fn slim_without_pod_names(change: &mut Change) {
-    if let Change::EndpointSlice(slice) = change {
-        slice
-            .endpoints
-            .iter_mut()
-            .for_each(|endpoint| endpoint.pod = None);
-    }
-    slim(change);
-}
-
-fn slim(change: &mut Change) {
-    match change {
-        Change::EndpointSlice(slice) => {
-            slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
-            slice.endpoints.shrink_to_fit();
-            // In this order they are searched; a table keeps no other one of its own then.
-            slice.endpoints.sort_by_key(|endpoint| endpoint.address);
-            for endpoint in &mut slice.endpoints {
-                endpoint.node = None;
-                endpoint.zone = None;
-                let hostname = endpoint.extras.take().and_then(|extras| extras.hostname);
-                let extras = Extras {
-                    hostname,
-                    ..Extras::default()
-                };
-                endpoint.extras = extras.some();
-            }
-        }
-        Change::Pod(pod) => pod.node = None,
-        _ => {}
-    }
 }
 
 /// Who is followed.
@@ -609,297 +516,5 @@ fn headless_changes(older: &Snapshot, newer: &Snapshot) -> Vec<UnixTime> {
     changes
 }
 
-fn message(line: &str, number: u64) -> Result<Message, FeedError> {
-    serde_json::from_str(line).map_err(|source| FeedError::Malformed { line: number, source })
-}
-
-/// Writes the newest snapshot whenever there is a new one, at most once in a while, and once more at the end.
-async fn save_changes(state: PathBuf, mut snapshots: watch::Receiver<Snapshot>, shutdown: CancellationToken) {
-    let mut reported = false;
-    while snapshots.changed().await.is_ok() {
-        let snapshot = snapshots.borrow_and_update().clone();
-        let path = state.clone();
-        let saved = tokio::task::spawn_blocking(move || save(&path, &snapshot)).await;
-        match saved {
-            Ok(Ok(())) => reported = false,
-            Ok(Err(error)) if !std::mem::replace(&mut reported, true) => {
-                let error = model::with_causes(&error);
-                tracing::warn!(
-                    error,
-                    "snapshot not saved; a restart will have to wait for the agent"
-                );
-            }
-            Ok(Err(_)) => {}
-            Err(error) => tracing::error!(%error, "saving the snapshot failed"),
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(SAVE_INTERVAL) => {}
-        }
-    }
-}
-
-/// Writes a snapshot in the feed's own form, beside the file and then over it.
-fn save(path: &Path, snapshot: &Snapshot) -> Result<(), FeedError> {
-    let beside = path.with_extension("snapshot.new");
-    let write = || -> io::Result<()> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let mut file = BufWriter::new(File::create(&beside)?);
-        let begin = std::iter::once(Message::Begin {
-            version: VERSION,
-            hears: false,
-        });
-        let messages = begin
-            .chain(snapshot.as_changes().map(Message::Change))
-            .chain([Message::End]);
-        for message in messages {
-            serde_json::to_writer(&mut file, &message)?;
-            file.write_all(b"\n")?;
-        }
-        file.into_inner()?.sync_data()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|source| FeedError::File {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Reads a snapshot and the time of its writing. `None` = there is none yet.
-fn load(path: &Path, trim: Trim) -> Result<Option<(Snapshot, SystemTime)>, FeedError> {
-    let at = |source| FeedError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(at(error)),
-    };
-    let written = file
-        .metadata()
-        .and_then(|metadata| metadata.modified())
-        .map_err(at)?;
-    let mut intake = Intake::new(trim);
-    for (index, line) in BufReader::new(file).lines().enumerate() {
-        intake.take(message(&line.map_err(at)?, index as u64 + 1)?)?;
-    }
-    if intake.complete {
-        Ok(Some((intake.current, written)))
-    } else {
-        Err(FeedError::Incomplete)
-    }
-}
-
-/// Takes the snapshots away that servers kept in a directory, and what a crash left of one. Other files stay. Returns
-/// how many there were.
-///
-/// # Errors
-/// When the directory cannot be read, or one of them stays.
-pub fn forget(directory: &Path) -> Result<usize, FeedError> {
-    let at = |path: &Path, source| FeedError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(at(directory, error)),
-    };
-    let mut removed = 0;
-    for entry in entries {
-        let path = entry.map_err(|error| at(directory, error))?.path();
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        if name.ends_with(".snapshot") || name.ends_with(".snapshot.new") {
-            std::fs::remove_file(&path).map_err(|error| at(&path, error))?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::samples;
-    use model::Namespace;
-
-    fn namespace(name: &str) -> Message {
-        Message::Change(Change::Namespace(Namespace { name: name.into() }))
-    }
-
-    #[test]
-    fn what_was_known_stays_until_the_next_snapshot_is_complete() {
-        let begin = || Message::Begin {
-            version: VERSION,
-            hears: false,
-        };
-        let mut intake = Intake::new(slim);
-        let mut names = Vec::new();
-        for message in [
-            begin(),
-            namespace("a"),
-            Message::End,
-            begin(),
-            namespace("b"),
-            Message::End,
-            namespace("c"),
-        ] {
-            intake.take(message).expect("message");
-            let known: Vec<&str> = intake
-                .current
-                .namespaces
-                .iter()
-                .map(|(name, _)| name.as_ref())
-                .collect();
-            names.push(known.join(","));
-        }
-        assert_eq!(&names[..6], ["", "", "a", "a", "a", "b"]);
-        assert_eq!(intake.current.namespaces.len(), 2);
-    }
-
-    #[test]
-    fn a_feed_that_breaks_the_protocol_is_refused() {
-        let mut intake = Intake::new(slim);
-        let newer = intake.take(Message::Begin {
-            version: VERSION + 1,
-            hears: false,
-        });
-        assert!(matches!(newer, Err(FeedError::Version { .. })), "{newer:?}");
-        for message in [Message::End, namespace("a")] {
-            let refused = Intake::new(slim).take(message);
-            assert!(matches!(refused, Err(FeedError::NoBegin)), "{refused:?}");
-        }
-        assert!(matches!(
-            message("{\"nonsense\": 1}", 3),
-            Err(FeedError::Malformed { line: 3, .. })
-        ));
-    }
-
-    #[test]
-    fn what_is_never_read_is_taken_off_and_pods_keep_their_names_where_endpoints_are_called_by_these() {
-        let listed = [
-            ("10.1.0.3", None, Some("c")),
-            ("!10.1.0.4", None, Some("d")),
-            ("10.1.0.1", Some("a"), None),
-        ];
-        let slice = |endpoints: &[_]| samples::slice("a", "s-1", "s", &[("http", 80)], endpoints);
-        let mut full = slice(&listed);
-        for endpoint in &mut full.endpoints {
-            endpoint.node = Some("node-1".into());
-            endpoint.zone = Some("zone-1".into());
-            let extras = endpoint.extras.get_or_insert_default();
-            extras.hinted_zones.push("zone-1".into());
-        }
-        let agent = || Objects::Agent("/none".into());
-        let first = ("10.1.0.1", Some("a"), None);
-        for (objects, expected) in [
-            (agent(), [first, ("10.1.0.3", None, None)]),
-            (agent().with_pod_names(), [first, ("10.1.0.3", None, Some("c"))]),
-        ] {
-            let mut change = Change::EndpointSlice(full.clone());
-            trim_of(&objects)(&mut change);
-            assert_eq!(change, Change::EndpointSlice(slice(&expected)), "{objects:?}");
-        }
-    }
-
-    #[test]
-    fn a_saved_snapshot_is_read_back_and_a_cut_one_is_not() {
-        let folder = std::env::temp_dir().join(format!("cwt-dns-feed-{}", std::process::id()));
-        let path = folder.join("dns.snapshot");
-        let mut snapshot = Snapshot::default();
-        for mut change in samples::changes() {
-            slim(&mut change);
-            snapshot.apply(change);
-        }
-        assert!(matches!(load(&path, slim), Ok(None)));
-        save(&path, &snapshot).expect("saved");
-        let (loaded, _) = load(&path, slim).expect("loaded").expect("there");
-        assert_eq!(loaded, snapshot);
-        assert!(loaded.is_synced(Kind::Service));
-
-        let text = std::fs::read_to_string(&path).expect("read");
-        let cut = text.strip_suffix("\"end\"\n").expect("ends with the end");
-        std::fs::write(&path, cut).expect("written");
-        assert!(matches!(load(&path, slim), Err(FeedError::Incomplete)));
-
-        for name in ["dns.snapshot.new", "snapshot", "notes.txt"] {
-            std::fs::write(folder.join(name), "").expect("written");
-        }
-        assert_eq!(forget(&folder).expect("readable"), 2);
-        let left = std::fs::read_dir(&folder).expect("readable").flatten();
-        let left: BTreeSet<_> = left.map(|entry| entry.file_name()).collect();
-        assert_eq!(left, BTreeSet::from(["snapshot".into(), "notes.txt".into()]));
-        std::fs::remove_dir_all(&folder).expect("removed");
-        assert_eq!(forget(&folder).expect("nothing"), 0);
-    }
-
-    #[test]
-    fn who_takes_over_begins_with_what_the_other_knows_and_keeps_none_of_it_that_is_gone() {
-        let state = std::env::temp_dir().join(format!("cwt-dns-taken-{}", std::process::id()));
-        let follower =
-            || Follower::new(&Objects::Agent("/none".into()), state.clone(), None).expect("an agent");
-        let (mut running, mut next) = (follower(), follower());
-        next.take_over(&running.source());
-        assert!(!next.source().is_synced(), "there is nothing to take over yet");
-        let mut snapshot = samples::snapshot();
-        running.publish_fresh(&snapshot);
-        next.take_over(&running.source());
-        let known = next.source().table.load_full();
-        assert!(known.synced && known.service(b"testns", b"svc1").is_some());
-        snapshot.apply(Change::DeleteService(model::ObjectName::new("testns", "svc1")));
-        next.publish_fresh(&snapshot);
-        let table = next.source().table.load_full();
-        assert!(table.synced && table.service(b"testns", b"svc1").is_none());
-        assert_eq!(table.service_count() + 1, known.service_count());
-    }
-
-    #[test]
-    fn changes_of_headless_services_are_measured_from_what_the_feed_tells_and_from_the_beginning_on() {
-        let at = |time: Duration, mut slice: model::EndpointSlice| {
-            slice.last_change = Some(UnixTime(time));
-            let told = serde_json::to_string(&Change::EndpointSlice(slice)).expect("told");
-            serde_json::from_str::<Change>(&told).expect("read")
-        };
-        let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-        let (long_ago, soon) = (
-            Duration::from_millis(5250),
-            since_epoch() + Duration::from_secs(60),
-        );
-        let slice =
-            |name, service, address| samples::slice("a", name, service, &[], &[(address, None, None)]);
-        let older = [
-            Change::Service(samples::headless("a", "h", &[])),
-            Change::Service(samples::cluster_ip("a", "c", &["10.0.0.1"], &[])),
-        ];
-        let newer = [
-            at(long_ago, slice("h-1", "h", "10.1.0.1")),
-            at(soon, slice("h-2", "h", "10.1.0.2")),
-            at(soon, slice("c-1", "c", "10.1.0.3")),
-            Change::EndpointSlice(slice("h-3", "h", "10.1.0.4")),
-        ];
-        let mut snapshot = Snapshot::default();
-        for change in older {
-            snapshot.apply(change);
-        }
-        let before = snapshot.clone();
-        for change in newer {
-            snapshot.apply(change);
-        }
-        let changes = headless_changes(&before, &snapshot);
-        let millis = |time: Duration| UnixTime(Duration::from_millis(time.as_millis() as u64));
-        assert_eq!(changes, [millis(long_ago), millis(soon)]);
-        assert_eq!(headless_changes(&snapshot, &snapshot), []);
-
-        let state = std::env::temp_dir().join(format!("cwt-dns-none-{}", std::process::id()));
-        let follower = Follower::new(&Objects::Agent("/none".into()), state, None).expect("no API server");
-        follower.note_programmed(&changes);
-        let mut text = crate::metrics::Exposition::default();
-        text.histograms("took", "", [&follower.source.programming].into_iter());
-        let first = text.text.lines().next();
-        assert_eq!(first, Some("took_bucket{le=\"0.001\"} 1"), "{}", text.text);
-        assert!(text.text.ends_with("took_count 1\n"), "{}", text.text);
-    }
-}
+mod tests;
