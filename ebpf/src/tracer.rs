@@ -105,6 +105,9 @@ pub enum TracerError {
     /// Events could not be waited for.
     #[error("wait for events")]
     Wait(#[source] io::Error),
+    /// The kernel does not tell how often a program was left out.
+    #[error("read the counters of the programs")]
+    Counters(#[source] io::Error),
 }
 
 /// Whose packets shall be followed, in both directions.
@@ -206,7 +209,7 @@ impl Tracer {
                 .ok_or(TracerError::Missing(program))?;
             let program: &BtfTracePoint = program.try_into().map_err(attach_failed(tracepoint))?;
             let fd = program.fd().map_err(attach_failed(tracepoint))?;
-            missed += crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Wait)?;
+            missed += crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Counters)?;
         }
         Ok(missed)
     }

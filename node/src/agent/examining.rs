@@ -20,7 +20,8 @@ use crate::doctor::{finding, network, services, surroundings};
 /// What to ask at the socket.
 pub const PATH: &str = "/examine";
 
-/// A change that is on its way to the kernel differs for a moment. What is wrong is wrong twice, with this time between.
+/// A change that is on its way to the kernel differs for a moment: a difference counts only if two looks see it, with
+/// this time between.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// How long repairs are waited for.
@@ -47,7 +48,7 @@ pub async fn examine(
         sources.repair().await?;
         let left = sources.await_repairs().await?;
         repaired = differences;
-        repaired.retain(|finding| !left.contains(finding));
+        repaired.retain(|finding| !is_among(finding, &left));
         differences = left;
     }
     let mut findings = sources.findings();
@@ -68,6 +69,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// Whether the same is told of the same object; the evidence may have changed meanwhile.
+fn is_among(finding: &Finding, others: &[Finding]) -> bool {
+    let is_same = |other: &Finding| (&other.id, &other.object) == (&finding.id, &finding.object);
+    others.iter().any(is_same)
+}
+
 impl Sources {
     /// Where the kernel is not what plans say, seen twice.
     async fn lasting_differences(&self) -> Result<Vec<Finding>, StatusCode> {
@@ -77,7 +84,7 @@ impl Sources {
         }
         sleep(BETWEEN_LOOKS).await;
         let mut second = self.differences().await?;
-        second.retain(|finding| first.contains(finding));
+        second.retain(|finding| is_among(finding, &first));
         Ok(second)
     }
 
@@ -123,7 +130,10 @@ impl Sources {
         });
         match mended.await? {
             Ok(devices) if devices.is_empty() => {}
-            Ok(devices) => tracing::info!(?devices, "pods' devices are up again, as somebody asked"),
+            Ok(devices) => tracing::info!(
+                ?devices,
+                "pods' devices are as they shall be again, as somebody asked"
+            ),
             Err(error) => tracing::warn!(error = with_causes(&error), "pods' devices cannot be mended"),
         }
         Ok(())
@@ -134,8 +144,11 @@ impl Sources {
         let deadline = Instant::now() + REPAIRED_WITHIN;
         loop {
             let left = self.differences().await?;
-            if left.is_empty() || Instant::now() >= deadline {
+            if left.is_empty() {
                 return Ok(left);
+            }
+            if Instant::now() >= deadline {
+                return self.lasting_differences().await;
             }
             sleep(BETWEEN_LOOKS / 4).await;
         }
