@@ -178,15 +178,17 @@ impl RejectedObjects {
         true
     }
 
-    /// Forgets the objects of a kind that a complete list does not name.
-    pub(super) fn retain_listed(&mut self, kind: Kind, listed: &BTreeSet<ObjectName>) {
+    /// Forgets the objects of a kind that a complete list does not name, and returns whether there were any.
+    pub(super) fn retain_listed(&mut self, kind: Kind, listed: &BTreeSet<ObjectName>) -> bool {
+        let known = self.by_object.len();
         self.by_object
             .retain(|(of_kind, object), _| *of_kind != kind || listed.contains(object));
+        self.by_object.len() != known
     }
 
-    /// Forgets an object that is gone.
-    pub(super) fn forget(&mut self, kind: Kind, object: &ObjectName) {
-        self.by_object.remove(&(kind, object.clone()));
+    /// Forgets an object that is gone, and returns whether anything was wrong with it.
+    pub(super) fn forget(&mut self, kind: Kind, object: &ObjectName) -> bool {
+        self.by_object.remove(&(kind, object.clone())).is_some()
     }
 
     /// Everything that is not used, sorted by object.

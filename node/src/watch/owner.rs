@@ -118,8 +118,8 @@ impl Owner {
                 changed || faults_changed
             }
             Observed::Gone(kind, name) => {
-                self.rejected.forget(kind, &name);
-                self.snapshot.apply(deletion(kind, name))
+                let had_faults = self.rejected.forget(kind, &name);
+                self.snapshot.apply(deletion(kind, name)) || had_faults
             }
             Observed::ListEnds(kind) => self.sweep(kind),
         }
@@ -146,8 +146,7 @@ impl Owner {
         for name in known.difference(&listed) {
             changed |= self.snapshot.apply(deletion(kind, name.clone()));
         }
-        self.rejected.retain_listed(kind, &listed);
-        changed
+        self.rejected.retain_listed(kind, &listed) || changed
     }
 
     fn names(&self, kind: Kind) -> BTreeSet<ObjectName> {

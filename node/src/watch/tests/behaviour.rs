@@ -186,6 +186,30 @@ async fn an_invalid_object_is_refused_alone_and_keeps_its_last_valid_form() {
 }
 
 #[tokio::test]
+async fn the_fault_of_an_object_that_was_never_used_ends_with_the_object() {
+    let bench = Bench::start(feed);
+    bench.until_services(&["a", "b"]).await;
+    let nonsense = |name: &str| {
+        let mut service = service(name, 80);
+        service["spec"]["ports"] = json!("nonsense");
+        service
+    };
+    let rejected = || bench.status.rejected().len();
+    for gone_unseen in [false, true] {
+        bench.api.put(nonsense("broken"));
+        wait_for("the fault is told", || rejected() == 1).await;
+        // Nothing else changes, so that nothing else is published.
+        if gone_unseen {
+            bench.api.delete_unseen(&nonsense("broken"));
+            bench.api.compact();
+        } else {
+            bench.api.delete(&nonsense("broken"));
+        }
+        wait_for("no fault is left", || rejected() == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_an_optional_kind_lacks_nothing_and_is_asked_for_it_again() {
     let bench = Bench::start(|api| {
         feed(api);
