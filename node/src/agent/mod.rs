@@ -447,6 +447,7 @@ fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sourc
     };
     let export = Export {
         url,
+        ca_file: config.telemetry.ca_file.clone(),
         node: config.node_name.0.to_string(),
     };
     supervisor.start("telemetry", move |part, shutdown| {
@@ -454,8 +455,7 @@ fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sourc
         async move {
             traces
                 .export(export, |outcome| part.tell(outcome), shutdown)
-                .await;
-            Ok(())
+                .await
         }
     });
     Ok(())
