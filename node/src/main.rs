@@ -10,6 +10,7 @@
 //! - [`migrate`]: other programs' configurations as ours.
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
+//! - [`findings`]: what agent and doctor say to each other.
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`ends`]: who sends and to whom, as both of them read it.
@@ -32,6 +33,7 @@ mod config;
 mod doctor;
 mod ends;
 mod explain;
+mod findings;
 mod install_cni;
 mod logs;
 mod metrics;

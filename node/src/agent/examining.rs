@@ -9,16 +9,12 @@ use axum::http::StatusCode;
 use model::{ObjectName, with_causes};
 use netlink::Netlink;
 use overlay::audit::{lower_in_pod, mend_pod_devices};
-use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use super::findings::{Finding, Report};
 use super::report::Sources;
 use crate::doctor::{finding, network, services, surroundings};
-
-/// What to ask at the socket.
-pub const PATH: &str = "/examine";
+use crate::findings::{Finding, Order, Report};
 
 /// A change that is on its way to the kernel differs for a moment: a difference counts only if two looks see it, with
 /// this time between.
@@ -26,13 +22,6 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// How long repairs are waited for.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
-
-/// What the agent shall do.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Order {
-    /// Put right what it can.
-    pub fix: bool,
-}
 
 /// Looks, and repairs where it shall.
 ///

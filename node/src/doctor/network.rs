@@ -9,7 +9,7 @@ use overlay::plan::Plan;
 use overlay::pods::Assigned;
 
 use super::finding;
-use crate::agent::findings::Finding;
+use crate::findings::Finding;
 
 /// One finding for each thing that is not as it shall be.
 ///
