@@ -19,6 +19,7 @@ mod explaining;
 mod findings;
 mod first_sync;
 mod health_check_ports;
+mod history;
 mod ip_families;
 mod pod_network;
 mod progress;
@@ -49,6 +50,7 @@ pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
 use first_sync::FirstSync;
+use history::History;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -91,6 +93,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         node: config.node_name.clone(),
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
+        history: History::default(),
         watches: api::Status::default(),
         api_calls: api::Calls::default(),
         traces,
@@ -117,6 +120,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         following.clone().follow(part, shutdown)
     });
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
+    start_history(&mut supervisor, &sources);
     start_sysctls(&mut supervisor, tunnels, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, &sources);
@@ -231,6 +235,13 @@ fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
     wanted.then(NetworkPolicies::default)
 }
 
+fn start_history(supervisor: &mut Supervisor, sources: &Sources) {
+    let (history, snapshots) = (sources.history.clone(), sources.snapshots.clone());
+    supervisor.start("history", move |part, shutdown| {
+        history.clone().follow(snapshots.clone(), part, shutdown)
+    });
+}
+
 fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, sources: &Sources) {
     let Some(policies) = sources.policies.clone() else {
         return;
@@ -322,9 +333,11 @@ fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: 
         return;
     }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
+    let history = sources.history.clone();
     supervisor.start("cni", move |part, shutdown| {
         let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
-        async move { cni::serve(cni, pods.open().await?, requests, part, shutdown).await }
+        let history = history.clone();
+        async move { cni::serve(cni, pods.open().await?, requests, history, part, shutdown).await }
     });
 }
 
