@@ -1,6 +1,7 @@
 //! The programs that follow packets. They are the process's that loaded them: links and maps are descriptors, so they
 //! are gone when it ends, however it ends.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -15,6 +16,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::TRACE_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
+
+/// Addresses of the one end that the programs compare.
+const MOST_SOURCES: usize = 2;
+
+/// What there is room for in `TARGETS`.
+const MOST_TARGETS: usize = 1024;
+
+/// UDP ports at which the programs unwrap.
+const MOST_VXLAN_PORTS: usize = 2;
 
 /// The tracepoints.
 const TRACEPOINTS: [&str; 4] = [
@@ -76,7 +86,28 @@ pub enum TracerError {
     /// The object is not the one that this program was built with.
     #[error("the BPF object has no {0}")]
     Missing(&'static str),
-    /// A program was refused.
+    /// A program is not one for a tracepoint: another build's.
+    #[error("the BPF program for the tracepoint {name} is of another kind")]
+    Program {
+        /// The tracepoint.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The verifier, or the kernel, refused a program.
+    #[error(
+        "load the program for the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in \
+         a container may lack, and Linux 5.17 or newer with BTF)"
+    )]
+    Verify {
+        /// The tracepoint.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A program cannot be attached.
     #[error(
         "attach to the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
          container may lack, and Linux 5.17 or newer with BTF)"
@@ -88,9 +119,18 @@ pub enum TracerError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// More addresses of the one end than the programs compare.
+    #[error("{0} addresses are too many for one end: {most} can be followed", most = MOST_SOURCES)]
+    TooManySources(usize),
     /// More ends than there is room for.
-    #[error("{0} addresses and ports are too many for the other end: name a port, or one of them")]
+    #[error(
+        "{0} addresses and ports are too many for the other end: {most} can be followed; name one of them",
+        most = MOST_TARGETS
+    )]
     TooManyTargets(usize),
+    /// More ports of VXLAN than the programs compare.
+    #[error("{0} UDP ports are too many: packets are unwrapped at {most}", most = MOST_VXLAN_PORTS)]
+    TooManyVxlanPorts(usize),
     /// A map could not be read or written.
     #[error("{operation} map {name}")]
     Map {
@@ -106,8 +146,14 @@ pub enum TracerError {
     #[error("wait for events")]
     Wait(#[source] io::Error),
     /// The kernel does not tell how often a program was left out.
-    #[error("read the counters of the programs")]
-    Counters(#[source] io::Error),
+    #[error("read how often the program at the tracepoint {name} was left out")]
+    Missed {
+        /// The tracepoint.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Whose packets shall be followed, in both directions.
@@ -115,7 +161,9 @@ pub enum TracerError {
 pub struct Wanted {
     /// Addresses of one end, at most two; none: anybody.
     pub sources: Vec<Ip>,
-    /// The other end; none: anybody.
+    /// Its port; `None`: any.
+    pub source_port: Option<Port>,
+    /// The other end, at most 1024; none: anybody.
     pub targets: Vec<(Ip, Option<Port>)>,
     /// Protocol of layer 4.
     pub protocol: Option<u8>,
@@ -136,8 +184,9 @@ impl Tracer {
     /// Loads the programs and attaches them. Packets are followed from here on until this is dropped.
     ///
     /// # Errors
-    /// When the kernel lacks something, or this process the right.
+    /// When more is wanted than the programs can compare, the kernel lacks something, or this process the right.
     pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracerError> {
+        let filter = filter(wanted)?;
         let chosen = chosen(|tracepoint| types.arguments(tracepoint))?;
         let btf = types
             .for_loader()
@@ -145,7 +194,7 @@ impl Tracer {
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets(types)?, true)
-            .override_global("FILTER", &filter(wanted), true)
+            .override_global("FILTER", &filter, true)
             .load(TRACE_OBJECT)
             .map_err(|error| TracerError::Load(Box::new(error)))?;
         write_targets(&mut programs, wanted)?;
@@ -207,9 +256,13 @@ impl Tracer {
                 .programs
                 .program(program)
                 .ok_or(TracerError::Missing(program))?;
-            let program: &BtfTracePoint = program.try_into().map_err(attach_failed(tracepoint))?;
-            let fd = program.fd().map_err(attach_failed(tracepoint))?;
-            missed += crate::sys::recursion_misses(fd.as_fd()).map_err(TracerError::Counters)?;
+            let program: &BtfTracePoint = program.try_into().map_err(of_kind(tracepoint))?;
+            let fd = program.fd().map_err(of_kind(tracepoint))?;
+            let counted = crate::sys::recursion_misses(fd.as_fd());
+            missed += counted.map_err(|source| TracerError::Missed {
+                name: tracepoint,
+                source,
+            })?;
         }
         Ok(missed)
     }
@@ -241,8 +294,11 @@ fn load_all(programs: &mut Ebpf, chosen: &[Chosen], btf: &Btf) -> Result<(), Tra
             };
             let name = chosen.tracepoint;
             threads.push(scope.spawn(move || {
-                let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(name))?;
-                program.load(name, btf).map_err(attach_failed(name))
+                let program: &mut BtfTracePoint = program.try_into().map_err(of_kind(name))?;
+                program.load(name, btf).map_err(|source| TracerError::Verify {
+                    name,
+                    source: Box::new(source),
+                })
             }));
         }
         threads.into_iter().try_for_each(|thread| {
@@ -256,8 +312,12 @@ fn attach(programs: &mut Ebpf, Chosen { tracepoint, program }: Chosen) -> Result
     let program = programs
         .program_mut(program)
         .ok_or(TracerError::Missing(program))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(attach_failed(tracepoint))?;
-    program.attach().map(drop).map_err(attach_failed(tracepoint))
+    let program: &mut BtfTracePoint = program.try_into().map_err(of_kind(tracepoint))?;
+    let attached = program.attach().map(drop);
+    attached.map_err(|source| TracerError::Attach {
+        name: tracepoint,
+        source: Box::new(source),
+    })
 }
 
 fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, TracerError> {
@@ -269,8 +329,8 @@ fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, 
     Ok(all)
 }
 
-fn attach_failed(name: &'static str) -> impl FnOnce(ProgramError) -> TracerError {
-    move |source| TracerError::Attach {
+fn of_kind(name: &'static str) -> impl FnOnce(ProgramError) -> TracerError {
+    move |source| TracerError::Program {
         name,
         source: Box::new(source),
     }
@@ -294,17 +354,45 @@ fn read_event(bytes: &[u8]) -> Option<Event> {
     Some(unsafe { std::ptr::read_unaligned(whole.as_ptr().cast()) })
 }
 
-fn filter(wanted: &Wanted) -> Filter {
-    let first = wanted.sources.first().copied().unwrap_or(Ip::ANY);
-    let mut ports = wanted.vxlan_ports.iter().copied();
-    let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
-    Filter {
-        sources: [first, wanted.sources.get(1).copied().unwrap_or(first)],
-        protocol: wanted.protocol.unwrap_or(0).into(),
-        any_target: wanted.targets.is_empty().into(),
-        ports: wanted.targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
-        vxlan_ports: [(); 2].map(|()| ports.next().unwrap_or_default()),
+fn filter(wanted: &Wanted) -> Result<Filter, TracerError> {
+    let Wanted {
+        sources,
+        source_port,
+        targets,
+        protocol,
+        vxlan_ports,
+    } = wanted;
+    if sources.len() > MOST_SOURCES {
+        return Err(TracerError::TooManySources(sources.len()));
     }
+    if targets.len() > MOST_TARGETS {
+        return Err(TracerError::TooManyTargets(targets.len()));
+    }
+    if vxlan_ports.len() > MOST_VXLAN_PORTS {
+        return Err(TracerError::TooManyVxlanPorts(vxlan_ports.len()));
+    }
+    let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
+    let addresses: BTreeSet<Ip> = targets.iter().map(|(address, _)| *address).collect();
+    let mut ports = vxlan_ports.iter().copied();
+    Ok(Filter {
+        sources: pair(sources.iter().copied()).unwrap_or([Ip::ANY; 2]),
+        targets: pair(addresses.into_iter()).unwrap_or([Ip::ANY; 2]),
+        protocol: protocol.unwrap_or(0).into(),
+        any_target: targets.is_empty().into(),
+        ports: targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
+        vxlan_ports: [(); MOST_VXLAN_PORTS].map(|()| ports.next().unwrap_or_default()),
+        source_port: source_port.unwrap_or_default(),
+        pad: 0,
+    })
+}
+
+/// One or two addresses, one of them twice; `None` where there are none or more.
+fn pair(mut addresses: impl ExactSizeIterator<Item = Ip>) -> Option<[Ip; 2]> {
+    if addresses.len() > 2 {
+        return None;
+    }
+    let first = addresses.next()?;
+    Some([first, addresses.next().unwrap_or(first)])
 }
 
 fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracerError> {
@@ -313,12 +401,8 @@ fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracerError
         .ok_or(TracerError::Missing("TARGETS"))?;
     let mut targets: HashMap<_, Target, u32> = HashMap::try_from(targets).map_err(map("open", "TARGETS"))?;
     for (address, port) in &wanted.targets {
-        match targets.insert(Target::new(*address, *port), 1, 0) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG) => {
-                return Err(TracerError::TooManyTargets(wanted.targets.len()));
-            }
-            inserted => inserted.map_err(map("write to", "TARGETS"))?,
-        }
+        let inserted = targets.insert(Target::new(*address, *port), 1, 0);
+        inserted.map_err(map("write to", "TARGETS"))?;
     }
     Ok(())
 }
@@ -331,7 +415,6 @@ fn offsets(types: &KernelTypes) -> Result<Offsets, TracerError> {
     Ok(Offsets {
         skb_dev: skb("dev")?,
         skb_sk: skb("sk")?,
-        skb_len: skb("len")?,
         skb_protocol: skb("protocol")?,
         skb_network_header: skb("network_header")?,
         skb_tail: skb("tail")?,
@@ -339,10 +422,10 @@ fn offsets(types: &KernelTypes) -> Result<Offsets, TracerError> {
         skb_data: skb("data")?,
         skb_nfct: tuples.map_or(Ok(Offsets::ABSENT), |_| skb("_nfct"))?,
         dev_name: device("name")?,
-        dev_ifindex: device("ifindex")?,
         dev_net: device("nd_net")?,
         sock_net: types.offset("sock", "__sk_common.skc_net")?,
         net_inum: types.offset("net", "ns.inum")?,
+        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
         conn_original: tuples.map_or(0, |(original, _)| original),
         conn_reply: tuples.map_or(0, |(_, reply)| reply),
     })
@@ -417,8 +500,62 @@ mod tests {
             sources: vec![ip("10.244.1.2")],
             ..Wanted::default()
         };
+        let filter = |wanted: &Wanted| filter(wanted).expect("few enough");
         assert_eq!(filter(&one).sources, [ip("10.244.1.2"); 2]);
         let none = filter(&Wanted::default());
-        assert_eq!((none.sources, none.any_target), ([Ip::ANY; 2], 1));
+        assert_eq!(
+            (none.sources, none.targets, none.any_target),
+            ([Ip::ANY; 2], [Ip::ANY; 2], 1)
+        );
+    }
+
+    #[test]
+    fn few_addresses_of_the_other_end_are_compared_and_many_are_looked_up() {
+        let ip = |last: u8| Ip::from(std::net::IpAddr::from([10, 244, 1, last]));
+        let targets = |lasts: &[u8]| {
+            let ports = [Some(Port::new(80)), None];
+            let of = |last: &u8| ports.map(|port| (ip(*last), port));
+            let wanted = Wanted {
+                targets: lasts.iter().flat_map(of).collect(),
+                ..Wanted::default()
+            };
+            filter(&wanted).expect("few enough").targets
+        };
+        assert_eq!(targets(&[2]), [ip(2); 2]);
+        assert_eq!(targets(&[2, 3]), [ip(2), ip(3)]);
+        assert_eq!(targets(&[2, 3, 4]), [Ip::ANY; 2]);
+    }
+
+    #[test]
+    fn more_than_the_programs_compare_is_refused_with_how_much_they_do() {
+        let ip = |number: usize| {
+            let [.., high, low] = number.to_be_bytes();
+            Ip::from(std::net::IpAddr::from([10, 244, high, low]))
+        };
+        let sources = |count| Wanted {
+            sources: (0..count).map(ip).collect(),
+            ..Wanted::default()
+        };
+        let targets = |count| Wanted {
+            targets: (0..count).map(|number| (ip(number), None)).collect(),
+            ..Wanted::default()
+        };
+        let ports = |count| Wanted {
+            vxlan_ports: (1..=count).map(Port::new).collect(),
+            ..Wanted::default()
+        };
+        for (most, more, told) in [
+            (sources(2), sources(3), "3 addresses are too many for one end: 2"),
+            (
+                targets(1024),
+                targets(1025),
+                "1025 addresses and ports are too many",
+            ),
+            (ports(2), ports(3), "3 UDP ports are too many"),
+        ] {
+            assert!(filter(&most).is_ok());
+            let error = filter(&more).expect_err("too many").to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
     }
 }

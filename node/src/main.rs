@@ -13,6 +13,7 @@
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`ends`]: who sends and to whom, as both of them read it.
+//! - [`locate`]: what an end names, with a Service's endpoints.
 //! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
@@ -33,6 +34,7 @@ mod doctor;
 mod ends;
 mod explain;
 mod install_cni;
+mod locate;
 mod logs;
 mod metrics;
 mod migrate;

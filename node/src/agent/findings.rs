@@ -24,6 +24,7 @@ use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
 use crate::explain;
+use crate::locate;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// The socket's name in the agent's state directory.
@@ -84,6 +85,7 @@ pub async fn serve(
     let router = Router::new()
         .route(PATH, get(report))
         .route(explain::PATH, post(explaining::answer))
+        .route(locate::PATH, post(explaining::locate))
         .route(examining::PATH, post(examining::examine))
         .with_state(sources);
     part.works();

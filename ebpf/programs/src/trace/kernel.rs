@@ -11,7 +11,6 @@ use ebpf_common::trace::{Flow, Offsets};
 static OFFSETS: Offsets = Offsets {
     skb_dev: 0,
     skb_sk: 0,
-    skb_len: 0,
     skb_protocol: 0,
     skb_network_header: 0,
     skb_tail: 0,
@@ -19,10 +18,10 @@ static OFFSETS: Offsets = Offsets {
     skb_data: 0,
     skb_nfct: 0,
     dev_name: 0,
-    dev_ifindex: 0,
     dev_net: 0,
     sock_net: 0,
     net_inum: 0,
+    conn_status: 0,
     conn_original: 0,
     conn_reply: 0,
 };
@@ -61,11 +60,6 @@ impl Skb {
     #[inline(always)]
     pub fn protocol(self) -> u16 {
         self.field(offset!(skb_protocol))
-    }
-
-    #[inline(always)]
-    pub fn length(self) -> u32 {
-        self.field(offset!(skb_len))
     }
 
     /// The headers, behind what the network layer noted.
@@ -131,7 +125,6 @@ impl Skb {
 /// What is said of a device.
 pub struct Device {
     pub name: [u8; 16],
-    pub ifindex: u32,
     pub netns: u32,
 }
 
@@ -140,7 +133,6 @@ pub struct Device {
 pub fn device(address: u64) -> Device {
     Device {
         name: read(address, offset!(dev_name)),
-        ifindex: read(address, offset!(dev_ifindex)),
         netns: netns(read(address, offset!(dev_net))),
     }
 }
@@ -153,6 +145,15 @@ fn netns(address: u64) -> u32 {
     } else {
         read(address, offset!(net_inum))
     }
+}
+
+/// `IPS_SRC_NAT` and `IPS_DST_NAT` of `enum ip_conntrack_status`.
+const TRANSLATED: u64 = 1 << 4 | 1 << 5;
+
+/// Whether a connection has other names than its packets (`struct nf_conn`).
+#[inline(always)]
+pub fn is_translated(conntrack: u64) -> bool {
+    read::<u64>(conntrack, offset!(conn_status)) & TRANSLATED != 0
 }
 
 /// The connection's flows, as it began and as it is answered (`struct nf_conn`).
