@@ -9,6 +9,7 @@ use aya::{Btf, BtfError, Ebpf, EbpfError};
 use ebpf_common::trace::Offsets;
 
 use crate::kernel_types::{KernelTypes, TypesError};
+use crate::tracer::{MOST_SOURCES, MOST_TARGETS, MOST_VXLAN_PORTS};
 
 /// Why packets cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +47,18 @@ pub enum TracepointError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// More addresses of the one end than the programs compare.
+    #[error("{0} addresses are too many for one end: {most} can be followed", most = MOST_SOURCES)]
+    TooManySources(usize),
     /// More ends than there is room for.
-    #[error("{0} addresses and ports are too many for the other end: name a port, or one of them")]
+    #[error(
+        "{0} addresses and ports are too many for the other end: {most} can be followed; name one of them",
+        most = MOST_TARGETS
+    )]
     TooManyTargets(usize),
+    /// More ports of VXLAN than the programs compare.
+    #[error("{0} UDP ports are too many: packets are unwrapped at {most}", most = MOST_VXLAN_PORTS)]
+    TooManyVxlanPorts(usize),
     /// A map could not be read or written.
     #[error("{operation} map {name}")]
     Map {
@@ -173,6 +183,7 @@ pub(crate) fn offsets(types: &KernelTypes) -> Result<Offsets, TracepointError> {
         dev_net: device("nd_net")?,
         sock_net: types.offset("sock", "__sk_common.skc_net")?,
         net_inum: types.offset("net", "ns.inum")?,
+        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
         conn_original: tuples.map_or(0, |(original, _)| original),
         conn_reply: tuples.map_or(0, |(_, reply)| reply),
     })

@@ -1,10 +1,11 @@
 //! The programs that follow packets. They are the process's that loaded them: links and maps are descriptors, so they
 //! are gone when it ends, however it ends.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::{Ip, Port};
 use ebpf_common::trace::{Event, Filter, Target};
@@ -14,6 +15,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::TRACE_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
 use crate::tracepoints::{Chosen, TracepointError, attach, left_out, load_all, map, offsets, take};
+
+/// Addresses of the one end that the programs compare.
+pub(crate) const MOST_SOURCES: usize = 2;
+
+/// What there is room for in `TARGETS`.
+pub(crate) const MOST_TARGETS: usize = 1024;
+
+/// UDP ports at which the programs unwrap.
+pub(crate) const MOST_VXLAN_PORTS: usize = 2;
 
 /// The tracepoints.
 const TRACEPOINTS: [&str; 4] = [
@@ -49,7 +59,9 @@ fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chos
 pub struct Wanted {
     /// Addresses of one end, at most two; none: anybody.
     pub sources: Vec<Ip>,
-    /// The other end; none: anybody.
+    /// Its port; `None`: any.
+    pub source_port: Option<Port>,
+    /// The other end, at most 1024; none: anybody.
     pub targets: Vec<(Ip, Option<Port>)>,
     /// Protocol of layer 4.
     pub protocol: Option<u8>,
@@ -70,8 +82,9 @@ impl Tracer {
     /// Loads the programs and attaches them. Packets are followed from here on until this is dropped.
     ///
     /// # Errors
-    /// When the kernel lacks something, or this process the right.
+    /// When more is wanted than the programs can compare, the kernel lacks something, or this process the right.
     pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracepointError> {
+        let filter = filter(wanted)?;
         let chosen = chosen(|tracepoint| types.arguments(tracepoint))?;
         let btf = types
             .for_loader()
@@ -79,7 +92,7 @@ impl Tracer {
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets(types)?, true)
-            .override_global("FILTER", &filter(wanted), true)
+            .override_global("FILTER", &filter, true)
             .load(TRACE_OBJECT)
             .map_err(|error| TracepointError::Load(Box::new(error)))?;
         write_targets(&mut programs, wanted)?;
@@ -169,17 +182,45 @@ fn read_event(bytes: &[u8]) -> Option<Event> {
     Some(unsafe { std::ptr::read_unaligned(whole.as_ptr().cast()) })
 }
 
-fn filter(wanted: &Wanted) -> Filter {
-    let first = wanted.sources.first().copied().unwrap_or(Ip::ANY);
-    let mut ports = wanted.vxlan_ports.iter().copied();
-    let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
-    Filter {
-        sources: [first, wanted.sources.get(1).copied().unwrap_or(first)],
-        protocol: wanted.protocol.unwrap_or(0).into(),
-        any_target: wanted.targets.is_empty().into(),
-        ports: wanted.targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
-        vxlan_ports: [(); 2].map(|()| ports.next().unwrap_or_default()),
+fn filter(wanted: &Wanted) -> Result<Filter, TracepointError> {
+    let Wanted {
+        sources,
+        source_port,
+        targets,
+        protocol,
+        vxlan_ports,
+    } = wanted;
+    if sources.len() > MOST_SOURCES {
+        return Err(TracepointError::TooManySources(sources.len()));
     }
+    if targets.len() > MOST_TARGETS {
+        return Err(TracepointError::TooManyTargets(targets.len()));
+    }
+    if vxlan_ports.len() > MOST_VXLAN_PORTS {
+        return Err(TracepointError::TooManyVxlanPorts(vxlan_ports.len()));
+    }
+    let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
+    let addresses: BTreeSet<Ip> = targets.iter().map(|(address, _)| *address).collect();
+    let mut ports = vxlan_ports.iter().copied();
+    Ok(Filter {
+        sources: pair(sources.iter().copied()).unwrap_or([Ip::ANY; 2]),
+        targets: pair(addresses.into_iter()).unwrap_or([Ip::ANY; 2]),
+        protocol: protocol.unwrap_or(0).into(),
+        any_target: targets.is_empty().into(),
+        ports: targets.iter().map(bit).fold(0, |bits, bit| bits | bit),
+        vxlan_ports: [(); MOST_VXLAN_PORTS].map(|()| ports.next().unwrap_or_default()),
+        source_port: source_port.unwrap_or_default(),
+        pad: 0,
+    })
+}
+
+/// One or two addresses, one of them twice; `None` where there are none or more.
+fn pair(mut addresses: impl ExactSizeIterator<Item = Ip>) -> Option<[Ip; 2]> {
+    if addresses.len() > 2 {
+        return None;
+    }
+    let first = addresses.next()?;
+    Some([first, addresses.next().unwrap_or(first)])
 }
 
 fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracepointError> {
@@ -188,12 +229,8 @@ fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracepointE
         .ok_or(TracepointError::Missing("TARGETS"))?;
     let mut targets: HashMap<_, Target, u32> = HashMap::try_from(targets).map_err(map("open", "TARGETS"))?;
     for (address, port) in &wanted.targets {
-        match targets.insert(Target::new(*address, *port), 1, 0) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG) => {
-                return Err(TracepointError::TooManyTargets(wanted.targets.len()));
-            }
-            inserted => inserted.map_err(map("write to", "TARGETS"))?,
-        }
+        let inserted = targets.insert(Target::new(*address, *port), 1, 0);
+        inserted.map_err(map("write to", "TARGETS"))?;
     }
     Ok(())
 }
@@ -229,8 +266,62 @@ mod tests {
             sources: vec![ip("10.244.1.2")],
             ..Wanted::default()
         };
+        let filter = |wanted: &Wanted| filter(wanted).expect("few enough");
         assert_eq!(filter(&one).sources, [ip("10.244.1.2"); 2]);
         let none = filter(&Wanted::default());
-        assert_eq!((none.sources, none.any_target), ([Ip::ANY; 2], 1));
+        assert_eq!(
+            (none.sources, none.targets, none.any_target),
+            ([Ip::ANY; 2], [Ip::ANY; 2], 1)
+        );
+    }
+
+    #[test]
+    fn few_addresses_of_the_other_end_are_compared_and_many_are_looked_up() {
+        let ip = |last: u8| Ip::from(std::net::IpAddr::from([10, 244, 1, last]));
+        let targets = |lasts: &[u8]| {
+            let ports = [Some(Port::new(80)), None];
+            let of = |last: &u8| ports.map(|port| (ip(*last), port));
+            let wanted = Wanted {
+                targets: lasts.iter().flat_map(of).collect(),
+                ..Wanted::default()
+            };
+            filter(&wanted).expect("few enough").targets
+        };
+        assert_eq!(targets(&[2]), [ip(2); 2]);
+        assert_eq!(targets(&[2, 3]), [ip(2), ip(3)]);
+        assert_eq!(targets(&[2, 3, 4]), [Ip::ANY; 2]);
+    }
+
+    #[test]
+    fn more_than_the_programs_compare_is_refused_with_how_much_they_do() {
+        let ip = |number: usize| {
+            let [.., high, low] = number.to_be_bytes();
+            Ip::from(std::net::IpAddr::from([10, 244, high, low]))
+        };
+        let sources = |count| Wanted {
+            sources: (0..count).map(ip).collect(),
+            ..Wanted::default()
+        };
+        let targets = |count| Wanted {
+            targets: (0..count).map(|number| (ip(number), None)).collect(),
+            ..Wanted::default()
+        };
+        let ports = |count| Wanted {
+            vxlan_ports: (1..=count).map(Port::new).collect(),
+            ..Wanted::default()
+        };
+        for (most, more, told) in [
+            (sources(2), sources(3), "3 addresses are too many for one end: 2"),
+            (
+                targets(1024),
+                targets(1025),
+                "1025 addresses and ports are too many",
+            ),
+            (ports(2), ports(3), "3 UDP ports are too many"),
+        ] {
+            assert!(filter(&most).is_ok());
+            let error = filter(&more).expect_err("too many").to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
     }
 }

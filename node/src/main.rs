@@ -15,6 +15,7 @@
 //! - [`drops_cli`]: counts what this machine drops.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`ends`]: who sends and to whom, as both of them read it.
+//! - [`locate`]: what an end names, with a Service's endpoints.
 //! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
@@ -37,6 +38,7 @@ mod ends;
 mod explain;
 mod findings;
 mod install_cni;
+mod locate;
 mod logs;
 mod metrics;
 mod migrate;

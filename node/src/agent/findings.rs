@@ -24,6 +24,7 @@ use super::supervisor::{Health, Part};
 use crate::ask::SOCKET;
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
+use crate::locate;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// Serves the findings until shutdown.
@@ -40,6 +41,7 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(explain::PATH, post(explaining::answer))
+        .route(locate::PATH, post(explaining::locate))
         .route(findings::PATH, post(examining::examine))
         .with_state(sources);
     part.works();

@@ -48,7 +48,7 @@ pub struct TraceArgs {
     /// Who sends, and to whom.
     #[command(flatten)]
     pub ends: EndsArgs,
-    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
+    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace; to port 53 a question
     #[arg(long)]
     pub inject: bool,
     /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default
@@ -60,10 +60,11 @@ pub struct TraceArgs {
     /// How long to follow the connection after its first packet; until its reply by default, one second at the most
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
     pub follow: Option<Duration>,
-    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
+    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
-    /// Also tell how long it took to attach and to detach
+    /// Tell all packets, also those that close a connection which works, and how long it took to attach and to detach
     #[arg(short, long)]
     pub verbose: bool,
     /// Form of the output

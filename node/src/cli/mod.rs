@@ -71,15 +71,16 @@ pub enum Command {
   causeway trace 'pod/shop/client -> 10.244.2.3:8080/tcp' --inject
   causeway trace any 10.244.2.3:53/udp -o json | jq .verdict
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
-  causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
-    --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
-Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a DNS name, or any; without a namespace it is
-default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. pod/shop/udp is a pod of
-shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for itself: quote it, or leave it
-out.
-Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
-Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
-the Service's.")]
+  causeway trace pod/client svc/web:http           # to the Service's address and to any of its endpoints
+  causeway trace pod/client 10.96.0.10:53/udp --inject           # port 53 is asked a question, so that it answers
+Ends are pod/NAME, pod/NAMESPACE/NAME, node/NAME, an address, a DNS name, or any; the other one may be svc/NAME:PORT too;
+without a namespace it is default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80.
+pod/shop/udp is a pod of shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for
+itself: quote it, or leave it out.
+Exit codes: 0 = answered or delivered, 1 = dropped, refused, not answered, or gone the wrong way, 2 = could not run,
+nothing was seen, or it left this machine by a device and only another machine can tell more.
+Pods of this machine are known by what its agents wrote down; Services, nodes and other pods an agent must tell. Ctrl-C
+ends it early and tells what was seen until then.")]
     Trace(TraceArgs),
     /// Count what this machine drops, by whom it was and why
     #[command(after_help = "Examples:

@@ -40,7 +40,7 @@ impl Whose {
         match (pod, namespace) {
             (None, None) => Ok(Self::Everybodys),
             (None, Some(namespace)) => {
-                pods.of_namespace(namespace)?;
+                pods.need_namespace(namespace)?;
                 Ok(Self::Namespace(format!("pod/{namespace}/")))
             }
             (Some(pod), namespace) => {
@@ -55,7 +55,7 @@ impl Whose {
                         ObjectName::new(own, name)
                     }
                 };
-                pods.addresses(&name)?;
+                pods.need(&name)?;
                 Ok(Self::Pod(format!("pod/{name}")))
             }
         }
@@ -92,7 +92,7 @@ impl Known {
     /// Looks again; what is gone keeps its name, unless somebody else has its number or address now.
     fn look_again(&mut self, configs: &[std::path::PathBuf]) {
         // What cannot be read any more has been read before.
-        if let Ok(pods) = Pods::read(configs) {
+        if let Ok(pods) = Pods::of_this_machine(configs) {
             self.pods = pods;
         }
         let Names { netns, pods } = self.pods.names(&trace::namespaces::of_this_machine());
@@ -125,7 +125,7 @@ pub async fn watch(
         !(args.follow && matches!(args.output, Stream::Json)),
         "--follow has no end that JSON could have: -o ndjson is a line for each kind of drops"
     );
-    let pods = Pods::read(&args.config)?;
+    let pods = Pods::of_this_machine(&args.config)?;
     let whose = Whose::of(args, &pods)?;
     let mut known = Known::new(pods);
     let mut session = Session::start()?;

@@ -41,9 +41,9 @@ fn dropped(at: &str, source_pod: Option<&str>, destination_pod: Option<&str>) ->
 }
 
 fn pods() -> Pods {
-    Pods::of([
-        (ObjectName::new("shop", "web"), "10.244.1.2"),
-        (ObjectName::new("default", "web"), "10.244.1.3"),
+    Pods::of(&[
+        ("shop/web", "node-1", "10.244.1.2"),
+        ("default/web", "node-1", "10.244.1.3"),
     ])
 }
 
@@ -75,7 +75,7 @@ fn whose_cannot_be_told_is_refused_with_what_can() {
         ("--pod shop/web -n default", "is not in the namespace"),
         (
             "--pod api",
-            "no pod default/api on this machine's nodes; there are pod/default/web, pod/shop/web",
+            "no pod default/api on this machine's nodes: there are pod/default/web, pod/shop/web",
         ),
         ("-n kitchen", "no pod of namespace kitchen"),
     ];

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a drop means, and what to look at.
+use crate::hop::Hop;
+
+/// What a drop means, and what to look at. In the table `DEVICE`, `SENDER` and `RECEIVER` stand for those of the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// In words.
@@ -11,12 +13,30 @@ pub struct Cause {
     pub look: String,
 }
 
+impl Cause {
+    /// The same of this packet: with its device and its addresses in place of the words for them.
+    #[must_use]
+    pub fn about(self, hop: &Hop) -> Self {
+        let flow = hop.header.flow;
+        let device = Some(hop.device.as_str()).filter(|device| !device.is_empty());
+        let name = |text: String| {
+            let text = text.replace("DEVICE", device.unwrap_or("DEVICE"));
+            let text = text.replace("SENDER", &flow.source.ip().to_string());
+            text.replace("RECEIVER", &flow.destination.ip().to_string())
+        };
+        Self {
+            means: name(self.means),
+            look: name(self.look),
+        }
+    }
+}
+
 /// A row: reason, the beginning of the place's name, what it means, what to look at. Empty: any.
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 /// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
 /// gives no reason of its own.
-const ROWS: [Row; 42] = [
+const ROWS: [Row; 43] = [
     (
         "NETFILTER_DROP",
         "",
@@ -104,19 +124,19 @@ const ROWS: [Row; 42] = [
     (
         "PKT_TOO_BIG",
         "",
-        "it is larger than the device takes (MTU)",
+        "it is larger than device DEVICE takes (MTU)",
         "ip link show; the MTU of pods must leave room for the tunnel",
     ),
     (
         "NOT_SPECIFIED",
         "__dev_forward_skb",
-        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
         "ip link show, on both ends",
     ),
     (
         "NOT_SPECIFIED",
         "veth_xmit",
-        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
         "ip link show, on both ends",
     ),
     (
@@ -158,8 +178,14 @@ const ROWS: [Row; 42] = [
     (
         "QDISC_DROP",
         "",
-        "the device's queue was full",
-        "tc -s qdisc show dev DEVICE",
+        "device DEVICE or its peer is down, or its queue is full",
+        "ip link show DEVICE: NO-CARRIER is a peer that is down; tc -s qdisc show dev DEVICE",
+    ),
+    (
+        "DEV_READY",
+        "",
+        "device DEVICE or its peer is down",
+        "ip link show DEVICE, and its other end",
     ),
     (
         "SOCKET_RCVBUFF",
@@ -299,6 +325,13 @@ mod tests {
         for (reason, place, part) in rows {
             let means = means(reason, place).expect("known");
             assert!(means.contains(part), "{reason} {place}: {means}");
+        }
+        for reason in ["QDISC_DROP", "DEV_READY"] {
+            let means = means(reason, "__dev_queue_xmit").expect("known");
+            assert!(
+                means.starts_with("device DEVICE or its peer is down"),
+                "{reason}: {means}"
+            );
         }
         assert_eq!(means("NOT_SPECIFIED", "somewhere"), None);
         assert_eq!(means("NO_TX_TARGET", "elsewhere"), None);
