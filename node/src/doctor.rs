@@ -1,7 +1,11 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
+pub mod dns;
+pub mod flows;
 pub mod network;
+pub mod pods;
 pub mod services;
+pub mod settings;
 pub mod surroundings;
 
 use std::fmt::Write as _;

@@ -28,7 +28,7 @@ mod report;
 mod service_proxy;
 mod socket;
 mod supervisor;
-mod sysctls;
+pub mod sysctls;
 mod thread;
 
 use std::fs::File;
@@ -87,7 +87,17 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let traces = loaded.traces.clone();
     let (following, followed) = following(loaded);
     let proxy = proxy_progress(&config);
+    let sysctl_repairs = Arc::default();
     let sources = Sources {
+        sysctls: Sysctls::of(
+            followed.clone(),
+            proxy
+                .as_ref()
+                .map_or_else(|| [IpFamily::V4].into(), |proxy| proxy.families.clone()),
+            snapshot.clone(),
+            tunnels,
+            Arc::clone(&sysctl_repairs),
+        ),
         config: followed,
         config_status: following.status.clone(),
         node: config.node_name.clone(),
@@ -112,7 +122,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
-        sysctl_repairs: Arc::default(),
+        sysctl_repairs,
         proxy_audits: Arc::default(),
         checks: Arc::default(),
     };
@@ -121,7 +131,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     });
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
     start_history(&mut supervisor, &sources);
-    start_sysctls(&mut supervisor, tunnels, &sources);
+    start_sysctls(&mut supervisor, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
@@ -215,12 +225,8 @@ fn start_watch(
     events
 }
 
-fn start_sysctls(supervisor: &mut Supervisor, tunnels: watch::Receiver<Option<String>>, sources: &Sources) {
-    let served = sources.proxy.as_ref().map(|proxy| proxy.families.clone());
-    let families = served.unwrap_or_else(|| [IpFamily::V4].into());
-    let (snapshots, repairs) = (sources.snapshots.clone(), sources.sysctl_repairs.clone());
-    let config = sources.config.clone();
-    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnels, repairs) else {
+fn start_sysctls(supervisor: &mut Supervisor, sources: &Sources) {
+    let Some(sysctls) = sources.sysctls.clone() else {
         return;
     };
     supervisor.start("sysctls", move |part, shutdown| {

@@ -29,6 +29,7 @@ use super::pod_network::Pods;
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
+use super::sysctls::Sysctls;
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
 use crate::metrics::{Counters, Page, labels};
@@ -80,6 +81,8 @@ pub struct Sources {
     pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
+    /// Kernel settings that the agent keeps; absent where it keeps none.
+    pub sysctls: Option<Sysctls>,
     /// Kernel settings that somebody changed and that were set again, by name.
     pub sysctl_repairs: Arc<Counters>,
     /// Has the proxy look at everything that it programmed.
