@@ -11,7 +11,10 @@ use super::pods::Pods;
 use crate::ends::{Ends, Subject};
 
 /// Whose packets these are.
-pub(super) fn filter(ends: &Ends, pods: &Pods) -> anyhow::Result<Filter> {
+///
+/// # Errors
+/// When an end is not known, or cannot be followed.
+pub fn filter(ends: &Ends, pods: &Pods) -> anyhow::Result<Filter> {
     let Ends { source, destination } = ends;
     let targets = addresses(&destination.subject, pods)?;
     let sources = addresses(source, pods)?;

@@ -13,8 +13,8 @@ use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
 use crate::logs::printable;
-use filter::filter;
-use pods::Pods;
+pub use filter::filter;
+pub use pods::Pods;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
 const SETTLE: Duration = Duration::from_secs(1);

@@ -17,7 +17,7 @@ const TOLD: usize = 10;
 
 /// Pods by name, with their addresses.
 #[derive(Debug, Default)]
-pub(super) struct Pods {
+pub struct Pods {
     by_name: BTreeMap<ObjectName, Vec<IpAddr>>,
     /// Whether an agent was asked at all.
     has_agent: bool,
@@ -26,7 +26,10 @@ pub(super) struct Pods {
 impl Pods {
     /// Reads what the agents with these configurations wrote. Without one, that with the usual configuration, if there is
     /// one.
-    pub(super) fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When a configuration or a record cannot be read.
+    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
         let usual = [PathBuf::from(NODE_CONFIG)];
         let configs = if configs.is_empty() && Path::new(NODE_CONFIG).exists() {
             &usual
@@ -51,7 +54,10 @@ impl Pods {
     }
 
     /// A pod's addresses.
-    pub(super) fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
+    ///
+    /// # Errors
+    /// When it is not known: with those that are.
+    pub fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
         if let Some(addresses) = self.by_name.get(name) {
             return Ok(addresses.clone());
         }
@@ -78,7 +84,8 @@ impl Pods {
     }
 
     /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them.
-    pub(super) fn names(&self, namespaces: &[Found]) -> Names {
+    #[must_use]
+    pub fn names(&self, namespaces: &[Found]) -> Names {
         let mut names = Names::of_this_machine();
         let by_address: BTreeMap<IpAddr, &ObjectName> = self
             .by_name
