@@ -19,11 +19,20 @@ use crate::process::{Place, command};
 /// Requests in a block.
 pub const BLOCK: usize = 1500;
 
+/// What is measured a block of requests at a time.
+pub trait Arm {
+    /// The median of a block, `rr` or `crr`, in nanoseconds.
+    ///
+    /// # Errors
+    /// When its client ends.
+    fn block(&mut self, what: &str) -> Result<f64>;
+}
+
 /// Measures the arms against the first of them, in so many cycles, and prints what came of it.
 ///
 /// # Errors
 /// When a client ends.
-pub fn compare(arms: &mut [(&str, &mut Worker)], cycles: usize) -> Result<()> {
+pub fn compare<A: Arm + ?Sized>(arms: &mut [(&str, &mut A)], cycles: usize) -> Result<()> {
     for what in ["rr", "crr"] {
         let mut measured = Vec::new();
         for _ in 0..cycles {
@@ -117,8 +126,9 @@ impl Worker {
             child,
         })
     }
+}
 
-    /// The median of a block, in nanoseconds.
+impl Arm for Worker {
     fn block(&mut self, what: &str) -> Result<f64> {
         writeln!(self.input, "{what}")?;
         let mut line = String::new();

@@ -479,7 +479,7 @@ mod privileged {
             ),
             (&[&client, "--count", "0"], "invalid value '0' for '--count"),
             (&[&client, "--for", "soon"], "soon is no time"),
-            (&["pod/nobody"], "error: pod default/nobody is not known"),
+            (&["pod/nobody"], "default/nobody"),
             (
                 &[&client, "-w", "/nonexistent/file"],
                 "error: write /nonexistent/file: No such file",

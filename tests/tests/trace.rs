@@ -1,15 +1,23 @@
 //! `causeway trace` on a machine: what it prints and with what exit code, from packets between namespaces.
 
+mod attached;
+
 mod privileged {
     use std::collections::BTreeSet;
-    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::process::Stdio;
+    use std::sync::mpsc::channel;
+    use std::thread::JoinHandle;
     use std::time::Duration;
 
     use serde_json::Value;
     use tests::cluster::program;
-    use tests::process::{self, Output, Place};
+    use tests::process::{self, Output, Place, Process};
     use tests::topology::{Host, pod};
     use tests::wait;
+
+    use super::attached;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -42,28 +50,102 @@ mod privileged {
         }
     }
 
+    impl World {
+        /// Addresses of IPv6 for both pods, and ways between them.
+        fn with_ipv6(&self, number: u16) -> (Ipv6Addr, Ipv6Addr) {
+            let of = |network, last| Ipv6Addr::new(0xfd00, network, number, 0, 0, 0, 0, last);
+            self.node
+                .set("net/ipv6/conf/all/forwarding", "1")
+                .expect("forwarding");
+            for (host, label, network) in [(&self.client, "client", 0x211), (&self.server, "server", 0x212)] {
+                let network_of = |last| format!("{}/64", of(network, last)).parse().expect("a network");
+                self.node.add_address(label, network_of(1)).expect("an address");
+                host.add_address("eth0", network_of(5)).expect("an address");
+                let gateway = of(network, 1).to_string();
+                let added = host.command("ip", &["-6", "route", "add", "default", "via", &gateway]);
+                assert!(added.expect("run").status.success());
+            }
+            (of(0x211, 5), of(0x212, 5))
+        }
+    }
+
+    /// Answers datagrams with what they carry, until it is sent an empty one.
+    fn echo(host: &Host, to: impl Into<IpAddr>, port: u16) -> JoinHandle<()> {
+        let at = SocketAddr::new(to.into(), port);
+        let socket = host.run(|| UdpSocket::bind(at)).expect("entered").expect("bound");
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).expect("received");
+                if length == 0 {
+                    return;
+                }
+                // Who asked may be gone.
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        })
+    }
+
+    /// Ends an [`echo`].
+    fn hush(host: &Host, to: impl Into<IpAddr>, port: u16, server: JoinHandle<()>) {
+        let at = SocketAddr::new(to.into(), port);
+        let any: IpAddr = if at.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let sent = host.run(|| UdpSocket::bind((any, 0))?.send_to(&[], at));
+        sent.expect("entered").expect("sent");
+        server.join().expect("served");
+    }
+
+    /// A device that leads out of this machine: what is handed to it is given to a process, which throws it away.
+    fn way_out(host: &Host, device: &str) -> Process {
+        // TUNSETIFF with IFF_TAP and IFF_NO_PI.
+        let program = format!(
+            "import fcntl, struct\n\
+             tap = open('/dev/net/tun', 'r+b', buffering=0)\n\
+             fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'{device}', 0x1002))\n\
+             print('held', flush=True)\n\
+             while tap.read(65536): pass"
+        );
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", &program]);
+        let mut holder = Process::spawn(&host.place(), &mut command).expect("started");
+        holder.await_line("held", SOON);
+        holder
+    }
+
+    /// What `causeway trace` tells of what others send once it is attached, with its exit code.
+    fn trace_live(arguments: &[&str], send: impl Fn()) -> Output {
+        let mut command = std::process::Command::new(program("causeway"));
+        command
+            .arg("trace")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn().expect("started");
+        let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
+        wait::until_value(
+            "the programs",
+            SOON,
+            || attached::programs_of(child.id()),
+            is_attached,
+        );
+        send();
+        let output = child.wait_with_output().expect("ended");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        Output {
+            status: output.status,
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
     fn trace(arguments: &[&str]) -> Output {
         let mut command = std::process::Command::new(program("causeway"));
         command.arg("trace").args(arguments);
         process::run_in(&Place::default(), &mut command, b"").expect("started")
-    }
-
-    /// Numbers of the BPF programs that a process holds by descriptors.
-    fn programs_of(pid: u32) -> BTreeSet<u32> {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
-        let texts = descriptors.into_iter().flatten().flatten();
-        let texts = texts.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
-        let number = |text: String| {
-            let line = text.lines().find_map(|line| line.strip_prefix("prog_id:"))?;
-            line.trim().parse().ok()
-        };
-        texts.filter_map(number).collect()
-    }
-
-    /// Numbers of the BPF programs of this machine.
-    fn loaded() -> BTreeSet<u32> {
-        let programs = aya::programs::loaded_programs();
-        programs.filter_map(|program| Some(program.ok()?.id())).collect()
     }
 
     fn hops(packet: &Value) -> Vec<String> {
@@ -164,11 +246,272 @@ mod privileged {
                 output.stdout.contains(verdict) && output.stdout.contains(part),
                 "{output:?}"
             );
-            assert!(output.stdout.ends_with("0 events lost\n"), "{output:?}");
+            assert!(output.stdout.contains("\n0 events lost\n"), "{output:?}");
+            // The diagnosis is last.
+            let last = output.stdout.lines().last().unwrap_or_default();
+            assert!(last.starts_with("look at: "), "{output:?}");
         }
         let quiet = trace(&["any", "10.211.9.9:1", "--timeout", "100ms"]);
         assert_eq!(quiet.status.code(), Some(2), "{quiet:?}");
         assert!(quiet.stdout.contains("verdict: NOTHING SEEN"), "{quiet:?}");
+    }
+
+    #[test]
+    fn datagrams_over_ipv6_that_are_answered_are_told_so() {
+        if !tests::privileged("causeway trace follows UDP over IPv6") {
+            return;
+        }
+        let world = World::new("sixth", 3);
+        let (from, to) = world.with_ipv6(3);
+        let server = echo(&world.server, to, 7000);
+        let (client, target) = (from.to_string(), format!("[{to}]:7000/udp"));
+        // The same bytes there and back: only the direction tells the packets apart.
+        let ask = || {
+            world.client.run(|| {
+                let socket = UdpSocket::bind((from, 0))?;
+                socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+                socket.send_to(b"the same bytes", (to, 7000))?;
+                socket.recv(&mut [0; 64])
+            })
+        };
+        // Link-local addresses are probed for before anybody is asked for from them.
+        wait::until("a way there", SOON, || ask().expect("entered"));
+        for _ in 0..3 {
+            let probed = trace(&[&client, &target, "--inject"]);
+            println!("{}", probed.stdout);
+            assert_eq!(probed.status.code(), Some(0), "{probed:?}");
+            assert!(probed.stdout.starts_with("TRACE  "), "{probed:?}");
+            assert!(probed.stdout.contains("/udp  verdict: ANSWERED"), "{probed:?}");
+        }
+        for _ in 0..3 {
+            let live = trace_live(&[&client, &target, "-o", "json"], || {
+                ask().expect("entered").expect("answered");
+            });
+            println!("{}", live.stdout);
+            let story: Value = serde_json::from_str(&live.stdout).expect("JSON");
+            assert_eq!(
+                (&story["verdict"], live.status.code()),
+                (&"answered".into(), Some(0))
+            );
+            let replies: Vec<bool> = story["packets"]
+                .as_array()
+                .expect("packets")
+                .iter()
+                .map(|packet| packet["isReply"] == true)
+                .collect();
+            assert_eq!(replies, [false, true]);
+        }
+        hush(&world.client, to, 7000, server);
+    }
+
+    #[test]
+    fn a_probe_of_a_dns_server_is_a_question_which_it_answers() {
+        if !tests::privileged("causeway trace asks a DNS server") {
+            return;
+        }
+        let world = World::new("asked", 4);
+        let socket = world.server.run(|| UdpSocket::bind((world.to, 53)));
+        let socket = socket.expect("entered").expect("bound");
+        let (heard, question) = channel();
+        let server = std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            let (length, from) = socket.recv_from(&mut buffer).expect("a question");
+            // A server answers questions alone (RFC 1035 §4.1.1: one of them, and no answer yet).
+            if length > 12 && buffer[2] & 0x80 == 0 && buffer[4..6] == [0, 1] {
+                buffer[2] |= 0x80;
+                socket.send_to(&buffer[..length], from).expect("answered");
+            }
+            heard.send(buffer[..length].to_vec()).expect("listened to");
+        });
+        let output = trace(&[
+            &world.from.to_string(),
+            &format!("{}:53/udp", world.to),
+            "--inject",
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stdout.contains("verdict: ANSWERED"), "{output:?}");
+        let question = question.recv_timeout(SOON).expect("a question");
+        let name = b"\x0akubernetes\x07default\x03svc\x07cluster\x05local\0";
+        assert!(
+            question.windows(name.len()).any(|window| window == name),
+            "{question:?}"
+        );
+        server.join().expect("served");
+    }
+
+    #[test]
+    fn what_leaves_by_a_device_to_nowhere_is_not_told_as_delivered() {
+        if !tests::privileged("causeway trace tells what left this machine") {
+            return;
+        }
+        let world = World::new("leaving", 5);
+        let _way_out = way_out(&world.node, "out");
+        for line in [
+            "link set out up",
+            "address add 10.213.5.1/24 dev out",
+            "neigh add 10.213.5.2 lladdr 02:00:00:00:00:02 dev out",
+            "route add 10.214.5.0/24 via 10.213.5.2",
+        ] {
+            let words: Vec<&str> = line.split(' ').collect();
+            let output = world.node.command("ip", &words).expect("run");
+            assert!(output.status.success(), "ip {line}: {output:?}");
+        }
+        let output = trace(&[&world.from.to_string(), "10.214.5.9:80/tcp", "--inject"]);
+        println!("{}", output.stdout);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let place = format!("{} out", world.node.name());
+        let verdict = format!("verdict: LEFT THIS MACHINE by {place}, no reply seen");
+        assert!(output.stdout.contains(&verdict), "{output:?}");
+        let last = output.stdout.lines().last().unwrap_or_default();
+        assert!(last.starts_with("look at: ip route get 10.214.5.9"), "{output:?}");
+    }
+
+    #[test]
+    fn a_device_whose_peer_is_down_is_named() {
+        if !tests::privileged("causeway trace names a device that is down") {
+            return;
+        }
+        let world = World::new("down", 6);
+        let output = world
+            .server
+            .command("ip", &["link", "set", "eth0", "down"])
+            .expect("run");
+        assert!(output.status.success(), "{output:?}");
+        // Its address is known: nobody need be asked for it.
+        let neighbour = format!(
+            "neigh replace {} lladdr 02:00:00:00:00:02 dev server nud permanent",
+            world.to
+        );
+        let output = world
+            .node
+            .command("ip", &neighbour.split(' ').collect::<Vec<_>>());
+        assert!(output.expect("run").status.success());
+        let output = trace(&[
+            &world.from.to_string(),
+            &format!("{}:80/tcp", world.to),
+            "--inject",
+        ]);
+        println!("{}", output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            output
+                .stdout
+                .contains("means:   the peer of device server is down\n"),
+            "{output:?}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_told_at_once() {
+        if !tests::privileged("causeway trace tells what cannot be sent") {
+            return;
+        }
+        let world = World::new("unsent", 7);
+        let output = world
+            .client
+            .command("ip", &["route", "del", "default"])
+            .expect("run");
+        assert!(output.status.success(), "{output:?}");
+        let (client, server) = (world.from.to_string(), world.to);
+        let netns = world.server.name();
+        let unreachable = ["Network is unreachable", "the sender has no route to"];
+        let rows = [
+            (vec![&*client, "T/tcp", "--inject"], &unreachable[..]),
+            (vec![&*client, "T/udp", "--inject"], &unreachable[..]),
+            (
+                vec!["10.211.77.77", "T/tcp", "--inject"],
+                &["no network namespace of this machine has that address"][..],
+            ),
+            (
+                vec![&*client, "T/tcp", "--inject", "--netns", netns],
+                &["does not have that address"][..],
+            ),
+        ];
+        for (arguments, parts) in rows {
+            let target = format!("{server}:80");
+            let arguments: Vec<String> = arguments.iter().map(|word| word.replace('T', &target)).collect();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            // Longer than anybody would wait for this test.
+            let output = trace(&[&arguments[..], &["--timeout", "30m"]].concat());
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            assert!(
+                parts.iter().all(|part| output.stderr.contains(part)),
+                "{output:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_interrupt_ends_it_with_what_was_seen() {
+        if !tests::privileged("causeway trace tells what it saw when it is interrupted") {
+            return;
+        }
+        let world = World::new("interrupted", 8);
+        let server = echo(&world.server, world.to, 7000);
+        let mut command = std::process::Command::new(program("causeway"));
+        let target = format!("{}:7000/udp", world.to);
+        command.args(["trace", &world.from.to_string(), &target, "--for", "10m"]);
+        command.stdout(Stdio::piped());
+        let mut child = command.spawn().expect("started");
+        let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
+        wait::until_value(
+            "the programs",
+            SOON,
+            || attached::programs_of(child.id()),
+            is_attached,
+        );
+        let answered = world.client.run(|| {
+            let socket = UdpSocket::bind((world.from, 0))?;
+            socket.set_read_timeout(Some(SOON))?;
+            socket.send_to(b"question", (world.to, 7000))?;
+            socket.recv(&mut [0; 64])
+        });
+        answered.expect("entered").expect("answered");
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("told");
+        let mut told = String::new();
+        child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_to_string(&mut told)
+            .expect("text");
+        assert_eq!(child.wait().expect("ended").code(), Some(0), "{told}");
+        assert!(told.contains("/udp  verdict: ANSWERED"), "{told}");
+        hush(&world.client, world.to, 7000, server);
+    }
+
+    #[test]
+    fn how_a_connection_is_closed_is_told_when_it_is_asked_for() {
+        if !tests::privileged("causeway trace leaves out the end of a connection") {
+            return;
+        }
+        let world = World::new("closed", 9);
+        let listener = world.server.run(|| TcpListener::bind((world.to, 8080)));
+        let listener = listener.expect("entered").expect("bound");
+        let exchange = || {
+            let stream = world.client.run(|| TcpStream::connect((world.to, 8080)));
+            let mut stream = stream.expect("entered").expect("connected");
+            let (mut accepted, _) = listener.accept().expect("accepted");
+            stream.write_all(b"hello").expect("sent");
+            accepted.read_exact(&mut [0; 5]).expect("read");
+            drop(stream);
+            let _ = accepted.read(&mut [0; 1]); // its end
+        };
+        let (client, target) = (world.from.to_string(), format!("{}:8080", world.to));
+        let brief = trace_live(&[&client, &target, "--for", "1s"], exchange);
+        println!("{}", brief.stdout);
+        assert_eq!(brief.status.code(), Some(0), "{brief:?}");
+        assert!(
+            brief.stdout.contains("PSH,ACK") && !brief.stdout.contains("FIN"),
+            "{brief:?}"
+        );
+        assert!(
+            brief.stdout.contains("packets that close the connection"),
+            "{brief:?}"
+        );
+        let full = trace_live(&[&client, &target, "--for", "1s", "--verbose"], exchange);
+        assert!(full.stdout.contains("FIN"), "{full:?}");
     }
 
     #[test]
@@ -181,10 +524,15 @@ mod privileged {
         let mut child = command.spawn().expect("started");
         let pid = child.id();
         let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
-        let own = wait::until_value("the programs", SOON, || programs_of(pid), is_attached);
+        let own = wait::until_value("the programs", SOON, || attached::programs_of(pid), is_attached);
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
+        let left = || {
+            attached::programs()
+                .intersection(&own)
+                .copied()
+                .collect::<BTreeSet<u32>>()
+        };
         wait::until_value("their end", SOON, left, BTreeSet::is_empty);
     }
 }

@@ -9,7 +9,7 @@
 //! written by the programs
 //! TRACKED     address of an sk_buff  → which packet it carries    LRU
 //! LEARNED     both ends of a flow    → it is a followed one, under another name (NAT)    LRU
-//! IS_LEARNED  whether there is one
+//! PRESENT     whether TRACKED and LEARNED ever had an entry
 //! EVENTS      what was seen                                       ring
 //! LOST        events that found no room in the ring, by kind
 //! MISSED      tracepoints met while their program ran already, by kind
@@ -27,8 +27,6 @@ pub struct Offsets {
     pub skb_dev: u32,
     /// `sk_buff.sk`.
     pub skb_sk: u32,
-    /// `sk_buff.len`.
-    pub skb_len: u32,
     /// `sk_buff.protocol`.
     pub skb_protocol: u32,
     /// `sk_buff.network_header`.
@@ -43,14 +41,18 @@ pub struct Offsets {
     pub skb_nfct: u32,
     /// `net_device.name`.
     pub dev_name: u32,
-    /// `net_device.ifindex`.
-    pub dev_ifindex: u32,
     /// `net_device.nd_net`.
     pub dev_net: u32,
     /// `sock.__sk_common.skc_net`.
     pub sock_net: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
+    /// `sk_buff.len`.
+    pub skb_len: u32,
+    /// `net_device.ifindex`.
+    pub dev_ifindex: u32,
+    /// `nf_conn.status`.
+    pub conn_status: u32,
     /// The tuple of the original direction in `nf_conn`.
     pub conn_original: u32,
     /// The tuple of the reply direction in `nf_conn`.
@@ -63,12 +65,16 @@ impl Offsets {
 }
 
 /// Whose packets are followed, in both directions.
-/// `[sources:2*16 be][protocol:4][any target:4][ports:4][vxlan ports:2*2 be] = 48 bytes`.
+/// `[sources:2*16 be][targets:2*16 be][protocol:4][any target:4][ports:4][vxlan ports:2*2 be][source port:2 be][pad:2] =
+/// 84 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Filter {
     /// One end is one of these; unused ones repeat the first. [`Ip::ANY`]: anybody.
     pub sources: [Ip; 2],
+    /// The addresses of the other end, where it has one or two: a packet of nobody's is told by them without a look into
+    /// `TARGETS`. Unused ones repeat the first. [`Ip::ANY`]: it has more, or is anybody.
+    pub targets: [Ip; 2],
     /// Protocol of layer 4; 0: any.
     pub protocol: u32,
     /// 1: the other end is anybody. 0: it is in `TARGETS`.
@@ -77,6 +83,10 @@ pub struct Filter {
     pub ports: u32,
     /// UDP ports at which packets are unwrapped; 0: none.
     pub vxlan_ports: [Port; 2],
+    /// The port of the one end; 0: any.
+    pub source_port: Port,
+    /// Zero.
+    pub pad: u16,
 }
 
 impl Filter {
@@ -196,7 +206,7 @@ pub struct Tracked {
 }
 
 /// What was seen of a packet.
-/// `[5*8][flows:2*40][headers:2*64][4*4][device:16][kind:4][length:4] = 288 bytes`.
+/// `[4*8][flows:2*40][headers:2*64][3*4][device:16][kind:4] = 272 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
@@ -204,8 +214,6 @@ pub struct Event {
     pub time: u64,
     /// The packet's name: when it was seen first.
     pub packet: u64,
-    /// Address of the `sk_buff`.
-    pub skb: u64,
     /// Where in the kernel a packet ended; 0 elsewhere.
     pub location: u64,
     /// Address of the `nf_conn` that the packet belongs to; 0: none.
@@ -224,14 +232,10 @@ pub struct Event {
     pub reason: u32,
     /// Inode number of the network namespace; 0: not known.
     pub netns: u32,
-    /// Index of the device; 0: none.
-    pub ifindex: u32,
-    /// Its name, zeroes behind it.
+    /// The device's name, zeroes behind it; zeroes alone: no device.
     pub device: [u8; 16],
     /// [`Event::SENT`] and so on.
     pub kind: u32,
-    /// Length of the `sk_buff`, in bytes.
-    pub length: u32,
 }
 
 impl Event {
@@ -258,14 +262,14 @@ impl Event {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 64);
-const _: () = assert!(size_of::<Filter>() == 48);
+const _: () = assert!(size_of::<Offsets>() == 68);
+const _: () = assert!(size_of::<Filter>() == 84);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);
 const _: () = assert!(size_of::<Fingerprint>() == 16);
 const _: () = assert!(size_of::<Header>() == 64);
 const _: () = assert!(size_of::<Tracked>() == 24);
-const _: () = assert!(size_of::<Event>() == 288);
+const _: () = assert!(size_of::<Event>() == 272);
 
 #[cfg(not(target_arch = "bpf"))]
 crate::plain_old_data!(Offsets, Filter, Target, Flow, Fingerprint, Header, Tracked, Event);

@@ -1,4 +1,4 @@
-//! What the agent knows, for `causeway explain`.
+//! What the agent knows, for `causeway explain` and for what others look up.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,6 +8,7 @@ use overlay::pods::{Assigned, wiring};
 use super::report::Sources;
 use crate::config::Datapath;
 use crate::explain::{Answer, Facts, PodHere, Question, explain};
+use crate::locate;
 
 /// Answers a question, on a thread that may block.
 ///
@@ -26,6 +27,17 @@ pub async fn answer(
     }))
 }
 
+/// Looks up what an end names.
+pub async fn locate(
+    State(sources): State<Sources>,
+    Json(question): Json<locate::Question>,
+) -> Json<locate::Answer> {
+    Json(match locate::locate(&question.name, &sources.facts()) {
+        Ok(located) => locate::Answer::Located(located),
+        Err(error) => locate::Answer::NotUnderstood(error.to_string()),
+    })
+}
+
 impl Sources {
     /// What is known at this moment.
     pub fn facts(&self) -> Facts {
@@ -39,6 +51,7 @@ impl Sources {
                 .as_ref()
                 .and_then(|proxy| proxy.state().context.clone()),
             pods: assigned.iter().map(|pod| self.pod_here(pod)).collect(),
+            former: self.history.former(),
             network: self.network.borrow().clone(),
             pin_dir: (self.datapath == Datapath::Ebpf).then(|| self.pin_dir.clone()),
             unread_rules: match self.datapath {

@@ -38,7 +38,7 @@ use trace::hop::Protocol;
 use crate::cli::{CaptureArgs, Output};
 use crate::ends::{Ends, Name, Subject};
 use crate::logs::printable;
-use crate::trace_cli::{Pods, filter as both_ends};
+use crate::trace_cli::Known;
 use dissect::Headers;
 use drops::Drops;
 use filter::Wanted;
@@ -155,10 +155,10 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         snap_length >= LEAST_SNAP_LENGTH,
         "--snaplen {snap_length}: a packet's headers need {LEAST_SNAP_LENGTH} bytes"
     );
-    let pods = Pods::read(&args.config)?;
-    let (wanted, followed) = wanted(args, &pods)?;
+    let known = Known::read(&args.config)?;
+    let (wanted, followed) = wanted(args, &known)?;
     let namespaces = trace::namespaces::of_this_machine();
-    let names = pods.names(&namespaces);
+    let names = known.names(&namespaces);
     let all: Vec<IpAddr> = wanted.ends.iter().chain(&wanted.others).copied().collect();
     let places = places::places(&all, &namespaces, &names);
     let what = args.what();
@@ -242,7 +242,7 @@ fn tell_beginning(sources: &[Source]) {
 }
 
 /// Whose packets: for the sockets, and for who looks for drops.
-fn wanted(args: &CaptureArgs, pods: &Pods) -> anyhow::Result<(Wanted, Filter)> {
+fn wanted(args: &CaptureArgs, known: &Known) -> anyhow::Result<(Wanted, Filter)> {
     let (end, others) = (args.end()?, args.others()?);
     ensure!(
         others.is_empty() || (end.port.is_none() && end.protocol.is_none()),
@@ -261,9 +261,9 @@ fn wanted(args: &CaptureArgs, pods: &Pods) -> anyhow::Result<(Wanted, Filter)> {
         },
         destination: destination.clone(),
     };
-    let mut followed = both_ends(&pair(others.first().unwrap_or(&end)), pods)?;
+    let mut followed = known.filter(&pair(others.first().unwrap_or(&end)))?;
     for other in others.iter().skip(1) {
-        let more = both_ends(&pair(other), pods)?;
+        let more = known.filter(&pair(other))?;
         ensure!(
             more.protocol == followed.protocol,
             "{other}: the same protocol stands behind each --to"

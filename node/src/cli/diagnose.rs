@@ -1,11 +1,11 @@
-//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `explain`, `capture` and
+//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops`, `explain`, `capture` and
 //! `connectivity`.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{ConfigArgs, Output};
 use crate::ends::{Ends, FormError, Name};
@@ -50,7 +50,7 @@ pub struct TraceArgs {
     /// Who sends, and to whom.
     #[command(flatten)]
     pub ends: EndsArgs,
-    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace
+    /// Send one: a TCP connection, or a UDP datagram, from a socket in the sender's network namespace; to port 53 a question
     #[arg(long)]
     pub inject: bool,
     /// Where --inject sends from: a name of `ip netns`, or a path; where the sender's address is by default
@@ -62,15 +62,53 @@ pub struct TraceArgs {
     /// How long to follow the connection after its first packet; until its reply by default, one second at the most
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
     pub follow: Option<Duration>,
-    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
+    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
-    /// Also tell how long it took to attach and to detach
+    /// Tell all packets, also those that close a connection which works, and how long it took to attach and to detach
     #[arg(short, long)]
     pub verbose: bool,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// Forms of output that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stream {
+    /// For people.
+    Text,
+    /// For programs, as a whole.
+    Json,
+    /// For programs, a line for each.
+    Ndjson,
+}
+
+/// Options of `causeway drops`.
+#[derive(Debug, Args)]
+pub struct DropsArgs {
+    /// How long to count, for example 30s or 2m; 10s by default, with --follow until it is ended
+    #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
+    pub duration: Option<Duration>,
+    /// Tell each second what was dropped in it
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what is dropped of pods of this Kubernetes namespace, whichever way it went
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Only what is dropped of this pod: NAME, of --namespace or default, or NAMESPACE/NAME
+    #[arg(long)]
+    pub pod: Option<String>,
+    /// Also what is part of normal traffic
+    #[arg(short, long)]
+    pub all: bool,
+    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Stream,
 }
 
 /// Options of `causeway explain`.
@@ -90,7 +128,8 @@ pub struct ExplainArgs {
 /// Options of `causeway capture`.
 #[derive(Debug, Args)]
 pub struct CaptureArgs {
-    /// Whose packets: pod/NAME, pod/NAMESPACE/NAME, an address or a DNS name, with [:PORT][/PROTO] where --to is not given
+    /// Whose packets: pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, an address or a DNS name, with
+    /// [:PORT][/PROTO] where --to is not given
     #[arg(value_name = "END")]
     end: String,
     /// Only those to and from this one: END[:PORT][/PROTO]; may be given again for its other addresses
@@ -111,7 +150,8 @@ pub struct CaptureArgs {
     /// Also what the kernel drops of these packets, with its reason. Needs Linux 5.17 or newer with BTF
     #[arg(long)]
     pub drops: bool,
-    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
+    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
     /// Form of the lines that are printed without --write

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use diagnose::{CaptureArgs, ConnectivityArgs, DoctorArgs, ExplainArgs, TraceArgs};
+pub use diagnose::{CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
 
 use crate::config::LogFormat;
 use crate::migrate::kinds::Kind;
@@ -71,16 +71,30 @@ pub enum Command {
   causeway trace 'pod/shop/client -> 10.244.2.3:8080/tcp' --inject
   causeway trace any 10.244.2.3:53/udp -o json | jq .verdict
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
-  causeway trace pod/client pod/server:8080 --config /var/lib/causeway/nodes/node-1/agent.yaml \\
-    --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
-Ends are pod/NAME, pod/NAMESPACE/NAME (of this machine), an address, a DNS name, or any; without a namespace it is
-default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80. pod/shop/udp is a pod of
-shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for itself: quote it, or leave it
-out.
-Exit codes: 0 = answered or delivered, 1 = dropped, refused or not answered, 2 = could not run, or nothing was seen.
-Packets are looked for by their addresses: where the socket hook translates Services, they bear the endpoint's and not
-the Service's.")]
+  causeway trace pod/client svc/web:http           # to the Service's address and to any of its endpoints
+  causeway trace pod/client 10.96.0.10:53/udp --inject           # port 53 is asked a question, so that it answers
+Ends are pod/NAME, pod/NAMESPACE/NAME, node/NAME, an address, a DNS name, or any; the other one may be svc/NAME:PORT too;
+without a namespace it is default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80.
+pod/shop/udp is a pod of shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for
+itself: quote it, or leave it out.
+Exit codes: 0 = answered or delivered, 1 = dropped, refused, not answered, or gone the wrong way, 2 = could not run,
+nothing was seen, or it left this machine by a device and only another machine can tell more.
+Pods of this machine are known by what its agents wrote down; Services, nodes and other pods an agent must tell. Ctrl-C
+ends it early and tells what was seen until then.")]
     Trace(TraceArgs),
+    /// Count what this machine drops, by whom it was and why
+    #[command(after_help = "Examples:
+  causeway drops                                   # counts for ten seconds; Ctrl-C ends it sooner
+  causeway drops --for 1m --namespace shop         # of the pods of a namespace
+  causeway drops --pod shop/web --follow           # tells each second what was dropped in it
+  causeway drops -o json | jq '.drops[] | {packets, reason, place, at}'
+  causeway drops --config /var/lib/causeway/nodes/node-1/agent.yaml \\
+    --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
+Exit codes: 0 = nothing was dropped that somebody misses, 1 = something was, 2 = could not run, or not all was counted.
+All network namespaces of the machine are looked at. What is part of normal traffic is counted and not told without
+--all: packets of TCP connections that are over, what TCP has had already, packets to many that nobody here waits for,
+and those of unix and netlink sockets. -o json and ndjson tell times in UTC, bytes from the IP header on.")]
+    Drops(DropsArgs),
     /// Tell what becomes of a packet, without sending one
     #[command(after_help = "Examples:
   causeway explain pod/default/client svc/default/web:80
@@ -97,15 +111,15 @@ and only what the kernel has is shown.")]
     /// Write packets of a pod to a file, as each device of this machine that they pass sees them
     #[command(after_help = "Examples:
   causeway capture pod/shop/web -w web.pcapng      # until it is interrupted
-  causeway capture pod/client --to pod/server:8080/tcp --for 10s -w -  | tshark -r - -Y tcp.flags.syn
+  causeway capture pod/client --to svc/web:http --for 10s -w -  | tshark -r - -Y tcp.flags.syn
   causeway capture 10.244.2.3:53/udp --count 20    # a line for each packet instead of a file
   causeway capture pod/client --drops -w client.pcapng
-  causeway capture pod/client -w client.pcapng --config /var/lib/causeway/nodes/node-1/agent.yaml    # of `causeway up`
 Exit codes: 0 = the file has all packets, 1 = the kernel had no room for some, 2 = could not run.
 The file (pcapng) has an interface for each device: the pod's, the node's end of it, the tunnel, the uplink; and, with
 --drops, one for packets that the kernel dropped, each with its reason in its comment. Packets are chosen in the kernel,
-by their own addresses or by those of the packet in VXLAN; ends are those of causeway trace. What NAT makes of a packet
-is seen where one of the addresses is as it is named here: --to may be given again, as for a Service and its endpoint.")]
+by their own addresses or by those of the packet in VXLAN; ends are those of causeway trace, a Service with its endpoints.
+What NAT makes of a packet is seen where both ends are as they are named here; --to may be given again for other
+addresses.")]
     Capture(CaptureArgs),
     /// Try who reaches whom in a cluster, with pods that are put up for it
     #[command(after_help = "Examples:

@@ -4,6 +4,7 @@
 //! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
 
 mod duration;
+pub mod here;
 mod live;
 #[cfg(test)]
 mod live_tests;

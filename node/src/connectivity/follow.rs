@@ -13,6 +13,7 @@ use trace::{Filter, Names, Session, Story, Verdict};
 
 use super::attempt::Asker;
 use super::cells::{Cell, Site, Transport, of_family};
+use super::objects::{self, Role};
 
 /// Cells that are followed, at the most.
 const MOST: usize = 6;
@@ -41,20 +42,17 @@ impl Follower {
         }
         let namespaces = trace::namespaces::of_this_machine();
         let mut names = Names::of_this_machine();
-        for site in sites {
-            for (name, addresses) in [
-                ("the client", &site.client),
-                (&site.server, &site.server_addresses),
-            ] {
+        for (number, site) in sites.iter().enumerate() {
+            let client = objects::pod_name(Role::Client, number);
+            for (pod, addresses) in [(&client, &site.client), (&site.server, &site.server_addresses)] {
                 let is_its =
                     |found: &&Found| found.addresses.iter().any(|address| addresses.contains(address));
                 if let Some(found) = namespaces.iter().find(is_its) {
-                    let name = match name {
-                        "the client" => format!("client on {}", site.node),
-                        server => format!("{server} on {}", site.node),
-                    };
-                    names.netns.insert(found.inode, name);
+                    names.netns.insert(found.inode, format!("pod/{pod}"));
                 }
+                names
+                    .pods
+                    .extend(addresses.iter().map(|address| (*address, format!("pod/{pod}"))));
             }
         }
         Some(Self {
@@ -153,18 +151,10 @@ fn watch(filter: &Filter, names: &Names, ready: oneshot::Sender<()>, is_over: &A
     conclusions(&Story::new(filter, &hops, names, gaps))
 }
 
-/// The verdict, and what follows from the story: the first line and the last paragraph of what is told of it.
 fn conclusions(story: &Story) -> Vec<String> {
     // What was seen to work meanwhile, or not at all, explains nothing.
     if matches!(story.verdict, Verdict::NothingSeen | Verdict::Answered) {
         return Vec::new();
     }
-    let text = trace::render::text(story);
-    let text = text.trim_end();
-    let last = text.rsplit_once("\n\n").map_or("", |(_, last)| last);
-    let lines = text.lines().take(1).chain(last.lines());
-    lines
-        .filter(|line| *line != "0 events lost")
-        .map(str::to_owned)
-        .collect()
+    trace::render::brief(story)
 }

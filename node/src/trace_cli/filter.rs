@@ -1,29 +1,56 @@
 //! Whose packets are meant by both ends.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU16;
 
-use anyhow::{Context, bail, ensure};
-use trace::Filter;
+use anyhow::{Context, anyhow, bail, ensure};
 use trace::hop::Protocol;
+use trace::{Filter, Service};
 
+use super::agents::Agents;
 use super::pods::Pods;
-use crate::ends::{Ends, Subject};
+use crate::ends::{Ends, Name, Subject};
+use crate::locate::{Behind, Located};
+
+/// What is looked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Whose packets these are.
+    pub(super) filter: Filter,
+    /// The Service that they are sent to, where they are sent to one.
+    pub(super) service: Option<Service>,
+}
+
+/// Whom the destination speaks of.
+#[derive(Debug, Default)]
+struct Destination {
+    addresses: Vec<IpAddr>,
+    port: Option<NonZeroU16>,
+    protocol: Option<Protocol>,
+    service: Option<Service>,
+}
 
 /// Whose packets these are.
-///
-/// # Errors
-/// When an end is not known, or cannot be followed.
-pub fn filter(ends: &Ends, pods: &Pods) -> anyhow::Result<Filter> {
+pub(super) fn wanted(ends: &Ends, pods: &Pods, agents: &Agents) -> anyhow::Result<Wanted> {
     let Ends { source, destination } = ends;
-    let targets = addresses(&destination.subject, pods)?;
-    let sources = addresses(source, pods)?;
-    // Only ports of Services have names, and those have no addresses here.
-    let port = destination.number().map(NonZeroU16::get);
+    let Destination {
+        addresses,
+        port,
+        protocol,
+        service,
+    } = self::destination(destination, pods, agents)?;
+    let sources = sources(source, pods, agents)?;
+    let port = port.map(NonZeroU16::get);
     ensure!(
-        port.is_none() || destination.protocol.is_none_or(Protocol::has_ports),
+        port.is_none() || protocol.is_none_or(Protocol::has_ports),
         "{destination}: only TCP and UDP have ports that can be followed"
     );
+    let endpoints = service.iter().flat_map(|service| &service.endpoints);
+    let endpoints = endpoints.map(|endpoint| (endpoint.ip(), Some(endpoint.port())));
+    let mut targets: Vec<_> = addresses.into_iter().map(|address| (address, port)).collect();
+    targets.extend(endpoints);
+    let is_nobody = targets.is_empty() && destination.subject != Subject::Any;
+    ensure!(!is_nobody, "{destination} has neither an address nor an endpoint");
     ensure!(
         !sources.is_empty() || !targets.is_empty(),
         "one of the ends must be somebody: all packets of a machine are too many"
@@ -32,30 +59,115 @@ pub fn filter(ends: &Ends, pods: &Pods) -> anyhow::Result<Filter> {
         port.is_none() || !targets.is_empty(),
         "a port needs an address before it"
     );
-    Ok(Filter {
-        sources,
-        targets: targets.into_iter().map(|address| (address, port)).collect(),
-        protocol: destination.protocol,
-        ..Filter::default()
+    Ok(Wanted {
+        filter: Filter {
+            sources,
+            targets,
+            protocol,
+            ..Filter::default()
+        },
+        service,
     })
 }
 
+fn destination(name: &Name, pods: &Pods, agents: &Agents) -> anyhow::Result<Destination> {
+    let written = Destination {
+        addresses: Vec::new(),
+        port: name.number(),
+        protocol: name.protocol,
+        service: None,
+    };
+    match &name.subject {
+        Subject::Service(_) | Subject::Node(_) => {
+            let located = agents
+                .locate(name)
+                .map_err(|why| anyhow!("{}: {why}", name.subject))?;
+            Ok(found(name, located))
+        }
+        Subject::Address(address) => {
+            let Some(port) = written.port else {
+                return Ok(Destination {
+                    addresses: vec![*address],
+                    ..written
+                });
+            };
+            match agents.locate(name) {
+                Ok(located) => Ok(found(name, located)),
+                // That nobody knows the address is no fault.
+                Err(_) => Ok(Destination {
+                    addresses: vec![*address],
+                    service: agents.pinned(SocketAddr::new(*address, port.get()), name.protocol),
+                    ..written
+                }),
+            }
+        }
+        subject => Ok(Destination {
+            addresses: addresses(subject, pods, agents)?,
+            ..written
+        }),
+    }
+}
+
+fn found(name: &Name, located: Located) -> Destination {
+    let Located {
+        name: _,
+        addresses,
+        port,
+        protocol,
+        service,
+    } = located;
+    let frontends = || {
+        let with_port = |port: NonZeroU16| {
+            let addresses = addresses.iter();
+            addresses.map(move |address| SocketAddr::new(*address, port.get()))
+        };
+        port.into_iter().flat_map(with_port).collect()
+    };
+    let service = service.map(|Behind { name, endpoints }| Service {
+        name,
+        frontends: frontends(),
+        endpoints,
+    });
+    Destination {
+        service,
+        addresses,
+        port,
+        protocol: name
+            .protocol
+            .or(protocol.map(|protocol| Protocol(protocol.number()))),
+    }
+}
+
 /// None: anybody.
-fn addresses(subject: &Subject, pods: &Pods) -> anyhow::Result<Vec<IpAddr>> {
+fn sources(subject: &Subject, pods: &Pods, agents: &Agents) -> anyhow::Result<Vec<IpAddr>> {
+    match subject {
+        Subject::Service(_) => {
+            bail!(
+                "{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies"
+            )
+        }
+        subject => addresses(subject, pods, agents),
+    }
+}
+
+/// None: anybody.
+fn addresses(subject: &Subject, pods: &Pods, agents: &Agents) -> anyhow::Result<Vec<IpAddr>> {
+    let by_agent = || {
+        let name = Name {
+            subject: subject.clone(),
+            port: None,
+            protocol: None,
+        };
+        agents.locate(&name).map(|located| located.addresses)
+    };
     match subject {
         Subject::Any => Ok(Vec::new()),
         Subject::Address(address) => Ok(vec![*address]),
-        Subject::Pod(name) => pods.addresses(name),
-        Subject::Service(name) => bail!(
-            "{subject}: Services are not looked up yet. Name a pod behind it (kubectl -n {} get endpointslices -l \
-             kubernetes.io/service-name={}), whose address packets bear where the socket hook translates; else its \
-             address (kubectl -n {0} get service {1})",
-            name.namespace,
-            name.name
-        ),
-        Subject::Node(name) => bail!(
-            "{subject}: nodes are not looked up yet. Name its address (kubectl get node {name} -o wide)"
-        ),
+        Subject::Pod(name) => match pods.addresses(name)? {
+            Some(addresses) => Ok(addresses),
+            None => by_agent().map_err(|why| anyhow!(pods.unknown(name, &why))),
+        },
+        Subject::Service(_) | Subject::Node(_) => by_agent().map_err(|why| anyhow!("{subject}: {why}")),
         Subject::Dns(name) => {
             let found = (name.as_str(), 0).to_socket_addrs();
             let found = found.with_context(|| format!("find the address of host {name}"))?;
@@ -72,7 +184,13 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> anyhow::Result<Filter> {
-        filter(&Ends::parse(&[text.to_owned()])?, &Pods::default())
+        let ends = Ends::parse(&[text.to_owned()])?;
+        Ok(wanted(
+            &ends,
+            &Pods::of(&[("shop/client", "node-1", "10.244.1.2")]),
+            &Agents::default(),
+        )?
+        .filter)
     }
 
     #[test]
@@ -87,9 +205,46 @@ mod tests {
         assert_eq!(of("10.0.0.1 [fd00::1]:53/udp").expect("a filter"), expected);
         let from_anybody = Filter {
             sources: Vec::new(),
-            ..expected
+            ..expected.clone()
         };
         assert_eq!(of("any [fd00::1]:53/udp").expect("a filter"), from_anybody);
+        let from_pod = Filter {
+            sources: vec![address("10.244.1.2")],
+            ..expected
+        };
+        assert_eq!(
+            of("pod/shop/client [fd00::1]:53/udp").expect("a filter"),
+            from_pod
+        );
+    }
+
+    #[test]
+    fn packets_to_a_service_are_those_to_its_address_and_to_its_endpoints() {
+        let name = Name::parse("svc/web:http").expect("a name");
+        let located = Located {
+            name: "Service default/web".to_owned(),
+            addresses: vec![[10, 96, 0, 7].into()],
+            port: NonZeroU16::new(80),
+            protocol: Some(model::Protocol::Tcp),
+            service: Some(Behind {
+                name: "svc/default/web:80".to_owned(),
+                endpoints: vec!["10.244.1.5:8080".parse().expect("an endpoint")],
+            }),
+        };
+        let Destination {
+            addresses,
+            port,
+            protocol,
+            service,
+        } = found(&name, located);
+        assert_eq!((addresses.len(), port), (1, NonZeroU16::new(80)));
+        assert_eq!(protocol, Some(Protocol::TCP));
+        let expected = Service {
+            name: "svc/default/web:80".to_owned(),
+            frontends: vec!["10.96.0.7:80".parse().expect("a frontend")],
+            endpoints: vec!["10.244.1.5:8080".parse().expect("an endpoint")],
+        };
+        assert_eq!(service, Some(expected));
     }
 
     #[test]
@@ -98,13 +253,10 @@ mod tests {
             ("any any", "all packets of a machine are too many"),
             ("10.0.0.1 any:80", "a port needs an address before it"),
             ("any 10.0.0.1:80/sctp", "only TCP and UDP have ports"),
-            (
-                "any svc/shop/web:http",
-                "svc/shop/web: Services are not looked up yet",
-            ),
-            ("any svc/shop/web", "kubectl -n shop get service web"),
-            ("node/n 10.0.0.1", "kubectl get node n -o wide"),
-            ("any pod/a", "pod default/a is not known"),
+            ("any svc/shop/web:http", "svc/shop/web: this machine has no agent"),
+            ("svc/shop/web 10.0.0.1", "svc/shop/web sends nothing itself"),
+            ("node/n 10.0.0.1", "node/n: this machine has no agent"),
+            ("any pod/a", "pod/default/a: this machine has no agent"),
             ("any 10.0.0.1:0", "is no port"),
         ];
         for (text, part) in rows {

@@ -1,20 +1,38 @@
 //! `causeway trace`: follows a packet and its reply through this machine, by the crate `trace`.
 //!
-//! Names of pods are those that agents of this machine have written down (`overlay::pods`); nobody need answer for that.
+//! - [`filter`]: whose packets both ends mean.
+//! - [`pods`]: names of pods, which agents of this machine have written down; nobody need answer for that.
+//! - [`agents`]: what agents are asked: Services, nodes, pods of other nodes.
+//! - [`inject`]: a packet that is sent to be followed.
+//! - [`interrupt`]: Ctrl-C.
+//! - [`ending`]: why a packet ended where it did, beyond the kernel's words.
 
+mod agents;
+mod ending;
 mod filter;
 mod inject;
-mod pods;
+mod interrupt;
+pub mod pods;
 
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use trace::namespaces::Found;
 use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
+use crate::ends::Ends;
 use crate::logs::printable;
-pub use filter::filter;
-pub use pods::Pods;
+use agents::Agents;
+use ending::Machine;
+use filter::{Wanted, wanted};
+use inject::{Probe, Sending};
+use interrupt::Interrupt;
+use pods::Pods;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
 const SETTLE: Duration = Duration::from_secs(1);
@@ -22,10 +40,45 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// More is not looked at: the story is of one connection.
 const MOST_HOPS: usize = 5000;
 
+/// What agents of this machine know of pods, Services and nodes.
+#[derive(Debug)]
+pub struct Known {
+    agents: Agents,
+    pods: Pods,
+}
+
+impl Known {
+    /// Of the agents with these configurations; where none is named, those that are usual.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
+        let agents = Agents::read(configs)?;
+        let pods = Pods::read(&agents)?;
+        Ok(Self { agents, pods })
+    }
+
+    /// Whose packets both ends mean: of a Service also those of its endpoints.
+    ///
+    /// # Errors
+    /// When an end is not known, or cannot be followed.
+    pub fn filter(&self, ends: &Ends) -> anyhow::Result<Filter> {
+        Ok(wanted(ends, &self.pods, &self.agents)?.filter)
+    }
+
+    /// What network namespaces are called.
+    #[must_use]
+    pub fn names(&self, namespaces: &[Found]) -> Names {
+        self.pods.names(namespaces)
+    }
+}
+
 /// What was seen.
 #[derive(Debug)]
 pub struct Followed {
     story: Story,
+    /// Whether all of it is told.
+    in_full: bool,
 }
 
 /// What that means.
@@ -46,7 +99,11 @@ impl Followed {
         match output {
             // A pod that may name its devices, or a file of `ip netns`, must not drive the terminal.
             Output::Text => {
-                let text = trace::render::text(&self.story);
+                let text = if self.in_full {
+                    trace::render::full_text(&self.story)
+                } else {
+                    trace::render::text(&self.story)
+                };
                 text.lines().map(|line| printable(line) + "\n").collect()
             }
             Output::Json => trace::render::json(&self.story),
@@ -58,6 +115,11 @@ impl Followed {
     pub fn finding(&self) -> Finding {
         match self.story.verdict {
             Verdict::NothingSeen => Finding::Nothing,
+            // What became of it another machine may know; but not where it took the wrong way.
+            Verdict::Left => match self.story.left().and_then(|step| step.cause.as_ref()) {
+                Some(_) => Finding::Wrong,
+                None => Finding::Nothing,
+            },
             // What was lost may have been the reply.
             Verdict::Unanswered if self.story.gaps.lost_events > 0 => Finding::Nothing,
             verdict if verdict.is_wrong() => Finding::Wrong,
@@ -66,24 +128,32 @@ impl Followed {
     }
 }
 
-/// Follows the next packet from one end to the other, or one that is sent for it.
+/// Follows the next packet from one end to the other, or one that is sent for it. SIGINT and SIGTERM end that early.
 ///
 /// # Errors
 /// When an end is not known, or packets cannot be followed or sent.
 pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
-    let pods = Pods::read(&args.config)?;
-    let filter = filter(&args.ends.parse()?, &pods)?;
+    let agents = Agents::read(&args.config)?;
+    let pods = Pods::read(&agents)?;
+    let Wanted { mut filter, service } = wanted(&args.ends.parse()?, &pods, &agents)?;
     let namespaces = trace::namespaces::of_this_machine();
     let probe = args
         .inject
-        .then(|| inject::Probe::new(&filter, args.netns.as_deref(), &namespaces))
+        .then(|| Probe::new(&filter, args.netns.as_deref(), &namespaces))
         .transpose()?;
-    let mut session = Session::start(&filter, &host_name())?;
+    // Others of the same kind may be under way.
+    filter.source_port = probe.as_ref().map(Probe::port);
+    let interrupt = Interrupt::hold()?;
+    let session = Session::start(&filter, &host_name())?;
     let attached_in = session.attached_in();
-    let sent = probe.map(|probe| std::thread::spawn(move || probe.send()));
-    let (hops, gaps) = collect(args, &filter, &mut session)?;
+    let mut watch = Watch {
+        session,
+        interrupt,
+        sending: probe.map(Probe::start).transpose()?,
+    };
+    let (hops, gaps) = watch.collect(args, &filter)?;
     let detaching = Instant::now();
-    drop(session);
+    drop(watch);
     if args.verbose {
         let detached_in = detaching.elapsed().as_millis();
         eprintln!(
@@ -91,45 +161,87 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
             attached_in.as_millis()
         );
     }
-    if let Some(sent) = sent {
-        let sent = sent
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        sent.context("send a packet")?;
+    let mut story = Story::new(&filter, &hops, &pods.names(&namespaces), gaps);
+    if let Some(service) = &service {
+        story = story.to_service(service);
     }
-    let names = pods.names(&namespaces);
+    let machine = Machine {
+        agents: &agents,
+        pods: &pods,
+        namespaces: &namespaces,
+    };
+    story.explain_end(|step| machine.cause(step));
     Ok(Followed {
-        story: Story::new(&filter, &hops, &names, gaps),
+        story,
+        in_full: args.verbose,
     })
 }
 
-/// What is seen until it is enough, and what was not.
-fn collect(args: &TraceArgs, filter: &Filter, session: &mut Session) -> anyhow::Result<(Vec<Hop>, Gaps)> {
-    let mut hops = Vec::new();
-    let mut deadline = Instant::now() + args.timeout;
-    while hops.len() < MOST_HOPS
-        && let Some(hop) = session.next_hop(deadline)?
-    {
-        if hops.is_empty() {
-            deadline = Instant::now() + args.follow.unwrap_or(SETTLE);
-        }
-        hops.push(hop);
-        // What has been seen already belongs to it.
-        while hops.len() < MOST_HOPS
-            && let Some(hop) = session.next_hop(Instant::now())?
-        {
-            hops.push(hop);
-        }
-        if args.follow.is_none()
-            && Story::new(filter, &hops, &Names::default(), Gaps::default()).is_complete()
-        {
-            break;
-        }
-    }
-    Ok((hops, session.gaps()?))
+/// What is looked at, and what ends the looking.
+struct Watch {
+    session: Session,
+    interrupt: Interrupt,
+    /// The probe, until it is known how it ended.
+    sending: Option<Sending>,
 }
 
-fn host_name() -> String {
+impl Watch {
+    /// What is seen until it is enough, and what was not.
+    fn collect(&mut self, args: &TraceArgs, filter: &Filter) -> anyhow::Result<(Vec<Hop>, Gaps)> {
+        let mut hops = Vec::new();
+        let mut deadline = Instant::now() + args.timeout;
+        loop {
+            // Before the ring is read: what a probe that has ended was seen at is there.
+            let ended = self.sending.take_if(|sending| sending.has_ended());
+            let seen = hops.len();
+            // What has been seen already belongs to it, whatever the time.
+            while hops.len() < MOST_HOPS
+                && let Some(hop) = self.session.next_hop(Instant::now())?
+            {
+                hops.push(hop);
+            }
+            if seen == 0 && !hops.is_empty() {
+                deadline = Instant::now() + args.follow.unwrap_or(SETTLE);
+            }
+            if let Some(sent) = ended.map(Sending::finish)
+                && hops.is_empty()
+            {
+                // Where something was seen, that tells more.
+                sent?;
+                deadline = deadline.min(Instant::now() + SETTLE);
+            }
+            let is_told = args.follow.is_none()
+                && hops.len() > seen
+                && Story::new(filter, &hops, &Names::default(), Gaps::default()).is_complete();
+            if is_told || hops.len() >= MOST_HOPS || Instant::now() >= deadline || self.interrupt.came() {
+                return Ok((hops, self.session.gaps()?));
+            }
+            self.wait(deadline)?;
+        }
+    }
+
+    /// Waits until there is something to be read, a probe has ended, or a signal came; but not beyond `deadline`.
+    fn wait(&self, deadline: Instant) -> anyhow::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A partial millisecond is waited for too.
+        let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let sources = [Some(self.session.as_fd()), Some(self.interrupt.as_fd())]
+            .into_iter()
+            .chain([self.sending.as_ref().map(AsFd::as_fd)]);
+        let mut sources: Vec<PollFd<'_>> = sources
+            .flatten()
+            .map(|source| PollFd::new(source, PollFlags::POLLIN))
+            .collect();
+        match poll(&mut sources, left) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("wait for packets"),
+        }
+    }
+}
+
+/// What this machine calls itself.
+#[must_use]
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname();
     name.map_or_else(
         |_| "this machine".to_owned(),
@@ -197,7 +309,11 @@ mod tests {
         };
         let story = Story::new(&filter, &[hop], &Names::default(), Gaps::default());
         let told = trace::render::text(&story);
-        let text = Followed { story }.render(Output::Text);
+        let text = Followed {
+            story,
+            in_full: false,
+        }
+        .render(Output::Text);
         assert_eq!(text, told.replace('\u{1b}', "\u{fffd}"));
         assert!(text.contains("\u{fffd}[2J"), "{text}");
     }
@@ -211,7 +327,11 @@ mod tests {
                 lost_events,
                 missed_events,
             };
-            Followed { story }.finding()
+            Followed {
+                story,
+                in_full: false,
+            }
+            .finding()
         };
         let rows = [
             (0, 0, Finding::Wrong),

@@ -1,71 +1,138 @@
 //! The pods of this machine, as its agents have written them down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
-use model::ObjectName;
+use anyhow::{Context, bail, ensure};
+use model::{NodeName, ObjectName};
+use overlay::pods::wiring;
 use trace::Names;
 use trace::namespaces::Found;
 
-use crate::cli::NODE_CONFIG;
-use crate::config;
+use super::agents::{Agents, NotLocated};
 
 /// Names that are told when one is not there, at the most.
 const TOLD: usize = 10;
 
-/// Pods by name, with their addresses.
+/// A pod's interface, by an agent's book.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// The node whose agent connected it.
+    pub(super) node: NodeName,
+    /// Its device on the node's side.
+    pub(super) device: String,
+    /// Its addresses.
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+/// Pods by name. A name may be in several books, and in one several times: of a container that ended and one in its place.
 #[derive(Debug, Default)]
 pub struct Pods {
-    by_name: BTreeMap<ObjectName, Vec<IpAddr>>,
-    /// Whether an agent was asked at all.
+    by_name: BTreeMap<ObjectName, Vec<Record>>,
+    /// Whether there is an agent that could have connected any.
     has_agent: bool,
 }
 
 impl Pods {
-    /// Reads what the agents with these configurations wrote. Without one, that with the usual configuration, if there is
-    /// one.
+    /// Reads what the agents with these configurations wrote; where none is named, those that are usual.
     ///
     /// # Errors
-    /// When a configuration or a record cannot be read.
-    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
-        let usual = [PathBuf::from(NODE_CONFIG)];
-        let configs = if configs.is_empty() && Path::new(NODE_CONFIG).exists() {
-            &usual
-        } else {
-            configs
-        };
+    /// When one of them cannot be read.
+    pub fn of_this_machine(configs: &[PathBuf]) -> anyhow::Result<Self> {
+        Self::read(&Agents::read(configs)?)
+    }
+
+    /// Reads what the agents wrote.
+    pub(super) fn read(agents: &Agents) -> anyhow::Result<Self> {
         let mut pods = Self {
             by_name: BTreeMap::new(),
-            has_agent: !configs.is_empty(),
+            has_agent: agents.iter().next().is_some(),
         };
-        for path in configs {
-            let config = config::load(path, None)?;
-            let directory = &config.state_dir;
+        for agent in agents.iter() {
+            let directory = &agent.state_dir;
             let recorded = overlay::pods::recorded(directory)
                 .with_context(|| format!("read the pods in {}", directory.display()))?;
             for assigned in recorded {
-                let addresses = assigned.addresses().values().copied().collect();
-                pods.by_name.extend(assigned.pod.map(|name| (name, addresses)));
+                let record = Record {
+                    node: agent.node.clone(),
+                    device: wiring::host_ifname(&assigned.key),
+                    addresses: assigned.addresses().values().copied().collect(),
+                };
+                if let Some(name) = assigned.pod {
+                    pods.by_name.entry(name).or_default().push(record);
+                }
             }
         }
         Ok(pods)
     }
 
-    /// A pod's addresses.
+    /// A pod's addresses; none where no book has it.
     ///
     /// # Errors
-    /// When it is not known: with those that are.
-    pub fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
-        if let Some(addresses) = self.by_name.get(name) {
-            return Ok(addresses.clone());
+    /// When several that have other addresses bear the name.
+    pub(super) fn addresses(&self, name: &ObjectName) -> anyhow::Result<Option<Vec<IpAddr>>> {
+        let Some(records) = self.by_name.get(name) else {
+            return Ok(None);
+        };
+        let different: BTreeSet<_> = records.iter().map(|record| &record.addresses).collect();
+        let [addresses] = different.iter().collect::<Vec<_>>()[..] else {
+            let candidate = |record: &Record| {
+                let addresses: Vec<String> = record.addresses.iter().map(IpAddr::to_string).collect();
+                format!("{} of node {}", addresses.join(" and "), record.node)
+            };
+            let candidates: Vec<String> = records.iter().map(candidate).collect();
+            bail!("pod/{name} may be {}: give an address", candidates.join(", or "));
+        };
+        Ok(Some(addresses.iter().copied().collect()))
+    }
+
+    /// Whether there is such a pod.
+    ///
+    /// # Errors
+    /// When no book has it.
+    pub fn need(&self, name: &ObjectName) -> anyhow::Result<()> {
+        self.need_agent(&format!("pod {name}"))?;
+        ensure!(
+            self.by_name.contains_key(name),
+            "no pod {name} on this machine's nodes: {}",
+            self.others(name)
+        );
+        Ok(())
+    }
+
+    /// Whether a namespace has pods.
+    ///
+    /// # Errors
+    /// When no book has one.
+    pub fn need_namespace(&self, namespace: &str) -> anyhow::Result<()> {
+        self.need_agent(&format!("namespace {namespace}"))?;
+        ensure!(
+            self.by_name.keys().any(|name| name.namespace == namespace),
+            "no pod of namespace {namespace} on this machine's nodes"
+        );
+        Ok(())
+    }
+
+    fn need_agent(&self, what: &str) -> anyhow::Result<()> {
+        ensure!(self.has_agent, "{what} is not known: {}", NotLocated::NoAgent);
+        Ok(())
+    }
+
+    /// What to say of a pod that neither the books nor the agents know.
+    pub(super) fn unknown(&self, name: &ObjectName, why: &NotLocated) -> String {
+        let there = self.others(name);
+        match why {
+            NotLocated::NoAgent => format!("pod/{name}: {why}"),
+            NotLocated::Silent(_) | NotLocated::Unknown(_) => format!(
+                "no agent of this machine has connected a pod {name}, and none knows it as an endpoint of a Service; give \
+                 its address ({there}; {why})"
+            ),
         }
-        if !self.has_agent {
-            bail!(
-                "pod {name} is not known: there is no {NODE_CONFIG}; name an agent's configuration by --config"
-            );
-        }
+    }
+
+    /// Which pods there are, where one is not.
+    fn others(&self, name: &ObjectName) -> String {
         // Those of the same name first.
         let mut others: Vec<&ObjectName> = self.by_name.keys().collect();
         others.sort_by_key(|other| (other.name != name.name, *other));
@@ -74,31 +141,69 @@ impl Pods {
             .take(TOLD)
             .map(|other| format!("pod/{other}"))
             .collect();
-        match told.is_empty() {
-            true => bail!("no pod {name} on this machine's nodes: there is none at all"),
-            false => bail!(
-                "no pod {name} on this machine's nodes; there are {}",
-                told.join(", ")
-            ),
+        match told.as_slice() {
+            [] => "there are none".to_owned(),
+            told => format!("there are {}", told.join(", ")),
         }
     }
 
-    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them.
+    /// The pod that has an address.
+    pub(super) fn with_address(&self, address: IpAddr) -> Option<(&ObjectName, &Record)> {
+        self.records()
+            .find(|(_, record)| record.addresses.contains(&address))
+    }
+
+    /// The pod behind a device of its node.
+    pub(super) fn behind(&self, device: &str) -> Option<(&ObjectName, &Record)> {
+        self.records().find(|(_, record)| record.device == device)
+    }
+
+    fn records(&self) -> impl Iterator<Item = (&ObjectName, &Record)> {
+        let records = self.by_name.iter();
+        records.flat_map(|(name, records)| records.iter().map(move |record| (name, record)))
+    }
+
+    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them; and whose
+    /// addresses are.
     #[must_use]
     pub fn names(&self, namespaces: &[Found]) -> Names {
         let mut names = Names::of_this_machine();
-        let by_address: BTreeMap<IpAddr, &ObjectName> = self
-            .by_name
-            .iter()
-            .flat_map(|(name, addresses)| addresses.iter().map(move |address| (*address, name)))
-            .collect();
         for found in namespaces {
-            let pod = found.addresses.iter().find_map(|address| by_address.get(address));
-            if let Some(pod) = pod {
+            let mut addresses = found.addresses.iter();
+            if let Some((pod, _)) = addresses.find_map(|address| self.with_address(*address)) {
                 names.netns.insert(found.inode, format!("pod/{pod}"));
             }
         }
+        let addresses = self.records().flat_map(|(name, record)| {
+            let addresses = record.addresses.iter();
+            addresses.map(move |address| (*address, format!("pod/{name}")))
+        });
+        names.pods = addresses.collect();
         names
+    }
+}
+
+#[cfg(test)]
+impl Pods {
+    /// These pods, each of a node and with an address.
+    pub fn of(pods: &[(&str, &str, &str)]) -> Self {
+        let mut all = Self {
+            by_name: BTreeMap::new(),
+            has_agent: true,
+        };
+        for (name, node, address) in pods {
+            let (namespace, name) = name.split_once('/').expect("a namespace");
+            let record = Record {
+                node: (*node).into(),
+                device: format!("cw-{name}"),
+                addresses: [address.parse().expect("an address")].into(),
+            };
+            all.by_name
+                .entry(ObjectName::new(namespace, name))
+                .or_default()
+                .push(record);
+        }
+        all
     }
 }
 
@@ -107,28 +212,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_that_is_not_there_is_told_with_those_that_are_the_same_name_first() {
-        let address: IpAddr = "10.244.1.2".parse().expect("an address");
-        let pods = Pods {
-            by_name: [ObjectName::new("a", "b"), ObjectName::new("shop", "web")]
-                .map(|name| (name, vec![address]))
-                .into(),
-            has_agent: true,
+    fn a_pod_is_found_and_one_that_several_books_have_is_told_with_all_of_them() {
+        let pods = Pods::of(&[
+            ("a/b", "node-1", "10.244.1.2"),
+            ("shop/web", "node-1", "10.244.1.3"),
+            ("shop/web", "node-2", "10.244.2.3"),
+            ("shop/twice", "node-1", "10.244.1.4"),
+            ("shop/twice", "node-1", "10.244.1.4"),
+        ]);
+        let addresses = |namespace, name| {
+            let found = pods.addresses(&ObjectName::new(namespace, name));
+            found.map(|found| {
+                found
+                    .unwrap_or_default()
+                    .iter()
+                    .map(IpAddr::to_string)
+                    .collect::<Vec<_>>()
+            })
         };
+        assert_eq!(addresses("a", "b").expect("one"), ["10.244.1.2"]);
+        assert_eq!(addresses("shop", "twice").expect("one"), ["10.244.1.4"]);
+        assert_eq!(addresses("shop", "gone").expect("none"), Vec::<String>::new());
         assert_eq!(
-            pods.addresses(&ObjectName::new("a", "b")).expect("there"),
-            [address]
+            addresses("shop", "web").expect_err("two").to_string(),
+            "pod/shop/web may be 10.244.1.3 of node node-1, or 10.244.2.3 of node node-2: give an address"
         );
-        let error = pods
-            .addresses(&ObjectName::new("default", "web"))
-            .expect_err("not there");
+    }
+
+    #[test]
+    fn a_pod_that_is_not_there_is_told_with_those_that_are_the_same_name_first() {
+        let pods = Pods::of(&[
+            ("a/b", "node-1", "10.244.1.2"),
+            ("shop/web", "node-1", "10.244.1.3"),
+        ]);
+        let name = ObjectName::new("default", "web");
+        let said = NotLocated::Unknown("there is no pod default/web".to_owned());
         assert_eq!(
-            error.to_string(),
-            "no pod default/web on this machine's nodes; there are pod/shop/web, pod/a/b"
+            pods.unknown(&name, &said),
+            "no agent of this machine has connected a pod default/web, and none knows it as an endpoint of a Service; give \
+             its address (there are pod/shop/web, pod/a/b; there is no pod default/web)"
         );
-        let error = Pods::default()
-            .addresses(&ObjectName::new("a", "b"))
-            .expect_err("not there");
-        assert!(error.to_string().contains("--config"), "{error}");
+        let nobody = pods.unknown(&name, &NotLocated::NoAgent);
+        assert!(nobody.contains("--config"), "{nobody}");
     }
 }

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a drop means, and what to look at.
+use crate::hop::Hop;
+
+/// What a drop means, and what to look at. In the table `DEVICE`, `SENDER` and `RECEIVER` stand for those of the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// In words.
@@ -11,12 +13,30 @@ pub struct Cause {
     pub look: String,
 }
 
+impl Cause {
+    /// The same of this packet: with its device and its addresses in place of the words for them.
+    #[must_use]
+    pub fn about(self, hop: &Hop) -> Self {
+        let flow = hop.header.flow;
+        let device = Some(hop.device.as_str()).filter(|device| !device.is_empty());
+        let name = |text: String| {
+            let text = text.replace("DEVICE", device.unwrap_or("DEVICE"));
+            let text = text.replace("SENDER", &flow.source.ip().to_string());
+            text.replace("RECEIVER", &flow.destination.ip().to_string())
+        };
+        Self {
+            means: name(self.means),
+            look: name(self.look),
+        }
+    }
+}
+
 /// A row: reason, the beginning of the place's name, what it means, what to look at. Empty: any.
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 /// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
 /// gives no reason of its own.
-const ROWS: [Row; 31] = [
+const ROWS: [Row; 43] = [
     (
         "NETFILTER_DROP",
         "",
@@ -104,19 +124,19 @@ const ROWS: [Row; 31] = [
     (
         "PKT_TOO_BIG",
         "",
-        "it is larger than the device takes (MTU)",
+        "it is larger than device DEVICE takes (MTU)",
         "ip link show; the MTU of pods must leave room for the tunnel",
     ),
     (
         "NOT_SPECIFIED",
         "__dev_forward_skb",
-        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
         "ip link show, on both ends",
     ),
     (
         "NOT_SPECIFIED",
         "veth_xmit",
-        "it is larger than the other end of the veth takes: the MTUs of its ends differ, or that end is down",
+        "the other end of the veth DEVICE is down, or takes no packets of that size: the MTUs of its ends differ",
         "ip link show, on both ends",
     ),
     (
@@ -158,8 +178,14 @@ const ROWS: [Row; 31] = [
     (
         "QDISC_DROP",
         "",
-        "the device's queue was full",
-        "tc -s qdisc show dev DEVICE",
+        "device DEVICE or its peer is down, or its queue is full",
+        "ip link show DEVICE: NO-CARRIER is a peer that is down; tc -s qdisc show dev DEVICE",
+    ),
+    (
+        "DEV_READY",
+        "",
+        "device DEVICE or its peer is down",
+        "ip link show DEVICE, and its other end",
     ),
     (
         "SOCKET_RCVBUFF",
@@ -198,6 +224,72 @@ const ROWS: [Row; 31] = [
         "the program at that socket",
     ),
     (
+        "BPF_CGROUP_EGRESS",
+        "",
+        "a program at the sender's cgroup dropped it",
+        "bpftool cgroup tree",
+    ),
+    (
+        "CPU_BACKLOG",
+        "",
+        "the CPU's queue of received packets was full",
+        "cat /proc/net/softnet_stat; sysctl net.core.netdev_max_backlog",
+    ),
+    (
+        "FULL_RING",
+        "",
+        "the device's ring was full",
+        "ip -s link show dev DEVICE",
+    ),
+    (
+        "DEV_READY",
+        "",
+        "the device, or the other end of its cable, is down",
+        "ip link show, on both ends",
+    ),
+    (
+        "SOCKET_BACKLOG",
+        "",
+        "the socket's backlog is full: the program reads too slowly",
+        "ss -nmp",
+    ),
+    (
+        "PROTO_MEM",
+        "",
+        "the protocol may use no more memory",
+        "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem net.ipv4.udp_mem",
+    ),
+    (
+        "TCP_ZEROWINDOW",
+        "",
+        "the receiver's window is closed: the program reads too slowly",
+        "ss -tnmp",
+    ),
+    (
+        "TCP_OFO_QUEUE_PRUNE",
+        "",
+        "no room was left for segments that came before their turn",
+        "ss -tnmp",
+    ),
+    (
+        "IPV6DISABLED",
+        "",
+        "IPv6 is switched off at the device",
+        "sysctl net.ipv6.conf.DEVICE.disable_ipv6",
+    ),
+    (
+        "FRAG_REASM_TIMEOUT",
+        "",
+        "the other fragments of it did not come in time",
+        "a fragment is dropped elsewhere: causeway drops on the way",
+    ),
+    (
+        "TCP_RFC7323_PAWS",
+        "",
+        "its time stamp is older than one that was seen: a copy, or a sender behind the same address",
+        "sysctl net.ipv4.tcp_timestamps, at the sender",
+    ),
+    (
         "OTHERHOST",
         "",
         "its MAC address is another host's",
@@ -233,6 +325,13 @@ mod tests {
         for (reason, place, part) in rows {
             let means = means(reason, place).expect("known");
             assert!(means.contains(part), "{reason} {place}: {means}");
+        }
+        for reason in ["QDISC_DROP", "DEV_READY"] {
+            let means = means(reason, "__dev_queue_xmit").expect("known");
+            assert!(
+                means.starts_with("device DEVICE or its peer is down"),
+                "{reason}: {means}"
+            );
         }
         assert_eq!(means("NOT_SPECIFIED", "somewhere"), None);
         assert_eq!(means("NO_TX_TARGET", "elsewhere"), None);

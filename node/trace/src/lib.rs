@@ -6,9 +6,11 @@
 //! - [`Session`] attaches programs to the kernel's tracepoints, and turns what they tell into [`Hop`]s. It takes them away
 //!   when it is dropped; the kernel does when the process ends, however it ends.
 //! - [`Story`] is what the hops of one connection mean: packets, NAT, the reply, a [`Verdict`]. Pure.
+//! - [`Service`] is an end that stands for many.
 //! - [`cause`] says what a drop means, and what to look at.
 //! - [`namespaces`] finds where on this machine an address is.
 //! - [`render`] writes a story for people.
+//! - [`drops`] counts what is dropped, whoever's it is.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -30,14 +32,18 @@
 //! ```
 
 pub mod cause;
+pub mod drops;
 pub mod hop;
+mod ledger;
 pub mod namespaces;
 pub mod places;
 pub mod render;
+pub mod service;
 pub mod session;
 pub mod story;
 
 pub use hop::{Hop, HopKind};
 pub use places::Names;
+pub use service::Service;
 pub use session::{Filter, Session, TraceError};
 pub use story::{Gaps, Story, Verdict};

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::cause::Cause;
 use crate::hop::{Flow, Hop, HopKind};
 use crate::story::{Packet, Step, Story, Verdict};
 
@@ -17,30 +18,75 @@ pub fn json(story: &Story) -> String {
     format!("{:#}\n", serde_json::json!(story))
 }
 
-/// The story in words: the verdict first, then packets hop by hop, then what to look at.
+/// The story in words: the verdict first, then packets hop by hop, then what went wrong and what to look at. Where nothing
+/// did, it ends before the connection does: how that is closed is told by [`full_text`].
 #[must_use]
 pub fn text(story: &Story) -> String {
+    told(story, LATER, is_closing(story))
+}
+
+/// The same with all packets, also those that close a connection that worked.
+#[must_use]
+pub fn full_text(story: &Story) -> String {
+    told(story, usize::MAX, |_| false)
+}
+
+/// The verdict and what to look at, without the packets.
+#[must_use]
+pub fn brief(story: &Story) -> Vec<String> {
+    let mut lines = vec![headline(story)];
+    lines.extend(conclusions(story));
+    if story.gaps.lost_events > 0 {
+        lines.extend(notes(story));
+    }
+    lines
+}
+
+fn told(story: &Story, most: usize, is_hidden: impl Fn(&Packet) -> bool) -> String {
     let mut text = String::new();
     line(&mut text, &headline(story));
+    if let Some(choice) = &story.service {
+        line(&mut text, &choice.to_string());
+    }
     let (full, later) = in_full(story);
     for packet in &full {
         line(&mut text, "");
         packet_lines(&mut text, packet);
     }
-    if !later.is_empty() {
-        line(&mut text, "");
-    }
-    for packet in later.iter().take(LATER) {
-        line(&mut text, &summary(packet));
-    }
-    if later.len() > LATER {
-        line(&mut text, &format!("and {} packets more", later.len() - LATER));
-    }
-    line(&mut text, "");
-    for conclusion in conclusions(story) {
-        line(&mut text, &conclusion);
+    let (hidden, later): (Vec<_>, Vec<_>) = later.into_iter().partition(|packet| is_hidden(packet));
+    let more = later.len().saturating_sub(most);
+    let mut lines: Vec<String> = later.iter().take(most).map(|packet| summary(packet)).collect();
+    lines.extend((more > 0).then(|| format!("and {more} packets more")));
+    lines.extend((!hidden.is_empty()).then(|| {
+        format!(
+            "and {} packets that close the connection (--verbose shows them)",
+            hidden.len()
+        )
+    }));
+    for lines in [lines, notes(story), conclusions(story)] {
+        if !lines.is_empty() {
+            line(&mut text, "");
+        }
+        for told in lines {
+            line(&mut text, &told);
+        }
     }
     text
+}
+
+/// Whether a packet only closes a connection that worked: what ends it, and what comes after that and carries nothing.
+fn is_closing(story: &Story) -> impl Fn(&Packet) -> bool {
+    let works = matches!(story.verdict, Verdict::Answered | Verdict::Delivered);
+    let at = |packet: &Packet| packet.hops.first().map(|step| step.after_ns);
+    let ends = story.packets.iter().filter(|packet| packet.ends_connection());
+    let end = ends.filter_map(at).min().filter(|_| works);
+    move |packet| {
+        let is_bare = packet
+            .hops
+            .first()
+            .is_some_and(|step| step.hop.header.what == "ACK");
+        end.is_some_and(|end| packet.ends_connection() || (is_bare && at(packet) >= Some(end)))
+    }
 }
 
 fn line(text: &mut String, line: &str) {
@@ -75,6 +121,7 @@ fn headline(story: &Story) -> String {
         Verdict::Answered => "ANSWERED",
         Verdict::Refused => "REFUSED",
         Verdict::Delivered => "DELIVERED, no reply seen",
+        Verdict::Left => "LEFT THIS MACHINE",
         Verdict::Unanswered => "NO REPLY",
         Verdict::Dropped { is_reply: false } => "DROPPED",
         Verdict::Dropped { is_reply: true } => "REPLY DROPPED",
@@ -82,7 +129,12 @@ fn headline(story: &Story) -> String {
     let Some(flow) = story.flow else {
         return format!("TRACE  verdict: {verdict}");
     };
-    let mut headline = format!("TRACE  {flow}/{}  verdict: {verdict}", flow.protocol);
+    let end = match (story.drop(), story.left()) {
+        (Some(step), _) if story.verdict != Verdict::Refused => format!(" at {}", place(step)),
+        (_, Some(step)) => format!(" by {}, no reply seen", place(step)),
+        _ => String::new(),
+    };
+    let mut headline = format!("TRACE  {flow}/{}  verdict: {verdict}{end}", flow.protocol);
     if let Some(round_trip) = story.round_trip_ns {
         let _infallible = write!(headline, "  round trip {}", micros(round_trip));
     }
@@ -205,67 +257,111 @@ fn place_before_end(packet: &Packet) -> String {
     at_device.map_or_else(String::new, |step| format!("{} {}", step.at, step.hop.device))
 }
 
-/// What follows from it all.
-fn conclusions(story: &Story) -> Vec<String> {
-    let mut conclusions = Vec::new();
-    if let Some(step) = story.drop()
-        && let HopKind::Dropped { reason, place } = &step.hop.kind
-    {
-        let at = [step.at.as_str(), &step.hop.device].join(" ");
-        conclusions.push(format!("DROPPED at {}: {reason} in {place}", at.trim_end()));
-        match &step.cause {
-            Some(cause) => {
-                conclusions.push(format!("means:   {}", cause.means));
-                conclusions.push(format!("look at: {}", cause.look));
-            }
-            None => {
-                conclusions.push("means:   not known; the kernel's function is where it ended".to_owned())
-            }
-        }
-    }
-    let (request, reply) = (story.last_step(false), story.last_step(true));
-    match (story.verdict, reply.or(request)) {
-        (Verdict::Unanswered, Some(step)) => {
-            let what = if reply.is_some() {
-                "there was a reply, which nobody dropped, and which did not come back"
-            } else {
-                "nobody dropped it, and nobody answered"
-            };
-            let place = [step.at.as_str(), &step.hop.device].join(" ");
-            conclusions.push(format!("{what}: it was seen last at {}", place.trim_end()));
-        }
-        (Verdict::NothingSeen, _) => {
-            conclusions
-                .push("no packet of this kind was seen: nobody sent one while it was looked for".to_owned());
-            conclusions.push(
-                "a Service's address is translated before a packet exists, where the socket hook does it: name the \
-                 endpoint"
-                    .to_owned(),
-            );
-        }
-        _ => {}
-    }
+/// What limits what was seen.
+fn notes(story: &Story) -> Vec<String> {
+    let mut notes = Vec::new();
     if story.other_connections > 0 {
-        conclusions.push(format!("{} other connections were seen", story.other_connections));
+        notes.push(format!("{} other connections were seen", story.other_connections));
     }
-    conclusions.push(match story.gaps.lost_events {
+    notes.push(match story.gaps.lost_events {
         0 => "0 events lost".to_owned(),
         lost => format!("INCOMPLETE: {lost} events lost; a hop that is missing says nothing"),
     });
     if story.lacks_symbols {
-        conclusions.push(
+        notes.push(
             "the kernel's symbols cannot be read (CAP_SYSLOG, sysctl kernel.kptr_restrict): places are numbers, and \
              drops are judged by their reasons alone"
                 .to_owned(),
         );
     }
     if story.gaps.missed_events > 0 {
-        conclusions.push(format!(
+        notes.push(format!(
             "{} packets of this machine, whoever's, were not looked at: a hop may be missing",
             story.gaps.missed_events
         ));
     }
-    conclusions
+    notes
+}
+
+/// What went wrong, and what to look at.
+fn conclusions(story: &Story) -> Vec<String> {
+    let (request, reply) = (story.last_step(false), story.last_step(true));
+    match (story.verdict, reply.or(request)) {
+        (Verdict::Dropped { .. } | Verdict::Refused, _) => {
+            story.drop().map(dropped_lines).unwrap_or_default()
+        }
+        (Verdict::Left, _) => story.left().map(left_lines).unwrap_or_default(),
+        (Verdict::Unanswered, Some(step)) => {
+            let what = if reply.is_some() {
+                "there was a reply, which nobody dropped, and which did not come back"
+            } else {
+                "nobody dropped it, and nobody answered"
+            };
+            vec![format!("{what}: it was seen last at {}", place(step))]
+        }
+        (Verdict::NothingSeen, _) => {
+            let mut lines =
+                vec!["no packet of this kind was seen: nobody sent one while it was looked for".to_owned()];
+            lines.extend(story.service.is_none().then(|| {
+                "a Service's address is translated before a packet exists, where the socket hook does it: name the \
+                 Service, or its endpoint"
+                    .to_owned()
+            }));
+            lines
+        }
+        (Verdict::Answered | Verdict::Delivered | Verdict::Unanswered, _) => Vec::new(),
+    }
+}
+
+fn dropped_lines(step: &Step) -> Vec<String> {
+    let HopKind::Dropped {
+        reason,
+        place: function,
+    } = &step.hop.kind
+    else {
+        return Vec::new();
+    };
+    let mut lines = vec![format!("DROPPED at {}: {reason} in {function}", place(step))];
+    match &step.cause {
+        Some(cause) => lines.extend(cause_lines(cause)),
+        None => lines.push("means:   not known; the kernel's function is where it ended".to_owned()),
+    }
+    lines
+}
+
+fn left_lines(step: &Step) -> Vec<String> {
+    let mut lines = vec![format!(
+        "LEFT THIS MACHINE by {}: nothing on it received the packet from there",
+        place(step)
+    )];
+    match (&step.cause, step.hop.wrapping) {
+        (Some(cause), _) => lines.extend(cause_lines(cause)),
+        (None, Some(wrapping)) => {
+            let other = wrapping.flow.destination.ip();
+            lines.push(format!("look at: the same trace on the machine that has {other}"));
+        }
+        (None, None) => lines.push(format!(
+            "look at: ip route get {} at {}, and what is behind that device",
+            step.hop.header.flow.destination.ip(),
+            step.at
+        )),
+    }
+    lines
+}
+
+fn cause_lines(cause: &Cause) -> [String; 2] {
+    [
+        format!("means:   {}", cause.means),
+        format!("look at: {}", cause.look),
+    ]
+}
+
+/// The namespace, and the device where there is one.
+fn place(step: &Step) -> String {
+    [step.at.as_str(), &step.hop.device]
+        .join(" ")
+        .trim_end()
+        .to_owned()
 }
 
 /// Nanoseconds as microseconds.

@@ -1,11 +1,13 @@
 //! A session: the programs are attached, and what they see comes as hops.
 
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ebpf::abi::net::Port;
 use ebpf::kernel_types::{KernelTypes, TypesError};
-use ebpf::tracer::{Tracer, TracerError, Wanted};
+use ebpf::tracepoints::TracepointError;
+use ebpf::tracer::{Tracer, Wanted};
 
 use crate::hop::{Hop, Protocol};
 use crate::places::Places;
@@ -19,6 +21,8 @@ pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 pub struct Filter {
     /// Addresses of one end, at most two; none: anybody.
     pub sources: Vec<IpAddr>,
+    /// The port of that end; `None`: any.
+    pub source_port: Option<u16>,
     /// Addresses and ports of the other end; none: anybody.
     pub targets: Vec<(IpAddr, Option<u16>)>,
     /// Protocol of layer 4; `None`: any.
@@ -32,6 +36,7 @@ impl Default for Filter {
     fn default() -> Self {
         Self {
             sources: Vec::new(),
+            source_port: None,
             targets: Vec::new(),
             protocol: None,
             vxlan_ports: VXLAN_PORTS.to_vec(),
@@ -42,15 +47,12 @@ impl Default for Filter {
 /// Why packets cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// More addresses than the programs compare.
-    #[error("{0} addresses are too many for one end: two can be followed")]
-    TooManySources(usize),
     /// The kernel does not tell its types.
     #[error(transparent)]
     Types(#[from] TypesError),
     /// The programs cannot be loaded or asked.
     #[error(transparent)]
-    Tracer(#[from] TracerError),
+    Programs(#[from] TracepointError),
 }
 
 /// The attached programs, and the names of what they tell.
@@ -70,7 +72,7 @@ impl Session {
     /// When the kernel lacks something, or this process the right.
     pub fn start(filter: &Filter, node: &str) -> Result<Self, TraceError> {
         let began = Instant::now();
-        let wanted = wanted(filter)?;
+        let wanted = wanted(filter);
         let types = KernelTypes::read()?;
         let places = Places::read(&types)?;
         let tracer = Tracer::start(&wanted, &types)?;
@@ -118,21 +120,27 @@ impl Session {
     }
 }
 
-fn wanted(filter: &Filter) -> Result<Wanted, TraceError> {
+impl AsFd for Session {
+    /// Readable when there may be a hop.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tracer.as_fd()
+    }
+}
+
+fn wanted(filter: &Filter) -> Wanted {
     let Filter {
         sources,
+        source_port,
         targets,
         protocol,
         vxlan_ports,
     } = filter;
-    if sources.len() > 2 {
-        return Err(TraceError::TooManySources(sources.len()));
-    }
     let target = |(address, port): &(IpAddr, Option<u16>)| ((*address).into(), port.map(Port::new));
-    Ok(Wanted {
+    Wanted {
         sources: sources.iter().map(|address| (*address).into()).collect(),
+        source_port: source_port.map(Port::new),
         targets: targets.iter().map(target).collect(),
         protocol: protocol.map(|Protocol(number)| number),
         vxlan_ports: vxlan_ports.iter().map(|port| Port::new(*port)).collect(),
-    })
+    }
 }

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::cause::{self, Cause};
 use crate::hop::{Flow, Hop, HopKind, Protocol};
 use crate::places::{self, Names};
+use crate::service::{Choice, Service};
 use crate::session::Filter;
 
-/// The kernel's reason where a socket was closed before it was read.
-const CLOSED_UNREAD: &str = "QUEUE_PURGE";
+/// The kernel's reasons where a socket was closed before it was read.
+const CLOSED_UNREAD: [&str; 2] = ["QUEUE_PURGE", "SOCKET_CLOSE"];
 
 /// What became of the first connection that the filter names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct Story {
     pub packets: Vec<Packet>,
     /// Other connections that were seen too.
     pub other_connections: usize,
+    /// The Service that it goes to, where one was named.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<Choice>,
     /// Whether places in the kernel have no names, since its symbols cannot be read (CAP_SYSLOG, `kptr_restrict`). Drops
     /// are judged by their reasons alone then.
     #[serde(default)]
@@ -69,7 +73,7 @@ pub struct Step {
     /// What was seen.
     #[serde(flatten)]
     pub hop: Hop,
-    /// What it means that it was dropped.
+    /// What it means that it was dropped, or that it left.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<Cause>,
 }
@@ -86,6 +90,9 @@ pub enum Verdict {
     Refused,
     /// Somebody has had it, and did not answer.
     Delivered,
+    /// The first packet was handed to a device, and nothing on this machine had it from there: what became of it another
+    /// machine may know.
+    Left,
     /// Nobody dropped it, and nobody answered: where it was seen last is where to look.
     Unanswered,
     /// A packet was dropped, and none after it came through in its place.
@@ -96,10 +103,10 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether something is wrong with it.
+    /// Whether something is wrong with it. Of what left this machine that is not known.
     #[must_use]
     pub const fn is_wrong(self) -> bool {
-        !matches!(self, Self::Answered | Self::Delivered)
+        !matches!(self, Self::Answered | Self::Delivered | Self::Left)
     }
 }
 
@@ -109,7 +116,12 @@ impl Story {
     pub fn new(filter: &Filter, hops: &[Hop], names: &Names, gaps: Gaps) -> Self {
         let packets = packets(hops);
         let connections = connections(&packets);
-        let request = packets.iter().position(|packet| is_request(filter, packet));
+        let mut requests = (0..)
+            .zip(&packets)
+            .filter(|(_, packet)| is_request(filter, packet));
+        let first = requests.clone().map(|(at, _)| at).next();
+        let begun = requests.find(|(_, packet)| packet.first().is_some_and(begins));
+        let request = begun.map(|(at, _)| at).or(first);
         let Some((request, first)) = request.and_then(|at| Some((at, packets.get(at)?.first()?))) else {
             return Self::empty(gaps);
         };
@@ -135,6 +147,7 @@ impl Story {
             round_trip_ns: arrived.map(|at_ns| at_ns.saturating_sub(first.at_ns)),
             packets: told,
             other_connections: connections.values().collect::<BTreeSet<_>>().len() - 1,
+            service: None,
             lacks_symbols: packets.iter().flatten().any(is_bare),
             gaps,
         }
@@ -147,6 +160,7 @@ impl Story {
             round_trip_ns: None,
             packets: Vec::new(),
             other_connections: 0,
+            service: None,
             lacks_symbols: false,
             gaps,
         }
@@ -164,6 +178,34 @@ impl Story {
         packets.find_map(Packet::dropped)
     }
 
+    /// Where the first packet left this machine, where the verdict is that.
+    #[must_use]
+    pub fn left(&self) -> Option<&Step> {
+        let mut requests = self.packets.iter().filter(|packet| !packet.is_reply);
+        let first = requests.next().filter(|_| self.verdict == Verdict::Left)?;
+        first.departure()
+    }
+
+    /// Asks for the cause of what the verdict says of a packet: where it was dropped, or where it left. The kernel's words
+    /// stay where nobody knows better.
+    pub fn explain_end(&mut self, cause: impl FnOnce(&Step) -> Option<Cause>) {
+        let Some(end) = self.drop().or_else(|| self.left()).cloned() else {
+            return;
+        };
+        let Some(cause) = cause(&end) else { return };
+        let mut steps = self.packets.iter_mut().flat_map(|packet| &mut packet.hops);
+        if let Some(step) = steps.find(|step| **step == end) {
+            step.cause = Some(cause);
+        }
+    }
+
+    /// Says which endpoint of a Service the packets went to.
+    #[must_use]
+    pub fn to_service(mut self, service: &Service) -> Self {
+        self.service = Some(service.choice(&self.packets));
+        self
+    }
+
     /// Where the first packet, or the first reply, was seen last.
     #[must_use]
     pub fn last_step(&self, is_reply: bool) -> Option<&Step> {
@@ -171,11 +213,19 @@ impl Story {
         packets.find(|packet| packet.is_reply == is_reply)?.hops.last()
     }
 
-    /// Whether nothing more need come: a reply did, or a refusal and what it is for.
+    /// Whether it has the connection's beginning.
+    fn begins(&self) -> bool {
+        let requests = self.packets.iter().filter(|packet| !packet.is_reply);
+        let mut first_hops = requests.filter_map(|packet| packet.hops.first());
+        first_hops.any(|step| begins(&step.hop))
+    }
+
+    /// Whether nothing more need come: a reply to how a connection begins did, or a refusal and what it is for. Of one
+    /// that was there already, another one may tell more.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         match self.verdict {
-            Verdict::Answered => true,
+            Verdict::Answered => self.begins(),
             Verdict::Refused => self.drop().is_some(),
             _ => false,
         }
@@ -188,7 +238,7 @@ impl Packet {
             after_ns: hop.at_ns.saturating_sub(start),
             at: names.of_netns(hop.netns),
             cause: match &hop.kind {
-                HopKind::Dropped { reason, place } => cause::of(reason, place),
+                HopKind::Dropped { reason, place } => cause::of(reason, place).map(|cause| cause.about(hop)),
                 _ => None,
             },
             hop: hop.clone(),
@@ -204,7 +254,7 @@ impl Packet {
     pub fn dropped(&self) -> Option<&Step> {
         let last = self.hops.last()?;
         match &last.hop.kind {
-            HopKind::Dropped { reason, .. } if reason != CLOSED_UNREAD => Some(last),
+            HopKind::Dropped { reason, .. } if !CLOSED_UNREAD.contains(&reason.as_str()) => Some(last),
             _ => None,
         }
     }
@@ -233,9 +283,36 @@ impl Packet {
         self.hops.iter().filter(|_| self.is_reply).find(is_there)
     }
 
+    /// The last device that had it, if it was handed to that one and came out of none.
+    fn departure(&self) -> Option<&Step> {
+        let mut steps = self.hops.iter().rev();
+        let last = steps.find(|step| matches!(step.hop.kind, HopKind::Sent | HopKind::Received))?;
+        (last.hop.kind == HopKind::Sent && self.dropped().is_none()).then_some(last)
+    }
+
+    /// Whether it only ends a connection: it says so, or its socket was closed already.
+    pub(crate) fn ends_connection(&self) -> bool {
+        let first = self.hops.first();
+        let says_so = first.is_some_and(|step| {
+            let what = &step.hop.header.what;
+            what.contains("FIN") || what.contains("RST")
+        });
+        let is_unwanted = self.hops.last().is_some_and(|step| match &step.hop.kind {
+            HopKind::Dropped { reason, .. } => {
+                CLOSED_UNREAD.contains(&reason.as_str()) || is_by_receiver(step)
+            }
+            _ => false,
+        });
+        says_so || is_unwanted
+    }
+
+    /// Whether somebody has had it. A bridge passes packets on, and lets go of what it has copied.
     fn is_consumed(&self) -> bool {
         let last = self.hops.last();
-        last.is_some_and(|step| matches!(step.hop.kind, HopKind::Consumed { .. }))
+        last.is_some_and(|step| match &step.hop.kind {
+            HopKind::Consumed { place } => !place.starts_with("br_"),
+            _ => false,
+        })
     }
 
     /// Whether this reply says that the connection is not wanted.
@@ -301,11 +378,23 @@ fn unanswered(packets: &[Packet]) -> Verdict {
         Verdict::Dropped { is_reply: true }
     } else if dropped(false) {
         Verdict::Dropped { is_reply: false }
-    } else if packets
-        .iter()
-        .any(|packet| !packet.is_reply && packet.is_consumed())
-    {
+    } else {
+        without_reply(packets)
+    }
+}
+
+/// What became of the requests that nobody dropped.
+fn without_reply(packets: &[Packet]) -> Verdict {
+    let mut requests = packets.iter().filter(|packet| !packet.is_reply);
+    let has_reply = packets.iter().any(|packet| packet.is_reply);
+    let first_left = requests
+        .clone()
+        .next()
+        .is_some_and(|first| first.departure().is_some());
+    if requests.any(|packet| packet.is_consumed() && packet.departure().is_none()) {
         Verdict::Delivered
+    } else if first_left && !has_reply {
+        Verdict::Left
     } else {
         Verdict::Unanswered
     }
@@ -346,7 +435,7 @@ fn packets(hops: &[Hop]) -> Vec<Vec<Hop>> {
         let known: Option<usize> = known.copied();
         let own = known.and_then(|at| Some((at, packets.get_mut(at)?)));
         let at = match own {
-            Some((at, packet)) if !passes_again(packet, hop) => {
+            Some((at, packet)) if !passes_again(packet, hop) && !goes_back(packet, hop) => {
                 packet.push(hop.clone());
                 at
             }
@@ -368,6 +457,17 @@ fn passes_again(packet: &[Hop], hop: &Hop) -> bool {
             && matches!(hop.kind, HopKind::Sent | HopKind::Received)
             && (earlier.netns, &earlier.device, &earlier.kind) == (hop.netns, &hop.device, &hop.kind)
     })
+}
+
+/// Whether a connection may begin with this: what comes in its middle tells less of it.
+fn begins(hop: &Hop) -> bool {
+    hop.header.flow.protocol != Protocol::TCP || hop.header.what == "SYN"
+}
+
+/// Whether a hop goes the other way than the packet: a datagram that is answered by the same bytes.
+fn goes_back(packet: &[Hop], hop: &Hop) -> bool {
+    let back = hop.header.flow.reversed();
+    back != hop.header.flow && packet.iter().any(|earlier| earlier.header.flow == back)
 }
 
 /// The number of each packet's connection: packets are of one if they share a flow, under any name that NAT gives it.
@@ -408,6 +508,7 @@ fn is_request(filter: &Filter, packet: &[Hop]) -> bool {
             *address == destination.ip() && port.is_none_or(|port| port == destination.port())
         };
         (filter.sources.is_empty() || filter.sources.contains(&source))
+            && filter.source_port.is_none_or(|port| port == flow.source.port())
             && (filter.targets.is_empty() || filter.targets.iter().any(is_target))
     };
     let Some(first) = packet.first() else { return false };

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
+use trace::cause::Cause;
 use trace::hop::{Connection, Flow, Header, Hop, HopKind, Protocol, Wrapping};
-use trace::{Filter, Gaps, Names, Story, Verdict, render};
+use trace::{Filter, Gaps, Names, Service, Story, Verdict, render};
 
 const CLIENT: &str = "10.241.0.5:46798";
 const SERVICE: &str = "10.96.0.10:80";
@@ -130,7 +131,18 @@ fn names() -> Names {
     ];
     Names {
         netns: names.map(|(inode, name)| (inode, name.to_owned())).into(),
+        ..Names::default()
     }
+}
+
+/// Of who sends to a Service, under whatever address.
+fn story_to(service: &Service, hops: &[Hop]) -> Story {
+    let targets = service.frontends.iter().chain(&service.endpoints);
+    let filter = Filter {
+        targets: targets.map(|target| (target.ip(), Some(target.port()))).collect(),
+        ..filter()
+    };
+    Story::new(&filter, hops, &names(), Gaps::default())
 }
 
 fn story(hops: &[Hop], lost: u64) -> Story {
@@ -220,6 +232,71 @@ fn a_packet_that_was_copied_into_other_memory_is_one_packet_and_a_retransmission
 }
 
 #[test]
+fn a_connection_that_begins_is_told_rather_than_one_that_was_there_before() {
+    let older = |source, destination, what: &str| tcp(flow(source, destination), what, 5, 5);
+    let there = older("10.241.0.5:50000", SERVICE, "PSH,ACK");
+    let back = older(SERVICE, "10.241.0.5:50000", "ACK");
+    let old = vec![
+        hop(100, 100, 1, "eth0", HopKind::Sent, &there),
+        hop(200, 200, 1, "eth0", HopKind::Received, &back),
+    ];
+    let only_old = story(&old, 0);
+    assert_eq!(
+        (only_old.verdict, only_old.is_complete()),
+        (Verdict::Answered, false)
+    );
+    let both = story(&[old, request(), reply("SYN,ACK")].concat(), 0);
+    assert_eq!(both.flow, Some(flow(CLIENT, SERVICE)));
+    assert!(both.is_complete());
+    // By its port another one is out of question.
+    let named = Filter {
+        source_port: Some(50000),
+        ..filter()
+    };
+    assert_eq!(
+        Story::new(&named, &request(), &names(), Gaps::default()).flow,
+        None
+    );
+}
+
+#[test]
+fn a_datagram_that_is_answered_by_the_same_bytes_is_two_packets() {
+    let datagram = |source, destination| Header {
+        flow: Flow {
+            protocol: Protocol::UDP,
+            ..flow(source, destination)
+        },
+        ip_id: 0,
+        ..tcp(flow(source, destination), "", 7, 7)
+    };
+    let (there, back) = (datagram(CLIENT, SERVER), datagram(SERVER, CLIENT));
+    use HopKind::{Received, Sent};
+    let hops = |memory| {
+        vec![
+            hop(1000, 1000, 1, "eth0", Sent, &there),
+            hop(2000, 1000, 4, "eth0", Received, &there),
+            hop(3000, memory, 4, "eth0", Sent, &back),
+            hop(4000, memory, 1, "eth0", Received, &back),
+        ]
+    };
+    // In other memory, and in the same.
+    for memory in [3000, 1000] {
+        let filter = Filter {
+            targets: vec![(at(SERVER).ip(), Some(at(SERVER).port()))],
+            ..filter()
+        };
+        let story = Story::new(&filter, &hops(memory), &names(), Gaps::default());
+        let directions: Vec<_> = story
+            .packets
+            .iter()
+            .map(|packet| (packet.is_reply, packet.hops.len()))
+            .collect();
+        assert_eq!(directions, [(false, 2), (true, 2)], "{memory}");
+        assert_eq!(story.verdict, Verdict::Answered);
+    }
+}
+
+#[test]
 fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
     let refused = [request(), reply("RST,ACK")].concat();
     let mut taken = request();
@@ -246,7 +323,24 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
     let end = tcp(flow(SERVICE, CLIENT), "FIN,ACK", 7001, 1001);
     let purged = dropped("QUEUE_PURGE", "sk_stream_kill_queues");
     closed_unread.push(hop(95000, 95000, 1, "", purged, &end));
+    // By a device that leads to another machine.
+    let left = |kind: Option<HopKind>| {
+        let mut hops = request();
+        hops.truncate(4);
+        let header = tcp(flow(CLIENT, SERVER), "SYN", 1000, 0);
+        hops.extend(kind.map(|kind| hop(50000, 5000, 0, "", kind, &header)));
+        hops
+    };
+    let sent_on = HopKind::Consumed {
+        place: "__dev_kfree_skb_any".to_owned(),
+    };
     let rows = [
+        (left(None), Verdict::Left),
+        (left(Some(sent_on)), Verdict::Left),
+        (
+            left(Some(dropped("NEIGH_FAILED", "neigh_probe"))),
+            Verdict::Dropped { is_reply: false },
+        ),
         (Vec::new(), Verdict::NothingSeen),
         (redirected("SYN,ACK"), Verdict::Unanswered),
         (acknowledged, Verdict::Answered),
@@ -260,6 +354,120 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
     for (hops, verdict) in rows {
         assert_eq!(story(&hops, 0).verdict, verdict);
     }
+}
+
+#[test]
+fn what_left_this_machine_is_told_with_the_device_and_where_to_go_on() {
+    let mut wrapped = request();
+    wrapped.truncate(4);
+    let mut bare = request();
+    bare.truncate(3);
+    let rows = [
+        (
+            wrapped,
+            "LEFT THIS MACHINE by node-1 eth0: nothing on it received the packet from there",
+            "look at: the same trace on the machine that has 192.168.77.2",
+        ),
+        (
+            bare.clone(),
+            "LEFT THIS MACHINE by node-1 vx: nothing on it received the packet from there",
+            "look at: ip route get 10.242.0.5 at node-1, and what is behind that device",
+        ),
+    ];
+    for (hops, left, look) in rows {
+        let text = render::text(&story(&hops, 0));
+        let last: Vec<&str> = text.lines().rev().take(2).collect();
+        assert_eq!(last, [look, left]);
+    }
+    let mut known = story(&bare, 0);
+    known.explain_end(|step| {
+        assert_eq!((step.at.as_str(), step.hop.device.as_str()), ("node-1", "vx"));
+        Some(Cause {
+            means: "the route is missing".to_owned(),
+            look: "ip route".to_owned(),
+        })
+    });
+    let text = render::text(&known);
+    assert!(
+        text.ends_with("means:   the route is missing\nlook at: ip route\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_endpoint_of_a_service_is_told_with_who_chose_it() {
+    let service = Service {
+        name: "svc/default/web:80".to_owned(),
+        frontends: vec![at(SERVICE)],
+        endpoints: vec![at("10.241.0.9:8080"), at(SERVER), at("10.242.0.6:8080")],
+    };
+    let of = |hops: &[Hop]| {
+        let told = story_to(&service, hops).to_service(&service);
+        render::text(&told).lines().nth(1).unwrap_or_default().to_owned()
+    };
+    let mut hooked = request();
+    for hop in &mut hooked {
+        hop.header.flow = flow(CLIENT, SERVER);
+        hop.connection = None;
+    }
+    let mut untranslated = request();
+    untranslated.truncate(2);
+    let rows = [
+        (request(), "1 of 3 endpoints, 10.242.0.5:8080, by packet rules"),
+        (hooked, "1 of 3 endpoints, 10.242.0.5:8080, by socket hook"),
+        (untranslated, "none of 3 endpoints seen"),
+        (Vec::new(), "none of 3 endpoints seen"),
+    ];
+    for (hops, expected) in rows {
+        assert_eq!(of(&hops), format!("svc/default/web:80 -> {expected}"));
+    }
+}
+
+#[test]
+fn how_a_connection_that_works_is_closed_is_told_only_in_full() {
+    let server = |what| tcp(flow(SERVICE, CLIENT), what, 7001, 1002);
+    let client = |what| tcp(flow(CLIENT, SERVICE), what, 1001, 7001);
+    let late = dropped("TCP_OLD_ACK", "tcp_rcv_established");
+    let closing = vec![
+        hop(200_000, 200_000, 1, "eth0", HopKind::Sent, &client("FIN,ACK")),
+        hop(210_000, 210_000, 1, "eth0", HopKind::Received, &server("FIN,ACK")),
+        hop(220_000, 220_000, 1, "eth0", HopKind::Sent, &client("ACK")),
+        hop(230_000, 230_000, 4, "eth0", late, &client("RST")),
+    ];
+    let data = hop(90_000, 90_000, 1, "eth0", HopKind::Sent, &client("PSH,ACK"));
+    let hops = [request(), reply("SYN,ACK"), vec![data.clone()], closing.clone()].concat();
+    let works = story(&hops, 0);
+    assert_eq!(works.verdict, Verdict::Answered);
+    let (text, full) = (render::text(&works), render::full_text(&works));
+    assert!(
+        text.contains("PSH,ACK") && !text.contains("FIN") && !text.contains("TCP_OLD_ACK"),
+        "{text}"
+    );
+    assert!(text.contains("and 4 packets that close the connection"), "{text}");
+    assert!(full.contains("FIN,ACK") && full.contains("TCP_OLD_ACK"), "{full}");
+    // Where it does not work, nothing is left out.
+    let lost = hop(
+        95_000,
+        95_000,
+        1,
+        "",
+        dropped("NETFILTER_DROP", "nft_do_chain"),
+        &client("PSH,ACK"),
+    );
+    let lost = Hop {
+        header: Header {
+            sequence: 5000,
+            ..lost.header
+        },
+        ..lost
+    };
+    let fails = story(&[hops, vec![lost]].concat(), 0);
+    assert_eq!(fails.verdict, Verdict::Dropped { is_reply: false });
+    assert!(
+        render::text(&fails).contains("FIN,ACK"),
+        "{}",
+        render::text(&fails)
+    );
 }
 
 #[test]
@@ -321,9 +529,10 @@ fn where_nothing_was_seen_the_reasons_are_told() {
     let expected = "\
 TRACE  verdict: NOTHING SEEN
 
-no packet of this kind was seen: nobody sent one while it was looked for
-a Service's address is translated before a packet exists, where the socket hook does it: name the endpoint
 0 events lost
+
+no packet of this kind was seen: nobody sent one while it was looked for
+a Service's address is translated before a packet exists, where the socket hook does it: name the Service, or its endpoint
 ";
     assert_eq!(render::text(&story(&[], 0)), expected);
 }

@@ -20,8 +20,16 @@ static TRACKED: LruHashMap<u64, Tracked> = LruHashMap::with_max_entries(4096, 0)
 static LEARNED: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Whether a map ever had an entry: an array's is read without a call, and most traces find nobody for long.
 #[map]
-static IS_LEARNED: Array<u32> = Array::with_max_entries(1, 0);
+static PRESENT: Array<u32> = Array::with_max_entries(2, 0);
+
+/// [`TRACKED`] in [`PRESENT`].
+const OF_TRACKED: u32 = 0;
+/// [`LEARNED`] in [`PRESENT`].
+const OF_LEARNED: u32 = 1;
+
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::KINDS, 0);
 
@@ -43,10 +51,13 @@ static DRAFTS: PerCpuArray<Event> = PerCpuArray::with_max_entries(Event::KINDS, 
 #[unsafe(no_mangle)]
 static FILTER: Filter = Filter {
     sources: [Ip::ANY; 2],
+    targets: [Ip::ANY; 2],
     protocol: 0,
     any_target: 0,
     ports: 0,
     vxlan_ports: [Port(0); 2],
+    source_port: Port(0),
+    pad: 0,
 };
 
 /// One of the filter's fields.
@@ -90,7 +101,9 @@ pub fn kfree_skb(ctx: BtfTracePointContext) {
         reason: ctx.arg(2),
     };
     observe(skb, seen);
-    forget(skb.address());
+    if is_present(OF_TRACKED) {
+        forget(skb.address());
+    }
 }
 
 /// A packet has ended as it should: `(skb, location)`.
@@ -109,7 +122,7 @@ pub fn consume_skb_bare(ctx: BtfTracePointContext) {
 #[inline(always)]
 fn consume(skb: Skb, location: u64) {
     let address = skb.address();
-    if TRACKED.get_ptr(address).is_none() {
+    if !is_tracked(address) {
         return;
     }
     let seen = Seen {
@@ -142,7 +155,7 @@ fn skb(ctx: &BtfTracePointContext) -> Skb {
 #[inline(always)]
 fn observe(skb: Skb, seen: Seen) {
     let ethertype = skb.protocol();
-    if ethertype != V4_TYPE && ethertype != V6_TYPE {
+    if (ethertype != V4_TYPE && ethertype != V6_TYPE) || !may_be_followed(skb, ethertype, &seen) {
         return;
     }
     let Some(busy) = BUSY.get_ptr_mut(seen.kind) else {
@@ -158,6 +171,30 @@ fn observe(skb: Skb, seen: Seen) {
     tell(skb, ethertype, &seen);
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(busy, 0) };
+}
+
+/// Whether it is worth reading all of a packet's headers: what costs the least, and tells most packets that are nobody's,
+/// comes first.
+#[inline(always)]
+fn may_be_followed(skb: Skb, ethertype: u16, seen: &Seen) -> bool {
+    if is_tracked(skb.address()) || is_present(OF_LEARNED) {
+        return true;
+    }
+    let Some(ends) = headers::ends(seen.bytes, ethertype) else {
+        return false;
+    };
+    if (is_source(ends.source) && may_be_target(ends.destination))
+        || (is_source(ends.destination) && may_be_target(ends.source))
+    {
+        return true;
+    }
+    // Its wrapping has other addresses.
+    if ends.next == UDP && filter!(vxlan_ports[0]).0 != 0 {
+        return true;
+    }
+    // So has a packet that was translated before it was seen first.
+    let conntrack = skb.conntrack();
+    conntrack != 0 && kernel::is_translated(conntrack)
 }
 
 #[inline(always)]
@@ -216,7 +253,9 @@ fn followed(skb: Skb, seen: &Seen, event: &Event) -> Option<u64> {
         fingerprint,
     };
     // A full map forgets the oldest; whatever fails, the next hop has another name.
-    let _ = TRACKED.insert(address, tracked, 0);
+    if TRACKED.insert(address, tracked, 0).is_ok() {
+        set_present(OF_TRACKED);
+    }
     Some(event.time)
 }
 
@@ -246,8 +285,14 @@ fn matches(flow: &Flow) -> bool {
     if flow.protocol == 0 || (protocol != 0 && protocol != flow.protocol) {
         return false;
     }
-    (is_source(flow.source) && is_target(flow.destination, flow.destination_port))
-        || (is_source(flow.destination) && is_target(flow.source, flow.source_port))
+    (is_from(flow.source, flow.source_port) && is_target(flow.destination, flow.destination_port))
+        || (is_from(flow.destination, flow.destination_port) && is_target(flow.source, flow.source_port))
+}
+
+#[inline(always)]
+fn is_from(address: Ip, port: Port) -> bool {
+    let wanted = filter!(source_port).0;
+    (wanted == 0 || wanted == port.0) && is_source(address)
 }
 
 #[inline(always)]
@@ -262,6 +307,13 @@ fn is_equal(Ip(one): Ip, Ip(other): Ip) -> bool {
     one[3] == other[3] && one[2] == other[2] && one[1] == other[1] && one[0] == other[0]
 }
 
+/// By its address alone. Many addresses are told from others in [`TARGETS`], with the port.
+#[inline(always)]
+fn may_be_target(address: Ip) -> bool {
+    let first = filter!(targets[0]);
+    is_equal(first, Ip::ANY) || is_equal(first, address) || is_equal(filter!(targets[1]), address)
+}
+
 #[inline(always)]
 fn is_target(address: Ip, port: Port) -> bool {
     if filter!(any_target) != 0 {
@@ -274,35 +326,42 @@ fn is_target(address: Ip, port: Port) -> bool {
 
 #[inline(always)]
 fn is_learned(flow: &Flow) -> bool {
-    let is_any = IS_LEARNED.get(0).is_some_and(|learned| *learned != 0);
-    is_any && LEARNED.get_ptr(flow.canonical()).is_some()
+    is_present(OF_LEARNED) && LEARNED.get_ptr(flow.canonical()).is_some()
+}
+
+#[inline(always)]
+fn is_tracked(address: u64) -> bool {
+    is_present(OF_TRACKED) && TRACKED.get_ptr(address).is_some()
+}
+
+#[inline(always)]
+fn is_present(map: u32) -> bool {
+    PRESENT.get(map).is_some_and(|present| *present != 0)
+}
+
+#[inline(always)]
+fn set_present(map: u32) {
+    if let Some(present) = PRESENT.get_ptr_mut(map) {
+        // SAFETY: the verifier has checked the bounds, and nobody writes anything else.
+        unsafe { *present = 1 };
+    }
 }
 
 /// Remembers another name of a followed flow.
 #[inline(always)]
 fn learn(flow: Flow) {
-    if flow.protocol == 0 {
-        return;
-    }
-    let flow = flow.canonical();
-    if LEARNED.insert(flow, 1, 0).is_ok()
-        && let Some(is_learned) = IS_LEARNED.get_ptr_mut(0)
-    {
-        // SAFETY: the verifier has checked the bounds, and nobody writes anything else.
-        unsafe { *is_learned = 1 };
+    if flow.protocol != 0 && LEARNED.insert(flow.canonical(), 1, 0).is_ok() {
+        set_present(OF_LEARNED);
     }
 }
 
 /// Writes the rest of the event.
 #[inline(always)]
 fn complete(skb: Skb, seen: &Seen, event: &mut Event) {
-    event.skb = skb.address();
     event.kind = seen.kind;
     event.location = seen.location;
     event.reason = seen.reason;
-    event.length = skb.length();
     event.netns = 0;
-    event.ifindex = 0;
     event.device = [0; 16];
     // What has been given to a socket has other things where the device was (`dev_scratch`).
     if seen.kind == Event::CONSUMED {
@@ -315,7 +374,6 @@ fn complete(skb: Skb, seen: &Seen, event: &mut Event) {
     }
     let device = kernel::device(address);
     event.device = device.name;
-    event.ifindex = device.ifindex;
     event.netns = device.netns;
 }
 

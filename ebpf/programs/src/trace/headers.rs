@@ -75,6 +75,35 @@ const _: () = assert!(size_of::<Vxlan>() == 22);
 pub const V4_TYPE: u16 = 0x0800_u16.to_be();
 pub const V6_TYPE: u16 = 0x86dd_u16.to_be();
 
+/// What an IP header alone says.
+pub struct Ends {
+    pub source: Ip,
+    pub destination: Ip,
+    /// Protocol of layer 4, or an extension header of IPv6.
+    pub next: u8,
+}
+
+/// Reads the IP header at the start of `bytes`, and nothing behind it; `None` where there is none.
+#[inline(always)]
+pub fn ends(bytes: Bytes, ethertype: u16) -> Option<Ends> {
+    if ethertype == V4_TYPE {
+        let ip: V4 = read(bytes.start, 0);
+        let ends = Ends {
+            source: Ip::v4(ip.source),
+            destination: Ip::v4(ip.destination),
+            next: ip.protocol,
+        };
+        return (ip.version_and_length >> 4 == 4).then_some(ends);
+    }
+    let ip: V6 = read(bytes.start, 0);
+    let ends = Ends {
+        source: Ip(ip.source),
+        destination: Ip(ip.destination),
+        next: ip.next,
+    };
+    (u32::from_be(ip.version_and_label) >> 28 == 6).then_some(ends)
+}
+
 /// Reads the headers at the start of `bytes`, of the version that the link layer says. Returns where the transport's header
 /// begins; 0 where there is none.
 #[inline(always)]

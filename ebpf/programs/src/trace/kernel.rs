@@ -11,7 +11,6 @@ use ebpf_common::trace::{Flow, Offsets};
 static OFFSETS: Offsets = Offsets {
     skb_dev: 0,
     skb_sk: 0,
-    skb_len: 0,
     skb_protocol: 0,
     skb_network_header: 0,
     skb_tail: 0,
@@ -19,10 +18,12 @@ static OFFSETS: Offsets = Offsets {
     skb_data: 0,
     skb_nfct: 0,
     dev_name: 0,
-    dev_ifindex: 0,
     dev_net: 0,
     sock_net: 0,
     net_inum: 0,
+    skb_len: 0,
+    dev_ifindex: 0,
+    conn_status: 0,
     conn_original: 0,
     conn_reply: 0,
 };
@@ -63,6 +64,8 @@ impl Skb {
         self.field(offset!(skb_protocol))
     }
 
+    /// Its length, in bytes; nobody asks for it who follows packets.
+    #[allow(dead_code)]
     #[inline(always)]
     pub fn length(self) -> u32 {
         self.field(offset!(skb_len))
@@ -103,11 +106,7 @@ impl Skb {
     /// The namespace of the socket that sent it, or 0: for packets that are at no device yet.
     #[inline(always)]
     pub fn socket_netns(self) -> u32 {
-        let socket: u64 = self.field(offset!(skb_sk));
-        if socket == 0 {
-            return 0;
-        }
-        netns(read(socket, offset!(sock_net)))
+        netns_of_socket(self.field(offset!(skb_sk)))
     }
 
     /// Address of the connection that it belongs to, or 0 (`nf_ct_get`: the last bits say how it belongs to it).
@@ -131,6 +130,8 @@ impl Skb {
 /// What is said of a device.
 pub struct Device {
     pub name: [u8; 16],
+    /// Nobody asks for it who follows packets.
+    #[allow(dead_code)]
     pub ifindex: u32,
     pub netns: u32,
 }
@@ -145,6 +146,16 @@ pub fn device(address: u64) -> Device {
     }
 }
 
+/// The namespace of a socket (`struct sock`), or 0.
+#[inline(always)]
+pub fn netns_of_socket(address: u64) -> u32 {
+    if address == 0 {
+        0
+    } else {
+        netns(read(address, offset!(sock_net)))
+    }
+}
+
 /// The inode number of a namespace (`struct net`).
 #[inline(always)]
 fn netns(address: u64) -> u32 {
@@ -153,6 +164,15 @@ fn netns(address: u64) -> u32 {
     } else {
         read(address, offset!(net_inum))
     }
+}
+
+/// `IPS_SRC_NAT` and `IPS_DST_NAT` of `enum ip_conntrack_status`.
+const TRANSLATED: u64 = 1 << 4 | 1 << 5;
+
+/// Whether a connection has other names than its packets (`struct nf_conn`).
+#[inline(always)]
+pub fn is_translated(conntrack: u64) -> bool {
+    read::<u64>(conntrack, offset!(conn_status)) & TRANSLATED != 0
 }
 
 /// The connection's flows, as it began and as it is answered (`struct nf_conn`).

@@ -7,7 +7,8 @@
 //! was read in silence), so an address alone is not believed: [`headers`] makes a fingerprint that neither NAT nor
 //! encapsulation changes.
 //!
-//! For all that is not followed this costs one read of the headers and a comparison.
+//! For all that is not followed this costs one read of the IP header and a comparison of its addresses, where the filter
+//! has addresses; a read of UDP's header and of what it wraps besides.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

@@ -1,0 +1,167 @@
+//! Why a packet ended where it did, beyond what the kernel says of it: by what Causeway means the node to do, and by what
+//! the node's kernel has.
+
+use std::net::IpAddr;
+
+use netlink::{Found as Route, Kernel, Lookup, Netlink};
+use trace::cause::Cause;
+use trace::hop::{Hop, HopKind};
+use trace::namespaces::Found;
+use trace::story::Step;
+
+use super::agents::Agents;
+use super::pods::Pods;
+use crate::explain::{Explanation, Question, Stage};
+
+/// What is known of this machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) agents: &'a Agents,
+    pub(super) pods: &'a Pods,
+    pub(super) namespaces: &'a [Found],
+}
+
+impl Machine<'_> {
+    /// Why a packet ended, or left, at this step; none where nobody knows more than the kernel has said.
+    pub(super) fn cause(&self, step: &Step) -> Option<Cause> {
+        let hop = &step.hop;
+        match &hop.kind {
+            HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => {
+                self.spoofed(hop).or_else(|| self.refused(hop))
+            }
+            HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(hop),
+            HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
+            HopKind::Sent | HopKind::Received if hop.wrapping.is_some() => None,
+            HopKind::Sent | HopKind::Received => self.no_way(hop, &step.at),
+        }
+    }
+
+    /// A pod that sends in another's name.
+    fn spoofed(&self, hop: &Hop) -> Option<Cause> {
+        let (pod, record) = self.pods.behind(&hop.device)?;
+        let source = hop.header.flow.source.ip();
+        let own: Vec<String> = record.addresses.iter().map(IpAddr::to_string).collect();
+        (!record.addresses.contains(&source)).then(|| Cause {
+            means: format!(
+                "Causeway refuses it: pod/{pod} may send from {} alone, and it sent from {source} (network.antiSpoofing)",
+                own.join(" and ")
+            ),
+            look: format!("who in pod/{pod} sends from {source}; nft list table ip causeway-guard"),
+        })
+    }
+
+    /// A Service that takes nobody, or not this client.
+    fn refused(&self, hop: &Hop) -> Option<Cause> {
+        let question = question(hop);
+        let explanation = self.agents.explain(hop.netns, &question)?;
+        let refusal = refusal(&explanation)?;
+        Some(Cause {
+            means: format!("Causeway refuses it: {refusal}"),
+            look: format!("causeway explain {} {}", question.source, question.destination),
+        })
+    }
+
+    /// A device, or what is behind it, that is down.
+    fn device_down(&self, hop: &Hop) -> Option<Cause> {
+        let link = self.kernel_at(hop.netns)?.link_named(&hop.device).ok()??;
+        let device = &hop.device;
+        let (means, look) = match (link.up, link.running) {
+            (true, true) => return None,
+            (true, false) => (
+                format!("the peer of device {device} is down"),
+                format!("ip link show {device}: NO-CARRIER; set its other end up"),
+            ),
+            (false, _) => (
+                format!("device {device} is down"),
+                format!("ip link set {device} up"),
+            ),
+        };
+        Some(Cause { means, look })
+    }
+
+    /// A receiver of the cluster to which no route of its own leads.
+    fn no_way(&self, hop: &Hop, at: &str) -> Option<Cause> {
+        let question = question(hop);
+        let problem = self
+            .agents
+            .explain(hop.netns, &question)
+            .as_ref()
+            .and_then(way_problem);
+        if let Some(problem) = problem {
+            return Some(Cause {
+                means: format!("it took the wrong way: {problem}"),
+                look: format!("causeway explain {} {}", question.source, question.destination),
+            });
+        }
+        let receiver = hop.header.flow.destination.ip();
+        let (pod, record) = self.pods.with_address(receiver)?;
+        let found = self.kernel_at(hop.netns)?.look_up(&Lookup {
+            destination: receiver,
+            source: None,
+            device: None,
+            mark: 0,
+        });
+        let route = match found.ok()? {
+            Route::Route(route) if route.destination.prefix() == 0 => "the default route took it".to_owned(),
+            Route::Route(route) => format!("the route of {} took it", route.destination),
+            Route::Other | Route::Refused(_) => "another route took it".to_owned(),
+        };
+        Some(Cause {
+            means: format!(
+                "the route to {receiver} is missing at {at}, or leads elsewhere: that is pod/{pod} of node {}, which is on \
+                 this machine, and {route}",
+                record.node
+            ),
+            look: format!("ip route get {receiver} at {at}; causeway doctor"),
+        })
+    }
+
+    fn kernel_at(&self, netns: u32) -> Option<Netlink> {
+        let found = self.namespaces.iter().find(|found| found.inode == netns)?;
+        Netlink::open_in(&found.namespace).ok()
+    }
+}
+
+/// Reasons that a device which is down gives, among others.
+fn is_of_device(reason: &str) -> bool {
+    matches!(reason, "QDISC_DROP" | "DEV_READY" | "NOT_SPECIFIED")
+}
+
+fn question(hop: &Hop) -> Question {
+    let flow = hop.header.flow;
+    let destination = if flow.protocol.has_ports() {
+        format!("{}/{}", flow.destination, flow.protocol)
+    } else {
+        flow.destination.ip().to_string()
+    };
+    Question {
+        source: flow.source.ip().to_string(),
+        destination,
+    }
+}
+
+/// Why a Service's address takes nothing; none where it does.
+fn refusal(explanation: &Explanation) -> Option<&str> {
+    let services = explanation
+        .forward
+        .iter()
+        .filter(|step| step.stage == Stage::Service);
+    let mut problems = services.flat_map(|step| &step.problems);
+    let problem =
+        problems.find(|problem| problem.starts_with("refused") || problem.starts_with("dropped"))?;
+    Some(
+        problem
+            .split_once(": ")
+            .map_or(problem.as_str(), |(_, reason)| reason),
+    )
+}
+
+/// What is wrong with the way there.
+fn way_problem(explanation: &Explanation) -> Option<String> {
+    let mut steps = explanation.forward.iter();
+    let step = steps.find(|step| step.stage != Stage::Service && !step.problems.is_empty())?;
+    Some(format!("{}: {}", step.about, step.problems.join("; ")))
+}
+
+#[cfg(test)]
+mod tests;

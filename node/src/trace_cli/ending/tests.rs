@@ -1,0 +1,122 @@
+//! What is told of an end, by pods and by what an agent explains.
+
+use model::Protocol;
+use trace::hop::{Flow, Header};
+
+use super::*;
+use crate::explain::{self, Conclusion, End};
+
+fn hop(device: &str, source: &str, destination: &str) -> Hop {
+    Hop {
+        at_ns: 1,
+        packet: 1,
+        node: "machine".to_owned(),
+        netns: 1,
+        device: device.to_owned(),
+        kind: HopKind::Dropped {
+            reason: "NETFILTER_DROP".to_owned(),
+            place: "nft_do_chain".to_owned(),
+        },
+        header: Header {
+            flow: Flow {
+                source: source.parse().expect("an address"),
+                destination: destination.parse().expect("an address"),
+                protocol: trace::hop::Protocol::TCP,
+            },
+            what: "SYN".to_owned(),
+            ip_id: 1,
+            sequence: 1,
+            acknowledgement: 0,
+            length: 60,
+            ttl: 64,
+        },
+        wrapping: None,
+        connection: None,
+    }
+}
+
+/// What an agent says, with these problems.
+fn explanation(problems: &[(Stage, &str)]) -> Explanation {
+    let end = |address: [u8; 4]| End {
+        name: "address".to_owned(),
+        address: address.into(),
+        port: None,
+        node: None,
+    };
+    let step = |(stage, problem): &(Stage, &str)| {
+        let mut step = explain::Step::new(*stage, "10.244.2.3");
+        step.problems.push((*problem).to_owned());
+        step
+    };
+    Explanation {
+        node: Some("node-1".to_owned()),
+        source: end([10, 244, 1, 2]),
+        destination: end([10, 96, 0, 7]),
+        protocol: Protocol::Tcp,
+        forward: problems.iter().map(step).collect(),
+        reverse: Vec::new(),
+        conclusion: Conclusion::Fails,
+        notes: Vec::new(),
+    }
+}
+
+#[test]
+fn what_a_pod_sends_in_anothers_name_is_told_with_its_own_addresses() {
+    let pods = Pods::of(&[("shop/web", "node-1", "10.244.1.2")]);
+    let machine = Machine {
+        agents: &Agents::default(),
+        pods: &pods,
+        namespaces: &[],
+    };
+    let means = |device, source| {
+        let cause = machine.spoofed(&hop(device, source, "10.244.1.3:80"))?;
+        Some(cause.means)
+    };
+    assert_eq!(
+        means("cw-web", "10.9.9.9:4000").as_deref(),
+        Some(
+            "Causeway refuses it: pod/shop/web may send from 10.244.1.2 alone, and it sent from 10.9.9.9 \
+             (network.antiSpoofing)"
+        )
+    );
+    assert_eq!(means("cw-web", "10.244.1.2:4000"), None);
+    assert_eq!(means("eth0", "10.9.9.9:4000"), None);
+}
+
+#[test]
+fn a_refusal_is_the_services_and_a_wrong_way_the_routes() {
+    let no_endpoint = "refused: Service shop/web has no endpoint that takes connections";
+    let missing = "no route: 10.244.2.0/24 is node 172.30.0.12's by its lease";
+    let differs = "nftables: an endpoint is missing";
+    let rows = [
+        (vec![], None, None),
+        (
+            vec![(Stage::Service, no_endpoint)],
+            Some("Service shop/web has no endpoint that takes connections"),
+            None,
+        ),
+        (
+            vec![(Stage::Service, differs), (Stage::Route, missing)],
+            None,
+            Some("10.244.2.3: no route: 10.244.2.0/24 is node 172.30.0.12's by its lease"),
+        ),
+    ];
+    for (problems, wanted_refusal, wanted_problem) in rows {
+        let explanation = explanation(&problems);
+        assert_eq!(refusal(&explanation), wanted_refusal);
+        assert_eq!(way_problem(&explanation).as_deref(), wanted_problem);
+    }
+}
+
+#[test]
+fn the_question_names_ports_where_there_are_some() {
+    let of = |hop: &Hop| {
+        let Question { source, destination } = question(hop);
+        format!("{source} {destination}")
+    };
+    let tcp = hop("eth0", "10.0.0.1:4000", "[fd00::1]:80");
+    assert_eq!(of(&tcp), "10.0.0.1 [fd00::1]:80/tcp");
+    let mut icmp = hop("eth0", "10.0.0.1:0", "10.0.0.2:0");
+    icmp.header.flow.protocol = trace::hop::Protocol::ICMP;
+    assert_eq!(of(&icmp), "10.0.0.1 10.0.0.2");
+}
