@@ -7,6 +7,7 @@
 //! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives, and [`tally::Tally`] those that
 //!   count them; [`kernel_types`] tells them where the kernel has what they read.
 //! - [`ServiceMaps`] looks single entries up in what is pinned, and does nothing else.
+//! - [`packet_socket`] is no eBPF: packets of one device, with a filter of classic BPF.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
 //! - [`ebpf_common`] (re-exported as [`abi`]) has the layouts that programs and host agree on.
@@ -29,6 +30,7 @@ pub mod error;
 pub mod fast_path;
 pub mod kernel_types;
 pub mod map;
+pub mod packet_socket;
 mod pinned;
 pub mod probe;
 pub mod service_maps;

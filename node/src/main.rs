@@ -14,6 +14,8 @@
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`drops_cli`]: counts what this machine drops.
 //! - [`explain`]: what becomes of a packet that nobody sends.
+//! - [`connectivity`]: who reaches whom in a cluster.
+//! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
 //! - [`locate`]: what an end names, with a Service's endpoints.
 //! - [`ask`]: asks the agent over its socket.
@@ -27,11 +29,13 @@ mod agent;
 mod allocator;
 mod ask;
 mod backoff;
+mod capture;
 mod cleanup;
 mod cli;
 mod cluster;
 mod cluster_dns;
 mod config;
+mod connectivity;
 mod doctor;
 mod drops_cli;
 mod ends;
@@ -61,9 +65,9 @@ use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_a
 use agent::config_file::{ConfigFile, Loaded};
 use ask::AskError;
 use cli::{
-    CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs,
-    NodeCommand, Output, TraceArgs, VersionArgs,
+    CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
+    DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs,
+    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
 use explain::{Answer, Conclusion};
@@ -102,6 +106,8 @@ fn main() -> ExitCode {
         Command::Trace(args) => follow_packet(&args),
         Command::Drops(args) => count_drops(&args),
         Command::Explain(args) => explain_packet(&args),
+        Command::Capture(args) => capture_packets(&args),
+        Command::Connectivity(args) => try_connectivity(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -271,6 +277,32 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
         Conclusion::Fails => WRONG,
         Conclusion::CouldNotTell => COULD_NOT_RUN,
     })
+}
+
+fn capture_packets(args: &CaptureArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: packets are read at the kernel's devices");
+    }
+    // Sockets are read without async; signals are not.
+    let captured = until_told(async |shutdown| tokio::task::block_in_place(|| capture::run(args, &shutdown)));
+    match captured {
+        Ok(captured) => {
+            // Standard output may be the file.
+            eprint!("{}", captured.text());
+            ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
+    match until_told(async |shutdown| connectivity::run(args, &shutdown).await) {
+        Ok(report) => {
+            show(&report.render(args.output));
+            ExitCode::from(if report.is_wrong() { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(model::with_causes(error.as_ref())),
+    }
 }
 
 fn check_migration(args: &MigrateCheckArgs) -> ExitCode {

@@ -19,6 +19,7 @@
 //! - [`name_server`]: name servers that answer what a test wants; [`http`]: pages.
 //! - [`route`]: routes of this machine, removed when dropped.
 //! - [`rr`]: request and response, measured between arms of one run.
+//! - [`pcapng`]: captures, read back.
 //! - [`sctp`]: SCTP's first two packets, for kernels without SCTP sockets.
 //! - [`packages`]: what the programs are built of, and their bill of materials.
 //! - [`wait`]: awaiting a condition with a deadline, instead of sleeping.
@@ -44,6 +45,7 @@ pub mod name_server;
 pub mod network;
 pub mod node;
 pub mod packages;
+pub mod pcapng;
 pub mod probe;
 pub mod process;
 pub mod route;

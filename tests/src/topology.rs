@@ -172,6 +172,33 @@ pub fn pod(node: &Host, label: &str, address: Ipv4Addr) -> Result<Host> {
     Ok(host)
 }
 
+/// Node number `own` of `192.168.77.0/24`, whose `eth0` leads to node number `other`, reaches that one's `pods` through a
+/// VXLAN device `vx` (77, UDP port 8472).
+///
+/// # Errors
+/// When a device or a route cannot be made.
+pub fn join_by_vxlan(node: &Host, (own, other): (u8, u8), pods: Ipv4Network) -> Result<()> {
+    node.add_address("eth0", format!("192.168.77.{own}/24").parse()?)?;
+    node.set("net/ipv4/ip_forward", "1")?;
+    let gateway = pods.network();
+    let lines = [
+        format!(
+            "ip link add vx address 02:00:00:00:00:0{own} type vxlan id 77 dstport 8472 local 192.168.77.{own} dev eth0 \
+             nolearning"
+        ),
+        "ip link set vx up".to_owned(),
+        format!("ip route add {pods} via {gateway} dev vx onlink"),
+        format!("ip neigh add {gateway} lladdr 02:00:00:00:00:0{other} dev vx nud permanent"),
+        format!("bridge fdb append 02:00:00:00:00:0{other} dev vx dst 192.168.77.{other}"),
+    ];
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = node.command(words[0], &words[1..])?;
+        ensure!(output.status.success(), "{line}: {}", output.stderr);
+    }
+    Ok(())
+}
+
 /// A host on a [`Lan`]; its device is `eth0`.
 #[derive(Debug)]
 pub struct LanHost {

@@ -4,6 +4,7 @@
 //! - [`streams`]: commands, files, terminals and ports of pods; [`clients`]: clients that are not kubectl.
 //! - [`traffic`], [`resolvers`]: packets and names; [`restarts`]: the same while processes are killed; [`dns_pods`]: the
 //!   DNS server as pods.
+//! - [`connectivity`]: the program's own trial of the cluster.
 //! - [`objects`], [`roles`]: what is refused, and to whom.
 //! - [`pods`], [`kubelet`], [`figures`]: what pods are made of, and what they use; [`workloads`]: who makes them.
 //!
@@ -11,6 +12,8 @@
 
 #[path = "cluster/clients.rs"]
 mod clients;
+#[path = "cluster/connectivity.rs"]
+mod connectivity;
 #[path = "cluster/dns_pods.rs"]
 mod dns_pods;
 #[path = "cluster/figures.rs"]
@@ -72,6 +75,22 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         traffic::node_ports_answer,
     ),
     ("the_socket_hook_fires_for_pods", traffic::the_hook_fires_for_pods),
+    (
+        "connectivity_reaches_everything_and_leaves_nothing",
+        connectivity::everything_is_reached,
+    ),
+    (
+        "connectivity_tells_a_fault_with_its_place",
+        connectivity::a_fault_is_told_with_its_place,
+    ),
+    (
+        "connectivity_leaves_nothing_when_it_is_interrupted_or_killed",
+        connectivity::nothing_is_left_when_it_is_interrupted_or_killed,
+    ),
+    (
+        "connectivity_tells_what_cannot_be_tried",
+        connectivity::what_cannot_be_tried_is_told,
+    ),
     ("a_pod_to_talk_to_is_ready", streams::start),
     ("every_kubectl_executes_commands", streams::exec),
     (

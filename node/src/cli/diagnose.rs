@@ -1,12 +1,14 @@
-//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops` and `explain`.
+//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops`, `explain`, `capture` and
+//! `connectivity`.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::{ConfigArgs, Output};
-use crate::ends::{Ends, FormError};
+use crate::ends::{Ends, FormError, Name};
 use crate::explain::Question;
 use crate::trace_cli;
 
@@ -118,6 +120,94 @@ pub struct ExplainArgs {
     /// Where the agent's configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Options of `causeway capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// Whose packets: pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, an address or a DNS name, with
+    /// [:PORT][/PROTO] where --to is not given
+    #[arg(value_name = "END")]
+    end: String,
+    /// Only those to and from this one: END[:PORT][/PROTO]; may be given again for its other addresses
+    #[arg(long, value_name = "END")]
+    to: Vec<String>,
+    /// The file, or - for standard output; without it a line is printed for each packet
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// How long to capture, for example 10s; until it is interrupted by default
+    #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
+    pub follow: Option<Duration>,
+    /// How many packets to capture, of all devices together
+    #[arg(long, value_name = "NUMBER")]
+    pub count: Option<NonZeroU64>,
+    /// How many bytes of a packet are kept
+    #[arg(long, value_name = "BYTES", default_value = "128")]
+    pub snaplen: u32,
+    /// Also what the kernel drops of these packets, with its reason. Needs Linux 5.17 or newer with BTF
+    #[arg(long)]
+    pub drops: bool,
+    /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
+    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Form of the lines that are printed without --write
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+impl CaptureArgs {
+    /// Whose packets.
+    ///
+    /// # Errors
+    /// When it has no form that is known.
+    pub fn end(&self) -> Result<Name, FormError> {
+        Name::parse(&self.end)
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// When one has no form that is known.
+    pub fn others(&self) -> Result<Vec<Name>, FormError> {
+        self.to.iter().map(|to| Name::parse(to)).collect()
+    }
+
+    /// Both as they were written.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let ends = [&self.end].into_iter().chain(&self.to);
+        ends.map(String::as_str).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// Options of `causeway connectivity`.
+#[derive(Debug, Args)]
+pub struct ConnectivityArgs {
+    /// How the cluster is reached; by default as kubectl does, else as `causeway up` left it, else as a pod does
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig, in place of its current one
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The nodes, in place of the first two that are ready and without taints
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub nodes: Vec<String>,
+    /// The image of the pods
+    #[arg(long, value_name = "NAME", default_value = "causeway/testserver:v1")]
+    pub image: String,
+    /// How the name of the namespace begins
+    #[arg(long, value_name = "TEXT", default_value = "causeway-connectivity-")]
+    pub namespace_prefix: String,
+    /// How long the pods may take to be ready, for example 30s
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = trace_cli::duration)]
+    pub timeout: Duration,
+    /// Also open a connection to this HOST:PORT from a pod on each node; may be given again for further ones
+    #[arg(long, value_name = "ADDRESS")]
+    pub external: Vec<String>,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

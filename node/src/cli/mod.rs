@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use diagnose::{DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
+pub use diagnose::{CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
 
 use crate::config::LogFormat;
 use crate::migrate::kinds::Kind;
@@ -108,6 +108,33 @@ an address or a DNS name, as causeway trace reads them; without a namespace it i
 node knows the most: its own pods, and others as endpoints of Services. Without an agent only addresses are understood,
 and only what the kernel has is shown.")]
     Explain(ExplainArgs),
+    /// Write packets of a pod to a file, as each device of this machine that they pass sees them
+    #[command(after_help = "Examples:
+  causeway capture pod/shop/web -w web.pcapng      # until it is interrupted
+  causeway capture pod/client --to svc/web:http --for 10s -w -  | tshark -r - -Y tcp.flags.syn
+  causeway capture 10.244.2.3:53/udp --count 20    # a line for each packet instead of a file
+  causeway capture pod/client --drops -w client.pcapng
+Exit codes: 0 = the file has all packets, 1 = the kernel had no room for some, 2 = could not run.
+The file (pcapng) has an interface for each device: the pod's, the node's end of it, the tunnel, the uplink; and, with
+--drops, one for packets that the kernel dropped, each with its reason in its comment. Packets are chosen in the kernel,
+by their own addresses or by those of the packet in VXLAN; ends are those of causeway trace, a Service with its endpoints.
+What NAT makes of a packet is seen where both ends are as they are named here; --to may be given again for other
+addresses.")]
+    Capture(CaptureArgs),
+    /// Try who reaches whom in a cluster, with pods that are put up for it
+    #[command(after_help = "Examples:
+  causeway connectivity                            # two nodes of the cluster that kubectl would ask
+  causeway connectivity --nodes node-1,node-3
+  causeway connectivity --external 198.51.100.7:443
+  causeway connectivity -o json | jq '.cells[] | select(.ok | not)'
+Exit codes: 0 = everything is reached, 1 = something is not, 2 = nothing could be tried.
+A namespace is made, with three pods on each node and Services of theirs, and removed at the end, also where it is
+interrupted; what a killed run left goes at the start of the next. Nothing outside of the cluster is asked, unless it is
+named. tcp+ and udp+ are packets as large as the way takes, which nobody may cut up. Where a failure's packets pass this
+machine, and this is root, it is told what causeway trace says of them.
+The nodes need the image: causeway up has it, elsewhere causeway image build --from-binary makes one of the program
+testserver, and --image names it. Its entrypoint and path are /testserver.")]
+    Connectivity(ConnectivityArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),

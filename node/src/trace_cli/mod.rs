@@ -15,14 +15,17 @@ mod interrupt;
 pub mod pods;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use trace::namespaces::Found;
 use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
+use crate::ends::Ends;
 use crate::logs::printable;
 use agents::Agents;
 use ending::Machine;
@@ -36,6 +39,39 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// More is not looked at: the story is of one connection.
 const MOST_HOPS: usize = 5000;
+
+/// What agents of this machine know of pods, Services and nodes.
+#[derive(Debug)]
+pub struct Known {
+    agents: Agents,
+    pods: Pods,
+}
+
+impl Known {
+    /// Of the agents with these configurations; where none is named, those that are usual.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
+        let agents = Agents::read(configs)?;
+        let pods = Pods::read(&agents)?;
+        Ok(Self { agents, pods })
+    }
+
+    /// Whose packets both ends mean: of a Service also those of its endpoints.
+    ///
+    /// # Errors
+    /// When an end is not known, or cannot be followed.
+    pub fn filter(&self, ends: &Ends) -> anyhow::Result<Filter> {
+        Ok(wanted(ends, &self.pods, &self.agents)?.filter)
+    }
+
+    /// What network namespaces are called.
+    #[must_use]
+    pub fn names(&self, namespaces: &[Found]) -> Names {
+        self.pods.names(namespaces)
+    }
+}
 
 /// What was seen.
 #[derive(Debug)]

@@ -169,7 +169,11 @@ impl ApiSource {
         }
     }
 
-    async fn credentials(&self) -> Result<Config, ConnectError> {
+    /// Where the server is and who we are to it, but for a host or a port that replaces the server's.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the credentials cannot be used.
+    pub(super) async fn credentials(&self) -> Result<Config, ConnectError> {
         match &self.credentials {
             Credentials::ServiceAccount => {
                 // The environment has no server where the pod's Services are not served yet; the host is then given.

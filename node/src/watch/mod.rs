@@ -14,6 +14,7 @@
 //! - [`events`]: what is wrong with objects, for whoever looks at them with kubectl.
 //! - [`network_policies`]: that there are some, and nobody enforces them.
 //! - [`own_node`], [`startup_taint`]: what is written to this node's own object.
+//! - [`objects`]: any object, and commands in containers, for who asks once.
 //!
 //! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
 //! was complete, and only a complete list removes what it does not name.
@@ -26,6 +27,7 @@ mod faults;
 mod network_policies;
 mod node;
 mod object;
+mod objects;
 mod own_node;
 mod owner;
 mod pod;
@@ -57,6 +59,7 @@ pub use events::Notices;
 pub use events::{Events, Notice, Scope, Subject};
 pub use faults::Rejected;
 pub use network_policies::NetworkPolicies;
+pub use objects::{Objects, ObjectsError};
 pub use own_node::OwnNode;
 pub use startup_taint::StartupTaint;
 pub use status::Status;

@@ -298,7 +298,8 @@ impl Hop {
 }
 
 /// The flags that are set (RFC 9293 §3.1).
-fn tcp_flags(flags: u8) -> String {
+#[must_use]
+pub fn tcp_flags(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
     let set = (0..)
         .zip(NAMES)

@@ -31,6 +31,17 @@ pub fn full_text(story: &Story) -> String {
     told(story, usize::MAX, |_| false)
 }
 
+/// The verdict and what to look at, without the packets.
+#[must_use]
+pub fn brief(story: &Story) -> Vec<String> {
+    let mut lines = vec![headline(story)];
+    lines.extend(conclusions(story));
+    if story.gaps.lost_events > 0 {
+        lines.extend(notes(story));
+    }
+    lines
+}
+
 fn told(story: &Story, most: usize, is_hidden: impl Fn(&Packet) -> bool) -> String {
     let mut text = String::new();
     line(&mut text, &headline(story));

@@ -159,3 +159,21 @@ fn the_version_is_told_to_people_and_programs() {
         &json,
     );
 }
+
+#[test]
+fn connectivity_tells_where_it_looked_for_a_cluster() {
+    let directory = Directory::new("nowhere");
+    let connectivity = |arguments: &[&str]| {
+        let mut command = Command::new(program("causeway"));
+        command.arg("connectivity").args(arguments);
+        command.env_remove("KUBECONFIG").env("HOME", directory.path());
+        command
+    };
+    let words = "error: use kubeconfig /nonexistent: failed to read kubeconfig from '\"/nonexistent\"': No such file or \
+                 directory (os error 2)";
+    check(&mut connectivity(&["--kubeconfig", "/nonexistent"]), 2, words);
+    let words = "error: no file that KUBECONFIG names is there";
+    check(connectivity(&[]).env("KUBECONFIG", "/nonexistent"), 2, words);
+    let words = "error: --external nobody: HOST:PORT or [ADDRESS]:PORT is what a connection can be opened to";
+    check(&mut connectivity(&["--external", "nobody"]), 2, words);
+}

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tests::topology::{Host, connect, pod};
+use tests::topology::{Host, connect, join_by_vxlan, pod};
 use trace::hop::{Hop, HopKind, Protocol};
 use trace::{Filter, Names, Session, Story};
 
@@ -34,8 +34,8 @@ impl World {
         let p1 = pod(&n1, "vethp", CLIENT)?;
         let p2 = pod(&n2, "vethp", SERVER)?;
         let world = Self { p1, n1, n2, p2 };
-        world.join(&world.n1, 1, 2)?;
-        world.join(&world.n2, 2, 1)?;
+        join_by_vxlan(&world.n1, (1, 2), "10.202.0.0/24".parse()?)?;
+        join_by_vxlan(&world.n2, (2, 1), "10.201.0.0/24".parse()?)?;
         world.nft(&world.n1, "add table ip svc")?;
         world.nft(
             &world.n1,
@@ -48,25 +48,6 @@ impl World {
         );
         world.nft(&world.n1, &rule)?;
         Ok(world)
-    }
-
-    /// Node `own` reaches the pods of node `other` through its VXLAN device.
-    fn join(&self, node: &Host, own: u8, other: u8) -> Result<()> {
-        node.add_address("eth0", format!("192.168.77.{own}/24").parse()?)?;
-        node.set("net/ipv4/ip_forward", "1")?;
-        let lines = [
-            format!(
-                "link add vx address 02:00:00:00:00:0{own} type vxlan id 77 dstport 8472 local 192.168.77.{own} dev eth0 nolearning"
-            ),
-            "link set vx up".to_owned(),
-            format!("route add 10.20{other}.0.0/24 via 10.20{other}.0.0 dev vx onlink"),
-            format!("neigh add 10.20{other}.0.0 lladdr 02:00:00:00:00:0{other} dev vx nud permanent"),
-        ];
-        for line in lines {
-            ip(node, &line)?;
-        }
-        let fdb = format!("fdb append 02:00:00:00:00:0{other} dev vx dst 192.168.77.{other}");
-        run(node, "bridge", &fdb)
     }
 
     pub fn nft(&self, host: &Host, rule: &str) -> Result<()> {

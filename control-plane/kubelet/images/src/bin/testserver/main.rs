@@ -4,6 +4,7 @@
 //! - [`fetch`]: HTTP requests, each on a connection of its own, one printed line each
 //! - [`dns`], [`resolve`]: a stub resolver that follows `/etc/resolv.conf` (search list and `ndots`)
 //! - [`udp_ping`]: UDP round trips, connected or not
+//! - [`probe`]: many servers at once, by TCP and UDP, also with packets as large as the way takes
 //! - [`tools`]: what one expects to find in a container, also by links that bear their names
 //!
 //! Exit code: 0 = good, 1 = a request failed, 2 = it could not run.
@@ -13,6 +14,7 @@ mod clock;
 mod dns;
 mod fetch;
 mod http;
+mod probe;
 mod resolve;
 mod serve;
 mod tools;
@@ -37,6 +39,9 @@ usage: testserver COMMAND
   resolve NAME [--type A|AAAA|SRV|PTR|CNAME|TXT|NS|SOA] [--resolver IP] [--over-tcp]
   udp-ping HOST:PORT [--count N] [--interval-ms M] [--timeout-ms T] [--connected] [--kept] [--size BYTES] [--forever]
         asks for the server's name, from one socket with --kept; --size: sends so many bytes, which have to come back
+  probe [--timeout-ms T] KIND:HOST:PORT…
+        tries all of them at once; KIND: connect, tcp, tcp+large, udp, udp+large; prints 'PROBE ok|failed MICROSECONDS
+        ANSWER' for each: the server's name, how many bytes came back, or why not
   sleep SECONDS|infinity
   cat, echo, env, exit, false, hostname, id, ls, pwd, tar, test, true, tty
 
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         "fetch" | "loop" => fetch::run(&args, command == "loop"),
         "resolve" => resolve::run(&args),
         "udp-ping" => udp_ping::run(&args),
+        "probe" => probe::run(&args),
         "sleep" => sleep(&args),
         "-h" | "--help" | "help" => {
             println!("{USAGE}");
