@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::agent::findings::SOCKET;
+/// The name of the agent's socket in its state directory.
+pub const SOCKET: &str = "agent.sock";
 
 /// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -11,10 +11,9 @@ pub mod surroundings;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::agent::examining;
-use crate::agent::findings::{Finding, Report, Severity};
 use crate::ask::AskError;
 use crate::cli::Output;
+use crate::findings::{self, Finding, Order, Report, Severity};
 use crate::logs::printable;
 
 /// Has the agent whose state is in `state_dir` look at everything, and put right what it can where it shall `fix`.
@@ -22,7 +21,7 @@ use crate::logs::printable;
 /// # Errors
 /// When it does not run, or does not answer in time.
 pub async fn ask(state_dir: &Path, fix: bool) -> Result<Report, AskError> {
-    crate::ask::ask(state_dir, examining::PATH, Some(&examining::Order { fix })).await
+    crate::ask::ask(state_dir, findings::PATH, Some(&Order { fix })).await
 }
 
 /// Something that is wrong.
@@ -86,7 +85,6 @@ fn text(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::findings::Finding;
 
     fn report(severities: &[Severity]) -> Report {
         let finding = |severity: &Severity| Finding {

@@ -1,5 +1,7 @@
 //! `causeway trace` on a machine: what it prints and with what exit code, from packets between namespaces.
 
+mod attached;
+
 mod privileged {
     use std::collections::BTreeSet;
     use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -10,6 +12,8 @@ mod privileged {
     use tests::process::{self, Output, Place};
     use tests::topology::{Host, pod};
     use tests::wait;
+
+    use super::attached;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -46,24 +50,6 @@ mod privileged {
         let mut command = std::process::Command::new(program("causeway"));
         command.arg("trace").args(arguments);
         process::run_in(&Place::default(), &mut command, b"").expect("started")
-    }
-
-    /// Numbers of the BPF programs that a process holds by descriptors.
-    fn programs_of(pid: u32) -> BTreeSet<u32> {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
-        let texts = descriptors.into_iter().flatten().flatten();
-        let texts = texts.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
-        let number = |text: String| {
-            let line = text.lines().find_map(|line| line.strip_prefix("prog_id:"))?;
-            line.trim().parse().ok()
-        };
-        texts.filter_map(number).collect()
-    }
-
-    /// Numbers of the BPF programs of this machine.
-    fn loaded() -> BTreeSet<u32> {
-        let programs = aya::programs::loaded_programs();
-        programs.filter_map(|program| Some(program.ok()?.id())).collect()
     }
 
     fn hops(packet: &Value) -> Vec<String> {
@@ -181,10 +167,15 @@ mod privileged {
         let mut child = command.spawn().expect("started");
         let pid = child.id();
         let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
-        let own = wait::until_value("the programs", SOON, || programs_of(pid), is_attached);
+        let own = wait::until_value("the programs", SOON, || attached::programs_of(pid), is_attached);
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
+        let left = || {
+            attached::programs()
+                .intersection(&own)
+                .copied()
+                .collect::<BTreeSet<u32>>()
+        };
         wait::until_value("their end", SOON, left, BTreeSet::is_empty);
     }
 }

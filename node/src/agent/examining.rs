@@ -11,17 +11,14 @@ use model::{ObjectName, with_causes};
 use netlink::Netlink;
 use overlay::audit::{mend_pod_devices, set_mtu_in_pod};
 use proxy::plans_of;
-use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use super::findings::{Finding, Report};
 use super::report::Sources;
+use super::sysctls::Sysctls;
 use crate::doctor::{dns, finding, flows, network, pods, services, settings, surroundings};
 use crate::explain::Facts;
-
-/// What to ask at the socket.
-pub const PATH: &str = "/examine";
+use crate::findings::{Finding, Order, Report};
 
 /// A change that is on its way to the kernel differs for a moment: a difference counts only if two looks see it, with
 /// this time between.
@@ -29,13 +26,6 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// How long repairs are waited for.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
-
-/// What the agent shall do.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Order {
-    /// Put right what it can.
-    pub fix: bool,
-}
 
 /// Looks, and repairs where it shall.
 ///
@@ -141,7 +131,8 @@ impl Sources {
     }
 
     fn look_at_network(&self, facts: &Facts) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = self.sysctls.iter().flat_map(settings::look).collect();
+        let differences = self.sysctls.as_ref().map(Sysctls::differences);
+        let mut findings = settings::look(differences.unwrap_or_default());
         let rules = settings::rules();
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
+use super::history::History;
 use super::pod_network::Pods;
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
@@ -52,6 +53,8 @@ pub struct Sources {
     pub parts: Parts,
     /// What is known of the cluster.
     pub snapshots: Receiver<Arc<Snapshot>>,
+    /// Whose addresses were that are nobody's any more.
+    pub history: History,
     /// How the watches are doing.
     pub watches: watch::Status,
     /// Requests to the API server.

@@ -8,8 +8,8 @@ use model::{Snapshot, with_causes};
 use tokio::time::timeout;
 
 use super::finding;
-use crate::agent::findings::Finding;
 use crate::explain::names::addresses_of;
+use crate::findings::Finding;
 
 /// A server of the same node answers within a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);

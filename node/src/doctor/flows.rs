@@ -9,7 +9,7 @@ use proxy::plan::{FrontendAddress, PortPlan};
 
 use super::finding;
 use super::services::Plans;
-use crate::agent::findings::Finding;
+use crate::findings::Finding;
 
 /// Flows that are named of one Service.
 const NAMED: usize = 3;

@@ -10,7 +10,7 @@ use overlay::plan::Plan;
 use overlay::pods::Assigned;
 
 use super::finding;
-use crate::agent::findings::{Finding, Severity};
+use crate::findings::{Finding, Severity};
 
 /// One finding for each thing that is not as it shall be.
 ///

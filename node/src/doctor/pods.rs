@@ -9,7 +9,7 @@ use overlay::pods::wiring::plan_pod;
 
 use super::finding;
 use super::network::pod_text;
-use crate::agent::findings::Finding;
+use crate::findings::Finding;
 
 /// One finding for each pod that is not as it was wired, inside.
 #[must_use]

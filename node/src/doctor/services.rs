@@ -10,8 +10,8 @@ use proxy::plan::{FrontendKey, ServicePlan};
 use proxy::programmed::{PACKET_RULES, Programmed, Wanted};
 
 use super::finding;
-use crate::agent::findings::Finding;
 use crate::explain::Facts;
+use crate::findings::Finding;
 
 const REPAIR: &str = "causeway doctor --fix; by itself the agent looks at rules when they change, and at maps every five \
                       minutes";

@@ -4,7 +4,7 @@
 
 mod filter;
 mod inject;
-mod pods;
+pub mod pods;
 
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,9 @@ fn collect(args: &TraceArgs, filter: &Filter, session: &mut Session) -> anyhow::
     Ok((hops, session.gaps()?))
 }
 
-fn host_name() -> String {
+/// What this machine calls itself.
+#[must_use]
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname();
     name.map_or_else(
         |_| "this machine".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use model::ObjectName;
 use trace::Names;
 use trace::namespaces::Found;
@@ -17,7 +17,7 @@ const TOLD: usize = 10;
 
 /// Pods by name, with their addresses.
 #[derive(Debug, Default)]
-pub(super) struct Pods {
+pub struct Pods {
     by_name: BTreeMap<ObjectName, Vec<IpAddr>>,
     /// Whether an agent was asked at all.
     has_agent: bool,
@@ -26,7 +26,10 @@ pub(super) struct Pods {
 impl Pods {
     /// Reads what the agents with these configurations wrote. Without one, that with the usual configuration, if there is
     /// one.
-    pub(super) fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
         let usual = [PathBuf::from(NODE_CONFIG)];
         let configs = if configs.is_empty() && Path::new(NODE_CONFIG).exists() {
             &usual
@@ -51,15 +54,14 @@ impl Pods {
     }
 
     /// A pod's addresses.
-    pub(super) fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn addresses(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
         if let Some(addresses) = self.by_name.get(name) {
             return Ok(addresses.clone());
         }
-        if !self.has_agent {
-            bail!(
-                "pod {name} is not known: there is no {NODE_CONFIG}; name an agent's configuration by --config"
-            );
-        }
+        self.need_agent(&format!("pod {name}"))?;
         // Those of the same name first.
         let mut others: Vec<&ObjectName> = self.by_name.keys().collect();
         others.sort_by_key(|other| (other.name != name.name, *other));
@@ -77,8 +79,31 @@ impl Pods {
         }
     }
 
-    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them.
-    pub(super) fn names(&self, namespaces: &[Found]) -> Names {
+    /// Whether a namespace has pods.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn of_namespace(&self, namespace: &str) -> anyhow::Result<()> {
+        self.need_agent(&format!("namespace {namespace}"))?;
+        ensure!(
+            self.by_name.keys().any(|name| name.namespace == namespace),
+            "no pod of namespace {namespace} on this machine's nodes"
+        );
+        Ok(())
+    }
+
+    fn need_agent(&self, what: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.has_agent,
+            "{what} is not known: there is no {NODE_CONFIG}; name an agent's configuration by --config"
+        );
+        Ok(())
+    }
+
+    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them; and whose
+    /// addresses are.
+    #[must_use]
+    pub fn names(&self, namespaces: &[Found]) -> Names {
         let mut names = Names::of_this_machine();
         let by_address: BTreeMap<IpAddr, &ObjectName> = self
             .by_name
@@ -91,7 +116,25 @@ impl Pods {
                 names.netns.insert(found.inode, format!("pod/{pod}"));
             }
         }
+        names.pods = by_address
+            .into_iter()
+            .map(|(address, pod)| (address, format!("pod/{pod}")))
+            .collect();
         names
+    }
+}
+
+#[cfg(test)]
+impl Pods {
+    /// These, each with an address.
+    pub fn of(pods: impl IntoIterator<Item = (ObjectName, &'static str)>) -> Self {
+        let pods = pods
+            .into_iter()
+            .map(|(name, address)| (name, vec![address.parse().expect("an address")]));
+        Self {
+            by_name: pods.collect(),
+            has_agent: true,
+        }
     }
 }
 

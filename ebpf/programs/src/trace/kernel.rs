@@ -103,11 +103,7 @@ impl Skb {
     /// The namespace of the socket that sent it, or 0: for packets that are at no device yet.
     #[inline(always)]
     pub fn socket_netns(self) -> u32 {
-        let socket: u64 = self.field(offset!(skb_sk));
-        if socket == 0 {
-            return 0;
-        }
-        netns(read(socket, offset!(sock_net)))
+        netns_of_socket(self.field(offset!(skb_sk)))
     }
 
     /// Address of the connection that it belongs to, or 0 (`nf_ct_get`: the last bits say how it belongs to it).
@@ -142,6 +138,16 @@ pub fn device(address: u64) -> Device {
         name: read(address, offset!(dev_name)),
         ifindex: read(address, offset!(dev_ifindex)),
         netns: netns(read(address, offset!(dev_net))),
+    }
+}
+
+/// The namespace of a socket (`struct sock`), or 0.
+#[inline(always)]
+pub fn netns_of_socket(address: u64) -> u32 {
+    if address == 0 {
+        0
+    } else {
+        netns(read(address, offset!(sock_net)))
     }
 }
 

@@ -17,6 +17,7 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         node: "node-1".into(),
         parts: Parts::default(),
         snapshots: tokio::sync::watch::channel(Arc::default()).1,
+        history: History::default(),
         watches: watch::Status::default(),
         api_calls: watch::Calls::default(),
         traces: None,
