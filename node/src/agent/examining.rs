@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::report::Sources;
+use super::sysctls::Sysctls;
 use crate::doctor::{dns, finding, flows, network, pods, services, settings, surroundings};
 use crate::explain::Facts;
 use crate::findings::{Finding, Order, Report};
@@ -130,7 +131,8 @@ impl Sources {
     }
 
     fn look_at_network(&self, facts: &Facts) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = self.sysctls.iter().flat_map(settings::look).collect();
+        let differences = self.sysctls.as_ref().map(Sysctls::differences);
+        let mut findings = settings::look(differences.unwrap_or_default());
         let rules = settings::rules();
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());

@@ -28,7 +28,7 @@ mod report;
 mod service_proxy;
 mod socket;
 mod supervisor;
-pub mod sysctls;
+mod sysctls;
 mod thread;
 
 use std::fs::File;

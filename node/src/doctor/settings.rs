@@ -5,14 +5,12 @@ use netlink::rule::TABLE_LOCAL;
 use netlink::{Netlink, sysctl};
 
 use super::finding;
-use crate::agent::sysctls::{Sysctls, name};
 use crate::findings::Finding;
 
-/// Settings that somebody changed, of those that the agent keeps.
+/// Settings that somebody changed, of those that the agent keeps: name, value, and what it shall be.
 #[must_use]
-pub fn look(sysctls: &Sysctls) -> Vec<Finding> {
-    let differences = sysctls.differences().into_iter();
-    let told = differences.map(|(setting, present, wanted)| {
+pub fn look(differences: Vec<(String, u64, u64)>) -> Vec<Finding> {
+    let told = differences.into_iter().map(|(setting, present, wanted)| {
         finding(
             "kernel-setting",
             setting,
@@ -59,7 +57,8 @@ pub fn devices<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Finding> {
         (value(&path).as_deref() == Some("0")).then(|| {
             finding(
                 "kernel-setting",
-                name(&path),
+                // As sysctl(8) names it: slashes within the parts.
+                format!("net.ipv4.conf.{}.forwarding", device.replace('.', "/")),
                 format!("it is 0: packets that come in by {device} are not forwarded"),
                 "sysctl -w it to 1; setting net.ipv4.ip_forward anew sets it for all devices",
             )

@@ -285,7 +285,7 @@ impl Held {
 }
 
 /// As sysctl(8) names it: dots between the parts, slashes within.
-pub fn name(path: &str) -> String {
+fn name(path: &str) -> String {
     let swapped = path.chars().map(|letter| match letter {
         '/' => '.',
         '.' => '/',
