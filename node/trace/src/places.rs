@@ -11,12 +11,15 @@ use netlink::netns::PIN_DIRECTORY;
 #[derive(Debug)]
 pub struct Places {
     reasons: BTreeMap<u32, String>,
-    /// By address; read when the first function is asked for, since there are many.
-    functions: Option<BTreeMap<u64, String>>,
+    /// By address.
+    functions: Functions,
 }
 
+/// The kernel's functions by their addresses: many, so that they are read while there is something else to wait for.
+pub(crate) type Functions = BTreeMap<u64, String>;
+
 impl Places {
-    pub(crate) fn read(types: &KernelTypes) -> Result<Self, TypesError> {
+    pub(crate) fn read(types: &KernelTypes, functions: Functions) -> Result<Self, TypesError> {
         let reasons = types.enumeration("skb_drop_reason")?;
         let short = |name: String| name.trim_start_matches("SKB_DROP_REASON_").to_owned();
         Ok(Self {
@@ -24,7 +27,7 @@ impl Places {
                 .into_iter()
                 .map(|(number, name)| (number, short(name)))
                 .collect(),
-            functions: None,
+            functions,
         })
     }
 
@@ -35,12 +38,8 @@ impl Places {
     }
 
     /// The function that an address is in.
-    pub(crate) fn function(&mut self, address: u64) -> String {
-        let functions = self.functions.get_or_insert_with(|| {
-            // Without the right to see addresses all are 0, and none is found.
-            functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
-        });
-        let found = functions.range(..=address).next_back();
+    pub(crate) fn function(&self, address: u64) -> String {
+        let found = self.functions.range(..=address).next_back();
         found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
     }
 }
@@ -50,8 +49,13 @@ pub(crate) fn is_bare(place: &str) -> bool {
     place.starts_with("0x")
 }
 
+/// The functions of the running kernel. Without the right to see addresses all are 0, and there is none.
+pub(crate) fn read_functions() -> Functions {
+    functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
+}
+
 /// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
-fn functions(symbols: &str) -> BTreeMap<u64, String> {
+fn functions(symbols: &str) -> Functions {
     let function = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let address = u64::from_str_radix(fields.next()?, 16).ok()?;
@@ -119,9 +123,9 @@ ffffffff81000180 D some_data
 ffffffff81000200 T udp_rcv\t[module]
 0000000000000000 T hidden
 ";
-        let mut places = Places {
+        let places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
-            functions: Some(functions(symbols)),
+            functions: functions(symbols),
         };
         let rows = [
             (0xffff_ffff_8100_0000, "ip_rcv"),

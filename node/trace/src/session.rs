@@ -9,7 +9,7 @@ use ebpf::kernel_types::{KernelTypes, TypesError};
 use ebpf::tracer::{Tracer, TracerError, Wanted};
 
 use crate::hop::{Hop, Protocol};
-use crate::places::Places;
+use crate::places::{self, Places};
 use crate::story::Gaps;
 
 /// UDP ports of VXLAN: IANA's (RFC 7348 §5), and that of Linux and flannel.
@@ -73,11 +73,19 @@ impl Session {
         let began = Instant::now();
         let wanted = wanted(filter);
         let types = KernelTypes::read()?;
-        let places = Places::read(&types)?;
-        let tracer = Tracer::start(&wanted, &types)?;
+        // The verifier takes its time; what is read later would be waited for while events are lost.
+        let (tracer, functions) = std::thread::scope(|scope| {
+            let functions = scope.spawn(places::read_functions);
+            let tracer = Tracer::start(&wanted, &types);
+            let functions = functions.join();
+            (
+                tracer,
+                functions.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            )
+        });
         Ok(Self {
-            tracer,
-            places,
+            tracer: tracer?,
+            places: Places::read(&types, functions)?,
             node: node.to_owned(),
             attached_in: began.elapsed(),
         })
@@ -96,7 +104,7 @@ impl Session {
     pub fn next_hop(&mut self, deadline: Instant) -> Result<Option<Hop>, TraceError> {
         loop {
             while let Some(event) = self.tracer.next_event() {
-                if let Some(hop) = Hop::of(&event, &self.node, &mut self.places) {
+                if let Some(hop) = Hop::of(&event, &self.node, &self.places) {
                     return Ok(Some(hop));
                 }
             }
