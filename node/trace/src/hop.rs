@@ -250,7 +250,7 @@ impl Header {
 
 impl Hop {
     /// What an event says; `None` where it has no headers.
-    pub(crate) fn of(event: &Event, node: &str, places: &Places) -> Option<Self> {
+    pub(crate) fn of(event: &Event, node: &str, places: &mut Places) -> Option<Self> {
         let header = Header::of(event.innermost())?;
         let wrapping = Header::of(&event.inner).and_then(|_| Flow::of(&event.outer.flow));
         let (original, reply) = (Flow::of(&event.original), Flow::of(&event.reply));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::thread::JoinHandle;
 
 use ebpf::kernel_types::{KernelTypes, TypesError};
 use netlink::netns::PIN_DIRECTORY;
@@ -12,14 +13,13 @@ use netlink::netns::PIN_DIRECTORY;
 pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// By address.
-    functions: Functions,
+    functions: BTreeMap<u64, String>,
+    /// Reads them: they are many, and nobody need wait for them before the first packet has ended.
+    reading: Option<JoinHandle<BTreeMap<u64, String>>>,
 }
 
-/// The kernel's functions by their addresses: many, so that they are read while there is something else to wait for.
-pub(crate) type Functions = BTreeMap<u64, String>;
-
 impl Places {
-    pub(crate) fn read(types: &KernelTypes, functions: Functions) -> Result<Self, TypesError> {
+    pub(crate) fn read(types: &KernelTypes) -> Result<Self, TypesError> {
         let reasons = types.enumeration("skb_drop_reason")?;
         let short = |name: String| name.trim_start_matches("SKB_DROP_REASON_").to_owned();
         Ok(Self {
@@ -27,7 +27,8 @@ impl Places {
                 .into_iter()
                 .map(|(number, name)| (number, short(name)))
                 .collect(),
-            functions,
+            functions: BTreeMap::new(),
+            reading: None,
         })
     }
 
@@ -37,8 +38,19 @@ impl Places {
         known.map_or_else(|| format!("reason {number:#x}"), Clone::clone)
     }
 
+    /// Begins to read the names of functions, beside whatever comes next.
+    pub(crate) fn read_functions(&mut self) {
+        // Without the right to see addresses all are 0, and none is found.
+        let read = || functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
+        self.reading = Some(std::thread::spawn(read));
+    }
+
     /// The function that an address is in.
-    pub(crate) fn function(&self, address: u64) -> String {
+    pub(crate) fn function(&mut self, address: u64) -> String {
+        if let Some(reading) = self.reading.take() {
+            let read = reading.join();
+            self.functions = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
         let found = self.functions.range(..=address).next_back();
         found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
     }
@@ -49,13 +61,8 @@ pub(crate) fn is_bare(place: &str) -> bool {
     place.starts_with("0x")
 }
 
-/// The functions of the running kernel. Without the right to see addresses all are 0, and there is none.
-pub(crate) fn read_functions() -> Functions {
-    functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
-}
-
 /// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
-fn functions(symbols: &str) -> Functions {
+fn functions(symbols: &str) -> BTreeMap<u64, String> {
     let function = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let address = u64::from_str_radix(fields.next()?, 16).ok()?;
@@ -123,9 +130,10 @@ ffffffff81000180 D some_data
 ffffffff81000200 T udp_rcv\t[module]
 0000000000000000 T hidden
 ";
-        let places = Places {
+        let mut places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
             functions: functions(symbols),
+            reading: None,
         };
         let rows = [
             (0xffff_ffff_8100_0000, "ip_rcv"),

@@ -9,7 +9,7 @@ use ebpf::kernel_types::{KernelTypes, TypesError};
 use ebpf::tracer::{Tracer, TracerError, Wanted};
 
 use crate::hop::{Hop, Protocol};
-use crate::places::{self, Places};
+use crate::places::Places;
 use crate::story::Gaps;
 
 /// UDP ports of VXLAN: IANA's (RFC 7348 §5), and that of Linux and flannel.
@@ -73,19 +73,13 @@ impl Session {
         let began = Instant::now();
         let wanted = wanted(filter);
         let types = KernelTypes::read()?;
-        // The verifier takes its time; what is read later would be waited for while events are lost.
-        let (tracer, functions) = std::thread::scope(|scope| {
-            let functions = scope.spawn(places::read_functions);
-            let tracer = Tracer::start(&wanted, &types);
-            let functions = functions.join();
-            (
-                tracer,
-                functions.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            )
-        });
+        let mut places = Places::read(&types)?;
+        let tracer = Tracer::start(&wanted, &types)?;
+        // After the verifier, which has use for every CPU.
+        places.read_functions();
         Ok(Self {
-            tracer: tracer?,
-            places: Places::read(&types, functions)?,
+            tracer,
+            places,
             node: node.to_owned(),
             attached_in: began.elapsed(),
         })
@@ -104,7 +98,7 @@ impl Session {
     pub fn next_hop(&mut self, deadline: Instant) -> Result<Option<Hop>, TraceError> {
         loop {
             while let Some(event) = self.tracer.next_event() {
-                if let Some(hop) = Hop::of(&event, &self.node, &self.places) {
+                if let Some(hop) = Hop::of(&event, &self.node, &mut self.places) {
                     return Ok(Some(hop));
                 }
             }
