@@ -126,15 +126,7 @@ mod tests {
                 "netif_receive_skb",
             ],
             &[
-                ".rodata",
-                "BUSY",
-                "DRAFTS",
-                "EVENTS",
-                "IS_LEARNED",
-                "LEARNED",
-                "LOST",
-                "MISSED",
-                "TARGETS",
+                ".rodata", "BUSY", "DRAFTS", "EVENTS", "LEARNED", "LOST", "MISSED", "PRESENT", "TARGETS",
                 "TRACKED",
             ],
         );

@@ -19,7 +19,7 @@ use crate::directory::Directory;
 use crate::fake_api::FakeApi;
 use crate::ledger::Ledger;
 use crate::probe::{self, Attempts, Flows, Kind};
-use crate::process::{self, Process};
+use crate::process::{self, Place, Process};
 use crate::topology::{Host, Lan};
 use crate::{etcd, wait};
 
@@ -245,6 +245,15 @@ impl Network {
         let file = path("node.yaml");
         std::fs::write(&file, config.to_string()).expect("written");
         file
+    }
+
+    /// The place for processes in a pod, whose connections the socket hooks see.
+    #[must_use]
+    pub fn inside(&self, pod: &Pod) -> Place {
+        Place {
+            cgroup: Some(self.cgroup.path().to_path_buf()),
+            ..pod.host.place()
+        }
     }
 
     /// Where a node's maps and links are pinned.

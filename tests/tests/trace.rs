@@ -1,7 +1,5 @@
 //! `causeway trace` on a machine: what it prints and with what exit code, from packets between namespaces.
 
-mod attached;
-
 mod privileged {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
@@ -12,12 +10,9 @@ mod privileged {
     use std::time::Duration;
 
     use serde_json::Value;
-    use tests::cluster::program;
-    use tests::process::{self, Output, Place, Process};
     use tests::topology::{Host, pod};
+    use tests::traced::{await_attached, command, trace, trace_while, way_out};
     use tests::wait;
-
-    use super::attached;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -99,53 +94,10 @@ mod privileged {
         server.join().expect("served");
     }
 
-    /// A device that leads out of this machine: what is handed to it is given to a process, which throws it away.
-    fn way_out(host: &Host, device: &str) -> Process {
-        // TUNSETIFF with IFF_TAP and IFF_NO_PI.
-        let program = format!(
-            "import fcntl, struct\n\
-             tap = open('/dev/net/tun', 'r+b', buffering=0)\n\
-             fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'{device}', 0x1002))\n\
-             print('held', flush=True)\n\
-             while tap.read(65536): pass"
-        );
-        let mut command = std::process::Command::new("python3");
-        command.args(["-c", &program]);
-        let mut holder = Process::spawn(&host.place(), &mut command).expect("started");
-        holder.await_line("held", SOON);
-        holder
-    }
-
-    /// What `causeway trace` tells of what others send once it is attached, with its exit code.
-    fn trace_live(arguments: &[&str], send: impl Fn()) -> Output {
-        let mut command = std::process::Command::new(program("causeway"));
-        command
-            .arg("trace")
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = command.spawn().expect("started");
-        let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
-        wait::until_value(
-            "the programs",
-            SOON,
-            || attached::programs_of(child.id()),
-            is_attached,
-        );
-        send();
-        let output = child.wait_with_output().expect("ended");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-        Output {
-            status: output.status,
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
-    }
-
-    fn trace(arguments: &[&str]) -> Output {
-        let mut command = std::process::Command::new(program("causeway"));
-        command.arg("trace").args(arguments);
-        process::run_in(&Place::default(), &mut command, b"").expect("started")
+    /// Numbers of the BPF programs of this machine.
+    fn loaded() -> BTreeSet<u32> {
+        let programs = aya::programs::loaded_programs();
+        programs.filter_map(|program| Some(program.ok()?.id())).collect()
     }
 
     fn hops(packet: &Value) -> Vec<String> {
@@ -284,7 +236,7 @@ mod privileged {
             assert!(probed.stdout.contains("/udp  verdict: ANSWERED"), "{probed:?}");
         }
         for _ in 0..3 {
-            let live = trace_live(&[&client, &target, "-o", "json"], || {
+            let live = trace_while(&[&client, &target, "-o", "json"], || {
                 ask().expect("entered").expect("answered");
             });
             println!("{}", live.stdout);
@@ -345,17 +297,7 @@ mod privileged {
             return;
         }
         let world = World::new("leaving", 5);
-        let _way_out = way_out(&world.node, "out");
-        for line in [
-            "link set out up",
-            "address add 10.213.5.1/24 dev out",
-            "neigh add 10.213.5.2 lladdr 02:00:00:00:00:02 dev out",
-            "route add 10.214.5.0/24 via 10.213.5.2",
-        ] {
-            let words: Vec<&str> = line.split(' ').collect();
-            let output = world.node.command("ip", &words).expect("run");
-            assert!(output.status.success(), "ip {line}: {output:?}");
-        }
+        let _way_out = way_out(&world.node, "out", "10.214.5.0/24");
         let output = trace(&[&world.from.to_string(), "10.214.5.9:80/tcp", "--inject"]);
         println!("{}", output.stdout);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -448,18 +390,10 @@ mod privileged {
         }
         let world = World::new("interrupted", 8);
         let server = echo(&world.server, world.to, 7000);
-        let mut command = std::process::Command::new(program("causeway"));
         let target = format!("{}:7000/udp", world.to);
-        command.args(["trace", &world.from.to_string(), &target, "--for", "10m"]);
-        command.stdout(Stdio::piped());
-        let mut child = command.spawn().expect("started");
-        let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
-        wait::until_value(
-            "the programs",
-            SOON,
-            || attached::programs_of(child.id()),
-            is_attached,
-        );
+        let mut command = command(&[&world.from.to_string(), &target, "--for", "10m"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
+        await_attached(child.id());
         let answered = world.client.run(|| {
             let socket = UdpSocket::bind((world.from, 0))?;
             socket.set_read_timeout(Some(SOON))?;
@@ -499,7 +433,7 @@ mod privileged {
             let _ = accepted.read(&mut [0; 1]); // its end
         };
         let (client, target) = (world.from.to_string(), format!("{}:8080", world.to));
-        let brief = trace_live(&[&client, &target, "--for", "1s"], exchange);
+        let brief = trace_while(&[&client, &target, "--for", "1s"], exchange);
         println!("{}", brief.stdout);
         assert_eq!(brief.status.code(), Some(0), "{brief:?}");
         assert!(
@@ -510,7 +444,7 @@ mod privileged {
             brief.stdout.contains("packets that close the connection"),
             "{brief:?}"
         );
-        let full = trace_live(&[&client, &target, "--for", "1s", "--verbose"], exchange);
+        let full = trace_while(&[&client, &target, "--for", "1s", "--verbose"], exchange);
         assert!(full.stdout.contains("FIN"), "{full:?}");
     }
 
@@ -519,16 +453,13 @@ mod privileged {
         if !tests::privileged("causeway trace leaves nothing behind") {
             return;
         }
-        let mut command = std::process::Command::new(program("causeway"));
-        command.args(["trace", "any", "10.211.9.8:1", "--timeout", "60s"]);
+        let mut command = command(&["any", "10.211.9.8:1", "--timeout", "60s"]);
         let mut child = command.spawn().expect("started");
-        let pid = child.id();
-        let is_attached = |own: &BTreeSet<u32>| own.len() == 4;
-        let own = wait::until_value("the programs", SOON, || attached::programs_of(pid), is_attached);
+        let own = await_attached(child.id());
         child.kill().expect("killed");
         child.wait().expect("ended");
         let left = || {
-            attached::programs()
+            loaded()
                 .intersection(&own)
                 .copied()
                 .collect::<BTreeSet<u32>>()

@@ -59,7 +59,7 @@ mod tests {
         }
         assert_eq!(of(&[]), files);
         fs::write(&own, "").expect("written");
-        assert_eq!(of(&[]), [own.clone()]);
+        assert_eq!(of(&[]), std::slice::from_ref(&own));
         assert_eq!(of(&files), files);
     }
 }

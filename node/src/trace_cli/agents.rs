@@ -97,6 +97,11 @@ impl Agents {
         Err(why)
     }
 
+    /// Whether an agent stands in a network namespace.
+    pub(super) fn is_in(&self, netns: u32) -> bool {
+        self.0.iter().any(|agent| agent.netns() == Some(netns))
+    }
+
     /// What the agent in a network namespace says of a packet; none where there is no such agent, or it does not answer.
     pub(super) fn explain(&self, netns: u32, question: &explain::Question) -> Option<Explanation> {
         let there = self.0.iter().find(|agent| agent.netns() == Some(netns))?;

@@ -7,7 +7,7 @@ use netlink::{Found as Route, Kernel, Lookup, Netlink};
 use trace::cause::Cause;
 use trace::hop::{Hop, HopKind};
 use trace::namespaces::Found;
-use trace::story::Step;
+use trace::story::{Packet, Step};
 
 use super::agents::Agents;
 use super::pods::Pods;
@@ -23,7 +23,7 @@ pub(super) struct Machine<'a> {
 
 impl Machine<'_> {
     /// Why a packet ended, or left, at this step; none where nobody knows more than the kernel has said.
-    pub(super) fn cause(&self, step: &Step) -> Option<Cause> {
+    pub(super) fn cause(&self, step: &Step, packet: &Packet) -> Option<Cause> {
         let hop = &step.hop;
         match &hop.kind {
             HopKind::Dropped { reason, .. } if reason == "NETFILTER_DROP" => {
@@ -32,7 +32,7 @@ impl Machine<'_> {
             HopKind::Dropped { reason, .. } if is_of_device(reason) => self.device_down(hop),
             HopKind::Dropped { .. } | HopKind::Consumed { .. } => None,
             HopKind::Sent | HopKind::Received if hop.wrapping.is_some() => None,
-            HopKind::Sent | HopKind::Received => self.no_way(hop, &step.at),
+            HopKind::Sent | HopKind::Received => self.no_way(self.turn(packet).unwrap_or(step)),
         }
     }
 
@@ -79,8 +79,14 @@ impl Machine<'_> {
         Some(Cause { means, look })
     }
 
-    /// A receiver of the cluster to which no route of its own leads.
-    fn no_way(&self, hop: &Hop, at: &str) -> Option<Cause> {
+    /// Where a node chose the packet's way: what it is handed to afterwards only follows.
+    fn turn<'a>(&self, packet: &'a Packet) -> Option<&'a Step> {
+        let mut sent = packet.hops.iter().filter(|step| step.hop.kind == HopKind::Sent);
+        sent.find(|step| self.agents.is_in(step.hop.netns))
+    }
+
+    /// A receiver of the cluster to which no route of its own leads from here.
+    fn no_way(&self, Step { at, hop, .. }: &Step) -> Option<Cause> {
         let question = question(hop);
         let problem = self
             .agents
@@ -101,15 +107,18 @@ impl Machine<'_> {
             device: None,
             mark: 0,
         });
-        let route = match found.ok()? {
-            Route::Route(route) if route.destination.prefix() == 0 => "the default route took it".to_owned(),
-            Route::Route(route) => format!("the route of {} took it", route.destination),
-            Route::Other | Route::Refused(_) => "another route took it".to_owned(),
+        let now = match found.ok()? {
+            Route::Route(route) if route.destination.prefix() == 0 => {
+                "only the default route leads there".to_owned()
+            }
+            Route::Route(route) => format!("that of {} leads there", route.destination),
+            Route::Other => "one with several next hops, or of another kind, leads there".to_owned(),
+            Route::Refused(errno) => format!("none leads there ({errno})"),
         };
         Some(Cause {
             means: format!(
-                "the route to {receiver} is missing at {at}, or leads elsewhere: that is pod/{pod} of node {}, which is on \
-                 this machine, and {route}",
+                "the route to {receiver} was missing at {at}, or led elsewhere: that is pod/{pod} of node {}, which is on this \
+                 machine; now {now}",
                 record.node
             ),
             look: format!("ip route get {receiver} at {at}; causeway doctor"),

@@ -4,7 +4,7 @@
 //! - [`pods`]: names of pods, which agents of this machine have written down; nobody need answer for that.
 //! - [`agents`]: what agents are asked: Services, nodes, pods of other nodes.
 //! - [`inject`]: a packet that is sent to be followed.
-//! - [`interrupt`]: Ctrl-C.
+//! - [`interrupt`]: Ctrl-C ends the looking, not the telling.
 //! - [`ending`]: why a packet ended where it did, beyond the kernel's words.
 
 mod agents;
@@ -170,7 +170,7 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
         pods: &pods,
         namespaces: &namespaces,
     };
-    story.explain_end(|step| machine.cause(step));
+    story.explain_end(|step, packet| machine.cause(step, packet));
     Ok(Followed {
         story,
         in_full: args.verbose,
@@ -200,6 +200,8 @@ impl Watch {
             {
                 hops.push(hop);
             }
+            // What is lost while this thinks about what it has is nothing that it looks for.
+            let gaps = self.session.gaps()?;
             if seen == 0 && !hops.is_empty() {
                 deadline = Instant::now() + args.follow.unwrap_or(SETTLE);
             }
@@ -212,9 +214,9 @@ impl Watch {
             }
             let is_told = args.follow.is_none()
                 && hops.len() > seen
-                && Story::new(filter, &hops, &Names::default(), Gaps::default()).is_complete();
+                && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
             if is_told || hops.len() >= MOST_HOPS || Instant::now() >= deadline || self.interrupt.came() {
-                return Ok((hops, self.session.gaps()?));
+                return Ok((hops, gaps));
             }
             self.wait(deadline)?;
         }

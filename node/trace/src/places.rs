@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::thread::JoinHandle;
 
 use ebpf::kernel_types::{KernelTypes, TypesError};
 use netlink::netns::PIN_DIRECTORY;
@@ -20,8 +21,10 @@ pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// Who has reasons of its own, by the upper half of their numbers.
     subsystems: BTreeMap<u32, String>,
-    /// By address; read when the first function is asked for, since there are many.
-    functions: Option<BTreeMap<u64, String>>,
+    /// By address.
+    functions: BTreeMap<u64, String>,
+    /// Reads them: they are many, and nobody need wait for them before the first packet has ended.
+    reading: Option<JoinHandle<BTreeMap<u64, String>>>,
 }
 
 impl Places {
@@ -44,7 +47,8 @@ impl Places {
                 .into_iter()
                 .map(|(number, name)| (number, short(name).trim_start_matches("SUBSYS_").to_owned()))
                 .collect(),
-            functions: None,
+            functions: BTreeMap::new(),
+            reading: None,
         })
     }
 
@@ -61,13 +65,20 @@ impl Places {
         }
     }
 
+    /// Begins to read the names of functions, beside whatever comes next.
+    pub(crate) fn read_functions(&mut self) {
+        // Without the right to see addresses all are 0, and none is found.
+        let read = || functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
+        self.reading = Some(std::thread::spawn(read));
+    }
+
     /// The function that an address is in.
     pub(crate) fn function(&mut self, address: u64) -> String {
-        let functions = self.functions.get_or_insert_with(|| {
-            // Without the right to see addresses all are 0, and none is found.
-            functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
-        });
-        let found = functions.range(..=address).next_back();
+        if let Some(reading) = self.reading.take() {
+            let read = reading.join();
+            self.functions = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        let found = self.functions.range(..=address).next_back();
         found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
     }
 }
@@ -154,7 +165,8 @@ ffffffff81000200 T udp_rcv\t[module]
         let mut places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
             subsystems: BTreeMap::from([(0, "CORE".to_owned()), (2, "OPENVSWITCH".to_owned())]),
-            functions: Some(functions(symbols)),
+            functions: functions(symbols),
+            reading: None,
         };
         let rows = [
             (0xffff_ffff_8100_0000, "ip_rcv"),

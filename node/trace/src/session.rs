@@ -74,8 +74,10 @@ impl Session {
         let began = Instant::now();
         let wanted = wanted(filter);
         let types = KernelTypes::read()?;
-        let places = Places::read(&types)?;
+        let mut places = Places::read(&types)?;
         let tracer = Tracer::start(&wanted, &types)?;
+        // After the verifier, which has use for every CPU.
+        places.read_functions();
         Ok(Self {
             tracer,
             places,

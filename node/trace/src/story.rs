@@ -188,15 +188,17 @@ impl Story {
 
     /// Asks for the cause of what the verdict says of a packet: where it was dropped, or where it left. The kernel's words
     /// stay where nobody knows better.
-    pub fn explain_end(&mut self, cause: impl FnOnce(&Step) -> Option<Cause>) {
+    pub fn explain_end(&mut self, cause: impl FnOnce(&Step, &Packet) -> Option<Cause>) {
         let Some(end) = self.drop().or_else(|| self.left()).cloned() else {
             return;
         };
-        let Some(cause) = cause(&end) else { return };
-        let mut steps = self.packets.iter_mut().flat_map(|packet| &mut packet.hops);
-        if let Some(step) = steps.find(|step| **step == end) {
-            step.cause = Some(cause);
-        }
+        let mut packets = self.packets.iter_mut();
+        let Some(packet) = packets.find(|packet| packet.hops.contains(&end)) else {
+            return;
+        };
+        let Some(cause) = cause(&end, packet) else { return };
+        let step = packet.hops.iter_mut().find(|step| **step == end);
+        step.into_iter().for_each(|step| step.cause = Some(cause.clone()));
     }
 
     /// Says which endpoint of a Service the packets went to.

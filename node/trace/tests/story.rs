@@ -135,6 +135,24 @@ fn names() -> Names {
     }
 }
 
+fn web() -> Service {
+    Service {
+        name: "svc/default/web:80".to_owned(),
+        frontends: vec![at(SERVICE)],
+        endpoints: vec![at("10.241.0.9:8080"), at(SERVER), at("10.242.0.6:8080")],
+    }
+}
+
+/// The request of a client whose socket was sent to an endpoint.
+fn hooked() -> Vec<Hop> {
+    let mut hops = request();
+    for hop in &mut hops {
+        hop.header.flow = flow(CLIENT, SERVER);
+        hop.connection = None;
+    }
+    hops
+}
+
 /// Of who sends to a Service, under whatever address.
 fn story_to(service: &Service, hops: &[Hop]) -> Story {
     let targets = service.frontends.iter().chain(&service.endpoints);
@@ -357,6 +375,19 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
 }
 
 #[test]
+fn what_went_to_an_endpoint_on_another_machine_is_told_with_the_service() {
+    let mut hops = hooked();
+    hops.truncate(4);
+    let story = story_to(&web(), &hops).to_service(&web());
+    assert_eq!(story.verdict, Verdict::Left);
+    check_golden(
+        &story,
+        include_str!("golden/left.txt"),
+        include_str!("golden/left.json"),
+    );
+}
+
+#[test]
 fn what_left_this_machine_is_told_with_the_device_and_where_to_go_on() {
     let mut wrapped = request();
     wrapped.truncate(4);
@@ -380,7 +411,7 @@ fn what_left_this_machine_is_told_with_the_device_and_where_to_go_on() {
         assert_eq!(last, [look, left]);
     }
     let mut known = story(&bare, 0);
-    known.explain_end(|step| {
+    known.explain_end(|step, _| {
         assert_eq!((step.at.as_str(), step.hop.device.as_str()), ("node-1", "vx"));
         Some(Cause {
             means: "the route is missing".to_owned(),
@@ -396,25 +427,16 @@ fn what_left_this_machine_is_told_with_the_device_and_where_to_go_on() {
 
 #[test]
 fn the_endpoint_of_a_service_is_told_with_who_chose_it() {
-    let service = Service {
-        name: "svc/default/web:80".to_owned(),
-        frontends: vec![at(SERVICE)],
-        endpoints: vec![at("10.241.0.9:8080"), at(SERVER), at("10.242.0.6:8080")],
-    };
+    let service = web();
     let of = |hops: &[Hop]| {
         let told = story_to(&service, hops).to_service(&service);
         render::text(&told).lines().nth(1).unwrap_or_default().to_owned()
     };
-    let mut hooked = request();
-    for hop in &mut hooked {
-        hop.header.flow = flow(CLIENT, SERVER);
-        hop.connection = None;
-    }
     let mut untranslated = request();
     untranslated.truncate(2);
     let rows = [
         (request(), "1 of 3 endpoints, 10.242.0.5:8080, by packet rules"),
-        (hooked, "1 of 3 endpoints, 10.242.0.5:8080, by socket hook"),
+        (hooked(), "1 of 3 endpoints, 10.242.0.5:8080, by socket hook"),
         (untranslated, "none of 3 endpoints seen"),
         (Vec::new(), "none of 3 endpoints seen"),
     ];

@@ -10,4 +10,5 @@ mod leases;
 mod paths;
 mod processes;
 mod services;
+mod trace;
 mod uninstall;

@@ -7,7 +7,7 @@ use aya::maps::{HashMap, Map, MapData};
 use serde_json::{Value, json};
 use tests::network::{Network, Pod};
 
-const VIP: &str = "10.96.0.7";
+pub const VIP: &str = "10.96.0.7";
 
 pub fn service() -> Value {
     json!({

@@ -9,7 +9,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_common::net::{Ip, Port};
 use ebpf_common::trace::{Event, Filter, Flow, Header, Target, Tracked};
 
-use crate::headers::{self, NO_FLOW, UDP, V4_TYPE, V6_TYPE, is_same};
+use crate::headers::{self, ICMP, ICMP_V6, NO_FLOW, UDP, V4_TYPE, V6_TYPE, is_same};
 use crate::kernel::{self, Bytes, Skb};
 
 #[map]
@@ -192,9 +192,9 @@ fn may_be_followed(skb: Skb, ethertype: u16, seen: &Seen) -> bool {
     if ends.next == UDP && filter!(vxlan_ports[0]).0 != 0 {
         return true;
     }
-    // So has a packet that was translated before it was seen first.
+    // So has a packet that was translated before it was seen first, and what a router says of a packet.
     let conntrack = skb.conntrack();
-    conntrack != 0 && kernel::is_translated(conntrack)
+    conntrack != 0 && (ends.next == ICMP || ends.next == ICMP_V6 || kernel::is_translated(conntrack))
 }
 
 #[inline(always)]
@@ -223,7 +223,8 @@ fn tell(skb: Skb, ethertype: u16, seen: &Seen) {
         return;
     };
     event.packet = packet;
-    if has_connection(event) {
+    // Without NAT there are no other names.
+    if has_connection(event) && kernel::is_translated(event.conntrack) {
         learn(event.original);
         learn(event.reply);
         learn(event.outer.flow);

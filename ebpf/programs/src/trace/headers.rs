@@ -8,8 +8,8 @@ use crate::kernel::{Bytes, read};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMP_V6: u8 = 58;
+pub const ICMP: u8 = 1;
+pub const ICMP_V6: u8 = 58;
 
 /// Extension headers of IPv6 that are stepped over, at the most.
 const EXTENSIONS: usize = 3;

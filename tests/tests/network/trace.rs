@@ -1,0 +1,133 @@
+//! `causeway trace` beside agents: Services by name and address, pods of other nodes, and what it is that Causeway refuses.
+
+use tests::network::{Network, Pod, SOON};
+use tests::process::{self, Output};
+use tests::traced::{trace, trace_while, way_out};
+use tests::wait;
+
+use crate::services::{VIP, service, slice};
+
+/// Sends a probe until what is told of it has all these parts.
+#[track_caller]
+fn check(arguments: &[&str], code: i32, parts: &[&str]) {
+    let arguments = [arguments, &["--inject"]].concat();
+    let is_told = |told: &Output| {
+        let has = |part: &&str| told.stdout.contains(part) || told.stderr.contains(part);
+        told.status.code() == Some(code) && parts.iter().all(has)
+    };
+    wait::until_value(&parts.join(", "), SOON, || trace(&arguments), is_told);
+}
+
+#[test]
+fn trace_follows_services_to_their_endpoints_and_tells_what_causeway_refuses() {
+    let Some(mut world) = Network::new("trace follows Services to their endpoints", "traced", 2) else {
+        return;
+    };
+    let (near, far) = (world.pod(0, "near"), world.pod(1, "far"));
+    world.put(service());
+    world.put(slice(&far, "http", true));
+    let configs = [0, 1].map(|node| world.configure(node).display().to_string());
+    let [own, other] = configs.each_ref().map(String::as_str);
+    names_the_endpoint_and_who_chose_it(&world, &near, &far, own);
+    names_what_no_agent_knows(&far, own);
+    says_whose_refusal_it_is(&world, &near, &far, own);
+    world.kill_agent(0);
+    does_without_an_agent(&world, &far, own, other);
+}
+
+fn names_the_endpoint_and_who_chose_it(world: &Network, near: &Pod, far: &Pod, config: &str) {
+    let chosen = format!("svc/default/web:80 -> 1 of 1 endpoint, {}, by ", far.server());
+    let by_rules = format!("{chosen}packet rules");
+    let answered = "verdict: ANSWERED";
+    check(
+        &["pod/near", "svc/web:http", "--config", config],
+        0,
+        &[answered, &by_rules],
+    );
+    let by_address = format!("{VIP}:80/tcp");
+    check(
+        &["pod/near", &by_address, "--config", config],
+        0,
+        &[answered, &by_rules],
+    );
+    let hooked = trace_while(&["pod/near", "svc/web", "--config", config], || {
+        let mut knock = process::command(&world.inside(near), env!("CARGO_BIN_EXE_knock"));
+        let line = format!("0 tcp 1 {by_address}\n").replace("/tcp", "");
+        let knocked = process::run_in(&world.inside(near), &mut knock, line.as_bytes()).expect("it runs");
+        assert!(knocked.status.success(), "{knocked:?}");
+    });
+    assert_eq!(hooked.status.code(), Some(0), "{hooked:?}");
+    let by_hook = format!("{chosen}socket hook");
+    assert_eq!(hooked.stdout.lines().nth(1), Some(&*by_hook), "{hooked:?}");
+}
+
+fn names_what_no_agent_knows(far: &Pod, config: &str) {
+    // This agent has not connected it: it is an endpoint.
+    check(
+        &["pod/near", "pod/far:7000/tcp", "--config", config],
+        0,
+        &["verdict: ANSWERED"],
+    );
+    let unknown = "no agent of this machine has connected a pod default/nobody";
+    check(
+        &["pod/near", "pod/nobody:7000", "--config", config],
+        2,
+        &[unknown],
+    );
+    let from_far = format!("{}:7000/tcp", far.address);
+    check(
+        &["svc/web", &from_far, "--config", config],
+        2,
+        &["svc/default/web sends nothing itself"],
+    );
+}
+
+fn says_whose_refusal_it_is(world: &Network, near: &Pod, far: &Pod, config: &str) {
+    world.put(slice(far, "http", false));
+    let refused = "means:   Causeway refuses it: Service default/web has no endpoint that takes connections";
+    let nobody = "svc/default/web:80 -> no endpoint";
+    check(
+        &["pod/near", "svc/web", "--config", config],
+        1,
+        &["verdict: REFUSED", nobody, refused],
+    );
+    world.put(slice(far, "http", true));
+    let another = "10.77.7.7";
+    let network = format!("{another}/32").parse().expect("a network");
+    near.host.add_address("eth0", network).expect("an address");
+    let spoofed = format!(
+        "means:   Causeway refuses it: pod/default/near may send from {} alone, and it sent from {another}",
+        near.address
+    );
+    let target = format!("{}/udp", far.server());
+    check(
+        &[another, &target, "--config", config],
+        1,
+        &["verdict: DROPPED at", &spoofed],
+    );
+}
+
+fn does_without_an_agent(world: &Network, far: &Pod, own: &str, other: &str) {
+    // What it has programmed serves on, and says who is behind an address.
+    let by_address = format!("{VIP}:80/tcp");
+    let chosen = format!("{VIP}:80 -> 1 of 1 endpoint, {}, by packet rules", far.server());
+    check(
+        &["pod/near", &by_address, "--config", own],
+        0,
+        &["verdict: ANSWERED", &chosen],
+    );
+    let silent = "svc/default/web: no agent of this machine answers";
+    check(&["pod/near", "svc/web", "--config", own], 2, &[silent]);
+    let network = format!("{}/32", far.address);
+    let _way_out = way_out(world.host(0), "out", &network);
+    let target = format!("{}/udp", far.server());
+    let left = format!("verdict: LEFT THIS MACHINE by {} out", world.host(0).name());
+    let means = format!(
+        "or led elsewhere: that is pod/default/far of node node-1, which is on this machine; now that of {network} leads there"
+    );
+    check(
+        &["pod/near", &target, "--config", own, "--config", other],
+        1,
+        &[&left, &means],
+    );
+}
