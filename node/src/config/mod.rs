@@ -4,6 +4,7 @@
 //! typed values; [`Config::to_yaml`] echoes it with every default filled in (`causeway node config print`).
 
 mod duration;
+pub mod here;
 mod live;
 #[cfg(test)]
 mod live_tests;
@@ -14,6 +15,7 @@ mod sections;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+pub mod which;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -33,7 +33,7 @@ pub fn look(facts: &Facts, failing: &dyn Fn(&ObjectName) -> bool) -> Result<Vec<
                 stray.remove(key);
                 for layer in programmed.layers(key, Wanted::Port(port, *frontend))? {
                     let differences = layer.differences().into_iter();
-                    lines.extend(differences.map(|line| format!("{key}: {}: {line}", layer.name)));
+                    lines.extend(differences.map(|line| format!("{key}: {}: {line}", layer.kind.name())));
                 }
             }
         }
