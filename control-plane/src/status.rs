@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -95,6 +95,12 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             )
         }
     };
+    // To others everything would seem to be down.
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "what runs of the cluster in {} is root's to see: run this with sudo",
+        state.root().display()
+    );
     let Some(settings) = Settings::load(&state.settings())? else {
         bail!("{} is missing", state.settings().display());
     };

@@ -273,12 +273,12 @@ impl std::fmt::Debug for FastPath {
 }
 
 /// The name of a device's pin: BPF file systems have no dots in names, and devices no colons (`dev_valid_name`).
-fn pin_name(device: &str) -> String {
+pub(crate) fn pin_name(device: &str) -> String {
     device.replace('.', ":")
 }
 
 /// Where this layout's maps and links are pinned.
-fn layout_dir(pin_dir: &Path) -> PathBuf {
+pub(crate) fn layout_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join("pods").join(format!("v{LAYOUT}"))
 }
 

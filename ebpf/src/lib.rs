@@ -6,7 +6,7 @@
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
 //! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives, and [`tally::Tally`] those that
 //!   count them; [`kernel_types`] tells them where the kernel has what they read.
-//! - [`ServiceMaps`] looks single entries up in what is pinned, and does nothing else.
+//! - [`ServiceMaps`] and [`FastPathMaps`] look single entries up in what is pinned, and do nothing else.
 //! - [`packet_socket`] is no eBPF: packets of one device, with a filter of classic BPF.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
@@ -28,6 +28,7 @@
 
 pub mod error;
 pub mod fast_path;
+pub mod fast_path_maps;
 pub mod kernel_types;
 pub mod map;
 pub mod packet_socket;
@@ -44,6 +45,7 @@ pub mod tracer;
 pub use ebpf_common as abi;
 pub use error::Error;
 pub use fast_path::FastPath;
+pub use fast_path_maps::FastPathMaps;
 pub use map::TypedMap;
 pub use service_maps::ServiceMaps;
 pub use socket_hook::{Attachment, Capacity, HookConfig, SocketHook};

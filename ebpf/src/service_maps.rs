@@ -1,6 +1,6 @@
 //! The socket hook's maps as somebody finds them who only looks: no program is loaded, nothing is made or written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -17,6 +17,7 @@ pub struct ServiceMaps {
     slots: HashMap<MapData, SlotKey, u32>,
     endpoints: HashMap<MapData, u32, Endpoint>,
     links: usize,
+    frontends_pin: PathBuf,
 }
 
 impl ServiceMaps {
@@ -34,6 +35,7 @@ impl ServiceMaps {
             slots: open(&directory, "SLOTS")?,
             endpoints: open(&directory, "ENDPOINTS")?,
             links: list(&directory.join("links"))?.len(),
+            frontends_pin: directory.join("FRONTENDS"),
         }))
     }
 
@@ -41,6 +43,12 @@ impl ServiceMaps {
     #[must_use]
     pub const fn links(&self) -> usize {
         self.links
+    }
+
+    /// Where `FRONTENDS` is pinned.
+    #[must_use]
+    pub fn frontends_pin(&self) -> PathBuf {
+        self.frontends_pin.clone()
     }
 
     /// All keys of `FRONTENDS`.

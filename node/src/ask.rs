@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{Method, Request, StatusCode};
-use hyper::client::conn::http1;
+use http::{Request, StatusCode};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,8 +15,14 @@ use tokio::time::timeout;
 /// The name of the agent's socket in its state directory.
 pub const SOCKET: &str = "agent.sock";
 
+/// What an agent that lives answers at once.
+pub const ALIVE: &str = "/alive";
+
+/// Within this time an agent that lives has said something, whatever it is asked for.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+
 /// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
-const DEADLINE: Duration = Duration::from_secs(30);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The largest answer. A finding of each of 100,000 Services is less.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -43,6 +49,18 @@ pub enum AskError {
         /// The process.
         pid: i32,
     },
+    /// It took the connection, and says nothing.
+    #[error(
+        "ask the agent at {path}: {} took the connection and says nothing for {} s: it hangs, or is stopped",
+        process(*.pid),
+        HEARD_WITHIN.as_secs()
+    )]
+    Silent {
+        /// The agent's socket.
+        path: PathBuf,
+        /// Its process, where that is one of this machine's that can be seen.
+        pid: Option<i32>,
+    },
     /// It did not answer as it should.
     #[error("ask the agent at {path}: {reason}")]
     Answer {
@@ -53,55 +71,113 @@ pub enum AskError {
     },
 }
 
-/// Asks the agent whose state is in `state_dir`: gets what is at `at`, or posts `question` there.
+fn process(pid: Option<i32>) -> String {
+    pid.map_or("it".to_owned(), |pid| format!("its process {pid}"))
+}
+
+/// Asks the agent whose state is in `state_dir`: posts `question` to what is at `at`.
 ///
 /// # Errors
 /// When it does not run, or does not answer in time.
 pub async fn ask<A: DeserializeOwned>(
     state_dir: &Path,
     at: &str,
-    question: Option<&impl Serialize>,
+    question: impl Serialize,
 ) -> Result<A, AskError> {
-    let path = state_dir.join(SOCKET);
-    let stream = UnixStream::connect(&path).await;
-    let stream = stream.map_err(|source| AskError::Connect {
-        path: path.clone(),
-        source,
-    })?;
-    if let Some(pid) = stopped(&stream) {
-        return Err(AskError::Stopped { pid });
-    }
-    let answer = match timeout(DEADLINE, exchange(stream, at, question)).await {
-        Ok(answer) => answer.map_err(|error| format!("{error:#}")),
-        Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
-    };
-    answer.map_err(|reason| AskError::Answer { path, reason })
+    Agent::connect(state_dir).await?.ask(at, question).await
 }
 
-/// The process that listens, where it is stopped, by a signal or a debugger (`proc_pid_stat(5)`).
-fn stopped(stream: &UnixStream) -> Option<i32> {
-    let pid = stream.peer_cred().ok()?.pid()?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// An agent that was heard.
+#[derive(Debug)]
+pub struct Agent {
+    path: PathBuf,
+    pid: Option<i32>,
+    sender: SendRequest<Body>,
+}
+
+impl Agent {
+    /// Connects to the agent whose state is in `state_dir`, and hears it.
+    ///
+    /// # Errors
+    /// When nobody listens there, or nobody speaks.
+    pub async fn connect(state_dir: &Path) -> Result<Self, AskError> {
+        let path = state_dir.join(SOCKET);
+        let stream = UnixStream::connect(&path).await;
+        let stream = stream.map_err(|source| AskError::Connect {
+            path: path.clone(),
+            source,
+        })?;
+        let peer = stream.peer_cred().ok();
+        let pid = peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+        if let Some(pid) = pid.filter(|pid| is_stopped(*pid)) {
+            return Err(AskError::Stopped { pid });
+        }
+        let heard = async {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            let request = Request::get(ALIVE).header(http::header::HOST, "agent");
+            let response = sender.send_request(request.body(Body::empty())?).await?;
+            // The next question waits for the end of this answer, whatever it is.
+            axum::body::to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await?;
+            anyhow::Ok(sender)
+        };
+        match timeout(HEARD_WITHIN, heard).await {
+            Ok(Ok(sender)) => Ok(Self { path, pid, sender }),
+            Ok(Err(error)) => Err(AskError::Answer {
+                path,
+                reason: format!("{error:#}"),
+            }),
+            Err(_) => Err(AskError::Silent { path, pid }),
+        }
+    }
+
+    /// Its process, where that is one of this machine's that can be seen.
+    #[must_use]
+    pub const fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Posts `question` to what is at `at`.
+    ///
+    /// # Errors
+    /// When it does not answer as it should, or not in time.
+    pub async fn ask<A: DeserializeOwned>(
+        &mut self,
+        at: &str,
+        question: impl Serialize,
+    ) -> Result<A, AskError> {
+        let answer = match timeout(ANSWERED_WITHIN, exchange(&mut self.sender, at, question)).await {
+            Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+            Err(_) => Err(format!("no answer in {} s", ANSWERED_WITHIN.as_secs())),
+        };
+        answer.map_err(|reason| AskError::Answer {
+            path: self.path.clone(),
+            reason,
+        })
+    }
+}
+
+/// Whether a process is stopped, by a signal or a debugger (`proc_pid_stat(5)`).
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The program's name may have blanks and brackets of its own.
-    let state = stat.rsplit(')').next()?.split_whitespace().next()?;
-    matches!(state, "T" | "t").then_some(pid)
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
+    matches!(state, Some("T" | "t"))
 }
 
 async fn exchange<A: DeserializeOwned>(
-    stream: UnixStream,
+    sender: &mut SendRequest<Body>,
     at: &str,
-    question: Option<&impl Serialize>,
+    question: impl Serialize,
 ) -> anyhow::Result<A> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::builder().uri(at).header(http::header::HOST, "agent");
-    let request = match question {
-        None => request.body(Body::empty())?,
-        Some(question) => request
-            .method(Method::POST)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Body::from(serde_json::to_vec(question)?))?,
-    };
+    let request = Request::post(at)
+        .header(http::header::HOST, "agent")
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Body::from(serde_json::to_vec(&question)?))?;
+    sender.ready().await?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     anyhow::ensure!(status == StatusCode::OK, "it answers {status}");

@@ -21,7 +21,7 @@ use crate::logs::printable;
 /// # Errors
 /// When it does not run, or does not answer in time.
 pub async fn ask(state_dir: &Path, fix: bool) -> Result<Report, AskError> {
-    crate::ask::ask(state_dir, findings::PATH, Some(&Order { fix })).await
+    crate::ask::ask(state_dir, findings::PATH, Order { fix }).await
 }
 
 /// Something that is wrong.

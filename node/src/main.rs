@@ -14,6 +14,7 @@
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`drops_cli`]: counts what this machine drops.
 //! - [`explain`]: what becomes of a packet that nobody sends.
+//! - [`explain_cli`]: asks an agent for that, and the kernel where none answers.
 //! - [`connectivity`]: who reaches whom in a cluster.
 //! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
@@ -40,6 +41,7 @@ mod doctor;
 mod drops_cli;
 mod ends;
 mod explain;
+mod explain_cli;
 mod findings;
 mod install_cni;
 mod locate;
@@ -63,14 +65,13 @@ use tokio_util::sync::CancellationToken;
 
 use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_alone};
 use agent::config_file::{ConfigFile, Loaded};
-use ask::AskError;
 use cli::{
     CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
     DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs,
     MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
-use explain::{Answer, Conclusion};
+use explain::Conclusion;
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -203,7 +204,7 @@ fn query_dns(args: &DnsQueryArgs) -> ExitCode {
 }
 
 fn examine(args: &DoctorArgs) -> ExitCode {
-    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
+    let config = match args.agent.load() {
         Ok(config) => config,
         Err(error) => return could_not_run(error),
     };
@@ -249,34 +250,17 @@ fn found(finding: trace_cli::Finding) -> ExitCode {
 }
 
 fn explain_packet(args: &ExplainArgs) -> ExitCode {
-    let config = match config::load(&args.config.config, args.config.node_name.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return could_not_run(error),
-    };
-    let question = match args.question() {
-        Ok(question) => question,
-        Err(error) => return could_not_run(error),
-    };
-    let asked = block_on(ask::ask(&config.state_dir, explain::PATH, Some(&question)));
-    let explained = match asked {
-        Ok(Ok(Answer::Explained(explanation))) => *explanation,
-        Ok(Ok(Answer::NotUnderstood(reason))) => return could_not_run(reason),
-        Ok(Err(error @ AskError::Connect { .. })) => {
-            eprintln!("warning: {error}");
-            match explain::without_agent(&question, config.proxy.pin_dir.clone()) {
-                Ok(explanation) => explanation,
-                Err(error) => return could_not_run(error),
-            }
+    match explain_cli::explain(args) {
+        Ok(explained) => {
+            show(&explain::render::render(&explained, args.output));
+            ExitCode::from(match explained.conclusion {
+                Conclusion::Works => 0,
+                Conclusion::Fails => WRONG,
+                Conclusion::CouldNotTell => COULD_NOT_RUN,
+            })
         }
-        Ok(Err(error)) => return could_not_run(error),
-        Err(error) => return could_not_run(format_args!("{error:#}")),
-    };
-    show(&explain::render::render(&explained, args.output));
-    ExitCode::from(match explained.conclusion {
-        Conclusion::Works => 0,
-        Conclusion::Fails => WRONG,
-        Conclusion::CouldNotTell => COULD_NOT_RUN,
-    })
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
 }
 
 fn capture_packets(args: &CaptureArgs) -> ExitCode {

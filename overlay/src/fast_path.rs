@@ -543,6 +543,8 @@ mod tests {
                 public_ip,
             };
             Half {
+                network: IpNetwork::from(local),
+                subnet: IpNetwork::from(local),
                 device: Some(device),
                 remotes: [(subnet.parse().expect("a network"), remote)].into(),
             }

@@ -40,6 +40,10 @@ pub struct Plan {
 /// What one version of IP needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Half {
+    /// The pod network, all nodes' subnets together.
+    pub network: IpNetwork,
+    /// This node's subnet.
+    pub subnet: IpNetwork,
     /// The tunnel device, with VXLAN.
     pub device: Option<Device>,
     /// How each other node's subnet is reached.
@@ -138,6 +142,8 @@ pub fn plan(
         .map(|ground| {
             let sites = others.iter().filter_map(|lease| lease.sites.get(ground.family));
             let half = Half {
+                network: ground.network,
+                subnet: ground.own.subnet,
                 device: device(&ground, config, underlay.mtu),
                 remotes: remotes(&ground, sites, &mut rejected),
             };

@@ -24,10 +24,12 @@ mod context;
 mod endpoints;
 mod rejected;
 mod shared_set;
+mod standing;
 
 pub use context::{LocalTraffic, NodeContext, NodePortAddresses};
 pub use rejected::{Reason, Rejected};
 pub use shared_set::SharedSet;
+pub use standing::{Chosen, LeftOut, Standing};
 
 use addresses::{Addresses, Owner};
 use endpoints::Listed;
@@ -272,10 +274,7 @@ impl ServicePlan {
 #[must_use]
 pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan, Vec<Rejected>) {
     let service = view.service;
-    let cluster_ips = match &service.kind {
-        ServiceKind::ClusterIp { addresses } if is_ours(service) => &addresses[..],
-        ServiceKind::ClusterIp { .. } | ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
-    };
+    let cluster_ips = cluster_ips(service);
     if cluster_ips.is_empty() {
         return (ServicePlan::default(), Vec::new());
     }
@@ -303,7 +302,7 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
             name: port.name.clone(),
             protocol: port.protocol,
         };
-        let mut port_plan = endpoints::choose(port, family, &listed, node, &mut reasons);
+        let mut port_plan = endpoints::choose(&key, &listed, node, &mut reasons);
         port_plan.affinity = match service.affinity {
             SessionAffinity::None => None,
             SessionAffinity::ClientIp { timeout } => Some(timeout),
@@ -335,6 +334,31 @@ pub fn plan_service(view: &ServiceView<'_>, node: &NodeContext) -> (ServicePlan,
         reason,
     });
     (plan, rejected.collect())
+}
+
+/// What the plan makes of each endpoint that a Service's slices list for a port, in the order in which they do: whether
+/// it is in that list, and why.
+#[must_use]
+pub fn standings<'a>(
+    view: &'a ServiceView<'a>,
+    key: &PortKey,
+    list: List,
+    node: &NodeContext,
+) -> Vec<Standing<'a>> {
+    let silent = Addresses::of(view, cluster_ips(view.service), node, &mut BTreeSet::new()).silent();
+    let listed = Listed {
+        slices: &view.slices,
+        silent: &silent,
+    };
+    endpoints::standings(key, &listed, node, list)
+}
+
+/// Those of a Service that is ours to serve.
+fn cluster_ips(service: &Service) -> &[IpAddr] {
+    match &service.kind {
+        ServiceKind::ClusterIp { addresses } if is_ours(service) => addresses,
+        ServiceKind::ClusterIp { .. } | ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
+    }
 }
 
 fn is_ours(service: &Service) -> bool {

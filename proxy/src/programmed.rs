@@ -5,15 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ebpf::ServiceMaps;
+use ebpf::abi::service::flags;
 use model::IpFamily;
+use netlink::nft;
 
 use crate::Error;
+use crate::datapath::packets::layout::REFUSE;
 use crate::datapath::packets::read_back::Rules;
+use crate::datapath::packets::template::{Choice, Template};
 use crate::datapath::sockets;
-use crate::plan::{Frontend, FrontendKey, PortPlan, Target};
+use crate::plan::{Frontend, FrontendKey, List, PortPlan, Target};
 
 /// An object of the kernel as it was found, in the words of the tools that show such.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +31,168 @@ pub struct Entry {
 }
 
 /// What a layer does with new connections to a frontend.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Treatment {
-    /// In the layer's own words: flags of the hook, or a verdict of nftables.
-    pub verdict: String,
+    /// What the frontend's own entry says.
+    pub rule: Rule,
     /// Endpoints of the list for cluster-wide traffic.
     pub cluster: BTreeSet<Target>,
     /// Endpoints of the list for node-local traffic.
     pub local: BTreeSet<Target>,
+}
+
+/// What a frontend's entry says. Displays in the layer's own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// An entry of the socket hook.
+    Hook {
+        /// Bits of [`ebpf::abi::service::flags`].
+        flags: u16,
+        /// How long a client keeps its endpoint; 0 = not.
+        affinity_seconds: u32,
+    },
+    /// A verdict of nftables that leads to the chain which refuses.
+    Refuse,
+    /// A verdict of nftables.
+    Drop,
+    /// A verdict of nftables that leads to a chain of this proxy's.
+    Template(Template),
+    /// A verdict of nftables that this proxy never writes.
+    Foreign(nft::Verdict),
+}
+
+/// What becomes of a new connection in a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The client is told that nobody is there.
+    Refuse,
+    /// Nothing comes back.
+    Drop,
+    /// It gets one of these endpoints; never none.
+    Spread(BTreeSet<Target>),
+}
+
+/// Whose connection it is: that decides which layers it meets, and which list it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A pod's of this node.
+    PodHere,
+    /// Another node's pod's, or one that is a pod's by its address alone.
+    PodElsewhere,
+    /// This node's own.
+    ThisNode,
+    /// Anybody else's.
+    Outside,
+}
+
+/// A layer of the datapath, in the order in which a connection meets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LayerKind {
+    /// Programs at `connect()` and its relatives, for sockets of this node.
+    SocketHook,
+    /// nftables, for every packet.
+    PacketRules,
+}
+
+impl LayerKind {
+    /// `socket hook` or `packet rules`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SocketHook => "socket hook",
+            Self::PacketRules => "packet rules",
+        }
+    }
+}
+
+impl From<nft::Verdict> for Rule {
+    fn from(verdict: nft::Verdict) -> Self {
+        match &verdict {
+            nft::Verdict::Drop => Self::Drop,
+            nft::Verdict::Goto(chain) if chain == REFUSE => Self::Refuse,
+            nft::Verdict::Goto(chain) => {
+                Template::parse(chain).map_or(Self::Foreign(verdict), Self::Template)
+            }
+            nft::Verdict::Accept | nft::Verdict::Return | nft::Verdict::Jump(_) => Self::Foreign(verdict),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hook {
+                flags,
+                affinity_seconds,
+            } => {
+                f.write_str(&sockets::read_back::flags_text(*flags))?;
+                match affinity_seconds {
+                    0 => Ok(()),
+                    seconds => write!(f, ", clients stay for {seconds} s"),
+                }
+            }
+            Self::Refuse => write!(f, "goto {REFUSE}"),
+            Self::Drop => f.write_str("drop"),
+            Self::Template(template) => write!(f, "goto {template}"),
+            Self::Foreign(verdict) => write!(f, "{verdict}"),
+        }
+    }
+}
+
+impl Treatment {
+    /// Whether it is for clients of the Service's source ranges alone; others' packets are dropped.
+    #[must_use]
+    pub const fn is_filtered(&self) -> bool {
+        matches!(&self.rule, Rule::Template(template) if template.filtered)
+    }
+
+    /// What becomes of such a connection. `Ok(None)`: the layer leaves it as it is, to whatever comes next.
+    ///
+    /// # Errors
+    /// When that is not this proxy's to know: the entry leads elsewhere.
+    pub fn verdict(&self, client: Client) -> Result<Option<Verdict>, &nft::Verdict> {
+        let of = |list: List| {
+            let targets = match list {
+                List::Cluster => &self.cluster,
+                List::Local => &self.local,
+            };
+            (!targets.is_empty()).then(|| Verdict::Spread(targets.clone()))
+        };
+        Ok(match &self.rule {
+            Rule::Hook { flags, .. } if flags & flags::REFUSE != 0 => Some(Verdict::Refuse),
+            Rule::Hook { flags, .. } if flags & flags::LOCAL_ONLY != 0 => of(List::Local),
+            Rule::Hook { .. } => of(List::Cluster),
+            Rule::Refuse => Some(Verdict::Refuse),
+            Rule::Drop => Some(Verdict::Drop),
+            Rule::Template(template) => match &template.choice {
+                Choice::Refuse => Some(Verdict::Refuse),
+                Choice::Spread { list, .. } => of(*list),
+                Choice::Split { local, .. } => match client {
+                    Client::PodHere | Client::PodElsewhere | Client::ThisNode => of(List::Cluster),
+                    Client::Outside if *local == 0 => Some(Verdict::Drop),
+                    Client::Outside => of(List::Local),
+                },
+            },
+            Rule::Foreign(verdict) => return Err(verdict),
+        })
+    }
+}
+
+/// What becomes of a new connection by what is programmed: of the first layer that it meets and that does not leave it
+/// as it is, with that layer. None: it goes on unchanged.
+///
+/// # Errors
+/// The layer whose entry is none of this proxy's.
+pub fn follow(layers: &[Layer], client: Client) -> Result<Option<(&Layer, Verdict)>, &Layer> {
+    for layer in layers.iter().filter(|layer| layer.is_met_by(client)) {
+        let Some(found) = &layer.found else { continue };
+        match found.verdict(client) {
+            Ok(Some(verdict)) => return Ok(Some((layer, verdict))),
+            Ok(None) => {}
+            Err(_) => return Err(layer),
+        }
+    }
+    Ok(None)
 }
 
 /// What somebody knows of what a frontend shall do.
@@ -48,14 +206,13 @@ pub enum Wanted<'a> {
     Port(&'a PortPlan, Frontend),
 }
 
-/// The layer of nftables, by its name.
-pub const PACKET_RULES: &str = "packet rules";
-
 /// One layer of the datapath at one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// `socket hook` or `packet rules`.
-    pub name: &'static str,
+    /// Which.
+    pub kind: LayerKind,
+    /// Whether anything asks it: without programs that are attached nobody looks into the hook's maps.
+    pub is_attached: bool,
     /// What the plan wants of this layer. None: nothing, or it is not known.
     pub wanted: Option<Treatment>,
     /// Whether `wanted` says something.
@@ -64,9 +221,41 @@ pub struct Layer {
     pub found: Option<Treatment>,
     /// The entries by which it does so, and those that it lacks for it.
     pub entries: Vec<Entry>,
+    /// Where its own entry is, or would be; none where the layer has no such frontends.
+    pub at: Option<At>,
+}
+
+/// Where a frontend's own entry lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// In a pinned map.
+    Map {
+        /// The pin.
+        pin: PathBuf,
+        /// The key's bytes.
+        key: Vec<u8>,
+    },
+    /// In a map of an nftables table.
+    Set {
+        /// `ip` or `ip6`.
+        family: &'static str,
+        /// The table.
+        table: String,
+        /// The map.
+        set: &'static str,
+        /// The key, as `nft` reads it.
+        key: String,
+    },
 }
 
 impl Layer {
+    /// Whether such a connection comes by.
+    #[must_use]
+    pub const fn is_met_by(&self, client: Client) -> bool {
+        let is_here = matches!(client, Client::PodHere | Client::ThisNode);
+        self.is_attached && (is_here || matches!(self.kind, LayerKind::PacketRules))
+    }
+
     /// Where it is not what the plan wants, one line each. Nothing where that is not known.
     #[must_use]
     pub fn differences(&self) -> Vec<String> {
@@ -84,8 +273,8 @@ impl Layer {
 
 fn differences(wanted: &Treatment, found: &Treatment) -> Vec<String> {
     let mut lines = Vec::new();
-    if wanted.verdict != found.verdict {
-        let (wanted, found) = (&wanted.verdict, &found.verdict);
+    if wanted.rule != found.rule {
+        let (wanted, found) = (&wanted.rule, &found.rule);
         lines.push(format!("{found}, where the plan wants {wanted}"));
     }
     let lists = [
@@ -103,12 +292,8 @@ fn differences(wanted: &Treatment, found: &Treatment) -> Vec<String> {
 
 impl fmt::Display for Treatment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            verdict,
-            cluster,
-            local,
-        } = self;
-        f.write_str(verdict)?;
+        let Self { rule, cluster, local } = self;
+        write!(f, "{rule}")?;
         for (count, list) in [(cluster.len(), "in the cluster"), (local.len(), "on this node")] {
             let plural = if count == 1 { "" } else { "s" };
             if count > 0 {
@@ -181,61 +366,4 @@ impl Programmed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn treatment(verdict: &str, cluster: &[&str]) -> Treatment {
-        let target = |text: &&str| {
-            let address: SocketAddr = text.parse().expect("an address");
-            Target {
-                address: address.ip(),
-                port: address.port().try_into().expect("no zero"),
-            }
-        };
-        Treatment {
-            verdict: verdict.to_owned(),
-            cluster: cluster.iter().map(target).collect(),
-            local: BTreeSet::new(),
-        }
-    }
-
-    #[track_caller]
-    fn check(wanted: Option<Treatment>, found: Option<Treatment>, expected: &[&str]) {
-        let mut layer = Layer {
-            name: "packet rules",
-            wanted,
-            is_wanted_known: true,
-            found,
-            entries: Vec::new(),
-        };
-        assert_eq!(layer.differences(), expected);
-        layer.is_wanted_known = false;
-        assert_eq!(layer.differences(), [""; 0], "nobody knows what is wanted");
-    }
-
-    #[test]
-    fn what_is_missing_or_stray_is_told_by_its_endpoint() {
-        let two = || Some(treatment("goto c2", &["10.244.1.5:80", "10.244.2.6:80"]));
-        check(two(), two(), &[]);
-        check(None, None, &[]);
-        check(
-            two(),
-            None,
-            &["no entry, where the plan wants goto c2, 2 endpoints in the cluster"],
-        );
-        check(
-            None,
-            Some(treatment("drop", &[])),
-            &["drop, where the plan wants no entry"],
-        );
-        check(
-            two(),
-            Some(treatment("goto c1", &["10.244.1.5:80", "[fd00::7]:80"])),
-            &[
-                "goto c1, where the plan wants goto c2",
-                "list for the cluster: endpoint 10.244.2.6:80 is missing",
-                "list for the cluster: endpoint [fd00::7]:80 is not the plan's",
-            ],
-        );
-    }
-}
+mod tests;

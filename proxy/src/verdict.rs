@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use model::{IpFamily, ObjectName, Protocol};
 
 use crate::plan::{
@@ -56,6 +57,25 @@ pub struct Decision {
     pub owner: Option<(ObjectName, PortKey, FrontendKey)>,
     /// What becomes of the packet.
     pub verdict: Verdict,
+    /// What it follows from.
+    pub because: Because,
+}
+
+/// What a [`Verdict`] follows from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// The destination is nothing of a Service.
+    NoService,
+    /// It is an address of this node's own DNS server.
+    OwnDns,
+    /// It is the Service's ClusterIP, at a port that the Service does not have.
+    NoSuchPort(ObjectName),
+    /// It lies in this network of ClusterIPs, and no Service has it.
+    NobodysClusterIp(IpNetwork),
+    /// The Service admits other clients alone.
+    NotAdmitted,
+    /// The endpoints of this list, be it empty.
+    Endpoints(List),
 }
 
 /// What this node does with the packet.
@@ -70,32 +90,39 @@ pub fn decide(
         port: packet.port,
         protocol: packet.protocol,
     };
-    let nobodys = |verdict| Decision { owner: None, verdict };
+    let nobodys = |verdict, because| Decision {
+        owner: None,
+        verdict,
+        because,
+    };
     let by_address = key(FrontendAddress::Service(packet.destination));
     if let Some(decision) = at_frontend(plans, node, packet, &by_address) {
         return decision;
     }
-    let is_cluster_ip = |plan: &Arc<ServicePlan>| plan.cluster_ips.contains(&packet.destination);
-    if plans.values().any(is_cluster_ip) {
-        return nobodys(Verdict::Refuse);
+    let mut of_cluster_ip = plans.iter();
+    let of_cluster_ip = of_cluster_ip.find(|(_, plan)| plan.cluster_ips.contains(&packet.destination));
+    if let Some((service, _)) = of_cluster_ip {
+        return nobodys(Verdict::Refuse, Because::NoSuchPort(service.clone()));
     }
     let serves =
         node.addresses.contains(&packet.destination) && node.serves_node_ports_on(packet.destination);
     let family = IpFamily::from(packet.destination);
     let by_node_port = key(FrontendAddress::EveryNodeAddress(family));
-    let decision = serves.then(|| at_frontend(plans, node, packet, &by_node_port));
-    let is_own = node.addresses.contains(&packet.destination) || node.local_dns.contains(&packet.destination);
-    let is_of_services = || {
-        let mut networks = node.service_networks(family);
-        networks.any(|network| network.contains(packet.destination))
-    };
-    decision.flatten().unwrap_or_else(|| {
-        nobodys(if !is_own && is_of_services() {
-            Verdict::Drop
-        } else {
-            Verdict::Pass
-        })
-    })
+    if let Some(decision) = serves
+        .then(|| at_frontend(plans, node, packet, &by_node_port))
+        .flatten()
+    {
+        return decision;
+    }
+    if node.local_dns.contains(&packet.destination) {
+        return nobodys(Verdict::Pass, Because::OwnDns);
+    }
+    let mut networks = node.service_networks(family);
+    let network = networks.find(|network| network.contains(packet.destination));
+    match network.filter(|_| !node.addresses.contains(&packet.destination)) {
+        Some(network) => nobodys(Verdict::Drop, Because::NobodysClusterIp(network)),
+        None => nobodys(Verdict::Pass, Because::NoService),
+    }
 }
 
 /// The owner of a frontend is as in [`crate::Claims`].
@@ -110,43 +137,42 @@ fn at_frontend(
         let mut ports = plan.ports.iter();
         let (port_key, port, frontend) =
             ports.find_map(|(port_key, port)| Some((port_key, port, port.frontends.get(key)?)))?;
+        let (verdict, because) = by_plan(port, *frontend, node, packet);
         Some(Decision {
             owner: Some((service.clone(), port_key.clone(), *key)),
-            verdict: by_plan(port, *frontend, node, packet),
+            verdict,
+            because,
         })
     })
 }
 
-fn by_plan(port: &PortPlan, frontend: Frontend, node: &NodeContext, packet: &Packet) -> Verdict {
+fn by_plan(port: &PortPlan, frontend: Frontend, node: &NodeContext, packet: &Packet) -> (Verdict, Because) {
     let admitted = match frontend.admits {
         Admits::Everyone => true,
         Admits::Sources => port.sources.iter().any(|network| network.contains(packet.source)),
     };
     if !admitted {
-        return Verdict::Drop;
+        return (Verdict::Drop, Because::NotAdmitted);
     }
+    let forward = |list, masquerade| {
+        let to = port.list(list).to_vec();
+        (Verdict::Forward { to, masquerade }, Because::Endpoints(list))
+    };
     match frontend.action {
-        Action::Refuse => Verdict::Refuse,
-        Action::Drop => Verdict::Drop,
+        Action::Refuse => (Verdict::Refuse, Because::Endpoints(List::Cluster)),
+        Action::Drop => (Verdict::Drop, Because::Endpoints(List::Local)),
         Action::Spread { list, masquerade } => {
             let masquerade = match masquerade {
                 Masquerade::Nobody => false,
                 Masquerade::OutsidePods => !node.is_pod(packet),
                 Masquerade::Everyone => true,
             };
-            forward(port, list, masquerade)
+            forward(list, masquerade)
         }
-        Action::Split if node.is_pod(packet) => forward(port, List::Cluster, false),
-        Action::Split if node.addresses.contains(&packet.source) => forward(port, List::Cluster, true),
-        Action::Split if port.local.is_empty() => Verdict::Drop,
-        Action::Split => forward(port, List::Local, false),
-    }
-}
-
-fn forward(port: &PortPlan, list: List, masquerade: bool) -> Verdict {
-    Verdict::Forward {
-        to: port.list(list).to_vec(),
-        masquerade,
+        Action::Split if node.is_pod(packet) => forward(List::Cluster, false),
+        Action::Split if node.addresses.contains(&packet.source) => forward(List::Cluster, true),
+        Action::Split if port.local.is_empty() => (Verdict::Drop, Because::Endpoints(List::Local)),
+        Action::Split => forward(List::Local, false),
     }
 }
 

@@ -458,12 +458,7 @@ mod privileged {
         let own = await_attached(child.id());
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let left = || {
-            loaded()
-                .intersection(&own)
-                .copied()
-                .collect::<BTreeSet<u32>>()
-        };
+        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
         wait::until_value("their end", SOON, left, BTreeSet::is_empty);
     }
 }

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use overlay::pods::{Assigned, wiring};
 
 use super::report::Sources;
 use crate::config::Datapath;
@@ -50,7 +49,7 @@ impl Sources {
                 .proxy
                 .as_ref()
                 .and_then(|proxy| proxy.state().context.clone()),
-            pods: assigned.iter().map(|pod| self.pod_here(pod)).collect(),
+            pods: assigned.iter().map(|pod| PodHere::of(pod, &self.node)).collect(),
             former: self.history.former(),
             network: self.network.borrow().clone(),
             pin_dir: (self.datapath == Datapath::Ebpf).then(|| self.pin_dir.clone()),
@@ -61,16 +60,6 @@ impl Sources {
                 }
                 Datapath::None => Some("proxy.datapath is none: this agent programs no Services".to_owned()),
             },
-        }
-    }
-
-    fn pod_here(&self, assigned: &Assigned) -> PodHere {
-        PodHere {
-            name: assigned.pod.clone(),
-            addresses: assigned.addresses().values().copied().collect(),
-            node: self.node.clone(),
-            device: wiring::host_ifname(&assigned.key),
-            mac: Some(wiring::pod_mac(assigned)),
         }
     }
 }

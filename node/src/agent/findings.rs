@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use axum::Router;
-use axum::routing::post;
+use axum::routing::{get, post};
 use dns::http;
 use model::ObjectName;
 use overlay::fast_path;
@@ -21,7 +21,7 @@ use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
-use crate::ask::SOCKET;
+use crate::ask::{ALIVE, SOCKET};
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
 use crate::locate;
@@ -40,6 +40,7 @@ pub async fn serve(
     let path = state_dir.join(SOCKET);
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
+        .route(ALIVE, get(async || ()))
         .route(explain::PATH, post(explaining::answer))
         .route(locate::PATH, post(explaining::locate))
         .route(findings::PATH, post(examining::examine))

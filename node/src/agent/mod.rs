@@ -104,7 +104,11 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
         history: History::default(),
-        watches: api::Status::default(),
+        // Without a proxy a change ends where it is told.
+        watches: match proxy {
+            Some(_) => api::Status::with_taker(),
+            None => api::Status::default(),
+        },
         api_calls: api::Calls::default(),
         traces,
         policies: reported_policies(&config),

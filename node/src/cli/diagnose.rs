@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{ConfigArgs, Output};
+use super::{AgentArgs, Output};
 use crate::ends::{Ends, FormError, Name};
-use crate::explain::Question;
+use crate::explain::{Question, Vantage};
 use crate::trace_cli;
 
 /// Options of `causeway doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Where the agent's configuration is.
+    /// Which agent is asked.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub agent: AgentArgs,
     /// Have the agent put right what it can: what differs from its plans, and pods' devices
     #[arg(long)]
     pub fix: bool,
@@ -117,9 +117,9 @@ pub struct ExplainArgs {
     /// Who sends, and to whom.
     #[command(flatten)]
     pub ends: EndsArgs,
-    /// Where the agent's configuration is.
+    /// Which agent is asked.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub agent: AgentArgs,
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
@@ -223,6 +223,7 @@ impl ExplainArgs {
         Ok(Question {
             source: source.to_string(),
             destination: destination.to_string(),
+            vantage: Vantage::default(),
         })
     }
 }
@@ -246,7 +247,9 @@ mod tests {
                 match Cli::try_parse_from(line).expect("valid").command {
                     Command::Trace(args) => args.ends.parse().expect("ends").to_string(),
                     Command::Explain(args) => {
-                        let Question { source, destination } = args.question().expect("a question");
+                        let Question {
+                            source, destination, ..
+                        } = args.question().expect("a question");
                         format!("{source} -> {destination}")
                     }
                     other => panic!("{other:?}"),

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use diagnose::{CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
 
-use crate::config::LogFormat;
+use crate::config::{self, Config, LogFormat, which};
 use crate::migrate::kinds::Kind;
 
 /// Where the configuration of an agent is that was told nothing else.
@@ -60,10 +60,12 @@ pub enum Command {
     Dns(DnsArgs),
     /// Tell what is wrong on this node, as its agent sees it
     #[command(after_help = "Examples:
-  causeway doctor                                  # asks the agent that runs with /etc/causeway/node.yaml
+  causeway doctor                                  # asks the agent of this machine
   causeway doctor -o json | jq '.findings[].id'
   causeway doctor --fix                            # puts right what is programmed otherwise than planned
-  causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`")]
+  causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`
+Exit codes: 0 = nothing is wrong, 1 = something is, 2 = no agent answers.
+Without --config it is the agent of /etc/causeway/node.yaml, else the only one of `causeway up` on this machine.")]
     Doctor(DoctorArgs),
     /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
     #[command(after_help = "Examples:
@@ -101,12 +103,15 @@ and those of unix and netlink sockets. -o json and ndjson tell times in UTC, byt
   causeway explain 'pod/client -> svc/web:http'    # quoted, since the shell has its own use for >
   causeway explain node/node-1 10.96.0.10:53/udp   # by address; the protocol is tcp where nothing tells
   causeway explain pod/client web.default.svc.cluster.local:80 -o json | jq '.forward[].problems'
-Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or what is programmed is not
-what the objects say, 2 = something could not be told.
+Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or gets what the objects do not
+say, 2 = something could not be told.
 Ends are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT (the port by number or name), node/NAME,
 an address or a DNS name, as causeway trace reads them; without a namespace it is default. The agent of the client's
-node knows the most: its own pods, and others as endpoints of Services. Without an agent only addresses are understood,
-and only what the kernel has is shown.")]
+node knows the most: its own pods, and others as endpoints of Services. Without --config it is the agent of
+/etc/causeway/node.yaml, else the only one of `causeway up` on this machine. Without an agent only addresses and the
+pods of its node are understood, and only what the kernel has is shown.
+The first line is the verdict. PROBLEM stands where it fails; DIFFERS where something is programmed otherwise than
+planned, and the packet does well all the same.")]
     Explain(ExplainArgs),
     /// Write packets of a pod to a file, as each device of this machine that they pass sees them
     #[command(after_help = "Examples:
@@ -259,6 +264,28 @@ pub struct ConfigArgs {
     /// The node's name, in place of `nodeName` in the file
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
+}
+
+/// Which agent of this machine is asked.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The agent's configuration; by default /etc/causeway/node.yaml, or that of the only node of `causeway up`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The node's name, in place of `nodeName` in the file
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+}
+
+impl AgentArgs {
+    /// The agent's configuration.
+    ///
+    /// # Errors
+    /// When there is none, several may be meant, or it is wrong.
+    pub fn load(&self) -> anyhow::Result<Config> {
+        let path = which::agent(self.config.as_deref())?;
+        Ok(config::load(&path, self.node_name.as_deref())?)
+    }
 }
 
 /// Options of `causeway dns`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::NODE_CONFIG;
 
 /// Where `causeway up` keeps its nodes by default, each in a directory of its own.
-const NODES: &str = "/var/lib/causeway/nodes";
+pub(super) const NODES: &str = "/var/lib/causeway/nodes";
 
 /// The name of an agent's configuration there.
 const OF_NODE: &str = "agent.yaml";

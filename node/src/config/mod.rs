@@ -15,6 +15,7 @@ mod sections;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+pub mod which;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

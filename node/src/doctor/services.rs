@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ebpf::SocketHook;
 use model::ObjectName;
 use proxy::plan::{FrontendKey, ServicePlan};
-use proxy::programmed::{PACKET_RULES, Programmed, Wanted};
+use proxy::programmed::{LayerKind, Programmed, Wanted};
 
 use super::finding;
 use crate::explain::Facts;
@@ -47,10 +47,10 @@ pub fn look(
                 let layers = programmed.layers(key, Wanted::Port(port, *frontend))?;
                 let there = layers
                     .iter()
-                    .filter(|layer| layer.name != PACKET_RULES || missing.is_empty());
+                    .filter(|layer| layer.kind != LayerKind::PacketRules || missing.is_empty());
                 for layer in there {
                     let differences = layer.differences().into_iter();
-                    lines.extend(differences.map(|line| format!("{key}: {}: {line}", layer.name)));
+                    lines.extend(differences.map(|line| format!("{key}: {}: {line}", layer.kind.name())));
                 }
             }
         }

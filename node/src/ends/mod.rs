@@ -5,6 +5,8 @@
 //! `any`; without a namespace `default` is meant, as kubectl does where nothing else is set. [`Ends`] knows the form
 //! alone; what it names each command looks up where it knows it.
 
+pub mod nearest;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;

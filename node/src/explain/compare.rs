@@ -5,97 +5,170 @@ use std::net::IpAddr;
 use model::{MacAddr, Mtu};
 use netlink::{Found, Link, LinkKind, Route, RouteKind};
 use nix::errno::Errno;
-use proxy::programmed::{Layer, Treatment};
+use proxy::programmed::{self, Client, Layer, LayerKind};
 use proxy::verdict::Verdict;
 
 use super::kernel::{Routed, Sight};
-use super::objects::{Intent, Way};
+use super::look::Vantage;
+use super::objects::{self, Intent, Way, target_text};
 use super::{Entry, Stage, Step};
 
-/// What becomes of a packet by what is programmed alone: by the first layer that knows the frontend. None: none does.
-#[must_use]
-pub fn programmed_verdict(layers: &[Result<Layer, String>]) -> Option<Verdict> {
-    let mut known = layers.iter().flatten().filter_map(|layer| layer.found.as_ref());
-    let found = known.next()?;
-    let endpoints = if found.cluster.is_empty() {
-        &found.local
-    } else {
-        &found.cluster
-    };
-    Some(if endpoints.is_empty() {
-        Verdict::Drop
-    } else {
-        Verdict::Forward {
-            to: endpoints.iter().copied().collect(),
-            masquerade: false,
-        }
-    })
+/// What is programmed at a packet's destination, as far as it could be read.
+#[derive(Debug, Default)]
+pub struct Programming {
+    /// The layers, in the order in which packets meet them.
+    pub layers: Vec<Layer>,
+    /// Why there is nothing to be told of one.
+    pub unread: Option<String>,
 }
 
-/// What both say of a packet's destination. `layers` are what is programmed, or why that could not be read; `intent` is
-/// absent where nobody tells the objects.
+/// What becomes of a packet by what is programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The layer that decides.
+    pub by: LayerKind,
+    /// What it does.
+    pub verdict: programmed::Verdict,
+}
+
+impl Programming {
+    /// None: it goes on unchanged, or that could not be told.
+    #[must_use]
+    pub fn follow(&self, client: Client) -> Option<Followed> {
+        let (layer, verdict) = programmed::follow(&self.layers, client).ok().flatten()?;
+        Some(Followed {
+            by: layer.kind,
+            verdict,
+        })
+    }
+}
+
+/// What both say of a packet's destination. `intent` is absent where nobody tells the objects.
+///
+/// What is programmed is followed as a packet does. A layer that differs from its plan is a problem only if the packet
+/// meets it and gets something else than the plan's: where another layer serves it, it is a difference.
 #[must_use]
-pub fn service(about: &str, intent: Option<&Intent>, layers: Vec<Result<Layer, String>>) -> Step {
+pub fn service(
+    about: &str,
+    intent: Option<&Intent>,
+    programming: &Programming,
+    client: Client,
+    from: &Vantage,
+) -> Step {
     let mut step = Step::new(Stage::Service, about);
+    step.unknown.extend(programming.unread.clone());
+    let layers = &programming.layers;
+    let differences = layers.iter().flat_map(|layer| {
+        let told = layer.differences().into_iter();
+        told.map(move |line| format!("{}: {line}", layer.kind.name()))
+    });
+    step.differences.extend(differences);
+    for layer in layers {
+        step.kernel.extend(layer.entries.iter().cloned().map(Entry::from));
+        step.look.extend(layer.at.as_ref().map(|at| from.entry(at)));
+    }
     if let Some(intent) = intent {
         step.objects.clone_from(&intent.lines);
-        step.problems.extend(match &intent.verdict {
-            Verdict::Refuse => Some(format!("refused{}", because(intent))),
-            Verdict::Drop => Some(format!("dropped{}", because(intent))),
-            Verdict::Pass | Verdict::Forward { .. } => None,
-        });
+        step.problems.extend(intent.failure.clone());
     }
-    for layer in layers {
-        match layer {
-            Ok(layer) => {
-                let lists = layer.found.as_ref().filter(|_| intent.is_none());
-                let is_empty = |found: &&Treatment| found.cluster.is_empty() && found.local.is_empty();
-                step.problems.extend(
-                    lists
-                        .filter(is_empty)
-                        .map(|found| format!("{}: {}, and no endpoint", layer.name, found.verdict)),
-                );
-                let differences = layer.differences().into_iter();
-                step.problems
-                    .extend(differences.map(|line| format!("{}: {line}", layer.name)));
-                step.kernel.extend(layer.entries.into_iter().map(Entry::from));
-            }
-            Err(error) => step.unknown.push(error),
+    let followed = match programmed::follow(layers, client) {
+        Ok(followed) => followed,
+        Err(layer) => {
+            let text = format!("{}: what it leads to is none of this agent's", layer.kind.name());
+            step.unknown.push(text);
+            return step;
         }
+    };
+    let wrong = match intent {
+        Some(intent) if programming.unread.is_none() => {
+            contradiction(&intent.verdict, followed.as_ref(), layers)
+        }
+        Some(_) => None,
+        None => failure(followed.as_ref(), layers),
+    };
+    if let Some(wrong) = wrong {
+        // What differs is the reason, and says it better.
+        let reasons = std::mem::take(&mut step.differences);
+        step.problems
+            .extend(if reasons.is_empty() { vec![wrong] } else { reasons });
     }
     step
 }
 
-fn because(intent: &Intent) -> String {
-    match (&intent.owner, &intent.verdict) {
-        (None, Verdict::Refuse) => ": the Service has no such port".to_owned(),
-        (None, _) => ": it is an address for Services, and no Service has it".to_owned(),
-        (Some(owner), Verdict::Refuse) => {
-            format!(
-                ": Service {} has no endpoint that takes connections",
-                owner.service
-            )
+/// Where a packet gets something else than what the objects say.
+fn contradiction(
+    wanted: &Verdict,
+    followed: Option<&(&Layer, programmed::Verdict)>,
+    layers: &[Layer],
+) -> Option<String> {
+    use programmed::Verdict as Found;
+    let Some((layer, found)) = followed else {
+        let is_read = layers.iter().any(|layer| layer.is_attached);
+        return match wanted {
+            Verdict::Forward { .. } if is_read => {
+                Some("nothing that is programmed sends it to an endpoint".to_owned())
+            }
+            Verdict::Forward { .. } => Some("nothing is programmed for Services".to_owned()),
+            Verdict::Pass | Verdict::Refuse | Verdict::Drop => None,
+        };
+    };
+    let by = layer.kind.name();
+    let is_filtered = layer
+        .found
+        .as_ref()
+        .is_some_and(programmed::Treatment::is_filtered);
+    match (wanted, found) {
+        // Whom a filtered chain lets pass is not read back.
+        (Verdict::Drop, _) if is_filtered => None,
+        (Verdict::Forward { to, .. }, Found::Spread(found)) => {
+            let stray: Vec<_> = found.iter().filter(|target| !to.contains(target)).collect();
+            let stray: Vec<_> = stray.into_iter().map(target_text).collect();
+            (!stray.is_empty())
+                .then(|| format!("{by}: it may get {}, which is not the plan's", stray.join(", ")))
         }
-        (Some(owner), _) => format!(
-            ": Service {} has no endpoint on this node that its policy allows, or does not admit this client",
-            owner.service
-        ),
+        (Verdict::Forward { .. } | Verdict::Pass | Verdict::Drop, Found::Refuse) => {
+            Some(format!("{by}: it is refused"))
+        }
+        (Verdict::Forward { .. } | Verdict::Pass | Verdict::Refuse, Found::Drop) => {
+            Some(format!("{by}: it is dropped"))
+        }
+        (Verdict::Refuse | Verdict::Drop | Verdict::Pass, Found::Spread(found)) => Some(format!(
+            "{by}: it goes to {}",
+            objects::targets_text(found.iter())
+        )),
+        (Verdict::Refuse, Found::Refuse) | (Verdict::Drop, Found::Drop) => None,
+    }
+}
+
+/// Why a packet fails by what is programmed alone.
+fn failure(followed: Option<&(&Layer, programmed::Verdict)>, layers: &[Layer]) -> Option<String> {
+    use programmed::Verdict as Found;
+    match followed {
+        Some((_, Found::Spread(_))) => None,
+        Some((layer, Found::Refuse)) => Some(format!("{}: it is refused", layer.kind.name())),
+        Some((layer, Found::Drop)) => Some(format!("{}: it is dropped", layer.kind.name())),
+        None => {
+            let known = layers
+                .iter()
+                .find_map(|layer| Some((layer, layer.found.as_ref()?)));
+            known.map(|(layer, found)| format!("{}: {}, and no endpoint", layer.kind.name(), found.rule))
+        }
     }
 }
 
 /// What both say of the way to an address.
 #[must_use]
-pub fn way(wanted: &Way, sight: &Sight) -> Vec<Step> {
-    let mut steps = vec![route(wanted, &sight.routed)];
+pub fn way(wanted: &Way, sight: &Sight, from: &Vantage) -> Vec<Step> {
+    let mut steps = vec![route(wanted, &sight.routed, from)];
     if let Some(found) = sight.routed.link.as_ref().filter(|link| !link.loopback) {
-        steps.push(link(wanted, found));
+        steps.push(link(wanted, found, from));
     }
     if let Some(next) = sight.next {
-        steps.extend(neighbour(wanted, sight, next));
+        steps.extend(neighbour(wanted, sight, next, from));
     }
-    steps.extend(forwarding(wanted, sight));
+    steps.extend(forwarding(wanted, sight, from));
     if let Some(outer) = &sight.underlay {
-        steps.push(underlay(outer, sight.routed.link.as_ref()));
+        steps.push(underlay(outer, sight.routed.link.as_ref(), from));
     }
     steps
 }
@@ -114,9 +187,11 @@ fn packet_text(routed: &Routed) -> String {
     text
 }
 
-fn route(wanted: &Way, routed: &Routed) -> Step {
+fn route(wanted: &Way, routed: &Routed, from: &Vantage) -> Step {
     let destination = routed.packet.destination;
     let mut step = Step::new(Stage::Route, destination.to_string());
+    step.look
+        .push(from.route(&routed.packet, routed.arrives_by.as_deref()));
     step.objects.extend(match wanted {
         Way::Pod { device, .. } => Some(format!("a pod of this node, behind {device}")),
         Way::Tunnel {
@@ -132,6 +207,8 @@ fn route(wanted: &Way, routed: &Routed) -> Step {
             "{subnet} is node {public_ip}'s by its lease: via that node"
         )),
         Way::Here => Some("an address of this node".to_owned()),
+        Way::NoPod { subnet } => Some(format!("of this node's subnet {subnet}, and no pod has it")),
+        Way::NoLease { network } => Some(format!("of the pod network {network}, and in no node's lease")),
         Way::Elsewhere => Some("no pod's: the node's other routes decide".to_owned()),
         Way::Unknown => None,
     });
@@ -141,6 +218,15 @@ fn route(wanted: &Way, routed: &Routed) -> Step {
         Found::Refused(_) => None,
     };
     step.kernel.push(Entry::new("route", packet_text(routed), value));
+    step.problems.extend(match wanted {
+        Way::NoPod { subnet } => Some(format!(
+            "{destination} is of this node's subnet {subnet}, and no pod has it"
+        )),
+        Way::NoLease { network } => Some(format!(
+            "{destination} is of the pod network {network}, and no node's lease has it"
+        )),
+        _ => None,
+    });
     match &routed.found {
         Found::Route(route) => step
             .problems
@@ -213,12 +299,18 @@ fn route_problem(wanted: &Way, route: &Route, link: Option<&Link>) -> Option<Str
         _ if matches!(route.kind, RouteKind::Blackhole | RouteKind::Unreachable) => {
             Some("the route drops it".to_owned())
         }
-        Way::Gateway { .. } | Way::Here | Way::Elsewhere | Way::Unknown => None,
+        Way::Gateway { .. }
+        | Way::Here
+        | Way::NoPod { .. }
+        | Way::NoLease { .. }
+        | Way::Elsewhere
+        | Way::Unknown => None,
     }
 }
 
-fn link(wanted: &Way, found: &Link) -> Step {
+fn link(wanted: &Way, found: &Link, from: &Vantage) -> Step {
     let mut step = Step::new(Stage::Link, found.name.clone());
+    step.look.push(from.link(&found.name));
     let mtu = match wanted {
         Way::Pod { device, mtu, .. } if *device == found.name => *mtu,
         Way::Tunnel { device, mtu, .. } if *device == found.name => Some(*mtu),
@@ -247,7 +339,7 @@ fn mac_text(mac: netlink::Mac) -> String {
 }
 
 /// None where there is none, and none is needed.
-fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
+fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr, from: &Vantage) -> Option<Step> {
     let wanted_mac = match wanted {
         Way::Pod { mac, .. } => *mac,
         Way::Tunnel { mac, vtep, .. } if *vtep == next => Some(*mac),
@@ -261,6 +353,7 @@ fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
     }
     let device = sight.routed.link.as_ref().map_or("?", |link| link.name.as_str());
     let mut step = Step::new(Stage::Neighbour, next.to_string());
+    step.look.push(from.neighbour(next, device));
     step.objects
         .extend(wanted_mac.map(|mac| format!("{next} has {mac}")));
     let value = found.map(|found| {
@@ -288,7 +381,7 @@ fn neighbour(wanted: &Way, sight: &Sight, next: IpAddr) -> Option<Step> {
 }
 
 /// None where the device is no tunnel's, and where no packet gets that far: the neighbour is what fails.
-fn forwarding(wanted: &Way, sight: &Sight) -> Option<Step> {
+fn forwarding(wanted: &Way, sight: &Sight, from: &Vantage) -> Option<Step> {
     let link = sight.routed.link.as_ref().filter(|link| is_tunnel(link))?;
     let next = sight.neighbour.as_ref()?.mac?;
     let (mac, public_ip) = match wanted {
@@ -296,6 +389,7 @@ fn forwarding(wanted: &Way, sight: &Sight) -> Option<Step> {
         _ => (MacAddr(next), None),
     };
     let mut step = Step::new(Stage::Forwarding, mac.to_string());
+    step.look.push(from.forwarding(&link.name));
     step.objects
         .extend(public_ip.map(|node| format!("{mac} is behind {node}")));
     let found = sight.forwarding.as_ref();
@@ -321,8 +415,8 @@ fn is_tunnel(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vxlan(_))
 }
 
-fn underlay(outer: &Routed, tunnel: Option<&Link>) -> Step {
-    let mut step = route(&Way::Unknown, outer);
+fn underlay(outer: &Routed, tunnel: Option<&Link>, from: &Vantage) -> Step {
+    let mut step = route(&Way::Unknown, outer, from);
     step.stage = Stage::Underlay;
     if let Some(link) = outer.link.as_ref().filter(|link| !link.up) {
         step.problems.push(format!("{} is down", link.name));

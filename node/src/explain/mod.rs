@@ -7,19 +7,24 @@
 //! The agent answers ([`serve`]), since it knows the objects and stands in the node's network namespace. Without one
 //! the kernel alone is asked ([`without_agent`]).
 
+mod asked;
 pub mod compare;
 pub mod kernel;
+pub mod look;
 pub mod names;
 pub mod objects;
+mod passage;
 pub mod render;
 mod walk;
 
 use std::net::IpAddr;
 
 use model::{MacAddr, NodeName, ObjectName, Protocol};
+use overlay::pods::{Assigned, wiring};
 use serde::{Deserialize, Serialize};
 
-pub use walk::{Facts, explain, without_agent};
+pub use look::Vantage;
+pub use walk::{Facts, WithoutAgent, explain, without_agent};
 
 /// What to ask the agent there.
 pub const PATH: &str = "/explain";
@@ -31,6 +36,9 @@ pub struct Question {
     pub source: String,
     /// Where it goes, with port and protocol.
     pub destination: String,
+    /// From where the asker looks at the node.
+    #[serde(default)]
+    pub vantage: Vantage,
 }
 
 /// What an agent says to a [`Question`].
@@ -61,6 +69,8 @@ pub struct Explanation {
     pub reverse: Vec<Step>,
     /// What it comes to.
     pub conclusion: Conclusion,
+    /// The same in a sentence.
+    pub sentence: String,
     /// What else somebody should know.
     pub notes: Vec<String>,
 }
@@ -99,6 +109,8 @@ pub enum Conclusion {
 pub enum Stage {
     /// Which Service it is, and which endpoint.
     Service,
+    /// Whether it passes by the network stack.
+    FastPath,
     /// Which route it takes.
     Route,
     /// By which device it leaves.
@@ -123,10 +135,16 @@ pub struct Step {
     pub objects: Vec<String>,
     /// What is programmed.
     pub kernel: Vec<Entry>,
-    /// Why it would fail, and what differs.
+    /// Why it would fail.
     pub problems: Vec<String>,
+    /// What is programmed otherwise than planned, and does not stand in its way.
+    #[serde(default)]
+    pub differences: Vec<String>,
     /// What could not be told, and why.
     pub unknown: Vec<String>,
+    /// Commands that show what the kernel has.
+    #[serde(default)]
+    pub look: Vec<String>,
 }
 
 impl Step {
@@ -139,7 +157,9 @@ impl Step {
             objects: Vec::new(),
             kernel: Vec::new(),
             problems: Vec::new(),
+            differences: Vec::new(),
             unknown: Vec::new(),
+            look: Vec::new(),
         }
     }
 }
@@ -187,6 +207,20 @@ pub struct PodHere {
     pub device: String,
     /// MAC address of its own device.
     pub mac: Option<MacAddr>,
+}
+
+impl PodHere {
+    /// By the book of addresses.
+    #[must_use]
+    pub fn of(assigned: &Assigned, node: &NodeName) -> Self {
+        Self {
+            name: assigned.pod.clone(),
+            addresses: assigned.addresses().values().copied().collect(),
+            node: node.clone(),
+            device: wiring::host_ifname(&assigned.key),
+            mac: Some(wiring::pod_mac(assigned)),
+        }
+    }
 }
 
 impl Explanation {

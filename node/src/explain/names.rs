@@ -1,18 +1,15 @@
 //! What an end names, of what an agent knows: a pod, a Service and its port, a node, an address.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use model::{NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, Snapshot};
+use model::{Endpoint, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, Snapshot};
 
 use super::PodHere;
-use crate::ends::{FormError, NAMESPACE, Port};
+use crate::ends::nearest::{LISTED, Suggested, nearest_nodes, nearest_objects, typed};
+use crate::ends::{FormError, Port};
 pub use crate::ends::{Name, Subject};
-
-/// How many candidates and suggestions are listed.
-const LISTED: usize = 8;
 
 /// Why a name names nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +35,14 @@ pub enum NameError {
         /// Each in a form that names it alone.
         candidates: Vec<String>,
     },
+    /// It is there, and has no address.
+    #[error("{name} has no address: {reason}")]
+    NoAddress {
+        /// A kind and a name.
+        name: String,
+        /// Why, and what to ask for in its place.
+        reason: String,
+    },
     /// It needs what is not known here.
     #[error("{name} cannot be looked up: {reason}")]
     NotHere {
@@ -46,17 +51,6 @@ pub enum NameError {
         /// What is missing.
         reason: String,
     },
-}
-
-struct Suggested<'a>(&'a [String]);
-
-impl fmt::Display for Suggested<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => Ok(()),
-            nearest => write!(f, " (did you mean {}?)", nearest.join(" or ")),
-        }
-    }
 }
 
 /// What names are looked up in.
@@ -149,6 +143,96 @@ impl Known<'_> {
                 place(name.unwrap_or_else(|| "address".to_owned()), None)
             }
         }
+    }
+
+    /// Where a packet can be sent by a name: with an address, and a port where it is a Service's.
+    ///
+    /// # Errors
+    /// When it is nothing, several things, or has no address.
+    pub fn destination(&self, name: &Name) -> Result<Place, NameError> {
+        match &name.subject {
+            Subject::Service(service) => {
+                let place = self.place(name)?;
+                let found = self.snapshot.and_then(|snapshot| snapshot.services.get(service));
+                match found.filter(|_| place.addresses.is_empty()) {
+                    Some(found) => Err(NameError::NoAddress {
+                        name: place.name,
+                        reason: self.instead_of(found),
+                    }),
+                    None => Ok(place),
+                }
+            }
+            Subject::Address(address) => match self.service_at(*address, name) {
+                Some(service) => Ok(Place {
+                    addresses: vec![*address],
+                    ..port_of(name, service)?
+                }),
+                None => self.place(name),
+            },
+            _ => self.place(name),
+        }
+    }
+
+    /// The Service that has an address; where several share it, the one with the port that is meant. None where it is a
+    /// pod's or a node's.
+    pub fn service_at(&self, address: IpAddr, name: &Name) -> Option<&Service> {
+        let at = self.at(address);
+        let services = self.snapshot?.services.iter().map(|(_, service)| &**service);
+        let have_it = services.filter(|service| addresses_of(service).any(|own| own == address));
+        let have_it: Vec<_> = have_it.filter(|_| at.node.is_none()).collect();
+        let has_port =
+            |service: &&&Service| service.ports.iter().any(|port| Some(port.port) == name.number());
+        have_it.iter().find(has_port).or(have_it.first()).copied()
+    }
+
+    /// Why a Service has no address, and what somebody may ask for in its place.
+    fn instead_of(&self, service: &Service) -> String {
+        match &service.kind {
+            ServiceKind::ExternalName(host) => format!("it is another name of {host}; ask for that"),
+            ServiceKind::Headless => {
+                let endpoints = self.endpoints_of(&service.name);
+                match endpoints.as_slice() {
+                    [] => "it is headless, and no EndpointSlice lists an endpoint of it".to_owned(),
+                    endpoints => format!(
+                        "it is headless, and clients go to its endpoints; ask for {}",
+                        endpoints.join(" or ")
+                    ),
+                }
+            }
+            ServiceKind::ClusterIp { .. } => "the API has given it none".to_owned(),
+        }
+    }
+
+    /// The first endpoints of a Service, each in a form that can be asked for.
+    fn endpoints_of(&self, service: &ObjectName) -> Vec<String> {
+        let slices = self
+            .snapshot
+            .into_iter()
+            .flat_map(|snapshot| snapshot.slices_of(service));
+        let endpoints = slices.flat_map(|slice| {
+            let ports: Vec<_> = slice.ports.iter().collect();
+            let asked = move |endpoint: &Endpoint| {
+                let pod = endpoint.pod.as_ref();
+                let pod = pod.map(|pod| typed("pod", &ObjectName::new(slice.name.namespace.clone(), &**pod)));
+                match ports.first() {
+                    None => vec![pod.unwrap_or_else(|| endpoint.address.to_string())],
+                    Some(_) => ports
+                        .iter()
+                        .map(|port| {
+                            let protocol = port.protocol.to_string().to_lowercase();
+                            let at = match &pod {
+                                Some(pod) => format!("{pod}:{}", port.port),
+                                None => endpoint_text(endpoint.address, Some(port.port)),
+                            };
+                            format!("{at}/{protocol}")
+                        })
+                        .collect(),
+                }
+            };
+            slice.endpoints.iter().flat_map(asked).collect::<Vec<_>>()
+        });
+        let endpoints: BTreeSet<_> = endpoints.collect();
+        endpoints.into_iter().take(LISTED).collect()
     }
 
     /// Pods that are known: this node's, and others as endpoints of Services.
@@ -302,7 +386,7 @@ fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
         [] => Err(NameError::Unknown {
             what: "port of",
             name: name.to_string(),
-            nearest: ports().map(|port| port_text(object, port)).collect(),
+            nearest: service.ports.iter().map(|port| port_text(object, port)).collect(),
         }),
         several => Err(NameError::Ambiguous {
             name: name.to_string(),
@@ -311,69 +395,10 @@ fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
     }
 }
 
-fn port_text(service: &ObjectName, port: &ServicePort) -> String {
+/// A Service's port, in the form that is typed.
+pub fn port_text(service: &ObjectName, port: &ServicePort) -> String {
     let protocol = port.protocol.to_string().to_lowercase();
-    format!("svc/{service}:{}/{protocol}", port.port)
-}
-
-/// Those objects whose names differ the least, in the form that is typed: others' namespaces where its own has none.
-fn nearest_objects<'a>(
-    wanted: &ObjectName,
-    all: impl Iterator<Item = &'a ObjectName>,
-    kind: &str,
-) -> Vec<String> {
-    let near: BTreeSet<_> = all
-        .filter_map(|found| {
-            let spaces = edits(&wanted.namespace, &found.namespace);
-            Some((spaces > 0, distance(&wanted.name, &found.name)?, spaces, found))
-        })
-        .collect();
-    let are_elsewhere = near.first().is_some_and(|(is_elsewhere, ..)| *is_elsewhere);
-    near.into_iter()
-        .filter(|(is_elsewhere, ..)| *is_elsewhere == are_elsewhere)
-        .take(LISTED)
-        .map(|(.., found)| match &*found.namespace {
-            NAMESPACE => format!("{kind}/{}", found.name),
-            _ => format!("{kind}/{found}"),
-        })
-        .collect()
-}
-
-/// Those nodes whose names differ the least, in the form that is typed.
-fn nearest_nodes<'a>(wanted: &str, all: impl Iterator<Item = &'a NodeName>) -> Vec<String> {
-    let near: BTreeSet<_> = all
-        .filter_map(|found| Some((distance(wanted, &found.0)?, found)))
-        .collect();
-    near.into_iter()
-        .take(LISTED)
-        .map(|(_, found)| format!("node/{found}"))
-        .collect()
-}
-
-/// In how much two names differ; none where nobody takes one for the other.
-fn distance(wanted: &str, name: &str) -> Option<usize> {
-    let distance = edits(wanted, name);
-    let is_near = distance <= 1 + wanted.len() / 3;
-    (is_near || name.contains(wanted) || wanted.contains(name)).then_some(distance)
-}
-
-/// How many characters must be put in, left out or changed to make one text the other (Levenshtein's distance).
-fn edits(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
-    for (above, a) in from.chars().enumerate() {
-        let mut diagonal = above;
-        let mut left = above + 1;
-        for (cell, b) in row.iter_mut().skip(1).zip(to.chars()) {
-            let change = diagonal + usize::from(a != b);
-            diagonal = *cell;
-            left = change.min(left + 1).min(diagonal + 1);
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = above + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
+    format!("{}:{}/{protocol}", typed("svc", service), port.port)
 }
 
 /// An address with its port, where there is one.

@@ -4,16 +4,19 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{
-    Conditions, Endpoint, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, SessionAffinity,
+    Endpoint, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, ServicePort, SessionAffinity,
     Snapshot, TrafficPolicy,
 };
 use overlay::plan::{Plan, Remote};
-use proxy::plan::{Frontend, FrontendKey, NodeContext, PortKey, PortPlan, Target};
-use proxy::plans_of;
-use proxy::verdict::{Decision, Packet, Verdict, decide};
+use proxy::plan::{
+    Chosen, Frontend, FrontendKey, LeftOut, List, MAX_ENDPOINTS, NodeContext, PortKey, PortPlan, Standing,
+    Target, standings,
+};
+use proxy::verdict::{Because, Decision, Packet, Verdict, decide};
+use proxy::{ServiceView, plan_service, plans_of};
 
 use super::PodHere;
-use super::names::endpoint_text;
+use super::names::{addresses_of, endpoint_text, port_text as service_port_text};
 
 /// Endpoints that are told one by one.
 const LISTED: usize = 20;
@@ -27,6 +30,8 @@ pub struct Intent {
     pub verdict: Verdict,
     /// The same in words, and why.
     pub lines: Vec<String>,
+    /// Why it fails, where it does.
+    pub failure: Option<String>,
 }
 
 /// A Service's frontend.
@@ -48,7 +53,11 @@ pub struct Owner {
 #[must_use]
 pub fn intent(snapshot: &Snapshot, context: &NodeContext, packet: &Packet) -> Intent {
     let plans = plans_of(snapshot, context);
-    let Decision { owner, verdict } = decide(&plans, context, packet);
+    let Decision {
+        owner,
+        verdict,
+        because,
+    } = decide(&plans, context, packet);
     let owner = owner.and_then(|(service, port_key, key)| {
         let port = plans.get(&service)?.ports.get(&port_key)?.clone();
         Some(Owner {
@@ -59,30 +68,131 @@ pub fn intent(snapshot: &Snapshot, context: &NodeContext, packet: &Packet) -> In
             port,
         })
     });
-    let mut lines = vec![verdict_text(&verdict, packet)];
+    let mut lines = vec![verdict_text(&verdict, &because, packet)];
     if let Some(owner) = &owner
         && let Some(service) = snapshot.services.get(&owner.service)
     {
         lines.push(port_text(service, owner));
-        let slices: Vec<_> = snapshot.slices_of(&owner.service).collect();
-        lines.extend(endpoint_lines(
-            &slices,
-            service,
-            &owner.port_key,
-            &verdict,
-            context,
-        ));
+        let list = match because {
+            Because::Endpoints(list) => list,
+            _ => List::Cluster,
+        };
+        lines.extend(endpoint_lines(snapshot, service, &owner.port_key, list, context));
     }
+    let looked_at = Looked {
+        snapshot,
+        context,
+        packet,
+    };
+    let failure = looked_at.failure(owner.as_ref(), &verdict, &because);
     Intent {
         owner,
         verdict,
         lines,
+        failure,
     }
 }
 
-fn verdict_text(verdict: &Verdict, packet: &Packet) -> String {
+/// What a failure is told of.
+struct Looked<'a> {
+    snapshot: &'a Snapshot,
+    context: &'a NodeContext,
+    packet: &'a Packet,
+}
+
+impl Looked<'_> {
+    fn failure(&self, owner: Option<&Owner>, verdict: &Verdict, because: &Because) -> Option<String> {
+        let Packet {
+            source, destination, ..
+        } = self.packet;
+        let service = owner.map(|owner| owner.service.to_string()).unwrap_or_default();
+        Some(match (because, verdict) {
+            (_, Verdict::Forward { .. }) => return None,
+            (Because::NoSuchPort(service), _) => format!("refused: {}", self.missing_port(service)),
+            (Because::NobodysClusterIp(network), _) => format!(
+                "dropped: {destination} is an address for Services ({network}), and no Service has it"
+            ),
+            (Because::NotAdmitted, _) => format!(
+                "dropped: Service {service} admits the clients of its loadBalancerSourceRanges alone, and {source} is \
+                 none of them"
+            ),
+            (Because::Endpoints(List::Cluster), _) => {
+                format!("refused: Service {service} has no endpoint that takes connections")
+            }
+            (Because::Endpoints(List::Local), _) => format!(
+                "dropped: Service {service} has no endpoint on this node that takes connections, and its traffic \
+                 policy is Local"
+            ),
+            (Because::OwnDns, _) if self.context.dns_answers => return None,
+            (Because::OwnDns, _) => format!(
+                "{destination} is for this node's own DNS server, which does not answer, and no endpoint serves in its \
+                 place"
+            ),
+            (Because::NoService, _) => return self.not_served(),
+        })
+    }
+
+    /// Why nothing is translated at an address that is a Service's.
+    fn not_served(&self) -> Option<String> {
+        let (name, service) = service_at(self.snapshot, self.packet.destination)?;
+        let Packet {
+            destination,
+            port,
+            protocol,
+            ..
+        } = self.packet;
+        let has_port = |found: &ServicePort| (found.port, found.protocol) == (*port, *protocol);
+        if !service.ports.iter().any(has_port) {
+            return Some(self.missing_port(name));
+        }
+        let view = ServiceView {
+            service,
+            slices: self.snapshot.slices_of(name).collect(),
+        };
+        let (_, rejected) = plan_service(&view, self.context);
+        let reasons: Vec<_> = rejected
+            .iter()
+            .map(|rejected| rejected.reason.to_string())
+            .collect();
+        let because = match reasons.as_slice() {
+            [] => String::new(),
+            reasons => format!(": {}", reasons.join("; ")),
+        };
+        Some(format!(
+            "Service {name} has {destination}, and this node does not serve it there{because}"
+        ))
+    }
+
+    fn missing_port(&self, name: &ObjectName) -> String {
+        let Packet { port, protocol, .. } = self.packet;
+        let service = self.snapshot.services.get(name);
+        let ports = service.into_iter().flat_map(|service| service.ports.iter());
+        let ports: Vec<_> = ports.map(|port| service_port_text(name, port)).collect();
+        let has = match ports.as_slice() {
+            [] => "none at all".to_owned(),
+            ports => ports.join(", "),
+        };
+        format!("Service {name} has no port {port}/{protocol}; it has {has}")
+    }
+}
+
+/// The Service that has an address of its own, where packets are for this node to catch.
+fn service_at(snapshot: &Snapshot, address: IpAddr) -> Option<(&ObjectName, &Service)> {
+    let mut services = snapshot.services.iter();
+    let found = services.find(|(_, service)| {
+        let mut balanced = service.load_balancer.iter();
+        let is_proxied = balanced.any(|ingress| ingress.proxied && ingress.address == address);
+        addresses_of(service).any(|own| own == address) && !is_proxied
+    });
+    found.map(|(name, service)| (name, &**service))
+}
+
+fn verdict_text(verdict: &Verdict, because: &Because, packet: &Packet) -> String {
     let destination = endpoint_text(packet.destination, Some(packet.port));
     match verdict {
+        Verdict::Pass if *because == Because::OwnDns => {
+            format!("{destination} is this node's own DNS server: it answers here, and nothing is translated")
+        }
         Verdict::Pass => format!("{destination} is no Service's: it goes there unchanged"),
         Verdict::Refuse => format!("{destination} is refused"),
         Verdict::Drop => format!("{destination} is dropped"),
@@ -92,11 +202,17 @@ fn verdict_text(verdict: &Verdict, packet: &Packet) -> String {
             } else {
                 "its source is kept"
             };
-            match to.as_slice() {
-                [only] => format!("to {}, {source}", target_text(only)),
-                several => format!("to one of {} endpoints, {source}", several.len()),
-            }
+            format!("to {}, {source}", targets_text(to.iter()))
         }
+    }
+}
+
+/// The only one, or how many there are.
+pub fn targets_text<'a>(targets: impl ExactSizeIterator<Item = &'a Target> + Clone) -> String {
+    let mut first = targets.clone();
+    match (targets.len(), first.next()) {
+        (1, Some(only)) => target_text(only),
+        (count, _) => format!("one of {count} endpoints"),
     }
 }
 
@@ -126,39 +242,32 @@ fn port_text(service: &Service, owner: &Owner) -> String {
 
 /// Each endpoint that the slices list for the port: whether it is chosen, and why.
 fn endpoint_lines(
-    slices: &[&EndpointSlice],
+    snapshot: &Snapshot,
     service: &Service,
     key: &PortKey,
-    verdict: &Verdict,
+    list: List,
     context: &NodeContext,
 ) -> Vec<String> {
-    let chosen: &[Target] = match verdict {
-        Verdict::Forward { to, .. } => to,
-        Verdict::Pass | Verdict::Refuse | Verdict::Drop => &[],
+    let view = ServiceView {
+        service,
+        slices: snapshot.slices_of(&service.name).collect(),
     };
-    let mut lines = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == key.family) {
-        let ports = slice.ports.iter();
-        let ports = ports.filter(|port| port.name == key.name && port.protocol == key.protocol);
-        for port in ports {
-            for endpoint in &slice.endpoints {
-                let target = Target {
-                    address: endpoint.address,
-                    port: port.port,
-                };
-                let reason = reason(endpoint, chosen.contains(&target), context);
-                let whose = whose(endpoint, &slice.name);
-                lines.push(format!("  {:<21} {whose}: {reason}", target_text(&target)));
-            }
-        }
+    let standings = standings(&view, key, list, context);
+    let mut lines: Vec<_> = standings
+        .iter()
+        .take(LISTED)
+        .map(|standing| {
+            let whose = whose(standing.endpoint, &standing.slice.name);
+            let reason = reason(standing, context);
+            format!("  {:<21} {whose}: {reason}", target_text(&standing.target))
+        })
+        .collect();
+    match standings.len().saturating_sub(LISTED) {
+        0 => {}
+        more => lines.push(format!("  and {more} more")),
     }
     if lines.is_empty() {
-        lines.push(none_listed(slices, service, key));
-    }
-    let more = lines.len().saturating_sub(LISTED);
-    lines.truncate(LISTED);
-    if more > 0 {
-        lines.push(format!("  and {more} more"));
+        lines.push(none_listed(&view.slices, service, key));
     }
     lines
 }
@@ -192,27 +301,43 @@ fn whose(endpoint: &Endpoint, slice: &ObjectName) -> String {
     }
 }
 
-/// Why the plan took an endpoint, or did not: the plan decides, the conditions say it.
-fn reason(endpoint: &Endpoint, is_chosen: bool, context: &NodeContext) -> &'static str {
-    let Conditions {
-        ready,
-        serving,
-        terminating,
-    } = endpoint.conditions;
-    let is_here = endpoint.node.as_ref() == Some(&context.name);
-    match (is_chosen, ready) {
-        (true, true) => "chosen, ready",
-        (true, false) => "chosen: it ends and still serves, and none is ready",
-        (false, false) if terminating && serving => "not chosen: it ends, and others are ready",
-        (false, false) if terminating => "not chosen: it ends and serves no more",
-        (false, false) => "not chosen: not ready",
-        (false, true)
-            if !is_here && endpoint.hinted_zones().is_empty() && endpoint.hinted_nodes().is_empty() =>
-        {
-            "not chosen: the policy keeps to this node's endpoints"
+/// What the plan made of an endpoint, and why.
+fn reason(standing: &Standing<'_>, context: &NodeContext) -> String {
+    let left_out = match standing.outcome {
+        Ok(Chosen::Ready) => return "chosen, ready".to_owned(),
+        Ok(Chosen::Terminating) => {
+            return "chosen: it ends and still serves, and none is ready".to_owned();
         }
-        (false, true) => "not chosen: hints, policy or the verdict above lead elsewhere",
-    }
+        Err(left_out) => left_out,
+    };
+    let why = match left_out {
+        LeftOut::NotReady => "not ready".to_owned(),
+        LeftOut::Terminating { serving: true } => "it ends, and others are ready".to_owned(),
+        LeftOut::Terminating { serving: false } => "it ends and serves no more".to_owned(),
+        LeftOut::NotHere => "it is not on this node, and the traffic policy is Local".to_owned(),
+        LeftOut::HintedToOtherNode => format!(
+            "its topology hints are for {}, and this is {}",
+            joined(standing.endpoint.hinted_nodes()),
+            context.name
+        ),
+        LeftOut::HintedToOtherZone => format!(
+            "its topology hints are for zone {}, and this node is in {}",
+            joined(standing.endpoint.hinted_zones()),
+            context.zone.as_deref().unwrap_or("none")
+        ),
+        LeftOut::BadAddress => "no endpoint can have this address".to_owned(),
+        LeftOut::Silent => {
+            "it is this node's own DNS server, which does not answer at this moment".to_owned()
+        }
+        LeftOut::Superseded => "another entry lists the same address and port, and counts".to_owned(),
+        LeftOut::NoRoom => format!("only {MAX_ENDPOINTS} endpoints are used"),
+    };
+    format!("not chosen: {why}")
+}
+
+fn joined<T: ToString>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<_> = names.into_iter().map(|name| name.to_string()).collect();
+    names.join(", ")
 }
 
 /// An endpoint with its port.
@@ -257,6 +382,16 @@ pub enum Way {
     },
     /// This node's own address.
     Here,
+    /// Of this node's subnet, and no pod's.
+    NoPod {
+        /// This node's subnet.
+        subnet: IpNetwork,
+    },
+    /// Of the pod network, and in no node's subnet.
+    NoLease {
+        /// The pod network.
+        network: IpNetwork,
+    },
     /// The node's other routes decide.
     Elsewhere,
     /// What there should be is not known.
@@ -292,6 +427,10 @@ pub fn way(address: IpAddr, own: &[IpAddr], pods: &[PodHere], plan: Option<&Plan
             vtep: *vtep,
             mac: *mac,
             public_ip: *public_ip,
+        },
+        (None, _) if half.subnet.contains(address) => Way::NoPod { subnet: half.subnet },
+        (None, _) if half.network.contains(address) => Way::NoLease {
+            network: half.network,
         },
         (Some((_, Remote::Tunnel { .. })), None) | (None, _) => Way::Elsewhere,
     }

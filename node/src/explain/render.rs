@@ -7,6 +7,9 @@ use super::{Conclusion, End, Explanation, Stage, Step};
 use crate::cli::Output;
 use crate::logs::printable;
 
+/// Entries of one step that are shown to people.
+const ENTRIES: usize = 16;
+
 /// In the form that was asked for.
 #[must_use]
 pub fn render(explanation: &Explanation, output: Output) -> String {
@@ -25,9 +28,20 @@ fn text(explanation: &Explanation) -> String {
         forward,
         reverse,
         conclusion,
+        sentence,
         notes,
     } = explanation;
-    let mut text = format!("{} -> {}/{protocol}\n", end(source), end(destination));
+    let verdict = match conclusion {
+        Conclusion::Works => "WORKS",
+        Conclusion::Fails => "FAILS",
+        Conclusion::CouldNotTell => "UNKNOWN",
+    };
+    let mut text = String::new();
+    let (from, to) = (end(source), end(destination));
+    line(
+        &mut text,
+        &format!("EXPLAIN {from} -> {to}/{protocol}: {verdict}: {sentence}"),
+    );
     match node {
         Some(node) => line(&mut text, &format!("as {node} sees it; no packet is sent")),
         None => line(
@@ -46,22 +60,6 @@ fn text(explanation: &Explanation) -> String {
     }
     for note in notes {
         line(&mut text, &format!("note: {note}"));
-    }
-    let steps = || forward.iter().chain(reverse);
-    match conclusion {
-        Conclusion::Works => line(
-            &mut text,
-            "WORKS: nothing stands in the way, as far as this node sees",
-        ),
-        Conclusion::Fails => {
-            for problem in steps().flat_map(|step| &step.problems) {
-                line(&mut text, &format!("FAILS: {problem}"));
-            }
-        }
-        Conclusion::CouldNotTell => {}
-    }
-    for unknown in steps().flat_map(|step| &step.unknown) {
-        line(&mut text, &format!("COULD NOT TELL: {unknown}"));
     }
     text
 }
@@ -90,6 +88,7 @@ fn end(end: &End) -> String {
 const fn title(stage: Stage) -> &'static str {
     match stage {
         Stage::Service => "SERVICE",
+        Stage::FastPath => "FAST PATH",
         Stage::Route => "ROUTE",
         Stage::Link => "LINK",
         Stage::Neighbour => "NEIGHBOUR",
@@ -103,17 +102,32 @@ fn write_step(text: &mut String, step: &Step) {
     for object in &step.objects {
         line(text, &format!("    objects  {object}"));
     }
-    for entry in &step.kernel {
+    for entry in step.kernel.iter().take(ENTRIES) {
         let value = entry.value.as_deref().unwrap_or("ABSENT");
         line(
             text,
             &format!("    kernel   {} [{}] {value}", entry.place, entry.key),
         );
     }
-    for problem in &step.problems {
-        line(text, &format!("    PROBLEM  {problem}"));
+    if let more @ 1.. = step.kernel.len().saturating_sub(ENTRIES) {
+        line(
+            text,
+            &format!("    kernel   and {more} entries more: -o json has all"),
+        );
     }
-    for unknown in &step.unknown {
-        line(text, &format!("    UNKNOWN  {unknown}"));
+    for (mark, lines) in [
+        ("PROBLEM", &step.problems),
+        ("DIFFERS", &step.differences),
+        ("UNKNOWN", &step.unknown),
+    ] {
+        for content in lines {
+            line(text, &format!("    {mark}  {content}"));
+        }
+    }
+    let is_in_doubt = [&step.problems, &step.differences, &step.unknown]
+        .iter()
+        .any(|lines| !lines.is_empty());
+    for command in step.look.iter().filter(|_| is_in_doubt) {
+        line(text, &format!("    look at: {command}"));
     }
 }

@@ -1,5 +1,6 @@
 //! Objects and kernel side by side, without a kernel: what is told, word for word.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -8,15 +9,18 @@ use model::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Few, IpFamily, MacAddr, Mtu, ObjectName,
     Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy, Vni,
 };
+use netlink::nft;
 use netlink::{Forwarding, Found, Link, LinkKind, Lookup, Neighbour, Route, RouteKind, Vxlan};
 use nix::errno::Errno;
 use overlay::flannel::NetworkConfig;
 use overlay::plan::{Plan, Underlay, plan};
 use proxy::plan::{NodeContext, Target};
-use proxy::programmed::{self, Layer, Treatment};
-use proxy::verdict::{Packet, Verdict};
+use proxy::programmed::{self, At, Client, Layer, LayerKind, Rule, Treatment};
+use proxy::verdict::Packet;
 
+use super::compare::{Followed, Programming};
 use super::kernel::{Routed, Sight};
+use super::look::Vantage;
 use super::objects::{Way, intent, way};
 use super::{Conclusion, End, Explanation, PodHere, Step, compare, render};
 use crate::cli::Output;
@@ -234,13 +238,21 @@ fn layer(endpoints: &[&str]) -> Layer {
         address: address(text),
         port: 8080.try_into().expect("no zero"),
     };
+    let rule = nft::Verdict::Goto("address.cluster-1.outside".to_owned());
     let treatment = |endpoints: &[&str]| Treatment {
-        verdict: "goto address.cluster-1.outside".to_owned(),
+        rule: rule.clone().into(),
         cluster: endpoints.iter().map(target).collect(),
-        ..Treatment::default()
+        local: BTreeSet::new(),
     };
     Layer {
-        name: "packet rules",
+        kind: LayerKind::PacketRules,
+        is_attached: true,
+        at: Some(At::Set {
+            family: "ip",
+            table: "causeway-proxy".to_owned(),
+            set: "service-ips",
+            key: "10.96.0.7 . tcp . 80".to_owned(),
+        }),
         wanted: Some(treatment(&["10.244.2.6"])),
         is_wanted_known: true,
         found: Some(treatment(endpoints)),
@@ -259,7 +271,11 @@ fn layer(endpoints: &[&str]) -> Layer {
     }
 }
 
-fn explanation(layer: Layer, there: &Sight, back: &Sight) -> Explanation {
+fn explanation(layers: Vec<Layer>, there: &Sight, back: &Sight) -> Explanation {
+    let from = Vantage {
+        network: "ip netns exec causeway-node-1".to_owned(),
+        root: String::new(),
+    };
     let snapshot = cluster(
         TrafficPolicy::Cluster,
         vec![
@@ -274,10 +290,12 @@ fn explanation(layer: Layer, there: &Sight, back: &Sight) -> Explanation {
     let mut forward = vec![compare::service(
         "10.96.0.7:80/TCP",
         Some(&intent),
-        vec![Ok(layer)],
+        &Programming { layers, unread: None },
+        Client::PodHere,
+        &from,
     )];
-    forward.extend(compare::way(&way_to("10.244.2.6"), there));
-    let reverse = compare::way(&way_to("10.244.1.5"), back);
+    forward.extend(compare::way(&way_to("10.244.2.6"), there, &from));
+    let reverse = compare::way(&way_to("10.244.1.5"), back, &from);
     let steps: Vec<Step> = forward.iter().chain(&reverse).cloned().collect();
     let end = |name: &str, text: &str, port, node: Option<&str>| End {
         name: name.to_owned(),
@@ -291,6 +309,7 @@ fn explanation(layer: Layer, there: &Sight, back: &Sight) -> Explanation {
         destination: end("Service default/web", "10.96.0.7", Some(80), None),
         protocol: Protocol::Tcp,
         conclusion: Explanation::conclude(&steps),
+        sentence: "as the walk says it".to_owned(),
         forward,
         reverse,
         notes: Vec::new(),
@@ -299,7 +318,7 @@ fn explanation(layer: Layer, there: &Sight, back: &Sight) -> Explanation {
 
 #[test]
 fn what_agrees_is_shown_from_both_sides_there_and_back() {
-    let whole = explanation(layer(&["10.244.2.6"]), &through_tunnel(), &to_pod());
+    let whole = explanation(vec![layer(&["10.244.2.6"])], &through_tunnel(), &to_pod());
     assert_eq!(
         render::render(&whole, Output::Text),
         include_str!("golden/works.txt")
@@ -315,7 +334,7 @@ fn what_agrees_is_shown_from_both_sides_there_and_back() {
 fn check(damage: impl FnOnce(&mut Sight, &mut Sight), expected: &[&str]) {
     let (mut there, mut back) = (through_tunnel(), to_pod());
     damage(&mut there, &mut back);
-    let explained = explanation(layer(&["10.244.2.6"]), &there, &back);
+    let explained = explanation(vec![layer(&["10.244.2.6"])], &there, &back);
     let steps = explained.forward.iter().chain(&explained.reverse);
     let problems: Vec<_> = steps.flat_map(|step| &step.problems).collect();
     assert_eq!(problems, expected);
@@ -400,23 +419,88 @@ fn each_difference_on_the_way_is_named() {
 
 #[test]
 fn a_list_that_is_not_the_plans_is_the_finding() {
-    let stale = explanation(layer(&["10.244.2.99"]), &through_tunnel(), &to_pod());
+    let stale = explanation(vec![layer(&["10.244.2.99"])], &through_tunnel(), &to_pod());
     let text = render::render(&stale, Output::Text);
-    let told: Vec<_> = text.lines().filter(|line| line.starts_with("FAILS")).collect();
+    let marks = ["    PROBLEM", "    DIFFERS", "    look at"];
+    let told: Vec<_> = text
+        .lines()
+        .filter(|line| marks.iter().any(|mark| line.starts_with(mark)))
+        .collect();
     let expected = [
-        "FAILS: packet rules: list for the cluster: endpoint 10.244.2.6:8080 is missing",
-        "FAILS: packet rules: list for the cluster: endpoint 10.244.2.99:8080 is not the plan's",
+        "    PROBLEM  packet rules: list for the cluster: endpoint 10.244.2.6:8080 is missing",
+        "    PROBLEM  packet rules: list for the cluster: endpoint 10.244.2.99:8080 is not the plan's",
+        "    look at: ip netns exec causeway-node-1 nft get element ip causeway-proxy service-ips '{ 10.96.0.7 . tcp . 80 }'",
     ];
     assert_eq!(told, expected);
+}
+
+/// The hook's layer, which has these endpoints where the plan wants the one; none: it has no entry.
+fn hook(endpoints: Option<&[&str]>) -> Layer {
+    let rule = Rule::Hook {
+        flags: 0,
+        affinity_seconds: 0,
+    };
+    let treatment = |layer: Layer| Treatment {
+        rule: rule.clone(),
+        ..layer.found.expect("it has an entry")
+    };
+    Layer {
+        kind: LayerKind::SocketHook,
+        wanted: Some(treatment(layer(&["10.244.2.6"]))),
+        found: endpoints.map(|endpoints| treatment(layer(endpoints))),
+        at: Some(At::Map {
+            pin: "/sys/fs/bpf/causeway/v2/FRONTENDS".into(),
+            key: vec![0, 10],
+        }),
+        entries: Vec::new(),
+        ..layer(&[])
+    }
+}
+
+/// What two layers come to: problems and differences.
+#[track_caller]
+fn check_layers(layers: [Layer; 2], problems: &[&str], differences: &[&str]) {
+    let explained = explanation(layers.into(), &through_tunnel(), &to_pod());
+    let service = &explained.forward[0];
+    assert_eq!(
+        (&service.problems[..], &service.differences[..]),
+        (
+            &problems.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()[..],
+            &differences
+                .iter()
+                .map(|line| (*line).to_owned())
+                .collect::<Vec<_>>()[..]
+        )
+    );
+    let expected = if problems.is_empty() {
+        Conclusion::Works
+    } else {
+        Conclusion::Fails
+    };
+    assert_eq!(explained.conclusion, expected);
+}
+
+#[test]
+fn a_layer_that_lacks_what_the_next_one_has_is_no_problem() {
+    let rules = || layer(&["10.244.2.6"]);
+    check_layers([hook(Some(&["10.244.2.6"])), rules()], &[], &[]);
+    let no_entry = "socket hook: no entry, where the plan wants spread, 1 endpoint in the cluster";
+    check_layers([hook(None), rules()], &[], &[no_entry]);
+    let missing = "socket hook: list for the cluster: endpoint 10.244.2.6:8080 is missing";
+    check_layers([hook(Some(&[])), rules()], &[], &[missing]);
+    let by_rules = "packet rules: list for the cluster: endpoint 10.244.2.6:8080 is missing";
+    check_layers([hook(Some(&["10.244.2.6"])), layer(&[])], &[], &[by_rules]);
+    check_layers([hook(None), layer(&[])], &[no_entry, by_rules], &[]);
+    let stray = "socket hook: list for the cluster: endpoint 10.244.2.99:8080 is not the plan's";
+    check_layers([hook(Some(&["10.244.2.99"])), rules()], &[missing, stray], &[]);
 }
 
 /// What the objects say of a packet, and what is wrong with it.
 #[track_caller]
 fn check_objects(snapshot: &Snapshot, to: (&str, u16), expected: &[&str], problem: Option<&str>) {
     let intent = intent(snapshot, &context(), &packet(to.0, to.1));
-    let step = compare::service("", Some(&intent), Vec::new());
-    assert_eq!(step.objects, expected);
-    assert_eq!(step.problems, problem.as_slice());
+    assert_eq!(intent.lines, expected);
+    assert_eq!(intent.failure.as_deref(), problem);
 }
 
 const FRONTEND: &str = "Service default/web port http, frontend 10.96.0.7:80/TCP; policies: internal Cluster, external \
@@ -471,10 +555,10 @@ fn endpoints_are_told_with_the_reason_why_they_are_chosen_or_not() {
         &[
             "10.96.0.7:80 is dropped",
             LOCAL,
-            "  10.244.2.6:8080       pod default/web-6 on node-2: not chosen: the policy keeps to this node's endpoints",
+            "  10.244.2.6:8080       pod default/web-6 on node-2: not chosen: it is not on this node, and the traffic policy is Local",
         ],
         Some(
-            "dropped: Service default/web has no endpoint on this node that its policy allows, or does not admit this client",
+            "dropped: Service default/web has no endpoint on this node that takes connections, and its traffic policy is Local",
         ),
     );
     let other_port = &["10.96.0.7:81 is refused"];
@@ -482,16 +566,16 @@ fn endpoints_are_told_with_the_reason_why_they_are_chosen_or_not() {
         &of(Vec::new()),
         ("10.96.0.7", 81),
         other_port,
-        Some("refused: the Service has no such port"),
+        Some("refused: Service default/web has no port 81/TCP; it has svc/web:80/tcp"),
     );
     check_objects(
         &of(Vec::new()),
         ("10.96.0.99", 80),
         &["10.96.0.99:80 is dropped"],
-        Some("dropped: it is an address for Services, and no Service has it"),
+        Some("dropped: 10.96.0.99 is an address for Services (10.96.0.0/16), and no Service has it"),
     );
-    let elsewhere = &["192.0.2.1:80 is no Service's: it goes there unchanged"];
-    check_objects(&of(Vec::new()), ("192.0.2.1", 80), elsewhere, None);
+    let elsewhere = &["198.51.100.1:80 is no Service's: it goes there unchanged"];
+    check_objects(&of(Vec::new()), ("198.51.100.1", 80), elsewhere, None);
 }
 
 /// Another Service's address is no frontend of this one: what datapaths lack for it is no finding.
@@ -501,7 +585,7 @@ fn a_service_has_no_frontend_that_another_one_owns() {
         TrafficPolicy::Cluster,
         vec![endpoint("10.244.1.8", "node-1", Conditions::READY)],
     );
-    let shared = || [address("192.0.2.7")].into_iter().collect();
+    let shared = || [address("198.51.100.7")].into_iter().collect();
     let web = snapshot.services.get(&ObjectName::new("default", "web"));
     let mut web = Service::clone(web.expect("listed"));
     web.external_addresses = shared();
@@ -524,8 +608,8 @@ fn a_service_has_no_frontend_that_another_one_owns() {
         frontends.map(|key| format!("{} {key}", owner.service)).collect()
     };
     assert_eq!(frontends("10.96.0.7"), ["default/web 10.96.0.7:80/TCP"]);
-    let of_api = ["default/api 10.96.0.8:80/TCP", "default/api 192.0.2.7:80/TCP"];
-    assert_eq!(frontends("192.0.2.7"), of_api);
+    let of_api = ["default/api 10.96.0.8:80/TCP", "default/api 198.51.100.7:80/TCP"];
+    assert_eq!(frontends("198.51.100.7"), of_api);
 }
 
 #[test]
@@ -537,7 +621,11 @@ fn an_address_is_reached_as_pods_and_leases_say() {
         matches!(way_to("10.244.2.9"), Way::Tunnel { public_ip, .. } if public_ip == address("172.30.0.12"))
     );
     assert_eq!(way_to("172.30.0.11"), Way::Here);
-    assert_eq!(way_to("192.0.2.1"), Way::Elsewhere);
+    let subnet = "10.244.1.0/24".parse().expect("a network");
+    assert_eq!(way_to("10.244.1.77"), Way::NoPod { subnet });
+    let network = "10.244.0.0/16".parse().expect("a network");
+    assert_eq!(way_to("10.244.9.9"), Way::NoLease { network });
+    assert_eq!(way_to("198.51.100.1"), Way::Elsewhere);
 }
 
 #[test]
@@ -547,33 +635,32 @@ fn without_objects_a_packet_follows_what_is_programmed() {
         is_wanted_known: false,
         ..layer(endpoints)
     };
-    let followed = compare::programmed_verdict(&[Ok(found(&["10.244.2.6"]))]);
-    let to = vec![Target {
+    let programming = |layers: Vec<Layer>, unread: Option<&str>| Programming {
+        layers,
+        unread: unread.map(str::to_owned),
+    };
+    let client = Client::PodHere;
+    let target = Target {
         address: address("10.244.2.6"),
         port: 8080.try_into().expect("no zero"),
-    }];
-    let forward = Verdict::Forward {
-        to,
-        masquerade: false,
     };
-    assert_eq!(followed, Some(forward));
+    let followed = Followed {
+        by: LayerKind::PacketRules,
+        verdict: programmed::Verdict::Spread([target].into()),
+    };
+    let served = programming(vec![found(&["10.244.2.6"])], None);
+    assert_eq!(served.follow(client), Some(followed));
     let unknown = Layer {
         found: None,
         ..found(&[])
     };
     assert_eq!(
-        compare::programmed_verdict(&[Ok(unknown.clone()), Err("unread".to_owned())]),
+        programming(vec![unknown.clone()], Some("unread")).follow(client),
         None
     );
-    assert_eq!(
-        compare::programmed_verdict(&[Ok(found(&[]))]),
-        Some(Verdict::Drop)
-    );
-    let step = compare::service(
-        "",
-        None,
-        vec![Ok(found(&[])), Ok(unknown), Err("unread".to_owned())],
-    );
+    let empty = programming(vec![found(&[]), unknown], Some("unread"));
+    assert_eq!(empty.follow(client), None);
+    let step = compare::service("", None, &empty, client, &Vantage::default());
     assert_eq!(
         (step.problems, step.unknown),
         (
@@ -581,4 +668,119 @@ fn without_objects_a_packet_follows_what_is_programmed() {
             vec!["unread".to_owned()]
         )
     );
+}
+
+/// An endpoint of another zone or node, by its hints.
+fn hinted(text: &str, zones: &[&str], nodes: &[&str]) -> Endpoint {
+    let extras = model::Extras {
+        hinted_zones: zones.iter().map(|zone| (*zone).into()).collect(),
+        hinted_nodes: nodes.iter().map(|node| (*node).into()).collect(),
+        ..model::Extras::default()
+    };
+    Endpoint {
+        extras: Some(Box::new(extras)),
+        ..endpoint(text, "node-2", Conditions::READY)
+    }
+}
+
+#[test]
+fn hints_and_addresses_that_cannot_be_are_told_as_the_plan_judges_them() {
+    let mut context = context();
+    context.zone = Some("a".into());
+    let endpoints = |endpoints| {
+        let snapshot = cluster(TrafficPolicy::Cluster, endpoints);
+        let lines = intent(&snapshot, &context, &packet("10.96.0.7", 80)).lines;
+        lines[2..]
+            .iter()
+            .map(|line| line.split_once(": ").expect("a reason").1.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        endpoints(vec![
+            hinted("10.244.2.6", &["b"], &[]),
+            hinted("10.244.2.7", &["a"], &[])
+        ]),
+        [
+            "not chosen: its topology hints are for zone b, and this node is in a",
+            "chosen, ready"
+        ]
+    );
+    assert_eq!(
+        endpoints(vec![
+            hinted("10.244.2.6", &[], &["node-2"]),
+            hinted("10.244.2.7", &[], &["node-1"])
+        ]),
+        [
+            "not chosen: its topology hints are for node-2, and this is node-1",
+            "chosen, ready"
+        ]
+    );
+    assert_eq!(
+        endpoints(vec![
+            endpoint("127.0.0.1", "node-1", Conditions::READY),
+            endpoint("10.244.1.8", "node-1", ENDING),
+            endpoint("10.244.1.8", "node-1", Conditions::READY),
+        ]),
+        [
+            "not chosen: no endpoint can have this address",
+            "not chosen: another entry lists the same address and port, and counts",
+            "chosen, ready"
+        ]
+    );
+}
+
+#[test]
+fn the_nodes_own_dns_server_has_its_address() {
+    let snapshot = cluster(
+        TrafficPolicy::Cluster,
+        vec![endpoint("10.244.2.6", "node-2", Conditions::READY)],
+    );
+    let mut context = context();
+    context.local_dns = [address("10.96.0.7")].into();
+    let own = intent(&snapshot, &context, &packet("10.96.0.7", 80));
+    let expected = "10.96.0.7:80 is this node's own DNS server: it answers here, and nothing is translated";
+    assert_eq!((own.lines, own.failure), (vec![expected.to_owned()], None));
+    context.dns_answers = false;
+    let away = intent(&snapshot, &context, &packet("10.96.0.7", 80));
+    assert_eq!(away.failure, None);
+    assert!(
+        away.lines[0].starts_with("to 10.244.2.6:8080"),
+        "{:?}",
+        away.lines
+    );
+    let alone = intent(
+        &cluster(TrafficPolicy::Cluster, Vec::new()),
+        &context,
+        &packet("10.96.0.7", 80),
+    );
+    let failure = alone.failure.expect("nobody answers");
+    assert!(
+        failure.contains("own DNS server, which does not answer"),
+        "{failure}"
+    );
+}
+
+#[test]
+fn an_address_that_a_service_has_elsewhere_is_not_taken_for_anybodys() {
+    let mut snapshot = cluster(
+        TrafficPolicy::Cluster,
+        vec![endpoint("10.244.2.6", "node-2", Conditions::READY)],
+    );
+    let web = snapshot.services.get(&ObjectName::new("default", "web"));
+    let mut web = Service::clone(web.expect("listed"));
+    web.external_addresses = [address("198.51.100.7")].into_iter().collect();
+    snapshot.apply(Change::Service(web));
+    let failure = |port, external| {
+        let mut context = context();
+        context.external_addresses = external;
+        intent(&snapshot, &context, &packet("198.51.100.7", port)).failure
+    };
+    assert_eq!(failure(80, true), None);
+    let other = failure(81, true);
+    let no_port = "Service default/web has no port 81/TCP; it has svc/web:80/tcp";
+    assert_eq!(other.as_deref(), Some(no_port));
+    let off = failure(80, false);
+    let not_served = "Service default/web has 198.51.100.7, and this node does not serve it there: externalIPs are not \
+                      allowed on this node (proxy.externalIPs)";
+    assert_eq!(off.as_deref(), Some(not_served));
 }

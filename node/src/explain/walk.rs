@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ebpf::FastPathMaps;
 use model::{IpFamily, NodeName, Protocol, Snapshot, with_causes};
 use netlink::nft::Nft;
 use netlink::{Found, Kernel, Lookup, Netlink};
@@ -13,14 +14,17 @@ use overlay::fast_path::foreign_filters;
 use overlay::plan::Plan;
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
 use proxy::plan::{FrontendAddress, FrontendKey, NodeContext};
-use proxy::programmed::{Layer, Programmed, Wanted};
+use proxy::programmed::{self, Client, LayerKind, Programmed, Wanted};
 use proxy::verdict::{Packet, Verdict};
 
-use super::compare;
+use super::asked::{Ends, ends};
+use super::compare::{self, Followed, Programming};
 use super::kernel::{self, Sight};
-use super::names::{Known, Name, NameError, Place, Subject, endpoint_text};
+use super::look::Vantage;
+use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, intent, target_text};
-use super::{End, Explanation, PodHere, Question, Stage, Step};
+use super::passage;
+use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
 /// Endpoints whose way is looked at.
 const WAYS: usize = 4;
@@ -46,21 +50,24 @@ pub struct Facts {
     pub unread_rules: Option<String>,
 }
 
-/// What both ends are, with addresses of one version of IP.
-struct Ends {
-    source: End,
-    destination: End,
-    protocol: Protocol,
-    port: Option<NonZeroU16>,
-    /// The node that the source is on.
-    source_node: Option<NodeName>,
+/// What can be told of a node without its agent.
+#[derive(Clone, Debug, Default)]
+pub struct WithoutAgent {
+    /// This node's pods, as the agent has written them down.
+    pub pods: Vec<PodHere>,
+    /// Where the socket hook is pinned, as this process sees it.
+    pub pin_dir: PathBuf,
+    /// Why what the kernel has may not be the answer.
+    pub doubt: Option<String>,
+    /// What else somebody should know.
+    pub notes: Vec<String>,
 }
 
 /// Where a packet comes from, as this node sees it.
 struct Origin {
     /// Index and name of the device that it comes in by; none for the node's own.
     device: Option<(u32, String)>,
-    is_of_other_node: bool,
+    client: Client,
 }
 
 /// Answers a question with all that the agent knows. Blocks; in the network namespace of the calling thread.
@@ -74,105 +81,65 @@ pub fn explain(question: &Question, facts: &Facts) -> Result<Explanation, NameEr
         former: Some(&facts.former),
     };
     let ends = ends(question, &known)?;
-    Ok(Walk::new(&ends, Some(facts), facts.pin_dir.clone()).run(&ends))
+    Ok(Walk::new(&ends, &question.vantage, Knows::Agent(facts)).run(&ends))
 }
 
-/// Answers a question by the kernel alone.
+/// Answers a question by the kernel alone, in the network namespace of the calling thread.
 ///
 /// # Errors
-/// When a name is no address.
-pub fn without_agent(question: &Question, pin_dir: PathBuf) -> Result<Explanation, NameError> {
-    let known = Known {
+/// When a name is no address and no pod's of this node.
+pub fn without_agent(question: &Question, known: &WithoutAgent) -> Result<Explanation, NameError> {
+    let names = Known {
         snapshot: None,
-        pods: &[],
+        pods: &known.pods,
         former: None,
     };
-    let ends = ends(question, &known)?;
-    Ok(Walk::new(&ends, None, Some(pin_dir)).run(&ends))
+    let ends = ends(question, &names)?;
+    Ok(Walk::new(&ends, &question.vantage, Knows::Kernel(known)).run(&ends))
 }
 
-fn ends(question: &Question, known: &Known<'_>) -> Result<Ends, NameError> {
-    let source = place(&question.source, known)?;
-    let destination = place(&question.destination, known)?;
-    let pair = destination.addresses.iter().find_map(|to| {
-        let mut from = source.addresses.iter();
-        Some((*from.find(|from| from.is_ipv4() == to.is_ipv4())?, *to))
-    });
-    let Some((from, to)) = pair else {
-        return Err(NameError::NotHere {
-            name: question.destination.clone(),
-            reason: format!(
-                "{} and {} have no version of IP in common",
-                source.name, destination.name
-            ),
-        });
-    };
-    let end = |place: &Place, address| End {
-        name: place.name.clone(),
-        address,
-        port: place.port.map(NonZeroU16::get),
-        node: place.node.as_ref().map(ToString::to_string),
-    };
-    Ok(Ends {
-        source: End {
-            port: None,
-            ..end(&source, from)
-        },
-        destination: end(&destination, to),
-        protocol: destination.protocol.unwrap_or(Protocol::Tcp),
-        port: destination.port,
-        source_node: source.node,
-    })
-}
-
-/// What a name names; names that are no object's are asked of the node's resolver.
-fn place(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
-    use std::net::ToSocketAddrs;
-    let name = Name::parse(text)?;
-    let Subject::Dns(dns) = &name.subject else {
-        return known.place(&name);
-    };
-    let not_here = |reason: String| NameError::NotHere {
-        name: dns.clone(),
-        reason,
-    };
-    let resolved = (dns.as_str(), 0).to_socket_addrs();
-    let resolved = resolved.map_err(|error| not_here(format!("the node's resolver says: {error}")))?;
-    let addresses: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
-    let Some(first) = addresses.first() else {
-        return Err(not_here("it has no address".to_owned()));
-    };
-    let by_address = Name {
-        subject: Subject::Address(*first),
-        ..name.clone()
-    };
-    Ok(Place {
-        name: format!("name {dns}"),
-        addresses,
-        ..known.place(&by_address)?
-    })
+/// Who tells what there should be.
+#[derive(Clone, Copy)]
+enum Knows<'a> {
+    Agent(&'a Facts),
+    Kernel(&'a WithoutAgent),
 }
 
 struct Walk<'a> {
-    facts: Option<&'a Facts>,
-    pin_dir: Option<PathBuf>,
+    knows: Knows<'a>,
+    vantage: &'a Vantage,
     source: IpAddr,
     own: Vec<IpAddr>,
     forward: Vec<Step>,
     reverse: Vec<Step>,
     notes: Vec<String>,
+    /// What became of the destination, for the conclusion.
+    translated: Option<String>,
+    /// Who made it another one.
+    translated_by: Option<LayerKind>,
+    is_tcp: bool,
 }
 
 impl<'a> Walk<'a> {
-    fn new(ends: &Ends, facts: Option<&'a Facts>, pin_dir: Option<PathBuf>) -> Self {
+    fn new(ends: &Ends, vantage: &'a Vantage, knows: Knows<'a>) -> Self {
         Self {
-            facts,
-            pin_dir,
+            knows,
+            vantage,
             source: ends.source.address,
             own: Vec::new(),
             forward: Vec::new(),
             reverse: Vec::new(),
             notes: Vec::new(),
+            translated: None,
+            translated_by: None,
+            is_tcp: ends.protocol == Protocol::Tcp,
+        }
+    }
+
+    fn facts(&self) -> Option<&'a Facts> {
+        match self.knows {
+            Knows::Agent(facts) => Some(facts),
+            Knows::Kernel(_) => None,
         }
     }
 
@@ -183,17 +150,55 @@ impl<'a> Walk<'a> {
                 .push(format!("the kernel does not answer: {}", with_causes(&error)));
             self.forward.push(step);
         }
+        if let Knows::Kernel(known) = self.knows {
+            if let (Some(doubt), Some(step)) = (&known.doubt, self.forward.first_mut()) {
+                step.unknown.push(doubt.clone());
+            }
+            self.notes.extend(known.notes.iter().cloned());
+        }
         self.note_filters();
         let steps: Vec<Step> = self.forward.iter().chain(&self.reverse).cloned().collect();
+        let conclusion = Explanation::conclude(&steps);
         Explanation {
-            node: self.facts.map(|facts| facts.node.to_string()),
+            node: self.facts().map(|facts| facts.node.to_string()),
             source: ends.source.clone(),
             destination: ends.destination.clone(),
             protocol: ends.protocol,
-            conclusion: Explanation::conclude(&steps),
+            sentence: self.sentence(conclusion, &steps),
+            conclusion,
             forward: self.forward,
             reverse: self.reverse,
             notes: self.notes,
+        }
+    }
+
+    fn sentence(&self, conclusion: Conclusion, steps: &[Step]) -> String {
+        let first_of = |lines: &dyn Fn(&Step) -> Vec<String>| {
+            let lines: Vec<_> = steps.iter().flat_map(lines).collect();
+            match lines.as_slice() {
+                [] => String::new(),
+                [only] => only.clone(),
+                [first, others @ ..] => format!("{first} (and {} more, below)", others.len()),
+            }
+        };
+        match conclusion {
+            Conclusion::Works => {
+                let seen_by = match self.knows {
+                    Knows::Agent(facts) => format!("as far as {} sees", facts.node),
+                    Knows::Kernel(_) => "by the kernel alone".to_owned(),
+                };
+                let differs = steps.iter().any(|step| !step.differences.is_empty());
+                let differs = if differs {
+                    "; what DIFFERS from the plan does not stand in its way"
+                } else {
+                    ""
+                };
+                let translated = self.translated.as_ref().map(|text| format!("{text}; "));
+                let translated = translated.unwrap_or_default();
+                format!("{translated}nothing stands in the way, {seen_by}{differs}")
+            }
+            Conclusion::Fails => first_of(&|step| step.problems.clone()),
+            Conclusion::CouldNotTell => first_of(&|step| step.unknown.clone()),
         }
     }
 
@@ -212,19 +217,13 @@ impl<'a> Walk<'a> {
                 port,
                 protocol: ends.protocol,
             };
-            let (step, verdict) = self.service(&packet, &origin, ends.source_node.as_ref());
-            self.forward.push(step);
-            match verdict {
+            match self.service(&packet, &origin, ends.source_node.as_ref()) {
                 Some(Verdict::Forward { to, masquerade }) => {
                     is_masqueraded = masquerade;
                     let more = to.len().saturating_sub(WAYS);
                     if more > 0 {
-                        let ways = to
-                            .iter()
-                            .take(WAYS)
-                            .map(target_text)
-                            .collect::<Vec<_>>()
-                            .join(", ");
+                        let shown = to.iter().take(WAYS).map(target_text);
+                        let ways = shown.collect::<Vec<_>>().join(", ");
                         self.notes
                             .push(format!("ways to {ways} are shown, {more} more are not"));
                     }
@@ -243,16 +242,18 @@ impl<'a> Walk<'a> {
 
     /// By which device the packet comes to this node.
     fn origin(&self, kernel: &mut Netlink, ends: &Ends) -> netlink::Result<Origin> {
+        let here = self.facts().map(|facts| &facts.node);
+        let way = self.way(self.source);
+        let is_known_elsewhere = matches!(way, Way::Tunnel { .. } | Way::Gateway { .. });
+        let is_of_other_node = here.is_some()
+            && (is_known_elsewhere || ends.source_node.as_ref().is_some_and(|node| Some(node) != here));
         let mut origin = Origin {
             device: None,
-            is_of_other_node: false,
+            client: Client::ThisNode,
         };
         if self.own.contains(&self.source) {
             return Ok(origin);
         }
-        let here = self.facts.map(|facts| &facts.node);
-        origin.is_of_other_node =
-            here.is_some() && ends.source_node.as_ref().is_some_and(|node| Some(node) != here);
         let back = kernel.look_up(&Lookup {
             destination: self.source,
             source: None,
@@ -272,33 +273,57 @@ impl<'a> Walk<'a> {
             (None, Found::Other | Found::Refused(_)) => None,
         };
         origin.device = link.map(|link| (link.index, link.name));
+        let is_named_here = here.is_some() && ends.source_node.as_ref() == here;
+        let packet = Packet {
+            source: self.source,
+            device: origin.device.as_ref().map(|(_, name)| name.clone()),
+            destination: ends.destination.address,
+            port: ends.port.unwrap_or(NonZeroU16::MIN),
+            protocol: ends.protocol,
+        };
+        let context = self.facts().and_then(|facts| facts.context.as_ref());
+        let is_pod = context.is_some_and(|context| context.is_pod(&packet));
+        origin.client = match (pod.is_some() || is_named_here, is_of_other_node, is_pod) {
+            (true, false, _) => Client::PodHere,
+            (_, true, _) => Client::PodElsewhere,
+            // A pod that nobody has written down is this node's where no lease says otherwise.
+            (false, false, true) => Client::PodHere,
+            (false, false, false) => Client::Outside,
+        };
         Ok(origin)
     }
 
     fn pods(&self) -> &'a [PodHere] {
-        self.facts.map_or(&[], |facts| &facts.pods)
+        match self.knows {
+            Knows::Agent(facts) => &facts.pods,
+            Knows::Kernel(known) => &known.pods,
+        }
+    }
+
+    fn pin_dir(&self) -> Option<&'a Path> {
+        match self.knows {
+            Knows::Agent(facts) => facts.pin_dir.as_deref(),
+            Knows::Kernel(known) => Some(&known.pin_dir),
+        }
     }
 
     /// What both engines say of the destination, and what becomes of the packet: by the objects, where they are known.
     fn service(
-        &self,
+        &mut self,
         packet: &Packet,
         origin: &Origin,
         source_node: Option<&NodeName>,
-    ) -> (Step, Option<Verdict>) {
+    ) -> Option<Verdict> {
         let about = format!(
             "{}/{}",
             endpoint_text(packet.destination, Some(packet.port)),
             packet.protocol
         );
-        let facts = self.facts;
+        let facts = self.facts();
         let intent = facts.and_then(|facts| Some(intent(&facts.snapshot, facts.context.as_ref()?, packet)));
-        let layers = self.layers(packet, intent.as_ref());
-        let verdict = match &intent {
-            Some(intent) => Some(intent.verdict.clone()),
-            None => compare::programmed_verdict(&layers),
-        };
-        let mut step = compare::service(&about, intent.as_ref(), layers);
+        let programming = self.programming(packet, intent.as_ref());
+        let followed = programming.follow(origin.client);
+        let mut step = compare::service(&about, intent.as_ref(), &programming, origin.client, self.vantage);
         if let Some(facts) = facts.filter(|facts| facts.context.is_none()) {
             let other =
                 "the agent plans no Services here: whoever does so decides what becomes of one's address";
@@ -306,13 +331,28 @@ impl<'a> Walk<'a> {
                 .extend(self.is_of_services(facts, packet).then(|| other.to_owned()));
         }
         let is_service = intent.as_ref().is_some_and(|intent| intent.owner.is_some());
-        if origin.is_of_other_node && is_service && !self.own.contains(&packet.destination) {
-            let node = source_node.map(ToString::to_string).unwrap_or_default();
+        if origin.client == Client::PodElsewhere && is_service && !self.own.contains(&packet.destination) {
+            let node = source_node.map_or("the node".to_owned(), ToString::to_string);
             step.unknown.push(format!(
                 "the endpoint is chosen on {node}, where the client is: ask there; here it is seen as this node would do it"
             ));
         }
-        (step, verdict)
+        self.translated = followed.as_ref().and_then(translation);
+        self.translated_by = followed.as_ref().map(|followed| followed.by);
+        let mut verdict = match &intent {
+            Some(intent) => Some(intent.verdict.clone()),
+            None => followed.as_ref().map(programmed_verdict),
+        };
+        let is_by_hook = followed.is_some_and(|followed| followed.by == LayerKind::SocketHook);
+        if let Some(Verdict::Forward { masquerade, .. }) = &mut verdict
+            && is_by_hook
+            && std::mem::take(masquerade)
+        {
+            let kept = "the socket hook translates before there is a packet: its source is kept";
+            step.objects.push(kept.to_owned());
+        }
+        self.forward.push(step);
+        verdict
     }
 
     fn is_of_services(&self, facts: &Facts, packet: &Packet) -> bool {
@@ -323,10 +363,13 @@ impl<'a> Walk<'a> {
     }
 
     /// What is programmed at the frontend that the packet meets.
-    fn layers(&self, packet: &Packet, intent: Option<&Intent>) -> Vec<Result<Layer, String>> {
-        if let Some(reason) = self.facts.and_then(|facts| facts.unread_rules.clone()) {
+    fn programming(&self, packet: &Packet, intent: Option<&Intent>) -> Programming {
+        if let Some(reason) = self.facts().and_then(|facts| facts.unread_rules.clone()) {
             let has_owner = intent.is_none_or(|intent| intent.owner.is_some());
-            return has_owner.then_some(Err(reason)).into_iter().collect();
+            return Programming {
+                unread: has_owner.then_some(reason),
+                ..Programming::default()
+            };
         }
         let key = |address| FrontendKey {
             address,
@@ -341,13 +384,16 @@ impl<'a> Walk<'a> {
             (Some(_), None) => Wanted::Nothing,
             (Some(_), Some(owner)) => Wanted::Port(&owner.port, owner.frontend),
         };
-        let read = Programmed::read(self.pin_dir.as_deref(), [key.family()]);
+        let read = Programmed::read(self.pin_dir(), [key.family()]);
         match read.and_then(|programmed| programmed.layers(&key, wanted)) {
-            Ok(layers) => layers.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(format!(
-                "what is programmed cannot be read: {}",
-                with_causes(&error)
-            ))],
+            Ok(layers) => Programming { layers, unread: None },
+            Err(error) => Programming {
+                unread: Some(format!(
+                    "what is programmed cannot be read: {}",
+                    with_causes(&error)
+                )),
+                ..Programming::default()
+            },
         }
     }
 
@@ -381,6 +427,12 @@ impl<'a> Walk<'a> {
             .filter(|link| !link.loopback)
             .map(|link| link.index);
         let mut steps = self.compare(target, &there);
+        let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
+        let passes = self.passage(kernel, comes_by, target)?;
+        let is_passed = passes.as_ref().is_some_and(|step| step.problems.is_empty());
+        if is_passed {
+            passage::pass_by(&mut steps);
+        }
         if device.is_none()
             && !is_own
             && let Some(step) = steps.first_mut()
@@ -390,8 +442,9 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
+        self.forward.extend(passes);
         self.forward.extend(steps);
-        if matches!(there.routed.found, Found::Refused(_)) {
+        if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
         if is_masqueraded {
@@ -408,17 +461,61 @@ impl<'a> Walk<'a> {
                 mark: 0,
             },
         )?;
-        let steps = self.compare(self.source, &back);
+        let mut steps = self.compare(self.source, &back);
+        let comes_by = match self.way(target) {
+            Way::Pod { device, .. } | Way::Tunnel { device, .. } => Some(device),
+            _ => None,
+        };
+        let passes = self.passage(kernel, comes_by.as_deref().filter(|_| is_passed), self.source)?;
+        if passes.as_ref().is_some_and(|step| step.problems.is_empty()) {
+            passage::pass_by(&mut steps);
+        }
+        self.reverse.extend(passes);
         self.reverse.extend(steps);
         Ok(())
     }
 
-    fn compare(&self, address: IpAddr, sight: &Sight) -> Vec<Step> {
-        let way = match self.facts {
+    /// The fast path's part in a packet that comes by a device. None: it leaves it to the stack, or nobody can say what
+    /// it should do.
+    fn passage(
+        &self,
+        kernel: &mut Netlink,
+        device: Option<&str>,
+        to: IpAddr,
+    ) -> netlink::Result<Option<Step>> {
+        let way = self.way(to);
+        let out = match &way {
+            Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
+            _ => return Ok(None),
+        };
+        // What the rules translate is addressed to a Service, and stays with the stack.
+        let is_direct = matches!(self.translated_by, None | Some(LayerKind::SocketHook));
+        let (Some(device), Some(pin_dir), true) = (device, self.pin_dir(), self.is_tcp && is_direct) else {
+            return Ok(None);
+        };
+        let found = match FastPathMaps::open(pin_dir) {
+            Ok(Some(maps)) => passage::look(&maps, device, to),
+            Ok(None) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        let found = match &found {
+            Ok(None) => return Ok(None),
+            Ok(Some(found)) => Ok(*found),
+            Err(error) => Err(error),
+        };
+        let index = kernel.link_named(out)?.map(|link| link.index);
+        Ok(Some(passage::step(&way, to, device, found, index)))
+    }
+
+    fn way(&self, address: IpAddr) -> Way {
+        match self.facts() {
             Some(facts) => objects::way(address, &self.own, &facts.pods, facts.network.as_deref()),
             None => Way::Unknown,
-        };
-        compare::way(&way, sight)
+        }
+    }
+
+    fn compare(&self, address: IpAddr, sight: &Sight) -> Vec<Step> {
+        compare::way(&self.way(address), sight, self.vantage)
     }
 
     /// Rules of others may drop what all else lets pass.
@@ -441,9 +538,37 @@ impl<'a> Walk<'a> {
         let foreign = foreign.iter().filter(|filter| concerns(filter.family));
         self.notes.extend(foreign.map(|filter| {
             format!(
-                "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated",
-                filter.family, filter.table, filter.chain
+                "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated: {}",
+                filter.family,
+                filter.table,
+                filter.chain,
+                self.vantage.chain(filter.family, &filter.table, &filter.chain)
             )
         }));
+    }
+}
+
+/// What a layer does with the packet, in words; nothing where it stops it.
+fn translation(followed: &Followed) -> Option<String> {
+    match &followed.verdict {
+        programmed::Verdict::Spread(to) => {
+            let to = objects::targets_text(to.iter());
+            Some(match followed.by {
+                LayerKind::SocketHook => format!("the socket hook sends it to {to}"),
+                LayerKind::PacketRules => format!("the packet rules send it to {to}"),
+            })
+        }
+        programmed::Verdict::Refuse | programmed::Verdict::Drop => None,
+    }
+}
+
+fn programmed_verdict(followed: &Followed) -> Verdict {
+    match &followed.verdict {
+        programmed::Verdict::Refuse => Verdict::Refuse,
+        programmed::Verdict::Drop => Verdict::Drop,
+        programmed::Verdict::Spread(to) => Verdict::Forward {
+            to: to.iter().copied().collect(),
+            masquerade: false,
+        },
     }
 }

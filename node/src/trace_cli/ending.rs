@@ -11,7 +11,7 @@ use trace::story::{Packet, Step};
 
 use super::agents::Agents;
 use super::pods::Pods;
-use crate::explain::{Explanation, Question, Stage};
+use crate::explain::{Explanation, Question, Stage, Vantage};
 
 /// What is known of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +146,7 @@ fn question(hop: &Hop) -> Question {
     Question {
         source: flow.source.ip().to_string(),
         destination,
+        vantage: Vantage::default(),
     }
 }
 

@@ -39,6 +39,8 @@ struct Inner {
     not_before: BTreeMap<Kind, Instant>,
     rejected: Vec<Rejected>,
     publications: u64,
+    /// Whether somebody goes on with changes.
+    has_taker: bool,
     /// Of the newest publication, until somebody takes it.
     change: Option<tracing::Span>,
 }
@@ -50,6 +52,14 @@ pub struct Status {
 }
 
 impl Status {
+    /// One whose changes somebody goes on with: see [`Self::take_change`]. Those of others end when they are published.
+    #[must_use]
+    pub fn with_taker() -> Self {
+        let status = Self::default();
+        status.lock().has_taker = true;
+        status
+    }
+
     /// The status of each kind that was tried.
     #[must_use]
     pub fn kinds(&self) -> BTreeMap<Kind, KindStatus> {
@@ -151,7 +161,11 @@ impl Status {
         let before = {
             let mut inner = self.lock();
             inner.publications += 1;
-            inner.change.replace(change)
+            if inner.has_taker {
+                inner.change.replace(change)
+            } else {
+                Some(change)
+            }
         };
         // A span may end here, which is recorded.
         drop(before);
@@ -166,5 +180,26 @@ impl Status {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::registry;
+
+    use super::*;
+
+    #[test]
+    fn a_change_that_nobody_goes_on_with_ends_when_it_is_published() {
+        tracing::subscriber::with_default(registry(), || {
+            let (taken, ended) = (Status::with_taker(), Status::default());
+            for status in [&taken, &ended] {
+                status.published(tracing::info_span!("change"));
+                assert_eq!(status.publications(), 1);
+            }
+            assert!(!taken.take_change().is_none());
+            assert!(taken.take_change().is_none(), "it is taken once");
+            assert!(ended.take_change().is_none());
+        });
     }
 }

@@ -4,23 +4,48 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
+use model::{Conditions, Endpoint, EndpointSlice, IpFamily};
 
 use super::addresses::is_possible;
-use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, SharedSet, Target};
+use super::standing::{Chosen, LeftOut, Standing};
+use super::{List, MAX_ENDPOINTS, NodeContext, PortKey, PortPlan, Reason, SharedSet, Target};
 
 /// The endpoints that a Service's slices list.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Listed<'a> {
+pub(super) struct Listed<'a, 'silent> {
     pub(super) slices: &'a [&'a EndpointSlice],
     /// Those with these addresses are passed over.
-    pub(super) silent: &'a [IpAddr],
+    pub(super) silent: &'silent [IpAddr],
 }
 
-impl<'a> Listed<'a> {
-    fn endpoints(self, slice: &'a EndpointSlice) -> impl Iterator<Item = &'a Endpoint> {
-        let endpoints = slice.endpoints.iter();
-        endpoints.filter(move |endpoint| !self.silent.contains(&endpoint.address))
+impl<'a> Listed<'a, '_> {
+    /// Those of one port, with the slice that lists them.
+    fn of_port(self, key: &PortKey) -> impl Iterator<Item = (&'a EndpointSlice, &'a Endpoint, Target)> {
+        let slices = self.slices.iter().filter(|slice| slice.family == key.family);
+        slices.flat_map(move |slice| {
+            let ports = slice.ports.iter();
+            let ports = ports.filter(|port| port.name == key.name && port.protocol == key.protocol);
+            ports.flat_map(move |port| {
+                slice.endpoints.iter().map(move |endpoint| {
+                    let target = Target {
+                        address: endpoint.address,
+                        port: port.port,
+                    };
+                    (*slice, endpoint, target)
+                })
+            })
+        })
+    }
+
+    /// Why nobody can be sent to an endpoint's address, whatever its conditions.
+    fn fault(self, endpoint: &Endpoint, family: IpFamily) -> Option<LeftOut> {
+        if self.silent.contains(&endpoint.address) {
+            Some(LeftOut::Silent)
+        } else if IpFamily::from(endpoint.address) != family || !is_possible(endpoint.address) {
+            Some(LeftOut::BadAddress)
+        } else {
+            None
+        }
     }
 }
 
@@ -80,23 +105,85 @@ impl Topology {
     }
 }
 
+/// Who of a port's endpoints gets into a list.
+#[derive(Clone, Copy, Debug)]
+struct Sieve<'a> {
+    node: &'a NodeContext,
+    /// Those of other nodes do not.
+    only_here: bool,
+    topology: Topology,
+    /// None is ready: those that terminate and still serve do.
+    none_ready: bool,
+}
+
+impl<'a> Sieve<'a> {
+    fn new(list: List, candidates: &Candidates<'_>, node: &'a NodeContext) -> Self {
+        let ready = candidates.values().map(|candidate| candidate.endpoint);
+        let ready = ready.filter(|endpoint| endpoint.conditions.ready);
+        let mut sieve = Self {
+            node,
+            only_here: list == List::Local,
+            topology: match list {
+                List::Cluster => Topology::of(ready, node),
+                List::Local => Topology::Anywhere,
+            },
+            none_ready: false,
+        };
+        sieve.none_ready = !candidates
+            .values()
+            .any(|candidate| sieve.judge(candidate).is_ok());
+        sieve
+    }
+
+    fn judge(&self, candidate: &Candidate<'_>) -> Result<Chosen, LeftOut> {
+        let Conditions {
+            ready,
+            serving,
+            terminating,
+        } = candidate.endpoint.conditions;
+        if self.only_here && !candidate.local {
+            Err(LeftOut::NotHere)
+        } else if self.none_ready && serving && terminating {
+            Ok(Chosen::Terminating)
+        } else if !ready && terminating {
+            Err(LeftOut::Terminating { serving })
+        } else if !ready {
+            Err(LeftOut::NotReady)
+        } else if self.topology.admits(candidate.endpoint, self.node) {
+            Ok(Chosen::Ready)
+        } else if self.topology == Topology::SameNode {
+            Err(LeftOut::HintedToOtherNode)
+        } else {
+            Err(LeftOut::HintedToOtherZone)
+        }
+    }
+
+    fn targets(&self, candidates: &Candidates<'_>, reasons: &mut BTreeSet<Reason>) -> SharedSet<Target> {
+        let chosen = candidates
+            .iter()
+            .filter(|(_, candidate)| self.judge(candidate).is_ok());
+        let mut targets: Vec<Target> = chosen.map(|(target, _)| *target).collect();
+        if targets.len() > MAX_ENDPOINTS {
+            reasons.insert(Reason::TooManyEndpoints(targets.len()));
+            targets.truncate(MAX_ENDPOINTS);
+        }
+        targets.into_iter().collect()
+    }
+}
+
+/// The endpoints of a port that packets can be sent to.
+type Candidates<'a> = BTreeMap<Target, Candidate<'a>>;
+
 /// The lists of a port's plan, without frontends.
 pub(super) fn choose(
-    port: &ServicePort,
-    family: IpFamily,
-    listed: &Listed<'_>,
+    key: &PortKey,
+    listed: &Listed<'_, '_>,
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> PortPlan {
-    let candidates = candidates(port, family, listed, node, reasons);
-    let ready = candidates
-        .values()
-        .map(|candidate| candidate.endpoint)
-        .filter(|endpoint| endpoint.conditions.ready);
-    let topology = Topology::of(ready, node);
-    let cluster = usable(candidates.iter(), topology, node, reasons);
-    let here = candidates.iter().filter(|(_, candidate)| candidate.local);
-    let local = usable(here, Topology::Anywhere, node, reasons);
+    let candidates = candidates(key, listed, node, reasons);
+    let cluster = Sieve::new(List::Cluster, &candidates, node).targets(&candidates, reasons);
+    let local = Sieve::new(List::Local, &candidates, node).targets(&candidates, reasons);
     let on_this_node = |target: &&Target| candidates.get(target).is_some_and(|candidate| candidate.local);
     let chosen = cluster.iter().chain(&local);
     let on_this_node: SharedSet<_> = chosen.filter(on_this_node).copied().collect();
@@ -113,61 +200,64 @@ pub(super) fn choose(
     }
 }
 
-/// The ready ones of the preferred place; when there is none, all that terminate but still serve.
-fn usable<'a>(
-    candidates: impl Iterator<Item = (&'a Target, &'a Candidate<'a>)> + Clone,
-    topology: Topology,
-    node: &NodeContext,
-    reasons: &mut BTreeSet<Reason>,
-) -> SharedSet<Target> {
-    let of = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Target> {
-        let chosen = candidates
-            .clone()
-            .filter(|(_, candidate)| wanted(candidate.endpoint));
-        chosen.map(|(target, _)| *target).collect()
-    };
-    let mut targets = of(&|endpoint| endpoint.conditions.ready && topology.admits(endpoint, node));
-    if targets.is_empty() {
-        targets = of(&|endpoint| endpoint.conditions.serving && endpoint.conditions.terminating);
-    }
-    if targets.len() > MAX_ENDPOINTS {
-        reasons.insert(Reason::TooManyEndpoints(targets.len()));
-        targets.truncate(MAX_ENDPOINTS);
-    }
-    targets.into_iter().collect()
-}
-
 fn candidates<'a>(
-    port: &ServicePort,
-    family: IpFamily,
-    listed: &Listed<'a>,
+    key: &PortKey,
+    listed: &Listed<'a, '_>,
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
-) -> BTreeMap<Target, Candidate<'a>> {
-    let mut candidates: BTreeMap<Target, Candidate<'a>> = BTreeMap::new();
-    for slice in listed.slices.iter().filter(|slice| slice.family == family) {
-        let numbers = slice
-            .ports
-            .iter()
-            .filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for (number, endpoint) in numbers.flat_map(|p| listed.endpoints(slice).map(move |e| (p.port, e))) {
-            if IpFamily::from(endpoint.address) != family || !is_possible(endpoint.address) {
+) -> Candidates<'a> {
+    let mut candidates = Candidates::new();
+    for (_, endpoint, target) in listed.of_port(key) {
+        match listed.fault(endpoint, key.family) {
+            None => {}
+            Some(LeftOut::BadAddress) => {
                 reasons.insert(Reason::BadEndpoint(endpoint.address));
                 continue;
             }
-            let target = Target {
-                address: endpoint.address,
-                port: number,
-            };
-            let candidate = Candidate {
-                endpoint,
-                local: endpoint.node.as_ref() == Some(&node.name),
-            };
-            let entry = candidates.entry(target).or_insert(candidate);
-            if candidate.rank() > entry.rank() {
-                *entry = candidate;
-            }
+            Some(_) => continue,
+        }
+        let candidate = Candidate {
+            endpoint,
+            local: endpoint.node.as_ref() == Some(&node.name),
+        };
+        let entry = candidates.entry(target).or_insert(candidate);
+        if candidate.rank() > entry.rank() {
+            *entry = candidate;
         }
     }
     candidates
+}
+
+/// What becomes of each endpoint that slices list for a port, in their order.
+pub(super) fn standings<'a>(
+    key: &PortKey,
+    listed: &Listed<'a, '_>,
+    node: &NodeContext,
+    list: List,
+) -> Vec<Standing<'a>> {
+    let candidates = candidates(key, listed, node, &mut BTreeSet::new());
+    let sieve = Sieve::new(list, &candidates, node);
+    let room = sieve.targets(&candidates, &mut BTreeSet::new());
+    let judge = |endpoint: &'a Endpoint, target: &Target| {
+        if let Some(fault) = listed.fault(endpoint, key.family) {
+            return Err(fault);
+        }
+        let candidate = candidates.get(target);
+        // The same target may be listed by several slices: one of the entries stands for it.
+        let candidate = candidate.filter(|candidate| std::ptr::eq(candidate.endpoint, endpoint));
+        let chosen = sieve.judge(candidate.ok_or(LeftOut::Superseded)?)?;
+        if room.contains(target) {
+            Ok(chosen)
+        } else {
+            Err(LeftOut::NoRoom)
+        }
+    };
+    let listed = listed.of_port(key);
+    let judged = listed.map(|(slice, endpoint, target)| Standing {
+        slice,
+        endpoint,
+        target,
+        outcome: judge(endpoint, &target),
+    });
+    judged.collect()
 }

@@ -127,6 +127,8 @@ fn check(datapath: &'static str) {
 
     let mut here = start(&world);
     await_answer(&world, &near, HERE);
+    let explained = ["pod/near", "10.96.0.10:53/udp"];
+    crate::explain::check(&world, &explained, 0, "is this node's own DNS server");
     let flush = world.host(0).command("conntrack", &["--flush"]).expect("it runs");
     assert!(flush.status.success(), "{}", flush.stderr);
     await_answer(&world, &near, HERE);

@@ -1,10 +1,13 @@
 //! `causeway explain`, on nodes where something is broken: it names what, and nothing else is wrong.
 
+use std::net::TcpStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use aya::Pod as Plain;
-use ebpf::abi::service::{Frontend, FrontendKey, SlotKey};
-use serde_json::Value;
+use ebpf::abi::service::{Endpoint, Frontend, FrontendKey, SlotKey};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 use tests::cluster::program;
 use tests::network::{Network, Pod, SOON};
 use tests::process;
@@ -39,7 +42,7 @@ fn explain(world: &Network, arguments: &[&str]) -> Told {
 
 /// Waits until it says so; `expected` is a part of the output.
 #[track_caller]
-fn check(world: &Network, arguments: &[&str], code: i32, expected: &str) {
+pub fn check(world: &Network, arguments: &[&str], code: i32, expected: &str) {
     wait::until_value(
         expected,
         SOON,
@@ -74,9 +77,11 @@ fn explain_names_what_stands_in_the_way_and_where() {
     world.put(slice(&far, "http", true));
     check(&world, &WAY, 0, "WORKS");
     shows_both_sides(&world, &near, &far);
-    names_what_the_maps_lack(&world, &far);
+    names_what_the_maps_lack(&world, &near, &far);
     names_what_others_put_in_the_way(&world, &near, &far);
     says_what_the_objects_say(&world, &far);
+    names_what_is_missing(&world, &near);
+    does_not_wait_for_an_agent_that_hangs(&world);
     world.kill_agent(0);
     asks_the_kernel_alone(&world, &near, &far);
 }
@@ -98,6 +103,15 @@ fn shows_both_sides(world: &Network, near: &Pod, far: &Pod) {
     ] {
         assert!(told.output.contains(part), "{part}: {}", told.output);
     }
+    let first = told.output.lines().next().unwrap_or_default();
+    let verdict = format!(
+        "WORKS: the socket hook sends it to {}:7000; nothing stands in the way, as far as node-0 sees",
+        far.address
+    );
+    assert!(
+        first.starts_with("EXPLAIN pod default/near") && first.ends_with(&verdict),
+        "{first}"
+    );
     let json = explain(world, &["pod/near", "svc/web:80", "-o", "json"]);
     let json: Value = serde_json::from_str(&json.output).expect("JSON");
     assert_eq!(json["conclusion"], "works");
@@ -106,7 +120,7 @@ fn shows_both_sides(world: &Network, near: &Pod, far: &Pod) {
         world,
         &["pod/near", "svc/web:81"],
         1,
-        "the Service has no such port",
+        "FAILS: refused: Service default/web has no port 81/TCP; it has svc/web:80/tcp",
     );
     check(
         world,
@@ -117,24 +131,73 @@ fn shows_both_sides(world: &Network, near: &Pod, far: &Pod) {
 }
 
 /// The hook's maps are looked at by the agent every five minutes.
-fn names_what_the_maps_lack(world: &Network, far: &Pod) {
+fn names_what_the_maps_lack(world: &Network, near: &Pod, far: &Pod) {
     let pins = world.pins(0);
+    let served = format!("WORKS: the packet rules send it to {}:7000", far.address);
     without_entries::<FrontendKey, Frontend>(&pins, "FRONTENDS", || {
-        let absent = "FAILS: socket hook: no entry, where the plan wants spread, 1 endpoint";
-        check(world, &WAY, 1, absent);
+        let absent = "DIFFERS  socket hook: no entry, where the plan wants spread, 1 endpoint";
+        check(world, &WAY, 0, absent);
+        check(world, &WAY, 0, &served);
+        shown_by_its_commands(world);
     });
     without_entries::<SlotKey, u32>(&pins, "SLOTS", || {
         let to = far.address;
-        let missing = format!("FAILS: socket hook: list for the cluster: endpoint {to}:7000 is missing");
-        check(world, &WAY, 1, &missing);
+        let missing = format!("DIFFERS  socket hook: list for the cluster: endpoint {to}:7000 is missing");
+        check(world, &WAY, 0, &missing);
+        check(world, &WAY, 0, &served);
     });
+    let mut endpoints = map::<u32, Endpoint>(&pins, "ENDPOINTS");
+    let all: Result<Vec<(u32, Endpoint)>, _> = endpoints.iter().collect();
+    let all = all.expect("readable");
+    for (id, endpoint) in &all {
+        let elsewhere = Endpoint {
+            addr: near.address.into(),
+            ..*endpoint
+        };
+        endpoints.insert(id, elsewhere, 0).expect("there is room");
+    }
+    let stray = format!(
+        "PROBLEM  socket hook: list for the cluster: endpoint {}:7000 is not",
+        near.address
+    );
+    check(world, &WAY, 1, &stray);
+    for (id, endpoint) in all {
+        endpoints.insert(id, endpoint, 0).expect("there is room");
+    }
+}
+
+/// The commands that it names run as they stand, where the one is who asked, and show what is there.
+fn shown_by_its_commands(world: &Network) {
+    let told = explain(world, &WAY).output;
+    let commands: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("look at: "))
+        .collect();
+    let [of_hook, of_rules] = commands.as_slice() else {
+        panic!("{told}");
+    };
+    assert!(of_hook.starts_with("bpftool map lookup pinned /"), "{of_hook}");
+    let set = world.host(0).command("sh", &["-c", of_rules]).expect("sh runs");
+    assert!(
+        set.stdout
+            .contains("10.96.0.7 . tcp . 80 : goto address.cluster-1"),
+        "{of_rules}: {set:?}"
+    );
 }
 
 /// It is not the agent's to repair.
 fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
+    // TCP between pods passes by the stack; all else does not.
+    world.await_fast_path(0);
+    let udp = format!("{}:7000/udp", far.address);
+    let by_udp = ["pod/near", udp.as_str()];
+    check(world, &WAY, 0, "FAST PATH");
     let host_route = format!("{}/32", far.address);
     run(world, "ip", &["route", "add", &host_route, "via", "172.30.8.1"]);
-    check(world, &WAY, 1, "FAILS: the route leads to eth0, not to flannel.1");
+    let astray = "the route leads to eth0, not to flannel.1";
+    check(world, &WAY, 0, &format!("DIFFERS  {astray}"));
+    connects(near, far);
+    check(world, &by_udp, 1, &format!("FAILS: {astray}"));
     run(world, "ip", &["route", "delete", &host_route]);
     let from = near.address.to_string();
     run(
@@ -143,9 +206,12 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
         &["route", "add", "blackhole", "default", "table", "77"],
     );
     run(world, "ip", &["rule", "add", "to", &from, "lookup", "77"]);
-    check(world, &WAY, 1, "FAILS: no way: a blackhole");
+    check(world, &WAY, 0, "DIFFERS  no way: a blackhole");
+    connects(near, far);
+    check(world, &by_udp, 1, "FAILS: no way: a blackhole");
     run(world, "ip", &["rule", "delete", "to", &from, "lookup", "77"]);
     check(world, &WAY, 0, "WORKS");
+    check(world, &by_udp, 0, "WORKS");
     run(world, "nft", &["add", "table", "inet", "fw"]);
     let chain = "{ type filter hook forward priority 0; policy drop; }";
     run(world, "nft", &["add", "chain", "inet", "fw", "forward", chain]);
@@ -166,8 +232,75 @@ fn says_what_the_objects_say(world: &Network, far: &Pod) {
     check(world, &WAY, 0, "WORKS");
 }
 
+/// A packet does what was told of one that nobody sent.
+#[track_caller]
+fn connects(near: &Pod, far: &Pod) {
+    let connected = near.host.run(|| TcpStream::connect_timeout(&far.server(), SOON));
+    connected.expect("entered").expect("answered");
+}
+
+/// Addresses that nobody has, and Services without one.
+fn names_what_is_missing(world: &Network, near: &Pod) {
+    let lease = world.routes(0).pop().expect("one to the other node");
+    let unleased = "10.244.255.77";
+    assert!(!lease.starts_with("10.244.255."), "{lease}");
+    let nobody = "and no node's lease has it";
+    check(world, &["pod/near", unleased], 1, nobody);
+    let octets: Vec<_> = near.address.to_string().split('.').map(str::to_owned).collect();
+    let [a, b, c, _] = octets.as_slice() else {
+        panic!("{}", near.address);
+    };
+    let free = format!("{a}.{b}.{c}.250");
+    check(world, &["pod/near", &free], 1, "and no pod has it");
+    world.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "db"},
+        "spec": {"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"port": 5432}]},
+    }));
+    check(
+        world,
+        &["pod/near", "svc/db:5432"],
+        2,
+        "Service default/db has no address: it is headless",
+    );
+    check(world, &["svc/web", "pod/near"], 2, "a Service sends nothing");
+    // The only port is meant where none is named.
+    check(
+        world,
+        &["pod/near", "10.96.0.7"],
+        0,
+        "Service default/web (10.96.0.7:80)/TCP: WORKS",
+    );
+}
+
+/// It takes connections, and says nothing: what the kernel has is told within five seconds.
+fn does_not_wait_for_an_agent_that_hangs(world: &Network) {
+    Network::signal(world.agents[0].as_ref(), Signal::SIGSTOP);
+    let asked = Instant::now();
+    let told = explain(world, &["pod/near", "10.96.0.7:80"]);
+    let took = asked.elapsed();
+    Network::signal(world.agents[0].as_ref(), Signal::SIGCONT);
+    assert_eq!(told.code, Some(2), "{told:?}");
+    assert!(
+        told.error
+            .contains("took the connection and says nothing for 3 s"),
+        "{told:?}"
+    );
+    assert!(
+        told.output.contains("UNKNOWN: the agent does not answer"),
+        "{told:?}"
+    );
+    assert!(
+        told.output.contains("map FRONTENDS [10.96.0.7:80/TCP] service "),
+        "{told:?}"
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    check(world, &WAY, 0, "WORKS");
+}
+
 fn asks_the_kernel_alone(world: &Network, near: &Pod, far: &Pod) {
     check(world, &WAY, 2, "no agent of this node answers");
+    let by_name = ["pod/near", "10.96.0.7:80"];
+    check(world, &by_name, 0, "EXPLAIN pod default/near on node-0");
     let (to, from) = (far.address.to_string(), near.address.to_string());
     let by_address = [from.as_str(), "10.96.0.7:80"];
     check(world, &by_address, 0, "map FRONTENDS [10.96.0.7:80/TCP] service ");

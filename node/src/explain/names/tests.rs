@@ -1,6 +1,6 @@
 //! What is typed, and what it names.
 
-use model::{Change, Few, Node};
+use model::{Change, EndpointPort, EndpointSlice, Few, IpFamily, Node};
 
 use super::*;
 
@@ -21,6 +21,34 @@ fn snapshot() -> Snapshot {
     put("default", "web", [10, 96, 0, 7], &[("http", 80)]);
     put("shop", "web", [10, 96, 0, 8], &[("http", 80)]);
     put("shop", "pay", [10, 96, 0, 9], &[("http", 80), ("admin", 81)]);
+    for (name, kind) in [
+        ("db", ServiceKind::Headless),
+        ("none", ServiceKind::Headless),
+        ("there", ServiceKind::ExternalName("example.com".into())),
+    ] {
+        let service = Service::new(ObjectName::new("shop", name), kind);
+        snapshot.apply(Change::Service(service));
+    }
+    snapshot.apply(Change::EndpointSlice(EndpointSlice {
+        name: ObjectName::new("shop", "db-1"),
+        service: "db".into(),
+        family: IpFamily::V4,
+        endpoints: vec![
+            Endpoint {
+                pod: Some("db-0".into()),
+                ..Endpoint::new([10, 244, 2, 8].into())
+            },
+            Endpoint::new([10, 244, 2, 9].into()),
+        ],
+        ports: [EndpointPort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 5432.try_into().expect("no zero"),
+        }]
+        .into_iter()
+        .collect(),
+        last_change: None,
+    }));
     let mut node = Node::new("node-1");
     node.internal_addresses = vec![[172, 30, 0, 11].into()];
     snapshot.apply(Change::Node(node));
@@ -54,7 +82,7 @@ fn check(text: &str, expected: &str) {
         former: Some(&former),
     };
     let named = Name::parse(text).map_err(NameError::from);
-    let told = match named.and_then(|name| known.place(&name)) {
+    let told = match named.and_then(|name| known.destination(&name)) {
         Ok(place) => {
             let address = place.addresses.first().copied();
             let at = address.map(|address| endpoint_text(address, place.port));
@@ -120,6 +148,25 @@ fn names_name_one_thing_or_say_why_not() {
     check("172.30.0.11", "node node-1 172.30.0.11");
     check("[fd00::1]:53/udp", "address [fd00::1]:53/UDP");
     check("fd00::1", "address fd00::1");
+    check(
+        "10.96.0.9",
+        "10.96.0.9 may be svc/shop/pay:80/tcp or svc/shop/pay:81/tcp",
+    );
+    check("10.96.0.8", "Service shop/web 10.96.0.8:80/TCP");
+    check("10.96.0.9:9999", "Service shop/pay 10.96.0.9:9999");
+    check(
+        "svc/shop/db:5432",
+        "Service shop/db has no address: it is headless, and clients go to its endpoints; ask for \
+         10.244.2.9:5432/tcp or pod/shop/db-0:5432/tcp",
+    );
+    check(
+        "svc/shop/none",
+        "Service shop/none has no address: it is headless, and no EndpointSlice lists an endpoint of it",
+    );
+    check(
+        "svc/shop/there:80",
+        "Service shop/there has no address: it is another name of example.com; ask for that",
+    );
     check(
         "example.com:443",
         "example.com cannot be looked up: no resolver was asked",

@@ -56,6 +56,7 @@ fn explanation(problems: &[(Stage, &str)]) -> Explanation {
         forward: problems.iter().map(step).collect(),
         reverse: Vec::new(),
         conclusion: Conclusion::Fails,
+        sentence: String::new(),
         notes: Vec::new(),
     }
 }
@@ -111,7 +112,9 @@ fn a_refusal_is_the_services_and_a_wrong_way_the_routes() {
 #[test]
 fn the_question_names_ports_where_there_are_some() {
     let of = |hop: &Hop| {
-        let Question { source, destination } = question(hop);
+        let Question {
+            source, destination, ..
+        } = question(hop);
         format!("{source} {destination}")
     };
     let tcp = hop("eth0", "10.0.0.1:4000", "[fd00::1]:80");

@@ -11,7 +11,7 @@ use super::elements::{self, Data, Elements, LOCAL_SLOTS, Name, Place, frontend_o
 use super::layout::{self, SERVICES, nft_family};
 use super::{Mirror, read_mirror};
 use crate::plan::{Frontend, FrontendAddress, FrontendKey, List, PortPlan, Target};
-use crate::programmed::{Entry, Layer, PACKET_RULES, Treatment, Wanted, text};
+use crate::programmed::{At, Entry, Layer, LayerKind, Rule, Treatment, Wanted, text};
 
 /// The sets by which frontends are served.
 const READ: [Name; 5] = [
@@ -83,7 +83,8 @@ impl Rules {
             None
         };
         Layer {
-            name: PACKET_RULES,
+            kind: LayerKind::PacketRules,
+            is_attached: self.is_there,
             wanted: match wanted {
                 Wanted::Port(plan, frontend) => Some(treatment(plan, key, frontend)),
                 Wanted::Nothing | Wanted::Unknown => None,
@@ -91,6 +92,12 @@ impl Rules {
             is_wanted_known: !matches!(wanted, Wanted::Unknown),
             found,
             entries,
+            at: Some(At::Set {
+                family: self.word(),
+                table: self.table.name.clone(),
+                set: elements::place(*key).verdicts.text(),
+                key: key_text(key),
+            }),
         }
     }
 
@@ -114,13 +121,13 @@ impl Rules {
         } = elements::place(*key);
         let place = |name: Name| format!("set {} {} {}", self.word(), self.table.name, name.text());
         entries.push(self.rule(verdicts));
-        let verdict = match self.get(verdicts, &bytes) {
-            Some(Data::Verdict(verdict)) => Some(verdict.to_string()),
+        let rule = match self.get(verdicts, &bytes) {
+            Some(Data::Verdict(verdict)) => Some(Rule::from(*verdict)),
             _ => None,
         };
         let id = self.get(ids, &bytes).as_ref().and_then(elements::id_in);
         for (name, value) in [
-            (verdicts, verdict.clone()),
+            (verdicts, rule.as_ref().map(Rule::to_string)),
             (ids, id.map(|id| format!("id {id}"))),
         ] {
             entries.push(Entry {
@@ -130,8 +137,9 @@ impl Rules {
             });
         }
         let mut treatment = Treatment {
-            verdict: verdict?,
-            ..Treatment::default()
+            rule: rule?,
+            cluster: BTreeSet::new(),
+            local: BTreeSet::new(),
         };
         let endpoints = self.mirror.get(&Name::Endpoints);
         let endpoints = id.and_then(|id| Some((id, endpoints?)));
@@ -211,7 +219,7 @@ fn treatment(plan: &PortPlan, key: &FrontendKey, frontend: Frontend) -> Treatmen
         plan.list(list).iter().filter(|_| used).copied().collect()
     };
     Treatment {
-        verdict: elements::verdict(frontend, via, plan).to_string(),
+        rule: elements::verdict(frontend, via, plan).into(),
         cluster: of(List::Cluster),
         local: of(List::Local),
     }

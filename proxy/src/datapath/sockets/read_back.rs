@@ -10,7 +10,7 @@ use ebpf::abi::service::{Endpoint, Frontend, FrontendKey as HookKey, SlotKey, fl
 use super::abi::{Lists, Place, affinity_seconds, flags_of, from_abi, to_abi};
 use crate::Error;
 use crate::plan::{Admits, FrontendKey, PortPlan, Target};
-use crate::programmed::{Entry, Layer, Treatment, Wanted, text};
+use crate::programmed::{At, Entry, Layer, LayerKind, Rule, Treatment, Wanted, text};
 
 /// What the maps have for a frontend.
 pub(crate) fn layer(maps: &ServiceMaps, key: &FrontendKey, wanted: Wanted<'_>) -> Result<Layer, Error> {
@@ -20,7 +20,8 @@ pub(crate) fn layer(maps: &ServiceMaps, key: &FrontendKey, wanted: Wanted<'_>) -
         None => None,
     };
     Ok(Layer {
-        name: "socket hook",
+        kind: LayerKind::SocketHook,
+        is_attached: maps.links() > 0,
         wanted: match wanted {
             Wanted::Port(plan, _) => treatment(plan, key),
             Wanted::Nothing | Wanted::Unknown => None,
@@ -28,7 +29,24 @@ pub(crate) fn layer(maps: &ServiceMaps, key: &FrontendKey, wanted: Wanted<'_>) -
         is_wanted_known: !matches!(wanted, Wanted::Unknown),
         found,
         entries,
+        at: to_abi(key).map(|key| At::Map {
+            pin: maps.frontends_pin(),
+            key: key_bytes(&key),
+        }),
     })
+}
+
+/// As they lie in the map: see [`HookKey`].
+fn key_bytes(key: &HookKey) -> Vec<u8> {
+    let HookKey {
+        addr,
+        port,
+        proto,
+        kind,
+    } = key;
+    let address = addr.0.iter().flat_map(|word| word.to_ne_bytes());
+    let rest = port.number().to_be_bytes().into_iter().chain([*proto, *kind]);
+    address.chain(rest).collect()
 }
 
 /// The frontends that the maps know.
@@ -62,7 +80,10 @@ fn look_up(
     let cluster = list(maps, &frontend, 0, frontend.cluster, entries)?;
     let local = list(maps, &frontend, SlotKey::LOCAL, frontend.local, entries)?;
     Ok(Some(Treatment {
-        verdict: verdict(frontend.flags, frontend.affinity_seconds),
+        rule: Rule::Hook {
+            flags: frontend.flags,
+            affinity_seconds: frontend.affinity_seconds,
+        },
         cluster,
         local,
     }))
@@ -126,25 +147,22 @@ fn frontend_text(frontend: &Frontend) -> String {
     )
 }
 
-fn verdict(bits: u16, affinity_seconds: u32) -> String {
+/// The bits of a frontend in words.
+pub(crate) fn flags_text(bits: u16) -> String {
     let names = [
         (flags::REFUSE, "refuse"),
         (flags::LOCAL_ONLY, "spread on this node"),
         (flags::THIS_NODE_ONLY, "spread at this node's addresses"),
     ];
     let set: Vec<_> = names.into_iter().filter(|(bit, _)| bits & bit != 0).collect();
-    let mut text = match set.as_slice() {
+    match set.as_slice() {
         [] => "spread".to_owned(),
         set => set
             .iter()
             .map(|(_, name)| *name)
             .collect::<Vec<_>>()
             .join(" and "),
-    };
-    if affinity_seconds > 0 {
-        text += &format!(", clients stay for {affinity_seconds} s");
     }
-    text
 }
 
 /// What the plan wants of the hook at a frontend. None where it is left to the packet rules.
@@ -166,7 +184,10 @@ fn treatment(plan: &PortPlan, key: &FrontendKey) -> Option<Treatment> {
         targets.collect()
     };
     Some(Treatment {
-        verdict: verdict(flags_of(*action), affinity_seconds(plan.affinity)),
+        rule: Rule::Hook {
+            flags: flags_of(*action),
+            affinity_seconds: affinity_seconds(plan.affinity),
+        },
         cluster: targets(&lists.cluster),
         local: targets(&lists.local),
     })
