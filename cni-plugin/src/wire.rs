@@ -12,7 +12,8 @@ use model::Mtu;
 use model::wiring::{ROUTE_PROTOCOL, RateLimit, WiringPlan};
 use netlink::{
     AbsentIsFine, Address, Error, Events, Group, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour,
-    Netlink, NewLink, NewLinkKind, Operation, Result, RootQdisc, Route, RouteFilter, TokenBucket, VethPeer,
+    Netlink, NewLink, NewLinkKind, Operation, Result, RootQdisc, Route, RouteFilter, Scope, TokenBucket,
+    VethPeer,
 };
 use nix::errno::Errno;
 
@@ -117,6 +118,10 @@ impl Sides {
 
     fn apply_in_pod(&mut self, plan: &WiringPlan, link: u32) -> Result<()> {
         limit(&mut self.pod, link, bucket(plan.bandwidth.egress, plan.mtu))?;
+        self.address_pod(plan, link)
+    }
+
+    fn address_pod(&mut self, plan: &WiringPlan, link: u32) -> Result<()> {
         self.pod.change_link(link, &LinkChange::up())?;
         for address in &plan.addresses {
             let no_dad = address.is_ipv6();
@@ -140,6 +145,23 @@ impl Sides {
     /// # Errors
     /// As the kernel says.
     pub fn differences(&mut self, plan: &WiringPlan) -> Result<Vec<String>> {
+        let mut wrong = self.differences_in_pod(plan)?;
+        match self.node.link_named(&plan.host_ifname)? {
+            Some(link) if link.up => {
+                let wanted = bucket(plan.bandwidth.ingress, plan.mtu);
+                wrong.extend(limit_difference(&mut self.node, &link, wanted)?);
+            }
+            Some(_) => wrong.push(format!("device {} on the node is down", plan.host_ifname)),
+            None => wrong.push(format!("device {} on the node is missing", plan.host_ifname)),
+        }
+        Ok(wrong)
+    }
+
+    /// Everything in the pod that is not as the plan says, one line each.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn differences_in_pod(&mut self, plan: &WiringPlan) -> Result<Vec<String>> {
         let Some(link) = self.pod.link_named(&plan.pod_ifname)? else {
             return Ok(vec![format!("device {} is missing", plan.pod_ifname)]);
         };
@@ -169,17 +191,50 @@ impl Sides {
                 .any(|found| (found.destination, found.gateway) == (wanted.destination, wanted.gateway))
         });
         wrong.extend(missing.map(|route| format!("route to {} is missing", route.destination)));
+        let neighbours = self.pod.neighbours(Some(link.index))?;
+        let unknown = plan.gateways.iter().filter(|gateway| {
+            !neighbours.contains(&Neighbour::permanent(link.index, **gateway, plan.host_mac.0))
+        });
+        wrong.extend(unknown.map(|gateway| format!("neighbour {gateway} with {} is missing", plan.host_mac)));
         let wanted = bucket(plan.bandwidth.egress, plan.mtu);
         wrong.extend(limit_difference(&mut self.pod, &link, wanted)?);
-        match self.node.link_named(&plan.host_ifname)? {
-            Some(link) if link.up => {
-                let wanted = bucket(plan.bandwidth.ingress, plan.mtu);
-                wrong.extend(limit_difference(&mut self.node, &link, wanted)?);
-            }
-            Some(_) => wrong.push(format!("device {} on the node is down", plan.host_ifname)),
-            None => wrong.push(format!("device {} on the node is missing", plan.host_ifname)),
-        }
         Ok(wrong)
+    }
+
+    /// What works and was not planned, one line each: addresses that are not the pod's, and ends that take packets of
+    /// different sizes.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn oddities(&mut self, plan: &WiringPlan) -> Result<Vec<String>> {
+        let Some(link) = self.pod.link_named(&plan.pod_ifname)? else {
+            return Ok(Vec::new());
+        };
+        let addresses = self.pod.addresses(Some(link.index))?.into_iter();
+        let strange = addresses
+            .filter(|address| address.scope == Scope::Universe && !plan.addresses.contains(&address.network));
+        let mut odd: Vec<String> = strange
+            .map(|address| format!("address {} is not the pod's", address.network))
+            .collect();
+        let node = self.node.link_named(&plan.host_ifname)?;
+        odd.extend(node.filter(|node| node.mtu != link.mtu).map(|node| {
+            format!(
+                "{} has MTU {}, and its other end, {}, MTU {}: what is larger is lost",
+                link.name, link.mtu, node.name, node.mtu
+            )
+        }));
+        Ok(odd)
+    }
+
+    /// Gives the pod again what the plan says that it has inside, but for limits.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn mend_pod(&mut self, plan: &WiringPlan) -> Result<()> {
+        match self.pod.link_named(&plan.pod_ifname)? {
+            Some(link) => self.address_pod(plan, link.index),
+            None => Ok(()),
+        }
     }
 }
 

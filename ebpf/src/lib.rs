@@ -4,8 +4,8 @@
 //! - [`SocketHook`] holds the programs at `connect()` and its relatives, and their maps: [`SocketHook::open`] reuses
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
-//! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives; [`kernel_types`] tells them where
-//!   the kernel has what they read.
+//! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives, and [`tally::Tally`] those that
+//!   count them; [`kernel_types`] tells them where the kernel has what they read.
 //! - [`ServiceMaps`] looks single entries up in what is pinned, and does nothing else.
 //! - [`TypedMap`] reads, writes and counts writes.
 //! - [`probe`] says in plain words what a machine lacks.
@@ -35,6 +35,8 @@ pub mod service_maps;
 pub mod socket_hook;
 mod sys;
 mod takeover;
+pub mod tally;
+pub mod tracepoints;
 pub mod tracer;
 
 pub use ebpf_common as abi;
@@ -50,6 +52,9 @@ pub static OBJECT: &[u8] =
 
 /// The compiled programs that follow packets.
 pub static TRACE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/trace"));
+
+/// The compiled programs that count packets.
+pub static TALLY_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/tally"));
 
 /// The compiled programs between pods.
 pub static FAST_PATH_OBJECT: &[u8] =
@@ -122,6 +127,11 @@ mod tests {
                 ".rodata", "BUSY", "DRAFTS", "EVENTS", "LEARNED", "LOST", "MISSED", "PRESENT", "TARGETS",
                 "TRACKED",
             ],
+        );
+        check(
+            super::TALLY_OBJECT,
+            &["kfree_skb", "kfree_skb_bare"],
+            &[".rodata", "DROPS", "TOTALS"],
         );
     }
 }

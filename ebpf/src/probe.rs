@@ -71,7 +71,8 @@ pub fn netns_cookie() -> Result<NetnsCookie, Error> {
 }
 
 /// What BPF programs read as the time since boot, suspend included.
-pub(crate) fn since_boot() -> Duration {
+#[must_use]
+pub fn since_boot() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

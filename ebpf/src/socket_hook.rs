@@ -207,6 +207,20 @@ impl SocketHook {
         remove_layouts(pin_dir, |layout| layout != current).map(drop)
     }
 
+    /// The programs of this version's layout that no pinned link runs at a cgroup. Nothing is loaded, made or written.
+    ///
+    /// # Errors
+    /// When the pins cannot be listed.
+    pub fn detached(pin_dir: &Path) -> Result<Vec<&'static str>, Error> {
+        let links = list(&layout_dir(pin_dir).join("links"))?;
+        let linked = linked_programs(&links);
+        let is_attached = |name: &str| {
+            let mut pins = linked.keys().filter_map(|pin| pin.file_name()?.to_str());
+            pins.any(|pin| pin.split('-').next() == Some(name))
+        };
+        Ok(PROGRAMS.into_iter().filter(|name| !is_attached(name)).collect())
+    }
+
     /// Attaches the programs whose pinned links are not in order. Links to cgroups that are gone are removed.
     pub fn ensure_attached(&mut self) -> Result<Attachment, Error> {
         let links = self.directory.join("links");

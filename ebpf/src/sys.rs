@@ -3,10 +3,12 @@
 
 use std::ffi::CString;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
 use nix::libc;
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -14,6 +16,7 @@ const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 /// `BPF_NOEXIST`.
@@ -54,6 +57,20 @@ struct ElementArguments {
     flags: u64,
 }
 
+/// `[from:8][next:8][keys:8][values:8][count:4][map:4][element flags:8][flags:8] = 56 bytes`.
+#[repr(C)]
+struct BatchArguments {
+    from: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: RawFd,
+    element_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<BatchArguments>() == 56);
 const _: () = assert!(size_of::<ObjectArguments>() == 16);
 const _: () = assert!(size_of::<InfoArguments>() == 16);
 const _: () = assert!(size_of::<LinkArguments>() == 16);
@@ -103,6 +120,38 @@ pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the kernel writes at most as many bytes as it is told the buffer has.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &raw mut arguments) }?;
     Ok(info[MISSES])
+}
+
+/// All entries of a hash map that is not per CPU. Read bucket by bucket, so that each entry is there once, whatever is
+/// written meanwhile: going from key to key begins anew where one is forgotten in between.
+pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    /// As many at once; a bucket has a few.
+    const AT_ONCE: usize = 4096;
+    let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::zeroed(); AT_ONCE];
+    let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::zeroed(); AT_ONCE];
+    let (mut entries, mut from, mut next) = (Vec::new(), None::<u32>, 0_u32);
+    loop {
+        let mut arguments = BatchArguments {
+            from: from.as_ref().map_or(0, |from| &raw const *from as u64),
+            next: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: AT_ONCE as u32,
+            map: map.as_raw_fd(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: both buffers have room for as many keys and values, whose sizes are the map's; the rest are words here.
+        let read = found(unsafe { bpf(MAP_LOOKUP_BATCH, &raw mut arguments) })?;
+        for (key, value) in keys.iter().zip(&values).take(arguments.count as usize) {
+            // SAFETY: every bit pattern is a key and a value; the kernel has written that many.
+            entries.push(unsafe { (key.assume_init(), value.assume_init()) });
+        }
+        if read.is_none() {
+            return Ok(entries);
+        }
+        from = Some(next);
+    }
 }
 
 fn open_pinned(pin: &Path) -> io::Result<OwnedFd> {

@@ -2,29 +2,28 @@
 //! are gone when it ends, however it ends.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::trace::{Event, Filter, Offsets, Target};
+use ebpf_common::trace::{Event, Filter, Target};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::TRACE_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
+use crate::tracepoints::{Chosen, TracepointError, attach, left_out, load_all, map, offsets, take};
 
 /// Addresses of the one end that the programs compare.
-const MOST_SOURCES: usize = 2;
+pub(crate) const MOST_SOURCES: usize = 2;
 
 /// What there is room for in `TARGETS`.
-const MOST_TARGETS: usize = 1024;
+pub(crate) const MOST_TARGETS: usize = 1024;
 
 /// UDP ports at which the programs unwrap.
-const MOST_VXLAN_PORTS: usize = 2;
+pub(crate) const MOST_VXLAN_PORTS: usize = 2;
 
 /// The tracepoints.
 const TRACEPOINTS: [&str; 4] = [
@@ -37,9 +36,9 @@ const TRACEPOINTS: [&str; 4] = [
 
 /// The program for each of [`TRACEPOINTS`] in a kernel whose tracepoints give so many arguments: `consume_skb` tells its
 /// place since Linux 6.3, `kfree_skb` its reason since 5.17.
-fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chosen; 4], TracerError> {
+fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chosen; 4], TracepointError> {
     if arguments("kfree_skb")? < 3 {
-        return Err(TracerError::NoReason);
+        return Err(TracepointError::NoReason);
     }
     let ends = match arguments("consume_skb")? {
         0 | 1 => "consume_skb_bare",
@@ -53,107 +52,6 @@ fn chosen(arguments: impl Fn(&str) -> Result<usize, TypesError>) -> Result<[Chos
             tracepoint
         },
     }))
-}
-
-/// A tracepoint and the program for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Chosen {
-    tracepoint: &'static str,
-    program: &'static str,
-}
-
-/// Why packets cannot be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum TracerError {
-    /// The kernel does not tell its types, or lacks one.
-    #[error(transparent)]
-    Types(#[from] TypesError),
-    /// The kernel is too old.
-    #[error("this kernel's tracepoint kfree_skb tells no reason: Linux 5.17 or newer is needed")]
-    NoReason,
-    /// The kernel's tuples of connections are laid out otherwise.
-    #[error("this kernel's struct nf_conntrack_tuple is not laid out as the programs read it")]
-    Tuple,
-    /// The kernel's types are not what the loader reads.
-    #[error("read the kernel's types")]
-    Btf(#[source] Box<BtfError>),
-    /// The object or one of its maps was refused.
-    #[error(
-        "load the programs that follow packets (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
-         container may lack)"
-    )]
-    Load(#[source] Box<EbpfError>),
-    /// The object is not the one that this program was built with.
-    #[error("the BPF object has no {0}")]
-    Missing(&'static str),
-    /// A program is not one for a tracepoint: another build's.
-    #[error("the BPF program for the tracepoint {name} is of another kind")]
-    Program {
-        /// The tracepoint.
-        name: &'static str,
-        /// The reason.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// The verifier, or the kernel, refused a program.
-    #[error(
-        "load the program for the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in \
-         a container may lack, and Linux 5.17 or newer with BTF)"
-    )]
-    Verify {
-        /// The tracepoint.
-        name: &'static str,
-        /// The reason.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program cannot be attached.
-    #[error(
-        "attach to the tracepoint {name} (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN, is needed, which root in a \
-         container may lack, and Linux 5.17 or newer with BTF)"
-    )]
-    Attach {
-        /// The tracepoint.
-        name: &'static str,
-        /// The reason.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// More addresses of the one end than the programs compare.
-    #[error("{0} addresses are too many for one end: {most} can be followed", most = MOST_SOURCES)]
-    TooManySources(usize),
-    /// More ends than there is room for.
-    #[error(
-        "{0} addresses and ports are too many for the other end: {most} can be followed; name one of them",
-        most = MOST_TARGETS
-    )]
-    TooManyTargets(usize),
-    /// More ports of VXLAN than the programs compare.
-    #[error("{0} UDP ports are too many: packets are unwrapped at {most}", most = MOST_VXLAN_PORTS)]
-    TooManyVxlanPorts(usize),
-    /// A map could not be read or written.
-    #[error("{operation} map {name}")]
-    Map {
-        /// For example `write to`.
-        operation: &'static str,
-        /// Its name.
-        name: &'static str,
-        /// The reason.
-        #[source]
-        source: Box<MapError>,
-    },
-    /// Events could not be waited for.
-    #[error("wait for events")]
-    Wait(#[source] io::Error),
-    /// The kernel does not tell how often a program was left out.
-    #[error("read how often the program at the tracepoint {name} was left out")]
-    Missed {
-        /// The tracepoint.
-        name: &'static str,
-        /// The reason.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Whose packets shall be followed, in both directions.
@@ -185,18 +83,18 @@ impl Tracer {
     ///
     /// # Errors
     /// When more is wanted than the programs can compare, the kernel lacks something, or this process the right.
-    pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracerError> {
+    pub fn start(wanted: &Wanted, types: &KernelTypes) -> Result<Self, TracepointError> {
         let filter = filter(wanted)?;
         let chosen = chosen(|tracepoint| types.arguments(tracepoint))?;
         let btf = types
             .for_loader()
-            .map_err(|error| TracerError::Btf(Box::new(error)))?;
+            .map_err(|error| TracepointError::Btf(Box::new(error)))?;
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets(types)?, true)
             .override_global("FILTER", &filter, true)
             .load(TRACE_OBJECT)
-            .map_err(|error| TracerError::Load(Box::new(error)))?;
+            .map_err(|error| TracepointError::Load(Box::new(error)))?;
         write_targets(&mut programs, wanted)?;
         let events = RingBuf::try_from(take(&mut programs, "EVENTS")?).map_err(map("open", "EVENTS"))?;
         let lost = PerCpuArray::try_from(take(&mut programs, "LOST")?).map_err(map("open", "LOST"))?;
@@ -224,7 +122,7 @@ impl Tracer {
     ///
     /// # Errors
     /// When it cannot be waited for.
-    pub fn wait(&self, deadline: Instant) -> Result<(), TracerError> {
+    pub fn wait(&self, deadline: Instant) -> Result<(), TracepointError> {
         let left = deadline.saturating_duration_since(Instant::now());
         // A partial millisecond is waited for too.
         let left = left + Duration::from_millis(u64::from(!left.is_zero()));
@@ -232,7 +130,7 @@ impl Tracer {
         let mut sources = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         match poll(&mut sources, left) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(TracerError::Wait(error.into())),
+            Err(error) => Err(TracepointError::Wait(error.into())),
         }
     }
 
@@ -240,7 +138,7 @@ impl Tracer {
     ///
     /// # Errors
     /// When the kernel does not say it.
-    pub fn lost(&self) -> Result<u64, TracerError> {
+    pub fn lost(&self) -> Result<u64, TracepointError> {
         sum(&self.lost, "LOST")
     }
 
@@ -249,22 +147,8 @@ impl Tracer {
     ///
     /// # Errors
     /// When the kernel does not say it.
-    pub fn missed(&self) -> Result<u64, TracerError> {
-        let mut missed = sum(&self.missed, "MISSED")?;
-        for Chosen { tracepoint, program } in self.chosen {
-            let program = self
-                .programs
-                .program(program)
-                .ok_or(TracerError::Missing(program))?;
-            let program: &BtfTracePoint = program.try_into().map_err(of_kind(tracepoint))?;
-            let fd = program.fd().map_err(of_kind(tracepoint))?;
-            let counted = crate::sys::recursion_misses(fd.as_fd());
-            missed += counted.map_err(|source| TracerError::Missed {
-                name: tracepoint,
-                source,
-            })?;
-        }
-        Ok(missed)
+    pub fn missed(&self) -> Result<u64, TracepointError> {
+        Ok(sum(&self.missed, "MISSED")? + left_out(&self.programs, &self.chosen)?)
     }
 }
 
@@ -283,44 +167,7 @@ impl std::fmt::Debug for Tracer {
     }
 }
 
-/// Loads the programs. The verifier takes most of the time, and looks at each program alone: they are loaded at once, on
-/// as many CPUs as there are.
-fn load_all(programs: &mut Ebpf, chosen: &[Chosen], btf: &Btf) -> Result<(), TracerError> {
-    std::thread::scope(|scope| {
-        let mut threads = Vec::new();
-        for (found, program) in programs.programs_mut() {
-            let Some(chosen) = chosen.iter().find(|chosen| chosen.program == found) else {
-                continue;
-            };
-            let name = chosen.tracepoint;
-            threads.push(scope.spawn(move || {
-                let program: &mut BtfTracePoint = program.try_into().map_err(of_kind(name))?;
-                program.load(name, btf).map_err(|source| TracerError::Verify {
-                    name,
-                    source: Box::new(source),
-                })
-            }));
-        }
-        threads.into_iter().try_for_each(|thread| {
-            let loaded = thread.join();
-            loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    })
-}
-
-fn attach(programs: &mut Ebpf, Chosen { tracepoint, program }: Chosen) -> Result<(), TracerError> {
-    let program = programs
-        .program_mut(program)
-        .ok_or(TracerError::Missing(program))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(of_kind(tracepoint))?;
-    let attached = program.attach().map(drop);
-    attached.map_err(|source| TracerError::Attach {
-        name: tracepoint,
-        source: Box::new(source),
-    })
-}
-
-fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, TracerError> {
+fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, TracepointError> {
     let mut all = 0;
     for kind in 0..Event::KINDS {
         let of_kind = counters.get(&kind, 0).map_err(map("read", name))?;
@@ -329,32 +176,13 @@ fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, 
     Ok(all)
 }
 
-fn of_kind(name: &'static str) -> impl FnOnce(ProgramError) -> TracerError {
-    move |source| TracerError::Program {
-        name,
-        source: Box::new(source),
-    }
-}
-
-fn map(operation: &'static str, name: &'static str) -> impl FnOnce(MapError) -> TracerError {
-    move |source| TracerError::Map {
-        operation,
-        name,
-        source: Box::new(source),
-    }
-}
-
-fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, TracerError> {
-    programs.take_map(name).ok_or(TracerError::Missing(name))
-}
-
 fn read_event(bytes: &[u8]) -> Option<Event> {
     let whole = bytes.get(..size_of::<Event>())?;
     // SAFETY: that many bytes are there, every bit pattern is an event, and the place need not be aligned.
     Some(unsafe { std::ptr::read_unaligned(whole.as_ptr().cast()) })
 }
 
-fn filter(wanted: &Wanted) -> Result<Filter, TracerError> {
+fn filter(wanted: &Wanted) -> Result<Filter, TracepointError> {
     let Wanted {
         sources,
         source_port,
@@ -363,13 +191,13 @@ fn filter(wanted: &Wanted) -> Result<Filter, TracerError> {
         vxlan_ports,
     } = wanted;
     if sources.len() > MOST_SOURCES {
-        return Err(TracerError::TooManySources(sources.len()));
+        return Err(TracepointError::TooManySources(sources.len()));
     }
     if targets.len() > MOST_TARGETS {
-        return Err(TracerError::TooManyTargets(targets.len()));
+        return Err(TracepointError::TooManyTargets(targets.len()));
     }
     if vxlan_ports.len() > MOST_VXLAN_PORTS {
-        return Err(TracerError::TooManyVxlanPorts(vxlan_ports.len()));
+        return Err(TracepointError::TooManyVxlanPorts(vxlan_ports.len()));
     }
     let bit = |(_, port): &(Ip, Option<Port>)| port.map_or(Filter::EVERY, |_| Filter::NAMED);
     let addresses: BTreeSet<Ip> = targets.iter().map(|(address, _)| *address).collect();
@@ -395,10 +223,10 @@ fn pair(mut addresses: impl ExactSizeIterator<Item = Ip>) -> Option<[Ip; 2]> {
     Some([first, addresses.next().unwrap_or(first)])
 }
 
-fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracerError> {
+fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracepointError> {
     let targets = programs
         .map_mut("TARGETS")
-        .ok_or(TracerError::Missing("TARGETS"))?;
+        .ok_or(TracepointError::Missing("TARGETS"))?;
     let mut targets: HashMap<_, Target, u32> = HashMap::try_from(targets).map_err(map("open", "TARGETS"))?;
     for (address, port) in &wanted.targets {
         let inserted = targets.insert(Target::new(*address, *port), 1, 0);
@@ -407,71 +235,9 @@ fn write_targets(programs: &mut Ebpf, wanted: &Wanted) -> Result<(), TracerError
     Ok(())
 }
 
-/// Where the programs find what they read.
-fn offsets(types: &KernelTypes) -> Result<Offsets, TracerError> {
-    let skb = |field| types.offset("sk_buff", field);
-    let device = |field| types.offset("net_device", field);
-    let tuples = tuples(types)?;
-    Ok(Offsets {
-        skb_dev: skb("dev")?,
-        skb_sk: skb("sk")?,
-        skb_protocol: skb("protocol")?,
-        skb_network_header: skb("network_header")?,
-        skb_tail: skb("tail")?,
-        skb_head: skb("head")?,
-        skb_data: skb("data")?,
-        skb_nfct: tuples.map_or(Ok(Offsets::ABSENT), |_| skb("_nfct"))?,
-        dev_name: device("name")?,
-        dev_net: device("nd_net")?,
-        sock_net: types.offset("sock", "__sk_common.skc_net")?,
-        net_inum: types.offset("net", "ns.inum")?,
-        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
-        conn_original: tuples.map_or(0, |(original, _)| original),
-        conn_reply: tuples.map_or(0, |(_, reply)| reply),
-    })
-}
-
-/// Where a connection has its tuples; `None` in kernels without connection tracking.
-fn tuples(types: &KernelTypes) -> Result<Option<(u32, u32)>, TracerError> {
-    let first = match types.offset("nf_conn", "tuplehash") {
-        Err(TypesError::NoType(_)) => return Ok(None),
-        first => first?,
-    };
-    let rows = [
-        ("src.u3", 0),
-        ("src.u", 16),
-        ("src.l3num", 18),
-        ("dst.u3", 20),
-        ("dst.u", 36),
-        ("dst.protonum", 38),
-    ];
-    for (field, offset) in rows {
-        if types.offset("nf_conntrack_tuple", field)? != offset {
-            return Err(TracerError::Tuple);
-        }
-    }
-    let tuple = types.offset("nf_conntrack_tuple_hash", "tuple")?;
-    let size = types.size("nf_conntrack_tuple_hash")?;
-    Ok(Some((first + tuple, first + size + tuple)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_running_kernel_has_what_the_programs_read() {
-        let types = KernelTypes::read().expect("a kernel with type information");
-        let offsets = offsets(&types).expect("all fields");
-        assert_ne!(offsets.skb_head, 0);
-        assert!(offsets.conn_reply > offsets.conn_original, "{offsets:?}");
-        let reasons = types.enumeration("skb_drop_reason").expect("reasons");
-        let names: Vec<&String> = reasons.values().collect();
-        assert!(
-            names.iter().any(|name| *name == "SKB_DROP_REASON_NETFILTER_DROP"),
-            "{names:?}"
-        );
-    }
 
     #[test]
     fn the_program_for_the_end_of_packets_is_the_one_that_fits_the_kernel() {
@@ -486,10 +252,10 @@ mod tests {
             (2, 1, None),                     // before 5.17
         ];
         for (dropped, consumed, program) in rows {
-            let found: Result<_, TracerError> = ends(dropped, consumed);
+            let found: Result<_, TracepointError> = ends(dropped, consumed);
             assert_eq!(found.as_ref().ok(), program.as_ref(), "{found:?}");
         }
-        let error: TracerError = ends(2, 1).expect_err("too old");
+        let error: TracepointError = ends(2, 1).expect_err("too old");
         assert!(error.to_string().contains("5.17"), "{error}");
     }
 

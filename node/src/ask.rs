@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::agent::findings::SOCKET;
+/// The name of the agent's socket in its state directory.
+pub const SOCKET: &str = "agent.sock";
 
 /// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -33,6 +34,14 @@ pub enum AskError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// It runs, and somebody stopped it.
+    #[error(
+        "the agent, process {pid}, is stopped: kill -CONT {pid} (SIGCONT), or whoever holds it, lets it go on"
+    )]
+    Stopped {
+        /// The process.
+        pid: i32,
     },
     /// It did not answer as it should.
     #[error("ask the agent at {path}: {reason}")]
@@ -59,11 +68,23 @@ pub async fn ask<A: DeserializeOwned>(
         path: path.clone(),
         source,
     })?;
+    if let Some(pid) = stopped(&stream) {
+        return Err(AskError::Stopped { pid });
+    }
     let answer = match timeout(DEADLINE, exchange(stream, at, question)).await {
         Ok(answer) => answer.map_err(|error| format!("{error:#}")),
         Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
     };
     answer.map_err(|reason| AskError::Answer { path, reason })
+}
+
+/// The process that listens, where it is stopped, by a signal or a debugger (`proc_pid_stat(5)`).
+fn stopped(stream: &UnixStream) -> Option<i32> {
+    let pid = stream.peer_cred().ok()?.pid()?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name may have blanks and brackets of its own.
+    let state = stat.rsplit(')').next()?.split_whitespace().next()?;
+    matches!(state, "T" | "t").then_some(pid)
 }
 
 async fn exchange<A: DeserializeOwned>(

@@ -1,16 +1,19 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
+pub mod dns;
+pub mod flows;
 pub mod network;
+pub mod pods;
 pub mod services;
+pub mod settings;
 pub mod surroundings;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::agent::examining;
-use crate::agent::findings::{Finding, Report, Severity};
 use crate::ask::AskError;
 use crate::cli::Output;
+use crate::findings::{self, Finding, Order, Report, Severity};
 use crate::logs::printable;
 
 /// Has the agent whose state is in `state_dir` look at everything, and put right what it can where it shall `fix`.
@@ -18,7 +21,7 @@ use crate::logs::printable;
 /// # Errors
 /// When it does not run, or does not answer in time.
 pub async fn ask(state_dir: &Path, fix: bool) -> Result<Report, AskError> {
-    crate::ask::ask(state_dir, examining::PATH, Some(&examining::Order { fix })).await
+    crate::ask::ask(state_dir, findings::PATH, Some(&Order { fix })).await
 }
 
 /// Something that is wrong.
@@ -82,7 +85,6 @@ fn text(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::findings::Finding;
 
     fn report(severities: &[Severity]) -> Report {
         let finding = |severity: &Severity| Finding {

@@ -69,6 +69,7 @@ pub fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
     let known = Known {
         snapshot: Some(&facts.snapshot),
         pods: &facts.pods,
+        former: Some(&facts.former),
     };
     let place = known.place(&name)?;
     let service = match &name.subject {

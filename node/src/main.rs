@@ -10,7 +10,9 @@
 //! - [`migrate`]: other programs' configurations as ours.
 //! - [`install_cni`]: brings the CNI plugin onto a node.
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
+//! - [`findings`]: what agent and doctor say to each other.
 //! - [`trace_cli`]: follows a packet through this machine.
+//! - [`drops_cli`]: counts what this machine drops.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`ends`]: who sends and to whom, as both of them read it.
 //! - [`locate`]: what an end names, with a Service's endpoints.
@@ -31,8 +33,10 @@ mod cluster;
 mod cluster_dns;
 mod config;
 mod doctor;
+mod drops_cli;
 mod ends;
 mod explain;
+mod findings;
 mod install_cni;
 mod locate;
 mod logs;
@@ -58,8 +62,8 @@ use agent::config_file::{ConfigFile, Loaded};
 use ask::AskError;
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, ExplainArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output,
-    TraceArgs, VersionArgs,
+    DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs,
+    NodeCommand, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
 use explain::{Answer, Conclusion};
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         },
         Command::Doctor(args) => examine(&args),
         Command::Trace(args) => follow_packet(&args),
+        Command::Drops(args) => count_drops(&args),
         Command::Explain(args) => explain_packet(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
@@ -213,14 +218,28 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
     match trace_cli::follow(args) {
         Ok(followed) => {
             show(&followed.render(args.output));
-            ExitCode::from(match followed.finding() {
-                trace_cli::Finding::Good => 0,
-                trace_cli::Finding::Wrong => WRONG,
-                trace_cli::Finding::Nothing => COULD_NOT_RUN,
-            })
+            found(followed.finding())
         }
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
+}
+
+fn count_drops(args: &DropsArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: drops are counted by a program in the kernel");
+    }
+    match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
+        Ok(finding) => found(finding),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn found(finding: trace_cli::Finding) -> ExitCode {
+    ExitCode::from(match finding {
+        trace_cli::Finding::Good => 0,
+        trace_cli::Finding::Wrong => WRONG,
+        trace_cli::Finding::Nothing => COULD_NOT_RUN,
+    })
 }
 
 fn explain_packet(args: &ExplainArgs) -> ExitCode {
@@ -270,7 +289,9 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
             eprint!("{}", migration.lines());
             show(&migration.config());
         }
-        Output::Json => show(&migration.json()),
+        Output::Json => {
+            show(&migration.json());
+        }
     }
     ExitCode::from(if migration.is_wrong() { WRONG } else { 0 })
 }
@@ -388,12 +409,17 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Prints a result. A reader that has seen enough, as `head`, is no fault.
-fn show(text: &str) {
+/// Prints a result, and says whether anybody reads. A reader that has seen enough, as `head`, is no fault.
+fn show(text: &str) -> bool {
     let mut output = std::io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => eprintln!("error: print the result: {error}"),
-        _ => {}
+        Err(error) => {
+            if error.kind() != ErrorKind::BrokenPipe {
+                eprintln!("error: print the result: {error}");
+            }
+            false
+        }
+        Ok(()) => true,
     }
 }
 

@@ -4,14 +4,24 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use model::{ByFamily, MacAddr, Mtu, ObjectName};
-use netlink::{Forwarding, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, Result, Route};
+use ipnetwork::IpNetwork;
+use model::{ByFamily, IpFamily, MacAddr, Mtu, ObjectName};
+use netlink::nft::{self, Nft};
+use netlink::{
+    Forwarding, Kernel, Link, LinkChange, LinkKind, Namespace, Neighbour, Netlink, Result, Route, Vxlan,
+};
 
-use crate::engine::routes_of;
-use crate::plan::{Device, Plan, Remote};
+use crate::engine::{routes_of, speaks};
+use crate::fast_path::{Passage, passage};
+use crate::plan::{Device, Half, Plan, Remote};
 use crate::pods::Assigned;
 use crate::pods::wiring::host_ifname;
-use crate::reconcile::{Devices, Mirror, Objects, device_change};
+use crate::pool::is_within;
+use crate::reconcile::{Devices, Mirror, Objects, device_change, vxlan_settings};
+use crate::{guard, masquerade};
+
+/// What every link carries that IPv6 uses (RFC 8200 §5); with less the kernel ends it there.
+const LEAST_MTU_V6: u32 = 1280;
 
 /// Something that is not as it shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +47,16 @@ pub enum Part {
     Neighbour,
     /// A forwarding entry.
     Forwarding,
+    /// A route of somebody else's, to a part of what ours leads to.
+    ForeignRoute,
+    /// The device and the address that other nodes send to.
+    Underlay,
+    /// What another node's address on the underlay stands for.
+    UnderlayNeighbour,
     /// A pod's device on the node's side.
     PodDevice,
+    /// The size of packets that a pod's device takes, which could be larger.
+    PodMtu,
 }
 
 /// Whom it concerns.
@@ -77,20 +95,33 @@ pub fn differences(kernel: &mut impl Kernel, plan: &Plan, pods: &[Assigned]) -> 
         .filter_map(|(family, half)| Some((family, named(&half.device.as_ref()?.name)?.index)))
         .collect();
     let mirror = Mirror::read(kernel, &tunnels)?;
+    let addresses = kernel.addresses(None)?;
     let mut found = Vec::new();
     for (family, half) in plan.halves.iter() {
-        found.extend(half.device.iter().flat_map(|device| of_device(device, &mirror)));
+        if let Some(device) = &half.device {
+            let with_address = addresses
+                .iter()
+                .find(|address| address.network.ip() == device.local);
+            let below = with_address.and_then(|address| links.iter().find(|link| link.index == address.link));
+            found.extend(of_underlay(device.local, below));
+            found.extend(of_device(device, below, &mirror));
+            if let Some(below) = below {
+                let neighbours = kernel.neighbours(Some(below.index))?;
+                found.extend(of_neighbours(half, below, &neighbours));
+            }
+        }
         for (subnet, remote) in &half.remotes {
-            let (public_ip, underlay) = match remote {
-                Remote::Tunnel { public_ip, .. } => (*public_ip, 0),
+            found.extend(of_strangers(*subnet, remote, &mirror));
+            let underlay = match remote {
+                Remote::Tunnel { .. } => 0,
                 Remote::Gateway { public_ip } => {
                     let link = kernel.route_to(*public_ip)?.and_then(|route| route.link);
-                    (*public_ip, link.unwrap_or_default())
+                    link.unwrap_or_default()
                 }
             };
             let mut wanted = Objects::default();
             wanted.add_remote(*subnet, remote, Devices { tunnels, underlay }, family);
-            found.extend(of_objects(&wanted, &mirror, &Whose::Node(public_ip)));
+            found.extend(of_objects(&wanted, &mirror, &Whose::Node(remote.public_ip())));
         }
     }
     for pod in pods {
@@ -99,11 +130,41 @@ pub fn differences(kernel: &mut impl Kernel, plan: &Plan, pods: &[Assigned]) -> 
     Ok(found)
 }
 
-/// Takes pods' devices up again, and gives both of their ends the network's MTU. Everything else is the engine's to
-/// repair. Returns the devices.
+/// The tables of nftables that the pod network has, each with what is not as it shall be. Writes nothing.
 ///
-/// `lower_in_pod` comes first ([`lower_in_pod`]): a pod that sends more than the node's end takes loses it without a
-/// word, while before the node told it what fits. Where it fails the MTU stays.
+/// # Errors
+/// When they cannot be read.
+pub fn table_differences(
+    nft: &mut Nft,
+    plan: &Plan,
+    pods: &[Assigned],
+    anti_spoofing: bool,
+) -> std::result::Result<Vec<(String, Vec<String>)>, nft::Error> {
+    let rules = passage(nft) == Ok(Passage::Whole);
+    let routes: Vec<_> = routes_of(pods).collect();
+    let mut found = Vec::new();
+    for (family, half) in plan.halves.iter().filter(|(family, _)| speaks(*family)) {
+        let masquerades = masquerade::table(family);
+        if !nft.has_table(&masquerades)? {
+            found.push((masquerades.to_string(), vec!["it is not there".to_owned()]));
+        }
+        if anti_spoofing {
+            let known = guard::Known { leases: true, rules };
+            let guards = guard::plan(family, Some(half), &routes, known);
+            let differences = guards.differences(nft)?;
+            if !differences.is_empty() {
+                found.push((guard::table(family).to_string(), differences));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes pods' devices up again, and gives both of their ends the network's MTU, unless that is less than the pod's IPv6
+/// needs. Everything else is the engine's to repair. Returns the devices.
+///
+/// `set_in_pod` comes first ([`set_mtu_in_pod`]; it says whether it changed something): a pod that sends more than the
+/// node's end takes loses it without a word, while before the node told it what fits. Where it fails the MTU stays.
 ///
 /// # Errors
 /// When the kernel refuses; those before it are mended.
@@ -111,7 +172,7 @@ pub fn mend_pod_devices(
     kernel: &mut impl Kernel,
     plan: &Plan,
     pods: &[Assigned],
-    lower_in_pod: impl Fn(&Assigned, Mtu) -> Result<()>,
+    set_in_pod: impl Fn(&Assigned, Mtu) -> Result<bool>,
 ) -> Result<Vec<String>> {
     let mut mended = Vec::new();
     for pod in pods {
@@ -119,41 +180,53 @@ pub fn mend_pod_devices(
         let Some(link) = kernel.link_named(&name)? else {
             continue;
         };
-        let lowers = is_too_large(&link, plan) && lower_in_pod(pod, plan.pod_mtu).is_ok();
+        let has_v6 = pod.addresses().get(IpFamily::V6).is_some();
+        let is_possible = !has_v6 || plan.pod_mtu.0 >= LEAST_MTU_V6;
+        let set = is_possible.then(|| set_in_pod(pod, plan.pod_mtu).ok()).flatten();
         let change = LinkChange {
             up: (!link.up).then_some(true),
-            mtu: lowers.then_some(plan.pod_mtu.0),
+            mtu: (set.is_some() && link.mtu != plan.pod_mtu.0).then_some(plan.pod_mtu.0),
             ..LinkChange::default()
         };
         if change != LinkChange::default() {
             kernel.change_link(link.index, &change)?;
+        }
+        if change != LinkChange::default() || set == Some(true) {
             mended.push(name);
         }
     }
     Ok(mended)
 }
 
-/// Gives the end in the pod's namespace an MTU, if its own is larger.
+/// The pod's network namespace.
 ///
 /// # Errors
-/// When the namespace cannot be entered: from a container it may be out of sight.
-pub fn lower_in_pod(pod: &Assigned, mtu: Mtu) -> Result<()> {
+/// When it cannot be opened: from a container it may be out of sight.
+pub fn namespace_of(pod: &Assigned) -> Result<Namespace> {
     // Runtimes name it by the older path, which is a link to the newer one where it is one.
     let path = pod
         .netns
         .strip_prefix("/var")
         .filter(|path| path.starts_with("/run/"));
-    let mut inside = Netlink::open_in(&Namespace::open(path.unwrap_or(&pod.netns))?)?;
-    match inside.link_named(&pod.key.ifname)? {
-        Some(link) if link.mtu > mtu.0 => inside.change_link(
-            link.index,
-            &LinkChange {
-                mtu: Some(mtu.0),
-                ..LinkChange::default()
-            },
-        ),
-        _ => Ok(()),
-    }
+    Namespace::open(path.unwrap_or(&pod.netns))
+}
+
+/// Gives the end in the pod's namespace an MTU; whether it had another.
+///
+/// # Errors
+/// When the namespace cannot be entered: from a container it may be out of sight.
+pub fn set_mtu_in_pod(pod: &Assigned, mtu: Mtu) -> Result<bool> {
+    let mut inside = Netlink::open_in(&namespace_of(pod)?)?;
+    let link = inside.link_named(&pod.key.ifname)?;
+    let Some(link) = link.filter(|link| link.mtu != mtu.0) else {
+        return Ok(false);
+    };
+    let change = LinkChange {
+        mtu: Some(mtu.0),
+        ..LinkChange::default()
+    };
+    inside.change_link(link.index, &change)?;
+    Ok(true)
 }
 
 /// Pods that were wired for a larger network keep their MTU, and lose what does not fit.
@@ -161,22 +234,101 @@ fn is_too_large(link: &Link, plan: &Plan) -> bool {
     link.mtu > plan.pod_mtu.0
 }
 
-fn of_device(device: &Device, mirror: &Mirror) -> Option<Difference> {
+/// The address that other nodes send to, and the device that has it.
+fn of_underlay(address: IpAddr, link: Option<&Link>) -> Option<Difference> {
+    let found = match link {
+        Some(link) if link.up && link.running => return None,
+        Some(link) if link.up => Some(format!("{} up, and nothing at its other end", link.name)),
+        Some(link) => Some(format!("{} down", link.name)),
+        None => None,
+    };
+    let device = link.map_or("a device", |link| link.name.as_str());
+    Some(Difference {
+        part: Part::Underlay,
+        whose: Whose::ThisNode,
+        expected: format!("{device} up with {address}, which other nodes send to"),
+        found,
+    })
+}
+
+/// Other nodes whose addresses on the underlay somebody gave to a MAC address by hand.
+fn of_neighbours<'a>(
+    half: &'a Half,
+    below: &'a Link,
+    neighbours: &'a [Neighbour],
+) -> impl Iterator<Item = Difference> + 'a {
+    let nodes = half.remotes.values().map(Remote::public_ip);
+    nodes.filter_map(move |node| {
+        let by_hand = neighbours
+            .iter()
+            .find(|found| found.permanent && found.address == node)?;
+        let mac = by_hand
+            .mac
+            .map(|mac| MacAddr(mac).to_string())
+            .unwrap_or_default();
+        Some(Difference {
+            part: Part::UnderlayNeighbour,
+            whose: Whose::Node(node),
+            expected: format!("who is asked for {node} on {} to answer for it", below.name),
+            found: Some(format!("{mac} for it, set by hand")),
+        })
+    })
+}
+
+/// Routes within a subnet that are not ours: the longest prefix wins.
+fn of_strangers<'a>(
+    subnet: IpNetwork,
+    remote: &'a Remote,
+    mirror: &'a Mirror,
+) -> impl Iterator<Item = Difference> + 'a {
+    let within = mirror.foreign_routes.iter().filter(move |route| {
+        route.destination.prefix() > subnet.prefix() && is_within(route.destination, subnet)
+    });
+    within.map(move |route| Difference {
+        part: Part::ForeignRoute,
+        whose: Whose::Node(remote.public_ip()),
+        expected: format!("no other route than the agent's within {subnet}"),
+        found: Some(format!("route {route}")),
+    })
+}
+
+fn of_device(device: &Device, below: Option<&Link>, mirror: &Mirror) -> Option<Difference> {
     let link = mirror.links.get(&device.name);
+    let settings = vxlan_settings(device, below.map(|link| link.index));
+    let different = |found: &Vxlan| below.is_some() && *found != settings;
+    let mut expected = device_text(&device.name, true, device.mtu.0, Some(device.mac));
     let found = match link {
         None => None,
         Some(link) if !matches!(link.kind, LinkKind::Vxlan(_)) => {
             Some("a device that is no tunnel".to_owned())
         }
-        Some(link) if device_change(device, link) == LinkChange::default() => return None,
-        Some(link) => Some(device_text(&link.name, link.up, link.mtu, link.mac.map(MacAddr))),
+        Some(link) => {
+            let mut found = device_text(&link.name, link.up, link.mtu, link.mac.map(MacAddr));
+            match &link.kind {
+                LinkKind::Vxlan(vxlan) if different(vxlan) => {
+                    expected += &settings_text(&settings);
+                    found += &settings_text(vxlan);
+                }
+                _ if device_change(device, link) == LinkChange::default() => return None,
+                _ => {}
+            }
+            Some(found)
+        }
     };
     Some(Difference {
         part: Part::Device,
         whose: Whose::ThisNode,
-        expected: device_text(&device.name, true, device.mtu.0, Some(device.mac)),
+        expected,
         found,
     })
+}
+
+fn settings_text(vxlan: &Vxlan) -> String {
+    let local = vxlan
+        .local
+        .map_or("anywhere".to_owned(), |local| local.to_string());
+    let learning = if vxlan.learning { ", learning" } else { "" };
+    format!(", VNI {}, port {}, from {local}{learning}", vxlan.vni, vxlan.port)
 }
 
 fn device_text(name: &str, up: bool, mtu: u32, mac: Option<MacAddr>) -> String {
@@ -203,6 +355,14 @@ fn of_pod(pod: &Assigned, plan: &Plan, mirror: &Mirror) -> Vec<Difference> {
     let mut found = Vec::new();
     if !link.up || is_too_large(link, plan) {
         found.push(of_device(Some(device_text(&name, link.up, link.mtu, None))));
+    }
+    if link.mtu < plan.pod_mtu.0 {
+        found.push(Difference {
+            part: Part::PodMtu,
+            whose: whose.clone(),
+            expected: format!("{name} with MTU {}", plan.pod_mtu.0),
+            found: Some(format!("MTU {}", link.mtu)),
+        });
     }
     let mut wanted = Objects::default();
     for route in routes_of(std::slice::from_ref(pod)) {
@@ -252,7 +412,7 @@ mod tests {
     use ipnetwork::IpNetwork;
     use model::lease::{Encap, Lease, Site};
     use model::{IpFamily, Vni};
-    use netlink::{Error, FakeKernel, NewLink, NewLinkKind, Operation};
+    use netlink::{Address, Error, FakeKernel, NewLink, NewLinkKind, Operation, RouteKind};
     use nix::errno::Errno;
 
     use super::*;
@@ -300,7 +460,9 @@ mod tests {
     /// A kernel that has all of the plan.
     fn whole() -> FakeKernel {
         let mut kernel = FakeKernel::new();
-        kernel.plug("eth0", [2, 9, 9, 9, 9, 9], 1500);
+        let eth0 = kernel.plug("eth0", [2, 9, 9, 9, 9, 9], 1500);
+        let on_underlay = "172.30.0.11/24".parse().expect("a network");
+        kernel.addresses.push(Address::global(eth0, on_underlay));
         let plan = plan_of_two();
         let mut veth = NewLink::new(host_ifname(&pod().key), NewLinkKind::Bridge);
         (veth.mtu, veth.up) = (Some(1450), true);
@@ -387,6 +549,67 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_with_other_settings_is_told_with_them() {
+        check(
+            |kernel| {
+                let tunnel = index(kernel, "flannel.1");
+                let link = kernel.links.iter_mut().find(|link| link.index == tunnel);
+                if let LinkKind::Vxlan(vxlan) = &mut link.expect("there").kind {
+                    vxlan.vni = 7;
+                }
+            },
+            &[(
+                Part::Device,
+                "expected flannel.1 up, MTU 1450 with 02:00:00:00:00:01, VNI 1, port 8472, from 172.30.0.11, found \
+                 flannel.1 up, MTU 1450 with 02:00:00:00:00:01, VNI 7, port 8472, from 172.30.0.11",
+            )],
+        );
+    }
+
+    #[test]
+    fn what_lies_below_and_what_others_made_is_told() {
+        check(
+            |kernel| {
+                let eth0 = index(kernel, "eth0");
+                let down = LinkChange {
+                    up: Some(false),
+                    ..LinkChange::default()
+                };
+                kernel.change_link(eth0, &down).expect("there");
+            },
+            &[(
+                Part::Underlay,
+                "expected eth0 up with 172.30.0.11, which other nodes send to, found eth0 down",
+            )],
+        );
+        check(
+            |kernel| {
+                let eth0 = index(kernel, "eth0");
+                let by_hand = Neighbour::permanent(eth0, [172, 30, 0, 12].into(), [2, 0, 0, 0, 0, 9]);
+                kernel.replace_neighbour(&by_hand).expect("written");
+            },
+            &[(
+                Part::UnderlayNeighbour,
+                "expected who is asked for 172.30.0.12 on eth0 to answer for it, found 02:00:00:00:00:09 for it, set \
+                 by hand",
+            )],
+        );
+        check(
+            |kernel| {
+                let pod = "10.5.2.7/32".parse().expect("a network");
+                let mut blackhole = Route::on_link(pod, 0, 3);
+                (blackhole.link, blackhole.kind) = (None, RouteKind::Blackhole);
+                kernel.replace_route(&blackhole).expect("written");
+            },
+            &[(
+                Part::ForeignRoute,
+                "expected no other route than the agent's within 10.5.2.0/24, found route blackhole 10.5.2.7/32 table \
+                 254 protocol 3",
+            )],
+        );
+    }
+
+    #[test]
     fn a_pods_device_that_is_down_is_told_and_mended() {
         let mut kernel = whole();
         let name = host_ifname(&pod().key);
@@ -406,16 +629,43 @@ mod tests {
         assert_eq!(first.to_string(), expected);
         // What is not lowered in the pod is not lowered before it.
         for (is_in_sight, mtu) in [(false, 9000), (true, 1450)] {
-            let lower = |_: &Assigned, _| {
+            let set = |_: &Assigned, _| {
                 let absent = Error::of(Operation::OpenNamespace, "pod")(Errno::ENOENT);
-                if is_in_sight { Ok(()) } else { Err(absent) }
+                if is_in_sight { Ok(true) } else { Err(absent) }
             };
-            let mended = mend_pod_devices(&mut kernel, &plan, &[pod()], lower).expect("writable");
+            let mended = mend_pod_devices(&mut kernel, &plan, &[pod()], set).expect("writable");
             assert_eq!(mended, [name.as_str()]);
             let link = kernel.link_at(device).expect("readable").expect("there");
             assert!(link.up && link.mtu == mtu, "{link:?}");
         }
-        let again = mend_pod_devices(&mut kernel, &plan, &[pod()], |_, _| Ok(())).expect("writable");
+        let again = mend_pod_devices(&mut kernel, &plan, &[pod()], |_, _| Ok(false)).expect("writable");
         assert!(again.is_empty());
+    }
+
+    #[test]
+    fn a_pods_mtu_grows_with_the_network_and_stays_where_ipv6_would_end() {
+        let name = host_ifname(&pod().key);
+        let mtu_after = |pod: &Assigned, before: u32, plan: &Plan| {
+            let mut kernel = whole();
+            let device = index(&mut kernel, &name);
+            let change = LinkChange {
+                mtu: Some(before),
+                ..LinkChange::default()
+            };
+            kernel.change_link(device, &change).expect("there");
+            let set = |_: &Assigned, _| Ok(true);
+            mend_pod_devices(&mut kernel, plan, std::slice::from_ref(pod), set).expect("writable");
+            kernel.link_at(device).expect("readable").expect("there").mtu
+        };
+        let plan = plan_of_two();
+        assert_eq!(mtu_after(&pod(), 1350, &plan), 1450);
+        let mut narrow = plan_of_two();
+        narrow.pod_mtu = Mtu(1230);
+        assert_eq!(mtu_after(&pod(), 1450, &narrow), 1230);
+        let both = ["10.5.1.5", "fd05::5"].map(|text| text.parse::<IpAddr>().expect("an address"));
+        let mut dual = Assigned::new(pod().key, &both.into_iter().collect());
+        dual.pod = pod().pod;
+        assert_eq!(mtu_after(&dual, 1450, &narrow), 1450);
+        assert_eq!(mtu_after(&dual, 1300, &plan), 1450);
     }
 }

@@ -74,6 +74,25 @@ impl OwnedTable {
         Ok(written)
     }
 
+    /// What the kernel's table lacks, or has another way, one line each. Writes nothing.
+    pub(crate) fn differences(&self, nft: &mut Nft) -> Result<Vec<String>, Error> {
+        let mut found = nft.differences(&self.layout)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        for (set, wanted) in &self.elements {
+            let actual: BTreeSet<Element> = nft.elements(self.layout.table(), set)?.into_iter().collect();
+            let missing = wanted.difference(&actual).count();
+            if missing > 0 {
+                found.push(format!(
+                    "{missing} of {} elements of set {set} are missing",
+                    wanted.len()
+                ));
+            }
+        }
+        Ok(found)
+    }
+
     fn all(&self) -> Vec<(&'static str, Element)> {
         let sets = self.elements.iter();
         sets.flat_map(|(set, elements)| elements.iter().map(move |element| (*set, element.clone())))

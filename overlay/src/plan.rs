@@ -86,6 +86,16 @@ pub enum Remote {
     },
 }
 
+impl Remote {
+    /// The node's address on the underlay.
+    #[must_use]
+    pub const fn public_ip(&self) -> IpAddr {
+        match self {
+            Self::Tunnel { public_ip, .. } | Self::Gateway { public_ip } => *public_ip,
+        }
+    }
+}
+
 /// A lease that is not in the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {

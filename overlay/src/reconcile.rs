@@ -68,16 +68,7 @@ pub(crate) fn ensure_device(
     underlay: u32,
     outcome: &mut Outcome,
 ) -> Result<Option<u32>> {
-    let settings = Vxlan {
-        vni: device.vni.0,
-        local: Some(device.local),
-        device: Some(underlay),
-        port: device.port,
-        learning: false,
-        udp_csum: true,
-        gbp: device.gbp,
-        collect_metadata: false,
-    };
+    let settings = vxlan_settings(device, Some(underlay));
     let link = match kernel.link_named(&device.name)? {
         Some(link) if matches!(&link.kind, LinkKind::Vxlan(found) if *found == settings) => link,
         Some(link) if !matches!(link.kind, LinkKind::Vxlan(_)) => {
@@ -107,6 +98,20 @@ pub(crate) fn ensure_device(
     }
     ensure_address(kernel, device, link.index, outcome)?;
     Ok(Some(link.index))
+}
+
+/// What is fixed when the tunnel device is made.
+pub(crate) const fn vxlan_settings(device: &Device, underlay: Option<u32>) -> Vxlan {
+    Vxlan {
+        vni: device.vni.0,
+        local: Some(device.local),
+        device: underlay,
+        port: device.port,
+        learning: false,
+        udp_csum: true,
+        gbp: device.gbp,
+        collect_metadata: false,
+    }
 }
 
 pub(crate) fn device_change(device: &Device, link: &Link) -> LinkChange {

@@ -48,6 +48,9 @@ pub enum Wanted<'a> {
     Port(&'a PortPlan, Frontend),
 }
 
+/// The layer of nftables, by its name.
+pub const PACKET_RULES: &str = "packet rules";
+
 /// One layer of the datapath at one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
@@ -153,6 +156,18 @@ impl Programmed {
         let rules = self.rules.get(&key.family());
         let rules = rules.map(|rules| Ok(rules.layer(key, wanted)));
         hook.into_iter().chain(rules).collect()
+    }
+
+    /// Tables of packet rules that are not there at all, as nft names them.
+    #[must_use]
+    pub fn missing_tables(&self) -> Vec<String> {
+        self.rules.values().filter_map(Rules::missing).collect()
+    }
+
+    /// Whether the socket hook's maps are pinned.
+    #[must_use]
+    pub const fn has_hook(&self) -> bool {
+        self.hook.is_some()
     }
 
     /// All frontends that a layer knows.

@@ -250,12 +250,7 @@ impl Cluster {
     /// # Errors
     /// When it does not run.
     pub fn pid(&self, name: &str) -> anyhow::Result<i32> {
-        let text = std::fs::read(self.state_dir.join("processes.json"))?;
-        let processes: serde_json::Value = serde_json::from_slice(&text)?;
-        let pid = processes[name]["pid"]
-            .as_i64()
-            .with_context(|| format!("{name} does not run"))?;
-        Ok(i32::try_from(pid)?)
+        pid_of(&self.state_dir, name)
     }
 
     /// Kills a supervised process, and waits until another one has its name. `deadline` is for that.
@@ -306,6 +301,19 @@ impl Drop for Cluster {
             Err(error) => eprintln!("causeway down: {error:#}"),
         }
     }
+}
+
+/// The pid of a supervised process of the cluster with this state directory, for example `node-1-agent`.
+///
+/// # Errors
+/// When it does not run.
+pub fn pid_of(state_dir: &Path, name: &str) -> anyhow::Result<i32> {
+    let text = std::fs::read(state_dir.join("processes.json"))?;
+    let processes: serde_json::Value = serde_json::from_slice(&text)?;
+    let pid = processes[name]["pid"]
+        .as_i64()
+        .with_context(|| format!("{name} does not run"))?;
+    Ok(i32::try_from(pid)?)
 }
 
 /// Runs a `causeway` command.

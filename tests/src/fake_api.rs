@@ -15,7 +15,7 @@
 //! The server runs on a thread of its own, so that tests without async code can use it, and stops when it is dropped.
 
 mod http;
-mod tls;
+pub(crate) mod tls;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap};

@@ -14,6 +14,7 @@
 //! - [`stats`]: what the programs count.
 //! - [`pods`]: maps and counters of the program between pods, with a layout version of their own.
 //! - [`trace`]: what the programs that follow packets are told, and what they tell. Nothing of it is pinned.
+//! - [`tally`]: the same of the programs that count packets.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
@@ -21,6 +22,7 @@ pub mod net;
 pub mod pods;
 pub mod service;
 pub mod stats;
+pub mod tally;
 pub mod trace;
 
 /// Version of every layout in this crate; part of the pin directory's name, so that maps of another layout are told

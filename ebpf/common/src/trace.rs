@@ -47,6 +47,10 @@ pub struct Offsets {
     pub sock_net: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
+    /// `sk_buff.len`.
+    pub skb_len: u32,
+    /// `net_device.ifindex`.
+    pub dev_ifindex: u32,
     /// `nf_conn.status`.
     pub conn_status: u32,
     /// The tuple of the original direction in `nf_conn`.
@@ -258,7 +262,7 @@ impl Event {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 60);
+const _: () = assert!(size_of::<Offsets>() == 68);
 const _: () = assert!(size_of::<Filter>() == 84);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);

@@ -21,9 +21,8 @@ use overlay::uninstall::{Places, Remembered, live_pods, release_lease, uninstall
 use proxy::{Chains, Proxy};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    LOCK, cni, dns_address, dns_feed, findings, ip_families, own_state_dir, pod_network, socket, sysctls,
-};
+use super::{LOCK, cni, dns_address, dns_feed, ip_families, own_state_dir, pod_network, socket, sysctls};
+use crate::ask::SOCKET;
 use crate::config::{Config, Datapath, LeasesIn};
 use crate::install_cni::PLUGIN;
 
@@ -268,10 +267,7 @@ fn unrecorded(config: &Config, tunnels: &[String], was_there: bool) -> Option<St
 fn remove_state(config: &Config, removal: &mut Removal) {
     let deletions = cni::deletions(&config.cni.socket);
     add(removal, "directories", remove_tombstones(&deletions));
-    removal.add(
-        "sockets",
-        socket::remove(&config.state_dir.join(findings::SOCKET)),
-    );
+    removal.add("sockets", socket::remove(&config.state_dir.join(SOCKET)));
     removal.add("files", remove_file(&config.state_dir.join(LOCK)));
     for directory in [&config.state_dir, &config.proxy.pin_dir] {
         match fs::remove_dir(directory) {

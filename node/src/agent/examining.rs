@@ -1,6 +1,7 @@
 //! The agent looks at everything, for `causeway doctor`: what it knows to be wrong, and where the kernel is not what its
 //! plans say.
 
+use std::thread;
 use std::time::Duration;
 
 use axum::Json;
@@ -8,17 +9,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use model::{ObjectName, with_causes};
 use netlink::Netlink;
-use overlay::audit::{lower_in_pod, mend_pod_devices};
-use serde::{Deserialize, Serialize};
+use overlay::audit::{mend_pod_devices, set_mtu_in_pod};
+use proxy::plans_of;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use super::findings::{Finding, Report};
 use super::report::Sources;
-use crate::doctor::{finding, network, services, surroundings};
-
-/// What to ask at the socket.
-pub const PATH: &str = "/examine";
+use crate::doctor::{dns, finding, flows, network, pods, services, settings, surroundings};
+use crate::explain::Facts;
+use crate::findings::{Finding, Order, Report};
 
 /// A change that is on its way to the kernel differs for a moment: a difference counts only if two looks see it, with
 /// this time between.
@@ -26,13 +25,6 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// How long repairs are waited for.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
-
-/// What the agent shall do.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Order {
-    /// Put right what it can.
-    pub fix: bool,
-}
 
 /// Looks, and repairs where it shall.
 ///
@@ -42,7 +34,8 @@ pub async fn examine(
     State(sources): State<Sources>,
     Json(order): Json<Order>,
 ) -> Result<Json<Report>, StatusCode> {
-    let mut differences = sources.lasting_differences().await?;
+    let (differences, dns) = tokio::join!(sources.lasting_differences(), sources.dns());
+    let mut differences = differences?;
     let mut repaired = Vec::new();
     if order.fix && !differences.is_empty() {
         sources.repair().await?;
@@ -53,6 +46,7 @@ pub async fn examine(
     }
     let mut findings = sources.findings();
     findings.extend(differences);
+    findings.extend(dns);
     let state_dir = sources.config.borrow().state_dir.clone();
     findings.extend(blocking(move || surroundings::look(&state_dir)).await?);
     findings.sort_by_key(|finding| finding.severity);
@@ -67,6 +61,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work)
         .await
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+fn unread(what: &str, error: &dyn std::error::Error) -> Vec<Finding> {
+    let evidence = format!("{what} cannot be compared: {}", with_causes(error));
+    let repair = "see that the agent may read the kernel's tables: CAP_NET_ADMIN and CAP_BPF";
+    vec![finding("kernel-unread", "this node".to_owned(), evidence, repair)]
 }
 
 /// Whether the same is told of the same object; the evidence may have changed meanwhile.
@@ -93,25 +93,65 @@ impl Sources {
         blocking(move || sources.look()).await
     }
 
+    /// What is wrong with who answers at the cluster's DNS address, where this node has it.
+    async fn dns(&self) -> Option<Finding> {
+        let own_answers = *self.dns_answers.as_ref()?.borrow();
+        let address = self.config.borrow().dns.address?;
+        let snapshot = self.snapshots.borrow().clone();
+        dns::look(address, own_answers, &snapshot).await
+    }
+
     /// Blocks; in the network namespace of the calling thread.
     fn look(&self) -> Vec<Finding> {
         let facts = self.facts();
+        thread::scope(|scope| {
+            let around = scope.spawn(|| self.look_at_network(&facts));
+            let mut findings = self.look_at_services(&facts);
+            let around = around.join();
+            findings.extend(around.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            findings
+        })
+    }
+
+    fn look_at_services(&self, facts: &Facts) -> Vec<Finding> {
+        let Some(context) = &facts.context else {
+            return Vec::new();
+        };
+        let plans = plans_of(&facts.snapshot, context);
         let failing = |service: &ObjectName| {
             let proxy = self.proxy.as_ref();
             proxy.is_some_and(|proxy| proxy.state().failing.contains(service))
         };
-        let unread = |what: &str, error: &dyn std::error::Error| {
-            let evidence = format!("{what} cannot be compared: {}", with_causes(error));
-            let repair = "see that the agent may read the kernel's tables: CAP_NET_ADMIN and CAP_BPF";
-            vec![finding("kernel-unread", "this node".to_owned(), evidence, repair)]
-        };
-        let of_services = services::look(&facts, &failing);
+        let of_services = services::look(facts, &plans, &failing);
         let mut findings = of_services.unwrap_or_else(|error| unread("Services", &error));
+        let flows = flows::look(&plans);
+        findings.extend(flows.unwrap_or_else(|error| unread("tracked flows", &error)));
+        findings
+    }
+
+    fn look_at_network(&self, facts: &Facts) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self.sysctls.iter().flat_map(settings::look).collect();
+        let rules = settings::rules();
+        findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());
-        if let (Some(plan), Some(pods)) = (&facts.network, pods) {
-            let of_network = network::look(&facts.snapshot, plan, &pods.list());
-            findings.extend(of_network.unwrap_or_else(|error| unread("the pod network", &error)));
-        }
+        let (Some(plan), Some(pods)) = (&facts.network, pods) else {
+            return findings;
+        };
+        let pods = pods.list();
+        let of_network = network::look(&facts.snapshot, plan, &pods);
+        findings.extend(of_network.unwrap_or_else(|error| unread("the pod network", &error)));
+        let config = self.config.borrow().clone();
+        let anti_spoofing = config
+            .network
+            .as_ref()
+            .is_some_and(|network| network.anti_spoofing);
+        let tables = network::tables(plan, &pods, anti_spoofing);
+        findings.extend(tables.unwrap_or_else(|error| unread("the pod network's rules", &error)));
+        findings.extend(pods::look(plan.pod_mtu, &pods));
+        let tunnels = plan.halves.values().filter_map(|half| half.device.as_ref());
+        let tunnels = tunnels.map(|device| device.name.as_str());
+        let devices = facts.pods.iter().map(|pod| pod.device.as_str());
+        findings.extend(settings::devices(tunnels.chain(devices)));
         findings
     }
 
@@ -124,7 +164,11 @@ impl Sources {
             return Ok(());
         };
         let mended = blocking(move || {
-            let mended = mend_pod_devices(&mut Netlink::open()?, &plan, &pods.list(), lower_in_pod);
+            let list = pods.list();
+            let mut mended = mend_pod_devices(&mut Netlink::open()?, &plan, &list, set_mtu_in_pod);
+            if let Ok(devices) = &mut mended {
+                devices.extend(pods::mend(plan.pod_mtu, &list));
+            }
             pods.look_again();
             mended
         });

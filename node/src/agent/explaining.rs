@@ -51,6 +51,7 @@ impl Sources {
                 .as_ref()
                 .and_then(|proxy| proxy.state().context.clone()),
             pods: assigned.iter().map(|pod| self.pod_here(pod)).collect(),
+            former: self.history.former(),
             network: self.network.borrow().clone(),
             pin_dir: (self.datapath == Datapath::Ebpf).then(|| self.pin_dir.clone()),
             unread_rules: match self.datapath {

@@ -7,14 +7,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
-use axum::extract::State;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::Router;
+use axum::routing::post;
 use dns::http;
 use model::ObjectName;
 use overlay::fast_path;
 use proxy::plan::Reason;
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::examining;
@@ -23,52 +21,11 @@ use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
+use crate::ask::SOCKET;
 use crate::explain;
+use crate::findings::{self, Finding, Severity};
 use crate::locate;
 use crate::watch::{NetworkPolicies, Rejected};
-
-/// The socket's name in the agent's state directory.
-pub const SOCKET: &str = "agent.sock";
-
-/// What to ask there.
-pub const PATH: &str = "/findings";
-
-/// What an agent says of itself.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// Its node.
-    pub node: String,
-    /// What it found, what is wrong first.
-    pub findings: Vec<Finding>,
-    /// What was wrong until it was told to put it right.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub repaired: Vec<Finding>,
-}
-
-/// One thing that somebody should know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What kind of thing it is. Never changes its meaning.
-    pub id: String,
-    /// What it is about: a kind and a name.
-    pub object: String,
-    /// What was seen.
-    pub evidence: String,
-    /// What helps.
-    pub repair: String,
-}
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Something does not work as it should.
-    Wrong,
-    /// Everything works; it could be better.
-    Note,
-}
 
 /// Serves the findings until shutdown.
 ///
@@ -83,22 +40,13 @@ pub async fn serve(
     let path = state_dir.join(SOCKET);
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
-        .route(PATH, get(report))
         .route(explain::PATH, post(explaining::answer))
         .route(locate::PATH, post(explaining::locate))
-        .route(examining::PATH, post(examining::examine))
+        .route(findings::PATH, post(examining::examine))
         .with_state(sources);
     part.works();
     shutdown.run_until_cancelled(http::serve(listener, router)).await;
     Ok(())
-}
-
-async fn report(State(sources): State<Sources>) -> Json<Report> {
-    Json(Report {
-        node: sources.node.to_string(),
-        findings: sources.findings(),
-        repaired: Vec::new(),
-    })
 }
 
 impl Sources {

@@ -14,11 +14,12 @@ mod cni;
 pub mod config_file;
 mod dns_address;
 mod dns_feed;
-pub mod examining;
+mod examining;
 mod explaining;
-pub mod findings;
+mod findings;
 mod first_sync;
 mod health_check_ports;
+mod history;
 mod ip_families;
 mod pod_network;
 mod progress;
@@ -27,7 +28,7 @@ mod report;
 mod service_proxy;
 mod socket;
 mod supervisor;
-mod sysctls;
+pub mod sysctls;
 mod thread;
 
 use std::fs::File;
@@ -49,6 +50,7 @@ pub use cni::conflist::NAME as CONFLIST;
 use config_file::{ConfigStatus, Following, Loaded};
 use dns_feed::Feed;
 use first_sync::FirstSync;
+use history::History;
 use pod_network::{Pods, Told};
 use progress::ProxyProgress;
 use report::Sources;
@@ -85,12 +87,23 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
     let traces = loaded.traces.clone();
     let (following, followed) = following(loaded);
     let proxy = proxy_progress(&config);
+    let sysctl_repairs = Arc::default();
     let sources = Sources {
+        sysctls: Sysctls::of(
+            followed.clone(),
+            proxy
+                .as_ref()
+                .map_or_else(|| [IpFamily::V4].into(), |proxy| proxy.families.clone()),
+            snapshot.clone(),
+            tunnels,
+            Arc::clone(&sysctl_repairs),
+        ),
         config: followed,
         config_status: following.status.clone(),
         node: config.node_name.clone(),
         parts: supervisor.parts(),
         snapshots: snapshot.clone(),
+        history: History::default(),
         watches: api::Status::default(),
         api_calls: api::Calls::default(),
         traces,
@@ -109,7 +122,7 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
-        sysctl_repairs: Arc::default(),
+        sysctl_repairs,
         proxy_audits: Arc::default(),
         checks: Arc::default(),
     };
@@ -117,7 +130,8 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         following.clone().follow(part, shutdown)
     });
     let events = start_watch(&mut supervisor, &config, snapshots, &sources);
-    start_sysctls(&mut supervisor, tunnels, &sources);
+    start_history(&mut supervisor, &sources);
+    start_sysctls(&mut supervisor, &sources);
     start_policies(&mut supervisor, &config, events.clone(), &sources);
     start_startup_taint(&mut supervisor, &config, &sources);
     start_network(&mut supervisor, &config, told, readiness, &sources);
@@ -211,12 +225,8 @@ fn start_watch(
     events
 }
 
-fn start_sysctls(supervisor: &mut Supervisor, tunnels: watch::Receiver<Option<String>>, sources: &Sources) {
-    let served = sources.proxy.as_ref().map(|proxy| proxy.families.clone());
-    let families = served.unwrap_or_else(|| [IpFamily::V4].into());
-    let (snapshots, repairs) = (sources.snapshots.clone(), sources.sysctl_repairs.clone());
-    let config = sources.config.clone();
-    let Some(sysctls) = Sysctls::of(config, families, snapshots, tunnels, repairs) else {
+fn start_sysctls(supervisor: &mut Supervisor, sources: &Sources) {
+    let Some(sysctls) = sources.sysctls.clone() else {
         return;
     };
     supervisor.start("sysctls", move |part, shutdown| {
@@ -229,6 +239,13 @@ fn reported_policies(config: &Config) -> Option<NetworkPolicies> {
     let network = config.network.as_ref()?;
     let wanted = network.network_policies == config::NetworkPolicies::Report;
     wanted.then(NetworkPolicies::default)
+}
+
+fn start_history(supervisor: &mut Supervisor, sources: &Sources) {
+    let (history, snapshots) = (sources.history.clone(), sources.snapshots.clone());
+    supervisor.start("history", move |part, shutdown| {
+        history.clone().follow(snapshots.clone(), part, shutdown)
+    });
 }
 
 fn start_policies(supervisor: &mut Supervisor, config: &Config, events: Events, sources: &Sources) {
@@ -322,9 +339,11 @@ fn start_cni(supervisor: &mut Supervisor, config: &Config, pods: Pods, sources: 
         return;
     }
     let (cni, requests) = (config.cni.clone(), sources.cni_requests.clone());
+    let history = sources.history.clone();
     supervisor.start("cni", move |part, shutdown| {
         let (cni, pods, requests) = (cni.clone(), pods.clone(), requests.clone());
-        async move { cni::serve(cni, pods.open().await?, requests, part, shutdown).await }
+        let history = history.clone();
+        async move { cni::serve(cni, pods.open().await?, requests, history, part, shutdown).await }
     });
 }
 
@@ -447,6 +466,7 @@ fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sourc
     };
     let export = Export {
         url,
+        ca_file: config.telemetry.ca_file.clone(),
         node: config.node_name.0.to_string(),
     };
     supervisor.start("telemetry", move |part, shutdown| {
@@ -454,8 +474,7 @@ fn start_telemetry(supervisor: &mut Supervisor, config: &Config, sources: &Sourc
         async move {
             traces
                 .export(export, |outcome| part.tell(outcome), shutdown)
-                .await;
-            Ok(())
+                .await
         }
     });
     Ok(())

@@ -24,10 +24,12 @@ use tokio_util::sync::CancellationToken;
 use super::config_file::ConfigStatus;
 use super::dns_feed::Readers;
 use super::first_sync::FirstSync;
+use super::history::History;
 use super::pod_network::Pods;
 use super::progress::ProxyProgress;
 use super::proxy_metrics;
 use super::supervisor::{Health, Part, Parts};
+use super::sysctls::Sysctls;
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
 use crate::metrics::{Counters, Page, labels};
@@ -51,6 +53,8 @@ pub struct Sources {
     pub parts: Parts,
     /// What is known of the cluster.
     pub snapshots: Receiver<Arc<Snapshot>>,
+    /// Whose addresses were that are nobody's any more.
+    pub history: History,
     /// How the watches are doing.
     pub watches: watch::Status,
     /// Requests to the API server.
@@ -77,6 +81,8 @@ pub struct Sources {
     pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
+    /// Kernel settings that the agent keeps; absent where it keeps none.
+    pub sysctls: Option<Sysctls>,
     /// Kernel settings that somebody changed and that were set again, by name.
     pub sysctl_repairs: Arc<Counters>,
     /// Has the proxy look at everything that it programmed.

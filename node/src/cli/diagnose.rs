@@ -1,9 +1,9 @@
-//! Options of the commands that tell what is wrong: `causeway doctor`, `trace` and `explain`.
+//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops` and `explain`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{ConfigArgs, Output};
 use crate::ends::{Ends, FormError};
@@ -70,6 +70,43 @@ pub struct TraceArgs {
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+/// Forms of output that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stream {
+    /// For people.
+    Text,
+    /// For programs, as a whole.
+    Json,
+    /// For programs, a line for each.
+    Ndjson,
+}
+
+/// Options of `causeway drops`.
+#[derive(Debug, Args)]
+pub struct DropsArgs {
+    /// How long to count, for example 30s or 2m; 10s by default, with --follow until it is ended
+    #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
+    pub duration: Option<Duration>,
+    /// Tell each second what was dropped in it
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what is dropped of pods of this Kubernetes namespace, whichever way it went
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Only what is dropped of this pod: NAME, of --namespace or default, or NAMESPACE/NAME
+    #[arg(long)]
+    pub pod: Option<String>,
+    /// Also what is part of normal traffic
+    #[arg(short, long)]
+    pub all: bool,
+    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Stream,
 }
 
 /// Options of `causeway explain`.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use diagnose::{DoctorArgs, ExplainArgs, TraceArgs};
+pub use diagnose::{DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
 
 use crate::config::LogFormat;
 use crate::migrate::kinds::Kind;
@@ -82,6 +82,19 @@ nothing was seen, or it left this machine by a device and only another machine c
 Pods of this machine are known by what its agents wrote down; Services, nodes and other pods an agent must tell. Ctrl-C
 ends it early and tells what was seen until then.")]
     Trace(TraceArgs),
+    /// Count what this machine drops, by whom it was and why
+    #[command(after_help = "Examples:
+  causeway drops                                   # counts for ten seconds; Ctrl-C ends it sooner
+  causeway drops --for 1m --namespace shop         # of the pods of a namespace
+  causeway drops --pod shop/web --follow           # tells each second what was dropped in it
+  causeway drops -o json | jq '.drops[] | {packets, reason, place, at}'
+  causeway drops --config /var/lib/causeway/nodes/node-1/agent.yaml \\
+    --config /var/lib/causeway/nodes/node-2/agent.yaml           # nodes of `causeway up`
+Exit codes: 0 = nothing was dropped that somebody misses, 1 = something was, 2 = could not run, or not all was counted.
+All network namespaces of the machine are looked at. What is part of normal traffic is counted and not told without
+--all: packets of TCP connections that are over, what TCP has had already, packets to many that nobody here waits for,
+and those of unix and netlink sockets. -o json and ndjson tell times in UTC, bytes from the IP header on.")]
+    Drops(DropsArgs),
     /// Tell what becomes of a packet, without sending one
     #[command(after_help = "Examples:
   causeway explain pod/default/client svc/default/web:80

@@ -1,5 +1,7 @@
 //! The section `telemetry`.
 
+use std::path::PathBuf;
+
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +10,12 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Telemetry {
     /// A collector of OpenTelemetry that takes OTLP over HTTP, for example `http://127.0.0.1:4318`: traces of changes,
-    /// from a watch's event to the kernel, and of the CNI plugin's requests are sent to its `/v1/traces`, in JSON. Only
-    /// `http`: a collector on the node, or one in front of another. Default: absent, and nothing is traced.
+    /// from a watch's event to the kernel, and of the CNI plugin's requests are sent to its `/v1/traces`, in JSON. By
+    /// `https` where they leave the node. Default: absent, and nothing is traced.
     pub endpoint: Option<String>,
+    /// Certificates of the authorities, in PEM, of which one signed that of a collector by `https`. Default: the
+    /// system's, of which the image has none.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Telemetry {
@@ -23,7 +28,7 @@ impl Telemetry {
             return Ok(None);
         };
         let base: Uri = endpoint.parse().map_err(|error| format!("{error}"))?;
-        if base.scheme_str() != Some("http") || base.query().is_some() {
+        if !matches!(base.scheme_str(), Some("http" | "https")) || base.query().is_some() {
             return Err("is not a URL like http://127.0.0.1:4318".to_owned());
         }
         let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));

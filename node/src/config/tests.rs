@@ -127,7 +127,7 @@ stateDir: /state
 healthBind: 172.30.0.11:10256
 metricsBind: 172.30.0.11:10249
 logging: {format: json, level: debug}
-telemetry: {endpoint: 'http://127.0.0.1:4318/otlp/'}
+telemetry: {endpoint: 'https://collector:4318/otlp/', caFile: /ca.crt}
 ",
     );
     assert_eq!(config.node_name.0, "node-1");
@@ -137,7 +137,7 @@ telemetry: {endpoint: 'http://127.0.0.1:4318/otlp/'}
     let traces = config.telemetry.traces().expect("a URL");
     assert_eq!(
         traces,
-        Some("http://127.0.0.1:4318/otlp/v1/traces".parse().expect("a URL"))
+        Some("https://collector:4318/otlp/v1/traces".parse().expect("a URL"))
     );
     assert_eq!(config.proxy.datapath, Datapath::Iptables);
     assert_eq!(config.proxy.iptables_variant, IptablesVariant::Nft);
@@ -378,8 +378,8 @@ fn values_that_make_no_sense_are_refused_all_at_once() {
             "metricsBind: 127.0.0.1:1 is healthBind already",
         ),
         (
-            "telemetry: {endpoint: 'https://collector:4318'}",
-            "telemetry.endpoint: \"https://collector:4318\" is not a URL like http://127.0.0.1:4318",
+            "telemetry: {endpoint: 'grpc://collector:4317'}",
+            "telemetry.endpoint: \"grpc://collector:4317\" is not a URL like http://127.0.0.1:4318",
         ),
         (
             "telemetry: {endpoint: 'collector:4318'}",

@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
-use model::Snapshot;
+use model::{ObjectName, Snapshot};
 use netlink::Netlink;
-use overlay::audit::{Difference, Part, Whose, differences};
+use netlink::nft::{self, Nft};
+use overlay::audit::{Difference, Part, Whose, differences, table_differences};
 use overlay::plan::Plan;
 use overlay::pods::Assigned;
 
 use super::finding;
-use crate::agent::findings::Finding;
+use crate::findings::{Finding, Severity};
 
 /// One finding for each thing that is not as it shall be.
 ///
@@ -21,6 +22,23 @@ pub fn look(snapshot: &Snapshot, plan: &Plan, pods: &[Assigned]) -> netlink::Res
         .iter()
         .map(|difference| told(snapshot, difference))
         .collect())
+}
+
+/// One finding for each table of the pod network that is not as it shall be.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn tables(plan: &Plan, pods: &[Assigned], anti_spoofing: bool) -> Result<Vec<Finding>, nft::Error> {
+    let found = table_differences(&mut Nft::open()?, plan, pods, anti_spoofing)?;
+    let of_table = |(table, differences): (String, Vec<String>)| {
+        finding(
+            "network-rules",
+            format!("table {table}"),
+            differences.join("; "),
+            "causeway doctor --fix; the agent makes it again when it sees the change: find who changes it",
+        )
+    };
+    Ok(found.into_iter().map(of_table).collect())
 }
 
 fn told(snapshot: &Snapshot, difference: &Difference) -> Finding {
@@ -41,6 +59,22 @@ fn told(snapshot: &Snapshot, difference: &Difference) -> Finding {
             "tunnel-fdb",
             "causeway doctor --fix; the agent repairs it when it sees the change",
         ),
+        Part::ForeignRoute => (
+            "foreign-route",
+            "ip route del, where nobody needs it: packets to that part of the subnet do not take the way to its node",
+        ),
+        Part::Underlay => (
+            "underlay",
+            "ip link set DEVICE up, ip address add: other nodes, etcd and the API server are reached by it",
+        ),
+        Part::UnderlayNeighbour => (
+            "underlay-neighbour",
+            "none is needed where that is the node's MAC address; else ip neigh del, and it is asked for",
+        ),
+        Part::PodMtu => (
+            "pod-mtu-small",
+            "none is needed; causeway doctor --fix gives both ends what the network takes now",
+        ),
         Part::PodDevice if difference.found.is_none() => (
             "pod-device-gone",
             "delete the pod: its network namespace lost its device, which comes with a new one",
@@ -53,13 +87,24 @@ fn told(snapshot: &Snapshot, difference: &Difference) -> Finding {
     let object = match &difference.whose {
         Whose::ThisNode => "this node".to_owned(),
         Whose::Node(address) => node_name(snapshot, *address),
-        Whose::Pod { name: Some(name), .. } => format!("Pod {name}"),
-        Whose::Pod {
-            name: None,
-            container,
-        } => format!("container {container}"),
+        Whose::Pod { name, container } => pod_text(name.as_ref(), container),
     };
-    finding(id, object, difference.to_string(), repair)
+    let severity = match difference.part {
+        Part::UnderlayNeighbour | Part::PodMtu => Severity::Note,
+        _ => Severity::Wrong,
+    };
+    Finding {
+        severity,
+        ..finding(id, object, difference.to_string(), repair)
+    }
+}
+
+/// A pod by its name, where the runtime told it.
+pub fn pod_text(name: Option<&ObjectName>, container: &str) -> String {
+    match name {
+        Some(name) => format!("Pod {name}"),
+        None => format!("container {container}"),
+    }
 }
 
 fn node_name(snapshot: &Snapshot, address: IpAddr) -> String {

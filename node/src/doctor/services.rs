@@ -1,43 +1,60 @@
 //! What is programmed for Services against what their plans say, frontend by frontend.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
+use ebpf::SocketHook;
 use model::ObjectName;
-use proxy::plan::FrontendKey;
-use proxy::plans_of;
-use proxy::programmed::{Programmed, Wanted};
+use proxy::plan::{FrontendKey, ServicePlan};
+use proxy::programmed::{PACKET_RULES, Programmed, Wanted};
 
 use super::finding;
-use crate::agent::findings::Finding;
 use crate::explain::Facts;
+use crate::findings::Finding;
 
 const REPAIR: &str = "causeway doctor --fix; by itself the agent looks at rules when they change, and at maps every five \
                       minutes";
 
-/// Frontends that differ, one finding for each Service, and those that are nobody's. Nothing before the proxy's first
-/// sync, and where what is programmed is not read. Services of `failing` are told already.
+/// The plans of all Services.
+pub type Plans = BTreeMap<ObjectName, Arc<ServicePlan>>;
+
+/// Frontends that differ, one finding for each Service, and those that are nobody's; and layers that are not there at
+/// all, once. Nothing where what is programmed is not read. Services of `failing` are told already.
 ///
 /// # Errors
 /// When the kernel cannot be read.
-pub fn look(facts: &Facts, failing: &dyn Fn(&ObjectName) -> bool) -> Result<Vec<Finding>, proxy::Error> {
+pub fn look(
+    facts: &Facts,
+    plans: &Plans,
+    failing: &dyn Fn(&ObjectName) -> bool,
+) -> Result<Vec<Finding>, proxy::Error> {
     let Some(context) = facts.context.as_ref().filter(|_| facts.unread_rules.is_none()) else {
         return Ok(Vec::new());
     };
     let programmed = Programmed::read(facts.pin_dir.as_deref(), context.families.iter().copied())?;
+    let missing = programmed.missing_tables();
+    let mut findings: Vec<_> = missing.iter().map(|table| of_table(table)).collect();
+    if let Some(pin_dir) = &facts.pin_dir {
+        findings.extend(of_hook(pin_dir, programmed.has_hook())?);
+    }
     let mut stray = programmed.frontends()?;
-    let mut findings = Vec::new();
-    for (name, plan) in plans_of(&facts.snapshot, context) {
+    for (name, plan) in plans {
         let mut lines = BTreeSet::new();
         for port in plan.ports.values() {
             for (key, frontend) in &port.frontends {
                 stray.remove(key);
-                for layer in programmed.layers(key, Wanted::Port(port, *frontend))? {
+                let layers = programmed.layers(key, Wanted::Port(port, *frontend))?;
+                let there = layers
+                    .iter()
+                    .filter(|layer| layer.name != PACKET_RULES || missing.is_empty());
+                for layer in there {
                     let differences = layer.differences().into_iter();
                     lines.extend(differences.map(|line| format!("{key}: {}: {line}", layer.name)));
                 }
             }
         }
-        if !lines.is_empty() && !failing(&name) {
+        if !lines.is_empty() && !failing(name) {
             findings.push(finding(
                 "service-differs",
                 format!("Service {name}"),
@@ -48,6 +65,39 @@ pub fn look(facts: &Facts, failing: &dyn Fn(&ObjectName) -> bool) -> Result<Vec<
     }
     findings.extend(stray.iter().map(of_stray));
     Ok(findings)
+}
+
+fn of_table(table: &str) -> Finding {
+    finding(
+        "service-table-gone",
+        format!("table {table}"),
+        "it is not there: no packet rules serve Services of that version of IP".to_owned(),
+        "causeway doctor --fix; the agent makes it again when it sees the change: find who deletes it",
+    )
+}
+
+/// What of the socket hook is not there: its maps, or programs at the cgroup.
+fn of_hook(pin_dir: &Path, has_maps: bool) -> Result<Option<Finding>, ebpf::Error> {
+    let evidence = match has_maps {
+        false => format!(
+            "nothing is pinned below {}: sockets are not translated",
+            pin_dir.display()
+        ),
+        true => match SocketHook::detached(pin_dir)?.as_slice() {
+            [] => return Ok(None),
+            names => format!(
+                "nothing attaches {} to the cgroup: {}/links has no link of it that leads there",
+                names.join(", "),
+                pin_dir.display()
+            ),
+        },
+    };
+    Ok(Some(finding(
+        "hook-detached",
+        "socket hook".to_owned(),
+        evidence,
+        "causeway doctor --fix; the agent attaches it again within ten seconds. Until then the packet rules serve",
+    )))
 }
 
 /// The first of them are enough.

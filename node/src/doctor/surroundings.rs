@@ -7,7 +7,7 @@ use netlink::nft::Nft;
 use overlay::fast_path::foreign_filters;
 
 use super::finding;
-use crate::agent::findings::{Finding, Severity};
+use crate::findings::{Finding, Severity};
 
 /// Beyond these shares, in hundredths, something will soon be full.
 const TRACKED_PERCENT: u64 = 90;

@@ -66,6 +66,8 @@ pub struct Known<'a> {
     pub snapshot: Option<&'a Snapshot>,
     /// This node's pods.
     pub pods: &'a [PodHere],
+    /// Whose addresses were that are nobody's any more, and until when.
+    pub former: Option<&'a BTreeMap<IpAddr, String>>,
 }
 
 /// What a name names.
@@ -141,7 +143,11 @@ impl Known<'_> {
             .flat_map(|snapshot| snapshot.services.iter());
         match services.find(|(_, service)| addresses_of(service).any(|own| own == address)) {
             Some((name, _)) => place(format!("Service {name}"), None),
-            None => place("address".to_owned(), None),
+            None => {
+                let former = self.former.and_then(|former| former.get(&address));
+                let name = former.map(|former| format!("address of {former}"));
+                place(name.unwrap_or_else(|| "address".to_owned()), None)
+            }
         }
     }
 

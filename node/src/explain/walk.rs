@@ -1,5 +1,6 @@
 //! The walk: names, then objects and kernel, there and back.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub struct Facts {
     pub context: Option<NodeContext>,
     /// This node's pods.
     pub pods: Vec<PodHere>,
+    /// Whose addresses were that are nobody's any more, and until when.
+    pub former: BTreeMap<IpAddr, String>,
     /// What the kernel shall have for the pod network.
     pub network: Option<Arc<Plan>>,
     /// Where the socket hook is pinned; none where there shall be none.
@@ -68,6 +71,7 @@ pub fn explain(question: &Question, facts: &Facts) -> Result<Explanation, NameEr
     let known = Known {
         snapshot: Some(&facts.snapshot),
         pods: &facts.pods,
+        former: Some(&facts.former),
     };
     let ends = ends(question, &known)?;
     Ok(Walk::new(&ends, Some(facts), facts.pin_dir.clone()).run(&ends))
@@ -81,6 +85,7 @@ pub fn without_agent(question: &Question, pin_dir: PathBuf) -> Result<Explanatio
     let known = Known {
         snapshot: None,
         pods: &[],
+        former: None,
     };
     let ends = ends(question, &known)?;
     Ok(Walk::new(&ends, None, Some(pin_dir)).run(&ends))

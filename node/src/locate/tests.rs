@@ -1,5 +1,6 @@
 //! What ends name, with who is behind them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
@@ -53,6 +54,7 @@ fn facts() -> Facts {
     node.internal_addresses = vec![[172, 30, 0, 11].into()];
     snapshot.apply(Change::Node(node));
     Facts {
+        former: BTreeMap::new(),
         node: "node-1".into(),
         snapshot: Arc::new(snapshot),
         context: Some(NodeContext::new("node-1".into(), [])),

@@ -1,4 +1,4 @@
-//! The body of a request to `/v1/traces`, in JSON (OTLP 1.9, "JSON Protobuf Encoding": ids in hexadecimal, numbers of 64
+//! The bodies of a request to `/v1/traces` and of its answer, in JSON (OTLP 1.9, "JSON Protobuf Encoding": ids in hexadecimal, numbers of 64
 //! bits as text).
 
 use serde_json::{Value as Json, json};
@@ -27,6 +27,29 @@ pub fn body(node: &str, spans: &[Span]) -> Json {
             "spans": spans.iter().map(span).collect::<Vec<_>>(),
         }],
     }]})
+}
+
+/// What a collector that took a request did not take of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Partial {
+    /// Spans.
+    pub rejected: u64,
+    /// Why.
+    pub message: String,
+}
+
+/// What the answer to a request that was taken says. One that cannot be read says nothing.
+#[must_use]
+pub fn partial_success(answer: &[u8]) -> Partial {
+    let answer: Json = serde_json::from_slice(answer).unwrap_or_default();
+    let partial = &answer["partialSuccess"];
+    // Readers of this encoding take numbers of 64 bits as numbers, too.
+    let rejected = &partial["rejectedSpans"];
+    let rejected = rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok());
+    Partial {
+        rejected: rejected.unwrap_or(0),
+        message: partial["errorMessage"].as_str().unwrap_or_default().to_owned(),
+    }
 }
 
 fn span(span: &Span) -> Json {

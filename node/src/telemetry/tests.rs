@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::collector::Collector;
+use tests::directory::Directory;
+use tests::fake_api::Authority;
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::info_span;
@@ -36,16 +38,21 @@ fn two_changes() {
 fn export_to(collector: &Collector) -> Export {
     Export {
         url: format!("{}/v1/traces", collector.url()).parse().expect("a URL"),
+        ca_file: None,
         node: "node-1".to_owned(),
     }
 }
 
 /// Exports all spans and ends.
 async fn export(traces: &Traces, collector: &Collector) -> Vec<String> {
+    export_by(traces, collector, export_to(collector)).await
+}
+
+async fn export_by(traces: &Traces, collector: &Collector, export: Export) -> Vec<String> {
     let told = std::sync::Mutex::new(Vec::new());
     let shutdown = CancellationToken::new();
     let export = traces.export(
-        export_to(collector),
+        export,
         |outcome| {
             let outcome = outcome.map_or_else(str::to_owned, |()| "works".to_owned());
             told.lock().expect("nobody panics").push(outcome);
@@ -56,7 +63,8 @@ async fn export(traces: &Traces, collector: &Collector) -> Vec<String> {
         collector.until("the spans", |spans| spans.len() == 7).await;
         shutdown.cancel();
     };
-    tokio::join!(export, seen);
+    let (ended, ()) = tokio::join!(export, seen);
+    ended.expect("it began");
     told.into_inner().expect("nobody panics")
 }
 
@@ -128,6 +136,76 @@ async fn a_collector_that_is_overloaded_is_asked_again_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn spans_that_the_collector_leaves_out_are_counted_and_not_sent_again() {
+    let message = "no room for more of this kind";
+    let partial =
+        |rejected: Value| json!({"partialSuccess": {"rejectedSpans": rejected, "errorMessage": message}});
+    let rows = [
+        (json!({}), 0),
+        (json!({"partialSuccess": {}}), 0),
+        (partial(json!("2")), 2),
+        (partial(json!(3)), 3),
+        // A warning alone.
+        (partial(json!(0)), 0),
+        (partial(json!("many")), 0),
+        // No more than there were.
+        (partial(json!("900")), 7),
+    ];
+    for (answer, dropped) in rows {
+        let collector = Collector::start().expect("loopback is there");
+        collector.answer(answer.clone());
+        let traces = traced(two_changes);
+        let told = export(&traces, &collector).await;
+        assert_eq!(
+            (collector.requests().len(), traces.dropped()),
+            (1, dropped),
+            "{answer}"
+        );
+        assert_eq!(told[1] == "works", dropped == 0, "{told:?} for {answer}");
+        assert_eq!(told[1].contains(message), dropped > 0, "{told:?} for {answer}");
+    }
+}
+
+#[tokio::test]
+async fn spans_leave_the_node_by_tls_for_a_collector_of_a_known_authority_alone() {
+    let directory = Directory::new("telemetry");
+    let authority = Authority::new("collectors").expect("a key");
+    let server = authority.issue("collector", &[]).expect("a certificate");
+    let collector = Collector::start_with_tls(&server).expect("loopback is there");
+    let by = |authority: &str| Export {
+        ca_file: Some(directory.write("ca.crt", authority)),
+        ..export_to(&collector)
+    };
+    let traces = traced(two_changes);
+    let other = Authority::new("others").expect("a key");
+    let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+    let shutdown = CancellationToken::new();
+    let told = |outcome: Result<(), &str>| {
+        if let Err(error) = outcome {
+            told.send(error.to_owned()).expect("somebody waits");
+        }
+    };
+    let distrusting = traces.export(by(&other.pem()), told, shutdown.clone());
+    let seen = async {
+        let error = outcomes.recv().await.expect("it goes on");
+        assert!(error.contains("invalid peer certificate"), "{error}");
+        shutdown.cancel();
+    };
+    tokio::join!(distrusting, seen).0.expect("it began");
+    assert_eq!(collector.requests().len(), 0);
+
+    let traces = traced(two_changes);
+    assert_eq!(
+        export_by(&traces, &collector, by(&authority.pem())).await,
+        ["works", "works"]
+    );
+
+    let nothing = traces.export(by("nonsense"), |_| {}, CancellationToken::new());
+    let error = nothing.await.expect_err("no certificate is in it");
+    assert!(format!("{error:#}").contains("telemetry.caFile"), "{error:#}");
+}
+
+#[tokio::test]
 async fn what_the_collector_refuses_for_good_is_dropped_and_counted() {
     let collector = Collector::start().expect("loopback is there");
     collector.fail_next(&[400]);
@@ -148,9 +226,10 @@ async fn what_the_collector_refuses_for_good_is_dropped_and_counted() {
         assert!(refused.contains("400"), "{refused}");
         shutdown.cancel();
     };
-    tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(export, seen) })
+    let (ended, ()) = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(export, seen) })
         .await
         .expect("it ends");
+    ended.expect("it began");
     assert_eq!((collector.spans().len(), traces.dropped()), (0, 7));
 }
 

@@ -14,8 +14,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use trace::Service;
 use trace::hop::Protocol;
 
-use crate::agent::findings::SOCKET;
 use crate::ask;
+use crate::ask::SOCKET;
 use crate::config;
 use crate::ends::Name;
 use crate::explain::{self, Explanation};

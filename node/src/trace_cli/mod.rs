@@ -12,7 +12,7 @@ mod ending;
 mod filter;
 mod inject;
 mod interrupt;
-mod pods;
+pub mod pods;
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -205,7 +205,9 @@ impl Watch {
     }
 }
 
-fn host_name() -> String {
+/// What this machine calls itself.
+#[must_use]
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname();
     name.map_or_else(
         |_| "this machine".to_owned(),

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use model::{NodeName, ObjectName};
 use overlay::pods::wiring;
 use trace::Names;
@@ -27,14 +28,27 @@ pub(super) struct Record {
 
 /// Pods by name. A name may be in several books, and in one several times: of a container that ended and one in its place.
 #[derive(Debug, Default)]
-pub(super) struct Pods {
+pub struct Pods {
     by_name: BTreeMap<ObjectName, Vec<Record>>,
+    /// Whether there is an agent that could have connected any.
+    has_agent: bool,
 }
 
 impl Pods {
+    /// Reads what the agents with these configurations wrote; where none is named, those that are usual.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn of_this_machine(configs: &[PathBuf]) -> anyhow::Result<Self> {
+        Self::read(&Agents::read(configs)?)
+    }
+
     /// Reads what the agents wrote.
     pub(super) fn read(agents: &Agents) -> anyhow::Result<Self> {
-        let mut pods = Self::default();
+        let mut pods = Self {
+            by_name: BTreeMap::new(),
+            has_agent: agents.iter().next().is_some(),
+        };
         for agent in agents.iter() {
             let directory = &agent.state_dir;
             let recorded = overlay::pods::recorded(directory)
@@ -73,8 +87,52 @@ impl Pods {
         Ok(Some(addresses.iter().copied().collect()))
     }
 
+    /// Whether there is such a pod.
+    ///
+    /// # Errors
+    /// When no book has it.
+    pub fn need(&self, name: &ObjectName) -> anyhow::Result<()> {
+        self.need_agent(&format!("pod {name}"))?;
+        ensure!(
+            self.by_name.contains_key(name),
+            "no pod {name} on this machine's nodes: {}",
+            self.others(name)
+        );
+        Ok(())
+    }
+
+    /// Whether a namespace has pods.
+    ///
+    /// # Errors
+    /// When no book has one.
+    pub fn need_namespace(&self, namespace: &str) -> anyhow::Result<()> {
+        self.need_agent(&format!("namespace {namespace}"))?;
+        ensure!(
+            self.by_name.keys().any(|name| name.namespace == namespace),
+            "no pod of namespace {namespace} on this machine's nodes"
+        );
+        Ok(())
+    }
+
+    fn need_agent(&self, what: &str) -> anyhow::Result<()> {
+        ensure!(self.has_agent, "{what} is not known: {}", NotLocated::NoAgent);
+        Ok(())
+    }
+
     /// What to say of a pod that neither the books nor the agents know.
     pub(super) fn unknown(&self, name: &ObjectName, why: &NotLocated) -> String {
+        let there = self.others(name);
+        match why {
+            NotLocated::NoAgent => format!("pod/{name}: {why}"),
+            NotLocated::Silent(_) | NotLocated::Unknown(_) => format!(
+                "no agent of this machine has connected a pod {name}, and none knows it as an endpoint of a Service; give \
+                 its address ({there}; {why})"
+            ),
+        }
+    }
+
+    /// Which pods there are, where one is not.
+    fn others(&self, name: &ObjectName) -> String {
         // Those of the same name first.
         let mut others: Vec<&ObjectName> = self.by_name.keys().collect();
         others.sort_by_key(|other| (other.name != name.name, *other));
@@ -83,16 +141,9 @@ impl Pods {
             .take(TOLD)
             .map(|other| format!("pod/{other}"))
             .collect();
-        let there = match told.as_slice() {
-            [] => "it has connected none".to_owned(),
+        match told.as_slice() {
+            [] => "there are none".to_owned(),
             told => format!("there are {}", told.join(", ")),
-        };
-        match why {
-            NotLocated::NoAgent => format!("pod/{name}: {why}"),
-            NotLocated::Silent(_) | NotLocated::Unknown(_) => format!(
-                "no agent of this machine has connected a pod {name}, and none knows it as an endpoint of a Service; give \
-                 its address ({there}; {why})"
-            ),
         }
     }
 
@@ -112,8 +163,10 @@ impl Pods {
         records.flat_map(|(name, records)| records.iter().map(move |record| (name, record)))
     }
 
-    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them.
-    pub(super) fn names(&self, namespaces: &[Found]) -> Names {
+    /// What network namespaces are called: by the pods whose addresses they have, else as `ip netns` calls them; and whose
+    /// addresses are.
+    #[must_use]
+    pub fn names(&self, namespaces: &[Found]) -> Names {
         let mut names = Names::of_this_machine();
         for found in namespaces {
             let mut addresses = found.addresses.iter();
@@ -121,6 +174,11 @@ impl Pods {
                 names.netns.insert(found.inode, format!("pod/{pod}"));
             }
         }
+        let addresses = self.records().flat_map(|(name, record)| {
+            let addresses = record.addresses.iter();
+            addresses.map(move |address| (*address, format!("pod/{name}")))
+        });
+        names.pods = addresses.collect();
         names
     }
 }
@@ -128,8 +186,11 @@ impl Pods {
 #[cfg(test)]
 impl Pods {
     /// These pods, each of a node and with an address.
-    pub(super) fn of(pods: &[(&str, &str, &str)]) -> Self {
-        let mut all = Self::default();
+    pub fn of(pods: &[(&str, &str, &str)]) -> Self {
+        let mut all = Self {
+            by_name: BTreeMap::new(),
+            has_agent: true,
+        };
         for (name, node, address) in pods {
             let (namespace, name) = name.split_once('/').expect("a namespace");
             let record = Record {

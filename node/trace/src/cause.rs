@@ -36,7 +36,7 @@ type Row = (&'static str, &'static str, &'static str, &'static str);
 
 /// The first row that fits is taken. Reasons are those of include/net/dropreason-core.h; a place is where a function
 /// gives no reason of its own.
-const ROWS: [Row; 32] = [
+const ROWS: [Row; 43] = [
     (
         "NETFILTER_DROP",
         "",
@@ -222,6 +222,72 @@ const ROWS: [Row; 32] = [
         "",
         "it had arrived: the socket was closed before it was read",
         "the program at that socket",
+    ),
+    (
+        "BPF_CGROUP_EGRESS",
+        "",
+        "a program at the sender's cgroup dropped it",
+        "bpftool cgroup tree",
+    ),
+    (
+        "CPU_BACKLOG",
+        "",
+        "the CPU's queue of received packets was full",
+        "cat /proc/net/softnet_stat; sysctl net.core.netdev_max_backlog",
+    ),
+    (
+        "FULL_RING",
+        "",
+        "the device's ring was full",
+        "ip -s link show dev DEVICE",
+    ),
+    (
+        "DEV_READY",
+        "",
+        "the device, or the other end of its cable, is down",
+        "ip link show, on both ends",
+    ),
+    (
+        "SOCKET_BACKLOG",
+        "",
+        "the socket's backlog is full: the program reads too slowly",
+        "ss -nmp",
+    ),
+    (
+        "PROTO_MEM",
+        "",
+        "the protocol may use no more memory",
+        "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem net.ipv4.udp_mem",
+    ),
+    (
+        "TCP_ZEROWINDOW",
+        "",
+        "the receiver's window is closed: the program reads too slowly",
+        "ss -tnmp",
+    ),
+    (
+        "TCP_OFO_QUEUE_PRUNE",
+        "",
+        "no room was left for segments that came before their turn",
+        "ss -tnmp",
+    ),
+    (
+        "IPV6DISABLED",
+        "",
+        "IPv6 is switched off at the device",
+        "sysctl net.ipv6.conf.DEVICE.disable_ipv6",
+    ),
+    (
+        "FRAG_REASM_TIMEOUT",
+        "",
+        "the other fragments of it did not come in time",
+        "a fragment is dropped elsewhere: causeway drops on the way",
+    ),
+    (
+        "TCP_RFC7323_PAWS",
+        "",
+        "its time stamp is older than one that was seen: a copy, or a sender behind the same address",
+        "sysctl net.ipv4.tcp_timestamps, at the sender",
     ),
     (
         "OTHERHOST",

@@ -10,6 +10,7 @@
 //! - [`cause`] says what a drop means, and what to look at.
 //! - [`namespaces`] finds where on this machine an address is.
 //! - [`render`] writes a story for people.
+//! - [`drops`] counts what is dropped, whoever's it is.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -31,7 +32,9 @@
 //! ```
 
 pub mod cause;
+pub mod drops;
 pub mod hop;
+mod ledger;
 pub mod namespaces;
 pub mod places;
 pub mod render;

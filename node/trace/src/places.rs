@@ -2,19 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::thread::JoinHandle;
 
 use ebpf::kernel_types::{KernelTypes, TypesError};
 use netlink::netns::PIN_DIRECTORY;
 
+/// Reasons of subsystems (net/mac80211/drop.h, net/openvswitch/drop.h).
+const OF_SUBSYSTEMS: [&str; 2] = ["mac80211_drop_reason", "ovs_drop_reason"];
+
+/// `SKB_DROP_REASON_SUBSYS_SHIFT`.
+const SUBSYSTEM_SHIFT: u32 = 16;
+
 /// Names of reasons and functions.
 #[derive(Debug)]
 pub struct Places {
     reasons: BTreeMap<u32, String>,
-    /// By address.
-    functions: BTreeMap<u64, String>,
-    /// Reads them: they are many, and nobody need wait for them before the first packet has ended.
+    /// Who has reasons of its own, by the upper half of their numbers.
+    subsystems: BTreeMap<u32, String>,
+    /// By address; there when the first function was asked for, since there are many.
+    functions: Option<BTreeMap<u64, String>>,
+    /// Reads them before, where somebody wants to wait for nothing then.
     reading: Option<JoinHandle<BTreeMap<u64, String>>>,
 }
 
@@ -22,36 +31,56 @@ impl Places {
     pub(crate) fn read(types: &KernelTypes) -> Result<Self, TypesError> {
         let reasons = types.enumeration("skb_drop_reason")?;
         let short = |name: String| name.trim_start_matches("SKB_DROP_REASON_").to_owned();
+        let mut reasons: BTreeMap<u32, String> = reasons
+            .into_iter()
+            .map(|(number, name)| (number, short(name)))
+            .collect();
+        for list in OF_SUBSYSTEMS {
+            // Where the subsystem is not part of the kernel proper, it has no list here.
+            reasons.extend(types.enumeration(list).unwrap_or_default());
+        }
+        // Before Linux 6.4 no subsystem has reasons of its own.
+        let subsystems = types.enumeration("skb_drop_reason_subsys").unwrap_or_default();
         Ok(Self {
-            reasons: reasons
+            reasons,
+            subsystems: subsystems
                 .into_iter()
-                .map(|(number, name)| (number, short(name)))
+                .map(|(number, name)| (number, short(name).trim_start_matches("SUBSYS_").to_owned()))
                 .collect(),
-            functions: BTreeMap::new(),
+            functions: None,
             reading: None,
         })
     }
 
-    /// The kernel's name of a reason: numbers differ between kernels. Those of subsystems stay numbers.
+    /// The kernel's name of a reason: numbers differ between kernels. Of a subsystem that is a module its name and a
+    /// number.
     pub(crate) fn reason(&self, number: u32) -> String {
-        let known = self.reasons.get(&number);
-        known.map_or_else(|| format!("reason {number:#x}"), Clone::clone)
+        let subsystem = self.subsystems.get(&(number >> SUBSYSTEM_SHIFT));
+        match (self.reasons.get(&number), subsystem) {
+            (Some(name), _) => name.clone(),
+            (None, Some(subsystem)) if number >> SUBSYSTEM_SHIFT != 0 => {
+                format!("{subsystem} reason {:#x}", number & 0xffff)
+            }
+            _ => format!("reason {number:#x}"),
+        }
     }
 
     /// Begins to read the names of functions, beside whatever comes next.
     pub(crate) fn read_functions(&mut self) {
-        // Without the right to see addresses all are 0, and none is found.
-        let read = || functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
-        self.reading = Some(std::thread::spawn(read));
+        self.reading = Some(std::thread::spawn(read_functions));
     }
 
     /// The function that an address is in.
     pub(crate) fn function(&mut self, address: u64) -> String {
-        if let Some(reading) = self.reading.take() {
-            let read = reading.join();
-            self.functions = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        }
-        let found = self.functions.range(..=address).next_back();
+        let reading = &mut self.reading;
+        let functions = self.functions.get_or_insert_with(|| match reading.take() {
+            Some(reading) => {
+                let read = reading.join();
+                read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }
+            None => read_functions(),
+        });
+        let found = functions.range(..=address).next_back();
         found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
     }
 }
@@ -59,6 +88,11 @@ impl Places {
 /// Whether a place is the bare number that [`Places::function`] leaves where the kernel shows no symbols.
 pub(crate) fn is_bare(place: &str) -> bool {
     place.starts_with("0x")
+}
+
+/// The running kernel's. Without the right to see addresses all are 0, and there is none.
+fn read_functions() -> BTreeMap<u64, String> {
+    functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
 }
 
 /// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
@@ -79,6 +113,8 @@ fn functions(symbols: &str) -> BTreeMap<u64, String> {
 pub struct Names {
     /// By inode number: a pod's name, or what `ip netns` calls it.
     pub netns: BTreeMap<u32, String>,
+    /// Pods by their addresses.
+    pub pods: BTreeMap<IpAddr, String>,
 }
 
 impl Names {
@@ -97,7 +133,10 @@ impl Names {
             let own = inode(path.as_ref());
             own.map(|inode| netns.entry(inode).or_insert_with(|| "host".to_owned()));
         }
-        Self { netns }
+        Self {
+            netns,
+            pods: BTreeMap::new(),
+        }
     }
 
     /// A namespace's name; its number where it has none.
@@ -132,7 +171,8 @@ ffffffff81000200 T udp_rcv\t[module]
 ";
         let mut places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
-            functions: functions(symbols),
+            subsystems: BTreeMap::from([(0, "CORE".to_owned()), (2, "OPENVSWITCH".to_owned())]),
+            functions: Some(functions(symbols)),
             reading: None,
         };
         let rows = [
@@ -147,5 +187,7 @@ ffffffff81000200 T udp_rcv\t[module]
         }
         assert_eq!(places.reason(12), "NETFILTER_DROP");
         assert_eq!(places.reason(0x10001), "reason 0x10001");
+        assert_eq!(places.reason(0x20003), "OPENVSWITCH reason 0x3");
+        assert_eq!(places.reason(999), "reason 0x3e7");
     }
 }

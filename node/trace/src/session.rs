@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use ebpf::abi::net::Port;
 use ebpf::kernel_types::{KernelTypes, TypesError};
-use ebpf::tracer::{Tracer, TracerError, Wanted};
+use ebpf::tracepoints::TracepointError;
+use ebpf::tracer::{Tracer, Wanted};
 
 use crate::hop::{Hop, Protocol};
 use crate::places::Places;
@@ -51,7 +52,7 @@ pub enum TraceError {
     Types(#[from] TypesError),
     /// The programs cannot be loaded or asked.
     #[error(transparent)]
-    Tracer(#[from] TracerError),
+    Programs(#[from] TracepointError),
 }
 
 /// The attached programs, and the names of what they tell.

@@ -131,6 +131,7 @@ fn names() -> Names {
     ];
     Names {
         netns: names.map(|(inode, name)| (inode, name.to_owned())).into(),
+        ..Names::default()
     }
 }
 

@@ -30,6 +30,7 @@ mod nfnetlink;
 pub mod nft;
 pub mod qdisc;
 pub mod route;
+pub mod rule;
 pub mod sock_diag;
 mod socket;
 pub mod sysctl;

@@ -161,6 +161,13 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            RouteKind::Unicast => {}
+            RouteKind::Local => write!(f, "local ")?,
+            RouteKind::Blackhole => write!(f, "blackhole ")?,
+            RouteKind::Unreachable => write!(f, "unreachable ")?,
+            RouteKind::Other(number) => write!(f, "type {number} ")?,
+        }
         write!(f, "{}", self.destination)?;
         if let Some(gateway) = self.gateway {
             write!(f, " via {gateway}")?;

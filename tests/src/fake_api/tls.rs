@@ -70,7 +70,7 @@ impl Authority {
 }
 
 /// A server of this identity, which asks clients for a certificate of an authority, if one is given.
-pub(super) fn config(server: &Identity, clients: Option<&Authority>) -> anyhow::Result<Arc<ServerConfig>> {
+pub(crate) fn config(server: &Identity, clients: Option<&Authority>) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;

@@ -66,7 +66,8 @@ fn only_root_is_listened_to_at_the_agents_sockets_whatever_their_mode() -> anyho
     let everybody =
         |path: &str, mode: u32| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
     everybody(&node.path(""), 0o755)?;
-    let request = "GET /findings HTTP/1.0\r\nHost: agent\r\n\r\n";
+    let request = "POST /examine HTTP/1.0\r\nHost: agent\r\nContent-Type: application/json\r\n\
+                   Content-Length: 13\r\n\r\n{\"fix\":false}";
     // The feed speaks first; four bytes tell the CNI server of a request that is too long.
     for (name, words, to_root) in [
         ("run/dns.sock", "", "answer"),

@@ -9,7 +9,7 @@ use tests::cluster::everything;
 use tests::process::installed;
 use tests::skipped;
 
-use crate::manifests::{OVERLAYS, documents, objects, objects_with_startup_taint};
+use crate::manifests::{OVERLAYS, documents, objects, objects_with_component};
 
 /// Says loudly where there is no Helm.
 fn helm(claim: &str) -> Option<Command> {
@@ -147,7 +147,10 @@ fn values_of_the_chart_do_what_they_say() {
     let Some(plain) = render(&[]) else { return };
 
     let tainted = render(&["--set", "startupTaint=true"]).expect("helm is there");
-    assert_eq!(by_name(tainted), by_name(objects_with_startup_taint()));
+    assert_eq!(by_name(tainted), by_name(objects_with_component("startup-taint")));
+
+    let served = render(&["--set", "dnsService=10.96.0.10"]).expect("helm is there");
+    assert_eq!(by_name(served), by_name(objects_with_component("dns-service")));
 
     let told = render(&["--set", "apiServer.host=192.0.2.1"]).expect("helm is there");
     let mut expected = by_name(plain.clone());

@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::Deserialize as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::cluster::{everything, program};
 use tests::directory::Directory;
 use tests::kubectl;
@@ -241,24 +242,89 @@ fn granted(roles: &[ClusterRole]) -> BTreeSet<String> {
     granted
 }
 
-/// The overlay vxlan with the component startup-taint.
-pub fn objects_with_startup_taint() -> Vec<Value> {
-    let directory = Directory::new("startup-taint");
-    // kustomize takes no absolute paths.
-    let depth = directory.path().components().count() - 1;
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
-    let deploy = deploy.canonicalize().expect("there");
-    let deploy = format!("{}{}", "../".repeat(depth), deploy.display()).replace("//", "/");
+/// The overlay vxlan with one of the components that no overlay has.
+pub fn objects_with_component(component: &str) -> Vec<Value> {
+    let directory = Directory::new(component);
+    let deploy = deploy_from(directory.path());
     let _ = directory.write(
         "kustomization.yaml",
-        &format!("resources: [{deploy}/overlays/vxlan]\ncomponents: [{deploy}/components/startup-taint]\n"),
+        &format!("resources: [{deploy}/overlays/vxlan]\ncomponents: [{deploy}/components/{component}]\n"),
     );
     objects_at(directory.path())
 }
 
+/// `node/deploy` as kustomize takes it from a directory: it takes no absolute paths.
+fn deploy_from(directory: &Path) -> String {
+    let depth = directory.components().count() - 1;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
+    let deploy = deploy.canonicalize().expect("there");
+    format!("{}{}", "../".repeat(depth), deploy.display()).replace("//", "/")
+}
+
+#[test]
+fn a_service_for_the_dns_servers_selects_them_at_the_address_that_they_have() {
+    let objects = objects_with_component("dns-service");
+    let [service] = &of_kind::<Service>(&objects, "Service")[..] else {
+        panic!("not one Service: {objects:#?}")
+    };
+    let spec = service.spec.as_ref().expect("a Service has one");
+    let servers = of_kind::<DaemonSet>(&objects, "DaemonSet").into_iter();
+    let mut servers = servers.filter(|set| set.metadata.name.as_deref() == Some("causeway-dns"));
+    let template = servers.next().and_then(|set| set.spec).expect("there").template;
+    assert_eq!(
+        spec.selector,
+        template.metadata.and_then(|of_pods| of_pods.labels)
+    );
+    let config = of_kind::<ConfigMap>(&objects, "ConfigMap").into_iter();
+    let mut files = config.filter_map(|map| map.data?.remove("node.yaml"));
+    let config = documents(&files.next().expect("an agent has one")).remove(0);
+    assert_eq!(config["dns"]["address"], json!(spec.cluster_ip));
+}
+
+#[test]
+fn the_overlay_of_ones_own_that_the_readme_shows_is_one() {
+    let directory = Directory::new("own-overlay");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/deploy");
+    let readme = fs::read_to_string(deploy.join("README.md")).expect("there");
+    let (_, shown) = readme
+        .split_once("```yaml\n# kustomization.yaml\n")
+        .expect("it shows one");
+    let (shown, _) = shown.split_once("```").expect("its end");
+    let overlay = shown.replace("causeway/node/deploy", &deploy_from(directory.path()));
+    let _ = directory.write("kustomization.yaml", &overlay);
+    let _ = directory.write("node.yaml", "dns: {address: 172.20.0.10}\n");
+    let _ = directory.write("Corefile", ". {\n}\n");
+    let objects = objects_at(directory.path());
+    let text = json!(objects).to_string();
+    let images = text.matches("registry.example/causeway:v0.1.0").count();
+    assert_eq!(
+        (images, text.matches("\"causeway:v0.1.0\"").count()),
+        (3, 0),
+        "{text}"
+    );
+    let [service] = &of_kind::<Service>(&objects, "Service")[..] else {
+        panic!("not one Service: {text}")
+    };
+    let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
+    assert_eq!(address, Some("172.20.0.10"));
+    let maps = of_kind::<ConfigMap>(&objects, "ConfigMap").into_iter();
+    let files: Vec<_> = maps.flat_map(|map| map.data.into_iter().flatten()).collect();
+    let expected = [
+        ("Corefile", ". {\n}\n"),
+        ("node.yaml", "dns: {address: 172.20.0.10}\n"),
+    ];
+    assert!(
+        expected
+            .iter()
+            .all(|(name, said)| files.iter().any(|(file, text)| file == name && text == said)),
+        "{files:?}"
+    );
+    assert_eq!(files.len(), expected.len(), "{files:?}");
+}
+
 #[test]
 fn a_startup_taint_costs_one_right_more() {
-    let roles: Vec<ClusterRole> = of_kind(&objects_with_startup_taint(), "ClusterRole");
+    let roles: Vec<ClusterRole> = of_kind(&objects_with_component("startup-taint"), "ClusterRole");
     let mut expected = rows(RIGHTS, "vxlan");
     expected.insert("causeway-node-startup-taint nodes patch".to_owned());
     assert_eq!(granted(&roles), expected);

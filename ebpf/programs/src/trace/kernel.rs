@@ -21,6 +21,8 @@ static OFFSETS: Offsets = Offsets {
     dev_net: 0,
     sock_net: 0,
     net_inum: 0,
+    skb_len: 0,
+    dev_ifindex: 0,
     conn_status: 0,
     conn_original: 0,
     conn_reply: 0,
@@ -62,6 +64,13 @@ impl Skb {
         self.field(offset!(skb_protocol))
     }
 
+    /// Its length, in bytes; nobody asks for it who follows packets.
+    #[allow(dead_code)]
+    #[inline(always)]
+    pub fn length(self) -> u32 {
+        self.field(offset!(skb_len))
+    }
+
     /// The headers, behind what the network layer noted.
     #[inline(always)]
     pub fn from_network_header(self) -> Bytes {
@@ -97,11 +106,7 @@ impl Skb {
     /// The namespace of the socket that sent it, or 0: for packets that are at no device yet.
     #[inline(always)]
     pub fn socket_netns(self) -> u32 {
-        let socket: u64 = self.field(offset!(skb_sk));
-        if socket == 0 {
-            return 0;
-        }
-        netns(read(socket, offset!(sock_net)))
+        netns_of_socket(self.field(offset!(skb_sk)))
     }
 
     /// Address of the connection that it belongs to, or 0 (`nf_ct_get`: the last bits say how it belongs to it).
@@ -125,6 +130,9 @@ impl Skb {
 /// What is said of a device.
 pub struct Device {
     pub name: [u8; 16],
+    /// Nobody asks for it who follows packets.
+    #[allow(dead_code)]
+    pub ifindex: u32,
     pub netns: u32,
 }
 
@@ -133,7 +141,18 @@ pub struct Device {
 pub fn device(address: u64) -> Device {
     Device {
         name: read(address, offset!(dev_name)),
+        ifindex: read(address, offset!(dev_ifindex)),
         netns: netns(read(address, offset!(dev_net))),
+    }
+}
+
+/// The namespace of a socket (`struct sock`), or 0.
+#[inline(always)]
+pub fn netns_of_socket(address: u64) -> u32 {
+    if address == 0 {
+        0
+    } else {
+        netns(read(address, offset!(sock_net)))
     }
 }
 

@@ -5,8 +5,10 @@ use cni_plugin::spec::code;
 use model::ObjectName;
 use overlay::pods::{Attachment, AttachmentKey, PodError, PodNetwork};
 
-/// Answers a request. Blocks on the disk.
-pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
+use crate::agent::history::History;
+
+/// Answers a request; `history` learns of pods that left. Blocks on the disk.
+pub(super) fn decide(pods: &PodNetwork, history: &History, request: Request) -> Response {
     match request {
         Request::Add {
             key: of,
@@ -24,11 +26,17 @@ pub(super) fn decide(pods: &PodNetwork, request: Request) -> Response {
             };
             answer(pods.add(&attachment), |plan| Response::Wired { plan })
         }
-        Request::Del { key: of } => answer(pods.remove(&key(&of)), |_| Response::Done),
+        Request::Del { key: of } => answer(pods.remove(&key(&of)), |left| {
+            left.iter().for_each(|pod| history.left(pod));
+            Response::Done
+        }),
         Request::Check { key: of } => answer(pods.check(&key(&of)), |plan| Response::Wired { plan }),
         Request::Gc { valid } => {
             let valid: Vec<AttachmentKey> = valid.iter().map(key).collect();
-            answer(pods.retain(&valid), |_| Response::Done)
+            answer(pods.retain(&valid), |left| {
+                left.iter().for_each(|pod| history.left(pod));
+                Response::Done
+            })
         }
         Request::Status => match pods.ready() {
             Ok(()) => Response::Done,
@@ -152,26 +160,38 @@ mod tests {
     fn requests_are_served_once_there_is_a_subnet_and_refused_with_the_codes_of_cni_before() {
         let directory = std::env::temp_dir().join(format!("cwt-cni-{}", std::process::id()));
         let pods = PodNetwork::open(&directory).expect("temporary directory is writable");
-        assert_eq!(error_code(&decide(&pods, add("a"))), 11);
-        assert_eq!(error_code(&decide(&pods, Request::Status)), 50);
-        assert_eq!(error_code(&decide(&pods, Request::Check { key: key_of("a") })), 3);
-        assert_eq!(error_code(&decide(&pods, Request::Unknown)), 4);
-        assert_eq!(decide(&pods, Request::Del { key: key_of("a") }), Response::Done);
+        let history = History::default();
+        let decide = |request| decide(&pods, &history, request);
+        assert_eq!(error_code(&decide(add("a"))), 11);
+        assert_eq!(error_code(&decide(Request::Status)), 50);
+        assert_eq!(error_code(&decide(Request::Check { key: key_of("a") })), 3);
+        assert_eq!(error_code(&decide(Request::Unknown)), 4);
+        assert_eq!(decide(Request::Del { key: key_of("a") }), Response::Done);
 
         let subnet: IpNetwork = "10.244.1.0/30".parse().expect("valid");
         pods.serve([subnet].into_iter().collect(), Mtu(1450));
-        assert_eq!(decide(&pods, Request::Status), Response::Done);
-        let first = decide(&pods, add("a"));
+        assert_eq!(decide(Request::Status), Response::Done);
+        let first = decide(add("a"));
         assert!(matches!(first, Response::Wired { .. }), "{first:?}");
-        assert_eq!(decide(&pods, add("a")), first, "asked again, the same");
-        assert_eq!(decide(&pods, Request::Check { key: key_of("a") }), first);
+        assert_eq!(decide(add("a")), first, "asked again, the same");
+        assert_eq!(decide(Request::Check { key: key_of("a") }), first);
         let more: Vec<Response> = (0..4)
-            .map(|index| decide(&pods, add(&format!("more-{index}"))))
+            .map(|index| decide(add(&format!("more-{index}"))))
             .collect();
         let full = more.last().expect("four");
         assert_eq!(error_code(full), 11, "the subnet is full");
-        assert_eq!(decide(&pods, Request::Gc { valid: vec![] }), Response::Done);
-        assert_eq!(error_code(&decide(&pods, Request::Check { key: key_of("a") })), 3);
+        let last_left = || {
+            let former = history.former().into_values();
+            let names = former.map(|told| told.split(" until ").next().unwrap_or_default().to_owned());
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(last_left(), Vec::<String>::new());
+        assert_eq!(decide(Request::Del { key: key_of("a") }), Response::Done);
+        assert_eq!(last_left(), ["pod default/a"]);
+        assert!(matches!(decide(add("b")), Response::Wired { .. }));
+        assert_eq!(decide(Request::Gc { valid: vec![] }), Response::Done);
+        assert_eq!(last_left(), ["pod default/b"]);
+        assert_eq!(error_code(&decide(Request::Check { key: key_of("a") })), 3);
         std::fs::remove_dir_all(directory).expect("it was made");
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::{self, Empty};
 use tracing::info_span;
 
+use super::history::History;
 use super::socket::listen;
 use super::supervisor::Part;
 use crate::config::Cni;
@@ -51,6 +52,7 @@ pub async fn serve(
     config: Cni,
     pods: PodNetwork,
     requests: Arc<Counters>,
+    history: History,
     part: Part,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -68,8 +70,9 @@ pub async fn serve(
             accepted = listener.accept() => {
                 let stream = accepted.context("accept a plugin")?;
                 let (pods, requests, at_once) = (pods.clone(), requests.clone(), at_once.clone());
+                let history = history.clone();
                 exchanges.spawn(async move {
-                    match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, &at_once)).await {
+                    match tokio::time::timeout(EXCHANGE, serve_plugin(stream, pods, &requests, history, &at_once)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
                             let error = format!("{error:#}");
@@ -105,6 +108,7 @@ async fn serve_plugin(
     mut stream: UnixStream,
     pods: PodNetwork,
     requests: &Counters,
+    history: History,
     at_once: &Semaphore,
 ) -> anyhow::Result<()> {
     let mut header = [0; HEADER_BYTES];
@@ -128,7 +132,7 @@ async fn serve_plugin(
     );
     let _permit = at_once.acquire().await.context("wait for a turn")?;
     let deciding = info_span!(target: TARGET, parent: &span, "decide");
-    let response = spawn_blocking(move || deciding.in_scope(|| decide(&pods, request)))
+    let response = spawn_blocking(move || deciding.in_scope(|| decide(&pods, &history, request)))
         .await
         .context("decide")?;
     span.record("result", decide::result(&response));

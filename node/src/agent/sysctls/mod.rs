@@ -110,6 +110,17 @@ impl Sysctls {
         [IpFamily::V4].into_iter().chain(v6).collect()
     }
 
+    /// Settings that are not as they shall be: name, value, and what it shall be.
+    #[must_use]
+    pub fn differences(&self) -> Vec<(String, u64, u64)> {
+        let (wanted, _) = self.wanted();
+        let differs = |wanted: Wanted| {
+            let present = sysctl::read(&wanted.path).ok()?.trim().parse().ok()?;
+            Some((name(&wanted.path), present, wanted.value.over(present)?))
+        };
+        wanted.into_iter().filter_map(differs).collect()
+    }
+
     /// What is wanted at this moment, and why that is not quite known.
     fn wanted(&self) -> (Vec<Wanted>, Option<String>) {
         let families = self.forwarded();
@@ -274,7 +285,7 @@ impl Held {
 }
 
 /// As sysctl(8) names it: dots between the parts, slashes within.
-fn name(path: &str) -> String {
+pub fn name(path: &str) -> String {
     let swapped = path.chars().map(|letter| match letter {
         '/' => '.',
         '.' => '/',

@@ -41,9 +41,17 @@ fn pods() -> Vec<PodHere> {
 #[track_caller]
 fn check(text: &str, expected: &str) {
     let (snapshot, pods) = (snapshot(), pods());
+    let former = [
+        ([10, 244, 2, 9], "pod shop/pay-1 until 34 s ago"),
+        ([10, 244, 1, 5], "pod shop/old until 5 s ago"),
+    ];
+    let former = former
+        .map(|(address, told)| (address.into(), told.to_owned()))
+        .into();
     let known = Known {
         snapshot: Some(&snapshot),
         pods: &pods,
+        former: Some(&former),
     };
     let named = Name::parse(text).map_err(NameError::from);
     let told = match named.and_then(|name| known.place(&name)) {
@@ -64,6 +72,11 @@ fn names_name_one_thing_or_say_why_not() {
     check("pod/default/client", "pod default/client 10.244.1.5");
     check("pod/shop/client:8080/udp", "pod shop/client 10.244.1.6:8080/UDP");
     check("pod/client", "pod default/client 10.244.1.5");
+    check(
+        "10.244.2.9:80",
+        "address of pod shop/pay-1 until 34 s ago 10.244.2.9:80",
+    );
+    check("10.244.1.5", "pod default/client 10.244.1.5");
     check(
         "pod/clinet",
         "there is no pod default/clinet (did you mean pod/client?)",
@@ -130,6 +143,7 @@ fn without_an_agent_only_addresses_are_names() {
     let known = Known {
         snapshot: None,
         pods: &[],
+        former: None,
     };
     let place = |text: &str| known.place(&Name::parse(text).expect("a name"));
     let address = place("10.96.0.7:80").expect("an address");

@@ -1,5 +1,6 @@
 //! Real packets between namespaces, followed. Needs root.
 
+mod drops;
 mod world;
 
 use std::net::SocketAddr;

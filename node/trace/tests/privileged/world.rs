@@ -93,6 +93,7 @@ impl World {
             (inode, name.to_owned())
         };
         Names {
+            pods: BTreeMap::new(),
             netns: BTreeMap::from([
                 of(&self.p1, "p1"),
                 of(&self.n1, "n1"),

@@ -148,6 +148,26 @@ impl Nft {
         })
     }
 
+    /// What [`Nft::ensure`] would put right, one line each. Writes nothing.
+    pub fn differences(&mut self, layout: &Layout) -> Result<Vec<String>, Error> {
+        if !self.has_table(&layout.table)? {
+            return Ok(vec!["it is not there".to_owned()]);
+        }
+        if !self.has_sets_of(layout)? {
+            return Ok(vec!["a set is not there, or is another".to_owned()]);
+        }
+        let wrong = self.wrong_chains(layout)?.into_iter();
+        let told = |WrongChain { name, wanted, actual }| match (wanted, actual) {
+            (Some(_), None) => format!("chain {name} is not there"),
+            (Some((chain, _)), Some(actual)) if *chain != actual => {
+                format!("chain {name} hooks packets elsewhere")
+            }
+            (Some(_), Some(_)) => format!("the rules of chain {name} are others"),
+            (None, _) => format!("chain {name} hooks packets and is nobody's"),
+        };
+        Ok(wrong.map(told).collect())
+    }
+
     /// Removes the table, if it is there; returns whether it was.
     pub fn remove(&mut self, table: &Table) -> Result<bool, Error> {
         if !self.has_table(table)? {

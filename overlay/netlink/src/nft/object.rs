@@ -55,6 +55,17 @@ impl Table {
     }
 }
 
+/// As nft names it: `ip causeway-guard`.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            Family::Ip => "ip",
+            Family::Ip6 => "ip6",
+        };
+        write!(f, "{family} {}", self.name)
+    }
+}
+
 /// Where packets enter a base chain; `enum nf_inet_hooks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]

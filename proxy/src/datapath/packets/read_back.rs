@@ -11,7 +11,7 @@ use super::elements::{self, Data, Elements, LOCAL_SLOTS, Name, Place, frontend_o
 use super::layout::{self, SERVICES, nft_family};
 use super::{Mirror, read_mirror};
 use crate::plan::{Frontend, FrontendAddress, FrontendKey, List, PortPlan, Target};
-use crate::programmed::{Entry, Layer, Treatment, Wanted, text};
+use crate::programmed::{Entry, Layer, PACKET_RULES, Treatment, Wanted, text};
 
 /// The sets by which frontends are served.
 const READ: [Name; 5] = [
@@ -56,6 +56,11 @@ impl Rules {
         Ok(rules)
     }
 
+    /// The table, where it is not there.
+    pub(crate) fn missing(&self) -> Option<String> {
+        (!self.is_there).then(|| self.table.to_string())
+    }
+
     /// The frontends that it knows.
     pub(crate) fn frontends(&self) -> impl Iterator<Item = FrontendKey> {
         let maps = [Name::ServiceIps, Name::NodePorts].into_iter();
@@ -78,7 +83,7 @@ impl Rules {
             None
         };
         Layer {
-            name: "packet rules",
+            name: PACKET_RULES,
             wanted: match wanted {
                 Wanted::Port(plan, frontend) => Some(treatment(plan, key, frontend)),
                 Wanted::Nothing | Wanted::Unknown => None,

@@ -1,0 +1,236 @@
+//! Who had an address that is nobody's any more: packets of a connection go on to where a pod was, and the question comes
+//! after the pod has gone.
+//!
+//! It is read off the snapshots, a Service's own addresses and pods that were its endpoints, and the CNI plugin tells of
+//! this node's pods. What an earlier agent saw is not known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use model::{ObjectName, Snapshot};
+use overlay::pods::Assigned;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use super::supervisor::Part;
+use crate::explain::names::addresses_of;
+
+/// How long it is known who had an address.
+const KEPT: Duration = Duration::from_mins(15);
+
+/// More are not kept: those that went first are forgotten.
+const MOST: usize = 10_000;
+
+/// Who had which address. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct History(Arc<Mutex<Gone>>);
+
+#[derive(Debug, Default)]
+struct Gone {
+    by_address: BTreeMap<IpAddr, Former>,
+    in_order: BTreeSet<(Instant, IpAddr)>,
+}
+
+#[derive(Debug)]
+struct Former {
+    /// A kind and a name.
+    name: String,
+    /// Since when it is not its.
+    since: Instant,
+}
+
+impl History {
+    /// Follows the snapshots until shutdown.
+    ///
+    /// # Errors
+    /// None: it ends where the snapshots do.
+    pub async fn follow(
+        self,
+        mut snapshots: Receiver<Arc<Snapshot>>,
+        part: Part,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        part.works();
+        let mut before = snapshots.borrow_and_update().clone();
+        while let Some(Ok(())) = shutdown.run_until_cancelled(snapshots.changed()).await {
+            let after = snapshots.borrow_and_update().clone();
+            self.gone().learn(&before, &after, Instant::now());
+            before = after;
+        }
+        Ok(())
+    }
+
+    /// A pod of this node gave its addresses back.
+    pub fn left(&self, pod: &Assigned) {
+        let Some(name) = &pod.pod else { return };
+        let mut gone = self.gone();
+        for address in pod.addresses().values() {
+            gone.put(*address, format!("pod {name}"), Instant::now());
+        }
+    }
+
+    /// Whose each address was that went lately, and since when it is not, as a part of a sentence.
+    #[must_use]
+    pub fn former(&self) -> BTreeMap<IpAddr, String> {
+        self.gone().former(Instant::now())
+    }
+
+    fn gone(&self) -> MutexGuard<'_, Gone> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gone {
+    fn learn(&mut self, before: &Snapshot, after: &Snapshot, now: Instant) {
+        let changed = after.changed_since(before).services;
+        let here: BTreeMap<IpAddr, String> = changed.iter().flat_map(|name| holders(after, name)).collect();
+        for address in here.keys() {
+            self.take_back(*address);
+        }
+        for (address, name) in changed.iter().flat_map(|name| holders(before, name)) {
+            if !here.contains_key(&address) {
+                self.put(address, name, now);
+            }
+        }
+        self.forget(now);
+    }
+
+    fn former(&mut self, now: Instant) -> BTreeMap<IpAddr, String> {
+        self.forget(now);
+        let told = |Former { name, since }: &Former| {
+            let seconds = now.duration_since(*since).as_secs();
+            format!("{name} until {seconds} s ago")
+        };
+        let former = self.by_address.iter();
+        former.map(|(address, former)| (*address, told(former))).collect()
+    }
+
+    fn put(&mut self, address: IpAddr, name: String, since: Instant) {
+        self.take_back(address);
+        self.by_address.insert(address, Former { name, since });
+        self.in_order.insert((since, address));
+    }
+
+    fn take_back(&mut self, address: IpAddr) {
+        if let Some(former) = self.by_address.remove(&address) {
+            self.in_order.remove(&(former.since, address));
+        }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while let Some((since, address)) = self.in_order.first().copied()
+            && (self.in_order.len() > MOST || now.duration_since(since) > KEPT)
+        {
+            self.in_order.pop_first();
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+/// Whose the addresses are that a Service tells of.
+fn holders(snapshot: &Snapshot, service: &ObjectName) -> Vec<(IpAddr, String)> {
+    let own = snapshot.services.get(service).into_iter();
+    let own = own.flat_map(|own| addresses_of(own).map(|address| (address, format!("Service {service}"))));
+    let endpoints = snapshot
+        .slices_of(service)
+        .flat_map(|slice| slice.endpoints.iter());
+    let pods = endpoints.filter_map(|endpoint| {
+        let pod = endpoint.pod.as_deref()?;
+        Some((endpoint.address, format!("pod {}/{pod}", service.namespace)))
+    });
+    own.chain(pods).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Change, Endpoint, EndpointSlice, Few, IpFamily, Service, ServiceKind};
+
+    use super::*;
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("shop", name)
+    }
+
+    fn slice(service: &str, pods: &[(&str, u8)]) -> Change {
+        let endpoint = |(pod, last): &(&str, u8)| Endpoint {
+            pod: Some((*pod).into()),
+            ..Endpoint::new([10, 244, 2, *last].into())
+        };
+        Change::EndpointSlice(EndpointSlice {
+            name: name(&format!("{service}-1")),
+            service: service.into(),
+            family: IpFamily::V4,
+            endpoints: pods.iter().map(endpoint).collect(),
+            ports: Few::none(),
+            last_change: None,
+        })
+    }
+
+    #[test]
+    fn an_address_is_told_by_who_had_it_last_until_somebody_has_it_again_or_long_after() {
+        let begun = Instant::now();
+        let (mut gone, mut snapshot) = (Gone::default(), Snapshot::default());
+        let mut after = |seconds: u64, changes: Vec<Change>| {
+            let before = snapshot.clone();
+            for change in changes {
+                snapshot.apply(change);
+            }
+            let now = begun + Duration::from_secs(seconds);
+            gone.learn(&before, &snapshot, now);
+            let told = gone.former(now + Duration::from_secs(4));
+            let told = told
+                .into_iter()
+                .map(|(address, told)| format!("{address} {told}"));
+            told.collect::<Vec<_>>()
+        };
+        let kind = ServiceKind::ClusterIp {
+            addresses: Few::from(vec![[10, 96, 0, 7].into()]),
+        };
+        let service = Change::Service(Service::new(name("web"), kind));
+        let nobody = Vec::<String>::new();
+        assert_eq!(
+            after(0, vec![service, slice("web", &[("a", 1), ("b", 2)])]),
+            nobody
+        );
+        // Of another Service, too.
+        assert_eq!(after(1, vec![slice("api", &[("b", 2)])]), nobody);
+        assert_eq!(
+            after(2, vec![slice("web", &[("b", 2)])]),
+            ["10.244.2.1 pod shop/a until 4 s ago"]
+        );
+        assert_eq!(
+            after(12, vec![Change::DeleteService(name("web"))]),
+            [
+                "10.96.0.7 Service shop/web until 4 s ago",
+                "10.244.2.1 pod shop/a until 14 s ago"
+            ]
+        );
+        // Somebody else has it now.
+        assert_eq!(
+            after(13, vec![slice("web", &[("c", 1), ("b", 2)])]),
+            ["10.96.0.7 Service shop/web until 5 s ago"]
+        );
+        assert_eq!(after(12 + 15 * 60, vec![]), nobody);
+    }
+
+    #[test]
+    fn no_more_are_kept_than_there_is_room_for_and_the_first_go_first() {
+        let now = Instant::now();
+        let mut gone = Gone::default();
+        let mut snapshot = Snapshot::default();
+        for index in 0..u32::try_from(MOST).expect("few") + 3 {
+            let kind = ServiceKind::ClusterIp {
+                addresses: Few::from(vec![IpAddr::from(index.to_be_bytes())]),
+            };
+            let mut there = snapshot.clone();
+            there.apply(Change::Service(Service::new(name("web"), kind)));
+            gone.learn(&there, &snapshot, now + Duration::from_millis(u64::from(index)));
+            snapshot = Snapshot::default();
+        }
+        assert_eq!((gone.by_address.len(), gone.in_order.len()), (MOST, MOST));
+        let first = gone.by_address.keys().next().expect("there are some");
+        assert_eq!(*first, IpAddr::from(3_u32.to_be_bytes()));
+    }
+}

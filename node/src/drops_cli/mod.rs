@@ -1,0 +1,244 @@
+//! `causeway drops`: what this machine drops, counted in the kernel by the crate `trace`.
+//!
+//! Names of pods are those that agents of this machine have written down, as for `causeway trace`.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use jiff::Timestamp;
+use model::ObjectName;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio_util::sync::CancellationToken;
+use trace::Names;
+use trace::drops::{Dropped, Report, Session, Uncounted, render};
+
+use crate::cli::{DropsArgs, Stream};
+use crate::ends::NAMESPACE;
+use crate::logs::printable;
+use crate::trace_cli::{Finding, host_name, pods::Pods};
+
+/// How long it is counted where nobody says.
+const USUAL: Duration = Duration::from_secs(10);
+
+/// How often it is told what was dropped.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Whose drops are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Everybody's.
+    Everybodys,
+    /// Those of pods of a namespace.
+    Namespace(String),
+    /// Those of a pod.
+    Pod(String),
+}
+
+impl Whose {
+    fn of(args: &DropsArgs, pods: &Pods) -> anyhow::Result<Self> {
+        let DropsArgs { namespace, pod, .. } = args;
+        match (pod, namespace) {
+            (None, None) => Ok(Self::Everybodys),
+            (None, Some(namespace)) => {
+                pods.need_namespace(namespace)?;
+                Ok(Self::Namespace(format!("pod/{namespace}/")))
+            }
+            (Some(pod), namespace) => {
+                let pod = pod.strip_prefix("pod/").unwrap_or(pod);
+                let name = match (pod.split_once('/'), namespace) {
+                    (None, namespace) => ObjectName::new(namespace.as_deref().unwrap_or(NAMESPACE), pod),
+                    (Some((own, name)), namespace) => {
+                        ensure!(
+                            namespace.as_ref().is_none_or(|namespace| namespace == own),
+                            "--pod {pod} is not in the namespace of --namespace"
+                        );
+                        ObjectName::new(own, name)
+                    }
+                };
+                pods.need(&name)?;
+                Ok(Self::Pod(format!("pod/{name}")))
+            }
+        }
+    }
+
+    /// Whether drops are theirs: in their network namespace, or of packets from them or to them.
+    fn has(&self, dropped: &Dropped) -> bool {
+        let ends = [&dropped.source_pod, &dropped.destination_pod];
+        let mut names = ends
+            .into_iter()
+            .flatten()
+            .chain([&dropped.at])
+            .map(String::as_str);
+        match self {
+            Self::Everybodys => true,
+            Self::Namespace(prefix) => names.any(|name| name.starts_with(prefix.as_str())),
+            Self::Pod(pod) => names.any(|name| name == pod),
+        }
+    }
+}
+
+/// What network namespaces and addresses are called, also those that were there before.
+struct Known {
+    pods: Pods,
+    names: Names,
+}
+
+impl Known {
+    fn new(pods: Pods) -> Self {
+        let names = pods.names(&trace::namespaces::of_this_machine());
+        Self { pods, names }
+    }
+
+    /// Looks again; what is gone keeps its name, unless somebody else has its number or address now.
+    fn look_again(&mut self, configs: &[std::path::PathBuf]) {
+        // What cannot be read any more has been read before.
+        if let Ok(pods) = Pods::of_this_machine(configs) {
+            self.pods = pods;
+        }
+        let Names { netns, pods } = self.pods.names(&trace::namespaces::of_this_machine());
+        self.names.netns.extend(netns);
+        self.names.pods.extend(pods);
+    }
+
+    fn name(&mut self, dropped: &mut [Dropped], configs: &[std::path::PathBuf]) {
+        let is_known =
+            |dropped: &Dropped| dropped.kind.netns == 0 || self.names.netns.contains_key(&dropped.kind.netns);
+        if !dropped.iter().all(is_known) {
+            self.look_again(configs);
+        }
+        for dropped in dropped {
+            dropped.name(&self.names);
+        }
+    }
+}
+
+/// Counts for as long as was asked, or until it is told to end, and tells by `show`, which says whether anybody reads.
+///
+/// # Errors
+/// When a pod is not known, or drops cannot be counted.
+pub async fn watch(
+    args: &DropsArgs,
+    shutdown: CancellationToken,
+    mut show: impl FnMut(&str) -> bool,
+) -> anyhow::Result<Finding> {
+    ensure!(
+        !(args.follow && matches!(args.output, Stream::Json)),
+        "--follow has no end that JSON could have: -o ndjson is a line for each kind of drops"
+    );
+    let pods = Pods::of_this_machine(&args.config)?;
+    let whose = Whose::of(args, &pods)?;
+    let mut known = Known::new(pods);
+    let mut session = Session::start()?;
+    let began = Timestamp::now();
+    let end = args.duration.or((!args.follow).then_some(USUAL));
+    let end = end.map(|duration| Instant::now() + duration);
+    let mut told = Told::default();
+    if args.follow {
+        let mut seconds = interval_at(Instant::now() + EVERY, EVERY);
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = seconds.tick() => {}
+                () = until(end) => break,
+                () = shutdown.cancelled() => break,
+            }
+            let mut dropped = session.read()?;
+            known.name(&mut dropped, &args.config);
+            if !told.tell(args, &whose, dropped, &mut show) {
+                return Ok(told.finding(session.uncounted()));
+            }
+        }
+    } else {
+        tokio::select! {
+            () = until(end) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    let mut dropped = session.stop()?;
+    let uncounted = session.uncounted();
+    known.look_again(&args.config);
+    known.name(&mut dropped, &args.config);
+    if args.follow {
+        told.tell(args, &whose, dropped, &mut show);
+        show(&told.end(args.output, began, uncounted));
+        return Ok(told.finding(uncounted));
+    }
+    dropped.retain(|dropped| whose.has(dropped));
+    let report = Report::new(&host_name(), began, dropped, args.all, uncounted);
+    told.drops = report.drops.len();
+    show(&form(args.output, &report));
+    Ok(told.finding(uncounted))
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What was told second by second.
+#[derive(Debug, Default)]
+struct Told {
+    drops: usize,
+    ordinary_packets: u64,
+}
+
+impl Told {
+    /// Tells what was dropped in a second. Returns whether anybody reads it.
+    fn tell(
+        &mut self,
+        args: &DropsArgs,
+        whose: &Whose,
+        mut dropped: Vec<Dropped>,
+        show: &mut impl FnMut(&str) -> bool,
+    ) -> bool {
+        dropped.retain(|dropped| whose.has(dropped));
+        let is_told = |dropped: &Dropped| args.all || !dropped.ordinary;
+        let (drops, ordinary): (Vec<_>, Vec<_>) = dropped.into_iter().partition(is_told);
+        self.drops += drops.len();
+        self.ordinary_packets += ordinary.iter().map(|dropped| dropped.packets).sum::<u64>();
+        drops.is_empty()
+            || show(&match args.output {
+                Stream::Text => safe(&render::text_of(&drops)),
+                Stream::Json | Stream::Ndjson => render::lines_of(&drops),
+            })
+    }
+
+    /// What is told at the end.
+    fn end(&self, output: Stream, began: Timestamp, uncounted: Uncounted) -> String {
+        let report = Report {
+            ordinary_packets: self.ordinary_packets,
+            ..Report::new(&host_name(), began, Vec::new(), true, uncounted)
+        };
+        match output {
+            Stream::Text => safe(&render::notes(&report)),
+            Stream::Json | Stream::Ndjson => render::lines(&report),
+        }
+    }
+
+    fn finding(&self, uncounted: Uncounted) -> Finding {
+        match (self.drops, uncounted == Uncounted::default()) {
+            (0, true) => Finding::Good,
+            // What was not counted may have been what was asked for.
+            (0, false) => Finding::Nothing,
+            _ => Finding::Wrong,
+        }
+    }
+}
+
+fn form(output: Stream, report: &Report) -> String {
+    match output {
+        Stream::Text => safe(&render::text(report)),
+        Stream::Json => render::json(report),
+        Stream::Ndjson => render::lines(report),
+    }
+}
+
+/// A pod that may name its devices, or a file of `ip netns`, must not drive the terminal.
+fn safe(text: &str) -> String {
+    text.lines().map(|line| printable(line) + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests;
