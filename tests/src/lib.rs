@@ -4,6 +4,7 @@
 //! - [`ledger`]: what a node has and an agent holds, before a fault and after it.
 //! - [`probe`]: traffic that goes on while faults are made, and counts what it loses.
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
+//! - [`attached`]: the BPF programs of a process.
 //! - [`bpffs`]: BPF file systems, unmounted when dropped.
 //! - [`cgroup`]: cgroup v2 directories, removed when dropped.
 //! - [`directory`]: temporary directories, removed when dropped.
@@ -30,6 +31,7 @@
 //! killed test left behind is recognised and removed by the next one.
 
 pub mod api;
+pub mod attached;
 pub mod bpffs;
 pub mod cgroup;
 pub mod client;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::attached::attached_by;
 use crate::cluster::program;
 use crate::process::{self, Output, Place, Process};
 use crate::topology::Host;
@@ -50,7 +51,7 @@ pub fn trace_while(arguments: &[&str], send: impl FnOnce()) -> Output {
 /// When it does not attach.
 pub fn await_attached(pid: u32) -> BTreeSet<u32> {
     let is_attached = |own: &BTreeSet<u32>| own.len() == PROGRAMS;
-    wait::until_value("the programs", SOON, || attached(pid), is_attached)
+    wait::until_value("the programs", SOON, || attached_by(pid), is_attached)
 }
 
 /// The command.
@@ -59,19 +60,6 @@ pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("causeway"));
     command.arg("trace").args(arguments);
     command
-}
-
-/// Numbers of the BPF programs that a process has attached: it holds links to tracepoints by descriptors.
-fn attached(pid: u32) -> BTreeSet<u32> {
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
-    let texts = descriptors.into_iter().flatten().flatten();
-    let texts = texts.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
-    let number = |text: String| {
-        text.lines().find(|line| line.starts_with("link_type:"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("prog_id:"))?;
-        line.trim().parse().ok()
-    };
-    texts.filter_map(number).collect()
 }
 
 /// A device that leads out of this machine, with a network behind it: what is handed to it is given to a process, which

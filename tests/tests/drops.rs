@@ -13,6 +13,7 @@ mod privileged {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::Value;
+    use tests::attached::{attached_by, programs_of};
     use tests::cluster::program;
     use tests::topology::{Host, pod};
     use tests::wait;
@@ -79,14 +80,13 @@ mod privileged {
             let child = command.spawn().expect("started");
             let counting = Self(child);
             // The link is what attaches the program.
-            let is_attached =
-                || attached::descriptors(counting.0.id()).any(|text| text.contains("link_type:"));
+            let is_attached = || !attached_by(counting.0.id()).is_empty();
             wait::until_value("the link", SOON, is_attached, |is_attached| *is_attached);
             counting
         }
 
         fn programs(&self) -> BTreeSet<u32> {
-            attached::programs_of(self.0.id())
+            programs_of(self.0.id())
         }
 
         /// Ends it as Ctrl-C does. Returns what it printed and its exit code.

@@ -1,5 +1,7 @@
 //! `causeway trace` on a machine: what it prints and with what exit code, from packets between namespaces.
 
+mod attached;
+
 mod privileged {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
@@ -13,6 +15,8 @@ mod privileged {
     use tests::topology::{Host, pod};
     use tests::traced::{await_attached, command, trace, trace_while, way_out};
     use tests::wait;
+
+    use super::attached;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -92,12 +96,6 @@ mod privileged {
         let sent = host.run(|| UdpSocket::bind((any, 0))?.send_to(&[], at));
         sent.expect("entered").expect("sent");
         server.join().expect("served");
-    }
-
-    /// Numbers of the BPF programs of this machine.
-    fn loaded() -> BTreeSet<u32> {
-        let programs = aya::programs::loaded_programs();
-        programs.filter_map(|program| Some(program.ok()?.id())).collect()
     }
 
     fn hops(packet: &Value) -> Vec<String> {
@@ -458,7 +456,12 @@ mod privileged {
         let own = await_attached(child.id());
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
+        let left = || {
+            attached::programs()
+                .intersection(&own)
+                .copied()
+                .collect::<BTreeSet<u32>>()
+        };
         wait::until_value("their end", SOON, left, BTreeSet::is_empty);
     }
 }

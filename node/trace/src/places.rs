@@ -21,9 +21,9 @@ pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// Who has reasons of its own, by the upper half of their numbers.
     subsystems: BTreeMap<u32, String>,
-    /// By address.
-    functions: BTreeMap<u64, String>,
-    /// Reads them: they are many, and nobody need wait for them before the first packet has ended.
+    /// By address; there when the first function was asked for, since there are many.
+    functions: Option<BTreeMap<u64, String>>,
+    /// Reads them before, where somebody wants to wait for nothing then.
     reading: Option<JoinHandle<BTreeMap<u64, String>>>,
 }
 
@@ -47,7 +47,7 @@ impl Places {
                 .into_iter()
                 .map(|(number, name)| (number, short(name).trim_start_matches("SUBSYS_").to_owned()))
                 .collect(),
-            functions: BTreeMap::new(),
+            functions: None,
             reading: None,
         })
     }
@@ -67,18 +67,20 @@ impl Places {
 
     /// Begins to read the names of functions, beside whatever comes next.
     pub(crate) fn read_functions(&mut self) {
-        // Without the right to see addresses all are 0, and none is found.
-        let read = || functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default());
-        self.reading = Some(std::thread::spawn(read));
+        self.reading = Some(std::thread::spawn(read_functions));
     }
 
     /// The function that an address is in.
     pub(crate) fn function(&mut self, address: u64) -> String {
-        if let Some(reading) = self.reading.take() {
-            let read = reading.join();
-            self.functions = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        }
-        let found = self.functions.range(..=address).next_back();
+        let reading = &mut self.reading;
+        let functions = self.functions.get_or_insert_with(|| match reading.take() {
+            Some(reading) => {
+                let read = reading.join();
+                read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }
+            None => read_functions(),
+        });
+        let found = functions.range(..=address).next_back();
         found.map_or_else(|| format!("{address:#x}"), |(_, name)| name.clone())
     }
 }
@@ -86,6 +88,11 @@ impl Places {
 /// Whether a place is the bare number that [`Places::function`] leaves where the kernel shows no symbols.
 pub(crate) fn is_bare(place: &str) -> bool {
     place.starts_with("0x")
+}
+
+/// The running kernel's. Without the right to see addresses all are 0, and there is none.
+fn read_functions() -> BTreeMap<u64, String> {
+    functions(&fs::read_to_string("/proc/kallsyms").unwrap_or_default())
 }
 
 /// Functions of `/proc/kallsyms` by address: `ffffffff81a2b3c0 T ip_rcv`.
@@ -165,7 +172,7 @@ ffffffff81000200 T udp_rcv\t[module]
         let mut places = Places {
             reasons: BTreeMap::from([(12, "NETFILTER_DROP".to_owned())]),
             subsystems: BTreeMap::from([(0, "CORE".to_owned()), (2, "OPENVSWITCH".to_owned())]),
-            functions: functions(symbols),
+            functions: Some(functions(symbols)),
             reading: None,
         };
         let rows = [
