@@ -437,8 +437,7 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
-        self.forward.extend(passes);
-        self.forward.extend(steps);
+        add(&mut self.forward, passes.into_iter().chain(steps));
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
@@ -465,8 +464,7 @@ impl<'a> Walk<'a> {
         if passes.as_ref().is_some_and(|step| step.problems.is_empty()) {
             passage::pass_by(&mut steps);
         }
-        self.reverse.extend(passes);
-        self.reverse.extend(steps);
+        add(&mut self.reverse, passes.into_iter().chain(steps));
         Ok(())
     }
 
@@ -540,6 +538,15 @@ impl<'a> Walk<'a> {
                 self.vantage.chain(filter.family, &filter.table, &filter.chain)
             )
         }));
+    }
+}
+
+/// Adds what is not told already: ways to several endpoints have much in common.
+fn add(told: &mut Vec<Step>, steps: impl Iterator<Item = Step>) {
+    for step in steps {
+        if !told.contains(&step) {
+            told.push(step);
+        }
     }
 }
 
