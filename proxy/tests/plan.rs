@@ -10,8 +10,8 @@ use model::{
     EndpointSlice, Extras, IpFamily, Protocol, Service, ServiceKind, SessionAffinity, TrafficPolicy,
 };
 use proxy::plan::{
-    Action, Admits, Frontend, FrontendKey, HealthCheck, List, LocalTraffic, Masquerade, NodePortAddresses,
-    PortKey, PortPlan, Reason, SharedSet,
+    Action, Admits, Chosen, Frontend, FrontendKey, HealthCheck, LeftOut, List, LocalTraffic, Masquerade,
+    NodePortAddresses, PortKey, PortPlan, Reason, SharedSet, standings,
 };
 use proxy::{NodeContext, ServicePlan, ServiceView, plan_service};
 use world::{
@@ -37,11 +37,29 @@ fn plan(service: &Service, slices: &[EndpointSlice], node: &NodeContext) -> (Ser
         slices: slices.iter().collect(),
     };
     let (plan, rejected) = plan_service(&view, node);
+    check_reasons(&plan, service, slices, node);
     assert!(rejected.iter().all(|rejected| rejected.service == service.name));
     (
         plan,
         rejected.into_iter().map(|rejected| rejected.reason).collect(),
     )
+}
+
+/// Every endpoint has its reason, and those that are chosen by theirs are those of the plan's lists.
+#[track_caller]
+fn check_reasons(plan: &ServicePlan, service: &Service, slices: &[EndpointSlice], node: &NodeContext) {
+    let view = ServiceView {
+        service,
+        slices: slices.iter().collect(),
+    };
+    for (key, port) in &plan.ports {
+        for list in [List::Cluster, List::Local] {
+            let standings = standings(&view, key, list, node);
+            let chosen = standings.iter().filter(|standing| standing.outcome.is_ok());
+            let chosen: SharedSet<_> = chosen.map(|standing| standing.target).collect();
+            assert_eq!(chosen[..], *port.list(list), "{list:?} of {key:?}: {standings:?}");
+        }
+    }
 }
 
 /// The only port's plan.
@@ -101,6 +119,54 @@ fn ready_endpoints_take_traffic_and_terminating_ones_only_where_no_other_is_left
         &[1, 2, 3],
         &[1, 2],
         &[1, 2, 3],
+    );
+}
+
+/// Endpoints and a list, then why each is in it or not.
+#[track_caller]
+fn check_outcomes(endpoints: &[Row<'_>], list: List, expected: &[Result<Chosen, LeftOut>]) {
+    let service = service("web", "10.96.0.1");
+    let slices = [slice("web-1", "web", endpoints)];
+    let view = ServiceView {
+        service: &service,
+        slices: slices.iter().collect(),
+    };
+    let (plan, _) = plan_service(&view, &context());
+    let key = plan.ports.keys().next().expect("one port");
+    let standings = standings(&view, key, list, &context());
+    let outcomes: Vec<_> = standings.iter().map(|standing| standing.outcome).collect();
+    assert_eq!(outcomes, expected, "{endpoints:?}");
+}
+
+#[test]
+fn the_plan_says_why_an_endpoint_is_in_a_list_or_not() {
+    let (a, b, c) = ("10.244.1.1", "10.244.1.2", "10.244.2.3");
+    let (here, there) = ("here", "there");
+    let ready = Ok(Chosen::Ready);
+    let ends = |serving| Err(LeftOut::Terminating { serving });
+    check_outcomes(
+        &[(a, here, READY), (b, here, UNREADY), (c, there, LEAVING)],
+        List::Cluster,
+        &[ready, Err(LeftOut::NotReady), ends(true)],
+    );
+    check_outcomes(
+        &[(a, here, GONE), (b, here, UNREADY), (c, there, LEAVING)],
+        List::Cluster,
+        &[ends(false), Err(LeftOut::NotReady), Ok(Chosen::Terminating)],
+    );
+    check_outcomes(
+        &[(a, here, LEAVING), (c, there, READY)],
+        List::Local,
+        &[Ok(Chosen::Terminating), Err(LeftOut::NotHere)],
+    );
+    check_outcomes(
+        &[
+            ("169.254.1.1", here, READY),
+            (a, here, LEAVING),
+            (a, there, READY),
+        ],
+        List::Cluster,
+        &[Err(LeftOut::BadAddress), Err(LeftOut::Superseded), ready],
     );
 }
 

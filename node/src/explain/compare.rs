@@ -68,6 +68,10 @@ pub fn service(
         step.look.extend(layer.at.as_ref().map(|at| from.entry(at)));
     }
     if let Some(intent) = intent {
+        if intent.owner.is_none() {
+            // That there is none is as it shall be.
+            step.kernel.retain(|entry| entry.value.is_some());
+        }
         step.objects.clone_from(&intent.lines);
         step.problems.extend(intent.failure.clone());
     }
@@ -121,8 +125,8 @@ fn contradiction(
         // Whom a filtered chain lets pass is not read back.
         (Verdict::Drop, _) if is_filtered => None,
         (Verdict::Forward { to, .. }, Found::Spread(found)) => {
-            let stray: Vec<_> = found.iter().filter(|target| !to.contains(target)).collect();
-            let stray: Vec<_> = stray.into_iter().map(target_text).collect();
+            let stray = found.iter().filter(|target| to.binary_search(target).is_err());
+            let stray: Vec<_> = stray.map(target_text).collect();
             (!stray.is_empty())
                 .then(|| format!("{by}: it may get {}, which is not the plan's", stray.join(", ")))
         }

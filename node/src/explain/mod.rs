@@ -1,10 +1,12 @@
 //! `causeway explain SRC DST:PORT`: what becomes of a packet that nobody sends.
 //!
 //! Two engines look at the same packet: [`objects`] says what the cluster's objects make of it, by the plans that the
-//! agent programs by; [`kernel`] reads back what is programmed. [`compare`] puts them side by side, there and back: what
-//! differs is the finding. [`names`] knows what is meant, [`render`] shows it.
+//! agent programs by; [`kernel`] and [`passage`] read back what is programmed. [`compare`] puts them side by side, there
+//! and back, in the order in which a packet meets them: where it gets something else is the problem, what differs
+//! elsewhere is told. [`asked`] and [`names`] know what is meant, [`look`] by which commands it can be seen, [`render`]
+//! shows it.
 //!
-//! The agent answers ([`serve`]), since it knows the objects and stands in the node's network namespace. Without one
+//! The agent answers ([`explain()`]), since it knows the objects and stands in the node's network namespace. Without one
 //! the kernel alone is asked ([`without_agent`]).
 
 mod asked;

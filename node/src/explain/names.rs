@@ -152,14 +152,13 @@ impl Known<'_> {
     pub fn destination(&self, name: &Name) -> Result<Place, NameError> {
         match &name.subject {
             Subject::Service(service) => {
-                let place = self.place(name)?;
                 let found = self.snapshot.and_then(|snapshot| snapshot.services.get(service));
-                match found.filter(|_| place.addresses.is_empty()) {
+                match found.filter(|found| addresses_of(found).next().is_none()) {
                     Some(found) => Err(NameError::NoAddress {
-                        name: place.name,
+                        name: format!("Service {service}"),
                         reason: self.instead_of(found),
                     }),
-                    None => Ok(place),
+                    None => self.place(name),
                 }
             }
             Subject::Address(address) => match self.service_at(*address, name) {
@@ -324,7 +323,7 @@ fn entry<'a>(
 fn no_agent(name: &Name) -> NameError {
     not_here(
         name,
-        "no agent of this node answers, and only it knows names: give an address",
+        "no agent of this node answers, and only it knows Services, nodes and pods of others: give an address",
     )
 }
 

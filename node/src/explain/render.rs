@@ -46,7 +46,7 @@ fn text(explanation: &Explanation) -> String {
         Some(node) => line(&mut text, &format!("as {node} sees it; no packet is sent")),
         None => line(
             &mut text,
-            "no agent answers: only what the kernel of this network namespace has, and not what it should have",
+            "no agent answers: only what the kernel has is told, and not what it should have",
         ),
     }
     for (way, steps) in [("forward", forward), ("reverse", reverse)] {

@@ -442,8 +442,7 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
-        self.forward.extend(passes);
-        self.forward.extend(steps);
+        add(&mut self.forward, passes.into_iter().chain(steps));
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
@@ -470,8 +469,7 @@ impl<'a> Walk<'a> {
         if passes.as_ref().is_some_and(|step| step.problems.is_empty()) {
             passage::pass_by(&mut steps);
         }
-        self.reverse.extend(passes);
-        self.reverse.extend(steps);
+        add(&mut self.reverse, passes.into_iter().chain(steps));
         Ok(())
     }
 
@@ -545,6 +543,15 @@ impl<'a> Walk<'a> {
                 self.vantage.chain(filter.family, &filter.table, &filter.chain)
             )
         }));
+    }
+}
+
+/// Adds what is not told already: ways to several endpoints have much in common.
+fn add(told: &mut Vec<Step>, steps: impl Iterator<Item = Step>) {
+    for step in steps {
+        if !told.contains(&step) {
+            told.push(step);
+        }
     }
 }
 

@@ -58,13 +58,18 @@ async fn ask(state_dir: &Path, question: &Question) -> Result<Answer, AskError> 
 /// By the kernel alone, where an agent is that does not speak.
 fn of_silent(question: &Question, config: &Config, pid: Option<i32>) -> anyhow::Result<Explanation> {
     let vantage = pid.map(vantage::on_process).unwrap_or_default();
+    let pin_dir = PathBuf::from(format!("{}{}", vantage.root, config.proxy.pin_dir.display()));
     let question = Question {
-        vantage: vantage.clone(),
+        // The pins' path has the root already.
+        vantage: Vantage {
+            root: String::new(),
+            ..vantage.clone()
+        },
         ..question.clone()
     };
     let known = WithoutAgent {
         pods: recorded(config)?,
-        pin_dir: PathBuf::from(format!("{}{}", vantage.root, config.proxy.pin_dir.display())),
+        pin_dir,
         doubt: Some(
             "the agent does not answer: what the objects say is not known, and only the kernel was asked"
                 .to_owned(),

@@ -1,6 +1,6 @@
 //! `causeway explain`, on nodes where something is broken: it names what, and nothing else is wrong.
 
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,14 @@ struct Told {
 }
 
 fn explain(world: &Network, arguments: &[&str]) -> Told {
+    ask("explain", world, arguments)
+}
+
+fn ask(what: &str, world: &Network, arguments: &[&str]) -> Told {
     let place = world.host(0).place();
     let mut command = process::command(&place, program("causeway"));
     command
-        .arg("explain")
+        .arg(what)
         .args(arguments)
         .arg("--config")
         .arg(world.configure(0));
@@ -80,7 +84,7 @@ fn explain_names_what_stands_in_the_way_and_where() {
     names_what_the_maps_lack(&world, &near, &far);
     names_what_others_put_in_the_way(&world, &near, &far);
     says_what_the_objects_say(&world, &far);
-    names_what_is_missing(&world, &near);
+    names_what_is_missing(&world, &near, &far);
     does_not_wait_for_an_agent_that_hangs(&world);
     world.kill_agent(0);
     asks_the_kernel_alone(&world, &near, &far);
@@ -240,17 +244,18 @@ fn connects(near: &Pod, far: &Pod) {
 }
 
 /// Addresses that nobody has, and Services without one.
-fn names_what_is_missing(world: &Network, near: &Pod) {
-    let lease = world.routes(0).pop().expect("one to the other node");
-    let unleased = "10.244.255.77";
-    assert!(!lease.starts_with("10.244.255."), "{lease}");
-    let nobody = "and no node's lease has it";
-    check(world, &["pod/near", unleased], 1, nobody);
-    let octets: Vec<_> = near.address.to_string().split('.').map(str::to_owned).collect();
-    let [a, b, c, _] = octets.as_slice() else {
-        panic!("{}", near.address);
+fn names_what_is_missing(world: &Network, near: &Pod, far: &Pod) {
+    let third = |pod: &Pod| match pod.address {
+        IpAddr::V4(address) => address.octets()[2],
+        IpAddr::V6(address) => panic!("{address}"),
     };
-    let free = format!("{a}.{b}.{c}.250");
+    let leased = [third(near), third(far)];
+    let unleased = (1..=255)
+        .find(|octet| !leased.contains(octet))
+        .expect("two are leased");
+    let unleased = format!("10.244.{unleased}.77");
+    check(world, &["pod/near", &unleased], 1, "and no node's lease has it");
+    let free = format!("10.244.{}.250", third(near));
     check(world, &["pod/near", &free], 1, "and no pod has it");
     world.put(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "db"},
@@ -278,7 +283,10 @@ fn does_not_wait_for_an_agent_that_hangs(world: &Network) {
     let asked = Instant::now();
     let told = explain(world, &["pod/near", "10.96.0.7:80"]);
     let took = asked.elapsed();
+    let doctor = ask("doctor", world, &[]);
     Network::signal(world.agents[0].as_ref(), Signal::SIGCONT);
+    assert_eq!(doctor.code, Some(2), "{doctor:?}");
+    assert!(doctor.error.contains("it hangs, or is stopped"), "{doctor:?}");
     assert_eq!(told.code, Some(2), "{told:?}");
     assert!(
         told.error
@@ -305,7 +313,12 @@ fn asks_the_kernel_alone(world: &Network, near: &Pod, far: &Pod) {
     let by_address = [from.as_str(), "10.96.0.7:80"];
     check(world, &by_address, 0, "map FRONTENDS [10.96.0.7:80/TCP] service ");
     let plain = [from.as_str(), to.as_str()];
-    check(world, &plain, 0, "no agent answers: only what the kernel");
+    check(
+        world,
+        &plain,
+        0,
+        "no agent answers: only what the kernel has is told",
+    );
     let mac = world.mac(1, "flannel.1");
     let entry = ["fdb", "delete", &mac, "dev", "flannel.1", "dst", "172.30.8.12"];
     run(world, "bridge", &entry);
