@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::trace::{Event, Filter, Target};
+use ebpf_common::trace::{Event, Filter, Presence, Target};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -103,6 +103,7 @@ impl Tracer {
         for chosen in chosen {
             attach(&mut programs, chosen)?;
         }
+        begin(&mut programs)?;
         Ok(Self {
             programs,
             chosen,
@@ -165,6 +166,17 @@ impl std::fmt::Debug for Tracer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tracer").finish_non_exhaustive()
     }
+}
+
+/// Has the programs look, now that all of them are attached.
+fn begin(programs: &mut Ebpf) -> Result<(), TracepointError> {
+    let present = programs
+        .map_mut("PRESENT")
+        .ok_or(TracepointError::Missing("PRESENT"))?;
+    let mut present: Array<_, u32> = Array::try_from(present).map_err(map("open", "PRESENT"))?;
+    present
+        .set(Presence::ALL_ATTACHED, 1, 0)
+        .map_err(map("write to", "PRESENT"))
 }
 
 fn sum(counters: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<u64, TracepointError> {

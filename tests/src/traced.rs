@@ -1,20 +1,15 @@
 //! `causeway trace` as people run it, and what its tests need around it.
 
-use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
-use crate::attached::attached_by;
 use crate::cluster::program;
 use crate::process::{self, Output, Place, Process};
 use crate::topology::Host;
-use crate::wait;
 
 /// Long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(20);
-
-/// The tracepoints that it attaches to.
-const PROGRAMS: usize = 4;
 
 /// Runs it to its end.
 ///
@@ -25,38 +20,61 @@ pub fn trace(arguments: &[&str]) -> Output {
     process::run_in(&Place::default(), &mut command(arguments), b"").expect("started")
 }
 
-/// Runs it to its end, and sends once it is attached.
+/// Runs it to its end, and sends once it looks.
 ///
 /// # Panics
-/// When it cannot be started, or does not attach.
+/// When it cannot be started, or does not look.
 #[must_use]
 pub fn trace_while(arguments: &[&str], send: impl FnOnce()) -> Output {
-    let mut command = command(arguments);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.expect("started");
-    await_attached(child.id());
+    let following = Following::start(arguments);
     send();
-    let output = child.wait_with_output().expect("ended");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Output {
-        status: output.status,
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
+    following.end()
+}
+
+/// A process of it that looks for packets. It is not ended when this is dropped.
+#[derive(Debug)]
+pub struct Following {
+    /// The process.
+    pub child: Child,
+    said: BufReader<ChildStderr>,
+}
+
+impl Following {
+    /// Starts one, and waits until it says that it looks.
+    ///
+    /// # Panics
+    /// When it cannot be started, or ends first.
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = command(arguments);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("started");
+        let mut said = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        said.read_line(&mut line).expect("text");
+        assert!(line.starts_with("following packets"), "{line}");
+        Self { child, said }
+    }
+
+    /// What it tells at its end, which is waited for.
+    ///
+    /// # Panics
+    /// When that is no text.
+    #[must_use]
+    pub fn end(mut self) -> Output {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let told = self.child.stdout.as_mut().expect("piped");
+        told.read_to_string(&mut stdout).expect("text");
+        self.said.read_to_string(&mut stderr).expect("text");
+        Output {
+            status: self.child.wait().expect("ended"),
+            stdout,
+            stderr,
+        }
     }
 }
 
-/// Waits until a process of it is attached, and returns the numbers of its BPF programs.
-///
-/// # Panics
-/// When it does not attach.
-pub fn await_attached(pid: u32) -> BTreeSet<u32> {
-    let is_attached = |own: &BTreeSet<u32>| own.len() == PROGRAMS;
-    wait::until_value("the programs", SOON, || attached_by(pid), is_attached)
-}
-
-/// The command.
-#[must_use]
-pub fn command(arguments: &[&str]) -> Command {
+fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("causeway"));
     command.arg("trace").args(arguments);
     command

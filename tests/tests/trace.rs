@@ -6,14 +6,14 @@ mod privileged {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-    use std::process::Stdio;
     use std::sync::mpsc::channel;
     use std::thread::JoinHandle;
     use std::time::Duration;
 
     use serde_json::Value;
+    use tests::attached::attached_by;
     use tests::topology::{Host, pod};
-    use tests::traced::{await_attached, command, trace, trace_while, way_out};
+    use tests::traced::{Following, trace, trace_while, way_out};
     use tests::wait;
 
     use super::attached;
@@ -389,9 +389,7 @@ mod privileged {
         let world = World::new("interrupted", 8);
         let server = echo(&world.server, world.to, 7000);
         let target = format!("{}:7000/udp", world.to);
-        let mut command = command(&[&world.from.to_string(), &target, "--for", "10m"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
-        await_attached(child.id());
+        let following = Following::start(&[&world.from.to_string(), &target, "--for", "10m"]);
         let answered = world.client.run(|| {
             let socket = UdpSocket::bind((world.from, 0))?;
             socket.set_read_timeout(Some(SOON))?;
@@ -399,17 +397,11 @@ mod privileged {
             socket.recv(&mut [0; 64])
         });
         answered.expect("entered").expect("answered");
-        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let pid = nix::unistd::Pid::from_raw(following.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("told");
-        let mut told = String::new();
-        child
-            .stdout
-            .take()
-            .expect("piped")
-            .read_to_string(&mut told)
-            .expect("text");
-        assert_eq!(child.wait().expect("ended").code(), Some(0), "{told}");
-        assert!(told.contains("/udp  verdict: ANSWERED"), "{told}");
+        let told = following.end();
+        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        assert!(told.stdout.contains("/udp  verdict: ANSWERED"), "{told:?}");
         hush(&world.client, world.to, 7000, server);
     }
 
@@ -451,9 +443,9 @@ mod privileged {
         if !tests::privileged("causeway trace leaves nothing behind") {
             return;
         }
-        let mut command = command(&["any", "10.211.9.8:1", "--timeout", "60s"]);
-        let mut child = command.spawn().expect("started");
-        let own = await_attached(child.id());
+        let Following { mut child, .. } = Following::start(&["any", "10.211.9.8:1", "--timeout", "60s"]);
+        let own = attached_by(child.id());
+        assert_eq!(own.len(), 4, "a program for each tracepoint");
         child.kill().expect("killed");
         child.wait().expect("ended");
         let left = || {

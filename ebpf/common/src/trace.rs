@@ -9,7 +9,7 @@
 //! written by the programs
 //! TRACKED     address of an sk_buff  → which packet it carries    LRU
 //! LEARNED     both ends of a flow    → it is a followed one, under another name (NAT)    LRU
-//! PRESENT     whether TRACKED and LEARNED ever had an entry
+//! PRESENT     whether all programs are attached (the host side), whether TRACKED and LEARNED ever had an entry
 //! EVENTS      what was seen                                       ring
 //! LOST        events that found no room in the ring, by kind
 //! MISSED      tracepoints met while their program ran already, by kind
@@ -203,6 +203,21 @@ pub struct Tracked {
     pub packet: u64,
     /// Tells a packet from the next one in the same memory.
     pub fingerprint: Fingerprint,
+}
+
+/// Keys of `PRESENT`.
+#[derive(Clone, Copy, Debug)]
+pub struct Presence;
+
+impl Presence {
+    /// `TRACKED` had an entry.
+    pub const TRACKED: u32 = 0;
+    /// `LEARNED` had an entry.
+    pub const LEARNED: u32 = 1;
+    /// Every program is attached: until then none looks.
+    pub const ALL_ATTACHED: u32 = 2;
+    /// How many keys there are.
+    pub const COUNT: u32 = 3;
 }
 
 /// What was seen of a packet.

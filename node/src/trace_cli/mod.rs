@@ -151,6 +151,9 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
         interrupt,
         sending: probe.map(Probe::start).transpose()?,
     };
+    if !args.inject {
+        eprintln!("following packets: Ctrl-C ends it, and tells what was seen");
+    }
     let (hops, gaps) = watch.collect(args, &filter)?;
     let detaching = Instant::now();
     drop(watch);

@@ -242,12 +242,15 @@ fn summary(packet: &Packet) -> String {
         HopKind::Sent | HopKind::Received => format!("last seen at {} {}", last.at, last.hop.device),
     };
     format!(
-        "{:>14}  {direction:<7}  {}{}, {} bytes: {} hops, {end}",
+        "{:>14}  {direction:<7}  {}{}, {} bytes: {}, {end}",
         format!("+{}", micros(first.after_ns)),
         header.flow.protocol,
         named(&header.what),
         header.length,
-        packet.hops.len(),
+        match packet.hops.len() {
+            1 => "1 hop".to_owned(),
+            hops => format!("{hops} hops"),
+        },
     )
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_common::net::{Ip, Port};
-use ebpf_common::trace::{Event, Filter, Flow, Header, Target, Tracked};
+use ebpf_common::trace::{Event, Filter, Flow, Header, Presence, Target, Tracked};
 
 use crate::headers::{self, ICMP, ICMP_V6, NO_FLOW, UDP, V4_TYPE, V6_TYPE, is_same};
 use crate::kernel::{self, Bytes, Skb};
@@ -21,14 +21,10 @@ static LEARNED: LruHashMap<Flow, u32> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Whether a map ever had an entry: an array's is read without a call, and most traces find nobody for long.
+/// Whether a map ever had an entry, and whether the programs look at all: an array's is read without a call, and most
+/// traces find nobody for long.
 #[map]
-static PRESENT: Array<u32> = Array::with_max_entries(2, 0);
-
-/// [`TRACKED`] in [`PRESENT`].
-const OF_TRACKED: u32 = 0;
-/// [`LEARNED`] in [`PRESENT`].
-const OF_LEARNED: u32 = 1;
+static PRESENT: Array<u32> = Array::with_max_entries(Presence::COUNT, 0);
 
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::KINDS, 0);
@@ -101,7 +97,7 @@ pub fn kfree_skb(ctx: BtfTracePointContext) {
         reason: ctx.arg(2),
     };
     observe(skb, seen);
-    if is_present(OF_TRACKED) {
+    if is_present(Presence::TRACKED) {
         forget(skb.address());
     }
 }
@@ -177,7 +173,11 @@ fn observe(skb: Skb, seen: Seen) {
 /// comes first.
 #[inline(always)]
 fn may_be_followed(skb: Skb, ethertype: u16, seen: &Seen) -> bool {
-    if is_tracked(skb.address()) || is_present(OF_LEARNED) {
+    // Half of the programs would tell half of the way.
+    if !is_present(Presence::ALL_ATTACHED) {
+        return false;
+    }
+    if is_tracked(skb.address()) || is_present(Presence::LEARNED) {
         return true;
     }
     let Some(ends) = headers::ends(seen.bytes, ethertype) else {
@@ -255,7 +255,7 @@ fn followed(skb: Skb, seen: &Seen, event: &Event) -> Option<u64> {
     };
     // A full map forgets the oldest; whatever fails, the next hop has another name.
     if TRACKED.insert(address, tracked, 0).is_ok() {
-        set_present(OF_TRACKED);
+        set_present(Presence::TRACKED);
     }
     Some(event.time)
 }
@@ -327,12 +327,12 @@ fn is_target(address: Ip, port: Port) -> bool {
 
 #[inline(always)]
 fn is_learned(flow: &Flow) -> bool {
-    is_present(OF_LEARNED) && LEARNED.get_ptr(flow.canonical()).is_some()
+    is_present(Presence::LEARNED) && LEARNED.get_ptr(flow.canonical()).is_some()
 }
 
 #[inline(always)]
 fn is_tracked(address: u64) -> bool {
-    is_present(OF_TRACKED) && TRACKED.get_ptr(address).is_some()
+    is_present(Presence::TRACKED) && TRACKED.get_ptr(address).is_some()
 }
 
 #[inline(always)]
@@ -352,7 +352,7 @@ fn set_present(map: u32) {
 #[inline(always)]
 fn learn(flow: Flow) {
     if flow.protocol != 0 && LEARNED.insert(flow.canonical(), 1, 0).is_ok() {
-        set_present(OF_LEARNED);
+        set_present(Presence::LEARNED);
     }
 }
 
