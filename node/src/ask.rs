@@ -10,13 +10,16 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The name of the agent's socket in its state directory.
 pub const SOCKET: &str = "agent.sock";
 
 /// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Between two looks whether the agent is stopped.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
 /// The largest answer. A finding of each of 100,000 Services is less.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -68,23 +71,36 @@ pub async fn ask<A: DeserializeOwned>(
         path: path.clone(),
         source,
     })?;
-    if let Some(pid) = stopped(&stream) {
-        return Err(AskError::Stopped { pid });
-    }
-    let answer = match timeout(DEADLINE, exchange(stream, at, question)).await {
+    let agent = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let answer = tokio::select! {
+        answer = timeout(DEADLINE, exchange(stream, at, question)) => answer,
+        pid = until_stopped(agent) => return Err(AskError::Stopped { pid }),
+    };
+    let answer = match answer {
         Ok(answer) => answer.map_err(|error| format!("{error:#}")),
         Err(_) => Err(format!("no answer in {} s", DEADLINE.as_secs())),
     };
     answer.map_err(|reason| AskError::Answer { path, reason })
 }
 
-/// The process that listens, where it is stopped, by a signal or a debugger (`proc_pid_stat(5)`).
-fn stopped(stream: &UnixStream) -> Option<i32> {
-    let pid = stream.peer_cred().ok()?.pid()?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name may have blanks and brackets of its own.
-    let state = stat.rsplit(')').next()?.split_whitespace().next()?;
-    matches!(state, "T" | "t").then_some(pid)
+/// Ends when the process is stopped, by a signal or a debugger.
+async fn until_stopped(process: Option<i32>) -> i32 {
+    loop {
+        match process {
+            Some(pid) if is_stopped(pid) => return pid,
+            _ => sleep(BETWEEN_LOOKS).await,
+        }
+    }
+}
+
+/// By `proc_pid_stat(5)`. The program's name may have blanks and brackets of its own.
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
+    matches!(state, Some("T" | "t"))
 }
 
 async fn exchange<A: DeserializeOwned>(
