@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The name of the agent's socket in its state directory.
 pub const SOCKET: &str = "agent.sock";
@@ -23,6 +23,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// The agent reads the kernel, twice where something differs, and waits five seconds for repairs.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between two looks whether the agent is stopped.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
 /// The largest answer. A finding of each of 100,000 Services is less.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -146,7 +149,11 @@ impl Agent {
         at: &str,
         question: impl Serialize,
     ) -> Result<A, AskError> {
-        let answer = match timeout(ANSWERED_WITHIN, exchange(&mut self.sender, at, question)).await {
+        let answer = tokio::select! {
+            answer = timeout(ANSWERED_WITHIN, exchange(&mut self.sender, at, question)) => answer,
+            pid = until_stopped(self.pid) => return Err(AskError::Stopped { pid }),
+        };
+        let answer = match answer {
             Ok(answer) => answer.map_err(|error| format!("{error:#}")),
             Err(_) => Err(format!("no answer in {} s", ANSWERED_WITHIN.as_secs())),
         };
@@ -154,6 +161,16 @@ impl Agent {
             path: self.path.clone(),
             reason,
         })
+    }
+}
+
+/// Ends when the process is stopped.
+async fn until_stopped(process: Option<i32>) -> i32 {
+    loop {
+        match process {
+            Some(pid) if is_stopped(pid) => return pid,
+            _ => sleep(BETWEEN_LOOKS).await,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::row::{Act, Ask, Row};
-use super::world::At;
+use super::world::{At, World};
 
 const NODE_1: At = At::Node(1);
 
@@ -81,10 +81,10 @@ pub const ROWS: &[Row] = &[
         )],
     },
     Row {
-        name: "a_lease_that_is_lost_is_told",
+        name: "leases_that_are_lost_are_claimed_again_while_traffic_goes_on",
         breaks: &[Act::Etcdctl("del --prefix /coreos.com/network/subnets/", "")],
         asks: &[Ask::Answered(At::Client, "{web-ip}:8080", true)],
-        mends: &[],
+        mends: &[Act::Do(World::await_leases)],
     },
     Row {
         name: "a_dns_server_that_stands_still_is_named",
@@ -98,7 +98,7 @@ pub const ROWS: &[Row] = &[
         mends: &[Act::Signal("node-1-dns", Signal::SIGCONT)],
     },
     Row {
-        name: "a_name_without_its_namespace_is_not_found_and_says_who_answered",
+        name: "a_name_that_no_service_has_is_told_with_the_plugin_that_says_so",
         breaks: &[],
         asks: &[
             Ask::Dns(1, "web.default.svc.cluster.local", 0, &["{vip}", "default/web"]),

@@ -13,6 +13,7 @@ pub const ROWS: &[Row] = &[
         asks: &[
             Ask::Doctor(1, "kernel-setting", "net.ipv4.ip_forward", &["it is 0", "1"]),
             Ask::Trace(
+                At::Client,
                 "pod/client {web-ip}:9000/udp",
                 1,
                 &["DROPPED", "node-1", "ip_error"],
@@ -34,6 +35,7 @@ pub const ROWS: &[Row] = &[
                 &["it is 0", "not forwarded"],
             ),
             Ask::Trace(
+                At::Client,
                 "pod/client {web-ip}:9000/udp",
                 1,
                 &["DROPPED", "node-1", "ip_error"],
@@ -82,6 +84,7 @@ pub const ROWS: &[Row] = &[
             Ask::Doctor(1, "foreign-rules", "chain ip cwt-fw forward", &["may drop"]),
             Ask::Explain(1, "pod/client svc/web:http", 0, &["chain ip cwt-fw forward"]),
             Ask::Trace(
+                At::Client,
                 "pod/client {web-ip}:8080",
                 1,
                 &["DROPPED", "node-1", "NETFILTER_DROP"],

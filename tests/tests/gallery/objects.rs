@@ -17,7 +17,7 @@ pub const ROWS: &[Row] = &[
                 1,
                 &["Service default/web", "has no endpoint"],
             ),
-            Ask::Trace("pod/client {vip}:80", 1, &["REFUSED"]),
+            Ask::Trace(At::Client, "pod/client {vip}:80", 1, &["REFUSED"]),
             Ask::Answered(At::Client, "{vip}:80", false),
         ],
         mends: &[

@@ -12,7 +12,7 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Run(NODE_1, "ip link set {client-veth} down")],
         asks: &[
             Ask::Doctor(1, "pod-device", CLIENT, &["found {client-veth} down"]),
-            Ask::Trace("{web-ip} {client-ip}:8080", 1, &["node-1"]),
+            Ask::Trace(At::Server, "{web-ip} {client-ip}:8080", 1, &["node-1"]),
         ],
         mends: &[Act::Fix(1, "pod-device", CLIENT)],
     },
@@ -32,7 +32,7 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Run(At::Client, "ip link set eth0 down")],
         asks: &[
             Ask::Doctor(1, "pod-inside", CLIENT, &["device eth0 is down"]),
-            Ask::Trace("{web-ip} {client-ip}:8080", 1, &["node-1"]),
+            Ask::Trace(At::Server, "{web-ip} {client-ip}:8080", 1, &["node-1"]),
         ],
         mends: &[Act::Fix(1, "pod-inside", CLIENT)],
     },
@@ -78,6 +78,7 @@ pub const ROWS: &[Row] = &[
         ],
         asks: &[
             Ask::Trace(
+                At::Client,
                 "10.98.7.6 {web-ip}:8080",
                 1,
                 &["DROPPED", "node-1", "{client-veth}", "NETFILTER_DROP"],

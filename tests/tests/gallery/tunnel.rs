@@ -35,6 +35,7 @@ pub const ROWS: &[Row] = &[
         ],
         asks: &[
             Ask::Trace(
+                At::Client,
                 "pod/client {web-ip}:9000/udp",
                 1,
                 &["DROPPED", "flannel.1", "FDB entry"],
@@ -110,7 +111,12 @@ pub const ROWS: &[Row] = &[
                 ],
             ),
             Ask::Explain(1, "pod/client svc/web:http", 1, &["blackhole"]),
-            Ask::Trace("pod/client {web-ip}:9000/udp", 1, &["DROPPED", "node-1"]),
+            Ask::Trace(
+                At::Client,
+                "pod/client {web-ip}:9000/udp",
+                1,
+                &["DROPPED", "node-1"],
+            ),
         ],
         mends: &[Act::Run(NODE_1, "ip route del blackhole {subnet-2}")],
     },
@@ -125,7 +131,12 @@ pub const ROWS: &[Row] = &[
                 &["{subnet-2}", "blackhole {web-ip}/32"],
             ),
             Ask::Explain(1, "pod/client svc/web:http", 1, &["blackhole"]),
-            Ask::Trace("pod/client {web-ip}:9000/udp", 1, &["DROPPED", "node-1"]),
+            Ask::Trace(
+                At::Client,
+                "pod/client {web-ip}:9000/udp",
+                1,
+                &["DROPPED", "node-1"],
+            ),
         ],
         mends: &[Act::Run(NODE_1, "ip route del blackhole {web-ip}/32")],
     },
@@ -177,6 +188,7 @@ pub const ROWS: &[Row] = &[
             Act::Run(NODE_2, "ip link set flannel.1 up"),
         ],
         asks: &[Ask::Trace(
+            At::Client,
             "pod/client {web-ip}:9000/udp",
             1,
             &["DROPPED", "node-2", "VXLAN_VNI_NOT_FOUND"],
@@ -239,6 +251,7 @@ pub const ROWS: &[Row] = &[
         asks: &[
             Ask::Doctor(2, "foreign-rules", "chain ip cwt-fw input", &["may drop"]),
             Ask::Trace(
+                At::Client,
                 "pod/client {web-ip}:8080",
                 1,
                 &["DROPPED", "node-2", "NETFILTER_DROP"],

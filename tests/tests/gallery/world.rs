@@ -91,10 +91,24 @@ impl World {
     /// # Errors
     /// With what is not so.
     pub fn is_whole(&self) -> anyhow::Result<()> {
-        for node in 1..=2 {
+        let is_silent = |node| {
             let report = self.doctor(node)?;
             ensure!(report.findings.is_empty(), "doctor of node-{node}: {report:?}");
-        }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let doctors = [1, 2].map(|node| scope.spawn(move || is_silent(node)));
+            let served = self.is_served();
+            for doctor in doctors {
+                doctor
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            served
+        })
+    }
+
+    fn is_served(&self) -> anyhow::Result<()> {
         let facts = self.facts()?;
         let fact = |name: &str| facts.get(name).with_context(|| format!("there is no {name}"));
         for to in [
@@ -170,17 +184,25 @@ impl World {
                 namespace: Some(namespace(node)?),
                 cgroup: None,
             },
-            At::Client => self.pod("client")?,
-            At::Server => self.pod("web")?,
+            At::Client | At::Server => Place::beside(self.process(at)?)?,
         })
     }
 
-    fn pod(&self, app: &str) -> anyhow::Result<Place> {
+    /// A process of a pod.
+    ///
+    /// # Errors
+    /// When there is none, or it is no pod.
+    pub fn process(&self, at: At) -> anyhow::Result<u32> {
+        let app = match at {
+            At::Client => "client",
+            At::Server => "web",
+            At::Outside | At::Node(_) => bail!("{at:?} is no pod"),
+        };
         let label = format!("app={app}");
         let uids = "jsonpath={.items[*].metadata.uid}";
         let uids = self.cluster.run(&["get", "pods", "-l", &label, "-o", uids])?;
         let process = uids.split_whitespace().find_map(process_of);
-        Place::beside(process.with_context(|| format!("no process of {app}"))?)
+        process.with_context(|| format!("no process of {app}"))
     }
 
     /// Runs a command, words with single spaces between them.
@@ -276,7 +298,7 @@ impl World {
     ///
     /// # Errors
     /// When it fails.
-    pub fn etcdctl(&self, arguments: &str, value: &str) -> anyhow::Result<()> {
+    pub fn etcdctl(&self, arguments: &str, value: &str) -> anyhow::Result<String> {
         let pki = self.cluster.state_dir().join("pki");
         let mut command = std::process::Command::new(installed("etcdctl").context("no etcdctl")?);
         command
@@ -298,7 +320,20 @@ impl World {
             "etcdctl {arguments}: {}",
             everything(&output)
         );
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until both nodes have their leases.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn await_leases(&self) -> anyhow::Result<()> {
+        let list = || self.etcdctl("get --prefix --keys-only /coreos.com/network/subnets/", "");
+        let leases = |list: &anyhow::Result<String>| {
+            let list = list.as_deref().unwrap_or_default();
+            list.lines().filter(|line| !line.is_empty()).count()
+        };
+        wait::until_value("two leases", LATER, list, |list| leases(list) == 2).map(drop)
     }
 
     fn node_file(&self, node: u8, name: &str) -> PathBuf {
