@@ -93,7 +93,7 @@ fn node_of<'h>(
     address: IpAddr,
     hosts: &'h [Host<'h>],
 ) -> Option<(&'h Host<'h>, &'h Link)> {
-    if link.kind != LinkKind::Veth || !link.parent_elsewhere {
+    if link.kind != LinkKind::Veth || !link.parent_elsewhere || is_node(&pod.links, &pod.addresses) {
         return None;
     }
     let others = hosts.iter().filter(|host| host.found.inode != pod.found.inode);
@@ -107,8 +107,21 @@ fn node_of<'h>(
         let by = host.sends_by(address);
         by.is_some() && (by == Some(other.index) || by == other.master)
     });
-    // On a bridge between nodes, which has no address of its own network, nobody sends by it.
     candidates.next()
+}
+
+/// Whether a namespace is a node's, which may hang on a virtual cable itself: it has a tunnel, a bridge, or the other end of
+/// a pod's device, which has no address.
+fn is_node(links: &[Link], addresses: &[(u32, IpAddr)]) -> bool {
+    let has_address = |link: &Link| {
+        let mut own = addresses.iter().filter(|(index, _)| *index == link.index);
+        own.any(|(_, address)| !is_of_link(*address))
+    };
+    links.iter().any(|link| match link.kind {
+        LinkKind::Vxlan(_) | LinkKind::Bridge => true,
+        LinkKind::Veth => link.parent_elsewhere && !has_address(link),
+        LinkKind::Physical | LinkKind::Other(_) => false,
+    })
 }
 
 struct Places<'n> {
@@ -177,5 +190,47 @@ fn is_of_link(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_ends_of_pods_devices_and_a_pod_has_addresses_at_each_of_its_own() {
+        let link = |index, kind| Link {
+            index,
+            name: format!("device{index}"),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            loopback: index == 1,
+            master: None,
+            alias: None,
+            parent: None,
+            parent_elsewhere: kind == LinkKind::Veth,
+            kind,
+        };
+        let loopback = || link(1, LinkKind::Physical);
+        let (own, other) = (|| link(2, LinkKind::Veth), || link(3, LinkKind::Veth));
+        let address = |index, text: &str| (index, text.parse().expect("an address"));
+        let (first, second) = (address(2, "10.244.1.2"), address(3, "10.99.0.2"));
+        let of_link = address(3, "fe80::1");
+        let rows = [
+            (vec![loopback(), own()], vec![first], false),
+            (vec![loopback(), own(), other()], vec![first, second], false),
+            (vec![loopback(), own(), other()], vec![first], true),
+            (vec![loopback(), own(), other()], vec![first, of_link], true),
+            (
+                vec![loopback(), own(), link(4, LinkKind::Bridge)],
+                vec![first],
+                true,
+            ),
+        ];
+        for (links, addresses, expected) in rows {
+            assert_eq!(is_node(&links, &addresses), expected, "{links:?} {addresses:?}");
+        }
     }
 }

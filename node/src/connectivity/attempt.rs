@@ -30,6 +30,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Between two rounds.
 const BETWEEN: Duration = Duration::from_millis(250);
 
+/// How the reason begins where the command could not be run: that says nothing of the network.
+const NOT_ASKED: &str = "could not ask: ";
+
 /// What came of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tried {
@@ -60,7 +63,7 @@ impl<'s> Asker<'s> {
     /// Tries all cells, and again those that fail, until what is new must be served.
     ///
     /// # Errors
-    /// When the image has no program that asks.
+    /// When the image has no program that asks, or nobody can be asked.
     pub async fn settle(&self, cells: &[Cell]) -> anyhow::Result<Vec<Tried>> {
         let began = Instant::now();
         let mut tried: Vec<Tried> = Vec::with_capacity(cells.len());
@@ -81,7 +84,7 @@ impl<'s> Asker<'s> {
                 tried[cell].outcome = outcome;
             }
             if is_late || tried.iter().all(|tried| tried.outcome.is_ok()) {
-                return Ok(tried);
+                return somebody_was_asked(tried);
             }
             sleep(BETWEEN).await;
         }
@@ -149,7 +152,7 @@ impl<'s> Asker<'s> {
                 ended.stderr.trim()
             ),
             Err(error) => {
-                let reason = format!("could not ask: {}", model::with_causes(&error));
+                let reason = format!("{NOT_ASKED}{}", model::with_causes(&error));
                 return Ok(batch.iter().map(|index| (*index, Err(reason.clone()))).collect());
             }
         };
@@ -159,6 +162,20 @@ impl<'s> Asker<'s> {
             (*index, outcome(&cells[*index], line))
         });
         Ok(outcomes.collect())
+    }
+}
+
+/// # Errors
+/// When no command could be run in any pod: nothing is known then.
+fn somebody_was_asked(tried: Vec<Tried>) -> anyhow::Result<Vec<Tried>> {
+    let not_asked = |tried: &Tried| {
+        let reason = tried.outcome.as_ref().err()?;
+        reason.strip_prefix(NOT_ASKED).map(str::to_owned)
+    };
+    let reasons: Option<Vec<String>> = tried.iter().map(not_asked).collect();
+    match reasons.and_then(|reasons| reasons.into_iter().next()) {
+        Some(reason) => bail!("{reason}"),
+        None => Ok(tried),
     }
 }
 
@@ -183,6 +200,24 @@ fn outcome(cell: &Cell, line: &str) -> Result<u64, String> {
 mod tests {
     use super::super::cells::{cells, tests::site};
     use super::*;
+
+    #[test]
+    fn where_nobody_could_be_asked_nothing_is_known() {
+        let tried = |reasons: &[Option<&str>]| {
+            let tried = reasons.iter().map(|reason| Tried {
+                attempts: 1,
+                outcome: reason.map_or(Ok(1), |reason| Err(reason.to_owned())),
+            });
+            somebody_was_asked(tried.collect()).map_err(|error| error.to_string())
+        };
+        let refused = Some("could not ask: run /testserver in pod client-1: forbidden");
+        let known: [&[Option<&str>]; 3] = [&[refused, None], &[refused, Some("connection refused")], &[]];
+        for reasons in known {
+            assert_eq!(tried(reasons).map(|tried| tried.len()), Ok(reasons.len()));
+        }
+        let error = "run /testserver in pod client-1: forbidden".to_owned();
+        assert_eq!(tried(&[refused, refused]), Err(error));
+    }
 
     #[test]
     fn an_answer_counts_where_the_right_server_gives_it() {
