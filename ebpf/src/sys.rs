@@ -1,5 +1,5 @@
-//! Commands of bpf(2) that aya does not have: links that change their program, and entries whose sizes are known at
-//! run time only. Layouts of their arguments: `union bpf_attr` (include/uapi/linux/bpf.h).
+//! Commands of bpf(2) that aya does not have: links that change their program, many entries at once, and entries whose
+//! sizes are known at run time only. Layouts of their arguments: `union bpf_attr` (include/uapi/linux/bpf.h).
 
 use std::ffi::CString;
 use std::io;
@@ -17,6 +17,7 @@ const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 /// `BPF_NOEXIST`.
@@ -165,6 +166,33 @@ fn open_pinned(pin: &Path) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(OBJ_GET, &raw mut arguments) }?;
     // SAFETY: the kernel made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes entries in this order until one fails. Returns how many are written, and why no more are
+/// (`generic_map_update_batch`, kernel/bpf/syscall.c; since Linux 5.6).
+pub(crate) fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    entries: &[(K, V)],
+) -> (usize, io::Result<()>) {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    let mut arguments = BatchArguments {
+        from: 0,
+        next: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+        map: map.as_raw_fd(),
+        element_flags: 0,
+        flags: 0,
+    };
+    let asked = arguments.count;
+    // SAFETY: there are as many keys and values as is said, and each is as long as the map's.
+    match unsafe { bpf(MAP_UPDATE_BATCH, &raw mut arguments) } {
+        Ok(_) => (asked as usize, Ok(())),
+        // Where it did not begin the kernel leaves the number as it was.
+        Err(error) if arguments.count >= asked => (0, Err(error)),
+        Err(error) => (arguments.count as usize, Err(error)),
+    }
 }
 
 /// A hash map whose sizes are known at run time only.

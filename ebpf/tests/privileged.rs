@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, MapType};
 use ebpf::abi::net::Port;
-use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SocketPeer};
+use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SlotKey, SocketPeer};
 use ebpf::{Attachment, Capacity, Error, SocketHook, probe};
 use nix::libc;
 use world::{
@@ -617,11 +617,6 @@ fn a_full_map_says_so_and_still_takes_new_values() {
         ..Capacity::default()
     };
     let mut world = World::build(capacity);
-    let slot = |slot| ebpf::abi::service::SlotKey {
-        service: 1,
-        revision: 1,
-        slot,
-    };
     for number in 0..2 {
         world.hook.slots.insert(slot(number), 1).expect("room");
     }
@@ -638,4 +633,39 @@ fn a_full_map_says_so_and_still_takes_new_values() {
     );
     assert_eq!(error.to_string(), "map SLOTS is full: it takes 2 entries");
     world.hook.slots.insert(slot(1), 2).expect("replaced");
+}
+
+const fn slot(slot: u16) -> SlotKey {
+    SlotKey {
+        service: 1,
+        revision: 1,
+        slot,
+    }
+}
+
+#[test]
+fn many_entries_are_written_up_to_the_one_that_finds_no_room() {
+    if !privileged("many entries are written up to the one that finds no room") {
+        return;
+    }
+    let capacity = Capacity {
+        slots: 3,
+        ..Capacity::default()
+    };
+    let mut world = World::build(capacity);
+    let slots = &mut world.hook.slots;
+    assert!(matches!(slots.insert_all(&[]), (0, Ok(()))));
+    assert!(matches!(
+        slots.insert_all(&[(slot(0), 1), (slot(1), 1)]),
+        (2, Ok(()))
+    ));
+    let more = [(slot(1), 2), (slot(2), 2), (slot(3), 2), (slot(0), 2)];
+    let (written, result) = slots.insert_all(&more);
+    assert!(
+        matches!(result, Err(Error::Full { map: "SLOTS", .. })),
+        "{result:?}"
+    );
+    let there = slots.entries().expect("read");
+    let expected = [(slot(0), 1), (slot(1), 2), (slot(2), 2)];
+    assert_eq!((written, there, slots.writes()), (2, expected.into(), 5));
 }

@@ -156,7 +156,7 @@ fn serving(snapshot: &Snapshot, service: &ObjectName, port: &str, protocol: Prot
         let serving = |port: NonZeroU16| {
             let endpoints = slice.endpoints.iter();
             let endpoints =
-                endpoints.filter(|endpoint| endpoint.conditions.ready || endpoint.conditions.serving);
+                endpoints.filter(|endpoint| endpoint.conditions().ready || endpoint.conditions().serving);
             endpoints.map(move |endpoint| SocketAddr::new(endpoint.address, port.get()))
         };
         ports.flat_map(|port| serving(port.port)).collect()

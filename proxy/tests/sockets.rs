@@ -335,6 +335,13 @@ fn a_service_that_a_map_has_no_room_for_is_left_to_the_packet_rules() {
             }
             let view = readers_view(&found);
             assert!(view.values().all(Option::is_some), "{what}: {view:?}");
+            let members = found.members.keys().map(|member| member.endpoint);
+            let used: BTreeSet<_> = found.slots.values().copied().chain(members).collect();
+            assert_eq!(
+                found.endpoints.into_keys().collect::<BTreeSet<_>>(),
+                used,
+                "{what}"
+            );
             // When there is room again, all is well with the next attempt, and nothing was left lying about.
             maps.with(|maps| maps.capacity.clear());
             apply(&mut sockets, &kind.plan(1, from), &kind.plan(1, to)).expect("applied");

@@ -137,7 +137,7 @@ fn holders(snapshot: &Snapshot, service: &ObjectName) -> Vec<(IpAddr, String)> {
         .slices_of(service)
         .flat_map(|slice| slice.endpoints.iter());
     let pods = endpoints.filter_map(|endpoint| {
-        let pod = endpoint.pod.as_deref()?;
+        let pod = endpoint.pod?;
         Some((endpoint.address, format!("pod {}/{pod}", service.namespace)))
     });
     own.chain(pods).collect()

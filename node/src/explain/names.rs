@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use model::{Endpoint, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, Snapshot};
+use model::{EndpointRef, NodeName, ObjectName, Protocol, Service, ServiceKind, ServicePort, Snapshot};
 
 use super::PodHere;
 use crate::ends::nearest::{LISTED, Suggested, nearest_nodes, nearest_objects, typed};
@@ -210,9 +210,9 @@ impl Known<'_> {
             .flat_map(|snapshot| snapshot.slices_of(service));
         let endpoints = slices.flat_map(|slice| {
             let ports: Vec<_> = slice.ports.iter().collect();
-            let asked = move |endpoint: &Endpoint| {
-                let pod = endpoint.pod.as_ref();
-                let pod = pod.map(|pod| typed("pod", &ObjectName::new(slice.name.namespace.clone(), &**pod)));
+            let asked = move |endpoint: EndpointRef<'_>| {
+                let pod = endpoint.pod;
+                let pod = pod.map(|pod| typed("pod", &ObjectName::new(slice.name.namespace.clone(), pod)));
                 match ports.first() {
                     None => vec![pod.unwrap_or_else(|| endpoint.address.to_string())],
                     Some(_) => ports
@@ -243,9 +243,9 @@ impl Known<'_> {
             .flat_map(|snapshot| snapshot.slices.iter());
         for slice in slices.flat_map(|(_, slices)| slices.iter()) {
             for endpoint in &slice.endpoints {
-                let Some(pod) = &endpoint.pod else { continue };
-                let name = ObjectName::new(slice.name.namespace.clone(), &**pod);
-                let place = entry(&mut pods, &name, endpoint.node.clone());
+                let Some(pod) = endpoint.pod else { continue };
+                let name = ObjectName::new(slice.name.namespace.clone(), pod);
+                let place = entry(&mut pods, &name, endpoint.node().cloned());
                 if !place.addresses.contains(&endpoint.address) {
                     place.addresses.push(endpoint.address);
                 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{
-    Endpoint, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, ServicePort, SessionAffinity,
+    EndpointRef, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, ServicePort, SessionAffinity,
     Snapshot, TrafficPolicy,
 };
 use overlay::plan::{Plan, Remote};
@@ -290,12 +290,12 @@ fn none_listed(slices: &[&EndpointSlice], service: &Service, key: &PortKey) -> S
     )
 }
 
-fn whose(endpoint: &Endpoint, slice: &ObjectName) -> String {
-    let pod = match &endpoint.pod {
+fn whose(endpoint: EndpointRef<'_>, slice: &ObjectName) -> String {
+    let pod = match endpoint.pod {
         Some(pod) => format!("pod {}/{pod}", slice.namespace),
         None => format!("of EndpointSlice {slice}"),
     };
-    match &endpoint.node {
+    match endpoint.node() {
         Some(node) => format!("{pod} on {node}"),
         None => pod,
     }

@@ -30,7 +30,7 @@ fn facts() -> Facts {
             name: ObjectName::new("default", &*format!("{name}-1")),
             service: name.into(),
             family: IpFamily::V4,
-            endpoints,
+            endpoints: endpoints.into(),
             ports: ports.iter().map(port).collect(),
             last_change: None,
         }));

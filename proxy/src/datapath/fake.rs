@@ -195,6 +195,20 @@ impl FakeMaps {
         })
     }
 
+    fn insert_all<K: Ord + Copy, V: Copy>(
+        &self,
+        name: &'static str,
+        map: fn(&mut Contents) -> &mut BTreeMap<K, V>,
+        entries: &[(K, V)],
+    ) -> (usize, Result<(), Error>) {
+        for (written, (key, value)) in entries.iter().enumerate() {
+            if let Err(error) = self.insert(name, map, *key, *value) {
+                return (written, Err(error));
+            }
+        }
+        (entries.len(), Ok(()))
+    }
+
     fn remove<K: Ord, V>(&self, map: fn(&mut Contents) -> &mut BTreeMap<K, V>, key: &K) -> Result<(), Error> {
         self.with(|state| {
             state.write()?;
@@ -243,16 +257,16 @@ impl HookMaps for FakeMaps {
         self.remove(|maps| &mut maps.frontends, key)
     }
 
-    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error> {
-        self.insert("SLOTS", |maps| &mut maps.slots, key, endpoint)
+    fn put_slots(&mut self, slots: &[(SlotKey, u32)]) -> (usize, Result<(), Error>) {
+        self.insert_all("SLOTS", |maps| &mut maps.slots, slots)
     }
 
     fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error> {
         self.remove(|maps| &mut maps.slots, key)
     }
 
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error> {
-        self.insert("ENDPOINTS", |maps| &mut maps.endpoints, id, endpoint)
+    fn put_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> (usize, Result<(), Error>) {
+        self.insert_all("ENDPOINTS", |maps| &mut maps.endpoints, endpoints)
     }
 
     fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error> {

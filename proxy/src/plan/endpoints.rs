@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{Conditions, Endpoint, EndpointSlice, IpFamily};
+use model::{Conditions, EndpointRef, EndpointSlice, IpFamily};
 
 use super::addresses::is_possible;
 use super::standing::{Chosen, LeftOut, Standing};
@@ -20,7 +20,7 @@ pub(super) struct Listed<'a, 'silent> {
 
 impl<'a> Listed<'a, '_> {
     /// Those of one port, with the slice that lists them.
-    fn of_port(self, key: &PortKey) -> impl Iterator<Item = (&'a EndpointSlice, &'a Endpoint, Target)> {
+    fn of_port(self, key: &PortKey) -> impl Iterator<Item = (&'a EndpointSlice, EndpointRef<'a>, Target)> {
         let slices = self.slices.iter().filter(|slice| slice.family == key.family);
         slices.flat_map(move |slice| {
             let ports = slice.ports.iter();
@@ -38,7 +38,7 @@ impl<'a> Listed<'a, '_> {
     }
 
     /// Why nobody can be sent to an endpoint's address, whatever its conditions.
-    fn fault(self, endpoint: &Endpoint, family: IpFamily) -> Option<LeftOut> {
+    fn fault(self, endpoint: EndpointRef<'_>, family: IpFamily) -> Option<LeftOut> {
         if self.silent.contains(&endpoint.address) {
             Some(LeftOut::Silent)
         } else if IpFamily::from(endpoint.address) != family || !is_possible(endpoint.address) {
@@ -52,7 +52,7 @@ impl<'a> Listed<'a, '_> {
 /// An endpoint of one port.
 #[derive(Clone, Copy, Debug)]
 struct Candidate<'a> {
-    endpoint: &'a Endpoint,
+    endpoint: EndpointRef<'a>,
     local: bool,
 }
 
@@ -64,7 +64,7 @@ impl Candidate<'_> {
             ready,
             serving,
             terminating,
-        } = self.endpoint.conditions;
+        } = self.endpoint.conditions();
         (!terminating, ready, serving, self.local)
     }
 }
@@ -80,8 +80,8 @@ enum Topology {
 impl Topology {
     /// Hints count only if every ready endpoint has one and some endpoint is hinted to this place: a list that is
     /// hinted in part is in the middle of a change, and following it would overload the few that have hints.
-    fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, node: &NodeContext) -> Self {
-        let followed = |topology: Self, hinted: fn(&Endpoint) -> bool| {
+    fn of<'a>(ready: impl Iterator<Item = EndpointRef<'a>> + Clone, node: &NodeContext) -> Self {
+        let followed = |topology: Self, hinted: fn(EndpointRef<'a>) -> bool| {
             ready.clone().all(hinted) && ready.clone().any(|endpoint| topology.admits(endpoint, node))
         };
         if followed(Self::SameNode, |endpoint| !endpoint.hinted_nodes().is_empty()) {
@@ -93,7 +93,7 @@ impl Topology {
         }
     }
 
-    fn admits(self, endpoint: &Endpoint, node: &NodeContext) -> bool {
+    fn admits(self, endpoint: EndpointRef<'_>, node: &NodeContext) -> bool {
         match self {
             Self::SameNode => endpoint.hinted_nodes().contains(&node.name),
             Self::SameZone => node
@@ -119,7 +119,7 @@ struct Sieve<'a> {
 impl<'a> Sieve<'a> {
     fn new(list: List, candidates: &Candidates<'_>, node: &'a NodeContext) -> Self {
         let ready = candidates.values().map(|candidate| candidate.endpoint);
-        let ready = ready.filter(|endpoint| endpoint.conditions.ready);
+        let ready = ready.filter(|endpoint| endpoint.conditions().ready);
         let mut sieve = Self {
             node,
             only_here: list == List::Local,
@@ -140,7 +140,7 @@ impl<'a> Sieve<'a> {
             ready,
             serving,
             terminating,
-        } = candidate.endpoint.conditions;
+        } = candidate.endpoint.conditions();
         if self.only_here && !candidate.local {
             Err(LeftOut::NotHere)
         } else if self.none_ready && serving && terminating {
@@ -189,7 +189,7 @@ pub(super) fn choose(
     let on_this_node: SharedSet<_> = chosen.filter(on_this_node).copied().collect();
     let serving = candidates
         .iter()
-        .filter(|(_, candidate)| candidate.endpoint.conditions.serving);
+        .filter(|(_, candidate)| candidate.endpoint.conditions().serving);
     let serving: SharedSet<_> = serving.map(|(target, _)| *target).collect();
     PortPlan {
         on_this_node: on_this_node.or_equal(&[&local, &cluster]),
@@ -218,7 +218,7 @@ fn candidates<'a>(
         }
         let candidate = Candidate {
             endpoint,
-            local: endpoint.node.as_ref() == Some(&node.name),
+            local: endpoint.node() == Some(&node.name),
         };
         let entry = candidates.entry(target).or_insert(candidate);
         if candidate.rank() > entry.rank() {
@@ -238,13 +238,15 @@ pub(super) fn standings<'a>(
     let candidates = candidates(key, listed, node, &mut BTreeSet::new());
     let sieve = Sieve::new(list, &candidates, node);
     let room = sieve.targets(&candidates, &mut BTreeSet::new());
-    let judge = |endpoint: &'a Endpoint, target: &Target| {
+    let mut counted = BTreeSet::new();
+    let mut judge = |endpoint: EndpointRef<'a>, target: &Target| {
         if let Some(fault) = listed.fault(endpoint, key.family) {
             return Err(fault);
         }
         let candidate = candidates.get(target);
-        // The same target may be listed by several slices: one of the entries stands for it.
-        let candidate = candidate.filter(|candidate| std::ptr::eq(candidate.endpoint, endpoint));
+        // The same target may be listed by several slices: one of the entries stands for it, of equal ones the first.
+        let candidate =
+            candidate.filter(|candidate| candidate.endpoint == endpoint && counted.insert(*target));
         let chosen = sieve.judge(candidate.ok_or(LeftOut::Superseded)?)?;
         if room.contains(target) {
             Ok(chosen)

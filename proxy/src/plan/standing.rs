@@ -1,6 +1,6 @@
 //! Why an endpoint is in a list, or is not: what the plan says of each, for whoever explains it.
 
-use model::{Endpoint, EndpointSlice};
+use model::{EndpointRef, EndpointSlice};
 
 use super::Target;
 
@@ -10,7 +10,7 @@ pub struct Standing<'a> {
     /// The slice that lists it.
     pub slice: &'a EndpointSlice,
     /// The endpoint.
-    pub endpoint: &'a Endpoint,
+    pub endpoint: EndpointRef<'a>,
     /// Where connections to it go.
     pub target: Target,
     /// Whether it is in the list.

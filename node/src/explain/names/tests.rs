@@ -1,6 +1,6 @@
 //! What is typed, and what it names.
 
-use model::{Change, EndpointPort, EndpointSlice, Few, IpFamily, Node};
+use model::{Change, Endpoint, EndpointPort, EndpointSlice, Few, IpFamily, Node};
 
 use super::*;
 
@@ -39,7 +39,8 @@ fn snapshot() -> Snapshot {
                 ..Endpoint::new([10, 244, 2, 8].into())
             },
             Endpoint::new([10, 244, 2, 9].into()),
-        ],
+        ]
+        .into(),
         ports: [EndpointPort {
             name: "".into(),
             protocol: Protocol::Tcp,

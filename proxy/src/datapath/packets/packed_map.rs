@@ -34,7 +34,7 @@ impl PackedMap {
         let run = self.runs.get(number).map_or(&[][..], AsRef::as_ref);
         let (before, after) = around(run, key);
         let run = [before, &[key_length, high, low], key, value, after].concat();
-        self.replace(number, &run);
+        self.replace(number, run);
     }
 
     /// Removes an entry, if it is there.
@@ -43,7 +43,7 @@ impl PackedMap {
         if let Some(run) = self.runs.get(number) {
             let (before, after) = around(run, key);
             let run = [before, after].concat();
-            self.replace(number, &run);
+            self.replace(number, run);
         }
     }
 
@@ -72,17 +72,20 @@ impl PackedMap {
         run.saturating_sub(1)
     }
 
-    fn replace(&mut self, number: usize, run: &[u8]) {
-        let (run, rest) = if run.len() > LONGEST_RUN {
-            halves(run)
-        } else {
-            (run, &[][..])
-        };
-        let runs = [run, rest]
-            .into_iter()
-            .filter(|run| !run.is_empty())
-            .map(Box::from);
-        self.runs.splice(number..self.runs.len().min(number + 1), runs);
+    fn replace(&mut self, number: usize, run: Vec<u8>) {
+        match self.runs.get_mut(number) {
+            Some(place) if (1..=LONGEST_RUN).contains(&run.len()) => *place = run.into(),
+            _ => {
+                let (run, rest) = if run.len() > LONGEST_RUN {
+                    halves(&run)
+                } else {
+                    (&run[..], &[][..])
+                };
+                let runs = [run, rest].into_iter().filter(|run| !run.is_empty());
+                let place = number..self.runs.len().min(number + 1);
+                self.runs.splice(place, runs.map(Box::from));
+            }
+        }
     }
 }
 

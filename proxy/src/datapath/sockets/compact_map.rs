@@ -36,7 +36,15 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
             return;
         }
         let run = [before, &[(key, value)], after].concat();
-        self.replace(number, &run);
+        self.replace(number, run);
+    }
+
+    /// The value of an entry, to be changed where it is.
+    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let number = self.run_of(key);
+        let run = self.runs.get_mut(number)?;
+        let place = run.binary_search_by_key(key, |(key, _)| *key).ok()?;
+        run.get_mut(place).map(|(_, value)| value)
     }
 
     /// Removes an entry, if it is there.
@@ -44,7 +52,7 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
         let number = self.run_of(key);
         let [before, after] = self.around(number, key);
         let run = [before, after].concat();
-        self.replace(number, &run);
+        self.replace(number, run);
     }
 
     /// All entries, sorted by key.
@@ -84,14 +92,17 @@ impl<K: Ord + Copy, V: Copy> CompactMap<K, V> {
         [before, behind]
     }
 
-    fn replace(&mut self, number: usize, run: &[(K, V)]) {
-        let is_long = run.len() > LONGEST_RUN;
-        let (run, rest) = run.split_at(if is_long { run.len() / 2 } else { run.len() });
-        let runs = [run, rest]
-            .into_iter()
-            .filter(|run| !run.is_empty())
-            .map(Box::from);
-        self.runs.splice(number..self.runs.len().min(number + 1), runs);
+    fn replace(&mut self, number: usize, run: Vec<(K, V)>) {
+        match self.runs.get_mut(number) {
+            Some(place) if (1..=LONGEST_RUN).contains(&run.len()) => *place = run.into(),
+            _ => {
+                let is_long = run.len() > LONGEST_RUN;
+                let (run, rest) = run.split_at(if is_long { run.len() / 2 } else { run.len() });
+                let runs = [run, rest].into_iter().filter(|run| !run.is_empty());
+                let place = number..self.runs.len().min(number + 1);
+                self.runs.splice(place, runs.map(Box::from));
+            }
+        }
     }
 }
 
@@ -143,7 +154,11 @@ mod tests {
             let mut compact: CompactMap<u32, u32> = keys.iter().map(|key| (*key, 0)).collect();
             let mut model = BTreeMap::new();
             for key in &keys {
-                compact.insert(*key, key * 2);
+                match compact.get_mut(key) {
+                    Some(value) if key % 2 == 0 => *value = key * 2,
+                    _ => compact.insert(*key, key * 2),
+                }
+                assert_eq!(compact.get_mut(&5000), None);
                 model.insert(*key, key * 2);
             }
             check(&compact, &model);

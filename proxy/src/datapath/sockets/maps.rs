@@ -34,12 +34,12 @@ pub trait HookMaps: Send + Sync + std::fmt::Debug {
     fn put_frontend(&mut self, key: FrontendKey, value: Frontend) -> Result<(), Error>;
     /// Removes.
     fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), Error>;
-    /// Adds or replaces.
-    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error>;
+    /// Adds or replaces, in this order until one fails. Returns how many are written, and why no more are.
+    fn put_slots(&mut self, slots: &[(SlotKey, u32)]) -> (usize, Result<(), Error>);
     /// Removes.
     fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error>;
-    /// Adds or replaces.
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error>;
+    /// As [`Self::put_slots`].
+    fn put_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> (usize, Result<(), Error>);
     /// Removes.
     fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error>;
     /// Adds or replaces.
@@ -84,16 +84,18 @@ impl HookMaps for SocketHook {
         Ok(self.frontends.remove(key)?)
     }
 
-    fn put_slot(&mut self, key: SlotKey, endpoint: u32) -> Result<(), Error> {
-        Ok(self.slots.insert(key, endpoint)?)
+    fn put_slots(&mut self, slots: &[(SlotKey, u32)]) -> (usize, Result<(), Error>) {
+        let (written, result) = self.slots.insert_all(slots);
+        (written, result.map_err(Error::from))
     }
 
     fn remove_slot(&mut self, key: &SlotKey) -> Result<(), Error> {
         Ok(self.slots.remove(key)?)
     }
 
-    fn put_endpoint(&mut self, id: u32, endpoint: Endpoint) -> Result<(), Error> {
-        Ok(self.endpoints.insert(id, endpoint)?)
+    fn put_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> (usize, Result<(), Error>) {
+        let (written, result) = self.endpoints.insert_all(endpoints);
+        (written, result.map_err(Error::from))
     }
 
     fn remove_endpoint(&mut self, id: &u32) -> Result<(), Error> {

@@ -185,20 +185,23 @@ impl<M: HookMaps> Tables<M> {
     }
 
     pub(super) fn write_lists(&mut self, (service, revision): ListName, lists: &Lists) -> Result<(), Error> {
-        for (base, targets) in [(0, &lists.cluster), (SlotKey::LOCAL, &lists.local)] {
-            for (target, slot) in targets.iter().zip(base..) {
-                let endpoint = self.endpoint_id(*target)?;
-                let key = SlotKey {
-                    service,
-                    revision,
-                    slot,
-                };
-                self.maps.put_slot(key, endpoint)?;
-                self.slots.insert(key, endpoint);
-                self.add_use(endpoint);
-            }
+        let numbered = lists.cluster.iter().zip(0..);
+        let numbered = numbered.chain(lists.local.iter().zip(SlotKey::LOCAL..));
+        let ids = self.endpoint_ids(numbered.clone().map(|(place, _)| *place))?;
+        let keys = numbered.map(|(_, slot)| SlotKey {
+            service,
+            revision,
+            slot,
+        });
+        let slots: Vec<_> = keys.zip(ids).collect();
+        let (written, result) = self.maps.put_slots(&slots);
+        let (written, unwritten) = slots.split_at(written);
+        for (key, endpoint) in written {
+            self.slots.insert(*key, *endpoint);
+            self.add_use(*endpoint);
         }
-        Ok(())
+        self.drop_unused(unwritten.iter().map(|(_, endpoint)| *endpoint));
+        result
     }
 
     pub(super) fn remove_list(&mut self, list: ListName) -> Result<(), Error> {
@@ -213,8 +216,20 @@ impl<M: HookMaps> Tables<M> {
 
     /// Writes what the members are in addition to what they were.
     pub(super) fn add_members(&mut self, service: u32, wanted: &Members) -> Result<(), Error> {
-        for (place, bits) in &wanted.0 {
-            let endpoint = self.endpoint_id(*place)?;
+        let ids = self.endpoint_ids(wanted.0.keys().copied())?;
+        let result = self.write_members(service, ids.iter().copied().zip(wanted.0.values()));
+        if result.is_err() {
+            self.drop_unused(ids);
+        }
+        result
+    }
+
+    fn write_members<'a>(
+        &mut self,
+        service: u32,
+        wanted: impl Iterator<Item = (u32, &'a u32)>,
+    ) -> Result<(), Error> {
+        for (endpoint, bits) in wanted {
             let key = MemberKey { service, endpoint };
             let now = self.members.get(&key).map_or(0, |member| member.0);
             if now | bits != now {
@@ -357,43 +372,81 @@ impl<M: HookMaps> Tables<M> {
         ids.map(|((_, id), ())| *id).find(is_there)
     }
 
-    fn endpoint_id(&mut self, place: Place) -> Result<u32, Error> {
-        if let Some(id) = self.known_id(&place) {
-            return Ok(id);
+    /// The ids of endpoints, in this order. Those that are not in the kernel yet are written.
+    fn endpoint_ids(&mut self, places: impl Iterator<Item = Place>) -> Result<Vec<u32>, Error> {
+        let mut new = BTreeMap::new();
+        let mut ids = Vec::new();
+        for place in places {
+            let known = self.known_id(&place).or_else(|| new.get(&place).copied());
+            let id = match known {
+                Some(id) => id,
+                None => self.unused_id()?,
+            };
+            if known.is_none() {
+                new.insert(place, id);
+            }
+            ids.push(id);
         }
+        self.add_endpoints(new)?;
+        Ok(ids)
+    }
+
+    fn unused_id(&mut self) -> Result<u32, Error> {
         let id = self.next_endpoint;
         self.next_endpoint = id
             .checked_add(1)
             .ok_or(Error::Exhausted { what: "endpoint id" })?;
-        let (addr, port, proto) = place;
-        let endpoint = Endpoint {
-            addr,
-            port,
-            proto,
-            flags: 0,
-            id,
-        };
-        self.maps.put_endpoint(id, endpoint)?;
-        self.endpoints.insert(id, Known { place, uses: 0 });
-        self.endpoint_ids.insert((self.digest(&place), id), ());
         Ok(id)
     }
 
+    fn add_endpoints(&mut self, new: BTreeMap<Place, u32>) -> Result<(), Error> {
+        let endpoints = new.into_iter().map(|((addr, port, proto), id)| {
+            let endpoint = Endpoint {
+                addr,
+                port,
+                proto,
+                flags: 0,
+                id,
+            };
+            (id, endpoint)
+        });
+        let endpoints: Vec<_> = endpoints.collect();
+        let (written, result) = self.maps.put_endpoints(&endpoints);
+        for (id, endpoint) in endpoints.iter().take(written) {
+            let place = place(endpoint);
+            self.endpoints.insert(*id, Known { place, uses: 0 });
+            self.endpoint_ids.insert((self.digest(&place), *id), ());
+        }
+        if result.is_err() {
+            self.drop_unused(endpoints.iter().map(|(id, _)| *id));
+        }
+        result
+    }
+
+    /// Takes out what came in for something that was not written: a Service that does not fit takes no other's room.
+    /// Where that fails, the next audit takes it out.
+    fn drop_unused(&mut self, ids: impl IntoIterator<Item = u32>) {
+        for id in ids {
+            let known = self.endpoints.get(&id);
+            if known.is_some_and(|known| known.uses == 0) {
+                let _ = self.remove_endpoint(id);
+            }
+        }
+    }
+
     fn add_use(&mut self, id: u32) {
-        if let Some(known) = self.endpoints.get(&id).copied() {
-            let uses = known.uses + 1;
-            self.endpoints.insert(id, Known { uses, ..known });
+        if let Some(known) = self.endpoints.get_mut(&id) {
+            known.uses += 1;
         }
     }
 
     /// One slot or membership less; the last one's endpoint goes.
     fn release(&mut self, id: u32) -> Result<(), Error> {
-        let Some(known) = self.endpoints.get(&id).copied() else {
+        let Some(known) = self.endpoints.get_mut(&id) else {
             return Ok(());
         };
-        let uses = known.uses.saturating_sub(1);
-        self.endpoints.insert(id, Known { uses, ..known });
-        if uses == 0 {
+        known.uses = known.uses.saturating_sub(1);
+        if known.uses == 0 {
             self.remove_endpoint(id)?;
         }
         Ok(())
