@@ -138,8 +138,13 @@ mod tests {
         );
         check(
             super::TALLY_OBJECT,
-            &["kfree_skb", "kfree_skb_bare"],
-            &[".rodata", "DROPS", "TOTALS"],
+            &[
+                "kfree_skb",
+                "kfree_skb_bare",
+                "net_dev_start_xmit",
+                "netif_receive_skb",
+            ],
+            &[".rodata", "DROPS", "FLOWS", "LOCAL", "NATS", "TOTALS"],
         );
     }
 }

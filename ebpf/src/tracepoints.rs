@@ -175,6 +175,8 @@ pub(crate) fn offsets(types: &KernelTypes) -> Result<Offsets, TracepointError> {
         net_inum: types.offset("net", "ns.inum")?,
         conn_original: tuples.map_or(0, |(original, _)| original),
         conn_reply: tuples.map_or(0, |(_, reply)| reply),
+        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
+        sock_cookie: types.offset("sock", "__sk_common.skc_cookie")?,
     })
 }
 

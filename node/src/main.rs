@@ -12,6 +12,7 @@
 //! - [`doctor`]: what is wrong on a node, as its agent sees it.
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`drops_cli`]: counts what this machine drops.
+//! - [`flows_cli`]: who sends to whom.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`ends`]: who sends and to whom, as both of them read it.
 //! - [`ask`]: asks the agent over its socket.
@@ -34,6 +35,7 @@ mod doctor;
 mod drops_cli;
 mod ends;
 mod explain;
+mod flows_cli;
 mod install_cni;
 mod logs;
 mod metrics;
@@ -58,8 +60,8 @@ use agent::config_file::{ConfigFile, Loaded};
 use ask::AskError;
 use cli::{
     CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs,
-    DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs,
-    NodeCommand, Output, TraceArgs, VersionArgs,
+    DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand,
+    NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
 use explain::{Answer, Conclusion};
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => examine(&args),
         Command::Trace(args) => follow_packet(&args),
         Command::Drops(args) => count_drops(&args),
+        Command::Flows(args) => count_flows(&args),
         Command::Explain(args) => explain_packet(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
@@ -225,6 +228,16 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
         return could_not_run("must run as root: drops are counted by a program in the kernel");
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
+        Ok(finding) => found(finding),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn count_flows(args: &FlowsArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: flows are counted by programs in the kernel");
+    }
+    match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }

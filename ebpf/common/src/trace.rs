@@ -55,6 +55,10 @@ pub struct Offsets {
     pub conn_original: u32,
     /// The tuple of the reply direction in `nf_conn`.
     pub conn_reply: u32,
+    /// `nf_conn.status`.
+    pub conn_status: u32,
+    /// `sock.__sk_common.skc_cookie`.
+    pub sock_cookie: u32,
 }
 
 impl Offsets {
@@ -258,7 +262,7 @@ impl Event {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 64);
+const _: () = assert!(size_of::<Offsets>() == 72);
 const _: () = assert!(size_of::<Filter>() == 48);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);

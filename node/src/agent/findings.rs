@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::examining;
 use super::explaining;
+use super::naming;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
@@ -83,6 +84,7 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(PATH, get(report))
+        .route(naming::PATH, get(naming::answer))
         .route(explain::PATH, post(explaining::answer))
         .route(examining::PATH, post(examining::examine))
         .with_state(sources);

@@ -20,6 +20,7 @@ pub mod findings;
 mod first_sync;
 mod health_check_ports;
 mod ip_families;
+pub mod naming;
 mod pod_network;
 mod progress;
 mod proxy_metrics;

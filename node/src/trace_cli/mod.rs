@@ -4,6 +4,7 @@
 
 mod filter;
 mod inject;
+pub mod known;
 pub mod pods;
 
 use std::time::{Duration, Instant};

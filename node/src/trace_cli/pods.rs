@@ -15,6 +15,17 @@ use crate::config;
 /// Names that are told when one is not there, at the most.
 const TOLD: usize = 10;
 
+/// The configurations that are meant: these, or the usual one, if there is one.
+#[must_use]
+pub fn agents(configs: &[PathBuf]) -> Vec<PathBuf> {
+    let usual = Path::new(NODE_CONFIG);
+    if configs.is_empty() && usual.exists() {
+        vec![usual.to_owned()]
+    } else {
+        configs.to_vec()
+    }
+}
+
 /// Pods by name, with their addresses.
 #[derive(Debug, Default)]
 pub struct Pods {
@@ -30,17 +41,12 @@ impl Pods {
     /// # Errors
     /// When one of them cannot be read.
     pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
-        let usual = [PathBuf::from(NODE_CONFIG)];
-        let configs = if configs.is_empty() && Path::new(NODE_CONFIG).exists() {
-            &usual
-        } else {
-            configs
-        };
+        let configs = agents(configs);
         let mut pods = Self {
             by_name: BTreeMap::new(),
             has_agent: !configs.is_empty(),
         };
-        for path in configs {
+        for path in &configs {
             let config = config::load(path, None)?;
             let directory = &config.state_dir;
             let recorded = overlay::pods::recorded(directory)

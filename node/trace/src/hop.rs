@@ -198,7 +198,7 @@ impl Flow {
         self.min(self.reversed())
     }
 
-    fn of(raw: &RawFlow) -> Option<Self> {
+    pub(crate) fn of(raw: &RawFlow) -> Option<Self> {
         let protocol = Protocol(
             u8::try_from(raw.protocol)
                 .ok()
@@ -298,7 +298,7 @@ impl Hop {
 }
 
 /// The flags that are set (RFC 9293 §3.1).
-fn tcp_flags(flags: u8) -> String {
+pub(crate) fn tcp_flags(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
     let set = (0..)
         .zip(NAMES)

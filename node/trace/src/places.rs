@@ -132,6 +132,24 @@ impl Names {
     }
 }
 
+/// A pod's name, as [`Names`] has it: `pod/NAMESPACE/NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodName<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its own.
+    pub name: &'a str,
+}
+
+impl<'a> PodName<'a> {
+    /// Takes the name apart; `None` where it is no pod's.
+    #[must_use]
+    pub fn of(name: &'a str) -> Option<Self> {
+        let (namespace, name) = name.strip_prefix("pod/")?.split_once('/')?;
+        Some(Self { namespace, name })
+    }
+}
+
 /// The inode number of the namespace behind a path.
 #[must_use]
 pub fn inode(path: &std::path::Path) -> Option<u32> {

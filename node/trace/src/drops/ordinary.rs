@@ -41,15 +41,17 @@ const OF_MANY: [&str; 8] = [
 const ARP: u16 = 0x0806;
 
 /// Whether drops of this kind are nobody's loss.
-pub(super) fn is_ordinary(kind: &Kind) -> bool {
+pub(crate) fn is_ordinary(kind: &Kind) -> bool {
     let reason = kind.reason.as_str();
     if REASONS.contains(&reason) {
         return true;
     }
     match (kind.protocol, kind.destination) {
         (Some(protocol), Some(destination)) => {
-            // A connection that is over, or whose process is: its last packets find no socket.
-            let is_late = protocol == Protocol::TCP && !kind.opens && reason == "NO_SOCKET";
+            // A connection that is over, or whose process is: its last packets find no socket, or one that reads no more
+            // (the FIN itself lies there unread).
+            let is_late =
+                protocol == Protocol::TCP && !kind.opens && matches!(reason, "NO_SOCKET" | "QUEUE_PURGE");
             is_late || (is_to_many(destination) && OF_MANY.contains(&reason))
         }
         // Unix and netlink sockets; a question of ARP's to others, and what no protocol here takes.
@@ -97,6 +99,8 @@ mod tests {
         let rows = [
             (kind("TCP_OLD_ACK", tcp, Some("10.0.0.2")), true),
             (kind("NO_SOCKET", tcp, Some("10.0.0.2")), true),
+            (kind("QUEUE_PURGE", tcp, Some("10.0.0.2")), true),
+            (kind("QUEUE_PURGE", udp, Some("10.0.0.2")), false),
             (opens(kind("NO_SOCKET", tcp, Some("10.0.0.2"))), false),
             (kind("NO_SOCKET", udp, Some("10.0.0.2")), false),
             (kind("NO_SOCKET", udp, Some("224.0.0.251")), true),
