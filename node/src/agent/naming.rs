@@ -100,3 +100,66 @@ impl Named {
         named
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::{Change, Endpoint, EndpointPort, EndpointSlice, Few, IpFamily, Service};
+
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn services_have_their_addresses_and_endpoints_and_pods_are_there_once() {
+        let mut snapshot = Snapshot::default();
+        for (name, cluster) in [("web", Some("10.96.0.7")), ("peers", None)] {
+            let kind = cluster.map_or(ServiceKind::Headless, |cluster| ServiceKind::ClusterIp {
+                addresses: Few::from(vec![address(cluster)]),
+            });
+            snapshot.apply(Change::Service(Service::new(ObjectName::new("shop", name), kind)));
+            snapshot.apply(Change::EndpointSlice(EndpointSlice {
+                name: ObjectName::new("shop", format!("{name}-1").as_str()),
+                service: name.into(),
+                family: IpFamily::V4,
+                endpoints: vec![Endpoint {
+                    pod: Some("web-7f".into()),
+                    ..Endpoint::new(address("10.244.2.3"))
+                }],
+                ports: [EndpointPort {
+                    name: "http".into(),
+                    protocol: Protocol::Tcp,
+                    port: 8080.try_into().expect("no zero"),
+                }]
+                .into_iter()
+                .collect(),
+                last_change: None,
+            }));
+        }
+        let service = |name, addresses| NamedService {
+            name: ObjectName::new("shop", name),
+            addresses,
+            endpoints: vec![NamedEndpoint {
+                address: address("10.244.2.3"),
+                port: 8080,
+                protocol: Protocol::Tcp,
+            }],
+        };
+        let mut named = Named::of(&snapshot);
+        named.services.sort_by(|one, other| one.name.cmp(&other.name));
+        let expected = Named {
+            services: vec![
+                service("peers", Vec::new()),
+                service("web", vec![address("10.96.0.7")]),
+            ],
+            pods: vec![NamedPod {
+                address: address("10.244.2.3"),
+                name: ObjectName::new("shop", "web-7f"),
+            }],
+        };
+        assert_eq!(named, expected);
+        let json = serde_json::to_string(&named).expect("JSON");
+        assert_eq!(serde_json::from_str::<Named>(&json).expect("read back"), expected);
+    }
+}

@@ -3,6 +3,7 @@
 //! Pods of this machine have the names that its agents have written down; Services, and pods of other nodes, those that
 //! an agent that runs tells.
 
+mod hooks;
 mod services;
 mod whose;
 
@@ -51,6 +52,11 @@ pub async fn watch(
     };
     let mut known = Known::new(pods);
     let mut session = Session::start(known.namespaces())?;
+    for sockets in hooks::sockets(&args.config)? {
+        if let Err(error) = session.look_into(&sockets) {
+            eprintln!("warning: Services that the socket hook translates are not told: {error:#}");
+        }
+    }
     let end = args.duration.or((!args.follow).then_some(USUAL));
     let end = end.map(|duration| Instant::now() + duration);
     let mut finding = Finding::Good;

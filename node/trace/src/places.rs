@@ -15,7 +15,7 @@ const OF_SUBSYSTEMS: [&str; 2] = ["mac80211_drop_reason", "ovs_drop_reason"];
 const SUBSYSTEM_SHIFT: u32 = 16;
 
 /// Names of reasons and functions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// Who has reasons of its own, by the upper half of their numbers.

@@ -26,7 +26,7 @@ const REASONS: [&str; 14] = [
 ];
 
 /// What becomes of packets to many that this machine is not one of.
-const OF_MANY: [&str; 8] = [
+const OF_MANY: [&str; 9] = [
     "NOT_SPECIFIED",
     "NO_SOCKET",
     "OTHERHOST",
@@ -35,6 +35,8 @@ const OF_MANY: [&str; 8] = [
     "IP_INADDRERRORS",
     "IPV6DISABLED",
     "IP_INVALID_DEST",
+    // A tunnel that leads to nodes that are known, each by its MAC address.
+    "NO_TX_TARGET",
 ];
 
 /// `ETH_P_ARP`.
@@ -108,6 +110,8 @@ mod tests {
             (kind("NETFILTER_DROP", udp, Some("224.0.0.251")), false),
             (kind("NOT_SPECIFIED", icmp6, Some("ff02::2")), true),
             (kind("NOT_SPECIFIED", icmp6, Some("fd00::2")), false),
+            (kind("NO_TX_TARGET", icmp6, Some("ff02::2")), true),
+            (kind("NO_TX_TARGET", udp, Some("10.0.0.2")), false),
             (kind("NOT_SPECIFIED", None, None), true),
             (arp("NOT_SPECIFIED"), true),
             (arp("NETFILTER_DROP"), false),

@@ -1,8 +1,10 @@
 //! Both ends' views of a connection, its translation and its drops become one.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use ebpf::abi::net::Ip;
+use ebpf::abi::service::Translated;
 use ebpf::abi::tally::{DropCount, DropKey, FlowCount};
 use ebpf::abi::trace::Flow as RawFlow;
 
@@ -22,15 +24,20 @@ pub(super) struct Counted<'a> {
     pub dropped: &'a [(DropKey, DropCount)],
     /// Connections as they began, and as they go on.
     pub nats: &'a [(RawFlow, RawFlow)],
+    /// To whom the socket hook sent sockets, by their cookies.
+    pub connected: &'a HashMap<u64, Translated>,
 }
 
 /// What grew, under its real ends.
 pub(super) fn join(counted: &Counted<'_>, clock: Clock, places: &mut Places) -> Vec<Passed> {
-    let ends = RealEnds::new(counted.nats);
+    let mut ends = RealEnds::new(counted.nats);
     let mut known: HashMap<RawFlow, Direction> = HashMap::new();
     for (flow, count) in counted.flows {
-        known.entry(ends.of(*flow)).or_default().add(count);
+        let real = ends.of(*flow);
+        known.entry(real).or_default().add(count);
+        ends.connected(real, counted.connected.get(&count.cookie));
     }
+    let ends = ends;
     let mut joined: BTreeMap<RawFlow, Passed> = BTreeMap::new();
     for (flow, count) in counted.grown {
         let real = ends.of(*flow);
@@ -114,6 +121,19 @@ impl RealEnds {
         ends
     }
 
+    /// Notes to whom a socket of this flow was connected by the hook, before there was a packet.
+    fn connected(&mut self, began: RawFlow, translated: Option<&Translated>) {
+        let Some(translated) = translated else { return };
+        let to = (translated.endpoint_addr, translated.endpoint_port);
+        if to == (began.destination, began.destination_port) {
+            self.services.entry(began).or_insert(RawFlow {
+                destination: translated.service_addr,
+                destination_port: translated.service_port,
+                ..began
+            });
+        }
+    }
+
     fn of(&self, flow: RawFlow) -> RawFlow {
         self.real.get(&flow).copied().unwrap_or(flow)
     }
@@ -135,31 +155,40 @@ fn entry<'a>(
     known: &HashMap<RawFlow, Direction>,
     clock: Clock,
 ) -> Option<&'a mut Passed> {
-    if !joined.contains_key(&real) {
-        let is_reply = is_reply(&real, ends, known);
-        let began = if is_reply { real.reversed() } else { real };
-        let first = known.get(&real).map_or(0, |direction| direction.first);
-        let passed = Passed {
-            flow: Flow::of(&real)?,
-            service: ends.service(&began),
-            is_reply,
-            sent: Amount::default(),
-            received: Amount::default(),
-            first: clock.at(first),
-            last: clock.at(first),
-            sender: 0,
-            receiver: 0,
-            cookie: 0,
-            tcp_flags: 0,
-            drops: Vec::new(),
-        };
-        joined.insert(real, passed);
-    }
-    let passed = joined.get_mut(&real)?;
+    let passed = match joined.entry(real) {
+        Entry::Occupied(there) => there.into_mut(),
+        Entry::Vacant(place) => place.insert(begin(&real, ends, known, clock)?),
+    };
     if let Some(last) = known.get(&real) {
         passed.first = passed.first.min(clock.at(last.first));
     }
     Some(passed)
+}
+
+/// A direction of which nothing is told yet.
+fn begin(
+    real: &RawFlow,
+    ends: &RealEnds,
+    known: &HashMap<RawFlow, Direction>,
+    clock: Clock,
+) -> Option<Passed> {
+    let is_reply = is_reply(real, ends, known);
+    let began = if is_reply { real.reversed() } else { *real };
+    let first = clock.at(known.get(real).map_or(0, |direction| direction.first));
+    Some(Passed {
+        flow: Flow::of(real)?,
+        service: ends.service(&began),
+        is_reply,
+        sent: Amount::default(),
+        received: Amount::default(),
+        first,
+        last: first,
+        sender: 0,
+        receiver: 0,
+        cookie: 0,
+        tcp_flags: 0,
+        drops: Vec::new(),
+    })
 }
 
 /// Whether a direction goes to who began: by TCP's first packet, by connection tracking, by who was seen first, and where
@@ -203,5 +232,186 @@ fn flow_of(key: &DropKey) -> RawFlow {
         source_port: key.source_port,
         destination_port: key.destination_port,
         protocol: key.protocol.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use ebpf::abi::net::Port;
+
+    use super::*;
+
+    const CLIENT: &str = "10.1.0.5:40000";
+    const SERVICE: &str = "10.96.0.10:80";
+    const SERVER: &str = "10.2.0.5:8080";
+    const NODE: &str = "172.30.0.11:61000";
+
+    fn at(text: &str) -> (Ip, Port) {
+        let at: SocketAddr = text.parse().expect("an address");
+        (at.ip().into(), Port::new(at.port()))
+    }
+
+    fn flow(source: &str, destination: &str) -> RawFlow {
+        let (source, source_port) = at(source);
+        let (destination, destination_port) = at(destination);
+        RawFlow {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            protocol: 6,
+        }
+    }
+
+    fn sent(packets: u64, first: u64, tcp_flags: u32) -> FlowCount {
+        FlowCount {
+            sent_packets: packets,
+            sent_bytes: packets * 100,
+            first,
+            last: first + 1,
+            cookie: 7,
+            sender: 1,
+            tcp_flags,
+            ..FlowCount::default()
+        }
+    }
+
+    fn received(packets: u64, first: u64) -> FlowCount {
+        FlowCount {
+            received_packets: packets,
+            received_bytes: packets * 100,
+            first,
+            last: first + 1,
+            receiver: 2,
+            ..FlowCount::default()
+        }
+    }
+
+    /// One line for each direction: real ends, the Service, packets where they were sent and received.
+    #[track_caller]
+    fn check(
+        flows: &[(RawFlow, FlowCount)],
+        nats: &[(RawFlow, RawFlow)],
+        connected: &[(u64, Translated)],
+        expected: &[&str],
+    ) {
+        let counted = Counted {
+            flows,
+            grown: flows,
+            dropped: &[],
+            nats,
+            connected: &connected.iter().copied().collect(),
+        };
+        let joined = join(&counted, Clock::now(), &mut Places::default());
+        let line = |passed: &Passed| {
+            let arrow = if passed.is_reply { "answers" } else { "asks" };
+            let service = passed
+                .service
+                .map_or_else(String::new, |service| format!(" as {service}"));
+            let Flow {
+                source, destination, ..
+            } = passed.flow;
+            let (sent, received) = (passed.sent.packets, passed.received.packets);
+            format!("{source} {arrow} {destination}{service}: {sent} {received}")
+        };
+        let mut told: Vec<String> = joined.iter().map(line).collect();
+        told.sort();
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn both_ends_views_of_a_translated_connection_are_one_flow_each_way() {
+        let flows = [
+            (flow(CLIENT, SERVICE), sent(5, 1, FlowCount::OPENS)),
+            (flow(CLIENT, SERVER), received(4, 2)),
+            (flow(SERVER, CLIENT), sent(3, 3, 0)),
+            (flow(SERVICE, CLIENT), received(2, 4)),
+        ];
+        let nats = [(flow(CLIENT, SERVICE), flow(CLIENT, SERVER))];
+        let expected = [
+            "10.1.0.5:40000 asks 10.2.0.5:8080 as 10.96.0.10:80: 5 4",
+            "10.2.0.5:8080 answers 10.1.0.5:40000 as 10.96.0.10:80: 3 2",
+        ];
+        check(&flows, &nats, &[], &expected);
+    }
+
+    #[test]
+    fn a_sender_behind_masquerading_is_told_and_not_the_node() {
+        let flows = [
+            (flow(CLIENT, SERVER), sent(5, 1, 0)),
+            (flow(NODE, SERVER), received(5, 2)),
+            (flow(SERVER, NODE), sent(3, 3, 0)),
+        ];
+        let nats = [(flow(CLIENT, SERVER), flow(NODE, SERVER))];
+        let expected = [
+            "10.1.0.5:40000 asks 10.2.0.5:8080: 5 5",
+            "10.2.0.5:8080 answers 10.1.0.5:40000: 3 0",
+        ];
+        check(&flows, &nats, &[], &expected);
+    }
+
+    #[test]
+    fn a_socket_that_the_hook_sent_to_an_endpoint_tells_its_service() {
+        let flows = [
+            (flow(CLIENT, SERVER), sent(5, 1, FlowCount::OPENS)),
+            (
+                flow(SERVER, CLIENT),
+                FlowCount {
+                    cookie: 8,
+                    ..sent(3, 2, 0)
+                },
+            ),
+        ];
+        let ((service_addr, service_port), (endpoint_addr, endpoint_port)) = (at(SERVICE), at(SERVER));
+        let translated = Translated {
+            service_addr,
+            endpoint_addr,
+            service_port,
+            endpoint_port,
+        };
+        let expected = [
+            "10.1.0.5:40000 asks 10.2.0.5:8080 as 10.96.0.10:80: 5 0",
+            "10.2.0.5:8080 answers 10.1.0.5:40000 as 10.96.0.10:80: 3 0",
+        ];
+        check(&flows, &[], &[(7, translated)], &expected);
+        // The socket has gone elsewhere since.
+        let elsewhere = Translated {
+            endpoint_port: Port::new(1),
+            ..translated
+        };
+        let expected = [
+            "10.1.0.5:40000 asks 10.2.0.5:8080: 5 0",
+            "10.2.0.5:8080 answers 10.1.0.5:40000: 3 0",
+        ];
+        check(&flows, &[], &[(7, elsewhere)], &expected);
+    }
+
+    #[test]
+    fn who_began_is_told_by_what_is_known() {
+        // Who opened it, though it was seen later.
+        let flows = [
+            (flow(SERVER, CLIENT), sent(1, 1, 0)),
+            (flow(CLIENT, SERVER), sent(1, 2, FlowCount::OPENS)),
+        ];
+        let expected = [
+            "10.1.0.5:40000 asks 10.2.0.5:8080: 1 0",
+            "10.2.0.5:8080 answers 10.1.0.5:40000: 1 0",
+        ];
+        check(&flows, &[], &[], &expected);
+        // From the middle, by the ports: also where one direction alone is seen.
+        check(&[(flow(SERVER, CLIENT), sent(1, 1, 0))], &[], &[], &expected[1..]);
+        // UDP by who was first.
+        let udp = |flow: RawFlow| RawFlow { protocol: 17, ..flow };
+        let flows = [
+            (udp(flow(SERVER, CLIENT)), sent(1, 1, 0)),
+            (udp(flow(CLIENT, SERVER)), sent(1, 2, 0)),
+        ];
+        let expected = [
+            "10.1.0.5:40000 answers 10.2.0.5:8080: 1 0",
+            "10.2.0.5:8080 asks 10.1.0.5:40000: 1 0",
+        ];
+        check(&flows, &[], &[], &expected);
     }
 }

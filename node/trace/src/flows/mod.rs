@@ -8,11 +8,13 @@ mod join;
 pub mod record;
 pub mod render;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use ebpf::abi::net::Port;
 use ebpf::abi::tally::{FlowCount, Local, Total};
 use ebpf::abi::trace::Flow as RawFlow;
+use ebpf::connected::Connected;
 use ebpf::kernel_types::KernelTypes;
 use ebpf::tally::Tally;
 use jiff::Timestamp;
@@ -29,7 +31,7 @@ use crate::session::{TraceError, VXLAN_PORTS};
 pub struct Passed {
     /// Who really sends, and who really receives.
     pub flow: Flow,
-    /// The other end as the one that began knows it, where NAT gave it another: a Service's address.
+    /// The other end as the one that began knows it, where NAT or the socket hook gave it another: a Service's address.
     pub service: Option<std::net::SocketAddr>,
     /// Whether it goes to who began.
     pub is_reply: bool,
@@ -88,6 +90,8 @@ pub struct Session {
     drops: ledger::Drops,
     local: BTreeSet<Local>,
     uncounted: Uncounted,
+    types: KernelTypes,
+    hooks: Vec<Connected>,
 }
 
 impl Session {
@@ -107,7 +111,19 @@ impl Session {
             drops: Ledger::new(),
             local,
             uncounted: Uncounted::default(),
+            types,
+            hooks: Vec::new(),
         })
+    }
+
+    /// Has the Services told that a socket hook sends sockets to from here on, whose map of them is at `sockets`
+    /// ([`ebpf::connected::pinned`]).
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn look_into(&mut self, sockets: &Path) -> Result<(), TraceError> {
+        self.hooks.push(Connected::start(&self.types, sockets)?);
+        Ok(())
     }
 
     /// Tells the programs which addresses namespaces have now.
@@ -148,6 +164,10 @@ impl Session {
         let counted = [self.tally.total(Total::FLOWS)?, self.tally.total(Total::DROPS)?];
         let (flows, drops) = (self.tally.flows()?, self.tally.drops()?);
         let nats = self.tally.nats()?;
+        let mut connected = HashMap::new();
+        for hook in &self.hooks {
+            connected.extend(hook.services()?);
+        }
         let grown = self.flows.take(flows.clone());
         let dropped = self.drops.take(drops);
         self.uncounted.forgotten = self.flows.forgotten(counted[0]) + self.drops.forgotten(counted[1]);
@@ -157,6 +177,7 @@ impl Session {
                 grown: &grown,
                 dropped: &dropped,
                 nats: &nats,
+                connected: &connected,
             },
             Clock::now(),
             &mut self.places,
