@@ -86,7 +86,7 @@ mod privileged {
         }
         let world = World::new("passing", 1);
         let counting = Counting::start(&["flows", "--for", "60s", "-o", "json"]);
-        world.send(4242, 123);
+        world.send(4242, 90);
         world.send(4243, 12);
         let (text, code) = counting.interrupt();
         assert_eq!(code, Some(1), "{text}");
@@ -128,8 +128,8 @@ mod privileged {
                 ]),
                 json!([
                     "FORWARDED",
-                    123,
-                    123 * 33,
+                    90,
+                    90 * 33,
                     of_port(4242),
                     false,
                     client,
