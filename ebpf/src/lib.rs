@@ -5,7 +5,7 @@
 //!   what an earlier process pinned, so that the death of its owner changes nothing for traffic.
 //! - [`FastPath`] holds the programs between pods, of one node and of several, and their maps.
 //! - [`tracer::Tracer`] holds the programs that follow packets, for as long as it lives, and [`tally::Tally`] those that
-//!   count them; [`kernel_types`] tells them where the kernel has what they read.
+//!   count them; [`connected::Connected`] tells whom the hook sent a socket to; [`kernel_types`] tells them where the kernel has what they read.
 //! - [`ServiceMaps`] and [`FastPathMaps`] look single entries up in what is pinned, and do nothing else.
 //! - [`packet_socket`] is no eBPF: packets of one device, with a filter of classic BPF.
 //! - [`TypedMap`] reads, writes and counts writes.
@@ -26,6 +26,7 @@
 //! # Ok::<(), ebpf::Error>(())
 //! ```
 
+pub mod connected;
 pub mod error;
 pub mod fast_path;
 pub mod fast_path_maps;
@@ -59,6 +60,10 @@ pub static TRACE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CAUSE
 
 /// The compiled programs that count packets.
 pub static TALLY_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/tally"));
+
+/// The compiled program that tells to which Services sockets were connected.
+pub static SERVICES_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CAUSEWAY_BPF_OBJECTS"), "/services"));
 
 /// The compiled programs between pods.
 pub static FAST_PATH_OBJECT: &[u8] =
@@ -134,8 +139,18 @@ mod tests {
         );
         check(
             super::TALLY_OBJECT,
-            &["kfree_skb", "kfree_skb_bare"],
-            &[".rodata", "DROPS", "TOTALS"],
+            &[
+                "kfree_skb",
+                "kfree_skb_bare",
+                "net_dev_start_xmit",
+                "netif_receive_skb",
+            ],
+            &[".rodata", "DROPS", "FLOWS", "LOCAL", "NATS", "TOTALS"],
+        );
+        check(
+            super::SERVICES_OBJECT,
+            &["inet_sock_set_state"],
+            &["SERVICES", "SOCKETS"],
         );
     }
 }

@@ -3,9 +3,11 @@
 
 use std::os::fd::AsFd;
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::tally::{DropCount, DropKey, Total};
+use ebpf_common::net::Port;
+use ebpf_common::tally::{DropCount, DropKey, FlowCount, Local, Total};
+use ebpf_common::trace::Flow;
 
 use crate::TALLY_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
@@ -29,6 +31,9 @@ pub struct Tally {
     programs: Ebpf,
     chosen: Vec<Chosen>,
     drops: MapData,
+    flows: MapData,
+    nats: MapData,
+    local: HashMap<MapData, Local, u32>,
     totals: PerCpuArray<MapData, u64>,
 }
 
@@ -39,27 +44,84 @@ impl Tally {
     /// When the kernel lacks something, or this process the right.
     pub fn of_drops(types: &KernelTypes) -> Result<Self, TracepointError> {
         let chosen = vec![at_drops(|tracepoint| types.arguments(tracepoint))?];
+        // Maps of flows are there, with next to no room.
+        let start = |loader: &mut EbpfLoader<'_>| {
+            for name in FLOW_MAPS {
+                loader.map_max_entries(name, 1);
+            }
+        };
+        Self::load(types, chosen, [Port::default(); 2], false, start)?.attached()
+    }
+
+    /// Loads the programs that count flows, and drops by flow, and attaches them. What is sent to ports of UDP that are
+    /// `tunnels` is not counted: what it carries is. `local` is where packets are received.
+    ///
+    /// # Errors
+    /// When the kernel lacks something, or this process the right.
+    pub fn of_flows(
+        types: &KernelTypes,
+        tunnels: [Port; 2],
+        local: impl IntoIterator<Item = Local>,
+    ) -> Result<Self, TracepointError> {
+        let same = |tracepoint| Chosen {
+            tracepoint,
+            program: tracepoint,
+        };
+        let chosen = vec![
+            at_drops(|tracepoint| types.arguments(tracepoint))?,
+            same("netif_receive_skb"),
+            same("net_dev_start_xmit"),
+        ];
+        let sizes = |loader: &mut EbpfLoader<'_>| {
+            loader.map_max_entries("DROPS", FLOWS);
+        };
+        let mut tally = Self::load(types, chosen, tunnels, true, sizes)?;
+        tally.set_local(local, [])?;
+        tally.attached()
+    }
+
+    fn load(
+        types: &KernelTypes,
+        chosen: Vec<Chosen>,
+        tunnels: [Port; 2],
+        by_flow: bool,
+        sizes: impl Fn(&mut EbpfLoader<'_>),
+    ) -> Result<Self, TracepointError> {
         let btf = types
             .for_loader()
             .map_err(|error| TracepointError::Btf(Box::new(error)))?;
-        let mut programs = EbpfLoader::new()
+        let (offsets, by_flow) = (offsets(types)?, u32::from(by_flow));
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(Some(&btf))
-            .override_global("OFFSETS", &offsets(types)?, true)
-            .override_global("BY_FLOW", &0_u32, true)
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("BY_FLOW", &by_flow, true)
+            .override_global("TUNNELS", &tunnels, true);
+        sizes(&mut loader);
+        let mut programs = loader
             .load(TALLY_OBJECT)
             .map_err(|error| TracepointError::Load(Box::new(error)))?;
+        let local = HashMap::try_from(take(&mut programs, "LOCAL")?).map_err(map("open", "LOCAL"))?;
+        let [flows, nats] = ["FLOWS", "NATS"].map(|name| take_lru(&mut programs, name));
         let drops = take_lru(&mut programs, "DROPS")?;
         let totals = PerCpuArray::try_from(take(&mut programs, "TOTALS")?).map_err(map("open", "TOTALS"))?;
         load_all(&mut programs, &chosen, &btf)?;
-        for chosen in &chosen {
-            attach(&mut programs, *chosen)?;
-        }
         Ok(Self {
             programs,
             chosen,
             drops,
+            flows: flows?,
+            nats: nats?,
+            local,
             totals,
         })
+    }
+
+    fn attached(mut self) -> Result<Self, TracepointError> {
+        for chosen in &self.chosen {
+            attach(&mut self.programs, *chosen)?;
+        }
+        Ok(self)
     }
 
     /// What was dropped since the start, as far as it was not forgotten: a full map forgets what grew least recently.
@@ -70,7 +132,44 @@ impl Tally {
         sys::entries(self.drops.fd().as_fd()).map_err(TracepointError::Counters)
     }
 
-    /// How many packets were counted since the start: [`Total::DROPS`]. Read before the entries it is never more than
+    /// Who sent to whom since the start, as far as it was not forgotten.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn flows(&self) -> Result<Vec<(Flow, FlowCount)>, TracepointError> {
+        sys::entries(self.flows.fd().as_fd()).map_err(TracepointError::Counters)
+    }
+
+    /// Connections that are translated, as they began and as they go on.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn nats(&self) -> Result<Vec<(Flow, Flow)>, TracepointError> {
+        sys::entries(self.nats.fd().as_fd()).map_err(TracepointError::Counters)
+    }
+
+    /// Changes what addresses network namespaces have, at which packets are received.
+    ///
+    /// # Errors
+    /// When the map takes no more.
+    pub fn set_local(
+        &mut self,
+        more: impl IntoIterator<Item = Local>,
+        less: impl IntoIterator<Item = Local>,
+    ) -> Result<(), TracepointError> {
+        for gone in less {
+            match self.local.remove(&gone) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map("write to", "LOCAL")(error)),
+            }
+        }
+        for local in more {
+            self.local.insert(local, 1, 0).map_err(map("write to", "LOCAL"))?;
+        }
+        Ok(())
+    }
+
+    /// How many packets were counted since the start: [`Total::DROPS`] or [`Total::FLOWS`]. Read before the entries it is never more than
     /// they and those that were forgotten tell together.
     ///
     /// # Errors
@@ -107,6 +206,12 @@ impl std::fmt::Debug for Tally {
         f.debug_struct("Tally").finish_non_exhaustive()
     }
 }
+
+/// As many flows as the programs remember may each lose packets.
+const FLOWS: u32 = 65536;
+
+/// Maps that drops alone need not.
+const FLOW_MAPS: [&str; 3] = ["FLOWS", "NATS", "LOCAL"];
 
 fn take_lru(programs: &mut Ebpf, name: &'static str) -> Result<MapData, TracepointError> {
     match take(programs, name)? {

@@ -183,9 +183,10 @@ pub(crate) fn offsets(types: &KernelTypes) -> Result<Offsets, TracepointError> {
         dev_net: device("nd_net")?,
         sock_net: types.offset("sock", "__sk_common.skc_net")?,
         net_inum: types.offset("net", "ns.inum")?,
-        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
         conn_original: tuples.map_or(0, |(original, _)| original),
         conn_reply: tuples.map_or(0, |(_, reply)| reply),
+        conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
+        sock_cookie: types.offset("sock", "__sk_common.skc_cookie")?,
     })
 }
 

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, MapType};
 use ebpf::abi::net::Port;
-use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SlotKey, SocketPeer};
+use ebpf::abi::service::{Affinity, AffinityKey, FrontendKey, NodeAddress, SlotKey, SocketPeer, Translated};
+use ebpf::connected::{self, Connected};
+use ebpf::kernel_types::KernelTypes;
 use ebpf::{Attachment, Capacity, Error, SocketHook, probe};
 use nix::libc;
 use world::{
@@ -64,6 +66,41 @@ fn a_connection_goes_to_the_endpoint_and_its_peer_is_the_service() {
         }
     }
     assert_eq!(world.counted("translated"), 6);
+}
+
+#[test]
+fn to_which_services_sockets_are_connected_is_told_by_their_cookies() {
+    if !privileged("to which Services sockets are connected is told") {
+        return;
+    }
+    let world = both_families();
+    let types = KernelTypes::read().expect("the kernel's types");
+    let nowhere = Connected::start(&types, Path::new("/nowhere/SOCKETS"));
+    assert!(!Path::new("/nowhere").exists() && nowhere.is_err());
+    let connected =
+        Connected::start(&types, &connected::pinned(&world.config.pin_dir)).expect("the hook's map");
+    let mut expected = BTreeSet::new();
+    for (service, endpoint) in FORMS[..2]
+        .iter()
+        .map(|(service, endpoint)| (at(service), at(endpoint)))
+    {
+        assert_eq!(ask_tcp(service), (endpoint, service));
+        // To no Service: not told.
+        assert_eq!(ask_tcp(endpoint), (endpoint, endpoint));
+        expected.insert(Translated {
+            service_addr: service.ip().into(),
+            endpoint_addr: endpoint.ip().into(),
+            service_port: Port::new(service.port()),
+            endpoint_port: Port::new(endpoint.port()),
+        });
+    }
+    let told = connected.services().expect("told");
+    let cookies: BTreeSet<u64> = told.iter().map(|(cookie, _)| *cookie).collect();
+    assert!(cookies.len() == 2 && !cookies.contains(&0), "{told:?}");
+    assert_eq!(
+        told.into_iter().map(|(_, to)| to).collect::<BTreeSet<_>>(),
+        expected
+    );
 }
 
 #[test]

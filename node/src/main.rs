@@ -13,6 +13,7 @@
 //! - [`findings`]: what agent and doctor say to each other.
 //! - [`trace_cli`]: follows a packet through this machine.
 //! - [`drops_cli`]: counts what this machine drops.
+//! - [`flows_cli`]: who sends to whom.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`explain_cli`]: asks an agent for that, and the kernel where none answers.
 //! - [`connectivity`]: who reaches whom in a cluster.
@@ -43,6 +44,7 @@ mod ends;
 mod explain;
 mod explain_cli;
 mod findings;
+mod flows_cli;
 mod install_cni;
 mod locate;
 mod logs;
@@ -67,7 +69,7 @@ use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_a
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
-    DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, InstallCniArgs,
+    DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs,
     MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => examine(&args),
         Command::Trace(args) => follow_packet(&args),
         Command::Drops(args) => count_drops(&args),
+        Command::Flows(args) => count_flows(&args),
         Command::Explain(args) => explain_packet(&args),
         Command::Capture(args) => capture_packets(&args),
         Command::Connectivity(args) => try_connectivity(&args),
@@ -236,6 +239,16 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
         return could_not_run("must run as root: drops are counted by a program in the kernel");
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
+        Ok(finding) => found(finding),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn count_flows(args: &FlowsArgs) -> ExitCode {
+    if !nix::unistd::geteuid().is_root() {
+        return could_not_run("must run as root: flows are counted by programs in the kernel");
+    }
+    match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }

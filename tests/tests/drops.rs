@@ -1,26 +1,19 @@
 //! `causeway drops` on a machine: what it prints and with what exit code, from packets between namespaces.
 
-mod attached;
+mod counting;
+mod loaded;
 
 mod privileged {
     use std::collections::BTreeSet;
     use std::io::{BufRead as _, BufReader};
     use std::net::{Ipv4Addr, UdpSocket};
-    use std::os::unix::process::CommandExt as _;
-    use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
     use serde_json::Value;
-    use tests::attached::{attached_by, programs_of};
-    use tests::cluster::program;
     use tests::topology::{Host, pod};
     use tests::wait;
 
-    use super::attached;
-
-    const SOON: Duration = Duration::from_secs(20);
+    use super::counting::{Counting, SOON, run_as};
+    use super::loaded::loaded;
 
     /// A client's and a server's pod on a node that lets no UDP pass. Each test has addresses of its own: all of the
     /// machine is counted.
@@ -70,43 +63,6 @@ mod privileged {
         }
     }
 
-    /// `causeway drops`, once it counts; killed when dropped.
-    struct Counting(Child);
-
-    impl Counting {
-        fn start(arguments: &[&str]) -> Self {
-            let mut command = Command::new(program("causeway"));
-            command.arg("drops").args(arguments).stdout(Stdio::piped());
-            let child = command.spawn().expect("started");
-            let counting = Self(child);
-            // The link is what attaches the program.
-            let is_attached = || !attached_by(counting.0.id()).is_empty();
-            wait::until_value("the link", SOON, is_attached, |is_attached| *is_attached);
-            counting
-        }
-
-        fn programs(&self) -> BTreeSet<u32> {
-            programs_of(self.0.id())
-        }
-
-        /// Ends it as Ctrl-C does. Returns what it printed and its exit code.
-        fn interrupt(mut self) -> (String, Option<i32>) {
-            let pid = Pid::from_raw(i32::try_from(self.0.id()).expect("a pid"));
-            kill(pid, Signal::SIGINT).expect("told");
-            let mut text = String::new();
-            let output = self.0.stdout.take().expect("piped");
-            std::io::Read::read_to_string(&mut BufReader::new(output), &mut text).expect("read");
-            (text, self.0.wait().expect("ended").code())
-        }
-    }
-
-    impl Drop for Counting {
-        fn drop(&mut self) {
-            let _ = self.0.kill(); // it may have ended
-            let _ = self.0.wait();
-        }
-    }
-
     /// The drops of a world's client.
     fn of<'a>(drops: impl Iterator<Item = &'a Value>, world: &World) -> Vec<&'a Value> {
         let client = world.from.to_string();
@@ -121,7 +77,7 @@ mod privileged {
             return;
         }
         let world = World::new("counted", 1);
-        let counting = Counting::start(&["--for", "60s", "-o", "json"]);
+        let counting = Counting::start(&["drops", "--for", "60s", "-o", "json"]);
         world.send(1234);
         let (text, code) = counting.interrupt();
         assert_eq!(code, Some(1), "{text}");
@@ -161,7 +117,7 @@ mod privileged {
             return;
         }
         let world = World::new("read", 2);
-        let counting = Counting::start(&[]);
+        let counting = Counting::start(&["drops"]);
         world.send(12);
         let (text, code) = counting.interrupt();
         println!("{text}");
@@ -184,7 +140,7 @@ mod privileged {
             return;
         }
         let world = World::new("follow", 3);
-        let mut counting = Counting::start(&["--follow", "-o", "ndjson"]);
+        let mut counting = Counting::start(&["drops", "--follow", "-o", "ndjson"]);
         let mut lines = BufReader::new(counting.0.stdout.take().expect("piped")).lines();
         for packets in [3, 4] {
             world.send(packets);
@@ -211,17 +167,12 @@ mod privileged {
         if !tests::privileged("causeway drops leaves nothing behind") {
             return;
         }
-        let mut counting = Counting::start(&["--for", "60s"]);
+        let mut counting = Counting::start(&["drops", "--for", "60s"]);
         let own = counting.programs();
         assert_eq!(own.len(), 1);
         counting.0.kill().expect("killed");
         counting.0.wait().expect("ended");
-        let left = || {
-            attached::programs()
-                .intersection(&own)
-                .copied()
-                .collect::<BTreeSet<u32>>()
-        };
+        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
         wait::until_value("its end", SOON, left, BTreeSet::is_empty);
     }
 
@@ -230,14 +181,18 @@ mod privileged {
         if !tests::privileged("causeway drops without rights") {
             return;
         }
-        let output = Command::new(program("causeway")).arg("drops").uid(65534).output();
-        let output = output.expect("started");
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = |user, arguments: &[&str]| {
+            let output = run_as(user, &[&["drops"], arguments].concat());
+            (
+                output.status.code(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )
+        };
         assert_eq!(
-            (output.status.code(), told.as_str()),
+            told(65534, &[]),
             (
                 Some(2),
-                "error: must run as root: drops are counted by a program in the kernel\n"
+                "error: must run as root: drops are counted by a program in the kernel\n".to_owned()
             )
         );
         let rows = [
@@ -249,13 +204,8 @@ mod privileged {
             (&["--for", "3"], "is no unit of time"),
         ];
         for (arguments, part) in rows {
-            let output = Command::new(program("causeway"))
-                .arg("drops")
-                .args(arguments)
-                .output();
-            let output = output.expect("started");
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+            let (code, told) = told(0, arguments);
+            assert_eq!(code, Some(2), "{arguments:?}: {told}");
             assert!(told.contains(part), "{arguments:?}: {told}");
         }
     }

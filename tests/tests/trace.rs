@@ -1,6 +1,6 @@
 //! `causeway trace` on a machine: what it prints and with what exit code, from packets between namespaces.
 
-mod attached;
+mod loaded;
 
 mod privileged {
     use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ mod privileged {
     use tests::traced::{Following, trace, trace_while, way_out};
     use tests::wait;
 
-    use super::attached;
+    use super::loaded::loaded;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -448,12 +448,7 @@ mod privileged {
         assert_eq!(own.len(), 4, "a program for each tracepoint");
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let left = || {
-            attached::programs()
-                .intersection(&own)
-                .copied()
-                .collect::<BTreeSet<u32>>()
-        };
+        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
         wait::until_value("their end", SOON, left, BTreeSet::is_empty);
     }
 }

@@ -5,8 +5,12 @@
 //! written by the host side, before the programs are loaded
 //! OFFSETS  where the kernel's structures have their fields ([`crate::trace::Offsets`])    global
 //! BY_FLOW  1: drops are told apart by the sender's port too                               global
+//! TUNNELS  UDP ports whose packets carry others that are counted themselves               global
+//! LOCAL    an address of a network namespace → 1, for flows                                hash
 //! written by the programs
 //! DROPS    who lost a packet, where and why → how many    LRU
+//! FLOWS    who sends to whom → how many                  LRU
+//! NATS     a connection as it began → as it goes on      LRU
 //! TOTALS   all packets that were counted, by kind: what an entry of an LRU that was forgotten had is told by them
 //! ```
 
@@ -60,18 +64,66 @@ pub struct DropCount {
     pub device: [u8; 16],
 }
 
+/// Key of `LOCAL`. `[netns:4][address:16 be] = 20 bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Local {
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// An address that it has.
+    pub address: Ip,
+}
+
+/// Value of `FLOWS`, whose key is a [`crate::trace::Flow`]: packets where they are sent, and where they are received.
+/// `[6*8][cookie:8][sender:4][receiver:4][tcp flags:4][pad:4] = 72 bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowCount {
+    /// Packets that a socket of this machine sent, at the first device.
+    pub sent_packets: u64,
+    /// Their bytes from the IP header on.
+    pub sent_bytes: u64,
+    /// Packets that came to a device of the namespace whose address they are sent to.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// When the first was seen, in nanoseconds since boot, suspend included.
+    pub first: u64,
+    /// When the last was.
+    pub last: u64,
+    /// Cookie of the sender's socket; 0: not known.
+    pub cookie: u64,
+    /// Inode number of the sender's network namespace; 0: not seen there.
+    pub sender: u32,
+    /// Inode number of the receiver's.
+    pub receiver: u32,
+    /// All flags of TCP that were seen, and [`FlowCount::OPENS`].
+    pub tcp_flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl FlowCount {
+    /// A packet with SYN and without ACK was seen: this direction is who began.
+    pub const OPENS: u32 = 1 << 8;
+}
+
 /// Index into `TOTALS`.
 pub struct Total;
 
 impl Total {
     /// Packets that are counted in `DROPS`.
     pub const DROPS: u32 = 0;
+    /// Packets that are counted in `FLOWS`.
+    pub const FLOWS: u32 = 1;
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 2;
 }
 
 const _: () = assert!(size_of::<DropKey>() == 64);
 const _: () = assert!(size_of::<DropCount>() == 48);
+const _: () = assert!(size_of::<Local>() == 20);
+const _: () = assert!(size_of::<FlowCount>() == 72);
 
 #[cfg(not(target_arch = "bpf"))]
-crate::plain_old_data!(DropKey, DropCount);
+crate::plain_old_data!(DropKey, DropCount, Local, FlowCount);

@@ -51,12 +51,14 @@ pub struct Offsets {
     pub skb_len: u32,
     /// `net_device.ifindex`.
     pub dev_ifindex: u32,
-    /// `nf_conn.status`.
-    pub conn_status: u32,
     /// The tuple of the original direction in `nf_conn`.
     pub conn_original: u32,
     /// The tuple of the reply direction in `nf_conn`.
     pub conn_reply: u32,
+    /// `nf_conn.status`.
+    pub conn_status: u32,
+    /// `sock.__sk_common.skc_cookie`.
+    pub sock_cookie: u32,
 }
 
 impl Offsets {
@@ -277,7 +279,7 @@ impl Event {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 68);
+const _: () = assert!(size_of::<Offsets>() == 72);
 const _: () = assert!(size_of::<Filter>() == 84);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::examining;
 use super::explaining;
+use super::naming;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
@@ -41,6 +42,7 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(ALIVE, get(async || ()))
+        .route(naming::PATH, get(naming::answer))
         .route(explain::PATH, post(explaining::answer))
         .route(locate::PATH, post(explaining::locate))
         .route(findings::PATH, post(examining::examine))

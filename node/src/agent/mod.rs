@@ -21,6 +21,7 @@ mod first_sync;
 mod health_check_ports;
 mod history;
 mod ip_families;
+pub mod naming;
 mod pod_network;
 mod progress;
 mod proxy_metrics;

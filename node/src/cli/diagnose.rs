@@ -1,4 +1,4 @@
-//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops`, `explain`, `capture` and
+//! Options of the commands that tell what is wrong: `causeway doctor`, `trace`, `drops`, `flows`, `explain`, `capture` and
 //! `connectivity`.
 
 use std::num::NonZeroU64;
@@ -103,6 +103,46 @@ pub struct DropsArgs {
     /// Also what is part of normal traffic
     #[arg(short, long)]
     pub all: bool,
+    /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Stream,
+}
+
+/// What became of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowsVerdict {
+    /// They were handed on.
+    #[value(name = "FORWARDED")]
+    Forwarded,
+    /// They were dropped.
+    #[value(name = "DROPPED")]
+    Dropped,
+}
+
+/// Options of `causeway flows`.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// How long to count, for example 30s or 2m; 10s by default, with --follow until it is ended
+    #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
+    pub duration: Option<Duration>,
+    /// Tell each second what passed in it
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what this end sends: pod/NAME, pod/NAMESPACE/NAME, svc/NAME, an address, a DNS name, with :PORT and /PROTO
+    #[arg(long, value_name = "END")]
+    pub from: Option<String>,
+    /// Only what is sent to this end
+    #[arg(long, value_name = "END")]
+    pub to: Option<String>,
+    /// Only what is sent to this Service or its endpoints, and the replies: NAME, of default, or NAMESPACE/NAME
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Only packets of which this became
+    #[arg(long, value_enum, ignore_case = true)]
+    pub verdict: Option<FlowsVerdict>,
     /// Configuration of an agent of this machine, whose pods have names; may be given again for further ones
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use diagnose::{CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, Stream, TraceArgs};
+pub use diagnose::{
+    CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Stream,
+    TraceArgs,
+};
 
 use crate::config::{self, Config, LogFormat, which};
 use crate::migrate::kinds::Kind;
@@ -97,6 +100,19 @@ All network namespaces of the machine are looked at. What is part of normal traf
 --all: packets of TCP connections that are over, what TCP has had already, packets to many that nobody here waits for,
 and those of unix and netlink sockets. -o json and ndjson tell times in UTC, bytes from the IP header on.")]
     Drops(DropsArgs),
+    /// Show who sends to whom on this machine, and what is dropped of it
+    #[command(after_help = "Examples:
+  causeway flows                                   # what passes in ten seconds; Ctrl-C ends it sooner
+  causeway flows --follow --verdict DROPPED
+  causeway flows --to pod/shop/web:8080 --for 30s  # requests; --from pod/shop/web are the replies
+  causeway flows --service shop/web -o json | jq '.flows[] | {source, destination, packets}'
+  causeway flows --follow -o ndjson | jq -r '[.verdict, .IP.source, .IP.destination, .Summary] | @tsv'
+Exit codes: 0 = nothing was dropped that was told, 1 = something was, 2 = could not run.
+A packet is counted where a socket of this machine sends it, and where it comes to a network namespace with its
+receiver's address; what is on its way between other machines is not. A flow is told under its real ends, with the
+Service's address where connection tracking knows that it was translated, or, with --config, where the agent's socket
+hook translated a TCP connection that began meanwhile. JSON has the names of Hubble's fields, and packets and bytes beside them.")]
+    Flows(FlowsArgs),
     /// Tell what becomes of a packet, without sending one
     #[command(after_help = "Examples:
   causeway explain pod/default/client svc/default/web:80

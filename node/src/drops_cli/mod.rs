@@ -2,20 +2,21 @@
 //!
 //! Names of pods are those that agents of this machine have written down, as for `causeway trace`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use jiff::Timestamp;
 use model::ObjectName;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
-use trace::Names;
 use trace::drops::{Dropped, Report, Session, Uncounted, render};
 
 use crate::cli::{DropsArgs, Stream};
 use crate::ends::NAMESPACE;
-use crate::logs::printable;
-use crate::trace_cli::{Finding, host_name, pods::Pods};
+use crate::trace_cli::known::{Known, safe, until};
+use crate::trace_cli::pods::Pods;
+use crate::trace_cli::{Finding, host_name};
 
 /// How long it is counted where nobody says.
 const USUAL: Duration = Duration::from_secs(10);
@@ -77,38 +78,15 @@ impl Whose {
     }
 }
 
-/// What network namespaces and addresses are called, also those that were there before.
-struct Known {
-    pods: Pods,
-    names: Names,
-}
-
-impl Known {
-    fn new(pods: Pods) -> Self {
-        let names = pods.names(&trace::namespaces::of_this_machine());
-        Self { pods, names }
+/// Says whose they are; looks again where somebody is not known.
+fn name(known: &mut Known, dropped: &mut [Dropped], configs: &[PathBuf]) {
+    let is_known =
+        |dropped: &Dropped| dropped.kind.netns == 0 || known.names().netns.contains_key(&dropped.kind.netns);
+    if !dropped.iter().all(is_known) {
+        known.look_again(configs);
     }
-
-    /// Looks again; what is gone keeps its name, unless somebody else has its number or address now.
-    fn look_again(&mut self, configs: &[std::path::PathBuf]) {
-        // What cannot be read any more has been read before.
-        if let Ok(pods) = Pods::of_this_machine(configs) {
-            self.pods = pods;
-        }
-        let Names { netns, pods } = self.pods.names(&trace::namespaces::of_this_machine());
-        self.names.netns.extend(netns);
-        self.names.pods.extend(pods);
-    }
-
-    fn name(&mut self, dropped: &mut [Dropped], configs: &[std::path::PathBuf]) {
-        let is_known =
-            |dropped: &Dropped| dropped.kind.netns == 0 || self.names.netns.contains_key(&dropped.kind.netns);
-        if !dropped.iter().all(is_known) {
-            self.look_again(configs);
-        }
-        for dropped in dropped {
-            dropped.name(&self.names);
-        }
+    for dropped in dropped {
+        dropped.name(known.names());
     }
 }
 
@@ -143,7 +121,7 @@ pub async fn watch(
                 () = shutdown.cancelled() => break,
             }
             let mut dropped = session.read()?;
-            known.name(&mut dropped, &args.config);
+            name(&mut known, &mut dropped, &args.config);
             if !told.tell(args, &whose, dropped, &mut show) {
                 return Ok(told.finding(session.uncounted()));
             }
@@ -157,7 +135,7 @@ pub async fn watch(
     let mut dropped = session.stop()?;
     let uncounted = session.uncounted();
     known.look_again(&args.config);
-    known.name(&mut dropped, &args.config);
+    name(&mut known, &mut dropped, &args.config);
     if args.follow {
         told.tell(args, &whose, dropped, &mut show);
         show(&told.end(args.output, began, uncounted));
@@ -168,13 +146,6 @@ pub async fn watch(
     told.drops = report.drops.len();
     show(&form(args.output, &report));
     Ok(told.finding(uncounted))
-}
-
-async fn until(end: Option<Instant>) {
-    match end {
-        Some(end) => sleep_until(end).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What was told second by second.
@@ -233,11 +204,6 @@ fn form(output: Stream, report: &Report) -> String {
         Stream::Json => render::json(report),
         Stream::Ndjson => render::lines(report),
     }
-}
-
-/// A pod that may name its devices, or a file of `ip netns`, must not drive the terminal.
-fn safe(text: &str) -> String {
-    text.lines().map(|line| printable(line) + "\n").collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod ending;
 mod filter;
 mod inject;
 mod interrupt;
+pub mod known;
 pub mod pods;
 
 use std::os::fd::AsFd;

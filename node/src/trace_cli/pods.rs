@@ -87,18 +87,14 @@ impl Pods {
         Ok(Some(addresses.iter().copied().collect()))
     }
 
-    /// Whether there is such a pod.
+    /// The addresses of a pod that has to be there.
     ///
     /// # Errors
-    /// When no book has it.
-    pub fn need(&self, name: &ObjectName) -> anyhow::Result<()> {
+    /// When no book has it, or several that have other addresses bear the name.
+    pub fn need(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
         self.need_agent(&format!("pod {name}"))?;
-        ensure!(
-            self.by_name.contains_key(name),
-            "no pod {name} on this machine's nodes: {}",
-            self.others(name)
-        );
-        Ok(())
+        let addresses = self.addresses(name)?;
+        addresses.with_context(|| format!("no pod {name} on this machine's nodes: {}", self.others(name)))
     }
 
     /// Whether a namespace has pods.

@@ -198,7 +198,7 @@ impl Flow {
         self.min(self.reversed())
     }
 
-    fn of(raw: &RawFlow) -> Option<Self> {
+    pub(crate) fn of(raw: &RawFlow) -> Option<Self> {
         let protocol = Protocol(
             u8::try_from(raw.protocol)
                 .ok()

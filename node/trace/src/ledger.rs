@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use ebpf::abi::tally::{DropCount, DropKey};
+use ebpf::abi::tally::{DropCount, DropKey, FlowCount};
 
 /// A count in the kernel.
 pub(crate) trait Count: Copy {
@@ -28,6 +28,26 @@ impl Count for DropCount {
         Self {
             packets: self.packets.saturating_sub(before.packets),
             bytes: self.bytes.saturating_sub(before.bytes),
+            ..*self
+        }
+    }
+}
+
+impl Count for FlowCount {
+    fn packets(&self) -> u64 {
+        self.sent_packets + self.received_packets
+    }
+
+    fn first(&self) -> u64 {
+        self.first
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            sent_packets: self.sent_packets.saturating_sub(before.sent_packets),
+            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
+            received_packets: self.received_packets.saturating_sub(before.received_packets),
+            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
             ..*self
         }
     }

@@ -10,7 +10,7 @@
 //! - [`cause`] says what a drop means, and what to look at.
 //! - [`namespaces`] finds where on this machine an address is.
 //! - [`render`] writes a story for people.
-//! - [`drops`] counts what is dropped, whoever's it is.
+//! - [`drops`] counts what is dropped, whoever's it is; [`flows`] counts who sends to whom.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -33,6 +33,7 @@
 
 pub mod cause;
 pub mod drops;
+pub mod flows;
 pub mod hop;
 mod ledger;
 pub mod namespaces;

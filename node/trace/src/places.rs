@@ -16,7 +16,7 @@ const OF_SUBSYSTEMS: [&str; 2] = ["mac80211_drop_reason", "ovs_drop_reason"];
 const SUBSYSTEM_SHIFT: u32 = 16;
 
 /// Names of reasons and functions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Places {
     reasons: BTreeMap<u32, String>,
     /// Who has reasons of its own, by the upper half of their numbers.
@@ -147,6 +147,24 @@ impl Names {
             None if inode == 0 => "-".to_owned(),
             None => format!("netns:{inode}"),
         }
+    }
+}
+
+/// A pod's name, as [`Names`] has it: `pod/NAMESPACE/NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodName<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its own.
+    pub name: &'a str,
+}
+
+impl<'a> PodName<'a> {
+    /// Takes the name apart; `None` where it is no pod's.
+    #[must_use]
+    pub fn of(name: &'a str) -> Option<Self> {
+        let (namespace, name) = name.strip_prefix("pod/")?.split_once('/')?;
+        Some(Self { namespace, name })
     }
 }
 

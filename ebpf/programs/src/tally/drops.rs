@@ -21,8 +21,8 @@ static DROPS: LruHashMap<DropKey, DropCount> = LruHashMap::with_max_entries(1638
 static BY_FLOW: u32 = 0;
 
 /// Bits of TCP's flags (RFC 9293 §3.1).
-const SYN: u8 = 1 << 1;
-const ACK: u8 = 1 << 4;
+pub const SYN: u8 = 1 << 1;
+pub const ACK: u8 = 1 << 4;
 
 /// Namespaces have no smaller inode numbers (`PROC_NS_MIN_INO` and what is above, include/linux/proc_ns.h).
 const FIRST_NETNS: u32 = 0xefff_ff00;
@@ -93,7 +93,7 @@ fn tally(ctx: &BtfTracePointContext, socket: u64) {
     count(Total::DROPS);
 }
 
-const NO_HEADER: Header = Header {
+pub const NO_HEADER: Header = Header {
     flow: NO_FLOW,
     fingerprint: Fingerprint {
         id: 0,

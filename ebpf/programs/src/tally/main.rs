@@ -1,4 +1,4 @@
-//! The programs that count packets where they pass: attached by `causeway drops` for as long as it runs. They read packets
+//! The programs that count packets where they pass: attached by `causeway drops` and `causeway flows` for as long as they run. They read packets
 //! as those that follow them do, by the same code; nothing of a packet goes to the host side, which reads the counts when
 //! it wants them. Compiled like the programs at `connect()`; on the host this is an empty program.
 //!
@@ -11,6 +11,8 @@
 mod count;
 #[cfg(target_arch = "bpf")]
 mod drops;
+#[cfg(target_arch = "bpf")]
+mod flows;
 #[cfg(target_arch = "bpf")]
 #[expect(dead_code, reason = "those that follow packets need more of it")]
 #[path = "../trace/headers.rs"]

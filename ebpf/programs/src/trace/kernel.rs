@@ -23,9 +23,10 @@ static OFFSETS: Offsets = Offsets {
     net_inum: 0,
     skb_len: 0,
     dev_ifindex: 0,
-    conn_status: 0,
     conn_original: 0,
     conn_reply: 0,
+    conn_status: 0,
+    sock_cookie: 0,
 };
 
 /// One of the offsets.
@@ -106,7 +107,13 @@ impl Skb {
     /// The namespace of the socket that sent it, or 0: for packets that are at no device yet.
     #[inline(always)]
     pub fn socket_netns(self) -> u32 {
-        netns_of_socket(self.field(offset!(skb_sk)))
+        netns_of_socket(self.socket())
+    }
+
+    /// The socket that sent it, or 0. It is lost where the packet goes into another namespace (`skb_scrub_packet`).
+    #[inline(always)]
+    pub fn socket(self) -> u64 {
+        self.field(offset!(skb_sk))
     }
 
     /// Address of the connection that it belongs to, or 0 (`nf_ct_get`: the last bits say how it belongs to it).
@@ -156,6 +163,28 @@ pub fn netns_of_socket(address: u64) -> u32 {
     }
 }
 
+/// A socket's cookie; 0 where nobody has asked for it yet.
+#[inline(always)]
+pub fn cookie(socket: u64) -> u64 {
+    read(socket, offset!(sock_cookie))
+}
+
+/// The index and the namespace of a device, without its name.
+#[inline(always)]
+pub fn place(address: u64) -> (u32, u32) {
+    (
+        read(address, offset!(dev_ifindex)),
+        netns(read(address, offset!(dev_net))),
+    )
+}
+
+/// Whether a connection is translated (`IPS_SRC_NAT` or `IPS_DST_NAT`, nf_conntrack_common.h).
+#[inline(always)]
+pub fn is_translated(conntrack: u64) -> bool {
+    const NAT: u64 = 1 << 4 | 1 << 5;
+    read::<u64>(conntrack, offset!(conn_status)) & NAT != 0
+}
+
 /// The inode number of a namespace (`struct net`).
 #[inline(always)]
 fn netns(address: u64) -> u32 {
@@ -164,15 +193,6 @@ fn netns(address: u64) -> u32 {
     } else {
         read(address, offset!(net_inum))
     }
-}
-
-/// `IPS_SRC_NAT` and `IPS_DST_NAT` of `enum ip_conntrack_status`.
-const TRANSLATED: u64 = 1 << 4 | 1 << 5;
-
-/// Whether a connection has other names than its packets (`struct nf_conn`).
-#[inline(always)]
-pub fn is_translated(conntrack: u64) -> bool {
-    read::<u64>(conntrack, offset!(conn_status)) & TRANSLATED != 0
 }
 
 /// The connection's flows, as it began and as it is answered (`struct nf_conn`).

@@ -17,6 +17,7 @@ mod follow;
 #[cfg(target_arch = "bpf")]
 mod headers;
 #[cfg(target_arch = "bpf")]
+#[expect(dead_code, reason = "those that count packets need more of it")]
 mod kernel;
 
 #[cfg(not(target_arch = "bpf"))]

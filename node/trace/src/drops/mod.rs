@@ -24,6 +24,8 @@ use crate::ledger;
 use crate::places::{self, Names, Places};
 use crate::session::TraceError;
 
+pub(crate) use ordinary::is_ordinary;
+
 /// What packets that are dropped alike have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -249,12 +251,12 @@ fn dropped(key: &DropKey, count: &DropCount, clock: Clock, places: &mut Places) 
         source_pod: None,
         destination_pod: None,
         cause: cause::of(&kind.reason, &kind.place),
-        ordinary: ordinary::is_ordinary(&kind),
+        ordinary: is_ordinary(&kind),
         kind,
     }
 }
 
-fn kind(key: &DropKey, count: &DropCount, places: &mut Places) -> Kind {
+pub(crate) fn kind(key: &DropKey, count: &DropCount, places: &mut Places) -> Kind {
     let name = count.device.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_ip = key.source != Ip::ANY || key.destination != Ip::ANY;
     let has_ports = Protocol(key.protocol).has_ports();

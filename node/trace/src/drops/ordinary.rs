@@ -26,7 +26,7 @@ const REASONS: [&str; 14] = [
 ];
 
 /// What becomes of packets to many that this machine is not one of.
-const OF_MANY: [&str; 8] = [
+const OF_MANY: [&str; 9] = [
     "NOT_SPECIFIED",
     "NO_SOCKET",
     "OTHERHOST",
@@ -35,21 +35,25 @@ const OF_MANY: [&str; 8] = [
     "IP_INADDRERRORS",
     "IPV6DISABLED",
     "IP_INVALID_DEST",
+    // A tunnel that leads to nodes that are known, each by its MAC address.
+    "NO_TX_TARGET",
 ];
 
 /// `ETH_P_ARP`.
 const ARP: u16 = 0x0806;
 
 /// Whether drops of this kind are nobody's loss.
-pub(super) fn is_ordinary(kind: &Kind) -> bool {
+pub(crate) fn is_ordinary(kind: &Kind) -> bool {
     let reason = kind.reason.as_str();
     if REASONS.contains(&reason) {
         return true;
     }
     match (kind.protocol, kind.destination) {
         (Some(protocol), Some(destination)) => {
-            // A connection that is over, or whose process is: its last packets find no socket.
-            let is_late = protocol == Protocol::TCP && !kind.opens && reason == "NO_SOCKET";
+            // A connection that is over, or whose process is: its last packets find no socket, or one that reads no more
+            // (the FIN itself lies there unread).
+            let is_late =
+                protocol == Protocol::TCP && !kind.opens && matches!(reason, "NO_SOCKET" | "QUEUE_PURGE");
             is_late || (is_to_many(destination) && OF_MANY.contains(&reason))
         }
         // Unix and netlink sockets; a question of ARP's to others, and what no protocol here takes.
@@ -97,6 +101,8 @@ mod tests {
         let rows = [
             (kind("TCP_OLD_ACK", tcp, Some("10.0.0.2")), true),
             (kind("NO_SOCKET", tcp, Some("10.0.0.2")), true),
+            (kind("QUEUE_PURGE", tcp, Some("10.0.0.2")), true),
+            (kind("QUEUE_PURGE", udp, Some("10.0.0.2")), false),
             (opens(kind("NO_SOCKET", tcp, Some("10.0.0.2"))), false),
             (kind("NO_SOCKET", udp, Some("10.0.0.2")), false),
             (kind("NO_SOCKET", udp, Some("224.0.0.251")), true),
@@ -104,6 +110,8 @@ mod tests {
             (kind("NETFILTER_DROP", udp, Some("224.0.0.251")), false),
             (kind("NOT_SPECIFIED", icmp6, Some("ff02::2")), true),
             (kind("NOT_SPECIFIED", icmp6, Some("fd00::2")), false),
+            (kind("NO_TX_TARGET", icmp6, Some("ff02::2")), true),
+            (kind("NO_TX_TARGET", udp, Some("10.0.0.2")), false),
             (kind("NOT_SPECIFIED", None, None), true),
             (arp("NOT_SPECIFIED"), true),
             (arp("NETFILTER_DROP"), false),

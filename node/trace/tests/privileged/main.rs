@@ -1,6 +1,7 @@
 //! Real packets between namespaces, followed. Needs root.
 
 mod drops;
+mod flows;
 mod world;
 
 use std::net::SocketAddr;

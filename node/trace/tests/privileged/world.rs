@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,21 +20,32 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 202, 0, 5);
 pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 203, 0, 10)), 80);
 pub const PORT: u16 = 8080;
 
+/// All of the machine is counted, and worlds have the same addresses: one test at a time has this one.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// `p1 - n1 = VXLAN 77 = n2 - p2`.
 pub struct World {
     pub p1: Host,
     pub n1: Host,
     pub n2: Host,
     pub p2: Host,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
     pub fn new() -> Result<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (n1, n2) = (Host::new("n1")?, Host::new("n2")?);
         connect((&n1, "eth0"), (&n2, "eth0"))?;
         let p1 = pod(&n1, "vethp", CLIENT)?;
         let p2 = pod(&n2, "vethp", SERVER)?;
-        let world = Self { p1, n1, n2, p2 };
+        let world = Self {
+            p1,
+            n1,
+            n2,
+            p2,
+            _turn: turn,
+        };
         join_by_vxlan(&world.n1, (1, 2), "10.202.0.0/24".parse()?)?;
         join_by_vxlan(&world.n2, (2, 1), "10.201.0.0/24".parse()?)?;
         world.nft(&world.n1, "add table ip svc")?;

@@ -1,9 +1,9 @@
-//! The BPF programs of this machine, by their numbers.
+//! The BPF programs of this machine.
 
 use std::collections::BTreeSet;
 
-/// Those that are loaded.
-pub fn programs() -> BTreeSet<u32> {
+/// Their numbers.
+pub fn loaded() -> BTreeSet<u32> {
     let programs = aya::programs::loaded_programs();
     programs.filter_map(|program| Some(program.ok()?.id())).collect()
 }

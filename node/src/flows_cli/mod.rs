@@ -1,0 +1,145 @@
+//! `causeway flows`: who sends to whom on this machine, counted in the kernel by the crate `trace`.
+//!
+//! Pods of this machine have the names that its agents have written down; Services, and pods of other nodes, those that
+//! an agent that runs tells.
+
+mod hooks;
+mod services;
+mod whose;
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+use trace::drops::Uncounted;
+use trace::flows::record::{self, Record, Verdict};
+use trace::flows::{Passed, Session, render};
+
+use crate::cli::{FlowsArgs, Stream};
+use crate::trace_cli::known::{Known, safe, until};
+use crate::trace_cli::pods::Pods;
+use crate::trace_cli::{Finding, host_name};
+use services::Services;
+use whose::Whose;
+
+/// How long it is counted where nobody says.
+const USUAL: Duration = Duration::from_secs(10);
+
+/// How often it is told what passed, and looked which namespaces and addresses there are.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Counts for as long as was asked, or until it is told to end, and tells by `show`, which says whether anybody reads.
+///
+/// # Errors
+/// When an end is not known, or flows cannot be counted.
+pub async fn watch(
+    args: &FlowsArgs,
+    shutdown: CancellationToken,
+    mut show: impl FnMut(&str) -> bool,
+) -> anyhow::Result<Finding> {
+    ensure!(
+        !(args.follow && matches!(args.output, Stream::Json)),
+        "--follow has no end that JSON could have: -o ndjson is a line for each flow"
+    );
+    let pods = Pods::of_this_machine(&args.config)?;
+    let services = Services::ask(&args.config).await?;
+    let teller = Teller {
+        whose: Whose::new(args, &pods, &services)?,
+        services,
+        node: host_name(),
+        output: args.output,
+    };
+    let mut known = Known::new(pods);
+    let mut session = Session::start(known.namespaces())?;
+    for sockets in hooks::sockets(&args.config)? {
+        if let Err(error) = session.look_into(&sockets) {
+            eprintln!("warning: Services that the socket hook translates are not told: {error:#}");
+        }
+    }
+    let end = args.duration.or((!args.follow).then_some(USUAL));
+    let end = end.map(|duration| Instant::now() + duration);
+    let mut finding = Finding::Good;
+    let mut seconds = interval_at(Instant::now() + EVERY, EVERY);
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut told = Uncounted::default();
+    loop {
+        tokio::select! {
+            _ = seconds.tick() => {}
+            () = until(end) => break,
+            () = shutdown.cancelled() => break,
+        }
+        known.look_again(&args.config);
+        session.look_at(known.namespaces())?;
+        if !args.follow {
+            continue;
+        }
+        let records = teller.records(&session.read()?, &known);
+        worse(&mut finding, &records);
+        let is_read = records.is_empty() || show(&teller.some(&records));
+        let uncounted = session.uncounted();
+        // Never silent, and not each second anew.
+        let is_new = uncounted != told && uncounted != Uncounted::default();
+        told = uncounted;
+        if !is_read || (is_new && !show(&teller.lost(uncounted))) {
+            return Ok(finding);
+        }
+    }
+    let passed = session.stop()?;
+    known.look_again(&args.config);
+    let records = teller.records(&passed, &known);
+    worse(&mut finding, &records);
+    let uncounted = session.uncounted();
+    match args.output {
+        Stream::Json => show(&render::json(&records, uncounted)),
+        Stream::Text | Stream::Ndjson => show(&(teller.some(&records) + &teller.lost(uncounted))),
+    };
+    Ok(finding)
+}
+
+fn worse(finding: &mut Finding, records: &[Record]) {
+    if records.iter().any(|record| record.verdict == Verdict::Dropped) {
+        *finding = Finding::Wrong;
+    }
+}
+
+/// Makes records of what passed, and tells them.
+struct Teller {
+    whose: Whose,
+    services: Services,
+    node: String,
+    output: Stream,
+}
+
+impl Teller {
+    fn records(&self, passed: &[Passed], known: &Known) -> Vec<Record> {
+        let names = known.names_with(&self.services.pods);
+        let service = |at: std::net::SocketAddr, _| self.services.at(at.ip());
+        let mut records: Vec<Record> = passed
+            .iter()
+            .filter(|passed| self.whose.has(passed))
+            .flat_map(|passed| record::of(passed, &self.node, &names, service))
+            .filter(|record| self.whose.has_verdict(record))
+            .collect();
+        records.sort_by_key(|record| record.time);
+        records
+    }
+
+    fn some(&self, records: &[Record]) -> String {
+        match self.output {
+            Stream::Text => safe(&render::text(records)),
+            Stream::Json | Stream::Ndjson => render::lines(records),
+        }
+    }
+
+    /// What was not counted.
+    fn lost(&self, uncounted: Uncounted) -> String {
+        match self.output {
+            Stream::Text => render::notes(uncounted),
+            Stream::Json | Stream::Ndjson => render::lost_line(&self.node, uncounted),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
