@@ -80,7 +80,7 @@ pub fn slice(
         name: ObjectName::new(namespace, name),
         service: service.into(),
         family: if is_v6 { IpFamily::V6 } else { IpFamily::V4 },
-        endpoints,
+        endpoints: endpoints.into(),
         ports: ports
             .iter()
             .map(|(name, port)| EndpointPort {

@@ -7,8 +7,8 @@ use dns::feed::trim_of;
 use dns::kubernetes::Objects;
 use dns::zone::Table;
 use model::{
-    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServiceKind,
-    ServicePort, Snapshot, Texts,
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Pools, Protocol, Service,
+    ServiceKind, ServicePort, Snapshot,
 };
 
 const HTTP: NonZeroU16 = NonZeroU16::new(80).expect("a port");
@@ -67,7 +67,7 @@ fn resident() -> u64 {
 fn taken(services: u32, endpoints: u32) -> u64 {
     let trim = trim_of(&Objects::Agent("/none".into()));
     let before = resident();
-    let (mut texts, mut snapshot) = (Texts::default(), Snapshot::default());
+    let (mut pools, mut snapshot) = (Pools::default(), Snapshot::default());
     for number in 0..services {
         let of_one = [
             Change::Service(service(number)),
@@ -75,7 +75,7 @@ fn taken(services: u32, endpoints: u32) -> u64 {
         ];
         for mut change in of_one {
             trim(&mut change);
-            change.pack(&mut texts);
+            change.pack(&mut pools);
             snapshot.apply(change);
         }
     }

@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Few, IpFamily, NodeName, ObjectName, Protocol, Text, Texts};
+use crate::{Few, IpFamily, NodeName, ObjectName, Pools, Protocol, Text};
 
+mod list;
 mod wire;
+
+pub(crate) use list::Attributes;
+pub use list::{EndpointRef, Endpoints, Iter};
 
 /// `endpoints[].conditions`, with Kubernetes' defaults for absent ones filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,7 +35,7 @@ impl Conditions {
 }
 
 /// What most endpoints do not have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extras {
     /// `hostname`, DNS only.
     pub hostname: Option<Box<str>>,
@@ -60,7 +64,7 @@ impl Extras {
     }
 }
 
-/// One entry of `endpoints`. There are more of them than of anything else.
+/// One entry of `endpoints`, by itself. Where they are kept they are [`Endpoints`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `addresses[0]`; the API says that consumers use only the first.
@@ -77,9 +81,6 @@ pub struct Endpoint {
     pub extras: Option<Box<Extras>>,
 }
 
-// One in a list of a hundred thousand.
-const _: () = assert!(size_of::<Endpoint>() <= 64);
-
 impl Endpoint {
     /// A healthy endpoint of which nothing else is known.
     #[must_use]
@@ -91,35 +92,6 @@ impl Endpoint {
             zone: None,
             pod: None,
             extras: None,
-        }
-    }
-
-    /// `hostname`, DNS only.
-    #[must_use]
-    pub fn hostname(&self) -> Option<&str> {
-        self.extras.as_ref()?.hostname.as_deref()
-    }
-
-    /// `hints.forZones`.
-    #[must_use]
-    pub fn hinted_zones(&self) -> &[Text] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.hinted_zones)
-    }
-
-    /// `hints.forNodes`.
-    #[must_use]
-    pub fn hinted_nodes(&self) -> &[NodeName] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.hinted_nodes)
-    }
-
-    fn share(&mut self, texts: &mut Texts) {
-        let extras = self.extras.as_deref_mut();
-        let hinted = extras.map(|extras| (&mut extras.hinted_zones, &mut extras.hinted_nodes));
-        let (zones, nodes) = hinted.unzip();
-        let zones = zones.into_iter().flatten().chain(&mut self.zone);
-        let nodes = nodes.into_iter().flatten().chain(&mut self.node);
-        for text in zones.chain(nodes.map(|node| &mut node.0)) {
-            texts.share(text);
         }
     }
 }
@@ -151,7 +123,7 @@ pub struct EndpointSlice {
     /// `addressType`. Slices of type FQDN are not a matter of a data plane and never get here.
     pub family: IpFamily,
     /// `endpoints`, in the object's order.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Endpoints,
     /// `ports`.
     pub ports: Few<EndpointPort>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the pod or Service changed that this slice
@@ -186,15 +158,12 @@ impl EndpointSlice {
         ObjectName::new(self.name.namespace.clone(), self.service.clone())
     }
 
-    /// Makes it take no more memory than it must, for a slice that is to be kept: texts that many slices have become
-    /// one, and lists have no room to grow.
-    pub fn pack(&mut self, texts: &mut Texts) {
-        texts.share(&mut self.name.namespace);
-        texts.share(&mut self.service);
-        self.ports.iter_mut().for_each(|port| texts.share(&mut port.name));
-        self.endpoints
-            .iter_mut()
-            .for_each(|endpoint| endpoint.share(texts));
-        self.endpoints.shrink_to_fit();
+    /// Makes it take no more memory than it must, for a slice that is to be kept: what many slices say is in memory
+    /// once, and lists have no room to grow.
+    pub fn pack(&mut self, pools: &mut Pools) {
+        pools.share(&mut self.name.namespace);
+        pools.share(&mut self.service);
+        self.ports.iter_mut().for_each(|port| pools.share(&mut port.name));
+        self.endpoints.pack(pools);
     }
 }

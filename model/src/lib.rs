@@ -25,6 +25,7 @@ pub mod lease;
 pub mod names;
 pub mod node;
 pub mod pod;
+mod pools;
 pub mod removal;
 pub mod service;
 pub mod shared_map;
@@ -35,14 +36,17 @@ pub mod wiring;
 
 pub use by_family::ByFamily;
 pub use causes::with_causes;
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, UnixTime};
+pub use endpoint::{
+    Conditions, Endpoint, EndpointPort, EndpointRef, EndpointSlice, Endpoints, Extras, UnixTime,
+};
 pub use few::{Few, Seldom};
 pub use names::{MacAddr, Mtu, NodeName, ObjectName, Vni};
 pub use node::Node;
 pub use pod::Pod;
+pub use pools::Pools;
 pub use removal::Removal;
 pub use service::{IpFamily, Protocol, Service, ServiceKind, ServicePort, SessionAffinity, TrafficPolicy};
 pub use shared_map::SharedMap;
 pub use slices::Slices;
 pub use snapshot::{Change, Changed, Kind, Namespace, ServiceCidr, Snapshot};
-pub use text::{Text, Texts};
+pub use text::Text;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{Few, ObjectName, Seldom, Text, Texts};
+use crate::{Few, ObjectName, Pools, Seldom, Text};
 
 /// Layer-4 protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -202,17 +202,17 @@ impl Service {
 
     /// Makes it take no more memory than it must, for a Service that is to be kept: texts that many Services have
     /// become one, and lists have no room to grow.
-    pub fn pack(&mut self, texts: &mut Texts) {
-        texts.share(&mut self.name.namespace);
+    pub fn pack(&mut self, pools: &mut Pools) {
+        pools.share(&mut self.name.namespace);
         // Its slices say it again.
-        texts.share(&mut self.name.name);
+        pools.share(&mut self.name.name);
         for port in &mut self.ports {
-            texts.share(&mut port.name);
-            port.app_protocol.iter_mut().for_each(|text| texts.share(text));
+            pools.share(&mut port.name);
+            port.app_protocol.iter_mut().for_each(|text| pools.share(text));
         }
         self.traffic_distribution
             .iter_mut()
-            .for_each(|text| texts.share(text));
+            .for_each(|text| pools.share(text));
     }
 }
 

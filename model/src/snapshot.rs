@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Service, SharedMap, Slices, Text, Texts};
+use crate::{EndpointSlice, Node, NodeName, ObjectName, Pod, Pools, Service, SharedMap, Slices, Text};
 
 /// A kind of object that a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,10 +90,10 @@ pub enum Change {
 
 impl Change {
     /// Makes its object take no more memory than it must, for one that is to be kept. There are many of two kinds.
-    pub fn pack(&mut self, texts: &mut Texts) {
+    pub fn pack(&mut self, pools: &mut Pools) {
         match self {
-            Self::Service(service) => service.pack(texts),
-            Self::EndpointSlice(slice) => slice.pack(texts),
+            Self::Service(service) => service.pack(pools),
+            Self::EndpointSlice(slice) => slice.pack(pools),
             _ => {}
         }
     }
@@ -351,7 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Few, IpFamily, ServiceKind, UnixTime};
+    use crate::{Endpoints, Few, IpFamily, ServiceKind, UnixTime};
 
     fn service(name: &str) -> Service {
         Service::new(ObjectName::new("default", name), ServiceKind::Headless)
@@ -362,7 +362,7 @@ mod tests {
             name: ObjectName::new("default", name),
             service: service.into(),
             family: IpFamily::V4,
-            endpoints: Vec::new(),
+            endpoints: Endpoints::default(),
             ports: Few::none(),
             last_change: None,
         }

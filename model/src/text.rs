@@ -1,7 +1,6 @@
 //! Texts that copies share.
 
 use std::borrow::Borrow;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// The length is beside the text, not in each copy: there are many more copies than texts.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Text(Arc<Box<str>>);
+pub struct Text(pub(crate) Arc<Box<str>>);
 
 const _: () = assert!(size_of::<Option<Text>>() == 8);
 
@@ -95,56 +94,5 @@ impl PartialEq<str> for Text {
 impl PartialEq<&str> for Text {
     fn eq(&self, other: &&str) -> bool {
         **self == **other
-    }
-}
-
-/// Texts that are in use, to give equal ones one place in memory.
-#[derive(Debug, Default)]
-pub struct Texts {
-    known: BTreeSet<Text>,
-    /// How many there may be before those are looked for that nobody uses any more.
-    limit: usize,
-}
-
-impl Texts {
-    /// Makes a text share its place with the equal one that was seen before.
-    pub fn share(&mut self, text: &mut Text) {
-        if let Some(known) = self.known.get(text) {
-            *text = known.clone();
-            return;
-        }
-        if self.known.len() >= self.limit {
-            self.known.retain(|known| Arc::strong_count(&known.0) > 1);
-            self.limit = 64.max(2 * self.known.len());
-        }
-        self.known.insert(text.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_texts_share_one_place_once_they_were_seen() {
-        let mut texts = Texts::default();
-        let mut seen = ["node-1", "node-2", "node-1"].map(Text::from);
-        for text in &mut seen {
-            texts.share(text);
-        }
-        let [first, other, again] = &seen;
-        assert!(Arc::ptr_eq(&first.0, &again.0) && !Arc::ptr_eq(&first.0, &other.0));
-        assert_eq!(seen, ["node-1", "node-2", "node-1"].map(Text::from));
-    }
-
-    #[test]
-    fn texts_that_nobody_uses_any_more_are_forgotten() {
-        let mut texts = Texts::default();
-        let mut used = Text::from("used");
-        texts.share(&mut used);
-        for number in 0..10_000 {
-            texts.share(&mut Text::from(format!("node-{number}")));
-        }
-        assert!(texts.known.len() <= 64 && texts.known.contains(&used));
     }
 }

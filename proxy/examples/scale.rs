@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use model::{
-    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
-    ServiceKind, ServicePort, Snapshot, Texts,
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Pools, Protocol, Service,
+    ServiceKind, ServicePort, Snapshot,
 };
 use netlink::Namespace;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -174,11 +174,11 @@ impl Drop for Place {
 
 fn cluster(services: u32, endpoints: u32) -> Snapshot {
     let mut state = Snapshot::default();
-    let mut texts = Texts::default();
+    let mut pools = Pools::default();
     for number in 0..services {
         let (mut service, mut slice) = (service(number), slice(number, endpoints));
-        service.pack(&mut texts);
-        slice.pack(&mut texts);
+        service.pack(&mut pools);
+        slice.pack(&mut pools);
         state.apply(Change::Service(service));
         state.apply(Change::EndpointSlice(slice));
     }

@@ -405,7 +405,7 @@ fn health_check(view: &ServiceView<'_>, cluster_ips: &[IpAddr], node: &NodeConte
         .filter(|slice| slice.family == family)
         .flat_map(|slice| &slice.endpoints);
     let ready: BTreeSet<_> = endpoints
-        .filter(|endpoint| endpoint.conditions.ready && endpoint.node.as_ref() == Some(&node.name))
+        .filter(|endpoint| endpoint.conditions().ready && endpoint.node() == Some(&node.name))
         .map(|endpoint| endpoint.address)
         .collect();
     Some(HealthCheck {

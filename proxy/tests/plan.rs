@@ -15,7 +15,8 @@ use proxy::plan::{
 };
 use proxy::{NodeContext, ServicePlan, ServiceView, plan_service};
 use world::{
-    GONE, LEAVING, READY, UNREADY, context, ip, network, node_port, number, port, service, slice, target, vip,
+    GONE, LEAVING, READY, UNREADY, context, ip, network, node_port, number, port, service, slice, target,
+    vip, with_hints,
 };
 
 const TO_ALL: Action = Action::Spread {
@@ -577,13 +578,13 @@ fn check_hints(hints: [(&[&str], &[&str]); 4], cluster: &[u8]) {
         ("10.244.1.3", "there", READY),
         ("10.244.1.4", "there", READY),
     ];
-    let mut hinted = slice("web-1", "web", &rows);
-    for (endpoint, (zones, nodes)) in hinted.endpoints.iter_mut().zip(hints) {
-        endpoint.extras = Extras::hints(
+    let of_each = hints.map(|(zones, nodes)| {
+        Extras::hints(
             zones.iter().map(|zone| (*zone).into()).collect(),
             nodes.iter().map(|node| (*node).into()).collect(),
-        );
-    }
+        )
+    });
+    let hinted = with_hints(slice("web-1", "web", &rows), of_each);
     let node = NodeContext {
         zone: Some("east".into()),
         ..context()
@@ -640,14 +641,16 @@ fn hints_narrow_the_cluster_list_only_if_all_ready_endpoints_have_them_and_one_i
 
 #[test]
 fn terminating_endpoints_are_taken_from_all_zones() {
-    let mut hinted = slice(
+    let hinted = slice(
         "web-1",
         "web",
         &[("10.244.1.1", "here", LEAVING), ("10.244.1.2", "there", LEAVING)],
     );
-    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
-        endpoint.extras = Extras::hints(vec![zone.into()], Vec::new());
-    }
+    let zones = ["east", "west"];
+    let hinted = with_hints(
+        hinted,
+        zones.map(|zone| Extras::hints(vec![zone.into()], Vec::new())),
+    );
     let node = NodeContext {
         zone: Some("east".into()),
         ..context()

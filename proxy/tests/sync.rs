@@ -353,14 +353,16 @@ fn an_audit_writes_again_what_was_lost_and_is_clean_after() {
 #[test]
 fn a_change_of_this_nodes_zone_changes_every_plan_that_has_hints_and_no_other() {
     let (mut proxy, fake) = proxy();
-    let mut hinted = slice(
+    let hinted = slice(
         "a-1",
         "a",
         &[("10.244.0.1", "there", READY), ("10.244.0.2", "there", READY)],
     );
-    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["east", "west"]) {
-        endpoint.extras = Extras::hints(vec![zone.into()], Vec::new());
-    }
+    let zones = ["east", "west"];
+    let hinted = world::with_hints(
+        hinted,
+        zones.map(|zone| Extras::hints(vec![zone.into()], Vec::new())),
+    );
     let mut state = snapshot([
         Change::Service(service("a", "10.96.0.1")),
         Change::EndpointSlice(hinted),

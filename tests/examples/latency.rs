@@ -223,7 +223,7 @@ fn slice(service: &str, address: IpAddr) -> EndpointSlice {
         name: ObjectName::new("default", service),
         service: service.into(),
         family: IpFamily::V4,
-        endpoints: vec![endpoint],
+        endpoints: vec![endpoint].into(),
         ports: [EndpointPort {
             name: "".into(),
             protocol: Protocol::Tcp,

@@ -1,7 +1,7 @@
 //! What the feed says, as snapshots.
 
 use model::feed::{Message, VERSION};
-use model::{Change, Snapshot, Texts};
+use model::{Change, Pools, Snapshot};
 
 use super::FeedError;
 use super::trim::Trim;
@@ -11,7 +11,7 @@ use super::trim::Trim;
 pub(super) struct Intake {
     trim: Trim,
     /// What the objects say alike.
-    texts: Texts,
+    pools: Pools,
     pub(super) current: Snapshot,
     arriving: Option<Snapshot>,
     /// Whether this connection has delivered a whole snapshot.
@@ -22,7 +22,7 @@ impl Intake {
     pub(super) fn new(trim: Trim) -> Self {
         Self {
             trim,
-            texts: Texts::default(),
+            pools: Pools::default(),
             current: Snapshot::default(),
             arriving: None,
             complete: false,
@@ -46,7 +46,7 @@ impl Intake {
             Message::Change(Change::Node(_) | Change::DeleteNode(_)) => Ok(false),
             Message::Change(mut change) => {
                 (self.trim)(&mut change);
-                change.pack(&mut self.texts);
+                change.pack(&mut self.pools);
                 match &mut self.arriving {
                     Some(arriving) => {
                         arriving.apply(change);

@@ -2,7 +2,7 @@ use super::file::save;
 use super::trim::slim;
 use super::*;
 use crate::samples;
-use model::Namespace;
+use model::{Endpoint, EndpointSlice, Extras, Namespace};
 
 fn namespace(name: &str) -> Message {
     Message::Change(Change::Namespace(Namespace { name: name.into() }))
@@ -64,13 +64,24 @@ fn what_is_never_read_is_taken_off_and_pods_keep_their_names_where_endpoints_are
         ("10.1.0.1", Some("a"), None),
     ];
     let slice = |endpoints: &[_]| samples::slice("a", "s-1", "s", &[("http", 80)], endpoints);
-    let mut full = slice(&listed);
-    for endpoint in &mut full.endpoints {
-        endpoint.node = Some("node-1".into());
-        endpoint.zone = Some("zone-1".into());
-        let extras = endpoint.extras.get_or_insert_default();
-        extras.hinted_zones.push("zone-1".into());
-    }
+    let bare = slice(&listed);
+    let endpoints = bare.endpoints.iter().map(|endpoint| {
+        let extras = Extras {
+            hostname: endpoint.hostname().map(Box::from),
+            hinted_zones: vec!["zone-1".into()],
+            hinted_nodes: Vec::new(),
+        };
+        Endpoint {
+            node: Some("node-1".into()),
+            zone: Some("zone-1".into()),
+            extras: extras.some(),
+            ..endpoint.into()
+        }
+    });
+    let full = EndpointSlice {
+        endpoints: endpoints.collect(),
+        ..bare.clone()
+    };
     let agent = || Objects::Agent("/none".into());
     let first = ("10.1.0.1", Some("a"), None);
     for (objects, expected) in [

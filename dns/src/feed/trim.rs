@@ -1,6 +1,6 @@
 //! What of objects is never read, and not kept.
 
-use model::{Change, Extras};
+use model::{Change, Endpoint, EndpointRef, Extras};
 
 use crate::kubernetes::Objects;
 
@@ -18,34 +18,39 @@ pub fn trim_of(objects: &Objects) -> Trim {
 }
 
 fn slim_without_pod_names(change: &mut Change) {
-    if let Change::EndpointSlice(slice) = change {
-        slice
-            .endpoints
-            .iter_mut()
-            .for_each(|endpoint| endpoint.pod = None);
-    }
-    slim(change);
+    take_off(change, |_| None);
 }
 
 pub(super) fn slim(change: &mut Change) {
+    take_off(change, |endpoint| endpoint.pod.map(Box::from));
+}
+
+fn take_off(change: &mut Change, pod: fn(EndpointRef<'_>) -> Option<Box<str>>) {
     match change {
         Change::EndpointSlice(slice) => {
-            slice.endpoints.retain(|endpoint| endpoint.conditions.ready);
-            slice.endpoints.shrink_to_fit();
+            let ready = slice.endpoints.iter();
+            let ready = ready.filter(|endpoint| endpoint.conditions().ready);
+            let mut kept: Vec<_> = ready
+                .map(|endpoint| only_names(endpoint, pod(endpoint)))
+                .collect();
             // In this order they are searched; a table keeps no other one of its own then.
-            slice.endpoints.sort_by_key(|endpoint| endpoint.address);
-            for endpoint in &mut slice.endpoints {
-                endpoint.node = None;
-                endpoint.zone = None;
-                let hostname = endpoint.extras.take().and_then(|extras| extras.hostname);
-                let extras = Extras {
-                    hostname,
-                    ..Extras::default()
-                };
-                endpoint.extras = extras.some();
-            }
+            kept.sort_by_key(|endpoint| endpoint.address);
+            slice.endpoints = kept.into();
         }
         Change::Pod(pod) => pod.node = None,
         _ => {}
+    }
+}
+
+fn only_names(endpoint: EndpointRef<'_>, pod: Option<Box<str>>) -> Endpoint {
+    let extras = Extras {
+        hostname: endpoint.hostname().map(Box::from),
+        ..Extras::default()
+    };
+    Endpoint {
+        conditions: endpoint.conditions(),
+        pod,
+        extras: extras.some(),
+        ..Endpoint::new(endpoint.address)
     }
 }

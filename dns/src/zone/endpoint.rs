@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use model::{EndpointPort, EndpointSlice, Protocol, ServicePort};
+use model::{EndpointPort, EndpointRef, EndpointSlice, Protocol, ServicePort};
 
 use super::dashed::put_dashed;
 use super::grammar::PortName;
@@ -27,7 +27,7 @@ pub struct Endpoint<'t> {
     /// Where it stands in the Service's list.
     pub place: usize,
     pub(super) slice: &'t EndpointSlice,
-    pub(super) entry: &'t model::Endpoint,
+    pub(super) entry: EndpointRef<'t>,
 }
 
 /// How an endpoint without a hostname is called.
@@ -148,7 +148,7 @@ impl<'t> Endpoint<'t> {
     /// Name of its pod, where that is known.
     #[must_use]
     pub fn pod(self) -> Option<&'t str> {
-        self.entry.pod.as_deref()
+        self.entry.pod
     }
 
     /// What it is called, where that is not its address.
@@ -173,8 +173,8 @@ impl<'t> Endpoint<'t> {
 }
 
 /// What is the same of an endpoint in whatever slice it stands: address, hostname and pod, as far as they are labels.
-pub(super) fn identity(endpoint: &model::Endpoint) -> (IpAddr, Option<Label<'_>>, Option<Label<'_>>) {
+pub(super) fn identity(endpoint: EndpointRef<'_>) -> (IpAddr, Option<Label<'_>>, Option<Label<'_>>) {
     let hostname = endpoint.hostname().and_then(Label::of);
-    let pod = endpoint.pod.as_deref().and_then(Label::of);
+    let pod = endpoint.pod.and_then(Label::of);
     (endpoint.address, hostname, pod)
 }

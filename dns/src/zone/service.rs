@@ -159,7 +159,7 @@ impl ServiceRecords {
         let slices = (0u32..).zip(self.slices.iter().flat_map(|slices| slices.iter()));
         let listed = slices.flat_map(|(slice, of)| {
             let endpoints = (0u32..).zip(&of.endpoints);
-            let ready = endpoints.filter(|(_, entry)| entry.conditions.ready);
+            let ready = endpoints.filter(|(_, entry)| entry.conditions().ready);
             ready.map(move |(index, entry)| (identity(entry), Position { slice, index }))
         });
         let mut listed: Vec<_> = listed.collect();
@@ -247,11 +247,12 @@ impl ServiceRecords {
             Order::Sorted(positions) => positions[place],
         };
         let slice = self.slice_at(position);
+        let entry = slice.endpoints.get(position.index as usize);
         Endpoint {
             records: self,
             place,
             slice,
-            entry: &slice.endpoints[position.index as usize],
+            entry: entry.expect("invariant: positions are those of the slices that are kept beside them"),
         }
     }
 

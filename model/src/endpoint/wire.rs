@@ -43,7 +43,7 @@ impl From<EndpointSlice> for Slice {
             ports,
             last_change,
         } = slice;
-        let endpoints = endpoints.into_iter();
+        let endpoints = endpoints.iter().map(super::Endpoint::from);
         Self {
             endpoints: endpoints
                 .map(|endpoint| Endpoint::new(endpoint, &name.namespace))

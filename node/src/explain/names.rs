@@ -154,9 +154,9 @@ impl Known<'_> {
             .flat_map(|snapshot| snapshot.slices.iter());
         for slice in slices.flat_map(|(_, slices)| slices.iter()) {
             for endpoint in &slice.endpoints {
-                let Some(pod) = &endpoint.pod else { continue };
-                let name = ObjectName::new(slice.name.namespace.clone(), &**pod);
-                let place = entry(&mut pods, &name, endpoint.node.clone());
+                let Some(pod) = endpoint.pod else { continue };
+                let name = ObjectName::new(slice.name.namespace.clone(), pod);
+                let place = entry(&mut pods, &name, endpoint.node().cloned());
                 if !place.addresses.contains(&endpoint.address) {
                     place.addresses.push(endpoint.address);
                 }

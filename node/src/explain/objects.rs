@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{
-    Conditions, Endpoint, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, SessionAffinity,
+    Conditions, EndpointRef, EndpointSlice, IpFamily, MacAddr, Mtu, ObjectName, Service, SessionAffinity,
     Snapshot, TrafficPolicy,
 };
 use overlay::plan::{Plan, Remote};
@@ -181,25 +181,25 @@ fn none_listed(slices: &[&EndpointSlice], service: &Service, key: &PortKey) -> S
     )
 }
 
-fn whose(endpoint: &Endpoint, slice: &ObjectName) -> String {
-    let pod = match &endpoint.pod {
+fn whose(endpoint: EndpointRef<'_>, slice: &ObjectName) -> String {
+    let pod = match endpoint.pod {
         Some(pod) => format!("pod {}/{pod}", slice.namespace),
         None => format!("of EndpointSlice {slice}"),
     };
-    match &endpoint.node {
+    match endpoint.node() {
         Some(node) => format!("{pod} on {node}"),
         None => pod,
     }
 }
 
 /// Why the plan took an endpoint, or did not: the plan decides, the conditions say it.
-fn reason(endpoint: &Endpoint, is_chosen: bool, context: &NodeContext) -> &'static str {
+fn reason(endpoint: EndpointRef<'_>, is_chosen: bool, context: &NodeContext) -> &'static str {
     let Conditions {
         ready,
         serving,
         terminating,
-    } = endpoint.conditions;
-    let is_here = endpoint.node.as_ref() == Some(&context.name);
+    } = endpoint.conditions();
+    let is_here = endpoint.node() == Some(&context.name);
     match (is_chosen, ready) {
         (true, true) => "chosen, ready",
         (true, false) => "chosen: it ends and still serves, and none is ready",

@@ -63,7 +63,7 @@ fn cluster(policy: TrafficPolicy, endpoints: Vec<Endpoint>) -> Snapshot {
         name: ObjectName::new("default", "web-1"),
         service: "web".into(),
         family: IpFamily::V4,
-        endpoints,
+        endpoints: endpoints.into(),
         ports: [EndpointPort {
             name: "http".into(),
             protocol: Protocol::Tcp,

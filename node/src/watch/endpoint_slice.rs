@@ -42,19 +42,15 @@ impl Watchable for discovery::EndpointSlice {
             }
         };
         let last_change = metadata.annotations.unwrap_or_default().remove(LAST_CHANGE);
-        // Not collected: that would keep the block in which they were parsed, of several times the size. Until it is
-        // given back a thousand slices may wait, and where it shrinks in its place it leaves a hole in the heap.
-        let mut converted = Vec::with_capacity(endpoints.len());
-        let endpoints = endpoints.into_iter().enumerate();
-        converted.extend(
-            endpoints.filter_map(|(index, entry)| endpoint(index, entry, family, &name.namespace, faults)),
-        );
+        let entries = endpoints.into_iter().enumerate();
+        let endpoints =
+            entries.filter_map(|(index, entry)| endpoint(index, entry, family, &name.namespace, faults));
         let ports = ports.unwrap_or_default().into_iter().enumerate();
         Converted::Put(Box::new(Change::EndpointSlice(EndpointSlice {
             name: name.clone(),
             service: service.as_str().into(),
             family,
-            endpoints: converted,
+            endpoints: endpoints.collect(),
             ports: ports
                 .filter_map(|(index, entry)| endpoint_port(index, entry, faults))
                 .collect(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Change, Kind, ObjectName, Snapshot, Text, Texts};
+use model::{Change, Kind, ObjectName, Pools, Snapshot, Text};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -27,7 +27,7 @@ pub(super) struct Owner {
     wanted: Wanted,
     snapshot: Snapshot,
     /// What its objects say alike.
-    texts: Texts,
+    pools: Pools,
     /// Names that the list in progress has named so far. Everything else goes when it is complete.
     listed: BTreeMap<Kind, BTreeSet<ObjectName>>,
     rejected: RejectedObjects,
@@ -78,7 +78,7 @@ impl Owner {
         Self {
             wanted,
             snapshot: Snapshot::default(),
-            texts: Texts::default(),
+            pools: Pools::default(),
             listed: BTreeMap::new(),
             rejected: RejectedObjects::default(),
             events,
@@ -109,7 +109,7 @@ impl Owner {
                 let changed = match converted {
                     Converted::Put(mut change) => {
                         (self.wanted.trim)(&mut change);
-                        change.pack(&mut self.texts);
+                        change.pack(&mut self.pools);
                         self.snapshot.apply(*change)
                     }
                     Converted::Irrelevant => self.snapshot.apply(deletion(kind, name)),

@@ -63,7 +63,7 @@ impl<'a> Addresses<'a> {
             }
         }
         let endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
-        let serving = endpoints.filter(|endpoint| endpoint.conditions.serving);
+        let serving = endpoints.filter(|endpoint| endpoint.conditions().serving);
         let addresses = serving.clone().map(|endpoint| endpoint.address);
         let of_others = addresses.filter(|address| !node.addresses.contains(address));
         Self {

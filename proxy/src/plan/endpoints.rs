@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{Conditions, Endpoint, EndpointSlice, IpFamily, ServicePort};
+use model::{Conditions, EndpointRef, EndpointSlice, IpFamily, ServicePort};
 
 use super::addresses::is_possible;
 use super::{MAX_ENDPOINTS, NodeContext, PortPlan, Reason, SharedSet, Target};
@@ -18,7 +18,7 @@ pub(super) struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn endpoints(self, slice: &'a EndpointSlice) -> impl Iterator<Item = &'a Endpoint> {
+    fn endpoints(self, slice: &'a EndpointSlice) -> impl Iterator<Item = EndpointRef<'a>> {
         let endpoints = slice.endpoints.iter();
         endpoints.filter(move |endpoint| !self.silent.contains(&endpoint.address))
     }
@@ -27,7 +27,7 @@ impl<'a> Listed<'a> {
 /// An endpoint of one port.
 #[derive(Clone, Copy, Debug)]
 struct Candidate<'a> {
-    endpoint: &'a Endpoint,
+    endpoint: EndpointRef<'a>,
     local: bool,
 }
 
@@ -39,7 +39,7 @@ impl Candidate<'_> {
             ready,
             serving,
             terminating,
-        } = self.endpoint.conditions;
+        } = self.endpoint.conditions();
         (!terminating, ready, serving, self.local)
     }
 }
@@ -55,8 +55,8 @@ enum Topology {
 impl Topology {
     /// Hints count only if every ready endpoint has one and some endpoint is hinted to this place: a list that is
     /// hinted in part is in the middle of a change, and following it would overload the few that have hints.
-    fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, node: &NodeContext) -> Self {
-        let followed = |topology: Self, hinted: fn(&Endpoint) -> bool| {
+    fn of<'a>(ready: impl Iterator<Item = EndpointRef<'a>> + Clone, node: &NodeContext) -> Self {
+        let followed = |topology: Self, hinted: fn(EndpointRef<'a>) -> bool| {
             ready.clone().all(hinted) && ready.clone().any(|endpoint| topology.admits(endpoint, node))
         };
         if followed(Self::SameNode, |endpoint| !endpoint.hinted_nodes().is_empty()) {
@@ -68,7 +68,7 @@ impl Topology {
         }
     }
 
-    fn admits(self, endpoint: &Endpoint, node: &NodeContext) -> bool {
+    fn admits(self, endpoint: EndpointRef<'_>, node: &NodeContext) -> bool {
         match self {
             Self::SameNode => endpoint.hinted_nodes().contains(&node.name),
             Self::SameZone => node
@@ -92,7 +92,7 @@ pub(super) fn choose(
     let ready = candidates
         .values()
         .map(|candidate| candidate.endpoint)
-        .filter(|endpoint| endpoint.conditions.ready);
+        .filter(|endpoint| endpoint.conditions().ready);
     let topology = Topology::of(ready, node);
     let cluster = usable(candidates.iter(), topology, node, reasons);
     let here = candidates.iter().filter(|(_, candidate)| candidate.local);
@@ -102,7 +102,7 @@ pub(super) fn choose(
     let on_this_node: SharedSet<_> = chosen.filter(on_this_node).copied().collect();
     let serving = candidates
         .iter()
-        .filter(|(_, candidate)| candidate.endpoint.conditions.serving);
+        .filter(|(_, candidate)| candidate.endpoint.conditions().serving);
     let serving: SharedSet<_> = serving.map(|(target, _)| *target).collect();
     PortPlan {
         on_this_node: on_this_node.or_equal(&[&local, &cluster]),
@@ -120,15 +120,15 @@ fn usable<'a>(
     node: &NodeContext,
     reasons: &mut BTreeSet<Reason>,
 ) -> SharedSet<Target> {
-    let of = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Target> {
+    let of = |wanted: &dyn Fn(EndpointRef<'_>) -> bool| -> Vec<Target> {
         let chosen = candidates
             .clone()
             .filter(|(_, candidate)| wanted(candidate.endpoint));
         chosen.map(|(target, _)| *target).collect()
     };
-    let mut targets = of(&|endpoint| endpoint.conditions.ready && topology.admits(endpoint, node));
+    let mut targets = of(&|endpoint| endpoint.conditions().ready && topology.admits(endpoint, node));
     if targets.is_empty() {
-        targets = of(&|endpoint| endpoint.conditions.serving && endpoint.conditions.terminating);
+        targets = of(&|endpoint| endpoint.conditions().serving && endpoint.conditions().terminating);
     }
     if targets.len() > MAX_ENDPOINTS {
         reasons.insert(Reason::TooManyEndpoints(targets.len()));
@@ -161,7 +161,7 @@ fn candidates<'a>(
             };
             let candidate = Candidate {
                 endpoint,
-                local: endpoint.node.as_ref() == Some(&node.name),
+                local: endpoint.node() == Some(&node.name),
             };
             let entry = candidates.entry(target).or_insert(candidate);
             if candidate.rank() > entry.rank() {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, ObjectName, Protocol, Service,
-    ServiceKind, ServicePort, Snapshot,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Extras, IpFamily, Kind, ObjectName, Protocol,
+    Service, ServiceKind, ServicePort, Snapshot,
 };
 use proxy::plan::{FrontendAddress, FrontendKey, Target};
 use proxy::{NodeContext, Settings};
@@ -100,6 +100,23 @@ pub fn port(name: &str, protocol: Protocol, port: u16, node_port: Option<u16>) -
         port: number(port),
         node_port: node_port.map(number),
         app_protocol: None,
+    }
+}
+
+/// The slice with these hints, in the order of its endpoints.
+pub fn with_hints(
+    slice: EndpointSlice,
+    hints: impl IntoIterator<Item = Option<Box<Extras>>>,
+) -> EndpointSlice {
+    let endpoints = slice.endpoints.iter().zip(hints);
+    EndpointSlice {
+        endpoints: endpoints
+            .map(|(endpoint, extras)| Endpoint {
+                extras,
+                ..endpoint.into()
+            })
+            .collect(),
+        ..slice
     }
 }
 

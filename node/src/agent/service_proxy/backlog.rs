@@ -146,7 +146,8 @@ mod tests {
                 "10.244.{}.{}",
                 second / 250,
                 second % 250
-            ))],
+            ))]
+            .into(),
             ..samples::slice(slice, service)
         })
     }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{
-    Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName, Protocol, Service, ServiceKind, ServicePort,
+    Endpoint, EndpointPort, EndpointSlice, Endpoints, IpFamily, ObjectName, Protocol, Service, ServiceKind,
+    ServicePort,
 };
 use proxy::plan::{FrontendAddress, FrontendKey};
 
@@ -70,7 +71,7 @@ pub fn slice(slice: &str, service: &str) -> EndpointSlice {
         name: name(slice),
         service: service.into(),
         family: IpFamily::V4,
-        endpoints: Vec::new(),
+        endpoints: Endpoints::default(),
         ports: [EndpointPort {
             name: "http".into(),
             protocol: Protocol::Tcp,

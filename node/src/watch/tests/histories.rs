@@ -45,7 +45,7 @@ fn in_snapshot(snapshot: &model::Snapshot) -> State {
     });
     let slices = snapshot.slices.iter().flat_map(|(_, slices)| slices.iter());
     let addresses = slices.filter_map(|slice| {
-        let address = slice.endpoints.first()?.address;
+        let address = slice.endpoints.get(0)?.address;
         Some((slice.name.name.to_string(), address.to_string()))
     });
     (ports.collect(), addresses.collect())

@@ -92,7 +92,7 @@ fn numbered(number: u16) -> [Change; 2] {
         name: ObjectName::new("default", format!("web-{number:03}-1")),
         service: name.name.clone(),
         family: IpFamily::V4,
-        endpoints: vec![Endpoint::new([10, 245, high, low].into())],
+        endpoints: vec![Endpoint::new([10, 245, high, low].into())].into(),
         ports: [EndpointPort {
             name: "".into(),
             protocol: Protocol::Tcp,

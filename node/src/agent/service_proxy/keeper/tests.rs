@@ -129,7 +129,7 @@ fn synced() -> [Change; 3] {
 
 fn slice(address: &str, last_change: UnixTime) -> Change {
     Change::EndpointSlice(EndpointSlice {
-        endpoints: vec![samples::endpoint(address)],
+        endpoints: vec![samples::endpoint(address)].into(),
         last_change: Some(last_change),
         ..samples::slice("web-1", "web")
     })
