@@ -76,7 +76,7 @@ impl Named {
                 .flat_map(|slices| slices.iter())
             {
                 for endpoint in &slice.endpoints {
-                    let pod = endpoint.pod.as_deref();
+                    let pod = endpoint.pod;
                     named.pods.extend(pod.map(|pod| NamedPod {
                         address: endpoint.address,
                         name: ObjectName::new(slice.name.namespace.clone(), pod),
@@ -126,7 +126,8 @@ mod tests {
                 endpoints: vec![Endpoint {
                     pod: Some("web-7f".into()),
                     ..Endpoint::new(address("10.244.2.3"))
-                }],
+                }]
+                .into(),
                 ports: [EndpointPort {
                     name: "http".into(),
                     protocol: Protocol::Tcp,
