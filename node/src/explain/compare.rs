@@ -419,7 +419,8 @@ fn is_tunnel(link: &Link) -> bool {
     matches!(link.kind, LinkKind::Vxlan(_))
 }
 
-fn underlay(outer: &Routed, tunnel: Option<&Link>, from: &Vantage) -> Step {
+/// How wrapped packets leave, and whether they do.
+pub fn underlay(outer: &Routed, tunnel: Option<&Link>, from: &Vantage) -> Step {
     let mut step = route(&Way::Unknown, outer, from);
     step.stage = Stage::Underlay;
     if let Some(link) = outer.link.as_ref().filter(|link| !link.up) {

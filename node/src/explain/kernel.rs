@@ -68,15 +68,23 @@ pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
         sight.forwarding = entries.into_iter().find(|entry| entry.mac == mac);
     }
     if let Some(entry) = &sight.forwarding {
-        let wrapped = Lookup {
-            destination: entry.destination,
-            source: None,
-            device: None,
-            mark: 0,
-        };
-        sight.underlay = Some(route(kernel, wrapped)?);
+        sight.underlay = Some(wrapped(kernel, entry.destination)?);
     }
     Ok(sight)
+}
+
+/// How packets leave that are wrapped for a node.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn wrapped(kernel: &mut Netlink, node: IpAddr) -> netlink::Result<Routed> {
+    let outer = Lookup {
+        destination: node,
+        source: None,
+        device: None,
+        mark: 0,
+    };
+    route(kernel, outer)
 }
 
 fn route(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Routed> {

@@ -100,9 +100,10 @@ fn hop_text(hop: &Hop) -> String {
 }
 
 /// Makes of what the stack would stumble over what it is where the fast path serves: differences. A device that is down
-/// or too small stops both.
+/// or too small stops both, and so does an underlay without a way.
 pub fn pass_by(steps: &mut [Step]) {
-    for step in steps.iter_mut().filter(|step| step.stage != Stage::Link) {
+    let is_passed = |step: &&mut Step| !matches!(step.stage, Stage::Link | Stage::Underlay);
+    for step in steps.iter_mut().filter(is_passed) {
         let problems = std::mem::take(&mut step.problems);
         step.differences.extend(problems);
     }

@@ -429,9 +429,15 @@ impl<'a> Walk<'a> {
         let mut steps = self.compare(target, &there);
         let comes_by = origin.device.as_ref().map(|(_, name)| name.as_str());
         let passes = self.passage(kernel, comes_by, target)?;
-        let is_passed = passes.as_ref().is_some_and(|step| step.problems.is_empty());
+        let is_passed = passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty());
         if is_passed {
             passage::pass_by(&mut steps);
+            let node = passes.as_ref().and_then(|(_, node)| *node);
+            if let (Some(node), None) = (node, &there.underlay) {
+                // The stack's way ends before it is wrapped, that of the fast path does not.
+                let outer = kernel::wrapped(kernel, node)?;
+                steps.push(compare::underlay(&outer, None, self.vantage));
+            }
         }
         if device.is_none()
             && !is_own
@@ -442,7 +448,10 @@ impl<'a> Walk<'a> {
                 self.source
             ));
         }
-        add(&mut self.forward, passes.into_iter().chain(steps));
+        add(
+            &mut self.forward,
+            passes.map(|(step, _)| step).into_iter().chain(steps),
+        );
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
@@ -466,21 +475,24 @@ impl<'a> Walk<'a> {
             _ => None,
         };
         let passes = self.passage(kernel, comes_by.as_deref().filter(|_| is_passed), self.source)?;
-        if passes.as_ref().is_some_and(|step| step.problems.is_empty()) {
+        if passes.as_ref().is_some_and(|(step, _)| step.problems.is_empty()) {
             passage::pass_by(&mut steps);
         }
-        add(&mut self.reverse, passes.into_iter().chain(steps));
+        add(
+            &mut self.reverse,
+            passes.map(|(step, _)| step).into_iter().chain(steps),
+        );
         Ok(())
     }
 
-    /// The fast path's part in a packet that comes by a device. None: it leaves it to the stack, or nobody can say what
-    /// it should do.
+    /// The fast path's part in a packet that comes by a device, and the node that it wraps the packet for, if any. None:
+    /// it leaves it to the stack, or nobody can say what it should do.
     fn passage(
         &self,
         kernel: &mut Netlink,
         device: Option<&str>,
         to: IpAddr,
-    ) -> netlink::Result<Option<Step>> {
+    ) -> netlink::Result<Option<(Step, Option<IpAddr>)>> {
         let way = self.way(to);
         let out = match &way {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
@@ -502,7 +514,11 @@ impl<'a> Walk<'a> {
             Err(error) => Err(error),
         };
         let index = kernel.link_named(out)?.map(|link| link.index);
-        Ok(Some(passage::step(&way, to, device, found, index)))
+        let node = match found {
+            Ok(passage::Found::Remote(_, node)) => Some(node),
+            _ => None,
+        };
+        Ok(Some((passage::step(&way, to, device, found, index), node)))
     }
 
     fn way(&self, address: IpAddr) -> Way {

@@ -51,7 +51,12 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Run(NODE_1, "ip rule del lookup main")],
         asks: &[
             Ask::Doctor(1, "routing-rule", "table main", &["no rule of policy routing"]),
-            Ask::Explain(1, "pod/client svc/web:http", 1, &["no route leads there"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &["UNDERLAY", "PROBLEM", "no route leads there"],
+            ),
             Ask::Answered(At::Client, "{web-ip}:8080", false),
         ],
         mends: &[Act::Run(NODE_1, "ip rule add lookup main pref 32766")],
@@ -149,7 +154,13 @@ pub const ROWS: &[Row] = &[
                 WEB,
                 &["{vip}:80/TCP: socket hook: no entry"],
             ),
-            Ask::Explain(1, "pod/client svc/web:http", 1, &["socket hook: no entry"]),
+            // The packet rules serve it meanwhile.
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                0,
+                &["DIFFERS", "socket hook: no entry"],
+            ),
         ],
         mends: &[Act::Fix(1, "service-differs", WEB)],
     },

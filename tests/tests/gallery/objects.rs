@@ -91,8 +91,18 @@ pub const ROWS: &[Row] = &[
         name: "a_port_that_the_service_has_not_is_named",
         breaks: &[],
         asks: &[
-            Ask::Explain(1, "pod/client svc/web:81", 1, &["the Service has no such port"]),
-            Ask::Explain(1, "pod/client {vip}:81", 1, &["the Service has no such port"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:81",
+                1,
+                &["has no port 81/TCP", "svc/web:80/tcp"],
+            ),
+            Ask::Explain(
+                1,
+                "pod/client {vip}:81",
+                1,
+                &["has no port 81/TCP", "svc/web:80/tcp"],
+            ),
         ],
         mends: &[],
     },
@@ -151,7 +161,10 @@ pub const ROWS: &[Row] = &[
             1,
             "172.30.0.1 198.51.100.9:80",
             1,
-            &["Service default/choosy", "does not admit this client"],
+            &[
+                "Service default/choosy",
+                "admits the clients of its loadBalancerSourceRanges alone",
+            ],
         )],
         mends: &[Act::Kubectl(
             r#"patch service choosy --subresource=status -p={"status":{"loadBalancer":null}}"#,

@@ -110,7 +110,9 @@ pub const ROWS: &[Row] = &[
                     "found route blackhole {subnet-2}",
                 ],
             ),
-            Ask::Explain(1, "pod/client svc/web:http", 1, &["blackhole"]),
+            // TCP passes it by the fast path.
+            Ask::Explain(1, "pod/client svc/web:http", 0, &["DIFFERS", "blackhole"]),
+            Ask::Explain(1, "pod/client {web-ip}:9000/udp", 1, &["PROBLEM", "blackhole"]),
             Ask::Trace(
                 At::Client,
                 "pod/client {web-ip}:9000/udp",
@@ -130,7 +132,9 @@ pub const ROWS: &[Row] = &[
                 "Node node-2",
                 &["{subnet-2}", "blackhole {web-ip}/32"],
             ),
-            Ask::Explain(1, "pod/client svc/web:http", 1, &["blackhole"]),
+            // TCP passes it by the fast path.
+            Ask::Explain(1, "pod/client svc/web:http", 0, &["DIFFERS", "blackhole"]),
+            Ask::Explain(1, "pod/client {web-ip}:9000/udp", 1, &["PROBLEM", "blackhole"]),
             Ask::Trace(
                 At::Client,
                 "pod/client {web-ip}:9000/udp",

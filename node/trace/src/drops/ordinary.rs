@@ -45,7 +45,8 @@ const ARP: u16 = 0x0806;
 /// Whether drops of this kind are nobody's loss.
 pub(crate) fn is_ordinary(kind: &Kind) -> bool {
     let reason = kind.reason.as_str();
-    if REASONS.contains(&reason) {
+    // What a program asks of the routing tables is a packet that the kernel makes up, and throws away.
+    if REASONS.contains(&reason) || kind.place.ends_with("_rtm_getroute") {
         return true;
     }
     match (kind.protocol, kind.destination) {
@@ -121,5 +122,9 @@ mod tests {
         for (kind, expected) in rows {
             assert_eq!(is_ordinary(&kind), expected, "{kind:?}");
         }
+        let asked = kind("NOT_SPECIFIED", udp, Some("10.0.0.2"));
+        assert!(!is_ordinary(&asked));
+        let place = "inet_rtm_getroute".to_owned();
+        assert!(is_ordinary(&Kind { place, ..asked }));
     }
 }
