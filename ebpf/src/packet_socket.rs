@@ -197,6 +197,9 @@ fn time_of(message: ControlMessageOwned) -> Option<Duration> {
     }
 }
 
+/// The longest filter that the kernel takes (`BPF_MAXINSNS`, linux/bpf_common.h).
+pub const MOST_INSTRUCTIONS: usize = 4096;
+
 /// Gives any socket a filter: what it lets through is what the last instruction returns in bytes, at the most.
 ///
 /// # Errors

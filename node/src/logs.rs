@@ -183,6 +183,16 @@ pub fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// Says something beside a command's result, on standard error, line by line. Nobody need listen.
+pub fn tell(text: impl std::fmt::Display) {
+    let text: String = text
+        .to_string()
+        .lines()
+        .map(|line| printable(line) + "\n")
+        .collect();
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};

@@ -285,7 +285,7 @@ fn capture_packets(args: &CaptureArgs) -> ExitCode {
     match captured {
         Ok(captured) => {
             // Standard output may be the file.
-            eprint!("{}", captured.text());
+            logs::tell(captured.text());
             ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
         }
         Err(error) => could_not_run(format_args!("{error:#}")),
@@ -315,7 +315,7 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
     }
     match args.output {
         Output::Text => {
-            eprint!("{}", migration.lines());
+            logs::tell(migration.lines());
             show(&migration.config());
         }
         Output::Json => {
@@ -351,7 +351,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
             ExitCode::from(if removal.failed.is_empty() { 0 } else { WRONG })
         }
         Ok(Err(error @ CleanupError::PodsLive(_))) => {
-            eprintln!("error: {error}");
+            logs::tell(format_args!("error: {error}"));
             ExitCode::from(WRONG)
         }
         Ok(Err(error @ (CleanupError::AgentRuns(_) | CleanupError::CouldNotRun(_)))) => could_not_run(error),
@@ -384,7 +384,7 @@ fn check_config(args: &ConfigArgs) -> ExitCode {
 
 /// A file that cannot be read was not looked at; one that can was, and is wrong.
 fn found_wrong(error: &config::ConfigError) -> ExitCode {
-    eprintln!("error: {error}");
+    logs::tell(format_args!("error: {error}"));
     ExitCode::from(match error {
         config::ConfigError::Read { .. } => COULD_NOT_RUN,
         config::ConfigError::Parse { .. } | config::ConfigError::Invalid { .. } => WRONG,
@@ -444,7 +444,7 @@ fn show(text: &str) -> bool {
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) => {
             if error.kind() != ErrorKind::BrokenPipe {
-                eprintln!("error: print the result: {error}");
+                logs::tell(format_args!("error: print the result: {error}"));
             }
             false
         }
@@ -453,6 +453,6 @@ fn show(text: &str) -> bool {
 }
 
 fn could_not_run(error: impl Display) -> ExitCode {
-    eprintln!("error: {error}");
+    logs::tell(format_args!("error: {error}"));
     ExitCode::from(COULD_NOT_RUN)
 }

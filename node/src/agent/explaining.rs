@@ -26,15 +26,21 @@ pub async fn answer(
     }))
 }
 
-/// Looks up what an end names.
+/// Looks up what an end names, on a thread that may take its time: plans are made for it.
+///
+/// # Errors
+/// When that thread ends without an answer.
 pub async fn locate(
     State(sources): State<Sources>,
     Json(question): Json<locate::Question>,
-) -> Json<locate::Answer> {
-    Json(match locate::locate(&question.name, &sources.facts()) {
+) -> Result<Json<locate::Answer>, StatusCode> {
+    let located = move || locate::locate(&question.name, &sources.facts());
+    let located = tokio::task::spawn_blocking(located).await;
+    let located = located.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok(Json(match located {
         Ok(located) => locate::Answer::Located(located),
         Err(error) => locate::Answer::NotUnderstood(error.to_string()),
-    })
+    }))
 }
 
 impl Sources {

@@ -42,7 +42,7 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(ALIVE, get(async || ()))
-        .route(naming::PATH, get(naming::answer))
+        .route(naming::PATH, post(naming::answer))
         .route(explain::PATH, post(explaining::answer))
         .route(locate::PATH, post(explaining::locate))
         .route(findings::PATH, post(examining::examine))

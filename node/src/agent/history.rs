@@ -138,7 +138,12 @@ fn holders(snapshot: &Snapshot, service: &ObjectName) -> Vec<(IpAddr, String)> {
         .flat_map(|slice| slice.endpoints.iter());
     let pods = endpoints.filter_map(|endpoint| {
         let pod = endpoint.pod?;
-        Some((endpoint.address, format!("pod {}/{pod}", service.namespace)))
+        // It may live on and be no endpoint any more: only its own node knows.
+        let name = format!(
+            "pod {}/{pod}, an endpoint of Service {}",
+            service.namespace, service.name
+        );
+        Some((endpoint.address, name))
     });
     own.chain(pods).collect()
 }
@@ -198,13 +203,13 @@ mod tests {
         assert_eq!(after(1, vec![slice("api", &[("b", 2)])]), nobody);
         assert_eq!(
             after(2, vec![slice("web", &[("b", 2)])]),
-            ["10.244.2.1 pod shop/a until 4 s ago"]
+            ["10.244.2.1 pod shop/a, an endpoint of Service web until 4 s ago"]
         );
         assert_eq!(
             after(12, vec![Change::DeleteService(name("web"))]),
             [
                 "10.96.0.7 Service shop/web until 4 s ago",
-                "10.244.2.1 pod shop/a until 14 s ago"
+                "10.244.2.1 pod shop/a, an endpoint of Service web until 14 s ago"
             ]
         );
         // Somebody else has it now.

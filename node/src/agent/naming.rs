@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use model::{ObjectName, Protocol, ServiceKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
@@ -52,10 +53,14 @@ pub struct NamedPod {
     pub name: ObjectName,
 }
 
-/// Answers.
-pub async fn answer(State(sources): State<Sources>) -> Json<Named> {
+/// Answers, on a thread that may take its time: it looks at everything.
+///
+/// # Errors
+/// When that thread ends without an answer.
+pub async fn answer(State(sources): State<Sources>) -> Result<Json<Named>, StatusCode> {
     let snapshot = sources.snapshots.borrow().clone();
-    Json(Named::of(&snapshot))
+    let named = tokio::task::spawn_blocking(move || Named::of(&snapshot)).await;
+    named.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl Named {

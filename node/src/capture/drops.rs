@@ -15,6 +15,9 @@ use super::dissect::Headers;
 /// What an Ethernet header adds to a packet's length.
 const ETHERNET: u32 = 14;
 
+/// Drops that are told before packets are looked at again.
+const AT_ONCE: usize = 1024;
+
 /// Follows what is dropped.
 pub struct Drops {
     session: Session,
@@ -51,13 +54,15 @@ impl Drops {
         })
     }
 
-    /// What was dropped since it was asked last.
+    /// What was dropped since it was asked last, or a part of it.
     ///
     /// # Errors
     /// When it cannot be asked.
     pub fn next(&mut self) -> io::Result<Vec<Hop>> {
         let mut dropped = Vec::new();
-        while let Some(hop) = self.session.next_hop(Instant::now()).map_err(io::Error::other)? {
+        while dropped.len() < AT_ONCE
+            && let Some(hop) = self.session.next_hop(Instant::now()).map_err(io::Error::other)?
+        {
             if matches!(hop.kind, HopKind::Dropped { .. }) {
                 dropped.push(hop);
             }

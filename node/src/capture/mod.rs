@@ -23,6 +23,7 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,7 +38,7 @@ use trace::hop::Protocol;
 
 use crate::cli::{CaptureArgs, Output};
 use crate::ends::{Ends, Name, Subject};
-use crate::logs::printable;
+use crate::logs::{printable, tell};
 use crate::trace_cli::Known;
 use dissect::Headers;
 use drops::Drops;
@@ -172,6 +173,11 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         false => None,
     };
     let program = filter::program(&wanted);
+    ensure!(
+        program.len() <= packet_socket::MOST_INSTRUCTIONS,
+        "{} addresses and ports are too many for a filter in the kernel: name an endpoint, or a port",
+        wanted.ends.len() + wanted.others.len() + wanted.ports.len()
+    );
     let mut sources = Vec::with_capacity(places.len());
     for place in places {
         let opened = place
@@ -221,7 +227,7 @@ fn write(
     };
     let mut sink = Sink::open(args, sources, drops.is_some()).with_context(what)?;
     if !packet_socket::await_times(TIMES) {
-        eprintln!("warning: the first packets may have the times at which they were read");
+        tell("warning: the first packets may have the times at which they were read");
     }
     tell_beginning(sources);
     capture(args, shutdown, sources, drops, &mut sink).with_context(what)
@@ -238,7 +244,7 @@ fn tell_beginning(sources: &[Source]) {
         .iter()
         .map(|source| printable(&source.place.name))
         .collect();
-    eprintln!("capturing at {}", names.join(", "));
+    tell(format_args!("capturing at {}", names.join(", ")));
 }
 
 /// Whose packets: for the sockets, and for who looks for drops.
@@ -313,7 +319,7 @@ fn capture(
         let dropped = drops.as_mut().map_or(Ok(Vec::new()), Drops::next)?;
         let until = since_1970();
         for (number, source) in sources.iter_mut().enumerate() {
-            read_all(number, source, snap_length, &mut frames)?;
+            read_until(until, number, source, snap_length, &mut frames)?;
         }
         // In the order in which packets met the devices: what is newer may come behind what another device has yet.
         frames.sort_by_key(|frame| frame.seen.at);
@@ -358,7 +364,9 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn read_all(
+/// Reads what has come until then, and what comes next: traffic may be as fast as its reader.
+fn read_until(
+    until: Duration,
     number: usize,
     source: &mut Source,
     snap_length: usize,
@@ -367,11 +375,16 @@ fn read_all(
     let mut buffer = vec![0; snap_length];
     while !source.is_over {
         match source.socket.read(&mut buffer) {
-            Ok(Some(seen)) => frames.push(Frame {
-                source: number,
-                seen,
-                bytes: buffer[..seen.kept].to_vec(),
-            }),
+            Ok(Some(seen)) => {
+                frames.push(Frame {
+                    source: number,
+                    seen,
+                    bytes: buffer[..seen.kept].to_vec(),
+                });
+                if seen.at > until {
+                    return Ok(());
+                }
+            }
             Ok(None) => return Ok(()),
             Err(error) if is_gone(&error) => source.is_over = true,
             Err(error) => return Err(error),
@@ -441,7 +454,13 @@ impl Sink {
         let file = match file == Path::new("-") {
             // Not as `Stdout` has it, which looks for ends of lines.
             true => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            false => File::create(file)?,
+            // What pods say to each other is nobody else's business.
+            false => File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(file)?,
         };
         let interfaces = sources.iter().map(|source| pcapng::Interface {
             name: source.place.name.clone(),

@@ -25,6 +25,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ConnectivityArgs;
+use crate::logs::tell;
 use crate::watch::{Credentials, Objects};
 use attempt::{Asker, Tried};
 use cells::{Family, Place, Target, Transport};
@@ -122,7 +123,9 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
         .collect::<Result<_, _>>()?;
     let objects = Objects::of(credentials(args)?).await?;
     for name in stage::remove_leftovers(&objects).await? {
-        eprintln!("removed namespace {name}, which an earlier run left");
+        tell(format_args!(
+            "removed namespace {name}, which an earlier run left"
+        ));
     }
     let nodes = stage::nodes(&objects, &args.nodes).await?;
     // Not given up in its middle: what was made has to be known.
@@ -134,11 +137,12 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
     let namespace = &stage.namespace;
     match stage.take_down().await {
         Ok(true) => {}
-        Ok(false) => eprintln!("namespace {namespace} is still being removed by the cluster"),
-        Err(error) => eprintln!(
-            "left behind: namespace {namespace}: {} (kubectl delete namespace {namespace})",
-            format_args!("{error:#}")
-        ),
+        Ok(false) => tell(format_args!(
+            "namespace {namespace} is still being removed by the cluster"
+        )),
+        Err(error) => tell(format_args!(
+            "left behind: namespace {namespace}: {error:#} (kubectl delete namespace {namespace})"
+        )),
     }
     tried
 }

@@ -285,6 +285,11 @@ pub async fn nodes(objects: &Objects, named: &[String]) -> anyhow::Result<Vec<No
         ensure!(is_ready(node), "node {name} is not ready");
         read_node(node).with_context(|| format!("node {name} has no name"))
     };
+    let twice = named
+        .iter()
+        .enumerate()
+        .find(|(at, name)| named[..*at].contains(*name));
+    ensure!(twice.is_none(), "--nodes names a node twice: {}", named.join(","));
     named.iter().map(find).collect()
 }
 

@@ -143,7 +143,7 @@ pub async fn watch(
     }
     dropped.retain(|dropped| whose.has(dropped));
     let report = Report::new(&host_name(), began, dropped, args.all, uncounted);
-    told.drops = report.drops.len();
+    told.missed = report.drops.iter().filter(|dropped| !dropped.ordinary).count();
     show(&form(args.output, &report));
     Ok(told.finding(uncounted))
 }
@@ -151,7 +151,8 @@ pub async fn watch(
 /// What was told second by second.
 #[derive(Debug, Default)]
 struct Told {
-    drops: usize,
+    /// Kinds of drops that somebody misses.
+    missed: usize,
     ordinary_packets: u64,
 }
 
@@ -165,9 +166,9 @@ impl Told {
         show: &mut impl FnMut(&str) -> bool,
     ) -> bool {
         dropped.retain(|dropped| whose.has(dropped));
+        self.missed += dropped.iter().filter(|dropped| !dropped.ordinary).count();
         let is_told = |dropped: &Dropped| args.all || !dropped.ordinary;
         let (drops, ordinary): (Vec<_>, Vec<_>) = dropped.into_iter().partition(is_told);
-        self.drops += drops.len();
         self.ordinary_packets += ordinary.iter().map(|dropped| dropped.packets).sum::<u64>();
         drops.is_empty()
             || show(&match args.output {
@@ -189,7 +190,7 @@ impl Told {
     }
 
     fn finding(&self, uncounted: Uncounted) -> Finding {
-        match (self.drops, uncounted == Uncounted::default()) {
+        match (self.missed, uncounted == Uncounted::default()) {
             (0, true) => Finding::Good,
             // What was not counted may have been what was asked for.
             (0, false) => Finding::Nothing,

@@ -13,6 +13,7 @@ use crate::ask::{Agent, AskError};
 use crate::cli::ExplainArgs;
 use crate::config::{Config, Datapath};
 use crate::explain::{self, Answer, Explanation, PodHere, Question, Vantage, WithoutAgent};
+use crate::logs::tell;
 
 /// What becomes of the packet.
 ///
@@ -31,15 +32,15 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Explanation> {
             )
         }
         Err(error @ AskError::Connect { .. }) => {
-            eprintln!("warning: {error}");
+            tell(format_args!("warning: {error}"));
             of_namespace(&question, &config)
         }
         Err(error @ AskError::Silent { pid, .. }) => {
-            eprintln!("warning: {error}");
+            tell(format_args!("warning: {error}"));
             of_silent(&question, &config, pid)
         }
         Err(error @ AskError::Stopped { pid }) => {
-            eprintln!("warning: {error}");
+            tell(format_args!("warning: {error}"));
             of_silent(&question, &config, Some(pid))
         }
         Err(error @ AskError::Answer { .. }) => Err(error.into()),

@@ -17,6 +17,7 @@ use trace::flows::record::{self, Record, Verdict};
 use trace::flows::{Passed, Session, render};
 
 use crate::cli::{FlowsArgs, Stream};
+use crate::logs::tell;
 use crate::trace_cli::known::{Known, safe, until};
 use crate::trace_cli::pods::Pods;
 use crate::trace_cli::{Finding, host_name};
@@ -54,7 +55,9 @@ pub async fn watch(
     let mut session = Session::start(known.namespaces())?;
     for sockets in hooks::sockets(&args.config)? {
         if let Err(error) = session.look_into(&sockets) {
-            eprintln!("warning: Services that the socket hook translates are not told: {error:#}");
+            tell(format_args!(
+                "warning: Services that the socket hook translates are not told: {error:#}"
+            ));
         }
     }
     let end = args.duration.or((!args.follow).then_some(USUAL));

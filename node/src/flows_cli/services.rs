@@ -13,6 +13,7 @@ use crate::agent::naming::{self, Named};
 use crate::ask;
 use crate::config;
 use crate::config::here::of_this_machine;
+use crate::logs::tell;
 
 /// Services by their addresses, and who takes what is sent there.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ impl Services {
             let config = config::load(&path, None)?;
             match ask::ask::<Named>(&config.state_dir, naming::PATH, None::<&()>).await {
                 Ok(named) => services.add(named),
-                Err(error) => eprintln!("warning: Services have no names: {error}"),
+                Err(error) => tell(format_args!("warning: Services have no names: {error}")),
             }
         }
         Ok(services)

@@ -113,7 +113,7 @@ fn what_is_no_services_has_nobody_behind_it_and_several_are_told() {
     check("10.1.2.3:80", "address 10.1.2.3");
     check(
         "svc/web",
-        "svc/default/web may be svc/default/web:80/tcp or svc/default/web:81/tcp",
+        "svc/default/web may be svc/web:80/tcp or svc/web:81/tcp",
     );
     check(
         "svc/wep:80",

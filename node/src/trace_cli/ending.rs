@@ -39,14 +39,19 @@ impl Machine<'_> {
     /// A pod that sends in another's name.
     fn spoofed(&self, hop: &Hop) -> Option<Cause> {
         let (pod, record) = self.pods.behind(&hop.device)?;
-        let source = hop.header.flow.source.ip();
+        let [source, destination] = [hop.header.flow.source, hop.header.flow.destination].map(|end| end.ip());
+        if record.addresses.contains(&destination) {
+            // It was on its way to the pod, and another rule stopped it.
+            return None;
+        }
+        let table = if source.is_ipv4() { "ip" } else { "ip6" };
         let own: Vec<String> = record.addresses.iter().map(IpAddr::to_string).collect();
         (!record.addresses.contains(&source)).then(|| Cause {
             means: format!(
                 "Causeway refuses it: pod/{pod} may send from {} alone, and it sent from {source} (network.antiSpoofing)",
                 own.join(" and ")
             ),
-            look: format!("who in pod/{pod} sends from {source}; nft list table ip causeway-guard"),
+            look: format!("who in pod/{pod} sends from {source}; nft list table {table} causeway-guard"),
         })
     }
 

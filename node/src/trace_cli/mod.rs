@@ -27,7 +27,7 @@ use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
 use crate::ends::Ends;
-use crate::logs::printable;
+use crate::logs::{printable, tell};
 use agents::Agents;
 use ending::Machine;
 use filter::{Wanted, wanted};
@@ -153,17 +153,17 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
         sending: probe.map(Probe::start).transpose()?,
     };
     if !args.inject {
-        eprintln!("following packets: Ctrl-C ends it, and tells what was seen");
+        tell("following packets: Ctrl-C ends it, and tells what was seen");
     }
     let (hops, gaps) = watch.collect(args, &filter)?;
     let detaching = Instant::now();
     drop(watch);
     if args.verbose {
         let detached_in = detaching.elapsed().as_millis();
-        eprintln!(
+        tell(format_args!(
             "attached in {} ms, detached in {detached_in} ms",
             attached_in.as_millis()
-        );
+        ));
     }
     let mut story = Story::new(&filter, &hops, &pods.names(&namespaces), gaps);
     if let Some(service) = &service {

@@ -294,6 +294,45 @@ fn doctor(config: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
     Ok(command.env_remove("NODE_NAME").output()?)
 }
 
+#[test]
+fn flows_knows_the_agents_services_by_name() -> anyhow::Result<()> {
+    if !tests::privileged("flows knows the agent's Services by name") {
+        return Ok(());
+    }
+    let node = Node::new("flows")?;
+    let config = node.configure(json!({
+        "proxy": {
+            "datapath": "nftables", "pinDir": node.path("bpf"), "podNetworks": ["10.244.0.0/16"],
+        },
+    }));
+    node.api.put(service("web"));
+    let _agent = node.agent(&config);
+    node.until_working("proxy");
+    node.until_working("findings");
+    let flows = |service: &str| {
+        let mut command = Command::new(program("causeway"));
+        command.args([
+            "flows",
+            "--for",
+            "1s",
+            "-o",
+            "json",
+            "--service",
+            service,
+            "--config",
+        ]);
+        command.arg(&config).env_remove("NODE_NAME").output()
+    };
+    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = flows("web")?;
+    assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
+    let output = flows("wed")?;
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("no Service default/wed"), "{told}");
+    Ok(())
+}
+
 fn findings(config: &Path) -> Vec<[String; 3]> {
     let output = doctor(config, &["-o", "json"]).expect("it starts");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();

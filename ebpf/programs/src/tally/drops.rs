@@ -24,7 +24,8 @@ static BY_FLOW: u32 = 0;
 pub const SYN: u8 = 1 << 1;
 pub const ACK: u8 = 1 << 4;
 
-/// Namespaces have no smaller inode numbers (`PROC_NS_MIN_INO` and what is above, include/linux/proc_ns.h).
+/// Namespaces have no smaller inode numbers: the first of each kind one a little below 0xf000_0000, all others those above
+/// (`PROC_*_INIT_INO` and `PROC_DYNAMIC_FIRST`, include/linux/proc_ns.h and fs/proc).
 const FIRST_NETNS: u32 = 0xefff_ff00;
 
 /// A packet is dropped: `(skb, location, reason, socket)`.

@@ -158,8 +158,13 @@ fn grown(header: &Header) -> Option<*mut FlowCount> {
 #[inline(always)]
 fn note(conntrack: u64) {
     let (original, reply) = kernel::flows(conntrack);
-    if NATS.get_ptr(original).is_none() {
-        // A full map forgets the oldest.
-        let _ = NATS.insert(original, reply.reversed(), 0);
+    let translated = reply.reversed();
+    // SAFETY: the verifier has checked the bounds. Whoever writes it meanwhile writes a translation of the same flow.
+    let is_known = NATS
+        .get_ptr(original)
+        .is_some_and(|known| unsafe { *known } == translated);
+    if !is_known {
+        // A full map forgets the oldest. The same names may be given to another connection, to somebody else.
+        let _ = NATS.insert(original, translated, 0);
     }
 }
