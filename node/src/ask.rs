@@ -45,9 +45,7 @@ pub enum AskError {
         source: std::io::Error,
     },
     /// It runs, and somebody stopped it.
-    #[error(
-        "the agent, process {pid}, is stopped: kill -CONT {pid} (SIGCONT), or whoever holds it, lets it go on"
-    )]
+    #[error("the agent, process {pid}, is stopped, by SIGSTOP or a debugger: kill -CONT {pid}")]
     Stopped {
         /// The process.
         pid: i32,

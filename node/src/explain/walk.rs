@@ -207,6 +207,18 @@ impl<'a> Walk<'a> {
         let addresses = kernel.addresses(None)?;
         self.own = addresses.iter().map(|address| address.network.ip()).collect();
         let origin = self.origin(&mut kernel, ends)?;
+        if let Some((index, name)) = &origin.device
+            && kernel
+                .link_at(*index)?
+                .is_some_and(|link| !(link.up && link.running))
+            && origin.client == Client::PodHere
+        {
+            let mut step = Step::new(Stage::Link, name.clone());
+            step.problems.push(format!(
+                "{name}, the sender's device, is down, or its other end is: nothing comes by it"
+            ));
+            self.forward.push(step);
+        }
         let mut targets = vec![ends.destination.address];
         let mut is_masqueraded = false;
         if let Some(port) = ends.port {
@@ -513,12 +525,19 @@ impl<'a> Walk<'a> {
             Ok(Some(found)) => Ok(*found),
             Err(error) => Err(error),
         };
-        let index = kernel.link_named(out)?.map(|link| link.index);
+        let link = kernel.link_named(out)?;
+        let index = link.as_ref().map(|link| link.index);
         let node = match found {
             Ok(passage::Found::Remote(_, node)) => Some(node),
             _ => None,
         };
-        Ok(Some((passage::step(&way, to, device, found, index), node)))
+        let mut step = passage::step(&way, to, device, found, index);
+        // A pod's device does not run where its other end is down.
+        let is_pod = matches!(way, Way::Pod { .. });
+        if link.is_some_and(|link| !link.up || (is_pod && !link.running)) {
+            step.problems.push(format!("{out} is down, or its other end is"));
+        }
+        Ok(Some((step, node)))
     }
 
     fn way(&self, address: IpAddr) -> Way {

@@ -21,7 +21,7 @@ pub const ROWS: &[Row] = &[
         name: "an_agent_that_stands_still_is_told",
         breaks: &[Act::Signal("node-1-agent", Signal::SIGSTOP)],
         asks: &[
-            Ask::NoDoctor(1, &["is stopped", "SIGCONT"]),
+            Ask::NoDoctor(1, &["is stopped", "kill -CONT"]),
             Ask::Answered(At::Client, "{vip}:80", true),
         ],
         mends: &[Act::Signal("node-1-agent", Signal::SIGCONT)],

@@ -12,6 +12,12 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Run(NODE_1, "ip link set {client-veth} down")],
         asks: &[
             Ask::Doctor(1, "pod-device", CLIENT, &["found {client-veth} down"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &["PROBLEM", "{client-veth}", "is down"],
+            ),
             Ask::Trace(At::Server, "{web-ip} {client-ip}:8080", 1, &["node-1"]),
         ],
         mends: &[Act::Fix(1, "pod-device", CLIENT)],
@@ -32,6 +38,12 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Run(At::Client, "ip link set eth0 down")],
         asks: &[
             Ask::Doctor(1, "pod-inside", CLIENT, &["device eth0 is down"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &["PROBLEM", "{client-veth}", "is down"],
+            ),
             Ask::Trace(At::Server, "{web-ip} {client-ip}:8080", 1, &["node-1"]),
         ],
         mends: &[Act::Fix(1, "pod-inside", CLIENT)],

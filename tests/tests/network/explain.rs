@@ -286,13 +286,9 @@ fn does_not_wait_for_an_agent_that_hangs(world: &Network) {
     let doctor = ask("doctor", world, &[]);
     Network::signal(world.agents[0].as_ref(), Signal::SIGCONT);
     assert_eq!(doctor.code, Some(2), "{doctor:?}");
-    assert!(doctor.error.contains("it hangs, or is stopped"), "{doctor:?}");
+    assert!(doctor.error.contains("is stopped, by SIGSTOP"), "{doctor:?}");
     assert_eq!(told.code, Some(2), "{told:?}");
-    assert!(
-        told.error
-            .contains("took the connection and says nothing for 3 s"),
-        "{told:?}"
-    );
+    assert!(told.error.contains("is stopped, by SIGSTOP"), "{told:?}");
     assert!(
         told.output.contains("UNKNOWN: the agent does not answer"),
         "{told:?}"
