@@ -195,7 +195,8 @@ impl Watch {
         let mut hops = Vec::new();
         let mut deadline = Instant::now() + args.timeout;
         loop {
-            // Before the ring is read: what a probe that has ended was seen at is there.
+            // Before the ring is read: what was seen until then is there.
+            let (now, is_interrupted) = (Instant::now(), self.interrupt.came());
             let ended = self.sending.take_if(|sending| sending.has_ended());
             let seen = hops.len();
             // What has been seen already belongs to it, whatever the time.
@@ -219,7 +220,7 @@ impl Watch {
             let is_told = args.follow.is_none()
                 && hops.len() > seen
                 && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
-            if is_told || hops.len() >= MOST_HOPS || Instant::now() >= deadline || self.interrupt.came() {
+            if is_told || hops.len() >= MOST_HOPS || now >= deadline || is_interrupted {
                 return Ok((hops, gaps));
             }
             self.wait(deadline)?;

@@ -300,7 +300,15 @@ fn conclusions(story: &Story) -> Vec<String> {
             } else {
                 "nobody dropped it, and nobody answered"
             };
-            vec![format!("{what}: it was seen last at {}", place(step))]
+            let mut lines = vec![format!("{what}: it was seen last at {}", place(step))];
+            if reply.is_none() && matches!(step.hop.kind, HopKind::Consumed { .. }) {
+                lines.push(
+                    "means:   its receiver has taken it: that has no way back to the sender, or says nothing"
+                        .to_owned(),
+                );
+                lines.push("look at: ip route get SENDER, where the receiver is; causeway doctor".to_owned());
+            }
+            lines
         }
         (Verdict::NothingSeen, _) => {
             let mut lines =

@@ -317,6 +317,12 @@ impl Packet {
         })
     }
 
+    /// Whether it is the first packet of a connection of TCP.
+    fn asks_for_connection(&self) -> bool {
+        let header = self.hops.first().map(|step| &step.hop.header);
+        header.is_some_and(|header| header.flow.protocol == Protocol::TCP && header.what == "SYN")
+    }
+
     /// Whether this reply says that the connection is not wanted.
     fn refuses(&self) -> bool {
         let header = self.hops.first().map(|step| &step.hop.header);
@@ -393,8 +399,14 @@ fn without_reply(packets: &[Packet]) -> Verdict {
         .clone()
         .next()
         .is_some_and(|first| first.departure().is_some());
-    if requests.any(|packet| packet.is_consumed() && packet.departure().is_none()) {
-        Verdict::Delivered
+    let is_taken = |packet: &&Packet| packet.is_consumed() && packet.departure().is_none();
+    if let Some(taken) = requests.find(is_taken) {
+        // Who has taken the opening of a connection always says something, if it can.
+        if !has_reply && taken.asks_for_connection() {
+            Verdict::Unanswered
+        } else {
+            Verdict::Delivered
+        }
     } else if first_left && !has_reply {
         Verdict::Left
     } else {

@@ -323,6 +323,11 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
         place: "tcp_rcv_state_process".to_owned(),
     };
     taken.push(hop(50000, 5000, 0, "", by, &header));
+    // Data of a connection that is there need no answer of their own.
+    let mut taken_later = taken.clone();
+    for hop in &mut taken_later {
+        "PSH,ACK".clone_into(&mut hop.header.what);
+    }
     let mut reply_dropped = [request(), reply("SYN,ACK")].concat();
     reply_dropped.pop();
     if let Some(last) = reply_dropped.last_mut() {
@@ -365,7 +370,8 @@ fn verdicts_follow_from_what_came_back_and_from_what_did_not() {
         (closed_unread, Verdict::Answered),
         (redirected("RST,ACK"), Verdict::Refused),
         (refused, Verdict::Refused),
-        (taken, Verdict::Delivered),
+        (taken, Verdict::Unanswered),
+        (taken_later, Verdict::Delivered),
         (request(), Verdict::Unanswered),
         (reply_dropped, Verdict::Dropped { is_reply: true }),
     ];
