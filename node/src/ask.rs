@@ -7,6 +7,7 @@ use axum::body::Body;
 use http::{Request, StatusCode};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -160,6 +161,14 @@ impl Agent {
             reason,
         })
     }
+}
+
+/// The process of the agent whose state is in `state_dir`; none where it does not run, or in another PID namespace.
+#[must_use]
+pub fn process_of(state_dir: &Path) -> Option<i32> {
+    let stream = std::os::unix::net::UnixStream::connect(state_dir.join(SOCKET)).ok()?;
+    let peer = getsockopt(&stream, PeerCredentials).ok()?;
+    Some(peer.pid()).filter(|pid| *pid > 0)
 }
 
 /// Ends when the process is stopped.

@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::objects::HOLDER;
 
-/// No run takes longer: one of another machine that is older was killed.
+/// No run takes longer, since pods are waited for no longer than [`LONGEST_WAIT`]: one of another machine that is older
+/// was killed.
 const LONGEST_RUN: SignedDuration = SignedDuration::from_mins(15);
+
+/// How long pods may be waited for, at the most.
+pub const LONGEST_WAIT: Duration = Duration::from_mins(10);
 
 /// A process: its number means something on one boot of one machine, in one namespace of processes.
 #[derive(Clone, Debug, PartialEq, Eq)]

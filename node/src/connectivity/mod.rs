@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,7 @@ use crate::watch::{Credentials, Objects};
 use attempt::{Asker, Tried};
 use cells::{Family, Place, Target, Transport};
 use follow::Follower;
+use held::LONGEST_WAIT;
 use stage::{Node, Stage};
 
 /// Where `causeway up` puts the administrator's kubeconfig.
@@ -121,6 +122,11 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
         .iter()
         .map(|text| target(text))
         .collect::<Result<_, _>>()?;
+    ensure!(
+        args.timeout <= LONGEST_WAIT,
+        "--timeout: pods are waited for {} minutes at the most",
+        LONGEST_WAIT.as_secs() / 60
+    );
     let objects = Objects::of(credentials(args)?).await?;
     for name in stage::remove_leftovers(&objects).await? {
         tell(format_args!(

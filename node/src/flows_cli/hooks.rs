@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::ask;
 use crate::config;
 use crate::config::here::of_this_machine;
 
-/// The maps of the agents with these configurations, as this process sees them, and as processes do that have mounts of
-/// their own: each once.
+/// The maps of the agents with these configurations, as this process sees them, and as those agents do, which may have
+/// mounts of their own: each once. Nobody else's mounts are looked into: they are what their owners made of them.
 pub(super) fn sockets(configs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut pin_dirs = Vec::new();
+    let mut roots = vec![PathBuf::from("/")];
     for path in of_this_machine(configs) {
-        pin_dirs.push(config::load(&path, None)?.proxy.pin_dir);
+        let config = config::load(&path, None)?;
+        let process = ask::process_of(&config.state_dir);
+        roots.extend(process.map(|process| PathBuf::from(format!("/proc/{process}/root"))));
+        pin_dirs.push(config.proxy.pin_dir);
     }
-    Ok(under(&roots(), &pin_dirs))
+    Ok(under(&roots, &pin_dirs))
 }
 
 fn under(roots: &[PathBuf], pin_dirs: &[PathBuf]) -> Vec<PathBuf> {
@@ -30,23 +35,6 @@ fn under(roots: &[PathBuf], pin_dirs: &[PathBuf]) -> Vec<PathBuf> {
         }
     }
     found.into_values().collect()
-}
-
-/// One for each mount namespace that a process is in.
-fn roots() -> Vec<PathBuf> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-    let mut roots = BTreeMap::new();
-    for path in entries.filter(|entry| is_process(&entry.file_name().to_string_lossy())) {
-        let path = path.path();
-        if let Ok(mounts) = fs::metadata(path.join("ns/mnt")) {
-            roots.entry(mounts.ino()).or_insert_with(|| path.join("root"));
-        }
-    }
-    [Path::new("/").to_owned()]
-        .into_iter()
-        .chain(roots.into_values())
-        .collect()
 }
 
 #[cfg(test)]

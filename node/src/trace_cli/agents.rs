@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,12 +9,10 @@ use ebpf::abi::net::Port;
 use ebpf::abi::service::{FrontendKey, SlotKey};
 use ebpf::service_maps::ServiceMaps;
 use model::NodeName;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use trace::Service;
 use trace::hop::Protocol;
 
 use crate::ask;
-use crate::ask::SOCKET;
 use crate::config;
 use crate::ends::Name;
 use crate::explain::{self, Explanation};
@@ -147,9 +144,8 @@ impl Agent {
 
     /// The network namespace that it stands in; none where it does not run, or in another PID namespace.
     fn netns(&self) -> Option<u32> {
-        let stream = UnixStream::connect(self.state_dir.join(SOCKET)).ok()?;
-        let peer = getsockopt(&stream, PeerCredentials).ok()?;
-        trace::places::inode(Path::new(&format!("/proc/{}/ns/net", peer.pid())))
+        let process = ask::process_of(&self.state_dir)?;
+        trace::places::inode(Path::new(&format!("/proc/{process}/ns/net")))
     }
 }
 
