@@ -99,11 +99,11 @@ fn wrong_options_are_refused() {
 fn that_there_was_nothing_is_said_only_where_all_was_counted() {
     let all = Uncounted::default();
     let some = Uncounted { forgotten: 1, ..all };
-    let told = |drops| Told {
-        drops,
+    let told = |missed| Told {
+        missed,
         ordinary_packets: 3,
     };
-    let found = [(0, all), (1, all), (0, some), (1, some)].map(|(drops, rest)| told(drops).finding(rest));
+    let found = [(0, all), (1, all), (0, some), (1, some)].map(|(missed, rest)| told(missed).finding(rest));
     assert_eq!(
         found,
         [Finding::Good, Finding::Wrong, Finding::Nothing, Finding::Wrong]
