@@ -4,7 +4,6 @@ mod counting;
 mod loaded;
 
 mod privileged {
-    use std::collections::BTreeSet;
     use std::io::{BufRead as _, BufReader};
     use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,8 +11,7 @@ mod privileged {
     use tests::topology::{Host, pod};
     use tests::wait;
 
-    use super::counting::{Counting, SOON, run_as};
-    use super::loaded::loaded;
+    use super::counting::{Counting, SOON, leaves_nothing, refuses, run_as};
 
     /// A client's and a server's pod on a node that lets no UDP pass. Each test has addresses of its own: all of the
     /// machine is counted.
@@ -167,13 +165,7 @@ mod privileged {
         if !tests::privileged("causeway drops leaves nothing behind") {
             return;
         }
-        let mut counting = Counting::start(&["drops", "--for", "60s"]);
-        let own = counting.programs();
-        assert_eq!(own.len(), 1);
-        counting.0.kill().expect("killed");
-        counting.0.wait().expect("ended");
-        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
-        wait::until_value("its end", SOON, left, BTreeSet::is_empty);
+        leaves_nothing(&["drops", "--for", "60s"], 1);
     }
 
     #[test]
@@ -181,15 +173,8 @@ mod privileged {
         if !tests::privileged("causeway drops without rights") {
             return;
         }
-        let told = |user, arguments: &[&str]| {
-            let output = run_as(user, &[&["drops"], arguments].concat());
-            (
-                output.status.code(),
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            )
-        };
         assert_eq!(
-            told(65534, &[]),
+            run_as(65534, &["drops"]),
             (
                 Some(2),
                 "error: must run as root: drops are counted by a program in the kernel\n".to_owned()
@@ -203,10 +188,6 @@ mod privileged {
             (&["--pod", "a/b", "--config", "/nowhere"], "/nowhere"),
             (&["--for", "3"], "is no unit of time"),
         ];
-        for (arguments, part) in rows {
-            let (code, told) = told(0, arguments);
-            assert_eq!(code, Some(2), "{arguments:?}: {told}");
-            assert!(told.contains(part), "{arguments:?}: {told}");
-        }
+        refuses("drops", &rows);
     }
 }

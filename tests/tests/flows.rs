@@ -4,7 +4,6 @@ mod counting;
 mod loaded;
 
 mod privileged {
-    use std::collections::BTreeSet;
     use std::io::{BufRead as _, BufReader};
     use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,8 +11,7 @@ mod privileged {
     use tests::topology::{Host, pod};
     use tests::wait;
 
-    use super::counting::{Counting, SOON, run_as};
-    use super::loaded::loaded;
+    use super::counting::{Counting, SOON, leaves_nothing, refuses, run_as};
 
     /// A client's and a server's pod on a node that lets nothing pass to port 4243. Each test has addresses of its own:
     /// all of the machine is counted.
@@ -197,12 +195,7 @@ mod privileged {
         if !tests::privileged("causeway flows leaves nothing behind") {
             return;
         }
-        let mut counting = Counting::start(&["flows", "--for", "60s"]);
-        let own = wait::until_value("the programs", SOON, || counting.programs(), |own| own.len() == 3);
-        counting.0.kill().expect("killed");
-        counting.0.wait().expect("ended");
-        let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
-        wait::until_value("their end", SOON, left, BTreeSet::is_empty);
+        leaves_nothing(&["flows", "--for", "60s"], 3);
     }
 
     #[test]
@@ -210,15 +203,8 @@ mod privileged {
         if !tests::privileged("causeway flows without rights") {
             return;
         }
-        let told = |user, arguments: &[&str]| {
-            let output = run_as(user, &[&["flows"], arguments].concat());
-            (
-                output.status.code(),
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            )
-        };
         assert_eq!(
-            told(65534, &[]),
+            run_as(65534, &["flows"]),
             (
                 Some(2),
                 "error: must run as root: flows are counted by programs in the kernel\n".to_owned()
@@ -233,10 +219,6 @@ mod privileged {
             (&["--verdict", "LOST"], "invalid value 'LOST'"),
             (&["--to", "web"], "is no pod/NAME"),
         ];
-        for (arguments, part) in rows {
-            let (code, told) = told(0, arguments);
-            assert_eq!(code, Some(2), "{arguments:?}: {told}");
-            assert!(told.contains(part), "{arguments:?}: {told}");
-        }
+        refuses("flows", &rows);
     }
 }

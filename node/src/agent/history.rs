@@ -1,8 +1,8 @@
-//! Who had an address that is nobody's any more: packets of a connection go on to where a pod was, and the question comes
-//! after the pod has gone.
+//! Who had an address of which nothing else is known now: packets of a connection go on to where a pod was, and the
+//! question comes after the pod has gone.
 //!
 //! It is read off the snapshots, a Service's own addresses and pods that were its endpoints, and the CNI plugin tells of
-//! this node's pods. What an earlier agent saw is not known.
+//! this node's pods. A pod of another node that left its Service may live on. What an earlier agent saw is not known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

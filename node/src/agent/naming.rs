@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use model::{ObjectName, Protocol, ServiceKind, Snapshot};
+use model::{ObjectName, Protocol, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use super::report::Sources;
+use crate::explain::names::addresses_of;
 
 /// What to ask.
 pub const PATH: &str = "/names";
@@ -27,13 +28,13 @@ pub struct Named {
 pub struct NamedService {
     /// Its name.
     pub name: ObjectName,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    /// Its own addresses, each with each of its ports.
+    pub frontends: Vec<NamedEndpoint>,
     /// Who takes what is sent there.
     pub endpoints: Vec<NamedEndpoint>,
 }
 
-/// An endpoint of a Service.
+/// Where something is sent.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedEndpoint {
     /// Its address.
@@ -67,12 +68,14 @@ impl Named {
     fn of(snapshot: &Snapshot) -> Self {
         let mut named = Self::default();
         for (name, service) in snapshot.services.iter() {
-            let cluster = match &service.kind {
-                ServiceKind::ClusterIp { addresses } => addresses.iter().copied().collect(),
-                ServiceKind::Headless | ServiceKind::ExternalName(_) => Vec::new(),
-            };
-            let others = service.load_balancer.iter().map(|ingress| ingress.address);
-            let others = service.external_addresses.iter().copied().chain(others);
+            let frontends = addresses_of(service).flat_map(|address| {
+                let ports = service.ports.iter();
+                ports.map(move |port| NamedEndpoint {
+                    address,
+                    port: port.port.get(),
+                    protocol: port.protocol,
+                })
+            });
             let mut endpoints = Vec::new();
             for slice in snapshot
                 .slices
@@ -95,7 +98,7 @@ impl Named {
             }
             named.services.push(NamedService {
                 name: name.clone(),
-                addresses: cluster.into_iter().chain(others).collect(),
+                frontends: frontends.collect(),
                 endpoints,
             });
         }
@@ -108,7 +111,9 @@ impl Named {
 
 #[cfg(test)]
 mod tests {
-    use model::{Change, Endpoint, EndpointPort, EndpointSlice, Few, IpFamily, Service};
+    use model::{
+        Change, Endpoint, EndpointPort, EndpointSlice, Few, IpFamily, Service, ServiceKind, ServicePort,
+    };
 
     use super::*;
 
@@ -123,7 +128,10 @@ mod tests {
             let kind = cluster.map_or(ServiceKind::Headless, |cluster| ServiceKind::ClusterIp {
                 addresses: Few::from(vec![address(cluster)]),
             });
-            snapshot.apply(Change::Service(Service::new(ObjectName::new("shop", name), kind)));
+            let mut service = Service::new(ObjectName::new("shop", name), kind);
+            let port = ServicePort::new(Protocol::Tcp, 80.try_into().expect("no zero"));
+            service.ports = [port].into_iter().collect();
+            snapshot.apply(Change::Service(service));
             snapshot.apply(Change::EndpointSlice(EndpointSlice {
                 name: ObjectName::new("shop", format!("{name}-1").as_str()),
                 service: name.into(),
@@ -143,21 +151,22 @@ mod tests {
                 last_change: None,
             }));
         }
-        let service = |name, addresses| NamedService {
+        let at = |text, port| NamedEndpoint {
+            address: address(text),
+            port,
+            protocol: Protocol::Tcp,
+        };
+        let service = |name, frontends| NamedService {
             name: ObjectName::new("shop", name),
-            addresses,
-            endpoints: vec![NamedEndpoint {
-                address: address("10.244.2.3"),
-                port: 8080,
-                protocol: Protocol::Tcp,
-            }],
+            frontends,
+            endpoints: vec![at("10.244.2.3", 8080)],
         };
         let mut named = Named::of(&snapshot);
         named.services.sort_by(|one, other| one.name.cmp(&other.name));
         let expected = Named {
             services: vec![
                 service("peers", Vec::new()),
-                service("web", vec![address("10.96.0.7")]),
+                service("web", vec![at("10.96.0.7", 80)]),
             ],
             pods: vec![NamedPod {
                 address: address("10.244.2.3"),

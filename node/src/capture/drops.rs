@@ -96,9 +96,12 @@ impl Drops {
     }
 
     /// Events that were lost.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.session.gaps().map_or(0, |gaps| gaps.lost_events)
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn lost(&self) -> anyhow::Result<u64> {
+        let gaps = self.session.gaps().context("read how many drops were lost")?;
+        Ok(gaps.lost_events)
     }
 }
 

@@ -198,7 +198,7 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         Err(error) if is_reader_gone(&error) => {}
         ended => ended?,
     }
-    let lost_events = drops.as_ref().map_or(0, Drops::lost);
+    let lost_events = drops.as_ref().map(Drops::lost).transpose()?.unwrap_or(0);
     Ok(Captured {
         interfaces: sources
             .into_iter()

@@ -110,7 +110,7 @@ and those of unix and netlink sockets. -o json and ndjson tell times in UTC, byt
 Exit codes: 0 = nothing was dropped that was told, 1 = something was, 2 = could not run.
 A packet is counted where a socket of this machine sends it, and where it comes to a network namespace with its
 receiver's address; what is on its way between other machines is not. A flow is told under its real ends, with the
-Service's address where connection tracking knows that it was translated, or, with --config, where the agent's socket
+Service's address where connection tracking knows that it was translated, or where the agent's socket
 hook translated a TCP connection that began meanwhile. JSON has the names of Hubble's fields, and packets and bytes beside them.")]
     Flows(FlowsArgs),
     /// Tell what becomes of a packet, without sending one

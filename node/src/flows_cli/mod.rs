@@ -117,7 +117,7 @@ struct Teller {
 impl Teller {
     fn records(&self, passed: &[Passed], known: &Known) -> Vec<Record> {
         let names = known.names_with(&self.services.pods);
-        let service = |at: std::net::SocketAddr, _| self.services.at(at.ip());
+        let service = |at, protocol| self.services.at(at, protocol);
         let mut records: Vec<Record> = passed
             .iter()
             .filter(|passed| self.whose.has(passed))

@@ -40,7 +40,6 @@ fn passed(source: &str, destination: &str, service: Option<&str>, is_reply: bool
         last: Timestamp::UNIX_EPOCH,
         sender: 0,
         receiver: 0,
-        cookie: 0,
         tcp_flags: 2,
         drops: Vec::new(),
     }
@@ -52,7 +51,11 @@ fn services() -> Services {
     services.add(Named {
         services: vec![NamedService {
             name: web.clone(),
-            addresses: vec!["10.96.0.10".parse().expect("an address")],
+            frontends: vec![NamedEndpoint {
+                address: "10.96.0.10".parse().expect("an address"),
+                port: 80,
+                protocol: ServiceProtocol::Tcp,
+            }],
             endpoints: vec![NamedEndpoint {
                 address: "10.244.2.3".parse().expect("an address"),
                 port: 8080,

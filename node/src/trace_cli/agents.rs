@@ -134,7 +134,7 @@ impl Agent {
         at: &str,
         question: &impl serde::Serialize,
     ) -> Result<A, String> {
-        let asked = ask::ask(&self.state_dir, at, Some(question));
+        let asked = ask::ask(&self.state_dir, at, question);
         match crate::block_on(async { tokio::time::timeout(PATIENCE, asked).await }) {
             Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
             Ok(Err(_)) => Err(format!("that of {} is silent", self.node)),

@@ -27,7 +27,7 @@ use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
 use crate::ends::Ends;
-use crate::logs::{printable, tell};
+use crate::logs::tell;
 use agents::Agents;
 use ending::Machine;
 use filter::{Wanted, wanted};
@@ -98,14 +98,13 @@ impl Followed {
     #[must_use]
     pub fn render(&self, output: Output) -> String {
         match output {
-            // A pod that may name its devices, or a file of `ip netns`, must not drive the terminal.
             Output::Text => {
                 let text = if self.in_full {
                     trace::render::full_text(&self.story)
                 } else {
                     trace::render::text(&self.story)
                 };
-                text.lines().map(|line| printable(line) + "\n").collect()
+                known::safe(&text)
             }
             Output::Json => trace::render::json(&self.story),
         }

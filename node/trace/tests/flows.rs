@@ -31,7 +31,6 @@ fn passed(source: &str, destination: &str, protocol: Protocol) -> Passed {
         last: at(3),
         sender: 0,
         receiver: 0,
-        cookie: 0,
         tcp_flags: 0,
         drops: Vec::new(),
     }

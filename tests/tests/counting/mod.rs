@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 use tests::attached::{attached_by, programs_of};
 use tests::cluster::program;
 use tests::wait;
+
+use super::loaded::loaded;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -52,11 +54,39 @@ impl Drop for Counting {
     }
 }
 
-/// The command runs to its end as this user.
-pub fn run_as(user: u32, arguments: &[&str]) -> Output {
+/// Whether nothing of a command is left that was killed: it attaches so many programs.
+pub fn leaves_nothing(arguments: &[&str], programs: usize) {
+    let mut counting = Counting::start(arguments);
+    let own = wait::until_value(
+        "the programs",
+        SOON,
+        || counting.programs(),
+        |own| own.len() == programs,
+    );
+    counting.0.kill().expect("killed");
+    counting.0.wait().expect("ended");
+    let left = || loaded().intersection(&own).copied().collect::<BTreeSet<u32>>();
+    wait::until_value("their end", SOON, left, BTreeSet::is_empty);
+}
+
+/// Whether each of these is refused with exit code 2 and such a text, whoever asks so.
+pub fn refuses(command: &str, rows: &[(&[&str], &str)]) {
+    for (arguments, part) in rows {
+        let (code, told) = run_as(0, &[&[command], *arguments].concat());
+        assert_eq!(code, Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(part), "{arguments:?}: {told}");
+    }
+}
+
+/// The exit code and what is said on standard error, where this user runs it to its end.
+pub fn run_as(user: u32, arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(program("causeway"))
         .args(arguments)
         .uid(user)
         .output();
-    output.expect("started")
+    let output = output.expect("started");
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }

@@ -3,7 +3,8 @@
 //!
 //! Walk: a socket sends → `net_dev_start_xmit` at the first device, where the packet still has its socket → counted as
 //! sent → veths, bridges, tunnels, where a rule may translate it: that is noted → `netif_receive_skb` at a device of the
-//! receiver's namespace → counted as received.
+//! receiver's namespace → counted as received. Devices that stand on others there, as bonds, bridges and VLANs do, have it
+//! counted at each.
 
 use core::ffi::c_void;
 

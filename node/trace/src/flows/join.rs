@@ -185,7 +185,6 @@ fn begin(
         last: first,
         sender: 0,
         receiver: 0,
-        cookie: 0,
         tcp_flags: 0,
         drops: Vec::new(),
     })
@@ -220,7 +219,6 @@ fn add(passed: &mut Passed, count: &FlowCount, clock: Clock) {
     let [own, theirs] = [count.sender, count.receiver];
     passed.sender = if own == 0 { passed.sender } else { own };
     passed.receiver = if theirs == 0 { passed.receiver } else { theirs };
-    passed.cookie = passed.cookie.max(count.cookie);
     passed.tcp_flags |= (count.tcp_flags & 0xff) as u8;
 }
 

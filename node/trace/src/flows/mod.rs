@@ -47,8 +47,6 @@ pub struct Passed {
     pub sender: u32,
     /// Inode number of the receiver's.
     pub receiver: u32,
-    /// Cookie of the socket that sent it; 0: not known.
-    pub cookie: u64,
     /// TCP's flags that were seen in all of it (RFC 9293 §3.1).
     pub tcp_flags: u8,
     /// What was dropped of it.
