@@ -66,6 +66,33 @@ impl FastPathMaps {
         there("PODS", self.pods.get(&Ip::from(address), 0))
     }
 
+    /// All that `PODS` has.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_pods(&self) -> Result<Vec<(IpAddr, Hop)>, Error> {
+        let entries = self
+            .pods
+            .iter()
+            .map(|entry| entry.map(|(address, hop)| (address.into(), hop)));
+        let entries: Result<_, _> = entries.collect();
+        entries.map_err(Error::map("read", "PODS"))
+    }
+
+    /// All that `REMOTES` has: the subnet's address, how many of the 128 bits of an address (those of IPv4 are mapped) count
+    /// in a look-up, and who takes it.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_remotes(&self) -> Result<Vec<(IpAddr, u32, Remote)>, Error> {
+        let entries = self.remotes.iter().map(|entry| {
+            let (key, remote) = entry?;
+            Ok((key.data().into(), key.prefix_len(), remote))
+        });
+        let entries: Result<_, MapError> = entries.collect();
+        entries.map_err(Error::map("read", "REMOTES"))
+    }
+
     /// What `REMOTES` has for an address.
     ///
     /// # Errors

@@ -76,6 +76,30 @@ impl ServiceMaps {
         get(&self.slots, key, "SLOTS")
     }
 
+    /// All that `FRONTENDS` has.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
+        all(&self.frontends, "FRONTENDS")
+    }
+
+    /// All that `SLOTS` has.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_slots(&self) -> Result<Vec<(SlotKey, u32)>, Error> {
+        all(&self.slots, "SLOTS")
+    }
+
+    /// All that `ENDPOINTS` has, by id.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn all_endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Error> {
+        all(&self.endpoints, "ENDPOINTS")
+    }
+
     /// What `ENDPOINTS` has under an id.
     ///
     /// # Errors
@@ -88,6 +112,11 @@ impl ServiceMaps {
 fn open<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<HashMap<MapData, K, V>, Error> {
     let data = MapData::from_pin(directory.join(name)).map_err(Error::map("open", name))?;
     HashMap::try_from(Map::HashMap(data)).map_err(Error::map("open", name))
+}
+
+fn all<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, name: &'static str) -> Result<Vec<(K, V)>, Error> {
+    let entries: Result<_, _> = map.iter().collect();
+    entries.map_err(Error::map("read", name))
 }
 
 fn get<K: Pod, V: Pod>(

@@ -16,6 +16,7 @@
 //! - [`flows_cli`]: who sends to whom.
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`explain_cli`]: asks an agent for that, and the kernel where none answers.
+//! - [`bundle`]: all that they go by as one file, and what they say by the file alone.
 //! - [`connectivity`]: who reaches whom in a cluster.
 //! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
@@ -31,6 +32,7 @@ mod agent;
 mod allocator;
 mod ask;
 mod backoff;
+mod bundle;
 mod capture;
 mod cleanup;
 mod cli;
@@ -68,12 +70,13 @@ use tokio_util::sync::CancellationToken;
 use agent::cleanup::{Beside, CleanupError, clean, clean_kube_proxy, clean_once_alone};
 use agent::config_file::{ConfigFile, Loaded};
 use cli::{
-    CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
-    DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs,
-    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
+    BundleArgs, BundleCommand, CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand,
+    ConnectivityArgs, DnsArgs, DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs,
+    FlowsArgs, InstallCniArgs, MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, ReplayArgs,
+    ReplayQuestion, TraceArgs, VersionArgs,
 };
 use config::Logging;
-use explain::Conclusion;
+use explain::{Conclusion, Explanation};
 
 /// Found something wrong.
 const WRONG: u8 = 1;
@@ -112,6 +115,10 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain_packet(&args),
         Command::Capture(args) => capture_packets(&args),
         Command::Connectivity(args) => try_connectivity(&args),
+        Command::Bundle(args) => match &args.command {
+            None => write_bundle(&args),
+            Some(BundleCommand::Replay(args)) => replay(args),
+        },
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -263,9 +270,13 @@ fn found(finding: trace_cli::Finding) -> ExitCode {
 }
 
 fn explain_packet(args: &ExplainArgs) -> ExitCode {
-    match explain_cli::explain(args) {
+    show_explained(explain_cli::explain(args), args.output)
+}
+
+fn show_explained(explained: anyhow::Result<Explanation>, output: Output) -> ExitCode {
+    match explained {
         Ok(explained) => {
-            show(&explain::render::render(&explained, args.output));
+            show(&explain::render::render(&explained, output));
             ExitCode::from(match explained.conclusion {
                 Conclusion::Works => 0,
                 Conclusion::Fails => WRONG,
@@ -273,6 +284,67 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
             })
         }
         Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Shows an answer, where there is one, and whether it tells of something wrong.
+fn show_answer<T>(
+    answer: anyhow::Result<T>,
+    render: impl FnOnce(&T) -> String,
+    is_wrong: impl FnOnce(&T) -> bool,
+) -> ExitCode {
+    match answer {
+        Ok(answer) => {
+            show(&render(&answer));
+            ExitCode::from(if is_wrong(&answer) { WRONG } else { 0 })
+        }
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn write_bundle(args: &BundleArgs) -> ExitCode {
+    match bundle::collect::run(args) {
+        Ok(is_whole) => ExitCode::from(if is_whole { 0 } else { WRONG }),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+fn replay(args: &ReplayArgs) -> ExitCode {
+    if let ReplayQuestion::Other(words) = &args.question {
+        let what = words
+            .first()
+            .map_or_else(String::new, |word| word.to_string_lossy().into_owned());
+        return could_not_run(format_args!(
+            "{what} cannot be asked of a bundle: explain, doctor, status and names can, all else needs the node"
+        ));
+    }
+    let bundle = match bundle::archive::read(&args.file) {
+        Ok(bundle) => bundle,
+        Err(error) => return could_not_run(error),
+    };
+    logs::tell(bundle.title());
+    match &args.question {
+        ReplayQuestion::Explain(asked) => {
+            let question = asked.ends.question().map_err(Into::into);
+            show_explained(
+                question.and_then(|question| bundle.explain(&question)),
+                asked.output,
+            )
+        }
+        ReplayQuestion::Doctor(asked) => show_answer(
+            bundle.doctor(),
+            |report| doctor::render(report, asked.output),
+            doctor::is_wrong,
+        ),
+        ReplayQuestion::Status(asked) => show_answer(
+            bundle.status(),
+            |status| status.render(asked.output),
+            bundle::replay::Status::is_wrong,
+        ),
+        ReplayQuestion::Names(asked) => {
+            show_answer(bundle.names(), |names| names.render(asked.output), |_| false)
+        }
+        ReplayQuestion::Other(_) => ExitCode::from(COULD_NOT_RUN),
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnetwork::IpNetwork;
 use model::lease::{Encap, Lease, Site};
 use model::{ByFamily, IpFamily, MacAddr, Mtu, Vni};
+use serde::{Deserialize, Serialize};
 
 use crate::flannel::{Backend, NetworkConfig};
 use crate::pool::{is_within, overlap};
@@ -29,7 +30,7 @@ pub struct Underlay {
 }
 
 /// What the kernel shall have for the pod network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// What each version of IP needs.
     pub halves: ByFamily<Half>,
@@ -38,7 +39,7 @@ pub struct Plan {
 }
 
 /// What one version of IP needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Half {
     /// The pod network, all nodes' subnets together.
     pub network: IpNetwork,
@@ -51,7 +52,7 @@ pub struct Half {
 }
 
 /// The VXLAN device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// `flannel.<VNI>`, or `flannel-v6.<VNI>`.
     pub name: String,
@@ -72,7 +73,7 @@ pub struct Device {
 }
 
 /// How a subnet is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Remote {
     /// Through the tunnel device: neighbour `vtep` → `mac`, forwarding `mac` → `public_ip`, route via `vtep`.
     Tunnel {

@@ -18,6 +18,11 @@ use crate::datapath::packets::read_back::Rules;
 use crate::datapath::packets::template::{Choice, Template};
 use crate::datapath::sockets;
 use crate::plan::{Frontend, FrontendKey, List, PortPlan, Target};
+use recorded::RecordedMaps;
+
+mod recorded;
+
+pub use recorded::Recorded;
 
 /// An object of the kernel as it was found, in the words of the tools that show such.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -312,8 +317,33 @@ pub(crate) fn text(target: &Target) -> String {
 /// What both layers have, as it was found.
 #[derive(Debug)]
 pub struct Programmed {
-    hook: Option<ServiceMaps>,
+    hook: Option<Hook>,
     rules: BTreeMap<IpFamily, Rules>,
+}
+
+/// The socket hook's maps.
+#[derive(Debug)]
+enum Hook {
+    /// As they are pinned.
+    Pinned(Box<ServiceMaps>),
+    /// As they were read once.
+    Recorded(RecordedMaps),
+}
+
+impl Hook {
+    fn layer(&self, key: &FrontendKey, wanted: Wanted<'_>) -> Result<Layer, Error> {
+        match self {
+            Self::Pinned(maps) => sockets::read_back::layer(&**maps, key, wanted),
+            Self::Recorded(maps) => sockets::read_back::layer(maps, key, wanted),
+        }
+    }
+
+    fn frontends(&self) -> Result<Vec<FrontendKey>, Error> {
+        match self {
+            Self::Pinned(maps) => sockets::read_back::frontends(&**maps),
+            Self::Recorded(maps) => sockets::read_back::frontends(maps),
+        }
+    }
 }
 
 impl Programmed {
@@ -329,7 +359,7 @@ impl Programmed {
             Ok((family, rules?))
         });
         Ok(Self {
-            hook,
+            hook: hook.map(|maps| Hook::Pinned(Box::new(maps))),
             rules: rules.collect::<Result<_, Error>>()?,
         })
     }
@@ -337,7 +367,7 @@ impl Programmed {
     /// What each layer does at a frontend.
     pub fn layers(&self, key: &FrontendKey, wanted: Wanted<'_>) -> Result<Vec<Layer>, Error> {
         let hook = self.hook.as_ref();
-        let hook = hook.map(|maps| sockets::read_back::layer(maps, key, wanted));
+        let hook = hook.map(|hook| hook.layer(key, wanted));
         let rules = self.rules.get(&key.family());
         let rules = rules.map(|rules| Ok(rules.layer(key, wanted)));
         hook.into_iter().chain(rules).collect()
@@ -358,8 +388,8 @@ impl Programmed {
     /// All frontends that a layer knows.
     pub fn frontends(&self) -> Result<BTreeSet<FrontendKey>, Error> {
         let mut found: BTreeSet<_> = self.rules.values().flat_map(Rules::frontends).collect();
-        if let Some(maps) = &self.hook {
-            found.extend(sockets::read_back::frontends(maps)?);
+        if let Some(hook) = &self.hook {
+            found.extend(hook.frontends()?);
         }
         Ok(found)
     }

@@ -2,12 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 
 use super::report::Sources;
 use crate::config::Datapath;
+use crate::explain::witness::Live;
 use crate::explain::{Answer, Facts, PodHere, Question, explain};
-use crate::locate;
+use crate::watch::NetworkPolicies;
+use crate::{bundle, locate};
 
 /// Answers a question, on a thread that may block.
 ///
@@ -18,7 +21,8 @@ pub async fn answer(
     Json(question): Json<Question>,
 ) -> Result<Json<Answer>, StatusCode> {
     let facts = sources.facts();
-    let answered = tokio::task::spawn_blocking(move || explain(&question, &facts)).await;
+    let answered =
+        tokio::task::spawn_blocking(move || explain(&question, &facts, &mut Live::default())).await;
     let explained = answered.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     Ok(Json(match explained {
         Ok(explanation) => Answer::Explained(Box::new(explanation)),
@@ -41,6 +45,27 @@ pub async fn locate(
         Ok(located) => locate::Answer::Located(located),
         Err(error) => locate::Answer::NotUnderstood(error.to_string()),
     }))
+}
+
+/// All that is known here, for a file, on a thread that may take its time: a whole cluster is written as JSON.
+///
+/// # Errors
+/// When that thread ends without an answer.
+pub async fn tell(State(sources): State<Sources>) -> Result<impl IntoResponse, StatusCode> {
+    let told = tokio::task::spawn_blocking(move || {
+        let policies = sources.policies.as_ref().and_then(NetworkPolicies::known);
+        serde_json::to_vec(&bundle::Told {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            facts: sources.facts(),
+            status: sources.status(),
+            metrics: sources.metrics_page(),
+            policies: policies.iter().flatten().map(ToString::to_string).collect(),
+        })
+    });
+    match told.await {
+        Ok(Ok(json)) => Ok(([(header::CONTENT_TYPE, "application/json")], json)),
+        Ok(Err(_)) | Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    }
 }
 
 impl Sources {

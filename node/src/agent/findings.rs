@@ -23,6 +23,7 @@ use super::report::Sources;
 use super::socket;
 use super::supervisor::{Health, Part};
 use crate::ask::{ALIVE, SOCKET};
+use crate::bundle;
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
 use crate::locate;
@@ -45,6 +46,7 @@ pub async fn serve(
         .route(naming::PATH, post(naming::answer))
         .route(explain::PATH, post(explaining::answer))
         .route(locate::PATH, post(explaining::locate))
+        .route(bundle::PATH, post(explaining::tell))
         .route(findings::PATH, post(examining::examine))
         .with_state(sources);
     part.works();

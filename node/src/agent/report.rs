@@ -221,22 +221,32 @@ async fn proxy_mode(State(sources): State<Sources>) -> Response {
 }
 
 async fn metrics(State(sources): State<Sources>) -> Response {
-    let mut page = Page::default();
-    sources.proxy_metrics(&mut page);
-    sources.fast_path_metrics(&mut page);
-    sources.watch_metrics(&mut page);
-    sources.telemetry_metrics(&mut page);
-    sources.part_metrics(&mut page);
-    sources.config_status.write(&mut page);
-    page.process();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        page.into_text(),
+        sources.metrics_page(),
     )
         .into_response()
 }
 
 impl Sources {
+    /// What a collector gets.
+    pub(super) fn metrics_page(&self) -> String {
+        let mut page = Page::default();
+        self.proxy_metrics(&mut page);
+        self.fast_path_metrics(&mut page);
+        self.watch_metrics(&mut page);
+        self.telemetry_metrics(&mut page);
+        self.part_metrics(&mut page);
+        self.config_status.write(&mut page);
+        page.process();
+        page.into_text()
+    }
+
+    /// What the health checks say.
+    pub(super) fn status(&self) -> Value {
+        self.health(self.node_eligible())
+    }
+
     fn proxy_in_time(&self) -> bool {
         self.proxy.as_ref().is_none_or(|proxy| proxy.in_time())
     }

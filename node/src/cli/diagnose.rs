@@ -42,6 +42,19 @@ impl EndsArgs {
     pub fn parse(&self) -> Result<Ends, FormError> {
         Ends::parse(&self.words)
     }
+
+    /// The question what becomes of such a packet.
+    ///
+    /// # Errors
+    /// When the ends have no form that is known.
+    pub fn question(&self) -> Result<Question, FormError> {
+        let Ends { source, destination } = self.parse()?;
+        Ok(Question {
+            source: source.to_string(),
+            destination: destination.to_string(),
+            vantage: Vantage::default(),
+        })
+    }
 }
 
 /// Options of `causeway trace`.
@@ -253,21 +266,6 @@ pub struct ConnectivityArgs {
     pub output: Output,
 }
 
-impl ExplainArgs {
-    /// The question.
-    ///
-    /// # Errors
-    /// When the ends have no form that is known.
-    pub fn question(&self) -> Result<Question, FormError> {
-        let Ends { source, destination } = self.ends.parse()?;
-        Ok(Question {
-            source: source.to_string(),
-            destination: destination.to_string(),
-            vantage: Vantage::default(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -289,7 +287,7 @@ mod tests {
                     Command::Explain(args) => {
                         let Question {
                             source, destination, ..
-                        } = args.question().expect("a question");
+                        } = args.ends.question().expect("a question");
                         format!("{source} -> {destination}")
                     }
                     other => panic!("{other:?}"),

@@ -1,5 +1,6 @@
 //! Commands, options and help texts.
 
+mod bundle;
 mod diagnose;
 
 use std::ffi::OsString;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use bundle::{BundleArgs, BundleCommand, ReplayArgs, ReplayQuestion};
 pub use diagnose::{
     CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Stream,
     TraceArgs,
@@ -156,6 +158,18 @@ machine, and this is root, it is told what causeway trace says of them.
 The nodes need the image: causeway up has it, elsewhere causeway image build --from-binary makes one of the program
 testserver, and --image names it. Its entrypoint and path are /testserver.")]
     Connectivity(ConnectivityArgs),
+    /// Write all that explain and doctor go by into a file, or ask such a file
+    #[command(after_help = "Examples:
+  causeway bundle                                  # writes causeway-NODE-TIME.tar.gz into this directory
+  causeway bundle -o /tmp/node-1.tar.gz --since 30m
+  causeway bundle --config /var/lib/causeway/nodes/node-1/agent.yaml   # a node of `causeway up`
+  kubectl exec -n causeway POD -c agent -- causeway bundle -o - > node-1.tar.gz
+  causeway bundle replay node-1.tar.gz explain pod/client svc/web:80   # by anybody, anywhere
+Exit codes: 0 = everything is in it, 1 = something could not be had, which is told, 2 = there is no file.
+It has the Services, EndpointSlices and nodes of the cluster, the node's devices, routes, neighbours and tunnels, what is
+programmed, what doctor finds, the agent's status, metrics, configuration and log. No Secret, ConfigMap, environment,
+token or key is in it; names and addresses are. Only its owner may read the file.")]
+    Bundle(BundleArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),

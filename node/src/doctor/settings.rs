@@ -30,7 +30,7 @@ pub fn rules() -> netlink::Result<Vec<Finding>> {
     let tables = [(TABLE_LOCAL, "local"), (TABLE_MAIN, "main")];
     let lost = tables.into_iter().filter(|(table, _)| {
         let mut rules = rules.iter();
-        !rules.any(|rule| rule.is_for_all && rule.table == Some(*table))
+        !rules.any(|rule| rule.is_for_all() && rule.table() == Some(*table))
     });
     let told = lost.map(|(_, name)| {
         finding(

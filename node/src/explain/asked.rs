@@ -1,11 +1,12 @@
 //! What is asked: both ends of a packet, looked up.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{NodeName, Protocol};
 
 use super::names::{Known, Name, NameError, Place, Subject};
+use super::witness::Witness;
 use super::{End, Question};
 
 /// What both ends are, with addresses of one version of IP.
@@ -22,9 +23,13 @@ pub(super) struct Ends {
 ///
 /// # Errors
 /// When a name names nothing, or several things.
-pub(super) fn ends(question: &Question, known: &Known<'_>) -> Result<Ends, NameError> {
-    let source = sender(&question.source, known)?;
-    let destination = place(&question.destination, known)?;
+pub(super) fn ends(
+    question: &Question,
+    known: &Known<'_>,
+    node: &mut dyn Witness,
+) -> Result<Ends, NameError> {
+    let source = sender(&question.source, known, node)?;
+    let destination = place(&question.destination, known, node)?;
     let pair = destination.addresses.iter().find_map(|to| {
         let mut from = source.addresses.iter();
         Some((*from.find(|from| from.is_ipv4() == to.is_ipv4())?, *to))
@@ -57,7 +62,7 @@ pub(super) fn ends(question: &Question, known: &Known<'_>) -> Result<Ends, NameE
 }
 
 /// Who sends.
-fn sender(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
+fn sender(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place, NameError> {
     let name = Name::parse(text)?;
     let is_service = match &name.subject {
         Subject::Service(_) => true,
@@ -70,11 +75,11 @@ fn sender(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
             reason: "a Service sends nothing; name a pod, a node or an address".to_owned(),
         });
     }
-    place(text, known)
+    place(text, known, node)
 }
 
 /// What a name names; names that are no object's are asked of the node's resolver.
-fn place(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
+fn place(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place, NameError> {
     let name = Name::parse(text)?;
     let Subject::Dns(dns) = &name.subject else {
         return known.destination(&name);
@@ -83,9 +88,7 @@ fn place(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
         name: dns.clone(),
         reason,
     };
-    let resolved = (dns.as_str(), 0).to_socket_addrs();
-    let resolved = resolved.map_err(|error| not_here(format!("the node's resolver says: {error}")))?;
-    let addresses: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
+    let addresses: Vec<IpAddr> = node.resolve(dns).map_err(not_here)?;
     let Some(first) = addresses.first() else {
         return Err(not_here("it has no address".to_owned()));
     };

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use netlink::{Forwarding, Found, Kernel, Link, LinkKind, Lookup, Neighbour, Netlink, RouteKind};
+use netlink::{Forwarding, Found, Link, LinkKind, Lookup, Neighbour, RouteKind};
+
+use super::witness::{Seen, Witness};
 
 /// A packet, and where the routing tables send it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +37,8 @@ pub struct Sight {
 /// Looks a packet's way up.
 ///
 /// # Errors
-/// When the kernel does not answer.
-pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
+/// When it is not known.
+pub fn look(kernel: &mut dyn Witness, packet: Lookup) -> Seen<Sight> {
     let mut sight = Sight {
         routed: route(kernel, packet)?,
         next: None,
@@ -59,7 +61,7 @@ pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
     }
     let next = found.gateway.unwrap_or(packet.destination);
     sight.next = Some(next);
-    let neighbours = kernel.neighbours(Some(link.index))?;
+    let neighbours = kernel.neighbours(link.index)?;
     sight.neighbour = neighbours.into_iter().find(|neighbour| neighbour.address == next);
     let is_tunnel = matches!(link.kind, LinkKind::Vxlan(_));
     let mac = sight.neighbour.as_ref().and_then(|neighbour| neighbour.mac);
@@ -76,8 +78,8 @@ pub fn look(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Sight> {
 /// How packets leave that are wrapped for a node.
 ///
 /// # Errors
-/// When the kernel does not answer.
-pub fn wrapped(kernel: &mut Netlink, node: IpAddr) -> netlink::Result<Routed> {
+/// When it is not known.
+pub fn wrapped(kernel: &mut dyn Witness, node: IpAddr) -> Seen<Routed> {
     let outer = Lookup {
         destination: node,
         source: None,
@@ -87,7 +89,7 @@ pub fn wrapped(kernel: &mut Netlink, node: IpAddr) -> netlink::Result<Routed> {
     route(kernel, outer)
 }
 
-fn route(kernel: &mut Netlink, packet: Lookup) -> netlink::Result<Routed> {
+fn route(kernel: &mut dyn Witness, packet: Lookup) -> Seen<Routed> {
     let found = kernel.look_up(&packet)?;
     let mut link_at = |index| kernel.link_at(index);
     let arrives_by = packet.device.map(&mut link_at).transpose()?.flatten();

@@ -7,10 +7,11 @@
 //! shows it.
 //!
 //! The agent answers ([`explain()`]), since it knows the objects and stands in the node's network namespace. Without one
-//! the kernel alone is asked ([`without_agent`]).
+//! the kernel alone is asked ([`without_agent`]). Both ask a [`witness::Witness`]: the kernel, or what was read of it once.
 
 mod asked;
 pub mod compare;
+mod facts;
 pub mod kernel;
 pub mod look;
 pub mod names;
@@ -18,6 +19,7 @@ pub mod objects;
 mod passage;
 pub mod render;
 mod walk;
+pub mod witness;
 
 use std::net::IpAddr;
 
@@ -25,8 +27,9 @@ use model::{MacAddr, NodeName, ObjectName, Protocol};
 use overlay::pods::{Assigned, wiring};
 use serde::{Deserialize, Serialize};
 
+pub use facts::{Facts, WithoutAgent};
 pub use look::Vantage;
-pub use walk::{Facts, WithoutAgent, explain, without_agent};
+pub use walk::{explain, without_agent};
 
 /// What to ask the agent there.
 pub const PATH: &str = "/explain";
@@ -197,7 +200,7 @@ impl From<proxy::programmed::Entry> for Entry {
 }
 
 /// A pod of this node, by the book of addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodHere {
     /// Its name, where the runtime told.
     pub name: Option<ObjectName>,

@@ -1,10 +1,13 @@
 //! The fast path between pods: it takes TCP past this node's routes, neighbours and rules.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
 
 use ebpf::FastPathMaps;
 use ebpf::abi::pods::Hop;
-use model::{MacAddr, with_causes};
+use model::MacAddr;
+use netlink::Link;
+use serde::{Deserialize, Serialize};
 
 use super::objects::Way;
 use super::{Entry, Stage, Step};
@@ -33,15 +36,126 @@ pub fn look(maps: &FastPathMaps, device: &str, to: IpAddr) -> Result<Option<Foun
     Ok(remote.map(|remote| Found::Remote(remote.hop, remote.node.into())))
 }
 
+/// The maps, as they were read once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recorded {
+    /// Devices at which a program looks at what comes by them.
+    attached: Vec<String>,
+    /// Whether connections might begin at that moment.
+    lets_begin: bool,
+    pods: Vec<PodRow>,
+    remotes: Vec<RemoteRow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PodRow {
+    address: IpAddr,
+    hop: HopRow,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RemoteRow {
+    subnet: IpAddr,
+    /// How many of 128 bits count; addresses of IPv4 are mapped.
+    bits: u32,
+    node: IpAddr,
+    hop: HopRow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct HopRow {
+    device: u32,
+    mtu: u32,
+    there: MacAddr,
+    here: MacAddr,
+}
+
+impl From<Hop> for HopRow {
+    fn from(hop: Hop) -> Self {
+        Self {
+            device: hop.ifindex,
+            mtu: hop.mtu,
+            there: MacAddr(hop.there),
+            here: MacAddr(hop.here),
+        }
+    }
+}
+
+impl From<HopRow> for Hop {
+    fn from(row: HopRow) -> Self {
+        Self {
+            ifindex: row.device,
+            mtu: row.mtu,
+            there: row.there.0,
+            here: row.here.0,
+        }
+    }
+}
+
+impl Recorded {
+    /// Reads the maps that are pinned below `pin_dir`. None where nothing is.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn take(pin_dir: &Path, links: &[Link]) -> Result<Option<Self>, ebpf::Error> {
+        let Some(maps) = FastPathMaps::open(pin_dir)? else {
+            return Ok(None);
+        };
+        let names = links.iter().map(|link| link.name.clone());
+        let pods = maps.all_pods()?.into_iter().map(|(address, hop)| PodRow {
+            address,
+            hop: hop.into(),
+        });
+        let remotes = maps
+            .all_remotes()?
+            .into_iter()
+            .map(|(subnet, bits, remote)| RemoteRow {
+                subnet,
+                bits,
+                node: remote.node.into(),
+                hop: remote.hop.into(),
+            });
+        Ok(Some(Self {
+            attached: names.filter(|name| maps.is_attached(name)).collect(),
+            lets_begin: maps.lets_begin()?,
+            pods: pods.collect(),
+            remotes: remotes.collect(),
+        }))
+    }
+
+    /// As [`look`], where they are.
+    #[must_use]
+    pub fn look(&self, device: &str, to: IpAddr) -> Option<Found> {
+        if !self.lets_begin || !self.attached.iter().any(|attached| attached == device) {
+            return None;
+        }
+        if let Some(pod) = self.pods.iter().find(|pod| pod.address == to) {
+            return Some(Found::Pod(pod.hop.into()));
+        }
+        let remotes = self.remotes.iter().filter(|remote| remote.has(to));
+        let longest = remotes.max_by_key(|remote| remote.bits)?;
+        Some(Found::Remote(longest.hop.into(), longest.node))
+    }
+}
+
+impl RemoteRow {
+    fn has(&self, address: IpAddr) -> bool {
+        let number = |address: IpAddr| {
+            let mapped: Ipv6Addr = match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
+            };
+            u128::from(mapped)
+        };
+        let differs = number(self.subnet) ^ number(address);
+        differs.leading_zeros() >= self.bits
+    }
+}
+
 /// What both say of it. `index` is that of the device that the plan leads to, where there is one.
 #[must_use]
-pub fn step(
-    wanted: &Way,
-    to: IpAddr,
-    device: &str,
-    found: Result<Found, &ebpf::Error>,
-    index: Option<u32>,
-) -> Step {
+pub fn step(wanted: &Way, to: IpAddr, device: &str, found: Result<Found, &str>, index: Option<u32>) -> Step {
     let mut step = Step::new(Stage::FastPath, to.to_string());
     step.objects
         .push("TCP from pod to pod: past this node's routes, neighbours and rules".to_owned());
@@ -50,8 +164,7 @@ pub fn step(
     let found = match found {
         Ok(found) => found,
         Err(error) => {
-            step.unknown
-                .push(format!("its maps cannot be read: {}", with_causes(error)));
+            step.unknown.push(format!("its maps cannot be read: {error}"));
             return step;
         }
     };
@@ -106,5 +219,53 @@ pub fn pass_by(steps: &mut [Step]) {
     for step in steps.iter_mut().filter(is_passed) {
         let problems = std::mem::take(&mut step.problems);
         step.differences.extend(problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_maps_give_the_longest_subnet_and_pods_first() {
+        let hop = |device| HopRow {
+            device,
+            mtu: 1450,
+            there: MacAddr([2, 0, 0, 0, 0, 1]),
+            here: MacAddr([2, 0, 0, 0, 0, 2]),
+        };
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let remote = |subnet: &str, bits, device| RemoteRow {
+            subnet: address(subnet),
+            bits,
+            node: address("172.30.8.12"),
+            hop: hop(device),
+        };
+        let mut maps = Recorded {
+            attached: vec!["cw1".to_owned()],
+            lets_begin: true,
+            pods: vec![PodRow {
+                address: address("10.244.1.2"),
+                hop: hop(1),
+            }],
+            remotes: vec![
+                remote("10.244.0.0", 96 + 16, 2),
+                remote("10.244.3.0", 96 + 24, 3),
+                remote("fd00::", 64, 4),
+            ],
+        };
+        let device = |maps: &Recorded, by: &str, to: &str| {
+            maps.look(by, address(to)).map(|found| match found {
+                Found::Pod(hop) | Found::Remote(hop, _) => hop.ifindex,
+            })
+        };
+        assert_eq!(device(&maps, "cw1", "10.244.1.2"), Some(1));
+        assert_eq!(device(&maps, "cw1", "10.244.1.3"), Some(2));
+        assert_eq!(device(&maps, "cw1", "10.244.3.9"), Some(3));
+        assert_eq!(device(&maps, "cw1", "fd00::9"), Some(4));
+        assert_eq!(device(&maps, "cw1", "10.245.0.1"), None);
+        assert_eq!(device(&maps, "cw2", "10.244.1.2"), None);
+        maps.lets_begin = false;
+        assert_eq!(device(&maps, "cw1", "10.244.1.2"), None);
     }
 }

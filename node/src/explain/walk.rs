@@ -1,67 +1,29 @@
 //! The walk: names, then objects and kernel, there and back.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use ebpf::FastPathMaps;
-use model::{IpFamily, NodeName, Protocol, Snapshot, with_causes};
-use netlink::nft::Nft;
-use netlink::{Found, Kernel, Lookup, Netlink};
-use overlay::fast_path::foreign_filters;
-use overlay::plan::Plan;
+use model::{IpFamily, NodeName, Protocol};
+use netlink::{Found, Lookup};
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
-use proxy::plan::{FrontendAddress, FrontendKey, NodeContext};
-use proxy::programmed::{self, Client, LayerKind, Programmed, Wanted};
+use proxy::plan::{FrontendAddress, FrontendKey};
+use proxy::programmed::{self, Client, LayerKind, Wanted};
 use proxy::verdict::{Packet, Verdict};
 
 use super::asked::{Ends, ends};
 use super::compare::{self, Followed, Programming};
+use super::facts::{Facts, WithoutAgent};
 use super::kernel::{self, Sight};
 use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, intent, target_text};
 use super::passage;
+use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
 /// Endpoints whose way is looked at.
 const WAYS: usize = 4;
-
-/// What an agent knows.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// Its node.
-    pub node: NodeName,
-    /// The cluster.
-    pub snapshot: Arc<Snapshot>,
-    /// What plans are made by; none before the proxy's first sync, or where there is none.
-    pub context: Option<NodeContext>,
-    /// This node's pods.
-    pub pods: Vec<PodHere>,
-    /// Whose addresses were that are nobody's any more, and until when.
-    pub former: BTreeMap<IpAddr, String>,
-    /// What the kernel shall have for the pod network.
-    pub network: Option<Arc<Plan>>,
-    /// Where the socket hook is pinned; none where there shall be none.
-    pub pin_dir: Option<PathBuf>,
-    /// Why the packet rules are not read.
-    pub unread_rules: Option<String>,
-}
-
-/// What can be told of a node without its agent.
-#[derive(Clone, Debug, Default)]
-pub struct WithoutAgent {
-    /// This node's pods, as the agent has written them down.
-    pub pods: Vec<PodHere>,
-    /// Where the socket hook is pinned, as this process sees it.
-    pub pin_dir: PathBuf,
-    /// Why what the kernel has may not be the answer.
-    pub doubt: Option<String>,
-    /// What else somebody should know.
-    pub notes: Vec<String>,
-}
 
 /// Where a packet comes from, as this node sees it.
 struct Origin {
@@ -70,32 +32,36 @@ struct Origin {
     client: Client,
 }
 
-/// Answers a question with all that the agent knows. Blocks; in the network namespace of the calling thread.
+/// Answers a question with all that the agent knows, and what `node` saw of its kernel. Blocks.
 ///
 /// # Errors
 /// When a name names nothing, or several things.
-pub fn explain(question: &Question, facts: &Facts) -> Result<Explanation, NameError> {
+pub fn explain(question: &Question, facts: &Facts, node: &mut dyn Witness) -> Result<Explanation, NameError> {
     let known = Known {
         snapshot: Some(&facts.snapshot),
         pods: &facts.pods,
         former: Some(&facts.former),
     };
-    let ends = ends(question, &known)?;
-    Ok(Walk::new(&ends, &question.vantage, Knows::Agent(facts)).run(&ends))
+    let ends = ends(question, &known, node)?;
+    Ok(Walk::new(&ends, &question.vantage, Knows::Agent(facts)).run(&ends, node))
 }
 
-/// Answers a question by the kernel alone, in the network namespace of the calling thread.
+/// Answers a question by the kernel alone.
 ///
 /// # Errors
 /// When a name is no address and no pod's of this node.
-pub fn without_agent(question: &Question, known: &WithoutAgent) -> Result<Explanation, NameError> {
+pub fn without_agent(
+    question: &Question,
+    known: &WithoutAgent,
+    node: &mut dyn Witness,
+) -> Result<Explanation, NameError> {
     let names = Known {
         snapshot: None,
         pods: &known.pods,
         former: None,
     };
-    let ends = ends(question, &names)?;
-    Ok(Walk::new(&ends, &question.vantage, Knows::Kernel(known)).run(&ends))
+    let ends = ends(question, &names, node)?;
+    Ok(Walk::new(&ends, &question.vantage, Knows::Kernel(known)).run(&ends, node))
 }
 
 /// Who tells what there should be.
@@ -143,11 +109,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn run(mut self, ends: &Ends) -> Explanation {
-        if let Err(error) = self.look(ends) {
+    fn run(mut self, ends: &Ends, node: &mut dyn Witness) -> Explanation {
+        if let Err(unseen) = self.look(ends, node) {
             let mut step = Step::new(Stage::Route, ends.destination.address.to_string());
-            step.unknown
-                .push(format!("the kernel does not answer: {}", with_causes(&error)));
+            step.unknown.push(unseen.to_string());
             self.forward.push(step);
         }
         if let Knows::Kernel(known) = self.knows {
@@ -156,7 +121,7 @@ impl<'a> Walk<'a> {
             }
             self.notes.extend(known.notes.iter().cloned());
         }
-        self.note_filters();
+        self.note_filters(node);
         let steps: Vec<Step> = self.forward.iter().chain(&self.reverse).cloned().collect();
         let conclusion = Explanation::conclude(&steps);
         Explanation {
@@ -202,11 +167,9 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn look(&mut self, ends: &Ends) -> netlink::Result<()> {
-        let mut kernel = Netlink::open()?;
-        let addresses = kernel.addresses(None)?;
-        self.own = addresses.iter().map(|address| address.network.ip()).collect();
-        let origin = self.origin(&mut kernel, ends)?;
+    fn look(&mut self, ends: &Ends, kernel: &mut dyn Witness) -> Seen<()> {
+        self.own = kernel.addresses()?;
+        let origin = self.origin(kernel, ends)?;
         if let Some((index, name)) = &origin.device
             && kernel
                 .link_at(*index)?
@@ -229,7 +192,7 @@ impl<'a> Walk<'a> {
                 port,
                 protocol: ends.protocol,
             };
-            match self.service(&packet, &origin, ends.source_node.as_ref()) {
+            match self.service(kernel, &packet, &origin, ends.source_node.as_ref()) {
                 Some(Verdict::Forward { to, masquerade }) => {
                     is_masqueraded = masquerade;
                     let more = to.len().saturating_sub(WAYS);
@@ -247,13 +210,13 @@ impl<'a> Walk<'a> {
         }
         targets.dedup();
         for target in targets {
-            self.there_and_back(&mut kernel, &origin, target, is_masqueraded)?;
+            self.there_and_back(kernel, &origin, target, is_masqueraded)?;
         }
         Ok(())
     }
 
     /// By which device the packet comes to this node.
-    fn origin(&self, kernel: &mut Netlink, ends: &Ends) -> netlink::Result<Origin> {
+    fn origin(&self, kernel: &mut dyn Witness, ends: &Ends) -> Seen<Origin> {
         let here = self.facts().map(|facts| &facts.node);
         let way = self.way(self.source);
         let is_known_elsewhere = matches!(way, Way::Tunnel { .. } | Way::Gateway { .. });
@@ -322,6 +285,7 @@ impl<'a> Walk<'a> {
     /// What both engines say of the destination, and what becomes of the packet: by the objects, where they are known.
     fn service(
         &mut self,
+        kernel: &mut dyn Witness,
         packet: &Packet,
         origin: &Origin,
         source_node: Option<&NodeName>,
@@ -333,7 +297,7 @@ impl<'a> Walk<'a> {
         );
         let facts = self.facts();
         let intent = facts.and_then(|facts| Some(intent(&facts.snapshot, facts.context.as_ref()?, packet)));
-        let programming = self.programming(packet, intent.as_ref());
+        let programming = self.programming(kernel, packet, intent.as_ref());
         let followed = programming.follow(origin.client);
         let mut step = compare::service(&about, intent.as_ref(), &programming, origin.client, self.vantage);
         if let Some(facts) = facts.filter(|facts| facts.context.is_none()) {
@@ -375,7 +339,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What is programmed at the frontend that the packet meets.
-    fn programming(&self, packet: &Packet, intent: Option<&Intent>) -> Programming {
+    fn programming(&self, kernel: &mut dyn Witness, packet: &Packet, intent: Option<&Intent>) -> Programming {
         if let Some(reason) = self.facts().and_then(|facts| facts.unread_rules.clone()) {
             let has_owner = intent.is_none_or(|intent| intent.owner.is_some());
             return Programming {
@@ -396,14 +360,10 @@ impl<'a> Walk<'a> {
             (Some(_), None) => Wanted::Nothing,
             (Some(_), Some(owner)) => Wanted::Port(&owner.port, owner.frontend),
         };
-        let read = Programmed::read(self.pin_dir(), [key.family()]);
-        match read.and_then(|programmed| programmed.layers(&key, wanted)) {
+        match kernel.layers(self.pin_dir(), &key, wanted) {
             Ok(layers) => Programming { layers, unread: None },
-            Err(error) => Programming {
-                unread: Some(format!(
-                    "what is programmed cannot be read: {}",
-                    with_causes(&error)
-                )),
+            Err(reason) => Programming {
+                unread: Some(format!("what is programmed cannot be read: {reason}")),
                 ..Programming::default()
             },
         }
@@ -411,11 +371,11 @@ impl<'a> Walk<'a> {
 
     fn there_and_back(
         &mut self,
-        kernel: &mut Netlink,
+        kernel: &mut dyn Witness,
         origin: &Origin,
         target: IpAddr,
         is_masqueraded: bool,
-    ) -> netlink::Result<()> {
+    ) -> Seen<()> {
         let device = origin.device.as_ref().map(|(index, _)| *index);
         // Behind a source without a device there is no way in to be looked at.
         let is_own = self.own.contains(&self.source);
@@ -501,10 +461,10 @@ impl<'a> Walk<'a> {
     /// it leaves it to the stack, or nobody can say what it should do.
     fn passage(
         &self,
-        kernel: &mut Netlink,
+        kernel: &mut dyn Witness,
         device: Option<&str>,
         to: IpAddr,
-    ) -> netlink::Result<Option<(Step, Option<IpAddr>)>> {
+    ) -> Seen<Option<(Step, Option<IpAddr>)>> {
         let way = self.way(to);
         let out = match &way {
             Way::Pod { device, .. } | Way::Tunnel { device, .. } => device,
@@ -515,15 +475,11 @@ impl<'a> Walk<'a> {
         let (Some(device), Some(pin_dir), true) = (device, self.pin_dir(), self.is_tcp && is_direct) else {
             return Ok(None);
         };
-        let found = match FastPathMaps::open(pin_dir) {
-            Ok(Some(maps)) => passage::look(&maps, device, to),
-            Ok(None) => return Ok(None),
-            Err(error) => Err(error),
-        };
+        let found = kernel.fast_path(pin_dir, device, to);
         let found = match &found {
             Ok(None) => return Ok(None),
             Ok(Some(found)) => Ok(*found),
-            Err(error) => Err(error),
+            Err(reason) => Err(reason.as_str()),
         };
         let link = kernel.link_named(out)?;
         let index = link.as_ref().map(|link| link.index);
@@ -552,14 +508,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Rules of others may drop what all else lets pass.
-    fn note_filters(&mut self) {
-        let foreign = match Nft::open().and_then(|mut nft| foreign_filters(&mut nft)) {
+    fn note_filters(&mut self, kernel: &mut dyn Witness) {
+        let foreign = match kernel.foreign_chains() {
             Ok(foreign) => foreign,
-            Err(error) => {
-                self.notes.push(format!(
-                    "rules of others cannot be listed: {}",
-                    with_causes(&error)
-                ));
+            Err(reason) => {
+                self.notes
+                    .push(format!("rules of others cannot be listed: {reason}"));
                 return;
             }
         };
@@ -568,14 +522,14 @@ impl<'a> Walk<'a> {
             IpFamily::V6 => "ip6",
         };
         let concerns = |name: &str| name == family || matches!(name, "inet" | "netdev");
-        let foreign = foreign.iter().filter(|filter| concerns(filter.family));
+        let foreign = foreign.iter().filter(|filter| concerns(&filter.family));
         self.notes.extend(foreign.map(|filter| {
             format!(
                 "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated: {}",
                 filter.family,
                 filter.table,
                 filter.chain,
-                self.vantage.chain(filter.family, &filter.table, &filter.chain)
+                self.vantage.chain(&filter.family, &filter.table, &filter.chain)
             )
         }));
     }

@@ -1,6 +1,6 @@
 //! `causeway explain`: asks the agent of a node, and the kernel alone where none answers.
 
-mod vantage;
+pub mod vantage;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use netlink::{Kernel, Namespace, Netlink};
 use crate::ask::{Agent, AskError};
 use crate::cli::ExplainArgs;
 use crate::config::{Config, Datapath};
+use crate::explain::witness::Live;
 use crate::explain::{self, Answer, Explanation, PodHere, Question, Vantage, WithoutAgent};
 use crate::logs::tell;
 
@@ -21,7 +22,7 @@ use crate::logs::tell;
 /// When the question is not understood, or there is no agent to be meant.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Explanation> {
     let config = args.agent.load()?;
-    let question = args.question()?;
+    let question = args.ends.question()?;
     match crate::block_on(ask(&config.state_dir, &question))? {
         Ok(Answer::Explained(explanation)) => Ok(*explanation),
         Ok(Answer::NotUnderstood(reason)) => anyhow::bail!(reason),
@@ -31,19 +32,11 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Explanation> {
                 path.display()
             )
         }
-        Err(error @ AskError::Connect { .. }) => {
-            tell(format_args!("warning: {error}"));
-            of_namespace(&question, &config)
-        }
-        Err(error @ AskError::Silent { pid, .. }) => {
-            tell(format_args!("warning: {error}"));
-            of_silent(&question, &config, pid)
-        }
-        Err(error @ AskError::Stopped { pid }) => {
-            tell(format_args!("warning: {error}"));
-            of_silent(&question, &config, Some(pid))
-        }
         Err(error @ AskError::Answer { .. }) => Err(error.into()),
+        Err(error) => {
+            tell(format_args!("warning: {error}"));
+            Outlook::without_agent(&config, &error)?.explain(&question)
+        }
     }
 }
 
@@ -56,71 +49,110 @@ async fn ask(state_dir: &Path, question: &Question) -> Result<Answer, AskError> 
     agent.ask(explain::PATH, question).await
 }
 
-/// By the kernel alone, where an agent is that does not speak.
-fn of_silent(question: &Question, config: &Config, pid: Option<i32>) -> anyhow::Result<Explanation> {
-    let vantage = pid.map(vantage::on_process).unwrap_or_default();
-    let pin_dir = PathBuf::from(format!("{}{}", vantage.root, config.proxy.pin_dir.display()));
-    let question = Question {
-        // The pins' path has the root already.
-        vantage: Vantage {
-            root: String::new(),
-            ..vantage.clone()
-        },
-        ..question.clone()
-    };
-    let known = WithoutAgent {
-        pods: recorded(config)?,
-        pin_dir,
-        doubt: Some(
-            "the agent does not answer: what the objects say is not known, and only the kernel was asked"
-                .to_owned(),
-        ),
-        notes: Vec::new(),
-    };
-    let explain = || explain::without_agent(&question, &known);
-    Ok(match pid.filter(|_| !vantage.network.is_empty()) {
-        Some(pid) => Namespace::open(format!("/proc/{pid}/ns/net"))?.run(explain)?,
-        None => explain(),
-    }?)
+/// How a node is looked at whose agent does not tell anything.
+pub struct Outlook {
+    /// From where its kernel is looked at.
+    pub vantage: Vantage,
+    /// What is known of it beside.
+    pub known: WithoutAgent,
+    /// Its network namespace, where that is another one than the caller's.
+    pub namespace: Option<Namespace>,
 }
 
-/// By the kernel alone, where no agent runs: in the namespace where its pods' devices are.
-fn of_namespace(question: &Question, config: &Config) -> anyhow::Result<Explanation> {
-    let pods = recorded(config)?;
-    let place = place_of(&pods)?;
-    let network = match &place {
-        Place::Here | Place::NotFound => String::new(),
-        Place::Pinned { name, .. } => format!("ip netns exec {name}"),
-    };
-    let question = Question {
-        vantage: Vantage {
-            network,
-            root: String::new(),
-        },
-        ..question.clone()
-    };
-    let pin_dir = config.proxy.pin_dir.clone();
-    let mut notes = Vec::new();
-    if config.proxy.datapath == Datapath::Ebpf && !pin_dir.exists() {
-        notes.push(format!(
-            "the socket hook's maps are not looked at: there is no {} here; it may be in the node's own mount namespace",
-            pin_dir.display()
-        ));
+impl From<WithoutAgent> for Outlook {
+    fn from(known: WithoutAgent) -> Self {
+        Self {
+            vantage: Vantage::default(),
+            known,
+            namespace: None,
+        }
     }
-    let known = WithoutAgent {
-        pods,
-        pin_dir,
-        doubt: matches!(place, Place::NotFound).then(|| {
-            "the devices of the node's pods are in no network namespace that is known here: run it in the node's"
-                .to_owned()
-        }),
-        notes,
-    };
-    let explain = || explain::without_agent(&question, &known);
-    Ok(match &place {
-        Place::Here | Place::NotFound => explain(),
-        Place::Pinned { namespace, .. } => namespace.run(explain)?,
-    }?)
+}
+
+impl Outlook {
+    /// By what became of a question to its agent.
+    ///
+    /// # Errors
+    /// When the agent's book of pods cannot be read, or the node's network namespace cannot be opened.
+    pub fn without_agent(config: &Config, error: &AskError) -> anyhow::Result<Self> {
+        match error {
+            AskError::Silent { pid, .. } => Self::of_silent(config, *pid),
+            AskError::Stopped { pid } => Self::of_silent(config, Some(*pid)),
+            AskError::Connect { .. } | AskError::Answer { .. } => Self::of_namespace(config),
+        }
+    }
+
+    /// Where an agent is that does not speak.
+    fn of_silent(config: &Config, pid: Option<i32>) -> anyhow::Result<Self> {
+        let seen = pid.map(vantage::on_process).unwrap_or_default();
+        let known = WithoutAgent {
+            pods: recorded(config)?,
+            pin_dir: PathBuf::from(format!("{}{}", seen.root, config.proxy.pin_dir.display())),
+            doubt: Some(
+                "the agent does not answer: what the objects say is not known, and only the kernel was asked"
+                    .to_owned(),
+            ),
+            notes: Vec::new(),
+        };
+        let elsewhere = pid.filter(|_| !seen.network.is_empty());
+        let namespace = elsewhere.map(|pid| Namespace::open(format!("/proc/{pid}/ns/net")));
+        Ok(Self {
+            // The pins' path has the root already.
+            vantage: Vantage {
+                root: String::new(),
+                ..seen
+            },
+            known,
+            namespace: namespace.transpose()?,
+        })
+    }
+
+    /// Where no agent runs: in the namespace where its pods' devices are.
+    fn of_namespace(config: &Config) -> anyhow::Result<Self> {
+        let pods = recorded(config)?;
+        let place = place_of(&pods)?;
+        let pin_dir = config.proxy.pin_dir.clone();
+        let mut notes = Vec::new();
+        if config.proxy.datapath == Datapath::Ebpf && !pin_dir.exists() {
+            notes.push(format!(
+                "the socket hook's maps are not looked at: there is no {} here; it may be in the node's own mount namespace",
+                pin_dir.display()
+            ));
+        }
+        let known = WithoutAgent {
+            pods,
+            pin_dir,
+            doubt: matches!(place, Place::NotFound).then(|| {
+                "the devices of the node's pods are in no network namespace that is known here: run it in the node's"
+                    .to_owned()
+            }),
+            notes,
+        };
+        let (network, namespace) = match place {
+            Place::Here | Place::NotFound => (String::new(), None),
+            Place::Pinned { name, namespace } => (format!("ip netns exec {name}"), Some(namespace)),
+        };
+        Ok(Self {
+            vantage: Vantage {
+                network,
+                root: String::new(),
+            },
+            known,
+            namespace,
+        })
+    }
+
+    fn explain(&self, question: &Question) -> anyhow::Result<Explanation> {
+        let question = Question {
+            vantage: self.vantage.clone(),
+            ..question.clone()
+        };
+        let explain = || explain::without_agent(&question, &self.known, &mut Live::default());
+        Ok(match &self.namespace {
+            Some(namespace) => namespace.run(explain)?,
+            None => explain(),
+        }?)
+    }
 }
 
 /// This node's pods, as its agent has written them down.

@@ -10,7 +10,7 @@ use netlink::netns::PIN_DIRECTORY;
 use crate::explain::Vantage;
 
 /// The way to the namespaces of a process. Those of the caller need none.
-pub(super) fn on_process(pid: i32) -> Vantage {
+pub fn on_process(pid: i32) -> Vantage {
     let own = |kind: &str| inode(Path::new(&format!("/proc/self/ns/{kind}")));
     let its = |kind: &str| inode(Path::new(&format!("/proc/{pid}/ns/{kind}")));
     let network = its("net").filter(|its| Some(*its) != own("net"));

@@ -114,7 +114,8 @@ impl Netlink {
     pub fn look_up(&mut self, packet: &Lookup) -> Result<Found> {
         match self.socket.get(Message::GetRoute(route::encode_packet(packet))) {
             Ok(Some(Message::NewRoute(message))) => {
-                Ok(route::decode(message).map_or(Found::Other, Found::Route))
+                Ok(route::decode(message)
+                    .map_or(Found::Other, |found| Found::Route(route::usual_table(found))))
             }
             Ok(_) => Ok(Found::Other),
             Err(cause) => {

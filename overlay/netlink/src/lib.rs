@@ -9,6 +9,7 @@
 //! - [`qdisc`] limits what leaves through a device.
 //! - [`xfrm`] tells whether there is IPsec.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
+//! - [`Recording`] is what a namespace has, read once, and answers look-ups later and elsewhere as the kernel did.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
 //! - [`nft`] speaks nftables: typed rules and sets, transactions, read-back, repair; [`conntrack`] lists and forgets
 //!   tracked connections; [`sock_diag`] finds connected UDP sockets and ends them.
@@ -29,6 +30,7 @@ pub mod netns;
 mod nfnetlink;
 pub mod nft;
 pub mod qdisc;
+pub mod recording;
 pub mod route;
 pub mod rule;
 pub mod sock_diag;
@@ -45,6 +47,7 @@ pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan
 pub use neighbour::{Forwarding, Neighbour};
 pub use netns::Namespace;
 pub use qdisc::{RootQdisc, TokenBucket};
+pub use recording::Recording;
 pub use route::{Found, Lookup, Route, RouteFilter, RouteKind, Scope, Way};
 
 /// An Ethernet address.

@@ -6,12 +6,13 @@ use std::os::fd::AsRawFd;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::Mac;
 use crate::netns::Namespace;
 
 /// A network device, as the kernel tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// The kernel's number for it in its namespace.
     pub index: u32,
@@ -41,7 +42,7 @@ pub struct Link {
 }
 
 /// What a device is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinkKind {
     /// A hardware device, or the loopback: no `IFLA_INFO_KIND`.
     Physical,
@@ -56,7 +57,7 @@ pub enum LinkKind {
 }
 
 /// The settings of a VXLAN device (RFC 7348). All but `learning` are fixed at creation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vxlan {
     /// The network identifier; 0 with `collect_metadata`.
     pub vni: u32,

@@ -9,12 +9,13 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::RouteType;
+use serde::{Deserialize, Serialize};
 
 use crate::Mac;
 use crate::address::family;
 
 /// An IP address's MAC address on a link.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Index of the device.
     pub link: u32,
@@ -46,7 +47,7 @@ impl fmt::Display for Neighbour {
 }
 
 /// A forwarding entry of a device itself (`bridge fdb … self`), as VXLAN devices have them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Forwarding {
     /// Index of the VXLAN device.
     pub link: u32,

@@ -9,8 +9,10 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::address::family;
+use crate::rule::TABLE_LOCAL;
 
 /// The number of a nexthop object (`linux/rtnetlink.h`).
 const RTA_NH_ID: u16 = 30;
@@ -19,7 +21,7 @@ const RTA_NH_ID: u16 = 30;
 pub const TABLE_MAIN: u32 = 254;
 
 /// How far an address or a destination is away (`rtnetlink(7)`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// Anywhere.
     Universe,
@@ -54,7 +56,7 @@ impl From<Scope> for u8 {
 }
 
 /// What happens to packets that a route matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RouteKind {
     /// They are forwarded.
     Unicast,
@@ -93,7 +95,7 @@ impl From<RouteKind> for u8 {
 }
 
 /// A route. The kernel's key is destination, table and metric (and for IPv4 the type of service, which is not used).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Route {
     /// Destination.
     pub destination: IpNetwork,
@@ -288,7 +290,11 @@ pub(crate) fn encode_lookup_from(
 /// The question of a [`Lookup`], to be answered with the route that the table has.
 pub(crate) fn encode_packet(packet: &Lookup) -> RouteMessage {
     let mut message = encode_lookup(packet.destination);
-    message.header.flags = RouteFlags::FibMatch;
+    message.header.flags = match packet.destination {
+        // Which otherwise tells any table as `main`.
+        IpAddr::V4(_) => RouteFlags::FibMatch | RouteFlags::LookupTable,
+        IpAddr::V6(_) => RouteFlags::FibMatch,
+    };
     if let Some(source) = packet.source {
         message.header.source_prefix_length = bits(source);
         message.attributes.push(RouteAttribute::Source(source.into()));
@@ -366,6 +372,18 @@ pub(crate) fn encode(route: &Route) -> RouteMessage {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
     message
+}
+
+/// An answer of IPv4's, with the table that the route is in. As long as nobody adds rules, its tables `local` and `main` are
+/// one, and a route of either is told as one of `main` (`fib_get_table`).
+pub(crate) fn usual_table(mut route: Route) -> Route {
+    /// Of `linux/rtnetlink.h`.
+    const BROADCAST: RouteKind = RouteKind::Other(3);
+    let is_of_local = matches!(route.kind, RouteKind::Local | BROADCAST);
+    if route.destination.is_ipv4() && is_of_local && route.table == TABLE_MAIN {
+        route.table = TABLE_LOCAL;
+    }
+    route
 }
 
 /// `None` for what is not a route of ours to reason about: cached clones, multipath, other families.

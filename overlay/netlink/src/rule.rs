@@ -1,8 +1,12 @@
 //! Rules of policy routing: which packets look up which table (`ip rule`).
 
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 use netlink_packet_route::route::RouteHeader;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Operation, Result};
 use crate::kernel::Netlink;
@@ -10,15 +14,104 @@ use crate::kernel::Netlink;
 /// The table of this host's own addresses (`RT_TABLE_LOCAL`).
 pub const TABLE_LOCAL: u32 = 255;
 
-/// A rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A rule. A packet that is all that it asks for is its.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
+    /// It is for IPv6.
+    pub is_v6: bool,
     /// Rules are asked in the order of it.
     pub priority: u32,
+    /// What becomes of its packets.
+    pub action: Action,
+    /// It is for all packets but those that are what it asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inverted: bool,
+    /// Where they come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpNetwork>,
+    /// Where they go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<IpNetwork>,
+    /// The device that they came in by; `lo` for this host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrives_by: Option<String>,
+    /// The device that their socket is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves_by: Option<String>,
+    /// Their mark and which of its bits count; `(0, 0)`: whatever they have.
+    #[serde(default)]
+    pub mark: (u32, u32),
+    /// Users whose sockets send them, first and last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<(u32, u32)>,
+    /// Their type of service; 0: whatever they have.
+    #[serde(default)]
+    pub tos: u8,
+    /// They belong to a VRF, whose table it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_vrf: bool,
+    /// Routes whose prefixes are not longer than this are passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suppressed_bits: Option<u32>,
+    /// It asks, or does, more than is told here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+/// What becomes of the packets of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// They look up this table.
+    LookUp(u32),
+    /// The next rule is the first of this priority.
+    GoTo(u32),
+    /// Nothing.
+    Nothing,
+    /// They are dropped in silence.
+    Blackhole,
+    /// They are refused with "network unreachable".
+    Unreachable,
+    /// They are refused with "prohibited".
+    Prohibit,
+    /// Another of the kernel's numbers.
+    Other(u8),
+}
+
+impl Rule {
     /// The table that is looked up; none where the rule does something else.
-    pub table: Option<u32>,
-    /// It is for every packet.
-    pub is_for_all: bool,
+    #[must_use]
+    pub const fn table(&self) -> Option<u32> {
+        match self.action {
+            Action::LookUp(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// It is for every packet, and nothing that its table says is passed over.
+    #[must_use]
+    pub fn is_for_all(&self) -> bool {
+        let Self {
+            is_v6: _,
+            priority: _,
+            action: _,
+            inverted,
+            source,
+            destination,
+            arrives_by,
+            leaves_by,
+            mark,
+            users,
+            tos,
+            of_vrf,
+            suppressed_bits,
+            more,
+        } = self;
+        let asks_ends = source.is_some() || destination.is_some();
+        let asks_devices = arrives_by.is_some() || leaves_by.is_some() || *of_vrf;
+        let asks_else = *mark != (0, 0) || users.is_some() || *tos != 0 || *more;
+        !(*inverted || asks_ends || asks_devices || asks_else || suppressed_bits.is_some())
+    }
 }
 
 impl Netlink {
@@ -27,8 +120,13 @@ impl Netlink {
     /// # Errors
     /// When the kernel has no policy routing, or does not answer.
     pub fn rules(&mut self) -> Result<Vec<Rule>> {
+        self.rules_of(AddressFamily::Inet)
+    }
+
+    /// The rules of a version of IP, in the order in which they are asked.
+    pub(crate) fn rules_of(&mut self, family: AddressFamily) -> Result<Vec<Rule>> {
         let mut request = RuleMessage::default();
-        request.header.family = AddressFamily::Inet;
+        request.header.family = family;
         let messages = self.socket.dump(Message::GetRule(request));
         let messages = messages.map_err(Error::of(Operation::ListRules, ""))?;
         Ok(messages
@@ -42,23 +140,55 @@ impl Netlink {
 }
 
 fn decode(message: &RuleMessage) -> Rule {
+    let header = &message.header;
     let mut rule = Rule {
+        is_v6: header.family == AddressFamily::Inet6,
         priority: 0,
-        table: Some(u32::from(message.header.table)),
-        is_for_all: message.header.tos == 0,
+        action: Action::Nothing,
+        inverted: header.flags.contains(RuleFlags::Invert),
+        source: None,
+        destination: None,
+        arrives_by: None,
+        leaves_by: None,
+        mark: (0, 0),
+        users: None,
+        tos: header.tos,
+        of_vrf: false,
+        suppressed_bits: None,
+        more: false,
     };
+    let mut table = u32::from(header.table);
+    let mut target = 0;
+    let network = |address: IpAddr, bits| IpNetwork::new(address, bits).ok();
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
-            RuleAttribute::Table(table) => rule.table = Some(*table),
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Goto(priority) => target = *priority,
+            RuleAttribute::Source(address) => rule.source = network(*address, header.src_len),
+            RuleAttribute::Destination(address) => rule.destination = network(*address, header.dst_len),
+            RuleAttribute::Iifname(name) => rule.arrives_by = Some(name.clone()),
+            RuleAttribute::Oifname(name) => rule.leaves_by = Some(name.clone()),
+            RuleAttribute::FwMark(mark) => rule.mark.0 = *mark,
+            RuleAttribute::FwMask(mask) => rule.mark.1 = *mask,
+            RuleAttribute::UidRange(users) => rule.users = Some((users.start, users.end)),
+            RuleAttribute::L3MDev(is_on) => rule.of_vrf = *is_on,
             // Who made it, and the kernel's way to say that nothing is suppressed.
             RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
-            _ => rule.is_for_all = false,
+            RuleAttribute::SuppressPrefixLen(bits) => rule.suppressed_bits = Some(*bits),
+            _ => rule.more = true,
         }
     }
-    let looks_up = message.header.action == RuleAction::ToTable;
-    rule.table = rule
-        .table
-        .filter(|table| looks_up && *table != u32::from(RouteHeader::RT_TABLE_UNSPEC));
+    let unspecified = u32::from(RouteHeader::RT_TABLE_UNSPEC);
+    rule.action = match header.action {
+        RuleAction::ToTable if table == unspecified => Action::Nothing,
+        RuleAction::ToTable => Action::LookUp(table),
+        RuleAction::Goto => Action::GoTo(target),
+        RuleAction::Nop => Action::Nothing,
+        RuleAction::Blackhole => Action::Blackhole,
+        RuleAction::Unreachable => Action::Unreachable,
+        RuleAction::Prohibit => Action::Prohibit,
+        other => Action::Other(other.into()),
+    };
     rule
 }

@@ -256,6 +256,18 @@ impl Datapath for Iptables {
 /// What takes everything of the proxy's away, in one variant.
 type VariantRemoval = (Programs, Result<Edits, Error>);
 
+/// All that the installed programs of both versions of IP have, as they print it, for people.
+pub fn saved() -> Result<String, Error> {
+    let mut text = String::new();
+    for family in [IpFamily::V4, IpFamily::V6] {
+        for programs in Programs::installed(family)? {
+            let saved = programs.save_text()?;
+            text += &format!("# {family}, {:?}\n{saved}", programs.variant());
+        }
+    }
+    Ok(text)
+}
+
 fn removals(family: IpFamily) -> Result<Vec<VariantRemoval>, Error> {
     let installed = Programs::installed(family)?.into_iter();
     let removal = |programs: Programs| {

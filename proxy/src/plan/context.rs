@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use model::{IpFamily, NodeName, Text};
+use serde::{Deserialize, Serialize};
 
 use super::Masquerade;
 
 /// What a plan knows of the node that it is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeContext {
     /// The node's name: endpoints with it are local.
     pub name: NodeName,
@@ -39,7 +40,7 @@ pub struct NodeContext {
 
 /// How packets from pods are told from others (kube-proxy's `--detect-local-mode`). Everyone who is no pod is
 /// masqueraded at ClusterIPs, so that answers come back through this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LocalTraffic {
     /// They are not: nobody is masqueraded at ClusterIPs, and no client has a pod's short cut.
     Unknown,
@@ -52,7 +53,7 @@ pub enum LocalTraffic {
 }
 
 /// On which of the node's addresses node ports are served (kube-proxy's `--nodeport-addresses`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodePortAddresses {
     /// All.
     #[default]

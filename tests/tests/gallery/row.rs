@@ -273,6 +273,10 @@ impl Ask {
                 await_that(&format!("explain {ends}: {words:?}"), || {
                     let output = world.ask("explain", &ends.split(' ').collect::<Vec<_>>(), &[*node])?;
                     said(&output, *code, &words)
+                })?;
+                // What is put right meanwhile, and broken again, may differ.
+                await_that(&format!("a bundle explains {ends} as the node does"), || {
+                    world.bundle_explains_alike(*node, &ends)
                 })
             }
             Self::Trace(from, ends, code, words) => {

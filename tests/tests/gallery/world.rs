@@ -240,6 +240,25 @@ impl World {
         process::run_in(&Place::default(), &mut causeway, b"")
     }
 
+    /// Whether a bundle of a node explains the same, word for word, as the node does.
+    ///
+    /// # Errors
+    /// With both, where they differ, and when there is no bundle.
+    pub fn bundle_explains_alike(&self, node: u8, ends: &str) -> anyhow::Result<()> {
+        let path = self.cluster.state_dir().join(format!("cwt-bundle-{node}.tar.gz"));
+        let file = path.to_str().context("a path of UTF-8")?;
+        let made = self.ask("bundle", &["--force", "-o", file], &[node])?;
+        ensure!(matches!(made.status.code(), Some(0 | 1)), "{made:?}");
+        let ends: Vec<&str> = ends.split(' ').collect();
+        let live = self.ask("explain", &ends, &[node])?;
+        let replayed = self.ask("bundle", &[&["replay", file, "explain"], &ends[..]].concat(), &[])?;
+        ensure!(
+            (replayed.status.code(), &replayed.stdout) == (live.status.code(), &live.stdout),
+            "{replayed:?}\n{live:?}"
+        );
+        Ok(())
+    }
+
     /// What doctor finds on a node.
     ///
     /// # Errors

@@ -155,7 +155,12 @@ impl Programs {
 
     /// All tables that exist. x_tables makes a table for whoever asks for it by name, so none is named.
     pub fn save_all(&self) -> Result<Ruleset, Error> {
-        Ok(Ruleset::parse(&self.run(&self.save, "all tables", &[], "")?))
+        Ok(Ruleset::parse(&self.save_text()?))
+    }
+
+    /// The same as the program prints it.
+    pub fn save_text(&self) -> Result<String, Error> {
+        self.run(&self.save, "all tables", &[], "")
     }
 
     /// These tables, which exist from then on.

@@ -116,7 +116,7 @@ impl Elements {
         self.0.get(key).map(Data::unpack)
     }
 
-    pub(super) fn insert(&mut self, key: &[u8], data: &Data) {
+    pub(crate) fn insert(&mut self, key: &[u8], data: &Data) {
         self.0.insert(key, &data.pack());
     }
 
@@ -128,7 +128,7 @@ impl Elements {
         self.0.iter().map(|(key, _)| key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Data)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Data)> {
         self.0.iter().map(|(key, data)| (key, Data::unpack(data)))
     }
 
@@ -203,6 +203,11 @@ impl Name {
             Self::ClusterIps => "cluster-ips",
             Self::Affinity => "affinity",
         }
+    }
+
+    /// The one that has this name.
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|name| name.text() == text)
     }
 
     /// Its definition.

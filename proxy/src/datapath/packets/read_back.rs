@@ -25,26 +25,31 @@ const READ: [Name; 5] = [
 /// The table of one version of IP.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    family: IpFamily,
+    pub(crate) family: IpFamily,
     table: Table,
-    is_there: bool,
-    mirror: Mirror,
+    pub(crate) is_there: bool,
+    pub(crate) mirror: Mirror,
     /// Comments and handles of the rules that look frontends up.
-    rules: Vec<(String, u64)>,
+    pub(crate) rules: Vec<(String, u64)>,
 }
 
 impl Rules {
+    /// One that is not there.
+    pub(crate) fn absent(family: IpFamily) -> Self {
+        Self {
+            family,
+            table: layout::table(nft_family(family)),
+            is_there: false,
+            mirror: Mirror::new(),
+            rules: Vec::new(),
+        }
+    }
+
     /// Reads it; one that is not there has nothing.
     pub(crate) fn read(family: IpFamily) -> Result<Self, nft::Error> {
         let mut nft = Nft::open()?;
-        let table = layout::table(nft_family(family));
-        let mut rules = Self {
-            family,
-            is_there: nft.has_table(&table)?,
-            table,
-            mirror: Mirror::new(),
-            rules: Vec::new(),
-        };
+        let mut rules = Self::absent(family);
+        rules.is_there = nft.has_table(&rules.table)?;
         if rules.is_there {
             rules.mirror = read_mirror(&mut nft, &rules.table, READ)?;
             let of_services = nft.rules(&rules.table)?.into_iter();

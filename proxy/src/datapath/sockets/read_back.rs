@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 
 use ebpf::ServiceMaps;
 use ebpf::abi::service::{Endpoint, Frontend, FrontendKey as HookKey, SlotKey, flags};
@@ -12,8 +13,50 @@ use crate::Error;
 use crate::plan::{Admits, FrontendKey, PortPlan, Target};
 use crate::programmed::{At, Entry, Layer, LayerKind, Rule, Treatment, Wanted, text};
 
+/// The hook's maps, as they are or as they were read once.
+pub(crate) trait HookMaps {
+    /// How many links of programs to cgroups are pinned.
+    fn links(&self) -> usize;
+    /// Where `FRONTENDS` is pinned.
+    fn frontends_pin(&self) -> PathBuf;
+    /// All keys of `FRONTENDS`.
+    fn frontends(&self) -> Result<Vec<HookKey>, Error>;
+    /// What `FRONTENDS` has for a frontend.
+    fn frontend(&self, key: &HookKey) -> Result<Option<Frontend>, Error>;
+    /// What `SLOTS` has at a place of a list.
+    fn slot(&self, key: &SlotKey) -> Result<Option<u32>, Error>;
+    /// What `ENDPOINTS` has under an id.
+    fn endpoint(&self, id: u32) -> Result<Option<Endpoint>, Error>;
+}
+
+impl HookMaps for ServiceMaps {
+    fn links(&self) -> usize {
+        self.links()
+    }
+
+    fn frontends_pin(&self) -> PathBuf {
+        self.frontends_pin()
+    }
+
+    fn frontends(&self) -> Result<Vec<HookKey>, Error> {
+        Ok(self.frontends()?)
+    }
+
+    fn frontend(&self, key: &HookKey) -> Result<Option<Frontend>, Error> {
+        Ok(self.frontend(key)?)
+    }
+
+    fn slot(&self, key: &SlotKey) -> Result<Option<u32>, Error> {
+        Ok(self.slot(key)?)
+    }
+
+    fn endpoint(&self, id: u32) -> Result<Option<Endpoint>, Error> {
+        Ok(self.endpoint(id)?)
+    }
+}
+
 /// What the maps have for a frontend.
-pub(crate) fn layer(maps: &ServiceMaps, key: &FrontendKey, wanted: Wanted<'_>) -> Result<Layer, Error> {
+pub(crate) fn layer(maps: &impl HookMaps, key: &FrontendKey, wanted: Wanted<'_>) -> Result<Layer, Error> {
     let mut entries = vec![links(maps)];
     let found = match to_abi(key) {
         Some(hook_key) => look_up(maps, &hook_key, key, &mut entries)?,
@@ -50,11 +93,11 @@ fn key_bytes(key: &HookKey) -> Vec<u8> {
 }
 
 /// The frontends that the maps know.
-pub(crate) fn frontends(maps: &ServiceMaps) -> Result<Vec<FrontendKey>, Error> {
+pub(crate) fn frontends(maps: &impl HookMaps) -> Result<Vec<FrontendKey>, Error> {
     Ok(maps.frontends()?.iter().filter_map(from_abi).collect())
 }
 
-fn links(maps: &ServiceMaps) -> Entry {
+fn links(maps: &impl HookMaps) -> Entry {
     Entry {
         place: "pinned links".to_owned(),
         key: "programs attached to cgroups".to_owned(),
@@ -63,7 +106,7 @@ fn links(maps: &ServiceMaps) -> Entry {
 }
 
 fn look_up(
-    maps: &ServiceMaps,
+    maps: &impl HookMaps,
     hook_key: &HookKey,
     key: &FrontendKey,
     entries: &mut Vec<Entry>,
@@ -91,7 +134,7 @@ fn look_up(
 
 /// The endpoints that slots of a list lead to. A slot that leads nowhere adds none.
 fn list(
-    maps: &ServiceMaps,
+    maps: &impl HookMaps,
     frontend: &Frontend,
     first: u16,
     count: u16,

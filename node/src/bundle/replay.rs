@@ -1,0 +1,215 @@
+//! What a bundle says to a question that somebody would have asked the node: by the same code, without the node.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Context;
+use netlink::Recording;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{Bundle, part};
+use crate::agent::naming::{Named, NamedEndpoint};
+use crate::cli::Output;
+use crate::explain::witness::{Programs, Recorded};
+use crate::explain::{self, Explanation, Facts, Question, WithoutAgent};
+use crate::findings::Report;
+use crate::logs::printable;
+
+impl Bundle {
+    /// A part that must be there.
+    fn part<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<T> {
+        let Some(content) = self.parts.get(name) else {
+            let reason = self.manifest.missing.get(name);
+            anyhow::bail!(
+                "the bundle has no {name}: {}",
+                reason.map_or("it was never in it", String::as_str)
+            );
+        };
+        serde_json::from_slice(content).with_context(|| format!("read {name}"))
+    }
+
+    /// Whose it is, and of when.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let manifest = &self.manifest;
+        format!("as recorded of {} at {}", manifest.node, manifest.made)
+    }
+
+    /// What becomes of a packet, as `causeway explain` told it.
+    ///
+    /// # Errors
+    /// When the question is not understood, or the bundle lacks what is needed.
+    pub fn explain(&self, question: &Question) -> anyhow::Result<Explanation> {
+        let question = Question {
+            vantage: self.manifest.vantage.clone(),
+            ..question.clone()
+        };
+        let network: Recording = self.part(part::NETWORK)?;
+        let programs: Programs = self.part(part::PROGRAMS)?;
+        let mut node = Recorded::new(&network, &programs);
+        Ok(if self.parts.contains_key(part::AGENT) {
+            explain::explain(&question, &self.facts()?, &mut node)?
+        } else {
+            let known: WithoutAgent = self.part(part::WITHOUT_AGENT)?;
+            explain::without_agent(&question, &known, &mut node)?
+        })
+    }
+
+    fn facts(&self) -> anyhow::Result<Facts> {
+        let mut agent: Value = self.part(part::AGENT)?;
+        let mut facts = agent["facts"].take();
+        facts["snapshot"] = self.part(part::OBJECTS)?;
+        Facts::deserialize(facts).with_context(|| format!("read {}", part::AGENT))
+    }
+
+    /// What `causeway doctor` found.
+    ///
+    /// # Errors
+    /// When no agent answered: as the live command says it.
+    pub fn doctor(&self) -> anyhow::Result<Report> {
+        if let (None, Some(reason)) = (
+            self.parts.get(part::DOCTOR),
+            self.manifest.missing.get(part::DOCTOR),
+        ) {
+            anyhow::bail!("{reason}");
+        }
+        self.part(part::DOCTOR)
+    }
+
+    /// How the agent's parts and watches did.
+    ///
+    /// # Errors
+    /// When no agent answered.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        Ok(Status {
+            node: self.manifest.node.clone(),
+            health: self.part(part::STATUS)?,
+        })
+    }
+
+    /// What addresses were called.
+    ///
+    /// # Errors
+    /// When no agent answered.
+    pub fn names(&self) -> anyhow::Result<Names> {
+        Ok(Names {
+            named: self.part(part::NAMES)?,
+            former: self.facts()?.former,
+        })
+    }
+}
+
+/// How the agent's parts and watches did, as its health checks say it.
+#[derive(Debug)]
+pub struct Status {
+    node: String,
+    health: Value,
+}
+
+impl Status {
+    /// Parts and watches, each with its kind, name and state.
+    fn states(&self) -> impl Iterator<Item = (&'static str, &String, &Value)> {
+        let kinds = [("part", "parts"), ("watch", "watches")];
+        kinds.into_iter().flat_map(|(kind, field)| {
+            let states = self.health[field].as_object().into_iter().flatten();
+            states.map(move |(name, state)| (kind, name, state))
+        })
+    }
+
+    /// Whether something fails.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.states().any(|(_, _, state)| state["state"] == "failing")
+    }
+
+    /// In the form that was asked for.
+    #[must_use]
+    pub fn render(&self, output: Output) -> String {
+        match output {
+            Output::Json => format!("{:#}\n", self.health),
+            Output::Text => self.text(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (kind, name, state) in self.states() {
+            let word = |field: &str| state[field].as_str().unwrap_or_default();
+            let mut line = format!("{:<8} {kind} {name}", word("state"));
+            if let Some(seconds) = state["seconds"].as_u64() {
+                line += &format!(", for {seconds} s: {}", word("error"));
+            }
+            if let Some(restarts @ 1..) = state["restarts"].as_u64() {
+                line += &format!(", restarted {restarts} times");
+            }
+            let _infallible = writeln!(text, "{}", printable(&line));
+        }
+        let fast_path = &self.health["fastPath"];
+        let word = |field: &str| fast_path[field].as_str().unwrap_or_default();
+        let reason = Some(word("reason")).filter(|reason| !reason.is_empty());
+        let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let _infallible = writeln!(
+            text,
+            "{}",
+            printable(&format!("fast path {}{reason}", word("state")))
+        );
+        let verdict = if self.is_wrong() {
+            "something fails"
+        } else {
+            "nothing fails"
+        };
+        let _infallible = writeln!(text, "{}: {verdict}", printable(&self.node));
+        text
+    }
+}
+
+/// What addresses were called, and those that had been somebody's.
+#[derive(Debug)]
+pub struct Names {
+    named: Named,
+    former: BTreeMap<IpAddr, String>,
+}
+
+impl Names {
+    /// In the form that was asked for.
+    #[must_use]
+    pub fn render(&self, output: Output) -> String {
+        match output {
+            Output::Json => {
+                let mut json = json!(self.named);
+                json["former"] = json!(self.former);
+                format!("{json:#}\n")
+            }
+            Output::Text => self.text(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let at = |endpoint: &NamedEndpoint| {
+            let address = SocketAddr::new(endpoint.address, endpoint.port);
+            format!("{address}/{}", endpoint.protocol)
+        };
+        let mut lines: Vec<String> = Vec::new();
+        for service in &self.named.services {
+            let count = service.endpoints.len();
+            let plural = if count == 1 { "" } else { "s" };
+            let frontends = service.frontends.iter();
+            lines.extend(frontends.map(|frontend| {
+                format!(
+                    "{}  Service {}, {count} endpoint{plural}",
+                    at(frontend),
+                    service.name
+                )
+            }));
+        }
+        lines.sort_unstable();
+        let pods = self.named.pods.iter();
+        lines.extend(pods.map(|pod| format!("{}  pod {}", pod.address, pod.name)));
+        let former = self.former.iter();
+        lines.extend(former.map(|(address, name)| format!("{address}  {name}")));
+        lines.iter().map(|line| printable(line) + "\n").collect()
+    }
+}
