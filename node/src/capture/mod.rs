@@ -1,6 +1,7 @@
 //! `causeway capture`: packets of a pod, at each device that they pass on this machine, as one file of several interfaces.
 //!
 //! - [`places`]: the devices.
+//! - [`link_layer`]: what their packets begin with.
 //! - [`filter`]: whose packets, decided in the kernel.
 //! - [`pcapng`]: the file.
 //! - [`dissect`]: a packet in a line.
@@ -14,6 +15,7 @@ mod drops;
 mod filter;
 #[cfg(test)]
 mod frames;
+mod link_layer;
 mod pcapng;
 mod places;
 
@@ -43,6 +45,7 @@ use crate::trace_cli::Known;
 use dissect::Headers;
 use drops::Drops;
 use filter::Wanted;
+use link_layer::LinkLayer;
 use places::Place;
 
 /// How soon it is seen that it shall end.
@@ -126,6 +129,7 @@ impl Captured {
 /// A device that is read.
 struct Source {
     place: Place,
+    layer: LinkLayer,
     socket: PacketSocket,
     packets: u64,
     missed: u64,
@@ -172,26 +176,9 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         true => Some(Drops::start(&followed, names.clone())?),
         false => None,
     };
-    let program = filter::program(&wanted);
-    ensure!(
-        program.len() <= packet_socket::MOST_INSTRUCTIONS,
-        "{} addresses and ports are too many for a filter in the kernel: name an endpoint, or a port",
-        wanted.ends.len() + wanted.others.len() + wanted.ports.len()
-    );
     let mut sources = Vec::with_capacity(places.len());
     for place in places {
-        let opened = place
-            .found
-            .namespace
-            .run(|| PacketSocket::open(place.device, &program))?;
-        let socket = opened.with_context(|| format!("capture at {}", place.name))?;
-        sources.push(Source {
-            place,
-            socket,
-            packets: 0,
-            missed: 0,
-            is_over: false,
-        });
+        sources.extend(Source::open(place, &wanted)?);
     }
     match write(args, shutdown, &mut sources, &mut drops) {
         // A reader that has seen enough is no fault.
@@ -212,6 +199,38 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         lost_events,
         file: args.write.clone().filter(|file| file != Path::new("-")),
     })
+}
+
+impl Source {
+    /// Reads a device from here on. None where it is not known what its packets begin with, which is told.
+    fn open(place: Place, wanted: &Wanted) -> anyhow::Result<Option<Self>> {
+        let opened = place.found.namespace.run(|| PacketSocket::open(place.device))?;
+        let at = || format!("capture at {}", place.name);
+        let socket = opened.with_context(at)?;
+        let hardware_type = socket.hardware_type().with_context(at)?;
+        let Some(layer) = LinkLayer::of(hardware_type) else {
+            tell(format_args!(
+                "warning: {} is left out: packets of its hardware type, {hardware_type}, are not read",
+                printable(&place.name)
+            ));
+            return Ok(None);
+        };
+        let program = filter::program(wanted, layer);
+        ensure!(
+            program.len() <= packet_socket::MOST_INSTRUCTIONS,
+            "{} addresses and ports are too many for a filter in the kernel: name an endpoint, or a port",
+            wanted.ends.len() + wanted.others.len() + wanted.ports.len()
+        );
+        socket.hear(&program).with_context(at)?;
+        Ok(Some(Self {
+            place,
+            layer,
+            socket,
+            packets: 0,
+            missed: 0,
+            is_over: false,
+        }))
+    }
 }
 
 /// All that is written.
@@ -305,7 +324,7 @@ fn capture(
     drops: &mut Option<Drops>,
     sink: &mut Sink,
 ) -> io::Result<()> {
-    let deadline = args.follow.map(|time| Instant::now() + time);
+    let deadline = args.duration.map(|time| Instant::now() + time);
     let snap_length = usize::try_from(args.snaplen).map_err(io::Error::other)?;
     let mut left = args.count.map_or(u64::MAX, NonZeroU64::get);
     let mut remembered: VecDeque<(Headers, Vec<u8>)> = VecDeque::new();
@@ -335,13 +354,14 @@ fn capture(
             left -= 1;
             let source = &mut sources[frame.source];
             source.packets += 1;
-            let headers = dissect::headers(&frame.bytes).filter(|_| !source.place.is_bare);
+            let framed = source.layer.framed(&frame.bytes);
+            let headers = dissect::headers(&framed);
             sink.packet(source, &frame, headers.as_ref())?;
             if let (Some(_), Some(headers)) = (&drops, headers) {
                 if remembered.len() == REMEMBERED {
                     remembered.pop_front();
                 }
-                remembered.push_back((headers, frame.bytes));
+                remembered.push_back((headers, framed.into_owned()));
             }
         }
         if let Some(drops) = drops {
@@ -465,10 +485,7 @@ impl Sink {
         let interfaces = sources.iter().map(|source| pcapng::Interface {
             name: source.place.name.clone(),
             description: source.place.description.clone(),
-            link_type: match source.place.is_bare {
-                true => pcapng::RAW_IP,
-                false => pcapng::ETHERNET,
-            },
+            link_type: source.layer.link_type(),
             snap_length: args.snaplen,
         });
         let drops = with_drops.then(|| pcapng::Interface {

@@ -61,7 +61,7 @@ pub struct TraceArgs {
     pub timeout: Duration,
     /// How long to follow the connection after its first packet; until its reply by default, one second at the most
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
-    pub follow: Option<Duration>,
+    pub duration: Option<Duration>,
     /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
     /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
@@ -180,7 +180,7 @@ pub struct CaptureArgs {
     pub write: Option<PathBuf>,
     /// How long to capture, for example 10s; until it is interrupted by default
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
-    pub follow: Option<Duration>,
+    pub duration: Option<Duration>,
     /// How many packets to capture, of all devices together
     #[arg(long, value_name = "NUMBER")]
     pub count: Option<NonZeroU64>,

@@ -30,6 +30,7 @@ fn dropped(at: &str, source_pod: Option<&str>, destination_pod: Option<&str>) ->
             ethertype: 0x0800,
             protocol: Some(Protocol::UDP),
             opens: false,
+            wrapped: false,
             source: Some("10.244.1.2".parse().expect("an address")),
             source_port: None,
             destination: Some("10.244.1.3".parse().expect("an address")),

@@ -207,7 +207,7 @@ impl Watch {
             // What is lost while this thinks about what it has is nothing that it looks for.
             let gaps = self.session.gaps()?;
             if seen == 0 && !hops.is_empty() {
-                deadline = Instant::now() + args.follow.unwrap_or(SETTLE);
+                deadline = Instant::now() + args.duration.unwrap_or(SETTLE);
             }
             if let Some(sent) = ended.map(Sending::finish)
                 && hops.is_empty()
@@ -216,7 +216,7 @@ impl Watch {
                 sent?;
                 deadline = deadline.min(Instant::now() + SETTLE);
             }
-            let is_told = args.follow.is_none()
+            let is_told = args.duration.is_none()
                 && hops.len() > seen
                 && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
             if is_told || hops.len() >= MOST_HOPS || now >= deadline || is_interrupted {
