@@ -14,7 +14,7 @@ mod drops;
 mod filter;
 #[cfg(test)]
 mod frames;
-mod pcapng;
+pub mod pcapng;
 mod places;
 
 use std::collections::{BTreeSet, VecDeque};

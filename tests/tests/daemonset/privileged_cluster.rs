@@ -169,7 +169,10 @@ fn not_working(health: &Value) -> Vec<String> {
 
 fn processes_have_the_rights_of_the_manifests(cluster: &Cluster) -> anyhow::Result<()> {
     for (set, rights) in [
-        ("causeway-node", &["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYSLOG"][..]),
+        (
+            "causeway-node",
+            &["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYSLOG"][..],
+        ),
         ("causeway-dns", &["NET_BIND_SERVICE"]),
     ] {
         let selector = format!("app.kubernetes.io/name={set}");
