@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::Parser as _;
 use model::ObjectName;
 
+use super::addressed::addressed;
+use super::cluster::Places;
 use crate::cli::{
     CaptureArgs, Cli, Command, DropsArgs, FlowsArgs, NodeCommand, Output, Stream, TraceArgs, VersionArgs,
 };
@@ -34,6 +36,8 @@ pub struct Errand {
     pub lasts: Option<Duration>,
     /// Whom it names.
     pub ends: Vec<Subject>,
+    /// It looks at the nodes of each of them, and not at that of the first alone.
+    pub of_each: bool,
 }
 
 /// What a command says on standard output.
@@ -114,6 +118,22 @@ impl Errand {
             form,
             lasts,
             ends,
+            of_each: matches!(command, Command::Capture(_)),
+        })
+    }
+}
+
+impl Errand {
+    /// The command line for a node, where pods of others are named by their addresses ([`addressed`]).
+    #[must_use]
+    pub fn words_on(&self, node: &str, places: &Places) -> Vec<String> {
+        // Whose drops are told is asked by name.
+        if self.words.first().is_some_and(|command| command == "drops") {
+            return self.words.clone();
+        }
+        addressed(&self.words, |pod| match places.get(pod) {
+            Some(Ok(place)) if place.node != node => place.address,
+            _ => None,
         })
     }
 }
