@@ -215,7 +215,7 @@ mod privileged {
             ),
             (&["--service", "web", "--config", "/nowhere"], "/nowhere"),
             (&["--verdict", "LOST"], "invalid value 'LOST'"),
-            (&["--to", "web"], "is no pod/NAME"),
+            (&["--to", "pod"], "is no pod/NAME"),
         ];
         refuses("flows", &rows);
     }

@@ -38,10 +38,11 @@ use tokio_util::sync::CancellationToken;
 use trace::Filter;
 use trace::hop::Protocol;
 
-use crate::cli::{CaptureArgs, Output};
+use crate::cli::{CaptureArgs, Lines};
+use crate::ends::meant::Resolver;
 use crate::ends::{Ends, Name, Subject};
 use crate::logs::{printable, tell};
-use crate::trace_cli::Known;
+use crate::trace_cli::filter::{self as both_ends, Ports};
 use dissect::Headers;
 use drops::Drops;
 use filter::Wanted;
@@ -147,7 +148,7 @@ struct Frame {
 /// Where packets go.
 enum Sink {
     File(pcapng::Writer<BufWriter<File>>),
-    Lines { output: Output, began: Option<Duration> },
+    Lines { output: Lines, began: Option<Duration> },
 }
 
 /// Captures until it is enough.
@@ -160,16 +161,17 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         snap_length >= LEAST_SNAP_LENGTH,
         "--snaplen {snap_length}: a packet's headers need {LEAST_SNAP_LENGTH} bytes"
     );
-    let known = Known::read(&args.config)?;
-    let (wanted, followed) = wanted(args, &known)?;
+    let resolver = Resolver::read(&args.config)?;
+    let (wanted, followed) = wanted(args, &resolver)?;
     let namespaces = trace::namespaces::of_this_machine();
-    let names = known.names(&namespaces);
+    let names = resolver.names(&namespaces);
     let all: Vec<IpAddr> = wanted.ends.iter().chain(&wanted.others).copied().collect();
     let places = places::places(&all, &namespaces, &names);
     let what = args.what();
     ensure!(
         !places.is_empty(),
-        "no device of this machine has an address of {what}: capture on the node where it is"
+        "no device of this machine has an address of {what}: capture on {}",
+        elsewhere(args, &resolver)
     );
     // Before the first packet: what is dropped is looked for in what was captured.
     let mut drops = match args.drops {
@@ -199,6 +201,15 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         lost_events,
         file: args.write.clone().filter(|file| file != Path::new("-")),
     })
+}
+
+/// Where an end is that has no device here.
+fn elsewhere(args: &CaptureArgs, resolver: &Resolver) -> String {
+    let meant = args.end().ok().and_then(|end| resolver.meant(&end).ok());
+    match meant.and_then(|meant| meant.node) {
+        Some(node) => format!("node {node}, where it is"),
+        None => "the node where it is".to_owned(),
+    }
 }
 
 impl Source {
@@ -267,7 +278,7 @@ fn tell_beginning(sources: &[Source]) {
 }
 
 /// Whose packets: for the sockets, and for who looks for drops.
-fn wanted(args: &CaptureArgs, known: &Known) -> anyhow::Result<(Wanted, Filter)> {
+fn wanted(args: &CaptureArgs, resolver: &Resolver) -> anyhow::Result<(Wanted, Filter)> {
     let (end, others) = (args.end()?, args.others()?);
     ensure!(
         others.is_empty() || (end.port.is_none() && end.protocol.is_none()),
@@ -286,9 +297,13 @@ fn wanted(args: &CaptureArgs, known: &Known) -> anyhow::Result<(Wanted, Filter)>
         },
         destination: destination.clone(),
     };
-    let mut followed = known.filter(&pair(others.first().unwrap_or(&end)))?;
+    let filter = |destination| {
+        let wanted = both_ends::wanted(&pair(destination), resolver, Ports::All);
+        anyhow::Ok(wanted?.filter)
+    };
+    let mut followed = filter(others.first().unwrap_or(&end))?;
     for other in others.iter().skip(1) {
-        let more = known.filter(&pair(other))?;
+        let more = filter(other)?;
         ensure!(
             more.protocol == followed.protocol,
             "{other}: the same protocol stands behind each --to"
@@ -529,13 +544,13 @@ impl Sink {
                 let direction = if seen.is_outgoing { "out" } else { "in" };
                 let name = printable(&source.place.name);
                 let line = match output {
-                    Output::Text => {
+                    Lines::Text => {
                         let micros = since.as_micros();
                         let what =
                             headers.map_or_else(|| format!("{} bytes", seen.length), Headers::to_string);
                         format!("+{micros:>9} us  {name}  {direction:3}  {what}")
                     }
-                    Output::Json => serde_json::json!({
+                    Lines::Ndjson => serde_json::json!({
                         "atNs": u64::try_from(seen.at.as_nanos()).unwrap_or(u64::MAX),
                         "interface": source.place.name, "direction": direction, "bytes": seen.length,
                         "headers": headers,
@@ -563,8 +578,8 @@ impl Sink {
                     .saturating_sub(*began.get_or_insert(dropped.at))
                     .as_micros();
                 let line = match output {
-                    Output::Text => format!("+{since:>9} us  {}", printable(&dropped.why)),
-                    Output::Json => serde_json::json!({
+                    Lines::Text => format!("+{since:>9} us  {}", printable(&dropped.why)),
+                    Lines::Ndjson => serde_json::json!({
                         "atNs": u64::try_from(dropped.at.as_nanos()).unwrap_or(u64::MAX),
                         "interface": "drops", "dropped": dropped.why,
                     })
