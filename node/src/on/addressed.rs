@@ -6,12 +6,16 @@ use model::ObjectName;
 
 use crate::ends::{Name, Subject};
 
-/// The same command line, where pods of which this knows an address are named by that. Ends stand in words of their own, in
-/// one word with an arrow, or behind `--to=`.
+/// The same command line, where pods of which this knows an address are named by that; `namespace` is that of names
+/// without one. Ends stand in words of their own, in one word with an arrow, or behind `--to=`.
 #[must_use]
-pub fn addressed(words: &[String], address_of: impl Fn(&ObjectName) -> Option<IpAddr>) -> Vec<String> {
+pub fn addressed(
+    words: &[String],
+    namespace: &str,
+    address_of: impl Fn(&ObjectName) -> Option<IpAddr>,
+) -> Vec<String> {
     let end = |text: &str| {
-        let name = Name::parse(text).ok()?;
+        let name = Name::parse_in(namespace, text).ok()?;
         let Subject::Pod(pod) = &name.subject else {
             return None;
         };
@@ -75,7 +79,10 @@ mod tests {
         ];
         for (words, expected) in rows {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            assert_eq!(addressed(&words, address_of), expected);
+            assert_eq!(addressed(&words, "default", address_of), expected);
         }
+        let words = ["explain", "pod/six", "pod/default/far"].map(str::to_owned);
+        let expected = ["explain", "fd00::2:3", "10.244.2.3"];
+        assert_eq!(addressed(&words, "shop", address_of), expected);
     }
 }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser as _;
-use model::ObjectName;
 
 use super::addressed::addressed;
 use super::cluster::Places;
 use crate::cli::{
-    CaptureArgs, Cli, Command, DropsArgs, FlowsArgs, NodeCommand, Output, Stream, TraceArgs, VersionArgs,
+    CaptureArgs, Cli, Command, DropsArgs, FlowsArgs, Lines, NodeCommand, Output, Stream, TraceArgs,
+    VersionArgs,
 };
-use crate::ends::{Ends, FormError, NAMESPACE, Name, Subject};
+use crate::ends::{Ends, FormError, NAMESPACE, Subject};
 
 /// What runs on other nodes, for people.
 const THERE: &str = "doctor, explain, trace, drops, flows, capture, node config print and check, and version";
@@ -36,6 +36,8 @@ pub struct Errand {
     pub lasts: Option<Duration>,
     /// Whom it names.
     pub ends: Vec<Subject>,
+    /// Where names are that say none.
+    namespace: String,
     /// It looks at the nodes of each of them, and not at that of the first alone.
     pub of_each: bool,
 }
@@ -95,7 +97,7 @@ impl Errand {
                 )
             }
             Command::Trace(args) => trace(args)?,
-            Command::Drops(args) => drops(args),
+            Command::Drops(args) => drops(args)?,
             Command::Flows(args) => flows(args)?,
             Command::Capture(args) => capture(args)?,
             Command::Version(VersionArgs { output }) => (whole(*output), Some(Duration::ZERO), Vec::new()),
@@ -118,6 +120,7 @@ impl Errand {
             form,
             lasts,
             ends,
+            namespace: namespace(&command).to_owned(),
             of_each: matches!(command, Command::Capture(_)),
         })
     }
@@ -131,10 +134,21 @@ impl Errand {
         if self.words.first().is_some_and(|command| command == "drops") {
             return self.words.clone();
         }
-        addressed(&self.words, |pod| match places.get(pod) {
+        addressed(&self.words, &self.namespace, |pod| match places.get(pod) {
             Some(Ok(place)) if place.node != node => place.address,
             _ => None,
         })
+    }
+}
+
+/// That of names that have none.
+fn namespace(command: &Command) -> &str {
+    match command {
+        Command::Explain(args) => &args.ends.namespace,
+        Command::Trace(args) => &args.ends.namespace,
+        Command::Flows(args) => &args.namespace,
+        Command::Capture(args) => &args.namespace,
+        _ => NAMESPACE,
     }
 }
 
@@ -180,29 +194,23 @@ fn trace(args: &TraceArgs) -> Result<Known, Refused> {
     Ok((whole(args.output), Some(lasts), vec![source, destination.subject]))
 }
 
-fn drops(args: &DropsArgs) -> Known {
+fn drops(args: &DropsArgs) -> Result<Known, Refused> {
     let (form, lasts) = counting(args.output, args.follow, args.duration);
-    let pod = args.pod.as_deref().map(|pod| {
-        let pod = pod.strip_prefix("pod/").unwrap_or(pod);
-        let usual = args.namespace.as_deref().unwrap_or(NAMESPACE);
-        let (namespace, name) = pod.split_once('/').unwrap_or((usual, pod));
-        Subject::Pod(ObjectName::new(namespace, name))
-    });
-    (form, lasts, pod.into_iter().collect())
+    let ends = args.pod()?.into_iter().map(|pod| pod.subject).collect();
+    Ok((form, lasts, ends))
 }
 
 fn flows(args: &FlowsArgs) -> Result<Known, Refused> {
     let (form, lasts) = counting(args.output, args.follow, args.duration);
-    let ends = [&args.from, &args.to].into_iter().flatten();
-    let ends: Result<Vec<Subject>, FormError> = ends.map(|end| Ok(Name::parse(end)?.subject)).collect();
-    Ok((form, lasts, ends?))
+    let ends = [args.from()?, args.to()?].into_iter().flatten();
+    Ok((form, lasts, ends.map(|end| end.subject).collect()))
 }
 
 fn capture(args: &CaptureArgs) -> Result<Known, Refused> {
     let form = match (&args.write, args.output) {
         (Some(file), _) => Form::Packets(Some(file.clone()).filter(|file| file != Path::new("-"))),
-        (None, Output::Text) => Form::Lines,
-        (None, Output::Json) => Form::JsonLines,
+        (None, Lines::Text) => Form::Lines,
+        (None, Lines::Ndjson) => Form::JsonLines,
     };
     let ends = [args.end()?].into_iter().chain(args.others()?);
     Ok((form, args.duration, ends.map(|end| end.subject).collect()))
@@ -245,6 +253,8 @@ fn to_standard_output(words: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use model::ObjectName;
+
     use super::*;
 
     fn errand(line: &str) -> Result<Errand, Refused> {
@@ -332,7 +342,10 @@ mod tests {
         for line in ["docter", "trace", "drops --nobody"] {
             assert!(matches!(errand(line), Err(Refused::Usage(_))), "{line}");
         }
-        assert!(matches!(errand("explain a b"), Err(Refused::Ends(_))));
+        assert!(matches!(
+            errand("explain pod/a/b/c svc/b:80"),
+            Err(Refused::Ends(_))
+        ));
     }
 
     #[test]
