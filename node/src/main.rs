@@ -17,6 +17,7 @@
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`explain_cli`]: asks an agent for that, and the kernel where none answers.
 //! - [`connectivity`]: who reaches whom in a cluster.
+//! - [`on`]: these commands on other nodes.
 //! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
 //! - [`names`]: what ends name and addresses are called, as an agent tells it.
@@ -50,6 +51,7 @@ mod logs;
 mod metrics;
 mod migrate;
 mod names;
+mod on;
 mod telemetry;
 mod trace_cli;
 mod watch;
@@ -62,6 +64,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +74,7 @@ use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
     DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs,
-    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
+    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, OnArgs, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
 use explain::Conclusion;
@@ -84,7 +88,11 @@ const COULD_NOT_RUN: u8 = 2;
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = Cli::parse();
+    if cli.while_input_is_open {
+        std::thread::spawn(interrupt_at_end_of_input);
+    }
+    match cli.command {
         Command::Up(handed) => could_not_run(cluster::hand_over("up", &handed.arguments)),
         Command::Down(handed) => could_not_run(cluster::hand_over("down", &handed.arguments)),
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
@@ -112,6 +120,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain_packet(&args),
         Command::Capture(args) => capture_packets(&args),
         Command::Connectivity(args) => try_connectivity(&args),
+        Command::On(args) => run_on_nodes(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -302,6 +311,24 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
     }
 }
 
+fn run_on_nodes(args: &OnArgs) -> ExitCode {
+    match until_told(async |shutdown| on::run(args, &shutdown, put).await) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Ends this process as Ctrl-C does once standard input ends: then who started it over a connection is gone, or wants no
+/// more ([`on`]).
+fn interrupt_at_end_of_input() {
+    // The signal is for those who wait for it, wherever they do.
+    let held = nix::sys::signal::SigSet::all().thread_block();
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()); // what cannot be read has ended
+    if let Err(error) = held.and_then(|()| kill(Pid::this(), Signal::SIGINT)) {
+        logs::tell(format_args!("warning: not ended with its input: {error}"));
+    }
+}
+
 fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
     let mut migration = match migrate::check(&args.files, args.from) {
         Ok(migration) => migration,
@@ -440,8 +467,13 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 
 /// Prints a result, and says whether anybody reads. A reader that has seen enough, as `head`, is no fault.
 fn show(text: &str) -> bool {
+    put(text.as_bytes())
+}
+
+/// The same for bytes.
+fn put(bytes: &[u8]) -> bool {
     let mut output = std::io::stdout().lock();
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+    match output.write_all(bytes).and_then(|()| output.flush()) {
         Err(error) => {
             if error.kind() != ErrorKind::BrokenPipe {
                 logs::tell(format_args!("error: print the result: {error}"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{AgentArgs, Output};
+use super::{AgentArgs, Output, ServerArgs};
 use crate::ends::{Ends, FormError, NAMESPACE, Name};
 use crate::explain::{Question, Vantage};
 use crate::trace_cli;
@@ -297,12 +297,9 @@ impl CaptureArgs {
 /// Options of `causeway connectivity`.
 #[derive(Debug, Args)]
 pub struct ConnectivityArgs {
-    /// How the cluster is reached; by default as kubectl does, else as `causeway up` left it, else as a pod does
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// A context of the kubeconfig, in place of its current one
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// The nodes, in place of the first two that are ready and without taints
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub nodes: Vec<String>,

@@ -1,6 +1,7 @@
 //! Commands, options and help texts.
 
 mod diagnose;
+mod on;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ pub use diagnose::{
     CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Lines,
     Stream, TraceArgs,
 };
+
+pub use on::{OnArgs, ServerArgs};
 
 use crate::config::{self, Config, LogFormat, which};
 use crate::migrate::kinds::Kind;
@@ -27,6 +30,9 @@ pub const NODE_CONFIG: &str = "/etc/causeway/node.yaml";
                   Logs go to standard error; CAUSEWAY_LOG=debug shows more (tracing's filter syntax)."
 )]
 pub struct Cli {
+    /// End as by Ctrl-C once standard input ends: for who runs this over a connection that may break
+    #[arg(long, hide = true)]
+    pub while_input_is_open: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -160,6 +166,23 @@ machine, and this is root, it is told what causeway trace says of them.
 The nodes need the image: causeway up has it, elsewhere causeway image build --from-binary makes one of the program
 testserver, and --image names it. Its entrypoint and path are /testserver.")]
     Connectivity(ConnectivityArgs),
+    /// Run a command that looks, on other nodes: in the pods of their agents, by the Kubernetes API
+    #[command(after_help = "Examples:
+  causeway on node-2 -- doctor
+  causeway on --all -- doctor -o json | jq '.nodes[] | select(.exitCode != 0) | .node'
+  causeway on -- explain pod/client svc/web:http   # on the node of pod/client
+  causeway on node-1,node-2 -- drops --follow      # each line with its node
+  causeway on --of pod/shop/web -- flows --for 30s
+  causeway on -- capture pod/shop/web -w web.pcapng              # the file is written here
+  causeway on --all --context production -- version
+Exit codes: 0 = all nodes say 0, else the highest of what they say; 2 = one could not be asked.
+What runs there: doctor, explain, trace, drops, flows, capture, node config print and check, version. Of one node that is
+named, the output is passed on as it is. Of several, text stands under the node's name, which goes to standard error, or
+behind it where the output goes on; -o json is one document: {\"nodes\": [{\"node\", \"exitCode\", \"output\"} or {\"node\",
+\"error\"}]}, and lines of JSON get a first member node. Ctrl-C ends the commands there, and what they tell then is told.
+It needs the rights to list pods, and to create and get pods/exec, in the agents' namespace: who has them can do on the
+nodes what the agent can. Agents that are no pods, as those of causeway up, are asked on their own machine.")]
+    On(OnArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),
