@@ -20,7 +20,7 @@
 //! - [`on`]: these commands on other nodes.
 //! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
-//! - [`locate`]: what an end names, with a Service's endpoints.
+//! - [`names`]: what ends name and addresses are called, as an agent tells it.
 //! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
@@ -47,10 +47,10 @@ mod explain_cli;
 mod findings;
 mod flows_cli;
 mod install_cni;
-mod locate;
 mod logs;
 mod metrics;
 mod migrate;
+mod names;
 mod on;
 mod telemetry;
 mod trace_cli;

@@ -176,7 +176,7 @@ fn trace(args: &TraceArgs) -> Result<Known, Refused> {
     let Ends {
         source, destination, ..
     } = args.ends.parse()?;
-    let lasts = args.timeout + args.follow.unwrap_or(FOLLOWED);
+    let lasts = args.timeout + args.duration.unwrap_or(FOLLOWED);
     Ok((whole(args.output), Some(lasts), vec![source, destination.subject]))
 }
 
@@ -205,7 +205,7 @@ fn capture(args: &CaptureArgs) -> Result<Known, Refused> {
         (None, Output::Json) => Form::JsonLines,
     };
     let ends = [args.end()?].into_iter().chain(args.others()?);
-    Ok((form, args.follow, ends.map(|end| end.subject).collect()))
+    Ok((form, args.duration, ends.map(|end| end.subject).collect()))
 }
 
 fn whole(output: Output) -> Form {
