@@ -7,6 +7,7 @@
 //! knows who that is, and no port is opened for it.
 //!
 //! - [`errand`]: what may run there; [`addressed`]: pods of other nodes in it.
+//! - [`hint`]: what to type where this machine has nobody to be asked.
 //! - [`nodes`]: which nodes are meant.
 //! - [`cluster`]: what the API server is asked.
 //! - [`telling`], [`sink`]: one result of what several say, and where it goes; [`merged`]: captures of several as one.
@@ -18,6 +19,7 @@
 mod addressed;
 mod cluster;
 mod errand;
+mod hint;
 mod merged;
 mod nodes;
 mod sink;
@@ -37,6 +39,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::OnArgs;
 use crate::logs::tell;
 use crate::watch::{Container, Objects, Said};
+pub use hint::elsewhere;
+
 use cluster::Cluster;
 use errand::{Errand, Form, Refused};
 use nodes::CONTAINER;
