@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::examining;
 use super::explaining;
-use super::naming;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
@@ -26,7 +25,7 @@ use crate::ask::{ALIVE, SOCKET};
 use crate::bundle;
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
-use crate::locate;
+use crate::names;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// Serves the findings until shutdown.
@@ -43,9 +42,8 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(ALIVE, get(async || ()))
-        .route(naming::PATH, post(naming::answer))
         .route(explain::PATH, post(explaining::answer))
-        .route(locate::PATH, post(explaining::locate))
+        .route(names::PATH, post(explaining::name))
         .route(bundle::PATH, post(explaining::tell))
         .route(findings::PATH, post(examining::examine))
         .with_state(sources);

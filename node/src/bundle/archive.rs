@@ -367,12 +367,12 @@ mod tests {
             "FILE was made by causeway 9.0.0, in format 2, and this one reads formats up to 1: use that version"
         );
         let mut lacking = bundle();
-        lacking.manifest.parts.insert(part::NAMES.to_owned(), 7);
+        lacking.manifest.parts.insert(part::METRICS.to_owned(), 7);
         let mut bytes = Vec::new();
         write_to(&lacking, &mut bytes).expect("written");
         assert_eq!(
             told(&bytes),
-            "FILE is cut off or damaged: names.json shall have 7 bytes"
+            "FILE is cut off or damaged: metrics.txt shall have 7 bytes"
         );
         let mut other = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
         let mut header = tar::Header::new_gnu();

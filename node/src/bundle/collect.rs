@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use super::archive::{self, ArchiveError};
 use super::redact::redact;
 use super::{Bundle, FORMAT, Machine, Manifest, PATH, Told, part};
-use crate::agent::naming::{self, Named};
 use crate::ask::{Agent, AskError};
 use crate::cli::BundleArgs;
 use crate::config::{Config, Datapath};
@@ -168,12 +167,15 @@ fn collect(config: &Config, since: Option<Duration>) -> anyhow::Result<Bundle> {
         }
     };
     match reason {
-        None => crate::block_on(put_asked(&mut collection, &config.state_dir))?,
+        None => crate::block_on(put_findings(&mut collection, &config.state_dir))?,
         Some(reason) => {
-            for name in [part::OBJECTS, part::AGENT, part::STATUS, part::METRICS] {
-                collection.miss(name, &reason);
-            }
-            for name in [part::DOCTOR, part::NAMES] {
+            for name in [
+                part::OBJECTS,
+                part::AGENT,
+                part::STATUS,
+                part::METRICS,
+                part::DOCTOR,
+            ] {
                 collection.miss(name, &reason);
             }
         }
@@ -292,9 +294,7 @@ fn put_told(collection: &mut Collection, told: Told) {
     collection.text(part::METRICS, Ok(metrics));
 }
 
-async fn put_asked(collection: &mut Collection, state_dir: &Path) {
-    let names: Result<Named, _> = crate::ask::ask(state_dir, naming::PATH, ()).await;
-    collection.json(part::NAMES, names.map_err(|error| error.to_string()));
+async fn put_findings(collection: &mut Collection, state_dir: &Path) {
     let order = Order { fix: false };
     let report: Result<Report, _> = crate::ask::ask(state_dir, findings::PATH, order).await;
     collection.json(part::DOCTOR, report.map_err(|error| error.to_string()));

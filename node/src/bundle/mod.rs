@@ -51,8 +51,6 @@ pub mod part {
     pub const STATUS: &str = "status.json";
     /// The agent's metrics.
     pub const METRICS: &str = "metrics.txt";
-    /// What addresses are called, and were called lately.
-    pub const NAMES: &str = "names.json";
     /// The last lines of the agent's log.
     pub const LOG: &str = "log.txt";
 }

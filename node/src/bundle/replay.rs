@@ -5,14 +5,15 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
+use model::ObjectName;
 use netlink::Recording;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Bundle, part};
-use crate::agent::naming::{Named, NamedEndpoint};
 use crate::cli::Output;
+use crate::explain::names::addresses_of;
 use crate::explain::witness::{Programs, Recorded};
 use crate::explain::{self, Explanation, Facts, Question, WithoutAgent};
 use crate::findings::Report;
@@ -95,10 +96,7 @@ impl Bundle {
     /// # Errors
     /// When no agent answered.
     pub fn names(&self) -> anyhow::Result<Names> {
-        Ok(Names {
-            named: self.part(part::NAMES)?,
-            former: self.facts()?.former,
-        })
+        Ok(Names::of(&self.facts()?))
     }
 }
 
@@ -167,49 +165,79 @@ impl Status {
 }
 
 /// What addresses were called, and those that had been somebody's.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Names {
-    named: Named,
+    /// Services by their addresses, with port and protocol.
+    services: BTreeMap<String, String>,
+    /// Pods, as far as they are this node's or endpoints of Services.
+    pods: BTreeMap<IpAddr, String>,
+    nodes: BTreeMap<IpAddr, String>,
+    /// Whose addresses were that are nobody's any more, and until when.
     former: BTreeMap<IpAddr, String>,
 }
 
 impl Names {
+    fn of(facts: &Facts) -> Self {
+        let snapshot = &facts.snapshot;
+        let services = snapshot.services.iter().flat_map(|(name, service)| {
+            addresses_of(service).flat_map(move |address| {
+                service.ports.iter().map(move |port| {
+                    let address = SocketAddr::new(address, port.port.get());
+                    (format!("{address}/{}", port.protocol), name.to_string())
+                })
+            })
+        });
+        let slices = snapshot.slices.iter().flat_map(|(_, slices)| slices.iter());
+        let endpoints = slices.flat_map(|slice| {
+            slice.endpoints.iter().filter_map(|endpoint| {
+                let name = ObjectName::new(slice.name.namespace.clone(), endpoint.pod?);
+                Some((endpoint.address, name.to_string()))
+            })
+        });
+        let here = facts.pods.iter().flat_map(|pod| {
+            let name = pod.name.as_ref().map(ToString::to_string);
+            let addresses = pod.addresses.iter().copied();
+            addresses.filter_map(move |address| Some((address, name.clone()?)))
+        });
+        let nodes = snapshot.nodes.iter().flat_map(|(name, node)| {
+            let addresses = node.internal_addresses.iter().copied();
+            addresses.map(|address| (address, name.to_string()))
+        });
+        Self {
+            services: services.collect(),
+            pods: endpoints.chain(here).collect(),
+            nodes: nodes.collect(),
+            former: facts.former.clone(),
+        }
+    }
+
     /// In the form that was asked for.
     #[must_use]
     pub fn render(&self, output: Output) -> String {
         match output {
-            Output::Json => {
-                let mut json = json!(self.named);
-                json["former"] = json!(self.former);
-                format!("{json:#}\n")
-            }
+            Output::Json => format!("{:#}\n", json!(self)),
             Output::Text => self.text(),
         }
     }
 
     fn text(&self) -> String {
-        let at = |endpoint: &NamedEndpoint| {
-            let address = SocketAddr::new(endpoint.address, endpoint.port);
-            format!("{address}/{}", endpoint.protocol)
-        };
-        let mut lines: Vec<String> = Vec::new();
-        for service in &self.named.services {
-            let count = service.endpoints.len();
-            let plural = if count == 1 { "" } else { "s" };
-            let frontends = service.frontends.iter();
-            lines.extend(frontends.map(|frontend| {
-                format!(
-                    "{}  Service {}, {count} endpoint{plural}",
-                    at(frontend),
-                    service.name
-                )
-            }));
-        }
-        lines.sort_unstable();
-        let pods = self.named.pods.iter();
-        lines.extend(pods.map(|pod| format!("{}  pod {}", pod.address, pod.name)));
-        let former = self.former.iter();
-        lines.extend(former.map(|(address, name)| format!("{address}  {name}")));
-        lines.iter().map(|line| printable(line) + "\n").collect()
+        let services = self
+            .services
+            .iter()
+            .map(|(at, name)| format!("{at}  Service {name}"));
+        let pods = self
+            .pods
+            .iter()
+            .map(|(address, name)| format!("{address}  pod {name}"));
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(address, name)| format!("{address}  node {name}"));
+        let former = self
+            .former
+            .iter()
+            .map(|(address, name)| format!("{address}  {name}"));
+        let lines = services.chain(pods).chain(nodes).chain(former);
+        lines.map(|line| printable(&line) + "\n").collect()
     }
 }

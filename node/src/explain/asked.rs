@@ -1,6 +1,5 @@
 //! What is asked: both ends of a packet, looked up.
 
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use model::{NodeName, Protocol};
@@ -63,7 +62,7 @@ pub(super) fn ends(
 
 /// Who sends.
 fn sender(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place, NameError> {
-    let name = Name::parse(text)?;
+    let name = known.object(Name::parse(text)?)?;
     let is_service = match &name.subject {
         Subject::Service(_) => true,
         Subject::Address(address) => known.service_at(*address, &name).is_some(),
@@ -80,7 +79,7 @@ fn sender(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place
 
 /// What a name names; names that are no object's are asked of the node's resolver.
 fn place(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place, NameError> {
-    let name = Name::parse(text)?;
+    let name = known.object(Name::parse(text)?)?;
     let Subject::Dns(dns) = &name.subject else {
         return known.destination(&name);
     };
@@ -88,7 +87,12 @@ fn place(text: &str, known: &Known<'_>, node: &mut dyn Witness) -> Result<Place,
         name: dns.clone(),
         reason,
     };
-    let addresses: Vec<IpAddr> = node.resolve(dns).map_err(not_here)?;
+    let addresses = node.resolve(dns).map_err(|reason| {
+        not_here(match known.no_object(&name, dns) {
+            unknown @ NameError::Unknown { .. } => format!("{unknown}, and {reason}"),
+            _ => reason,
+        })
+    })?;
     let Some(first) = addresses.first() else {
         return Err(not_here("it has no address".to_owned()));
     };
