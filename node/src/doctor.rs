@@ -60,7 +60,7 @@ fn text(report: &Report) -> String {
     let mut text = String::new();
     for finding in &report.repaired {
         let (object, evidence) = (printable(&finding.object), printable(&finding.evidence));
-        let _infallible = writeln!(text, "FIXED  {}  {object}", finding.id);
+        let _infallible = writeln!(text, "FIXED  {}  {object}", printable(&finding.id));
         let _infallible = writeln!(text, "       seen:   {evidence}");
     }
     for finding in &report.findings {
@@ -69,15 +69,16 @@ fn text(report: &Report) -> String {
             Severity::Note => "note",
         };
         let (object, evidence) = (printable(&finding.object), printable(&finding.evidence));
-        let _infallible = writeln!(text, "{severity:<5}  {}  {object}", finding.id);
+        let _infallible = writeln!(text, "{severity:<5}  {}  {object}", printable(&finding.id));
         let _infallible = writeln!(text, "       seen:   {evidence}");
-        let _infallible = writeln!(text, "       repair: {}", finding.repair);
+        let _infallible = writeln!(text, "       repair: {}", printable(&finding.repair));
     }
     let (wrong, notes) = (count(report, Severity::Wrong), count(report, Severity::Note));
     let plural = if notes == 1 { "" } else { "s" };
+    let node = printable(&report.node);
     let _infallible = match wrong {
-        0 => writeln!(text, "{}: nothing wrong, {notes} note{plural}", report.node),
-        wrong => writeln!(text, "{}: {wrong} wrong, {notes} note{plural}", report.node),
+        0 => writeln!(text, "{node}: nothing wrong, {notes} note{plural}"),
+        wrong => writeln!(text, "{node}: {wrong} wrong, {notes} note{plural}"),
     };
     text
 }
@@ -136,6 +137,8 @@ node-1: 1 wrong, 1 note
     #[test]
     fn nothing_that_is_quoted_drives_a_terminal() {
         let mut wrong = report(&[Severity::Wrong]);
+        // A bundle's are somebody else's as a whole.
+        wrong.findings[0].repair = "\u{1b}]0;mended\u{7}".into();
         wrong.findings[0].evidence = "etcd says \u{1b}[2J\u{202e}\nnode-1: nothing wrong".into();
         let text = render(&wrong, Output::Text);
         assert_eq!(text.lines().count(), 4, "{text}");

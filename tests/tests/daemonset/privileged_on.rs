@@ -29,6 +29,7 @@ fn nodes_are_asked_from_elsewhere() {
             cluster.run(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=30s"])?;
             let world = World::new(cluster)?;
             world.one_node_is_passed_on_as_it_is()?;
+            world.a_bundle_comes_out_of_an_agents_pod()?;
             world.several_nodes_are_told_apart()?;
             world.who_is_named_tells_the_node()?;
             world.a_capture_of_both_ends_is_one_file_here()?;
@@ -104,6 +105,44 @@ impl<'c> World<'c> {
         let refused = "error: node cleanup is not for other nodes: it changes the node. What is: doctor, explain, trace, \
                        drops, flows, capture, node config print and check, and version\n";
         self.says(&["node-1", "--", "node", "cleanup", "--force"], 2, "", refused)
+    }
+
+    /// Not privileged as it is there, the command has all parts but the log, which is the runtime's; asked anywhere, the
+    /// bundle says what the node says.
+    fn a_bundle_comes_out_of_an_agents_pod(&self) -> anyhow::Result<()> {
+        let directory = Directory::new("bundle");
+        let pod = self.agent_of("node-1")?;
+        let exec = ["exec", "-n", "causeway", &pod, "-c", "agent", "--", "causeway"];
+        let make = self
+            .cluster
+            .kubectl("kubectl", &[&exec[..], &["bundle", "-o", "-"]].concat())
+            .output()?;
+        let told = text(&make.stderr);
+        let missing: Vec<_> = told
+            .lines()
+            .filter(|line| line.starts_with("missing: "))
+            .collect();
+        ensure!(
+            missing.iter().all(|line| line.starts_with("missing: log.txt: ")) && !make.stdout.is_empty(),
+            "{told}"
+        );
+        let file = directory.path().join("node-1.tar.gz");
+        fs::write(&file, &make.stdout)?;
+        let question = ["explain", "pod/client", "svc/kubernetes:443"];
+        let live = self
+            .cluster
+            .kubectl("kubectl", &[&exec[..], &question].concat())
+            .output()?;
+        let mut replay = Command::new(program("causeway"));
+        replay.args(["bundle", "replay"]).arg(&file).args(question);
+        let replayed = replay.output()?;
+        ensure!(
+            replayed.status.success() && text(&replayed.stdout) == text(&live.stdout),
+            "{}{}",
+            everything(&replayed),
+            everything(&live)
+        );
+        Ok(())
     }
 
     fn several_nodes_are_told_apart(&self) -> anyhow::Result<()> {
