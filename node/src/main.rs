@@ -62,6 +62,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use model::with_causes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -202,7 +203,7 @@ fn query_dns(args: &DnsQueryArgs) -> ExitCode {
             show(&answered.render(args.output));
             ExitCode::from(if answered.is_empty() { WRONG } else { 0 })
         }
-        Ok(Err(error)) | Err(error) => could_not_run(format_args!("{error:#}")),
+        Ok(Err(error)) | Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -217,7 +218,7 @@ fn examine(args: &DoctorArgs) -> ExitCode {
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
         Ok(Err(error)) => could_not_run(error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -230,7 +231,7 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
             show(&followed.render(args.output));
             found(followed.finding())
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -240,7 +241,7 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -250,7 +251,7 @@ fn count_flows(args: &FlowsArgs) -> ExitCode {
     }
     match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -272,7 +273,7 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
                 Conclusion::CouldNotTell => COULD_NOT_RUN,
             })
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -288,7 +289,7 @@ fn capture_packets(args: &CaptureArgs) -> ExitCode {
             logs::tell(captured.text());
             ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -298,7 +299,7 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
             show(&report.render(args.output));
             ExitCode::from(if report.is_wrong() { WRONG } else { 0 })
         }
-        Err(error) => could_not_run(model::with_causes(error.as_ref())),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -310,7 +311,9 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
     if args.node {
         match migrate::on_node::look() {
             Ok(found) => migration.look_at(&found),
-            Err(error) => return could_not_run(format_args!("look at this node: {error:#}")),
+            Err(error) => {
+                return could_not_run(format_args!("look at this node: {}", with_causes(error.as_ref())));
+            }
         }
     }
     match args.output {
@@ -355,7 +358,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
             ExitCode::from(WRONG)
         }
         Ok(Err(error @ (CleanupError::AgentRuns(_) | CleanupError::CouldNotRun(_)))) => could_not_run(error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -397,7 +400,7 @@ fn install_cni(args: &InstallCniArgs) -> ExitCode {
             println!("{installed}");
             ExitCode::SUCCESS
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -434,7 +437,7 @@ where
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 

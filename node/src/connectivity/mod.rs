@@ -25,6 +25,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ConnectivityArgs;
+use crate::config::here;
 use crate::logs::tell;
 use crate::watch::{Credentials, Objects};
 use attempt::{Asker, Tried};
@@ -32,9 +33,6 @@ use cells::{Family, Place, Target, Transport};
 use follow::Follower;
 use held::LONGEST_WAIT;
 use stage::{Node, Stage};
-
-/// Where `causeway up` puts the administrator's kubeconfig.
-const BUNDLED: &str = "/var/lib/causeway/admin.kubeconfig";
 
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -261,14 +259,18 @@ fn credentials(args: &ConnectivityArgs) -> anyhow::Result<Credentials> {
         return path.map(of).context("no file that KUBECONFIG names is there");
     }
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config"));
+    let bundled = here::kubeconfig();
     let usual = home
         .into_iter()
-        .chain([PathBuf::from(BUNDLED)])
+        .chain([bundled.clone()])
         .find(|path| path.exists());
     match usual {
         Some(path) => Ok(of(path)),
         None if Path::new(SERVICE_ACCOUNT).exists() => Ok(Credentials::ServiceAccount),
-        None => bail!("no kubeconfig: --kubeconfig, KUBECONFIG, ~/.kube/config and {BUNDLED} are looked at"),
+        None => bail!(
+            "no kubeconfig: --kubeconfig, KUBECONFIG, ~/.kube/config and {} are looked at",
+            bundled.display()
+        ),
     }
 }
 
