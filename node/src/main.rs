@@ -319,7 +319,7 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
 fn run_on_nodes(args: &OnArgs) -> ExitCode {
     match until_told(async |shutdown| on::run(args, &shutdown, put).await) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use model::{Protocol, with_causes};
-use netlink::nft::Nft;
 use netlink::nft::ruleset::walk::{Device, End, Met, Packet, Place, follow};
 use netlink::nft::ruleset::{Base, Ruleset};
+use netlink::nft::{self, Nft};
 use overlay::fast_path::{foreign_filters, is_ours, legacy_tables};
 
 use super::look::Vantage;
@@ -35,13 +35,51 @@ const NEW: u32 = 8;
 /// Rules that are named of each chain.
 const NAMED: usize = 5;
 
-/// Rules of others in the thread's network namespace.
-///
-/// # Errors
-/// When they cannot be listed; for people.
-pub fn of_others() -> Result<Ruleset, String> {
-    let read = Nft::open().and_then(|mut nft| nft.ruleset(|table| !is_ours(table)));
-    read.map_err(|error| format!("rules of others cannot be listed: {}", with_causes(&error)))
+/// Rules of others in a network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Those at the hooks.
+    pub rules: Ruleset,
+    /// Chains of devices, by family, table and name, whose rules are not read.
+    pub of_devices: Vec<(String, String, String)>,
+    /// Tables of legacy iptables, whose rules are not read.
+    pub legacy: Vec<String>,
+}
+
+impl Others {
+    /// Reads them in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When they cannot be listed; for people.
+    pub fn read() -> Result<Self, String> {
+        let read = |nft: &mut Nft| Ok((nft.ruleset(|table| !is_ours(table))?, foreign_filters(nft)?));
+        let read = Nft::open().and_then(|mut nft| read(&mut nft));
+        let (rules, foreign) = read.map_err(|error: nft::Error| with_causes(&error))?;
+        let of_devices = foreign.into_iter().filter(|filter| filter.family == "netdev");
+        Ok(Self {
+            rules,
+            of_devices: of_devices
+                .map(|filter| (filter.family.to_owned(), filter.table, filter.chain))
+                .collect(),
+            legacy: legacy_tables()?,
+        })
+    }
+
+    /// Lines for those that nobody here reads.
+    #[must_use]
+    pub fn unread(&self, vantage: &Vantage) -> Vec<String> {
+        let of_devices = self.of_devices.iter().map(|(family, table, chain)| {
+            format!(
+                "chain {family} {table} {chain} is somebody else's and may drop or change it; its rules are not \
+                 evaluated: {}",
+                vantage.chain(family, table, chain)
+            )
+        });
+        let legacy = self.legacy.iter();
+        let legacy =
+            legacy.map(|table| format!("legacy iptables has a table {table}: its rules are not evaluated"));
+        of_devices.chain(legacy).collect()
+    }
 }
 
 /// A packet's way through this node.
@@ -170,36 +208,6 @@ pub fn unevaluated<'a>(steps: impl Iterator<Item = &'a Step>) -> Vec<String> {
     chains.into_iter().map(line).collect()
 }
 
-/// Lines for rules that nobody here reads: those of devices, and of legacy iptables.
-#[must_use]
-pub fn unread(vantage: &Vantage) -> Vec<String> {
-    // That they cannot be listed is told already.
-    let foreign = Nft::open()
-        .and_then(|mut nft| foreign_filters(&mut nft))
-        .unwrap_or_default();
-    let of_devices = foreign.iter().filter(|filter| filter.family == "netdev");
-    let mut lines: Vec<_> = of_devices
-        .map(|filter| {
-            format!(
-                "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated: {}",
-                filter.family,
-                filter.table,
-                filter.chain,
-                vantage.chain(filter.family, &filter.table, &filter.chain)
-            )
-        })
-        .collect();
-    match legacy_tables() {
-        Ok(tables) => lines.extend(
-            tables
-                .iter()
-                .map(|table| format!("legacy iptables has a table {table}: its rules are not evaluated")),
-        ),
-        Err(error) => lines.push(error),
-    }
-    lines
-}
-
 /// Before the rules of a chain that were not evaluated.
 const UNEVALUATED: &str = "; not evaluated: ";
 
@@ -267,7 +275,7 @@ fn tell(step: &mut Step, met: &Met, vantage: &Vantage) {
         )),
         End::Translated(_) | End::Passes => {}
     }
-    let command = vantage.chain(name.family, &name.table, &name.chain);
+    let command = vantage.chain(name.family.word(), &name.table, &name.chain);
     if !step.look.contains(&command) {
         step.look.push(command);
     }

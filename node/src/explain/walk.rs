@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use ebpf::FastPathMaps;
 use model::{NodeName, Protocol, Snapshot, with_causes};
-use netlink::nft::ruleset::Ruleset;
 use netlink::{Found, Kernel, Lookup, Netlink};
 use overlay::plan::Plan;
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
@@ -23,7 +22,7 @@ use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, intent, target_text};
 use super::passage;
-use super::rules;
+use super::rules::{self, Others};
 use super::trips::{Asked, Turn};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
@@ -122,7 +121,7 @@ struct Walk<'a> {
     /// What rules of others compare.
     asked: Asked,
     /// Rules of others, or why they cannot be listed.
-    others: Result<Ruleset, String>,
+    others: Result<Others, String>,
 }
 
 impl<'a> Walk<'a> {
@@ -139,7 +138,7 @@ impl<'a> Walk<'a> {
             translated_by: None,
             is_tcp: ends.protocol == Protocol::Tcp,
             asked: Asked::of(ends),
-            others: rules::of_others(),
+            others: Others::read(),
         }
     }
 
@@ -576,7 +575,9 @@ impl<'a> Walk<'a> {
         let Ok(others) = &self.others else {
             return Vec::new();
         };
-        let steps = trips.iter().map(|trip| rules::step(others, trip, self.vantage));
+        let steps = trips
+            .iter()
+            .map(|trip| rules::step(&others.rules, trip, self.vantage));
         steps.flatten().collect()
     }
 
@@ -584,8 +585,12 @@ impl<'a> Walk<'a> {
     fn note_filters(&mut self) {
         let unevaluated = rules::unevaluated(self.forward.iter().chain(&self.reverse));
         self.notes.extend(unevaluated);
-        self.notes.extend(self.others.as_ref().err().cloned());
-        self.notes.extend(rules::unread(self.vantage));
+        match &self.others {
+            Ok(others) => self.notes.extend(others.unread(self.vantage)),
+            Err(reason) => self
+                .notes
+                .push(format!("rules of others cannot be listed: {reason}")),
+        }
     }
 }
 

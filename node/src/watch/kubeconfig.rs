@@ -25,8 +25,8 @@ pub enum NoCluster {
 /// # Errors
 /// When there is none of these.
 pub fn usual(named: Option<&Path>, context: Option<&str>) -> Result<Credentials, NoCluster> {
-    let variable = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
     let bundled = here::kubeconfig();
+    let variable = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
     let path = match named {
         Some(path) => Some(path.to_owned()),
         None => found(variable("KUBECONFIG"), variable("HOME"), &bundled, Path::exists)?,
@@ -60,16 +60,17 @@ fn found(
 mod tests {
     use super::*;
 
-    const BUNDLED: &str = "/var/lib/causeway/admin.kubeconfig";
+    const BUNDLED: &str = "/srv/cluster/admin.kubeconfig";
 
     #[test]
     fn the_variable_comes_first_then_the_users_own_then_the_clusters_of_this_machine() {
         let of = |listed: Option<&str>, there: &[&str]| {
+            let exists = |path: &Path| there.contains(&path.to_str().expect("text"));
             let found = found(
                 listed.map(Into::into),
                 Some("/home/ada".into()),
                 Path::new(BUNDLED),
-                |path| there.contains(&path.to_str().expect("text")),
+                exists,
             );
             found.map(|path| path.map(|path| path.display().to_string()))
         };

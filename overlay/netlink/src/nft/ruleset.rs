@@ -22,14 +22,37 @@ use crate::nfnetlink::{Message, attribute, attributes, be32, text};
 
 pub mod walk;
 
-/// Families whose base chains packets of IP meet at the five hooks, by number (`NFPROTO_*`) and by nft's name.
-const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+/// Families whose base chains packets of IP meet at the five hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum RuleFamily {
+    /// Both versions of IP (`NFPROTO_INET`).
+    Inet = 1,
+    /// IPv4 (`NFPROTO_IPV4`).
+    Ip = 2,
+    /// IPv6 (`NFPROTO_IPV6`).
+    Ip6 = 10,
+}
+
+impl RuleFamily {
+    const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+
+    /// As nft names it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        }
+    }
+}
 
 /// A chain: family of its table as nft names it, table, name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainName {
-    /// `inet`, `ip` or `ip6`.
-    pub family: &'static str,
+    /// Of its table.
+    pub family: RuleFamily,
     /// Name of its table.
     pub table: String,
     /// Its name.
@@ -38,7 +61,7 @@ pub struct ChainName {
 
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.family, self.table, self.chain)
+        write!(f, "{} {} {}", self.family.word(), self.table, self.chain)
     }
 }
 
@@ -86,7 +109,7 @@ pub struct Ruleset {
     /// Rules of each chain that has any, in order.
     pub rules: BTreeMap<ChainName, Vec<ReadRule>>,
     /// Sets that rules look into, by family, table and name.
-    pub sets: BTreeMap<(&'static str, String, String), ReadSet>,
+    pub sets: BTreeMap<(RuleFamily, String, String), ReadSet>,
 }
 
 /// A value between the parts of a rule: its first byte among 64 (`NFT_REG32_00` to `NFT_REG32_15`).
@@ -208,8 +231,8 @@ impl Nft {
     /// Base chains at the five hooks, and what packets meet behind them, of tables for which `is_wanted` is true.
     pub fn ruleset(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<Ruleset, Error> {
         let mut ruleset = Ruleset::default();
-        for (number, family) in FAMILIES {
-            let bases = self.list("chains", Operation::GetChain, number, None, |payload| {
+        for family in RuleFamily::ALL {
+            let bases = self.list("chains", Operation::GetChain, family as u8, None, |payload| {
                 Some(Base::decode(family, payload).into_iter().collect())
             })?;
             ruleset
@@ -222,7 +245,7 @@ impl Nft {
                 .map(|base| base.name.table.clone())
                 .collect();
             for table in tables {
-                self.read_table(&mut ruleset, number, family, &table)?;
+                self.read_table(&mut ruleset, family, &table)?;
             }
         }
         // At one priority the kernel has the chains in the order in which they were made, which it does not tell.
@@ -230,25 +253,25 @@ impl Nft {
         Ok(ruleset)
     }
 
-    fn read_table(
-        &mut self,
-        ruleset: &mut Ruleset,
-        number: u8,
-        family: &'static str,
-        table: &str,
-    ) -> Result<(), Error> {
+    fn read_table(&mut self, ruleset: &mut Ruleset, family: RuleFamily, table: &str) -> Result<(), Error> {
         let of_table = |message: &mut Message| {
             message.text(RULE_TABLE, table);
         };
-        let rules = self.list("rules", Operation::GetRule, number, Some(&of_table), |payload| {
-            if text(attribute(payload, RULE_TABLE)?) != table {
-                return Some(Vec::new());
-            }
-            Some(vec![(
-                text(attribute(payload, RULE_CHAIN)?),
-                ReadRule::decode(payload),
-            )])
-        })?;
+        let rules = self.list(
+            "rules",
+            Operation::GetRule,
+            family as u8,
+            Some(&of_table),
+            |payload| {
+                if text(attribute(payload, RULE_TABLE)?) != table {
+                    return Some(Vec::new());
+                }
+                Some(vec![(
+                    text(attribute(payload, RULE_CHAIN)?),
+                    ReadRule::decode(payload),
+                )])
+            },
+        )?;
         let mut looked_into = BTreeSet::new();
         for (chain, rule) in rules {
             for part in &rule.parts {
@@ -269,15 +292,21 @@ impl Nft {
         let of_table = |message: &mut Message| {
             message.text(SET_TABLE, table);
         };
-        let sets = self.list("sets", Operation::GetSet, number, Some(&of_table), |payload| {
-            if text(attribute(payload, SET_TABLE)?) != table {
-                return Some(Vec::new());
-            }
-            let flags = attribute(payload, SET_FLAGS).and_then(be32).unwrap_or(0);
-            Some(vec![(text(attribute(payload, SET_NAME)?), flags)])
-        })?;
+        let sets = self.list(
+            "sets",
+            Operation::GetSet,
+            family as u8,
+            Some(&of_table),
+            |payload| {
+                if text(attribute(payload, SET_TABLE)?) != table {
+                    return Some(Vec::new());
+                }
+                let flags = attribute(payload, SET_FLAGS).and_then(be32).unwrap_or(0);
+                Some(vec![(text(attribute(payload, SET_NAME)?), flags)])
+            },
+        )?;
         for (set, flags) in sets.into_iter().filter(|(set, _)| looked_into.contains(set)) {
-            let elements = self.read_elements(number, table, &set)?;
+            let elements = self.read_elements(family as u8, table, &set)?;
             let read = ReadSet {
                 has_intervals: flags & SET_FLAG_INTERVAL != 0,
                 is_concatenated: flags & SET_FLAG_CONCAT != 0,
@@ -322,7 +351,7 @@ impl Nft {
 }
 
 impl Base {
-    fn decode(family: &'static str, payload: &[u8]) -> Option<Self> {
+    fn decode(family: RuleFamily, payload: &[u8]) -> Option<Self> {
         let hook = attribute(payload, CHAIN_HOOK)?;
         Some(Self {
             name: ChainName {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Base, ChainName, Part, ReadRule, ReadSet, Ruleset, Slot};
+use super::{Base, ChainName, Part, ReadRule, ReadSet, RuleFamily, Ruleset, Slot};
 use crate::nft::{ElementData, Verdict};
 
 /// Jumps within each other that the kernel allows (`NFT_JUMP_STACK_SIZE`).
@@ -88,8 +88,12 @@ pub fn follow(ruleset: &Ruleset, hook: u32, packet: impl Fn(&Base) -> Option<Pac
     let mut met = Vec::new();
     for base in ruleset.bases.iter().filter(|base| base.hook == hook) {
         let Some(packet) = packet(base) else { continue };
-        let family = if packet.destination.is_ipv4() { "ip" } else { "ip6" };
-        if base.name.family != family && base.name.family != "inet" {
+        let family = if packet.destination.is_ipv4() {
+            RuleFamily::Ip
+        } else {
+            RuleFamily::Ip6
+        };
+        if base.name.family != family && base.name.family != RuleFamily::Inet {
             continue;
         }
         let mut walk = Walk {
