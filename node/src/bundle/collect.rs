@@ -336,7 +336,7 @@ fn put_kernel(collection: &mut Collection, view: &View) {
     for (what, missing) in [
         ("services", programs.services.there().err()),
         ("fast path", programs.fast_path.there().err()),
-        ("chains of others", programs.foreign_chains.there().err()),
+        ("rules of others", programs.others.there().err()),
     ] {
         if let Some(reason) = missing {
             collection.miss(&format!("{}: {what}", part::PROGRAMS), &reason);

@@ -18,6 +18,8 @@ pub mod names;
 pub mod objects;
 mod passage;
 pub mod render;
+mod rules;
+mod trips;
 mod walk;
 pub mod witness;
 
@@ -126,6 +128,8 @@ pub enum Stage {
     Forwarding,
     /// How wrapped packets leave.
     Underlay,
+    /// What rules of others make of it.
+    Rules,
 }
 
 /// One decision, by both engines.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::path::Path;
 
-use model::{IpFamily, NodeName, Protocol};
+use model::{NodeName, Protocol};
 use netlink::{Found, Lookup};
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
 use proxy::plan::{FrontendAddress, FrontendKey};
@@ -19,6 +19,8 @@ use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, intent, target_text};
 use super::passage;
+use super::rules::{self, Others};
+use super::trips::{Asked, Turn};
 use super::witness::{Seen, Witness};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
@@ -26,10 +28,10 @@ use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 const WAYS: usize = 4;
 
 /// Where a packet comes from, as this node sees it.
-struct Origin {
+pub(super) struct Origin {
     /// Index and name of the device that it comes in by; none for the node's own.
-    device: Option<(u32, String)>,
-    client: Client,
+    pub(super) device: Option<(u32, String)>,
+    pub(super) client: Client,
 }
 
 /// Answers a question with all that the agent knows, and what `node` saw of its kernel. Blocks.
@@ -43,7 +45,7 @@ pub fn explain(question: &Question, facts: &Facts, node: &mut dyn Witness) -> Re
         former: Some(&facts.former),
     };
     let ends = ends(question, &known, node)?;
-    Ok(Walk::new(&ends, &question.vantage, Knows::Agent(facts)).run(&ends, node))
+    Ok(Walk::new(&ends, &question.vantage, Knows::Agent(facts), node).run(&ends, node))
 }
 
 /// Answers a question by the kernel alone.
@@ -61,7 +63,7 @@ pub fn without_agent(
         former: None,
     };
     let ends = ends(question, &names, node)?;
-    Ok(Walk::new(&ends, &question.vantage, Knows::Kernel(known)).run(&ends, node))
+    Ok(Walk::new(&ends, &question.vantage, Knows::Kernel(known), node).run(&ends, node))
 }
 
 /// Who tells what there should be.
@@ -84,10 +86,14 @@ struct Walk<'a> {
     /// Who made it another one.
     translated_by: Option<LayerKind>,
     is_tcp: bool,
+    /// What rules of others compare.
+    asked: Asked,
+    /// Rules of others, or why they cannot be listed.
+    others: Result<Others, String>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(ends: &Ends, vantage: &'a Vantage, knows: Knows<'a>) -> Self {
+    fn new(ends: &Ends, vantage: &'a Vantage, knows: Knows<'a>, node: &mut dyn Witness) -> Self {
         Self {
             knows,
             vantage,
@@ -99,6 +105,8 @@ impl<'a> Walk<'a> {
             translated: None,
             translated_by: None,
             is_tcp: ends.protocol == Protocol::Tcp,
+            asked: Asked::of(ends),
+            others: node.others(),
         }
     }
 
@@ -121,7 +129,7 @@ impl<'a> Walk<'a> {
             }
             self.notes.extend(known.notes.iter().cloned());
         }
-        self.note_filters(node);
+        self.note_filters();
         let steps: Vec<Step> = self.forward.iter().chain(&self.reverse).cloned().collect();
         let conclusion = Explanation::conclude(&steps);
         Explanation {
@@ -202,6 +210,7 @@ impl<'a> Walk<'a> {
                         self.notes
                             .push(format!("ways to {ways} are shown, {more} more are not"));
                     }
+                    self.asked.targets(&to);
                     targets = to.iter().take(WAYS).map(|target| target.address).collect();
                 }
                 Some(Verdict::Refuse | Verdict::Drop) => return Ok(()),
@@ -424,6 +433,16 @@ impl<'a> Walk<'a> {
             &mut self.forward,
             passes.map(|(step, _)| step).into_iter().chain(steps),
         );
+        let turn = Turn {
+            target,
+            is_masqueraded,
+            translated_by: self.translated_by,
+            is_passed,
+            own: &self.own,
+        };
+        let trips = self.asked.trips(origin, &there, &turn);
+        let met = self.met(&trips.there);
+        add(&mut self.forward, met.into_iter());
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
@@ -454,6 +473,8 @@ impl<'a> Walk<'a> {
             &mut self.reverse,
             passes.map(|(step, _)| step).into_iter().chain(steps),
         );
+        let met = self.met(&trips.back);
+        add(&mut self.reverse, met.into_iter());
         Ok(())
     }
 
@@ -507,31 +528,27 @@ impl<'a> Walk<'a> {
         compare::way(&self.way(address), sight, self.vantage)
     }
 
-    /// Rules of others may drop what all else lets pass.
-    fn note_filters(&mut self, kernel: &mut dyn Witness) {
-        let foreign = match kernel.foreign_chains() {
-            Ok(foreign) => foreign,
-            Err(reason) => {
-                self.notes
-                    .push(format!("rules of others cannot be listed: {reason}"));
-                return;
-            }
+    /// What rules of others make of packets.
+    fn met(&self, trips: &[rules::Trip]) -> Vec<Step> {
+        let Ok(others) = &self.others else {
+            return Vec::new();
         };
-        let family = match IpFamily::from(self.source) {
-            IpFamily::V4 => "ip",
-            IpFamily::V6 => "ip6",
-        };
-        let concerns = |name: &str| name == family || matches!(name, "inet" | "netdev");
-        let foreign = foreign.iter().filter(|filter| concerns(&filter.family));
-        self.notes.extend(foreign.map(|filter| {
-            format!(
-                "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated: {}",
-                filter.family,
-                filter.table,
-                filter.chain,
-                self.vantage.chain(&filter.family, &filter.table, &filter.chain)
-            )
-        }));
+        let steps = trips
+            .iter()
+            .map(|trip| rules::step(&others.rules, trip, self.vantage));
+        steps.flatten().collect()
+    }
+
+    /// Rules of others that were not evaluated may drop what all else lets pass.
+    fn note_filters(&mut self) {
+        let unevaluated = rules::unevaluated(self.forward.iter().chain(&self.reverse));
+        self.notes.extend(unevaluated);
+        match &self.others {
+            Ok(others) => self.notes.extend(others.unread(self.vantage)),
+            Err(reason) => self
+                .notes
+                .push(format!("rules of others cannot be listed: {reason}")),
+        }
     }
 }
 

@@ -5,14 +5,13 @@ use std::path::Path;
 
 use ebpf::FastPathMaps;
 use model::{IpFamily, with_causes};
-use netlink::nft::Nft;
 use netlink::{Forwarding, Found, Kernel, Link, Lookup, Neighbour, Netlink, Recording, recording};
-use overlay::fast_path::foreign_filters;
 use proxy::plan::FrontendKey;
 use proxy::programmed::{self, Layer, Programmed, Wanted};
 use serde::{Deserialize, Serialize};
 
 use super::passage;
+use super::rules::Others;
 
 /// Why something of the kernel's is not known.
 #[derive(Debug, thiserror::Error)]
@@ -39,17 +38,6 @@ impl From<recording::Undecided> for Unseen {
 
 /// What a witness saw.
 pub type Seen<T> = Result<T, Unseen>;
-
-/// A base chain of somebody else's, which may drop or change packets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ForeignChain {
-    /// Family of its table, as `nft` names it.
-    pub family: String,
-    /// Its table.
-    pub table: String,
-    /// Its name.
-    pub chain: String,
-}
 
 /// What is asked of a node's kernel. Reasons why something is not known are for people.
 pub trait Witness {
@@ -79,8 +67,8 @@ pub trait Witness {
         device: &str,
         to: IpAddr,
     ) -> Result<Option<passage::Found>, String>;
-    /// Chains of others.
-    fn foreign_chains(&mut self) -> Result<Vec<ForeignChain>, String>;
+    /// Rules of others.
+    fn others(&mut self) -> Result<Others, String>;
     /// What the node's resolver has for a name.
     fn resolve(&mut self, name: &str) -> Result<Vec<IpAddr>, String>;
 }
@@ -151,16 +139,8 @@ impl Witness for Live {
         found.map_err(|error| with_causes(&error))
     }
 
-    fn foreign_chains(&mut self) -> Result<Vec<ForeignChain>, String> {
-        let foreign = Nft::open().and_then(|mut nft| foreign_filters(&mut nft));
-        let foreign = foreign.map_err(|error| with_causes(&error))?.into_iter();
-        Ok(foreign
-            .map(|filter| ForeignChain {
-                family: filter.family.to_owned(),
-                table: filter.table,
-                chain: filter.chain,
-            })
-            .collect())
+    fn others(&mut self) -> Result<Others, String> {
+        Others::read()
     }
 
     fn resolve(&mut self, name: &str) -> Result<Vec<IpAddr>, String> {
@@ -210,8 +190,8 @@ pub struct Programs {
     pub services: Had<programmed::Recorded>,
     /// The fast path's maps; none where nothing is pinned.
     pub fast_path: Had<Option<passage::Recorded>>,
-    /// Chains of others.
-    pub foreign_chains: Had<Vec<ForeignChain>>,
+    /// Rules of others.
+    pub others: Had<Others>,
 }
 
 impl Programs {
@@ -228,7 +208,7 @@ impl Programs {
         Self {
             services: services.map_err(|error| with_causes(&error)).into(),
             fast_path: fast_path.map_err(|error| with_causes(&error)).into(),
-            foreign_chains: Live::default().foreign_chains().into(),
+            others: Others::read().into(),
         }
     }
 }
@@ -298,8 +278,8 @@ impl Witness for Recorded<'_> {
         Ok(maps.and_then(|maps| maps.look(device, to)))
     }
 
-    fn foreign_chains(&mut self) -> Result<Vec<ForeignChain>, String> {
-        self.programs.foreign_chains.there().cloned()
+    fn others(&mut self) -> Result<Others, String> {
+        self.programs.others.there().cloned()
     }
 
     /// Whoever asks now is somewhere else, where names may be others'.

@@ -7,6 +7,7 @@
 //! - [`link`], [`address`], [`route`], [`neighbour`] are what it reads and writes: plain values, comparable, so that
 //!   desired and actual state can be diffed.
 //! - [`qdisc`] limits what leaves through a device.
+//! - [`path`] tells whether large packets arrive.
 //! - [`xfrm`] tells whether there is IPsec.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Recording`] is what a namespace has, read once, and answers look-ups later and elsewhere as the kernel did.
@@ -29,6 +30,7 @@ pub mod neighbour;
 pub mod netns;
 mod nfnetlink;
 pub mod nft;
+pub mod path;
 pub mod qdisc;
 pub mod recording;
 pub mod route;

@@ -278,7 +278,12 @@ fn of_a_broken_node(world: &Network, near: &Pod, far: &Pod) {
     world.put(slice(far, "http", false));
     await_explained(world, &WAY, 1, "no endpoint that takes connections");
     let by_udp = format!("{}:7000/udp", far.address);
-    await_explained(world, &["pod/near", &by_udp], 1, "fw forward is somebody else's");
+    await_explained(
+        world,
+        &["pod/near", &by_udp],
+        1,
+        "its policy of chain inet fw forward, at hook forward",
+    );
     let (file, _) = bundle(world, "broken.tar.gz", 1);
     alike(
         world,

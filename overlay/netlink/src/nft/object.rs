@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
+use serde::{Deserialize, Serialize};
+
 use crate::nfnetlink::{Message, attribute, attributes, be32, text};
 
 /// Which packets a table sees. What is built for a family (keys, sets, rules) is written once for both.
@@ -191,7 +193,7 @@ impl Chain {
 }
 
 /// What happens to a packet.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// Leaves this base chain.
     Accept,
@@ -222,7 +224,7 @@ impl Verdict {
         });
     }
 
-    fn decode(verdict: &[u8]) -> Option<Self> {
+    pub(super) fn decode(verdict: &[u8]) -> Option<Self> {
         let code = attribute(verdict, VERDICT_CODE).and_then(be32)?.cast_signed();
         let chain = || attribute(verdict, VERDICT_CHAIN).map(text);
         Some(match code {
@@ -494,7 +496,7 @@ impl SetDescription {
 }
 
 /// What lies beside a key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ElementData {
     /// Nothing: a plain set.
     None,
@@ -505,7 +507,7 @@ pub enum ElementData {
 }
 
 /// An element of a set: the key's fields one behind the other, each padded to 4 bytes (a single field is not padded).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Element {
     /// The key; in a set of [`Contents::Ranges`], the first value of each field.
     pub key: Vec<u8>,
@@ -582,23 +584,23 @@ pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const CHAIN_POLICY: u16 = 5;
 pub(super) const CHAIN_USE: u16 = 6;
-const CHAIN_TYPE: u16 = 7;
+pub(super) const CHAIN_TYPE: u16 = 7;
 pub(super) const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
+pub(super) const HOOK_PRIORITY: u16 = 2;
 pub(super) const SET_TABLE: u16 = 1;
 pub(super) const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
+pub(super) const SET_FLAGS: u16 = 3;
 const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_DESCRIPTION: u16 = 9;
 const SET_ID: u16 = 10;
-const SET_FLAG_INTERVAL: u32 = 0x4;
+pub(super) const SET_FLAG_INTERVAL: u32 = 0x4;
 const SET_FLAG_MAP: u32 = 0x8;
 const SET_FLAG_TIMEOUT: u32 = 0x10;
 const SET_FLAG_EVAL: u32 = 0x20;
-const SET_FLAG_CONCAT: u32 = 0x80;
+pub(super) const SET_FLAG_CONCAT: u32 = 0x80;
 const DESCRIPTION_SIZE: u16 = 1;
 const DESCRIPTION_CONCAT: u16 = 2;
 const FIELD_LEN: u16 = 1;
@@ -609,7 +611,7 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_KEY_END: u16 = 10;
 pub(super) const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
+pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 /// `NFT_DATA_VERDICT`.
