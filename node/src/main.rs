@@ -58,6 +58,7 @@ mod watch;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,7 @@ use cli::{
     MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, OnArgs, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
+use config::which::WhichAgent;
 use explain::Conclusion;
 
 /// Found something wrong.
@@ -218,7 +220,7 @@ fn query_dns(args: &DnsQueryArgs) -> ExitCode {
 fn examine(args: &DoctorArgs) -> ExitCode {
     let config = match args.agent.load() {
         Ok(config) => config,
-        Err(error) => return could_not_run(error),
+        Err(error) => return could_not_run_here(&error),
     };
     match block_on(doctor::ask(&config.state_dir, args.fix)) {
         Ok(Ok(report)) => {
@@ -232,20 +234,21 @@ fn examine(args: &DoctorArgs) -> ExitCode {
 
 fn follow_packet(args: &TraceArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: packets are followed by programs in the kernel");
+        return needs_root("packets are followed by programs in the kernel");
     }
     match trace_cli::follow(args) {
         Ok(followed) => {
             show(&followed.render(args.output));
             found(followed.finding())
         }
+        Err(error) if !is_node(&args.config) => elsewhere(&error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }
 
 fn count_drops(args: &DropsArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: drops are counted by a program in the kernel");
+        return needs_root("drops are counted by a program in the kernel");
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -255,7 +258,7 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
 
 fn count_flows(args: &FlowsArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: flows are counted by programs in the kernel");
+        return needs_root("flows are counted by programs in the kernel");
     }
     match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -281,13 +284,13 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
                 Conclusion::CouldNotTell => COULD_NOT_RUN,
             })
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run_here(&error),
     }
 }
 
 fn capture_packets(args: &CaptureArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: packets are read at the kernel's devices");
+        return needs_root("packets are read at the kernel's devices");
     }
     // Sockets are read without async; signals are not.
     let captured = until_told(async |shutdown| tokio::task::block_in_place(|| capture::run(args, &shutdown)));
@@ -297,6 +300,7 @@ fn capture_packets(args: &CaptureArgs) -> ExitCode {
             logs::tell(captured.text());
             ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
         }
+        Err(error) if !is_node(&args.config) => elsewhere(&error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }
@@ -482,6 +486,34 @@ fn put(bytes: &[u8]) -> bool {
         }
         Ok(()) => true,
     }
+}
+
+fn needs_root(why: &str) -> ExitCode {
+    elsewhere(&anyhow::anyhow!("must run as root: {why}"))
+}
+
+/// Where that is because this machine has no agent, there may be nodes that have one.
+fn could_not_run_here(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(WhichAgent::None | WhichAgent::NotRoot) => elsewhere(error),
+        Some(WhichAgent::Several(_)) | None => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Whether an agent of this machine can be meant.
+fn is_node(configs: &[PathBuf]) -> bool {
+    !config::here::of_this_machine(configs).is_empty()
+}
+
+/// Tells an error of this machine, and what to type for another one.
+fn elsewhere(error: &anyhow::Error) -> ExitCode {
+    logs::tell(format_args!("error: {error:#}"));
+    let words = std::env::args_os().skip(1);
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(command) = on::elsewhere(&words) {
+        logs::tell(format_args!("on a node that a kubeconfig reaches: {command}"));
+    }
+    ExitCode::from(COULD_NOT_RUN)
 }
 
 fn could_not_run(error: impl Display) -> ExitCode {

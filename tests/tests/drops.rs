@@ -175,7 +175,9 @@ mod privileged {
             run_as(65534, &["drops"]),
             (
                 Some(2),
-                "error: must run as root: drops are counted by a program in the kernel\n".to_owned()
+                "error: must run as root: drops are counted by a program in the kernel\n\
+                 on a node that a kubeconfig reaches: causeway on NODE -- drops\n"
+                    .to_owned()
             )
         );
         let rows = [

@@ -205,7 +205,9 @@ mod privileged {
             run_as(65534, &["flows"]),
             (
                 Some(2),
-                "error: must run as root: flows are counted by programs in the kernel\n".to_owned()
+                "error: must run as root: flows are counted by programs in the kernel\n\
+                 on a node that a kubeconfig reaches: causeway on NODE -- flows\n"
+                    .to_owned()
             )
         );
         let rows = [

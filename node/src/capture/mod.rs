@@ -16,7 +16,7 @@ mod filter;
 #[cfg(test)]
 mod frames;
 mod link_layer;
-mod pcapng;
+pub mod pcapng;
 mod places;
 
 use std::collections::{BTreeSet, VecDeque};

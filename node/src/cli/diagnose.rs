@@ -34,7 +34,7 @@ pub struct EndsArgs {
     words: Vec<String>,
     /// The Kubernetes namespace of names that have none
     #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
-    namespace: String,
+    pub namespace: String,
 }
 
 impl EndsArgs {
@@ -163,7 +163,7 @@ pub struct FlowsArgs {
     service: Option<String>,
     /// The Kubernetes namespace of names that have none
     #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
-    namespace: String,
+    pub namespace: String,
     /// Only packets of which this became
     #[arg(long, value_enum, ignore_case = true)]
     pub verdict: Option<FlowsVerdict>,
@@ -252,7 +252,7 @@ pub struct CaptureArgs {
     pub config: Vec<PathBuf>,
     /// The Kubernetes namespace of names that have none
     #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
-    namespace: String,
+    pub namespace: String,
     /// Form of the lines that are printed without --write; ndjson is a line of JSON for each packet
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Lines,

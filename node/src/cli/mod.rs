@@ -179,9 +179,11 @@ Exit codes: 0 = all nodes say 0, else the highest of what they say; 2 = one coul
 What runs there: doctor, explain, trace, drops, flows, capture, node config print and check, version. Of one node that is
 named, the output is passed on as it is. Of several, text stands under the node's name, which goes to standard error, or
 behind it where the output goes on; -o json is one document: {\"nodes\": [{\"node\", \"exitCode\", \"output\"} or {\"node\",
-\"error\"}]}, and lines of JSON get a first member node. Ctrl-C ends the commands there, and what they tell then is told.
+\"error\"}]}; lines of JSON get a first member node; captures become one, whose interfaces bear the nodes' names.
+Ctrl-C ends the commands there, and what they tell then is told. Pods of other nodes are named to them by their addresses.
 It needs the rights to list pods, and to create and get pods/exec, in the agents' namespace: who has them can do on the
-nodes what the agent can. Agents that are no pods, as those of causeway up, are asked on their own machine.")]
+nodes what the agent can. With the right to get pods elsewhere it finds the nodes of pods. Agents that are no pods, as
+those of causeway up, are asked on their own machine.")]
     On(OnArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]

@@ -35,7 +35,7 @@ impl ServerArgs {
 /// Options of `causeway on`.
 #[derive(Debug, Args)]
 pub struct OnArgs {
-    /// The nodes; by default that of the first pod or node that the command names
+    /// The nodes; by default that of the first pod or node that the command names, for capture those of all
     #[arg(value_name = "NODE", value_delimiter = ',')]
     pub nodes: Vec<String>,
     /// All nodes of the cluster

@@ -1,11 +1,13 @@
 //! What the API server is asked: who the agents are, where pods are, and what a refusal means.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, bail, ensure};
 use model::{ObjectName, with_causes};
 use serde_json::Value;
 
+use super::errand::Errand;
 use super::nodes::{self, Chosen, Wanted};
 use crate::cli::OnArgs;
 use crate::ends::nearest::{Suggested, nearest_objects, typed};
@@ -15,6 +17,18 @@ use crate::watch::{Objects, ObjectsError};
 
 /// Which pods are agents, as `node/deploy` labels them.
 const AGENTS: &str = "labelSelector=app.kubernetes.io%2Fname%3Dcauseway-node";
+
+/// Where a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its node.
+    pub node: String,
+    /// Its first address, where it has one.
+    pub address: Option<IpAddr>,
+}
+
+/// Where pods are, or why that is not known.
+pub type Places = BTreeMap<ObjectName, Result<Place, String>>;
 
 /// A cluster, and the namespace of its agents.
 pub struct Cluster<'c> {
@@ -29,11 +43,30 @@ impl<'c> Cluster<'c> {
         Self { objects, namespace }
     }
 
-    /// The nodes that are meant, with their agents. `ends`: whom the command names.
+    /// Where the pods are that a command names, or why that is not known.
+    pub async fn places(&self, ends: &[Subject]) -> Places {
+        let mut places = Places::new();
+        for end in ends {
+            if let Subject::Pod(pod) = end
+                && !places.contains_key(pod)
+            {
+                let place = self.place(pod).await.map_err(|error| format!("{error:#}"));
+                places.insert(pod.clone(), place);
+            }
+        }
+        places
+    }
+
+    /// The nodes that are meant, with their agents.
     ///
     /// # Errors
     /// When the server does not answer, there are no agents, or a node or pod is not known.
-    pub async fn choose(&self, args: &OnArgs, ends: &[Subject]) -> anyhow::Result<Vec<Chosen>> {
+    pub async fn choose(
+        &self,
+        args: &OnArgs,
+        errand: &Errand,
+        places: &Places,
+    ) -> anyhow::Result<Vec<Chosen>> {
         let namespace = self.namespace;
         let path = format!("/api/v1/namespaces/{namespace}/pods?{AGENTS}");
         let agents = match self.objects.read(&path).await {
@@ -49,8 +82,14 @@ impl<'c> Cluster<'c> {
              --namespace names another; agents that are no pods, as those of `causeway up`, are asked on their own machine"
         );
         let named = match (&args.of, args.nodes.is_empty() && !args.all) {
-            (Some(end), _) => vec![self.node_of(&Name::parse(end)?.subject).await?],
-            (None, true) => vec![self.node_of_first(ends).await?],
+            (Some(end), _) => match Name::parse(end)?.subject {
+                Subject::Pod(pod) => vec![self.place(&pod).await?.node],
+                Subject::Node(node) => vec![node],
+                _ => bail!(
+                    "--of {end}: only pods and nodes are on a node: pod/NAME, pod/NAMESPACE/NAME or node/NAME"
+                ),
+            },
+            (None, true) => of_ends(errand, places)?,
             (None, false) => args.nodes.clone(),
         };
         let wanted = match args.all {
@@ -79,43 +118,29 @@ impl<'c> Cluster<'c> {
         }
     }
 
-    async fn node_of_first(&self, ends: &[Subject]) -> anyhow::Result<String> {
-        let mut ends = ends.iter();
-        let first = ends.find(|end| matches!(end, Subject::Pod(_) | Subject::Node(_)));
-        let first = first.context(
-            "which nodes? Name them (causeway on NODE[,NODE…] -- …), say --all, or --of pod/NAME for the node of a pod",
-        )?;
-        let node = self.node_of(first).await?;
-        // Who asked for nothing else wants to know where it was.
-        tell(format_args!("on {node}"));
-        Ok(node)
-    }
-
-    async fn node_of(&self, end: &Subject) -> anyhow::Result<String> {
-        match end {
-            Subject::Node(node) => Ok(node.clone()),
-            Subject::Pod(pod) => self.node_of_pod(pod).await,
-            _ => bail!("--of: only pods and nodes are on a node: pod/NAME, pod/NAMESPACE/NAME or node/NAME"),
-        }
-    }
-
-    async fn node_of_pod(&self, pod: &ObjectName) -> anyhow::Result<String> {
+    async fn place(&self, pod: &ObjectName) -> anyhow::Result<Place> {
         let namespace = &pod.namespace;
         let pods = format!("/api/v1/namespaces/{namespace}/pods");
         let found = match self.objects.read(&format!("{pods}/{}", pod.name)).await {
             Ok(found) => found,
             Err(error) if error.refusal() == Some(404) => {
                 let near = self.near(pod, &pods).await;
-                bail!("no pod {}{}", typed("pod", pod), Suggested(&near))
+                bail!("there is no {}{}", typed("pod", pod), Suggested(&near))
             }
             Err(error) => bail!(
-                "find pod {pod}: {}",
+                "find {}: {}",
+                typed("pod", pod),
                 lacks(&error, &format!("get pods in namespace {namespace}"))
             ),
         };
         let node = found["spec"]["nodeName"].as_str();
-        let node = node.with_context(|| format!("pod {pod} is on no node yet"))?;
-        Ok(node.to_owned())
+        let node = node.with_context(|| format!("{} is on no node yet", typed("pod", pod)))?;
+        Ok(Place {
+            node: node.to_owned(),
+            address: found["status"]["podIP"]
+                .as_str()
+                .and_then(|text| text.parse().ok()),
+        })
     }
 
     /// Pods with names like this, as far as this user may know.
@@ -150,6 +175,33 @@ impl<'c> Cluster<'c> {
             None => with_causes(error),
         }
     }
+}
+
+/// The nodes of those that a command names: of the first one, or of all, where it looks at all of them.
+fn of_ends(errand: &Errand, places: &Places) -> anyhow::Result<Vec<String>> {
+    let mut nodes = Vec::new();
+    for end in &errand.ends {
+        match end {
+            Subject::Node(node) => nodes.push(node.clone()),
+            Subject::Pod(pod) => match places.get(pod) {
+                Some(Ok(place)) => nodes.push(place.node.clone()),
+                Some(Err(why)) => bail!("{why}"),
+                None => {}
+            },
+            _ => {}
+        }
+        if !errand.of_each && !nodes.is_empty() {
+            break;
+        }
+    }
+    ensure!(
+        !nodes.is_empty(),
+        "which nodes? Name them (causeway on NODE[,NODE…] -- …), say --all, or --of pod/NAME for the node of a pod"
+    );
+    nodes.dedup();
+    // Who asked for nothing else wants to know where it was.
+    tell(format_args!("on {}", nodes.join(", ")));
+    Ok(nodes)
 }
 
 /// Why the server refused; which right is missing, where it is that.

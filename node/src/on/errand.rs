@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+use super::addressed::addressed;
+use super::cluster::Places;
 use crate::cli::{
     CaptureArgs, Cli, Command, DropsArgs, FlowsArgs, Lines, NodeCommand, Output, Stream, TraceArgs,
     VersionArgs,
 };
-use crate::ends::{Ends, FormError, Subject};
+use crate::ends::{Ends, FormError, NAMESPACE, Subject};
 
 /// What runs on other nodes, for people.
 const THERE: &str = "doctor, explain, trace, drops, flows, capture, node config print and check, and version";
@@ -34,6 +36,10 @@ pub struct Errand {
     pub lasts: Option<Duration>,
     /// Whom it names.
     pub ends: Vec<Subject>,
+    /// Where names are that say none.
+    namespace: String,
+    /// It looks at the nodes of each of them, and not at that of the first alone.
+    pub of_each: bool,
 }
 
 /// What a command says on standard output.
@@ -114,7 +120,35 @@ impl Errand {
             form,
             lasts,
             ends,
+            namespace: namespace(&command).to_owned(),
+            of_each: matches!(command, Command::Capture(_)),
         })
+    }
+}
+
+impl Errand {
+    /// The command line for a node, where pods of others are named by their addresses ([`addressed`]).
+    #[must_use]
+    pub fn words_on(&self, node: &str, places: &Places) -> Vec<String> {
+        // Whose drops are told is asked by name.
+        if self.words.first().is_some_and(|command| command == "drops") {
+            return self.words.clone();
+        }
+        addressed(&self.words, &self.namespace, |pod| match places.get(pod) {
+            Some(Ok(place)) if place.node != node => place.address,
+            _ => None,
+        })
+    }
+}
+
+/// That of names that have none.
+fn namespace(command: &Command) -> &str {
+    match command {
+        Command::Explain(args) => &args.ends.namespace,
+        Command::Trace(args) => &args.ends.namespace,
+        Command::Flows(args) => &args.namespace,
+        Command::Capture(args) => &args.namespace,
+        _ => NAMESPACE,
     }
 }
 
@@ -162,11 +196,8 @@ fn trace(args: &TraceArgs) -> Result<Known, Refused> {
 
 fn drops(args: &DropsArgs) -> Result<Known, Refused> {
     let (form, lasts) = counting(args.output, args.follow, args.duration);
-    Ok((
-        form,
-        lasts,
-        args.pod()?.into_iter().map(|pod| pod.subject).collect(),
-    ))
+    let ends = args.pod()?.into_iter().map(|pod| pod.subject).collect();
+    Ok((form, lasts, ends))
 }
 
 fn flows(args: &FlowsArgs) -> Result<Known, Refused> {
@@ -311,7 +342,10 @@ mod tests {
         for line in ["docter", "trace", "drops --nobody"] {
             assert!(matches!(errand(line), Err(Refused::Usage(_))), "{line}");
         }
-        assert!(matches!(errand("explain pod svc"), Err(Refused::Ends(_))));
+        assert!(matches!(
+            errand("explain pod/a/b/c svc/b:80"),
+            Err(Refused::Ends(_))
+        ));
     }
 
     #[test]

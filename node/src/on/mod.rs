@@ -6,17 +6,21 @@
 //! An agent's socket is its node's alone. Whoever may run commands in its pod may ask it from elsewhere: the API server
 //! knows who that is, and no port is opened for it.
 //!
-//! - [`errand`]: what may run there.
+//! - [`errand`]: what may run there; [`addressed`]: pods of other nodes in it.
+//! - [`hint`]: what to type where this machine has nobody to be asked.
 //! - [`nodes`]: which nodes are meant.
 //! - [`cluster`]: what the API server is asked.
-//! - [`telling`], [`sink`]: one result of what several say, and where it goes.
+//! - [`telling`], [`sink`]: one result of what several say, and where it goes; [`merged`]: captures of several as one.
 //!
 //! A command that runs in a container outlives the connection to it: no kubelet kills it. It is therefore run with a
 //! standard input to which nothing is ever written and whose end ends it as Ctrl-C does (`--while-input-is-open`). The
 //! kubelet closes it when the connection breaks, whatever became of us.
 
+mod addressed;
 mod cluster;
 mod errand;
+mod hint;
+mod merged;
 mod nodes;
 mod sink;
 mod telling;
@@ -29,12 +33,14 @@ use futures::future::join;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::OnArgs;
 use crate::logs::tell;
 use crate::watch::{Container, Objects, Said};
+pub use hint::elsewhere;
+
 use cluster::Cluster;
 use errand::{Errand, Form, Refused};
 use nodes::CONTAINER;
@@ -43,6 +49,9 @@ use telling::{Piece, Teller, Told, Way};
 
 /// A command that was told to end tells what it has within this time.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How often it is looked what has waited long enough.
+const DUE: Duration = Duration::from_millis(100);
 
 /// Pieces of output that wait to be told. Beyond it the nodes wait.
 const IN_FLIGHT: usize = 64;
@@ -72,8 +81,13 @@ pub async fn run(
     );
     let objects = Objects::of(args.server.credentials()?).await?;
     let cluster = Cluster::new(&objects, &args.namespace);
-    let chosen = tokio::select! {
-        chosen = cluster.choose(args, &errand.ends) => chosen?,
+    let choice = async {
+        let places = cluster.places(&errand.ends).await;
+        let chosen = cluster.choose(args, &errand, &places).await?;
+        anyhow::Ok((chosen, places))
+    };
+    let (chosen, places) = tokio::select! {
+        chosen = choice => chosen?,
         () = shutdown.cancelled() => anyhow::bail!("interrupted"),
     };
     let is_one = !args.all && chosen.len() == 1;
@@ -92,7 +106,7 @@ pub async fn run(
         let visit = Visit {
             objects: objects.clone(),
             namespace: args.namespace.clone(),
-            words: words(&errand),
+            words: words(errand.words_on(&node, &places)),
             begins_within: args.timeout,
             lasts: errand.lasts.map(|lasts| lasts + args.timeout),
             enough: enough.clone(),
@@ -104,8 +118,16 @@ pub async fn run(
         visits.spawn(visit.make(node, agent));
     }
     drop(sender);
-    while let Some((number, piece)) = pieces.recv().await {
-        for told in teller.take(number, piece) {
+    let mut ticks = interval(DUE);
+    loop {
+        let told = tokio::select! {
+            piece = pieces.recv() => match piece {
+                Some((number, piece)) => teller.take(number, piece, std::time::Instant::now()),
+                None => break,
+            },
+            _ = ticks.tick() => teller.due(std::time::Instant::now()),
+        };
+        for told in told {
             match told {
                 Told::Err(line) => tell(line),
                 Told::Out(bytes) => {
@@ -123,9 +145,9 @@ pub async fn run(
 }
 
 /// The command as it is run in a container.
-fn words(errand: &Errand) -> Vec<String> {
+fn words(command: Vec<String>) -> Vec<String> {
     let program = ["causeway", "--while-input-is-open"].map(str::to_owned);
-    program.into_iter().chain(errand.words.iter().cloned()).collect()
+    program.into_iter().chain(command).collect()
 }
 
 /// Where a node's pieces go.

@@ -6,11 +6,15 @@
 //!          lines    node-1 | …       as they come
 //!          JSON     {"nodes": [{"node", "exitCode", "output"}, {"node", "error"}]}
 //!          lines of JSON             {"node": …, and what was there}
+//!          packets                   one capture ([`merged`](super::merged))
 //! ```
+
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::errand::Form;
+use super::merged::Merger;
 use crate::logs::printable;
 
 /// What is kept of a node's output until it is told: 64 MiB, as an agent's answer may have (`ask`).
@@ -54,6 +58,8 @@ pub enum Way {
     Document,
     /// Each line a document with its node's name.
     Documents,
+    /// One capture.
+    Capture,
 }
 
 impl Way {
@@ -61,7 +67,8 @@ impl Way {
     #[must_use]
     pub fn of(form: &Form, is_one: bool, prefix: bool, to_terminal: bool) -> Self {
         match form {
-            Form::Packets(_) => Self::AsItIs,
+            Form::Packets(_) if is_one => Self::AsItIs,
+            Form::Packets(_) => Self::Capture,
             Form::Text | Form::Lines if prefix => Self::Prefixed,
             _ if is_one && to_terminal => Self::ForTerminal,
             _ if is_one => Self::AsItIs,
@@ -85,6 +92,8 @@ struct Speaker {
     /// What it said last on standard error, where that may be all there is.
     reason: String,
     ended: Option<Result<i32, String>>,
+    /// What it says cannot be told.
+    is_broken: bool,
 }
 
 /// Makes one result of what nodes say.
@@ -97,6 +106,7 @@ pub struct Teller {
     speakers: Vec<Speaker>,
     /// So many have been told as a whole.
     told: usize,
+    merger: Merger,
 }
 
 impl Teller {
@@ -110,6 +120,7 @@ impl Teller {
             errors: Vec::new(),
             reason: String::new(),
             ended: None,
+            is_broken: false,
         };
         let speakers: Vec<Speaker> = nodes.into_iter().map(speaker).collect();
         Self {
@@ -120,15 +131,17 @@ impl Teller {
                 .map(|speaker| speaker.node.len())
                 .max()
                 .unwrap_or(0),
+            merger: Merger::new(speakers.iter().map(|speaker| speaker.node.clone())),
             speakers,
             told: 0,
         }
     }
 
     /// Takes a piece of what a node said; what is to be told now.
-    pub fn take(&mut self, number: usize, piece: Piece) -> Vec<Told> {
+    pub fn take(&mut self, number: usize, piece: Piece, now: Instant) -> Vec<Told> {
         let mut told = Vec::new();
         match piece {
+            Piece::Out(bytes) if self.way == Way::Capture => self.packets(number, &bytes, now, &mut told),
             Piece::Out(bytes) => self.out(number, bytes, &mut told),
             Piece::Err(bytes) => {
                 self.speakers[number].err.extend(bytes);
@@ -142,14 +155,34 @@ impl Teller {
         told
     }
 
+    /// What has waited until now.
+    pub fn due(&mut self, now: Instant) -> Vec<Told> {
+        Vec::from_iter(not_empty(self.merger.due(now)))
+    }
+
     /// The worst of all exit codes.
     #[must_use]
     pub fn code(&self) -> u8 {
         let code = |speaker: &Speaker| match speaker.ended {
+            _ if speaker.is_broken => COULD_NOT_ASK,
             Some(Ok(code)) => u8::try_from(code).unwrap_or(u8::MAX),
             Some(Err(_)) | None => COULD_NOT_ASK,
         };
         self.speakers.iter().map(code).max().unwrap_or(COULD_NOT_ASK)
+    }
+
+    fn packets(&mut self, number: usize, bytes: &[u8], now: Instant, told: &mut Vec<Told>) {
+        let speaker = &mut self.speakers[number];
+        if speaker.is_broken {
+            return;
+        }
+        match self.merger.take(number, bytes, now) {
+            Ok(bytes) => told.extend(not_empty(bytes)),
+            Err(broken) => {
+                speaker.is_broken = true;
+                told.push(Told::Err(format!("error: {}: {broken}", speaker.node)));
+            }
+        }
     }
 
     fn out(&mut self, number: usize, bytes: Vec<u8>, told: &mut Vec<Told>) {
@@ -209,6 +242,12 @@ impl Teller {
         match self.way {
             Way::Blocks => self.blocks(told),
             Way::Document => self.document(told),
+            Way::Capture => {
+                told.extend(self.speakers[number].failure());
+                if self.speakers.iter().all(|speaker| speaker.ended.is_some()) {
+                    told.extend(not_empty(self.merger.finish()));
+                }
+            }
             _ => {
                 self.lines(number, true, told);
                 told.extend(self.speakers[number].failure());
@@ -267,6 +306,10 @@ impl Speaker {
     }
 }
 
+fn not_empty(bytes: Vec<u8>) -> Option<Told> {
+    (!bytes.is_empty()).then_some(Told::Out(bytes))
+}
+
 /// Takes whole lines off the beginning, without their ends; at the end also what has none.
 fn take_lines(bytes: &mut Vec<u8>, is_end: bool) -> Vec<String> {
     let whole = bytes
@@ -297,7 +340,7 @@ mod tests {
         let mut teller = Teller::new(way, is_one, nodes.iter().map(|node| (*node).to_owned()));
         let mut text = String::new();
         for (number, piece) in pieces {
-            for told in teller.take(*number, piece.clone()) {
+            for told in teller.take(*number, piece.clone(), Instant::now()) {
                 match told {
                     Told::Out(bytes) => text.push_str(std::str::from_utf8(&bytes).expect("text")),
                     Told::Err(line) => text.push_str(&format!("[{line}]\n")),
@@ -334,6 +377,7 @@ mod tests {
             (Form::Json, false, Way::Document),
             (Form::JsonLines, false, Way::Documents),
             (Form::Packets(None), true, Way::AsItIs),
+            (Form::Packets(None), false, Way::Capture),
         ];
         for (form, is_one, expected) in rows {
             assert_eq!(
@@ -459,6 +503,29 @@ node-10 | three\u{fffd}
         assert_eq!(
             told(Way::Documents, false, &["x", "y"], &pieces),
             (expected.to_owned(), 0)
+        );
+    }
+
+    #[test]
+    fn what_is_no_capture_is_told_once_and_counts() {
+        let pieces = [
+            (0, out("something else")),
+            (1, out("")),
+            (0, out("and more")),
+            (0, code(0)),
+            (1, failed("no agent is on it")),
+        ];
+        let expected = "\
+[error: a: what it wrote is no capture that can be read: a block has a length that none can have]
+[error: b: no agent is on it]
+";
+        assert_eq!(
+            told(Way::Capture, false, &["a", "b"], &pieces),
+            (expected.to_owned(), 2)
+        );
+        assert_eq!(
+            told(Way::Capture, false, &["a"], &[pieces[0].clone(), (0, code(0))]).1,
+            2
         );
     }
 
