@@ -1,8 +1,9 @@
 //! `causeway on`: nodes are asked by the agents' pods, from somewhere that has a kubeconfig and nothing else.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -274,6 +275,21 @@ impl<'c> World<'c> {
             .lines()
             .any(|line| line.starts_with(broke) && line.ends_with(why));
         ensure!(status.code() == Some(2) && is_told, "{status}: {told}");
+        nothing_is_left();
+
+        // Who reads no more, as head does, ends it too.
+        let words = ["node-1", "--", "flows", "--follow"];
+        let mut reading = self.command(&words).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        let mut stdout = BufReader::new(reading.stdout.take().context("piped")?);
+        stdout.read_line(&mut line)?;
+        drop(stdout);
+        wait::until_value(
+            "its end",
+            LATER,
+            || reading.try_wait().ok().flatten(),
+            Option::is_some,
+        );
         nothing_is_left();
 
         // Who is killed tells nobody.
