@@ -47,7 +47,7 @@ pub enum TracepointError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// More addresses of the one end than the programs compare.
+    /// More addresses of the one end than there is room for.
     #[error("{0} addresses are too many for one end: {most} can be followed", most = MOST_SOURCES)]
     TooManySources(usize),
     /// More ends than there is room for.
