@@ -6,7 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use model::{EndpointSlice, ObjectName, Protocol, Snapshot};
+use model::{EndpointSlice, NodeName, ObjectName, Protocol, Snapshot};
+use overlay::plan::{Half, Plan, Remote};
 use proxy::plan::NodeContext;
 use proxy::verdict::Packet;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct Located {
     pub name: String,
     /// Its addresses; none of a headless Service.
     pub addresses: Vec<IpAddr>,
+    /// Of a node: the addresses of its tunnel's devices, which are what it sends to pods of other nodes from.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tunnel: Vec<IpAddr>,
     /// The port.
     pub port: Option<NonZeroU16>,
     /// The protocol, where name or port tell.
@@ -81,6 +85,14 @@ pub fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
             .as_ref()
             .and_then(|context| at_address(&facts.snapshot, context, &place)),
     };
+    let tunnel = match (&name.subject, &facts.network) {
+        (Subject::Node(node), Some(plan)) => tunnel(
+            plan,
+            facts.node == NodeName::from(node.as_str()),
+            &place.addresses,
+        ),
+        _ => Vec::new(),
+    };
     let Place {
         name,
         addresses,
@@ -91,10 +103,27 @@ pub fn locate(name: &str, facts: &Facts) -> Result<Located, NameError> {
     Ok(Located {
         name,
         addresses,
+        tunnel,
         port,
         protocol,
         service,
     })
+}
+
+/// The addresses of a node's tunnel devices.
+fn tunnel(plan: &Plan, is_own: bool, node: &[IpAddr]) -> Vec<IpAddr> {
+    let of_half = |half: &Half| -> Vec<IpAddr> {
+        if is_own {
+            return half.device.iter().map(|device| device.address).collect();
+        }
+        let remotes = half.remotes.values();
+        let vtep = |remote: &Remote| match remote {
+            Remote::Tunnel { vtep, public_ip, .. } => node.contains(public_ip).then_some(*vtep),
+            Remote::Gateway { .. } => None,
+        };
+        remotes.filter_map(vtep).collect()
+    };
+    plan.halves.values().flat_map(of_half).collect()
 }
 
 /// Who is behind a port of a Service that was named.

@@ -75,10 +75,16 @@ fn check(text: &str, expected: &str) {
                 let endpoints: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
                 format!(" = {name} -> {}", endpoints.join(" "))
             });
+            let tunnel: Vec<String> = located
+                .tunnel
+                .iter()
+                .map(|own| format!(" tunnel {own}"))
+                .collect();
             format!(
-                "{} {}{}",
+                "{} {}{}{}",
                 located.name,
                 addresses.join(" "),
+                tunnel.concat(),
                 behind.unwrap_or_default()
             )
         }

@@ -5,9 +5,10 @@ use std::num::NonZeroU16;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use trace::hop::Protocol;
+use trace::namespaces::Found;
 use trace::{Filter, Service};
 
-use super::agents::Agents;
+use super::agents::{Agents, NotLocated};
 use super::pods::Pods;
 use crate::ends::{Ends, Name, Subject};
 use crate::locate::{Behind, Located};
@@ -19,6 +20,10 @@ pub(super) struct Wanted {
     pub(super) filter: Filter,
     /// The Service that they are sent to, where they are sent to one.
     pub(super) service: Option<Service>,
+    /// Whether the sender's kernel chooses the address for each way: a node has several.
+    pub(super) is_of_node: bool,
+    /// Inode number of that node's network namespace, where it is of this machine.
+    pub(super) netns: Option<u32>,
 }
 
 /// Whom the destination speaks of.
@@ -30,8 +35,13 @@ struct Destination {
     service: Option<Service>,
 }
 
-/// Whose packets these are.
-pub(super) fn wanted(ends: &Ends, pods: &Pods, agents: &Agents) -> anyhow::Result<Wanted> {
+/// Whose packets these are. A node that is among these namespaces sends from all of the addresses that it has there.
+pub(super) fn wanted(
+    ends: &Ends,
+    pods: &Pods,
+    agents: &Agents,
+    namespaces: &[Found],
+) -> anyhow::Result<Wanted> {
     let Ends { source, destination } = ends;
     let Destination {
         addresses,
@@ -39,7 +49,11 @@ pub(super) fn wanted(ends: &Ends, pods: &Pods, agents: &Agents) -> anyhow::Resul
         protocol,
         service,
     } = self::destination(destination, pods, agents)?;
-    let sources = sources(source, pods, agents)?;
+    let Sender {
+        addresses: sources,
+        is_of_node,
+        netns,
+    } = sender(source, pods, agents, namespaces)?;
     let port = port.map(NonZeroU16::get);
     ensure!(
         port.is_none() || protocol.is_none_or(Protocol::has_ports),
@@ -67,6 +81,8 @@ pub(super) fn wanted(ends: &Ends, pods: &Pods, agents: &Agents) -> anyhow::Resul
             ..Filter::default()
         },
         service,
+        is_of_node,
+        netns,
     })
 }
 
@@ -112,6 +128,7 @@ fn found(name: &Name, located: Located) -> Destination {
     let Located {
         name: _,
         addresses,
+        tunnel: _,
         port,
         protocol,
         service,
@@ -138,28 +155,77 @@ fn found(name: &Name, located: Located) -> Destination {
     }
 }
 
-/// None: anybody.
-fn sources(subject: &Subject, pods: &Pods, agents: &Agents) -> anyhow::Result<Vec<IpAddr>> {
-    match subject {
+/// Who sends.
+#[derive(Debug, Default)]
+struct Sender {
+    /// None: anybody.
+    addresses: Vec<IpAddr>,
+    is_of_node: bool,
+    netns: Option<u32>,
+}
+
+fn sender(subject: &Subject, pods: &Pods, agents: &Agents, namespaces: &[Found]) -> anyhow::Result<Sender> {
+    let addresses = match subject {
         Subject::Service(_) => {
             bail!(
                 "{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies"
             )
         }
-        subject => addresses(subject, pods, agents),
-    }
+        Subject::Node(_) => {
+            let located = located(subject, agents).map_err(|why| anyhow!("{subject}: {why}"))?;
+            [located.addresses, located.tunnel].concat()
+        }
+        subject => addresses(subject, pods, agents)?,
+    };
+    // Who names an address means that one.
+    let of_node = match subject {
+        Subject::Node(_) | Subject::Pod(_) => namespaces.iter().find(|found| {
+            let is_own = |address: &IpAddr| found.addresses.contains(address);
+            addresses.iter().any(is_own) && agents.is_in(found.inode)
+        }),
+        _ => None,
+    };
+    let is_of_node = of_node.is_some() || matches!(subject, Subject::Node(_));
+    let netns = of_node.map(|found| found.inode);
+    let more = of_node
+        .into_iter()
+        .flat_map(|found| own_addresses(found, namespaces));
+    let mut all: Vec<IpAddr> = addresses.into_iter().chain(more).collect();
+    all.sort_unstable();
+    all.dedup();
+    Ok(Sender {
+        addresses: all,
+        is_of_node,
+        netns,
+    })
+}
+
+/// What packets of a namespace may come from, and of no other one: link-local addresses are not routed, and some each node
+/// has, as that of its DNS server.
+fn own_addresses<'a>(found: &'a Found, namespaces: &'a [Found]) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_routed = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    let is_anothers = |address: &IpAddr| {
+        let mut others = namespaces.iter().filter(|other| other.inode != found.inode);
+        others.any(|other| other.addresses.contains(address))
+    };
+    let own = found.addresses.iter().copied();
+    own.filter(move |address| is_routed(address) && !is_anothers(address))
+}
+
+fn located(subject: &Subject, agents: &Agents) -> Result<Located, NotLocated> {
+    agents.locate(&Name {
+        subject: subject.clone(),
+        port: None,
+        protocol: None,
+    })
 }
 
 /// None: anybody.
 fn addresses(subject: &Subject, pods: &Pods, agents: &Agents) -> anyhow::Result<Vec<IpAddr>> {
-    let by_agent = || {
-        let name = Name {
-            subject: subject.clone(),
-            port: None,
-            protocol: None,
-        };
-        agents.locate(&name).map(|located| located.addresses)
-    };
+    let by_agent = || located(subject, agents).map(|located| located.addresses);
     match subject {
         Subject::Any => Ok(Vec::new()),
         Subject::Address(address) => Ok(vec![*address]),
@@ -189,6 +255,7 @@ mod tests {
             &ends,
             &Pods::of(&[("shop/client", "node-1", "10.244.1.2")]),
             &Agents::default(),
+            &[],
         )?
         .filter)
     }
@@ -219,11 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn a_node_sends_from_all_of_its_addresses_but_from_none_that_others_have_too() {
+        let found = |inode, addresses: &[&str]| Found {
+            inode,
+            namespace: netlink::Namespace::open("/proc/self/ns/net").expect("the own one"),
+            addresses: addresses
+                .iter()
+                .map(|address| address.parse().expect("an address"))
+                .collect(),
+        };
+        let own = ["172.30.0.11", "10.96.0.10", "10.244.1.0", "fd00::b", "fe80::1"];
+        let namespaces = [
+            found(1, &own),
+            found(2, &["172.30.0.12", "10.96.0.10", "10.244.2.0"]),
+        ];
+        let addresses = own_addresses(&namespaces[0], &namespaces);
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        assert_eq!(addresses, ["172.30.0.11", "10.244.1.0", "fd00::b"]);
+    }
+
+    #[test]
     fn packets_to_a_service_are_those_to_its_address_and_to_its_endpoints() {
         let name = Name::parse("svc/web:http").expect("a name");
         let located = Located {
             name: "Service default/web".to_owned(),
             addresses: vec![[10, 96, 0, 7].into()],
+            tunnel: Vec::new(),
             port: NonZeroU16::new(80),
             protocol: Some(model::Protocol::Tcp),
             service: Some(Behind {

@@ -19,7 +19,7 @@ pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// Whose packets are followed, in both directions, under whatever addresses NAT gives them on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Addresses of one end, at most two; none: anybody.
+    /// Addresses of one end, at most 1024; none: anybody.
     pub sources: Vec<IpAddr>,
     /// The port of that end; `None`: any.
     pub source_port: Option<u16>,
