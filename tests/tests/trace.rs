@@ -387,6 +387,14 @@ mod privileged {
             let output = world.node.command(words[0], &words[1..]).expect("run");
             assert!(output.status.success(), "{output:?}");
         }
+        for rule in [
+            "add table ip own",
+            "add chain ip own sending { type filter hook output priority 0; }",
+            "add rule ip own sending udp dport 5555 drop",
+        ] {
+            let output = world.client.command("nft", &[rule]).expect("run");
+            assert!(output.status.success(), "{output:?}");
+        }
         let (gateway, node) = ("10.211.11.1", format!("{} client", world.node.name()));
         let server = world.to.to_string();
         let by_node = |what: &str| format!("REFUSED by {gateway} at {node}: icmp {what}");
@@ -418,6 +426,13 @@ mod privileged {
                 "or a route, of 10.211.11.1 rejects it",
             ),
         ];
+        // The socket is told that it may not send (EPERM): the packet that it made says where.
+        let own = format!("{server}:5555/udp");
+        let output = trace(&[&world.from.to_string(), &own, "--inject"]);
+        output.assert_said(
+            1,
+            &["verdict: DROPPED at", world.client.name(), "a rule of nftables"],
+        );
         for (target, by, means) in rows {
             let output = trace(&[&world.from.to_string(), &target, "--inject"]);
             println!("{}", output.stdout);

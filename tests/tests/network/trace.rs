@@ -45,6 +45,7 @@ fn trace_follows_services_to_their_endpoints_and_tells_what_causeway_refuses() {
     world.kill_agent(0);
     knows_that_nobody_looks_who_sends(&world, &far, own);
     does_without_an_agent(&world, &far, own, other);
+    knows_what_the_tunnel_waits_for(&world, &far, own);
 }
 
 fn names_the_endpoint_and_who_chose_it(world: &Network, near: &Pod, far: &Pod, config: &str) {
@@ -188,6 +189,20 @@ fn sends_as_the_pods_own_processes_do(world: &Network, near: &Pod, far: &Pod, co
     );
     world.put(slice(far, "http", true));
     check(&["pod/near", "svc/web", "--config", config], 0, &[answered, &web]);
+}
+
+/// A packet was handed to the tunnel, and what it was wrapped in waits for the other node's MAC address.
+fn knows_what_the_tunnel_waits_for(world: &Network, far: &Pod, config: &str) {
+    let down = world.host(1).command("ip", &["link", "set", "eth0", "down"]);
+    assert!(down.expect("it runs").status.success());
+    run(world, "ip", &["neigh", "flush", "dev", "eth0"]);
+    let target = format!("{}/udp", far.server());
+    let left = format!("verdict: LEFT THIS MACHINE by {} flannel.1", world.host(0).name());
+    let means = format!(
+        "means:   NEIGHBOUR unresolved: nobody has answered for {} at device eth0",
+        world.lan.hosts[1].address
+    );
+    check(&["pod/near", &target, "--config", config], 1, &[&left, &means]);
 }
 
 /// Without the rules that know senders a packet in another's name was dropped by somebody else's.
