@@ -33,6 +33,14 @@ pub struct Instruction {
 const _: () = assert!(size_of::<Instruction>() == size_of::<libc::sock_filter>());
 const _: () = assert!(align_of::<Instruction>() == align_of::<libc::sock_filter>());
 
+/// Lets nothing through: `BPF_RET | BPF_K` of no bytes.
+const NOTHING: Instruction = Instruction {
+    code: 0x06,
+    jump_true: 0,
+    jump_false: 0,
+    operand: 0,
+};
+
 /// A packet, but for its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -60,13 +68,13 @@ pub struct Counts {
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
-    /// All packets of a device of the calling thread's namespace that the filter lets through, from here on. The socket
-    /// may be read from any thread.
+    /// A socket of a device of the calling thread's namespace, which hears nothing until [`Self::hear`]. It may be read
+    /// from any thread.
     ///
     /// # Errors
-    /// When rights are missing (`CAP_NET_RAW`), there is no such device, or the filter is none.
-    pub fn open(device: u32, filter: &[Instruction]) -> io::Result<Self> {
-        // Of protocol 0 it hears nothing until it is bound: then its filter is there.
+    /// When rights are missing (`CAP_NET_RAW`), or there is no such device.
+    pub fn open(device: u32) -> io::Result<Self> {
+        // Of protocol 0 it hears nothing until it is bound: then a filter is there.
         // SAFETY: no memory is passed.
         let made = unsafe {
             libc::socket(
@@ -78,7 +86,7 @@ impl PacketSocket {
         let made = Errno::result(made)?;
         // SAFETY: the descriptor is new and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(made) };
-        attach(socket.as_fd(), filter)?;
+        attach(socket.as_fd(), &[NOTHING])?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         // Beyond the system's limit where this process may; else as much as it may have.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
@@ -86,6 +94,34 @@ impl PacketSocket {
         }
         bind(&socket, device)?;
         Ok(Self(socket))
+    }
+
+    /// The device's hardware type (`ARPHRD_*`, linux/if_arp.h), which says what its packets begin with.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    pub fn hardware_type(&self) -> io::Result<u16> {
+        let mut address = link_address(0)?;
+        let mut length =
+            libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+        // SAFETY: both pointers are of live values, and the length is that of the first; what the kernel leaves is zero.
+        let asked = unsafe {
+            libc::getsockname(
+                self.0.as_raw_fd(),
+                std::ptr::from_mut(&mut address).cast(),
+                &mut length,
+            )
+        };
+        Errno::result(asked)?;
+        Ok(address.sll_hatype)
+    }
+
+    /// All packets of the device that the filter lets through, from here on.
+    ///
+    /// # Errors
+    /// When the filter is none.
+    pub fn hear(&self, filter: &[Instruction]) -> io::Result<()> {
+        attach(self.0.as_fd(), filter)
     }
 
     /// The next packet, whose first bytes go into `buffer`; `None`: there is none yet.
@@ -225,9 +261,10 @@ pub fn attach(socket: BorrowedFd<'_>, filter: &[Instruction]) -> io::Result<()> 
     Ok(())
 }
 
-fn bind(socket: &OwnedFd, device: u32) -> io::Result<()> {
+/// All packets of a device.
+fn link_address(device: u32) -> io::Result<libc::sockaddr_ll> {
     let all = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?;
-    let address = libc::sockaddr_ll {
+    Ok(libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
         sll_protocol: all.to_be(),
         sll_ifindex: i32::try_from(device).map_err(io::Error::other)?,
@@ -235,7 +272,11 @@ fn bind(socket: &OwnedFd, device: u32) -> io::Result<()> {
         sll_pkttype: 0,
         sll_halen: 0,
         sll_addr: [0; 8],
-    };
+    })
+}
+
+fn bind(socket: &OwnedFd, device: u32) -> io::Result<()> {
+    let address = link_address(device)?;
     let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
     // SAFETY: the address is live and of that length.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), length) };

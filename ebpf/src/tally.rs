@@ -38,11 +38,12 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Loads the program that counts drops and attaches it. Packets are counted from here on until this is dropped.
+    /// Loads the program that counts drops and attaches it. Packets are counted from here on until this is dropped. Of what
+    /// is sent to ports of UDP that are `tunnels`, what it carries is told.
     ///
     /// # Errors
     /// When the kernel lacks something, or this process the right.
-    pub fn of_drops(types: &KernelTypes) -> Result<Self, TracepointError> {
+    pub fn of_drops(types: &KernelTypes, tunnels: [Port; 2]) -> Result<Self, TracepointError> {
         let chosen = vec![at_drops(|tracepoint| types.arguments(tracepoint))?];
         // Maps of flows are there, with next to no room.
         let start = |loader: &mut EbpfLoader<'_>| {
@@ -50,7 +51,7 @@ impl Tally {
                 loader.map_max_entries(name, 1);
             }
         };
-        Self::load(types, chosen, [Port::default(); 2], false, start)?.attached()
+        Self::load(types, chosen, tunnels, false, start)?.attached()
     }
 
     /// Loads the programs that count flows, and drops by flow, and attaches them. What is sent to ports of UDP that are

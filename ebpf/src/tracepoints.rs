@@ -9,7 +9,15 @@ use aya::{Btf, BtfError, Ebpf, EbpfError};
 use ebpf_common::trace::Offsets;
 
 use crate::kernel_types::{KernelTypes, TypesError};
-use crate::tracer::{MOST_SOURCES, MOST_TARGETS, MOST_VXLAN_PORTS};
+
+/// What there is room for in `SOURCES`.
+pub(crate) const MOST_SOURCES: usize = 1024;
+
+/// What there is room for in `TARGETS`.
+pub(crate) const MOST_TARGETS: usize = 1024;
+
+/// UDP ports at which the programs unwrap.
+pub(crate) const MOST_VXLAN_PORTS: usize = 2;
 
 /// Why packets cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +195,8 @@ pub(crate) fn offsets(types: &KernelTypes) -> Result<Offsets, TracepointError> {
         conn_reply: tuples.map_or(0, |(_, reply)| reply),
         conn_status: tuples.map_or(Ok(0), |_| types.offset("nf_conn", "status"))?,
         sock_cookie: types.offset("sock", "__sk_common.skc_cookie")?,
+        skb_iif: skb("skb_iif")?,
+        dev_upper: device("adj_list.upper")?,
     })
 }
 

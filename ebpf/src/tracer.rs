@@ -14,16 +14,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::TRACE_OBJECT;
 use crate::kernel_types::{KernelTypes, TypesError};
-use crate::tracepoints::{Chosen, TracepointError, attach, left_out, load_all, map, offsets, take};
-
-/// What there is room for in `SOURCES`.
-pub(crate) const MOST_SOURCES: usize = 1024;
-
-/// What there is room for in `TARGETS`.
-pub(crate) const MOST_TARGETS: usize = 1024;
-
-/// UDP ports at which the programs unwrap.
-pub(crate) const MOST_VXLAN_PORTS: usize = 2;
+use crate::tracepoints::{
+    Chosen, MOST_SOURCES, MOST_TARGETS, MOST_VXLAN_PORTS, TracepointError, attach, left_out, load_all, map,
+    offsets, take,
+};
 
 /// The tracepoints.
 const TRACEPOINTS: [&str; 4] = [

@@ -17,9 +17,10 @@
 //! - [`explain`]: what becomes of a packet that nobody sends.
 //! - [`explain_cli`]: asks an agent for that, and the kernel where none answers.
 //! - [`connectivity`]: who reaches whom in a cluster.
+//! - [`on`]: these commands on other nodes.
 //! - [`capture`]: packets as a file, of every device that they pass.
 //! - [`ends`]: who sends and to whom, as both of them read it.
-//! - [`locate`]: what an end names, with a Service's endpoints.
+//! - [`names`]: what ends name and addresses are called, as an agent tells it.
 //! - [`ask`]: asks the agent over its socket.
 //! - [`logs`]: what the log looks like.
 //! - [`telemetry`]: traces of the control plane.
@@ -47,22 +48,26 @@ mod explain_cli;
 mod findings;
 mod flows_cli;
 mod install_cni;
-mod locate;
 mod logs;
 mod metrics;
 mod migrate;
+mod names;
+mod on;
 mod telemetry;
 mod trace_cli;
 mod watch;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -71,9 +76,10 @@ use agent::config_file::{ConfigFile, Loaded};
 use cli::{
     CaptureArgs, CleanupArgs, Cli, Command, ConfigArgs, ConfigCommand, ConnectivityArgs, DnsArgs,
     DnsCheckArgs, DnsCommand, DnsQueryArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, InstallCniArgs,
-    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, Output, TraceArgs, VersionArgs,
+    MigrateCheckArgs, MigrateCommand, NodeArgs, NodeCommand, OnArgs, Output, TraceArgs, VersionArgs,
 };
 use config::Logging;
+use config::which::WhichAgent;
 use explain::Conclusion;
 
 /// Found something wrong.
@@ -85,7 +91,11 @@ const COULD_NOT_RUN: u8 = 2;
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = Cli::parse();
+    if cli.while_input_is_open {
+        std::thread::spawn(interrupt_at_end_of_input);
+    }
+    match cli.command {
         Command::Up(handed) => could_not_run(cluster::hand_over("up", &handed.arguments)),
         Command::Down(handed) => could_not_run(cluster::hand_over("down", &handed.arguments)),
         Command::Status(handed) => could_not_run(cluster::hand_over("status", &handed.arguments)),
@@ -113,6 +123,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain_packet(&args),
         Command::Capture(args) => capture_packets(&args),
         Command::Connectivity(args) => try_connectivity(&args),
+        Command::On(args) => run_on_nodes(&args),
         Command::Migrate(MigrateCommand::Check(args)) => check_migration(&args),
         Command::Version(args) => {
             print_version(&args);
@@ -210,7 +221,7 @@ fn query_dns(args: &DnsQueryArgs) -> ExitCode {
 fn examine(args: &DoctorArgs) -> ExitCode {
     let config = match args.agent.load() {
         Ok(config) => config,
-        Err(error) => return could_not_run(error),
+        Err(error) => return could_not_run_here(&error),
     };
     match block_on(doctor::ask(&config.state_dir, args.fix)) {
         Ok(Ok(report)) => {
@@ -224,20 +235,21 @@ fn examine(args: &DoctorArgs) -> ExitCode {
 
 fn follow_packet(args: &TraceArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: packets are followed by programs in the kernel");
+        return needs_root("packets are followed by programs in the kernel");
     }
     match trace_cli::follow(args) {
         Ok(followed) => {
             show(&followed.render(args.output));
             found(followed.finding())
         }
+        Err(error) if !is_node(&args.config) => elsewhere(&error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }
 
 fn count_drops(args: &DropsArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: drops are counted by a program in the kernel");
+        return needs_root("drops are counted by a program in the kernel");
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -247,7 +259,7 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
 
 fn count_flows(args: &FlowsArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: flows are counted by programs in the kernel");
+        return needs_root("flows are counted by programs in the kernel");
     }
     match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
@@ -273,13 +285,13 @@ fn explain_packet(args: &ExplainArgs) -> ExitCode {
                 Conclusion::CouldNotTell => COULD_NOT_RUN,
             })
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run_here(&error),
     }
 }
 
 fn capture_packets(args: &CaptureArgs) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        return could_not_run("must run as root: packets are read at the kernel's devices");
+        return needs_root("packets are read at the kernel's devices");
     }
     // Sockets are read without async; signals are not.
     let captured = until_told(async |shutdown| tokio::task::block_in_place(|| capture::run(args, &shutdown)));
@@ -289,6 +301,7 @@ fn capture_packets(args: &CaptureArgs) -> ExitCode {
             logs::tell(captured.text());
             ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
         }
+        Err(error) if !is_node(&args.config) => elsewhere(&error),
         Err(error) => could_not_run(format_args!("{error:#}")),
     }
 }
@@ -300,6 +313,24 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
             ExitCode::from(if report.is_wrong() { WRONG } else { 0 })
         }
         Err(error) => could_not_run(model::with_causes(error.as_ref())),
+    }
+}
+
+fn run_on_nodes(args: &OnArgs) -> ExitCode {
+    match until_told(async |shutdown| on::run(args, &shutdown, put).await) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Ends this process as Ctrl-C does once standard input ends: then who started it over a connection is gone, or wants no
+/// more ([`on`]).
+fn interrupt_at_end_of_input() {
+    // The signal is for those who wait for it, wherever they do.
+    let held = nix::sys::signal::SigSet::all().thread_block();
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()); // what cannot be read has ended
+    if let Err(error) = held.and_then(|()| kill(Pid::this(), Signal::SIGINT)) {
+        logs::tell(format_args!("warning: not ended with its input: {error}"));
     }
 }
 
@@ -441,8 +472,13 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 
 /// Prints a result, and says whether anybody reads. A reader that has seen enough, as `head`, is no fault.
 fn show(text: &str) -> bool {
+    put(text.as_bytes())
+}
+
+/// The same for bytes.
+fn put(bytes: &[u8]) -> bool {
     let mut output = std::io::stdout().lock();
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+    match output.write_all(bytes).and_then(|()| output.flush()) {
         Err(error) => {
             if error.kind() != ErrorKind::BrokenPipe {
                 logs::tell(format_args!("error: print the result: {error}"));
@@ -451,6 +487,34 @@ fn show(text: &str) -> bool {
         }
         Ok(()) => true,
     }
+}
+
+fn needs_root(why: &str) -> ExitCode {
+    elsewhere(&anyhow::anyhow!("must run as root: {why}"))
+}
+
+/// Where that is because this machine has no agent, there may be nodes that have one.
+fn could_not_run_here(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(WhichAgent::None | WhichAgent::NotRoot) => elsewhere(error),
+        Some(WhichAgent::Several(_)) | None => could_not_run(format_args!("{error:#}")),
+    }
+}
+
+/// Whether an agent of this machine can be meant.
+fn is_node(configs: &[PathBuf]) -> bool {
+    !config::here::of_this_machine(configs).is_empty()
+}
+
+/// Tells an error of this machine, and what to type for another one.
+fn elsewhere(error: &anyhow::Error) -> ExitCode {
+    logs::tell(format_args!("error: {error:#}"));
+    let words = std::env::args_os().skip(1);
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(command) = on::elsewhere(&words) {
+        logs::tell(format_args!("on a node that a kubeconfig reaches: {command}"));
+    }
+    ExitCode::from(COULD_NOT_RUN)
 }
 
 fn could_not_run(error: impl Display) -> ExitCode {

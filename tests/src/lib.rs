@@ -2,6 +2,7 @@
 //!
 //! - [`topology`]: hosts and LANs made of network namespaces.
 //! - [`ledger`]: what a node has and an agent holds, before a fault and after it.
+//! - [`ports`]: ports for programs that cannot choose their own.
 //! - [`probe`]: traffic that goes on while faults are made, and counts what it loses.
 //! - [`process`]: child processes inside a host and a cgroup, with their output, ended when dropped.
 //! - [`attached`]: the BPF programs of a process.
@@ -49,6 +50,7 @@ pub mod network;
 pub mod node;
 pub mod packages;
 pub mod pcapng;
+pub mod ports;
 pub mod probe;
 pub mod process;
 pub mod route;

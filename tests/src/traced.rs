@@ -87,11 +87,35 @@ fn command(arguments: &[&str]) -> Command {
 /// When it cannot be made.
 #[must_use]
 pub fn way_out(host: &Host, device: &str, network: &str) -> Process {
-    // TUNSETIFF with IFF_TAP and IFF_NO_PI.
+    let lines = [
+        format!("link set {device} up"),
+        format!("address add 10.213.5.1/24 dev {device}"),
+        format!("neigh add 10.213.5.2 lladdr 02:00:00:00:00:02 dev {device}"),
+        format!("route replace {network} via 10.213.5.2"),
+    ];
+    held(host, device, "0x1002", &lines)
+}
+
+/// The same by a device of which packets go as they are, without a link layer's header, and which has an address.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn bare_way_out(host: &Host, device: &str, network: &str) -> Process {
+    let lines = [
+        format!("link set {device} up"),
+        format!("address add 10.213.6.1/32 dev {device}"),
+        format!("route replace {network} dev {device}"),
+    ];
+    held(host, device, "0x1001", &lines)
+}
+
+/// Makes a device by `TUNSETIFF` with `IFF_NO_PI` and `IFF_TAP` or `IFF_TUN`, and sets it up by lines of `ip`.
+fn held(host: &Host, device: &str, flags: &str, lines: &[String]) -> Process {
     let program = format!(
         "import fcntl, struct\n\
          tap = open('/dev/net/tun', 'r+b', buffering=0)\n\
-         fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'{device}', 0x1002))\n\
+         fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH22x', b'{device}', {flags}))\n\
          print('held', flush=True)\n\
          while tap.read(65536): pass"
     );
@@ -99,12 +123,7 @@ pub fn way_out(host: &Host, device: &str, network: &str) -> Process {
     command.args(["-c", &program]);
     let mut holder = Process::spawn(&host.place(), &mut command).expect("started");
     holder.await_line("held", SOON);
-    for line in [
-        format!("link set {device} up"),
-        format!("address add 10.213.5.1/24 dev {device}"),
-        format!("neigh add 10.213.5.2 lladdr 02:00:00:00:00:02 dev {device}"),
-        format!("route replace {network} via 10.213.5.2"),
-    ] {
+    for line in lines {
         let output = host.command("ip", &line.split(' ').collect::<Vec<_>>());
         let output = output.expect("run");
         assert!(output.status.success(), "ip {line}: {output:?}");

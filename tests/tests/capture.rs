@@ -14,6 +14,7 @@ mod privileged {
     use tests::pcapng::{self, Contents, Packet};
     use tests::process::{self, Output, Place, Process, installed};
     use tests::topology::{Host, connect, join_by_vxlan, pod};
+    use tests::traced::bare_way_out;
     use tests::wait;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -374,6 +375,57 @@ mod privileged {
             let ends: Vec<bool> = packets.map(|packet| segment(packet).4 & FIN != 0).collect();
             ends.iter().filter(|end| **end).count() == 2 && ends.last() == Some(&false)
         })
+    }
+
+    #[test]
+    fn a_device_without_a_link_layer_has_its_packets_as_they_are() {
+        if !tests::privileged("causeway capture at a tun device") {
+            return;
+        }
+        let world = World::new(8);
+        let _way_out = bare_way_out(&world.n1, "tun0", "172.30.213.0/24");
+        let outside = Ipv4Addr::new(172, 30, 213, 9);
+        let (client, to) = (world.from.to_string(), format!("{outside}:4242/udp"));
+        let capture = world.capture(&[&client, "--to", &to]);
+        let sent = world.client.run(|| {
+            let socket = UdpSocket::bind((world.from, 40000)).expect("bound");
+            socket.send_to(b"out of here", (outside, 4242)).expect("sent");
+        });
+        sent.expect("entered");
+        let device = format!("{}/tun0", world.n1.name());
+        let there = |contents: &Contents| {
+            let at = contents.names().iter().position(|name| *name == device);
+            let at = at.expect("the device");
+            let mut packets = contents.packets.iter();
+            packets
+                .find(|packet| packet.interface as usize == at)
+                .map(|packet| (contents.interfaces[at].0, packet.clone()))
+        };
+        wait::until_value("the packet", SOON, || there(&so_far(&world)), Option::is_some);
+        let contents = world.finish(capture, 0);
+        // LINKTYPE_RAW; the others are Ethernet's.
+        let (link_type, packet) = there(&contents).expect("the packet");
+        assert_eq!(link_type, 101);
+        assert!(contents.interfaces.iter().filter(|(link, ..)| *link != 1).count() == 1);
+        assert_eq!(
+            (packet.bytes[0], packet.length),
+            (0x45, 20 + 8 + 11),
+            "{packet:?}"
+        );
+        assert_eq!(packet.bytes[16..20], outside.octets());
+        // A line tells what is in it.
+        let mut command = Command::new(program("causeway"));
+        command.args(["capture", &client, "--to", &to, "--count", "3"]);
+        let mut printing = Process::spawn(&Place::default(), &mut command).expect("started");
+        printing.await_line("capturing at ", SOON);
+        let sent = world.client.run(|| {
+            let socket = UdpSocket::bind((world.from, 40000)).expect("bound");
+            socket.send_to(b"out of here", (outside, 4242)).expect("sent");
+        });
+        sent.expect("entered");
+        assert_eq!(printing.await_end(SOON).code(), Some(0), "{}", printing.output());
+        let line = format!("{device}  out  {client}:40000 -> {outside}:4242  udp, 39 bytes");
+        assert!(printing.output().contains(&line), "{}", printing.output());
     }
 
     #[test]

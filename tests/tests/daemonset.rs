@@ -4,6 +4,7 @@
 //! - [`chart`]: the same by Helm.
 //! - [`installation`]: nodes of the bundled cluster that have no other agent.
 //! - [`privileged_cluster`]: all of it there, replaced under load, and taken off.
+//! - [`privileged_on`]: its nodes asked from elsewhere.
 //! - [`privileged_overlays`]: the other overlays, each with its parts alone.
 
 #[path = "daemonset/chart.rs"]
@@ -14,5 +15,7 @@ mod installation;
 mod manifests;
 #[path = "daemonset/privileged_cluster.rs"]
 mod privileged_cluster;
+#[path = "daemonset/privileged_on.rs"]
+mod privileged_on;
 #[path = "daemonset/privileged_overlays.rs"]
 mod privileged_overlays;

@@ -4,14 +4,13 @@ mod counting;
 mod loaded;
 
 mod privileged {
-    use std::io::{BufRead as _, BufReader};
     use std::net::{Ipv4Addr, UdpSocket};
 
     use serde_json::Value;
     use tests::topology::{Host, pod};
     use tests::wait;
 
-    use super::counting::{Counting, SOON, leaves_nothing, refuses, run_as};
+    use super::counting::{Counting, Lines, SOON, leaves_nothing, refuses, run_as};
 
     /// A client's and a server's pod on a node that lets no UDP pass. Each test has addresses of its own: all of the
     /// machine is counted.
@@ -139,13 +138,12 @@ mod privileged {
         }
         let world = World::new("follow", 3);
         let mut counting = Counting::start(&["drops", "--follow", "-o", "ndjson"]);
-        let mut lines = BufReader::new(counting.0.stdout.take().expect("piped")).lines();
+        let lines = Lines::of(&mut counting);
         for packets in [3, 4] {
             world.send(packets);
             let mut left = packets;
             while left > 0 {
-                let line: Value =
-                    serde_json::from_str(&lines.next().expect("a line").expect("read")).expect("JSON");
+                let line: Value = serde_json::from_str(&lines.next()).expect("JSON");
                 for dropped in of(std::iter::once(&line), &world) {
                     left -= usize::try_from(dropped["packets"].as_u64().expect("a number")).expect("small");
                 }
@@ -177,7 +175,9 @@ mod privileged {
             run_as(65534, &["drops"]),
             (
                 Some(2),
-                "error: must run as root: drops are counted by a program in the kernel\n".to_owned()
+                "error: must run as root: drops are counted by a program in the kernel\n\
+                 on a node that a kubeconfig reaches: causeway on NODE -- drops\n"
+                    .to_owned()
             )
         );
         let rows = [

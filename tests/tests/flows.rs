@@ -4,14 +4,13 @@ mod counting;
 mod loaded;
 
 mod privileged {
-    use std::io::{BufRead as _, BufReader};
     use std::net::{Ipv4Addr, UdpSocket};
 
     use serde_json::{Value, json};
     use tests::topology::{Host, pod};
     use tests::wait;
 
-    use super::counting::{Counting, SOON, leaves_nothing, refuses, run_as};
+    use super::counting::{Counting, Lines, SOON, leaves_nothing, refuses, run_as};
 
     /// A client's and a server's pod on a node that lets nothing pass to port 4243. Each test has addresses of its own:
     /// all of the machine is counted.
@@ -169,13 +168,12 @@ mod privileged {
         let world = World::new("flowing", 3);
         let from = world.from.to_string();
         let mut counting = Counting::start(&["flows", "--follow", "--from", &from, "-o", "ndjson"]);
-        let mut lines = BufReader::new(counting.0.stdout.take().expect("piped")).lines();
+        let lines = Lines::of(&mut counting);
         for packets in [3, 4] {
             world.send(4242, packets);
             let mut left = packets;
             while left > 0 {
-                let line: Value =
-                    serde_json::from_str(&lines.next().expect("a line").expect("read")).expect("JSON");
+                let line: Value = serde_json::from_str(&lines.next()).expect("JSON");
                 for flow in of(std::iter::once(&line), &world) {
                     left -= usize::try_from(flow["packets"].as_u64().expect("a number")).expect("small");
                 }
@@ -207,7 +205,9 @@ mod privileged {
             run_as(65534, &["flows"]),
             (
                 Some(2),
-                "error: must run as root: flows are counted by programs in the kernel\n".to_owned()
+                "error: must run as root: flows are counted by programs in the kernel\n\
+                 on a node that a kubeconfig reaches: causeway on NODE -- flows\n"
+                    .to_owned()
             )
         );
         let rows = [
@@ -217,7 +217,7 @@ mod privileged {
             ),
             (&["--service", "web", "--config", "/nowhere"], "/nowhere"),
             (&["--verdict", "LOST"], "invalid value 'LOST'"),
-            (&["--to", "web"], "is no pod/NAME"),
+            (&["--to", "pod"], "is no pod/NAME"),
         ];
         refuses("flows", &rows);
     }

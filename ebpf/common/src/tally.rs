@@ -5,7 +5,7 @@
 //! written by the host side, before the programs are loaded
 //! OFFSETS  where the kernel's structures have their fields ([`crate::trace::Offsets`])    global
 //! BY_FLOW  1: drops are told apart by the sender's port too                               global
-//! TUNNELS  UDP ports whose packets carry others that are counted themselves               global
+//! TUNNELS  UDP ports whose packets carry others: those are counted                        global
 //! LOCAL    an address of a network namespace → 1, for flows                                hash
 //! written by the programs
 //! DROPS    who lost a packet, where and why → how many    LRU
@@ -18,7 +18,7 @@ use crate::net::{Ip, Port};
 
 /// Key of `DROPS`: packets that are dropped alike.
 /// `[location:8][source:16 be][destination:16 be][netns:4][ifindex:4][reason:4][source_port:2 be][destination_port:2 be]
-/// [ethertype:2 be][protocol:1][opens:1][pad:4] = 64 bytes`.
+/// [ethertype:2 be][protocol:1][opens:1][wrapped:4] = 64 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct DropKey {
@@ -44,8 +44,8 @@ pub struct DropKey {
     pub protocol: u8,
     /// 1: it is the first packet of a TCP connection.
     pub opens: u8,
-    /// Zero.
-    pub pad: u32,
+    /// 1: it was within a packet of a tunnel, and all of this but the place is its own.
+    pub wrapped: u32,
 }
 
 /// Value of `DROPS`. `[4*8][device:16] = 48 bytes`.
@@ -75,7 +75,7 @@ pub struct Local {
 }
 
 /// Value of `FLOWS`, whose key is a [`crate::trace::Flow`]: packets where they are sent, and where they are received.
-/// `[6*8][cookie:8][sender:4][receiver:4][tcp flags:4][pad:4] = 72 bytes`.
+/// `[6*8][cookie:8][sender:4][receiver:4][tcp flags:4][sent by:4][received by:4][pad:4] = 80 bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowCount {
@@ -99,6 +99,10 @@ pub struct FlowCount {
     pub receiver: u32,
     /// All flags of TCP that were seen, and [`FlowCount::OPENS`].
     pub tcp_flags: u32,
+    /// Index of the device at which packets are counted as sent; 0: none was.
+    pub sent_by: u32,
+    /// Index of the device at which the last one was counted as received.
+    pub received_by: u32,
     /// Zero.
     pub pad: u32,
 }
@@ -123,7 +127,7 @@ impl Total {
 const _: () = assert!(size_of::<DropKey>() == 64);
 const _: () = assert!(size_of::<DropCount>() == 48);
 const _: () = assert!(size_of::<Local>() == 20);
-const _: () = assert!(size_of::<FlowCount>() == 72);
+const _: () = assert!(size_of::<FlowCount>() == 80);
 
 #[cfg(not(target_arch = "bpf"))]
 crate::plain_old_data!(DropKey, DropCount, Local, FlowCount);

@@ -60,6 +60,10 @@ pub struct Offsets {
     pub conn_status: u32,
     /// `sock.__sk_common.skc_cookie`.
     pub sock_cookie: u32,
+    /// `sk_buff.skb_iif`.
+    pub skb_iif: u32,
+    /// `net_device.adj_list.upper`.
+    pub dev_upper: u32,
 }
 
 impl Offsets {
@@ -283,7 +287,7 @@ impl Event {
     }
 }
 
-const _: () = assert!(size_of::<Offsets>() == 72);
+const _: () = assert!(size_of::<Offsets>() == 80);
 const _: () = assert!(size_of::<Filter>() == 88);
 const _: () = assert!(size_of::<Target>() == 20);
 const _: () = assert!(size_of::<Flow>() == 40);

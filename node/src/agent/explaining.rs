@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use super::report::Sources;
 use crate::config::Datapath;
 use crate::explain::{Answer, Facts, PodHere, Question, explain};
-use crate::locate;
+use crate::names;
 
 /// Answers a question, on a thread that may block.
 ///
@@ -26,21 +26,17 @@ pub async fn answer(
     }))
 }
 
-/// Looks up what an end names, on a thread that may take its time: plans are made for it.
+/// Tells names, on a thread that may take its time: all objects are looked at, and plans are made.
 ///
 /// # Errors
 /// When that thread ends without an answer.
-pub async fn locate(
+pub async fn name(
     State(sources): State<Sources>,
-    Json(question): Json<locate::Question>,
-) -> Result<Json<locate::Answer>, StatusCode> {
-    let located = move || locate::locate(&question.name, &sources.facts());
-    let located = tokio::task::spawn_blocking(located).await;
-    let located = located.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok(Json(match located {
-        Ok(located) => locate::Answer::Located(located),
-        Err(error) => locate::Answer::NotUnderstood(error.to_string()),
-    }))
+    Json(question): Json<names::Question>,
+) -> Result<Json<names::Answer>, StatusCode> {
+    let named = move || names::answer(&question, &sources.facts(), &sources.history);
+    let named = tokio::task::spawn_blocking(named).await;
+    named.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl Sources {

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::examining;
 use super::explaining;
-use super::naming;
 use super::progress::{OVERDUE, ProxyProgress};
 use super::report::Sources;
 use super::socket;
@@ -25,7 +24,7 @@ use super::supervisor::{Health, Part};
 use crate::ask::{ALIVE, SOCKET};
 use crate::explain;
 use crate::findings::{self, Finding, Severity};
-use crate::locate;
+use crate::names;
 use crate::watch::{NetworkPolicies, Rejected};
 
 /// Serves the findings until shutdown.
@@ -42,9 +41,8 @@ pub async fn serve(
     let listener = socket::listen(&path).with_context(|| format!("listen on {}", path.display()))?;
     let router = Router::new()
         .route(ALIVE, get(async || ()))
-        .route(naming::PATH, post(naming::answer))
         .route(explain::PATH, post(explaining::answer))
-        .route(locate::PATH, post(explaining::locate))
+        .route(names::PATH, post(explaining::name))
         .route(findings::PATH, post(examining::examine))
         .with_state(sources);
     part.works();

@@ -35,10 +35,18 @@ struct Gone {
 
 #[derive(Debug)]
 struct Former {
-    /// A kind and a name.
-    name: String,
+    holder: Holder,
     /// Since when it is not its.
     since: Instant,
+}
+
+/// Who has an address.
+#[derive(Debug)]
+struct Holder {
+    /// A kind and a name.
+    name: String,
+    /// The pod, where it is one's.
+    pod: Option<ObjectName>,
 }
 
 impl History {
@@ -67,7 +75,11 @@ impl History {
         let Some(name) = &pod.pod else { return };
         let mut gone = self.gone();
         for address in pod.addresses().values() {
-            gone.put(*address, format!("pod {name}"), Instant::now());
+            let holder = Holder {
+                name: format!("pod {name}"),
+                pod: Some(name.clone()),
+            };
+            gone.put(*address, holder, Instant::now());
         }
     }
 
@@ -75,6 +87,14 @@ impl History {
     #[must_use]
     pub fn former(&self) -> BTreeMap<IpAddr, String> {
         self.gone().former(Instant::now())
+    }
+
+    /// The pod that had an address lately which is nobody's now.
+    #[must_use]
+    pub fn pod(&self, address: &IpAddr) -> Option<ObjectName> {
+        let mut gone = self.gone();
+        gone.forget(Instant::now());
+        gone.by_address.get(address)?.holder.pod.clone()
     }
 
     fn gone(&self) -> MutexGuard<'_, Gone> {
@@ -85,13 +105,13 @@ impl History {
 impl Gone {
     fn learn(&mut self, before: &Snapshot, after: &Snapshot, now: Instant) {
         let changed = after.changed_since(before).services;
-        let here: BTreeMap<IpAddr, String> = changed.iter().flat_map(|name| holders(after, name)).collect();
+        let here: BTreeMap<IpAddr, Holder> = changed.iter().flat_map(|name| holders(after, name)).collect();
         for address in here.keys() {
             self.take_back(*address);
         }
-        for (address, name) in changed.iter().flat_map(|name| holders(before, name)) {
+        for (address, holder) in changed.iter().flat_map(|name| holders(before, name)) {
             if !here.contains_key(&address) {
-                self.put(address, name, now);
+                self.put(address, holder, now);
             }
         }
         self.forget(now);
@@ -99,17 +119,17 @@ impl Gone {
 
     fn former(&mut self, now: Instant) -> BTreeMap<IpAddr, String> {
         self.forget(now);
-        let told = |Former { name, since }: &Former| {
+        let told = |Former { holder, since }: &Former| {
             let seconds = now.duration_since(*since).as_secs();
-            format!("{name} until {seconds} s ago")
+            format!("{} until {seconds} s ago", holder.name)
         };
         let former = self.by_address.iter();
         former.map(|(address, former)| (*address, told(former))).collect()
     }
 
-    fn put(&mut self, address: IpAddr, name: String, since: Instant) {
+    fn put(&mut self, address: IpAddr, holder: Holder, since: Instant) {
         self.take_back(address);
-        self.by_address.insert(address, Former { name, since });
+        self.by_address.insert(address, Former { holder, since });
         self.in_order.insert((since, address));
     }
 
@@ -130,20 +150,30 @@ impl Gone {
 }
 
 /// Whose the addresses are that a Service tells of.
-fn holders(snapshot: &Snapshot, service: &ObjectName) -> Vec<(IpAddr, String)> {
+fn holders(snapshot: &Snapshot, service: &ObjectName) -> Vec<(IpAddr, Holder)> {
     let own = snapshot.services.get(service).into_iter();
-    let own = own.flat_map(|own| addresses_of(own).map(|address| (address, format!("Service {service}"))));
+    let of_service = |address| {
+        let holder = Holder {
+            name: format!("Service {service}"),
+            pod: None,
+        };
+        (address, holder)
+    };
+    let own = own.flat_map(|own| addresses_of(own).map(of_service));
     let endpoints = snapshot
         .slices_of(service)
         .flat_map(|slice| slice.endpoints.iter());
     let pods = endpoints.filter_map(|endpoint| {
         let pod = endpoint.pod?;
         // It may live on and be no endpoint any more: only its own node knows.
-        let name = format!(
-            "pod {}/{pod}, an endpoint of Service {}",
-            service.namespace, service.name
-        );
-        Some((endpoint.address, name))
+        let holder = Holder {
+            name: format!(
+                "pod {}/{pod}, an endpoint of Service {}",
+                service.namespace, service.name
+            ),
+            pod: Some(ObjectName::new(service.namespace.clone(), pod)),
+        };
+        Some((endpoint.address, holder))
     });
     own.chain(pods).collect()
 }

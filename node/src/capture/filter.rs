@@ -1,31 +1,38 @@
 //! Whose packets are captured, as a program of classic BPF: the kernel leaves all others alone.
 //!
-//! Looked at are the packet's own headers and, where it is VXLAN, those of the packet in it. The register X holds where an
-//! Ethernet header begins, so that both are looked at by the same instructions.
+//! Looked at are the packet's own headers and, where it is VXLAN, those of the packet in it. The register X holds where an IP
+//! header begins, so that both are looked at by the same instructions.
 //!
 //! ```text
-//! [ethernet:14][IPv4:20+ | IPv6:40][UDP:8][VXLAN:8][ethernet:14][IPv4 | IPv6]
-//!              ^ X = 0                             ^ X = behind the wrapping
+//! [ethernet:14, or nothing][IPv4:20+ | IPv6:40][UDP:8][VXLAN:8][ethernet:14][IPv4 | IPv6]
+//!                          ^ X first                                        ^ X then
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf::packet_socket::Instruction;
 
+use super::link_layer::LinkLayer;
+
 const ETHERTYPE: u32 = 12;
 const ETHERNET: u32 = 14;
 const IPV4: u32 = 0x0800;
 const IPV6: u32 = 0x86dd;
+/// The upper half of an IP header's first byte is its version; the lower one is the header's length in IPv4.
+const VERSION: u32 = 0xf0;
+const VERSION_4: u32 = 0x40;
+const VERSION_6: u32 = 0x60;
+const LENGTH: u32 = 0x0f;
 /// Of IPv4: flags and offset of a fragment, protocol, both addresses.
-const V4_FRAGMENT: u32 = ETHERNET + 6;
-const V4_PROTOCOL: u32 = ETHERNET + 9;
-const V4_SOURCE: u32 = ETHERNET + 12;
-const V4_DESTINATION: u32 = ETHERNET + 16;
+const V4_FRAGMENT: u32 = 6;
+const V4_PROTOCOL: u32 = 9;
+const V4_SOURCE: u32 = 12;
+const V4_DESTINATION: u32 = 16;
 /// Of IPv6: protocol, both addresses, and what follows. Extension headers are not looked behind.
-const V6_PROTOCOL: u32 = ETHERNET + 6;
-const V6_SOURCE: u32 = ETHERNET + 8;
-const V6_DESTINATION: u32 = ETHERNET + 24;
-const V6_PAYLOAD: u32 = ETHERNET + 40;
+const V6_PROTOCOL: u32 = 6;
+const V6_SOURCE: u32 = 8;
+const V6_DESTINATION: u32 = 24;
+const V6_PAYLOAD: u32 = 40;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
 /// UDP's and VXLAN's.
 const WRAPPING: u32 = 8 + 8;
@@ -69,15 +76,23 @@ pub struct Wanted {
     pub vxlan_ports: Vec<u16>,
 }
 
-/// The program.
+/// The program for devices of such a link layer.
 #[must_use]
-pub fn program(wanted: &Wanted) -> Vec<Instruction> {
+pub fn program(wanted: &Wanted, layer: LinkLayer) -> Vec<Instruction> {
+    let start = match layer {
+        LinkLayer::Ethernet => ETHERNET,
+        LinkLayer::Bare => 0,
+    };
     let mut code = Code::default();
     let [taken, wrapped, other] = [(); 3].map(|()| code.label());
     code.load(LOAD_X, 0);
+    if layer == LinkLayer::Ethernet {
+        code.is_ip(other);
+    }
+    code.load(LOAD_X, start);
     code.network_layer(wanted, taken, wrapped);
     code.put(wrapped);
-    code.unwrap(wanted, other);
+    code.unwrap(wanted, start, other);
     code.network_layer(wanted, taken, other);
     code.put(taken);
     code.load(RETURN, ALL);
@@ -140,13 +155,28 @@ impl Code {
         self.go(to);
     }
 
-    /// A packet of the wanted ends, whose Ethernet header begins at X?
+    /// Does the Ethernet header at X say that IP follows?
+    fn is_ip(&mut self, other: Label) {
+        let ip = self.label();
+        self.load(LOAD_HALF, ETHERTYPE);
+        self.go_if(GO_IF_EQUAL, IPV4, ip);
+        self.go_unless(GO_IF_EQUAL, IPV6, other);
+        self.put(ip);
+    }
+
+    /// Goes to where the IP header at X is looked at by its version.
+    fn by_version(&mut self, v4: Label, v6: Label, other: Label) {
+        self.load(LOAD_BYTE, 0);
+        self.load(AND, VERSION);
+        self.go_if(GO_IF_EQUAL, VERSION_4, v4);
+        self.go_if(GO_IF_EQUAL, VERSION_6, v6);
+        self.go(other);
+    }
+
+    /// A packet of the wanted ends, whose IP header begins at X?
     fn network_layer(&mut self, wanted: &Wanted, taken: Label, other: Label) {
         let [v4, v6] = [(); 2].map(|()| self.label());
-        self.load(LOAD_HALF, ETHERTYPE);
-        self.go_if(GO_IF_EQUAL, IPV4, v4);
-        self.go_if(GO_IF_EQUAL, IPV6, v6);
-        self.go(other);
+        self.by_version(v4, v6, other);
         self.put(v4);
         let ports = self.label();
         self.protocol(wanted, V4_PROTOCOL, other);
@@ -165,12 +195,12 @@ impl Code {
             self.load(LOAD_HALF, V4_FRAGMENT);
             self.go_if(GO_IF_SET, FRAGMENT_OFFSET, taken);
             self.has_ports(V4_PROTOCOL, other);
-            self.load(LOAD_BYTE, ETHERNET);
-            self.load(AND, 0x0f);
+            self.load(LOAD_BYTE, 0);
+            self.load(AND, LENGTH);
             self.load(SHIFT_LEFT, 2);
             self.load(ADD_X, 0);
             self.load(COPY_TO_X, 0);
-            self.ports(&wanted.ports, ETHERNET, taken);
+            self.ports(&wanted.ports, 0, taken);
             self.go(other);
         }
         self.put(v6);
@@ -261,28 +291,25 @@ impl Code {
         }
     }
 
-    /// Moves X behind the wrapping of a packet in VXLAN.
-    fn unwrap(&mut self, wanted: &Wanted, other: Label) {
+    /// Moves X to the IP header of a packet in VXLAN, whose own IP header begins at `start`.
+    fn unwrap(&mut self, wanted: &Wanted, start: u32, other: Label) {
         let [v4, v6, at_v4, at_v6, inner] = [(); 5].map(|()| self.label());
-        self.load(LOAD_X, 0);
-        self.load(LOAD_HALF, ETHERTYPE);
-        self.go_if(GO_IF_EQUAL, IPV4, v4);
-        self.go_if(GO_IF_EQUAL, IPV6, v6);
-        self.go(other);
+        self.load(LOAD_X, start);
+        self.by_version(v4, v6, other);
         self.put(v4);
         self.load(LOAD_BYTE, V4_PROTOCOL);
         self.go_unless(GO_IF_EQUAL, UDP, other);
         self.load(LOAD_HALF, V4_FRAGMENT);
         self.go_if(GO_IF_SET, FRAGMENT_OFFSET, other);
-        self.load(LOAD_X_HEADER_LENGTH, ETHERNET);
-        self.load(LOAD_HALF, ETHERNET + 2);
+        self.load(LOAD_X_HEADER_LENGTH, start);
+        self.load(LOAD_HALF, start + 2);
         for port in &wanted.vxlan_ports {
             self.go_if(GO_IF_EQUAL, (*port).into(), at_v4);
         }
         self.go(other);
         self.put(at_v4);
         self.load(COPY_FROM_X, 0);
-        self.load(ADD, ETHERNET + WRAPPING);
+        self.load(ADD, start + WRAPPING);
         self.load(COPY_TO_X, 0);
         self.go(inner);
         self.put(v6);
@@ -294,8 +321,12 @@ impl Code {
         }
         self.go(other);
         self.put(at_v6);
-        self.load(LOAD_X, V6_PAYLOAD + WRAPPING);
+        self.load(LOAD_X, start + V6_PAYLOAD + WRAPPING);
         self.put(inner);
+        self.is_ip(other);
+        self.load(COPY_FROM_X, 0);
+        self.load(ADD, ETHERNET);
+        self.load(COPY_TO_X, 0);
     }
 
     fn finish(self) -> Vec<Instruction> {
@@ -332,10 +363,28 @@ mod tests {
     use super::super::frames::{Packet, vxlan};
     use super::*;
 
-    /// What the kernel makes of it: a filter works at any socket.
+    /// What the kernel makes of it at a device of Ethernet and at one without a link layer: a filter works at any socket.
+    #[track_caller]
     fn passes(wanted: &Wanted, frame: &[u8]) -> bool {
+        let [framed, bare] = [
+            (LinkLayer::Ethernet, frame),
+            (
+                LinkLayer::Bare,
+                frame.get(ETHERNET as usize..).unwrap_or_default(),
+            ),
+        ]
+        .map(|(layer, packet)| passes_at(layer, wanted, packet));
+        let is_ip = matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]));
+        assert!(
+            framed == bare || !is_ip,
+            "{framed} of Ethernet, {bare} without: {frame:?}"
+        );
+        framed
+    }
+
+    fn passes_at(layer: LinkLayer, wanted: &Wanted, frame: &[u8]) -> bool {
         let (sender, receiver) = UnixDatagram::pair().expect("a pair");
-        ebpf::packet_socket::attach(receiver.as_fd(), &program(wanted)).expect("a program");
+        ebpf::packet_socket::attach(receiver.as_fd(), &program(wanted, layer)).expect("a program");
         receiver.set_nonblocking(true).expect("a socket");
         let _ = sender.send(frame); // what is filtered out is no error everywhere
         let mut buffer = [0; 2048];
@@ -494,7 +543,7 @@ mod tests {
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
         let of_many = wanted(&["fd00:1::5"], &others);
         assert!(
-            program(&of_many).len() < 4096,
+            program(&of_many, LinkLayer::Ethernet).len() < 4096,
             "the kernel's limit (BPF_MAXINSNS)"
         );
         check(&of_many, &Packet::tcp("[fd00:1::5]:1", "[fd00:2::3b]:2"), true);

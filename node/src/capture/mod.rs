@@ -1,6 +1,7 @@
 //! `causeway capture`: packets of a pod, at each device that they pass on this machine, as one file of several interfaces.
 //!
 //! - [`places`]: the devices.
+//! - [`link_layer`]: what their packets begin with.
 //! - [`filter`]: whose packets, decided in the kernel.
 //! - [`pcapng`]: the file.
 //! - [`dissect`]: a packet in a line.
@@ -14,7 +15,8 @@ mod drops;
 mod filter;
 #[cfg(test)]
 mod frames;
-mod pcapng;
+mod link_layer;
+pub mod pcapng;
 mod places;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -36,13 +38,15 @@ use tokio_util::sync::CancellationToken;
 use trace::Filter;
 use trace::hop::Protocol;
 
-use crate::cli::{CaptureArgs, Output};
+use crate::cli::{CaptureArgs, Lines};
+use crate::ends::meant::Resolver;
 use crate::ends::{Ends, Name, Subject};
 use crate::logs::{printable, tell};
-use crate::trace_cli::Known;
+use crate::trace_cli::filter::{self as both_ends, Ports};
 use dissect::Headers;
 use drops::Drops;
 use filter::Wanted;
+use link_layer::LinkLayer;
 use places::Place;
 
 /// How soon it is seen that it shall end.
@@ -126,6 +130,7 @@ impl Captured {
 /// A device that is read.
 struct Source {
     place: Place,
+    layer: LinkLayer,
     socket: PacketSocket,
     packets: u64,
     missed: u64,
@@ -143,7 +148,7 @@ struct Frame {
 /// Where packets go.
 enum Sink {
     File(pcapng::Writer<BufWriter<File>>),
-    Lines { output: Output, began: Option<Duration> },
+    Lines { output: Lines, began: Option<Duration> },
 }
 
 /// Captures until it is enough.
@@ -156,42 +161,26 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         snap_length >= LEAST_SNAP_LENGTH,
         "--snaplen {snap_length}: a packet's headers need {LEAST_SNAP_LENGTH} bytes"
     );
-    let known = Known::read(&args.config)?;
-    let (wanted, followed) = wanted(args, &known)?;
+    let resolver = Resolver::read(&args.config)?;
+    let (wanted, followed) = wanted(args, &resolver)?;
     let namespaces = trace::namespaces::of_this_machine();
-    let names = known.names(&namespaces);
+    let names = resolver.names(&namespaces);
     let all: Vec<IpAddr> = wanted.ends.iter().chain(&wanted.others).copied().collect();
     let places = places::places(&all, &namespaces, &names);
     let what = args.what();
     ensure!(
         !places.is_empty(),
-        "no device of this machine has an address of {what}: capture on the node where it is"
+        "no device of this machine has an address of {what}: capture on {}",
+        elsewhere(args, &resolver)
     );
     // Before the first packet: what is dropped is looked for in what was captured.
     let mut drops = match args.drops {
         true => Some(Drops::start(&followed, names.clone())?),
         false => None,
     };
-    let program = filter::program(&wanted);
-    ensure!(
-        program.len() <= packet_socket::MOST_INSTRUCTIONS,
-        "{} addresses and ports are too many for a filter in the kernel: name an endpoint, or a port",
-        wanted.ends.len() + wanted.others.len() + wanted.ports.len()
-    );
     let mut sources = Vec::with_capacity(places.len());
     for place in places {
-        let opened = place
-            .found
-            .namespace
-            .run(|| PacketSocket::open(place.device, &program))?;
-        let socket = opened.with_context(|| format!("capture at {}", place.name))?;
-        sources.push(Source {
-            place,
-            socket,
-            packets: 0,
-            missed: 0,
-            is_over: false,
-        });
+        sources.extend(Source::open(place, &wanted)?);
     }
     match write(args, shutdown, &mut sources, &mut drops) {
         // A reader that has seen enough is no fault.
@@ -212,6 +201,47 @@ pub fn run(args: &CaptureArgs, shutdown: &CancellationToken) -> anyhow::Result<C
         lost_events,
         file: args.write.clone().filter(|file| file != Path::new("-")),
     })
+}
+
+/// Where an end is that has no device here.
+fn elsewhere(args: &CaptureArgs, resolver: &Resolver) -> String {
+    let meant = args.end().ok().and_then(|end| resolver.meant(&end).ok());
+    match meant.and_then(|meant| meant.node) {
+        Some(node) => format!("node {node}, where it is"),
+        None => "the node where it is".to_owned(),
+    }
+}
+
+impl Source {
+    /// Reads a device from here on. None where it is not known what its packets begin with, which is told.
+    fn open(place: Place, wanted: &Wanted) -> anyhow::Result<Option<Self>> {
+        let opened = place.found.namespace.run(|| PacketSocket::open(place.device))?;
+        let at = || format!("capture at {}", place.name);
+        let socket = opened.with_context(at)?;
+        let hardware_type = socket.hardware_type().with_context(at)?;
+        let Some(layer) = LinkLayer::of(hardware_type) else {
+            tell(format_args!(
+                "warning: {} is left out: packets of its hardware type, {hardware_type}, are not read",
+                printable(&place.name)
+            ));
+            return Ok(None);
+        };
+        let program = filter::program(wanted, layer);
+        ensure!(
+            program.len() <= packet_socket::MOST_INSTRUCTIONS,
+            "{} addresses and ports are too many for a filter in the kernel: name an endpoint, or a port",
+            wanted.ends.len() + wanted.others.len() + wanted.ports.len()
+        );
+        socket.hear(&program).with_context(at)?;
+        Ok(Some(Self {
+            place,
+            layer,
+            socket,
+            packets: 0,
+            missed: 0,
+            is_over: false,
+        }))
+    }
 }
 
 /// All that is written.
@@ -248,7 +278,7 @@ fn tell_beginning(sources: &[Source]) {
 }
 
 /// Whose packets: for the sockets, and for who looks for drops.
-fn wanted(args: &CaptureArgs, known: &Known) -> anyhow::Result<(Wanted, Filter)> {
+fn wanted(args: &CaptureArgs, resolver: &Resolver) -> anyhow::Result<(Wanted, Filter)> {
     let (end, others) = (args.end()?, args.others()?);
     ensure!(
         others.is_empty() || (end.port.is_none() && end.protocol.is_none()),
@@ -267,9 +297,13 @@ fn wanted(args: &CaptureArgs, known: &Known) -> anyhow::Result<(Wanted, Filter)>
         },
         destination: destination.clone(),
     };
-    let mut followed = known.filter(&pair(others.first().unwrap_or(&end)))?;
+    let filter = |destination| {
+        let wanted = both_ends::wanted(&pair(destination), resolver, Ports::All, &[]);
+        anyhow::Ok(wanted?.filter)
+    };
+    let mut followed = filter(others.first().unwrap_or(&end))?;
     for other in others.iter().skip(1) {
-        let more = known.filter(&pair(other))?;
+        let more = filter(other)?;
         ensure!(
             more.protocol == followed.protocol,
             "{other}: the same protocol stands behind each --to"
@@ -305,7 +339,7 @@ fn capture(
     drops: &mut Option<Drops>,
     sink: &mut Sink,
 ) -> io::Result<()> {
-    let deadline = args.follow.map(|time| Instant::now() + time);
+    let deadline = args.duration.map(|time| Instant::now() + time);
     let snap_length = usize::try_from(args.snaplen).map_err(io::Error::other)?;
     let mut left = args.count.map_or(u64::MAX, NonZeroU64::get);
     let mut remembered: VecDeque<(Headers, Vec<u8>)> = VecDeque::new();
@@ -335,13 +369,14 @@ fn capture(
             left -= 1;
             let source = &mut sources[frame.source];
             source.packets += 1;
-            let headers = dissect::headers(&frame.bytes).filter(|_| !source.place.is_bare);
+            let framed = source.layer.framed(&frame.bytes);
+            let headers = dissect::headers(&framed);
             sink.packet(source, &frame, headers.as_ref())?;
             if let (Some(_), Some(headers)) = (&drops, headers) {
                 if remembered.len() == REMEMBERED {
                     remembered.pop_front();
                 }
-                remembered.push_back((headers, frame.bytes));
+                remembered.push_back((headers, framed.into_owned()));
             }
         }
         if let Some(drops) = drops {
@@ -465,10 +500,7 @@ impl Sink {
         let interfaces = sources.iter().map(|source| pcapng::Interface {
             name: source.place.name.clone(),
             description: source.place.description.clone(),
-            link_type: match source.place.is_bare {
-                true => pcapng::RAW_IP,
-                false => pcapng::ETHERNET,
-            },
+            link_type: source.layer.link_type(),
             snap_length: args.snaplen,
         });
         let drops = with_drops.then(|| pcapng::Interface {
@@ -512,13 +544,13 @@ impl Sink {
                 let direction = if seen.is_outgoing { "out" } else { "in" };
                 let name = printable(&source.place.name);
                 let line = match output {
-                    Output::Text => {
+                    Lines::Text => {
                         let micros = since.as_micros();
                         let what =
                             headers.map_or_else(|| format!("{} bytes", seen.length), Headers::to_string);
                         format!("+{micros:>9} us  {name}  {direction:3}  {what}")
                     }
-                    Output::Json => serde_json::json!({
+                    Lines::Ndjson => serde_json::json!({
                         "atNs": u64::try_from(seen.at.as_nanos()).unwrap_or(u64::MAX),
                         "interface": source.place.name, "direction": direction, "bytes": seen.length,
                         "headers": headers,
@@ -546,8 +578,8 @@ impl Sink {
                     .saturating_sub(*began.get_or_insert(dropped.at))
                     .as_micros();
                 let line = match output {
-                    Output::Text => format!("+{since:>9} us  {}", printable(&dropped.why)),
-                    Output::Json => serde_json::json!({
+                    Lines::Text => format!("+{since:>9} us  {}", printable(&dropped.why)),
+                    Lines::Ndjson => serde_json::json!({
                         "atNs": u64::try_from(dropped.at.as_nanos()).unwrap_or(u64::MAX),
                         "interface": "drops", "dropped": dropped.why,
                     })

@@ -22,8 +22,6 @@ pub struct Place {
     pub device: u32,
     /// The namespace.
     pub found: Found,
-    /// Its packets begin with their IP header.
-    pub is_bare: bool,
 }
 
 /// What a namespace has.
@@ -179,8 +177,6 @@ impl Places<'_> {
             description: description.to_owned(),
             device: link.index,
             found: host.found.clone(),
-            // A device without a hardware address passes packets on as they are.
-            is_bare: link.mac.is_none(),
         });
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{AgentArgs, Output};
-use crate::ends::{Ends, FormError, Name};
+use super::{AgentArgs, Output, ServerArgs};
+use crate::ends::{Ends, FormError, NAMESPACE, Name};
 use crate::explain::{Question, Vantage};
 use crate::trace_cli;
 
@@ -32,6 +32,9 @@ pub struct EndsArgs {
     /// Who sends, and to whom: SRC DST[:PORT][/PROTO], or 'SRC -> DST[:PORT][/PROTO]'
     #[arg(required = true, num_args = 1..=3, value_name = "END")]
     words: Vec<String>,
+    /// The Kubernetes namespace of names that have none
+    #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
+    pub namespace: String,
 }
 
 impl EndsArgs {
@@ -40,7 +43,7 @@ impl EndsArgs {
     /// # Errors
     /// When they have no form that is known.
     pub fn parse(&self) -> Result<Ends, FormError> {
-        Ends::parse(&self.words)
+        Ends::parse(&self.namespace, &self.words)
     }
 }
 
@@ -62,7 +65,7 @@ pub struct TraceArgs {
     pub timeout: Duration,
     /// How long to follow the connection after its first packet; until its reply by default, one second at the most
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
-    pub follow: Option<Duration>,
+    pub duration: Option<Duration>,
     /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
     /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
@@ -112,6 +115,22 @@ pub struct DropsArgs {
     pub output: Stream,
 }
 
+impl DropsArgs {
+    /// Which pod.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn pod(&self) -> Result<Option<Name>, FormError> {
+        let Some(text) = &self.pod else { return Ok(None) };
+        let text = format!("pod/{}", text.strip_prefix("pod/").unwrap_or(text));
+        let name = Name::parse_in(self.namespace.as_deref().unwrap_or(NAMESPACE), &text)?;
+        match (&name.port, &name.protocol) {
+            (None, None) => Ok(Some(name)),
+            _ => Err(FormError::Form(text)),
+        }
+    }
+}
+
 /// What became of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FlowsVerdict {
@@ -132,15 +151,20 @@ pub struct FlowsArgs {
     /// Tell each second what passed in it
     #[arg(short, long)]
     pub follow: bool,
-    /// Only what this end sends: pod/NAME, pod/NAMESPACE/NAME, svc/NAME, an address, a DNS name, with :PORT and /PROTO
+    /// Only what this end sends: pod/NAME, pod/NAMESPACE/NAME, svc/NAME, node/NAME, NAME, an address, a DNS name, with
+    /// :PORT and /PROTO
     #[arg(long, value_name = "END")]
-    pub from: Option<String>,
+    from: Option<String>,
     /// Only what is sent to this end
     #[arg(long, value_name = "END")]
-    pub to: Option<String>,
-    /// Only what is sent to this Service or its endpoints, and the replies: NAME, of default, or NAMESPACE/NAME
+    to: Option<String>,
+    /// Only what is sent to this Service or its endpoints, and the replies: NAME, NAME.NAMESPACE or NAMESPACE/NAME, with
+    /// :PORT
     #[arg(long, value_name = "NAME")]
-    pub service: Option<String>,
+    service: Option<String>,
+    /// The Kubernetes namespace of names that have none
+    #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
+    pub namespace: String,
     /// Only packets of which this became
     #[arg(long, value_enum, ignore_case = true)]
     pub verdict: Option<FlowsVerdict>,
@@ -150,6 +174,38 @@ pub struct FlowsArgs {
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Stream,
+}
+
+impl FlowsArgs {
+    /// Who sends.
+    ///
+    /// # Errors
+    /// When it has no form that is known.
+    pub fn from(&self) -> Result<Option<Name>, FormError> {
+        self.end(self.from.as_deref())
+    }
+
+    /// To whom.
+    ///
+    /// # Errors
+    /// When it has no form that is known.
+    pub fn to(&self) -> Result<Option<Name>, FormError> {
+        self.end(self.to.as_deref())
+    }
+
+    /// Of which Service.
+    ///
+    /// # Errors
+    /// When it has no form that is known.
+    pub fn service(&self) -> Result<Option<Name>, FormError> {
+        let name = self.service.as_deref();
+        let name = name.map(|name| format!("svc/{}", name.strip_prefix("svc/").unwrap_or(name)));
+        self.end(name.as_deref())
+    }
+
+    fn end(&self, text: Option<&str>) -> Result<Option<Name>, FormError> {
+        text.map(|text| Name::parse_in(&self.namespace, text)).transpose()
+    }
 }
 
 /// Options of `causeway explain`.
@@ -169,7 +225,7 @@ pub struct ExplainArgs {
 /// Options of `causeway capture`.
 #[derive(Debug, Args)]
 pub struct CaptureArgs {
-    /// Whose packets: pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, an address or a DNS name, with
+    /// Whose packets: pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, NAME, an address or a DNS name, with
     /// [:PORT][/PROTO] where --to is not given
     #[arg(value_name = "END")]
     end: String,
@@ -181,7 +237,7 @@ pub struct CaptureArgs {
     pub write: Option<PathBuf>,
     /// How long to capture, for example 10s; until it is interrupted by default
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
-    pub follow: Option<Duration>,
+    pub duration: Option<Duration>,
     /// How many packets to capture, of all devices together
     #[arg(long, value_name = "NUMBER")]
     pub count: Option<NonZeroU64>,
@@ -195,9 +251,22 @@ pub struct CaptureArgs {
     /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
-    /// Form of the lines that are printed without --write
+    /// The Kubernetes namespace of names that have none
+    #[arg(short, long, value_name = "NAMESPACE", default_value = NAMESPACE)]
+    pub namespace: String,
+    /// Form of the lines that are printed without --write; ndjson is a line of JSON for each packet
     #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
+    pub output: Lines,
+}
+
+/// Forms of lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lines {
+    /// For people.
+    Text,
+    /// For programs. `json` is its name from before.
+    #[value(alias = "json")]
+    Ndjson,
 }
 
 impl CaptureArgs {
@@ -206,7 +275,7 @@ impl CaptureArgs {
     /// # Errors
     /// When it has no form that is known.
     pub fn end(&self) -> Result<Name, FormError> {
-        Name::parse(&self.end)
+        Name::parse_in(&self.namespace, &self.end)
     }
 
     /// Who is at the other end.
@@ -214,7 +283,8 @@ impl CaptureArgs {
     /// # Errors
     /// When one has no form that is known.
     pub fn others(&self) -> Result<Vec<Name>, FormError> {
-        self.to.iter().map(|to| Name::parse(to)).collect()
+        let others = self.to.iter();
+        others.map(|to| Name::parse_in(&self.namespace, to)).collect()
     }
 
     /// Both as they were written.
@@ -228,12 +298,9 @@ impl CaptureArgs {
 /// Options of `causeway connectivity`.
 #[derive(Debug, Args)]
 pub struct ConnectivityArgs {
-    /// How the cluster is reached; by default as kubectl does, else as `causeway up` left it, else as a pod does
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// A context of the kubeconfig, in place of its current one
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// The nodes, in place of the first two that are ready and without taints
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub nodes: Vec<String>,

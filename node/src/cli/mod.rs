@@ -1,6 +1,7 @@
 //! Commands, options and help texts.
 
 mod diagnose;
+mod on;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,9 +9,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use diagnose::{
-    CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Stream,
-    TraceArgs,
+    CaptureArgs, ConnectivityArgs, DoctorArgs, DropsArgs, ExplainArgs, FlowsArgs, FlowsVerdict, Lines,
+    Stream, TraceArgs,
 };
+
+pub use on::{OnArgs, ServerArgs};
 
 use crate::config::{self, Config, LogFormat, which};
 use crate::migrate::kinds::Kind;
@@ -27,6 +30,9 @@ pub const NODE_CONFIG: &str = "/etc/causeway/node.yaml";
                   Logs go to standard error; CAUSEWAY_LOG=debug shows more (tracing's filter syntax)."
 )]
 pub struct Cli {
+    /// End as by Ctrl-C once standard input ends: for who runs this over a connection that may break
+    #[arg(long, hide = true)]
+    pub while_input_is_open: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -78,8 +84,8 @@ Without --config it is the agent of /etc/causeway/node.yaml, else the only one o
   causeway trace pod/client 10.244.2.3:8080 --for 3s             # and what comes after the first reply
   causeway trace pod/client svc/web:http           # to the Service's address and to any of its endpoints
   causeway trace pod/client 10.96.0.10:53/udp --inject           # port 53 is asked a question, so that it answers
-Ends are pod/NAME, pod/NAMESPACE/NAME, node/NAME, an address, a DNS name, or any; the other one may be svc/NAME:PORT too;
-without a namespace it is default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80.
+Ends are pod/NAME, pod/NAMESPACE/NAME, node/NAME, an address, a DNS name, or any; the other one may be svc/NAME:PORT too.
+NAME or NAME.NAMESPACE is the one object of that name. Names without a namespace are of --namespace, else of default. A port and a protocol stand behind the other one: :80, :53/udp, /icmp, [fd00::1]:80.
 pod/shop/udp is a pod of shop called udp; by that protocol it is pod/default/shop/udp. The shell takes an arrow for
 itself: quote it, or leave it out.
 Exit codes: 0 = answered or delivered, 1 = dropped, refused, not answered, or gone the wrong way, 2 = could not run,
@@ -105,13 +111,15 @@ and those of unix and netlink sockets. -o json and ndjson tell times in UTC, byt
   causeway flows                                   # what passes in ten seconds; Ctrl-C ends it sooner
   causeway flows --follow --verdict DROPPED
   causeway flows --to pod/shop/web:8080 --for 30s  # requests; --from pod/shop/web are the replies
-  causeway flows --service shop/web -o json | jq '.flows[] | {source, destination, packets}'
+  causeway flows -n shop --service web -o json | jq '.flows[] | {source, destination, packets}'
   causeway flows --follow -o ndjson | jq -r '[.verdict, .IP.source, .IP.destination, .Summary] | @tsv'
 Exit codes: 0 = nothing was dropped that was told, 1 = something was, 2 = could not run.
 A packet is counted where a socket of this machine sends it, and where it comes to a network namespace with its
 receiver's address; what is on its way between other machines is not. A flow is told under its real ends, with the
-Service's address where connection tracking knows that it was translated, or where the agent's socket
-hook translated a TCP connection that began meanwhile. JSON has the names of Hubble's fields, and packets and bytes beside them.")]
+Service's address where connection tracking knows that it was translated, or where the agent's socket hook translated a
+TCP connection that began meanwhile. What is within VXLAN is told as what it is, also where it is dropped there. Agents
+are asked what addresses are called when those were seen, again after ten seconds; -o json and ndjson have the names of
+Hubble's fields, and packets and bytes beside them.")]
     Flows(FlowsArgs),
     /// Tell what becomes of a packet, without sending one
     #[command(after_help = "Examples:
@@ -122,7 +130,7 @@ hook translated a TCP connection that began meanwhile. JSON has the names of Hub
 Exit codes: 0 = nothing stands in the way as far as this node sees, 1 = it would fail, or gets what the objects do not
 say, 2 = something could not be told.
 Ends are pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, svc/NAMESPACE/NAME:PORT (the port by number or name), node/NAME,
-an address or a DNS name, as causeway trace reads them; without a namespace it is default. The agent of the client's
+an address or a DNS name, as causeway trace reads them. The agent of the client's
 node knows the most: its own pods, and others as endpoints of Services. Without --config it is the agent of
 /etc/causeway/node.yaml, else the only one of `causeway up` on this machine. Without an agent only addresses and the
 pods of its node are understood, and only what the kernel has is shown.
@@ -134,11 +142,13 @@ planned, and the packet does well all the same.")]
   causeway capture pod/shop/web -w web.pcapng      # until it is interrupted
   causeway capture pod/client --to svc/web:http --for 10s -w -  | tshark -r - -Y tcp.flags.syn
   causeway capture 10.244.2.3:53/udp --count 20    # a line for each packet instead of a file
+  causeway capture -n shop svc/web:http -o ndjson  # a line of JSON for each packet
   causeway capture pod/client --drops -w client.pcapng
 Exit codes: 0 = the file has all packets, 1 = the kernel had no room for some, 2 = could not run.
 The file (pcapng) has an interface for each device: the pod's, the node's end of it, the tunnel, the uplink; and, with
 --drops, one for packets that the kernel dropped, each with its reason in its comment. Packets are chosen in the kernel,
-by their own addresses or by those of the packet in VXLAN; ends are those of causeway trace, a Service with its endpoints.
+by their own addresses or by those of the packet in VXLAN; ends are those of causeway trace, a Service with its endpoints,
+of all its ports where none is named. Packets of devices without a link layer (tun, WireGuard) are written as they are.
 What NAT makes of a packet is seen where both ends are as they are named here; --to may be given again for other
 addresses.")]
     Capture(CaptureArgs),
@@ -156,6 +166,25 @@ machine, and this is root, it is told what causeway trace says of them.
 The nodes need the image: causeway up has it, elsewhere causeway image build --from-binary makes one of the program
 testserver, and --image names it. Its entrypoint and path are /testserver.")]
     Connectivity(ConnectivityArgs),
+    /// Run a command that looks, on other nodes: in the pods of their agents, by the Kubernetes API
+    #[command(after_help = "Examples:
+  causeway on node-2 -- doctor
+  causeway on --all -- doctor -o json | jq '.nodes[] | select(.exitCode != 0) | .node'
+  causeway on -- explain pod/client svc/web:http   # on the node of pod/client
+  causeway on node-1,node-2 -- drops --follow      # each line with its node
+  causeway on --of pod/shop/web -- flows --for 30s
+  causeway on -- capture pod/shop/web -w web.pcapng              # the file is written here
+  causeway on --all --context production -- version
+Exit codes: 0 = all nodes say 0, else the highest of what they say; 2 = one could not be asked.
+What runs there: doctor, explain, trace, drops, flows, capture, node config print and check, version. Of one node that is
+named, the output is passed on as it is. Of several, text stands under the node's name, which goes to standard error, or
+behind it where the output goes on; -o json is one document: {\"nodes\": [{\"node\", \"exitCode\", \"output\"} or {\"node\",
+\"error\"}]}; lines of JSON get a first member node; captures become one, whose interfaces bear the nodes' names.
+Ctrl-C ends the commands there, and what they tell then is told. Pods of other nodes are named to them by their addresses.
+It needs the rights to list pods, and to create and get pods/exec, in the agents' namespace: who has them can do on the
+nodes what the agent can. With the right to get pods elsewhere it finds the nodes of pods. Agents that are no pods, as
+those of causeway up, are asked on their own machine.")]
+    On(OnArgs),
     /// Move a node from kube-proxy, flannel and CoreDNS
     #[command(subcommand)]
     Migrate(MigrateCommand),

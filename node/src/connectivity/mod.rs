@@ -17,27 +17,20 @@ mod render;
 mod stage;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ConnectivityArgs;
 use crate::logs::tell;
-use crate::watch::{Credentials, Objects};
+use crate::watch::Objects;
 use attempt::{Asker, Tried};
 use cells::{Family, Place, Target, Transport};
 use follow::Follower;
 use held::LONGEST_WAIT;
 use stage::{Node, Stage};
-
-/// Where `causeway up` puts the administrator's kubeconfig.
-const BUNDLED: &str = "/var/lib/causeway/admin.kubeconfig";
-
-/// Where a pod finds its service account.
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,7 +120,7 @@ pub async fn run(args: &ConnectivityArgs, shutdown: &CancellationToken) -> anyho
         "--timeout: pods are waited for {} minutes at the most",
         LONGEST_WAIT.as_secs() / 60
     );
-    let objects = Objects::of(credentials(args)?).await?;
+    let objects = Objects::of(args.server.credentials()?).await?;
     for name in stage::remove_leftovers(&objects).await? {
         tell(format_args!(
             "removed namespace {name}, which an earlier run left"
@@ -242,33 +235,6 @@ fn target(text: &str) -> anyhow::Result<Target> {
             Ok(Target::Name(text.to_owned()))
         }
         _ => bail!("--external {text}: HOST:PORT or [ADDRESS]:PORT is what a connection can be opened to"),
-    }
-}
-
-/// By which the cluster is asked: as it was said, as kubectl would, that of `causeway up`, or the pod's own.
-fn credentials(args: &ConnectivityArgs) -> anyhow::Result<Credentials> {
-    let context = args.context.clone();
-    let of = |path: PathBuf| Credentials::Kubeconfig {
-        path,
-        context: context.clone(),
-    };
-    if let Some(path) = &args.kubeconfig {
-        return Ok(of(path.clone()));
-    }
-    let listed = std::env::var_os("KUBECONFIG").filter(|list| !list.is_empty());
-    if let Some(listed) = listed {
-        let path = std::env::split_paths(&listed).find(|path| path.exists());
-        return path.map(of).context("no file that KUBECONFIG names is there");
-    }
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config"));
-    let usual = home
-        .into_iter()
-        .chain([PathBuf::from(BUNDLED)])
-        .find(|path| path.exists());
-    match usual {
-        Some(path) => Ok(of(path)),
-        None if Path::new(SERVICE_ACCOUNT).exists() => Ok(Credentials::ServiceAccount),
-        None => bail!("no kubeconfig: --kubeconfig, KUBECONFIG, ~/.kube/config and {BUNDLED} are looked at"),
     }
 }
 

@@ -1,21 +1,21 @@
 //! `causeway drops`: what this machine drops, counted in the kernel by the crate `trace`.
 //!
-//! Names of pods are those that agents of this machine have written down, as for `causeway trace`.
+//! Names of pods are those that agents of this machine have written down, or tell, as for `causeway trace`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
-use model::ObjectName;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use trace::drops::{Dropped, Report, Session, Uncounted, render};
 
 use crate::cli::{DropsArgs, Stream};
-use crate::ends::NAMESPACE;
-use crate::trace_cli::known::{Known, safe, until};
-use crate::trace_cli::pods::Pods;
+use crate::ends::Subject;
+use crate::ends::known::Known;
+use crate::ends::meant::Resolver;
+use crate::trace_cli::window::{safe, until};
 use crate::trace_cli::{Finding, host_name};
 
 /// How long it is counted where nobody says.
@@ -36,28 +36,27 @@ enum Whose {
 }
 
 impl Whose {
-    fn of(args: &DropsArgs, pods: &Pods) -> anyhow::Result<Self> {
+    fn of(args: &DropsArgs, resolver: &Resolver) -> anyhow::Result<Self> {
         let DropsArgs { namespace, pod, .. } = args;
         match (pod, namespace) {
             (None, None) => Ok(Self::Everybodys),
             (None, Some(namespace)) => {
-                pods.need_namespace(namespace)?;
+                resolver.pods.need_namespace(namespace)?;
                 Ok(Self::Namespace(format!("pod/{namespace}/")))
             }
             (Some(pod), namespace) => {
-                let pod = pod.strip_prefix("pod/").unwrap_or(pod);
-                let name = match (pod.split_once('/'), namespace) {
-                    (None, namespace) => ObjectName::new(namespace.as_deref().unwrap_or(NAMESPACE), pod),
-                    (Some((own, name)), namespace) => {
-                        ensure!(
-                            namespace.as_ref().is_none_or(|namespace| namespace == own),
-                            "--pod {pod} is not in the namespace of --namespace"
-                        );
-                        ObjectName::new(own, name)
-                    }
+                let name = args.pod()?.with_context(|| format!("--pod {pod}"))?;
+                let is_there = |namespace: &String| match &name.subject {
+                    Subject::Pod(object) => *object.namespace == **namespace,
+                    _ => false,
                 };
-                pods.need(&name)?;
-                Ok(Self::Pod(format!("pod/{name}")))
+                ensure!(
+                    namespace.as_ref().is_none_or(is_there),
+                    "--pod {pod} is not in the namespace of --namespace"
+                );
+                // Only who is known may have lost packets.
+                resolver.meant(&name)?;
+                Ok(Self::Pod(name.subject.to_string()))
             }
         }
     }
@@ -79,14 +78,17 @@ impl Whose {
 }
 
 /// Says whose they are; looks again where somebody is not known.
-fn name(known: &mut Known, dropped: &mut [Dropped], configs: &[PathBuf]) {
-    let is_known =
-        |dropped: &Dropped| dropped.kind.netns == 0 || known.names().netns.contains_key(&dropped.kind.netns);
-    if !dropped.iter().all(is_known) {
-        known.look_again(configs);
+fn name(known: &mut Known, dropped: &mut [Dropped]) {
+    if !dropped.iter().all(|dropped| known.has_netns(dropped.kind.netns)) {
+        known.look_again();
     }
+    let ends = dropped
+        .iter()
+        .flat_map(|dropped| [dropped.kind.source, dropped.kind.destination]);
+    block_in_place(|| known.ask(ends.flatten()));
+    let names = known.names();
     for dropped in dropped {
-        dropped.name(known.names());
+        dropped.name(&names);
     }
 }
 
@@ -103,9 +105,8 @@ pub async fn watch(
         !(args.follow && matches!(args.output, Stream::Json)),
         "--follow has no end that JSON could have: -o ndjson is a line for each kind of drops"
     );
-    let pods = Pods::of_this_machine(&args.config)?;
-    let whose = Whose::of(args, &pods)?;
-    let mut known = Known::new(pods);
+    let mut known = Known::read(&args.config)?;
+    let whose = block_in_place(|| Whose::of(args, known.resolver()))?;
     let mut session = Session::start()?;
     let began = Timestamp::now();
     let end = args.duration.or((!args.follow).then_some(USUAL));
@@ -121,7 +122,7 @@ pub async fn watch(
                 () = shutdown.cancelled() => break,
             }
             let mut dropped = session.read()?;
-            name(&mut known, &mut dropped, &args.config);
+            name(&mut known, &mut dropped);
             if !told.tell(args, &whose, dropped, &mut show) {
                 return Ok(told.finding(session.uncounted()));
             }
@@ -134,8 +135,8 @@ pub async fn watch(
     }
     let mut dropped = session.stop()?;
     let uncounted = session.uncounted();
-    known.look_again(&args.config);
-    name(&mut known, &mut dropped, &args.config);
+    known.look_again();
+    name(&mut known, &mut dropped);
     if args.follow {
         told.tell(args, &whose, dropped, &mut show);
         show(&told.end(args.output, began, uncounted));

@@ -4,6 +4,7 @@ use trace::hop::Protocol;
 
 use super::*;
 use crate::cli::{Cli, Command};
+use crate::ends::pods::Pods;
 
 fn args(line: &str) -> DropsArgs {
     let words = ["causeway", "drops"].into_iter().chain(line.split_whitespace());
@@ -30,6 +31,7 @@ fn dropped(at: &str, source_pod: Option<&str>, destination_pod: Option<&str>) ->
             ethertype: 0x0800,
             protocol: Some(Protocol::UDP),
             opens: false,
+            wrapped: false,
             source: Some("10.244.1.2".parse().expect("an address")),
             source_port: None,
             destination: Some("10.244.1.3".parse().expect("an address")),
@@ -40,16 +42,20 @@ fn dropped(at: &str, source_pod: Option<&str>, destination_pod: Option<&str>) ->
     }
 }
 
-fn pods() -> Pods {
-    Pods::of(&[
+fn resolver() -> Resolver {
+    let pods = Pods::of(&[
         ("shop/web", "node-1", "10.244.1.2"),
         ("default/web", "node-1", "10.244.1.3"),
-    ])
+    ]);
+    Resolver {
+        pods,
+        ..Resolver::default()
+    }
 }
 
 #[test]
 fn drops_of_a_pod_are_in_it_or_from_it_or_to_it() {
-    let of = |line: &str| Whose::of(&args(line), &pods()).expect("known");
+    let of = |line: &str| Whose::of(&args(line), &resolver()).expect("known");
     let web = of("--pod web -n shop");
     assert_eq!(web, of("--pod shop/web"));
     assert_eq!(web, of("--pod pod/shop/web -n shop"));
@@ -75,15 +81,17 @@ fn whose_cannot_be_told_is_refused_with_what_can() {
         ("--pod shop/web -n default", "is not in the namespace"),
         (
             "--pod api",
-            "no pod default/api on this machine's nodes: there are pod/default/web, pod/shop/web",
+            "has connected a pod default/api, and none knows it as an endpoint of a Service; give its address (there are \
+             pod/default/web, pod/shop/web;",
         ),
+        ("--pod web:80", "\"pod/web:80\" is no pod/NAME"),
         ("-n kitchen", "no pod of namespace kitchen"),
     ];
     for (line, part) in rows {
-        let error = Whose::of(&args(line), &pods()).expect_err(line).to_string();
+        let error = Whose::of(&args(line), &resolver()).expect_err(line).to_string();
         assert!(error.contains(part), "{line}: {error}");
     }
-    let error = Whose::of(&args("-n shop"), &Pods::default()).expect_err("no agent");
+    let error = Whose::of(&args("-n shop"), &Resolver::default()).expect_err("no agent");
     assert!(error.to_string().contains("--config"), "{error}");
 }
 

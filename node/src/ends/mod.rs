@@ -1,11 +1,21 @@
 //! Who sends, and to whom, as people write it for `causeway trace` and `causeway explain`: `SRC -> DST[:PORT][/PROTO]`,
 //! `SRC to DST…` or `SRC DST…`.
 //!
-//! An end is `pod/NAME`, `pod/NAMESPACE/NAME`, `svc/NAME`, `svc/NAMESPACE/NAME`, `node/NAME`, an address, a DNS name or
-//! `any`; without a namespace `default` is meant, as kubectl does where nothing else is set. [`Ends`] knows the form
-//! alone; what it names each command looks up where it knows it.
+//! An end is `pod/NAME`, `pod/NAMESPACE/NAME`, `svc/NAME`, `svc/NAMESPACE/NAME`, `svc/NAME.NAMESPACE`, `node/NAME`, an
+//! address, a DNS name, a `NAME` or `NAME.NAMESPACE` that one object alone bears, or `any`; without a namespace that of
+//! `--namespace` is meant, else `default`. [`Ends`] knows the form alone.
+//!
+//! - [`meant`]: whom an end means: where commands that look at packets look names up.
+//! - [`agents`]: what agents of this machine are asked.
+//! - [`pods`]: what they have written down, so that nobody need answer for that.
+//! - [`known`]: what addresses and network namespaces are called while packets are looked at.
+//! - [`nearest`]: what may have been meant by a name that names nothing.
 
+pub mod agents;
+pub mod known;
+pub mod meant;
 pub mod nearest;
+pub mod pods;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -28,7 +38,7 @@ pub enum FormError {
     Sender(String),
     /// It has no form that is known.
     #[error(
-        "{0:?} is no pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, address, DNS name with a dot, or any"
+        "{0:?} is no pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, NAME, address, DNS name, or any"
     )]
     Form(String),
     /// Where the port begins cannot be told.
@@ -89,7 +99,7 @@ pub enum Subject {
     Node(String),
     /// An address.
     Address(IpAddr),
-    /// A name that a resolver knows.
+    /// A name without a kind: of the one object that bears it, else one that a resolver knows.
     Dns(String),
 }
 
@@ -111,11 +121,11 @@ enum Kind {
 }
 
 impl Ends {
-    /// Reads both ends, whether they are one word for the shell or several.
+    /// Reads both ends, whether they are one word for the shell or several. Names without a namespace are of this one.
     ///
     /// # Errors
     /// When there are not two, or one has no form that is known.
-    pub fn parse(words: &[String]) -> Result<Self, FormError> {
+    pub fn parse(namespace: &str, words: &[String]) -> Result<Self, FormError> {
         let text = words.join(" ");
         let spaced = text.replace("->", " -> ");
         let (source, destination) = match spaced.split_whitespace().collect::<Vec<_>>().as_slice() {
@@ -127,13 +137,13 @@ impl Ends {
             subject,
             port: None,
             protocol: None,
-        } = Name::parse(source)?
+        } = Name::parse_in(namespace, source)?
         else {
             return Err(FormError::Sender(source.to_owned()));
         };
         Ok(Self {
             source: subject,
-            destination: Name::parse(destination)?,
+            destination: Name::parse_in(namespace, destination)?,
         })
     }
 }
@@ -144,9 +154,17 @@ impl Name {
     /// # Errors
     /// When it has no form that is known.
     pub fn parse(text: &str) -> Result<Self, FormError> {
+        Self::parse_in(NAMESPACE, text)
+    }
+
+    /// The same; a name without a namespace is of this one.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_in(namespace: &str, text: &str) -> Result<Self, FormError> {
         let (rest, protocol) = split_protocol(text);
         let (place, port) = split_port(rest).ok_or_else(|| FormError::Brackets(text.to_owned()))?;
-        let subject = Subject::parse(place).ok_or_else(|| FormError::Form(text.to_owned()))?;
+        let subject = Subject::parse(namespace, place).ok_or_else(|| FormError::Form(text.to_owned()))?;
         let wrong_port = |port: &str| FormError::Port {
             port: port.to_owned(),
             end: text.to_owned(),
@@ -178,7 +196,7 @@ impl Name {
 }
 
 impl Subject {
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(namespace: &str, text: &str) -> Option<Self> {
         if let Ok(address) = text.parse() {
             return Some(Self::Address(address));
         }
@@ -188,8 +206,13 @@ impl Subject {
         }
         let (kind, name) = match words.as_slice() {
             ["any"] => return Some(Self::Any),
-            [host] => return dns(host),
-            [kind, name] => (Kind::named(kind)?, ObjectName::new(NAMESPACE, *name)),
+            [host] => return dns(namespace, host),
+            [kind, name] => match (Kind::named(kind)?, service_named(name)) {
+                // A Service's name has no dot of its own (RFC 1035 §2.3.1).
+                (Kind::Service, Some(service)) => (Kind::Service, service),
+                (Kind::Service, None) if name.contains('.') => return None,
+                (kind, _) => (kind, ObjectName::new(namespace, *name)),
+            },
             [kind, namespace, name] => (Kind::named(kind)?, ObjectName::new(*namespace, *name)),
             _ => return None,
         };
@@ -209,7 +232,7 @@ impl Port {
         if let Ok(number) = text.parse() {
             return Some(Self::Number(number));
         }
-        let is_name = text.contains(|character: char| character.is_ascii_alphabetic()) && is_name(text);
+        let is_name = has_letter(text) && is_name(text);
         (is_name && matches!(subject, Subject::Service(_))).then(|| Self::Name(text.to_owned()))
     }
 }
@@ -218,9 +241,9 @@ impl Kind {
     /// As kubectl calls them, too.
     fn named(text: &str) -> Option<Self> {
         match text {
-            "pod" | "pods" => Some(Self::Pod),
+            "pod" | "pods" | "po" => Some(Self::Pod),
             "svc" | "service" | "services" => Some(Self::Service),
-            "node" | "nodes" => Some(Self::Node),
+            "node" | "nodes" | "no" => Some(Self::Node),
             _ => None,
         }
     }
@@ -232,13 +255,30 @@ fn is_name(word: &str) -> bool {
     !word.is_empty() && word.chars().all(is_part)
 }
 
-/// `NAME.NAMESPACE.svc`, with or without the cluster's domain, is a Service. What has no dot is rather a kind that was
-/// forgotten.
-fn dns(host: &str) -> Option<Subject> {
+/// `NAME.NAMESPACE.svc`, with or without the cluster's domain, is a Service. A word is of that namespace; a number, or a
+/// kind whose name was forgotten, is none.
+fn dns(namespace: &str, host: &str) -> Option<Subject> {
     let labels: Vec<&str> = host.trim_end_matches('.').split('.').collect();
     match labels.as_slice() {
-        [name, namespace, "svc", ..] => Some(Subject::Service(ObjectName::new(*namespace, *name))),
-        _ => (host.contains('.') || host == "localhost").then(|| Subject::Dns(host.to_owned())),
+        [_, _, "svc", ..] => service_named(host).map(Subject::Service),
+        [word] if Kind::named(word).is_some() || !has_letter(word) => None,
+        [word] if namespace != NAMESPACE && *word != "localhost" => {
+            Some(Subject::Dns(format!("{word}.{namespace}")))
+        }
+        _ => Some(Subject::Dns(host.to_owned())),
+    }
+}
+
+fn has_letter(word: &str) -> bool {
+    word.contains(|character: char| character.is_ascii_alphabetic())
+}
+
+/// A Service as DNS has it: `NAME.NAMESPACE`, `NAME.NAMESPACE.svc` and what follows.
+fn service_named(name: &str) -> Option<ObjectName> {
+    let labels: Vec<&str> = name.trim_end_matches('.').split('.').collect();
+    match labels.as_slice() {
+        [name, namespace] | [name, namespace, "svc", ..] => Some(ObjectName::new(*namespace, *name)),
+        _ => None,
     }
 }
 

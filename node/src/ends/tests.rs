@@ -5,11 +5,11 @@ use super::*;
 /// What a text is read as, or why it is not; it reads back as the same.
 #[track_caller]
 fn check(text: &str, expected: &str) {
-    let told = match Ends::parse(&[text.to_owned()]) {
+    let told = match Ends::parse(NAMESPACE, &[text.to_owned()]) {
         Ok(ends) => {
             let told = ends.to_string();
             assert_eq!(
-                Ends::parse(std::slice::from_ref(&told)),
+                Ends::parse(NAMESPACE, std::slice::from_ref(&told)),
                 Ok(ends),
                 "{text}: {told}"
             );
@@ -47,6 +47,14 @@ fn ends_are_read_in_every_form_in_which_they_are_typed() {
         ("any localhost/icmp", "any -> localhost/icmp"),
         ("any web.shop.svc.cluster.local.:http", "any -> svc/shop/web:http"),
         ("any db-0.db.shop.svc:80", "any -> db-0.db.shop.svc:80"),
+        // As kubectl and DNS have them.
+        ("po/a no/n", "pod/default/a -> node/n"),
+        ("any svc/hello.shop:80", "any -> svc/shop/hello:80"),
+        ("any svc/hello.shop.svc:http", "any -> svc/shop/hello:http"),
+        ("any svc/hello.shop.svc.cluster.local", "any -> svc/shop/hello"),
+        ("any pod/web.1", "any -> pod/default/web.1"),
+        // What it is only somebody knows who knows all objects.
+        ("client hello.shop:80", "client -> hello.shop:80"),
         // A protocol, or a name.
         ("any pod/tcp", "any -> pod/default/tcp"),
         ("any pod/tcp:80/tcp", "any -> pod/default/tcp:80/tcp"),
@@ -64,7 +72,7 @@ fn ends_are_read_in_every_form_in_which_they_are_typed() {
     }
     let words = ["pod/a", "->", "10.0.0.1:80"].map(str::to_owned);
     assert_eq!(
-        Ends::parse(&words).map(|ends| ends.to_string()),
+        Ends::parse(NAMESPACE, &words).map(|ends| ends.to_string()),
         Ok("pod/default/a -> 10.0.0.1:80".to_owned())
     );
 }
@@ -90,6 +98,21 @@ fn a_name_and_a_protocol_are_told_apart() {
 }
 
 #[test]
+fn names_without_a_namespace_are_of_the_one_that_is_set() {
+    let rows = [
+        ("pod/a svc/web:80", "pod/shop/a -> svc/shop/web:80"),
+        ("pod/other/a svc/web.other:80", "pod/other/a -> svc/other/web:80"),
+        ("node/n web:80", "node/n -> web.shop:80"),
+        ("any localhost", "any -> localhost"),
+        ("10.0.0.1 example.org", "10.0.0.1 -> example.org"),
+    ];
+    for (text, expected) in rows {
+        let read = Ends::parse("shop", &[text.to_owned()]).map(|ends| ends.to_string());
+        assert_eq!(read, Ok(expected.to_owned()), "{text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused_with_what_can() {
     let both =
         |text: &str| format!("{text:?}: say who sends and to whom, as in: pod/client pod/server:8080/tcp");
@@ -105,7 +128,9 @@ fn what_cannot_be_meant_is_refused_with_what_can() {
         check(text, &both(text));
     }
     for end in [
-        "web",
+        "pod",
+        "80",
+        "svc/a.b.c",
         "pod/",
         "pod//a",
         "pod/a/b/c",
@@ -116,8 +141,7 @@ fn what_cannot_be_meant_is_refused_with_what_can() {
         "any/any",
         "/udp",
     ] {
-        let forms =
-            "pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, address, DNS name with a dot, or any";
+        let forms = "pod/NAME, pod/NAMESPACE/NAME, svc/NAME:PORT, node/NAME, NAME, address, DNS name, or any";
         check(&format!("any {end}"), &format!("{end:?} is no {forms}"));
     }
     for end in [

@@ -58,7 +58,7 @@ pub(super) fn ends(question: &Question, known: &Known<'_>) -> Result<Ends, NameE
 
 /// Who sends.
 fn sender(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
-    let name = Name::parse(text)?;
+    let name = known.object(Name::parse(text)?)?;
     let is_service = match &name.subject {
         Subject::Service(_) => true,
         Subject::Address(address) => known.service_at(*address, &name).is_some(),
@@ -75,7 +75,7 @@ fn sender(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
 
 /// What a name names; names that are no object's are asked of the node's resolver.
 fn place(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
-    let name = Name::parse(text)?;
+    let name = known.object(Name::parse(text)?)?;
     let Subject::Dns(dns) = &name.subject else {
         return known.destination(&name);
     };
@@ -84,7 +84,14 @@ fn place(text: &str, known: &Known<'_>) -> Result<Place, NameError> {
         reason,
     };
     let resolved = (dns.as_str(), 0).to_socket_addrs();
-    let resolved = resolved.map_err(|error| not_here(format!("the node's resolver says: {error}")))?;
+    let resolved = resolved.map_err(|error| {
+        not_here(match known.no_object(&name, dns) {
+            unknown @ NameError::Unknown { .. } => {
+                format!("{unknown}, and the node's resolver says: {error}")
+            }
+            _ => format!("the node's resolver says: {error}"),
+        })
+    })?;
     let addresses: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
     let Some(first) = addresses.first() else {
         return Err(not_here("it has no address".to_owned()));

@@ -8,7 +8,7 @@ use model::{EndpointRef, NodeName, ObjectName, Protocol, Service, ServiceKind, S
 
 use super::PodHere;
 use crate::ends::nearest::{LISTED, Suggested, nearest_nodes, nearest_objects, typed};
-use crate::ends::{FormError, Port};
+use crate::ends::{FormError, NAMESPACE, Port};
 pub use crate::ends::{Name, Subject};
 
 /// Why a name names nothing.
@@ -25,6 +25,17 @@ pub enum NameError {
         /// As it was written.
         name: String,
         /// The nearest that there are.
+        nearest: Vec<String>,
+    },
+    /// No such pod is known.
+    #[error(
+        "no pod {name} is known to this node's agent, which knows its own, and others that are endpoints of Services{}",
+        Suggested(.nearest)
+    )]
+    UnknownPod {
+        /// As it was written.
+        name: ObjectName,
+        /// The nearest that it knows.
         nearest: Vec<String>,
     },
     /// There are several.
@@ -85,15 +96,13 @@ impl Known<'_> {
     /// # Errors
     /// When it is nothing, or several things.
     pub fn place(&self, name: &Name) -> Result<Place, NameError> {
+        let name = &self.object(name.clone())?;
         let place = match &name.subject {
-            Subject::Pod(pod) => self.one(name, "pod", pod, &self.pods())?,
-            Subject::Service(service) => {
-                let found = self.one(name, "Service", service, &self.services(name)?)?;
-                return port_of(name, found);
-            }
+            Subject::Pod(pod) => self.pod(name, pod)?,
+            Subject::Service(service) => return port_of(name, self.service(name, service)?),
             Subject::Node(node) => self.node(name, node)?,
             Subject::Address(address) => self.at(*address),
-            Subject::Dns(_) => return Err(not_here(name, "no resolver was asked")),
+            Subject::Dns(host) => return Err(self.no_object(name, host)),
             Subject::Any => {
                 return Err(not_here(
                     name,
@@ -106,6 +115,62 @@ impl Known<'_> {
             protocol: protocol(name)?,
             ..place
         })
+    }
+
+    /// The same with a kind, where a word without one names an object: `NAME`, or `NAME.NAMESPACE`. What names none is left
+    /// to a resolver.
+    ///
+    /// # Errors
+    /// When several objects bear the name.
+    pub fn object(&self, name: Name) -> Result<Name, NameError> {
+        let Subject::Dns(host) = &name.subject else {
+            return Ok(name);
+        };
+        let mut found = Vec::new();
+        if let Some(object) = object_named(host) {
+            let has_service = |snapshot: &Snapshot| snapshot.services.get(&object).is_some();
+            if self.pods().contains_key(&object) {
+                found.push(Subject::Pod(object.clone()));
+            }
+            if self.snapshot.is_some_and(has_service) {
+                found.push(Subject::Service(object));
+            }
+        }
+        let has_node = |snapshot: &Snapshot| snapshot.nodes.get(&NodeName::from(host.as_str())).is_some();
+        if self.snapshot.is_some_and(has_node) {
+            found.push(Subject::Node(host.clone()));
+        }
+        match found.as_slice() {
+            [] => Ok(name),
+            [subject] => Ok(Name {
+                subject: subject.clone(),
+                ..name
+            }),
+            several => Err(NameError::Ambiguous {
+                name: host.clone(),
+                candidates: several.iter().map(Subject::to_string).collect(),
+            }),
+        }
+    }
+
+    /// What to say of a word that names no object.
+    pub fn no_object(&self, name: &Name, host: &str) -> NameError {
+        let (Some(snapshot), Some(object)) = (self.snapshot, object_named(host)) else {
+            return not_here(name, "no resolver was asked");
+        };
+        let services = snapshot.services.iter().map(|(name, _)| name);
+        let mut nearest = nearest_objects(&object, self.pods().keys(), "pod");
+        nearest.extend(nearest_objects(&object, services, "svc"));
+        nearest.extend(nearest_nodes(host, snapshot.nodes.iter().map(|(name, _)| name)));
+        nearest.truncate(LISTED);
+        if nearest.is_empty() && host.contains('.') {
+            return not_here(name, "no resolver was asked");
+        }
+        NameError::Unknown {
+            what: "pod, Service or node",
+            name: host.to_owned(),
+            nearest,
+        }
     }
 
     /// What has an address, whatever it is.
@@ -150,6 +215,7 @@ impl Known<'_> {
     /// # Errors
     /// When it is nothing, several things, or has no address.
     pub fn destination(&self, name: &Name) -> Result<Place, NameError> {
+        let name = &self.object(name.clone())?;
         match &name.subject {
             Subject::Service(service) => {
                 let found = self.snapshot.and_then(|snapshot| snapshot.services.get(service));
@@ -259,12 +325,30 @@ impl Known<'_> {
         pods
     }
 
-    fn services(&self, name: &Name) -> Result<BTreeMap<ObjectName, &Service>, NameError> {
-        let snapshot = self.snapshot.ok_or_else(|| no_agent(name))?;
-        let services = snapshot.services.iter();
-        Ok(services
-            .map(|(name, service)| (name.clone(), &**service))
-            .collect())
+    fn pod(&self, written: &Name, pod: &ObjectName) -> Result<Place, NameError> {
+        let pods = self.pods();
+        match pods.get(pod) {
+            Some(found) => Ok(found.clone()),
+            None if self.snapshot.is_none() => Err(no_agent(written)),
+            None => Err(NameError::UnknownPod {
+                name: pod.clone(),
+                nearest: nearest_objects(pod, pods.keys(), "pod"),
+            }),
+        }
+    }
+
+    /// The Service of that name.
+    ///
+    /// # Errors
+    /// When there is none, or nobody knows.
+    pub fn service(&self, written: &Name, service: &ObjectName) -> Result<&Service, NameError> {
+        let snapshot = self.snapshot.ok_or_else(|| no_agent(written))?;
+        let found = snapshot.services.get(service);
+        found.map(|found| &**found).ok_or_else(|| NameError::Unknown {
+            what: "Service",
+            name: service.to_string(),
+            nearest: nearest_objects(service, snapshot.services.iter().map(|(name, _)| name), "svc"),
+        })
     }
 
     fn node(&self, name: &Name, node: &str) -> Result<Place, NameError> {
@@ -284,25 +368,6 @@ impl Known<'_> {
             port: None,
             protocol: None,
         })
-    }
-
-    /// The one of that name.
-    fn one<T: Clone>(
-        &self,
-        written: &Name,
-        what: &'static str,
-        name: &ObjectName,
-        all: &BTreeMap<ObjectName, T>,
-    ) -> Result<T, NameError> {
-        match all.get(name) {
-            Some(found) => Ok(found.clone()),
-            None if self.snapshot.is_none() => Err(no_agent(written)),
-            None => Err(NameError::Unknown {
-                what,
-                name: name.to_string(),
-                nearest: nearest_objects(name, all.keys(), if what == "pod" { "pod" } else { "svc" }),
-            }),
-        }
     }
 }
 
@@ -348,29 +413,61 @@ pub fn addresses_of(service: &Service) -> impl Iterator<Item = IpAddr> {
         .chain(balanced)
 }
 
-/// The protocol that was written: one of those that Services have.
-fn protocol(name: &Name) -> Result<Option<Protocol>, NameError> {
-    let Some(written) = name.protocol else {
-        return Ok(None);
-    };
+/// `NAME`, of the usual namespace, or `NAME.NAMESPACE`.
+fn object_named(host: &str) -> Option<ObjectName> {
+    match host.split('.').collect::<Vec<_>>().as_slice() {
+        [name] => Some(ObjectName::new(NAMESPACE, *name)),
+        [name, namespace] => Some(ObjectName::new(*namespace, *name)),
+        _ => None,
+    }
+}
+
+/// The protocol that was written, where it is one of those that Services have.
+pub fn protocol_of(name: &Name) -> Option<Protocol> {
+    let written = name.protocol?;
     let mut known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter();
-    let found = known.find(|protocol| protocol.number() == written.0);
-    let unknown = || not_here(name, "only tcp, udp and sctp are explained");
-    found.map(Some).ok_or_else(unknown)
+    known.find(|protocol| protocol.number() == written.0)
+}
+
+/// The same; another one is refused.
+fn protocol(name: &Name) -> Result<Option<Protocol>, NameError> {
+    match (name.protocol, protocol_of(name)) {
+        (Some(_), None) => Err(not_here(name, "only tcp, udp and sctp are explained")),
+        (_, found) => Ok(found),
+    }
+}
+
+/// The ports of a Service that a name means: all where it has none.
+pub fn meant_ports<'a>(
+    name: &Name,
+    service: &'a Service,
+    protocol: Option<Protocol>,
+) -> Vec<&'a ServicePort> {
+    let is_meant = |port: &&ServicePort| match &name.port {
+        None => true,
+        Some(Port::Number(number)) => port.port == *number,
+        Some(Port::Name(wanted)) => *port.name == **wanted,
+    };
+    let ports = service.ports.iter();
+    let ports = ports.filter(|port| protocol.is_none_or(|protocol| protocol == port.protocol));
+    ports.filter(is_meant).collect()
+}
+
+/// What to say where a Service has no port of that name.
+pub fn no_such_port(name: &Name, service: &Service) -> NameError {
+    let ports = service.ports.iter();
+    NameError::Unknown {
+        what: "port of",
+        name: name.to_string(),
+        nearest: ports.map(|port| port_text(&service.name, port)).collect(),
+    }
 }
 
 /// A Service with the port that the name means: the only one where it does not say.
 fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
     let object = &service.name;
     let protocol = protocol(name)?;
-    let same_protocol = |port: &&ServicePort| protocol.is_none_or(|protocol| protocol == port.protocol);
-    let is_meant = |port: &&ServicePort| match &name.port {
-        None => true,
-        Some(Port::Number(number)) => port.port == *number,
-        Some(Port::Name(wanted)) => *port.name == **wanted,
-    };
-    let ports = || service.ports.iter().filter(same_protocol);
-    let meant: Vec<_> = ports().filter(is_meant).collect();
+    let meant = meant_ports(name, service, protocol);
     let place = |port: Option<&ServicePort>, number| Place {
         name: format!("Service {object}"),
         addresses: addresses_of(service).collect(),
@@ -382,11 +479,7 @@ fn port_of(name: &Name, service: &Service) -> Result<Place, NameError> {
         [port] => Ok(place(Some(port), Some(port.port))),
         // That nothing is served there is the answer.
         [] if name.number().is_some() => Ok(place(None, name.number())),
-        [] => Err(NameError::Unknown {
-            what: "port of",
-            name: name.to_string(),
-            nearest: service.ports.iter().map(|port| port_text(object, port)).collect(),
-        }),
+        [] => Err(no_such_port(name, service)),
         several => Err(NameError::Ambiguous {
             name: name.to_string(),
             candidates: several.iter().map(|port| port_text(object, port)).collect(),

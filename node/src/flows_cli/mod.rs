@@ -1,15 +1,16 @@
 //! `causeway flows`: who sends to whom on this machine, counted in the kernel by the crate `trace`.
 //!
 //! Pods of this machine have the names that its agents have written down; Services, and pods of other nodes, those that
-//! an agent that runs tells.
+//! agents tell when packets were seen that are theirs.
 
 mod hooks;
-mod services;
 mod whose;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use trace::drops::Uncounted;
@@ -17,11 +18,10 @@ use trace::flows::record::{self, Record, Verdict};
 use trace::flows::{Passed, Session, render};
 
 use crate::cli::{FlowsArgs, Stream};
+use crate::ends::known::Known;
 use crate::logs::tell;
-use crate::trace_cli::known::{Known, safe, until};
-use crate::trace_cli::pods::Pods;
+use crate::trace_cli::window::{safe, until};
 use crate::trace_cli::{Finding, host_name};
-use services::Services;
 use whose::Whose;
 
 /// How long it is counted where nobody says.
@@ -29,6 +29,9 @@ const USUAL: Duration = Duration::from_secs(10);
 
 /// How often it is told what passed, and looked which namespaces and addresses there are.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whom the ends mean: pods come and go.
+const WHOSE_EVERY: Duration = Duration::from_secs(10);
 
 /// Counts for as long as was asked, or until it is told to end, and tells by `show`, which says whether anybody reads.
 ///
@@ -43,15 +46,12 @@ pub async fn watch(
         !(args.follow && matches!(args.output, Stream::Json)),
         "--follow has no end that JSON could have: -o ndjson is a line for each flow"
     );
-    let pods = Pods::of_this_machine(&args.config)?;
-    let services = Services::ask(&args.config).await?;
-    let teller = Teller {
-        whose: Whose::new(args, &pods, &services)?,
-        services,
+    let mut known = Known::read(&args.config)?;
+    let mut teller = Teller {
+        whose: block_in_place(|| Whose::new(args, known.resolver()))?,
         node: host_name(),
         output: args.output,
     };
-    let mut known = Known::new(pods);
     let mut session = Session::start(known.namespaces())?;
     for sockets in hooks::sockets(&args.config)? {
         if let Err(error) = session.look_into(&sockets) {
@@ -66,18 +66,26 @@ pub async fn watch(
     let mut seconds = interval_at(Instant::now() + EVERY, EVERY);
     seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut told = Uncounted::default();
+    let mut looked = Instant::now();
     loop {
         tokio::select! {
             _ = seconds.tick() => {}
             () = until(end) => break,
             () = shutdown.cancelled() => break,
         }
-        known.look_again(&args.config);
+        known.look_again();
         session.look_at(known.namespaces())?;
         if !args.follow {
             continue;
         }
-        let records = teller.records(&session.read()?, &known);
+        if looked.elapsed() >= WHOSE_EVERY {
+            looked = Instant::now();
+            // Who is gone is meant as long as nobody else is known by the name.
+            if let Ok(whose) = block_in_place(|| Whose::new(args, known.resolver())) {
+                teller.whose = whose;
+            }
+        }
+        let records = teller.records(session.read()?, &mut known);
         worse(&mut finding, &records);
         let is_read = records.is_empty() || show(&teller.some(&records));
         let uncounted = session.uncounted();
@@ -89,8 +97,8 @@ pub async fn watch(
         }
     }
     let passed = session.stop()?;
-    known.look_again(&args.config);
-    let records = teller.records(&passed, &known);
+    known.look_again();
+    let records = teller.records(passed, &mut known);
     worse(&mut finding, &records);
     let uncounted = session.uncounted();
     match args.output {
@@ -98,6 +106,12 @@ pub async fn watch(
         Stream::Text | Stream::Ndjson => show(&(teller.some(&records) + &teller.lost(uncounted))),
     };
     Ok(finding)
+}
+
+/// All that may have a name.
+fn addresses(passed: &Passed) -> impl Iterator<Item = IpAddr> + use<> {
+    let ends = [passed.flow.source, passed.flow.destination].into_iter();
+    ends.chain(passed.service).map(|at| at.ip())
 }
 
 fn worse(finding: &mut Finding, records: &[Record]) {
@@ -109,18 +123,18 @@ fn worse(finding: &mut Finding, records: &[Record]) {
 /// Makes records of what passed, and tells them.
 struct Teller {
     whose: Whose,
-    services: Services,
     node: String,
     output: Stream,
 }
 
 impl Teller {
-    fn records(&self, passed: &[Passed], known: &Known) -> Vec<Record> {
-        let names = known.names_with(&self.services.pods);
-        let service = |at, protocol| self.services.at(at, protocol);
+    fn records(&self, mut passed: Vec<Passed>, known: &mut Known) -> Vec<Record> {
+        passed.retain(|passed| self.whose.has(passed));
+        block_in_place(|| known.ask(passed.iter().flat_map(addresses)));
+        let names = known.names();
+        let service = |at, protocol| known.service(at, protocol);
         let mut records: Vec<Record> = passed
             .iter()
-            .filter(|passed| self.whose.has(passed))
             .flat_map(|passed| record::of(passed, &self.node, &names, service))
             .filter(|record| self.whose.has_verdict(record))
             .collect();

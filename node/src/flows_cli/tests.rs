@@ -7,8 +7,11 @@ use trace::flows::{Amount, Lost};
 use trace::hop::{Flow, Protocol};
 
 use super::*;
-use crate::agent::naming::{Named, NamedEndpoint, NamedPod, NamedService};
 use crate::cli::{Cli, Command};
+use crate::ends::meant::Resolver;
+use crate::ends::pods::Pods;
+use crate::names::Called;
+use crate::names::addresses::Frontend;
 
 fn args(line: &str) -> FlowsArgs {
     let words = ["causeway", "flows"].into_iter().chain(line.split_whitespace());
@@ -45,29 +48,30 @@ fn passed(source: &str, destination: &str, service: Option<&str>, is_reply: bool
     }
 }
 
-fn services() -> Services {
-    let mut services = Services::default();
-    let web = ObjectName::new("shop", "web");
-    services.add(Named {
-        services: vec![NamedService {
-            name: web.clone(),
-            frontends: vec![NamedEndpoint {
-                address: "10.96.0.10".parse().expect("an address"),
-                port: 80,
-                protocol: ServiceProtocol::Tcp,
-            }],
-            endpoints: vec![NamedEndpoint {
-                address: "10.244.2.3".parse().expect("an address"),
-                port: 8080,
-                protocol: ServiceProtocol::Tcp,
-            }],
+/// What an agent tells of `shop/web`.
+fn called() -> Vec<Called> {
+    let web = Called {
+        address: "10.96.0.10".parse().expect("an address"),
+        pod: None,
+        services: vec![Frontend {
+            port: 80,
+            protocol: ServiceProtocol::Tcp,
+            service: ObjectName::new("shop", "web"),
         }],
-        pods: vec![NamedPod {
-            address: "10.244.2.3".parse().expect("an address"),
-            name: ObjectName::new("shop", "web-7f"),
-        }],
-    });
-    services
+    };
+    let pod = Called {
+        address: "10.244.2.3".parse().expect("an address"),
+        pod: Some(ObjectName::new("shop", "web-7f")),
+        services: Vec::new(),
+    };
+    vec![web, pod]
+}
+
+fn resolver() -> Resolver {
+    Resolver {
+        pods: pods(),
+        ..Resolver::default()
+    }
 }
 
 fn pods() -> Pods {
@@ -92,12 +96,11 @@ fn flows_are_told_by_their_ends_their_service_and_their_verdict() {
         ("--to 10.244.2.3:8080/udp", [false, false, false]),
         ("--to 10.96.0.10:80", [true, false, false]),
         ("--from 10.96.0.10", [false, true, false]),
-        ("--to svc/shop/web", [true, false, false]),
-        ("--service shop/web", [true, true, false]),
+        ("-n shop --to pod/client", [false, true, false]),
         ("--from any --to any/udp", [false, false, false]),
     ];
     for (line, expected) in rows {
-        let whose = Whose::new(&args(line), &pods(), &services()).expect(line);
+        let whose = Whose::new(&args(line), &resolver()).expect(line);
         let found = [&translated, &reply, &direct].map(|passed| whose.has(passed));
         assert_eq!(found, expected, "{line}");
     }
@@ -106,19 +109,25 @@ fn flows_are_told_by_their_ends_their_service_and_their_verdict() {
 #[test]
 fn what_is_not_known_is_refused_with_what_is() {
     let rows = [
-        ("--from pod/api", "no pod default/api on this machine's nodes"),
-        ("--service web", "no Service default/web in this cluster"),
-        ("--to node/n", "kubectl get node n -o wide"),
-        ("--to web", "is no pod/NAME"),
+        (
+            "--from pod/api",
+            "no agent of this machine has connected a pod default/api",
+        ),
+        (
+            "--service web",
+            "svc/default/web: this machine has no agent that is known",
+        ),
+        (
+            "--service web.shop -n other",
+            "svc/shop/web: this machine has no agent",
+        ),
+        ("--to node/n", "node/n: this machine has no agent that is known"),
+        ("--to pod", "is no pod/NAME"),
     ];
     for (line, part) in rows {
-        let error = Whose::new(&args(line), &pods(), &services())
-            .expect_err(line)
-            .to_string();
+        let error = Whose::new(&args(line), &resolver()).expect_err(line).to_string();
         assert!(error.contains(part), "{line}: {error}");
     }
-    let error = Whose::new(&args("--service web"), &pods(), &Services::default()).expect_err("no agent");
-    assert!(error.to_string().contains("--config"), "{error}");
     for line in ["--verdict LOST", "--for 3", "-o yaml", "pod/web"] {
         let words = ["causeway", "flows"].into_iter().chain(line.split_whitespace());
         assert!(Cli::try_parse_from(words).is_err(), "{line}");
@@ -130,8 +139,7 @@ fn a_service_and_pods_of_other_nodes_have_the_names_that_the_agent_tells() {
     let teller = |line: &str| {
         let args = args(line);
         Teller {
-            whose: Whose::new(&args, &pods(), &services()).expect("known"),
-            services: services(),
+            whose: Whose::new(&args, &resolver()).expect("known"),
             node: "machine".to_owned(),
             output: args.output,
         }
@@ -156,10 +164,9 @@ fn a_service_and_pods_of_other_nodes_have_the_names_that_the_agent_tells() {
             false,
         )
     }];
-    let known = Known::new(pods());
     let told = |line: &str| {
-        let teller = teller(line);
-        teller.some(&teller.records(&passed, &known))
+        let (teller, mut known) = (teller(line), Known::with(pods(), called()));
+        teller.some(&teller.records(passed.to_vec(), &mut known))
     };
     let forwarded = "00:00:00  tcp  pod/shop/client 10.244.1.2:40000 -> pod/shop/web-7f 10.244.2.3:8080 as svc/shop/web \
                      10.96.0.10:80  FORWARDED  1 packets 60 bytes  (TCP Flags: SYN)\n";

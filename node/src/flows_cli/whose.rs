@@ -1,18 +1,15 @@
 //! Which flows are told.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::num::NonZeroU16;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, bail, ensure};
-use model::ObjectName;
+use anyhow::bail;
 use trace::flows::Passed;
 use trace::flows::record::{Record, Verdict};
 use trace::hop::Protocol;
 
-use super::services::Services;
 use crate::cli::{FlowsArgs, FlowsVerdict};
-use crate::ends::{NAMESPACE, Name, Subject};
-use crate::trace_cli::pods::Pods;
+use crate::ends::meant::Resolver;
+use crate::ends::{Name, Subject};
 
 /// Which flows are told.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,20 +30,19 @@ struct End {
 }
 
 impl Whose {
-    pub(super) fn new(args: &FlowsArgs, pods: &Pods, services: &Services) -> anyhow::Result<Self> {
-        let service = args.service.as_deref().map(|text| {
-            let text = text.strip_prefix("svc/").unwrap_or(text);
-            let (namespace, name) = text.split_once('/').unwrap_or((NAMESPACE, text));
-            anyhow::Ok(End {
-                anybody: false,
-                at: services.ends(&ObjectName::new(namespace, name))?,
-                protocol: None,
-            })
-        });
+    pub(super) fn new(args: &FlowsArgs, resolver: &Resolver) -> anyhow::Result<Self> {
+        let service = args.service()?.map(|name| End::of(&name, resolver)).transpose()?;
+        let end = |name: Option<Name>| match name {
+            Some(name) => End::of(&name, resolver),
+            None => Ok(End {
+                anybody: true,
+                ..End::default()
+            }),
+        };
         Ok(Self {
-            from: End::new(args.from.as_deref(), pods, services)?,
-            to: End::new(args.to.as_deref(), pods, services)?,
-            service: service.transpose()?,
+            from: end(args.from()?)?,
+            to: end(args.to()?)?,
+            service,
             verdict: args.verdict.map(|verdict| match verdict {
                 FlowsVerdict::Forwarded => Verdict::Forwarded,
                 FlowsVerdict::Dropped => Verdict::Dropped,
@@ -85,47 +81,15 @@ impl Whose {
 }
 
 impl End {
-    fn new(text: Option<&str>, pods: &Pods, services: &Services) -> anyhow::Result<Self> {
-        let Some(text) = text else {
-            return Ok(Self {
-                anybody: true,
-                ..Self::default()
-            });
-        };
-        let name = Name::parse(text)?;
-        let port = name.number().map(NonZeroU16::get);
-        ensure!(
-            port.is_some() == name.port.is_some(),
-            "{text}: say the port by its number; -o json has the names of Services"
-        );
-        let with_port =
-            |addresses: Vec<IpAddr>| addresses.into_iter().map(|address| (address, port)).collect();
-        let at = match &name.subject {
-            Subject::Any => {
-                return Ok(Self {
-                    anybody: true,
-                    protocol: name.protocol,
-                    ..Self::default()
-                });
-            }
-            Subject::Address(address) => with_port(vec![*address]),
-            Subject::Pod(pod) => with_port(pods.need(pod)?),
-            Subject::Service(service) => services.ends(service)?,
-            Subject::Node(node) => {
-                bail!(
-                    "node/{node}: nodes are not looked up. Name its address (kubectl get node {node} -o wide)"
-                )
-            }
-            Subject::Dns(host) => {
-                let found = (host.as_str(), 0).to_socket_addrs();
-                let found = found.with_context(|| format!("find the address of host {host}"))?;
-                with_port(found.map(|address| address.ip()).collect())
-            }
-        };
+    fn of(name: &Name, resolver: &Resolver) -> anyhow::Result<Self> {
+        let meant = resolver.meant(name)?;
+        if let Some(lacks) = meant.lacks_port() {
+            bail!(lacks);
+        }
         Ok(Self {
-            anybody: false,
-            at,
-            protocol: name.protocol,
+            anybody: name.subject == Subject::Any,
+            at: meant.targets(),
+            protocol: meant.protocol,
         })
     }
 

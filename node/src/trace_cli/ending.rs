@@ -12,8 +12,8 @@ use trace::hop::{Flow, Hop, HopKind};
 use trace::namespaces::Found;
 use trace::story::{Packet, Step};
 
-use super::agents::Agents;
-use super::pods::Pods;
+use crate::ends::agents::Agents;
+use crate::ends::pods::Pods;
 use crate::explain::{Explanation, Question, Stage, Vantage};
 
 /// What is known of this machine.

@@ -1,68 +1,62 @@
 //! Whose packets are meant by both ends.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::num::NonZeroU16;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{bail, ensure};
 use trace::hop::Protocol;
 use trace::namespaces::Found;
 use trace::{Filter, Service};
 
-use super::agents::{Agents, NotLocated};
-use super::pods::Pods;
+use crate::ends::meant::{Meant, Resolver};
 use crate::ends::{Ends, Name, Subject};
-use crate::locate::{Behind, Located};
+use crate::logs::tell;
 
 /// What is looked for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub struct Wanted {
     /// Whose packets these are.
-    pub(super) filter: Filter,
+    pub filter: Filter,
     /// The Service that they are sent to, where they are sent to one.
-    pub(super) service: Option<Service>,
+    pub service: Option<Service>,
     /// Whether the sender's kernel chooses the address for each way: a node has several.
-    pub(super) is_of_node: bool,
+    pub is_of_node: bool,
     /// Inode number of that node's network namespace, where it is of this machine.
-    pub(super) netns: Option<u32>,
+    pub netns: Option<u32>,
 }
 
-/// Whom the destination speaks of.
-#[derive(Debug, Default)]
-struct Destination {
-    addresses: Vec<IpAddr>,
-    port: Option<NonZeroU16>,
-    protocol: Option<Protocol>,
-    service: Option<Service>,
+/// How many ports of a Service may be meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// One, which the Service need not have: what becomes of packets to it is the question.
+    One,
+    /// All that the Service has and the name means.
+    All,
 }
 
 /// Whose packets these are. A node that is among these namespaces sends from all of the addresses that it has there.
-pub(super) fn wanted(
+///
+/// # Errors
+/// When an end is not known, or cannot be followed.
+pub fn wanted(
     ends: &Ends,
-    pods: &Pods,
-    agents: &Agents,
+    resolver: &Resolver,
+    ports: Ports,
     namespaces: &[Found],
 ) -> anyhow::Result<Wanted> {
     let Ends { source, destination } = ends;
-    let Destination {
-        addresses,
-        port,
-        protocol,
-        service,
-    } = self::destination(destination, pods, agents)?;
+    let meant = resolver.meant(destination)?;
+    has_ports(destination, &meant, ports)?;
     let Sender {
         addresses: sources,
         is_of_node,
         netns,
-    } = sender(source, pods, agents, namespaces)?;
-    let port = port.map(NonZeroU16::get);
+    } = sender(source, resolver, namespaces)?;
+    let (port, protocol) = (meant.port, meant.protocol);
     ensure!(
         port.is_none() || protocol.is_none_or(Protocol::has_ports),
         "{destination}: only TCP and UDP have ports that can be followed"
     );
-    let endpoints = service.iter().flat_map(|service| &service.endpoints);
-    let endpoints = endpoints.map(|endpoint| (endpoint.ip(), Some(endpoint.port())));
-    let mut targets: Vec<_> = addresses.into_iter().map(|address| (address, port)).collect();
-    targets.extend(endpoints);
+    let targets = meant.targets();
     let is_nobody = targets.is_empty() && destination.subject != Subject::Any;
     ensure!(!is_nobody, "{destination} has neither an address nor an endpoint");
     ensure!(
@@ -80,79 +74,43 @@ pub(super) fn wanted(
             protocol,
             ..Filter::default()
         },
-        service,
+        service: service(meant),
         is_of_node,
         netns,
     })
 }
 
-fn destination(name: &Name, pods: &Pods, agents: &Agents) -> anyhow::Result<Destination> {
-    let written = Destination {
-        addresses: Vec::new(),
-        port: name.number(),
-        protocol: name.protocol,
-        service: None,
-    };
-    match &name.subject {
-        Subject::Service(_) | Subject::Node(_) => {
-            let located = agents
-                .locate(name)
-                .map_err(|why| anyhow!("{}: {why}", name.subject))?;
-            Ok(found(name, located))
-        }
-        Subject::Address(address) => {
-            let Some(port) = written.port else {
-                return Ok(Destination {
-                    addresses: vec![*address],
-                    ..written
-                });
-            };
-            match agents.locate(name) {
-                Ok(located) => Ok(found(name, located)),
-                // That nobody knows the address is no fault.
-                Err(_) => Ok(Destination {
-                    addresses: vec![*address],
-                    service: agents.pinned(SocketAddr::new(*address, port.get()), name.protocol),
-                    ..written
-                }),
-            }
-        }
-        subject => Ok(Destination {
-            addresses: addresses(subject, pods, agents)?,
-            ..written
-        }),
+/// Whether the Service has the port that is meant, and only one where that is asked for.
+fn has_ports(name: &Name, meant: &Meant, ports: Ports) -> anyhow::Result<()> {
+    let several = meant.service.iter().find(|service| service.meant.len() > 1);
+    match (ports, meant.lacks_port(), several) {
+        (Ports::All, Some(lacks), _) => bail!(lacks),
+        (Ports::One, Some(lacks), _) => tell(format_args!("warning: {lacks}")),
+        (Ports::One, None, Some(service)) => bail!("{name} may be {}", service.meant.join(" or ")),
+        (Ports::All, None, _) | (Ports::One, None, None) => {}
     }
+    Ok(())
 }
 
-fn found(name: &Name, located: Located) -> Destination {
-    let Located {
-        name: _,
+fn service(meant: Meant) -> Option<Service> {
+    let Meant {
         addresses,
         tunnel: _,
         port,
-        protocol,
         service,
-    } = located;
-    let frontends = || {
-        let with_port = |port: NonZeroU16| {
-            let addresses = addresses.iter();
-            addresses.map(move |address| SocketAddr::new(*address, port.get()))
-        };
-        port.into_iter().flat_map(with_port).collect()
-    };
-    let service = service.map(|Behind { name, endpoints }| Service {
-        name,
-        frontends: frontends(),
-        endpoints,
+        protocol: _,
+        node: _,
+    } = meant;
+    let service = service?;
+    let frontends = port.into_iter().flat_map(|port| {
+        let addresses = addresses.iter();
+        addresses.map(move |address| SocketAddr::new(*address, port.get()))
     });
-    Destination {
-        service,
-        addresses,
-        port,
-        protocol: name
-            .protocol
-            .or(protocol.map(|protocol| Protocol(protocol.number()))),
-    }
+    Some(Service {
+        frontends: frontends.collect(),
+        name: service.name,
+        endpoints: service.endpoints,
+    })
 }
 
 /// Who sends.
@@ -164,39 +122,38 @@ struct Sender {
     netns: Option<u32>,
 }
 
-fn sender(subject: &Subject, pods: &Pods, agents: &Agents, namespaces: &[Found]) -> anyhow::Result<Sender> {
-    let addresses = match subject {
-        Subject::Service(_) => {
-            bail!(
-                "{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies"
-            )
-        }
-        Subject::Node(_) => {
-            let located = located(subject, agents).map_err(|why| anyhow!("{subject}: {why}"))?;
-            [located.addresses, located.tunnel].concat()
-        }
-        subject => addresses(subject, pods, agents)?,
+fn sender(subject: &Subject, resolver: &Resolver, namespaces: &[Found]) -> anyhow::Result<Sender> {
+    let name = Name {
+        subject: subject.clone(),
+        port: None,
+        protocol: None,
     };
+    let meant = match subject {
+        Subject::Service(_) => None,
+        _ => Some(resolver.meant(&name)?).filter(|meant| meant.service.is_none()),
+    };
+    let Some(meant) = meant else {
+        bail!("{subject} sends nothing itself: name a pod behind it, or turn the ends around for its replies")
+    };
+    let addresses = [meant.addresses, meant.tunnel].concat();
     // Who names an address means that one.
     let of_node = match subject {
-        Subject::Node(_) | Subject::Pod(_) => namespaces.iter().find(|found| {
+        Subject::Address(_) | Subject::Any => None,
+        _ => namespaces.iter().find(|found| {
             let is_own = |address: &IpAddr| found.addresses.contains(address);
-            addresses.iter().any(is_own) && agents.is_in(found.inode)
+            addresses.iter().any(is_own) && resolver.agents.is_in(found.inode)
         }),
-        _ => None,
     };
-    let is_of_node = of_node.is_some() || matches!(subject, Subject::Node(_));
-    let netns = of_node.map(|found| found.inode);
-    let more = of_node
+    let own = of_node
         .into_iter()
         .flat_map(|found| own_addresses(found, namespaces));
-    let mut all: Vec<IpAddr> = addresses.into_iter().chain(more).collect();
+    let mut all: Vec<IpAddr> = addresses.into_iter().chain(own).collect();
     all.sort_unstable();
     all.dedup();
     Ok(Sender {
         addresses: all,
-        is_of_node,
-        netns,
+        is_of_node: of_node.is_some() || matches!(subject, Subject::Node(_)),
+        netns: of_node.map(|found| found.inode),
     })
 }
 
@@ -215,49 +172,22 @@ fn own_addresses<'a>(found: &'a Found, namespaces: &'a [Found]) -> impl Iterator
     own.filter(move |address| is_routed(address) && !is_anothers(address))
 }
 
-fn located(subject: &Subject, agents: &Agents) -> Result<Located, NotLocated> {
-    agents.locate(&Name {
-        subject: subject.clone(),
-        port: None,
-        protocol: None,
-    })
-}
-
-/// None: anybody.
-fn addresses(subject: &Subject, pods: &Pods, agents: &Agents) -> anyhow::Result<Vec<IpAddr>> {
-    let by_agent = || located(subject, agents).map(|located| located.addresses);
-    match subject {
-        Subject::Any => Ok(Vec::new()),
-        Subject::Address(address) => Ok(vec![*address]),
-        Subject::Pod(name) => match pods.addresses(name)? {
-            Some(addresses) => Ok(addresses),
-            None => by_agent().map_err(|why| anyhow!(pods.unknown(name, &why))),
-        },
-        Subject::Service(_) | Subject::Node(_) => by_agent().map_err(|why| anyhow!("{subject}: {why}")),
-        Subject::Dns(name) => {
-            let found = (name.as_str(), 0).to_socket_addrs();
-            let found = found.with_context(|| format!("find the address of host {name}"))?;
-            let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            Ok(addresses)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
+    use crate::ends::NAMESPACE;
+    use crate::ends::pods::Pods;
+    use crate::names::Behind;
 
     fn of(text: &str) -> anyhow::Result<Filter> {
-        let ends = Ends::parse(&[text.to_owned()])?;
-        Ok(wanted(
-            &ends,
-            &Pods::of(&[("shop/client", "node-1", "10.244.1.2")]),
-            &Agents::default(),
-            &[],
-        )?
-        .filter)
+        let ends = Ends::parse(NAMESPACE, &[text.to_owned()])?;
+        let resolver = Resolver {
+            pods: Pods::of(&[("shop/client", "node-1", "10.244.1.2")]),
+            ..Resolver::default()
+        };
+        Ok(wanted(&ends, &resolver, Ports::One, &[])?.filter)
     }
 
     #[test]
@@ -306,33 +236,36 @@ mod tests {
     }
 
     #[test]
-    fn packets_to_a_service_are_those_to_its_address_and_to_its_endpoints() {
-        let name = Name::parse("svc/web:http").expect("a name");
-        let located = Located {
-            name: "Service default/web".to_owned(),
-            addresses: vec![[10, 96, 0, 7].into()],
-            tunnel: Vec::new(),
-            port: NonZeroU16::new(80),
-            protocol: Some(model::Protocol::Tcp),
-            service: Some(Behind {
-                name: "svc/default/web:80".to_owned(),
-                endpoints: vec!["10.244.1.5:8080".parse().expect("an endpoint")],
-            }),
-        };
-        let Destination {
-            addresses,
-            port,
-            protocol,
-            service,
-        } = found(&name, located);
-        assert_eq!((addresses.len(), port), (1, NonZeroU16::new(80)));
-        assert_eq!(protocol, Some(Protocol::TCP));
-        let expected = Service {
-            name: "svc/default/web:80".to_owned(),
-            frontends: vec!["10.96.0.7:80".parse().expect("a frontend")],
+    fn a_port_is_one_that_the_service_has_and_the_only_one_where_one_is_followed() {
+        let behind = |meant: &[&str]| Behind {
+            name: "svc/default/web".to_owned(),
             endpoints: vec!["10.244.1.5:8080".parse().expect("an endpoint")],
+            meant: meant.iter().map(ToString::to_string).collect(),
+            ports: vec!["svc/web:80/tcp".to_owned(), "svc/web:81/tcp".to_owned()],
         };
-        assert_eq!(service, Some(expected));
+        let name = Name::parse("svc/web").expect("a name");
+        let told = |ports, meant: &[&str]| {
+            let meant = Meant {
+                addresses: vec![[10, 96, 0, 7].into()],
+                tunnel: Vec::new(),
+                port: NonZeroU16::new(80),
+                protocol: None,
+                node: None,
+                service: Some(behind(meant)),
+            };
+            let told = has_ports(&name, &meant, ports);
+            told.map(|()| service(meant).expect("a Service").frontends)
+                .map_err(|error| error.to_string())
+        };
+        let both = ["svc/web:80/tcp", "svc/web:81/tcp"];
+        let frontends = vec!["10.96.0.7:80".parse().expect("a frontend")];
+        assert_eq!(told(Ports::One, &both[..1]), Ok(frontends.clone()));
+        assert_eq!(told(Ports::All, &both), Ok(frontends.clone()));
+        assert_eq!(told(Ports::One, &[]), Ok(frontends));
+        let several = "svc/default/web may be svc/web:80/tcp or svc/web:81/tcp".to_owned();
+        assert_eq!(told(Ports::One, &both), Err(several));
+        let lacks = "svc/default/web: the Service has svc/web:80/tcp and svc/web:81/tcp alone".to_owned();
+        assert_eq!(told(Ports::All, &[]), Err(lacks));
     }
 
     #[test]
@@ -344,7 +277,10 @@ mod tests {
             ("any svc/shop/web:http", "svc/shop/web: this machine has no agent"),
             ("svc/shop/web 10.0.0.1", "svc/shop/web sends nothing itself"),
             ("node/n 10.0.0.1", "node/n: this machine has no agent"),
-            ("any pod/a", "pod/default/a: this machine has no agent"),
+            (
+                "any pod/a",
+                "no agent of this machine has connected a pod default/a",
+            ),
             ("any 10.0.0.1:0", "is no port"),
         ];
         for (text, part) in rows {

@@ -1,41 +1,34 @@
 //! `causeway trace`: follows a packet and its reply through this machine, by the crate `trace`.
 //!
 //! - [`filter`]: whose packets both ends mean.
-//! - [`pods`]: names of pods, which agents of this machine have written down; nobody need answer for that.
-//! - [`agents`]: what agents are asked: Services, nodes, pods of other nodes.
 //! - [`inject`]: a packet that is sent to be followed.
 //! - [`standing`]: the cgroup that it is sent from.
 //! - [`interrupt`]: Ctrl-C ends the looking, not the telling.
 //! - [`ending`]: why a packet ended where it did, beyond the kernel's words.
+//! - [`window`]: what commands have in common that count for a time.
 
-mod agents;
 mod ending;
-mod filter;
+pub mod filter;
 mod inject;
 mod interrupt;
-pub mod known;
-pub mod pods;
 mod standing;
+pub mod window;
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use trace::namespaces::Found;
 use trace::{Filter, Gaps, Hop, Names, Session, Story, Verdict};
 
 use crate::cli::{Output, TraceArgs};
-use crate::ends::Ends;
+use crate::ends::meant::Resolver;
 use crate::logs::tell;
-use agents::Agents;
 use ending::Machine;
-use filter::{Wanted, wanted};
+use filter::{Ports, Wanted, wanted};
 use inject::{Probe, Said, Sender, Sending};
 use interrupt::Interrupt;
-use pods::Pods;
 
 /// How long a connection is followed that is not answered: no TCP tries again sooner (RFC 6298 §2.1).
 const SETTLE: Duration = Duration::from_secs(1);
@@ -45,39 +38,6 @@ const REFUSED: Duration = Duration::from_millis(100);
 
 /// More is not looked at: the story is of one connection.
 const MOST_HOPS: usize = 5000;
-
-/// What agents of this machine know of pods, Services and nodes.
-#[derive(Debug)]
-pub struct Known {
-    agents: Agents,
-    pods: Pods,
-}
-
-impl Known {
-    /// Of the agents with these configurations; where none is named, those that are usual.
-    ///
-    /// # Errors
-    /// When one of them cannot be read.
-    pub fn read(configs: &[PathBuf]) -> anyhow::Result<Self> {
-        let agents = Agents::read(configs)?;
-        let pods = Pods::read(&agents)?;
-        Ok(Self { agents, pods })
-    }
-
-    /// Whose packets both ends mean: of a Service also those of its endpoints.
-    ///
-    /// # Errors
-    /// When an end is not known, or cannot be followed.
-    pub fn filter(&self, ends: &Ends) -> anyhow::Result<Filter> {
-        Ok(wanted(ends, &self.pods, &self.agents, &[])?.filter)
-    }
-
-    /// What network namespaces are called.
-    #[must_use]
-    pub fn names(&self, namespaces: &[Found]) -> Names {
-        self.pods.names(namespaces)
-    }
-}
 
 /// What was seen.
 #[derive(Debug)]
@@ -109,7 +69,7 @@ impl Followed {
                 } else {
                     trace::render::text(&self.story)
                 };
-                known::safe(&text)
+                window::safe(&text)
             }
             Output::Json => trace::render::json(&self.story),
         }
@@ -139,22 +99,24 @@ impl Followed {
 /// # Errors
 /// When an end is not known, or packets cannot be followed or sent.
 pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
-    let agents = Agents::read(&args.config)?;
-    let pods = Pods::read(&agents)?;
+    let resolver = Resolver::read(&args.config)?;
     let namespaces = trace::namespaces::of_this_machine();
     let Wanted {
         mut filter,
         service,
         is_of_node,
         netns,
-    } = wanted(&args.ends.parse()?, &pods, &agents, &namespaces)?;
+    } = wanted(&args.ends.parse()?, &resolver, Ports::One, &namespaces)?;
     let sender = Sender {
         is_of_node,
         node_netns: netns,
         netns: args.netns.as_deref(),
         hooked: match netns {
-            Some(netns) => agents.hooked_in(netns),
-            None => pods.node_of(&filter.sources).and_then(|node| agents.hooked(node)),
+            Some(netns) => resolver.agents.hooked_in(netns),
+            None => {
+                let node = resolver.pods.node_of(&filter.sources);
+                node.and_then(|node| resolver.agents.hooked(node))
+            }
         },
     };
     let probe = args
@@ -185,13 +147,13 @@ pub fn follow(args: &TraceArgs) -> anyhow::Result<Followed> {
             attached_in.as_millis()
         ));
     }
-    let mut story = Story::new(&filter, &hops, &pods.names(&namespaces), gaps);
+    let mut story = Story::new(&filter, &hops, &resolver.names(&namespaces), gaps);
     if let Some(service) = &service {
         story = story.to_service(service);
     }
     let machine = Machine {
-        agents: &agents,
-        pods: &pods,
+        agents: &resolver.agents,
+        pods: &resolver.pods,
         namespaces: &namespaces,
     };
     if let Some((flow, netns)) = sent {
@@ -240,7 +202,7 @@ impl Watch {
             // What is lost while this thinks about what it has is nothing that it looks for.
             let gaps = self.session.gaps()?;
             if seen == 0 && !hops.is_empty() {
-                deadline = Instant::now() + args.follow.unwrap_or(SETTLE);
+                deadline = Instant::now() + args.duration.unwrap_or(SETTLE);
             }
             match ended.map(Sending::finish) {
                 Some(Ok(told)) => said = told,
@@ -253,7 +215,7 @@ impl Watch {
                 let patience = if said.is_some() { REFUSED } else { SETTLE };
                 deadline = deadline.min(*ended_at.get_or_insert_with(Instant::now) + patience);
             }
-            let is_told = args.follow.is_none()
+            let is_told = args.duration.is_none()
                 && hops.len() > seen
                 && Story::new(filter, &hops, &Names::default(), gaps).is_complete();
             if is_told || hops.len() >= MOST_HOPS || now >= deadline || is_interrupted {

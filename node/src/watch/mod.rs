@@ -14,16 +14,19 @@
 //! - [`events`]: what is wrong with objects, for whoever looks at them with kubectl.
 //! - [`network_policies`]: that there are some, and nobody enforces them.
 //! - [`own_node`], [`startup_taint`]: what is written to this node's own object.
-//! - [`objects`]: any object, and commands in containers, for who asks once.
+//! - [`kubeconfig`]: which cluster is meant where nobody says.
+//! - [`objects`], [`commands`]: any object, and commands in containers, for who asks once.
 //!
 //! An outage of the API changes nothing in the snapshot. A kind is [synced](Snapshot::is_synced) once its first list
 //! was complete, and only a complete list removes what it does not name.
 
 mod calls;
 mod client;
+mod commands;
 mod endpoint_slice;
 mod events;
 mod faults;
+pub mod kubeconfig;
 mod network_policies;
 mod node;
 mod object;
@@ -54,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use calls::Calls;
 pub use client::{ApiSource, Credentials, TlsFiles};
+pub use commands::{Container, Said};
 #[cfg(test)]
 pub use events::Notices;
 pub use events::{Events, Notice, Scope, Subject};

@@ -1,13 +1,11 @@
-//! Objects by their paths, as JSON, and commands in containers: for programs that ask once, and do not watch.
+//! Objects by their paths, as JSON: for programs that ask once, and do not watch.
 
 use std::time::Duration;
 
 use http::Request;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, AttachParams};
+use kube::client::UpgradeConnectionError;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use super::client::{ApiSource, ConnectError, Credentials};
@@ -15,13 +13,10 @@ use super::client::{ApiSource, ConnectError, Credentials};
 /// No object takes a server so long.
 const ANSWER: Duration = Duration::from_secs(15);
 
-/// What a command may say, on either stream: more is not read.
-const LONGEST_OUTPUT: u64 = 1 << 20;
-
 /// A connection to an API server.
 #[derive(Clone)]
 pub struct Objects {
-    client: Client,
+    pub(super) client: Client,
 }
 
 /// Why there is no answer.
@@ -81,28 +76,32 @@ pub enum ObjectsError {
 }
 
 impl ObjectsError {
+    /// The server's own words, where it refused with some.
+    #[must_use]
+    pub fn words(&self) -> Option<&str> {
+        match self {
+            Self::Request { source, .. } | Self::Execute { source, .. } => match source {
+                kube::Error::Api(status) => Some(status.message.as_str()).filter(|words| !words.is_empty()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The HTTP status code by which the server refused.
     #[must_use]
     pub fn refusal(&self) -> Option<u16> {
         match self {
             Self::Request { source, .. } | Self::Execute { source, .. } => match source {
                 kube::Error::Api(status) => Some(status.code),
+                kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => {
+                    Some(code.as_u16())
+                }
                 _ => None,
             },
             _ => None,
         }
     }
-}
-
-/// How a command ended.
-#[derive(Clone, Debug)]
-pub struct Ended {
-    /// Its exit code.
-    pub code: i32,
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
 }
 
 impl Objects {
@@ -171,82 +170,4 @@ impl Objects {
             }),
         }
     }
-
-    /// Runs a command in the first container of a pod, to its end.
-    ///
-    /// # Errors
-    /// When it cannot be started, or does not end in time.
-    pub async fn execute(
-        &self,
-        (namespace, pod): (&str, &str),
-        words: &[String],
-        within: Duration,
-    ) -> Result<Ended, ObjectsError> {
-        let program = words.first().cloned().unwrap_or_default();
-        match timeout(within, self.run(namespace, pod, &program, words)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(ObjectsError::Silent {
-                what: format!("run {program} in pod {pod}"),
-                within,
-            }),
-        }
-    }
-
-    async fn run(
-        &self,
-        namespace: &str,
-        pod: &str,
-        program: &str,
-        words: &[String],
-    ) -> Result<Ended, ObjectsError> {
-        let ended = |reason: String| ObjectsError::Ended {
-            program: program.to_owned(),
-            pod: pod.to_owned(),
-            reason,
-        };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let streams = AttachParams::default().stdout(true).stderr(true);
-        let started = pods.exec(pod, words.to_vec(), &streams).await;
-        let mut process = started.map_err(|source| ObjectsError::Execute {
-            program: program.to_owned(),
-            pod: pod.to_owned(),
-            source,
-        })?;
-        let (stdout, stderr) = (process.stdout(), process.stderr());
-        let status = process.take_status();
-        let read = tokio::try_join!(whole(stdout), whole(stderr));
-        let (stdout, stderr) = read.map_err(|error| ended(error.to_string()))?;
-        let status = match status {
-            Some(status) => status.await,
-            None => None,
-        };
-        let status = status.ok_or_else(|| ended("its end was not told".to_owned()))?;
-        if status.status.as_deref() == Some("Success") {
-            return Ok(Ended {
-                code: 0,
-                stdout,
-                stderr,
-            });
-        }
-        let causes = status
-            .details
-            .and_then(|details| details.causes)
-            .unwrap_or_default();
-        let code = causes
-            .iter()
-            .find(|cause| cause.reason.as_deref() == Some("ExitCode"))
-            .and_then(|cause| cause.message.as_deref()?.parse().ok());
-        match code {
-            Some(code) => Ok(Ended { code, stdout, stderr }),
-            None => Err(ended(status.message.unwrap_or_else(|| "it failed".to_owned()))),
-        }
-    }
-}
-
-async fn whole(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    if let Some(stream) = stream {
-        stream.take(LONGEST_OUTPUT).read_to_end(&mut bytes).await?;
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

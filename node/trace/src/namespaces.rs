@@ -25,7 +25,8 @@ pub struct Found {
 #[must_use]
 pub fn of_this_machine() -> Vec<Found> {
     let mut paths = BTreeMap::new();
-    for path in pins().chain(of_processes()) {
+    let pins = pinned().into_iter().map(|(_, path)| path);
+    for path in pins.chain(of_processes()) {
         if let Some(inode) = inode(&path) {
             paths.entry(inode).or_insert(path);
         }
@@ -47,9 +48,14 @@ fn addresses(namespace: &Namespace) -> netlink::Result<Vec<IpAddr>> {
     Ok(addresses.filter(|address| !address.is_loopback()).collect())
 }
 
-fn pins() -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(PIN_DIRECTORY).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path())
+/// Those that are pinned, by the names that `ip netns` has for them.
+pub(crate) fn pinned() -> Vec<(String, PathBuf)> {
+    let names = Namespace::pinned().unwrap_or_default().into_iter();
+    let pin = |name: String| {
+        let path = Path::new(PIN_DIRECTORY).join(&name);
+        (name, path)
+    };
+    names.map(pin).collect()
 }
 
 fn of_processes() -> impl Iterator<Item = PathBuf> {

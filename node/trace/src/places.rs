@@ -7,7 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::thread::JoinHandle;
 
 use ebpf::kernel_types::{KernelTypes, TypesError};
-use netlink::netns::PIN_DIRECTORY;
 
 /// Reasons of subsystems (net/mac80211/drop.h, net/openvswitch/drop.h).
 const OF_SUBSYSTEMS: [&str; 2] = ["mac80211_drop_reason", "ovs_drop_reason"];
@@ -152,11 +151,8 @@ impl Names {
     #[must_use]
     pub fn of_this_machine() -> Self {
         let mut netns = BTreeMap::new();
-        for entry in fs::read_dir(PIN_DIRECTORY).into_iter().flatten().flatten() {
-            // `DirEntry::metadata` is that of the file below the mount.
-            if let (Some(inode), Ok(name)) = (inode(&entry.path()), entry.file_name().into_string()) {
-                netns.insert(inode, name);
-            }
+        for (name, path) in crate::namespaces::pinned() {
+            inode(&path).map(|inode| netns.insert(inode, name));
         }
         // In some containers process 1 shows its namespaces to nobody.
         for path in ["/proc/1/ns/net", "/proc/self/ns/net"] {

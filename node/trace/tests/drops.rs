@@ -19,6 +19,7 @@ fn kind(reason: &str, place: &str, protocol: Protocol, ends: (&str, &str, Option
         ethertype: 0x0800,
         protocol: Some(protocol),
         opens: false,
+        wrapped: false,
         source: Some(source.parse().expect("an address")),
         source_port: None,
         destination: Some(destination.parse().expect("an address")),
@@ -63,12 +64,15 @@ fn report() -> Report {
     let guarded = dropped(
         120,
         "node-1",
-        kind(
-            "NETFILTER_DROP",
-            "nft_do_chain",
-            Protocol::UDP,
-            ("10.244.1.2", "fd00::5", Some(9999)),
-        ),
+        Kind {
+            wrapped: true,
+            ..kind(
+                "NETFILTER_DROP",
+                "nft_do_chain",
+                Protocol::UDP,
+                ("10.244.1.2", "fd00::5", Some(9999)),
+            )
+        },
     );
     let ping = dropped(
         1,
@@ -106,7 +110,7 @@ fn drops_are_a_table_with_what_they_mean_below() {
 DROPS  10.0 s of machine: 123 packets
 
 PACKETS  BYTES  WHEN (UTC)         AT            DEVICE  WHY                                WHAT
-    120   7200  08:00:01-08:00:08  node-1        eth0    NETFILTER_DROP in nft_do_chain     udp  10.244.1.2 -> [fd00::5]:9999
+    120   7200  08:00:01-08:00:08  node-1        eth0    NETFILTER_DROP in nft_do_chain     udp  10.244.1.2 -> [fd00::5]:9999 (within VXLAN)
       2    120  08:00:01           pod/shop/web  eth0    NO_SOCKET in tcp_v4_rcv            tcp SYN  pod/shop/client 10.244.1.2 -> pod/shop/web 10.244.1.3:81
       1     60  08:00:01-08:00:08  node-1        eth0    IP_RPFILTER in ip_rcv_finish_core  icmp  10.244.1.2 -> 10.244.1.3
 
@@ -153,7 +157,7 @@ fn programs_are_told_the_same() {
     let expected = serde_json::json!({
         "packets": 2, "bytes": 120, "first": "2027-01-15T08:00:01Z", "last": "2027-01-15T08:00:01Z",
         "at": "pod/shop/web", "netns": 4_026_532_001_u32, "device": "eth0",
-        "reason": "NO_SOCKET", "place": "tcp_v4_rcv", "ethertype": 0x0800, "protocol": "tcp", "opens": true,
+        "reason": "NO_SOCKET", "place": "tcp_v4_rcv", "ethertype": 0x0800, "protocol": "tcp", "opens": true, "wrapped": false,
         "source": "10.244.1.2", "sourcePod": "pod/shop/client",
         "destination": "10.244.1.3", "destinationPort": 81, "destinationPod": "pod/shop/web",
         "cause": {"means": "nobody listens at this address and port", "look": "ss -tln"},

@@ -1,7 +1,6 @@
 //! A transcript's steps, carried out on a cluster.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +16,7 @@ use super::parsing::{Act, Step, Transcript, Versions};
 use crate::cluster::Cluster;
 use crate::directory::Directory;
 use crate::kubectl::{Kubectl, run_with_input};
+use crate::ports;
 
 /// How long a `~` or `.` waits.
 const SOON: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ impl<'a> Player<'a> {
         std::fs::create_dir(&programs)?;
         std::os::unix::fs::symlink(kubectl.path(), programs.join("kubectl"))?;
         std::fs::copy(cluster.kubeconfig(), directory.path().join("kubeconfig"))?;
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = ports::free();
         Ok(Self {
             kubectl,
             directory,

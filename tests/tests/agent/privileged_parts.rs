@@ -1,7 +1,7 @@
 //! What the agent serves, and how its parts fail alone.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,7 +14,8 @@ use tests::cluster::program;
 use tests::directory::Directory;
 use tests::fake_api::FakeApi;
 use tests::node::Node;
-use tests::process::copy_program;
+use tests::process::{Place, Process, copy_program};
+use tests::topology::{Host, connect};
 use tests::wait;
 
 use crate::DEADLINE;
@@ -306,6 +307,16 @@ fn flows_knows_the_agents_services_by_name() -> anyhow::Result<()> {
         },
     }));
     node.api.put(service("web"));
+    node.api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "ports": [{"port": 8080}],
+        "endpoints": [{
+            "addresses": ["10.244.9.5"], "nodeName": "node-9", "targetRef": {"kind": "Pod", "name": "web-7f"},
+        }],
+    }));
     let _agent = node.agent(&config);
     node.until_working("proxy");
     node.until_working("findings");
@@ -330,6 +341,87 @@ fn flows_knows_the_agents_services_by_name() -> anyhow::Result<()> {
     let told = told(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
     assert!(told.contains("no Service default/wed"), "{told}");
+    // Names are read alike by all commands, and a port that is none is told with those that are.
+    for (arguments, part) in [
+        (&["flows", "--service", "web:9"][..], "has svc/web:80/tcp alone"),
+        (&["capture", "svc/web.default:9"], "has svc/web:80/tcp alone"),
+        (&["capture", "web:9"], "has svc/web:80/tcp alone"),
+        (
+            &["capture", "svc/web/icmp"],
+            "no device of this machine has an address of svc/web/icmp",
+        ),
+        (
+            &["capture", "pod/wed"],
+            "no pod default/wed is known to this node's agent",
+        ),
+        (
+            &["drops", "--pod", "wed"],
+            "no pod default/wed is known to this node's agent",
+        ),
+        (&["trace", "any", "svc/wed:80"], "did you mean svc/web?"),
+    ] {
+        let mut command = Command::new(program("causeway"));
+        command.args(arguments).arg("--config").arg(&config);
+        let output = command.env_remove("NODE_NAME").output()?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(part), "{arguments:?}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_names_what_was_made_after_it_began() -> anyhow::Result<()> {
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 96, 77, 1);
+    const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 77, 7);
+    if !tests::privileged("flows names what was made after it began") {
+        return Ok(());
+    }
+    let node = Node::new("named")?;
+    let config = node.configure(json!({
+        "proxy": {
+            "datapath": "nftables", "pinDir": node.path("bpf"), "podNetworks": ["10.244.0.0/16"],
+        },
+    }));
+    let _agent = node.agent(&config);
+    node.until_working("proxy");
+    node.until_working("findings");
+    // Somebody who sends to the Service's address, and somebody who has it: it is the name that counts.
+    let (client, server) = (Host::new("client")?, Host::new("server")?);
+    connect((&client, "eth0"), (&server, "eth0"))?;
+    client.add_address("eth0", "10.96.77.1/24".parse()?)?;
+    server.add_address("eth0", "10.96.77.7/24".parse()?)?;
+    let socket = client.run(|| UdpSocket::bind((CLIENT, 40000)))??;
+    let mut command = Command::new(program("causeway"));
+    command.args([
+        "flows",
+        "--follow",
+        "-o",
+        "ndjson",
+        "--to",
+        "10.96.77.7",
+        "--config",
+    ]);
+    command.arg(&config).env_remove("NODE_NAME");
+    let flows = Process::spawn(&Place::default(), &mut command)?;
+    let until_told = |text: &str| {
+        wait::until(&format!("flows tells {text}"), DEADLINE, || {
+            // Nobody listens: that is told to the socket.
+            let _ = socket.send_to(b"hello", (SERVICE, 80));
+            let told = flows.output();
+            if told.contains(text) { Ok(()) } else { Err(told) }
+        });
+    };
+    until_told(r#""destination":"10.96.77.7""#);
+    assert!(
+        !flows.output().contains("destination_service"),
+        "{}",
+        flows.output()
+    );
+    let mut later = service("later");
+    later["spec"] = json!({"clusterIPs": [SERVICE], "ports": [{"port": 80, "protocol": "UDP"}]});
+    node.api.put(later);
+    until_told(r#""destination_service":{"name":"later","namespace":"default"}"#);
     Ok(())
 }
 

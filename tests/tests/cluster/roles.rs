@@ -1,14 +1,14 @@
 //! Roles and bindings with real clients: kubectl under another name, and the DNS server with the rights that its
 //! manifest gives it and no other.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, program};
 use tests::directory::Directory;
 use tests::process::{Place, Process, command, installed, run_in};
-use tests::{skipped, wait};
+use tests::{ports, skipped, wait};
 
 use crate::{SOON, example};
 
@@ -82,7 +82,7 @@ pub fn serve_the_dns_server(cluster: &Cluster) -> anyhow::Result<()> {
     let told = get_as_server("secrets")?;
     ensure!(told.stderr.contains("secrets is forbidden"), "{told:?}");
 
-    let address = UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?;
+    let address = SocketAddr::from(([127, 0, 0, 1], ports::free()));
     let corefile = format!(
         ".:{} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n kubeconfig {}\n state {}\n }}\n}}\n",
         address.port(),

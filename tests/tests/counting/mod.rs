@@ -1,9 +1,10 @@
 //! Commands that count packets until they are ended.
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -44,6 +45,30 @@ impl Counting {
         let output = self.0.stdout.take().expect("piped");
         BufReader::new(output).read_to_string(&mut text).expect("read");
         (text, self.0.wait().expect("ended").code())
+    }
+}
+
+/// The lines that a command prints while it runs. Nobody reads on once this is dropped.
+pub struct Lines(Receiver<String>);
+
+impl Lines {
+    pub fn of(counting: &mut Counting) -> Self {
+        let (sender, lines) = channel();
+        let output = BufReader::new(counting.0.stdout.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in output.lines() {
+                if sender.send(line.expect("text")).is_err() {
+                    break;
+                }
+            }
+        });
+        Self(lines)
+    }
+
+    /// The next one, which has to come soon.
+    #[track_caller]
+    pub fn next(&self) -> String {
+        self.0.recv_timeout(SOON).expect("a line in time")
     }
 }
 

@@ -59,6 +59,8 @@ network | causeway-node-network | networkpolicies.networking.k8s.io | list watch
 const CAPABILITIES: &str = "
 all       | agent   | NET_ADMIN        | links, routes, rules, settings below net/
 proxy     | agent   | SYS_ADMIN        | BPF programs by id, pods' network namespaces
+proxy     | agent   | NET_RAW          | causeway capture in its pod
+proxy     | agent   | SYSLOG           | places of drops by name, for causeway trace and drops in its pod
 dns       | dns     | NET_BIND_SERVICE | port 53
 uninstall | cleanup | NET_ADMIN        | links, addresses, routes, rules
 ";

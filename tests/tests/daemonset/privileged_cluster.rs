@@ -24,7 +24,13 @@ const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1025
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
 /// By number (`linux/capability.h`).
-const CAPABILITIES: [(&str, u64); 3] = [("NET_BIND_SERVICE", 10), ("NET_ADMIN", 12), ("SYS_ADMIN", 21)];
+const CAPABILITIES: [(&str, u64); 5] = [
+    ("NET_BIND_SERVICE", 10),
+    ("NET_ADMIN", 12),
+    ("NET_RAW", 13),
+    ("SYS_ADMIN", 21),
+    ("SYSLOG", 34),
+];
 
 #[test]
 fn agents_and_dns_servers_as_daemon_sets_are_installed_replaced_under_load_and_taken_off() {
@@ -163,7 +169,10 @@ fn not_working(health: &Value) -> Vec<String> {
 
 fn processes_have_the_rights_of_the_manifests(cluster: &Cluster) -> anyhow::Result<()> {
     for (set, rights) in [
-        ("causeway-node", &["NET_ADMIN", "SYS_ADMIN"][..]),
+        (
+            "causeway-node",
+            &["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYSLOG"][..],
+        ),
         ("causeway-dns", &["NET_BIND_SERVICE"]),
     ] {
         let selector = format!("app.kubernetes.io/name={set}");

@@ -1,6 +1,5 @@
 //! A cluster on an etcd that wants a certificate, a user and a password, and of which a member is away.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use tests::cluster::{Cluster, causeway, everything};
 use tests::directory::Directory;
 use tests::fake_api::Authority;
 use tests::process::{Place, Process, installed};
-use tests::{skipped, wait};
+use tests::{ports, skipped, wait};
 
 use crate::{ensure_unchanged, kernel_state, state_dir};
 
@@ -29,19 +28,10 @@ impl Etcd {
     fn start(program: PathBuf) -> anyhow::Result<Self> {
         let directory = Directory::new("external-etcd");
         make_certificates(&directory)?;
-        let listeners = [
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("127.0.0.1:0")?,
-        ];
-        let mut ports = [0; 2];
-        for (port, listener) in ports.iter_mut().zip(&listeners) {
-            *port = listener.local_addr()?.port();
-        }
-        drop(listeners);
         let mut etcd = Self {
             program,
             directory,
-            ports,
+            ports: [ports::free(), ports::free()],
             process: None,
         };
         etcd.run()?;

@@ -9,7 +9,7 @@ mod script;
 mod transcript;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use rows::{Differs, ROWS, Row};
 use script::Session;
 use tests::{
     directory::Directory,
-    is_full_run,
+    is_full_run, ports,
     process::{Place, Process},
     skipped,
 };
@@ -179,10 +179,7 @@ fn etcd_command(program: &Path, data: &Path, addrs: [SocketAddr; 2]) -> Command 
 
 /// Two addresses that are free now; etcd cannot be told to choose, and to say what it chose.
 fn free_addrs() -> [SocketAddr; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("bind"));
-    listeners
-        .each_ref()
-        .map(|listener| listener.local_addr().expect("address"))
+    [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], ports::free())))
 }
 
 struct OurStore {

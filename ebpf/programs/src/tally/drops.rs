@@ -10,8 +10,9 @@ use ebpf_common::tally::{DropCount, DropKey, Total};
 use ebpf_common::trace::{Fingerprint, Header};
 
 use crate::count::{add, count, entry, now};
-use crate::headers::{self, NO_FLOW, TCP};
+use crate::headers::{self, NO_FLOW, TCP, V4_TYPE, V6_TYPE};
 use crate::kernel::{self, Device, Skb};
+use crate::tunnel;
 
 #[map]
 static DROPS: LruHashMap<DropKey, DropCount> = LruHashMap::with_max_entries(16384, 0);
@@ -47,7 +48,19 @@ fn tally(ctx: &BtfTracePointContext, socket: u64) {
     let location: *const c_void = ctx.arg(1);
     let ethertype = skb.protocol();
     let mut header = NO_HEADER;
-    headers::parse(skb.from_network_header(), ethertype, &mut header);
+    let bytes = skb.from_network_header();
+    let transport = headers::parse(bytes, ethertype, &mut header);
+    let (mut ethertype, mut wrapped) = (ethertype, 0);
+    // Who misses it is who sent what is within.
+    if let Some(inner) = tunnel::inside(bytes, transport, &header) {
+        header = inner;
+        wrapped = 1;
+        ethertype = if header.flow.source.is_v4() {
+            V4_TYPE
+        } else {
+            V6_TYPE
+        };
+    }
     let device = device(skb, socket);
     // SAFETY: the global is there as long as the program. Volatile: what it holds is not known when this is compiled.
     let by_flow = unsafe { core::ptr::read_volatile(&raw const BY_FLOW) };
@@ -68,7 +81,7 @@ fn tally(ctx: &BtfTracePointContext, socket: u64) {
         ethertype,
         protocol: header.flow.protocol as u8,
         opens: is_first.into(),
-        pad: 0,
+        wrapped,
     };
     // What the layers have taken off is part of the packet.
     let bytes = match header.length {

@@ -2,23 +2,27 @@
 //! the namespace that has its receiver's address.
 //!
 //! Walk: a socket sends → `net_dev_start_xmit` at the first device, where the packet still has its socket → counted as
-//! sent → veths, bridges, tunnels, where a rule may translate it: that is noted → `netif_receive_skb` at a device of the
-//! receiver's namespace → counted as received. Devices that stand on others there, as bonds, bridges and VLANs do, have it
-//! counted at each.
+//! sent → veths, bridges, tunnels, where a rule may translate it: that is noted → `netif_receive_skb` at the first device of
+//! the receiver's namespace → counted as received.
+//!
+//! Devices stand on others: a bridge on its ports, a VLAN on an uplink, that on the members of a bond. A packet meets each
+//! of them, and is counted at the first. Where it is sent that is told by the flow, since a packet may be cut up on the way
+//! down; where it comes from, by what it says of the device before. What stands on a bond or carries a VLAN gives its
+//! packets itself (`another_round` in net/core/dev.c).
 
 use core::ffi::c_void;
 
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
-use ebpf_common::net::Port;
 use ebpf_common::tally::{FlowCount, Local, Total};
 use ebpf_common::trace::{Flow, Header};
 
 use crate::count::{add, count, entry, now};
 use crate::drops::{ACK, NO_HEADER, SYN};
-use crate::headers::{self, TCP, UDP, V4_TYPE, V6_TYPE};
+use crate::headers::{self, TCP, V4_TYPE, V6_TYPE};
 use crate::kernel::{self, Bytes, Skb};
+use crate::tunnel;
 
 #[map]
 static FLOWS: LruHashMap<Flow, FlowCount> = LruHashMap::with_max_entries(65536, 0);
@@ -27,12 +31,18 @@ static NATS: LruHashMap<Flow, Flow> = LruHashMap::with_max_entries(16384, 0);
 #[map]
 static LOCAL: HashMap<Local, u32> = HashMap::with_max_entries(16384, 0);
 
-/// Set by the loader.
-#[unsafe(no_mangle)]
-static TUNNELS: [Port; 2] = [Port(0); 2];
-
 /// `LOOPBACK_IFINDEX`, of every namespace.
 const LOOPBACK: u32 = 1;
+
+/// How long a packet waits between two devices of which one stands on the other, in nanoseconds, at the most: a flow that
+/// was sent by none meanwhile has found another way.
+const IN_BETWEEN: u64 = 1_000_000_000;
+
+/// `ETH_P_8021Q` and `ETH_P_8021AD` in network order: a VLAN's tag stands before the network's header.
+const VLAN_TYPES: [u16; 2] = [0x8100_u16.to_be(), 0x88a8_u16.to_be()];
+
+/// A VLAN's tag. `[priority and number:2 be][ethertype:2 be] = 4 bytes`.
+const TAG: u64 = 4;
 
 /// A packet is handed to a device: `(skb, dev)`.
 #[btf_tracepoint]
@@ -59,25 +69,51 @@ pub fn net_dev_start_xmit(ctx: BtfTracePointContext) {
     let Some(header) = header(skb.from_network_header(), ethertype) else {
         return;
     };
-    if let Some(flow) = grown(&header) {
+    let now = now();
+    if let Some(flow) = flow(&header, now) {
         // SAFETY: the verifier has checked the bounds; what stands here is the same whoever writes it.
         unsafe {
+            if was_sent_above(flow, device as u64, ifindex, now) {
+                return;
+            }
             add(&raw mut (*flow).sent_packets, 1);
             add(&raw mut (*flow).sent_bytes, header.length.into());
             (&raw mut (*flow).sender).write_volatile(netns);
+            (&raw mut (*flow).sent_by).write_volatile(ifindex);
             if (*flow).cookie == 0 {
                 (&raw mut (*flow).cookie).write_volatile(kernel::cookie(socket));
             }
+            grown(flow, &header, now);
         }
     }
     count(Total::FLOWS);
+}
+
+/// Whether the packet was counted at a device that stands on this one.
+///
+/// # Safety
+/// The flow is a map's value.
+#[inline(always)]
+unsafe fn was_sent_above(flow: *const FlowCount, device: u64, ifindex: u32, now: u64) -> bool {
+    // SAFETY: the caller's.
+    let (sent_by, last) = unsafe {
+        (
+            (&raw const (*flow).sent_by).read_volatile(),
+            (&raw const (*flow).last).read_volatile(),
+        )
+    };
+    sent_by != 0 && sent_by != ifindex && now < last + IN_BETWEEN && kernel::carries_others(device)
 }
 
 /// A device gave a packet: `(skb)`.
 #[btf_tracepoint]
 pub fn netif_receive_skb(ctx: BtfTracePointContext) {
     let skb = Skb::new(ctx.arg(0));
-    let ethertype = skb.protocol();
+    let (mut ethertype, mut bytes) = (skb.protocol(), skb.from_data());
+    if VLAN_TYPES.contains(&ethertype) {
+        ethertype = kernel::read(bytes.start, 2);
+        bytes.start += TAG;
+    }
     if ethertype != V4_TYPE && ethertype != V6_TYPE {
         return;
     }
@@ -85,7 +121,7 @@ pub fn netif_receive_skb(ctx: BtfTracePointContext) {
     if ifindex == LOOPBACK {
         return;
     }
-    let Some(header) = header(skb.from_data(), ethertype) else {
+    let Some(header) = header(bytes, ethertype) else {
         return;
     };
     let here = Local {
@@ -95,12 +131,21 @@ pub fn netif_receive_skb(ctx: BtfTracePointContext) {
     if LOCAL.get_ptr(here).is_none() {
         return;
     }
-    if let Some(flow) = grown(&header) {
+    let now = now();
+    if let Some(flow) = flow(&header, now) {
+        let came_by = skb.came_by();
         // SAFETY: as above.
         unsafe {
+            // A bridge gives what its port gave.
+            let received_by = (&raw const (*flow).received_by).read_volatile();
+            if came_by != 0 && came_by != ifindex && came_by == received_by {
+                return;
+            }
             add(&raw mut (*flow).received_packets, 1);
             add(&raw mut (*flow).received_bytes, header.length.into());
             (&raw mut (*flow).receiver).write_volatile(netns);
+            (&raw mut (*flow).received_by).write_volatile(ifindex);
+            grown(flow, &header, now);
         }
     }
     count(Total::FLOWS);
@@ -111,21 +156,12 @@ pub fn netif_receive_skb(ctx: BtfTracePointContext) {
 fn header(bytes: Bytes, ethertype: u16) -> Option<Header> {
     let mut header = NO_HEADER;
     headers::parse(bytes, ethertype, &mut header);
-    if header.flow.protocol == 0 {
-        return None;
-    }
-    let port = header.flow.destination_port.0;
-    // SAFETY: the global is there as long as the program. Volatile: what it holds is not known when this is compiled.
-    let [first, second] = unsafe { core::ptr::read_volatile(&raw const TUNNELS) };
-    let is_tunnel =
-        header.flow.protocol == u32::from(UDP) && port != 0 && (port == first.0 || port == second.0);
-    (!is_tunnel).then_some(header)
+    (header.flow.protocol != 0 && !tunnel::is_of_one(&header)).then_some(header)
 }
 
-/// The flow's count, with what the packet tells of all of it.
+/// The flow's count.
 #[inline(always)]
-fn grown(header: &Header) -> Option<*mut FlowCount> {
-    let now = now();
+fn flow(header: &Header, now: u64) -> Option<*mut FlowCount> {
     let new = || FlowCount {
         sent_packets: 0,
         sent_bytes: 0,
@@ -137,14 +173,24 @@ fn grown(header: &Header) -> Option<*mut FlowCount> {
         sender: 0,
         receiver: 0,
         tcp_flags: 0,
+        sent_by: 0,
+        received_by: 0,
         pad: 0,
     };
-    let flow = entry(&FLOWS, &header.flow, new)?;
+    entry(&FLOWS, &header.flow, new)
+}
+
+/// Notes what the packet tells of all of the flow.
+///
+/// # Safety
+/// The flow is a map's value.
+#[inline(always)]
+unsafe fn grown(flow: *mut FlowCount, header: &Header, now: u64) {
     let mut flags = u32::from(header.tcp_flags);
     if header.flow.protocol == u32::from(TCP) && header.tcp_flags & (SYN | ACK) == SYN {
         flags |= FlowCount::OPENS;
     }
-    // SAFETY: the verifier has checked the bounds. A flag that two CPUs add at once may be lost until the next packet.
+    // SAFETY: the caller's. A flag that two CPUs add at once may be lost until the next packet.
     unsafe {
         (&raw mut (*flow).last).write_volatile(now);
         let before = (&raw const (*flow).tcp_flags).read_volatile();
@@ -152,7 +198,6 @@ fn grown(header: &Header) -> Option<*mut FlowCount> {
             (&raw mut (*flow).tcp_flags).write_volatile(before | flags);
         }
     }
-    Some(flow)
 }
 
 /// Notes how a connection is translated.

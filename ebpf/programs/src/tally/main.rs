@@ -21,6 +21,8 @@ mod headers;
 #[expect(dead_code, reason = "those that follow packets need more of it")]
 #[path = "../trace/kernel.rs"]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod tunnel;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -27,6 +27,8 @@ static OFFSETS: Offsets = Offsets {
     conn_reply: 0,
     conn_status: 0,
     sock_cookie: 0,
+    skb_iif: 0,
+    dev_upper: 0,
 };
 
 /// One of the offsets.
@@ -128,6 +130,14 @@ impl Skb {
         self.field(offset!(skb_sk))
     }
 
+    /// Index of the device that gave it before, or 0: a bridge's port, where the bridge gives it now. It is noted behind
+    /// `netif_receive_skb`, and lost where the packet goes into another namespace, or out of a tunnel
+    /// (`skb_scrub_packet`).
+    #[inline(always)]
+    pub fn came_by(self) -> u32 {
+        self.field(offset!(skb_iif))
+    }
+
     /// Address of the connection that it belongs to, or 0 (`nf_ct_get`: the last bits say how it belongs to it).
     #[inline(always)]
     pub fn conntrack(self) -> u64 {
@@ -188,6 +198,14 @@ pub fn place(address: u64) -> (u32, u32) {
         read(address, offset!(dev_ifindex)),
         netns(read(address, offset!(dev_net))),
     )
+}
+
+/// Whether other devices stand on this one, as a bridge does on its ports: the list of them is not empty.
+#[inline(always)]
+pub fn carries_others(device: u64) -> bool {
+    let list = device + u64::from(offset!(dev_upper));
+    let first: u64 = read(list, 0);
+    first != list && first != 0
 }
 
 /// Whether a connection is translated (`IPS_SRC_NAT` or `IPS_DST_NAT`, nf_conntrack_common.h).

@@ -21,6 +21,7 @@ fn snapshot() -> Snapshot {
     put("default", "web", [10, 96, 0, 7], &[("http", 80)]);
     put("shop", "web", [10, 96, 0, 8], &[("http", 80)]);
     put("shop", "pay", [10, 96, 0, 9], &[("http", 80), ("admin", 81)]);
+    put("shop", "twin", [10, 96, 0, 10], &[("http", 80)]);
     for (name, kind) in [
         ("db", ServiceKind::Headless),
         ("none", ServiceKind::Headless),
@@ -57,14 +58,18 @@ fn snapshot() -> Snapshot {
 }
 
 fn pods() -> Vec<PodHere> {
-    let pod = |namespace: &str, last| PodHere {
-        name: Some(ObjectName::new(namespace, "client")),
+    let pod = |namespace: &str, name: &str, last| PodHere {
+        name: Some(ObjectName::new(namespace, name)),
         addresses: vec![[10, 244, 1, last].into()],
         node: "node-1".into(),
         device: "cw0".to_owned(),
         mac: None,
     };
-    vec![pod("default", 5), pod("shop", 6)]
+    vec![
+        pod("default", "client", 5),
+        pod("shop", "client", 6),
+        pod("shop", "twin", 7),
+    ]
 }
 
 #[track_caller]
@@ -108,13 +113,28 @@ fn names_name_one_thing_or_say_why_not() {
     check("10.244.1.5", "pod default/client 10.244.1.5");
     check(
         "pod/clinet",
-        "there is no pod default/clinet (did you mean pod/client?)",
+        "no pod default/clinet is known to this node's agent, which knows its own, and others that are endpoints of Services \
+         (did you mean pod/client?)",
     );
     check(
         "pod/shp/client",
-        "there is no pod shp/client (did you mean pod/shop/client or pod/client?)",
+        "no pod shp/client is known to this node's agent, which knows its own, and others that are endpoints of Services \
+         (did you mean pod/shop/client or pod/client?)",
     );
-    check("pod/zzz", "there is no pod default/zzz");
+    check(
+        "pod/zzz",
+        "no pod default/zzz is known to this node's agent, which knows its own, and others that are endpoints of Services",
+    );
+    // Without a kind.
+    check("client", "pod default/client 10.244.1.5");
+    check("client.shop:8080", "pod shop/client 10.244.1.6:8080");
+    check("pay.shop:81", "Service shop/pay 10.96.0.9:81/TCP");
+    check("node-1:30080", "node node-1 172.30.0.11:30080");
+    check("twin.shop", "twin.shop may be pod/shop/twin or svc/shop/twin");
+    check(
+        "clinet",
+        "there is no pod, Service or node clinet (did you mean pod/client?)",
+    );
     check("svc/shop/pay:81", "Service shop/pay 10.96.0.9:81/TCP");
     check("svc/shop/pay:admin", "Service shop/pay 10.96.0.9:81/TCP");
     check(

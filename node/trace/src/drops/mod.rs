@@ -10,7 +10,7 @@ pub mod render;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ebpf::abi::net::Ip;
+use ebpf::abi::net::{Ip, Port};
 use ebpf::abi::tally::{DropCount, DropKey, Total};
 use ebpf::kernel_types::KernelTypes;
 use ebpf::probe::since_boot;
@@ -22,7 +22,7 @@ use crate::cause::{self, Cause};
 use crate::hop::Protocol;
 use crate::ledger;
 use crate::places::{self, Names, Places};
-use crate::session::TraceError;
+use crate::session::{TraceError, VXLAN_PORTS};
 
 pub(crate) use ordinary::is_ordinary;
 
@@ -45,6 +45,8 @@ pub struct Kind {
     pub protocol: Option<Protocol>,
     /// Whether they are the first of a TCP connection.
     pub opens: bool,
+    /// Whether they were within packets of VXLAN, whose are the place and the reason.
+    pub wrapped: bool,
     /// The sender, of IP packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
@@ -142,7 +144,7 @@ impl Session {
         let types = KernelTypes::read()?;
         Ok(Self {
             places: Places::read(&types)?,
-            tally: Tally::of_drops(&types)?,
+            tally: Tally::of_drops(&types, VXLAN_PORTS.map(Port::new))?,
             ledger: ledger::Drops::new(),
             uncounted: Uncounted::default(),
         })
@@ -260,7 +262,7 @@ pub(crate) fn kind(key: &DropKey, count: &DropCount, places: &mut Places) -> Kin
     let name = count.device.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_ip = key.source != Ip::ANY || key.destination != Ip::ANY;
     let has_ports = Protocol(key.protocol).has_ports();
-    let port = |port: ebpf::abi::net::Port| (has_ports && port.0 != 0).then(|| port.number());
+    let port = |port: Port| (has_ports && port.0 != 0).then(|| port.number());
     Kind {
         reason: places.reason(key.reason),
         place: places.function(key.location),
@@ -269,6 +271,7 @@ pub(crate) fn kind(key: &DropKey, count: &DropCount, places: &mut Places) -> Kin
         ethertype: u16::from_be(key.ethertype),
         protocol: is_ip.then_some(Protocol(key.protocol)),
         opens: key.opens != 0,
+        wrapped: key.wrapped != 0,
         source: is_ip.then(|| key.source.into()),
         source_port: port(key.source_port),
         destination: is_ip.then(|| key.destination.into()),

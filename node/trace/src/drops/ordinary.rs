@@ -53,8 +53,11 @@ pub(crate) fn is_ordinary(kind: &Kind) -> bool {
         (Some(protocol), Some(destination)) => {
             // A connection that is over, or whose process is: its last packets find no socket, or one that reads no more
             // (the FIN itself lies there unread).
-            let is_late =
-                protocol == Protocol::TCP && !kind.opens && matches!(reason, "NO_SOCKET" | "QUEUE_PURGE");
+            // What is within a tunnel's packet has not come to a socket of its own.
+            let is_late = protocol == Protocol::TCP
+                && !kind.opens
+                && !kind.wrapped
+                && matches!(reason, "NO_SOCKET" | "QUEUE_PURGE");
             is_late || (is_to_many(destination) && OF_MANY.contains(&reason))
         }
         // Unix and netlink sockets; a question of ARP's to others, and what no protocol here takes.
@@ -84,6 +87,7 @@ mod tests {
             ethertype: if destination.is_some() { 0x0800 } else { 0 },
             protocol,
             opens: false,
+            wrapped: false,
             source: destination.map(|_| "10.0.0.1".parse().expect("an address")),
             source_port: None,
             destination: destination.map(|text| text.parse().expect("an address")),
@@ -95,6 +99,10 @@ mod tests {
     fn what_nobody_misses_is_told_from_what_somebody_does() {
         let (tcp, udp, icmp6) = (Some(Protocol::TCP), Some(Protocol::UDP), Some(Protocol::ICMP_V6));
         let opens = |kind: Kind| Kind { opens: true, ..kind };
+        let wrapped = |kind: Kind| Kind {
+            wrapped: true,
+            ..kind
+        };
         let arp = |reason| Kind {
             ethertype: ARP,
             ..kind(reason, None, None)
@@ -102,6 +110,7 @@ mod tests {
         let rows = [
             (kind("TCP_OLD_ACK", tcp, Some("10.0.0.2")), true),
             (kind("NO_SOCKET", tcp, Some("10.0.0.2")), true),
+            (wrapped(kind("NO_SOCKET", tcp, Some("10.0.0.2"))), false),
             (kind("QUEUE_PURGE", tcp, Some("10.0.0.2")), true),
             (kind("QUEUE_PURGE", udp, Some("10.0.0.2")), false),
             (opens(kind("NO_SOCKET", tcp, Some("10.0.0.2"))), false),

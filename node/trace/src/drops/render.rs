@@ -192,8 +192,9 @@ fn what(dropped: &Dropped) -> String {
         };
     };
     let first = if kind.opens { " SYN" } else { "" };
+    let wrapped = if kind.wrapped { " (within VXLAN)" } else { "" };
     format!(
-        "{protocol}{first}  {} -> {}",
+        "{protocol}{first}  {} -> {}{wrapped}",
         end(source, kind.source_port, protocol, dropped.source_pod.as_deref()),
         end(
             destination,

@@ -47,8 +47,10 @@ pub(super) fn join(counted: &Counted<'_>, clock: Clock, places: &mut Places) -> 
     }
     for (key, count) in counted.dropped {
         let kind = kind(key, count, places);
-        let is_tunnel =
-            key.protocol == Protocol::UDP.0 && VXLAN_PORTS.contains(&key.destination_port.number());
+        // What it carries could not be read.
+        let is_tunnel = key.wrapped == 0
+            && key.protocol == Protocol::UDP.0
+            && VXLAN_PORTS.contains(&key.destination_port.number());
         if kind.protocol.is_none() || is_tunnel || is_ordinary(&kind) {
             continue;
         }
@@ -60,7 +62,7 @@ pub(super) fn join(counted: &Counted<'_>, clock: Clock, places: &mut Places) -> 
             reason: kind.reason,
             place: kind.place,
             netns: key.netns,
-            was_sent: key.ifindex != 0,
+            was_sent: key.ifindex != 0 || kind.wrapped,
             last: clock.at(count.last),
         };
         let first = clock.at(count.first);

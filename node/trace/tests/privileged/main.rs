@@ -2,6 +2,7 @@
 
 mod drops;
 mod flows;
+mod once;
 mod world;
 
 use std::net::SocketAddr;

@@ -9,7 +9,6 @@ use ebpf::abi::net::Port;
 use ebpf::abi::service::{FrontendKey, SlotKey};
 use ebpf::service_maps::ServiceMaps;
 use model::NodeName;
-use trace::Service;
 use trace::hop::Protocol;
 
 use crate::ask;
@@ -17,18 +16,18 @@ use crate::cgroup2;
 use crate::config::{self, Datapath};
 use crate::ends::Name;
 use crate::explain::{self, Explanation};
-use crate::locate::{self, Located};
+use crate::names::{self, Behind, Called, Located};
 
 /// An agent that does not answer until then is taken for one that does not run: what the kernel has can be told without it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// An agent, by its configuration.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub struct Agent {
     /// Its node.
-    pub(super) node: NodeName,
+    pub node: NodeName,
     /// Where its socket and its book of pods are.
-    pub(super) state_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// Where its socket hook is pinned.
     pin_dir: PathBuf,
     /// The cgroup that the hook shall be at; none where there shall be none.
@@ -37,7 +36,7 @@ pub(super) struct Agent {
 
 /// Why no agent says what a name names.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotLocated {
+pub enum NotLocated {
     /// None is configured here.
     #[error(
         "this machine has no agent that is known, and only agents know names: give an address, or an agent's \
@@ -52,13 +51,26 @@ pub(super) enum NotLocated {
     Unknown(String),
 }
 
+impl NotLocated {
+    /// The same where one more does not answer: what another one said stands.
+    fn or(self, silent: String) -> Self {
+        match self {
+            Self::Unknown(_) => self,
+            Self::NoAgent | Self::Silent(_) => Self::Silent(silent),
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Agents(Vec<Agent>);
+pub struct Agents(Vec<Agent>);
 
 impl Agents {
     /// Those with these configurations; where none is named, those that are usual ([`config::here`]).
-    pub(super) fn read(named: &[PathBuf]) -> Result<Self, config::ConfigError> {
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn read(named: &[PathBuf]) -> Result<Self, config::ConfigError> {
         let configs = config::here::of_this_machine(named);
         let read = |path: &PathBuf| -> Result<Agent, config::ConfigError> {
             let config = config::load(path, None)?;
@@ -75,65 +87,86 @@ impl Agents {
     }
 
     /// One by one.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Agent> {
+    pub fn iter(&self) -> impl Iterator<Item = &Agent> {
         self.0.iter()
     }
 
     /// What an end names, by the first agent that knows it.
-    pub(super) fn locate(&self, name: &Name) -> Result<Located, NotLocated> {
-        let question = locate::Question {
-            name: name.to_string(),
+    ///
+    /// # Errors
+    /// When none knows it, or none answers.
+    pub fn locate(&self, name: &Name) -> Result<Located, NotLocated> {
+        let question = names::Question {
+            ends: vec![name.to_string()],
+            ..names::Question::default()
         };
         let mut why = NotLocated::NoAgent;
         for agent in &self.0 {
-            match agent.ask(locate::PATH, &question) {
-                Ok(locate::Answer::Located(located)) => return Ok(located),
-                Ok(locate::Answer::NotUnderstood(reason)) => why = NotLocated::Unknown(reason),
-                Err(error) => {
-                    // What another agent said stands.
-                    if !matches!(why, NotLocated::Unknown(_)) {
-                        why = NotLocated::Silent(error);
-                    }
-                }
+            let answer: Result<names::Answer, _> = agent.ask(names::PATH, &question);
+            match answer.map(|answer| answer.ends.into_iter().next()) {
+                Ok(Some(names::End::Located(located))) => return Ok(located),
+                Ok(Some(names::End::NotUnderstood(reason))) => why = NotLocated::Unknown(reason),
+                Ok(None) => why = why.or(format!("that of {} says nothing of it", agent.node)),
+                Err(error) => why = why.or(error),
             }
         }
         Err(why)
     }
 
+    /// What they call addresses: those that they know, each as often as there are agents that know it.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn call(&self, addresses: Vec<IpAddr>) -> Result<Vec<Called>, NotLocated> {
+        let question = names::Question {
+            addresses,
+            ..names::Question::default()
+        };
+        let (mut all, mut why) = (None, NotLocated::NoAgent);
+        for agent in &self.0 {
+            let answer: Result<names::Answer, _> = agent.ask(names::PATH, &question);
+            match answer {
+                Ok(answer) => all.get_or_insert_with(Vec::new).extend(answer.addresses),
+                Err(error) => why = why.or(error),
+            }
+        }
+        all.ok_or(why)
+    }
+
     /// The cgroup whose sockets a hook translates, where a node has one.
-    pub(super) fn hooked(&self, node: &NodeName) -> Option<&Path> {
+    pub fn hooked(&self, node: &NodeName) -> Option<&Path> {
         self.0.iter().find(|agent| agent.node == *node)?.hooked.as_deref()
     }
 
     /// The same of the node in a network namespace.
-    pub(super) fn hooked_in(&self, netns: u32) -> Option<&Path> {
-        self.0
-            .iter()
+    pub fn hooked_in(&self, netns: u32) -> Option<&Path> {
+        let mut agents = self.0.iter();
+        agents
             .find(|agent| agent.netns() == Some(netns))?
             .hooked
             .as_deref()
     }
 
     /// Whether an agent stands in a network namespace.
-    pub(super) fn is_in(&self, netns: u32) -> bool {
+    pub fn is_in(&self, netns: u32) -> bool {
         self.0.iter().any(|agent| agent.netns() == Some(netns))
     }
 
     /// What the agent in a network namespace says of a packet; none where there is no such agent, or it does not answer.
-    pub(super) fn explain(&self, netns: u32, question: &explain::Question) -> Option<Explanation> {
-        self.0
-            .iter()
+    pub fn explain(&self, netns: u32, question: &explain::Question) -> Option<Explanation> {
+        let mut agents = self.0.iter();
+        agents
             .find(|agent| agent.netns() == Some(netns))?
             .explain(question)
     }
 
     /// The same of the agent of a node.
-    pub(super) fn explain_at(&self, node: &NodeName, question: &explain::Question) -> Option<Explanation> {
+    pub fn explain_at(&self, node: &NodeName, question: &explain::Question) -> Option<Explanation> {
         self.0.iter().find(|agent| agent.node == *node)?.explain(question)
     }
 
     /// Who is behind an address and port, by the maps of socket hooks, which stay where an agent has ended.
-    pub(super) fn pinned(&self, address: SocketAddr, protocol: Option<Protocol>) -> Option<Service> {
+    pub fn pinned(&self, address: SocketAddr, protocol: Option<Protocol>) -> Option<Behind> {
         let protocols = [Protocol::TCP, Protocol::UDP].into_iter();
         let protocols = protocols.filter(|own| protocol.is_none_or(|wanted| wanted == *own));
         let mut endpoints = BTreeSet::new();
@@ -144,10 +177,12 @@ impl Agents {
                 endpoints.extend(found.ok().flatten().unwrap_or_default());
             }
         }
-        (!endpoints.is_empty()).then(|| Service {
+        (!endpoints.is_empty()).then(|| Behind {
             name: address.to_string(),
-            frontends: vec![address],
             endpoints: endpoints.into_iter().collect(),
+            // Maps know no names of ports.
+            meant: Vec::new(),
+            ports: Vec::new(),
         })
     }
 }

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use model::{NodeName, ObjectName};
 use overlay::pods::wiring;
 use trace::Names;
@@ -17,13 +16,13 @@ const TOLD: usize = 10;
 
 /// A pod's interface, by an agent's book.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub struct Record {
     /// The node whose agent connected it.
-    pub(super) node: NodeName,
+    pub node: NodeName,
     /// Its device on the node's side.
-    pub(super) device: String,
+    pub device: String,
     /// Its addresses.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Pods by name. A name may be in several books, and in one several times: of a container that ended and one in its place.
@@ -35,16 +34,11 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Reads what the agents with these configurations wrote; where none is named, those that are usual.
+    /// Reads what the agents wrote.
     ///
     /// # Errors
-    /// When one of them cannot be read.
-    pub fn of_this_machine(configs: &[PathBuf]) -> anyhow::Result<Self> {
-        Self::read(&Agents::read(configs)?)
-    }
-
-    /// Reads what the agents wrote.
-    pub(super) fn read(agents: &Agents) -> anyhow::Result<Self> {
+    /// When a book cannot be read.
+    pub fn read(agents: &Agents) -> anyhow::Result<Self> {
         let mut pods = Self {
             by_name: BTreeMap::new(),
             has_agent: agents.iter().next().is_some(),
@@ -71,7 +65,7 @@ impl Pods {
     ///
     /// # Errors
     /// When several that have other addresses bear the name.
-    pub(super) fn addresses(&self, name: &ObjectName) -> anyhow::Result<Option<Vec<IpAddr>>> {
+    pub fn addresses(&self, name: &ObjectName) -> anyhow::Result<Option<Vec<IpAddr>>> {
         let Some(records) = self.by_name.get(name) else {
             return Ok(None);
         };
@@ -85,16 +79,6 @@ impl Pods {
             bail!("pod/{name} may be {}: give an address", candidates.join(", or "));
         };
         Ok(Some(addresses.iter().copied().collect()))
-    }
-
-    /// The addresses of a pod that has to be there.
-    ///
-    /// # Errors
-    /// When no book has it, or several that have other addresses bear the name.
-    pub fn need(&self, name: &ObjectName) -> anyhow::Result<Vec<IpAddr>> {
-        self.need_agent(&format!("pod {name}"))?;
-        let addresses = self.addresses(name)?;
-        addresses.with_context(|| format!("no pod {name} on this machine's nodes: {}", self.others(name)))
     }
 
     /// Whether a namespace has pods.
@@ -116,11 +100,11 @@ impl Pods {
     }
 
     /// What to say of a pod that neither the books nor the agents know.
-    pub(super) fn unknown(&self, name: &ObjectName, why: &NotLocated) -> String {
+    pub fn unknown(&self, name: &ObjectName, why: &NotLocated) -> String {
         let there = self.others(name);
         match why {
-            NotLocated::NoAgent => format!("pod/{name}: {why}"),
-            NotLocated::Silent(_) | NotLocated::Unknown(_) => format!(
+            NotLocated::NoAgent if self.by_name.is_empty() => format!("pod/{name}: {why}"),
+            why => format!(
                 "no agent of this machine has connected a pod {name}, and none knows it as an endpoint of a Service; give \
                  its address ({there}; {why})"
             ),
@@ -144,19 +128,19 @@ impl Pods {
     }
 
     /// The pod that has an address.
-    pub(super) fn with_address(&self, address: IpAddr) -> Option<(&ObjectName, &Record)> {
+    pub fn with_address(&self, address: IpAddr) -> Option<(&ObjectName, &Record)> {
         self.records()
             .find(|(_, record)| record.addresses.contains(&address))
     }
 
     /// The node of the pod that has one of these addresses.
-    pub(super) fn node_of(&self, addresses: &[IpAddr]) -> Option<&NodeName> {
+    pub fn node_of(&self, addresses: &[IpAddr]) -> Option<&NodeName> {
         let mut addresses = addresses.iter();
         addresses.find_map(|address| Some(&self.with_address(*address)?.1.node))
     }
 
     /// The pod behind a device of its node.
-    pub(super) fn behind(&self, device: &str) -> Option<(&ObjectName, &Record)> {
+    pub fn behind(&self, device: &str) -> Option<(&ObjectName, &Record)> {
         self.records().find(|(_, record)| record.device == device)
     }
 
@@ -254,7 +238,7 @@ mod tests {
             "no agent of this machine has connected a pod default/web, and none knows it as an endpoint of a Service; give \
              its address (there are pod/shop/web, pod/a/b; there is no pod default/web)"
         );
-        let nobody = pods.unknown(&name, &NotLocated::NoAgent);
+        let nobody = Pods::default().unknown(&name, &NotLocated::NoAgent);
         assert!(nobody.contains("--config"), "{nobody}");
     }
 }

@@ -10,7 +10,7 @@ use model::{
 use super::*;
 
 /// `web` with two ports, two endpoints and one that serves no more; `db` is headless.
-fn facts() -> Facts {
+pub fn facts() -> Facts {
     let mut snapshot = Snapshot::default();
     let mut put = |name: &str, kind, ports: &[(&str, u16, u16)], endpoints: Vec<Endpoint>| {
         let number = |number: u16| number.try_into().expect("no zero");
@@ -35,21 +35,29 @@ fn facts() -> Facts {
             last_change: None,
         }));
     };
-    let at = |last| Endpoint::new([10, 244, 1, last].into());
+    let at = |name: &str, last: u8| Endpoint {
+        pod: Some(format!("{name}-{last}").as_str().into()),
+        ..Endpoint::new([10, 244, 1, last].into())
+    };
     let ended = Endpoint {
         conditions: Conditions {
             ready: false,
             serving: false,
             terminating: true,
         },
-        ..at(7)
+        ..at("web", 7)
     };
     let cluster_ip = ServiceKind::ClusterIp {
         addresses: Few::from(vec![[10, 96, 0, 7].into()]),
     };
     let ports = [("http", 80, 8080), ("admin", 81, 8081)];
-    put("web", cluster_ip, &ports, vec![at(6), at(5), ended]);
-    put("db", ServiceKind::Headless, &[("sql", 5432, 5432)], vec![at(9)]);
+    put("web", cluster_ip, &ports, vec![at("web", 6), at("web", 5), ended]);
+    put(
+        "db",
+        ServiceKind::Headless,
+        &[("sql", 5432, 5432)],
+        vec![at("db", 9)],
+    );
     let mut node = Node::new("node-1");
     node.internal_addresses = vec![[172, 30, 0, 11].into()];
     snapshot.apply(Change::Node(node));
@@ -71,9 +79,14 @@ fn check(text: &str, expected: &str) {
         Err(error) => error.to_string(),
         Ok(located) => {
             let addresses: Vec<String> = located.addresses.iter().map(IpAddr::to_string).collect();
-            let behind = located.service.map(|Behind { name, endpoints }| {
-                let endpoints: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
-                format!(" = {name} -> {}", endpoints.join(" "))
+            let behind = located.service.map(|behind| {
+                let endpoints: Vec<String> = behind.endpoints.iter().map(SocketAddr::to_string).collect();
+                format!(
+                    " = {} -> {} by {}",
+                    behind.name,
+                    endpoints.join(" "),
+                    behind.meant.join(" ")
+                )
             });
             let tunnel: Vec<String> = located
                 .tunnel
@@ -94,7 +107,7 @@ fn check(text: &str, expected: &str) {
 
 #[test]
 fn a_service_is_found_by_its_name_and_by_its_address_with_its_endpoints() {
-    let web = "= svc/default/web:80 -> 10.244.1.5:8080 10.244.1.6:8080";
+    let web = "= svc/default/web:80 -> 10.244.1.5:8080 10.244.1.6:8080 by svc/web:80/tcp";
     check("svc/web:80", &format!("Service default/web 10.96.0.7 {web}"));
     check("svc/web:http", &format!("Service default/web 10.96.0.7 {web}"));
     check("10.96.0.7:80", &format!("Service default/web 10.96.0.7 {web}"));
@@ -105,21 +118,33 @@ fn a_service_is_found_by_its_name_and_by_its_address_with_its_endpoints() {
     check("10.96.0.7:80/udp", "Service default/web 10.96.0.7");
     check(
         "svc/db",
-        "Service default/db  = svc/default/db:5432 -> 10.244.1.9:5432",
+        "Service default/db  = svc/default/db:5432 -> 10.244.1.9:5432 by svc/db:5432/tcp",
     );
     check(
         "svc/web:9",
-        "Service default/web 10.96.0.7 = svc/default/web:9 -> ",
+        "Service default/web 10.96.0.7 = svc/default/web:9 ->  by ",
     );
 }
 
 #[test]
-fn what_is_no_services_has_nobody_behind_it_and_several_are_told() {
+fn what_is_no_services_has_nobody_behind_it_and_several_ports_are_all_meant() {
+    let web = "= svc/default/web:80 -> 10.244.1.5:8080 10.244.1.6:8080 by svc/web:80/tcp";
     check("node/node-1:80", "node node-1 172.30.0.11");
     check("10.1.2.3:80", "address 10.1.2.3");
     check(
         "svc/web",
-        "svc/default/web may be svc/web:80/tcp or svc/web:81/tcp",
+        "Service default/web 10.96.0.7 = svc/default/web -> 10.244.1.5:8080 10.244.1.5:8081 10.244.1.6:8080 \
+         10.244.1.6:8081 by svc/web:80/tcp svc/web:81/tcp",
+    );
+    // What has no ports goes to the address itself.
+    check("svc/web/icmp", "Service default/web 10.96.0.7");
+    check("node/node-1/icmp", "node node-1 172.30.0.11");
+    check("pod/web-5/icmp", "pod default/web-5 10.244.1.5");
+    check("10.96.0.7/icmp", "Service default/web 10.96.0.7");
+    check("web:80", &format!("Service default/web 10.96.0.7 {web}"));
+    check(
+        "svc/web:htpp",
+        "there is no port of svc/default/web:htpp (did you mean svc/web:80/tcp or svc/web:81/tcp?)",
     );
     check(
         "svc/wep:80",
