@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use model::bundled::{ADMIN_KUBECONFIG, AGENT_CONFIG, NODES};
+
 /// The directory that holds a cluster's state, and the names of what is in it.
 #[derive(Clone, Debug)]
 pub struct StateDir {
@@ -44,7 +46,7 @@ impl StateDir {
 
     /// The administrator's kubeconfig.
     pub fn admin_kubeconfig(&self) -> PathBuf {
-        self.root.join("admin.kubeconfig")
+        self.root.join(ADMIN_KUBECONFIG)
     }
 
     /// The embedded store's data.
@@ -70,7 +72,7 @@ impl StateDir {
     /// Everything of one node.
     pub fn node(&self, name: &str) -> NodeDir {
         NodeDir {
-            root: self.root.join("nodes").join(name),
+            root: self.root.join(NODES).join(name),
         }
     }
 }
@@ -113,7 +115,7 @@ impl NodeDir {
 
     /// The agent's configuration.
     pub fn agent_config(&self) -> PathBuf {
-        self.root.join("agent.yaml")
+        self.root.join(AGENT_CONFIG)
     }
 
     /// The DNS process's state: the last good snapshot.

@@ -19,6 +19,7 @@ mod preflight;
 mod progress;
 mod serve;
 mod settings;
+mod silence;
 mod status;
 mod supervise;
 mod underlay;

@@ -1,16 +1,15 @@
 //! Who has a cluster on this machine. There is one at a time: it takes a bridge, a cgroup subtree and an nftables
-//! table by fixed names, so that `down` finds them whatever happened before.
+//! table by fixed names, so that `down` finds them whatever happened before. [`OWNER`] is locked as long as the
+//! supervisor lives.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use model::bundled::OWNER;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-
-/// Names the state directory of this machine's cluster; locked as long as its supervisor lives.
-const OWNER: &str = "/run/causeway.owner";
 
 /// Held by whoever is changing the cluster. The directory itself, so that no lock file stays behind.
 const CHANGE_LOCK: &str = "/run";

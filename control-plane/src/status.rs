@@ -1,7 +1,7 @@
 //! `causeway status`, and the waits of `up`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,12 +15,15 @@ use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Config};
+use model::with_causes;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::StateDirArg;
 use crate::layout::StateDir;
 use crate::owner::{self, Owner};
 use crate::settings::Settings;
+use crate::silence;
 use crate::supervise::{self, Processes};
 
 /// Between two questions whether the API server is there; it has no way to tell us.
@@ -52,12 +55,16 @@ struct Report {
     settings: Settings,
     supervisor_running: bool,
     processes: Processes,
+    /// Programs that run and do nothing, by name, and why.
+    silent: BTreeMap<String, String>,
     api_ready: bool,
+    /// Why nodes and pods are not known.
+    api_error: Option<String>,
     nodes: Vec<NodeReport>,
-    /// Of `pods`.
-    pods_running: usize,
-    /// Pods that have not finished.
-    pods: usize,
+    /// Of `pods`; none where it is not known.
+    pods_running: Option<usize>,
+    /// Pods that have not finished; none where it is not known.
+    pods: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,6 +82,8 @@ impl Report {
         self.supervisor_running
             && self.api_ready
             && self.processes.values().all(|process| process.pid.is_some())
+            && self.silent.is_empty()
+            && self.pods.is_some()
             && self.nodes.len() == usize::from(self.settings.nodes)
             && self.nodes.iter().all(|node| node.ready)
     }
@@ -120,41 +129,50 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn collect(state: &StateDir, settings: Settings, supervisor_running: bool) -> Report {
+    let processes = running_processes(state);
     let mut report = Report {
         state_dir: state.root().display().to_string(),
         kubeconfig: state.admin_kubeconfig().display().to_string(),
         settings,
         supervisor_running,
-        processes: running_processes(state),
+        silent: silence::of(state, &processes).await,
+        processes,
         api_ready: false,
+        api_error: None,
         nodes: Vec::new(),
-        pods_running: 0,
-        pods: 0,
+        pods_running: None,
+        pods: None,
     };
-    let Ok(client) = client(&state.admin_kubeconfig()).await else {
-        return report;
-    };
-    let list = ListParams::default();
-    let Ok(nodes) = Api::<Node>::all(client.clone()).list(&list).await else {
-        return report;
-    };
-    report.api_ready = true;
-    report.nodes = nodes.items.iter().map(node_report).collect();
-    if let Ok(pods) = Api::<Pod>::all(client).list(&list).await {
-        let phases = pods
-            .items
-            .iter()
-            .map(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()));
-        let unfinished: Vec<_> = phases
-            .filter(|phase| !matches!(phase, Some("Succeeded" | "Failed")))
-            .collect();
-        report.pods = unfinished.len();
-        report.pods_running = unfinished
-            .iter()
-            .filter(|phase| **phase == Some("Running"))
-            .count();
-    }
+    report.api_error = ask_api(state, &mut report).await.err();
     report
+}
+
+/// What the API server says of nodes and pods. An error is for people.
+async fn ask_api(state: &StateDir, report: &mut Report) -> Result<(), String> {
+    let told = |error: anyhow::Error| with_causes(error.as_ref());
+    let client = client(&state.admin_kubeconfig()).await.map_err(told)?;
+    let nodes = silence::in_time(list::<Node>(client.clone())).await?;
+    report.api_ready = true;
+    report.nodes = nodes.iter().map(node_report).collect();
+    let pods = silence::in_time(list::<Pod>(client)).await?;
+    let phases = pods
+        .iter()
+        .map(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()));
+    let unfinished: Vec<_> = phases
+        .filter(|phase| !matches!(phase, Some("Succeeded" | "Failed")))
+        .collect();
+    let running = unfinished.iter().filter(|phase| **phase == Some("Running"));
+    report.pods = Some(unfinished.len());
+    report.pods_running = Some(running.count());
+    Ok(())
+}
+
+async fn list<K>(client: Client) -> Result<Vec<K>, kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let all = Api::<K>::all(client).list(&ListParams::default()).await?;
+    Ok(all.items)
 }
 
 /// What the supervisor last wrote, less what ended since: a supervisor that is gone writes nothing any more.
@@ -208,7 +226,12 @@ fn text(report: &Report) -> String {
         let pid = process
             .pid
             .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
-        let _ = write!(out, "  {} {name:<20} {pid}", mark(process.pid.is_some()));
+        let silence = report.silent.get(name);
+        let is_good = process.pid.is_some() && silence.is_none();
+        let _ = write!(out, "  {} {name:<20} {pid}", mark(is_good));
+        if let Some(silence) = silence {
+            let _ = write!(out, ", {silence}");
+        }
         if process.restarts > 0 {
             let _ = write!(out, ", {} restarts", process.restarts);
         }
@@ -223,7 +246,13 @@ fn text(report: &Report) -> String {
         let state = if node.ready { "Ready" } else { node.reason.as_str() };
         let _ = writeln!(out, "  {} {:<20} {state}", mark(node.ready), node.name);
     }
-    let _ = writeln!(out, "  pods running: {} of {}", report.pods_running, report.pods);
+    if let Some(error) = &report.api_error {
+        let _ = writeln!(out, "  ? the API server does not tell: {error}");
+    }
+    let _ = match (report.pods_running, report.pods) {
+        (Some(running), Some(pods)) => writeln!(out, "  pods running: {running} of {pods}"),
+        _ => writeln!(out, "  pods running: unknown"),
+    };
     let _ = writeln!(out, "\n  export KUBECONFIG={}", report.kubeconfig);
     out
 }

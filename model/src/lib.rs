@@ -14,8 +14,10 @@
 //!   [`Snapshot::changed_since`] compares two.
 //! - [`with_causes`]: an error on one line.
 //! - [`removal`]: what an uninstallation did.
+//! - [`bundled`]: where the cluster of `causeway up` is found.
 //! - [`feed`]: how the agent hands its snapshot to the DNS process.
 
+pub mod bundled;
 pub mod by_family;
 mod causes;
 pub mod endpoint;

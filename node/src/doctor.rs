@@ -1,5 +1,7 @@
 //! `causeway doctor`: asks this node's agent what is wrong.
 
+pub mod api;
+pub mod certificates;
 pub mod dns;
 pub mod flows;
 pub mod network;
@@ -7,6 +9,7 @@ pub mod pods;
 pub mod services;
 pub mod settings;
 pub mod surroundings;
+pub mod ways;
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -66,6 +66,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use model::with_causes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -214,7 +215,7 @@ fn query_dns(args: &DnsQueryArgs) -> ExitCode {
             show(&answered.render(args.output));
             ExitCode::from(if answered.is_empty() { WRONG } else { 0 })
         }
-        Ok(Err(error)) | Err(error) => could_not_run(format_args!("{error:#}")),
+        Ok(Err(error)) | Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -229,7 +230,7 @@ fn examine(args: &DoctorArgs) -> ExitCode {
             ExitCode::from(if doctor::is_wrong(&report) { WRONG } else { 0 })
         }
         Ok(Err(error)) => could_not_run(error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -243,7 +244,7 @@ fn follow_packet(args: &TraceArgs) -> ExitCode {
             found(followed.finding())
         }
         Err(error) if !is_node(&args.config) => elsewhere(&error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -253,7 +254,7 @@ fn count_drops(args: &DropsArgs) -> ExitCode {
     }
     match until_told(|shutdown| drops_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -263,7 +264,7 @@ fn count_flows(args: &FlowsArgs) -> ExitCode {
     }
     match until_told(|shutdown| flows_cli::watch(args, shutdown, show)) {
         Ok(finding) => found(finding),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -302,7 +303,7 @@ fn capture_packets(args: &CaptureArgs) -> ExitCode {
             ExitCode::from(if captured.is_incomplete() { WRONG } else { 0 })
         }
         Err(error) if !is_node(&args.config) => elsewhere(&error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -312,14 +313,14 @@ fn try_connectivity(args: &ConnectivityArgs) -> ExitCode {
             show(&report.render(args.output));
             ExitCode::from(if report.is_wrong() { WRONG } else { 0 })
         }
-        Err(error) => could_not_run(model::with_causes(error.as_ref())),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
 fn run_on_nodes(args: &OnArgs) -> ExitCode {
     match until_told(async |shutdown| on::run(args, &shutdown, put).await) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -342,7 +343,9 @@ fn check_migration(args: &MigrateCheckArgs) -> ExitCode {
     if args.node {
         match migrate::on_node::look() {
             Ok(found) => migration.look_at(&found),
-            Err(error) => return could_not_run(format_args!("look at this node: {error:#}")),
+            Err(error) => {
+                return could_not_run(format_args!("look at this node: {}", with_causes(error.as_ref())));
+            }
         }
     }
     match args.output {
@@ -387,7 +390,7 @@ fn clean_up(args: &CleanupArgs) -> ExitCode {
             ExitCode::from(WRONG)
         }
         Ok(Err(error @ (CleanupError::AgentRuns(_) | CleanupError::CouldNotRun(_)))) => could_not_run(error),
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -429,7 +432,7 @@ fn install_cni(args: &InstallCniArgs) -> ExitCode {
             println!("{installed}");
             ExitCode::SUCCESS
         }
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -466,7 +469,7 @@ where
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => could_not_run(format_args!("{error:#}")),
+        Err(error) => could_not_run(with_causes(error.as_ref())),
     }
 }
 
@@ -496,8 +499,10 @@ fn needs_root(why: &str) -> ExitCode {
 /// Where that is because this machine has no agent, there may be nodes that have one.
 fn could_not_run_here(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
-        Some(WhichAgent::None | WhichAgent::NotRoot) => elsewhere(error),
-        Some(WhichAgent::Several(_)) | None => could_not_run(format_args!("{error:#}")),
+        Some(WhichAgent::None { .. } | WhichAgent::NotRoot { .. }) => elsewhere(error),
+        Some(WhichAgent::Several(_) | WhichAgent::NotHere { .. } | WhichAgent::Config(_)) | None => {
+            could_not_run(with_causes(error.as_ref()))
+        }
     }
 }
 
@@ -508,7 +513,7 @@ fn is_node(configs: &[PathBuf]) -> bool {
 
 /// Tells an error of this machine, and what to type for another one.
 fn elsewhere(error: &anyhow::Error) -> ExitCode {
-    logs::tell(format_args!("error: {error:#}"));
+    logs::tell(format_args!("error: {}", with_causes(error.as_ref())));
     let words = std::env::args_os().skip(1);
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(command) = on::elsewhere(&words) {

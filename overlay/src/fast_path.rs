@@ -395,14 +395,7 @@ pub(crate) enum Passage {
 /// read the meaning of, or that they cannot be looked at.
 pub(crate) fn passage(nft: &mut Nft) -> Result<Passage, String> {
     let filters = foreign_filters(nft).map_err(|error| with_causes(&error))?;
-    let mut legacy = String::new();
-    for path in LEGACY_TABLES {
-        match fs::read_to_string(path) {
-            Ok(names) => legacy += &names,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("read {path}: {error}")),
-        }
-    }
+    let legacy = legacy_tables()?.join(" ");
     let has_policies = xfrm::has_policies().map_err(|error| format!("look for IPsec policies: {error}"))?;
     passage_beside(&filters, &legacy, has_policies)
 }
@@ -415,8 +408,30 @@ pub fn foreign_filters(nft: &mut Nft) -> Result<Vec<Filter>, nft::Error> {
     Ok(foreign(nft.filters()?))
 }
 
+/// Whether a table of nftables is ours, by its name.
+#[must_use]
+pub fn is_ours(table: &str) -> bool {
+    table.starts_with(OUR_TABLES)
+}
+
+/// Tables of legacy iptables in the thread's network namespace, whose rules nobody here reads.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn legacy_tables() -> Result<Vec<String>, String> {
+    let mut legacy = Vec::new();
+    for path in LEGACY_TABLES {
+        match fs::read_to_string(path) {
+            Ok(names) => legacy.extend(names.split_whitespace().map(str::to_owned)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("read {path}: {error}")),
+        }
+    }
+    Ok(legacy)
+}
+
 fn foreign(mut filters: Vec<Filter>) -> Vec<Filter> {
-    filters.retain(|filter| !filter.table.starts_with(OUR_TABLES));
+    filters.retain(|filter| !is_ours(&filter.table));
     filters
 }
 

@@ -7,6 +7,7 @@
 //! API's list      what the API server itself needs to list the EndpointSlices, and how large that list is
 //! ready           from the agent's start until every Service is in the kernel, and the processor time that it took
 //! again           the same for an agent that is started where another one left everything in the kernel
+//! doctor          how long `causeway doctor` took, the middle one of five, and what it found
 //! resident        VmRSS when it was idle for so long: memory of its own, and pages of its program (which are shared
 //!                 with the page cache, and given back when memory is short)
 //! peak            VmHWM: the most that it ever had
@@ -20,7 +21,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,7 +31,7 @@ use tests::cgroup::Cgroup;
 use tests::directory::Directory;
 use tests::fake_api::FakeApi;
 use tests::ledger::Holdings;
-use tests::process::{Place, Process, command};
+use tests::process::{Place, Process, command, run_in};
 use tests::topology::{Host, Lan};
 use tests::wait;
 
@@ -38,6 +39,9 @@ const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 const DEADLINE: Duration = Duration::from_secs(120);
 /// What follows a start, as the allocator's return of memory, is over after so long.
 const SETTLED: Duration = Duration::from_secs(5);
+
+/// How often doctor is asked.
+const DOCTORS: usize = 5;
 
 /// Nodes that the endpoints are spread over, in three zones.
 const NODES: u32 = 10;
@@ -86,6 +90,7 @@ fn main() -> Result<()> {
     let agent = start("again")?;
     let dns = start_dns(host, &directory)?;
 
+    ask_doctor(host, &config)?;
     let processes = [("resident", agent.pid()), ("DNS", dns.pid())];
     // What is measured is what a node without a change holds and does.
     std::thread::sleep(SETTLED);
@@ -203,6 +208,32 @@ fn start_dns(host: &Host, directory: &Directory) -> Result<Process> {
     let mut dns = Process::spawn(&place, server.arg("dns").arg("--conf").arg(corefile))?;
     dns.await_line("the cluster's objects are complete", DEADLINE);
     Ok(dns)
+}
+
+/// Asks the agent for what is wrong.
+fn ask_doctor(host: &Host, config: &Path) -> Result<()> {
+    let place = host.place();
+    let mut took = Vec::new();
+    let mut said = String::new();
+    for _ in 0..DOCTORS {
+        let mut doctor = command(&place, causeway()?);
+        doctor
+            .args(["doctor", "--config"])
+            .arg(config)
+            .env_remove("NODE_NAME");
+        let started = Instant::now();
+        let output = run_in(&place, &mut doctor, b"")?;
+        took.push(started.elapsed());
+        said = output.stdout;
+        ensure!(!said.is_empty(), "doctor: {}", output.stderr);
+    }
+    took.sort();
+    let middle = took.get(DOCTORS / 2).context("it was asked")?;
+    println!(
+        "doctor      {middle:>8.2?}, {}",
+        said.lines().last().unwrap_or_default()
+    );
+    Ok(())
 }
 
 /// Asks a server in the host's namespace and returns its whole answer.

@@ -17,7 +17,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rows::Row;
 use world::World;
 
-const DATAPATHS: [(&str, &[Row]); 2] = [("ebpf", rows::EBPF), ("nftables", rows::NFTABLES)];
+const DATAPATHS: [(&str, [&[Row]; 2]); 2] = [
+    ("ebpf", [rows::BOTH, rows::EBPF]),
+    ("nftables", [rows::BOTH, rows::NFTABLES]),
+];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -26,7 +29,8 @@ fn main() -> ExitCode {
     let runnable = tests::privileged("packets followed hop by hop on a cluster");
     if arguments.list || !runnable {
         let all = DATAPATHS.iter();
-        let all = all.flat_map(|(datapath, rows)| rows.iter().map(move |row| name(datapath, row)));
+        let all = all
+            .flat_map(|(datapath, rows)| rows.iter().copied().flatten().map(move |row| name(datapath, row)));
         let trials = all.map(|name| Trial::test(name, || Ok(())).with_ignored_flag(!runnable));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
@@ -42,7 +46,7 @@ fn main() -> ExitCode {
         // The trials outlive no call of `run`; a leaked reference lets them be 'static, and the cluster is taken down by
         // hand below.
         let world: &'static World = Box::leak(Box::new(world));
-        let trials = rows.iter().map(|row| {
+        let trials = rows.into_iter().flatten().map(|row| {
             Trial::test(name(datapath, row), move || {
                 world
                     .check(row)

@@ -1,12 +1,14 @@
 //! The agent looks at everything, for `causeway doctor`: what it knows to be wrong, and where the kernel is not what its
 //! plans say.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use jiff::Timestamp;
 use model::{ObjectName, with_causes};
 use netlink::Netlink;
 use overlay::audit::{mend_pod_devices, set_mtu_in_pod};
@@ -14,9 +16,13 @@ use proxy::plans_of;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
+use super::api_source;
 use super::report::Sources;
 use super::sysctls::Sysctls;
-use crate::doctor::{dns, finding, flows, network, pods, services, settings, surroundings};
+use crate::doctor::ways::Peer;
+use crate::doctor::{
+    api, certificates, dns, finding, flows, network, pods, services, settings, surroundings, ways,
+};
 use crate::explain::Facts;
 use crate::findings::{Finding, Order, Report};
 
@@ -35,7 +41,7 @@ pub async fn examine(
     State(sources): State<Sources>,
     Json(order): Json<Order>,
 ) -> Result<Json<Report>, StatusCode> {
-    let (differences, dns) = tokio::join!(sources.lasting_differences(), sources.dns());
+    let (differences, dns, api) = tokio::join!(sources.lasting_differences(), sources.dns(), sources.api());
     let mut differences = differences?;
     let mut repaired = Vec::new();
     if order.fix && !differences.is_empty() {
@@ -48,8 +54,10 @@ pub async fn examine(
     let mut findings = sources.findings();
     findings.extend(differences);
     findings.extend(dns);
-    let state_dir = sources.config.borrow().state_dir.clone();
-    findings.extend(blocking(move || surroundings::look(&state_dir)).await?);
+    findings.extend(api?);
+    let config = sources.config.borrow().clone();
+    findings.extend(certificates::look(&config, Timestamp::now()));
+    findings.extend(blocking(move || surroundings::look(&config.state_dir)).await?);
     findings.sort_by_key(|finding| finding.severity);
     Ok(Json(Report {
         node: sources.node.to_string(),
@@ -102,6 +110,31 @@ impl Sources {
         dns::look(address, own_answers, &snapshot).await
     }
 
+    /// What is wrong with the API server, and with the ways to it and to other nodes.
+    async fn api(&self) -> Result<Vec<Finding>, StatusCode> {
+        let config = self.config.borrow().clone();
+        let source = api_source(&config, self);
+        let snapshot = self.snapshots.borrow().clone();
+        let kinds = self.watches.kinds();
+        let ways = async {
+            let mut peers = ways::peers(&snapshot, &self.node);
+            let host = source.server_host().await;
+            // A name that is not resolved is told by the watches.
+            let address = host.as_ref().and_then(|host| host.parse().ok());
+            if let Some(address) = address
+                && !peers.iter().any(|peer| peer.address == address)
+            {
+                let name = "API server".to_owned();
+                peers.push(Peer { name, address });
+            }
+            let proven = Arc::clone(&self.proven_ways);
+            blocking(move || ways::vanishing(&peers, &proven)).await
+        };
+        let (mut findings, vanishing) = tokio::join!(api::look(&source, &self.node, &kinds, &snapshot), ways);
+        findings.extend(vanishing?.unwrap_or_else(|error| unread("ways to other nodes", &error)));
+        Ok(findings)
+    }
+
     /// Blocks; in the network namespace of the calling thread.
     fn look(&self) -> Vec<Finding> {
         let facts = self.facts();
@@ -133,6 +166,8 @@ impl Sources {
     fn look_at_network(&self, facts: &Facts) -> Vec<Finding> {
         let differences = self.sysctls.as_ref().map(Sysctls::differences);
         let mut findings = settings::look(differences.unwrap_or_default());
+        let outside = ways::outside(&self.led_outside);
+        findings.extend(outside.unwrap_or_else(|error| unread("the default route", &error)));
         let rules = settings::rules();
         findings.extend(rules.unwrap_or_else(|error| unread("rules of policy routing", &error)));
         let pods = self.pods.as_ref().and_then(|pods| pods.opened());

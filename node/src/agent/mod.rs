@@ -44,6 +44,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Datapath, LeasesIn};
+use crate::doctor::ways;
 use crate::telemetry::Export;
 use crate::watch::{self as api, ApiSource, Events, NetworkPolicies, OwnNode, StartupTaint, Wanted};
 pub use cni::conflist::NAME as CONFLIST;
@@ -126,6 +127,8 @@ pub async fn run(loaded: Loaded, shutdown: CancellationToken) -> anyhow::Result<
         feed_readers: Arc::default(),
         dns_answers: config.dns.address.map(|_| dns_answers.clone()),
         cni_requests: Arc::default(),
+        led_outside: Arc::new(ways::leading_out().unwrap_or_default()),
+        proven_ways: Arc::default(),
         sysctl_repairs,
         proxy_audits: Arc::default(),
         checks: Arc::default(),

@@ -1,5 +1,6 @@
 //! What the agent tells of itself: `/healthz` and `/livez`, `/metrics` and `/proxyMode`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use dns::http;
-use model::{NodeName, Snapshot};
+use model::{IpFamily, NodeName, Snapshot};
 use overlay::fast_path;
 use overlay::plan::Plan;
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ use super::supervisor::{Health, Part, Parts};
 use super::sysctls::Sysctls;
 use crate::backoff::Backoff;
 use crate::config::{Config, Datapath};
+use crate::doctor::ways;
 use crate::metrics::{Counters, Page, labels};
 use crate::telemetry::Traces;
 use crate::watch::{self, NetworkPolicies};
@@ -81,6 +83,10 @@ pub struct Sources {
     pub dns_answers: Option<Receiver<bool>>,
     /// Requests of the CNI plugin by command and result.
     pub cni_requests: Arc<Counters>,
+    /// Versions of IP in which a route led out of this node when the agent began.
+    pub led_outside: Arc<BTreeSet<IpFamily>>,
+    /// To whom large packets arrived lately.
+    pub proven_ways: Arc<ways::Proven>,
     /// Kernel settings that the agent keeps; absent where it keeps none.
     pub sysctls: Option<Sysctls>,
     /// Kernel settings that somebody changed and that were set again, by name.

@@ -67,7 +67,7 @@ pub struct TraceArgs {
     #[arg(long = "for", value_name = "TIME", value_parser = trace_cli::duration)]
     pub duration: Option<Duration>,
     /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
-    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
+    /// for further ones [default: /etc/causeway/node.yaml, else those of `causeway up`]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
     /// Tell all packets, also those that close a connection which works, and how long it took to attach and to detach
@@ -248,7 +248,7 @@ pub struct CaptureArgs {
     #[arg(long)]
     pub drops: bool,
     /// Configuration of an agent of this machine, whose pods have names and which is asked for others; may be given again
-    /// for further ones [default: /etc/causeway/node.yaml, else /var/lib/causeway/nodes/*/agent.yaml]
+    /// for further ones [default: /etc/causeway/node.yaml, else those of `causeway up`]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
     /// The Kubernetes namespace of names that have none

@@ -15,7 +15,7 @@ pub use diagnose::{
 
 pub use on::{OnArgs, ServerArgs};
 
-use crate::config::{self, Config, LogFormat, which};
+use crate::config::{Config, LogFormat, which};
 use crate::migrate::kinds::Kind;
 
 /// Where the configuration of an agent is that was told nothing else.
@@ -72,9 +72,10 @@ pub enum Command {
   causeway doctor                                  # asks the agent of this machine
   causeway doctor -o json | jq '.findings[].id'
   causeway doctor --fix                            # puts right what is programmed otherwise than planned
-  causeway doctor --config /var/lib/causeway/nodes/node-1/agent.yaml    # a node of `causeway up`
+  causeway doctor --node-name node-1               # of several nodes of `causeway up`, wherever it has its state
 Exit codes: 0 = nothing is wrong, 1 = something is, 2 = no agent answers.
-Without --config it is the agent of /etc/causeway/node.yaml, else the only one of `causeway up` on this machine.")]
+Without --config it is the agent of /etc/causeway/node.yaml, else the only one of `causeway up` on this machine, or that
+of --node-name.")]
     Doctor(DoctorArgs),
     /// Follow a packet and its reply through this machine, hop by hop, or to where it is dropped
     #[command(after_help = "Examples:
@@ -317,7 +318,7 @@ pub struct AgentArgs {
     /// The agent's configuration; by default /etc/causeway/node.yaml, or that of the only node of `causeway up`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The node's name, in place of `nodeName` in the file
+    /// The node: of several agents of this machine its own is asked, and in place of `nodeName` in a file that is named
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
 }
@@ -328,8 +329,7 @@ impl AgentArgs {
     /// # Errors
     /// When there is none, several may be meant, or it is wrong.
     pub fn load(&self) -> anyhow::Result<Config> {
-        let path = which::agent(self.config.as_deref())?;
-        Ok(config::load(&path, self.node_name.as_deref())?)
+        Ok(which::agent(self.config.as_deref(), self.node_name.as_deref())?)
     }
 }
 

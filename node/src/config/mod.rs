@@ -104,13 +104,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not YAML, or not these keys and types.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Parse {
         /// The file.
         path: PathBuf,
         /// What and where.
-        #[source]
-        source: serde_yaml_ng::Error,
+        reason: String,
     },
     /// Values that make no sense, each on a line.
     #[error("{path}: {}", problems.join(&format!("\n{}: ", path.display())))]
@@ -147,9 +146,9 @@ pub fn read(path: &Path) -> Result<String, ConfigError> {
 /// [`ConfigError`] tells every problem, not only the first.
 pub fn parse(path: &Path, text: &str, node_name: Option<&str>) -> Result<Config, ConfigError> {
     let parsed = serde_yaml_ng::from_str::<Config>(text);
-    let mut config = parsed.map_err(|source| ConfigError::Parse {
+    let mut config = parsed.map_err(|error| ConfigError::Parse {
         path: path.to_owned(),
-        source,
+        reason: without_quotation(&error.to_string()),
     })?;
     if let Some(name) = node_name {
         config.node_name = name.into();
@@ -162,6 +161,23 @@ pub fn parse(path: &Path, text: &str, node_name: Option<&str>) -> Result<Config,
         path: path.to_owned(),
         problems,
     })
+}
+
+/// What the parser says without the string that it quotes: that is the whole file where the file is no map, and a secret
+/// where one stands in the wrong place.
+fn without_quotation(reason: &str) -> String {
+    const BEFORE: &str = "invalid type: string \"";
+    let Some((before, quoted)) = reason.split_once(BEFORE) else {
+        return reason.to_owned();
+    };
+    let mut is_escaped = false;
+    let end = quoted.find(|character| {
+        let ends = character == '"' && !is_escaped;
+        is_escaped = character == '\\' && !is_escaped;
+        ends
+    });
+    let behind = end.and_then(|end| quoted.get(end + 1..)).unwrap_or_default();
+    format!("{before}invalid type: a string{behind}")
 }
 
 impl Config {

@@ -1,6 +1,6 @@
 //! Files that are taken, and files that are refused with which words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -489,6 +489,19 @@ fn a_name_of_a_device_is_nothing_that_a_rule_would_read_otherwise() {
         accepted(&format!(
             "proxy: {{datapath: {datapath}, podNetwork: 10.244.0.0/16, detectLocalMode: {keys}}}"
         ));
+    }
+}
+
+#[test]
+fn what_stands_in_the_wrong_place_is_not_quoted() {
+    for text in ["token abc\\\"defg\nmore of it", "proxy: abc\\\"defg"] {
+        let error = super::parse(Path::new("node.yaml"), text, None).expect_err("no such form");
+        let told = format!("{:#}", anyhow::Error::from(error));
+        assert!(
+            told.starts_with("node.yaml: ") && !told.contains("abc") && !told.contains("defg"),
+            "{told}"
+        );
+        assert!(told.contains("a string, expected"), "{told}");
     }
 }
 

@@ -49,20 +49,32 @@ pub fn rules() -> netlink::Result<Vec<Finding>> {
 #[must_use]
 pub fn devices<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Finding> {
     let value = |path: &str| Some(sysctl::read(path).ok()?.trim().to_owned());
-    if value("net/ipv4/ip_forward").as_deref() != Some("1") {
-        return Vec::new();
+    let versions = [
+        ("ipv4", "net/ipv4/ip_forward"),
+        ("ipv6", "net/ipv6/conf/all/forwarding"),
+    ];
+    let forwarded: Vec<_> = versions
+        .into_iter()
+        .filter(|(_, setting)| value(setting).as_deref() == Some("1"))
+        .collect();
+    let mut silent = Vec::new();
+    for device in names {
+        for (version, all) in &forwarded {
+            let path = format!("net/{version}/conf/{device}/forwarding");
+            if value(&path).as_deref() == Some("0") {
+                silent.push(of_device(version, device, &all.replace('/', ".")));
+            }
+        }
     }
-    let silent = names.filter_map(|device| {
-        let path = format!("net/ipv4/conf/{device}/forwarding");
-        (value(&path).as_deref() == Some("0")).then(|| {
-            finding(
-                "kernel-setting",
-                // As sysctl(8) names it: slashes within the parts.
-                format!("net.ipv4.conf.{}.forwarding", device.replace('.', "/")),
-                format!("it is 0: packets that come in by {device} are not forwarded"),
-                "sysctl -w it to 1; setting net.ipv4.ip_forward anew sets it for all devices",
-            )
-        })
-    });
-    silent.collect()
+    silent
+}
+
+fn of_device(version: &str, device: &str, all: &str) -> Finding {
+    finding(
+        "kernel-setting",
+        // As sysctl(8) names it: slashes within the parts.
+        format!("net.{version}.conf.{}.forwarding", device.replace('.', "/")),
+        format!("it is 0: packets that come in by {device} are not forwarded"),
+        &format!("sysctl -w it to 1; setting {all} anew sets it for all devices"),
+    )
 }

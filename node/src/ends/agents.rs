@@ -21,6 +21,9 @@ use crate::names::{self, Behind, Called, Located};
 /// An agent that does not answer until then is taken for one that does not run: what the kernel has can be told without it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Addresses in a question: it is shorter than what an agent reads at once (2 MiB).
+const AT_ONCE: usize = 16_384;
+
 /// An agent, by its configuration.
 #[derive(Debug)]
 pub struct Agent {
@@ -113,26 +116,6 @@ impl Agents {
         Err(why)
     }
 
-    /// What they call addresses: those that they know, each as often as there are agents that know it.
-    ///
-    /// # Errors
-    /// When none answers.
-    pub fn call(&self, addresses: Vec<IpAddr>) -> Result<Vec<Called>, NotLocated> {
-        let question = names::Question {
-            addresses,
-            ..names::Question::default()
-        };
-        let (mut all, mut why) = (None, NotLocated::NoAgent);
-        for agent in &self.0 {
-            let answer: Result<names::Answer, _> = agent.ask(names::PATH, &question);
-            match answer {
-                Ok(answer) => all.get_or_insert_with(Vec::new).extend(answer.addresses),
-                Err(error) => why = why.or(error),
-            }
-        }
-        all.ok_or(why)
-    }
-
     /// The cgroup whose sockets a hook translates, where a node has one.
     pub fn hooked(&self, node: &NodeName) -> Option<&Path> {
         self.0.iter().find(|agent| agent.node == *node)?.hooked.as_deref()
@@ -187,12 +170,42 @@ impl Agents {
     }
 }
 
+#[cfg(test)]
+impl Agents {
+    /// One whose socket is in that directory.
+    pub fn at(state_dir: PathBuf) -> Self {
+        Self(vec![Agent {
+            node: "node-1".into(),
+            pin_dir: state_dir.clone(),
+            hooked: None,
+            state_dir,
+        }])
+    }
+}
+
 impl Agent {
     fn explain(&self, question: &explain::Question) -> Option<Explanation> {
         match self.ask(explain::PATH, question).ok()? {
             explain::Answer::Explained(explanation) => Some(*explanation),
             explain::Answer::NotUnderstood(_) => None,
         }
+    }
+
+    /// What it calls addresses: those that it knows.
+    ///
+    /// # Errors
+    /// When it does not answer; for people.
+    pub fn call(&self, addresses: &[IpAddr]) -> Result<Vec<Called>, String> {
+        let mut all = Vec::new();
+        for addresses in addresses.chunks(AT_ONCE) {
+            let question = names::Question {
+                addresses: addresses.to_vec(),
+                ..names::Question::default()
+            };
+            let answer: names::Answer = self.ask(names::PATH, &question)?;
+            all.extend(answer.addresses);
+        }
+        Ok(all)
     }
 
     fn ask<A: serde::de::DeserializeOwned>(

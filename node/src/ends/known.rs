@@ -5,23 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use model::ObjectName;
+use model::{NodeName, ObjectName};
 use trace::Names;
 use trace::flows::record::Object;
 use trace::hop::Protocol;
 use trace::namespaces::Found;
 
-use super::agents::NotLocated;
 use super::meant::Resolver;
 use crate::logs::tell;
 use crate::names::Called;
 
-/// How long what an agent said of an address holds, also that it knows nothing of it; and how long agents are left alone
+/// How long what an agent said of an address holds, also that it knows nothing of it; and how long an agent is left alone
 /// that did not answer.
 const HOLDS: Duration = Duration::from_secs(10);
-
-/// Addresses that are asked for at once: others wait for the next time.
-const AT_ONCE: usize = 4096;
 
 /// What they are called, also those that were there before.
 #[derive(Debug)]
@@ -40,8 +36,8 @@ struct Told {
     asked: HashMap<IpAddr, Instant>,
     services: BTreeMap<(SocketAddr, Protocol), ObjectName>,
     pods: BTreeMap<IpAddr, String>,
-    /// Since when nobody answers.
-    silent: Option<Instant>,
+    /// Whose agents did not answer, and when that was.
+    silent: BTreeMap<NodeName, Instant>,
 }
 
 impl Known {
@@ -76,44 +72,50 @@ impl Known {
         self.names.pods.extend(pods);
     }
 
-    /// Has agents say what these are called, where that is not known, or has not been asked for a while.
+    /// Has agents say what these are called, where that is not known, or has not been asked for a while. Who did not answer
+    /// is left alone for a while.
     pub fn ask(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         let now = Instant::now();
         let holds = |at: &Instant| now.duration_since(*at) < HOLDS;
-        if self.told.silent.as_ref().is_some_and(holds) {
-            return;
-        }
         self.told.asked.retain(|_, at| holds(at));
-        let mut wanted = HashSet::new();
-        for address in addresses {
-            if wanted.len() == AT_ONCE {
-                break;
-            }
-            let is_known = address.is_loopback() || self.names.pods.contains_key(&address);
-            if !is_known && !self.told.asked.contains_key(&address) {
-                wanted.insert(address);
-            }
-        }
+        let is_unknown = |address: &IpAddr| {
+            !address.is_loopback()
+                && !self.names.pods.contains_key(address)
+                && !self.told.asked.contains_key(address)
+        };
+        let wanted: HashSet<IpAddr> = addresses.into_iter().filter(is_unknown).collect();
         if wanted.is_empty() {
             return;
         }
-        self.told
-            .asked
-            .extend(wanted.iter().map(|address| (*address, now)));
-        match self.resolver.agents.call(wanted.iter().copied().collect()) {
-            Ok(called) => {
-                self.told.silent = None;
-                self.told.take(&wanted, called);
+        let question: Vec<IpAddr> = wanted.iter().copied().collect();
+        let mut all = None;
+        for agent in self.resolver.agents.iter() {
+            let before = self.told.silent.get(&agent.node).copied();
+            if before.as_ref().is_some_and(holds) {
+                continue;
             }
-            Err(why) => {
-                // Once, not each time.
-                if self.told.silent.replace(now).is_none() && !matches!(why, NotLocated::NoAgent) {
-                    tell(format_args!(
-                        "warning: Services and pods of other nodes have no names: {why}"
-                    ));
+            match agent.call(&question) {
+                Ok(called) => {
+                    self.told.silent.remove(&agent.node);
+                    all.get_or_insert_with(Vec::new).extend(called);
                 }
-                self.told.asked.clear();
+                Err(why) => {
+                    self.told.silent.insert(agent.node.clone(), Instant::now());
+                    // Once, not each time.
+                    if before.is_none() {
+                        tell(format_args!(
+                            "warning: what only the agent of {} knows has no name: {why}",
+                            agent.node
+                        ));
+                    }
+                }
             }
+        }
+        if let Some(called) = all {
+            self.told
+                .asked
+                .extend(question.into_iter().map(|address| (address, now)));
+            self.told.take(&wanted, called);
         }
     }
 
@@ -194,6 +196,9 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::super::agents::Agents;
     use super::super::pods::Pods;
     use super::*;
     use crate::names::addresses::Frontend;
@@ -223,5 +228,32 @@ mod tests {
         assert_eq!(told(&known), both("new"));
         known.told.take(&[address].into(), Vec::new());
         assert_eq!(told(&known), (None, None));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_left_alone_for_a_while() {
+        let directory = std::env::temp_dir().join(format!("cwt-{}-known", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("made");
+        let socket = directory.join(crate::ask::SOCKET);
+        let _ = std::fs::remove_file(&socket); // of a run that was killed
+        let listener = UnixListener::bind(&socket).expect("bound");
+        listener.set_nonblocking(true).expect("a socket");
+        // Each question is hung up on.
+        let hang_up = || listener.accept().is_ok();
+        let mut known = Known::with(Pods::default(), Vec::new());
+        known.resolver.agents = Agents::at(directory.clone());
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| known.ask([[10, 96, 0, 7].into()]));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !hang_up() {
+                assert!(Instant::now() < deadline, "nobody asks");
+                std::thread::yield_now();
+            }
+            asking.join().expect("asked");
+        });
+        known.ask([[10, 96, 0, 8].into()]);
+        assert!(!hang_up(), "it was asked again");
+        assert!(known.told.asked.is_empty(), "nothing was said of these");
+        std::fs::remove_dir_all(&directory).expect("removed");
     }
 }

@@ -72,6 +72,6 @@ impl Vantage {
     }
 
     pub(super) fn chain(&self, family: &str, table: &str, chain: &str) -> String {
-        self.in_network(&format!("nft list chain {family} {table} {chain}"))
+        self.in_network(&format!("nft -a list chain {family} {table} {chain}"))
     }
 }

@@ -17,6 +17,8 @@ pub mod names;
 pub mod objects;
 mod passage;
 pub mod render;
+mod rules;
+mod trips;
 mod walk;
 
 use std::net::IpAddr;
@@ -123,6 +125,8 @@ pub enum Stage {
     Forwarding,
     /// How wrapped packets leave.
     Underlay,
+    /// What rules of others make of it.
+    Rules,
 }
 
 /// One decision, by both engines.

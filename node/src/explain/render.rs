@@ -94,6 +94,7 @@ const fn title(stage: Stage) -> &'static str {
         Stage::Neighbour => "NEIGHBOUR",
         Stage::Forwarding => "FDB",
         Stage::Underlay => "UNDERLAY",
+        Stage::Rules => "RULES",
     }
 }
 

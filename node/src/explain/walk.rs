@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ebpf::FastPathMaps;
-use model::{IpFamily, NodeName, Protocol, Snapshot, with_causes};
-use netlink::nft::Nft;
+use model::{NodeName, Protocol, Snapshot, with_causes};
 use netlink::{Found, Kernel, Lookup, Netlink};
-use overlay::fast_path::foreign_filters;
 use overlay::plan::Plan;
 use proxy::datapath::packets::layout::MASQUERADE_MARK;
 use proxy::plan::{FrontendAddress, FrontendKey, NodeContext};
@@ -24,6 +22,8 @@ use super::look::Vantage;
 use super::names::{Known, NameError, endpoint_text};
 use super::objects::{self, Intent, Way, intent, target_text};
 use super::passage;
+use super::rules::{self, Others};
+use super::trips::{Asked, Turn};
 use super::{Conclusion, Explanation, PodHere, Question, Stage, Step};
 
 /// Endpoints whose way is looked at.
@@ -64,10 +64,10 @@ pub struct WithoutAgent {
 }
 
 /// Where a packet comes from, as this node sees it.
-struct Origin {
+pub(super) struct Origin {
     /// Index and name of the device that it comes in by; none for the node's own.
-    device: Option<(u32, String)>,
-    client: Client,
+    pub(super) device: Option<(u32, String)>,
+    pub(super) client: Client,
 }
 
 /// Answers a question with all that the agent knows. Blocks; in the network namespace of the calling thread.
@@ -118,6 +118,10 @@ struct Walk<'a> {
     /// Who made it another one.
     translated_by: Option<LayerKind>,
     is_tcp: bool,
+    /// What rules of others compare.
+    asked: Asked,
+    /// Rules of others, or why they cannot be listed.
+    others: Result<Others, String>,
 }
 
 impl<'a> Walk<'a> {
@@ -133,6 +137,8 @@ impl<'a> Walk<'a> {
             translated: None,
             translated_by: None,
             is_tcp: ends.protocol == Protocol::Tcp,
+            asked: Asked::of(ends),
+            others: Others::read(),
         }
     }
 
@@ -239,6 +245,7 @@ impl<'a> Walk<'a> {
                         self.notes
                             .push(format!("ways to {ways} are shown, {more} more are not"));
                     }
+                    self.asked.targets(&to);
                     targets = to.iter().take(WAYS).map(|target| target.address).collect();
                 }
                 Some(Verdict::Refuse | Verdict::Drop) => return Ok(()),
@@ -464,6 +471,16 @@ impl<'a> Walk<'a> {
             &mut self.forward,
             passes.map(|(step, _)| step).into_iter().chain(steps),
         );
+        let turn = Turn {
+            target,
+            is_masqueraded,
+            translated_by: self.translated_by,
+            is_passed,
+            own: &self.own,
+        };
+        let trips = self.asked.trips(origin, &there, &turn);
+        let met = self.met(&trips.there);
+        add(&mut self.forward, met.into_iter());
         if matches!(there.routed.found, Found::Refused(_)) && !is_passed {
             return Ok(());
         }
@@ -494,6 +511,8 @@ impl<'a> Walk<'a> {
             &mut self.reverse,
             passes.map(|(step, _)| step).into_iter().chain(steps),
         );
+        let met = self.met(&trips.back);
+        add(&mut self.reverse, met.into_iter());
         Ok(())
     }
 
@@ -551,33 +570,27 @@ impl<'a> Walk<'a> {
         compare::way(&self.way(address), sight, self.vantage)
     }
 
-    /// Rules of others may drop what all else lets pass.
+    /// What rules of others make of packets.
+    fn met(&self, trips: &[rules::Trip]) -> Vec<Step> {
+        let Ok(others) = &self.others else {
+            return Vec::new();
+        };
+        let steps = trips
+            .iter()
+            .map(|trip| rules::step(&others.rules, trip, self.vantage));
+        steps.flatten().collect()
+    }
+
+    /// Rules of others that were not evaluated may drop what all else lets pass.
     fn note_filters(&mut self) {
-        let foreign = match Nft::open().and_then(|mut nft| foreign_filters(&mut nft)) {
-            Ok(foreign) => foreign,
-            Err(error) => {
-                self.notes.push(format!(
-                    "rules of others cannot be listed: {}",
-                    with_causes(&error)
-                ));
-                return;
-            }
-        };
-        let family = match IpFamily::from(self.source) {
-            IpFamily::V4 => "ip",
-            IpFamily::V6 => "ip6",
-        };
-        let concerns = |name: &str| name == family || matches!(name, "inet" | "netdev");
-        let foreign = foreign.iter().filter(|filter| concerns(filter.family));
-        self.notes.extend(foreign.map(|filter| {
-            format!(
-                "chain {} {} {} is somebody else's and may drop or change it; its rules are not evaluated: {}",
-                filter.family,
-                filter.table,
-                filter.chain,
-                self.vantage.chain(filter.family, &filter.table, &filter.chain)
-            )
-        }));
+        let unevaluated = rules::unevaluated(self.forward.iter().chain(&self.reverse));
+        self.notes.extend(unevaluated);
+        match &self.others {
+            Ok(others) => self.notes.extend(others.unread(self.vantage)),
+            Err(reason) => self
+                .notes
+                .push(format!("rules of others cannot be listed: {reason}")),
+        }
     }
 }
 

@@ -1,16 +1,20 @@
 //! The connection to the API server.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Api, ListParams};
 use kube::client::{Body, ConfigExt};
 use kube::config::{
     AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext,
 };
 use kube::{Client, Config};
+use model::NodeName;
 use sha2::{Digest as _, Sha256};
 use tower::{BoxError, ServiceBuilder};
 
@@ -48,6 +52,26 @@ pub struct ApiSource {
     pub port: Option<u16>,
     /// Where requests are counted.
     pub calls: Calls,
+}
+
+/// Who speaks to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// The API server's, as `v1.33.2`.
+    pub server: String,
+    /// That of the kubelet of a node; none where there is no such node.
+    pub kubelet: Option<String>,
+}
+
+/// Why versions are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionsError {
+    /// There is no connection to try.
+    #[error("connect to the API server")]
+    Connect(#[from] ConnectError),
+    /// It does not answer.
+    #[error("ask the API server")]
+    Ask(#[from] kube::Error),
 }
 
 /// What tells where the API server is and who we are to it.
@@ -140,6 +164,30 @@ impl ApiSource {
         let mut config = self.credentials().await?;
         self.replace_server(&mut config)?;
         client(&config, heard, self.calls.clone()).map_err(ConnectError::Tls)
+    }
+
+    /// The server's host, an address or a name; none where the credentials cannot be used, which is told elsewhere.
+    pub async fn server_host(&self) -> Option<String> {
+        let mut config = self.credentials().await.ok()?;
+        self.replace_server(&mut config).ok()?;
+        let host = config.cluster_url.host()?;
+        Some(host.trim_matches(['[', ']']).to_owned())
+    }
+
+    /// Asks for two versions: small questions, of which the server answers the first to everybody.
+    ///
+    /// # Errors
+    /// When it does not answer, or not so. That there is no such node is no error.
+    pub async fn versions(&self, node: &NodeName) -> Result<Versions, VersionsError> {
+        let client = self.client(Arc::new(|_, _| {})).await?;
+        let server = client.apiserver_version().await?.git_version;
+        let this_node = ListParams::default().fields(&format!("metadata.name={node}"));
+        let nodes = Api::<core::Node>::all(client).list(&this_node).await?;
+        let info = nodes.items.into_iter().find_map(|node| node.status?.node_info);
+        Ok(Versions {
+            server,
+            kubelet: info.map(|info| info.kubelet_version),
+        })
     }
 
     /// What the files of the credentials say, as digests: a change means that they were rotated. When they were written

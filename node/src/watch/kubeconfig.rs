@@ -4,9 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::client::Credentials;
-
-/// Where `causeway up` puts the administrator's kubeconfig.
-const BUNDLED: &str = "/var/lib/causeway/admin.kubeconfig";
+use crate::config::here;
 
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -18,8 +16,8 @@ pub enum NoCluster {
     #[error("no file that KUBECONFIG names is there")]
     NotThere,
     /// There is nothing that tells.
-    #[error("no kubeconfig: --kubeconfig, KUBECONFIG, ~/.kube/config and {BUNDLED} are looked at")]
-    None,
+    #[error("no kubeconfig: --kubeconfig, KUBECONFIG, ~/.kube/config and {} are looked at", .0.display())]
+    None(PathBuf),
 }
 
 /// By which a cluster is asked: as it was said, as kubectl would, that of `causeway up`, or the pod's own.
@@ -27,10 +25,11 @@ pub enum NoCluster {
 /// # Errors
 /// When there is none of these.
 pub fn usual(named: Option<&Path>, context: Option<&str>) -> Result<Credentials, NoCluster> {
+    let bundled = here::kubeconfig();
     let variable = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
     let path = match named {
         Some(path) => Some(path.to_owned()),
-        None => found(variable("KUBECONFIG"), variable("HOME"), Path::exists)?,
+        None => found(variable("KUBECONFIG"), variable("HOME"), &bundled, Path::exists)?,
     };
     match path {
         Some(path) => Ok(Credentials::Kubeconfig {
@@ -38,13 +37,14 @@ pub fn usual(named: Option<&Path>, context: Option<&str>) -> Result<Credentials,
             context: context.map(str::to_owned),
         }),
         None if Path::new(SERVICE_ACCOUNT).exists() => Ok(Credentials::ServiceAccount),
-        None => Err(NoCluster::None),
+        None => Err(NoCluster::None(bundled)),
     }
 }
 
 fn found(
     listed: Option<OsString>,
     home: Option<OsString>,
+    bundled: &Path,
     exists: impl Fn(&Path) -> bool,
 ) -> Result<Option<PathBuf>, NoCluster> {
     if let Some(listed) = listed {
@@ -52,7 +52,7 @@ fn found(
         return path.map(Some).ok_or(NoCluster::NotThere);
     }
     let own = home.map(|home| Path::new(&home).join(".kube/config"));
-    let mut usual = own.into_iter().chain([PathBuf::from(BUNDLED)]);
+    let mut usual = own.into_iter().chain([bundled.to_owned()]);
     Ok(usual.find(|path| exists(path)))
 }
 
@@ -60,12 +60,18 @@ fn found(
 mod tests {
     use super::*;
 
+    const BUNDLED: &str = "/srv/cluster/admin.kubeconfig";
+
     #[test]
     fn the_variable_comes_first_then_the_users_own_then_the_clusters_of_this_machine() {
         let of = |listed: Option<&str>, there: &[&str]| {
-            let found = found(listed.map(Into::into), Some("/home/ada".into()), |path| {
-                there.contains(&path.to_str().expect("text"))
-            });
+            let exists = |path: &Path| there.contains(&path.to_str().expect("text"));
+            let found = found(
+                listed.map(Into::into),
+                Some("/home/ada".into()),
+                Path::new(BUNDLED),
+                exists,
+            );
             found.map(|path| path.map(|path| path.display().to_string()))
         };
         let own = "/home/ada/.kube/config";

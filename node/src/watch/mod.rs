@@ -56,7 +56,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use calls::Calls;
-pub use client::{ApiSource, Credentials, TlsFiles};
+pub use client::{ApiSource, Credentials, TlsFiles, Versions};
 pub use commands::{Container, Said};
 #[cfg(test)]
 pub use events::Notices;
@@ -66,7 +66,7 @@ pub use network_policies::NetworkPolicies;
 pub use objects::{Objects, ObjectsError};
 pub use own_node::OwnNode;
 pub use startup_taint::StartupTaint;
-pub use status::Status;
+pub use status::{KindStatus, Status};
 
 use crate::backoff::Backoff;
 use stream::{Ended, Observed, watch_kind};

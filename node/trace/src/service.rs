@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hop::Hop;
+use crate::hop::{Hop, HopKind};
 use crate::story::Packet;
 
 /// A Service that packets are sent to. Those to its endpoints are meant too: where the socket hook translates, they bear
@@ -30,6 +30,9 @@ pub struct Choice {
     /// That which was chosen; none where no packet went to one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub endpoint: Option<SocketAddr>,
+    /// The Service's own address, where somebody answered there whom no packet was translated for: a node's DNS server.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub itself: Option<SocketAddr>,
     /// Who chose; none where nobody did, or the client itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<ChosenBy>,
@@ -71,10 +74,19 @@ impl Service {
                 ChosenBy::PacketRules
             }
         });
+        let answers = packets.iter().filter(|packet| packet.is_reply);
+        let first_of_answers = answers.filter_map(|packet| packet.hops.first());
+        let mut sources = first_of_answers
+            .filter(|step| step.hop.kind == HopKind::Sent)
+            .map(|step| step.hop.header.flow.source);
         Choice {
             name: self.name.clone(),
             endpoints: self.endpoints.iter().filter(is_asked_for).count(),
             endpoint,
+            itself: match endpoint {
+                Some(_) => None,
+                None => sources.find(|source| self.frontends.contains(source)),
+            },
             by,
         }
     }
@@ -92,6 +104,13 @@ impl Service {
 
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(address) = self.itself {
+            return write!(
+                f,
+                "{} -> answered at {address} itself, and not by an endpoint",
+                self.name
+            );
+        }
         let endpoints = match self.endpoints {
             0 => return write!(f, "{} -> no endpoint", self.name),
             1 => "1 endpoint".to_owned(),

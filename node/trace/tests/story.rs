@@ -440,7 +440,14 @@ fn the_endpoint_of_a_service_is_told_with_who_chose_it() {
     };
     let mut untranslated = request();
     untranslated.truncate(2);
+    let answer = tcp(flow(SERVICE, CLIENT), "SYN,ACK", 7000, 1001);
+    let answered = hop(90_000, 90_000, 2, "", HopKind::Sent, &answer);
+    let by_itself = [untranslated.clone(), vec![answered]].concat();
     let rows = [
+        (
+            by_itself,
+            "answered at 10.96.0.10:80 itself, and not by an endpoint",
+        ),
         (request(), "1 of 3 endpoints, 10.242.0.5:8080, by packet rules"),
         (hooked(), "1 of 3 endpoints, 10.242.0.5:8080, by socket hook"),
         (untranslated, "none of 3 endpoints seen"),

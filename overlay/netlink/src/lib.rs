@@ -7,6 +7,7 @@
 //! - [`link`], [`address`], [`route`], [`neighbour`] are what it reads and writes: plain values, comparable, so that
 //!   desired and actual state can be diffed.
 //! - [`qdisc`] limits what leaves through a device.
+//! - [`path`] tells whether large packets arrive.
 //! - [`xfrm`] tells whether there is IPsec.
 //! - [`Kernel`] is the seam: [`Netlink`] is the real one, [`FakeKernel`] keeps state in memory and fails on demand.
 //! - [`Events`] tells what changes in a namespace; losing events is an event ([`Event::Overrun`]).
@@ -28,6 +29,7 @@ pub mod neighbour;
 pub mod netns;
 mod nfnetlink;
 pub mod nft;
+pub mod path;
 pub mod qdisc;
 pub mod route;
 pub mod rule;

@@ -6,6 +6,7 @@
 //! - [`rule`]: [`Rule`], a chain of matches and statements written fluently; [`rule::Expression`] is its alphabet.
 //! - [`batch`]: [`Batch`] collects changes; [`Nft::commit`] applies all or none and names every message that failed.
 //! - [`read`]: tables, chains, rules and elements as the kernel has them.
+//! - [`ruleset`]: rules of whoever made them, and what becomes of a packet there.
 //! - [`layout`]: [`Layout`] is the fixed part of an owned table; [`Nft::ensure`] repairs what differs.
 //! - [`monitor`]: who changed our tables behind our back.
 //! - [`fake`]: nftables in memory, which refuse transactions when told to.
@@ -40,6 +41,7 @@ pub mod monitor;
 pub mod object;
 pub mod read;
 pub mod rule;
+pub mod ruleset;
 
 pub use batch::Batch;
 pub use layout::{Layout, Repair};

@@ -4,6 +4,7 @@ mod command_line;
 mod monitoring;
 mod privileged_balancers;
 mod privileged_config;
+mod privileged_credentials;
 mod privileged_in_cluster;
 mod privileged_logs;
 mod privileged_migration;

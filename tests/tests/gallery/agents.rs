@@ -22,9 +22,24 @@ pub const ROWS: &[Row] = &[
         breaks: &[Act::Signal("node-1-agent", Signal::SIGSTOP)],
         asks: &[
             Ask::NoDoctor(1, &["is stopped", "kill -CONT"]),
+            Ask::Status(1, &["✗ node-1-agent", "stopped, by SIGSTOP", "kill -CONT"]),
             Ask::Answered(At::Client, "{vip}:80", true),
         ],
         mends: &[Act::Signal("node-1-agent", Signal::SIGCONT)],
+    },
+    Row {
+        name: "an_api_server_that_stands_still_is_told_as_unknown",
+        breaks: &[Act::Signal("control-plane", Signal::SIGSTOP)],
+        asks: &[Ask::Status(
+            1,
+            &[
+                "✗ control-plane",
+                "stopped, by SIGSTOP",
+                "says nothing",
+                "pods running: unknown",
+            ],
+        )],
+        mends: &[Act::Signal("control-plane", Signal::SIGCONT)],
     },
     Row {
         name: "an_api_server_that_is_not_reached_is_told",

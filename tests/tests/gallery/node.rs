@@ -87,7 +87,15 @@ pub const ROWS: &[Row] = &[
         ],
         asks: &[
             Ask::Doctor(1, "foreign-rules", "chain ip cwt-fw forward", &["may drop"]),
-            Ask::Explain(1, "pod/client svc/web:http", 0, &["chain ip cwt-fw forward"]),
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &[
+                    "RULES",
+                    "rule handle 2 of chain ip cwt-fw forward, at hook forward",
+                ],
+            ),
             Ask::Trace(
                 At::Client,
                 "pod/client {web-ip}:8080",
@@ -96,6 +104,89 @@ pub const ROWS: &[Row] = &[
             ),
         ],
         mends: &[Act::Run(NODE_1, "nft delete table ip cwt-fw")],
+    },
+    Row {
+        name: "a_rule_of_iptables_that_drops_what_the_tunnel_sends_is_named",
+        breaks: &[Act::Run(
+            NODE_1,
+            "iptables-nft -A OUTPUT -p udp --dport 8472 -m comment --comment why -j DROP",
+        )],
+        asks: &[Ask::Explain(
+            1,
+            "pod/client svc/web:http",
+            1,
+            &[
+                "RULES",
+                "{node-2}:8472/UDP",
+                "chain ip filter OUTPUT, at hook output",
+            ],
+        )],
+        mends: &[Act::Run(NODE_1, "nft delete table ip filter")],
+    },
+    Row {
+        name: "an_answer_that_a_foreign_rule_rejects_is_told_on_its_way_back",
+        breaks: &[
+            Act::Run(NODE_1, "nft add table inet cwt-fw"),
+            Act::Run(
+                NODE_1,
+                "nft add chain inet cwt-fw forward { type filter hook forward priority 0 ; policy drop ; }",
+            ),
+            Act::Run(
+                NODE_1,
+                "nft add rule inet cwt-fw forward iifname {client-veth} ct state new accept",
+            ),
+        ],
+        asks: &[
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                1,
+                &["reverse", "its policy of chain inet cwt-fw forward"],
+            ),
+            Ask::Answered(At::Client, "{web-ip}:8080", false),
+        ],
+        mends: &[Act::Run(NODE_1, "nft delete table inet cwt-fw")],
+    },
+    Row {
+        name: "foreign_rules_that_are_not_understood_are_counted_with_their_place",
+        breaks: &[
+            Act::Run(NODE_1, "nft add table ip cwt-fw"),
+            Act::Run(
+                NODE_1,
+                "nft add chain ip cwt-fw forward { type filter hook forward priority 0 ; }",
+            ),
+            Act::Run(
+                NODE_1,
+                "nft add rule ip cwt-fw forward fib daddr type multicast drop",
+            ),
+        ],
+        asks: &[
+            Ask::Explain(
+                1,
+                "pod/client svc/web:http",
+                0,
+                &["not evaluated, in chain ip cwt-fw forward: handle 2"],
+            ),
+            Ask::Answered(At::Client, "{web-ip}:8080", true),
+        ],
+        mends: &[Act::Run(NODE_1, "nft delete table ip cwt-fw")],
+    },
+    Row {
+        name: "a_default_route_that_went_with_its_device_is_named",
+        breaks: &[
+            Act::Run(NODE_1, "ip link set eth0 down"),
+            Act::Run(NODE_1, "ip link set eth0 up"),
+        ],
+        asks: &[Ask::Doctor(
+            1,
+            "default-route",
+            "default route of IPv4",
+            &["it is gone", "masqueraded has no way"],
+        )],
+        mends: &[Act::Run(
+            NODE_1,
+            "ip route add default via 172.30.0.1 dev eth0 proto static",
+        )],
     },
     Row {
         name: "an_element_of_the_rules_that_goes_is_named_with_its_service",

@@ -71,6 +71,8 @@ pub enum Ask {
     Trace(At, &'static str, i32, &'static [&'static str]),
     /// `causeway dns query` in a node's namespace: exit code, and words in its output.
     Dns(u8, &'static str, i32, &'static [&'static str]),
+    /// `causeway status`: exit code, and words in its output.
+    Status(i32, &'static [&'static str]),
     /// Whether a client gets its answer from an address and port, from the client's pod or from outside.
     Answered(At, &'static str, bool),
 }
@@ -289,6 +291,19 @@ impl Ask {
                 let words = all(words)?;
                 await_that(&format!("dns query {name}: {words:?}"), || {
                     said(&world.dns_query(*node, name)?, *code, &words)
+                })
+            }
+            Self::Status(code, words) => {
+                let words = all(words)?;
+                await_that(&format!("status: {words:?}"), || {
+                    let status = world.cluster.causeway("status", &[])?;
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    let output = Output {
+                        status: status.status,
+                        stdout: text(&status.stdout),
+                        stderr: text(&status.stderr),
+                    };
+                    said(&output, *code, &words)
                 })
             }
             Self::Answered(at, to, wanted) => {

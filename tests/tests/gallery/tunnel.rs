@@ -263,4 +263,22 @@ pub const ROWS: &[Row] = &[
         ],
         mends: &[Act::Run(NODE_2, "nft delete table ip cwt-fw")],
     },
+    Row {
+        name: "an_uplink_that_takes_more_than_its_way_is_named_with_who_is_not_reached",
+        breaks: &[Act::Run(NODE_1, "ip link set eth0 mtu 9000")],
+        asks: &[
+            Ask::Doctor(1, "path-mtu", "Node node-2", &["9000 bytes", "eth0", "vanish"]),
+            Ask::Doctor(1, "path-mtu", "API server", &["9000 bytes", "eth0", "vanish"]),
+        ],
+        mends: &[Act::Run(NODE_1, "ip link set eth0 mtu 1500")],
+    },
+    Row {
+        name: "a_way_between_nodes_that_takes_less_than_their_uplinks_is_named",
+        breaks: &[Act::Run(At::Outside, "ip link set cw-node-2 mtu 1300")],
+        asks: &[
+            Ask::Doctor(1, "path-mtu", "Node node-2", &["1500 bytes", "eth0", "vanish"]),
+            Ask::Doctor(2, "path-mtu", "Node node-1", &["1500 bytes", "eth0", "vanish"]),
+        ],
+        mends: &[Act::Run(At::Outside, "ip link set cw-node-2 mtu 1500")],
+    },
 ];

@@ -219,8 +219,9 @@ fn names_what_others_put_in_the_way(world: &Network, near: &Pod, far: &Pod) {
     run(world, "nft", &["add", "table", "inet", "fw"]);
     let chain = "{ type filter hook forward priority 0; policy drop; }";
     run(world, "nft", &["add", "chain", "inet", "fw", "forward", chain]);
-    let note = "note: chain inet fw forward is somebody else's and may drop";
-    check(world, &WAY, 0, note);
+    let dropped =
+        "FAILS: dropped by somebody else's rules: its policy of chain inet fw forward, at hook forward";
+    check(world, &WAY, 1, dropped);
     run(world, "nft", &["delete", "table", "inet", "fw"]);
 }
 

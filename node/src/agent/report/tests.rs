@@ -31,6 +31,8 @@ fn sources(datapath: Datapath, proxy: Option<Arc<ProxyProgress>>) -> Sources {
         feed_readers: Arc::default(),
         dns_answers: None,
         cni_requests: Arc::default(),
+        led_outside: Arc::default(),
+        proven_ways: Arc::default(),
         sysctls: None,
         sysctl_repairs: Arc::default(),
         proxy_audits: Arc::default(),

@@ -222,7 +222,7 @@ impl Verdict {
         });
     }
 
-    fn decode(verdict: &[u8]) -> Option<Self> {
+    pub(super) fn decode(verdict: &[u8]) -> Option<Self> {
         let code = attribute(verdict, VERDICT_CODE).and_then(be32)?.cast_signed();
         let chain = || attribute(verdict, VERDICT_CHAIN).map(text);
         Some(match code {
@@ -582,23 +582,23 @@ pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const CHAIN_POLICY: u16 = 5;
 pub(super) const CHAIN_USE: u16 = 6;
-const CHAIN_TYPE: u16 = 7;
+pub(super) const CHAIN_TYPE: u16 = 7;
 pub(super) const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
+pub(super) const HOOK_PRIORITY: u16 = 2;
 pub(super) const SET_TABLE: u16 = 1;
 pub(super) const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
+pub(super) const SET_FLAGS: u16 = 3;
 const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_DESCRIPTION: u16 = 9;
 const SET_ID: u16 = 10;
-const SET_FLAG_INTERVAL: u32 = 0x4;
+pub(super) const SET_FLAG_INTERVAL: u32 = 0x4;
 const SET_FLAG_MAP: u32 = 0x8;
 const SET_FLAG_TIMEOUT: u32 = 0x10;
 const SET_FLAG_EVAL: u32 = 0x20;
-const SET_FLAG_CONCAT: u32 = 0x80;
+pub(super) const SET_FLAG_CONCAT: u32 = 0x80;
 const DESCRIPTION_SIZE: u16 = 1;
 const DESCRIPTION_CONCAT: u16 = 2;
 const FIELD_LEN: u16 = 1;
@@ -609,7 +609,7 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_KEY_END: u16 = 10;
 pub(super) const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
+pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 /// `NFT_DATA_VERDICT`.

@@ -11,7 +11,7 @@ use super::rule::{RULE_CHAIN, RULE_TABLE, RULE_USERDATA, comment_of};
 use super::{Chain, Element, Error, Hook, Nft, Operation, Table};
 use crate::nfnetlink::{Message, attribute, attributes, be32, flag, text};
 
-const RULE_HANDLE: u16 = 3;
+pub(super) const RULE_HANDLE: u16 = 3;
 
 /// Transactions by others during each of that many readings in a row are given up on.
 const ATTEMPTS: usize = 10;
@@ -194,7 +194,7 @@ impl Nft {
         })
     }
 
-    fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         what: &'static str,
         operation: Operation,

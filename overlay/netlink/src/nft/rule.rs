@@ -561,7 +561,7 @@ pub(super) fn comment_of(userdata: &[u8]) -> Option<String> {
     None
 }
 
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
 pub(super) const RULE_USERDATA: u16 = 7;
