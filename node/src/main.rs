@@ -33,6 +33,7 @@ mod allocator;
 mod ask;
 mod backoff;
 mod capture;
+mod cgroup2;
 mod cleanup;
 mod cli;
 mod cluster;
